@@ -1,0 +1,167 @@
+"""A scan or a label map on its grid: `Volume`, and what can be done to it without knowing files or models.
+
+Arrays are indexed (i, j, k); `affine` maps voxel indices to RAS+ millimetres, as nibabel does. Spacing, orientation
+and extent are derived from the affine and never stored. This module holds the one constant by which RAS and LPS differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations, product
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+
+from medseg.errors import BadGeometry
+
+#: RAS+ to LPS+ millimetres and back: x and y change sign (DICOM PS3.3 C.7.6.2.1.1; NRRD, MetaImage and Slicer follow).
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+#: Largest cosine between two voxel axes that still counts as rounding rather than shear.
+MAX_SHEAR = 1e-3
+#: Spacings outside this range in mm are not a scan of a person.
+SPACING_RANGE_MM = (1e-3, 1e3)
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """One 3-D grid of voxels in space.
+
+    data: array (I, J, K) of any numeric dtype; label maps are volumes of integer dtype.
+    affine: (4, 4) float64, voxel index to RAS+ mm. Raises `BadGeometry` if it is not finite, singular or sheared.
+    """
+
+    data: NDArray
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        if self.data.ndim != 3:
+            raise BadGeometry(f"a volume has 3 dimensions, not {self.data.ndim}")
+        object.__setattr__(self, "affine", check_affine(self.affine))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along (i, j, k)."""
+        i, j, k = self.data.shape
+        return int(i), int(j), int(k)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Edge lengths of a voxel in mm along (i, j, k)."""
+        return spacing_of(self.affine)
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of one voxel in mm³."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])))
+
+    @property
+    def orientation(self) -> str:
+        """The direction each voxel axis runs to, e.g. 'RAS' or 'LIA': the closest anatomical axis of each."""
+        return orientation_of(self.affine)
+
+    def with_data(self, data: NDArray) -> Volume:
+        """The same grid with other voxels of the same shape."""
+        if data.shape != self.data.shape:
+            raise BadGeometry(f"shape {data.shape} does not fit a grid of {self.data.shape}")
+        return Volume(data, self.affine)
+
+
+def check_affine(affine: ArrayLike) -> NDArray[np.float64]:
+    """A read-only float64 copy of a (4, 4) affine. Raises `BadGeometry` if it cannot be the geometry of a scan."""
+    matrix = np.array(affine, dtype=np.float64)
+    if matrix.shape != (4, 4):
+        raise BadGeometry(f"an affine is 4x4, not {matrix.shape}")
+    if not np.isfinite(matrix).all():
+        raise BadGeometry("the affine holds values that are not finite")
+    if np.abs(matrix[3] - (0, 0, 0, 1)).max() > 1e-6:
+        raise BadGeometry("the last row of the affine is not 0 0 0 1")
+    with np.errstate(over="ignore"):
+        spacing = np.sqrt((matrix[:3, :3] ** 2).sum(axis=0))
+    low, high = SPACING_RANGE_MM
+    if not ((spacing >= low) & (spacing <= high)).all():
+        raise BadGeometry(f"the voxel spacing {_plain(spacing)} mm is outside {low:g} to {high:g} mm")
+    directions = matrix[:3, :3] / spacing
+    cosines = directions.T @ directions - np.eye(3)
+    if np.abs(cosines).max() > MAX_SHEAR:
+        raise BadGeometry("the voxel axes are sheared (not at right angles)")
+    matrix.flags.writeable = False
+    return matrix
+
+
+def spacing_of(affine: NDArray) -> tuple[float, float, float]:
+    """Edge lengths in mm of a voxel of a (4, 4) affine."""
+    x, y, z = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    return float(x), float(y), float(z)
+
+
+def orientation_of(affine: NDArray) -> str:
+    """The anatomical letters of a (4, 4) affine's voxel axes, each world axis used once, closest match first."""
+    directions = affine[:3, :3] / np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
+    best = max(permutations(range(3)), key=lambda rows: sum(abs(directions[row, axis]) for axis, row in enumerate(rows)))
+    return "".join(("LR", "PA", "IS")[row][int(directions[row, axis] > 0)] for axis, row in enumerate(best))
+
+
+#: All 48 ways an array can be stored: which world axis each voxel axis follows, and in which direction.
+ORIENTATIONS = tuple(
+    "".join(letters) for axes in permutations(("LR", "PA", "IS")) for letters in product(*axes)
+)
+
+
+def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
+    """The same voxels with axes permuted and flipped so that they run to `orientation`; no interpolation.
+
+    The data is a view where possible. Raises `BadGeometry` for letters that are not an orientation.
+    """
+    if orientation not in ORIENTATIONS:
+        raise BadGeometry(f"'{orientation}' is not an orientation such as RAS or LPS")
+    world = {letter: axis for axis, pair in enumerate(("LR", "PA", "IS")) for letter in pair}
+    now = volume.orientation
+    order = [next(a for a in range(3) if world[now[a]] == world[letter]) for letter in orientation]
+    flips = [now[axis] != letter for axis, letter in zip(order, orientation, strict=True)]
+    data = volume.data.transpose(order)
+    step = np.zeros((4, 4))
+    step[3, 3] = 1
+    for new, (old, flip) in enumerate(zip(order, flips, strict=True)):
+        step[old, new] = -1 if flip else 1
+        step[old, 3] = volume.data.shape[old] - 1 if flip else 0
+    slices = tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)
+    return Volume(data[slices], volume.affine @ step)
+
+
+def same_grid(a: Volume, b: Volume, tolerance_mm: float = 1e-3) -> bool:
+    """Whether two volumes have the same shape and every voxel at the same place within `tolerance_mm`."""
+    return a.shape == b.shape and grid_distance_mm(a, b) <= tolerance_mm
+
+
+def grid_distance_mm(a: Volume, b: Volume) -> float:
+    """Largest distance in mm between equal voxel indices of two grids, over the corners of the first."""
+    corners = np.array([(*corner, 1.0) for corner in product(*((0, n - 1) for n in a.shape))])
+    return float(np.sqrt((((a.affine - b.affine) @ corners.T)[:3] ** 2).sum(axis=0)).max())
+
+
+def resample(
+    volume: Volume, affine: NDArray, shape: tuple[int, int, int], *, order: int = 1, outside: float = 0
+) -> Volume:
+    """Volume interpolated on another grid: order 0 (nearest, for labels), 1 (trilinear) or 3 (cubic).
+
+    Points outside the scan become `outside`. There is no smoothing before down-sampling.
+    """
+    step = np.linalg.inv(volume.affine) @ affine
+    data = volume.data if order == 0 else volume.data.astype(np.float32, copy=False)
+    out = ndimage.affine_transform(
+        data, step[:3, :3], step[:3, 3], output_shape=shape, order=order, mode="constant", cval=outside
+    )
+    return Volume(out, affine)
+
+
+def crop(volume: Volume, start: tuple[int, int, int], shape: tuple[int, int, int]) -> Volume:
+    """The block of `shape` voxels beginning at voxel `start`, at its place in space (a view)."""
+    slices = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
+    affine = volume.affine.copy()
+    affine[:3, 3] = (volume.affine @ (*start, 1.0))[:3]
+    return Volume(volume.data[slices], affine)
+
+
+def _plain(numbers: ArrayLike) -> str:
+    return " x ".join(f"{n:.4g}" for n in np.asarray(numbers).ravel())
