@@ -1,0 +1,281 @@
+"""NIfTI-1 and NIfTI-2 in one file, `.nii` and `.nii.gz` (https://nifti.nimh.nih.gov/nifti-1, nifti1.h and nifti2.h).
+
+Strict on purpose: the file must hold exactly the voxels its header claims, and where the header places the voxels in
+more than one way, all must agree.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.errors import BadFile, BadOutput, DataWarning
+from medseg.io.files import ByteStream, atomic_write, gzip_writer
+from medseg.io.voxels import check_axes, choose_volume, make_volume, read_voxels, rescale, slabs, stored_dtype
+from medseg.volume import Volume, spacing_of
+
+if TYPE_CHECKING:
+    from medseg.labels import LabelTable
+
+#: Largest distance between two placements of a corner, as a part of the volume's diagonal, that is still rounding.
+#: A quaternion in float32 near half a turn is only good to 7e-4 radians.
+MAX_DISAGREEMENT = 1e-3
+_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+_COLOR = {128: "RGB", 2304: "RGBA"}
+_COMPLEX = {32, 1792, 2048}
+_MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
+# Offset in the header and struct code of each field used, for the two versions.
+_NIFTI1 = {
+    "dim": (40, "8h"), "datatype": (70, "h"), "bitpix": (72, "h"), "pixdim": (76, "8f"), "vox_offset": (108, "f"),
+    "scl_slope": (112, "f"), "scl_inter": (116, "f"), "xyzt_units": (123, "B"), "qform_code": (252, "h"),
+    "sform_code": (254, "h"), "quatern": (256, "3f"), "qoffset": (268, "3f"), "srow": (280, "12f"),
+}  # fmt: skip
+_NIFTI2 = {
+    "dim": (16, "8q"), "datatype": (12, "h"), "bitpix": (14, "h"), "pixdim": (104, "8d"), "vox_offset": (168, "q"),
+    "scl_slope": (176, "d"), "scl_inter": (184, "d"), "xyzt_units": (500, "i"), "qform_code": (344, "i"),
+    "sform_code": (348, "i"), "quatern": (352, "3d"), "qoffset": (376, "3d"), "srow": (400, "12d"),
+}  # fmt: skip
+
+
+class _Header(NamedTuple):
+    fields: dict[str, Any]
+    order: Literal["<", ">"]
+    length: int  # bytes of the header and the extension flag: the earliest place for voxels
+
+
+def read_nifti(path: str | Path, *, volume_index: int | None = None, assume_geometry: str | None = None) -> Volume:
+    """A volume from `.nii` or `.nii.gz`, values as stored or, if the header scales them, scaled. Raises `BadFile`.
+
+    Of a file with several volumes, `volume_index` chooses. `assume_geometry` ('sform', 'qform' or 'pixdim') decides
+    where the voxels lie if the header says nothing or contradicts itself.
+    """
+    packing = "gzip" if str(path).lower().endswith(".gz") else None
+    with ByteStream(path, packing=packing) as stream:
+        header = _read_header(stream)
+        fields = header.fields
+        shape, count = _shape(path, fields["dim"])
+        dtype = _dtype(path, fields).newbyteorder(header.order)
+        affine = _affine(path, fields, shape, assume_geometry, single=header.length == 352)
+        offset = fields["vox_offset"]
+        if not (math.isfinite(offset) and offset == int(offset) and offset >= header.length):
+            raise BadFile(f"{path}: its header puts the voxels at an impossible place; the file is damaged")
+        index = choose_volume(path, count, volume_index)
+        stream.check_claim(int(offset) - header.length + math.prod(shape) * count * dtype.itemsize)
+        stream.skip(int(offset) - header.length)
+        data = read_voxels(stream, dtype, shape, count=count, index=index)
+        stream.finish()
+    slope, intercept = fields["scl_slope"], fields["scl_inter"]
+    if slope == 0 or (math.isnan(slope) and math.isnan(intercept)):  # both mean "not scaled"
+        slope, intercept = 1.0, 0.0
+    return make_volume(path, rescale(path, data, slope, intercept), affine)
+
+
+def _read_header(stream: ByteStream) -> _Header:
+    path = stream.path
+    try:
+        start = bytes(stream.read(352))
+    except BadFile as error:
+        if "too short" in str(error) or "ends early" in str(error):
+            raise BadFile(f"{path}: is too short to be a NIfTI file; it is damaged or something else") from None
+        raise
+    orders: tuple[Literal["<", ">"], ...] = ("<", ">")
+    for order in orders:
+        size = struct.unpack_from(order + "i", start)[0]
+        if size == 348 and start[344:348] == b"n+1\0":
+            return _Header(_unpack(_NIFTI1, order, start), order, 352)
+        if size == 348 and start[344:348] == b"ni1\0":
+            raise BadFile(f"{path}: is the header of a .hdr/.img pair; convert the pair to one .nii.gz file first")
+        if size == 540 and start[4:12] == b"n+2\0\r\n\x1a\n":
+            return _Header(_unpack(_NIFTI2, order, start + bytes(stream.read(544 - 352))), order, 544)
+    if start[:2] == b"\x1f\x8b":
+        raise BadFile(f"{path}: is gzip data; name it .nii.gz")
+    raise BadFile(f"{path}: is not a NIfTI file, whatever its name; give the scan itself")
+
+
+def _unpack(layout: dict[str, tuple[int, str]], order: str, raw: bytes) -> dict[str, Any]:
+    fields = {name: struct.unpack_from(order + code, raw, offset) for name, (offset, code) in layout.items()}
+    return {name: value[0] if len(value) == 1 else value for name, value in fields.items()}
+
+
+def _shape(path: str | Path, dim: tuple[int, ...]) -> tuple[tuple[int, int, int], int]:
+    """The shape of one volume, and how many volumes there are."""
+    if not 1 <= dim[0] <= 7:
+        raise BadFile(f"{path}: its header gives {dim[0]} dimensions; it is damaged")
+    sizes = dim[1 : dim[0] + 1]
+    check_axes(path, sizes)
+    if len(sizes) < 3:
+        raise BadFile(f"{path}: is a picture of {len(sizes)} dimensions, not a volume; give the whole scan")
+    if math.prod(sizes[4:]) > 1:
+        raise BadFile(f"{path}: has {len(sizes)} dimensions (vectors or matrices per voxel), not one value per voxel")
+    return (sizes[0], sizes[1], sizes[2]), sizes[3] if len(sizes) > 3 else 1
+
+
+def _dtype(path: str | Path, fields: dict[str, Any]) -> np.dtype:
+    kind = fields["datatype"]
+    if kind in _COLOR:
+        raise BadFile(f"{path}: is a colour image ({_COLOR[kind]}); give the scan in grey values")
+    if kind in _COMPLEX:
+        raise BadFile(f"{path}: holds complex numbers; save the magnitude image first")
+    if kind not in _DTYPES:
+        raise BadFile(f"{path}: its voxels are of type {kind}, which medseg does not read; save it as float32")
+    dtype = np.dtype(_DTYPES[kind])
+    if fields["bitpix"] != dtype.itemsize * 8:
+        raise BadFile(f"{path}: its header contradicts itself about the size of a voxel value; the file is damaged")
+    return dtype
+
+
+def _affine(
+    path: str | Path, fields: dict[str, Any], shape: tuple[int, int, int], assumed: str | None, *, single: bool
+) -> NDArray[np.float64]:
+    """Voxel index to RAS+ mm. All that the header says about it must agree, unless `assumed` decides."""
+    to_mm = _MM_PER_UNIT.get(fields["xyzt_units"] & 7)
+    if to_mm is None:
+        raise BadFile(f"{path}: its header gives an unknown unit of length; correct the header")
+    scale = np.array([to_mm, to_mm, to_mm, 1.0])[:, None]
+    make = {"sform": _sform, "qform": _qform, "pixdim": _pixdim}
+    if assumed is not None:
+        if assumed not in make:
+            raise BadFile(f"{path}: the geometry can be assumed from sform, qform or pixdim, not from '{assumed}'")
+        affine = make[assumed](path, fields)
+        warnings.warn(f"{path}: the geometry was assumed from its {assumed}", DataWarning, stacklevel=4)
+    else:
+        codes = {name: fields[f"{name}_code"] for name in ("sform", "qform")}
+        if not all(0 <= code <= 5 for code in codes.values()):
+            raise BadFile(f"{path}: its header gives an unknown kind of geometry; {_ASSUME}")
+        placed = {name: make[name](path, fields) for name, code in codes.items() if code > 0}
+        if not placed:
+            raise BadFile(f"{path}: its header does not say where the voxels lie; {_ASSUME}")
+        affine = next(iter(placed.values()))
+        _check_agreement(path, placed, fields, shape)
+    affine = scale * affine
+    # NIfTI-1 stores float32: rounded to it here, every affine read can be written back exactly.
+    return affine.astype(np.float32).astype(np.float64) if single else affine
+
+
+_ASSUME = "say which to trust with --assume-geometry sform, qform or pixdim"
+
+
+def _check_agreement(path: str | Path, placed: dict[str, NDArray], fields: dict[str, Any], shape: tuple) -> None:
+    first = next(iter(placed.values()))
+    with np.errstate(all="ignore"):
+        diagonal = float(np.linalg.norm(first[:3, :3] @ shape))
+        corners = np.array([[i, j, k, 1.0] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])]).T
+        for other in placed.values():
+            distance = float(np.linalg.norm(((other - first) @ corners)[:3], axis=0).max())
+            if not distance <= MAX_DISAGREEMENT * diagonal:
+                raise BadFile(f"{path}: its qform and sform place the scan {distance:.3g} mm apart; {_ASSUME}")
+        spacing, pixdim = np.array(spacing_of(first)), np.abs(fields["pixdim"][1:4])
+        if not (np.abs(spacing - pixdim) <= MAX_DISAGREEMENT * spacing).all():
+            raise BadFile(f"{path}: its geometry and its voxel size (pixdim) disagree; {_ASSUME}")
+
+
+def _sform(path: str | Path, fields: dict[str, Any]) -> NDArray[np.float64]:
+    return np.vstack([np.reshape(fields["srow"], (3, 4)), (0.0, 0.0, 0.0, 1.0)])
+
+
+def _qform(path: str | Path, fields: dict[str, Any]) -> NDArray[np.float64]:
+    b, c, d = fields["quatern"]
+    handedness = fields["pixdim"][0]
+    rest = 1.0 - (b * b + c * c + d * d)
+    if not rest >= -1e-5 or handedness not in (-1, 0, 1):
+        raise BadFile(f"{path}: the rotation in its qform is impossible; {_ASSUME}")
+    a = math.sqrt(max(rest, 0.0))
+    rotation = np.array(  # nifti1.h, method 2
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - c * c - b * b],
+        ]
+    )
+    spacing = np.abs(fields["pixdim"][1:4]) * (1, 1, -1 if handedness == -1 else 1)
+    affine = np.eye(4)
+    affine[:3, :3] = rotation * spacing
+    affine[:3, 3] = fields["qoffset"]
+    return affine
+
+
+def _pixdim(path: str | Path, fields: dict[str, Any]) -> NDArray[np.float64]:
+    return np.diag([*np.abs(fields["pixdim"][1:4]), 1.0])  # nifti1.h, method 1, read as RAS
+
+
+def write_nifti(volume: Volume, path: str | Path, *, table: LabelTable | None = None) -> None:
+    """Write `.nii` or `.nii.gz`, qform and sform both set. Raises `BadOutput`. `table` is not stored in NIfTI.
+
+    NIfTI-1, whose affine is float32; NIfTI-2 only where an axis is longer than NIfTI-1 allows.
+    """
+    dtype = stored_dtype(volume.data)
+    codes = {kind: code for code, kind in _DTYPES.items()}
+    if dtype.str[1:] not in codes:
+        raise BadOutput(f"{path}: NIfTI cannot hold values of type {dtype}")
+    header = _header_bytes(volume, codes[dtype.str[1:]], dtype.itemsize)
+    with atomic_write(path) as file:
+        if not str(path).lower().endswith(".gz"):
+            for piece in _pieces(header, volume.data, dtype):
+                file.write(piece)
+            return
+        write, finish = gzip_writer(file)
+        for piece in _pieces(header, volume.data, dtype):
+            write(piece)
+        finish()
+
+
+def _pieces(header: bytes, data: NDArray, dtype: np.dtype) -> Iterator[bytes]:
+    yield header
+    yield from slabs(data, dtype.newbyteorder("<"))
+
+
+def _header_bytes(volume: Volume, datatype: int, itemsize: int) -> bytes:
+    two = max(volume.shape) > 32767
+    layout, length = (_NIFTI2, 544) if two else (_NIFTI1, 352)
+    stored = volume.affine if two else volume.affine.astype(np.float32).astype(np.float64)
+    spacing = spacing_of(stored)
+    quaternion, handedness = _quaternion(stored)
+    fields: dict[str, tuple[float, ...]] = {
+        "dim": (3, *volume.shape, 1, 1, 1, 1),
+        "datatype": (datatype,),
+        "bitpix": (itemsize * 8,),
+        "pixdim": (handedness, *spacing, 0, 0, 0, 0),
+        "vox_offset": (length,),
+        "scl_slope": (1,),
+        "xyzt_units": (2,),  # mm
+        "qform_code": (1,),  # scanner coordinates
+        "sform_code": (1,),
+        "quatern": quaternion,
+        "qoffset": tuple(stored[:3, 3]),
+        "srow": tuple(stored[:3].ravel()),
+    }
+    raw = bytearray(length)
+    struct.pack_into("<i", raw, 0, 540 if two else 348)
+    raw[4:12] = b"n+2\0\r\n\x1a\n" if two else raw[4:12]
+    raw[344:348] = raw[344:348] if two else b"n+1\0"
+    for name, values in fields.items():
+        offset, code = layout[name]
+        struct.pack_into("<" + code, raw, offset, *values)
+    return bytes(raw)
+
+
+def _quaternion(affine: NDArray) -> tuple[tuple[float, float, float], float]:
+    """(b, c, d) of the rotation nearest to an affine, and 1 or -1 for its handedness."""
+    left, _, right = np.linalg.svd(affine[:3, :3] / spacing_of(affine))
+    rotation = left @ right
+    handedness = 1.0 if np.linalg.det(rotation) > 0 else -1.0
+    r = rotation * (1, 1, handedness)
+    # The quaternion is the eigenvector of the largest eigenvalue of this matrix (Bar-Itzhack 2000): stable everywhere.
+    m = np.array(
+        [
+            [r[0, 0] - r[1, 1] - r[2, 2], 0, 0, 0],
+            [r[0, 1] + r[1, 0], r[1, 1] - r[0, 0] - r[2, 2], 0, 0],
+            [r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], r[2, 2] - r[0, 0] - r[1, 1], 0],
+            [r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1], r[0, 0] + r[1, 1] + r[2, 2]],
+        ]
+    )
+    b, c, d, a = np.linalg.eigh(m, UPLO="L")[1][:, -1]
+    sign = -1.0 if a < 0 else 1.0
+    return (sign * b, sign * c, sign * d), handedness

@@ -1,0 +1,139 @@
+"""What every reader does with voxels once it has their bytes: shape, scale, choose one volume, check the values."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from medseg.errors import BadFile, BadGeometry, DataWarning
+from medseg.io.files import ByteStream
+from medseg.volume import Volume
+
+#: Longest axis of a volume; more is a damaged header.
+MAX_AXIS = 1 << 20
+_SLAB = 1 << 20
+
+
+def make_volume(path: str | Path, data: NDArray, affine: ArrayLike) -> Volume:
+    """A `Volume` of what `path` held. Raises `BadFile` if the affine is not the geometry of a scan."""
+    try:
+        return Volume(data, np.asarray(affine, dtype=np.float64))
+    except BadGeometry as error:
+        raise BadFile(f"{path}: {error}; correct the header or export the scan again") from None
+
+
+def check_axes(path: str | Path, sizes: Sequence[int]) -> None:
+    """Raise `BadFile` for sizes of axes that no scan has."""
+    if any(not 1 <= size <= MAX_AXIS for size in sizes):
+        raise BadFile(f"{path}: its header gives an axis of {min(sizes)} to {max(sizes)} voxels; it is damaged")
+
+
+def choose_volume(path: str | Path, count: int, volume_index: int | None) -> int:
+    """Which of `count` volumes to read. Raises `BadFile` if there are several and none was chosen."""
+    if volume_index is None and count > 1:
+        raise BadFile(f"{path}: holds {count} volumes; choose one with --volume N (0 to {count - 1})")
+    index = volume_index or 0
+    if not 0 <= index < count:
+        raise BadFile(f"{path}: has no volume {index}; it holds {count}, numbered from 0")
+    return index
+
+
+def read_voxels(
+    stream: ByteStream, dtype: DTypeLike, shape: tuple[int, int, int], *, count: int = 1, index: int = 0
+) -> NDArray:
+    """Volume `index` of `count` that follow each other in a stream, i fastest, in this machine's byte order."""
+    kind = np.dtype(dtype)
+    size = math.prod(shape) * kind.itemsize
+    stream.check_claim(size * count)
+    if index:
+        stream.skip(size * index)
+    data = np.frombuffer(stream.read(size), dtype=kind).reshape(shape, order="F")
+    if count > index + 1:
+        stream.skip(size * (count - index - 1))
+    if not kind.isnative:
+        data.byteswap(inplace=True)
+        data = data.view(kind.newbyteorder("="))
+    return data
+
+
+def rescale(path: str | Path, data: NDArray, slope: float, intercept: float) -> NDArray:
+    """`data * slope + intercept`: whole numbers stay exact whole numbers, everything else becomes float32.
+
+    Slope 1 with intercept 0 returns the data as it is.
+    """
+    if not (math.isfinite(slope) and math.isfinite(intercept)):
+        raise BadFile(f"{path}: the scaling of its values is not a number; correct the header")
+    if slope == 1 and intercept == 0:
+        return data
+    if data.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer():
+        ends = [int(value) * int(slope) + int(intercept) for value in (data.min(), data.max())]
+        for dtype in (np.int16, np.int32, np.int64):
+            if np.iinfo(dtype).min <= min(ends) and max(ends) <= np.iinfo(dtype).max:
+                # The sum of the parts is within range at every voxel, so wrap-around in between cancels out.
+                return data.astype(dtype) * np.array(int(slope)).astype(dtype) + np.array(int(intercept)).astype(dtype)
+    out = np.empty(data.shape, np.float32, order="F")
+    with np.errstate(over="ignore"):
+        for k in range(data.shape[2]):  # slab by slab: the float64 in between would double the memory
+            out[..., k] = data[..., k].astype(np.float64) * slope + intercept
+    return out
+
+
+def finite(path: str | Path, volume: Volume) -> Volume:
+    """The volume with NaN replaced by 0 and infinities by the largest finite value of their sign, with a warning.
+
+    Raises `BadFile` if more than half of the voxels are not finite.
+    """
+    if volume.data.dtype.kind != "f":
+        return volume
+    flat = volume.data.reshape(-1, order="A")
+    if math.isfinite(float(flat.sum(dtype=np.float64))):  # one quick pass: a sum is finite only if all its parts are
+        return volume
+    good = np.isfinite(volume.data)
+    bad = volume.data.size - int(good.sum())
+    if not bad:
+        return volume
+    if bad * 2 > volume.data.size:
+        raise BadFile(f"{path}: {bad} of {volume.data.size} voxels are not numbers; export the scan again")
+    low, high = volume.data.min(where=good, initial=np.inf), volume.data.max(where=good, initial=-np.inf)
+    data = np.nan_to_num(volume.data, nan=0.0, posinf=float(high), neginf=float(low))
+    warnings.warn(
+        f"{path}: {bad} of {volume.data.size} voxels are not finite numbers; NaN was read as 0, "
+        "infinities as the largest and smallest value",
+        DataWarning,
+        stacklevel=3,
+    )
+    return volume.with_data(data)
+
+
+def labels_only(path: str | Path, volume: Volume) -> Volume:
+    """A label map as uint8, or uint16 if a value is above 255. Raises `BadFile` for values that are no labels."""
+    data = volume.data
+    remedy = "give a label map, not a scan"
+    if data.dtype.kind == "f":
+        if not np.isfinite(data).all():
+            raise BadFile(f"{path}: some voxels are not numbers, so it is not a label map; {remedy}")
+        if (data != np.rint(data)).any():
+            raise BadFile(f"{path}: some voxels are not whole numbers, so it is not a label map; {remedy}")
+    low, high = data.min(), data.max()
+    if low < 0:
+        raise BadFile(f"{path}: some voxels are negative, so it is not a label map; {remedy}")
+    if high > 65535:
+        raise BadFile(f"{path}: some voxels are above 65535, too many for a label map; {remedy}")
+    return volume.with_data(data.astype(np.uint8 if high <= 255 else np.uint16))
+
+
+def stored_dtype(data: NDArray) -> np.dtype:
+    """The dtype in which an array is written: truth values as uint8, half precision as float32, others as they are."""
+    if data.dtype.kind == "b":
+        return np.dtype(np.uint8)
+    return np.dtype(np.float32) if data.dtype == np.float16 else data.dtype.newbyteorder("=")
+
+
+def slabs(data: NDArray, dtype: np.dtype) -> Iterator[bytes]:
+    """The voxels as bytes of `dtype`, i fastest, one k at a time so that no second copy of the volume is made."""
+    return (data[..., k].astype(dtype).tobytes("F") for k in range(data.shape[2]))

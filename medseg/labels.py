@@ -1,0 +1,246 @@
+"""Label tables: what each value of a label map means, its colour and its code, and which structures mirror which.
+
+Slicer's `labels.csv` is the main form (https://slicer.readthedocs.io, Colors module); Slicer's and FreeSurfer's colour
+tables (`.ctbl`, `.txt`) and BIDS `dseg.tsv` are read and written too. Value 0 is the background and is no structure.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import csv
+import io
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from medseg.errors import BadConfig, BadFile, BadOutput
+from medseg.io.files import atomic_write, read_text
+
+#: Largest label value a table or a label map may hold.
+MAX_VALUE = 65535
+_CODE_COLUMNS = {  # field of Label -> Slicer's column prefix
+    "category": "Category",
+    "type": "Type",
+    "type_modifier": "TypeModifier",
+    "region": "Region",
+    "region_modifier": "RegionModifier",
+}
+_CODE_PARTS = ("CodingScheme", "CodeValue", "CodeMeaning")
+_COLUMNS = ["LabelValue", "Name", "Color_R", "Color_G", "Color_B", "Color_A"] + [
+    f"{prefix}_{part}" for prefix in _CODE_COLUMNS.values() for part in _CODE_PARTS
+]
+_OTHER_SIDE = {"left": "right", "right": "left", "lh": "rh", "rh": "lh", "l": "r", "r": "l"}
+
+
+class Code(NamedTuple):
+    """A coded concept, e.g. ('SCT', '7771000', 'Left')."""
+
+    scheme: str
+    value: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Label:
+    """One structure: its value in label maps, name, colour (0-255), and what it is in a terminology if known."""
+
+    value: int
+    name: str
+    color: tuple[int, int, int]
+    category: Code | None = None
+    type: Code | None = None
+    type_modifier: Code | None = None
+    region: Code | None = None
+    region_modifier: Code | None = None
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """The structures of a label map, without the background. Raises `BadConfig` for values twice or out of range."""
+
+    labels: tuple[Label, ...]
+
+    def __post_init__(self) -> None:
+        values = [label.value for label in self.labels]
+        for label in self.labels:
+            if not 1 <= label.value <= MAX_VALUE:
+                raise BadConfig(f"label value {label.value} is not between 1 and {MAX_VALUE}")
+            if not label.name.strip():
+                raise BadConfig(f"label {label.value} has no name")
+            if len(label.color) != 3 or not all(0 <= part <= 255 for part in label.color):
+                raise BadConfig(f"label {label.value} has a colour that is not three numbers from 0 to 255")
+        if len(set(values)) != len(values):
+            twice = next(value for value in values if values.count(value) > 1)
+            raise BadConfig(f"label value {twice} is used twice")
+
+    def __getitem__(self, value: int) -> Label:
+        for label in self.labels:
+            if label.value == value:
+                return label
+        raise KeyError(value)
+
+    def __contains__(self, value: object) -> bool:
+        return any(label.value == value for label in self.labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """The label values, in the table's order."""
+        return tuple(label.value for label in self.labels)
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Value to name."""
+        return {label.value: label.name for label in self.labels}
+
+    def mirror_pairs(self) -> dict[int, int]:
+        """Value to value of the same structure on the other side, both ways, for names that differ only in the side."""
+        by_name = {_words(label.name): label.value for label in self.labels}
+        partners = {label.value: by_name.get(_mirrored(_words(label.name))) for label in self.labels}
+        return {value: other for value, other in partners.items() if other is not None and other != value}
+
+    @classmethod
+    def from_values(cls, values: Iterable[int]) -> LabelTable:
+        """A table for values whose meaning is unknown: 'label 3', with colours that tell them apart."""
+        wanted = sorted({int(value) for value in values} - {0})
+        return cls(tuple(Label(value, f"label {value}", _distinct_color(value)) for value in wanted))
+
+    @classmethod
+    def read(cls, path: str | Path) -> LabelTable:
+        """A table from Slicer's `.csv`, a colour table `.ctbl`/`.txt`, or a BIDS `.tsv`. Raises `BadFile`."""
+        parse = _PARSERS.get(Path(path).suffix.lower())
+        if parse is None:
+            raise BadFile(f"{path}: is not a label table; a table ends in .csv, .ctbl, .txt or .tsv")
+        text = read_text(path)
+        try:
+            labels = tuple(label for label in parse(text) if label.value != 0)
+            table = cls(labels)
+        except (BadConfig, ValueError, csv.Error) as error:
+            raise BadFile(f"{path}: is not a label table medseg understands: {error}") from None
+        if not labels:
+            raise BadFile(f"{path}: names no structure")
+        return table
+
+    def write(self, path: str | Path) -> None:
+        """Write Slicer's `.csv`, a colour table `.ctbl`/`.txt`, or a BIDS `.tsv`, whole or not at all."""
+        form = _FORMS.get(Path(path).suffix.lower())
+        if form is None:
+            raise BadOutput(f"{path}: a label table ends in .csv, .ctbl, .txt or .tsv")
+        with atomic_write(path) as file:
+            file.write(form(self.labels).encode())
+
+
+def is_lateral(name: str) -> bool:
+    """Whether a structure's name says left or right."""
+    return _mirrored(_words(name)) != _words(name)
+
+
+def _words(name: str) -> tuple[str, ...]:
+    return tuple(re.findall(r"[^\W_]+", name.lower()))
+
+
+def _mirrored(words: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(_OTHER_SIDE.get(word, word) for word in words)
+
+
+def _distinct_color(value: int) -> tuple[int, int, int]:
+    # Steps of the golden ratio around the colour circle never come close to each other; brightness alternates.
+    hue = value * 0.618033988749895 % 1
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.75 - 0.25 * (value % 2), 0.95 - 0.2 * (value // 2 % 2))
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _color_part(text: str) -> int:
+    number = float(text)
+    if number != round(number):
+        raise ValueError(f"the colour '{text}' is not a whole number from 0 to 255")
+    return int(number)
+
+
+def _parse_csv(text: str) -> list[Label]:
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    missing = [column for column in _COLUMNS[:5] if column not in (rows.fieldnames or [])]
+    if missing:
+        raise ValueError(f"the column '{missing[0]}' is missing")
+    labels = []
+    for row in rows:
+        if None in row.values() or None in row:
+            raise ValueError(f"line {rows.line_num} does not have as many columns as the first line")
+        color = (_color_part(row["Color_R"]), _color_part(row["Color_G"]), _color_part(row["Color_B"]))
+        codes = {field: _code(row, prefix) for field, prefix in _CODE_COLUMNS.items()}
+        labels.append(Label(int(row["LabelValue"]), row["Name"].strip(), color, **codes))
+    return labels
+
+
+def _code(row: dict[str, str], prefix: str) -> Code | None:
+    code = Code(*(row.get(f"{prefix}_{part}", "").strip() for part in _CODE_PARTS))
+    return code if code.value else None
+
+
+def _format_csv(labels: tuple[Label, ...]) -> str:
+    out = io.StringIO()
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(_COLUMNS)
+    rows.writerow([0, "Background", 0, 0, 0, 0] + [""] * (len(_COLUMNS) - 6))
+    for label in labels:
+        codes = [part for field in _CODE_COLUMNS for part in (getattr(label, field) or ("", "", ""))]
+        rows.writerow([label.value, label.name, *label.color, 255, *codes])
+    return out.getvalue()
+
+
+def _parse_ctbl(text: str) -> list[Label]:
+    labels = []
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) not in (5, 6):
+            raise ValueError(f"line {number} is not 'value name R G B A'")
+        red, green, blue = (_color_part(word) for word in words[2:5])
+        # Slicer writes blanks in names as underscores and reads them back as blanks.
+        labels.append(Label(int(words[0]), words[1].replace("_", " "), (red, green, blue)))
+    return labels
+
+
+def _format_ctbl(labels: tuple[Label, ...]) -> str:
+    lines = ["# Color table file", "0 Background 0 0 0 0"]
+    for label in labels:
+        red, green, blue = label.color
+        lines.append(f"{label.value} {'_'.join(label.name.split())} {red} {green} {blue} 255")
+    return "\n".join(lines) + "\n"
+
+
+def _parse_tsv(text: str) -> list[Label]:
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+    for column in ("index", "name"):
+        if column not in (rows.fieldnames or []):
+            raise ValueError(f"the column '{column}' is missing")
+    labels = []
+    for row in rows:
+        if row["index"] is None or row["name"] is None:
+            raise ValueError(f"line {rows.line_num} does not have as many columns as the first line")
+        value, color = int(row["index"]), row.get("color") or ""
+        if color in ("", "n/a"):
+            parts = _distinct_color(value)
+        elif re.fullmatch("#[0-9a-fA-F]{6}", color):
+            parts = (int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16))
+        else:
+            raise ValueError(f"the colour '{color}' is not of the form #rrggbb")
+        labels.append(Label(value, row["name"].strip(), parts))
+    return labels
+
+
+def _format_tsv(labels: tuple[Label, ...]) -> str:
+    lines = ["index\tname\tcolor"]
+    for label in labels:
+        red, green, blue = label.color
+        lines.append(f"{label.value}\t{' '.join(label.name.split())}\t#{red:02x}{green:02x}{blue:02x}")
+    return "\n".join(lines) + "\n"
+
+
+_PARSERS = {".csv": _parse_csv, ".ctbl": _parse_ctbl, ".txt": _parse_ctbl, ".tsv": _parse_tsv}
+_FORMS = {".csv": _format_csv, ".ctbl": _format_ctbl, ".txt": _format_ctbl, ".tsv": _format_tsv}
