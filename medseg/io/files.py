@@ -334,5 +334,5 @@ def _unpacking_errors() -> tuple[type[Exception], ...]:
         from isal import isal_zlib
     except ImportError:
         return (zlib.error,)
-    fast: type[Exception] = isal_zlib.IsalError
+    fast: Any = isal_zlib.IsalError
     return (zlib.error, fast)
