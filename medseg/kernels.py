@@ -1,7 +1,7 @@
-"""The compiled loops of `cleanup` and `metrics`: numba, cached on disk, compiled at the first call, never imported with medseg.
+"""The compiled loops of `cleanup` and `metrics`: compiled by numba at the first call, cached, not imported with medseg.
 
-Every kernel releases the interpreter lock, works on C-contiguous arrays and touches each voxel once. Callers cut the first
-axis into slabs and run each slab on a thread of their own (`in_slabs`): there is no numba thread pool that could hang.
+Every kernel releases the interpreter lock, works on C-contiguous arrays and touches each voxel once. Callers cut the
+first axis into slabs and run them on threads (`in_slabs`): there is no numba thread pool that could hang.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def threads() -> int:
 
 def in_slabs(work: Callable[[int, int], Any], length: int, slabs_per_thread: int = 4) -> list[Any]:
     """Results of `work(start, stop)` over consecutive slabs of range(length), in order, on all threads."""
-    if threads() == 1 or length < 16:
+    if threads() == 1 or length < 16 or not slabs_per_thread:
         return [work(0, length)]
     count = min(length, threads() * slabs_per_thread)
     edges = [length * n // count for n in range(count + 1)]
@@ -31,10 +31,11 @@ def in_slabs(work: Callable[[int, int], Any], length: int, slabs_per_thread: int
 
 
 @njit(cache=True, nogil=True)
-def component_table(ids, labels, count, steps):  # type: ignore[no-untyped-def]
+def component_table(ids, labels, count, offset, steps):  # type: ignore[no-untyped-def]
     """Label, voxels, first voxel and bounding box of the components 1..count, read run by run.
 
-    ids, labels: (A, B, C) C-contiguous. steps: what one step along each axis adds to the number of a voxel.
+    ids, labels: (A, B, C) C-contiguous, the part of an array from row `offset` of the first axis on.
+    steps: what one step along each axis adds to the number of a voxel.
     Returns int64 (count + 1, 9): label, voxels, smallest voxel number, start (3), stop (3); row 0 is unused.
     """
     table = np.zeros((count + 1, 9), np.int64)
@@ -55,11 +56,11 @@ def component_table(ids, labels, count, steps):  # type: ignore[no-untyped-def]
                 entry = table[one]
                 entry[0] = labels[a, b, start]
                 entry[1] += c - start
-                entry[2] = min(entry[2], a * steps[0] + b * steps[1] + start * steps[2])
-                entry[3] = min(entry[3], a)
+                entry[2] = min(entry[2], (a + offset) * steps[0] + b * steps[1] + start * steps[2])
+                entry[3] = min(entry[3], a + offset)
                 entry[4] = min(entry[4], b)
                 entry[5] = min(entry[5], start)
-                entry[6] = max(entry[6], a + 1)
+                entry[6] = max(entry[6], a + offset + 1)
                 entry[7] = max(entry[7], b + 1)
                 entry[8] = max(entry[8], c)
     return table
@@ -74,11 +75,10 @@ def look_up(ids, table, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def neighbours(ids):  # type: ignore[no-untyped-def]
-    """Pairs of region numbers that share a voxel face, and which regions touch the edge of the array.
+def touching(ids):  # type: ignore[no-untyped-def]
+    """Pairs of region numbers that share a voxel face: uint64, the smaller number in the high half.
 
-    ids: (A, B, C) C-contiguous, regions 1..n in 0-based or 1-based numbering.
-    Returns (pairs uint64, one per pair and place where the pair in view changes: not unique; smaller number in the high bits).
+    ids: (A, B, C) C-contiguous. A pair may be returned several times.
     """
     pairs = np.empty(1024, np.uint64)
     found = 0

@@ -1,0 +1,330 @@
+"""Cleaning up a label map: keep the largest parts, drop specks, fill holes; all labels in one multi-label pass.
+
+A component is a maximal set of voxels of one label connected over faces (connectivity 6), edges (18) or corners (26).
+Components are found for all labels at once (cc3d, Silversmith 2021), measured in one pass and chosen by a look-up, so
+the cost does not grow with the number of labels. Each function returns a new array of the same dtype, voxel-equal to
+the loop over labels that its docstring states. Label 0 is background and never a component.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.errors import BadConfig
+from medseg.volume import Volume
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """The connected components 1..n of a label map; row n - 1 of each array is component n.
+
+    Ordered by label, then from large to small; of equally large ones that with the first voxel in (i, j, k) order leads.
+    label, voxels: (n,). start, stop: (n, 3) bounding box as in data[start:stop]. rank: (n,) place within its label.
+    """
+
+    label: NDArray[np.int64]
+    voxels: NDArray[np.int64]
+    start: NDArray[np.int64]
+    stop: NDArray[np.int64]
+    rank: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+def components(labels: NDArray, connectivity: int = 26) -> tuple[NDArray, Components]:
+    """Every connected component of every label: the map of component numbers (0 is background) and their table.
+
+    labels: (I, J, K) integers. Numbers do not depend on how the array lies in memory.
+    Raises `BadConfig` for labels that are not integers or another connectivity than 6, 18, 26.
+    """
+    ids, table, order = _find(labels, connectivity)
+    number = np.zeros(len(table), ids.dtype)
+    number[order] = np.arange(1, len(order) + 1)
+    rows = table[order]
+    parts = Components(rows[:, 0], rows[:, 1], rows[:, 3:6], rows[:, 6:9], _ranks(rows[:, 0]))
+    return _like(_look_up(ids, number, ids), labels), parts
+
+
+def keep_largest(
+    labels: NDArray, values: Sequence[int] | None = None, *, count: int = 1, connectivity: int = 26
+) -> NDArray:
+    """The `count` largest components of each label (of `values`, or of all); the other components become background.
+
+    Of equally large components the one whose first voxel in (i, j, k) order comes first is kept.
+    Equal to: for each label, label the mask, keep the largest components.
+    Raises `BadConfig` for labels that are not integers, a count below 1, or a connectivity other than 6, 18, 26.
+    """
+    if not (_is_whole(count) and count >= 1):
+        raise BadConfig(f"keep_largest keeps 1 component or more, not {count}")
+    ids, table, order = _find(labels, connectivity)
+    keep = np.ones(len(table), bool)
+    keep[order] = _ranks(table[order, 0]) < count
+    return _only(labels, ids, table, keep, values)
+
+
+def drop_small(
+    labels: NDArray,
+    min_mm3: float,
+    voxel_mm3: float,
+    values: Sequence[int] | None = None,
+    connectivity: int = 26,
+) -> NDArray:
+    """Components smaller than `min_mm3` become background; one of exactly that volume stays.
+
+    voxel_mm3: volume of one voxel. Equal to: for each label, label the mask, remove the small components.
+    Raises `BadConfig` for labels that are not integers, volumes that are not positive numbers, or a connectivity other
+    than 6, 18, 26.
+    """
+    if not (_is_number(min_mm3) and min_mm3 >= 0 and _is_number(voxel_mm3) and voxel_mm3 > 0):
+        raise BadConfig(f"drop_small needs volumes in mm3, not {min_mm3} and {voxel_mm3} per voxel")
+    ids, table, _ = _find(labels, connectivity)
+    # A float32 header makes 0.001 mm3 of 50 mm3; a component of exactly the limit must not fall to that.
+    return _only(labels, ids, table, table[:, 1] * voxel_mm3 >= min_mm3 * (1 - 1e-6), values)
+
+
+def fill_holes(labels: NDArray, values: Sequence[int] | None = None, overwrite: bool = False) -> NDArray:
+    """Background enclosed by one label takes that label; other labels inside stay as they are.
+
+    A hole is background from which no path over voxel faces leads out of the array without crossing the label.
+    Equal to: for each label, `scipy.ndimage.binary_fill_holes(labels == label) & (labels == 0)`; a hole enclosed by
+    several labels, one inside the other, takes the innermost (the one that leaves it the least room; then the smaller
+    value). With `overwrite` enclosed labels are replaced too, label after label in rising order, as in
+    `labels[binary_fill_holes(labels == label)] = label`.
+    Raises `BadConfig` for labels that are not integers.
+    """
+    regions, label, voxels, outside, near = _regions(_contiguous(labels))
+    new = _overwritten(label, outside, near, values) if overwrite else _filled(label, voxels, outside, near, values)
+    return _like(_look_up(regions, new.astype(labels.dtype), np.empty(regions.shape, labels.dtype)), labels)
+
+
+#: The steps that `clean` knows and the types of their arguments; `min_mm3` is the only one without a default.
+STEPS: dict[str, dict[str, type]] = {
+    "keep_largest": {"labels": list, "count": int, "connectivity": int},
+    "drop_small": {"min_mm3": float, "labels": list, "connectivity": int},
+    "fill_holes": {"labels": list, "overwrite": bool},
+}
+
+
+def check_steps(steps: Sequence[dict[str, Any]]) -> None:
+    """Raise `BadConfig` unless `steps` is a list of known steps with known arguments of the right type."""
+    if not isinstance(steps, list | tuple):
+        raise BadConfig(f"cleanup is a list of steps, not {steps!r}")
+    for step in steps:
+        name = step.get("step") if isinstance(step, dict) else None
+        if not isinstance(name, str) or name not in STEPS:
+            raise BadConfig(f"{step!r} is not a cleanup step; the steps are {', '.join(STEPS)}")
+        for argument, value in step.items():
+            if argument == "step":
+                continue
+            if argument not in STEPS[name]:
+                raise BadConfig(f"{name} has no argument '{argument}'; it takes {', '.join(STEPS[name])}")
+            kind = STEPS[name][argument]
+            fits = {
+                list: isinstance(value, list | tuple) and all(_is_whole(v) for v in value),
+                int: _is_whole(value),
+                float: _is_number(value),
+                bool: isinstance(value, bool),
+            }
+            if not fits[kind]:
+                raise BadConfig(f"{name}: {argument} cannot be {value!r}")
+        if name == "drop_small" and "min_mm3" not in step:
+            raise BadConfig("drop_small needs min_mm3")
+
+
+def clean(labels: Volume, steps: Sequence[dict[str, Any]]) -> Volume:
+    """The label map after `steps`, in order, each a plain dict as in a model's JSON.
+
+    For example [{"step": "keep_largest", "labels": [17, 53]}, {"step": "drop_small", "min_mm3": 50},
+    {"step": "fill_holes"}]; without "labels" a step concerns every label. Raises `BadConfig` as `check_steps` does.
+    """
+    check_steps(steps)
+    data = labels.data
+    for step in steps:
+        arguments = {name: value for name, value in step.items() if name not in ("step", "labels")}
+        if step["step"] == "keep_largest":
+            data = keep_largest(data, step.get("labels"), **arguments)
+        elif step["step"] == "drop_small":
+            data = drop_small(data, voxel_mm3=labels.voxel_mm3, values=step.get("labels"), **arguments)
+        else:
+            data = fill_holes(data, step.get("labels"), **arguments)
+    return labels.with_data(data)
+
+
+def _contiguous(labels: NDArray) -> NDArray:
+    """The labels as a C-contiguous uint8 or uint16 array; axes are reversed if the given one is Fortran-ordered."""
+    if labels.ndim != 3 or labels.dtype.kind not in "bui":
+        raise BadConfig(f"a label map has 3 dimensions and whole numbers, not {labels.ndim} and {labels.dtype}")
+    array = labels.T if _contiguous_axes_reversed(labels) else labels
+    if array.dtype not in (np.uint8, np.uint16):
+        if not 0 <= int(array.min()) <= int(array.max()) <= 65_535:
+            raise BadConfig(f"labels are 0 to 65535, not {array.min()} to {array.max()}")
+        array = array.astype(np.uint16)
+    return np.ascontiguousarray(array)
+
+
+def _like(array: NDArray, labels: NDArray) -> NDArray:
+    """`array`, computed on `_contiguous(labels)`, with the axes of `labels`."""
+    return array.T if _contiguous_axes_reversed(labels) else array
+
+
+def _contiguous_axes_reversed(labels: NDArray) -> bool:
+    return labels.flags.f_contiguous and not labels.flags.c_contiguous
+
+
+def _look_up(ids: NDArray, table: NDArray, out: NDArray) -> NDArray:
+    """out = table[ids], on all threads; `out` may be `ids`."""
+    from medseg import kernels
+
+    kernels.in_slabs(lambda start, stop: kernels.look_up(ids[start:stop], table, out[start:stop]), len(ids))
+    return out
+
+
+def _table(ids: NDArray, array: NDArray, count: int, reverse: bool) -> NDArray[np.int64]:
+    """`kernels.component_table` of a whole array, in the axes of the given labels."""
+    from medseg import kernels
+
+    steps = np.array([array.shape[1] * array.shape[2], array.shape[2], 1])
+    if reverse:
+        steps = np.array([1, array.shape[0], array.shape[0] * array.shape[1]])
+    # A table per slab is only worth it while tables are small beside the array.
+    slabs_per_thread = 2 if count < 100_000 else 0
+    parts = kernels.in_slabs(
+        lambda start, stop: kernels.component_table(ids[start:stop], array[start:stop], count, start, steps),
+        len(ids),
+        slabs_per_thread,
+    )
+    table = parts[0]
+    for part in parts[1:]:
+        np.maximum(table[:, 0], part[:, 0], out=table[:, 0])
+        table[:, 1] += part[:, 1]
+        np.minimum(table[:, 2:6], part[:, 2:6], out=table[:, 2:6])
+        np.maximum(table[:, 6:9], part[:, 6:9], out=table[:, 6:9])
+    if reverse:
+        table[:, 3:6], table[:, 6:9] = table[:, 5:2:-1].copy(), table[:, 8:5:-1].copy()
+    return table
+
+
+def _find(labels: NDArray, connectivity: int) -> tuple[NDArray, NDArray[np.int64], NDArray[np.int64]]:
+    """Component numbers as cc3d gives them, their table, and the numbers in the order that `Components` has."""
+    import cc3d
+
+    if connectivity not in (6, 18, 26):
+        raise BadConfig(f"connectivity is 6, 18 or 26, not {connectivity}")
+    array = _contiguous(labels)
+    ids, count = cc3d.connected_components(array, connectivity=connectivity, return_N=True)
+    table = _table(ids, array, count, _contiguous_axes_reversed(labels))
+    return ids, table, 1 + np.lexsort((table[1:, 2], -table[1:, 1], table[1:, 0]))
+
+
+def _ranks(label: NDArray) -> NDArray[np.int64]:
+    """Place of each entry within the run of equal entries it stands in."""
+    first = np.searchsorted(label, label, side="left")
+    return np.arange(len(label)) - first
+
+
+def _only(labels: NDArray, ids: NDArray, table: NDArray, keep: NDArray, values: Sequence[int] | None) -> NDArray:
+    """The labels without the components that are not kept and whose label is in `values` (or any)."""
+    if values is not None:
+        keep = keep | ~np.isin(table[:, 0], list(values))
+    target = np.where(keep, table[:, 0], 0).astype(labels.dtype)
+    return _like(_look_up(ids, target, np.empty(ids.shape, labels.dtype)), labels)
+
+
+def _regions(array: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray, list[NDArray]]:
+    """Face-connected regions of every value, background too, and their graph.
+
+    Returns (region numbers from 1; and for each region: label, voxels, whether it touches the edge of the array,
+    the numbers of the regions that share a face with it).
+    """
+    import cc3d
+
+    from medseg import kernels
+
+    # cc3d takes 0 for "no region".
+    shifted = array + 1 if array.max() < np.iinfo(array.dtype).max else array.astype(np.uint32) + 1
+    regions, count = cc3d.connected_components(shifted, connectivity=6, return_N=True)
+    del shifted
+    table = _table(regions, array, count, False)
+    outside = np.zeros(count + 1, bool)
+    for axis in range(3):
+        for end in (0, -1):
+            outside[np.unique(np.take(regions, end, axis))] = True
+    found = kernels.in_slabs(lambda start, stop: kernels.touching(regions[max(start - 1, 0) : stop]), len(regions))
+    pairs = np.unique(np.concatenate(found))
+    low, high = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    first, second = np.concatenate((low, high)), np.concatenate((high, low))
+    order = np.argsort(first, kind="stable")
+    near = np.split(second[order], np.searchsorted(first[order], np.arange(1, count + 1)))
+    return regions, table[:, 0], table[:, 1], outside, near
+
+
+def _filled(
+    label: NDArray, voxels: NDArray, outside: NDArray, near: list[NDArray], values: Sequence[int] | None
+) -> NDArray:
+    """The label of each region once background regions enclosed by a label have taken it."""
+    new = label.copy()
+    for hole in np.flatnonzero((label == 0) & ~outside)[1:]:  # region 0 does not exist
+        around = {int(value) for value in label[near[hole]]}
+        if len(around) == 1 and (values is None or around <= set(values)):
+            new[hole] = around.pop()
+            continue
+        _, way = _explore(hole, -1, label, voxels, outside, near)
+        enclosing = []
+        for value in {int(label[region]) for region in way} - {0}:
+            if values is None or value in values:
+                room, way = _explore(hole, value, label, voxels, outside, near)
+                if not way:
+                    enclosing.append((room, value))
+        if enclosing:
+            new[hole] = min(enclosing)[1]
+    return new
+
+
+def _explore(
+    hole: int, wall: int, label: NDArray, voxels: NDArray, outside: NDArray, near: list[NDArray]
+) -> tuple[int, list[int]]:
+    """Walk from a region over regions not labelled `wall`: (voxels seen, []), or (0, a way to the edge of the array)."""
+    came_from = {hole: 0}
+    queue = [hole]
+    for region in queue:
+        if outside[region]:
+            way = [region]
+            while came_from[way[-1]]:
+                way.append(came_from[way[-1]])
+            return 0, way
+        for other in near[region]:
+            if other not in came_from and label[other] != wall:
+                came_from[other] = region
+                queue.append(other)
+    return int(voxels[queue].sum()), []
+
+
+def _overwritten(label: NDArray, outside: NDArray, near: list[NDArray], values: Sequence[int] | None) -> NDArray:
+    """The label of each region once every label in rising order has taken all that it encloses."""
+    new = label.copy()
+    present = np.unique(label[1:])
+    for value in sorted({int(v) for v in present if v and (values is None or v in values)}):
+        reached = outside & (new != value)
+        queue = list(np.flatnonzero(reached))
+        for region in queue:
+            for other in near[region]:
+                if not reached[other] and new[other] != value:
+                    reached[other] = True
+                    queue.append(other)
+        reached[0] = True
+        new[~reached] = value
+    return new
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and bool(np.isfinite(value))
