@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING
 
 from medseg.errors import BadFile, BadOutput
 from medseg.io.files import open_file, sweep
+from medseg.io.metaimage import read_metaimage, write_metaimage
+from medseg.io.mgh import read_mgh, write_mgh
 from medseg.io.nifti import read_nifti, write_nifti
+from medseg.io.nrrd import read_nrrd, write_nrrd
+from medseg.io.slicer import read_seg_nrrd, write_seg_nrrd
 from medseg.io.voxels import finite, labels_only
 from medseg.volume import Volume
 
@@ -25,11 +29,25 @@ __all__ = ["READERS", "WRITERS", "is_readable_name", "read", "read_labels", "str
 READERS: dict[str, Callable[..., Volume]] = {
     ".nii.gz": read_nifti,
     ".nii": read_nifti,
+    ".seg.nrrd": read_seg_nrrd,
+    ".nrrd": read_nrrd,
+    ".nhdr": read_nrrd,
+    ".mha": read_metaimage,
+    ".mhd": read_metaimage,
+    ".mgh": read_mgh,
+    ".mgz": read_mgh,
 }
 #: Suffix to writer: `writer(volume, path, table=None)`.
 WRITERS: dict[str, Callable[..., None]] = {
     ".nii.gz": write_nifti,
     ".nii": write_nifti,
+    ".seg.nrrd": write_seg_nrrd,
+    ".nrrd": write_nrrd,
+    ".nhdr": write_nrrd,
+    ".mha": write_metaimage,
+    ".mhd": write_metaimage,
+    ".mgh": write_mgh,
+    ".mgz": write_mgh,
 }
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -44,9 +45,9 @@ def choose_volume(path: str | Path, count: int, volume_index: int | None) -> int
 
 
 def read_voxels(
-    stream: ByteStream, dtype: DTypeLike, shape: tuple[int, int, int], *, count: int = 1, index: int = 0
+    stream: ByteStream, dtype: DTypeLike, shape: tuple[int, ...], *, count: int = 1, index: int = 0
 ) -> NDArray:
-    """Volume `index` of `count` that follow each other in a stream, i fastest, in this machine's byte order."""
+    """Array `index` of `count` that follow each other in a stream, first axis fastest, in this machine's byte order."""
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
     stream.check_claim(size * count)
@@ -137,3 +138,11 @@ def stored_dtype(data: NDArray) -> np.dtype:
 def slabs(data: NDArray, dtype: np.dtype) -> Iterator[bytes]:
     """The voxels as bytes of `dtype`, i fastest, one k at a time so that no second copy of the volume is made."""
     return (data[..., k].astype(dtype).tobytes("F") for k in range(data.shape[2]))
+
+
+def digest(data: NDArray, dtype: np.dtype) -> str:
+    """A short name for the voxels: equal for equal voxels, different for others."""
+    state = hashlib.sha256(repr((dtype.str, data.shape)).encode())
+    for piece in slabs(data, dtype):
+        state.update(piece)
+    return state.hexdigest()[:16]

@@ -1,0 +1,193 @@
+"""3D Slicer's segmentation file, `.seg.nrrd`: a label map that carries names, colours and codes.
+
+The format is Slicer's Docs/developer_guide/modules/segmentations.md; what is optional there and needed in practice
+follows Libs/MRML/Core/vtkMRMLSegmentationStorageNode.cxx. Slicer loses every segment but the first without `Layer`,
+and clips each layer to the union of the `Extent`s in it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from medseg.errors import BadConfig, BadFile, BadOutput
+from medseg.io.nrrd import Header, Layout, header_text, parse_header, parse_layout, read_data, write_attached
+from medseg.io.voxels import labels_only, make_volume
+from medseg.volume import Volume
+
+if TYPE_CHECKING:
+    from medseg.labels import Code, Label, LabelTable
+
+# medseg.labels is imported where used: it writes its tables through medseg.io.files, in this package.
+
+_CONTEXT = "Segmentation category and type - 3D Slicer General Anatomy list"
+_REGION_CONTEXT = "Anatomic codes - DICOM master list"
+
+
+class _Segment(NamedTuple):
+    layer: int
+    stored: int  # value in its layer
+    label: Label  # with the value it has once the layers are one label map
+
+
+def read_seg_nrrd(path: str | Path, *, volume_index: int | None = None, assume_geometry: str | None = None) -> Volume:
+    """The label map of a Slicer segmentation, as uint8 or uint16. Raises `BadFile`.
+
+    Several layers are merged; if segments of different layers share a value, all are numbered 1, 2, ... in their order
+    (`read_table` numbers them alike). Segments that overlap cannot be one label map and are refused.
+    """
+    header, layout, segments = _parse(path, assume_geometry)
+    if volume_index not in (None, 0):
+        raise BadFile(f"{path}: is one segmentation, there is no volume {volume_index} in it")
+    layers = read_data(path, header, layout)
+    layers = layers[np.newaxis] if layout.list_axis is None else np.moveaxis(layers, layout.list_axis, 0)
+    merged = np.zeros(layers.shape[1:], np.uint16, order="F")
+    for number, layer in enumerate(layers):
+        here = [segment for segment in segments if segment.layer == number]
+        values = labels_only(path, make_volume(path, layer, layout.affine)).data
+        new_value = np.zeros(65536, np.uint16)
+        for segment in here:
+            new_value[segment.stored] = segment.label.value
+        translated = new_value[values]
+        if ((values > 0) & (translated == 0)).any():
+            raise BadFile(f"{path}: holds label values that it does not name; export the segmentation again")
+        if ((merged > 0) & (translated > 0)).any():
+            raise BadFile(
+                f"{path}: its segments overlap, so they are not one label map; export them without overlap, "
+                "or one file for each"
+            )
+        np.maximum(merged, translated, out=merged)
+    return labels_only(path, make_volume(path, merged, layout.affine))
+
+
+def read_table(path: str | Path) -> LabelTable:
+    """Names, colours and codes of a Slicer segmentation, values as `read_seg_nrrd` gives them. Raises `BadFile`."""
+    from medseg.labels import LabelTable
+
+    try:
+        return LabelTable(tuple(segment.label for segment in _parse(path, None)[2]))
+    except BadConfig as error:
+        raise BadFile(f"{path}: {error}; export the segmentation again") from None
+
+
+def _parse(path: str | Path, assume_geometry: str | None) -> tuple[Header, Layout, list[_Segment]]:
+    header = parse_header(path)
+    layout = parse_layout(path, header, assume_geometry)
+    count = 1 if layout.list_axis is None else layout.sizes[layout.list_axis]
+    if "Segment0_ID" not in header.keys:
+        raise BadFile(f"{path}: names no segment, so it is not a Slicer segmentation; if it is a scan, name it .nrrd")
+    segments: list[_Segment] = []
+    while f"Segment{len(segments)}_ID" in header.keys:
+        segments.append(_segment(path, header.keys, len(segments)))
+    places = [(segment.layer, segment.stored) for segment in segments]
+    if len(set(places)) != len(places) or not all(0 <= layer < count for layer, _ in places):
+        raise BadFile(f"{path}: two of its segments are the same, or one is in a layer that does not exist")
+    if len({segment.stored for segment in segments}) != len(segments):
+        segments = [s._replace(label=replace(s.label, value=number)) for number, s in enumerate(segments, 1)]
+    return header, layout, segments
+
+
+def _segment(path: str | Path, keys: dict[str, str], number: int) -> _Segment:
+    from medseg.labels import MAX_VALUE, Label, LabelTable
+
+    def text(name: str, missing: str = "") -> str:
+        return _unescape(keys.get(f"Segment{number}_{name}", missing))
+
+    try:
+        layer, value = int(text("Layer", "0")), int(text("LabelValue", "1"))
+        color = [round(float(part) * 255) for part in text("Color").split()]
+    except (ValueError, OverflowError):
+        raise BadFile(f"{path}: what it says about segment {number} is damaged; export it again") from None
+    if not 1 <= value <= MAX_VALUE:
+        raise BadFile(f"{path}: the label value of segment {number} is not between 1 and {MAX_VALUE}")
+    if len(color) != 3 or not all(0 <= part <= 255 for part in color):
+        color = list(LabelTable.from_values([value]).labels[0].color)
+    codes = _read_terminology(text("Tags"))
+    name = text("Name").strip() or text("ID").strip() or f"label {value}"
+    return _Segment(layer, value, Label(value, name, (color[0], color[1], color[2]), **codes))
+
+
+def _read_terminology(tags: str) -> dict[str, Code | None]:
+    from medseg.labels import Code
+
+    match = re.search(r"(?:^|\|)TerminologyEntry:([^|]*)", tags)
+    parts = match[1].split("~") if match else []
+    if len(parts) != 7:
+        return {}
+    # Parts 0 and 4 name the lists that the codes are from.
+    places = {"category": 1, "type": 2, "type_modifier": 3, "region": 5, "region_modifier": 6}
+    pieces = {field: parts[place].split("^") for field, place in places.items()}
+    return {field: Code(*code) if len(code) == 3 and code[1] else None for field, code in pieces.items()}
+
+
+def write_seg_nrrd(volume: Volume, path: str | Path, *, table: LabelTable | None = None) -> None:
+    """Write a label map as a Slicer segmentation of one layer. Raises `BadOutput`.
+
+    Every label of `table` becomes a segment, present or not; values that it does not name get 'label N'.
+    """
+    from medseg.labels import LabelTable
+
+    try:
+        labels = labels_only(path, volume)
+    except BadFile as error:
+        raise BadOutput(f"{error}; a .seg.nrrd holds a label map only") from None
+    boxes = ndimage.find_objects(labels.data)
+    present = [value for value, box in enumerate(boxes, 1) if box is not None]
+    known = table.labels if table is not None else ()
+    named = {label.value for label in known}
+    unnamed = LabelTable.from_values(value for value in present if value not in named).labels
+    segments = sorted((*known, *unnamed), key=lambda label: label.value)
+    largest = max((label.value for label in segments), default=0)
+    dtype = np.dtype(np.uint8 if largest <= 255 else np.uint16)
+    lines = [
+        "Segmentation_MasterRepresentation:=Binary labelmap",
+        "Segmentation_ContainedRepresentationNames:=Binary labelmap|",
+        "Segmentation_ReferenceImageExtentOffset:=0 0 0",
+    ]
+    for number, label in enumerate(segments):
+        box = boxes[label.value - 1] if label.value <= len(boxes) else None
+        lines += _segment_lines(number, label, box)
+    text = header_text(path, labels, dtype) + "\n".join(lines) + "\n"
+    write_attached(path, text, labels.data, dtype)
+
+
+def _segment_lines(number: int, label: Label, box: tuple[slice, ...] | None) -> list[str]:
+    extent = " ".join(f"{side.start} {side.stop - 1}" for side in box) if box else "0 -1 0 -1 0 -1"
+    fields = {
+        "ID": f"Segment_{label.value}",
+        "Name": _escape(label.name),
+        "NameAutoGenerated": "0",
+        "Color": " ".join(f"{part / 255:.6g}" for part in label.color),
+        "ColorAutoGenerated": "0",
+        "LabelValue": str(label.value),
+        "Layer": "0",
+        "Extent": extent,
+        "Tags": _escape("Segmentation.Status:inprogress|" + _terminology(label)),
+    }
+    return [f"Segment{number}_{name}:={value}" for name, value in fields.items()]
+
+
+def _terminology(label: Label) -> str:
+    if label.category is None or label.type is None:
+        return ""
+    parts = [_CONTEXT, _code_text(label.category), _code_text(label.type), _code_text(label.type_modifier)]
+    parts += [_REGION_CONTEXT, _code_text(label.region), _code_text(label.region_modifier)]
+    return f"TerminologyEntry:{'~'.join(parts)}|"
+
+
+def _code_text(code: Code | None) -> str:
+    return "^".join(re.sub(r"[\^~|]", " ", part) for part in code) if code else "^^"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", " ")
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\(.)", lambda match: "\n" if match[1] == "n" else match[1], text)
+
