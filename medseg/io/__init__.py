@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medseg.errors import BadFile, BadOutput
+from medseg.io.dicom import read_dicom
 from medseg.io.files import open_file, sweep
 from medseg.io.metaimage import read_metaimage, write_metaimage
 from medseg.io.mgh import read_mgh, write_mgh
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["READERS", "WRITERS", "is_readable_name", "read", "read_labels", "strip_suffix", "write"]
 
 #: Suffix to reader: `reader(path, volume_index=None, assume_geometry=None) -> Volume`. Longer suffixes come first.
+#: A folder is a DICOM series, whatever its name.
 READERS: dict[str, Callable[..., Volume]] = {
     ".nii.gz": read_nifti,
     ".nii": read_nifti,
@@ -36,6 +38,7 @@ READERS: dict[str, Callable[..., Volume]] = {
     ".mhd": read_metaimage,
     ".mgh": read_mgh,
     ".mgz": read_mgh,
+    ".dcm": read_dicom,
 }
 #: Suffix to writer: `writer(volume, path, table=None)`.
 WRITERS: dict[str, Callable[..., None]] = {
@@ -93,9 +96,10 @@ def is_readable_name(path: str | Path) -> bool:
 
 def _raw(path: str | Path, volume_index: int | None, assume_geometry: str | None) -> Volume:
     suffix = _suffix(path, READERS)
-    if suffix is None:
+    reader = read_dicom if Path(path).is_dir() else READERS.get(suffix or "")
+    if reader is None:
         raise _unknown(path)
-    return READERS[suffix](path, volume_index=volume_index, assume_geometry=assume_geometry)
+    return reader(path, volume_index=volume_index, assume_geometry=assume_geometry)
 
 
 def _suffix(path: str | Path, known: dict[str, Callable]) -> str | None:
