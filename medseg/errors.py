@@ -6,7 +6,8 @@ MedsegError
 ├── BadConfig      settings that contradict each other, the data, or the machine
 ├── BadModel       a model folder that is unknown, damaged, or does not fit the data
 ├── BadGeometry    an affine or two grids that make no physical sense together
-└── NotEnoughMemory  more memory is needed than allowed or present
+├── NotEnoughMemory  more memory is needed than allowed or present
+└── Interrupted    the user or the system asked to stop
 
 Warnings: DataWarning: the answer stands, but the reader should know. Collected into the run record.
 
@@ -54,6 +55,14 @@ class NotEnoughMemory(MedsegError):
     """More memory is needed than is allowed or present."""
 
     exit_code = 7
+
+
+class Interrupted(MedsegError):
+    """The user (Ctrl-C) or the system (SIGTERM) asked to stop."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__("stopped; nothing was left half-written")
+        self.exit_code = 128 + signal_number
 
 
 class DataWarning(UserWarning):

@@ -11,7 +11,6 @@ from itertools import permutations, product
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
 
 from medseg.errors import BadGeometry
 
@@ -147,10 +146,21 @@ def resample(
 
     Points outside the scan become `outside`. There is no smoothing before down-sampling.
     """
+    from scipy import ndimage  # here, because it takes as long to import as everything else together
+
     step = np.linalg.inv(volume.affine) @ affine
-    data = volume.data if order == 0 else volume.data.astype(np.float32, copy=False)
+    matrix: NDArray = step[:3, :3]
+    if np.abs(matrix - np.diag(np.diag(matrix))).max() < 1e-9:
+        matrix = np.diag(matrix)  # scipy is several times faster where axes are parallel
     out = ndimage.affine_transform(
-        data, step[:3, :3], step[:3, 3], output_shape=shape, order=order, mode="constant", cval=outside
+        volume.data,
+        matrix,
+        step[:3, 3],
+        output_shape=shape,
+        output=volume.data.dtype if order == 0 else np.float32,
+        order=order,
+        mode="constant",
+        cval=outside,
     )
     return Volume(out, affine)
 

@@ -1,0 +1,158 @@
+"""Models and training states on disk: safetensors with JSON beside them, never pickle.
+
+A model is a folder: `model.safetensors` (weights), `model.json` (`ModelSpec`: everything needed to use them) and
+`labels.csv` (the structures). `model.json` carries the SHA-256 of the weights and is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from medseg.errors import BadFile, BadModel
+from medseg.io.files import atomic_write
+from medseg.labels import LabelTable
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+#: Models that come with medseg, by name.
+BUNDLED = Path(__file__).parent / "bundled"
+MAX_WEIGHTS = 2_000_000_000
+
+
+class ModelSpec(BaseModel):
+    """What a model's JSON says; spatial numbers run along (R, A, S)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["medseg-model-1"] = "medseg-model-1"
+    name: str
+    description: str = ""
+    architecture: str
+    options: dict[str, Any] = {}
+    channels: int = Field(default=1, ge=1, le=64)
+    classes: tuple[int, ...] = Field(description="label value of each output channel; the first is background 0")
+    patch: tuple[int, int, int]
+    spacing_mm: float = Field(gt=0.05, lt=20)
+    intensity: Literal["percentiles"] = "percentiles"
+    cleanup: tuple[dict[str, Any], ...] = ()
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of model.safetensors")
+    card: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model read from its folder and verified; `network()` builds it."""
+
+    spec: ModelSpec
+    table: LabelTable
+    folder: Path
+
+    def network(self) -> nn.Module:
+        """The network in evaluation mode, float32, on the CPU. Raises `BadModel` if the weights do not fit it."""
+        import torch
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        from medseg.models import build_model
+
+        spec = self.spec
+        content = (self.folder / "model.safetensors").read_bytes()
+        if hashlib.sha256(content).hexdigest() != spec.sha256:
+            raise BadModel(f"the weights in {self.folder} are not those its model.json names; fetch the model again")
+        try:
+            state = load(content)
+        except (SafetensorError, ValueError) as error:
+            raise BadModel(f"the weights in {self.folder} cannot be read: {error}") from None
+        with torch.device("meta"):  # shapes are compared before any memory is taken
+            network = build_model(spec.architecture, spec.channels, len(spec.classes), **spec.options)
+        expected = {key: value.shape for key, value in network.state_dict().items()}
+        wrong = sorted(key for key in expected.keys() | state.keys() if key not in state or key not in expected)
+        wrong += [key for key in expected if key in state and state[key].shape != expected[key]]
+        if wrong:
+            raise BadModel(f"the weights in {self.folder} do not fit its architecture: {', '.join(wrong[:3])}")
+        if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+            raise BadModel(f"the weights in {self.folder} hold values that are not finite")
+        network = network.to_empty(device="cpu")
+        network.load_state_dict({key: value.float() for key, value in state.items()})
+        return network.eval()
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that come with medseg."""
+    return sorted(folder.name for folder in BUNDLED.iterdir() if (folder / "model.json").is_file())
+
+
+def load_checkpoint(name: str) -> Checkpoint:
+    """The model of a folder, or of a name that comes with medseg. Raises `BadModel` if there is none or it is damaged."""
+    folder = BUNDLED / name if name in bundled_models() else Path(name)
+    if not (folder / "model.json").is_file():
+        known = ", ".join(bundled_models())
+        raise BadModel(f"there is no model '{name}': give a model folder, or one that comes with medseg ({known})")
+    try:
+        with (folder / "model.json").open(encoding="utf-8") as handle:
+            spec = ModelSpec.model_validate_json(handle.read(1_000_000))
+        table = LabelTable.read(folder / "labels.csv")
+        size = (folder / "model.safetensors").stat().st_size
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "JSON"
+        raise BadModel(f"{folder / 'model.json'} is damaged: {where}: {first['msg']}") from None
+    except (OSError, UnicodeDecodeError, BadFile) as error:
+        raise BadModel(f"the model in {folder} is incomplete: {error}") from None
+    if size > MAX_WEIGHTS:
+        raise BadModel(f"the weights in {folder} hold {size} bytes, more than the {MAX_WEIGHTS} allowed")
+    missing = [value for value in spec.classes[1:] if value not in table.values]
+    if spec.classes[0] != 0 or missing:
+        raise BadModel(f"{folder}: labels.csv does not name the values {missing or 'with background first'}")
+    return Checkpoint(spec, table, folder)
+
+
+def save_checkpoint(folder: Path, spec: dict[str, Any], state: dict[str, Tensor], table: LabelTable) -> None:
+    """Write a model folder; weights in half precision. `spec` holds `ModelSpec`'s fields but the hash."""
+    from safetensors.torch import save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    content = save({key: value.detach().half().contiguous() for key, value in state.items()})
+    checked = ModelSpec(**spec, sha256=hashlib.sha256(content).hexdigest())
+    table.write(folder / "labels.csv")
+    with atomic_write(folder / "model.safetensors") as handle:
+        handle.write(content)
+    with atomic_write(folder / "model.json") as handle:
+        handle.write((checked.model_dump_json(indent=1) + "\n").encode())
+
+
+def save_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write a training state atomically: tensors and JSON facts in one safetensors file."""
+    from safetensors.torch import save
+
+    content = save({key: value.detach().contiguous() for key, value in tensors.items()}, {"medseg": json.dumps(facts)})
+    with atomic_write(path) as handle:
+        handle.write(hashlib.sha256(content).digest() + content)
+
+
+def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts written by `save_state`. Raises `BadModel` if the file is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise BadModel(f"the training state {path} cannot be read: {error.strerror}") from None
+    digest, content = raw[:32], raw[32:]
+    if hashlib.sha256(content).digest() != digest:
+        raise BadModel(f"the training state {path} is damaged")
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        facts = json.loads(header["__metadata__"]["medseg"])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise BadModel(f"the training state {path} is damaged: {error}") from None
+    return tensors, facts

@@ -1,0 +1,359 @@
+"""The command line: parse, call one function, show what came back, map errors to exit codes.
+
+Results go to stdout (`--json` for machines), progress, announcements and warnings to stderr. Exit codes: 0 done,
+1 other failure, 2 wrong usage, 3 bad input file, 4 output cannot be written, 5 bad settings, 6 bad model,
+7 not enough memory, 130 and 143 stopped by Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medseg.errors import BadConfig, DataWarning, Interrupted, MedsegError
+
+app = typer.Typer(
+    name="medseg",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Segment medical images: one command from a scan to labels you can trust.",
+    epilog="Nothing is sent anywhere: infer, train and evaluate open no network connection.",
+)
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no announcements; warnings stay.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
+VolumeIndex = Annotated[
+    int | None, typer.Option("--volume", min=0, help="Which volume of a file that holds several, from 0.")
+]
+AssumeGeometry = Annotated[
+    str | None,
+    typer.Option(metavar="sform|qform|pixdim", help="What to trust where a header contradicts itself or says nothing."),
+]
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except MedsegError as error:
+        print(f"medseg: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except MemoryError:
+        print("medseg: the machine has not enough memory for this; close other programs or crop the scan", file=sys.stderr)
+        sys.exit(7)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+@app.command()
+def infer(
+    inputs: Annotated[list[Path], typer.Argument(metavar="SCAN...", help="Scans, folders of scans, DICOM folders.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A file (its suffix decides the format) or a folder. Default: SCAN_seg.nii.gz."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A name from `medseg models`, or a model folder.")
+    ] = "brain",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Arithmetic of the network; auto is the fastest safe one.")
+    ] = "auto",
+    overlap: Annotated[float, typer.Option(min=0, max=0.9, help="Share by which windows overlap.")] = 0.5,
+    cleanup: Annotated[bool, typer.Option("--cleanup/--no-cleanup", help="Clean up as the model says.")] = True,
+    instances: Annotated[
+        bool, typer.Option("--instances", help="Also number separate objects, with volumes and boxes in the record.")
+    ] = False,
+    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Skip scans that have a result.")] = False,
+    preview: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Also draw slices with labels (a folder for several scans).")
+    ] = None,
+    volume: VolumeIndex = None,
+    assume_geometry: AssumeGeometry = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Segment scans.
+
+    Writes a label map on each scan's own grid, and beside it the label table (.labels.csv) and the run record (.json).
+    """
+    from medseg import infer as run
+    from medseg.inference import Settings
+
+    _one_of("--device", device, ("auto", "cpu", "cuda"))
+    _one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
+    work = run.jobs(inputs, output)
+    for job in work:
+        run.check_output(job)
+    _keep_memory()
+    checkpoint = run.load_model(model)
+    settings = Settings(device, precision, overlap, cleanup)
+    failures: list[MedsegError] = []
+    for job in work:
+        if skip_existing and job.labels.exists():
+            _say(f"{job.scan}: {job.labels} is there, skipped", quiet)
+            continue
+        picture = preview / f"{job.labels.name.split('.')[0]}.png" if preview and len(work) > 1 else preview
+        extras = run.Extras(picture, instances, volume, assume_geometry)
+        try:
+            with _progress(quiet) as (announce, progress):
+                content = run.infer(
+                    job, checkpoint, settings, extras, announce=lambda t: announce(f"{job.scan}: {t}"), progress=progress
+                )
+        except Interrupted:
+            raise
+        except MedsegError as error:
+            if len(work) == 1:
+                raise
+            print(f"medseg: {error}", file=sys.stderr)
+            failures.append(error)
+            continue
+        for text in content["warnings"]:
+            print(f"warning: {job.scan}: {text}", file=sys.stderr)
+        _show_result(job.labels, content, as_json)
+    if failures:
+        print(f"medseg: {len(failures)} of {len(work)} scans failed", file=sys.stderr)
+        raise typer.Exit(failures[0].exit_code)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A training config, e.g. configs/brain.yaml.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The run folder. Default: runs/NAME.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: --set train.steps=500")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a model; the same command goes on where an interrupted run stopped.
+
+    The model is left in RUN/model, for `medseg infer --model RUN/model`.
+    """
+    import yaml
+
+    from medseg.config import load_config
+
+    if config.is_dir():
+        raise BadConfig(f"{config} is a folder; give a training config such as configs/brain.yaml")
+    changes = {}
+    for text in overrides or []:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise BadConfig(f"--set {text}: write it as KEY=VALUE")
+        changes[key] = yaml.safe_load(value)
+    settings = load_config(config, changes)
+    _keep_memory()
+    from medseg.train import train as run
+
+    with _training_progress(settings.train.steps, quiet) as progress:
+        model = run(settings, output or Path("runs") / settings.name, progress=progress)
+    print(model)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A scan or label map, or a DICOM folder.")],
+    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where to; the suffix decides the format.")],
+    labels: Annotated[
+        Path | None, typer.Option(metavar="TABLE", help="Names and colours for a .seg.nrrd: .csv, .ctbl or dseg .tsv.")
+    ] = None,
+    volume: VolumeIndex = None,
+    assume_geometry: AssumeGeometry = None,
+) -> None:
+    """Convert a volume to another format; voxels and geometry stay as they are."""
+    from medseg.io import read, write
+    from medseg.labels import LabelTable
+
+    table = LabelTable.read(labels) if labels else None
+    write(read(source, volume_index=volume, assume_geometry=assume_geometry), target, table=table)
+
+
+@app.command()
+def info(
+    paths: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Scans, label maps, DICOM folders.")],
+    volume: VolumeIndex = None,
+    assume_geometry: AssumeGeometry = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is in a file: grid, orientation, intensities."""
+    import json
+
+    from medseg.io import read
+    from medseg.record import describe
+
+    for path in paths:
+        scan = read(path, volume_index=volume, assume_geometry=assume_geometry)
+        facts = describe(scan) | {
+            "affine": scan.affine.tolist(),
+            "minimum": float(scan.data.min()),
+            "maximum": float(scan.data.max()),
+            "ml": round(scan.voxel_mm3 * scan.data.size / 1000, 3),
+        }
+        if as_json:
+            print(json.dumps({"file": str(path)} | facts))
+        else:
+            _print_table(str(path), ("", ""), [(key, _plain(value)) for key, value in facts.items()])
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the models that come with medseg."""
+    import json
+
+    from medseg.checkpoint import bundled_models, load_checkpoint
+    from medseg.intensity import INTENSITY_MODELS
+
+    rows = []
+    for name in bundled_models():
+        spec = load_checkpoint(name).spec
+        rows.append({"name": name, "structures": len(spec.classes) - 1, "about": spec.description})
+    for name, (function, classes) in INTENSITY_MODELS.items():
+        about = (function.__doc__ or "").split("\n")[0]
+        rows.append({"name": name, "structures": classes - 1, "about": about})
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        _print_table("Models", ("name", "structures", "about"), [tuple(map(str, row.values())) for row in rows])
+
+
+@app.command()
+def version() -> None:
+    """Print medseg's version."""
+    from importlib.metadata import version as installed
+
+    print(installed("medseg"))
+
+
+def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise typer.BadParameter(f"'{value}' is not one of {', '.join(allowed)}", param_hint=option)
+
+
+def _show_result(labels: Path, content: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        import json
+
+        print(json.dumps({"labels": str(labels)} | content))
+        return
+    rows = [(str(s["value"]), s["name"], f"{s['ml']:.2f}") for s in content["structures"]]
+    seconds = sum(content["seconds"].values())
+    peak = content["peak_memory_bytes"] / 1e9
+    _print_table(f"{labels}  ({seconds:.1f} s, {peak:.1f} GB)", ("label", "structure", "mL"), rows, right=(0, 2))
+
+
+def _print_table(
+    title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, ...] = ()
+) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=any(columns), box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console(soft_wrap=False)
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(table)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return "\n".join(" ".join(f"{x:.6g}" for x in row) for row in value)
+    return " x ".join(f"{x:.6g}" for x in value) if isinstance(value, list) else str(value)
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(text, file=sys.stderr)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
+    """Lines and a bar on stderr for one scan; nothing at all when quiet."""
+    if quiet:
+        yield (lambda text: None), (lambda what, done, total: None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def progress(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total if total > 1 else None)
+
+        yield (lambda text: bar.console.print(text, markup=False, highlight=False, soft_wrap=True)), progress
+
+
+@contextmanager
+def _training_progress(steps: int, quiet: bool) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """A bar on stderr with loss, Dice and time left."""
+    if quiet:
+        yield lambda step, facts: None
+        return
+    from datetime import timedelta
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=steps)
+
+        def progress(step: int, facts: dict[str, float]) -> None:
+            left = timedelta(seconds=round(facts["seconds_left"]))
+            text = f"loss {facts['loss']:.3f}  Dice {facts['dice']:.3f}  {left} left"
+            bar.update(task, completed=step, description=text)
+
+        yield progress
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *rest: object, **named: object) -> None:
+    """Our own warnings as one line; those of libraries are for developers and stay out of a user's way."""
+    if issubclass(category, DataWarning):
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise Interrupted(number)
+
+
+def _keep_memory() -> None:
+    """Let this process keep freed memory: large activations are then reused instead of being faulted in again.
+
+    Measured 1.3 to 1.8 times faster networks on a CPU. glibc only; elsewhere nothing happens. A library must not do
+    this to its host, so only the command line does.
+    """
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mmap_max, trim_threshold, top_pad = -4, -1, -2  # malloc.h
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 64 * 2**20)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Everything configurable, as data: YAML in, checked by pydantic, no code. Unknown keys and wrong types are errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from medseg.errors import BadConfig
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SynthConfig(_Strict):
+    """How label maps become images; lengths in mm, intensities relative to a range of 0 to 1."""
+
+    merge: dict[int, int] = Field(default={}, description="label value -> the label value it is trained as")
+    mirror: dict[int, int] = Field(default={}, description="left value -> right value, beside those found by name")
+    outside: tuple[int, ...] = Field(default=(), description="label values a skull-stripped image lacks")
+    t1_like: dict[int, tuple[float, float]] = Field(default={}, description="value -> (mean, sd) in a T1-like image")
+    t1_share: tuple[float, float] = Field(default=(0.0, 0.0), description="share of T1-like images, first and last")
+    t1_steps: tuple[int, int] = Field(default=(0, 1), description="steps between which that share changes")
+    rotation_degrees: float = Field(default=20.0, ge=0, le=180)
+    scaling: tuple[float, float] = (0.85, 1.2)
+    anisotropic_scaling: float = Field(default=0.08, ge=0, lt=0.5)
+    shearing: float = Field(default=0.02, ge=0, lt=0.5)
+    flip: float = Field(default=0.5, ge=0, le=1)
+    deformation_mm: tuple[tuple[float, float], ...] = ((48.0, 4.0), (20.0, 1.5))
+    anywhere: float = Field(default=0.15, ge=0, le=1, description="share of windows centred anywhere in the head")
+    offset_mm: float = Field(default=12.0, ge=0, description="sd of the window's distance from the target's middle")
+    noise_within: float = Field(default=0.1, ge=0, description="largest sd of intensity within a structure")
+    dark_background: float = Field(default=0.9, ge=0, le=1)
+    skull_stripped: float = Field(default=0.3, ge=0, le=1)
+    bias: float = Field(default=0.4, ge=0, description="largest sd of the log bias field")
+    blurred: float = Field(default=0.7, ge=0, le=1)
+    blur_mm: float = Field(default=2.0, gt=0)
+    coarse: float = Field(default=0.5, ge=0, le=1, description="share of images with thick slices")
+    thickest_mm: float = Field(default=7.0, gt=0)
+    noise: float = Field(default=0.08, ge=0)
+    gamma: float = Field(default=0.4, ge=0)
+    cut: float = Field(default=0.15, ge=0, le=1, description="share of images with a cut field of view")
+
+
+class ModelConfig(_Strict):
+    """Which network, and its options (see medseg/models)."""
+
+    name: str
+    options: dict[str, Any] = {}
+    patch: tuple[int, int, int]
+    spacing_mm: float = Field(gt=0.05, lt=20)
+
+
+class TrainConfig(_Strict):
+    """The loop: lengths in steps."""
+
+    steps: int = Field(ge=1)
+    batch: int = Field(default=1, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    warmup: int = Field(default=200, ge=1)
+    decay: int = Field(default=2000, ge=1, description="steps at the end over which the rate falls to zero")
+    weight_decay: float = Field(default=1e-2, ge=0)
+    gradient_clip: float = Field(default=5.0, gt=0)
+    ema: float = Field(default=0.998, ge=0, lt=1, description="decay of the moving average of weights")
+    seed: int = Field(default=0, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint_every: int = Field(default=100, ge=1)
+    log_every: int = Field(default=20, ge=1)
+    validate_every: int = Field(default=500, ge=1)
+    validate_samples: int = Field(default=4, ge=0)
+
+
+class Config(_Strict):
+    """One training run."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    description: str = ""
+    data: Path
+    hold_out: tuple[str, ...] = Field(default=(), description="files of `data` used for validation only")
+    labels: Path = Field(description="Slicer label table naming the structures to predict")
+    card: dict[str, Any] = Field(default={}, description="put into the model's JSON as it is: licence, intended use ...")
+    cleanup: list[dict[str, Any]] = []
+    model: ModelConfig
+    synth: SynthConfig = SynthConfig()
+    train: TrainConfig
+
+
+def load_config(path: Path, overrides: dict[str, Any] | None = None) -> Config:
+    """The config in a YAML file with dotted `overrides` ({'train.steps': 10}) applied; paths count from its folder.
+
+    Raises `BadConfig` naming the key, the value and what is allowed.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadConfig(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise BadConfig(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise BadConfig(f"{path} is not a training config: it holds no keys")
+    for key in ("data", "labels"):
+        if isinstance(content.get(key), str):
+            content[key] = str((path.parent / content[key]))
+    for dotted, value in (overrides or {}).items():
+        *parents, last = dotted.split(".")
+        branch = content
+        for key in parents:
+            branch = branch.setdefault(key, {})
+            if not isinstance(branch, dict):
+                raise BadConfig(f"{dotted} cannot be set: {key} is not a group of settings")
+        branch[last] = value
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BadConfig(f"{path}: {where}: {first['msg']}, not {first['input']!r:.60}") from None

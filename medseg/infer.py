@@ -1,0 +1,198 @@
+"""`medseg infer`: scans in, label maps, label tables and run records out."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medseg import inference, record
+from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, MedsegError
+from medseg.intensity import INTENSITY_MODELS
+from medseg.io import READERS, WRITERS, is_readable_name, read, strip_suffix, write
+
+if TYPE_CHECKING:
+    from medseg.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class Job:
+    """One scan and where its results go."""
+
+    scan: Path
+    labels: Path
+
+    def beside(self, ending: str) -> Path:
+        """A companion of the label map, e.g. '.json'."""
+        return self.labels.with_name(strip_suffix(self.labels) + ending)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is written beside the label map, and how scans are read."""
+
+    preview: Path | None = None
+    instances: bool = False
+    volume_index: int | None = None
+    assume_geometry: str | None = None
+
+
+def jobs(inputs: Sequence[Path], output: Path | None) -> list[Job]:
+    """The scans named by files and folders with their outputs. A folder holds scans, or is one DICOM series.
+
+    Raises `BadFile` for what is not there and `BadConfig` where two results would have one name.
+    """
+    scans: list[Path] = []
+    for path in inputs:
+        if not path.exists():
+            raise BadFile(f"{path}: there is no such file or folder; check the name")
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.is_file() and is_readable_name(p) and not _is_result(p))
+            scans += inside or [path]
+        else:
+            scans.append(path)
+    suffix = next((s for s in WRITERS if output and output.name.lower().endswith(s)), None)
+    if suffix and output:
+        if len(scans) > 1:
+            raise BadConfig(f"{len(scans)} scans cannot go into one file {output}; give a folder with -o")
+        found = [Job(scans[0], output)]
+    else:
+        if output and output.suffix and not output.is_dir():
+            raise BadOutput(f"{output}: medseg does not write this format; use one of {', '.join(sorted(WRITERS))}")
+        found = [Job(scan, (output or scan.resolve().parent) / f"{strip_suffix(scan.resolve())}_seg.nii.gz") for scan in scans]
+        if output is None:
+            found = [Job(scan, scan.parent / job.labels.name) if scan.name else job for scan, job in zip(scans, found)]
+    names = [job.labels for job in found]
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    if twice:
+        raise BadConfig(f"two scans would both be written to {twice[0]}; give them one at a time with -o")
+    for job in found:
+        if job.labels in scans:
+            raise BadConfig(f"{job.labels} is an input and would be overwritten; choose another -o")
+    return found
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a file in a folder of scans is what an earlier run wrote beside them."""
+    stem = strip_suffix(path)
+    return stem.endswith(("_seg", "_seg.objects"))
+
+
+def load_model(name: str) -> Checkpoint | str:
+    """A checkpoint, or the name of an intensity model as it is. Raises `BadModel`."""
+    if name in INTENSITY_MODELS:
+        return name
+    from medseg.checkpoint import load_checkpoint
+
+    return load_checkpoint(name)
+
+
+def infer(
+    job: Job,
+    model: Checkpoint | str,
+    settings: inference.Settings,
+    extras: Extras,
+    *,
+    announce: Callable[[str], None] = lambda text: None,
+    progress: inference.Progress = lambda what, done, total: None,
+) -> dict[str, Any]:
+    """Segment one scan and write its results; returns the run record.
+
+    `announce` gets one line about what will be done before it is. On any error nothing new is left behind.
+    """
+    begun = time.perf_counter()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", DataWarning)
+        progress("reading", 0, 1)
+        volume = read(job.scan, volume_index=extras.volume_index, assume_geometry=extras.assume_geometry)
+        reading = time.perf_counter() - begun
+        try:
+            announce(_announcement(volume, inference.plan(volume, model, settings)))
+            result = inference.segment(volume, model, settings, progress=progress)
+        except BadFile as error:  # what is wrong with the voxels is known before the file's name is
+            raise BadFile(f"{job.scan}: {error}") from None
+    # A reader's warning names the file as the user typed it; the record must not.
+    told = [str(w.message).replace(str(job.scan), "the scan") for w in caught if issubclass(w.category, DataWarning)]
+    content: dict[str, Any] = {
+        "format": "medseg-record-1",
+        "versions": record.versions(),
+        "model": _identity(model),
+        "input": record.describe(volume),
+        "settings": {**asdict(settings), "device": result.plan.device, "precision": result.plan.precision},
+        "warnings": told,
+        "structures": inference.structure_volumes(result.labels, result.table),
+    }
+    progress("writing", 0, 1)
+    writing = time.perf_counter()
+    writes: list[tuple[Path, Callable[[Path], None]]] = []
+    if extras.instances:
+        objects, rows = record.found_objects(result.labels)
+        content["objects"] = rows
+        writes.append((job.beside(".objects.nii.gz"), lambda path: write(objects, path)))
+    if extras.preview:
+        from medseg.view.preview import write_preview
+
+        writes.append((extras.preview, lambda path: write_preview(path, volume, result.labels, result.table)))
+    writes.append((job.beside(".labels.csv"), lambda path: result.table.write(path)))
+    writes.append((job.labels, lambda path: write(result.labels, path, table=result.table)))
+
+    def finish(path: Path) -> None:
+        seconds = {"read": reading, **result.seconds, "write": time.perf_counter() - writing}
+        content["seconds"] = {key: round(value, 3) for key, value in seconds.items()}
+        content["peak_memory_bytes"] = record.peak_memory_bytes()
+        content["finished"] = record.finished_now()
+        record.write_record(path, content)
+
+    writes.append((job.beside(".json"), finish))
+    _write_all(writes)
+    return content
+
+
+def _write_all(writes: Sequence[tuple[Path, Callable[[Path], None]]]) -> None:
+    """Write every file or, if one cannot be written, leave none that was not there before."""
+    new = [path for path, _ in writes if not path.exists()]
+    try:
+        for path, action in writes:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            action(path)
+    except BaseException as error:
+        for path in new:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise BadOutput(f"{path.parent} cannot be written to ({error.strerror}); choose another -o") from None
+        raise
+
+
+def check_output(job: Job) -> None:
+    """Raise `BadOutput` before any work if the folder of the results cannot be written to."""
+    folder = job.labels.parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise BadOutput(f"{job.labels.parent} cannot be written to; choose another folder with -o")
+
+
+def _announcement(volume: inference.Volume, plan: inference.Plan) -> str:
+    shape = " x ".join(str(n) for n in volume.shape)
+    spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm)
+    how = f"{plan.windows} windows on {plan.device}, {plan.precision}" if plan.windows else "by intensity"
+    return (
+        f"{shape} voxels of {spacing} mm, {volume.orientation}; model {plan.model}, {how}; "
+        f"about {plan.memory_bytes / 1e9:.1f} GB of memory"
+    )
+
+
+def _identity(model: Checkpoint | str) -> dict[str, str]:
+    if isinstance(model, str):
+        return {"name": model}
+    return {"name": model.spec.name, "weights_sha256": model.spec.sha256}
+
+
+__all__ = ["READERS", "Extras", "Job", "MedsegError", "check_output", "infer", "jobs", "load_model"]

@@ -1,0 +1,98 @@
+"""The run record: what was done to get a result, with nothing in it that could name a person or a place.
+
+No file names, no paths, nothing from image headers: the input is identified by a hash of its voxels and geometry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import resource
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg.io.files import atomic_write
+from medseg.volume import Volume
+
+_PACKAGES = ("numpy", "scipy", "nibabel", "pydicom", "connected-components-3d", "numba", "torch")
+
+
+def voxel_hash(volume: Volume) -> str:
+    """SHA-256 of dtype, shape, affine and voxels in (i, j, k) order, little-endian: equal for equal scans."""
+    digest = hashlib.sha256(f"{volume.data.dtype.name} {volume.shape}".encode())
+    digest.update(volume.affine.astype("<f8").tobytes())
+    for plane in volume.data:
+        digest.update(np.ascontiguousarray(plane, plane.dtype.newbyteorder("<")))
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """medseg, Python and the packages a result depends on."""
+    from medseg import __version__
+
+    found = {"medseg": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def describe(volume: Volume) -> dict[str, Any]:
+    """The input by its grid and its hash."""
+    return {
+        "voxels_sha256": voxel_hash(volume),
+        "shape": list(volume.shape),
+        "spacing_mm": [round(s, 6) for s in volume.spacing_mm],
+        "orientation": volume.orientation,
+        "dtype": volume.data.dtype.name,
+    }
+
+
+def found_objects(labels: Volume) -> tuple[Volume, list[dict[str, Any]]]:
+    """Connected components (26-neighbours) of every label as objects 1, 2, ...: the map and a row for each.
+
+    A row holds the object's number, its label, voxels, volume in mL and bounding box in RAS mm (edges of voxels).
+    """
+    from medseg.cleanup import components
+
+    numbers, parts = components(labels.data)
+    rows = []
+    for n in range(len(parts)):
+        box = np.array([(*c, 1.0) for c in product(*zip(parts.start[n] - 0.5, parts.stop[n] - 0.5))]) @ labels.affine.T
+        rows.append(
+            {
+                "object": n + 1,
+                "label": int(parts.label[n]),
+                "voxels": int(parts.voxels[n]),
+                "ml": round(float(parts.voxels[n]) * labels.voxel_mm3 / 1000, 4),
+                "box_mm": [np.round(box.min(0)[:3], 3).tolist(), np.round(box.max(0)[:3], 3).tolist()],
+            }
+        )
+    kind = np.uint16 if len(parts) < 65536 else np.uint32
+    return labels.with_data(numbers.astype(kind)), rows
+
+
+def finished_now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_record(path: str | Path, record: dict[str, Any]) -> None:
+    """Write a record as JSON, whole or not at all."""
+    with atomic_write(path) as handle:
+        handle.write((json.dumps(record, indent=1) + "\n").encode())

@@ -1,0 +1,307 @@
+"""Label maps to images of random contrast, resolution, shape and quality: training without images.
+
+After SynthSeg (Billot et al. 2023, Medical Image Analysis 86:102789, section 3): a label map is deformed, every
+structure gets a random intensity, and the image is blurred, biased, coarsened and corrupted at random. Everything is
+drawn on the model's grid, so a sample costs tens of milliseconds: partial volume comes from averaging the intensities
+found at four points inside each voxel instead of rendering a finer image. All of it is plain torch and a function of
+the generator handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from medseg.config import SynthConfig
+from medseg.errors import BadConfig
+from medseg.volume import Volume, reorient
+
+#: Four points of a voxel (corners of a tetrahedron, in voxel units) where its intensity is looked up.
+_INSIDE = 0.25 * torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Label maps ready for rendering.
+
+    maps: uint8 index arrays (X, Y, Z) running to RAS, cut to their content with a border of one empty voxel; spacings_mm: one (3,) tensor each;
+    values: the label value behind each index; centres: (3,) voxel position of the middle of the target structures.
+    """
+
+    maps: tuple[Tensor, ...]
+    spacings_mm: tuple[Tensor, ...]
+    centres: tuple[Tensor, ...]
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """What rendering needs to know of each label index, as (N,) tensors; made once by `lookup`.
+
+    target: class trained for; mirrored: that class after a left-right flip; group: labels that share an intensity;
+    inside: whether a skull-stripped image keeps it; prior: (N, 2) mean and sd of its T1-like intensity, mean < 0 unknown.
+    """
+
+    target: Tensor
+    mirrored: Tensor
+    group: Tensor
+    inside: Tensor
+    prior: Tensor
+
+
+def load_heads(volumes: Sequence[Volume], targets: Sequence[int]) -> Heads:
+    """Label volumes as `Heads`. Raises `BadConfig` if they hold more than 255 different values."""
+    values = tuple(sorted({int(v) for volume in volumes for v in np.unique(volume.data)}))
+    if len(values) > 255:
+        raise BadConfig(f"the label maps hold {len(values)} different values; at most 255 can be rendered")
+    index = np.zeros(max(values) + 1, np.uint8)
+    index[list(values)] = np.arange(len(values))
+    maps, spacings, centres = [], [], []
+    for volume in volumes:
+        ras = reorient(volume, "RAS")
+        filled = [np.nonzero((ras.data != 0).any(axis=tuple({0, 1, 2} - {a})))[0] for a in range(3)]
+        data = ras.data[tuple(slice(f[0], f[-1] + 1) for f in filled)]
+        wanted = np.isin(data, list(targets))
+        centres.append(torch.tensor([np.nonzero(wanted.any(axis=tuple({0, 1, 2} - {a})))[0].mean() for a in range(3)]))
+        maps.append(torch.from_numpy(np.pad(index[data], 1)))
+        spacings.append(torch.tensor(ras.spacing_mm))
+    return Heads(tuple(maps), tuple(spacings), tuple(c.float() for c in centres), values)
+
+
+def lookup(
+    values: Sequence[int], classes: Sequence[int], mirror: Mapping[int, int], config: SynthConfig
+) -> Lookup:
+    """The `Lookup` of label `values` for a model that predicts `classes` (label values; class 0 is background)."""
+    class_of = {value: n for n, value in enumerate(classes)}
+    mirror = {**mirror, **{b: a for a, b in mirror.items()}}
+    target, mirrored, group, inside, prior = [], [], [], [], []
+    for value in values:
+        merged = config.merge.get(value, value)
+        target.append(class_of.get(merged, 0))
+        mirrored.append(class_of.get(mirror.get(merged, merged), 0))
+        group.append(min(value, mirror.get(value, value)))
+        inside.append(value not in config.outside and value != 0)
+        prior.append(config.t1_like.get(value, config.t1_like.get(mirror.get(value, value), (-1.0, 0.0))))
+    numbered = {g: n for n, g in enumerate(sorted(set(group)))}
+    return Lookup(
+        torch.tensor(target, dtype=torch.uint8),
+        torch.tensor(mirrored, dtype=torch.uint8),
+        torch.tensor([numbered[g] for g in group]),
+        torch.tensor(inside),
+        torch.tensor(prior, dtype=torch.float32),
+    )
+
+
+def render(
+    heads: Heads,
+    table: Lookup,
+    shape: tuple[int, int, int],
+    spacing_mm: float,
+    config: SynthConfig,
+    generator: Generator,
+    *,
+    which: int | None = None,
+    t1_like: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """One random image (X, Y, Z) float32 in 0..1 and its classes (X, Y, Z) uint8, on a grid of `spacing_mm` in RAS.
+
+    `which` picks the head (random if None); `t1_like` is the probability of T1-like rather than random intensities.
+    """
+    rng = _Random(generator)
+    which = rng.integer(len(heads.maps)) if which is None else which
+    head, head_spacing = heads.maps[which], heads.spacings_mm[which]
+    matrix, centre, flipped = _pose(heads, which, shape, spacing_mm, config, rng)
+
+    displacement = _deformation(shape, spacing_mm, config, rng)  # (3, X, Y, Z) mm
+    at = _grid(shape, spacing_mm) + displacement
+    at = torch.einsum("rc,cxyz->rxyz", matrix, at) / head_spacing.view(3, 1, 1, 1) + centre.view(3, 1, 1, 1)
+    step = matrix * spacing_mm / head_spacing.view(3, 1)
+    seen = [_look_up(head, at, (step @ offset).tolist()) for offset in _INSIDE]
+    middle = _look_up(head, at)
+    classes = (table.mirrored if flipped else table.target)[middle.long()]
+
+    means, deviations = _contrast(table, config, rng, t1_like)
+    if rng.chance(config.skull_stripped):
+        means, deviations, classes = _strip(table, heads.values, means, deviations, classes, middle, seen, rng)
+    image = torch.stack([means[s.long()] for s in seen]).mean(0)
+    image += deviations[middle.long()] * rng.normal(shape)
+    image = _corrupt(image, spacing_mm, config, rng)
+    if rng.chance(config.cut):
+        axis = rng.integer(3)
+        length = int(rng.uniform(0, 0.25) * shape[axis])
+        start = 0 if rng.chance(0.5) else shape[axis] - length
+        for part in (image, classes):  # beyond the field of view there is nothing to label
+            part.narrow(axis, start, length).zero_()
+    image = scale_to_percentiles(image.clamp_(min=0))
+    return image ** float(np.exp(rng.uniform(-config.gamma, config.gamma))), classes
+
+
+class _Random:
+    """Scalars and tensors from one torch generator."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
+        return float(torch.empty(()).uniform_(low, high, generator=self.generator))
+
+    def chance(self, probability: float) -> bool:
+        return self.uniform() < probability
+
+    def integer(self, stop: int) -> int:
+        return int(torch.randint(stop, (), generator=self.generator))
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        return torch.randn(*shape, generator=self.generator)
+
+    def rand(self, *shape: int) -> Tensor:
+        return torch.rand(*shape, generator=self.generator)
+
+
+def _pose(
+    heads: Heads, which: int, shape: tuple[int, int, int], spacing_mm: float, config: SynthConfig, rng: _Random
+) -> tuple[Tensor, Tensor, bool]:
+    """A random affine (3, 3) from mm around the window's middle to mm in the head, where that middle lies, and a flip."""
+    angles = (rng.rand(3) * 2 - 1) * np.deg2rad(config.rotation_degrees)
+    matrix = torch.eye(3)
+    for axis, angle in enumerate(angles.tolist()):
+        a, b = [n for n in range(3) if n != axis]
+        turn = torch.eye(3)
+        turn[a, a] = turn[b, b] = float(np.cos(angle))
+        turn[a, b], turn[b, a] = float(-np.sin(angle)), float(np.sin(angle))
+        matrix = matrix @ turn
+    low, high = config.scaling
+    overall = rng.uniform(low, high)
+    scale = overall * (1 + (rng.rand(3) * 2 - 1) * config.anisotropic_scaling)
+    shear = torch.eye(3) + (rng.rand(3, 3) * 2 - 1) * config.shearing * (1 - torch.eye(3))
+    flipped = rng.chance(config.flip)
+    matrix = matrix @ shear @ torch.diag(1 / scale) @ torch.diag(torch.tensor([-1.0 if flipped else 1.0, 1, 1]))
+
+    head, spacing = heads.maps[which], heads.spacings_mm[which]
+    if rng.chance(config.anywhere):
+        centre = rng.rand(3) * (torch.tensor(head.shape) - 2)
+    else:
+        centre = heads.centres[which] + rng.normal((3,)) * config.offset_mm / spacing
+    return matrix, centre, flipped
+
+
+def _grid(shape: tuple[int, int, int], spacing_mm: float) -> Tensor:
+    """(3, X, Y, Z) position in mm of each voxel relative to the middle of the grid."""
+    axes = [(torch.arange(n) - (n - 1) / 2) * spacing_mm for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def _smooth_field(channels: int, points: int, shape: tuple[int, int, int], rng: _Random) -> Tensor:
+    """(channels, X, Y, Z) trilinear interpolation of standard normal values on a coarse grid of points³."""
+    coarse = rng.normal((1, channels, points, points, points))
+    return F.interpolate(coarse, size=shape, mode="trilinear", align_corners=True)[0]
+
+
+def _deformation(shape: tuple[int, int, int], spacing_mm: float, config: SynthConfig, rng: _Random) -> Tensor:
+    """(3, X, Y, Z) random displacement in mm: the sum of a coarse and a finer smooth field."""
+    field = torch.zeros(3, *shape)
+    for spacing_of_points_mm, largest_mm in config.deformation_mm:
+        points = max(2, round(max(shape) * spacing_mm / spacing_of_points_mm))
+        field += rng.uniform(0, largest_mm) * _smooth_field(3, points, shape, rng)
+    return field
+
+
+def _look_up(head: Tensor, at: Tensor, shift: Sequence[float] = (0.0, 0.0, 0.0)) -> Tensor:
+    """The label index nearest to each position (3, X, Y, Z) + shift in voxels; the border of `head` lies beyond it."""
+    flat = torch.zeros(at.shape[1:], dtype=torch.int32)
+    for axis, size in enumerate(head.shape):
+        # + 1 for the border, + 0.5 because the cut to an integer rounds down; beyond the head is the border itself.
+        flat.mul_(size).add_((at[axis] + (1.5 + shift[axis])).clamp_(0, size - 1).int())
+    return head.reshape(-1).index_select(0, flat.reshape(-1)).view(at.shape[1:])
+
+
+def _contrast(table: Lookup, config: SynthConfig, rng: _Random, t1_like: float) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the intensity of every label index, (N,) each."""
+    groups = int(table.group.max()) + 1
+    means = rng.rand(groups)[table.group]
+    deviations = (rng.rand(groups) * config.noise_within)[table.group]
+    if rng.chance(t1_like):
+        known = table.prior[:, 0] >= 0
+        wobble = rng.normal((groups,))[table.group]
+        overall = rng.uniform(0.6, 1.4)  # stretches contrast between tissues as echo and inversion times do
+        prior = 1 - (1 - table.prior[:, 0]) * overall + wobble * table.prior[:, 1]
+        means = torch.where(known, prior.clamp(0, 1.5), means)
+        deviations = torch.where(known, deviations * 0.5, deviations)
+    if rng.chance(config.dark_background):
+        means, deviations = means.clone(), deviations.clone()
+        means[0], deviations[0] = 0.0, deviations[0] * 0.1
+    return means, deviations
+
+
+def _strip(
+    table: Lookup,
+    values: tuple[int, ...],
+    means: Tensor,
+    deviations: Tensor,
+    classes: Tensor,
+    middle: Tensor,
+    seen: list[Tensor],
+    rng: _Random,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A skull-stripped image: what lies outside becomes 0; half of the time the fluid around the brain goes too."""
+    inside = table.inside.clone()
+    if rng.chance(0.5) and 24 in values:
+        fluid = values.index(24)
+        inside[fluid] = False
+        classes = torch.where(middle == fluid, torch.zeros((), dtype=torch.uint8), classes)
+    keep = inside.float()
+    return means * keep, deviations * keep, classes
+
+
+def _corrupt(image: Tensor, spacing_mm: float, config: SynthConfig, rng: _Random) -> Tensor:
+    """Bias field, blur, thick slices and noise, each at random."""
+    shape = (image.shape[0], image.shape[1], image.shape[2])
+    if rng.chance(0.8):
+        image = image * torch.exp(rng.uniform(0, config.bias) * _smooth_field(1, 4, shape, rng)[0])
+    if rng.chance(config.blurred):
+        image = _blur(image, rng.uniform(0.3, 1.0) * config.blur_mm / spacing_mm)
+    if rng.chance(config.coarse):
+        axis = rng.integer(3)
+        thickness = [rng.uniform(1.0, 1.5) for _ in range(3)]
+        thickness[axis] = rng.uniform(1.0, config.thickest_mm / spacing_mm)
+        small = [max(4, round(n / t)) for n, t in zip(shape, thickness)]
+        image = F.interpolate(image[None, None], size=small, mode="area")
+        image += rng.uniform(0, config.noise) * rng.normal(image.shape)
+        image = F.interpolate(image, size=shape, mode="trilinear", align_corners=False)[0, 0]
+    else:
+        image = image + rng.uniform(0, config.noise) * rng.normal(shape)
+    return image
+
+
+def _blur(image: Tensor, sigma: float) -> Tensor:
+    """Separable Gaussian blur with `sigma` in voxels."""
+    radius = max(1, int(2.5 * sigma + 0.5))
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).tolist()
+    for axis in range(3):
+        n = image.shape[axis]
+        out = torch.zeros_like(image)
+        for offset, weight in zip(range(-radius, radius + 1), kernel):
+            if abs(offset) < n:
+                source = image.narrow(axis, max(0, offset), n - abs(offset))
+                out.narrow(axis, max(0, -offset), n - abs(offset)).add_(source, alpha=weight)
+        image = out
+    return image
+
+
+def scale_to_percentiles(image: Tensor, low: float = 0.5, high: float = 99.5) -> Tensor:
+    """Image scaled so that two percentiles of its non-zero voxels become 0 and 1, then clamped there.
+
+    The same rule is applied to a real scan before inference ("percentiles" in the model's JSON).
+    """
+    filled = image[image > 0]
+    if filled.numel() < 10:
+        return torch.zeros_like(image)
+    sample = filled[:: max(1, filled.numel() // 50_000)].sort().values
+    bottom, top = (float(sample[round(p / 100 * (len(sample) - 1))]) for p in (low, high))
+    return ((image - bottom) / max(top - bottom, 1e-6)).clamp_(0, 1)

@@ -1,0 +1,109 @@
+"""A contact sheet: slices of a scan in three planes, plain and with its labels over it, as one PNG.
+
+Radiological convention, as in 3D Slicer: the patient's right is on the left of axial and coronal pictures, anterior on
+the left of sagittal ones. Letters at the edges say so.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.io.files import atomic_write
+from medseg.labels import LabelTable
+from medseg.volume import Volume, reorient
+
+_TILE = 220  # pixels
+#: 5x7 letters, a row of bits each, for the edges of the pictures.
+_LETTERS = {
+    "A": (0x0E, 0x11, 0x11, 0x1F, 0x11, 0x11, 0x11),
+    "I": (0x0E, 0x04, 0x04, 0x04, 0x04, 0x04, 0x0E),
+    "L": (0x10, 0x10, 0x10, 0x10, 0x10, 0x10, 0x1F),
+    "P": (0x1E, 0x11, 0x11, 0x1E, 0x10, 0x10, 0x10),
+    "R": (0x1E, 0x11, 0x11, 0x1E, 0x14, 0x12, 0x11),
+    "S": (0x0F, 0x10, 0x10, 0x0E, 0x01, 0x01, 0x1E),
+}
+#: Plane -> (axis it cuts, axis across the picture, axis up it, letters left, right, top, bottom).
+_PLANES = {"axial": (2, 0, 1, "RLAP"), "coronal": (1, 0, 2, "RLSI"), "sagittal": (0, 1, 2, "APSI")}
+
+
+def contact_sheet(scan: Volume, labels: Volume, table: LabelTable, columns: int = 5) -> NDArray[np.uint8]:
+    """(rows, columns, 3) RGB picture: for each plane a row of slices and the same with labels, where labels are."""
+    image, mask = reorient(scan, "RAS"), reorient(labels, "RAS")
+    colors = np.zeros((max(table.values, default=0) + 1, 3), np.float32)
+    for label in table.labels:
+        colors[label.value] = label.color
+    low, high = np.percentile(image.data[:: 1 + image.shape[0] // 64], (1, 99.7))
+    rows = []
+    for axis, across, up, letters in _PLANES.values():
+        filled = np.flatnonzero((mask.data != 0).any(axis=tuple({0, 1, 2} - {axis})))
+        first, last = (filled[0], filled[-1]) if len(filled) else (0, image.shape[axis] - 1)
+        plain, over = [], []
+        for at in np.round(first + (last - first) * (np.arange(columns) + 0.5) / columns).astype(int):
+            show = [_turned(np.take(volume.data, at, axis), across, up, image.spacing_mm) for volume in (image, mask)]
+            grey = np.clip((show[0].astype(np.float32) - low) / max(high - low, 1e-6), 0, 1) * 255
+            rgb = np.repeat(grey[..., None], 3, axis=2)
+            here = show[1][..., None] != 0
+            tint = np.where(here, 0.5 * rgb + 0.5 * colors[show[1]], rgb)
+            for tile, row in ((rgb, plain), (tint, over)):
+                row.append(_lettered(_centred(tile.astype(np.uint8)), letters))
+        rows += [np.hstack(plain), np.hstack(over)]
+    return np.vstack(rows)
+
+
+def write_preview(path: str | Path, scan: Volume, labels: Volume, table: LabelTable) -> None:
+    """Write `contact_sheet` as a PNG, whole or not at all. Raises `BadOutput`."""
+    write_png(path, contact_sheet(scan, labels, table))
+
+
+def write_png(path: str | Path, picture: NDArray[np.uint8]) -> None:
+    """Write an RGB picture (rows, columns, 3) as PNG (ISO/IEC 15948), whole or not at all."""
+    with atomic_write(path) as handle:
+        handle.write(png_bytes(picture))
+
+
+def png_bytes(picture: NDArray[np.uint8]) -> bytes:
+    """An RGB picture (rows, columns, 3) as the bytes of a PNG file."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width, _ = picture.shape
+    lines = np.hstack([np.zeros((height, 1), np.uint8), picture.reshape(height, -1)])
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    content = zlib.compress(lines.tobytes(), 6)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+
+
+def _turned(plane: NDArray, across: int, up: int, spacing_mm: tuple[float, float, float]) -> NDArray:
+    """A slice as a picture with square pixels, nearest neighbour, no larger than a tile; rows run down."""
+    if across > up:
+        plane = plane.T
+    # Index 0 of `across` and `up` is left, posterior or inferior: all three belong on the right or at the bottom.
+    plane = plane[::-1, ::-1].T
+    extent = np.array([plane.shape[0] * spacing_mm[up], plane.shape[1] * spacing_mm[across]])
+    size = np.maximum(1, np.round(extent / extent.max() * _TILE)).astype(int)
+    row, column = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, plane.shape))
+    return plane[np.ix_(row, column)]
+
+
+def _centred(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    canvas = np.zeros((_TILE, _TILE, 3), np.uint8)
+    top, left = ((_TILE - n) // 2 for n in tile.shape[:2])
+    canvas[top : top + tile.shape[0], left : left + tile.shape[1]] = tile
+    return canvas
+
+
+def _lettered(tile: NDArray[np.uint8], letters: str) -> NDArray[np.uint8]:
+    """Direction letters in the middle of the left, right, top and bottom edges."""
+    middle = _TILE // 2
+    for letter, (top, left) in zip(letters, ((middle, 2), (middle, -14), (2, middle), (-16, middle))):
+        bits = np.array([[row >> (4 - n) & 1 for n in range(5)] for row in _LETTERS[letter]], bool)
+        big = np.kron(bits, np.ones((2, 2), bool))
+        part = tile[top % _TILE :, left % _TILE :][:14, :10]
+        part[big[: part.shape[0], : part.shape[1]]] = (255, 220, 0)
+    return tile
