@@ -122,12 +122,10 @@ def _slices(path: str | Path) -> list[_Slice]:
             slices.append(piece)
     if not slices:
         raise BadFile(f"{path}: holds no DICOM images; give the folder that holds the series")
-    if others or broken:
-        warnings.warn(
-            f"{path}: passed over {others} DICOM files that hold no image and {broken} that only look like DICOM",
-            DataWarning,
-            stacklevel=4,
-        )
+    if others:
+        warnings.warn(f"{path}: passed over DICOM files that hold no image: {others}", DataWarning, stacklevel=4)
+    if broken:
+        warnings.warn(f"{path}: passed over files named like DICOM that are not: {broken}", DataWarning, stacklevel=4)
     return slices
 
 
@@ -138,8 +136,9 @@ def _parse(path: str | Path, file: Path, *, has_preamble: bool) -> _Slice | None
     def parse(dicom: Any) -> _Slice | None:
         if has_preamble and dicom.filereader.read_file_meta_info(file).get("TransferSyntaxUID", "") == _DEFLATED:
             # pydicom unpacks these without a limit: a small file could take all memory.
-            raise BadFile(f"{where}: is deflated DICOM, which medseg does not unpack; use gdcmconv --raw on it first")
-        return _slice_of(file, dicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS, force=not has_preamble))
+            raise BadFile(f"{where}: is deflated DICOM, which medseg does not unpack; use gdcmconv --raw first")
+        options = {"stop_before_pixels": True, "specific_tags": _TAGS, "force": not has_preamble}
+        return _slice_of(file, dicom.dcmread(file, **options))
 
     piece: _Slice | None = _guarded(where, parse)
     return piece

@@ -99,14 +99,12 @@ class ByteStream:
         for _ in self._pieces(count):
             pass
 
-    def finish(self, *, extra: bool = False) -> None:
-        """Read to the end of the file; `extra` allows more data to follow."""
+    def finish(self, *, extra: int = 0) -> None:
+        """Read to the end of the file, of which at most `extra` bytes may remain."""
         while piece := self._some(CHUNK):
-            self._taken += len(piece)
-            if not extra:
+            extra -= len(piece)
+            if extra < 0:
                 raise BadFile(f"{self.path}: the file holds more data than its header claims; it is damaged")
-            if self._taken > self._max_bytes:
-                raise BadFile(f"{self.path}: the file unpacks to more than {self._max_bytes / 2**30:.3g} GB")
 
     def _pieces(self, count: int) -> Iterator[bytes]:
         while count:
@@ -264,10 +262,10 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     Raises `BadOutput` naming `path` if the place cannot be written; the old file then stays as it was.
     """
     final = Path(os.path.realpath(path))  # a link keeps pointing at the file it pointed at
-    if final.exists() and not final.is_file():
-        raise BadOutput(f"{path}: is not an ordinary file; choose another name")
     temporary = final.parent / f"{TEMPORARY}{secrets.token_hex(12)}"
     try:
+        if final.exists() and not final.is_file():
+            raise BadOutput(f"{path}: is not an ordinary file; choose another name")
         with temporary.open("xb") as file:
             with suppress(OSError):  # the lock only tells `sweep` that we are alive; some file systems have none
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

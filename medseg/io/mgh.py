@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _HEADER = ">7ih15f"  # version, 4 sizes, type, degrees of freedom, good geometry, spacing, directions, centre
 _DATA_START = 284
+#: Most bytes of scan parameters and tags that may follow the voxels; they are not needed.
+MAX_TAGS = 1 << 24
 _DTYPES = {0: "u1", 1: "i4", 3: "f4", 4: "i2", 10: "u2"}
 
 
@@ -40,7 +42,7 @@ def read_mgh(path: str | Path, *, volume_index: int | None = None, assume_geomet
         affine = _affine(path, header[7:], (i, j, k), assume_geometry)
         index = choose_volume(path, frames, volume_index)
         data = read_voxels(stream, np.dtype(_DTYPES[kind]).newbyteorder(">"), (i, j, k), count=frames, index=index)
-        stream.finish(extra=True)  # scan parameters and tags may follow; they are not needed
+        stream.finish(extra=MAX_TAGS)
     return make_volume(path, data, affine)
 
 

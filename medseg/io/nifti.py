@@ -186,7 +186,8 @@ def _qform(path: str | Path, fields: dict[str, Any]) -> NDArray[np.float64]:
     rest = 1.0 - (b * b + c * c + d * d)
     if not rest >= -1e-5 or handedness not in (-1, 0, 1):
         raise BadFile(f"{path}: the rotation in its qform is impossible; {_ASSUME}")
-    a = math.sqrt(max(rest, 0.0))
+    # Near half a turn the rounding of b, c, d to float32 hides a; taken as 0 there, half turns are exact.
+    a = math.sqrt(rest) if rest > np.finfo(np.float32).eps else 0.0
     rotation = np.array(  # nifti1.h, method 2
         [
             [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
