@@ -19,11 +19,33 @@ from medseg.errors import BadConfig
 from medseg.volume import Volume
 
 
+def contiguous(labels: NDArray, reverse: bool | None = None) -> NDArray:
+    """The labels as a C-contiguous uint8 or uint16 array, its axes reversed if asked or, by default, if that is no copy.
+
+    Raises `BadConfig` for anything but three dimensions of whole numbers from 0 to 65535.
+    """
+    if labels.ndim != 3 or labels.dtype.kind not in "bui":
+        raise BadConfig(f"a label map has 3 dimensions and whole numbers, not {labels.ndim} and {labels.dtype}")
+    if labels.size == 0:
+        raise BadConfig("a label map has voxels; this one is empty")
+    array = labels.T if (is_reversed(labels) if reverse is None else reverse) else labels
+    if array.dtype not in (np.uint8, np.uint16):
+        if not 0 <= int(array.min()) <= int(array.max()) <= 65_535:
+            raise BadConfig(f"labels are 0 to 65535, not {array.min()} to {array.max()}")
+        array = array.astype(np.uint16)
+    return np.ascontiguousarray(array)
+
+
+def is_reversed(labels: NDArray) -> bool:
+    """Whether the last axis is the slow one in memory, as in arrays from nibabel."""
+    return labels.flags.f_contiguous and not labels.flags.c_contiguous
+
+
 @dataclass(frozen=True, eq=False)
 class Components:
     """The connected components 1..n of a label map; row n - 1 of each array is component n.
 
-    Ordered by label, then from large to small; of equally large ones that with the first voxel in (i, j, k) order leads.
+    Ordered by label, then from large to small; of equally large ones the one whose first voxel comes first.
     label, voxels: (n,). start, stop: (n, 3) bounding box as in data[start:stop]. rank: (n,) place within its label.
     """
 
@@ -98,7 +120,7 @@ def fill_holes(labels: NDArray, values: Sequence[int] | None = None, overwrite: 
     `labels[binary_fill_holes(labels == label)] = label`.
     Raises `BadConfig` for labels that are not integers.
     """
-    regions, label, voxels, outside, near = _regions(_contiguous(labels))
+    regions, label, voxels, outside, near = _regions(contiguous(labels))
     new = _overwritten(label, outside, near, values) if overwrite else _filled(label, voxels, outside, near, values)
     return _like(_look_up(regions, new.astype(labels.dtype), np.empty(regions.shape, labels.dtype)), labels)
 
@@ -156,25 +178,9 @@ def clean(labels: Volume, steps: Sequence[dict[str, Any]]) -> Volume:
     return labels.with_data(data)
 
 
-def _contiguous(labels: NDArray) -> NDArray:
-    """The labels as a C-contiguous uint8 or uint16 array; axes are reversed if the given one is Fortran-ordered."""
-    if labels.ndim != 3 or labels.dtype.kind not in "bui":
-        raise BadConfig(f"a label map has 3 dimensions and whole numbers, not {labels.ndim} and {labels.dtype}")
-    array = labels.T if _contiguous_axes_reversed(labels) else labels
-    if array.dtype not in (np.uint8, np.uint16):
-        if not 0 <= int(array.min()) <= int(array.max()) <= 65_535:
-            raise BadConfig(f"labels are 0 to 65535, not {array.min()} to {array.max()}")
-        array = array.astype(np.uint16)
-    return np.ascontiguousarray(array)
-
-
 def _like(array: NDArray, labels: NDArray) -> NDArray:
-    """`array`, computed on `_contiguous(labels)`, with the axes of `labels`."""
-    return array.T if _contiguous_axes_reversed(labels) else array
-
-
-def _contiguous_axes_reversed(labels: NDArray) -> bool:
-    return labels.flags.f_contiguous and not labels.flags.c_contiguous
+    """`array`, computed on `contiguous(labels)`, with the axes of `labels`."""
+    return array.T if is_reversed(labels) else array
 
 
 def _look_up(ids: NDArray, table: NDArray, out: NDArray) -> NDArray:
@@ -216,9 +222,9 @@ def _find(labels: NDArray, connectivity: int) -> tuple[NDArray, NDArray[np.int64
 
     if connectivity not in (6, 18, 26):
         raise BadConfig(f"connectivity is 6, 18 or 26, not {connectivity}")
-    array = _contiguous(labels)
+    array = contiguous(labels)
     ids, count = cc3d.connected_components(array, connectivity=connectivity, return_N=True)
-    table = _table(ids, array, count, _contiguous_axes_reversed(labels))
+    table = _table(ids, array, count, is_reversed(labels))
     return ids, table, 1 + np.lexsort((table[1:, 2], -table[1:, 1], table[1:, 0]))
 
 
@@ -289,7 +295,7 @@ def _filled(
 def _explore(
     hole: int, wall: int, label: NDArray, voxels: NDArray, outside: NDArray, near: list[NDArray]
 ) -> tuple[int, list[int]]:
-    """Walk from a region over regions not labelled `wall`: (voxels seen, []), or (0, a way to the edge of the array)."""
+    """Walk from a region over regions not labelled `wall`: (voxels seen, []) or (0, a way to the array's edge)."""
     came_from = {hole: 0}
     queue = [hole]
     for region in queue:
