@@ -242,17 +242,25 @@ def inside(folder: str | Path, name: str) -> Path:
     """
     odd = not name or any(part in name for part in ("\0", "://", "\\"))
     if odd or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise BadFile(f"a header in '{folder}' names a data file outside its folder; put the data beside its header")
+        raise BadFile("its data file is named as lying outside its folder; put the data beside its header")
     path = Path(folder) / name
     try:
         resolved, home = path.resolve(strict=True), Path(folder).resolve(strict=True)
     except (OSError, RuntimeError, ValueError):
-        raise BadFile(f"{path}: the data file that the header names is missing; put it beside its header") from None
+        raise BadFile(f"its data file '{path.name}' is missing; put it beside its header") from None
     if not resolved.is_relative_to(home):
-        raise BadFile(f"{path}: the data file is a link out of its folder; put the data beside its header")
+        raise BadFile(f"its data file '{path.name}' is a link out of its folder; put the data beside its header")
     if not resolved.is_file():
-        raise BadFile(f"{path}: the data file that the header names is not an ordinary file")
+        raise BadFile(f"its data file '{path.name}' is not an ordinary file; put the data beside its header")
     return path
+
+
+def data_file(header: str | Path, name: str) -> Path:
+    """The data file that a header names, if it lies in the header's folder. Raises `BadFile` naming the header."""
+    try:
+        return inside(Path(header).parent, name)
+    except BadFile as error:
+        raise BadFile(f"{header}: {error}") from None
 
 
 @contextmanager

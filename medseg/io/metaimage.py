@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile, BadOutput
-from medseg.io.files import ByteStream, atomic_write, inside, open_file
+from medseg.io.files import ByteStream, atomic_write, data_file, open_file
 from medseg.io.voxels import check_axes, choose_volume, digest, make_volume, read_voxels, slabs, stored_dtype
 from medseg.volume import LPS, Volume, spacing_of
 
@@ -99,7 +99,7 @@ def _open_data(path: str | Path, fields: dict[str, str], start: int) -> ByteStre
     packing = "zlib" if _flag(path, fields, "compresseddata") else None
     if name.upper() == "LOCAL":
         return ByteStream(path, packing=packing, start=start)
-    return ByteStream(inside(Path(path).parent, name), packing=packing)
+    return ByteStream(data_file(path, name), packing=packing)
 
 
 def _affine(path: str | Path, fields: dict[str, str], dimension: int, assumed: str | None) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile, BadOutput
-from medseg.io.files import ByteStream, atomic_write, gzip_writer, inside, open_file
+from medseg.io.files import ByteStream, atomic_write, data_file, gzip_writer, open_file
 from medseg.io.voxels import check_axes, choose_volume, digest, make_volume, read_voxels, slabs, stored_dtype
 from medseg.volume import LPS, Volume
 
@@ -145,7 +145,7 @@ def read_data(path: str | Path, header: Header, layout: Layout) -> NDArray:
     name = fields.get("datafile", fields.get("file"))
     if name is not None and (name.split()[:1] == ["LIST"] or "%" in name):
         raise BadFile(f"{path}: its data is spread over several files; save it as one .nrrd file")
-    source = path if name is None else inside(Path(path).parent, name)
+    source = path if name is None else data_file(path, name)
     start = header.start if name is None else 0
     with ByteStream(source, packing=None if encoding == "raw" else "gzip", start=start) as stream:
         data = read_voxels(stream, layout.dtype, layout.sizes)
