@@ -156,7 +156,7 @@ def _distinct_color(value: int) -> tuple[int, int, int]:
 
 def _color_part(text: str) -> int:
     number = float(text)
-    if number != round(number):
+    if not number.is_integer():
         raise ValueError(f"the colour '{text}' is not a whole number from 0 to 255")
     return int(number)
 

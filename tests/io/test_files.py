@@ -160,8 +160,8 @@ def test_detached_headers_open_nothing_outside_their_folder(trap, suffix, name):
     io.write(SMALL, trap / f"x{suffix}")
     header = (trap / f"x{suffix}").read_text()
     own = next(line.split()[-1] for line in header.splitlines() if line.lower().startswith(("data file", "elementd")))
-    changed = header.replace(own, name).replace("gzip", "raw").replace("CompressedData = True", "CompressedData = False")
-    (trap / f"x{suffix}").write_text(changed)
+    header = header.replace("gzip", "raw").replace("CompressedData = True", "CompressedData = False")
+    (trap / f"x{suffix}").write_text(header.replace(own, name))
     opened: list[str] = []
     watching = [True]
     sys.addaudithook(lambda event, details: opened.append(str(details[0])) if watching and event == "open" else None)
