@@ -90,7 +90,7 @@ def bundled_models() -> list[str]:
 
 
 def load_checkpoint(name: str) -> Checkpoint:
-    """The model of a folder, or of a name that comes with medseg. Raises `BadModel` if there is none or it is damaged."""
+    """The model of a folder, or of a bundled name. Raises `BadModel` if there is none or it is damaged."""
     folder = BUNDLED / name if name in bundled_models() else Path(name)
     if not (folder / "model.json").is_file():
         known = ", ".join(bundled_models())

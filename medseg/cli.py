@@ -10,8 +10,9 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,7 +53,7 @@ def main() -> None:
         print(f"medseg: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except MemoryError:
-        print("medseg: the machine has not enough memory for this; close other programs or crop the scan", file=sys.stderr)
+        print("medseg: there is not enough memory for this; close other programs or crop the scan", file=sys.stderr)
         sys.exit(7)
     except BrokenPipeError:
         sys.stderr.close()
@@ -64,19 +65,17 @@ def infer(
     inputs: Annotated[list[Path], typer.Argument(metavar="SCAN...", help="Scans, folders of scans, DICOM folders.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A file (its suffix decides the format) or a folder. Default: SCAN_seg.nii.gz."),
+        typer.Option("--output", "-o", help="A file (its suffix is the format) or a folder. Default: SCAN_seg.nii.gz."),
     ] = None,
     model: Annotated[
         str, typer.Option("--model", "-m", help="A name from `medseg models`, or a model folder.")
     ] = "brain",
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")] = "auto",
-    precision: Annotated[
-        str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Arithmetic of the network; auto is the fastest safe one.")
-    ] = "auto",
+    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Arithmetic of the network.")] = "auto",
     overlap: Annotated[float, typer.Option(min=0, max=0.9, help="Share by which windows overlap.")] = 0.5,
     cleanup: Annotated[bool, typer.Option("--cleanup/--no-cleanup", help="Clean up as the model says.")] = True,
     instances: Annotated[
-        bool, typer.Option("--instances", help="Also number separate objects, with volumes and boxes in the record.")
+        bool, typer.Option("--instances", help="Also number separate objects; the record gets their boxes.")
     ] = False,
     skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Skip scans that have a result.")] = False,
     preview: Annotated[
@@ -110,10 +109,8 @@ def infer(
         picture = preview / f"{job.labels.name.split('.')[0]}.png" if preview and len(work) > 1 else preview
         extras = run.Extras(picture, instances, volume, assume_geometry)
         try:
-            with _progress(quiet) as (announce, progress):
-                content = run.infer(
-                    job, checkpoint, settings, extras, announce=lambda t: announce(f"{job.scan}: {t}"), progress=progress
-                )
+            with _progress(quiet, job.scan) as (announce, progress):
+                content = run.infer(job, checkpoint, settings, extras, announce=announce, progress=progress)
         except Interrupted:
             raise
         except MedsegError as error:
@@ -133,9 +130,7 @@ def infer(
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A training config, e.g. configs/brain.yaml.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The run folder. Default: runs/NAME.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The run folder. Default: runs/NAME.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: --set train.steps=500")
     ] = None,
@@ -258,7 +253,7 @@ def _show_result(labels: Path, content: dict[str, Any], as_json: bool) -> None:
 
 
 def _print_table(
-    title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]], right: tuple[int, ...] = ()
+    title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()
 ) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -286,7 +281,7 @@ def _say(text: str, quiet: bool) -> None:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
+def _progress(quiet: bool, scan: Path) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
     """Lines and a bar on stderr for one scan; nothing at all when quiet."""
     if quiet:
         yield (lambda text: None), (lambda what, done, total: None)
@@ -301,7 +296,8 @@ def _progress(quiet: bool) -> Iterator[tuple[Callable[[str], None], Callable[[st
         def progress(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total if total > 1 else None)
 
-        yield (lambda text: bar.console.print(text, markup=False, highlight=False, soft_wrap=True)), progress
+        say = partial(bar.console.print, markup=False, highlight=False, soft_wrap=True)
+        yield (lambda text: say(f"{scan}: {text}")), progress
 
 
 @contextmanager

@@ -81,7 +81,7 @@ class Config(_Strict):
     data: Path
     hold_out: tuple[str, ...] = Field(default=(), description="files of `data` used for validation only")
     labels: Path = Field(description="Slicer label table naming the structures to predict")
-    card: dict[str, Any] = Field(default={}, description="put into the model's JSON as it is: licence, intended use ...")
+    card: dict[str, Any] = Field(default={}, description="goes into the model's JSON as it is")
     cleanup: list[dict[str, Any]] = []
     model: ModelConfig
     synth: SynthConfig = SynthConfig()
@@ -103,7 +103,7 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> Config:
         raise BadConfig(f"{path} is not a training config: it holds no keys")
     for key in ("data", "labels"):
         if isinstance(content.get(key), str):
-            content[key] = str((path.parent / content[key]))
+            content[key] = str(path.parent / content[key])
     for dotted, value in (overrides or {}).items():
         *parents, last = dotted.split(".")
         branch = content

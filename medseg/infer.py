@@ -64,9 +64,9 @@ def jobs(inputs: Sequence[Path], output: Path | None) -> list[Job]:
     else:
         if output and output.suffix and not output.is_dir():
             raise BadOutput(f"{output}: medseg does not write this format; use one of {', '.join(sorted(WRITERS))}")
-        found = [Job(scan, (output or scan.resolve().parent) / f"{strip_suffix(scan.resolve())}_seg.nii.gz") for scan in scans]
-        if output is None:
-            found = [Job(scan, scan.parent / job.labels.name) if scan.name else job for scan, job in zip(scans, found)]
+        found = [
+            Job(scan, (output or _folder_of(scan)) / f"{strip_suffix(scan.resolve())}_seg.nii.gz") for scan in scans
+        ]
     names = [job.labels for job in found]
     twice = sorted({str(name) for name in names if names.count(name) > 1})
     if twice:
@@ -75,6 +75,11 @@ def jobs(inputs: Sequence[Path], output: Path | None) -> list[Job]:
         if job.labels in scans:
             raise BadConfig(f"{job.labels} is an input and would be overwritten; choose another -o")
     return found
+
+
+def _folder_of(scan: Path) -> Path:
+    """Where a scan lies, in the words of the user where that is possible ('.' has no name and no folder of its own)."""
+    return scan.parent if scan.name not in ("", "..") else scan.resolve().parent
 
 
 def _is_result(path: Path) -> bool:

@@ -149,7 +149,7 @@ def _memory(volume: Volume, grid: ModelGrid, patch: tuple[int, int, int], classe
 
 
 def check_memory(needed: int) -> None:
-    """Raise `NotEnoughMemory` if the machine does not have `needed` bytes to give now (Linux; elsewhere not checked)."""
+    """Raise `NotEnoughMemory` if the machine does not have `needed` bytes free (Linux; elsewhere not checked)."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -248,7 +248,7 @@ def check_image(volume: Volume) -> None:
 
 
 def _piecewise_constant(sample: NDArray) -> bool:
-    """Whether most neighbours along every axis are equal, the most frequent value left out: label maps are, scans not."""
+    """Whether most neighbours along every axis are equal, the most frequent value left out: so are label maps."""
     values, counts = np.unique(sample, return_counts=True)
     if len(values) <= 3:
         return True

@@ -111,4 +111,6 @@ def intensity_table(name: str) -> LabelTable:
     if classes == 2:
         return LabelTable((Label(1, "foreground", (230, 180, 60)),))
     colors = [(70, 130, 200), (110, 190, 110), (240, 200, 80)]
-    return LabelTable(tuple(Label(n, f"intensity class {n} of {classes - 1}", colors[n - 1]) for n in range(1, classes)))
+    return LabelTable(
+        tuple(Label(n, f"intensity class {n} of {classes - 1}", colors[n - 1]) for n in range(1, classes))
+    )

@@ -29,7 +29,7 @@ def voxel_hash(volume: Volume) -> str:
     digest = hashlib.sha256(f"{volume.data.dtype.name} {volume.shape}".encode())
     digest.update(volume.affine.astype("<f8").tobytes())
     for plane in volume.data:
-        digest.update(np.ascontiguousarray(plane, plane.dtype.newbyteorder("<")))
+        digest.update(np.ascontiguousarray(plane, plane.dtype.newbyteorder("<")).data)
     return digest.hexdigest()
 
 

@@ -29,8 +29,8 @@ _INSIDE = 0.25 * torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1
 class Heads:
     """Label maps ready for rendering.
 
-    maps: uint8 index arrays (X, Y, Z) running to RAS, cut to their content with a border of one empty voxel; spacings_mm: one (3,) tensor each;
-    values: the label value behind each index; centres: (3,) voxel position of the middle of the target structures.
+    maps: uint8 index arrays (X, Y, Z) running to RAS, cut to their content with a border of one empty voxel;
+    spacings_mm: one (3,) tensor each; values: the label value behind each index; centres: (3,) voxel position of the middle of the target structures.
     """
 
     maps: tuple[Tensor, ...]
@@ -44,7 +44,7 @@ class Lookup:
     """What rendering needs to know of each label index, as (N,) tensors; made once by `lookup`.
 
     target: class trained for; mirrored: that class after a left-right flip; group: labels that share an intensity;
-    inside: whether a skull-stripped image keeps it; prior: (N, 2) mean and sd of its T1-like intensity, mean < 0 unknown.
+    inside: whether a skull-stripped image keeps it; prior: (N, 2) mean and sd when T1-like, mean < 0 if unknown.
     """
 
     target: Tensor
@@ -73,9 +73,7 @@ def load_heads(volumes: Sequence[Volume], targets: Sequence[int]) -> Heads:
     return Heads(tuple(maps), tuple(spacings), tuple(c.float() for c in centres), values)
 
 
-def lookup(
-    values: Sequence[int], classes: Sequence[int], mirror: Mapping[int, int], config: SynthConfig
-) -> Lookup:
+def lookup(values: Sequence[int], classes: Sequence[int], mirror: Mapping[int, int], config: SynthConfig) -> Lookup:
     """The `Lookup` of label `values` for a model that predicts `classes` (label values; class 0 is background)."""
     class_of = {value: n for n, value in enumerate(classes)}
     mirror = {**mirror, **{b: a for a, b in mirror.items()}}
@@ -166,7 +164,7 @@ class _Random:
 def _pose(
     heads: Heads, which: int, shape: tuple[int, int, int], spacing_mm: float, config: SynthConfig, rng: _Random
 ) -> tuple[Tensor, Tensor, bool]:
-    """A random affine (3, 3) from mm around the window's middle to mm in the head, where that middle lies, and a flip."""
+    """A random affine (3, 3) from mm around the window's middle to mm in the head, where that middle is, and a flip."""
     angles = (rng.rand(3) * 2 - 1) * np.deg2rad(config.rotation_degrees)
     matrix = torch.eye(3)
     for axis, angle in enumerate(angles.tolist()):
@@ -282,11 +280,11 @@ def _blur(image: Tensor, sigma: float) -> Tensor:
     """Separable Gaussian blur with `sigma` in voxels."""
     radius = max(1, int(2.5 * sigma + 0.5))
     kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).tolist()
+    weights = (kernel / kernel.sum()).tolist()
     for axis in range(3):
         n = image.shape[axis]
         out = torch.zeros_like(image)
-        for offset, weight in zip(range(-radius, radius + 1), kernel):
+        for offset, weight in zip(range(-radius, radius + 1), weights):
             if abs(offset) < n:
                 source = image.narrow(axis, max(0, offset), n - abs(offset))
                 out.narrow(axis, max(0, -offset), n - abs(offset)).add_(source, alpha=weight)

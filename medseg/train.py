@@ -34,8 +34,8 @@ Progress = Callable[[int, dict[str, float]], None]
 def train(config: Config, run: Path, *, progress: Progress = lambda step, facts: None) -> Path:
     """Train `config` in the folder `run`, going on from where it was left; returns the model folder `run/model`.
 
-    The folder holds config.yaml, metrics.jsonl, state.safetensors (and the one before) and the model. Raises `BadConfig`
-    if the folder belongs to another config or another process trains there.
+    The folder holds config.yaml, metrics.jsonl, state.safetensors (and the one before) and the model. Raises
+    `BadConfig` if the folder belongs to another config or another process trains there.
     """
     run.mkdir(parents=True, exist_ok=True)
     with _locked(run), _stoppable() as stopping:
@@ -105,11 +105,14 @@ def _label_maps(config: Config, table: LabelTable, classes: tuple[int, ...]) -> 
     # All maps share one list of values, so that one Lookup serves training and validation.
     heads = load_heads([read_labels(path) for path in paths], sorted(wanted))
     known = lookup(heads.values, classes, table.mirror_pairs() | config.synth.mirror, config.synth)
-    pick = lambda keep: Heads(  # noqa: E731
-        *(tuple(x for x, p in zip(part, paths) if (p in held) == keep) for part in (heads.maps, heads.spacings_mm, heads.centres)),
-        heads.values,
-    )
-    return pick(False), pick(True) if held else None, known
+    training = _select(heads, [n for n, path in enumerate(paths) if path not in held])
+    validation = _select(heads, [n for n, path in enumerate(paths) if path in held])
+    return training, validation if held else None, known
+
+
+def _select(heads: Heads, numbers: list[int]) -> Heads:
+    maps, spacings, centres = ([part[n] for n in numbers] for part in (heads.maps, heads.spacings_mm, heads.centres))
+    return Heads(tuple(maps), tuple(spacings), tuple(centres), heads.values)
 
 
 def _batch(heads: Heads, known: Lookup, config: Config, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -265,9 +268,7 @@ def _append(path: Path, rows: list[dict[str, Any]]) -> None:
         handle.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _export(
-    run: Path, config: Config, classes: tuple[int, ...], average: dict[str, Tensor], table: LabelTable
-) -> Path:
+def _export(run: Path, config: Config, classes: tuple[int, ...], average: dict[str, Tensor], table: LabelTable) -> Path:
     """Write the averaged weights as a model folder that `medseg infer --model` takes."""
     options = {key: value for key, value in config.model.options.items() if key != "deep_supervision"}
     spec = {
@@ -299,7 +300,7 @@ def _locked(run: Path) -> Iterator[None]:
 
 @contextmanager
 def _stoppable() -> Iterator[Callable[[], int]]:
-    """Ctrl-C and SIGTERM let the step finish and the state be saved (the number of the signal); a second stops at once."""
+    """Ctrl-C and SIGTERM let the step finish and the state be saved; a second one stops at once."""
     asked = 0
 
     def ask(number: int, frame: object) -> None:

@@ -97,14 +97,14 @@ def spacing_of(affine: NDArray) -> tuple[float, float, float]:
 def orientation_of(affine: NDArray) -> str:
     """The anatomical letters of a (4, 4) affine's voxel axes, each world axis used once, closest match first."""
     directions = affine[:3, :3] / np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    best = max(permutations(range(3)), key=lambda rows: sum(abs(directions[row, axis]) for axis, row in enumerate(rows)))
+    best = max(
+        permutations(range(3)), key=lambda rows: sum(abs(directions[row, axis]) for axis, row in enumerate(rows))
+    )
     return "".join(("LR", "PA", "IS")[row][int(directions[row, axis] > 0)] for axis, row in enumerate(best))
 
 
 #: All 48 ways an array can be stored: which world axis each voxel axis follows, and in which direction.
-ORIENTATIONS = tuple(
-    "".join(letters) for axes in permutations(("LR", "PA", "IS")) for letters in product(*axes)
-)
+ORIENTATIONS = tuple("".join(letters) for axes in permutations(("LR", "PA", "IS")) for letters in product(*axes))
 
 
 def reorient(volume: Volume, orientation: str = "RAS") -> Volume:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -129,7 +129,7 @@ class Painter:
         with ThreadPoolExecutor(threads) as pool:
             work = [
                 pool.submit(paint, self.labels, low, high, self._matrix, block, best, first, self._planes, self.values)
-                for low, high in zip(edges[:-1], edges[1:])
+                for low, high in pairwise(edges)
             ]
             for task in work:
                 task.result()

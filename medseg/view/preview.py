@@ -42,7 +42,8 @@ def contact_sheet(scan: Volume, labels: Volume, table: LabelTable, columns: int 
     for axis, across, up, letters in _PLANES.values():
         filled = np.flatnonzero((mask.data != 0).any(axis=tuple({0, 1, 2} - {axis})))
         first, last = (filled[0], filled[-1]) if len(filled) else (0, image.shape[axis] - 1)
-        plain, over = [], []
+        plain: list[NDArray] = []
+        over: list[NDArray] = []
         for at in np.round(first + (last - first) * (np.arange(columns) + 0.5) / columns).astype(int):
             show = [_turned(np.take(volume.data, at, axis), across, up, image.spacing_mm) for volume in (image, mask)]
             grey = np.clip((show[0].astype(np.float32) - low) / max(high - low, 1e-6), 0, 1) * 255
