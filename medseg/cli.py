@@ -290,13 +290,15 @@ def _progress(quiet: bool, scan: Path) -> Iterator[tuple[Callable[[str], None], 
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    shown = console.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task("starting", total=None)
 
         def progress(what: str, done: int, total: int) -> None:
             bar.update(task, description=what, completed=done, total=total if total > 1 else None)
 
-        say = partial(bar.console.print, markup=False, highlight=False, soft_wrap=True)
+        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
         yield (lambda text: say(f"{scan}: {text}")), progress
 
 

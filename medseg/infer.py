@@ -52,7 +52,7 @@ def jobs(inputs: Sequence[Path], output: Path | None) -> list[Job]:
         if not path.exists():
             raise BadFile(f"{path}: there is no such file or folder; check the name")
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.is_file() and is_readable_name(p) and not _is_result(p))
+            inside = sorted(p for p in path.iterdir() if p.is_file() and _is_scan(p))
             scans += inside or [path]
         else:
             scans.append(path)
@@ -82,10 +82,11 @@ def _folder_of(scan: Path) -> Path:
     return scan.parent if scan.name not in ("", "..") else scan.resolve().parent
 
 
-def _is_result(path: Path) -> bool:
-    """Whether a file in a folder of scans is what an earlier run wrote beside them."""
-    stem = strip_suffix(path)
-    return stem.endswith(("_seg", "_seg.objects"))
+def _is_scan(path: Path) -> bool:
+    """Whether a file in a folder is a scan of its own: not a slice of a series, nor what an earlier run wrote there."""
+    name = path.name.lower()
+    results = ("_seg", "_seg.objects")
+    return is_readable_name(path) and not name.endswith((".dcm", ".seg.nrrd")) and not strip_suffix(path).endswith(results)
 
 
 def load_model(name: str) -> Checkpoint | str:
