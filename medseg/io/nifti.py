@@ -164,6 +164,8 @@ _ASSUME = "say which to trust with --assume-geometry sform, qform or pixdim"
 
 def _check_agreement(path: str | Path, placed: dict[str, NDArray], fields: dict[str, Any], shape: tuple) -> None:
     first = next(iter(placed.values()))
+    if not all(np.isfinite(affine).all() for affine in placed.values()):
+        raise BadFile(f"{path}: its qform or sform holds values that are not finite; {_ASSUME}")
     with np.errstate(all="ignore"):
         diagonal = float(np.linalg.norm(first[:3, :3] @ shape))
         corners = np.array([[i, j, k, 1.0] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])]).T
