@@ -17,7 +17,6 @@ from medseg.volume import Volume
 
 #: Longest axis of a volume; more is a damaged header.
 MAX_AXIS = 1 << 20
-_SLAB = 1 << 20
 
 
 def make_volume(path: str | Path, data: NDArray, affine: ArrayLike) -> Volume:
@@ -92,8 +91,9 @@ def finite(path: str | Path, volume: Volume) -> Volume:
     if volume.data.dtype.kind != "f":
         return volume
     flat = volume.data.reshape(-1, order="A")
-    if math.isfinite(float(flat.sum(dtype=np.float64))):  # one quick pass: a sum is finite only if all its parts are
-        return volume
+    with np.errstate(all="ignore"):
+        if math.isfinite(float(flat.sum(dtype=np.float64))):  # one quick pass: a sum is finite only if all parts are
+            return volume
     good = np.isfinite(volume.data)
     bad = volume.data.size - int(good.sum())
     if not bad:
