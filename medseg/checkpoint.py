@@ -10,11 +10,12 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from medseg.errors import BadFile, BadModel
+from medseg.cleanup import check_steps
+from medseg.errors import BadConfig, BadFile, BadModel
 from medseg.io.files import atomic_write
 from medseg.labels import LabelTable
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 #: Models that come with medseg, by name.
 BUNDLED = Path(__file__).parent / "bundled"
 MAX_WEIGHTS = 2_000_000_000
+_Size = Annotated[int, Field(ge=1, le=1024)]
 
 
 class ModelSpec(BaseModel):
@@ -36,9 +38,9 @@ class ModelSpec(BaseModel):
     description: str = ""
     architecture: str
     options: dict[str, Any] = {}
-    channels: int = Field(default=1, ge=1, le=64)
-    classes: tuple[int, ...] = Field(description="label value of each output channel; the first is background 0")
-    patch: tuple[int, int, int]
+    channels: int = Field(default=1, ge=1, le=1, description="scans it takes; several are not supported yet")
+    classes: tuple[int, ...] = Field(min_length=2, description="label value of each output; the first is background 0")
+    patch: tuple[_Size, _Size, _Size]
     spacing_mm: float = Field(gt=0.05, lt=20)
     intensity: Literal["percentiles"] = "percentiles"
     cleanup: tuple[dict[str, Any], ...] = ()
@@ -60,7 +62,7 @@ class Checkpoint:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
-        from medseg.models import build_model
+        from medseg.models import build_model, check_patch
 
         spec = self.spec
         content = (self.folder / "model.safetensors").read_bytes()
@@ -72,6 +74,7 @@ class Checkpoint:
             raise BadModel(f"the weights in {self.folder} cannot be read: {error}") from None
         with torch.device("meta"):  # shapes are compared before any memory is taken
             network = build_model(spec.architecture, spec.channels, len(spec.classes), **spec.options)
+        check_patch(network, spec.patch)
         expected = {key: value.shape for key, value in network.state_dict().items()}
         wrong = sorted(key for key in expected.keys() | state.keys() if key not in state or key not in expected)
         wrong += [key for key in expected if key in state and state[key].shape != expected[key]]
@@ -98,12 +101,15 @@ def load_checkpoint(name: str) -> Checkpoint:
     try:
         with (folder / "model.json").open(encoding="utf-8") as handle:
             spec = ModelSpec.model_validate_json(handle.read(1_000_000))
+        check_steps(spec.cleanup)
         table = LabelTable.read(folder / "labels.csv")
         size = (folder / "model.safetensors").stat().st_size
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "JSON"
         raise BadModel(f"{folder / 'model.json'} is damaged: {where}: {first['msg']}") from None
+    except BadConfig as error:
+        raise BadModel(f"{folder / 'model.json'} is damaged: {error}") from None
     except (OSError, UnicodeDecodeError, BadFile) as error:
         raise BadModel(f"the model in {folder} is incomplete: {error}") from None
     if size > MAX_WEIGHTS:

@@ -18,13 +18,14 @@ import yaml
 from torch import Tensor, nn
 
 from medseg.checkpoint import load_state, save_checkpoint, save_state
+from medseg.cleanup import check_steps
 from medseg.config import Config
 from medseg.errors import BadConfig, BadModel, DataWarning, Interrupted
 from medseg.io import read_labels
 from medseg.io.files import atomic_write
 from medseg.labels import LabelTable
 from medseg.losses import deep_supervision
-from medseg.models import build_model
+from medseg.models import build_model, check_patch
 from medseg.synth import Heads, Lookup, load_heads, lookup, render
 
 #: Called after every step with (step, facts) to draw progress; facts hold loss, dice, seconds a step and time left.
@@ -40,12 +41,14 @@ def train(config: Config, run: Path, *, progress: Progress = lambda step, facts:
     run.mkdir(parents=True, exist_ok=True)
     with _locked(run), _stoppable() as stopping:
         _same_run(config, run)
+        check_steps(config.cleanup)
         table = LabelTable.read(config.labels)
         classes = (0, *table.values)
         training, validation, known = _label_maps(config, table, classes)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(config.train.seed)
         network = build_model(config.model.name, 1, len(classes), **config.model.options).to(device).train()
+        check_patch(network, config.model.patch)
         optimizer = torch.optim.AdamW(
             network.parameters(), config.train.learning_rate, weight_decay=config.train.weight_decay, fused=True
         )

@@ -73,6 +73,9 @@ class UNet(nn.Module):
         levels = len(features)
         encoder_blocks = encoder_blocks or [2] * levels
         decoder_blocks = decoder_blocks or [2] * (levels - 1)
+        for numbers, most in ((features, 4096), (encoder_blocks, 64), (decoder_blocks, 64)):
+            if levels > 10 or not all(type(number) is int and 1 <= number <= most for number in numbers):
+                raise ValueError(f"{list(numbers)!r:.80} are not at most 10 whole numbers from 1 to {most}")
         if len(encoder_blocks) != levels or len(decoder_blocks) != levels - 1 or stem not in (1, 2):
             raise ValueError("encoder_blocks needs one number a level, decoder_blocks one fewer, and stem is 1 or 2")
         block = Residual if residual else conv
