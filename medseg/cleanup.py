@@ -20,7 +20,7 @@ from medseg.volume import Volume
 
 
 def contiguous(labels: NDArray, reverse: bool | None = None) -> NDArray:
-    """The labels as a C-contiguous uint8 or uint16 array, its axes reversed if asked or, by default, if that is no copy.
+    """The labels as a C-contiguous uint8 or uint16 array, axes reversed if asked or, by default, if that is no copy.
 
     Raises `BadConfig` for anything but three dimensions of whole numbers from 0 to 65535.
     """
@@ -70,7 +70,7 @@ def components(labels: NDArray, connectivity: int = 26) -> tuple[NDArray, Compon
     number[order] = np.arange(1, len(order) + 1)
     rows = table[order]
     parts = Components(rows[:, 0], rows[:, 1], rows[:, 3:6], rows[:, 6:9], _ranks(rows[:, 0]))
-    return _like(_look_up(ids, number, ids), labels), parts
+    return _like(look_up(ids, number, ids), labels), parts
 
 
 def keep_largest(
@@ -122,7 +122,7 @@ def fill_holes(labels: NDArray, values: Sequence[int] | None = None, overwrite: 
     """
     regions, label, voxels, outside, near = _regions(contiguous(labels))
     new = _overwritten(label, outside, near, values) if overwrite else _filled(label, voxels, outside, near, values)
-    return _like(_look_up(regions, new.astype(labels.dtype), np.empty(regions.shape, labels.dtype)), labels)
+    return _like(look_up(regions, new.astype(labels.dtype), np.empty(regions.shape, labels.dtype)), labels)
 
 
 #: The steps that `clean` knows and the types of their arguments; `min_mm3` is the only one without a default.
@@ -183,7 +183,7 @@ def _like(array: NDArray, labels: NDArray) -> NDArray:
     return array.T if is_reversed(labels) else array
 
 
-def _look_up(ids: NDArray, table: NDArray, out: NDArray) -> NDArray:
+def look_up(ids: NDArray, table: NDArray, out: NDArray) -> NDArray:
     """out = table[ids], on all threads; `out` may be `ids`."""
     from medseg import kernels
 
@@ -239,7 +239,7 @@ def _only(labels: NDArray, ids: NDArray, table: NDArray, keep: NDArray, values: 
     if values is not None:
         keep = keep | ~np.isin(table[:, 0], list(values))
     target = np.where(keep, table[:, 0], 0).astype(labels.dtype)
-    return _like(_look_up(ids, target, np.empty(ids.shape, labels.dtype)), labels)
+    return _like(look_up(ids, target, np.empty(ids.shape, labels.dtype)), labels)
 
 
 def _regions(array: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray, list[NDArray]]:

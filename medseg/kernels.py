@@ -162,7 +162,7 @@ def border_map(labels, start, stop, out):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def corner_map(labels, start, stop, out):  # type: ignore[no-untyped-def]
-    """out[start:stop]: for corners between voxels, 0 if all 8 voxels agree, their one label if the rest is 0, else SEVERAL.
+    """out[start:stop]: for corners between voxels, 0 if all 8 voxels agree, the one label if the rest is 0, or SEVERAL.
 
     labels: (A, B, C) uint8, 0 outside. out: (A + 1, B + 1, C + 1) uint8; corner (a, b, c) lies before voxel (a, b, c).
     """
@@ -217,7 +217,7 @@ def is_around(labels, a, b, c, value):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def labels_at(elements, labels, a, b, c, cell):  # type: ignore[no-untyped-def]
-    """Put the distinct labels with a surface element at (a, b, c) first in `cell` (8,) and return how many there are."""
+    """Put the distinct labels with an element at (a, b, c) first in `cell` (8,) and return how many there are."""
     if elements[a, b, c] != SEVERAL:
         cell[0] = elements[a, b, c]
         return 1
@@ -340,10 +340,10 @@ def nearest(elements, labels, others, other_labels, reach, block, offsets, areas
 def nearest_far(numbers, value, groups, blocks, block, others, other_labels, spacing):  # type: ignore[no-untyped-def]
     """Distance in mm from each element to the nearest element with label `value`, however far: float64 (m,).
 
-    numbers: (m,) int64 elements, best in an order in which neighbours follow each other. blocks: (n, 3) int64, the blocks
-    of `block` elements in which the label is present. groups: (g, 8) int64, for runs of neighbouring blocks their first
-    and last (exclusive) row and their bounding box in blocks, start (3) and stop (3). Elements of a block are listed
-    when it is first looked at.
+    numbers: (m,) int64 elements, best in an order in which neighbours follow each other. blocks: (n, 3) int64, the
+    blocks of `block` elements in which the label is present. groups: (g, 8) int64, for runs of neighbouring blocks
+    their first and last (exclusive) row and their bounding box in blocks, start (3) and stop (3). Elements of a
+    block are listed when it is first looked at.
     """
     distance = np.full(len(numbers), np.inf)
     first = np.full(len(blocks), -1)

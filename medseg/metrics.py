@@ -2,8 +2,9 @@
 
 Definitions follow Maier-Hein, Reinke et al., Metrics Reloaded (Nature Methods 2024). Two surfaces are known:
 
-- "surfel": corners between voxels whose 8 voxels are not all inside, each weighted by the area in mm2 of the marching-cubes
-  patch there (Nikolov et al. 2018, google-deepmind/surface-distance). Right for voxels of any shape; the default.
+- "surfel": corners between voxels of which some but not all of the 8 are inside, each weighted by the area in mm2 of
+  the marching-cubes patch there (Nikolov et al. 2018, google-deepmind/surface-distance). Right for voxels of any shape;
+  the default.
 - "voxel": centres of voxels with a face to the outside, each counting 1 (MONAI, MetricsReloaded).
 
 Distances run between elements of one kind, in mm, both ways. What lies outside the array is background.
@@ -20,16 +21,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations, product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
 
-from medseg.cleanup import contiguous, is_reversed
+from medseg.cleanup import Components, components, contiguous, is_reversed, look_up
 from medseg.errors import BadConfig, BadGeometry
 
 Surface = Literal["surfel", "voxel"]
+Empty = Literal["nan", "best_worst", "diagonal"]
 
 #: Labels in one pass: an element map holds a label in a byte, and 255 means several.
 MAX_LABELS = 254
@@ -58,7 +63,8 @@ def overlaps(
 ) -> NDArray[np.int64]:
     """Voxels of each structure in the reference, in the prediction, and in both: (len(structures), 3).
 
-    A structure is the union of some labels; structures may overlap. Voxels labelled `ignore` in the reference do not count.
+    A structure is the union of some labels; structures may overlap. Voxels labelled `ignore` in the reference count
+    nowhere.
     """
     counts = np.zeros((len(structures), 3), np.int64)
     for rows, values, first, second in _passes(reference, prediction, structures, ignore):
@@ -105,7 +111,7 @@ def hausdorff(distances: SurfaceDistances, percentile: float = 100) -> float:
 
 
 def assd(distances: SurfaceDistances) -> float:
-    """Average symmetric surface distance in mm: the mean over the elements of both surfaces; nan, inf as `hausdorff`."""
+    """Average symmetric surface distance in mm: the mean over both surfaces; nan and inf as `hausdorff`."""
     missing = _if_missing(distances)
     if missing is not None:
         return missing
@@ -135,6 +141,207 @@ def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
     return float(sum(int(weight[mm <= limit].sum()) for mm, weight in both) / total) if total else float("nan")
 
 
+def score(
+    reference: NDArray,
+    prediction: NDArray,
+    spacing_mm: Sequence[float],
+    structures: Mapping[str, Sequence[int]],
+    *,
+    surface: Surface = "surfel",
+    percentiles: Sequence[float] = (95,),
+    tolerance_mm: float | Mapping[str, float] = 1.0,
+    ignore: int | None = None,
+    empty: Empty = "nan",
+) -> dict[str, dict[str, Any]]:
+    """Every score of every structure (a name and the labels of which it is the union) in one pair of label maps.
+
+    tolerance_mm: for the surface Dice, one for all or one per structure; that of "" (or 1 mm) for the rest.
+    Each structure has its status ("ok", "both_empty", "reference_empty", "prediction_empty"), voxel counts, volumes in
+    mm3, and scores; distances in mm. What a score is for an empty mask is decided by `empty`:
+
+    - "nan": undefined scores are nan (all of both_empty; 0 / 0 of precision or recall); of one mask empty Dice, IoU and
+      surface Dice are 0 and distances inf.
+    - "best_worst": both_empty counts as perfect (1, 0 mm), one mask empty as the worst (0, inf).
+    - "diagonal": as best_worst, with the diagonal of the array in mm for inf.
+    """
+    if empty not in ("nan", "best_worst", "diagonal"):
+        raise BadConfig(f"the rule for empty masks is nan, best_worst or diagonal, not '{empty}'")
+    sets = list(structures.values())
+    counts = overlaps(reference, prediction, sets, ignore)
+    distances = surface_distances(reference, prediction, spacing_mm, sets, surface=surface, ignore=ignore)
+    diagonal = float(np.sqrt(((np.array(reference.shape) * spacing_mm) ** 2).sum()))
+    results = {}
+    for name, (n_reference, n_prediction, both), found in zip(structures, counts.tolist(), distances):
+        limit = tolerance_mm.get(name, tolerance_mm.get("", 1.0)) if isinstance(tolerance_mm, Mapping) else tolerance_mm
+        row = overlap_scores(n_reference, n_prediction, both, float(np.prod(spacing_mm)))
+        row["hausdorff_mm"] = hausdorff(found)
+        for percentile in percentiles:
+            row[f"hausdorff{percentile:g}_mm"] = hausdorff(found, percentile)
+        row |= {"assd_mm": assd(found), "masd_mm": masd(found)}
+        row |= {"surface_dice": surface_dice(found, limit), "tolerance_mm": float(limit)}
+        results[name] = row if row["status"] == "ok" or empty == "nan" else _with_policy(row, empty, diagonal)
+    return results
+
+
+def overlap_scores(n_reference: int, n_prediction: int, n_both: int, voxel_mm3: float) -> dict[str, Any]:
+    """Status, voxel counts, Dice, IoU, precision, recall and volumes from three counts of voxels; nan for 0 / 0."""
+
+    def ratio(part: float, whole: float) -> float:
+        return part / whole if whole else float("nan")
+
+    status = {(0, 0): "both_empty", (0, 1): "reference_empty", (1, 0): "prediction_empty", (1, 1): "ok"}
+    return {
+        "status": status[int(n_reference > 0), int(n_prediction > 0)],
+        "n_reference": n_reference,
+        "n_prediction": n_prediction,
+        "n_both": n_both,
+        "dice": ratio(2 * n_both, n_reference + n_prediction),
+        "iou": ratio(n_both, n_reference + n_prediction - n_both),
+        "precision": ratio(n_both, n_prediction),
+        "recall": ratio(n_both, n_reference),
+        "volume_reference_mm3": n_reference * voxel_mm3,
+        "volume_prediction_mm3": n_prediction * voxel_mm3,
+        "volume_difference_mm3": (n_prediction - n_reference) * voxel_mm3,
+        "volume_difference_relative": ratio(n_prediction - n_reference, n_reference),
+    }
+
+
+#: Scores between 0 and 1 of which more is better.
+SHARES = ("dice", "iou", "precision", "recall", "surface_dice")
+
+
+def _with_policy(row: dict[str, Any], empty: Empty, diagonal_mm: float) -> dict[str, Any]:
+    """The scores of a structure that a map or both lack under "best_worst" or "diagonal"."""
+    perfect = row["status"] == "both_empty"
+    worst = diagonal_mm if empty == "diagonal" else float("inf")
+    distances = [name for name in row if name.startswith(("hausdorff", "assd", "masd"))]
+    row = row | dict.fromkeys(SHARES, float(perfect)) | dict.fromkeys(distances, 0.0 if perfect else worst)
+    return row | {"volume_difference_relative": 0.0} if perfect else row
+
+
+@dataclass(frozen=True)
+class LesionOptions:
+    """How lesions are found and matched; `matching` "overlap" is that of BraTS 2023 for a dilation of 3.
+
+    matching: "overlap" (a predicted lesion belongs to every reference lesion that it touches, after dilation) or "iou"
+    (one to one, the pairs of most total IoU with each at least `min_iou`; Kirillov et al. 2019 for 0.5).
+    connectivity: 6, 18 or 26. min_mm3: smaller lesions are left out, in the reference and in the prediction.
+    dilation: voxels by which the reference grows before lesions are told apart and matched ("overlap" only).
+    penalty_mm: HD95 of a missed or an invented lesion; BraTS takes 374, the diagonal of its images.
+    """
+
+    matching: Literal["overlap", "iou"] = "overlap"
+    min_iou: float = 0.5
+    connectivity: int = 26
+    min_mm3: float = 0
+    dilation: int = 0
+    penalty_mm: float = 374.0
+
+    def __post_init__(self) -> None:
+        if self.matching not in ("overlap", "iou"):
+            raise BadConfig(f"lesions are matched by overlap or iou, not '{self.matching}'")
+        if not 0 < self.min_iou <= 1 or self.min_mm3 < 0 or self.dilation < 0 or not self.penalty_mm >= 0:
+            raise BadConfig("lesion options are a min_iou in (0, 1] and a volume, dilation and penalty of 0 or more")
+
+
+def lesion_scores(
+    reference: NDArray[np.bool_],
+    prediction: NDArray[np.bool_],
+    spacing_mm: Sequence[float],
+    options: LesionOptions | None = None,
+    surface: Surface = "surfel",
+) -> dict[str, float]:
+    """Scores of the lesions (connected components) of one structure: (I, J, K) masks.
+
+    lesions_reference, lesions_prediction: how many; lesions_found: reference lesions with a match; lesions_invented:
+    predicted ones without. lesion_f1 (RQ) = TP / (TP + FP / 2 + FN / 2), lesion_sq: mean IoU of found lesions with
+    what matched them, lesion_pq = RQ * SQ. lesion_dice, lesion_hausdorff95_mm: mean over all reference lesions and
+    invented ones, which with missed ones count 0 and `penalty_mm` (BraTS 2023, Moawad et al., arXiv 2305.19369).
+    Without any lesion in both masks scores are nan.
+    """
+    options = options or LesionOptions()
+    voxel_mm3 = float(np.prod(spacing_mm))
+    overlapping = options.matching == "overlap"
+    grown = reference
+    if overlapping and options.dilation:
+        near = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[options.connectivity])
+        grown = ndimage.binary_dilation(reference, near, iterations=options.dilation)
+    ours, our_parts = components(grown, options.connectivity)
+    theirs, their_parts = components(prediction, options.connectivity)
+    ours, theirs = np.ascontiguousarray(ours), np.ascontiguousarray(theirs)
+    touched = grown & prediction
+    first, second, shared = _shared(ours[touched], theirs[touched])
+    # Lesions are as large as they were before they grew.
+    our_voxels = np.bincount(ours[reference], minlength=len(our_parts) + 1)
+    their_voxels = np.append(0, their_parts.voxels)
+    limit = options.min_mm3 * (1 - 1e-6)
+    ours_count = np.flatnonzero(our_voxels * voxel_mm3 >= limit)
+    ours_count = ours_count[ours_count > 0]
+    theirs_count = np.flatnonzero(their_voxels * voxel_mm3 >= limit)
+    theirs_count = theirs_count[theirs_count > 0]
+    if not overlapping:
+        iou = shared / (our_voxels[first] + their_voxels[second] - shared)
+        valid = (iou >= options.min_iou) & np.isin(first, ours_count) & np.isin(second, theirs_count)
+        first, second = _one_to_one(first[valid], second[valid], iou[valid])
+    dice, iou_found, distance = [], [], []
+    for lesion in ours_count:
+        matches = second[first == lesion]
+        if not len(matches):
+            continue
+        box = _box(our_parts, int(lesion) - 1, [(their_parts, int(match) - 1) for match in matches])
+        mine = (ours[box] == lesion) & reference[box]
+        found = np.isin(theirs[box], matches)
+        both = int((mine & found).sum())
+        total = int(mine.sum()) + int(found.sum())
+        dice.append(2 * both / total)
+        iou_found.append(both / (total - both))
+        measured = surface_distances(mine, found, spacing_mm, [[1]], surface=surface)[0]
+        distance.append(hausdorff(measured, 95))
+    invented = len(np.setdiff1d(theirs_count, second))
+    missed = len(ours_count) - len(dice)
+    every = len(ours_count) + invented
+    nan = float("nan")
+    f1 = 2 * len(dice) / (2 * len(dice) + invented + missed) if every else nan
+    sq = float(np.mean(iou_found)) if iou_found else (0.0 if every else nan)
+    return {
+        "lesions_reference": len(ours_count),
+        "lesions_prediction": len(theirs_count),
+        "lesions_found": len(dice),
+        "lesions_missed": missed,
+        "lesions_invented": invented,
+        "lesion_f1": f1,
+        "lesion_sq": sq,
+        "lesion_pq": f1 * sq,
+        "lesion_dice": sum(dice) / every if every else nan,
+        "lesion_hausdorff95_mm": (sum(distance) + (missed + invented) * options.penalty_mm) / every if every else nan,
+    }
+
+
+def _shared(ours: NDArray, theirs: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """Pairs of component numbers that share voxels, and how many."""
+    pairs, shared = np.unique(ours.astype(np.int64) << 32 | theirs.astype(np.int64), return_counts=True)
+    return pairs >> 32, pairs & 0xFFFFFFFF, shared
+
+
+def _one_to_one(first: NDArray, second: NDArray, iou: NDArray) -> tuple[NDArray, NDArray]:
+    """The pairs of most total IoU in which every component occurs once."""
+    rows, row = np.unique(first, return_inverse=True)
+    columns, column = np.unique(second, return_inverse=True)
+    gain = np.zeros((len(rows), len(columns)))
+    gain[row, column] = iou
+    i, j = linear_sum_assignment(gain, maximize=True)
+    real = gain[i, j] > 0
+    return rows[i[real]], columns[j[real]]
+
+
+def _box(parts: Components, row: int, others: list[tuple[Components, int]]) -> tuple[slice, ...]:
+    """The smallest box around components."""
+    every = [(parts, row), *others]
+    start = np.min([table.start[n] for table, n in every], axis=0)
+    stop = np.max([table.stop[n] for table, n in every], axis=0)
+    return tuple(slice(a, b) for a, b in zip(start, stop))
+
+
 def _if_missing(distances: SurfaceDistances) -> float | None:
     """nan if no map has the structure, inf if one map, None if both have it."""
     there = sum(len(mm) > 0 for mm, _ in (distances.from_reference, distances.from_prediction))
@@ -158,20 +365,21 @@ def _passes(
 
     Structures that share a label, or are too many for a byte, go to different pairs.
     """
-    from medseg import kernels
-
     if reference.shape != prediction.shape:
         raise BadGeometry(f"label maps of {reference.shape} and {prediction.shape} voxels cannot be compared")
     reverse = is_reversed(reference)
     first, second = contiguous(reference, reverse), contiguous(prediction, reverse)
     sets = [frozenset(int(value) for value in structure) for structure in structures]
+    if not sets:
+        return
     if any(not values or min(values) < 0 or max(values) > 65_535 for values in sets):
         raise BadConfig("a structure is one label or more from 0 to 65535")
     plain = all(len(values) == 1 for values in sets) and len(set(sets)) == len(sets) and frozenset({0}) not in sets
     if plain and ignore is None and first.dtype == second.dtype == np.uint8 and max(first.max(), second.max()) < 255:
         # The maps are as they should be: no copy.
         rows = [row for row, values in enumerate(sets) if max(values) < 255]
-        yield rows, [max(sets[row]) for row in rows], first, second
+        if rows:
+            yield rows, [max(sets[row]) for row in rows], first, second
         absent = [row for row, values in enumerate(sets) if max(values) == 255]
         if absent:
             yield absent, [MAX_LABELS], np.zeros_like(first), np.zeros_like(second)
@@ -187,12 +395,7 @@ def _passes(
         table = np.zeros(65_536, np.uint8)
         for label, row in enumerate(rows, start=1):
             table[list(sets[row])] = label
-        maps = [np.empty(first.shape, np.uint8) for _ in range(2)]
-        for source, target in zip((first, second), maps):
-            kernels.in_slabs(
-                lambda start, stop, s=source, t=target: kernels.look_up(s[start:stop], table, t[start:stop]),
-                len(source),
-            )
+        maps = [look_up(labels, table, np.empty(first.shape, np.uint8)) for labels in (first, second)]
         if ignore is not None:
             for target in maps:
                 target[first == ignore] = 0
@@ -224,10 +427,14 @@ def _both_ways(
     mark = kernels.corner_map if surface == "surfel" else kernels.border_map
     maps = [np.empty([n + margin for n in first.shape], np.uint8) for _ in range(2)]
     for labels, elements in zip((first, second), maps):
-        kernels.in_slabs(lambda start, stop, i=labels, o=elements: mark(i, start, stop, o), len(elements))
+        kernels.in_slabs(partial(_mark, mark, labels, elements), len(elements))
     there = _one_way(maps[0], first, maps[1], second, spacing, offsets, length, weights, values)
     back = _one_way(maps[1], second, maps[0], first, spacing, offsets, length, weights, values)
     return [SurfaceDistances(one, other, surface) for one, other in zip(there, back)]
+
+
+def _mark(kernel: Any, labels: NDArray, elements: NDArray, start: int, stop: int) -> None:
+    kernel(labels, start, stop, elements)
 
 
 def _one_way(
@@ -247,6 +454,7 @@ def _one_way(
     block = np.maximum(np.abs(offsets).max(axis=0), 1)
     bits = np.zeros((*(-(-n // size) for n, size in zip(others.shape, block)), 4), np.uint64)
     kernels.in_slabs(lambda start, stop: kernels.presence(others, other_labels, block, start, stop, bits), len(bits))
+    highest = max(int(labels.max()), *values) + 1
     reach = bits.copy()
     for axis in range(3):
         before, spread = np.moveaxis(reach.copy(), axis, 0), np.moveaxis(reach, axis, 0)
@@ -254,7 +462,7 @@ def _one_way(
         spread[:-1] |= before[1:]
 
     def search(start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        histogram = np.zeros((max(values) + 1, len(offsets)), np.int64)
+        histogram = np.zeros((highest, len(offsets)), np.int64)
         far = kernels.nearest(
             elements, labels, others, other_labels, reach, block, offsets, weights, start, stop, histogram
         )
@@ -280,7 +488,7 @@ def _one_way(
 
 
 def _blocks_with(bits: NDArray[np.uint64], value: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The blocks with a label as `kernels.nearest_far` takes them: groups (g, 8) of up to 4 x 4 x 4, and blocks (n, 3)."""
+    """The blocks with a label as `kernels.nearest_far` takes them: groups (g, 8) of up to 4³, and blocks (n, 3)."""
     blocks = np.argwhere(bits[..., value // 64] & np.uint64(1 << value % 64))
     cell = blocks // 4 @ (1 << np.array([42, 21, 0]))
     order = np.argsort(cell, kind="stable")
@@ -293,7 +501,7 @@ def _blocks_with(bits: NDArray[np.uint64], value: int) -> tuple[NDArray[np.int64
 
 
 def _offsets(spacing: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The shortest steps between voxels, at most `OFFSETS`, with all or none of one length: (n, 3) and lengths in mm."""
+    """The shortest steps between voxels, at most `OFFSETS`, all or none of one length: (n, 3), and lengths in mm."""
     radius = 1.1 * float(3 * OFFSETS * spacing.prod() / (4 * np.pi)) ** (1 / 3)
     axes = [np.arange(-int(radius / s), int(radius / s) + 1) for s in spacing]
     steps = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
@@ -306,7 +514,7 @@ def _offsets(spacing: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
 
 
 #: Marching-cubes patches by which of 8 voxels are inside, up to rotation, mirroring and exchange of inside and outside:
-#: voxels inside as digits 4 i + 2 j + k; how many triangles of 1/8 of a corner's cut; pieces of 1/4 parallel to the axes
+#: voxels inside as digits 4 i + 2 j + k; how many triangles that cut off a corner; quarters of a diagonal plane along
 #: i, j, k; and halves of a square across i, j, k. The triangulation is that of Nikolov et al. 2018 (surface-distance).
 PATCHES: tuple[tuple[str, int, tuple[int, int, int], tuple[int, int, int]], ...] = (
     ("7", 1, (0, 0, 0), (0, 0, 0)),

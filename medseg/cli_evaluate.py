@@ -1,0 +1,208 @@
+"""The commands evaluate, compare and clean: parse, call one function, show what came back. Registered by `cli`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medseg.errors import BadConfig
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no announcements; warnings stay.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
+Labels = Annotated[
+    str | None, typer.Option(metavar="LIST", help="Structures: 1,2 or liver=1,tumour=1+2+3 or names of the table.")
+]
+
+
+def evaluate(
+    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="A label map, or a folder of them.")],
+    prediction: Annotated[Path, typer.Argument(metavar="PREDICTION", help="The same of what is to be scored.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("evaluation"),
+    labels: Labels = None,
+    table: Annotated[Path | None, typer.Option(help="Label table. Default: labels.csv in either folder.")] = None,
+    ignore: Annotated[
+        int | None, typer.Option(metavar="LABEL", help="Where the reference has it, do not score.")
+    ] = None,
+    surface: Annotated[str, typer.Option(metavar="surfel|voxel", help="What a surface is made of.")] = "surfel",
+    percentile: Annotated[list[float] | None, typer.Option(help="Hausdorff percentiles. Default: 95.")] = None,
+    tolerance: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MM", help="Of the surface Dice: 1 or liver=2.5, repeatable. Default: 1."),
+    ] = None,
+    empty: Annotated[str, typer.Option(metavar="nan|best_worst|diagonal", help="What empty masks score.")] = "nan",
+    lesions: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Also score by lesion, repeatable.")] = None,
+    lesion_matching: Annotated[str, typer.Option(metavar="overlap|iou", help="Which lesions match.")] = "overlap",
+    lesion_iou: Annotated[float, typer.Option(help="Least IoU of a match.")] = 0.5,
+    lesion_connectivity: Annotated[int, typer.Option(metavar="6|18|26", help="What touches is one lesion.")] = 26,
+    lesion_min_mm3: Annotated[float, typer.Option(help="Leave out smaller lesions.")] = 0,
+    lesion_dilation: Annotated[int, typer.Option(help="Grow reference lesions by voxels before matching.")] = 0,
+    lesion_penalty_mm: Annotated[float, typer.Option(help="HD95 of missed and invented lesions.")] = 374,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Score a prediction on another grid all the same.")
+    ] = False,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Resamplings of cases for the intervals.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the resamplings.")] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score label maps against references: scores.csv, summary.json, and report.html with plots and worst cases."""
+    from medseg import evaluate as run
+    from medseg.metrics import LesionOptions
+
+    known = run.find_table(table, reference, prediction)
+    options = run.Options(
+        structures=run.parse_structures(labels, known) if labels else None,
+        ignore=ignore,
+        surface=surface,  # type: ignore[arg-type]
+        percentiles=tuple(percentile or (95,)),
+        tolerance_mm=_tolerances(tolerance),
+        empty=empty,  # type: ignore[arg-type]
+        lesions=tuple(lesions or ()),
+        lesion_options=LesionOptions(
+            lesion_matching,  # type: ignore[arg-type]
+            lesion_iou,
+            lesion_connectivity,
+            lesion_min_mm3,
+            lesion_dilation,
+            lesion_penalty_mm,
+        ),
+        resample=resample,
+        bootstrap=bootstrap,
+        seed=seed,
+    )
+    with _bar(quiet) as progress:
+        result = run.evaluate(reference, prediction, output, options, known, progress)
+    for problem in result.problems:
+        print(f"note: {problem}", file=sys.stderr)
+    if not quiet:
+        print(f"scores.csv, summary.json and report.html are in {output}", file=sys.stderr)
+    if as_json:
+        _print_json(result.summary)
+    else:
+        _print_rows(*run.summary_table(result.summary))
+
+
+def compare(
+    scores: Annotated[list[Path], typer.Argument(metavar="SCORES...", help="The scores.csv of two methods or more.")],
+    score: Annotated[str, typer.Option(help="The column to compare by.")] = "dice",
+    structure: Annotated[str | None, typer.Option(help="Only this structure. Default: the mean over all.")] = None,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Resamplings of cases for the stability.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Of the resamplings.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Compare methods on the same cases: ranking, its stability, and paired Wilcoxon tests with Holm's correction."""
+    from medseg import compare as run
+
+    result = run.compare(scores, score, structure, bootstrap, seed)
+    for problem in result.problems:
+        print(f"note: {problem}", file=sys.stderr)
+    if as_json:
+        _print_json(asdict(result))
+        return
+    title = f"{result.score}: {result.n_cases} cases, {result.n_excluded} undefined scores left out"
+    _print_rows(title, result.methods)
+    _print_rows("paired Wilcoxon signed-rank tests", result.tests)
+    if result.kendall_tau:
+        _print_rows("agreement of the ranking under resampling of cases (Kendall's tau)", [result.kendall_tau])
+
+
+def clean(
+    labels: Annotated[Path, typer.Argument(metavar="LABELS", help="A label map.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to; the suffix decides the format.")],
+    only: Annotated[str | None, typer.Option("--labels", metavar="LIST", help="Only these labels, e.g. 1,2.")] = None,
+    keep_largest: Annotated[bool, typer.Option("--keep-largest", help="Keep the largest part of each label.")] = False,
+    keep: Annotated[int | None, typer.Option(min=1, help="Keep so many parts of each label.")] = None,
+    min_mm3: Annotated[float | None, typer.Option(min=0, help="Drop smaller parts.")] = None,
+    fill_holes: Annotated[bool, typer.Option("--fill-holes", help="Fill holes with the label around them.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Fill over other labels, too.")] = False,
+    connectivity: Annotated[int, typer.Option(metavar="6|18|26", help="What touches is one part.")] = 26,
+    as_json: Json = False,
+) -> None:
+    """Clean up a label map: keep the largest parts, drop small ones, fill holes, in this order."""
+    from medseg.cleanup import clean as run
+    from medseg.io import read_labels, write
+
+    steps: list[dict[str, Any]] = []
+    if keep_largest or keep:
+        steps.append({"step": "keep_largest", "count": keep or 1, "connectivity": connectivity})
+    if min_mm3 is not None:
+        steps.append({"step": "drop_small", "min_mm3": min_mm3, "connectivity": connectivity})
+    if fill_holes:
+        steps.append({"step": "fill_holes", "overwrite": overwrite})
+    if not steps:
+        raise BadConfig("say what to do: --keep-largest, --keep, --min-mm3 or --fill-holes")
+    chosen = {"labels": _label_list(only)} if only else {}
+    before = read_labels(labels)
+    after = run(before, [step | chosen for step in steps])
+    write(after, output)
+    row: dict[str, Any] = {"output": str(output), "steps": [step["step"] for step in steps]}
+    row["voxels_changed"] = int((before.data != after.data).sum())
+    _print_json(row) if as_json else _print_rows("", [row | {"steps": ", ".join(row["steps"])}])
+
+
+def _tolerances(texts: Sequence[str] | None) -> float | dict[str, float]:
+    found: dict[str, float] = {}
+    for text in texts or ("1",):
+        name, _, number = text.rpartition("=")
+        try:
+            found[name.strip()] = float(number)
+        except ValueError:
+            raise BadConfig(f"--tolerance {text}: write 1 or liver=2.5, in mm") from None
+    return found.get("", 1.0) if set(found) <= {""} else found
+
+
+def _label_list(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BadConfig(f"--labels {text}: write whole numbers, e.g. 1,2") from None
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    print(json.dumps(value))
+
+
+def _print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    def cell(value: Any) -> Text:
+        if isinstance(value, list):
+            return Text(" to ".join(f"{one:.4g}" for one in value))
+        return Text("" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value))
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="left" if column == columns[0] else "right")
+    for row in rows:
+        table.add_row(*(cell(row.get(column)) for column in columns))
+    console = Console()
+    if title:
+        console.print(Text(title, style="bold"))
+    console.print(table)
+
+
+@contextmanager
+def _bar(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A progress bar over cases on stderr."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, case: bar.update(task, completed=done, total=total, description=case)

@@ -1,0 +1,169 @@
+"""Comparing methods from their scores.csv: paired tests, a ranking, and how far the ranking can be trusted.
+
+Follows challengeR (Wiesenfarth et al., Scientific Reports 2021): methods are ranked in every case and ordered by their
+mean rank; cases are resampled to see how stable that order is. Pairs of methods are tested with Wilcoxon's signed-rank
+test on the cases, corrected by Holm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from medseg.errors import BadConfig
+from medseg.evaluate import read_scores, score_columns
+
+#: Scores of which less is better; of shares such as Dice more is. Signed ones count by their size.
+LESS_IS_BETTER = (
+    "hausdorff",
+    "assd",
+    "masd",
+    "lesion_hausdorff",
+    "volume_difference",
+    "lesions_missed",
+    "lesions_invented",
+)
+#: Columns that say nothing about which method is better.
+NO_ORDER = ("volume_reference_mm3", "volume_prediction_mm3", "lesions_reference", "lesions_prediction")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found.
+
+    methods: per method, best first: name, mean (over cases with finite values), median, n_inf, mean_rank, rank,
+    rank_ci95 (two ranks), share_first (of the resamplings in which it leads). tests: per pair: first, second,
+    difference (median of first - second), p, p_holm. kendall_tau: mean and 2.5 percentile over resamplings of the
+    agreement with the order found. n_cases; n_excluded: pairs of case and structure left out as undefined in a method.
+    problems: sentences on what is not in every file.
+    """
+
+    score: str
+    methods: list[dict[str, Any]]
+    tests: list[dict[str, Any]]
+    kendall_tau: dict[str, float]
+    n_cases: int
+    n_excluded: int
+    problems: list[str]
+
+
+def compare(
+    paths: Sequence[str | Path],
+    score: str = "dice",
+    structure: str | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two methods or more by one score, averaged in each case over its structures, or of one structure.
+
+    Only cases and structures that every file has count; the others are named. Pairs that are undefined (nan) in any
+    method are left out and counted; an infinite distance stays and ranks last.
+    Raises `BadFile` for files that are no scores, `BadConfig` for fewer than two methods, a score or structure that is
+    not there, or fewer than two common cases.
+    """
+    if len(paths) < 2:
+        raise BadConfig("a comparison needs the scores.csv of two methods or more")
+    methods = _method_names(paths)
+    tables = [_values(path, score, structure) for path in paths]
+    common = set.intersection(*(set(table) for table in tables))
+    problems = []
+    for method, table in zip(methods, tables):
+        for other, other_table in zip(methods, tables):
+            cases = sorted({case for case, _ in other_table} - {case for case, _ in table})
+            if cases:
+                problems.append(f"{method} has no score of {', '.join(cases)}, which {other} has; not compared")
+    defined = sorted(key for key in common if not any(np.isnan(table[key]) for table in tables))
+    if len({case for case, _ in defined}) < 2:
+        raise BadConfig(f"there are fewer than two cases in which every method has a {score}")
+    cases = sorted({case for case, _ in defined})
+    values = np.array(
+        [[np.mean([table[key] for key in defined if key[0] == case]) for table in tables] for case in cases]
+    )
+    costs = np.abs(values) if _less_is_better(score) else -values
+    ranks = stats.rankdata(costs, axis=1)
+    order = np.argsort(ranks.mean(axis=0), kind="stable")
+    draws = np.random.default_rng(seed).integers(len(cases), size=(bootstrap, len(cases)))
+    drawn = stats.rankdata(ranks[draws].mean(axis=1), axis=1, method="min") if bootstrap else ranks[:0]
+    found = stats.rankdata(ranks.mean(axis=0), method="min")
+    rows = [_method_row(methods[m], values[:, m], ranks[:, m], found[m], drawn[:, m]) for m in order]
+    tau = np.nan_to_num([stats.kendalltau(found, one).statistic for one in drawn], nan=0.0)
+    agreement = {"mean": float(tau.mean()), "p2_5": float(np.percentile(tau, 2.5))} if bootstrap else {}
+    tests = _tests(methods, np.abs(values) if _less_is_better(score) else values)
+    return Comparison(score, rows, tests, agreement, len(cases), len(common) - len(defined), problems)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """P values corrected for their number (Holm, Scandinavian Journal of Statistics 1979)."""
+    order = np.argsort(p, kind="stable")
+    corrected = np.maximum.accumulate((len(p) - np.arange(len(p))) * np.asarray(p, float)[order])
+    result = np.empty(len(p))
+    result[order] = np.minimum(corrected, 1)
+    return [float(one) for one in result]
+
+
+def _tests(methods: Sequence[str], values: NDArray[np.float64]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    p_values: list[float] = []
+    for a, b in combinations(range(len(methods)), 2):
+        with np.errstate(invalid="ignore"):
+            difference = values[:, a] - values[:, b]
+        difference[values[:, a] == values[:, b]] = 0  # also of two infinite values
+        # An infinite difference is the largest, whatever its size.
+        largest = np.abs(difference[np.isfinite(difference)]).max(initial=0) + 1
+        difference = np.nan_to_num(difference, posinf=largest, neginf=-largest)
+        p = float(stats.wilcoxon(difference).pvalue) if difference.any() else 1.0
+        p_values.append(p)
+        rows.append({"first": methods[a], "second": methods[b], "difference": float(np.median(difference)), "p": p})
+    for row, corrected in zip(rows, holm(p_values)):
+        row["p_holm"] = corrected
+    return rows
+
+
+def _method_row(name: str, values: NDArray, ranks: NDArray, rank: float, drawn: NDArray) -> dict[str, Any]:
+    finite = values[np.isfinite(values)]
+    return {
+        "method": name,
+        "mean": float(finite.mean()) if len(finite) else None,
+        "median": float(np.median(finite)) if len(finite) else None,
+        "n_inf": int(np.isinf(values).sum()),
+        "mean_rank": float(ranks.mean()),
+        "rank": int(rank),
+        "rank_ci95": [float(q) for q in np.percentile(drawn, (2.5, 97.5))] if len(drawn) else None,
+        "share_first": float((drawn == 1).mean()) if len(drawn) else None,
+    }
+
+
+def _method_names(paths: Sequence[str | Path]) -> list[str]:
+    """The folder of each scores.csv, else the name of the file, else the whole path where that tells them apart."""
+    files = [Path(path) for path in paths]
+    for names in (
+        [file.parent.name if file.name == "scores.csv" and file.parent.name else file.stem for file in files],
+        [str(file) for file in files],
+    ):
+        if len(set(names)) == len(names):
+            return names
+    raise BadConfig("the same scores are given twice")
+
+
+def _values(path: str | Path, score: str, structure: str | None) -> dict[tuple[str, str], float]:
+    """Score by case and structure."""
+    rows: Sequence[Mapping[str, Any]] = read_scores(path)
+    names = [name for name in score_columns(rows) if name not in NO_ORDER]
+    if score not in names:
+        raise BadConfig(f"{path}: has no score '{score}' that methods can be compared by; it has {', '.join(names)}")
+    if structure is not None:
+        rows = [row for row in rows if row["structure"] == structure]
+        if not rows:
+            raise BadConfig(f"{path}: has no structure '{structure}'")
+    return {(row["case"], row["structure"]): row[score] for row in rows if score in row}
+
+
+def _less_is_better(score: str) -> bool:
+    return score.startswith(LESS_IS_BETTER)
