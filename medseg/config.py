@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medseg.errors import BadConfig
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+_Positive = Annotated[float, Field(gt=0)]
+_Length = Annotated[float, Field(ge=0)]
+_Size = Annotated[int, Field(ge=1, le=1024)]
 
 
 class _Strict(BaseModel):
@@ -22,14 +27,14 @@ class SynthConfig(_Strict):
     mirror: dict[int, int] = Field(default={}, description="left value -> right value, beside those found by name")
     outside: tuple[int, ...] = Field(default=(), description="label values a skull-stripped image lacks")
     t1_like: dict[int, tuple[float, float]] = Field(default={}, description="value -> (mean, sd) in a T1-like image")
-    t1_share: tuple[float, float] = Field(default=(0.0, 0.0), description="share of T1-like images, first and last")
+    t1_share: tuple[_Share, _Share] = Field(default=(0.0, 0.0), description="share of T1-like images, first and last")
     t1_steps: tuple[int, int] = Field(default=(0, 1), description="steps between which that share changes")
     rotation_degrees: float = Field(default=20.0, ge=0, le=180)
-    scaling: tuple[float, float] = (0.85, 1.2)
+    scaling: tuple[_Positive, _Positive] = (0.85, 1.2)
     anisotropic_scaling: float = Field(default=0.08, ge=0, lt=0.5)
     shearing: float = Field(default=0.02, ge=0, lt=0.5)
     flip: float = Field(default=0.5, ge=0, le=1)
-    deformation_mm: tuple[tuple[float, float], ...] = ((48.0, 4.0), (20.0, 1.5))
+    deformation_mm: tuple[tuple[_Positive, _Length], ...] = ((48.0, 4.0), (20.0, 1.5))
     anywhere: float = Field(default=0.15, ge=0, le=1, description="share of windows centred anywhere in the head")
     offset_mm: float = Field(default=12.0, ge=0, description="sd of the window's distance from the target's middle")
     noise_within: float = Field(default=0.1, ge=0, description="largest sd of intensity within a structure")
@@ -50,7 +55,7 @@ class ModelConfig(_Strict):
 
     name: str
     options: dict[str, Any] = {}
-    patch: tuple[int, int, int]
+    patch: tuple[_Size, _Size, _Size]
     spacing_mm: float = Field(gt=0.05, lt=20)
 
 

@@ -55,15 +55,17 @@ class Lookup:
 
 
 def load_heads(volumes: Sequence[Volume], targets: Sequence[int]) -> Heads:
-    """Label volumes as `Heads`. Raises `BadConfig` if they hold more than 255 different values."""
+    """Label volumes as `Heads`. Raises `BadConfig` if one holds no target or all hold more than 255 values."""
     values = tuple(sorted({int(v) for volume in volumes for v in np.unique(volume.data)}))
     if len(values) > 255:
         raise BadConfig(f"the label maps hold {len(values)} different values; at most 255 can be rendered")
     index = np.zeros(max(values) + 1, np.uint8)
     index[list(values)] = np.arange(len(values))
     maps, spacings, centres = [], [], []
-    for volume in volumes:
+    for number, volume in enumerate(volumes, 1):
         ras = reorient(volume, "RAS")
+        if not np.isin(ras.data, list(targets)).any():
+            raise BadConfig(f"label map {number} of {len(volumes)} holds none of the structures to predict")
         filled = [np.nonzero((ras.data != 0).any(axis=tuple({0, 1, 2} - {a})))[0] for a in range(3)]
         data = ras.data[tuple(slice(f[0], f[-1] + 1) for f in filled)]
         wanted = np.isin(data, list(targets))

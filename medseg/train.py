@@ -122,7 +122,7 @@ def _batch(heads: Heads, known: Lookup, config: Config, step: int, device: torch
     """Images (B, 1, X, Y, Z) and classes (B, X, Y, Z) int64 of one step: a function of the seed and the step alone."""
     first, last = config.synth.t1_share
     begin, end = config.synth.t1_steps
-    share = first + (last - first) * min(1.0, max(0.0, (step - begin) / (end - begin)))
+    share = first + (last - first) * min(1.0, max(0.0, (step - begin) / max(1, end - begin)))
     samples = []
     for sample in range(config.train.batch):
         generator = torch.Generator().manual_seed(_mix(config.train.seed, step, sample))
