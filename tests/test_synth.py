@@ -1,0 +1,258 @@
+"""Images made from label maps: what is drawn follows the labels, the sides, and the generator alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import models_for_tests as tiny
+import numpy as np
+import pytest
+import torch
+from fixtures_main import one_thread  # noqa: F401
+from torch import Tensor
+
+from medseg.config import SynthConfig
+from medseg.errors import BadConfig
+from medseg.synth import Heads, load_heads, lookup, render, scale_to_percentiles
+from medseg.volume import Volume, reorient
+
+#: Left -> right of the phantom head; classes 1.. of the networks here.
+MIRROR = {2: 41, 3: 42}
+CLASSES = (0, 24, 3, 42, 2, 41)
+EVERYTHING = (*CLASSES, 511, 515)
+ODD = (25, 27, 23)  # the middle of the head is a voxel
+STILL: dict[str, Any] = {
+    "rotation_degrees": 0,
+    "scaling": (1.0, 1.0),
+    "anisotropic_scaling": 0,
+    "shearing": 0,
+    "flip": 0,
+    "deformation_mm": (),
+    "anywhere": 0,
+    "offset_mm": 0,
+    "noise_within": 0,
+    "dark_background": 1,
+    "skull_stripped": 0,
+    "bias": 0,
+    "blurred": 0,
+    "coarse": 0,
+    "noise": 0,
+    "gamma": 0,
+    "cut": 0,
+    "outside": (511, 515),
+    "t1_like": {2: (0.9, 0), 3: (0.58, 0), 24: (0.2, 0), 511: (0.8, 0), 515: (0.1, 0)},
+}
+
+
+def heads_of(*maps: np.ndarray, spacing: float = 2.0) -> Heads:
+    volumes = [Volume(labels, tiny.affine_of((spacing,) * 3)) for labels in maps]
+    return load_heads(volumes, [value for value in CLASSES if value])
+
+
+def draw(
+    seed: int,
+    heads: Heads | None = None,
+    classes: Sequence[int] = CLASSES,
+    shape: tuple = ODD,
+    t1: float = 0,
+    **changes,
+) -> tuple[Tensor, Tensor]:
+    heads = heads or heads_of(tiny.head(ODD))
+    config = SynthConfig(**changes)
+    table = lookup(heads.values, classes, MIRROR, config)
+    return render(heads, table, shape, 2.0, config, torch.Generator().manual_seed(seed), t1_like=t1)
+
+
+def test_render_is_a_function_of_the_generator():
+    heads = heads_of(tiny.head(seed=1), tiny.head(seed=2))
+    first, again, other = (draw(seed, heads, outside=(511, 515)) for seed in (7, 7, 8))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_render_gives_an_image_in_0_to_1_and_known_classes(seed: int):
+    shape = (16, 24, 20)
+    image, classes = draw(seed, shape=shape, outside=(511, 515), t1=0.5)
+    assert image.shape == classes.shape == shape
+    assert image.dtype == torch.float32
+    assert classes.dtype == torch.uint8
+    assert torch.isfinite(image).all()
+    assert float(image.min()) >= 0
+    assert float(image.max()) <= 1
+    assert set(classes.unique().tolist()) <= set(range(len(CLASSES)))
+
+
+def test_render_without_any_randomness_of_shape_gives_the_label_map_itself():
+    labels = tiny.head(ODD)
+    _, classes = draw(0, classes=EVERYTHING, **STILL)
+    assert np.array_equal(np.array(EVERYTHING)[classes.numpy()], labels)
+
+
+def test_render_on_a_larger_grid_is_background_around_the_head():
+    labels = tiny.head(ODD)
+    image, classes = draw(0, classes=EVERYTHING, shape=(31, 33, 29), **STILL)
+    padded = np.pad(labels, 3)
+    assert np.array_equal(np.array(EVERYTHING)[classes.numpy()], padded)
+    assert float(image[torch.from_numpy(padded == 0)].abs().max()) == 0
+
+
+def test_heads_stored_in_other_orientations_give_the_same_drawing():
+    labels = Volume(tiny.head(ODD), tiny.affine_of())
+    expected = draw(3, heads_of(tiny.head(ODD)))
+    for letters in ("LPS", "SAR", "AIL"):
+        turned = load_heads([reorient(labels, letters)], [value for value in CLASSES if value])
+        image, classes = draw(3, turned)
+        assert torch.equal(classes, expected[1])
+        assert torch.equal(image, expected[0])
+
+
+def test_a_flipped_head_has_left_and_right_swapped_and_is_mirrored():
+    _, straight = draw(0, **STILL)
+    _, flipped = draw(0, **(STILL | {"flip": 1}))
+    swap = [CLASSES.index({**MIRROR, **{b: a for a, b in MIRROR.items()}}.get(value, value)) for value in CLASSES]
+    expected = torch.tensor(swap, dtype=torch.uint8)[straight.long()].flip(0)
+    assert torch.equal(flipped, expected)
+    # Left stays on the left: low indices of an image that runs to RAS.
+    for classes in (straight, flipped):
+        at = [np.argwhere((classes == CLASSES.index(value)).numpy())[:, 0].mean() for value in (2, 41)]
+        assert at[0] < (ODD[0] - 1) / 2 < at[1]
+
+
+def test_both_sides_of_a_structure_have_one_intensity():
+    image, classes = draw(5, **STILL)
+    for left, right in MIRROR.items():
+        values = [image[classes == CLASSES.index(value)] for value in (left, right)]
+        assert torch.equal(values[0].unique(), values[1].unique())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_t1_like_images_have_white_matter_above_cortex_above_fluid(seed: int):
+    image, classes = draw(seed, t1=1, **STILL)
+    means = [float(image[classes == CLASSES.index(value)].mean()) for value in (2, 3, 24)]
+    assert means[0] > means[1] >= means[2]  # without noise the darkest two may both be the bottom of the range
+
+
+def test_random_contrast_puts_tissues_in_any_order():
+    orders = set()
+    for seed in range(30):
+        image, classes = draw(seed, **STILL)
+        means = [float(image[classes == CLASSES.index(value)].mean()) for value in (2, 3, 24)]
+        orders.add(tuple(np.argsort(means).tolist()))
+    assert len(orders) >= 5
+
+
+def test_borders_have_partial_volume_and_the_inside_has_not():
+    fine = heads_of(tiny.head((49, 53, 45)), spacing=1.0)
+    image, classes = draw(2, fine, t1=1, **STILL)
+    white = torch.isin(classes, torch.tensor([4, 5], dtype=torch.uint8))
+    inside = ~torch.nn.functional.max_pool3d((~white)[None].float(), 5, 1, 2)[0].bool()
+    plateau = image[inside].unique()
+    assert len(plateau) == 1
+    grey = torch.isin(classes, torch.tensor([2, 3], dtype=torch.uint8))
+    level = image[grey].median()
+    between = (image > level + 0.05) & (image < plateau[0] - 0.05)
+    assert int(between.sum()) > 20
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_skull_stripping_empties_what_lies_outside(seed: int):
+    image, classes = draw(seed, classes=EVERYTHING, **(STILL | {"skull_stripped": 1}))
+    labels = torch.from_numpy(tiny.head(ODD).astype(np.int64))
+    outside = torch.isin(labels, torch.tensor([0, 511, 515]))
+    assert float(image[outside].abs().max()) == 0
+    kept = torch.isin(labels, torch.tensor([2, 41, 3, 42]))
+    assert float((image[kept] > 0).float().mean()) > 0.3
+    fluid = labels == 24
+    if (image[fluid] == 0).all():
+        stripped = classes[fluid]
+        assert (stripped == 0).all() or (stripped == EVERYTHING.index(24)).all()
+
+
+def test_skull_stripping_takes_the_fluid_half_of_the_time_and_its_label_with_it():
+    gone = []
+    fluid = torch.from_numpy(tiny.head(ODD) == 24)
+    for seed in range(24):
+        image, classes = draw(
+            seed, t1=1, **(STILL | {"skull_stripped": 1, "t1_like": STILL["t1_like"] | {24: (1.2, 0)}})
+        )
+        gone.append(bool((classes[fluid] == 0).all()))
+        assert gone[-1] == bool((image[fluid] == 0).all())
+    assert 4 < sum(gone) < 20
+
+
+def test_a_cut_field_of_view_has_neither_image_nor_labels_there():
+    cuts = 0
+    for seed in range(12):
+        image, classes = draw(seed, classes=EVERYTHING, t1=1, **(STILL | {"cut": 1}))
+        whole = torch.from_numpy(tiny.head(ODD) > 0)
+        lost = whole & (classes == 0)
+        assert float(image[lost].abs().sum()) == 0
+        cuts += bool(lost.any())
+    assert cuts > 3
+
+
+def test_the_deformation_is_no_larger_than_asked():
+    """Each coarse point moves by a normal number times at most the size given; labels stay near where they were."""
+    _, still = draw(1, **STILL)
+    _, moved = draw(1, **(STILL | {"deformation_mm": ((24.0, 2.0),)}))
+    brain, other = still > 0, moved > 0
+    dice = 2 * float((brain & other).sum()) / float(brain.sum() + other.sum())
+    assert 0.7 < dice < 1
+
+
+def test_lookup_knows_merging_mirrors_and_priors():
+    config = SynthConfig(merge={25: 2, 57: 41}, mirror={25: 57}, outside=(511,), t1_like={2: (0.9, 0.1), 25: (0.5, 0)})
+    values = (0, 2, 25, 41, 57, 511)
+    table = lookup(values, (0, 2, 41), {2: 41}, config)
+    at = {value: n for n, value in enumerate(values)}
+    assert table.target.tolist() == [0, 1, 1, 2, 2, 0]
+    assert table.mirrored.tolist() == [0, 2, 2, 1, 1, 0]
+    assert table.inside.tolist() == [False, True, True, True, True, False]
+    assert table.group[at[2]] == table.group[at[41]]
+    assert table.group[at[2]] != table.group[at[25]]
+    assert table.prior[at[41]].tolist() == pytest.approx([0.9, 0.1])
+    assert table.prior[at[511]][0] < 0
+
+
+def test_load_heads_cuts_to_the_content_and_keeps_a_border():
+    labels = np.zeros((12, 14, 16), np.uint16)
+    labels[3:8, 4:9, 5:13] = 2
+    heads = heads_of(labels)
+    assert heads.values == (0, 2)
+    assert heads.maps[0].shape == (7, 7, 10)
+    assert int(heads.maps[0].sum()) == 5 * 5 * 8
+    assert heads.centres[0].tolist() == pytest.approx([2, 2, 3.5])  # within the cut content
+    assert heads.spacings_mm[0].tolist() == pytest.approx([2, 2, 2])
+
+
+def test_load_heads_of_more_than_255_values_is_refused():
+    with pytest.raises(BadConfig, match="255"):
+        heads_of(np.arange(512, dtype=np.uint16).reshape(8, 8, 8))
+
+
+@pytest.mark.parametrize("value", [0, 99])
+def test_load_heads_of_a_map_without_any_structure_to_predict_is_refused(value: int):
+    with pytest.raises(BadConfig, match="label map 2 of 2"):
+        heads_of(tiny.head(), np.full((6, 6, 6), value, np.uint16))
+
+
+def test_scale_to_percentiles_maps_two_percentiles_of_the_filled_voxels_to_0_and_1():
+    image = torch.zeros(20, 20, 30)
+    filled = torch.linspace(100, 300, 6000)
+    image.view(-1)[6000:] = filled[torch.randperm(6000, generator=torch.Generator().manual_seed(0))]
+    scaled = scale_to_percentiles(image)
+    low, high = np.percentile(filled.numpy(), (0.5, 99.5))
+    expected = np.clip((image.numpy() - low) / (high - low), 0, 1)
+    assert np.allclose(scaled.numpy(), expected, atol=1e-3)
+
+
+def test_scale_to_percentiles_does_not_depend_on_units():
+    image = torch.rand(16, 16, 16, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(scale_to_percentiles(image), scale_to_percentiles(image * 1500), rtol=0, atol=1e-5)
+
+
+def test_scale_to_percentiles_of_an_empty_image_is_empty():
+    assert float(scale_to_percentiles(torch.zeros(8, 8, 8)).abs().sum()) == 0
