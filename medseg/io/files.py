@@ -1,9 +1,7 @@
-"""Bytes in and out: files read within limits and to their last byte, files written whole or not at all.
+"""Files written whole or not at all, and the doors of `medseg.io.stream` for reading them.
 
-Nothing here knows what the bytes mean. Reading allocates only what the file on disk can hold: deflate cannot expand
-more than 1032 times, so a header that claims more is refused before any memory is taken. Compressed streams are read
-to their end, so that their checksum is checked. Writing goes to a temporary file in the same folder, which is flushed
-and renamed: whoever reads the final path sees the old file or the new one, never a part.
+Writing goes to a temporary file in the same folder, which is flushed and renamed: whoever reads the final path sees
+the old file or the new one, never a part. A header may name a data file only in its own folder.
 """
 
 from __future__ import annotations
@@ -13,254 +11,23 @@ import fcntl
 import os
 import re
 import secrets
-import stat
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from medseg.errors import BadFile, BadOutput
+from medseg.io.stream import DEFLATE_RATIO, MAX_BYTES, WINDOW_BITS, ByteStream, gunzip, open_file, read_bytes, read_text
 
-#: Most bytes of voxels that a file may hold or claim.
-MAX_BYTES = 8 * 2**30
-#: Deflate's largest expansion (https://zlib.net/zlib_tech.html).
-DEFLATE_RATIO = 1032
-#: Bytes read from disk at a time.
-CHUNK = 1 << 18
+__all__ = [
+    "DEFLATE_RATIO", "MAX_BYTES", "TEMPORARY", "ByteStream", "atomic_write", "data_file", "gunzip", "gzip_writer",
+    "inside", "open_file", "read_bytes", "read_text", "sweep",
+]  # fmt: skip
+
 #: Temporary files begin with this, so that leftovers of killed runs can be found.
 TEMPORARY = ".medseg-"
-_WINDOW_BITS = {"gzip": 31, "zlib": 15}
-
-
-class ByteStream:
-    """The bytes of a file from `start` on, unpacked on the way if `packing` is 'gzip' or 'zlib'.
-
-    Every failure is a `BadFile` naming `path`. Call `finish` after the last wanted byte: it reads to the end of the
-    file, which checks the checksum and that nothing follows.
-    """
-
-    def __init__(self, path: str | Path, *, packing: str | None = None, start: int = 0, max_bytes: int = MAX_BYTES):
-        self.path = path
-        self._max_bytes = max_bytes
-        self._packing = packing
-        self._waiting = b""  # packed bytes read from disk and not yet unpacked
-        self._unpacker: Any = None
-        self._members = 0  # gzip members that ended
-        self._file = open_file(path)
-        try:
-            self._packed_size = os.fstat(self._file.fileno()).st_size - start
-            self._file.seek(start)
-            if packing:
-                self._unpacker = _decompressor()(wbits=_WINDOW_BITS[packing])
-        except BaseException:
-            self._file.close()
-            raise
-        self._taken = 0
-
-    def __enter__(self) -> ByteStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def check_claim(self, count: int) -> None:
-        """Raise `BadFile` if `count` more bytes cannot be in this file, or are more than allowed."""
-        if count > self._max_bytes:
-            raise BadFile(
-                f"{self.path}: its header claims {count / 2**30:.3g} GB, more than the "
-                f"{self._max_bytes / 2**30:.3g} GB allowed; crop the scan or check the header"
-            )
-        ratio = DEFLATE_RATIO if self._packing else 1
-        if self._taken + count > ratio * self._packed_size:
-            raise BadFile(
-                f"{self.path}: the file is too short for what its header claims "
-                f"({self._taken + count} bytes of data); it is damaged or incomplete, get it again"
-            )
-
-    def read(self, count: int) -> bytearray:
-        """Exactly `count` bytes."""
-        self.check_claim(count)
-        try:
-            buffer = bytearray(count)
-        except MemoryError:
-            raise BadFile(f"{self.path}: not enough memory for its {count / 2**30:.3g} GB of data") from None
-        view = memoryview(buffer)
-        done = 0
-        for piece in self._pieces(count):
-            view[done : done + len(piece)] = piece
-            done += len(piece)
-        return buffer
-
-    def skip(self, count: int) -> None:
-        """Pass over exactly `count` bytes."""
-        self.check_claim(count)
-        for _ in self._pieces(count):
-            pass
-
-    def finish(self, *, extra: int = 0) -> None:
-        """Read to the end of the file, of which at most `extra` bytes may remain."""
-        while piece := self._some(CHUNK):
-            extra -= len(piece)
-            if extra < 0:
-                raise BadFile(f"{self.path}: the file holds more data than its header claims; it is damaged")
-
-    def _pieces(self, count: int) -> Iterator[bytes]:
-        while count:
-            piece = self._some(min(count, CHUNK))
-            if not piece:
-                raise BadFile(f"{self.path}: the file ends early; it is damaged or incomplete, get it again")
-            self._taken += len(piece)
-            count -= len(piece)
-            yield piece
-
-    def _some(self, count: int) -> bytes:
-        """Between 1 and `count` bytes, or none at the end of the file."""
-        if not self._packing:
-            return self._from_disk(count)
-        while True:
-            if self._unpacker.eof and not self._next_member():
-                return b""
-            if not self._waiting:
-                self._waiting = self._from_disk(CHUNK)
-            if not self._waiting and not self._unpacker.eof:
-                # A decompressor may still hold output it has not given out yet.
-                if piece := self._unpack(b"", count):
-                    return piece
-                if self._unpacker.eof:
-                    continue
-                raise BadFile(f"{self.path}: the compressed data ends early; it is incomplete, get the file again")
-            packed, self._waiting = self._waiting, b""
-            piece = self._unpack(packed, count)
-            if piece:
-                return piece
-
-    def _unpack(self, packed: bytes, count: int) -> bytes:
-        try:
-            piece: bytes = self._unpacker.decompress(packed, count)
-        except _unpacking_errors() as error:
-            what = "checksum does not match" if "check" in str(error) else "data is damaged"
-            if self._taken == 0 and not self._members and "header" in str(error).lower():
-                what = f"data is not {self._packing} data at all"
-            raise BadFile(f"{self.path}: its compressed {what}; get the file again") from None
-        self._waiting = self._unpacker.unused_data if self._unpacker.eof else self._unpacker.unconsumed_tail
-        return piece
-
-    def _next_member(self) -> bool:
-        """Whether another gzip member follows; anything else but padding with zeros is refused."""
-        self._members += 1
-        rest = self._waiting
-        while not (rest := rest.lstrip(b"\0")):
-            if not (rest := self._from_disk(CHUNK)):
-                self._waiting = b""
-                return False
-        if self._packing != "gzip" or not (rest[:2] == b"\x1f\x8b" or rest == b"\x1f"):
-            raise BadFile(f"{self.path}: something other than compressed data follows its end; the file is damaged")
-        self._waiting = rest
-        self._unpacker = _decompressor()(wbits=_WINDOW_BITS["gzip"])
-        return True
-
-    def _from_disk(self, count: int) -> bytes:
-        try:
-            return self._file.read(count)
-        except OSError as error:
-            raise BadFile(f"{self.path}: cannot be read: {error.strerror}") from None
-
-
-def open_file(path: str | Path) -> BinaryIO:
-    """An ordinary, non-empty file opened for reading. Raises `BadFile` for anything else."""
-    try:
-        # Non-blocking, because opening a named pipe would wait for a writer for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise BadFile(f"{path}: there is no such file; check the name") from None
-    except PermissionError:
-        raise BadFile(f"{path}: may not be read; check its permissions") from None
-    except (OSError, ValueError) as error:
-        raise BadFile(f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}") from None
-    about = os.fstat(descriptor)
-    if not stat.S_ISREG(about.st_mode) or about.st_size == 0:
-        os.close(descriptor)
-        raise BadFile(f"{path}: is empty" if stat.S_ISREG(about.st_mode) else f"{path}: is not an ordinary file")
-    return os.fdopen(descriptor, "rb")
-
-
-def read_bytes(path: str | Path, *, max_bytes: int = MAX_BYTES) -> bytes:
-    """The whole content of a file of at most `max_bytes`. Raises `BadFile`."""
-    with open_file(path) as file:
-        if os.fstat(file.fileno()).st_size > max_bytes:
-            raise BadFile(f"{path}: is larger than the {max_bytes} bytes allowed")
-        try:
-            return file.read()
-        except OSError as error:
-            raise BadFile(f"{path}: cannot be read: {error.strerror}") from None
-        except MemoryError:
-            raise BadFile(f"{path}: not enough memory to read it") from None
-
-
-def read_text(path: str | Path, *, max_bytes: int = 1 << 24) -> str:
-    """The content of a UTF-8 text file, with or without a byte order mark. Raises `BadFile`."""
-    try:
-        return read_bytes(path, max_bytes=max_bytes).decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise BadFile(f"{path}: is not a text file in UTF-8") from None
-
-
-def gunzip(path: str | Path, *, max_bytes: int = MAX_BYTES) -> bytes:
-    """The whole content of a gzip file, checksum checked, of at most `max_bytes` unpacked. Raises `BadFile`."""
-    out = bytearray()
-    with ByteStream(path, packing="gzip", max_bytes=max_bytes) as stream:
-        while piece := stream._some(CHUNK):
-            out += piece
-            if len(out) > max_bytes:
-                raise BadFile(f"{path}: unpacks to more than the {max_bytes} bytes allowed")
-    return bytes(out)
-
-
-def gzip_writer(file: BinaryIO, level: int = 5) -> tuple[Callable[[bytes], None], Callable[[], None]]:
-    """Two functions, `write` and `finish`, that gzip into an open file.
-
-    The header carries no time and no file name, so equal data gives equal bytes and no name leaks.
-    """
-    packer = zlib.compressobj(level, zlib.DEFLATED, _WINDOW_BITS["gzip"])
-
-    def write(data: bytes) -> None:
-        file.write(packer.compress(data))
-
-    def finish() -> None:
-        file.write(packer.flush())
-
-    return write, finish
-
-
-def inside(folder: str | Path, name: str) -> Path:
-    """The path of the ordinary file `name`, which a header names, if it lies in `folder`; else `BadFile`.
-
-    Absolute names, "..", URLs, and links that lead out of the folder are refused: a header must not be able to make
-    medseg open anything else on the machine.
-    """
-    odd = not name or any(part in name for part in ("\0", "://", "\\"))
-    if odd or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise BadFile("its data file is named as lying outside its folder; put the data beside its header")
-    path = Path(folder) / name
-    try:
-        resolved, home = path.resolve(strict=True), Path(folder).resolve(strict=True)
-    except (OSError, RuntimeError, ValueError):
-        raise BadFile(f"its data file '{path.name}' is missing; put it beside its header") from None
-    if not resolved.is_relative_to(home):
-        raise BadFile(f"its data file '{path.name}' is a link out of its folder; put the data beside its header")
-    if not resolved.is_file():
-        raise BadFile(f"its data file '{path.name}' is not an ordinary file; put the data beside its header")
-    return path
-
-
-def data_file(header: str | Path, name: str) -> Path:
-    """The data file that a header names, if it lies in the header's folder. Raises `BadFile` naming the header."""
-    try:
-        return inside(Path(header).parent, name)
-    except BadFile as error:
-        raise BadFile(f"{header}: {error}") from None
 
 
 @contextmanager
@@ -304,6 +71,51 @@ def sweep(folder: str | Path, *, min_age_s: float = 60) -> int:
     return removed
 
 
+def gzip_writer(file: BinaryIO, level: int = 5) -> tuple[Callable[[bytes], None], Callable[[], None]]:
+    """Two functions, `write` and `finish`, that gzip into an open file.
+
+    The header carries no time and no file name, so equal data gives equal bytes and no name leaks.
+    """
+    packer = zlib.compressobj(level, zlib.DEFLATED, WINDOW_BITS["gzip"])
+
+    def write(data: bytes) -> None:
+        file.write(packer.compress(data))
+
+    def finish() -> None:
+        file.write(packer.flush())
+
+    return write, finish
+
+
+def inside(folder: str | Path, name: str) -> Path:
+    """The path of the ordinary file `name`, which a header names, if it lies in `folder`; else `BadFile`.
+
+    Absolute names, "..", URLs, and links that lead out of the folder are refused: a header must not be able to make
+    medseg open anything else on the machine.
+    """
+    odd = not name or any(part in name for part in ("\0", "://", "\\"))
+    if odd or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise BadFile("its data file is named as lying outside its folder; put the data beside its header")
+    path = Path(folder) / name
+    try:
+        resolved, home = path.resolve(strict=True), Path(folder).resolve(strict=True)
+    except (OSError, RuntimeError, ValueError):
+        raise BadFile(f"its data file '{path.name}' is missing; put it beside its header") from None
+    if not resolved.is_relative_to(home):
+        raise BadFile(f"its data file '{path.name}' is a link out of its folder; put the data beside its header")
+    if not resolved.is_file():
+        raise BadFile(f"its data file '{path.name}' is not an ordinary file; put the data beside its header")
+    return path
+
+
+def data_file(header: str | Path, name: str) -> Path:
+    """The data file that a header names, if it lies in the header's folder. Raises `BadFile` naming the header."""
+    try:
+        return inside(Path(header).parent, name)
+    except BadFile as error:
+        raise BadFile(f"{header}: {error}") from None
+
+
 def _remedy(error: OSError, folder: Path) -> str:
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and not folder.is_dir():
         return "its folder does not exist; make the folder first"
@@ -324,21 +136,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _decompressor() -> Callable[..., Any]:
-    try:
-        from isal import isal_zlib  # about 3 times as fast; zlib does the same
-    except ImportError:
-        return zlib.decompressobj
-    decompressor: Callable[..., Any] = isal_zlib.decompressobj
-    return decompressor
-
-
-def _unpacking_errors() -> tuple[type[Exception], ...]:
-    try:
-        from isal import isal_zlib
-    except ImportError:
-        return (zlib.error,)
-    fast: Any = isal_zlib.IsalError
-    return (zlib.error, fast)

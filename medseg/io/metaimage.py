@@ -5,6 +5,7 @@ The world is LPS+ mm, as ITK writes and reads it. Each row of TransformMatrix is
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from pathlib import Path
@@ -136,6 +137,8 @@ def _numbers(
         numbers = []
     if not numbers or (count is not None and len(numbers) != count):
         raise BadFile(f"{path}: the field '{name}' in its header is missing or damaged; get the file again")
+    if not whole and not all(map(math.isfinite, numbers)):
+        raise BadFile(f"{path}: the field '{name}' in its header holds values that are not finite; correct the header")
     return numbers
 
 

@@ -50,6 +50,8 @@ def _affine(
     path: str | Path, geometry: tuple[float, ...], shape: tuple[int, int, int], assumed: str | None
 ) -> NDArray[np.float64]:
     good, spacing = geometry[0], np.array(geometry[1:4])
+    if not np.isfinite(geometry).all():
+        raise BadFile(f"{path}: its header holds a geometry that is not finite; the file is damaged")
     if not (spacing > 0).all():
         raise BadFile(f"{path}: its voxel size is not positive; the file is damaged")
     if assumed == "pixdim":

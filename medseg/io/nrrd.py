@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,6 +201,8 @@ def _numbers(
         numbers: list[float] = [int(word) for word in words] if whole else [float(word) for word in words]
     except ValueError:
         raise BadFile(f"{path}: the field '{name}' in its header is not made of numbers; the file is damaged") from None
+    if not whole and not all(map(math.isfinite, numbers)):
+        raise BadFile(f"{path}: the field '{name}' in its header holds values that are not finite; correct the header")
     if count is not None and len(numbers) != count:
         raise BadFile(f"{path}: the field '{name}' in its header does not have {count} numbers; the file is damaged")
     return numbers

@@ -30,7 +30,7 @@ def make_volume(path: str | Path, data: NDArray, affine: ArrayLike) -> Volume:
 def check_axes(path: str | Path, sizes: Sequence[int]) -> None:
     """Raise `BadFile` for sizes of axes that no scan has."""
     if any(not 1 <= size <= MAX_AXIS for size in sizes):
-        raise BadFile(f"{path}: its header gives an axis of {min(sizes)} to {max(sizes)} voxels; it is damaged")
+        raise BadFile(f"{path}: its header gives an axis a length that no scan has; the file is damaged")
 
 
 def choose_volume(path: str | Path, count: int, volume_index: int | None) -> int:

@@ -179,7 +179,7 @@ def test_a_writer_killed_50_times_leaves_no_broken_file(tmp_path, suffix):
     report = run("kill", suffix, 50 if suffix == ".nii.gz" else 15, tmp_path)
 
     assert report["broken"] == 0
-    assert report["whole"] > 0
+    assert report["whole"] >= 15
     if suffix == ".nii.gz":  # .mha packs before it opens the file, so kills rarely hit the writing itself
         assert report["leftovers"] > 0
     assert files.sweep(tmp_path, min_age_s=0) == report["leftovers"]

@@ -121,7 +121,7 @@ def test_of_a_4d_file_one_volume_is_chosen(save):
         ({"TransformMatrix": "1 0 0 0 1 0 0 0"}, "transformmatrix"),
         ({"TransformMatrix": "2 0 0 0 1 0 0 0 1"}, "length 1"),
         ({"TransformMatrix": "1 0 0 0 1 0 0 0.6 0.8"}, "shear"),
-        ({"TransformMatrix": "nan 0 0 0 1 0 0 0 1"}, "length 1"),
+        ({"TransformMatrix": "nan 0 0 0 1 0 0 0 1"}, "finite"),
         ({"Offset": "1 2 inf"}, "finite"),
         ({"ElementSpacing": None}, "voxels"),
         ({"ElementSpacing": "1 2 -3"}, "positive"),
