@@ -1,4 +1,7 @@
-"""What runs a network: a checkpoint opened as `predict`, patches (B, C, X, Y, Z) float32 to logits (B, K, X, Y, Z)."""
+"""What runs a network: a checkpoint opened as `predict`.
+
+`predict` takes patches (B, C, X, Y, Z) float32 and returns logits (B, K, X, Y, Z) of any floating type.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +44,17 @@ def open_torch(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype)
     def forward(x: Tensor, kind: torch.dtype) -> Tensor:
         with torch.inference_mode(), torch.autocast(device.type, kind, enabled=kind != torch.float32):
             logits: Tensor = network(x)
-        return logits.float()
+        return logits
+
+    def finite(logits: Tensor) -> bool:
+        return bool(torch.isfinite(logits.sum(dtype=torch.float32)))  # a sum needs no copy, and NaN and Inf survive it
 
     def predict(x: Tensor) -> Tensor:
         x = x.to(device)
         logits = forward(x, dtype)
-        if dtype != torch.float32 and not torch.isfinite(logits).all():
+        if dtype != torch.float32 and not finite(logits):
             logits = forward(x, torch.float32)
-        if not torch.isfinite(logits).all():
+        if not finite(logits):
             raise BadModel(f"the model {checkpoint.spec.name} gives values that are not finite on this scan")
         return logits
 

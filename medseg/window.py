@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+#: Planes of logits handed on at a time.
+_PLANES = 16
 #: Patches (B, C, X, Y, Z) to logits (B, K, X, Y, Z).
 Predict = Callable[[Tensor], Tensor]
 
@@ -86,13 +88,15 @@ def sliding_window(
         assert sums is not None
         last = number == len(rows) - 1
         finished = (shape[0] if last else rows[number + 1]) - x
-        ready = sums[:, :finished, : shape[1], : shape[2]] * scale
-        ready /= along[x : x + finished, None, None]
-        yield x, ready
+        for plane in range(0, finished, _PLANES):  # a few at a time, so that copies of them stay small
+            stop = min(plane + _PLANES, finished)
+            ready = sums[:, plane:stop, : shape[1], : shape[2]] * scale
+            ready /= along[x + plane : x + stop, None, None]
+            yield x + plane, ready
         if not last:  # what later windows add to moves to the front of the buffer
-            kept = sums[:, finished:].clone()
-            sums[:, : kept.shape[1]] = kept
-            sums[:, kept.shape[1] :] = 0
+            for plane in range(finished, patch[0]):
+                sums[:, plane - finished] = sums[:, plane]
+            sums[:, patch[0] - finished :] = 0
 
 
 class Painter:
