@@ -99,7 +99,10 @@ def _raw(path: str | Path, volume_index: int | None, assume_geometry: str | None
     reader = read_dicom if Path(path).is_dir() else READERS.get(suffix or "")
     if reader is None:
         raise _unknown(path)
-    return reader(path, volume_index=volume_index, assume_geometry=assume_geometry)
+    try:
+        return reader(path, volume_index=volume_index, assume_geometry=assume_geometry)
+    except MemoryError:
+        raise BadFile(f"{path}: there is not enough memory to read it; crop the scan or use a larger machine") from None
 
 
 def _suffix(path: str | Path, known: dict[str, Callable]) -> str | None:

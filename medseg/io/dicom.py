@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import math
 import os
-import struct
 import warnings
-import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile, DataWarning
-from medseg.io.files import DEFLATE_RATIO, MAX_BYTES, open_file
+from medseg.io.dicom_slice import SOP_CLASSES, Slice, name_in, parse_slice, pixels_of, stored_dtype_of
+from medseg.io.files import MAX_BYTES, open_file
 from medseg.io.voxels import check_axes, make_volume, rescale
 from medseg.volume import LPS, Volume
 
@@ -30,49 +27,7 @@ MAX_STEP_DIFFERENCE = 0.01
 MAX_DRIFT = 0.05
 #: Largest angle in radians between the stacking direction and the slices' normal that is still rounding.
 MAX_TILT = 1e-3
-_SOP_CLASSES = {
-    "1.2.840.10008.5.1.4.1.1.2": "CT",
-    "1.2.840.10008.5.1.4.1.1.4": "MR",
-    "1.2.840.10008.5.1.4.1.1.128": "PT",
-}
 _ENHANCED = (".2.1", ".2.2", ".4.1", ".4.3", ".4.4", ".128.1", ".130")
-_DICOMDIR = "1.2.840.10008.1.3.10"
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-_TAGS = [
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "ImageType", "NumberOfFrames",
-    "SamplesPerPixel", "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit",
-    "PixelRepresentation", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope",
-    "RescaleIntercept", "ModalityLUTSequence",
-]  # fmt: skip
-# What pydicom lets out on damaged files besides exceptions of its own, found by mutating files.
-_DAMAGE = (
-    AttributeError, AssertionError, EOFError, IndexError, KeyError, LookupError, NotImplementedError, OSError,
-    OverflowError, RecursionError, RuntimeError, TypeError, UnicodeError, ValueError, MemoryError, struct.error,
-    zlib.error,
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """What one file says about its slice; None where the tag is absent."""
-
-    path: Path
-    series: str
-    sop_class: str
-    frame_of_reference: str
-    localizer: bool
-    frames: int
-    samples: int
-    photometric: str
-    rows: int
-    columns: int
-    bits: tuple[int, int, int, int]  # allocated, stored, high bit, signed
-    spacing: tuple[float, ...] | None  # between rows, between columns
-    position: tuple[float, ...] | None  # LPS mm of the first pixel's centre
-    orientation: tuple[float, ...] | None  # LPS directions along a row, along a column
-    slope: float
-    intercept: float
-    has_lookup: bool
 
 
 def read_dicom(path: str | Path, *, volume_index: int | None = None, assume_geometry: str | None = None) -> Volume:
@@ -94,27 +49,28 @@ def read_dicom(path: str | Path, *, volume_index: int | None = None, assume_geom
     check_axes(path, (first.columns, first.rows))
     if first.columns * first.rows * len(ordered) * 4 > MAX_BYTES:
         raise BadFile(f"{path}: claims more than the {MAX_BYTES / 2**30:.3g} GB allowed")
-    data = np.empty((first.columns, first.rows, len(ordered)), _stored_dtype(path, first), order="F")
+    data = np.empty((first.columns, first.rows, len(ordered)), stored_dtype_of(path, first), order="F")
     for k, piece in enumerate(ordered):
-        data[..., k] = _pixels(path, piece).T
+        data[..., k] = pixels_of(path, piece).T
     return make_volume(path, _rescaled(path, data, ordered), affine)
 
 
-def _slices(path: str | Path) -> list[_Slice]:
+def _slices(path: str | Path) -> list[Slice]:
     """What every image file below a folder says about itself."""
     files = sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names)
     if not files:
         raise BadFile(f"{path}: is an empty folder; give the folder that holds the series")
-    slices, others, broken = [], 0, 0
+    slices, others, strange = [], 0, []
     for file in files:
         if not file.is_file() or file.stat().st_size == 0:
+            strange.append(file)
             continue
         with open_file(file) as opened:
             start = opened.read(132)
         if start[128:] != b"DICM" and start[:2] not in (b"\x08\x00", b"\x02\x00"):  # files without preamble exist
-            broken += file.suffix.lower() in (".dcm", ".ima", ".dicom")
+            strange.append(file)
             continue
-        piece = _parse(path, file, has_preamble=start[128:] == b"DICM")
+        piece = parse_slice(path, file, has_preamble=start[128:] == b"DICM")
         if piece is None:
             others += 1
         else:
@@ -123,84 +79,25 @@ def _slices(path: str | Path) -> list[_Slice]:
         raise BadFile(f"{path}: holds no DICOM images; give the folder that holds the series")
     if others:
         warnings.warn(f"{path}: passed over DICOM files that hold no image: {others}", DataWarning, stacklevel=4)
-    if broken:
+    like_slices = {".dcm", ".ima", ".dicom"} | {piece.path.suffix.lower() for piece in slices}
+    if broken := sum(file.suffix.lower() in like_slices for file in strange):
         warnings.warn(f"{path}: passed over files named like DICOM that are not: {broken}", DataWarning, stacklevel=4)
     return slices
 
 
-def _parse(path: str | Path, file: Path, *, has_preamble: bool) -> _Slice | None:
-    """What a DICOM file says about its slice, or None if it holds no image."""
-    where = _where(path, file)
-
-    def parse(dicom: Any) -> _Slice | None:
-        if has_preamble and dicom.filereader.read_file_meta_info(file).get("TransferSyntaxUID", "") == _DEFLATED:
-            # pydicom unpacks these without a limit: a small file could take all memory.
-            raise BadFile(f"{where}: is deflated DICOM, which medseg does not unpack; use gdcmconv --raw first")
-        options = {"stop_before_pixels": True, "specific_tags": _TAGS, "force": not has_preamble}
-        return _slice_of(file, dicom.dcmread(file, **options))
-
-    piece: _Slice | None = _guarded(where, parse)
-    return piece
-
-
-def _slice_of(file: Path, dataset: Any) -> _Slice | None:
-    sop_class = str(dataset.get("SOPClassUID", ""))
-    media_class = str(getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID", ""))
-    if _DICOMDIR in (sop_class, media_class) or dataset.get("Rows") is None:
-        return None
-
-    def numbers(name: str, count: int) -> tuple[float, ...] | None:
-        values = dataset.get(name)
-        if values is None or (isinstance(values, Sequence) and len(values) == 0):
-            return None
-        found = tuple(float(value) for value in values)
-        if len(found) != count or not all(map(math.isfinite, found)):
-            raise ValueError("wrong count")
-        return found
-
-    def number(name: str, missing: float) -> float:
-        value = dataset.get(name)
-        return missing if value is None or value == "" else float(value)
-
-    return _Slice(
-        path=file,
-        series=str(dataset.get("SeriesInstanceUID", "")),
-        sop_class=sop_class,
-        frame_of_reference=str(dataset.get("FrameOfReferenceUID", "")),
-        localizer="LOCALIZER" in [str(part).upper() for part in dataset.get("ImageType", None) or ()],
-        frames=int(number("NumberOfFrames", 1)),
-        samples=int(number("SamplesPerPixel", 1)),
-        photometric=str(dataset.get("PhotometricInterpretation", "")),
-        rows=int(number("Rows", 0)),
-        columns=int(number("Columns", 0)),
-        bits=(
-            int(number("BitsAllocated", 0)),
-            int(number("BitsStored", 0)),
-            int(number("HighBit", -1)),
-            int(number("PixelRepresentation", -1)),
-        ),
-        spacing=numbers("PixelSpacing", 2),
-        position=numbers("ImagePositionPatient", 3),
-        orientation=numbers("ImageOrientationPatient", 6),
-        slope=number("RescaleSlope", 1.0),
-        intercept=number("RescaleIntercept", 0.0),
-        has_lookup=bool(dataset.get("ModalityLUTSequence", None)),
-    )
-
-
-def _check_alike(path: str | Path, slices: list[_Slice]) -> None:
+def _check_alike(path: str | Path, slices: list[Slice]) -> None:
     """Raise `BadFile` unless all slices are plain CT, MR or PET images of one series, size and orientation."""
     series = len({piece.series for piece in slices})
     if series > 1:
         raise BadFile(f"{path}: holds {series} series; put each into a folder of its own")
     for piece in slices:
-        where = _where(path, piece.path)
+        where = name_in(path, piece.path)
         tail = piece.sop_class.removeprefix("1.2.840.10008.5.1.4.1.1")
         if piece.frames > 1 or tail in _ENHANCED:
             raise BadFile(f"{where}: holds many slices in one file; medseg reads series of one file per slice")
         if piece.samples != 1 or not piece.photometric.startswith("MONOCHROME"):
             raise BadFile(f"{where}: is a colour image; give the original series in grey values")
-        if piece.sop_class not in _SOP_CLASSES:
+        if piece.sop_class not in SOP_CLASSES:
             raise BadFile(f"{where}: is not a CT, MR or PET image; give the original series")
         if piece.localizer:
             raise BadFile(f"{where}: is a localizer, not a slice; move it out of the folder")
@@ -212,7 +109,7 @@ def _check_alike(path: str | Path, slices: list[_Slice]) -> None:
             raise BadFile(f"{where}: does not say where its slice lies or how large its pixels are; export it again")
         if not (piece.slope and math.isfinite(piece.slope) and math.isfinite(piece.intercept)):
             raise BadFile(f"{where}: the scaling of its values is impossible; export it again")
-    same: dict[str, Callable[[_Slice], object]] = {
+    same: dict[str, Callable[[Slice], object]] = {
         "kinds of image": lambda piece: piece.sop_class,
         "coordinate systems": lambda piece: piece.frame_of_reference,
         "sizes": lambda piece: (piece.rows, piece.columns),
@@ -231,7 +128,7 @@ def _check_alike(path: str | Path, slices: list[_Slice]) -> None:
         raise BadFile(f"{path}: holds {len(slices)} slices, too few for a volume; give the whole series")
 
 
-def _stack(path: str | Path, slices: list[_Slice]) -> tuple[list[_Slice], NDArray[np.float64]]:
+def _stack(path: str | Path, slices: list[Slice]) -> tuple[list[Slice], NDArray[np.float64]]:
     """The slices in order along their normal, and voxel index to RAS+ mm. Raises `BadFile` for an uneven stack."""
     along_row, down_column = np.reshape(slices[0].orientation or (), (2, 3))
     gram = np.array([along_row @ along_row, down_column @ down_column, along_row @ down_column])
@@ -275,42 +172,7 @@ def _stack(path: str | Path, slices: list[_Slice]) -> tuple[list[_Slice], NDArra
     return ordered, LPS @ affine
 
 
-def _stored_dtype(path: str | Path, piece: _Slice) -> np.dtype:
-    allocated, stored, high, signed = piece.bits
-    if allocated not in (8, 16, 32) or not 1 <= stored <= allocated or high != stored - 1 or signed not in (0, 1):
-        raise BadFile(f"{_where(path, piece.path)}: its pixels are stored in a way that medseg does not read")
-    return np.dtype(f"{'i' if signed else 'u'}{allocated // 8}")
-
-
-def _pixels(path: str | Path, piece: _Slice) -> NDArray:
-    """The stored values of one slice (rows, columns), unused high bits cleared."""
-    where = _where(path, piece.path)
-    allocated, stored, _, _ = piece.bits
-    if piece.rows * piece.columns * allocated // 8 > DEFLATE_RATIO * piece.path.stat().st_size:
-        raise BadFile(f"{where}: the file is too short for what its header claims; it is damaged or incomplete")
-
-    def decode(dicom: Any) -> NDArray:
-        has_preamble = open_file(piece.path).read(132)[128:] == b"DICM"
-        dataset = dicom.dcmread(piece.path, force=not has_preamble)
-        if "TransferSyntaxUID" not in dataset.file_meta:  # only possible without a preamble; then this is the default
-            dataset.file_meta.TransferSyntaxUID = dicom.uid.ImplicitVRLittleEndian
-        syntax = dataset.file_meta.TransferSyntaxUID
-        if syntax.is_encapsulated and not dicom.pixels.get_decoder(syntax).is_available:
-            raise BadFile(
-                f"{where}: its pixels are compressed ({syntax.name}) and no decoder for that is installed; "
-                'pip install "pylibjpeg[openjpeg]" pyjpegls python-gdcm, or decompress it, e.g. with gdcmconv --raw'
-            )
-        return np.asarray(dataset.pixel_array)
-
-    pixels: NDArray = _guarded(where, decode)
-    if pixels.shape != (piece.rows, piece.columns) or pixels.dtype.kind not in "iu":
-        raise BadFile(f"{where}: its pixels are not what its header says; the file is damaged")
-    # Old scanners keep overlays in the unused bits; pushing the value up and back drops them and extends the sign.
-    unused = pixels.dtype.itemsize * 8 - stored
-    return (pixels << unused) >> unused if unused > 0 and pixels.dtype.itemsize * 8 == allocated else pixels
-
-
-def _rescaled(path: str | Path, data: NDArray, ordered: list[_Slice]) -> NDArray:
+def _rescaled(path: str | Path, data: NDArray, ordered: list[Slice]) -> NDArray:
     scales = {(piece.slope, piece.intercept) for piece in ordered}
     if len(scales) == 1:
         return rescale(path, data, *scales.pop())
@@ -318,27 +180,3 @@ def _rescaled(path: str | Path, data: NDArray, ordered: list[_Slice]) -> NDArray
     for k, piece in enumerate(ordered):
         out[..., k] = data[..., k].astype(np.float64) * piece.slope + piece.intercept
     return out
-
-
-def _guarded(where: str, work: Callable[[Any], Any]) -> Any:
-    """The result of work with pydicom; whatever damaged data makes it raise becomes a `BadFile`.
-
-    Its warnings are dropped: they quote values from the header, which may name the patient.
-    """
-    try:
-        import pydicom
-        import pydicom.pixels
-        from pydicom.errors import BytesLengthException, InvalidDicomError
-    except ImportError:
-        raise BadFile(f'{where}: reading DICOM needs pydicom; install it with: pip install "medseg[dicom]"') from None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return work(pydicom)
-    except (*_DAMAGE, BytesLengthException, InvalidDicomError):
-        raise BadFile(f"{where}: is damaged or is not proper DICOM; export the series again") from None
-
-
-def _where(path: str | Path, file: Path) -> str:
-    """The name of a file in a folder, as the user gave the folder."""
-    return str(Path(path) / file.relative_to(path))

@@ -172,9 +172,21 @@ def test_subfolders_notes_and_dicomdir_do_not_matter(tmp_path):
     save(pieces[:2], tmp_path / "s" / "a")
     save(pieces[2:], tmp_path / "s" / "b")
     (tmp_path / "s" / "notes.txt").write_text("hello")
-    (tmp_path / "s" / "empty.dcm").touch()
+    (tmp_path / "s" / "README").touch()
 
     assert np.array_equal(io.read(tmp_path / "s").data, truth(pieces).data)
+
+
+@pytest.mark.parametrize("suffix", [".dcm", "", ".17"])
+@pytest.mark.parametrize("content", [b"", b"cut off"])
+def test_a_file_named_like_the_slices_that_is_none_is_warned_about(tmp_path, suffix, content):
+    folder = save(series(), tmp_path / "s")
+    for file in list(folder.iterdir()):
+        file.rename(file.with_suffix(suffix))
+    (folder / f"000x{suffix}").write_bytes(content)
+
+    with pytest.warns(DataWarning, match="named like DICOM that are not: 1"):
+        io.read(folder)
 
 
 def test_objects_without_an_image_are_passed_over_with_a_warning(tmp_path):
@@ -281,7 +293,9 @@ def _bytes(piece: Dataset) -> bytes:
         (_drop("ImageOrientationPatient"), "where its slice lies"),
         (_drop("PixelSpacing"), "where its slice lies"),
         (_drop("PixelData"), "damaged"),
-        (_drop("Rows"), "no DICOM images"),
+        (_drop("Rows"), "axis"),
+        (lambda pieces: pieces[4].__delattr__("Rows"), "sizes"),
+        (lambda pieces: [p.__setattr__("SOPClassUID", "1.2.3") or p.__delattr__("Rows") for p in pieces], "no DICOM"),
         (_drop("BitsStored"), "stored in a way"),
         (_drop("PhotometricInterpretation"), "colour"),
         (_drop("SOPClassUID"), "CT, MR or PET"),
