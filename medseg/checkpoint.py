@@ -80,6 +80,8 @@ class Checkpoint:
         wrong += [key for key in expected if key in state and state[key].shape != expected[key]]
         if wrong:
             raise BadModel(f"the weights in {self.folder} do not fit its architecture: {', '.join(wrong[:3])}")
+        if any(value.dtype not in (torch.float16, torch.bfloat16, torch.float32) for value in state.values()):
+            raise BadModel(f"the weights in {self.folder} are not numbers of 16 or 32 bits")
         if not all(bool(torch.isfinite(value).all()) for value in state.values()):
             raise BadModel(f"the weights in {self.folder} hold values that are not finite")
         network = network.to_empty(device="cpu")
@@ -115,8 +117,10 @@ def load_checkpoint(name: str) -> Checkpoint:
     if size > MAX_WEIGHTS:
         raise BadModel(f"the weights in {folder} hold {size} bytes, more than the {MAX_WEIGHTS} allowed")
     missing = [value for value in spec.classes[1:] if value not in table.values]
-    if spec.classes[0] != 0 or missing:
-        raise BadModel(f"{folder}: labels.csv does not name the values {missing or 'with background first'}")
+    if spec.classes[0] != 0 or len(set(spec.classes)) < len(spec.classes):
+        raise BadModel(f"{folder / 'model.json'} is damaged: classes are background 0 and then each value once")
+    if missing:
+        raise BadModel(f"{folder}: labels.csv does not name the values {', '.join(map(str, missing))}")
     return Checkpoint(spec, table, folder)
 
 
