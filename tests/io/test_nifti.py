@@ -272,3 +272,14 @@ def test_types_nifti_lacks_are_widened(tmp_path, given_dtype, kept):
 
     assert io.read(tmp_path / "x.nii").data.dtype == np.dtype(kept)
     assert np.array_equal(io.read(tmp_path / "x.nii").data, data)
+
+
+def test_real_scans_and_label_maps_are_what_nibabel_reads(shared_data):
+    scans = sorted((shared_data / "hippocampus").rglob("*.nii.gz"))[::25]
+    assert scans
+
+    for path in scans:
+        image = nib.load(path)
+        volume = io.read(path)
+        assert np.array_equal(volume.data, np.asanyarray(image.dataobj))
+        assert np.array_equal(volume.affine, image.affine)
