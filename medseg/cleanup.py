@@ -74,9 +74,16 @@ def components(labels: NDArray, connectivity: int = 26) -> tuple[NDArray, Compon
 
 
 def keep_largest(
-    labels: NDArray, values: Sequence[int] | None = None, *, count: int = 1, connectivity: int = 26
+    labels: NDArray,
+    values: Sequence[int] | None = None,
+    *,
+    count: int = 1,
+    connectivity: int = 26,
+    together: bool = False,
 ) -> NDArray:
     """The `count` largest components of each label (of `values`, or of all); the other components become background.
+
+    With `together` the labels count as one: what is not in the largest components of their union becomes background.
 
     Of equally large components the one whose first voxel in (i, j, k) order comes first is kept.
     Equal to: for each label, label the mask, keep the largest components.
@@ -84,6 +91,10 @@ def keep_largest(
     """
     if not (_is_whole(count) and count >= 1):
         raise BadConfig(f"keep_largest keeps 1 component or more, not {count}")
+    if together:
+        union = labels != 0 if values is None else np.isin(labels, values)
+        kept = keep_largest(union.view(np.uint8), count=count, connectivity=connectivity)
+        return np.where(union & (kept == 0), labels.dtype.type(0), labels)
     ids, table, order = _find(labels, connectivity)
     keep = np.ones(len(table), bool)
     keep[order] = _ranks(table[order, 0]) < count
@@ -127,7 +138,7 @@ def fill_holes(labels: NDArray, values: Sequence[int] | None = None, overwrite: 
 
 #: The steps that `clean` knows and the types of their arguments; `min_mm3` is the only one without a default.
 STEPS: dict[str, dict[str, type]] = {
-    "keep_largest": {"labels": list, "count": int, "connectivity": int},
+    "keep_largest": {"labels": list, "count": int, "connectivity": int, "together": bool},
     "drop_small": {"min_mm3": float, "labels": list, "connectivity": int},
     "fill_holes": {"labels": list, "overwrite": bool},
 }
