@@ -18,6 +18,8 @@ from typing import Annotated, Any
 
 import typer
 
+from medseg import cli_evaluate
+from medseg.cli_evaluate import Json, Quiet
 from medseg.errors import BadConfig, DataWarning, Interrupted, MedsegError
 
 app = typer.Typer(
@@ -31,8 +33,6 @@ app = typer.Typer(
     epilog="Nothing is sent anywhere: infer, train and evaluate open no network connection.",
 )
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no announcements; warnings stay.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 VolumeIndex = Annotated[
     int | None, typer.Option("--volume", min=0, help="Which volume of a file that holds several, from 0.")
 ]
@@ -233,6 +233,10 @@ def version() -> None:
     from importlib.metadata import version as installed
 
     print(installed("medseg"))
+
+
+for _command in (cli_evaluate.evaluate, cli_evaluate.compare, cli_evaluate.clean):
+    app.command()(_command)
 
 
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

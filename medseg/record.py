@@ -21,7 +21,7 @@ import numpy as np
 from medseg.io.files import atomic_write
 from medseg.volume import Volume
 
-_PACKAGES = ("numpy", "scipy", "nibabel", "pydicom", "connected-components-3d", "numba", "torch")
+_PACKAGES = ("numpy", "scipy", "pydicom", "connected-components-3d", "numba", "torch")
 
 
 def voxel_hash(volume: Volume) -> str:
