@@ -271,7 +271,9 @@ def nearest(elements, labels, others, other_labels, reach, block, offsets, areas
     depth, height, width = elements.shape
     flat = others.ravel()
     count = len(offsets)
-    deltas = (offsets[:, 0] * height + offsets[:, 1]) * width + offsets[:, 2]
+    deltas = np.empty(count, np.int64)
+    for m in range(count):
+        deltas[m] = (offsets[m, 0] * height + offsets[m, 1]) * width + offsets[m, 2]
     cell = np.zeros(8, np.uint8)
     around = np.zeros(8, np.uint8)
     far = np.empty((1024, 3), np.int64)

@@ -92,7 +92,7 @@ def surface_distances(
     if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
         raise BadGeometry(f"a spacing is three lengths in mm, not {spacing_mm}")
     if is_reversed(reference):
-        spacing = spacing[::-1]
+        spacing = spacing[::-1].copy()
     results: dict[int, SurfaceDistances] = {}
     for rows, values, first, second in _passes(reference, prediction, structures, ignore):
         results.update(zip(rows, _both_ways(first, second, spacing, values, surface)))
@@ -476,7 +476,8 @@ def _one_way(
     def distribution(value: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         rows = far[far[:, 0] == value]
         groups, blocks = _blocks_with(bits, value)
-        distance = kernels.nearest_far(rows[:, 1], value, groups, blocks, block, others, other_labels, spacing)
+        numbers = np.ascontiguousarray(rows[:, 1])  # one memory layout, so that one version is compiled
+        distance = kernels.nearest_far(numbers, np.uint8(value), groups, blocks, block, others, other_labels, spacing)
         mm, place = np.unique(distance, return_inverse=True)
         weight = np.zeros(len(mm), np.int64)
         np.add.at(weight, place, rows[:, 2])

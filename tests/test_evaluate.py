@@ -44,7 +44,7 @@ def folders(tmp_path_factory):
         if n in (7, 31):
             continue
         if n == 11:
-            prediction = Volume(prediction.data, AFFINE + [[0, 0, 0, 7], [0] * 4, [0] * 4, [0] * 4])
+            prediction = Volume(prediction.data, np.array([[1.0, 0, 0, 7], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]))
         if n == 20:
             prediction = reorient(prediction, "LIP")
         save(root / "prediction" / f"case_{n:02d}_seg.nii.gz", np.ascontiguousarray(prediction.data), prediction.affine)
@@ -130,7 +130,9 @@ def test_regions_ignored_labels_and_names(tmp_path):
     structures = parse_structures("tumour=core+edema,core,2", table)
     assert structures == {"tumour": (1, 2), "core": (1,), "edema": (2,)}
     options = Options(structures=structures, ignore=9, tolerance_mm={"core": 3.0, "": 2.0})
-    rows = {row["structure"]: row for row in evaluate(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", options=options).rows}
+    rows = {
+        row["structure"]: row for row in evaluate(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", options=options).rows
+    }
     assert rows["tumour"]["dice"] == 1 and rows["tumour"]["surface_dice"] == 1
     assert rows["core"]["status"] == "prediction_empty" and rows["core"]["n_reference"] == 64
     assert rows["edema"]["dice"] == pytest.approx(2 * 64 / (64 + 128))
@@ -217,7 +219,9 @@ def test_commands(folders, tmp_path, run):
     assert "47 cases scored, 2 without prediction" in done.stdout and "label 1" in done.stdout
     with (tmp_path / "b" / "scores.csv").open() as file:
         assert {row["structure"] for row in csv.DictReader(file)} == {"label 1"}
-    done = run("compare", tmp_path / "a" / "scores.csv", tmp_path / "b" / "scores.csv", "--structure", "label 1", "--json")
+    done = run(
+        "compare", tmp_path / "a" / "scores.csv", tmp_path / "b" / "scores.csv", "--structure", "label 1", "--json"
+    )
     assert json.loads(done.stdout)["n_cases"] == 47
     with pytest.raises(BadConfig, match="'brain' is not one of"):
         run(*arguments, "--labels", "1", "--tolerance", "brain=1")

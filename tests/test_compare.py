@@ -1,0 +1,104 @@
+"""Comparison of methods: ranks and tests against scipy and hand-made tables."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from medseg.compare import compare, holm
+from medseg.errors import BadConfig, BadFile
+
+CASES = [f"case_{n}" for n in range(12)]
+
+
+def save(path, values, column="dice", structure="liver", cases=CASES):
+    path.parent.mkdir(exist_ok=True)
+    lines = [f"{case},{structure},ok,{value}" for case, value in zip(cases, values)]
+    path.write_text(f"case,structure,status,{column}\n" + "\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def three(tmp_path):
+    random = np.random.default_rng(1)
+    base = random.uniform(0.6, 0.8, len(CASES))
+    values = {"good": base + 0.1, "poor": base - 0.1, "noisy": base + random.normal(0, 0.05, len(CASES))}
+    return values, [save(tmp_path / name / "scores.csv", column) for name, column in values.items()]
+
+
+def test_ranking_tests_and_stability(three):
+    values, paths = three
+    result = compare(paths)
+    assert [row["method"] for row in result.methods] == ["good", "noisy", "poor"]
+    assert [row["rank"] for row in result.methods] == [1, 2, 3] and result.n_cases == 12
+    assert result.methods[0]["mean"] == pytest.approx(values["good"].mean())
+    tests = {(row["first"], row["second"]): row for row in result.tests}
+    expected = stats.wilcoxon(values["good"], values["noisy"]).pvalue
+    assert tests["good", "noisy"]["p"] == pytest.approx(expected)
+    assert [row["p_holm"] for row in result.tests] == pytest.approx(holm([row["p"] for row in result.tests]))
+    assert result.methods[0]["share_first"] > 0.95 and 0.9 < result.kendall_tau["mean"] <= 1
+    assert compare(paths) == result
+    assert compare(paths[::-1]).methods == result.methods
+
+
+def test_holm_of_known_values():
+    # Holm 1979: the smallest of 4 is multiplied by 4, the next by 3, and none gets smaller than one before it.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.9]) == [1, 1]
+
+
+def test_less_is_better_for_distances_and_infinite_ones_rank_last(tmp_path):
+    near, far = np.linspace(1, 2, 12), np.linspace(2, 3, 12)
+    near[3] = np.inf
+    paths = [
+        save(tmp_path / f"{name}.csv", column, "hausdorff95_mm") for name, column in (("near", near), ("far", far))
+    ]
+    result = compare(paths, "hausdorff95_mm")
+    assert [row["method"] for row in result.methods] == ["near", "far"]
+    assert [row["n_inf"] for row in result.methods] == [1, 0]
+    assert result.methods[0]["mean_rank"] == pytest.approx((11 + 2) / 12)
+    assert result.methods[0]["mean"] == pytest.approx(near[np.isfinite(near)].mean())
+    assert 0 < result.tests[0]["p"] < 0.05
+
+
+def test_signed_differences_count_by_their_size(tmp_path):
+    small, large = np.full(12, -1.0), np.full(12, -5.0)
+    paths = [save(tmp_path / f"{n}.csv", column, "volume_difference_mm3") for n, column in (("s", small), ("l", large))]
+    assert compare(paths, "volume_difference_mm3").methods[0]["method"] == "s"
+
+
+def test_missing_cases_are_named_and_undefined_ones_counted(tmp_path):
+    one = save(tmp_path / "one.csv", [0.5, float("nan"), 0.7, 0.8], cases=CASES[:4])
+    two = save(tmp_path / "two.csv", [0.4, 0.5, 0.6], cases=CASES[:3])
+    result = compare([one, two])
+    assert result.n_cases == 2 and result.n_excluded == 1
+    assert result.problems == ["two has no score of case_3, which one has; not compared"]
+
+
+def test_equal_methods_do_not_differ(tmp_path):
+    paths = [save(tmp_path / f"{name}.csv", [0.5, 0.6, 0.7]) for name in "ab"]
+    result = compare(paths)
+    assert result.tests[0]["p"] == result.tests[0]["p_holm"] == 1
+    assert [row["rank"] for row in result.methods] == [1, 1]
+
+
+def test_what_cannot_be_compared_says_why(three, tmp_path):
+    _, paths = three
+    with pytest.raises(BadConfig, match="two methods or more"):
+        compare(paths[:1])
+    with pytest.raises(BadConfig, match="given twice"):
+        compare([paths[0], paths[0]])
+    with pytest.raises(BadConfig, match="no score 'iou'"):
+        compare(paths, "iou")
+    with pytest.raises(BadConfig, match="no structure 'brain'"):
+        compare(paths, structure="brain")
+    with pytest.raises(BadConfig, match="fewer than two cases"):
+        compare([paths[0], save(tmp_path / "x.csv", [0.5], cases=["other"])])
+    bad = tmp_path / "bad.csv"
+    for text, words in (
+        ("name,value\na,1\n", "not a table of scores"),
+        ("case,structure,dice\na,b,good\n", "no number"),
+        ("case,structure,dice\n", "no scores"),
+    ):
+        bad.write_text(text)
+        with pytest.raises(BadFile, match=words):
+            compare([paths[0], bad])
