@@ -49,7 +49,7 @@ def _smooth(random: np.random.Generator, shape: NDArray) -> NDArray[np.float32]:
 
 
 def _cube(labels: NDArray, random: np.random.Generator, side: int, value: int, where: int) -> None:
-    """Write a cube of `value` over voxels labelled `where`, around the first of some random voxels that is so labelled."""
+    """Write a cube of `value` over voxels labelled `where`, around the first random voxel that is one."""
     for _ in range(100_000):
         i, j, k = (int(random.integers(0, n - side)) for n in labels.shape)
         if labels[i + side // 2, j + side // 2, k + side // 2] == where:
