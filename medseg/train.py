@@ -53,10 +53,10 @@ def train(config: Config, run: Path, *, progress: Progress = lambda step, facts:
             network.parameters(), config.train.learning_rate, weight_decay=config.train.weight_decay, fused=True
         )
         average = {key: value.detach().clone() for key, value in network.state_dict().items()}
-        start = _restore(run, network, optimizer, average)
+        start, losses, dices = _restore(run, network, optimizer, average)
         _truncate_metrics(run / "metrics.jsonl", start)
 
-        began, losses, dices = time.monotonic(), 0.0, 0.0
+        began = time.monotonic()
         log: list[dict[str, Any]] = []
         for step in range(start, config.train.steps):
             images, labels = _batch(training, known, config, step, device)
@@ -91,7 +91,7 @@ def train(config: Config, run: Path, *, progress: Progress = lambda step, facts:
                 # Metrics first: lines beyond the state are cut on resuming, lines missing could not be restored.
                 _append(run / "metrics.jsonl", log)
                 log.clear()
-                _save(run, done, network, optimizer, average)
+                _save(run, {"step": done, "loss": losses, "dice": dices}, network, optimizer, average)
             if number := stopping():
                 raise Interrupted(number)
         return _export(run, config, classes, average, table)
@@ -195,9 +195,12 @@ def _validate(
 
 
 def _save(
-    run: Path, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
+    run: Path, facts: dict[str, float], network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
 ) -> None:
-    """The state of the run, replacing the last one, which stays as the one before."""
+    """The state of the run, replacing the last one, which stays as the one before.
+
+    facts: the steps done, and the loss and Dice summed over those that metrics.jsonl has not got yet.
+    """
     tensors = {f"network.{key}": value for key, value in network.state_dict().items()}
     tensors |= {f"average.{key}": value for key, value in average.items()}
     for number, values in optimizer.state_dict()["state"].items():
@@ -206,11 +209,13 @@ def _save(
     if last.exists():
         before.unlink(missing_ok=True)
         before.hardlink_to(last)  # a hard link, so that the last state never leaves its name
-    save_state(last, tensors, {"step": step})
+    save_state(last, tensors, facts)
 
 
-def _restore(run: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]) -> int:
-    """Load the newest sound state into place and return its step; 0 if there is none."""
+def _restore(
+    run: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
+) -> tuple[int, float, float]:
+    """Load the newest sound state into place and return its step and sums (see `_save`); zeros if there is none."""
     for path in (run / "state.safetensors", run / "state-before.safetensors"):
         if not path.exists():
             continue
@@ -218,6 +223,7 @@ def _restore(run: Path, network: nn.Module, optimizer: torch.optim.Optimizer, av
             tensors, facts = load_state(path)
         except BadModel as error:
             warnings.warn(f"{error}; going on from the one before", DataWarning, stacklevel=2)
+            path.unlink()  # or `_save` would put it in the place of the sound one before
             continue
         part = lambda name, tensors=tensors: {k[len(name) :]: v for k, v in tensors.items() if k.startswith(name)}  # noqa: E731
         network.load_state_dict(part("network."))
@@ -228,8 +234,8 @@ def _restore(run: Path, network: nn.Module, optimizer: torch.optim.Optimizer, av
             number, name = key.split(".")
             state.setdefault(int(number), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        return int(facts["step"])
-    return 0
+        return int(facts["step"]), facts.get("loss", 0.0), facts.get("dice", 0.0)
+    return 0, 0.0, 0.0
 
 
 def _same_run(config: Config, run: Path) -> None:
