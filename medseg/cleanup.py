@@ -131,9 +131,18 @@ def fill_holes(labels: NDArray, values: Sequence[int] | None = None, overwrite: 
     `labels[binary_fill_holes(labels == label)] = label`.
     Raises `BadConfig` for labels that are not integers.
     """
-    regions, label, voxels, outside, near = _regions(contiguous(labels))
+    from medseg import kernels
+
+    array = contiguous(labels)
+    parts = kernels.in_slabs(lambda start, stop: kernels.runs_of(array[start:stop]), len(array))
+    first, value, rows = (np.concatenate(pieces) for pieces in zip(*parts))
+    begin = np.append(0, np.cumsum(rows))
+    region, table, pairs = kernels.regions_of_runs(first, value, begin, array.shape[1], array.shape[2])
+    label, voxels, outside, near = table[:, 0], table[:, 1], table[:, 2] > 0, _neighbours(pairs, len(table))
     new = _overwritten(label, outside, near, values) if overwrite else _filled(label, voxels, outside, near, values)
-    return _like(look_up(regions, new.astype(labels.dtype), np.empty(regions.shape, labels.dtype)), labels)
+    out = np.array(array, labels.dtype)
+    kernels.write_runs(first, begin, new.astype(labels.dtype)[region], value, out.reshape(-1, array.shape[2]))
+    return _like(out, labels)
 
 
 #: The steps that `clean` knows and the types of their arguments; `min_mm3` is the only one without a default.
@@ -253,32 +262,13 @@ def _only(labels: NDArray, ids: NDArray, table: NDArray, keep: NDArray, values: 
     return _like(look_up(ids, target, np.empty(ids.shape, labels.dtype)), labels)
 
 
-def _regions(array: NDArray) -> tuple[NDArray, NDArray, NDArray, NDArray, list[NDArray]]:
-    """Face-connected regions of every value, background too, and their graph.
-
-    Returns (region numbers from 1; and for each region: label, voxels, whether it touches the edge of the array,
-    the numbers of the regions that share a face with it).
-    """
-    import cc3d
-
-    from medseg import kernels
-
-    # cc3d takes 0 for "no region".
-    shifted = array + 1 if array.max() < np.iinfo(array.dtype).max else array.astype(np.uint32) + 1
-    regions, count = cc3d.connected_components(shifted, connectivity=6, return_N=True)
-    del shifted
-    table = _table(regions, array, count, False)
-    outside = np.zeros(count + 1, bool)
-    for axis in range(3):
-        for end in (0, -1):
-            outside[np.unique(np.take(regions, end, axis))] = True
-    found = kernels.in_slabs(lambda start, stop: kernels.touching(regions[max(start - 1, 0) : stop]), len(regions))
-    pairs = np.unique(np.concatenate(found))
+def _neighbours(pairs: NDArray[np.uint64], count: int) -> list[NDArray[np.int64]]:
+    """For each region from 0 to count - 1 the regions that it shares a face with."""
+    pairs = np.unique(pairs)
     low, high = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    first, second = np.concatenate((low, high)), np.concatenate((high, low))
-    order = np.argsort(first, kind="stable")
-    near = np.split(second[order], np.searchsorted(first[order], np.arange(1, count + 1)))
-    return regions, table[:, 0], table[:, 1], outside, near
+    one, other = np.concatenate((low, high)), np.concatenate((high, low))
+    order = np.argsort(one, kind="stable")
+    return np.split(other[order], np.searchsorted(one[order], np.arange(1, count)))
 
 
 def _filled(

@@ -75,38 +75,127 @@ def look_up(ids, table, out):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def touching(ids):  # type: ignore[no-untyped-def]
-    """Pairs of region numbers that share a voxel face: uint64, the smaller number in the high half.
+def runs_of(labels):  # type: ignore[no-untyped-def]
+    """The runs of equal labels along the last axis of (A, B, C), row by row.
 
-    ids: (A, B, C) C-contiguous. A pair may be returned several times.
+    Returns first column (r,) int32, label (r,), and number of runs of each row (A * B,) int64.
     """
+    depth, height, width = labels.shape
+    first = np.empty(1024, np.int32)
+    value = np.empty(1024, labels.dtype)
+    rows = np.zeros(depth * height, np.int64)
+    count = 0
+    for a in range(depth):
+        for b in range(height):
+            row = labels[a, b]
+            if count + width > first.size:
+                more = max(2 * first.size, count + width)
+                longer, more_values = np.empty(more, np.int32), np.empty(more, labels.dtype)
+                longer[:count], more_values[:count] = first[:count], value[:count]
+                first, value = longer, more_values
+            before = count
+            first[count], value[count] = 0, row[0]
+            count += 1
+            for c in range(1, width):
+                if row[c] != row[c - 1]:
+                    first[count], value[count] = c, row[c]
+                    count += 1
+            rows[a * height + b] = count - before
+    return first[:count], value[:count], rows
+
+
+@njit(cache=True, nogil=True)
+def _root(parent, run):  # type: ignore[no-untyped-def]
+    """The run that stands for the set of `run`; paths are halved on the way."""
+    while parent[run] != run:
+        parent[run] = parent[parent[run]]
+        run = parent[run]
+    return run
+
+
+@njit(cache=True, nogil=True)
+def regions_of_runs(first, value, begin, height, width):  # type: ignore[no-untyped-def]
+    """Face-connected regions of every label, and which of them share a face.
+
+    first, value: the runs of `runs_of`; begin: (rows + 1,) number of the first run of each row.
+    Returns the region of each run, numbered from 1 in the order of their first voxels (r,); for regions, with an unused
+    row 0, label, voxels and whether the region touches the edge of the array (n + 1, 3) int64; and pairs of regions,
+    the smaller number in the high half, in which a pair may occur several times.
+    """
+    rows = len(begin) - 1
+    parent = np.arange(len(first))
     pairs = np.empty(1024, np.uint64)
     found = 0
     seen = np.zeros(4096, np.uint64)
-    for a in range(ids.shape[0]):
-        for b in range(ids.shape[1]):
-            row = ids[a, b]
-            above = ids[max(a - 1, 0), b]
-            before = ids[a, max(b - 1, 0)]
-            left = row[0]
-            for c in range(row.size):
-                one = row[c]
-                if one == left and one == above[c] and one == before[c]:
+    region = np.zeros(len(first), np.int64)
+    count = 0
+    for turn in range(2):  # first join runs of one label, then, when regions are known, list who touches whom
+        for row in range(rows):
+            for back in (1, height):
+                if row < back or (back == 1 and row % height == 0):
                     continue
-                for other in (left, above[c], before[c]):
-                    if other != one:
-                        pair = (np.uint64(min(one, other)) << np.uint64(32)) | np.uint64(max(one, other))
-                        slot = (pair * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(52)
-                        if seen[slot] != pair:
-                            seen[slot] = pair
-                            if found == pairs.size:
-                                grown = np.empty(2 * found, np.uint64)
-                                grown[:found] = pairs
-                                pairs = grown
-                            pairs[found] = pair
-                            found += 1
-                left = one
-    return pairs[:found]
+                other, other_end = begin[row - back], begin[row - back + 1]
+                for run in range(begin[row], begin[row + 1]):
+                    end = first[run + 1] if run + 1 < begin[row + 1] else width
+                    while True:
+                        if turn == 0:
+                            if value[run] == value[other]:
+                                one, two = _root(parent, run), _root(parent, other)
+                                parent[max(one, two)] = min(one, two)
+                        elif region[run] != region[other]:
+                            found, pairs = _add_pair(region[run], region[other], found, pairs, seen)
+                        other_stop = first[other + 1] if other + 1 < other_end else width
+                        if other_stop > end:
+                            break
+                        other += 1
+                        if other_stop == end or other == other_end:
+                            break
+        if turn == 0:
+            for run in range(len(first)):
+                root = _root(parent, run)
+                if root == run:
+                    count += 1
+                    region[run] = count
+                else:
+                    region[run] = region[root]
+    table = np.zeros((count + 1, 3), np.int64)
+    for row in range(rows):
+        edge = row < height or row >= rows - height or row % height == 0 or row % height == height - 1
+        for run in range(begin[row], begin[row + 1]):
+            last = run + 1 == begin[row + 1]
+            entry = table[region[run]]
+            entry[0] = value[run]
+            entry[1] += (width if last else first[run + 1]) - first[run]
+            entry[2] |= edge or last or first[run] == 0
+            if not last:
+                found, pairs = _add_pair(region[run], region[run + 1], found, pairs, seen)
+    return region, table, pairs[:found]
+
+
+@njit(cache=True, nogil=True)
+def _add_pair(one, two, found, pairs, seen):  # type: ignore[no-untyped-def]
+    """Append a pair of regions unless it is in the small memory of pairs `seen`."""
+    pair = (np.uint64(min(one, two)) << np.uint64(32)) | np.uint64(max(one, two))
+    slot = (pair * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(52)
+    if seen[slot] == pair:
+        return found, pairs
+    seen[slot] = pair
+    if found == pairs.size:
+        grown = np.empty(2 * found, np.uint64)
+        grown[:found] = pairs
+        pairs = grown
+    pairs[found] = pair
+    return found + 1, pairs
+
+
+@njit(cache=True, nogil=True)
+def write_runs(first, begin, target, value, out):  # type: ignore[no-untyped-def]
+    """Write the runs whose `target` label is not their `value` into the label map out (rows, C)."""
+    width = out.shape[1]
+    for row in range(len(begin) - 1):
+        for run in range(begin[row], begin[row + 1]):
+            if target[run] != value[run]:
+                out[row, first[run] : first[run + 1] if run + 1 < begin[row + 1] else width] = target[run]
 
 
 @njit(cache=True, nogil=True)
