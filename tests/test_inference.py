@@ -1,0 +1,274 @@
+"""From a scan to labels on its own grid, with networks whose answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import models_for_tests as tiny
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from fixtures_main import known_networks, one_thread  # noqa: F401
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import affines, rotation
+
+from medseg.checkpoint import Checkpoint, load_checkpoint
+from medseg.errors import BadFile, BadModel, NotEnoughMemory
+from medseg.inference import (
+    Settings,
+    check_image,
+    check_memory,
+    model_grid,
+    normalise,
+    plan,
+    segment,
+    structure_volumes,
+    to_model_grid,
+)
+from medseg.volume import ORIENTATIONS, Volume, reorient
+
+EXACT = Settings(device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return load_checkpoint(str(tiny.save_known(tmp_path_factory.mktemp("models") / "known")))
+
+
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return load_checkpoint(str(tiny.save_unet(tmp_path_factory.mktemp("models") / "unet")))
+
+
+def scan_of(affine: np.ndarray | None = None, **arguments) -> Volume:
+    return Volume(tiny.phantom(**arguments), tiny.affine_of() if affine is None else affine)
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+def test_a_scan_on_the_models_spacing_gets_the_class_of_each_voxel(known: Checkpoint):
+    """On the model's own spacing nothing is interpolated, so the answer is that of the network, voxel by voxel."""
+    scan = scan_of()
+    labels = segment(scan, known, EXACT).labels.data
+    scaled = np.clip((scan.data - np.percentile(scan.data, 0.5)) / np.ptp(np.percentile(scan.data, (0.5, 99.5))), 0, 1)
+    expected = np.array(tiny.CLASSES)[np.abs(scaled[..., None] - (0, 0.5, 1)).argmin(-1)]
+    assert (labels == expected).mean() > 0.999
+    assert set(np.unique(labels)) == set(tiny.CLASSES)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "i4", "f4", "f8"])
+def test_the_result_lies_on_the_scans_own_grid(known: Checkpoint, dtype: str):
+    affine = tiny.affine_of((1.5, 2.0, 3.1), (-20.5, 3.25, 7.0))
+    affine[:3, :3] = rotation((1, 0.05, -0.1, 0.02)) @ affine[:3, :3]
+    image = np.clip(tiny.phantom() / 5, 0, 250).astype(dtype)
+    scan = Volume(image, affine)
+    result = segment(scan, known, EXACT)
+    assert result.labels.shape == scan.shape
+    assert np.array_equal(result.labels.affine, scan.affine)
+    assert result.labels.data.dtype == np.uint8
+    assert result.table == tiny.TABLE
+    assert result.seconds.keys() >= {"resample", "load", "network", "paint"}
+
+
+def test_the_scan_is_not_changed(known: Checkpoint):
+    scan = scan_of()
+    before = scan.data.copy()
+    segment(scan, known, EXACT)
+    assert np.array_equal(scan.data, before)
+
+
+@pytest.mark.parametrize("network", ["known", "unet"])
+def test_all_48_ways_of_storing_a_scan_give_the_same_labels(network: str, request: pytest.FixtureRequest):
+    model = request.getfixturevalue(network)
+    affine = tiny.affine_of((2.0, 1.7, 2.6), (-18.0, 5.5, 40.0))
+    affine[:3, :3] = rotation((1, 0.04, 0.08, -0.06)) @ affine[:3, :3]
+    scan = scan_of(affine)
+    expected = segment(scan, model, EXACT).labels
+    assert len(np.unique(expected.data)) == 3
+    for letters in ORIENTATIONS:
+        turned = reorient(scan, letters)
+        stored = Volume(np.ascontiguousarray(turned.data), turned.affine)
+        back = reorient(segment(stored, model, EXACT).labels, scan.orientation)
+        assert np.allclose(back.affine, scan.affine, atol=1e-9)
+        assert (back.data == expected.data).mean() >= 0.999, letters
+
+
+@given(affine=affines(), seed=st.integers(0, 100))
+@settings(max_examples=25, deadline=None)
+def test_a_body_is_found_where_it_lies_however_the_scan_cuts_it(known: Checkpoint, affine: np.ndarray, seed: int):
+    """A bright ellipsoid in world space, sampled on any grid of fine spacing, is labelled where it is."""
+    grid = np.array(affine)
+    grid[:3, :3] /= np.linalg.norm(affine[:3, :3], axis=0)
+    grid[:3, :3] *= np.random.default_rng(seed).uniform(1.5, 3.0, 3)
+    shape = (26, 24, 25)
+    centre = np.array([5.0, -3.0, 11.0])
+    grid[:3, 3] = centre - grid[:3, :3] @ ((np.array(shape) - 1) / 2)
+    at = nib.affines.apply_affine(grid, np.moveaxis(np.indices(shape), 0, -1))
+    truth = (((at - centre - (2, 0, -1)) / (14, 11, 9)) ** 2).sum(-1) <= 1
+    image = 1000.0 * truth + np.random.default_rng(seed).normal(10, 3, shape)
+    labels = segment(Volume(image.astype(np.float32), grid), known, EXACT).labels.data
+    assert dice(labels > 0, truth) > 0.85
+    assert dice(labels == 41, truth) > 0.7
+
+
+def test_anisotropic_and_fine_scans_agree_with_the_truth(known: Checkpoint):
+    for spacing in ((0.7, 0.7, 3.5), (1.0, 1.0, 1.0), (4.0, 1.2, 1.2)):
+        shape = tuple(int(50 / s) for s in spacing)
+        image = tiny.phantom(shape)
+        labels = segment(Volume(image, tiny.affine_of(spacing)), known, EXACT).labels.data
+        assert dice(labels > 0, image > 250) > 0.9, spacing
+        assert dice(labels == 41, image > 750) > 0.8, spacing
+
+
+def test_the_same_scan_gives_the_same_labels_again(unet: Checkpoint):
+    one, two = (segment(scan_of(), unet, Settings(device="cpu")).labels.data for _ in range(2))
+    assert np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 9), (1, 30, 1), (2, 2, 2), (40, 1, 3), (1, 20, 20)])
+def test_scans_of_a_few_voxels_are_segmented(known: Checkpoint, unet: Checkpoint, shape: tuple):
+    image = np.random.default_rng(0).normal(100, 30, shape).astype(np.float32)
+    for model in (known, unet):
+        assert segment(Volume(image, tiny.affine_of((1, 2, 4))), model, EXACT).labels.shape == shape
+
+
+def test_a_scan_on_a_voxel_of_one_intensity_is_refused(known: Checkpoint):
+    for data in (np.zeros((9, 9, 9)), np.full((20, 20, 20), 7, np.int16), np.ones((1, 1, 1))):
+        with pytest.raises(BadFile, match="one intensity"):
+            segment(Volume(data, np.eye(4)), known, EXACT)
+
+
+@pytest.mark.parametrize("dtype", ["u2", "u1", "i4", "f4"])
+def test_a_label_map_given_as_a_scan_is_refused(dtype: str):
+    labels = tiny.head((40, 44, 36)).astype(dtype)
+    with pytest.raises(BadFile, match="label map"):
+        check_image(Volume(labels, np.eye(4)))
+    with pytest.raises(BadFile, match="label map"):
+        check_image(Volume((labels > 0).astype(dtype), np.eye(4)))
+
+
+@pytest.mark.parametrize("levels", [20, 200, 4000])
+def test_a_scan_of_whole_numbers_is_not_taken_for_a_label_map(levels: int):
+    image = tiny.bumps((40, 40, 40)) + np.random.default_rng(0).normal(0, 30, (40, 40, 40))
+    whole = np.round((image - image.min()) / np.ptp(image) * levels).astype(np.int16)
+    check_image(Volume(whole, np.eye(4)))
+    check_image(Volume(np.where(whole < levels / 4, 0, whole), np.eye(4)))  # background removed
+
+
+def test_a_model_that_gives_no_numbers_is_refused(tmp_path: Path):
+    model = load_checkpoint(str(tiny.save_known(tmp_path / "m", "not_a_number")))
+    for precision in ("fp32", "bf16"):
+        with pytest.raises(BadModel, match="not finite"):
+            segment(scan_of(), model, Settings(device="cpu", precision=precision))
+
+
+def test_logits_that_overflow_in_half_precision_are_computed_again(known: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+    expected = segment(scan_of(), known, EXACT).labels.data
+    forward = tiny.Nearest.forward
+
+    def overflowing(self: tiny.Nearest, x: torch.Tensor) -> torch.Tensor:
+        logits = forward(self, x)
+        return logits / 0 * 0 if torch.is_autocast_enabled("cpu") else logits
+
+    monkeypatch.setattr(tiny.Nearest, "forward", overflowing)
+    assert np.array_equal(segment(scan_of(), known, Settings("cpu", "bf16")).labels.data, expected)
+
+
+def test_cleanup_runs_as_the_model_says_unless_it_is_switched_off(tmp_path: Path):
+    steps = ({"step": "drop_small", "min_mm3": 100.0},)
+    model = load_checkpoint(str(tiny.save_known(tmp_path / "m", cleanup=steps)))
+    image = tiny.phantom()
+    image[1, 1, 1] = 1000  # one voxel of 8 mm3
+    scan = Volume(image, tiny.affine_of())
+    with_cleanup = segment(scan, model, EXACT).labels.data
+    without = segment(scan, model, Settings("cpu", "fp32", cleanup=False)).labels.data
+    assert without[1, 1, 1] == 41
+    assert with_cleanup[1, 1, 1] == 0
+    assert np.array_equal(with_cleanup[2:], without[2:])
+
+
+@pytest.mark.parametrize("name", ["otsu", "kmeans", "gmm"])
+def test_intensity_models_go_through_the_same_call(name: str):
+    scan = scan_of()
+    result = segment(scan, name)
+    assert np.array_equal(result.labels.affine, scan.affine)
+    assert dice(result.labels.data == result.labels.data.max(), scan.data > (250 if name == "otsu" else 750)) > 0.98
+    assert result.plan.windows == 0
+
+
+def test_progress_is_told_what_is_done(known: Checkpoint):
+    told: list[tuple[str, int, int]] = []
+    segment(scan_of(), known, EXACT, progress=lambda *step: told.append(step))
+    done = [(a, b) for what, a, b in told if what == "segmenting"]
+    assert done[-1][0] == done[-1][1] == plan(scan_of(), known, EXACT).windows
+
+
+@given(affine=affines(), shape=st.tuples(*[st.integers(1, 12)] * 3), spacing=st.floats(0.5, 5))
+@settings(max_examples=100, deadline=None)
+def test_the_models_grid_holds_every_voxel_and_no_more_than_it_must(affine, shape, spacing):
+    volume = Volume(np.zeros(shape), affine)
+    grid = model_grid(volume, spacing)
+    ends = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in shape])).reshape(3, -1).T
+    world = nib.affines.apply_affine(affine, ends)
+    at = nib.affines.apply_affine(np.linalg.inv(grid.affine), world)
+    assert (at >= -0.5 - 0.01).all()
+    assert (at <= np.array(grid.shape) - 0.5 + 0.01).all()
+    assert (np.array(grid.shape) * spacing <= np.maximum(np.ptp(world, axis=0) + spacing, spacing) + 1e-6).all()
+    assert nib.aff2axcodes(grid.affine) == ("R", "A", "S")
+
+
+@given(affine=affines(), slope=st.tuples(*[st.floats(-2, 2)] * 3))
+@settings(max_examples=40, deadline=None)
+def test_the_scan_on_the_models_grid_has_the_values_of_its_places(affine: np.ndarray, slope: tuple):
+    """A linear ramp is kept by trilinear interpolation and by averaging, wherever the grid lies well inside the scan."""
+    shape = (12, 11, 13)
+    ramp = nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1)) @ slope
+    volume = Volume(ramp.astype(np.float32), affine)
+    spacing = float(np.mean(volume.spacing_mm))
+    grid = model_grid(volume, spacing)
+    image = to_model_grid(volume, grid)
+    places = nib.affines.apply_affine(grid.affine, np.moveaxis(np.indices(grid.shape), 0, -1))
+    at = nib.affines.apply_affine(np.linalg.inv(affine), places)
+    reach = 0.5 * np.abs(np.linalg.inv(affine[:3, :3]) @ grid.affine[:3, :3]).sum(1)  # points averaged lie within
+    inside = ((at > reach) & (at < np.array(shape) - 1 - reach)).all(-1)
+    assert np.allclose(image[inside], (places @ slope)[inside], atol=1e-4 * max(1, float(np.abs(ramp).max())))
+
+
+def test_normalise_ignores_units_and_a_constant_added_to_every_voxel():
+    image = tiny.phantom().astype(np.float32)
+    expected = normalise(image)
+    assert expected.shape == (1, *image.shape)
+    assert float(expected.min()) == 0
+    assert float(expected.max()) == 1
+    for other in (image * 3, image + 200, image - 1000):
+        assert torch.allclose(normalise(other.astype(np.float32)), expected, rtol=0, atol=2e-3)
+
+
+def test_memory_that_is_not_there_is_refused_before_anything_is_done(known: Checkpoint):
+    with pytest.raises(NotEnoughMemory, match="GB"):
+        check_memory(10**15)
+    check_memory(10**6)
+
+
+def test_the_plan_says_what_will_be_done(known: Checkpoint, unet: Checkpoint):
+    scan = scan_of()
+    made = plan(scan, known, EXACT)
+    assert (made.model, made.device, made.precision) == ("known", "cpu", "float32")
+    assert made.windows == 2 * 2 * 2  # 20 x 22 x 18 voxels in windows of 16
+    assert plan(scan, known, Settings("cpu", "fp32", overlap=0.0)).windows == 8
+    assert plan(scan, unet, Settings("cpu", "fp32", overlap=0.9)).windows > made.windows
+    assert made.memory_bytes > scan.data.nbytes
+
+
+def test_structure_volumes_count_voxels_and_ml_and_list_absent_structures():
+    labels = np.zeros((10, 10, 10), np.uint8)
+    labels[:2, :5, :5] = 2
+    rows = structure_volumes(Volume(labels, tiny.affine_of((2.0, 1.5, 1.0))), tiny.TABLE)
+    assert rows == [
+        {"value": 2, "name": "left body", "voxels": 50, "ml": 0.15},
+        {"value": 41, "name": "right body", "voxels": 0, "ml": 0.0},
+    ]
