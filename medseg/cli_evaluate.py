@@ -25,7 +25,7 @@ def evaluate(
     prediction: Annotated[Path, typer.Argument(metavar="PREDICTION", help="The same of what is to be scored.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("evaluation"),
     labels: Labels = None,
-    table: Annotated[Path | None, typer.Option(help="Label table. Default: labels.csv in either folder.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Label table. Default: what lies beside the labels.")] = None,
     ignore: Annotated[
         int | None, typer.Option(metavar="LABEL", help="Where the reference has it, do not score.")
     ] = None,

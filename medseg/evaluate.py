@@ -9,6 +9,7 @@ lacks are listed and counted.
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import json
 import os
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from medseg.errors import BadConfig, BadFile, BadGeometry, BadOutput, MedsegError
 from medseg.io import is_readable_name, read_labels, strip_suffix
 from medseg.io.files import atomic_write, read_text
+from medseg.io.slicer import read_table
 from medseg.labels import LabelTable
 from medseg.metrics import Empty, LesionOptions, Surface, lesion_scores, score
 from medseg.volume import Volume, reorient, resample, same_grid
@@ -331,13 +333,24 @@ def _with_absent(cases: Mapping[str, _Case], options: Options) -> list[dict[str,
 
 
 def find_table(path: str | Path | None, reference: Path, prediction: Path) -> LabelTable | None:
-    """The label table at `path`, or else labels.csv in or beside the references or predictions, or none."""
+    """The label table at `path`; or else what the references or predictions come with, or none.
+
+    These are labels.csv in their folder, the tables that `medseg infer` writes beside its results if they all say the
+    same, and the segments of a single .seg.nrrd.
+    """
     if path is not None:
         return LabelTable.read(path)
     for place in (reference, prediction):
-        candidate = (place if place.is_dir() else place.parent) / "labels.csv"
-        if candidate.is_file():
-            return LabelTable.read(candidate)
+        if place.name.endswith(".seg.nrrd"):
+            return read_table(place)
+        folder, pattern = (
+            (place, "*.labels.csv") if place.is_dir() else (place.parent, f"{strip_suffix(place)}.labels.csv")
+        )
+        if (folder / "labels.csv").is_file():
+            return LabelTable.read(folder / "labels.csv")
+        found = sorted(file for file in folder.glob(glob.escape(pattern) if place.is_file() else pattern))
+        if found and len({read_text(file) for file in found}) == 1:
+            return LabelTable.read(found[0])
     return None
 
 

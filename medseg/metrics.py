@@ -225,7 +225,8 @@ class LesionOptions:
 
     matching: "overlap" (a predicted lesion belongs to every reference lesion that it touches, after dilation) or "iou"
     (one to one, the pairs of most total IoU with each at least `min_iou`; Kirillov et al. 2019 for 0.5).
-    connectivity: 6, 18 or 26. min_mm3: smaller lesions are left out, in the reference and in the prediction.
+    connectivity: 6, 18 or 26. min_mm3: smaller lesions are left out, in the reference and in the prediction; a
+    predicted lesion that only touches a left-out one is not invented ("overlap").
     dilation: voxels by which the reference grows before lesions are told apart and matched ("overlap" only).
     penalty_mm: HD95 of a missed or an invented lesion; BraTS takes 374, the diagonal of its images.
     """
@@ -279,9 +280,11 @@ def lesion_scores(
     ours_count = ours_count[ours_count > 0]
     theirs_count = np.flatnonzero(their_voxels * voxel_mm3 >= limit)
     theirs_count = theirs_count[theirs_count > 0]
+    large = np.isin(second, theirs_count)
+    first, second, shared = first[large], second[large], shared[large]
     if not overlapping:
         iou = shared / (our_voxels[first] + their_voxels[second] - shared)
-        valid = (iou >= options.min_iou) & np.isin(first, ours_count) & np.isin(second, theirs_count)
+        valid = (iou >= options.min_iou) & np.isin(first, ours_count)
         first, second = _one_to_one(first[valid], second[valid], iou[valid])
     dice, iou_found, distance = [], [], []
     for lesion in ours_count:

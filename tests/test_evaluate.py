@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from medseg import cli_evaluate
 from medseg.errors import BadConfig, BadFile, BadGeometry, DataWarning
-from medseg.evaluate import Options, evaluate, on_grid_of, parse_structures, read_scores, summarise
+from medseg.evaluate import Options, evaluate, find_table, on_grid_of, parse_structures, read_scores, summarise
 from medseg.io import read_labels, write
 from medseg.labels import Label, LabelTable
 from medseg.volume import Volume, reorient
@@ -139,6 +139,19 @@ def test_regions_ignored_labels_and_names(tmp_path):
     assert rows["core"]["tolerance_mm"] == 3 and rows["edema"]["tolerance_mm"] == 2
     result = evaluate(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", table=table)
     assert "labels 9 are in the files but in no structure" in result.problems[0]
+
+
+def test_names_come_from_the_table_beside_the_labels(tmp_path):
+    table = LabelTable((Label(1, "liver", (255, 0, 0)),))
+    for name in ("a", "b"):
+        save(tmp_path / "p" / f"{name}_seg.nii.gz", cube(4))
+        table.write(tmp_path / "p" / f"{name}_seg.labels.csv")
+    assert find_table(None, tmp_path, tmp_path / "p").names == {1: "liver"}
+    assert find_table(None, tmp_path / "p" / "a_seg.nii.gz", tmp_path).names == {1: "liver"}
+    LabelTable((Label(1, "spleen", (255, 0, 0)),)).write(tmp_path / "p" / "b_seg.labels.csv")
+    assert find_table(None, tmp_path, tmp_path / "p") is None
+    write(Volume(cube(4), AFFINE), tmp_path / "x.seg.nrrd", table=table)
+    assert find_table(None, tmp_path / "x.seg.nrrd", tmp_path).names == {1: "liver"}
 
 
 def test_bad_structures_are_named():

@@ -312,6 +312,8 @@ def test_lesions_by_hand():
     assert row["lesion_sq"] == pytest.approx((1 + 0.75) / 2)
     assert row["lesion_pq"] == pytest.approx(row["lesion_f1"] * row["lesion_sq"])
     assert row["lesion_hausdorff95_mm"] == pytest.approx((0 + 1 + 100 + 100) / 4)
+    second[34, 14, 14] = True  # touches the lesion that is too small
+    assert metrics.lesion_scores(first, second, (1, 1, 1), options)["lesions_invented"] == 1
     strict = metrics.LesionOptions(matching="iou", min_iou=0.5, min_mm3=5, penalty_mm=100)
     row = metrics.lesion_scores(first, second, (1, 1, 1), strict)
     # The larger half has an IoU of 0.5 with the lesion; the other half is now invented.
