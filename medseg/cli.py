@@ -20,7 +20,7 @@ import typer
 
 from medseg import cli_evaluate
 from medseg.cli_evaluate import Json, Quiet
-from medseg.errors import BadConfig, DataWarning, Interrupted, MedsegError
+from medseg.errors import BadConfig, BadOutput, DataWarning, Interrupted, MedsegError
 
 app = typer.Typer(
     name="medseg",
@@ -96,6 +96,8 @@ def infer(
     _one_of("--device", device, ("auto", "cpu", "cuda"))
     _one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
     work = run.jobs(inputs, output)
+    if preview and len(work) == 1 and preview.suffix.lower() != ".png":
+        raise BadOutput(f"{preview}: a preview is a picture; give a name that ends in .png")
     for job in work:
         run.check_output(job)
     _keep_memory()

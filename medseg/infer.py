@@ -71,8 +71,9 @@ def jobs(inputs: Sequence[Path], output: Path | None) -> list[Job]:
     twice = sorted({str(name) for name in names if names.count(name) > 1})
     if twice:
         raise BadConfig(f"two scans would both be written to {twice[0]}; give them one at a time with -o")
+    inputs_resolved = {scan.resolve() for scan in scans}  # one file may be named in several ways
     for job in found:
-        if job.labels in scans:
+        if job.labels.resolve() in inputs_resolved:
             raise BadConfig(f"{job.labels} is an input and would be overwritten; choose another -o")
     return found
 
@@ -85,8 +86,8 @@ def _folder_of(scan: Path) -> Path:
 def _is_scan(path: Path) -> bool:
     """Whether a file in a folder is a scan of its own: not a slice of a series, nor what an earlier run wrote there."""
     name = path.name.lower()
-    results = ("_seg", "_seg.objects")
-    return is_readable_name(path) and not name.endswith((".dcm", ".seg.nrrd")) and not strip_suffix(path).endswith(results)
+    result = name.endswith(".seg.nrrd") or strip_suffix(path).endswith(("_seg", "_seg.objects"))
+    return is_readable_name(path) and not name.endswith(".dcm") and not result
 
 
 def load_model(name: str) -> Checkpoint | str:
