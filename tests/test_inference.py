@@ -224,7 +224,7 @@ def test_the_models_grid_holds_every_voxel_and_no_more_than_it_must(affine, shap
 @given(affine=affines(), slope=st.tuples(*[st.floats(-2, 2)] * 3))
 @settings(max_examples=40, deadline=None)
 def test_the_scan_on_the_models_grid_has_the_values_of_its_places(affine: np.ndarray, slope: tuple):
-    """A linear ramp is kept by trilinear interpolation and by averaging, wherever the grid lies well inside the scan."""
+    """A linear ramp is kept by trilinear interpolation and by averaging, where the grid lies well inside the scan."""
     shape = (12, 11, 13)
     ramp = nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1)) @ slope
     volume = Volume(ramp.astype(np.float32), affine)
