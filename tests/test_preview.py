@@ -1,0 +1,144 @@
+"""The picture: which way round it lies, and that it is a PNG that others can read."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import models_for_tests as tiny
+import numpy as np
+import pytest
+
+from medseg.errors import BadOutput
+from medseg.labels import Label, LabelTable
+from medseg.view.preview import contact_sheet, png_bytes, write_preview
+from medseg.volume import ORIENTATIONS, Volume, reorient
+
+TILE = 220
+RED = LabelTable((Label(7, "corner", (255, 0, 0)),))
+
+
+def decoded(content: bytes) -> np.ndarray:
+    """The pixels of a PNG (ISO/IEC 15948) of 8-bit RGB with filter 0, every checksum verified."""
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    at, kinds, data, size = 8, [], b"", (0, 0)
+    while at < len(content):
+        length, kind = struct.unpack(">I4s", content[at : at + 8])
+        body = content[at + 8 : at + 8 + length]
+        assert struct.unpack(">I", content[at + 8 + length : at + 12 + length])[0] == zlib.crc32(kind + body)
+        kinds.append(kind)
+        if kind == b"IHDR":
+            *size, depth, colour, packing, filtering, interlace = struct.unpack(">IIBBBBB", body)
+            assert (depth, colour, packing, filtering, interlace) == (8, 2, 0, 0, 0)
+        if kind == b"IDAT":
+            data += body
+        at += 12 + length
+    assert kinds[0] == b"IHDR"
+    assert kinds[-1] == b"IEND"
+    lines = np.frombuffer(zlib.decompress(data), np.uint8).reshape(size[1], 1 + 3 * size[0])
+    assert (lines[:, 0] == 0).all()
+    return lines[:, 1:].reshape(size[1], size[0], 3)
+
+
+def corner_scan(spacing: tuple[float, float, float] = (2.0, 2.0, 2.0)) -> tuple[Volume, Volume]:
+    """A scan that runs to RAS with a labelled, bright box at the patient's right, front and top."""
+    image = np.random.default_rng(0).normal(100, 5, (20, 24, 28)).astype(np.float32)
+    labels = np.zeros(image.shape, np.uint8)
+    labels[13:18, 15:22, 18:26] = 7
+    image[labels > 0] = 300
+    affine = tiny.affine_of(spacing, (-20, -20, -20))
+    return Volume(image, affine), Volume(labels, affine)
+
+
+def middle_of(pixels: np.ndarray) -> tuple[float, float]:
+    """Row and column of the middle of the pixels, as shares of the picture."""
+    rows, columns = np.nonzero(pixels)
+    assert len(rows) > 50
+    return float(rows.mean() / pixels.shape[0]), float(columns.mean() / pixels.shape[1])
+
+
+def tile(sheet: np.ndarray, row: int, column: int) -> np.ndarray:
+    return sheet[row * TILE : (row + 1) * TILE, column * TILE : (column + 1) * TILE].astype(int)
+
+
+@pytest.mark.parametrize("letters", ORIENTATIONS[::5])
+@pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (1.0, 2.0, 4.0)])
+def test_right_is_left_in_axial_and_coronal_and_front_is_left_in_sagittal(letters: str, spacing: tuple):
+    scan, labels = (reorient(volume, letters) for volume in corner_scan(spacing))
+    sheet = contact_sheet(scan, labels, RED)
+    assert sheet.shape == (6 * TILE, 5 * TILE, 3)
+    assert sheet.dtype == np.uint8
+    for row in (1, 3, 5):  # axial, coronal and sagittal with labels
+        for column in range(5):
+            part = tile(sheet, row, column)
+            red = (part[..., 0] - part[..., 2] > 80) & (part[..., 1] < 180)
+            down, across = middle_of(red)
+            assert across < 0.45, (row, column)  # right, right, front
+            assert down < 0.45, (row, column)  # front, top, top
+
+
+def test_the_plain_rows_show_the_scan_in_grey_with_the_bright_box_at_the_same_place():
+    scan, labels = corner_scan()
+    sheet = contact_sheet(scan, labels, RED)
+    for row in (0, 2, 4):
+        plain, over = tile(sheet, row, 2), tile(sheet, row + 1, 2)
+        bright = (plain.min(-1) > 200) & (np.ptp(plain, axis=-1) == 0)
+        red = (over[..., 0] - over[..., 2] > 80) & (over[..., 1] < 180)
+        assert (bright & red).sum() / (bright | red).sum() > 0.95
+
+
+def test_pixels_are_square_in_mm():
+    """A cube in mm is a square in every picture, whatever the voxels."""
+    image = np.random.default_rng(0).normal(100, 5, (40, 20, 10)).astype(np.float32)
+    labels = np.zeros(image.shape, np.uint8)
+    labels[12:28, 6:14, 3:7] = 7  # 16 x 16 x 16 mm
+    affine = tiny.affine_of((1.0, 2.0, 4.0))
+    sheet = contact_sheet(Volume(image, affine), Volume(labels, affine), RED)
+    for row in (1, 3, 5):
+        part = tile(sheet, row, 2)
+        red = (part[..., 0] - part[..., 2] > 60) & (part[..., 1] < 150)
+        rows, columns = np.flatnonzero(red.any(1)), np.flatnonzero(red.any(0))
+        assert len(rows) == pytest.approx(16 / 40 * TILE, abs=2)
+        assert len(columns) == pytest.approx(16 / 40 * TILE, abs=2)
+
+
+def test_a_result_without_labels_shows_the_whole_scan():
+    scan, labels = corner_scan()
+    sheet = contact_sheet(scan, labels.with_data(np.zeros_like(labels.data)), RED)
+    for row in (0, 2, 4):
+        assert np.array_equal(tile(sheet, row, 2), tile(sheet, row + 1, 2))
+        assert tile(sheet, row, 2).max() > 50
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 9), (1, 30, 1), (3, 200, 2)])
+def test_thin_scans_are_drawn(shape: tuple):
+    image = np.random.default_rng(0).normal(100, 5, shape).astype(np.float32)
+    volume = Volume(image, np.eye(4))
+    sheet = contact_sheet(volume, volume.with_data((image > 100).astype(np.uint8) * 7), RED)
+    assert sheet.shape == (6 * TILE, 5 * TILE, 3)
+
+
+def test_png_bytes_hold_exactly_the_picture():
+    picture = np.random.default_rng(1).integers(0, 256, (13, 17, 3), np.uint8)
+    assert np.array_equal(decoded(png_bytes(picture)), picture)
+
+
+def test_the_written_preview_is_the_contact_sheet(tmp_path: Path):
+    scan, labels = corner_scan()
+    write_preview(tmp_path / "p.png", scan, labels, RED)
+    assert np.array_equal(decoded((tmp_path / "p.png").read_bytes()), contact_sheet(scan, labels, RED))
+    assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
+
+
+def test_a_preview_that_cannot_be_written_is_refused(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadOutput, match="cannot be written"):
+        write_preview(tmp_path / "file" / "p.png", *corner_scan(), RED)
+
+
+def test_the_command_draws_a_preview(tmp_path: Path):
+    scan = tiny.save_scan(tmp_path / "scan.nii.gz")
+    ran = tiny.medseg("infer", scan, "-m", "otsu", "--preview", tmp_path / "p.png", "-q")
+    assert ran.code == 0, ran.err
+    assert decoded((tmp_path / "p.png").read_bytes()).shape == (6 * TILE, 5 * TILE, 3)
