@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.io import read_labels
+from medseg.volume import reorient
 
 if TYPE_CHECKING:
     from medseg.evaluate import Evaluation, Options
@@ -155,11 +156,14 @@ def _worst(rows: Sequence[Mapping[str, Any]], pairs: Mapping[str, tuple[Path, Pa
         labels = (options.structures or {}).get(structure) or (int(structure.split()[1]),)
         reference = read_labels(pairs[case][0])
         prediction, _ = on_grid_of(reference, read_labels(pairs[case][1]), options.resample)
-        for axis in range(3):
+        # As radiologists look at a patient: from the feet, the left side on the right, the front up.
+        reference, prediction = reorient(reference, "LAS"), reorient(prediction, "LAS")
+        for axis, plane in enumerate(("sagittal", "coronal", "axial")):
             picture, place = _overlay(reference.data, prediction.data, labels, axis, reference.spacing_mm)
+            at_mm = float((reference.affine @ [*(place * (a == axis) for a in range(3)), 1])[axis])
             source = base64.b64encode(png(picture)).decode()
-            across = reference.orientation[axis]
-            caption = f"{case}: {structure}, Dice {_number(row['dice'])}, slice {place} across axis {across}"
+            direction = "RAS"[axis]
+            caption = f"{case}: {structure}, Dice {_number(row['dice'])}, {plane} slice at {direction} {at_mm:.1f} mm"
             figures.append(
                 f'<figure><img alt="{escape(caption, quote=True)}" src="data:image/png;base64,{source}">'
                 f"<figcaption>{escape(caption)}</figcaption></figure>"
@@ -181,7 +185,7 @@ def _overlay(
     picture = np.zeros((*a.shape, 3), np.uint8)
     picture[(rest != 0)] = COLORS["other"]
     picture[a & b], picture[a & ~b], picture[b & ~a] = COLORS["both"], COLORS["reference"], COLORS["prediction"]
-    # Pixels are repeated so that a mm is as long both ways; images are shown with the second axis up.
+    # Pixels are repeated so that a mm is as long both ways; the second axis goes up.
     size = [spacing_mm[one] * n for one, n in zip(others, a.shape)]
     pixels = [max(1, round(300 * s / max(size))) for s in size]
     rows, columns = ((np.arange(p) * n) // p for p, n in zip(pixels, a.shape))

@@ -1,10 +1,13 @@
 """Evaluation of folders: matching, geometry, empty masks, files written; and bad input."""
 
+import base64
 import csv
 import json
 import math
 import re
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from medseg.errors import BadConfig, BadFile, BadGeometry, DataWarning
 from medseg.evaluate import Options, evaluate, find_table, on_grid_of, parse_structures, read_scores, summarise
 from medseg.io import read_labels, write
 from medseg.labels import Label, LabelTable
+from medseg.report import COLORS
 from medseg.volume import Volume, reorient
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
@@ -251,3 +255,26 @@ def test_clean_command(tmp_path, run):
     assert (read_labels(out).data == cube(4)).all()
     with pytest.raises(BadConfig, match="say what to do"):
         run("clean", tmp_path / "l.nii.gz", "-o", out)
+
+
+def test_pictures_of_the_worst_case_show_what_differs(tmp_path):
+    for n, start in enumerate((4, 5, 7)):
+        save(tmp_path / "r" / f"case_{n}.nii.gz", cube(4))
+        save(tmp_path / "p" / f"case_{n}.nii.gz", cube(start))
+    evaluate(tmp_path / "r", tmp_path / "p", tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    pictures = re.findall(
+        r'alt="(case_\d): label 1, Dice ([\d.]+), (\w+) slice[^"]*" src="data:image/png;base64,([^"]+)"', page
+    )
+    assert [(case, plane) for case, _, plane, _ in pictures[:3]] == [
+        ("case_2", "sagittal"),
+        ("case_2", "coronal"),
+        ("case_2", "axial"),
+    ]
+    data = base64.b64decode(pictures[2][3])
+    width, height = struct.unpack(">II", data[16:24])
+    length = struct.unpack(">I", data[33:37])[0]
+    lines = np.frombuffer(zlib.decompress(data[41 : 41 + length]), np.uint8).reshape(height, 1 + 3 * width)
+    colors = {tuple(color) for color in lines[:, 1:].reshape(-1, 3).tolist()}
+    assert colors == {(0, 0, 0), COLORS["both"], COLORS["reference"], COLORS["prediction"]}
+    assert abs(width / height - 20 / 18) < 0.01  # as in mm
