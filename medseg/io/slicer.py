@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 from medseg.errors import BadConfig, BadFile, BadOutput
 from medseg.io.nrrd import Header, Layout, header_text, parse_header, parse_layout, read_data, write_attached
@@ -130,6 +129,8 @@ def write_seg_nrrd(volume: Volume, path: str | Path, *, table: LabelTable | None
 
     Every label of `table` becomes a segment, present or not; values that it does not name get 'label N'.
     """
+    from scipy import ndimage  # here, because it takes longer to import than all readers together
+
     from medseg.labels import LabelTable
 
     try:
