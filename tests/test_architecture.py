@@ -1,0 +1,207 @@
+"""The house rules of ARCHITECTURE.md, held by reading the source: who may import whom, and what may not be written."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "medseg"
+#: A module imports from its own row and the rows above it. A new module gets its place here.
+ROWS = [
+    {"errors"},
+    {"volume", "config", "kernels", "io.stream", "io.files", "labels"},
+    {"io.voxels", "cleanup", "metrics", "losses", "models.unet", "models", "intensity"},
+    {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.dicom_slice", "io.slicer"},
+    {"io", "checkpoint", "record", "view", "view.preview"},
+    {"backends", "window", "synth"},
+    {"inference", "train", "evaluate", "report", "compare", "infer"},
+    {"cli_evaluate"},
+    {"cli"},
+    {"__main__"},
+]
+#: These know nothing of the rest, not even of each other's neighbours.
+GROUND = {"volume", "labels", "config", "errors", "io.files", "io.stream"}
+#: Imported where used, so that `medseg --help` answers at once; torch is at the top of the modules that are only
+#: loaded to compute with it.
+HEAVY = {"torch", "monai", "SimpleITK", "matplotlib", "pydicom", "scipy", "numba", "nibabel", "cc3d", "safetensors"}
+TORCH_AT_TOP = {"train", "synth", "window", "backends", "losses", "models", "models.unet"}
+ALSO_AT_TOP = {"kernels": {"numba"}, "metrics": {"scipy"}, "compare": {"scipy"}}
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {name_of(path) for path in SOURCES}
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=path.name)
+
+
+def imports(node: ast.AST, *, whole: bool) -> Iterator[tuple[str, str]]:
+    """(module, name) of every import below `node` but those for type checkers; with `whole` also inside functions."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(child, ast.Import):
+            yield from ((alias.name, "") for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            yield from ((child.module or "", alias.name) for alias in child.names)
+        elif whole or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from imports(child, whole=whole)
+
+
+def own_imports(path: Path, *, whole: bool = True) -> set[str]:
+    """The modules of medseg that a module imports, by their names in ROWS."""
+    found = set()
+    for module, name in imports(tree_of(path), whole=whole):
+        if module.split(".")[0] == "medseg":
+            inner = module.removeprefix("medseg").lstrip(".")
+            longer = f"{inner}.{name}".lstrip(".")
+            found.add(longer if longer in NAMES else inner)
+    return found - {""}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_module_imports_only_from_its_row_and_the_rows_above(path: Path):
+    name = name_of(path)
+    if name == "":  # the public names, looked up when used
+        return
+    row = next((n for n, names in enumerate(ROWS) if name in names), None)
+    assert row is not None, f"{name} has no place in ROWS"
+    allowed = set().union(*ROWS[: row + 1])
+    assert own_imports(path) <= allowed
+
+
+@pytest.mark.parametrize("name", sorted(GROUND))
+def test_the_ground_floor_knows_nothing_of_the_rest(name: str):
+    assert own_imports(PACKAGE / f"{name.replace('.', '/')}.py") <= GROUND
+
+
+def test_modules_do_not_import_each_other_in_circles():
+    graph = {name_of(path): own_imports(path, whole=False) for path in SOURCES}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, f"circle: {' -> '.join((*above, name))}"
+        if name not in done:
+            for other in sorted(graph.get(name, ())):
+                visit(other, (*above, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())
+
+
+def test_readers_do_not_know_each_other_s_models_or_the_command_line():
+    for path in SOURCES:
+        if name_of(path).startswith(("io.", "models")):
+            outside = {name for name in own_imports(path) if not name.startswith(("io", "models"))}
+            assert outside <= {"errors", "volume", "labels"}, name_of(path)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_heavy_packages_are_imported_where_they_are_used(path: Path):
+    name = name_of(path)
+    allowed = ({"torch"} if name in TORCH_AT_TOP else set()) | ALSO_AT_TOP.get(name, set())
+    top = {module.split(".")[0] for module, _ in imports(tree_of(path), whole=False)}
+    assert top & HEAVY <= allowed
+
+
+def test_the_public_names_need_no_package_at_all():
+    top = {module.split(".")[0] for module, _ in imports(tree_of(PACKAGE / "__init__.py"), whole=False)}
+    assert top <= {"importlib", "typing"}
+
+
+FORBIDDEN_CALLS = {
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "torch.save", "np.load", "np.save",
+    "numpy.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "tempfile.mktemp",
+}  # fmt: skip
+FORBIDDEN_MODULES = {
+    "pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "tarfile", "xmlrpc", "telnetlib",
+    "socket", "ssl", "http", "urllib", "requests", "ftplib", "smtplib",
+}  # fmt: skip
+FORBIDDEN_METHODS = {"extractall", "unpack_archive"}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_nothing_dangerous_is_called_or_imported(path: Path):
+    for module, name in imports(tree_of(path), whole=True):
+        assert module.split(".")[0] not in FORBIDDEN_MODULES, module
+        assert (module, name) != ("urllib", "request")
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            where = f"line {node.lineno}: {called}"
+            assert called not in FORBIDDEN_CALLS, where
+            assert called.rpartition(".")[2] not in FORBIDDEN_METHODS, where
+            for keyword in node.keywords:
+                text = f"{keyword.arg}={ast.unparse(keyword.value)}"
+                assert text not in ("shell=True", "allow_pickle=True", "weights_only=False"), where
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_no_error_is_swallowed_unseen(path: Path):
+    """No bare except; what catches everything raises it again."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"line {node.lineno}: bare except"
+            if "BaseException" in ast.unparse(node.type):
+                assert any(isinstance(n, ast.Raise) for n in ast.walk(node)), f"line {node.lineno}"
+
+
+def public(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef | ast.ClassDef]]:
+    """Public functions and classes of a module, and the public methods of those classes."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            yield node.name, node
+            if isinstance(node, ast.ClassDef):
+                for inner in node.body:
+                    if isinstance(inner, ast.FunctionDef) and not inner.name.startswith("_"):
+                        yield f"{node.name}.{inner.name}", inner
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_everything_public_says_what_it_is_and_of_which_types(path: Path):
+    tree = tree_of(path)
+    assert ast.get_docstring(tree), "the module has no docstring"
+    for name, node in public(tree):
+        assert ast.get_docstring(node), f"{name} has no docstring"
+        compiled = any("jit" in ast.unparse(d) for d in node.decorator_list)  # numba finds the types itself
+        if isinstance(node, ast.FunctionDef) and not compiled:
+            assert node.returns is not None, f"{name} has no return type"
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            arguments += [a for a in (node.args.vararg, node.args.kwarg) if a]
+            untyped = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+            assert not untyped, f"{name} has no types for {untyped}"
+
+
+def test_only_volume_knows_how_ras_and_lps_differ():
+    """The constant is written once; a second sign flip of x and y is where sides get swapped."""
+    flip = re.compile(r"(diag\(|[*@])\s*(np\.array\()?\s*[\[(]\s*-\s*1(\.0*)?\s*,\s*-\s*1(\.0*)?\s*,")
+    homes = [name_of(path) for path in SOURCES if flip.search(path.read_text(encoding="utf-8"))]
+    assert homes == ["volume"]
+
+
+def test_only_what_exchanges_files_or_millimetres_with_others_uses_that_constant():
+    users = {
+        name_of(path)
+        for path in SOURCES
+        if any((module, name) == ("medseg.volume", "LPS") for module, name in imports(tree_of(path), whole=True))
+    }
+    assert users <= {"io.nrrd", "io.metaimage", "io.dicom", "io.dicom_slice", "io.slicer"}
+
+
+def test_environment_variables_steer_nothing():
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"os\.environ|getenv", text), name_of(path)
