@@ -95,11 +95,18 @@ def spacing_of(affine: NDArray) -> tuple[float, float, float]:
 
 
 def orientation_of(affine: NDArray) -> str:
-    """The anatomical letters of a (4, 4) affine's voxel axes, each world axis used once, closest match first."""
+    """The anatomical letters of a (4, 4) affine's voxel axes, each world axis used once, closest match first.
+
+    Where two matches are equally close, the choice depends on the directions alone, not on the order of the axes.
+    """
     directions = affine[:3, :3] / np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    best = max(
-        permutations(range(3)), key=lambda rows: sum(abs(directions[row, axis]) for axis, row in enumerate(rows))
-    )
+
+    def closeness(rows: tuple[int, ...]) -> tuple[float, ...]:
+        along = [directions[:, rows.index(row)] * np.sign(directions[row, rows.index(row)]) for row in range(3)]
+        total = sum(abs(directions[row, axis]) for axis, row in enumerate(rows))
+        return (round(float(total), 9), *np.round(along, 6).ravel().tolist())
+
+    best = max(permutations(range(3)), key=closeness)
     return "".join(("LR", "PA", "IS")[row][int(directions[row, axis] > 0)] for axis, row in enumerate(best))
 
 
