@@ -62,7 +62,7 @@ def test_a_few_steps_on_one_image_lower_the_loss(variant: str):
     before = None
     for _ in range(4):
         loss = deep_supervision(network(image), labels)
-        before = float(loss) if before is None else before
+        before = loss.item() if before is None else before
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -78,6 +78,15 @@ def test_reorient_agrees_with_nibabel(volume: Volume, orientation: str):
     assert np.allclose(ours.affine, affine, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_an_orientation_between_two_others_is_the_same_however_the_scan_is_stored(orientation: str):
+    """With half a turn about the diagonal of the world, two of the 48 are equally close."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.full((3, 3), 2 / 3) - np.eye(3)
+    volume = numbered((2, 3, 4), affine)
+    assert reorient(volume, orientation).orientation == orientation
+
+
 def test_reorient_is_a_view():
     volume = numbered((3, 4, 5), np.diag([1.0, 2, 3, 1]))
     assert np.shares_memory(reorient(volume, "PSL").data, volume.data)
