@@ -138,8 +138,15 @@ def fill_holes(labels: NDArray, values: Sequence[int] | None = None, overwrite: 
     first, value, rows = (np.concatenate(pieces) for pieces in zip(*parts))
     begin = np.append(0, np.cumsum(rows))
     region, table, pairs = kernels.regions_of_runs(first, value, begin, array.shape[1], array.shape[2])
-    label, voxels, outside, near = table[:, 0], table[:, 1], table[:, 2] > 0, _neighbours(pairs, len(table))
-    new = _overwritten(label, outside, near, values) if overwrite else _filled(label, voxels, outside, near, values)
+    edges = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    old, voxels, outside = table.T.copy()
+    new, least = old.copy(), np.full(len(old), np.iinfo(np.int64).max)
+    for label in np.unique(old[1:]):
+        if label == 0 or (values is not None and label not in values):
+            continue
+        room = kernels.rooms_within(*edges, new if overwrite else old, voxels, outside, label)
+        taken = (room > 0) & (overwrite | ((old == 0) & (room < least)))
+        new[taken], least[taken] = label, room[taken]
     out = np.array(array, labels.dtype)
     kernels.write_runs(first, begin, new.astype(labels.dtype)[region], value, out.reshape(-1, array.shape[2]))
     return _like(out, labels)
@@ -260,73 +267,6 @@ def _only(labels: NDArray, ids: NDArray, table: NDArray, keep: NDArray, values: 
         keep = keep | ~np.isin(table[:, 0], list(values))
     target = np.where(keep, table[:, 0], 0).astype(labels.dtype)
     return _like(look_up(ids, target, np.empty(ids.shape, labels.dtype)), labels)
-
-
-def _neighbours(pairs: NDArray[np.uint64], count: int) -> list[NDArray[np.int64]]:
-    """For each region from 0 to count - 1 the regions that it shares a face with."""
-    pairs = np.unique(pairs)
-    low, high = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    one, other = np.concatenate((low, high)), np.concatenate((high, low))
-    order = np.argsort(one, kind="stable")
-    return np.split(other[order], np.searchsorted(one[order], np.arange(1, count)))
-
-
-def _filled(
-    label: NDArray, voxels: NDArray, outside: NDArray, near: list[NDArray], values: Sequence[int] | None
-) -> NDArray:
-    """The label of each region once background regions enclosed by a label have taken it."""
-    new = label.copy()
-    for hole in np.flatnonzero((label == 0) & ~outside)[1:]:  # region 0 does not exist
-        around = {int(value) for value in label[near[hole]]}
-        if len(around) == 1 and (values is None or around <= set(values)):
-            new[hole] = around.pop()
-            continue
-        _, way = _explore(hole, -1, label, voxels, outside, near)
-        enclosing = []
-        for value in {int(label[region]) for region in way} - {0}:
-            if values is None or value in values:
-                room, way = _explore(hole, value, label, voxels, outside, near)
-                if not way:
-                    enclosing.append((room, value))
-        if enclosing:
-            new[hole] = min(enclosing)[1]
-    return new
-
-
-def _explore(
-    hole: int, wall: int, label: NDArray, voxels: NDArray, outside: NDArray, near: list[NDArray]
-) -> tuple[int, list[int]]:
-    """Walk from a region over regions not labelled `wall`: (voxels seen, []) or (0, a way to the array's edge)."""
-    came_from = {hole: 0}
-    queue = [hole]
-    for region in queue:
-        if outside[region]:
-            way = [region]
-            while came_from[way[-1]]:
-                way.append(came_from[way[-1]])
-            return 0, way
-        for other in near[region]:
-            if other not in came_from and label[other] != wall:
-                came_from[other] = region
-                queue.append(other)
-    return int(voxels[queue].sum()), []
-
-
-def _overwritten(label: NDArray, outside: NDArray, near: list[NDArray], values: Sequence[int] | None) -> NDArray:
-    """The label of each region once every label in rising order has taken all that it encloses."""
-    new = label.copy()
-    present = np.unique(label[1:])
-    for value in sorted({int(v) for v in present if v and (values is None or v in values)}):
-        reached = outside & (new != value)
-        queue = list(np.flatnonzero(reached))
-        for region in queue:
-            for other in near[region]:
-                if not reached[other] and new[other] != value:
-                    reached[other] = True
-                    queue.append(other)
-        reached[0] = True
-        new[~reached] = value
-    return new
 
 
 def _is_whole(value: object) -> bool:

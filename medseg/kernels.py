@@ -173,6 +173,29 @@ def regions_of_runs(first, value, begin, height, width):  # type: ignore[no-unty
 
 
 @njit(cache=True, nogil=True)
+def rooms_within(low, high, label, voxels, outside, wall):  # type: ignore[no-untyped-def]
+    """For each region the voxels of the room it lies in, if walls are the regions labelled `wall`; 0 if it is open.
+
+    low, high: pairs of regions that share a face. outside: not 0 for regions at the edge of the array; a room with such
+    a region is open. Walls are in no room (0).
+    """
+    parent = np.arange(len(label))
+    for pair in range(len(low)):
+        if label[low[pair]] != wall and label[high[pair]] != wall:
+            one, two = _root(parent, low[pair]), _root(parent, high[pair])
+            parent[max(one, two)] = min(one, two)
+    room = np.zeros(len(label), np.int64)
+    is_open = np.zeros(len(label), np.bool_)
+    for region in range(1, len(label)):
+        room[_root(parent, region)] += voxels[region]
+        is_open[_root(parent, region)] |= outside[region] != 0
+    for region in range(len(label) - 1, 0, -1):  # a root has the smallest number of its room: it comes last
+        root = _root(parent, region)
+        room[region] = 0 if label[region] == wall or is_open[root] else room[root]
+    return room
+
+
+@njit(cache=True, nogil=True)
 def _add_pair(one, two, found, pairs, seen):  # type: ignore[no-untyped-def]
     """Append a pair of regions unless it is in the small memory of pairs `seen`."""
     pair = (np.uint64(min(one, two)) << np.uint64(32)) | np.uint64(max(one, two))
@@ -434,7 +457,7 @@ def nearest_far(numbers, value, groups, blocks, block, others, other_labels, spa
     numbers: (m,) int64 elements, best in an order in which neighbours follow each other. blocks: (n, 3) int64, the
     blocks of `block` elements in which the label is present. groups: (g, 8) int64, for runs of neighbouring blocks
     their first and last (exclusive) row and their bounding box in blocks, start (3) and stop (3). Elements of a
-    block are listed when it is first looked at.
+    block are listed, and its box drawn tight around them, when it is first looked at.
     """
     distance = np.full(len(numbers), np.inf)
     first = np.full(len(blocks), -1)
@@ -442,6 +465,11 @@ def nearest_far(numbers, value, groups, blocks, block, others, other_labels, spa
     listed = np.empty((1024, 3), np.float64)
     count = 0
     height, width = others.shape[1], others.shape[2]
+    group_boxes, boxes = np.empty((len(groups), 6)), np.empty((len(blocks), 6))
+    for g in range(len(groups)):
+        _box_mm(groups[g, 2:5], groups[g, 5:8], block, spacing, group_boxes[g])
+    for m in range(len(blocks)):
+        _box_mm(blocks[m], blocks[m] + 1, block, spacing, boxes[m])
     at = np.empty(3)
     guess = np.full(3, np.inf)
     for n in range(len(numbers)):
@@ -450,15 +478,32 @@ def nearest_far(numbers, value, groups, blocks, block, others, other_labels, spa
         at[2] = numbers[n] % width * spacing[2]
         # The element found last is likely near: it spares most blocks.
         best = (at[0] - guess[0]) ** 2 + (at[1] - guess[1]) ** 2 + (at[2] - guess[2]) ** 2
+        # Of the nearest group look at the nearest block first: what it holds spares most others.
+        least_gap, nearest_group = np.inf, 0
         for g in range(len(groups)):
-            if _squared_gap(at, groups[g, 2:5], groups[g, 5:8], block, spacing) >= best:
+            gap = _squared_gap(at, group_boxes[g])
+            if gap < least_gap:
+                least_gap, nearest_group = gap, g
+        least_gap, nearest_block = np.inf, 0
+        if len(groups) and least_gap < best:
+            for m in range(groups[nearest_group, 0], groups[nearest_group, 1]):
+                gap = _squared_gap(at, boxes[m])
+                if gap < least_gap:
+                    least_gap, nearest_block = gap, m
+        for g in range(-1, len(groups)):
+            if g < 0:
+                begin, end = nearest_block, min(nearest_block + 1, len(blocks))
+            elif _squared_gap(at, group_boxes[g]) < best:
+                begin, end = groups[g, 0], groups[g, 1]
+            else:
                 continue
-            for m in range(groups[g, 0], groups[g, 1]):
-                if _squared_gap(at, blocks[m], blocks[m] + 1, block, spacing) >= best:
+            for m in range(begin, end):
+                if _squared_gap(at, boxes[m]) >= best:
                     continue
                 if first[m] < 0:
                     first[m] = count
                     low = blocks[m] * block
+                    boxes[m, :3], boxes[m, 3:] = np.inf, -np.inf
                     for i in range(low[0], min(low[0] + block[0], others.shape[0])):
                         for j in range(low[1], min(low[1] + block[1], height)):
                             for k in range(low[2], min(low[2] + block[2], width)):
@@ -471,6 +516,9 @@ def nearest_far(numbers, value, groups, blocks, block, others, other_labels, spa
                                     listed[count, 0] = i * spacing[0]
                                     listed[count, 1] = j * spacing[1]
                                     listed[count, 2] = k * spacing[2]
+                                    for axis in range(3):
+                                        boxes[m, axis] = min(boxes[m, axis], listed[count, axis])
+                                        boxes[m, 3 + axis] = max(boxes[m, 3 + axis], listed[count, axis])
                                     count += 1
                     last[m] = count
                 for e in range(first[m], last[m]):
@@ -483,12 +531,18 @@ def nearest_far(numbers, value, groups, blocks, block, others, other_labels, spa
 
 
 @njit(cache=True, nogil=True)
-def _squared_gap(at, start, stop, block, spacing):  # type: ignore[no-untyped-def]
-    """Square of the distance in mm from a point to the elements of the blocks [start, stop), as a lower bound."""
+def _squared_gap(at, box):  # type: ignore[no-untyped-def]
+    """Square of the distance from a point (3,) to a box (6,): low and high corner."""
     total = 0.0
     for axis in range(3):
-        low = start[axis] * block[axis] * spacing[axis] - at[axis]
-        high = at[axis] - (stop[axis] * block[axis] - 1) * spacing[axis]
-        gap = max(max(low, high), 0.0)
+        gap = max(max(box[axis] - at[axis], at[axis] - box[3 + axis]), 0.0)
         total += gap * gap
     return total
+
+
+@njit(cache=True, nogil=True)
+def _box_mm(start, stop, block, spacing, box):  # type: ignore[no-untyped-def]
+    """Fill box (6,) with the corners in mm of the elements of the blocks from start to stop."""
+    for axis in range(3):
+        box[axis] = start[axis] * block[axis] * spacing[axis]
+        box[3 + axis] = (stop[axis] * block[axis] - 1) * spacing[axis]
