@@ -239,16 +239,17 @@ def _restore(
 
 
 def _same_run(config: Config, run: Path) -> None:
-    """Record the config in the run folder, or check that it is the one recorded; only `train.steps` may differ.
+    """Record the config in the run folder, or check that it is the one recorded.
 
-    What says where the data lies is left out: a run may go on after its folder moved.
+    The number of steps and what only describes the model may differ, and where the data lies.
     """
     content = config.model_dump(mode="json", exclude={"data", "labels"})
     path = run / "config.yaml"
     if path.exists():
         recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        changed = _differences(recorded, content)
-        if changed - {"train.steps", "card", "description", "cleanup"}:
+        free = ("train.steps", "card", "description", "cleanup")  # these do not touch the weights of a step
+        changed = {key for key in _differences(recorded, content) if not key.startswith(free)}
+        if changed:
             raise BadConfig(f"{run} was started with other settings ({', '.join(sorted(changed))}); choose another -o")
     with atomic_write(path) as handle:
         handle.write(yaml.safe_dump(content, sort_keys=False).encode())
