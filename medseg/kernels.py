@@ -91,7 +91,8 @@ def runs_of(labels):  # type: ignore[no-untyped-def]
             if count + width > first.size:
                 more = max(2 * first.size, count + width)
                 longer, more_values = np.empty(more, np.int32), np.empty(more, labels.dtype)
-                longer[:count], more_values[:count] = first[:count], value[:count]
+                for run in range(count):
+                    longer[run], more_values[run] = first[run], value[run]
                 first, value = longer, more_values
             before = count
             first[count], value[count] = 0, row[0]
@@ -205,7 +206,8 @@ def _add_pair(one, two, found, pairs, seen):  # type: ignore[no-untyped-def]
     seen[slot] = pair
     if found == pairs.size:
         grown = np.empty(2 * found, np.uint64)
-        grown[:found] = pairs
+        for n in range(found):
+            grown[n] = pairs[n]
         pairs = grown
     pairs[found] = pair
     return found + 1, pairs
@@ -218,7 +220,8 @@ def write_runs(first, begin, target, value, out):  # type: ignore[no-untyped-def
     for row in range(len(begin) - 1):
         for run in range(begin[row], begin[row + 1]):
             if target[run] != value[run]:
-                out[row, first[run] : first[run + 1] if run + 1 < begin[row + 1] else width] = target[run]
+                for c in range(first[run], first[run + 1] if run + 1 < begin[row + 1] else width):
+                    out[row, c] = target[run]
 
 
 @njit(cache=True, nogil=True)
@@ -254,7 +257,8 @@ def border_map(labels, start, stop, out):  # type: ignore[no-untyped-def]
     for a in range(start, stop):
         for b in range(height):
             row = labels[a, b]
-            padded[1:-1] = row
+            for c in range(width):
+                padded[c + 1] = row[c]
             above = labels[a - 1, b] if a else nothing
             below = labels[a + 1, b] if a + 1 < depth else nothing
             before = labels[a, b - 1] if b else nothing
@@ -370,6 +374,16 @@ def presence(elements, labels, block, start, stop, bits):  # type: ignore[no-unt
 
 
 @njit(cache=True, nogil=True)
+def _twice_as_long(rows):  # type: ignore[no-untyped-def]
+    """A copy of (n, m) with room for n more rows."""
+    longer = np.empty((2 * rows.shape[0], rows.shape[1]), rows.dtype)
+    for n in range(rows.shape[0]):  # an assignment of slices takes numba seconds to compile
+        for m in range(rows.shape[1]):
+            longer[n, m] = rows[n, m]
+    return longer
+
+
+@njit(cache=True, nogil=True)
 def nearest(elements, labels, others, other_labels, reach, block, offsets, areas, start, stop, histogram):  # type: ignore[no-untyped-def]
     """Distance from each surface element in [start, stop) to the nearest element of its label in the other map.
 
@@ -440,9 +454,7 @@ def nearest(elements, labels, others, other_labels, reach, block, offsets, areas
                         histogram[value, hit] += weight
                         continue
                     if beyond == len(far):
-                        grown = np.empty((2 * beyond, 3), np.int64)
-                        grown[:beyond] = far
-                        far = grown
+                        far = _twice_as_long(far)
                     far[beyond, 0] = value
                     far[beyond, 1] = number
                     far[beyond, 2] = weight
@@ -503,16 +515,15 @@ def nearest_far(numbers, value, groups, blocks, block, others, other_labels, spa
                 if first[m] < 0:
                     first[m] = count
                     low = blocks[m] * block
-                    boxes[m, :3], boxes[m, 3:] = np.inf, -np.inf
+                    for axis in range(3):
+                        boxes[m, axis], boxes[m, 3 + axis] = np.inf, -np.inf
                     for i in range(low[0], min(low[0] + block[0], others.shape[0])):
                         for j in range(low[1], min(low[1] + block[1], height)):
                             for k in range(low[2], min(low[2] + block[2], width)):
                                 there = others[i, j, k]
                                 if there == value or (there == SEVERAL and is_around(other_labels, i, j, k, value)):
                                     if count == len(listed):
-                                        grown = np.empty((2 * count, 3), np.float64)
-                                        grown[:count] = listed
-                                        listed = grown
+                                        listed = _twice_as_long(listed)
                                     listed[count, 0] = i * spacing[0]
                                     listed[count, 1] = j * spacing[1]
                                     listed[count, 2] = k * spacing[2]
@@ -525,7 +536,8 @@ def nearest_far(numbers, value, groups, blocks, block, others, other_labels, spa
                     squared = (at[0] - listed[e, 0]) ** 2 + (at[1] - listed[e, 1]) ** 2 + (at[2] - listed[e, 2]) ** 2
                     if squared < best:
                         best = squared
-                        guess[:] = listed[e]
+                        for axis in range(3):
+                            guess[axis] = listed[e, axis]
         distance[n] = np.sqrt(best)
     return distance
 
