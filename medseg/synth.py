@@ -30,7 +30,8 @@ class Heads:
     """Label maps ready for rendering.
 
     maps: uint8 index arrays (X, Y, Z) running to RAS, cut to their content with a border of one empty voxel;
-    spacings_mm: one (3,) tensor each; values: the label value behind each index; centres: (3,) voxel position of the middle of the target structures.
+    spacings_mm: one (3,) tensor each; values: the label value behind each index; centres: (3,) voxel position of the
+    middle of the target structures.
     """
 
     maps: tuple[Tensor, ...]

@@ -215,7 +215,11 @@ def _save(
 def _restore(
     run: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
 ) -> tuple[int, float, float]:
-    """Load the newest sound state into place and return its step and sums (see `_save`); zeros if there is none."""
+    """Load the newest sound state into place and return its step and sums (see `_save`); zeros if there is none.
+
+    Raises `BadModel` if there are states and all are damaged: starting again is for the user to decide.
+    """
+    damaged: list[Path] = []
     for path in (run / "state.safetensors", run / "state-before.safetensors"):
         if not path.exists():
             continue
@@ -223,8 +227,10 @@ def _restore(
             tensors, facts = load_state(path)
         except BadModel as error:
             warnings.warn(f"{error}; going on from the one before", DataWarning, stacklevel=2)
-            path.unlink()  # or `_save` would put it in the place of the sound one before
+            damaged.append(path)
             continue
+        for other in damaged:  # or `_save` would put it in the place of the sound one
+            other.unlink()
         part = lambda name, tensors=tensors: {k[len(name) :]: v for k, v in tensors.items() if k.startswith(name)}  # noqa: E731
         network.load_state_dict(part("network."))
         for key, value in part("average.").items():
@@ -235,6 +241,8 @@ def _restore(
             state.setdefault(int(number), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         return int(facts["step"]), facts.get("loss", 0.0), facts.get("dice", 0.0)
+    if damaged:
+        raise BadModel(f"every training state in {run} is damaged; choose another -o, or delete it to start again")
     return 0, 0.0, 0.0
 
 

@@ -307,6 +307,20 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_ends_the_same(config, 
     assert_same_end(run, finished)
 
 
+def test_a_run_whose_states_are_all_damaged_is_refused_and_left_alone(config, finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    for name in ("state.safetensors", "state-before.safetensors"):
+        (run / name).write_bytes(b"broken")
+    metrics = (run / "metrics.jsonl").read_bytes()
+
+    with pytest.raises(BadModel, match="every training state"), pytest.warns(DataWarning):
+        train(config, run)
+
+    assert (run / "state.safetensors").read_bytes() == b"broken"
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+
+
 def test_a_damaged_state_never_takes_the_place_of_the_sound_one_before(config, finished, tmp_path, monkeypatch):
     """Killed while it saves for the first time after falling back, a run still has a sound state."""
     run = tmp_path / "run"
