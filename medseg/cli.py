@@ -174,10 +174,10 @@ def convert(
     assume_geometry: AssumeGeometry = None,
 ) -> None:
     """Convert a volume to another format; voxels and geometry stay as they are."""
-    from medseg.io import read, write
+    from medseg.io import embedded_table, read, write
     from medseg.labels import LabelTable
 
-    table = LabelTable.read(labels) if labels else None
+    table = LabelTable.read(labels) if labels else embedded_table(source)
     write(read(source, volume_index=volume, assume_geometry=assume_geometry), target, table=table)
 
 

@@ -126,7 +126,7 @@ def clean(
 ) -> None:
     """Clean up a label map: keep the largest parts, drop small ones, fill holes, in this order."""
     from medseg.cleanup import clean as run
-    from medseg.io import read_labels, write
+    from medseg.io import embedded_table, read_labels, write
 
     steps: list[dict[str, Any]] = []
     if keep_largest or keep:
@@ -140,7 +140,7 @@ def clean(
     chosen = {"labels": _label_list(only)} if only else {}
     before = read_labels(labels)
     after = run(before, [step | chosen for step in steps])
-    write(after, output)
+    write(after, output, table=embedded_table(labels))
     row: dict[str, Any] = {"output": str(output), "steps": [step["step"] for step in steps]}
     row["voxels_changed"] = int((before.data != after.data).sum())
     _print_json(row) if as_json else _print_rows("", [row | {"steps": ", ".join(row["steps"])}])

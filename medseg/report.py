@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import base64
 import math
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -18,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.io import read_labels
+from medseg.view.preview import png_bytes
 from medseg.volume import reorient
 
 if TYPE_CHECKING:
@@ -161,7 +160,7 @@ def _worst(rows: Sequence[Mapping[str, Any]], pairs: Mapping[str, tuple[Path, Pa
         for axis, plane in enumerate(("sagittal", "coronal", "axial")):
             picture, place = _overlay(reference.data, prediction.data, labels, axis, reference.spacing_mm)
             at_mm = float((reference.affine @ [*(place * (a == axis) for a in range(3)), 1])[axis])
-            source = base64.b64encode(png(picture)).decode()
+            source = base64.b64encode(png_bytes(picture)).decode()
             direction = "RAS"[axis]
             caption = f"{case}: {structure}, Dice {_number(row['dice'])}, {plane} slice at {direction} {at_mm:.1f} mm"
             figures.append(
@@ -190,17 +189,3 @@ def _overlay(
     pixels = [max(1, round(300 * s / max(size))) for s in size]
     rows, columns = ((np.arange(p) * n) // p for p, n in zip(pixels, a.shape))
     return picture[rows][:, columns].swapaxes(0, 1)[::-1], place
-
-
-def png(picture: NDArray[np.uint8]) -> bytes:
-    """An (H, W, 3) picture as PNG (ISO/IEC 15948: truecolour, 8 bits, no filter)."""
-    height, width, _ = picture.shape
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    lines = np.zeros((height, 1 + 3 * width), np.uint8)
-    lines[:, 1:] = picture.reshape(height, -1)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines.tobytes(), 6)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body

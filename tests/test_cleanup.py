@@ -177,3 +177,17 @@ def test_what_is_no_label_map_is_bad_config(labels):
     for step in (cleanup.keep_largest, cleanup.fill_holes, cleanup.components):
         with pytest.raises(BadConfig):
             step(labels)
+
+
+def test_keep_largest_together_treats_labels_as_one_piece():
+    labels = np.zeros((20, 20, 20), np.uint8)
+    labels[2:8, 2:8, 2:8], labels[8:12, 2:8, 2:8] = 3, 5  # one piece of two labels
+    labels[15:18, 15:18, 15:18] = 5  # apart from it
+    labels[15, 2, 2] = 7  # not concerned
+
+    kept = cleanup.keep_largest(labels, [3, 5], together=True)
+
+    expected = labels.copy()
+    expected[15:18, 15:18, 15:18] = 0
+    assert (kept == expected).all()
+    assert kept.dtype == labels.dtype

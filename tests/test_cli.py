@@ -19,7 +19,10 @@ from fixtures_main import known_networks, one_thread  # noqa: F401
 
 import medseg
 from medseg.errors import BadConfig, BadFile, BadGeometry, BadModel, BadOutput, NotEnoughMemory
+from medseg.io import embedded_table, read_labels, write
+from medseg.labels import Label, LabelTable
 from medseg.view.preview import png_bytes
+from medseg.volume import Volume
 
 
 @pytest.fixture
@@ -418,3 +421,18 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(scan: Path):
         child.wait(timeout=60)
     assert "Traceback" not in err
     assert (scan.parent / "scan_seg.nii.gz").is_file()
+
+
+def test_convert_and_clean_keep_the_names_that_a_slicer_segmentation_carries(tmp_path):
+    labels = np.zeros((12, 12, 12), np.uint8)
+    labels[2:6, 2:6, 2:6], labels[8, 8, 8] = 7, 7
+    table = LabelTable((Label(7, "left kidney", (10, 200, 30)),))
+    write(Volume(labels, np.eye(4)), tmp_path / "a.seg.nrrd", table=table)
+
+    assert tiny.medseg("convert", tmp_path / "a.seg.nrrd", tmp_path / "b.seg.nrrd").code == 0
+    assert tiny.medseg("clean", tmp_path / "b.seg.nrrd", "-o", tmp_path / "c.seg.nrrd", "--keep-largest").code == 0
+
+    for name in ("b", "c"):
+        assert embedded_table(tmp_path / f"{name}.seg.nrrd").names == {7: "left kidney"}
+        assert embedded_table(tmp_path / f"{name}.seg.nrrd")[7].color == (10, 200, 30)
+    assert read_labels(tmp_path / "c.seg.nrrd").data[8, 8, 8] == 0

@@ -17,14 +17,14 @@ from medseg.io.metaimage import read_metaimage, write_metaimage
 from medseg.io.mgh import read_mgh, write_mgh
 from medseg.io.nifti import read_nifti, write_nifti
 from medseg.io.nrrd import read_nrrd, write_nrrd
-from medseg.io.slicer import read_seg_nrrd, write_seg_nrrd
+from medseg.io.slicer import read_seg_nrrd, read_table, write_seg_nrrd
 from medseg.io.voxels import finite, labels_only
 from medseg.volume import Volume
 
 if TYPE_CHECKING:
     from medseg.labels import LabelTable
 
-__all__ = ["READERS", "WRITERS", "is_readable_name", "read", "read_labels", "strip_suffix", "write"]
+__all__ = ["READERS", "WRITERS", "embedded_table", "is_readable_name", "read", "read_labels", "strip_suffix", "write"]
 
 #: Suffix to reader: `reader(path, volume_index=None, assume_geometry=None) -> Volume`. Longer suffixes come first.
 #: A folder is a DICOM series, whatever its name.
@@ -80,6 +80,11 @@ def write(volume: Volume, path: str | Path, *, table: LabelTable | None = None) 
         raise BadOutput(f"{path}: medseg does not write this format; use one of {_listed(WRITERS)}")
     sweep(Path(path).parent)
     WRITERS[suffix](volume, path, table=table)
+
+
+def embedded_table(path: str | Path) -> LabelTable | None:
+    """The names and colours that a label map carries in itself (`.seg.nrrd`), or None if its format has none."""
+    return read_table(path) if _suffix(path, READERS) == ".seg.nrrd" else None
 
 
 def strip_suffix(path: str | Path) -> str:
