@@ -85,6 +85,7 @@ class Config(_Strict):
     description: str = ""
     data: Path
     hold_out: tuple[str, ...] = Field(default=(), description="files of `data` used for validation only")
+    start_from: Path | None = Field(default=None, description="a run folder whose averaged weights this run takes")
     labels: Path = Field(description="Slicer label table naming the structures to predict")
     card: dict[str, Any] = Field(default={}, description="goes into the model's JSON as it is")
     cleanup: list[dict[str, Any]] = []
@@ -106,7 +107,7 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> Config:
         raise BadConfig(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise BadConfig(f"{path} is not a training config: it holds no keys")
-    for key in ("data", "labels"):
+    for key in ("data", "labels", "start_from"):
         if isinstance(content.get(key), str):
             content[key] = str(path.parent / content[key])
     for dotted, value in (overrides or {}).items():

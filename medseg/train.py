@@ -52,6 +52,8 @@ def train(config: Config, run: Path, *, progress: Progress = lambda step, facts:
         optimizer = torch.optim.AdamW(
             network.parameters(), config.train.learning_rate, weight_decay=config.train.weight_decay, fused=True
         )
+        if config.start_from:
+            _start_from(config.start_from, network)
         average = {key: value.detach().clone() for key, value in network.state_dict().items()}
         start, losses, dices = _restore(run, network, optimizer, average)
         _truncate_metrics(run / "metrics.jsonl", start)
@@ -246,12 +248,22 @@ def _restore(
     return 0, 0.0, 0.0
 
 
+def _start_from(run: Path, network: nn.Module) -> None:
+    """Give the network the averaged weights of another run. Raises `BadModel` if they are missing or do not fit."""
+    tensors, _ = load_state(run / "state.safetensors")
+    weights = {key.removeprefix("average."): value for key, value in tensors.items() if key.startswith("average.")}
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError:
+        raise BadModel(f"the weights of {run} do not fit this network; start_from needs a run of the same one") from None
+
+
 def _same_run(config: Config, run: Path) -> None:
     """Record the config in the run folder, or check that it is the one recorded.
 
     The number of steps and what only describes the model may differ, and where the data lies.
     """
-    content = config.model_dump(mode="json", exclude={"data", "labels"})
+    content = config.model_dump(mode="json", exclude={"data", "labels", "start_from"})
     path = run / "config.yaml"
     if path.exists():
         recorded = yaml.safe_load(path.read_text(encoding="utf-8"))

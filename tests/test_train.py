@@ -443,3 +443,32 @@ def test_the_metrics_beyond_the_state_are_cut_when_a_run_goes_on(config, finishe
         file.write('{"step": 30, "loss": 0.1}\n{"step": 3')
     train(config, run)
     assert_same_end(run, finished)
+
+
+def test_a_run_that_starts_from_another_begins_with_its_averaged_weights(finished, tmp_path):
+    changes = {"start_from": str(finished), "train__steps": 1, "train__learning_rate": 1e-12, "train__weight_decay": 0}
+    config = load_config(make_config(tmp_path / "config", **changes))
+
+    train(config, tmp_path / "run")
+
+    before, _ = load_state(finished / "state.safetensors")
+    after, _ = load_state(tmp_path / "run" / "state.safetensors")
+    averages = [key for key in before if key.startswith("average.")]
+    assert averages
+    for key in averages:
+        torch.testing.assert_close(after[key], before[key], rtol=0, atol=1e-6)
+
+
+def test_a_run_that_starts_from_another_network_is_refused(finished, tmp_path):
+    options = {**CONFIG["model"]["options"], "features": [2, 4]}
+    path = make_config(tmp_path / "config", start_from=str(finished), model__options=options)
+
+    with pytest.raises(BadModel, match="do not fit this network"):
+        train(load_config(path), tmp_path / "run")
+
+
+def test_a_run_that_starts_from_a_folder_without_a_run_is_refused(tmp_path):
+    path = make_config(tmp_path / "config", start_from=str(tmp_path / "nothing"))
+
+    with pytest.raises(BadModel, match="nothing"):
+        train(load_config(path), tmp_path / "run")
