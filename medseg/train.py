@@ -255,7 +255,7 @@ def _start_from(run: Path, network: nn.Module) -> None:
     try:
         network.load_state_dict(weights)
     except RuntimeError:
-        raise BadModel(f"the weights of {run} do not fit this network; start_from needs a run of the same one") from None
+        raise BadModel(f"the weights of {run} do not fit this network; start_from needs one like it") from None
 
 
 def _same_run(config: Config, run: Path) -> None:
