@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from medseg.cleanup import check_steps
+from medseg.config import FluidSpec
 from medseg.errors import BadConfig, BadFile, BadModel
 from medseg.io.files import atomic_write
 from medseg.labels import LabelTable
@@ -43,6 +44,7 @@ class ModelSpec(BaseModel):
     patch: tuple[_Size, _Size, _Size]
     spacing_mm: float = Field(gt=0.05, lt=20)
     intensity: Literal["percentiles"] = "percentiles"
+    fluid: FluidSpec | None = None
     cleanup: tuple[dict[str, Any], ...] = ()
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of model.safetensors")
     card: dict[str, Any] = {}

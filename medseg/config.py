@@ -50,6 +50,13 @@ class SynthConfig(_Strict):
     cut: float = Field(default=0.15, ge=0, le=1, description="share of images with a cut field of view")
 
 
+class FluidSpec(_Strict):
+    """Which labels `medseg.refine.separate_fluid` tells from which fluid, by the scan's intensities."""
+
+    tissue: tuple[int, ...]
+    value: int
+
+
 class ModelConfig(_Strict):
     """Which network, and its options (see medseg/models)."""
 
@@ -88,6 +95,7 @@ class Config(_Strict):
     start_from: Path | None = Field(default=None, description="a run folder whose averaged weights this run takes")
     labels: Path = Field(description="Slicer label table naming the structures to predict")
     card: dict[str, Any] = Field(default={}, description="goes into the model's JSON as it is")
+    fluid: FluidSpec | None = None
     cleanup: list[dict[str, Any]] = []
     model: ModelConfig
     synth: SynthConfig = SynthConfig()

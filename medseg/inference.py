@@ -16,6 +16,7 @@ from medseg.cleanup import clean
 from medseg.errors import BadFile, NotEnoughMemory
 from medseg.intensity import INTENSITY_MODELS, intensity_table
 from medseg.labels import LabelTable
+from medseg.refine import separate_fluid
 from medseg.volume import Volume, reorient, resample
 
 if TYPE_CHECKING:
@@ -229,6 +230,9 @@ def _segment_with_network(
         painter.add(first, logits)
         lap("paint")
     labels = volume.with_data(painter.labels)
+    if settings.cleanup and spec.fluid:
+        labels = separate_fluid(labels, volume, spec.fluid.tissue, spec.fluid.value)
+        lap("refine")
     if settings.cleanup and spec.cleanup:
         progress("cleaning up", 0, 1)
         labels = clean(labels, list(spec.cleanup))

@@ -267,7 +267,7 @@ def _same_run(config: Config, run: Path) -> None:
     path = run / "config.yaml"
     if path.exists():
         recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        free = ("train.steps", "card", "description", "cleanup")  # these do not touch the weights of a step
+        free = ("train.steps", "card", "description", "fluid", "cleanup")  # these do not touch the weights of a step
         changed = {key for key in _differences(recorded, content) if not key.startswith(free)}
         if changed:
             raise BadConfig(f"{run} was started with other settings ({', '.join(sorted(changed))}); choose another -o")
@@ -309,6 +309,7 @@ def _export(run: Path, config: Config, classes: tuple[int, ...], average: dict[s
         "classes": classes,
         "patch": config.model.patch,
         "spacing_mm": config.model.spacing_mm,
+        "fluid": config.fluid,
         "cleanup": config.cleanup,
         "card": config.card,
     }
