@@ -22,8 +22,8 @@ _SAMPLE = 500_000
 def separate_fluid(labels: Volume, image: Volume, tissue: Sequence[int], fluid: int) -> Volume:
     """`labels` with the voxels of `tissue` that are more likely `fluid` by their intensity in `image` given to it.
 
-    """`labels` with voxels of `tissue` given to `fluid` where their intensity in `image` makes that more likely.
-    prior odds are those of their volumes. Only intensities from the tissue's median towards the fluid's are judged, and
+    labels, image: the same grid. Medians and deviations (scaled median absolute deviation) of both are those of the
+    labels; prior odds are those of their volumes. Only intensities from the tissue's median towards the fluid's are judged, and
     those beyond the fluid's median are fluid. Unchanged where the two look alike, or either is absent.
     """
     is_tissue = np.isin(labels.data, tissue)
