@@ -23,8 +23,8 @@ def separate_fluid(labels: Volume, image: Volume, tissue: Sequence[int], fluid: 
     """`labels` with the voxels of `tissue` that are more likely `fluid` by their intensity in `image` given to it.
 
     labels, image: the same grid. Medians and deviations (scaled median absolute deviation) of both are those of the
-    labels; prior odds are those of their volumes. Only intensities from the tissue's median towards the fluid's are judged, and
-    those beyond the fluid's median are fluid. Unchanged where the two look alike, or either is absent.
+    labels; prior odds are those of their volumes. Only intensities from the tissue's median towards the fluid's are
+    judged, and those beyond the fluid's median are fluid. Unchanged where the two look alike, or either is absent.
     """
     is_tissue = np.isin(labels.data, tissue)
     seen, seen_fluid = image.data[is_tissue].astype(np.float32), image.data[labels.data == fluid]
