@@ -1,0 +1,99 @@
+"""The embedded model on the bundled samples, which it was not trained on, and on a real scan.
+
+The bounds are those the project set for this model before it was trained.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medseg.checkpoint import load_checkpoint
+from medseg.inference import segment
+from medseg.io import read, read_labels
+from medseg.volume import Volume, reorient, resample
+
+SAMPLES = Path(__file__).parent.parent / "sample_volumes"
+FLUID = 24
+
+
+def dice(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+def brain(labels):
+    """The brain with its ventricles, without the fluid around it."""
+    return (labels > 0) & (labels != FLUID)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_checkpoint("brain")
+
+
+@pytest.fixture(scope="module")
+def straight(model):
+    return segment(read(SAMPLES / "head_t1.nii.gz"), model)
+
+
+@pytest.mark.parametrize("name", ["head_t1", "head_t1_oblique"])
+def test_brain_model_finds_the_structures_of_a_head_it_never_saw(name, model, straight):
+    scan, truth = read(SAMPLES / f"{name}.nii.gz"), read_labels(SAMPLES / f"{name}_truth.nii.gz").data
+
+    found = straight.labels if name == "head_t1" else segment(scan, model).labels
+
+    assert found.shape == scan.shape
+    assert (found.affine == scan.affine).all()
+    scores = [dice(found.data == value, truth == value) for value in model.table.values if (truth == value).any()]
+    assert np.mean(scores) >= 0.65
+    assert dice(brain(found.data), brain(truth)) >= 0.94
+
+
+def test_brain_model_when_the_scan_is_stored_otherwise_gives_the_same_anatomy(model, straight):
+    scan = read(SAMPLES / "head_t1.nii.gz")
+
+    for orientation in ("RAS", "PIR", "SLA"):
+        other = segment(reorient(scan, orientation), model).labels
+        back = reorient(other, scan.orientation)
+        assert (back.data == straight.labels.data).mean() > 0.999
+
+
+def test_brain_model_when_the_scan_is_oblique_gives_the_same_anatomy(model, straight):
+    scan = read(SAMPLES / "head_t1.nii.gz")
+    oblique = segment(read(SAMPLES / "head_t1_oblique.nii.gz"), model).labels
+
+    there = resample(straight.labels, oblique.affine, oblique.shape, order=0).data
+    inside = (
+        resample(Volume(np.ones(scan.shape, np.uint8), scan.affine), oblique.affine, oblique.shape, order=0).data > 0
+    )
+
+    assert dice(brain(oblique.data) & inside, brain(there)) >= 0.94
+
+
+def test_brain_model_reads_a_dicom_series_of_the_same_head(model, straight):
+    pytest.importorskip("pydicom", reason="DICOM needs pydicom: pip install medseg[dicom]")
+    series = segment(read(SAMPLES / "head_t1_dicom"), model).labels
+
+    there = resample(straight.labels, series.affine, series.shape, order=0).data
+
+    assert dice(brain(series.data), brain(there)) >= 0.9
+
+
+def test_brain_model_never_labels_left_as_right(model, straight):
+    ras = reorient(straight.labels, "RAS")
+    names = model.table.names
+    world = lambda value: (ras.affine[:3, :3] @ np.argwhere(ras.data == value).mean(0) + ras.affine[:3, 3])[0]  # noqa: E731
+
+    for left, right in model.table.mirror_pairs().items():
+        if names[left].startswith("left") and (ras.data == left).any() and (ras.data == right).any():
+            assert world(left) < world(right)
+
+
+def test_brain_model_on_the_mni152_template_finds_a_brain_of_its_size(model):
+    datasets = pytest.importorskip("nilearn.datasets", reason="the real scan comes with nilearn")
+    template, mask = datasets.load_mni152_template(2), datasets.load_mni152_brain_mask(2)
+    scan = Volume(np.asarray(template.dataobj, dtype=np.float32), template.affine)
+
+    found = segment(scan, model).labels.data
+
+    assert dice(brain(found), np.asarray(mask.dataobj) > 0) >= 0.9
