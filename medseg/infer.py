@@ -189,7 +189,7 @@ def check_output(job: Job) -> None:
 def _announcement(volume: inference.Volume, plan: inference.Plan) -> str:
     shape = " x ".join(str(n) for n in volume.shape)
     spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm)
-    how = f"{plan.windows} windows on {plan.device}, {plan.precision}" if plan.windows else "by intensity"
+    how = f"up to {plan.windows} windows on {plan.device}, {plan.precision}" if plan.windows else "by intensity"
     return (
         f"{shape} voxels of {spacing} mm, {volume.orientation}; model {plan.model}, {how}; "
         f"about {plan.memory_bytes / 1e9:.1f} GB of memory"

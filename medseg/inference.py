@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 #: Called with (what is being done, steps done, steps in all).
 Progress = Callable[[str, int, int], None]
+#: A plane of the model's input belongs to the content if any of its voxels is brighter than this share.
+CONTENT_ABOVE = 0.1
+#: Voxels kept around the content.
+CONTENT_MARGIN = 6
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,46 @@ def normalise(image: NDArray[np.float32]) -> torch.Tensor:
 
     darkest = float(np.partition(image.ravel(), image.size // 2000)[image.size // 2000])
     return scale_to_percentiles(torch.from_numpy(np.maximum(image - darkest, 0)))[None]
+
+
+def content_box(image: torch.Tensor) -> tuple[slice, slice, slice]:
+    """The part of a model input (1, X, Y, Z) that is more than air, with a margin; all of it if there is only air.
+
+    Windows are laid over this part, so that air around a head, however much of it a scan has, changes nothing: instance
+    norm would otherwise see another mean with every margin.
+    """
+    filled = image[0] > CONTENT_ABOVE
+    box = []
+    for axis in range(3):
+        planes = filled.sum(dim=tuple({0, 1, 2} - {axis})).nonzero()
+        size = filled.shape[axis]
+        first, last = (int(planes[0]), int(planes[-1])) if len(planes) else (0, size - 1)
+        box.append(slice(max(0, first - CONTENT_MARGIN), min(size, last + 1 + CONTENT_MARGIN)))
+    return box[0], box[1], box[2]
+
+
+def _with_air(
+    windows: Iterator[tuple[int, torch.Tensor]],
+    box: tuple[slice, slice, slice],
+    shape: tuple[int, int, int],
+    classes: int,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Planes of logits of the `box` of a grid of `shape`, as planes of the whole grid; what is around is background."""
+    import torch
+
+    def air(planes: int) -> torch.Tensor:
+        logits = torch.full((classes, planes, *shape[1:]), -1e4)
+        logits[0] = 0
+        return logits
+
+    for x in range(0, box[0].start, 16):
+        yield x, air(min(16, box[0].start - x))
+    for first, logits in windows:
+        whole = air(logits.shape[1])
+        whole[:, :, box[1], box[2]] = logits.cpu()
+        yield box[0].start + first, whole
+    for x in range(box[0].stop, shape[0], 16):
+        yield x, air(min(16, shape[0] - x))
 
 
 def plan(volume: Volume, model: Checkpoint | str, settings: Settings) -> Plan:
@@ -218,14 +262,15 @@ def _segment_with_network(
     lap("load")
     to_model = np.linalg.inv(made.grid.affine) @ volume.affine
     painter = Painter(volume.shape, to_model, made.grid.shape[0], spec.classes)
+    box = content_box(image)
     windows = sliding_window(
         predict,
-        image.to(device),
+        image[:, *box].to(device),
         spec.patch,
         overlap=settings.overlap,
         progress=lambda done, total: progress("segmenting", done, total),
     )
-    for first, logits in windows:
+    for first, logits in _with_air(windows, box, made.grid.shape, len(spec.classes)):
         lap("network")
         painter.add(first, logits)
         lap("paint")
