@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg"
 #: A module imports from its own row and the rows above it. A new module gets its place here.
 ROWS = [
     {"errors"},
-    {"volume", "config", "kernels", "io.stream", "io.files", "labels"},
-    {"io.voxels", "cleanup", "metrics", "losses", "models.unet", "models", "intensity", "refine"},
+    {"volume", "config", "kernels", "winograd_kernels", "io.stream", "io.files", "labels"},
+    {"io.voxels", "cleanup", "fast_conv", "metrics", "losses", "models.unet", "models", "intensity", "refine"},
     {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.dicom_slice", "io.slicer"},
     {"io", "checkpoint", "record", "view", "view.preview"},
     {"backends", "window", "synth"},
@@ -29,8 +29,8 @@ GROUND = {"volume", "labels", "config", "errors", "io.files", "io.stream"}
 #: Imported where used, so that `medseg --help` answers at once; torch is at the top of the modules that are only
 #: loaded to compute with it.
 HEAVY = {"torch", "monai", "SimpleITK", "matplotlib", "pydicom", "scipy", "numba", "nibabel", "cc3d", "safetensors"}
-TORCH_AT_TOP = {"train", "synth", "window", "backends", "losses", "models", "models.unet"}
-ALSO_AT_TOP = {"kernels": {"numba"}, "metrics": {"scipy"}, "compare": {"scipy"}}
+TORCH_AT_TOP = {"fast_conv", "train", "synth", "window", "backends", "losses", "models", "models.unet"}
+ALSO_AT_TOP = {"winograd_kernels": {"numba"}, "kernels": {"numba"}, "metrics": {"scipy"}, "compare": {"scipy"}}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 
 
