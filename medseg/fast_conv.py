@@ -230,7 +230,7 @@ class FastConv(nn.Module):
         moments = np.empty((batch * counts.size, outputs * 3 * LANES), np.float32)
 
         def work(unit: int) -> None:
-            scratch = _scratch(POINTS * LANES * ((inputs + outputs) * room + 1))
+            scratch = _scratch(POINTS * LANES * ((inputs + outputs) * room + 3))
             convolve_unit(unit, room, size, one, two, packed, bias, outputs, flat, moments, scratch)
 
         _in_parallel(work, batch * counts.size)

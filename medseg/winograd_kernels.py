@@ -298,6 +298,12 @@ _multiply_one, _multiply_two = _multiply(ROWS[0], 1), _multiply(ROWS[1], 2)
 
 
 @njit(nogil=True, cache=True)
+def _step(blocks, room):  # type: ignore[no-untyped-def]
+    """Floats from one point to the next: an odd number of cache lines, so that the points do not share one set."""
+    return (blocks * room // 2 * 2 + 1) * LANES
+
+
+@njit(nogil=True, cache=True)
 def _bounds(tile, size):  # type: ignore[no-untyped-def]
     """The lowest voxel of a tile of outputs along each axis."""
     across, down = (size[2] + OUTPUT - 1) // OUTPUT, (size[1] + OUTPUT - 1) // OUTPUT
@@ -324,20 +330,20 @@ def _spread(source, size, sample, first, count, points, block, blocks, room, til
                 x, corner + c, height * width * channels, width * channels, channels, deep, high, wide,
                 scale, sample * channels + c, shift, sample * channels + c, slope, tile, inside,
             )  # fmt: skip
-            _to_product(tile, 0, points, ((block + c // LANES) * room + n) * LANES, blocks * room * LANES)
+            _to_product(tile, 0, points, ((block + c // LANES) * room + n) * LANES, _step(blocks, room))
 
 
 @njit(nogil=True, cache=True)
 def _multiply_all(points, inputs, weights, products, outputs, room):  # type: ignore[no-untyped-def]
     """Products (216, outputs, room, 16) of points (216, inputs, room, 16) and weights, in blocks of 16 channels."""
     for point in range(POINTS):
-        x = point * inputs * room * LANES
+        x, y = point * _step(inputs, room), point * _step(outputs, room)
         for block in range(0, outputs - 1, 2):
             for row in range(0, room, ROWS[1]):
                 _multiply_two(
                     points, x + row * LANES, room * LANES,
                     weights, (point * outputs + block) * inputs * LANES * LANES, inputs,
-                    products, ((point * outputs + block) * room + row) * LANES, room * LANES,
+                    products, y + (block * room + row) * LANES, room * LANES,
                 )  # fmt: skip
         if outputs % 2:
             block = outputs - 1
@@ -345,7 +351,7 @@ def _multiply_all(points, inputs, weights, products, outputs, room):  # type: ig
                 _multiply_one(
                     points, x + row * LANES, room * LANES,
                     weights, (point * outputs + block) * inputs * LANES * LANES, inputs,
-                    products, ((point * outputs + block) * room + row) * LANES, room * LANES,
+                    products, y + (block * room + row) * LANES, room * LANES,
                 )  # fmt: skip
 
 
@@ -359,7 +365,7 @@ def _collect(products, outputs, room, bias, size, sample, first, count, y, momen
         deep, high, wide = min(OUTPUT, depth - d), min(OUTPUT, height - h), min(OUTPUT, width - w)
         corner = (((sample * depth + d) * height + h) * width + w) * channels
         for block in range(outputs):
-            _from_product(products, (block * room + n) * LANES, channels * room, bias, block * LANES, tile, 0)
+            _from_product(products, (block * room + n) * LANES, _step(outputs, room), bias, block * LANES, tile, 0)
             if n == 0:
                 for lane in range(LANES):
                     moments[block * 3 * LANES + lane] = tile[lane]
@@ -377,7 +383,7 @@ def convolve_unit(unit, room, size, one, two, weights, bias, outputs, y, moments
 
     `one` and `two` are sources (map, channels, scale, shift, slope), the second with 0 channels if there is none;
     `weights` are packed by `pack_weights`; `moments` has (outputs, 3, 16) floats for this unit; `scratch` holds
-    216 x 16 x (blocks of inputs + blocks of outputs) x room + 216 x 16 floats.
+    216 x 16 x ((blocks of inputs + blocks of outputs) x room + 3) floats.
     """
     depth, height, width = size
     tiles = ((depth + OUTPUT - 1) // OUTPUT) * ((height + OUTPUT - 1) // OUTPUT) * ((width + OUTPUT - 1) // OUTPUT)
@@ -386,7 +392,7 @@ def convolve_unit(unit, room, size, one, two, weights, bias, outputs, y, moments
     count = min(room, tiles - first)
     inputs = (one[1] + two[1]) // LANES
     points = scratch[POINTS * LANES :]
-    products = points[POINTS * LANES * inputs * room :]
+    products = points[POINTS * _step(inputs, room) :]
     _spread(one, size, sample, first, count, points, 0, inputs, room, scratch)
     _spread(two, size, sample, first, count, points, one[1] // LANES, inputs, room, scratch)
     _multiply_all(points, inputs, weights, products, outputs, room)
