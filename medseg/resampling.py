@@ -212,7 +212,9 @@ def _nearest(data: NDArray, step: NDArray[np.float64], shape: tuple[int, int, in
     def work(start: int, stop: int) -> None:
         for i in range(start, stop):
             at = [row[0] * i + row[1] * j + row[2] * k + row[3] for row in step[:3]]
-            inside = np.logical_and.reduce([(x >= -_ROUNDING) & (x <= n - 1 + _ROUNDING) for x, n in zip(at, data.shape)])
+            inside = np.logical_and.reduce(
+                [(x >= -_ROUNDING) & (x <= n - 1 + _ROUNDING) for x, n in zip(at, data.shape)]
+            )
             if inside.any():
                 voxels = [np.clip(np.floor(x[inside] + 0.5).astype(np.intp), 0, n - 1) for x, n in zip(at, data.shape)]
                 out[i][inside] = data[tuple(voxels)]
@@ -369,9 +371,7 @@ def linear_points(data, rows, points, outside, start, stop, out):  # type: ignor
                     x = base0 + rows[0, 2] * c + spread[p, 0]
                     y = base1 + rows[1, 2] * c + spread[p, 1]
                     z = base2 + rows[2, 2] * c + spread[p, 2]
-                    if not (
-                        -_ROUNDING <= x <= ends[0] and -_ROUNDING <= y <= ends[1] and -_ROUNDING <= z <= ends[2]
-                    ):
+                    if not (-_ROUNDING <= x <= ends[0] and -_ROUNDING <= y <= ends[1] and -_ROUNDING <= z <= ends[2]):
                         total += outside
                         continue
                     x0, y0, z0 = max(int(x), 0), max(int(y), 0), max(int(z), 0)
