@@ -155,25 +155,26 @@ def axis_operator(size: int, outputs: int, scale: float, offset: float, order: i
 
 def spline_coefficients(data: NDArray) -> NDArray[np.float32]:
     """Coefficients of the cubic B-spline through `data` (A, B, C), mirrored at its ends; C-contiguous float32."""
-    out = np.empty(data.shape, np.float32)
+    depth, height, width = data.shape
+    out: NDArray[np.float32] = np.empty((depth, height, width), np.float32)
 
     def planes(start: int, stop: int) -> None:
         for n in range(start, stop):
             out[n] = data[n]
-            if out.shape[1] > 1:
-                filter_columns(out[n], 0, out.shape[2])
-            if out.shape[2] > 1:
+            if height > 1:
+                filter_columns(out[n], 0, width)
+            if width > 1:
                 filter_rows(out[n])
 
-    in_slabs(planes, len(out))
-    if len(out) > 1:
-        columns = out.reshape(len(out), -1)
+    in_slabs(planes, depth)
+    if depth > 1:
+        columns = out.reshape(depth, height * width)
 
         def along_first(start: int, stop: int) -> None:
             for n in range(start, stop):
-                filter_columns(columns, n * _LINES, min((n + 1) * _LINES, columns.shape[1]))
+                filter_columns(columns, n * _LINES, min((n + 1) * _LINES, height * width))
 
-        in_slabs(along_first, -(-columns.shape[1] // _LINES))
+        in_slabs(along_first, -(-height * width // _LINES))
     return out
 
 
