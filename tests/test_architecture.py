@@ -15,10 +15,23 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg"
 ROWS = [
     {"errors"},
     {"volume", "resampling", "config", "kernels", "io.stream", "io.files", "labels"},
-    {"io.voxels", "cleanup", "metrics", "losses", "models.unet", "models", "intensity", "refine"},
+    {"window_kernels"},
+    {
+        "io.voxels",
+        "cleanup",
+        "metrics",
+        "losses",
+        "models.unet",
+        "models",
+        "intensity",
+        "refine",
+        "fast_conv",
+        "painter",
+    },
     {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.dicom_slice", "io.slicer"},
     {"io", "checkpoint", "record", "view", "view.preview"},
-    {"backends", "window", "synth"},
+    {"window", "synth"},
+    {"backends"},
     {"inference", "train", "evaluate", "report", "compare", "infer"},
     {"cli_evaluate"},
     {"cli"},
@@ -29,8 +42,14 @@ GROUND = {"volume", "resampling", "kernels", "labels", "config", "errors", "io.f
 #: Imported where used, so that `medseg --help` answers at once; torch is at the top of the modules that are only
 #: loaded to compute with it.
 HEAVY = {"torch", "monai", "SimpleITK", "matplotlib", "pydicom", "scipy", "numba", "nibabel", "cc3d", "safetensors"}
-TORCH_AT_TOP = {"train", "synth", "window", "backends", "losses", "models", "models.unet"}
-ALSO_AT_TOP = {"kernels": {"numba"}, "resampling": {"numba"}, "metrics": {"scipy"}, "compare": {"scipy"}}
+TORCH_AT_TOP = {"fast_conv", "train", "synth", "window", "backends", "losses", "models", "models.unet"}
+ALSO_AT_TOP = {
+    "kernels": {"numba"},
+    "resampling": {"numba"},
+    "window_kernels": {"numba"},
+    "metrics": {"scipy"},
+    "compare": {"scipy"},
+}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 
 
