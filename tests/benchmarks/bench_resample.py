@@ -3,7 +3,7 @@
 python tests/benchmarks/bench_resample.py [--runs 3] [--small] [--skip image|logits]
 
 Images: cubic against scipy (the truth) and skimage.transform.resize as nnU-Net calls it (where installed), linear and
-oblique against scipy. Logits of 25 classes are painted on a finer grid by `window.Painter` and, on the same thread,
+oblique against scipy. Logits of 25 classes are painted on a finer grid by `painter.Painter` and, on the same thread,
 by trilinear interpolation class by class with a running maximum; labels that differ are counted, with their margin.
 """
 
@@ -158,18 +158,19 @@ def logits(small: tuple[int, int, int], large: tuple[int, int, int], classes: in
     import torch
     from torch.nn import functional as F
 
-    from medseg.window import Painter
+    from medseg.painter import Painter
 
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(1, classes, *(max(2, n // 16) for n in small), generator=generator)
     smooth = F.interpolate(coarse, small, mode="trilinear", align_corners=True)[0] * 4
     to_model = resized_affine(small, large)
+    blocks = smooth.permute(1, 2, 3, 0).contiguous().numpy()  # as the sliding window gives them
 
     def paint() -> NDArray:
-        painter = Painter(large, to_model, small[0], range(classes))
-        for first in range(0, small[0], 16):
-            painter.add(first, smooth[:, first : first + 16])
+        painter = Painter(large, to_model, small, range(classes), workers=1)
+        for first in range(0, small[0], 48):
+            painter.add(first, 0, blocks[first : first + 48])
         return painter.labels
 
     def plain() -> tuple[torch.Tensor, torch.Tensor]:
@@ -199,7 +200,7 @@ def logits(small: tuple[int, int, int], large: tuple[int, int, int], classes: in
     differs = torch.from_numpy(ours) != labels
     worst = float(margin[differs].max()) if differs.any() else 0.0
     print(f"\nlogits of {classes} classes, {'x'.join(map(str, small))} to {'x'.join(map(str, large))}, one thread")
-    print(f"  window.Painter                      {mine:7.2f} s")
+    print(f"  painter.Painter                     {mine:7.2f} s")
     print(f"  torch, class by class               {plain_seconds:7.2f} s  {plain_seconds / mine:5.1f} x")
     print(f"  labels that differ: {int(differs.sum())} of {labels.numel()}; largest margin there {worst:.1e}")
     print(f"  (spread of the logits {float(smooth.max() - smooth.min()):.1f})")

@@ -48,39 +48,45 @@ def keep_memory() -> None:
 def medseg_labels(folder: Path, image: Tensor, options: argparse.Namespace) -> tuple[np.ndarray, dict[str, Any]]:
     """Labels (X, Y, Z) of image (1, X, Y, Z) by the model in `folder`; seconds of the network and of accumulating."""
     import numpy as np
-    import torch
 
-    from medseg.backends import BACKENDS, choose_precision
+    from medseg.backends import open_models
     from medseg.checkpoint import load_checkpoint
-    from medseg.window import Painter, sliding_window
+    from medseg.painter import Painter
+    from medseg.window import plan_windows, sliding_window
 
-    device = torch.device("cpu")
-    dtype = choose_precision(options.precision, device)  # type: ignore[arg-type]
-    predict = BACKENDS["torch"](load_checkpoint(str(folder)), device, dtype)
+    windows = plan_windows(image.shape[1:], options.patch, options.overlap)
+    predictor = open_models(
+        [load_checkpoint(str(folder))],
+        backend=options.backend,
+        device="cpu",
+        precision=options.precision,
+        windows=windows.count,
+    )
     spent = {"network": 0.0, "paint": 0.0}
 
     def timed_predict(patches: Tensor) -> Tensor:
         begun = time.perf_counter()
-        logits = predict(patches)
+        features = predictor(patches)
         spent["network"] += time.perf_counter() - begun
-        return logits
+        return features
 
     begun = time.perf_counter()
-    painter = Painter(image.shape[1:], np.eye(4), image.shape[1], range(options.classes))
-    for first, logits in sliding_window(timed_predict, image, options.patch, overlap=options.overlap):
+    shape = image.shape[1:]
+    painter = Painter(shape, np.eye(4), shape, range(options.classes), head=predictor.head)
+    for block in sliding_window(timed_predict, image, windows):
         painting = time.perf_counter()
-        painter.add(first, logits)
+        painter.add(block.x, block.y, block.data)
         spent["paint"] += time.perf_counter() - painting
-    wall = time.perf_counter() - begun
-    accumulate = wall - spent["network"] - spent["paint"]
-    return painter.labels, {"arithmetic": str(dtype).removeprefix("torch."), "accumulate": accumulate} | spent
+    accumulate = time.perf_counter() - begun - spent["network"] - spent["paint"]
+    arithmetic = {"arithmetic": predictor.precision, "backend": predictor.backend}
+    return painter.labels, {"accumulate": accumulate} | arithmetic | spent
 
 
-def medseg_windows(shape: list[int], options: argparse.Namespace) -> tuple[list[list[int]], Tensor]:
+def medseg_windows(shape: list[int], options: argparse.Namespace) -> tuple[tuple[tuple[int, ...], ...], Tensor]:
     """Where medseg's windows start along each axis, and the weight (X, Y, Z) of a window's voxels."""
-    from medseg.window import gaussian_weights, window_starts
+    from medseg.window import gaussian_weights, plan_windows
 
-    starts = [window_starts(size, patch, options.overlap) for size, patch in zip(shape, options.patch)]
+    starts = plan_windows(shape, options.patch, options.overlap).starts
     x, y, z = (gaussian_weights(patch) for patch in options.patch)
     return starts, x[:, None, None] * y[:, None] * z
 
@@ -304,7 +310,7 @@ def run_child(name: str, options: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--child", name, "--folder", str(options.folder)]
     for key in ("shape", "patch", "features"):
         command += [f"--{key}", *map(str, getattr(options, key))]
-    for key in ("classes", "overlap", "precision", "threads"):
+    for key in ("classes", "overlap", "precision", "backend", "threads"):
         command += [f"--{key}", str(getattr(options, key))]
     begun, peak = time.perf_counter(), 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -372,12 +378,12 @@ def compare(options: argparse.Namespace) -> None:
 def medseg_split(rows: list[dict[str, Any]], gflop: float, peaks: dict[str, float]) -> None:
     """Print where medseg's time goes, and which share of the matrix peak the network reaches."""
     row = sorted(rows, key=lambda facts: facts["wall"])[len(rows) // 2]
-    rest = row["wall"] - row["network"] - row["accumulate"]
-    parts = {"network": row["network"], "accumulate": row["accumulate"], "rest": rest}
+    rest = row["wall"] - row["network"] - row["accumulate"] - row["paint"]
+    parts = {key: row[key] for key in ("network", "accumulate", "paint")} | {"opening the model": rest}
     print("\nmedseg: " + ", ".join(f"{key} {100 * s / row['wall']:.1f} % ({s:.2f} s)" for key, s in parts.items()))
     speed = gflop / row["network"]
     share = 100 * speed / peaks.get(row["arithmetic"], peaks["float32"])
-    print(f"network in {row['arithmetic']}: {speed:.0f} GFLOP/s, {share:.0f} % of the matrix peak")
+    print(f"network in {row['backend']} {row['arithmetic']}: {speed:.0f} GFLOP/s, {share:.0f} % of the matrix peak")
 
 
 def trained(options: argparse.Namespace) -> None:
@@ -403,6 +409,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=25)
     parser.add_argument("--overlap", type=float, default=0.5)
     parser.add_argument("--precision", default="auto", help="medseg's arithmetic")
+    parser.add_argument("--backend", default="auto", help="medseg's backend")
     parser.add_argument("--threads", type=int, default=0, help="of torch; 0 leaves it as it is")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=CONTESTANTS)
