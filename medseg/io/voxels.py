@@ -118,16 +118,17 @@ def labels_only(path: str | Path, volume: Volume) -> Volume:
     data = volume.data
     remedy = "give a label map, not a scan"
     if data.dtype.kind == "f":
-        if not np.isfinite(data).all():
-            raise BadFile(f"{path}: some voxels are not numbers, so it is not a label map; {remedy}")
-        if (data != np.rint(data)).any():
-            raise BadFile(f"{path}: some voxels are not whole numbers, so it is not a label map; {remedy}")
+        for plane in data.T:  # a plane at a time stays in the processor's cache
+            if not np.isfinite(plane).all():
+                raise BadFile(f"{path}: some voxels are not numbers, so it is not a label map; {remedy}")
+            if (plane != np.rint(plane)).any():
+                raise BadFile(f"{path}: some voxels are not whole numbers, so it is not a label map; {remedy}")
     low, high = data.min(), data.max()
     if low < 0:
         raise BadFile(f"{path}: some voxels are negative, so it is not a label map; {remedy}")
     if high > 65535:
         raise BadFile(f"{path}: some voxels are above 65535, too many for a label map; {remedy}")
-    return volume.with_data(data.astype(np.uint8 if high <= 255 else np.uint16))
+    return volume.with_data(data.astype(np.uint8 if high <= 255 else np.uint16, copy=False))
 
 
 def stored_dtype(data: NDArray) -> np.dtype:
