@@ -56,15 +56,19 @@ def interpolate(
     """
     if order not in (0, 1, 3):
         raise ValueError(f"order {order} is not 0, 1 or 3")
-    if order == 0:
-        return _nearest(data, step, shape, outside)
     axes = _matching_axes(step[:3, :3])
     rest = step[:3, :3].copy()
     rest[range(3), axes] = 0
-    if np.abs(rest).max() * max(shape) < _PARALLEL:
-        scales = step[range(3), axes]
-        return _separable(data.transpose(np.argsort(axes)), step[:3, 3], scales, axes, shape, order, outside, points)
-    return _oblique(data, step, shape, order, outside, points)
+    if np.abs(rest).max() * max(shape) >= _PARALLEL:
+        if order == 0:
+            return _nearest_oblique(data, step, shape, outside)
+        return _oblique(data, step, shape, order, outside, points)
+    sources = np.argsort(axes)  # for each output axis, the input axis along which it runs
+    scales, offsets = step[sources, range(3)], step[sources, 3]
+    data = data.transpose(sources)
+    if order == 0:
+        return _nearest(data, scales, offsets, shape, outside)
+    return _separable(data, scales, offsets, shape, order, outside, points)
 
 
 def _matching_axes(matrix: NDArray[np.float64]) -> tuple[int, ...]:
@@ -75,20 +79,15 @@ def _matching_axes(matrix: NDArray[np.float64]) -> tuple[int, ...]:
 
 def _separable(
     data: NDArray,
-    offsets: NDArray,
     scales: NDArray,
-    axes: tuple[int, ...],
+    offsets: NDArray,
     shape: tuple[int, int, int],
     order: int,
     outside: float,
     points: tuple[int, int, int],
 ) -> NDArray[np.float32]:
-    """`data` has its axes in the order of the output's; offsets and scales are in the order of the input's."""
-    sources = np.argsort(axes)
-    operators = [
-        axis_operator(data.shape[n], shape[n], scales[sources[n]], offsets[sources[n]], order, points[n])
-        for n in range(3)
-    ]
+    """Linear or cubic; output o along axis n looks at place scales[n] * o + offsets[n] of axis n of `data`."""
+    operators = [axis_operator(data.shape[n], shape[n], scales[n], offsets[n], order, points[n]) for n in range(3)]
     memory = sorted(range(3), key=lambda n: -abs(data.strides[n]))  # the axis that is contiguous comes last
     data = data.transpose(memory)
     a, b, c = (operators[n] for n in memory)
@@ -206,7 +205,27 @@ def _oblique(
     return out.transpose(np.argsort(axes))
 
 
-def _nearest(data: NDArray, step: NDArray[np.float64], shape: tuple[int, int, int], outside: float) -> NDArray:
+def _nearest(data: NDArray, scales: NDArray, offsets: NDArray, shape: tuple[int, int, int], outside: float) -> NDArray:
+    """The voxels of `data`, whose axes are those of the output, at places scales[n] * o + offsets[n]."""
+    places = [scale * np.arange(n) + offset for scale, offset, n in zip(scales, offsets, shape)]
+    inside = [(at >= -_ROUNDING) & (at <= n - 1 + _ROUNDING) for at, n in zip(places, data.shape)]
+    voxels = [
+        np.clip(np.floor(at[within] + 0.5).astype(np.intp), 0, n - 1)
+        for at, within, n in zip(places, inside, data.shape)
+    ]
+    out = np.full(shape, outside, data.dtype)
+    rows, columns = np.ix_(*inside[1:])
+    planes = np.flatnonzero(inside[0])
+
+    def work(start: int, stop: int) -> None:
+        for n in range(start, stop):
+            out[planes[n]][rows, columns] = data[voxels[0][n]][np.ix_(*voxels[1:])]
+
+    in_slabs(work, len(planes))
+    return out
+
+
+def _nearest_oblique(data: NDArray, step: NDArray[np.float64], shape: tuple[int, int, int], outside: float) -> NDArray:
     out = np.full(shape, outside, data.dtype)
     j, k = np.arange(shape[1])[:, None], np.arange(shape[2])
 
