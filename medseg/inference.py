@@ -19,7 +19,7 @@ from medseg.errors import BadConfig, BadFile, BadModel, NotEnoughMemory
 from medseg.intensity import INTENSITY_MODELS, intensity_table
 from medseg.labels import LabelTable
 from medseg.refine import separate_fluid
-from medseg.volume import Volume, crop, reorient, resample
+from medseg.volume import Volume, crop, resample
 
 if TYPE_CHECKING:
     import torch
@@ -116,26 +116,8 @@ def model_grid(volume: Volume, spacing_mm: float) -> ModelGrid:
 
 
 def to_model_grid(volume: Volume, grid: ModelGrid) -> NDArray[np.float32]:
-    """The scan on the model's grid, float32: trilinear at the grid's points, averaged where the scan is finer.
-
-    Done a few planes at a time, so that the finer grid never exists as a whole.
-    """
-    out = np.empty(grid.shape, np.float32)
-    volume = reorient(volume, "RAS")
-    fine = np.array(grid.fine)
-    step = np.diag([*(1 / fine), 1.0])
-    step[:3, 3] = (1 / fine - 1) / 2
-    affine = grid.affine @ step
-    planes = max(1, 32 // int(fine[0]))
-    for x in range(0, grid.shape[0], planes):
-        count = min(planes, grid.shape[0] - x)
-        part = affine.copy()
-        part[:3, 3] += affine[:3, 0] * x * fine[0]
-        shape = np.array((count, *grid.shape[1:])) * fine
-        points = resample(volume, part, tuple(shape.tolist()), order=1).data
-        blocks = points.reshape(count, fine[0], grid.shape[1], fine[1], grid.shape[2], fine[2])
-        out[x : x + count] = blocks.mean(axis=(1, 3, 5))
-    return out
+    """The scan on the model's grid, float32: trilinear at the grid's points, averaged where the scan is finer."""
+    return np.ascontiguousarray(resample(volume, grid.affine, grid.shape, order=1, points=grid.fine).data)
 
 
 def normalise(image: NDArray[np.float32]) -> torch.Tensor:
@@ -277,7 +259,7 @@ def _memory(
     maps = 4 * scan * (len(settings.probabilities) + settings.uncertainty) + (4 * scan if settings.probabilities else 0)
     labels = scan * (1 if max(spec.classes) < 256 else 2)
     painting = labels + maps + sums + image + (network if device == "cpu" else 0)
-    resampling = image + 4 * 32 * int(np.prod(np.array(grid.shape[1:]) * grid.fine[1:]))
+    resampling = 2 * image  # the result may have to be turned
     cleaning = labels * 2 + maps + (12 * scan if settings.cleanup and (spec.cleanup or spec.fluid) else 0)
     return _resident_bytes() + _LIBRARIES_BYTES + max(resampling, painting, cleaning)
 

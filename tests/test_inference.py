@@ -299,7 +299,7 @@ def test_the_forecast_falls_with_the_parts_and_grows_with_the_scan(unet: Checkpo
     def forecast(shape: tuple, stripes: int) -> int:
         scan = Volume(np.zeros(shape, np.float32), tiny.affine_of())
         grid = model_grid(scan, 2.0)
-        return _memory(scan, grid, plan_windows(grid.shape, (16, 16, 16), 0.5), [unet], EXACT, "cpu", stripes)
+        return _memory(scan, grid, plan_windows(grid.shape, (64, 64, 64), 0.5), [unet], EXACT, "cpu", stripes)
 
     with mock.patch("medseg.inference._resident_bytes", return_value=0):
         assert forecast((80, 200, 80), 4) < forecast((80, 200, 80), 1) < forecast((80, 400, 80), 1)
