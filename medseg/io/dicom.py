@@ -55,6 +55,17 @@ def read_dicom(path: str | Path, *, volume_index: int | None = None, assume_geom
     return make_volume(path, _rescaled(path, data, ordered), affine)
 
 
+def ordered_slices(path: str | Path, *, series: str | None = None) -> list[Slice]:
+    """The slices of a series in the k order of the `Volume` that `read` returns for the same arguments.
+
+    For writers of DICOM objects, which need the source's instances: `Slice` says which file (`path`, and `member` in a
+    zip), which `frame` of it, and where it lies; `dicom_slice.read_header` opens it. Raises `BadFile`.
+    """
+    slices = _slices(path)
+    _check_alike(path, slices)
+    return _stack(path, slices)[0]
+
+
 def _slices(path: str | Path) -> list[Slice]:
     """What every image file below a folder says about itself."""
     files = sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names)

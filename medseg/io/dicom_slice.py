@@ -44,11 +44,14 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class Slice:
-    """What one file says about its slice; None where the tag is absent."""
+    """What a file says about one slice, or one frame, in it; None where the tag is absent."""
 
-    path: Path
+    path: Path  # the file, or the zip that holds it
+    member: int | None  # which entry of the zip
+    frame: int  # which frame of the file, from 0
     series: str
     sop_class: str
+    sop_instance: str
     frame_of_reference: str
     localizer: bool
     frames: int
@@ -101,8 +104,11 @@ def _slice_of(file: Path, dataset: Any) -> Slice | None:
 
     return Slice(
         path=file,
+        member=None,
+        frame=0,
         series=str(dataset.get("SeriesInstanceUID", "")),
         sop_class=sop_class,
+        sop_instance=str(dataset.get("SOPInstanceUID", "")),
         frame_of_reference=str(dataset.get("FrameOfReferenceUID", "")),
         localizer="LOCALIZER" in [str(part).upper() for part in dataset.get("ImageType", None) or ()],
         frames=int(number("NumberOfFrames", 1)),
@@ -123,6 +129,14 @@ def _slice_of(file: Path, dataset: Any) -> Slice | None:
         intercept=number("RescaleIntercept", 0.0),
         has_lookup=bool(dataset.get("ModalityLUTSequence", None)),
     )
+
+
+def read_header(path: str | Path, piece: Slice) -> Any:
+    """Everything but the pixels of the file that holds a slice, as a `pydicom.Dataset`. Raises `BadFile`.
+
+    For those who write DICOM objects about a series; nothing of it may go anywhere else.
+    """
+    return _guarded(name_in(path, piece.path), lambda dicom: dicom.dcmread(piece.path, stop_before_pixels=True))
 
 
 def stored_dtype_of(path: str | Path, piece: Slice) -> np.dtype:
