@@ -12,7 +12,6 @@ import hashlib
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +43,7 @@ from medseg.io.dicom_source import (
     planes_on_source,
     read_object,
     save,
+    without_warnings,
 )
 from medseg.io.files import MAX_BYTES
 from medseg.io.voxels import check_axes, labels_only, make_volume
@@ -151,7 +151,7 @@ def _segment(source: Source, label: Label, number: int) -> Any:
     item.SegmentAlgorithmType = "AUTOMATIC" if options.model else "SEMIAUTOMATIC"
     item.SegmentAlgorithmName = text(f"medseg {options.model}") if options.model else "unknown (converted by medseg)"
     if options.model:
-        item.SegmentationAlgorithmIdentificationSequence = [algorithm_item(options)]
+        item.SegmentationAlgorithmIdentificationSequence = [algorithm_item(options)]  # type: ignore[assignment]
     return item
 
 
@@ -274,19 +274,6 @@ def _digest(planes: NDArray, descriptions: list[Any]) -> str:
     for item in descriptions:
         state.update(f"{item.SegmentNumber}\0{item.SegmentDescription}\0{item.SegmentLabel}\0".encode())
     return state.hexdigest()
-
-
-@contextmanager
-def without_warnings(path: str | Path) -> Iterator[None]:
-    """Work with highdicom, which is not there or has only developers' remarks. Raises `BadOutput` if not there."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except ImportError:
-        raise BadOutput(
-            f'{path}: writing DICOM needs highdicom; install it with: pip install "medseg[dicom]"'
-        ) from None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ import hashlib
 import math
 import re
 import uuid
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from io import BytesIO
@@ -309,6 +311,19 @@ def _items(dataset: Any) -> Iterator[Any]:
             for item in element.value:
                 yield item
                 yield from _items(item)
+
+
+@contextmanager
+def without_warnings(path: str | Path) -> Iterator[None]:
+    """Work with highdicom, which is not there or has only developers' remarks. Raises `BadOutput` if not there."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ImportError:
+        raise BadOutput(
+            f'{path}: writing DICOM needs highdicom; install it with: pip install "medseg[dicom]"'
+        ) from None
 
 
 def save(dataset: Any, path: str | Path) -> None:
