@@ -305,9 +305,9 @@ def _uses_private_codes(dataset: Any) -> bool:
 
 
 def _items(dataset: Any) -> Iterator[Any]:
-    """Every item of every sequence below a dataset, but for those of frames, of which there may be many thousands."""
+    """Every item of every sequence below a dataset, but for frames and contours, of which there may be thousands."""
     for element in dataset:
-        if element.VR == "SQ" and element.keyword != "PerFrameFunctionalGroupsSequence":
+        if element.VR == "SQ" and element.keyword not in ("PerFrameFunctionalGroupsSequence", "ContourSequence"):
             for item in element.value:
                 yield item
                 yield from _items(item)

@@ -429,7 +429,9 @@ def _filled(path: str | Path, grid: Source, contours: Any, lost: dict[str, int])
         if contour.ContourGeometricType not in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR"):
             lost["contours that enclose nothing"] += 1
             continue
-        points = np.array(contour.ContourData, np.float64).reshape(-1, 3)
+        numbers = contour.get_item("ContourData").value  # as bytes: pydicom would make an object of every number
+        numbers = numbers.decode("ascii").split("\\") if isinstance(numbers, bytes) else list(numbers)
+        points = np.array(numbers, np.float64).reshape(-1, 3)
         voxels = points @ to_voxels[:3, :3].T + to_voxels[:3, 3]
         k = int(np.rint(voxels[:, 2].mean()))
         if not np.isfinite(voxels).all() or np.abs(voxels[:, 2] - k).max() > MAX_OFF_PLANE or not 0 <= k < count:
