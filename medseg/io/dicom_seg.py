@@ -32,19 +32,20 @@ from medseg.io.dicom_codes import (
     text,
     type_of,
 )
-from medseg.io.dicom_slice import _guarded
-from medseg.io.dicom_source import (
+from medseg.io.dicom_result import (
     DicomOptions,
-    Source,
+    Origin,
     complete,
     decimal,
     moment,
-    open_source,
+    open_origin,
     planes_on_source,
     read_object,
     save,
     without_warnings,
 )
+from medseg.io.dicom_slice import guarded
+from medseg.io.dicom_source import Paths
 from medseg.io.files import MAX_BYTES
 from medseg.io.voxels import check_axes, labels_only, make_volume
 from medseg.volume import LPS, Volume
@@ -67,7 +68,7 @@ def write_seg(
     path: str | Path,
     *,
     table: LabelTable | None = None,
-    source: str | Path | None = None,
+    source: Paths | None = None,
     options: DicomOptions | None = None,
 ) -> None:
     """Write a label map as a DICOM segmentation of the series at `source`. Raises `BadOutput`, `BadFile`.
@@ -77,36 +78,36 @@ def write_seg(
     """
     if source is None:
         raise BadOutput(f"{path}: a DICOM result refers to the series it was made from; give it with --source")
-    save(seg_dataset(volume, open_source(source, options), path, table=table), path)
+    save(seg_dataset(volume, open_origin(source, options), path, table=table), path)
 
 
-def seg_dataset(volume: Volume, source: Source, path: str | Path, *, table: LabelTable | None = None) -> Any:
+def seg_dataset(volume: Volume, origin: Origin, path: str | Path, *, table: LabelTable | None = None) -> Any:
     """The segmentation as a `highdicom.seg.Segmentation`; `path` is what errors name. Raises `BadOutput`."""
-    if source.options.seg_type not in ("binary", "labelmap"):
-        raise BadConfig(f"'{source.options.seg_type}' is not a kind of segmentation; use binary or labelmap")
+    if origin.options.seg_type not in ("binary", "labelmap"):
+        raise BadConfig(f"'{origin.options.seg_type}' is not a kind of segmentation; use binary or labelmap")
     try:
         labels = labels_only(path, volume)
     except BadFile as error:
         raise BadOutput(f"{error}; a DICOM segmentation holds a label map only") from None
-    planes = planes_on_source(labels, source, path)
+    planes = planes_on_source(labels, origin, path)
     with without_warnings(path):
-        return _dataset(planes, source, table)
+        return _dataset(planes, origin, table)
 
 
-def _dataset(planes: NDArray, source: Source, table: LabelTable | None) -> Any:
+def _dataset(planes: NDArray, origin: Origin, table: LabelTable | None) -> Any:
     segments = present_labels(planes, table)
-    binary = source.options.seg_type == "binary"
+    binary = origin.options.seg_type == "binary"
     if binary:
         number_of = np.zeros(max(int(planes.max()), segments[-1].value) + 1, planes.dtype)
         number_of[[label.value for label in segments]] = np.arange(1, len(segments) + 1)
         planes = number_of[planes]
     descriptions = [
-        _segment(source, label, number if binary else label.value) for number, label in enumerate(segments, 1)
+        _segment(origin, label, number if binary else label.value) for number, label in enumerate(segments, 1)
     ]
-    dataset = _encode(planes, source, descriptions, binary)
-    complete(dataset, source, "SEG")
-    dataset.ContentDate, dataset.ContentTime = moment(source)
-    dataset.update(source.lossy)
+    dataset = _encode(planes, origin, descriptions, binary)
+    complete(dataset, origin, "SEG")
+    dataset.ContentDate, dataset.ContentTime = moment(origin)
+    dataset.update(origin.lossy)
     return dataset
 
 
@@ -122,7 +123,7 @@ def present_labels(planes: NDArray, table: LabelTable | None) -> list[Label]:
     return [known.get(value, plain[value]) for value in present]
 
 
-def _segment(source: Source, label: Label, number: int) -> Any:
+def _segment(origin: Origin, label: Label, number: int) -> Any:
     """An item of the Segment Sequence (PS3.3 C.8.20.4)."""
     from highdicom.seg import SegmentDescription
 
@@ -135,7 +136,7 @@ def _segment(source: Source, label: Label, number: int) -> Any:
         segmented_property_category=_concept(category),
         segmented_property_type=_concept(kind),
         algorithm_type="MANUAL",  # asks for nothing; what is true is set below
-        tracking_uid=source.new_uid("tracking", label.value, label.name),
+        tracking_uid=origin.new_uid("tracking", label.value, label.name),
         tracking_id=text(f"{label.value} {label.name}"),
     )
     item.SegmentedPropertyCategoryCodeSequence = [category]
@@ -147,7 +148,7 @@ def _segment(source: Source, label: Label, number: int) -> Any:
         item.AnatomicRegionSequence = [region]
     item.SegmentDescription = _VALUE.format(label.value)
     item.RecommendedDisplayCIELabValue = cielab(label.color)
-    options = source.options
+    options = origin.options
     item.SegmentAlgorithmType = "AUTOMATIC" if options.model else "SEMIAUTOMATIC"
     item.SegmentAlgorithmName = text(f"medseg {options.model}") if options.model else "unknown (converted by medseg)"
     if options.model:
@@ -176,7 +177,7 @@ def _concept(item: Any) -> Any:
     return CodedConcept.from_dataset(item)
 
 
-def _encode(planes: NDArray, source: Source, descriptions: list[Any], binary: bool) -> Any:
+def _encode(planes: NDArray, origin: Origin, descriptions: list[Any], binary: bool) -> Any:
     """The multi-frame image itself: geometry and references from the source's slices, pixels from `planes`.
 
     highdicom is given slices that carry nothing of the patient, so that nothing of a patient can get into what it
@@ -186,13 +187,13 @@ def _encode(planes: NDArray, source: Source, descriptions: list[Any], binary: bo
     from highdicom.seg import Segmentation
 
     content = _digest(planes, descriptions)
-    series_uid, instance_uid = (source.new_uid(word, source.options.seg_type, content) for word in ("series", "SEG"))
+    series_uid, instance_uid = (origin.new_uid(word, origin.options.seg_type, content) for word in ("series", "SEG"))
     empty_ends = [k for k in {0, len(planes) - 1} if binary and not planes[k].any()]
     if empty_ends:
         planes = planes.copy()
         planes[empty_ends, 0, 0] = 1  # keeps highdicom from leaving the frame out; taken back below
     dataset = Segmentation(
-        source_images=[_skeleton(source, k) for k in range(len(planes))],
+        source_images=[_skeleton(origin, k) for k in range(len(planes))],
         pixel_array=planes,
         segmentation_type="BINARY" if binary else "LABELMAP",
         segment_descriptions=descriptions,
@@ -211,35 +212,35 @@ def _encode(planes: NDArray, source: Source, descriptions: list[Any], binary: bo
     )
     for k in empty_ends:
         _clear_first_bit(dataset, k)
-    _refer(dataset, source)
-    if source.options.deterministic:
-        uid = source.new_uid("dimensions", content)
+    _refer(dataset, origin)
+    if origin.options.deterministic:
+        uid = origin.new_uid("dimensions", content)
         for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
             item.DimensionOrganizationUID = uid
     return dataset
 
 
-def _skeleton(source: Source, k: int) -> Any:
+def _skeleton(origin: Origin, k: int) -> Any:
     """A slice of the source as far as its place goes; `_refer` puts the real references in."""
     from pydicom.dataset import Dataset
 
-    piece = source.slices[k]
+    piece = origin.slices[k]
     assert piece.spacing and piece.position and piece.orientation
-    step = decimal(source.spacing_mm, 9)
+    step = decimal(origin.spacing_mm, 9)
     slice_ = Dataset()
     slice_.SOPClassUID, slice_.SOPInstanceUID = _CT, f"1.2.{k}"
-    slice_.StudyInstanceUID, slice_.SeriesInstanceUID = source.study, source.series
-    slice_.FrameOfReferenceUID = source.frame_of_reference
+    slice_.StudyInstanceUID, slice_.SeriesInstanceUID = origin.study, origin.series
+    slice_.FrameOfReferenceUID = origin.frame_of_reference
     for name in (
         "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
         "StudyTime", "ReferringPhysicianName",
     ):  # fmt: skip
         setattr(slice_, name, None)
-    slice_.Modality = source.modality
+    slice_.Modality = origin.modality
     slice_.Rows, slice_.Columns = piece.rows, piece.columns
     slice_.PixelSpacing = [decimal(edge, 12) for edge in piece.spacing]
     slice_.SliceThickness = slice_.SpacingBetweenSlices = step
-    slice_.ImageOrientationPatient = [decimal(part, 13) for part in source.slices[0].orientation or ()]
+    slice_.ImageOrientationPatient = [decimal(part, 13) for part in origin.slices[0].orientation or ()]
     slice_.ImagePositionPatient = [decimal(part, 12) for part in piece.position]
     return slice_
 
@@ -257,16 +258,16 @@ def _clear_first_bit(dataset: Any, k: int) -> None:
     dataset.PixelData = bytes(pixels)
 
 
-def _refer(dataset: Any, source: Source) -> None:
+def _refer(dataset: Any, origin: Origin) -> None:
     """Let every frame refer to the image, and the frame of it, that it was made from."""
     frames = dataset.PerFrameFunctionalGroupsSequence
     for frame, k in zip(
         frames, [_plane_of(frame) for frame in frames]
     ):  # first all k: frames of a plane share the item
-        frame.DerivationImageSequence[0].SourceImageSequence[0].update(source.reference(source.slices[k]))
+        frame.DerivationImageSequence[0].SourceImageSequence[0].update(origin.reference(origin.slices[k]))
     referenced = dataset.ReferencedSeriesSequence[0]
-    referenced.SeriesInstanceUID = source.series
-    referenced.ReferencedInstanceSequence = source.references()
+    referenced.SeriesInstanceUID = origin.series
+    referenced.ReferencedInstanceSequence = origin.references()
 
 
 def _digest(planes: NDArray, descriptions: list[Any]) -> str:
@@ -343,7 +344,7 @@ def _painted(path: str | Path, parsed: _Parsed, values: list[int]) -> tuple[NDAr
             shared += int((here & (target > 0)).sum())
             target[here] = plane[here]
 
-    _guarded(str(path), paint)
+    guarded(str(path), paint)
     return out, shared
 
 
@@ -400,7 +401,7 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
 
 def _parse(path: str | Path) -> _Parsed:
     """What a segmentation says. Raises `BadFile` for what is damaged, or no volume."""
-    parsed: _Parsed = _guarded(str(path), lambda dicom: _parsed(path, read_object(path, dicom)))
+    parsed: _Parsed = guarded(str(path), lambda dicom: _parsed(path, read_object(path, dicom)))
     if parsed.dataset.SegmentationType == "FRACTIONAL":
         warnings.warn(
             f"{path}: is a fractional segmentation; voxels of at least one half were taken", DataWarning, stacklevel=4

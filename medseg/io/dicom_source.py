@@ -1,391 +1,234 @@
-"""The DICOM series that results are about: its slices, its patient and study, and what every result says of itself.
+"""Where DICOM files come from: a folder, a list of files, a zip, a DICOMDIR or one file. Bytes only, no pydicom.
 
-Results carry from the source what the standard requires of the Patient, Study and Frame of Reference (types 1 and 2),
-the references to its images and its lossy compression, and nothing else; `deidentify` replaces that too.
+A zip is read in place: nothing is written anywhere, so no name in it can point anywhere, and every byte is counted as
+it is unpacked. What a DICOMDIR refers to must lie inside its own folder.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-import re
-import uuid
-import warnings
-from collections.abc import Iterator
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
-from io import BytesIO
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
-import numpy as np
-from numpy.typing import NDArray
+from medseg.errors import BadFile
+from medseg.io.files import MAX_BYTES, open_file
+from medseg.io.stream import CHUNK
 
-from medseg.errors import BadFile, BadOutput
-from medseg.io.dicom import ordered_slices
-from medseg.io.dicom_codes import scheme_item, text
-from medseg.io.dicom_slice import Slice, _guarded, read_header
-from medseg.io.files import atomic_write, open_file
-from medseg.volume import LPS, Volume, resample
-
-#: Attributes of the Patient and Study modules (PS3.3 C.7.1.1, C.7.2.1) that results take over; all are of type 2.
-CARRIED = (
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
-    "AccessionNumber", "ReferringPhysicianName",
+#: What `read` takes for DICOM: one path, or the files of a series.
+Paths = str | Path | Sequence[str | Path]
+#: Most entries of a zip, and most bytes of its directory (which the standard library reads before it counts entries).
+MAX_ENTRIES = 10_000
+MAX_DIRECTORY_BYTES = 4 << 20
+#: Most bytes before the pixels of one file.
+MAX_HEADER_BYTES = 64 << 20
+_MAGIC = b"PK\x03\x04"
+_DAMAGED_ZIP = (
+    zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError, ValueError, struct.error,
+    IndexError,
 )  # fmt: skip
-#: A label map may lie this part of the smallest voxel edge off the source's grid and is still on it.
-MAX_OFFSET = 0.05
-_DEFLATED = "1.2.840.10008.1.2.1.99"
-_EQUIPMENT = "ContributingEquipmentSequence"
-_DATE = re.compile(r"\d{8}")
-_TIME = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
 
 
 @dataclass(frozen=True)
-class DicomOptions:
-    """How DICOM results are written.
-
-    seg_type: 'binary' (a bit plane for each segment, which every viewer knows) or 'labelmap' (smaller, newer).
-    deidentify: replace patient, study and all UIDs; equal UIDs are replaced alike.
-    deterministic: UIDs and dates follow from the labels and the source, so that a second run gives the same object.
-    nearest: put labels of another grid on the source's by nearest neighbour instead of refusing them.
-    model, version: what made the labels; without a model their origin is said to be unknown.
-    family: code value of the algorithm's family in CID 7162.
-    """
-
-    seg_type: str = "binary"
-    deidentify: bool = False
-    deterministic: bool = False
-    nearest: bool = False
-    model: str = ""
-    version: str = ""
-    family: str = "123110"
-
-
-@dataclass(frozen=True)
-class Source:
-    """A series as results refer to it, slices in k order; with `deidentify` all its UIDs are already replaced."""
+class Entry:
+    """One file of a source: a path, or entry number `member` of the zip at that path."""
 
     path: Path
-    slices: list[Slice]
-    affine: NDArray[np.float64]
-    options: DicomOptions
-    study: str
-    series: str
-    frame_of_reference: str
-    modality: str
-    series_number: int
-    carried: dict[str, str] = field(repr=False)
-    position_reference: str = field(repr=False, default="")
-    lossy: dict[str, Any] = field(repr=False, default_factory=dict)
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Voxels along (i, j, k): columns, rows, slices."""
-        return self.slices[0].columns, self.slices[0].rows, len(self.slices)
-
-    @property
-    def spacing_mm(self) -> float:
-        """Distance between slices."""
-        return float(np.linalg.norm(self.affine[:3, 2]))
-
-    def uid(self, uid: str) -> str:
-        """A UID of the source as results may name it."""
-        return _derived("deidentified", uid) if self.options.deidentify else uid
-
-    def new_uid(self, *words: object) -> str:
-        """A UID for a new object: random, or with `deterministic` the same for the same source and words."""
-        return _derived(self.study, self.series, *words) if self.options.deterministic else f"2.25.{uuid.uuid4().int}"
-
-    def reference(self, piece: Slice) -> Any:
-        """An item that refers to the image, and where it holds several the frame, of a slice."""
-        item = _instance(self, piece)
-        if piece.frames > 1:
-            item.ReferencedFrameNumber = piece.frame + 1
-        return item
-
-    def references(self) -> list[Any]:
-        """An item for every image of the source once."""
-        found = {piece.sop_instance: piece for piece in self.slices}
-        return [_instance(self, piece) for piece in found.values()]
+    member: int | None = None
 
 
-def open_source(path: str | Path, options: DicomOptions | None = None, *, series: str | None = None) -> Source:
-    """What results need to know about the series at `path`, read anew. Raises `BadFile`."""
-    options = options or DicomOptions()
-    slices = ordered_slices(path, series=series)
-    first = slices[0]
-    header = read_header(path, first)
-    where = str(path)
-    facts: dict[str, Any] = _guarded(where, lambda dicom: _facts(header))
-    for name, words in (("StudyInstanceUID", "study"), ("SeriesInstanceUID", "series")):
-        if not _is_uid(facts[name]):
-            raise BadFile(f"{path}: does not say to which {words} it belongs; DICOM results need that, export it again")
-    if not _is_uid(first.frame_of_reference):
-        raise BadFile(f"{path}: has no frame of reference, which DICOM results refer to; export the series again")
-    if not all(_is_uid(piece.sop_instance) and _is_uid(piece.sop_class) for piece in slices):
-        raise BadFile(f"{path}: some of its images have no proper identifier to refer to; export the series again")
+class Source:
+    """The files that a user named together. A context manager; `entries` are in the order of their names."""
 
-    def uid(value: str) -> str:
-        return _derived("deidentified", value) if options.deidentify else value
+    def __init__(self, paths: Paths) -> None:
+        self.name = name_of(paths)  # for messages
+        self.is_file = False  # one file, no zip
+        self._zip: zipfile.ZipFile | None = None
+        self._unpacked = 0
+        if not isinstance(paths, str | Path):
+            self.entries = [Entry(Path(path)) for path in paths]
+            if not self.entries:
+                raise BadFile("the list of files is empty; give the files of one series")
+            return
+        path = Path(paths)
+        if path.is_dir():
+            names = sorted(Path(folder) / name for folder, _, files in os.walk(path) for name in files)
+            self.entries = [Entry(name) for name in names]
+            if not names:
+                raise BadFile(f"{path}: is an empty folder; give the folder that holds the series")
+            return
+        with open_file(path) as file:
+            start = file.read(4)
+        if start == _MAGIC or path.suffix.lower() == ".zip":
+            self._zip = _open_zip(path)
+            members = self._zip.infolist()
+            order = sorted(range(len(members)), key=lambda n: members[n].filename)
+            self.entries = [Entry(path, n) for n in order if not members[n].is_dir()]
+            if not self.entries:
+                raise BadFile(f"{path}: is an empty zip; give one that holds the series")
+        else:
+            self.is_file = True
+            self.entries = [Entry(path)]
 
-    carried = facts["carried"]
-    if options.deidentify:
-        carried = dict.fromkeys(CARRIED, "") | {
-            "PatientName": "Anonymous",
-            "PatientID": "ANON" + hashlib.sha256(uid(facts["StudyInstanceUID"]).encode()).hexdigest()[:12],
-        }
-    return Source(
-        path=Path(path),
-        slices=slices,
-        affine=_affine(slices),
-        options=options,
-        study=uid(facts["StudyInstanceUID"]),
-        series=uid(facts["SeriesInstanceUID"]),
-        frame_of_reference=uid(first.frame_of_reference),
-        modality=facts["Modality"],
-        series_number=facts["SeriesNumber"],
-        carried=carried,
-        position_reference="" if options.deidentify else facts["PositionReferenceIndicator"],
-        lossy=facts["lossy"],
-    )
+    def __enter__(self) -> Source:
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        if self._zip:
+            self._zip.close()
 
-def _facts(header: Any) -> dict[str, Any]:
-    """What is carried, decoded; what is not valid is left empty, but for names and identifiers, which stay."""
+    def where(self, entry: Entry) -> str:
+        """How to name a file in a message: as the user gave it, without the names that stand in a zip."""
+        if entry.member is not None:
+            return f"{self.name} (entry {entry.member + 1})"
+        return str(entry.path)
 
-    def value(name: str) -> str:
-        found = header.get(name)
-        return "" if found is None else str(found).strip()
+    def suffix(self, entry: Entry) -> str:
+        """The suffix of a file's name in lower case."""
+        name = self._zip.infolist()[entry.member].filename if self._zip and entry.member is not None else entry.path
+        return Path(name).suffix.lower()
 
-    carried = {name: value(name) for name in CARRIED}
-    for name, pattern in (("PatientBirthDate", _DATE), ("StudyDate", _DATE), ("StudyTime", _TIME)):
-        if not pattern.fullmatch(carried[name]):
-            carried[name] = ""
-    if carried["PatientSex"] not in ("M", "F", "O"):
-        carried["PatientSex"] = ""
-    number = value("SeriesNumber")
-    lossy: dict[str, Any] = {"LossyImageCompression": "00"}
-    if value("LossyImageCompression") == "01":
-        names = ("LossyImageCompressionRatio", "LossyImageCompressionMethod")
-        lossy = {"LossyImageCompression": "01"} | {name: header[name].value for name in names if header.get(name)}
-    modality = value("Modality")
-    return {
-        "StudyInstanceUID": value("StudyInstanceUID"),
-        "SeriesInstanceUID": value("SeriesInstanceUID"),
-        "PositionReferenceIndicator": value("PositionReferenceIndicator"),
-        "Modality": modality if re.fullmatch("[A-Z]{2,8}", modality) else "OT",
-        "SeriesNumber": int(number) if re.fullmatch(r"\d{1,9}", number) else 0,
-        "carried": carried,
-        "lossy": lossy,
-    }
+    @contextmanager
+    def open(self, entry: Entry) -> Iterator[BinaryIO]:
+        """The bytes of a file; those of a zip can be read forwards, and backwards within what was read.
 
+        Raises `BadFile` for what is no ordinary file, and for a zip that is damaged or unpacks to too much.
+        """
+        if entry.member is None:
+            with open_file(entry.path) as file:
+                yield file
+            return
+        if self._zip is None:
+            raise BadFile(f"{self.where(entry)}: is not open")
+        member = self._zip.infolist()[entry.member]
+        if member.flag_bits & 1:
+            raise BadFile(f"{self.where(entry)}: is encrypted; unpack the zip and give the folder")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise BadFile(f"{self.where(entry)}: is packed in an unusual way; unpack the zip and give the folder")
+        try:
+            with self._zip.open(member) as stream:
+                yield cast(BinaryIO, Unpacked(self._pieces(stream, self.where(entry)), self.where(entry)))
+        except _DAMAGED_ZIP:
+            raise BadFile(f"{self.where(entry)}: is damaged in the zip; get it again") from None
 
-def _affine(slices: list[Slice]) -> NDArray[np.float64]:
-    """Voxel index to RAS+ mm of slices in order, as `read` gives it."""
-    first, last = slices[0], slices[-1]
-    assert first.position and last.position and first.orientation and first.spacing
-    along_row, down_column = np.reshape(first.orientation, (2, 3))
-    affine = np.eye(4)
-    affine[:3, 0] = along_row * first.spacing[1]
-    affine[:3, 1] = down_column * first.spacing[0]
-    affine[:3, 2] = (np.array(last.position) - first.position) / max(1, len(slices) - 1)
-    affine[:3, 3] = first.position
-    return LPS @ affine
+    def _pieces(self, stream: IO[bytes], where: str) -> Iterator[bytes]:
+        while piece := stream.read(CHUNK):
+            self._unpacked += len(piece)
+            if self._unpacked > MAX_BYTES:
+                raise BadFile(f"{where}: the zip unpacks to more than the {MAX_BYTES >> 30} GB allowed")
+            yield piece
 
 
-def planes_on_source(labels: Volume, source: Source, path: str | Path) -> NDArray:
-    """A label map as planes (slices, rows, columns) of its source.
+class Unpacked:
+    """Unpacked bytes as a file that is read forwards; what was read, at most `MAX_HEADER_BYTES`, can be read again."""
 
-    Stored in any of the 48 ways, or cut out of the source's grid, it is placed exactly, voxel by voxel. On another
-    grid: `BadOutput` naming `path`, or with `nearest` the nearest neighbour.
-    """
-    step = np.linalg.inv(source.affine) @ labels.affine
-    whole = np.rint(step)
-    turn, start = whole[:3, :3], whole[:3, 3]
-    edges = np.linalg.norm(source.affine[:3, :3], axis=0)
-    far = max(
-        float(np.linalg.norm(((step - whole) @ (*corner, 1.0))[:3] * edges))
-        for corner in product(*((0, n - 1) for n in labels.shape))
-    )
-    exact = (np.abs(turn).sum(axis=0) == 1).all() and (np.abs(turn).sum(axis=1) == 1).all()
-    if not exact or far > MAX_OFFSET * edges.min():
-        if not source.options.nearest:
-            raise BadOutput(
-                f"{path}: the labels lie on another grid than the DICOM series they should refer to; give the series "
-                "they were made from, or allow nearest-neighbour resampling (--nearest)"
-            )
-        return np.ascontiguousarray(resample(labels, source.affine, source.shape, order=0).data.T)
-    # Voxel axis a of the source follows voxel axis order[a] of the labels, forwards or backwards.
-    order = [int(np.abs(turn[a]).argmax()) for a in range(3)]
-    signs = [int(turn[a, order[a]]) for a in range(3)]
-    data = labels.data.transpose(order)[tuple(slice(None, None, sign) for sign in signs)]
-    low = [int(start[a]) - (0 if signs[a] > 0 else data.shape[a] - 1) for a in range(3)]
-    if any(at < 0 or at + size > whole for at, size, whole in zip(low, data.shape, source.shape)):
-        if not source.options.nearest:
-            raise BadOutput(f"{path}: the labels reach beyond the DICOM series; give the series they were made from")
-        return np.ascontiguousarray(resample(labels, source.affine, source.shape, order=0).data.T)
-    out = np.zeros(source.shape[::-1], data.dtype)
-    out.T[tuple(slice(at, at + size) for at, size in zip(low, data.shape))] = data
-    return out
+    def __init__(self, pieces: Iterator[bytes], where: str) -> None:
+        self._pieces, self._where = pieces, where
+        self._kept = bytearray()
+        self._place = 0
 
+    def tell(self) -> int:
+        """The place of the next byte."""
+        return self._place
 
-def complete(dataset: Any, source: Source, kind: str) -> None:
-    """Give a new object its patient, study and frame of reference, its dates and what made it (PS3.3 C.7, C.12.1).
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to a place counted from the beginning or from here."""
+        if whence == os.SEEK_END:
+            raise OSError("the end of a packed file is not known")
+        self._place = offset + (self._place if whence == os.SEEK_CUR else 0)
+        return self._place
 
-    kind: a word for what it is, such as 'SEG'.
-    """
-    from pydicom.datadict import dictionary_VR, tag_for_keyword
-    from pydicom.dataelem import DataElement
-    from pydicom.valuerep import PersonName
+    def read(self, count: int) -> bytes:
+        """At most `count` bytes, fewer at the end."""
+        if count < 0 or self._place + count > MAX_HEADER_BYTES:
+            raise BadFile(f"{self._where}: its header is larger than any header is; the file is damaged")
+        while len(self._kept) < self._place + count and (piece := next(self._pieces, b"")):
+            self._kept += piece
+        found = bytes(self._kept[self._place : self._place + count])
+        self._place += len(found)
+        return found
 
-    from medseg import __version__
+    def forwards(self) -> Iterator[bytes]:
+        """All bytes from the beginning. Nothing can be read afterwards."""
+        yield bytes(self._kept)
+        yield from self._pieces
 
-    dataset.SpecificCharacterSet = "ISO_IR 192"
-    for name, value in source.carried.items():
-        tag, kind_of_value = tag_for_keyword(name), dictionary_VR(name)
-        words = PersonName(value) if kind_of_value == "PN" else value
-        assert tag is not None
-        # Identifiers stay as they are even where the source's are longer than the standard allows.
-        dataset.add(DataElement(tag, kind_of_value, words, validation_mode=0))
-    dataset.StudyInstanceUID = source.study
-    dataset.FrameOfReferenceUID = source.frame_of_reference
-    dataset.PositionReferenceIndicator = source.position_reference
-    date, time = moment(source)
-    dataset.InstanceCreationDate = dataset.SeriesDate = date
-    dataset.InstanceCreationTime = dataset.SeriesTime = time
-    dataset.SeriesNumber = {"SEG": 9100, "RTSTRUCT": 9200, "SR": 9300}[kind] + source.series_number % 100
-    dataset.SeriesDescription = text(f"medseg {source.options.model}".strip())
-    dataset.InstanceNumber = 1
-    dataset.Manufacturer = dataset.ManufacturerModelName = "medseg"
-    dataset.SoftwareVersions = __version__
-    dataset.DeviceSerialNumber = f"medseg-{__version__}"
-    dataset.ContributingEquipmentSequence = [_equipment(source, date, time), *dataset.get(_EQUIPMENT, ())]
-    if source.options.deidentify:
-        dataset.PatientIdentityRemoved = "YES"
-        dataset.DeidentificationMethod = "medseg: identifying attributes and UIDs replaced"
-        dataset.LongitudinalTemporalInformationModified = "REMOVED"
-    if _uses_private_codes(dataset):
-        dataset.CodingSchemeIdentificationSequence = [scheme_item()]
+    def take(self, start: int, count: int) -> bytes:
+        """Bytes `start` to `start + count`, fewer at the end. The rest is unpacked too: that checks the checksum."""
+        out = bytearray()
+        place = 0
+        for piece in self.forwards():
+            if place + len(piece) > start and len(out) < count:
+                out += piece[max(0, start - place) :][: count - len(out)]
+            place += len(piece)
+        return bytes(out)
 
 
-def moment(source: Source) -> tuple[str, str]:
-    """Date (DA) and time (TM) of creation; with `deterministic` those of the study, or a dummy where it has none."""
-    if source.options.deterministic:
-        return source.carried["StudyDate"] or "19000101", source.carried["StudyTime"] or "000000"
-    now = datetime.now()
-    return now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+def inflated(file: Any, start: int, where: str) -> Unpacked:
+    """The rest of a file from `start` on, which is raw deflate (PS3.5 A.5), unpacked. Raises `BadFile`."""
+    file.seek(start)
+    return Unpacked(_inflate(file, where), where)
 
 
-def _equipment(source: Source, date: str, time: str) -> Any:
-    """An item that says what medseg did (PS3.3 C.12.1.1.5)."""
-    from pydicom.dataset import Dataset
-
-    from medseg import __version__
-
-    purpose = Dataset()
-    purpose.CodeValue, purpose.CodingSchemeDesignator, purpose.CodeMeaning = "109102", "DCM", "Processing Equipment"
-    item = Dataset()
-    item.PurposeOfReferenceCodeSequence = [purpose]
-    item.Manufacturer = item.ManufacturerModelName = "medseg"
-    item.SoftwareVersions = __version__
-    item.ContributionDateTime = date + time.ljust(6, "0")
-    made = f"segmented with model {source.options.model}" if source.options.model else "converted from a label map"
-    hashed = f", weights {source.options.version}" if source.options.version else ""
-    item.ContributionDescription = text(made + hashed, 1024)
-    return item
-
-
-def _uses_private_codes(dataset: Any) -> bool:
-    from medseg.io.dicom_codes import PRIVATE_SCHEME
-
-    return any(item.get("CodingSchemeDesignator") == PRIVATE_SCHEME for item in _items(dataset))
-
-
-def _items(dataset: Any) -> Iterator[Any]:
-    """Every item of every sequence below a dataset, but for frames and contours, of which there may be thousands."""
-    for element in dataset:
-        if element.VR == "SQ" and element.keyword not in ("PerFrameFunctionalGroupsSequence", "ContourSequence"):
-            for item in element.value:
-                yield item
-                yield from _items(item)
-
-
-@contextmanager
-def without_warnings(path: str | Path) -> Iterator[None]:
-    """Work with highdicom, which is not there or has only developers' remarks. Raises `BadOutput` if not there."""
+def _inflate(file: Any, where: str) -> Iterator[bytes]:
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    total = 0
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except ImportError:
-        raise BadOutput(
-            f'{path}: writing DICOM needs highdicom; install it with: pip install "medseg[dicom]"'
-        ) from None
+        while not unpacker.eof:
+            packed = unpacker.unconsumed_tail or file.read(CHUNK)
+            piece = unpacker.decompress(packed, CHUNK)
+            if not packed and not piece:
+                raise BadFile(f"{where}: its compressed data ends early; it is incomplete, get the file again")
+            total += len(piece)
+            if total > MAX_BYTES:
+                raise BadFile(f"{where}: unpacks to more than the {MAX_BYTES >> 30} GB allowed")
+            if piece:
+                yield piece
+    except zlib.error:
+        raise BadFile(f"{where}: its compressed data is damaged; get the file again") from None
 
 
-def save(dataset: Any, path: str | Path) -> None:
-    """Write an object as a DICOM file with an empty preamble, whole or not at all. Raises `BadOutput`."""
-    dataset.preamble = bytes(128)
-    buffer = BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    with atomic_write(path) as file:
-        file.write(buffer.getbuffer())
+def name_of(paths: Paths) -> str:
+    """How messages name a source: the path as it was given, or the first of several files."""
+    if isinstance(paths, str | Path):
+        return str(paths)
+    return f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else str(paths[0]) if paths else "the list"
 
 
-def decimal(number: float, digits: int) -> str:
-    """A number as a decimal string (DS) of at most 16 characters with at most `digits` after the point."""
-    for places in range(digits, -1, -1):
-        words = f"{number:.{places}f}"
-        if len(words) <= 16:
-            words = words.rstrip("0").rstrip(".") if "." in words else words
-            return "0" if words in ("-0", "") else words
-    return f"{number:.9e}"
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    """A zip whose directory is small enough. Raises `BadFile`."""
+    remedy = "unpack it and give the folder"
+    try:
+        with open_file(path) as file:
+            if _directory_bytes(file) > MAX_DIRECTORY_BYTES:
+                raise BadFile(f"{path}: holds more than the {MAX_ENTRIES} files allowed; {remedy}")
+        opened = zipfile.ZipFile(path)
+    except _DAMAGED_ZIP:
+        raise BadFile(f"{path}: is damaged or is no zip; get the file again") from None
+    if len(opened.infolist()) > MAX_ENTRIES:
+        opened.close()
+        raise BadFile(f"{path}: holds more than the {MAX_ENTRIES} files allowed; {remedy}")
+    return opened
 
 
-def digits_for(spacing_mm: float) -> int:
-    """Digits after the point that place a point within a ten-thousandth of a voxel, at least 4."""
-    return max(4, min(9, 4 - math.floor(math.log10(spacing_mm))))
-
-
-def _derived(*words: object) -> str:
-    """A UID that follows from words: a UUID under 2.25 (PS3.5 B.2) of their hash."""
-    digest = hashlib.sha256("\0".join(map(str, words)).encode()).digest()
-    return f"2.25.{uuid.UUID(bytes=digest[:16], version=4).int}"
-
-
-def _is_uid(value: str) -> bool:
-    return len(value) <= 64 and bool(re.fullmatch(r"\d+(\.\d+)+", value))
-
-
-def _instance(source: Source, piece: Slice) -> Any:
-    from pydicom.dataset import Dataset
-
-    item = Dataset()
-    item.ReferencedSOPClassUID = piece.sop_class
-    item.ReferencedSOPInstanceUID = source.uid(piece.sop_instance)
-    return item
-
-
-def sop_class_of(path: str | Path) -> str | None:
-    """What kind of object a DICOM file says it holds (a SOP class UID), or None for what is no DICOM file."""
-    with open_file(path) as opened:
-        if opened.read(132)[128:] != b"DICM":
-            return None
-
-    def look(dicom: Any) -> str:
-        return str(dicom.filereader.read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
-
-    found: str = _guarded(str(path), look)
-    return found
-
-
-def read_object(path: str | Path, dicom: Any) -> Any:
-    """A whole DICOM object as a dataset; `dicom` is the pydicom module. Raises `BadFile` for deflated files."""
-    open_file(path).close()
-    if dicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID", "") == _DEFLATED:
-        # pydicom unpacks these without a limit: a small file could take all memory.
-        raise BadFile(f"{path}: is deflated DICOM, which medseg does not unpack; use gdcmconv --raw first")
-    return dicom.dcmread(path)
+def _directory_bytes(file: BinaryIO) -> int:
+    """How long a zip says its directory is (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.14-16)."""
+    size = file.seek(0, os.SEEK_END)
+    tail_start = max(0, size - 65557 - 20)
+    file.seek(tail_start)
+    tail = file.read()
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0:
+        raise zipfile.BadZipFile
+    if end >= 20 and tail[end - 20 : end - 16] == b"PK\x06\x07":  # zip64: the real numbers stand elsewhere
+        (place,) = struct.unpack("<Q", tail[end - 12 : end - 4])
+        file.seek(min(place, size))
+        record = file.read(56)
+        if record[:4] == b"PK\x06\x06":
+            return int(struct.unpack("<Q", record[40:48])[0])
+    return int(struct.unpack("<I", tail[end + 12 : end + 16])[0])

@@ -21,21 +21,22 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning
 from medseg.io.dicom_codes import category_of, chosen, code_item, read_codes, table_of, text, type_of
-from medseg.io.dicom_seg import algorithm_item, present_labels
-from medseg.io.dicom_slice import _guarded
-from medseg.io.dicom_source import (
+from medseg.io.dicom_result import (
     DicomOptions,
-    Source,
+    Origin,
     complete,
     decimal,
     digits_for,
     moment,
-    open_source,
+    open_origin,
     planes_on_source,
     read_object,
     save,
     without_warnings,
 )
+from medseg.io.dicom_seg import algorithm_item, present_labels
+from medseg.io.dicom_slice import guarded
+from medseg.io.dicom_source import Paths
 from medseg.io.voxels import labels_only, make_volume
 from medseg.volume import LPS, Volume
 
@@ -55,7 +56,7 @@ def write_rtstruct(
     path: str | Path,
     *,
     table: LabelTable | None = None,
-    source: str | Path | None = None,
+    source: Paths | None = None,
     options: DicomOptions | None = None,
 ) -> None:
     """Write a label map as the structure set of the series at `source`. Raises `BadOutput`, `BadFile`.
@@ -65,52 +66,52 @@ def write_rtstruct(
     """
     if source is None:
         raise BadOutput(f"{path}: a DICOM result refers to the series it was made from; give it with --source")
-    save(rtstruct_dataset(volume, open_source(source, options), path, table=table), path)
+    save(rtstruct_dataset(volume, open_origin(source, options), path, table=table), path)
 
 
-def rtstruct_dataset(volume: Volume, source: Source, path: str | Path, *, table: LabelTable | None = None) -> Any:
+def rtstruct_dataset(volume: Volume, origin: Origin, path: str | Path, *, table: LabelTable | None = None) -> Any:
     """The structure set as a dataset; `path` is what errors name. Raises `BadOutput`."""
     try:
         labels = labels_only(path, volume)
     except BadFile as error:
         raise BadOutput(f"{error}; a structure set holds a label map only") from None
-    planes = planes_on_source(labels, source, path)
+    planes = planes_on_source(labels, origin, path)
     with without_warnings(path):
-        return _dataset(planes, source, present_labels(planes, table))
+        return _dataset(planes, origin, present_labels(planes, table))
 
 
-def _dataset(planes: NDArray, source: Source, labels: list[Label]) -> Any:
+def _dataset(planes: NDArray, origin: Origin, labels: list[Label]) -> Any:
     from scipy import ndimage
 
     boxes = dict(enumerate(ndimage.find_objects(planes), 1))
-    dataset = _file(source, planes, labels)
-    date, time = moment(source)
+    dataset = _file(origin, planes, labels)
+    date, time = moment(origin)
     dataset.Modality = "RTSTRUCT"
     dataset.OperatorsName = ""
     dataset.StructureSetLabel = "medseg"
-    dataset.StructureSetName = text(f"medseg {source.options.model}".strip())
+    dataset.StructureSetName = text(f"medseg {origin.options.model}".strip())
     dataset.StructureSetDate, dataset.StructureSetTime = date, time
-    dataset.ReferencedFrameOfReferenceSequence = [_referenced(source)]
-    mm3 = abs(float(np.linalg.det(source.affine[:3, :3])))
+    dataset.ReferencedFrameOfReferenceSequence = [_referenced(origin)]
+    mm3 = abs(float(np.linalg.det(origin.affine[:3, :3])))
     counts = np.bincount(planes.ravel())
     dataset.StructureSetROISequence = [
-        _roi(source, label, mm3 * (counts[label.value] if label.value < len(counts) else 0)) for label in labels
+        _roi(origin, label, mm3 * (counts[label.value] if label.value < len(counts) else 0)) for label in labels
     ]
-    dataset.ROIContourSequence = [_contours(planes, source, label, boxes.get(label.value)) for label in labels]
+    dataset.ROIContourSequence = [_contours(planes, origin, label, boxes.get(label.value)) for label in labels]
     dataset.RTROIObservationsSequence = [_observation(number, label) for number, label in enumerate(labels, 1)]
     dataset.ApprovalStatus = "UNAPPROVED"
-    complete(dataset, source, "RTSTRUCT")
+    complete(dataset, origin, "RTSTRUCT")
     return dataset
 
 
-def _file(source: Source, planes: NDArray, labels: list[Label]) -> Any:
+def _file(origin: Origin, planes: NDArray, labels: list[Label]) -> Any:
     from pydicom.dataset import Dataset, FileMetaDataset
 
     content = hashlib.sha256(planes.tobytes() + repr(labels).encode()).hexdigest()
     dataset = Dataset()
     dataset.SOPClassUID = RTSTRUCT_CLASS
-    dataset.SOPInstanceUID = source.new_uid("RTSTRUCT", content)
-    dataset.SeriesInstanceUID = source.new_uid("series", "RTSTRUCT", content)
+    dataset.SOPInstanceUID = origin.new_uid("RTSTRUCT", content)
+    dataset.SeriesInstanceUID = origin.new_uid("series", "RTSTRUCT", content)
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = _IMPLICIT
     dataset.file_meta.MediaStorageSOPClassUID = RTSTRUCT_CLASS
@@ -118,32 +119,32 @@ def _file(source: Source, planes: NDArray, labels: list[Label]) -> Any:
     return dataset
 
 
-def _referenced(source: Source) -> Any:
+def _referenced(origin: Origin) -> Any:
     from pydicom.dataset import Dataset
 
     series = Dataset()
-    series.SeriesInstanceUID = source.series
-    series.ContourImageSequence = source.references()
+    series.SeriesInstanceUID = origin.series
+    series.ContourImageSequence = origin.references()
     study = Dataset()
-    study.ReferencedSOPClassUID, study.ReferencedSOPInstanceUID = _STUDY_CLASS, source.study
+    study.ReferencedSOPClassUID, study.ReferencedSOPInstanceUID = _STUDY_CLASS, origin.study
     study.RTReferencedSeriesSequence = [series]
     item = Dataset()
-    item.FrameOfReferenceUID = source.frame_of_reference
+    item.FrameOfReferenceUID = origin.frame_of_reference
     item.RTReferencedStudySequence = [study]
     return item
 
 
-def _roi(source: Source, label: Label, mm3: float) -> Any:
+def _roi(origin: Origin, label: Label, mm3: float) -> Any:
     from pydicom.dataset import Dataset
 
     item = Dataset()
     item.ROINumber = label.value
-    item.ReferencedFrameOfReferenceUID = source.frame_of_reference
+    item.ReferencedFrameOfReferenceUID = origin.frame_of_reference
     item.ROIName = text(label.name)
     item.ROIVolume = decimal(mm3 / 1000, 6)  # cm³
-    item.ROIGenerationAlgorithm = "AUTOMATIC" if source.options.model else ""
-    if source.options.model:
-        item.ROIDerivationAlgorithmIdentificationSequence = [algorithm_item(source.options)]
+    item.ROIGenerationAlgorithm = "AUTOMATIC" if origin.options.model else ""
+    if origin.options.model:
+        item.ROIDerivationAlgorithmIdentificationSequence = [algorithm_item(origin.options)]
     return item
 
 
@@ -167,7 +168,7 @@ def _observation(number: int, label: Label) -> Any:
     return item
 
 
-def _contours(planes: NDArray, source: Source, label: Label, box: tuple[slice, ...] | None) -> Any:
+def _contours(planes: NDArray, origin: Origin, label: Label, box: tuple[slice, ...] | None) -> Any:
     from pydicom.dataset import Dataset
 
     item = Dataset()
@@ -178,28 +179,28 @@ def _contours(planes: NDArray, source: Source, label: Label, box: tuple[slice, .
         assert box is not None
         for outline in outlines(planes[k][box[1:]] == label.value):
             outline += (box[1].start, box[2].start)
-            contours.append(_contour(source, k, outline, len(contours) + 1))
+            contours.append(_contour(origin, k, outline, len(contours) + 1))
     if contours:
         item.ContourSequence = contours
     return item
 
 
-def _contour(source: Source, k: int, outline: NDArray[np.float64], number: int) -> Any:
+def _contour(origin: Origin, k: int, outline: NDArray[np.float64], number: int) -> Any:
     """An item of the Contour Sequence for an outline (P, 2) of rows and columns on slice k."""
     from pydicom.dataelem import RawDataElement
     from pydicom.dataset import Dataset
     from pydicom.tag import Tag
 
-    piece = source.slices[k]
+    piece = origin.slices[k]
     assert piece.position and piece.spacing
-    along_row, down_column = np.reshape(source.slices[0].orientation or (), (2, 3))
+    along_row, down_column = np.reshape(origin.slices[0].orientation or (), (2, 3))
     points = piece.position + outline[:, 1:] * (along_row * piece.spacing[1])
     points = points + outline[:, :1] * (down_column * piece.spacing[0])
     digits = digits_for(min(piece.spacing))
     value = "\\".join(decimal(number, digits) for number in points.ravel().tolist()).encode()
     item = Dataset()
     item.ContourNumber = number
-    item.ContourImageSequence = [source.reference(piece)]
+    item.ContourImageSequence = [origin.reference(piece)]
     item.ContourGeometricType = "CLOSED_PLANAR"
     item.NumberOfContourPoints = len(outline)
     value += b" " * (len(value) % 2)
@@ -298,7 +299,7 @@ def _area(loop: list[int], width: int) -> float:
 def read_rtstruct(
     path: str | Path,
     *,
-    source: str | Path | None = None,
+    source: Paths | None = None,
     series: str | None = None,
     volume_index: int | None = None,
     segments: Sequence[str] | None = None,
@@ -327,7 +328,7 @@ def read_rtstruct(
     return labels_only(path, make_volume(path, out, grid.affine))
 
 
-def read_structures(path: str | Path, *, source: str | Path, series: str | None = None) -> list[tuple[Label, Volume]]:
+def read_structures(path: str | Path, *, source: Paths, series: str | None = None) -> list[tuple[Label, Volume]]:
     """Every structure as a mask of its own (uint8, 0 and 1) on the grid of `source`, overlaps kept."""
     grid, layers, table = _layers(path, source, series)
     found = []
@@ -341,17 +342,17 @@ def read_structures(path: str | Path, *, source: str | Path, series: str | None 
 
 def read_rtstruct_table(path: str | Path) -> LabelTable:
     """Names, colours and codes of a structure set, values as `read_rtstruct` gives them. Raises `BadFile`."""
-    table: LabelTable = _guarded(str(path), lambda dicom: _table(path, _structures(path, dicom))[0])
+    table: LabelTable = guarded(str(path), lambda dicom: _table(path, _structures(path, dicom))[0])
     return table
 
 
 def _layers(
-    path: str | Path, source: str | Path | None, series: str | None
-) -> tuple[Source, dict[int, dict[int, NDArray[np.bool_]]], LabelTable]:
-    """The source, the filled planes of every label by slice, and the table."""
+    path: str | Path, source: Paths | None, series: str | None
+) -> tuple[Origin, dict[int, dict[int, NDArray[np.bool_]]], LabelTable]:
+    """The origin, the filled planes of every label by slice, and the table."""
     if source is None:
         raise BadFile(f"{path}: holds contours, which only make sense on their images; give the series with --source")
-    grid = open_source(source, series=series)
+    grid = open_origin(source, series=series)
     lost = {"contours that enclose nothing": 0, "contours that reach beyond the images, cut off there": 0}
 
     def work(dicom: Any) -> Any:
@@ -359,7 +360,9 @@ def _layers(
         table, value_of = _table(path, dataset)
         frames = {str(item.get("ReferencedFrameOfReferenceUID")) for item in dataset.StructureSetROISequence}
         if grid.frame_of_reference not in frames:
-            raise BadFile(f"{path}: was drawn in another frame of reference than {source}; give the series it is for")
+            raise BadFile(
+                f"{path}: was drawn in another frame of reference than {name_of(source)}; give the series it is for"
+            )
         layers: dict[int, dict[int, NDArray[np.bool_]]] = {}
         for item in dataset.get("ROIContourSequence") or ():
             value = value_of.get(int(item.ReferencedROINumber))
@@ -368,7 +371,7 @@ def _layers(
             layers[value] = _filled(path, grid, item.get("ContourSequence") or (), lost)
         return layers, table
 
-    layers, table = _guarded(str(path), work)
+    layers, table = guarded(str(path), work)
     for what, count in lost.items():
         if count:
             warnings.warn(f"{path}: {what}: {count}", DataWarning, stacklevel=4)
@@ -420,7 +423,7 @@ def _table(path: str | Path, dataset: Any) -> tuple[LabelTable, dict[int, int]]:
     return table, value_of
 
 
-def _filled(path: str | Path, grid: Source, contours: Any, lost: dict[str, int]) -> dict[int, NDArray[np.bool_]]:
+def _filled(path: str | Path, grid: Origin, contours: Any, lost: dict[str, int]) -> dict[int, NDArray[np.bool_]]:
     """Slice to the pixels (rows, columns) that the contours of one structure fill."""
     columns, rows, count = grid.shape
     to_voxels = np.linalg.inv(LPS @ grid.affine)
