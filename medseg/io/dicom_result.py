@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from medseg.errors import BadFile, BadOutput
 from medseg.io.dicom import ordered_slices
 from medseg.io.dicom_codes import scheme_item, text
+from medseg.io.dicom_series import grid
 from medseg.io.dicom_slice import Slice, guarded, read_header
 from medseg.io.dicom_source import Paths, name_of
 from medseg.io.files import atomic_write, open_file
-from medseg.volume import LPS, Volume, resample
+from medseg.volume import Volume, resample
 
 #: Attributes of the Patient and Study modules (PS3.3 C.7.1.1, C.7.2.1) that results take over; all are of type 2.
 CARRIED = (
@@ -131,6 +132,7 @@ def open_origin(path: Paths, options: DicomOptions | None = None, *, series: str
     def uid(value: str) -> str:
         return _derived("deidentified", value) if options.deidentify else value
 
+    place = np.array(first.position)
     carried = facts["carried"]
     if options.deidentify:
         carried = dict.fromkeys(CARRIED, "") | {
@@ -139,7 +141,7 @@ def open_origin(path: Paths, options: DicomOptions | None = None, *, series: str
         }
     return Origin(
         slices=slices,
-        affine=_affine(slices),
+        affine=grid(first, place, (np.array(slices[-1].position) - place) / max(1, len(slices) - 1)),
         options=options,
         study=uid(facts["StudyInstanceUID"]),
         series=uid(facts["SeriesInstanceUID"]),
@@ -180,19 +182,6 @@ def _facts(header: Any) -> dict[str, Any]:
         "carried": carried,
         "lossy": lossy,
     }
-
-
-def _affine(slices: list[Slice]) -> NDArray[np.float64]:
-    """Voxel index to RAS+ mm of slices in order, as `read` gives it."""
-    first, last = slices[0], slices[-1]
-    assert first.position and last.position and first.orientation and first.spacing
-    along_row, down_column = np.reshape(first.orientation, (2, 3))
-    affine = np.eye(4)
-    affine[:3, 0] = along_row * first.spacing[1]
-    affine[:3, 1] = down_column * first.spacing[0]
-    affine[:3, 2] = (np.array(last.position) - first.position) / max(1, len(slices) - 1)
-    affine[:3, 3] = first.position
-    return LPS @ affine
 
 
 def planes_on_source(labels: Volume, origin: Origin, path: str | Path) -> NDArray:

@@ -32,6 +32,7 @@ from medseg.io.dicom_codes import (
     text,
     type_of,
 )
+from medseg.io.dicom_pixels import stored_pixels
 from medseg.io.dicom_result import (
     DicomOptions,
     Origin,
@@ -44,8 +45,9 @@ from medseg.io.dicom_result import (
     save,
     without_warnings,
 )
-from medseg.io.dicom_slice import guarded
-from medseg.io.dicom_source import Paths
+from medseg.io.dicom_slice import guarded, parse
+from medseg.io.dicom_source import Entry, Paths
+from medseg.io.dicom_source import Source as PixelSource
 from medseg.io.files import MAX_BYTES
 from medseg.io.voxels import check_axes, labels_only, make_volume
 from medseg.volume import LPS, Volume
@@ -378,10 +380,14 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
         raise BadFile(f"{path}: its pixels are stored in a way that medseg does not read")
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:
-        if size * count * max(1, bits // 8) > MAX_BYTES:
-            raise BadFile(f"{path}: claims more than the {MAX_BYTES / 2**30:.3g} GB allowed")
-        every = dataset.pixel_array.reshape(count, rows, columns)
-        return lambda number: every[number]
+        if bits == 1:
+            raise BadFile(
+                f"{path}: its bit planes are compressed, which medseg does not unpack; use gdcmconv --raw first"
+            )
+        unpacked = np.stack(list(_unpacked(path)))
+        if unpacked.shape != (count, rows, columns):
+            raise BadFile(f"{path}: its pixels are not what its header says; the file is damaged")
+        return lambda number: unpacked[number]
     pixels = dataset.PixelData
     if len(pixels) * 8 < size * count * bits:
         raise BadFile(f"{path}: the file is too short for what its header claims; it is damaged or incomplete")
@@ -397,6 +403,15 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
         return whole[start % 8 :][:size].reshape(rows, columns)
 
     return unpack
+
+
+def _unpacked(path: str | Path) -> Iterator[NDArray]:
+    """The frames of a compressed segmentation, unpacked as those of every other DICOM file are."""
+    with PixelSource(path) as source:
+        entry = Entry(Path(path), None)
+        with source.open(entry) as file:
+            slices = parse(source, entry, file)
+        yield from stored_pixels(source, slices)
 
 
 def _parse(path: str | Path) -> _Parsed:

@@ -360,9 +360,7 @@ def _layers(
         table, value_of = _table(path, dataset)
         frames = {str(item.get("ReferencedFrameOfReferenceUID")) for item in dataset.StructureSetROISequence}
         if grid.frame_of_reference not in frames:
-            raise BadFile(
-                f"{path}: was drawn in another frame of reference than {name_of(source)}; give the series it is for"
-            )
+            raise BadFile(f"{path}: was drawn in another frame of reference; give the series that it was drawn on")
         layers: dict[int, dict[int, NDArray[np.bool_]]] = {}
         for item in dataset.get("ROIContourSequence") or ():
             value = value_of.get(int(item.ReferencedROINumber))
