@@ -16,8 +16,9 @@ ROWS = [
     {"errors"},
     {"volume", "config", "kernels", "io.stream", "io.files", "labels"},
     {"io.voxels", "io.dicom_source", "io.dicom_slice", "io.dicom_frames", "io.dicom_decode", "cleanup", "metrics", "losses", "models.unet", "models", "intensity", "refine"},
-    {"io.dicom_pixels", "io.dicom_series", "io.dicom_repair", "io.dicom_suv"},
+    {"io.dicom_pixels", "io.dicom_series", "io.dicom_repair", "io.dicom_suv", "io.dicom_codes"},
     {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.slicer"},
+    {"io.dicom_result", "io.dicom_seg", "io.rtstruct", "io.dicom_report"},
     {"io", "checkpoint", "record", "view", "view.preview"},
     {"backends", "window", "synth"},
     {"inference", "train", "evaluate", "report", "compare", "infer"},
@@ -29,7 +30,7 @@ ROWS = [
 GROUND = {"volume", "labels", "config", "errors", "io.files", "io.stream"}
 #: Imported where used, so that `medseg --help` answers at once; torch is at the top of the modules that are only
 #: loaded to compute with it.
-HEAVY = {"torch", "monai", "SimpleITK", "matplotlib", "pydicom", "scipy", "numba", "nibabel", "cc3d", "safetensors"}
+HEAVY = {"torch", "monai", "SimpleITK", "matplotlib", "pydicom", "highdicom", "scipy", "numba", "nibabel", "cc3d", "safetensors"}
 TORCH_AT_TOP = {"train", "synth", "window", "backends", "losses", "models", "models.unet"}
 ALSO_AT_TOP = {"kernels": {"numba"}, "metrics": {"scipy"}, "compare": {"scipy"}}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
@@ -199,7 +200,7 @@ def test_only_what_exchanges_files_or_millimetres_with_others_uses_that_constant
         for path in SOURCES
         if any((module, name) == ("medseg.volume", "LPS") for module, name in imports(tree_of(path), whole=True))
     }
-    assert users <= {"io.nrrd", "io.metaimage", "io.dicom_series", "io.slicer"}
+    assert users <= {"io.nrrd", "io.metaimage", "io.dicom_series", "io.slicer", "io.dicom_seg", "io.rtstruct"}
 
 
 def test_environment_variables_steer_nothing():

@@ -55,6 +55,7 @@ class DicomOptions:
     nearest: put labels of another grid on the source's by nearest neighbour instead of refusing them.
     model, version: what made the labels; without a model their origin is said to be unknown.
     family: code value of the algorithm's family in CID 7162.
+    series, volume_index: which volume of the source, if it holds several, as for `read`.
     """
 
     seg_type: str = "binary"
@@ -64,6 +65,8 @@ class DicomOptions:
     model: str = ""
     version: str = ""
     family: str = "123110"
+    series: str | int | None = None
+    volume_index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,10 +116,10 @@ class Origin:
         return [_instance(self, piece) for piece in found.values()]
 
 
-def open_origin(path: Paths, options: DicomOptions | None = None, *, series: str | int | None = None) -> Origin:
+def open_origin(path: Paths, options: DicomOptions | None = None) -> Origin:
     """What results need to know about the series at `path`, read anew. Raises `BadFile`."""
     options = options or DicomOptions()
-    slices = ordered_slices(path, series=series)
+    slices = ordered_slices(path, series=options.series, volume_index=options.volume_index)
     first = slices[0]
     header = read_header(first.path, first)
     name = name_of(path)
@@ -182,6 +185,12 @@ def _facts(header: Any) -> dict[str, Any]:
         "carried": carried,
         "lossy": lossy,
     }
+
+
+def check_grid(origin: Origin, volume: Volume, path: Paths) -> None:
+    """Raise `BadFile` naming `path` unless a volume read from it has the grid of its slices."""
+    if volume.shape != origin.shape or np.abs(volume.affine - origin.affine).max() > 1e-3:
+        raise BadFile(f"{name_of(path)}: was not read as its slices are, so no DICOM result can refer to them")
 
 
 def planes_on_source(labels: Volume, origin: Origin, path: str | Path) -> NDArray:
@@ -357,16 +366,14 @@ def _instance(origin: Origin, piece: Slice) -> Any:
     return item
 
 
-def sop_class_of(path: str | Path) -> str | None:
-    """What kind of object a DICOM file says it holds (a SOP class UID), or None for what is no DICOM file."""
+def class_of(path: str | Path) -> str:
+    """What kind of object a DICOM file says it holds (a SOP class UID), or '' for what is no DICOM file."""
     with open_file(path) as opened:
         if opened.read(132)[128:] != b"DICM":
-            return None
-
-    def look(dicom: Any) -> str:
-        return str(dicom.filereader.read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
-
-    found: str = guarded(str(path), look)
+            return ""
+    found: str = guarded(
+        str(path), lambda dicom: str(dicom.filereader.read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
+    )
     return found
 
 
