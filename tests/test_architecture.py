@@ -15,7 +15,20 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg"
 ROWS = [
     {"errors"},
     {"volume", "config", "kernels", "io.stream", "io.files", "labels"},
-    {"io.voxels", "io.dicom_source", "io.dicom_slice", "io.dicom_frames", "io.dicom_decode", "cleanup", "metrics", "losses", "models.unet", "models", "intensity", "refine"},
+    {
+        "io.voxels",
+        "io.dicom_source",
+        "io.dicom_slice",
+        "io.dicom_frames",
+        "io.dicom_decode",
+        "cleanup",
+        "metrics",
+        "losses",
+        "models.unet",
+        "models",
+        "intensity",
+        "refine",
+    },
     {"io.dicom_pixels", "io.dicom_series", "io.dicom_repair", "io.dicom_suv", "io.dicom_codes"},
     {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.slicer"},
     {"io.dicom_result", "io.dicom_seg", "io.rtstruct", "io.dicom_report"},
@@ -30,7 +43,19 @@ ROWS = [
 GROUND = {"volume", "labels", "config", "errors", "io.files", "io.stream"}
 #: Imported where used, so that `medseg --help` answers at once; torch is at the top of the modules that are only
 #: loaded to compute with it.
-HEAVY = {"torch", "monai", "SimpleITK", "matplotlib", "pydicom", "highdicom", "scipy", "numba", "nibabel", "cc3d", "safetensors"}
+HEAVY = {
+    "torch",
+    "monai",
+    "SimpleITK",
+    "matplotlib",
+    "pydicom",
+    "highdicom",
+    "scipy",
+    "numba",
+    "nibabel",
+    "cc3d",
+    "safetensors",
+}
 TORCH_AT_TOP = {"train", "synth", "window", "backends", "losses", "models", "models.unet"}
 ALSO_AT_TOP = {"kernels": {"numba"}, "metrics": {"scipy"}, "compare": {"scipy"}}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)

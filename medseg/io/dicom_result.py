@@ -40,7 +40,6 @@ CARRIED = (
 #: A label map may lie this part of the smallest voxel edge off the source's grid and is still on it.
 MAX_OFFSET = 0.05
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_EQUIPMENT = "ContributingEquipmentSequence"
 _DATE = re.compile(r"\d{8}")
 _TIME = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
 
@@ -139,7 +138,7 @@ def open_origin(path: Paths, options: DicomOptions | None = None) -> Origin:
     carried = facts["carried"]
     if options.deidentify:
         carried = dict.fromkeys(CARRIED, "") | {
-            "PatientName": "Anonymous",
+            "PatientName": "Anonymous^",
             "PatientID": "ANON" + hashlib.sha256(uid(facts["StudyInstanceUID"]).encode()).hexdigest()[:12],
         }
     return Origin(
@@ -259,7 +258,9 @@ def complete(dataset: Any, origin: Origin, kind: str) -> None:
     dataset.Manufacturer = dataset.ManufacturerModelName = "medseg"
     dataset.SoftwareVersions = __version__
     dataset.DeviceSerialNumber = f"medseg-{__version__}"
-    dataset.ContributingEquipmentSequence = [_equipment(origin, date, time), *dataset.get(_EQUIPMENT, ())]
+    dataset.ContributingEquipmentSequence = [_equipment(origin), *dataset.get("ContributingEquipmentSequence", ())]
+    for item in dataset.ContributingEquipmentSequence:
+        item.ContributionDateTime = date + time.ljust(6, "0")
     if origin.options.deidentify:
         dataset.PatientIdentityRemoved = "YES"
         dataset.DeidentificationMethod = "medseg: identifying attributes and UIDs replaced"
@@ -276,7 +277,7 @@ def moment(origin: Origin) -> tuple[str, str]:
     return now.strftime("%Y%m%d"), now.strftime("%H%M%S")
 
 
-def _equipment(origin: Origin, date: str, time: str) -> Any:
+def _equipment(origin: Origin) -> Any:
     """An item that says what medseg did (PS3.3 C.12.1.1.5)."""
     from pydicom.dataset import Dataset
 
@@ -288,7 +289,6 @@ def _equipment(origin: Origin, date: str, time: str) -> Any:
     item.PurposeOfReferenceCodeSequence = [purpose]
     item.Manufacturer = item.ManufacturerModelName = "medseg"
     item.SoftwareVersions = __version__
-    item.ContributionDateTime = date + time.ljust(6, "0")
     made = f"segmented with model {origin.options.model}" if origin.options.model else "converted from a label map"
     hashed = f", weights {origin.options.version}" if origin.options.version else ""
     item.ContributionDescription = text(made + hashed, 1024)

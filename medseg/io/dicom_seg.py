@@ -107,6 +107,9 @@ def _dataset(planes: NDArray, origin: Origin, table: LabelTable | None) -> Any:
         _segment(origin, label, number if binary else label.value) for number, label in enumerate(segments, 1)
     ]
     dataset = _encode(planes, origin, descriptions, binary)
+    for item in dataset.SegmentSequence:
+        if item.SegmentNumber:
+            _name_algorithm(item, origin.options)
     complete(dataset, origin, "SEG")
     dataset.ContentDate, dataset.ContentTime = moment(origin)
     dataset.update(origin.lossy)
@@ -137,7 +140,7 @@ def _segment(origin: Origin, label: Label, number: int) -> Any:
         segment_label=text(label.name),
         segmented_property_category=_concept(category),
         segmented_property_type=_concept(kind),
-        algorithm_type="MANUAL",  # asks for nothing; what is true is set below
+        algorithm_type="MANUAL",  # asks for nothing; `_name_algorithm` says what is true
         tracking_uid=origin.new_uid("tracking", label.value, label.name),
         tracking_id=text(f"{label.value} {label.name}"),
     )
@@ -150,12 +153,14 @@ def _segment(origin: Origin, label: Label, number: int) -> Any:
         item.AnatomicRegionSequence = [region]
     item.SegmentDescription = _VALUE.format(label.value)
     item.RecommendedDisplayCIELabValue = cielab(label.color)
-    options = origin.options
+    return item
+
+
+def _name_algorithm(item: Any, options: DicomOptions) -> None:
     item.SegmentAlgorithmType = "AUTOMATIC" if options.model else "SEMIAUTOMATIC"
     item.SegmentAlgorithmName = text(f"medseg {options.model}") if options.model else "unknown (converted by medseg)"
     if options.model:
-        item.SegmentationAlgorithmIdentificationSequence = [algorithm_item(options)]  # type: ignore[assignment]
-    return item
+        item.SegmentationAlgorithmIdentificationSequence = [algorithm_item(options)]
 
 
 def algorithm_item(options: DicomOptions) -> Any:
@@ -270,6 +275,7 @@ def _refer(dataset: Any, origin: Origin) -> None:
     referenced = dataset.ReferencedSeriesSequence[0]
     referenced.SeriesInstanceUID = origin.series
     referenced.ReferencedInstanceSequence = origin.references()
+    dataset.SourceImageSequence = origin.references()
 
 
 def _digest(planes: NDArray, descriptions: list[Any]) -> str:
