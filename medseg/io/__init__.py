@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from medseg.labels import LabelTable
 
 __all__ = [
-    "READERS", "WRITERS", "DicomOptions", "Paths", "embedded_table", "is_dicom_source", "is_readable_name", "label_kind", "list_volumes",
-    "read", "read_labels", "strip_suffix", "write",
+    "READERS", "WRITERS", "DicomOptions", "Paths", "embedded_table", "is_dicom_source", "is_readable_name",
+    "label_kind", "list_volumes", "read", "read_labels", "strip_suffix", "write",
 ]  # fmt: skip
 
 #: Suffix to reader: `reader(path, volume_index=None, assume_geometry=None) -> Volume`. Longer suffixes come first.
