@@ -195,7 +195,7 @@ def _dicom_labels(
         return Volume(planes_on_source(found, origin, path).T, origin.affine)
     except BadOutput:
         raise BadFile(
-            f"{path}: lies on another grid than the series given as its source; leave the source out to keep its own grid"
+            f"{path}: lies on another grid than the series given as its source; leave that out to keep its grid"
         ) from None
 
 
