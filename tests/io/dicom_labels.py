@@ -47,7 +47,7 @@ def source(folder: Path, count: int = 6, rows: int = 13, columns: int = 11, **ta
     known = {
         "StudyInstanceUID": "1.2.3.4", "StudyDate": "20200102", "StudyTime": "030405", "StudyID": "7",
         "AccessionNumber": "8", "PatientBirthDate": "19700101", "PatientSex": "F", "SeriesNumber": 3,
-        "ReferringPhysicianName": "Doctor^Some",
+        "ReferringPhysicianName": "Doctor^Some", "SliceThickness": "2.5",
     }  # fmt: skip
     make.change(pieces, **(known | tags))
     return make.save(pieces, folder), make.truth(pieces)
