@@ -216,9 +216,11 @@ def _encode(planes: NDArray, origin: Origin, descriptions: list[Any], binary: bo
         device_serial_number="0",
         content_label="SEGMENTATION",
         content_description="Segmentation by medseg",
-        transfer_syntax_uid=_EXPLICIT if binary else _RLE,
+        transfer_syntax_uid=_EXPLICIT,
         omit_empty_frames=binary,
     )
+    if not binary:
+        _compress(dataset)
     for k in empty_ends:
         _clear_first_bit(dataset, k)
     _refer(dataset, origin)
@@ -227,6 +229,43 @@ def _encode(planes: NDArray, origin: Origin, descriptions: list[Any], binary: bo
         for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
             item.DimensionOrganizationUID = uid
     return dataset
+
+
+def _compress(dataset: Any) -> None:
+    """Pack the frames of a label map by RLE (PS3.5 Annex G); the encoders that highdicom may choose can end a process.
+
+    Every run of equal bytes becomes two bytes, a run of one byte too; no run goes on into the next row.
+    """
+    from pydicom.encaps import encapsulate
+
+    pixels = np.frombuffer(dataset.PixelData, np.dtype(f"<u{dataset.BitsAllocated // 8}"))
+    frames = pixels[: dataset.NumberOfFrames * dataset.Rows * dataset.Columns].reshape(
+        -1, dataset.Rows, dataset.Columns
+    )
+    dataset.PixelData = encapsulate([_packed(frame) for frame in frames])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = _RLE
+
+
+def _packed(frame: NDArray) -> bytes:
+    parts = []
+    for shift in range(8 * (frame.itemsize - 1), -1, -8):  # the high bytes come first
+        rows = (frame >> shift).astype(np.uint8)
+        change = np.ones(rows.shape, bool)
+        change[:, 1:] = rows[:, 1:] != rows[:, :-1]
+        starts = np.flatnonzero(change)
+        lengths = np.diff(np.append(starts, rows.size))
+        pieces = -(-lengths // 128)  # no run is longer than 128
+        value = np.repeat(rows.ravel()[starts], pieces)
+        length = np.full(len(value), 128)
+        last = np.cumsum(pieces) - 1
+        length[last] = lengths - 128 * (pieces - 1)
+        parts.append(np.stack([(1 - length).astype(np.uint8), value], axis=1).tobytes())
+    offsets = np.cumsum([64, *map(len, parts)])[:-1]
+    header = np.zeros(16, "<u4")
+    header[0], header[1 : 1 + len(parts)] = len(parts), offsets
+    return header.tobytes() + b"".join(parts)
 
 
 def _skeleton(origin: Origin, k: int) -> Any:

@@ -361,7 +361,7 @@ def _layers(
         dataset = _structures(path, dicom)
         table, value_of = _table(path, dataset)
         frames = {str(item.get("ReferencedFrameOfReferenceUID")) for item in dataset.StructureSetROISequence}
-        if grid.frame_of_reference not in frames:
+        if grid.has_frame_of_reference and grid.frame_of_reference not in frames:
             raise BadFile(f"{path}: was drawn in another frame of reference; give the series that it was drawn on")
         layers: dict[int, dict[int, NDArray[np.bool_]]] = {}
         for item in dataset.get("ROIContourSequence") or ():
