@@ -223,7 +223,7 @@ def planes_on_source(labels: Volume, origin: Origin, path: str | Path) -> NDArra
                 f"{path}: the labels lie on another grid than the DICOM series they should refer to; give the series "
                 "they were made from, or allow nearest-neighbour resampling (--nearest)"
             )
-        return np.ascontiguousarray(resample(labels, origin.affine, origin.shape, order=0).data.T)
+        return _nearest(labels, origin)
     # Voxel axis a of the source follows voxel axis order[a] of the labels, forwards or backwards.
     order = [int(np.abs(turn[a]).argmax()) for a in range(3)]
     signs = [int(turn[a, order[a]]) for a in range(3)]
@@ -232,10 +232,18 @@ def planes_on_source(labels: Volume, origin: Origin, path: str | Path) -> NDArra
     if any(at < 0 or at + size > whole for at, size, whole in zip(low, data.shape, origin.shape)):
         if not origin.options.nearest:
             raise BadOutput(f"{path}: the labels reach beyond the DICOM series; give the series they were made from")
-        return np.ascontiguousarray(resample(labels, origin.affine, origin.shape, order=0).data.T)
+        return _nearest(labels, origin)
     out = np.zeros(origin.shape[::-1], data.dtype)
     out.T[tuple(slice(at, at + size) for at, size in zip(low, data.shape))] = data
     return out
+
+
+def _nearest(labels: Volume, origin: Origin) -> NDArray:
+    """Planes of the source with the label of the nearest voxel, background beyond half a voxel outside."""
+    affine = labels.affine.copy()
+    affine[:3, 3] -= affine[:3, :3].sum(axis=1)
+    around = Volume(np.pad(labels.data, 1), affine)  # points up to half a voxel outside are then between voxels
+    return np.ascontiguousarray(resample(around, origin.affine, origin.shape, order=0).data.T)
 
 
 def complete(dataset: Any, origin: Origin, kind: str) -> None:
