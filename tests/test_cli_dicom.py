@@ -67,7 +67,7 @@ def test_a_structure_set_can_be_the_result(scan: Path, tmp_path: Path):
     ran = tiny.medseg("infer", scan, "-o", tmp_path / "out" / "r.rtstruct.dcm", "--model", "otsu", "--deidentify")
 
     assert ran.code == 0, ran.err
-    assert names(tmp_path / "out") == ["r.rtstruct.dcm", "r.rtstruct.json", "r.rtstruct.labels.csv"]
+    assert names(tmp_path / "out") == ["r.json", "r.labels.csv", "r.rtstruct.dcm"]
     dataset = pydicom.dcmread(tmp_path / "out" / "r.rtstruct.dcm")
     assert (dataset.Modality, str(dataset.PatientName)) == ("RTSTRUCT", "Anonymous^")
 
