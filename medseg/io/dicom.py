@@ -240,7 +240,7 @@ def _choose(
         raise BadFile(f"{name}: {differences(chosen)}; choose one with --series ({numbers}; medseg info lists them)")
     only = chosen[0]
     first = only.slices[0]
-    if source.is_file and len(only.slices) == 1 and first.sop_class in CLASSIC and not first.localizer:
+    if source.is_file and len(only.slices) == 1 and first.sop_class in CLASSIC and not only.problem_of_slice:
         raise BadFile(f"{name}: is one DICOM file with one slice; give the folder that holds the whole series")
     return only
 

@@ -172,7 +172,9 @@ def _split_by(pieces: list[Slice], name: str) -> list[list[Slice]]:
             return [pieces]
     elif min(map(len, covered)) < 3:
         return [pieces]
-    order = sorted(groups, key=lambda value: (value is None, _sortable(value)))
+    by_number = name in ("kind", "gradient", "file")  # whose values have no order of their own
+    first = {value: min(pieces[n].instance_number or 0 for n in members) for value, members in groups.items()}
+    order = sorted(groups, key=lambda value: (first[value] if by_number else 0, value is None, _sortable(value)))
     return [[pieces[n] for n in groups[value]] for value in order]
 
 

@@ -141,8 +141,12 @@ def parse(source: Source, entry: Entry, file: Any) -> list[Slice]:
 
     def work(dicom: Any) -> list[Slice]:
         dataset, pixels = _dataset(dicom, file, where, TAGS)
-        image = dataset.get("Rows") is not None or sop_class_of(dataset) in SOP_CLASSES
-        if not image or dataset.media_class == DICOMDIR:
+        sop_class = sop_class_of(dataset)
+        if dataset.media_class == DICOMDIR:
+            return []
+        if pixels is None and (not sop_class or (dataset.cut_off and sop_class in SOP_CLASSES)):
+            raise BadFile(f"{where}: ends early; it is incomplete, export the series again")
+        if dataset.get("Rows") is None and sop_class not in SOP_CLASSES:
             return []
         first = _slice_of(entry, dataset, pixels)
         if first.sop_class in ENHANCED or first.frames > 1:
@@ -249,7 +253,7 @@ def guarded(where: str, work: Callable[[Any], Any]) -> Any:
 
 
 def _dataset(dicom: Any, file: Any, where: str, tags: Sequence[str | int] | None) -> tuple[Any, PixelData | None]:
-    """The data set up to the pixels, with `media_class` and `file_meta`; and where the pixels lie."""
+    """The data set up to the pixels, with `media_class`, `file_meta` and `cut_off`; and where the pixels lie."""
     meta, start = _file_meta(dicom, file)
     syntax = str(meta.get("TransferSyntaxUID", "") or "")
     deflated_from = start if syntax == DEFLATED else None
@@ -267,12 +271,37 @@ def _dataset(dicom: Any, file: Any, where: str, tags: Sequence[str | int] | None
     if syntax == IMPLICIT and lettered:
         implicit = False
     wanted = None if tags is None else _tags(tuple(tags))
+    watched = _Watched(file)
     dataset = dicom.filereader.read_dataset(
-        file, implicit, little, stop_when=lambda tag, vr, length: tag >= 0x7FE00008, specific_tags=wanted
+        watched, implicit, little, stop_when=lambda tag, vr, length: tag >= 0x7FE00008, specific_tags=wanted
     )
     dataset.media_class = str(meta.get("MediaStorageSOPClassUID", ""))
     dataset.file_meta = meta
+    dataset.cut_off = watched.is_cut_off()
     return dataset, _pixel_data(file, syntax, implicit, little, deflated_from)
+
+
+class _Watched:
+    """A file that notices when it ends in the middle of something, which pydicom passes over in silence."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._short = False
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, count: int) -> bytes:
+        found: bytes = self._file.read(count)
+        # At the very end of a whole file, the next element is looked for (8 bytes) and there is nothing.
+        self._short |= len(found) < count and not (count == 8 and not found)
+        return found
+
+    def is_cut_off(self) -> bool:
+        """Whether the file ended within an element, be it one that was read or one that was passed over."""
+        place = self.tell()
+        self.seek(max(0, place - 1))
+        missing = not self._file.read(1)
+        self.seek(place)
+        return self._short or missing
 
 
 @cache
