@@ -35,7 +35,7 @@ class _Groups:
 
     def __init__(self, own: Any, shared: Any, dataset: Any) -> None:
         self._levels = [level for level in (own, shared) if level is not None]
-        self._dataset = dataset
+        self.dataset = dataset
 
     def holder(self, sequence: str, tag: str) -> Any:
         """The data set in which `tag` stands: an item of `sequence`, or the top level if no group has it."""
@@ -43,22 +43,28 @@ class _Groups:
             item = next(iter(level.get(sequence) or []), None)
             if item is not None and item.get(tag) not in (None, ""):
                 return item
-        return self._dataset
+        return self.dataset
+
+    def found(self, sequence: str) -> Any:
+        """The item of `sequence`, the frame's own if it has one, or None."""
+        items = (next(iter(level.get(sequence) or []), None) for level in self._levels)
+        return next((item for item in items if item is not None), None)
 
     def item(self, sequence: str) -> Any:
         """The item of `sequence`, the frame's own if it has one, or an empty mapping."""
-        for level in self._levels:
-            item = next(iter(level.get(sequence) or []), None)
-            if item is not None:
-                return item
-        return {}
+        item = self.found(sequence)
+        return {} if item is None else item
 
 
 def _frame(first: Slice, n: int, groups: _Groups, kinds: Sequence[int]) -> Slice:
     measures = groups.holder("PixelMeasuresSequence", "PixelSpacing")
     plane = groups.holder("PlaneOrientationSequence", "ImageOrientationPatient")
     place = groups.holder("PlanePositionSequence", "ImagePositionPatient")
-    slope = groups.holder("PixelValueTransformationSequence", "RescaleSlope")
+    transformation = groups.found("PixelValueTransformationSequence")
+    scaling = groups.dataset if transformation is None else transformation
+    slope, intercept = number(scaling, "RescaleSlope"), number(scaling, "RescaleIntercept")
+    if transformation is not None and None in (slope, intercept):  # both are required there
+        slope, intercept = 0.0, 0.0
     content = groups.item("FrameContentSequence")
     diffusion = groups.item("MRDiffusionSequence")
     direction: Any = next(iter(diffusion.get("DiffusionGradientDirectionSequence") or []), {})
@@ -81,8 +87,8 @@ def _frame(first: Slice, n: int, groups: _Groups, kinds: Sequence[int]) -> Slice
         spacing=numbers(measures, "PixelSpacing", 2),
         orientation=numbers(plane, "ImageOrientationPatient", 6),
         position=numbers(place, "ImagePositionPatient", 3),
-        slope=number(slope, "RescaleSlope"),
-        intercept=number(slope, "RescaleIntercept"),
+        slope=slope,
+        intercept=intercept,
         instance_number=(first.instance_number or 0) * MAX_FRAMES + n,
         image_type=frame_type or first.image_type,
         traits={

@@ -196,6 +196,27 @@ def _frame(where: str, piece: Slice, opened: _Opened, decoder: _Decoder) -> NDAr
     return (pixels << unused) >> unused if unused else pixels
 
 
+def codestream_size(packed: bytes) -> tuple[int, int] | None:
+    """Rows and columns that a JPEG, JPEG-LS or JPEG 2000 stream itself says it has, or None if it says nothing.
+
+    Sources: ITU-T T.81 B.2.2, T.87 C.2.2 (frame headers), T.800 A.5.1 (image and tile size).
+    """
+    try:
+        if packed[:4] == b"\xff\x4f\xff\x51":
+            right, bottom, left, top = struct.unpack_from(">IIII", packed, 8)
+            return bottom - top, right - left
+        place = 2 if packed[:2] == b"\xff\xd8" else len(packed)
+        while packed[place] == 0xFF:
+            marker, length = struct.unpack_from(">BH", packed, place + 1)
+            if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+                rows, columns = struct.unpack_from(">HH", packed, place + 5)
+                return rows, columns
+            place += 1 if marker == 0xFF else 2 + length
+    except (IndexError, struct.error):
+        pass
+    return None
+
+
 def _cut(picture: NDArray, piece: Slice) -> NDArray:
     if piece.tile is None:
         return picture
@@ -224,9 +245,12 @@ class _Decoder:
         """The `size` bytes of a frame's pixels, little-endian. Raises `BadFile` whatever happens to the child."""
         syntax = piece.pixels.syntax
         guarded(where, lambda dicom: _check_decoder(dicom, where, syntax))
-        if syntax.startswith(_JPEG) and not packed[-64:].rstrip(b"\0").endswith(b"\xff\xd9"):
-            raise BadFile(f"{where}: its compressed pixels end early; it is incomplete, get the file again")
         rows, columns = frame_size(piece)
+        if syntax.startswith(_JPEG):
+            if not packed[-64:].rstrip(b"\0").endswith(b"\xff\xd9"):
+                raise BadFile(f"{where}: its compressed pixels end early; it is incomplete, get the file again")
+            if codestream_size(packed) != (rows, columns):
+                raise BadFile(f"{where}: its compressed pixels are not of the size that its header says; get it again")
         allocated, stored, _, signed = piece.bits
         about = {
             "syntax": syntax, "photometric": piece.photometric, "rows": rows, "columns": columns,

@@ -83,7 +83,7 @@ def repaired(pieces: Sequence[Slice], data: NDArray) -> tuple[NDArray, NDArray[n
     offsets = positions @ normal
     steps = np.diff(offsets)
     step = float(np.median(steps))
-    count = round(float(steps.sum()) / step) + 1
+    count = max(len(pieces), round(float(steps.sum()) / step) + 1)
     between = (positions[-1] - positions[0]) / (count - 1)
     uneven = (np.abs(steps - step) > MAX_STEP_DIFFERENCE * step).any()
     if missing := missing_slices(steps) if uneven else 0:
