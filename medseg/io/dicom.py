@@ -188,11 +188,15 @@ def _follow_dicomdir(source: Source) -> None:
     header = header_values(source, source.entries[0], ["DirectoryRecordSequence"])
     if header.media_class != DICOMDIR:
         return
+    if header.cut_off:
+        raise BadFile(f"{path}: ends early; give the folder that holds the series")
 
     def names(dicom: object) -> list[str]:
         found = []
         for record in header.get("DirectoryRecordSequence") or []:
             parts = record.get("ReferencedFileID")
+            if not parts and str(record.get("DirectoryRecordType") or "IMAGE") == "IMAGE":
+                raise ValueError("an image without a file")
             if parts:
                 found.append(parts if isinstance(parts, str) else "/".join(str(part) for part in parts))
         return found
@@ -236,7 +240,8 @@ def _choose(
             raise BadFile(f"{name}: has no volume {volume_index}; it holds {len(chosen)}, numbered from 0")
         chosen = [chosen[volume_index]]
     if len(chosen) > 1:
-        numbers = ", ".join(volume.number for volume in chosen[:20]) + (", ..." if len(chosen) > 20 else "")
+        readable = [volume.number for volume in chosen if not volume.problem] or [volume.number for volume in chosen]
+        numbers = ", ".join(readable[:10]) + (", ..." if len(readable) > 10 else "")
         raise BadFile(f"{name}: {differences(chosen)}; choose one with --series ({numbers}; medseg info lists them)")
     only = chosen[0]
     first = only.slices[0]

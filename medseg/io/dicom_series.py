@@ -227,6 +227,8 @@ def _arranged(source: Source, number: str, pieces: list[Slice], differs: str) ->
 def _defect(source: Source, piece: Slice) -> str:
     """What is wrong with one slice, as a sentence that begins with its file; '' if nothing is."""
     where = source.where(piece.entry)
+    if not piece.photometric:
+        return f"{where}: does not say whether it is in grey values or colour; export it again"
     if piece.samples != 1 or not piece.photometric.startswith("MONOCHROME"):
         return f"{where}: is a colour image; give the original series in grey values"
     if piece.sop_class not in SOP_CLASSES:
