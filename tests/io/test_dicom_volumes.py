@@ -537,7 +537,7 @@ def test_info_lists_and_convert_chooses(tmp_path, capsys, monkeypatch):
         ("1", [3, 4, 5], False), ("2", [3, 4, 4], True),
     ]  # fmt: skip
     code, _, err = run("convert", str(folder), str(tmp_path / "x.nii"))
-    assert code == 3 and "--series (1, 2" in err
+    assert code == 3 and "--series (1; medseg info" in err
     assert run("convert", str(folder), str(tmp_path / "x.nii"), "--series", "1")[0] == 0
     assert equal(io.read(tmp_path / "x.nii"), first)
     assert json.loads(run("info", "--json", str(folder), "--series", "1")[1])["shape"] == [3, 4, 5]
