@@ -330,7 +330,14 @@ def _turned_over(data: NDArray, first: Slice) -> NDArray:
 def _scaled(name: str, data: NDArray, slices: Sequence[Slice]) -> NDArray:
     scales = {_scale(piece) for piece in slices}
     if len(scales) == 1:
-        return rescale(name, data, *scales.pop())
+        slope, intercept = scales.pop()
+        if slope == 1 and intercept.is_integer() and data.dtype.itemsize == 2:
+            ends = int(data.min()) + int(intercept), int(data.max()) + int(intercept)
+            if ends[0] >= -32768 and ends[1] <= 32767:  # in place: a CT needs its memory once
+                shifted = data.view(np.int16)
+                shifted += np.array(int(intercept)).astype(np.int16)  # wraps around to what is right
+                return shifted
+        return rescale(name, data, slope, intercept)
     out = np.empty(data.shape, np.float32, order="F")  # PET: every slice has its own scale
     for k, piece in enumerate(slices):
         slope, intercept = _scale(piece)

@@ -565,3 +565,54 @@ def test_a_source_of_other_images_alone_is_refused(tmp_path):
 
     with pytest.raises(BadFile, match=r"colour|not a CT, MR or PET"):
         io.read(save([other], tmp_path / "s"))
+
+
+def test_what_repair_did_is_in_the_record_without_names(tmp_path):
+    from medseg import infer
+    from medseg.inference import Settings
+
+    pieces = series(9, 20, 24)
+    del pieces[4]
+    folder = save(pieces, tmp_path / NAME)
+    job = infer.jobs([folder], tmp_path / "out.nii.gz")[0]
+
+    with pytest.raises(BadFile, match="--repair"):
+        infer.infer(job, "otsu", Settings(), infer.Extras())
+    assert sorted(p.name for p in tmp_path.iterdir()) == [NAME]
+    record = infer.infer(job, "otsu", Settings(), infer.Extras(repair=True))
+
+    assert record["warnings"] == ["the scan: was repaired: 1 of 9 slices were missing and were interpolated"]
+    assert record["settings"]["repair"] is True
+    assert NAME not in (tmp_path / "out.json").read_text()
+    assert io.read(tmp_path / "out.nii.gz").shape == (24, 20, 9)
+
+
+def test_nothing_of_the_patient_is_in_what_is_printed_or_written(tmp_path, capsys, monkeypatch):
+    """A sentinel in every text field of the header, standard and private."""
+    from medseg import cli
+
+    pieces = series(5, 20, 24)
+    sentinels = []
+    for piece in pieces:
+        for number, (tag, (kind, count, *_)) in enumerate(sorted(pydicom.datadict.DicomDictionary.items())):
+            if kind in ("LO", "SH", "LT", "ST", "UT", "PN", "UC") and 0x00080000 < tag < 0x00400000 and count == "1":
+                sentinel = f"SENTINEL{number}"
+                sentinels.append(sentinel)
+                piece.add_new(tag, kind, sentinel)
+        piece.add_new(0x00091001, "LO", "SENTINEL9009")
+    assert len(set(sentinels)) > 60
+    folder = save(pieces, tmp_path / "s")
+    broken = save([*pieces, series(1)[0]], tmp_path / "t")
+
+    runs = [["info", folder], ["info", "--json", folder], ["convert", folder, tmp_path / "x.nrrd"], ["info", broken]]
+    runs.append(["infer", folder, "-o", tmp_path / "y.nii.gz", "-m", "otsu", "--json"])
+    for words in runs:
+        monkeypatch.setattr("sys.argv", ["medseg", *map(str, words)])
+        with pytest.raises(SystemExit):
+            cli.main()
+    out = capsys.readouterr()
+
+    assert "SENTINEL" not in out.out + out.err
+    for path in tmp_path.iterdir():
+        if path.is_file():
+            assert b"SENTINEL" not in path.read_bytes()
