@@ -42,7 +42,7 @@ IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN = (
 NATIVE = (IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN)
 #: Most slices of one file.
 MAX_FRAMES = 1 << 16
-#: The tags that are read; what is not here is passed over. The last four are Siemens' own header of mosaics.
+#: The tags that are read; what is not here is passed over. The last four are Siemens' own headers of mosaics.
 TAGS: list[str | int] = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "ImageType", "SeriesNumber",
     "InstanceNumber", "AcquisitionNumber", "AcquisitionTime", "NumberOfFrames", "SamplesPerPixel",
@@ -52,7 +52,7 @@ TAGS: list[str | int] = [
     "EchoTime", "InversionTime", "FlipAngle", "TemporalPositionIdentifier", "TriggerTime", "DiffusionBValue",
     "DiffusionGradientOrientation", "FrameReferenceTime", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence", "DimensionIndexSequence", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
-    0x00290010, 0x00290011, 0x00291010, 0x00291110,
+    0x00291010, 0x00291110, 0x00291020, 0x00291120,
 ]  # fmt: skip
 # What pydicom lets out on damaged files besides exceptions of its own, found by mutating files.
 _DAMAGE = (

@@ -420,6 +420,22 @@ def mosaic(count: int = 5, *, header: bool = True, flip: bool = False, step: flo
     return piece, Volume(values.transpose(2, 1, 0), LPS @ affine)
 
 
+def protocol(piece: Dataset, volume: Volume, *, reverse: bool = False) -> None:
+    """Put the slices' places into Siemens' series header instead of the direction into the image header."""
+    del piece[0x00290010], piece[0x00291010]
+    middle = (volume.shape[0] / 2, volume.shape[1] / 2)
+    count = volume.shape[2]
+    lines = [f"sSliceArray.lSize = {count}"]
+    for n in range(count):
+        centre = (LPS @ volume.affine @ (*middle, count - 1 - n if reverse else n, 1))[:3]
+        for name, x in zip(("dSag", "dCor", "dTra"), centre):
+            if abs(x) > 1e-9:  # Siemens leaves zeros out
+                lines.append(f"sSliceArray.asSlice[{n}].sPosition.{name}\t = \t{x:.8g}")
+    piece.add_new(
+        0x00291020, "OB", ("noise\0### ASCCONV BEGIN ###\n" + "\n".join(lines) + "\n### ASCCONV END").encode()
+    )
+
+
 def csa(elements: dict[str, object]) -> bytes:
     """Siemens' header in its second layout."""
     out = b"SV10\4\3\2\1" + struct.pack("<II", len(elements), 77)
@@ -443,6 +459,47 @@ def test_a_mosaic_is_cut_into_its_slices(tmp_path, count, flip):
 
     assert np.array_equal(volume.data, expected.data)
     assert np.allclose(volume.affine, expected.affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_mosaic_without_its_image_header_is_placed_by_the_protocol(tmp_path, flip, reverse):
+    piece, expected = mosaic(7, flip=flip)
+    protocol(piece, expected, reverse=reverse)
+    piece.save_as(tmp_path / "x.dcm", enforce_file_format=True)
+
+    volume = reorient(io.read(tmp_path / "x.dcm"), expected.orientation)
+
+    assert np.array_equal(volume.data, expected.data)
+    assert np.allclose(volume.affine, expected.affine, atol=1e-4)
+
+
+def test_a_mosaic_whose_protocol_lies_elsewhere_is_refused(tmp_path):
+    piece, expected = mosaic(7)
+    elsewhere = expected.affine.copy()
+    elsewhere[:3, 3] += 3
+    protocol(piece, Volume(expected.data, elsewhere))
+    piece.save_as(tmp_path / "x.dcm", enforce_file_format=True)
+
+    with pytest.raises(BadFile, match="mosaic"):
+        io.read(tmp_path / "x.dcm")
+
+
+@pytest.mark.parametrize("name", ["siemens_dwi_0", "siemens_dwi_1000"])
+def test_both_of_siemens_headers_place_a_real_mosaic_alike(tmp_path, name):
+    packed = Path(nib.__file__).parent / "nicom/tests/data" / f"{name}.dcm.gz"
+    if not packed.is_file():
+        pytest.skip("this nibabel comes without its test files")
+    (tmp_path / "x.dcm").write_bytes(gzip.decompress(packed.read_bytes()))
+    expected = io.read(tmp_path / "x.dcm")
+    piece = pydicom.dcmread(tmp_path / "x.dcm")
+    del piece[0x00291010]
+    piece.save_as(tmp_path / "x.dcm")
+
+    volume = io.read(tmp_path / "x.dcm")
+
+    assert np.array_equal(volume.data, expected.data)
+    assert np.allclose(volume.affine, expected.affine, atol=1e-4)
 
 
 def test_mosaics_of_a_series_are_its_volumes(tmp_path):
