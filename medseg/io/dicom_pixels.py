@@ -23,8 +23,8 @@ from medseg.io.files import MAX_BYTES
 
 #: Most seconds that unpacking one frame may take.
 FRAME_SECONDS = 30.0
-#: Memory that a decoder may take beyond sixteen times the frame it unpacks.
-DECODER_BYTES = 1 << 30
+#: Memory that a decoder may take beyond eight times the frame it unpacks, and the largest such frame.
+DECODER_BYTES, MAX_FRAME_BYTES = 1 << 30, 256 << 20
 #: How much smaller than its pixels a compressed frame can be; beyond that the header claims what the file cannot hold.
 MAX_RATIO = 4096
 _ITEM, _END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
@@ -188,7 +188,7 @@ def _frame(where: str, piece: Slice, opened: _Opened, decoder: _Decoder) -> NDAr
         if about.length >= 0:
             raise BadFile(f"{where}: its pixels are not packed as its header says; the file is damaged")
         packed = opened.compressed(piece)
-        if size > MAX_RATIO * len(packed):
+        if size > MAX_RATIO * len(packed) or size > MAX_FRAME_BYTES:
             raise BadFile(f"{where}: {_SHORT}")
         pixels = np.frombuffer(decoder.unpack(where, piece, packed, size), dtype).reshape(rows, columns)
     # Old scanners keep overlays in the unused bits; pushing the value up and back drops them and extends the sign.
@@ -259,7 +259,7 @@ class _Decoder:
         }  # fmt: skip
         if self._child is None:
             self._child = subprocess.Popen(
-                [sys.executable, "-P", str(_DECODER), str(DECODER_BYTES + 16 * size)],
+                [sys.executable, "-P", str(_DECODER), str(DECODER_BYTES + 8 * size)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -46,6 +46,8 @@ def check_repair(pieces: Sequence[Slice]) -> None:
     Slices at one place are taken to be copies, of which one is kept.
     """
     kept = _kept(pieces)
+    if len(kept) == 1 < len(pieces):
+        raise BadFile(f"its {len(pieces)} slices all lie at the same place, which is no volume; give another series")
     if len(kept) < 3:
         raise BadFile(f"it holds {len(kept)} slices, too few for a volume; give the whole series")
     _, positions, normal = sorted_along_normal(kept)

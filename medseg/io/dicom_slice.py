@@ -40,6 +40,8 @@ IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN = (
 )  # fmt: skip
 #: Transfer syntaxes whose pixels are plain numbers.
 NATIVE = (IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN)
+#: Most pieces in which a header is read: about 60 for a frame, of a few thousand.
+MAX_READS = 1 << 21
 #: Most slices of one file.
 MAX_FRAMES = 1 << 16
 #: The tags that are read; what is not here is passed over. The last four are Siemens' own headers of mosaics.
@@ -271,7 +273,7 @@ def _dataset(dicom: Any, file: Any, where: str, tags: Sequence[str | int] | None
     if syntax == IMPLICIT and lettered:
         implicit = False
     wanted = None if tags is None else _tags(tuple(tags))
-    watched = _Watched(file)
+    watched = _Watched(file, where)
     dataset = dicom.filereader.read_dataset(
         watched, implicit, little, stop_when=lambda tag, vr, length: tag >= 0x7FE00008, specific_tags=wanted
     )
@@ -284,12 +286,16 @@ def _dataset(dicom: Any, file: Any, where: str, tags: Sequence[str | int] | None
 class _Watched:
     """A file that notices when it ends in the middle of something, which pydicom passes over in silence."""
 
-    def __init__(self, file: Any) -> None:
-        self._file = file
+    def __init__(self, file: Any, where: str) -> None:
+        self._file, self._where = file, where
         self._short = False
+        self._reads = 0
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, count: int) -> bytes:
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise BadFile(f"{self._where}: its header has more parts than any header has; the file is damaged")
         found: bytes = self._file.read(count)
         # At the very end of a whole file, the next element is looked for (8 bytes) and there is nothing.
         self._short |= len(found) < count and not (count == 8 and not found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io as bytes_io
 import struct
 import sys
+import time
 import tracemalloc
 import warnings
 import zipfile
@@ -313,6 +314,37 @@ def test_a_file_without_preamble_is_read(tmp_path):
         pydicom.dcmwrite(tmp_path / f"{n}", piece, implicit_vr=n % 2 == 0, little_endian=True)
 
     assert np.array_equal(io.read(tmp_path).data, truth(pieces).data)
+
+
+def nested(depth: int) -> bytes:
+    """A sequence of undefined length within a sequence, `depth` times (PS3.5 7.5)."""
+    start = struct.pack("<HH2sHI", 0x5200, 0x9230, b"SQ", 0, 0xFFFFFFFF) + struct.pack(
+        "<HHI", 0xFFFE, 0xE000, 0xFFFFFFFF
+    )
+    return start * depth
+
+
+def many(count: int) -> bytes:
+    """Small elements that nobody asked for."""
+    return b"".join(struct.pack("<HH2sHH", 0x4001, n & 0xFFFF, b"US", 2, 7) for n in range(count))
+
+
+@pytest.mark.parametrize(
+    "filling", [nested(5000), nested(100000), many(3000)], ids=["5000 deep", "100000 deep", "many"]
+)
+def test_headers_without_end_are_refused_quickly(tmp_path, monkeypatch, filling):
+    from medseg.io import dicom_slice
+
+    monkeypatch.setattr(dicom_slice, "MAX_READS", 2000)
+    piece = enhanced([series()])
+    del piece.PixelData, piece.PerFrameFunctionalGroupsSequence
+    (tmp_path / "x.dcm").write_bytes(content_of(piece) + filling)
+    start = time.perf_counter()
+
+    with pytest.raises(BadFile, match=r"x\.dcm"):
+        io.read(tmp_path / "x.dcm")
+
+    assert time.perf_counter() - start < 5
 
 
 def test_one_object_without_an_image_is_refused(tmp_path):
