@@ -157,8 +157,8 @@ def _slices(source: Source) -> tuple[list[Slice], list[BadFile]]:
             with source.open(entry) as file:
                 if is_dicom(file.read(132)):
                     pieces = parse(source, entry, file)
-                    slices += pieces
-                    others += not pieces
+                    slices += pieces or []
+                    others += pieces == []
                 else:
                     strange.append(entry)
         except BadFile as error:

@@ -85,14 +85,16 @@ def find_volumes(source: Source, slices: Sequence[Slice]) -> tuple[list[Found], 
 
 def _volumes_of(source: Source, pieces: list[Slice]) -> tuple[list[list[Slice]], str]:
     """A series' slices volume by volume, and what was found to differ between them."""
-    if any(_defect(source, piece) for piece in pieces):
-        return [pieces], ""
     parts, differs = [pieces], ""
+    whole: list[list[Slice]] = []
     for what, key, tolerance in _SHARED:
         split = [group for part in parts for group in _groups(part, key, tolerance)]
         if len(split) > len(parts):
             parts, differs = split, differs or what
-    out = []
+        if what == "kinds of image":  # the rest can only be compared if every slice says it
+            whole = [part for part in parts if any(_defect(source, piece) for piece in part)]
+            parts = [part for part in parts if part not in whole]
+    out = whole
     for part in parts:
         alone, reason = _untangled(part)
         differs = differs or reason
@@ -102,7 +104,7 @@ def _volumes_of(source: Source, pieces: list[Slice]) -> tuple[list[list[Slice]],
 
 _Key = Callable[[Slice], object]
 _SHARED: tuple[tuple[str, _Key, float], ...] = (
-    ("kinds of image", lambda piece: piece.sop_class, 0),
+    ("kinds of image", lambda piece: (piece.sop_class, piece.samples), 0),
     ("coordinate systems", lambda piece: piece.frame_of_reference, 0),
     ("sizes", lambda piece: (piece.rows, piece.columns), 0),
     ("pixel formats", lambda piece: (piece.bits, piece.photometric, piece.padding), 0),

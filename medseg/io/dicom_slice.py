@@ -135,17 +135,17 @@ class Slice:
         return "LOCALIZER" in self.image_type
 
 
-def parse(source: Source, entry: Entry, file: Any) -> list[Slice]:
-    """The slices of an open DICOM file, empty if it holds no image. Raises `BadFile`."""
+def parse(source: Source, entry: Entry, file: Any) -> list[Slice] | None:
+    """The slices of an open DICOM file, empty if it holds no image, None for a DICOMDIR. Raises `BadFile`."""
     from medseg.io.dicom_frames import frames_of, tiles_of
 
     where = source.where(entry)
 
-    def work(dicom: Any) -> list[Slice]:
+    def work(dicom: Any) -> list[Slice] | None:
         dataset, pixels = _dataset(dicom, file, where, TAGS)
         sop_class = sop_class_of(dataset)
         if dataset.media_class == DICOMDIR:
-            return []
+            return None
         if pixels is None and (not sop_class or (dataset.cut_off and sop_class in SOP_CLASSES)):
             raise BadFile(f"{where}: ends early; it is incomplete, export the series again")
         if dataset.get("Rows") is None and sop_class not in SOP_CLASSES:
@@ -155,7 +155,7 @@ def parse(source: Source, entry: Entry, file: Any) -> list[Slice]:
             return frames_of(first, dataset)
         return tiles_of(first, dataset) if "MOSAIC" in first.image_type else [first]
 
-    found: list[Slice] = guarded(where, work)
+    found: list[Slice] | None = guarded(where, work)
     return found
 
 

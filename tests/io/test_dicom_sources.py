@@ -267,6 +267,15 @@ def test_a_dicomdir_names_the_files(tmp_path):
     assert [piece.sop_instance for piece in dicom.ordered_slices(path)] == [piece.SOPInstanceUID for piece in pieces]
 
 
+def test_a_dicomdir_in_a_folder_is_no_object_to_warn_about(tmp_path):
+    pieces = series()
+    expected = truth(pieces)
+    with_dicomdir(pieces, tmp_path / "cd")
+
+    assert np.array_equal(io.read(tmp_path / "cd").data, expected.data)
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR CS")
 @pytest.mark.parametrize(
     "name", [["..", "secret"], ["/etc/passwd"], ["LINK"], ["MISSING"], ["A", "..", "..", "secret"]]
 )

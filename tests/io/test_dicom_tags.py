@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pydicom
 import pytest
-from dicom_making import ENHANCED_MR, MR, NAME, PT, as_mr, change, content_of, enhanced, series, truth
+from dicom_making import ENHANCED_MR, MR, NAME, as_mr, change, content_of, enhanced, series, truth
 from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
@@ -28,7 +28,6 @@ NESTED = [
 MADE = {
     "CT": lambda: series(4),
     "MR": lambda: as_mr(series(4)),
-    "PT": lambda: change(series(4), SOPClassUID=PT, Modality="PT"),
     "enhanced": lambda: [enhanced([series(4)], ENHANCED_MR)],
 }
 

@@ -179,6 +179,18 @@ def test_localizers_and_screenshots_are_set_aside(tmp_path):
     assert equal(volume, pieces)
 
 
+def test_a_screenshot_in_the_series_itself_is_not_mixed_in(tmp_path):
+    pieces = series()
+    shot = change(another(pieces[:1], 3), SOPClassUID="1.2.840.10008.5.1.4.1.1.7", PhotometricInterpretation="RGB")
+    folder = save(pieces + change(shot, SamplesPerPixel=3), tmp_path / "s")
+
+    with pytest.raises(BadFile, match="different kinds of image in one series"):
+        io.read(folder)
+    assert sorted(bool(volume.problem) for volume in io.list_volumes(folder)) == [False, True]
+    chosen = next(volume.number for volume in io.list_volumes(folder) if not volume.problem)
+    assert equal(io.read(folder, series=chosen), pieces)
+
+
 def test_orientations_and_sizes_of_one_series_are_volumes_of_their_own(tmp_path):
     first = series()
     second = change(another(first, 4), ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
@@ -545,6 +557,7 @@ def test_a_mosaic_whose_geometry_is_not_sure_is_refused(tmp_path, spoil):
         io.read(tmp_path / "x.dcm")
 
 
+@pytest.mark.filterwarnings("ignore:Unable to find Philips private scale factor")
 @pytest.mark.parametrize("name", ["siemens_dwi_0", "siemens_dwi_1000", "philips_mprage"])
 def test_real_mosaics_and_multi_frame_files_agree_with_nibabel(tmp_path, name):
     """The files come with nibabel (MIT); philips_mprage holds one frame fewer of pixels than its header says."""
