@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg"
 ROWS = [
     {"errors"},
     {"volume", "config", "kernels", "io.stream", "io.files", "labels"},
+    {"window_kernels"},
     {
         "io.voxels",
         "io.dicom_source",
@@ -28,12 +29,15 @@ ROWS = [
         "models",
         "intensity",
         "refine",
+        "fast_conv",
+        "painter",
     },
     {"io.dicom_pixels", "io.dicom_series", "io.dicom_repair", "io.dicom_suv"},
     {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.slicer"},
     {"io.dicom_codes", "io.dicom_result", "io.dicom_seg", "io.rtstruct", "io.dicom_report"},
     {"io", "checkpoint", "record", "view", "view.preview"},
-    {"backends", "window", "synth"},
+    {"window", "synth"},
+    {"backends"},
     {"inference", "train", "evaluate", "report", "compare", "infer"},
     {"cli_evaluate"},
     {"cli"},
@@ -56,8 +60,8 @@ HEAVY = {
     "cc3d",
     "safetensors",
 }
-TORCH_AT_TOP = {"train", "synth", "window", "backends", "losses", "models", "models.unet"}
-ALSO_AT_TOP = {"kernels": {"numba"}, "metrics": {"scipy"}, "compare": {"scipy"}}
+TORCH_AT_TOP = {"fast_conv", "train", "synth", "window", "backends", "losses", "models", "models.unet"}
+ALSO_AT_TOP = {"kernels": {"numba"}, "window_kernels": {"numba"}, "metrics": {"scipy"}, "compare": {"scipy"}}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 
 

@@ -157,8 +157,8 @@ def _slices(source: Source) -> tuple[list[Slice], list[BadFile]]:
             with source.open(entry) as file:
                 if is_dicom(file.read(132)):
                     pieces = parse(source, entry, file)
-                    slices += pieces
-                    others += not pieces
+                    slices += pieces or []
+                    others += pieces == []
                 else:
                     strange.append(entry)
         except BadFile as error:
@@ -188,11 +188,15 @@ def _follow_dicomdir(source: Source) -> None:
     header = header_values(source, source.entries[0], ["DirectoryRecordSequence"])
     if header.media_class != DICOMDIR:
         return
+    if header.cut_off:
+        raise BadFile(f"{path}: ends early; give the folder that holds the series")
 
     def names(dicom: object) -> list[str]:
         found = []
         for record in header.get("DirectoryRecordSequence") or []:
             parts = record.get("ReferencedFileID")
+            if not parts and str(record.get("DirectoryRecordType") or "IMAGE") == "IMAGE":
+                raise ValueError("an image without a file")
             if parts:
                 found.append(parts if isinstance(parts, str) else "/".join(str(part) for part in parts))
         return found
@@ -236,11 +240,12 @@ def _choose(
             raise BadFile(f"{name}: has no volume {volume_index}; it holds {len(chosen)}, numbered from 0")
         chosen = [chosen[volume_index]]
     if len(chosen) > 1:
-        numbers = ", ".join(volume.number for volume in chosen[:20]) + (", ..." if len(chosen) > 20 else "")
+        readable = [volume.number for volume in chosen if not volume.problem] or [volume.number for volume in chosen]
+        numbers = ", ".join(readable[:10]) + (", ..." if len(readable) > 10 else "")
         raise BadFile(f"{name}: {differences(chosen)}; choose one with --series ({numbers}; medseg info lists them)")
     only = chosen[0]
     first = only.slices[0]
-    if source.is_file and len(only.slices) == 1 and first.sop_class in CLASSIC and not first.localizer:
+    if source.is_file and len(only.slices) == 1 and first.sop_class in CLASSIC and not only.problem_of_slice:
         raise BadFile(f"{name}: is one DICOM file with one slice; give the folder that holds the whole series")
     return only
 
@@ -325,7 +330,14 @@ def _turned_over(data: NDArray, first: Slice) -> NDArray:
 def _scaled(name: str, data: NDArray, slices: Sequence[Slice]) -> NDArray:
     scales = {_scale(piece) for piece in slices}
     if len(scales) == 1:
-        return rescale(name, data, *scales.pop())
+        slope, intercept = scales.pop()
+        if slope == 1 and intercept.is_integer() and data.dtype.itemsize == 2:
+            ends = int(data.min()) + int(intercept), int(data.max()) + int(intercept)
+            if ends[0] >= -32768 and ends[1] <= 32767:  # in place: a CT needs its memory once
+                shifted = data.view(np.int16)
+                shifted += np.array(int(intercept)).astype(np.int16)  # wraps around to what is right
+                return shifted
+        return rescale(name, data, slope, intercept)
     out = np.empty(data.shape, np.float32, order="F")  # PET: every slice has its own scale
     for k, piece in enumerate(slices):
         slope, intercept = _scale(piece)
