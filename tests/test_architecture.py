@@ -14,24 +14,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg"
 #: A module imports from its own row and the rows above it. A new module gets its place here.
 ROWS = [
     {"errors"},
-    {"volume", "config", "kernels", "io.stream", "io.files", "labels"},
-    {"window_kernels"},
-    {
-        "io.voxels",
-        "io.dicom_source",
-        "io.dicom_slice",
-        "io.dicom_frames",
-        "io.dicom_decode",
-        "cleanup",
-        "metrics",
-        "losses",
-        "models.unet",
-        "models",
-        "intensity",
-        "refine",
-        "fast_conv",
-        "painter",
-    },
+    {"volume", "config", "kernels", "window_kernels", "winograd_kernels", "io.stream", "io.files", "labels"},
+    {"io.voxels", "cleanup", "metrics", "losses", "models.unet", "models", "intensity", "refine"},
+    {"fast_conv", "painter"},
+    {"io.dicom_source", "io.dicom_slice", "io.dicom_frames", "io.dicom_decode"},
     {"io.dicom_pixels", "io.dicom_series", "io.dicom_repair", "io.dicom_suv"},
     {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.slicer"},
     {"io.dicom_codes", "io.dicom_result", "io.dicom_seg", "io.rtstruct", "io.dicom_report"},
@@ -61,7 +47,13 @@ HEAVY = {
     "safetensors",
 }
 TORCH_AT_TOP = {"fast_conv", "train", "synth", "window", "backends", "losses", "models", "models.unet"}
-ALSO_AT_TOP = {"kernels": {"numba"}, "window_kernels": {"numba"}, "metrics": {"scipy"}, "compare": {"scipy"}}
+ALSO_AT_TOP = {
+    "kernels": {"numba"},
+    "window_kernels": {"numba"},
+    "winograd_kernels": {"numba"},
+    "metrics": {"scipy"},
+    "compare": {"scipy"},
+}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 
 

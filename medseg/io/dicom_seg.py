@@ -458,7 +458,7 @@ def _unpacked(path: str | Path) -> Iterator[NDArray]:
         entry = Entry(Path(path), None)
         with source.open(entry) as file:
             slices = parse(source, entry, file)
-        yield from stored_pixels(source, slices)
+        yield from stored_pixels(source, slices or [])
 
 
 def _parse(path: str | Path) -> _Parsed:
