@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medseg import cli_evaluate
+from medseg import cli_evaluate, cli_view
 from medseg.cli_evaluate import Json, Quiet
 from medseg.errors import BadConfig, BadOutput, DataWarning, Interrupted, MedsegError
 
@@ -237,7 +237,7 @@ def version() -> None:
     print(installed("medseg"))
 
 
-for _command in (cli_evaluate.evaluate, cli_evaluate.compare, cli_evaluate.clean):
+for _command in (cli_evaluate.evaluate, cli_evaluate.compare, cli_evaluate.clean, cli_view.view):
     app.command()(_command)
 
 

@@ -17,10 +17,12 @@ ROWS = [
     {"volume", "config", "kernels", "io.stream", "io.files", "labels"},
     {"io.voxels", "cleanup", "metrics", "losses", "models.unet", "models", "intensity", "refine"},
     {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.dicom_slice", "io.slicer"},
-    {"io", "checkpoint", "record", "view", "view.preview"},
+    {"io", "checkpoint", "record", "view", "view.preview", "view.contrast", "view.page"},
+    {"view.scene", "view.server"},
     {"backends", "window", "synth"},
     {"inference", "train", "evaluate", "report", "compare", "infer"},
     {"cli_evaluate"},
+    {"cli_view"},
     {"cli"},
     {"__main__"},
 ]
