@@ -83,6 +83,9 @@ def infer(
     ] = None,
     volume: VolumeIndex = None,
     assume_geometry: AssumeGeometry = None,
+    show_progress: Annotated[
+        str, typer.Option("--progress", metavar="auto|json", help="json: a line of JSON on stderr for every step.")
+    ] = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -95,6 +98,7 @@ def infer(
 
     _one_of("--device", device, ("auto", "cpu", "cuda"))
     _one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
+    _one_of("--progress", show_progress, ("auto", "json"))
     work = run.jobs(inputs, output)
     if preview and len(work) == 1 and preview.suffix.lower() != ".png":
         raise BadOutput(f"{preview}: a preview is a picture; give a name that ends in .png")
@@ -111,7 +115,8 @@ def infer(
         picture = preview / f"{job.labels.name.split('.')[0]}.png" if preview and len(work) > 1 else preview
         extras = run.Extras(picture, instances, volume, assume_geometry)
         try:
-            with _progress(quiet, job.scan) as (announce, progress):
+            shown = _json_progress(job.scan) if show_progress == "json" else _progress(quiet, job.scan)
+            with shown as (announce, progress):
                 content = run.infer(job, checkpoint, settings, extras, announce=announce, progress=progress)
         except Interrupted:
             raise
@@ -306,6 +311,25 @@ def _progress(quiet: bool, scan: Path) -> Iterator[tuple[Callable[[str], None], 
 
         say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
         yield (lambda text: say(f"{scan}: {text}")), progress
+
+
+@contextmanager
+def _json_progress(scan: Path) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
+    """What happens to one scan as lines of JSON on stderr, for programs; the same whole per cent is not said twice."""
+    import json
+
+    said: list[tuple[str, int]] = []
+
+    def say(**event: Any) -> None:
+        print(json.dumps(event), file=sys.stderr, flush=True)
+
+    def progress(what: str, done: int, total: int) -> None:
+        now = (what, 100 * done // max(total, 1))
+        if said[-1:] != [now]:
+            said.append(now)
+            say(event="progress", what=what, done=done, total=total)
+
+    yield (lambda text: say(event="announcement", scan=str(scan), text=text)), progress
 
 
 @contextmanager

@@ -93,8 +93,8 @@ def _handler(token: str, resources: dict[str, tuple[bytes, str]], policy: str) -
                     self.close_connection = True  # the browser went away
 
         def _find(self) -> tuple[bytes, str] | None:
-            host, port = self.server.server_address[:2]
-            if self.headers.get("Host") != f"{host!s}:{port}":
+            host, port = self.connection.getsockname()
+            if self.headers.get("Host") != f"{host}:{port}":
                 return None
             _, given, name = [*self.path.split("/", 2), "", ""][:3]
             known = hmac.compare_digest(given.encode("utf-8", "replace"), token.encode())
