@@ -7,10 +7,11 @@ import json
 import shutil
 import subprocess
 import time
+import urllib.error
 import urllib.request
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ class Browser:
     def _call(self, method: str, path: str, **body: Any) -> Any:
         return call(method, self._session + path, body if method == "POST" else None)
 
-    def open(self, url: str, state: str = "ready", timeout_s: float = 90) -> None:
-        """Load a page and wait until it says that it is in `state`."""
+    def open(self, url: str, state: str | None = "ready", timeout_s: float = 90) -> None:
+        """Load a page and wait until it says that it is in `state`; pages of others say None."""
         self._call("POST", "/url", url=url)
         self.wait("document.documentElement.dataset.state !== 'loading'", timeout_s)
         assert self.run("return document.documentElement.dataset.state") == state, self.messages()
@@ -71,7 +72,9 @@ class Browser:
 
     def picture(self) -> np.ndarray:
         """(rows, columns, 3) of the window."""
-        return pixels(self.png())
+        from PIL import Image  # comes with matplotlib
+
+        return np.asarray(Image.open(BytesIO(self.png())).convert("RGB"))
 
     def box(self, selector: str) -> tuple[slice, slice]:
         """Rows and columns of the window that an element covers."""
@@ -131,44 +134,3 @@ def chromium(folder: Path, width: int = 1000, height: int = 720) -> Iterator[Bro
                 call("DELETE", f"http://127.0.0.1:{port}/session/{session['sessionId']}", None)
         finally:
             process.terminate()
-
-
-def pixels(png: bytes) -> np.ndarray:
-    """The pixels of an 8-bit RGB or RGBA PNG without interlace (ISO/IEC 15948), as (rows, columns, 3)."""
-    at, data, width, height, channels = 8, b"", 0, 0, 0
-    while at < len(png):
-        length, kind = int.from_bytes(png[at : at + 4], "big"), png[at + 4 : at + 8]
-        body = png[at + 8 : at + 8 + length]
-        if kind == b"IHDR":
-            width, height = int.from_bytes(body[:4], "big"), int.from_bytes(body[4:8], "big")
-            assert body[8] == 8
-            channels = {2: 3, 6: 4}[body[9]]
-        data += body if kind == b"IDAT" else b""
-        at += 12 + length
-    lines = np.frombuffer(zlib.decompress(data), np.uint8).reshape(height, 1 + width * channels)
-    out = np.zeros((height, width, channels), np.uint8)
-    before = np.zeros((width, channels), np.int32)
-    for row, line in enumerate(lines):
-        out[row] = before = _unfiltered(int(line[0]), line[1:].reshape(width, channels).astype(np.int32), before)
-    return out[..., :3]
-
-
-def _unfiltered(kind: int, line: np.ndarray, above: np.ndarray) -> np.ndarray:
-    if kind == 0:
-        return line
-    if kind == 1:
-        return line.cumsum(axis=0) & 255
-    if kind == 2:
-        return (line + above) & 255
-    out = line.copy()
-    left, corner = np.zeros(line.shape[1], np.int32), np.zeros(line.shape[1], np.int32)
-    for n in range(len(line)):
-        up = above[n]
-        if kind == 3:
-            guess = (left + up) // 2
-        else:
-            far = [abs(up - corner), abs(left - corner), abs(left + up - 2 * corner)]
-            guess = np.where((far[0] <= far[1]) & (far[0] <= far[2]), left, np.where(far[1] <= far[2], up, corner))
-        out[n] = left = (line[n] + guess) & 255
-        corner = up
-    return out

@@ -222,7 +222,7 @@
 
   function setOutline(on) {
     byId("outline").checked = on;
-    if (on && !outlined) outlined = borders(filled, labels.dims);
+    if (on && !outlined) outlined = borders(filled, labels.hdr.dims);
     labels.img = on ? outlined : filled;
     redraw();
   }
@@ -245,7 +245,7 @@
 
   function structureAt(mm) {
     const [i, j, k] = labels.mm2vox(Array.from(mm).slice(0, 3), true).map(Math.round);
-    const [, nx, ny, nz] = labels.dims;
+    const [, nx, ny, nz] = labels.hdr.dims;
     const inside = i >= 0 && j >= 0 && k >= 0 && i < nx && j < ny && k < nz;
     return inside ? present.find((s) => s.index === filled[i + nx * (j + ny * k)]) : undefined;
   }
