@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medseg import inference, record
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, MedsegError
 from medseg.intensity import INTENSITY_MODELS
 from medseg.io import READERS, WRITERS, is_readable_name, read, strip_suffix, write
-
-if TYPE_CHECKING:
-    from medseg.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -86,22 +85,24 @@ def _folder_of(scan: Path) -> Path:
 def _is_scan(path: Path) -> bool:
     """Whether a file in a folder is a scan of its own: not a slice of a series, nor what an earlier run wrote there."""
     name = path.name.lower()
-    result = name.endswith(".seg.nrrd") or strip_suffix(path).endswith(("_seg", "_seg.objects"))
-    return is_readable_name(path) and not name.endswith(".dcm") and not result
+    result = name.endswith(".seg.nrrd") or re.search(
+        r"_seg(\.objects|\.uncertainty|\.probability_\d+)?$", strip_suffix(path)
+    )
+    return is_readable_name(path) and not name.endswith(".dcm") and result is None
 
 
-def load_model(name: str) -> Checkpoint | str:
-    """A checkpoint, or the name of an intensity model as it is. Raises `BadModel`."""
-    if name in INTENSITY_MODELS:
-        return name
+def load_model(*names: str) -> inference.Model:
+    """The checkpoints of bundled models and model folders, or an intensity model's name. Raises `BadModel`."""
+    if names[0] in INTENSITY_MODELS and len(names) == 1:
+        return names[0]
     from medseg.checkpoint import load_checkpoint
 
-    return load_checkpoint(name)
+    return [load_checkpoint(name) for name in names]
 
 
 def infer(
     job: Job,
-    model: Checkpoint | str,
+    model: inference.Model,
     settings: inference.Settings,
     extras: Extras,
     *,
@@ -120,8 +121,13 @@ def infer(
         volume = read(job.scan, volume_index=extras.volume_index, assume_geometry=extras.assume_geometry)
         reading = time.perf_counter() - begun
         try:
-            announce(_announcement(volume, inference.plan(volume, model, settings)))
-            result = inference.segment(volume, model, settings, progress=progress)
+            result = inference.segment(
+                volume,
+                model,
+                settings,
+                progress=progress,
+                announce=lambda made: announce(_announcement(volume, made)),
+            )
         except BadFile as error:  # what is wrong with the voxels is known before the file's name is
             raise BadFile(f"{job.scan}: {error}") from None
     # A reader's warning names the file as the user typed it; the record must not.
@@ -131,7 +137,7 @@ def infer(
         "versions": record.versions(),
         "model": _identity(model),
         "input": record.describe(volume),
-        "settings": {**asdict(settings), "device": result.plan.device, "precision": result.plan.precision},
+        "settings": asdict(settings) | {key: getattr(result.plan, key) for key in ("device", "precision", "backend")},
         "warnings": told,
         "structures": inference.structure_volumes(result.labels, result.table),
     }
@@ -142,6 +148,8 @@ def infer(
         objects, rows = record.found_objects(result.labels)
         content["objects"] = rows
         writes.append((job.beside(".objects.nii.gz"), lambda path: write(objects, path)))
+    for name, volume_map in result.maps.items():
+        writes.append((job.beside(f".{name}.nii.gz"), partial(write, volume_map)))
     if extras.preview:
         from medseg.view.preview import write_preview
 
@@ -152,6 +160,7 @@ def infer(
     def finish(path: Path) -> None:
         seconds = {"read": reading, **result.seconds, "write": time.perf_counter() - writing}
         content["seconds"] = {key: round(value, 3) for key, value in seconds.items()}
+        content["forecast_memory_bytes"] = result.plan.memory_bytes
         content["peak_memory_bytes"] = record.peak_memory_bytes()
         content["finished"] = record.finished_now()
         record.write_record(path, content)
@@ -190,16 +199,19 @@ def _announcement(volume: inference.Volume, plan: inference.Plan) -> str:
     shape = " x ".join(str(n) for n in volume.shape)
     spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm)
     how = f"up to {plan.windows} windows on {plan.device}, {plan.precision}" if plan.windows else "by intensity"
+    how += f", in {plan.stripes} parts to save memory" if plan.stripes > 1 else ""
     return (
         f"{shape} voxels of {spacing} mm, {volume.orientation}; model {plan.model}, {how}; "
         f"about {plan.memory_bytes / 1e9:.1f} GB of memory"
     )
 
 
-def _identity(model: Checkpoint | str) -> dict[str, str]:
+def _identity(model: inference.Model) -> dict[str, Any]:
     if isinstance(model, str):
         return {"name": model}
-    return {"name": model.spec.name, "weights_sha256": model.spec.sha256}
+    specs = [one.spec for one in inference.as_list(model)]
+    hashes = [spec.sha256 for spec in specs]
+    return {"name": specs[0].name, "weights_sha256": hashes[0] if len(hashes) == 1 else hashes}
 
 
 __all__ = ["READERS", "Extras", "Job", "MedsegError", "check_output", "infer", "jobs", "load_model"]

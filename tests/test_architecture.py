@@ -15,11 +15,24 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg"
 ROWS = [
     {"errors"},
     {"volume", "config", "kernels", "io.stream", "io.files", "labels"},
-    {"io.voxels", "cleanup", "metrics", "losses", "models.unet", "models", "intensity", "refine"},
+    {"window_kernels"},
+    {
+        "io.voxels",
+        "cleanup",
+        "metrics",
+        "losses",
+        "models.unet",
+        "models",
+        "intensity",
+        "refine",
+        "fast_conv",
+        "painter",
+    },
     {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.dicom_slice", "io.slicer"},
     {"io", "checkpoint", "record", "view", "view.preview", "view.contrast", "view.page"},
     {"view.scene", "view.server", "view.slicer.MedSeg", "view.slicer.MedSegLib", "view.slicer.MedSegLib.command"},
-    {"backends", "window", "synth"},
+    {"window", "synth"},
+    {"backends"},
     {"inference", "train", "evaluate", "report", "compare", "infer"},
     {"cli_evaluate"},
     {"cli_view"},
@@ -31,8 +44,8 @@ GROUND = {"volume", "labels", "config", "errors", "io.files", "io.stream"}
 #: Imported where used, so that `medseg --help` answers at once; torch is at the top of the modules that are only
 #: loaded to compute with it.
 HEAVY = {"torch", "monai", "SimpleITK", "matplotlib", "pydicom", "scipy", "numba", "nibabel", "cc3d", "safetensors"}
-TORCH_AT_TOP = {"train", "synth", "window", "backends", "losses", "models", "models.unet"}
-ALSO_AT_TOP = {"kernels": {"numba"}, "metrics": {"scipy"}, "compare": {"scipy"}}
+TORCH_AT_TOP = {"fast_conv", "train", "synth", "window", "backends", "losses", "models", "models.unet"}
+ALSO_AT_TOP = {"kernels": {"numba"}, "window_kernels": {"numba"}, "metrics": {"scipy"}, "compare": {"scipy"}}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import heads
@@ -32,7 +33,7 @@ def app() -> Any:
 @pytest.fixture
 def scene(app: Any) -> Iterator[Any]:
     app.scene.Clear()
-    here = os.getcwd()  # Slicer changes it
+    here = Path.cwd()  # Slicer changes it
     yield app.scene
     os.chdir(here)
 
@@ -59,7 +60,7 @@ def voxels_mm(image: Any, value: int) -> np.ndarray:
     image.GetImageToWorldMatrix(matrix)
     affine = np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
     extent = image.GetExtent()
-    found = np.argwhere(array_of(image) == value) + [extent[0], extent[2], extent[4]]
+    found = np.argwhere(array_of(image) == value) + np.array([extent[0], extent[2], extent[4]])
     return (np.c_[found, np.ones(len(found))] @ affine.T)[:, :3]
 
 

@@ -64,7 +64,9 @@ def test_a_run_segments_and_says_how_far_it_is(command, scan, tmp_path):
 
 def test_progress_is_a_share(command):
     script = """import json, sys
-for done in range(5): print(json.dumps({"event": "progress", "what": "segmenting", "done": done, "total": 4}), file=sys.stderr)"""
+for done in range(5):
+    event = {"event": "progress", "what": "segmenting", "done": done, "total": 4}
+    print(json.dumps(event), file=sys.stderr)"""
     run = command.Run([sys.executable, "-c", script])
     wait(run)
     run.finish()
