@@ -207,3 +207,59 @@ def test_values_without_a_name_are_named_in_slicer_too(app, scene, tmp_path):
     app.io_manager.load_scene(str(tmp_path / "case.mrb"))
 
     assert set(facts(scene.GetFirstNodeByClass("vtkMRMLSegmentationNode"))) == {"label 7", "label 12", "label 300"}
+
+
+def with_views() -> tuple[Any, dict[str, Any]]:
+    """A Slicer of its own with three slice views, which must be there before what they show."""
+    from trame_slicer.core import SlicerApp
+    from trame_slicer.views import DirectViewFactory, ViewLayoutDefinition, ViewProps, ViewType
+
+    app = SlicerApp()
+    app.view_manager.register_factory(DirectViewFactory(do_render_offscreen=True))
+    made = {}
+    for name, orientation in (("Red", "Axial"), ("Green", "Coronal"), ("Yellow", "Sagittal")):
+        properties = ViewProps(orientation=orientation, label=name[0])
+        made[name] = app.view_manager.create_view(ViewLayoutDefinition(name, ViewType.SLICE_VIEW, properties))
+        made[name].render_window().SetSize(300, 300)
+    return app, made
+
+
+def picture_of(view: Any) -> np.ndarray:
+    import vtkmodules.all as vtk
+    from vtkmodules.util.numpy_support import vtk_to_numpy
+
+    view.get_view_node().SetDimensions(300, 300, 1)
+    for _ in range(3):
+        view.render()
+    view.render_window().Render()
+    grab = vtk.vtkWindowToImageFilter()
+    grab.SetInput(view.render_window())
+    grab.ReadFrontBufferOff()
+    grab.Update()
+    image = grab.GetOutput()
+    width, height, _ = image.GetDimensions()
+    return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(height, width, -1)[::-1, :, :3].astype(int)
+
+
+def test_slicer_shows_the_scene_with_the_same_side_on_the_left_as_the_page(tmp_path, monkeypatch):
+    """The counterpart of test_browser.test_left_is_left."""
+    monkeypatch.chdir(tmp_path)
+    app, views = with_views()
+    scan, labels = heads.head("PIR")
+    write_scene(tmp_path / "case.mrb", scan, labels, heads.TABLE)
+    app.io_manager.load_scene(str(tmp_path / "case.mrb"))
+    seen: dict[tuple[str, int], tuple[float, float]] = {}
+    for value, name in ((heads.RIGHT, "Red"), (heads.RIGHT, "Green"), (heads.LEFT, "Green"), (heads.FRONT, "Yellow")):
+        node = views[name].get_view_node()
+        node.JumpSliceByOffsetting(*heads.centre_mm(labels, value))
+        picture = picture_of(views[name])
+        strong = picture.argmax(-1) == np.argmax(heads.PURE[value])
+        rows, columns = np.nonzero(strong & (np.ptp(picture, axis=-1) > 60))
+        assert len(rows) > 50, (name, value)
+        seen[name, value] = (rows.mean() / 300, columns.mean() / 300)
+    assert seen["Red", heads.RIGHT][1] < 0.45
+    assert seen["Green", heads.RIGHT][1] < 0.45
+    assert seen["Green", heads.RIGHT][0] < 0.5
+    assert seen["Green", heads.LEFT][1] > 0.55
+    assert seen["Green", heads.LEFT][0] > 0.5
+    assert seen["Yellow", heads.FRONT][1] < 0.35
