@@ -14,20 +14,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg"
 #: A module imports from its own row and the rows above it. A new module gets its place here.
 ROWS = [
     {"errors"},
-    {"volume", "config", "kernels", "io.stream", "io.files", "labels"},
-    {"window_kernels"},
-    {
-        "io.voxels",
-        "cleanup",
-        "metrics",
-        "losses",
-        "models.unet",
-        "models",
-        "intensity",
-        "refine",
-        "fast_conv",
-        "painter",
-    },
+    {"volume", "config", "kernels", "window_kernels", "winograd_kernels", "io.stream", "io.files", "labels"},
+    {"io.voxels", "cleanup", "metrics", "losses", "models.unet", "models", "intensity", "refine"},
+    {"fast_conv", "painter"},
     {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.dicom_slice", "io.slicer"},
     {"io", "checkpoint", "record", "view", "view.preview", "view.contrast", "view.page"},
     {"view.scene", "view.server", "view.slicer.MedSeg", "view.slicer.MedSegLib", "view.slicer.MedSegLib.command"},
@@ -45,7 +34,13 @@ GROUND = {"volume", "labels", "config", "errors", "io.files", "io.stream"}
 #: loaded to compute with it.
 HEAVY = {"torch", "monai", "SimpleITK", "matplotlib", "pydicom", "scipy", "numba", "nibabel", "cc3d", "safetensors"}
 TORCH_AT_TOP = {"fast_conv", "train", "synth", "window", "backends", "losses", "models", "models.unet"}
-ALSO_AT_TOP = {"kernels": {"numba"}, "window_kernels": {"numba"}, "metrics": {"scipy"}, "compare": {"scipy"}}
+ALSO_AT_TOP = {
+    "kernels": {"numba"},
+    "window_kernels": {"numba"},
+    "winograd_kernels": {"numba"},
+    "metrics": {"scipy"},
+    "compare": {"scipy"},
+}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 
 
