@@ -1,8 +1,8 @@
 """One HTML page to look at a scan and its labels, offline: three planes, 3D, a legend with volumes.
 
-The page holds everything it needs and may load nothing: its Content-Security-Policy names its two scripts by their
-hashes and forbids every connection. Pictures are drawn by NiiVue (`niivue/origin.json` says which), in radiological
-convention as 3D Slicer does. Nothing of a patient is in it: scans are volumes without headers, and no file is named.
+The page holds everything it needs and may load nothing: its Content-Security-Policy names its scripts and its style by
+their hashes and forbids every connection. NiiVue (`niivue/origin.json`) draws the pictures, in radiological convention
+as 3D Slicer does. Nothing of a patient is in it: scans are volumes without headers, and no file is named.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from medseg.volume import Volume, crop, reorient, resample, same_grid
 #: A page holds at most so many voxels; larger scans become a preview, because browsers without a graphics card take
 #: about three seconds for a million voxels.
 MAX_EMBEDDED_VOXELS = 8 << 20
+#: Longest axis that graphics cards of today show.
+MAX_EMBEDDED_AXIS = 2048
 #: Structures that one page can tell apart: the least width of a texture that WebGL 2 promises, and the background.
 MAX_STRUCTURES = 2047
 #: Turn of the 3D view, azimuth and elevation in degrees: from the front, the patient's right on the left.
@@ -82,7 +84,7 @@ def prepare(
     shown = scan.with_data(numbers[on_grid])
     stored, slope, intercept = (_whole(scan.data), 1.0, 0.0) if max_voxels is None else _compact(scan.data, contrast)
     scan = scan.with_data(stored)
-    if max_voxels is not None and stored.size > max_voxels:
+    if max_voxels is not None and (stored.size > max_voxels or max(stored.shape) > MAX_EMBEDDED_AXIS):
         scan, shown, contrast, slope, intercept, said = _preview(scan, shown, contrast, slope, intercept, max_voxels)
         notes += said
     start = _centre(labels) if labels.data.any() else _world(scan.affine, (np.array(scan.shape) - 1) / 2)
@@ -105,16 +107,17 @@ def prepare(
 def page_html(contents: Contents, *, served: bool = False) -> str:
     """The page. With `served` it holds no voxels but fetches scan.nii.gz and labels.nii.gz from beside itself."""
     script = {name: _inline(_read(name)) for name in ("niivue/niivue.umd.js", "web/page.js")}
-    hashes = " ".join(f"'sha256-{_digest(text)}'" for text in script.values())
+    style = _read("web/page.css")
+    hashes = " ".join(_source(text) for text in script.values())
     connections = "'self'" if served else "'none'"
     policy = (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
+        f"default-src 'none'; script-src {hashes}; style-src {_source(style)}; img-src data: blob:; "
         f"connect-src {connections}; base-uri 'none'; form-action 'none'"
     )
     parts = {
         "policy": policy,
         "title": html.escape(contents.facts["title"] or "medseg view"),
-        "style": _read("web/page.css"),
+        "style": style,
         # In a script element only these could end it or begin a comment.
         "facts": json.dumps(contents.facts | {"served": served}).replace("<", "\\u003c").replace("&", "\\u0026"),
         "scan": "" if served else base64.b64encode(contents.scan).decode("ascii"),
@@ -205,15 +208,16 @@ def _preview(
     corner = (int(start[0]), int(start[1]), int(start[2]))
     small = [crop(volume, corner, shape) for volume in (scan.with_data(grey), labels)]  # type: ignore[arg-type]
     every = 1
-    while np.prod([-(-n // every) for n in shape]) > max_voxels:
+    while np.prod(left := [-(-n // every) for n in shape]) > max_voxels or max(left) > MAX_EMBEDDED_AXIS:
         every += 1
     affine = small[0].affine @ np.diag([every, every, every, 1.0])
     thin = [Volume(volume.data[::every, ::every, ::every], affine) for volume in small]
     greys = f"Values below {least:.4g} and above {most:.4g}{contrast.unit} are cut off, between them are 256 greys."
-    voxels = {1: "", 2: " It shows every second voxel along each axis."}
+    which = {2: "second", 3: "third"}.get(every, f"{every}th")
+    voxels = f" It shows every {which} voxel along each axis." if every > 1 else ""
     said = [
         f"The scan is too large for a page ({scan.data.size / 1e6:.0f} million voxels): this is a preview, cropped to "
-        f"its content.{voxels.get(every, f' It shows every {every}th voxel along each axis.')} {greys}",
+        f"its content.{voxels} {greys}",
         "Volumes are those of the whole labels. The scan in full: medseg view --serve.",
     ]
     kept = Contrast(low, high, least, most, contrast.unit)
@@ -253,5 +257,6 @@ def _inline(script: str) -> str:
     return re.sub(r"<(?=/script|!--)", r"\\x3c", script, flags=re.IGNORECASE)
 
 
-def _digest(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+def _source(text: str) -> str:
+    """How a Content-Security-Policy names a script or a style by its content."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"

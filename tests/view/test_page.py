@@ -33,6 +33,7 @@ class Parts(HTMLParser):
         self.tags: list[tuple[str, dict]] = []
         self.meta: dict[str, str] = {}
         self.title = ""
+        self.styles: list[str] = []
         self._open = ""
         self.feed(text)
 
@@ -49,6 +50,8 @@ class Parts(HTMLParser):
         if self._open == "script":
             attributes, before = self.scripts[-1]
             self.scripts[-1] = (attributes, before + data)
+        if self._open == "style":
+            self.styles.append(data)
         if self._open == "title":
             self.title += data
 
@@ -119,6 +122,8 @@ def test_only_the_two_scripts_of_the_page_may_run_and_nothing_may_be_loaded(part
     hashes = {f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in run}
     assert len(run) == 2
     assert set(policy["script-src"].split()) == hashes
+    style = next(text for text in parts.styles)
+    assert policy["style-src"] == f"'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'"
     assert policy["default-src"] == "'none'"
     assert policy["connect-src"] == "'none'"
     assert not [tag for tag, attributes in parts.tags if {"src", "srcset", "action"} & set(attributes)]
@@ -202,6 +207,14 @@ def test_a_large_scan_becomes_a_preview_that_says_so():
         assert abs(shown.data[tuple(voxel)] * facts["slope"] + facts["intercept"] - grey) <= facts["slope"]
         row = next((r for r in facts["structures"] if r["value"] == labels.data[i, j, k]), {"index": 0})
         assert numbers.data[tuple(voxel)] == row["index"]
+
+
+def test_an_axis_too_long_for_graphics_cards_becomes_a_preview():
+    data = np.zeros((4, 5000, 3), np.int16)
+    data[1, ::2] = 100
+    contents = page.prepare(Volume(data, np.eye(4)), Volume((data > 0).astype(np.uint8), np.eye(4)))
+    assert max(image_of(contents.scan).data.shape) <= page.MAX_EMBEDDED_AXIS
+    assert any("every third voxel" in note for note in contents.facts["notes"])
 
 
 def test_a_preview_is_cropped_before_it_is_thinned():

@@ -365,7 +365,7 @@
       document.documentElement.dataset.state = "ready";
     } catch (error) {
       console.error(error);
-      fail("The scan could not be shown; it may be too large for this browser. Try medseg view --serve.");
+      fail("The scan could not be shown; it may be too large for this browser.");
     }
   }
 
