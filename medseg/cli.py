@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg import cli_evaluate
+from medseg import cli_evaluate, cli_view
 from medseg.cli_evaluate import Json, Quiet
 from medseg.errors import BadConfig, BadOutput, DataWarning, Interrupted, MedsegError
 
@@ -130,6 +130,9 @@ def infer(
     seg_type: SegType = "binary",
     deidentify: Deidentify = False,
     deterministic: Deterministic = False,
+    show_progress: Annotated[
+        str, typer.Option("--progress", metavar="auto|json", help="json: a line of JSON on stderr for every step.")
+    ] = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -148,6 +151,7 @@ def infer(
     extra_kinds = tuple(kind.strip().lower() for kind in also.split(",") if kind.strip())
     for kind in extra_kinds:
         _one_of("--also", kind, tuple(run.DICOM_RESULTS))
+    _one_of("--progress", show_progress, ("auto", "json"))
     _one_of("--backend", backend, ("auto", "torch", "openvino"))
     work = run.jobs(inputs, output)
     if preview and len(work) == 1 and preview.suffix.lower() != ".png":
@@ -179,7 +183,8 @@ def infer(
             DicomOptions(seg_type, deidentify, deterministic),
         )  # fmt: skip
         try:
-            with _progress(quiet, job.scan) as (announce, progress):
+            shown = _json_progress(job.scan) if show_progress == "json" else _progress(quiet, job.scan)
+            with shown as (announce, progress):
                 content = run.infer(job, checkpoint, settings, extras, announce=announce, progress=progress)
         except Interrupted:
             raise
@@ -356,7 +361,7 @@ def version() -> None:
     print(installed("medseg"))
 
 
-for _command in (cli_evaluate.evaluate, cli_evaluate.compare, cli_evaluate.clean):
+for _command in (cli_evaluate.evaluate, cli_evaluate.compare, cli_evaluate.clean, cli_view.view):
     app.command()(_command)
 
 
@@ -460,6 +465,25 @@ def _progress(quiet: bool, scan: Path) -> Iterator[tuple[Callable[[str], None], 
 
         say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
         yield (lambda text: say(f"{scan}: {text}")), progress
+
+
+@contextmanager
+def _json_progress(scan: Path) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
+    """What happens to one scan as lines of JSON on stderr, for programs; the same whole per cent is not said twice."""
+    import json
+
+    said: list[tuple[str, int]] = []
+
+    def say(**event: Any) -> None:
+        print(json.dumps(event), file=sys.stderr, flush=True)
+
+    def progress(what: str, done: int, total: int) -> None:
+        now = (what, 100 * done // max(total, 1))
+        if said[-1:] != [now]:
+            said.append(now)
+            say(event="progress", what=what, done=done, total=total)
+
+    yield (lambda text: say(event="announcement", scan=str(scan), text=text)), progress
 
 
 @contextmanager
