@@ -269,21 +269,29 @@ def convert(
 
     OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set, of the series given with --source.
     """
-    from medseg.io import DicomOptions, embedded_table, label_kind, read, write
+    from medseg.io import DicomOptions, Overlap, embedded_table, label_kind, read, read_masks, write
+    from medseg.io.slicer import write_segments
     from medseg.labels import LabelTable
 
     _one_of("--seg-type", seg_type, ("binary", "labelmap"))
     table = LabelTable.read(labels) if labels else embedded_table(path)
-    scan = read(
-        path,
-        volume_index=volume,
-        assume_geometry=assume_geometry,
-        series=series if source is None or label_kind(path) else None,
-        repair=repair,
-        suv=suv,
-        source=source,
-        segments=segment,
-    )
+    chosen = series if source is None or label_kind(path) else None
+    try:
+        scan = read(
+            path,
+            volume_index=volume,
+            assume_geometry=assume_geometry,
+            series=chosen,
+            repair=repair,
+            suv=suv,
+            source=source,
+            segments=segment,
+        )
+    except Overlap:
+        if not target.name.lower().endswith(".seg.nrrd"):
+            raise
+        write_segments(read_masks(path, source=source, series=series), target)
+        return
     options = DicomOptions(seg_type, deidentify, deterministic, nearest, series=series)
     write(scan, target, table=table, source=source, options=options)
 

@@ -140,6 +140,33 @@ def test_convert_takes_single_structures_and_other_grids_when_asked(scan: Path, 
     assert (ran.code, "label map" in ran.err, Path("y.dcm").exists()) == (4, True, False)
 
 
+def test_structures_that_overlap_become_layers_of_a_slicer_segmentation(scan: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    masks = np.zeros((2, *io.read(scan).shape), bool)
+    masks[0, 3:9, 4:9, 2:6] = masks[1, 6:12, 2:7, 3:5] = True
+    for name in ("a.rtstruct.dcm", "b.rtstruct.dcm"):
+        io.write(io.read(scan).with_data(masks["ab".index(name[0])].astype(np.uint8)), name, source=scan)
+    dataset, other = pydicom.dcmread("a.rtstruct.dcm"), pydicom.dcmread("b.rtstruct.dcm")
+    for sequence, number in (
+        ("StructureSetROISequence", "ROINumber"),
+        ("ROIContourSequence", "ReferencedROINumber"),
+        ("RTROIObservationsSequence", "ReferencedROINumber"),
+    ):
+        item = other[sequence].value[0]
+        setattr(item, number, 9)
+        dataset[sequence].value.append(item)
+    dataset.save_as("both.rtstruct.dcm")
+
+    ran = tiny.medseg("convert", "both.rtstruct.dcm", "x.nii.gz", "--source", scan)
+    assert (ran.code, ".seg.nrrd" in ran.err, Path("x.nii.gz").exists()) == (3, True, False)
+    assert tiny.medseg("convert", "both.rtstruct.dcm", "x.seg.nrrd", "--source", scan).code == 0
+
+    found = io.read_masks("x.seg.nrrd")
+    assert [label.value for label, _ in found] == [1, 9]
+    for (_, mask), expected in zip(found, masks, strict=True):
+        assert np.array_equal(mask.data > 0, expected)
+
+
 def test_info_lists_the_structures_of_dicom_labels(scan: Path, tmp_path: Path):
     io.write(phantom(io.read(scan)), tmp_path / "a.rtstruct.dcm", table=TABLE, source=scan)
     io.write(phantom(io.read(scan)), tmp_path / "a.dcm", table=TABLE, source=scan)

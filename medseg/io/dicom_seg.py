@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning
 from medseg.io.dicom_codes import (
+    Overlap,
     category_of,
     chosen,
     cielab,
@@ -362,10 +363,7 @@ def read_seg(
     parsed = _parse(path)
     data, shared = _painted(path, parsed, chosen(path, parsed.table, segments))
     if shared and segments is None:
-        raise BadFile(
-            f"{path}: {shared} voxels belong to more than one of its segments, so they are not one label map; "
-            "choose with --segment which to take (given several times, later ones lie over earlier ones)"
-        )
+        raise Overlap(path, shared)
     return labels_only(path, make_volume(path, data, parsed.affine))
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning
-from medseg.io.dicom_codes import category_of, chosen, code_item, read_codes, table_of, text, type_of
+from medseg.io.dicom_codes import Overlap, category_of, chosen, code_item, read_codes, table_of, text, type_of
 from medseg.io.dicom_result import (
     DicomOptions,
     Origin,
@@ -344,14 +344,13 @@ def read_rtstruct(
             shared += int((plane & (target > 0)).sum())
             target[plane] = value
     if shared and segments is None:
-        raise BadFile(
-            f"{path}: {shared} voxels belong to more than one of its structures, so they are not one label map; "
-            "choose with --segment which to take (given several times, later ones lie over earlier ones)"
-        )
+        raise Overlap(path, shared)
     return labels_only(path, make_volume(path, out, grid.affine))
 
 
-def read_structures(path: str | Path, *, source: Paths, series: str | int | None = None) -> list[tuple[Label, Volume]]:
+def read_structures(
+    path: str | Path, *, source: Paths | None, series: str | int | None = None
+) -> list[tuple[Label, Volume]]:
     """Every structure as a mask of its own (uint8, 0 and 1) on the grid of `source`, overlaps kept."""
     grid, layers, table = _layers(path, source, series)
     found = []
