@@ -18,7 +18,16 @@ from medseg.errors import BadFile, DataWarning
 from medseg.io.dicom_pixels import stored_dtype_of, stored_pixels
 from medseg.io.dicom_repair import check_repair, doubles, repaired
 from medseg.io.dicom_series import Found, differences, find_volumes, sorted_along_normal
-from medseg.io.dicom_slice import CLASSIC, DICOMDIR, Slice, guarded, header_values, is_dicom, parse, read_header
+from medseg.io.dicom_slice import (
+    CLASSIC,
+    Slice,
+    guarded,
+    header_values,
+    is_dicom,
+    is_dicomdir,
+    parse,
+    read_header,
+)
 from medseg.io.dicom_source import Entry, Paths, Source, name_of
 from medseg.io.dicom_suv import suv_factor
 from medseg.io.files import MAX_BYTES, inside
@@ -185,9 +194,9 @@ def _follow_dicomdir(source: Source) -> None:
     with source.open(source.entries[0]) as file:
         if not is_dicom(file.read(132)):
             return
-    header = header_values(source, source.entries[0], ["DirectoryRecordSequence"])
-    if header.media_class != DICOMDIR:
+    if not is_dicomdir(source, source.entries[0]):
         return
+    header = header_values(source, source.entries[0], ["DirectoryRecordSequence"])
     if header.cut_off:
         raise BadFile(f"{path}: ends early; give the folder that holds the series")
 

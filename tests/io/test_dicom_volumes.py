@@ -686,3 +686,17 @@ def test_nothing_of_the_patient_is_in_what_is_printed_or_written(tmp_path, capsy
     for path in tmp_path.iterdir():
         if path.is_file():
             assert b"SENTINEL" not in path.read_bytes()
+
+
+def test_info_says_once_what_was_passed_over(tmp_path, capsys, monkeypatch):
+    from medseg import cli
+
+    report = empty("1.2.840.10008.5.1.4.1.1.481.3")
+    one, two = save([*series(), report], tmp_path / "s"), save([*series(), *series(), report], tmp_path / "t")
+
+    for folder in (one, two):
+        monkeypatch.setattr("sys.argv", ["medseg", "info", str(folder)])
+        with warnings.catch_warnings(), pytest.raises(SystemExit):
+            warnings.simplefilter("always", DataWarning)
+            cli.main()
+        assert capsys.readouterr().err.count("passed over DICOM files that hold no image: 1") == 1
