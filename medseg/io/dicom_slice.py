@@ -172,8 +172,12 @@ def read_header(path: str | Path, piece: Slice) -> Any:
 def is_dicomdir(source: Source, entry: Entry) -> bool:
     """Whether a DICOM file is a DICOMDIR, by its file meta information alone. Raises `BadFile`."""
     with source.open(entry) as file:
-        meta = guarded(source.where(entry), lambda dicom: _file_meta(dicom, file)[0])
-        return str(meta.get("MediaStorageSOPClassUID", "")) == DICOMDIR
+
+        def work(dicom: Any) -> bool:
+            return str(_file_meta(dicom, file)[0].get("MediaStorageSOPClassUID", "")) == DICOMDIR
+
+        found: bool = guarded(source.where(entry), work)
+    return found
 
 
 def header_values(source: Source, entry: Entry, tags: Sequence[str | int]) -> Any:

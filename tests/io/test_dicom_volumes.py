@@ -72,7 +72,11 @@ def test_several_series_are_listed_and_chosen(tmp_path):
 
 
 def test_numbers_do_not_depend_on_file_names(tmp_path):
-    pieces = change(series(seed=2), SeriesNumber=5) + change(series(seed=3), SeriesNumber=4)
+    one = series(seed=2)
+    other = change(another(one, 4), ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    for n, piece in enumerate(other):
+        piece.ImagePositionPatient, piece.InstanceNumber = [0, 0, n * 2], n + 1
+    pieces = change(one + other, SeriesNumber=5) + change(series(seed=3), SeriesNumber=4)
 
     lists = [io.list_volumes(save(pieces, tmp_path / str(seed), seed)) for seed in range(3)]
 
