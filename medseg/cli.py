@@ -20,7 +20,7 @@ import typer
 
 from medseg import cli_evaluate, cli_view
 from medseg.cli_evaluate import Json, Quiet
-from medseg.errors import BadConfig, BadOutput, DataWarning, Interrupted, MedsegError
+from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, Interrupted, MedsegError
 
 if TYPE_CHECKING:
     from medseg.io.dicom import Listed
@@ -311,7 +311,7 @@ def info(
     """Say what is in a file: grid, orientation, intensities. DICOM with several volumes is listed."""
     import json
 
-    from medseg.io import embedded_table, is_dicom_source, label_kind, list_volumes, read
+    from medseg.io import embedded_table, label_kind, read
     from medseg.record import describe
 
     for path in paths:
@@ -324,7 +324,7 @@ def info(
                 rows = [(str(value), name) for value, name in table.names.items()]
                 _print_table(f"{path}: DICOM {kind}", ("number", "structure"), rows, right=(0,))
             continue
-        if series is None and volume is None and is_dicom_source(path) and len(found := list_volumes(path)) > 1:
+        if series is None and volume is None and (found := _several_volumes(path)):
             _print_volumes(path, found, as_json)
             continue
         scan = read(path, volume_index=volume, assume_geometry=assume_geometry, series=series, repair=repair, suv=suv)
@@ -405,6 +405,25 @@ def _show_result(labels: Path, content: dict[str, Any], as_json: bool) -> None:
     seconds = sum(content["seconds"].values())
     peak = content["peak_memory_bytes"] / 1e9
     _print_table(f"{labels}  ({seconds:.1f} s, {peak:.1f} GB)", ("label", "structure", "mL"), rows, right=(0, 2))
+
+
+def _several_volumes(path: Path) -> list[Listed]:
+    """The volumes of DICOM that holds several, or none."""
+    from medseg.io import is_dicom_source, list_volumes
+
+    if not is_dicom_source(path):
+        return []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
+        try:
+            found = list_volumes(path)
+        except BadFile:  # `read` says why
+            return []
+    if len(found) < 2:  # what there is to say is said when it is read
+        return []
+    for warning in caught:
+        _show_warning(warning.message, warning.category)
+    return found
 
 
 def _print_volumes(path: Path, found: Sequence[Listed], as_json: bool) -> None:

@@ -18,7 +18,16 @@ from medseg.errors import BadFile, DataWarning
 from medseg.io.dicom_pixels import stored_dtype_of, stored_pixels
 from medseg.io.dicom_repair import check_repair, doubles, repaired
 from medseg.io.dicom_series import Found, differences, find_volumes, sorted_along_normal
-from medseg.io.dicom_slice import CLASSIC, DICOMDIR, Slice, guarded, header_values, is_dicom, parse, read_header
+from medseg.io.dicom_slice import (
+    CLASSIC,
+    Slice,
+    guarded,
+    header_values,
+    is_dicom,
+    is_dicomdir,
+    parse,
+    read_header,
+)
 from medseg.io.dicom_source import Entry, Paths, Source, name_of
 from medseg.io.dicom_suv import suv_factor
 from medseg.io.files import MAX_BYTES, inside
@@ -185,9 +194,9 @@ def _follow_dicomdir(source: Source) -> None:
     with source.open(source.entries[0]) as file:
         if not is_dicom(file.read(132)):
             return
-    header = header_values(source, source.entries[0], ["DirectoryRecordSequence"])
-    if header.media_class != DICOMDIR:
+    if not is_dicomdir(source, source.entries[0]):
         return
+    header = header_values(source, source.entries[0], ["DirectoryRecordSequence"])
     if header.cut_off:
         raise BadFile(f"{path}: ends early; give the folder that holds the series")
 
@@ -298,7 +307,7 @@ def _values(source: Source, slices: Sequence[Slice]) -> NDArray:
     order = sorted(range(len(slices)), key=lambda k: (str(slices[k].path), slices[k].member or 0, slices[k].frame, k))
     for k, pixels in zip(order, stored_pixels(source, [slices[k] for k in order])):
         data[..., k] = pixels.T
-    padding = _is_padding(data, first)
+    padding = _is_padding(data, slices)
     if inverted:
         # As GDCM does: the value that is as far from the top of the stored range as this one is from the bottom.
         data = _turned_over(data, first)
@@ -313,11 +322,15 @@ def _values(source: Source, slices: Sequence[Slice]) -> NDArray:
     return data
 
 
-def _is_padding(data: NDArray, first: Slice) -> NDArray | None:
-    """Which voxels stand for no pixel, or None if none or all do, or if they are 0, the scanner's own background."""
-    if first.padding is None or first.padding == (0, 0):
+def _is_padding(data: NDArray, slices: Sequence[Slice]) -> NDArray | None:
+    """Which voxels stand for no pixel, or None if none or all do. A value of 0 is the scanner's own background."""
+    if all(piece.padding in (None, (0, 0)) for piece in slices):
         return None
-    padding: NDArray = (data >= first.padding[0]) & (data <= first.padding[1])
+    padding = np.zeros(data.shape, bool, order="F")
+    for k, piece in enumerate(slices):
+        if piece.padding not in (None, (0, 0)):
+            low, high = piece.padding or (0, 0)
+            padding[..., k] = (data[..., k] >= low) & (data[..., k] <= high)
     return padding if padding.any() and not padding.all() else None
 
 

@@ -64,7 +64,7 @@ def find_volumes(source: Source, slices: Sequence[Slice]) -> tuple[list[Found], 
     Series are numbered by Series Number, then by UID: the numbers do not depend on the names of files.
     """
     by_series: dict[str, list[Slice]] = {}
-    for piece in slices:
+    for piece in sorted(slices, key=lambda piece: (piece.instance_number or 0, piece.sop_instance, piece.frame)):
         by_series.setdefault(piece.series, []).append(piece)
     kept: list[list[Slice]] = []
     for pieces in by_series.values():
@@ -107,7 +107,7 @@ _SHARED: tuple[tuple[str, _Key, float], ...] = (
     ("kinds of image", lambda piece: (piece.sop_class, piece.samples), 0),
     ("coordinate systems", lambda piece: piece.frame_of_reference, 0),
     ("sizes", lambda piece: (piece.rows, piece.columns), 0),
-    ("pixel formats", lambda piece: (piece.bits, piece.photometric, piece.padding), 0),
+    ("pixel formats", lambda piece: (piece.bits, piece.photometric), 0),
     ("orientations", lambda piece: piece.orientation, 1e-4),
     ("pixel spacings", lambda piece: piece.spacing, 1e-4),
 )

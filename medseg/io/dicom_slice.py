@@ -169,6 +169,17 @@ def read_header(path: str | Path, piece: Slice) -> Any:
         return guarded(where, lambda dicom: _dataset(dicom, file, where, None)[0])
 
 
+def is_dicomdir(source: Source, entry: Entry) -> bool:
+    """Whether a DICOM file is a DICOMDIR, by its file meta information alone. Raises `BadFile`."""
+    with source.open(entry) as file:
+
+        def work(dicom: Any) -> bool:
+            return str(_file_meta(dicom, file)[0].get("MediaStorageSOPClassUID", "")) == DICOMDIR
+
+        found: bool = guarded(source.where(entry), work)
+    return found
+
+
 def header_values(source: Source, entry: Entry, tags: Sequence[str | int]) -> Any:
     """Some tags of a file as a `pydicom.Dataset`. Raises `BadFile`."""
     where = source.where(entry)

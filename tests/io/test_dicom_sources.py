@@ -357,7 +357,7 @@ def test_headers_without_end_are_refused_quickly(tmp_path, monkeypatch, filling)
 
 
 def test_one_object_without_an_image_is_refused(tmp_path):
-    report = empty("1.2.840.10008.5.1.4.1.1.481.3")
+    report = empty("1.2.840.10008.5.1.4.1.1.88.33")
     report.save_as(tmp_path / "x.dcm", enforce_file_format=True)
 
     with pytest.raises(BadFile, match="holds no DICOM images"), warnings.catch_warnings():

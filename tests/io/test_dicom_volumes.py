@@ -72,7 +72,11 @@ def test_several_series_are_listed_and_chosen(tmp_path):
 
 
 def test_numbers_do_not_depend_on_file_names(tmp_path):
-    pieces = change(series(seed=2), SeriesNumber=5) + change(series(seed=3), SeriesNumber=4)
+    one = series(seed=2)
+    other = change(another(one, 4), ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    for n, piece in enumerate(other):
+        piece.ImagePositionPatient, piece.InstanceNumber = [0, 0, n * 2], n + 1
+    pieces = change(one + other, SeriesNumber=5) + change(series(seed=3), SeriesNumber=4)
 
     lists = [io.list_volumes(save(pieces, tmp_path / str(seed), seed)) for seed in range(3)]
 
@@ -686,3 +690,17 @@ def test_nothing_of_the_patient_is_in_what_is_printed_or_written(tmp_path, capsy
     for path in tmp_path.iterdir():
         if path.is_file():
             assert b"SENTINEL" not in path.read_bytes()
+
+
+def test_info_says_once_what_was_passed_over(tmp_path, capsys, monkeypatch):
+    from medseg import cli
+
+    report = empty("1.2.840.10008.5.1.4.1.1.481.3")
+    one, two = save([*series(), report], tmp_path / "s"), save([*series(), *series(), report], tmp_path / "t")
+
+    for folder in (one, two):
+        monkeypatch.setattr("sys.argv", ["medseg", "info", str(folder)])
+        with warnings.catch_warnings(), pytest.raises(SystemExit):
+            warnings.simplefilter("always", DataWarning)
+            cli.main()
+        assert capsys.readouterr().err.count("passed over DICOM files that hold no image: 1") == 1
