@@ -140,15 +140,21 @@ def sliding_window(
             finished_y = (columns[column + 1] if not last else min(y + patch_y, windows.shape[1])) - y
             first = max(0, low - y)  # planes before the stripe are not wanted
             stop = min(finished_y, high - y)
-            sums.merge(y, finished_y)
+            scales = (
+                share[0][x : x + finished_x],
+                share[1][y + first : y + max(first, stop)],
+                share[2][: windows.shape[2]],
+            )
+            done = sums.finish(y, finished_y, first, scales, last=last)
             if stop > first:
-                scales = (share[0][x : x + finished_x], share[1][y + first : y + stop], share[2][: windows.shape[2]])
-                yield Block(x, y + first, sums.finished(first, scales))
-            sums.move_on(y, finished_x, finished_y, last)
+                yield Block(x, y + first, done)
 
 
 class _Sums:
-    """Weighted sums of the current column (X, Y, Z, F), and of the planes that the next row adds to."""
+    """Weighted sums of the current column (X, Y, Z, F), and of the planes that the next row adds to.
+
+    The second axis of the column is a ring: what is finished makes place for what comes.
+    """
 
     def __init__(self, windows: Windows, columns: Sequence[int], features: int, device: torch.device) -> None:
         rows = windows.starts[0]
@@ -163,54 +169,69 @@ class _Sums:
         except torch.OutOfMemoryError:
             self._compiled = True
             self._column, self._carry = (torch.zeros(shape) for shape in shapes)
+        self._turn = 0  # where in the ring the column begins
         self._carried = 0  # planes of the carry that hold something
 
     def add(self, features: Tensor, weights: Sequence[NDArray[np.float32]], z: int) -> None:
         """Add one window (F, X, Y, Z), or one feature vector (F, 1, 1, 1) for all of it, at depth z."""
         if self._compiled:
             one = features.detach().permute(1, 2, 3, 0).to("cpu", torch.float32).contiguous().numpy()
-            _in_threads("add_window", len(weights[0]), self._column.numpy(), one, *weights, z)
+            sums, width = self._column.numpy(), self._column.shape[3]
+            if one.shape[3] < width or one.size == width:
+                _in_threads("add_some", len(weights[0]), sums, self._turn, one, *weights, z)
+            else:
+                up = np.repeat(weights[2], width)
+                flat = (_flat(sums), self._turn, _flat(one), *weights[:2], up, z * width)
+                _in_threads("add_window", len(weights[0]), *flat)
             return
         try:
             device = self._column.device
-            along, across, up = (torch.from_numpy(w).to(device) for w in weights)
-            window = (along[:, None, None] * across[:, None] * up)[..., None]
-            target = self._column[:, :, z : z + len(up), : len(features)]
-            torch.addcmul(target, features.permute(1, 2, 3, 0).to(device, torch.float32), window, out=target)
+            a, b, c = (torch.from_numpy(w).to(device) for w in weights)
+            window = (a[:, None, None] * b[:, None] * c)[..., None]
+            source = features.permute(1, 2, 3, 0).to(device, torch.float32).expand(*window.shape[:3], -1)
+            ring = [(self._turn + n) % len(b) for n in range(len(b))]
+            target = self._column[:, ring, z : z + len(c), : len(features)]
+            self._column[:, ring, z : z + len(c), : len(features)] = target.addcmul(source, window)
         except torch.OutOfMemoryError:
             self._compiled = True
             self._column, self._carry = self._column.cpu(), self._carry.cpu()
             self.add(features.cpu(), weights, z)
 
-    def merge(self, y: int, finished_y: int) -> None:
-        """Add what the row before left for the first `finished_y` planes of this column."""
-        at = y - self._first
-        self._column[: self._carried, :finished_y] += self._carry[: self._carried, at : at + finished_y]
+    def finish(
+        self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]], *, last: bool
+    ) -> NDArray[np.float32]:
+        """The means of the planes that are complete: of `finished` of the column at y, those from `first` on.
 
-    def finished(self, first: int, scales: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """The means of the planes that are complete, from plane `first` of the column on."""
+        What the next row adds to is kept, and the column moves on; after the `last` one of a row it is empty.
+        """
         along, across, up = scales
+        at, deep = y - self._first, self._column.shape[0] - len(along)
         shape = (len(along), len(across), len(up), self._column.shape[3])
-        done = self._column[: shape[0], first : first + shape[1]]
         if self._compiled:
             out = np.empty(shape, np.float32)
-            _in_threads("scaled", shape[0], done.numpy(), along, across, up, out)
-            return out
-        a, b, c = (torch.from_numpy(scale).to(done.device) for scale in scales)
-        return (done[:, :, : shape[2]] * (a[:, None, None] * b[:, None] * c)[..., None]).cpu().numpy()
-
-    def move_on(self, y: int, finished_x: int, finished_y: int, last_column: bool) -> None:
-        """Keep what later windows add to, and clear the place of the next column."""
-        rest, at = self._column.shape[0] - finished_x, y - self._first
-        if rest > 0 and len(self._carry):
-            self._carry[:rest, at : at + finished_y] = self._column[finished_x:, :finished_y]
-        if last_column:
-            self._carried = max(0, min(rest, len(self._carry)))
+            state = (_flat(self._column.numpy()), self._turn, _flat(self._carry.numpy()), self._carried, at)
+            rest = (along, across, np.repeat(up, shape[3]), first, _flat(out))
+            _in_threads("finish", finished, *state, *rest)
+        else:
+            ring = [(self._turn + n) % self._column.shape[1] for n in range(finished)]
+            sums = self._column[:, ring]
+            self._column[:, ring] = 0
+            sums[: self._carried] += self._carry[: self._carried, at : at + finished]
+            a, b, c = (torch.from_numpy(scale).to(sums.device) for scale in scales)
+            done = sums[: shape[0], first : first + shape[1], : shape[2]]
+            out = (done * (a[:, None, None] * b[:, None] * c)[..., None]).cpu().numpy()
+            if deep > 0 and len(self._carry):
+                self._carry[:deep, at : at + finished] = sums[shape[0] :]
+        self._turn = (self._turn + finished) % self._column.shape[1]
+        if last:
+            self._turn, self._carried = 0, max(0, min(deep, len(self._carry)))
             self._column.zero_()
-            return
-        for plane in range(finished_y, self._column.shape[1]):
-            self._column[:, plane - finished_y] = self._column[:, plane]
-        self._column[:, self._column.shape[1] - finished_y :] = 0
+        return out
+
+
+def _flat(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(X, Y, Z, F) as (X, Y, Z * F), the same numbers."""
+    return array.reshape(*array.shape[:2], array.shape[2] * array.shape[3])
 
 
 def _uses_kernels(device: torch.device) -> bool:

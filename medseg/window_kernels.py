@@ -10,82 +10,129 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+#: Voxels that are looked at together, so that the loops over them become vector instructions.
+_RUN = 64
+
 
 @njit(cache=True, nogil=True)
-def add_window(low, high, sums, features, along, across, up, z):  # type: ignore[no-untyped-def]
-    """sums[low:high, :Y, z : z + Z, :F] += features (X, Y, Z, F) times along (X,) times across (Y,) times up (Z,).
+def add_window(low, high, sums, turn, features, along, across, up, offset):  # type: ignore[no-untyped-def]
+    """sums[low:high, :, offset : offset + N] += features (X, Y, N) times along (X,) times across (Y,) times up (N,).
 
-    A single feature vector (1, 1, 1, F) stands for a window that is the same everywhere.
+    Depth and features of a voxel are one axis of N numbers here, and `up` has the weight of each. The second axis of
+    sums is a ring in which the first plane is number `turn`.
+    """
+    for a in range(low, high):
+        for b in range(len(across)):
+            weight = along[a] * across[b]
+            source, target = features[a, b], sums[a, (turn + b) % sums.shape[1], offset : offset + len(up)]
+            for n in range(len(up)):
+                target[n] += weight * up[n] * source[n]
+
+
+@njit(cache=True, nogil=True)
+def add_some(low, high, sums, turn, features, along, across, up, z):  # type: ignore[no-untyped-def]
+    """The same for sums (X, Y, Z, F) and fewer features (X, Y, Z, f), from depth z on.
+
+    A single feature vector (1, 1, 1, f) stands for a window that is the same everywhere.
     """
     same = features.size == features.shape[3]
     for a in range(low, high):
         for b in range(len(across)):
-            weight = along[a] * across[b]
-            target = sums[a, b]
             source = features[0, 0] if same else features[a, b]
+            target = sums[a, (turn + b) % sums.shape[1]]
             for c in range(len(up)):
-                w = weight * up[c]
+                weight = along[a] * across[b] * up[c]
                 one = source[0] if same else source[c]
-                out = target[z + c]
                 for f in range(len(one)):
-                    out[f] += w * one[f]
+                    target[z + c, f] += weight * one[f]
 
 
 @njit(cache=True, nogil=True)
-def scaled(low, high, sums, along, across, up, out):  # type: ignore[no-untyped-def]
-    """out[low:high] = sums[low:high] times along (X,) times across (Y,) times up (Z,), cut to the shape of `out`."""
-    for a in range(low, high):
-        for b in range(out.shape[1]):
-            weight = along[a] * across[b]
-            for c in range(out.shape[2]):
-                w = weight * up[c]
-                for f in range(out.shape[3]):
-                    out[a, b, c, f] = w * sums[a, b, c, f]
+def finish(low, high, sums, turn, carry, carried, at, along, across, up, first, out):  # type: ignore[no-untyped-def]
+    """Finish the planes low..high of the second axis of a column of sums (X, Y, N), a ring that begins at `turn`.
+
+    What the row before left, the first `carried` planes of carry (X, Y, N) from plane `at` on, is added. What is
+    complete goes to out (X, Y, N), which begins at plane `first`, times the weights of the three axes; what the next
+    row adds to goes to the carry; the sums become 0.
+    """
+    for b in range(low, high):
+        for a in range(len(sums)):
+            source = sums[a, (turn + b) % sums.shape[1]]
+            if a < carried:
+                before = carry[a, at + b]
+                for n in range(len(source)):
+                    source[n] += before[n]
+            if a < len(along):
+                if first <= b < first + len(across):
+                    weight, target = along[a] * across[b - first], out[a, b - first]
+                    for n in range(len(target)):
+                        target[n] = weight * up[n] * source[n]
+            elif a - len(along) < len(carry):
+                after = carry[a - len(along), at + b]
+                for n in range(len(source)):
+                    after[n] = source[n]
+            for n in range(len(source)):
+                source[n] = 0
 
 
 @njit(cache=True, nogil=True)
-def _logits(one, weights, bias, headed, out):  # type: ignore[no-untyped-def]
-    """out (K,) = bias + one (F,) @ weights (F, K), or a copy of `one` where there is no head."""
-    if headed:
-        for k in range(len(out)):
-            out[k] = bias[k]
-        for f in range(len(one)):
-            value = one[f]
-            row = weights[f]
-            for k in range(len(out)):
-                out[k] += value * row[k]
-    else:
-        for k in range(len(out)):
-            out[k] = one[k]
+def _classes(turned, weights, bias, headed, regions, logits, most, out):  # type: ignore[no-untyped-def]
+    """out (RUN,): the classes of a run of voxels whose features are turned (F, RUN).
 
-
-@njit(cache=True, nogil=True)
-def _chosen(logits, regions):  # type: ignore[no-untyped-def]
-    """The first largest of (K,) logits; of regions 1 + the last above 0, or 0 where none is."""
-    top = 0
-    if regions:
-        for k in range(len(logits)):
-            if logits[k] > 0:
-                top = k + 1
-        return top
-    for k in range(1, len(logits)):
-        if logits[k] > logits[top]:
-            top = k
-    return top
+    The class of the first largest logit; of regions 1 + the last whose logit is above 0, or 0 where none is.
+    logits, most: (RUN,) to work in. weights (F, K), bias (K,): the head, if there is one.
+    """
+    for n in range(_RUN):
+        most[n] = 0 if regions else -np.inf
+        out[n] = 0
+    for k in range(len(bias)):
+        if headed:
+            for n in range(_RUN):
+                logits[n] = bias[k]
+            for f in range(len(turned)):
+                weight = weights[f, k]
+                for n in range(_RUN):
+                    logits[n] += weight * turned[f, n]
+        else:
+            for n in range(_RUN):
+                logits[n] = turned[k, n]
+        if regions:
+            for n in range(_RUN):
+                out[n] = k + 1 if logits[n] > 0 else out[n]
+        else:
+            for n in range(_RUN):
+                out[n] = k if logits[n] > most[n] else out[n]
+                most[n] = max(logits[n], most[n])
 
 
 @njit(cache=True, nogil=True)
 def choose(low, high, block, weights, bias, headed, regions, out):  # type: ignore[no-untyped-def]
     """out[low:high] (X, Y, Z) uint16: the class chosen at every voxel of block (X, Y, Z, F)."""
-    logits = np.empty(len(bias), np.float32)
+    width = block.shape[3]
+    turned = np.zeros((width, _RUN), np.float32)
+    logits, most = np.empty(_RUN, np.float32), np.empty(_RUN, np.float32)
+    found = np.empty(_RUN, np.int32)
     for a in range(low, high):
         for b in range(block.shape[1]):
-            for c in range(block.shape[2]):
-                if headed:
-                    _logits(block[a, b, c], weights, bias, headed, logits)
-                    out[a, b, c] = _chosen(logits, regions)
-                else:
-                    out[a, b, c] = _chosen(block[a, b, c], regions)
+            for begin in range(0, block.shape[2], _RUN):
+                count = min(_RUN, block.shape[2] - begin)
+                for n in range(count):
+                    for f in range(width):
+                        turned[f, n] = block[a, b, begin + n, f]
+                _classes(turned, weights, bias, headed, regions, logits, most, found)
+                for n in range(count):
+                    out[a, b, begin + n] = found[n]
+
+
+@njit(cache=True, nogil=True)
+def _logits(one, weights, bias, headed, out):  # type: ignore[no-untyped-def]
+    """out (K,) = bias + one (F,) @ weights (F, K), or a copy of `one` where there is no head."""
+    for k in range(len(out)):
+        out[k] = bias[k] if headed else one[k]
+    if headed:
+        for f in range(len(one)):
+            for k in range(len(out)):
+                out[k] += one[f] * weights[f, k]
 
 
 @njit(cache=True, nogil=True)
@@ -156,8 +203,10 @@ def paint(  # type: ignore[no-untyped-def]
     (3, 4) scan index to model index. limits: (3, 2) model indices outside of which nothing is painted. values: the
     label of each class; of regions of none, and then of each.
     """
-    mixed = np.empty(block.shape[3], np.float32)
-    logits = np.empty(len(bias), np.float32)
+    mixed = np.zeros((block.shape[3], _RUN), np.float32)
+    logits, most = np.empty(_RUN, np.float32), np.empty(_RUN, np.float32)
+    found, places = np.empty(_RUN, np.int32), np.empty((_RUN, 3), np.int32)
+    pending = 0  # voxels that have to be mixed and are not yet painted
     one = np.float32(1)
     corner = np.empty(8, np.float32)
     for i in range(low, high):
@@ -205,6 +254,9 @@ def paint(  # type: ignore[no-untyped-def]
                         + corner[7] * field[x1, y1, z1, m]
                     )
                 c = best[x0, y0, z0]
+                if fx == 0 and fy == 0 and fz == 0:
+                    labels[i, j, k] = values[c]
+                    continue
                 if (
                     best[x0, y0, z1] == c
                     and best[x0, y1, z0] == c
@@ -218,19 +270,25 @@ def paint(  # type: ignore[no-untyped-def]
                     continue
                 v000, v001, v010, v011 = block[x0, y0, z0], block[x0, y0, z1], block[x0, y1, z0], block[x0, y1, z1]
                 v100, v101, v110, v111 = block[x1, y0, z0], block[x1, y0, z1], block[x1, y1, z0], block[x1, y1, z1]
-                for n in range(len(mixed)):
-                    mixed[n] = (
-                        corner[0] * v000[n]
-                        + corner[1] * v001[n]
-                        + corner[2] * v010[n]
-                        + corner[3] * v011[n]
-                        + corner[4] * v100[n]
-                        + corner[5] * v101[n]
-                        + corner[6] * v110[n]
-                        + corner[7] * v111[n]
+                for f in range(len(mixed)):
+                    mixed[f, pending] = (
+                        corner[0] * v000[f]
+                        + corner[1] * v001[f]
+                        + corner[2] * v010[f]
+                        + corner[3] * v011[f]
+                        + corner[4] * v100[f]
+                        + corner[5] * v101[f]
+                        + corner[6] * v110[f]
+                        + corner[7] * v111[f]
                     )
-                if headed:
-                    _logits(mixed, weights, bias, headed, logits)
-                    labels[i, j, k] = values[_chosen(logits, regions)]
-                else:
-                    labels[i, j, k] = values[_chosen(mixed, regions)]
+                places[pending, 0], places[pending, 1], places[pending, 2] = i, j, k
+                pending += 1
+                if pending == _RUN:
+                    _classes(mixed, weights, bias, headed, regions, logits, most, found)
+                    for n in range(pending):
+                        labels[places[n, 0], places[n, 1], places[n, 2]] = values[found[n]]
+                    pending = 0
+    if pending:
+        _classes(mixed, weights, bias, headed, regions, logits, most, found)
+        for n in range(pending):
+            labels[places[n, 0], places[n, 1], places[n, 2]] = values[found[n]]

@@ -14,24 +14,20 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg"
 #: A module imports from its own row and the rows above it. A new module gets its place here.
 ROWS = [
     {"errors"},
-    {"volume", "config", "kernels", "io.stream", "io.files", "labels"},
-    {"window_kernels"},
     {
-        "io.voxels",
-        "io.dicom_source",
-        "io.dicom_slice",
-        "io.dicom_frames",
-        "io.dicom_decode",
-        "cleanup",
-        "metrics",
-        "losses",
-        "models.unet",
-        "models",
-        "intensity",
-        "refine",
-        "fast_conv",
-        "painter",
+        "volume",
+        "resampling",
+        "config",
+        "kernels",
+        "window_kernels",
+        "winograd_kernels",
+        "io.stream",
+        "io.files",
+        "labels",
     },
+    {"io.voxels", "io.dicom_source", "io.dicom_slice", "io.dicom_frames", "io.dicom_decode"},
+    {"cleanup", "metrics", "losses", "models.unet", "models", "intensity", "refine"},
+    {"fast_conv", "painter"},
     {"io.dicom_pixels", "io.dicom_series", "io.dicom_repair", "io.dicom_suv"},
     {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.slicer"},
     {"io", "checkpoint", "record", "view", "view.preview"},
@@ -43,12 +39,19 @@ ROWS = [
     {"__main__"},
 ]
 #: These know nothing of the rest, not even of each other's neighbours.
-GROUND = {"volume", "labels", "config", "errors", "io.files", "io.stream"}
+GROUND = {"volume", "resampling", "kernels", "labels", "config", "errors", "io.files", "io.stream"}
 #: Imported where used, so that `medseg --help` answers at once; torch is at the top of the modules that are only
 #: loaded to compute with it.
 HEAVY = {"torch", "monai", "SimpleITK", "matplotlib", "pydicom", "scipy", "numba", "nibabel", "cc3d", "safetensors"}
 TORCH_AT_TOP = {"fast_conv", "train", "synth", "window", "backends", "losses", "models", "models.unet"}
-ALSO_AT_TOP = {"kernels": {"numba"}, "window_kernels": {"numba"}, "metrics": {"scipy"}, "compare": {"scipy"}}
+ALSO_AT_TOP = {
+    "kernels": {"numba"},
+    "resampling": {"numba"},
+    "window_kernels": {"numba"},
+    "winograd_kernels": {"numba"},
+    "metrics": {"scipy"},
+    "compare": {"scipy"},
+}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 
 
