@@ -270,7 +270,7 @@ def test_a_served_page_fetches_its_two_files_and_shows_the_same(window):
         window.requested()
         window.open(server.address)
         asked = {url for url in window.requested() if url.startswith("http")}
-        assert asked == {server.address, server.address + "scan.nii.gz", server.address + "labels.nii.gz"}
+        assert asked == {server.address, server.address + "scan.nii", server.address + "labels.nii"}
         window.run('document.getElementById("opacity").value = 100')
         window.run('document.getElementById("opacity").dispatchEvent(new Event("input"))')
         go_to(window, heads.RIGHT)
