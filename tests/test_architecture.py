@@ -14,7 +14,17 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg"
 #: A module imports from its own row and the rows above it. A new module gets its place here.
 ROWS = [
     {"errors"},
-    {"volume", "config", "kernels", "window_kernels", "winograd_kernels", "resampling", "io.stream", "io.files", "labels"},
+    {
+        "volume",
+        "resampling",
+        "config",
+        "kernels",
+        "window_kernels",
+        "winograd_kernels",
+        "io.stream",
+        "io.files",
+        "labels",
+    },
     {"io.voxels", "cleanup", "metrics", "losses", "models.unet", "models", "intensity", "refine"},
     {"fast_conv", "painter"},
     {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.dicom_slice", "io.slicer"},

@@ -46,7 +46,16 @@ def test_infer_imports_no_package_that_it_does_not_use(scan: Path, tmp_path: Pat
     model = tiny.save_unet(tmp_path / "model")
     loaded = loaded_by("infer", scan, "-m", model, "-o", tmp_path / "seg.nii.gz", "--quiet")
     assert "torch" in loaded
-    assert not loaded & {"sympy", "matplotlib", "pydicom", "nibabel", "SimpleITK", "scipy.ndimage"}
+    assert not loaded & {"matplotlib", "pydicom", "nibabel", "SimpleITK", "scipy.ndimage"}
+
+
+def test_loading_weights_imports_no_algebra(tmp_path: Path):
+    model = tiny.save_unet(tmp_path / "model")
+    program = (
+        "import sys\nfrom medseg.checkpoint import load_checkpoint\n"
+        f"load_checkpoint({str(model)!r}).network()\nprint('torch' in sys.modules, 'sympy' in sys.modules)"
+    )
+    assert tiny.run_child("-c", program).out.split() == ["True", "False"]
 
 
 @pytest.mark.parametrize("command", ["infer", "convert", "info", "train", "evaluate"])
