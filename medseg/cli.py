@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medseg import cli_evaluate
+from medseg import cli_evaluate, cli_pacs
 from medseg.cli_evaluate import Json, Quiet
 from medseg.errors import BadConfig, BadOutput, DataWarning, Interrupted, MedsegError
 
@@ -62,7 +62,9 @@ def main() -> None:
 
 @app.command()
 def infer(
-    inputs: Annotated[list[Path], typer.Argument(metavar="SCAN...", help="Scans, folders of scans, DICOM folders.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="SCAN...", help="Scans, folders of scans, DICOM folders, or dicomweb://...")
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="A file (its suffix is the format) or a folder. Default: SCAN_seg.nii.gz."),
@@ -83,6 +85,10 @@ def infer(
     ] = None,
     volume: VolumeIndex = None,
     assume_geometry: AssumeGeometry = None,
+    push: cli_pacs.Push = False,
+    credentials: cli_pacs.Credentials = None,
+    authority: cli_pacs.Authority = None,
+    plain_http: cli_pacs.PlainHttp = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -95,38 +101,41 @@ def infer(
 
     _one_of("--device", device, ("auto", "cpu", "cuda"))
     _one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
-    work = run.jobs(inputs, output)
-    if preview and len(work) == 1 and preview.suffix.lower() != ".png":
-        raise BadOutput(f"{preview}: a preview is a picture; give a name that ends in .png")
-    for job in work:
-        run.check_output(job)
-    _keep_memory()
-    checkpoint = run.load_model(model)
-    settings = Settings(device, precision, overlap, cleanup)
-    failures: list[MedsegError] = []
-    for job in work:
-        if skip_existing and job.labels.exists():
-            _say(f"{job.scan}: {job.labels} is there, skipped", quiet)
-            continue
-        picture = preview / f"{job.labels.name.split('.')[0]}.png" if preview and len(work) > 1 else preview
-        extras = run.Extras(picture, instances, volume, assume_geometry)
-        try:
-            with _progress(quiet, job.scan) as (announce, progress):
-                content = run.infer(job, checkpoint, settings, extras, announce=announce, progress=progress)
-        except Interrupted:
-            raise
-        except MedsegError as error:
-            if len(work) == 1:
+    from_pacs = cli_pacs.fetched(inputs, output, push, credentials, authority, plain_http, quiet)
+    with from_pacs as remote:
+        work = run.jobs(remote.inputs, remote.output)
+        if preview and len(work) == 1 and preview.suffix.lower() != ".png":
+            raise BadOutput(f"{preview}: a preview is a picture; give a name that ends in .png")
+        for job in work:
+            run.check_output(job)
+        _keep_memory()
+        checkpoint = run.load_model(model)
+        settings = Settings(device, precision, overlap, cleanup)
+        failures: list[MedsegError] = []
+        for job in work:
+            if skip_existing and job.labels.exists():
+                _say(f"{remote.name(job.scan)}: {job.labels} is there, skipped", quiet)
+                continue
+            picture = preview / f"{job.labels.name.split('.')[0]}.png" if preview and len(work) > 1 else preview
+            extras = run.Extras(picture, instances, volume, assume_geometry)
+            try:
+                with _progress(quiet, remote.name(job.scan)) as (announce, progress):
+                    content = run.infer(job, checkpoint, settings, extras, announce=announce, progress=progress)
+            except Interrupted:
                 raise
-            print(f"medseg: {error}", file=sys.stderr)
-            failures.append(error)
-            continue
-        for text in content["warnings"]:
-            print(f"warning: {job.scan}: {text}", file=sys.stderr)
-        _show_result(job.labels, content, as_json)
-    if failures:
-        print(f"medseg: {len(failures)} of {len(work)} scans failed", file=sys.stderr)
-        raise typer.Exit(failures[0].exit_code)
+            except MedsegError as error:
+                if len(work) == 1:
+                    raise
+                print(f"medseg: {error}", file=sys.stderr)
+                failures.append(error)
+                continue
+            remote.send(job)
+            for text in content["warnings"]:
+                print(f"warning: {remote.name(job.scan)}: {text}", file=sys.stderr)
+            _show_result(remote.name(job.labels), content, as_json)
+        if failures:
+            print(f"medseg: {len(failures)} of {len(work)} scans failed", file=sys.stderr)
+            raise typer.Exit(failures[0].exit_code)
 
 
 @app.command()
@@ -237,7 +246,7 @@ def version() -> None:
     print(installed("medseg"))
 
 
-for _command in (cli_evaluate.evaluate, cli_evaluate.compare, cli_evaluate.clean):
+for _command in (cli_evaluate.evaluate, cli_evaluate.compare, cli_evaluate.clean, cli_pacs.listen):
     app.command()(_command)
 
 
@@ -246,7 +255,7 @@ def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
         raise typer.BadParameter(f"'{value}' is not one of {', '.join(allowed)}", param_hint=option)
 
 
-def _show_result(labels: Path, content: dict[str, Any], as_json: bool) -> None:
+def _show_result(labels: Path | str, content: dict[str, Any], as_json: bool) -> None:
     if as_json:
         import json
 
@@ -287,7 +296,7 @@ def _say(text: str, quiet: bool) -> None:
 
 
 @contextmanager
-def _progress(quiet: bool, scan: Path) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
+def _progress(quiet: bool, scan: Path | str) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
     """Lines and a bar on stderr for one scan; nothing at all when quiet."""
     if quiet:
         yield (lambda text: None), (lambda what, done, total: None)
