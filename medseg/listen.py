@@ -280,20 +280,27 @@ class Listener:
         return entity, server
 
     def _begin(self, event: Any) -> None:
-        """A connection was opened: bound what it may send, PDU by PDU and instance by instance."""
-        self._open.add(event.assoc)
-        wire = event.assoc.dul.socket
-        original = wire.recv
-        state = event.assoc.medseg_received = {"bytes": 0, "since_s": time.monotonic()}
+        """A connection was opened: bound what it may send, and see that nothing it sends kills a thread."""
+        association = event.assoc
+        self._open.add(association)
+        wire, messages = association.dul.socket, association.dimse
+        read, decode = wire.recv, messages.receive_primitive
+        state = association.medseg_received = {"bytes": 0, "since_s": time.monotonic()}
 
         def recv(count: int) -> bytearray:
             state["bytes"] += count
             too_much = state["bytes"] > self._options.limits.instance_bytes + MAX_PDU_BYTES
             if too_much or count > MAX_PDU_BYTES or time.monotonic() - state["since_s"] > MAX_INSTANCE_S:
                 raise OSError("too much")  # pynetdicom then closes the connection
-            return bytearray(original(count))
+            return bytearray(read(count))
 
-        wire.recv = recv
+        def receive_primitive(primitive: Any) -> None:
+            try:
+                decode(primitive)
+            except Exception:  # pynetdicom lets anything out that a damaged command makes pydicom raise
+                association.abort(block=False)
+
+        wire.recv, messages.receive_primitive = recv, receive_primitive
 
     def _store(self, inbox: Inbox, event: Any) -> int:
         event.assoc.medseg_received.update(bytes=0, since_s=time.monotonic())
@@ -302,10 +309,15 @@ class Listener:
             data = event.encoded_dataset()
         except (AttributeError, LookupError, TypeError, ValueError, struct.error):
             return NOT_UNDERSTOOD
-        return inbox.take(event.assoc, instance, data)
+        status = inbox.take(event.assoc, instance, data)
+        if event.assoc not in self._open:  # it broke off while this was being saved
+            inbox.ended(event.assoc, released=False)
+        return status
 
     def _end(self, inbox: Inbox, association: Any) -> None:
         inbox.ended(association, released=association in self._released)
+        if association.requestor.primitive is None:  # it would still wait for a request, and keep its place from others
+            association.dul.to_user_queue.put(None)
         self._released.discard(association)
         self._open.discard(association)
 
