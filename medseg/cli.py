@@ -132,6 +132,8 @@ def infer(
             remote.send(job)
             for text in content["warnings"]:
                 print(f"warning: {remote.name(job.scan)}: {text}", file=sys.stderr)
+            for text in content["notes"]:
+                _say(f"note: {remote.name(job.scan)}: {text}", quiet)
             _show_result(remote.name(job.labels), content, as_json)
         if failures:
             print(f"medseg: {len(failures)} of {len(work)} scans failed", file=sys.stderr)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg import inference, record
+from medseg import face, inference, record
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, MedsegError
 from medseg.intensity import INTENSITY_MODELS
 from medseg.io import READERS, WRITERS, is_readable_name, read, strip_suffix, write
@@ -133,6 +133,7 @@ def infer(
         "input": record.describe(volume),
         "settings": {**asdict(settings), "device": result.plan.device, "precision": result.plan.precision},
         "warnings": told,
+        "notes": [face.NOTE] if face.shows_face(volume, result.labels, result.table) else [],
         "structures": inference.structure_volumes(result.labels, result.table),
     }
     progress("writing", 0, 1)

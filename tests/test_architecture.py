@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg"
 ROWS = [
     {"errors"},
     {"volume", "config", "kernels", "io.stream", "io.files", "labels"},
-    {"io.voxels", "cleanup", "metrics", "losses", "models.unet", "models", "intensity", "refine"},
+    {"io.voxels", "cleanup", "metrics", "losses", "models.unet", "models", "intensity", "refine", "face"},
     {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.dicom_slice", "io.slicer"},
     {"io", "checkpoint", "record", "view", "view.preview"},
     {"backends", "window", "synth"},
