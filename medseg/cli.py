@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from medseg import cli_evaluate, cli_pacs
 from medseg.cli_evaluate import Json, Quiet
 from medseg.errors import BadConfig, BadOutput, DataWarning, Interrupted, MedsegError
+
+if TYPE_CHECKING:
+    from medseg.io.dicom import Listed
 
 app = typer.Typer(
     name="medseg",
@@ -40,6 +43,17 @@ AssumeGeometry = Annotated[
     str | None,
     typer.Option(metavar="sform|qform|pixdim", help="What to trust where a header contradicts itself or says nothing."),
 ]
+Series = Annotated[
+    str | None,
+    typer.Option(metavar="N|N.M|UID", help="Which volume of DICOM that holds several, as `medseg info` numbers them."),
+]
+Repair = Annotated[
+    bool,
+    typer.Option(
+        "--repair", help="Resample DICOM with missing, doubled or uneven slices, or gantry tilt, to an even grid."
+    ),
+]
+Suv = Annotated[bool, typer.Option("--suv", help="Read DICOM PET as standardised uptake values by body weight.")]
 
 
 def main() -> None:
@@ -85,6 +99,9 @@ def infer(
     ] = None,
     volume: VolumeIndex = None,
     assume_geometry: AssumeGeometry = None,
+    series: Series = None,
+    repair: Repair = False,
+    suv: Suv = False,
     push: cli_pacs.Push = False,
     credentials: cli_pacs.Credentials = None,
     authority: cli_pacs.Authority = None,
@@ -117,7 +134,7 @@ def infer(
                 _say(f"{remote.name(job.scan)}: {job.labels} is there, skipped", quiet)
                 continue
             picture = preview / f"{job.labels.name.split('.')[0]}.png" if preview and len(work) > 1 else preview
-            extras = run.Extras(picture, instances, volume, assume_geometry)
+            extras = run.Extras(picture, instances, volume, assume_geometry, series, repair, suv)
             try:
                 with _progress(quiet, remote.name(job.scan)) as (announce, progress):
                     content = run.infer(job, checkpoint, settings, extras, announce=announce, progress=progress)
@@ -183,30 +200,42 @@ def convert(
     ] = None,
     volume: VolumeIndex = None,
     assume_geometry: AssumeGeometry = None,
+    series: Series = None,
+    repair: Repair = False,
+    suv: Suv = False,
 ) -> None:
     """Convert a volume to another format; voxels and geometry stay as they are."""
     from medseg.io import embedded_table, read, write
     from medseg.labels import LabelTable
 
     table = LabelTable.read(labels) if labels else embedded_table(source)
-    write(read(source, volume_index=volume, assume_geometry=assume_geometry), target, table=table)
+    scan = read(source, volume_index=volume, assume_geometry=assume_geometry, series=series, repair=repair, suv=suv)
+    write(scan, target, table=table)
 
 
 @app.command()
 def info(
-    paths: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Scans, label maps, DICOM folders.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Scans, label maps, DICOM folders, zips and DICOMDIRs.")
+    ],
     volume: VolumeIndex = None,
     assume_geometry: AssumeGeometry = None,
+    series: Series = None,
+    repair: Repair = False,
+    suv: Suv = False,
     as_json: Json = False,
 ) -> None:
-    """Say what is in a file: grid, orientation, intensities."""
+    """Say what is in a file: grid, orientation, intensities. DICOM with several volumes is listed."""
     import json
 
-    from medseg.io import read
+    from medseg.io import is_dicom_source, list_volumes, read
     from medseg.record import describe
 
     for path in paths:
-        scan = read(path, volume_index=volume, assume_geometry=assume_geometry)
+        if series is None and volume is None and is_dicom_source(path) and len(found := list_volumes(path)) > 1:
+            _print_volumes(path, found, as_json)
+            continue
+        scan = read(path, volume_index=volume, assume_geometry=assume_geometry, series=series, repair=repair, suv=suv)
         facts = describe(scan) | {
             "affine": scan.affine.tolist(),
             "minimum": float(scan.data.min()),
@@ -267,6 +296,24 @@ def _show_result(labels: Path | str, content: dict[str, Any], as_json: bool) -> 
     seconds = sum(content["seconds"].values())
     peak = content["peak_memory_bytes"] / 1e9
     _print_table(f"{labels}  ({seconds:.1f} s, {peak:.1f} GB)", ("label", "structure", "mL"), rows, right=(0, 2))
+
+
+def _print_volumes(path: Path, found: Sequence[Listed], as_json: bool) -> None:
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        print(json.dumps({"file": str(path), "volumes": [asdict(volume) for volume in found]}))
+        return
+    rows = []
+    for volume in found:
+        spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm) if volume.spacing_mm else ""
+        state = volume.problem.removeprefix(f"{path}: ") + ("; --repair resamples it" if volume.repairable else "")
+        rows.append(
+            (volume.number, volume.modality, " x ".join(map(str, volume.shape)), spacing, volume.orientation, state)
+        )
+    title = f"{path}: {len(found)} volumes; choose one with --series"
+    _print_table(title, ("series", "kind", "voxels", "mm", "axes", "cannot be read because"), rows)
 
 
 def _print_table(

@@ -40,6 +40,9 @@ class Extras:
     instances: bool = False
     volume_index: int | None = None
     assume_geometry: str | None = None
+    series: str | None = None
+    repair: bool = False
+    suv: bool = False
 
 
 def jobs(inputs: Sequence[Path], output: Path | None) -> list[Job]:
@@ -87,7 +90,7 @@ def _is_scan(path: Path) -> bool:
     """Whether a file in a folder is a scan of its own: not a slice of a series, nor what an earlier run wrote there."""
     name = path.name.lower()
     result = name.endswith(".seg.nrrd") or strip_suffix(path).endswith(("_seg", "_seg.objects"))
-    return is_readable_name(path) and not name.endswith(".dcm") and not result
+    return is_readable_name(path) and not name.endswith((".dcm", ".zip")) and not result
 
 
 def load_model(name: str) -> Checkpoint | str:
@@ -117,7 +120,14 @@ def infer(
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", DataWarning)
         progress("reading", 0, 1)
-        volume = read(job.scan, volume_index=extras.volume_index, assume_geometry=extras.assume_geometry)
+        volume = read(
+            job.scan,
+            volume_index=extras.volume_index,
+            assume_geometry=extras.assume_geometry,
+            series=extras.series,
+            repair=extras.repair,
+            suv=extras.suv,
+        )
         reading = time.perf_counter() - begun
         try:
             announce(_announcement(volume, inference.plan(volume, model, settings)))
@@ -125,13 +135,18 @@ def infer(
         except BadFile as error:  # what is wrong with the voxels is known before the file's name is
             raise BadFile(f"{job.scan}: {error}") from None
     # A reader's warning names the file as the user typed it; the record must not.
-    told = [str(w.message).replace(str(job.scan), "the scan") for w in caught if issubclass(w.category, DataWarning)]
+    told = [_without_name(str(w.message), job.scan) for w in caught if issubclass(w.category, DataWarning)]
     content: dict[str, Any] = {
         "format": "medseg-record-1",
         "versions": record.versions(),
         "model": _identity(model),
         "input": record.describe(volume),
-        "settings": {**asdict(settings), "device": result.plan.device, "precision": result.plan.precision},
+        "settings": {
+            **asdict(settings),
+            "device": result.plan.device,
+            "precision": result.plan.precision,
+            **{key: True for key, asked in (("repair", extras.repair), ("suv", extras.suv)) if asked},
+        },  # fmt: skip
         "warnings": told,
         "notes": [face.NOTE] if face.shows_face(volume, result.labels, result.table) else [],
         "structures": inference.structure_volumes(result.labels, result.table),
@@ -160,6 +175,12 @@ def infer(
     writes.append((job.beside(".json"), finish))
     _write_all(writes)
     return content
+
+
+def _without_name(text: str, scan: Path) -> str:
+    """A warning that begins with a scan's name, with other words for that name."""
+    name = str(scan)
+    return f"the scan{text[len(name) :]}" if text.startswith(name) else text
 
 
 def _write_all(writes: Sequence[tuple[Path, Callable[[Path], None]]]) -> None:

@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import BadConfig, BadFile, BadOutput, Interrupted, MedsegError
-from medseg.io.dicom_slice import parse_slice
 from medseg.io.files import atomic_write, private_folder
-from medseg.pacs import Limits, quiet_logs
+from medseg.pacs import Limits, quiet_logs, series_of
 
 #: CT, MR and PET images, one slice a file and enhanced (PS3.4 table B.5-1).
 STORAGE_CLASSES = [
@@ -96,16 +95,16 @@ class Inbox:
             self._bytes += len(data)
         try:
             path.write_bytes(data)
-            piece = parse_slice(self._folder, path, has_preamble=True)
+            uid = series_of(path)
         except (OSError, BadFile) as error:
             self._forget(path, len(data))
             with self._lock:
                 self._break(sender, "some of what was sent with it could not be read")
             return NO_ROOM if isinstance(error, OSError) else NOT_UNDERSTOOD
-        if piece is None or not piece.series:
+        if not uid:
             self._forget(path, len(data))
             return NOT_UNDERSTOOD
-        return self._sort_in(sender, instance, piece.series, path, len(data))
+        return self._sort_in(sender, instance, uid, path, len(data))
 
     def ended(self, sender: Any, *, released: bool) -> None:
         """An association is over; `released` if its sender said so."""
@@ -325,11 +324,13 @@ class Listener:
 def application_entity(title: str) -> Any:
     """An application entity of pynetdicom, with pynetdicom's own log silenced. Raises `BadConfig`."""
     try:
+        import pydicom.config
         from pynetdicom import AE, _config
     except ImportError:
         raise BadConfig('DICOM networking needs pynetdicom; install it with: pip install "medseg[pacs]"') from None
     quiet_logs("pynetdicom", "pydicom")
     _config.LOG_HANDLER_LEVEL = "none"
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # its warnings quote what is not valid
     if not re.fullmatch(r"[ -\[\]-~]{1,16}", title) or not title.strip():
         raise BadConfig("an application entity title has 1 to 16 plain characters, e.g. MEDSEG")
     return AE(ae_title=title)

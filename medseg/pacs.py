@@ -194,10 +194,7 @@ class Pacs:
 
     def _check_series(self, path: Path) -> None:
         """Raise `BadFile` unless a file belongs to the series asked for: another one may be another patient."""
-        from medseg.io.dicom_slice import parse_slice
-
-        piece = parse_slice(path.parent, path, has_preamble=True)
-        if piece is not None and piece.series != self.address.series:
+        if series_of(path) != self.address.series:
             raise BadFile("the PACS sent another series than the one asked for; ask its administrator")
 
     def _count(self, response: requests.Response, *_: object, **__: object) -> requests.Response:
@@ -269,6 +266,15 @@ def _session(access: Access | None, authority: str | Path | None) -> requests.Se
     elif access:
         session.headers["Authorization"] = f"Bearer {access.secret}"
     return session
+
+
+def series_of(path: Path) -> str:
+    """The series instance UID of a DICOM file, empty if it has none. Raises `BadFile`."""
+    from medseg.io.dicom_slice import header_values
+    from medseg.io.dicom_source import Source
+
+    with Source(path) as source:
+        return str(header_values(source, source.entries[0], ["SeriesInstanceUID"]).get("SeriesInstanceUID") or "")
 
 
 def quiet_logs(*names: str) -> None:

@@ -15,8 +15,23 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg"
 ROWS = [
     {"errors"},
     {"volume", "config", "kernels", "io.stream", "io.files", "labels"},
-    {"io.voxels", "cleanup", "metrics", "losses", "models.unet", "models", "intensity", "refine", "face"},
-    {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.dicom_slice", "io.slicer"},
+    {
+        "io.voxels",
+        "io.dicom_source",
+        "io.dicom_slice",
+        "io.dicom_frames",
+        "io.dicom_decode",
+        "cleanup",
+        "metrics",
+        "losses",
+        "models.unet",
+        "models",
+        "intensity",
+        "refine",
+        "face",
+    },
+    {"io.dicom_pixels", "io.dicom_series", "io.dicom_repair", "io.dicom_suv"},
+    {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.slicer"},
     {"io", "checkpoint", "record", "view", "view.preview"},
     {"backends", "window", "synth"},
     {"inference", "train", "evaluate", "report", "compare", "infer", "pacs", "listen"},
@@ -215,7 +230,7 @@ def test_only_what_exchanges_files_or_millimetres_with_others_uses_that_constant
         for path in SOURCES
         if any((module, name) == ("medseg.volume", "LPS") for module, name in imports(tree_of(path), whole=True))
     }
-    assert users <= {"io.nrrd", "io.metaimage", "io.dicom", "io.dicom_slice", "io.slicer"}
+    assert users <= {"io.nrrd", "io.metaimage", "io.dicom_series", "io.slicer"}
 
 
 def test_environment_variables_steer_nothing():

@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import logging
 import random
-import signal
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 
-import models_for_tests as tiny
 import numpy as np
 import pytest
 
 pytest.importorskip("pynetdicom", reason="a DICOM node needs pynetdicom: pip install medseg[pacs]")
 
-from pydicom import dcmread  # noqa: E402
-from pydicom.dataset import Dataset, FileMetaDataset  # noqa: E402
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid  # noqa: E402
-from pynetdicom import AE, evt  # noqa: E402
-from pynetdicom.pdu import A_ASSOCIATE_RQ  # noqa: E402
+from pydicom import dcmread
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
+from pynetdicom import AE
+from pynetdicom.pdu import A_ASSOCIATE_RQ
 
-from medseg import listen  # noqa: E402
-from medseg.errors import BadConfig, BadFile, BadOutput  # noqa: E402
-from medseg.pacs import Limits  # noqa: E402
+from medseg import listen
+from medseg.errors import BadFile
+from medseg.pacs import Limits
 
 CT, SEG, ECHO = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.1.1"
 SECRET = "DOE^SENTINEL"

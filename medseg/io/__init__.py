@@ -7,11 +7,13 @@ the values that all formats share are made here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BadFile, BadOutput
-from medseg.io.dicom import read_dicom
+from medseg.io.dicom import Paths, list_volumes, name_of, read_dicom
+from medseg.io.dicom_slice import is_dicom
 from medseg.io.files import open_file, sweep
 from medseg.io.metaimage import read_metaimage, write_metaimage
 from medseg.io.mgh import read_mgh, write_mgh
@@ -24,10 +26,13 @@ from medseg.volume import Volume
 if TYPE_CHECKING:
     from medseg.labels import LabelTable
 
-__all__ = ["READERS", "WRITERS", "embedded_table", "is_readable_name", "read", "read_labels", "strip_suffix", "write"]
+__all__ = [
+    "READERS", "WRITERS", "Paths", "embedded_table", "is_dicom_source", "is_readable_name", "list_volumes", "read",
+    "read_labels", "strip_suffix", "write",
+]  # fmt: skip
 
 #: Suffix to reader: `reader(path, volume_index=None, assume_geometry=None) -> Volume`. Longer suffixes come first.
-#: A folder is a DICOM series, whatever its name.
+#: A folder is DICOM, whatever its name; so is a file of another name that begins as DICOM does.
 READERS: dict[str, Callable[..., Volume]] = {
     ".nii.gz": read_nifti,
     ".nii": read_nifti,
@@ -39,6 +44,7 @@ READERS: dict[str, Callable[..., Volume]] = {
     ".mgh": read_mgh,
     ".mgz": read_mgh,
     ".dcm": read_dicom,
+    ".zip": read_dicom,
 }
 #: Suffix to writer: `writer(volume, path, table=None)`.
 WRITERS: dict[str, Callable[..., None]] = {
@@ -55,19 +61,31 @@ WRITERS: dict[str, Callable[..., None]] = {
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
-def read(path: str | Path, *, volume_index: int | None = None, assume_geometry: str | None = None) -> Volume:
-    """A scan from a file or from a folder with one DICOM series. Raises `BadFile`, never guesses.
+def read(
+    path: Paths,
+    *,
+    volume_index: int | None = None,
+    assume_geometry: str | None = None,
+    series: str | int | None = None,
+    repair: bool = False,
+    suv: bool = False,
+) -> Volume:
+    """A scan from a file or from DICOM (folder, list of files, zip, DICOMDIR). Raises `BadFile`, never guesses.
 
     volume_index: which volume of a file that holds several, from 0.
     assume_geometry: 'sform', 'qform' or 'pixdim': what to trust if a header contradicts itself or says nothing.
-    Warns with `DataWarning` if voxels were not finite numbers and were replaced.
+    series: which DICOM volume, if there are several, as `list_volumes` numbers them, or a Series Instance UID.
+    repair: resample uneven or slanted DICOM stacks to an even grid where that is well defined.
+    suv: DICOM PET as standardised uptake values by body weight.
+    Warns with `DataWarning` if voxels were not finite numbers and were replaced, and of what `repair` did.
     """
-    return finite(path, _raw(path, volume_index, assume_geometry))
+    dicom = {key: value for key, value in (("series", series), ("repair", repair), ("suv", suv)) if value}
+    return finite(name_of(path), _raw(path, volume_index, assume_geometry, dicom))
 
 
 def read_labels(path: str | Path, *, volume_index: int | None = None) -> Volume:
     """A label map as uint8 or uint16. Raises `BadFile` if a voxel is not a whole number from 0 to 65535."""
-    return labels_only(path, _raw(path, volume_index, None))
+    return labels_only(path, _raw(path, volume_index, None, {}))
 
 
 def write(volume: Volume, path: str | Path, *, table: LabelTable | None = None) -> None:
@@ -99,14 +117,34 @@ def is_readable_name(path: str | Path) -> bool:
     return _suffix(path, READERS) is not None
 
 
-def _raw(path: str | Path, volume_index: int | None, assume_geometry: str | None) -> Volume:
+def is_dicom_source(path: Paths) -> bool:
+    """Whether `read` would read a path as DICOM: a list, a folder, a zip, or a file named or beginning like DICOM."""
+    if not isinstance(path, str | Path) or Path(path).is_dir():
+        return True
     suffix = _suffix(path, READERS)
-    reader = read_dicom if Path(path).is_dir() else READERS.get(suffix or "")
-    if reader is None:
-        raise _unknown(path)
+    if suffix:
+        return READERS[suffix] is read_dicom
+    with open_file(path) as file:
+        start = file.read(132)
+    return start[128:] == b"DICM" or (not Path(path).suffix and is_dicom(start))
+
+
+def _raw(path: Paths, volume_index: int | None, assume_geometry: str | None, dicom: dict[str, Any]) -> Volume:
+    reader: Callable[..., Volume]
+    if is_dicom_source(path):
+        reader = partial(read_dicom, **dicom)
+    else:
+        known = READERS.get(_suffix(str(path), READERS) or "")
+        if known is None:
+            raise _unknown(str(path))
+        if dicom:
+            options = ", ".join(f"--{name}" for name in dicom)
+            raise BadFile(f"{path}: is no DICOM, for which alone {options} is meant; leave it out")
+        reader = known
     try:
         return reader(path, volume_index=volume_index, assume_geometry=assume_geometry)
     except MemoryError:
+        path = name_of(path)
         raise BadFile(f"{path}: there is not enough memory to read it; crop the scan or use a larger machine") from None
 
 
@@ -121,10 +159,7 @@ def _listed(known: dict[str, Callable]) -> str:
 
 def _unknown(path: str | Path) -> BadFile:
     """Why a name without a reader cannot be read."""
-    with open_file(path) as file:
-        start = file.read(132)
+    open_file(path).close()
     if Path(path).suffix.lower() in _PICTURES:
         return BadFile(f"{path}: is a 2-D picture, not a scan; give the volume it was made from")
-    if start[128:] == b"DICM":
-        return BadFile(f"{path}: is one DICOM file; give the folder that holds the whole series")
     return BadFile(f"{path}: medseg does not read this kind of file; give a DICOM folder or one of {_listed(READERS)}")
