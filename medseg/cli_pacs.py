@@ -37,7 +37,6 @@ class Remote:
     inputs: list[Path]
     output: Path | None
     pacs: Pacs | None = None
-    temporary: Path | None = None
     names: dict[Path, str] = field(default_factory=dict)
 
     def name(self, path: Path) -> Path | str:
@@ -81,17 +80,20 @@ def fetched(
     with private_folder() as temporary:
         series = temporary / "series"
         series.mkdir()
+        names = {series: "the series", temporary / "result.dcm": "the result in the PACS"}
         try:
             count = pacs.fetch(series, Limits())
             if not quiet:
                 print(f"received {count} instances from the PACS", file=sys.stderr)
             kept = output or temporary / "result.dcm"
-            names = {series: "the series", temporary / "result.dcm": "the result in the PACS"}
-            yield Remote([series], kept, pacs if push else None, temporary, names)
+            yield Remote([series], kept, pacs if push else None, names)
         except Interrupted:
             raise
-        except MedsegError as error:  # the name of the temporary folder tells nobody anything
-            raise type(error)(str(error).replace(str(series), "the series")) from None
+        except MedsegError as error:  # the names of temporary files tell nobody anything
+            text = str(error)
+            for path, name in names.items():
+                text = text.replace(str(path), name)
+            raise type(error)(text) from None
 
 
 def _access(credentials: str | None) -> Access | None:

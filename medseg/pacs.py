@@ -244,7 +244,7 @@ def _client(address: Address, session: requests.Session, hook: Callable) -> Any:
         permissive_uid=True,  # checked by `parse_address`; real ones are not always by the book
         timeout=TIMEOUTS_S,
     )
-    client.set_http_retry_params(max_attempts=3)
+    client.set_http_retry_params(retry=False)  # it would also try again after what is no use to try again
     return client
 
 
@@ -295,7 +295,6 @@ def _value(row: dict[str, Any], tag: str) -> Any:
 def _told(what: str, kind: type[MedsegError]) -> Iterator[None]:
     """Turn everything that can go wrong on the network into one sentence of `kind` without an address in it."""
     import requests
-    from retrying import RetryError
 
     try:
         yield
@@ -305,6 +304,8 @@ def _told(what: str, kind: type[MedsegError]) -> Iterator[None]:
             401: "wants credentials, or other ones; give them with --credentials",
             403: "does not allow this; ask its administrator",
             404: "does not know this address; check it",
+            429: "is too busy; try again later",
+            503: "is too busy; try again later",
         }.get(status, f"answered with error {status}; ask its administrator")
         raise kind(f"{what} {reason}") from None
     except requests.exceptions.SSLError:
@@ -318,11 +319,9 @@ def _told(what: str, kind: type[MedsegError]) -> Iterator[None]:
         raise kind(f"{what} does not answer; try again later") from None
     except requests.ConnectionError:
         raise kind(f"{what} cannot be reached, or broke off; check host and port, and try again") from None
-    except RetryError:
-        raise kind(f"{what} is too busy; try again later") from None
-    except OSError as error:
-        if not isinstance(error, requests.RequestException):
-            raise BadOutput(f"what {what} sends cannot be saved: {error.strerror or 'unknown reason'}") from None
-        raise kind(f"{what} broke off; try again") from None
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError):
+    except (requests.exceptions.InvalidJSONError, LookupError, TypeError, ValueError, AttributeError, RuntimeError):
         raise kind(f"{what} gives answers that are not DICOMweb; check the root in the address") from None
+    except requests.RequestException:
+        raise kind(f"{what} broke off; try again") from None
+    except OSError as error:
+        raise BadOutput(f"what {what} sends cannot be saved: {error.strerror or 'unknown reason'}") from None

@@ -31,6 +31,21 @@ CT, SEG, ECHO = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.66.4", "1.
 SECRET = "DOE^SENTINEL"
 
 
+@pytest.fixture(autouse=True)
+def leave_libraries_as_they_were() -> Iterator[None]:
+    """What medseg changes in libraries so that they keep quiet must not reach other tests."""
+    from pydicom import config
+
+    names = ("pynetdicom", "pydicom", "dicomweb_client", "urllib3", "requests")
+    before = [(logging.getLogger(n), logging.getLogger(n).level, logging.getLogger(n).propagate) for n in names]
+    mode = config.settings.reading_validation_mode
+    yield
+    config.settings.reading_validation_mode = mode
+    for logger, level, propagate in before:
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
 def series(count: int = 4, side: int = 12) -> list[Dataset]:
     """A CT of a bright box, one dataset per slice, in axial planes 2 mm apart."""
     study, uid, frame = generate_uid(), generate_uid(), generate_uid()
