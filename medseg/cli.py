@@ -53,6 +53,15 @@ Repair = Annotated[
         "--repair", help="Resample DICOM with missing, doubled or uneven slices, or gantry tilt, to an even grid."
     ),
 ]
+SegType = Annotated[
+    str, typer.Option("--seg-type", metavar="binary|labelmap", help="DICOM SEG: bit planes, or smaller and newer.")
+]
+Deidentify = Annotated[
+    bool, typer.Option("--deidentify", help="DICOM results without patient and study; their UIDs are replaced.")
+]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="DICOM results with the same UIDs and dates in every run.")
+]
 Suv = Annotated[bool, typer.Option("--suv", help="Read DICOM PET as standardised uptake values by body weight.")]
 
 
@@ -102,6 +111,12 @@ def infer(
     series: Series = None,
     repair: Repair = False,
     suv: Suv = False,
+    also: Annotated[
+        str, typer.Option("--also", metavar="seg,rtstruct,sr", help="Of DICOM: also write these, beside the result.")
+    ] = "",
+    seg_type: SegType = "binary",
+    deidentify: Deidentify = False,
+    deterministic: Deterministic = False,
     push: cli_pacs.Push = False,
     credentials: cli_pacs.Credentials = None,
     authority: cli_pacs.Authority = None,
@@ -112,19 +127,25 @@ def infer(
     """Segment scans.
 
     Writes a label map on each scan's own grid, and beside it the label table (.labels.csv) and the run record (.json).
+    Of DICOM, OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set.
     """
     from medseg import infer as run
     from medseg.inference import Settings
+    from medseg.io import DicomOptions
 
     _one_of("--device", device, ("auto", "cpu", "cuda"))
     _one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
+    _one_of("--seg-type", seg_type, ("binary", "labelmap"))
+    extra_kinds = tuple(kind.strip().lower() for kind in also.split(",") if kind.strip())
+    for kind in extra_kinds:
+        _one_of("--also", kind, tuple(run.DICOM_RESULTS))
     from_pacs = cli_pacs.fetched(inputs, output, push, credentials, authority, plain_http, quiet)
     with from_pacs as remote:
         work = run.jobs(remote.inputs, remote.output)
         if preview and len(work) == 1 and preview.suffix.lower() != ".png":
             raise BadOutput(f"{preview}: a preview is a picture; give a name that ends in .png")
         for job in work:
-            run.check_output(job)
+            run.check_output(job, extra_kinds)
         _keep_memory()
         checkpoint = run.load_model(model)
         settings = Settings(device, precision, overlap, cleanup)
@@ -134,7 +155,10 @@ def infer(
                 _say(f"{remote.name(job.scan)}: {job.labels} is there, skipped", quiet)
                 continue
             picture = preview / f"{job.labels.name.split('.')[0]}.png" if preview and len(work) > 1 else preview
-            extras = run.Extras(picture, instances, volume, assume_geometry, series, repair, suv)
+            extras = run.Extras(
+                picture, instances, volume, assume_geometry, series, repair, suv, extra_kinds,
+                DicomOptions(seg_type, deidentify, deterministic),
+            )  # fmt: skip
             try:
                 with _progress(quiet, remote.name(job.scan)) as (announce, progress):
                     content = run.infer(job, checkpoint, settings, extras, announce=announce, progress=progress)
@@ -146,7 +170,7 @@ def infer(
                 print(f"medseg: {error}", file=sys.stderr)
                 failures.append(error)
                 continue
-            remote.send(job)
+            remote.send(job, extra_kinds)
             for text in content["warnings"]:
                 print(f"warning: {remote.name(job.scan)}: {text}", file=sys.stderr)
             for text in content["notes"]:
@@ -193,24 +217,54 @@ def train(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A scan or label map, or a DICOM folder.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="A scan, a label map, a DICOM folder, DICOM SEG or RTSTRUCT.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where to; the suffix decides the format.")],
     labels: Annotated[
-        Path | None, typer.Option(metavar="TABLE", help="Names and colours for a .seg.nrrd: .csv, .ctbl or dseg .tsv.")
+        Path | None,
+        typer.Option(metavar="TABLE", help="Names and colours for .seg.nrrd and .dcm: .csv, .ctbl or dseg .tsv."),
     ] = None,
+    source: Annotated[
+        Path | None, typer.Option(metavar="DICOM", help="The DICOM images that DICOM labels are about.")
+    ] = None,
+    segment: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|NUMBER", help="Only this of a DICOM SEG or RTSTRUCT; again for more, laid on top."),
+    ] = None,
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="Put labels of another grid on the source's by nearest neighbour.")
+    ] = False,
     volume: VolumeIndex = None,
     assume_geometry: AssumeGeometry = None,
     series: Series = None,
     repair: Repair = False,
     suv: Suv = False,
+    seg_type: SegType = "binary",
+    deidentify: Deidentify = False,
+    deterministic: Deterministic = False,
 ) -> None:
-    """Convert a volume to another format; voxels and geometry stay as they are."""
-    from medseg.io import embedded_table, read, write
+    """Convert a volume to another format; voxels and geometry stay as they are.
+
+    OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set, of the series given with --source.
+    """
+    from medseg.io import DicomOptions, embedded_table, label_kind, read, write
     from medseg.labels import LabelTable
 
-    table = LabelTable.read(labels) if labels else embedded_table(source)
-    scan = read(source, volume_index=volume, assume_geometry=assume_geometry, series=series, repair=repair, suv=suv)
-    write(scan, target, table=table)
+    _one_of("--seg-type", seg_type, ("binary", "labelmap"))
+    table = LabelTable.read(labels) if labels else embedded_table(path)
+    scan = read(
+        path,
+        volume_index=volume,
+        assume_geometry=assume_geometry,
+        series=series if source is None or label_kind(path) else None,
+        repair=repair,
+        suv=suv,
+        source=source,
+        segments=segment,
+    )
+    options = DicomOptions(seg_type, deidentify, deterministic, nearest, series=series)
+    write(scan, target, table=table, source=source, options=options)
 
 
 @app.command()
@@ -228,10 +282,19 @@ def info(
     """Say what is in a file: grid, orientation, intensities. DICOM with several volumes is listed."""
     import json
 
-    from medseg.io import is_dicom_source, list_volumes, read
+    from medseg.io import embedded_table, is_dicom_source, label_kind, list_volumes, read
     from medseg.record import describe
 
     for path in paths:
+        if kind := label_kind(path):
+            table = embedded_table(path)
+            assert table is not None
+            if as_json:
+                print(json.dumps({"file": str(path), "kind": kind, "segments": table.names}))
+            else:
+                rows = [(str(value), name) for value, name in table.names.items()]
+                _print_table(f"{path}: DICOM {kind}", ("number", "structure"), rows, right=(0,))
+            continue
         if series is None and volume is None and is_dicom_source(path) and len(found := list_volumes(path)) > 1:
             _print_volumes(path, found, as_json)
             continue

@@ -43,10 +43,12 @@ class Remote:
         """What to call a file or folder before the user."""
         return self.names.get(path, path)
 
-    def send(self, job: Job) -> None:
+    def send(self, job: Job, also: Sequence[str]) -> None:
         """Push the DICOM results of a job, if that was asked for. Raises `BadOutput`."""
+        from medseg.infer import dicom_results
+
         if self.pacs is not None:
-            self.pacs.push([job.labels])
+            self.pacs.push(list(dicom_results(job, also).values()))
 
 
 @contextmanager

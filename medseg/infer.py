@@ -7,17 +7,24 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg import face, inference, record
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, MedsegError
 from medseg.intensity import INTENSITY_MODELS
-from medseg.io import READERS, WRITERS, is_readable_name, read, strip_suffix, write
+from medseg.io import READERS, WRITERS, DicomOptions, is_dicom_source, is_readable_name, read, strip_suffix, write
 
 if TYPE_CHECKING:
     from medseg.checkpoint import Checkpoint
+    from medseg.io.dicom_result import Origin
+
+#: What `--also` may ask for, and the ending of its name.
+DICOM_RESULTS = {"seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm", "sr": ".sr.dcm"}
+#: Algorithm families (CID 7162) of the intensity models; networks are Artificial Intelligence.
+_FAMILIES = {"otsu": "123105", "kmeans": "123107", "gmm": "123107"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class Extras:
     series: str | None = None
     repair: bool = False
     suv: bool = False
+    also: tuple[str, ...] = ()
+    dicom: DicomOptions = field(default_factory=DicomOptions)
 
 
 def jobs(inputs: Sequence[Path], output: Path | None) -> list[Job]:
@@ -128,6 +137,8 @@ def infer(
             repair=extras.repair,
             suv=extras.suv,
         )
+        wanted = dicom_results(job, extras.also)
+        origin = _origin(job, volume, model, extras) if wanted else None
         reading = time.perf_counter() - begun
         try:
             announce(_announcement(volume, inference.plan(volume, model, settings)))
@@ -163,7 +174,10 @@ def infer(
 
         writes.append((extras.preview, lambda path: write_preview(path, volume, result.labels, result.table)))
     writes.append((job.beside(".labels.csv"), lambda path: result.table.write(path)))
-    writes.append((job.labels, lambda path: write(result.labels, path, table=result.table)))
+    if not job.labels.name.lower().endswith(".dcm"):
+        writes.append((job.labels, lambda path: write(result.labels, path, table=result.table)))
+    if origin:
+        writes += _dicom_writes(wanted, result, origin)
 
     def finish(path: Path) -> None:
         seconds = {"read": reading, **result.seconds, "write": time.perf_counter() - writing}
@@ -199,8 +213,66 @@ def _write_all(writes: Sequence[tuple[Path, Callable[[Path], None]]]) -> None:
         raise
 
 
-def check_output(job: Job) -> None:
-    """Raise `BadOutput` before any work if the folder of the results cannot be written to."""
+def dicom_results(job: Job, also: Sequence[str]) -> dict[str, Path]:
+    """The DICOM results of a job: kind ('seg', 'rtstruct', 'sr') to path. `BadConfig` for an SR without a SEG."""
+    name = job.labels.name.lower()
+    found = {}
+    if name.endswith(".dcm"):
+        found = {"rtstruct" if name.endswith(".rtstruct.dcm") else "seg": job.labels}
+    for kind in also:
+        found.setdefault(kind, job.beside(DICOM_RESULTS[kind]))
+    if "sr" in found and "seg" not in found:
+        raise BadConfig("a structured report refers to a segmentation; ask for both: --also seg,sr")
+    return found
+
+
+def _origin(job: Job, volume: inference.Volume, model: Checkpoint | str, extras: Extras) -> Origin:
+    """The series that DICOM results refer to, opened before anything is computed. Raises `BadFile`, `BadOutput`."""
+    from medseg.io.dicom_result import check_grid, open_origin, without_warnings
+
+    with without_warnings(job.labels):
+        import highdicom  # noqa: F401  (whether it is there)
+    identity = _identity(model)
+    options = replace(
+        extras.dicom,
+        model=identity["name"],
+        version=identity.get("weights_sha256", ""),
+        family=_FAMILIES.get(identity["name"], extras.dicom.family),
+        series=extras.series,
+        volume_index=extras.volume_index,
+    )
+    origin = open_origin(job.scan, options)
+    check_grid(origin, volume, job.scan)
+    return origin
+
+
+def _dicom_writes(
+    wanted: dict[str, Path], result: inference.Segmentation, origin: Origin
+) -> list[tuple[Path, Callable[[Path], None]]]:
+    """What writes the DICOM results; they are made now, so that nothing is written if one of them cannot be."""
+    from medseg.io.dicom_report import report_dataset
+    from medseg.io.dicom_result import save
+    from medseg.io.dicom_seg import seg_dataset
+    from medseg.io.rtstruct import rtstruct_dataset
+
+    made: dict[str, Any] = {}
+    for kind in ("seg", "rtstruct"):
+        if kind in wanted:
+            build = seg_dataset if kind == "seg" else rtstruct_dataset
+            made[kind] = build(result.labels, origin, wanted[kind], table=result.table)
+    if "sr" in wanted:
+        ml = {row["value"]: row["ml"] for row in inference.structure_volumes(result.labels, result.table)}
+        made["sr"] = report_dataset(made["seg"], origin, ml, wanted["sr"], table=result.table)
+    return [(wanted[kind], partial(save, dataset)) for kind, dataset in made.items()]
+
+
+def check_output(job: Job, also: Sequence[str] = ()) -> None:
+    """Raise `BadOutput` before any work if the results cannot be written: the folder, or DICOM about what is none."""
+    if dicom_results(job, also) and not is_dicom_source(job.scan):
+        raise BadOutput(
+            f"{job.labels}: a DICOM result refers to the DICOM images it was made from, and {job.scan} is no DICOM; "
+            "give the DICOM series, or another suffix with -o"
+        )
     folder = job.labels.parent
     while not folder.exists():
         folder = folder.parent

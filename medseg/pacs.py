@@ -235,7 +235,7 @@ def _client(address: Address, session: requests.Session, hook: Callable) -> Any:
                 response = self._http_get(url, headers={"Accept": f"{kind}; transfer-syntax=*"}, stream=True)
             yield from self._decode_multipart_message(response, stream=True)
 
-    quiet_logs("dicomweb_client", "urllib3", "requests", "pydicom")
+    quiet_logs("dicomweb_client", "urllib3", "requests", "retrying", "pydicom")
     client = Client(
         address.root,
         session,

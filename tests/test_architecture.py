@@ -30,8 +30,9 @@ ROWS = [
         "refine",
         "face",
     },
-    {"io.dicom_pixels", "io.dicom_series", "io.dicom_repair", "io.dicom_suv"},
+    {"io.dicom_pixels", "io.dicom_series", "io.dicom_repair", "io.dicom_suv", "io.dicom_codes"},
     {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.slicer"},
+    {"io.dicom_result", "io.dicom_seg", "io.rtstruct", "io.dicom_report"},
     {"io", "checkpoint", "record", "view", "view.preview"},
     {"backends", "window", "synth"},
     {"inference", "train", "evaluate", "report", "compare", "infer", "pacs", "listen"},
@@ -49,6 +50,7 @@ HEAVY = {
     "SimpleITK",
     "matplotlib",
     "pydicom",
+    "highdicom",
     "scipy",
     "numba",
     "nibabel",
@@ -57,7 +59,6 @@ HEAVY = {
     "pynetdicom",
     "dicomweb_client",
     "requests",
-    "retrying",
 }
 TORCH_AT_TOP = {"train", "synth", "window", "backends", "losses", "models", "models.unet"}
 ALSO_AT_TOP = {"kernels": {"numba"}, "metrics": {"scipy"}, "compare": {"scipy"}}
@@ -230,7 +231,7 @@ def test_only_what_exchanges_files_or_millimetres_with_others_uses_that_constant
         for path in SOURCES
         if any((module, name) == ("medseg.volume", "LPS") for module, name in imports(tree_of(path), whole=True))
     }
-    assert users <= {"io.nrrd", "io.metaimage", "io.dicom_series", "io.slicer"}
+    assert users <= {"io.nrrd", "io.metaimage", "io.dicom_series", "io.slicer", "io.dicom_seg", "io.rtstruct"}
 
 
 def test_environment_variables_steer_nothing():

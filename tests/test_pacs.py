@@ -147,8 +147,9 @@ class Server:
     def handle(self, request: BaseHTTPRequestHandler) -> None:
         path, _, query = request.path.partition("?")
         self.requests.append((request.command, request.path, dict(request.headers)))
+        body = b""
         if request.command == "POST":
-            kind = "store"
+            kind, body = "store", self.body_of(request)
         elif path.endswith("/series"):
             kind = "series"
         elif path.endswith("/instances"):
@@ -170,17 +171,20 @@ class Server:
         elif kind == "retrieve":
             self.multipart(request, self.parts)
         else:
-            self.store(request)
+            self.store(request, body)
 
-    def store(self, request: BaseHTTPRequestHandler) -> None:
+    @staticmethod
+    def body_of(request: BaseHTTPRequestHandler) -> bytes:
         if "Content-Length" in request.headers:
-            body = request.rfile.read(int(request.headers["Content-Length"]))
-        else:
-            body = b""
-            while size := int(request.rfile.readline(), 16):
-                body += request.rfile.read(size)
-                request.rfile.readline()
+            return request.rfile.read(int(request.headers["Content-Length"]))
+        body = b""
+        while size := int(request.rfile.readline(), 16):
+            body += request.rfile.read(size)
             request.rfile.readline()
+        request.rfile.readline()
+        return body
+
+    def store(self, request: BaseHTTPRequestHandler, body: bytes) -> None:
         boundary = re.search(r'boundary="([^"]+)"', request.headers["Content-Type"])[1].encode()  # type: ignore[index]
         for part in body.split(b"--" + boundary)[1:-1]:
             self.stored.append(dcmread(BytesIO(part.split(b"\r\n\r\n", 1)[1])))
@@ -349,11 +353,11 @@ def test_the_total_is_limited_while_receiving(server: Server, tmp_path: Path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_pacs_that_is_not_there_is_said_so(tmp_path: Path):
+def test_a_pacs_that_is_not_there_is_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     address = pacs.parse_address(f"dicomweb+http://127.0.0.1:9/studies/{UID}/series/{UID}")
     with pytest.raises(BadFile, match="cannot be reached") as refused:
         pacs.Pacs(address).fetch(tmp_path, pacs.Limits())
-    assert UID not in str(refused.value)
+    assert UID not in str(refused.value) and not caplog.records
 
 
 def test_a_certificate_that_proves_nothing_is_refused(tmp_path: Path):
@@ -479,10 +483,11 @@ def test_infer_takes_a_series_from_a_pacs(server: Server, tmp_path: Path, tempor
 
 
 def test_infer_pushes_the_result_back(server: Server, tmp_path: Path, temporary: Path):
-    ran = tiny.medseg("infer", server.address, "--push", "--model", "otsu")
+    ran = tiny.medseg("infer", server.address, "--push", "--also", "rtstruct,sr", "--model", "otsu")
     assert ran.code == 0, ran.err
-    (result,) = server.stored
-    assert result.Modality == "SEG" and str(result.StudyInstanceUID) == server.study
+    result = server.stored[0]
+    assert [one.Modality for one in server.stored] == ["SEG", "RTSTRUCT", "SR"]
+    assert {str(one.StudyInstanceUID) for one in server.stored} == {server.study}
     assert result.ReferencedSeriesSequence[0].SeriesInstanceUID == server.series
     assert leftovers(temporary) == [] and str(temporary) not in ran.out + ran.err
 

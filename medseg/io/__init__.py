@@ -6,19 +6,22 @@ the values that all formats share are made here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BadFile, BadOutput
 from medseg.io.dicom import Paths, list_volumes, name_of, read_dicom
+from medseg.io.dicom_result import DicomOptions, class_of, open_origin, planes_on_source
+from medseg.io.dicom_seg import SEG_CLASSES, read_seg, read_seg_table, write_seg
 from medseg.io.dicom_slice import is_dicom
 from medseg.io.files import open_file, sweep
 from medseg.io.metaimage import read_metaimage, write_metaimage
 from medseg.io.mgh import read_mgh, write_mgh
 from medseg.io.nifti import read_nifti, write_nifti
 from medseg.io.nrrd import read_nrrd, write_nrrd
+from medseg.io.rtstruct import RTSTRUCT_CLASS, read_rtstruct, read_rtstruct_table, write_rtstruct
 from medseg.io.slicer import read_seg_nrrd, read_table, write_seg_nrrd
 from medseg.io.voxels import finite, labels_only
 from medseg.volume import Volume
@@ -27,8 +30,8 @@ if TYPE_CHECKING:
     from medseg.labels import LabelTable
 
 __all__ = [
-    "READERS", "WRITERS", "Paths", "embedded_table", "is_dicom_source", "is_readable_name", "list_volumes", "read",
-    "read_labels", "strip_suffix", "write",
+    "READERS", "WRITERS", "DicomOptions", "Paths", "embedded_table", "is_dicom_source", "is_readable_name", "label_kind", "list_volumes",
+    "read", "read_labels", "strip_suffix", "write",
 ]  # fmt: skip
 
 #: Suffix to reader: `reader(path, volume_index=None, assume_geometry=None) -> Volume`. Longer suffixes come first.
@@ -43,10 +46,12 @@ READERS: dict[str, Callable[..., Volume]] = {
     ".mhd": read_metaimage,
     ".mgh": read_mgh,
     ".mgz": read_mgh,
+    ".rtstruct.dcm": read_dicom,
+    ".seg.dcm": read_dicom,
     ".dcm": read_dicom,
     ".zip": read_dicom,
 }
-#: Suffix to writer: `writer(volume, path, table=None)`.
+#: Suffix to writer: `writer(volume, path, table=None)`; those of DICOM also take `source` and `options`.
 WRITERS: dict[str, Callable[..., None]] = {
     ".nii.gz": write_nifti,
     ".nii": write_nifti,
@@ -57,6 +62,9 @@ WRITERS: dict[str, Callable[..., None]] = {
     ".mhd": write_metaimage,
     ".mgh": write_mgh,
     ".mgz": write_mgh,
+    ".rtstruct.dcm": write_rtstruct,
+    ".seg.dcm": write_seg,
+    ".dcm": write_seg,
 }
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
@@ -69,39 +77,71 @@ def read(
     series: str | int | None = None,
     repair: bool = False,
     suv: bool = False,
+    source: Paths | None = None,
+    segments: Sequence[str] | None = None,
 ) -> Volume:
     """A scan from a file or from DICOM (folder, list of files, zip, DICOMDIR). Raises `BadFile`, never guesses.
+
+    DICOM segmentations and structure sets are read as label maps.
 
     volume_index: which volume of a file that holds several, from 0.
     assume_geometry: 'sform', 'qform' or 'pixdim': what to trust if a header contradicts itself or says nothing.
     series: which DICOM volume, if there are several, as `list_volumes` numbers them, or a Series Instance UID.
     repair: resample uneven or slanted DICOM stacks to an even grid where that is well defined.
     suv: DICOM PET as standardised uptake values by body weight.
+    source: the DICOM images that a structure set was drawn on; a DICOM segmentation is put on their whole grid.
+    segments: which structures of a DICOM segmentation or structure set, by name or value, later ones over earlier ones.
     Warns with `DataWarning` if voxels were not finite numbers and were replaced, and of what `repair` did.
     """
     dicom = {key: value for key, value in (("series", series), ("repair", repair), ("suv", suv)) if value}
+    if kind := label_kind(path):
+        return _dicom_labels(kind, str(path), volume_index, source, series, segments)
+    if segments:
+        raise BadFile(f"{name_of(path)}: is no DICOM segmentation or structure set; leave out --segment")
     return finite(name_of(path), _raw(path, volume_index, assume_geometry, dicom))
 
 
-def read_labels(path: str | Path, *, volume_index: int | None = None) -> Volume:
-    """A label map as uint8 or uint16. Raises `BadFile` if a voxel is not a whole number from 0 to 65535."""
+def read_labels(
+    path: str | Path,
+    *,
+    volume_index: int | None = None,
+    source: Paths | None = None,
+    segments: Sequence[str] | None = None,
+) -> Volume:
+    """A label map as uint8 or uint16. Raises `BadFile` if a voxel is not a whole number from 0 to 65535.
+
+    source, segments: as for `read`.
+    """
+    if kind := label_kind(path):
+        return _dicom_labels(kind, path, volume_index, source, None, segments)
     return labels_only(path, _raw(path, volume_index, None, {}))
 
 
-def write(volume: Volume, path: str | Path, *, table: LabelTable | None = None) -> None:
+def write(
+    volume: Volume,
+    path: str | Path,
+    *,
+    table: LabelTable | None = None,
+    source: Paths | None = None,
+    options: DicomOptions | None = None,
+) -> None:
     """Write a volume in the format its suffix names, whole or not at all. Raises `BadOutput`.
 
-    table: names, colours and codes of a label map, for the formats that can hold them (`.seg.nrrd`).
+    table: names, colours and codes of a label map, for the formats that can hold them (`.seg.nrrd`, `.dcm`).
+    source, options: for `.dcm`, the DICOM images the labels were made from, and how to write.
     """
     suffix = _suffix(path, WRITERS)
     if suffix is None:
         raise BadOutput(f"{path}: medseg does not write this format; use one of {_listed(WRITERS)}")
     sweep(Path(path).parent)
-    WRITERS[suffix](volume, path, table=table)
+    dicom = {"source": source, "options": options} if suffix.endswith(".dcm") else {}
+    WRITERS[suffix](volume, path, table=table, **dicom)
 
 
 def embedded_table(path: str | Path) -> LabelTable | None:
-    """The names and colours that a label map carries in itself (`.seg.nrrd`), or None if its format has none."""
+    """The names and colours that a label map carries in itself (`.seg.nrrd`, DICOM), or None if its format has none."""
+    if kind := label_kind(path):
+        return read_seg_table(path) if kind == "SEG" else read_rtstruct_table(path)
     return read_table(path) if _suffix(path, READERS) == ".seg.nrrd" else None
 
 
@@ -127,6 +167,36 @@ def is_dicom_source(path: Paths) -> bool:
     with open_file(path) as file:
         start = file.read(132)
     return start[128:] == b"DICM" or (not Path(path).suffix and is_dicom(start))
+
+
+def label_kind(path: Paths) -> str:
+    """'SEG' or 'RTSTRUCT' for a DICOM file that holds such an object, else ''."""
+    if not isinstance(path, str | Path) or not Path(path).is_file() or not is_dicom_source(path):
+        return ""
+    found = class_of(path) if READERS.get(_suffix(path, READERS) or ".dcm") is read_dicom else ""
+    return "SEG" if found in SEG_CLASSES else "RTSTRUCT" if found == RTSTRUCT_CLASS else ""
+
+
+def _dicom_labels(
+    kind: str,
+    path: str | Path,
+    volume_index: int | None,
+    source: Paths | None,
+    series: str | int | None,
+    segments: Sequence[str] | None,
+) -> Volume:
+    if kind == "RTSTRUCT":
+        return read_rtstruct(path, source=source, series=series, volume_index=volume_index, segments=segments)
+    found = read_seg(path, volume_index=volume_index, segments=segments)
+    if source is None:
+        return found
+    origin = open_origin(source, DicomOptions(series=series))
+    try:
+        return Volume(planes_on_source(found, origin, path).T, origin.affine)
+    except BadOutput:
+        raise BadFile(
+            f"{path}: lies on another grid than the series given as its source; leave the source out to keep its own grid"
+        ) from None
 
 
 def _raw(path: Paths, volume_index: int | None, assume_geometry: str | None, dicom: dict[str, Any]) -> Volume:

@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from medseg.errors import BadFile, BadOutput
 from medseg.io.dicom import ordered_slices
 from medseg.io.dicom_codes import scheme_item, text
+from medseg.io.dicom_series import grid
 from medseg.io.dicom_slice import Slice, guarded, read_header
 from medseg.io.dicom_source import Paths, name_of
 from medseg.io.files import atomic_write, open_file
-from medseg.volume import LPS, Volume, resample
+from medseg.volume import Volume, resample
 
 #: Attributes of the Patient and Study modules (PS3.3 C.7.1.1, C.7.2.1) that results take over; all are of type 2.
 CARRIED = (
@@ -39,7 +40,6 @@ CARRIED = (
 #: A label map may lie this part of the smallest voxel edge off the source's grid and is still on it.
 MAX_OFFSET = 0.05
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_EQUIPMENT = "ContributingEquipmentSequence"
 _DATE = re.compile(r"\d{8}")
 _TIME = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
 
@@ -54,6 +54,7 @@ class DicomOptions:
     nearest: put labels of another grid on the source's by nearest neighbour instead of refusing them.
     model, version: what made the labels; without a model their origin is said to be unknown.
     family: code value of the algorithm's family in CID 7162.
+    series, volume_index: which volume of the source, if it holds several, as for `read`.
     """
 
     seg_type: str = "binary"
@@ -63,6 +64,8 @@ class DicomOptions:
     model: str = ""
     version: str = ""
     family: str = "123110"
+    series: str | int | None = None
+    volume_index: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,10 @@ class Origin:
         return [_instance(self, piece) for piece in found.values()]
 
 
-def open_origin(path: Paths, options: DicomOptions | None = None, *, series: str | int | None = None) -> Origin:
+def open_origin(path: Paths, options: DicomOptions | None = None) -> Origin:
     """What results need to know about the series at `path`, read anew. Raises `BadFile`."""
     options = options or DicomOptions()
-    slices = ordered_slices(path, series=series)
+    slices = ordered_slices(path, series=options.series, volume_index=options.volume_index)
     first = slices[0]
     header = read_header(first.path, first)
     name = name_of(path)
@@ -131,15 +134,16 @@ def open_origin(path: Paths, options: DicomOptions | None = None, *, series: str
     def uid(value: str) -> str:
         return _derived("deidentified", value) if options.deidentify else value
 
+    place = np.array(first.position)
     carried = facts["carried"]
     if options.deidentify:
         carried = dict.fromkeys(CARRIED, "") | {
-            "PatientName": "Anonymous",
+            "PatientName": "Anonymous^",
             "PatientID": "ANON" + hashlib.sha256(uid(facts["StudyInstanceUID"]).encode()).hexdigest()[:12],
         }
     return Origin(
         slices=slices,
-        affine=_affine(slices),
+        affine=grid(first, place, (np.array(slices[-1].position) - place) / max(1, len(slices) - 1)),
         options=options,
         study=uid(facts["StudyInstanceUID"]),
         series=uid(facts["SeriesInstanceUID"]),
@@ -182,17 +186,10 @@ def _facts(header: Any) -> dict[str, Any]:
     }
 
 
-def _affine(slices: list[Slice]) -> NDArray[np.float64]:
-    """Voxel index to RAS+ mm of slices in order, as `read` gives it."""
-    first, last = slices[0], slices[-1]
-    assert first.position and last.position and first.orientation and first.spacing
-    along_row, down_column = np.reshape(first.orientation, (2, 3))
-    affine = np.eye(4)
-    affine[:3, 0] = along_row * first.spacing[1]
-    affine[:3, 1] = down_column * first.spacing[0]
-    affine[:3, 2] = (np.array(last.position) - first.position) / max(1, len(slices) - 1)
-    affine[:3, 3] = first.position
-    return LPS @ affine
+def check_grid(origin: Origin, volume: Volume, path: Paths) -> None:
+    """Raise `BadFile` naming `path` unless a volume read from it has the grid of its slices."""
+    if volume.shape != origin.shape or np.abs(volume.affine - origin.affine).max() > 1e-3:
+        raise BadFile(f"{name_of(path)}: was not read as its slices are, so no DICOM result can refer to them")
 
 
 def planes_on_source(labels: Volume, origin: Origin, path: str | Path) -> NDArray:
@@ -261,7 +258,9 @@ def complete(dataset: Any, origin: Origin, kind: str) -> None:
     dataset.Manufacturer = dataset.ManufacturerModelName = "medseg"
     dataset.SoftwareVersions = __version__
     dataset.DeviceSerialNumber = f"medseg-{__version__}"
-    dataset.ContributingEquipmentSequence = [_equipment(origin, date, time), *dataset.get(_EQUIPMENT, ())]
+    dataset.ContributingEquipmentSequence = [_equipment(origin), *dataset.get("ContributingEquipmentSequence", ())]
+    for item in dataset.ContributingEquipmentSequence:
+        item.ContributionDateTime = date + time.ljust(6, "0")
     if origin.options.deidentify:
         dataset.PatientIdentityRemoved = "YES"
         dataset.DeidentificationMethod = "medseg: identifying attributes and UIDs replaced"
@@ -278,7 +277,7 @@ def moment(origin: Origin) -> tuple[str, str]:
     return now.strftime("%Y%m%d"), now.strftime("%H%M%S")
 
 
-def _equipment(origin: Origin, date: str, time: str) -> Any:
+def _equipment(origin: Origin) -> Any:
     """An item that says what medseg did (PS3.3 C.12.1.1.5)."""
     from pydicom.dataset import Dataset
 
@@ -290,7 +289,6 @@ def _equipment(origin: Origin, date: str, time: str) -> Any:
     item.PurposeOfReferenceCodeSequence = [purpose]
     item.Manufacturer = item.ManufacturerModelName = "medseg"
     item.SoftwareVersions = __version__
-    item.ContributionDateTime = date + time.ljust(6, "0")
     made = f"segmented with model {origin.options.model}" if origin.options.model else "converted from a label map"
     hashed = f", weights {origin.options.version}" if origin.options.version else ""
     item.ContributionDescription = text(made + hashed, 1024)
@@ -368,16 +366,14 @@ def _instance(origin: Origin, piece: Slice) -> Any:
     return item
 
 
-def sop_class_of(path: str | Path) -> str | None:
-    """What kind of object a DICOM file says it holds (a SOP class UID), or None for what is no DICOM file."""
+def class_of(path: str | Path) -> str:
+    """What kind of object a DICOM file says it holds (a SOP class UID), or '' for what is no DICOM file."""
     with open_file(path) as opened:
         if opened.read(132)[128:] != b"DICM":
-            return None
-
-    def look(dicom: Any) -> str:
-        return str(dicom.filereader.read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
-
-    found: str = guarded(str(path), look)
+            return ""
+    found: str = guarded(
+        str(path), lambda dicom: str(dicom.filereader.read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
+    )
     return found
 
 

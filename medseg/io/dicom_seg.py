@@ -32,6 +32,7 @@ from medseg.io.dicom_codes import (
     text,
     type_of,
 )
+from medseg.io.dicom_pixels import stored_pixels
 from medseg.io.dicom_result import (
     DicomOptions,
     Origin,
@@ -44,8 +45,9 @@ from medseg.io.dicom_result import (
     save,
     without_warnings,
 )
-from medseg.io.dicom_slice import guarded
-from medseg.io.dicom_source import Paths
+from medseg.io.dicom_slice import guarded, parse
+from medseg.io.dicom_source import Entry, Paths
+from medseg.io.dicom_source import Source as PixelSource
 from medseg.io.files import MAX_BYTES
 from medseg.io.voxels import check_axes, labels_only, make_volume
 from medseg.volume import LPS, Volume
@@ -105,6 +107,9 @@ def _dataset(planes: NDArray, origin: Origin, table: LabelTable | None) -> Any:
         _segment(origin, label, number if binary else label.value) for number, label in enumerate(segments, 1)
     ]
     dataset = _encode(planes, origin, descriptions, binary)
+    for item in dataset.SegmentSequence:
+        if item.SegmentNumber:
+            _name_algorithm(item, origin.options)
     complete(dataset, origin, "SEG")
     dataset.ContentDate, dataset.ContentTime = moment(origin)
     dataset.update(origin.lossy)
@@ -135,7 +140,7 @@ def _segment(origin: Origin, label: Label, number: int) -> Any:
         segment_label=text(label.name),
         segmented_property_category=_concept(category),
         segmented_property_type=_concept(kind),
-        algorithm_type="MANUAL",  # asks for nothing; what is true is set below
+        algorithm_type="MANUAL",  # asks for nothing; `_name_algorithm` says what is true
         tracking_uid=origin.new_uid("tracking", label.value, label.name),
         tracking_id=text(f"{label.value} {label.name}"),
     )
@@ -148,12 +153,14 @@ def _segment(origin: Origin, label: Label, number: int) -> Any:
         item.AnatomicRegionSequence = [region]
     item.SegmentDescription = _VALUE.format(label.value)
     item.RecommendedDisplayCIELabValue = cielab(label.color)
-    options = origin.options
+    return item
+
+
+def _name_algorithm(item: Any, options: DicomOptions) -> None:
     item.SegmentAlgorithmType = "AUTOMATIC" if options.model else "SEMIAUTOMATIC"
     item.SegmentAlgorithmName = text(f"medseg {options.model}") if options.model else "unknown (converted by medseg)"
     if options.model:
-        item.SegmentationAlgorithmIdentificationSequence = [algorithm_item(options)]  # type: ignore[assignment]
-    return item
+        item.SegmentationAlgorithmIdentificationSequence = [algorithm_item(options)]
 
 
 def algorithm_item(options: DicomOptions) -> Any:
@@ -268,6 +275,7 @@ def _refer(dataset: Any, origin: Origin) -> None:
     referenced = dataset.ReferencedSeriesSequence[0]
     referenced.SeriesInstanceUID = origin.series
     referenced.ReferencedInstanceSequence = origin.references()
+    dataset.SourceImageSequence = origin.references()
 
 
 def _digest(planes: NDArray, descriptions: list[Any]) -> str:
@@ -378,10 +386,14 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
         raise BadFile(f"{path}: its pixels are stored in a way that medseg does not read")
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:
-        if size * count * max(1, bits // 8) > MAX_BYTES:
-            raise BadFile(f"{path}: claims more than the {MAX_BYTES / 2**30:.3g} GB allowed")
-        every = dataset.pixel_array.reshape(count, rows, columns)
-        return lambda number: every[number]
+        if bits == 1:
+            raise BadFile(
+                f"{path}: its bit planes are compressed, which medseg does not unpack; use gdcmconv --raw first"
+            )
+        unpacked = np.stack(list(_unpacked(path)))
+        if unpacked.shape != (count, rows, columns):
+            raise BadFile(f"{path}: its pixels are not what its header says; the file is damaged")
+        return lambda number: unpacked[number]
     pixels = dataset.PixelData
     if len(pixels) * 8 < size * count * bits:
         raise BadFile(f"{path}: the file is too short for what its header claims; it is damaged or incomplete")
@@ -397,6 +409,15 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
         return whole[start % 8 :][:size].reshape(rows, columns)
 
     return unpack
+
+
+def _unpacked(path: str | Path) -> Iterator[NDArray]:
+    """The frames of a compressed segmentation, unpacked as those of every other DICOM file are."""
+    with PixelSource(path) as source:
+        entry = Entry(Path(path), None)
+        with source.open(entry) as file:
+            slices = parse(source, entry, file)
+        yield from stored_pixels(source, slices)
 
 
 def _parse(path: str | Path) -> _Parsed:

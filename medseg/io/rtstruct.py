@@ -300,7 +300,7 @@ def read_rtstruct(
     path: str | Path,
     *,
     source: Paths | None = None,
-    series: str | None = None,
+    series: str | int | None = None,
     volume_index: int | None = None,
     segments: Sequence[str] | None = None,
 ) -> Volume:
@@ -328,7 +328,7 @@ def read_rtstruct(
     return labels_only(path, make_volume(path, out, grid.affine))
 
 
-def read_structures(path: str | Path, *, source: Paths, series: str | None = None) -> list[tuple[Label, Volume]]:
+def read_structures(path: str | Path, *, source: Paths, series: str | int | None = None) -> list[tuple[Label, Volume]]:
     """Every structure as a mask of its own (uint8, 0 and 1) on the grid of `source`, overlaps kept."""
     grid, layers, table = _layers(path, source, series)
     found = []
@@ -347,12 +347,12 @@ def read_rtstruct_table(path: str | Path) -> LabelTable:
 
 
 def _layers(
-    path: str | Path, source: Paths | None, series: str | None
+    path: str | Path, source: Paths | None, series: str | int | None
 ) -> tuple[Origin, dict[int, dict[int, NDArray[np.bool_]]], LabelTable]:
     """The origin, the filled planes of every label by slice, and the table."""
     if source is None:
         raise BadFile(f"{path}: holds contours, which only make sense on their images; give the series with --source")
-    grid = open_origin(source, series=series)
+    grid = open_origin(source, DicomOptions(series=series))
     lost = {"contours that enclose nothing": 0, "contours that reach beyond the images, cut off there": 0}
 
     def work(dicom: Any) -> Any:
@@ -360,9 +360,7 @@ def _layers(
         table, value_of = _table(path, dataset)
         frames = {str(item.get("ReferencedFrameOfReferenceUID")) for item in dataset.StructureSetROISequence}
         if grid.frame_of_reference not in frames:
-            raise BadFile(
-                f"{path}: was drawn in another frame of reference than {name_of(source)}; give the series it is for"
-            )
+            raise BadFile(f"{path}: was drawn in another frame of reference; give the series that it was drawn on")
         layers: dict[int, dict[int, NDArray[np.bool_]]] = {}
         for item in dataset.get("ROIContourSequence") or ():
             value = value_of.get(int(item.ReferencedROINumber))

@@ -54,9 +54,7 @@ def test_big_endian_is_read_under_both_names(save, name):
     assert np.array_equal(io.read(path).data, DATA)
 
 
-@pytest.mark.parametrize(
-    "names", [("Rotation", "Position"), ("Orientation", "Origin"), ("TransformMatrix", "Offset")]
-)
+@pytest.mark.parametrize("names", [("Rotation", "Position"), ("Orientation", "Origin"), ("TransformMatrix", "Offset")])
 def test_matrix_and_offset_are_known_by_all_their_names(save, names):
     changed = {"TransformMatrix": None, "Offset": None}
     changed |= {names[0]: FIELDS["TransformMatrix"], names[1]: FIELDS["Offset"]}
