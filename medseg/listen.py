@@ -42,6 +42,8 @@ MAX_PDU_BYTES = 1 << 20
 MAX_INSTANCE_S = 600.0
 #: A series is given this much more time to go on while its sender is still there.
 PATIENCE = 3
+#: Seconds before each attempt to reach the node that results are sent to.
+RETRY_S = (0.0, 2.0, 10.0)
 # Answers to C-STORE (PS3.4 table B.2-1).
 STORED, NO_ROOM, NOT_UNDERSTOOD = 0x0000, 0xA700, 0xC000
 
@@ -381,7 +383,7 @@ def send_to(host: str, port: int, title: str, own_title: str) -> Callable[[int, 
         entity.connection_timeout = entity.acse_timeout = 30
         for kind in {(d.SOPClassUID, d.file_meta.TransferSyntaxUID) for d in datasets}:
             entity.add_requested_context(*kind)
-        for wait_s in (0, 2, 10):
+        for wait_s in RETRY_S:
             time.sleep(wait_s)
             association = entity.associate(host, port, ae_title=title)
             if association.is_established:

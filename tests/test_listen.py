@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import models_for_tests as tiny
 import numpy as np
 import pytest
 
@@ -20,11 +21,11 @@ pytest.importorskip("pynetdicom", reason="a DICOM node needs pynetdicom: pip ins
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
-from pynetdicom import AE
+from pynetdicom import AE, evt
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 
 from medseg import listen
-from medseg.errors import BadFile
+from medseg.errors import BadFile, BadOutput
 from medseg.pacs import Limits
 
 CT, SEG, ECHO = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.1.1"
@@ -370,3 +371,87 @@ def test_it_survives_200_malformed_or_truncated_associations_and_files(
     everything = printed.out + printed.err + caplog.text + "\n".join(node.lines) + repr(crashes)
     assert "SENTINEL" not in everything and "Traceback" not in everything
     assert not crashes
+
+
+@contextmanager
+def archive(refuse: bool = False) -> Iterator[tuple[int, list[Dataset]]]:
+    """A node that takes segmentations, and what it got."""
+    got: list[Dataset] = []
+
+    def keep(event: evt.Event) -> int:
+        got.append(event.dataset)
+        return 0xA700 if refuse else 0
+
+    entity = AE(ae_title="ARCHIVE")
+    entity.require_called_aet = True
+    entity.add_supported_context(SEG)
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
+    try:
+        yield server.server_address[1], got
+    finally:
+        server.shutdown()
+
+
+def test_the_real_chain_from_slices_to_a_segmentation_in_an_archive(tmp_path: Path):
+    """A child process segments, the result is kept in a folder and sent on."""
+    pieces = series()
+    segment = listen.segment_in_child(["--model", "otsu"], 120)
+    with archive() as (port, got), running(segment=segment) as node:
+        keep, send_on = listen.keep_in(tmp_path), listen.send_to("127.0.0.1", port, "ARCHIVE", "MEDSEG")
+        node.listener._deliver = lambda number, files: (keep(number, files), send_on(number, files))
+        send(node, pieces)
+        node.wait("series 1: delivered", 60)
+        send(node, pieces[:2])
+        node.wait("series 2: dropped", 60)
+    (result,) = got
+    assert result.Modality == "SEG" and result.StudyInstanceUID == pieces[0].StudyInstanceUID
+    assert result.PatientName == SECRET
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert [name.partition(".")[2] for name in kept] == ["dcm", "json", "labels.csv"]
+    assert all(name.startswith("series-0001-") for name in kept)
+    assert node.lines[-1].startswith("series 2: dropped: it: ") and "SENTINEL" not in "".join(node.lines)
+
+
+def test_a_series_that_takes_too_long_is_given_up(tmp_path: Path):
+    with pytest.raises(BadFile, match="longer than"):
+        listen.segment_in_child([], 0.05)(tmp_path, tmp_path)
+
+
+def test_results_that_an_archive_refuses_are_an_error(tmp_path: Path):
+    piece = series(1)[0]
+    piece.SOPClassUID = piece.file_meta.MediaStorageSOPClassUID = SEG
+    piece.save_as(tmp_path / "result.dcm", enforce_file_format=True)
+    with archive(refuse=True) as (port, _), pytest.raises(BadOutput, match="refused 1 of 1"):
+        listen.send_to("127.0.0.1", port, "ARCHIVE", "MEDSEG")(1, [tmp_path / "result.dcm"])
+
+
+def test_an_archive_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(listen, "RETRY_S", (0, 0.01))
+    series(1)[0].save_as(tmp_path / "result.dcm", enforce_file_format=True)
+    with pytest.raises(BadOutput, match="cannot be reached"):
+        listen.send_to("127.0.0.1", 9, "ARCHIVE", "MEDSEG")(1, [tmp_path / "result.dcm"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say where results go"),
+        (["-o", "out", "--host", "0.0.0.0"], "--peer"),
+        (["--reply-to", "nowhere"], "HOST:PORT:TITLE"),
+        (["--reply-to", "host:0:X"], "HOST:PORT:TITLE"),
+        (["-o", "out", "--title", "x" * 17], "1 to 16"),
+        (["-o", "out", "--model", "nothing"], "nothing"),
+    ],
+)
+def test_wrong_use_is_refused_at_once(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    ran = tiny.medseg("listen", *arguments)
+    assert ran.code in (5, 6) and message in ran.err
+
+
+def test_a_port_in_use_is_said_so(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        ran = tiny.medseg("listen", "-o", tmp_path, "--port", other.getsockname()[1], "--model", "otsu")
+    assert ran.code == 5 and "choose another --port" in ran.err
