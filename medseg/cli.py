@@ -371,7 +371,7 @@ def _print_volumes(path: Path, found: Sequence[Listed], as_json: bool) -> None:
     rows = []
     for volume in found:
         spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm) if volume.spacing_mm else ""
-        state = volume.problem.removeprefix(f"{path}: ") + ("; --repair resamples it" if volume.repairable else "")
+        state = volume.problem.removeprefix(f"{path}: ").split(";")[0] + (" (--repair)" if volume.repairable else "")
         rows.append(
             (volume.number, volume.modality, " x ".join(map(str, volume.shape)), spacing, volume.orientation, state)
         )

@@ -157,7 +157,7 @@ def infer(
             "device": result.plan.device,
             "precision": result.plan.precision,
             **{key: True for key, asked in (("repair", extras.repair), ("suv", extras.suv)) if asked},
-        },  # fmt: skip
+        },
         "warnings": told,
         "notes": [face.NOTE] if face.shows_face(volume, result.labels, result.table) else [],
         "structures": inference.structure_volumes(result.labels, result.table),

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from medseg.labels import LabelTable
 
 __all__ = [
-    "READERS", "WRITERS", "DicomOptions", "Paths", "embedded_table", "is_dicom_source", "is_readable_name", "label_kind", "list_volumes",
-    "read", "read_labels", "strip_suffix", "write",
+    "READERS", "WRITERS", "DicomOptions", "Paths", "embedded_table", "is_dicom_source", "is_readable_name",
+    "label_kind", "list_volumes", "read", "read_labels", "strip_suffix", "write",
 ]  # fmt: skip
 
 #: Suffix to reader: `reader(path, volume_index=None, assume_geometry=None) -> Volume`. Longer suffixes come first.
@@ -195,7 +195,7 @@ def _dicom_labels(
         return Volume(planes_on_source(found, origin, path).T, origin.affine)
     except BadOutput:
         raise BadFile(
-            f"{path}: lies on another grid than the series given as its source; leave the source out to keep its own grid"
+            f"{path}: lies on another grid than the series given as its source; leave that out to keep its grid"
         ) from None
 
 

@@ -150,8 +150,7 @@ def _slices(source: Source) -> tuple[list[Slice], list[BadFile]]:
     others, damaged = 0, []
     strange: list[Entry] = []
     for entry in source.entries:
-        ordinary = entry.member is not None or (entry.path.is_file() and entry.path.stat().st_size > 0)
-        if not ordinary and not source.is_file:
+        if source.is_folder and not (entry.path.is_file() and entry.path.stat().st_size):
             strange.append(entry)
             continue
         try:
@@ -163,7 +162,7 @@ def _slices(source: Source) -> tuple[list[Slice], list[BadFile]]:
                 else:
                     strange.append(entry)
         except BadFile as error:
-            if entry.member is None and not entry.path.is_file():
+            if not source.is_folder and entry.member is None and not entry.path.is_file():
                 raise
             damaged.append(error)
     if not slices:
@@ -260,10 +259,10 @@ def _can_be_repaired(source: Source, found: Found) -> bool:
     """Whether `repair` would work: the positions say so, and slices at one place hold the same pixels."""
     try:
         slices = _repairable(source.name, found)
-        for pair in doubles(slices):
-            one, other = stored_pixels(source, [slices[n] for n in pair])
-            if not np.array_equal(one, other):
-                return False
+        pairs = [slices[n] for pair in doubles(slices) for n in pair]
+        pixels = stored_pixels(source, pairs)
+        if not all(np.array_equal(one, other) for one, other in zip(pixels, pixels)):
+            return False
     except BadFile:
         return False
     return True

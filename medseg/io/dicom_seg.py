@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 
 #: Segmentation Storage and Label Map Segmentation Storage.
 SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+#: Most voxels of a grid of which less than a hundredth is in the file.
+MAX_EMPTY = 1 << 28
 _CT = "1.2.840.10008.5.1.4.1.1.2"
 _RLE = "1.2.840.10008.1.2.5"
 _EXPLICIT = "1.2.840.10008.1.2.1"
@@ -457,7 +459,6 @@ def _parsed(path: str | Path, dataset: Any) -> _Parsed:
     edges = [size.get("PixelSpacing") for size in sizes]
     if not (all(places) and all(turns) and all(edges)):
         raise BadFile(f"{path}: does not lie in a patient's space, so it is no volume")
-    check_axes(path, (int(dataset.Columns), int(dataset.Rows)))
     apart = sizes[0].get("SpacingBetweenSlices")
     thick = sizes[0].get("SliceThickness")
     affine, k_of = stack_frames(
@@ -468,7 +469,11 @@ def _parsed(path: str | Path, dataset: Any) -> _Parsed:
         float(apart) if apart else None,
         float(thick) if thick else None,
     )
-    if int(dataset.Columns) * int(dataset.Rows) * (max(k_of) + 1) * 2 > MAX_BYTES:
+    columns, rows, planes = int(dataset.Columns), int(dataset.Rows), max(k_of) + 1
+    check_axes(path, (columns, rows, planes))
+    if columns * rows * planes > max(MAX_EMPTY, 100 * columns * rows * len(frames)):
+        raise BadFile(f"{path}: its frames lie too far apart to be slices of one scan; export the segmentation again")
+    if columns * rows * planes * 2 > MAX_BYTES:
         raise BadFile(f"{path}: claims more than the {MAX_BYTES / 2**30:.3g} GB allowed")
     return _Parsed(dataset, affine, table, value_of, background, k_of, segment_of)
 

@@ -235,6 +235,10 @@ def _defect(source: Source, piece: Slice) -> str:
         return f"{where}: {piece.problem}"
     if piece.frames > 1 and piece.sop_class in CLASSIC:
         return f"{where}: holds many slices in one file of a kind that has one; export it again"
+    if piece.rows < 1 or piece.columns < 1:
+        return f"{where}: its header gives an axis a length that no scan has; the file is damaged"
+    if -1 in piece.bits:
+        return f"{where}: its pixels are stored in a way that medseg does not read; export it again"
     if piece.has_lookup:
         return f"{where}: its values need a lookup table, which medseg does not apply; export it again"
     if piece.position is None or piece.orientation is None or piece.spacing is None:

@@ -12,6 +12,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,10 @@ _DAMAGE = (
     OverflowError, RecursionError, RuntimeError, TypeError, UnicodeError, ValueError, MemoryError, struct.error,
     zlib.error,
 )  # fmt: skip
+
+
+class _BadTag(Exception):
+    """A tag, by its name in the standard, that holds something impossible."""
 
 
 @dataclass(frozen=True)
@@ -176,24 +181,30 @@ def is_dicom(start: bytes) -> bool:
 
 
 def numbers(dataset: Any, name: str, count: int) -> tuple[float, ...] | None:
-    """The `count` numbers of a tag, None if it is absent or empty. Raises `ValueError` for anything else."""
-    values = dataset.get(name)
-    if values is None or (isinstance(values, Sequence) and len(values) == 0):
-        return None
-    found = tuple(float(value) for value in values)
+    """The `count` numbers of a tag, None if it is absent or empty. Within `guarded`, anything else is a `BadFile`."""
+    try:
+        values = dataset.get(name)
+        if values is None or (isinstance(values, Sequence) and len(values) == 0):
+            return None
+        found = tuple(float(value) for value in values)
+    except _DAMAGE:
+        raise _BadTag(name) from None
     if len(found) != count or not all(map(math.isfinite, found)):
-        raise ValueError("wrong count")
+        raise _BadTag(name)
     return found
 
 
 def number(dataset: Any, name: str) -> float | None:
-    """The number of a tag, None if it is absent or empty. Raises `ValueError` or `TypeError` for anything else."""
-    value = dataset.get(name)
-    if value is None or value == "":
-        return None
-    found = float(value)
+    """The number of a tag, None if it is absent or empty. Within `guarded`, anything else is a `BadFile`."""
+    try:
+        value = dataset.get(name)
+        if value is None or value == "":
+            return None
+        found = float(value)
+    except _DAMAGE:
+        raise _BadTag(name) from None
     if not math.isfinite(found):
-        raise ValueError("not finite")
+        raise _BadTag(name)
     return found
 
 
@@ -206,7 +217,7 @@ def trait(dataset: Any, name: str) -> Any:
         if isinstance(value, Sequence) and not isinstance(value, str):
             return tuple(round(float(part), 6) for part in value)
         return round(float(value), 6)
-    except (*_DAMAGE,):
+    except _DAMAGE:
         return None
 
 
@@ -231,6 +242,8 @@ def guarded(where: str, work: Callable[[Any], Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return work(pydicom)
+    except _BadTag as error:
+        raise BadFile(f"{where}: its {error} is not what DICOM says it must be; export the series again") from None
     except (*_DAMAGE, BytesLengthException, InvalidDicomError):
         raise BadFile(f"{where}: is damaged or is not proper DICOM; export the series again") from None
 
@@ -253,13 +266,20 @@ def _dataset(dicom: Any, file: Any, where: str, tags: Sequence[str | int] | None
     implicit = syntax == IMPLICIT or not lettered  # some writers say explicit and mean implicit
     if syntax == IMPLICIT and lettered:
         implicit = False
-    wanted = None if tags is None else [dicom.tag.Tag(tag) for tag in tags]
+    wanted = None if tags is None else _tags(tuple(tags))
     dataset = dicom.filereader.read_dataset(
         file, implicit, little, stop_when=lambda tag, vr, length: tag >= 0x7FE00008, specific_tags=wanted
     )
     dataset.media_class = str(meta.get("MediaStorageSOPClassUID", ""))
     dataset.file_meta = meta
     return dataset, _pixel_data(file, syntax, implicit, little, deflated_from)
+
+
+@cache
+def _tags(names: tuple[str | int, ...]) -> list[Any]:
+    from pydicom.tag import Tag
+
+    return [Tag(name) for name in names]
 
 
 def _file_meta(dicom: Any, file: Any) -> tuple[Any, int]:
@@ -294,8 +314,7 @@ def _slice_of(entry: Entry, dataset: Any, pixels: PixelData | None) -> Slice:
     """What the top level of a data set says."""
     whole = {name: number(dataset, name) for name in ("NumberOfFrames", "SamplesPerPixel", "Rows", "Columns")}
     bits = [number(dataset, name) for name in ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")]
-    order = number(dataset, "SeriesNumber") if dataset.get("SeriesNumber") else None
-    instance = trait(dataset, "InstanceNumber")
+    order, instance = trait(dataset, "SeriesNumber"), trait(dataset, "InstanceNumber")
     image_type = dataset.get("ImageType") or ()
     return Slice(
         path=entry.path,
@@ -321,7 +340,7 @@ def _slice_of(entry: Entry, dataset: Any, pixels: PixelData | None) -> Slice:
         intercept=number(dataset, "RescaleIntercept"),
         has_lookup=bool(dataset.get("ModalityLUTSequence", None)),
         padding=_padding(dataset),
-        series_number=int(order or 0),
+        series_number=int(order) if isinstance(order, float) else 0,
         instance_number=None if not isinstance(instance, float) else int(instance),
         traits={
             "echo": trait(dataset, "EchoNumbers") or echo_time(dataset, "EchoTime"),

@@ -47,7 +47,7 @@ class Source:
 
     def __init__(self, paths: Paths) -> None:
         self.name = name_of(paths)  # for messages
-        self.is_file = False  # one file, no zip
+        self.is_file = self.is_folder = False
         self._zip: zipfile.ZipFile | None = None
         self._unpacked = 0
         if not isinstance(paths, str | Path):
@@ -57,6 +57,7 @@ class Source:
             return
         path = Path(paths)
         if path.is_dir():
+            self.is_folder = True
             names = sorted(Path(folder) / name for folder, _, files in os.walk(path) for name in files)
             self.entries = [Entry(name) for name in names]
             if not names:

@@ -49,6 +49,8 @@ _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
 _IMPLICIT = "1.2.840.10008.1.2"  # explicit lengths of decimal strings end at 64 kB, which is 2,000 points
 #: A contour may lie this part of the distance between slices off the plane of a slice.
 MAX_OFF_PLANE = 0.1
+#: Most crossings of contours and rows that are looked at together, which bounds the memory that takes.
+MAX_CROSSINGS = 1 << 20
 
 
 def write_rtstruct(
@@ -435,7 +437,7 @@ def _filled(path: str | Path, grid: Origin, contours: Any, lost: dict[str, int])
         points = np.array(numbers, np.float64).reshape(-1, 3)
         voxels = points @ to_voxels[:3, :3].T + to_voxels[:3, 3]
         k = int(np.rint(voxels[:, 2].mean()))
-        if not np.isfinite(voxels).all() or np.abs(voxels[:, 2] - k).max() > MAX_OFF_PLANE or not 0 <= k < count:
+        if not np.abs(voxels).max() < 1e6 or np.abs(voxels[:, 2] - k).max() > MAX_OFF_PLANE or not 0 <= k < count:
             raise BadFile(
                 f"{path}: some contours do not lie on slices of the series; give the series that they were drawn on"
             )
@@ -453,15 +455,17 @@ def _inside(edges: NDArray[np.float64], rows: int, columns: int) -> NDArray[np.b
     edges: (E, 4) from column, row to column, row. In every row of centres, each edge that crosses it turns over all
     pixels right of it.
     """
-    x1, y1, x2, y2 = edges.T
-    first = np.clip(np.ceil(np.minimum(y1, y2)), 0, rows).astype(int)
-    stop = np.clip(np.ceil(np.maximum(y1, y2)), 0, rows).astype(int)
-    spans = stop - first
-    edge = np.repeat(np.arange(len(edges)), spans)
-    row = np.arange(spans.sum()) - np.repeat(np.cumsum(spans) - spans, spans) + first[edge]
-    at = x1[edge] + (row - y1[edge]) / (y2[edge] - y1[edge]) * (x2[edge] - x1[edge])
-    column = np.clip(np.ceil(at), 0, columns).astype(int)
     turned = np.zeros((rows, columns + 1), np.uint32)
-    np.add.at(turned, (row, column), 1)
+    step = max(1, MAX_CROSSINGS // rows)
+    for start in range(0, len(edges), step):
+        x1, y1, x2, y2 = edges[start : start + step].T
+        first = np.clip(np.ceil(np.minimum(y1, y2)), 0, rows).astype(int)
+        stop = np.clip(np.ceil(np.maximum(y1, y2)), 0, rows).astype(int)
+        spans = stop - first
+        edge = np.repeat(np.arange(len(spans)), spans)
+        row = np.arange(spans.sum()) - np.repeat(np.cumsum(spans) - spans, spans) + first[edge]
+        at = x1[edge] + (row - y1[edge]) / (y2[edge] - y1[edge]) * (x2[edge] - x1[edge])
+        column = np.clip(np.ceil(at), 0, columns).astype(int)
+        np.add.at(turned, (row, column), 1)
     filled: NDArray[np.bool_] = np.cumsum(turned[:, :columns], axis=1) % 2 == 1
     return filled
