@@ -67,8 +67,9 @@ Suv = Annotated[bool, typer.Option("--suv", help="Read DICOM PET as standardised
 
 def main() -> None:
     """Run the command line and exit."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as after nohup
+            signal.signal(number, _interrupt)
     warnings.showwarning = _show_warning
     try:
         app()
@@ -81,6 +82,18 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except Exception as error:
+        print(_unforeseen(error), file=sys.stderr)
+        sys.exit(1)
+
+
+def _unforeseen(error: Exception) -> str:
+    """What to say of an error in medseg itself: where it is. What it says may quote a header, and so a patient."""
+    from traceback import extract_tb
+
+    frames = [f"  {'/'.join(Path(f.filename).parts[-2:])}, line {f.lineno}" for f in extract_tb(error.__traceback__)]
+    lines = [f"medseg: stopped by an error of its own ({type(error).__name__}); please report it with these lines:"]
+    return "\n".join(lines + frames)
 
 
 @app.command()
