@@ -1,22 +1,55 @@
-"""What runs a network: a checkpoint opened as `predict`.
+"""What runs a network: checkpoints opened as one `Predictor`.
 
-`predict` takes patches (B, C, X, Y, Z) float32 and returns logits (B, K, X, Y, Z) of any floating type.
+A predictor takes patches (B, C, X, Y, Z) float32 and returns features (B, F, X, Y, Z) of any floating type. Where the
+network ends in a 1x1x1 convolution and that is no wider than what it reads, features are what that layer reads, and
+`head` is the layer, to be applied once everything else is summed up; otherwise features are logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain, combinations
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from medseg.checkpoint import Checkpoint
-from medseg.errors import BadConfig, BadModel
+from medseg.errors import BadConfig, BadModel, DataWarning, NotEnoughMemory
+from medseg.fast_conv import accelerate
+from medseg.painter import Head
 from medseg.window import Predict
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+#: Networks up to this wide hand over their features even where they have fewer classes: adding up 16 channels instead
+#: of 2 costs a few per cent of a run, and memory is then the same for 2 classes and for 200.
+ALWAYS_DEFER = 16
+#: Seconds of predicting that OpenVINO must be able to save on before its start-up is worth a try.
+OPENVINO_PAYS_S = 30.0
+#: How much faster than PyTorch it must then be for one window.
+OPENVINO_GAIN = 1.1
+
+
+@dataclass
+class Predictor:
+    """Features of patches, and the head that makes logits of them (None: they are logits)."""
+
+    run: Predict
+    features: int
+    head: Head | None
+    backend: str
+    precision: str
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        """Features (B, F, X, Y, Z) of patches (B, C, X, Y, Z)."""
+        return self.run(patches)
 
 
 def choose_device(device: Device) -> torch.device:
@@ -27,39 +60,340 @@ def choose_device(device: Device) -> torch.device:
 
 
 def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """The arithmetic of the network: 'auto' is fp16 on a GPU, bf16 on CPUs that compute it natively, else fp32."""
+    """The arithmetic of the network: 'auto' is fp16 on a GPU; on a CPU bf16 where that is faster, else fp32."""
     if precision == "auto":
         if device.type == "cuda":
             return torch.float16
-        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+        return torch.bfloat16 if _bf16_is_faster() else torch.float32
     if precision == "fp16" and device.type == "cpu":
         raise BadConfig("fp16 is very slow on a CPU; use --precision bf16 or fp32")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def open_torch(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> Predict:
-    """The network in PyTorch. Logits that are not finite are computed again in fp32; if they stay so, `BadModel`."""
-    network = checkpoint.network().to(device)
+@cache
+def _bf16_is_faster() -> bool:
+    """Whether this processor convolves bfloat16 faster than medseg's own kernels do float32, by trying.
 
-    def forward(x: Tensor, kind: torch.dtype) -> Tensor:
-        with torch.inference_mode(), torch.autocast(device.type, kind, enabled=kind != torch.float32):
-            logits: Tensor = network(x)
-        return logits
-
-    def finite(logits: Tensor) -> bool:
-        return bool(torch.isfinite(logits.sum(dtype=torch.float32)))  # a sum needs no copy, and NaN and Inf survive it
-
-    def predict(x: Tensor) -> Tensor:
-        x = x.to(device)
-        logits = forward(x, dtype)
-        if dtype != torch.float32 and not finite(logits):
-            logits = forward(x, torch.float32)
-        if not finite(logits):
-            raise BadModel(f"the model {checkpoint.spec.name} gives values that are not finite on this scan")
-        return logits
-
-    return predict
+    Its flags do not tell: processors with AVX512-BF16 were measured at twice, and at half, their float32 speed.
+    """
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    with torch.inference_mode():
+        block = nn.Sequential(
+            nn.Conv3d(32, 32, 3, padding=1, bias=False), nn.GroupNorm(32, 32), nn.LeakyReLU(0.01, inplace=True)
+        ).eval()
+        x = torch.rand(1, 32, 32, 32, 32).contiguous(memory_format=torch.channels_last_3d)
+        fast = accelerate(block)
+        half = _channels_last(block.to(torch.bfloat16))
+        return _seconds(lambda: half(x.bfloat16())) < _seconds(lambda: fast(x))
 
 
-#: Name -> open(checkpoint, device, dtype).
-BACKENDS: dict[str, Callable[[Checkpoint, torch.device, torch.dtype], Predict]] = {"torch": open_torch}
+def _seconds(work: Callable[[], Any], tries: int = 3) -> float:
+    """The shortest of several tries after one that does not count."""
+    times = []
+    for _ in range(tries + 1):
+        begun = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begun)
+    return min(times[1:])
+
+
+def open_torch(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, exact: bool = False, defer: bool = True
+) -> Predictor:
+    """The network in PyTorch. Logits that are not finite are computed again in fp32; if they stay so, `BadModel`.
+
+    On a CPU in fp32 it runs on medseg's own convolutions (`fast_conv`) unless `exact`. When a GPU runs out of memory,
+    batches are halved, and then the CPU goes on; each step is told as a `DataWarning`.
+    """
+    network = checkpoint.network()
+    return Predictor(*_with_head(network, checkpoint, device, dtype, exact, defer), "torch", _name(dtype))
+
+
+def _with_head(
+    network: nn.Module, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, exact: bool, defer: bool
+) -> tuple[Predict, int, Head | None]:
+    """The network as `Predictor` wants it: what to run, how many features that gives, and the head."""
+    width, head = deferred_head(network) if defer else (0, None)
+    body = _Body(network) if head else network
+    run = _Torch(body, checkpoint.spec.name, device, dtype, exact)
+    return run, width or checkpoint.spec.outputs, head
+
+
+def deferred_width(network: nn.Module) -> int:
+    """How many features the network's last layer reads, if it may be applied after blending and that pays, else 0."""
+    head = getattr(network, "head", None)
+    if not hasattr(network, "features") or not isinstance(head, nn.Conv3d) or getattr(network, "stem", 1) != 1:
+        return 0
+    linear = set(head.kernel_size) == {1} and _worth_deferring(head.in_channels, head.out_channels)
+    return head.in_channels if linear else 0
+
+
+def _worth_deferring(features: int, outputs: int) -> bool:
+    return features <= max(outputs, ALWAYS_DEFER)
+
+
+def deferred_head(network: nn.Module) -> tuple[int, Head | None]:
+    """(features, head) if the network's last layer is to be applied after blending, else (0, None)."""
+    width = deferred_width(network)
+    if not width:
+        return 0, None
+    layer: Any = network.head
+    bias = np.zeros(layer.out_channels, np.float32) if layer.bias is None else layer.bias.detach().float().numpy()
+    return width, Head(layer.weight.detach().float().reshape(-1, width).numpy().copy(), bias.copy())
+
+
+class _Body(nn.Module):
+    """A network without its head."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.network.features(x)  # type: ignore[operator]
+        return features
+
+
+class _Torch:
+    """A network on a device that steps down when memory runs out and retries in fp32 what is not finite."""
+
+    def __init__(self, network: nn.Module, name: str, device: torch.device, dtype: torch.dtype, exact: bool) -> None:
+        self.name, self.exact, self.most = name, exact, 2**31
+        self.plain = network  # on the CPU, float32, as loaded
+        self.place(device, dtype)
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Make the network ready for a device and an arithmetic."""
+        self.device, self.dtype = device, dtype
+        if device.type == "cpu" and dtype == torch.float32:
+            self.network = self.plain if self.exact else accelerate(self.plain)
+        else:
+            self.network = _channels_last(self.plain.to(device))
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        """Features of patches, whatever memory and arithmetic allow."""
+        if len(patches) > self.most:
+            return torch.cat([self(part) for part in patches.split(self.most)])
+        try:
+            return self.finite(patches.to(self.device))
+        except torch.OutOfMemoryError:
+            pass  # outside of the handler, so that nothing of the failed run is kept alive by the traceback
+        except RuntimeError as error:
+            if "DefaultCPUAllocator" not in str(error):
+                raise
+            raise NotEnoughMemory(f"the network of {self.name} does not fit into memory; use --max-memory") from None
+        if self.device.type == "cpu":
+            raise NotEnoughMemory(f"the network of {self.name} does not fit into the memory of this machine")
+        torch.cuda.empty_cache()
+        if len(patches) > 1:
+            self.most = len(patches) // 2
+            warnings.warn(f"the GPU ran out of memory; windows go {self.most} at a time", DataWarning, stacklevel=2)
+        else:
+            self.place(torch.device("cpu"), choose_precision("auto", torch.device("cpu")))
+            warnings.warn("the GPU ran out of memory; the CPU goes on", DataWarning, stacklevel=2)
+        return self(patches)
+
+    def finite(self, x: Tensor) -> Tensor:
+        """The network's answer if it is finite, else the answer in fp32; `BadModel` if that is not either."""
+        features = self.forward(x, self.dtype)
+        if self.dtype != torch.float32 and not _is_finite(features):
+            features = self.forward(x, torch.float32)
+        if not _is_finite(features):
+            raise BadModel(f"the model {self.name} gives values that are not finite on this scan")
+        return features
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The network in an arithmetic; weights stay float32 and are cast as they are used."""
+        if not self.exact:  # norms over channels that lie last sum less accurately
+            x = x.contiguous(memory_format=torch.channels_last_3d)
+        with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            features: Tensor = self.network(x)
+        return features
+
+
+def _channels_last(network: nn.Module) -> nn.Module:
+    return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+
+def _is_finite(features: Tensor) -> bool:
+    return bool(torch.isfinite(features.sum(dtype=torch.float32)))  # a sum needs no copy, and NaN and Inf survive it
+
+
+def open_openvino(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, exact: bool = False, defer: bool = True
+) -> Predictor:
+    """The network in OpenVINO, for CPUs; compiled for the model's patch. Raises `BadConfig` if it is not installed."""
+    try:
+        import openvino
+    except ImportError:
+        raise BadConfig('OpenVINO is not installed; install it with pip install "medseg[openvino]"') from None
+    if device.type != "cpu":
+        raise BadConfig("the openvino backend runs on a CPU; use --device cpu")
+    network = checkpoint.network()
+    width, head = deferred_head(network) if defer else (0, None)
+    spec = checkpoint.spec
+    small = [max(1, getattr(network, "multiple", 1)) * 2] * 3  # tracing costs what a forward pass does
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warns of every size it takes for a constant
+        example = torch.zeros(1, spec.channels, *small)
+        model = openvino.convert_model(_Body(network) if head else network, example_input=example)
+    model.reshape([1, spec.channels, *spec.patch])
+    hint = "f32" if dtype == torch.float32 else "bf16"
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+
+    def run(patches: Tensor) -> Tensor:
+        outputs = []
+        for patch in patches:
+            request.infer([patch[None].float().contiguous().numpy()])
+            outputs.append(torch.from_numpy(request.get_output_tensor(0).data.copy()))
+        features = torch.cat(outputs)
+        if not _is_finite(features):
+            raise BadModel(f"the model {spec.name} gives values that are not finite on this scan")
+        return features
+
+    return Predictor(run, width or spec.outputs, head, "openvino", "float32" if hint == "f32" else "bfloat16")
+
+
+#: Name -> open(checkpoint, device, dtype, exact=, defer=).
+BACKENDS: dict[str, Callable[..., Predictor]] = {"torch": open_torch, "openvino": open_openvino}
+
+
+def open_models(
+    checkpoints: Sequence[Checkpoint],
+    *,
+    backend: str = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    mirror: Sequence[int] = (),
+    windows: int = 0,
+) -> Predictor:
+    """One predictor for one or several checkpoints of the same task, whose logits are averaged.
+
+    mirror: axes (0, 1, 2) along which patches are also predicted mirrored, in all combinations. windows: how many there
+    will be; 'auto' tries OpenVINO, where it is installed, if so many take long enough for it to pay. 'fp32' is exact:
+    plain convolutions; 'auto' may use faster ones that round a little more.
+    """
+    place = choose_device(device)
+    dtype = choose_precision(precision, place)
+    exact = precision == "fp32"
+    classes = checkpoints[0].spec.outputs
+    names = {True: "openvino", False: "torch"}
+    first = BACKENDS["torch" if backend == "auto" else backend](checkpoints[0], place, dtype, exact=exact)
+    if backend == "auto" and place.type == "cpu" and not exact and _openvino_pays(checkpoints[0], first, windows):
+        candidate = open_openvino(checkpoints[0], place, dtype)
+        patch = _example(checkpoints[0])
+        if _seconds(lambda: candidate(patch), 1) * OPENVINO_GAIN < _seconds(lambda: first(patch), 1):
+            first = candidate
+    backend = names[first.backend == "openvino"]
+    predictors = [first, *(BACKENDS[backend](one, place, dtype, exact=exact) for one in checkpoints[1:])]
+    together = sum(one.features for one in predictors)
+    if len(predictors) > 1 and not (all(one.head for one in predictors) and _worth_deferring(together, classes)):
+        predictors = [BACKENDS[backend](one, place, dtype, exact=exact, defer=False) for one in checkpoints]
+    joined = _ensemble(predictors) if len(predictors) > 1 else first
+    return _mirrored(joined, mirror) if mirror else joined
+
+
+def blended_features(checkpoints: Sequence[Checkpoint]) -> int:
+    """How many numbers a voxel `open_models` of these checkpoints gives, found without loading any weights."""
+    from medseg.models import build_model
+
+    outputs = checkpoints[0].spec.outputs
+    widths = []
+    for one in checkpoints:
+        with torch.device("meta"):
+            network = build_model(one.spec.architecture, one.spec.channels, outputs, **one.spec.options)
+        widths.append(deferred_width(network))
+    return sum(widths) if all(widths) and _worth_deferring(sum(widths), outputs) else outputs
+
+
+def _openvino_pays(checkpoint: Checkpoint, predictor: Predictor, windows: int) -> bool:
+    from importlib.util import find_spec
+
+    if windows < 2 or find_spec("openvino") is None:
+        return False
+    patch = _example(checkpoint)
+    return _seconds(lambda: predictor(patch), 1) * windows > OPENVINO_PAYS_S
+
+
+def _example(checkpoint: Checkpoint) -> Tensor:
+    return torch.rand(1, checkpoint.spec.channels, *checkpoint.spec.patch)
+
+
+def _ensemble(predictors: list[Predictor]) -> Predictor:
+    """The mean of several predictors' logits; with heads their features side by side and one head for all."""
+    heads = [one.head for one in predictors if one.head is not None]
+    count = len(predictors)
+    first = predictors[0]
+    if len(heads) == count:
+        weights = np.concatenate([head.weights for head in heads], 1) / count
+        head = Head(weights.astype(np.float32), np.mean([head.bias for head in heads], 0).astype(np.float32))
+        width = sum(one.features for one in predictors)
+        run: Predict = lambda x: torch.cat([one(x) for one in predictors], 1)  # noqa: E731
+        return Predictor(run, width, head, first.backend, first.precision)
+
+    def mean(x: Tensor) -> Tensor:
+        total = predictors[0](x).float()
+        for one in predictors[1:]:
+            total = total + one(x).float()
+        return total / count
+
+    return Predictor(mean, first.features, None, first.backend, first.precision)
+
+
+def _mirrored(predictor: Predictor, axes: Sequence[int]) -> Predictor:
+    """The mean over all mirrorings of patches along `axes`, each mirrored back (test-time augmentation)."""
+    flips = list(chain.from_iterable(combinations([2 + axis for axis in axes], n) for n in range(len(axes) + 1)))
+
+    def run(x: Tensor) -> Tensor:
+        total = torch.zeros(())
+        for dims in flips:
+            part = predictor(x.flip(dims) if dims else x).float()
+            total = total.to(part.device) + (part.flip(dims) if dims else part)
+        return total / len(flips)
+
+    return Predictor(run, predictor.features, predictor.head, predictor.backend, predictor.precision)
+
+
+class _Living(TorchDispatchMode):
+    """Counts the bytes of tensors that live at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._alive: dict[int, tuple[Any, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from torch.multiprocessing.reductions import StorageWeakRef
+        from torch.utils._pytree import tree_leaves
+
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        return out
+
+
+def activation_bytes(checkpoint: Checkpoint, batch: int = 1) -> int:
+    """The most bytes that tensors made by a forward pass in float32 hold at one time; nothing is computed."""
+    from medseg.models import build_model
+
+    spec = checkpoint.spec
+    with torch.device("meta"), torch.inference_mode():
+        network = build_model(spec.architecture, spec.channels, spec.outputs, **spec.options).eval()
+        patches = torch.empty(batch, spec.channels, *spec.patch)
+        with _Living() as living:
+            network(patches)
+    return living.peak
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -29,6 +29,16 @@ MAX_WEIGHTS = 2_000_000_000
 _Size = Annotated[int, Field(ge=1, le=1024)]
 
 
+class LocateSpec(BaseModel):
+    """How a model finds the part of a scan it looks at: a coarse model in a folder beside its `model.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: str = Field(default="coarse", pattern=r"^[A-Za-z0-9_-]+$")
+    labels: tuple[int, ...] = Field(default=(), description="what to look for; empty: all it finds")
+    margin_mm: float = Field(default=20.0, ge=0, description="kept around it")
+
+
 class ModelSpec(BaseModel):
     """What a model's JSON says; spatial numbers run along (R, A, S)."""
 
@@ -44,10 +54,19 @@ class ModelSpec(BaseModel):
     patch: tuple[_Size, _Size, _Size]
     spacing_mm: float = Field(gt=0.05, lt=20)
     intensity: Literal["percentiles"] = "percentiles"
+    regions: bool = Field(default=False, description="outputs are classes[1:] and may overlap; later ones lie on top")
+    mirror: tuple[Literal[0, 1, 2], ...] = Field(default=(), description="axes along which training mirrored patches")
+    skip_empty: bool = Field(default=False, description="windows of nothing but air are background, unseen")
+    locate: LocateSpec | None = None
     fluid: FluidSpec | None = None
     cleanup: tuple[dict[str, Any], ...] = ()
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of model.safetensors")
     card: dict[str, Any] = {}
+
+    @property
+    def outputs(self) -> int:
+        """Channels the network puts out."""
+        return len(self.classes) - self.regions
 
 
 @dataclass(frozen=True)
@@ -75,7 +94,7 @@ class Checkpoint:
         except (SafetensorError, ValueError) as error:
             raise BadModel(f"the weights in {self.folder} cannot be read: {error}") from None
         with torch.device("meta"):  # shapes are compared before any memory is taken
-            network = build_model(spec.architecture, spec.channels, len(spec.classes), **spec.options)
+            network = build_model(spec.architecture, spec.channels, spec.outputs, **spec.options)
         check_patch(network, spec.patch)
         expected = {key: value.shape for key, value in network.state_dict().items()}
         wrong = sorted(key for key in expected.keys() | state.keys() if key not in state or key not in expected)

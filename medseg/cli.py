@@ -106,11 +106,26 @@ def infer(
         typer.Option("--output", "-o", help="A file (its suffix is the format) or a folder. Default: SCAN_seg.nii.gz."),
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A name from `medseg models`, or a model folder.")
-    ] = "brain",
+        list[str],
+        typer.Option("--model", "-m", help="A name from `medseg models`, or a model folder; several are averaged."),
+    ] = ["brain"],  # noqa: B006
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")] = "auto",
     precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Arithmetic of the network.")] = "auto",
+    backend: Annotated[str, typer.Option(metavar="auto|torch|openvino", help="What runs the network.")] = "auto",
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Use no more than this, e.g. 4GB; may take longer.")
+    ] = None,
     overlap: Annotated[float, typer.Option(min=0, max=0.9, help="Share by which windows overlap.")] = 0.5,
+    batch: Annotated[int, typer.Option(min=0, help="Windows at a time; 0: what suits the device.")] = 0,
+    tta: Annotated[
+        bool, typer.Option("--tta/--no-tta", help="Also predict mirrored, along the axes the model allows; slower.")
+    ] = False,
+    probabilities: Annotated[
+        str | None, typer.Option(metavar="LABELS", help="Also write probabilities of these labels, e.g. 17,53.")
+    ] = None,
+    uncertainty: Annotated[
+        bool, typer.Option("--uncertainty", help="Also write how unsure the model is, 0 to 1.")
+    ] = False,
     cleanup: Annotated[bool, typer.Option("--cleanup/--no-cleanup", help="Clean up as the model says.")] = True,
     instances: Annotated[
         bool, typer.Option("--instances", help="Also number separate objects; the record gets their boxes.")
@@ -152,6 +167,7 @@ def infer(
     extra_kinds = tuple(kind.strip().lower() for kind in also.split(",") if kind.strip())
     for kind in extra_kinds:
         _one_of("--also", kind, tuple(run.DICOM_RESULTS))
+    _one_of("--backend", backend, ("auto", "torch", "openvino"))
     from_pacs = cli_pacs.fetched(inputs, output, push, credentials, authority, plain_http, quiet)
     with from_pacs as remote:
         work = run.jobs(remote.inputs, remote.output)
@@ -160,8 +176,19 @@ def infer(
         for job in work:
             run.check_output(job, extra_kinds)
         _keep_memory()
-        checkpoint = run.load_model(model)
-        settings = Settings(device, precision, overlap, cleanup)
+        checkpoint = run.load_model(*model)
+        settings = Settings(
+            device,
+            precision,
+            overlap,
+            cleanup,
+            backend,
+            batch,
+            tta,
+            _bytes(max_memory) if max_memory else None,
+            _values(probabilities) if probabilities else (),
+            uncertainty,
+        )
         failures: list[MedsegError] = []
         for job in work:
             if skip_existing and job.labels.exists():
@@ -360,6 +387,23 @@ for _command in (cli_evaluate.evaluate, cli_evaluate.compare, cli_evaluate.clean
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise typer.BadParameter(f"'{value}' is not one of {', '.join(allowed)}", param_hint=option)
+
+
+def _bytes(text: str) -> int:
+    """A size such as 4GB, 3.5G, 800MB or a number of bytes."""
+    import re
+
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
+    if not match or not float(match[1]):
+        raise typer.BadParameter(f"'{text}' is not a size such as 4GB or 800MB", param_hint="--max-memory")
+    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
+
+
+def _values(text: str) -> tuple[int, ...]:
+    """Label values such as 17,53."""
+    if not all(part.strip().isdigit() for part in text.split(",")):
+        raise typer.BadParameter(f"'{text}' is not a list of label values such as 17,53", param_hint="--probabilities")
+    return tuple(dict.fromkeys(int(part) for part in text.split(",")))
 
 
 def _show_result(labels: Path | str, content: dict[str, Any], as_json: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,7 +19,6 @@ from medseg.intensity import INTENSITY_MODELS
 from medseg.io import READERS, WRITERS, DicomOptions, is_dicom_source, is_readable_name, read, strip_suffix, write
 
 if TYPE_CHECKING:
-    from medseg.checkpoint import Checkpoint
     from medseg.io.dicom_result import Origin
 
 #: What `--also` may ask for, and the ending of its name.
@@ -98,22 +98,24 @@ def _folder_of(scan: Path) -> Path:
 def _is_scan(path: Path) -> bool:
     """Whether a file in a folder is a scan of its own: not a slice of a series, nor what an earlier run wrote there."""
     name = path.name.lower()
-    result = name.endswith(".seg.nrrd") or strip_suffix(path).endswith(("_seg", "_seg.objects"))
-    return is_readable_name(path) and not name.endswith((".dcm", ".zip")) and not result
+    result = name.endswith(".seg.nrrd") or re.search(
+        r"_seg(\.objects|\.uncertainty|\.probability_\d+)?$", strip_suffix(path)
+    )
+    return is_readable_name(path) and not name.endswith((".dcm", ".zip")) and result is None
 
 
-def load_model(name: str) -> Checkpoint | str:
-    """A checkpoint, or the name of an intensity model as it is. Raises `BadModel`."""
-    if name in INTENSITY_MODELS:
-        return name
+def load_model(*names: str) -> inference.Model:
+    """The checkpoints of bundled models and model folders, or an intensity model's name. Raises `BadModel`."""
+    if names[0] in INTENSITY_MODELS and len(names) == 1:
+        return names[0]
     from medseg.checkpoint import load_checkpoint
 
-    return load_checkpoint(name)
+    return [load_checkpoint(name) for name in names]
 
 
 def infer(
     job: Job,
-    model: Checkpoint | str,
+    model: inference.Model,
     settings: inference.Settings,
     extras: Extras,
     *,
@@ -141,8 +143,13 @@ def infer(
         origin = _origin(job, volume, model, extras) if wanted else None
         reading = time.perf_counter() - begun
         try:
-            announce(_announcement(volume, inference.plan(volume, model, settings)))
-            result = inference.segment(volume, model, settings, progress=progress)
+            result = inference.segment(
+                volume,
+                model,
+                settings,
+                progress=progress,
+                announce=lambda made: announce(_announcement(volume, made)),
+            )
         except BadFile as error:  # what is wrong with the voxels is known before the file's name is
             raise BadFile(f"{job.scan}: {error}") from None
     # A reader's warning names the file as the user typed it; the record must not.
@@ -152,12 +159,9 @@ def infer(
         "versions": record.versions(),
         "model": _identity(model),
         "input": record.describe(volume),
-        "settings": {
-            **asdict(settings),
-            "device": result.plan.device,
-            "precision": result.plan.precision,
-            **{key: True for key, asked in (("repair", extras.repair), ("suv", extras.suv)) if asked},
-        },
+        "settings": asdict(settings)
+        | {key: getattr(result.plan, key) for key in ("device", "precision", "backend")}
+        | {key: True for key, asked in (("repair", extras.repair), ("suv", extras.suv)) if asked},
         "warnings": told,
         "notes": [face.NOTE] if face.shows_face(volume, result.labels, result.table) else [],
         "structures": inference.structure_volumes(result.labels, result.table),
@@ -169,6 +173,8 @@ def infer(
         objects, rows = record.found_objects(result.labels)
         content["objects"] = rows
         writes.append((job.beside(".objects.nii.gz"), lambda path: write(objects, path)))
+    for name, volume_map in result.maps.items():
+        writes.append((job.beside(f".{name}.nii.gz"), partial(write, volume_map)))
     if extras.preview:
         from medseg.view.preview import write_preview
 
@@ -182,6 +188,7 @@ def infer(
     def finish(path: Path) -> None:
         seconds = {"read": reading, **result.seconds, "write": time.perf_counter() - writing}
         content["seconds"] = {key: round(value, 3) for key, value in seconds.items()}
+        content["forecast_memory_bytes"] = result.plan.memory_bytes
         content["peak_memory_bytes"] = record.peak_memory_bytes()
         content["finished"] = record.finished_now()
         record.write_record(path, content)
@@ -226,17 +233,18 @@ def dicom_results(job: Job, also: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _origin(job: Job, volume: inference.Volume, model: Checkpoint | str, extras: Extras) -> Origin:
+def _origin(job: Job, volume: inference.Volume, model: inference.Model, extras: Extras) -> Origin:
     """The series that DICOM results refer to, opened before anything is computed. Raises `BadFile`, `BadOutput`."""
     from medseg.io.dicom_result import check_grid, open_origin, without_warnings
 
     with without_warnings(job.labels):
         import highdicom  # noqa: F401  (whether it is there)
     identity = _identity(model)
+    hashes = identity.get("weights_sha256", "")
     options = replace(
         extras.dicom,
         model=identity["name"],
-        version=identity.get("weights_sha256", ""),
+        version=hashes if isinstance(hashes, str) else " ".join(each[:12] for each in hashes),
         family=_FAMILIES.get(identity["name"], extras.dicom.family),
         series=extras.series,
         volume_index=extras.volume_index,
@@ -284,16 +292,19 @@ def _announcement(volume: inference.Volume, plan: inference.Plan) -> str:
     shape = " x ".join(str(n) for n in volume.shape)
     spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm)
     how = f"up to {plan.windows} windows on {plan.device}, {plan.precision}" if plan.windows else "by intensity"
+    how += f", in {plan.stripes} parts to save memory" if plan.stripes > 1 else ""
     return (
         f"{shape} voxels of {spacing} mm, {volume.orientation}; model {plan.model}, {how}; "
         f"about {plan.memory_bytes / 1e9:.1f} GB of memory"
     )
 
 
-def _identity(model: Checkpoint | str) -> dict[str, str]:
+def _identity(model: inference.Model) -> dict[str, Any]:
     if isinstance(model, str):
         return {"name": model}
-    return {"name": model.spec.name, "weights_sha256": model.spec.sha256}
+    specs = [one.spec for one in inference.as_list(model)]
+    hashes = [spec.sha256 for spec in specs]
+    return {"name": specs[0].name, "weights_sha256": hashes[0] if len(hashes) == 1 else hashes}
 
 
 __all__ = ["READERS", "Extras", "Job", "MedsegError", "check_output", "infer", "jobs", "load_model"]

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import product
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import pairwise, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.cleanup import clean
-from medseg.errors import BadFile, NotEnoughMemory
+from medseg.errors import BadConfig, BadFile, BadModel, NotEnoughMemory
 from medseg.intensity import INTENSITY_MODELS, intensity_table
 from medseg.labels import LabelTable
 from medseg.refine import separate_fluid
-from medseg.volume import Volume, reorient, resample
+from medseg.volume import Volume, crop, reorient, resample
 
 if TYPE_CHECKING:
     import torch
 
+    from medseg.backends import Predictor
     from medseg.checkpoint import Checkpoint
+    from medseg.painter import Painter
+    from medseg.window import Windows
+
+#: One checkpoint, several of the same task whose logits are averaged, or the name of an intensity model.
+Model: TypeAlias = "Checkpoint | Sequence[Checkpoint] | str"
 
 #: Called with (what is being done, steps done, steps in all).
 Progress = Callable[[str, int, int], None]
@@ -30,6 +38,10 @@ Progress = Callable[[str, int, int], None]
 CONTENT_ABOVE = 0.1
 #: Voxels kept around the content.
 CONTENT_MARGIN = 6
+#: Logit of every other class where a voxel is known to be background.
+_NEVER = -1e4
+#: Into how many parts a scan may be cut, to be computed one after the other, where memory is short.
+_STRIPES = (1, 2, 3, 4, 6, 8, 12, 16)
 
 
 @dataclass(frozen=True)
@@ -54,16 +66,22 @@ class Plan:
     grid: ModelGrid | None
     windows: int
     memory_bytes: int
+    stripes: int = 1
+    backend: str = ""
 
 
 @dataclass
 class Segmentation:
-    """Labels on the scan's grid, what they mean, and how long each part took in seconds."""
+    """Labels on the scan's grid, what they mean, and how long each part took in seconds.
+
+    maps: what was asked for beside the labels, on the same grid, float32: 'probability_VALUE', 'uncertainty' (0 to 1).
+    """
 
     labels: Volume
     table: LabelTable
     plan: Plan
     seconds: dict[str, float] = field(default_factory=dict)
+    maps: dict[str, Volume] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,6 +92,12 @@ class Settings:
     precision: str = "auto"
     overlap: float = 0.5
     cleanup: bool = True
+    backend: str = "auto"
+    batch: int = 0  # windows at a time; 0: what suits the device
+    tta: bool = False
+    max_memory_bytes: int | None = None
+    probabilities: tuple[int, ...] = ()  # label values
+    uncertainty: bool = False
 
 
 def model_grid(volume: Volume, spacing_mm: float) -> ModelGrid:
@@ -115,13 +139,23 @@ def to_model_grid(volume: Volume, grid: ModelGrid) -> NDArray[np.float32]:
 
 
 def normalise(image: NDArray[np.float32]) -> torch.Tensor:
-    """Model input (1, X, Y, Z) in 0..1: the darkest voxels become 0, then the percentiles rule of training applies."""
+    """Model input (1, X, Y, Z) in 0..1, made in place: the darkest voxels become 0, then training's percentiles rule.
+
+    The darkest are those below the 1/2000 quantile, found a plane at a time.
+    """
     import torch
 
     from medseg.synth import scale_to_percentiles
 
-    darkest = float(np.partition(image.ravel(), image.size // 2000)[image.size // 2000])
-    return scale_to_percentiles(torch.from_numpy(np.maximum(image - darkest, 0)))[None]
+    count = image.size // 2000 + 1
+    darkest = np.empty(0, np.float32)
+    for plane in image:
+        darkest = np.concatenate((darkest, plane.ravel()))
+        if len(darkest) > count:
+            darkest = np.partition(darkest, count - 1)[:count]
+    image -= darkest.max()
+    np.maximum(image, 0, out=image)
+    return scale_to_percentiles(torch.from_numpy(image))[None]
 
 
 def content_box(image: torch.Tensor) -> tuple[slice, slice, slice]:
@@ -140,149 +174,371 @@ def content_box(image: torch.Tensor) -> tuple[slice, slice, slice]:
     return box[0], box[1], box[2]
 
 
-def _with_air(
-    windows: Iterator[tuple[int, torch.Tensor]],
-    box: tuple[slice, slice, slice],
-    shape: tuple[int, int, int],
-    classes: int,
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Planes of logits of the `box` of a grid of `shape`, as planes of the whole grid; what is around is background."""
-    import torch
+def plan(volume: Volume, model: Model, settings: Settings) -> Plan:
+    """What segmenting this scan will do and how much memory the process will hold at its peak.
 
-    def air(planes: int) -> torch.Tensor:
-        logits = torch.full((classes, planes, *shape[1:]), -1e4)
-        logits[0] = 0
-        return logits
-
-    for x in range(0, box[0].start, 16):
-        yield x, air(min(16, box[0].start - x))
-    for first, logits in windows:
-        whole = air(logits.shape[1])
-        whole[:, :, box[1], box[2]] = logits.cpu()
-        yield box[0].start + first, whole
-    for x in range(box[0].stop, shape[0], 16):
-        yield x, air(min(16, shape[0] - x))
-
-
-def plan(volume: Volume, model: Checkpoint | str, settings: Settings) -> Plan:
-    """What segmenting this scan will do and how much memory the process will need at its peak."""
-    base = volume.data.nbytes
-    if isinstance(model, str):
-        return Plan(model, "cpu", "histogram", None, 0, base + 100_000_000 + 3 * volume.data.size)
-    from medseg.backends import choose_device, choose_precision
-    from medseg.window import window_starts
-
-    device = choose_device(settings.device)  # type: ignore[arg-type]
-    dtype = choose_precision(settings.precision, device)  # type: ignore[arg-type]
-    spec = model.spec
-    grid = model_grid(volume, spec.spacing_mm)
-    counts = [len(window_starts(n, p, settings.overlap)) for n, p in zip(grid.shape, spec.patch)]
-    memory = base + _memory(volume, grid, spec.patch, len(spec.classes), dtype.itemsize)
-    precision = str(dtype).removeprefix("torch.")
-    return Plan(spec.name, str(device), precision, grid, int(np.prod(counts)), memory)
-
-
-def _memory(volume: Volume, grid: ModelGrid, patch: tuple[int, int, int], classes: int, itemsize: int) -> int:
-    """Bytes of libraries, image, buffers and network activations; the last two dominate.
-
-    The constants fit what `tests/benchmarks/bench_infer.py` measures.
+    Where less is allowed (`max_memory_bytes`) or free, the scan is computed in stripes, whose seams are computed twice.
+    Raises `NotEnoughMemory` if that does not help, `BadConfig` for settings that do not fit the model.
     """
-    libraries = 430_000_000
-    image = 3 * 4 * int(np.prod(grid.shape))
-    plane = max(grid.shape[1], patch[1]) * max(grid.shape[2], patch[2])
-    # Sums of one row of windows, and three copies of the planes handed on at a time.
-    buffers = 4 * classes * (patch[0] + 3 * 16) * plane
-    window = int(np.prod(patch)) * itemsize * (4 * classes + 64)
-    return libraries + image + buffers + window + 2 * volume.data.size
+    limit = min(settings.max_memory_bytes or 2**62, _free_bytes() + _resident_bytes())
+    if isinstance(model, str):
+        needed = _resident_bytes() + 100_000_000 + 3 * volume.data.size
+        _check_memory(needed, limit, settings)
+        return Plan(model, "cpu", "histogram", None, 0, needed)
+    from medseg.backends import choose_device, choose_precision
+    from medseg.window import plan_windows
+
+    checkpoints = as_list(model)
+    spec = checkpoints[0].spec
+    _check_settings(checkpoints, settings)
+    device = choose_device(settings.device)  # type: ignore[arg-type]
+    precision = str(choose_precision(settings.precision, device)).removeprefix("torch.")  # type: ignore[arg-type]
+    grid = model_grid(volume, spec.spacing_mm)
+    windows = plan_windows(grid.shape, spec.patch, settings.overlap)
+    for stripes in _STRIPES:
+        needed = _memory(volume, grid, windows, checkpoints, settings, device.type, stripes)
+        made = Plan(spec.name, str(device), precision, grid, _count(windows, stripes), needed, stripes)
+        if needed <= limit:
+            return made
+    _check_memory(needed, limit, settings)
+    return made
 
 
-def check_memory(needed: int) -> None:
-    """Raise `NotEnoughMemory` if the machine does not have `needed` bytes free (Linux; elsewhere not checked)."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return
-    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), needed)
-    if needed > free:
+def _check_memory(needed: int, limit: int, settings: Settings) -> None:
+    if needed > limit:
+        why = "allowed; raise --max-memory" if limit == settings.max_memory_bytes else "free; close other programs"
         raise NotEnoughMemory(
-            f"this run needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; "
-            "close other programs or crop the scan"
+            f"this run needs about {needed / 1e9:.1f} GB of memory and {limit / 1e9:.1f} GB are {why} or crop the scan"
         )
+
+
+def as_list(model: Checkpoint | Sequence[Checkpoint]) -> list[Checkpoint]:
+    """One checkpoint or several as a list."""
+    return list(model) if isinstance(model, Sequence) else [model]
+
+
+def _check_settings(checkpoints: Sequence[Checkpoint], settings: Settings) -> None:
+    """Raise `BadModel` for models that do not belong together, `BadConfig` for what a model cannot give."""
+    spec = checkpoints[0].spec
+    for key in ("classes", "patch", "spacing_mm", "intensity", "regions", "channels"):
+        if any(getattr(one.spec, key) != getattr(spec, key) for one in checkpoints):
+            raise BadModel(f"the models differ in their {key}; only models of one task and plan can be averaged")
+    if settings.tta and not mirror_axes(checkpoints):
+        raise BadConfig(f"the model {spec.name} must not be mirrored; leave out --tta")
+    unknown = [value for value in settings.probabilities if value not in spec.classes[1:]]
+    if unknown:
+        raise BadConfig(
+            f"the model {spec.name} has no label {unknown[0]}; `medseg models` and its labels.csv list them"
+        )
+
+
+def mirror_axes(checkpoints: Sequence[Checkpoint]) -> tuple[int, ...]:
+    """The axes along which patches may be mirrored: those of training, never left-right if a label has a side."""
+    axes = set.intersection(*(set(one.spec.mirror) for one in checkpoints))
+    lateral = any(one.table.mirror_pairs() for one in checkpoints)
+    return tuple(sorted(axes - ({0} if lateral else set())))
+
+
+def _count(windows: Windows, stripes: int) -> int:
+    per_column = len(windows.starts[0]) * len(windows.starts[2])
+    return per_column * sum(len(windows.columns(*part)) for part in windows.stripes(stripes))
+
+
+def _memory(
+    volume: Volume,
+    grid: ModelGrid,
+    windows: Windows,
+    checkpoints: Sequence[Checkpoint],
+    settings: Settings,
+    device: str,
+    stripes: int,
+) -> int:
+    """Bytes of this process at its peak: what it holds now, and the largest of its three phases.
+
+    Sizes follow from what the code allocates; `tests/benchmarks/bench_memory.py` compares them with what is measured.
+    """
+    from medseg.backends import activation_bytes, blended_features
+
+    spec = checkpoints[0].spec
+    scan, image = volume.data.size, 4 * int(np.prod(grid.shape))
+    features = blended_features(checkpoints) + spec.skip_empty
+    patch, depth = windows.patch, windows.padded[2]
+    # The network: weights as float32 and once more as the kernels want them, activations, one window's features.
+    weights = sum((one.folder / "model.safetensors").stat().st_size for one in checkpoints)
+    network = 10 * weights + activation_bytes(checkpoints[0], max(1, settings.batch))
+    network += 4 * features * int(np.prod(patch))
+    # The sums, the block that is complete, once more with the planes before it, and its classes.
+    rows = windows.starts[0]
+    steps = [b - a for a, b in pairwise(rows)] or [windows.shape[0]]
+    span = _span(windows, stripes)
+    carry = max(0, patch[0] - min(steps)) * span if len(rows) > 1 else 0
+    block = min(patch[0], max(steps)) * min(patch[1], windows.shape[1])
+    sums = 4 * features * depth * (patch[0] * patch[1] + carry + 2 * block + windows.shape[1]) + 2 * depth * block
+    maps = 4 * scan * (len(settings.probabilities) + settings.uncertainty) + (4 * scan if settings.probabilities else 0)
+    labels = scan * (1 if max(spec.classes) < 256 else 2)
+    painting = labels + maps + sums + image + (network if device == "cpu" else 0)
+    resampling = image + 4 * 32 * int(np.prod(np.array(grid.shape[1:]) * grid.fine[1:]))
+    cleaning = labels * 2 + maps + (12 * scan if settings.cleanup and (spec.cleanup or spec.fluid) else 0)
+    return _resident_bytes() + _LIBRARIES_BYTES + max(resampling, painting, cleaning)
+
+
+def _span(windows: Windows, stripes: int) -> int:
+    """The most planes of the second axis that the windows of a stripe cover."""
+    return max(
+        columns[-1] + windows.patch[1] - columns[0]
+        for columns in (windows.columns(*part) for part in windows.stripes(stripes))
+    )
+
+
+#: What is loaded between making the plan and the peak: numba, the compiled kernels, oneDNN's buffers.
+_LIBRARIES_BYTES = 150_000_000
+
+
+def _free_bytes() -> int:
+    """Memory that programs may still take (Linux; elsewhere as good as unlimited)."""
+    return _from_proc("/proc/meminfo", "MemAvailable", 2**62)
+
+
+def _resident_bytes() -> int:
+    """Memory this process holds now."""
+    return _from_proc("/proc/self/status", "VmRSS", 400_000_000)
+
+
+def _from_proc(path: str, key: str, otherwise: int) -> int:
+    try:
+        lines = Path(path).read_text(encoding="ascii").splitlines()
+    except OSError:
+        return otherwise
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), otherwise)
 
 
 def segment(
     volume: Volume,
-    model: Checkpoint | str,
+    model: Model,
     settings: Settings = Settings(),
     *,
     progress: Progress = lambda what, done, total: None,
+    announce: Callable[[Plan], None] = lambda plan: None,
 ) -> Segmentation:
     """Segment a scan with a checkpoint, a model by its name or folder, or by intensity ('otsu', 'kmeans', 'gmm').
 
-    The labels lie on the scan's own grid: same shape, same affine. Raises `BadFile` for scans that are not images,
-    `BadModel` for models that give no finite values, `NotEnoughMemory` before anything is computed.
+    Several checkpoints of one task are averaged. The labels lie on the scan's own grid: same shape, same affine.
+    `announce` is told the plan before it is carried out. Raises `BadFile` for scans that are not images, `BadModel` for
+    models that give no finite values or do not belong together, `NotEnoughMemory` before anything is computed.
     """
     check_image(volume)
     if isinstance(model, str) and model not in INTENSITY_MODELS:
         from medseg.checkpoint import load_checkpoint
 
         model = load_checkpoint(model)
+    if not isinstance(model, str) and as_list(model)[0].spec.locate is not None:
+        return _segment_located(volume, as_list(model), settings, progress, announce)
     made = plan(volume, model, settings)
-    check_memory(made.memory_bytes)
+    announce(made)
     if isinstance(model, str):
         start = time.perf_counter()
         function, classes = INTENSITY_MODELS[model]
         labels = function(volume, classes)
         return Segmentation(labels, intensity_table(model), made, {"network": time.perf_counter() - start})
-    return _segment_with_network(volume, model, settings, made, progress)
+    return _segment_with_network(volume, as_list(model), settings, made, progress)
+
+
+def _segment_located(
+    volume: Volume,
+    checkpoints: Sequence[Checkpoint],
+    settings: Settings,
+    progress: Progress,
+    announce: Callable[[Plan], None],
+) -> Segmentation:
+    """Find the region with the coarse model that the model names, and segment only that; the rest is background."""
+    from medseg.checkpoint import load_checkpoint
+
+    locate = checkpoints[0].spec.locate
+    assert locate is not None
+    coarse = load_checkpoint(str(checkpoints[0].folder / locate.folder))
+    plain = replace(settings, tta=False, probabilities=(), uncertainty=False)
+    found = segment(volume, coarse, plain, progress=progress)
+    box = region_of(found.labels, locate.labels or coarse.spec.classes[1:], locate.margin_mm)
+    start = (box[0].start, box[1].start, box[2].start)
+    part = crop(volume, start, tuple(side.stop - side.start for side in box))
+    made = plan(part, checkpoints, settings)
+    announce(made)
+    result = _segment_with_network(part, checkpoints, settings, made, progress)
+    result.seconds["locate"] = sum(found.seconds.values())
+    for name, inside in {"": result.labels, **result.maps}.items():
+        whole = np.zeros(volume.shape, inside.data.dtype)
+        whole[box] = inside.data
+        if name:
+            result.maps[name] = volume.with_data(whole)
+        else:
+            result.labels = volume.with_data(whole)
+    return result
+
+
+def region_of(labels: Volume, values: Sequence[int], margin_mm: float) -> tuple[slice, slice, slice]:
+    """The box around labels with a margin, cut at the volume's edges; the whole volume if none of them is there."""
+    box = []
+    for axis in range(3):
+        others = tuple({0, 1, 2} - {axis})
+        planes = np.flatnonzero(np.isin(labels.data, values).any(axis=others))
+        margin = int(np.ceil(margin_mm / labels.spacing_mm[axis]))
+        ends = (planes[0] - margin, planes[-1] + 1 + margin) if len(planes) else (0, labels.shape[axis])
+        box.append(slice(max(0, int(ends[0])), min(labels.shape[axis], int(ends[1]))))
+    return box[0], box[1], box[2]
+
+
+class _Clock:
+    """Seconds of what overlaps nothing else, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def _segment_with_network(
-    volume: Volume, model: Checkpoint, settings: Settings, made: Plan, progress: Progress
+    volume: Volume, checkpoints: Sequence[Checkpoint], settings: Settings, made: Plan, progress: Progress
 ) -> Segmentation:
-    from medseg.backends import BACKENDS, choose_device, choose_precision
-    from medseg.window import Painter, sliding_window
-
-    seconds: dict[str, float] = {}
-    clock = time.perf_counter()
-
-    def lap(name: str) -> None:
-        nonlocal clock
-        now = time.perf_counter()
-        seconds[name] = seconds.get(name, 0.0) + now - clock
-        clock = now
+    from medseg.backends import choose_device, open_models
 
     assert made.grid is not None
-    spec = model.spec
+    spec, clock = checkpoints[0].spec, _Clock()
     progress("resampling", 0, 1)
-    image = normalise(to_model_grid(volume, made.grid))
-    lap("resample")
+    with clock("resample"):
+        image = normalise(to_model_grid(volume, made.grid))
+        box = content_box(image)
     device = choose_device(settings.device)  # type: ignore[arg-type]
-    predict = BACKENDS["torch"](model, device, choose_precision(settings.precision, device))  # type: ignore[arg-type]
-    lap("load")
-    to_model = np.linalg.inv(made.grid.affine) @ volume.affine
-    painter = Painter(volume.shape, to_model, made.grid.shape[0], spec.classes)
-    box = content_box(image)
-    windows = sliding_window(
-        predict,
-        image[:, *box].to(device),
-        spec.patch,
-        overlap=settings.overlap,
-        progress=lambda done, total: progress("segmenting", done, total),
-    )
-    for first, logits in _with_air(windows, box, made.grid.shape, len(spec.classes)):
-        lap("network")
-        painter.add(first, logits)
-        lap("paint")
+    with clock("load"):
+        predictor = open_models(
+            checkpoints,
+            backend=settings.backend,
+            device=settings.device,  # type: ignore[arg-type]
+            precision=settings.precision,  # type: ignore[arg-type]
+            mirror=mirror_axes(checkpoints) if settings.tta else (),
+            windows=made.windows,
+        )
+    batch = settings.batch or (4 if device.type == "cuda" else 1)
+    painter = _painter(volume, checkpoints[0], predictor, settings, made.grid, box)
+    _paint_windows(painter, predictor, image[:, *box], checkpoints[0], settings, made, batch, clock, progress)
+    del image
     labels = volume.with_data(painter.labels)
     if settings.cleanup and spec.fluid:
-        labels = separate_fluid(labels, volume, spec.fluid.tissue, spec.fluid.value)
-        lap("refine")
+        with clock("refine"):
+            labels = separate_fluid(labels, volume, spec.fluid.tissue, spec.fluid.value)
     if settings.cleanup and spec.cleanup:
         progress("cleaning up", 0, 1)
-        labels = clean(labels, list(spec.cleanup))
-        lap("cleanup")
-    return Segmentation(labels, model.table, made, seconds)
+        with clock("cleanup"):
+            labels = clean(labels, list(spec.cleanup))
+    names = [f"probability_{value}" for value in settings.probabilities] + ["uncertainty"] * settings.uncertainty
+    maps = {name: volume.with_data(data) for name, data in zip(names, painter.maps)}
+    made = replace(made, precision=predictor.precision, backend=predictor.backend)
+    return Segmentation(labels, checkpoints[0].table, made, clock.seconds, maps)
+
+
+def _painter(
+    volume: Volume,
+    checkpoint: Checkpoint,
+    predictor: Predictor,
+    settings: Settings,
+    grid: ModelGrid,
+    box: tuple[slice, slice, slice],
+) -> Painter:
+    """A painter of what the model says inside the content box; the rest of the scan is background."""
+    import torch
+
+    from medseg.painter import Head, Painter
+
+    spec, head = checkpoint.spec, predictor.head
+    shift = np.eye(4)
+    shift[:3, 3] = [-side.start for side in box]
+    limits = [
+        (0.0 if side.start else -np.inf, side.stop - side.start - 1.0 if side.stop < size else np.inf)
+        for side, size in zip(box, grid.shape)
+    ]
+    if head is not None and spec.skip_empty:  # one more feature says that a window was left out
+        never = np.full((spec.outputs, 1), _NEVER, np.float32)
+        never[: not spec.regions] = 0
+        head = Head(np.hstack((head.weights, never)), head.bias)
+    wanted: list[int] | None = [spec.classes.index(value) - spec.regions for value in settings.probabilities]
+    if not wanted and not settings.uncertainty:
+        wanted = None
+    return Painter(
+        volume.shape,
+        shift @ np.linalg.inv(grid.affine) @ volume.affine,
+        [side.stop - side.start for side in box],
+        spec.classes,
+        head=head,
+        regions=spec.regions,
+        wanted=wanted,
+        limits=limits,
+        workers=torch.get_num_threads(),
+    )
+
+
+def _paint_windows(
+    painter: Painter,
+    predictor: Predictor,
+    image: torch.Tensor,
+    checkpoint: Checkpoint,
+    settings: Settings,
+    made: Plan,
+    batch: int,
+    clock: _Clock,
+    progress: Progress,
+) -> None:
+    """Run the windows over the content of a scan and paint what is finished.
+
+    With a GPU the painting is done beside it, in a thread of its own, one block behind.
+    """
+    from medseg.window import plan_windows, sliding_window
+
+    spec = checkpoint.spec
+    windows = plan_windows(image.shape[1:], spec.patch, settings.overlap)
+    total, done = _count(windows, made.stripes), 0
+
+    def predict(patches: torch.Tensor) -> torch.Tensor:
+        with clock("network"):
+            return predictor(patches)
+
+    def count(number: int) -> None:
+        nonlocal done
+        done += number
+        progress("segmenting", done, total)
+
+    def paint(x: int, y: int, data: NDArray[np.float32]) -> None:
+        with clock("paint"):
+            painter.add(x, y, data)
+
+    empty = None
+    if spec.skip_empty:
+        air = [0.0] * predictor.features + [1.0]
+        if predictor.head is None:
+            air = [_NEVER] * spec.outputs
+            air[0] = _NEVER if spec.regions else 0.0
+        empty = (CONTENT_ABOVE, air)
+    device = made.device
+    start = time.perf_counter()
+    with ThreadPoolExecutor(1) as beside:
+        for stripe in windows.stripes(made.stripes):
+            painter.begin_part()
+            behind: Future[None] | None = None
+            for block in sliding_window(
+                predict, image, windows, batch=batch, stripe=stripe, empty=empty, device=device, progress=count
+            ):
+                if device == "cpu":
+                    paint(block.x, block.y, block.data)
+                    continue
+                if behind is not None:
+                    behind.result()
+                behind = beside.submit(paint, block.x, block.y, block.data)
+            if behind is not None:
+                behind.result()
+    spent = time.perf_counter() - start
+    clock.seconds["blend"] = max(0.0, spent - clock.seconds.get("network", 0.0) - clock.seconds.get("paint", 0.0))
 
 
 def check_image(volume: Volume) -> None:
@@ -317,7 +573,10 @@ def _piecewise_constant(sample: NDArray) -> bool:
 
 def structure_volumes(labels: Volume, table: LabelTable) -> list[dict[str, Any]]:
     """Voxels and volume in mL of every structure of the table, absent ones with 0."""
-    counts = np.bincount(labels.data.ravel(order="K"), minlength=max(table.values, default=0) + 1)
+    counts = np.zeros(max(table.values, default=0) + 1, np.int64)
+    for plane in labels.data:  # one at a time: bincount makes 64-bit numbers of them
+        found = np.bincount(plane.ravel(), minlength=len(counts))
+        counts = found + np.pad(counts, (0, len(found) - len(counts)))
     return [
         {
             "value": label.value,

@@ -20,13 +20,16 @@ def threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_slabs(work: Callable[[int, int], Any], length: int, slabs_per_thread: int = 4) -> list[Any]:
-    """Results of `work(start, stop)` over consecutive slabs of range(length), in order, on all threads."""
-    if threads() == 1 or length < 16 or not slabs_per_thread:
+def in_slabs(
+    work: Callable[[int, int], Any], length: int, slabs_per_thread: int = 4, *, workers: int | None = None
+) -> list[Any]:
+    """Results of `work(start, stop)` over consecutive slabs of range(length), in order, on `workers` or all threads."""
+    workers = workers or threads()
+    if workers == 1 or length < 16 or not slabs_per_thread:
         return [work(0, length)]
-    count = min(length, threads() * slabs_per_thread)
+    count = min(length, workers * slabs_per_thread)
     edges = [length * n // count for n in range(count + 1)]
-    with ThreadPoolExecutor(threads()) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         return list(pool.map(work, edges[:-1], edges[1:]))
 
 

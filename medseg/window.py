@@ -1,18 +1,18 @@
-"""The sliding window: patches in, labels on the scan's grid out, in memory that the scan's length does not change.
+"""The sliding window: patches in, blended features or logits out, in memory that the scan's length does not change.
 
-Windows run along the first axis; each row of them is added up with Gaussian weights (Isensee et al. 2021) in a buffer
-as long as one patch, planes that no later window touches are handed on at once, and labels are painted from them while
-they exist. Neither logits nor probabilities of a whole scan are ever held.
+Windows run along the first axis in rows, in a row along the second axis in columns. A column is added up with Gaussian
+weights (Isensee et al. 2021) in a buffer as wide as one patch. What no later window touches is handed on at once; what
+later ones add to waits in the column, or, between rows, in a carry as deep as the overlap. Nothing of the size of a
+whole scan exists here, whatever the number of classes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise, product
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,10 +20,40 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-#: Planes of logits handed on at a time.
-_PLANES = 16
-#: Patches (B, C, X, Y, Z) to logits (B, K, X, Y, Z).
+#: Patches (B, C, X, Y, Z) to features or logits (B, F, X, Y, Z).
 Predict = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Where the windows of one run lie: their first voxels along each axis of the padded image."""
+
+    shape: tuple[int, int, int]
+    patch: tuple[int, int, int]
+    starts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+    @property
+    def padded(self) -> tuple[int, int, int]:
+        """The image's shape, at least a patch along each axis."""
+        x, y, z = (max(size, p) for size, p in zip(self.shape, self.patch))
+        return x, y, z
+
+    @property
+    def count(self) -> int:
+        """How many windows there are."""
+        return math.prod(len(starts) for starts in self.starts)
+
+    def columns(self, low: int, high: int) -> tuple[int, ...]:
+        """The starts along the second axis of the windows that touch its planes low..high."""
+        return tuple(y for y in self.starts[1] if y < high and y + self.patch[1] > low)
+
+    def stripes(self, count: int) -> list[tuple[int, int]]:
+        """The second axis in `count` parts (first, past the last) that can be computed one after the other.
+
+        A part begins one plane before the other ends, so that everything between two planes lies in one of them.
+        """
+        edges = [round(n * self.shape[1] / count) for n in range(count + 1)]
+        return [(max(0, low - 1), high) for low, high in pairwise(edges) if high > low]
 
 
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:
@@ -36,182 +66,195 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
     return [round(n * (size - patch) / (count - 1)) for n in range(count)]
 
 
+def plan_windows(shape: Sequence[int], patch: Sequence[int], overlap: float) -> Windows:
+    """Windows of `patch` voxels over an image of `shape`."""
+    starts = [tuple(window_starts(size, p, overlap)) for size, p in zip(shape, patch)]
+    return Windows(tuple(shape), tuple(patch), tuple(starts))  # type: ignore[arg-type]
+
+
 def gaussian_weights(patch: int) -> Tensor:
     """(patch,) weights of one axis: a Gaussian with sd of an eighth of the patch, never below 1/1000 of its peak."""
     at = (torch.arange(patch) - (patch - 1) / 2) / (patch / 8)
     return torch.exp(-0.5 * at**2).clamp_(min=1e-3)
 
 
+@dataclass(frozen=True)
+class Block:
+    """Finished features (X, Y, Z, F) float32 whose first voxel is (x, y, 0). It is not written to again."""
+
+    x: int
+    y: int
+    data: NDArray[np.float32]
+
+
 def sliding_window(
     predict: Predict,
     image: Tensor,
-    patch: Sequence[int],
+    windows: Windows,
     *,
-    overlap: float = 0.5,
     batch: int = 1,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Iterator[tuple[int, Tensor]]:
-    """Weighted mean logits of `image` (C, X, Y, Z), as (first plane, logits (K, planes, Y, Z) float32) along X.
+    stripe: tuple[int, int] | None = None,
+    empty: tuple[float, Sequence[float]] | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int], None] = lambda windows: None,
+) -> Iterator[Block]:
+    """Weighted means of what `predict` says of the windows of `image` (C, X, Y, Z), as blocks that cover it once.
 
-    The planes come in order and together cover X once. Images smaller than the patch are padded with zeros. `progress`
-    is called with (windows done, windows in all). A yielded tensor may be kept: it is not written to again.
+    Blocks come row by row, in a row along the second axis. Images smaller than the patch are padded with zeros. Only
+    the part `stripe` of the second axis is computed if one is given. `empty` (threshold, features): windows in which
+    nothing is brighter than the threshold are not predicted; the features are taken for them. The sums are kept on
+    `device`, and on the CPU once it runs out of memory. `progress` is called with the number of windows just done.
     """
-    shape = tuple(int(n) for n in image.shape[1:])
-    padded = [max(size, p) for size, p in zip(shape, patch)]
-    image = F.pad(image, [n for p, size in zip(padded[::-1], shape[::-1]) for n in (0, p - size)])
-    rows, *columns = (window_starts(size, p, overlap) for size, p in zip(padded, patch))
-    weights = [gaussian_weights(p).to(image.device) for p in patch]
-    window = weights[0][:, None, None] * weights[1][:, None] * weights[2]
-    total, done = len(rows) * len(columns[0]) * len(columns[1]), 0
+    low, high = stripe or (0, windows.shape[1])
+    rows, columns, depths = windows.starts[0], windows.columns(low, high), windows.starts[2]
+    image = F.pad(image, [n for p, size in zip(windows.padded[::-1], windows.shape[::-1]) for n in (0, p - size)])
+    # Of every axis the weights of one window, and one over what each plane collects from all of them.
+    weights = [gaussian_weights(p).numpy() for p in windows.patch]
+    share = [_one_over_sums(w, starts, n) for w, starts, n in zip(weights, windows.starts, windows.padded)]
+    patch_x, patch_y, patch_z = windows.patch
+    sums: _Sums | None = None
+    for row, x in enumerate(rows):
+        finished_x = (windows.shape[0] if row == len(rows) - 1 else rows[row + 1]) - x
+        for column, y in enumerate(columns):
+            last = column == len(columns) - 1
+            todo = [(z, image[:, x : x + patch_x, y : y + patch_y, z : z + patch_z]) for z in depths]
+            if empty is not None:
+                nothing = [z for z, window in todo if float(window.max()) <= empty[0]]
+                if sums is None and nothing:
+                    sums = _Sums(windows, columns, len(empty[1]), torch.device(device))
+                for z in nothing:
+                    assert sums is not None
+                    sums.add(torch.tensor(empty[1]).view(-1, 1, 1, 1), weights, z)
+                todo = [(z, window) for z, window in todo if z not in nothing]
+                progress(len(nothing))
+            for begin in range(0, len(todo), batch):
+                part = todo[begin : begin + batch]
+                predicted = predict(torch.stack([window for _, window in part]))
+                if sums is None:
+                    features = predicted.shape[1] if empty is None else len(empty[1])
+                    sums = _Sums(windows, columns, features, torch.device(device))
+                for (z, _), one in zip(part, predicted):
+                    sums.add(one, weights, z)
+                progress(len(part))
+            assert sums is not None
+            finished_y = (columns[column + 1] if not last else min(y + patch_y, windows.shape[1])) - y
+            first = max(0, low - y)  # planes before the stripe are not wanted
+            stop = min(finished_y, high - y)
+            scales = (
+                share[0][x : x + finished_x],
+                share[1][y + first : y + max(first, stop)],
+                share[2][: windows.shape[2]],
+            )
+            done = sums.finish(y, finished_y, first, scales, last=last)
+            if stop > first:
+                yield Block(x, y + first, done)
 
-    sums: Tensor | None = None  # (K, patch X, Y, Z) of the current row of windows
-    along = torch.zeros(padded[0], device=image.device)  # how much weight each plane has collected
-    across = [torch.zeros(n, device=image.device) for n in padded[1:]]
-    for weight, starts, summed in zip(weights[1:], columns, across):
-        for start in starts:
-            summed[start : start + len(weight)] += weight
-    scale = 1 / (across[0][: shape[1], None] * across[1][: shape[2]])
 
-    for number, x in enumerate(rows):
-        along[x : x + patch[0]] += weights[0]
-        places = list(product(*columns))
-        for begin in range(0, len(places), batch):
-            part = places[begin : begin + batch]
-            windows = [image[:, x : x + patch[0], y : y + patch[1], z : z + patch[2]] for y, z in part]
-            logits = predict(torch.stack(windows))
-            if sums is None:
-                sums = torch.zeros(logits.shape[1], patch[0], *padded[1:], device=image.device)
-            for (y, z), one in zip(part, logits):
-                sums[:, :, y : y + patch[1], z : z + patch[2]].addcmul_(one.float(), window)
-            done += len(part)
-            progress(done, total)
-        assert sums is not None
-        last = number == len(rows) - 1
-        finished = (shape[0] if last else rows[number + 1]) - x
-        for plane in range(0, finished, _PLANES):  # a few at a time, so that copies of them stay small
-            stop = min(plane + _PLANES, finished)
-            ready = sums[:, plane:stop, : shape[1], : shape[2]] * scale
-            ready /= along[x + plane : x + stop, None, None]
-            yield x + plane, ready
-        if not last:  # what later windows add to moves to the front of the buffer
-            for plane in range(finished, patch[0]):
-                sums[:, plane - finished] = sums[:, plane]
-            sums[:, patch[0] - finished :] = 0
+class _Sums:
+    """Weighted sums of the current column (X, Y, Z, F), and of the planes that the next row adds to.
 
-
-class Painter:
-    """Turns planes of logits on the model's grid into labels on the scan's grid as they come.
-
-    A scan voxel gets the class with the largest trilinearly interpolated logit, which is what interpolating every class
-    over the whole scan and taking the arg-max would give. Interpolation is a convex mean, so a voxel whose eight
-    neighbours agree on their largest class needs no arithmetic; only voxels near a boundary look at every class.
+    The second axis of the column is a ring: what is finished makes place for what comes.
     """
 
-    def __init__(self, shape: Sequence[int], to_model: NDArray[np.float64], planes: int, values: Sequence[int]) -> None:
-        """shape: scan voxels; to_model: (4, 4) scan index to model index; planes: model grid's length along X;
-        values: the label value of each class."""
-        self.values = np.array(values, dtype=np.uint8 if max(values) < 256 else np.uint16)
-        self.labels = np.zeros(tuple(shape), self.values.dtype)
-        self._matrix = np.ascontiguousarray(to_model[:3], dtype=np.float64)
-        self._planes = planes
-        self._carry: Tensor | None = None  # the last plane seen: the next block interpolates from it
+    def __init__(self, windows: Windows, columns: Sequence[int], features: int, device: torch.device) -> None:
+        rows = windows.starts[0]
+        patch_x, patch_y, depth = windows.patch[0], windows.patch[1], windows.padded[2]
+        carried = max((patch_x - (b - a) for a, b in pairwise(rows)), default=0)
+        self._first = columns[0]
+        width = columns[-1] + patch_y - columns[0]
+        shapes = ((patch_x, patch_y, depth, features), (max(0, carried), width, depth, features))
+        self._compiled = _uses_kernels(device)
+        try:
+            self._column, self._carry = (torch.zeros(shape, device=device) for shape in shapes)
+        except torch.OutOfMemoryError:
+            self._compiled = True
+            self._column, self._carry = (torch.zeros(shape) for shape in shapes)
+        self._turn = 0  # where in the ring the column begins
+        self._carried = 0  # planes of the carry that hold something
 
-    def add(self, first: int, logits: Tensor) -> None:
-        """Paint every voxel that lies between the planes seen; logits (K, planes, Y, Z) begin at plane `first`."""
-        logits = logits.cpu()
-        if self._carry is not None:
-            logits, first = torch.cat((self._carry, logits), 1), first - 1
-        self._carry = logits[:, -1:].clone()
-        stop = first + logits.shape[1]
-        if stop < self._planes and logits.shape[1] < 2:
+    def add(self, features: Tensor, weights: Sequence[NDArray[np.float32]], z: int) -> None:
+        """Add one window (F, X, Y, Z), or one feature vector (F, 1, 1, 1) for all of it, at depth z."""
+        if self._compiled:
+            one = features.detach().permute(1, 2, 3, 0).to("cpu", torch.float32).contiguous().numpy()
+            sums, width = self._column.numpy(), self._column.shape[3]
+            if one.shape[3] < width or one.size == width:
+                _in_threads("add_some", len(weights[0]), sums, self._turn, one, *weights, z)
+            else:
+                up = np.repeat(weights[2], width)
+                flat = (_flat(sums), self._turn, _flat(one), *weights[:2], up, z * width)
+                _in_threads("add_window", len(weights[0]), *flat)
             return
-        block = logits.permute(1, 2, 3, 0).contiguous().numpy()
-        best = logits.max(0).indices.to(torch.uint8 if len(self.values) < 256 else torch.int16).numpy()
-        paint = _compiled_paint()
-        threads = max(1, torch.get_num_threads())
-        edges = np.linspace(0, self.labels.shape[0], threads * 4 + 1).astype(int)
-        with ThreadPoolExecutor(threads) as pool:
-            work = [
-                pool.submit(paint, self.labels, low, high, self._matrix, block, best, first, self._planes, self.values)
-                for low, high in pairwise(edges)
-            ]
-            for task in work:
-                task.result()
+        try:
+            device = self._column.device
+            a, b, c = (torch.from_numpy(w).to(device) for w in weights)
+            window = (a[:, None, None] * b[:, None] * c)[..., None]
+            source = features.permute(1, 2, 3, 0).to(device, torch.float32).expand(*window.shape[:3], -1)
+            ring = [(self._turn + n) % len(b) for n in range(len(b))]
+            target = self._column[:, ring, z : z + len(c), : len(features)]
+            self._column[:, ring, z : z + len(c), : len(features)] = target.addcmul(source, window)
+        except torch.OutOfMemoryError:
+            self._compiled = True
+            self._column, self._carry = self._column.cpu(), self._carry.cpu()
+            self.add(features.cpu(), weights, z)
+
+    def finish(
+        self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]], *, last: bool
+    ) -> NDArray[np.float32]:
+        """The means of the planes that are complete: of `finished` of the column at y, those from `first` on.
+
+        What the next row adds to is kept, and the column moves on; after the `last` one of a row it is empty.
+        """
+        along, across, up = scales
+        at, deep = y - self._first, self._column.shape[0] - len(along)
+        shape = (len(along), len(across), len(up), self._column.shape[3])
+        if self._compiled:
+            out = np.empty(shape, np.float32)
+            state = (_flat(self._column.numpy()), self._turn, _flat(self._carry.numpy()), self._carried, at)
+            rest = (along, across, np.repeat(up, shape[3]), first, _flat(out))
+            _in_threads("finish", finished, *state, *rest)
+        else:
+            ring = [(self._turn + n) % self._column.shape[1] for n in range(finished)]
+            sums = self._column[:, ring]
+            self._column[:, ring] = 0
+            sums[: self._carried] += self._carry[: self._carried, at : at + finished]
+            a, b, c = (torch.from_numpy(scale).to(sums.device) for scale in scales)
+            done = sums[: shape[0], first : first + shape[1], : shape[2]]
+            out = (done * (a[:, None, None] * b[:, None] * c)[..., None]).cpu().numpy()
+            if deep > 0 and len(self._carry):
+                self._carry[:deep, at : at + finished] = sums[shape[0] :]
+        self._turn = (self._turn + finished) % self._column.shape[1]
+        if last:
+            self._turn, self._carried = 0, max(0, min(deep, len(self._carry)))
+            self._column.zero_()
+        return out
 
 
-@cache
-def _compiled_paint() -> Any:
-    """`_paint` compiled; the machine code is kept on disk, so only the first run on a machine waits for it."""
-    import numba
-
-    return numba.njit(nogil=True, cache=True, fastmath=False)(_paint)
+def _flat(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(X, Y, Z, F) as (X, Y, Z * F), the same numbers."""
+    return array.reshape(*array.shape[:2], array.shape[2] * array.shape[3])
 
 
-def _paint(
-    labels: NDArray,
-    low: int,
-    high: int,
-    matrix: NDArray,
-    block: NDArray,
-    best: NDArray,
-    first: int,
-    planes: int,
-    values: NDArray,
-) -> None:
-    """Labels of scan rows low..high from block (planes, Y, Z, K), whose largest classes are best (planes, Y, Z)."""
-    seen, height, depth, classes = block.shape
-    mixed = np.empty(classes, np.float32)
-    for i in range(low, high):
-        for j in range(labels.shape[1]):
-            base = matrix[0, 0] * i + matrix[0, 1] * j + matrix[0, 3]
-            slope = matrix[0, 2]
-            begin, end = 0, labels.shape[2]
-            # Which voxels of this line can lie between the block's planes; the test below is the exact one.
-            if abs(slope) > 1e-9:
-                a, b = (first - 1 - base) / slope, (first + seen - base) / slope
-                if first > 0 and first + seen < planes:
-                    begin, end = max(begin, int(min(a, b)) - 1), min(end, int(max(a, b)) + 2)
-            for k in range(begin, end):
-                x = min(max(base + slope * k, 0.0), planes - 1.0)
-                x0 = min(int(x), max(planes - 2, 0))
-                if x0 < first or (x0 + 1 >= first + seen and planes > 1):
-                    continue
-                y = min(max(matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 2] * k + matrix[1, 3], 0.0), height - 1.0)
-                z = min(max(matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 2] * k + matrix[2, 3], 0.0), depth - 1.0)
-                y0, z0 = min(int(y), max(height - 2, 0)), min(int(z), max(depth - 2, 0))
-                x1, y1, z1 = min(x0 + 1, planes - 1) - first, min(y0 + 1, height - 1), min(z0 + 1, depth - 1)
-                fx, fy, fz = np.float32(x - x0), np.float32(y - y0), np.float32(z - z0)
-                x0 -= first
-                c = best[x0, y0, z0]
-                if (
-                    best[x0, y0, z1] == c
-                    and best[x0, y1, z0] == c
-                    and best[x0, y1, z1] == c
-                    and best[x1, y0, z0] == c
-                    and best[x1, y0, z1] == c
-                    and best[x1, y1, z0] == c
-                    and best[x1, y1, z1] == c
-                ):
-                    labels[i, j, k] = values[c]
-                    continue
-                one = np.float32(1)
-                w000, w001 = (one - fx) * (one - fy) * (one - fz), (one - fx) * (one - fy) * fz
-                w010, w011 = (one - fx) * fy * (one - fz), (one - fx) * fy * fz
-                w100, w101 = fx * (one - fy) * (one - fz), fx * (one - fy) * fz
-                w110, w111 = fx * fy * (one - fz), fx * fy * fz
-                for n in range(classes):
-                    mixed[n] = (
-                        w000 * block[x0, y0, z0, n]
-                        + w001 * block[x0, y0, z1, n]
-                        + w010 * block[x0, y1, z0, n]
-                        + w011 * block[x0, y1, z1, n]
-                        + w100 * block[x1, y0, z0, n]
-                        + w101 * block[x1, y0, z1, n]
-                        + w110 * block[x1, y1, z0, n]
-                        + w111 * block[x1, y1, z1, n]
-                    )
-                top = 0
-                for n in range(1, classes):
-                    if mixed[n] > mixed[top]:
-                        top = n
-                labels[i, j, k] = values[top]
+def _uses_kernels(device: torch.device) -> bool:
+    """Whether sums on a device are made by compiled loops; elsewhere torch makes them."""
+    return device.type == "cpu"
+
+
+class _Kernel(Protocol):
+    def __call__(self, low: int, high: int, *arguments: Any) -> None: ...
+
+
+def _in_threads(name: str, length: int, *arguments: Any) -> None:
+    """Run a kernel of `window_kernels` over range(length) on as many threads as torch uses."""
+    from medseg import window_kernels
+    from medseg.kernels import in_slabs
+
+    kernel: _Kernel = getattr(window_kernels, name)
+    in_slabs(lambda low, high: kernel(low, high, *arguments), length, workers=torch.get_num_threads())
+
+
+def _one_over_sums(weights: NDArray[np.float32], starts: Sequence[int], length: int) -> NDArray[np.float32]:
+    """(length,) one over the weight that each plane of an axis collects from all windows."""
+    total = np.zeros(length, np.float32)
+    for start in starts:
+        total[start : start + len(weights)] += weights
+    return np.reciprocal(total)

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg"
 #: A module imports from its own row and the rows above it. A new module gets its place here.
 ROWS = [
     {"errors"},
-    {"volume", "config", "kernels", "io.stream", "io.files", "labels"},
+    {"volume", "config", "kernels", "window_kernels", "winograd_kernels", "io.stream", "io.files", "labels"},
     {
         "io.voxels",
         "io.dicom_source",
@@ -30,11 +30,13 @@ ROWS = [
         "refine",
         "face",
     },
+    {"fast_conv", "painter"},
     {"io.dicom_pixels", "io.dicom_series", "io.dicom_repair", "io.dicom_suv"},
     {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.slicer"},
     {"io.dicom_codes", "io.dicom_result", "io.dicom_seg", "io.rtstruct", "io.dicom_report"},
     {"io", "checkpoint", "record", "view", "view.preview"},
-    {"backends", "window", "synth"},
+    {"window", "synth"},
+    {"backends"},
     {"inference", "train", "evaluate", "report", "compare", "infer", "pacs", "listen"},
     {"cli_evaluate", "cli_pacs"},
     {"cli"},
@@ -60,8 +62,14 @@ HEAVY = {
     "dicomweb_client",
     "requests",
 }
-TORCH_AT_TOP = {"train", "synth", "window", "backends", "losses", "models", "models.unet"}
-ALSO_AT_TOP = {"kernels": {"numba"}, "metrics": {"scipy"}, "compare": {"scipy"}}
+TORCH_AT_TOP = {"fast_conv", "train", "synth", "window", "backends", "losses", "models", "models.unet"}
+ALSO_AT_TOP = {
+    "kernels": {"numba"},
+    "window_kernels": {"numba"},
+    "winograd_kernels": {"numba"},
+    "metrics": {"scipy"},
+    "compare": {"scipy"},
+}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 
 

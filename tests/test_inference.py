@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import models_for_tests as tiny
 import nibabel as nib
@@ -14,15 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import affines, rotation
 
+from medseg import backends
 from medseg.checkpoint import Checkpoint, load_checkpoint
-from medseg.errors import BadFile, BadModel, NotEnoughMemory
+from medseg.errors import BadConfig, BadFile, BadModel, NotEnoughMemory
 from medseg.inference import (
     Settings,
     check_image,
-    check_memory,
+    mirror_axes,
     model_grid,
     normalise,
     plan,
+    region_of,
     segment,
     structure_volumes,
     to_model_grid,
@@ -249,9 +253,12 @@ def test_normalise_ignores_units_and_a_constant_added_to_every_voxel():
 
 
 def test_memory_that_is_not_there_is_refused_before_anything_is_done(known: Checkpoint):
+    with pytest.raises(NotEnoughMemory, match=r"needs about .* GB .* raise --max-memory"):
+        segment(scan_of(), known, Settings("cpu", "fp32", max_memory_bytes=10**6))
     with pytest.raises(NotEnoughMemory, match="GB"):
-        check_memory(10**15)
-    check_memory(10**6)
+        segment(scan_of(), "otsu", Settings(max_memory_bytes=10**6))
+    with mock.patch("medseg.inference._free_bytes", return_value=0), pytest.raises(NotEnoughMemory, match="are free"):
+        segment(scan_of(), known, EXACT)
 
 
 def test_the_plan_says_what_will_be_done(known: Checkpoint, unet: Checkpoint):
@@ -272,3 +279,118 @@ def test_structure_volumes_count_voxels_and_ml_and_list_absent_structures():
         {"value": 2, "name": "left body", "voxels": 50, "ml": 0.15},
         {"value": 41, "name": "right body", "voxels": 0, "ml": 0.0},
     ]
+
+
+def test_less_memory_gives_the_same_labels_in_parts(unet: Checkpoint):
+    scan = scan_of(shape=(40, 44, 36))
+    whole = segment(scan, unet, EXACT)
+    sizes = iter([10**12, 10**12, 10**7])  # what one, two and three parts need
+    with mock.patch("medseg.inference._memory", lambda *arguments: next(sizes)):
+        parts = segment(scan, unet, Settings("cpu", "fp32", max_memory_bytes=10**8))
+    assert (whole.plan.stripes, parts.plan.stripes) == (1, 3)
+    assert parts.plan.windows > whole.plan.windows
+    assert np.array_equal(parts.labels.data, whole.labels.data)
+
+
+def test_the_forecast_falls_with_the_parts_and_grows_with_the_scan(unet: Checkpoint):
+    from medseg.inference import _memory
+    from medseg.window import plan_windows
+
+    def forecast(shape: tuple, stripes: int) -> int:
+        scan = Volume(np.zeros(shape, np.float32), tiny.affine_of())
+        grid = model_grid(scan, 2.0)
+        return _memory(scan, grid, plan_windows(grid.shape, (16, 16, 16), 0.5), [unet], EXACT, "cpu", stripes)
+
+    with mock.patch("medseg.inference._resident_bytes", return_value=0):
+        assert forecast((80, 200, 80), 4) < forecast((80, 200, 80), 1) < forecast((80, 400, 80), 1)
+
+
+def test_probabilities_and_uncertainty_lie_on_the_scans_grid_and_fit_the_labels(unet: Checkpoint):
+    scan = scan_of(tiny.affine_of((1.5, 2.0, 3.1)))
+    asked = Settings("cpu", "fp32", probabilities=(41, 2), uncertainty=True, cleanup=False)
+    result = segment(scan, unet, asked)
+    assert list(result.maps) == ["probability_41", "probability_2", "uncertainty"]
+    for one in result.maps.values():
+        assert one.shape == scan.shape
+        assert np.array_equal(one.affine, scan.affine)
+        assert 0 <= one.data.min() <= one.data.max() <= 1
+    of_41, of_2 = result.maps["probability_41"].data, result.maps["probability_2"].data
+    assert (of_41 + of_2 <= 1 + 1e-5).all()
+    sure = result.maps["uncertainty"].data < 0.5
+    # The label is that of the mean logits, the map the mean of the probabilities: they differ at some borders.
+    assert (of_41[sure & (result.labels.data == 41)] > of_2[sure & (result.labels.data == 41)]).mean() > 0.95
+    with pytest.raises(BadConfig, match="no label 7"):
+        segment(scan, unet, Settings("cpu", probabilities=(7,)))
+
+
+def test_several_models_of_one_task_are_averaged_and_others_refused(
+    tmp_path: Path, known: Checkpoint, unet: Checkpoint
+):
+    scan = scan_of()
+    alone = segment(scan, known, EXACT).labels.data
+    assert np.array_equal(segment(scan, [known, known], EXACT).labels.data, alone)
+    other = load_checkpoint(str(tiny.save_known(tmp_path / "other", spacing_mm=3.0)))
+    with pytest.raises(BadModel, match="differ in their spacing_mm"):
+        segment(scan, [known, other], EXACT)
+
+
+def test_mirroring_follows_training_and_never_swaps_sides(tmp_path: Path):
+    scan = scan_of()
+    mirrored = load_checkpoint(str(tiny.save_unet(tmp_path / "mirrored", mirror=(0, 1))))
+    assert mirror_axes([mirrored]) == (1,)  # its labels are left and right
+    with_tta = segment(scan, mirrored, Settings("cpu", "fp32", tta=True)).labels.data
+    turned = Volume(np.ascontiguousarray(scan.data[:, ::-1]), scan.affine)
+    back = segment(turned, mirrored, Settings("cpu", "fp32", tta=True)).labels.data[:, ::-1]
+    assert (with_tta == back).mean() > 0.99  # the mean over both mirrorings does not change when the scan is mirrored
+    with pytest.raises(BadConfig, match="must not be mirrored"):
+        segment(scan, load_checkpoint(str(tiny.save_unet(tmp_path / "plain"))), Settings("cpu", tta=True))
+
+
+def test_windows_of_air_are_left_out_where_the_model_allows_it(tmp_path: Path):
+    image = np.zeros((24, 60, 24), np.float32)
+    image[4:20, :16, 4:20] = tiny.phantom((16, 16, 16)) + 500
+    image[4:20, 44:, 4:20] = tiny.phantom((16, 16, 16)) + 500
+    scan = Volume(image, tiny.affine_of())
+    for save, kind in ((tiny.save_unet, "unet"), (tiny.save_known, "known")):
+        skipping = load_checkpoint(str(save(tmp_path / f"{kind}_skip", skip_empty=True)))
+        full = load_checkpoint(str(save(tmp_path / f"{kind}_full")))
+        told: list = []
+        tell = partial(lambda told, *step: told.append(step), told)
+        with mock.patch("medseg.backends._Torch.__call__", autospec=True, side_effect=backends._Torch.__call__) as ran:
+            labels = segment(scan, skipping, EXACT, progress=tell).labels.data
+        assert 0 < ran.call_count < skipping_windows(told)
+        assert not labels[:, 26:34].any()
+        if kind == "known":
+            assert np.array_equal(labels, segment(scan, full, EXACT).labels.data)
+
+
+def skipping_windows(told: list) -> int:
+    done = [total for what, _, total in told if what == "segmenting"]
+    return int(done[-1])
+
+
+def test_a_model_may_look_only_where_a_coarse_one_finds_something(tmp_path: Path):
+    scan = scan_of(shape=(40, 44, 36))
+    folder = tiny.save_known(tmp_path / "fine", locate={"labels": [41], "margin_mm": 4.0})
+    tiny.save_known(folder / "coarse", spacing_mm=4.0)
+    located = load_checkpoint(str(folder))
+    plans: list = []
+    result = segment(scan, located, Settings("cpu", "fp32", uncertainty=True), announce=plans.append)
+    assert result.labels.shape == result.maps["uncertainty"].shape == scan.shape
+    everything = segment(scan, load_checkpoint(str(tiny.save_known(tmp_path / "whole"))), EXACT)
+    whole = everything.labels.data
+    assert [plan.windows < everything.plan.windows for plan in plans] == [True]
+    bright = whole == 41
+    assert (result.labels.data[bright] == 41).mean() > 0.99
+    box = region_of(Volume(whole, scan.affine), [41], 12.0)
+    outside = np.ones(scan.shape, bool)
+    outside[box] = False
+    assert not result.labels.data[outside].any()
+
+
+def test_region_of_is_the_box_around_labels_with_a_margin():
+    labels = np.zeros((10, 10, 10), np.uint8)
+    labels[4, 5, 6] = 3
+    volume = Volume(labels, tiny.affine_of((2.0, 1.0, 4.0)))
+    assert region_of(volume, [3], 3.0) == (slice(2, 7), slice(2, 9), slice(5, 8))
+    assert region_of(volume, [3], 100.0) == region_of(volume, [9], 3.0) == (slice(0, 10),) * 3

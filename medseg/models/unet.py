@@ -106,6 +106,19 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits, or in training with deep supervision a list of them, finest first."""
+        outputs = self._decoded(x)
+        logits = unfold_cells(self.head(outputs[-1]), self.stem)
+        if not (self.training and self.deep_supervision):
+            return logits
+        finest_first = outputs[::-1][0 if self.stem == 2 else 1 :][: len(self.deep_heads)]
+        return [logits, *(head(y) for head, y in zip(self.deep_heads, finest_first, strict=True))]
+
+    def features(self, x: Tensor) -> Tensor:
+        """What `head` makes logits of, (B, features, D/stem, H/stem, W/stem)."""
+        return self._decoded(x)[-1]
+
+    def _decoded(self, x: Tensor) -> list[Tensor]:
+        """The output of every level of the decoder, coarsest first."""
         if any(size % self.multiple for size in x.shape[2:]):
             raise ValueError(f"a patch of {tuple(x.shape[2:])} is not a multiple of {self.multiple} along every axis")
         skips = []
@@ -116,11 +129,7 @@ class UNet(nn.Module):
         for n in reversed(range(len(self.up))):
             x = self.decoder[n](torch.cat((self.up[n](x), skips[n]), 1))
             outputs.append(x)
-        logits = unfold_cells(self.head(x), self.stem)
-        if not (self.training and self.deep_supervision):
-            return logits
-        finest_first = outputs[::-1] if self.stem == 2 else outputs[-2::-1]
-        return [logits, *(head(y) for head, y in zip(self.deep_heads, finest_first, strict=True))]
+        return outputs or [x]
 
 
 def unfold_cells(x: Tensor, s: int) -> Tensor:

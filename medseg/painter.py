@@ -1,0 +1,105 @@
+"""From blended features on the model's grid to labels on the scan's grid, while the features exist.
+
+A scan voxel gets the class with the largest trilinearly interpolated logit, which is what interpolating every class
+over the whole scan and taking the arg-max would give. Interpolation is a convex mean, so a voxel whose eight neighbours
+agree on their class needs no arithmetic; only voxels near a boundary look at every class. A linear last layer of the
+network (`Head`) commutes with both means, the windows' and the interpolation's, and is applied last: what is carried
+around is as large as the network is wide, not as it has classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.kernels import in_slabs
+from medseg.window_kernels import choose, confidence, paint
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear last layer: logits (K,) = bias (K,) + weights (K, F) @ features (F,), float32."""
+
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+
+class Painter:
+    """Labels, and maps of confidence, on a scan's grid from blocks of features on the model's grid."""
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        to_model: NDArray[np.float64],
+        size: Sequence[int],
+        values: Sequence[int],
+        *,
+        head: Head | None = None,
+        regions: bool = False,
+        wanted: Sequence[int] | None = None,
+        limits: Sequence[tuple[float, float]] = ((-np.inf, np.inf),) * 3,
+        workers: int | None = None,
+    ) -> None:
+        """shape: scan voxels; to_model: (4, 4) scan index to model index; size: the model grid's voxels.
+
+        values: the label of each class; with `regions` of no region (0) and then of each in the order in which they are
+        painted, where their logits are above 0. head: makes logits of features; without one the features are logits.
+        wanted: classes (regions) whose probabilities `maps` (M + 1, I, J, K) float32 gets, and last the entropy; None:
+        no maps. limits: scan voxels outside of these model indices stay 0. workers: threads to use, all by default.
+        """
+        self.values = np.array(values, dtype=np.uint8 if max(values) < 256 else np.uint16)
+        self.labels = np.zeros(tuple(shape), self.values.dtype)
+        self._wanted = None if wanted is None else np.array(wanted, np.int64)
+        self.maps = np.zeros((0 if wanted is None else len(wanted) + 1, *shape), np.float32)
+        self._matrix = np.ascontiguousarray(to_model[:3], dtype=np.float64)
+        self._size = np.array(size, np.int64)
+        self._limits = np.array(limits, np.float64)
+        self._regions, self._workers = regions, workers
+        outputs = len(values) - regions
+        self._headed = head is not None
+        self._weights = np.ascontiguousarray(head.weights.T) if head else np.empty((1, outputs), np.float32)
+        self._bias = head.bias if head else np.empty(outputs, np.float32)
+        self._plane: NDArray[np.float32] | None = None  # (Y, Z, F): the last plane of the row before
+        self._line: NDArray[np.float32] | None = None  # (X, Z, F): the last plane of the column before
+
+    def begin_part(self) -> None:
+        """What comes next does not go on from what came before; it overlaps it by a plane."""
+        self._plane = self._line = None
+
+    def add(self, x: int, y: int, block: NDArray[np.float32]) -> None:
+        """Paint what lies between the planes seen; block (X, Y, Z, F) begins at (x, y, 0) of the model's grid.
+
+        Blocks come row by row, in a row along the second axis, and lie one beside the other.
+        """
+        if self._plane is None:  # of a part, whose blocks span all of its second axis
+            self._plane = np.zeros((int(self._size[1]), *block.shape[2:]), np.float32)
+            self._first = (x, y)
+        below, before = x > self._first[0], y > self._first[1]
+        whole = block
+        if below or before:
+            shape = (block.shape[0] + below, block.shape[1] + before, *block.shape[2:])
+            whole = np.empty(shape, np.float32)
+            whole[int(below) :, int(before) :] = block
+            if below:
+                whole[0, int(before) :] = self._plane[y : y + block.shape[1]]
+            if before:
+                whole[:, 0] = self._line
+        self._plane[y : y + block.shape[1]] = block[-1]
+        self._line = whole[:, -1].copy()
+        self._paint(np.array((x - below, y - before), np.int64), np.ascontiguousarray(whole))
+
+    def _paint(self, origin: NDArray[np.int64], block: NDArray[np.float32]) -> None:
+        head = (self._weights, self._bias, self._headed, self._regions)
+        best = np.empty(block.shape[:3], np.uint16)
+        field = np.empty((0, 0, 0, 0), np.float32)
+        in_slabs(lambda a, b: choose(a, b, block, *head, best), len(block), workers=self._workers)
+        if self._wanted is not None:
+            wanted = self._wanted
+            field = np.empty((*block.shape[:3], len(self.maps)), np.float32)
+            in_slabs(lambda a, b: confidence(a, b, block, *head, wanted, field), len(block), workers=self._workers)
+        labels, maps = self.labels, self.maps
+        rest = (self._matrix, block, best, field, origin, self._size, self._limits, *head, self.values)
+        in_slabs(lambda a, b: paint(a, b, labels, maps, *rest), len(labels), workers=self._workers)

@@ -1,0 +1,294 @@
+"""The compiled loops of `window` and `painter`: adding windows up, largest classes, and labels on the scan's grid.
+
+Arrays are C-contiguous float32 with the features of a voxel next to each other, (X, Y, Z, F). Every kernel works on a
+range of its first axis, releases the interpreter lock, and gives each voxel the same sums in the same order however
+many threads share the work. Imported where used: numba takes longer to load than a small scan to segment.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+#: Voxels that are looked at together, so that the loops over them become vector instructions.
+_RUN = 64
+
+
+@njit(cache=True, nogil=True)
+def add_window(low, high, sums, turn, features, along, across, up, offset):  # type: ignore[no-untyped-def]
+    """sums[low:high, :, offset : offset + N] += features (X, Y, N) times along (X,) times across (Y,) times up (N,).
+
+    Depth and features of a voxel are one axis of N numbers here, and `up` has the weight of each. The second axis of
+    sums is a ring in which the first plane is number `turn`.
+    """
+    for a in range(low, high):
+        for b in range(len(across)):
+            weight = along[a] * across[b]
+            source, target = features[a, b], sums[a, (turn + b) % sums.shape[1], offset : offset + len(up)]
+            for n in range(len(up)):
+                target[n] += weight * up[n] * source[n]
+
+
+@njit(cache=True, nogil=True)
+def add_some(low, high, sums, turn, features, along, across, up, z):  # type: ignore[no-untyped-def]
+    """The same for sums (X, Y, Z, F) and fewer features (X, Y, Z, f), from depth z on.
+
+    A single feature vector (1, 1, 1, f) stands for a window that is the same everywhere.
+    """
+    same = features.size == features.shape[3]
+    for a in range(low, high):
+        for b in range(len(across)):
+            source = features[0, 0] if same else features[a, b]
+            target = sums[a, (turn + b) % sums.shape[1]]
+            for c in range(len(up)):
+                weight = along[a] * across[b] * up[c]
+                one = source[0] if same else source[c]
+                for f in range(len(one)):
+                    target[z + c, f] += weight * one[f]
+
+
+@njit(cache=True, nogil=True)
+def finish(low, high, sums, turn, carry, carried, at, along, across, up, first, out):  # type: ignore[no-untyped-def]
+    """Finish the planes low..high of the second axis of a column of sums (X, Y, N), a ring that begins at `turn`.
+
+    What the row before left, the first `carried` planes of carry (X, Y, N) from plane `at` on, is added. What is
+    complete goes to out (X, Y, N), which begins at plane `first`, times the weights of the three axes; what the next
+    row adds to goes to the carry; the sums become 0.
+    """
+    for b in range(low, high):
+        for a in range(len(sums)):
+            source = sums[a, (turn + b) % sums.shape[1]]
+            if a < carried:
+                before = carry[a, at + b]
+                for n in range(len(source)):
+                    source[n] += before[n]
+            if a < len(along):
+                if first <= b < first + len(across):
+                    weight, target = along[a] * across[b - first], out[a, b - first]
+                    for n in range(len(target)):
+                        target[n] = weight * up[n] * source[n]
+            elif a - len(along) < len(carry):
+                after = carry[a - len(along), at + b]
+                for n in range(len(source)):
+                    after[n] = source[n]
+            for n in range(len(source)):
+                source[n] = 0
+
+
+@njit(cache=True, nogil=True)
+def _classes(turned, weights, bias, headed, regions, logits, most, out):  # type: ignore[no-untyped-def]
+    """out (RUN,): the classes of a run of voxels whose features are turned (F, RUN).
+
+    The class of the first largest logit; of regions 1 + the last whose logit is above 0, or 0 where none is.
+    logits, most: (RUN,) to work in. weights (F, K), bias (K,): the head, if there is one.
+    """
+    for n in range(_RUN):
+        most[n] = 0 if regions else -np.inf
+        out[n] = 0
+    for k in range(len(bias)):
+        if headed:
+            for n in range(_RUN):
+                logits[n] = bias[k]
+            for f in range(len(turned)):
+                weight = weights[f, k]
+                for n in range(_RUN):
+                    logits[n] += weight * turned[f, n]
+        else:
+            for n in range(_RUN):
+                logits[n] = turned[k, n]
+        if regions:
+            for n in range(_RUN):
+                out[n] = k + 1 if logits[n] > 0 else out[n]
+        else:
+            for n in range(_RUN):
+                out[n] = k if logits[n] > most[n] else out[n]
+                most[n] = max(logits[n], most[n])
+
+
+@njit(cache=True, nogil=True)
+def choose(low, high, block, weights, bias, headed, regions, out):  # type: ignore[no-untyped-def]
+    """out[low:high] (X, Y, Z) uint16: the class chosen at every voxel of block (X, Y, Z, F)."""
+    width = block.shape[3]
+    turned = np.zeros((width, _RUN), np.float32)
+    logits, most = np.empty(_RUN, np.float32), np.empty(_RUN, np.float32)
+    found = np.empty(_RUN, np.int32)
+    for a in range(low, high):
+        for b in range(block.shape[1]):
+            for begin in range(0, block.shape[2], _RUN):
+                count = min(_RUN, block.shape[2] - begin)
+                for n in range(count):
+                    for f in range(width):
+                        turned[f, n] = block[a, b, begin + n, f]
+                _classes(turned, weights, bias, headed, regions, logits, most, found)
+                for n in range(count):
+                    out[a, b, begin + n] = found[n]
+
+
+@njit(cache=True, nogil=True)
+def _logits(one, weights, bias, headed, out):  # type: ignore[no-untyped-def]
+    """out (K,) = bias + one (F,) @ weights (F, K), or a copy of `one` where there is no head."""
+    for k in range(len(out)):
+        out[k] = bias[k] if headed else one[k]
+    if headed:
+        for f in range(len(one)):
+            for k in range(len(out)):
+                out[k] += one[f] * weights[f, k]
+
+
+@njit(cache=True, nogil=True)
+def confidence(low, high, block, weights, bias, headed, regions, wanted, out):  # type: ignore[no-untyped-def]
+    """out[low:high] (X, Y, Z, M + 1): probabilities of the classes `wanted` (M,), and the entropy from 0 to 1.
+
+    Softmax and its Shannon entropy over log K; of regions the logistic function and the largest binary entropy.
+    """
+    logits = np.empty(len(bias), np.float32)
+    for a in range(low, high):
+        for b in range(block.shape[1]):
+            for c in range(block.shape[2]):
+                _logits(block[a, b, c], weights, bias, headed, logits)
+                entropy = 0.0
+                if regions:
+                    for k in range(len(logits)):
+                        p = 1 / (1 + np.exp(-logits[k]))
+                        logits[k] = p
+                        if 0 < p < 1:
+                            entropy = max(entropy, -(p * np.log(p) + (1 - p) * np.log(1 - p)) / np.log(2.0))
+                else:
+                    most = logits[0]
+                    for k in range(1, len(logits)):
+                        most = max(most, logits[k])
+                    total = 0.0
+                    for k in range(len(logits)):
+                        logits[k] = np.exp(logits[k] - most)
+                        total += logits[k]
+                    for k in range(len(logits)):
+                        logits[k] /= total
+                        if logits[k] > 0:
+                            entropy -= logits[k] * np.log(logits[k])
+                    entropy /= np.log(len(logits))
+                for m in range(len(wanted)):
+                    out[a, b, c, m] = logits[wanted[m]]
+                out[a, b, c, len(wanted)] = entropy
+
+
+@njit(cache=True, nogil=True)
+def _between(base, slope, first, stop, size, begin, end):  # type: ignore[no-untyped-def]
+    """The part of begin..end in which base + slope * k may lie in the cells first..stop of an axis of `size` voxels.
+
+    It may be a little too long, never too short: the first and the last cell of an axis also get what lies beyond it.
+    """
+    low = -np.inf if first == 0 else float(first)
+    high = np.inf if stop == size else stop - 1.0
+    if abs(slope) < 1e-9:
+        inside = low - 1e-3 <= base <= high + 1e-3
+        return begin, (end if inside else begin)
+    a, b = (low - base) / slope, (high - base) / slope
+    if a > b:
+        a, b = b, a
+    if a > begin:
+        begin = int(min(a - 1, end))
+    if b < end:
+        end = int(max(b + 2, begin))
+    return begin, end
+
+
+@njit(cache=True, nogil=True)
+def paint(  # type: ignore[no-untyped-def]
+    low, high, labels, maps, matrix, block, best, field, origin, size, limits, weights, bias, headed, regions, values
+):
+    """Labels, and maps, of the scan rows low..high whose eight neighbours on the model's grid all lie in `block`.
+
+    labels (I, J, K), maps (M, I, J, K) or M = 0. block (X, Y, Z, F), its chosen classes best (X, Y, Z) and what is
+    mapped, field (X, Y, Z, M), begin at `origin` (2,) of a grid of `size` (3,) voxels and span its last axis. matrix:
+    (3, 4) scan index to model index. limits: (3, 2) model indices outside of which nothing is painted. values: the
+    label of each class; of regions of none, and then of each.
+    """
+    mixed = np.zeros((block.shape[3], _RUN), np.float32)
+    logits, most = np.empty(_RUN, np.float32), np.empty(_RUN, np.float32)
+    found, places = np.empty(_RUN, np.int32), np.empty((_RUN, 3), np.int32)
+    pending = 0  # voxels that have to be mixed and are not yet painted
+    one = np.float32(1)
+    corner = np.empty(8, np.float32)
+    for i in range(low, high):
+        for j in range(labels.shape[1]):
+            bases = matrix[:, 0] * i + matrix[:, 1] * j + matrix[:, 3]
+            begin, end = 0, labels.shape[2]
+            for axis in range(2):
+                stop = origin[axis] + block.shape[axis]
+                begin, end = _between(bases[axis], matrix[axis, 2], origin[axis], stop, size[axis], begin, end)
+            for k in range(begin, end):
+                x, y = bases[0] + matrix[0, 2] * k, bases[1] + matrix[1, 2] * k
+                z = bases[2] + matrix[2, 2] * k
+                if x < limits[0, 0] or x > limits[0, 1] or y < limits[1, 0] or y > limits[1, 1]:
+                    continue
+                if z < limits[2, 0] or z > limits[2, 1]:
+                    continue
+                x, y = min(max(x, 0.0), size[0] - 1.0), min(max(y, 0.0), size[1] - 1.0)
+                z = min(max(z, 0.0), size[2] - 1.0)
+                x0, x1 = min(int(x), max(size[0] - 2, 0)), min(int(x) + 1, size[0] - 1)
+                y0, y1 = min(int(y), max(size[1] - 2, 0)), min(int(y) + 1, size[1] - 1)
+                z0, z1 = min(int(z), max(size[2] - 2, 0)), min(int(z) + 1, size[2] - 1)
+                if x0 < origin[0] or y0 < origin[1]:
+                    continue
+                if x1 >= origin[0] + block.shape[0] or y1 >= origin[1] + block.shape[1]:
+                    continue
+                fx, fy, fz = np.float32(x - x0), np.float32(y - y0), np.float32(z - z0)
+                x0, x1, y0, y1 = x0 - origin[0], x1 - origin[0], y0 - origin[1], y1 - origin[1]
+                corner[0] = (one - fx) * (one - fy) * (one - fz)
+                corner[1] = (one - fx) * (one - fy) * fz
+                corner[2] = (one - fx) * fy * (one - fz)
+                corner[3] = (one - fx) * fy * fz
+                corner[4] = fx * (one - fy) * (one - fz)
+                corner[5] = fx * (one - fy) * fz
+                corner[6] = fx * fy * (one - fz)
+                corner[7] = fx * fy * fz
+                for m in range(maps.shape[0]):
+                    maps[m, i, j, k] = (
+                        corner[0] * field[x0, y0, z0, m]
+                        + corner[1] * field[x0, y0, z1, m]
+                        + corner[2] * field[x0, y1, z0, m]
+                        + corner[3] * field[x0, y1, z1, m]
+                        + corner[4] * field[x1, y0, z0, m]
+                        + corner[5] * field[x1, y0, z1, m]
+                        + corner[6] * field[x1, y1, z0, m]
+                        + corner[7] * field[x1, y1, z1, m]
+                    )
+                c = best[x0, y0, z0]
+                if fx == 0 and fy == 0 and fz == 0:
+                    labels[i, j, k] = values[c]
+                    continue
+                if (
+                    best[x0, y0, z1] == c
+                    and best[x0, y1, z0] == c
+                    and best[x0, y1, z1] == c
+                    and best[x1, y0, z0] == c
+                    and best[x1, y0, z1] == c
+                    and best[x1, y1, z0] == c
+                    and best[x1, y1, z1] == c
+                ):
+                    labels[i, j, k] = values[c]
+                    continue
+                v000, v001, v010, v011 = block[x0, y0, z0], block[x0, y0, z1], block[x0, y1, z0], block[x0, y1, z1]
+                v100, v101, v110, v111 = block[x1, y0, z0], block[x1, y0, z1], block[x1, y1, z0], block[x1, y1, z1]
+                for f in range(len(mixed)):
+                    mixed[f, pending] = (
+                        corner[0] * v000[f]
+                        + corner[1] * v001[f]
+                        + corner[2] * v010[f]
+                        + corner[3] * v011[f]
+                        + corner[4] * v100[f]
+                        + corner[5] * v101[f]
+                        + corner[6] * v110[f]
+                        + corner[7] * v111[f]
+                    )
+                places[pending, 0], places[pending, 1], places[pending, 2] = i, j, k
+                pending += 1
+                if pending == _RUN:
+                    _classes(mixed, weights, bias, headed, regions, logits, most, found)
+                    for n in range(pending):
+                        labels[places[n, 0], places[n, 1], places[n, 2]] = values[found[n]]
+                    pending = 0
+    if pending:
+        _classes(mixed, weights, bias, headed, regions, logits, most, found)
+        for n in range(pending):
+            labels[places[n, 0], places[n, 1], places[n, 2]] = values[found[n]]

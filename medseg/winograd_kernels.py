@@ -1,0 +1,442 @@
+"""The compiled loops of `fast_conv`: Winograd convolution F(4x4x4, 3x3x3) of channels-last float32 maps.
+
+Lavin & Gray 2016 (arXiv:1509.09308): 4x4x4 outputs come from 6x6x6 inputs by 216 multiplications a pair of channels
+instead of 1728. The interpolation points 0, ±√½, ±√2 and ∞ keep the rounding near 1e-6 of the outputs' spread, five
+times less than the usual 0, ±1, ±2 (measured; the choice follows Barabasz et al. 2020, arXiv:1803.10986).
+
+LLVM's vectoriser does not find the best code for these loops, so the inner ones are emitted as vectors of 16 channels:
+one register with AVX-512, several elsewhere. Maps are flat arrays (batch, depth, height, width, channels); channels
+come in blocks of 16. A unit of work is a run of tiles of one sample: `spread` them (transform), multiply, `gather`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 16
+#: A side of the tile that goes in, of the one that comes out, and the values in them.
+INPUT, OUTPUT = 6, 4
+POINTS, VOXELS = INPUT**3, OUTPUT**3
+
+_INT = ir.IntType(64)
+_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_ZERO = ir.Constant(_VECTOR, [0.0] * LANES)
+
+
+class _Lanes:
+    """16 float32 in a vector; arithmetic emits instructions."""
+
+    def __init__(self, builder: Any, value: Any) -> None:
+        self.builder, self.value = builder, value
+
+    def __add__(self, other: _Lanes) -> _Lanes:
+        return _Lanes(self.builder, self.builder.fadd(self.value, other.value))
+
+    def __sub__(self, other: _Lanes) -> _Lanes:
+        return _Lanes(self.builder, self.builder.fsub(self.value, other.value))
+
+    def plus(self, factor: float | _Lanes, other: _Lanes) -> _Lanes:
+        """Self + factor · other, rounded once."""
+        factor = factor.value if isinstance(factor, _Lanes) else ir.Constant(_VECTOR, [factor] * LANES)
+        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+        fma = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.fma.v{LANES}f32")
+        return _Lanes(self.builder, self.builder.call(fma, [factor, other.value, self.value]))
+
+
+class _Memory:
+    """Float32 memory; offsets count floats."""
+
+    def __init__(self, builder: Any, pointer: Any) -> None:
+        self.builder, self.pointer = builder, pointer
+
+    def at(self, offset: Any, times: int = 1) -> _Memory:
+        """The memory `offset · times` floats on."""
+        offset = ir.Constant(_INT, offset) if isinstance(offset, int) else offset
+        offset = self.builder.mul(offset, ir.Constant(_INT, times)) if times != 1 else offset
+        return _Memory(self.builder, self.builder.gep(self.pointer, [offset]))
+
+    def load(self, offset: Any = 0) -> _Lanes:
+        pointer = self.builder.bitcast(self.at(offset).pointer, _VECTOR.as_pointer())
+        return _Lanes(self.builder, self.builder.load(pointer, align=4))
+
+    def store(self, lanes: _Lanes, offset: Any = 0) -> None:
+        self.builder.store(lanes.value, self.builder.bitcast(self.at(offset).pointer, _VECTOR.as_pointer()), align=4)
+
+    def broadcast(self, offset: int = 0) -> _Lanes:
+        """The float at the offset in all lanes."""
+        return _broadcast(self.builder, self.builder.load(self.at(offset).pointer))
+
+
+def _broadcast(builder: Any, scalar: Any) -> _Lanes:
+    if scalar.type != ir.FloatType():
+        scalar = builder.fptrunc(scalar, ir.FloatType())
+    undefined = ir.Constant(_VECTOR, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return _Lanes(builder, builder.shuffle_vector(first, undefined, zeros))
+
+
+def _emitted(emit: Callable[..., None]) -> Any:
+    """A function for compiled code from `emit(builder, ...)`; each `_Memory` is passed as a flat array and an index."""
+    names = ["typing"]
+    for name, parameter in list(inspect.signature(emit).parameters.items())[1:]:
+        names += [name, f"{name}_at"] if parameter.annotation == "_Memory" else [name]
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        arguments: list[Any] = []
+        pairs = iter(zip(signature.args, values, strict=True))
+        for kind, value in pairs:
+            if isinstance(kind, types.Array):
+                data = context.make_array(kind)(context, builder, value).data
+                arguments.append(_Memory(builder, builder.gep(data, [next(pairs)[1]])))
+            else:
+                arguments.append(value)
+        emit(builder, *arguments)
+        return context.get_dummy_value()
+
+    def typed(typing: Any, *kinds: Any) -> tuple[Any, Any]:
+        return types.void(*kinds), generate
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    typed.__name__ = emit.__name__
+    typed.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
+    return intrinsic(typed)
+
+
+def _loop(builder: Any, count: Any) -> Any:
+    return cgutils.for_range(builder, ir.Constant(_INT, count) if isinstance(count, int) else count)
+
+
+def _to_points(d: list[_Lanes]) -> list[_Lanes]:
+    """6 values along a line to their 6 points: B^T d for the points 0, √½, -√½, √2, -√2, ∞."""
+    near, far = 0.5**0.5, 2.0**0.5
+    even, odd = d[4].plus(-2.0, d[2]), d[3].plus(-2.0, d[1])
+    wide_even, wide_odd = d[4].plus(-0.5, d[2]), d[3].plus(-0.5, d[1])
+    return [
+        (d[0] + d[4]).plus(-2.5, d[2]),
+        even.plus(near, odd),
+        even.plus(-near, odd),
+        wide_even.plus(far, wide_odd),
+        wide_even.plus(-far, wide_odd),
+        (d[1] + d[5]).plus(-2.5, d[3]),
+    ]
+
+
+def _from_points(m: list[_Lanes]) -> list[_Lanes]:
+    """The products at 6 points to 4 values along a line: A^T m."""
+    near, far = 0.5**0.5, 2.0**0.5
+    s, t, wide_s, wide_t = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
+    zero = _Lanes(s.builder, _ZERO)
+    return [
+        m[0] + s + wide_s,
+        zero.plus(near, t).plus(far, wide_t),
+        zero.plus(0.5, s).plus(2.0, wide_s),
+        m[5].plus(near**3, t).plus(far**3, wide_t),
+    ]
+
+
+def point_weights(weight: np.ndarray) -> np.ndarray:
+    """Weights (outputs, inputs, 3, 3, 3) at the 216 points: G w along each axis in float64; (216, inputs, outputs)."""
+    points = np.array([0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)])
+    g = np.zeros((INPUT, 3))
+    for n, p in enumerate(points):
+        g[n] = np.array([1, p, p * p]) / np.prod(p - np.delete(points, n))
+    g[-1, 2] = 1
+    spread = np.einsum("ai,bj,ck,oxijk->abcxo", g, g, g, weight.astype(np.float64), optimize=True)
+    return spread.reshape(POINTS, *spread.shape[3:])
+
+
+def _activate(y: _Lanes, slope: _Lanes) -> _Lanes:
+    """Leaky ReLU; NaN stays."""
+    b = y.builder
+    return _Lanes(b, b.select(b.fcmp_unordered(">", y.value, _ZERO), y.value, b.fmul(y.value, slope.value)))
+
+
+class _Moments:
+    """Centre (given), sum and sum of squares from the centre of 16 channels: memory (3, 16)."""
+
+    def __init__(self, builder: Any, memory: _Memory) -> None:
+        self.builder, self.memory, self.centre = builder, memory, memory.load()
+        self.sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(2)]
+        for n, total in enumerate(self.sums):
+            builder.store(memory.load((n + 1) * LANES).value, total)
+
+    def add(self, value: _Lanes) -> None:
+        value = value - self.centre
+        total, squares = (_Lanes(self.builder, self.builder.load(total)) for total in self.sums)
+        self.builder.store((total + value).value, self.sums[0])
+        self.builder.store(squares.plus(value, value).value, self.sums[1])
+
+    def store(self) -> None:
+        for n, total in enumerate(self.sums):
+            self.memory.store(_Lanes(self.builder, self.builder.load(total)), (n + 1) * LANES)
+
+
+@_emitted
+def _fetch(
+    builder: Any, x: _Memory, plane: Any, row: Any, column: Any, depth: Any, height: Any, width: Any, scale: _Memory,
+    shift: _Memory, slope: Any, tile: _Memory
+) -> None:  # fmt: skip
+    """depth x height x width voxels of 16 channels to the tile (6, 6, 6, 16), normalised and activated on the way."""
+    factor, offset, leak = scale.load(), shift.load(), _broadcast(builder, slope)
+    with _loop(builder, depth) as i, _loop(builder, height) as j:
+        source = x.at(builder.add(builder.mul(i.index, plane), builder.mul(j.index, row)))
+        target = tile.at(i.index, INPUT * INPUT * LANES).at(j.index, INPUT * LANES)
+        with _loop(builder, width) as k:
+            y = offset.plus(factor, source.load(builder.mul(k.index, column)))
+            target.at(k.index, LANES).store(_activate(y, leak))
+
+
+@_emitted
+def _to_product(builder: Any, tile: _Memory, points: _Memory, step: Any) -> None:
+    """A tile (6, 6, 6, 16) to its 216 points, `step` floats apart; the tile is overwritten."""
+    with _loop(builder, INPUT) as plane:
+        x = tile.at(plane.index, INPUT * INPUT * LANES)
+        rows = [_to_points([x.load((INPUT * j + k) * LANES) for k in range(INPUT)]) for j in range(INPUT)]
+        for k in range(INPUT):
+            for j, value in enumerate(_to_points([row[k] for row in rows])):
+                x.store(value, (INPUT * j + k) * LANES)
+    with _loop(builder, INPUT * INPUT) as n:
+        x = tile.at(n.index, LANES)
+        target = points.at(builder.mul(n.index, step))
+        for value in _to_points([x.load(i * INPUT * INPUT * LANES) for i in range(INPUT)]):
+            target.store(value)
+            target = target.at(step, INPUT * INPUT)
+
+
+@_emitted
+def _from_product(builder: Any, points: _Memory, step: Any, bias: _Memory, tile: _Memory) -> None:
+    """The products at 216 points, `step` floats apart, to a tile (4, 4, 4, 16) of outputs; needs room for 4 x 36."""
+    with _loop(builder, INPUT * INPUT) as n:
+        source = points.at(builder.mul(n.index, step))
+        line = _from_points([source.at(step, i * INPUT * INPUT).load() for i in range(INPUT)])
+        for i, value in enumerate(line):
+            tile.at(n.index, LANES).store(value, i * INPUT * INPUT * LANES)
+    offset = bias.load()
+    with _loop(builder, OUTPUT) as plane:
+        x = tile.at(plane.index, INPUT * INPUT * LANES)
+        y = tile.at(plane.index, OUTPUT * OUTPUT * LANES)  # behind what the later planes still have to read
+        rows = [_from_points([x.load((INPUT * j + k) * LANES) for k in range(INPUT)]) for j in range(INPUT)]
+        for k in range(OUTPUT):
+            for j, value in enumerate(_from_points([row[k] for row in rows])):
+                y.store(value + offset, (OUTPUT * j + k) * LANES)
+
+
+@_emitted
+def _deliver(
+    builder: Any, tile: _Memory, y: _Memory, plane: Any, row: Any, column: Any, depth: Any, height: Any, width: Any,
+    moments: _Memory
+) -> None:  # fmt: skip
+    """depth x height x width voxels of a tile (4, 4, 4, 16) to the map, and into the moments of their channels."""
+    sums = _Moments(builder, moments)
+    with _loop(builder, depth) as i, _loop(builder, height) as j:
+        source = tile.at(i.index, OUTPUT * OUTPUT * LANES).at(j.index, OUTPUT * LANES)
+        target = y.at(builder.add(builder.mul(i.index, plane), builder.mul(j.index, row)))
+        with _loop(builder, width) as k:
+            value = source.at(k.index, LANES).load()
+            target.store(value, builder.mul(k.index, column))
+            sums.add(value)
+    sums.store()
+
+
+@_emitted
+def _measure(builder: Any, x: _Memory, column: Any, count: Any, moments: _Memory) -> None:
+    """16 channels of `count` voxels into their moments."""
+    sums = _Moments(builder, moments)
+    with _loop(builder, count) as n:
+        sums.add(x.load(builder.mul(n.index, column)))
+    sums.store()
+
+
+@_emitted
+def _settle(builder: Any, x: _Memory, column: Any, count: Any, scale: _Memory, shift: _Memory, slope: Any) -> None:
+    """Normalises and activates 16 channels of `count` voxels in place."""
+    factor, offset, leak = scale.load(), shift.load(), _broadcast(builder, slope)
+    with _loop(builder, count) as n:
+        voxel = x.at(builder.mul(n.index, column))
+        voxel.store(_activate(offset.plus(factor, voxel.load()), leak))
+
+
+def _multiply(rows: int, vectors: int) -> Any:
+    """The product of inputs (rows, 16 · blocks) and weights (16 · blocks, 16 · vectors), every sum in a register."""
+
+    def multiply(
+        builder: Any, x: _Memory, x_step: Any, weights: _Memory, blocks: Any, products: _Memory, products_step: Any
+    ) -> None:
+        sums = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(vectors)] for _ in range(rows)]
+        for total in sum(sums, []):
+            builder.store(_ZERO, total)
+        with _loop(builder, blocks) as block:
+            inputs = x.at(builder.mul(block.index, x_step))
+            factors = weights.at(block.index, LANES * LANES * vectors)
+            with _loop(builder, LANES) as k:
+                lines = [factors.at(k.index, LANES * vectors).load(v * LANES) for v in range(vectors)]
+                for r in range(rows):
+                    one = inputs.at(k.index).broadcast(LANES * r)
+                    for v in range(vectors):
+                        total = _Lanes(builder, builder.load(sums[r][v])).plus(one, lines[v])
+                        builder.store(total.value, sums[r][v])
+        for v in range(vectors):
+            for r in range(rows):
+                products.at(products_step, v).store(_Lanes(builder, builder.load(sums[r][v])), LANES * r)
+
+    return _emitted(multiply)
+
+
+#: How many rows of a product fit into the registers, with one and with two vectors of outputs.
+ROWS = (24, 12) if llvmlite.binding.get_host_cpu_features().get("avx512f") else (6, 3)
+_multiply_one, _multiply_two = _multiply(ROWS[0], 1), _multiply(ROWS[1], 2)
+
+
+@njit(nogil=True, cache=True)
+def _step(blocks, room):  # type: ignore[no-untyped-def]
+    """Floats from one point to the next: an odd number of cache lines, so that the points do not share one set."""
+    return (blocks * room // 2 * 2 + 1) * LANES
+
+
+@njit(nogil=True, cache=True)
+def _bounds(tile, size):  # type: ignore[no-untyped-def]
+    """The lowest voxel of a tile of outputs along each axis."""
+    across, down = (size[2] + OUTPUT - 1) // OUTPUT, (size[1] + OUTPUT - 1) // OUTPUT
+    return OUTPUT * (tile // (across * down)), OUTPUT * (tile // across % down), OUTPUT * (tile % across)
+
+
+@njit(nogil=True, cache=True)
+def _spread(source, size, sample, first, count, points, block, blocks, room, tile):  # type: ignore[no-untyped-def]
+    """Tiles first..first+count of one source to points (216, blocks, room, 16), from `block` on."""
+    x, channels, scale, shift, slope = source
+    depth, height, width = size
+    for n in range(count):
+        d, h, w = _bounds(first + n, size)
+        low_d, low_h, low_w = min(d, 1), min(h, 1), min(w, 1)  # a tile of inputs begins one voxel before its outputs
+        deep = min(OUTPUT + 1, depth - d) + low_d
+        high = min(OUTPUT + 1, height - h) + low_h
+        wide = min(OUTPUT + 1, width - w) + low_w
+        corner = (((sample * depth + d - low_d) * height + h - low_h) * width + w - low_w) * channels
+        inside = ((((1 - low_d) * INPUT) + 1 - low_h) * INPUT + 1 - low_w) * LANES
+        for c in range(0, channels, LANES):
+            if deep * high * wide < POINTS:
+                tile[: POINTS * LANES] = 0
+            _fetch(
+                x, corner + c, height * width * channels, width * channels, channels, deep, high, wide,
+                scale, sample * channels + c, shift, sample * channels + c, slope, tile, inside,
+            )  # fmt: skip
+            _to_product(tile, 0, points, ((block + c // LANES) * room + n) * LANES, _step(blocks, room))
+
+
+@njit(nogil=True, cache=True)
+def _multiply_all(points, inputs, weights, products, outputs, room):  # type: ignore[no-untyped-def]
+    """Products (216, outputs, room, 16) of points (216, inputs, room, 16) and weights, in blocks of 16 channels."""
+    for point in range(POINTS):
+        x, y = point * _step(inputs, room), point * _step(outputs, room)
+        for block in range(0, outputs - 1, 2):
+            for row in range(0, room, ROWS[1]):
+                _multiply_two(
+                    points, x + row * LANES, room * LANES,
+                    weights, (point * outputs + block) * inputs * LANES * LANES, inputs,
+                    products, y + (block * room + row) * LANES, room * LANES,
+                )  # fmt: skip
+        if outputs % 2:
+            block = outputs - 1
+            for row in range(0, room, ROWS[0]):
+                _multiply_one(
+                    points, x + row * LANES, room * LANES,
+                    weights, (point * outputs + block) * inputs * LANES * LANES, inputs,
+                    products, y + (block * room + row) * LANES, room * LANES,
+                )  # fmt: skip
+
+
+@njit(nogil=True, cache=True)
+def _collect(products, outputs, room, bias, size, sample, first, count, y, moments, tile):  # type: ignore[no-untyped-def]
+    """Products (216, outputs, room, 16) to the map and to moments (outputs, 3, 16)."""
+    depth, height, width = size
+    channels = outputs * LANES
+    for n in range(count):
+        d, h, w = _bounds(first + n, size)
+        deep, high, wide = min(OUTPUT, depth - d), min(OUTPUT, height - h), min(OUTPUT, width - w)
+        corner = (((sample * depth + d) * height + h) * width + w) * channels
+        for block in range(outputs):
+            _from_product(products, (block * room + n) * LANES, _step(outputs, room), bias, block * LANES, tile, 0)
+            if n == 0:
+                for lane in range(LANES):
+                    moments[block * 3 * LANES + lane] = tile[lane]
+                    moments[block * 3 * LANES + LANES + lane] = 0
+                    moments[block * 3 * LANES + 2 * LANES + lane] = 0
+            _deliver(
+                tile, 0, y, corner + block * LANES, height * width * channels, width * channels, channels,
+                deep, high, wide, moments, block * 3 * LANES,
+            )  # fmt: skip
+
+
+@njit(nogil=True, cache=True)
+def convolve_unit(unit, room, size, one, two, weights, bias, outputs, y, moments, scratch):  # type: ignore[no-untyped-def]
+    """One unit of a convolution: at most `room` tiles of a sample, through all channels, to `y` and to `moments`.
+
+    `one` and `two` are sources (map, channels, scale, shift, slope), the second with 0 channels if there is none;
+    `weights` are packed by `pack_weights`; `moments` has (outputs, 3, 16) floats for this unit; `scratch` holds
+    216 x 16 x ((blocks of inputs + blocks of outputs) x room + 3) floats.
+    """
+    depth, height, width = size
+    tiles = ((depth + OUTPUT - 1) // OUTPUT) * ((height + OUTPUT - 1) // OUTPUT) * ((width + OUTPUT - 1) // OUTPUT)
+    units = (tiles + room - 1) // room
+    sample, first = unit // units, unit % units * room
+    count = min(room, tiles - first)
+    inputs = (one[1] + two[1]) // LANES
+    points = scratch[POINTS * LANES :]
+    products = points[POINTS * _step(inputs, room) :]
+    _spread(one, size, sample, first, count, points, 0, inputs, room, scratch)
+    _spread(two, size, sample, first, count, points, one[1] // LANES, inputs, room, scratch)
+    _multiply_all(points, inputs, weights, products, outputs, room)
+    _collect(products, outputs, room, bias, size, sample, first, count, y, moments[unit], scratch)
+
+
+@njit(nogil=True, cache=True)
+def measure_voxels(x, first, count, blocks, moments):  # type: ignore[no-untyped-def]
+    """Moments (blocks, 3, 16) of `count` voxels of 16 · blocks channels from voxel `first` on."""
+    for block in range(blocks):
+        at = (first * blocks + block) * LANES
+        for lane in range(LANES):
+            moments[block * 3 * LANES + lane] = x[at + lane]
+            moments[block * 3 * LANES + LANES + lane] = 0
+            moments[block * 3 * LANES + 2 * LANES + lane] = 0
+    for start in range(first, first + count, 256):  # few enough to stay in the nearest cache
+        for block in range(blocks):
+            at = (start * blocks + block) * LANES
+            _measure(x, at, blocks * LANES, min(256, first + count - start), moments, block * 3 * LANES)
+
+
+@njit(nogil=True, cache=True)
+def settle_voxels(x, first, count, blocks, scale, shift, sample, slope):  # type: ignore[no-untyped-def]
+    """Normalises and activates `count` voxels of 16 · blocks channels from voxel `first` on, in place."""
+    for start in range(first, first + count, 256):
+        for block in range(blocks):
+            at, of = (start * blocks + block) * LANES, (sample * blocks + block) * LANES
+            _settle(x, at, blocks * LANES, min(256, first + count - start), scale, of, shift, of, slope)
+
+
+def pack_weights(weight: np.ndarray) -> np.ndarray:
+    """Weights (outputs, inputs, 3, 3, 3) as `convolve_unit` reads them: at 216 points, two blocks of outputs a row.
+
+    Along each axis G w for the points of `_to_points`, in float64 until the end.
+    """
+    points = np.array([0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)])
+    g = np.zeros((INPUT, 3))
+    for n, p in enumerate(points):
+        g[n, :] = np.array([1, p, p * p]) / np.prod(p - np.delete(points, n))
+    g[-1, 2] = 1
+    spread = np.einsum("ai,bj,ck,oxijk->abcxo", g, g, g, weight.astype(np.float64), optimize=True)
+    outputs, inputs = weight.shape[:2]
+    spread = spread.reshape(POINTS, inputs, outputs).astype(np.float32)
+    pairs = outputs // (2 * LANES) * 2 * LANES
+    paired = spread[..., :pairs].reshape(POINTS, inputs, -1, 2 * LANES).transpose(0, 2, 1, 3).reshape(POINTS, -1)
+    last = spread[..., pairs:].reshape(POINTS, -1)
+    return np.concatenate((paired, last), 1).ravel()
