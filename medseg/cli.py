@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg import cli_evaluate, cli_pacs
+from medseg import cli_evaluate, cli_pacs, cli_view
 from medseg.cli_evaluate import Json, Quiet
-from medseg.errors import BadConfig, BadOutput, DataWarning, Interrupted, MedsegError
+from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, Interrupted, MedsegError
 
 if TYPE_CHECKING:
     from medseg.io.dicom import Listed
@@ -149,6 +149,9 @@ def infer(
     credentials: cli_pacs.Credentials = None,
     authority: cli_pacs.Authority = None,
     plain_http: cli_pacs.PlainHttp = False,
+    show_progress: Annotated[
+        str, typer.Option("--progress", metavar="auto|json", help="json: a line of JSON on stderr for every step.")
+    ] = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -167,6 +170,7 @@ def infer(
     extra_kinds = tuple(kind.strip().lower() for kind in also.split(",") if kind.strip())
     for kind in extra_kinds:
         _one_of("--also", kind, tuple(run.DICOM_RESULTS))
+    _one_of("--progress", show_progress, ("auto", "json"))
     _one_of("--backend", backend, ("auto", "torch", "openvino"))
     from_pacs = cli_pacs.fetched(inputs, output, push, credentials, authority, plain_http, quiet)
     with from_pacs as remote:
@@ -200,7 +204,9 @@ def infer(
                 DicomOptions(seg_type, deidentify, deterministic),
             )  # fmt: skip
             try:
-                with _progress(quiet, remote.name(job.scan)) as (announce, progress):
+                name = remote.name(job.scan)
+                shown = _json_progress(name) if show_progress == "json" else _progress(quiet, name)
+                with shown as (announce, progress):
                     content = run.infer(job, checkpoint, settings, extras, announce=announce, progress=progress)
             except Interrupted:
                 raise
@@ -288,21 +294,29 @@ def convert(
 
     OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set, of the series given with --source.
     """
-    from medseg.io import DicomOptions, embedded_table, label_kind, read, write
+    from medseg.io import DicomOptions, Overlap, embedded_table, label_kind, read, read_masks, write
+    from medseg.io.slicer import write_segments
     from medseg.labels import LabelTable
 
     _one_of("--seg-type", seg_type, ("binary", "labelmap"))
     table = LabelTable.read(labels) if labels else embedded_table(path)
-    scan = read(
-        path,
-        volume_index=volume,
-        assume_geometry=assume_geometry,
-        series=series if source is None or label_kind(path) else None,
-        repair=repair,
-        suv=suv,
-        source=source,
-        segments=segment,
-    )
+    chosen = series if source is None or label_kind(path) else None
+    try:
+        scan = read(
+            path,
+            volume_index=volume,
+            assume_geometry=assume_geometry,
+            series=chosen,
+            repair=repair,
+            suv=suv,
+            source=source,
+            segments=segment,
+        )
+    except Overlap:
+        if not target.name.lower().endswith(".seg.nrrd"):
+            raise
+        write_segments(read_masks(path, source=source, series=series), target)
+        return
     options = DicomOptions(seg_type, deidentify, deterministic, nearest, series=series)
     write(scan, target, table=table, source=source, options=options)
 
@@ -322,7 +336,7 @@ def info(
     """Say what is in a file: grid, orientation, intensities. DICOM with several volumes is listed."""
     import json
 
-    from medseg.io import embedded_table, is_dicom_source, label_kind, list_volumes, read
+    from medseg.io import embedded_table, label_kind, read
     from medseg.record import describe
 
     for path in paths:
@@ -335,7 +349,7 @@ def info(
                 rows = [(str(value), name) for value, name in table.names.items()]
                 _print_table(f"{path}: DICOM {kind}", ("number", "structure"), rows, right=(0,))
             continue
-        if series is None and volume is None and is_dicom_source(path) and len(found := list_volumes(path)) > 1:
+        if series is None and volume is None and (found := _several_volumes(path)):
             _print_volumes(path, found, as_json)
             continue
         scan = read(path, volume_index=volume, assume_geometry=assume_geometry, series=series, repair=repair, suv=suv)
@@ -380,7 +394,9 @@ def version() -> None:
     print(installed("medseg"))
 
 
-for _command in (cli_evaluate.evaluate, cli_evaluate.compare, cli_evaluate.clean, cli_pacs.listen):
+for _command in (
+    cli_evaluate.evaluate, cli_evaluate.compare, cli_evaluate.clean, cli_view.view, cli_pacs.listen,
+):  # fmt: skip
     app.command()(_command)
 
 
@@ -416,6 +432,25 @@ def _show_result(labels: Path | str, content: dict[str, Any], as_json: bool) -> 
     seconds = sum(content["seconds"].values())
     peak = content["peak_memory_bytes"] / 1e9
     _print_table(f"{labels}  ({seconds:.1f} s, {peak:.1f} GB)", ("label", "structure", "mL"), rows, right=(0, 2))
+
+
+def _several_volumes(path: Path) -> list[Listed]:
+    """The volumes of DICOM that holds several, or none."""
+    from medseg.io import is_dicom_source, list_volumes
+
+    if not is_dicom_source(path):
+        return []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
+        try:
+            found = list_volumes(path)
+        except BadFile:  # `read` says why
+            return []
+    if len(found) < 2:  # what there is to say is said when it is read
+        return []
+    for warning in caught:
+        _show_warning(warning.message, warning.category)
+    return found
 
 
 def _print_volumes(path: Path, found: Sequence[Listed], as_json: bool) -> None:
@@ -484,6 +519,25 @@ def _progress(quiet: bool, scan: Path | str) -> Iterator[tuple[Callable[[str], N
 
         say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
         yield (lambda text: say(f"{scan}: {text}")), progress
+
+
+@contextmanager
+def _json_progress(scan: Path | str) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
+    """What happens to one scan as lines of JSON on stderr, for programs; the same whole per cent is not said twice."""
+    import json
+
+    said: list[tuple[str, int]] = []
+
+    def say(**event: Any) -> None:
+        print(json.dumps(event), file=sys.stderr, flush=True)
+
+    def progress(what: str, done: int, total: int) -> None:
+        now = (what, 100 * done // max(total, 1))
+        if said[-1:] != [now]:
+            said.append(now)
+            say(event="progress", what=what, done=done, total=total)
+
+    yield (lambda text: say(event="announcement", scan=str(scan), text=text)), progress
 
 
 @contextmanager

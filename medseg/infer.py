@@ -244,7 +244,7 @@ def _origin(job: Job, volume: inference.Volume, model: inference.Model, extras: 
     options = replace(
         extras.dicom,
         model=identity["name"],
-        version=hashes if isinstance(hashes, str) else " ".join(each[:12] for each in hashes),
+        version=hashes if isinstance(hashes, str) else "+".join(one[:16] for one in hashes),
         family=_FAMILIES.get(identity["name"], extras.dicom.family),
         series=extras.series,
         volume_index=extras.volume_index,

@@ -280,6 +280,15 @@ def test_infer_writes_and_tells_nothing(kind: str, inputs: dict[str, Path], tria
         trial.run("infer", inputs[kind], "-o", trial.folder / f"more{suffix}", "-m", "kmeans", "--quiet", "--json")
 
 
+@pytest.mark.parametrize("kind", ["dicom", "nii"])
+def test_pages_scenes_and_pictures_tell_nothing(kind: str, inputs: dict[str, Path], trial: Trial):
+    labels = trial.folder / "labels.nii.gz"
+    trial.run("infer", inputs[kind], "-o", labels, "-m", "otsu")
+    for name in ("page.html", "scene.mrb", "sheet.png"):
+        trial.run("view", inputs[kind], labels, "-o", trial.folder / name)
+        assert (trial.folder / name).stat().st_size > 1000
+
+
 @pytest.mark.parametrize("kind", ["dicom", "zip"])
 def test_dicom_results_hold_no_names_of_files_and_nothing_private(kind: str, inputs: dict[str, Path], trial: Trial):
     out = trial.folder / "out.dcm"

@@ -13,25 +13,28 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BadFile, BadOutput
 from medseg.io.dicom import Paths, list_volumes, name_of, read_dicom
+from medseg.io.dicom_codes import Overlap
 from medseg.io.dicom_result import DicomOptions, class_of, open_origin, planes_on_source
 from medseg.io.dicom_seg import SEG_CLASSES, read_seg, read_seg_table, write_seg
+from medseg.io.dicom_seg import read_segments as read_dicom_segments
 from medseg.io.dicom_slice import is_dicom
 from medseg.io.files import open_file, sweep
 from medseg.io.metaimage import read_metaimage, write_metaimage
 from medseg.io.mgh import read_mgh, write_mgh
 from medseg.io.nifti import read_nifti, write_nifti
 from medseg.io.nrrd import read_nrrd, write_nrrd
-from medseg.io.rtstruct import RTSTRUCT_CLASS, read_rtstruct, read_rtstruct_table, write_rtstruct
+from medseg.io.rtstruct import RTSTRUCT_CLASS, read_rtstruct, read_rtstruct_table, read_structures, write_rtstruct
 from medseg.io.slicer import read_seg_nrrd, read_table, write_seg_nrrd
+from medseg.io.slicer import read_segments as read_slicer_segments
 from medseg.io.voxels import finite, labels_only
 from medseg.volume import Volume
 
 if TYPE_CHECKING:
-    from medseg.labels import LabelTable
+    from medseg.labels import Label, LabelTable
 
 __all__ = [
-    "READERS", "WRITERS", "DicomOptions", "Paths", "embedded_table", "is_dicom_source", "is_readable_name",
-    "label_kind", "list_volumes", "read", "read_labels", "strip_suffix", "write",
+    "READERS", "WRITERS", "DicomOptions", "Overlap", "Paths", "embedded_table", "is_dicom_source", "is_readable_name",
+    "label_kind", "list_volumes", "read", "read_labels", "read_masks", "strip_suffix", "write",
 ]  # fmt: skip
 
 #: Suffix to reader: `reader(path, volume_index=None, assume_geometry=None) -> Volume`. Longer suffixes come first.
@@ -175,6 +178,23 @@ def label_kind(path: Paths) -> str:
         return ""
     found = class_of(path) if READERS.get(_suffix(path, READERS) or ".dcm") is read_dicom else ""
     return "SEG" if found in SEG_CLASSES else "RTSTRUCT" if found == RTSTRUCT_CLASS else ""
+
+
+def read_masks(
+    path: str | Path, *, source: Paths | None = None, series: str | int | None = None
+) -> list[tuple[Label, Volume]]:
+    """Every structure of a `.seg.nrrd`, DICOM SEG or RTSTRUCT as a mask (uint8, 0 and 1) of its own, overlaps kept.
+
+    source, series: the DICOM images that a structure set was drawn on. Raises `BadFile`.
+    """
+    kind = label_kind(path)
+    if kind == "RTSTRUCT":
+        return read_structures(path, source=source, series=series)
+    if kind == "SEG":
+        return read_dicom_segments(path)
+    if _suffix(path, READERS) != ".seg.nrrd":
+        raise BadFile(f"{path}: names no structures; give a .seg.nrrd, DICOM SEG or RTSTRUCT")
+    return list(read_slicer_segments(path))
 
 
 def _dicom_labels(

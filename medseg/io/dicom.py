@@ -18,7 +18,16 @@ from medseg.errors import BadFile, DataWarning
 from medseg.io.dicom_pixels import stored_dtype_of, stored_pixels
 from medseg.io.dicom_repair import check_repair, doubles, repaired
 from medseg.io.dicom_series import Found, differences, find_volumes, sorted_along_normal
-from medseg.io.dicom_slice import CLASSIC, DICOMDIR, Slice, guarded, header_values, is_dicom, parse, read_header
+from medseg.io.dicom_slice import (
+    CLASSIC,
+    Slice,
+    guarded,
+    header_values,
+    is_dicom,
+    is_dicomdir,
+    parse,
+    read_header,
+)
 from medseg.io.dicom_source import Entry, Paths, Source, name_of
 from medseg.io.dicom_suv import suv_factor
 from medseg.io.files import MAX_BYTES, inside
@@ -157,8 +166,8 @@ def _slices(source: Source) -> tuple[list[Slice], list[BadFile]]:
             with source.open(entry) as file:
                 if is_dicom(file.read(132)):
                     pieces = parse(source, entry, file)
-                    slices += pieces
-                    others += not pieces
+                    slices += pieces or []
+                    others += pieces == []
                 else:
                     strange.append(entry)
         except BadFile as error:
@@ -185,14 +194,18 @@ def _follow_dicomdir(source: Source) -> None:
     with source.open(source.entries[0]) as file:
         if not is_dicom(file.read(132)):
             return
-    header = header_values(source, source.entries[0], ["DirectoryRecordSequence"])
-    if header.media_class != DICOMDIR:
+    if not is_dicomdir(source, source.entries[0]):
         return
+    header = header_values(source, source.entries[0], ["DirectoryRecordSequence"])
+    if header.cut_off:
+        raise BadFile(f"{path}: ends early; give the folder that holds the series")
 
     def names(dicom: object) -> list[str]:
         found = []
         for record in header.get("DirectoryRecordSequence") or []:
             parts = record.get("ReferencedFileID")
+            if not parts and str(record.get("DirectoryRecordType") or "IMAGE") == "IMAGE":
+                raise ValueError("an image without a file")
             if parts:
                 found.append(parts if isinstance(parts, str) else "/".join(str(part) for part in parts))
         return found
@@ -236,11 +249,12 @@ def _choose(
             raise BadFile(f"{name}: has no volume {volume_index}; it holds {len(chosen)}, numbered from 0")
         chosen = [chosen[volume_index]]
     if len(chosen) > 1:
-        numbers = ", ".join(volume.number for volume in chosen[:20]) + (", ..." if len(chosen) > 20 else "")
+        readable = [volume.number for volume in chosen if not volume.problem] or [volume.number for volume in chosen]
+        numbers = ", ".join(readable[:10]) + (", ..." if len(readable) > 10 else "")
         raise BadFile(f"{name}: {differences(chosen)}; choose one with --series ({numbers}; medseg info lists them)")
     only = chosen[0]
     first = only.slices[0]
-    if source.is_file and len(only.slices) == 1 and first.sop_class in CLASSIC and not first.localizer:
+    if source.is_file and len(only.slices) == 1 and first.sop_class in CLASSIC and not only.problem_of_slice:
         raise BadFile(f"{name}: is one DICOM file with one slice; give the folder that holds the whole series")
     return only
 
@@ -293,7 +307,7 @@ def _values(source: Source, slices: Sequence[Slice]) -> NDArray:
     order = sorted(range(len(slices)), key=lambda k: (str(slices[k].path), slices[k].member or 0, slices[k].frame, k))
     for k, pixels in zip(order, stored_pixels(source, [slices[k] for k in order])):
         data[..., k] = pixels.T
-    padding = _is_padding(data, first)
+    padding = _is_padding(data, slices)
     if inverted:
         # As GDCM does: the value that is as far from the top of the stored range as this one is from the bottom.
         data = _turned_over(data, first)
@@ -308,11 +322,15 @@ def _values(source: Source, slices: Sequence[Slice]) -> NDArray:
     return data
 
 
-def _is_padding(data: NDArray, first: Slice) -> NDArray | None:
-    """Which voxels stand for no pixel, or None if none or all do, or if they are 0, the scanner's own background."""
-    if first.padding is None or first.padding == (0, 0):
+def _is_padding(data: NDArray, slices: Sequence[Slice]) -> NDArray | None:
+    """Which voxels stand for no pixel, or None if none or all do. A value of 0 is the scanner's own background."""
+    if all(piece.padding in (None, (0, 0)) for piece in slices):
         return None
-    padding: NDArray = (data >= first.padding[0]) & (data <= first.padding[1])
+    padding = np.zeros(data.shape, bool, order="F")
+    for k, piece in enumerate(slices):
+        if piece.padding not in (None, (0, 0)):
+            low, high = piece.padding or (0, 0)
+            padding[..., k] = (data[..., k] >= low) & (data[..., k] <= high)
     return padding if padding.any() and not padding.all() else None
 
 
@@ -325,7 +343,14 @@ def _turned_over(data: NDArray, first: Slice) -> NDArray:
 def _scaled(name: str, data: NDArray, slices: Sequence[Slice]) -> NDArray:
     scales = {_scale(piece) for piece in slices}
     if len(scales) == 1:
-        return rescale(name, data, *scales.pop())
+        slope, intercept = scales.pop()
+        if slope == 1 and intercept.is_integer() and data.dtype.itemsize == 2:
+            ends = int(data.min()) + int(intercept), int(data.max()) + int(intercept)
+            if ends[0] >= -32768 and ends[1] <= 32767:  # in place: a CT needs its memory once
+                shifted = data.view(np.int16)
+                shifted += np.array(int(intercept)).astype(np.int16)  # wraps around to what is right
+                return shifted
+        return rescale(name, data, slope, intercept)
     out = np.empty(data.shape, np.float32, order="F")  # PET: every slice has its own scale
     for k, piece in enumerate(slices):
         slope, intercept = _scale(piece)

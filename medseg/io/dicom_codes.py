@@ -24,6 +24,17 @@ _TISSUE = ("SCT", "85756007", "Tissue")
 _STRUCTURE = ("SCT", "123037004", "Anatomical Structure")
 
 
+class Overlap(BadFile):
+    """Structures of a DICOM object share voxels, so they are not one label map."""
+
+    def __init__(self, path: str | Path, voxels: int) -> None:
+        super().__init__(
+            f"{path}: {voxels} voxels belong to more than one of its structures, so they are not one label map; choose "
+            "with --segment which to take (given again, the later lies on top), or convert it to .seg.nrrd, which "
+            "keeps them all"
+        )
+
+
 def category_of(label: Label) -> Code:
     """The category of a structure; of one without codes it is 'Tissue', which claims least."""
     from medseg.labels import Code

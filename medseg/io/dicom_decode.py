@@ -18,6 +18,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+#: Most seconds of computing for all frames of a series.
+SERIES_SECONDS = 1200
+
 
 def main(memory_bytes: int) -> None:
     """Serve frames until stdin ends, in at most `memory_bytes` beyond what the decoders need to be loaded."""
@@ -40,11 +43,12 @@ def main(memory_bytes: int) -> None:
 
 
 def _limit(memory_bytes: int) -> None:
-    """No more memory than given, no files, no core dump; the time is kept by the parent."""
+    """No more memory than given, no files, no core dump; the time of one frame is kept by the parent."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) if sys.platform == "linux" else 0
     most = pages * resource.getpagesize() + memory_bytes
     for what, value in (
         (resource.RLIMIT_AS, most if pages else resource.RLIM_INFINITY),
+        (resource.RLIMIT_CPU, SERIES_SECONDS),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
     ):

@@ -23,8 +23,8 @@ from medseg.io.files import MAX_BYTES
 
 #: Most seconds that unpacking one frame may take.
 FRAME_SECONDS = 30.0
-#: Memory that a decoder may take beyond sixteen times the frame it unpacks.
-DECODER_BYTES = 1 << 30
+#: Memory that a decoder may take beyond eight times the frame it unpacks, and the largest such frame.
+DECODER_BYTES, MAX_FRAME_BYTES = 1 << 30, 256 << 20
 #: How much smaller than its pixels a compressed frame can be; beyond that the header claims what the file cannot hold.
 MAX_RATIO = 4096
 _ITEM, _END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
@@ -188,12 +188,33 @@ def _frame(where: str, piece: Slice, opened: _Opened, decoder: _Decoder) -> NDAr
         if about.length >= 0:
             raise BadFile(f"{where}: its pixels are not packed as its header says; the file is damaged")
         packed = opened.compressed(piece)
-        if size > MAX_RATIO * len(packed):
+        if size > MAX_RATIO * len(packed) or size > MAX_FRAME_BYTES:
             raise BadFile(f"{where}: {_SHORT}")
         pixels = np.frombuffer(decoder.unpack(where, piece, packed, size), dtype).reshape(rows, columns)
     # Old scanners keep overlays in the unused bits; pushing the value up and back drops them and extends the sign.
     unused = dtype.itemsize * 8 - piece.bits[1]
     return (pixels << unused) >> unused if unused else pixels
+
+
+def codestream_size(packed: bytes) -> tuple[int, int] | None:
+    """Rows and columns that a JPEG, JPEG-LS or JPEG 2000 stream itself says it has, or None if it says nothing.
+
+    Sources: ITU-T T.81 B.2.2, T.87 C.2.2 (frame headers), T.800 A.5.1 (image and tile size).
+    """
+    try:
+        if packed[:4] == b"\xff\x4f\xff\x51":
+            right, bottom, left, top = struct.unpack_from(">IIII", packed, 8)
+            return bottom - top, right - left
+        place = 2 if packed[:2] == b"\xff\xd8" else len(packed)
+        while packed[place] == 0xFF:
+            marker, length = struct.unpack_from(">BH", packed, place + 1)
+            if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+                rows, columns = struct.unpack_from(">HH", packed, place + 5)
+                return rows, columns
+            place += 1 if marker == 0xFF else 2 + length
+    except (IndexError, struct.error):
+        pass
+    return None
 
 
 def _cut(picture: NDArray, piece: Slice) -> NDArray:
@@ -224,9 +245,12 @@ class _Decoder:
         """The `size` bytes of a frame's pixels, little-endian. Raises `BadFile` whatever happens to the child."""
         syntax = piece.pixels.syntax
         guarded(where, lambda dicom: _check_decoder(dicom, where, syntax))
-        if syntax.startswith(_JPEG) and not packed[-64:].rstrip(b"\0").endswith(b"\xff\xd9"):
-            raise BadFile(f"{where}: its compressed pixels end early; it is incomplete, get the file again")
         rows, columns = frame_size(piece)
+        if syntax.startswith(_JPEG):
+            if not packed[-64:].rstrip(b"\0").endswith(b"\xff\xd9"):
+                raise BadFile(f"{where}: its compressed pixels end early; it is incomplete, get the file again")
+            if codestream_size(packed) != (rows, columns):
+                raise BadFile(f"{where}: its compressed pixels are not of the size that its header says; get it again")
         allocated, stored, _, signed = piece.bits
         about = {
             "syntax": syntax, "photometric": piece.photometric, "rows": rows, "columns": columns,
@@ -235,7 +259,7 @@ class _Decoder:
         }  # fmt: skip
         if self._child is None:
             self._child = subprocess.Popen(
-                [sys.executable, "-P", str(_DECODER), str(DECODER_BYTES + 16 * size)],
+                [sys.executable, "-P", str(_DECODER), str(DECODER_BYTES + 8 * size)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

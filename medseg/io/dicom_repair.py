@@ -46,6 +46,8 @@ def check_repair(pieces: Sequence[Slice]) -> None:
     Slices at one place are taken to be copies, of which one is kept.
     """
     kept = _kept(pieces)
+    if len(kept) == 1 < len(pieces):
+        raise BadFile(f"its {len(pieces)} slices all lie at the same place, which is no volume; give another series")
     if len(kept) < 3:
         raise BadFile(f"it holds {len(kept)} slices, too few for a volume; give the whole series")
     _, positions, normal = sorted_along_normal(kept)
@@ -83,7 +85,7 @@ def repaired(pieces: Sequence[Slice], data: NDArray) -> tuple[NDArray, NDArray[n
     offsets = positions @ normal
     steps = np.diff(offsets)
     step = float(np.median(steps))
-    count = round(float(steps.sum()) / step) + 1
+    count = max(len(pieces), round(float(steps.sum()) / step) + 1)
     between = (positions[-1] - positions[0]) / (count - 1)
     uneven = (np.abs(steps - step) > MAX_STEP_DIFFERENCE * step).any()
     if missing := missing_slices(steps) if uneven else 0:

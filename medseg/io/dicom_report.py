@@ -33,7 +33,7 @@ def _report(segmentation: Any, origin: Origin, millilitres: dict[int, float], ta
     from highdicom.sr import DeviceObserverIdentifyingAttributes as DeviceObserver
     from pydicom.sr.codedict import codes
 
-    segments = {item.SegmentDescription: item for item in segmentation.SegmentSequence}
+    segments = {item.get("SegmentDescription"): item for item in segmentation.SegmentSequence}
     groups = [
         _measured(segmentation, origin, label, segments[f"Label value {label.value}"], millilitres[label.value])
         for label in table.labels

@@ -10,6 +10,7 @@ import hashlib
 import math
 import re
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import BadFile, BadOutput
+from medseg.errors import BadFile, BadOutput, DataWarning
 from medseg.io.dicom import ordered_slices
 from medseg.io.dicom_codes import scheme_item, text
 from medseg.io.dicom_series import grid
@@ -77,6 +78,7 @@ class Origin:
     study: str
     series: str
     frame_of_reference: str
+    has_frame_of_reference: bool  # of its own
     modality: str
     series_number: int
     carried: dict[str, str] = field(repr=False)
@@ -125,8 +127,14 @@ def open_origin(path: Paths, options: DicomOptions | None = None) -> Origin:
     for tag, words in (("StudyInstanceUID", "study"), ("SeriesInstanceUID", "series")):
         if not _is_uid(facts[tag]):
             raise BadFile(f"{name}: does not say to which {words} it belongs; DICOM results need that, export it again")
-    if not _is_uid(first.frame_of_reference):
-        raise BadFile(f"{name}: has no frame of reference, which DICOM results refer to; export the series again")
+    frame_of_reference = first.frame_of_reference
+    if not _is_uid(frame_of_reference):  # some tools that take out names take it out, too
+        frame_of_reference = _derived("frame of reference", facts["SeriesInstanceUID"])
+        warnings.warn(
+            f"{name}: has no frame of reference; DICOM results give it one that follows from its series",
+            DataWarning,
+            stacklevel=2,
+        )
     if not all(_is_uid(piece.sop_instance) and _is_uid(piece.sop_class) for piece in slices):
         raise BadFile(f"{name}: some of its images have no proper identifier to refer to; export the series again")
 
@@ -146,7 +154,8 @@ def open_origin(path: Paths, options: DicomOptions | None = None) -> Origin:
         options=options,
         study=uid(facts["StudyInstanceUID"]),
         series=uid(facts["SeriesInstanceUID"]),
-        frame_of_reference=uid(first.frame_of_reference),
+        frame_of_reference=uid(frame_of_reference),
+        has_frame_of_reference=frame_of_reference == first.frame_of_reference,
         modality=facts["Modality"],
         series_number=facts["SeriesNumber"],
         carried=carried,
@@ -156,7 +165,7 @@ def open_origin(path: Paths, options: DicomOptions | None = None) -> Origin:
 
 
 def _facts(header: Any) -> dict[str, Any]:
-    """What is carried, decoded; what is not valid is left empty, but for names and identifiers, which stay."""
+    """What is carried, decoded; what is not valid is left out or cut short, but for the patient's name and number."""
 
     def value(name: str) -> str:
         found = header.get(name)
@@ -166,6 +175,8 @@ def _facts(header: Any) -> dict[str, Any]:
     for name, pattern in (("PatientBirthDate", _DATE), ("StudyDate", _DATE), ("StudyTime", _TIME)):
         if not pattern.fullmatch(carried[name]):
             carried[name] = ""
+    for name in ("StudyID", "AccessionNumber"):
+        carried[name] = carried[name][:16]
     if carried["PatientSex"] not in ("M", "F", "O"):
         carried["PatientSex"] = ""
     number = value("SeriesNumber")
@@ -212,7 +223,7 @@ def planes_on_source(labels: Volume, origin: Origin, path: str | Path) -> NDArra
                 f"{path}: the labels lie on another grid than the DICOM series they should refer to; give the series "
                 "they were made from, or allow nearest-neighbour resampling (--nearest)"
             )
-        return np.ascontiguousarray(resample(labels, origin.affine, origin.shape, order=0).data.T)
+        return _nearest(labels, origin)
     # Voxel axis a of the source follows voxel axis order[a] of the labels, forwards or backwards.
     order = [int(np.abs(turn[a]).argmax()) for a in range(3)]
     signs = [int(turn[a, order[a]]) for a in range(3)]
@@ -221,10 +232,18 @@ def planes_on_source(labels: Volume, origin: Origin, path: str | Path) -> NDArra
     if any(at < 0 or at + size > whole for at, size, whole in zip(low, data.shape, origin.shape)):
         if not origin.options.nearest:
             raise BadOutput(f"{path}: the labels reach beyond the DICOM series; give the series they were made from")
-        return np.ascontiguousarray(resample(labels, origin.affine, origin.shape, order=0).data.T)
+        return _nearest(labels, origin)
     out = np.zeros(origin.shape[::-1], data.dtype)
     out.T[tuple(slice(at, at + size) for at, size in zip(low, data.shape))] = data
     return out
+
+
+def _nearest(labels: Volume, origin: Origin) -> NDArray:
+    """Planes of the source with the label of the nearest voxel, background beyond half a voxel outside."""
+    affine = labels.affine.copy()
+    affine[:3, 3] -= affine[:3, :3].sum(axis=1)
+    around = Volume(np.pad(labels.data, 1), affine)  # points up to half a voxel outside are then between voxels
+    return np.ascontiguousarray(resample(around, origin.affine, origin.shape, order=0).data.T)
 
 
 def complete(dataset: Any, origin: Origin, kind: str) -> None:
@@ -243,7 +262,7 @@ def complete(dataset: Any, origin: Origin, kind: str) -> None:
         tag, kind_of_value = tag_for_keyword(name), dictionary_VR(name)
         words = PersonName(value) if kind_of_value == "PN" else value
         assert tag is not None
-        # Identifiers stay as they are even where the source's are longer than the standard allows.
+        # The patient stays the same even where the source's name or number is longer than the standard allows.
         dataset.add(DataElement(tag, kind_of_value, words, validation_mode=0))
     dataset.StudyInstanceUID = origin.study
     dataset.FrameOfReferenceUID = origin.frame_of_reference

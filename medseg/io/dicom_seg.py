@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning
 from medseg.io.dicom_codes import (
+    Overlap,
     category_of,
     chosen,
     cielab,
@@ -216,9 +217,11 @@ def _encode(planes: NDArray, origin: Origin, descriptions: list[Any], binary: bo
         device_serial_number="0",
         content_label="SEGMENTATION",
         content_description="Segmentation by medseg",
-        transfer_syntax_uid=_EXPLICIT if binary else _RLE,
+        transfer_syntax_uid=_EXPLICIT,
         omit_empty_frames=binary,
     )
+    if not binary:
+        _compress(dataset)
     for k in empty_ends:
         _clear_first_bit(dataset, k)
     _refer(dataset, origin)
@@ -227,6 +230,43 @@ def _encode(planes: NDArray, origin: Origin, descriptions: list[Any], binary: bo
         for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
             item.DimensionOrganizationUID = uid
     return dataset
+
+
+def _compress(dataset: Any) -> None:
+    """Pack the frames of a label map by RLE (PS3.5 Annex G); the encoders that highdicom may choose can end a process.
+
+    Every run of equal bytes becomes two bytes, a run of one byte too; no run goes on into the next row.
+    """
+    from pydicom.encaps import encapsulate
+
+    pixels = np.frombuffer(dataset.PixelData, np.dtype(f"<u{dataset.BitsAllocated // 8}"))
+    frames = pixels[: dataset.NumberOfFrames * dataset.Rows * dataset.Columns].reshape(
+        -1, dataset.Rows, dataset.Columns
+    )
+    dataset.PixelData = encapsulate([_packed(frame) for frame in frames])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    dataset.file_meta.TransferSyntaxUID = _RLE
+
+
+def _packed(frame: NDArray) -> bytes:
+    parts = []
+    for shift in range(8 * (frame.itemsize - 1), -1, -8):  # the high bytes come first
+        rows = (frame >> shift).astype(np.uint8)
+        change = np.ones(rows.shape, bool)
+        change[:, 1:] = rows[:, 1:] != rows[:, :-1]
+        starts = np.flatnonzero(change)
+        lengths = np.diff(np.append(starts, rows.size))
+        pieces = -(-lengths // 128)  # no run is longer than 128
+        value = np.repeat(rows.ravel()[starts], pieces)
+        length = np.full(len(value), 128)
+        last = np.cumsum(pieces) - 1
+        length[last] = lengths - 128 * (pieces - 1)
+        parts.append(np.stack([(1 - length).astype(np.uint8), value], axis=1).tobytes())
+    offsets = np.cumsum([64, *map(len, parts)])[:-1]
+    header = np.zeros(16, "<u4")
+    header[0], header[1 : 1 + len(parts)] = len(parts), offsets
+    return header.tobytes() + b"".join(parts)
 
 
 def _skeleton(origin: Origin, k: int) -> Any:
@@ -323,10 +363,7 @@ def read_seg(
     parsed = _parse(path)
     data, shared = _painted(path, parsed, chosen(path, parsed.table, segments))
     if shared and segments is None:
-        raise BadFile(
-            f"{path}: {shared} voxels belong to more than one of its segments, so they are not one label map; "
-            "choose with --segment which to take (given several times, later ones lie over earlier ones)"
-        )
+        raise Overlap(path, shared)
     return labels_only(path, make_volume(path, data, parsed.affine))
 
 
@@ -419,7 +456,7 @@ def _unpacked(path: str | Path) -> Iterator[NDArray]:
         entry = Entry(Path(path), None)
         with source.open(entry) as file:
             slices = parse(source, entry, file)
-        yield from stored_pixels(source, slices)
+        yield from stored_pixels(source, slices or [])
 
 
 def _parse(path: str | Path) -> _Parsed:

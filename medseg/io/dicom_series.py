@@ -64,7 +64,7 @@ def find_volumes(source: Source, slices: Sequence[Slice]) -> tuple[list[Found], 
     Series are numbered by Series Number, then by UID: the numbers do not depend on the names of files.
     """
     by_series: dict[str, list[Slice]] = {}
-    for piece in slices:
+    for piece in sorted(slices, key=lambda piece: (piece.instance_number or 0, piece.sop_instance, piece.frame)):
         by_series.setdefault(piece.series, []).append(piece)
     kept: list[list[Slice]] = []
     for pieces in by_series.values():
@@ -85,14 +85,16 @@ def find_volumes(source: Source, slices: Sequence[Slice]) -> tuple[list[Found], 
 
 def _volumes_of(source: Source, pieces: list[Slice]) -> tuple[list[list[Slice]], str]:
     """A series' slices volume by volume, and what was found to differ between them."""
-    if any(_defect(source, piece) for piece in pieces):
-        return [pieces], ""
     parts, differs = [pieces], ""
+    whole: list[list[Slice]] = []
     for what, key, tolerance in _SHARED:
         split = [group for part in parts for group in _groups(part, key, tolerance)]
         if len(split) > len(parts):
             parts, differs = split, differs or what
-    out = []
+        if what == "kinds of image":  # the rest can only be compared if every slice says it
+            whole = [part for part in parts if any(_defect(source, piece) for piece in part)]
+            parts = [part for part in parts if part not in whole]
+    out = whole
     for part in parts:
         alone, reason = _untangled(part)
         differs = differs or reason
@@ -102,10 +104,10 @@ def _volumes_of(source: Source, pieces: list[Slice]) -> tuple[list[list[Slice]],
 
 _Key = Callable[[Slice], object]
 _SHARED: tuple[tuple[str, _Key, float], ...] = (
-    ("kinds of image", lambda piece: piece.sop_class, 0),
+    ("kinds of image", lambda piece: (piece.sop_class, piece.samples), 0),
     ("coordinate systems", lambda piece: piece.frame_of_reference, 0),
     ("sizes", lambda piece: (piece.rows, piece.columns), 0),
-    ("pixel formats", lambda piece: (piece.bits, piece.photometric, piece.padding), 0),
+    ("pixel formats", lambda piece: (piece.bits, piece.photometric), 0),
     ("orientations", lambda piece: piece.orientation, 1e-4),
     ("pixel spacings", lambda piece: piece.spacing, 1e-4),
 )
@@ -172,7 +174,9 @@ def _split_by(pieces: list[Slice], name: str) -> list[list[Slice]]:
             return [pieces]
     elif min(map(len, covered)) < 3:
         return [pieces]
-    order = sorted(groups, key=lambda value: (value is None, _sortable(value)))
+    by_number = name in ("kind", "gradient", "file")  # whose values have no order of their own
+    first = {value: min(pieces[n].instance_number or 0 for n in members) for value, members in groups.items()}
+    order = sorted(groups, key=lambda value: (first[value] if by_number else 0, value is None, _sortable(value)))
     return [[pieces[n] for n in groups[value]] for value in order]
 
 
@@ -225,6 +229,8 @@ def _arranged(source: Source, number: str, pieces: list[Slice], differs: str) ->
 def _defect(source: Source, piece: Slice) -> str:
     """What is wrong with one slice, as a sentence that begins with its file; '' if nothing is."""
     where = source.where(piece.entry)
+    if not piece.photometric:
+        return f"{where}: does not say whether it is in grey values or colour; export it again"
     if piece.samples != 1 or not piece.photometric.startswith("MONOCHROME"):
         return f"{where}: is a colour image; give the original series in grey values"
     if piece.sop_class not in SOP_CLASSES:

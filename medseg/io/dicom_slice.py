@@ -43,9 +43,11 @@ IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN = (
 )  # fmt: skip
 #: Transfer syntaxes whose pixels are plain numbers.
 NATIVE = (IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN)
+#: Most pieces in which a header is read: about 60 for a frame, of a few thousand.
+MAX_READS = 1 << 21
 #: Most slices of one file.
 MAX_FRAMES = 1 << 16
-#: The tags that are read; what is not here is passed over. The last four are Siemens' own header of mosaics.
+#: The tags that are read; what is not here is passed over. The last four are Siemens' own headers of mosaics.
 TAGS: list[str | int] = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "ImageType", "SeriesNumber",
     "InstanceNumber", "AcquisitionNumber", "AcquisitionTime", "NumberOfFrames", "SamplesPerPixel",
@@ -55,7 +57,7 @@ TAGS: list[str | int] = [
     "EchoTime", "InversionTime", "FlipAngle", "TemporalPositionIdentifier", "TriggerTime", "DiffusionBValue",
     "DiffusionGradientOrientation", "FrameReferenceTime", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence", "DimensionIndexSequence", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
-    0x00290010, 0x00290011, 0x00291010, 0x00291110,
+    0x00291010, 0x00291110, 0x00291020, 0x00291120,
 ]  # fmt: skip
 # What pydicom lets out on damaged files besides exceptions of its own, found by mutating files.
 _DAMAGE = (
@@ -136,23 +138,27 @@ class Slice:
         return "LOCALIZER" in self.image_type
 
 
-def parse(source: Source, entry: Entry, file: Any) -> list[Slice]:
-    """The slices of an open DICOM file, empty if it holds no image. Raises `BadFile`."""
+def parse(source: Source, entry: Entry, file: Any) -> list[Slice] | None:
+    """The slices of an open DICOM file, empty if it holds no image, None for a DICOMDIR. Raises `BadFile`."""
     from medseg.io.dicom_frames import frames_of, tiles_of
 
     where = source.where(entry)
 
-    def work(dicom: Any) -> list[Slice]:
+    def work(dicom: Any) -> list[Slice] | None:
         dataset, pixels = _dataset(dicom, file, where, TAGS)
-        image = dataset.get("Rows") is not None or sop_class_of(dataset) in SOP_CLASSES
-        if not image or dataset.media_class == DICOMDIR:
+        sop_class = sop_class_of(dataset)
+        if dataset.media_class == DICOMDIR:
+            return None
+        if pixels is None and (not sop_class or (dataset.cut_off and sop_class in SOP_CLASSES)):
+            raise BadFile(f"{where}: ends early; it is incomplete, export the series again")
+        if dataset.get("Rows") is None and sop_class not in SOP_CLASSES:
             return []
         first = _slice_of(entry, dataset, pixels)
         if first.sop_class in ENHANCED or first.frames > 1:
             return frames_of(first, dataset)
         return tiles_of(first, dataset) if "MOSAIC" in first.image_type else [first]
 
-    found: list[Slice] = guarded(where, work)
+    found: list[Slice] | None = guarded(where, work)
     return found
 
 
@@ -164,6 +170,17 @@ def read_header(path: str | Path, piece: Slice) -> Any:
     with Source(piece.path) as source, source.open(piece.entry) as file:
         where = source.where(piece.entry)
         return guarded(where, lambda dicom: _dataset(dicom, file, where, None)[0])
+
+
+def is_dicomdir(source: Source, entry: Entry) -> bool:
+    """Whether a DICOM file is a DICOMDIR, by its file meta information alone. Raises `BadFile`."""
+    with source.open(entry) as file:
+
+        def work(dicom: Any) -> bool:
+            return str(_file_meta(dicom, file)[0].get("MediaStorageSOPClassUID", "")) == DICOMDIR
+
+        found: bool = guarded(source.where(entry), work)
+    return found
 
 
 def header_values(source: Source, entry: Entry, tags: Sequence[str | int]) -> Any:
@@ -268,7 +285,7 @@ def guarded(where: str, work: Callable[[Any], Any]) -> Any:
 
 
 def _dataset(dicom: Any, file: Any, where: str, tags: Sequence[str | int] | None) -> tuple[Any, PixelData | None]:
-    """The data set up to the pixels, with `media_class` and `file_meta`; and where the pixels lie."""
+    """The data set up to the pixels, with `media_class`, `file_meta` and `cut_off`; and where the pixels lie."""
     meta, start = _file_meta(dicom, file)
     syntax = str(meta.get("TransferSyntaxUID", "") or "")
     deflated_from = start if syntax == DEFLATED else None
@@ -286,12 +303,41 @@ def _dataset(dicom: Any, file: Any, where: str, tags: Sequence[str | int] | None
     if syntax == IMPLICIT and lettered:
         implicit = False
     wanted = None if tags is None else _tags(tuple(tags))
+    watched = _Watched(file, where)
     dataset = dicom.filereader.read_dataset(
-        file, implicit, little, stop_when=lambda tag, vr, length: tag >= 0x7FE00008, specific_tags=wanted
+        watched, implicit, little, stop_when=lambda tag, vr, length: tag >= 0x7FE00008, specific_tags=wanted
     )
     dataset.media_class = str(meta.get("MediaStorageSOPClassUID", ""))
     dataset.file_meta = meta
+    dataset.cut_off = watched.is_cut_off()
     return dataset, _pixel_data(file, syntax, implicit, little, deflated_from)
+
+
+class _Watched:
+    """A file that notices when it ends in the middle of something, which pydicom passes over in silence."""
+
+    def __init__(self, file: Any, where: str) -> None:
+        self._file, self._where = file, where
+        self._short = False
+        self._reads = 0
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, count: int) -> bytes:
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise BadFile(f"{self._where}: its header has more parts than any header has; the file is damaged")
+        found: bytes = self._file.read(count)
+        # At the very end of a whole file, the next element is looked for (8 bytes) and there is nothing.
+        self._short |= len(found) < count and not (count == 8 and not found)
+        return found
+
+    def is_cut_off(self) -> bool:
+        """Whether the file ended within an element, be it one that was read or one that was passed over."""
+        place = self.tell()
+        self.seek(max(0, place - 1))
+        missing = not self._file.read(1)
+        self.seek(place)
+        return self._short or missing
 
 
 @cache

@@ -10,6 +10,7 @@ holes as well.
 from __future__ import annotations
 
 import hashlib
+import struct
 import warnings
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning
-from medseg.io.dicom_codes import category_of, chosen, code_item, read_codes, table_of, text, type_of
+from medseg.io.dicom_codes import Overlap, category_of, chosen, code_item, read_codes, table_of, text, type_of
 from medseg.io.dicom_result import (
     DicomOptions,
     Origin,
@@ -103,6 +104,7 @@ def _dataset(planes: NDArray, origin: Origin, labels: list[Label]) -> Any:
     dataset.RTROIObservationsSequence = [_observation(number, label) for number, label in enumerate(labels, 1)]
     dataset.ApprovalStatus = "UNAPPROVED"
     complete(dataset, origin, "RTSTRUCT")
+    _as_it_is(dataset)
     return dataset
 
 
@@ -171,45 +173,64 @@ def _observation(number: int, label: Label) -> Any:
 
 
 def _contours(planes: NDArray, origin: Origin, label: Label, box: tuple[slice, ...] | None) -> Any:
+    from pydicom.dataelem import RawDataElement
     from pydicom.dataset import Dataset
+    from pydicom.tag import Tag
 
     item = Dataset()
     item.ReferencedROINumber = label.value
     item.ROIDisplayColor = list(label.color)
-    contours: list[Any] = []
+    contours: list[bytes] = []
     for k in range(box[0].start, box[0].stop) if box else ():
         assert box is not None
         for outline in outlines(planes[k][box[1:]] == label.value):
             outline += (box[1].start, box[2].start)
             contours.append(_contour(origin, k, outline, len(contours) + 1))
     if contours:
-        item.ContourSequence = contours
+        value = b"".join(contours)
+        item[Tag("ContourSequence")] = RawDataElement(Tag("ContourSequence"), "SQ", len(value), value, 0, True, True)
+    _as_it_is(item)
     return item
 
 
-def _contour(origin: Origin, k: int, outline: NDArray[np.float64], number: int) -> Any:
-    """An item of the Contour Sequence for an outline (P, 2) of rows and columns on slice k."""
-    from pydicom.dataelem import RawDataElement
-    from pydicom.dataset import Dataset
-    from pydicom.tag import Tag
+def _as_it_is(dataset: Any) -> None:
+    """Let pydicom write what a dataset holds as bytes as those bytes, instead of making objects of every number."""
+    dataset.set_original_encoding(True, True, dataset._character_set)
 
+
+def _contour(origin: Origin, k: int, outline: NDArray[np.float64], number: int) -> bytes:
+    """An item of the Contour Sequence for an outline (P, 2) of rows and columns on slice k, in implicit VR.
+
+    Written out here because there may be tens of thousands with hundreds of points each.
+    """
     piece = origin.slices[k]
     assert piece.position and piece.spacing
     along_row, down_column = np.reshape(origin.slices[0].orientation or (), (2, 3))
     points = piece.position + outline[:, 1:] * (along_row * piece.spacing[1])
     points = points + outline[:, :1] * (down_column * piece.spacing[0])
     digits = digits_for(min(piece.spacing))
-    value = "\\".join(decimal(number, digits) for number in points.ravel().tolist()).encode()
-    item = Dataset()
-    item.ContourNumber = number
-    item.ContourImageSequence = [origin.reference(piece)]
-    item.ContourGeometricType = "CLOSED_PLANAR"
-    item.NumberOfContourPoints = len(outline)
-    value += b" " * (len(value) % 2)
-    # As bytes: pydicom would make an object of every number.
-    tag = Tag("ContourData")
-    item[tag] = RawDataElement(tag, "DS", len(value), value, 0, True, True)
-    return item
+    reference = _element(0x0008, 0x1150, piece.sop_class, "\0")
+    reference += _element(0x0008, 0x1155, origin.uid(piece.sop_instance), "\0")
+    if piece.frames > 1:
+        reference += _element(0x0008, 0x1160, str(piece.frame + 1))
+    return _item(
+        _element(0x3006, 0x0016, _item(reference))
+        + _element(0x3006, 0x0042, "CLOSED_PLANAR")
+        + _element(0x3006, 0x0046, str(len(outline)))
+        + _element(0x3006, 0x0048, str(number))
+        + _element(0x3006, 0x0050, "\\".join(decimal(number, digits) for number in points.ravel().tolist()))
+    )
+
+
+def _element(group: int, element: int, value: str | bytes, padding: str = " ") -> bytes:
+    """An element in implicit VR, little endian (PS3.5 7.1.3)."""
+    if isinstance(value, str):
+        value = (value + padding * (len(value) % 2)).encode("ascii")
+    return struct.pack("<HHI", group, element, len(value)) + value
+
+
+def _item(content: bytes) -> bytes:
+    return struct.pack("<HHI", 0xFFFE, 0xE000, len(content)) + content
 
 
 def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
@@ -323,14 +344,13 @@ def read_rtstruct(
             shared += int((plane & (target > 0)).sum())
             target[plane] = value
     if shared and segments is None:
-        raise BadFile(
-            f"{path}: {shared} voxels belong to more than one of its structures, so they are not one label map; "
-            "choose with --segment which to take (given several times, later ones lie over earlier ones)"
-        )
+        raise Overlap(path, shared)
     return labels_only(path, make_volume(path, out, grid.affine))
 
 
-def read_structures(path: str | Path, *, source: Paths, series: str | int | None = None) -> list[tuple[Label, Volume]]:
+def read_structures(
+    path: str | Path, *, source: Paths | None, series: str | int | None = None
+) -> list[tuple[Label, Volume]]:
     """Every structure as a mask of its own (uint8, 0 and 1) on the grid of `source`, overlaps kept."""
     grid, layers, table = _layers(path, source, series)
     found = []
@@ -361,7 +381,7 @@ def _layers(
         dataset = _structures(path, dicom)
         table, value_of = _table(path, dataset)
         frames = {str(item.get("ReferencedFrameOfReferenceUID")) for item in dataset.StructureSetROISequence}
-        if grid.frame_of_reference not in frames:
+        if grid.has_frame_of_reference and grid.frame_of_reference not in frames:
             raise BadFile(f"{path}: was drawn in another frame of reference; give the series that it was drawn on")
         layers: dict[int, dict[int, NDArray[np.bool_]]] = {}
         for item in dataset.get("ROIContourSequence") or ():

@@ -108,8 +108,7 @@ def rewritten(piece: Dataset, syntax: UID) -> bytes:
     """The bytes of the file in another native transfer syntax, which swaps the pixels of big-endian ones."""
     piece = copy.deepcopy(piece)
     if syntax == pydicom.uid.ExplicitVRBigEndian:
-        stored = np.frombuffer(piece.PixelData, np.uint16 if piece.BitsAllocated > 8 else np.uint8)
-        piece.PixelData = stored.byteswap().tobytes()
+        piece.PixelData = np.frombuffer(piece.PixelData, np.uint16).byteswap().tobytes()  # of words, also 8-bit pairs
     piece.file_meta.TransferSyntaxUID = syntax
     piece["PixelData"].VR = "OW"
     buffer = pydicom.filebase.DicomBytesIO()

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from strategies import affines
 
 from medseg import infer, io
-from medseg.errors import BadConfig, BadFile, BadOutput
+from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning
 from medseg.inference import Settings
 from medseg.io.dicom_codes import cielab, rgb, text
 from medseg.io.dicom_result import CARRIED, DicomOptions, decimal, open_origin
-from medseg.io.dicom_seg import read_segments
+from medseg.io.dicom_seg import _packed, read_segments
 from medseg.io.rtstruct import read_structures
 from medseg.labels import Label, LabelTable
 from medseg.volume import LPS, ORIENTATIONS, Volume, crop, grid_distance_mm, reorient
@@ -387,7 +387,7 @@ def test_odd_headers_of_the_source_are_no_obstacle(tmp_path):
             found = there_and_back(phantom(grid), tmp_path / f"x{suffix}", folder)
         assert np.array_equal(found.data, phantom(grid).data)
         dataset = pydicom.dcmread(tmp_path / f"x{suffix}")
-        assert (dataset.PatientName, dataset.PatientID, dataset.StudyID) == ("A" * 70, "B" * 70, "Ä" * 20)
+        assert (dataset.PatientName, dataset.PatientID, dataset.StudyID) == ("A" * 70, "B" * 70, "Ä" * 16)
         assert (dataset.PatientSex, dataset.PatientBirthDate, dataset.StudyTime) == ("", "", "")
     assert pydicom.dcmread(tmp_path / "x.dcm").LossyImageCompression == "01"
 
@@ -443,7 +443,6 @@ def halved() -> np.ndarray:
     ("tags", "reason"),
     [
         ({"StudyInstanceUID": ""}, "study"),
-        ({"FrameOfReferenceUID": ""}, "frame of reference"),
         ({"SOPInstanceUID": "not a uid"}, "identifier|damaged"),
     ],
 )
@@ -457,6 +456,32 @@ def test_a_source_that_cannot_be_referred_to_is_refused(tmp_path, tags, reason):
     assert str(caught.value).startswith(str(folder))
     assert make.NAME not in str(caught.value)
     assert not (tmp_path / "x.dcm").exists()
+
+
+def test_a_source_without_a_frame_of_reference_gets_one_that_all_its_results_share(tmp_path):
+    folder, grid = source(tmp_path / "scan", FrameOfReferenceUID="")
+    found = []
+    for suffix in (".dcm", ".rtstruct.dcm"):
+        with pytest.warns(DataWarning, match="no frame of reference"):
+            assert there_and_back(phantom(grid), tmp_path / f"x{suffix}", folder).data.any()
+        found.append(pydicom.dcmread(tmp_path / f"x{suffix}").FrameOfReferenceUID)
+        assert errors(tmp_path / f"x{suffix}") == []
+    assert found[0] == found[1] != ""
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 700), (143, 161), (2, 1), (1, 2)])
+def test_runs_are_packed_as_every_decoder_knows_them(rows, columns):
+    chance = np.random.default_rng(4)
+    for highest in (1, 3, 60000):
+        frame = np.repeat(chance.integers(0, highest + 1, (rows, columns)), chance.integers(1, 300), axis=1)[
+            :, :columns
+        ]
+        frame = frame.astype(np.uint16 if highest > 255 else np.uint8)
+        packed = _packed(frame)
+
+        unpacked = pydicom.pixels.decoders.rle._rle_decode_frame(packed, rows, columns, 1, 8 * frame.itemsize)
+
+        assert np.array_equal(np.frombuffer(bytes(unpacked), frame.dtype).reshape(frame.shape), frame)
 
 
 def test_the_source_must_be_given_and_be_dicom(tmp_path):
