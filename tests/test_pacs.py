@@ -239,6 +239,7 @@ def server() -> Iterator[Server]:
     state = Server()
 
     with ThreadingHTTPServer(("127.0.0.1", 0), handler_of(state)) as http:
+        http.handle_error = lambda *_: None  # type: ignore[method-assign]
         state.port = http.server_address[1]  # type: ignore[attr-defined]
         thread = threading.Thread(target=http.serve_forever, args=(0.02,))
         thread.start()
