@@ -33,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Segment medical images: one command from a scan to labels you can trust.",
-    epilog="Nothing is sent anywhere: infer, train and evaluate open no network connection.",
+    epilog="Nothing is sent anywhere: only listen, and infer where you name a PACS, open a network connection.",
 )
 
 VolumeIndex = Annotated[

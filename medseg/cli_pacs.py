@@ -150,7 +150,7 @@ def listen(
 
     if output is None and reply_to is None:
         raise BadConfig("say where results go: a folder with -o, or --reply-to HOST:PORT:TITLE")
-    if not (host == "localhost" or host.startswith("127.") or peer):
+    if not (host in ("localhost", "::1") or host.startswith("127.") or peer):
         raise BadConfig("listening to other machines needs --peer IP for each that may connect")
     deliveries = []
     if output:

@@ -42,6 +42,8 @@ MAX_PDU_BYTES = 1 << 20
 MAX_INSTANCE_S = 600.0
 #: A series is given this much more time to go on while its sender is still there.
 PATIENCE = 3
+#: Series of which it is remembered how large they were.
+MAX_REMEMBERED = 1000
 #: Seconds before each attempt to reach the node that results are sent to.
 RETRY_S = (0.0, 2.0, 10.0)
 # Answers to C-STORE (PS3.4 table B.2-1).
@@ -77,12 +79,19 @@ class Series:
 
 
 class Inbox:
-    """The series being received, in a folder of ours. Safe to use from several threads."""
+    """The series being received, in a folder of ours. Safe to use from several threads.
+
+    A series of which a part was refused must not look complete: what comes with the refused part is marked as broken,
+    and a series that found no room is refused until its sender begins anew.
+    """
 
     def __init__(self, folder: Path, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder, self._options, self._clock = folder, options, clock
         self._lock = threading.Lock()
         self._series: dict[str, Series] = {}
+        self._spoiled: dict[Any, str] = {}  # associations of which something was refused, and why
+        self._turned_away: dict[str, float] = {}  # series that found no room, and when they tried last
+        self._taken: dict[str, int] = {}  # how many instances series had that were complete
         self._begun = self._files = self._bytes = 0
 
     def take(self, sender: Any, instance: str, data: bytes) -> int:
@@ -92,25 +101,31 @@ class Inbox:
             self._files += 1
             path = self._folder / f"{self._files:06d}.dcm"
             if len(data) > limits.instance_bytes or self._bytes + len(data) > limits.total_bytes:
-                self._break(sender, "more was sent than is allowed")
+                self._spoil(sender, "more was sent than is allowed")
                 return NO_ROOM
             self._bytes += len(data)
+        status = STORED
         try:
             path.write_bytes(data)
             uid = series_of(path)
         except (OSError, BadFile) as error:
-            self._forget(path, len(data))
-            with self._lock:
-                self._break(sender, "some of what was sent with it could not be read")
-            return NO_ROOM if isinstance(error, OSError) else NOT_UNDERSTOOD
-        if not uid:
-            self._forget(path, len(data))
-            return NOT_UNDERSTOOD
-        return self._sort_in(sender, instance, uid, path, len(data))
+            status, uid = (NO_ROOM if isinstance(error, OSError) else NOT_UNDERSTOOD), ""
+        with self._lock:
+            if uid:
+                status = self._sort_in(sender, instance, uid, path)
+            else:
+                status = status or NOT_UNDERSTOOD
+                self._spoil(sender, "some of what was sent with it could not be read")
+            if status != STORED:
+                self._bytes -= len(data)
+                with suppress(OSError):
+                    path.unlink()
+        return status
 
     def ended(self, sender: Any, *, released: bool) -> None:
         """An association is over; `released` if its sender said so."""
         with self._lock:
+            self._spoiled.pop(sender, None)
             for series in self._series.values():
                 if sender in series.senders:
                     series.senders.discard(sender)
@@ -124,6 +139,12 @@ class Inbox:
                 wait_s = self._options.quiet_s * (PATIENCE if series.senders else 1)
                 if self._clock() - series.last_s >= wait_s:
                     del self._series[uid]
+                    if len(series.instances) < self._taken.get(uid, 0):
+                        series.broken = "it is the rest of a series that seemed complete; raise --quiet-s"
+                    else:
+                        self._taken[uid] = len(series.instances)
+                    while len(self._taken) > MAX_REMEMBERED:
+                        del self._taken[next(iter(self._taken))]
                     return series
         return None
 
@@ -134,42 +155,37 @@ class Inbox:
         with self._lock:
             self._bytes -= size
 
-    def _sort_in(self, sender: Any, instance: str, uid: str, path: Path, size: int) -> int:
-        with self._lock:
-            series = self._series.get(uid)
-            if series is None:
-                if len(self._series) >= self._options.series:
-                    path.unlink()
-                    self._bytes -= size
-                    return NO_ROOM
-                self._begun += 1
-                series = Series(self._begun, self._folder / f"series-{self._begun:04d}", self._clock())
-                series.folder.mkdir()
-                self._series[uid] = series
-            series.last_s = self._clock()
-            series.senders.add(sender)
-            old = series.instances.get(instance)
-            if old is None and len(series.instances) >= self._options.limits.instances:
-                series.broken = f"it has more than {self._options.limits.instances} instances"
-                path.unlink()
-                self._bytes -= size
+    def _sort_in(self, sender: Any, instance: str, uid: str, path: Path) -> int:
+        now = self._clock()
+        quiet_s = self._options.quiet_s
+        self._turned_away = {one: last for one, last in self._turned_away.items() if now - last < quiet_s}
+        series = self._series.get(uid)
+        if series is None:
+            if uid in self._turned_away or len(self._series) >= self._options.series:
+                self._turned_away[uid] = now
                 return NO_ROOM
-            if old is not None:  # sent again
-                self._bytes -= old.stat().st_size
-            series.instances[instance] = old or series.folder / path.name
-            path.replace(series.instances[instance])
-            return STORED
+            self._begun += 1
+            series = Series(self._begun, self._folder / f"series-{self._begun:04d}", now)
+            series.folder.mkdir()
+            self._series[uid] = series
+        series.last_s = now
+        series.senders.add(sender)
+        series.broken = series.broken or self._spoiled.get(sender, "")
+        old = series.instances.get(instance)
+        if old is None and len(series.instances) >= self._options.limits.instances:
+            series.broken = f"it has more than {self._options.limits.instances} instances"
+            return NO_ROOM
+        if old is not None:  # sent again
+            self._bytes -= old.stat().st_size
+        series.instances[instance] = old or series.folder / path.name
+        path.replace(series.instances[instance])
+        return STORED
 
-    def _break(self, sender: Any, why: str) -> None:
+    def _spoil(self, sender: Any, why: str) -> None:
+        self._spoiled[sender] = why
         for series in self._series.values():
             if sender in series.senders:
                 series.broken = why
-
-    def _forget(self, path: Path, size: int) -> None:
-        with suppress(OSError):
-            path.unlink()
-        with self._lock:
-            self._bytes -= size
 
 
 class Listener:

@@ -270,11 +270,13 @@ def _session(access: Access | None, authority: str | Path | None) -> requests.Se
 
 def series_of(path: Path) -> str:
     """The series instance UID of a DICOM file, empty if it has none. Raises `BadFile`."""
-    from medseg.io.dicom_slice import header_values
+    from medseg.io.dicom_slice import guarded, header_values
     from medseg.io.dicom_source import Source
 
     with Source(path) as source:
-        return str(header_values(source, source.entries[0], ["SeriesInstanceUID"]).get("SeriesInstanceUID") or "")
+        header = header_values(source, source.entries[0], ["SeriesInstanceUID"])
+    uid: str = guarded(str(path), lambda _: str(header.get("SeriesInstanceUID") or ""))
+    return uid
 
 
 def quiet_logs(*names: str) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import models_for_tests as tiny
@@ -259,6 +260,118 @@ def test_a_series_that_cannot_be_segmented_is_dropped_in_one_line_and_the_next_o
     assert "series 2: dropped: No space left on device" in node.lines
 
 
+class Clock:
+    """Time that passes when told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def part10(piece: Dataset) -> bytes:
+    with BytesIO() as file:
+        piece.save_as(file, enforce_file_format=True)
+        return file.getvalue()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def inbox(tmp_path: Path, clock: Clock) -> listen.Inbox:
+    limits = Limits(instances=6, instance_bytes=10_000, total_bytes=100_000)
+    return listen.Inbox(tmp_path, listen.Options(0, quiet_s=10, series=2, limits=limits), clock)
+
+
+def put(inbox: listen.Inbox, sender: str, pieces: list[Dataset]) -> list[int]:
+    return [inbox.take(sender, str(piece.SOPInstanceUID), part10(piece)) for piece in pieces]
+
+
+def test_a_series_is_complete_when_it_is_quiet_and_its_sender_gone(inbox: listen.Inbox, clock: Clock):
+    put(inbox, "a", series())
+    clock.now = 29.9
+    assert inbox.complete() is None, "its sender is still there"
+    inbox.ended("a", released=True)
+    clock.now = 39.8
+    assert inbox.complete() is None
+    clock.now = 40
+    found = inbox.complete()
+    assert found and len(found.instances) == 4 and not found.broken and not found.cut_off
+    inbox.remove(found)
+    assert inbox._bytes == 0 and not list(found.folder.parent.iterdir())
+
+
+def test_a_sender_that_stays_is_waited_for_three_times_as_long(inbox: listen.Inbox, clock: Clock):
+    put(inbox, "a", series())
+    clock.now = 30
+    assert inbox.complete()
+
+
+@pytest.mark.parametrize("bad", [b"no DICOM", b"x" * 10_001], ids=["unreadable", "too large"])
+@pytest.mark.parametrize("when", [0, 2, 4], ids=["first", "between", "last"])
+def test_a_series_of_which_a_part_was_refused_is_never_complete(
+    inbox: listen.Inbox, clock: Clock, bad: bytes, when: int
+):
+    """Also if it is the outermost slice, whose absence nobody could see."""
+    pieces = series(5)
+    put(inbox, "a", pieces[:when])
+    assert inbox.take("a", "1.2.3", bad) in (listen.NO_ROOM, listen.NOT_UNDERSTOOD)
+    put(inbox, "a", pieces[when + 1 :])
+    inbox.ended("a", released=True)
+    put(inbox, "b", other := series())
+    inbox.ended("b", released=True)
+    clock.now = 10
+    first, second = inbox.complete(), inbox.complete()
+    assert first and first.broken
+    assert second and not second.broken and len(second.instances) == len(other)
+
+
+def test_a_series_that_finds_no_room_is_refused_as_a_whole(inbox: listen.Inbox, clock: Clock):
+    third = series()
+    put(inbox, "a", series())
+    put(inbox, "a", series())
+    assert put(inbox, "b", third[:2]) == [listen.NO_ROOM] * 2
+    inbox.ended("a", released=True)
+    clock.now = 5
+    put(inbox, "b", third[2:3])
+    clock.now = 10
+    assert inbox.complete() and inbox.complete()
+    assert put(inbox, "b", third[3:]) == [listen.NO_ROOM], "without its first slices it would look complete"
+    clock.now = 20
+    assert put(inbox, "b", third) == [0] * 4
+
+
+def test_what_comes_too_late_is_not_taken_for_a_series(inbox: listen.Inbox, clock: Clock):
+    pieces = series(6)
+    put(inbox, "a", pieces[:4])
+    clock.now = 30
+    early = inbox.complete()
+    put(inbox, "a", pieces[4:])
+    clock.now = 60
+    late = inbox.complete()
+    put(inbox, "b", pieces)
+    clock.now = 90
+    again = inbox.complete()
+    assert early and not early.broken
+    assert late and "--quiet-s" in late.broken
+    assert again and not again.broken
+
+
+def test_200_malformed_files_leave_the_inbox_as_it_was(inbox: listen.Inbox, clock: Clock, tmp_path: Path):
+    whole = part10(series(1)[0])
+    random_ = random.Random(3)
+    for number in range(200):
+        assert inbox.take(number, str(number), damaged(whole, random_)) in (0, listen.NO_ROOM, listen.NOT_UNDERSTOOD)
+        inbox.ended(number, released=True)
+        clock.now += 11
+        while found := inbox.complete():
+            inbox.remove(found)
+    assert inbox._bytes == 0 and not list(tmp_path.iterdir()) and not inbox._spoiled
+
+
 def associate_request(title: str = "MEDSEG") -> bytes:
     """The bytes with which a sender opens an association."""
     sent = []
@@ -401,7 +514,7 @@ def test_the_real_chain_from_slices_to_a_segmentation_in_an_archive(tmp_path: Pa
         node.listener._deliver = lambda number, files: (keep(number, files), send_on(number, files))
         send(node, pieces)
         node.wait("series 1: delivered", 60)
-        send(node, pieces[:2])
+        send(node, series(2))
         node.wait("series 2: dropped", 60)
     (result,) = got
     assert result.Modality == "SEG" and result.StudyInstanceUID == pieces[0].StudyInstanceUID
