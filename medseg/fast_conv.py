@@ -15,7 +15,7 @@ import copy
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +30,8 @@ from torch.utils._pytree import tree_map
 LANES = 16
 #: Voxels that are measured or normalised as one unit of work.
 _CHUNK = 8192
+#: Maps shorter than this along any axis are convolved directly: reading Winograd's weights would take longer.
+_SHORTEST = 10
 
 
 def accelerate(network: nn.Module) -> nn.Module:
@@ -88,7 +90,7 @@ def _slope(module: nn.Module) -> float | None:
     """The factor of negative values in an activation; None if it is no (leaky) ReLU."""
     if type(module) is nn.ReLU:
         return 0.0
-    return float(module.negative_slope) if type(module) is nn.LeakyReLU else None
+    return float(module.negative_slope) if type(module) is nn.LeakyReLU and 0 <= module.negative_slope <= 1 else None
 
 
 @dataclass(eq=False)
@@ -135,11 +137,11 @@ class Deferred(Tensor):
     sources: list[_Source]
 
     @staticmethod
-    def __new__(cls, sources: list[_Source]) -> Deferred:
+    def __new__(cls, sources: list[_Source]) -> Deferred:  # noqa: D102
         first = sources[0].map
         shape = (first.shape[0], sum(source.map.shape[1] for source in sources), *first.shape[2:])
         strides = torch.empty(shape, device="meta").to(memory_format=torch.channels_last_3d).stride()
-        made: Deferred = Tensor._make_wrapper_subclass(cls, shape, strides=strides, dtype=torch.float32)  # type: ignore[attr-defined]
+        made: Deferred = Tensor._make_wrapper_subclass(cls, shape, strides=strides, dtype=torch.float32)
         made.sources = sources
         return made
 
@@ -150,7 +152,7 @@ class Deferred(Tensor):
         return self.sources[0].settle()
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         if function is torch.ops.aten.cat.default and args[1:] == (1,):
             sources = [source for x in args[0] for source in _sources(x)]
             if all(source.map.dtype == torch.float32 for source in sources):
@@ -177,7 +179,8 @@ class FastConv(nn.Module):
 
     def __init__(self, conv: nn.Conv3d, norm: nn.Module | None = None, slope: float = 1.0) -> None:
         super().__init__()
-        self.conv, self.norm, self.slope = conv, norm, slope
+        self.conv, self.slope = conv, slope
+        self.norm: Any = norm
         self._packed: np.ndarray | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -204,7 +207,7 @@ class FastConv(nn.Module):
         conv = self.conv
         if not (conv.kernel_size == (3, 3, 3) and conv.stride == conv.dilation == conv.padding == (1, 1, 1)):
             return False
-        return conv.in_channels % LANES == 0 and min(x.shape[2:]) >= 10
+        return conv.in_channels % LANES == 0 and min(x.shape[2:]) >= _SHORTEST
 
     def _winograd(self, x: Tensor) -> tuple[Tensor, _Moments]:
         from medseg.winograd_kernels import POINTS, convolve_unit, pack_weights

@@ -101,7 +101,7 @@ def _is_scan(path: Path) -> bool:
     result = name.endswith(".seg.nrrd") or re.search(
         r"_seg(\.objects|\.uncertainty|\.probability_\d+)?$", strip_suffix(path)
     )
-    return is_readable_name(path) and not name.endswith((".dcm", ".zip")) and result is None
+    return is_readable_name(path) and not name.endswith(".dcm") and result is None
 
 
 def load_model(*names: str) -> inference.Model:

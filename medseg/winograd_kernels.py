@@ -71,6 +71,15 @@ class _Memory:
     def store(self, lanes: _Lanes, offset: Any = 0) -> None:
         self.builder.store(lanes.value, self.builder.bitcast(self.at(offset).pointer, _VECTOR.as_pointer()), align=4)
 
+    def prefetch(self) -> None:
+        """Have the memory brought near; it may lie outside of any array."""
+        byte = ir.IntType(8).as_pointer()
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
+        flags = [ir.Constant(flag, value) for value in (0, 3, 1)]  # to read, keep near, data
+        self.builder.call(function, [self.builder.bitcast(self.pointer, byte), *flags])
+
     def broadcast(self, offset: int = 0) -> _Lanes:
         """The float at the offset in all lanes."""
         return _broadcast(self.builder, self.builder.load(self.at(offset).pointer))
@@ -156,9 +165,10 @@ def point_weights(weight: np.ndarray) -> np.ndarray:
 
 
 def _activate(y: _Lanes, slope: _Lanes) -> _Lanes:
-    """Leaky ReLU; NaN stays."""
+    """Leaky ReLU of a slope from 0 to 1; NaN stays."""
     b = y.builder
-    return _Lanes(b, b.select(b.fcmp_unordered(">", y.value, _ZERO), y.value, b.fmul(y.value, slope.value)))
+    leaked = b.fmul(y.value, slope.value)
+    return _Lanes(b, b.select(b.fcmp_ordered(">", y.value, leaked), y.value, leaked))
 
 
 class _Moments:
@@ -183,28 +193,41 @@ class _Moments:
 
 @_emitted
 def _fetch(
-    builder: Any, x: _Memory, plane: Any, row: Any, column: Any, depth: Any, height: Any, width: Any, scale: _Memory,
-    shift: _Memory, slope: Any, tile: _Memory
+    builder: Any, x: _Memory, plane: Any, row: Any, column: Any, depth: Any, height: Any, left: Any, right: Any,
+    scale: _Memory, shift: _Memory, slope: Any, tile: _Memory
 ) -> None:  # fmt: skip
-    """depth x height x width voxels of 16 channels to the tile (6, 6, 6, 16), normalised and activated on the way."""
+    """depth x height rows of 16 channels, normalised and activated, to their points along the row: tile (6, 6, 6, 16).
+
+    `x` is where column 0 of the first row would be; columns from `left` to before `right` exist, the others are zero.
+    """
     factor, offset, leak = scale.load(), shift.load(), _broadcast(builder, slope)
+    inside, columns = [], []
+    for k in range(INPUT):
+        here = ir.Constant(_INT, k)
+        exists = builder.and_(builder.icmp_signed("<=", left, here), builder.icmp_signed("<", here, right))
+        inside.append(exists)
+        columns.append(builder.mul(column, builder.select(exists, here, left)))
+    ahead = builder.mul(column, ir.Constant(_INT, INPUT))
     with _loop(builder, depth) as i, _loop(builder, height) as j:
         source = x.at(builder.add(builder.mul(i.index, plane), builder.mul(j.index, row)))
         target = tile.at(i.index, INPUT * INPUT * LANES).at(j.index, INPUT * LANES)
-        with _loop(builder, width) as k:
-            y = offset.plus(factor, source.load(builder.mul(k.index, column)))
-            target.at(k.index, LANES).store(_activate(y, leak))
+        line = []
+        for k in range(INPUT):
+            y = _activate(offset.plus(factor, source.load(columns[k])), leak)
+            line.append(_Lanes(builder, builder.select(inside[k], y.value, _ZERO)))
+            if k < OUTPUT:  # the columns that the next tile adds
+                source.at(builder.add(ahead, builder.mul(column, ir.Constant(_INT, k)))).prefetch()
+        for k, value in enumerate(_to_points(line)):
+            target.store(value, k * LANES)
 
 
 @_emitted
 def _to_product(builder: Any, tile: _Memory, points: _Memory, step: Any) -> None:
-    """A tile (6, 6, 6, 16) to its 216 points, `step` floats apart; the tile is overwritten."""
-    with _loop(builder, INPUT) as plane:
-        x = tile.at(plane.index, INPUT * INPUT * LANES)
-        rows = [_to_points([x.load((INPUT * j + k) * LANES) for k in range(INPUT)]) for j in range(INPUT)]
-        for k in range(INPUT):
-            for j, value in enumerate(_to_points([row[k] for row in rows])):
-                x.store(value, (INPUT * j + k) * LANES)
+    """A tile (6, 6, 6, 16) that `_fetch` made to its 216 points, `step` floats apart; the tile is overwritten."""
+    with _loop(builder, INPUT) as i, _loop(builder, INPUT) as k:
+        x = tile.at(i.index, INPUT * INPUT * LANES).at(k.index, LANES)
+        for j, value in enumerate(_to_points([x.load(j * INPUT * LANES) for j in range(INPUT)])):
+            x.store(value, j * INPUT * LANES)
     with _loop(builder, INPUT * INPUT) as n:
         x = tile.at(n.index, LANES)
         target = points.at(builder.mul(n.index, step))
@@ -214,37 +237,35 @@ def _to_product(builder: Any, tile: _Memory, points: _Memory, step: Any) -> None
 
 
 @_emitted
-def _from_product(builder: Any, points: _Memory, step: Any, bias: _Memory, tile: _Memory) -> None:
-    """The products at 216 points, `step` floats apart, to a tile (4, 4, 4, 16) of outputs; needs room for 4 x 36."""
+def _from_product(builder: Any, points: _Memory, step: Any, tile: _Memory) -> None:
+    """The products at 216 points, `step` floats apart, to a tile (4, 4 of 6, 6, 16): outputs, but points in a row."""
     with _loop(builder, INPUT * INPUT) as n:
         source = points.at(builder.mul(n.index, step))
         line = _from_points([source.at(step, i * INPUT * INPUT).load() for i in range(INPUT)])
         for i, value in enumerate(line):
             tile.at(n.index, LANES).store(value, i * INPUT * INPUT * LANES)
-    offset = bias.load()
-    with _loop(builder, OUTPUT) as plane:
-        x = tile.at(plane.index, INPUT * INPUT * LANES)
-        y = tile.at(plane.index, OUTPUT * OUTPUT * LANES)  # behind what the later planes still have to read
-        rows = [_from_points([x.load((INPUT * j + k) * LANES) for k in range(INPUT)]) for j in range(INPUT)]
-        for k in range(OUTPUT):
-            for j, value in enumerate(_from_points([row[k] for row in rows])):
-                y.store(value + offset, (OUTPUT * j + k) * LANES)
+    with _loop(builder, OUTPUT) as i, _loop(builder, INPUT) as k:
+        x = tile.at(i.index, INPUT * INPUT * LANES).at(k.index, LANES)
+        for j, value in enumerate(_from_points([x.load(j * INPUT * LANES) for j in range(INPUT)])):
+            x.store(value, j * INPUT * LANES)
 
 
 @_emitted
 def _deliver(
-    builder: Any, tile: _Memory, y: _Memory, plane: Any, row: Any, column: Any, depth: Any, height: Any, width: Any,
-    moments: _Memory
+    builder: Any, tile: _Memory, bias: _Memory, y: _Memory, plane: Any, row: Any, column: Any, depth: Any, height: Any,
+    width: Any, moments: _Memory
 ) -> None:  # fmt: skip
-    """depth x height x width voxels of a tile (4, 4, 4, 16) to the map, and into the moments of their channels."""
-    sums = _Moments(builder, moments)
+    """depth x height x width voxels of a tile that `_from_product` made to the map and to their channels' moments."""
+    sums, offset = _Moments(builder, moments), bias.load()
     with _loop(builder, depth) as i, _loop(builder, height) as j:
-        source = tile.at(i.index, OUTPUT * OUTPUT * LANES).at(j.index, OUTPUT * LANES)
+        source = tile.at(i.index, INPUT * INPUT * LANES).at(j.index, INPUT * LANES)
         target = y.at(builder.add(builder.mul(i.index, plane), builder.mul(j.index, row)))
-        with _loop(builder, width) as k:
-            value = source.at(k.index, LANES).load()
-            target.store(value, builder.mul(k.index, column))
-            sums.add(value)
+        line = _from_points([source.load(k * LANES) for k in range(INPUT)])
+        for k, value in enumerate(line):
+            with builder.if_then(builder.icmp_signed("<", ir.Constant(_INT, k), width), likely=True):
+                voxel = value + offset
+                target.store(voxel, builder.mul(column, ir.Constant(_INT, k)))
+                sums.add(voxel)
     sums.store()
 
 
@@ -273,7 +294,7 @@ def _multiply(rows: int, vectors: int) -> Any:
         builder: Any, x: _Memory, x_step: Any, weights: _Memory, blocks: Any, products: _Memory, products_step: Any
     ) -> None:
         sums = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(vectors)] for _ in range(rows)]
-        for total in sum(sums, []):
+        for total in (total for row in sums for total in row):
             builder.store(_ZERO, total)
         with _loop(builder, blocks) as block:
             inputs = x.at(builder.mul(block.index, x_step))
@@ -320,14 +341,14 @@ def _spread(source, size, sample, first, count, points, block, blocks, room, til
         low_d, low_h, low_w = min(d, 1), min(h, 1), min(w, 1)  # a tile of inputs begins one voxel before its outputs
         deep = min(OUTPUT + 1, depth - d) + low_d
         high = min(OUTPUT + 1, height - h) + low_h
-        wide = min(OUTPUT + 1, width - w) + low_w
-        corner = (((sample * depth + d - low_d) * height + h - low_h) * width + w - low_w) * channels
-        inside = ((((1 - low_d) * INPUT) + 1 - low_h) * INPUT + 1 - low_w) * LANES
+        right = min(INPUT, width - w + 1)
+        corner = (((sample * depth + d - low_d) * height + h - low_h) * width + w - 1) * channels
+        inside = ((1 - low_d) * INPUT + 1 - low_h) * INPUT * LANES
         for c in range(0, channels, LANES):
-            if deep * high * wide < POINTS:
+            if deep * high < INPUT * INPUT:
                 tile[: POINTS * LANES] = 0
             _fetch(
-                x, corner + c, height * width * channels, width * channels, channels, deep, high, wide,
+                x, corner + c, height * width * channels, width * channels, channels, deep, high, 1 - low_w, right,
                 scale, sample * channels + c, shift, sample * channels + c, slope, tile, inside,
             )  # fmt: skip
             _to_product(tile, 0, points, ((block + c // LANES) * room + n) * LANES, _step(blocks, room))
@@ -365,14 +386,18 @@ def _collect(products, outputs, room, bias, size, sample, first, count, y, momen
         deep, high, wide = min(OUTPUT, depth - d), min(OUTPUT, height - h), min(OUTPUT, width - w)
         corner = (((sample * depth + d) * height + h) * width + w) * channels
         for block in range(outputs):
-            _from_product(products, (block * room + n) * LANES, _step(outputs, room), bias, block * LANES, tile, 0)
+            _from_product(products, (block * room + n) * LANES, _step(outputs, room), tile, 0)
             if n == 0:
                 for lane in range(LANES):
-                    moments[block * 3 * LANES + lane] = tile[lane]
+                    centre = bias[block * LANES + lane]
+                    for k in range(INPUT - 1):  # the first output
+                        centre += tile[k * LANES + lane]
+                    moments[block * 3 * LANES + lane] = centre
                     moments[block * 3 * LANES + LANES + lane] = 0
                     moments[block * 3 * LANES + 2 * LANES + lane] = 0
             _deliver(
-                tile, 0, y, corner + block * LANES, height * width * channels, width * channels, channels,
+                tile, 0, bias, block * LANES,
+                y, corner + block * LANES, height * width * channels, width * channels, channels,
                 deep, high, wide, moments, block * 3 * LANES,
             )  # fmt: skip
 

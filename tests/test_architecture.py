@@ -14,7 +14,17 @@ PACKAGE = Path(__file__).resolve().parents[1] / "medseg"
 #: A module imports from its own row and the rows above it. A new module gets its place here.
 ROWS = [
     {"errors"},
-    {"volume", "config", "kernels", "window_kernels", "winograd_kernels", "io.stream", "io.files", "labels"},
+    {
+        "volume",
+        "resampling",
+        "config",
+        "kernels",
+        "window_kernels",
+        "winograd_kernels",
+        "io.stream",
+        "io.files",
+        "labels",
+    },
     {"io.voxels", "cleanup", "metrics", "losses", "models.unet", "models", "intensity", "refine", "face"},
     {"fast_conv", "painter"},
     {"io.dicom_source", "io.dicom_slice", "io.dicom_frames", "io.dicom_decode"},
@@ -32,7 +42,7 @@ ROWS = [
     {"__main__"},
 ]
 #: These know nothing of the rest, not even of each other's neighbours.
-GROUND = {"volume", "labels", "config", "errors", "io.files", "io.stream"}
+GROUND = {"volume", "resampling", "kernels", "labels", "config", "errors", "io.files", "io.stream"}
 #: Imported where used, so that `medseg --help` answers at once; torch is at the top of the modules that are only
 #: loaded to compute with it.
 HEAVY = {
@@ -54,6 +64,7 @@ HEAVY = {
 TORCH_AT_TOP = {"fast_conv", "train", "synth", "window", "backends", "losses", "models", "models.unet"}
 ALSO_AT_TOP = {
     "kernels": {"numba"},
+    "resampling": {"numba"},
     "window_kernels": {"numba"},
     "winograd_kernels": {"numba"},
     "metrics": {"scipy"},

@@ -156,8 +156,8 @@ def strip_suffix(path: str | Path) -> str:
 
 
 def is_readable_name(path: str | Path) -> bool:
-    """Whether `read` has a reader for a file of this name."""
-    return _suffix(path, READERS) is not None
+    """Whether a file of this name in a folder of scans is one: `read` has a reader for it, and it is no archive."""
+    return _suffix(path, READERS) not in (None, ".zip")
 
 
 def is_dicom_source(path: Paths) -> bool:

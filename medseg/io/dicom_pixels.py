@@ -247,7 +247,7 @@ class _Decoder:
         guarded(where, lambda dicom: _check_decoder(dicom, where, syntax))
         rows, columns = frame_size(piece)
         if syntax.startswith(_JPEG):
-            if not packed[-64:].rstrip(b"\0").endswith(b"\xff\xd9"):
+            if not packed[-64:].rstrip(b"\0").endswith((b"\xff\xd9", b"\xff\xd9\xff")):  # FF fills up, too
                 raise BadFile(f"{where}: its compressed pixels end early; it is incomplete, get the file again")
             if codestream_size(packed) != (rows, columns):
                 raise BadFile(f"{where}: its compressed pixels are not of the size that its header says; get it again")
@@ -267,7 +267,10 @@ class _Decoder:
         with _time_limit(self._child):
             found = self._exchange(json.dumps(about).encode(), packed, size)
         if len(found) != size:
-            raise BadFile(f"{where}: its compressed pixels are damaged or are not what its header says; get it again")
+            raise BadFile(
+                f"{where}: its compressed pixels are damaged, or of a kind that no installed decoder reads; get it "
+                "again, or decompress the series, e.g. with dcmdjpeg or gdcmconv --raw"
+            )
         return found
 
     def _exchange(self, about: bytes, packed: bytes, size: int) -> bytes:

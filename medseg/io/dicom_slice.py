@@ -150,7 +150,7 @@ def parse(source: Source, entry: Entry, file: Any) -> list[Slice] | None:
         if dataset.media_class == DICOMDIR:
             return None
         if pixels is None and (not sop_class or (dataset.cut_off and sop_class in SOP_CLASSES)):
-            raise BadFile(f"{where}: ends early; it is incomplete, export the series again")
+            raise BadFile(f"{where}: ends early; it is incomplete, export the series again and give its folder")
         if dataset.get("Rows") is None and sop_class not in SOP_CLASSES:
             return []
         first = _slice_of(entry, dataset, pixels)

@@ -18,14 +18,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from medseg.errors import BadFile, BadOutput
 from medseg.io.stream import DEFLATE_RATIO, MAX_BYTES, WINDOW_BITS, ByteStream, gunzip, open_file, read_bytes, read_text
 
 __all__ = [
-    "DEFLATE_RATIO", "MAX_BYTES", "TEMPORARY", "ByteStream", "atomic_write", "data_file", "gunzip", "gzip_writer",
-    "inside", "open_file", "private_folder", "read_bytes", "read_text", "sweep",
+    "DEFLATE_RATIO", "MAX_BYTES", "TEMPORARY", "ByteStream", "atomic_write", "compressor", "data_file", "gunzip",
+    "gzip_writer", "inside", "open_file", "private_folder", "read_bytes", "read_text", "sweep",
 ]  # fmt: skip
 
 #: Temporary files begin with this, so that leftovers of killed runs can be found.
@@ -121,20 +121,32 @@ def sweep_folders(place: str | Path, *, min_age_s: float = 60) -> int:
     return removed
 
 
-def gzip_writer(file: BinaryIO, level: int = 5) -> tuple[Callable[[bytes], None], Callable[[], None]]:
+def gzip_writer(file: BinaryIO) -> tuple[Callable[[bytes | memoryview], None], Callable[[], None]]:
     """Two functions, `write` and `finish`, that gzip into an open file.
 
     The header carries no time and no file name, so equal data gives equal bytes and no name leaks.
     """
-    packer = zlib.compressobj(level, zlib.DEFLATED, WINDOW_BITS["gzip"])
+    packer = compressor("gzip")
 
-    def write(data: bytes) -> None:
+    def write(data: bytes | memoryview) -> None:
         file.write(packer.compress(data))
 
     def finish() -> None:
         file.write(packer.flush())
 
     return write, finish
+
+
+def compressor(packing: str) -> Any:
+    """A new compressor to 'gzip' or 'zlib' data, with `compress` and `flush` as `zlib.compressobj` has them.
+
+    isal's level 2 packs as well as zlib's level 1 and 4 to 15 times as fast; where there is no isal, zlib does it.
+    """
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return zlib.compressobj(1, zlib.DEFLATED, WINDOW_BITS[packing])
+    return isal_zlib.compressobj(2, isal_zlib.DEFLATED, WINDOW_BITS[packing])
 
 
 def inside(folder: str | Path, name: str) -> Path:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile, BadOutput
-from medseg.io.files import ByteStream, atomic_write, data_file, open_file
+from medseg.io.files import ByteStream, atomic_write, compressor, data_file, open_file
 from medseg.io.voxels import check_axes, choose_volume, digest, make_volume, read_voxels, slabs, stored_dtype
 from medseg.volume import LPS, Volume, spacing_of
 
@@ -158,7 +157,7 @@ def write_metaimage(volume: Volume, path: str | Path, *, table: LabelTable | Non
     dtype = stored_dtype(volume.data)
     if dtype.str[1:] not in _WRITTEN:
         raise BadOutput(f"{path}: MetaImage cannot hold values of type {dtype}")
-    packer = zlib.compressobj(5)
+    packer = compressor("zlib")
     packed = [packer.compress(piece) for piece in slabs(volume.data, dtype.newbyteorder("<"))]
     packed.append(packer.flush())  # in memory, because the header gives its size
     name = "LOCAL"

@@ -229,7 +229,7 @@ def write_nifti(volume: Volume, path: str | Path, *, table: LabelTable | None = 
         finish()
 
 
-def _pieces(header: bytes, data: NDArray, dtype: np.dtype) -> Iterator[bytes]:
+def _pieces(header: bytes, data: NDArray, dtype: np.dtype) -> Iterator[bytes | memoryview]:
     yield header
     yield from slabs(data, dtype.newbyteorder("<"))
 

@@ -79,8 +79,8 @@ class ByteStream:
         except MemoryError:
             raise BadFile(f"{self.path}: not enough memory for its {count / 2**30:.3g} GB of data") from None
         view = memoryview(buffer)
-        done = 0
-        for piece in self._pieces(count):
+        done = 0 if self._packing else self._read_into(view)
+        for piece in self._pieces(count - done):
             view[done : done + len(piece)] = piece
             done += len(piece)
         return buffer
@@ -152,6 +152,15 @@ class ByteStream:
         self._waiting = rest
         self._unpacker = _decompressor()(wbits=WINDOW_BITS["gzip"])
         return True
+
+    def _read_into(self, view: memoryview) -> int:
+        """Fill `view` with what follows in a file that is not packed; returns how many bytes there were."""
+        try:
+            done: int = self._file.readinto(view)  # type: ignore[attr-defined]
+        except OSError as error:
+            raise BadFile(f"{self.path}: cannot be read: {error.strerror}") from None
+        self._taken += done
+        return done
 
     def _from_disk(self, count: int) -> bytes:
         try:

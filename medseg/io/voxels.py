@@ -17,6 +17,8 @@ from medseg.volume import Volume
 
 #: Longest axis of a volume; more is a damaged header.
 MAX_AXIS = 1 << 20
+#: Planes turned around at a time: as many as bytes come from memory at once.
+_PLANES = 64
 
 
 def make_volume(path: str | Path, data: NDArray, affine: ArrayLike) -> Volume:
@@ -116,16 +118,17 @@ def labels_only(path: str | Path, volume: Volume) -> Volume:
     data = volume.data
     remedy = "give a label map, not a scan"
     if data.dtype.kind == "f":
-        if not np.isfinite(data).all():
-            raise BadFile(f"{path}: some voxels are not numbers, so it is not a label map; {remedy}")
-        if (data != np.rint(data)).any():
-            raise BadFile(f"{path}: some voxels are not whole numbers, so it is not a label map; {remedy}")
+        for plane in data.T:  # a plane at a time stays in the processor's cache
+            if not np.isfinite(plane).all():
+                raise BadFile(f"{path}: some voxels are not numbers, so it is not a label map; {remedy}")
+            if (plane != np.rint(plane)).any():
+                raise BadFile(f"{path}: some voxels are not whole numbers, so it is not a label map; {remedy}")
     low, high = data.min(), data.max()
     if low < 0:
         raise BadFile(f"{path}: some voxels are negative, so it is not a label map; {remedy}")
     if high > 65535:
         raise BadFile(f"{path}: some voxels are above 65535, too many for a label map; {remedy}")
-    return volume.with_data(data.astype(np.uint8 if high <= 255 else np.uint16))
+    return volume.with_data(data.astype(np.uint8 if high <= 255 else np.uint16, copy=False))
 
 
 def stored_dtype(data: NDArray) -> np.dtype:
@@ -135,9 +138,22 @@ def stored_dtype(data: NDArray) -> np.dtype:
     return np.dtype(np.float32) if data.dtype == np.float16 else data.dtype.newbyteorder("=")
 
 
-def slabs(data: NDArray, dtype: np.dtype) -> Iterator[bytes]:
-    """The voxels as bytes of `dtype`, i fastest, one k at a time so that no second copy of the volume is made."""
-    return (data[..., k].astype(dtype).tobytes("F") for k in range(data.shape[2]))
+def slabs(data: NDArray, dtype: np.dtype) -> Iterator[memoryview]:
+    """The voxels as bytes of `dtype`, i fastest, a few k at a time so that no second copy of the volume is made.
+
+    Where they lie in memory like that already, they are not copied at all.
+    """
+    turned = data.T  # (k, j, i)
+    if turned.flags.c_contiguous:
+        for plane in turned:
+            yield np.ascontiguousarray(plane, dtype).reshape(-1).view(np.uint8).data
+        return
+    for k in range(0, len(turned), _PLANES):
+        part = turned[k : k + _PLANES]
+        block = np.empty(part.shape, dtype)
+        for j in range(part.shape[1]):  # line by line, so that what is read once from memory is still near when needed
+            block[:, j] = part[:, j]
+        yield block.reshape(-1).view(np.uint8).data
 
 
 def digest(data: NDArray, dtype: np.dtype) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+import pydicom.data
 import pytest
 from dicom_making import ENHANCED_MR, NAME, PT, change, content_of, enhanced, rewritten, save, series, truth
 from fuzzing import mutated
@@ -76,6 +77,67 @@ def test_compressed_transfer_syntaxes(tmp_path, syntax, signed):
     expected = truth(pieces).data
 
     assert np.array_equal(io.read(save(compressed(pieces, syntax), tmp_path / "s")).data, expected)
+
+
+def jpeg(path: Path, kind: str) -> None:
+    """Compress a file in place with GDCM, in whose names a kind of JPEG is given."""
+    import gdcm
+
+    reader, change_, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change_.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, kind)))
+    change_.SetInput(reader.GetImage())
+    assert change_.Change()
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change_.GetOutput())
+    writer.SetFileName(str(path))
+    assert writer.Write()
+
+
+@pytest.mark.parametrize("kind", ["JPEGLosslessProcess14", "JPEGLosslessProcess14_1"])
+@pytest.mark.parametrize(("bits", "signed"), [(12, 0), (16, 0), (16, 1)])
+def test_lossless_jpeg(tmp_path, kind, bits, signed):
+    pytest.importorskip("gdcm", reason="GDCM is in the extra dicom-codecs")
+    pieces = change(series(3, 40, 50), PixelRepresentation=signed, BitsStored=bits, HighBit=bits - 1)
+    for piece in pieces:
+        values = np.frombuffer(piece.PixelData, np.int16)
+        piece.PixelData = (values if signed else values + 1000).astype(np.int16).tobytes()
+    expected = truth(pieces).data
+    folder = save(pieces, tmp_path / "s")
+    for file in folder.iterdir():
+        jpeg(file, kind)
+
+    assert np.array_equal(io.read(folder).data, expected)
+
+
+def test_baseline_jpeg_stays_close(tmp_path):
+    pytest.importorskip("gdcm", reason="GDCM is in the extra dicom-codecs")
+    smooth = (np.add.outer(np.arange(32), np.arange(48)) * 2).astype(np.uint8)
+    pieces = change(series(3, 32, 48), BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0)
+    for piece in change(pieces, RescaleIntercept=0):
+        piece.PixelData = smooth.tobytes()
+    folder = save(pieces, tmp_path / "s")
+    for file in folder.iterdir():
+        jpeg(file, "JPEGBaselineProcess1")
+
+    volume = io.read(folder)
+
+    assert np.abs(volume.data[..., 1].astype(int) - smooth.T).max() <= 6
+
+
+def test_jpeg_that_no_free_decoder_reads_is_refused_with_the_remedy(tmp_path):
+    """JPEG Extended of 12 bits: the file comes with pydicom."""
+    source = pydicom.dcmread(pydicom.data.get_testdata_file("JPEG-lossy.dcm", download=False))
+    pieces = series(3)
+    for piece in pieces:
+        for tag in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData"):
+            setattr(piece, tag, source.get(tag))
+        piece["PixelData"].VR, piece["PixelData"].is_undefined_length = "OB", True
+        piece.file_meta.TransferSyntaxUID = source.file_meta.TransferSyntaxUID
+
+    with pytest.raises(BadFile, match=r"no installed decoder reads.*dcmdjpeg"):
+        io.read(save(pieces, tmp_path / "s"))
 
 
 @pytest.mark.parametrize("syntax", [JPEGLSNearLossless, JPEG2000])

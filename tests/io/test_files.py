@@ -32,12 +32,42 @@ def run(*arguments: object) -> dict:
 
 @pytest.fixture(params=["isal", "zlib"])
 def decompressor(request, monkeypatch):
-    """Both ways to unpack: with the optional fast library and without."""
+    """Both ways to unpack: with the fast library and without."""
     if request.param == "isal":
         pytest.importorskip("isal")
     else:
         monkeypatch.setitem(sys.modules, "isal", None)
     return request.param
+
+
+@pytest.mark.parametrize("packing", ["gzip", "zlib"])
+def test_what_is_packed_is_unpacked_by_zlib_and_tells_neither_time_nor_name(tmp_path, decompressor, packing):
+    content = np.random.default_rng(3).integers(0, 5, 700_000, np.uint8).tobytes() + bytes(300_000)
+    packed = []
+    for _ in range(2):
+        packer = files.compressor(packing)
+        pieces = [packer.compress(memoryview(content)[n : n + 99_991]) for n in range(0, len(content), 99_991)]
+        packed.append(b"".join(pieces) + packer.flush())
+
+    assert packed[0] == packed[1]
+    assert zlib.decompress(packed[0], 31 if packing == "gzip" else 15) == content
+    assert len(packed[0]) < 0.5 * len(content)
+    if packing == "gzip":
+        flags, time = packed[0][3], packed[0][4:8]
+        assert (flags, time) == (0, bytes(4))
+
+
+def test_gzip_writer_writes_what_gzip_reads(tmp_path, decompressor):
+    content = np.random.default_rng(4).integers(-9, 9, 200_000, np.int16).tobytes()
+    with files.atomic_write(tmp_path / "named.gz") as file:
+        write, finish = files.gzip_writer(file)
+        write(content[:1])
+        write(memoryview(content)[1:])
+        finish()
+    packed = (tmp_path / "named.gz").read_bytes()
+
+    assert gzip.decompress(packed) == content
+    assert b"named" not in packed[:64]
 
 
 def test_gunzip_returns_the_content_of_several_members_with_padding(tmp_path, decompressor):

@@ -112,6 +112,7 @@ def test_names_with_a_reader_are_known():
     assert io.is_readable_name("A.NII.GZ")
     assert io.is_readable_name("a.mhd")
     assert not io.is_readable_name("a.png")
+    assert not io.is_readable_name("a.zip")  # readable, but no scan of its own among others
     assert not io.is_readable_name("a.gz")
     assert not io.is_readable_name(".nii.gz")
 

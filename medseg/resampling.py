@@ -1,0 +1,459 @@
+"""Interpolation of arrays on other grids: nearest, linear and cubic, in float32 and on all threads.
+
+Where the axes of the two grids are parallel, interpolation is one small operator for each axis, applied a few planes at
+a time; else every point looks up its neighbours. Values equal scipy's (`scipy.ndimage.affine_transform` with
+mode='constant'): points beyond the centres of the outermost voxels are outside, and cubic splines mirror there (Unser
+1999, https://doi.org/10.1109/79.799930). Everything here knows indices only, no millimetres.
+"""
+
+from __future__ import annotations
+
+from itertools import permutations
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from medseg.kernels import in_slabs, threads
+
+#: A point this far outside in voxels is rounding: the outermost planes would otherwise come and go with it.
+_ROUNDING = 1e-7
+#: Grids are parallel if their axes run apart by less than this, in voxels over the whole grid.
+_PARALLEL = 1e-6
+#: Pole of the cubic B-spline's inverse filter; its powers beyond this many are nothing.
+_POLE = np.sqrt(3.0) - 2.0
+_POWERS = 32
+#: Voxels that a thread works on at a time, and lines that are filtered together.
+_BLOCK = 1 << 22
+_LINES = 512
+#: What the kernels read as it is; other dtypes become float32.
+_READ = (np.uint8, np.int16, np.uint16, np.float32)
+
+
+class AxisOperator(NamedTuple):
+    """Interpolation along one axis: output o is the sum of weights[o, t] * input[first[o] + t]."""
+
+    first: NDArray[np.int64]  # (outputs,)
+    weights: NDArray[np.float32]  # (outputs, taps)
+    inside: NDArray[np.float32]  # (outputs,) share of the points that are not outside
+
+
+def interpolate(
+    data: NDArray,
+    step: NDArray[np.float64],
+    shape: tuple[int, int, int],
+    *,
+    order: int,
+    outside: float = 0,
+    points: tuple[int, int, int] = (1, 1, 1),
+) -> NDArray:
+    """`data` (I, J, K) at the places that `step` (4, 4) gives for the indices of an output of `shape`.
+
+    order: 0 (nearest; keeps the dtype), 1 (linear) or 3 (cubic B-spline through the samples); float32.
+    points: every output is the mean of this many points, spread evenly over its voxel along each axis.
+    The output lies in memory as the input does: what is read quickly from one is written quickly to the other.
+    """
+    if order not in (0, 1, 3):
+        raise ValueError(f"order {order} is not 0, 1 or 3")
+    axes = _matching_axes(step[:3, :3])
+    rest = step[:3, :3].copy()
+    rest[range(3), axes] = 0
+    if np.abs(rest).max() * max(shape) >= _PARALLEL:
+        if order == 0:
+            return _nearest_oblique(data, step, shape, outside)
+        return _oblique(data, step, shape, order, outside, points)
+    sources = np.argsort(axes)  # for each output axis, the input axis along which it runs
+    scales, offsets = step[sources, range(3)], step[sources, 3]
+    data = data.transpose(sources)
+    if order == 0:
+        return _nearest(data, scales, offsets, shape, outside)
+    return _separable(data, scales, offsets, shape, order, outside, points)
+
+
+def _matching_axes(matrix: NDArray[np.float64]) -> tuple[int, ...]:
+    """For each input axis, the output axis that runs along it most closely, each used once."""
+    size = np.abs(matrix)
+    return max(permutations(range(3)), key=lambda order: float(size[range(3), order].sum()))
+
+
+def _separable(
+    data: NDArray,
+    scales: NDArray,
+    offsets: NDArray,
+    shape: tuple[int, int, int],
+    order: int,
+    outside: float,
+    points: tuple[int, int, int],
+) -> NDArray[np.float32]:
+    """Linear or cubic; output o along axis n looks at place scales[n] * o + offsets[n] of axis n of `data`."""
+    operators = [axis_operator(data.shape[n], shape[n], scales[n], offsets[n], order, points[n]) for n in range(3)]
+    memory = sorted(range(3), key=lambda n: -abs(data.strides[n]))  # the axis that is contiguous comes last
+    data = data.transpose(memory)
+    a, b, c = (operators[n] for n in memory)
+    first = tuple(int(operator.first.min()) for operator in (a, b, c))
+    last = tuple(int(operator.first.max()) + operator.weights.shape[1] for operator in (a, b, c))
+    if order == 3:
+        data, first = spline_coefficients(data), (0, 0, 0)
+    else:  # what no output looks at is not read
+        data = data[tuple(slice(low, high) for low, high in zip(first, last))]
+    a, b, c = (operator._replace(first=operator.first - low) for operator, low in zip((a, b, c), first))
+    out = np.empty((len(a.first), len(b.first), len(c.first)), np.float32)
+    taps = a.weights.shape[1]
+
+    def work(start: int, stop: int) -> None:
+        low, high = int(a.first[start:stop].min()), int(a.first[start:stop].max()) + taps
+        block = np.ascontiguousarray(data[low:high], np.float32)
+        apply_operators(block, a.first[start:stop] - low, a.weights[start:stop], *b[:2], *c[:2], out[start:stop])
+        if outside:
+            covered = a.inside[start:stop, None, None] * b.inside[:, None] * c.inside
+            out[start:stop] += np.float32(outside) * (1 - covered)
+
+    ratio = max(1.0, len(data) / len(out))
+    in_slabs(work, len(out), _slabs_per_thread(len(out) * ratio * data[0].size, len(out)))
+    return out.transpose(np.argsort(memory))
+
+
+def _slabs_per_thread(voxels: float, length: int) -> int:
+    return int(min(max(4, voxels / _BLOCK / threads()), max(1, length // threads())))
+
+
+def axis_operator(size: int, outputs: int, scale: float, offset: float, order: int, points: int = 1) -> AxisOperator:
+    """Linear (order 1) or cubic (order 3, on spline coefficients) interpolation of `size` voxels along one axis.
+
+    Output o is the mean over `points` points around scale * o + offset; those outside count as 0.
+    """
+    spread = (np.arange(points) + 0.5) / points - 0.5
+    at = scale * (np.arange(outputs)[:, None] + spread) + offset  # (outputs, points)
+    inside = (at >= -_ROUNDING) & (at <= size - 1 + _ROUNDING)
+    at = np.clip(at, 0, size - 1)
+    base = np.floor(at).astype(np.int64)
+    t = (at - base)[..., None]
+    if order == 1:
+        places, weights = base[..., None] + (0, 1), np.concatenate((1 - t, t), -1)
+    else:
+        places = base[..., None] + (-1, 0, 1, 2)
+        weights = np.concatenate(
+            ((1 - t) ** 3 / 6, 2 / 3 - t**2 + t**3 / 2, 2 / 3 - (1 - t) ** 2 + (1 - t) ** 3 / 2, t**3 / 6), -1
+        )
+    period = max(1, 2 * size - 2)
+    places = np.abs(places) % period
+    places = np.where(places >= size, period - places, places)  # mirrored at the outermost centres
+    weights = np.where(inside[..., None], weights, 0) / points
+    used = weights != 0
+    looked_at = used | ~used.any((1, 2), keepdims=True)  # an output that is outside looks where its neighbours do
+    lowest = np.where(looked_at, places, size - 1).min((1, 2))
+    highest = np.where(looked_at, places, 0).max((1, 2))
+    taps = int((highest - lowest).max()) + 1
+    first = np.clip(lowest, 0, size - taps)
+    dense = np.zeros((outputs, taps))
+    row = np.broadcast_to(np.arange(outputs)[:, None, None], places.shape)
+    np.add.at(dense, (row[used], (places - first[:, None, None])[used]), weights[used])
+    return AxisOperator(first, dense.astype(np.float32), inside.mean(1).astype(np.float32))
+
+
+def spline_coefficients(data: NDArray) -> NDArray[np.float32]:
+    """Coefficients of the cubic B-spline through `data` (A, B, C), mirrored at its ends; C-contiguous float32."""
+    depth, height, width = data.shape
+    out: NDArray[np.float32] = np.empty((depth, height, width), np.float32)
+
+    def planes(start: int, stop: int) -> None:
+        for n in range(start, stop):
+            out[n] = data[n]
+            if height > 1:
+                filter_columns(out[n], 0, width)
+            if width > 1:
+                filter_rows(out[n])
+
+    in_slabs(planes, depth)
+    if depth > 1:
+        columns = out.reshape(depth, height * width)
+
+        def along_first(start: int, stop: int) -> None:
+            for n in range(start, stop):
+                filter_columns(columns, n * _LINES, min((n + 1) * _LINES, height * width))
+
+        in_slabs(along_first, -(-height * width // _LINES))
+    return out
+
+
+def _oblique(
+    data: NDArray,
+    step: NDArray[np.float64],
+    shape: tuple[int, int, int],
+    order: int,
+    outside: float,
+    points: tuple[int, int, int],
+) -> NDArray[np.float32]:
+    memory = sorted(range(3), key=lambda n: -abs(data.strides[n]))
+    data = data.transpose(memory)
+    rows = step[:3][memory].copy()
+    for axis in range(3):  # the kernels read memory forwards
+        if data.strides[axis] < 0:
+            data = np.flip(data, axis)
+            rows[axis] *= -1
+            rows[axis, 3] += data.shape[axis] - 1
+    axes = list(_matching_axes(rows[:, :3]))
+    rows = np.ascontiguousarray(rows[:, [*axes, 3]])
+    count = np.array([points[axis] for axis in axes])
+    out = np.empty([shape[axis] for axis in axes], np.float32)
+    if order == 3:
+        data, kernel = spline_coefficients(data), cubic_points
+    else:
+        data, kernel = np.ascontiguousarray(data, data.dtype if data.dtype in _READ else np.float32), linear_points
+    in_slabs(lambda start, stop: kernel(data, rows, count, np.float32(outside), start, stop, out), len(out))
+    return out.transpose(np.argsort(axes))
+
+
+def _nearest(data: NDArray, scales: NDArray, offsets: NDArray, shape: tuple[int, int, int], outside: float) -> NDArray:
+    """The voxels of `data`, whose axes are those of the output, at places scales[n] * o + offsets[n]."""
+    places = [scale * np.arange(n) + offset for scale, offset, n in zip(scales, offsets, shape)]
+    inside = [(at >= -_ROUNDING) & (at <= n - 1 + _ROUNDING) for at, n in zip(places, data.shape)]
+    voxels = [
+        np.clip(np.floor(at[within] + 0.5).astype(np.intp), 0, n - 1)
+        for at, within, n in zip(places, inside, data.shape)
+    ]
+    out = np.full(shape, outside, data.dtype)
+    rows, columns = np.ix_(*inside[1:])
+    planes = np.flatnonzero(inside[0])
+
+    def work(start: int, stop: int) -> None:
+        for n in range(start, stop):
+            out[planes[n]][rows, columns] = data[voxels[0][n]][np.ix_(*voxels[1:])]
+
+    in_slabs(work, len(planes))
+    return out
+
+
+def _nearest_oblique(data: NDArray, step: NDArray[np.float64], shape: tuple[int, int, int], outside: float) -> NDArray:
+    out = np.full(shape, outside, data.dtype)
+    j, k = np.arange(shape[1])[:, None], np.arange(shape[2])
+
+    def work(start: int, stop: int) -> None:
+        for i in range(start, stop):
+            at = [row[0] * i + row[1] * j + row[2] * k + row[3] for row in step[:3]]
+            inside = np.logical_and.reduce(
+                [(x >= -_ROUNDING) & (x <= n - 1 + _ROUNDING) for x, n in zip(at, data.shape)]
+            )
+            if inside.any():
+                voxels = [np.clip(np.floor(x[inside] + 0.5).astype(np.intp), 0, n - 1) for x, n in zip(at, data.shape)]
+                out[i][inside] = data[tuple(voxels)]
+
+    in_slabs(work, shape[0])
+    return out
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def apply_operators(block, first_a, weights_a, first_b, weights_b, first_c, weights_c, out):  # type: ignore[no-untyped-def]
+    """One operator for each axis: block (A, B, C) float32 to out, all C-contiguous."""
+    height, width = block.shape[1], block.shape[2]
+    plane = np.empty((height, width), np.float32)
+    line = np.empty(width, np.float32)
+    for a in range(out.shape[0]):
+        for b in range(height):
+            row = plane[b]
+            _mix(block[:, b], first_a[a], weights_a[a], row)
+        for b in range(out.shape[1]):
+            _mix(plane, first_b[b], weights_b[b], line)
+            result = out[a, b]
+            if weights_c.shape[1] == 2:
+                for c in range(result.size):
+                    x = first_c[c]
+                    result[c] = weights_c[c, 0] * line[x] + weights_c[c, 1] * line[x + 1]
+            elif weights_c.shape[1] == 4:
+                for c in range(result.size):
+                    x = first_c[c]
+                    result[c] = (weights_c[c, 0] * line[x] + weights_c[c, 1] * line[x + 1]) + (
+                        weights_c[c, 2] * line[x + 2] + weights_c[c, 3] * line[x + 3]
+                    )
+            else:
+                for c in range(result.size):
+                    total = np.float32(0)
+                    for t in range(weights_c.shape[1]):
+                        total += weights_c[c, t] * line[first_c[c] + t]
+                    result[c] = total
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _mix(rows, first, weights, out):  # type: ignore[no-untyped-def]
+    """out = the weighted sum of rows first, first + 1, ...: four at a time, so that `out` is rarely read again."""
+    count = weights.size
+    t = 0
+    while t < count:
+        left = count - t
+        w0 = weights[t]
+        r0 = rows[first + t]
+        if left == 1:
+            if t:
+                for c in range(out.size):
+                    out[c] += w0 * r0[c]
+            else:
+                for c in range(out.size):
+                    out[c] = w0 * r0[c]
+            return
+        w1 = weights[t + 1]
+        r1 = rows[first + t + 1]
+        if left < 4:
+            if t:
+                for c in range(out.size):
+                    out[c] += w0 * r0[c] + w1 * r1[c]
+            else:
+                for c in range(out.size):
+                    out[c] = w0 * r0[c] + w1 * r1[c]
+            t += 2
+            continue
+        w2, w3 = weights[t + 2], weights[t + 3]
+        r2, r3 = rows[first + t + 2], rows[first + t + 3]
+        if t:
+            for c in range(out.size):
+                out[c] += (w0 * r0[c] + w1 * r1[c]) + (w2 * r2[c] + w3 * r3[c])
+        else:
+            for c in range(out.size):
+                out[c] = (w0 * r0[c] + w1 * r1[c]) + (w2 * r2[c] + w3 * r3[c])
+        t += 4
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def filter_columns(values, start, stop):  # type: ignore[no-untyped-def]
+    """Samples to cubic spline coefficients down the columns start..stop of `values` (n, m) float32, in place, n > 1."""
+    n = values.shape[0]
+    pole = np.float32(_POLE)
+    begin = np.zeros(stop - start, np.float64)
+    power = 1.0
+    far = _POLE ** (n - 1) if n <= _POWERS else 0.0
+    for k in range(min(n, _POWERS)):
+        share = power
+        if 0 < k < n - 1:
+            share += far * _POLE ** (n - 1 - k)
+        for c in range(begin.size):
+            begin[c] += share * values[k, start + c]
+        power *= _POLE
+    for c in range(begin.size):
+        values[0, start + c] = np.float32(6 * begin[c] / (1 - far * far))
+    for k in range(1, n):
+        for c in range(start, stop):
+            values[k, c] = np.float32(6) * values[k, c] + pole * values[k - 1, c]
+    end = np.float32(_POLE / (_POLE * _POLE - 1))
+    for c in range(start, stop):
+        values[n - 1, c] = end * (pole * values[n - 2, c] + values[n - 1, c])
+    for k in range(n - 2, -1, -1):
+        for c in range(start, stop):
+            values[k, c] = pole * (values[k + 1, c] - values[k, c])
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def filter_rows(values):  # type: ignore[no-untyped-def]
+    """Samples to cubic spline coefficients along the rows of `values` (m, n) float32, in place, n > 1.
+
+    Sixteen rows are turned into columns, filtered as such and turned back.
+    """
+    rows, n = values.shape
+    turned = np.empty((n, 16), np.float32)
+    for start in range(0, rows, 16):
+        count = min(16, rows - start)
+        for r in range(count):
+            row = values[start + r]
+            for k in range(n):
+                turned[k, r] = row[k]
+        filter_columns(turned, 0, count)
+        for r in range(count):
+            row = values[start + r]
+            for k in range(n):
+                row[k] = turned[k, r]
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def linear_points(data, rows, points, outside, start, stop, out):  # type: ignore[no-untyped-def]
+    """Trilinear values for planes start..stop of out (A, B, C); rows (3, 4): indices of out to those of data."""
+    sizes = data.shape
+    total_points = points[0] * points[1] * points[2]
+    spread = np.empty((total_points, 3))
+    n = 0
+    for i in range(points[0]):
+        for j in range(points[1]):
+            for k in range(points[2]):
+                for axis in range(3):
+                    spread[n, axis] = (
+                        rows[axis, 0] * ((i + 0.5) / points[0] - 0.5)
+                        + rows[axis, 1] * ((j + 0.5) / points[1] - 0.5)
+                        + rows[axis, 2] * ((k + 0.5) / points[2] - 0.5)
+                    )
+                n += 1
+    ends = (sizes[0] - 1 + _ROUNDING, sizes[1] - 1 + _ROUNDING, sizes[2] - 1 + _ROUNDING)
+    for a in range(start, stop):
+        for b in range(out.shape[1]):
+            base0 = rows[0, 0] * a + rows[0, 1] * b + rows[0, 3]
+            base1 = rows[1, 0] * a + rows[1, 1] * b + rows[1, 3]
+            base2 = rows[2, 0] * a + rows[2, 1] * b + rows[2, 3]
+            for c in range(out.shape[2]):
+                total = np.float32(0)
+                for p in range(total_points):
+                    x = base0 + rows[0, 2] * c + spread[p, 0]
+                    y = base1 + rows[1, 2] * c + spread[p, 1]
+                    z = base2 + rows[2, 2] * c + spread[p, 2]
+                    if not (-_ROUNDING <= x <= ends[0] and -_ROUNDING <= y <= ends[1] and -_ROUNDING <= z <= ends[2]):
+                        total += outside
+                        continue
+                    x0, y0, z0 = max(int(x), 0), max(int(y), 0), max(int(z), 0)
+                    x0, y0, z0 = min(x0, sizes[0] - 1), min(y0, sizes[1] - 1), min(z0, sizes[2] - 1)
+                    x1, y1, z1 = min(x0 + 1, sizes[0] - 1), min(y0 + 1, sizes[1] - 1), min(z0 + 1, sizes[2] - 1)
+                    fx, fy, fz = np.float32(x - x0), np.float32(y - y0), np.float32(z - z0)
+                    v000, v001 = np.float32(data[x0, y0, z0]), np.float32(data[x0, y0, z1])
+                    v010, v011 = np.float32(data[x0, y1, z0]), np.float32(data[x0, y1, z1])
+                    v100, v101 = np.float32(data[x1, y0, z0]), np.float32(data[x1, y0, z1])
+                    v110, v111 = np.float32(data[x1, y1, z0]), np.float32(data[x1, y1, z1])
+                    v00, v01 = v000 + fz * (v001 - v000), v010 + fz * (v011 - v010)
+                    v10, v11 = v100 + fz * (v101 - v100), v110 + fz * (v111 - v110)
+                    v0, v1 = v00 + fy * (v01 - v00), v10 + fy * (v11 - v10)
+                    total += v0 + fx * (v1 - v0)
+                out[a, b, c] = total / np.float32(total_points)
+
+
+@njit(cache=True, nogil=True)
+def _spline_taps(at, size, places, weights):  # type: ignore[no-untyped-def]
+    """Fill places (4,) and weights (4,) of the cubic B-spline at a point of an axis, mirrored at its ends."""
+    at = min(max(at, 0.0), size - 1.0)
+    base = int(at)
+    t = at - base
+    weights[0] = (1 - t) ** 3 / 6
+    weights[1] = 2 / 3 - t**2 + t**3 / 2
+    weights[2] = 2 / 3 - (1 - t) ** 2 + (1 - t) ** 3 / 2
+    weights[3] = t**3 / 6
+    period = max(1, 2 * size - 2)
+    for n in range(4):
+        place = abs(base - 1 + n) % period
+        places[n] = period - place if place >= size else place
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def cubic_points(coefficients, rows, points, outside, start, stop, out):  # type: ignore[no-untyped-def]
+    """Cubic values for planes start..stop of out (A, B, C); rows (3, 4): indices of out to those of `coefficients`."""
+    sizes = coefficients.shape
+    places, weights = np.empty((3, 4), np.int64), np.empty((3, 4), np.float32)
+    at = np.empty(3)
+    total_points = points[0] * points[1] * points[2]
+    for a in range(start, stop):
+        for b in range(out.shape[1]):
+            for c in range(out.shape[2]):
+                total = np.float32(0)
+                for p in range(total_points):
+                    i = a + (p // (points[1] * points[2]) + 0.5) / points[0] - 0.5
+                    j = b + (p // points[2] % points[1] + 0.5) / points[1] - 0.5
+                    k = c + (p % points[2] + 0.5) / points[2] - 0.5
+                    inside = True
+                    for axis in range(3):
+                        at[axis] = rows[axis, 0] * i + rows[axis, 1] * j + rows[axis, 2] * k + rows[axis, 3]
+                        inside &= -_ROUNDING <= at[axis] <= sizes[axis] - 1 + _ROUNDING
+                    if not inside:
+                        total += outside
+                        continue
+                    for axis in range(3):
+                        _spline_taps(at[axis], sizes[axis], places[axis], weights[axis])
+                    for x in range(4):
+                        for y in range(4):
+                            row = coefficients[places[0, x], places[1, y]]
+                            part = np.float32(0)
+                            for z in range(4):
+                                part += weights[2, z] * row[places[2, z]]
+                            total += weights[0, x] * weights[1, y] * part
+                out[a, b, c] = total / np.float32(total_points)

@@ -1,0 +1,167 @@
+"""Accelerated networks against the same networks in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from medseg import fast_conv
+from medseg.fast_conv import Deferred, FastConv, accelerate
+from medseg.models.unet import InstanceNorm, UNet
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Winograd for maps of every size, so that small tests reach it."""
+    monkeypatch.setattr(fast_conv, "_SHORTEST", 1)
+
+
+def error(network: nn.Module, fast: nn.Module, x: torch.Tensor) -> float:
+    """The greatest difference from the network in float64, in standard deviations of its output."""
+    reference = copy.deepcopy(network).double()(x.double())
+    return float((fast(x).double() - reference).abs().max() / reference.std())
+
+
+def is_fast(network: nn.Module) -> list[FastConv]:
+    return [module for module in network.modules() if isinstance(module, FastConv)]
+
+
+NORMS = {
+    "none": lambda channels: [],
+    "group": lambda channels: [InstanceNorm(channels)],
+    "instance": lambda channels: [nn.InstanceNorm3d(channels, affine=True)],
+    "plain": lambda channels: [nn.InstanceNorm3d(channels)],
+}
+ACTIVATIONS = {"none": [], "relu": [nn.ReLU()], "leaky": [nn.LeakyReLU(0.01, inplace=True)]}
+
+
+@given(
+    shape=st.tuples(st.integers(1, 2), *[st.integers(1, 11)] * 3),
+    blocks=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    norm=st.sampled_from(sorted(NORMS)),
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
+    bias=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_one_convolution_of_any_size(shape, blocks, norm, activation, bias):
+    batch, *size = shape
+    if norm != "none" and min(size) * max(size) < 4:  # a norm of a few voxels magnifies any rounding
+        size = [length + 3 for length in size]
+    channels, features = (16 * n for n in blocks)
+    conv = nn.Conv3d(channels, features, 3, 1, 1, bias=bias)
+    network = nn.Sequential(conv, *NORMS[norm](features), *ACTIVATIONS[activation])
+    x = torch.randn(batch, channels, *size) + 1
+    with torch.inference_mode(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast_conv, "_SHORTEST", 1)
+        fast = accelerate(network)
+        assert len(is_fast(fast)) == 1
+        assert error(network, fast, x) < 1e-4
+
+
+def test_a_norm_with_weights_and_a_mean_far_from_zero(always):
+    network = nn.Sequential(nn.Conv3d(16, 32, 3, 1, 1), InstanceNorm(32), nn.LeakyReLU(0.2))
+    nn.init.normal_(network[1].weight)
+    nn.init.normal_(network[1].bias)
+    nn.init.constant_(network[0].bias, 100.0)
+    assert error(network, accelerate(network), torch.randn(2, 16, 9, 12, 10)) < 1e-4
+
+
+@pytest.mark.parametrize(("arguments", "channels"), [({}, 1), ({"residual": True}, 2), ({"stem": 2}, 1)])
+def test_networks(arguments, channels, always):
+    network = UNet(channels, 5, features=(16, 32, 48), **arguments).eval()
+    for parameter in network.parameters():
+        if parameter.ndim == 1:
+            nn.init.normal_(parameter, 0.5)
+    before = copy.deepcopy(network.state_dict())
+    fast = accelerate(network)
+    assert is_fast(fast) and not is_fast(network)
+    x = torch.randn(2, channels, 16, 24, 32)
+    assert error(network, fast, x) < 1e-4
+    assert error(network, fast, x) < 1e-4  # nothing of the first run stays behind
+    assert type(fast(x)) is torch.Tensor
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_result_does_not_depend_on_the_number_of_threads(always):
+    fast = accelerate(UNet(1, 3, features=(16, 32)).eval())
+    x = torch.randn(1, 1, 24, 24, 40)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(fast.encoder[0](x) + 0)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_what_does_not_match_is_left_alone():
+    network = nn.Sequential(
+        nn.Conv3d(16, 16, 3, 1, 1, groups=2),
+        nn.Conv3d(16, 16, 3, 1, 1, padding_mode="circular"),
+        nn.Conv3d(16, 20, 3, 1, 1),
+        nn.BatchNorm3d(20),
+        nn.GELU(),
+        nn.Conv3d(20, 5, 1),
+    ).eval()
+    fast = accelerate(network)
+    assert not is_fast(fast)
+    x = torch.randn(1, 16, 6, 6, 6)
+    assert torch.equal(fast(x), network(x))
+
+
+def test_norms_over_several_channels_or_with_running_statistics_stay():
+    for norm in (nn.GroupNorm(4, 16), nn.InstanceNorm3d(16, track_running_stats=True)):
+        network = nn.Sequential(nn.Conv3d(16, 16, 3, 1, 1), norm, nn.ReLU()).eval()
+        fast = accelerate(network)
+        assert type(fast[1]) is type(norm)
+        assert error(network, fast, torch.randn(1, 16, 8, 8, 8)) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_types_run_the_original_modules(dtype):
+    network = nn.Sequential(nn.Conv3d(16, 16, 3, 1, 1), InstanceNorm(16), nn.LeakyReLU(0.01)).to(dtype)
+    x = torch.randn(1, 16, 12, 12, 12).to(dtype)
+    assert torch.equal(accelerate(network)(x), network(x))
+
+
+def test_gradients_still_flow():
+    with torch.inference_mode(False), torch.enable_grad():
+        network = accelerate(nn.Sequential(nn.Conv3d(16, 16, 3, 1, 1), InstanceNorm(16), nn.LeakyReLU(0.01)))
+        x = torch.randn(1, 16, 5, 5, 5, requires_grad=True)
+        network(x).sum().backward()
+        assert x.grad is not None
+
+
+def test_a_deferred_map_may_be_used_twice_and_in_any_operation(always):
+    conv = nn.Sequential(nn.Conv3d(16, 16, 3, 1, 1), InstanceNorm(16), nn.LeakyReLU(0.01))
+    x = torch.randn(1, 16, 9, 9, 9)
+    y = accelerate(conv)(x)
+    assert isinstance(y, Deferred) and y.shape == (1, 16, 9, 9, 9)
+    expected = conv(x)
+    joined = torch.cat((x, y), 1)
+    assert isinstance(joined, Deferred)
+    for result, wanted in ((y + 1, expected + 1), (2 * y, 2 * expected), (joined + 0, torch.cat((x, expected), 1))):
+        assert torch.allclose(result, wanted, atol=1e-4)
+    again = accelerate(nn.Sequential(nn.Conv3d(32, 16, 3, 1, 1)))
+    assert torch.allclose(again(joined), again[0].conv(torch.cat((x, expected), 1)), atol=1e-4)
+
+
+def test_a_not_a_number_is_not_hidden(always):
+    network = accelerate(nn.Sequential(nn.Conv3d(16, 16, 3, 1, 1), InstanceNorm(16), nn.LeakyReLU(0.01)))
+    x = torch.randn(1, 16, 8, 8, 8)
+    x[0, 3, 4, 4, 4] = float("nan")
+    assert (network(x) + 0).isnan().any()
