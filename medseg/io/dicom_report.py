@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg.io.dicom_codes import category_of, code_item, type_of
-from medseg.io.dicom_result import CARRIED, Origin, complete, moment, without_warnings
+from medseg.io.dicom_result import CARRIED, Origin, complete, derived_uid, moment, without_warnings
 
 if TYPE_CHECKING:
     from medseg.labels import Code, Label, LabelTable
@@ -39,7 +39,9 @@ def _report(segmentation: Any, origin: Origin, millilitres: dict[int, float], ta
         for label in table.labels
         if f"Label value {label.value}" in segments
     ]
-    device = DeviceObserver(origin.new_uid("device"), name="medseg", manufacturer_name="medseg", model_name="medseg")
+    device = DeviceObserver(
+        derived_uid("device", "medseg"), name="medseg", manufacturer_name="medseg", model_name="medseg"
+    )
     content = MeasurementReport(
         ObservationContext(observer_device_context=ObserverContext(codes.DCM.Device, device)),
         codes.cid100.ImagingProcedure,

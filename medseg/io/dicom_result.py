@@ -97,11 +97,13 @@ class Origin:
 
     def uid(self, uid: str) -> str:
         """A UID of the source as results may name it."""
-        return _derived("deidentified", uid) if self.options.deidentify else uid
+        return derived_uid("deidentified", uid) if self.options.deidentify else uid
 
     def new_uid(self, *words: object) -> str:
         """A UID for a new object: random, or with `deterministic` the same for the same source and words."""
-        return _derived(self.study, self.series, *words) if self.options.deterministic else f"2.25.{uuid.uuid4().int}"
+        return (
+            derived_uid(self.study, self.series, *words) if self.options.deterministic else f"2.25.{uuid.uuid4().int}"
+        )
 
     def reference(self, piece: Slice) -> Any:
         """An item that refers to the image, and where it holds several the frame, of a slice."""
@@ -129,7 +131,7 @@ def open_origin(path: Paths, options: DicomOptions | None = None) -> Origin:
             raise BadFile(f"{name}: does not say to which {words} it belongs; DICOM results need that, export it again")
     frame_of_reference = first.frame_of_reference
     if not _is_uid(frame_of_reference):  # some tools that take out names take it out, too
-        frame_of_reference = _derived("frame of reference", facts["SeriesInstanceUID"])
+        frame_of_reference = derived_uid("frame of reference", facts["SeriesInstanceUID"])
         warnings.warn(
             f"{name}: has no frame of reference; DICOM results give it one that follows from its series",
             DataWarning,
@@ -139,7 +141,7 @@ def open_origin(path: Paths, options: DicomOptions | None = None) -> Origin:
         raise BadFile(f"{name}: some of its images have no proper identifier to refer to; export the series again")
 
     def uid(value: str) -> str:
-        return _derived("deidentified", value) if options.deidentify else value
+        return derived_uid("deidentified", value) if options.deidentify else value
 
     place = np.array(first.position)
     carried = facts["carried"]
@@ -364,7 +366,7 @@ def digits_for(spacing_mm: float) -> int:
     return max(4, min(9, 4 - math.floor(math.log10(spacing_mm))))
 
 
-def _derived(*words: object) -> str:
+def derived_uid(*words: object) -> str:
     """A UID that follows from words: a UUID under 2.25 (PS3.5 B.2) of their hash."""
     digest = hashlib.sha256("\0".join(map(str, words)).encode()).digest()
     return f"2.25.{uuid.UUID(bytes=digest[:16], version=4).int}"

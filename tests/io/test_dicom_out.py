@@ -544,6 +544,27 @@ def test_a_report_gives_the_volumes_and_dcmqi_reads_it(tmp_path):
     assert pydicom.dcmread(tmp_path / "r.rtstruct.dcm").ApprovalStatus == "UNAPPROVED"
 
 
+def test_results_and_source_agree_about_patient_study_and_frame_of_reference(tmp_path):
+    folder, _ = source(tmp_path / "scan", count=8, rows=20, columns=20, PositionReferenceIndicator="XY")
+    infer.infer(infer.Job(folder, tmp_path / "r.dcm"), "otsu", Settings(), infer.Extras(also=("sr", "rtstruct")))
+    files = [*folder.iterdir(), *tmp_path.glob("*.dcm")]
+
+    ran = subprocess.run([program("dcentvfy"), *files], capture_output=True, text=True, errors="replace", timeout=60)
+
+    assert len(files) == 11
+    told = [line for line in (ran.stdout + ran.stderr).splitlines() if line.startswith("Error")]
+    assert [line for line in told if "referenced - 1.2.3.4 " not in line] == []  # a structure set names the study so
+
+
+def test_names_in_other_scripts_stay_as_they_are(tmp_path):
+    name = "Yamada^Tarou=山田^太郎=やまだ^たろう"
+    folder, grid = source(tmp_path / "scan", SpecificCharacterSet=["", "ISO 2022 IR 87"], PatientName=name)
+    for suffix in (".dcm", ".rtstruct.dcm"):
+        io.write(phantom(grid), tmp_path / f"x{suffix}", source=folder)
+        assert str(pydicom.dcmread(tmp_path / f"x{suffix}").PatientName) == name
+        assert errors(tmp_path / f"x{suffix}") == []
+
+
 @pytest.mark.parametrize("number", [0.1, -1234.567890123, 1e-9, -0.0, 123456789012345.6, 1 / 3, -1e-7, 1e17])
 def test_decimal_strings_are_valid_and_close(number):
     words = decimal(number, 9)
