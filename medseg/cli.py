@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg import cli_evaluate, cli_view
+from medseg import cli_evaluate, cli_pacs, cli_view
 from medseg.cli_evaluate import Json, Quiet
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, Interrupted, MedsegError
 
@@ -33,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Segment medical images: one command from a scan to labels you can trust.",
-    epilog="Nothing is sent anywhere: infer, train and evaluate open no network connection.",
+    epilog="Nothing is sent anywhere: only listen, and infer where you name a PACS, open a network connection.",
 )
 
 VolumeIndex = Annotated[
@@ -67,8 +67,9 @@ Suv = Annotated[bool, typer.Option("--suv", help="Read DICOM PET as standardised
 
 def main() -> None:
     """Run the command line and exit."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as after nohup
+            signal.signal(number, _interrupt)
     warnings.showwarning = _show_warning
     try:
         app()
@@ -81,11 +82,25 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except Exception as error:
+        print(_unforeseen(error), file=sys.stderr)
+        sys.exit(1)
+
+
+def _unforeseen(error: Exception) -> str:
+    """What to say of an error in medseg itself: where it is. What it says may quote a header, and so a patient."""
+    from traceback import extract_tb
+
+    frames = [f"  {'/'.join(Path(f.filename).parts[-2:])}, line {f.lineno}" for f in extract_tb(error.__traceback__)]
+    lines = [f"medseg: stopped by an error of its own ({type(error).__name__}); please report it with these lines:"]
+    return "\n".join(lines + frames)
 
 
 @app.command()
 def infer(
-    inputs: Annotated[list[Path], typer.Argument(metavar="SCAN...", help="Scans, folders of scans, DICOM folders.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="SCAN...", help="Scans, folders of scans, DICOM folders, or dicomweb://...")
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="A file (its suffix is the format) or a folder. Default: SCAN_seg.nii.gz."),
@@ -130,6 +145,10 @@ def infer(
     seg_type: SegType = "binary",
     deidentify: Deidentify = False,
     deterministic: Deterministic = False,
+    push: cli_pacs.Push = False,
+    credentials: cli_pacs.Credentials = None,
+    authority: cli_pacs.Authority = None,
+    plain_http: cli_pacs.PlainHttp = False,
     show_progress: Annotated[
         str, typer.Option("--progress", metavar="auto|json", help="json: a line of JSON on stderr for every step.")
     ] = "auto",
@@ -153,53 +172,59 @@ def infer(
         _one_of("--also", kind, tuple(run.DICOM_RESULTS))
     _one_of("--progress", show_progress, ("auto", "json"))
     _one_of("--backend", backend, ("auto", "torch", "openvino"))
-    work = run.jobs(inputs, output)
-    if preview and len(work) == 1 and preview.suffix.lower() != ".png":
-        raise BadOutput(f"{preview}: a preview is a picture; give a name that ends in .png")
-    for job in work:
-        run.check_output(job, extra_kinds)
-    _keep_memory()
-    checkpoint = run.load_model(*model)
-    settings = Settings(
-        device,
-        precision,
-        overlap,
-        cleanup,
-        backend,
-        batch,
-        tta,
-        _bytes(max_memory) if max_memory else None,
-        _values(probabilities) if probabilities else (),
-        uncertainty,
-    )
-    failures: list[MedsegError] = []
-    for job in work:
-        if skip_existing and job.labels.exists():
-            _say(f"{job.scan}: {job.labels} is there, skipped", quiet)
-            continue
-        picture = preview / f"{job.labels.name.split('.')[0]}.png" if preview and len(work) > 1 else preview
-        extras = run.Extras(
-            picture, instances, volume, assume_geometry, series, repair, suv, extra_kinds,
-            DicomOptions(seg_type, deidentify, deterministic),
-        )  # fmt: skip
-        try:
-            shown = _json_progress(job.scan) if show_progress == "json" else _progress(quiet, job.scan)
-            with shown as (announce, progress):
-                content = run.infer(job, checkpoint, settings, extras, announce=announce, progress=progress)
-        except Interrupted:
-            raise
-        except MedsegError as error:
-            if len(work) == 1:
+    from_pacs = cli_pacs.fetched(inputs, output, push, credentials, authority, plain_http, quiet)
+    with from_pacs as remote:
+        work = run.jobs(remote.inputs, remote.output)
+        if preview and len(work) == 1 and preview.suffix.lower() != ".png":
+            raise BadOutput(f"{preview}: a preview is a picture; give a name that ends in .png")
+        for job in work:
+            run.check_output(job, extra_kinds)
+        _keep_memory()
+        checkpoint = run.load_model(*model)
+        settings = Settings(
+            device,
+            precision,
+            overlap,
+            cleanup,
+            backend,
+            batch,
+            tta,
+            _bytes(max_memory) if max_memory else None,
+            _values(probabilities) if probabilities else (),
+            uncertainty,
+        )
+        failures: list[MedsegError] = []
+        for job in work:
+            if skip_existing and job.labels.exists():
+                _say(f"{remote.name(job.scan)}: {job.labels} is there, skipped", quiet)
+                continue
+            picture = preview / f"{job.labels.name.split('.')[0]}.png" if preview and len(work) > 1 else preview
+            extras = run.Extras(
+                picture, instances, volume, assume_geometry, series, repair, suv, extra_kinds,
+                DicomOptions(seg_type, deidentify, deterministic),
+            )  # fmt: skip
+            try:
+                name = remote.name(job.scan)
+                shown = _json_progress(name) if show_progress == "json" else _progress(quiet, name)
+                with shown as (announce, progress):
+                    content = run.infer(job, checkpoint, settings, extras, announce=announce, progress=progress)
+            except Interrupted:
                 raise
-            print(f"medseg: {error}", file=sys.stderr)
-            failures.append(error)
-            continue
-        for text in content["warnings"]:
-            print(f"warning: {job.scan}: {text}", file=sys.stderr)
-        _show_result(job.labels, content, as_json)
-    if failures:
-        print(f"medseg: {len(failures)} of {len(work)} scans failed", file=sys.stderr)
-        raise typer.Exit(failures[0].exit_code)
+            except MedsegError as error:
+                if len(work) == 1:
+                    raise
+                print(f"medseg: {error}", file=sys.stderr)
+                failures.append(error)
+                continue
+            remote.send(job, extra_kinds)
+            for text in content["warnings"]:
+                print(f"warning: {remote.name(job.scan)}: {text}", file=sys.stderr)
+            for text in content["notes"]:
+                _say(f"note: {remote.name(job.scan)}: {text}", quiet)
+            _show_result(remote.name(job.labels), content, as_json)
+        if failures:
+            print(f"medseg: {len(failures)} of {len(work)} scans failed", file=sys.stderr)
+            raise typer.Exit(failures[0].exit_code)
 
 
 @app.command()
@@ -369,7 +394,9 @@ def version() -> None:
     print(installed("medseg"))
 
 
-for _command in (cli_evaluate.evaluate, cli_evaluate.compare, cli_evaluate.clean, cli_view.view):
+for _command in (
+    cli_evaluate.evaluate, cli_evaluate.compare, cli_evaluate.clean, cli_view.view, cli_pacs.listen,
+):  # fmt: skip
     app.command()(_command)
 
 
@@ -395,7 +422,7 @@ def _values(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(part) for part in text.split(",")))
 
 
-def _show_result(labels: Path, content: dict[str, Any], as_json: bool) -> None:
+def _show_result(labels: Path | str, content: dict[str, Any], as_json: bool) -> None:
     if as_json:
         import json
 
@@ -473,7 +500,7 @@ def _say(text: str, quiet: bool) -> None:
 
 
 @contextmanager
-def _progress(quiet: bool, scan: Path) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
+def _progress(quiet: bool, scan: Path | str) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
     """Lines and a bar on stderr for one scan; nothing at all when quiet."""
     if quiet:
         yield (lambda text: None), (lambda what, done, total: None)
@@ -495,7 +522,7 @@ def _progress(quiet: bool, scan: Path) -> Iterator[tuple[Callable[[str], None], 
 
 
 @contextmanager
-def _json_progress(scan: Path) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
+def _json_progress(scan: Path | str) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
     """What happens to one scan as lines of JSON on stderr, for programs; the same whole per cent is not said twice."""
     import json
 

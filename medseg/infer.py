@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg import inference, record
+from medseg import face, inference, record
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, MedsegError
 from medseg.intensity import INTENSITY_MODELS
 from medseg.io import READERS, WRITERS, DicomOptions, is_dicom_source, is_readable_name, read, strip_suffix, write
@@ -163,6 +163,7 @@ def infer(
         | {key: getattr(result.plan, key) for key in ("device", "precision", "backend")}
         | {key: True for key, asked in (("repair", extras.repair), ("suv", extras.suv)) if asked},
         "warnings": told,
+        "notes": [face.NOTE] if face.shows_face(volume, result.labels, result.table) else [],
         "structures": inference.structure_volumes(result.labels, result.table),
     }
     progress("writing", 0, 1)

@@ -26,7 +26,7 @@ ROWS = [
         "labels",
     },
     {"io.voxels", "io.dicom_source", "io.dicom_slice", "io.dicom_frames", "io.dicom_decode"},
-    {"cleanup", "metrics", "losses", "models.unet", "models", "intensity", "refine"},
+    {"cleanup", "metrics", "losses", "models.unet", "models", "intensity", "refine", "face"},
     {"fast_conv", "painter"},
     {"io.dicom_pixels", "io.dicom_series", "io.dicom_repair", "io.dicom_suv"},
     {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.slicer"},
@@ -35,9 +35,9 @@ ROWS = [
     {"view.scene", "view.server", "view.slicer.MedSeg", "view.slicer.MedSegLib", "view.slicer.MedSegLib.command"},
     {"window", "synth"},
     {"backends"},
-    {"inference", "train", "evaluate", "report", "compare", "infer"},
+    {"inference", "train", "evaluate", "report", "compare", "infer", "pacs", "listen"},
     {"cli_evaluate"},
-    {"cli_view"},
+    {"cli_view", "cli_pacs"},
     {"cli"},
     {"__main__"},
 ]
@@ -57,6 +57,9 @@ HEAVY = {
     "nibabel",
     "cc3d",
     "safetensors",
+    "pynetdicom",
+    "dicomweb_client",
+    "requests",
 }
 TORCH_AT_TOP = {"fast_conv", "train", "synth", "window", "backends", "losses", "models", "models.unet"}
 ALSO_AT_TOP = {
@@ -164,10 +167,10 @@ FORBIDDEN_CALLS = {
 }  # fmt: skip
 FORBIDDEN_MODULES = {
     "pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "tarfile", "xmlrpc", "telnetlib",
-    "socket", "ssl", "http", "urllib", "requests", "ftplib", "smtplib",
+    "socket", "socketserver", "ssl", "http", "urllib", "requests", "ftplib", "smtplib",
 }  # fmt: skip
 #: Where one of these modules is what the module is for.
-ALLOWED_MODULES = {"view.server": {"http"}}
+ALLOWED_MODULES = {"view.server": {"http"}, "pacs": {"requests"}, "listen": {"socketserver"}}
 FORBIDDEN_METHODS = {"extractall", "unpack_archive"}
 
 

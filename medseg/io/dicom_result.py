@@ -27,7 +27,7 @@ from medseg.errors import BadFile, BadOutput, DataWarning
 from medseg.io.dicom import ordered_slices
 from medseg.io.dicom_codes import scheme_item, text
 from medseg.io.dicom_series import grid
-from medseg.io.dicom_slice import Slice, guarded, read_header
+from medseg.io.dicom_slice import Slice, guarded, read_header, without_remarks
 from medseg.io.dicom_source import Paths, name_of
 from medseg.io.files import atomic_write, open_file
 from medseg.volume import Volume, resample
@@ -334,8 +334,7 @@ def _items(dataset: Any) -> Iterator[Any]:
 def without_warnings(path: str | Path) -> Iterator[None]:
     """Work with highdicom, which is not there or has only developers' remarks. Raises `BadOutput` if not there."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_remarks():
             yield
     except ImportError:
         raise BadOutput(

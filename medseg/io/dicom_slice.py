@@ -6,11 +6,14 @@ identify a person leaves this module, neither in a message nor in a warning.
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -244,11 +247,28 @@ def echo_time(dataset: Any, name: str) -> float | None:
     return round(value, 2) if isinstance(value, float) else None
 
 
-def guarded(where: str, work: Callable[[Any], Any]) -> Any:
-    """The result of work with pydicom; whatever damaged data makes it raise becomes a `BadFile`.
+_unheard: ContextVar[bool] = ContextVar("_unheard", default=False)
 
-    Its warnings are dropped: they quote values from the header, which may name the patient.
-    """
+
+def _heard(_: logging.LogRecord) -> bool:
+    return not _unheard.get()
+
+
+@contextmanager
+def without_remarks() -> Iterator[None]:
+    """Drop what pydicom warns and logs meanwhile: it quotes values from the header, which may name the patient."""
+    logging.getLogger("pydicom").addFilter(_heard)
+    token = _unheard.set(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        _unheard.reset(token)
+
+
+def guarded(where: str, work: Callable[[Any], Any]) -> Any:
+    """The result of work with pydicom; whatever damaged data makes it raise becomes a `BadFile`."""
     try:
         import pydicom
         import pydicom.filereader
@@ -256,8 +276,7 @@ def guarded(where: str, work: Callable[[Any], Any]) -> Any:
     except ImportError:
         raise BadFile(f'{where}: reading DICOM needs pydicom; install it with: pip install "medseg[dicom]"') from None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_remarks():
             return work(pydicom)
     except _BadTag as error:
         raise BadFile(f"{where}: its {error} is not what DICOM says it must be; export the series again") from None
