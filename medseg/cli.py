@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg import cli_evaluate
+from medseg import cli_evaluate, cli_pacs, cli_view
 from medseg.cli_evaluate import Json, Quiet
-from medseg.errors import BadConfig, BadOutput, DataWarning, Interrupted, MedsegError
+from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, Interrupted, MedsegError
+
+if TYPE_CHECKING:
+    from medseg.io.dicom import Listed
 
 app = typer.Typer(
     name="medseg",
@@ -30,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Segment medical images: one command from a scan to labels you can trust.",
-    epilog="Nothing is sent anywhere: infer, train and evaluate open no network connection.",
+    epilog="Nothing is sent anywhere: only listen, and infer where you name a PACS, open a network connection.",
 )
 
 VolumeIndex = Annotated[
@@ -40,12 +43,33 @@ AssumeGeometry = Annotated[
     str | None,
     typer.Option(metavar="sform|qform|pixdim", help="What to trust where a header contradicts itself or says nothing."),
 ]
+Series = Annotated[
+    str | None,
+    typer.Option(metavar="N|N.M|UID", help="Which volume of DICOM that holds several, as `medseg info` numbers them."),
+]
+Repair = Annotated[
+    bool,
+    typer.Option(
+        "--repair", help="Resample DICOM with missing, doubled or uneven slices, or gantry tilt, to an even grid."
+    ),
+]
+SegType = Annotated[
+    str, typer.Option("--seg-type", metavar="binary|labelmap", help="DICOM SEG: bit planes, or smaller and newer.")
+]
+Deidentify = Annotated[
+    bool, typer.Option("--deidentify", help="DICOM results without patient and study; their UIDs are replaced.")
+]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="DICOM results with the same UIDs and dates in every run.")
+]
+Suv = Annotated[bool, typer.Option("--suv", help="Read DICOM PET as standardised uptake values by body weight.")]
 
 
 def main() -> None:
     """Run the command line and exit."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as after nohup
+            signal.signal(number, _interrupt)
     warnings.showwarning = _show_warning
     try:
         app()
@@ -58,11 +82,25 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except Exception as error:
+        print(_unforeseen(error), file=sys.stderr)
+        sys.exit(1)
+
+
+def _unforeseen(error: Exception) -> str:
+    """What to say of an error in medseg itself: where it is. What it says may quote a header, and so a patient."""
+    from traceback import extract_tb
+
+    frames = [f"  {'/'.join(Path(f.filename).parts[-2:])}, line {f.lineno}" for f in extract_tb(error.__traceback__)]
+    lines = [f"medseg: stopped by an error of its own ({type(error).__name__}); please report it with these lines:"]
+    return "\n".join(lines + frames)
 
 
 @app.command()
 def infer(
-    inputs: Annotated[list[Path], typer.Argument(metavar="SCAN...", help="Scans, folders of scans, DICOM folders.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="SCAN...", help="Scans, folders of scans, DICOM folders, or dicomweb://...")
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="A file (its suffix is the format) or a folder. Default: SCAN_seg.nii.gz."),
@@ -98,62 +136,95 @@ def infer(
     ] = None,
     volume: VolumeIndex = None,
     assume_geometry: AssumeGeometry = None,
+    series: Series = None,
+    repair: Repair = False,
+    suv: Suv = False,
+    also: Annotated[
+        str, typer.Option("--also", metavar="seg,rtstruct,sr", help="Of DICOM: also write these, beside the result.")
+    ] = "",
+    seg_type: SegType = "binary",
+    deidentify: Deidentify = False,
+    deterministic: Deterministic = False,
+    push: cli_pacs.Push = False,
+    credentials: cli_pacs.Credentials = None,
+    authority: cli_pacs.Authority = None,
+    plain_http: cli_pacs.PlainHttp = False,
+    show_progress: Annotated[
+        str, typer.Option("--progress", metavar="auto|json", help="json: a line of JSON on stderr for every step.")
+    ] = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Segment scans.
 
     Writes a label map on each scan's own grid, and beside it the label table (.labels.csv) and the run record (.json).
+    Of DICOM, OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set.
     """
     from medseg import infer as run
     from medseg.inference import Settings
+    from medseg.io import DicomOptions
 
     _one_of("--device", device, ("auto", "cpu", "cuda"))
     _one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
+    _one_of("--seg-type", seg_type, ("binary", "labelmap"))
+    extra_kinds = tuple(kind.strip().lower() for kind in also.split(",") if kind.strip())
+    for kind in extra_kinds:
+        _one_of("--also", kind, tuple(run.DICOM_RESULTS))
+    _one_of("--progress", show_progress, ("auto", "json"))
     _one_of("--backend", backend, ("auto", "torch", "openvino"))
-    work = run.jobs(inputs, output)
-    if preview and len(work) == 1 and preview.suffix.lower() != ".png":
-        raise BadOutput(f"{preview}: a preview is a picture; give a name that ends in .png")
-    for job in work:
-        run.check_output(job)
-    _keep_memory()
-    checkpoint = run.load_model(*model)
-    settings = Settings(
-        device,
-        precision,
-        overlap,
-        cleanup,
-        backend,
-        batch,
-        tta,
-        _bytes(max_memory) if max_memory else None,
-        _values(probabilities) if probabilities else (),
-        uncertainty,
-    )
-    failures: list[MedsegError] = []
-    for job in work:
-        if skip_existing and job.labels.exists():
-            _say(f"{job.scan}: {job.labels} is there, skipped", quiet)
-            continue
-        picture = preview / f"{job.labels.name.split('.')[0]}.png" if preview and len(work) > 1 else preview
-        extras = run.Extras(picture, instances, volume, assume_geometry)
-        try:
-            with _progress(quiet, job.scan) as (announce, progress):
-                content = run.infer(job, checkpoint, settings, extras, announce=announce, progress=progress)
-        except Interrupted:
-            raise
-        except MedsegError as error:
-            if len(work) == 1:
+    from_pacs = cli_pacs.fetched(inputs, output, push, credentials, authority, plain_http, quiet)
+    with from_pacs as remote:
+        work = run.jobs(remote.inputs, remote.output)
+        if preview and len(work) == 1 and preview.suffix.lower() != ".png":
+            raise BadOutput(f"{preview}: a preview is a picture; give a name that ends in .png")
+        for job in work:
+            run.check_output(job, extra_kinds)
+        _keep_memory()
+        checkpoint = run.load_model(*model)
+        settings = Settings(
+            device,
+            precision,
+            overlap,
+            cleanup,
+            backend,
+            batch,
+            tta,
+            _bytes(max_memory) if max_memory else None,
+            _values(probabilities) if probabilities else (),
+            uncertainty,
+        )
+        failures: list[MedsegError] = []
+        for job in work:
+            if skip_existing and job.labels.exists():
+                _say(f"{remote.name(job.scan)}: {job.labels} is there, skipped", quiet)
+                continue
+            picture = preview / f"{job.labels.name.split('.')[0]}.png" if preview and len(work) > 1 else preview
+            extras = run.Extras(
+                picture, instances, volume, assume_geometry, series, repair, suv, extra_kinds,
+                DicomOptions(seg_type, deidentify, deterministic),
+            )  # fmt: skip
+            try:
+                name = remote.name(job.scan)
+                shown = _json_progress(name) if show_progress == "json" else _progress(quiet, name)
+                with shown as (announce, progress):
+                    content = run.infer(job, checkpoint, settings, extras, announce=announce, progress=progress)
+            except Interrupted:
                 raise
-            print(f"medseg: {error}", file=sys.stderr)
-            failures.append(error)
-            continue
-        for text in content["warnings"]:
-            print(f"warning: {job.scan}: {text}", file=sys.stderr)
-        _show_result(job.labels, content, as_json)
-    if failures:
-        print(f"medseg: {len(failures)} of {len(work)} scans failed", file=sys.stderr)
-        raise typer.Exit(failures[0].exit_code)
+            except MedsegError as error:
+                if len(work) == 1:
+                    raise
+                print(f"medseg: {error}", file=sys.stderr)
+                failures.append(error)
+                continue
+            remote.send(job, extra_kinds)
+            for text in content["warnings"]:
+                print(f"warning: {remote.name(job.scan)}: {text}", file=sys.stderr)
+            for text in content["notes"]:
+                _say(f"note: {remote.name(job.scan)}: {text}", quiet)
+            _show_result(remote.name(job.labels), content, as_json)
+        if failures:
+            print(f"medseg: {len(failures)} of {len(work)} scans failed", file=sys.stderr)
+            raise typer.Exit(failures[0].exit_code)
 
 
 @app.command()
@@ -192,37 +263,96 @@ def train(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A scan or label map, or a DICOM folder.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="A scan, a label map, a DICOM folder, DICOM SEG or RTSTRUCT.")
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where to; the suffix decides the format.")],
     labels: Annotated[
-        Path | None, typer.Option(metavar="TABLE", help="Names and colours for a .seg.nrrd: .csv, .ctbl or dseg .tsv.")
+        Path | None,
+        typer.Option(metavar="TABLE", help="Names and colours for .seg.nrrd and .dcm: .csv, .ctbl or dseg .tsv."),
     ] = None,
+    source: Annotated[
+        Path | None, typer.Option(metavar="DICOM", help="The DICOM images that DICOM labels are about.")
+    ] = None,
+    segment: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|NUMBER", help="Only this of a DICOM SEG or RTSTRUCT; again for more, laid on top."),
+    ] = None,
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="Put labels of another grid on the source's by nearest neighbour.")
+    ] = False,
     volume: VolumeIndex = None,
     assume_geometry: AssumeGeometry = None,
+    series: Series = None,
+    repair: Repair = False,
+    suv: Suv = False,
+    seg_type: SegType = "binary",
+    deidentify: Deidentify = False,
+    deterministic: Deterministic = False,
 ) -> None:
-    """Convert a volume to another format; voxels and geometry stay as they are."""
-    from medseg.io import embedded_table, read, write
+    """Convert a volume to another format; voxels and geometry stay as they are.
+
+    OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set, of the series given with --source.
+    """
+    from medseg.io import DicomOptions, Overlap, embedded_table, label_kind, read, read_masks, write
+    from medseg.io.slicer import write_segments
     from medseg.labels import LabelTable
 
-    table = LabelTable.read(labels) if labels else embedded_table(source)
-    write(read(source, volume_index=volume, assume_geometry=assume_geometry), target, table=table)
+    _one_of("--seg-type", seg_type, ("binary", "labelmap"))
+    table = LabelTable.read(labels) if labels else embedded_table(path)
+    chosen = series if source is None or label_kind(path) else None
+    try:
+        scan = read(
+            path,
+            volume_index=volume,
+            assume_geometry=assume_geometry,
+            series=chosen,
+            repair=repair,
+            suv=suv,
+            source=source,
+            segments=segment,
+        )
+    except Overlap:
+        if not target.name.lower().endswith(".seg.nrrd"):
+            raise
+        write_segments(read_masks(path, source=source, series=series), target)
+        return
+    options = DicomOptions(seg_type, deidentify, deterministic, nearest, series=series)
+    write(scan, target, table=table, source=source, options=options)
 
 
 @app.command()
 def info(
-    paths: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Scans, label maps, DICOM folders.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Scans, label maps, DICOM folders, zips and DICOMDIRs.")
+    ],
     volume: VolumeIndex = None,
     assume_geometry: AssumeGeometry = None,
+    series: Series = None,
+    repair: Repair = False,
+    suv: Suv = False,
     as_json: Json = False,
 ) -> None:
-    """Say what is in a file: grid, orientation, intensities."""
+    """Say what is in a file: grid, orientation, intensities. DICOM with several volumes is listed."""
     import json
 
-    from medseg.io import read
+    from medseg.io import embedded_table, label_kind, read
     from medseg.record import describe
 
     for path in paths:
-        scan = read(path, volume_index=volume, assume_geometry=assume_geometry)
+        if kind := label_kind(path):
+            table = embedded_table(path)
+            assert table is not None
+            if as_json:
+                print(json.dumps({"file": str(path), "kind": kind, "segments": table.names}))
+            else:
+                rows = [(str(value), name) for value, name in table.names.items()]
+                _print_table(f"{path}: DICOM {kind}", ("number", "structure"), rows, right=(0,))
+            continue
+        if series is None and volume is None and (found := _several_volumes(path)):
+            _print_volumes(path, found, as_json)
+            continue
+        scan = read(path, volume_index=volume, assume_geometry=assume_geometry, series=series, repair=repair, suv=suv)
         facts = describe(scan) | {
             "affine": scan.affine.tolist(),
             "minimum": float(scan.data.min()),
@@ -264,7 +394,9 @@ def version() -> None:
     print(installed("medseg"))
 
 
-for _command in (cli_evaluate.evaluate, cli_evaluate.compare, cli_evaluate.clean):
+for _command in (
+    cli_evaluate.evaluate, cli_evaluate.compare, cli_evaluate.clean, cli_view.view, cli_pacs.listen,
+):  # fmt: skip
     app.command()(_command)
 
 
@@ -290,7 +422,7 @@ def _values(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(part) for part in text.split(",")))
 
 
-def _show_result(labels: Path, content: dict[str, Any], as_json: bool) -> None:
+def _show_result(labels: Path | str, content: dict[str, Any], as_json: bool) -> None:
     if as_json:
         import json
 
@@ -300,6 +432,43 @@ def _show_result(labels: Path, content: dict[str, Any], as_json: bool) -> None:
     seconds = sum(content["seconds"].values())
     peak = content["peak_memory_bytes"] / 1e9
     _print_table(f"{labels}  ({seconds:.1f} s, {peak:.1f} GB)", ("label", "structure", "mL"), rows, right=(0, 2))
+
+
+def _several_volumes(path: Path) -> list[Listed]:
+    """The volumes of DICOM that holds several, or none."""
+    from medseg.io import is_dicom_source, list_volumes
+
+    if not is_dicom_source(path):
+        return []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
+        try:
+            found = list_volumes(path)
+        except BadFile:  # `read` says why
+            return []
+    if len(found) < 2:  # what there is to say is said when it is read
+        return []
+    for warning in caught:
+        _show_warning(warning.message, warning.category)
+    return found
+
+
+def _print_volumes(path: Path, found: Sequence[Listed], as_json: bool) -> None:
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        print(json.dumps({"file": str(path), "volumes": [asdict(volume) for volume in found]}))
+        return
+    rows = []
+    for volume in found:
+        spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm) if volume.spacing_mm else ""
+        state = volume.problem.removeprefix(f"{path}: ").split(";")[0] + (" (--repair)" if volume.repairable else "")
+        rows.append(
+            (volume.number, volume.modality, " x ".join(map(str, volume.shape)), spacing, volume.orientation, state)
+        )
+    title = f"{path}: {len(found)} volumes; choose one with --series"
+    _print_table(title, ("series", "kind", "voxels", "mm", "axes", "cannot be read because"), rows)
 
 
 def _print_table(
@@ -331,7 +500,7 @@ def _say(text: str, quiet: bool) -> None:
 
 
 @contextmanager
-def _progress(quiet: bool, scan: Path) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
+def _progress(quiet: bool, scan: Path | str) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
     """Lines and a bar on stderr for one scan; nothing at all when quiet."""
     if quiet:
         yield (lambda text: None), (lambda what, done, total: None)
@@ -350,6 +519,25 @@ def _progress(quiet: bool, scan: Path) -> Iterator[tuple[Callable[[str], None], 
 
         say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
         yield (lambda text: say(f"{scan}: {text}")), progress
+
+
+@contextmanager
+def _json_progress(scan: Path | str) -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int], None]]]:
+    """What happens to one scan as lines of JSON on stderr, for programs; the same whole per cent is not said twice."""
+    import json
+
+    said: list[tuple[str, int]] = []
+
+    def say(**event: Any) -> None:
+        print(json.dumps(event), file=sys.stderr, flush=True)
+
+    def progress(what: str, done: int, total: int) -> None:
+        now = (what, 100 * done // max(total, 1))
+        if said[-1:] != [now]:
+            said.append(now)
+            say(event="progress", what=what, done=done, total=total)
+
+    yield (lambda text: say(event="announcement", scan=str(scan), text=text)), progress
 
 
 @contextmanager

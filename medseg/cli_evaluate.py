@@ -48,6 +48,9 @@ def evaluate(
     ] = False,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamplings of cases for the intervals.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of the resamplings.")] = 0,
+    number_cases: Annotated[
+        bool, typer.Option("--number-cases", help="Call cases by numbers in all results, not by their file names.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -75,6 +78,7 @@ def evaluate(
         resample=resample,
         bootstrap=bootstrap,
         seed=seed,
+        number_cases=number_cases,
     )
     with _bar(quiet) as progress:
         result = run.evaluate(reference, prediction, output, options, known, progress)

@@ -44,7 +44,7 @@ class Options:
     ignore: label of the reference whose voxels do not count. surface, percentiles, tolerance_mm, empty: see
     `medseg.metrics.score`. lesions: structures also scored lesion by lesion, with `lesion_options`. resample: put
     predictions of another grid on the reference's by nearest neighbour. bootstrap: resamplings of cases for the
-    intervals, drawn from `seed`.
+    intervals, drawn from `seed`. number_cases: name cases by numbers, because names of files may name patients.
     """
 
     structures: Mapping[str, tuple[int, ...]] | None = None
@@ -58,6 +58,7 @@ class Options:
     resample: bool = False
     bootstrap: int = 2000
     seed: int = 0
+    number_cases: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,10 @@ def evaluate(
         options = replace(options, structures={label.name: (label.value,) for label in table.labels})
     _check_names(options)
     pairs, missing, extra = match_cases(reference, prediction)
-    problems = [f"{case}: there is no prediction in {prediction}" for case in missing]
-    problems += [f"{case}: there is no reference in {reference}" for case in extra]
+    if options.number_cases:
+        pairs, missing, extra = _numbered(pairs, missing, extra)
+    problems = [f"{case}: there is no prediction" for case in missing]
+    problems += [f"{case}: there is no reference" for case in extra]
     cases: dict[str, _Case] = {}
     failed: dict[str, str] = {}
     for done, (case, result) in enumerate(_in_parallel(pairs, options), start=1):
@@ -113,7 +116,7 @@ def evaluate(
         elif len(pairs) == 1:
             raise result
         else:
-            failed[case] = str(result)
+            failed[case] = _without_names(str(result), *pairs[case])
         if progress:
             progress(done, len(pairs), case)
     problems += [f"{case}: {error}" for case, error in failed.items()]
@@ -166,6 +169,24 @@ def match_cases(
             f"({len(ours)} and {len(theirs)} label maps were found)"
         )
     return pairs, sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
+
+
+def _numbered(
+    pairs: dict[str, tuple[Path, Path]], missing: list[str], extra: list[str]
+) -> tuple[dict[str, tuple[Path, Path]], list[str], list[str]]:
+    """What `match_cases` found, with numbers in the order of the names instead of names."""
+    names = sorted([*pairs, *missing, *extra])
+    numbers = {name: f"case {n:0{len(str(len(names)))}d}" for n, name in enumerate(names, start=1)}
+    return (
+        {numbers[name]: paths for name, paths in pairs.items()},
+        [numbers[m] for m in missing],
+        [numbers[e] for e in extra],
+    )
+
+
+def _without_names(text: str, reference: Path, prediction: Path) -> str:
+    """An error with other words for the files, whose paths have no place in results."""
+    return text.replace(str(reference), "the reference").replace(str(prediction), "the prediction")
 
 
 def case_name(path: str | Path) -> str:
@@ -249,9 +270,9 @@ def _check_names(options: Options) -> None:
 def _in_parallel(pairs: Mapping[str, tuple[Path, Path]], options: Options) -> Iterator[tuple[str, _Case | MedsegError]]:
     """Score the cases on threads (reading and scoring release the interpreter lock), and yield them in order."""
 
-    def one(paths: tuple[Path, Path]) -> _Case | MedsegError:
+    def one(case: str) -> _Case | MedsegError:
         try:
-            return _score_case(*paths, options)
+            return _score_case(case, *pairs[case], options)
         except BadConfig:
             raise  # not the fault of a case
         except MedsegError as error:
@@ -260,12 +281,12 @@ def _in_parallel(pairs: Mapping[str, tuple[Path, Path]], options: Options) -> It
     workers = min(len(pairs), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     pool = ThreadPoolExecutor(workers)
     try:
-        yield from zip(pairs, pool.map(one, pairs.values()))
+        yield from zip(pairs, pool.map(one, pairs))
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _score_case(reference_path: Path, prediction_path: Path, options: Options) -> _Case:
+def _score_case(case: str, reference_path: Path, prediction_path: Path, options: Options) -> _Case:
     reference = read_labels(reference_path)
     prediction, note = on_grid_of(reference, read_labels(prediction_path), options.resample)
     present = np.union1d(_values(reference.data), _values(prediction.data))
@@ -292,7 +313,6 @@ def _score_case(reference_path: Path, prediction_path: Path, options: Options) -
             scores[name] |= lesion_scores(
                 masks[0], masks[1], reference.spacing_mm, options.lesion_options, options.surface
             )
-    case = case_name(reference_path)
     known = {value for values in structures.values() for value in values}
     strays = [int(value) for value in present if int(value) not in known]
     rows = [{"case": case, "structure": name, **row} for name, row in scores.items()]

@@ -8,15 +8,23 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from medseg import inference, record
+from medseg import face, inference, record
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, MedsegError
 from medseg.intensity import INTENSITY_MODELS
-from medseg.io import READERS, WRITERS, is_readable_name, read, strip_suffix, write
+from medseg.io import READERS, WRITERS, DicomOptions, is_dicom_source, is_readable_name, read, strip_suffix, write
+
+if TYPE_CHECKING:
+    from medseg.io.dicom_result import Origin
+
+#: What `--also` may ask for, and the ending of its name.
+DICOM_RESULTS = {"seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm", "sr": ".sr.dcm"}
+#: Algorithm families (CID 7162) of the intensity models; networks are Artificial Intelligence.
+_FAMILIES = {"otsu": "123105", "kmeans": "123107", "gmm": "123107"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,11 @@ class Extras:
     instances: bool = False
     volume_index: int | None = None
     assume_geometry: str | None = None
+    series: str | None = None
+    repair: bool = False
+    suv: bool = False
+    also: tuple[str, ...] = ()
+    dicom: DicomOptions = field(default_factory=DicomOptions)
 
 
 def jobs(inputs: Sequence[Path], output: Path | None) -> list[Job]:
@@ -118,7 +131,16 @@ def infer(
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", DataWarning)
         progress("reading", 0, 1)
-        volume = read(job.scan, volume_index=extras.volume_index, assume_geometry=extras.assume_geometry)
+        volume = read(
+            job.scan,
+            volume_index=extras.volume_index,
+            assume_geometry=extras.assume_geometry,
+            series=extras.series,
+            repair=extras.repair,
+            suv=extras.suv,
+        )
+        wanted = dicom_results(job, extras.also)
+        origin = _origin(job, volume, model, extras) if wanted else None
         reading = time.perf_counter() - begun
         try:
             result = inference.segment(
@@ -131,14 +153,17 @@ def infer(
         except BadFile as error:  # what is wrong with the voxels is known before the file's name is
             raise BadFile(f"{job.scan}: {error}") from None
     # A reader's warning names the file as the user typed it; the record must not.
-    told = [str(w.message).replace(str(job.scan), "the scan") for w in caught if issubclass(w.category, DataWarning)]
+    told = [_without_name(str(w.message), job.scan) for w in caught if issubclass(w.category, DataWarning)]
     content: dict[str, Any] = {
         "format": "medseg-record-1",
         "versions": record.versions(),
         "model": _identity(model),
         "input": record.describe(volume),
-        "settings": asdict(settings) | {key: getattr(result.plan, key) for key in ("device", "precision", "backend")},
+        "settings": asdict(settings)
+        | {key: getattr(result.plan, key) for key in ("device", "precision", "backend")}
+        | {key: True for key, asked in (("repair", extras.repair), ("suv", extras.suv)) if asked},
         "warnings": told,
+        "notes": [face.NOTE] if face.shows_face(volume, result.labels, result.table) else [],
         "structures": inference.structure_volumes(result.labels, result.table),
     }
     progress("writing", 0, 1)
@@ -155,7 +180,10 @@ def infer(
 
         writes.append((extras.preview, lambda path: write_preview(path, volume, result.labels, result.table)))
     writes.append((job.beside(".labels.csv"), lambda path: result.table.write(path)))
-    writes.append((job.labels, lambda path: write(result.labels, path, table=result.table)))
+    if not job.labels.name.lower().endswith(".dcm"):
+        writes.append((job.labels, lambda path: write(result.labels, path, table=result.table)))
+    if origin:
+        writes += _dicom_writes(wanted, result, origin)
 
     def finish(path: Path) -> None:
         seconds = {"read": reading, **result.seconds, "write": time.perf_counter() - writing}
@@ -168,6 +196,12 @@ def infer(
     writes.append((job.beside(".json"), finish))
     _write_all(writes)
     return content
+
+
+def _without_name(text: str, scan: Path) -> str:
+    """A warning that begins with a scan's name, with other words for that name."""
+    name = str(scan)
+    return f"the scan{text[len(name) :]}" if text.startswith(name) else text
 
 
 def _write_all(writes: Sequence[tuple[Path, Callable[[Path], None]]]) -> None:
@@ -186,8 +220,67 @@ def _write_all(writes: Sequence[tuple[Path, Callable[[Path], None]]]) -> None:
         raise
 
 
-def check_output(job: Job) -> None:
-    """Raise `BadOutput` before any work if the folder of the results cannot be written to."""
+def dicom_results(job: Job, also: Sequence[str]) -> dict[str, Path]:
+    """The DICOM results of a job: kind ('seg', 'rtstruct', 'sr') to path. `BadConfig` for an SR without a SEG."""
+    name = job.labels.name.lower()
+    found = {}
+    if name.endswith(".dcm"):
+        found = {"rtstruct" if name.endswith(".rtstruct.dcm") else "seg": job.labels}
+    for kind in also:
+        found.setdefault(kind, job.beside(DICOM_RESULTS[kind]))
+    if "sr" in found and "seg" not in found:
+        raise BadConfig("a structured report refers to a segmentation; ask for both: --also seg,sr")
+    return found
+
+
+def _origin(job: Job, volume: inference.Volume, model: inference.Model, extras: Extras) -> Origin:
+    """The series that DICOM results refer to, opened before anything is computed. Raises `BadFile`, `BadOutput`."""
+    from medseg.io.dicom_result import check_grid, open_origin, without_warnings
+
+    with without_warnings(job.labels):
+        import highdicom  # noqa: F401  (whether it is there)
+    identity = _identity(model)
+    hashes = identity.get("weights_sha256", "")
+    options = replace(
+        extras.dicom,
+        model=identity["name"],
+        version=hashes if isinstance(hashes, str) else "+".join(one[:16] for one in hashes),
+        family=_FAMILIES.get(identity["name"], extras.dicom.family),
+        series=extras.series,
+        volume_index=extras.volume_index,
+    )
+    origin = open_origin(job.scan, options)
+    check_grid(origin, volume, job.scan)
+    return origin
+
+
+def _dicom_writes(
+    wanted: dict[str, Path], result: inference.Segmentation, origin: Origin
+) -> list[tuple[Path, Callable[[Path], None]]]:
+    """What writes the DICOM results; they are made now, so that nothing is written if one of them cannot be."""
+    from medseg.io.dicom_report import report_dataset
+    from medseg.io.dicom_result import save
+    from medseg.io.dicom_seg import seg_dataset
+    from medseg.io.rtstruct import rtstruct_dataset
+
+    made: dict[str, Any] = {}
+    for kind in ("seg", "rtstruct"):
+        if kind in wanted:
+            build = seg_dataset if kind == "seg" else rtstruct_dataset
+            made[kind] = build(result.labels, origin, wanted[kind], table=result.table)
+    if "sr" in wanted:
+        ml = {row["value"]: row["ml"] for row in inference.structure_volumes(result.labels, result.table)}
+        made["sr"] = report_dataset(made["seg"], origin, ml, wanted["sr"], table=result.table)
+    return [(wanted[kind], partial(save, dataset)) for kind, dataset in made.items()]
+
+
+def check_output(job: Job, also: Sequence[str] = ()) -> None:
+    """Raise `BadOutput` before any work if the results cannot be written: the folder, or DICOM about what is none."""
+    if dicom_results(job, also) and not is_dicom_source(job.scan):
+        raise BadOutput(
+            f"{job.labels}: a DICOM result refers to the DICOM images it was made from, and {job.scan} is no DICOM; "
+            "give the DICOM series, or another suffix with -o"
+        )
     folder = job.labels.parent
     while not folder.exists():
         folder = folder.parent

@@ -174,7 +174,7 @@ def medseg(*arguments: object) -> Ran:
     from medseg import cli
 
     out, err = StringIO(), StringIO()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     code = 0
     with (
         warnings.catch_warnings(),

@@ -1,182 +1,362 @@
-"""A folder with one classic DICOM series: CT, MR or PET, one file per slice (DICOM PS3.3 C.7.6.2, C.7.6.3).
+"""DICOM CT, MR and PET in: folders, lists of files, zips, DICOMDIRs and multi-frame files as volumes.
 
-A series becomes a volume only if every slice agrees with every other; whatever is missing, doubled, tilted or mixed is
-refused with the reason. No value that could identify a person enters a message.
+What is in a source is found first (`list_volumes`); one volume of it is read. A volume is right or refused with the
+reason: whatever is missing, doubled, tilted or mixed is named, and made even only when asked to (`repair`). No value
+that could identify a person enters a message.
 """
 
 from __future__ import annotations
 
-import math
-import os
 import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile, DataWarning
-from medseg.io.dicom_slice import SOP_CLASSES, Slice, name_in, parse_slice, pixels_of, stored_dtype_of
-from medseg.io.files import MAX_BYTES, open_file
+from medseg.io.dicom_pixels import stored_dtype_of, stored_pixels
+from medseg.io.dicom_repair import check_repair, doubles, repaired
+from medseg.io.dicom_series import Found, differences, find_volumes, sorted_along_normal
+from medseg.io.dicom_slice import (
+    CLASSIC,
+    Slice,
+    guarded,
+    header_values,
+    is_dicom,
+    is_dicomdir,
+    parse,
+    read_header,
+)
+from medseg.io.dicom_source import Entry, Paths, Source, name_of
+from medseg.io.dicom_suv import suv_factor
+from medseg.io.files import MAX_BYTES, inside
 from medseg.io.voxels import check_axes, make_volume, rescale
-from medseg.volume import LPS, Volume
+from medseg.volume import Volume, orientation_of, spacing_of
 
-#: Steps between slices may differ from each other by this part of their median (rounded positions do).
-MAX_STEP_DIFFERENCE = 0.01
-#: A slice may lie this part of the smallest voxel edge away from where even steps would put it.
-MAX_DRIFT = 0.05
-#: Largest angle in radians between the stacking direction and the slices' normal that is still rounding.
-MAX_TILT = 1e-3
-_ENHANCED = (".2.1", ".2.2", ".4.1", ".4.3", ".4.4", ".128.1", ".130")
+__all__ = ["Listed", "Paths", "Slice", "list_volumes", "name_of", "ordered_slices", "read_dicom", "read_header"]
+
+#: Suffixes of DICOM files, by which a file that is none is noticed.
+_SUFFIXES = {".dcm", ".ima", ".dicom"}
 
 
-def read_dicom(path: str | Path, *, volume_index: int | None = None, assume_geometry: str | None = None) -> Volume:
-    """The volume of a folder that holds one CT, MR or PET series, subfolders included. Raises `BadFile`.
+@dataclass(frozen=True)
+class Listed:
+    """A volume in a source, without anything that could name a person."""
 
-    Axes: i along the rows of a slice, j down its columns, k along the normal of the slices. Values are rescaled slice
-    by slice (HU in CT); padding pixels are left as they are. Files that are not DICOM are passed over; what is DICOM
-    but no image, or looks like DICOM and is not, is passed over with a `DataWarning`.
+    number: str  # what `series` takes: N, or N.M for a volume of a series that holds several
+    modality: str  # CT, MR, PT, or '' for images that are no scans
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float] | None  # None where it cannot be said
+    orientation: str
+    problem: str  # why it cannot be read as it is, or ''
+    repairable: bool  # whether it can be read with `repair`
+
+
+def read_dicom(
+    path: Paths,
+    *,
+    volume_index: int | None = None,
+    assume_geometry: str | None = None,
+    series: str | int | None = None,
+    repair: bool = False,
+    suv: bool = False,
+) -> Volume:
+    """One CT, MR or PET volume of a folder (with its subfolders), a list of files, a zip, a DICOMDIR or one file.
+
+    series: which, where there are several: N or N.M as `list_volumes` counts, or a Series Instance UID.
+    volume_index: which volume of one series, from 0, as an alternative to M.
+    repair: make uneven stacks even where that is well defined (see `dicom_repair`), with a `DataWarning`.
+    suv: PET as standardised uptake values by body weight (g/mL).
+
+    Axes: i along the rows of a slice, j down its columns, k along the normal of the slices. Values are scaled slice by
+    slice (HU in CT, Bq/mL or what else the scanner gives in PET). Padding pixels become the lowest value of the others.
+    Localizers, objects that are no images, and files that are no DICOM are set aside, with a `DataWarning` if they look
+    as if they should be read. Raises `BadFile`.
     """
-    if volume_index not in (None, 0):
-        raise BadFile(f"{path}: is read as one volume, there is no volume {volume_index} in it")
-    if not Path(path).is_dir():
-        open_file(path).close()
-        raise BadFile(f"{path}: is one DICOM file; give the folder that holds the whole series")
-    slices = _slices(path)
-    _check_alike(path, slices)
-    ordered, affine = _stack(path, slices)
-    first = ordered[0]
-    check_axes(path, (first.columns, first.rows))
-    if first.columns * first.rows * len(ordered) * 4 > MAX_BYTES:
-        raise BadFile(f"{path}: claims more than the {MAX_BYTES / 2**30:.3g} GB allowed")
-    data = np.empty((first.columns, first.rows, len(ordered)), stored_dtype_of(path, first), order="F")
-    for k, piece in enumerate(ordered):
-        data[..., k] = pixels_of(path, piece).T
-    return make_volume(path, _rescaled(path, data, ordered), affine)
+    with Source(path) as source:
+        found = _choose(source, *_found(source), series, volume_index)
+        name = source.name
+        if found.problem and not repair:
+            raise BadFile(_with_remedy(source, found))
+        slices = list(found.slices)
+        if found.problem:
+            slices = _repairable(name, found)
+        data = _values(source, slices)
+        if suv:
+            factor = suv_factor(source, found.slices)
+            data = (data.astype(np.float64) * factor).astype(np.float32) if factor != 1 else data.astype(np.float32)
+    affine = found.affine
+    if found.problem:
+        try:
+            data, affine, done = repaired(slices, data)
+        except BadFile as error:
+            raise BadFile(_sentence(name, str(error))) from None
+        warnings.warn(f"{name}: was repaired: {'; '.join(done)}", DataWarning, stacklevel=3)
+    return make_volume(name, data, affine if affine is not None else np.zeros((4, 4)))
 
 
-def _slices(path: str | Path) -> list[Slice]:
-    """What every image file below a folder says about itself."""
-    files = sorted(Path(folder) / name for folder, _, names in os.walk(path) for name in names)
-    if not files:
-        raise BadFile(f"{path}: is an empty folder; give the folder that holds the series")
-    slices, others, strange = [], 0, []
-    for file in files:
-        if not file.is_file() or file.stat().st_size == 0:
-            strange.append(file)
+def ordered_slices(path: Paths, *, series: str | int | None = None, volume_index: int | None = None) -> list[Slice]:
+    """The slices of a volume in the k order of the `Volume` that `read` returns for the same arguments.
+
+    For writers of DICOM objects, which need the source's instances: `Slice` says which file (`path`, and `member` in a
+    zip), which `frame` of it, and where it lies; `read_header` opens it. Raises `BadFile`, also for volumes that can
+    only be read with `repair`: their voxels are in none of the source's slices.
+    """
+    with Source(path) as source, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # given by `read`
+        found = _choose(source, *_found(source), series, volume_index)
+        if found.problem:
+            raise BadFile(_sentence(source.name, found.problem))
+        return list(found.slices)
+
+
+def list_volumes(path: Paths) -> list[Listed]:
+    """What `read_dicom` finds in a source. Raises `BadFile` only if there is no DICOM image in it.
+
+    Files that are damaged are passed over with a `DataWarning`; `read_dicom` refuses them.
+    """
+    with Source(path) as source:
+        found, damaged = _found(source)
+        if damaged:
+            warnings.warn(f"{source.name}: passed over damaged files: {len(damaged)}", DataWarning, stacklevel=2)
+        return [_listed(source, volume) for volume in found]
+
+
+def _listed(source: Source, volume: Found) -> Listed:
+    first = volume.slices[0]
+    affine = volume.affine
+    repairable = bool(volume.problem) and _can_be_repaired(source, volume)
+    return Listed(
+        number=volume.number,
+        modality=volume.modality,
+        shape=(first.columns, first.rows, len(volume.slices)),
+        spacing_mm=None if affine is None else spacing_of(affine),
+        orientation="" if affine is None else orientation_of(affine),
+        problem=_sentence(source.name, volume.problem) if volume.problem else "",
+        repairable=repairable,
+    )
+
+
+def _found(source: Source) -> tuple[list[Found], list[BadFile]]:
+    """The volumes of a source, and what is wrong with the files of it that are damaged."""
+    slices, damaged = _slices(source)
+    found, aside = find_volumes(source, slices)
+    if aside:
+        warnings.warn(
+            f"{source.name}: set aside localizers and images that are no CT, MR or PET: {aside}",
+            DataWarning,
+            stacklevel=4,
+        )
+    return found, damaged
+
+
+def _slices(source: Source) -> tuple[list[Slice], list[BadFile]]:
+    """What every image file of a source says about itself, and what is wrong with the damaged ones."""
+    name = source.name
+    _follow_dicomdir(source)
+    slices: list[Slice] = []
+    others, damaged = 0, []
+    strange: list[Entry] = []
+    for entry in source.entries:
+        if source.is_folder and not (entry.path.is_file() and entry.path.stat().st_size):
+            strange.append(entry)
             continue
-        with open_file(file) as opened:
-            start = opened.read(132)
-        if start[128:] != b"DICM" and start[:2] not in (b"\x08\x00", b"\x02\x00"):  # files without preamble exist
-            strange.append(file)
-            continue
-        piece = parse_slice(path, file, has_preamble=start[128:] == b"DICM")
-        if piece is None:
-            others += 1
-        else:
-            slices.append(piece)
+        try:
+            with source.open(entry) as file:
+                if is_dicom(file.read(132)):
+                    pieces = parse(source, entry, file)
+                    slices += pieces or []
+                    others += pieces == []
+                else:
+                    strange.append(entry)
+        except BadFile as error:
+            if not source.is_folder and entry.member is None and not entry.path.is_file():
+                raise
+            damaged.append(error)
     if not slices:
-        raise BadFile(f"{path}: holds no DICOM images; give the folder that holds the series")
+        if damaged:
+            raise damaged[0]
+        raise BadFile(f"{name}: holds no DICOM images; give the folder that holds the series")
     if others:
-        warnings.warn(f"{path}: passed over DICOM files that hold no image: {others}", DataWarning, stacklevel=4)
-    like_slices = {".dcm", ".ima", ".dicom"} | {piece.path.suffix.lower() for piece in slices}
-    if broken := sum(file.suffix.lower() in like_slices for file in strange):
-        warnings.warn(f"{path}: passed over files named like DICOM that are not: {broken}", DataWarning, stacklevel=4)
-    return slices
+        warnings.warn(f"{name}: passed over DICOM files that hold no image: {others}", DataWarning, stacklevel=5)
+    like_slices = _SUFFIXES | {source.suffix(piece.entry) for piece in slices}
+    if broken := sum(source.suffix(entry) in like_slices for entry in strange):
+        warnings.warn(f"{name}: passed over files named like DICOM that are not: {broken}", DataWarning, stacklevel=5)
+    return slices, damaged
 
 
-def _check_alike(path: str | Path, slices: list[Slice]) -> None:
-    """Raise `BadFile` unless all slices are plain CT, MR or PET images of one series, size and orientation."""
-    series = len({piece.series for piece in slices})
-    if series > 1:
-        raise BadFile(f"{path}: holds {series} series; put each into a folder of its own")
-    for piece in slices:
-        where = name_in(path, piece.path)
-        tail = piece.sop_class.removeprefix("1.2.840.10008.5.1.4.1.1")
-        if piece.frames > 1 or tail in _ENHANCED:
-            raise BadFile(f"{where}: holds many slices in one file; medseg reads series of one file per slice")
-        if piece.samples != 1 or not piece.photometric.startswith("MONOCHROME"):
-            raise BadFile(f"{where}: is a colour image; give the original series in grey values")
-        if piece.sop_class not in SOP_CLASSES:
-            raise BadFile(f"{where}: is not a CT, MR or PET image; give the original series")
-        if piece.localizer:
-            raise BadFile(f"{where}: is a localizer, not a slice; move it out of the folder")
-        if piece.photometric != "MONOCHROME2":
-            raise BadFile(f"{where}: its grey values are stored inverted; give the original series")
-        if piece.has_lookup:
-            raise BadFile(f"{where}: its values need a lookup table, which medseg does not apply; export it again")
-        if piece.position is None or piece.orientation is None or piece.spacing is None:
-            raise BadFile(f"{where}: does not say where its slice lies or how large its pixels are; export it again")
-        if not (piece.slope and math.isfinite(piece.slope) and math.isfinite(piece.intercept)):
-            raise BadFile(f"{where}: the scaling of its values is impossible; export it again")
-    same: dict[str, Callable[[Slice], object]] = {
-        "kinds of image": lambda piece: piece.sop_class,
-        "coordinate systems": lambda piece: piece.frame_of_reference,
-        "sizes": lambda piece: (piece.rows, piece.columns),
-        "pixel formats": lambda piece: piece.bits,
-    }
-    for what, key in same.items():
-        if len({key(piece) for piece in slices}) > 1:
-            raise BadFile(f"{path}: mixes slices of different {what}; put each set into a folder of its own")
-    for what, values, tolerance in (
-        ("orientations", np.array([piece.orientation for piece in slices]), 1e-4),
-        ("pixel spacings", np.array([piece.spacing for piece in slices]), 1e-4),
-    ):
-        if np.ptp(values, axis=0).max() > tolerance:
-            raise BadFile(f"{path}: mixes slices of different {what}; put each set into a folder of its own")
-    if len(slices) < 3:  # of two, nothing confirms the distance
-        raise BadFile(f"{path}: holds {len(slices)} slices, too few for a volume; give the whole series")
+def _follow_dicomdir(source: Source) -> None:
+    """If the source is one DICOMDIR, make its entries the files that it refers to (PS3.3 F.3). Raises `BadFile`."""
+    if len(source.entries) != 1 or source.entries[0].member is not None:
+        return
+    path = source.entries[0].path
+    with source.open(source.entries[0]) as file:
+        if not is_dicom(file.read(132)):
+            return
+    if not is_dicomdir(source, source.entries[0]):
+        return
+    header = header_values(source, source.entries[0], ["DirectoryRecordSequence"])
+    if header.cut_off:
+        raise BadFile(f"{path}: ends early; give the folder that holds the series")
+
+    def names(dicom: object) -> list[str]:
+        found = []
+        for record in header.get("DirectoryRecordSequence") or []:
+            parts = record.get("ReferencedFileID")
+            if not parts and str(record.get("DirectoryRecordType") or "IMAGE") == "IMAGE":
+                raise ValueError("an image without a file")
+            if parts:
+                found.append(parts if isinstance(parts, str) else "/".join(str(part) for part in parts))
+        return found
+
+    entries = []
+    for name in guarded(str(path), names):
+        try:
+            entries.append(Entry(inside(path.parent, name)))
+        except BadFile:
+            raise BadFile(
+                f"{path}: refers to a file that is missing or lies outside its folder; give the folder that holds the "
+                "series"
+            ) from None
+    if not entries:
+        raise BadFile(f"{path}: is a DICOMDIR that refers to no files; give the folder that holds the series")
+    source.entries = sorted(set(entries), key=lambda entry: str(entry.path))
 
 
-def _stack(path: str | Path, slices: list[Slice]) -> tuple[list[Slice], NDArray[np.float64]]:
-    """The slices in order along their normal, and voxel index to RAS+ mm. Raises `BadFile` for an uneven stack."""
-    along_row, down_column = np.reshape(slices[0].orientation or (), (2, 3))
-    gram = np.array([along_row @ along_row, down_column @ down_column, along_row @ down_column])
-    if np.abs(gram - (1, 1, 0)).max() > 2e-3:
-        raise BadFile(f"{path}: the directions of its slices are not at right angles; export the series again")
-    normal = np.cross(along_row, down_column)
-    ordered = sorted(slices, key=lambda piece: float(normal @ np.array(piece.position)))
-    positions = np.array([piece.position for piece in ordered])
-    steps = np.diff(positions @ normal)
-    step = float(np.median(steps))
-    if steps.min() < 1e-2:
-        raise BadFile(
-            f"{path}: several slices lie at the same place; it holds more than one volume (times, echoes, directions), "
-            "give one of them"
+def _choose(
+    source: Source,
+    found: Sequence[Found],
+    damaged: Sequence[BadFile],
+    series: str | int | None,
+    volume_index: int | None,
+) -> Found:
+    """The one volume that is meant. Raises `BadFile` if that is not sure."""
+    name = source.name
+    if damaged:  # it may have been a slice of any volume
+        raise damaged[0]
+    chosen = list(found)
+    if series is not None:
+        wanted = str(series).strip()
+        chosen = [v for v in found if v.number == wanted] or [
+            v for v in found if v.number.split(".")[0] == wanted or v.series == wanted
+        ]
+        if not chosen:
+            numbers = ", ".join(volume.number for volume in found[:20])
+            raise BadFile(f"{name}: has no such series; it holds {numbers} (medseg info lists them)")
+    if volume_index is not None and len({volume.series for volume in chosen}) == 1:
+        if not 0 <= volume_index < len(chosen):
+            raise BadFile(f"{name}: has no volume {volume_index}; it holds {len(chosen)}, numbered from 0")
+        chosen = [chosen[volume_index]]
+    if len(chosen) > 1:
+        readable = [volume.number for volume in chosen if not volume.problem] or [volume.number for volume in chosen]
+        numbers = ", ".join(readable[:10]) + (", ..." if len(readable) > 10 else "")
+        raise BadFile(f"{name}: {differences(chosen)}; choose one with --series ({numbers}; medseg info lists them)")
+    only = chosen[0]
+    first = only.slices[0]
+    if source.is_file and len(only.slices) == 1 and first.sop_class in CLASSIC and not only.problem_of_slice:
+        raise BadFile(f"{name}: is one DICOM file with one slice; give the folder that holds the whole series")
+    return only
+
+
+def _sentence(name: str, problem: str) -> str:
+    """A problem as a whole sentence: with the source's name, unless it names a file already."""
+    return problem if problem.startswith(name) else f"{name}: {problem}"
+
+
+def _with_remedy(source: Source, found: Found) -> str:
+    text = _sentence(source.name, found.problem)
+    return f"{text}, or let --repair resample it" if _can_be_repaired(source, found) else text
+
+
+def _can_be_repaired(source: Source, found: Found) -> bool:
+    """Whether `repair` would work: the positions say so, and slices at one place hold the same pixels."""
+    try:
+        slices = _repairable(source.name, found)
+        pairs = [slices[n] for pair in doubles(slices) for n in pair]
+        pixels = stored_pixels(source, pairs)
+        if not all(np.array_equal(one, other) for one, other in zip(pixels, pixels)):
+            return False
+    except BadFile:
+        return False
+    return True
+
+
+def _repairable(name: str, found: Found) -> list[Slice]:
+    """The slices in order along their normal. Raises `BadFile` if something other than their places is wrong."""
+    if found.problem_of_slice:
+        raise BadFile(_sentence(name, found.problem))
+    try:
+        check_repair(found.slices)
+    except BadFile as error:
+        raise BadFile(_sentence(name, str(error))) from None
+    return sorted_along_normal(found.slices)[0]
+
+
+def _values(source: Source, slices: Sequence[Slice]) -> NDArray:
+    """The scaled values (I, J, K) of slices of one size and pixel format. Raises `BadFile`."""
+    first = slices[0]
+    where = source.where(first.entry)
+    check_axes(source.name, (first.columns, first.rows))
+    if first.columns * first.rows * len(slices) * 4 > MAX_BYTES:
+        raise BadFile(f"{source.name}: claims more than the {MAX_BYTES / 2**30:.3g} GB allowed")
+    dtype = stored_dtype_of(where, first)
+    # Memory is touched only as slices arrive, so a header that claims too much meets the end of its file first.
+    data = np.empty((first.columns, first.rows, len(slices)), dtype, order="F")
+    inverted = first.photometric == "MONOCHROME1"
+    order = sorted(range(len(slices)), key=lambda k: (str(slices[k].path), slices[k].member or 0, slices[k].frame, k))
+    for k, pixels in zip(order, stored_pixels(source, [slices[k] for k in order])):
+        data[..., k] = pixels.T
+    padding = _is_padding(data, slices)
+    if inverted:
+        # As GDCM does: the value that is as far from the top of the stored range as this one is from the bottom.
+        data = _turned_over(data, first)
+        warnings.warn(
+            f"{source.name}: its grey values are stored inverted (MONOCHROME1) and were turned over",
+            DataWarning,
+            stacklevel=4,
         )
-    uneven = np.abs(steps - step) > MAX_STEP_DIFFERENCE * step
-    if uneven.any():
-        ratios = steps[uneven] / step
-        if (np.abs(ratios - np.rint(ratios)) < 0.05).all() and (ratios > 1.5).all():
-            count = int(np.rint(ratios).sum() - len(ratios))
-            raise BadFile(f"{path}: {count} slices are missing; export the series again")
-        raise BadFile(f"{path}: the distances between its slices differ; give a series of even distances")
-    whole = positions[-1] - positions[0]
-    tilt = math.acos(min(1.0, float(whole @ normal / np.linalg.norm(whole) / np.linalg.norm(normal))))
-    if tilt > MAX_TILT:
-        raise BadFile(
-            f"{path}: its slices are stacked at a slant of {math.degrees(tilt):.1f} degrees (gantry tilt); "
-            "give a series that was corrected for it"
-        )
-    between = whole / (len(ordered) - 1)
-    row_spacing, column_spacing = slices[0].spacing or (0.0, 0.0)
-    even = positions[0] + np.arange(len(ordered))[:, None] * between
-    drift = float(np.linalg.norm(positions - even, axis=1).max())
-    if drift > MAX_DRIFT * min(row_spacing, column_spacing, step):
-        raise BadFile(f"{path}: its slices do not lie on one straight line; give a series of even distances")
-    affine = np.eye(4)
-    affine[:3, 0] = along_row * column_spacing
-    affine[:3, 1] = down_column * row_spacing
-    affine[:3, 2] = between
-    affine[:3, 3] = positions[0]
-    return ordered, LPS @ affine
+    data = _scaled(source.name, data, slices)
+    if padding is not None:
+        data[padding] = data.min(where=~padding, initial=data.max())
+    return data
 
 
-def _rescaled(path: str | Path, data: NDArray, ordered: list[Slice]) -> NDArray:
-    scales = {(piece.slope, piece.intercept) for piece in ordered}
+def _is_padding(data: NDArray, slices: Sequence[Slice]) -> NDArray | None:
+    """Which voxels stand for no pixel, or None if none or all do. A value of 0 is the scanner's own background."""
+    if all(piece.padding in (None, (0, 0)) for piece in slices):
+        return None
+    padding = np.zeros(data.shape, bool, order="F")
+    for k, piece in enumerate(slices):
+        if piece.padding not in (None, (0, 0)):
+            low, high = piece.padding or (0, 0)
+            padding[..., k] = (data[..., k] >= low) & (data[..., k] <= high)
+    return padding if padding.any() and not padding.all() else None
+
+
+def _turned_over(data: NDArray, first: Slice) -> NDArray:
+    _, stored, _, signed = first.bits
+    top = np.array((1 << stored) - 1).astype(data.dtype) if not signed else np.array(-1, data.dtype)
+    return top - data
+
+
+def _scaled(name: str, data: NDArray, slices: Sequence[Slice]) -> NDArray:
+    scales = {_scale(piece) for piece in slices}
     if len(scales) == 1:
-        return rescale(path, data, *scales.pop())
+        slope, intercept = scales.pop()
+        if slope == 1 and intercept.is_integer() and data.dtype.itemsize == 2:
+            ends = int(data.min()) + int(intercept), int(data.max()) + int(intercept)
+            if ends[0] >= -32768 and ends[1] <= 32767:  # in place: a CT needs its memory once
+                shifted = data.view(np.int16)
+                shifted += np.array(int(intercept)).astype(np.int16)  # wraps around to what is right
+                return shifted
+        return rescale(name, data, slope, intercept)
     out = np.empty(data.shape, np.float32, order="F")  # PET: every slice has its own scale
-    for k, piece in enumerate(ordered):
-        out[..., k] = data[..., k].astype(np.float64) * piece.slope + piece.intercept
+    for k, piece in enumerate(slices):
+        slope, intercept = _scale(piece)
+        out[..., k] = data[..., k].astype(np.float64) * slope + intercept
     return out
+
+
+def _scale(piece: Slice) -> tuple[float, float]:
+    return (1.0 if piece.slope is None else piece.slope), (0.0 if piece.intercept is None else piece.intercept)

@@ -11,6 +11,8 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ from medseg.io.stream import DEFLATE_RATIO, MAX_BYTES, WINDOW_BITS, ByteStream, 
 
 __all__ = [
     "DEFLATE_RATIO", "MAX_BYTES", "TEMPORARY", "ByteStream", "atomic_write", "compressor", "data_file", "gunzip",
-    "gzip_writer", "inside", "open_file", "read_bytes", "read_text", "sweep",
+    "gzip_writer", "inside", "open_file", "private_folder", "read_bytes", "read_text", "sweep",
 ]  # fmt: skip
 
 #: Temporary files begin with this, so that leftovers of killed runs can be found.
@@ -68,6 +70,54 @@ def sweep(folder: str | Path, *, min_age_s: float = 60) -> int:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
                     path.unlink()
                     removed += 1
+    return removed
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """A new folder that only this user may enter, gone with all it holds when the block ends, however it ends.
+
+    Its name is random and says nothing. What a killed process left behind is removed by the next one.
+    """
+    place = Path(tempfile.gettempdir())
+    sweep_folders(place)
+    folder = place / f"{TEMPORARY}{secrets.token_hex(12)}"
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise BadOutput(f"{place}: no folder for temporary files can be made: {_remedy(error, place)}") from None
+    descriptor = None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        with suppress(OSError):  # as in `atomic_write`
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield folder
+    finally:
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:  # a second signal may have stopped the first attempt
+            shutil.rmtree(folder, ignore_errors=True)
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+def sweep_folders(place: str | Path, *, min_age_s: float = 60) -> int:
+    """Remove private folders that killed processes of this user left in `place`; returns how many."""
+    removed = 0
+    with suppress(OSError):
+        for path in Path(place).glob(f"{TEMPORARY}*"):
+            if not re.fullmatch(r"\.medseg-[0-9a-f]{24}", path.name):
+                continue
+            with suppress(OSError):
+                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                try:
+                    state = os.fstat(descriptor)
+                    if state.st_uid == os.getuid() and time.time() - state.st_mtime >= min_age_s:
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its owner lives
+                        shutil.rmtree(path)
+                        removed += 1
+                finally:
+                    os.close(descriptor)
     return removed
 
 

@@ -1,4 +1,4 @@
-"""3D Slicer's segmentation file, `.seg.nrrd`: a label map that carries names, colours and codes.
+"""3D Slicer's segmentation file, `.seg.nrrd`: a label map, or several layers, with names, colours and codes.
 
 The format is Slicer's Docs/developer_guide/modules/segmentations.md; what is optional there and needed in practice
 follows Libs/MRML/Core/vtkMRMLSegmentationStorageNode.cxx. Slicer loses every segment but the first without `Layer`,
@@ -8,16 +8,19 @@ and clips each layer to the union of the `Extent`s in it.
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from medseg.errors import BadConfig, BadFile, BadOutput
+from medseg.errors import BadConfig, BadFile, BadGeometry, BadOutput, DataWarning
 from medseg.io.nrrd import Header, Layout, header_text, parse_header, parse_layout, read_data, write_attached
 from medseg.io.voxels import labels_only, make_volume
-from medseg.volume import Volume
+from medseg.volume import Volume, same_grid
 
 if TYPE_CHECKING:
     from medseg.labels import Code, Label, LabelTable
@@ -32,6 +35,7 @@ class _Segment(NamedTuple):
     layer: int
     stored: int  # value in its layer
     label: Label  # with the value it has once the layers are one label map
+    extent: tuple[int, ...]  # first and last voxel along i, j, k; () if the file does not say
 
 
 def read_seg_nrrd(path: str | Path, *, volume_index: int | None = None, assume_geometry: str | None = None) -> Volume:
@@ -43,12 +47,18 @@ def read_seg_nrrd(path: str | Path, *, volume_index: int | None = None, assume_g
     header, layout, segments = _parse(path, assume_geometry)
     if volume_index not in (None, 0):
         raise BadFile(f"{path}: is one segmentation, there is no volume {volume_index} in it")
-    layers = read_data(path, header, layout)
-    layers = layers[np.newaxis] if layout.list_axis is None else np.moveaxis(layers, layout.list_axis, 0)
+    layers = _layers(path, header, layout)
     merged = np.zeros(layers.shape[1:], np.uint16, order="F")
     for number, layer in enumerate(layers):
         here = [segment for segment in segments if segment.layer == number]
         values = labels_only(path, make_volume(path, layer, layout.affine)).data
+        if _reaches_out(values, [segment.extent for segment in here]):
+            warnings.warn(
+                f"{path}: labels reach beyond the extent that its header states, where 3D Slicer does not show them; "
+                "all were read",
+                DataWarning,
+                stacklevel=2,
+            )
         new_value = np.zeros(65536, np.uint16)
         for segment in here:
             new_value[segment.stored] = segment.label.value
@@ -64,6 +74,18 @@ def read_seg_nrrd(path: str | Path, *, volume_index: int | None = None, assume_g
     return labels_only(path, make_volume(path, merged, layout.affine))
 
 
+def read_segments(path: str | Path, *, assume_geometry: str | None = None) -> Iterator[tuple[Label, Volume]]:
+    """The segments of a Slicer segmentation one by one, each with its mask of 0 and 1 (uint8); they may overlap.
+
+    Label values are those of `read_table`. Raises `BadFile`.
+    """
+    header, layout, segments = _parse(path, assume_geometry)
+    layers = _layers(path, header, layout)
+    for segment in segments:
+        mask = (layers[segment.layer] == segment.stored).astype(np.uint8)
+        yield segment.label, make_volume(path, mask, layout.affine)
+
+
 def read_table(path: str | Path) -> LabelTable:
     """Names, colours and codes of a Slicer segmentation, values as `read_seg_nrrd` gives them. Raises `BadFile`."""
     from medseg.labels import LabelTable
@@ -72,6 +94,25 @@ def read_table(path: str | Path) -> LabelTable:
         return LabelTable(tuple(segment.label for segment in _parse(path, None)[2]))
     except BadConfig as error:
         raise BadFile(f"{path}: {error}; export the segmentation again") from None
+
+
+def _layers(path: str | Path, header: Header, layout: Layout) -> NDArray:
+    """All layers, (layer, i, j, k)."""
+    data = read_data(path, header, layout)
+    return data[np.newaxis] if layout.list_axis is None else np.moveaxis(data, layout.list_axis, 0)
+
+
+def _reaches_out(values: NDArray, extents: Sequence[tuple[int, ...]]) -> bool:
+    """Whether a layer has labels outside the box around the extents of its segments; Slicer cuts it to that box."""
+    if not extents or not all(extents):
+        return False
+    filled = [extent for extent in extents if all(extent[2 * axis] <= extent[2 * axis + 1] for axis in range(3))]
+    inside = 0
+    if filled:
+        low, high = np.min(filled, axis=0)[::2], np.max(filled, axis=0)[1::2]
+        box = tuple(slice(max(0, int(a)), max(0, int(b) + 1)) for a, b in zip(low, high))
+        inside = int(np.count_nonzero(values[box]))
+    return int(np.count_nonzero(values)) > inside
 
 
 def _parse(path: str | Path, assume_geometry: str | None) -> tuple[Header, Layout, list[_Segment]]:
@@ -106,9 +147,12 @@ def _segment(path: str | Path, keys: dict[str, str], number: int) -> _Segment:
         raise BadFile(f"{path}: the label value of segment {number} is not between 1 and {MAX_VALUE}")
     if len(color) != 3 or not all(0 <= part <= 255 for part in color):
         color = list(LabelTable.from_values([value]).labels[0].color)
+    extent = text("Extent").split()
+    whole = len(extent) == 6 and all(re.fullmatch(r"-?\d{1,9}", part) for part in extent)
     codes = _read_terminology(text("Tags"))
     name = text("Name").strip() or text("ID").strip() or f"label {value}"
-    return _Segment(layer, value, Label(value, name, (color[0], color[1], color[2]), **codes))
+    label = Label(value, name, (color[0], color[1], color[2]), **codes)
+    return _Segment(layer, value, label, tuple(map(int, extent)) if whole else ())
 
 
 def _read_terminology(tags: str) -> dict[str, Code | None]:
@@ -124,10 +168,13 @@ def _read_terminology(tags: str) -> dict[str, Code | None]:
     return {field: Code(*code) if len(code) == 3 and code[1] else None for field, code in pieces.items()}
 
 
-def write_seg_nrrd(volume: Volume, path: str | Path, *, table: LabelTable | None = None) -> None:
+def write_seg_nrrd(
+    volume: Volume, path: str | Path, *, table: LabelTable | None = None, surfaces: bool = False
+) -> None:
     """Write a label map as a Slicer segmentation of one layer. Raises `BadOutput`.
 
-    Every label of `table` becomes a segment, present or not; values that it does not name get 'label N'.
+    Every label of `table` becomes a segment, present or not; values that it does not name get 'label N'. With
+    `surfaces` Slicer builds and shows the surfaces of all segments when it opens the file, which takes its time.
     """
     from scipy import ndimage  # here, because it takes longer to import than all readers together
 
@@ -143,21 +190,79 @@ def write_seg_nrrd(volume: Volume, path: str | Path, *, table: LabelTable | None
     named = {label.value for label in known}
     unnamed = LabelTable.from_values(value for value in present if value not in named).labels
     segments = sorted((*known, *unnamed), key=lambda label: label.value)
-    largest = max((label.value for label in segments), default=0)
-    dtype = np.dtype(np.uint8 if largest <= 255 else np.uint16)
-    lines = [
-        "Segmentation_MasterRepresentation:=Binary labelmap",
-        "Segmentation_ContainedRepresentationNames:=Binary labelmap|",
-        "Segmentation_ReferenceImageExtentOffset:=0 0 0",
-    ]
+    dtype = _label_dtype(segments)
+    lines = _common_lines(surfaces)
     for number, label in enumerate(segments):
         box = boxes[label.value - 1] if label.value <= len(boxes) else None
-        lines += _segment_lines(number, label, box)
+        lines += _segment_lines(number, label, 0, box)
     text = header_text(path, labels, dtype) + "\n".join(lines) + "\n"
     write_attached(path, text, labels.data, dtype)
 
 
-def _segment_lines(number: int, label: Label, box: tuple[slice, ...] | None) -> list[str]:
+def write_segments(segments: Sequence[tuple[Label, Volume]], path: str | Path, *, surfaces: bool = False) -> None:
+    """Write masks, which may overlap, as a Slicer segmentation of as many layers as that takes. Raises `BadOutput`.
+
+    A mask is a volume whose voxels are not 0 inside; all have one grid. The first layer with room takes a mask, so
+    masks that do not overlap make a file of one layer. Raises `BadConfig` for a value that two labels share and
+    `BadGeometry` for masks on different grids.
+    """
+    from scipy import ndimage
+
+    from medseg.labels import LabelTable
+
+    if not segments:
+        raise BadOutput(f"{path}: there is no segment to write")
+    grid = segments[0][1]
+    table = LabelTable(tuple(label for label, _ in segments))  # refuses values that are used twice
+    if not all(same_grid(grid, mask) for _, mask in segments):
+        raise BadGeometry("the masks of one segmentation must have one grid")
+    dtype = _label_dtype(table.labels)
+    layers: list[NDArray] = []
+    lines = _common_lines(surfaces)
+    for number, (label, mask) in enumerate(segments):
+        inside = mask.data != 0
+        free = (n for n, layer in enumerate(layers) if not layer[inside].any())
+        layer = next(free, len(layers))
+        if layer == len(layers):
+            layers.append(np.zeros(grid.shape, dtype, order="F"))
+        layers[layer][inside] = label.value
+        box = next(iter(ndimage.find_objects(inside.astype(np.uint8))), None)
+        lines += _segment_lines(number, label, layer, box)
+    header = header_text(path, grid, dtype)
+    data = layers[0]
+    if len(layers) > 1:  # Slicer lists layers along the first axis
+        header = _with_layers(header, len(layers))
+        stack = np.stack(layers)
+        data = np.asfortranarray(stack).reshape((-1, *grid.shape[1:]), order="F")
+    write_attached(path, header + "\n".join(lines) + "\n", data, dtype)
+
+
+def _with_layers(header: str, count: int) -> str:
+    """The header of a volume, made that of `count` volumes along a first axis."""
+    for before, after in (
+        ("\ndimension: 3\n", "\ndimension: 4\n"),
+        ("\nsizes: ", f"\nsizes: {count} "),
+        ("\nspace directions: ", "\nspace directions: none "),
+        ("\nkinds: ", "\nkinds: list "),
+    ):
+        header = header.replace(before, after)
+    return header
+
+
+def _label_dtype(labels: Sequence[Label]) -> np.dtype:
+    largest = max((label.value for label in labels), default=0)
+    return np.dtype(np.uint8 if largest <= 255 else np.uint16)
+
+
+def _common_lines(surfaces: bool) -> list[str]:
+    return [
+        "Segmentation_MasterRepresentation:=Binary labelmap",
+        f"Segmentation_ContainedRepresentationNames:=Binary labelmap|{'Closed surface|' if surfaces else ''}",
+        "Segmentation_ReferenceImageExtentOffset:=0 0 0",
+    ]
+
+
+def _segment_lines(number: int, label: Label, layer: int, box: tuple[slice, ...] | None) -> list[str]:
     extent = " ".join(f"{side.start} {side.stop - 1}" for side in box) if box else "0 -1 0 -1 0 -1"
     fields = {
         "ID": f"Segment_{label.value}",
@@ -166,7 +271,7 @@ def _segment_lines(number: int, label: Label, box: tuple[slice, ...] | None) -> 
         "Color": " ".join(f"{part / 255:.6g}" for part in label.color),
         "ColorAutoGenerated": "0",
         "LabelValue": str(label.value),
-        "Layer": "0",
+        "Layer": str(layer),
         "Extent": extent,
         "Tags": _escape("Segmentation.Status:inprogress|" + _terminology(label)),
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from medseg.io.files import atomic_write
 from medseg.labels import LabelTable
+from medseg.view.contrast import contrast_of
 from medseg.volume import Volume, reorient
 
 _TILE = 220  # pixels
@@ -32,19 +34,17 @@ _PLANES = {"axial": (2, 0, 1, "RLAP"), "coronal": (1, 0, 2, "RLSI"), "sagittal":
 
 
 def contact_sheet(scan: Volume, labels: Volume, table: LabelTable, columns: int = 5) -> NDArray[np.uint8]:
-    """(rows, columns, 3) RGB picture: for each plane a row of slices and the same with labels, where labels are."""
+    """(rows, columns, 3) RGB picture: for each plane a row of slices that matter and the same with labels over them."""
     image, mask = reorient(scan, "RAS"), reorient(labels, "RAS")
     colors = np.zeros((max(table.values, default=0) + 1, 3), np.float32)
     for label in table.labels:
         colors[label.value] = label.color
-    low, high = np.percentile(image.data[:: 1 + image.shape[0] // 64], (1, 99.7))
+    low, high = contrast_of(image.data)[:2]
     rows = []
     for axis, across, up, letters in _PLANES.values():
-        filled = np.flatnonzero((mask.data != 0).any(axis=tuple({0, 1, 2} - {axis})))
-        first, last = (filled[0], filled[-1]) if len(filled) else (0, image.shape[axis] - 1)
         plain: list[NDArray] = []
         over: list[NDArray] = []
-        for at in np.round(first + (last - first) * (np.arange(columns) + 0.5) / columns).astype(int):
+        for at in slices_that_matter(mask.data, axis, columns):
             show = [_turned(np.take(volume.data, at, axis), across, up, image.spacing_mm) for volume in (image, mask)]
             grey = np.clip((show[0].astype(np.float32) - low) / max(high - low, 1e-6), 0, 1) * 255
             rgb = np.repeat(grey[..., None], 3, axis=2)
@@ -54,6 +54,27 @@ def contact_sheet(scan: Volume, labels: Volume, table: LabelTable, columns: int 
                 row.append(_lettered(_centred(tile.astype(np.uint8)), letters))
         rows += [np.hstack(plain), np.hstack(over)]
     return np.vstack(rows)
+
+
+def slices_that_matter(mask: NDArray, axis: int, count: int) -> list[int]:
+    """`count` slices of a label map (I, J, K) across `axis`, in order, spread over where labels are.
+
+    Of each of `count` equal parts of that stretch the slice with most structures in it, of those the one with most
+    labelled voxels; of a part without labels the middle.
+    """
+    content = np.zeros((mask.shape[axis], 2), np.int64)
+    for at, plane in enumerate(np.moveaxis(mask, axis, 0)):
+        voxels = np.bincount(plane.ravel())[1:]
+        content[at] = np.count_nonzero(voxels), voxels.sum()
+    filled = np.flatnonzero(content[:, 1])
+    first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (0, len(content) - 1)
+    edges = np.linspace(first, last + 1, count + 1)
+    chosen = []
+    for low, high in pairwise(edges):
+        middle = (low + high - 1) / 2
+        part = range(round(low), round(high)) or [min(last, int(low))]
+        chosen.append(max(part, key=lambda at: (*content[at].tolist(), -abs(at - middle))))
+    return chosen
 
 
 def write_preview(path: str | Path, scan: Volume, labels: Volume, table: LabelTable) -> None:

@@ -22,7 +22,7 @@ from medseg import io
 from medseg.errors import BadFile
 from medseg.volume import Volume
 
-SUFFIXES = tuple(io.WRITERS)
+SUFFIXES = tuple(suffix for suffix in io.WRITERS if not suffix.endswith(".dcm"))  # those need a source
 HARMLESS = {"same", "refused"}
 
 

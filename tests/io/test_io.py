@@ -15,7 +15,7 @@ from medseg import io
 from medseg.errors import BadFile, BadOutput, DataWarning
 from medseg.volume import Volume
 
-FLOAT_SUFFIXES = [suffix for suffix in io.WRITERS if suffix != ".seg.nrrd"]
+FLOAT_SUFFIXES = [suffix for suffix in io.WRITERS if not suffix.endswith((".seg.nrrd", ".dcm"))]
 
 
 def floats(*values: float) -> Volume:
@@ -112,6 +112,7 @@ def test_names_with_a_reader_are_known():
     assert io.is_readable_name("A.NII.GZ")
     assert io.is_readable_name("a.mhd")
     assert not io.is_readable_name("a.png")
+    assert not io.is_readable_name("a.zip")  # readable, but no scan of its own among others
     assert not io.is_readable_name("a.gz")
     assert not io.is_readable_name(".nii.gz")
 
@@ -123,8 +124,8 @@ def test_names_with_a_reader_are_known():
         ("x.JPG", b"\xff\xd8" + bytes(50), "picture"),
         ("x.txt", b"hello", "does not read"),
         ("x", b"hello", "does not read"),
-        ("x", bytes(128) + b"DICM" + bytes(50), "folder"),
-        ("x.dcm", bytes(128) + b"DICM" + bytes(50), "folder"),
+        ("x", bytes(128) + b"DICM" + bytes(50), "early|folder"),
+        ("x.dcm", bytes(128) + b"DICM" + bytes(50), "early|folder"),
         *[(f"x{suffix}", b"", "empty") for suffix in (*io.READERS, ".txt")],
         *[(f"x{suffix}", b"just some text\n" * 50, "x") for suffix in io.READERS],
         *[(f"x{suffix}", None, "no such file") for suffix in (*io.READERS, ".txt", "")],
@@ -153,7 +154,7 @@ def test_the_path_is_named_as_it_was_given(tmp_path, monkeypatch):
     assert str(caught.value).startswith("nowhere.nii.gz: ")
 
 
-@pytest.mark.parametrize("name", ["x.png", "x", "x.nii.bz2", "x.dcm"])
+@pytest.mark.parametrize("name", ["x.png", "x", "x.nii.bz2"])
 def test_an_unknown_format_is_not_written(tmp_path, name):
     with pytest.raises(BadOutput, match=r"\.nii\.gz"):
         io.write(floats(), tmp_path / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from strategies import affines
 
 import medseg.labels
 from medseg import io
-from medseg.errors import BadFile, BadOutput
-from medseg.io.slicer import read_table
+from medseg.errors import BadConfig, BadFile, BadGeometry, BadOutput
+from medseg.io.slicer import read_segments, read_table, write_seg_nrrd, write_segments
 from medseg.labels import Code, Label, LabelTable
 from medseg.volume import Volume
 
@@ -200,3 +201,125 @@ def test_segments_that_contradict_the_data_are_refused(tmp_path, segments, reaso
     if reason != "does not name":
         with pytest.raises(BadFile, match=reason):
             read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("extent", "warned"),
+    [
+        ("0 1 0 1 0 1", False),
+        ("0 4 0 4 0 4", False),
+        ("0 1 0 1 0 0", True),
+        ("0 -1 0 -1 0 -1", True),
+        ("9 9 9 9 9 9", True),
+        ("0 1 0 1 0 -5", True),
+        ("none of these", False),
+        ("", False),
+    ],
+)
+def test_labels_beyond_the_extent_that_slicer_cuts_are_read_with_a_warning(tmp_path, extent, warned):
+    path = layered(tmp_path / "x.seg.nrrd", [ball(0, 0, 0), ball(3, 3, 3)], [(0, 1), (1, 1)])
+    head, data = path.read_bytes().split(b"\n\n", 1)
+    path.write_bytes(head + f"\nSegment0_Extent:={extent}\nSegment1_Extent:=3 4 3 4 3 4\n\n".encode() + data)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        labels = io.read_labels(path)
+
+    assert np.array_equal(labels.data > 0, ball(0, 0, 0) + ball(3, 3, 3) > 0)
+    assert [("extent" in str(w.message)) for w in caught] == [True] * warned
+
+
+def masks(*corners: tuple[int, int, int]) -> list[tuple[Label, Volume]]:
+    """Balls at corners, with values 3, 6, 9 ... so that they are not 1, 2, 3."""
+    return [
+        (Label(3 * n, f"part {n}", (n, 2 * n, 3 * n), KIDNEY.category, KIDNEY.type), Volume(ball(*corner), AFFINE))
+        for n, corner in enumerate(corners, 1)
+    ]
+
+
+def segments_in(path: Path) -> list[tuple[Label, np.ndarray]]:
+    found = list(read_segments(path))
+    assert all(np.allclose(mask.affine, AFFINE) for _, mask in found)
+    return [(label, mask.data) for label, mask in found]
+
+
+AFFINE = np.array([[0, -2.0, 0, 10], [1.5, 0, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("corners", "layers"),
+    [
+        ([(0, 0, 0), (3, 3, 3)], 1),
+        ([(0, 0, 0), (1, 1, 1)], 2),
+        ([(0, 0, 0), (1, 1, 1), (3, 3, 3)], 2),
+        ([(0, 0, 0), (0, 0, 0), (0, 0, 0)], 3),
+    ],
+)
+def test_masks_are_written_in_as_many_layers_as_they_need(tmp_path, corners, layers):
+    segments = masks(*corners)
+
+    write_segments(segments, tmp_path / "x.seg.nrrd")
+
+    image = sitk.ReadImage(str(tmp_path / "x.seg.nrrd"))
+    assert image.GetNumberOfComponentsPerPixel() == layers
+    back = segments_in(tmp_path / "x.seg.nrrd")
+    assert [label for label, _ in back] == [label for label, _ in segments]
+    assert all(np.array_equal(data, mask.data) for (_, data), (_, mask) in zip(back, segments))
+    assert read_table(tmp_path / "x.seg.nrrd") == LabelTable(tuple(label for label, _ in segments))
+    found = keys(tmp_path / "x.seg.nrrd")
+    for number, corner in enumerate(corners):
+        assert found[f"Segment{number}_Extent"] == " ".join(f"{at} {at + 1}" for at in corner)
+        assert 0 <= int(found[f"Segment{number}_Layer"]) < layers
+
+
+def test_masks_that_do_not_overlap_are_one_label_map(tmp_path):
+    write_segments(masks((0, 0, 0), (3, 3, 3)), tmp_path / "x.seg.nrrd")
+
+    assert np.array_equal(io.read_labels(tmp_path / "x.seg.nrrd").data, 3 * ball(0, 0, 0) + 6 * ball(3, 3, 3))
+
+
+def test_masks_that_overlap_are_no_label_map(tmp_path):
+    write_segments(masks((0, 0, 0), (1, 1, 1)), tmp_path / "x.seg.nrrd")
+
+    with pytest.raises(BadFile, match="overlap"):
+        io.read_labels(tmp_path / "x.seg.nrrd")
+
+
+def test_layers_of_another_program_are_read_one_by_one(tmp_path):
+    path = layered(tmp_path / "x.seg.nrrd", [ball(0, 0, 0), ball(1, 1, 1) * 2], [(0, 1), (1, 2)])
+
+    found = list(read_segments(path))
+
+    assert [label.name for label, _ in found] == ["name 0", "name 1"]
+    assert np.array_equal(found[0][1].data, ball(0, 0, 0))
+    assert np.array_equal(found[1][1].data, ball(1, 1, 1))
+
+
+def test_an_empty_mask_and_a_mask_of_large_value_are_kept(tmp_path):
+    empty = Volume(np.zeros((5, 5, 5), bool), AFFINE)
+    segments = [
+        (Label(2, "nothing", (1, 1, 1)), empty),
+        (Label(60000, "some", (2, 2, 2)), Volume(ball(1, 2, 3), AFFINE)),
+    ]
+
+    write_segments(segments, tmp_path / "x.seg.nrrd")
+
+    assert keys(tmp_path / "x.seg.nrrd")["Segment0_Extent"] == "0 -1 0 -1 0 -1"
+    assert [(label.value, data.sum()) for label, data in segments_in(tmp_path / "x.seg.nrrd")] == [(2, 0), (60000, 8)]
+
+
+def test_masks_that_make_no_segmentation_are_refused(tmp_path):
+    (first, mask), (second, _) = masks((0, 0, 0), (1, 1, 1))
+    with pytest.raises(BadOutput, match="no segment"):
+        write_segments([], tmp_path / "x.seg.nrrd")
+    with pytest.raises(BadConfig, match="twice"):
+        write_segments([(first, mask), (first, mask)], tmp_path / "x.seg.nrrd")
+    with pytest.raises(BadGeometry, match="one grid"):
+        write_segments([(first, mask), (second, Volume(mask.data, np.eye(4)))], tmp_path / "x.seg.nrrd")
+    assert not list(tmp_path.iterdir())
+
+
+def test_surfaces_are_asked_for_only_where_they_are_wanted(tmp_path):
+    for wanted, names in ((False, "Binary labelmap|"), (True, "Binary labelmap|Closed surface|")):
+        write_seg_nrrd(label_map(), tmp_path / "x.seg.nrrd", surfaces=wanted)
+        assert keys(tmp_path / "x.seg.nrrd")["Segmentation_ContainedRepresentationNames"] == names

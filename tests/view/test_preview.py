@@ -12,7 +12,7 @@ import pytest
 
 from medseg.errors import BadOutput
 from medseg.labels import Label, LabelTable
-from medseg.view.preview import contact_sheet, png_bytes, write_preview
+from medseg.view.preview import contact_sheet, png_bytes, slices_that_matter, write_preview
 from medseg.volume import ORIENTATIONS, Volume, reorient
 
 TILE = 220
@@ -117,6 +117,31 @@ def test_thin_scans_are_drawn(shape: tuple):
     volume = Volume(image, np.eye(4))
     sheet = contact_sheet(volume, volume.with_data((image > 100).astype(np.uint8) * 7), RED)
     assert sheet.shape == (6 * TILE, 5 * TILE, 3)
+
+
+def test_slices_are_spread_over_the_labels_and_show_most_structures():
+    mask = np.zeros((6, 100, 5), np.uint16)
+    mask[2, 20:70] = 1  # a long structure of one voxel's breadth
+    mask[2:4, 41:49, 2] = 300  # another beside it in a few slices
+    mask[3, 33, 1] = 7  # and a single voxel
+    chosen = slices_that_matter(mask, 1, 5)
+    assert all(20 + 10 * n <= at < 30 + 10 * n for n, at in enumerate(chosen))
+    assert chosen[1] == 33
+    assert 41 <= chosen[2] < 49
+    assert chosen[0] in (24, 25)  # all alike: the middle
+
+
+def test_slices_of_labels_with_a_gap_are_in_order_and_few_slices_are_repeated():
+    mask = np.zeros((30, 4, 4), np.uint8)
+    mask[[2, 27]] = 1
+    chosen = slices_that_matter(mask, 0, 5)
+    assert chosen == sorted(chosen)
+    assert (chosen[0], chosen[-1]) == (2, 27)
+    thin = np.zeros((9, 4, 4), np.uint8)
+    thin[4:6] = 1
+    assert set(slices_that_matter(thin, 0, 5)) == {4, 5}
+    assert len(slices_that_matter(thin, 0, 5)) == 5
+    assert slices_that_matter(np.zeros((1, 4, 4), np.uint8), 0, 3) == [0, 0, 0]
 
 
 def test_png_bytes_hold_exactly_the_picture():

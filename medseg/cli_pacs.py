@@ -1,0 +1,181 @@
+"""`medseg infer dicomweb://...`, `--push` and `medseg listen`: parse, call, show. Used and registered by `cli`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from medseg.errors import BadConfig, Interrupted, MedsegError
+
+if TYPE_CHECKING:
+    from medseg.infer import Job
+    from medseg.pacs import Access, Pacs
+
+Push = Annotated[bool, typer.Option("--push", help="Send the result back to the PACS the scan came from.")]
+Credentials = Annotated[
+    str | None,
+    typer.Option(metavar="FILE|ask", help="For the PACS: a file with 'Bearer TOKEN' or 'Basic USER:PASSWORD', or ask."),
+]
+Authority = Annotated[
+    Path | None, typer.Option(metavar="PEM", help="For the PACS: certificate of the authority to trust.")
+]
+PlainHttp = Annotated[
+    bool, typer.Option("--plain-http", help="For the PACS: allow dicomweb+http:// to other machines, unencrypted.")
+]
+
+
+@dataclass
+class Remote:
+    """What `infer` works on when its scans may come from a PACS: local folders, and what to call them."""
+
+    inputs: list[Path]
+    output: Path | None
+    pacs: Pacs | None = None
+    names: dict[Path, str] = field(default_factory=dict)
+
+    def name(self, path: Path) -> Path | str:
+        """What to call a file or folder before the user."""
+        return self.names.get(path, path)
+
+    def send(self, job: Job, also: Sequence[str]) -> None:
+        """Push the DICOM results of a job, if that was asked for. Raises `BadOutput`."""
+        from medseg.infer import dicom_results
+
+        if self.pacs is not None:
+            self.pacs.push(list(dicom_results(job, also).values()))
+
+
+@contextmanager
+def fetched(
+    inputs: list[Path],
+    output: Path | None,
+    push: bool,
+    credentials: str | None,
+    authority: Path | None,
+    plain_http: bool,
+    quiet: bool,
+) -> Iterator[Remote]:
+    """The inputs, a series in a PACS replaced by a private folder that holds it and is gone when the block ends."""
+    from medseg.pacs import Limits, Pacs, is_address, parse_address
+
+    if not any(is_address(path) for path in inputs):
+        if push or credentials or authority or plain_http:
+            raise BadConfig("--push, --credentials, --authority and --plain-http are for a scan from a PACS")
+        yield Remote(inputs, output)
+        return
+    from medseg.io.files import private_folder
+
+    if len(inputs) > 1:
+        raise BadConfig("a series from a PACS is segmented on its own; give one address")
+    if push and output and not output.name.lower().endswith(".dcm"):
+        raise BadConfig("--push sends DICOM: give -o a name that ends in .dcm, or leave -o out")
+    if not push and output is None:
+        raise BadConfig("say where the result goes: a file or folder with -o, or --push")
+    address = parse_address(inputs[0], plain_http=plain_http)
+    pacs = Pacs(address, _access(credentials), authority)
+    with private_folder() as temporary:
+        series = temporary / "series"
+        series.mkdir()
+        names = {series: "the series", temporary / "result.dcm": "the result in the PACS"}
+        try:
+            count = pacs.fetch(series, Limits())
+            if not quiet:
+                print(f"received {count} instances from the PACS", file=sys.stderr)
+            kept = output or temporary / "result.dcm"
+            yield Remote([series], kept, pacs if push else None, names)
+        except Interrupted:
+            raise
+        except MedsegError as error:  # the names of temporary files tell nobody anything
+            text = str(error)
+            for path, name in names.items():
+                text = text.replace(str(path), name)
+            raise type(error)(text) from None
+
+
+def _access(credentials: str | None) -> Access | None:
+    from medseg.pacs import Access, read_access
+
+    if credentials is None:
+        return None
+    if credentials != "ask":
+        return read_access(credentials)
+    from getpass import getpass
+
+    print("user (nothing for a token): ", end="", file=sys.stderr, flush=True)
+    user = sys.stdin.readline().strip()
+    secret = getpass("password: " if user else "token: ")
+    return Access("Basic", f"{user}:{secret}") if user else Access("Bearer", secret)
+
+
+def listen(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Where results are written.")
+    ] = None,
+    reply_to: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT:TITLE", help="The DICOM node that results are sent to.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="To listen on; 0 takes a free one.")] = 11112,
+    host: Annotated[str, typer.Option(help="Address to listen on. Other than loopback needs --peer.")] = "127.0.0.1",
+    title: Annotated[str, typer.Option(help="Our application entity title; calls for another are refused.")] = "MEDSEG",
+    caller: Annotated[
+        list[str] | None, typer.Option(metavar="TITLE", help="Only this title may call, repeatable. Default: any.")
+    ] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(metavar="IP", help="Only this address may connect, repeatable.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A name from `medseg models`, or a model folder.")
+    ] = "brain",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")] = "auto",
+    quiet_s: Annotated[float, typer.Option(min=0.1, help="A series is complete when nothing came for so long.")] = 10,
+    timeout_s: Annotated[float, typer.Option(min=1, help="Give a series up after so long.")] = 3600,
+    associations: Annotated[int, typer.Option(min=1, max=100, help="Most senders at a time.")] = 4,
+    max_series: Annotated[int, typer.Option(min=1, help="Most series received or waiting at a time.")] = 20,
+    max_instances: Annotated[int, typer.Option(min=1, help="Most instances of a series.")] = 5000,
+    max_gb: Annotated[float, typer.Option(min=0.001, help="Most data received or waiting at a time.")] = 8,
+) -> None:
+    """Be a DICOM node: receive series (C-STORE), segment each, send the result on or write it to a folder.
+
+    Listens on this machine alone unless told otherwise. Runs until stopped by Ctrl-C or SIGTERM.
+    """
+    from medseg import infer
+    from medseg import listen as node
+    from medseg.pacs import Limits
+
+    if output is None and reply_to is None:
+        raise BadConfig("say where results go: a folder with -o, or --reply-to HOST:PORT:TITLE")
+    if not (host in ("localhost", "::1") or host.startswith("127.") or peer):
+        raise BadConfig("listening to other machines needs --peer IP for each that may connect")
+    deliveries = []
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+        deliveries.append(node.keep_in(output))
+    if reply_to:
+        deliveries.append(node.send_to(*_node(reply_to), title))
+    infer.load_model(model)  # a wrong name is better known now than when the first series is there
+    chosen = str(Path(model).resolve()) if Path(model).is_dir() else model
+    limits = Limits(max_instances, min(2**29, int(max_gb * 2**30)), int(max_gb * 2**30))
+    options = node.Options(
+        port, host, title, tuple(caller or ()), tuple(peer or ()), quiet_s, associations, max_series, limits
+    )
+
+    def deliver(number: int, files: Sequence[Path]) -> None:
+        for each in deliveries:
+            each(number, files)
+
+    segment = node.segment_in_child(["--model", chosen, "--device", device], timeout_s)
+    node.Listener(options, segment, deliver, lambda line: print(line, file=sys.stderr, flush=True)).run()
+
+
+def _node(text: str) -> tuple[str, int, str]:
+    host, _, rest = text.partition(":")
+    number, _, title = rest.partition(":")
+    if not (host and number.isdecimal() and 0 < int(number) < 65536 and title):
+        raise BadConfig("--reply-to: write HOST:PORT:TITLE, e.g. 127.0.0.1:4242:PACS")
+    return host, int(number), title

@@ -1,0 +1,227 @@
+"""Files that hold many slices: enhanced multi-frame images (PS3.3 C.7.6.16) and Siemens mosaics."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.io.dicom_slice import MAX_FRAMES, Slice, Tile, echo_time, number, numbers, trait
+
+# Dimensions that say where a frame lies, not which volume it belongs to: In-Stack Position Number, Image Position.
+_PLACES = (0x00209057, 0x00200032)
+
+
+def frames_of(first: Slice, dataset: Any) -> list[Slice]:
+    """One slice per frame: from its own functional group, else from the shared one, else from the top level."""
+    count = first.frames
+    groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared = next(iter(dataset.get("SharedFunctionalGroupsSequence") or []), None)
+    if not 1 <= count <= MAX_FRAMES or len(groups) != count:
+        reason = "does not say where each of its frames lies; export the series again, one file per slice"
+        return [replace(first, problem=reason)]
+    pixels = replace(first.pixels, offsets=_offset_table(dataset, count))
+    kinds = [int(item.get("DimensionIndexPointer") or 0) for item in dataset.get("DimensionIndexSequence") or []]
+    base = replace(first, pixels=pixels)
+    return [_frame(base, n, _Groups(group, shared, dataset), kinds) for n, group in enumerate(groups)]
+
+
+_CENTRE = re.compile(
+    rb"sSliceArray\.asSlice\[(\d{1,3})\]\.sPosition\.d(Sag|Cor|Tra)\s*=\s*(-?\d{1,6}(?:\.\d{0,20})?(?:e[-+]?\d{1,2})?)"
+)
+
+
+class _Groups:
+    """Looks tags up in a frame's functional groups."""
+
+    def __init__(self, own: Any, shared: Any, dataset: Any) -> None:
+        self._levels = [level for level in (own, shared) if level is not None]
+        self.dataset = dataset
+
+    def holder(self, sequence: str, tag: str) -> Any:
+        """The data set in which `tag` stands: an item of `sequence`, or the top level if no group has it."""
+        for level in self._levels:
+            item = next(iter(level.get(sequence) or []), None)
+            if item is not None and item.get(tag) not in (None, ""):
+                return item
+        return self.dataset
+
+    def found(self, sequence: str) -> Any:
+        """The item of `sequence`, the frame's own if it has one, or None."""
+        items = (next(iter(level.get(sequence) or []), None) for level in self._levels)
+        return next((item for item in items if item is not None), None)
+
+    def item(self, sequence: str) -> Any:
+        """The item of `sequence`, the frame's own if it has one, or an empty mapping."""
+        item = self.found(sequence)
+        return {} if item is None else item
+
+
+def _frame(first: Slice, n: int, groups: _Groups, kinds: Sequence[int]) -> Slice:
+    measures = groups.holder("PixelMeasuresSequence", "PixelSpacing")
+    plane = groups.holder("PlaneOrientationSequence", "ImageOrientationPatient")
+    place = groups.holder("PlanePositionSequence", "ImagePositionPatient")
+    transformation = groups.found("PixelValueTransformationSequence")
+    scaling = groups.dataset if transformation is None else transformation
+    slope, intercept = number(scaling, "RescaleSlope"), number(scaling, "RescaleIntercept")
+    if transformation is not None and None in (slope, intercept):  # both are required there
+        slope, intercept = 0.0, 0.0
+    content = groups.item("FrameContentSequence")
+    diffusion = groups.item("MRDiffusionSequence")
+    direction: Any = next(iter(diffusion.get("DiffusionGradientDirectionSequence") or []), {})
+    frame_type = next(
+        (
+            tuple(str(part).upper() for part in item.get("FrameType") or ())
+            for item in map(
+                groups.item,
+                ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence"),
+            )
+            if item
+        ),
+        (),
+    )
+    index = content.get("DimensionIndexValues")
+    values = [int(index)] if isinstance(index, int) else [int(value) for value in index or ()]
+    return replace(
+        first,
+        frame=n,
+        spacing=numbers(measures, "PixelSpacing", 2),
+        orientation=numbers(plane, "ImageOrientationPatient", 6),
+        position=numbers(place, "ImagePositionPatient", 3),
+        slope=slope,
+        intercept=intercept,
+        instance_number=(first.instance_number or 0) * MAX_FRAMES + n,
+        image_type=frame_type or first.image_type,
+        traits={
+            "stack": str(content.get("StackID") or ""),
+            "echo": echo_time(groups.item("MREchoSequence"), "EffectiveEchoTime") or first.traits.get("echo"),
+            "b_value": trait(diffusion, "DiffusionBValue"),
+            "gradient": trait(direction, "DiffusionGradientOrientation"),
+            "temporal": trait(content, "TemporalPositionIndex"),
+            "trigger": trait(groups.item("CardiacSynchronizationSequence"), "NominalCardiacTriggerDelayTime"),
+            "inversion": trait(groups.item("MRModifierSequence"), "InversionTimes"),
+            "flip": trait(groups.item("MRTimingAndRelatedParametersSequence"), "FlipAngle"),
+            "acquisition": trait(content, "FrameAcquisitionNumber"),
+            "file": (first.instance_number or 0, str(first.path), first.member or 0),
+            "dimensions": tuple(value for kind, value in zip(kinds, values) if kind not in _PLACES),
+        },
+    )
+
+
+def _offset_table(dataset: Any, count: int) -> tuple[int, ...]:
+    """Extended Offset Table (PS3.3 C.7.6.3.1.8): one 64-bit offset a frame."""
+    table = dataset.get("ExtendedOffsetTable")
+    if not isinstance(table, bytes) or len(table) != 8 * count:
+        return ()
+    return struct.unpack(f"<{count}Q", table)
+
+
+def tiles_of(first: Slice, dataset: Any) -> list[Slice]:
+    """The slices of a Siemens mosaic, which lie side by side in one picture.
+
+    The file's position is that of a slice as large as the whole picture, so each tile's is half the difference further
+    in (as in nibabel's nicom, and dcm2niix). Number and direction of the slices are `SliceNormalVector` of Siemens' own
+    header or, without that, the places of the slices in the protocol.
+    """
+    reason = "is a Siemens mosaic whose own header is missing or odd; convert it with dcm2niix and give the NIfTI"
+    refused = [replace(first, problem=reason)]
+    if not (first.position and first.orientation and first.spacing):
+        return refused
+    own, centres = _csa_header(dataset), _protocol_centres(dataset)
+    counts, normal = own.get("NumberOfImagesInMosaic", []), own.get("SliceNormalVector", [])
+    count = int(counts[0]) if counts and counts[0].is_integer() else len(centres)
+    across = math.isqrt(count - 1) + 1 if count > 0 else 1
+    if count < 2 or count > MAX_FRAMES or first.rows % across or first.columns % across:
+        return refused
+    step = number(dataset, "SpacingBetweenSlices") or next(iter(own.get("SpacingBetweenSlices", [])), None)
+    along, down = np.reshape(first.orientation, (2, 3))
+    rows, columns = first.rows // across, first.columns // across
+    to_next_row, to_next_column = down * first.spacing[0], along * first.spacing[1]
+    corner = np.array(first.position)
+    corner = corner + to_next_column * (first.columns - columns) / 2 + to_next_row * (first.rows - rows) / 2
+    if len(normal) == 3:
+        direction = np.array(normal)
+    elif len(centres) == count:
+        direction = _from_first(centres, corner + to_next_column * columns / 2 + to_next_row * rows / 2)
+    else:
+        return refused
+    if not step or step <= 0 or abs(abs(float(direction @ np.cross(along, down))) - 1) > 1e-3:
+        return refused
+    return [
+        replace(
+            first,
+            rows=rows,
+            columns=columns,
+            position=tuple((corner + direction * float(step) * n).tolist()),
+            tile=Tile(n, across, first.rows, first.columns),
+            traits={**first.traits, "file": (first.instance_number or 0, str(first.path), first.member or 0)},
+        )
+        for n in range(count)
+    ]
+
+
+def _from_first(centres: NDArray, centre: NDArray) -> NDArray[np.float64]:
+    """The direction in which slices follow the one at `centre`, which is at one end of the protocol's; else zero."""
+    ordered = centres if np.linalg.norm(centres[0] - centre) < np.linalg.norm(centres[-1] - centre) else centres[::-1]
+    step = ordered[1] - ordered[0]
+    length = float(np.linalg.norm(step))
+    if length == 0 or np.linalg.norm(ordered[0] - centre) > length / 4:
+        return np.zeros(3)
+    return np.asarray(step / length, dtype=np.float64)
+
+
+def _protocol_centres(dataset: Any) -> NDArray[np.float64]:
+    """Where the protocol in Siemens' series header (0029,xx20) puts the centres of the slices, LPS mm (N, 3)."""
+    for block in (0x10, 0x11):
+        element = dataset.get((0x0029, block << 8 | 0x20))
+        value = element.value if element is not None else None
+        if isinstance(value, bytes) and (size := re.search(rb"sSliceArray\.lSize\s*=\s*(\d{1,4})\b", value)):
+            count = min(int(size[1]), 1000)
+            centres = np.zeros((count, 3))  # what is not written is 0
+            pattern = (
+                rb"sSliceArray\.asSlice\[(\d{1,3})\]\.sPosition\.d(Sag|Cor|Tra)\s*=\s*(-?[\d.]{1,20}(?:e[-+]?\d{1,2})?)"
+            )
+            for n, axis, text in re.findall(pattern, value):
+                if int(n) < count:
+                    centres[int(n), (b"Sag", b"Cor", b"Tra").index(axis)] = float(text)
+            return centres
+    return np.zeros((0, 3))
+
+
+def _csa_header(dataset: Any) -> dict[str, list[float]]:
+    """The numbers in Siemens' CSA image header (0029,xx10), second layout ('SV10'), by name; empty if there is none.
+
+    The layout is described at https://nipy.org/nibabel/dicom/siemens_csa.html.
+    """
+    for block in (0x10, 0x11):  # anonymisers drop the private creator, so the layout's own mark has to do
+        element = dataset.get((0x0029, block << 8 | 0x10))
+        value = element.value if element is not None else None
+        if isinstance(value, bytes) and value[:4] == b"SV10":
+            return _csa_elements(value)
+    return {}
+
+
+def _csa_elements(value: bytes) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    (count,) = struct.unpack_from("<I", value, 8)
+    place = 16
+    for _ in range(min(count, 1000)):
+        name = value[place : place + 64].split(b"\0")[0].decode("ascii", "replace")
+        items = struct.unpack_from("<i", value, place + 76)[0]
+        place += 84
+        texts = []
+        for _ in range(min(max(items, 0), 1000)):
+            (length,) = struct.unpack_from("<i", value, place + 4)
+            texts.append(value[place + 16 : place + 16 + max(length, 0)].split(b"\0")[0].strip())
+            place += 16 + (max(length, 0) + 3) // 4 * 4
+        try:
+            found[name] = [float(text) for text in texts if text]
+        except ValueError:
+            continue  # a text
+    return found

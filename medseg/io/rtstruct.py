@@ -1,0 +1,491 @@
+"""DICOM radiotherapy structure sets (RTSTRUCT, PS3.3 A.19 and C.8.8.5): contours from label maps, and back.
+
+Written contours run halfway between the centres of the pixels inside and outside, on the planes of the source's slices
+and no others; a hole is joined to the outline around it by a keyhole, a channel of no width, as CLOSED_PLANAR contours
+have it: every rule of filling then gives the same pixels. Read contours fill the pixels whose centres they enclose, by
+the even-odd rule over all contours of a structure in one plane, so that holes drawn as contours of their own (XOR) are
+holes as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import warnings
+from bisect import bisect_left
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning
+from medseg.io.dicom_codes import Overlap, category_of, chosen, code_item, read_codes, table_of, text, type_of
+from medseg.io.dicom_result import (
+    DicomOptions,
+    Origin,
+    complete,
+    decimal,
+    digits_for,
+    moment,
+    open_origin,
+    planes_on_source,
+    read_object,
+    save,
+    without_warnings,
+)
+from medseg.io.dicom_seg import algorithm_item, present_labels
+from medseg.io.dicom_slice import guarded
+from medseg.io.dicom_source import Paths
+from medseg.io.voxels import labels_only, make_volume
+from medseg.volume import LPS, Volume
+
+if TYPE_CHECKING:
+    from medseg.labels import Label, LabelTable
+
+#: RT Structure Set Storage.
+RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
+_STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
+_IMPLICIT = "1.2.840.10008.1.2"  # explicit lengths of decimal strings end at 64 kB, which is 2,000 points
+#: A contour may lie this part of the distance between slices off the plane of a slice.
+MAX_OFF_PLANE = 0.1
+#: Most crossings of contours and rows that are looked at together, which bounds the memory that takes.
+MAX_CROSSINGS = 1 << 20
+
+
+def write_rtstruct(
+    volume: Volume,
+    path: str | Path,
+    *,
+    table: LabelTable | None = None,
+    source: Paths | None = None,
+    options: DicomOptions | None = None,
+) -> None:
+    """Write a label map as the structure set of the series at `source`. Raises `BadOutput`, `BadFile`.
+
+    volume: labels on the source's grid, stored in any of the 48 ways, or a block of it. Labels that occur become
+    structures; of a map without any, the table's first (or label 1) becomes one without contours.
+    """
+    if source is None:
+        raise BadOutput(f"{path}: a DICOM result refers to the series it was made from; give it with --source")
+    save(rtstruct_dataset(volume, open_origin(source, options), path, table=table), path)
+
+
+def rtstruct_dataset(volume: Volume, origin: Origin, path: str | Path, *, table: LabelTable | None = None) -> Any:
+    """The structure set as a dataset; `path` is what errors name. Raises `BadOutput`."""
+    try:
+        labels = labels_only(path, volume)
+    except BadFile as error:
+        raise BadOutput(f"{error}; a structure set holds a label map only") from None
+    planes = planes_on_source(labels, origin, path)
+    with without_warnings(path):
+        return _dataset(planes, origin, present_labels(planes, table))
+
+
+def _dataset(planes: NDArray, origin: Origin, labels: list[Label]) -> Any:
+    from scipy import ndimage
+
+    boxes = dict(enumerate(ndimage.find_objects(planes), 1))
+    dataset = _file(origin, planes, labels)
+    date, time = moment(origin)
+    dataset.Modality = "RTSTRUCT"
+    dataset.OperatorsName = ""
+    dataset.StructureSetLabel = "medseg"
+    dataset.StructureSetName = text(f"medseg {origin.options.model}".strip())
+    dataset.StructureSetDate, dataset.StructureSetTime = date, time
+    dataset.ReferencedFrameOfReferenceSequence = [_referenced(origin)]
+    mm3 = abs(float(np.linalg.det(origin.affine[:3, :3])))
+    counts = np.bincount(planes.ravel())
+    dataset.StructureSetROISequence = [
+        _roi(origin, label, mm3 * (counts[label.value] if label.value < len(counts) else 0)) for label in labels
+    ]
+    dataset.ROIContourSequence = [_contours(planes, origin, label, boxes.get(label.value)) for label in labels]
+    dataset.RTROIObservationsSequence = [_observation(number, label) for number, label in enumerate(labels, 1)]
+    dataset.ApprovalStatus = "UNAPPROVED"
+    complete(dataset, origin, "RTSTRUCT")
+    _as_it_is(dataset)
+    return dataset
+
+
+def _file(origin: Origin, planes: NDArray, labels: list[Label]) -> Any:
+    from pydicom.dataset import Dataset, FileMetaDataset
+
+    content = hashlib.sha256(planes.tobytes() + repr(labels).encode()).hexdigest()
+    dataset = Dataset()
+    dataset.SOPClassUID = RTSTRUCT_CLASS
+    dataset.SOPInstanceUID = origin.new_uid("RTSTRUCT", content)
+    dataset.SeriesInstanceUID = origin.new_uid("series", "RTSTRUCT", content)
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = _IMPLICIT
+    dataset.file_meta.MediaStorageSOPClassUID = RTSTRUCT_CLASS
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    return dataset
+
+
+def _referenced(origin: Origin) -> Any:
+    from pydicom.dataset import Dataset
+
+    series = Dataset()
+    series.SeriesInstanceUID = origin.series
+    series.ContourImageSequence = origin.references()
+    study = Dataset()
+    study.ReferencedSOPClassUID, study.ReferencedSOPInstanceUID = _STUDY_CLASS, origin.study
+    study.RTReferencedSeriesSequence = [series]
+    item = Dataset()
+    item.FrameOfReferenceUID = origin.frame_of_reference
+    item.RTReferencedStudySequence = [study]
+    return item
+
+
+def _roi(origin: Origin, label: Label, mm3: float) -> Any:
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    item.ROINumber = label.value
+    item.ReferencedFrameOfReferenceUID = origin.frame_of_reference
+    item.ROIName = text(label.name)
+    item.ROIVolume = decimal(mm3 / 1000, 6)  # cm³
+    item.ROIGenerationAlgorithm = "AUTOMATIC" if origin.options.model else ""
+    if origin.options.model:
+        item.ROIDerivationAlgorithmIdentificationSequence = [algorithm_item(origin.options)]
+    return item
+
+
+def _observation(number: int, label: Label) -> Any:
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    item.ObservationNumber = number
+    item.ReferencedROINumber = label.value
+    category, kind = category_of(label), code_item(type_of(label))
+    if label.type_modifier is not None:
+        kind.SegmentedPropertyTypeModifierCodeSequence = [code_item(label.type_modifier)]
+    item.SegmentedPropertyCategoryCodeSequence = [code_item(category)]
+    item.RTROIIdentificationCodeSequence = [kind]
+    if label.region is not None:
+        item.AnatomicRegionSequence = [code_item(label.region)]
+        if label.region_modifier is not None:
+            item.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [code_item(label.region_modifier)]
+    item.RTROIInterpretedType = "ORGAN" if category[:2] == ("SCT", "123037004") else ""
+    item.ROIInterpreter = ""
+    return item
+
+
+def _contours(planes: NDArray, origin: Origin, label: Label, box: tuple[slice, ...] | None) -> Any:
+    from pydicom.dataelem import RawDataElement
+    from pydicom.dataset import Dataset
+    from pydicom.tag import Tag
+
+    item = Dataset()
+    item.ReferencedROINumber = label.value
+    item.ROIDisplayColor = list(label.color)
+    contours: list[bytes] = []
+    for k in range(box[0].start, box[0].stop) if box else ():
+        assert box is not None
+        for outline in outlines(planes[k][box[1:]] == label.value):
+            outline += (box[1].start, box[2].start)
+            contours.append(_contour(origin, k, outline, len(contours) + 1))
+    if contours:
+        value = b"".join(contours)
+        item[Tag("ContourSequence")] = RawDataElement(Tag("ContourSequence"), "SQ", len(value), value, 0, True, True)
+    _as_it_is(item)
+    return item
+
+
+def _as_it_is(dataset: Any) -> None:
+    """Let pydicom write what a dataset holds as bytes as those bytes, instead of making objects of every number."""
+    dataset.set_original_encoding(True, True, dataset._character_set)
+
+
+def _contour(origin: Origin, k: int, outline: NDArray[np.float64], number: int) -> bytes:
+    """An item of the Contour Sequence for an outline (P, 2) of rows and columns on slice k, in implicit VR.
+
+    Written out here because there may be tens of thousands with hundreds of points each.
+    """
+    piece = origin.slices[k]
+    assert piece.position and piece.spacing
+    along_row, down_column = np.reshape(origin.slices[0].orientation or (), (2, 3))
+    points = piece.position + outline[:, 1:] * (along_row * piece.spacing[1])
+    points = points + outline[:, :1] * (down_column * piece.spacing[0])
+    digits = digits_for(min(piece.spacing))
+    reference = _element(0x0008, 0x1150, piece.sop_class, "\0")
+    reference += _element(0x0008, 0x1155, origin.uid(piece.sop_instance), "\0")
+    if piece.frames > 1:
+        reference += _element(0x0008, 0x1160, str(piece.frame + 1))
+    return _item(
+        _element(0x3006, 0x0016, _item(reference))
+        + _element(0x3006, 0x0042, "CLOSED_PLANAR")
+        + _element(0x3006, 0x0046, str(len(outline)))
+        + _element(0x3006, 0x0048, str(number))
+        + _element(0x3006, 0x0050, "\\".join(decimal(number, digits) for number in points.ravel().tolist()))
+    )
+
+
+def _element(group: int, element: int, value: str | bytes, padding: str = " ") -> bytes:
+    """An element in implicit VR, little endian (PS3.5 7.1.3)."""
+    if isinstance(value, str):
+        value = (value + padding * (len(value) % 2)).encode("ascii")
+    return struct.pack("<HHI", group, element, len(value)) + value
+
+
+def _item(content: bytes) -> bytes:
+    return struct.pack("<HHI", 0xFFFE, 0xE000, len(content)) + content
+
+
+def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
+    """Closed outlines (P, 2) of a mask (rows, columns), as rows and columns; one for each part, holes by keyhole.
+
+    Pixels are parts of one another where they share an edge. The outline runs halfway between centres inside and
+    outside, cutting corners; the channel to a hole runs between two rows, away from every centre.
+    """
+    width, size = 2 * (mask.shape[1] + 2), 4 * (mask.shape[0] + 2) * (mask.shape[1] + 2)
+    following = _boundary(np.pad(mask, 1))
+    loops = _loops(following)
+    holes = [loop for loop in loops if _area(loop, width) < 0]
+    if holes:
+        _cut_channels(following, [min(hole) for hole in holes], size)
+        loops = _loops(following)
+    found = []
+    for loop in loops:
+        points = np.stack(np.divmod(np.array(loop) % size, width), axis=1)
+        back, ahead = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
+        turns = (back[:, 0] * ahead[:, 1] != back[:, 1] * ahead[:, 0]) | ((back * ahead).sum(axis=1) < 0)
+        found.append(points[turns] / 2 - 1)
+    return found
+
+
+def _cut_channels(following: dict[int, int], starts: list[int], size: int) -> None:
+    """Join every hole to the boundary left of its `start`, its topmost point, of those the leftmost.
+
+    Left of there lies the mask, up to the next point of the boundary in the same row of points; the way there and back
+    passes through copies of both points, numbered on by `size`.
+    """
+    before = {end: start for start, end in following.items()}
+    ordered = sorted(following)
+    for copy, start in enumerate(starts, 1):
+        gate = ordered[bisect_left(ordered, start) - 1]
+        start_again, gate_again = start + copy * size, gate + copy * size
+        after, last = following[gate], before[start]
+        for one, other in ((gate, start), (last, start_again), (start_again, gate_again), (gate_again, after)):
+            following[one], before[other] = other, one
+
+
+def _boundary(mask: NDArray[np.bool_]) -> dict[int, int]:
+    """Each point of the boundary of a padded mask to the next one, the mask on its right hand (rows run down).
+
+    A point is halfway between two pixels, numbered row * width + column in half pixels.
+    """
+    width = 2 * mask.shape[1]
+    a, b, e, d = mask[:-1, :-1], mask[:-1, 1:], mask[1:, :-1], mask[1:, 1:]  # a b over e d: a cell of four centres
+    rows, columns = np.nonzero((a != b) | (a != e) | (a != d))
+    a, b, e, d = (corner[rows, columns] for corner in (a, b, e, d))
+    corner = 2 * rows * width + 2 * columns
+    top, left, right, bottom = corner + 1, corner + width, corner + width + 2, corner + 2 * width + 1
+    two = (a == d) & (b == e)  # the mask is on both sides of the diagonal; its two pixels are kept apart
+    enter = np.select([a & ~b, ~e & d, e & ~a], [top, bottom, left], right)
+    leave = np.select([~a & b, e & ~d, a & ~e], [top, bottom, left], right)
+    one = ~two
+    starts, ends = [enter[one]], [leave[one]]
+    for here, pairs in ((two & a, ((top, left), (bottom, right))), (two & b, ((right, top), (left, bottom)))):
+        for start, end in pairs:
+            starts.append(start[here])
+            ends.append(end[here])
+    following = dict(zip(np.concatenate(starts).tolist(), np.concatenate(ends).tolist()))
+    # Between two rows a straight boundary has a point as well, where a channel can meet it.
+    for start, end in zip(enter[one].tolist(), leave[one].tolist()):
+        if abs(end - start) == 2 * width:
+            following[start] = (start + end) // 2
+            following[(start + end) // 2] = end
+    return following
+
+
+def _loops(following: dict[int, int]) -> list[list[int]]:
+    left = dict(following)
+    loops = []
+    while left:
+        start, point = left.popitem()
+        loop = [start]
+        while point != start:
+            loop.append(point)
+            point = left.pop(point)
+        loops.append(loop)
+    return loops
+
+
+def _area(loop: list[int], width: int) -> float:
+    """Twice the signed area: positive for outlines, negative for holes."""
+    row, column = np.divmod(np.array(loop), width)
+    return float((column * np.roll(row, -1) - np.roll(column, -1) * row).sum())
+
+
+def read_rtstruct(
+    path: str | Path,
+    *,
+    source: Paths | None = None,
+    series: str | int | None = None,
+    volume_index: int | None = None,
+    segments: Sequence[str] | None = None,
+) -> Volume:
+    """The label map of a structure set on the grid of the series at `source`, as uint8 or uint16. Raises `BadFile`.
+
+    segments: only these structures, by name or label value, laid over each other in this order. Without it, structures
+    that share voxels are refused. A pixel belongs to a structure if an odd number of its contours in that plane are
+    around the pixel's centre; a centre on a contour counts where the structure lies right of it or below.
+    """
+    if volume_index not in (None, 0):
+        raise BadFile(f"{path}: is one structure set, there is no volume {volume_index} in it")
+    grid, layers, table = _layers(path, source, series)
+    out = np.zeros(grid.shape, np.uint16, order="F")
+    shared = 0
+    for value in chosen(path, table, segments):
+        for k, plane in layers.get(value, {}).items():
+            target = out[..., k].T
+            shared += int((plane & (target > 0)).sum())
+            target[plane] = value
+    if shared and segments is None:
+        raise Overlap(path, shared)
+    return labels_only(path, make_volume(path, out, grid.affine))
+
+
+def read_structures(
+    path: str | Path, *, source: Paths | None, series: str | int | None = None
+) -> list[tuple[Label, Volume]]:
+    """Every structure as a mask of its own (uint8, 0 and 1) on the grid of `source`, overlaps kept."""
+    grid, layers, table = _layers(path, source, series)
+    found = []
+    for label in table.labels:
+        mask = np.zeros(grid.shape, np.uint8, order="F")
+        for k, plane in layers.get(label.value, {}).items():
+            mask[..., k] = plane.T
+        found.append((label, make_volume(path, mask, grid.affine)))
+    return found
+
+
+def read_rtstruct_table(path: str | Path) -> LabelTable:
+    """Names, colours and codes of a structure set, values as `read_rtstruct` gives them. Raises `BadFile`."""
+    table: LabelTable = guarded(str(path), lambda dicom: _table(path, _structures(path, dicom))[0])
+    return table
+
+
+def _layers(
+    path: str | Path, source: Paths | None, series: str | int | None
+) -> tuple[Origin, dict[int, dict[int, NDArray[np.bool_]]], LabelTable]:
+    """The origin, the filled planes of every label by slice, and the table."""
+    if source is None:
+        raise BadFile(f"{path}: holds contours, which only make sense on their images; give the series with --source")
+    grid = open_origin(source, DicomOptions(series=series))
+    lost = {"contours that enclose nothing": 0, "contours that reach beyond the images, cut off there": 0}
+
+    def work(dicom: Any) -> Any:
+        dataset = _structures(path, dicom)
+        table, value_of = _table(path, dataset)
+        frames = {str(item.get("ReferencedFrameOfReferenceUID")) for item in dataset.StructureSetROISequence}
+        if grid.has_frame_of_reference and grid.frame_of_reference not in frames:
+            raise BadFile(f"{path}: was drawn in another frame of reference; give the series that it was drawn on")
+        layers: dict[int, dict[int, NDArray[np.bool_]]] = {}
+        for item in dataset.get("ROIContourSequence") or ():
+            value = value_of.get(int(item.ReferencedROINumber))
+            if value is None:
+                raise BadFile(f"{path}: has contours of a structure that it does not name; export it again")
+            layers[value] = _filled(path, grid, item.get("ContourSequence") or (), lost)
+        return layers, table
+
+    layers, table = guarded(str(path), work)
+    for what, count in lost.items():
+        if count:
+            warnings.warn(f"{path}: {what}: {count}", DataWarning, stacklevel=4)
+    return grid, layers, table
+
+
+def _structures(path: str | Path, dicom: Any) -> Any:
+    dataset = read_object(path, dicom)
+    if str(dataset.get("SOPClassUID")) != RTSTRUCT_CLASS:
+        raise BadFile(f"{path}: is no DICOM structure set")
+    if not dataset.get("StructureSetROISequence"):
+        raise BadFile(f"{path}: holds no structure")
+    return dataset
+
+
+def _table(path: str | Path, dataset: Any) -> tuple[LabelTable, dict[int, int]]:
+    """The label table of a structure set, and the label value of each ROI number: itself where a label can have it."""
+    from medseg.labels import MAX_VALUE
+
+    items = list(dataset.StructureSetROISequence)
+    numbers = [int(item.ROINumber) for item in items]
+    if len(set(numbers)) != len(numbers):
+        raise BadFile(f"{path}: two of its structures have the same number; export it again")
+    fit = all(1 <= number <= MAX_VALUE for number in numbers)
+    value_of = {number: number if fit else place for place, number in enumerate(numbers, 1)}
+    colors = {
+        int(item.ReferencedROINumber): tuple(int(part) for part in item.get("ROIDisplayColor") or ())
+        for item in dataset.get("ROIContourSequence") or ()
+    }
+    seen = {int(item.ReferencedROINumber): item for item in dataset.get("RTROIObservationsSequence") or ()}
+    try:
+        table = table_of(
+            list(value_of.values()),
+            [str(item.get("ROIName") or "") for item in items],
+            [color if len(color := colors.get(number, ())) == 3 else None for number in numbers],
+            [
+                read_codes(
+                    seen[number].get("SegmentedPropertyCategoryCodeSequence"),
+                    seen[number].get("RTROIIdentificationCodeSequence"),
+                    seen[number].get("AnatomicRegionSequence"),
+                )
+                if number in seen
+                else {}
+                for number in numbers
+            ],
+        )
+    except BadConfig as error:
+        raise BadFile(f"{path}: {error}; export it again") from None
+    return table, value_of
+
+
+def _filled(path: str | Path, grid: Origin, contours: Any, lost: dict[str, int]) -> dict[int, NDArray[np.bool_]]:
+    """Slice to the pixels (rows, columns) that the contours of one structure fill."""
+    columns, rows, count = grid.shape
+    to_voxels = np.linalg.inv(LPS @ grid.affine)
+    edges: dict[int, list[NDArray[np.float64]]] = {}
+    for contour in contours:
+        if contour.ContourGeometricType not in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR"):
+            lost["contours that enclose nothing"] += 1
+            continue
+        numbers = contour.get_item("ContourData").value  # as bytes: pydicom would make an object of every number
+        numbers = numbers.decode("ascii").split("\\") if isinstance(numbers, bytes) else list(numbers)
+        points = np.array(numbers, np.float64).reshape(-1, 3)
+        voxels = points @ to_voxels[:3, :3].T + to_voxels[:3, 3]
+        k = int(np.rint(voxels[:, 2].mean()))
+        if not np.abs(voxels).max() < 1e6 or np.abs(voxels[:, 2] - k).max() > MAX_OFF_PLANE or not 0 <= k < count:
+            raise BadFile(
+                f"{path}: some contours do not lie on slices of the series; give the series that they were drawn on"
+            )
+        across, down = voxels[:, 0], voxels[:, 1]
+        outside = (across < -0.51) | (across > columns - 0.49) | (down < -0.51) | (down > rows - 0.49)
+        lost["contours that reach beyond the images, cut off there"] += bool(outside.any())
+        start = voxels[:, :2]
+        edges.setdefault(k, []).append(np.concatenate([start, np.roll(start, -1, axis=0)], axis=1))
+    return {k: _inside(np.concatenate(found), rows, columns) for k, found in edges.items()}
+
+
+def _inside(edges: NDArray[np.float64], rows: int, columns: int) -> NDArray[np.bool_]:
+    """The pixels whose centres closed contours go around an odd number of times.
+
+    edges: (E, 4) from column, row to column, row. In every row of centres, each edge that crosses it turns over all
+    pixels right of it.
+    """
+    turned = np.zeros((rows, columns + 1), np.uint32)
+    step = max(1, MAX_CROSSINGS // rows)
+    for start in range(0, len(edges), step):
+        x1, y1, x2, y2 = edges[start : start + step].T
+        first = np.clip(np.ceil(np.minimum(y1, y2)), 0, rows).astype(int)
+        stop = np.clip(np.ceil(np.maximum(y1, y2)), 0, rows).astype(int)
+        spans = stop - first
+        edge = np.repeat(np.arange(len(spans)), spans)
+        row = np.arange(spans.sum()) - np.repeat(np.cumsum(spans) - spans, spans) + first[edge]
+        at = x1[edge] + (row - y1[edge]) / (y2[edge] - y1[edge]) * (x2[edge] - x1[edge])
+        column = np.clip(np.ceil(at), 0, columns).astype(int)
+        np.add.at(turned, (row, column), 1)
+    filled: NDArray[np.bool_] = np.cumsum(turned[:, :columns], axis=1) % 2 == 1
+    return filled
