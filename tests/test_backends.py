@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -89,8 +90,9 @@ def test_exact_fp32_is_within_a_ten_thousandth_of_the_spread(unet: Checkpoint, o
         assert close(logits_of(predictor, patches()), truth(checkpoint, patches()), 1e-4)
 
 
-def test_openvino_that_is_not_installed_says_how_to_get_it(unet: Checkpoint):
-    with mock.patch.dict("sys.modules", {"openvino": None}), pytest.raises(BadConfig, match="pip install"):
+def test_openvino_that_is_not_installed_says_how_to_get_it(unet: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BadConfig, match="pip install"):
         open_models([unet], backend="openvino", device="cpu")
 
 
