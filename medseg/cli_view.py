@@ -135,12 +135,12 @@ def _serve(
     from medseg.view.server import PageServer
 
     server = PageServer(prepare(scan, labels, table, title=title, max_voxels=None), port)
-    print(server.address, flush=True)
-    if not quiet:
-        print("Ctrl-C stops it; until then only this machine can see the page, at this address", file=sys.stderr)
-    if open_:
-        _open(server.address)
     try:
+        print(server.address, flush=True)
+        if not quiet:
+            print("Ctrl-C stops it; until then only this machine can see the page, at this address", file=sys.stderr)
+        if open_:
+            _open(server.address)
         server.serve()
     except Interrupted as stop:
         if stop.exit_code != 130:  # Ctrl-C is how this is meant to end

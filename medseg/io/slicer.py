@@ -8,6 +8,7 @@ and clips each layer to the union of the `Extent`s in it.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import BadConfig, BadFile, BadGeometry, BadOutput
+from medseg.errors import BadConfig, BadFile, BadGeometry, BadOutput, DataWarning
 from medseg.io.nrrd import Header, Layout, header_text, parse_header, parse_layout, read_data, write_attached
 from medseg.io.voxels import labels_only, make_volume
 from medseg.volume import Volume, same_grid
@@ -34,6 +35,7 @@ class _Segment(NamedTuple):
     layer: int
     stored: int  # value in its layer
     label: Label  # with the value it has once the layers are one label map
+    extent: tuple[int, ...]  # first and last voxel along i, j, k; () if the file does not say
 
 
 def read_seg_nrrd(path: str | Path, *, volume_index: int | None = None, assume_geometry: str | None = None) -> Volume:
@@ -50,6 +52,13 @@ def read_seg_nrrd(path: str | Path, *, volume_index: int | None = None, assume_g
     for number, layer in enumerate(layers):
         here = [segment for segment in segments if segment.layer == number]
         values = labels_only(path, make_volume(path, layer, layout.affine)).data
+        if _reaches_out(values, [segment.extent for segment in here]):
+            warnings.warn(
+                f"{path}: labels reach beyond the extent that its header states, where 3D Slicer does not show them; "
+                "all were read",
+                DataWarning,
+                stacklevel=2,
+            )
         new_value = np.zeros(65536, np.uint16)
         for segment in here:
             new_value[segment.stored] = segment.label.value
@@ -93,6 +102,19 @@ def _layers(path: str | Path, header: Header, layout: Layout) -> NDArray:
     return data[np.newaxis] if layout.list_axis is None else np.moveaxis(data, layout.list_axis, 0)
 
 
+def _reaches_out(values: NDArray, extents: Sequence[tuple[int, ...]]) -> bool:
+    """Whether a layer has labels outside the box around the extents of its segments; Slicer cuts it to that box."""
+    if not extents or not all(extents):
+        return False
+    filled = [extent for extent in extents if all(extent[2 * axis] <= extent[2 * axis + 1] for axis in range(3))]
+    inside = 0
+    if filled:
+        low, high = np.min(filled, axis=0)[::2], np.max(filled, axis=0)[1::2]
+        box = tuple(slice(max(0, int(a)), max(0, int(b) + 1)) for a, b in zip(low, high))
+        inside = int(np.count_nonzero(values[box]))
+    return int(np.count_nonzero(values)) > inside
+
+
 def _parse(path: str | Path, assume_geometry: str | None) -> tuple[Header, Layout, list[_Segment]]:
     header = parse_header(path)
     layout = parse_layout(path, header, assume_geometry)
@@ -125,9 +147,12 @@ def _segment(path: str | Path, keys: dict[str, str], number: int) -> _Segment:
         raise BadFile(f"{path}: the label value of segment {number} is not between 1 and {MAX_VALUE}")
     if len(color) != 3 or not all(0 <= part <= 255 for part in color):
         color = list(LabelTable.from_values([value]).labels[0].color)
+    extent = text("Extent").split()
+    whole = len(extent) == 6 and all(re.fullmatch(r"-?\d{1,9}", part) for part in extent)
     codes = _read_terminology(text("Tags"))
     name = text("Name").strip() or text("ID").strip() or f"label {value}"
-    return _Segment(layer, value, Label(value, name, (color[0], color[1], color[2]), **codes))
+    label = Label(value, name, (color[0], color[1], color[2]), **codes)
+    return _Segment(layer, value, label, tuple(map(int, extent)) if whole else ())
 
 
 def _read_terminology(tags: str) -> dict[str, Code | None]:

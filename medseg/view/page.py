@@ -45,8 +45,8 @@ _CENTRE_SAMPLE = 200_000  # voxels from which the middle of a structure is found
 class Contents:
     """What a page shows.
 
-    facts: what the page's program is told, JSON-ready. scan, labels: `.nii.gz` files on one grid, labels numbered
-    1, 2, ... in the order of `facts['structures']`.
+    facts: what the page's program is told, JSON-ready. scan, labels: NIfTI files on one grid, gzipped where they are to
+    stand in the page; labels are numbered 1, 2, ... in the order of `facts['structures']`.
     """
 
     facts: dict[str, Any]
@@ -101,11 +101,12 @@ def prepare(
         "served": False,
     }
     small = shown.with_data(shown.data.astype(np.uint8)) if shown.data.max(initial=0) < 256 else shown
-    return Contents(facts, _nifti_bytes(scan), _nifti_bytes(small))
+    suffix = ".nii" if max_voxels is None else ".nii.gz"  # to pack what stays on this machine only takes time
+    return Contents(facts, _nifti_bytes(scan, suffix), _nifti_bytes(small, suffix))
 
 
 def page_html(contents: Contents, *, served: bool = False) -> str:
-    """The page. With `served` it holds no voxels but fetches scan.nii.gz and labels.nii.gz from beside itself."""
+    """The page. With `served` it holds no voxels but fetches scan.nii and labels.nii from beside itself."""
     script = {name: _inline(_read(name)) for name in ("niivue/niivue.umd.js", "web/page.js")}
     style = _read("web/page.css")
     hashes = " ".join(_source(text) for text in script.values())
@@ -240,10 +241,10 @@ def _box(filled: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> t
     return start, stop
 
 
-def _nifti_bytes(volume: Volume) -> bytes:
-    """A `.nii.gz` file, stored along RAS so that the browser need not turn it."""
+def _nifti_bytes(volume: Volume, suffix: str) -> bytes:
+    """A NIfTI file, stored along RAS so that the browser need not turn it."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "volume.nii.gz"
+        path = Path(folder) / f"volume{suffix}"
         write_nifti(reorient(volume, "RAS"), path)
         return path.read_bytes()
 

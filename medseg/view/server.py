@@ -35,8 +35,8 @@ class PageServer:
         policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
         resources = {
             "": (page.encode(), "text/html; charset=utf-8"),
-            "scan.nii.gz": (contents.scan, "application/octet-stream"),
-            "labels.nii.gz": (contents.labels, "application/octet-stream"),
+            "scan.nii": (contents.scan, "application/octet-stream"),
+            "labels.nii": (contents.labels, "application/octet-stream"),
         }
         self._token = secrets.token_urlsafe(24)
         handler = _handler(self._token, resources, policy[1] if policy else "default-src 'none'")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -200,6 +201,32 @@ def test_segments_that_contradict_the_data_are_refused(tmp_path, segments, reaso
     if reason != "does not name":
         with pytest.raises(BadFile, match=reason):
             read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("extent", "warned"),
+    [
+        ("0 1 0 1 0 1", False),
+        ("0 4 0 4 0 4", False),
+        ("0 1 0 1 0 0", True),
+        ("0 -1 0 -1 0 -1", True),
+        ("9 9 9 9 9 9", True),
+        ("0 1 0 1 0 -5", True),
+        ("none of these", False),
+        ("", False),
+    ],
+)
+def test_labels_beyond_the_extent_that_slicer_cuts_are_read_with_a_warning(tmp_path, extent, warned):
+    path = layered(tmp_path / "x.seg.nrrd", [ball(0, 0, 0), ball(3, 3, 3)], [(0, 1), (1, 1)])
+    head, data = path.read_bytes().split(b"\n\n", 1)
+    path.write_bytes(head + f"\nSegment0_Extent:={extent}\nSegment1_Extent:=3 4 3 4 3 4\n\n".encode() + data)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        labels = io.read_labels(path)
+
+    assert np.array_equal(labels.data > 0, ball(0, 0, 0) + ball(3, 3, 3) > 0)
+    assert [("extent" in str(w.message)) for w in caught] == [True] * warned
 
 
 def masks(*corners: tuple[int, int, int]) -> list[tuple[Label, Volume]]:

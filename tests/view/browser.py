@@ -108,7 +108,7 @@ def call(method: str, url: str, body: dict[str, Any] | None) -> Any:
 
 
 @contextmanager
-def chromium(folder: Path, width: int = 1000, height: int = 720) -> Iterator[Browser]:
+def chromium(folder: Path, width: int = 820, height: int = 560) -> Iterator[Browser]:
     """A browser with a fresh profile in `folder`; skips the test where there is none."""
     binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     driver = shutil.which("chromedriver")

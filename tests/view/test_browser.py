@@ -16,7 +16,8 @@ from scipy import ndimage
 from medseg.view.page import prepare, write_page
 from medseg.view.server import PageServer
 
-ENTER, ESCAPE = "\ue007", "\ue00c"
+pytestmark = pytest.mark.browser
+ESCAPE, UP = "\ue00c", "\ue013"
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +182,7 @@ def test_keys(shown):
     shown.press("2")
     assert shown.run(state)["tiles"] == ["axial"]
     before = shown.run(state)["place"]
-    shown.press("\ue013")  # up
+    shown.press(UP)
     height = [float(text.split("S ")[-1].split()[0]) for text in (before, shown.run(state)["place"])]
     assert height[1] == pytest.approx(height[0] + 2.0, abs=0.11)
     shown.press("1")
@@ -250,7 +251,7 @@ def test_a_narrow_window_shows_everything_below_each_other(shown):
         assert shown.run("return document.documentElement.scrollWidth <= innerWidth")
         assert place(tile(shown, "render"), heads.RIGHT)
     finally:
-        shown.resize(1000, 720)
+        shown.resize(820, 560)
 
 
 def test_an_oblique_scan_lies_the_same_way(window, folder):
@@ -270,7 +271,7 @@ def test_a_served_page_fetches_its_two_files_and_shows_the_same(window):
         window.requested()
         window.open(server.address)
         asked = {url for url in window.requested() if url.startswith("http")}
-        assert asked == {server.address, server.address + "scan.nii.gz", server.address + "labels.nii.gz"}
+        assert asked == {server.address, server.address + "scan.nii", server.address + "labels.nii"}
         window.run('document.getElementById("opacity").value = 100')
         window.run('document.getElementById("opacity").dispatchEvent(new Event("input"))')
         go_to(window, heads.RIGHT)

@@ -73,8 +73,8 @@ def parts(contents) -> Parts:
 
 
 def image_of(data: bytes) -> Volume:
-    """What nibabel reads of the bytes of a `.nii.gz`."""
-    image = nib.Nifti1Image.from_bytes(gzip.decompress(data))
+    """What nibabel reads of the bytes of a NIfTI file, gzipped or not."""
+    image = nib.Nifti1Image.from_bytes(gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data)
     return Volume(np.asanyarray(image.dataobj), image.affine)
 
 

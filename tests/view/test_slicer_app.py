@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from medseg import io
+from medseg.errors import DataWarning
 from medseg.io.slicer import read_segments, read_table, write_segments
 from medseg.labels import Label, LabelTable
 from medseg.view.contrast import contrast_of
@@ -149,6 +151,40 @@ def test_medseg_reads_what_slicer_writes(app, scene, tmp_path):
     for (label, mask), (_, before) in zip(back, segments):
         assert mask.data.sum() == before.data.sum(), label.name
         assert np.allclose(heads.centre_mm(mask, 1), heads.centre_mm(before, 1), atol=1e-3)
+
+
+@pytest.mark.parametrize("orientation", ["LAS", "PIR"])
+def test_a_label_map_that_slicer_wrote_is_read_without_a_warning(app, scene, tmp_path, orientation):
+    _, labels = heads.head(orientation)
+    io.write(labels, tmp_path / "x.seg.nrrd", table=heads.TABLE)
+    node = loaded_segmentation(app, tmp_path / "x.seg.nrrd")
+    storage = node.GetStorageNode()
+    storage.SetFileName(str(tmp_path / "slicer.seg.nrrd"))
+    storage.SetCropToMinimumExtent(True)
+    assert storage.WriteData(node)
+
+    back, table = io.read_labels(tmp_path / "slicer.seg.nrrd"), read_table(tmp_path / "slicer.seg.nrrd")
+
+    assert {label.name: label.color for label in table.labels} == {x.name: x.color for x in heads.TABLE.labels}
+    for label in table.labels:
+        before = next(x.value for x in heads.TABLE.labels if x.name == label.name)
+        assert (back.data == label.value).sum() == (labels.data == before).sum()
+        if before != heads.ABSENT:
+            assert np.allclose(heads.centre_mm(back, label.value), heads.centre_mm(labels, before), atol=1e-3)
+
+
+def test_slicer_cuts_what_medseg_warns_of(app, scene, tmp_path):
+    _, labels = heads.head()
+    io.write(labels.with_data((labels.data == heads.RIGHT).astype(np.uint8)), tmp_path / "x.seg.nrrd")
+    content = (tmp_path / "x.seg.nrrd").read_bytes()
+    i0, i1, *rest = re.search(rb"Segment0_Extent:=([\d ]+)", content)[1].split()
+    short = b" ".join([i0, str(int(i1) - 2).encode(), *rest])
+    (tmp_path / "x.seg.nrrd").write_bytes(re.sub(rb"(Segment0_Extent:=)[\d ]+", rb"\g<1>" + short, content))
+
+    with pytest.warns(DataWarning, match="does not show"):
+        whole = io.read_labels(tmp_path / "x.seg.nrrd").data.sum()
+
+    assert 0 < facts(loaded_segmentation(app, tmp_path / "x.seg.nrrd"))["label 1"][1] < whole
 
 
 @pytest.mark.parametrize("orientation", ["LAS", "ASR"])

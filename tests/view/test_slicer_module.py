@@ -207,6 +207,18 @@ def test_the_logic_tidies_after_a_failure_and_says_one_sentence(module, tmp_path
     assert not list((tmp_path / "temporary").iterdir())
 
 
+def test_what_is_abandoned_leaves_nothing(module, tmp_path):
+    logic = module.MedSegLogic()
+    with mock.patch.object(module, "find_command", return_value=[sys.executable, "-c", "import time; time.sleep(60)"]):
+        logic.start(mock.MagicMock(), "otsu")
+    with pytest.raises(module.CommandError, match="at work already"):
+        logic.start(mock.MagicMock(), "otsu")
+    logic.abandon()
+    wait(logic._run, 20)
+    assert logic.cancelled
+    assert not list((tmp_path / "temporary").iterdir())
+
+
 def test_the_panel_can_be_built_and_shows_errors(module):
     slicer = sys.modules["slicer"]
     with mock.patch.object(module, "find_command", side_effect=module.CommandError("medseg was not found")):

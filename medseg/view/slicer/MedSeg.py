@@ -103,7 +103,7 @@ class MedSegWidget(ScriptedLoadableModuleWidget):
     def cleanup(self) -> None:
         """Stop what still runs."""
         self.timer.stop()
-        self.logic.cancel()
+        self.logic.abandon()
 
     def fill_models(self) -> None:
         """Ask medseg which models it has."""
@@ -220,6 +220,11 @@ class MedSegLogic(ScriptedLoadableModuleLogic):
         """Stop the run, if any."""
         if self._run is not None:
             self._run.cancel()
+
+    def abandon(self) -> None:
+        """Stop the run, if any, and want nothing of it."""
+        self.cancel()
+        self._tidy()
 
     def finish(self) -> Any:
         """Load the result as a segmentation of the volume. Raises `CommandError` with medseg's sentence."""

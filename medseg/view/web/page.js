@@ -174,7 +174,7 @@
     }
   }
 
-  const volume = (ml) => (ml >= 100 ? ml.toFixed(0) : ml >= 10 ? ml.toFixed(1) : ml.toFixed(2));
+  const volume = (ml) => (ml >= 100 ? ml.toFixed(0) : ml >= 10 ? ml.toFixed(1) : ml >= 0.1 ? ml.toFixed(2) : ml.toPrecision(2));
 
   function show(s, on) {
     s.visible = on;
@@ -333,7 +333,10 @@
   }
 
   async function load(name) {
-    if (facts.served) return niivue.NVImage.loadFromUrl({ url: new URL(`${name}.nii.gz`, location.href).href, name: `${name}.nii.gz` });
+    if (facts.served) {
+      const file = `${name}.nii`;
+      return niivue.NVImage.loadFromUrl({ url: new URL(file, location.href).href, name: file });
+    }
     const data = byId(`${name}-data`);
     const image = await niivue.NVImage.loadFromBase64({ base64: data.textContent, name: `${name}.nii.gz` });
     data.remove(); // the page need not hold it twice
