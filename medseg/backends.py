@@ -245,7 +245,7 @@ def open_openvino(
         "INFERENCE_PRECISION_HINT": hint,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+    request = _openvino_core().compile_model(model, "CPU", options).create_infer_request()
 
     def run(patches: Tensor) -> Tensor:
         outputs = []
@@ -258,6 +258,15 @@ def open_openvino(
         return features
 
     return Predictor(run, width or spec.outputs, head, "openvino", "float32" if hint == "f32" else "bfloat16")
+
+
+@cache
+def _openvino_core() -> Any:
+    """OpenVINO's core, kept for ever: its CPU plugin lends this thread a stack for signal handlers and frees it in the
+    end, after which Ctrl-C would crash the process (measured with 2026.4)."""
+    import openvino
+
+    return openvino.Core()
 
 
 #: Name -> open(checkpoint, device, dtype, exact=, defer=).
