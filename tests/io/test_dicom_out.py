@@ -544,6 +544,19 @@ def test_a_report_gives_the_volumes_and_dcmqi_reads_it(tmp_path):
     assert pydicom.dcmread(tmp_path / "r.rtstruct.dcm").ApprovalStatus == "UNAPPROVED"
 
 
+def test_a_report_refers_to_the_segments_of_a_label_map_by_number(tmp_path):
+    folder, _ = source(tmp_path / "scan", count=8, rows=20, columns=20)
+    extras = infer.Extras(also=("sr",), dicom=DicomOptions(seg_type="labelmap"))
+    infer.infer(infer.Job(folder, tmp_path / "r.dcm"), "kmeans", Settings(), extras)
+
+    # PS3.3 has label maps among the segmentations that may be referred to so; dciodvfy does not know them yet.
+    unaware = "not segmentation - attribute <ReferencedSegmentNumber>"
+    assert [line for line in errors(tmp_path / "r.sr.dcm") if unaware not in line] == []
+    report, segments = pydicom.dcmread(tmp_path / "r.sr.dcm"), pydicom.dcmread(tmp_path / "r.dcm").SegmentSequence
+    named = [int(e.value) for e in report.iterall() if e.keyword == "ReferencedSegmentNumber"]
+    assert named == [item.SegmentNumber for item in segments if item.SegmentNumber]
+
+
 def test_results_and_source_agree_about_patient_study_and_frame_of_reference(tmp_path):
     folder, _ = source(tmp_path / "scan", count=8, rows=20, columns=20, PositionReferenceIndicator="XY")
     infer.infer(infer.Job(folder, tmp_path / "r.dcm"), "otsu", Settings(), infer.Extras(also=("sr", "rtstruct")))
