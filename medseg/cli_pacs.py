@@ -133,6 +133,7 @@ def listen(
         str, typer.Option("--model", "-m", help="A name from `medseg models`, or a model folder.")
     ] = "brain",
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")] = "auto",
+    also: Annotated[str, typer.Option("--also", metavar="rtstruct,sr", help="Also make these beside the SEG.")] = "",
     quiet_s: Annotated[float, typer.Option(min=0.1, help="A series is complete when nothing came for so long.")] = 10,
     timeout_s: Annotated[float, typer.Option(min=1, help="Give a series up after so long.")] = 3600,
     associations: Annotated[int, typer.Option(min=1, max=100, help="Most senders at a time.")] = 4,
@@ -158,6 +159,9 @@ def listen(
         deliveries.append(node.keep_in(output))
     if reply_to:
         deliveries.append(node.send_to(*_node(reply_to), title))
+    for kind in also.split(",") if also else ():
+        if kind.strip().lower() not in infer.DICOM_RESULTS:
+            raise BadConfig(f"--also {kind}: write one or more of {', '.join(infer.DICOM_RESULTS)}")
     infer.load_model(model)  # a wrong name is better known now than when the first series is there
     chosen = str(Path(model).resolve()) if Path(model).is_dir() else model
     limits = Limits(max_instances, min(2**29, int(max_gb * 2**30)), int(max_gb * 2**30))
@@ -169,7 +173,7 @@ def listen(
         for each in deliveries:
             each(number, files)
 
-    segment = node.segment_in_child(["--model", chosen, "--device", device], timeout_s)
+    segment = node.segment_in_child(["--model", chosen, "--device", device, "--also", also], timeout_s)
     node.Listener(options, segment, deliver, lambda line: print(line, file=sys.stderr, flush=True)).run()
 
 

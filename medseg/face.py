@@ -19,7 +19,8 @@ MIN_BRAIN_ML = 300.0
 #: The box in which faces are, in mm: how far behind the front of the brain it begins, how far to each side of its
 #: middle and how far below the underside of the frontal lobes it reaches. The nose is 25 to 40 mm before the brain.
 BEHIND_MM, ASIDE_MM, BELOW_MM = 5.0, 45.0, 70.0
-#: Tissue in that box, in mL, from which a face is recognisable; eyes and the root of the nose alone are about 30.
+#: Tissue in that box, in mL, from which there is a face. Measured: 37 to 303 in 20 label maps of whole heads, 44 in a
+#: scan that ends at the root of the nose, 0 in skull-stripped scans.
 MIN_FACE_ML = 10.0
 #: Tissue is brighter than air by this part of the brain's median above air.
 TISSUE_LEVEL = 0.2

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ _LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}")
 MAX_ANSWER_BYTES = 64 * 2**20
 #: Seconds for connecting, and of silence, after which a PACS is given up.
 TIMEOUTS_S = (10.0, 60.0)
+#: Seconds after which a PACS that sends ever so slowly is given up.
+MAX_FETCH_S = 3600.0
 _HOW_TO_WRITE = "write dicomweb://HOST[:PORT]/ROOT/studies/UID/series/UID"
 
 
@@ -116,6 +119,7 @@ class Pacs:
             raise BadConfig("credentials are only sent over https; use dicomweb:// or leave out --credentials")
         self.address = address
         self._allowed = MAX_ANSWER_BYTES
+        self._until_s = time.monotonic() + MAX_FETCH_S
         self._client = _client(address, _session(access, authority), self._count)
 
     def fetch(
@@ -126,6 +130,7 @@ class Pacs:
         Raises `BadFile` if the PACS cannot be reached, does not know the series, sends more than `limits` allow, or
         anything else than the instances it said there are.
         """
+        self._until_s = time.monotonic() + MAX_FETCH_S
         with _told("the PACS", BadFile):
             expected = self._count_instances(limits)
             total = 0
@@ -152,6 +157,7 @@ class Pacs:
         """Store DICOM objects in the study of the series, and check that they arrived. Raises `BadOutput`."""
         import pydicom
 
+        self._until_s = time.monotonic() + MAX_FETCH_S
         with _told("the PACS", BadOutput):
             datasets = [pydicom.dcmread(path) for path in files]
             self._allowed = MAX_ANSWER_BYTES
@@ -208,6 +214,8 @@ class Pacs:
                 self._allowed -= len(chunk)
                 if self._allowed < 0:
                     raise BadFile("the PACS sends more than is allowed for one answer; nothing was kept")
+                if time.monotonic() > self._until_s:
+                    raise BadFile(f"the PACS needs longer than {MAX_FETCH_S / 60:.0f} minutes; try again later")
                 yield chunk
 
         response.iter_content = counted

@@ -120,7 +120,18 @@ def main(folder: Path) -> None:
             for one in objects:
                 one.save_as(folder / f"pushed.{modality.lower()}.dcm", enforce_file_format=True)
 
-        reply = ("--reply-to", f"127.0.0.1:{DICOM}:ORTHANC", "--port", LISTEN, "--quiet-s", 1, "-m", "otsu")
+        reply = (
+            "--reply-to",
+            f"127.0.0.1:{DICOM}:ORTHANC",
+            "--port",
+            LISTEN,
+            "--quiet-s",
+            1,
+            "-m",
+            "otsu",
+            "--also",
+            "sr",
+        )
         with tiny.start("-m", "medseg", "listen", *reply, env=environment) as node:
             try:
                 assert node.stderr
@@ -132,6 +143,7 @@ def main(folder: Path) -> None:
                 (result,) = wait_for(lambda: found(client, other, "SEG"), 10)
                 result.save_as(folder / "replied.seg.dcm", enforce_file_format=True)
                 facts["node seg"] = result.Modality
+                facts["node sr"] = len(found(client, other, "SR"))
                 node.send_signal(signal.SIGTERM)
                 out, err = node.communicate(timeout=20)
                 facts["node"] = [node.returncode, out, told + err]

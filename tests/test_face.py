@@ -18,7 +18,6 @@ from medseg.volume import Volume, reorient
 
 TABLE = LabelTable((Label(3, "left cerebral cortex", (1, 2, 3)), Label(42, "right cerebral cortex", (3, 2, 1))))
 SHAPE = (70, 90, 80)
-SAMPLES = Path(__file__).resolve().parents[1] / "sample_volumes"
 
 
 def head(*, nose: bool = True, skull: bool = True, air: float = 0, noise: float = 0) -> tuple[Volume, Volume]:
@@ -73,11 +72,14 @@ def test_without_a_brain_nothing_is_said():
     assert not face.shows_face(scan, labels.with_data(labels.data * 0), TABLE)
 
 
-def test_infer_puts_the_note_into_the_record_and_says_it(tmp_path: Path):
-    ran = tiny.medseg("infer", SAMPLES / "head_t1.nii.gz", "-o", tmp_path / "out.nii.gz", "--overlap", 0)
+def test_infer_puts_the_note_into_the_record_and_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With the rule standing on its head; notebook 03 asserts the rule itself after the real network."""
+    monkeypatch.setattr(face, "shows_face", lambda scan, labels, table: True)
+    scan = tiny.save_scan(tmp_path / "scan.nii.gz")
+    ran = tiny.medseg("infer", scan, "-m", "otsu", "-o", tmp_path / "out.nii.gz")
     assert ran.code == 0, ran.err
     assert json.loads((tmp_path / "out.json").read_text())["notes"] == [face.NOTE]
-    assert face.NOTE in ran.err
+    assert f"note: {scan}: {face.NOTE}" in ran.err
     assert json.loads((tmp_path / "out.json").read_text())["warnings"] == []
 
 

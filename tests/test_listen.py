@@ -554,6 +554,7 @@ def test_an_archive_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: p
         (["--reply-to", "host:0:X"], "HOST:PORT:TITLE"),
         (["-o", "out", "--title", "x" * 17], "1 to 16"),
         (["-o", "out", "--model", "nothing"], "nothing"),
+        (["-o", "out", "--also", "pdf"], "--also pdf"),
     ],
 )
 def test_wrong_use_is_refused_at_once(

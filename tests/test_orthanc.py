@@ -63,7 +63,7 @@ def test_results_are_pushed_and_found_again(session: tuple[Path, dict[str, Any]]
 
 def test_a_node_between_receives_segments_and_replies(session: tuple[Path, dict[str, Any]]):
     folder, facts = session
-    assert facts["node stored"] == [0] * 6 and facts["node seg"] == "SEG"
+    assert facts["node stored"] == [0] * 6 and facts["node seg"] == "SEG" and facts["node sr"] == 1
     code, out, err = facts["node"]
     assert code == 143 and out == ""
     assert "series 1: 6 instances received" in err and "delivered" in err

@@ -354,6 +354,12 @@ def test_the_total_is_limited_while_receiving(server: Server, tmp_path: Path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_the_time_is_limited_too(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pacs, "MAX_FETCH_S", -1)
+    with pytest.raises(BadFile, match="needs longer"):
+        server.pacs().fetch(tmp_path, pacs.Limits())
+
+
 def test_a_pacs_that_is_not_there_is_said_so(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     address = pacs.parse_address(f"dicomweb+http://127.0.0.1:9/studies/{UID}/series/{UID}")
     with pytest.raises(BadFile, match="cannot be reached") as refused:
