@@ -149,7 +149,7 @@ def content_box(image: torch.Tensor) -> tuple[slice, slice, slice]:
     filled = image[0] > CONTENT_ABOVE
     box = []
     for axis in range(3):
-        planes = filled.sum(dim=tuple({0, 1, 2} - {axis})).nonzero()
+        planes = filled.any(dim=tuple({0, 1, 2} - {axis})).nonzero()
         size = filled.shape[axis]
         first, last = (int(planes[0]), int(planes[-1])) if len(planes) else (0, size - 1)
         box.append(slice(max(0, first - CONTENT_MARGIN), min(size, last + 1 + CONTENT_MARGIN)))
@@ -254,11 +254,12 @@ def _memory(
     steps = [b - a for a, b in pairwise(rows)] or [windows.shape[0]]
     span = _span(windows, stripes)
     carry = max(0, patch[0] - min(steps)) * span if len(rows) > 1 else 0
-    block = min(patch[0], max(steps)) * min(patch[1], windows.shape[1])
+    block = patch[0] * patch[1]  # of the last column of the last row
     sums = 4 * features * depth * (patch[0] * patch[1] + carry + 2 * block + windows.shape[1]) + 2 * depth * block
     maps = 4 * scan * (len(settings.probabilities) + settings.uncertainty) + (4 * scan if settings.probabilities else 0)
     labels = scan * (1 if max(spec.classes) < 256 else 2)
-    painting = labels + maps + sums + image + (network if device == "cpu" else 0)
+    # The image, and the room that its making took: freed memory is kept, but does not always fit what comes.
+    painting = labels + maps + sums + 2 * image + (network if device == "cpu" else 0)
     resampling = 2 * image  # the result may have to be turned
     cleaning = labels * 2 + maps + (12 * scan if settings.cleanup and (spec.cleanup or spec.fluid) else 0)
     return _resident_bytes() + _LIBRARIES_BYTES + max(resampling, painting, cleaning)
