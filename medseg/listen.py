@@ -298,10 +298,12 @@ class Listener:
 
     def _begin(self, event: Any) -> None:
         """A connection was opened: bound what it may send, and see that nothing it sends kills a thread."""
+        from pynetdicom.fsm import InvalidEventError
+
         association = event.assoc
         self._open.add(association)
-        wire, messages = association.dul.socket, association.dimse
-        read, decode = wire.recv, messages.receive_primitive
+        wire, messages, machine = association.dul.socket, association.dimse, association.dul.state_machine
+        read, decode, act = wire.recv, messages.receive_primitive, machine.do_action
         state = association.medseg_received = {"bytes": 0, "since_s": time.monotonic()}
 
         def recv(count: int) -> bytearray:
@@ -317,7 +319,15 @@ class Listener:
             except Exception:  # pynetdicom lets anything out that a damaged command makes pydicom raise
                 association.abort(block=False)
 
-        wire.recv, messages.receive_primitive = recv, receive_primitive
+        def do_action(event: str) -> None:
+            try:
+                act(event)
+            except InvalidEventError:  # what came and what was about to be sent crossed each other
+                association.is_aborted, association.is_established, association._kill = True, False, True
+                association.dul.kill_dul()
+                wire.close()
+
+        wire.recv, messages.receive_primitive, machine.do_action = recv, receive_primitive, do_action
 
     def _store(self, inbox: Inbox, event: Any) -> int:
         event.assoc.medseg_received.update(bytes=0, since_s=time.monotonic())

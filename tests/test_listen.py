@@ -486,6 +486,24 @@ def test_it_survives_200_malformed_or_truncated_associations_and_files(
     assert not crashes
 
 
+def test_events_that_cross_end_their_association_and_no_thread_by_an_error(monkeypatch: pytest.MonkeyPatch):
+    crashes: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", crashes.append)
+    with running(quiet_s=0.2) as node:
+        with socket.create_connection(("127.0.0.1", node.listener.port), timeout=5) as connection:
+            connection.sendall(associate_request())
+            connection.recv(65536)
+            (association,) = node.listener._open
+            association.dul.event_queue.put("Evt5")  # a connection, when there is one
+            end = time.monotonic() + 20
+            while node.listener._open and time.monotonic() < end:
+                time.sleep(0.02)
+        assert not node.listener._open
+        assert send(node, series()) == [0] * 4
+        node.wait("delivered", 30)
+    assert not crashes
+
+
 @contextmanager
 def archive(refuse: bool = False) -> Iterator[tuple[int, list[Dataset]]]:
     """A node that takes segmentations, and what it got."""
