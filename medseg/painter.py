@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.kernels import in_slabs
-from medseg.window_kernels import choose, confidence, paint
+from medseg.window_kernels import agree, choose, confidence, paint
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,14 @@ class Painter:
     def _paint(self, origin: NDArray[np.int64], block: NDArray[np.float32]) -> None:
         head = (self._weights, self._bias, self._headed, self._regions)
         best = np.empty(block.shape[:3], np.uint16)
+        cells = np.empty_like(best)
         field = np.empty((0, 0, 0, 0), np.float32)
         in_slabs(lambda a, b: choose(a, b, block, *head, best), len(block), workers=self._workers)
+        in_slabs(lambda a, b: agree(a, b, best, cells), len(block), workers=self._workers)
         if self._wanted is not None:
             wanted = self._wanted
             field = np.empty((*block.shape[:3], len(self.maps)), np.float32)
             in_slabs(lambda a, b: confidence(a, b, block, *head, wanted, field), len(block), workers=self._workers)
         labels, maps = self.labels, self.maps
-        rest = (self._matrix, block, best, field, origin, self._size, self._limits, *head, self.values)
+        rest = (self._matrix, block, cells, best, field, origin, self._size, self._limits, *head, self.values)
         in_slabs(lambda a, b: paint(a, b, labels, maps, *rest), len(labels), workers=self._workers)

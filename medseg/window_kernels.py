@@ -192,103 +192,135 @@ def _between(base, slope, first, stop, size, begin, end):  # type: ignore[no-unt
     return begin, end
 
 
+#: In a map of cells: their eight corners are not all of one class.
+MIXED = 65535
+
+
+@njit(cache=True, nogil=True)
+def agree(low, high, best, out):  # type: ignore[no-untyped-def]
+    """out[low:high] (X, Y, Z): of the cell between a voxel and its upper neighbours the class they share, or MIXED.
+
+    Neighbours beyond the last voxel of an axis are that voxel itself.
+    """
+    for a in range(low, high):
+        one = min(a + 1, best.shape[0] - 1)
+        for b in range(best.shape[1]):
+            two = min(b + 1, best.shape[1] - 1)
+            row, right, front, both = best[a, b], best[one, b], best[a, two], best[one, two]
+            for c in range(best.shape[2]):
+                up = min(c + 1, best.shape[2] - 1)
+                n = row[c]
+                same = (row[up] == n) & (right[c] == n) & (right[up] == n) & (front[c] == n)
+                same &= (front[up] == n) & (both[c] == n) & (both[up] == n)
+                out[a, b, c] = n if same else MIXED
+
+
+@njit(cache=True, nogil=True)
+def _cell(at, size):  # type: ignore[no-untyped-def]
+    """(cell, place in it from 0 to 1) of a model index on an axis of `size` voxels."""
+    at = min(max(at, 0.0), size - 1.0)
+    cell = min(int(at), max(size - 2, 0))
+    return cell, np.float32(at - cell)
+
+
+@njit(cache=True, nogil=True)
+def _settle(mixed, turned, weights, bias, headed, regions, logits, most, found):  # type: ignore[no-untyped-def]
+    """found (RUN,): the classes of a run of voxels whose features are mixed (RUN, F)."""
+    width = len(turned)
+    for f in range(width):
+        row = turned[f]
+        for n in range(_RUN):
+            row[n] = mixed[n, f]
+    _classes(turned, weights, bias, headed, regions, logits, most, found)
+
+
 @njit(cache=True, nogil=True)
 def paint(  # type: ignore[no-untyped-def]
-    low, high, labels, maps, matrix, block, best, field, origin, size, limits, weights, bias, headed, regions, values
-):
+    low, high, labels, maps, matrix, block, cells, best, field, origin, size, limits,
+    weights, bias, headed, regions, values,
+):  # fmt: skip
     """Labels, and maps, of the scan rows low..high whose eight neighbours on the model's grid all lie in `block`.
 
-    labels (I, J, K), maps (M, I, J, K) or M = 0. block (X, Y, Z, F), its chosen classes best (X, Y, Z) and what is
-    mapped, field (X, Y, Z, M), begin at `origin` (2,) of a grid of `size` (3,) voxels and span its last axis. matrix:
-    (3, 4) scan index to model index. limits: (3, 2) model indices outside of which nothing is painted. values: the
-    label of each class; of regions of none, and then of each.
+    labels (I, J, K), maps (M, I, J, K) or M = 0. block (X, Y, Z, F), the classes chosen in it, best (X, Y, Z), its
+    cells as of `agree` and what is mapped, field (X, Y, Z, M), begin at `origin` (2,) of a grid of `size` (3,) voxels
+    and span its last axis. matrix: (3, 4) scan index to model index. limits: (3, 2) model indices outside of which
+    nothing is painted. values: the label of each class; of regions of none, and then of each.
     """
-    mixed = np.zeros((block.shape[3], _RUN), np.float32)
+    width = block.shape[3]
+    mixed, turned = np.zeros((_RUN, width), np.float32), np.zeros((width, _RUN), np.float32)
     logits, most = np.empty(_RUN, np.float32), np.empty(_RUN, np.float32)
     found, places = np.empty(_RUN, np.int32), np.empty((_RUN, 3), np.int32)
-    pending = 0  # voxels that have to be mixed and are not yet painted
+    pending = 0  # voxels that are mixed and not yet painted
+    straight = matrix[0, 2] == 0 and matrix[1, 2] == 0  # along a line of the scan only the model's last index changes
     one = np.float32(1)
-    corner = np.empty(8, np.float32)
     for i in range(low, high):
         for j in range(labels.shape[1]):
-            bases = matrix[:, 0] * i + matrix[:, 1] * j + matrix[:, 3]
+            base_x = matrix[0, 0] * i + matrix[0, 1] * j + matrix[0, 3]
+            base_y = matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 3]
+            base_z = matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 3]
             begin, end = 0, labels.shape[2]
-            for axis in range(2):
-                stop = origin[axis] + block.shape[axis]
-                begin, end = _between(bases[axis], matrix[axis, 2], origin[axis], stop, size[axis], begin, end)
+            begin, end = _between(base_x, matrix[0, 2], origin[0], origin[0] + block.shape[0], size[0], begin, end)
+            begin, end = _between(base_y, matrix[1, 2], origin[1], origin[1] + block.shape[1], size[1], begin, end)
+            x, y = base_x, base_y
+            (x0, fx), (y0, fy) = _cell(x, size[0]), _cell(y, size[1])
             for k in range(begin, end):
-                x, y = bases[0] + matrix[0, 2] * k, bases[1] + matrix[1, 2] * k
-                z = bases[2] + matrix[2, 2] * k
+                if not straight:
+                    x, y = base_x + matrix[0, 2] * k, base_y + matrix[1, 2] * k
+                    (x0, fx), (y0, fy) = _cell(x, size[0]), _cell(y, size[1])
+                z = base_z + matrix[2, 2] * k
                 if x < limits[0, 0] or x > limits[0, 1] or y < limits[1, 0] or y > limits[1, 1]:
                     continue
                 if z < limits[2, 0] or z > limits[2, 1]:
                     continue
-                x, y = min(max(x, 0.0), size[0] - 1.0), min(max(y, 0.0), size[1] - 1.0)
-                z = min(max(z, 0.0), size[2] - 1.0)
-                x0, x1 = min(int(x), max(size[0] - 2, 0)), min(int(x) + 1, size[0] - 1)
-                y0, y1 = min(int(y), max(size[1] - 2, 0)), min(int(y) + 1, size[1] - 1)
-                z0, z1 = min(int(z), max(size[2] - 2, 0)), min(int(z) + 1, size[2] - 1)
                 if x0 < origin[0] or y0 < origin[1]:
                     continue
-                if x1 >= origin[0] + block.shape[0] or y1 >= origin[1] + block.shape[1]:
+                if min(x0 + 1, size[0] - 1) >= origin[0] + block.shape[0]:
                     continue
-                fx, fy, fz = np.float32(x - x0), np.float32(y - y0), np.float32(z - z0)
-                x0, x1, y0, y1 = x0 - origin[0], x1 - origin[0], y0 - origin[1], y1 - origin[1]
-                corner[0] = (one - fx) * (one - fy) * (one - fz)
-                corner[1] = (one - fx) * (one - fy) * fz
-                corner[2] = (one - fx) * fy * (one - fz)
-                corner[3] = (one - fx) * fy * fz
-                corner[4] = fx * (one - fy) * (one - fz)
-                corner[5] = fx * (one - fy) * fz
-                corner[6] = fx * fy * (one - fz)
-                corner[7] = fx * fy * fz
+                if min(y0 + 1, size[1] - 1) >= origin[1] + block.shape[1]:
+                    continue
+                z0, fz = _cell(z, size[2])
+                a, b = x0 - origin[0], y0 - origin[1]
+                c = cells[a, b, z0]
+                if c != MIXED and not maps.shape[0]:
+                    labels[i, j, k] = values[c]
+                    continue
+                w000, w001 = (one - fx) * (one - fy) * (one - fz), (one - fx) * (one - fy) * fz
+                w010, w011 = (one - fx) * fy * (one - fz), (one - fx) * fy * fz
+                w100, w101 = fx * (one - fy) * (one - fz), fx * (one - fy) * fz
+                w110, w111 = fx * fy * (one - fz), fx * fy * fz
+                a1, b1 = min(a + 1, block.shape[0] - 1), min(b + 1, block.shape[1] - 1)
+                z1 = min(z0 + 1, size[2] - 1)
                 for m in range(maps.shape[0]):
                     maps[m, i, j, k] = (
-                        corner[0] * field[x0, y0, z0, m]
-                        + corner[1] * field[x0, y0, z1, m]
-                        + corner[2] * field[x0, y1, z0, m]
-                        + corner[3] * field[x0, y1, z1, m]
-                        + corner[4] * field[x1, y0, z0, m]
-                        + corner[5] * field[x1, y0, z1, m]
-                        + corner[6] * field[x1, y1, z0, m]
-                        + corner[7] * field[x1, y1, z1, m]
+                        w000 * field[a, b, z0, m]
+                        + w001 * field[a, b, z1, m]
+                        + w010 * field[a, b1, z0, m]
+                        + w011 * field[a, b1, z1, m]
+                        + w100 * field[a1, b, z0, m]
+                        + w101 * field[a1, b, z1, m]
+                        + w110 * field[a1, b1, z0, m]
+                        + w111 * field[a1, b1, z1, m]
                     )
-                c = best[x0, y0, z0]
+                if c != MIXED:
+                    labels[i, j, k] = values[c]
+                    continue
                 if fx == 0 and fy == 0 and fz == 0:
-                    labels[i, j, k] = values[c]
+                    labels[i, j, k] = values[best[a, b, z0]]
                     continue
-                if (
-                    best[x0, y0, z1] == c
-                    and best[x0, y1, z0] == c
-                    and best[x0, y1, z1] == c
-                    and best[x1, y0, z0] == c
-                    and best[x1, y0, z1] == c
-                    and best[x1, y1, z0] == c
-                    and best[x1, y1, z1] == c
-                ):
-                    labels[i, j, k] = values[c]
-                    continue
-                v000, v001, v010, v011 = block[x0, y0, z0], block[x0, y0, z1], block[x0, y1, z0], block[x0, y1, z1]
-                v100, v101, v110, v111 = block[x1, y0, z0], block[x1, y0, z1], block[x1, y1, z0], block[x1, y1, z1]
-                for f in range(len(mixed)):
-                    mixed[f, pending] = (
-                        corner[0] * v000[f]
-                        + corner[1] * v001[f]
-                        + corner[2] * v010[f]
-                        + corner[3] * v011[f]
-                        + corner[4] * v100[f]
-                        + corner[5] * v101[f]
-                        + corner[6] * v110[f]
-                        + corner[7] * v111[f]
-                    )
+                v000, v001, v010, v011 = block[a, b, z0], block[a, b, z1], block[a, b1, z0], block[a, b1, z1]
+                v100, v101, v110, v111 = block[a1, b, z0], block[a1, b, z1], block[a1, b1, z0], block[a1, b1, z1]
+                out = mixed[pending]
+                for f in range(width):
+                    out[f] = w000 * v000[f] + w001 * v001[f] + w010 * v010[f] + w011 * v011[f]
+                for f in range(width):
+                    out[f] += w100 * v100[f] + w101 * v101[f] + w110 * v110[f] + w111 * v111[f]
                 places[pending, 0], places[pending, 1], places[pending, 2] = i, j, k
                 pending += 1
                 if pending == _RUN:
-                    _classes(mixed, weights, bias, headed, regions, logits, most, found)
+                    _settle(mixed, turned, weights, bias, headed, regions, logits, most, found)
                     for n in range(pending):
                         labels[places[n, 0], places[n, 1], places[n, 2]] = values[found[n]]
                     pending = 0
-    if pending:
-        _classes(mixed, weights, bias, headed, regions, logits, most, found)
-        for n in range(pending):
-            labels[places[n, 0], places[n, 1], places[n, 2]] = values[found[n]]
+    _settle(mixed, turned, weights, bias, headed, regions, logits, most, found)
+    for n in range(pending):
+        labels[places[n, 0], places[n, 1], places[n, 2]] = values[found[n]]
