@@ -116,8 +116,17 @@ def model_grid(volume: Volume, spacing_mm: float) -> ModelGrid:
 
 
 def to_model_grid(volume: Volume, grid: ModelGrid) -> NDArray[np.float32]:
-    """The scan on the model's grid, float32: trilinear at the grid's points, averaged where the scan is finer."""
-    return np.ascontiguousarray(resample(volume, grid.affine, grid.shape, order=1, points=grid.fine).data)
+    """The scan on the model's grid, float32: trilinear at the grid's points, averaged where the scan is finer.
+
+    Some planes at a time: they come as the scan lies in memory, and the windows want them the other way round.
+    """
+    out = np.empty(grid.shape, np.float32)
+    for x in range(0, grid.shape[0], 64):
+        affine = grid.affine.copy()
+        affine[:3, 3] += grid.affine[:3, 0] * x
+        shape = (min(64, grid.shape[0] - x), *grid.shape[1:])
+        out[x : x + shape[0]] = resample(volume, affine, shape, order=1, points=grid.fine).data
+    return out
 
 
 def normalise(image: NDArray[np.float32]) -> torch.Tensor:
@@ -254,13 +263,12 @@ def _memory(
     steps = [b - a for a, b in pairwise(rows)] or [windows.shape[0]]
     span = _span(windows, stripes)
     carry = max(0, patch[0] - min(steps)) * span if len(rows) > 1 else 0
-    block = patch[0] * patch[1]  # of the last column of the last row
+    block = patch[0] * max(1, patch[1] // 4)  # of the last row
     sums = 4 * features * depth * (patch[0] * patch[1] + carry + 2 * block + windows.shape[1]) + 2 * depth * block
     maps = 4 * scan * (len(settings.probabilities) + settings.uncertainty) + (4 * scan if settings.probabilities else 0)
     labels = scan * (1 if max(spec.classes) < 256 else 2)
-    # The image, and the room that its making took: freed memory is kept, but does not always fit what comes.
-    painting = labels + maps + sums + 2 * image + (network if device == "cpu" else 0)
-    resampling = 2 * image  # the result may have to be turned
+    painting = labels + maps + sums + image + (network if device == "cpu" else 0)
+    resampling = image + 2 * 4 * 64 * grid.shape[1] * grid.shape[2]
     cleaning = labels * 2 + maps + (12 * scan if settings.cleanup and (spec.cleanup or spec.fluid) else 0)
     return _resident_bytes() + _LIBRARIES_BYTES + max(resampling, painting, cleaning)
 

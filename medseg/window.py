@@ -107,7 +107,8 @@ def sliding_window(
     """
     low, high = stripe or (0, windows.shape[1])
     rows, columns, depths = windows.starts[0], windows.columns(low, high), windows.starts[2]
-    image = F.pad(image, [n for p, size in zip(windows.padded[::-1], windows.shape[::-1]) for n in (0, p - size)])
+    if windows.padded != windows.shape:  # padding copies, even by nothing
+        image = F.pad(image, [n for p, size in zip(windows.padded[::-1], windows.shape[::-1]) for n in (0, p - size)])
     # Of every axis the weights of one window, and one over what each plane collects from all of them.
     weights = [gaussian_weights(p).numpy() for p in windows.patch]
     share = [_one_over_sums(w, starts, n) for w, starts, n in zip(weights, windows.starts, windows.padded)]
@@ -138,16 +139,17 @@ def sliding_window(
                 progress(len(part))
             assert sums is not None
             finished_y = (columns[column + 1] if not last else min(y + patch_y, windows.shape[1])) - y
-            first = max(0, low - y)  # planes before the stripe are not wanted
-            stop = min(finished_y, high - y)
-            scales = (
-                share[0][x : x + finished_x],
-                share[1][y + first : y + max(first, stop)],
-                share[2][: windows.shape[2]],
-            )
-            done = sums.finish(y, finished_y, first, scales, last=last)
-            if stop > first:
-                yield Block(x, y + first, done)
+            # A few planes at a time, so that what is finished stays small; those outside of the stripe are not wanted.
+            chunk = max(1, patch_y // 4)
+            for at in range(y, y + finished_y, chunk):
+                count = min(chunk, y + finished_y - at)
+                start, stop = max(at, low), max(min(at + count, high), max(at, low))
+                scales = (share[0][x : x + finished_x], share[1][start:stop], share[2][: windows.shape[2]])
+                done = sums.finish(at, count, start - at, scales)
+                if stop > start:
+                    yield Block(x, start, done)
+            if last:
+                sums.end_row(windows.patch[0] - finished_x)
 
 
 class _Sums:
@@ -197,12 +199,10 @@ class _Sums:
             self._column, self._carry = self._column.cpu(), self._carry.cpu()
             self.add(features.cpu(), weights, z)
 
-    def finish(
-        self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]], *, last: bool
-    ) -> NDArray[np.float32]:
-        """The means of the planes that are complete: of `finished` of the column at y, those from `first` on.
+    def finish(self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The means of the next `finished` planes of the column, which lie at y, those from `first` on.
 
-        What the next row adds to is kept, and the column moves on; after the `last` one of a row it is empty.
+        What the next row adds to is kept, and the column moves on.
         """
         along, across, up = scales
         at, deep = y - self._first, self._column.shape[0] - len(along)
@@ -223,10 +223,12 @@ class _Sums:
             if deep > 0 and len(self._carry):
                 self._carry[:deep, at : at + finished] = sums[shape[0] :]
         self._turn = (self._turn + finished) % self._column.shape[1]
-        if last:
-            self._turn, self._carried = 0, max(0, min(deep, len(self._carry)))
-            self._column.zero_()
         return out
+
+    def end_row(self, deep: int) -> None:
+        """Begin a new row; the one before reached `deep` planes into what it adds to."""
+        self._turn, self._carried = 0, max(0, min(deep, len(self._carry)))
+        self._column.zero_()
 
 
 def _flat(array: NDArray[np.float32]) -> NDArray[np.float32]:
