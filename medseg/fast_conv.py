@@ -30,6 +30,8 @@ from torch.utils._pytree import tree_map
 LANES = 16
 #: Voxels that are measured or normalised as one unit of work.
 _CHUNK = 8192
+#: A convolution of at most this many channels has a direct kernel; its unit of work is this many voxels or one row.
+_FEW, _DIRECT_VOXELS = 4, 2048
 #: Maps shorter than this along any axis are convolved directly: reading Winograd's weights would take longer.
 _SHORTEST = 10
 
@@ -47,7 +49,11 @@ def accelerate(network: nn.Module) -> nn.Module:
 
 
 def _replace(module: nn.Module, done: dict[nn.Module, nn.Module]) -> None:
-    """Puts fast modules into `module` and its children; a module that is used twice is replaced by the same one."""
+    """Puts fast modules into `module` and its children.
+
+    A module that is used twice stays one module; but a convolution that two Sequentials share gets a replacement in
+    each, as what follows it may differ.
+    """
     if module in done:
         return
     done[module] = module
@@ -188,7 +194,7 @@ class FastConv(nn.Module):
         if x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled():
             return self._plainly(x)
         if self._pays(x):
-            y, moments = self._winograd(x)
+            y, moments = self._winograd(x) if self.conv.in_channels > _FEW else self._direct(_settled(x))
         else:
             y = self.conv(_settled(x).contiguous(memory_format=torch.channels_last_3d))
             y, moments = y.contiguous(memory_format=torch.channels_last_3d), None
@@ -203,10 +209,12 @@ class FastConv(nn.Module):
         return nn.functional.leaky_relu(y, self.slope) if self.slope != 1 else y
 
     def _pays(self, x: Tensor) -> bool:
-        """Whether Winograd is possible and faster than a direct convolution."""
+        """Whether one of the kernels here can do it faster than oneDNN."""
         conv = self.conv
         if not (conv.kernel_size == (3, 3, 3) and conv.stride == conv.dilation == conv.padding == (1, 1, 1)):
             return False
+        if conv.in_channels <= _FEW:
+            return True
         return conv.in_channels % LANES == 0 and min(x.shape[2:]) >= _SHORTEST
 
     def _winograd(self, x: Tensor) -> tuple[Tensor, _Moments]:
@@ -224,8 +232,7 @@ class FastConv(nn.Module):
         batch, size = x.shape[0], tuple(x.shape[2:])
         outputs, inputs = conv.out_channels // LANES, conv.in_channels // LANES
         y = torch.empty((batch, conv.out_channels, *size), memory_format=torch.channels_last_3d)
-        flat = _flat(y)
-        bias = np.zeros(conv.out_channels, np.float32) if conv.bias is None else conv.bias.detach().numpy()
+        flat, bias = _flat(y), self._bias()
         extents = [np.minimum(4, np.arange(length, 0, -4)) for length in size]
         tiles = np.multiply.outer(np.multiply.outer(extents[0], extents[1]), extents[2]).ravel()
         room = _room(tiles.size, inputs, outputs)
@@ -238,6 +245,41 @@ class FastConv(nn.Module):
 
         _in_parallel(work, batch * counts.size)
         return y, _Moments(moments, np.tile(counts, batch))
+
+    def _direct(self, x: Tensor) -> tuple[Tensor, _Moments]:
+        """The convolution of a map of a few channels, channels-first or not."""
+        from medseg.winograd_kernels import RUN, convolve_rows, pack_direct_weights
+
+        conv = self.conv
+        if self._packed is None:
+            self._packed = pack_direct_weights(conv.weight.detach().numpy())
+        packed = self._packed
+        batch, channels, *lengths = x.shape
+        size = tuple(lengths)
+        row = -(-size[2] // RUN) * RUN + 2
+        padded = torch.zeros(batch, channels, size[0] + 2, size[1] + 2, row)
+        padded[:, :, 1:-1, 1:-1, 1 : size[2] + 1] = x
+        around = padded.view(-1).numpy()
+        outputs = conv.out_channels // LANES
+        y = torch.empty((batch, conv.out_channels, *size), memory_format=torch.channels_last_3d)
+        flat, bias = _flat(y), self._bias()
+        rows, most = size[0] * size[1], max(1, _DIRECT_VOXELS // size[2])
+        units = [(n, first, min(most, rows - first)) for n in range(batch) for first in range(0, rows, most)]
+        moments = np.empty((len(units), outputs * 3 * LANES), np.float32)
+
+        def work(n: int) -> None:
+            sample, first, count = units[n]
+            moments[n] = 0
+            convolve_rows(
+                around, channels, row, size, sample, first, count, packed, bias, outputs, flat, moments[n]
+            )  # fmt: skip
+
+        _in_parallel(work, len(units))
+        return y, _Moments(moments, np.array([count * size[2] for _, _, count in units]))
+
+    def _bias(self) -> np.ndarray:
+        bias = self.conv.bias
+        return np.zeros(self.conv.out_channels, np.float32) if bias is None else bias.detach().numpy()
 
     def _normalisation(self, y: Tensor, moments: _Moments | None) -> tuple[np.ndarray, np.ndarray]:
         """Scale and shift (B · channels) of a raw output."""

@@ -70,6 +70,31 @@ def test_one_convolution_of_any_size(shape, blocks, norm, activation, bias):
         assert error(network, fast, x) < 1e-4
 
 
+@given(
+    shape=st.tuples(st.integers(1, 2), *[st.integers(1, 30)] * 3),
+    channels=st.integers(1, 4),
+    blocks=st.integers(1, 3),
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
+    bias=st.booleans(),
+    last=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_convolution_of_few_channels_of_any_size(shape, channels, blocks, activation, bias, last):
+    batch, *size = shape
+    size = [*size[:2], size[2] + 3]  # a norm of a few voxels magnifies any rounding
+    features = 16 * blocks
+    conv = nn.Conv3d(channels, features, 3, 1, 1, bias=bias)
+    network = nn.Sequential(conv, InstanceNorm(features), *ACTIVATIONS[activation])
+    x = torch.randn(batch, channels, *size) + 1
+    with torch.inference_mode():
+        fast = accelerate(network)
+        y = fast(x.contiguous(memory_format=torch.channels_last_3d) if last else x)
+        assert isinstance(y, Deferred)
+        y = y + 0
+        reference = copy.deepcopy(network).double()(x.double())
+    assert (y - reference).abs().max() < 1e-4 * max(1, reference.std())
+
+
 def test_a_norm_with_weights_and_a_mean_far_from_zero(always):
     network = nn.Sequential(nn.Conv3d(16, 32, 3, 1, 1), InstanceNorm(32), nn.LeakyReLU(0.2))
     nn.init.normal_(network[1].weight)
