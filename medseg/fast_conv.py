@@ -32,12 +32,14 @@ LANES = 16
 _CHUNK = 8192
 #: A convolution of at most this many channels has a direct kernel; its unit of work is this many voxels or one row.
 _FEW, _DIRECT_VOXELS = 4, 2048
+#: Voxels of the input that a transposed convolution takes as one unit of work.
+_DOUBLE_VOXELS = 108
 #: Maps shorter than this along any axis are convolved directly: reading Winograd's weights would take longer.
 _SHORTEST = 10
 
 
 def accelerate(network: nn.Module) -> nn.Module:
-    """A copy of an inference network whose 3x3x3 convolutions, instance norms and activations are fast on a CPU.
+    """A copy of an inference network that is fast on a CPU: its convolutions, instance norms and activations.
 
     Takes and returns what the network does; logits come in channels-last memory. Inputs on another device or of
     another type than float32, and calls that record gradients, run the original modules. The network itself is not
@@ -62,9 +64,18 @@ def _replace(module: nn.Module, done: dict[nn.Module, nn.Module]) -> None:
             setattr(module, name, fast)
             for follower in followers:
                 setattr(module, follower, nn.Identity())
-    for child in module.children():
-        if not isinstance(child, FastConv):
+    for name, child in list(module._modules.items()):  # named_children() names a shared one once
+        if isinstance(child, nn.ConvTranspose3d) and _doubles(child):
+            setattr(module, name, done.setdefault(child, FastUp(child)))
+        elif child is not None and not isinstance(child, FastConv):
             _replace(child, done)
+
+
+def _doubles(conv: nn.ConvTranspose3d) -> bool:
+    """Whether a transposed convolution makes 2x2x2 voxels of each, none from two."""
+    plain = conv.groups == 1 and conv.padding == conv.output_padding == (0, 0, 0) and conv.dilation == (1, 1, 1)
+    blocks = conv.in_channels % LANES == conv.out_channels % LANES == 0
+    return plain and blocks and conv.kernel_size == conv.stride == (2, 2, 2) and conv.weight.dtype == torch.float32
 
 
 def _chains(sequence: nn.Sequential) -> Iterator[tuple[str, FastConv, list[str]]]:
@@ -294,6 +305,45 @@ class FastConv(nn.Module):
         if self.norm.bias is not None:
             shift = shift + self.norm.bias.detach().numpy()
         return scale.astype(np.float32).ravel(), shift.astype(np.float32).ravel()
+
+
+class FastUp(nn.Module):
+    """A transposed convolution 2x2x2 of stride 2; what it reads may be `Deferred`."""
+
+    def __init__(self, conv: nn.ConvTranspose3d) -> None:
+        super().__init__()
+        self.conv = conv
+        self._packed: np.ndarray | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, D, H, W) to (B, features, 2D, 2H, 2W)."""
+        conv = self.conv
+        if x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled() or x.ndim != 5:
+            y: Tensor = conv(x)
+            return y
+        from medseg.winograd_kernels import ROWS, double_voxels, pack_double_weights
+
+        if self._packed is None:
+            self._packed = pack_double_weights(conv.weight.detach().numpy())
+        packed = self._packed
+        sources = _sources(x)
+        source = (sources[0] if len(sources) == 1 else _Source(_settled(x))).arguments()
+        batch, size = x.shape[0], tuple(x.shape[2:])
+        y = torch.empty((batch, conv.out_channels, *(2 * n for n in size)), memory_format=torch.channels_last_3d)
+        flat, outputs = _flat(y), conv.out_channels // LANES
+        bias = np.zeros(conv.out_channels, np.float32) if conv.bias is None else conv.bias.detach().numpy()
+        voxels = size[0] * size[1] * size[2]
+        units = [(n, first) for n in range(batch) for first in range(0, voxels, _DOUBLE_VOXELS)]
+
+        def work(n: int) -> None:
+            sample, first = units[n]
+            count = min(_DOUBLE_VOXELS, voxels - first)
+            room = -(-count // ROWS[1]) * ROWS[1]
+            scratch = _scratch(room * conv.in_channels + 2 * ROWS[1] * LANES)
+            double_voxels(source, size, sample, first, count, room, packed, bias, outputs, flat, scratch)
+
+        _in_parallel(work, len(units))
+        return y
 
 
 @dataclass

@@ -313,12 +313,22 @@ def _measure(builder: Any, x: _Memory, column: Any, count: Any, moments: _Memory
 
 
 @_emitted
-def _settle(builder: Any, x: _Memory, column: Any, count: Any, scale: _Memory, shift: _Memory, slope: Any) -> None:
-    """Normalises and activates 16 channels of `count` voxels in place."""
+def _settle(
+    builder: Any, x: _Memory, column: Any, count: Any, scale: _Memory, shift: _Memory, slope: Any, y: _Memory, to: Any
+) -> None:  # fmt: skip
+    """Normalises and activates 16 channels of `count` voxels, `column` floats apart, to `y`, `to` floats apart."""
     factor, offset, leak = scale.load(), shift.load(), _broadcast(builder, slope)
     with _loop(builder, count) as n:
-        voxel = x.at(builder.mul(n.index, column))
-        voxel.store(_activate(offset.plus(factor, voxel.load()), leak))
+        voxel = x.at(builder.mul(n.index, column)).load()
+        y.at(builder.mul(n.index, to)).store(_activate(offset.plus(factor, voxel), leak))
+
+
+@_emitted
+def _place(builder: Any, products: _Memory, other: Any, bias: _Memory, y: _Memory, column: Any) -> None:
+    """Two vectors of products, `other` floats apart, plus the bias, to neighbours in a row of the map."""
+    offset = bias.load()
+    y.store(products.load() + offset)
+    y.at(column).store(products.at(other).load() + offset)
 
 
 def _multiply(rows: int, vectors: int) -> Any:
@@ -521,12 +531,56 @@ def settle_voxels(x, first, count, blocks, scale, shift, sample, slope):  # type
     for start in range(first, first + count, 256):
         for block in range(blocks):
             at, of = (start * blocks + block) * LANES, (sample * blocks + block) * LANES
-            _settle(x, at, blocks * LANES, min(256, first + count - start), scale, of, shift, of, slope)
+            near = min(256, first + count - start)
+            _settle(x, at, blocks * LANES, near, scale, of, shift, of, slope, x, at, blocks * LANES)
+
+
+@njit(nogil=True, cache=True)
+def double_voxels(source, size, sample, first, count, room, weights, bias, outputs, y, scratch):  # type: ignore[no-untyped-def]
+    """Voxels first..first+count of a sample of a transposed 2x2x2 convolution of stride 2: eight voxels of `y` each.
+
+    `source` is (map, channels, scale, shift, slope); weights (2, 2, outputs, channels, 2, 16) for the position along
+    depth and height and, last but one, along a row; `room` is a multiple of ROWS[1] from `count` on; `scratch` has
+    room x channels + 32 x ROWS[1] floats.
+    """
+    x, channels, scale, shift, slope = source
+    depth, height, width = size
+    inputs, column, rows = channels // LANES, outputs * LANES, ROWS[1]
+    products = scratch[room * channels :]
+    corners = np.empty(count, np.int64)
+    for n in range(count):
+        d, h, w = (first + n) // (height * width), (first + n) // width % height, (first + n) % width
+        corners[n] = (((sample * depth + d) * 2 * height + h) * 2 * width + w) * 2 * column
+    start = (sample * depth * height * width + first) * channels
+    for block in range(inputs):
+        of = sample * channels + block * LANES
+        _settle(
+            x, start + block * LANES, channels, count, scale, of, shift, of, slope,
+            scratch, block * room * LANES, LANES,
+        )  # fmt: skip
+        scratch[(block * room + count) * LANES : (block + 1) * room * LANES] = 0
+    for part in range(4 * outputs):
+        block = part % outputs
+        to = ((part // outputs // 2 * 2 * height + part // outputs % 2) * 2 * width) * column + block * LANES
+        for row in range(0, count, rows):
+            _multiply_two(
+                scratch, row * LANES, room * LANES, weights, part * channels * 2 * LANES, inputs,
+                products, 0, rows * LANES,
+            )  # fmt: skip
+            for n in range(min(rows, count - row)):
+                at = corners[row + n] + to
+                _place(products, n * LANES, rows * LANES, bias, block * LANES, y, at, column)
 
 
 def pack_direct_weights(weight: np.ndarray) -> np.ndarray:
     """Weights (outputs, inputs, 3, 3, 3) as `convolve_rows` reads them: (blocks of outputs, inputs, 27, 16)."""
     return np.ascontiguousarray(weight.reshape(-1, LANES, weight.shape[1], 27).transpose(0, 2, 3, 1)).ravel()
+
+
+def pack_double_weights(weight: np.ndarray) -> np.ndarray:
+    """Weights (inputs, outputs, 2, 2, 2) as `double_voxels` reads them: (2, 2, blocks of outputs, inputs, 2, 16)."""
+    blocks = weight.reshape(weight.shape[0], -1, LANES, 2, 2, 2)
+    return np.ascontiguousarray(blocks.transpose(3, 4, 1, 0, 5, 2)).ravel()
 
 
 def pack_weights(weight: np.ndarray) -> np.ndarray:
