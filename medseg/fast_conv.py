@@ -185,6 +185,13 @@ def _settled(x: Any) -> Any:
     return x.settle() if isinstance(x, Deferred) else x
 
 
+def _empty(batch: int, channels: int, size: tuple[int, ...]) -> Tensor:
+    """A channels-last map that begins at a cache line, as the kernels need it; PyTorch allocates so."""
+    y = torch.empty((batch, channels, *size), memory_format=torch.channels_last_3d)
+    assert y.data_ptr() % (4 * LANES) == 0
+    return y
+
+
 def _flat(x: Tensor) -> np.ndarray:
     """The memory of a channels-last map."""
     array: np.ndarray = x.permute(0, 2, 3, 4, 1).view(-1).numpy()
@@ -242,7 +249,7 @@ class FastConv(nn.Module):
         one, two = [*(source.arguments() for source in sources), (nothing, 0, nothing, nothing, 1.0)][:2]
         batch, size = x.shape[0], tuple(x.shape[2:])
         outputs, inputs = conv.out_channels // LANES, conv.in_channels // LANES
-        y = torch.empty((batch, conv.out_channels, *size), memory_format=torch.channels_last_3d)
+        y = _empty(batch, conv.out_channels, size)
         flat, bias = _flat(y), self._bias()
         extents = [np.minimum(4, np.arange(length, 0, -4)) for length in size]
         tiles = np.multiply.outer(np.multiply.outer(extents[0], extents[1]), extents[2]).ravel()
@@ -272,7 +279,7 @@ class FastConv(nn.Module):
         padded[:, :, 1:-1, 1:-1, 1 : size[2] + 1] = x
         around = padded.view(-1).numpy()
         outputs = conv.out_channels // LANES
-        y = torch.empty((batch, conv.out_channels, *size), memory_format=torch.channels_last_3d)
+        y = _empty(batch, conv.out_channels, size)
         flat, bias = _flat(y), self._bias()
         rows, most = size[0] * size[1], max(1, _DIRECT_VOXELS // size[2])
         units = [(n, first, min(most, rows - first)) for n in range(batch) for first in range(0, rows, most)]
@@ -329,7 +336,7 @@ class FastUp(nn.Module):
         sources = _sources(x)
         source = (sources[0] if len(sources) == 1 else _Source(_settled(x))).arguments()
         batch, size = x.shape[0], tuple(x.shape[2:])
-        y = torch.empty((batch, conv.out_channels, *(2 * n for n in size)), memory_format=torch.channels_last_3d)
+        y = _empty(batch, conv.out_channels, tuple(2 * n for n in size))
         flat, outputs = _flat(y), conv.out_channels // LANES
         bias = np.zeros(conv.out_channels, np.float32) if conv.bias is None else conv.bias.detach().numpy()
         voxels = size[0] * size[1] * size[2]
