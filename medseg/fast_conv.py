@@ -408,13 +408,16 @@ def _room(tiles: int, inputs: int, outputs: int) -> int:
 
 
 _local = threading.local()
+#: Floats in a huge page of memory.
+_HUGE_PAGE = 2**21 // 4
 
 
 def _scratch(floats: int) -> np.ndarray:
-    """This thread's own memory; it begins at a cache line."""
+    """This thread's own memory; it begins at a huge page, of which NumPy asks Linux for an array of 4 MB or more."""
     if getattr(_local, "memory", np.zeros(0)).size < floats:
-        memory = np.zeros(floats + LANES, np.float32)
-        start = -memory.ctypes.data % (4 * LANES) // 4
+        floats = -(-floats // _HUGE_PAGE) * _HUGE_PAGE
+        memory = np.zeros(floats + 2 * _HUGE_PAGE, np.float32)
+        start = -memory.ctypes.data // 4 % _HUGE_PAGE
         _local.memory = memory[start : start + floats]
     memory = _local.memory
     return memory
