@@ -30,12 +30,16 @@ from torch.utils._pytree import tree_map
 LANES = 16
 #: Voxels that are measured or normalised as one unit of work.
 _CHUNK = 8192
+#: A convolution of at most this many channels has a direct kernel; its unit of work is this many voxels or one row.
+_FEW, _DIRECT_VOXELS = 4, 2048
+#: Voxels of the input that a transposed convolution takes as one unit of work.
+_DOUBLE_VOXELS = 108
 #: Maps shorter than this along any axis are convolved directly: reading Winograd's weights would take longer.
 _SHORTEST = 10
 
 
 def accelerate(network: nn.Module) -> nn.Module:
-    """A copy of an inference network whose 3x3x3 convolutions, instance norms and activations are fast on a CPU.
+    """A copy of an inference network that is fast on a CPU: its convolutions, instance norms and activations.
 
     Takes and returns what the network does; logits come in channels-last memory. Inputs on another device or of
     another type than float32, and calls that record gradients, run the original modules. The network itself is not
@@ -47,7 +51,11 @@ def accelerate(network: nn.Module) -> nn.Module:
 
 
 def _replace(module: nn.Module, done: dict[nn.Module, nn.Module]) -> None:
-    """Puts fast modules into `module` and its children; a module that is used twice is replaced by the same one."""
+    """Puts fast modules into `module` and its children.
+
+    A module that is used twice stays one module; but a convolution that two Sequentials share gets a replacement in
+    each, as what follows it may differ.
+    """
     if module in done:
         return
     done[module] = module
@@ -56,9 +64,18 @@ def _replace(module: nn.Module, done: dict[nn.Module, nn.Module]) -> None:
             setattr(module, name, fast)
             for follower in followers:
                 setattr(module, follower, nn.Identity())
-    for child in module.children():
-        if not isinstance(child, FastConv):
+    for name, child in list(module._modules.items()):  # named_children() names a shared one once
+        if isinstance(child, nn.ConvTranspose3d) and _doubles(child):
+            setattr(module, name, done.setdefault(child, FastUp(child)))
+        elif child is not None and not isinstance(child, FastConv):
             _replace(child, done)
+
+
+def _doubles(conv: nn.ConvTranspose3d) -> bool:
+    """Whether a transposed convolution makes 2x2x2 voxels of each, none from two."""
+    plain = conv.groups == 1 and conv.padding == conv.output_padding == (0, 0, 0) and conv.dilation == (1, 1, 1)
+    blocks = conv.in_channels % LANES == conv.out_channels % LANES == 0
+    return plain and blocks and conv.kernel_size == conv.stride == (2, 2, 2) and conv.weight.dtype == torch.float32
 
 
 def _chains(sequence: nn.Sequential) -> Iterator[tuple[str, FastConv, list[str]]]:
@@ -168,6 +185,13 @@ def _settled(x: Any) -> Any:
     return x.settle() if isinstance(x, Deferred) else x
 
 
+def _empty(batch: int, channels: int, size: tuple[int, ...]) -> Tensor:
+    """A channels-last map that begins at a cache line, as the kernels need it; PyTorch allocates so."""
+    y = torch.empty((batch, channels, *size), memory_format=torch.channels_last_3d)
+    assert y.data_ptr() % (4 * LANES) == 0
+    return y
+
+
 def _flat(x: Tensor) -> np.ndarray:
     """The memory of a channels-last map."""
     array: np.ndarray = x.permute(0, 2, 3, 4, 1).view(-1).numpy()
@@ -188,7 +212,7 @@ class FastConv(nn.Module):
         if x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled():
             return self._plainly(x)
         if self._pays(x):
-            y, moments = self._winograd(x)
+            y, moments = self._winograd(x) if self.conv.in_channels > _FEW else self._direct(_settled(x))
         else:
             y = self.conv(_settled(x).contiguous(memory_format=torch.channels_last_3d))
             y, moments = y.contiguous(memory_format=torch.channels_last_3d), None
@@ -203,10 +227,12 @@ class FastConv(nn.Module):
         return nn.functional.leaky_relu(y, self.slope) if self.slope != 1 else y
 
     def _pays(self, x: Tensor) -> bool:
-        """Whether Winograd is possible and faster than a direct convolution."""
+        """Whether one of the kernels here can do it faster than oneDNN."""
         conv = self.conv
         if not (conv.kernel_size == (3, 3, 3) and conv.stride == conv.dilation == conv.padding == (1, 1, 1)):
             return False
+        if conv.in_channels <= _FEW:
+            return True
         return conv.in_channels % LANES == 0 and min(x.shape[2:]) >= _SHORTEST
 
     def _winograd(self, x: Tensor) -> tuple[Tensor, _Moments]:
@@ -223,9 +249,8 @@ class FastConv(nn.Module):
         one, two = [*(source.arguments() for source in sources), (nothing, 0, nothing, nothing, 1.0)][:2]
         batch, size = x.shape[0], tuple(x.shape[2:])
         outputs, inputs = conv.out_channels // LANES, conv.in_channels // LANES
-        y = torch.empty((batch, conv.out_channels, *size), memory_format=torch.channels_last_3d)
-        flat = _flat(y)
-        bias = np.zeros(conv.out_channels, np.float32) if conv.bias is None else conv.bias.detach().numpy()
+        y = _empty(batch, conv.out_channels, size)
+        flat, bias = _flat(y), self._bias()
         extents = [np.minimum(4, np.arange(length, 0, -4)) for length in size]
         tiles = np.multiply.outer(np.multiply.outer(extents[0], extents[1]), extents[2]).ravel()
         room = _room(tiles.size, inputs, outputs)
@@ -238,6 +263,41 @@ class FastConv(nn.Module):
 
         _in_parallel(work, batch * counts.size)
         return y, _Moments(moments, np.tile(counts, batch))
+
+    def _direct(self, x: Tensor) -> tuple[Tensor, _Moments]:
+        """The convolution of a map of a few channels, channels-first or not."""
+        from medseg.winograd_kernels import RUN, convolve_rows, pack_direct_weights
+
+        conv = self.conv
+        if self._packed is None:
+            self._packed = pack_direct_weights(conv.weight.detach().numpy())
+        packed = self._packed
+        batch, channels, *lengths = x.shape
+        size = tuple(lengths)
+        row = -(-size[2] // RUN) * RUN + 2
+        padded = torch.zeros(batch, channels, size[0] + 2, size[1] + 2, row)
+        padded[:, :, 1:-1, 1:-1, 1 : size[2] + 1] = x
+        around = padded.view(-1).numpy()
+        outputs = conv.out_channels // LANES
+        y = _empty(batch, conv.out_channels, size)
+        flat, bias = _flat(y), self._bias()
+        rows, most = size[0] * size[1], max(1, _DIRECT_VOXELS // size[2])
+        units = [(n, first, min(most, rows - first)) for n in range(batch) for first in range(0, rows, most)]
+        moments = np.empty((len(units), outputs * 3 * LANES), np.float32)
+
+        def work(n: int) -> None:
+            sample, first, count = units[n]
+            moments[n] = 0
+            convolve_rows(
+                around, channels, row, size, sample, first, count, packed, bias, outputs, flat, moments[n]
+            )  # fmt: skip
+
+        _in_parallel(work, len(units))
+        return y, _Moments(moments, np.array([count * size[2] for _, _, count in units]))
+
+    def _bias(self) -> np.ndarray:
+        bias = self.conv.bias
+        return np.zeros(self.conv.out_channels, np.float32) if bias is None else bias.detach().numpy()
 
     def _normalisation(self, y: Tensor, moments: _Moments | None) -> tuple[np.ndarray, np.ndarray]:
         """Scale and shift (B · channels) of a raw output."""
@@ -252,6 +312,45 @@ class FastConv(nn.Module):
         if self.norm.bias is not None:
             shift = shift + self.norm.bias.detach().numpy()
         return scale.astype(np.float32).ravel(), shift.astype(np.float32).ravel()
+
+
+class FastUp(nn.Module):
+    """A transposed convolution 2x2x2 of stride 2; what it reads may be `Deferred`."""
+
+    def __init__(self, conv: nn.ConvTranspose3d) -> None:
+        super().__init__()
+        self.conv = conv
+        self._packed: np.ndarray | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, D, H, W) to (B, features, 2D, 2H, 2W)."""
+        conv = self.conv
+        if x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled() or x.ndim != 5:
+            y: Tensor = conv(x)
+            return y
+        from medseg.winograd_kernels import ROWS, double_voxels, pack_double_weights
+
+        if self._packed is None:
+            self._packed = pack_double_weights(conv.weight.detach().numpy())
+        packed = self._packed
+        sources = _sources(x)
+        source = (sources[0] if len(sources) == 1 else _Source(_settled(x))).arguments()
+        batch, size = x.shape[0], tuple(x.shape[2:])
+        y = _empty(batch, conv.out_channels, tuple(2 * n for n in size))
+        flat, outputs = _flat(y), conv.out_channels // LANES
+        bias = np.zeros(conv.out_channels, np.float32) if conv.bias is None else conv.bias.detach().numpy()
+        voxels = size[0] * size[1] * size[2]
+        units = [(n, first) for n in range(batch) for first in range(0, voxels, _DOUBLE_VOXELS)]
+
+        def work(n: int) -> None:
+            sample, first = units[n]
+            count = min(_DOUBLE_VOXELS, voxels - first)
+            room = -(-count // ROWS[1]) * ROWS[1]
+            scratch = _scratch(room * conv.in_channels + 2 * ROWS[1] * LANES)
+            double_voxels(source, size, sample, first, count, room, packed, bias, outputs, flat, scratch)
+
+        _in_parallel(work, len(units))
+        return y
 
 
 @dataclass
@@ -309,13 +408,16 @@ def _room(tiles: int, inputs: int, outputs: int) -> int:
 
 
 _local = threading.local()
+#: Floats in a huge page of memory.
+_HUGE_PAGE = 2**21 // 4
 
 
 def _scratch(floats: int) -> np.ndarray:
-    """This thread's own memory; it begins at a cache line."""
+    """This thread's own memory; it begins at a huge page, of which NumPy asks Linux for an array of 4 MB or more."""
     if getattr(_local, "memory", np.zeros(0)).size < floats:
-        memory = np.zeros(floats + LANES, np.float32)
-        start = -memory.ctypes.data % (4 * LANES) // 4
+        floats = -(-floats // _HUGE_PAGE) * _HUGE_PAGE
+        memory = np.zeros(floats + 2 * _HUGE_PAGE, np.float32)
+        start = -memory.ctypes.data // 4 % _HUGE_PAGE
         _local.memory = memory[start : start + floats]
     memory = _local.memory
     return memory

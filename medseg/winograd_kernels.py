@@ -71,6 +71,12 @@ class _Memory:
     def store(self, lanes: _Lanes, offset: Any = 0) -> None:
         self.builder.store(lanes.value, self.builder.bitcast(self.at(offset).pointer, _VECTOR.as_pointer()), align=4)
 
+    def stream(self, lanes: _Lanes, offset: Any = 0) -> None:
+        """Store to a whole cache line past the caches: faster than reading the line first. The memory is aligned."""
+        pointer = self.builder.bitcast(self.at(offset).pointer, _VECTOR.as_pointer())
+        store = self.builder.store(lanes.value, pointer, align=4 * LANES)
+        store.set_metadata("nontemporal", self.builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+
     def prefetch(self) -> None:
         """Have the memory brought near; it may lie outside of any array."""
         byte = ir.IntType(8).as_pointer()
@@ -264,9 +270,43 @@ def _deliver(
         for k, value in enumerate(line):
             with builder.if_then(builder.icmp_signed("<", ir.Constant(_INT, k), width), likely=True):
                 voxel = value + offset
-                target.store(voxel, builder.mul(column, ir.Constant(_INT, k)))
+                target.stream(voxel, builder.mul(column, ir.Constant(_INT, k)))
                 sums.add(voxel)
     sums.store()
+
+
+def _direct(voxels: int) -> Any:
+    """A 3x3x3 convolution of a few channels: `voxels` outputs of 16 channels along a row, every sum in a register."""
+
+    def direct(
+        builder: Any, x: _Memory, channels: Any, channel: Any, plane: Any, row: Any, weights: _Memory, bias: _Memory,
+        y: _Memory, column: Any, width: Any, moments: _Memory
+    ) -> None:  # fmt: skip
+        """`x` is the first input voxel of the first output; `width` of the outputs exist; weights (27 · channels, 16).
+
+        A row of inputs must reach as far as `voxels` outputs do.
+        """
+        sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(voxels)]
+        for total in sums:
+            builder.store(bias.load().value, total)
+        with _loop(builder, channels) as c, _loop(builder, 3) as i, _loop(builder, 3) as j:
+            source = x.at(builder.mul(c.index, channel)).at(builder.mul(i.index, plane))
+            source = source.at(builder.mul(j.index, row))
+            factors = weights.at(c.index, 27 * LANES).at(i.index, 9 * LANES).at(j.index, 3 * LANES)
+            for k in range(3):
+                factor = factors.load(k * LANES)
+                for n, total in enumerate(sums):
+                    voxel = _Lanes(builder, builder.load(total)).plus(source.broadcast(n + k), factor)
+                    builder.store(voxel.value, total)
+        measured = _Moments(builder, moments)
+        for n, total in enumerate(sums):
+            with builder.if_then(builder.icmp_signed("<", ir.Constant(_INT, n), width), likely=True):
+                voxel = _Lanes(builder, builder.load(total))
+                y.stream(voxel, builder.mul(column, ir.Constant(_INT, n)))
+                measured.add(voxel)
+        measured.store()
+
+    return _emitted(direct)
 
 
 @_emitted
@@ -279,12 +319,22 @@ def _measure(builder: Any, x: _Memory, column: Any, count: Any, moments: _Memory
 
 
 @_emitted
-def _settle(builder: Any, x: _Memory, column: Any, count: Any, scale: _Memory, shift: _Memory, slope: Any) -> None:
-    """Normalises and activates 16 channels of `count` voxels in place."""
+def _settle(
+    builder: Any, x: _Memory, column: Any, count: Any, scale: _Memory, shift: _Memory, slope: Any, y: _Memory, to: Any
+) -> None:  # fmt: skip
+    """Normalises and activates 16 channels of `count` voxels, `column` floats apart, to `y`, `to` floats apart."""
     factor, offset, leak = scale.load(), shift.load(), _broadcast(builder, slope)
     with _loop(builder, count) as n:
-        voxel = x.at(builder.mul(n.index, column))
-        voxel.store(_activate(offset.plus(factor, voxel.load()), leak))
+        voxel = x.at(builder.mul(n.index, column)).load()
+        y.at(builder.mul(n.index, to)).store(_activate(offset.plus(factor, voxel), leak))
+
+
+@_emitted
+def _place(builder: Any, products: _Memory, other: Any, bias: _Memory, y: _Memory, column: Any) -> None:
+    """Two vectors of products, `other` floats apart, plus the bias, to neighbours in a row of the map."""
+    offset = bias.load()
+    y.stream(products.load() + offset)
+    y.at(column).stream(products.at(other).load() + offset)
 
 
 def _multiply(rows: int, vectors: int) -> Any:
@@ -316,6 +366,9 @@ def _multiply(rows: int, vectors: int) -> Any:
 #: How many rows of a product fit into the registers, with one and with two vectors of outputs.
 ROWS = (24, 12) if llvmlite.binding.get_host_cpu_features().get("avx512f") else (6, 3)
 _multiply_one, _multiply_two = _multiply(ROWS[0], 1), _multiply(ROWS[1], 2)
+#: Outputs that a direct convolution makes at once.
+RUN = 12 if ROWS[0] == 24 else 4
+_direct_run = _direct(RUN)
 
 
 @njit(nogil=True, cache=True)
@@ -425,6 +478,45 @@ def convolve_unit(unit, room, size, one, two, weights, bias, outputs, y, moments
 
 
 @njit(nogil=True, cache=True)
+def _direct_row(x, corner, channels, channel, plane, row, weights, bias, block, y, at, column, width, moments):  # type: ignore[no-untyped-def]
+    """The first `width` outputs of a row in one block of channels."""
+    for w in range(0, width, RUN):
+        _direct_run(
+            x, corner + w, channels, channel, plane, row, weights, block * channels * 27 * LANES, bias, block * LANES,
+            y, at + w * column + block * LANES, column, width - w, moments, block * 3 * LANES,
+        )  # fmt: skip
+
+
+@njit(nogil=True, cache=True)
+def convolve_rows(x, channels, row, size, sample, first, count, weights, bias, outputs, y, moments):  # type: ignore[no-untyped-def]
+    """Rows first..first+count of a sample of a 3x3x3 convolution of a few channels, to `y` and to `moments`.
+
+    `x` is (batch, channels, depth + 2, height + 2, row), with zeros around the map of `size` and a row that reaches 2
+    beyond a multiple of RUN outputs; weights (outputs, channels, 27, 16); moments (outputs, 3, 16).
+    """
+    depth, height, width = size
+    plane = (height + 2) * row
+    channel = (depth + 2) * plane
+    column = outputs * LANES
+    for n in range(first, first + count):
+        d, h = n // height, n % height
+        corner = sample * channels * channel + d * plane + h * row
+        at = ((sample * depth + d) * height + h) * width * column
+        for block in range(outputs):
+            if n == first:  # its first output is the centre of the moments
+                _direct_row(
+                    x, corner, channels, channel, plane, row, weights, bias, block, y, at, column, 1, moments
+                )  # fmt: skip
+                for lane in range(LANES):
+                    moments[block * 3 * LANES + lane] = y[at + block * LANES + lane]
+                    moments[block * 3 * LANES + LANES + lane] = 0
+                    moments[block * 3 * LANES + 2 * LANES + lane] = 0
+            _direct_row(
+                x, corner, channels, channel, plane, row, weights, bias, block, y, at, column, width, moments
+            )  # fmt: skip
+
+
+@njit(nogil=True, cache=True)
 def measure_voxels(x, first, count, blocks, moments):  # type: ignore[no-untyped-def]
     """Moments (blocks, 3, 16) of `count` voxels of 16 · blocks channels from voxel `first` on."""
     for block in range(blocks):
@@ -445,7 +537,56 @@ def settle_voxels(x, first, count, blocks, scale, shift, sample, slope):  # type
     for start in range(first, first + count, 256):
         for block in range(blocks):
             at, of = (start * blocks + block) * LANES, (sample * blocks + block) * LANES
-            _settle(x, at, blocks * LANES, min(256, first + count - start), scale, of, shift, of, slope)
+            near = min(256, first + count - start)
+            _settle(x, at, blocks * LANES, near, scale, of, shift, of, slope, x, at, blocks * LANES)
+
+
+@njit(nogil=True, cache=True)
+def double_voxels(source, size, sample, first, count, room, weights, bias, outputs, y, scratch):  # type: ignore[no-untyped-def]
+    """Voxels first..first+count of a sample of a transposed 2x2x2 convolution of stride 2: eight voxels of `y` each.
+
+    `source` is (map, channels, scale, shift, slope); weights (2, 2, outputs, channels, 2, 16) for the position along
+    depth and height and, last but one, along a row; `room` is a multiple of ROWS[1] from `count` on; `scratch` has
+    room x channels + 32 x ROWS[1] floats.
+    """
+    x, channels, scale, shift, slope = source
+    depth, height, width = size
+    inputs, column, rows = channels // LANES, outputs * LANES, ROWS[1]
+    products = scratch[room * channels :]
+    corners = np.empty(count, np.int64)
+    for n in range(count):
+        d, h, w = (first + n) // (height * width), (first + n) // width % height, (first + n) % width
+        corners[n] = (((sample * depth + d) * 2 * height + h) * 2 * width + w) * 2 * column
+    start = (sample * depth * height * width + first) * channels
+    for block in range(inputs):
+        of = sample * channels + block * LANES
+        _settle(
+            x, start + block * LANES, channels, count, scale, of, shift, of, slope,
+            scratch, block * room * LANES, LANES,
+        )  # fmt: skip
+        scratch[(block * room + count) * LANES : (block + 1) * room * LANES] = 0
+    for part in range(4 * outputs):
+        block = part % outputs
+        to = ((part // outputs // 2 * 2 * height + part // outputs % 2) * 2 * width) * column + block * LANES
+        for row in range(0, count, rows):
+            _multiply_two(
+                scratch, row * LANES, room * LANES, weights, part * channels * 2 * LANES, inputs,
+                products, 0, rows * LANES,
+            )  # fmt: skip
+            for n in range(min(rows, count - row)):
+                at = corners[row + n] + to
+                _place(products, n * LANES, rows * LANES, bias, block * LANES, y, at, column)
+
+
+def pack_direct_weights(weight: np.ndarray) -> np.ndarray:
+    """Weights (outputs, inputs, 3, 3, 3) as `convolve_rows` reads them: (blocks of outputs, inputs, 27, 16)."""
+    return np.ascontiguousarray(weight.reshape(-1, LANES, weight.shape[1], 27).transpose(0, 2, 3, 1)).ravel()
+
+
+def pack_double_weights(weight: np.ndarray) -> np.ndarray:
+    """Weights (inputs, outputs, 2, 2, 2) as `double_voxels` reads them: (2, 2, blocks of outputs, inputs, 2, 16)."""
+    blocks = weight.reshape(weight.shape[0], -1, LANES, 2, 2, 2)
+    return np.ascontiguousarray(blocks.transpose(3, 4, 1, 0, 5, 2)).ravel()
 
 
 def pack_weights(weight: np.ndarray) -> np.ndarray:

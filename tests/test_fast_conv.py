@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from medseg import fast_conv
-from medseg.fast_conv import Deferred, FastConv, accelerate
+from medseg.fast_conv import Deferred, FastConv, FastUp, accelerate
 from medseg.models.unet import InstanceNorm, UNet
 
 
@@ -70,6 +70,59 @@ def test_one_convolution_of_any_size(shape, blocks, norm, activation, bias):
         assert error(network, fast, x) < 1e-4
 
 
+@given(
+    shape=st.tuples(st.integers(1, 2), *[st.integers(1, 30)] * 3),
+    channels=st.integers(1, 4),
+    blocks=st.integers(1, 3),
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
+    bias=st.booleans(),
+    last=st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_convolution_of_few_channels_of_any_size(shape, channels, blocks, activation, bias, last):
+    batch, *size = shape
+    size = [*size[:2], size[2] + 3]  # a norm of a few voxels magnifies any rounding
+    features = 16 * blocks
+    conv = nn.Conv3d(channels, features, 3, 1, 1, bias=bias)
+    network = nn.Sequential(conv, InstanceNorm(features), *ACTIVATIONS[activation])
+    x = torch.randn(batch, channels, *size) + 1
+    with torch.inference_mode():
+        fast = accelerate(network)
+        y = fast(x.contiguous(memory_format=torch.channels_last_3d) if last else x)
+        assert isinstance(y, Deferred)
+        y = y + 0
+        reference = copy.deepcopy(network).double()(x.double())
+    assert (y - reference).abs().max() < 1e-4 * max(1, reference.std())
+
+
+@given(
+    shape=st.tuples(st.integers(1, 3), *[st.integers(1, 9)] * 3),
+    blocks=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    bias=st.booleans(),
+    before=st.sampled_from(["nothing", "a norm", "two maps"]),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_transposed_convolution_of_any_size(shape, blocks, bias, before):
+    batch, *size = shape
+    size[2] += 3  # a norm of a few voxels magnifies any rounding
+    channels, features = (16 * n for n in blocks)
+    up = nn.ConvTranspose3d(2 * channels if before == "two maps" else channels, features, 2, 2, bias=bias)
+    norm = nn.Sequential(nn.Conv3d(channels, channels, 3, 1, 1), InstanceNorm(channels), nn.LeakyReLU(0.1))
+    network = nn.ModuleList([norm, up])
+    x = torch.randn(batch, channels, *size)
+
+    def run(network, x):
+        y = x if before == "nothing" else network[0](x)
+        return network[1](torch.cat((y, x), 1) if before == "two maps" else y)
+
+    with torch.inference_mode():
+        fast = accelerate(network)
+        assert isinstance(fast[1], FastUp)
+        y, reference = run(fast, x), run(copy.deepcopy(network).double(), x.double())
+    assert y.shape == reference.shape
+    assert (y - reference).abs().max() < 1e-4 * reference.std()
+
+
 def test_a_norm_with_weights_and_a_mean_far_from_zero(always):
     network = nn.Sequential(nn.Conv3d(16, 32, 3, 1, 1), InstanceNorm(32), nn.LeakyReLU(0.2))
     nn.init.normal_(network[1].weight)
@@ -102,7 +155,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(always):
         results = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(fast.encoder[0](x) + 0)
+            results.append(fast(x))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
@@ -136,6 +189,16 @@ def test_other_types_run_the_original_modules(dtype):
     network = nn.Sequential(nn.Conv3d(16, 16, 3, 1, 1), InstanceNorm(16), nn.LeakyReLU(0.01)).to(dtype)
     x = torch.randn(1, 16, 12, 12, 12).to(dtype)
     assert torch.equal(accelerate(network)(x), network(x))
+
+
+def test_other_transposed_convolutions_and_a_shared_one():
+    shared = nn.ConvTranspose3d(16, 16, 2, 2)
+    others = [nn.ConvTranspose3d(16, 16, 2, 2, groups=2), nn.ConvTranspose3d(16, 16, 3, 2, 1, 1)]
+    fast = accelerate(nn.Sequential(shared, shared, *others))
+    assert isinstance(fast[0], FastUp) and fast[0] is fast[1]
+    assert all(type(module) is nn.ConvTranspose3d for module in fast[2:])
+    x = torch.randn(1, 16, 2, 2, 2)
+    assert torch.allclose(fast(x), nn.Sequential(shared, shared, *others)(x), atol=1e-5)
 
 
 def test_gradients_still_flow():
