@@ -31,8 +31,8 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 #: Networks up to this wide hand over their features even where they have fewer classes: adding up 16 channels instead
 #: of 2 costs a few per cent of a run, and memory is then the same for 2 classes and for 200.
 ALWAYS_DEFER = 16
-#: Seconds of predicting that OpenVINO must be able to save on before its start-up is worth a try.
-OPENVINO_PAYS_S = 30.0
+#: Seconds of predicting from which on the three or four that a trial of OpenVINO takes do not matter.
+OPENVINO_PAYS_S = 120.0
 #: How much faster than PyTorch it must then be for one window.
 OPENVINO_GAIN = 1.1
 
@@ -292,18 +292,16 @@ def open_models(
     dtype = choose_precision(precision, place)
     exact = precision == "fp32"
     classes = checkpoints[0].spec.outputs
-    names = {True: "openvino", False: "torch"}
     first = BACKENDS["torch" if backend == "auto" else backend](checkpoints[0], place, dtype, exact=exact)
     if backend == "auto" and place.type == "cpu" and not exact and _openvino_pays(checkpoints[0], first, windows):
         candidate = open_openvino(checkpoints[0], place, dtype)
         patch = _example(checkpoints[0])
         if _seconds(lambda: candidate(patch), 1) * OPENVINO_GAIN < _seconds(lambda: first(patch), 1):
             first = candidate
-    backend = names[first.backend == "openvino"]
-    predictors = [first, *(BACKENDS[backend](one, place, dtype, exact=exact) for one in checkpoints[1:])]
+    predictors = [first, *(BACKENDS[first.backend](one, place, dtype, exact=exact) for one in checkpoints[1:])]
     together = sum(one.features for one in predictors)
     if len(predictors) > 1 and not (all(one.head for one in predictors) and _worth_deferring(together, classes)):
-        predictors = [BACKENDS[backend](one, place, dtype, exact=exact, defer=False) for one in checkpoints]
+        predictors = [BACKENDS[first.backend](one, place, dtype, exact=exact, defer=False) for one in checkpoints]
     joined = _ensemble(predictors) if len(predictors) > 1 else first
     return _mirrored(joined, mirror) if mirror else joined
 
