@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medseg.infer import load_model
+from medseg.checkpoint import load_checkpoint
 from medseg.inference import Settings, segment
 from medseg.io import read, read_labels, write
 from medseg.volume import ORIENTATIONS, Volume, reorient, resample
@@ -66,7 +66,7 @@ def main() -> None:
         found, loaded = read_labels(out), read(path)
     scores = {value: dice(found.data == value, truth.data == value) for value in values}
     for value, score in scores.items():
-        print(f"{value:>4} {load_model(options.model).table.names[value]:<34} {score:.3f}")
+        print(f"{value:>4} {load_checkpoint(options.model).table.names[value]:<34} {score:.3f}")
     without = [score for value, score in scores.items() if value != FLUID]
     everything = np.mean(list(scores.values()))
     print(f"mean Dice of {len(without)} structures: {np.mean(without):.3f}; with label 24: {everything:.3f}")
@@ -80,7 +80,7 @@ def main() -> None:
 
 def stored(scan: Volume, found: Volume, model: str) -> None:
     """The same scan in every storage order and on an oblique grid, each result mapped back and compared."""
-    checkpoint, first = load_model(model), brain(found.data)
+    checkpoint, first = load_checkpoint(model), brain(found.data)
     worst = 1.0
     for orientation in ORIENTATIONS:
         result = segment(reorient(scan, orientation), checkpoint, Settings())
