@@ -199,7 +199,7 @@ def _check_memory(needed: int, limit: int, settings: Settings) -> None:
     if needed > limit:
         why = "allowed; raise --max-memory" if limit == settings.max_memory_bytes else "free; close other programs"
         raise NotEnoughMemory(
-            f"this run needs about {needed / 1e9:.1f} GB of memory and {limit / 1e9:.1f} GB are {why} or crop the scan"
+            f"this run needs about {needed / 1e9:.2f} GB of memory and {limit / 1e9:.2f} GB are {why} or crop the scan"
         )
 
 
