@@ -18,7 +18,7 @@ from medseg.cleanup import clean
 from medseg.errors import BadConfig, BadFile, BadModel, NotEnoughMemory
 from medseg.intensity import INTENSITY_MODELS, intensity_table
 from medseg.labels import LabelTable
-from medseg.preprocess import ModelGrid, check_one_grid, model_grid, prepare, scan_to_grid
+from medseg.preprocess import ModelGrid, model_grid, on_one_grid, prepare, scan_to_grid
 from medseg.refine import separate_fluid
 from medseg.volume import Volume, crop
 
@@ -169,7 +169,7 @@ def channel_names(model: Model) -> list[str]:
 
 
 def check_channels(volumes: Sequence[Volume], model: Model) -> None:
-    """Raise `BadConfig` if a model takes another number of scans, `BadFile` if they do not lie on one grid."""
+    """Raise `BadConfig` if a model takes another number of scans."""
     names = channel_names(model)
     if len(volumes) != len(names):
         title = model if isinstance(model, str) else as_list(model)[0].spec.name
@@ -177,7 +177,6 @@ def check_channels(volumes: Sequence[Volume], model: Model) -> None:
         wanted = "1 scan" if len(names) == 1 else f"{len(names)} scans"
         order = " in this order" if len(names) > 1 and listed else ""
         raise BadConfig(f"the model {title} takes {wanted}{listed}{order} and {len(volumes)} are given; see --channel")
-    check_one_grid(volumes, names if all(names) else ())
 
 
 def _check_settings(checkpoints: Sequence[Checkpoint], settings: Settings) -> None:
@@ -300,7 +299,9 @@ def segment(
 
         model = load_checkpoint(model)
     check_channels(volumes, model)
-    for volume, name in zip(volumes, channel_names(model)):
+    names = channel_names(model)
+    volumes = on_one_grid(volumes, names if all(names) else ())
+    for volume, name in zip(volumes, names):
         try:
             check_image(volume)
         except BadFile as error:

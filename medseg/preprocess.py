@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medseg.checkpoint import FixedScale, GridKind, PercentileScale, ZScore
 from medseg.errors import BadFile
-from medseg.volume import Volume, grid_distance_mm, reorient, resample
+from medseg.volume import Volume, reorient, resample, same_grid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,8 +113,8 @@ def labels_on_grid(labels: Volume, grid: ModelGrid) -> NDArray:
     """A label map on a model's grid, its dtype kept: the nearest voxel, 0 outside; a copy where grids are equal."""
     turned = reorient(labels)
     if grid.step is not None and turned.shape == grid.scan_shape:
-        same = Volume(turned.data, grid.affine @ np.linalg.inv(grid.step))
-        if grid_distance_mm(same, turned) < tolerance_mm(turned):
+        scan = Volume(turned.data, grid.affine @ np.linalg.inv(grid.step))
+        if same_grid(scan, turned, tolerance_mm(turned)):
             return _on_own_axes(labels, grid.step, 0, grid.shape, 0)
     return resample(labels, grid.affine, grid.shape, order=0).data
 
@@ -136,13 +136,20 @@ def tolerance_mm(volume: Volume) -> float:
     return max(1e-3, 0.01 * min(volume.spacing_mm))
 
 
-def check_one_grid(volumes: Sequence[Volume], names: Sequence[str] = ()) -> None:
-    """Raise `BadFile` unless all scans of a case lie on the first one's grid; `names` say which is which."""
+def on_one_grid(volumes: Sequence[Volume], names: Sequence[str] = ()) -> list[Volume]:
+    """The scans of one case on the first one's grid: those that store it in another orientation are turned.
+
+    Raises `BadFile` if one lies on another grid; `names` say which is which.
+    """
     first = volumes[0]
-    for n, volume in enumerate(volumes):
-        if volume.shape != first.shape or grid_distance_mm(first, volume) > tolerance_mm(first):
+    found = [first]
+    for n, volume in enumerate(volumes[1:], 1):
+        turned = volume if volume.orientation == first.orientation else reorient(volume, first.orientation)
+        if not same_grid(first, turned, tolerance_mm(first)):
             what, other = (names[i] if names else f"channel {i + 1}" for i in (n, 0))
             raise BadFile(f"{what} lies on another grid than {other}; register and resample the scans to one grid")
+        found.append(first.with_data(turned.data))
+    return found
 
 
 def normalise(image: NDArray[np.float32]) -> Tensor:
@@ -215,7 +222,7 @@ def prepare(
     schemes = (PercentileScale(),) * len(volumes) if isinstance(intensity, str) else tuple(intensity)
     if len(schemes) != len(volumes):
         raise BadFile(f"{len(volumes)} scans are given where {len(schemes)} are wanted")
-    check_one_grid(volumes, names)
+    volumes = on_one_grid(volumes, names)
     made = model_grid(volumes[0], spacing_mm, grid)
     image = np.empty((len(volumes), *made.shape), np.float32)
     for n, (volume, scheme, channel) in enumerate(zip(volumes, schemes, image)):

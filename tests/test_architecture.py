@@ -33,7 +33,7 @@ ROWS = [
     {"io.dicom_codes", "io.dicom_result", "io.dicom_seg", "io.rtstruct", "io.dicom_report"},
     {"io", "checkpoint", "record", "view", "view.preview", "view.contrast", "view.page"},
     {"view.scene", "view.server", "view.slicer.MedSeg", "view.slicer.MedSegLib", "view.slicer.MedSegLib.command"},
-    {"window", "synth"},
+    {"window", "synth", "dataset", "layouts"},
     {"preprocess"},
     {"backends"},
     {"inference", "train", "evaluate", "report", "compare", "infer", "pacs", "listen"},
