@@ -18,6 +18,7 @@ ROWS = [
         "volume",
         "resampling",
         "config",
+        "augment_config",
         "kernels",
         "window_kernels",
         "winograd_kernels",
@@ -27,7 +28,7 @@ ROWS = [
     },
     {"io.voxels", "io.dicom_source", "io.dicom_slice", "io.dicom_frames", "io.dicom_decode"},
     {"cleanup", "metrics", "losses", "models.unet", "models", "intensity", "refine", "face"},
-    {"fast_conv", "painter"},
+    {"fast_conv", "painter", "augment"},
     {"io.dicom_pixels", "io.dicom_series", "io.dicom_repair", "io.dicom_suv"},
     {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.slicer"},
     {"io.dicom_codes", "io.dicom_result", "io.dicom_seg", "io.rtstruct", "io.dicom_report"},
@@ -62,7 +63,7 @@ HEAVY = {
     "dicomweb_client",
     "requests",
 }
-TORCH_AT_TOP = {"fast_conv", "train", "synth", "window", "backends", "losses", "models", "models.unet"}
+TORCH_AT_TOP = {"augment", "fast_conv", "train", "synth", "window", "backends", "losses", "models", "models.unet"}
 ALSO_AT_TOP = {
     "kernels": {"numba"},
     "resampling": {"numba"},
