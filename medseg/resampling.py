@@ -469,3 +469,64 @@ def cubic_points(coefficients, rows, points, outside, start, stop, out):  # type
                                 part += weights[2, z] * row[places[2, z]]
                             total += weights[0, x] * weights[1, y] * part
                 out[a, b, c] = total / np.float32(total_points)
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def linear_patch(image, labels, rows, shift, outside, start, stop, out, classes):  # type: ignore[no-untyped-def]
+    """Planes start..stop of out (C, A, B, D) and classes (A, B, D): trilinear values, and the class of most weight.
+
+    image (C, X, Y, Z) float32 and labels (X, Y, Z) integer are looked up at rows (3, 4) @ (a, b, d, 1) + shift (3, A,
+    B, D), which may be empty. More than half a voxel outside are outside (C,) and 0.
+    """
+    sizes = labels.shape
+    bent = shift.size > 0
+    weights, there = np.empty(8, np.float32), np.empty(8, np.int64)
+    ends = (sizes[0] - 1.0, sizes[1] - 1.0, sizes[2] - 1.0)
+    for a in range(start, stop):
+        for b in range(classes.shape[1]):
+            base0 = rows[0, 0] * a + rows[0, 1] * b + rows[0, 3]
+            base1 = rows[1, 0] * a + rows[1, 1] * b + rows[1, 3]
+            base2 = rows[2, 0] * a + rows[2, 1] * b + rows[2, 3]
+            for d in range(classes.shape[2]):
+                x, y, z = base0 + rows[0, 2] * d, base1 + rows[1, 2] * d, base2 + rows[2, 2] * d
+                if bent:
+                    x, y, z = x + shift[0, a, b, d], y + shift[1, a, b, d], z + shift[2, a, b, d]
+                if not (-0.5 <= x <= ends[0] + 0.5 and -0.5 <= y <= ends[1] + 0.5 and -0.5 <= z <= ends[2] + 0.5):
+                    for channel in range(out.shape[0]):
+                        out[channel, a, b, d] = outside[channel]
+                    classes[a, b, d] = 0
+                    continue
+                x, y, z = min(max(x, 0.0), ends[0]), min(max(y, 0.0), ends[1]), min(max(z, 0.0), ends[2])
+                x0, y0, z0 = int(x), int(y), int(z)
+                x1, y1, z1 = min(x0 + 1, sizes[0] - 1), min(y0 + 1, sizes[1] - 1), min(z0 + 1, sizes[2] - 1)
+                fx, fy, fz = np.float32(x - x0), np.float32(y - y0), np.float32(z - z0)
+                for channel in range(out.shape[0]):
+                    grey = image[channel]
+                    v00 = grey[x0, y0, z0] + fz * (grey[x0, y0, z1] - grey[x0, y0, z0])
+                    v01 = grey[x0, y1, z0] + fz * (grey[x0, y1, z1] - grey[x0, y1, z0])
+                    v10 = grey[x1, y0, z0] + fz * (grey[x1, y0, z1] - grey[x1, y0, z0])
+                    v11 = grey[x1, y1, z0] + fz * (grey[x1, y1, z1] - grey[x1, y1, z0])
+                    v0, v1 = v00 + fy * (v01 - v00), v10 + fy * (v11 - v10)
+                    out[channel, a, b, d] = v0 + fx * (v1 - v0)
+                there[0], there[1] = labels[x0, y0, z0], labels[x0, y0, z1]
+                there[2], there[3] = labels[x0, y1, z0], labels[x0, y1, z1]
+                there[4], there[5] = labels[x1, y0, z0], labels[x1, y0, z1]
+                there[6], there[7] = labels[x1, y1, z0], labels[x1, y1, z1]
+                best = there[0]
+                alike = True
+                for n in range(1, 8):
+                    alike &= there[n] == best
+                if not alike:
+                    one = np.float32(1)
+                    for n in range(8):
+                        w = (fx if n & 4 else one - fx) * (fy if n & 2 else one - fy) * (fz if n & 1 else one - fz)
+                        weights[n] = w
+                    most = np.float32(0)
+                    for n in range(8):
+                        total = np.float32(0)
+                        for m in range(8):
+                            if there[m] == there[n]:
+                                total += weights[m]
+                        if total > most:
+                            best, most = there[n], total
+                classes[a, b, d] = best
