@@ -191,7 +191,7 @@ def test_image_and_labels_move_together(name, monkeypatch):
 
         grey = np.array(ndimage.center_of_mass(got[0].numpy())) * spacing_mm
         blob = np.array(ndimage.center_of_mass(classes.numpy())) * spacing_mm
-        assert np.linalg.norm(grey - blob) < 0.2
+        assert np.linalg.norm(grey - blob) < 0.35  # half a voxel is 0.5 or 1
         moved += np.linalg.norm(blob - np.array([25.0, 18.0, 22.0])) > 1
         # Half of the image's height is where the label ends.
         assert ((got[0] > 1) != (classes > 0)).float().sum() < 0.12 * classes.sum()  # a shift by 1 mm makes 0.19
