@@ -45,13 +45,14 @@ def interpolate(
     shape: tuple[int, int, int],
     *,
     order: int,
-    outside: float = 0,
+    outside: float | None = 0,
     points: tuple[int, int, int] = (1, 1, 1),
 ) -> NDArray:
     """`data` (I, J, K) at the places that `step` (4, 4) gives for the indices of an output of `shape`.
 
     order: 0 (nearest; keeps the dtype), 1 (linear) or 3 (cubic B-spline through the samples); float32.
     points: every output is the mean of this many points, spread evenly over its voxel along each axis.
+    outside: the value of points outside; None, for parallel grids: that of the nearest voxel.
     The output lies in memory as the input does: what is read quickly from one is written quickly to the other.
     """
     if order not in (0, 1, 3):
@@ -60,6 +61,8 @@ def interpolate(
     rest = step[:3, :3].copy()
     rest[range(3), axes] = 0
     if np.abs(rest).max() * max(shape) >= _PARALLEL:
+        if outside is None:
+            raise ValueError("between grids that are not parallel, points outside need a value")
         if order == 0:
             return _nearest_oblique(data, step, shape, outside)
         return _oblique(data, step, shape, order, outside, points)
@@ -83,11 +86,14 @@ def _separable(
     offsets: NDArray,
     shape: tuple[int, int, int],
     order: int,
-    outside: float,
+    outside: float | None,
     points: tuple[int, int, int],
 ) -> NDArray[np.float32]:
     """Linear or cubic; output o along axis n looks at place scales[n] * o + offsets[n] of axis n of `data`."""
-    operators = [axis_operator(data.shape[n], shape[n], scales[n], offsets[n], order, points[n]) for n in range(3)]
+    edge = outside is None
+    operators = [
+        axis_operator(data.shape[n], shape[n], scales[n], offsets[n], order, points[n], edge=edge) for n in range(3)
+    ]
     memory = sorted(range(3), key=lambda n: -abs(data.strides[n]))  # the axis that is contiguous comes last
     data = data.transpose(memory)
     a, b, c = (operators[n] for n in memory)
@@ -118,14 +124,17 @@ def _slabs_per_thread(voxels: float, length: int) -> int:
     return int(min(max(4, voxels / _BLOCK / threads()), max(1, length // threads())))
 
 
-def axis_operator(size: int, outputs: int, scale: float, offset: float, order: int, points: int = 1) -> AxisOperator:
+def axis_operator(
+    size: int, outputs: int, scale: float, offset: float, order: int, points: int = 1, *, edge: bool = False
+) -> AxisOperator:
     """Linear (order 1) or cubic (order 3, on spline coefficients) interpolation of `size` voxels along one axis.
 
-    Output o is the mean over `points` points around scale * o + offset; those outside count as 0.
+    Output o is the mean over `points` points around scale * o + offset; those outside count as 0, or with `edge` as
+    the nearest voxel.
     """
     spread = (np.arange(points) + 0.5) / points - 0.5
     at = scale * (np.arange(outputs)[:, None] + spread) + offset  # (outputs, points)
-    inside = (at >= -_ROUNDING) & (at <= size - 1 + _ROUNDING)
+    inside = edge | (at >= -_ROUNDING) & (at <= size - 1 + _ROUNDING)
     at = np.clip(at, 0, size - 1)
     base = np.floor(at).astype(np.int64)
     t = (at - base)[..., None]
@@ -205,15 +214,18 @@ def _oblique(
     return out.transpose(np.argsort(axes))
 
 
-def _nearest(data: NDArray, scales: NDArray, offsets: NDArray, shape: tuple[int, int, int], outside: float) -> NDArray:
+def _nearest(
+    data: NDArray, scales: NDArray, offsets: NDArray, shape: tuple[int, int, int], outside: float | None
+) -> NDArray:
     """The voxels of `data`, whose axes are those of the output, at places scales[n] * o + offsets[n]."""
     places = [scale * np.arange(n) + offset for scale, offset, n in zip(scales, offsets, shape)]
-    inside = [(at >= -_ROUNDING) & (at <= n - 1 + _ROUNDING) for at, n in zip(places, data.shape)]
+    edge = outside is None
+    inside = [edge | (at >= -_ROUNDING) & (at <= n - 1 + _ROUNDING) for at, n in zip(places, data.shape)]
     voxels = [
         np.clip(np.floor(at[within] + 0.5).astype(np.intp), 0, n - 1)
         for at, within, n in zip(places, inside, data.shape)
     ]
-    out = np.full(shape, outside, data.dtype)
+    out = np.full(shape, outside or 0, data.dtype)
     rows, columns = np.ix_(*inside[1:])
     planes = np.flatnonzero(inside[0])
 

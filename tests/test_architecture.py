@@ -27,16 +27,22 @@ ROWS = [
         "labels",
     },
     {"io.voxels", "io.dicom_source", "io.dicom_slice", "io.dicom_frames", "io.dicom_decode"},
-    {"cleanup", "metrics", "losses", "models.unet", "models", "intensity", "refine", "face"},
+    {"cleanup", "metrics", "losses", "intensity", "refine", "face"},
+    {"models.layers", "models.unet", "models.monai", "models.size"},
+    {"models.fcn", "models.resenc_unet", "models.deeplab", "models.segformer", "models.mask2former"},
+    {"models.unetr", "models.swin_unetr", "models.segresnet", "models.mednext"},
+    {"models"},
     {"fast_conv", "painter", "augment"},
     {"io.dicom_pixels", "io.dicom_series", "io.dicom_repair", "io.dicom_suv"},
     {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.slicer"},
     {"io.dicom_codes", "io.dicom_result", "io.dicom_seg", "io.rtstruct", "io.dicom_report"},
     {"io", "checkpoint", "record", "view", "view.preview", "view.contrast", "view.page"},
     {"view.scene", "view.server", "view.slicer.MedSeg", "view.slicer.MedSegLib", "view.slicer.MedSegLib.command"},
-    {"window", "synth"},
+    {"window", "synth", "dataset", "layouts"},
+    {"preprocess"},
     {"backends"},
-    {"inference", "train", "evaluate", "report", "compare", "infer", "pacs", "listen"},
+    {"inference", "label_maps", "evaluate", "report", "compare", "infer", "pacs", "listen"},
+    {"team", "scans", "plan", "train", "training"},
     {"cli_evaluate"},
     {"cli_view", "cli_pacs"},
     {"cli"},
@@ -62,7 +68,10 @@ HEAVY = {
     "dicomweb_client",
     "requests",
 }
-TORCH_AT_TOP = {"augment", "fast_conv", "train", "synth", "window", "backends", "losses", "models", "models.unet"}
+TORCH_AT_TOP = {"augment", "label_maps", "scans", "team", "fast_conv", "train", "synth", "window", "backends", "losses", "models"}
+TORCH_AT_TOP |= {
+    f"models.{name}" for name in ("layers", "unet", "monai", "size", "fcn", "deeplab", "segformer", "mask2former")
+}
 ALSO_AT_TOP = {
     "kernels": {"numba"},
     "resampling": {"numba"},

@@ -23,14 +23,12 @@ from medseg.inference import (
     Settings,
     check_image,
     mirror_axes,
-    model_grid,
-    normalise,
     plan,
     region_of,
     segment,
     structure_volumes,
-    to_model_grid,
 )
+from medseg.preprocess import model_grid, normalise, to_model_grid
 from medseg.volume import ORIENTATIONS, Volume, reorient
 
 EXACT = Settings(device="cpu", precision="fp32")
