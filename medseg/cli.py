@@ -109,6 +109,14 @@ def infer(
         list[str],
         typer.Option("--model", "-m", help="A name from `medseg models`, or a model folder; several are averaged."),
     ] = ["brain"],  # noqa: B006
+    channel: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="SCAN",
+            help="The next channel of a model that takes several, in its order; again for more. Not needed for files "
+            "called CASE_0000, CASE_0001 ... or for one 4-D file.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")] = "auto",
     precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Arithmetic of the network.")] = "auto",
     backend: Annotated[str, typer.Option(metavar="auto|torch|openvino", help="What runs the network.")] = "auto",
@@ -161,7 +169,7 @@ def infer(
     Of DICOM, OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set.
     """
     from medseg import infer as run
-    from medseg.inference import Settings
+    from medseg.inference import Settings, channel_names
     from medseg.io import DicomOptions
 
     _one_of("--device", device, ("auto", "cpu", "cuda"))
@@ -172,15 +180,15 @@ def infer(
         _one_of("--also", kind, tuple(run.DICOM_RESULTS))
     _one_of("--progress", show_progress, ("auto", "json"))
     _one_of("--backend", backend, ("auto", "torch", "openvino"))
+    checkpoint = run.load_model(*model)
     from_pacs = cli_pacs.fetched(inputs, output, push, credentials, authority, plain_http, quiet)
     with from_pacs as remote:
-        work = run.jobs(remote.inputs, remote.output)
+        work = run.jobs(remote.inputs, remote.output, names=channel_names(checkpoint), channels=channel or ())
         if preview and len(work) == 1 and preview.suffix.lower() != ".png":
             raise BadOutput(f"{preview}: a preview is a picture; give a name that ends in .png")
         for job in work:
             run.check_output(job, extra_kinds)
         _keep_memory()
-        checkpoint = run.load_model(*model)
         settings = Settings(
             device,
             precision,
