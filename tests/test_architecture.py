@@ -34,6 +34,7 @@ ROWS = [
     {"io", "checkpoint", "record", "view", "view.preview", "view.contrast", "view.page"},
     {"view.scene", "view.server", "view.slicer.MedSeg", "view.slicer.MedSegLib", "view.slicer.MedSegLib.command"},
     {"window", "synth", "dataset", "layouts"},
+    {"check_group", "check"},
     {"backends"},
     {"inference", "train", "evaluate", "report", "compare", "infer", "pacs", "listen"},
     {"cli_evaluate"},
