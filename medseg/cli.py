@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg import cli_evaluate, cli_pacs, cli_view
+from medseg import cli_check, cli_evaluate, cli_pacs, cli_view
 from medseg.cli_evaluate import Json, Quiet
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, Interrupted, MedsegError
 
@@ -395,7 +395,7 @@ def version() -> None:
 
 
 for _command in (
-    cli_evaluate.evaluate, cli_evaluate.compare, cli_evaluate.clean, cli_view.view, cli_pacs.listen,
+    cli_check.check, cli_evaluate.evaluate, cli_evaluate.compare, cli_evaluate.clean, cli_view.view, cli_pacs.listen,
 ):  # fmt: skip
     app.command()(_command)
 

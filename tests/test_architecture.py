@@ -35,10 +35,11 @@ ROWS = [
     {"view.scene", "view.server", "view.slicer.MedSeg", "view.slicer.MedSegLib", "view.slicer.MedSegLib.command"},
     {"window", "synth", "dataset", "layouts"},
     {"check_group", "check"},
+    {"check_fix"},
     {"backends"},
     {"inference", "train", "evaluate", "report", "compare", "infer", "pacs", "listen"},
     {"cli_evaluate"},
-    {"cli_view", "cli_pacs"},
+    {"cli_view", "cli_pacs", "cli_check"},
     {"cli"},
     {"__main__"},
 ]
