@@ -100,12 +100,12 @@ def _standard(thumbnails: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _likeness(thumbnails: NDArray[np.float32], flip: tuple[int, ...] = ()) -> NDArray[np.float64]:
     """Correlation of every case, flipped along some axes, with the mean of all others."""
-    flat = thumbnails.reshape(len(thumbnails), -1)
-    turned = np.flip(thumbnails, tuple(axis + 1 for axis in flip)).reshape(len(thumbnails), -1) if flip else flat
-    total = flat.sum(axis=0)
-    own = (turned * flat).sum(axis=1, dtype=np.float64)
-    rest = np.sqrt(np.maximum((total @ total) - 2 * (flat @ total) + 1.0, 1e-12))  # |total - case|, cases have length 1
-    return (turned @ total - own) / rest
+    turned = np.flip(thumbnails, tuple(axis + 1 for axis in flip)) if flip else thumbnails
+    total = thumbnails.sum(axis=0)
+    own = np.einsum("nijk,nijk->n", turned, thumbnails)
+    with_all = np.einsum("nijk,ijk->n", thumbnails, total)
+    rest = np.sqrt(np.maximum((total**2).sum() - 2 * with_all + 1.0, 1e-12))  # |total - case|; cases have length 1
+    return (np.einsum("nijk,ijk->n", turned, total) - own) / rest
 
 
 # The same scan twice -------------------------------------------------------------------------------------------------
