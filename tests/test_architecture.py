@@ -70,22 +70,9 @@ HEAVY = {
     "dicomweb_client",
     "requests",
 }
-TORCH_AT_TOP = {
-    "augment",
-    "label_maps",
-    "scans",
-    "team",
-    "fast_conv",
-    "train",
-    "synth",
-    "window",
-    "backends",
-    "losses",
-    "models",
-}
-TORCH_AT_TOP |= {
-    f"models.{name}" for name in ("layers", "unet", "monai", "size", "fcn", "deeplab", "segformer", "mask2former")
-}
+TORCH_AT_TOP = {"augment", "label_maps", "plan", "scans", "team", "training"}
+TORCH_AT_TOP |= {"fast_conv", "train", "synth", "window", "backends", "losses"}
+TORCH_AT_TOP |= {name for row in ROWS for name in row if name.split(".")[0] == "models"}
 ALSO_AT_TOP = {
     "kernels": {"numba"},
     "resampling": {"numba"},
