@@ -70,7 +70,8 @@ def draw_patches(
             classes[b] = classes[b].flip(mirrored)
         if 0 in mirrored and lateral_swap is not None:
             classes[b] = _swapped(classes[b], lateral_swap.to(device))
-    return augment_intensity(out, settings, generator), classes
+        _change_intensity(out[b], settings, draw)
+    return out, classes
 
 
 @torch.no_grad()
@@ -81,33 +82,7 @@ def augment_intensity(images: Tensor, settings: AugmentConfig, generator: Genera
     half of them. Changes the images in place and returns them.
     """
     for image, draw in zip(images, _draws(len(images), generator)):
-        noise = draw.between(settings.noise_variance) if draw.chance(settings.noise_share) else 0.0
-        blurred = draw.chance(settings.blur_share)
-        brighter = draw.chance(settings.brightness_share)
-        contrasted = draw.chance(settings.contrast_share)
-        coarser = draw.chance(settings.low_resolution_share)
-        gammas = (draw.chance(settings.inverted_gamma_share), draw.chance(settings.gamma_share))
-        inverted = draw.chance(settings.inversion_share)
-        for channel in image:
-            if noise:
-                noises = torch.randn(channel.shape, generator=draw.on(channel.device), device=channel.device)
-                channel.add_(noises.mul_(_moments(channel)[1] * math.sqrt(noise)))
-            if blurred and draw.chance(0.5):
-                sigmas = [draw.between(settings.blur_voxels) for _ in range(3)]
-                channel.copy_(_along_axes(channel, [_blurring(n, s) for n, s in zip(channel.shape, sigmas)]))
-            if brighter:
-                channel.mul_(draw.factor(settings.brightness))
-            if contrasted:
-                _change_contrast(channel, draw.factor(settings.contrast))
-            if coarser and draw.chance(0.5):
-                zoom = draw.factor(settings.low_resolution)
-                channel.copy_(_along_axes(channel, [_coarsening(n, zoom) for n in channel.shape]))
-            for wanted, sign in zip(gammas, (-1, 1)):
-                if wanted:
-                    _apply_gamma(channel, draw.factor(settings.gamma), sign)
-            if inverted:
-                low, high = channel.aminmax()
-                channel.neg_().add_(low + high)
+        _change_intensity(image, settings, draw)
     return images
 
 
@@ -249,6 +224,37 @@ def _swapped(classes: Tensor, lateral_swap: Tensor) -> Tensor:
     return torch.where(known, other, classes)
 
 
+def _change_intensity(image: Tensor, settings: AugmentConfig, draw: _Draw) -> None:
+    """The changes of `augment_intensity` to one image (C, X, Y, Z), in place."""
+    noise = draw.between(settings.noise_variance) if draw.chance(settings.noise_share) else 0.0
+    blurred = draw.chance(settings.blur_share)
+    brighter = draw.chance(settings.brightness_share)
+    contrasted = draw.chance(settings.contrast_share)
+    coarser = draw.chance(settings.low_resolution_share)
+    gammas = (draw.chance(settings.inverted_gamma_share), draw.chance(settings.gamma_share))
+    inverted = draw.chance(settings.inversion_share)
+    for channel in image:
+        if noise:
+            noises = torch.randn(channel.shape, generator=draw.on(channel.device), device=channel.device)
+            channel.add_(noises.mul_(_moments(channel)[1] * math.sqrt(noise)))
+        if blurred and draw.chance(0.5):
+            sigmas = [draw.between(settings.blur_voxels) for _ in range(3)]
+            channel.copy_(_along_axes(channel, [_blurring(n, s) for n, s in zip(channel.shape, sigmas)]))
+        if brighter:
+            channel.mul_(draw.factor(settings.brightness))
+        if contrasted:
+            _change_contrast(channel, draw.factor(settings.contrast))
+        if coarser and draw.chance(0.5):
+            zoom = draw.factor(settings.low_resolution)
+            channel.copy_(_along_axes(channel, [_coarsening(n, zoom) for n in channel.shape]))
+        for wanted, sign in zip(gammas, (-1, 1)):
+            if wanted:
+                _apply_gamma(channel, draw.factor(settings.gamma), sign)
+        if inverted:
+            low, high = channel.aminmax()
+            channel.neg_().add_(low + high)
+
+
 def _moments(image: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of (X, Y, Z), in an order of sums that does not depend on the number of threads."""
 
@@ -272,7 +278,8 @@ def _apply_gamma(image: Tensor, gamma: float, sign: int) -> None:
     image.mul_(sign)
     low, high = image.aminmax()
     extent = (high - low).clamp(min=_TINY)
-    image.sub_(low).div_(extent).clamp_(0, 1).pow_(gamma).mul_(sign)
+    # By the logarithm, because `pow` rounds in two ways, depending on how the threads share the image.
+    image.sub_(low).div_(extent).clamp_(0, 1).log_().mul_(gamma).exp_().mul_(sign)
     new_middle, new_spread = _moments(image)
     image.sub_(new_middle).mul_(spread / new_spread.clamp(min=_TINY)).add_(middle)
 

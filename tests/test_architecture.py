@@ -36,13 +36,13 @@ ROWS = [
     {"io.dicom_pixels", "io.dicom_series", "io.dicom_repair", "io.dicom_suv"},
     {"io.nifti", "io.nrrd", "io.metaimage", "io.mgh", "io.dicom", "io.slicer"},
     {"io.dicom_codes", "io.dicom_result", "io.dicom_seg", "io.rtstruct", "io.dicom_report"},
-    {"io", "checkpoint", "record", "view", "view.preview", "view.contrast", "view.page"},
+    {"io", "checkpoint", "record", "view", "view.lettering", "view.preview", "view.contrast", "view.page"},
     {"view.scene", "view.server", "view.slicer.MedSeg", "view.slicer.MedSegLib", "view.slicer.MedSegLib.command"},
     {"window", "synth", "dataset", "layouts"},
     {"preprocess"},
     {"backends"},
     {"inference", "label_maps", "evaluate", "report", "compare", "infer", "pacs", "listen"},
-    {"team", "scans", "plan", "train", "training"},
+    {"curves", "team", "scans", "plan", "train", "training"},
     {"cli_evaluate"},
     {"cli_view", "cli_pacs"},
     {"cli"},
@@ -68,7 +68,19 @@ HEAVY = {
     "dicomweb_client",
     "requests",
 }
-TORCH_AT_TOP = {"augment", "label_maps", "scans", "team", "fast_conv", "train", "synth", "window", "backends", "losses", "models"}
+TORCH_AT_TOP = {
+    "augment",
+    "label_maps",
+    "scans",
+    "team",
+    "fast_conv",
+    "train",
+    "synth",
+    "window",
+    "backends",
+    "losses",
+    "models",
+}
 TORCH_AT_TOP |= {
     f"models.{name}" for name in ("layers", "unet", "monai", "size", "fcn", "deeplab", "segformer", "mask2former")
 }
