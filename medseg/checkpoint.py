@@ -236,6 +236,14 @@ def save_checkpoint(folder: Path, spec: dict[str, Any], state: dict[str, Tensor]
         handle.write((checked.model_dump_json(indent=1) + "\n").encode())
 
 
+def change_spec(folder: Path, **changes: Any) -> None:
+    """Change fields of a model's JSON that do not touch its weights: cleanup, card, description."""
+    content = json.loads((folder / "model.json").read_text(encoding="utf-8")) | changes
+    checked = ModelSpec.model_validate_json(json.dumps(content))
+    with atomic_write(folder / "model.json") as handle:
+        handle.write((checked.model_dump_json(indent=1) + "\n").encode())
+
+
 def save_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write a training state atomically: tensors and JSON facts in one safetensors file."""
     from safetensors.torch import save

@@ -115,7 +115,7 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
     Where less is allowed (`max_memory_bytes`) or free, the scan is computed in stripes, whose seams are computed twice.
     Raises `NotEnoughMemory` if that does not help, `BadConfig` for settings that do not fit the model.
     """
-    limit = min(settings.max_memory_bytes or 2**62, _free_bytes() + _resident_bytes())
+    limit = min(settings.max_memory_bytes or 2**62, free_bytes() + _resident_bytes())
     volumes = as_volumes(scan)
     volume = volumes[0]
     check_channels(volumes, model)
@@ -259,7 +259,7 @@ def _span(windows: Windows, stripes: int) -> int:
 _LIBRARIES_BYTES = 150_000_000
 
 
-def _free_bytes() -> int:
+def free_bytes() -> int:
     """Memory that programs may still take (Linux; elsewhere as good as unlimited)."""
     return _from_proc("/proc/meminfo", "MemAvailable", 2**62)
 

@@ -71,7 +71,9 @@ class LabelMaps:
         """What `ModelSpec` needs to know of the data."""
         return {"channels": 1, "classes": self.classes, "spacing_mm": self.spacing_mm}
 
-    def validate(self, network: nn.Module, seeds: list[int], device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    def validate(
+        self, network: nn.Module, seeds: list[int], device: torch.device, dtype: torch.dtype
+    ) -> dict[str, float]:
         """Mean Dice on a fixed image for each seed, rendered from the maps held out: half T1-like, half random."""
         if self.held_out is None or not seeds:
             return {}

@@ -131,6 +131,8 @@ def segmentation_loss(
     def of_regions(logits: Tensor, target: Tensor) -> Tensor:
         assert membership is not None
         counts = (target != IGNORE)[:, None].float()
-        return dice_binary_cross_entropy(logits, membership.to(target.device)[target.clamp(min=0)].movedim(-1, 1), counts)
+        return dice_binary_cross_entropy(
+            logits, membership.to(target.device)[target.clamp(min=0)].movedim(-1, 1), counts
+        )
 
     return deep_supervision(outputs, labels, of_classes if membership is None else of_regions)

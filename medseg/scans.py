@@ -26,7 +26,7 @@ from medseg.augment import draw_patches
 from medseg.checkpoint import Checkpoint, ModelSpec
 from medseg.config import Config
 from medseg.dataset import Case, Dataset, load_case, read_case_labels, read_channels
-from medseg.errors import BadConfig, BadFile, DataWarning
+from medseg.errors import BadConfig, BadFile
 from medseg.inference import Settings, segment
 from medseg.io.files import atomic_write
 from medseg.losses import IGNORE
@@ -89,7 +89,9 @@ class Scans:
         self.store.mkdir(parents=True, exist_ok=True)
         self.keys = [self._key(case) for case in self.training]
         missing = [
-            (case, key) for case, key in zip(self.training, self.keys) if not (self.store / f"{key}.points.npy").exists()
+            (case, key)
+            for case, key in zip(self.training, self.keys)
+            if not (self.store / f"{key}.points.npy").exists()
         ]
         with ThreadPoolExecutor(max(1, min(8, torch.get_num_threads()))) as pool:
             jobs = [pool.submit(self._prepare_case, case, key) for case, key in missing]
@@ -270,7 +272,7 @@ class Scans:
             begun = time.monotonic()
             volumes = read_channels(self.dataset, case)
             labels = segment(volumes, model, Settings(device=device.type)).labels
-            for name, score in self._dice(labels.data, read_case_labels(case, volumes[0]).data, case).items():
+            for name, score in self.dice(labels.data, read_case_labels(case, volumes[0]).data, case).items():
                 scores.setdefault(name, []).append(score)
             self.seconds_a_case = time.monotonic() - begun  # of the last: the first one also waits for compilation
         means = {name: float(np.mean(values)) for name, values in scores.items()}
@@ -281,7 +283,7 @@ class Scans:
         parts = self.dataset.regions or [(value,) for value in self.classes[1:]]
         return {label.name: tuple(part) for label, part in zip(self.table.labels, parts, strict=True)}
 
-    def _dice(self, found: NDArray, truth: NDArray, case: Case) -> dict[str, float]:
+    def dice(self, found: NDArray, truth: NDArray, case: Case) -> dict[str, float]:
         """Dice of the structures annotated in a case and present in the result or the truth."""
         counted = truth != self.dataset.ignore if self.dataset.ignore is not None else np.ones(1, bool)
         scores = {}
@@ -317,8 +319,8 @@ def _lateral_swap(dataset: Dataset) -> Tensor | None:
     known = [0, *(dataset.values if dataset.regions else (label.value for label in dataset.table.labels))]
     swap = torch.arange(len(known))
     for one, other in pairs.items():
-        a, b = known.index(one), known.index(other)
-        swap[a], swap[b] = b, a
+        if one in known and other in known:
+            swap[known.index(one)] = known.index(other)
     return swap
 
 

@@ -58,15 +58,15 @@ class Team:
             self._whole, self.sharded = deepcopy(network), True
             for child in network.children():
                 if sum(1 for _ in child.parameters()):
-                    fully_shard(child) if not isinstance(child, nn.ModuleList) else [fully_shard(part) for part in child]
+                    fully_shard(child) if not isinstance(child, nn.ModuleList) else [
+                        fully_shard(part) for part in child
+                    ]
             fully_shard(network)
             return network, network
         devices = [self.device.index] if self.device.type == "cuda" else None
         return network, nn.parallel.DistributedDataParallel(network, device_ids=devices)
 
-    def share(
-        self, settings: TrainConfig, step: int, mix: Callable[[int, int, int], int]
-    ) -> tuple[list[int], range]:
+    def share(self, settings: TrainConfig, step: int, mix: Callable[[int, int, int], int]) -> tuple[list[int], range]:
         """The seeds of this process's samples of a step, and their places in the whole run."""
         if settings.batch % self.size:
             raise BadConfig(f"train.batch={settings.batch} cannot be shared by {self.size} processes; use a multiple")

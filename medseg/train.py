@@ -9,7 +9,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,6 +64,7 @@ def train(
     run: Path,
     source: Source | None = None,
     *,
+    team: Team | None = None,
     began: float | None = None,
     reserve: Callable[[], float] = lambda: 0.0,
     progress: Progress = lambda share, facts: None,
@@ -73,12 +74,12 @@ def train(
 
     The folder holds config.yaml, metrics.jsonl, progress.png, state.safetensors (and the one before) and the model.
     began: when the command began (`time.monotonic`), and reserve: how many seconds will be needed after the loop;
-    both count where the config gives a time. Raises `BadConfig` if the folder belongs to another config or another
-    process trains there.
+    both count where the config gives a time. team: the processes, where they were joined before. Raises `BadConfig` if
+    the folder belongs to another config or another process trains there.
     """
     began = time.monotonic() if began is None else began
     run.mkdir(parents=True, exist_ok=True)
-    with Team() as team, _locked(run, team), _stoppable() as stopping:
+    with nullcontext(team) if team else Team() as team, locked(run, team), _stoppable() as stopping:
         settings, device = config.train, team.device
         _same_run(config, run, team)
         check_steps([] if config.cleanup == "auto" else config.cleanup)
@@ -121,7 +122,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             _average(average, network, min(settings.ema, (1 + step) / (10 + step)))
 
-            value, dice = team.mean(float(loss.detach()), _training_dice(outputs, labels))
+            value, dice = team.mean(float(loss.detach()), _training_dice(outputs, labels, source))
             if not torch.isfinite(torch.tensor(value)) or not (torch.isfinite(norm) or scaler.is_enabled()):
                 raise BadConfig(f"the loss is not finite at step {step + 1}: lower train.learning_rate or use fp32")
             facts["step"], facts["loss"], facts["dice"] = step + 1, facts["loss"] + value, facts["dice"] + dice
@@ -247,9 +248,7 @@ def _optimizer(settings: TrainConfig, network: nn.Module) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
 
-def _loss(
-    network: nn.Module, source: Source, outputs: Any, labels: Tensor, unlabelled: Tensor | None
-) -> Tensor:
+def _loss(network: nn.Module, source: Source, outputs: Any, labels: Tensor, unlabelled: Tensor | None) -> Tensor:
     """The network's own loss where it has one (mask classification), else Dice and cross-entropy."""
     if hasattr(network, "loss"):
         loss: Tensor = network.loss(outputs, labels)
@@ -263,8 +262,10 @@ def _loss(
     )
 
 
-def _training_dice(outputs: Any, labels: Tensor) -> float:
+def _training_dice(outputs: Any, labels: Tensor, source: Source) -> float:
     """Mean hard Dice of the finest output, or nan where outputs are no class logits."""
+    if getattr(source, "membership", None) is not None:
+        return float("nan")
     finest = outputs if isinstance(outputs, Tensor) else outputs[0] if isinstance(outputs, list | tuple) else None
     if not isinstance(finest, Tensor) or finest.shape[2:] != labels.shape[1:]:
         return float("nan")
@@ -400,8 +401,9 @@ def _restore(
         for key, value in part("optimizer.").items():
             number, name = key.split(".")
             parameter = parameters[int(number)]
-            fits = value.shape == parameter.shape
-            state.setdefault(int(number), {})[name] = team.like(value, parameter) if fits else value
+            if value.shape == parameter.shape:  # in the parameter's layout in memory too, as the optimiser keeps it
+                value = torch.empty_like(parameter).copy_(team.like(value, parameter))
+            state.setdefault(int(number), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         return {"position": 0.0, "seconds": 0.0, "loss": 0.0, "dice": 0.0} | facts
     if damaged:
@@ -501,7 +503,7 @@ def _export(run: Path, config: Config, source: Source, average: dict[str, Tensor
 
 
 @contextmanager
-def _locked(run: Path, team: Team) -> Iterator[None]:
+def locked(run: Path, team: Team) -> Iterator[None]:
     """Hold the run folder; the lock goes with the process, so a killed run leaves none behind."""
     with (run / ".lock").open("w") as handle:
         if team.first:

@@ -255,7 +255,7 @@ def test_memory_that_is_not_there_is_refused_before_anything_is_done(known: Chec
         segment(scan_of(), known, Settings("cpu", "fp32", max_memory_bytes=10**6))
     with pytest.raises(NotEnoughMemory, match="GB"):
         segment(scan_of(), "otsu", Settings(max_memory_bytes=10**6))
-    with mock.patch("medseg.inference._free_bytes", return_value=0), pytest.raises(NotEnoughMemory, match="are free"):
+    with mock.patch("medseg.inference.free_bytes", return_value=0), pytest.raises(NotEnoughMemory, match="are free"):
         segment(scan_of(), known, EXACT)
 
 
