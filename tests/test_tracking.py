@@ -76,7 +76,7 @@ def test_a_tracker_that_cannot_be_opened_is_refused_and_the_others_are_closed(tm
 
     known = {"good": ("json", lambda run, start: noted.pair()), "broken": ("json", broken)}
     monkeypatch.setattr(tracking, "_TRACKERS", known)
-    with pytest.raises(BadConfig, match="broken cannot be opened for .*: no answer from the server"):
+    with pytest.raises(BadConfig, match=r"broken cannot be opened for .*: no answer from the server"):
         open_trackers(["good", "broken"], tmp_path)
     assert noted.ends == [False]
 
