@@ -45,6 +45,11 @@ class Trained(Checkpoint):
 
     built: nn.Module
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights, were they stored."""
+        return 2 * sum(p.numel() for p in self.built.parameters())
+
     def network(self) -> nn.Module:
         """A copy in evaluation mode, float32, on the CPU."""
         return deepcopy(self.built).float().cpu().eval()

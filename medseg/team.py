@@ -83,13 +83,14 @@ class Team:
         distributed.all_reduce(numbers)
         return tuple((numbers / self.size).tolist())
 
-    def agree(self, position: float, stop: int) -> tuple[float, int]:
-        """The first process's position, and the signal to stop that any process was sent, or 0."""
+    def agree(self, position: float, due: bool, stop: int) -> tuple[float, bool, int]:
+        """The first process's position and whether to save, and the signal to stop that any process was sent, or 0."""
         if self.size == 1:
-            return position, stop
-        numbers = torch.tensor([position if self.first else 0.0, float(stop)], dtype=torch.float64, device=self.device)
+            return position, due, stop
+        mine = [position, float(due)] if self.first else [0.0, 0.0]
+        numbers = torch.tensor([*mine, float(stop)], dtype=torch.float64, device=self.device)
         distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
-        return float(numbers[0]), int(numbers[1])
+        return float(numbers[0]), bool(numbers[1]), int(numbers[2])
 
     def wait(self) -> None:
         """Until all processes are here."""
