@@ -49,6 +49,11 @@ class Job:
     labels: Path
     channels: tuple[Path, ...] = ()
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What is read."""
+        return (self.scan, *self.channels)
+
     def beside(self, ending: str) -> Path:
         """A companion of the label map, e.g. '.json'."""
         return self.labels.with_name(strip_suffix(self.labels) + ending)
@@ -113,7 +118,7 @@ def jobs(
     if twice:
         raise BadConfig(f"two scans would both be written to {twice[0]}; give them one at a time with -o")
     # One file may be named in several ways.
-    inputs_resolved = {path.resolve() for job in found for path in (job.scan, *job.channels)}
+    inputs_resolved = {path.resolve() for job in found for path in job.files}
     for job in found:
         if job.labels.resolve() in inputs_resolved:
             raise BadConfig(f"{job.labels} is an input and would be overwritten; choose another -o")
@@ -219,8 +224,9 @@ def infer(
             raise BadFile(f"{job.scan}: {error}") from None
     # A reader's warning names the file as the user typed it; the record must not.
     told = [str(w.message) for w in caught if issubclass(w.category, DataWarning)]
-    for path in (job.scan, *job.channels):
-        told = [_without_name(text, path) for text in told]
+    words = {path: f"channel {n + 1}" if job.channels else "the scan" for n, path in enumerate(job.files)}
+    for path in sorted(words, key=lambda path: -len(str(path))):  # a name may begin as another one does
+        told = [_without_name(text, path, words[path]) for text in told]
     content: dict[str, Any] = {
         "format": "medseg-record-1",
         "versions": record.versions(),
@@ -301,10 +307,10 @@ def _inputs(volumes: Sequence[inference.Volume], model: inference.Model) -> dict
     return {"inputs": [{"channel": name} | record.describe(one) for name, one in zip(names, volumes)]}
 
 
-def _without_name(text: str, scan: Path) -> str:
+def _without_name(text: str, scan: Path, otherwise: str) -> str:
     """A warning that begins with a scan's name, with other words for that name."""
     name = str(scan)
-    return f"the scan{text[len(name) :]}" if text.startswith(name) else text
+    return f"{otherwise}{text[len(name) :]}" if text.startswith(name) else text
 
 
 def _write_all(writes: Sequence[tuple[Path, Callable[[Path], None]]]) -> None:

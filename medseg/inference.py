@@ -176,7 +176,8 @@ def check_channels(volumes: Sequence[Volume], model: Model) -> None:
         listed = f" ({', '.join(names)})" if any(names) else ""
         wanted = "1 scan" if len(names) == 1 else f"{len(names)} scans"
         order = " in this order" if len(names) > 1 and listed else ""
-        raise BadConfig(f"the model {title} takes {wanted}{listed}{order} and {len(volumes)} are given; see --channel")
+        count = "1 is" if len(volumes) == 1 else f"{len(volumes)} are"
+        raise BadConfig(f"the model {title} takes {wanted}{listed}{order} and {count} given; see --channel")
 
 
 def _check_settings(checkpoints: Sequence[Checkpoint], settings: Settings) -> None:

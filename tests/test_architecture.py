@@ -40,11 +40,13 @@ ROWS = [
     {"view.scene", "view.server", "view.slicer.MedSeg", "view.slicer.MedSegLib", "view.slicer.MedSegLib.command"},
     {"window", "synth", "dataset", "layouts"},
     {"preprocess"},
+    {"check_group", "check"},
+    {"check_fix"},
     {"backends"},
     {"inference", "label_maps", "evaluate", "report", "compare", "infer", "pacs", "listen"},
     {"curves", "tracking", "team", "scans", "plan", "train", "training"},
     {"cli_evaluate"},
-    {"cli_view", "cli_pacs"},
+    {"cli_view", "cli_pacs", "cli_check", "cli_train"},
     {"cli"},
     {"__main__"},
 ]
@@ -70,22 +72,9 @@ HEAVY = {
     "dicomweb_client",
     "requests",
 }
-TORCH_AT_TOP = {
-    "augment",
-    "label_maps",
-    "scans",
-    "team",
-    "fast_conv",
-    "train",
-    "synth",
-    "window",
-    "backends",
-    "losses",
-    "models",
-}
-TORCH_AT_TOP |= {
-    f"models.{name}" for name in ("layers", "unet", "monai", "size", "fcn", "deeplab", "segformer", "mask2former")
-}
+TORCH_AT_TOP = {"augment", "label_maps", "plan", "scans", "team", "training"}
+TORCH_AT_TOP |= {"fast_conv", "train", "synth", "window", "backends", "losses"}
+TORCH_AT_TOP |= {name for row in ROWS for name in row if name.split(".")[0] == "models"}
 ALSO_AT_TOP = {
     "kernels": {"numba"},
     "resampling": {"numba"},
