@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def train(
     data: Annotated[
         Path,
-        typer.Argument(metavar="DATASET|CONFIG", help="Scans with labels, or a config such as configs/brain.yaml."),
+        typer.Argument(metavar="DATASET|CONFIG", help="Scans with labels, or a config like configs/brain.yaml."),
     ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The run folder. Default: runs/NAME.")] = None,
     time: Annotated[
@@ -47,11 +47,11 @@ def train(
     deterministic: Annotated[bool, typer.Option("--deterministic", help="The same bits again, on a GPU too.")] = False,
     track: Annotated[
         list[str] | None,
-        typer.Option(metavar="tensorboard|mlflow", help="Log there too; metrics.jsonl is always written."),
+        typer.Option(metavar="tensorboard|mlflow", help="Log there too, beside metrics.jsonl."),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume/--no-resume", help="Go on with the run in the folder; else refuse one that is there."),
+        typer.Option("--resume/--no-resume", help="Go on with the run in the folder, or refuse one."),
     ] = True,
     quiet: Quiet = False,
 ) -> None:
@@ -154,9 +154,8 @@ class _Show:
         """What the data set is, and what to look at in it."""
         names = ", ".join(label.name for label in dataset.table.labels[:8])
         more = f" and {len(dataset.table.labels) - 8} more" if len(dataset.table.labels) > 8 else ""
-        self.say(
-            f"{dataset.name} ({dataset.layout}): {len(dataset.cases)} cases, {', '.join(dataset.channels)}; {names}{more}"
-        )
+        channels = ", ".join(dataset.channels)
+        self.say(f"{dataset.name} ({dataset.layout}): {len(dataset.cases)} cases of {channels}; {names}{more}")
         warnings = [one for one in findings if one.severity == "warning"]
         for one in warnings[:5]:
             self.say(f"  look at {one.case or 'the data set'}: {one.message}")

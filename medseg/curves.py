@@ -48,7 +48,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         ("Learning rate", {"": rate}, False),
         ("Dice in validation", each, True),
     ]
-    last = max((row["step"] for row in rows), default=1)
+    last = max([1, *(row["step"] for row in rows)])
     canvas = np.full((_HEIGHT, _WIDTH, 3), 255, np.uint8)
     for n, (name, curves, is_dice) in enumerate(panels):
         part = canvas[n // 2 * _HEIGHT // 2 :, n % 2 * _WIDTH // 2 :][: _HEIGHT // 2, : _WIDTH // 2]
@@ -112,7 +112,8 @@ def _panel(part: NDArray[np.uint8], title: str, curves: Mapping[str, Curve], las
             )
     for n, curve in enumerate(curves.values()):
         if len(curve[0]):
-            _line(plot, curve[0] / last * (width - 1), (high - curve[1]) / (high - low) * (height - 1), _color(n))
+            steps, values = (_thinned(numbers) for numbers in curve)
+            _line(plot, steps / last * (width - 1), (high - values) / (high - low) * (height - 1), _color(n))
 
 
 def _color(n: int) -> Color:
@@ -141,6 +142,11 @@ def _ticks(low: float, high: float) -> list[float]:
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
     first, final = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [n * step for n in range(first, final + 1)]
+
+
+def _thinned(numbers: NDArray[np.float64], most: int = 500) -> NDArray[np.float64]:
+    """At most so many numbers, means of neighbours: a plot is not wider."""
+    return np.array([part.mean() for part in np.array_split(numbers, min(len(numbers), most))])
 
 
 def _line(plot: NDArray[np.uint8], columns: NDArray, rows: NDArray, color: Color) -> None:

@@ -66,7 +66,8 @@ class Dataset:
     image channel, e.g. ('CT',). table: the values to be learnt. regions: for overlapping regions, the label values that
     make each output, in the table's order, which is the order of painting; else (). ignore: the label value of voxels
     that do not count. splits: (names for training, names for validation) given by the dataset. unlabelled: cases
-    without labels. findings: what was wrong with the files, each about a case that was left out.
+    without labels. findings: what was wrong with the files, each about a case that was left out. source: the file that
+    lists or describes the cases, where there is one.
     """
 
     folder: Path
@@ -80,6 +81,7 @@ class Dataset:
     splits: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
     unlabelled: tuple[Case, ...] = ()
     findings: tuple[Finding, ...] = ()
+    source: Path | None = None
 
     def __getitem__(self, name: str) -> Case:
         for case in self.cases:
@@ -201,7 +203,9 @@ def split_cases(dataset: Dataset, folds: int = 5, seed: int = 0) -> list[tuple[l
         groups.setdefault(_group(case), []).append(case.name)
     if folds < 2 or len(groups) < folds:
         what = "cases" if len(groups) == len(cases) else "patients"
-        raise BadConfig(f"{dataset.folder}: {len(groups)} {what} cannot be split into {folds} folds; use 2 or more")
+        raise BadConfig(
+            f"{dataset.folder}: {len(groups)} {what} cannot be split into {folds} folds; use --folds 2 to {len(groups)}"
+        )
 
     def drawn(group: str) -> tuple[int, str]:
         return -len(groups[group]), hashlib.sha256(f"{seed}:{group}".encode()).hexdigest()

@@ -159,6 +159,7 @@ def find_nnunet(path: Path) -> Dataset | None:
         _final_splits(folder),
         tuple(Case(name, images, None, split="test") for name, images in unlabelled.items()),
         tuple(findings),
+        file,
     )
 
 
@@ -268,7 +269,7 @@ def find_decathlon(path: Path) -> Dataset | None:
     findings = _beside_the_list(file, cases)
     splits = _final_splits(folder)
     return Dataset(
-        folder, "", name, tuple(cases), channels, table, (), None, splits, tuple(unlabelled), tuple(findings)
+        folder, "", name, tuple(cases), channels, table, (), None, splits, tuple(unlabelled), tuple(findings), file
     )
 
 
@@ -318,7 +319,7 @@ def find_datalist(path: Path) -> Dataset | None:
         turned = {value: name for name, value in labels.items()} if _values_are_whole(labels) else labels
         table = _table(file, {_whole(file, "a label value", value): str(name) for value, name in turned.items()})
     name = str(content.get("name") or file.stem)
-    return Dataset(file.parent, "", name, tuple(cases), channels, table, unlabelled=tuple(unlabelled))
+    return Dataset(file.parent, "", name, tuple(cases), channels, table, unlabelled=tuple(unlabelled), source=file)
 
 
 def _is_datalist(file: Path) -> bool:
@@ -347,7 +348,7 @@ def find_manifest(path: Path) -> Dataset | None:
         width = len(cases[0].images)
         channels = channels if width == 1 else _channels(width)
     labelled = tuple(case for case in cases if case.label is not None)
-    return Dataset(file.parent, "", file.stem, labelled, channels, _NO_TABLE, unlabelled=tuple(unlabelled))
+    return Dataset(file.parent, "", file.stem, labelled, channels, _NO_TABLE, unlabelled=tuple(unlabelled), source=file)
 
 
 _COLUMN_NAMES = {

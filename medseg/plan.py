@@ -1,8 +1,8 @@
 """From a data set, a machine and a time to the settings of a training run, each with its reason.
 
-The rules start from nnU-Net's (Isensee et al. 2021, Nature Methods 18:203): spacing from medians, intensities from what
-the channel is, patch and depth from shapes. Beyond that they ask how fast this machine trains, by trying, and choose the
-network and the patch so that the time is enough for thousands of patches.
+The rules start from nnU-Net's (Isensee et al. 2021, Nature Methods 18:203): spacing from medians, intensities from
+what the channel is, patch and depth from shapes. Beyond that they ask how fast this machine trains, by trying, and
+choose the network and the patch so that the time is enough for thousands of patches.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from medseg.config import Config
 from medseg.dataset import Dataset, load_case
 from medseg.errors import BadConfig, NotEnoughMemory
 from medseg.labels import is_lateral
-from medseg.models import TRAINING, build_model, patch_multiples, small_options
+from medseg.models import TRAINING, build_model, patch_multiples, small
 from medseg.volume import reorient
 
 #: Patches that a run should see at least; fewer and it is better to make each of them cheaper.
@@ -274,7 +274,7 @@ def _patch(
     if architecture in ("unet", "resenc_unet"):
         multiple = np.prod(pooling, 0) if len(pooling) else np.ones(3, int)
     else:
-        network = build_model(architecture, 1, 2, **small_options(architecture, (64, 64, 64)))
+        network = build_model(architecture, 1, 2, **small(architecture, (64, 64, 64)))
         multiple = np.array(patch_multiples(network))
     whole = np.maximum(1, np.ceil(shape / multiple - 0.25)) * multiple
     if whole.prod() <= most:
@@ -293,7 +293,7 @@ def _options(
 ) -> tuple[dict[str, Any], str]:
     """The network's size."""
     if architecture not in ("unet", "resenc_unet"):
-        return small_options(architecture, patch), "its small form" if machine.device == "cpu" else "its small form"
+        return small(architecture, patch), "its small form"
     pooling = _pooling(np.array(patch), spacing)
     base = 32 if machine.device == "cuda" or halved else 16
     options: dict[str, Any] = {"deep_supervision": True}

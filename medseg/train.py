@@ -74,8 +74,8 @@ def train(
 
     The folder holds config.yaml, metrics.jsonl, progress.png, state.safetensors (and the one before) and the model.
     began: when the command began (`time.monotonic`), and reserve: how many seconds will be needed after the loop;
-    both count where the config gives a time. team: the processes, where they were joined before. Raises `BadConfig` if the folder belongs to another config or another
-    process trains there.
+    both count where the config gives a time. team: the processes, where they were joined before. Raises `BadConfig` if
+    the folder belongs to another config or another process trains there.
     """
     began = time.monotonic() if began is None else began
     run.mkdir(parents=True, exist_ok=True)
@@ -401,8 +401,9 @@ def _restore(
         for key, value in part("optimizer.").items():
             number, name = key.split(".")
             parameter = parameters[int(number)]
-            fits = value.shape == parameter.shape
-            state.setdefault(int(number), {})[name] = team.like(value, parameter) if fits else value
+            if value.shape == parameter.shape:  # in the parameter's layout in memory too, as the optimiser keeps it
+                value = torch.empty_like(parameter).copy_(team.like(value, parameter))
+            state.setdefault(int(number), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         return {"position": 0.0, "seconds": 0.0, "loss": 0.0, "dice": 0.0} | facts
     if damaged:

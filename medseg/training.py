@@ -45,7 +45,8 @@ class Request:
 
     data: the data set. run: the folder of the run. config: a YAML file with some of the settings of `Config`.
     overrides: dotted settings, which go over the file's. folds, fold: how many parts the cases are split into, and
-    which of them validates (None: the first, or with every_fold each in turn). finetune: a model or run to go on from. memory_bytes: not to be exceeded.
+    which of them validates (None: the first, or with every_fold each in turn). finetune: a model or run to go on from.
+    memory_bytes: not to be exceeded.
     """
 
     data: Path

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "READERS", "WRITERS", "DicomOptions", "Overlap", "Paths", "SeveralVolumes", "embedded_table", "is_dicom_source",
-    "is_readable_name", "label_kind", "list_volumes", "read", "read_labels", "read_masks", "strip_suffix", "write",
+    "is_readable_name", "label_kind", "list_volumes", "read", "read_as_stored", "read_labels", "read_masks",
+    "strip_suffix", "write",
 ]  # fmt: skip
 
 #: Suffix to reader: `reader(path, volume_index=None, assume_geometry=None) -> Volume`. Longer suffixes come first.
@@ -103,6 +104,11 @@ def read(
     if segments:
         raise BadFile(f"{name_of(path)}: is no DICOM segmentation or structure set; leave out --segment")
     return finite(name_of(path), _raw(path, volume_index, assume_geometry, dicom))
+
+
+def read_as_stored(path: Paths, *, volume_index: int | None = None) -> Volume:
+    """A scan with all voxels as its file holds them, also those that are not finite numbers. Raises `BadFile`."""
+    return _raw(path, volume_index, None, {})
 
 
 def read_labels(

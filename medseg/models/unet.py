@@ -126,7 +126,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits, or in training with deep supervision a list of them, finest first."""
-        outputs = self._decoded(x)
+        outputs = self.maps(x)
         logits = unfold_cells(self.head(outputs[-1]), self.stem)
         if not (self.training and self.deep_supervision):
             return logits
@@ -135,20 +135,20 @@ class UNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What `head` makes logits of, (B, features, D/stem, H/stem, W/stem)."""
-        return self._decoded(x)[-1]
+        return self.maps(x)[-1]
 
-    def _decoded(self, x: Tensor) -> list[Tensor]:
-        """The output of every level of the decoder, coarsest first."""
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The output of the coarsest level and of every level of the decoder, coarsest first."""
         check_size(x, self.multiple)
         skips = []
         for stage in self.encoder:
             x = stage(x)
             skips.append(x)
-        outputs = []
+        outputs = [x]
         for n in reversed(range(len(self.up))):
             x = self.decoder[n](torch.cat((self.up[n](x), skips[n]), 1))
             outputs.append(x)
-        return outputs or [x]
+        return outputs
 
 
 def _steps(levels: int, strides: Sequence[Sequence[int]] | None) -> list[Three]:
