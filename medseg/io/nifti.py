@@ -77,6 +77,14 @@ def read_nifti(path: str | Path, *, volume_index: int | None = None, assume_geom
     return make_volume(path, rescale(path, data, slope, intercept), affine)
 
 
+def stored_sizes(path: str | Path) -> tuple[int, ...]:
+    """The lengths of all axes as the header gives them, those of length 1 too. Raises `BadFile`."""
+    with ByteStream(path, packing="gzip" if str(path).lower().endswith(".gz") else None) as stream:
+        dim = _read_header(stream).fields["dim"]
+    _shape(path, dim)
+    return tuple(int(size) for size in dim[1 : dim[0] + 1])
+
+
 def _read_header(stream: ByteStream) -> _Header:
     path = stream.path
     try:

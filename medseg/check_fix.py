@@ -1,0 +1,230 @@
+"""`medseg check --fix`: a copy of a dataset in which all is solved whose solution is certain; nothing else changes.
+
+The layout stays what it is. Cases that are left out are also left out of the files that list them. The original is only
+read, and the copy appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import secrets
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from medseg.check import SNAP_VOXELS, Check
+from medseg.dataset import Case, Dataset, grid_tolerance_mm, read_dataset
+from medseg.errors import BadConfig, BadOutput, DataWarning, MedsegError
+from medseg.io import embedded_table, is_readable_name, read, read_labels, write
+from medseg.io.files import TEMPORARY, atomic_write, read_text
+from medseg.volume import Volume, grid_distance_mm, same_grid
+
+#: Files beside the scans that are larger than this are no description of the data and are not copied.
+_MAX_TEXT_BYTES = 1 << 24
+#: Findings that are solved by leaving the case out.
+_LEFT_OUT = ("duplicate", "missing", "channels")
+
+
+def write_fixed(dataset: Dataset, check: Check, out: Path) -> list[str]:
+    """Write the corrected copy of a dataset to the new folder `out`; returns a sentence for everything done.
+
+    Raises `BadOutput` if `out` is not a place for a new folder, `BadConfig` if the data lies outside the dataset's
+    folder.
+    """
+    folder = dataset.folder.resolve()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise BadOutput(f"{out}: is not an empty folder; --fix writes a copy to a new one")
+    if out.resolve().is_relative_to(folder):
+        raise BadOutput(f"{out}: lies within the dataset; choose a place outside {dataset.folder}")
+    if not out.absolute().parent.is_dir():
+        raise BadOutput(f"{out}: its folder does not exist; make the folder first")
+    temporary = out.absolute().parent / f"{TEMPORARY}{secrets.token_hex(12)}"
+    try:
+        temporary.mkdir()
+        done = _fill(dataset, check, folder, temporary)
+        read_dataset(temporary / dataset.source.name if _is_list(dataset) and dataset.source else temporary)
+        if out.exists():
+            out.rmdir()
+        temporary.replace(out)
+    except OSError as error:
+        raise BadOutput(f"{out}: cannot be written: {error.strerror or 'unknown reason'}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return done
+
+
+def _is_list(dataset: Dataset) -> bool:
+    return dataset.layout in ("datalist", "manifest")
+
+
+def _fill(dataset: Dataset, check: Check, folder: Path, out: Path) -> list[str]:
+    fixable = [finding for finding in check.findings if finding.fixable]
+    dropped = {finding.case: finding for finding in fixable if finding.kind in _LEFT_OUT}
+    kinds: dict[str, set[str]] = {}
+    for finding in fixable:
+        kinds.setdefault(finding.case, set()).add(finding.kind)
+    done = [f"{name}: left out ({finding.kind})" for name, finding in sorted(dropped.items())]
+    wanted: dict[Path, Path] = {}
+    for case in (*dataset.cases, *dataset.unlabelled):
+        for path in _files(case):
+            if not path.resolve().is_relative_to(folder):
+                raise BadConfig(
+                    f"{path}: lies outside {dataset.folder}, and --fix copies one folder; gather the data first"
+                )
+            if case.name not in dropped:
+                wanted[path] = out / path.resolve().relative_to(folder)
+    corrected: dict[Path, tuple[Volume, str]] = {}
+    for case in dataset.cases:
+        if case.name not in dropped and kinds.get(case.name):
+            for path, volume, what in _corrections(case, kinds[case.name]):
+                wanted[path].parent.mkdir(parents=True, exist_ok=True)
+                write(volume, wanted.pop(path), table=embedded_table(path))
+                corrected[path] = (volume, what)
+                done.append(f"{case.name}: {path.name}: {what}")
+    for path, place in wanted.items():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(path, place) if path.is_dir() else shutil.copyfile(path, place)
+    for path in _descriptions(folder):
+        place = out / path.relative_to(folder)
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _copy_description(path, place, dataset, set(dropped))
+    return done
+
+
+def _files(case: Case) -> tuple[Path, ...]:
+    return (*case.images, *((case.label,) if case.label is not None else ()), *(mask for _, mask in case.masks))
+
+
+def _corrections(case: Case, kinds: set[str]) -> Iterator[tuple[Path, Volume, str]]:
+    """(file, corrected volume, what was done) of every file of a case that needs it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # that a voxel is no number is what is being corrected
+        image = read(case.images[0])
+        for number, path in enumerate(_files(case)):
+            is_image = number < len(case.images)
+            try:
+                volume = read(path) if is_image else read_labels(path)
+            except MedsegError:  # another finding of this case, which is not certain, says what it is
+                continue
+            what = []
+            if "geometry" in kinds and _nearly_on_grid(image, volume):
+                volume = Volume(volume.data, image.affine)
+                what.append("given the geometry of its image")
+            if "4-D" in kinds and _is_flat(path):
+                what.append("stored as 3-D")
+            if "nan" in kinds and is_image and _has_nan(path):
+                what.append("voxels that are not numbers set to 0")
+            if what:
+                yield path, volume, ", ".join(what)
+
+
+def _nearly_on_grid(image: Volume, volume: Volume) -> bool:
+    if volume.shape != image.shape or same_grid(image, volume, grid_tolerance_mm(image)):
+        return False
+    return grid_distance_mm(image, volume) <= SNAP_VOXELS * min(image.spacing_mm)
+
+
+def _is_flat(path: Path) -> bool:
+    from medseg.io.nifti import stored_sizes
+
+    return path.name.lower().endswith((".nii", ".nii.gz")) and len(stored_sizes(path)) > 3
+
+
+def _has_nan(path: Path) -> bool:
+    import numpy as np
+
+    from medseg.io import read_as_stored
+
+    return not bool(np.isfinite(read_as_stored(path).data).all())
+
+
+def _descriptions(folder: Path) -> Iterator[Path]:
+    """The files of a dataset that are no scans, hidden ones left out."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (Path(place) / name for name in sorted(files) if not name.startswith(".")):
+            is_data = is_readable_name(path) or path.suffix.lower() in (".zip", "")
+            if not is_data and path.is_file() and path.stat().st_size <= _MAX_TEXT_BYTES:
+                yield path
+
+
+def _copy_description(path: Path, place: Path, dataset: Dataset, dropped: set[str]) -> None:
+    """A copy of a file; if it lists cases that are left out, without them."""
+    is_list = dataset.source is not None and path == dataset.source.resolve()
+    if not dropped or not (is_list or path.name == "splits_final.json"):
+        shutil.copyfile(path, place)
+        return
+    if path.suffix.lower() == ".json":
+        content = json.loads(read_text(path))
+        text = json.dumps(_without(content, dropped, dataset, path), indent=1) + "\n"
+    else:
+        text = _rows_without(path, dropped, dataset)
+    with atomic_write(place) as file:
+        file.write(text.encode())
+
+
+def _without(content: Any, dropped: set[str], dataset: Dataset, path: Path) -> Any:
+    """`splits_final.json`, `dataset.json` or a datalist without some cases."""
+    if isinstance(content, list):
+        return [
+            {key: [name for name in names if name not in dropped] for key, names in split.items()} for split in content
+        ]
+    if isinstance(content.get("dataset"), dict):
+        content["dataset"] = {name: entry for name, entry in content["dataset"].items() if name not in dropped}
+    kept = {_key(image) for case in dataset.cases if case.name not in dropped for image in case.images}
+    every = {_key(image) for case in dataset.cases for image in case.images}
+    labels = {_key(case.label) for case in dataset.cases if case.name in dropped and case.label is not None}
+    for key in ("training", "validation", "testing"):
+        if isinstance(content.get(key), list):
+            content[key] = [entry for entry in content[key] if _is_kept(path, entry, kept, every, labels)]
+    if "numTraining" in content:
+        before = sum(case.split != "test" for case in dataset.cases)
+        gone = sum(case.name in dropped for case in dataset.cases)
+        content["numTraining"] = len(content["training"]) if "training" in content else before - gone
+    return content
+
+
+def _is_kept(path: Path, entry: Any, kept: set[str], every: set[str], labels: set[str]) -> bool:
+    """Whether an entry of a list is of a case that stays. One that is no case, or lacks its files, does not."""
+    if not isinstance(entry, dict):
+        return True
+    image = entry.get("image")
+    places = {_key(path.parent / str(one)) for one in (image if isinstance(image, list) else [image])}
+    if places & kept:
+        return True
+    if entry.get("label") and _key(path.parent / str(entry["label"])) in labels:
+        return False
+    return not places & every and all(Path(place).exists() for place in places)
+
+
+def _key(path: Path) -> str:
+    return os.path.realpath(path)
+
+
+def _rows_without(path: Path, dropped: set[str], dataset: Dataset) -> str:
+    """The lines of a CSV, TSV or JSONL list without some cases, found by the files that they name."""
+    gone = {_key(file) for case in dataset.cases if case.name in dropped for file in _files(case)}
+    missing = {finding.case for finding in dataset.findings}
+    text = read_text(path)
+
+    def is_gone(values: list[Any]) -> bool:
+        words = [str(one) for value in values for one in (value if isinstance(value, list) else [value])]
+        return any(word in missing or _key(path.parent / word) in gone for word in words if word)
+
+    if path.suffix.lower() == ".jsonl":
+        lines = [line for line in text.splitlines() if line.strip()]
+        return "\n".join(line for line in lines if not is_gone(list(json.loads(line).values()))) + "\n"
+    first = text.partition("\n")[0]
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ";" if ";" in first else ","
+    header, *rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows(
+        [header, *(row for row in rows if not is_gone(row))]
+    )
+    return out.getvalue()

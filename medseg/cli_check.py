@@ -1,0 +1,101 @@
+"""The command check: is a dataset fit to train on? Registered by `cli`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medseg.cli_evaluate import Json, Quiet, _bar, _print_json, print_rows
+
+if TYPE_CHECKING:
+    from medseg.check import CaseFacts, Check
+    from medseg.dataset import Dataset
+
+#: More label values than this are counted, not listed, in the table.
+_LISTED_LABELS = 4
+
+
+def check(
+    dataset: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATASET",
+            help="A folder (nnU-Net, Decathlon, BIDS, images/ and labels/ ...) or a list of cases (CSV, JSON).",
+        ),
+    ],
+    fix: Annotated[
+        Path | None,
+        typer.Option("--fix", metavar="OUT", help="Write a copy in which everything certain is corrected."),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check a dataset before training: files, geometry, labels, duplicates, leaks, mirrored cases, outliers.
+
+    Ends with 0 if nothing must be solved before training, else with 3. The dataset itself is never changed.
+    """
+    from medseg.check import check_dataset
+    from medseg.dataset import read_dataset
+
+    with _bar(quiet) as progress:
+        found = read_dataset(dataset, progress)
+        result = check_dataset(found, progress)
+    done: list[str] | None = None
+    if fix is not None:
+        from medseg.check_fix import write_fixed
+
+        done = write_fixed(found, result, fix)
+    if as_json:
+        head: dict[str, Any] = {"dataset": found.name, "layout": found.layout, "channels": list(found.channels)}
+        labels = {str(value): name for value, name in found.table.names.items()}
+        fixed = {} if done is None else {"fixed": done}
+        _print_json(head | {"labels": labels} | result.as_dict() | fixed)
+    else:
+        _show(found, result)
+        for text in done or ():
+            print(text)
+    if done is not None and not quiet:
+        print(f"{fix} holds a copy with {len(done)} corrections", file=sys.stderr)
+    if result.errors:
+        raise typer.Exit(3)
+
+
+def _show(dataset: Dataset, result: Check) -> None:
+    kinds: dict[str, list[str]] = {}
+    for finding in result.findings:
+        kinds.setdefault(finding.case, []).append(finding.kind)
+    names = [label.name for label in dataset.table.labels]
+    told = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    title = (
+        f"{dataset.name}: {len(dataset.cases)} cases, {' + '.join(dataset.channels)}, {told} ({dataset.layout} layout)"
+    )
+    print_rows(title, [_row(one, kinds.get(one.case, [])) for one in result.facts])
+    if result.findings:
+        rows = [
+            {"case": one.case or "all", "severity": one.severity, "kind": one.kind, "what": one.message}
+            for one in result.findings
+        ]
+        print_rows("", rows)
+    warnings, fixable = len(result.findings) - len(result.errors), sum(one.fixable for one in result.findings)
+    print(
+        f"{len(result.errors)} errors, {warnings} warnings; --fix OUT corrects {fixable}"
+        if result.findings
+        else "nothing found"
+    )
+
+
+def _row(facts: CaseFacts, kinds: list[str]) -> dict[str, Any]:
+    counts = [f"{value}: {voxels}" for value, voxels in facts.voxels.items()]
+    labels = ", ".join(counts) if len(counts) <= _LISTED_LABELS else f"{len(counts)} labels"
+    return {
+        "case": facts.case,
+        "voxels": " x ".join(map(str, facts.shape)),
+        "mm": " x ".join(f"{size:.3g}" for size in facts.spacing_mm),
+        "axes": facts.orientation,
+        "intensity (1 to 99 %)": ", ".join(f"{one.low:.4g} to {one.high:.4g}" for one in facts.channels),
+        "label voxels": labels or "none",
+        "found": ", ".join(dict.fromkeys(kinds)),
+    }

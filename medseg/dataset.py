@@ -1,0 +1,221 @@
+"""A folder of annotated scans as people have it: `read_dataset` finds the cases, `load_case` reads one.
+
+Nothing is renamed, copied or resampled. The layouts (nnU-Net, Decathlon, BIDS, TotalSegmentator, lists, plain folders)
+are in `medseg.layouts`; here is what all of them become, and how cases are split for training and validation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from medseg.errors import BadConfig, BadFile, DataWarning
+from medseg.io import read, read_labels
+from medseg.labels import LabelTable
+from medseg.volume import Volume, reorient, same_grid
+
+#: Called with cases done, all cases and the name of the last one.
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a dataset that a person should know.
+
+    case: its name, or '' for the dataset as a whole. kind: a short word to sort by, e.g. 'grid' or 'duplicate'.
+    severity: 'error' must be solved before training, 'warning' should be looked at. fixable: `medseg check --fix` can.
+    """
+
+    case: str
+    kind: str
+    severity: str
+    message: str
+    fixable: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One annotated scan.
+
+    images: a file (or DICOM folder) per channel, or one 4-D file whose volumes are the channels. label: a label map;
+    or masks: (value, file) for each structure. split: 'train', 'val' or 'test' and fold, where the dataset says so.
+    group: patient or subject; cases of one group never lie on both sides of a split. labelled: the values annotated
+    here if not all of the table's are.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None
+    masks: tuple[tuple[int, Path], ...] = ()
+    split: str | None = None
+    fold: int | None = None
+    group: str | None = None
+    labelled: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Annotated cases and what their labels mean.
+
+    folder: where it lies; layout: a name from `medseg.layouts.LAYOUTS`. cases: those with labels. channels: a name per
+    image channel, e.g. ('CT',). table: the values to be learnt. regions: for overlapping regions, the label values that
+    make each output, in the table's order, which is the order of painting; else (). ignore: the label value of voxels
+    that do not count. splits: (names for training, names for validation) given by the dataset. unlabelled: cases
+    without labels. findings: what was wrong with the files, each about a case that was left out. source: the file that
+    lists or describes the cases, where there is one.
+    """
+
+    folder: Path
+    layout: str
+    name: str
+    cases: tuple[Case, ...]
+    channels: tuple[str, ...]
+    table: LabelTable
+    regions: tuple[tuple[int, ...], ...] = ()
+    ignore: int | None = None
+    splits: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = ()
+    unlabelled: tuple[Case, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    source: Path | None = None
+
+    def __getitem__(self, name: str) -> Case:
+        for case in self.cases:
+            if case.name == name:
+                return case
+        raise KeyError(name)
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Every label value that a voxel may have, without background and ignore, sorted."""
+        parts = self.regions or tuple((value,) for value in self.table.values)
+        return tuple(sorted({value for part in parts for value in part}))
+
+
+def read_dataset(path: str | Path, progress: Progress | None = None) -> Dataset:
+    """The dataset in a folder, or described by a JSON, CSV, TSV or JSONL file; its layout is detected.
+
+    Where nothing names the labels, every label map is read to find the values; `progress` then shows how far that is.
+    Raises `BadFile` or `BadConfig` with one sentence that says what was looked for.
+    """
+    from medseg.layouts import detect  # here, because the layouts are made of the classes above
+
+    return detect(Path(path), progress)
+
+
+def load_case(dataset: Dataset, case: Case) -> tuple[list[Volume], Volume]:
+    """One `Volume` per channel, values as stored, and the labels (uint8 or uint16), all on the first image's grid.
+
+    A file that stores the same grid in another orientation is turned without loss. Where masks overlap, the later one
+    wins, with a `DataWarning`. Raises `BadFile` naming the file if its grid is another one; nothing is resampled.
+    """
+    images = read_channels(dataset, case)
+    return images, read_case_labels(case, images[0])
+
+
+def read_channels(dataset: Dataset, case: Case) -> list[Volume]:
+    """One `Volume` per channel of a case, on the first one's grid. Raises `BadFile`."""
+    if len(case.images) == 1 and len(dataset.channels) > 1:
+        path = case.images[0]
+        return [read(path, volume_index=index) for index in range(len(dataset.channels))]
+    if len(case.images) != len(dataset.channels):
+        wanted = f"{len(dataset.channels)} channels ({', '.join(dataset.channels)})"
+        raise BadFile(f"{case.images[0]}: case {case.name} has {len(case.images)} images where {wanted} are expected")
+    first = read(case.images[0])
+    return [first, *(onto(read(path), first, path, case.images[0]) for path in case.images[1:])]
+
+
+def read_case_labels(case: Case, image: Volume) -> Volume:
+    """The label map of a case on its image's grid, masks merged into one. Raises `BadFile`."""
+    if case.label is not None:
+        return onto(read_labels(case.label), image, case.label, case.images[0])
+    merged, overlap = merge_masks(case, image)
+    if overlap:
+        warnings.warn(
+            f"{case.masks[0][1].parent}: masks overlap in {overlap} voxels, which went to the later one",
+            DataWarning,
+            stacklevel=2,
+        )
+    return merged
+
+
+def merge_masks(case: Case, image: Volume) -> tuple[Volume, int]:
+    """The masks of a case as one label map on its image's grid, later ones over earlier; and voxels in several masks.
+
+    Raises `BadFile` for another grid and for a mask that holds more than one value beside 0.
+    """
+    top = max((value for value, _ in case.masks), default=0)
+    labels = np.zeros(image.shape, np.uint8 if top <= 255 else np.uint16, order="F")
+    overlap = 0
+    for value, path in case.masks:
+        mask = onto(read_labels(path), image, path, case.images[0]).data
+        high = int(mask.max(initial=0))
+        inside = mask > 0
+        if high > 1 and (mask[inside] != high).any():
+            raise BadFile(f"{path}: holds several values, so it is a label map and not the mask of one structure")
+        overlap += int((inside & (labels > 0)).sum())
+        labels[inside] = value
+    return Volume(labels, image.affine), overlap
+
+
+def onto(volume: Volume, image: Volume, path: Path, image_path: Path) -> Volume:
+    """A volume on the grid of its image, turned if it is stored in another orientation. Raises `BadFile` otherwise."""
+    tolerance_mm = grid_tolerance_mm(image)
+    for found in (volume, None):
+        found = found or reorient(volume, image.orientation)
+        if same_grid(image, found, tolerance_mm):
+            return Volume(found.data, image.affine)
+    raise BadFile(
+        f"{path}: has {grid_text(volume)}, but its image {image_path.name} has {grid_text(image)}; "
+        "put both on one grid (medseg check says more)"
+    )
+
+
+def grid_tolerance_mm(image: Volume) -> float:
+    """Grids closer than this are one grid: a hundredth of a voxel is rounding in somebody's header."""
+    return max(1e-3, 0.01 * min(image.spacing_mm))
+
+
+def grid_text(volume: Volume) -> str:
+    """Shape, spacing, orientation and origin of a grid, for people."""
+    shape = " x ".join(str(n) for n in volume.shape)
+    spacing = " x ".join(f"{x:.4g}" for x in volume.spacing_mm)
+    origin = ", ".join(f"{x:.4g}" for x in volume.affine[:3, 3])
+    return f"{shape} voxels of {spacing} mm from ({origin}) as {volume.orientation}"
+
+
+def split_cases(dataset: Dataset, folds: int = 5, seed: int = 0) -> list[tuple[list[str], list[str]]]:
+    """(names for training, names for validation) of every fold; the dataset's own splits where it has some.
+
+    Else `folds` parts of nearly equal size, all cases of a group in one part. Which part a group lands in depends on
+    the names and the seed alone. Cases that the dataset sets aside for testing are in neither.
+    Raises `BadConfig` if there are fewer groups than folds.
+    """
+    if dataset.splits:
+        return [(list(training), list(validation)) for training, validation in dataset.splits]
+    cases = [case for case in dataset.cases if case.split != "test"]
+    groups: dict[str, list[str]] = {}
+    for case in cases:
+        groups.setdefault(_group(case), []).append(case.name)
+    if folds < 2 or len(groups) < folds:
+        what = "cases" if len(groups) == len(cases) else "patients"
+        raise BadConfig(
+            f"{dataset.folder}: {len(groups)} {what} cannot be split into {folds} folds; use --folds 2 to {len(groups)}"
+        )
+
+    def drawn(group: str) -> tuple[int, str]:
+        return -len(groups[group]), hashlib.sha256(f"{seed}:{group}".encode()).hexdigest()
+
+    parts: list[list[str]] = [[] for _ in range(folds)]
+    for group in sorted(groups, key=drawn):  # large groups first, so that the small ones can even things out
+        min(parts, key=len).extend(groups[group])
+    every = sorted(case.name for case in cases)
+    return [([name for name in every if name not in set(part)], sorted(part)) for part in parts]
+
+
+def _group(case: Case) -> str:
+    return f"group {case.group}" if case.group is not None else f"case {case.name}"
