@@ -24,6 +24,7 @@ from medseg.dataset import Dataset, load_case
 from medseg.errors import BadConfig, NotEnoughMemory
 from medseg.labels import is_lateral
 from medseg.models import TRAINING, build_model, patch_multiples, small
+from medseg.team import channels_last
 from medseg.volume import reorient
 
 #: Patches that a run should see at least; fewer and it is better to make each of them cheaper.
@@ -113,13 +114,11 @@ def fingerprint(
 def _facts_of(dataset: Dataset, name: str) -> tuple[Any, Any, list[NDArray], float]:
     volumes, labels = load_case(dataset, dataset[name])
     turned = reorient(volumes[0])
-    inside = np.flatnonzero(labels.data.ravel(order="K") > 0)
+    inside = np.flatnonzero(labels.data.ravel() > 0)
     if not len(inside):
         inside = np.arange(labels.data.size)
     random = np.random.default_rng(len(inside))
-    picked = np.unravel_index(random.choice(inside, min(len(inside), _VOXELS_A_CASE)), labels.shape, order="C")
-    if labels.data.flags.f_contiguous and not labels.data.flags.c_contiguous:
-        picked = np.unravel_index(np.ravel_multi_index(picked, labels.shape), labels.shape, order="F")
+    picked = np.unravel_index(random.choice(inside, min(len(inside), _VOXELS_A_CASE)), labels.shape)
     samples = [np.asarray(volume.data[picked], np.float32) for volume in volumes]
     return turned.shape, turned.spacing_mm, samples, float((volumes[0].data == 0).mean())
 
@@ -260,14 +259,15 @@ def _intensity(dataset: Dataset, found: Fingerprint) -> tuple[list[dict[str, Any
 
 def _pooling(shape: NDArray, spacing: NDArray) -> list[tuple[int, int, int]]:
     """Strides of each level but the first: halve the finest axes, until 4 to 7 voxels are left along each."""
-    size, step, strides = shape.astype(float).copy(), spacing.astype(float).copy(), []
+    strides: list[tuple[int, int, int]] = []
+    size, step = shape.astype(float), spacing.astype(float)
     while len(strides) < 5:
         halve = (size >= 8) & (step < 2 * step[size >= 8].min() - 1e-6 if (size >= 8).any() else False)
         if not halve.any():
             break
-        stride = np.where(halve, 2, 1)
-        strides.append(tuple(int(n) for n in stride))
-        size, step = size / stride, step * stride
+        x, y, z = (2 if one else 1 for one in halve)
+        strides.append((x, y, z))
+        size, step = size / strides[-1], step * strides[-1]
     return strides
 
 
@@ -332,7 +332,7 @@ def _seconds_a_voxel(machine: Machine, channels: int) -> float:
     device = torch.device(machine.device)
     base, edge = (32, 96) if machine.device == "cuda" else (16, 32)
     network = build_model("unet", channels, 3, features=[base, 2 * base, 4 * base, 8 * base]).to(device)
-    network = network.to(memory_format=torch.channels_last_3d).train()
+    network = channels_last(network).train()
     x = torch.rand(1, channels, edge, edge, edge, device=device)
     times = []
     for _ in range(6):
