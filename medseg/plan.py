@@ -144,7 +144,8 @@ def make_plan(
     # Where whole scans, or the largest patches, would be seen too seldom, half the resolution inside is cheaper.
     halved = machine.device == "cpu" and architecture == "unet" and most < min(shape.prod(), LARGEST_PATCH["cpu"])
     room = min(int(HALVED_GAIN * most), LARGEST_PATCH["cpu"]) if halved else most
-    plan.choose("model.patch", *_patch(shape, spacing, room, pooling, architecture))
+    multiple = _multiples(architecture, plan.get("model.options"), pooling)
+    plan.choose("model.patch", *_patch(shape, spacing, room, multiple))
     patch = tuple(plan["model.patch"])
     options, reason = _options(architecture, patch, spacing, machine, halved)
     plan.choose("model.options", options, reason)
@@ -263,15 +264,17 @@ def _pooling(shape: NDArray, spacing: NDArray) -> list[tuple[int, int, int]]:
     return strides
 
 
-def _patch(
-    shape: NDArray, spacing: NDArray, most: int, pooling: Sequence[tuple[int, int, int]], architecture: str
-) -> tuple[list[int], str]:
+def _multiples(architecture: str, options: Mapping[str, Any] | None, pooling: Sequence[tuple[int, int, int]]) -> NDArray:
+    """What patch sizes must be multiples of."""
+    if options is None and architecture in ("unet", "resenc_unet"):
+        return np.prod(pooling, 0) if len(pooling) else np.ones(3, int)
+    with torch.device("meta"):
+        network = build_model(architecture, 1, 2, **(options or small(architecture, (64, 64, 64))))
+    return np.array(patch_multiples(network))
+
+
+def _patch(shape: NDArray, spacing: NDArray, most: int, multiple: NDArray) -> tuple[list[int], str]:
     """As large as the median scan, or what fits into `most` voxels, with equal edges in mm where it must be cut."""
-    if architecture in ("unet", "resenc_unet"):
-        multiple = np.prod(pooling, 0) if len(pooling) else np.ones(3, int)
-    else:
-        network = build_model(architecture, 1, 2, **small(architecture, (64, 64, 64)))
-        multiple = np.array(patch_multiples(network))
     whole = np.maximum(1, np.ceil(shape / multiple - 0.25)) * multiple
     if whole.prod() <= most:
         return [int(n) for n in whole], "as large as the median scan"
