@@ -69,8 +69,8 @@ def export(checkpoint: Checkpoint, path: Path) -> Exported:
     runtime, difference = _compare(content, network, checkpoint)
     if difference > TOLERANCE:
         raise BadModel(
-            f"the network of {checkpoint.spec.name} gives other values in {runtime} than in PyTorch (by {difference:.1%} "
-            "of their spread), so it was not written"
+            f"the network of {checkpoint.spec.name} gives other values in {runtime} than in PyTorch (they differ by "
+            f"{difference:.1%} of their spread), so it was not written"
         )
     facts = describe(checkpoint) | {
         "onnx_sha256": hashlib.sha256(content).hexdigest(),
@@ -236,11 +236,9 @@ def _run_onnxruntime(content: bytes, patches: NDArray[np.float32]) -> NDArray[np
 
 
 def _run_openvino(content: bytes, patches: NDArray[np.float32]) -> NDArray[np.float32]:
-    from medseg.backends import openvino_core
+    from medseg.backends import compile_openvino, openvino_core
 
-    core = openvino_core()
-    compiled = core.compile_model(core.read_model(content), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    request = compiled.create_infer_request()
+    request = compile_openvino(openvino_core().read_model(content), "f32").create_infer_request()
     request.infer([patches])
     logits: NDArray[np.float32] = request.get_output_tensor(0).data.copy()
     return logits

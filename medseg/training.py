@@ -186,16 +186,16 @@ def _begin(request: Request, dataset: Dataset, run: Path, team: Team, listener: 
     if (run / "config.yaml").exists():
         return
     fixed = _fixed(request)
-    findings = check_dataset(dataset, lambda done, count, name: listener.reading("checking", done, count)).findings
-    listener.found(dataset, findings)
-    errors = [one for one in findings if one.severity == "error"]
+    check = check_dataset(dataset, lambda done, count, name: listener.reading("checking", done, count))
+    listener.found(dataset, check.findings)
+    errors = check.errors
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise BadFile(
             f"{errors[0].case or dataset.folder}: {errors[0].message}{more}; medseg check {request.data} shows all"
         )
     training, validation = _split(request, dataset)
-    found = fingerprint(dataset, training, lambda done, count, name: listener.reading("measuring", done, count))
+    found = fingerprint(check, training)
     machine = _machine(request, team)
     source_spec = load_checkpoint(request.finetune) if request.finetune else None
     if source_spec is not None:

@@ -27,6 +27,7 @@ from medseg.backends import (
 )
 from medseg.checkpoint import Checkpoint, load_checkpoint
 from medseg.errors import BadConfig, BadModel, DataWarning, NotEnoughMemory
+from medseg.models import MODELS
 from medseg.models.unet import UNet
 
 CPU = torch.device("cpu")
@@ -84,6 +85,47 @@ def test_every_backend_gives_the_networks_logits(unet: Checkpoint, others: list[
             assert close(logits_of(predictor, patches()), truth(checkpoint, patches()), 5e-3), name
 
 
+#: Options that make every architecture small; widths of 16 are those that medseg's own kernels take.
+SMALL: dict[str, dict] = {
+    "unet": {"features": [16, 32], "stem": 2},
+    "resenc_unet": {"features": [16, 32], "encoder_blocks": [1, 1], "decoder_blocks": [1]},
+    "fcn": {"features": [16, 16, 32]},
+    "deeplab": {"features": [16, 32], "pyramid": 16, "reduced": 16, "rates": [1, 2]},
+}
+THICK = {
+    "features": [16, 32, 32],
+    "strides": [[1, 1, 1], [2, 2, 1], [2, 2, 2]],
+    "kernels": [[3, 3, 1], [3, 3, 3], [3] * 3],
+}
+
+
+def save_small(folder: Path, architecture: str, options: dict, **changes) -> Checkpoint:
+    """A model of two channels and uneven patches, with random weights."""
+    torch.manual_seed(3)
+    network = MODELS[architecture](2, 3, **options)
+    fields = {"architecture": architecture, "options": options, "channels": 2, "patch": (16, 32, 24)}
+    with mock.patch.object(tiny, "build_model", return_value=network):
+        if not hasattr(network, "head"):
+            network.head = mock.MagicMock()
+        tiny.save_unet(folder, **(fields | changes))
+    return load_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("architecture", [*SMALL, "thick"])
+def test_every_architecture_runs_on_every_backend(tmp_path: Path, architecture: str, backend: str):
+    """Whether or not it has a head that can be applied last, on several channels and patches of unequal sides."""
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    name, options = ("unet", THICK) if architecture == "thick" else (architecture, SMALL[architecture])
+    checkpoint = save_small(tmp_path / "m", name, options)
+    x = torch.rand(2, 2, 16, 32, 24, generator=torch.Generator().manual_seed(0))
+    predictor = BACKENDS[backend](checkpoint, CPU, torch.float32)
+    assert close(logits_of(predictor, x), truth(checkpoint, x), 5e-3)
+    assert blended_features([checkpoint]) == predictor.features
+    assert activation_bytes(checkpoint) > 4 * 3 * 16 * 32 * 24
+
+
 def test_exact_fp32_is_within_a_ten_thousandth_of_the_spread(unet: Checkpoint, others: list[Checkpoint]):
     for checkpoint in (unet, others[0]):
         predictor = open_models([checkpoint], precision="fp32", device="cpu")
@@ -93,12 +135,12 @@ def test_exact_fp32_is_within_a_ten_thousandth_of_the_spread(unet: Checkpoint, o
 def test_openvino_has_one_core_that_is_never_freed(unet: Checkpoint, others: list[Checkpoint]):
     """Its plugin frees the stack that signal handlers run on together with a core: Ctrl-C crashed after that."""
     openvino = pytest.importorskip("openvino")
-    backends._openvino_core.cache_clear()
+    backends.openvino_core.cache_clear()
     with mock.patch.object(openvino, "Core", side_effect=openvino.Core) as made:
         for checkpoint in (unet, *others):
             BACKENDS["openvino"](checkpoint, CPU, torch.float32)
     assert made.call_count == 1
-    assert backends._openvino_core() is backends._openvino_core()
+    assert backends.openvino_core() is backends.openvino_core()
 
 
 def test_openvino_that_is_not_installed_says_how_to_get_it(unet: Checkpoint, monkeypatch: pytest.MonkeyPatch):
