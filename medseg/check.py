@@ -32,6 +32,7 @@ TINY_VOXELS = 10
 #: Voxels of a volume that statistics are made of, at most; of larger ones every second or third plane is left out.
 _SAMPLE_VOXELS = 1 << 24
 _PERCENTILE_SAMPLE = 1 << 15
+_ARRANGED = 40  # with more structures than this, their places are not compared
 _FOREGROUND_SAMPLE = 1024
 _PERCENTILES = (0.5, 1, 25, 50, 75, 99, 99.5)
 
@@ -484,7 +485,9 @@ def _portrait(case: Case, facts: CaseFacts, image: Volume, labels: Volume | None
     features["contrast in labels"] = float(np.log(float(inside.std()) / spread + 1e-3)) if inside.size else 0.0
     voxel_mm3 = image.voxel_mm3
     features |= {f"volume {value}": float(np.log(n * voxel_mm3)) for value, n in facts.voxels.items()}
-    coded, box = _code(turned[::step, ::step, ::step])
+    turned = turned[::step, ::step, ::step]
+    coded, box = _code(turned)
+    features |= _arrangement(turned, box)
     for axis, (start, stop) in zip("xyz", box):
         features[f"place {axis}"] = (start + stop) / 2 / coded.shape["xyz".index(axis)]
     return Portrait(case.name, thumbnail, _shrink(coded, box), digest(labels.data, labels.data.dtype), features)
@@ -509,6 +512,24 @@ def _code(labels: NDArray) -> tuple[NDArray[np.float32], list[tuple[float, float
         deviation = max(0.5, float(np.sqrt((along * (places - middle) ** 2).sum() / along.sum())))
         box.append((middle - 2.5 * deviation, middle + 2.5 * deviation))
     return coded, box
+
+
+def _arrangement(labels: NDArray, box: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Where each structure lies among all, along RAS from the common centroid, in the deviations that the box is of."""
+    inner = _box(labels > 0) or (slice(0), slice(0), slice(0))
+    cut = labels[inner]
+    counts = _counts(cut)
+    if not 1 < len(counts) <= _ARRANGED:
+        return {}
+    found = {}
+    for axis, (start, stop) in enumerate(box):
+        planes = np.moveaxis(cut, axis, 0)
+        sums = np.array([np.bincount(plane.ravel(), minlength=max(counts) + 1) for plane in planes])
+        places = np.arange(len(planes)) + inner[axis].start + 0.5
+        for value, voxels in counts.items():
+            middle = float(places @ sums[:, value]) / voxels
+            found[f"arrangement {value} {'xyz'[axis]}"] = (middle - (start + stop) / 2) / (stop - start) * 5
+    return found
 
 
 def _shrink(data: NDArray[np.float32], box: Sequence[tuple[float, float]]) -> NDArray[np.float32]:

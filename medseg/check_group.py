@@ -27,15 +27,16 @@ MIN_GROUP = 8
 SIMILAR, SAME = 0.98, 0.999
 #: A case is unlike all others if even its third nearest neighbour is further away than so many (robust) deviations.
 ISOLATED_DEVIATIONS = 3.0
-#: The group has a handedness if three quarters of its cases fit the others better than their mirror image by this much.
-MIN_MARGIN = 0.1
+#: The group has a handedness if its median case fits the others better than its mirror image by so much correlation,
+#: and by so many (robust) deviations of that margin between cases.
+MIN_MARGIN, MARGIN_DEVIATIONS = 0.05, 3.0
 
 _AXES = ("left-right", "front-back", "upside down")
 _FLIPS = tuple(flip for count in (1, 2, 3) for flip in combinations(range(3), count))
 _THUMBNAIL_PARTS = 2  # duplicates are looked for in thumbnails as coarse as this part
-#: Feature to (what it is called, least isolation that counts, how to show it); 'x', 'y', 'z' or a label may follow.
+#: Feature to (what it is called, least isolation that counts, how to show it); an axis or a label may follow.
 _FEATURES: dict[str, tuple[str, float, Callable[[float], float]]] = {
-    "scale": ("range of intensities", np.log10(2), lambda value: 10**value),
+    "scale": ("range of intensities", np.log10(1.6), lambda value: 10**value),
     "offset": ("offset of intensities by their range", 0.1, np.sinh),
     "median": ("median by the range of intensities", 0.1, float),
     "quartiles": ("quartile distance by the range of intensities", 0.1, float),
@@ -46,6 +47,7 @@ _FEATURES: dict[str, tuple[str, float, Callable[[float], float]]] = {
     "spacing": ("voxel size in mm", 0.15, np.exp),
     "position": ("centre in mm", 5.0, float),
     "place": ("place of the labels within the image (0 to 1)", 0.05, float),
+    "arrangement": ("place among the labels, in deviations, of label", 0.3, float),
     "volume": ("volume of label in mm³", 0.4, np.exp),
     "brightness of labels": ("brightness within the labels by the range", 0.1, float),
     "contrast in labels": ("spread of intensities within the labels by the range", 0.3, np.exp),
@@ -76,7 +78,7 @@ def compare_cases(dataset: Dataset, portraits: Sequence[Portrait]) -> list[Findi
     if len(portraits) < MIN_GROUP:
         return findings
     images = _standard(np.array([one.thumbnail for one in portraits]))
-    labelled = [one for one in portraits if one.labels is not None]
+    labelled = _complete(portraits)
     labels = _standard(np.array([one.labels for one in labelled])) if len(labelled) >= MIN_GROUP else None
     likeness = {one.case: value for one, value in zip(portraits, _likeness(images))}
     label_likeness = {one.case: value for one, value in zip(labelled, _likeness(labels))} if labels is not None else {}
@@ -89,6 +91,24 @@ def compare_cases(dataset: Dataset, portraits: Sequence[Portrait]) -> list[Findi
             features[case][name] = float(np.arctanh(min(value, 0.9999)))
     findings += _outliers(features, turned)
     return findings
+
+
+def _complete(portraits: Sequence[Portrait]) -> list[Portrait]:
+    """Those with labels in which no structure of the group is missing or a small part of its usual volume.
+
+    Only between such can the shape of the labels be compared.
+    """
+    labelled = [one for one in portraits if one.labels is not None]
+    names = {name for one in labelled for name in one.features if name.startswith("volume ")}
+    usual = {}
+    for name in names:
+        having = [one.features[name] for one in labelled if name in one.features]
+        if len(having) >= 0.9 * len(labelled):
+            usual[name] = float(np.median(having))
+    few = np.log(1 / 4)
+    return [
+        one for one in labelled if all(one.features.get(name, -np.inf) - volume > few for name, volume in usual.items())
+    ]
 
 
 def _standard(thumbnails: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -201,13 +221,10 @@ def _same_values(one: NDArray, other: NDArray) -> str:
     if np.array_equal(one, other, equal_nan=one.dtype.kind == "f" and other.dtype.kind == "f"):
         return "equal"
     x, y = (np.nan_to_num(data.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).ravel() for data in (one, other))
-    x_deviation, y_deviation = x.std(), y.std()
-    if not (x_deviation > 0 and y_deviation > 0):
+    clipped = [np.clip(values, *np.percentile(values, (1, 99))) for values in (x, y)]
+    if not all(values.std() > 0 for values in clipped) or float(np.corrcoef(clipped[0], clipped[1])[0, 1]) < SAME:
         return ""
-    correlation = float(((x - x.mean()) * (y - y.mean())).mean() / (x_deviation * y_deviation))
-    if correlation < SAME:
-        return ""
-    slope = y_deviation / x_deviation
+    slope = y.std() / x.std()
     apart = np.abs((x - x.mean()) * slope - (y - y.mean())).max()
     # Half a step of whole numbers is rounding, and the fitted line is as uncertain again.
     steps = [step for data, step in ((other, 1.0), (one, slope)) if data.dtype.kind in "iub"]
@@ -262,25 +279,39 @@ def _axes(flip: tuple[int, ...]) -> str:
 
 
 def _margins(thumbnails: NDArray[np.float32]) -> dict[tuple[int, ...], NDArray[np.float64]]:
-    """For every flip, how much better each case fits the others as it is than flipped."""
+    """For every flip, how much better each case fits the others as it is than flipped.
+
+    Never below 0 where the flipped case would fit worse than nearly all cases do as they are: that is no mirror image
+    but something else, of which the outliers tell.
+    """
     plain = _likeness(thumbnails)
-    return {flip: plain - _likeness(thumbnails, flip) for flip in _FLIPS}
+    least = float(np.quantile(plain, 0.02))
+    flipped = {flip: _likeness(thumbnails, flip) for flip in _FLIPS}
+    return {flip: np.where(fit >= least, plain - fit, np.maximum(plain - fit, 0)) for flip, fit in flipped.items()}
+
+
+def _is_handed(margin: NDArray[np.float64]) -> bool:
+    middle = float(np.median(margin))
+    return middle > max(MIN_MARGIN, MARGIN_DEVIATIONS * _spread(margin))
 
 
 def _flips(thumbnails: NDArray[np.float32]) -> list[tuple[int, ...]]:
     """The flip that makes each case fit the others best, () for none; only flips in which the group is of one mind."""
-    margins = {f: margin for f, margin in _margins(thumbnails).items() if np.quantile(margin, 0.25) > MIN_MARGIN}
+    margins = {flip: margin for flip, margin in _margins(thumbnails).items() if _is_handed(margin)}
     best: list[tuple[int, ...]] = []
     for number in range(len(thumbnails)):
         against = {flip: margin[number] for flip, margin in margins.items() if margin[number] < 0}
-        best.append(min(against, key=lambda flip: against[flip]) if against else ())
+        strongest = min(against.values(), default=0.0)
+        # Of flips that say nearly the same the simplest: an axis along which a case looks alike both ways is no news.
+        alike = [flip for flip in against if against[flip] <= 0.8 * strongest]
+        best.append(min(alike, key=lambda flip: (len(flip), against[flip])) if alike else ())
     return best
 
 
 def _handed(thumbnails: NDArray[np.float32]) -> frozenset[int]:
     """The axes along which the group tells right from mirrored."""
     margins = _margins(thumbnails)
-    return frozenset(axis for axis in range(3) if np.quantile(margins[(axis,)], 0.25) > MIN_MARGIN)
+    return frozenset(axis for axis in range(3) if _is_handed(margins[(axis,)]))
 
 
 # Outliers ------------------------------------------------------------------------------------------------------------
@@ -291,7 +322,7 @@ def _outliers(features: dict[str, dict[str, float]], turned: set[str]) -> list[F
     told: dict[str, list[str]] = {}
     names = dict.fromkeys(name for one in features.values() for name in one)
     for name in names:
-        key = name if name in _FEATURES else name.rpartition(" ")[0]
+        key = name if name in _FEATURES else name.partition(" ")[0]
         what, least, shown = _FEATURES[key]
         cases = [case for case, one in features.items() if name in one]
         values = np.array([features[case][name] for case in cases])
@@ -342,5 +373,9 @@ def _threshold(values: NDArray[np.float64], least: float, key: str) -> float:
     if key == "scale":
         return max(least, usual)
     deviations = ISOLATED_DEVIATIONS if len(values) >= 20 else 2 * ISOLATED_DEVIATIONS
-    spread = 1.4826 * float(np.median(np.abs(values - np.median(values))))
-    return max(least, deviations * spread, usual)
+    return max(least, deviations * _spread(values), usual)
+
+
+def _spread(values: NDArray[np.float64]) -> float:
+    """The standard deviation of a group, estimated from the median distance to its median."""
+    return 1.4826 * float(np.median(np.abs(values - np.median(values))))

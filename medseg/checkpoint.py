@@ -149,6 +149,11 @@ class Checkpoint:
     table: LabelTable
     folder: Path
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights as they are stored, in half precision."""
+        return (self.folder / "model.safetensors").stat().st_size
+
     def network(self) -> nn.Module:
         """The network in evaluation mode, float32, on the CPU. Raises `BadModel` if the weights do not fit it."""
         import torch

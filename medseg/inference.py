@@ -230,7 +230,7 @@ def _memory(
     patch, depth = windows.patch, windows.padded[2]
     # The network: weights as float32 and eight times that as the kernels want them (files hold half precision),
     # activations, one window's features.
-    weights = sum((one.folder / "model.safetensors").stat().st_size for one in checkpoints)
+    weights = sum(one.weight_bytes for one in checkpoints)
     network = 18 * weights + activation_bytes(checkpoints[0], max(1, settings.batch))
     network += 4 * features * int(np.prod(patch))
     # The sums, the block that is complete, once more with the planes before it, and its classes.

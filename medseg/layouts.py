@@ -108,14 +108,14 @@ def _usable(
 
 
 def _column_splits(cases: Sequence[Case]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
-    """The splits that the cases' own folds, or else their own 'train' and 'val', make; () if they say nothing."""
+    """The splits that the cases' own 'train' and 'val', or else their folds, make; () if they say nothing."""
     usable = [case for case in cases if case.split != "test"]
     folds = sorted({case.fold for case in usable if case.fold is not None})
     held_out: list[Callable[[Case], bool]] = []
-    if len(folds) > 1:
-        held_out = [lambda case, fold=fold: case.fold == fold for fold in folds]  # type: ignore[misc]
-    elif {"train", "val"} <= {case.split for case in usable}:
+    if {"train", "val"} <= {case.split for case in usable}:
         held_out = [lambda case: case.split == "val"]
+    elif len(folds) > 1:
+        held_out = [lambda case, fold=fold: case.fold == fold for fold in folds]  # type: ignore[misc]
     return tuple(
         (
             tuple(case.name for case in usable if not is_out(case)),
@@ -371,8 +371,14 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or None in row or None in row.values():
             raise BadFile(f"{file}: entry {number} does not have as many columns as the first line")
-    lowered = [{str(key).strip().lower(): value for key, value in row.items()} for row in rows]
-    return [{_COLUMN_NAMES.get(key, key): value for key, value in row.items()} for row in lowered]
+    return [{_column(str(key).strip()): value for key, value in row.items()} for row in rows]
+
+
+def _column(name: str) -> str:
+    """A column's name in small letters and by its usual synonym; of images, what follows is a channel's name."""
+    if name.lower().startswith("image"):
+        return "image" + name[len("image") :] if name.lower() != "image_id" else "case"
+    return _COLUMN_NAMES.get(name.lower(), name.lower())
 
 
 def _is_manifest(file: Path) -> bool:
@@ -582,10 +588,9 @@ def _meta_splits(file: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     rows = _rows(file)
-    key = next((key for key in ("image_id", "case") if rows and key in rows[0]), None)
-    if key is None or "split" not in rows[0]:
+    if not rows or not {"case", "split"} <= rows[0].keys():
         return {}
-    return {row[key]: _SPLITS[row["split"].lower()] for row in rows if row["split"].lower() in _SPLITS}
+    return {row["case"]: _SPLITS[row["split"].lower()] for row in rows if row["split"].lower() in _SPLITS}
 
 
 def find_folders(path: Path) -> Dataset | None:

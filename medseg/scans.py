@@ -45,6 +45,11 @@ class Trained(Checkpoint):
 
     built: nn.Module
 
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights, were they stored."""
+        return 2 * sum(p.numel() for p in self.built.parameters())
+
     def network(self) -> nn.Module:
         """A copy in evaluation mode, float32, on the CPU."""
         return deepcopy(self.built).float().cpu().eval()
@@ -107,7 +112,7 @@ class Scans:
         """A name in the store: another one whenever the case's files or the preparation change."""
         files = [*case.images, *([case.label] if case.label else []), *(path for _, path in case.masks)]
         model = self.config.model.model_dump(mode="json", include={"spacing_mm", "grid", "intensity"})
-        told = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files] + [model, self.classes]
+        told: list[Any] = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files] + [model, self.classes]
         told += [self.dataset.regions, self.dataset.ignore]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
 
@@ -256,7 +261,7 @@ class Scans:
             patch=model.patch,
             spacing_mm=model.spacing_mm,
             grid=model.grid,
-            intensity=model.intensity,
+            intensity=model.intensity,  # type: ignore[arg-type]  # checked here
             sha256="0" * 64,
             **self.spec(),
         )

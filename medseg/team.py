@@ -51,6 +51,7 @@ class Team:
     def spread(self, network: nn.Module, parallel: str) -> tuple[nn.Module, nn.Module]:
         """The network as it is kept, and as it is called in training."""
         if self.size == 1:
+            network = channels_last(network)
             return network, network
         if parallel == "fsdp":
             from torch.distributed.fsdp import fully_shard
@@ -63,6 +64,7 @@ class Team:
                     ]
             fully_shard(network)
             return network, network
+        network = channels_last(network)
         devices = [self.device.index] if self.device.type == "cuda" else None
         return network, nn.parallel.DistributedDataParallel(network, device_ids=devices)
 
@@ -83,13 +85,14 @@ class Team:
         distributed.all_reduce(numbers)
         return tuple((numbers / self.size).tolist())
 
-    def agree(self, position: float, stop: int) -> tuple[float, int]:
-        """The first process's position, and the signal to stop that any process was sent, or 0."""
+    def agree(self, position: float, due: bool, stop: int) -> tuple[float, bool, int]:
+        """The first process's position and whether to save, and the signal to stop that any process was sent, or 0."""
         if self.size == 1:
-            return position, stop
-        numbers = torch.tensor([position if self.first else 0.0, float(stop)], dtype=torch.float64, device=self.device)
+            return position, due, stop
+        mine = [position, float(due)] if self.first else [0.0, 0.0]
+        numbers = torch.tensor([*mine, float(stop)], dtype=torch.float64, device=self.device)
         distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
-        return float(numbers[0]), int(numbers[1])
+        return float(numbers[0]), bool(numbers[1]), int(numbers[2])
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -111,6 +114,12 @@ class Team:
         assert self._whole is not None
         self._whole.load_state_dict(weights)
         return self._whole
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The network with channels innermost in memory, as 3-D convolutions are fastest on CPUs and on GPUs."""
+    converted: nn.Module = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return converted
 
 
 def whole(value: Any) -> Any:

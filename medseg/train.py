@@ -31,6 +31,8 @@ from medseg.team import Team, whole
 
 #: Called after some steps with (share of the run that is done, facts); facts hold step, loss, dice, seconds_left ...
 Progress = Callable[[float, Mapping[str, Any]], None]
+#: Seconds between two states, in a run that is given a time, and between two pictures of its curves.
+SAVE_EVERY_S = 60.0
 #: A run that is given a time looks at its validation data this often, the end included.
 VALIDATIONS = 8
 
@@ -89,8 +91,7 @@ def train(
         check_patch(network, config.model.patch)
         if config.start_from:
             _start_from(config.start_from, network)
-        network = network.to(device, memory_format=torch.channels_last_3d).train()
-        network, parallel = team.spread(network, settings.parallel)
+        network, parallel = team.spread(network.to(device).train(), settings.parallel)
         optimizer = _optimizer(settings, network)
         average = {key: value.detach().clone() for key, value in network.state_dict().items()}
         facts = _restore(run, network, optimizer, average, team)
@@ -126,7 +127,8 @@ def train(
             if not torch.isfinite(torch.tensor(value)) or not (torch.isfinite(norm) or scaler.is_enabled()):
                 raise BadConfig(f"the loss is not finite at step {step + 1}: lower train.learning_rate or use fp32")
             facts["step"], facts["loss"], facts["dice"] = step + 1, facts["loss"] + value, facts["dice"] + dice
-            facts["position"], stop = team.agree(clock.after(step + 1, position), stopping())
+            moved = clock.after(step + 1, position)
+            facts["position"], due, stop = team.agree(moved, clock.is_due(step + 1), stopping())
             done, ended = step + 1, facts["position"] >= 1
             if done % settings.log_every == 0 or ended:
                 row = _mean_facts(facts, (done - 1) % settings.log_every + 1, _rate(step, position, settings))
@@ -141,7 +143,7 @@ def train(
                     log.append({"step": done, **_named(scores)})
                     track(done, {f"validation/{name}": score for name, score in scores.items()})
                     progress(facts["position"], {"step": done, "validation": scores})
-            if done % settings.checkpoint_every == 0 or ended or stop:
+            if due or ended or stop:
                 facts["seconds"] = clock.seconds()
                 if scaler.is_enabled():
                     facts["scaler"] = scaler.state_dict()
@@ -150,7 +152,8 @@ def train(
                     # Metrics first: lines beyond the state are cut on resuming, lines missing could not be restored.
                     _append(run / "metrics.jsonl", log)
                     _save(run, facts, state)
-                    draw_curves(run / "metrics.jsonl", run / "progress.png")
+                    if clock.is_time_to_draw() or ended or stop:
+                        draw_curves(run / "metrics.jsonl", run / "progress.png")
                 log.clear()
             if stop:
                 raise Interrupted(stop)
@@ -174,6 +177,7 @@ class _Clock:
         self.settings, self.reserve, self.before = settings, reserve, float(facts["seconds"])
         self.began, self.first, self.start = began, int(facts["step"]), time.monotonic()
         self.last, self.pace, self.apart = self.start, 0.0, 0.0
+        self.saved = self.drawn = self.start
         if settings.steps is not None:
             facts["position"] = min(1.0, facts["step"] / settings.steps)
 
@@ -193,6 +197,20 @@ class _Clock:
         assert self.settings.time_s is not None
         left = self.settings.time_s - self.seconds() - self.reserve()
         return 1.0 if left <= self.pace else position + (1 - position) * min(1.0, self.pace / left)
+
+    def is_due(self, done: int) -> bool:
+        """Whether the state should be saved: every so many steps, or once a minute."""
+        if self.settings.steps is not None:
+            return done % self.settings.checkpoint_every == 0
+        due = time.monotonic() - self.saved > SAVE_EVERY_S
+        self.saved = time.monotonic() if due else self.saved
+        return due
+
+    def is_time_to_draw(self) -> bool:
+        """Whether the picture is old."""
+        old = time.monotonic() - self.drawn > SAVE_EVERY_S
+        self.drawn = time.monotonic() if old else self.drawn
+        return old
 
     def seconds_left(self, done: int, position: float) -> float:
         """How much longer the loop will take."""
@@ -240,9 +258,10 @@ def choose_training_precision(settings: TrainConfig, device: torch.device) -> st
 
 def _optimizer(settings: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov momentum 0.99; decay spares biases and norms, which have one dimension."""
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    vectors = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in network.parameters() if p.ndim > 1]},
+        {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, settings.learning_rate, 0.99, weight_decay=settings.weight_decay, nesterov=True)
     return torch.optim.AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
@@ -250,8 +269,9 @@ def _optimizer(settings: TrainConfig, network: nn.Module) -> torch.optim.Optimiz
 
 def _loss(network: nn.Module, source: Source, outputs: Any, labels: Tensor, unlabelled: Tensor | None) -> Tensor:
     """The network's own loss where it has one (mask classification), else Dice and cross-entropy."""
-    if hasattr(network, "loss"):
-        loss: Tensor = network.loss(outputs, labels)
+    own = getattr(network, "loss", None)
+    if own is not None:
+        loss: Tensor = own(outputs, labels)
         return loss
     return segmentation_loss(
         outputs,

@@ -133,8 +133,8 @@ def train_dataset(request: Request, listener: Listener | None = None) -> Outcome
     begins.
     """
     began = time.monotonic()
-    listener = listener or Listener()
-    dataset = read_dataset(request.data, lambda done, count, name: listener.reading("reading", done, count))
+    told = listener = listener or Listener()
+    dataset = read_dataset(request.data, lambda done, count, name: told.reading("reading", done, count))
     run = request.run or Path("runs") / slug(dataset.name)
     _check_folder(run, request.resume)
     with Team() as team:
@@ -308,7 +308,7 @@ def _is_finished(run: Path) -> bool:
 
 def _finish(dataset: Dataset, source: Scans, config: Config, run: Path, listener: Listener) -> Outcome:
     """Score the model on the validation scans, choose its cleanup, write its card and delete the prepared scans."""
-    evaluation, pairs = None, {}
+    evaluation, pairs = None, dict[str, tuple[Path, Path]]()
     if source.validation:
         steps = _predict(config, source, run, lambda done, count: listener.reading("scoring", done, count))
         change_spec(run / "model", cleanup=steps)

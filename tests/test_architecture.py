@@ -44,7 +44,7 @@ ROWS = [
     {"check_fix"},
     {"backends"},
     {"inference", "label_maps", "evaluate", "report", "compare", "infer", "pacs", "listen", "export"},
-    {"curves", "tracking", "team", "scans", "plan", "train", "training"},
+    {"curves", "modelcard", "tracking", "team", "scans", "plan", "train", "training"},
     {"cli_evaluate"},
     {"cli_view", "cli_pacs", "cli_check", "cli_train", "cli_export"},
     {"cli"},

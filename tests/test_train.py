@@ -426,12 +426,14 @@ def test_label_maps_without_the_structures_are_refused(tmp_path: Path):
 
 
 def test_progress_is_told_loss_dice_and_time_left(config: Config, tmp_path: Path):
-    told: list[tuple[int, dict[str, float]]] = []
+    told: list[tuple[float, Any]] = []
     short = config.model_copy(update={"train": config.train.model_copy(update={"steps": 4})})
-    train(short, tmp_path / "run", progress=lambda step, facts: told.append((step, facts)))
-    assert [step for step, _ in told] == [2, 4]
-    assert told[-1][1]["seconds_left"] == 0
-    assert all(facts.keys() >= {"loss", "dice", "seconds_left"} for _, facts in told)
+    train(short, tmp_path / "run", progress=lambda share, facts: told.append((share, facts)))
+    steps = [(share, facts) for share, facts in told if "validation" not in facts]
+    assert [(share, facts["step"]) for share, facts in steps] == [(0.5, 2), (1.0, 4)]
+    assert steps[-1][1]["seconds_left"] == 0
+    assert all(facts.keys() >= {"loss", "dice", "seconds_left"} for _, facts in steps)
+    assert [facts["step"] for _, facts in told if "validation" in facts] == [4]
 
 
 def test_the_metrics_beyond_the_state_are_cut_when_a_run_goes_on(config, finished, tmp_path):
