@@ -151,7 +151,7 @@ def make_plan(
     plan.choose("model.options", options, reason)
 
     recipe = TRAINING[architecture]
-    for key in ("optimizer", "learning_rate", "weight_decay", "warmup"):
+    for key in ("optimizer", "learning_rate", "weight_decay"):
         plan.choose(f"train.{key}", recipe[key], f"usual for {architecture}")
     plan.choose("train.schedule", "poly", "the rate falls all along, so that it ends with the time")
     voxels = int(np.prod(patch))
@@ -159,6 +159,8 @@ def make_plan(
     batch = -(-batch // machine.processes) * machine.processes
     plan.choose("train.batch", batch, "small steps, many of them" if batch == 2 else "fills the device")
     steps = plan.get("train.steps") or 0.75 * time_s / (seconds_a_voxel * voxels * plan["train.batch"])
+    warmup = max(1, min(recipe["warmup"], round(steps / 20)))
+    plan.choose("train.warmup", warmup, f"usual for {architecture}, at most a twentieth of the run")
     ema = round(1 - min(0.01, max(0.001, 10 / max(steps, 1))), 4)
     plan.choose("train.ema", ema, "averages weights over the last few per cent of the run")
     plan.choose("train.log_every", int(np.clip(steps / 200, 1, 100)), "about 200 points on the curves")
@@ -264,7 +266,9 @@ def _pooling(shape: NDArray, spacing: NDArray) -> list[tuple[int, int, int]]:
     return strides
 
 
-def _multiples(architecture: str, options: Mapping[str, Any] | None, pooling: Sequence[tuple[int, int, int]]) -> NDArray:
+def _multiples(
+    architecture: str, options: Mapping[str, Any] | None, pooling: Sequence[tuple[int, int, int]]
+) -> NDArray:
     """What patch sizes must be multiples of."""
     if options is None and architecture in ("unet", "resenc_unet"):
         return np.prod(pooling, 0) if len(pooling) else np.ones(3, int)
@@ -379,9 +383,9 @@ def training_bytes(
 
     Computed on tensors without content, so it takes neither memory nor long.
     """
-    with torch.device("meta"):
-        network = build_model(architecture, channels, outputs, **options).train()
-        x = torch.empty(batch, channels, *patch)
+    # Built first and then emptied: not every layer of MONAI's can be made without content.
+    network = build_model(architecture, channels, outputs, **options).to("meta").train()
+    x = torch.empty(batch, channels, *patch, device="meta")
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     kept = _saved_bytes(network, x)
     share = 0.6 if device == "cuda" else 1.0  # autocast keeps half as much of most

@@ -276,7 +276,7 @@ class Scans:
         for case in cases:
             begun = time.monotonic()
             volumes = read_channels(self.dataset, case)
-            labels = segment(volumes, model, Settings(device=device.type)).labels
+            labels = segment(volumes, model, Settings(device=device.type, backend="torch")).labels
             for name, score in self.dice(labels.data, read_case_labels(case, volumes[0]).data, case).items():
                 scores.setdefault(name, []).append(score)
             self.seconds_a_case = time.monotonic() - begun  # of the last: the first one also waits for compilation
