@@ -27,8 +27,9 @@ MIN_GROUP = 8
 SIMILAR, SAME = 0.98, 0.999
 #: A case is unlike all others if even its third nearest neighbour is further away than so many (robust) deviations.
 ISOLATED_DEVIATIONS = 3.0
-#: The group has a handedness if three quarters of its cases fit the others better than their mirror image by this much.
-MIN_MARGIN = 0.1
+#: The group has a handedness if its median case fits the others better than its mirror image by so much correlation,
+#: and by so many (robust) deviations of that margin between cases.
+MIN_MARGIN, MARGIN_DEVIATIONS = 0.05, 3.0
 
 _AXES = ("left-right", "front-back", "upside down")
 _FLIPS = tuple(flip for count in (1, 2, 3) for flip in combinations(range(3), count))
@@ -290,7 +291,8 @@ def _margins(thumbnails: NDArray[np.float32]) -> dict[tuple[int, ...], NDArray[n
 
 
 def _is_handed(margin: NDArray[np.float64]) -> bool:
-    return bool(np.quantile(margin, 0.25) > MIN_MARGIN)
+    middle = float(np.median(margin))
+    return middle > max(MIN_MARGIN, MARGIN_DEVIATIONS * _spread(margin))
 
 
 def _flips(thumbnails: NDArray[np.float32]) -> list[tuple[int, ...]]:
@@ -299,7 +301,10 @@ def _flips(thumbnails: NDArray[np.float32]) -> list[tuple[int, ...]]:
     best: list[tuple[int, ...]] = []
     for number in range(len(thumbnails)):
         against = {flip: margin[number] for flip, margin in margins.items() if margin[number] < 0}
-        best.append(min(against, key=lambda flip: against[flip]) if against else ())
+        strongest = min(against.values(), default=0.0)
+        # Of flips that say nearly the same the simplest: an axis along which a case looks alike both ways is no news.
+        alike = [flip for flip in against if against[flip] <= 0.8 * strongest]
+        best.append(min(alike, key=lambda flip: (len(flip), against[flip])) if alike else ())
     return best
 
 
@@ -328,7 +333,7 @@ def _outliers(features: dict[str, dict[str, float]], turned: set[str]) -> list[F
             alike = key.startswith("likeness")
             if alike and (values[number] > middle or cases[number] in turned):
                 continue
-            if key in ("place", "arrangement") and cases[number] in turned:
+            if key == "place" and cases[number] in turned:
                 continue
             label = f"{what} {name.removeprefix(key).strip()}".strip()
             told.setdefault(cases[number], []).append(
@@ -368,5 +373,9 @@ def _threshold(values: NDArray[np.float64], least: float, key: str) -> float:
     if key == "scale":
         return max(least, usual)
     deviations = ISOLATED_DEVIATIONS if len(values) >= 20 else 2 * ISOLATED_DEVIATIONS
-    spread = 1.4826 * float(np.median(np.abs(values - np.median(values))))
-    return max(least, deviations * spread, usual)
+    return max(least, deviations * _spread(values), usual)
+
+
+def _spread(values: NDArray[np.float64]) -> float:
+    """The standard deviation of a group, estimated from the median distance to its median."""
+    return 1.4826 * float(np.median(np.abs(values - np.median(values))))

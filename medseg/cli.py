@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg import cli_check, cli_evaluate, cli_pacs, cli_train, cli_view
+from medseg import cli_check, cli_evaluate, cli_export, cli_pacs, cli_train, cli_view
 from medseg.cli_evaluate import Json, Quiet
 from medseg.cli_train import keep_memory, parse_bytes
 from medseg.errors import BadFile, BadOutput, DataWarning, Interrupted, MedsegError
@@ -370,8 +370,8 @@ def version() -> None:
 
 
 for _command in (
-    cli_train.train, cli_check.check, cli_evaluate.evaluate, cli_evaluate.compare, cli_evaluate.clean, cli_view.view,
-    cli_pacs.listen,
+    cli_train.train, cli_check.check, cli_export.export, cli_evaluate.evaluate, cli_evaluate.compare,
+    cli_evaluate.clean, cli_view.view, cli_pacs.listen,
 ):  # fmt: skip
     app.command()(_command)
 

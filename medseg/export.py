@@ -37,6 +37,16 @@ MAX_BYTES = 2_000_000_000
 RUNTIMES = ("onnxruntime", "openvino")
 
 
+#: What the schemes of `ModelSpec.intensity` do to a channel on the model's grid, for those who do it elsewhere.
+_HOW = {
+    "percentiles": "minus the value below which the darkest 1/2000 of the voxels lie, and those are 0; then, of the "
+    "voxels above 0, the percentiles 0.5 and 99.5 become 0 and 1, and everything is clamped there",
+    "zscore": "minus the mean over the standard deviation of all voxels; with nonzero, of those that are not 0, and "
+    "those that are stay 0",
+    "ct": "clipped to low and high, minus mean, over sd",
+}
+
+
 @dataclass(frozen=True)
 class Exported:
     """What was written, and how the network was checked.
@@ -69,8 +79,8 @@ def export(checkpoint: Checkpoint, path: Path) -> Exported:
     runtime, difference = _compare(content, network, checkpoint)
     if difference > TOLERANCE:
         raise BadModel(
-            f"the network of {checkpoint.spec.name} gives other values in {runtime} than in PyTorch (by {difference:.1%} "
-            "of their spread), so it was not written"
+            f"the network of {checkpoint.spec.name} gives other values in {runtime} than in PyTorch (they differ by "
+            f"{difference:.1%} of their spread), so it was not written"
         )
     facts = describe(checkpoint) | {
         "onnx_sha256": hashlib.sha256(content).hexdigest(),
@@ -124,7 +134,9 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "equal_within": SAME_SPACING,
             "interpolation": "trilinear; the mean of several points a voxel where the scan is finer",
         },
-        "intensity": [{"channel": name} | one.model_dump() for name, one in zip(names, spec.intensities)],
+        "intensity": [
+            {"channel": name, "how": _HOW[one.scheme]} | one.model_dump() for name, one in zip(names, spec.intensities)
+        ],
         "content": {"above": CONTENT_ABOVE, "margin_voxels": CONTENT_MARGIN} if dark else None,
         "windows": {
             "patch": list(spec.patch),
@@ -236,11 +248,9 @@ def _run_onnxruntime(content: bytes, patches: NDArray[np.float32]) -> NDArray[np
 
 
 def _run_openvino(content: bytes, patches: NDArray[np.float32]) -> NDArray[np.float32]:
-    from medseg.backends import openvino_core
+    from medseg.backends import compile_openvino, openvino_core
 
-    core = openvino_core()
-    compiled = core.compile_model(core.read_model(content), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    request = compiled.create_infer_request()
+    request = compile_openvino(openvino_core().read_model(content), "f32").create_infer_request()
     request.infer([patches])
     logits: NDArray[np.float32] = request.get_output_tensor(0).data.copy()
     return logits

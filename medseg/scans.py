@@ -112,7 +112,7 @@ class Scans:
         """A name in the store: another one whenever the case's files or the preparation change."""
         files = [*case.images, *([case.label] if case.label else []), *(path for _, path in case.masks)]
         model = self.config.model.model_dump(mode="json", include={"spacing_mm", "grid", "intensity"})
-        told = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files] + [model, self.classes]
+        told: list[Any] = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files] + [model, self.classes]
         told += [self.dataset.regions, self.dataset.ignore]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
 
@@ -261,7 +261,7 @@ class Scans:
             patch=model.patch,
             spacing_mm=model.spacing_mm,
             grid=model.grid,
-            intensity=model.intensity,
+            intensity=model.intensity,  # type: ignore[arg-type]  # checked here
             sha256="0" * 64,
             **self.spec(),
         )
@@ -276,7 +276,7 @@ class Scans:
         for case in cases:
             begun = time.monotonic()
             volumes = read_channels(self.dataset, case)
-            labels = segment(volumes, model, Settings(device=device.type)).labels
+            labels = segment(volumes, model, Settings(device=device.type, backend="torch")).labels
             for name, score in self.dice(labels.data, read_case_labels(case, volumes[0]).data, case).items():
                 scores.setdefault(name, []).append(score)
             self.seconds_a_case = time.monotonic() - begun  # of the last: the first one also waits for compilation

@@ -51,6 +51,7 @@ class Team:
     def spread(self, network: nn.Module, parallel: str) -> tuple[nn.Module, nn.Module]:
         """The network as it is kept, and as it is called in training."""
         if self.size == 1:
+            network = channels_last(network)
             return network, network
         if parallel == "fsdp":
             from torch.distributed.fsdp import fully_shard
@@ -63,6 +64,7 @@ class Team:
                     ]
             fully_shard(network)
             return network, network
+        network = channels_last(network)
         devices = [self.device.index] if self.device.type == "cuda" else None
         return network, nn.parallel.DistributedDataParallel(network, device_ids=devices)
 
@@ -112,6 +114,12 @@ class Team:
         assert self._whole is not None
         self._whole.load_state_dict(weights)
         return self._whole
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The network with channels innermost in memory, as 3-D convolutions are fastest on CPUs and on GPUs."""
+    converted: nn.Module = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return converted
 
 
 def whole(value: Any) -> Any:

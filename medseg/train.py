@@ -91,8 +91,7 @@ def train(
         check_patch(network, config.model.patch)
         if config.start_from:
             _start_from(config.start_from, network)
-        network = network.to(device, memory_format=torch.channels_last_3d).train()
-        network, parallel = team.spread(network, settings.parallel)
+        network, parallel = team.spread(network.to(device).train(), settings.parallel)
         optimizer = _optimizer(settings, network)
         average = {key: value.detach().clone() for key, value in network.state_dict().items()}
         facts = _restore(run, network, optimizer, average, team)
@@ -259,9 +258,10 @@ def choose_training_precision(settings: TrainConfig, device: torch.device) -> st
 
 def _optimizer(settings: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov momentum 0.99; decay spares biases and norms, which have one dimension."""
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    vectors = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in network.parameters() if p.ndim > 1]},
+        {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, settings.learning_rate, 0.99, weight_decay=settings.weight_decay, nesterov=True)
     return torch.optim.AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
@@ -269,8 +269,9 @@ def _optimizer(settings: TrainConfig, network: nn.Module) -> torch.optim.Optimiz
 
 def _loss(network: nn.Module, source: Source, outputs: Any, labels: Tensor, unlabelled: Tensor | None) -> Tensor:
     """The network's own loss where it has one (mask classification), else Dice and cross-entropy."""
-    if hasattr(network, "loss"):
-        loss: Tensor = network.loss(outputs, labels)
+    own = getattr(network, "loss", None)
+    if own is not None:
+        loss: Tensor = own(outputs, labels)
         return loss
     return segmentation_loss(
         outputs,

@@ -29,7 +29,7 @@ def make_case(seed: int, *, affine: NDArray | None = None) -> tuple[Volume, Volu
     labels = np.zeros(shape, np.uint8)
     labels[ball(0.3, 0.35, 0.55, 0.16, 1)] = 2
     labels[ball(0.36, 0.62, 0.5, 0.16, 2)] = 1
-    data = 40.0 * head + 30 * (labels == 1) - 20 * (labels == 2) + 25 * ball(0.75, 0.3, 0.3, 0.12, 3)
+    data = 30.0 * head * (1 + k) + 30 * (labels == 1) - 20 * (labels == 2) + 25 * ball(0.75, 0.3, 0.3, 0.12, 3)
     # Texture of some voxels' size, so that no two cases are alike beyond their anatomy.
     coarse = rng.normal(0, 9, (6, 5, 4)).repeat(5, 0).repeat(5, 1).repeat(5, 2)[: shape[0], : shape[1], : shape[2]]
     data = data + head * coarse + rng.normal(0, 2, shape)

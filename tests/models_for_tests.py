@@ -109,6 +109,17 @@ def save_two_channels(folder: Path, **changes: Any) -> Path:
     return save_known(folder, "per_channel", **({"channels": 2, "channel_names": ("T1", "FLAIR")} | changes))
 
 
+def save_two_channel_network(
+    folder: Path, architecture: str, options: dict[str, Any], patch: tuple[int, int, int], **changes: Any
+) -> Path:
+    """A model folder with a random network of two channels of any architecture."""
+    torch.manual_seed(3)
+    fields = {"name": "tiny", "architecture": architecture, "options": options, "patch": patch, "channels": 2}
+    network = build_model(architecture, 2, len(CLASSES), **options)
+    save_checkpoint(folder, fields | {"classes": CLASSES, "spacing_mm": 2.0} | changes, network.state_dict(), TABLE)
+    return folder
+
+
 def edit_json(folder: Path, **changes: Any) -> None:
     """Change fields of a model's JSON behind medseg's back."""
     path = folder / "model.json"

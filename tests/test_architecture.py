@@ -43,10 +43,10 @@ ROWS = [
     {"check_group", "check"},
     {"check_fix"},
     {"backends"},
-    {"inference", "label_maps", "evaluate", "report", "compare", "infer", "pacs", "listen"},
+    {"inference", "label_maps", "evaluate", "report", "compare", "infer", "pacs", "listen", "export"},
     {"curves", "modelcard", "tracking", "team", "scans", "plan", "train", "training"},
     {"cli_evaluate"},
-    {"cli_view", "cli_pacs", "cli_check", "cli_train"},
+    {"cli_view", "cli_pacs", "cli_check", "cli_train", "cli_export"},
     {"cli"},
     {"__main__"},
 ]
@@ -71,6 +71,10 @@ HEAVY = {
     "mlflow",
     "dicomweb_client",
     "requests",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
 }
 TORCH_AT_TOP = {"augment", "label_maps", "plan", "scans", "team", "training"}
 TORCH_AT_TOP |= {"fast_conv", "train", "synth", "window", "backends", "losses"}
