@@ -380,6 +380,18 @@ def test_the_loss_sees_no_voxel_that_is_not_labelled_and_no_chance():
     assert float(network.loss(said, torch.full_like(labels, -1))) == 0
 
 
+def test_the_loss_of_voxels_is_that_of_those_labelled():
+    network = network_of("mask2former", deep_supervision=True)
+    _, labels = sample_of("mask2former", 1)
+    labels[:, :2] = -1
+    logits = torch.randn(1, 3, *labels.shape[1:])
+    chance, known = logits.softmax(1).movedim(1, -1)[labels >= 0], labels[labels >= 0]
+    truth = F.one_hot(known, 3).float()
+    dice = 1 - (2 * (chance * truth).sum(0) + 1) / (chance.sum(0) + truth.sum(0) + 1)
+    entropy = F.cross_entropy(logits, labels, ignore_index=-1)
+    assert torch.allclose(network._voxel_loss(logits, labels), 5 * entropy + 5 * dice.mean(), atol=1e-5)
+
+
 def test_instances_are_targets_of_their_own_and_come_back(monkeypatch: pytest.MonkeyPatch):
     network = network_of("mask2former")
     labels = torch.zeros(1, 8, 16, 8, dtype=torch.int64)

@@ -218,9 +218,12 @@ class Mask2Former(nn.Module):
     def _voxel_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy and Dice of every voxel that is labelled; the losses' weights are those of masks."""
         known = labels != self.ignore_index
-        chance = (logits.softmax(1) * known[:, None]).flatten(2)
+        log_chance = logits.log_softmax(1)
+        chance = (log_chance.exp() * known[:, None]).flatten(2)
         truth = torch.stack([labels == number for number in range(self.classes)], 1).flatten(2)
-        cross_entropy = F.cross_entropy(logits, labels, ignore_index=self.ignore_index)
+        # Not `F.cross_entropy`: for maps on a GPU it has no gradient that is the same every time.
+        right = log_chance.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+        cross_entropy = -(right * known).sum() / known.sum()
         return MASK_WEIGHT * cross_entropy + DICE_WEIGHT * _dice_loss(chance, truth.float()).mean()
 
 
