@@ -32,7 +32,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 _CONVOLUTIONS = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-2, "warmup": 50}
-_TRANSFORMERS = {"optimizer": "adamw", "learning_rate": 5e-4, "weight_decay": 1e-2, "warmup": 150}
+_TRANSFORMERS = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-2, "warmup": 100}
 #: Name -> how it is trained: the optimizer, its highest learning rate, its weight decay, and steps of warm-up.
 TRAINING: dict[str, dict[str, Any]] = {
     "unet": _CONVOLUTIONS,
@@ -43,8 +43,8 @@ TRAINING: dict[str, dict[str, Any]] = {
     "mednext": _CONVOLUTIONS,
     "unetr": _TRANSFORMERS,
     "swin_unetr": _TRANSFORMERS,
-    "segformer": _TRANSFORMERS,
-    "mask2former": _TRANSFORMERS,
+    "segformer": _TRANSFORMERS | {"learning_rate": 1.5e-3},
+    "mask2former": _TRANSFORMERS | {"learning_rate": 5e-4},
 }
 #: The networks that take the option `deep_supervision`.
 DEEP_SUPERVISION = frozenset({"unet", "resenc_unet", "fcn", "deeplab", "segresnet", "mednext", "mask2former"})
