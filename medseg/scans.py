@@ -185,7 +185,7 @@ class Scans:
 
     def _array(self, number: int, name: str) -> NDArray:
         """An array of the store, mapped into memory; writes to it, which do not happen, would not reach the disk."""
-        return np.load(self.store / f"{self.keys[number]}.{name}.npy", mmap_mode="c", allow_pickle=False)
+        return np.lib.format.open_memmap(self.store / f"{self.keys[number]}.{name}.npy", mode="c")
 
     def _case_of(self, sample: int) -> int:
         """The number of the training case that the run's sample of this place is drawn from."""
