@@ -32,6 +32,7 @@ TINY_VOXELS = 10
 #: Voxels of a volume that statistics are made of, at most; of larger ones every second or third plane is left out.
 _SAMPLE_VOXELS = 1 << 24
 _PERCENTILE_SAMPLE = 1 << 15
+_ONE_OF_A_KIND = 200  # voxels of labels that no two cases have in exactly the same shape
 _ARRANGED = 40  # with more structures than this, their places are not compared
 _FOREGROUND_SAMPLE = 1024
 _PERCENTILES = (0.5, 1, 25, 50, 75, 99, 99.5)
@@ -478,19 +479,22 @@ def _portrait(case: Case, facts: CaseFacts, image: Volume, labels: Volume | None
     }
     thumbnail = _shrink(clipped, [(0.0, float(n)) for n in clipped.shape])
     if labels is None or not facts.voxels:
-        return Portrait(case.name, thumbnail, None, "", features)
+        return Portrait(case.name, thumbnail, None, features=features)
     turned = reorient(Volume(labels.data, image.affine), "RAS").data
     inside = first.foreground
     features["brightness of labels"] = (float(inside.mean()) - first.percentiles[3]) / spread if inside.size else 0.0
     features["contrast in labels"] = float(np.log(float(inside.std()) / spread + 1e-3)) if inside.size else 0.0
     voxel_mm3 = image.voxel_mm3
     features |= {f"volume {value}": float(np.log(n * voxel_mm3)) for value, n in facts.voxels.items()}
+    whole = digest(labels.data, labels.data.dtype), digest(turned, turned.dtype)
+    content = _box(turned > 0) or (slice(0), slice(0), slice(0))
+    shape = digest(turned[content], turned.dtype) if sum(facts.voxels.values()) >= _ONE_OF_A_KIND else ""
     turned = turned[::step, ::step, ::step]
     coded, box = _code(turned)
     features |= _arrangement(turned, box)
     for axis, (start, stop) in zip("xyz", box):
         features[f"place {axis}"] = (start + stop) / 2 / coded.shape["xyz".index(axis)]
-    return Portrait(case.name, thumbnail, _shrink(coded, box), digest(labels.data, labels.data.dtype), features)
+    return Portrait(case.name, thumbnail, _shrink(coded, box), whole, shape, features)
 
 
 def _code(labels: NDArray) -> tuple[NDArray[np.float32], list[tuple[float, float]]]:

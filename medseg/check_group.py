@@ -30,6 +30,8 @@ ISOLATED_DEVIATIONS = 3.0
 #: The group has a handedness if its median case fits the others better than its mirror image by so much correlation,
 #: and by so many (robust) deviations of that margin between cases.
 MIN_MARGIN, MARGIN_DEVIATIONS = 0.05, 3.0
+#: What correlates with the others less than this part of what the median case does fits in no way.
+MIN_FIT = 0.5
 
 _AXES = ("left-right", "front-back", "upside down")
 _FLIPS = tuple(flip for count in (1, 2, 3) for flip in combinations(range(3), count))
@@ -61,14 +63,16 @@ class Portrait:
     """A case, small.
 
     thumbnail: (24, 24, 24) means of the first channel along RAS, clipped to its 1st and 99th percentile. labels: the
-    same of the labels, coded, in a box around their centroid; None without labels. label_digest: a name for the label
-    voxels, or ''. features: what may be compared between cases.
+    same of the labels, coded, in a box around their centroid; None without labels. label_digests: names for the
+    label map as it is stored and along RAS. shape_digest: a name for the labels wherever they lie, '' if they are too
+    few to be one of a kind. features: what may be compared between cases.
     """
 
     case: str
     thumbnail: NDArray[np.float32]
     labels: NDArray[np.float32] | None
-    label_digest: str
+    label_digests: tuple[str, str] | None = None
+    shape_digest: str = ""
     features: dict[str, float] = field(default_factory=dict)
 
 
@@ -153,17 +157,31 @@ def _duplicates(dataset: Dataset, portraits: Sequence[Portrait]) -> Iterator[Fin
         if (one.split == "test") != (other.split == "test"):
             message = f"the image of {one.name} is in training and among the cases set aside for testing"
             yield Finding(other.name, "leak", "error", message)
-    by_labels: dict[str, Portrait] = {}
+    yield from _same_labels([portrait for portrait in portraits if portrait.case not in seen])
+
+
+def _same_labels(portraits: Sequence[Portrait]) -> Iterator[Finding]:
+    """Label maps that are another case's, also moved; drawn shapes such as spheres may be equal in many cases."""
+    whole: dict[str, Portrait] = {}
+    shapes: dict[str, list[Portrait]] = {}
     for portrait in portraits:
-        if portrait.label_digest and portrait.case not in seen:
-            before = by_labels.setdefault(portrait.label_digest, portrait)
+        if portrait.label_digests:
+            before = whole.setdefault(portrait.label_digests[1], portrait)
             if before is not portrait:
                 message = f"has the same label map as {before.case}, voxel by voxel, but another image"
                 yield Finding(portrait.case, "duplicate labels", "error", message)
+            elif portrait.shape_digest:
+                shapes.setdefault(portrait.shape_digest, []).append(portrait)
+    for first, *others in shapes.values():
+        if len(others) <= 2:
+            for portrait in others:
+                message = f"has labels of exactly the same shape as {first.case}; do they belong to its image?"
+                yield Finding(portrait.case, "duplicate labels", "warning", message)
 
 
 def _duplicate(one: Case, other: Case, sameness: str, first: Portrait, second: Portrait) -> Finding:
-    same_labels = first.label_digest == second.label_digest
+    known = first.label_digests, second.label_digests
+    same_labels = known[0] == known[1] or any(a == b for a, b in zip(known[0] or (), known[1] or ()))
     how = {
         "equal": "the same voxels",
         "rescaled": "the same voxels, rescaled",
@@ -281,11 +299,11 @@ def _axes(flip: tuple[int, ...]) -> str:
 def _margins(thumbnails: NDArray[np.float32]) -> dict[tuple[int, ...], NDArray[np.float64]]:
     """For every flip, how much better each case fits the others as it is than flipped.
 
-    Never below 0 where the flipped case would fit worse than nearly all cases do as they are: that is no mirror image
-    but something else, of which the outliers tell.
+    Never below 0 where the flipped case would not fit either: that is no mirror image but something else, of which the
+    outliers tell.
     """
     plain = _likeness(thumbnails)
-    least = float(np.quantile(plain, 0.02))
+    least = MIN_FIT * float(np.median(plain))
     flipped = {flip: _likeness(thumbnails, flip) for flip in _FLIPS}
     return {flip: np.where(fit >= least, plain - fit, np.maximum(plain - fit, 0)) for flip, fit in flipped.items()}
 

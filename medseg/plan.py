@@ -8,8 +8,7 @@ choose the network and the patch so that the time is enough for thousands of pat
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,13 +18,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from medseg.check import Check
 from medseg.config import Config
-from medseg.dataset import Dataset, load_case
-from medseg.errors import BadConfig, NotEnoughMemory
+from medseg.dataset import Dataset
+from medseg.errors import BadConfig, BadFile, NotEnoughMemory
 from medseg.labels import is_lateral
 from medseg.models import TRAINING, build_model, patch_multiples, small
 from medseg.team import channels_last
-from medseg.volume import reorient
 
 #: Patches that a run should see at least; fewer and it is better to make each of them cheaper.
 ENOUGH_PATCHES = 2500
@@ -38,9 +37,6 @@ HALVED_GAIN = 2.6
 PATCHES_A_SCAN = {"cpu": 27, "cuda": 125}
 #: How long to train, in seconds, if nobody says.
 DEFAULT_TIME_S = {"cpu": 3600.0, "cuda": 8 * 3600.0}
-#: Cases that are read to plan; of a larger data set evenly spread ones.
-_CASES_READ = 200
-_VOXELS_A_CASE = 2000
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class Fingerprint:
     """What planning needs to know of the cases; axes run along (R, A, S) as each scan is turned.
 
     shapes in voxels, spacings in mm: one per case. intensities: per channel the 0.5 and 99.5 percentiles, mean and
-    standard deviation of voxels inside structures. zeros: the share of voxels that are exactly 0, median over cases.
+    standard deviation of voxels inside structures. zeros: the share of cases of which a quarter or more is exactly 0.
     """
 
     cases: int
@@ -90,37 +86,33 @@ class Machine:
     processes: int = 1
 
 
-def fingerprint(
-    dataset: Dataset, names: Sequence[str], progress: Callable[[int, int, str], None] = lambda done, count, name: None
-) -> Fingerprint:
-    """Read the named cases, or evenly spread ones of many. Raises `BadFile` for one that cannot be read."""
-    chosen = [names[n] for n in np.unique(np.linspace(0, len(names) - 1, min(len(names), _CASES_READ)).astype(int))]
-    facts = []
-    with ThreadPoolExecutor(max(1, min(8, torch.get_num_threads()))) as pool:
-        for done, one in enumerate(pool.map(lambda name: _facts_of(dataset, name), chosen), start=1):
-            facts.append(one)
-            progress(done, len(chosen), chosen[done - 1])
-    shapes, spacings, samples, zeros = zip(*facts)
+def fingerprint(check: Check, names: Sequence[str]) -> Fingerprint:
+    """Of the named cases, from what `check_dataset` measured in each. Raises `BadFile` if it could read none."""
+    wanted = set(names)
+    facts = [one for one in check.facts if one.case in wanted]
+    if not facts:
+        raise BadFile("none of the cases to train from can be read; medseg check says why")
     intensities = []
-    for channel in range(len(dataset.channels)):
-        values = np.concatenate([sample[channel] for sample in samples]).astype(np.float64)
+    for channel in range(len(facts[0].channels)):
+        values = np.concatenate([one.channels[channel].foreground for one in facts]).astype(np.float64)
+        if not len(values):
+            values = np.array([one.channels[channel].mean for one in facts])
         low, high = np.percentile(values, (0.5, 99.5))
-        intensities.append(
-            {"low": float(low), "high": float(high), "mean": float(values.mean()), "sd": float(values.std())}
-        )
-    return Fingerprint(len(names), shapes, spacings, tuple(intensities), float(np.median(zeros)))
+        spread = {"low": float(low), "high": float(high), "mean": float(values.mean()), "sd": float(values.std())}
+        intensities.append(spread)
+    # A quarter of the voxels is exactly 0 where the lowest quartile is the lowest value and 0.
+    dark = [one.channels[0].percentiles[2] == one.channels[0].minimum == 0 for one in facts]
+    turned = [(_along_ras(one.shape, one.orientation), _along_ras(one.spacing_mm, one.orientation)) for one in facts]
+    shapes, spacings = zip(*turned)
+    return Fingerprint(len(facts), shapes, spacings, tuple(intensities), float(np.mean(dark)))
 
 
-def _facts_of(dataset: Dataset, name: str) -> tuple[Any, Any, list[NDArray], float]:
-    volumes, labels = load_case(dataset, dataset[name])
-    turned = reorient(volumes[0])
-    inside = np.flatnonzero(labels.data.ravel() > 0)
-    if not len(inside):
-        inside = np.arange(labels.data.size)
-    random = np.random.default_rng(len(inside))
-    picked = np.unravel_index(random.choice(inside, min(len(inside), _VOXELS_A_CASE)), labels.shape)
-    samples = [np.asarray(volume.data[picked], np.float32) for volume in volumes]
-    return turned.shape, turned.spacing_mm, samples, float((volumes[0].data == 0).mean())
+def _along_ras(numbers: Sequence[Any], orientation: str) -> tuple[Any, Any, Any]:
+    """One number of each voxel axis, in the order of the axes nearest to R, A and S."""
+    x, y, z = (
+        numbers[next(n for n, letter in enumerate(orientation) if letter in pair)] for pair in ("RL", "AP", "SI")
+    )
+    return x, y, z
 
 
 def make_plan(
@@ -152,13 +144,14 @@ def make_plan(
     # Where whole scans, or the largest patches, would be seen too seldom, half the resolution inside is cheaper.
     halved = machine.device == "cpu" and architecture == "unet" and most < min(shape.prod(), LARGEST_PATCH["cpu"])
     room = min(int(HALVED_GAIN * most), LARGEST_PATCH["cpu"]) if halved else most
-    plan.choose("model.patch", *_patch(shape, spacing, room, pooling, architecture))
+    multiple = _multiples(architecture, plan.get("model.options"), pooling)
+    plan.choose("model.patch", *_patch(shape, spacing, room, multiple))
     patch = tuple(plan["model.patch"])
     options, reason = _options(architecture, patch, spacing, machine, halved)
     plan.choose("model.options", options, reason)
 
     recipe = TRAINING[architecture]
-    for key in ("optimizer", "learning_rate", "weight_decay", "warmup"):
+    for key in ("optimizer", "learning_rate", "weight_decay"):
         plan.choose(f"train.{key}", recipe[key], f"usual for {architecture}")
     plan.choose("train.schedule", "poly", "the rate falls all along, so that it ends with the time")
     voxels = int(np.prod(patch))
@@ -166,6 +159,8 @@ def make_plan(
     batch = -(-batch // machine.processes) * machine.processes
     plan.choose("train.batch", batch, "small steps, many of them" if batch == 2 else "fills the device")
     steps = plan.get("train.steps") or 0.75 * time_s / (seconds_a_voxel * voxels * plan["train.batch"])
+    warmup = max(1, min(recipe["warmup"], round(steps / 20)))
+    plan.choose("train.warmup", warmup, f"usual for {architecture}, at most a twentieth of the run")
     ema = round(1 - min(0.01, max(0.001, 10 / max(steps, 1))), 4)
     plan.choose("train.ema", ema, "averages weights over the last few per cent of the run")
     plan.choose("train.log_every", int(np.clip(steps / 200, 1, 100)), "about 200 points on the curves")
@@ -249,11 +244,11 @@ def _intensity(dataset: Dataset, found: Fingerprint) -> tuple[list[dict[str, Any
         if name.strip().lower() in ("ct", "cbct", "hu"):
             schemes.append({"scheme": "ct"} | {key: float(f"{value:.6g}") for key, value in facts.items()})
         else:
-            schemes.append({"scheme": "zscore", "nonzero": found.zeros > 0.25})
+            schemes.append({"scheme": "zscore", "nonzero": found.zeros > 0.5})
     kinds = {scheme["scheme"] for scheme in schemes}
     if kinds == {"ct"}:
         return schemes, "CT numbers mean the same in all scans: clipped and scaled by what structures have"
-    around = "; zeros around the anatomy do not count" if found.zeros > 0.25 else ""
+    around = "; zeros around the anatomy do not count" if found.zeros > 0.5 else ""
     return schemes, f"scales differ between scans: each by its own mean and spread{around}"
 
 
@@ -271,15 +266,19 @@ def _pooling(shape: NDArray, spacing: NDArray) -> list[tuple[int, int, int]]:
     return strides
 
 
-def _patch(
-    shape: NDArray, spacing: NDArray, most: int, pooling: Sequence[tuple[int, int, int]], architecture: str
-) -> tuple[list[int], str]:
+def _multiples(
+    architecture: str, options: Mapping[str, Any] | None, pooling: Sequence[tuple[int, int, int]]
+) -> NDArray:
+    """What patch sizes must be multiples of."""
+    if options is None and architecture in ("unet", "resenc_unet"):
+        return np.prod(pooling, 0) if len(pooling) else np.ones(3, int)
+    with torch.device("meta"):
+        network = build_model(architecture, 1, 2, **(options or small(architecture, (64, 64, 64))))
+    return np.array(patch_multiples(network))
+
+
+def _patch(shape: NDArray, spacing: NDArray, most: int, multiple: NDArray) -> tuple[list[int], str]:
     """As large as the median scan, or what fits into `most` voxels, with equal edges in mm where it must be cut."""
-    if architecture in ("unet", "resenc_unet"):
-        multiple = np.prod(pooling, 0) if len(pooling) else np.ones(3, int)
-    else:
-        network = build_model(architecture, 1, 2, **small(architecture, (64, 64, 64)))
-        multiple = np.array(patch_multiples(network))
     whole = np.maximum(1, np.ceil(shape / multiple - 0.25)) * multiple
     if whole.prod() <= most:
         return [int(n) for n in whole], "as large as the median scan"
@@ -384,9 +383,9 @@ def training_bytes(
 
     Computed on tensors without content, so it takes neither memory nor long.
     """
-    with torch.device("meta"):
-        network = build_model(architecture, channels, outputs, **options).train()
-        x = torch.empty(batch, channels, *patch)
+    # Built first and then emptied: not every layer of MONAI's can be made without content.
+    network = build_model(architecture, channels, outputs, **options).to("meta").train()
+    x = torch.empty(batch, channels, *patch, device="meta")
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     kept = _saved_bytes(network, x)
     share = 0.6 if device == "cuda" else 1.0  # autocast keeps half as much of most

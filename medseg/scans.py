@@ -185,7 +185,7 @@ class Scans:
 
     def _array(self, number: int, name: str) -> NDArray:
         """An array of the store, mapped into memory; writes to it, which do not happen, would not reach the disk."""
-        return np.load(self.store / f"{self.keys[number]}.{name}.npy", mmap_mode="c", allow_pickle=False)
+        return np.lib.format.open_memmap(self.store / f"{self.keys[number]}.{name}.npy", mode="c")
 
     def _case_of(self, sample: int) -> int:
         """The number of the training case that the run's sample of this place is drawn from."""
@@ -276,7 +276,7 @@ class Scans:
         for case in cases:
             begun = time.monotonic()
             volumes = read_channels(self.dataset, case)
-            labels = segment(volumes, model, Settings(device=device.type)).labels
+            labels = segment(volumes, model, Settings(device=device.type, backend="torch")).labels
             for name, score in self.dice(labels.data, read_case_labels(case, volumes[0]).data, case).items():
                 scores.setdefault(name, []).append(score)
             self.seconds_a_case = time.monotonic() - begun  # of the last: the first one also waits for compilation

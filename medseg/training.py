@@ -158,7 +158,7 @@ def train_dataset(request: Request, listener: Listener | None = None) -> Outcome
         team.wait()
         source = Scans(config, dataset, splits["training"], splits["validation"], run / "prepared")
         reserve = _rehearse(config, source, team)
-        with open_trackers(request.track if team.first else (), run) as track:
+        with open_trackers(request.track if team.first else (), run, start=int(_facts(run).get("step", 0))) as track:
             train(
                 config, run, source,
                 team=team, began=began, reserve=reserve, progress=listener.training, track=track,
@@ -186,16 +186,16 @@ def _begin(request: Request, dataset: Dataset, run: Path, team: Team, listener: 
     if (run / "config.yaml").exists():
         return
     fixed = _fixed(request)
-    findings = check_dataset(dataset, lambda done, count, name: listener.reading("checking", done, count)).findings
-    listener.found(dataset, findings)
-    errors = [one for one in findings if one.severity == "error"]
+    check = check_dataset(dataset, lambda done, count, name: listener.reading("checking", done, count))
+    listener.found(dataset, check.findings)
+    errors = check.errors
     if errors:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         raise BadFile(
             f"{errors[0].case or dataset.folder}: {errors[0].message}{more}; medseg check {request.data} shows all"
         )
     training, validation = _split(request, dataset)
-    found = fingerprint(dataset, training, lambda done, count, name: listener.reading("measuring", done, count))
+    found = fingerprint(check, training)
     machine = _machine(request, team)
     source_spec = load_checkpoint(request.finetune) if request.finetune else None
     if source_spec is not None:
@@ -297,13 +297,16 @@ def _rehearse(config: Config, source: Scans, team: Team) -> Callable[[], float]:
     return lambda: 10.0 + cases * (1.2 * source.seconds_a_case + 0.1)
 
 
-def _is_finished(run: Path) -> bool:
-    if not (run / "model" / "README.md").exists():
-        return False
+def _facts(run: Path) -> dict[str, Any]:
+    """What the newest state says of the run; nothing if there is none that can be read."""
     try:
-        return float(load_state(run / "state.safetensors")[1].get("position", 0)) >= 1
+        return load_state(run / "state.safetensors")[1] if (run / "state.safetensors").exists() else {}
     except BadModel:
-        return False
+        return {}
+
+
+def _is_finished(run: Path) -> bool:
+    return (run / "model" / "README.md").exists() and float(_facts(run).get("position", 0)) >= 1
 
 
 def _finish(dataset: Dataset, source: Scans, config: Config, run: Path, listener: Listener) -> Outcome:
@@ -343,7 +346,7 @@ def _predict(config: Config, source: Scans, run: Path, progress: Callable[[int, 
     table: list[list[dict[str, float]]] = []
     for done, case in enumerate(source.validation, start=1):
         volumes = read_channels(source.dataset, case)
-        labels = segment(volumes, checkpoint, Settings(cleanup=False)).labels
+        labels = segment(volumes, checkpoint, Settings(cleanup=False, backend="torch")).labels
         truth = read_case_labels(case, volumes[0])
         table.append([source.dice(clean(labels, one).data, truth.data, case) for one in [[], *([s] for s in steps)]])
         write(labels, folder / f"{_file_name(case)}.nii.gz")

@@ -47,7 +47,7 @@ TRAINING: dict[str, dict[str, Any]] = {
     "mask2former": _TRANSFORMERS,
 }
 #: The networks that take the option `deep_supervision`.
-DEEP_SUPERVISION = frozenset({"unet", "resenc_unet", "fcn", "deeplab", "segresnet", "mednext"})
+DEEP_SUPERVISION = frozenset({"unet", "resenc_unet", "fcn", "deeplab", "segresnet", "mednext", "mask2former"})
 
 
 def small(name: str, patch: Sequence[int]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Masks(NamedTuple):
     classes: Tensor  #: (L, B, Q, classes + 1) logits, the last one for no object
     queries: Tensor  #: (L, B, Q, M)
     pixels: Tensor  #: (B, M, D, H, W); a mask's logits are the product with its query
+    voxels: Tensor | None = None  #: (B, classes, D, H, W) logits of `pixels` alone, with deep supervision
 
 
 class Targets(NamedTuple):
@@ -65,10 +66,11 @@ class Layer(nn.Module):
 class Mask2Former(nn.Module):
     """(B, channels, D, H, W) to logits (B, classes, D, H, W); class 0, the background, is a mask like others.
 
-    Patch sizes must be multiples of `Mask2Former.multiple`. Options beside these are those of the U-Net (`UNet`), but
-    `deep_supervision`: `width`, `heads` and `layers` of the transformer, how many `queries` there are (more than the
-    most objects in a patch), how wide a `mask_width` the finest map is, and at how many `points` masks are compared.
-    In training mode it returns `Masks`, which `loss` takes.
+    Patch sizes must be multiples of `Mask2Former.multiple`. Options: `width`, `heads` and `layers` of the transformer,
+    how many `queries` there are (more than the most objects in a patch), how wide (`mask_width`) the finest map is, and
+    at how many `points` masks are compared; the others are those of the U-Net (`UNet`). With `deep_supervision` the
+    finest map is in training also classified voxel by voxel, as in kMaX-DeepLab (Yu et al. 2022, arXiv:2207.04044):
+    learning from a few hundred images, it is what gets masks started. In training mode it returns `Masks` for `loss`.
     """
 
     #: Voxels of this label are not compared.
@@ -87,11 +89,10 @@ class Mask2Former(nn.Module):
         queries: int = 32,
         mask_width: int = 64,
         points: int = 12544,
+        deep_supervision: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
-        if "deep_supervision" in options:
-            raise ValueError("every decoder layer has its own loss already; it takes no deep_supervision")
         for name, number, most in (
             ("width", width, 4096),
             ("heads", heads, 64),
@@ -116,6 +117,7 @@ class Mask2Former(nn.Module):
         self.to_mask = nn.Sequential(
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, mask_width)
         )
+        self.deep_heads = nn.ModuleList([nn.Conv3d(mask_width, classes, 1)] if deep_supervision else [])
 
     def forward(self, x: Tensor) -> Tensor | Masks:
         """Semantic logits, or in training `Masks`."""
@@ -152,7 +154,9 @@ class Mask2Former(nn.Module):
     def _said(self, x: Tensor) -> Masks:
         maps = self.unet.maps(x)
         pixels = unfold_cells(self.unet.head(maps[-1]), self.unet.stem)
-        scales, coarse = [], pixels.detach()
+        voxels = self.deep_heads[0](pixels) if self.training and self.deep_heads else None
+        scales: list[tuple[Tensor, Tensor, Tensor]] = []
+        coarse = pixels.detach()
         for n in reversed(range(len(self.project))):
             size = maps[n].shape[2:]
             # A mask's mean over a cell is the product with the mean of the pixels: a coarse mask costs little.
@@ -170,7 +174,7 @@ class Mask2Former(nn.Module):
                 allowed = _product(queries[-1].detach(), means) >= 0
                 allowed = allowed | ~allowed.any(-1, keepdim=True)  # a query whose mask is empty looks everywhere
                 query = self.layers[n](query, self.place, tokens, position, allowed)
-        return Masks(torch.stack(classes), torch.stack(queries), pixels)
+        return Masks(torch.stack(classes), torch.stack(queries), pixels, voxels)
 
     def loss(self, said: Masks, labels: Tensor, instances: Tensor | None = None) -> Tensor:
         """Cross-entropy of classes, and cross-entropy and Dice of masks, a mean over decoder layers; a scalar.
@@ -189,7 +193,10 @@ class Mask2Former(nn.Module):
                 if len(targets.known):
                     sample = Masks(said.classes[:, n].float(), said.queries[:, n].float(), said.pixels[n].flatten(1))
                     total, compared = total + self._sample_loss(sample, targets, weight, generator), compared + 1
-        return total / max(1, compared * len(said.classes))
+            total = total / max(1, compared * len(said.classes))
+            if said.voxels is not None and compared:
+                total = total + self._voxel_loss(said.voxels.float(), labels)
+        return total
 
     def _sample_loss(self, said: Masks, targets: Targets, weight: Tensor, generator: torch.Generator) -> Tensor:
         """The sum over decoder layers; here classes are (L, Q, classes + 1), queries (L, Q, M) and pixels (M, V)."""
@@ -207,6 +214,14 @@ class Mask2Former(nn.Module):
             total = total + MASK_WEIGHT * F.binary_cross_entropy_with_logits(chosen, right)
             total = total + DICE_WEIGHT * _dice_loss(chosen.sigmoid(), right).mean()
         return total
+
+    def _voxel_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy and Dice of every voxel that is labelled; the losses' weights are those of masks."""
+        known = labels != self.ignore_index
+        chance = (logits.softmax(1) * known[:, None]).flatten(2)
+        truth = torch.stack([labels == number for number in range(self.classes)], 1).flatten(2)
+        cross_entropy = F.cross_entropy(logits, labels, ignore_index=self.ignore_index)
+        return MASK_WEIGHT * cross_entropy + DICE_WEIGHT * _dice_loss(chance, truth.float()).mean()
 
 
 def _product(queries: Tensor, pixels: Tensor) -> Tensor:

@@ -77,14 +77,14 @@ def assemble(architecture: str, name: str, **arguments: Any) -> Any:
             'pip install "medseg[monai]"'
         ) from None
     for module in list(network.modules()):
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            module.register_buffer(name, buffer, persistent=False)
-        if meta:
-            for name, weight in list(module.named_parameters(recurse=False)):
-                setattr(module, name, nn.Parameter(weight.to("meta")))
         for name, child in list(module.named_children()):
             if isinstance(child, nn.InstanceNorm3d) and not child.track_running_stats:
                 setattr(module, name, _group_norm(child))
+    for module in network.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module.register_buffer(name, buffer, persistent=False)
+        for name, weight in list(module.named_parameters(recurse=False)) if meta else ():
+            setattr(module, name, nn.Parameter(weight.to("meta")))
     return network
 
 

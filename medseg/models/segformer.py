@@ -123,8 +123,10 @@ class SegFormer(nn.Module):
         self.channels, self.classes = channels, classes
         self.multiple = math.lcm(*map(mul, accumulate(strides, mul), reductions))
         self.stages = nn.ModuleList(
-            Stage(*numbers, ratio)
-            for numbers in zip([channels, *widths[:-1]], widths, strides, depths, heads, reductions, strict=True)
+            Stage(
+                channels if n == 0 else widths[n - 1], widths[n], strides[n], depths[n], heads[n], reductions[n], ratio
+            )
+            for n in range(stages)
         )
         # Norm and activation come after the sum, so one bias is enough, and the norm has it.
         self.linear = nn.ModuleList(nn.Conv3d(width, decoder, 1, bias=False) for width in widths)
