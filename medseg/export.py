@@ -59,11 +59,10 @@ _GRIDS = {
         "outside": "the nearest voxel",
     },
 }
-for _grid in _GRIDS.values():
-    _grid["interpolation"] = "trilinear; where the scan is finer, the mean of round(ratio of spacings) points an axis"
-    _grid["back"] = (
-        "logits interpolated trilinearly at the scan's voxels, then the largest, or with regions the last > 0"
-    )
+_RESAMPLING = {
+    "interpolation": "trilinear; where the scan is finer, the mean of round(ratio of spacings) points an axis",
+    "back": "logits interpolated trilinearly at the scan's voxels, then the largest; of regions the last above 0",
+}
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,9 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "activation": "sigmoid" if spec.regions else "softmax",
             "labels": list(outputs),
         },
-        "grid": {"kind": spec.grid, "spacing_mm": list(spec.spacing), "equal_within": SAME_SPACING} | _GRIDS[spec.grid],
+        "grid": {"kind": spec.grid, "spacing_mm": list(spec.spacing), "equal_within": SAME_SPACING}
+        | _GRIDS[spec.grid]
+        | _RESAMPLING,
         "intensity": [
             {"channel": name, "how": _HOW[one.scheme]} | one.model_dump() for name, one in zip(names, spec.intensities)
         ],
