@@ -129,7 +129,9 @@ def make_plan(
     time_s = _duration(plan, machine)
     spacing, spacing_reason = _spacing(np.array(found.spacings_mm), np.array(found.shapes))
     trained = plan.get("train.steps") is None
-    seconds_a_voxel = _seconds_a_voxel(machine, len(dataset.channels))
+    sizes = ("model.patch", "model.options", "model.spacing_mm", "train.steps")
+    known = all(key in plan.fixed for key in sizes)  # then nothing hangs on the speed
+    seconds_a_voxel = 1e-6 if known else _seconds_a_voxel(machine, len(dataset.channels))
     affordable = 0.75 * time_s / (ENOUGH_PATCHES * seconds_a_voxel) if trained else np.inf
     most = int(min(LARGEST_PATCH[machine.device], max(affordable, 32**3)))
     coarser, why = _coarsened(spacing, found, PATCHES_A_SCAN[machine.device] * most)
@@ -281,14 +283,21 @@ def _patch(shape: NDArray, spacing: NDArray, most: int, multiple: NDArray) -> tu
     """As large as the median scan, or what fits into `most` voxels, with equal edges in mm where it must be cut."""
     whole = np.maximum(1, np.ceil(shape / multiple - 0.25)) * multiple
     if whole.prod() <= most:
-        return [int(n) for n in whole], "as large as the median scan"
+        return _more_than_one_cell(whole, multiple), "as large as the median scan"
     low, high = 0.0, float((whole * spacing).max())
     for _ in range(40):
         edge = (low + high) / 2
         fits = np.minimum(np.maximum(1, np.round(edge / spacing / multiple)) * multiple, whole).prod() <= most
         low, high = (edge, high) if fits else (low, edge)
     cut = np.minimum(np.maximum(1, np.round(low / spacing / multiple)) * multiple, whole)
-    return [int(n) for n in cut], "what this machine can go through thousands of times"
+    return _more_than_one_cell(cut, multiple), "what this machine can go through thousands of times"
+
+
+def _more_than_one_cell(sizes: NDArray, multiple: NDArray) -> list[int]:
+    """Sizes of which one is increased where the coarsest level would be a single voxel, which has no spread to norm."""
+    if multiple.max() > 1 and (sizes == multiple).all():
+        sizes = sizes + np.where(np.arange(3) == int(sizes.argmax()), multiple, 0)
+    return [int(n) for n in sizes]
 
 
 def _options(

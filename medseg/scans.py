@@ -283,22 +283,23 @@ class Scans:
         means = {name: float(np.mean(values)) for name, values in scores.items()}
         return means | {"mean": float(np.mean(list(means.values())))} if means else {}
 
-    def structures(self) -> dict[str, tuple[int, ...]]:
-        """Name -> the label values whose union it is, for scoring."""
-        parts = self.dataset.regions or [(value,) for value in self.classes[1:]]
-        return {label.name: tuple(part) for label, part in zip(self.table.labels, parts, strict=True)}
-
     def dice(self, found: NDArray, truth: NDArray, case: Case) -> dict[str, float]:
         """Dice of the structures annotated in a case and present in the result or the truth."""
         counted = truth != self.dataset.ignore if self.dataset.ignore is not None else np.ones(1, bool)
         scores = {}
-        for name, values in self.structures().items():
+        for name, values in structures_of(self.dataset).items():
             if case.labelled is not None and not set(values) <= set(case.labelled):
                 continue
             a, b = np.isin(found, values) & counted, np.isin(truth, values) & counted
             if a.any() or b.any():
                 scores[name] = 2 * float((a & b).sum()) / float(a.sum() + b.sum())
         return scores
+
+
+def structures_of(dataset: Dataset) -> dict[str, tuple[int, ...]]:
+    """Name -> the label values whose union it is, for scoring."""
+    parts = dataset.regions or [(label.value,) for label in dataset.table.labels]
+    return {label.name: tuple(part) for label, part in zip(dataset.table.labels, parts, strict=True)}
 
 
 def _triple(spacing_mm: float | Sequence[float]) -> tuple[float, float, float]:

@@ -30,7 +30,7 @@ from medseg.io.files import atomic_write, private_folder
 from medseg.modelcard import model_card
 from medseg.models import build_model
 from medseg.plan import Choice, Machine, as_json, as_settings, check_memory, fingerprint, make_plan
-from medseg.scans import Scans
+from medseg.scans import Scans, structures_of
 from medseg.team import Team
 from medseg.tracking import open_trackers
 from medseg.train import locked, train
@@ -120,7 +120,7 @@ def train_folds(request: Request, listener: Listener | None = None) -> Outcome |
     summary = scored[0].summary | {"cases": scored[0].summary["cases"] | cases} | summarise(rows)
     pairs = {name: pair for one in done for name, pair in one.pairs.items()}
     evaluation = Evaluation(rows, summary, [problem for one in scored for problem in one.problems])
-    write_evaluation(evaluation, run, pairs, Options(ignore=dataset.ignore))
+    write_evaluation(evaluation, run, pairs, _options(dataset))
     return Outcome(run, models, evaluation, pairs)
 
 
@@ -316,7 +316,7 @@ def _finish(dataset: Dataset, source: Scans, config: Config, run: Path, listener
         steps = _predict(config, source, run, lambda done, count: listener.reading("scoring", done, count))
         change_spec(run / "model", cleanup=steps)
         evaluation, pairs = _evaluate(source, run)
-        write_evaluation(evaluation, run, pairs, _options(source))
+        write_evaluation(evaluation, run, pairs, _options(source.dataset))
         listener.scored(evaluation)
     _, facts = load_state(run / "state.safetensors")
     plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
@@ -382,14 +382,14 @@ def _chosen(steps: Sequence[dict[str, Any]], table: Sequence[Sequence[Mapping[st
     return chosen
 
 
-def _options(source: Scans) -> Options:
-    return Options(structures=source.structures(), ignore=source.dataset.ignore)
+def _options(dataset: Dataset) -> Options:
+    return Options(structures=structures_of(dataset), ignore=dataset.ignore)
 
 
 def _evaluate(source: Scans, run: Path) -> tuple[Evaluation, dict[str, tuple[Path, Path]]]:
     """Scores of run/validation; of partly annotated cases only what is annotated counts."""
     with _references(source) as folder:
-        result = evaluate(folder, run / "validation", None, _options(source))
+        result = evaluate(folder, run / "validation", None, _options(source.dataset))
     names = {label.name: label.value for label in source.table.labels}
     told = {_file_name(case): case.labelled for case in source.validation if case.labelled is not None}
     rows = [
