@@ -51,7 +51,7 @@ class Team:
     def spread(self, network: nn.Module, parallel: str) -> tuple[nn.Module, nn.Module]:
         """The network as it is kept, and as it is called in training."""
         if self.size == 1:
-            network = channels_last(network)
+            network = innermost_channels(network, self.device)
             return network, network
         if parallel == "fsdp":
             from torch.distributed.fsdp import fully_shard
@@ -64,7 +64,7 @@ class Team:
                     ]
             fully_shard(network)
             return network, network
-        network = channels_last(network)
+        network = innermost_channels(network, self.device)
         devices = [self.device.index] if self.device.type == "cuda" else None
         return network, nn.parallel.DistributedDataParallel(network, device_ids=devices)
 
@@ -116,8 +116,13 @@ class Team:
         return self._whole
 
 
-def channels_last(network: nn.Module) -> nn.Module:
-    """The network with channels innermost in memory, as 3-D convolutions are fastest on CPUs and on GPUs."""
+def innermost_channels(network: nn.Module, device: torch.device) -> nn.Module:
+    """On a GPU the network with channels innermost in memory, as its 3-D convolutions are fastest.
+
+    On a CPU as it is: oneDNN chooses layouts of its own, and training was 5 to 15 % slower with this one.
+    """
+    if device.type == "cpu":
+        return network
     converted: nn.Module = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return converted
 

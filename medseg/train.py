@@ -110,7 +110,8 @@ def train(
             step, position = facts["step"], facts["position"]
             seeds, samples = team.share(settings, step, _mix)
             images, labels, unlabelled = source.batch(step, seeds, samples, device)
-            images = images.contiguous(memory_format=torch.channels_last_3d)
+            if device.type != "cpu":  # see `team.innermost_channels`
+                images = images.contiguous(memory_format=torch.channels_last_3d)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * _rate(step, position, settings)
             with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
