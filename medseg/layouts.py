@@ -266,7 +266,7 @@ def find_decathlon(path: Path) -> Dataset | None:
         if not Path(str(name)).name.startswith("._") and (folder / str(name)).exists()
     ]
     name = str(content.get("name") or folder.name)
-    findings = _beside_the_list(file, cases)
+    findings = _beside_the_list(file, cases, unlabelled)
     splits = _final_splits(folder)
     return Dataset(
         folder, "", name, tuple(cases), channels, table, (), None, splits, tuple(unlabelled), tuple(findings), file
@@ -280,17 +280,17 @@ def _decathlon_images(listed: Path, channels: int) -> tuple[Path, ...]:
     return numbered if not listed.exists() and numbered[0].exists() else (listed,)
 
 
-def _beside_the_list(file: Path, cases: Sequence[Case]) -> list[Finding]:
-    """Warnings of label files that lie beside those listed and are not listed themselves."""
-    listed = {case.label for case in cases}
-    folders = {case.label.parent for case in cases if case.label is not None}
-    return [
-        _unpaired(strip_suffix(extra), f"{extra}: is not listed in {file.name}, so it is not used")
+def _beside_the_list(file: Path, cases: Sequence[Case], unlabelled: Sequence[Case]) -> list[Finding]:
+    """Warnings of files that lie beside those listed and are not listed themselves, in order of their case names."""
+    listed = {path for case in (*cases, *unlabelled) for path in (*case.images, case.label) if path is not None}
+    folders = {path.parent for case in cases for path in (*case.images, case.label) if path is not None}
+    extra = {
+        strip_suffix(path): path
         for folder in sorted(folders)
-        if folder.is_dir()
-        for extra in _scans(folder)
-        if folder / extra.name not in listed
-    ]
+        for path in _scans(folder)
+        if path not in listed and folder != file.parent
+    }
+    return [_unpaired(name, f"{path}: is not listed in {file.name}, so it is not used") for name, path in extra.items()]
 
 
 # Lists ---------------------------------------------------------------------------------------------------------------
