@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, combinations
@@ -223,7 +224,10 @@ def _is_finite(features: Tensor) -> bool:
 def open_openvino(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, exact: bool = False, defer: bool = True
 ) -> Predictor:
-    """The network in OpenVINO, for CPUs; compiled for the model's patch. Raises `BadConfig` if it is not installed."""
+    """The network in OpenVINO, for CPUs; compiled for the model's patch.
+
+    Raises `BadConfig` if it is not installed or cannot run this network.
+    """
     try:
         import openvino
     except ImportError:
@@ -233,19 +237,17 @@ def open_openvino(
     network = checkpoint.network()
     width, head = deferred_head(network) if defer else (0, None)
     spec = checkpoint.spec
-    small = [max(1, getattr(network, "multiple", 1)) * 2] * 3  # tracing costs what a forward pass does
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tracing warns of every size it takes for a constant
-        example = torch.zeros(1, spec.channels, *small)
-        model = openvino.convert_model(_Body(network) if head else network, example_input=example)
-    model.reshape([1, spec.channels, *spec.patch])
     hint = "f32" if dtype == torch.float32 else "bf16"
-    options = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": hint,
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    request = _openvino_core().compile_model(model, "CPU", options).create_infer_request()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tracing warns of every size it takes for a constant
+            example = torch.zeros(1, spec.channels, *spec.patch)  # of this size: some networks compute with it
+            model = openvino.convert_model(_Body(network) if head else network, example_input=example)
+        model.reshape([1, spec.channels, *spec.patch])
+        request = compile_openvino(model, hint).create_infer_request()
+    except (RuntimeError, openvino.frontend.OpConversionFailure) as error:
+        why = str(error).strip().split("\n")[0]
+        raise BadConfig(f"OpenVINO cannot run the network of {spec.name} ({why}); use --backend torch") from None
 
     def run(patches: Tensor) -> Tensor:
         outputs = []
@@ -260,8 +262,26 @@ def open_openvino(
     return Predictor(run, width or spec.outputs, head, "openvino", "float32" if hint == "f32" else "bfloat16")
 
 
+def compile_openvino(model: Any, hint: str) -> Any:
+    """An OpenVINO model compiled for this CPU and thread count; hint: 'f32' or 'bf16'."""
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    core = openvino_core()
+    try:
+        # Without its fused kernels ("snippets"): compiling them ended the process for residual blocks (measured with
+        # 2026.4), and networks run as fast without.
+        return core.compile_model(model, "CPU", options | {"SNIPPETS_MODE": "DISABLE"})
+    except RuntimeError as error:
+        if "SNIPPETS_MODE" not in str(error):
+            raise
+        return core.compile_model(model, "CPU", options)  # a version that does not have them
+
+
 @cache
-def _openvino_core() -> Any:
+def openvino_core() -> Any:
     """OpenVINO's core, kept for ever: its CPU plugin lends this thread a stack for signal handlers and frees it in the
     end, after which Ctrl-C would crash the process (measured with 2026.4)."""
     import openvino
@@ -294,10 +314,11 @@ def open_models(
     classes = checkpoints[0].spec.outputs
     first = BACKENDS["torch" if backend == "auto" else backend](checkpoints[0], place, dtype, exact=exact)
     if backend == "auto" and place.type == "cpu" and not exact and _openvino_pays(checkpoints[0], first, windows):
-        candidate = open_openvino(checkpoints[0], place, dtype)
-        patch = _example(checkpoints[0])
-        if _seconds(lambda: candidate(patch), 1) * OPENVINO_GAIN < _seconds(lambda: first(patch), 1):
-            first = candidate
+        with suppress(BadConfig):  # of networks that it cannot run
+            candidate = open_openvino(checkpoints[0], place, dtype)
+            patch = _example(checkpoints[0])
+            if _seconds(lambda: candidate(patch), 1) * OPENVINO_GAIN < _seconds(lambda: first(patch), 1):
+                first = candidate
     predictors = [first, *(BACKENDS[first.backend](one, place, dtype, exact=exact) for one in checkpoints[1:])]
     together = sum(one.features for one in predictors)
     if len(predictors) > 1 and not (all(one.head for one in predictors) and _worth_deferring(together, classes)):
@@ -396,6 +417,7 @@ def activation_bytes(checkpoint: Checkpoint, batch: int = 1) -> int:
     spec = checkpoint.spec
     with torch.device("meta"), torch.inference_mode():
         network = build_model(spec.architecture, spec.channels, spec.outputs, **spec.options).eval()
+        network.to("meta")  # constants too
         patches = torch.empty(batch, spec.channels, *spec.patch)
         with _Living() as living:
             network(patches)

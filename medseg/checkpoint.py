@@ -10,9 +10,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medseg.cleanup import check_steps
 from medseg.config import FluidSpec
@@ -27,6 +27,48 @@ if TYPE_CHECKING:
 BUNDLED = Path(__file__).parent / "bundled"
 MAX_WEIGHTS = 2_000_000_000
 _Size = Annotated[int, Field(ge=1, le=1024)]
+_Spacing = Annotated[float, Field(gt=0.01, lt=30)]
+
+
+class PercentileScale(BaseModel):
+    """Intensities scaled so that two percentiles of a scan become 0 and 1, and clamped there; air is 0."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scheme: Literal["percentiles"] = "percentiles"
+
+
+class ZScore(BaseModel):
+    """Intensities minus their mean over their standard deviation, both of this scan on the model's grid."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scheme: Literal["zscore"] = "zscore"
+    nonzero: bool = Field(default=False, description="only of voxels that are not 0; those that are stay 0")
+
+
+class FixedScale(BaseModel):
+    """Clipped intensities minus a mean over a standard deviation that the training data gave, as for CT in HU."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scheme: Literal["ct"] = "ct"
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
+    mean: float = Field(allow_inf_nan=False)
+    sd: float = Field(gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> FixedScale:
+        if not self.low < self.high:
+            raise ValueError("low is not below high")
+        return self
+
+
+#: How one channel's intensities become what a network sees.
+IntensitySpec: TypeAlias = Annotated[PercentileScale | ZScore | FixedScale, Field(discriminator="scheme")]
+#: 'world': voxels along RAS wherever the scan lies; 'scan': along the scan's own axes, turned to the nearest RAS.
+GridKind: TypeAlias = Literal["world", "scan"]
 
 
 class LocateSpec(BaseModel):
@@ -49,11 +91,15 @@ class ModelSpec(BaseModel):
     description: str = ""
     architecture: str
     options: dict[str, Any] = {}
-    channels: int = Field(default=1, ge=1, le=1, description="scans it takes; several are not supported yet")
+    channels: int = Field(default=1, ge=1, le=64, description="scans it takes, on one grid")
+    channel_names: tuple[str, ...] = Field(default=(), description="what each of them is, in their order")
     classes: tuple[int, ...] = Field(min_length=2, description="label value of each output; the first is background 0")
     patch: tuple[_Size, _Size, _Size]
-    spacing_mm: float = Field(gt=0.05, lt=20)
-    intensity: Literal["percentiles"] = "percentiles"
+    spacing_mm: _Spacing | tuple[_Spacing, _Spacing, _Spacing]
+    grid: GridKind = "world"
+    intensity: Literal["percentiles"] | tuple[IntensitySpec, ...] = Field(
+        default="percentiles", description="of every channel; one word: the same for all"
+    )
     regions: bool = Field(default=False, description="outputs are classes[1:] and may overlap; later ones lie on top")
     mirror: tuple[Literal[0, 1, 2], ...] = Field(default=(), description="axes along which training mirrored patches")
     skip_empty: bool = Field(default=False, description="windows of nothing but air are background, unseen")
@@ -62,6 +108,32 @@ class ModelSpec(BaseModel):
     cleanup: tuple[dict[str, Any], ...] = ()
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of model.safetensors")
     card: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ModelSpec:
+        names = self.channel_names
+        if names and (len(names) != self.channels or len(set(names)) < len(names) or not all(names)):
+            raise ValueError(f"channel_names are not {self.channels} different names")
+        if len(self.intensities) != self.channels:
+            raise ValueError(f"intensity has {len(self.intensities)} entries for {self.channels} channels")
+        if self.skip_empty and not self.dark_air:
+            raise ValueError("skip_empty needs intensity 'percentiles', for which air is 0")
+        return self
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Edges of a voxel of the model's grid in mm along (R, A, S)."""
+        return self.spacing_mm if isinstance(self.spacing_mm, tuple) else (self.spacing_mm,) * 3
+
+    @property
+    def intensities(self) -> tuple[PercentileScale | ZScore | FixedScale, ...]:
+        """How each channel's intensities are scaled."""
+        return (PercentileScale(),) * self.channels if isinstance(self.intensity, str) else self.intensity
+
+    @property
+    def dark_air(self) -> bool:
+        """Whether air is 0 in every channel of the network's input."""
+        return all(one.scheme == "percentiles" for one in self.intensities)
 
     @property
     def outputs(self) -> int:
@@ -76,6 +148,11 @@ class Checkpoint:
     spec: ModelSpec
     table: LabelTable
     folder: Path
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights as they are stored, in half precision."""
+        return (self.folder / "model.safetensors").stat().st_size
 
     def network(self) -> nn.Module:
         """The network in evaluation mode, float32, on the CPU. Raises `BadModel` if the weights do not fit it."""
@@ -116,8 +193,13 @@ def bundled_models() -> list[str]:
 
 
 def load_checkpoint(name: str) -> Checkpoint:
-    """The model of a folder, or of a bundled name. Raises `BadModel` if there is none or it is damaged."""
+    """The model of a folder, of a training run's folder, or of a bundled name.
+
+    Raises `BadModel` if there is none or it is damaged.
+    """
     folder = BUNDLED / name if name in bundled_models() else Path(name)
+    if not (folder / "model.json").is_file() and (folder / "model" / "model.json").is_file():
+        folder = folder / "model"
     if not (folder / "model.json").is_file():
         known = ", ".join(bundled_models())
         raise BadModel(f"there is no model '{name}': give a model folder, or one that comes with medseg ({known})")
@@ -155,6 +237,14 @@ def save_checkpoint(folder: Path, spec: dict[str, Any], state: dict[str, Tensor]
     table.write(folder / "labels.csv")
     with atomic_write(folder / "model.safetensors") as handle:
         handle.write(content)
+    with atomic_write(folder / "model.json") as handle:
+        handle.write((checked.model_dump_json(indent=1) + "\n").encode())
+
+
+def change_spec(folder: Path, **changes: Any) -> None:
+    """Change fields of a model's JSON that do not touch its weights: cleanup, card, description."""
+    content = json.loads((folder / "model.json").read_text(encoding="utf-8")) | changes
+    checked = ModelSpec.model_validate_json(json.dumps(content))
     with atomic_write(folder / "model.json") as handle:
         handle.write((checked.model_dump_json(indent=1) + "\n").encode())
 

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg import cli_check, cli_evaluate, cli_pacs, cli_view
+from medseg import cli_check, cli_evaluate, cli_export, cli_pacs, cli_train, cli_view
 from medseg.cli_evaluate import Json, Quiet
-from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, Interrupted, MedsegError
+from medseg.cli_train import keep_memory, parse_bytes
+from medseg.errors import BadFile, BadOutput, DataWarning, Interrupted, MedsegError
 
 if TYPE_CHECKING:
     from medseg.io.dicom import Listed
@@ -109,6 +110,14 @@ def infer(
         list[str],
         typer.Option("--model", "-m", help="A name from `medseg models`, or a model folder; several are averaged."),
     ] = ["brain"],  # noqa: B006
+    channel: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="SCAN",
+            help="The next channel of a model that takes several, in its order; again for more. Not needed for files "
+            "called CASE_0000, CASE_0001 ... or for one 4-D file.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")] = "auto",
     precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Arithmetic of the network.")] = "auto",
     backend: Annotated[str, typer.Option(metavar="auto|torch|openvino", help="What runs the network.")] = "auto",
@@ -161,7 +170,7 @@ def infer(
     Of DICOM, OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set.
     """
     from medseg import infer as run
-    from medseg.inference import Settings
+    from medseg.inference import Settings, channel_names
     from medseg.io import DicomOptions
 
     _one_of("--device", device, ("auto", "cpu", "cuda"))
@@ -172,15 +181,15 @@ def infer(
         _one_of("--also", kind, tuple(run.DICOM_RESULTS))
     _one_of("--progress", show_progress, ("auto", "json"))
     _one_of("--backend", backend, ("auto", "torch", "openvino"))
+    checkpoint = run.load_model(*model)
     from_pacs = cli_pacs.fetched(inputs, output, push, credentials, authority, plain_http, quiet)
     with from_pacs as remote:
-        work = run.jobs(remote.inputs, remote.output)
+        work = run.jobs(remote.inputs, remote.output, names=channel_names(checkpoint), channels=channel or ())
         if preview and len(work) == 1 and preview.suffix.lower() != ".png":
             raise BadOutput(f"{preview}: a preview is a picture; give a name that ends in .png")
         for job in work:
             run.check_output(job, extra_kinds)
-        _keep_memory()
-        checkpoint = run.load_model(*model)
+        keep_memory()
         settings = Settings(
             device,
             precision,
@@ -189,7 +198,7 @@ def infer(
             backend,
             batch,
             tta,
-            _bytes(max_memory) if max_memory else None,
+            parse_bytes(max_memory, "--max-memory") if max_memory else None,
             _values(probabilities) if probabilities else (),
             uncertainty,
         )
@@ -225,40 +234,6 @@ def infer(
         if failures:
             print(f"medseg: {len(failures)} of {len(work)} scans failed", file=sys.stderr)
             raise typer.Exit(failures[0].exit_code)
-
-
-@app.command()
-def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A training config, e.g. configs/brain.yaml.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The run folder. Default: runs/NAME.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: --set train.steps=500")
-    ] = None,
-    quiet: Quiet = False,
-) -> None:
-    """Train a model; the same command goes on where an interrupted run stopped.
-
-    The model is left in RUN/model, for `medseg infer --model RUN/model`.
-    """
-    import yaml
-
-    from medseg.config import load_config
-
-    if config.is_dir():
-        raise BadConfig(f"{config} is a folder; give a training config such as configs/brain.yaml")
-    changes = {}
-    for text in overrides or []:
-        key, sign, value = text.partition("=")
-        if not sign:
-            raise BadConfig(f"--set {text}: write it as KEY=VALUE")
-        changes[key] = yaml.safe_load(value)
-    settings = load_config(config, changes)
-    _keep_memory()
-    from medseg.train import train as run
-
-    with _training_progress(settings.train.steps, quiet) as progress:
-        model = run(settings, output or Path("runs") / settings.name, progress=progress)
-    print(model)
 
 
 @app.command()
@@ -395,7 +370,8 @@ def version() -> None:
 
 
 for _command in (
-    cli_check.check, cli_evaluate.evaluate, cli_evaluate.compare, cli_evaluate.clean, cli_view.view, cli_pacs.listen,
+    cli_train.train, cli_check.check, cli_export.export, cli_evaluate.evaluate, cli_evaluate.compare,
+    cli_evaluate.clean, cli_view.view, cli_pacs.listen,
 ):  # fmt: skip
     app.command()(_command)
 
@@ -403,16 +379,6 @@ for _command in (
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise typer.BadParameter(f"'{value}' is not one of {', '.join(allowed)}", param_hint=option)
-
-
-def _bytes(text: str) -> int:
-    """A size such as 4GB, 3.5G, 800MB or a number of bytes."""
-    import re
-
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
-    if not match or not float(match[1]):
-        raise typer.BadParameter(f"'{text}' is not a size such as 4GB or 800MB", param_hint="--max-memory")
-    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
 
 
 def _values(text: str) -> tuple[int, ...]:
@@ -540,29 +506,6 @@ def _json_progress(scan: Path | str) -> Iterator[tuple[Callable[[str], None], Ca
     yield (lambda text: say(event="announcement", scan=str(scan), text=text)), progress
 
 
-@contextmanager
-def _training_progress(steps: int, quiet: bool) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """A bar on stderr with loss, Dice and time left."""
-    if quiet:
-        yield lambda step, facts: None
-        return
-    from datetime import timedelta
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=steps)
-
-        def progress(step: int, facts: dict[str, float]) -> None:
-            left = timedelta(seconds=round(facts["seconds_left"]))
-            text = f"loss {facts['loss']:.3f}  Dice {facts['dice']:.3f}  {left} left"
-            bar.update(task, completed=step, description=text)
-
-        yield progress
-
-
 def _show_warning(message: Warning | str, category: type[Warning], *rest: object, **named: object) -> None:
     """Our own warnings as one line; those of libraries are for developers and stay out of a user's way."""
     if issubclass(category, DataWarning):
@@ -571,24 +514,6 @@ def _show_warning(message: Warning | str, category: type[Warning], *rest: object
 
 def _interrupt(number: int, frame: object) -> None:
     raise Interrupted(number)
-
-
-def _keep_memory() -> None:
-    """Let this process keep freed memory: large activations are then reused instead of being faulted in again.
-
-    Measured 1.3 to 1.8 times faster networks on a CPU. glibc only; elsewhere nothing happens. A library must not do
-    this to its host, so only the command line does.
-    """
-    import ctypes
-
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    mmap_max, trim_threshold, top_pad = -4, -1, -2  # malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(top_pad, 64 * 2**20)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli_evaluate import Json, Quiet, _bar, _print_json, _print_rows
+from medseg.cli_evaluate import Json, Quiet, _bar, _print_json, print_rows
 
 if TYPE_CHECKING:
     from medseg.check import CaseFacts, Check
@@ -72,13 +72,13 @@ def _show(dataset: Dataset, result: Check) -> None:
     title = (
         f"{dataset.name}: {len(dataset.cases)} cases, {' + '.join(dataset.channels)}, {told} ({dataset.layout} layout)"
     )
-    _print_rows(title, [_row(one, kinds.get(one.case, [])) for one in result.facts])
+    print_rows(title, [_row(one, kinds.get(one.case, [])) for one in result.facts])
     if result.findings:
         rows = [
             {"case": one.case or "all", "severity": one.severity, "kind": one.kind, "what": one.message}
             for one in result.findings
         ]
-        _print_rows("", rows)
+        print_rows("", rows)
     warnings, fixable = len(result.findings) - len(result.errors), sum(one.fixable for one in result.findings)
     print(
         f"{len(result.errors)} errors, {warnings} warnings; --fix OUT corrects {fixable}"

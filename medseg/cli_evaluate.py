@@ -89,7 +89,7 @@ def evaluate(
     if as_json:
         _print_json(result.summary)
     else:
-        _print_rows(*run.summary_table(result.summary))
+        print_rows(*run.summary_table(result.summary))
 
 
 def compare(
@@ -110,10 +110,10 @@ def compare(
         _print_json(asdict(result))
         return
     title = f"{result.score}: {result.n_cases} cases, {result.n_excluded} undefined scores left out"
-    _print_rows(title, result.methods)
-    _print_rows("paired Wilcoxon signed-rank tests", result.tests)
+    print_rows(title, result.methods)
+    print_rows("paired Wilcoxon signed-rank tests", result.tests)
     if result.kendall_tau:
-        _print_rows("agreement of the ranking under resampling of cases (Kendall's tau)", [result.kendall_tau])
+        print_rows("agreement of the ranking under resampling of cases (Kendall's tau)", [result.kendall_tau])
 
 
 def clean(
@@ -147,7 +147,7 @@ def clean(
     write(after, output, table=embedded_table(labels))
     row: dict[str, Any] = {"output": str(output), "steps": [step["step"] for step in steps]}
     row["voxels_changed"] = int((before.data != after.data).sum())
-    _print_json(row) if as_json else _print_rows("", [row | {"steps": ", ".join(row["steps"])}])
+    _print_json(row) if as_json else print_rows("", [row | {"steps": ", ".join(row["steps"])}])
 
 
 def _tolerances(texts: Sequence[str] | None) -> float | dict[str, float]:
@@ -174,7 +174,8 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value))
 
 
-def _print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
+def print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """A table on stdout, its columns the keys of the rows."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

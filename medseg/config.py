@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from medseg.augment_config import AugmentConfig
 from medseg.errors import BadConfig
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Positive = Annotated[float, Field(gt=0)]
 _Length = Annotated[float, Field(ge=0)]
 _Size = Annotated[int, Field(ge=1, le=1024)]
+_Spacing = Annotated[float, Field(gt=0.05, lt=20)]
 
 
 class _Strict(BaseModel):
@@ -58,48 +60,73 @@ class FluidSpec(_Strict):
 
 
 class ModelConfig(_Strict):
-    """Which network, and its options (see medseg/models)."""
+    """Which network, and its options (see medseg/models), and the grid and intensities it sees."""
 
     name: str
     options: dict[str, Any] = {}
     patch: tuple[_Size, _Size, _Size]
-    spacing_mm: float = Field(gt=0.05, lt=20)
+    spacing_mm: _Spacing | tuple[_Spacing, _Spacing, _Spacing] = Field(description="one number, or along R, A and S")
+    grid: Literal["world", "scan"] = Field(default="world", description="along RAS, or along the scan's own axes")
+    intensity: Literal["percentiles"] | tuple[dict[str, Any], ...] = Field(
+        default="percentiles", description="or for each channel {scheme: zscore}, {scheme: ct, low: ...}"
+    )
 
 
 class TrainConfig(_Strict):
-    """The loop: lengths in steps."""
+    """The loop: lengths in steps, or for a time in seconds."""
 
-    steps: int = Field(ge=1)
-    batch: int = Field(default=1, ge=1)
+    steps: int | None = Field(default=None, ge=1, description="how many; without it, as many as time_s allows")
+    time_s: float | None = Field(default=None, gt=0, description="from the command to the scored model")
+    batch: int = Field(default=1, ge=1, le=4096)
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(default=1e-3, gt=0)
+    schedule: Literal["linear", "poly", "cosine"] = Field(
+        default="linear", description="how the rate falls: over the last `decay` steps, or all along"
+    )
     warmup: int = Field(default=200, ge=1)
-    decay: int = Field(default=2000, ge=1, description="steps at the end over which the rate falls to zero")
+    decay: int = Field(default=2000, ge=1, description="linear: steps at the end over which the rate falls to zero")
     weight_decay: float = Field(default=1e-2, ge=0)
     gradient_clip: float = Field(default=5.0, gt=0)
     ema: float = Field(default=0.998, ge=0, lt=1, description="decay of the moving average of weights")
+    foreground: _Share = Field(default=0.5, description="scans: share of patches centred on a structure")
     seed: int = Field(default=0, ge=0)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    deterministic: bool = Field(default=False, description="also on a GPU: the same bits every time, and slower")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp", description="with torchrun: a network on each process, or one shared out (fsdp)"
+    )
     checkpoint_every: int = Field(default=100, ge=1)
     log_every: int = Field(default=20, ge=1)
     validate_every: int = Field(default=500, ge=1)
-    validate_samples: int = Field(default=4, ge=0)
+    validate_samples: int = Field(default=4, ge=0, description="images, or whole scans, looked at during the run")
 
 
 class Config(_Strict):
-    """One training run."""
+    """One training run: from label maps if `synth` is given, else from scans with labels."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     description: str = ""
     data: Path
-    hold_out: tuple[str, ...] = Field(default=(), description="files of `data` used for validation only")
-    start_from: Path | None = Field(default=None, description="a run folder whose averaged weights this run takes")
-    labels: Path = Field(description="Slicer label table naming the structures to predict")
+    hold_out: tuple[str, ...] = Field(default=(), description="files or cases of `data` used for validation only")
+    start_from: Path | None = Field(default=None, description="a run or model folder whose weights this run takes")
+    labels: Path | None = Field(default=None, description="label maps: Slicer label table of what to predict")
     card: dict[str, Any] = Field(default={}, description="goes into the model's JSON as it is")
     fluid: FluidSpec | None = None
-    cleanup: list[dict[str, Any]] = []
+    cleanup: list[dict[str, Any]] | Literal["auto"] = Field(
+        default=[], description="steps, or auto: chosen on the validation scans"
+    )
     model: ModelConfig
-    synth: SynthConfig = SynthConfig()
+    synth: SynthConfig | None = None
+    augment: AugmentConfig = AugmentConfig()
     train: TrainConfig
+
+    @model_validator(mode="after")
+    def _complete(self) -> Config:
+        if self.synth is not None and self.labels is None:
+            raise ValueError("training from label maps needs labels, a table of the structures to predict")
+        if self.train.steps is None and self.train.time_s is None:
+            raise ValueError("train.steps or train.time_s must say how long to train")
+        return self
 
 
 def load_config(path: Path, overrides: dict[str, Any] | None = None) -> Config:
@@ -107,6 +134,15 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> Config:
 
     Raises `BadConfig` naming the key, the value and what is allowed.
     """
+    content = read_settings(path)
+    for key in ("data", "labels", "start_from"):
+        if isinstance(content.get(key), str):
+            content[key] = str(path.parent / content[key])
+    return make_config(override(content, overrides or {}), str(path))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file, unchecked. Raises `BadConfig` if it cannot be read or holds none."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -115,10 +151,12 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> Config:
         raise BadConfig(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise BadConfig(f"{path} is not a training config: it holds no keys")
-    for key in ("data", "labels", "start_from"):
-        if isinstance(content.get(key), str):
-            content[key] = str(path.parent / content[key])
-    for dotted, value in (overrides or {}).items():
+    return content
+
+
+def override(content: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """`content` changed in place by dotted keys. Raises `BadConfig` where a key lies below something not a group."""
+    for dotted, value in overrides.items():
         *parents, last = dotted.split(".")
         branch = content
         for key in parents:
@@ -126,9 +164,16 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> Config:
             if not isinstance(branch, dict):
                 raise BadConfig(f"{dotted} cannot be set: {key} is not a group of settings")
         branch[last] = value
+    return content
+
+
+def make_config(content: dict[str, Any], origin: str) -> Config:
+    """The config of nested settings. Raises `BadConfig` naming `origin`, the key, the value and what is allowed."""
     try:
         return Config.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BadConfig(f"{path}: {where}: {first['msg']}, not {first['input']!r:.60}") from None
+        said = first["msg"].removeprefix("Value error, ")
+        told = f": {where}: {said}, not {first['input']!r:.60}" if where else f": {said}"
+        raise BadConfig(f"{origin}{told}") from None

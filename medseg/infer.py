@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 from medseg import face, inference, record
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, MedsegError
 from medseg.intensity import INTENSITY_MODELS
-from medseg.io import READERS, WRITERS, DicomOptions, is_dicom_source, is_readable_name, read, strip_suffix, write
+from medseg.io import (
+    READERS,
+    WRITERS,
+    DicomOptions,
+    SeveralVolumes,
+    is_dicom_source,
+    is_readable_name,
+    read,
+    strip_suffix,
+    write,
+)
 
 if TYPE_CHECKING:
     from medseg.io.dicom_result import Origin
@@ -27,12 +37,22 @@ DICOM_RESULTS = {"seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm", "sr": ".sr.dcm"
 _FAMILIES = {"otsu": "123105", "kmeans": "123107", "gmm": "123107"}
 
 
+#: The name of one channel's file as nnU-Net and many data sets have it: CASE_0000, CASE_0001, ...
+_CHANNEL_NAME = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
+
+
 @dataclass(frozen=True)
 class Job:
-    """One scan and where its results go."""
+    """One scan and where its results go; channels: the files of a model's further channels, in its order."""
 
     scan: Path
     labels: Path
+    channels: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What is read."""
+        return (self.scan, *self.channels)
 
     def beside(self, ending: str) -> Path:
         """A companion of the label map, e.g. '.json'."""
@@ -54,40 +74,96 @@ class Extras:
     dicom: DicomOptions = field(default_factory=DicomOptions)
 
 
-def jobs(inputs: Sequence[Path], output: Path | None) -> list[Job]:
+def jobs(
+    inputs: Sequence[Path], output: Path | None, *, names: Sequence[str] = ("",), channels: Sequence[Path] = ()
+) -> list[Job]:
     """The scans named by files and folders with their outputs. A folder holds scans, or is one DICOM series.
 
-    Raises `BadFile` for what is not there and `BadConfig` where two results would have one name.
+    names: what each channel of the model is called ('' where it does not say); channels: the files of all but the
+    first, for a single scan. Without them, files called CASE_0000, CASE_0001 ... are the channels of one case for a
+    model of several. Raises `BadFile` for what is not there and `BadConfig` where two results would have one name.
     """
     scans: list[Path] = []
     for path in inputs:
-        if not path.exists():
-            raise BadFile(f"{path}: there is no such file or folder; check the name")
+        _check_exists(path)
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.is_file() and _is_scan(p))
             scans += inside or [path]
         else:
             scans.append(path)
+    if channels:
+        for path in channels:
+            _check_exists(path)
+        if len(scans) > 1:
+            raise BadConfig(f"--channel adds to one scan, and {len(scans)} are given; give them one at a time")
+        cases = [(strip_suffix(scans[0].resolve()), [scans[0], *channels])]
+    elif len(names) > 1:
+        cases = _cases(scans, names)
+    else:
+        cases = [(strip_suffix(scan.resolve()), [scan]) for scan in scans]
     suffix = next((s for s in WRITERS if output and output.name.lower().endswith(s)), None)
     if suffix and output:
-        if len(scans) > 1:
-            raise BadConfig(f"{len(scans)} scans cannot go into one file {output}; give a folder with -o")
-        found = [Job(scans[0], output)]
+        if len(cases) > 1:
+            raise BadConfig(f"{len(cases)} scans cannot go into one file {output}; give a folder with -o")
+        found = [Job(cases[0][1][0], output, tuple(cases[0][1][1:]))]
     else:
         if output and output.suffix and not output.is_dir():
             raise BadOutput(f"{output}: medseg does not write this format; use one of {', '.join(sorted(WRITERS))}")
         found = [
-            Job(scan, (output or _folder_of(scan)) / f"{strip_suffix(scan.resolve())}_seg.nii.gz") for scan in scans
+            Job(files[0], (output or _folder_of(files[0])) / f"{name}_seg.nii.gz", tuple(files[1:]))
+            for name, files in cases
         ]
-    names = [job.labels for job in found]
-    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    results = [job.labels for job in found]
+    twice = sorted({str(name) for name in results if results.count(name) > 1})
     if twice:
         raise BadConfig(f"two scans would both be written to {twice[0]}; give them one at a time with -o")
-    inputs_resolved = {scan.resolve() for scan in scans}  # one file may be named in several ways
+    # One file may be named in several ways.
+    inputs_resolved = {path.resolve() for job in found for path in job.files}
     for job in found:
         if job.labels.resolve() in inputs_resolved:
             raise BadConfig(f"{job.labels} is an input and would be overwritten; choose another -o")
     return found
+
+
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise BadFile(f"{path}: there is no such file or folder; check the name")
+
+
+def _cases(scans: Sequence[Path], names: Sequence[str]) -> list[tuple[str, list[Path]]]:
+    """The scans as cases (name, files), for a model of several channels.
+
+    Files called CASE_0000, CASE_0001 ... are one case, and so are those that lie beside one that was named. Other
+    files stay alone: they may hold all channels. Raises `BadFile` where a case lacks a channel or has too many.
+    """
+    found: dict[tuple[Path, str], list[Path]] = {}
+    for scan in scans:
+        match = _CHANNEL_NAME.fullmatch(strip_suffix(scan)) if scan.is_file() else None
+        if match is None:
+            found[(scan, strip_suffix(scan.resolve()))] = [scan]
+        elif (key := (scan.parent, match["case"])) not in found:
+            found[key] = _channel_files(scan.parent, match["case"], names)
+    return [(name, files) for (_, name), files in found.items()]
+
+
+def _channel_files(folder: Path, case: str, names: Sequence[str]) -> list[Path]:
+    """The files CASE_0000, CASE_0001 ... in a folder, one for each of a model's channels. Raises `BadFile`."""
+    files: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        match = _CHANNEL_NAME.fullmatch(strip_suffix(path)) if is_readable_name(path) else None
+        if match is None or match["case"] != case:
+            continue
+        number = int(match["number"])
+        if number in files:
+            raise BadFile(f"{path}: {files[number].name} is the same channel of the same case; keep one of them")
+        files[number] = path
+    wanted = [f"{case}_{number:04d}" + (f" ({name})" if name else "") for number, name in enumerate(names)]
+    missing = [name for number, name in enumerate(wanted) if number not in files]
+    if missing:
+        raise BadFile(f"{folder}: the model takes {len(names)} channels and {', '.join(missing)} is not there")
+    if len(files) > len(names):
+        raise BadFile(f"{files[max(files)]}: the model takes {len(names)} channels only: {', '.join(wanted)}")
+    return [files[number] for number in range(len(names))]
 
 
 def _folder_of(scan: Path) -> Path:
@@ -131,34 +207,32 @@ def infer(
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", DataWarning)
         progress("reading", 0, 1)
-        volume = read(
-            job.scan,
-            volume_index=extras.volume_index,
-            assume_geometry=extras.assume_geometry,
-            series=extras.series,
-            repair=extras.repair,
-            suv=extras.suv,
-        )
+        volumes = read_scans(job, inference.channel_names(model), extras)
+        volume = volumes[0]
         wanted = dicom_results(job, extras.also)
         origin = _origin(job, volume, model, extras) if wanted else None
         reading = time.perf_counter() - begun
         try:
             result = inference.segment(
-                volume,
+                volumes,
                 model,
                 settings,
                 progress=progress,
-                announce=lambda made: announce(_announcement(volume, made)),
+                announce=lambda made: announce(_announcement(volumes, made)),
             )
         except BadFile as error:  # what is wrong with the voxels is known before the file's name is
             raise BadFile(f"{job.scan}: {error}") from None
     # A reader's warning names the file as the user typed it; the record must not.
-    told = [_without_name(str(w.message), job.scan) for w in caught if issubclass(w.category, DataWarning)]
+    told = [str(w.message) for w in caught if issubclass(w.category, DataWarning)]
+    words = {path: f"channel {n + 1}" if job.channels else "the scan" for n, path in enumerate(job.files)}
+    for path in sorted(words, key=lambda path: -len(str(path))):  # a name may begin as another one does
+        told = [_without_name(text, path, words[path]) for text in told]
     content: dict[str, Any] = {
         "format": "medseg-record-1",
         "versions": record.versions(),
         "model": _identity(model),
         "input": record.describe(volume),
+        **_inputs(volumes, model),
         "settings": asdict(settings)
         | {key: getattr(result.plan, key) for key in ("device", "precision", "backend")}
         | {key: True for key, asked in (("repair", extras.repair), ("suv", extras.suv)) if asked},
@@ -198,10 +272,45 @@ def infer(
     return content
 
 
-def _without_name(text: str, scan: Path) -> str:
+def read_scans(job: Job, names: Sequence[str], extras: Extras) -> list[inference.Volume]:
+    """The scans of a job, one for each channel; the channels may be the volumes of one file.
+
+    What `extras` says of volumes, series, repair and SUV is about the first file. Raises `BadFile`, and `BadConfig` if
+    a file holds another number of volumes than the model (of the channels `names`) takes.
+    """
+    try:
+        first = read(
+            job.scan,
+            volume_index=extras.volume_index,
+            assume_geometry=extras.assume_geometry,
+            series=extras.series,
+            repair=extras.repair,
+            suv=extras.suv,
+        )
+    except SeveralVolumes as several:
+        if len(names) == 1 or job.channels:
+            raise
+        if several.count != len(names):
+            listed = f" ({', '.join(names)})" if all(names) else ""
+            raise BadConfig(
+                f"{job.scan}: holds {several.count} volumes, and the model takes {len(names)} channels{listed}"
+            ) from None
+        return [read(job.scan, volume_index=n, assume_geometry=extras.assume_geometry) for n in range(several.count)]
+    return [first, *(read(path, assume_geometry=extras.assume_geometry) for path in job.channels)]
+
+
+def _inputs(volumes: Sequence[inference.Volume], model: inference.Model) -> dict[str, Any]:
+    """For the record: every channel, where there are several."""
+    if len(volumes) == 1:
+        return {}
+    names = inference.channel_names(model)
+    return {"inputs": [{"channel": name} | record.describe(one) for name, one in zip(names, volumes)]}
+
+
+def _without_name(text: str, scan: Path, otherwise: str) -> str:
     """A warning that begins with a scan's name, with other words for that name."""
     name = str(scan)
-    return f"the scan{text[len(name) :]}" if text.startswith(name) else text
+    return f"{otherwise}{text[len(name) :]}" if text.startswith(name) else text
 
 
 def _write_all(writes: Sequence[tuple[Path, Callable[[Path], None]]]) -> None:
@@ -288,13 +397,15 @@ def check_output(job: Job, also: Sequence[str] = ()) -> None:
         raise BadOutput(f"{job.labels.parent} cannot be written to; choose another folder with -o")
 
 
-def _announcement(volume: inference.Volume, plan: inference.Plan) -> str:
+def _announcement(volumes: Sequence[inference.Volume], plan: inference.Plan) -> str:
+    volume = volumes[0]
+    several = f"{len(volumes)} channels of " if len(volumes) > 1 else ""
     shape = " x ".join(str(n) for n in volume.shape)
     spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm)
     how = f"up to {plan.windows} windows on {plan.device}, {plan.precision}" if plan.windows else "by intensity"
     how += f", in {plan.stripes} parts to save memory" if plan.stripes > 1 else ""
     return (
-        f"{shape} voxels of {spacing} mm, {volume.orientation}; model {plan.model}, {how}; "
+        f"{several}{shape} voxels of {spacing} mm, {volume.orientation}; model {plan.model}, {how}; "
         f"about {plan.memory_bytes / 1e9:.1f} GB of memory"
     )
 

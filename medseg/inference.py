@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,8 +18,9 @@ from medseg.cleanup import clean
 from medseg.errors import BadConfig, BadFile, BadModel, NotEnoughMemory
 from medseg.intensity import INTENSITY_MODELS, intensity_table
 from medseg.labels import LabelTable
+from medseg.preprocess import ModelGrid, model_grid, on_one_grid, prepare, scan_to_grid
 from medseg.refine import separate_fluid
-from medseg.volume import Volume, crop, resample
+from medseg.volume import Volume, crop
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 #: One checkpoint, several of the same task whose logits are averaged, or the name of an intensity model.
 Model: TypeAlias = "Checkpoint | Sequence[Checkpoint] | str"
+#: One scan, or one for each of the model's channels, in its order and on one grid.
+Scans: TypeAlias = Volume | Sequence[Volume]
 
 #: Called with (what is being done, steps done, steps in all).
 Progress = Callable[[str, int, int], None]
@@ -42,18 +45,6 @@ CONTENT_MARGIN = 6
 _NEVER = -1e4
 #: Into how many parts a scan may be cut, to be computed one after the other, where memory is short.
 _STRIPES = (1, 2, 3, 4, 6, 8, 12, 16)
-
-
-@dataclass(frozen=True)
-class ModelGrid:
-    """The grid a model sees: boxes of equal edges along RAS, around the whole scan whichever way it is stored.
-
-    It depends on where the scan lies in space alone, so every way of storing the same scan gives the same result.
-    """
-
-    affine: NDArray[np.float64]
-    shape: tuple[int, int, int]
-    fine: tuple[int, int, int]  # points averaged along each axis for one voxel, where the scan is finer than the grid
 
 
 @dataclass(frozen=True)
@@ -100,62 +91,15 @@ class Settings:
     uncertainty: bool = False
 
 
-def model_grid(volume: Volume, spacing_mm: float) -> ModelGrid:
-    """The grid of `spacing_mm` along RAS that covers every voxel of the scan."""
-    corners = np.array([(*c, 1.0) for c in product(*((-0.5, n - 0.5) for n in volume.shape))])
-    world = (volume.affine @ corners.T)[:3]
-    low, high = world.min(axis=1), world.max(axis=1)
-    shape = np.maximum(1, np.ceil((high - low) / spacing_mm - 1e-3)).astype(int)
-    affine = np.diag([spacing_mm] * 3 + [1.0])
-    affine[:3, 3] = (low + high) / 2 - (shape - 1) / 2 * spacing_mm
-    # Along each world axis, the spacing of the voxel axis that runs closest to it says how fine the scan is there.
-    directions = np.abs(volume.affine[:3, :3]) / volume.spacing_mm
-    spacing_along = np.array(volume.spacing_mm)[directions.argmax(axis=1)]
-    fine = np.clip(np.round(spacing_mm / spacing_along), 1, 8).astype(int)
-    return ModelGrid(affine, tuple(shape.tolist()), tuple(fine.tolist()))
-
-
-def to_model_grid(volume: Volume, grid: ModelGrid) -> NDArray[np.float32]:
-    """The scan on the model's grid, float32: trilinear at the grid's points, averaged where the scan is finer.
-
-    Some planes at a time: they come as the scan lies in memory, and the windows want them the other way round.
-    """
-    out = np.empty(grid.shape, np.float32)
-    for x in range(0, grid.shape[0], 64):
-        affine = grid.affine.copy()
-        affine[:3, 3] += grid.affine[:3, 0] * x
-        shape = (min(64, grid.shape[0] - x), *grid.shape[1:])
-        out[x : x + shape[0]] = resample(volume, affine, shape, order=1, points=grid.fine).data
-    return out
-
-
-def normalise(image: NDArray[np.float32]) -> torch.Tensor:
-    """Model input (1, X, Y, Z) in 0..1, made in place: the darkest voxels become 0, then training's percentiles rule.
-
-    The darkest are those below the 1/2000 quantile, found a plane at a time.
-    """
-    import torch
-
-    from medseg.synth import scale_to_percentiles
-
-    count = image.size // 2000 + 1
-    darkest = np.empty(0, np.float32)
-    for plane in image:
-        darkest = np.concatenate((darkest, plane.ravel()))
-        if len(darkest) > count:
-            darkest = np.partition(darkest, count - 1)[:count]
-    image -= darkest.max()
-    np.maximum(image, 0, out=image)
-    return scale_to_percentiles(torch.from_numpy(image))[None]
-
-
 def content_box(image: torch.Tensor) -> tuple[slice, slice, slice]:
-    """The part of a model input (1, X, Y, Z) that is more than air, with a margin; all of it if there is only air.
+    """The part of a model input (C, X, Y, Z) that is more than air, with a margin; all of it if there is only air.
 
     Windows are laid over this part, so that air around a head, however much of it a scan has, changes nothing: instance
     norm would otherwise see another mean with every margin.
     """
     filled = image[0] > CONTENT_ABOVE
+    for channel in image[1:]:
+        filled |= channel > CONTENT_ABOVE
     box = []
     for axis in range(3):
         planes = filled.any(dim=tuple({0, 1, 2} - {axis})).nonzero()
@@ -165,13 +109,16 @@ def content_box(image: torch.Tensor) -> tuple[slice, slice, slice]:
     return box[0], box[1], box[2]
 
 
-def plan(volume: Volume, model: Model, settings: Settings) -> Plan:
+def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
     """What segmenting this scan will do and how much memory the process will hold at its peak.
 
     Where less is allowed (`max_memory_bytes`) or free, the scan is computed in stripes, whose seams are computed twice.
     Raises `NotEnoughMemory` if that does not help, `BadConfig` for settings that do not fit the model.
     """
-    limit = min(settings.max_memory_bytes or 2**62, _free_bytes() + _resident_bytes())
+    limit = min(settings.max_memory_bytes or 2**62, free_bytes() + _resident_bytes())
+    volumes = as_volumes(scan)
+    volume = volumes[0]
+    check_channels(volumes, model)
     if isinstance(model, str):
         needed = _resident_bytes() + 100_000_000 + 3 * volume.data.size
         _check_memory(needed, limit, settings)
@@ -184,7 +131,7 @@ def plan(volume: Volume, model: Model, settings: Settings) -> Plan:
     _check_settings(checkpoints, settings)
     device = choose_device(settings.device)  # type: ignore[arg-type]
     precision = str(choose_precision(settings.precision, device)).removeprefix("torch.")  # type: ignore[arg-type]
-    grid = model_grid(volume, spec.spacing_mm)
+    grid = model_grid(volume, spec.spacing, spec.grid)
     windows = plan_windows(grid.shape, spec.patch, settings.overlap)
     for stripes in _STRIPES:
         needed = _memory(volume, grid, windows, checkpoints, settings, device.type, stripes)
@@ -208,12 +155,39 @@ def as_list(model: Checkpoint | Sequence[Checkpoint]) -> list[Checkpoint]:
     return list(model) if isinstance(model, Sequence) else [model]
 
 
+def as_volumes(scan: Scans) -> list[Volume]:
+    """One scan or several as a list."""
+    return [scan] if isinstance(scan, Volume) else list(scan)
+
+
+def channel_names(model: Model) -> list[str]:
+    """What each of the scans is that a model takes; '' where the model does not say."""
+    if isinstance(model, str):
+        return [""]
+    spec = as_list(model)[0].spec
+    return list(spec.channel_names) or [""] * spec.channels
+
+
+def check_channels(volumes: Sequence[Volume], model: Model) -> None:
+    """Raise `BadConfig` if a model takes another number of scans."""
+    names = channel_names(model)
+    if len(volumes) != len(names):
+        title = model if isinstance(model, str) else as_list(model)[0].spec.name
+        listed = f" ({', '.join(names)})" if any(names) else ""
+        wanted = "1 scan" if len(names) == 1 else f"{len(names)} scans"
+        order = " in this order" if len(names) > 1 and listed else ""
+        count = "1 is" if len(volumes) == 1 else f"{len(volumes)} are"
+        raise BadConfig(f"the model {title} takes {wanted}{listed}{order} and {count} given; see --channel")
+
+
 def _check_settings(checkpoints: Sequence[Checkpoint], settings: Settings) -> None:
     """Raise `BadModel` for models that do not belong together, `BadConfig` for what a model cannot give."""
     spec = checkpoints[0].spec
-    for key in ("classes", "patch", "spacing_mm", "intensity", "regions", "channels"):
+    keys = {"spacing": "spacing_mm", "intensities": "intensity"}  # as the JSON names them
+    for key in ("classes", "patch", "spacing", "grid", "channels", "channel_names", "intensities", "regions"):
         if any(getattr(one.spec, key) != getattr(spec, key) for one in checkpoints):
-            raise BadModel(f"the models differ in their {key}; only models of one task and plan can be averaged")
+            name = keys.get(key, key)
+            raise BadModel(f"the models differ in their {name}; only models of one task and plan can be averaged")
     if settings.tta and not mirror_axes(checkpoints):
         raise BadConfig(f"the model {spec.name} must not be mirrored; leave out --tta")
     unknown = [value for value in settings.probabilities if value not in spec.classes[1:]]
@@ -251,12 +225,12 @@ def _memory(
     from medseg.backends import activation_bytes, blended_features
 
     spec = checkpoints[0].spec
-    scan, image = volume.data.size, 4 * int(np.prod(grid.shape))
+    scan, image = volume.data.size, 4 * spec.channels * int(np.prod(grid.shape))
     features = blended_features(checkpoints) + spec.skip_empty
     patch, depth = windows.patch, windows.padded[2]
     # The network: weights as float32 and eight times that as the kernels want them (files hold half precision),
     # activations, one window's features.
-    weights = sum((one.folder / "model.safetensors").stat().st_size for one in checkpoints)
+    weights = sum(one.weight_bytes for one in checkpoints)
     network = 18 * weights + activation_bytes(checkpoints[0], max(1, settings.batch))
     network += 4 * features * int(np.prod(patch))
     # The sums, the block that is complete, once more with the planes before it, and its classes.
@@ -286,7 +260,7 @@ def _span(windows: Windows, stripes: int) -> int:
 _LIBRARIES_BYTES = 150_000_000
 
 
-def _free_bytes() -> int:
+def free_bytes() -> int:
     """Memory that programs may still take (Linux; elsewhere as good as unlimited)."""
     return _from_proc("/proc/meminfo", "MemAvailable", 2**62)
 
@@ -305,7 +279,7 @@ def _from_proc(path: str, key: str, otherwise: int) -> int:
 
 
 def segment(
-    volume: Volume,
+    scan: Scans,
     model: Model,
     settings: Settings = Settings(),
     *,
@@ -314,48 +288,62 @@ def segment(
 ) -> Segmentation:
     """Segment a scan with a checkpoint, a model by its name or folder, or by intensity ('otsu', 'kmeans', 'gmm').
 
-    Several checkpoints of one task are averaged. The labels lie on the scan's own grid: same shape, same affine.
-    `announce` is told the plan before it is carried out. Raises `BadFile` for scans that are not images, `BadModel` for
-    models that give no finite values or do not belong together, `NotEnoughMemory` before anything is computed.
+    Models of several channels take a scan for each, in the model's order and on one grid. Several checkpoints of one
+    task are averaged. The labels lie on the scan's own grid: same shape, same affine. `announce` is told the plan
+    before it is carried out. Raises `BadFile` for scans that are not images, `BadConfig` for too few or too many,
+    `BadModel` for models that give no finite values or do not belong together, `NotEnoughMemory` before anything is
+    computed.
     """
-    check_image(volume)
+    volumes = as_volumes(scan)
     if isinstance(model, str) and model not in INTENSITY_MODELS:
         from medseg.checkpoint import load_checkpoint
 
         model = load_checkpoint(model)
+    check_channels(volumes, model)
+    names = channel_names(model)
+    volumes = on_one_grid(volumes, names if all(names) else ())
+    for volume, name in zip(volumes, names):
+        try:
+            check_image(volume)
+        except BadFile as error:
+            raise BadFile(f"{name}: {error}" if name and len(volumes) > 1 else str(error)) from None
     if not isinstance(model, str) and as_list(model)[0].spec.locate is not None:
-        return _segment_located(volume, as_list(model), settings, progress, announce)
-    made = plan(volume, model, settings)
+        return _segment_located(volumes, as_list(model), settings, progress, announce)
+    made = plan(volumes, model, settings)
     announce(made)
     if isinstance(model, str):
         start = time.perf_counter()
         function, classes = INTENSITY_MODELS[model]
-        labels = function(volume, classes)
+        labels = function(volumes[0], classes)
         return Segmentation(labels, intensity_table(model), made, {"network": time.perf_counter() - start})
-    return _segment_with_network(volume, as_list(model), settings, made, progress)
+    return _segment_with_network(volumes, as_list(model), settings, made, progress)
 
 
 def _segment_located(
-    volume: Volume,
+    volumes: Sequence[Volume],
     checkpoints: Sequence[Checkpoint],
     settings: Settings,
     progress: Progress,
     announce: Callable[[Plan], None],
 ) -> Segmentation:
-    """Find the region with the coarse model that the model names, and segment only that; the rest is background."""
+    """Find the region with the coarse model that the model names, and segment only that; the rest is background.
+
+    A coarse model of one channel looks at the first scan.
+    """
     from medseg.checkpoint import load_checkpoint
 
     locate = checkpoints[0].spec.locate
     assert locate is not None
     coarse = load_checkpoint(str(checkpoints[0].folder / locate.folder))
     plain = replace(settings, tta=False, probabilities=(), uncertainty=False)
-    found = segment(volume, coarse, plain, progress=progress)
+    found = segment(volumes[: 1 if coarse.spec.channels == 1 else None], coarse, plain, progress=progress)
+    volume = volumes[0]
     box = region_of(found.labels, locate.labels or coarse.spec.classes[1:], locate.margin_mm)
     start = (box[0].start, box[1].start, box[2].start)
-    part = crop(volume, start, tuple(side.stop - side.start for side in box))
-    made = plan(part, checkpoints, settings)
+    parts = [crop(one, start, tuple(side.stop - side.start for side in box)) for one in volumes]
+    made = plan(parts, checkpoints, settings)
     announce(made)
-    result = _segment_with_network(part, checkpoints, settings, made, progress)
+    result = _segment_with_network(parts, checkpoints, settings, made, progress)
     result.seconds["locate"] = sum(found.seconds.values())
     for name, inside in {"": result.labels, **result.maps}.items():
         whole = np.zeros(volume.shape, inside.data.dtype)
@@ -393,16 +381,16 @@ class _Clock:
 
 
 def _segment_with_network(
-    volume: Volume, checkpoints: Sequence[Checkpoint], settings: Settings, made: Plan, progress: Progress
+    volumes: Sequence[Volume], checkpoints: Sequence[Checkpoint], settings: Settings, made: Plan, progress: Progress
 ) -> Segmentation:
     from medseg.backends import choose_device, open_models
 
-    assert made.grid is not None
-    spec, clock = checkpoints[0].spec, _Clock()
+    spec, clock, volume = checkpoints[0].spec, _Clock(), volumes[0]
     progress("resampling", 0, 1)
     with clock("resample"):
-        image = normalise(to_model_grid(volume, made.grid))
-        box = content_box(image)
+        image, grid = prepare(volumes, spec.spacing, spec.grid, spec.intensities, names=spec.channel_names)
+        x, y, z = grid.shape
+        box = content_box(image) if spec.dark_air else (slice(0, x), slice(0, y), slice(0, z))
     device = choose_device(settings.device)  # type: ignore[arg-type]
     with clock("load"):
         predictor = open_models(
@@ -414,7 +402,7 @@ def _segment_with_network(
             windows=made.windows,
         )
     batch = settings.batch or (4 if device.type == "cuda" else 1)
-    painter = _painter(volume, checkpoints[0], predictor, settings, made.grid, box)
+    painter = _painter(volume, checkpoints[0], predictor, settings, grid, box)
     _paint_windows(painter, predictor, image[:, *box], checkpoints[0], settings, made, batch, clock, progress)
     del image
     labels = volume.with_data(painter.labels)
@@ -445,8 +433,6 @@ def _painter(
     from medseg.painter import Head, Painter
 
     spec, head = checkpoint.spec, predictor.head
-    shift = np.eye(4)
-    shift[:3, 3] = [-side.start for side in box]
     limits = [
         (0.0 if side.start else -np.inf, side.stop - side.start - 1.0 if side.stop < size else np.inf)
         for side, size in zip(box, grid.shape)
@@ -460,7 +446,7 @@ def _painter(
         wanted = None
     return Painter(
         volume.shape,
-        shift @ np.linalg.inv(grid.affine) @ volume.affine,
+        scan_to_grid(volume, grid, [side.start for side in box]),
         [side.stop - side.start for side in box],
         spec.classes,
         head=head,

@@ -1,66 +1,138 @@
-"""Losses on logits (B, K, ...) and integer labels (B, ...)."""
+"""Losses on logits (B, K, ...) and integer labels (B, ...); a label of -1 is not to be learnt from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+#: Label of voxels that say nothing: an ignore label of the data set.
+IGNORE = -1
 
 
 class _DiceCrossEntropy(torch.autograd.Function):
     """Both losses and their gradient from one softmax: a third of the memory traffic of composing them."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, smooth: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, smooth: float, with_ignored: bool) -> Tensor:
         b, k = logits.shape[:2]
         target = labels.reshape(b, 1, -1)
         log_p = logits.reshape(b, k, -1).float().log_softmax(1)
-        cross_entropy = -log_p.gather(1, target).mean()
+        counts = torch.ones_like(log_p[:, 0])
+        if with_ignored:
+            counts = (target[:, 0] != IGNORE).float()
+            target = target.clamp(min=0)
+        known = counts.sum().clamp(min=1)
+        cross_entropy = -(log_p.gather(1, target)[:, 0] * counts).sum() / known
         p = log_p.exp_()
-        hit = p.gather(1, target)[:, 0]  # (B, V): probability given to the right class
+        hit = p.gather(1, target)[:, 0] * counts  # (B, V): probability given to the right class
         zeros = torch.zeros(b, k, device=p.device)
-        truth = zeros.scatter_add(1, target[:, 0], torch.ones_like(hit))
+        truth = zeros.scatter_add(1, target[:, 0], counts)
         overlap = zeros.scatter_add(1, target[:, 0], hit)
-        total = p.sum(2) + truth + smooth
-        ctx.save_for_backward(p, target, overlap, total)
-        ctx.like, ctx.smooth = logits, smooth
+        total = (p * counts[:, None] if with_ignored else p).sum(2) + truth + smooth
+        ctx.save_for_backward(p, target, overlap, total, counts, known)
+        ctx.like, ctx.smooth, ctx.with_ignored = logits, smooth, with_ignored
         return cross_entropy + 1 - ((2 * overlap + smooth) / total).mean()
 
     @staticmethod
-    def backward(ctx: Any, *grad_output: Tensor) -> tuple[Tensor, None, None]:
-        p, target, overlap, total = ctx.saved_tensors
-        b, k, v = p.shape
+    def backward(ctx: Any, *grad_output: Tensor) -> tuple[Tensor, None, None, None]:
+        p, target, overlap, total, counts, known = ctx.saved_tensors
+        b, k, _ = p.shape
         # d(loss)/dp is `everywhere` for each class, plus `at_truth` where the class is the true one.
         everywhere = ((2 * overlap + ctx.smooth) / total**2 / (b * k))[..., None]
         at_truth = (-2 / total / (b * k)).gather(1, target[:, 0])[:, None] * p.gather(1, target)
         mean = (p * everywhere).sum(1, keepdim=True) + at_truth
-        grad = p.mul_(everywhere - mean + 1 / (b * v))
-        grad.scatter_add_(1, target, at_truth - 1 / (b * v))
-        return (grad * grad_output[0]).to(ctx.like.dtype).reshape(ctx.like.shape), None, None
+        grad = p.mul_(everywhere - mean + 1 / known)
+        grad.scatter_add_(1, target, at_truth - 1 / known)
+        if ctx.with_ignored:
+            grad.mul_(counts[:, None])
+        return (grad * grad_output[0]).to(ctx.like.dtype).reshape(ctx.like.shape), None, None, None
 
 
-def dice_cross_entropy(logits: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:
+def dice_cross_entropy(logits: Tensor, labels: Tensor, smooth: float = 1.0, with_ignored: bool = False) -> Tensor:
     """Soft Dice (Milletari et al. 2016, over all classes and samples) plus cross-entropy, a scalar.
 
-    logits (B, K, ...), labels (B, ...) int64 in 0..K-1. `smooth` in voxels keeps absent classes from dominating.
+    logits (B, K, ...), labels (B, ...) int64 in 0..K-1, and `IGNORE` only with `with_ignored`. `smooth` in voxels keeps
+    absent classes from dominating.
     """
-    loss: Tensor = _DiceCrossEntropy.apply(logits, labels, smooth)
+    loss: Tensor = _DiceCrossEntropy.apply(logits, labels, smooth, with_ignored)
     return loss
 
 
-def deep_supervision(outputs: Tensor | Sequence[Tensor], labels: Tensor) -> Tensor:
-    """`dice_cross_entropy` of every output, each half the size of the one before, weighted 1, 1/2, 1/4 ... and summed.
+def dice_binary_cross_entropy(logits: Tensor, targets: Tensor, counts: Tensor, smooth: float = 1.0) -> Tensor:
+    """Soft Dice plus binary cross-entropy of regions that may overlap, a scalar.
+
+    logits (B, R, ...); targets (B, R, ...) 0 or 1; counts (B, 1, ...) 1 where the voxel is to be learnt from, else 0.
+    """
+    logits = logits.float()
+    entropy = (F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * counts).sum()
+    p = logits.sigmoid() * counts
+    axes = tuple(range(2, logits.ndim))
+    overlap, total = (p * targets).sum(axes), p.sum(axes) + (targets * counts).sum(axes)
+    dice = (2 * overlap + smooth) / (total + smooth)
+    return entropy / (counts.sum() * logits.shape[1]).clamp(min=1) + 1 - dice.mean()
+
+
+def as_background(logits: Tensor, unlabelled: Tensor) -> Tensor:
+    """Logits in which classes that a sample's labels do not tell from background are background.
+
+    For partially labelled data (marginal loss, Shi et al. 2021, arXiv:2007.03868). logits (B, K, ...), unlabelled
+    (B, K) bool, never true for class 0.
+    """
+    hidden = unlabelled.reshape(*unlabelled.shape, *[1] * (logits.ndim - 2))
+    hidden = hidden.expand_as(logits)
+    merged = hidden.clone()
+    merged[:, 0] = True
+    background = logits.float().masked_fill(~merged, -torch.inf).logsumexp(1, keepdim=True)
+    # -30: a probability of 1e-13, so that neither the loss nor its gradient sees the class again.
+    return torch.cat((background, logits[:, 1:].float().masked_fill(hidden[:, 1:], -30.0)), 1)
+
+
+def deep_supervision(
+    outputs: Tensor | Sequence[Tensor], labels: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor] = dice_cross_entropy
+) -> Tensor:
+    """`loss_of` every output, each half the size of the one before, weighted 1, 1/2, 1/4 ... and summed.
 
     labels (B, D, H, W) at the finest size; coarser ones are taken at every second voxel (Lee et al. 2015).
     """
     if isinstance(outputs, Tensor):
-        return dice_cross_entropy(outputs, labels)
+        return loss_of(outputs, labels)
     weights = [0.5**n for n in range(len(outputs))]
     loss = torch.zeros((), device=labels.device)
     for weight, logits in zip(weights, outputs, strict=True):
         step = [full // size for full, size in zip(labels.shape[1:], logits.shape[2:], strict=True)]
         coarse = labels[:, :: step[0], :: step[1], :: step[2]]
-        loss = loss + weight / sum(weights) * dice_cross_entropy(logits, coarse)
+        loss = loss + weight / sum(weights) * loss_of(logits, coarse)
     return loss
+
+
+def segmentation_loss(
+    outputs: Tensor | Sequence[Tensor],
+    labels: Tensor,
+    *,
+    with_ignored: bool = False,
+    unlabelled: Tensor | None = None,
+    membership: Tensor | None = None,
+) -> Tensor:
+    """The loss of a training step, with deep supervision.
+
+    labels (B, D, H, W) int64: classes 0..K-1, or `IGNORE` where `with_ignored`. unlabelled (B, K): see `as_background`.
+    membership (classes, R) of 0 and 1: which class lies in which region, where the outputs are R overlapping regions.
+    """
+
+    def of_classes(logits: Tensor, target: Tensor) -> Tensor:
+        if unlabelled is not None and bool(unlabelled.any()):
+            logits = as_background(logits, unlabelled)
+        return dice_cross_entropy(logits, target, with_ignored=with_ignored)
+
+    def of_regions(logits: Tensor, target: Tensor) -> Tensor:
+        assert membership is not None
+        counts = (target != IGNORE)[:, None].float()
+        return dice_binary_cross_entropy(
+            logits, membership.to(target.device)[target.clamp(min=0)].movedim(-1, 1), counts
+        )
+
+    return deep_supervision(outputs, labels, of_classes if membership is None else of_regions)

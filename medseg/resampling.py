@@ -45,13 +45,14 @@ def interpolate(
     shape: tuple[int, int, int],
     *,
     order: int,
-    outside: float = 0,
+    outside: float | None = 0,
     points: tuple[int, int, int] = (1, 1, 1),
 ) -> NDArray:
     """`data` (I, J, K) at the places that `step` (4, 4) gives for the indices of an output of `shape`.
 
     order: 0 (nearest; keeps the dtype), 1 (linear) or 3 (cubic B-spline through the samples); float32.
     points: every output is the mean of this many points, spread evenly over its voxel along each axis.
+    outside: the value of points outside; None, for parallel grids: that of the nearest voxel.
     The output lies in memory as the input does: what is read quickly from one is written quickly to the other.
     """
     if order not in (0, 1, 3):
@@ -60,6 +61,8 @@ def interpolate(
     rest = step[:3, :3].copy()
     rest[range(3), axes] = 0
     if np.abs(rest).max() * max(shape) >= _PARALLEL:
+        if outside is None:
+            raise ValueError("between grids that are not parallel, points outside need a value")
         if order == 0:
             return _nearest_oblique(data, step, shape, outside)
         return _oblique(data, step, shape, order, outside, points)
@@ -83,11 +86,14 @@ def _separable(
     offsets: NDArray,
     shape: tuple[int, int, int],
     order: int,
-    outside: float,
+    outside: float | None,
     points: tuple[int, int, int],
 ) -> NDArray[np.float32]:
     """Linear or cubic; output o along axis n looks at place scales[n] * o + offsets[n] of axis n of `data`."""
-    operators = [axis_operator(data.shape[n], shape[n], scales[n], offsets[n], order, points[n]) for n in range(3)]
+    edge = outside is None
+    operators = [
+        axis_operator(data.shape[n], shape[n], scales[n], offsets[n], order, points[n], edge=edge) for n in range(3)
+    ]
     memory = sorted(range(3), key=lambda n: -abs(data.strides[n]))  # the axis that is contiguous comes last
     data = data.transpose(memory)
     a, b, c = (operators[n] for n in memory)
@@ -118,14 +124,17 @@ def _slabs_per_thread(voxels: float, length: int) -> int:
     return int(min(max(4, voxels / _BLOCK / threads()), max(1, length // threads())))
 
 
-def axis_operator(size: int, outputs: int, scale: float, offset: float, order: int, points: int = 1) -> AxisOperator:
+def axis_operator(
+    size: int, outputs: int, scale: float, offset: float, order: int, points: int = 1, *, edge: bool = False
+) -> AxisOperator:
     """Linear (order 1) or cubic (order 3, on spline coefficients) interpolation of `size` voxels along one axis.
 
-    Output o is the mean over `points` points around scale * o + offset; those outside count as 0.
+    Output o is the mean over `points` points around scale * o + offset; those outside count as 0, or with `edge` as
+    the nearest voxel.
     """
     spread = (np.arange(points) + 0.5) / points - 0.5
     at = scale * (np.arange(outputs)[:, None] + spread) + offset  # (outputs, points)
-    inside = (at >= -_ROUNDING) & (at <= size - 1 + _ROUNDING)
+    inside = edge | (at >= -_ROUNDING) & (at <= size - 1 + _ROUNDING)
     at = np.clip(at, 0, size - 1)
     base = np.floor(at).astype(np.int64)
     t = (at - base)[..., None]
@@ -205,15 +214,18 @@ def _oblique(
     return out.transpose(np.argsort(axes))
 
 
-def _nearest(data: NDArray, scales: NDArray, offsets: NDArray, shape: tuple[int, int, int], outside: float) -> NDArray:
+def _nearest(
+    data: NDArray, scales: NDArray, offsets: NDArray, shape: tuple[int, int, int], outside: float | None
+) -> NDArray:
     """The voxels of `data`, whose axes are those of the output, at places scales[n] * o + offsets[n]."""
     places = [scale * np.arange(n) + offset for scale, offset, n in zip(scales, offsets, shape)]
-    inside = [(at >= -_ROUNDING) & (at <= n - 1 + _ROUNDING) for at, n in zip(places, data.shape)]
+    edge = outside is None
+    inside = [edge | (at >= -_ROUNDING) & (at <= n - 1 + _ROUNDING) for at, n in zip(places, data.shape)]
     voxels = [
         np.clip(np.floor(at[within] + 0.5).astype(np.intp), 0, n - 1)
         for at, within, n in zip(places, inside, data.shape)
     ]
-    out = np.full(shape, outside, data.dtype)
+    out = np.full(shape, outside or 0, data.dtype)
     rows, columns = np.ix_(*inside[1:])
     planes = np.flatnonzero(inside[0])
 
@@ -457,3 +469,64 @@ def cubic_points(coefficients, rows, points, outside, start, stop, out):  # type
                                 part += weights[2, z] * row[places[2, z]]
                             total += weights[0, x] * weights[1, y] * part
                 out[a, b, c] = total / np.float32(total_points)
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def linear_patch(image, labels, rows, shift, outside, start, stop, out, classes):  # type: ignore[no-untyped-def]
+    """Planes start..stop of out (C, A, B, D) and classes (A, B, D): trilinear values, and the class of most weight.
+
+    image (C, X, Y, Z) float32 and labels (X, Y, Z) integer are looked up at rows (3, 4) @ (a, b, d, 1) + shift (3, A,
+    B, D), which may be empty. More than half a voxel outside are outside (C,) and 0.
+    """
+    sizes = labels.shape
+    bent = shift.size > 0
+    weights, there = np.empty(8, np.float32), np.empty(8, np.int64)
+    ends = (sizes[0] - 1.0, sizes[1] - 1.0, sizes[2] - 1.0)
+    for a in range(start, stop):
+        for b in range(classes.shape[1]):
+            base0 = rows[0, 0] * a + rows[0, 1] * b + rows[0, 3]
+            base1 = rows[1, 0] * a + rows[1, 1] * b + rows[1, 3]
+            base2 = rows[2, 0] * a + rows[2, 1] * b + rows[2, 3]
+            for d in range(classes.shape[2]):
+                x, y, z = base0 + rows[0, 2] * d, base1 + rows[1, 2] * d, base2 + rows[2, 2] * d
+                if bent:
+                    x, y, z = x + shift[0, a, b, d], y + shift[1, a, b, d], z + shift[2, a, b, d]
+                if not (-0.5 <= x <= ends[0] + 0.5 and -0.5 <= y <= ends[1] + 0.5 and -0.5 <= z <= ends[2] + 0.5):
+                    for channel in range(out.shape[0]):
+                        out[channel, a, b, d] = outside[channel]
+                    classes[a, b, d] = 0
+                    continue
+                x, y, z = min(max(x, 0.0), ends[0]), min(max(y, 0.0), ends[1]), min(max(z, 0.0), ends[2])
+                x0, y0, z0 = int(x), int(y), int(z)
+                x1, y1, z1 = min(x0 + 1, sizes[0] - 1), min(y0 + 1, sizes[1] - 1), min(z0 + 1, sizes[2] - 1)
+                fx, fy, fz = np.float32(x - x0), np.float32(y - y0), np.float32(z - z0)
+                for channel in range(out.shape[0]):
+                    grey = image[channel]
+                    v00 = grey[x0, y0, z0] + fz * (grey[x0, y0, z1] - grey[x0, y0, z0])
+                    v01 = grey[x0, y1, z0] + fz * (grey[x0, y1, z1] - grey[x0, y1, z0])
+                    v10 = grey[x1, y0, z0] + fz * (grey[x1, y0, z1] - grey[x1, y0, z0])
+                    v11 = grey[x1, y1, z0] + fz * (grey[x1, y1, z1] - grey[x1, y1, z0])
+                    v0, v1 = v00 + fy * (v01 - v00), v10 + fy * (v11 - v10)
+                    out[channel, a, b, d] = v0 + fx * (v1 - v0)
+                there[0], there[1] = labels[x0, y0, z0], labels[x0, y0, z1]
+                there[2], there[3] = labels[x0, y1, z0], labels[x0, y1, z1]
+                there[4], there[5] = labels[x1, y0, z0], labels[x1, y0, z1]
+                there[6], there[7] = labels[x1, y1, z0], labels[x1, y1, z1]
+                best = there[0]
+                alike = True
+                for n in range(1, 8):
+                    alike &= there[n] == best
+                if not alike:
+                    one = np.float32(1)
+                    for n in range(8):
+                        w = (fx if n & 4 else one - fx) * (fy if n & 2 else one - fy) * (fz if n & 1 else one - fz)
+                        weights[n] = w
+                    most = np.float32(0)
+                    for n in range(8):
+                        total = np.float32(0)
+                        for m in range(8):
+                            if there[m] == there[n]:
+                                total += weights[m]
+                        if total > most:
+                            best, most = there[n], total
+                classes[a, b, d] = best

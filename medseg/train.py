@@ -8,130 +8,335 @@ import json
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import yaml
 from torch import Tensor, nn
 
-from medseg.checkpoint import load_state, save_checkpoint, save_state
+from medseg.checkpoint import load_checkpoint, load_state, save_checkpoint, save_state
 from medseg.cleanup import check_steps
-from medseg.config import Config
+from medseg.config import Config, TrainConfig
+from medseg.curves import draw_curves
 from medseg.errors import BadConfig, BadModel, DataWarning, Interrupted
-from medseg.io import read_labels
 from medseg.io.files import atomic_write
+from medseg.label_maps import LabelMaps, hard_dice
 from medseg.labels import LabelTable
-from medseg.losses import deep_supervision
+from medseg.losses import segmentation_loss
 from medseg.models import build_model, check_patch
-from medseg.synth import Heads, Lookup, load_heads, lookup, render
+from medseg.team import Team, whole
 
-#: Called after every step with (step, facts) to draw progress; facts hold loss, dice, seconds a step and time left.
-Progress = Callable[[int, dict[str, float]], None]
+#: Called after some steps with (share of the run that is done, facts); facts hold step, loss, dice, seconds_left ...
+Progress = Callable[[float, Mapping[str, Any]], None]
+#: Seconds between two states, in a run that is given a time, and between two pictures of its curves.
+SAVE_EVERY_S = 60.0
+#: A run that is given a time looks at its validation data this often, the end included.
+VALIDATIONS = 8
 
 
-def train(config: Config, run: Path, *, progress: Progress = lambda step, facts: None) -> Path:
+class Source(Protocol):
+    """What a model is trained from: `LabelMaps`, or `Scans`."""
+
+    channels: int
+    outputs: int
+    table: LabelTable
+
+    def batch(
+        self, step: int, seeds: list[int], samples: range, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images (B, C, X, Y, Z), labels (B, X, Y, Z) int64, and which classes are unlabelled (B, K) or None.
+
+        `samples` are their places in the whole run; all that is random comes from the seeds, one for each sample.
+        """
+
+    def spec(self) -> dict[str, Any]:
+        """What `ModelSpec` needs to know of the data."""
+
+    def validate(
+        self, network: nn.Module, seeds: list[int], device: torch.device, dtype: torch.dtype
+    ) -> dict[str, float]:
+        """Dice of each structure and their 'mean' on some data held out; empty if there is none."""
+
+
+def train(
+    config: Config,
+    run: Path,
+    source: Source | None = None,
+    *,
+    team: Team | None = None,
+    began: float | None = None,
+    reserve: Callable[[], float] = lambda: 0.0,
+    progress: Progress = lambda share, facts: None,
+    track: Callable[[int, Mapping[str, float]], None] = lambda step, facts: None,
+) -> Path:
     """Train `config` in the folder `run`, going on from where it was left; returns the model folder `run/model`.
 
-    The folder holds config.yaml, metrics.jsonl, state.safetensors (and the one before) and the model. Raises
-    `BadConfig` if the folder belongs to another config or another process trains there.
+    The folder holds config.yaml, metrics.jsonl, progress.png, state.safetensors (and the one before) and the model.
+    began: when the command began (`time.monotonic`), and reserve: how many seconds will be needed after the loop;
+    both count where the config gives a time. team: the processes, where they were joined before. Raises `BadConfig` if
+    the folder belongs to another config or another process trains there.
     """
+    began = time.monotonic() if began is None else began
     run.mkdir(parents=True, exist_ok=True)
-    with _locked(run), _stoppable() as stopping:
-        _same_run(config, run)
-        check_steps(config.cleanup)
-        table = LabelTable.read(config.labels)
-        classes = (0, *table.values)
-        training, validation, known = _label_maps(config, table, classes)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        torch.manual_seed(config.train.seed)
-        network = build_model(config.model.name, 1, len(classes), **config.model.options).to(device).train()
+    with nullcontext(team) if team else Team() as team, locked(run, team), _stoppable() as stopping:
+        settings, device = config.train, team.device
+        _same_run(config, run, team)
+        check_steps([] if config.cleanup == "auto" else config.cleanup)
+        source = source or LabelMaps(config)
+        torch.manual_seed(settings.seed)
+        network = build_model(config.model.name, source.channels, source.outputs, **config.model.options)
         check_patch(network, config.model.patch)
-        optimizer = torch.optim.AdamW(
-            network.parameters(), config.train.learning_rate, weight_decay=config.train.weight_decay, fused=True
-        )
         if config.start_from:
             _start_from(config.start_from, network)
+        network, parallel = team.spread(network.to(device).train(), settings.parallel)
+        optimizer = _optimizer(settings, network)
         average = {key: value.detach().clone() for key, value in network.state_dict().items()}
-        start, losses, dices = _restore(run, network, optimizer, average)
-        _truncate_metrics(run / "metrics.jsonl", start)
+        facts = _restore(run, network, optimizer, average, team)
+        precision = facts.setdefault("precision", choose_training_precision(settings, device))
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16" and device.type == "cuda")
+        if scaler.is_enabled() and "scaler" in facts:
+            scaler.load_state_dict(facts["scaler"])
+        if team.first:
+            _truncate_metrics(run / "metrics.jsonl", facts["step"])
+        clock = _Clock(settings, facts, began, reserve)
 
-        began = time.monotonic()
         log: list[dict[str, Any]] = []
-        for step in range(start, config.train.steps):
-            images, labels = _batch(training, known, config, step, device)
+        while facts["position"] < 1:
+            step, position = facts["step"], facts["position"]
+            seeds, samples = team.share(settings, step, _mix)
+            images, labels, unlabelled = source.batch(step, seeds, samples, device)
+            images = images.contiguous(memory_format=torch.channels_last_3d)
             for group in optimizer.param_groups:
-                group["lr"] = config.train.learning_rate * _rate(step, config)
-            with _autocast(config, device):
-                outputs = network(images)
-            loss = deep_supervision(outputs, labels)
-            loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), config.train.gradient_clip)
-            optimizer.step()
+                group["lr"] = settings.learning_rate * _rate(step, position, settings)
+            with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
+                outputs = parallel(images)
+            loss = _loss(network, source, outputs, labels, unlabelled)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            norm = nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip)
+            scaler.step(optimizer)
+            scaler.update()
             optimizer.zero_grad(set_to_none=True)
-            _average(average, network, min(config.train.ema, (1 + step) / (10 + step)))
+            _average(average, network, min(settings.ema, (1 + step) / (10 + step)))
 
-            done = step + 1
-            finest = outputs if isinstance(outputs, Tensor) else outputs[0]
-            losses, dices = losses + float(loss.detach()), dices + _dice(finest.detach(), labels)
-            if not torch.isfinite(loss):
-                raise BadConfig(f"the loss is not finite at step {done}: lower train.learning_rate or use fp32")
-            pace = (time.monotonic() - began) / (done - start)
-            left = pace * (config.train.steps - done)
-            if done % config.train.log_every == 0 or done == config.train.steps:
-                count = (done - 1) % config.train.log_every + 1
-                facts = {"step": done, "loss": losses / count, "dice": dices / count, "lr": _rate(step, config)}
-                log.append({key: round(value, 6) for key, value in facts.items()} | {"seconds_a_step": round(pace, 3)})
-                losses, dices = 0.0, 0.0
-                progress(done, {**facts, "seconds_left": left})
-            if validation and (done % config.train.validate_every == 0 or done == config.train.steps):
-                score = _validate(network, average, validation, known, config, device)
-                log.append({"step": done, "validation_dice": round(score, 6)})
-            if done % config.train.checkpoint_every == 0 or done == config.train.steps or stopping():
-                # Metrics first: lines beyond the state are cut on resuming, lines missing could not be restored.
-                _append(run / "metrics.jsonl", log)
+            value, dice = team.mean(float(loss.detach()), _training_dice(outputs, labels, source))
+            if not torch.isfinite(torch.tensor(value)) or not (torch.isfinite(norm) or scaler.is_enabled()):
+                raise BadConfig(f"the loss is not finite at step {step + 1}: lower train.learning_rate or use fp32")
+            facts["step"], facts["loss"], facts["dice"] = step + 1, facts["loss"] + value, facts["dice"] + dice
+            moved = clock.after(step + 1, position)
+            facts["position"], due, stop = team.agree(moved, clock.is_due(step + 1), stopping())
+            done, ended = step + 1, facts["position"] >= 1
+            if done % settings.log_every == 0 or ended:
+                row = _mean_facts(facts, (done - 1) % settings.log_every + 1, _rate(step, position, settings))
+                log.append({**row, "seconds_a_step": round(clock.pace, 3)})
+                facts["loss"] = facts["dice"] = 0.0
+                track(done, row)
+                progress(facts["position"], {**row, "seconds_left": clock.seconds_left(done, facts["position"])})
+            if _is_time_to_validate(settings, done, position, facts["position"]):
+                with clock.aside(), _averaged(network, average, team) as whole_network:
+                    scores = _validate(source, whole_network, settings, team, dtype)
+                if scores:
+                    log.append({"step": done, **_named(scores)})
+                    track(done, {f"validation/{name}": score for name, score in scores.items()})
+                    progress(facts["position"], {"step": done, "validation": scores})
+            if due or ended or stop:
+                facts["seconds"] = clock.seconds()
+                if scaler.is_enabled():
+                    facts["scaler"] = scaler.state_dict()
+                state = _state(network, optimizer, average)
+                if team.first:
+                    # Metrics first: lines beyond the state are cut on resuming, lines missing could not be restored.
+                    _append(run / "metrics.jsonl", log)
+                    _save(run, facts, state)
+                    if clock.is_time_to_draw() or ended or stop:
+                        draw_curves(run / "metrics.jsonl", run / "progress.png")
                 log.clear()
-                _save(run, {"step": done, "loss": losses, "dice": dices}, network, optimizer, average)
-            if number := stopping():
-                raise Interrupted(number)
-        return _export(run, config, classes, average, table)
+            if stop:
+                raise Interrupted(stop)
+        weights = {key: whole(value) for key, value in average.items()}
+        if team.first:
+            _export(run, config, source, weights)
+        team.wait()
+        return run / "model"
 
 
-def _label_maps(config: Config, table: LabelTable, classes: tuple[int, ...]) -> tuple[Heads, Heads | None, Lookup]:
-    paths = sorted(path for path in config.data.glob("*.nii.gz") if path.is_file())
-    held = [path for path in paths if path.name in config.hold_out]
-    if len(held) == len(paths):
-        raise BadConfig(f"there are no label maps (*.nii.gz) to train from in {config.data}; set data=FOLDER")
-    if len(held) != len(config.hold_out):
-        raise BadConfig(f"hold_out names files that are not in {config.data}: {', '.join(config.hold_out)}")
-    wanted = {*table.values, *config.synth.merge}
-    # All maps share one list of values, so that one Lookup serves training and validation.
-    heads = load_heads([read_labels(path) for path in paths], sorted(wanted))
-    known = lookup(heads.values, classes, table.mirror_pairs() | config.synth.mirror, config.synth)
-    training = _select(heads, [n for n, path in enumerate(paths) if path not in held])
-    validation = _select(heads, [n for n, path in enumerate(paths) if path in held])
-    return training, validation if held else None, known
+class _Clock:
+    """Where a run stands between its beginning, 0, and its end, 1: by its steps, or by the time that is left.
+
+    With a time the position moves by the share of the remaining time that a step takes, so that the learning rate comes
+    down when the time is over, however the machine's speed changes.
+    """
+
+    def __init__(
+        self, settings: TrainConfig, facts: dict[str, Any], began: float, reserve: Callable[[], float]
+    ) -> None:
+        self.settings, self.reserve, self.before = settings, reserve, float(facts["seconds"])
+        self.began, self.first, self.start = began, int(facts["step"]), time.monotonic()
+        self.last, self.pace, self.apart = self.start, 0.0, 0.0
+        self.saved = self.drawn = self.start
+        if settings.steps is not None:
+            facts["position"] = min(1.0, facts["step"] / settings.steps)
+
+    def seconds(self) -> float:
+        """Spent on this run, in earlier processes too."""
+        return self.before + time.monotonic() - self.began
+
+    def after(self, done: int, position: float) -> float:
+        """The new position, `done` steps being done."""
+        now = time.monotonic()
+        taken, self.last = now - self.last - self.apart, now
+        self.apart = 0.0
+        # The first step of a process also waits for files and memory; it counts until there are others.
+        self.pace = taken if done - self.first <= 2 else 0.9 * self.pace + 0.1 * taken
+        if self.settings.steps is not None:
+            return min(1.0, done / self.settings.steps)
+        assert self.settings.time_s is not None
+        left = self.settings.time_s - self.seconds() - self.reserve()
+        return 1.0 if left <= self.pace else position + (1 - position) * min(1.0, self.pace / left)
+
+    def is_due(self, done: int) -> bool:
+        """Whether the state should be saved: every so many steps, or once a minute."""
+        if self.settings.steps is not None:
+            return done % self.settings.checkpoint_every == 0
+        due = time.monotonic() - self.saved > SAVE_EVERY_S
+        self.saved = time.monotonic() if due else self.saved
+        return due
+
+    def is_time_to_draw(self) -> bool:
+        """Whether the picture is old."""
+        old = time.monotonic() - self.drawn > SAVE_EVERY_S
+        self.drawn = time.monotonic() if old else self.drawn
+        return old
+
+    def seconds_left(self, done: int, position: float) -> float:
+        """How much longer the loop will take."""
+        if self.settings.steps is not None:
+            return self.pace * (self.settings.steps - done)
+        assert self.settings.time_s is not None
+        return max(0.0, self.settings.time_s - self.seconds() - self.reserve())
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Something that is no step and does not count into the pace."""
+        begun = time.monotonic()
+        yield
+        self.apart += time.monotonic() - begun
 
 
-def _select(heads: Heads, numbers: list[int]) -> Heads:
-    maps, spacings, centres = ([part[n] for n in numbers] for part in (heads.maps, heads.spacings_mm, heads.centres))
-    return Heads(tuple(maps), tuple(spacings), tuple(centres), heads.values)
+def choose_training_precision(settings: TrainConfig, device: torch.device) -> str:
+    """The arithmetic of the loop: 'auto' is bf16 where the GPU knows it, else fp16; on a CPU what a trial says.
+
+    A trial, because processors with bfloat16 instructions were measured at twice and at half their float32 speed.
+    """
+    if settings.precision != "auto":
+        if settings.precision == "fp16" and device.type == "cpu":
+            raise BadConfig("fp16 is very slow on a CPU; set train.precision=bf16 or fp32")
+        return settings.precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "fp32"
+    block = nn.Conv3d(32, 32, 3, padding=1)
+    x = torch.rand(1, 32, 32, 32, 32).contiguous(memory_format=torch.channels_last_3d)
+
+    def seconds(enabled: bool) -> float:
+        times = []
+        for _ in range(4):
+            begun = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                out = block(x)
+            out.float().sum().backward()
+            times.append(time.perf_counter() - begun)
+        return min(times[1:])
+
+    return "bf16" if seconds(True) < 0.9 * seconds(False) else "fp32"
 
 
-def _batch(heads: Heads, known: Lookup, config: Config, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images (B, 1, X, Y, Z) and classes (B, X, Y, Z) int64 of one step: a function of the seed and the step alone."""
-    first, last = config.synth.t1_share
-    begin, end = config.synth.t1_steps
-    share = first + (last - first) * min(1.0, max(0.0, (step - begin) / max(1, end - begin)))
-    samples = []
-    for sample in range(config.train.batch):
-        generator = torch.Generator().manual_seed(_mix(config.train.seed, step, sample))
-        model = config.model
-        samples.append(render(heads, known, model.patch, model.spacing_mm, config.synth, generator, t1_like=share))
-    images, labels = (torch.stack(part) for part in zip(*samples))
-    return images[:, None].to(device), labels.long().to(device)
+def _optimizer(settings: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov momentum 0.99; decay spares biases and norms, which have one dimension."""
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in network.parameters() if p.ndim > 1]},
+        {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, settings.learning_rate, 0.99, weight_decay=settings.weight_decay, nesterov=True)
+    return torch.optim.AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+
+
+def _loss(network: nn.Module, source: Source, outputs: Any, labels: Tensor, unlabelled: Tensor | None) -> Tensor:
+    """The network's own loss where it has one (mask classification), else Dice and cross-entropy."""
+    own = getattr(network, "loss", None)
+    if own is not None:
+        loss: Tensor = own(outputs, labels)
+        return loss
+    return segmentation_loss(
+        outputs,
+        labels,
+        with_ignored=getattr(source, "with_ignored", False),
+        unlabelled=unlabelled,
+        membership=getattr(source, "membership", None),
+    )
+
+
+def _training_dice(outputs: Any, labels: Tensor, source: Source) -> float:
+    """Mean hard Dice of the finest output, or nan where outputs are no class logits."""
+    if getattr(source, "membership", None) is not None:
+        return float("nan")
+    finest = outputs if isinstance(outputs, Tensor) else outputs[0] if isinstance(outputs, list | tuple) else None
+    if not isinstance(finest, Tensor) or finest.shape[2:] != labels.shape[1:]:
+        return float("nan")
+    return hard_dice(finest.detach(), labels)
+
+
+def _mean_facts(facts: dict[str, Any], count: int, rate: float) -> dict[str, float]:
+    row = {"step": facts["step"], "loss": facts["loss"] / count, "dice": facts["dice"] / count, "lr": rate}
+    return {key: round(value, 6) for key, value in row.items() if value == value}
+
+
+def _named(scores: Mapping[str, float]) -> dict[str, Any]:
+    """Validation as a line of metrics.jsonl has it."""
+    row: dict[str, Any] = {"validation_dice": round(scores["mean"], 6)}
+    each = {name: round(score, 6) for name, score in scores.items() if name != "mean"}
+    return row | ({"validation": each} if each else {})
+
+
+def _is_time_to_validate(settings: TrainConfig, done: int, before: float, after: float) -> bool:
+    if settings.steps is not None:
+        return done % settings.validate_every == 0 or after >= 1
+    # Not at the end, where all validation scans are scored.
+    return int(before * VALIDATIONS) < int(after * VALIDATIONS) < VALIDATIONS
+
+
+def _validate(
+    source: Source, network: nn.Module, settings: TrainConfig, team: Team, dtype: torch.dtype
+) -> dict[str, float]:
+    """Scores of the averaged weights; one process computes them."""
+    scores: dict[str, float] = {}
+    if team.first:
+        seeds = [_mix(settings.seed, -1 - sample, 4095) % 2**63 for sample in range(settings.validate_samples)]
+        network.eval()
+        with torch.no_grad():
+            scores = source.validate(network, seeds, team.device, dtype)
+        network.train()
+    team.wait()
+    return scores
+
+
+@contextmanager
+def _averaged(network: nn.Module, average: dict[str, Tensor], team: Team) -> Iterator[nn.Module]:
+    """The network with its averaged weights for a while; a copy on one device if it is shared out."""
+    if team.sharded:
+        weights = {key: whole(value) for key, value in average.items()}
+        yield team.whole_network(weights)
+        return
+    own = {key: value.clone() for key, value in network.state_dict().items()}
+    network.load_state_dict(average)
+    yield network
+    network.load_state_dict(own)
 
 
 def _mix(seed: int, step: int, sample: int) -> int:
@@ -139,74 +344,46 @@ def _mix(seed: int, step: int, sample: int) -> int:
     return (seed * 1_000_003 + step) * 4096 + sample
 
 
-def _rate(step: int, config: Config) -> float:
-    """Warm-up, constant, then a linear fall to zero over the last `decay` steps; as a share of the learning rate.
+def _rate(step: int, position: float, settings: TrainConfig) -> float:
+    """The learning rate as a share of the largest: warm-up, then as `schedule` says.
 
-    Until the fall begins it does not depend on `steps`, so a run can be prolonged and still be one run.
+    linear: constant, then a fall to zero over the last `decay` steps (of a run by time: over its last third). Until the
+    fall begins it does not depend on `steps`, so a run can be prolonged and still be one run.
     """
-    settings = config.train
+    warm = min(1.0, (step + 1) / settings.warmup)
+    if settings.schedule == "poly":
+        return warm * (1 - position) ** 0.9
+    if settings.schedule == "cosine":
+        return warm * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * position, dtype=torch.float64))))
+    if settings.steps is None:
+        return min(warm, 3 * (1 - position))
     decay = min(settings.decay, max(1, settings.steps // 2))
-    return min(1.0, (step + 1) / settings.warmup, (settings.steps - step) / decay)
-
-
-def _autocast(config: Config, device: torch.device) -> torch.autocast:
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    enabled = config.train.precision == "bf16" or (config.train.precision == "auto" and bool(fast))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return min(warm, (settings.steps - step) / decay)
 
 
 @torch.no_grad()
 def _average(average: dict[str, Tensor], network: nn.Module, decay: float) -> None:
     """Exponential moving average of the weights, in place; early steps count more so that it starts at once."""
-    torch._foreach_lerp_(list(average.values()), list(network.state_dict().values()), 1 - decay)
+    floats = [key for key, value in average.items() if value.is_floating_point()]
+    state = network.state_dict()
+    torch._foreach_lerp_([average[key] for key in floats], [state[key] for key in floats], 1 - decay)
 
 
-@torch.no_grad()
-def _dice(logits: Tensor, labels: Tensor) -> float:
-    """Mean hard Dice over the structures present in `labels` (B, X, Y, Z), background left out."""
-    classes = logits.shape[1]
-    found = logits.argmax(1).flatten()
-    truth = labels.flatten()
-    both = torch.bincount(truth[found == truth], minlength=classes).float()
-    total = torch.bincount(found, minlength=classes) + torch.bincount(truth, minlength=classes)
-    present = torch.bincount(truth, minlength=classes)[1:] > 0
-    if not present.any():
-        return 1.0
-    return float((2 * both / total.clamp(min=1))[1:][present].mean())
+def _state(network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors that a run goes on from, whole on every process."""
+    tensors = {f"network.{key}": whole(value) for key, value in network.state_dict().items()}
+    tensors |= {f"average.{key}": whole(value) for key, value in average.items()}
+    for number, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{key}": whole(value) for key, value in values.items() if value is not None}
+    return tensors
 
 
-@torch.no_grad()
-def _validate(
-    network: nn.Module, average: dict[str, Tensor], heads: Heads, known: Lookup, config: Config, device: torch.device
-) -> float:
-    """Mean Dice of the averaged weights on fixed images of the held-out maps, half T1-like and half random."""
-    own = {key: value.clone() for key, value in network.state_dict().items()}
-    network.load_state_dict(average)
-    network.eval()
-    model, scores = config.model, []
-    for sample in range(config.train.validate_samples):
-        generator = torch.Generator().manual_seed(_mix(config.train.seed, -1 - sample, 4095) % 2**63)
-        share = float(sample % 2 == 0)
-        image, labels = render(heads, known, model.patch, model.spacing_mm, config.synth, generator, t1_like=share)
-        with _autocast(config, device):
-            logits = network(image[None, None].to(device))
-        scores.append(_dice(logits, labels[None].long().to(device)))
-    network.load_state_dict(own)
-    network.train()
-    return sum(scores) / max(1, len(scores))
-
-
-def _save(
-    run: Path, facts: dict[str, float], network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
-) -> None:
+def _save(run: Path, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """The state of the run, replacing the last one, which stays as the one before.
 
-    facts: the steps done, and the loss and Dice summed over those that metrics.jsonl has not got yet.
+    facts: the steps done, the position in the run, the seconds spent, the precision, and the loss and Dice summed over
+    those steps that metrics.jsonl has not got yet.
     """
-    tensors = {f"network.{key}": value for key, value in network.state_dict().items()}
-    tensors |= {f"average.{key}": value for key, value in average.items()}
-    for number, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{key}": value for key, value in values.items()}
     last, before = run / "state.safetensors", run / "state-before.safetensors"
     if last.exists():
         before.unlink(missing_ok=True)
@@ -215,9 +392,9 @@ def _save(
 
 
 def _restore(
-    run: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]
-) -> tuple[int, float, float]:
-    """Load the newest sound state into place and return its step and sums (see `_save`); zeros if there is none.
+    run: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], team: Team
+) -> dict[str, Any]:
+    """Load the newest sound state into place and return its facts (see `_save`); those of a beginning if there is none.
 
     Raises `BadModel` if there are states and all are damaged: starting again is for the user to decide.
     """
@@ -231,48 +408,70 @@ def _restore(
             warnings.warn(f"{error}; going on from the one before", DataWarning, stacklevel=2)
             damaged.append(path)
             continue
-        for other in damaged:  # or `_save` would put it in the place of the sound one
+        team.wait()  # until everybody has read it
+        for other in damaged if team.first else []:  # or `_save` would put it in the place of the sound one
             other.unlink()
         part = lambda name, tensors=tensors: {k[len(name) :]: v for k, v in tensors.items() if k.startswith(name)}  # noqa: E731
-        network.load_state_dict(part("network."))
-        for key, value in part("average.").items():
-            average[key].copy_(value)
+        with torch.no_grad():
+            for place, name in ((network.state_dict(), "network."), (average, "average.")):
+                for key, value in part(name).items():
+                    place[key].copy_(team.like(value, place[key]))
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in part("optimizer.").items():
             number, name = key.split(".")
+            parameter = parameters[int(number)]
+            if value.shape == parameter.shape:  # in the parameter's layout in memory too, as the optimiser keeps it
+                value = torch.empty_like(parameter).copy_(team.like(value, parameter))
             state.setdefault(int(number), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-        return int(facts["step"]), facts.get("loss", 0.0), facts.get("dice", 0.0)
+        return {"position": 0.0, "seconds": 0.0, "loss": 0.0, "dice": 0.0} | facts
     if damaged:
         raise BadModel(f"every training state in {run} is damaged; choose another -o, or delete it to start again")
-    return 0, 0.0, 0.0
+    return {"step": 0, "position": 0.0, "seconds": 0.0, "loss": 0.0, "dice": 0.0}
 
 
-def _start_from(run: Path, network: nn.Module) -> None:
-    """Give the network the averaged weights of another run. Raises `BadModel` if they are missing or do not fit."""
-    tensors, _ = load_state(run / "state.safetensors")
-    weights = {key.removeprefix("average."): value for key, value in tensors.items() if key.startswith("average.")}
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError:
-        raise BadModel(f"the weights of {run} do not fit this network; start_from needs one like it") from None
+def _start_from(source: Path, network: nn.Module) -> None:
+    """Give the network the weights of a run (its averages) or of a model, as far as names and shapes agree.
+
+    A `DataWarning` names what was not loaded: heads for other labels. Raises `BadModel` if less than half fits.
+    """
+    if (source / "state.safetensors").is_file():
+        tensors, _ = load_state(source / "state.safetensors")
+        weights = {key.removeprefix("average."): value for key, value in tensors.items() if key.startswith("average.")}
+    else:
+        weights = load_checkpoint(str(source)).network().state_dict()
+    own = network.state_dict()
+    fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    if 2 * len(fitting) < len(own):
+        raise BadModel(f"the weights of {source} do not fit this network; it needs one of the same kind and size")
+    new = [key for key in own if key not in fitting]
+    network.load_state_dict(fitting, strict=False)
+    if new:
+        shown = ", ".join(new[:4]) + (" ..." if len(new) > 4 else "")
+        warnings.warn(
+            f"{len(fitting)} of {len(own)} tensors were taken from {source}; new are {shown}", DataWarning, stacklevel=2
+        )
 
 
-def _same_run(config: Config, run: Path) -> None:
+def _same_run(config: Config, run: Path, team: Team) -> None:
     """Record the config in the run folder, or check that it is the one recorded.
 
-    The number of steps and what only describes the model may differ, and where the data lies.
+    How long to train and what only describes the model may differ, and where the data lies.
     """
     content = config.model_dump(mode="json", exclude={"data", "labels", "start_from"})
     path = run / "config.yaml"
     if path.exists():
         recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        free = ("train.steps", "card", "description", "fluid", "cleanup")  # these do not touch the weights of a step
+        # These do not touch the weights of a step.
+        free = ("train.steps", "train.time_s", "card", "description", "fluid", "cleanup")
         changed = {key for key in _differences(recorded, content) if not key.startswith(free)}
         if changed:
             raise BadConfig(f"{run} was started with other settings ({', '.join(sorted(changed))}); choose another -o")
-    with atomic_write(path) as handle:
-        handle.write(yaml.safe_dump(content, sort_keys=False).encode())
+    team.wait()
+    if team.first:
+        with atomic_write(path) as handle:
+            handle.write(yaml.safe_dump(content, sort_keys=False).encode())
 
 
 def _differences(a: Any, b: Any, prefix: str = "") -> set[str]:
@@ -298,34 +497,40 @@ def _append(path: Path, rows: list[dict[str, Any]]) -> None:
         handle.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _export(run: Path, config: Config, classes: tuple[int, ...], average: dict[str, Tensor], table: LabelTable) -> Path:
-    """Write the averaged weights as a model folder that `medseg infer --model` takes."""
+def model_spec(config: Config, source: Source) -> dict[str, Any]:
+    """The fields of `ModelSpec`, but the hash, of the model that a run makes."""
     options = {key: value for key, value in config.model.options.items() if key != "deep_supervision"}
-    spec = {
+    return {
         "name": config.name,
         "description": config.description,
         "architecture": config.model.name,
         "options": options,
-        "classes": classes,
         "patch": config.model.patch,
         "spacing_mm": config.model.spacing_mm,
+        "grid": config.model.grid,
+        "intensity": config.model.intensity,
+        "mirror": config.augment.mirror if config.synth is None else (),
         "fluid": config.fluid,
-        "cleanup": config.cleanup,
+        "cleanup": [] if config.cleanup == "auto" else config.cleanup,
         "card": config.card,
-    }
+    } | source.spec()
+
+
+def _export(run: Path, config: Config, source: Source, average: dict[str, Tensor]) -> None:
+    """Write the averaged weights as a model folder that `medseg infer --model` takes."""
     state = {key: value for key, value in average.items() if not key.startswith("deep_heads.")}
-    save_checkpoint(run / "model", spec, state, table)
-    return run / "model"
+    save_checkpoint(run / "model", model_spec(config, source), state, source.table)
 
 
 @contextmanager
-def _locked(run: Path) -> Iterator[None]:
+def locked(run: Path, team: Team) -> Iterator[None]:
     """Hold the run folder; the lock goes with the process, so a killed run leaves none behind."""
     with (run / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BadConfig(f"another process is training in {run}; wait for it or choose another -o") from None
+        if team.first:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise BadConfig(f"another process is training in {run}; wait for it or choose another -o") from None
         yield
 
 

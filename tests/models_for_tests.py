@@ -44,6 +44,19 @@ class Nearest(nn.Module):
         return -((x[:, :1] - self.brightness.view(1, -1, 1, 1, 1)) ** 2)
 
 
+class PerChannel(nn.Module):
+    """Class n + 1 where channel n is more than half as bright as the brightest voxels, later channels first."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(torch.full((classes - 1,), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        above = x - self.threshold.view(1, -1, 1, 1, 1)
+        order = torch.arange(1, x.shape[1] + 1, device=x.device, dtype=x.dtype).view(1, -1, 1, 1, 1)
+        return torch.cat((torch.zeros_like(x[:, :1]), above.sign() * order), 1)
+
+
 class NotANumber(nn.Module):
     """Finite weights, infinite answers."""
 
@@ -56,7 +69,7 @@ class NotANumber(nn.Module):
 
 
 #: What `with mock.patch.dict(MODELS, KNOWN)` adds to the architectures.
-KNOWN: dict[str, Any] = {"nearest": Nearest, "not_a_number": NotANumber}
+KNOWN: dict[str, Any] = {"nearest": Nearest, "per_channel": PerChannel, "not_a_number": NotANumber}
 
 
 def save_unet(folder: Path, **changes: Any) -> Path:
@@ -86,7 +99,24 @@ def save_known(folder: Path, architecture: str = "nearest", **changes: Any) -> P
         "patch": (16, 16, 16),
         "spacing_mm": 2.0,
     }
-    save_checkpoint(folder, spec | changes, KNOWN[architecture](1, len(CLASSES)).state_dict(), TABLE)
+    network = KNOWN[architecture](changes.get("channels", 1), len(CLASSES))
+    save_checkpoint(folder, spec | changes, network.state_dict(), TABLE)
+    return folder
+
+
+def save_two_channels(folder: Path, **changes: Any) -> Path:
+    """A model of two channels: 2 where the first (T1) is bright, 41 where the second (FLAIR) is."""
+    return save_known(folder, "per_channel", **({"channels": 2, "channel_names": ("T1", "FLAIR")} | changes))
+
+
+def save_two_channel_network(
+    folder: Path, architecture: str, options: dict[str, Any], patch: tuple[int, int, int], **changes: Any
+) -> Path:
+    """A model folder with a random network of two channels of any architecture."""
+    torch.manual_seed(3)
+    fields = {"name": "tiny", "architecture": architecture, "options": options, "patch": patch, "channels": 2}
+    network = build_model(architecture, 2, len(CLASSES), **options)
+    save_checkpoint(folder, fields | {"classes": CLASSES, "spacing_mm": 2.0} | changes, network.state_dict(), TABLE)
     return folder
 
 

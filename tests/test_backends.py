@@ -27,6 +27,7 @@ from medseg.backends import (
 )
 from medseg.checkpoint import Checkpoint, load_checkpoint
 from medseg.errors import BadConfig, BadModel, DataWarning, NotEnoughMemory
+from medseg.models import MODELS, small
 from medseg.models.unet import UNet
 
 CPU = torch.device("cpu")
@@ -84,6 +85,44 @@ def test_every_backend_gives_the_networks_logits(unet: Checkpoint, others: list[
             assert close(logits_of(predictor, patches()), truth(checkpoint, patches()), 5e-3), name
 
 
+#: A U-Net for thick slices, and a patch that every architecture takes.
+THICK = {
+    "features": [16, 32, 32],
+    "strides": [[1, 1, 1], [2, 2, 1], [2, 2, 2]],
+    "kernels": [[3, 3, 1], [3] * 3, [3] * 3],
+}
+PATCH = (32, 32, 64)
+#: On OpenVINO only one network with shortcuts, which ended the process, and one of unequal axes: compiling takes long.
+RUNS = [("torch", name) for name in (*MODELS, "thick")] + [("openvino", name) for name in ("resenc_unet", "thick")]
+
+
+@pytest.mark.parametrize(("backend", "architecture"), RUNS)
+def test_every_architecture_runs(tmp_path: Path, architecture: str, backend: str):
+    """Whether or not it has a head that can be applied last, on several channels and patches of unequal sides."""
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    if architecture in ("unetr", "swin_unetr", "segresnet", "mednext"):
+        pytest.importorskip("monai")
+    options = THICK if architecture == "thick" else small(architecture, PATCH)
+    options.pop("deep_supervision", None)
+    name = "unet" if architecture == "thick" else architecture
+    checkpoint = load_checkpoint(str(tiny.save_two_channel_network(tmp_path / "m", name, options, PATCH)))
+    x = torch.rand(1, 2, *PATCH, generator=torch.Generator().manual_seed(0))
+    predictor = BACKENDS[backend](checkpoint, CPU, torch.float32)
+    assert close(logits_of(predictor, x), truth(checkpoint, x), 1e-3)
+    assert blended_features([checkpoint]) == predictor.features
+    assert activation_bytes(checkpoint) > 4 * 3 * np.prod(PATCH)
+
+
+def test_a_network_that_openvino_cannot_run_is_refused_and_auto_goes_on_without_it(others: list[Checkpoint]):
+    pytest.importorskip("openvino")
+    refusal = mock.patch("openvino.convert_model", side_effect=RuntimeError("no such operation\nat line 3"))
+    with refusal, pytest.raises(BadConfig, match=r"OpenVINO cannot run .* \(no such operation\); use --backend torch"):
+        open_models(others[:1], backend="openvino", device="cpu")
+    with refusal, mock.patch.object(backends, "_openvino_pays", return_value=True):
+        assert open_models(others[:1], device="cpu", precision="auto").backend == "torch"
+
+
 def test_exact_fp32_is_within_a_ten_thousandth_of_the_spread(unet: Checkpoint, others: list[Checkpoint]):
     for checkpoint in (unet, others[0]):
         predictor = open_models([checkpoint], precision="fp32", device="cpu")
@@ -93,12 +132,12 @@ def test_exact_fp32_is_within_a_ten_thousandth_of_the_spread(unet: Checkpoint, o
 def test_openvino_has_one_core_that_is_never_freed(unet: Checkpoint, others: list[Checkpoint]):
     """Its plugin frees the stack that signal handlers run on together with a core: Ctrl-C crashed after that."""
     openvino = pytest.importorskip("openvino")
-    backends._openvino_core.cache_clear()
+    backends.openvino_core.cache_clear()
     with mock.patch.object(openvino, "Core", side_effect=openvino.Core) as made:
         for checkpoint in (unet, *others):
             BACKENDS["openvino"](checkpoint, CPU, torch.float32)
     assert made.call_count == 1
-    assert backends._openvino_core() is backends._openvino_core()
+    assert backends.openvino_core() is backends.openvino_core()
 
 
 def test_openvino_that_is_not_installed_says_how_to_get_it(unet: Checkpoint, monkeypatch: pytest.MonkeyPatch):

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import models_for_tests as tiny
 import numpy as np
@@ -19,6 +20,9 @@ from safetensors.torch import load_file, save, save_file
 
 from medseg.checkpoint import (
     BUNDLED,
+    FixedScale,
+    PercentileScale,
+    ZScore,
     bundled_models,
     load_checkpoint,
     load_state,
@@ -27,6 +31,7 @@ from medseg.checkpoint import (
 )
 from medseg.errors import BadModel
 from medseg.models import build_model
+from medseg.models.unet import UNet
 
 
 @pytest.fixture
@@ -259,6 +264,21 @@ JSON_FAULTS: dict[str, dict[str, Any]] = {
     "infinite spacing": {"spacing_mm": float("inf")},
     "spacing of text": {"spacing_mm": "two"},
     "intensity": {"intensity": "eval"},
+    "too many channels": {"channels": 65},
+    "names of other channels": {"channel_names": ["T1", "T2"]},
+    "empty name of a channel": {"channel_names": [""]},
+    "spacing of two": {"spacing_mm": [1, 1]},
+    "one bad spacing": {"spacing_mm": [1, 1, 0]},
+    "grid": {"grid": "voxels"},
+    "intensity of two channels": {"intensity": [{"scheme": "zscore"}, {"scheme": "zscore"}]},
+    "no intensity": {"intensity": []},
+    "scheme": {"intensity": [{"scheme": "histogram"}]},
+    "intensity without a scheme": {"intensity": [{}]},
+    "key of another scheme": {"intensity": [{"scheme": "zscore", "low": 0}]},
+    "window without a mean": {"intensity": [{"scheme": "ct", "low": 0, "high": 1, "sd": 1}]},
+    "window upside down": {"intensity": [{"scheme": "ct", "low": 1, "high": 0, "mean": 0, "sd": 1}]},
+    "window of no spread": {"intensity": [{"scheme": "ct", "low": 0, "high": 1, "mean": 0, "sd": 0}]},
+    "empty windows without dark air": {"intensity": [{"scheme": "zscore"}], "skip_empty": True},
     "cleanup step": {"cleanup": [{"step": "remove_everything"}]},
     "cleanup argument": {"cleanup": [{"step": "drop_small", "min_mm3": "a lot"}]},
     "cleanup": {"cleanup": "keep_largest"},
@@ -273,6 +293,40 @@ def test_a_model_whose_json_is_wrong_is_refused(folder: Path, fault: str):
     with pytest.raises(BadModel) as caught:
         load_checkpoint(str(folder)).network()
     assert "\n" not in str(caught.value)
+
+
+def test_channels_spacings_grids_and_intensities_are_kept(tmp_path: Path):
+    window = {"scheme": "ct", "low": -100.0, "high": 300.0, "mean": 80.0, "sd": 90.0}
+    fields = {
+        "channels": 3,
+        "channel_names": ("T1", "T2", "CT"),
+        "spacing_mm": (0.5, 1.0, 6.0),
+        "grid": "scan",
+        "intensity": ({"scheme": "percentiles"}, {"scheme": "zscore", "nonzero": True}, window),
+    }
+    network = UNet(3, 3, **tiny.UNET_OPTIONS)
+    with mock.patch.object(tiny, "build_model", return_value=network):
+        spec = load_checkpoint(str(tiny.save_unet(tmp_path / "model", **fields))).spec
+    assert (spec.channels, spec.channel_names, spec.grid) == (3, ("T1", "T2", "CT"), "scan")
+    assert spec.spacing == spec.spacing_mm == (0.5, 1.0, 6.0)
+    assert spec.intensities == (PercentileScale(), ZScore(nonzero=True), FixedScale(**window))
+    assert not spec.dark_air
+
+
+def test_the_json_of_earlier_models_says_one_channel_cubes_along_ras_and_percentiles(folder: Path):
+    content = json.loads((folder / "model.json").read_text())
+    for key in ("channels", "channel_names", "grid", "intensity"):
+        del content[key]
+    (folder / "model.json").write_text(json.dumps(content))
+    spec = load_checkpoint(str(folder)).spec
+    assert (spec.channels, spec.grid, spec.dark_air) == (1, "world", True)
+    assert spec.spacing == (spec.spacing_mm,) * 3
+    assert spec.intensities == (PercentileScale(),)
+
+
+def test_the_folder_of_a_training_run_stands_for_its_model(tmp_path: Path):
+    tiny.save_unet(tmp_path / "run" / "model")
+    assert load_checkpoint(str(tmp_path / "run")).folder == tmp_path / "run" / "model"
 
 
 @pytest.mark.parametrize("key", ["name", "architecture", "classes", "patch", "spacing_mm", "sha256"])

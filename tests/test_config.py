@@ -45,7 +45,10 @@ def test_a_minimal_config_loads_with_paths_counted_from_its_folder(tmp_path: Pat
     assert config.model.patch == (16, 16, 16)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+WHOLE = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "\ndata:" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.name)
 def test_the_configs_that_come_with_medseg_load(path: Path):
     config = load_config(path)
     assert config.labels.is_file()

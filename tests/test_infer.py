@@ -351,3 +351,123 @@ def test_a_stopped_process_ends_by_itself_and_leaves_nothing(tmp_path: Path):
     assert (child.returncode, out) == (143, "")
     assert err.splitlines() == ["medseg: stopped; nothing was left half-written"]
     assert names(tmp_path) == ["begun", "labels.csv", "model", "model.json", "model.safetensors", "scan.nii.gz"]
+
+
+@pytest.fixture(scope="module")
+def two_channels(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return load_checkpoint(str(tiny.save_two_channels(tmp_path_factory.mktemp("model") / "two")))
+
+
+NAMES = ("T1", "FLAIR")
+
+
+def save_case(folder: Path, names: tuple[str, str], seed: int = 0) -> np.ndarray:
+    """Two scans of one grid in files of these names; returns the labels a model of two channels gives them."""
+    folder.mkdir(exist_ok=True)
+    shape = (18, 20, 16)
+    bright = [tiny.ellipsoid(shape, centre, (5, 4, 4)) for centre in ((7, 8, 7), (10, 11, 8))]
+    noise = np.random.default_rng(seed).normal(0, 4, (2, *shape))
+    for name, one, n in zip(names, bright, noise):
+        tiny.save_nifti(folder / name, (1000.0 * one + n).astype(np.float32), tiny.affine_of())
+    return np.where(bright[1], 41, np.where(bright[0], 2, 0))
+
+
+def test_channels_named_one_by_one_are_read_in_their_order(tmp_path: Path, two_channels: Any):
+    expected = save_case(tmp_path, ("a.nii.gz", "b.nii.gz"))
+    (job,) = infer.jobs([tmp_path / "a.nii.gz"], None, names=NAMES, channels=[tmp_path / "b.nii.gz"])
+    record = infer.infer(job, two_channels, EXACT, infer.Extras())
+    assert names(tmp_path) == ["a.nii.gz", "a_seg.json", "a_seg.labels.csv", "a_seg.nii.gz", "b.nii.gz"]
+    assert np.array_equal(tiny.volume_of(tmp_path / "a_seg.nii.gz").data, expected)
+    assert [one["channel"] for one in record["inputs"]] == ["T1", "FLAIR"]
+    assert len({one["voxels_sha256"] for one in record["inputs"]}) == 2
+    first = dict(record["inputs"][0])
+    assert first.pop("channel") == "T1"
+    assert record["input"] == first
+    assert "a.nii.gz" not in json.dumps(record)
+
+
+def test_warnings_about_a_further_channel_do_not_name_its_file(tmp_path: Path, two_channels: Any):
+    save_case(tmp_path, ("a.nii.gz", "jane_doe.nii.gz"))
+    image = tiny.volume_of(tmp_path / "jane_doe.nii.gz").data.copy()
+    image[0, 0, 0] = np.nan
+    tiny.save_nifti(tmp_path / "jane_doe.nii.gz", image, tiny.affine_of())
+    (job,) = infer.jobs([tmp_path / "a.nii.gz"], None, names=NAMES, channels=[tmp_path / "jane_doe.nii.gz"])
+    record = infer.infer(job, two_channels, EXACT, infer.Extras())
+    assert record["warnings"][0].startswith("channel 2: 1 of ")
+    assert "jane_doe" not in json.dumps(record)
+
+
+@pytest.mark.parametrize("given", ["folder", "first", "second", "all"])
+def test_files_called_case_0000_and_so_on_are_the_channels_of_one_case(tmp_path: Path, two_channels: Any, given: str):
+    scans = tmp_path / "imagesTs"
+    cases = ["BRATS_001", "BRATS_002"] if given in ("folder", "all") else ["BRATS_002"]
+    expected = [save_case(scans, (f"{case}_0000.nii.gz", f"{case}_0001.nii.gz"), n) for n, case in enumerate(cases)]
+    inputs = {
+        "folder": [scans],
+        "first": [scans / "BRATS_002_0000.nii.gz"],
+        "second": [scans / "BRATS_002_0001.nii.gz"],
+        "all": sorted(scans.iterdir()),
+    }[given]
+    found = infer.jobs(inputs, tmp_path / "out", names=NAMES)
+    assert [job.labels.name for job in found] == [f"{case}_seg.nii.gz" for case in cases]
+    for job, labels in zip(found, expected):
+        infer.infer(job, two_channels, EXACT, infer.Extras())
+        assert np.array_equal(tiny.volume_of(job.labels).data, labels)
+    # For a model of one channel the same names mean nothing.
+    assert len(infer.jobs(inputs, tmp_path / "out")) == len(inputs if given != "folder" else expected * 2)
+
+
+def test_a_case_that_lacks_a_channel_or_has_one_too_many_is_refused(tmp_path: Path):
+    save_case(tmp_path, ("a_0000.nii.gz", "a_0001.nii.gz"))
+    with pytest.raises(BadFile, match=r"takes 3 channels and a_0002 \(T2\) is not there"):
+        infer.jobs([tmp_path], None, names=(*NAMES, "T2"))
+    tiny.save_scan(tmp_path / "a_0002.nii.gz")
+    with pytest.raises(BadFile, match=r"takes 2 channels only: a_0000 \(T1\), a_0001 \(FLAIR\)"):
+        infer.jobs([tmp_path], None, names=NAMES)
+    tiny.save_scan(tmp_path / "a_0001.nii")
+    with pytest.raises(BadFile, match="same channel of the same case"):
+        infer.jobs([tmp_path], None, names=(*NAMES, "T2"))
+
+
+def test_the_volumes_of_one_file_are_the_channels_where_there_are_as_many(
+    tmp_path: Path, two_channels: Any, model: Any
+):
+    expected = save_case(tmp_path / "parts", ("a.nii.gz", "b.nii.gz"))
+    both = [tiny.volume_of(tmp_path / "parts" / name).data for name in ("a.nii.gz", "b.nii.gz")]
+    scan = tiny.save_nifti(tmp_path / "both.nii.gz", np.stack(both, -1), tiny.affine_of())
+    (job,) = infer.jobs([scan], None, names=NAMES)
+    record = infer.infer(job, two_channels, EXACT, infer.Extras())
+    assert np.array_equal(tiny.volume_of(job.labels).data, expected)
+    assert len(record["inputs"]) == 2
+    with pytest.raises(BadFile, match="holds 2 volumes; choose one with --volume"):
+        run(scan, tmp_path / "one.nii.gz", model)
+    tiny.save_nifti(scan, np.stack([*both, both[0]], -1), tiny.affine_of())
+    with pytest.raises(BadConfig, match=r"holds 3 volumes, and the model takes 2 channels \(T1, FLAIR\)"):
+        infer.infer(job, two_channels, EXACT, infer.Extras())
+
+
+def test_channels_are_of_one_scan_and_are_there_and_are_not_overwritten(tmp_path: Path):
+    save_case(tmp_path, ("a.nii.gz", "b.nii.gz"))
+    a, b = tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"
+    with pytest.raises(BadConfig, match="--channel adds to one scan, and 2 are given"):
+        infer.jobs([a, b], None, names=NAMES, channels=[b])
+    with pytest.raises(BadFile, match="no such file"):
+        infer.jobs([a], None, names=NAMES, channels=[tmp_path / "c.nii.gz"])
+    with pytest.raises(BadConfig, match="overwritten"):
+        infer.jobs([a], b, names=NAMES, channels=[b])
+
+
+def test_the_command_takes_channels_and_says_which_are_missing(tmp_path: Path):
+    expected = save_case(tmp_path, ("a.nii.gz", "b.nii.gz"))
+    model = tiny.save_two_channels(tmp_path / "run" / "model").parent
+    command = ("infer", tmp_path / "a.nii.gz", "-m", model, "--device", "cpu")
+    ran = tiny.medseg(*command, "--channel", tmp_path / "b.nii.gz")
+    assert ran.code == 0, ran.err
+    assert "2 channels of 18 x 20 x 16 voxels" in ran.err
+    assert np.array_equal(tiny.volume_of(tmp_path / "a_seg.nii.gz").data, expected)
+    ran = tiny.medseg(*command)
+    assert (ran.code, ran.out) == (5, "")
+    assert "takes 2 scans (T1, FLAIR) in this order and 1 is given; see --channel" in ran.err
+    ran = tiny.medseg("infer", tmp_path / "a.nii.gz", "-m", "otsu", "--channel", tmp_path / "b.nii.gz")
+    assert ran.code == 5
+    assert "otsu takes 1 scan and 2 are given" in ran.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -23,14 +24,12 @@ from medseg.inference import (
     Settings,
     check_image,
     mirror_axes,
-    model_grid,
-    normalise,
     plan,
     region_of,
     segment,
     structure_volumes,
-    to_model_grid,
 )
+from medseg.preprocess import model_grid, normalise, to_model_grid
 from medseg.volume import ORIENTATIONS, Volume, reorient
 
 EXACT = Settings(device="cpu", precision="fp32")
@@ -39,6 +38,11 @@ EXACT = Settings(device="cpu", precision="fp32")
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return load_checkpoint(str(tiny.save_known(tmp_path_factory.mktemp("models") / "known")))
+
+
+@pytest.fixture(scope="module")
+def two_channels(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return load_checkpoint(str(tiny.save_two_channels(tmp_path_factory.mktemp("models") / "two")))
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +261,7 @@ def test_memory_that_is_not_there_is_refused_before_anything_is_done(known: Chec
         segment(scan_of(), known, Settings("cpu", "fp32", max_memory_bytes=10**6))
     with pytest.raises(NotEnoughMemory, match="GB"):
         segment(scan_of(), "otsu", Settings(max_memory_bytes=10**6))
-    with mock.patch("medseg.inference._free_bytes", return_value=0), pytest.raises(NotEnoughMemory, match="are free"):
+    with mock.patch("medseg.inference.free_bytes", return_value=0), pytest.raises(NotEnoughMemory, match="are free"):
         segment(scan_of(), known, EXACT)
 
 
@@ -394,3 +398,144 @@ def test_region_of_is_the_box_around_labels_with_a_margin():
     volume = Volume(labels, tiny.affine_of((2.0, 1.0, 4.0)))
     assert region_of(volume, [3], 3.0) == (slice(2, 7), slice(2, 9), slice(5, 8))
     assert region_of(volume, [3], 100.0) == region_of(volume, [9], 3.0) == (slice(0, 10),) * 3
+
+
+def two_scans(affine: np.ndarray | None = None) -> tuple[list[Volume], np.ndarray]:
+    """Two scans of one grid, each bright in another ellipsoid, and the labels a model of two channels gives them."""
+    shape = (24, 22, 26)
+    bright = [tiny.ellipsoid(shape, centre, (6, 5, 7)) for centre in ((8, 10, 10), (14, 12, 15))]
+    noise = np.random.default_rng(3).normal(0, 4, (2, *shape))
+    scans = [(1000.0 * one + n).astype(np.float32) for one, n in zip(bright, noise)]
+    affine = tiny.affine_of() if affine is None else affine
+    return [Volume(scan, affine) for scan in scans], np.where(bright[1], 41, np.where(bright[0], 2, 0))
+
+
+def test_each_channel_reaches_the_network_in_its_place(two_channels: Checkpoint):
+    scans, expected = two_scans()
+    result = segment(scans, two_channels, EXACT)
+    assert np.array_equal(result.labels.data, expected)
+    assert np.array_equal(result.labels.affine, scans[0].affine)
+    swapped = segment(scans[::-1], two_channels, EXACT).labels.data
+    assert (swapped == 41).sum() == (scans[0].data > 500).sum()
+    mapped = segment(scans, two_channels, Settings("cpu", "fp32", probabilities=(2,), uncertainty=True))
+    assert (
+        mapped.maps["probability_2"].data[expected == 2].min() > mapped.maps["probability_2"].data[expected != 2].max()
+    )
+
+
+def test_channels_stored_in_other_orientations_are_turned(two_channels: Checkpoint):
+    scans, expected = two_scans()
+    turned = reorient(scans[1], "PSR")
+    assert np.array_equal(segment([scans[0], turned], two_channels, EXACT).labels.data, expected)
+
+
+def test_another_number_of_scans_is_refused_and_the_channels_named(two_channels: Checkpoint, known: Checkpoint):
+    scans, _ = two_scans()
+    for some in (scans[0], scans[:1], [*scans, scans[0]]):
+        with pytest.raises(BadConfig, match=r"takes 2 scans \(T1, FLAIR\) in this order"):
+            segment(some, two_channels, EXACT)
+    with pytest.raises(BadConfig, match="takes 1 scan and 2 are given"):
+        segment(scans, known, EXACT)
+    with pytest.raises(BadConfig, match="otsu takes 1 scan"):
+        segment(scans, "otsu", EXACT)
+
+
+def test_a_channel_that_is_no_image_or_lies_elsewhere_is_named(two_channels: Checkpoint):
+    scans, _ = two_scans()
+    with pytest.raises(BadFile, match="FLAIR: has one intensity everywhere"):
+        segment([scans[0], scans[0].with_data(np.zeros(scans[0].shape))], two_channels, EXACT)
+    with pytest.raises(BadFile, match="FLAIR lies on another grid than T1"):
+        segment([scans[0], Volume(scans[1].data, tiny.affine_of((2, 2, 2.1)))], two_channels, EXACT)
+
+
+def test_ensembles_mirroring_parts_and_batches_take_several_channels(tmp_path: Path, two_channels: Checkpoint):
+    scans, expected = two_scans()
+    assert np.array_equal(segment(scans, [two_channels, two_channels], EXACT).labels.data, expected)
+    mirrored = load_checkpoint(str(tiny.save_two_channels(tmp_path / "mirrored", mirror=(1, 2))))
+    assert np.array_equal(segment(scans, mirrored, Settings("cpu", "fp32", tta=True)).labels.data, expected)
+    with mock.patch("medseg.inference._STRIPES", (3,)):
+        parts = segment(scans, two_channels, Settings("cpu", "fp32", batch=3))
+    assert parts.plan.stripes == 3
+    assert np.array_equal(parts.labels.data, expected)
+    named = load_checkpoint(str(tiny.save_two_channels(tmp_path / "other", channel_names=("T1", "T2"))))
+    with pytest.raises(BadModel, match="differ in their channel_names"):
+        segment(scans, [two_channels, named], EXACT)
+
+
+def test_a_model_of_several_channels_may_look_where_a_coarse_one_of_one_finds_something(tmp_path: Path):
+    scans, expected = two_scans()
+    folder = tiny.save_two_channels(tmp_path / "fine", locate={"margin_mm": 30.0})
+    for save in (tiny.save_known, tiny.save_two_channels):
+        save(folder / "coarse", spacing_mm=4.0)
+        assert np.array_equal(segment(scans, load_checkpoint(str(folder)), EXACT).labels.data, expected)
+
+
+def test_the_forecast_counts_every_channel(known: Checkpoint):
+    from medseg.inference import _memory
+    from medseg.window import plan_windows
+
+    scan = Volume(np.zeros((300, 300, 300), np.uint8), tiny.affine_of())
+    grid = model_grid(scan, 2.0)
+    windows = plan_windows(grid.shape, (16, 16, 16), 0.5)
+    with mock.patch("medseg.inference._resident_bytes", return_value=0):
+        one, eight = (
+            _memory(scan, grid, windows, [replace(known, spec=spec)], EXACT, "cpu", 1)
+            for spec in (known.spec, known.spec.model_copy(update={"channels": 8}))
+        )
+    image = 4 * 300**3
+    assert 0.99 * 7 * image < eight - one < 1.05 * 7 * image
+
+
+SCHEMES = {
+    "percentiles": {"scheme": "percentiles"},
+    "zscore": {"scheme": "zscore"},
+    "nonzero": {"scheme": "zscore", "nonzero": True},
+    "ct": {"scheme": "ct", "low": 0.0, "high": 900.0, "mean": 50.0, "sd": 900.0},
+}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("grid", ["world", "scan"])
+def test_every_scheme_and_grid_finds_what_is_bright(tmp_path: Path, scheme: str, grid: str):
+    """Thick oblique slices; on the scan's own axes and spacing the answer is that of each voxel."""
+    affine = tiny.affine_of((2.0, 2.0, 5.0), (4.0, -9.0, 3.0))
+    affine[:3, :3] = rotation((1, 0.05, -0.1, 0.08)) @ affine[:3, :3]
+    scans, expected = two_scans(affine)
+    folder = tiny.save_two_channels(
+        tmp_path / "m", spacing_mm=(2.0, 2.0, 5.0), grid=grid, intensity=[SCHEMES[scheme]] * 2
+    )
+    labels = segment(scans, load_checkpoint(str(folder)), EXACT).labels.data
+    if grid == "scan":
+        assert np.array_equal(labels, expected)
+    for value in (2, 41):
+        assert dice(labels == value, expected == value) > 0.7
+
+
+def test_on_the_scans_own_axes_all_48_ways_of_storing_it_give_the_same_labels(tmp_path: Path):
+    folder = tiny.save_unet(
+        tmp_path / "m", spacing_mm=(2.0, 1.7, 1.3), grid="scan", intensity=[{"scheme": "zscore"}], patch=(16, 32, 16)
+    )
+    model = load_checkpoint(str(folder))
+    affine = tiny.affine_of((2.0, 1.5, 2.6), (-18.0, 5.5, 40.0))
+    affine[:3, :3] = rotation((1, 0.04, 0.08, -0.06)) @ affine[:3, :3]
+    scan = scan_of(affine)
+    expected = segment(scan, model, EXACT).labels
+    assert len(np.unique(expected.data)) == 3
+    for letters in ORIENTATIONS:
+        turned = reorient(scan, letters)
+        stored = Volume(np.ascontiguousarray(turned.data), turned.affine)
+        back = reorient(segment(stored, model, EXACT).labels, scan.orientation)
+        assert np.allclose(back.affine, scan.affine, atol=1e-9)
+        assert (back.data == expected.data).mean() >= 0.999, letters
+
+
+def test_where_air_is_not_0_windows_cover_the_whole_scan(tmp_path: Path):
+    """The air around a body would else be background unseen, whatever it means to the network."""
+    image = np.zeros((60, 20, 20), np.float32)
+    image[2:18] = tiny.phantom((16, 20, 20)) + 300
+    scan = Volume(image, tiny.affine_of())
+    for name, some in (("percentiles", True), ("zscore", False)):
+        model = load_checkpoint(str(tiny.save_known(tmp_path / name, intensity=[SCHEMES[name]])))
+        told: list = []
+        segment(scan, model, EXACT, progress=partial(lambda told, *step: told.append(step), told))
+        assert (skipping_windows(told) < plan(scan, model, EXACT).windows) is some

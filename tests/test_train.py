@@ -130,7 +130,8 @@ def test_another_seed_gives_other_weights(config: Config, finished: Path, tmp_pa
 
 def test_the_folder_of_a_finished_run_holds_what_is_documented_and_no_leftovers(finished: Path):
     assert sorted(path.name for path in finished.iterdir()) == [
-        ".lock", "config.yaml", "metrics.jsonl", "model", "state-before.safetensors", "state.safetensors",
+        ".lock", "config.yaml", "metrics.jsonl", "model", "progress.png", "state-before.safetensors",
+        "state.safetensors",
     ]  # fmt: skip
 
 
@@ -171,7 +172,7 @@ from medseg.config import load_config
 from medseg.errors import BadModel
 from medseg.train import train
 
-KILLS = 10
+KILLS = 20
 config, folder = load_config(Path(sys.argv[1])), Path(sys.argv[2])
 run = folder / "run"
 train(config.model_copy(update={"train": config.train.model_copy(update={"steps": 1})}), folder / "warm")
@@ -222,13 +223,13 @@ for seed in range(8):  # a machine that becomes faster or slower may end the run
 """
 
 
-def test_a_run_killed_ten_times_ends_bit_for_bit_where_an_uninterrupted_one_does(config: Config, tmp_path: Path):
+def test_a_run_killed_twenty_times_ends_bit_for_bit_where_an_uninterrupted_one_does(config: Config, tmp_path: Path):
     """Kills at random moments, of loading and saving too; then on to the end."""
     longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 120})})
     ran = tiny.run_child("-c", KILLING, save_config(longer, tmp_path), tmp_path)
     assert ran.code == 0, ran.err
     outcome = json.loads(ran.out.splitlines()[-1])
-    assert outcome["killed"] == 10
+    assert outcome["killed"] == 20
     assert len(set(outcome["steps"])) >= 4, "the run got on between kills"
     assert_same_end(tmp_path / "run", tmp_path / "straight")
 
@@ -240,11 +241,11 @@ def test_a_run_stopped_between_two_checkpoints_goes_on_as_if_it_had_not(
     """A request to stop saves the state at whatever step it comes, also in the middle of an interval of the log."""
     run, asked, rate = tmp_path / "run", [], loop._rate
 
-    def ask_once(step: int, config: Config) -> float:
+    def ask_once(step: int, position: float, settings: Any) -> float:
         if step == steps - 1 and not asked:
             asked.append(step)
             os.kill(os.getpid(), signal.SIGTERM)
-        return rate(step, config)
+        return rate(step, position, settings)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_rate", ask_once)
@@ -425,12 +426,14 @@ def test_label_maps_without_the_structures_are_refused(tmp_path: Path):
 
 
 def test_progress_is_told_loss_dice_and_time_left(config: Config, tmp_path: Path):
-    told: list[tuple[int, dict[str, float]]] = []
+    told: list[tuple[float, Any]] = []
     short = config.model_copy(update={"train": config.train.model_copy(update={"steps": 4})})
-    train(short, tmp_path / "run", progress=lambda step, facts: told.append((step, facts)))
-    assert [step for step, _ in told] == [2, 4]
-    assert told[-1][1]["seconds_left"] == 0
-    assert all(facts.keys() >= {"loss", "dice", "seconds_left"} for _, facts in told)
+    train(short, tmp_path / "run", progress=lambda share, facts: told.append((share, facts)))
+    steps = [(share, facts) for share, facts in told if "validation" not in facts]
+    assert [(share, facts["step"]) for share, facts in steps] == [(0.5, 2), (1.0, 4)]
+    assert steps[-1][1]["seconds_left"] == 0
+    assert all(facts.keys() >= {"loss", "dice", "seconds_left"} for _, facts in steps)
+    assert [facts["step"] for _, facts in told if "validation" in facts] == [4]
 
 
 def test_the_metrics_beyond_the_state_are_cut_when_a_run_goes_on(config, finished, tmp_path):

@@ -26,15 +26,16 @@ from medseg.io.nrrd import read_nrrd, write_nrrd
 from medseg.io.rtstruct import RTSTRUCT_CLASS, read_rtstruct, read_rtstruct_table, read_structures, write_rtstruct
 from medseg.io.slicer import read_seg_nrrd, read_table, write_seg_nrrd
 from medseg.io.slicer import read_segments as read_slicer_segments
-from medseg.io.voxels import finite, labels_only
+from medseg.io.voxels import SeveralVolumes, finite, labels_only
 from medseg.volume import Volume
 
 if TYPE_CHECKING:
     from medseg.labels import Label, LabelTable
 
 __all__ = [
-    "READERS", "WRITERS", "DicomOptions", "Overlap", "Paths", "embedded_table", "is_dicom_source", "is_readable_name",
-    "label_kind", "list_volumes", "read", "read_as_stored", "read_labels", "read_masks", "strip_suffix", "write",
+    "READERS", "WRITERS", "DicomOptions", "Overlap", "Paths", "SeveralVolumes", "embedded_table", "is_dicom_source",
+    "is_readable_name", "label_kind", "list_volumes", "read", "read_as_stored", "read_labels", "read_masks",
+    "strip_suffix", "write",
 ]  # fmt: skip
 
 #: Suffix to reader: `reader(path, volume_index=None, assume_geometry=None) -> Volume`. Longer suffixes come first.
@@ -94,6 +95,7 @@ def read(
     suv: DICOM PET as standardised uptake values by body weight.
     source: the DICOM images that a structure set was drawn on; a DICOM segmentation is put on their whole grid.
     segments: which structures of a DICOM segmentation or structure set, by name or value, later ones over earlier ones.
+    Raises `SeveralVolumes`, a `BadFile`, where a file holds several and none is chosen.
     Warns with `DataWarning` if voxels were not finite numbers and were replaced, and of what `repair` did.
     """
     dicom = {key: value for key, value in (("series", series), ("repair", repair), ("suv", suv)) if value}

@@ -21,6 +21,14 @@ MAX_AXIS = 1 << 20
 _PLANES = 64
 
 
+class SeveralVolumes(BadFile):
+    """A file holds several volumes and none was chosen; `count` says how many."""
+
+    def __init__(self, path: str | Path, count: int) -> None:
+        super().__init__(f"{path}: holds {count} volumes; choose one with --volume N (0 to {count - 1})")
+        self.count = count
+
+
 def make_volume(path: str | Path, data: NDArray, affine: ArrayLike) -> Volume:
     """A `Volume` of what `path` held. Raises `BadFile` if the affine is not the geometry of a scan."""
     try:
@@ -36,9 +44,9 @@ def check_axes(path: str | Path, sizes: Sequence[int]) -> None:
 
 
 def choose_volume(path: str | Path, count: int, volume_index: int | None) -> int:
-    """Which of `count` volumes to read. Raises `BadFile` if there are several and none was chosen."""
+    """Which of `count` volumes to read. Raises `SeveralVolumes` if there are several and none was chosen."""
     if volume_index is None and count > 1:
-        raise BadFile(f"{path}: holds {count} volumes; choose one with --volume N (0 to {count - 1})")
+        raise SeveralVolumes(path, count)
     index = volume_index or 0
     if not 0 <= index < count:
         raise BadFile(f"{path}: has no volume {index}; it holds {count}, numbered from 0")

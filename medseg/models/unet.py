@@ -8,6 +8,7 @@ cell (sub-pixel convolution, Shi et al. 2016, arXiv:1609.05158): several times c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,25 +23,33 @@ class InstanceNorm(nn.GroupNorm):
         super().__init__(channels, channels)
 
 
-def conv(channels: int, features: int, stride: int = 1) -> nn.Sequential:
-    """3x3x3 convolution, instance norm, leaky ReLU: (B, channels, D, H, W) to (B, features, D/stride, ...)."""
+#: One number an axis.
+Three = tuple[int, int, int]
+
+
+def conv(channels: int, features: int, stride: int | Three = 1, kernel: Three = (3, 3, 3)) -> nn.Sequential:
+    """Convolution, instance norm, leaky ReLU: (B, channels, D, H, W) to (B, features, D/stride, ...)."""
     return nn.Sequential(
-        nn.Conv3d(channels, features, 3, stride, 1, bias=False),
-        InstanceNorm(features),
-        nn.LeakyReLU(0.01, inplace=True),
+        convolution(channels, features, stride, kernel), InstanceNorm(features), nn.LeakyReLU(0.01, inplace=True)
     )
+
+
+def convolution(channels: int, features: int, stride: int | Three = 1, kernel: Three = (3, 3, 3)) -> nn.Conv3d:
+    """A convolution of odd kernel that keeps the size, but for its stride; the norm after it makes a bias needless."""
+    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
+    return nn.Conv3d(channels, features, kernel, stride, padding, bias=False)
 
 
 class Residual(nn.Module):
     """Two convolutions around a shortcut (He et al. 2016); the shortcut is averaged and projected where it must be."""
 
-    def __init__(self, channels: int, features: int, stride: int = 1) -> None:
+    def __init__(self, channels: int, features: int, stride: int | Three = 1, kernel: Three = (3, 3, 3)) -> None:
         super().__init__()
-        self.first = conv(channels, features, stride)
-        self.second = nn.Sequential(nn.Conv3d(features, features, 3, 1, 1, bias=False), InstanceNorm(features))
+        self.first = conv(channels, features, stride, kernel)
+        self.second = nn.Sequential(convolution(features, features, 1, kernel), InstanceNorm(features))
         # A strided 1x1x1 convolution on summed neighbours would need avg_pool3d, which CPUs lack in bfloat16.
         self.shortcut: nn.Module = nn.Identity()
-        if stride > 1 or channels != features:
+        if stride not in (1, (1, 1, 1)) or channels != features:
             self.shortcut = nn.Sequential(
                 nn.Conv3d(channels, features, stride, stride, bias=False), InstanceNorm(features)
             )
@@ -53,8 +62,10 @@ class Residual(nn.Module):
 class UNet(nn.Module):
     """(B, channels, D, H, W) to logits (B, classes, D, H, W); every size must be a multiple of `UNet.multiple`.
 
-    In training mode with `deep_supervision` a list of logits is returned, finest first, each half the size of the one
-    before. `features`, `encoder_blocks` (as many) and `decoder_blocks` (one fewer) run from the finest level down.
+    In training mode with `deep_supervision` a list of logits is returned, finest first, each as much smaller than the
+    one before as the level's stride. `features`, `encoder_blocks` (as many) and `decoder_blocks` (one fewer) run from
+    the finest level down; so do `strides` and `kernels`, three numbers a level along (D, H, W), for voxels that are not
+    cubes: a stride of 1 or 2 from the level above (the first is 1, 1, 1), and a kernel of 1 or 3.
     """
 
     def __init__(
@@ -67,6 +78,8 @@ class UNet(nn.Module):
         decoder_blocks: Sequence[int] | None = None,
         residual: bool = False,
         stem: int = 1,
+        strides: Sequence[Sequence[int]] | None = None,
+        kernels: Sequence[Sequence[int]] | None = None,
         deep_supervision: bool = False,
     ) -> None:
         super().__init__()
@@ -78,23 +91,30 @@ class UNet(nn.Module):
                 raise ValueError(f"{list(numbers)!r:.80} are not at most 10 whole numbers from 1 to {most}")
         if len(encoder_blocks) != levels or len(decoder_blocks) != levels - 1 or stem not in (1, 2):
             raise ValueError("encoder_blocks needs one number a level, decoder_blocks one fewer, and stem is 1 or 2")
+        step, kernel = _steps(levels, strides), _kernels(levels, kernels)
+        if any(s == 2 and k == 1 for three in zip(step, kernel) for s, k in zip(*three)):
+            raise ValueError("an axis that a level halves needs a kernel of 3 there, or every second voxel goes unseen")
         block = Residual if residual else conv
         self.channels, self.classes, self.stem, self.deep_supervision = channels, classes, stem, deep_supervision
-        self.multiple = stem * 2 ** (levels - 1)
+        per_axis = tuple(stem * math.prod(axis) for axis in zip(*step))
+        #: What patch sizes must be multiples of: a number, or three where the axes differ.
+        self.multiple: int | tuple[int, ...] = per_axis[0] if len(set(per_axis)) == 1 else per_axis
 
         inputs = [channels, *features[:-1]]
         self.encoder = nn.ModuleList(
             nn.Sequential(
-                block(inputs[n], features[n], stem if n == 0 else 2),
-                *(block(features[n], features[n]) for _ in range(encoder_blocks[n] - 1)),
+                block(inputs[n], features[n], stem if n == 0 else step[n], kernel[n]),
+                *(block(features[n], features[n], 1, kernel[n]) for _ in range(encoder_blocks[n] - 1)),
             )
             for n in range(levels)
         )
-        self.up = nn.ModuleList(nn.ConvTranspose3d(features[n + 1], features[n], 2, 2) for n in range(levels - 1))
+        self.up = nn.ModuleList(
+            nn.ConvTranspose3d(features[n + 1], features[n], step[n + 1], step[n + 1]) for n in range(levels - 1)
+        )
         self.decoder = nn.ModuleList(
             nn.Sequential(
-                conv(2 * features[n], features[n]),
-                *(conv(features[n], features[n]) for _ in range(decoder_blocks[n] - 1)),
+                conv(2 * features[n], features[n], 1, kernel[n]),
+                *(conv(features[n], features[n], 1, kernel[n]) for _ in range(decoder_blocks[n] - 1)),
             )
             for n in range(levels - 1)
         )
@@ -106,7 +126,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits, or in training with deep supervision a list of them, finest first."""
-        outputs = self._decoded(x)
+        outputs = self.maps(x)
         logits = unfold_cells(self.head(outputs[-1]), self.stem)
         if not (self.training and self.deep_supervision):
             return logits
@@ -115,21 +135,51 @@ class UNet(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """What `head` makes logits of, (B, features, D/stem, H/stem, W/stem)."""
-        return self._decoded(x)[-1]
+        return self.maps(x)[-1]
 
-    def _decoded(self, x: Tensor) -> list[Tensor]:
-        """The output of every level of the decoder, coarsest first."""
-        if any(size % self.multiple for size in x.shape[2:]):
-            raise ValueError(f"a patch of {tuple(x.shape[2:])} is not a multiple of {self.multiple} along every axis")
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The output of the coarsest level and of every level of the decoder, coarsest first."""
+        check_size(x, self.multiple)
         skips = []
         for stage in self.encoder:
             x = stage(x)
             skips.append(x)
-        outputs = []
+        outputs = [x]
         for n in reversed(range(len(self.up))):
             x = self.decoder[n](torch.cat((self.up[n](x), skips[n]), 1))
             outputs.append(x)
-        return outputs or [x]
+        return outputs
+
+
+def _steps(levels: int, strides: Sequence[Sequence[int]] | None) -> list[Three]:
+    """How far each level's first convolution steps along each axis; by default 2, but for the first level."""
+    return _threes(
+        strides or [[1] * 3, *([2] * 3 for _ in range(levels - 1))], levels, (1, 2), "strides", first=(1, 1, 1)
+    )
+
+
+def _kernels(levels: int, kernels: Sequence[Sequence[int]] | None) -> list[Three]:
+    return _threes(kernels or [[3] * 3] * levels, levels, (1, 3), "kernels")
+
+
+def _threes(
+    numbers: Sequence[Sequence[int]], levels: int, allowed: Sequence[int], name: str, first: Three | None = None
+) -> list[Three]:
+    """`levels` times three numbers, all allowed. Raises `ValueError`."""
+    threes = [tuple(three) for three in numbers]
+    good = all(len(three) == 3 and all(type(n) is int and n in allowed for n in three) for three in threes)
+    if len(threes) != levels or not good or (first and threes[0] != first):
+        begin = f", the first {first}" if first else ""
+        raise ValueError(f"{name} needs three numbers a level, each {allowed[0]} or {allowed[1]}{begin}")
+    return [(a, b, c) for a, b, c in threes]
+
+
+def check_size(x: Tensor, multiple: int | Sequence[int]) -> None:
+    """Raise `ValueError` unless each spatial size of x (B, C, D, H, W) is a multiple of `multiple`, one or three."""
+    per_axis = [multiple] * 3 if isinstance(multiple, int) else multiple
+    if any(size % each for size, each in zip(x.shape[2:], per_axis)):
+        shown = multiple if isinstance(multiple, int) else " x ".join(str(each) for each in multiple)
+        raise ValueError(f"a patch of {tuple(x.shape[2:])} is not a multiple of {shown} along every axis")
 
 
 def unfold_cells(x: Tensor, s: int) -> Tensor:

@@ -17,18 +17,10 @@ from numpy.typing import NDArray
 from medseg.io.files import atomic_write
 from medseg.labels import LabelTable
 from medseg.view.contrast import contrast_of
+from medseg.view.lettering import write_text
 from medseg.volume import Volume, reorient
 
 _TILE = 220  # pixels
-#: 5x7 letters, a row of bits each, for the edges of the pictures.
-_LETTERS = {
-    "A": (0x0E, 0x11, 0x11, 0x1F, 0x11, 0x11, 0x11),
-    "I": (0x0E, 0x04, 0x04, 0x04, 0x04, 0x04, 0x0E),
-    "L": (0x10, 0x10, 0x10, 0x10, 0x10, 0x10, 0x1F),
-    "P": (0x1E, 0x11, 0x11, 0x1E, 0x10, 0x10, 0x10),
-    "R": (0x1E, 0x11, 0x11, 0x1E, 0x14, 0x12, 0x11),
-    "S": (0x0F, 0x10, 0x10, 0x0E, 0x01, 0x01, 0x1E),
-}
 #: Plane -> (axis it cuts, axis across the picture, axis up it, letters left, right, top, bottom).
 _PLANES = {"axial": (2, 0, 1, "RLAP"), "coronal": (1, 0, 2, "RLSI"), "sagittal": (0, 1, 2, "APSI")}
 
@@ -124,8 +116,5 @@ def _lettered(tile: NDArray[np.uint8], letters: str) -> NDArray[np.uint8]:
     """Direction letters in the middle of the left, right, top and bottom edges."""
     middle = _TILE // 2
     for letter, (top, left) in zip(letters, ((middle, 2), (middle, -14), (2, middle), (-16, middle))):
-        bits = np.array([[row >> (4 - n) & 1 for n in range(5)] for row in _LETTERS[letter]], bool)
-        big = np.kron(bits, np.ones((2, 2), bool))
-        part = tile[top % _TILE :, left % _TILE :][:14, :10]
-        part[big[: part.shape[0], : part.shape[1]]] = (255, 220, 0)
+        write_text(tile, top % _TILE, left % _TILE, letter, (255, 220, 0))
     return tile

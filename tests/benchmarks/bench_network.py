@@ -24,7 +24,7 @@ from torch.utils import mkldnn
 from torch.utils.flop_counter import FlopCounterMode
 
 from medseg.checkpoint import load_checkpoint
-from medseg.cli import _keep_memory
+from medseg.cli_train import keep_memory
 from medseg.fast_conv import accelerate
 from medseg.models.unet import UNet
 
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=[])
     options = parser.parse_args()
-    _keep_memory()
+    keep_memory()
     torch.manual_seed(0)
     with torch.inference_mode():
         network, patch, small = build(options.network)

@@ -40,9 +40,9 @@ SAMPLE = Path(__file__).parents[2] / "sample_volumes" / "head_t1.nii.gz"
 
 def keep_memory() -> None:
     """The allocator's settings of the command line; before torch is imported."""
-    from medseg.cli import _keep_memory
+    from medseg.cli_train import keep_memory
 
-    _keep_memory()
+    keep_memory()
 
 
 def medseg_labels(folder: Path, image: Tensor, options: argparse.Namespace) -> tuple[np.ndarray, dict[str, Any]]:

@@ -1,0 +1,108 @@
+"""Label maps as what a model is trained from: every sample is an image rendered from one of them (see `synth`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medseg.config import Config
+from medseg.errors import BadConfig
+from medseg.io import read_labels
+from medseg.labels import LabelTable
+from medseg.synth import Heads, Lookup, load_heads, lookup, render
+
+
+class LabelMaps:
+    """The `Source` of a config with `synth`: `hold_out` maps validate, all others train."""
+
+    channels = 1
+
+    def __init__(self, config: Config) -> None:
+        """Read the maps. Raises `BadConfig` or `BadFile` for maps or a table that cannot be trained from."""
+        assert config.synth is not None and config.labels is not None
+        self.config, self.synth = config, config.synth
+        self.table = LabelTable.read(config.labels)
+        self.classes = (0, *self.table.values)
+        self.outputs = len(self.classes)
+        self.training, self.held_out, self.known = self._read()
+
+    def _read(self) -> tuple[Heads, Heads | None, Lookup]:
+        config = self.config
+        paths = sorted(path for path in config.data.glob("*.nii.gz") if path.is_file())
+        held = [path for path in paths if path.name in config.hold_out]
+        if len(held) == len(paths):
+            raise BadConfig(f"there are no label maps (*.nii.gz) to train from in {config.data}; set data=FOLDER")
+        if len(held) != len(config.hold_out):
+            raise BadConfig(f"hold_out names files that are not in {config.data}: {', '.join(config.hold_out)}")
+        wanted = {*self.table.values, *self.synth.merge}
+        # All maps share one list of values, so that one Lookup serves training and validation.
+        heads = load_heads([read_labels(path) for path in paths], sorted(wanted))
+        known = lookup(heads.values, self.classes, self.table.mirror_pairs() | self.synth.mirror, self.synth)
+        training = _select(heads, [n for n, path in enumerate(paths) if path not in held])
+        validation = _select(heads, [n for n, path in enumerate(paths) if path in held])
+        return training, validation if held else None, known
+
+    @property
+    def spacing_mm(self) -> float:
+        """Of the cubes that images are rendered on."""
+        spacing = self.config.model.spacing_mm
+        if not isinstance(spacing, float | int):
+            raise BadConfig("label maps are rendered on cubes: model.spacing_mm must be one number")
+        return float(spacing)
+
+    def batch(self, step: int, seeds: list[int], samples: range, device: torch.device) -> tuple[Tensor, Tensor, None]:
+        """Images (B, 1, X, Y, Z) and classes (B, X, Y, Z) int64, one for each seed."""
+        first, last = self.synth.t1_share
+        begin, end = self.synth.t1_steps
+        share = first + (last - first) * min(1.0, max(0.0, (step - begin) / max(1, end - begin)))
+        drawn = [self._render(self.training, seed, share) for seed in seeds]
+        images, labels = (torch.stack(part) for part in zip(*drawn))
+        return images[:, None].to(device), labels.long().to(device), None
+
+    def _render(self, heads: Heads, seed: int, t1_like: float) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        return render(
+            heads, self.known, self.config.model.patch, self.spacing_mm, self.synth, generator, t1_like=t1_like
+        )
+
+    def spec(self) -> dict[str, Any]:
+        """What `ModelSpec` needs to know of the data."""
+        return {"channels": 1, "classes": self.classes, "spacing_mm": self.spacing_mm}
+
+    def validate(
+        self, network: nn.Module, seeds: list[int], device: torch.device, dtype: torch.dtype
+    ) -> dict[str, float]:
+        """Mean Dice on a fixed image for each seed, rendered from the maps held out: half T1-like, half random."""
+        if self.held_out is None or not seeds:
+            return {}
+        scores = []
+        for number, seed in enumerate(seeds):
+            image, labels = self._render(self.held_out, seed, float(number % 2 == 0))
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                logits = network(image[None, None].to(device))
+            scores.append(hard_dice(logits, labels[None].long().to(device)))
+        return {"mean": sum(scores) / len(scores)}
+
+
+def _select(heads: Heads, numbers: list[int]) -> Heads:
+    maps, spacings, centres = ([part[n] for n in numbers] for part in (heads.maps, heads.spacings_mm, heads.centres))
+    return Heads(tuple(maps), tuple(spacings), tuple(centres), heads.values)
+
+
+@torch.no_grad()
+def hard_dice(logits: Tensor, labels: Tensor) -> float:
+    """Mean Dice of the most likely classes over the structures present in `labels` (B, X, Y, Z), background left out.
+
+    Voxels of a negative label do not count. 1 where no structure is present.
+    """
+    classes = logits.shape[1]
+    known = labels >= 0
+    found, truth = logits.argmax(1)[known], labels[known]
+    both = torch.bincount(truth[found == truth], minlength=classes).float()
+    present = torch.bincount(truth, minlength=classes)
+    total = torch.bincount(found, minlength=classes) + present
+    if not (present[1:] > 0).any():
+        return 1.0
+    return float((2 * both / total.clamp(min=1))[1:][present[1:] > 0].mean())

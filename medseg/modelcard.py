@@ -1,0 +1,243 @@
+"""The model card: README.md of a model folder, filled from what training knows, open where only a person knows.
+
+Front matter as Hugging Face reads it (huggingface.co/docs/hub/model-cards), sections after Mitchell et al. 2019 (Model
+Cards for Model Reporting). Nothing of a single case gets in: counts, medians and statistics only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from medseg.checkpoint import Checkpoint, ModelSpec
+from medseg.labels import LabelTable
+from medseg.record import versions
+
+#: What stands before everything that is left to a person; search for it before the model is passed on.
+TO_COMPLETE = "To be completed by a person"
+#: Scores of the table: name in an evaluation's summary -> column.
+_COLUMNS = {
+    "dice": "Dice",
+    "hausdorff95_mm": "95 % Hausdorff distance, mm",
+    "assd_mm": "mean surface distance, mm",
+    "surface_dice": "surface Dice",
+    "lesion_f1": "F1 of lesions",
+}
+_ARITHMETIC = {
+    "percentiles": "scaled so that percentiles 0.5 and 99.5 of the scan become 0 and 1",
+    "zscore": "minus the mean of the scan, over its standard deviation",
+    "ct": "clipped to {low:g} to {high:g}, minus {mean:.4g}, over {sd:.4g}",
+}
+
+
+def model_card(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> str:
+    """The text of README.md for a trained model.
+
+    facts, each may be missing: cases ({"training": n, "validation": n}), layout of the data set, fingerprint (see
+    `medseg.plan.Fingerprint.as_json`), steps, training_seconds, scores (the summary of a `medseg.evaluate.Evaluation`).
+    """
+    spec, table = checkpoint.spec, checkpoint.table
+    scores = facts.get("scores") or {}
+    parts = [
+        _front_matter(spec, scores),
+        f"# {spec.name}\n\n{spec.description or 'A model for segmenting medical images, trained with medseg.'}",
+        "For research. Not a medical device: a person who can judge the images looks at every result.",
+        "```bash\npip install medseg\nmedseg infer SCAN -m MODEL_FOLDER -o labels.nii.gz\n```",
+        "## Intended use",
+        _open("whom and what it is for", "what it must not be used for", "who looks at its results, and how"),
+        "## Input",
+        _input(spec),
+        "## Labels",
+        _labels(spec, table),
+        "## Training data",
+        _data(facts),
+        _open(
+            "where the scans come from: sites, scanners, protocols, years",
+            "who the people are: numbers by age, sex and disease",
+            "who annotated, how, and how well annotators agree",
+            "consent, ethics approval and what the law of data protection asks for",
+            "the licence of the data",
+        ),
+        "## Training",
+        _training(checkpoint, facts),
+        "## Scores",
+        _scores(scores, spec.cleanup),
+        "## Limits",
+        _open(
+            "on which scans it fails, with examples",
+            "scores on data of other sites, and by age, sex, scanner and disease",
+            "whom to tell of errors",
+        ),
+        "## Licence",
+        _open("the licence of the weights, also as `license` at the top of this file", "whom to cite"),
+        "## Versions",
+        ", ".join(f"{name} {number}" for name, number in versions().items())
+        + f". SHA-256 of the weights: `{spec.sha256}`.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(spec: ModelSpec, scores: Mapping[str, Any]) -> str:
+    metrics = [
+        {"type": "dice", "name": f"Dice, {name}", "value": round(statistics["dice"]["mean"], 4)}
+        for name, statistics in scores.get("structures", {}).items()
+        if statistics.get("dice", {}).get("mean") is not None
+    ]
+    overall = scores.get("mean_over_structures", {}).get("dice")
+    if overall is not None:
+        metrics.insert(0, {"type": "dice", "name": "Dice, mean over structures", "value": round(overall, 4)})
+    content: dict[str, Any] = {
+        "license": "unknown",
+        "library_name": "medseg",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["medical", "segmentation", "3d", spec.architecture, *(name.lower() for name in spec.channel_names)],
+    }
+    if metrics:
+        content["metrics"] = ["dice"]
+        dataset = {"name": spec.name, "type": "private", "split": "validation"}
+        result = {"task": {"type": "image-segmentation"}, "dataset": dataset, "metrics": metrics}
+        content["model-index"] = [{"name": spec.name, "results": [result]}]
+    return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True)}---"
+
+
+def _open(*questions: str) -> str:
+    return f"**{TO_COMPLETE}:**\n\n" + "\n".join(f"- [ ] {question}" for question in questions)
+
+
+def _input(spec: ModelSpec) -> str:
+    rows = []
+    for number, scheme in enumerate(spec.intensities):
+        name = spec.channel_names[number] if spec.channel_names else "any"
+        rows.append((number + 1, name, _ARITHMETIC[scheme.scheme].format(**scheme.model_dump())))
+    spacing = " x ".join(f"{mm:g}" for mm in spec.spacing)
+    grid = "along the scan's own axes" if spec.grid == "scan" else "along right, anterior, superior"
+    return (
+        _table(("channel", "what", "intensities"), rows)
+        + f"\n\nScans of any size, orientation and spacing are resampled to {spacing} mm {grid} and looked at in "
+        f"windows of {' x '.join(map(str, spec.patch))} voxels; labels come back on the scan's own grid."
+    )
+
+
+def _labels(spec: ModelSpec, table: LabelTable) -> str:
+    rows = [(label.value, label.name, label.type.meaning if label.type else "") for label in table.labels]
+    note = "\n\nRegions may overlap; where they do, later ones lie on top." if spec.regions else ""
+    coded = any(row[2] for row in rows)
+    return _table(("value", "structure", "code"), rows if coded else [row[:2] for row in rows]) + note
+
+
+def _data(facts: Mapping[str, Any]) -> str:
+    cases, found = facts.get("cases", {}), facts.get("fingerprint") or {}
+    lines = []
+    if cases:
+        lines.append(f"{cases['training']} scans to train from and {cases.get('validation', 0)} others to validate")
+        if facts.get("layout"):
+            lines[-1] += f", from a data set of the layout {facts['layout']}"
+    if "median_shape" in found:
+        shape = " x ".join(f"{n:g}" for n in found["median_shape"])
+        spacing = " x ".join(f"{mm:g}" for mm in found["median_spacing_mm"])
+        lines.append(f"the median scan has {shape} voxels of {spacing} mm along right, anterior, superior")
+        low, high = found["spacing_range_mm"]
+        if low != high:
+            ranges = ", ".join(f"{a:g} to {b:g}" if a != b else f"{a:g}" for a, b in zip(low, high))
+            lines[-1] += f" (spacings from {ranges})"
+    return ". ".join(line[0].upper() + line[1:] for line in lines) + "." if lines else "Nothing is recorded."
+
+
+def _training(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> str:
+    spec = checkpoint.spec
+    options = ", ".join(f"{key} {value}" for key, value in spec.options.items())
+    lines = [f"Network: {spec.architecture}, {_parameters(spec):,} parameters{f' ({options})' if options else ''}."]
+    if facts.get("steps"):
+        took = f" in {_duration(facts['training_seconds'])}" if facts.get("training_seconds") else ""
+        lines.append(f"Trained for {facts['steps']:,} steps{took}.")
+    if spec.mirror:
+        lines.append(f"Patches were mirrored along {' and '.join('RAS'[axis] for axis in spec.mirror)} at random.")
+    else:
+        lines.append("Patches were not mirrored.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _parameters(spec: ModelSpec) -> int:
+    import torch
+
+    from medseg.models import build_model
+
+    with torch.device("meta"):
+        network = build_model(spec.architecture, spec.channels, spec.outputs, **spec.options)
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _scores(scores: Mapping[str, Any], cleanup: Sequence[Mapping[str, Any]]) -> str:
+    structures = scores.get("structures", {})
+    if not structures:
+        return f"No scan was kept apart to score it.\n\n{_open('scores on scans it has not seen')}"
+    columns = [name for name in _COLUMNS if any(name in one for one in structures.values())]
+    rows = [
+        (name, sum(one["status"].values()), *(_statistic(one.get(column)) for column in columns))
+        for name, one in structures.items()
+    ]
+    overall = scores.get("mean_over_structures", {})
+    rows.append(("mean", "", *(_number(overall.get(column)) for column in columns)))
+    text = _table(("structure", "scans", *(_COLUMNS[column] for column in columns)), rows)
+    text += "\n\nMeans over scans that were not trained from, with 95 % intervals of the mean (bootstrap over scans)."
+    if cleanup:
+        steps = "; ".join(map(_step, cleanup))
+        text += (
+            f" The labels were cleaned up: {steps}. Training chooses such steps on these same scans, which makes the"
+        )
+        text += " scores slightly too good."
+    left_out = max(
+        (one[column]["n_excluded"] + one[column]["n_inf"] for one in structures.values() for column in columns
+         if column in one), default=0,
+    )  # fmt: skip
+    if left_out:
+        text += f" Scans left out of a mean because a structure is missing there: up to {left_out}."
+    failed = len(scores.get("cases", {}).get("failed", ()))
+    if failed:
+        text += f" Scans that could not be scored: {failed}."
+    return text
+
+
+def _statistic(one: Mapping[str, Any] | None) -> str:
+    if one is None or one.get("mean") is None:
+        return "-"
+    interval = one.get("ci95")
+    return _number(one["mean"]) + (f" ({_number(interval[0])} to {_number(interval[1])})" if interval else "")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    options = ", ".join(f"{key} {value}" for key, value in step.items() if key != "step")
+    return f"{step.get('step', '?')} ({options})" if options else str(step.get("step", "?"))
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return (
+        f"{minutes / 60:.1f} hours"
+        if minutes >= 90
+        else f"{minutes:.0f} minutes"
+        if minutes >= 2
+        else f"{seconds:.0f} s"
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    rows = list(rows)
+    lines = [head[: len(rows[0])] if rows else head, *rows]
+    text = ["| " + " | ".join(_cell(value) for value in line) + " |" for line in lines]
+    text.insert(1, "|" + "---|" * len(lines[0]))
+    return "\n".join(text)
+
+
+def _cell(value: object) -> str:
+    """A value without what Markdown or HTML would read as a command."""
+    text = " ".join(str(value).split())
+    for character in "\\|`*_[]<>":
+        text = text.replace(character, f"\\{character}")
+    return text

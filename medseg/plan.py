@@ -1,0 +1,434 @@
+"""From a data set, a machine and a time to the settings of a training run, each with its reason.
+
+The rules start from nnU-Net's (Isensee et al. 2021, Nature Methods 18:203): spacing from medians, intensities from
+what the channel is, patch and depth from shapes. Beyond that they ask how fast this machine trains, by trying, and
+choose the network and the patch so that the time is enough for thousands of patches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from medseg.check import Check
+from medseg.config import Config
+from medseg.dataset import Dataset
+from medseg.errors import BadConfig, BadFile, NotEnoughMemory
+from medseg.labels import is_lateral
+from medseg.models import TRAINING, build_model, patch_multiples, small
+from medseg.team import channels_last
+
+#: Patches that a run should see at least; fewer and it is better to make each of them cheaper.
+ENOUGH_PATCHES = 2500
+#: Largest patch, in voxels.
+LARGEST_PATCH = {"cpu": 96**3, "cuda": 160**3}
+#: How many times cheaper a voxel is for a U-Net that works at half the resolution inside (measured: 0.135 s a patch of
+#: 40x56x40 against 0.052).
+HALVED_GAIN = 2.6
+#: Scans are not prepared finer than so many patches for the median one; more is detail that this time cannot learn.
+PATCHES_A_SCAN = {"cpu": 27, "cuda": 125}
+#: How long to train, in seconds, if nobody says.
+DEFAULT_TIME_S = {"cpu": 3600.0, "cuda": 8 * 3600.0}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting: its dotted key in the config, its value, and why."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What planning needs to know of the cases; axes run along (R, A, S) as each scan is turned.
+
+    shapes in voxels, spacings in mm: one per case. intensities: per channel the 0.5 and 99.5 percentiles, mean and
+    standard deviation of voxels inside structures. zeros: the share of cases of which a quarter or more is exactly 0.
+    """
+
+    cases: int
+    shapes: tuple[tuple[int, int, int], ...]
+    spacings_mm: tuple[tuple[float, float, float], ...]
+    intensities: tuple[dict[str, float], ...]
+    zeros: float
+
+    def as_json(self) -> dict[str, Any]:
+        """Medians and ranges, without anything of a single case."""
+        shapes, spacings = np.array(self.shapes), np.array(self.spacings_mm)
+        return {
+            "cases": self.cases,
+            "median_shape": np.median(shapes, 0).tolist(),
+            "smallest_shape": shapes.min(0).tolist(),
+            "largest_shape": shapes.max(0).tolist(),
+            "median_spacing_mm": np.median(spacings, 0).round(4).tolist(),
+            "spacing_range_mm": [spacings.min(0).round(4).tolist(), spacings.max(0).round(4).tolist()],
+            "intensities": list(self.intensities),
+            "zeros": round(self.zeros, 4),
+        }
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where training will run: the kind of device, its memory that may be used, and processes that share a step."""
+
+    device: str
+    memory_bytes: int
+    processes: int = 1
+
+
+def fingerprint(check: Check, names: Sequence[str]) -> Fingerprint:
+    """Of the named cases, from what `check_dataset` measured in each. Raises `BadFile` if it could read none."""
+    wanted = set(names)
+    facts = [one for one in check.facts if one.case in wanted]
+    if not facts:
+        raise BadFile("none of the cases to train from can be read; medseg check says why")
+    intensities = []
+    for channel in range(len(facts[0].channels)):
+        values = np.concatenate([one.channels[channel].foreground for one in facts]).astype(np.float64)
+        if not len(values):
+            values = np.array([one.channels[channel].mean for one in facts])
+        low, high = np.percentile(values, (0.5, 99.5))
+        spread = {"low": float(low), "high": float(high), "mean": float(values.mean()), "sd": float(values.std())}
+        intensities.append(spread)
+    # A quarter of the voxels is exactly 0 where the lowest quartile is the lowest value and 0.
+    dark = [one.channels[0].percentiles[2] == one.channels[0].minimum == 0 for one in facts]
+    turned = [(_along_ras(one.shape, one.orientation), _along_ras(one.spacing_mm, one.orientation)) for one in facts]
+    shapes, spacings = zip(*turned)
+    return Fingerprint(len(facts), shapes, spacings, tuple(intensities), float(np.mean(dark)))
+
+
+def _along_ras(numbers: Sequence[Any], orientation: str) -> tuple[Any, Any, Any]:
+    """One number of each voxel axis, in the order of the axes nearest to R, A and S."""
+    x, y, z = (
+        numbers[next(n for n, letter in enumerate(orientation) if letter in pair)] for pair in ("RL", "AP", "SI")
+    )
+    return x, y, z
+
+
+def make_plan(
+    dataset: Dataset,
+    found: Fingerprint,
+    machine: Machine,
+    architecture: str = "unet",
+    fixed: Mapping[str, Any] | None = None,
+) -> list[Choice]:
+    """Every setting of a run that depends on data and machine. `fixed`: dotted settings that a person made."""
+    if architecture not in TRAINING:
+        raise BadConfig(f"there is no architecture '{architecture}'; medseg has {', '.join(sorted(TRAINING))}")
+    plan = _Plan(dict(fixed or {}))
+    time_s = _duration(plan, machine)
+    spacing, spacing_reason = _spacing(np.array(found.spacings_mm), np.array(found.shapes))
+    trained = plan.get("train.steps") is None
+    sizes = ("model.patch", "model.options", "model.spacing_mm", "train.steps")
+    known = all(key in plan.fixed for key in sizes)  # then nothing hangs on the speed
+    seconds_a_voxel = 1e-6 if known else _seconds_a_voxel(machine, len(dataset.channels))
+    affordable = 0.75 * time_s / (ENOUGH_PATCHES * seconds_a_voxel) if trained else np.inf
+    most = int(min(LARGEST_PATCH[machine.device], max(affordable, 32**3)))
+    coarser, why = _coarsened(spacing, found, PATCHES_A_SCAN[machine.device] * most)
+    plan.choose("model.spacing_mm", _rounded(coarser), why or spacing_reason)
+    spacing = np.array(plan["model.spacing_mm"]) * np.ones(3)
+    plan.choose("model.grid", "scan", "structures lie along the scan's own axes in training data")
+    plan.choose("model.intensity", *_intensity(dataset, found))
+    plan.choose("model.name", architecture, "as asked" if architecture != "unet" else "the usual one")
+
+    shape = np.median(np.array(found.shapes) * np.array(found.spacings_mm) / spacing, 0)
+    pooling = _pooling(np.minimum(shape, 128), spacing)
+    # Where whole scans, or the largest patches, would be seen too seldom, half the resolution inside is cheaper.
+    halved = machine.device == "cpu" and architecture == "unet" and most < min(shape.prod(), LARGEST_PATCH["cpu"])
+    room = min(int(HALVED_GAIN * most), LARGEST_PATCH["cpu"]) if halved else most
+    multiple = _multiples(architecture, plan.get("model.options"), pooling)
+    plan.choose("model.patch", *_patch(shape, spacing, room, multiple))
+    patch = tuple(plan["model.patch"])
+    options, reason = _options(architecture, patch, spacing, machine, halved)
+    plan.choose("model.options", options, reason)
+
+    recipe = TRAINING[architecture]
+    for key in ("optimizer", "learning_rate", "weight_decay"):
+        plan.choose(f"train.{key}", recipe[key], f"usual for {architecture}")
+    plan.choose("train.schedule", "poly", "the rate falls all along, so that it ends with the time")
+    voxels = int(np.prod(patch))
+    batch = 2 if machine.device == "cpu" else max(2, min(16, round(4 * 128**3 / voxels)))
+    batch = -(-batch // machine.processes) * machine.processes
+    plan.choose("train.batch", batch, "small steps, many of them" if batch == 2 else "fills the device")
+    steps = plan.get("train.steps") or 0.75 * time_s / (seconds_a_voxel * voxels * plan["train.batch"])
+    warmup = max(1, min(recipe["warmup"], round(steps / 20)))
+    plan.choose("train.warmup", warmup, f"usual for {architecture}, at most a twentieth of the run")
+    ema = round(1 - min(0.01, max(0.001, 10 / max(steps, 1))), 4)
+    plan.choose("train.ema", ema, "averages weights over the last few per cent of the run")
+    plan.choose("train.log_every", int(np.clip(steps / 200, 1, 100)), "about 200 points on the curves")
+    plan.choose("augment.mirror", *_mirror(dataset))
+    for key, value in _AUGMENTATION.items():
+        plan.choose(f"augment.{key}", value, "shapes and contrasts vary")
+    plan.choose("cleanup", "auto", "chosen on the validation scans")
+    return plan.choices
+
+
+#: Where it departs from `AugmentConfig`: short runs see each case a few dozen times, so shapes vary in most patches.
+_AUGMENTATION = {
+    "rotation_share": 0.5,
+    "rotation_degrees": (20.0, 20.0, 20.0),
+    "scaling_share": 0.5,
+    "scaling": (0.8, 1.25),
+}
+
+
+class _Plan:
+    """Choices as they are made; what a person fixed stays."""
+
+    def __init__(self, fixed: dict[str, Any]) -> None:
+        self.fixed, self.choices = fixed, list[Choice]()
+
+    def choose(self, key: str, value: Any, reason: str) -> None:
+        if key in self.fixed:
+            value, reason = self.fixed[key], "as asked"
+        self.choices.append(Choice(key, value, reason))
+
+    def get(self, key: str) -> Any:
+        return next((c.value for c in self.choices if c.key == key), self.fixed.get(key))
+
+    def __getitem__(self, key: str) -> Any:
+        return next(c.value for c in self.choices if c.key == key)
+
+
+def _duration(plan: _Plan, machine: Machine) -> float:
+    if plan.get("train.steps") is not None:
+        return float(plan.get("train.time_s") or DEFAULT_TIME_S[machine.device])
+    plan.choose("train.time_s", DEFAULT_TIME_S[machine.device], "nobody said how long; --time says so")
+    return float(plan["train.time_s"])
+
+
+def _spacing(spacings: NDArray, shapes: NDArray) -> tuple[NDArray, str]:
+    """nnU-Net's target spacing: medians, and the 10th percentile along an axis that is far coarser than the others."""
+    target = np.median(spacings, 0)
+    worst = int(target.argmax())
+    others = [axis for axis in range(3) if axis != worst]
+    sizes = np.median(shapes, 0)
+    if target[worst] > 3 * max(target[others]) and 3 * sizes[worst] < min(sizes[others]):
+        finer = float(np.percentile(spacings[:, worst], 10))
+        if finer > max(target[others]):
+            target[worst] = finer
+            return target, "medians; slices are thick, there the finer tenth of the scans rules"
+    same = np.ptp(spacings, 0).max() < 1e-3 * target.max()
+    return target, "all scans have it" if same else "median over the scans"
+
+
+def _coarsened(spacing: NDArray, found: Fingerprint, most_voxels: float) -> tuple[NDArray, str]:
+    """The spacing, coarser if the median scan has more voxels than the time allows to learn from."""
+    extents = np.array(found.shapes) * np.array(found.spacings_mm)
+    extent = np.median(extents, 0)
+    if (extent / spacing).prod() <= most_voxels:
+        return spacing, ""
+    low, high = float(spacing.min()), float(extent.max())
+    for _ in range(40):  # the finest axes first, until all are equally coarse
+        middle = (low + high) / 2
+        too_fine = (extent / np.maximum(spacing, middle)).prod() > most_voxels
+        low, high = (middle, high) if too_fine else (low, middle)
+    return np.maximum(spacing, high), "coarser than the scans: at their own spacing this time would show too little"
+
+
+def _rounded(spacing: NDArray) -> list[float]:
+    return [float(f"{x:.4g}") for x in spacing]
+
+
+def _intensity(dataset: Dataset, found: Fingerprint) -> tuple[list[dict[str, Any]], str]:
+    schemes: list[dict[str, Any]] = []
+    for name, facts in zip(dataset.channels, found.intensities):
+        if name.strip().lower() in ("ct", "cbct", "hu"):
+            schemes.append({"scheme": "ct"} | {key: float(f"{value:.6g}") for key, value in facts.items()})
+        else:
+            schemes.append({"scheme": "zscore", "nonzero": found.zeros > 0.5})
+    kinds = {scheme["scheme"] for scheme in schemes}
+    if kinds == {"ct"}:
+        return schemes, "CT numbers mean the same in all scans: clipped and scaled by what structures have"
+    around = "; zeros around the anatomy do not count" if found.zeros > 0.5 else ""
+    return schemes, f"scales differ between scans: each by its own mean and spread{around}"
+
+
+def _pooling(shape: NDArray, spacing: NDArray) -> list[tuple[int, int, int]]:
+    """Strides of each level but the first: halve the finest axes, until 4 to 7 voxels are left along each."""
+    strides: list[tuple[int, int, int]] = []
+    size, step = shape.astype(float), spacing.astype(float)
+    while len(strides) < 5:
+        halve = (size >= 8) & (step < 2 * step[size >= 8].min() - 1e-6 if (size >= 8).any() else False)
+        if not halve.any():
+            break
+        x, y, z = (2 if one else 1 for one in halve)
+        strides.append((x, y, z))
+        size, step = size / strides[-1], step * strides[-1]
+    return strides
+
+
+def _multiples(
+    architecture: str, options: Mapping[str, Any] | None, pooling: Sequence[tuple[int, int, int]]
+) -> NDArray:
+    """What patch sizes must be multiples of."""
+    if options is None and architecture in ("unet", "resenc_unet"):
+        return np.prod(pooling, 0) if len(pooling) else np.ones(3, int)
+    with torch.device("meta"):
+        network = build_model(architecture, 1, 2, **(options or small(architecture, (64, 64, 64))))
+    return np.array(patch_multiples(network))
+
+
+def _patch(shape: NDArray, spacing: NDArray, most: int, multiple: NDArray) -> tuple[list[int], str]:
+    """As large as the median scan, or what fits into `most` voxels, with equal edges in mm where it must be cut."""
+    whole = np.maximum(1, np.ceil(shape / multiple - 0.25)) * multiple
+    if whole.prod() <= most:
+        return _more_than_one_cell(whole, multiple), "as large as the median scan"
+    low, high = 0.0, float((whole * spacing).max())
+    for _ in range(40):
+        edge = (low + high) / 2
+        fits = np.minimum(np.maximum(1, np.round(edge / spacing / multiple)) * multiple, whole).prod() <= most
+        low, high = (edge, high) if fits else (low, edge)
+    cut = np.minimum(np.maximum(1, np.round(low / spacing / multiple)) * multiple, whole)
+    return _more_than_one_cell(cut, multiple), "what this machine can go through thousands of times"
+
+
+def _more_than_one_cell(sizes: NDArray, multiple: NDArray) -> list[int]:
+    """Sizes of which one is increased where the coarsest level would be a single voxel, which has no spread to norm."""
+    if multiple.max() > 1 and (sizes == multiple).all():
+        sizes = sizes + np.where(np.arange(3) == int(sizes.argmax()), multiple, 0)
+    return [int(n) for n in sizes]
+
+
+def _options(
+    architecture: str, patch: tuple[int, ...], spacing: NDArray, machine: Machine, halved: bool
+) -> tuple[dict[str, Any], str]:
+    """The network's size."""
+    if architecture not in ("unet", "resenc_unet"):
+        return small(architecture, patch), "its small form"
+    pooling = _pooling(np.array(patch), spacing)
+    base = 32 if machine.device == "cuda" or halved else 16
+    options: dict[str, Any] = {"deep_supervision": True}
+    if halved:
+        pooling, options["stem"] = pooling[1:], 2
+    options["features"] = [min(320, base * 2**n) for n in range(len(pooling) + 1)]
+    if any(len(set(stride)) > 1 for stride in pooling):
+        steps = np.cumprod([(1, 1, 1), *pooling], 0) * spacing
+        options["strides"] = [[1, 1, 1], *(list(stride) for stride in pooling)]
+        options["kernels"] = [[3 if step < 2 * row.min() else 1 for step in row] for row in steps]
+    if architecture == "resenc_unet":
+        options["encoder_blocks"] = [1, 2, 3, 4, 6, 6][: len(options["features"])]
+        options["decoder_blocks"] = [1] * (len(options["features"]) - 1)
+    if halved:
+        return options, "works at half the resolution and predicts 2x2x2 voxels at a time: cheap enough for the time"
+    return options, "halves while there are 8 voxels; " + ("32 features for a GPU" if base == 32 else "16 for a CPU")
+
+
+def _mirror(dataset: Dataset) -> tuple[list[int], str]:
+    """Left-right mirroring, unless a structure of one side lacks its partner."""
+    pairs = dataset.table.mirror_pairs()
+    alone = [label.name for label in dataset.table.labels if is_lateral(label.name) and label.value not in pairs]
+    if alone:
+        return [], f"not mirrored: '{alone[0]}' has a side and no partner"
+    if pairs:
+        return [0], "left and right structures change places"
+    return [0], "bodies are alike on both sides, and along no other axis"
+
+
+def _seconds_a_voxel(machine: Machine, channels: int) -> float:
+    """How long a voxel of a patch takes in training with the plain U-Net of this machine, by trying."""
+    device = torch.device(machine.device)
+    base, edge = (32, 96) if machine.device == "cuda" else (16, 32)
+    network = build_model("unet", channels, 3, features=[base, 2 * base, 4 * base, 8 * base]).to(device)
+    network = channels_last(network).train()
+    x = torch.rand(1, channels, edge, edge, edge, device=device)
+    times = []
+    for _ in range(6):
+        begun = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=machine.device == "cuda"):
+            out = network(x)
+        out.float().square().mean().backward()
+        if machine.device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - begun)
+    return min(times[1:]) / edge**3 / machine.processes
+
+
+def check_memory(config: Config, channels: int, outputs: int, machine: Machine) -> int:
+    """The bytes training will need; `NotEnoughMemory` if that is more than there is, saying what would fit."""
+    network = (config.model.name, config.model.options, channels, outputs)
+    patch, batch = list(config.model.patch), config.train.batch
+    needed = training_bytes(*network, patch, batch // machine.processes, machine.device)
+    if needed <= machine.memory_bytes:
+        return needed
+    with torch.device("meta"):
+        multiple = patch_multiples(build_model(network[0], channels, outputs, **network[1]))
+    fits = ""
+    while not fits and (batch > machine.processes or max(n // m for n, m in zip(patch, multiple)) > 2):
+        if batch > machine.processes:
+            batch = max(machine.processes, batch // 2 // machine.processes * machine.processes)
+        else:
+            axis = max(range(3), key=lambda axis: patch[axis] / multiple[axis])
+            patch[axis] = max(multiple[axis], int(0.8 * patch[axis]) // multiple[axis] * multiple[axis])
+        if training_bytes(*network, patch, batch // machine.processes, machine.device) <= machine.memory_bytes:
+            fits = f"; --set train.batch={batch} --set model.patch=[{','.join(map(str, patch))}] would fit"
+    shown = " x ".join(map(str, config.model.patch))
+    raise NotEnoughMemory(
+        f"training needs about {needed / 1e9:.1f} GB for patches of {shown} and a batch of {config.train.batch}, "
+        f"but {machine.memory_bytes / 1e9:.1f} GB may be used" + (fits or "; choose a smaller network")
+    )
+
+
+def training_bytes(
+    architecture: str,
+    options: Mapping[str, Any],
+    channels: int,
+    outputs: int,
+    patch: Sequence[int],
+    batch: int,
+    device: str = "cpu",
+) -> int:
+    """Forecast of the memory a step needs at its peak: tensors kept for backward, weights, gradients, AdamW, averages.
+
+    Computed on tensors without content, so it takes neither memory nor long.
+    """
+    # Built first and then emptied: not every layer of MONAI's can be made without content.
+    network = build_model(architecture, channels, outputs, **options).to("meta").train()
+    x = torch.empty(batch, channels, *patch, device="meta")
+    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+    kept = _saved_bytes(network, x)
+    share = 0.6 if device == "cuda" else 1.0  # autocast keeps half as much of most
+    logits = 4 * batch * outputs * int(np.prod(patch)) * 4
+    # What backward needs on top: gradients of the largest activations, and copies in another layout.
+    return int(_RESIDENT[device] + 6 * weights + share * 1.25 * kept + logits)
+
+
+#: The process before it trains: Python, torch, compiled kernels; on a GPU its context and cuDNN's room.
+_RESIDENT = {"cpu": 600_000_000, "cuda": 1_500_000_000}
+
+
+def _saved_bytes(network: nn.Module, x: torch.Tensor) -> int:
+    """Bytes of all tensors that autograd keeps of one forward pass."""
+    seen: dict[int, int] = {}
+    held = []  # so that no storage's number is given to another one
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage._cdata] = storage.nbytes()
+        held.append(storage)
+        return tensor
+
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(x)
+    return sum(size for key, size in seen.items() if key not in weights)
+
+
+def as_settings(choices: Sequence[Choice]) -> dict[str, Any]:
+    """Choices by their dotted keys."""
+    return {choice.key: choice.value for choice in choices}
+
+
+def as_json(choices: Sequence[Choice], found: Fingerprint) -> dict[str, Any]:
+    """What plan.json holds: the fingerprint, and every choice with its reason."""
+    return {"fingerprint": found.as_json(), "choices": [asdict(choice) for choice in choices]}

@@ -1,0 +1,343 @@
+"""Scans with labels as what a model is trained from: prepared once on the model's grid, then drawn as random patches.
+
+Preparation calls the same functions as inference (see `preprocess`) and leaves arrays on disk that are mapped into
+memory, so that a data set may be larger than that, and an interrupted run finds them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from medseg.augment import draw_patches
+from medseg.checkpoint import Checkpoint, ModelSpec
+from medseg.config import Config
+from medseg.dataset import Case, Dataset, load_case, read_case_labels, read_channels
+from medseg.errors import BadConfig, BadFile
+from medseg.inference import Settings, segment
+from medseg.io.files import atomic_write
+from medseg.losses import IGNORE
+from medseg.preprocess import labels_on_grid, prepare
+from medseg.volume import Volume
+
+#: Voxels of each label, at most, that are remembered for every case, to centre patches on.
+POSITIONS = 2000
+#: Called with cases done, all cases and the name of the last one.
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Trained(Checkpoint):
+    """A network in memory as a checkpoint, for inference in the middle of training."""
+
+    built: nn.Module
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights, were they stored."""
+        return 2 * sum(p.numel() for p in self.built.parameters())
+
+    def network(self) -> nn.Module:
+        """A copy in evaluation mode, float32, on the CPU."""
+        return deepcopy(self.built).float().cpu().eval()
+
+
+class Scans:
+    """The `Source` of a config without `synth`: cases of a data set, by name, for training and for validation."""
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        training: Sequence[str],
+        validation: Sequence[str],
+        store: Path,
+        progress: Progress = lambda done, count, name: None,
+    ) -> None:
+        """Prepare the training cases in the folder `store`, as far as they are not there yet.
+
+        Raises `BadFile` for a case that cannot be read, `BadConfig` if there is nothing to train from or no room.
+        """
+        self.config, self.dataset, self.store, self.table = config, dataset, store, dataset.table
+        self.channels = len(dataset.channels)
+        self.classes = (0, *(label.value for label in dataset.table.labels))
+        self.membership = _membership(dataset)
+        self.outputs = len(dataset.regions) or len(self.classes)
+        self.with_ignored = dataset.ignore is not None
+        self.spacing_mm = _triple(config.model.spacing_mm)
+        self.swap = _lateral_swap(dataset)
+        self.training = [dataset[name] for name in training]
+        self.validation = [dataset[name] for name in validation]
+        if not self.training:
+            raise BadConfig(f"{dataset.folder}: there are no cases to train from")
+        self.seconds_a_case = 0.0
+        self._prepare(progress)
+        self._permutations: dict[int, list[int]] = {}
+
+    # Preparation ------------------------------------------------------------------------------------------------
+
+    def _prepare(self, progress: Progress) -> None:
+        """Write what is missing in the store, several cases at a time."""
+        self.store.mkdir(parents=True, exist_ok=True)
+        self.keys = [self._key(case) for case in self.training]
+        missing = [
+            (case, key)
+            for case, key in zip(self.training, self.keys)
+            if not (self.store / f"{key}.points.npy").exists()
+        ]
+        with ThreadPoolExecutor(max(1, min(8, torch.get_num_threads()))) as pool:
+            jobs = [pool.submit(self._prepare_case, case, key) for case, key in missing]
+            try:
+                for done, (job, (case, _)) in enumerate(zip(jobs, missing), start=1):
+                    job.result()
+                    progress(done, len(missing), case.name)
+            finally:
+                for job in jobs:
+                    job.cancel()
+
+    def _key(self, case: Case) -> str:
+        """A name in the store: another one whenever the case's files or the preparation change."""
+        files = [*case.images, *([case.label] if case.label else []), *(path for _, path in case.masks)]
+        model = self.config.model.model_dump(mode="json", include={"spacing_mm", "grid", "intensity"})
+        told: list[Any] = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files] + [model, self.classes]
+        told += [self.dataset.regions, self.dataset.ignore]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
+
+    def _prepare_case(self, case: Case, key: str) -> None:
+        volumes, labels = load_case(self.dataset, case)
+        image, grid = self.prepare(volumes)
+        classes = self._classes_of(labels_on_grid(labels, grid), case)
+        points = _points(classes, int(key[:12], 16))
+        free = shutil.disk_usage(self.store).free
+        if free < 2 * image.nbytes:
+            raise BadConfig(f"{self.store}: the disk is full; prepared scans need {image.nbytes >> 20} MB more a case")
+        # The points are written last: where they are, the rest is.
+        for name, array in (("image", image.numpy()), ("labels", classes), ("points", points)):
+            with atomic_write(self.store / f"{key}.{name}.npy") as handle:
+                np.lib.format.write_array(handle, np.ascontiguousarray(array), allow_pickle=False)
+
+    def prepare(self, volumes: Sequence[Volume]) -> tuple[Tensor, Any]:
+        """The network's input of a case and its grid, as inference makes them."""
+        spec = self._spec()
+        return prepare(volumes, spec.spacing, spec.grid, spec.intensities, names=self.dataset.channels)
+
+    def _classes_of(self, values: NDArray, case: Case) -> NDArray:
+        """Label values as classes: 0 and on, `IGNORE` where the data set says so. Raises `BadFile` for others."""
+        known = (0, *self.dataset.values) if self.dataset.regions else self.classes
+        kind = np.int8 if len(known) < 127 else np.int16
+        table = np.full(max(65_536, max(known) + 1), -2, np.int32)
+        table[list(known)] = range(len(known))
+        if self.dataset.ignore is not None:
+            table[self.dataset.ignore] = IGNORE
+        classes = table[values]
+        if classes.min() < IGNORE:
+            strange = sorted(set(np.unique(values).tolist()) - {*known, self.dataset.ignore})
+            raise BadFile(
+                f"{case.label or case.name}: holds the label values {strange}, which the data set does not name; "
+                "correct the file, or name them"
+            )
+        return classes.astype(kind)
+
+    # Training ---------------------------------------------------------------------------------------------------
+
+    def batch(
+        self, step: int, seeds: list[int], samples: range, device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Patches (B, C, X, Y, Z) and their classes (B, X, Y, Z) int64; see `Source`.
+
+        Cases come in a new random order in every pass; where a patch lies and what is done to it is the seed's choice.
+        """
+        numbers = [self._case_of(sample) for sample in samples]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        patches, targets = [], []
+        for number, generator in zip(numbers, generators):
+            image, labels, points = (self._array(number, name) for name in ("image", "labels", "points"))
+            centre = self._centre(labels.shape, points, generator)
+            if device.type != "cpu":
+                image, labels, centre = self._cut(image, labels, centre)
+            pair = draw_patches(
+                [torch.from_numpy(image).to(device)],
+                [torch.from_numpy(labels).to(device)],
+                torch.tensor([centre], dtype=torch.float64),
+                self.config.model.patch,
+                self.spacing_mm,
+                self.config.augment,
+                generator,
+                lateral_swap=self.swap,
+                background=[torch.zeros(self.channels, device=device)],  # as inference pads
+            )
+            patches.append(pair[0])
+            targets.append(pair[1])
+        return torch.cat(patches), torch.cat(targets).long(), self._unlabelled(numbers, device)
+
+    def _array(self, number: int, name: str) -> NDArray:
+        """An array of the store, mapped into memory; writes to it, which do not happen, would not reach the disk."""
+        return np.lib.format.open_memmap(self.store / f"{self.keys[number]}.{name}.npy", mode="c")
+
+    def _case_of(self, sample: int) -> int:
+        """The number of the training case that the run's sample of this place is drawn from."""
+        epoch, place = divmod(sample, len(self.training))
+        if epoch not in self._permutations:
+            seed = (self.config.train.seed * 1_000_003 + epoch) * 4096 + 4094
+            order = torch.randperm(len(self.training), generator=torch.Generator().manual_seed(seed))
+            self._permutations = {epoch: order.tolist()} | dict(list(self._permutations.items())[-1:])
+        return self._permutations[epoch][place]
+
+    def _centre(self, shape: Sequence[int], points: NDArray, generator: torch.Generator) -> list[int]:
+        """The voxel in the middle of a patch: one of a random structure, or anywhere; patches keep to the scan.
+
+        A scan smaller than the patch lies somewhere in it.
+        """
+        draw = lambda count: int(torch.randint(count, (), generator=generator))  # noqa: E731
+        patch = self.config.model.patch
+        wanted = None
+        if float(torch.rand((), generator=generator)) < self.config.train.foreground and len(points):
+            present = np.unique(points[:, 0])
+            mine = points[points[:, 0] == present[draw(len(present))], 1:]
+            wanted = mine[draw(len(mine))].tolist()
+        centre = []
+        for axis, (size, length) in enumerate(zip(shape, patch)):
+            low, high = min(0, size - length), max(0, size - length)
+            start = low + draw(high - low + 1)
+            if wanted is not None and size > length:
+                start = min(max(wanted[axis] - length // 2, low), high)
+            centre.append(start + length // 2)
+        return centre
+
+    def _cut(self, image: NDArray, labels: NDArray, centre: list[int]) -> tuple[NDArray, NDArray, list[int]]:
+        """The part of a case that any transform of a patch can reach, so that not all of it goes to the device."""
+        lengths = np.array(self.config.model.patch) * self.spacing_mm
+        reach = np.linalg.norm(lengths) / 2 / min(1.0, self.config.augment.scaling[0])
+        reach += 4 * self.config.augment.elastic_mm[1]
+        around = np.ceil(reach / np.array(self.spacing_mm)).astype(int) + 2
+        low = [max(0, c - r) for c, r in zip(centre, around)]
+        box = tuple(slice(a, c + r) for a, c, r in zip(low, centre, around))
+        part = np.ascontiguousarray(image[:, *box]), np.ascontiguousarray(labels[box])
+        return *part, [c - a for c, a in zip(centre, low)]
+
+    def _unlabelled(self, numbers: list[int], device: torch.device) -> Tensor | None:
+        """(B, K) true where a sample's labels do not tell a class from background; None if all are told."""
+        cases = [self.training[number] for number in numbers]
+        if self.membership is not None or all(case.labelled is None for case in cases):
+            return None
+        rows = [
+            [case.labelled is not None and value != 0 and value not in case.labelled for value in self.classes]
+            for case in cases
+        ]
+        return torch.tensor(rows, device=device)
+
+    # Validation -------------------------------------------------------------------------------------------------
+
+    def spec(self) -> dict[str, Any]:
+        """What `ModelSpec` needs to know of the data."""
+        mirror = tuple(axis for axis in self.config.augment.mirror if axis or self.swap is None)
+        return {
+            "channels": self.channels,
+            "channel_names": self.dataset.channels if len(set(self.dataset.channels)) == self.channels else (),
+            "classes": self.classes,
+            "regions": bool(self.dataset.regions),
+            "mirror": mirror,
+        }
+
+    def _spec(self) -> ModelSpec:
+        model = self.config.model
+        return ModelSpec(
+            name=self.config.name,
+            architecture=model.name,
+            options={key: value for key, value in model.options.items() if key != "deep_supervision"},
+            patch=model.patch,
+            spacing_mm=model.spacing_mm,
+            grid=model.grid,
+            intensity=model.intensity,  # type: ignore[arg-type]  # checked here
+            sha256="0" * 64,
+            **self.spec(),
+        )
+
+    def validate(
+        self, network: nn.Module, seeds: list[int], device: torch.device, dtype: torch.dtype
+    ) -> dict[str, float]:
+        """Dice of each structure on as many whole validation scans as there are seeds, by the path inference takes."""
+        cases = self.validation[: len(seeds)]
+        model = Trained(self._spec(), self.table, self.store, network)
+        scores: dict[str, list[float]] = {}
+        for case in cases:
+            begun = time.monotonic()
+            volumes = read_channels(self.dataset, case)
+            labels = segment(volumes, model, Settings(device=device.type, backend="torch")).labels
+            for name, score in self.dice(labels.data, read_case_labels(case, volumes[0]).data, case).items():
+                scores.setdefault(name, []).append(score)
+            self.seconds_a_case = time.monotonic() - begun  # of the last: the first one also waits for compilation
+        means = {name: float(np.mean(values)) for name, values in scores.items()}
+        return means | {"mean": float(np.mean(list(means.values())))} if means else {}
+
+    def dice(self, found: NDArray, truth: NDArray, case: Case) -> dict[str, float]:
+        """Dice of the structures annotated in a case and present in the result or the truth."""
+        counted = truth != self.dataset.ignore if self.dataset.ignore is not None else np.ones(1, bool)
+        scores = {}
+        for name, values in structures_of(self.dataset).items():
+            if case.labelled is not None and not set(values) <= set(case.labelled):
+                continue
+            a, b = np.isin(found, values) & counted, np.isin(truth, values) & counted
+            if a.any() or b.any():
+                scores[name] = 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+        return scores
+
+
+def structures_of(dataset: Dataset) -> dict[str, tuple[int, ...]]:
+    """Name -> the label values whose union it is, for scoring."""
+    parts = dataset.regions or [(label.value,) for label in dataset.table.labels]
+    return {label.name: tuple(part) for label, part in zip(dataset.table.labels, parts, strict=True)}
+
+
+def _triple(spacing_mm: float | Sequence[float]) -> tuple[float, float, float]:
+    if isinstance(spacing_mm, int | float):
+        return float(spacing_mm), float(spacing_mm), float(spacing_mm)
+    a, b, c = spacing_mm
+    return float(a), float(b), float(c)
+
+
+def _membership(dataset: Dataset) -> Tensor | None:
+    """(values + 1, R) of 0 and 1: which label value, background first, lies in which region; None without regions."""
+    if not dataset.regions:
+        return None
+    rows = [[float(value in region) for region in dataset.regions] for value in (0, *dataset.values)]
+    return torch.tensor(rows)
+
+
+def _lateral_swap(dataset: Dataset) -> Tensor | None:
+    """Class -> class of the other side, for patches mirrored left-right; None if no structure has a side."""
+    pairs = dataset.table.mirror_pairs()
+    if not pairs:
+        return None
+    known = [0, *(dataset.values if dataset.regions else (label.value for label in dataset.table.labels))]
+    swap = torch.arange(len(known))
+    for one, other in pairs.items():
+        if one in known and other in known:
+            swap[known.index(one)] = known.index(other)
+    return swap
+
+
+def _points(classes: NDArray, seed: int) -> NDArray[np.int16]:
+    """(N, 4): class and voxel of at most `POSITIONS` voxels of each class but background."""
+    random = np.random.default_rng(seed)
+    flat = classes.ravel()
+    inside = np.flatnonzero(flat > 0)
+    order = inside[np.argsort(flat[inside], kind="stable")]
+    kept = []
+    for part in np.split(order, np.flatnonzero(np.diff(flat[order])) + 1) if len(order) else []:
+        kept.append(random.choice(part, min(len(part), POSITIONS), replace=False))
+    at = np.concatenate(kept) if kept else np.empty(0, np.int64)
+    return np.column_stack((flat[at], *np.unravel_index(at, classes.shape))).astype(np.int16)

@@ -1,0 +1,127 @@
+"""Several processes training one model: what `torchrun` starts, or one process alone.
+
+Every process draws its share of a step's samples, which depend on the step alone; gradients are averaged by PyTorch's
+DDP, or with `fully_shard` (FSDP) where a network does not fit one device. Files are the first process's business.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from copy import deepcopy
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from medseg.config import TrainConfig
+from medseg.errors import BadConfig
+
+
+class Team:
+    """The processes of a run; as a context it joins them at the start and lets them go at the end."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.first = self.rank == 0
+        self.sharded = False
+        self._whole: nn.Module | None = None
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        else:
+            self.device = torch.device("cpu")
+
+    def __enter__(self) -> Team:
+        if self.size > 1:
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)
+            # The others wait while the first scores whole scans.
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            distributed.init_process_group(backend, timeout=timedelta(hours=24))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.size > 1:
+            distributed.destroy_process_group()
+
+    def spread(self, network: nn.Module, parallel: str) -> tuple[nn.Module, nn.Module]:
+        """The network as it is kept, and as it is called in training."""
+        if self.size == 1:
+            network = channels_last(network)
+            return network, network
+        if parallel == "fsdp":
+            from torch.distributed.fsdp import fully_shard
+
+            self._whole, self.sharded = deepcopy(network), True
+            for child in network.children():
+                if sum(1 for _ in child.parameters()):
+                    fully_shard(child) if not isinstance(child, nn.ModuleList) else [
+                        fully_shard(part) for part in child
+                    ]
+            fully_shard(network)
+            return network, network
+        network = channels_last(network)
+        devices = [self.device.index] if self.device.type == "cuda" else None
+        return network, nn.parallel.DistributedDataParallel(network, device_ids=devices)
+
+    def share(self, settings: TrainConfig, step: int, mix: Callable[[int, int, int], int]) -> tuple[list[int], range]:
+        """The seeds of this process's samples of a step, and their places in the whole run."""
+        if settings.batch % self.size:
+            raise BadConfig(f"train.batch={settings.batch} cannot be shared by {self.size} processes; use a multiple")
+        count = settings.batch // self.size
+        mine = range(self.rank * count, (self.rank + 1) * count)
+        first = step * settings.batch
+        return [mix(settings.seed, step, n) for n in mine], range(first + mine.start, first + mine.stop)
+
+    def mean(self, *values: float) -> tuple[float, ...]:
+        """The mean of each value over all processes."""
+        if self.size == 1:
+            return values
+        numbers = torch.tensor(values, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(numbers)
+        return tuple((numbers / self.size).tolist())
+
+    def agree(self, position: float, due: bool, stop: int) -> tuple[float, bool, int]:
+        """The first process's position and whether to save, and the signal to stop that any process was sent, or 0."""
+        if self.size == 1:
+            return position, due, stop
+        mine = [position, float(due)] if self.first else [0.0, 0.0]
+        numbers = torch.tensor([*mine, float(stop)], dtype=torch.float64, device=self.device)
+        distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
+        return float(numbers[0]), bool(numbers[1]), int(numbers[2])
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
+
+    def like(self, value: Tensor, other: Tensor) -> Tensor:
+        """A whole tensor laid out as another is: shared out over the processes, if that is."""
+        if not self.sharded:
+            return value
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        if not isinstance(other, DTensor):
+            return value
+        return distribute_tensor(value.to(self.device), other.device_mesh, other.placements)
+
+    def whole_network(self, weights: dict[str, Tensor]) -> nn.Module:
+        """A copy of a network that is shared out, in one piece, with these weights."""
+        assert self._whole is not None
+        self._whole.load_state_dict(weights)
+        return self._whole
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The network with channels innermost in memory, as 3-D convolutions are fastest on CPUs and on GPUs."""
+    converted: nn.Module = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return converted
+
+
+def whole(value: Any) -> Any:
+    """A tensor in one piece, whether it was shared out or not; every process must ask for it."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
