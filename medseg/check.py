@@ -130,7 +130,7 @@ def check_dataset(dataset: Dataset, progress: Progress | None = None) -> Check:
                 progress(done, len(cases), case.name)
     findings = [*dataset.findings, *(finding for one in measured for finding in one.findings)]
     facts = tuple(one.facts for one in measured if one.facts is not None)
-    findings += _absent(dataset, facts)
+    findings += _absent(dataset, facts, [finding for finding in findings if finding.kind == "labels"])
     findings += _islands(dataset, facts)
     findings += _shared_names(dataset)
     findings += compare_cases(dataset, [one.portrait for one in measured if one.portrait is not None])
@@ -171,7 +171,7 @@ def _measure(dataset: Dataset, case: Case) -> _Measured:
         counts,
         _parts(labels.data) if labels is not None else {},
     )
-    findings += _about_labels(dataset, case, counts, labels is not None)
+    findings += _about_labels(dataset, case, counts)
     portrait = _portrait(case, facts, image, labels if on_grid else None)
     return _Measured(findings, facts, portrait)
 
@@ -266,7 +266,7 @@ def _about_values(
     return [Finding(case.name, "nan", severity, f"{message}; they are read as 0", not many and inside is not None)]
 
 
-def _about_labels(dataset: Dataset, case: Case, counts: dict[int, int], readable: bool) -> list[Finding]:
+def _about_labels(dataset: Dataset, case: Case, counts: dict[int, int]) -> list[Finding]:
     findings = []
     path = case.label if case.label is not None else case.masks[0][1].parent
     allowed = {*dataset.values, *(() if dataset.ignore is None else (dataset.ignore,))}
@@ -278,8 +278,6 @@ def _about_labels(dataset: Dataset, case: Case, counts: dict[int, int], readable
     if case.labelled is not None and (extra := sorted((counts.keys() & set(dataset.values)) - set(case.labelled))):
         message = f"{path}: holds label {extra[0]}, which is not among those said to be labelled in this case"
         findings.append(Finding(case.name, "value", "error", message))
-    if readable and not counts:
-        return [Finding(case.name, "empty", "warning", f"{path}: holds nothing but background")]
     return findings
 
 
@@ -374,20 +372,23 @@ def _parts(labels: NDArray) -> dict[int, tuple[int, ...]]:
 # All cases -----------------------------------------------------------------------------------------------------------
 
 
-def _absent(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
+def _absent(dataset: Dataset, facts: Sequence[CaseFacts], unreadable: Sequence[Finding] = ()) -> list[Finding]:
     """Label maps and structures that are empty or tiny where nearly all other cases have them, and values of few."""
-    findings = []
-    if len(facts) < 5:
-        return []
     filled = [one for one in facts if one.voxels]
-    if len(filled) >= 0.9 * len(facts):
-        message = "holds nothing but background, while nearly all other cases have labels"
-        findings += [Finding(one.case, "empty", "error", message) for one in facts if not one.voxels]
+    findings = []
+    for one in facts:
+        if not one.voxels and not any(finding.case == one.case for finding in unreadable):
+            # Scans without a lesion are good examples; one lone scan without the organ that all others have is not.
+            alone = len(facts) >= 5 and len(filled) >= 0.98 * (len(facts) - 1)
+            rest = f", while {len(filled)} of {len(facts)} cases have labels" if alone else ""
+            message = f"holds nothing but background{rest}"
+            findings.append(Finding(one.case, "empty", "error" if alone else "warning", message))
+    if len(facts) < 5:
+        return findings
+    labelled = {case.name: case.labelled for case in dataset.cases}
     unnamed = all(label.name == f"label {label.value}" for label in dataset.table.labels)
     for value in dataset.values:
-        said = [
-            one for one in filled if dataset[one.case].labelled is None or value in (dataset[one.case].labelled or ())
-        ]
+        said = [one for one in filled if labelled[one.case] is None or value in (labelled[one.case] or ())]
         having = [one.voxels[value] * float(np.prod(one.spacing_mm)) for one in said if value in one.voxels]
         name = dataset.table.names.get(value, str(value))
         usual_mm3 = float(np.median(having)) if having else 0.0

@@ -68,10 +68,15 @@ def test_what_is_listed_and_missing_is_told_and_left_out(tmp_path: Path):
     folder = made.decathlon(tmp_path)
     (folder / "labelsTr" / "case_1.nii.gz").unlink()
     put(make_case(8)[1], folder / "labelsTr" / "extra.nii.gz")
+    put(make_case(8)[0], folder / "imagesTr" / "bare.nii.gz")
     dataset = read_dataset(folder)
     assert [case.name for case in dataset.cases] == ["case_0", "case_2", "case_3"]
     told = {finding.case: (finding.kind, finding.severity) for finding in dataset.findings}
-    assert told == {"case_1": ("missing", "error"), "extra": ("unpaired", "warning")}
+    assert told == {
+        "case_1": ("missing", "error"),
+        "extra": ("unpaired", "warning"),
+        "bare": ("unpaired", "warning"),
+    }
     assert "labelsTr/case_1.nii.gz" in next(f.message for f in dataset.findings if f.case == "case_1")
 
 
