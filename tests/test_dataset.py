@@ -325,6 +325,30 @@ def test_names_inside_slicer_segmentations_are_used(tmp_path: Path):
     check_loads(dataset)
 
 
+def test_a_table_that_is_none_is_told_and_passed_over(tmp_path: Path):
+    for number in range(2):
+        image, labels = make_case(number)
+        put(image, tmp_path / "images" / f"c{number}.nii.gz")
+        put(labels, tmp_path / "labels" / f"c{number}.nii.gz")
+    (tmp_path / "labels.csv").write_text("patient,diagnosis\n1,well\n")
+    dataset = read_dataset(tmp_path)
+    assert dataset.table.names == {1: "label 1", 2: "label 2"}
+    assert [(finding.kind, finding.severity) for finding in dataset.findings] == [("table", "warning")]
+
+
+def test_nnunet_cases_listed_in_its_json(tmp_path: Path):
+    image, labels = make_case(0)
+    put(image, tmp_path / "far" / "i.nii.gz")
+    put(labels, tmp_path / "far" / "l.nii.gz")
+    content = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"}
+    listed = {"one": {"images": ["far/i.nii.gz"], "label": "far/l.nii.gz"}}
+    put_json({**content, "dataset": listed}, tmp_path / "dataset.json")
+    assert [case.name for case in read_dataset(tmp_path).cases] == ["one"]
+    put_json({**content, "dataset": {"one": {"images": "far/i.nii.gz"}}}, tmp_path / "dataset.json")
+    with pytest.raises(BadFile, match="'images', a list"):
+        read_dataset(tmp_path)
+
+
 def test_what_is_no_dataset_says_what_was_looked_for(tmp_path: Path):
     put(make_case(0)[0], tmp_path / "a.nii.gz")
     with pytest.raises(BadFile, match=r"dataset\.json.*images/ beside labels/"):
