@@ -111,9 +111,8 @@ class ModelSpec(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> ModelSpec:
-        names = self.channel_names
-        if names and (len(names) != self.channels or len(set(names)) < len(names) or not all(names)):
-            raise ValueError(f"channel_names are not {self.channels} different names")
+        if self.channel_names and len(self.channel_names) != self.channels:
+            raise ValueError(f"channel_names has {len(self.channel_names)} entries for {self.channels} channels")
         if len(self.intensities) != self.channels:
             raise ValueError(f"intensity has {len(self.intensities)} entries for {self.channels} channels")
         if self.skip_empty and not self.dark_air:

@@ -47,6 +47,24 @@ _HOW = {
 }
 
 
+#: How a scan comes to the model's grid and its labels back, for those who do it elsewhere.
+_GRIDS = {
+    "world": {
+        "axes": "along RAS, centred on the scan's corners in space; as many voxels as cover them, rounded up",
+        "outside": "0; where air is not 0, the darkest voxel of the scan",
+    },
+    "scan": {
+        "axes": "the scan's own, permuted and flipped to the nearest RAS, centred on the scan; as many voxels as cover "
+        "it, rounded up; spacings that differ by less than equal_within are equal, and nothing is resampled",
+        "outside": "the nearest voxel",
+    },
+}
+_RESAMPLING = {
+    "interpolation": "trilinear; where the scan is finer, the mean of round(ratio of spacings) points an axis",
+    "back": "logits interpolated trilinearly at the scan's voxels, then the largest; of regions the last above 0",
+}
+
+
 @dataclass(frozen=True)
 class Exported:
     """What was written, and how the network was checked.
@@ -125,15 +143,9 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "activation": "sigmoid" if spec.regions else "softmax",
             "labels": list(outputs),
         },
-        "grid": {
-            "spacing_mm": list(spec.spacing),
-            "axes": "world: along RAS, around the whole scan"
-            if spec.grid == "world"
-            else "scan: along the scan's own axes, permuted and flipped to the nearest RAS, around the whole scan",
-            "kind": spec.grid,
-            "equal_within": SAME_SPACING,
-            "interpolation": "trilinear; the mean of several points a voxel where the scan is finer",
-        },
+        "grid": {"kind": spec.grid, "spacing_mm": list(spec.spacing), "equal_within": SAME_SPACING}
+        | _GRIDS[spec.grid]
+        | _RESAMPLING,
         "intensity": [
             {"channel": name, "how": _HOW[one.scheme]} | one.model_dump() for name, one in zip(names, spec.intensities)
         ],

@@ -138,7 +138,7 @@ def _cases(scans: Sequence[Path], names: Sequence[str]) -> list[tuple[str, list[
     """
     found: dict[tuple[Path, str], list[Path]] = {}
     for scan in scans:
-        match = _CHANNEL_NAME.fullmatch(strip_suffix(scan)) if scan.is_file() else None
+        match = _CHANNEL_NAME.fullmatch(strip_suffix(scan)) if scan.is_file() and _is_scan(scan) else None
         if match is None:
             found[(scan, strip_suffix(scan.resolve()))] = [scan]
         elif (key := (scan.parent, match["case"])) not in found:
@@ -150,7 +150,7 @@ def _channel_files(folder: Path, case: str, names: Sequence[str]) -> list[Path]:
     """The files CASE_0000, CASE_0001 ... in a folder, one for each of a model's channels. Raises `BadFile`."""
     files: dict[int, Path] = {}
     for path in sorted(folder.iterdir()):
-        match = _CHANNEL_NAME.fullmatch(strip_suffix(path)) if is_readable_name(path) else None
+        match = _CHANNEL_NAME.fullmatch(strip_suffix(path)) if _is_scan(path) else None
         if match is None or match["case"] != case:
             continue
         number = int(match["number"])

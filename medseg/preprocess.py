@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Literal
@@ -195,12 +195,15 @@ def scale_intensity(
 
 def mean_and_sd(image: NDArray[np.float32], *, nonzero: bool = False) -> tuple[float, float]:
     """Mean and standard deviation of the voxels, or of those that are not 0, in float64, a plane at a time."""
-    planes = [plane[plane != 0] if nonzero else plane for plane in image] if nonzero else image
-    count = sum(plane.size for plane in planes)
+
+    def planes() -> Iterator[NDArray[np.float32]]:
+        return (plane[plane != 0] if nonzero else plane for plane in image)
+
+    count = sum(plane.size for plane in planes())
     if not count:
         return 0.0, 0.0
-    mean = sum(float(plane.sum(dtype=np.float64)) for plane in planes) / count
-    squares = sum(float(((plane - mean) ** 2).sum(dtype=np.float64)) for plane in planes)
+    mean = sum(float(plane.sum(dtype=np.float64)) for plane in planes()) / count
+    squares = sum(float(((plane - mean) ** 2).sum(dtype=np.float64)) for plane in planes())
     return mean, float(np.sqrt(squares / count))
 
 

@@ -22,7 +22,7 @@ from medseg.cleanup import check_steps
 from medseg.config import Config, TrainConfig
 from medseg.curves import draw_curves
 from medseg.errors import BadConfig, BadModel, DataWarning, Interrupted
-from medseg.io.files import atomic_write
+from medseg.io.files import atomic_write, sweep
 from medseg.label_maps import LabelMaps, hard_dice
 from medseg.labels import LabelTable
 from medseg.losses import segmentation_loss
@@ -102,6 +102,7 @@ def train(
             scaler.load_state_dict(facts["scaler"])
         if team.first:
             _truncate_metrics(run / "metrics.jsonl", facts["step"])
+            sweep(run, min_age_s=0)  # what a killed process left half-written; the lock says that nobody writes
         clock = _Clock(settings, facts, began, reserve)
 
         log: list[dict[str, Any]] = []

@@ -26,7 +26,7 @@ from medseg.errors import BadConfig, BadFile, BadModel
 from medseg.evaluate import Evaluation, Options, evaluate, summarise, write_evaluation
 from medseg.inference import Settings, free_bytes, segment
 from medseg.io import read_labels, write
-from medseg.io.files import atomic_write, private_folder
+from medseg.io.files import atomic_write, private_folder, sweep
 from medseg.modelcard import model_card
 from medseg.models import build_model
 from medseg.plan import Choice, Machine, as_json, as_settings, check_memory, fingerprint, make_plan
@@ -141,6 +141,8 @@ def train_dataset(request: Request, listener: Listener | None = None) -> Outcome
         if team.first:
             run.mkdir(parents=True, exist_ok=True)
             with locked(run, team):  # two processes must not plan into one folder
+                for folder in (run, run / "prepared", run / "validation", run / "model"):
+                    sweep(folder, min_age_s=0)
                 _begin(request, dataset, run, team, listener)
         else:
             listener = Listener()

@@ -266,7 +266,6 @@ JSON_FAULTS: dict[str, dict[str, Any]] = {
     "intensity": {"intensity": "eval"},
     "too many channels": {"channels": 65},
     "names of other channels": {"channel_names": ["T1", "T2"]},
-    "empty name of a channel": {"channel_names": [""]},
     "spacing of two": {"spacing_mm": [1, 1]},
     "one bad spacing": {"spacing_mm": [1, 1, 0]},
     "grid": {"grid": "voxels"},

@@ -446,6 +446,14 @@ def test_the_volumes_of_one_file_are_the_channels_where_there_are_as_many(
         infer.infer(job, two_channels, EXACT, infer.Extras())
 
 
+def test_slices_that_are_numbered_alike_are_no_channels(tmp_path: Path):
+    for n in (1, 2, 3):
+        (tmp_path / f"IM_{n:04d}.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    first = tmp_path / "IM_0001.dcm"
+    assert [job.files for job in infer.jobs([tmp_path], None, names=NAMES)] == [(tmp_path,)]
+    assert [job.files for job in infer.jobs([first], tmp_path / "out", names=NAMES)] == [(first,)]
+
+
 def test_channels_are_of_one_scan_and_are_there_and_are_not_overwritten(tmp_path: Path):
     save_case(tmp_path, ("a.nii.gz", "b.nii.gz"))
     a, b = tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"
