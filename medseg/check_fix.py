@@ -36,10 +36,10 @@ def write_fixed(dataset: Dataset, check: Check, out: Path) -> list[str]:
     Raises `BadOutput` if `out` is not a place for a new folder, `BadConfig` if the data lies outside the dataset's
     folder.
     """
-    folder = dataset.folder.resolve()
+    folder = dataset.folder.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadOutput(f"{out}: is not an empty folder; --fix writes a copy to a new one")
-    if out.resolve().is_relative_to(folder):
+    if out.resolve().is_relative_to(folder.resolve()):
         raise BadOutput(f"{out}: lies within the dataset; choose a place outside {dataset.folder}")
     if not out.absolute().parent.is_dir():
         raise BadOutput(f"{out}: its folder does not exist; make the folder first")
@@ -72,12 +72,14 @@ def _fill(dataset: Dataset, check: Check, folder: Path, out: Path) -> list[str]:
     wanted: dict[Path, Path] = {}
     for case in (*dataset.cases, *dataset.unlabelled):
         for path in _files(case):
-            if not path.resolve().is_relative_to(folder):
+            # By name and not by where links lead: a folder of links to files elsewhere is a dataset, too.
+            inner = Path(os.path.normpath(path.absolute()))
+            if not inner.is_relative_to(os.path.normpath(folder)):
                 raise BadConfig(
                     f"{path}: lies outside {dataset.folder}, and --fix copies one folder; gather the data first"
                 )
             if case.name not in dropped:
-                wanted[path] = out / path.resolve().relative_to(folder)
+                wanted[path] = out / inner.relative_to(os.path.normpath(folder))
     corrected: dict[Path, tuple[Volume, str]] = {}
     for case in dataset.cases:
         if case.name not in dropped and kinds.get(case.name):
@@ -156,7 +158,7 @@ def _descriptions(folder: Path) -> Iterator[Path]:
 
 def _copy_description(path: Path, place: Path, dataset: Dataset, dropped: set[str]) -> None:
     """A copy of a file; if it lists cases that are left out, without them."""
-    is_list = dataset.source is not None and path == dataset.source.resolve()
+    is_list = dataset.source is not None and _key(path) == _key(dataset.source)
     if not dropped or not (is_list or path.name == "splits_final.json"):
         shutil.copyfile(path, place)
         return

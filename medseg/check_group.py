@@ -25,11 +25,15 @@ THUMBNAIL = 24
 MIN_GROUP = 8
 #: Thumbnails that correlate more than this are looked at voxel by voxel, and are one scan above the second number.
 SIMILAR, SAME = 0.98, 0.999
+#: So much must what two thumbnails have of their own correlate, unless they correlate as much as the second number.
+SAME_OWN, IDENTICAL = 0.9, 0.99999
 #: A case is unlike all others if even its third nearest neighbour is further away than so many (robust) deviations.
 ISOLATED_DEVIATIONS = 3.0
 #: The group has a handedness if its median case fits the others better than its mirror image by so much correlation,
 #: and by so many (robust) deviations of that margin between cases.
-MIN_MARGIN, MARGIN_DEVIATIONS = 0.05, 3.0
+MIN_MARGIN, MARGIN_DEVIATIONS = 0.002, 3.0
+#: With so many deviations any case that fits better when flipped is told, else only one that does so clearly.
+SURE_DEVIATIONS = 5.0
 #: What correlates with the others less than this part of what the median case does fits in no way.
 MIN_FIT = 0.5
 
@@ -98,7 +102,7 @@ def compare_cases(dataset: Dataset, portraits: Sequence[Portrait]) -> list[Findi
 
 
 def _complete(portraits: Sequence[Portrait]) -> list[Portrait]:
-    """Those with labels in which no structure of the group is missing or a small part of its usual volume.
+    """Those with labels in which no large structure of the group is missing or a small part of its usual volume.
 
     Only between such can the shape of the labels be compared.
     """
@@ -109,6 +113,8 @@ def _complete(portraits: Sequence[Portrait]) -> list[Portrait]:
         having = [one.features[name] for one in labelled if name in one.features]
         if len(having) >= 0.9 * len(labelled):
             usual[name] = float(np.median(having))
+    large = 0.05 * sum(np.exp(volume) for volume in usual.values())
+    usual = {name: volume for name, volume in usual.items() if np.exp(volume) >= large}
     few = np.log(1 / 4)
     return [
         one for one in labelled if all(one.features.get(name, -np.inf) - volume > few for name, volume in usual.items())
@@ -195,18 +201,29 @@ def _duplicate(one: Case, other: Case, sameness: str, first: Portrait, second: P
 
 
 def _similar(portraits: Sequence[Portrait]) -> Iterator[tuple[Portrait, Portrait]]:
-    """Pairs whose thumbnails are alike, the earlier case first, also if one header mirrors what the other does not."""
+    """Pairs whose thumbnails are alike, the earlier case first, also if one header mirrors what the other does not.
+
+    Heads on one grid are all alike; so in a group also what a case has of its own, beyond the mean, must be alike.
+    """
     if len(portraits) < 2:
         return
     cells = THUMBNAIL // _THUMBNAIL_PARTS
     parts = (cells, _THUMBNAIL_PARTS) * 3
     coarse = _standard(np.array([one.thumbnail.reshape(parts).mean(axis=(1, 3, 5)) for one in portraits]))
     flat = coarse.reshape(len(coarse), -1)
+    mean = coarse.mean(axis=0, keepdims=True) if len(portraits) >= MIN_GROUP else np.zeros_like(coarse[:1])
+    own = _standard(coarse - mean).reshape(len(coarse), -1)
     found: set[tuple[int, int]] = set()
     for flip in ((), *_FLIPS):
-        turned = np.flip(coarse, tuple(axis + 1 for axis in flip)).reshape(len(coarse), -1) if flip else flat
+        turned = np.flip(coarse, tuple(axis + 1 for axis in flip)) if flip else coarse
+        own_turned = _standard(turned - mean).reshape(len(coarse), -1)
+        turned = turned.reshape(len(coarse), -1)
         for start in range(0, len(flat), 512):
-            rows, columns = np.nonzero(turned[start : start + 512] @ flat.T > SIMILAR)
+            block = slice(start, start + 512)
+            alike = turned[block] @ flat.T
+            rows, columns = np.nonzero(
+                (alike > IDENTICAL) | ((alike > SIMILAR) & (own_turned[block] @ own.T > SAME_OWN))
+            )
             found |= {(int(row) + start, int(column)) for row, column in zip(rows, columns) if row + start < column}
     for row, column in sorted(found):
         yield portraits[row], portraits[column]
@@ -236,17 +253,28 @@ def _first_image(case: Case) -> Volume:
 
 def _same_values(one: NDArray, other: NDArray) -> str:
     """'equal', 'rescaled' (one is a line through the other but for rounding), 'alike', or ''."""
+    thin = tuple(slice(None, None, max(1, size // 32)) for size in one.shape)  # most pairs differ at first sight
+    first, second = (np.nan_to_num(data[thin].astype(np.float64), posinf=0, neginf=0).ravel() for data in (one, other))
+    if first.std() > 0 and second.std() > 0 and _clipped_correlation(first, second) < SAME - 0.05:
+        return ""
     if np.array_equal(one, other, equal_nan=one.dtype.kind == "f" and other.dtype.kind == "f"):
         return "equal"
     x, y = (np.nan_to_num(data.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).ravel() for data in (one, other))
-    clipped = [np.clip(values, *np.percentile(values, (1, 99))) for values in (x, y)]
-    if not all(values.std() > 0 for values in clipped) or float(np.corrcoef(clipped[0], clipped[1])[0, 1]) < SAME:
+    if not (x.std() > 0 and y.std() > 0) or _clipped_correlation(x, y) < SAME:
         return ""
     slope = y.std() / x.std()
     apart = np.abs((x - x.mean()) * slope - (y - y.mean())).max()
     # Half a step of whole numbers is rounding, and the fitted line is as uncertain again.
     steps = [step for data, step in ((other, 1.0), (one, slope)) if data.dtype.kind in "iub"]
     return "rescaled" if apart <= max([1e-4 * np.ptp(y), *steps]) else "alike"
+
+
+def _clipped_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Correlation of values clipped to their 1st and 99th percentile, -1 where one is constant then."""
+    x, y = (np.clip(values, *np.percentile(values[:: 1 + values.size // 100_000], (1, 99))) for values in (x, y))
+    x, y = x - x.mean(), y - y.mean()
+    length = float(np.sqrt((x**2).sum() * (y**2).sum()))
+    return float((x * y).sum()) / length if length else -1.0
 
 
 # Handedness ----------------------------------------------------------------------------------------------------------
@@ -309,8 +337,13 @@ def _margins(thumbnails: NDArray[np.float32]) -> dict[tuple[int, ...], NDArray[n
 
 
 def _is_handed(margin: NDArray[np.float64]) -> bool:
+    return float(np.median(margin)) > max(MIN_MARGIN, MARGIN_DEVIATIONS * _spread(margin))
+
+
+def _least_margin(margin: NDArray[np.float64]) -> float:
+    """What a case's margin must fall below to be called mirrored."""
     middle = float(np.median(margin))
-    return middle > max(MIN_MARGIN, MARGIN_DEVIATIONS * _spread(margin))
+    return 0.0 if middle > SURE_DEVIATIONS * _spread(margin) else -0.5 * middle
 
 
 def _flips(thumbnails: NDArray[np.float32]) -> list[tuple[int, ...]]:
@@ -318,7 +351,7 @@ def _flips(thumbnails: NDArray[np.float32]) -> list[tuple[int, ...]]:
     margins = {flip: margin for flip, margin in _margins(thumbnails).items() if _is_handed(margin)}
     best: list[tuple[int, ...]] = []
     for number in range(len(thumbnails)):
-        against = {flip: margin[number] for flip, margin in margins.items() if margin[number] < 0}
+        against = {f: margin[number] for f, margin in margins.items() if margin[number] < _least_margin(margin)}
         strongest = min(against.values(), default=0.0)
         # Of flips that say nearly the same the simplest: an axis along which a case looks alike both ways is no news.
         alike = [flip for flip in against if against[flip] <= 0.8 * strongest]

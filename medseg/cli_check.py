@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from medseg.cli_evaluate import Json, Quiet, _bar, _print_json, print_rows
 
 if TYPE_CHECKING:
     from medseg.check import CaseFacts, Check
-    from medseg.dataset import Dataset
+    from medseg.dataset import Dataset, Finding
 
 #: More label values than this are counted, not listed, in the table.
 _LISTED_LABELS = 4
@@ -73,18 +74,24 @@ def _show(dataset: Dataset, result: Check) -> None:
         f"{dataset.name}: {len(dataset.cases)} cases, {' + '.join(dataset.channels)}, {told} ({dataset.layout} layout)"
     )
     print_rows(title, [_row(one, kinds.get(one.case, [])) for one in result.facts])
-    if result.findings:
-        rows = [
-            {"case": one.case or "all", "severity": one.severity, "kind": one.kind, "what": one.message}
-            for one in result.findings
-        ]
-        print_rows("", rows)
+    _list_findings(result.findings)
     warnings, fixable = len(result.findings) - len(result.errors), sum(one.fixable for one in result.findings)
-    print(
-        f"{len(result.errors)} errors, {warnings} warnings; --fix OUT corrects {fixable}"
-        if result.findings
-        else "nothing found"
-    )
+    summary = f"{len(result.errors)} errors, {warnings} warnings; --fix OUT corrects {fixable}"
+    print(summary if result.findings else "nothing found")
+
+
+def _list_findings(findings: Sequence[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for _ in range(3):
+        table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for one in findings:
+        table.add_row(*(Text(cell) for cell in (one.severity, one.case or "all", one.kind, one.message)))
+    Console().print(table)
 
 
 def _row(facts: CaseFacts, kinds: list[str]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ _SPLITS = {
     "train": "train", "training": "train", "tr": "train", "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test", "ts": "test",
 }  # fmt: skip
-_TABLE_NAMES = ("labels.csv", "labels.ctbl", "labels.tsv", "labels.txt", "dseg.tsv")
+_TABLE_NAMES = ("labels.csv", "labels.ctbl", "labels.tsv", "dseg.tsv")
 _NO_TABLE = LabelTable(())
 
 
@@ -87,7 +87,7 @@ def _finish(dataset: Dataset, progress: Progress | None) -> Dataset:
         raise BadFile(f"{dataset.folder}: holds no case with an image and labels ({dataset.layout} layout){why}")
     table = dataset.table
     if not len(table) and not dataset.regions:
-        table = _table_beside(dataset, cases) or _table_from_files(dataset, cases, progress)
+        table = _table_beside(dataset, cases, findings) or _table_from_files(dataset, cases, progress)
     dataset = replace(dataset, cases=tuple(cases), table=table, findings=tuple(findings))
     return replace(dataset, splits=_usable(dataset.splits, names, cases) or _column_splits(cases))
 
@@ -142,6 +142,10 @@ def find_nnunet(path: Path) -> Dataset | None:
     findings: list[Finding] = []
     if isinstance(content.get("dataset"), dict):
         for name, entry in content["dataset"].items():
+            if not isinstance(entry, dict) or not isinstance(entry.get("images"), list) or "label" not in entry:
+                raise BadFile(
+                    f"{file}: 'dataset' must give every case its 'images', a list, and its 'label'; see {name}"
+                )
             images = tuple(folder / str(image) for image in entry["images"])
             cases.append(Case(name, images, folder / str(entry["label"])))
     else:
@@ -259,14 +263,14 @@ def find_decathlon(path: Path) -> Dataset | None:
         label = folder / str(entry["label"])
         images = _decathlon_images(folder / str(entry["image"]), len(channels))
         cases.append(Case(strip_suffix(label), images, label))
-    tests = [entry["image"] if isinstance(entry, dict) else entry for entry in content.get("test") or ()]
+    tests = [entry.get("image") if isinstance(entry, dict) else entry for entry in content.get("test") or ()]
     unlabelled = [
         Case(strip_suffix(str(name)), _decathlon_images(folder / str(name), len(channels)), None, split="test")
         for name in tests
         if not Path(str(name)).name.startswith("._") and (folder / str(name)).exists()
     ]
     name = str(content.get("name") or folder.name)
-    findings = _beside_the_list(file, cases)
+    findings = _beside_the_list(file, cases, unlabelled)
     splits = _final_splits(folder)
     return Dataset(
         folder, "", name, tuple(cases), channels, table, (), None, splits, tuple(unlabelled), tuple(findings), file
@@ -280,17 +284,17 @@ def _decathlon_images(listed: Path, channels: int) -> tuple[Path, ...]:
     return numbered if not listed.exists() and numbered[0].exists() else (listed,)
 
 
-def _beside_the_list(file: Path, cases: Sequence[Case]) -> list[Finding]:
-    """Warnings of label files that lie beside those listed and are not listed themselves."""
-    listed = {case.label for case in cases}
-    folders = {case.label.parent for case in cases if case.label is not None}
-    return [
-        _unpaired(strip_suffix(extra), f"{extra}: is not listed in {file.name}, so it is not used")
+def _beside_the_list(file: Path, cases: Sequence[Case], unlabelled: Sequence[Case]) -> list[Finding]:
+    """Warnings of files that lie beside those listed and are not listed themselves, in order of their case names."""
+    listed = {path for case in (*cases, *unlabelled) for path in (*case.images, case.label) if path is not None}
+    folders = {path.parent for case in cases for path in (*case.images, case.label) if path is not None}
+    extra = {
+        strip_suffix(path): path
         for folder in sorted(folders)
-        if folder.is_dir()
-        for extra in _scans(folder)
-        if folder / extra.name not in listed
-    ]
+        for path in _scans(folder)
+        if path not in listed and folder != file.parent
+    }
+    return [_unpaired(name, f"{path}: is not listed in {file.name}, so it is not used") for name, path in extra.items()]
 
 
 # Lists ---------------------------------------------------------------------------------------------------------------
@@ -724,15 +728,17 @@ def _table(path: Path, names: Mapping[int, str], *, keep_order: bool = False) ->
         raise BadFile(f"{path}: {error}") from None
 
 
-def _table_beside(dataset: Dataset, cases: Sequence[Case]) -> LabelTable | None:
-    """The table that lies beside the data or its labels, or None."""
+def _table_beside(dataset: Dataset, cases: Sequence[Case], findings: list[Finding]) -> LabelTable | None:
+    """The table that lies beside the data or its labels, or None. A file of that name that is no table is a finding."""
     places = [dataset.folder, *(case.label.parent for case in cases[:1] if case.label is not None)]
     for place in dict.fromkeys(places):
-        for file in (place / name for name in _TABLE_NAMES):
-            if file.is_file():
-                return LabelTable.read(file)
-        if len(tables := [file for file in _files(place) if file.name.lower().endswith(".ctbl")]) == 1:
-            return LabelTable.read(tables[0])
+        tables = [file for file in _files(place) if file.name.lower().endswith(".ctbl")]
+        for file in (*(place / name for name in _TABLE_NAMES), *(tables if len(tables) == 1 else ())):
+            if file.is_file() and file != dataset.source:
+                try:
+                    return LabelTable.read(file)
+                except BadFile as error:
+                    findings.append(Finding("", "table", "warning", f"{error}; names are not taken from it"))
     return None
 
 

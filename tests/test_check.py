@@ -67,6 +67,10 @@ def moved(volume: Volume, *mm: float) -> Volume:
     return Volume(volume.data, affine)
 
 
+def scaled(volume: Volume, factor: float) -> Volume:
+    return Volume(volume.data, volume.affine @ np.diag([factor] * 3 + [1]))
+
+
 def dotted(labels: NDArray, value: int) -> NDArray:
     labels = labels.copy()
     labels[1, 1, 1] = value
@@ -157,6 +161,7 @@ DEFECTS: dict[str, tuple[str, Callable[[Spoilt], Any]]] = {
     "scale": ("outlier", lambda c: c.put(c.image.data * 10 ** np.float32(c.rng.uniform(1, 4)))),
     "offset": ("outlier", lambda c: c.put(c.image.data + np.ptp(c.image.data) * c.rng.uniform(2, 9))),
     "bright voxel": ("outlier", lambda c: c.put(brightened(c))),
+    "larger voxels": ("outlier", lambda c: c.put(*(scaled(volume, 2.5) for volume in (c.image, c.labels)))),
     "noise": ("outlier", lambda c: c.put(c.rng.normal(20, 15, c.image.shape))),
 }
 
@@ -264,6 +269,20 @@ def test_partial_labels_are_held_to_what_is_said(sound: Path, tmp_path: Path):
     findings = check_dataset(read_dataset(tmp_path)).findings
     assert ("a", "value") in {(f.case, f.kind) for f in findings}
     assert ("b", "value") not in {(f.case, f.kind) for f in findings}
+
+
+def test_many_cases_without_labels_are_examples_of_their_own(folder: Path):
+    for number in range(6):
+        case = Spoilt(folder, number, 0, np.random.default_rng(0))
+        case.put(labels=case.labels.data * 0)
+    findings = check_dataset(read_dataset(folder)).findings
+    assert {(f.case, f.kind, f.severity) for f in findings} == {(f"case_{n}", "empty", "warning") for n in range(6)}
+
+
+def test_a_lone_case_without_labels_is_an_error(folder: Path):
+    case = spoil(folder, "empty", 1)
+    findings = check_dataset(read_dataset(folder)).findings
+    assert [(f.case, f.kind, f.severity) for f in findings] == [(case.name, "empty", "error")]
 
 
 def test_a_rare_value_without_a_name_is_asked_about(folder: Path):

@@ -68,10 +68,15 @@ def test_what_is_listed_and_missing_is_told_and_left_out(tmp_path: Path):
     folder = made.decathlon(tmp_path)
     (folder / "labelsTr" / "case_1.nii.gz").unlink()
     put(make_case(8)[1], folder / "labelsTr" / "extra.nii.gz")
+    put(make_case(8)[0], folder / "imagesTr" / "bare.nii.gz")
     dataset = read_dataset(folder)
     assert [case.name for case in dataset.cases] == ["case_0", "case_2", "case_3"]
     told = {finding.case: (finding.kind, finding.severity) for finding in dataset.findings}
-    assert told == {"case_1": ("missing", "error"), "extra": ("unpaired", "warning")}
+    assert told == {
+        "case_1": ("missing", "error"),
+        "extra": ("unpaired", "warning"),
+        "bare": ("unpaired", "warning"),
+    }
     assert "labelsTr/case_1.nii.gz" in next(f.message for f in dataset.findings if f.case == "case_1")
 
 
@@ -318,6 +323,30 @@ def test_names_inside_slicer_segmentations_are_used(tmp_path: Path):
     dataset = read_dataset(tmp_path)
     assert dataset.table.names == table.names
     check_loads(dataset)
+
+
+def test_a_table_that_is_none_is_told_and_passed_over(tmp_path: Path):
+    for number in range(2):
+        image, labels = make_case(number)
+        put(image, tmp_path / "images" / f"c{number}.nii.gz")
+        put(labels, tmp_path / "labels" / f"c{number}.nii.gz")
+    (tmp_path / "labels.csv").write_text("patient,diagnosis\n1,well\n")
+    dataset = read_dataset(tmp_path)
+    assert dataset.table.names == {1: "label 1", 2: "label 2"}
+    assert [(finding.kind, finding.severity) for finding in dataset.findings] == [("table", "warning")]
+
+
+def test_nnunet_cases_listed_in_its_json(tmp_path: Path):
+    image, labels = make_case(0)
+    put(image, tmp_path / "far" / "i.nii.gz")
+    put(labels, tmp_path / "far" / "l.nii.gz")
+    content = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"}
+    listed = {"one": {"images": ["far/i.nii.gz"], "label": "far/l.nii.gz"}}
+    put_json({**content, "dataset": listed}, tmp_path / "dataset.json")
+    assert [case.name for case in read_dataset(tmp_path).cases] == ["one"]
+    put_json({**content, "dataset": {"one": {"images": "far/i.nii.gz"}}}, tmp_path / "dataset.json")
+    with pytest.raises(BadFile, match="'images', a list"):
+        read_dataset(tmp_path)
 
 
 def test_what_is_no_dataset_says_what_was_looked_for(tmp_path: Path):
