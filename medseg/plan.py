@@ -147,7 +147,9 @@ def make_plan(
     halved = machine.device == "cpu" and architecture == "unet" and most < min(shape.prod(), LARGEST_PATCH["cpu"])
     room = min(int(HALVED_GAIN * most), LARGEST_PATCH["cpu"]) if halved else most
     multiple = _multiples(architecture, plan.get("model.options"), pooling)
-    plan.choose("model.patch", *_patch(shape, spacing, room, multiple))
+    only = (plan.get("model.options") or {}).get("patch")  # a UNETR has one size
+    found_patch = _patch(shape, spacing, room, multiple)
+    plan.choose("model.patch", *((list(only), "the only one this network takes") if only else found_patch))
     patch = tuple(plan["model.patch"])
     options, reason = _options(architecture, patch, spacing, machine, halved)
     plan.choose("model.options", options, reason)

@@ -81,6 +81,12 @@ class Scans:
         self.swap = _lateral_swap(dataset)
         self.training = [dataset[name] for name in training]
         self.validation = [dataset[name] for name in validation]
+        if config.model.name == "mask2former" and (
+            self.membership is not None or any(c.labelled for c in dataset.cases)
+        ):
+            raise BadConfig(
+                "mask2former learns neither overlapping regions nor partly labelled cases; use --model unet"
+            )
         if not self.training:
             raise BadConfig(f"{dataset.folder}: there are no cases to train from")
         self.seconds_a_case = 0.0

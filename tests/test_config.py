@@ -108,10 +108,20 @@ def test_a_wrong_setting_is_refused_by_name(tmp_path: Path, key: str, value: Any
     assert "config.yaml" in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["name", "data", "labels", "model", "train"])
+@pytest.mark.parametrize("key", ["name", "data", "model", "train"])
 def test_a_missing_setting_is_refused_by_name(tmp_path: Path, key: str):
     with pytest.raises(BadConfig, match=rf"{key}: "):
         load_config(saved(tmp_path, {k: v for k, v in MINIMAL.items() if k != key}))
+
+
+def test_label_maps_need_a_table_and_every_run_an_end(tmp_path: Path):
+    """Without `synth` a config trains from scans, whose data set names the labels."""
+    scans = {key: value for key, value in MINIMAL.items() if key != "labels"}
+    assert load_config(saved(tmp_path, scans)).labels is None
+    with pytest.raises(BadConfig, match="needs labels"):
+        load_config(saved(tmp_path, scans | {"synth": {}}))
+    with pytest.raises(BadConfig, match=r"train\.steps or train\.time_s"):
+        load_config(saved(tmp_path, MINIMAL | {"train": {"batch": 1}}))
 
 
 def test_dotted_overrides_replace_settings_and_make_groups_that_are_missing(tmp_path: Path):

@@ -8,7 +8,7 @@ from fixtures_main import one_thread  # noqa: F401
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg.losses import deep_supervision, dice_cross_entropy
+from medseg.losses import IGNORE, as_background, deep_supervision, dice_cross_entropy, segmentation_loss
 
 
 def composed(logits: Tensor, labels: Tensor, smooth: float) -> Tensor:
@@ -94,3 +94,66 @@ def test_deep_supervision_of_one_output_is_the_plain_loss():
     logits, labels = sample((1, 4, 4, 4), 3, seed=6)
     assert float(deep_supervision(logits, labels)) == pytest.approx(float(composed(logits, labels, 1.0)), rel=1e-5)
     assert float(deep_supervision([logits], labels)) == pytest.approx(float(composed(logits, labels, 1.0)), rel=1e-5)
+
+
+def test_voxels_to_ignore_count_neither_in_the_loss_nor_in_its_gradient():
+    """The loss equals its definition over the known voxels alone; what is said of the others changes nothing."""
+    logits, labels = sample((2, 6, 5, 4), 3, seed=5)
+    unknown = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1)) < 0.3
+    ours = logits.clone().requires_grad_()
+    loss = dice_cross_entropy(ours, labels.masked_fill(unknown, IGNORE), with_ignored=True)
+    exact = logits.double().requires_grad_()
+    p, truth = exact.softmax(1), F.one_hot(labels, 3).movedim(-1, 1).double()
+    known = (~unknown)[:, None].double()
+    dice = (2 * (p * truth * known).sum((2, 3, 4)) + 1) / (
+        (p * known).sum((2, 3, 4)) + (truth * known).sum((2, 3, 4)) + 1
+    )
+    entropy = F.cross_entropy(exact, labels, reduction="none")
+    expected = (entropy * known[:, 0]).sum() / known.sum() + (1 - dice).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    expected.backward()
+    assert torch.allclose(ours.grad.double(), exact.grad, rtol=1e-3, atol=1e-7)
+    assert (ours.grad[unknown[:, None].expand_as(logits)] == 0).all()
+
+
+def test_nothing_to_ignore_gives_the_same_loss_either_way():
+    logits, labels = sample((2, 5, 5, 5), 4, seed=2)
+    assert dice_cross_entropy(logits, labels, with_ignored=True).item() == dice_cross_entropy(logits, labels).item()
+
+
+def test_a_class_that_is_not_labelled_is_background_for_the_loss():
+    """Logits merged by hand: log of the summed exponentials of background and the unlabelled class."""
+    logits, _ = sample((2, 4, 4, 4), 3, seed=3)
+    labels = torch.randint(2, (2, 4, 4, 4), generator=torch.Generator().manual_seed(9))  # class 2 is nowhere
+    unlabelled = torch.tensor([[False, False, True], [False, False, False]])
+    merged = as_background(logits, unlabelled)
+    p = logits.double().softmax(1)
+    probability = merged.double().softmax(1)
+    assert torch.allclose(probability[0, 0], p[0, 0] + p[0, 2], atol=1e-6)
+    assert torch.allclose(probability[0, 1], p[0, 1], atol=1e-6)
+    assert probability[0, 2].max() < 1e-9
+    assert torch.allclose(probability[1], p[1], atol=1e-6)
+    learnt = logits.clone().requires_grad_()
+    segmentation_loss(learnt, labels, unlabelled=unlabelled).backward()
+    assert torch.isfinite(learnt.grad).all()
+    # More of the unlabelled class is as good as more background: their gradients have the same sign.
+    assert ((learnt.grad[0, 0] * learnt.grad[0, 2]) >= 0).all()
+
+
+def test_regions_that_overlap_are_learnt_one_by_one():
+    membership = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]])  # background, rim, core
+    labels = torch.randint(3, (2, 4, 4, 4), generator=torch.Generator().manual_seed(4))
+    targets = torch.stack((labels > 0, labels == 2), 1).float()
+    perfect = segmentation_loss(40 * targets - 20, labels, membership=membership)
+    wrong = segmentation_loss(20 - 40 * targets, labels, membership=membership)
+    assert perfect.item() < 0.02
+    assert wrong.item() > 10
+    logits, _ = sample((2, 4, 4, 4), 2, seed=6)
+    entropy = F.binary_cross_entropy_with_logits(logits, targets)
+    p = logits.sigmoid()
+    dice = (2 * (p * targets).sum((2, 3, 4)) + 1) / (p.sum((2, 3, 4)) + targets.sum((2, 3, 4)) + 1)
+    loss = segmentation_loss(logits, labels, membership=membership)
+    assert loss.item() == pytest.approx((entropy + 1 - dice.mean()).item(), rel=1e-5)
+    ignored = segmentation_loss(logits, torch.full_like(labels, IGNORE), membership=membership)
+    assert torch.isfinite(ignored)
