@@ -53,6 +53,9 @@ def train(
         bool,
         typer.Option("--resume/--no-resume", help="Go on with the run in the folder, or refuse one."),
     ] = True,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Train although medseg check finds errors that can be trained with.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a model; the same command goes on where an interrupted run stopped.
@@ -89,6 +92,7 @@ def train(
         parse_bytes(max_memory, "--max-memory") if max_memory else None,
         tuple(track or ()),
         resume,
+        anyway,
     )
     with _progress(quiet) as progress:
         show = _Show(quiet, progress)
@@ -106,11 +110,11 @@ def train(
 
 
 def _train_config(path: Path, output: Path | None, changes: dict[str, Any], resume: bool, quiet: bool) -> None:
-    from medseg.config import load_config
+    from medseg.config import load_config, read_settings
 
+    if "synth" not in read_settings(path):
+        raise BadConfig(f"{path} has no synth, so it trains from scans: use medseg train DATASET --config {path}")
     settings = load_config(path, changes)
-    if settings.synth is None:
-        raise BadConfig(f"{path} has no synth: it trains from scans; use medseg train DATASET --config {path}")
     run = output or Path("runs") / settings.name
     if not resume and (run / "config.yaml").exists():
         raise BadConfig(f"{run} holds a run; choose another -o, or leave --no-resume out to go on with it")

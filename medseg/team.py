@@ -7,7 +7,8 @@ DDP, or with `fully_shard` (FSDP) where a network does not fit one device. Files
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from datetime import timedelta
 from types import TracebackType
@@ -47,6 +48,23 @@ class Team:
     ) -> None:
         if self.size > 1:
             distributed.destroy_process_group()
+
+    @contextmanager
+    def repeatable(self, wanted: bool) -> Iterator[None]:
+        """On a GPU only kernels that give the same bits every time, where PyTorch has some; on a CPU all do anyway."""
+        if not wanted:
+            yield
+            return
+        if self.device.type == "cuda":  # cuBLAS reads it when it is first used
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before[0])
+            torch.backends.cudnn.benchmark = before[1]
 
     def spread(self, network: nn.Module, parallel: str) -> tuple[nn.Module, nn.Module]:
         """The network as it is kept, and as it is called in training."""

@@ -81,7 +81,12 @@ def train(
     """
     began = time.monotonic() if began is None else began
     run.mkdir(parents=True, exist_ok=True)
-    with nullcontext(team) if team else Team() as team, locked(run, team), _stoppable() as stopping:
+    with (
+        nullcontext(team) if team else Team() as team,
+        locked(run, team),
+        _stoppable() as stopping,
+        team.repeatable(config.train.deterministic),
+    ):
         settings, device = config.train, team.device
         _same_run(config, run, team)
         check_steps([] if config.cleanup == "auto" else config.cleanup)

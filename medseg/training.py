@@ -46,7 +46,7 @@ class Request:
     data: the data set. run: the folder of the run. config: a YAML file with some of the settings of `Config`.
     overrides: dotted settings, which go over the file's. folds, fold: how many parts the cases are split into, and
     which of them validates (None: the first, or with every_fold each in turn). finetune: a model or run to go on from.
-    memory_bytes: not to be exceeded.
+    memory_bytes: not to be exceeded. anyway: train although the check found errors.
     """
 
     data: Path
@@ -62,6 +62,7 @@ class Request:
     memory_bytes: int | None = None
     track: tuple[str, ...] = ()
     resume: bool = True
+    anyway: bool = False
 
 
 def _nothing(*arguments: Any) -> None:
@@ -191,11 +192,10 @@ def _begin(request: Request, dataset: Dataset, run: Path, team: Team, listener: 
     check = check_dataset(dataset, lambda done, count, name: listener.reading("checking", done, count))
     listener.found(dataset, check.findings)
     errors = check.errors
-    if errors:
+    if errors and not request.anyway:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-        raise BadFile(
-            f"{errors[0].case or dataset.folder}: {errors[0].message}{more}; medseg check {request.data} shows all"
-        )
+        first = f"{errors[0].case or dataset.folder}: {errors[0].message}{more}"
+        raise BadFile(f"{first}; medseg check {request.data} shows all, and --anyway trains")
     training, validation = _split(request, dataset)
     found = fingerprint(check, training)
     machine = _machine(request, team)

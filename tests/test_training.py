@@ -284,7 +284,7 @@ def test_wrong_options_are_one_clear_line(data: Path, tmp_path: Path, options: l
 
 def test_data_with_errors_are_refused_with_the_first_one_and_where_all_are(tmp_path: Path):
     def spoil(number: int, image: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if number == 2:
+        if number in (2, 3, 4):
             labels = labels.copy()
             labels[3, 3, 3] = 7
         return image, labels
@@ -294,6 +294,21 @@ def test_data_with_errors_are_refused_with_the_first_one_and_where_all_are(tmp_p
     assert ran.code == 3
     assert "case_02" in ran.err
     assert f"medseg check {data}" in ran.err
+    # A value that nobody named cannot be trained with, whatever is asked for.
+    again = tiny.medseg("train", data, "-o", tmp_path / "again", "--quiet", *settings(), "--anyway")
+    assert again.code == 3
+    assert "[7]" in again.err
+
+
+def test_a_case_that_is_there_twice_is_refused_or_trained_with_on_request(tmp_path: Path):
+    data = phantoms.dataset(tmp_path / "data")
+    for part in ("imagesTr", "labelsTr"):
+        shutil.copy(data / part / "case_00.nii.gz", data / part / "case_05.nii.gz")
+    ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--quiet", *settings(train__steps=2))
+    assert ran.code == 3
+    assert "--anyway" in ran.err
+    again = tiny.medseg("train", data, "-o", tmp_path / "run", "--quiet", *settings(train__steps=2), "--anyway")
+    assert again.code == 0, again.err
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(data: Path, tmp_path: Path):
@@ -418,3 +433,16 @@ def test_every_architecture_trains_and_infers_by_the_same_two_commands(tmp_path:
         ran = tiny.medseg("infer", scan, "-m", run, "-o", tmp_path / f"{name}.nii.gz", "--quiet")
         assert ran.code == 0, (name, ran.err)
         assert read_labels(tmp_path / f"{name}.nii.gz").shape == (16, 16, 16)
+
+
+def test_deterministic_mode_changes_nothing_on_a_cpu_and_is_off_afterwards(finished, data: Path, tmp_path: Path):
+    ran = tiny.medseg("train", data, "-o", tmp_path / "run", *settings(), "--deterministic", "--quiet")
+    assert ran.code == 0, ran.err
+    assert_same_weights(tmp_path / "run", finished[0])
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_config_for_scans_alone_says_how_it_is_used(tmp_path: Path):
+    ran = tiny.medseg("train", tiny.ROOT / "configs" / "unet.yaml", "-o", tmp_path / "run")
+    assert ran.code == 5
+    assert "medseg train DATASET --config" in ran.err
