@@ -23,12 +23,12 @@ from medseg.cleanup import clean
 from medseg.config import Config, make_config, override, read_settings
 from medseg.dataset import Case, Dataset, Finding, read_case_labels, read_channels, read_dataset, split_cases
 from medseg.errors import BadConfig, BadFile, BadModel
-from medseg.evaluate import Evaluation, Options, evaluate, summarise, write_evaluation
+from medseg.evaluate import Evaluation, Options, evaluate, read_scores, summarise, write_evaluation
 from medseg.inference import Settings, free_bytes, segment
 from medseg.io import read_labels, write
 from medseg.io.files import atomic_write, private_folder, sweep
 from medseg.modelcard import model_card
-from medseg.models import build_model
+from medseg.models import DEEP_SUPERVISION, build_model
 from medseg.plan import Choice, Machine, as_json, as_settings, check_memory, fingerprint, make_plan
 from medseg.scans import Scans, structures_of
 from medseg.team import Team
@@ -83,7 +83,7 @@ class Listener:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Finished training: the run folder, the models in it, their scores (None if they were there before), and for each
+    """Finished training: the run folder, the models in it, their scores (None if nothing was held out), and for each
     scored case the files of its true and its found labels."""
 
     run: Path
@@ -112,8 +112,6 @@ def train_folds(request: Request, listener: Listener | None = None) -> Outcome |
         return None
     models = tuple(model for one in done for model in one.models)
     scored = [one.evaluation for one in done if one.evaluation is not None]
-    if len(scored) < count:  # a fold was finished by an earlier command, and so were the scores
-        return Outcome(run, models, None)
     rows = [row for one in scored for row in one.rows]
     cases = {"scored": [], "without_prediction": [], "without_reference": [], "failed": {}}  # type: ignore[var-annotated]
     for one in scored:
@@ -149,9 +147,12 @@ def train_dataset(request: Request, listener: Listener | None = None) -> Outcome
             listener = Listener()
         team.wait()
         config, splits = _recorded(request, run)
+        lost = [name for part in splits.values() for name in part if name not in {case.name for case in dataset.cases}]
+        if lost:
+            raise BadFile(f"{request.data}: case {lost[0]}, which {run} was begun with, is gone; choose another -o")
         if _is_finished(run):
             listener.say(f"{run} is finished; choose another -o to train again")
-            return Outcome(run, (run / "model",), None) if team.first else None
+            return _recalled(run, dataset, splits["validation"]) if team.first else None
 
         def preparing(done: int, count: int, name: str) -> None:
             listener.reading("preparing", done, count)
@@ -169,6 +170,15 @@ def train_dataset(request: Request, listener: Listener | None = None) -> Outcome
         if not team.first:
             return None
     return _finish(dataset, source, config, run, listener)
+
+
+def _recalled(run: Path, dataset: Dataset, validation: Sequence[str]) -> Outcome:
+    """What a finished run left."""
+    if not validation:
+        return Outcome(run, (run / "model",), None)
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    evaluation = Evaluation(read_scores(run / "scores.csv"), summary, summary["problems"])
+    return Outcome(run, (run / "model",), evaluation, _pairs([dataset[name] for name in validation], run, summary))
 
 
 def _check_folder(run: Path, resume: bool) -> None:
@@ -273,7 +283,7 @@ def _adopted(checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:
             f"the model {spec.name} takes {spec.channels} channels and the data have {len(dataset.channels)}"
         )
     options = dict(spec.options)
-    if spec.architecture in ("unet", "resenc_unet"):
+    if spec.architecture in DEEP_SUPERVISION:
         options["deep_supervision"] = True
     intensity = spec.intensity if isinstance(spec.intensity, str) else [one.model_dump() for one in spec.intensity]
     return {
@@ -398,12 +408,16 @@ def _evaluate(source: Scans, run: Path) -> tuple[Evaluation, dict[str, tuple[Pat
         row for row in result.rows if row["case"] not in told or names[row["structure"]] in (told[row["case"]] or ())
     ]
     summary = result.summary | summarise(rows)
-    pairs = {
+    return Evaluation(rows, summary, result.problems), _pairs(source.validation, run, summary)
+
+
+def _pairs(cases: Sequence[Case], run: Path, summary: Mapping[str, Any]) -> dict[str, tuple[Path, Path]]:
+    """The files of the true and the found labels of each scored case, for the report."""
+    return {
         _file_name(case): (case.label, run / "validation" / f"{_file_name(case)}.nii.gz")
-        for case in source.validation
-        if case.label is not None and _file_name(case) in result.summary["cases"]["scored"]
+        for case in cases
+        if case.label is not None and _file_name(case) in summary["cases"]["scored"]
     }
-    return Evaluation(rows, summary, result.problems), pairs
 
 
 @contextmanager

@@ -145,6 +145,7 @@ def test_a_finished_run_is_left_as_it_is(finished, data: Path, tmp_path: Path):
     ran = tiny.medseg("train", data, "-o", run, *settings())
     assert ran.code == 0, ran.err
     assert "is finished" in ran.err
+    assert ran.out == finished[1].out.replace(str(finished[0]), str(run))
     assert {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()} == before
     refused = tiny.medseg("train", data, "-o", run, *settings(), "--no-resume")
     assert refused.code == 5
@@ -411,6 +412,13 @@ def test_all_folds_make_a_model_each_and_scores_of_every_case(data: Path, tmp_pa
     assert ran.out.splitlines()[-3:] == [str(tmp_path / "run" / f"fold{n}" / "model") for n in range(3)]
     rows = read_scores(tmp_path / "run" / "scores.csv")
     assert sorted(row["case"] for row in rows if row["structure"] == "body") == [f"case_{n:02d}" for n in range(6)]
+    # Interrupted after the first fold, the same command scores all of them together.
+    shutil.rmtree(tmp_path / "run" / "fold2")
+    (tmp_path / "run" / "scores.csv").unlink()
+    options = settings(train__steps=6, train__validate_every=6)
+    again = tiny.medseg("train", data, "-o", tmp_path / "run", "--folds", "3", *options, "--quiet")
+    assert again.code == 0, again.err
+    assert again.out == ran.out
     models = [part for n in range(3) for part in ("-m", tmp_path / "run" / f"fold{n}")]
     together = tiny.medseg(
         "infer", data / "imagesTr" / "case_00.nii.gz", *models, "-o", tmp_path / "found.nii.gz", "--quiet"
