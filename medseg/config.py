@@ -88,6 +88,9 @@ class TrainConfig(_Strict):
     weight_decay: float = Field(default=1e-2, ge=0)
     gradient_clip: float = Field(default=5.0, gt=0)
     ema: float = Field(default=0.998, ge=0, lt=1, description="decay of the moving average of weights")
+    keep: Literal["last", "best"] = Field(
+        default="last", description="the averaged weights at the end, or those that did best on the validation data"
+    )
     foreground: _Share = Field(default=0.5, description="scans: share of patches centred on a structure")
     seed: int = Field(default=0, ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"

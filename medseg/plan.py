@@ -167,20 +167,28 @@ def make_plan(
     plan.choose("train.warmup", warmup, f"usual for {architecture}, at most a twentieth of the run")
     ema = round(1 - min(0.01, max(0.001, 10 / max(steps, 1))), 4)
     plan.choose("train.ema", ema, "averages weights over the last few per cent of the run")
+    looked_at = int(np.clip(40 * 64**3 / max(shape.prod(), 1), 2, 16))
+    plan.choose("train.validate_samples", looked_at, "scans looked at in between; few where they are large")
+    plan.choose("train.keep", "best", "the weights that did best on these; long runs on few cases learn them by heart")
     plan.choose("train.log_every", int(np.clip(steps / 200, 1, 100)), "about 200 points on the curves")
     plan.choose("augment.mirror", *_mirror(dataset))
     for key, value in _AUGMENTATION.items():
-        plan.choose(f"augment.{key}", value, "shapes and contrasts vary")
+        plan.choose(f"augment.{key}", value, "scans differ in it")
     plan.choose("cleanup", "auto", "chosen on the validation scans")
     return plan.choices
 
 
 #: Where it departs from `AugmentConfig`: short runs see each case a few dozen times, so shapes vary in most patches.
 _AUGMENTATION = {
-    "rotation_share": 0.5,
-    "rotation_degrees": (20.0, 20.0, 20.0),
-    "scaling_share": 0.5,
-    "scaling": (0.8, 1.25),
+    "rotation_share": 0.7,
+    "rotation_degrees": (25.0, 25.0, 25.0),
+    "scaling_share": 0.7,
+    "scaling": (0.75, 1.3),
+    "anisotropic_share": 0.3,
+    "elastic_share": 0.3,
+    "noise_share": 0.2,
+    "brightness_share": 0.3,
+    "contrast_share": 0.3,
 }
 
 

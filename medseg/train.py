@@ -99,7 +99,8 @@ def train(
         network, parallel = team.spread(network.to(device).train(), settings.parallel)
         optimizer = _optimizer(settings, network)
         average = {key: value.detach().clone() for key, value in network.state_dict().items()}
-        facts = _restore(run, network, optimizer, average, team)
+        best: dict[str, Tensor] = {}  # the averages that did best so far, where the settings ask for them
+        facts = _restore(run, network, optimizer, average, best, team)
         precision = facts.setdefault("precision", choose_training_precision(settings, device))
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16" and device.type == "cuda")
@@ -146,6 +147,8 @@ def train(
             if _is_time_to_validate(settings, done, position, facts["position"]):
                 with clock.aside(), _averaged(network, average, team) as whole_network:
                     scores = _validate(source, whole_network, settings, team, dtype)
+                if settings.keep == "best" and scores and scores["mean"] >= facts.setdefault("best", -1.0):
+                    facts["best"], best = scores["mean"], {key: value.clone() for key, value in average.items()}
                 if scores:
                     log.append({"step": done, **_named(scores)})
                     track(done, {f"validation/{name}": score for name, score in scores.items()})
@@ -154,7 +157,7 @@ def train(
                 facts["seconds"] = clock.seconds()
                 if scaler.is_enabled():
                     facts["scaler"] = scaler.state_dict()
-                state = _state(network, optimizer, average)
+                state = _state(network, optimizer, average, best)
                 if team.first:
                     # Metrics first: lines beyond the state are cut on resuming, lines missing could not be restored.
                     _append(run / "metrics.jsonl", log)
@@ -164,7 +167,7 @@ def train(
                 log.clear()
             if stop:
                 raise Interrupted(stop)
-        weights = {key: whole(value) for key, value in average.items()}
+        weights = {key: whole(value) for key, value in (best or average).items()}
         if team.first:
             _export(run, config, source, weights)
         team.wait()
@@ -314,8 +317,8 @@ def _named(scores: Mapping[str, float]) -> dict[str, Any]:
 def _is_time_to_validate(settings: TrainConfig, done: int, before: float, after: float) -> bool:
     if settings.steps is not None:
         return done % settings.validate_every == 0 or after >= 1
-    # Not at the end, where all validation scans are scored.
-    return int(before * VALIDATIONS) < int(after * VALIDATIONS) < VALIDATIONS
+    # At the end only where weights are chosen by it: all validation scans are scored then anyway.
+    return int(before * VALIDATIONS) < int(after * VALIDATIONS) < VALIDATIONS + (settings.keep == "best")
 
 
 def _validate(
@@ -376,10 +379,13 @@ def _average(average: dict[str, Tensor], network: nn.Module, decay: float) -> No
     torch._foreach_lerp_([average[key] for key in floats], [state[key] for key in floats], 1 - decay)
 
 
-def _state(network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor]) -> dict[str, Tensor]:
+def _state(
+    network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], best: dict[str, Tensor]
+) -> dict[str, Tensor]:
     """All tensors that a run goes on from, whole on every process."""
-    tensors = {f"network.{key}": whole(value) for key, value in network.state_dict().items()}
-    tensors |= {f"average.{key}": whole(value) for key, value in average.items()}
+    tensors: dict[str, Tensor] = {}
+    for name, weights in (("network", network.state_dict()), ("average", average), ("best", best)):
+        tensors |= {f"{name}.{key}": whole(value) for key, value in weights.items()}
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{key}": whole(value) for key, value in values.items() if value is not None}
     return tensors
@@ -399,7 +405,12 @@ def _save(run: Path, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
 
 
 def _restore(
-    run: Path, network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], team: Team
+    run: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    best: dict[str, Tensor],
+    team: Team,
 ) -> dict[str, Any]:
     """Load the newest sound state into place and return its facts (see `_save`); those of a beginning if there is none.
 
@@ -423,6 +434,7 @@ def _restore(
             for place, name in ((network.state_dict(), "network."), (average, "average.")):
                 for key, value in part(name).items():
                     place[key].copy_(team.like(value, place[key]))
+        best.update({key: team.like(value, average[key]).clone() for key, value in part("best.").items()})
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in part("optimizer.").items():

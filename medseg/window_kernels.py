@@ -235,6 +235,16 @@ def _settle(mixed, turned, weights, bias, headed, regions, logits, most, found):
 
 
 @njit(cache=True, nogil=True)
+def _mix(block, a, b, a1, b1, z, fx, fy, out):  # type: ignore[no-untyped-def]
+    """out (F,): the features between four neighbours of a plane, at shares fx and fy from (a, b) to (a1, b1)."""
+    one = np.float32(1)
+    w00, w01, w10, w11 = (one - fx) * (one - fy), (one - fx) * fy, fx * (one - fy), fx * fy
+    v00, v01, v10, v11 = block[a, b, z], block[a, b1, z], block[a1, b, z], block[a1, b1, z]
+    for f in range(out.shape[0]):
+        out[f] = w00 * v00[f] + w01 * v01[f] + w10 * v10[f] + w11 * v11[f]
+
+
+@njit(cache=True, nogil=True)
 def paint(  # type: ignore[no-untyped-def]
     low, high, labels, maps, matrix, block, cells, best, field, origin, size, limits,
     weights, bias, headed, regions, values,
@@ -250,6 +260,7 @@ def paint(  # type: ignore[no-untyped-def]
     mixed, turned = np.zeros((_RUN, width), np.float32), np.zeros((width, _RUN), np.float32)
     logits, most = np.empty(_RUN, np.float32), np.empty(_RUN, np.float32)
     found, places = np.empty(_RUN, np.int32), np.empty((_RUN, 3), np.int32)
+    across, lower = np.empty((2, width), np.float32), 0
     pending = 0  # voxels that are mixed and not yet painted
     straight = matrix[0, 2] == 0 and matrix[1, 2] == 0  # along a line of the scan only the model's last index changes
     one = np.float32(1)
@@ -262,6 +273,7 @@ def paint(  # type: ignore[no-untyped-def]
             begin, end = _between(base_x, matrix[0, 2], origin[0], origin[0] + block.shape[0], size[0], begin, end)
             begin, end = _between(base_y, matrix[1, 2], origin[1], origin[1] + block.shape[1], size[1], begin, end)
             x, y = base_x, base_y
+            here, there = -1, -1
             (x0, fx), (y0, fy) = _cell(x, size[0]), _cell(y, size[1])
             for k in range(begin, end):
                 if not straight:
@@ -284,36 +296,46 @@ def paint(  # type: ignore[no-untyped-def]
                 if c != MIXED and not maps.shape[0]:
                     labels[i, j, k] = values[c]
                     continue
-                w000, w001 = (one - fx) * (one - fy) * (one - fz), (one - fx) * (one - fy) * fz
-                w010, w011 = (one - fx) * fy * (one - fz), (one - fx) * fy * fz
-                w100, w101 = fx * (one - fy) * (one - fz), fx * (one - fy) * fz
-                w110, w111 = fx * fy * (one - fz), fx * fy * fz
                 a1, b1 = min(a + 1, block.shape[0] - 1), min(b + 1, block.shape[1] - 1)
                 z1 = min(z0 + 1, size[2] - 1)
-                for m in range(maps.shape[0]):
-                    maps[m, i, j, k] = (
-                        w000 * field[a, b, z0, m]
-                        + w001 * field[a, b, z1, m]
-                        + w010 * field[a, b1, z0, m]
-                        + w011 * field[a, b1, z1, m]
-                        + w100 * field[a1, b, z0, m]
-                        + w101 * field[a1, b, z1, m]
-                        + w110 * field[a1, b1, z0, m]
-                        + w111 * field[a1, b1, z1, m]
-                    )
+                if maps.shape[0]:
+                    w000, w001 = (one - fx) * (one - fy) * (one - fz), (one - fx) * (one - fy) * fz
+                    w010, w011 = (one - fx) * fy * (one - fz), (one - fx) * fy * fz
+                    w100, w101 = fx * (one - fy) * (one - fz), fx * (one - fy) * fz
+                    w110, w111 = fx * fy * (one - fz), fx * fy * fz
+                    for m in range(maps.shape[0]):
+                        maps[m, i, j, k] = (
+                            w000 * field[a, b, z0, m]
+                            + w001 * field[a, b, z1, m]
+                            + w010 * field[a, b1, z0, m]
+                            + w011 * field[a, b1, z1, m]
+                            + w100 * field[a1, b, z0, m]
+                            + w101 * field[a1, b, z1, m]
+                            + w110 * field[a1, b1, z0, m]
+                            + w111 * field[a1, b1, z1, m]
+                        )
                 if c != MIXED:
                     labels[i, j, k] = values[c]
                     continue
                 if fx == 0 and fy == 0 and fz == 0:
                     labels[i, j, k] = values[best[a, b, z0]]
                     continue
-                v000, v001, v010, v011 = block[a, b, z0], block[a, b, z1], block[a, b1, z0], block[a, b1, z1]
-                v100, v101, v110, v111 = block[a1, b, z0], block[a1, b, z1], block[a1, b1, z0], block[a1, b1, z1]
-                out = mixed[pending]
+                # First across the line, at the two model voxels along it. On a straight line the next scan voxels need
+                # the same two, or one of them: `here` and `there` say at which the rows of `across` are.
+                if here != z0:
+                    if there == z0:
+                        lower, here, there = 1 - lower, z0, -1
+                    else:
+                        _mix(block, a, b, a1, b1, z0, fx, fy, across[lower])
+                        here = z0
+                if there != z1:
+                    _mix(block, a, b, a1, b1, z1, fx, fy, across[1 - lower])
+                    there = z1
+                if not straight:
+                    here, there = -1, -1
+                out, begun, ended = mixed[pending], across[lower], across[1 - lower]
                 for f in range(width):
-                    out[f] = w000 * v000[f] + w001 * v001[f] + w010 * v010[f] + w011 * v011[f]
-                for f in range(width):
-                    out[f] += w100 * v100[f] + w101 * v101[f] + w110 * v110[f] + w111 * v111[f]
+                    out[f] = (one - fz) * begun[f] + fz * ended[f]
                 places[pending, 0], places[pending, 1], places[pending, 2] = i, j, k
                 pending += 1
                 if pending == _RUN:

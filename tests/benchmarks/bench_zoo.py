@@ -246,6 +246,7 @@ def train_nnunet(dataset: Path, seconds: float, folder: Path) -> dict[str, Any]:
         trainer.on_train_epoch_end(outputs)
         trainer.current_epoch += 1
     trainer.set_deep_supervision_enabled(False)
+    trainer.inference_allowed_mirroring_axes = None  # as the others: no test-time mirroring
     before = time.perf_counter()
     trainer.perform_actual_validation(save_probabilities=False)
     taken = (time.perf_counter() - before) / len(validation)
