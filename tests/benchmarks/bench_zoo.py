@@ -131,7 +131,7 @@ def train_monai(dataset: Path, seconds: float) -> dict[str, Any]:
         RandCropByPosNegLabeld(both, "label", PATCH, pos=2, neg=1, num_samples=1, image_key="image"),
         RandZoomd(both, 0.15, 0.9, 1.2, mode=("trilinear", "nearest"), align_corners=(True, None)),
         RandGaussianNoised("image", 0.15, std=0.01),
-        RandGaussianSmoothd("image", 0.15, (0.5, 1.15), (0.5, 1.15), (0.5, 1.15)),
+        RandGaussianSmoothd("image", (0.5, 1.15), (0.5, 1.15), (0.5, 1.15), prob=0.15),
         RandScaleIntensityd("image", 0.3, 0.15),
         *(RandFlipd(both, 0.5, axis) for axis in range(3)),
     ]
@@ -191,7 +191,7 @@ def train_nnunet(dataset: Path, seconds: float, folder: Path) -> dict[str, Any]:
         "nnUNet_preprocessed": str(folder / "pre"),
         "nnUNet_results": str(folder / "res"),
     }
-    os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112
+    os.environ["nnUNet_n_proc_DA"] = "1"  # noqa: SIM112
     data, training, validation = split_of(dataset)
     target = raw / name
     for part in ("imagesTr", "labelsTr"):
@@ -224,6 +224,7 @@ def train_nnunet(dataset: Path, seconds: float, folder: Path) -> dict[str, Any]:
     from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112  # augmentation in the same thread
     trainer = get_trainer_from_args("4", "3d_fullres", 0, device=torch.device("cpu"))
     trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = 5, 1
     trainer.disable_checkpointing = False
