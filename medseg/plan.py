@@ -172,18 +172,28 @@ def make_plan(
     plan.choose("train.keep", "best", "the weights that did best on these; long runs on few cases learn them by heart")
     plan.choose("train.log_every", int(np.clip(steps / 200, 1, 100)), "about 200 points on the curves")
     plan.choose("augment.mirror", *_mirror(dataset))
-    for key, value in _AUGMENTATION.items():
-        plan.choose(f"augment.{key}", value, "scans differ in it")
+    passes = steps * plan["train.batch"] / max(1, found.cases)
+    varied, why = (_STRONG_AUGMENTATION, "many") if passes > MANY_PASSES else (_AUGMENTATION, "few")
+    for key, value in varied.items():
+        plan.choose(f"augment.{key}", value, f"for {why} passes over the cases: about {passes:.0f}")
     plan.choose("cleanup", "auto", "chosen on the validation scans")
     return plan.choices
 
 
-#: Where it departs from `AugmentConfig`: short runs see each case a few dozen times, so shapes vary in most patches.
+#: Passes over the cases beyond which patches vary as much as they can: before, a network has not learnt them by heart.
+MANY_PASSES = 100
+#: Where it departs from `AugmentConfig`: shapes vary in most patches, in long runs more so and in more ways.
 _AUGMENTATION = {
+    "rotation_share": 0.5,
+    "rotation_degrees": (20.0, 20.0, 20.0),
+    "scaling_share": 0.5,
+    "scaling": (0.8, 1.25),
+}
+_STRONG_AUGMENTATION = {
     "rotation_share": 0.7,
-    "rotation_degrees": (25.0, 25.0, 25.0),
+    "rotation_degrees": (30.0, 30.0, 30.0),
     "scaling_share": 0.7,
-    "scaling": (0.75, 1.3),
+    "scaling": (0.7, 1.4),
     "anisotropic_share": 0.3,
     "elastic_share": 0.3,
     "noise_share": 0.2,

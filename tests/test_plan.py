@@ -133,6 +133,14 @@ def test_what_a_person_fixed_stays_and_the_rest_follows_from_it():
     assert all(choice.reason for choice in choices)
 
 
+def test_patches_vary_more_where_cases_are_seen_very_often():
+    found = cases((35, 50, 36), 1, count=20)
+    few, many = planned(found, train__time_s=600), planned(found, train__time_s=36_000)
+    assert few["augment.rotation_share"] < many["augment.rotation_share"]
+    assert "augment.elastic_share" not in few
+    assert many["augment.elastic_share"] > 0
+
+
 def test_an_unknown_architecture_is_refused_with_those_that_exist():
     with pytest.raises(BadConfig, match="mednext"):
         planned(cases(64, 1), architecture="vnet")
