@@ -134,7 +134,7 @@ def test_what_a_person_fixed_stays_and_the_rest_follows_from_it():
 
 
 def test_patches_vary_more_where_cases_are_seen_very_often():
-    found = cases((35, 50, 36), 1, count=20)
+    found = cases((35, 50, 36), 1, count=200)
     few, many = planned(found, train__time_s=600), planned(found, train__time_s=36_000)
     assert few["augment.rotation_share"] < many["augment.rotation_share"]
     assert "augment.elastic_share" not in few
