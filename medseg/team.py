@@ -112,6 +112,14 @@ class Team:
         distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
         return float(numbers[0]), bool(numbers[1]), int(numbers[2])
 
+    def first_says(self, number: float) -> float:
+        """The first process's number."""
+        if self.size == 1:
+            return number
+        told = torch.tensor([number], dtype=torch.float64, device=self.device)
+        distributed.broadcast(told, 0)
+        return float(told[0])
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:

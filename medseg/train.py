@@ -147,8 +147,9 @@ def train(
             if _is_time_to_validate(settings, done, position, facts["position"]):
                 with clock.aside(), _averaged(network, average, team) as whole_network:
                     scores = _validate(source, whole_network, settings, team, dtype)
-                if settings.keep == "best" and scores and scores["mean"] >= facts.setdefault("best", -1.0):
-                    facts["best"], best = scores["mean"], {key: value.clone() for key, value in average.items()}
+                mean = team.first_says(scores.get("mean", -1.0))
+                if settings.keep == "best" and mean >= facts.setdefault("best", 0.0):
+                    facts["best"], best = mean, {key: value.clone() for key, value in average.items()}
                 if scores:
                     log.append({"step": done, **_named(scores)})
                     track(done, {f"validation/{name}": score for name, score in scores.items()})
