@@ -182,8 +182,8 @@ def _scores(scores: Mapping[str, Any], cleanup: Sequence[Mapping[str, Any]]) -> 
     rows.append(("mean", "", *(_number(overall.get(column)) for column in columns)))
     text = _table(("structure", "scans", *(_COLUMNS[column] for column in columns)), rows)
     text += (
-        "\n\nMeans over scans that were not trained from, with 95 % intervals of the mean (bootstrap over scans). Which "
-        "weights were kept was chosen on some of them, so other scans may do slightly worse."
+        "\n\nMeans over scans that were not trained from, with 95 % intervals of the mean (bootstrap over scans). The "
+        "weights that were kept were chosen on some of them, so other scans may do slightly worse."
     )
     if cleanup:
         steps = "; ".join(map(_step, cleanup))
