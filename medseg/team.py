@@ -76,10 +76,9 @@ class Team:
 
             self._whole, self.sharded = deepcopy(network), True
             for child in network.children():
-                if sum(1 for _ in child.parameters()):
-                    fully_shard(child) if not isinstance(child, nn.ModuleList) else [
-                        fully_shard(part) for part in child
-                    ]
+                for part in child if isinstance(child, nn.ModuleList) else [child]:
+                    if any(True for _ in part.parameters()):
+                        fully_shard(part)
             fully_shard(network)
             return network, network
         network = innermost_channels(network, self.device)

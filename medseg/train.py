@@ -33,8 +33,9 @@ from medseg.team import Team, whole
 Progress = Callable[[float, Mapping[str, Any]], None]
 #: Seconds between two states, in a run that is given a time, and between two pictures of its curves.
 SAVE_EVERY_S = 60.0
-#: A run that is given a time looks at its validation data this often, the end included.
+#: Into how many parts validation divides a run that is given a time.
 VALIDATIONS = 8
+_PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 class Source(Protocol):
@@ -101,7 +102,10 @@ def train(
         average = {key: value.detach().clone() for key, value in network.state_dict().items()}
         best: dict[str, Tensor] = {}  # the averages that did best so far, where the settings ask for them
         facts = _restore(run, network, optimizer, average, best, team)
-        precision = facts.setdefault("precision", choose_training_precision(settings, device))
+        if "precision" not in facts:  # one trial for all processes and for the whole run
+            chosen = choose_training_precision(settings, device) if team.first else _PRECISIONS[0]
+            facts["precision"] = _PRECISIONS[round(team.first_says(_PRECISIONS.index(chosen)))]
+        precision = facts["precision"]
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16" and device.type == "cuda")
         if scaler.is_enabled() and "scaler" in facts:
@@ -479,8 +483,7 @@ def _same_run(config: Config, run: Path, team: Team) -> None:
 
     How long to train and what only describes the model may differ, and where the data lies.
     """
-    content = config.model_dump(mode="json", exclude={"data", "labels", "start_from"})
-    path = run / "config.yaml"
+    content, path = _content(config), run / "config.yaml"
     if path.exists():
         recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
         # These do not touch the weights of a step.
@@ -490,8 +493,17 @@ def _same_run(config: Config, run: Path, team: Team) -> None:
             raise BadConfig(f"{run} was started with other settings ({', '.join(sorted(changed))}); choose another -o")
     team.wait()
     if team.first:
-        with atomic_write(path) as handle:
-            handle.write(yaml.safe_dump(content, sort_keys=False).encode())
+        record_config(config, run)
+
+
+def record_config(config: Config, run: Path) -> None:
+    """Write config.yaml of a run: every setting but where things lie."""
+    with atomic_write(run / "config.yaml") as handle:
+        handle.write(yaml.safe_dump(_content(config), sort_keys=False).encode())
+
+
+def _content(config: Config) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude={"data", "labels", "start_from"})
 
 
 def _differences(a: Any, b: Any, prefix: str = "") -> set[str]:

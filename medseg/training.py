@@ -33,7 +33,7 @@ from medseg.plan import Choice, Machine, as_json, as_settings, check_memory, fin
 from medseg.scans import Scans, structures_of
 from medseg.team import Team
 from medseg.tracking import open_trackers
-from medseg.train import locked, train
+from medseg.train import locked, record_config, train
 
 #: A cleanup step is kept if it raises the mean Dice on the validation scans by more than this.
 _WORTH_CLEANING = 5e-4
@@ -157,10 +157,12 @@ def train_dataset(request: Request, listener: Listener | None = None) -> Outcome
         def preparing(done: int, count: int, name: str) -> None:
             listener.reading("preparing", done, count)
 
-        if team.first:  # the others find what it prepared
-            Scans(config, dataset, splits["training"], splits["validation"], run / "prepared", preparing)
+        parts = splits["training"], splits["validation"], run / "prepared"
+        if team.first:
+            source = Scans(config, dataset, *parts, preparing)
         team.wait()
-        source = Scans(config, dataset, splits["training"], splits["validation"], run / "prepared")
+        if not team.first:  # finds what the first has prepared
+            source = Scans(config, dataset, *parts)
         reserve = _rehearse(config, source, team)
         with open_trackers(request.track if team.first else (), run, start=int(_facts(run).get("step", 0))) as track:
             train(
@@ -222,7 +224,7 @@ def _begin(request: Request, dataset: Dataset, run: Path, team: Team, listener: 
     listener.planned(choices, config)
     _write_json(run / "plan.json", as_json(choices, found))
     _write_json(run / "splits.json", {"training": training, "validation": validation})
-    _write_yaml(run / "config.yaml", config)
+    record_config(config, run)
 
 
 def _fixed(request: Request) -> dict[str, Any]:
@@ -437,11 +439,3 @@ def _file_name(case: Case) -> str:
 def _write_json(path: Path, content: Any) -> None:
     with atomic_write(path) as handle:
         handle.write((json.dumps(content, indent=1) + "\n").encode())
-
-
-def _write_yaml(path: Path, config: Config) -> None:
-    import yaml
-
-    content = config.model_dump(mode="json", exclude={"data", "labels", "start_from"})
-    with atomic_write(path) as handle:
-        handle.write(yaml.safe_dump(content, sort_keys=False).encode())

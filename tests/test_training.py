@@ -347,7 +347,7 @@ def test_a_second_process_in_the_folder_is_refused(data: Path, tmp_path: Path):
     assert "another process is training" in second.err
 
 
-def test_several_channels_regions_and_labels_to_ignore_and_partly_labelled_cases(tmp_path: Path):
+def test_several_channels_regions_and_labels_to_ignore(tmp_path: Path):
     """nnU-Net's layout with two channels, a region around both structures, and an ignore label."""
     folder = tmp_path / "Dataset001_Two"
     for part in ("imagesTr", "labelsTr"):
