@@ -12,24 +12,22 @@ They do not depend on the number of threads.
 from __future__ import annotations
 
 import copy
-import itertools
-import os
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-#: Channels come in blocks of this many; other numbers are left to PyTorch.
-LANES = 16
-#: Voxels that are measured or normalised as one unit of work.
-_CHUNK = 8192
+from medseg.fused_norm import LANES, combined, in_parallel, moments, numbers, pieces
+from medseg.models.unet import Block
+
+#: Mean and variance (B, C) of a map.
+_Spread = tuple[np.ndarray, np.ndarray]
 #: A convolution of at most this many channels has a direct kernel; its unit of work is this many voxels or one row.
 _FEW, _DIRECT_VOXELS = 4, 2048
 #: Voxels of the input that a transposed convolution takes as one unit of work.
@@ -59,7 +57,7 @@ def _replace(module: nn.Module, done: dict[nn.Module, nn.Module]) -> None:
     if module in done:
         return
     done[module] = module
-    if type(module) is nn.Sequential:
+    if isinstance(module, nn.Sequential) and type(module) in (nn.Sequential, Block):
         for name, fast, followers in _chains(module):
             setattr(module, name, fast)
             for follower in followers:
@@ -124,25 +122,33 @@ class _Source:
         batch, channels = self.map.shape[:2]
         scale = np.ones(batch * channels, np.float32) if self.scale is None else self.scale
         shift = np.zeros(batch * channels, np.float32) if self.shift is None else self.shift
-        return _flat(self.map), channels, scale, shift, self.slope
+        return numbers(self.map), channels, scale, shift, self.slope
 
     def settle(self) -> Tensor:
         """The map after norm and activation, which are done in place the first time."""
+        if self.scale is not None:
+            self.settle_into(self.map, 0)
+            self.scale = self.shift = None
+            self.slope = 1.0
+        return self.map
+
+    def settle_into(self, out: Tensor, channel: int) -> None:
+        """Write the map after norm and activation to the channels of `out` from `channel` on."""
         if self.scale is None or self.shift is None:
-            return self.map
-        from medseg.winograd_kernels import settle_voxels
+            out[:, channel : channel + self.map.shape[1]] = self.map
+            return
+        from medseg.norm_kernels import settle_voxels
 
         flat, channels, scale, shift, slope = self.arguments()
-        chunks = _chunks(self.map)
+        target, units = numbers(out), pieces(self.map)
 
         def work(n: int) -> None:
-            sample, first, count = chunks[n]
-            settle_voxels(flat, first, count, channels // LANES, scale, shift, sample, slope)
+            sample, first, count = units[n]
+            settle_voxels(
+                flat, first, count, channels // LANES, scale, shift, sample, slope, target, out.shape[1], channel
+            )  # fmt: skip
 
-        _in_parallel(work, len(chunks))
-        self.scale = self.shift = None
-        self.slope = 1.0
-        return self.map
+        in_parallel(work, len(units))
 
 
 class Deferred(Tensor):
@@ -158,21 +164,27 @@ class Deferred(Tensor):
         first = sources[0].map
         shape = (first.shape[0], sum(source.map.shape[1] for source in sources), *first.shape[2:])
         strides = torch.empty(shape, device="meta").to(memory_format=torch.channels_last_3d).stride()
-        made: Deferred = Tensor._make_wrapper_subclass(cls, shape, strides=strides, dtype=torch.float32)
+        made: Deferred = Tensor._make_wrapper_subclass(cls, shape, strides=strides, dtype=first.dtype)
         made.sources = sources
         return made
 
     def settle(self) -> Tensor:
         """The tensor that this stands for."""
         if len(self.sources) > 1:
-            self.sources = [_Source(torch.cat([source.settle() for source in self.sources], 1))]
+            joined = _empty(self.shape[0], self.shape[1], tuple(self.shape[2:]), self.dtype)
+            channel = 0
+            for source in self.sources:
+                source.settle_into(joined, channel)
+                channel += source.map.shape[1]
+            self.sources = [_Source(joined)]
         return self.sources[0].settle()
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         if function is torch.ops.aten.cat.default and args[1:] == (1,):
             sources = [source for x in args[0] for source in _sources(x)]
-            if all(source.map.dtype == torch.float32 for source in sources):
+            kinds = {source.map.dtype for source in sources}
+            if kinds in ({torch.float32}, {torch.bfloat16}):
                 return Deferred(sources)
         return function(*tree_map(_settled, args), **tree_map(_settled, kwargs or {}))
 
@@ -185,17 +197,18 @@ def _settled(x: Any) -> Any:
     return x.settle() if isinstance(x, Deferred) else x
 
 
-def _empty(batch: int, channels: int, size: tuple[int, ...]) -> Tensor:
+def _empty(batch: int, channels: int, size: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """A channels-last map that begins at a cache line, as the kernels need it; PyTorch allocates so."""
-    y = torch.empty((batch, channels, *size), memory_format=torch.channels_last_3d)
+    y = torch.empty((batch, channels, *size), dtype=dtype, memory_format=torch.channels_last_3d)
     assert y.data_ptr() % (4 * LANES) == 0
     return y
 
 
-def _flat(x: Tensor) -> np.ndarray:
-    """The memory of a channels-last map."""
-    array: np.ndarray = x.permute(0, 2, 3, 4, 1).view(-1).numpy()
-    return array
+def _is_half(x: Tensor) -> bool:
+    """Whether a convolution of x is to be in bfloat16, as autocast says."""
+    return x.dtype == torch.bfloat16 or (
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    )
 
 
 class FastConv(nn.Module):
@@ -206,20 +219,35 @@ class FastConv(nn.Module):
         self.conv, self.slope = conv, slope
         self.norm: Any = norm
         self._packed: np.ndarray | None = None
+        self._half: tuple[Tensor, Tensor | None] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, D, H, W) to (B, features, D, H, W), less where the convolution has a stride."""
-        if x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled():
+        half = _is_half(x)
+        if not (half or x.dtype == torch.float32) or x.device.type != "cpu" or torch.is_grad_enabled():
             return self._plainly(x)
-        if self._pays(x):
-            y, moments = self._winograd(x) if self.conv.in_channels > _FEW else self._direct(_settled(x))
+        spread: _Spread | None = None
+        if half:
+            y = self._halved(_settled(x))
+        elif self._pays(x):
+            y, spread = self._winograd(x) if self.conv.in_channels > _FEW else self._direct(_settled(x))
         else:
             y = self.conv(_settled(x).contiguous(memory_format=torch.channels_last_3d))
-            y, moments = y.contiguous(memory_format=torch.channels_last_3d), None
+            y = y.contiguous(memory_format=torch.channels_last_3d)
         if self.norm is None and self.slope == 1:
             return y
-        scale, shift = self._normalisation(y, moments)
+        scale, shift = self._normalisation(y, spread)
         return Deferred([_Source(y, scale, shift, self.slope)])
+
+    def _halved(self, x: Tensor) -> Tensor:
+        """The convolution in bfloat16, by oneDNN; a norm takes no notice of a bias."""
+        conv = self.conv
+        if self._half is None:
+            bias = conv.bias if self.norm is None else None
+            self._half = conv.weight.detach().bfloat16(), None if bias is None else bias.detach().bfloat16()
+        x = x.to(torch.bfloat16, memory_format=torch.channels_last_3d)
+        y = F.conv3d(x, *self._half, conv.stride, conv.padding, conv.dilation)
+        return y.contiguous(memory_format=torch.channels_last_3d)
 
     def _plainly(self, x: Tensor) -> Tensor:
         y: Tensor = self.conv(x)
@@ -235,7 +263,7 @@ class FastConv(nn.Module):
             return True
         return conv.in_channels % LANES == 0 and min(x.shape[2:]) >= _SHORTEST
 
-    def _winograd(self, x: Tensor) -> tuple[Tensor, _Moments]:
+    def _winograd(self, x: Tensor) -> tuple[Tensor, _Spread]:
         from medseg.winograd_kernels import POINTS, convolve_unit, pack_weights
 
         conv = self.conv
@@ -250,21 +278,21 @@ class FastConv(nn.Module):
         batch, size = x.shape[0], tuple(x.shape[2:])
         outputs, inputs = conv.out_channels // LANES, conv.in_channels // LANES
         y = _empty(batch, conv.out_channels, size)
-        flat, bias = _flat(y), self._bias()
+        flat, bias = numbers(y), self._bias()
         extents = [np.minimum(4, np.arange(length, 0, -4)) for length in size]
         tiles = np.multiply.outer(np.multiply.outer(extents[0], extents[1]), extents[2]).ravel()
         room = _room(tiles.size, inputs, outputs)
         counts = np.add.reduceat(tiles, np.arange(0, tiles.size, room))
-        moments = np.empty((batch * counts.size, outputs * 3 * LANES), np.float32)
+        sums = np.empty((batch * counts.size, outputs * 3 * LANES), np.float32)
 
         def work(unit: int) -> None:
             scratch = _scratch(POINTS * LANES * ((inputs + outputs) * room + 3))
-            convolve_unit(unit, room, size, one, two, packed, bias, outputs, flat, moments, scratch)
+            convolve_unit(unit, room, size, one, two, packed, bias, outputs, flat, sums, scratch)
 
-        _in_parallel(work, batch * counts.size)
-        return y, _Moments(moments, np.tile(counts, batch))
+        in_parallel(work, batch * counts.size)
+        return y, combined(sums, np.tile(counts, batch), batch)
 
-    def _direct(self, x: Tensor) -> tuple[Tensor, _Moments]:
+    def _direct(self, x: Tensor) -> tuple[Tensor, _Spread]:
         """The convolution of a map of a few channels, channels-first or not."""
         from medseg.winograd_kernels import RUN, convolve_rows, pack_direct_weights
 
@@ -280,31 +308,31 @@ class FastConv(nn.Module):
         around = padded.view(-1).numpy()
         outputs = conv.out_channels // LANES
         y = _empty(batch, conv.out_channels, size)
-        flat, bias = _flat(y), self._bias()
+        flat, bias = numbers(y), self._bias()
         rows, most = size[0] * size[1], max(1, _DIRECT_VOXELS // size[2])
         units = [(n, first, min(most, rows - first)) for n in range(batch) for first in range(0, rows, most)]
-        moments = np.empty((len(units), outputs * 3 * LANES), np.float32)
+        sums = np.empty((len(units), outputs * 3 * LANES), np.float32)
 
         def work(n: int) -> None:
             sample, first, count = units[n]
-            moments[n] = 0
+            sums[n] = 0
             convolve_rows(
-                around, channels, row, size, sample, first, count, packed, bias, outputs, flat, moments[n]
+                around, channels, row, size, sample, first, count, packed, bias, outputs, flat, sums[n]
             )  # fmt: skip
 
-        _in_parallel(work, len(units))
-        return y, _Moments(moments, np.array([count * size[2] for _, _, count in units]))
+        in_parallel(work, len(units))
+        return y, combined(sums, np.array([count * size[2] for _, _, count in units]), batch)
 
     def _bias(self) -> np.ndarray:
         bias = self.conv.bias
         return np.zeros(self.conv.out_channels, np.float32) if bias is None else bias.detach().numpy()
 
-    def _normalisation(self, y: Tensor, moments: _Moments | None) -> tuple[np.ndarray, np.ndarray]:
+    def _normalisation(self, y: Tensor, spread: _Spread | None) -> tuple[np.ndarray, np.ndarray]:
         """Scale and shift (B · channels) of a raw output."""
         shape = y.shape[:2]
         if self.norm is None:
             return np.ones(shape, np.float32).ravel(), np.zeros(shape, np.float32).ravel()
-        mean, variance = (moments or _measure(y)).per_channel(shape[0])
+        mean, variance = spread or moments(y)
         scale = 1 / np.sqrt(variance + self.norm.eps)
         if self.norm.weight is not None:
             scale = scale * self.norm.weight.detach().numpy()
@@ -337,7 +365,7 @@ class FastUp(nn.Module):
         source = (sources[0] if len(sources) == 1 else _Source(_settled(x))).arguments()
         batch, size = x.shape[0], tuple(x.shape[2:])
         y = _empty(batch, conv.out_channels, tuple(2 * n for n in size))
-        flat, outputs = _flat(y), conv.out_channels // LANES
+        flat, outputs = numbers(y), conv.out_channels // LANES
         bias = np.zeros(conv.out_channels, np.float32) if conv.bias is None else conv.bias.detach().numpy()
         voxels = size[0] * size[1] * size[2]
         units = [(n, first) for n in range(batch) for first in range(0, voxels, _DOUBLE_VOXELS)]
@@ -349,51 +377,8 @@ class FastUp(nn.Module):
             scratch = _scratch(room * conv.in_channels + 2 * ROWS[1] * LANES)
             double_voxels(source, size, sample, first, count, room, packed, bias, outputs, flat, scratch)
 
-        _in_parallel(work, len(units))
+        in_parallel(work, len(units))
         return y
-
-
-@dataclass
-class _Moments:
-    """(units, blocks · 3 · 16): of each unit and channel a centre, the sum and the sum of squares from it; and the
-    number of voxels of each unit. Every sample has as many units."""
-
-    values: np.ndarray
-    counts: np.ndarray
-
-    def per_channel(self, batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance (B, channels), in float64 and in a fixed order."""
-        values = self.values.astype(np.float64).reshape(batch, self.counts.size // batch, -1, 3, LANES)
-        centre, total, squares = values.transpose(3, 0, 1, 2, 4).reshape(3, *values.shape[:2], -1)
-        counts = self.counts.reshape(batch, -1, 1)
-        means = centre + total / counts
-        mean = (means * counts).sum(1) / counts.sum(1)
-        spread = squares - total**2 / counts + counts * (means - mean[:, None]) ** 2
-        return mean, np.maximum(spread.sum(1) / counts.sum(1), 0)
-
-
-def _measure(y: Tensor) -> _Moments:
-    from medseg.winograd_kernels import measure_voxels
-
-    flat, blocks, chunks = _flat(y), y.shape[1] // LANES, _chunks(y)
-    moments = np.empty((len(chunks), blocks * 3 * LANES), np.float32)
-
-    def work(n: int) -> None:
-        _, first, count = chunks[n]
-        measure_voxels(flat, first, count, blocks, moments[n])
-
-    _in_parallel(work, len(chunks))
-    return _Moments(moments, np.array([count for _, _, count in chunks]))
-
-
-def _chunks(x: Tensor) -> list[tuple[int, int, int]]:
-    """(sample, first voxel, number of voxels) of the pieces of a map; voxels count through all samples."""
-    voxels = x[0, 0].numel()
-    return [
-        (sample, sample * voxels + first, min(_CHUNK, voxels - first))
-        for sample in range(x.shape[0])
-        for first in range(0, voxels, _CHUNK)
-    ]
 
 
 def _room(tiles: int, inputs: int, outputs: int) -> int:
@@ -421,24 +406,3 @@ def _scratch(floats: int) -> np.ndarray:
         _local.memory = memory[start : start + floats]
     memory = _local.memory
     return memory
-
-
-@cache
-def _threads(count: int, process: int) -> ThreadPoolExecutor:
-    """Threads that stay; a forked process starts its own."""
-    return ThreadPoolExecutor(count)
-
-
-def _in_parallel(work: Callable[[int], None], units: int) -> None:
-    """Runs work(0), work(1), ... on as many threads as PyTorch uses, this one among them."""
-    numbers = itertools.count()
-
-    def run() -> None:
-        while (unit := next(numbers)) < units:
-            work(unit)
-
-    helpers = min(torch.get_num_threads(), units) - 1
-    running = [_threads(helpers, os.getpid()).submit(run) for _ in range(helpers)]
-    run()
-    for helper in running:
-        helper.result()

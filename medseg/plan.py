@@ -358,30 +358,41 @@ def _mirror(dataset: Dataset) -> tuple[list[int], str]:
 def _seconds_a_voxel(machine: Machine, channels: int) -> float:
     """How long a voxel of a patch takes in training with the plain U-Net of this machine, by trying.
 
-    On a CPU one thread's own time is measured and shared out over the threads, at 80 % of what they could do: whatever
-    else the machine does at the moment then does not change the plan.
+    On a CPU one thread's own time is measured, in the faster arithmetic, and shared out over the threads, at 80 % of
+    what they could do: whatever else the machine does at the moment then does not change the plan.
     """
     device, threads = torch.device(machine.device), torch.get_num_threads()
-    base, edge = (32, 96) if machine.device == "cuda" else (16, 32)
+    on_gpu = machine.device == "cuda"
+    base, edge = (32, 96) if on_gpu else (16, 32)
     network = build_model("unet", channels, 3, features=[base, 2 * base, 4 * base, 8 * base]).to(device)
     network = innermost_channels(network, device).train()
     # Two patches, as in training: one alone takes oneDNN twice as long a patch.
     x = torch.rand(2, channels, edge, edge, edge, device=device)
-    clock = time.perf_counter if machine.device == "cuda" else time.thread_time
-    times = []
-    if machine.device == "cpu":
-        torch.set_num_threads(1)
-    for _ in range(4):
-        begun = clock()
-        with torch.autocast(device.type, torch.bfloat16, enabled=machine.device == "cuda"):
-            out = network(x)
-        out.float().square().mean().backward()
-        if machine.device == "cuda":
-            torch.cuda.synchronize()
-        times.append(clock() - begun)
-    torch.set_num_threads(threads)
-    shared = 1.0 if machine.device == "cuda" or threads == 1 else 0.8 * min(threads, 16)
-    return min(times[1:]) / (2 * edge**3) / shared / machine.processes
+    clock = time.perf_counter if on_gpu else time.thread_time
+
+    def seconds(half: bool) -> float:
+        images = x.to(memory_format=torch.channels_last_3d) if half else x
+        times = []
+        for _ in range(4):
+            begun = clock()
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                out = network(images)
+            out.float().square().mean().backward()
+            if on_gpu:
+                torch.cuda.synchronize()
+            times.append(clock() - begun)
+        return min(times[1:])
+
+    if on_gpu:
+        return seconds(True) / (2 * edge**3) / machine.processes
+    torch.set_num_threads(1)
+    try:
+        arithmetics = (False, True) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (False,)
+        fastest = min(seconds(half) for half in arithmetics)
+    finally:
+        torch.set_num_threads(threads)
+    shared = 1.0 if threads == 1 else 0.8 * min(threads, 16)
+    return fastest / (2 * edge**3) / shared / machine.processes
 
 
 def check_memory(config: Config, channels: int, outputs: int, machine: Machine) -> int:

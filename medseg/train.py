@@ -27,6 +27,7 @@ from medseg.label_maps import LabelMaps, hard_dice
 from medseg.labels import LabelTable
 from medseg.losses import segmentation_loss
 from medseg.models import build_model, check_patch
+from medseg.models.unet import likes_channels_last
 from medseg.team import Team, whole
 
 #: Called after some steps with (share of the run that is done, facts); facts hold step, loss, dice, seconds_left ...
@@ -103,10 +104,12 @@ def train(
         best: dict[str, Tensor] = {}  # the averages that did best so far, where the settings ask for them
         facts = _restore(run, network, optimizer, average, best, team)
         if "precision" not in facts:  # one trial for all processes and for the whole run
-            chosen = choose_training_precision(settings, device) if team.first else _PRECISIONS[0]
+            tried = (config, network, source, device, team.sharded)
+            chosen = choose_training_precision(*tried) if team.first else _PRECISIONS[0]
             facts["precision"] = _PRECISIONS[round(team.first_says(_PRECISIONS.index(chosen)))]
         precision = facts["precision"]
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        channels_last = _is_channels_last(network, precision, device)
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16" and device.type == "cuda")
         if scaler.is_enabled() and "scaler" in facts:
             scaler.load_state_dict(facts["scaler"])
@@ -120,8 +123,8 @@ def train(
             step, position = facts["step"], facts["position"]
             seeds, samples = team.share(settings, step, _mix)
             images, labels, unlabelled = source.batch(step, seeds, samples, device)
-            if device.type != "cpu":  # see `team.innermost_channels`
-                images = images.contiguous(memory_format=torch.channels_last_3d)
+            if channels_last:
+                images = images.to(memory_format=torch.channels_last_3d)  # `contiguous` leaves one channel alone
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * _rate(step, position, settings)
             with torch.autocast(device.type, dtype, enabled=precision != "fp32"):
@@ -242,33 +245,45 @@ class _Clock:
         self.apart += time.monotonic() - begun
 
 
-def choose_training_precision(settings: TrainConfig, device: torch.device) -> str:
+def choose_training_precision(
+    config: Config, network: nn.Module, source: Source, device: torch.device, sharded: bool = False
+) -> str:
     """The arithmetic of the loop: 'auto' is bf16 where the GPU knows it, else fp16; on a CPU what a trial says.
 
-    A trial, because processors with bfloat16 instructions were measured at twice and at half their float32 speed.
+    A trial of this network, because bfloat16 was measured at a half of float32's speed, at twice that and at three
+    times, depending on the processor and on what the network consists of.
     """
-    if settings.precision != "auto":
-        if settings.precision == "fp16" and device.type == "cpu":
+    wanted = config.train.precision
+    if wanted != "auto":
+        if wanted == "fp16" and device.type == "cpu":
             raise BadConfig("fp16 is very slow on a CPU; set train.precision=bf16 or fp32")
-        return settings.precision
+        return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "fp32"
-    block = nn.Conv3d(32, 32, 3, padding=1)
-    x = torch.rand(1, 32, 32, 32, 32).contiguous(memory_format=torch.channels_last_3d)
+    if sharded or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "fp32"  # one process alone cannot try a network that is shared out
+    labels = torch.zeros(2, *config.model.patch, dtype=torch.long)
 
-    def seconds(enabled: bool) -> float:
+    def seconds(precision: str) -> float:
+        images = torch.zeros(2, source.channels, *config.model.patch)
+        if _is_channels_last(network, precision, device):
+            images = images.to(memory_format=torch.channels_last_3d)
         times = []
-        for _ in range(4):
+        for _ in range(3):
             begun = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-                out = block(x)
-            out.float().sum().backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                outputs = network(images)
+            _loss(network, source, outputs, labels, None).backward()
+            network.zero_grad(set_to_none=True)
             times.append(time.perf_counter() - begun)
         return min(times[1:])
 
-    return "bf16" if seconds(True) < 0.9 * seconds(False) else "fp32"
+    return "bf16" if seconds("bf16") < 0.9 * seconds("fp32") else "fp32"
+
+
+def _is_channels_last(network: nn.Module, precision: str, device: torch.device) -> bool:
+    """Whether maps have their channels innermost: on a GPU, and on a CPU where that is faster."""
+    return device.type != "cpu" or (precision == "bf16" and likes_channels_last(network))
 
 
 def _optimizer(settings: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:

@@ -11,127 +11,22 @@ come in blocks of 16. A unit of work is a run of tiles of one sample: `spread` t
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import njit
 from numba.core import cgutils
-from numba.extending import intrinsic
 
-LANES = 16
+from medseg.lanes import INT, LANES, VECTOR, ZERO, Lanes, Memory, Moments, broadcast, emitted, loop, settle
+
 #: A side of the tile that goes in, of the one that comes out, and the values in them.
 INPUT, OUTPUT = 6, 4
 POINTS, VOXELS = INPUT**3, OUTPUT**3
 
-_INT = ir.IntType(64)
-_VECTOR = ir.VectorType(ir.FloatType(), LANES)
-_ZERO = ir.Constant(_VECTOR, [0.0] * LANES)
 
-
-class _Lanes:
-    """16 float32 in a vector; arithmetic emits instructions."""
-
-    def __init__(self, builder: Any, value: Any) -> None:
-        self.builder, self.value = builder, value
-
-    def __add__(self, other: _Lanes) -> _Lanes:
-        return _Lanes(self.builder, self.builder.fadd(self.value, other.value))
-
-    def __sub__(self, other: _Lanes) -> _Lanes:
-        return _Lanes(self.builder, self.builder.fsub(self.value, other.value))
-
-    def plus(self, factor: float | _Lanes, other: _Lanes) -> _Lanes:
-        """Self + factor · other, rounded once."""
-        factor = factor.value if isinstance(factor, _Lanes) else ir.Constant(_VECTOR, [factor] * LANES)
-        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
-        fma = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.fma.v{LANES}f32")
-        return _Lanes(self.builder, self.builder.call(fma, [factor, other.value, self.value]))
-
-
-class _Memory:
-    """Float32 memory; offsets count floats."""
-
-    def __init__(self, builder: Any, pointer: Any) -> None:
-        self.builder, self.pointer = builder, pointer
-
-    def at(self, offset: Any, times: int = 1) -> _Memory:
-        """The memory `offset · times` floats on."""
-        offset = ir.Constant(_INT, offset) if isinstance(offset, int) else offset
-        offset = self.builder.mul(offset, ir.Constant(_INT, times)) if times != 1 else offset
-        return _Memory(self.builder, self.builder.gep(self.pointer, [offset]))
-
-    def load(self, offset: Any = 0) -> _Lanes:
-        pointer = self.builder.bitcast(self.at(offset).pointer, _VECTOR.as_pointer())
-        return _Lanes(self.builder, self.builder.load(pointer, align=4))
-
-    def store(self, lanes: _Lanes, offset: Any = 0) -> None:
-        self.builder.store(lanes.value, self.builder.bitcast(self.at(offset).pointer, _VECTOR.as_pointer()), align=4)
-
-    def stream(self, lanes: _Lanes, offset: Any = 0) -> None:
-        """Store to a whole cache line past the caches: faster than reading the line first. The memory is aligned."""
-        pointer = self.builder.bitcast(self.at(offset).pointer, _VECTOR.as_pointer())
-        store = self.builder.store(lanes.value, pointer, align=4 * LANES)
-        store.set_metadata("nontemporal", self.builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-
-    def prefetch(self) -> None:
-        """Have the memory brought near; it may lie outside of any array."""
-        byte = ir.IntType(8).as_pointer()
-        flag = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
-        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0")
-        flags = [ir.Constant(flag, value) for value in (0, 3, 1)]  # to read, keep near, data
-        self.builder.call(function, [self.builder.bitcast(self.pointer, byte), *flags])
-
-    def broadcast(self, offset: int = 0) -> _Lanes:
-        """The float at the offset in all lanes."""
-        return _broadcast(self.builder, self.builder.load(self.at(offset).pointer))
-
-
-def _broadcast(builder: Any, scalar: Any) -> _Lanes:
-    if scalar.type != ir.FloatType():
-        scalar = builder.fptrunc(scalar, ir.FloatType())
-    undefined = ir.Constant(_VECTOR, ir.Undefined)
-    first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
-    zeros = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-    return _Lanes(builder, builder.shuffle_vector(first, undefined, zeros))
-
-
-def _emitted(emit: Callable[..., None]) -> Any:
-    """A function for compiled code from `emit(builder, ...)`; each `_Memory` is passed as a flat array and an index."""
-    names = ["typing"]
-    for name, parameter in list(inspect.signature(emit).parameters.items())[1:]:
-        names += [name, f"{name}_at"] if parameter.annotation == "_Memory" else [name]
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        arguments: list[Any] = []
-        pairs = iter(zip(signature.args, values, strict=True))
-        for kind, value in pairs:
-            if isinstance(kind, types.Array):
-                data = context.make_array(kind)(context, builder, value).data
-                arguments.append(_Memory(builder, builder.gep(data, [next(pairs)[1]])))
-            else:
-                arguments.append(value)
-        emit(builder, *arguments)
-        return context.get_dummy_value()
-
-    def typed(typing: Any, *kinds: Any) -> tuple[Any, Any]:
-        return types.void(*kinds), generate
-
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    typed.__name__ = emit.__name__
-    typed.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])  # type: ignore[attr-defined]
-    return intrinsic(typed)
-
-
-def _loop(builder: Any, count: Any) -> Any:
-    return cgutils.for_range(builder, ir.Constant(_INT, count) if isinstance(count, int) else count)
-
-
-def _to_points(d: list[_Lanes]) -> list[_Lanes]:
+def _to_points(d: list[Lanes]) -> list[Lanes]:
     """6 values along a line to their 6 points: B^T d for the points 0, √½, -√½, √2, -√2, ∞."""
     near, far = 0.5**0.5, 2.0**0.5
     even, odd = d[4].plus(-2.0, d[2]), d[3].plus(-2.0, d[1])
@@ -146,11 +41,11 @@ def _to_points(d: list[_Lanes]) -> list[_Lanes]:
     ]
 
 
-def _from_points(m: list[_Lanes]) -> list[_Lanes]:
+def _from_points(m: list[Lanes]) -> list[Lanes]:
     """The products at 6 points to 4 values along a line: A^T m."""
     near, far = 0.5**0.5, 2.0**0.5
     s, t, wide_s, wide_t = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
-    zero = _Lanes(s.builder, _ZERO)
+    zero = Lanes(s.builder, ZERO)
     return [
         m[0] + s + wide_s,
         zero.plus(near, t).plus(far, wide_t),
@@ -170,71 +65,44 @@ def point_weights(weight: np.ndarray) -> np.ndarray:
     return spread.reshape(POINTS, *spread.shape[3:])
 
 
-def _activate(y: _Lanes, slope: _Lanes) -> _Lanes:
-    """Leaky ReLU of a slope from 0 to 1; NaN stays."""
-    b = y.builder
-    leaked = b.fmul(y.value, slope.value)
-    return _Lanes(b, b.select(b.fcmp_ordered(">", y.value, leaked), y.value, leaked))
-
-
-class _Moments:
-    """Centre (given), sum and sum of squares from the centre of 16 channels: memory (3, 16)."""
-
-    def __init__(self, builder: Any, memory: _Memory) -> None:
-        self.builder, self.memory, self.centre = builder, memory, memory.load()
-        self.sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(2)]
-        for n, total in enumerate(self.sums):
-            builder.store(memory.load((n + 1) * LANES).value, total)
-
-    def add(self, value: _Lanes) -> None:
-        value = value - self.centre
-        total, squares = (_Lanes(self.builder, self.builder.load(total)) for total in self.sums)
-        self.builder.store((total + value).value, self.sums[0])
-        self.builder.store(squares.plus(value, value).value, self.sums[1])
-
-    def store(self) -> None:
-        for n, total in enumerate(self.sums):
-            self.memory.store(_Lanes(self.builder, self.builder.load(total)), (n + 1) * LANES)
-
-
-@_emitted
+@emitted
 def _fetch(
-    builder: Any, x: _Memory, plane: Any, row: Any, column: Any, depth: Any, height: Any, left: Any, right: Any,
-    scale: _Memory, shift: _Memory, slope: Any, tile: _Memory
+    builder: Any, x: Memory, plane: Any, row: Any, column: Any, depth: Any, height: Any, left: Any, right: Any,
+    scale: Memory, shift: Memory, slope: Any, tile: Memory
 ) -> None:  # fmt: skip
     """depth x height rows of 16 channels, normalised and activated, to their points along the row: tile (6, 6, 6, 16).
 
     `x` is where column 0 of the first row would be; columns from `left` to before `right` exist, the others are zero.
     """
-    factor, offset, leak = scale.load(), shift.load(), _broadcast(builder, slope)
+    factor, offset, leak = scale.load(), shift.load(), broadcast(builder, slope)
     inside, columns = [], []
     for k in range(INPUT):
-        here = ir.Constant(_INT, k)
+        here = ir.Constant(INT, k)
         exists = builder.and_(builder.icmp_signed("<=", left, here), builder.icmp_signed("<", here, right))
         inside.append(exists)
         columns.append(builder.mul(column, builder.select(exists, here, left)))
-    ahead = builder.mul(column, ir.Constant(_INT, INPUT))
-    with _loop(builder, depth) as i, _loop(builder, height) as j:
+    ahead = builder.mul(column, ir.Constant(INT, INPUT))
+    with loop(builder, depth) as i, loop(builder, height) as j:
         source = x.at(builder.add(builder.mul(i.index, plane), builder.mul(j.index, row)))
         target = tile.at(i.index, INPUT * INPUT * LANES).at(j.index, INPUT * LANES)
         line = []
         for k in range(INPUT):
-            y = _activate(offset.plus(factor, source.load(columns[k])), leak)
-            line.append(_Lanes(builder, builder.select(inside[k], y.value, _ZERO)))
+            y = offset.plus(factor, source.load(columns[k])).activated(leak)
+            line.append(Lanes(builder, builder.select(inside[k], y.value, ZERO)))
             if k < OUTPUT:  # the columns that the next tile adds
-                source.at(builder.add(ahead, builder.mul(column, ir.Constant(_INT, k)))).prefetch()
+                source.at(builder.add(ahead, builder.mul(column, ir.Constant(INT, k)))).prefetch()
         for k, value in enumerate(_to_points(line)):
             target.store(value, k * LANES)
 
 
-@_emitted
-def _to_product(builder: Any, tile: _Memory, points: _Memory, step: Any) -> None:
+@emitted
+def _to_product(builder: Any, tile: Memory, points: Memory, step: Any) -> None:
     """A tile (6, 6, 6, 16) that `_fetch` made to its 216 points, `step` floats apart; the tile is overwritten."""
-    with _loop(builder, INPUT) as i, _loop(builder, INPUT) as k:
+    with loop(builder, INPUT) as i, loop(builder, INPUT) as k:
         x = tile.at(i.index, INPUT * INPUT * LANES).at(k.index, LANES)
         for j, value in enumerate(_to_points([x.load(j * INPUT * LANES) for j in range(INPUT)])):
             x.store(value, j * INPUT * LANES)
-    with _loop(builder, INPUT * INPUT) as n:
+    with loop(builder, INPUT * INPUT) as n:
         x = tile.at(n.index, LANES)
         target = points.at(builder.mul(n.index, step))
         for value in _to_points([x.load(i * INPUT * INPUT * LANES) for i in range(INPUT)]):
@@ -242,35 +110,35 @@ def _to_product(builder: Any, tile: _Memory, points: _Memory, step: Any) -> None
             target = target.at(step, INPUT * INPUT)
 
 
-@_emitted
-def _from_product(builder: Any, points: _Memory, step: Any, tile: _Memory) -> None:
+@emitted
+def _from_product(builder: Any, points: Memory, step: Any, tile: Memory) -> None:
     """The products at 216 points, `step` floats apart, to a tile (4, 4 of 6, 6, 16): outputs, but points in a row."""
-    with _loop(builder, INPUT * INPUT) as n:
+    with loop(builder, INPUT * INPUT) as n:
         source = points.at(builder.mul(n.index, step))
         line = _from_points([source.at(step, i * INPUT * INPUT).load() for i in range(INPUT)])
         for i, value in enumerate(line):
             tile.at(n.index, LANES).store(value, i * INPUT * INPUT * LANES)
-    with _loop(builder, OUTPUT) as i, _loop(builder, INPUT) as k:
+    with loop(builder, OUTPUT) as i, loop(builder, INPUT) as k:
         x = tile.at(i.index, INPUT * INPUT * LANES).at(k.index, LANES)
         for j, value in enumerate(_from_points([x.load(j * INPUT * LANES) for j in range(INPUT)])):
             x.store(value, j * INPUT * LANES)
 
 
-@_emitted
+@emitted
 def _deliver(
-    builder: Any, tile: _Memory, bias: _Memory, y: _Memory, plane: Any, row: Any, column: Any, depth: Any, height: Any,
-    width: Any, moments: _Memory
+    builder: Any, tile: Memory, bias: Memory, y: Memory, plane: Any, row: Any, column: Any, depth: Any, height: Any,
+    width: Any, moments: Memory
 ) -> None:  # fmt: skip
     """depth x height x width voxels of a tile that `_from_product` made to the map and to their channels' moments."""
-    sums, offset = _Moments(builder, moments), bias.load()
-    with _loop(builder, depth) as i, _loop(builder, height) as j:
+    sums, offset = Moments(builder, moments), bias.load()
+    with loop(builder, depth) as i, loop(builder, height) as j:
         source = tile.at(i.index, INPUT * INPUT * LANES).at(j.index, INPUT * LANES)
         target = y.at(builder.add(builder.mul(i.index, plane), builder.mul(j.index, row)))
         line = _from_points([source.load(k * LANES) for k in range(INPUT)])
         for k, value in enumerate(line):
-            with builder.if_then(builder.icmp_signed("<", ir.Constant(_INT, k), width), likely=True):
+            with builder.if_then(builder.icmp_signed("<", ir.Constant(INT, k), width), likely=True):
                 voxel = value + offset
-                target.stream(voxel, builder.mul(column, ir.Constant(_INT, k)))
+                target.stream(voxel, builder.mul(column, ir.Constant(INT, k)))
                 sums.add(voxel)
     sums.store()
 
@@ -279,58 +147,38 @@ def _direct(voxels: int) -> Any:
     """A 3x3x3 convolution of a few channels: `voxels` outputs of 16 channels along a row, every sum in a register."""
 
     def direct(
-        builder: Any, x: _Memory, channels: Any, channel: Any, plane: Any, row: Any, weights: _Memory, bias: _Memory,
-        y: _Memory, column: Any, width: Any, moments: _Memory
+        builder: Any, x: Memory, channels: Any, channel: Any, plane: Any, row: Any, weights: Memory, bias: Memory,
+        y: Memory, column: Any, width: Any, moments: Memory
     ) -> None:  # fmt: skip
         """`x` is the first input voxel of the first output; `width` of the outputs exist; weights (27 · channels, 16).
 
         A row of inputs must reach as far as `voxels` outputs do.
         """
-        sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(voxels)]
+        sums = [cgutils.alloca_once(builder, VECTOR) for _ in range(voxels)]
         for total in sums:
             builder.store(bias.load().value, total)
-        with _loop(builder, channels) as c, _loop(builder, 3) as i, _loop(builder, 3) as j:
+        with loop(builder, channels) as c, loop(builder, 3) as i, loop(builder, 3) as j:
             source = x.at(builder.mul(c.index, channel)).at(builder.mul(i.index, plane))
             source = source.at(builder.mul(j.index, row))
             factors = weights.at(c.index, 27 * LANES).at(i.index, 9 * LANES).at(j.index, 3 * LANES)
             for k in range(3):
                 factor = factors.load(k * LANES)
                 for n, total in enumerate(sums):
-                    voxel = _Lanes(builder, builder.load(total)).plus(source.broadcast(n + k), factor)
+                    voxel = Lanes(builder, builder.load(total)).plus(source.broadcast(n + k), factor)
                     builder.store(voxel.value, total)
-        measured = _Moments(builder, moments)
+        measured = Moments(builder, moments)
         for n, total in enumerate(sums):
-            with builder.if_then(builder.icmp_signed("<", ir.Constant(_INT, n), width), likely=True):
-                voxel = _Lanes(builder, builder.load(total))
-                y.stream(voxel, builder.mul(column, ir.Constant(_INT, n)))
+            with builder.if_then(builder.icmp_signed("<", ir.Constant(INT, n), width), likely=True):
+                voxel = Lanes(builder, builder.load(total))
+                y.stream(voxel, builder.mul(column, ir.Constant(INT, n)))
                 measured.add(voxel)
         measured.store()
 
-    return _emitted(direct)
+    return emitted(direct)
 
 
-@_emitted
-def _measure(builder: Any, x: _Memory, column: Any, count: Any, moments: _Memory) -> None:
-    """16 channels of `count` voxels into their moments."""
-    sums = _Moments(builder, moments)
-    with _loop(builder, count) as n:
-        sums.add(x.load(builder.mul(n.index, column)))
-    sums.store()
-
-
-@_emitted
-def _settle(
-    builder: Any, x: _Memory, column: Any, count: Any, scale: _Memory, shift: _Memory, slope: Any, y: _Memory, to: Any
-) -> None:  # fmt: skip
-    """Normalises and activates 16 channels of `count` voxels, `column` floats apart, to `y`, `to` floats apart."""
-    factor, offset, leak = scale.load(), shift.load(), _broadcast(builder, slope)
-    with _loop(builder, count) as n:
-        voxel = x.at(builder.mul(n.index, column)).load()
-        y.at(builder.mul(n.index, to)).store(_activate(offset.plus(factor, voxel), leak))
-
-
-@_emitted
-def _place(builder: Any, products: _Memory, other: Any, bias: _Memory, y: _Memory, column: Any) -> None:
+@emitted
+def _place(builder: Any, products: Memory, other: Any, bias: Memory, y: Memory, column: Any) -> None:
     """Two vectors of products, `other` floats apart, plus the bias, to neighbours in a row of the map."""
     offset = bias.load()
     y.stream(products.load() + offset)
@@ -341,26 +189,26 @@ def _multiply(rows: int, vectors: int) -> Any:
     """The product of inputs (rows, 16 · blocks) and weights (16 · blocks, 16 · vectors), every sum in a register."""
 
     def multiply(
-        builder: Any, x: _Memory, x_step: Any, weights: _Memory, blocks: Any, products: _Memory, products_step: Any
+        builder: Any, x: Memory, x_step: Any, weights: Memory, blocks: Any, products: Memory, products_step: Any
     ) -> None:
-        sums = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(vectors)] for _ in range(rows)]
+        sums = [[cgutils.alloca_once(builder, VECTOR) for _ in range(vectors)] for _ in range(rows)]
         for total in (total for row in sums for total in row):
-            builder.store(_ZERO, total)
-        with _loop(builder, blocks) as block:
+            builder.store(ZERO, total)
+        with loop(builder, blocks) as block:
             inputs = x.at(builder.mul(block.index, x_step))
             factors = weights.at(block.index, LANES * LANES * vectors)
-            with _loop(builder, LANES) as k:
+            with loop(builder, LANES) as k:
                 lines = [factors.at(k.index, LANES * vectors).load(v * LANES) for v in range(vectors)]
                 for r in range(rows):
                     one = inputs.at(k.index).broadcast(LANES * r)
                     for v in range(vectors):
-                        total = _Lanes(builder, builder.load(sums[r][v])).plus(one, lines[v])
+                        total = Lanes(builder, builder.load(sums[r][v])).plus(one, lines[v])
                         builder.store(total.value, sums[r][v])
         for v in range(vectors):
             for r in range(rows):
-                products.at(products_step, v).store(_Lanes(builder, builder.load(sums[r][v])), LANES * r)
+                products.at(products_step, v).store(Lanes(builder, builder.load(sums[r][v])), LANES * r)
 
-    return _emitted(multiply)
+    return emitted(multiply)
 
 
 #: How many rows of a product fit into the registers, with one and with two vectors of outputs.
@@ -517,31 +365,6 @@ def convolve_rows(x, channels, row, size, sample, first, count, weights, bias, o
 
 
 @njit(nogil=True, cache=True)
-def measure_voxels(x, first, count, blocks, moments):  # type: ignore[no-untyped-def]
-    """Moments (blocks, 3, 16) of `count` voxels of 16 · blocks channels from voxel `first` on."""
-    for block in range(blocks):
-        at = (first * blocks + block) * LANES
-        for lane in range(LANES):
-            moments[block * 3 * LANES + lane] = x[at + lane]
-            moments[block * 3 * LANES + LANES + lane] = 0
-            moments[block * 3 * LANES + 2 * LANES + lane] = 0
-    for start in range(first, first + count, 256):  # few enough to stay in the nearest cache
-        for block in range(blocks):
-            at = (start * blocks + block) * LANES
-            _measure(x, at, blocks * LANES, min(256, first + count - start), moments, block * 3 * LANES)
-
-
-@njit(nogil=True, cache=True)
-def settle_voxels(x, first, count, blocks, scale, shift, sample, slope):  # type: ignore[no-untyped-def]
-    """Normalises and activates `count` voxels of 16 · blocks channels from voxel `first` on, in place."""
-    for start in range(first, first + count, 256):
-        for block in range(blocks):
-            at, of = (start * blocks + block) * LANES, (sample * blocks + block) * LANES
-            near = min(256, first + count - start)
-            _settle(x, at, blocks * LANES, near, scale, of, shift, of, slope, x, at, blocks * LANES)
-
-
-@njit(nogil=True, cache=True)
 def double_voxels(source, size, sample, first, count, room, weights, bias, outputs, y, scratch):  # type: ignore[no-untyped-def]
     """Voxels first..first+count of a sample of a transposed 2x2x2 convolution of stride 2: eight voxels of `y` each.
 
@@ -560,7 +383,7 @@ def double_voxels(source, size, sample, first, count, room, weights, bias, outpu
     start = (sample * depth * height * width + first) * channels
     for block in range(inputs):
         of = sample * channels + block * LANES
-        _settle(
+        settle(
             x, start + block * LANES, channels, count, scale, of, shift, of, slope,
             scratch, block * room * LANES, LANES,
         )  # fmt: skip

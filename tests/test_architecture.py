@@ -21,13 +21,15 @@ ROWS = [
         "augment_config",
         "kernels",
         "window_kernels",
-        "winograd_kernels",
+        "lanes",
         "io.stream",
         "io.files",
         "labels",
     },
     {"io.voxels", "io.dicom_source", "io.dicom_slice", "io.dicom_frames", "io.dicom_decode"},
     {"cleanup", "metrics", "losses", "intensity", "refine", "face"},
+    {"winograd_kernels", "norm_kernels"},
+    {"fused_norm"},
     {"models.layers", "models.unet", "models.monai", "models.size"},
     {"models.fcn", "models.resenc_unet", "models.deeplab", "models.segformer", "models.mask2former"},
     {"models.unetr", "models.swin_unetr", "models.segresnet", "models.mednext"},
@@ -77,13 +79,15 @@ HEAVY = {
     "openvino",
 }
 TORCH_AT_TOP = {"augment", "label_maps", "plan", "scans", "team", "training"}
-TORCH_AT_TOP |= {"fast_conv", "train", "synth", "window", "backends", "losses"}
+TORCH_AT_TOP |= {"fast_conv", "fused_norm", "train", "synth", "window", "backends", "losses"}
 TORCH_AT_TOP |= {name for row in ROWS for name in row if name.split(".")[0] == "models"}
 ALSO_AT_TOP = {
     "kernels": {"numba"},
     "resampling": {"numba"},
     "window_kernels": {"numba"},
     "winograd_kernels": {"numba"},
+    "norm_kernels": {"numba"},
+    "lanes": {"numba"},
     "metrics": {"scipy"},
     "compare": {"scipy"},
 }
@@ -162,7 +166,7 @@ def test_readers_do_not_know_each_other_s_models_or_the_command_line():
     for path in SOURCES:
         if name_of(path).startswith(("io.", "models")):
             outside = {name for name in own_imports(path) if not name.startswith(("io", "models"))}
-            assert outside <= {"errors", "volume", "labels"}, name_of(path)
+            assert outside <= {"errors", "volume", "labels", "fused_norm"}, name_of(path)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseg.models.layers import check_number, check_numbers, resize
-from medseg.models.unet import InstanceNorm, Residual, check_size, conv
+from medseg.models.unet import Block, InstanceNorm, Residual, check_size, conv
 
 
-def _atrous(channels: int, features: int, rate: int) -> nn.Sequential:
+def _atrous(channels: int, features: int, rate: int) -> Block:
     """3x3x3 convolution of neighbours `rate` voxels away (0: 1x1x1), instance norm, leaky ReLU."""
     layer = nn.Conv3d(channels, features, 3 if rate else 1, 1, rate, max(1, rate), bias=False)
-    return nn.Sequential(layer, InstanceNorm(features), nn.LeakyReLU(0.01, inplace=True))
+    return Block(layer, InstanceNorm(features), nn.LeakyReLU(0.01, inplace=True))
 
 
 class AtrousResidual(nn.Module):

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from medseg.fused_norm import can_fuse, norm_activate
 
 
 class InstanceNorm(nn.GroupNorm):
@@ -22,14 +25,38 @@ class InstanceNorm(nn.GroupNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, D, H, W) to the same."""
+        return norm_activate(x, self) if can_fuse(x, self) else super().forward(x)
+
+
+class Block(nn.Sequential):
+    """A convolution, instance norm and leaky ReLU; on a CPU the latter two are one step where channels lie last."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, channels, D, H, W) to (B, features, D/stride, ...)."""
+        y: Tensor = self[0](x)
+        norm: Any = self[1]
+        activation: Any = self[2]
+        if can_fuse(y, norm):
+            return norm_activate(y, norm, activation.negative_slope)
+        y = activation(norm(y))
+        return y
+
+
+def likes_channels_last(network: nn.Module) -> bool:
+    """Whether training in bfloat16 on a CPU is faster with channels innermost: if all norms are those of this file."""
+    norms = [m for m in network.modules() if isinstance(m, nn.GroupNorm | nn.InstanceNorm3d)]
+    return bool(norms) and all(isinstance(norm, InstanceNorm) for norm in norms)
+
 
 #: One number an axis.
 Three = tuple[int, int, int]
 
 
-def conv(channels: int, features: int, stride: int | Three = 1, kernel: Three = (3, 3, 3)) -> nn.Sequential:
+def conv(channels: int, features: int, stride: int | Three = 1, kernel: Three = (3, 3, 3)) -> Block:
     """Convolution, instance norm, leaky ReLU: (B, channels, D, H, W) to (B, features, D/stride, ...)."""
-    return nn.Sequential(
+    return Block(
         convolution(channels, features, stride, kernel), InstanceNorm(features), nn.LeakyReLU(0.01, inplace=True)
     )
 

@@ -36,7 +36,7 @@ def main() -> None:
     from medseg.models import build_model
     from medseg.plan import Machine, as_settings, fingerprint, make_plan
     from medseg.scans import Scans
-    from medseg.train import _optimizer, choose_training_precision
+    from medseg.train import _is_channels_last, _optimizer, choose_training_precision
 
     torch.set_num_threads(options.threads)
     data = read_dataset(options.dataset)
@@ -49,18 +49,20 @@ def main() -> None:
     chosen = as_settings(make_plan(data, found, Machine("cpu", free_bytes()), "unet", fixed)) | fixed
     config = make_config(override({"name": "bench", "data": str(options.dataset)}, chosen), "plan")
     device = torch.device("cpu")
-    precision = choose_training_precision(config.train, device)
     network = build_model(config.model.name, len(data.channels), len(data.table.labels) + 1, **config.model.options)
     network.train()
     optimizer = _optimizer(config.train, network)
     parts: dict[str, list[float]] = {"batch": [], "forward and loss": [], "backward": [], "optimizer": []}
     with tempfile.TemporaryDirectory() as store:
         source = Scans(config, data, training, [], Path(store))
+        precision = choose_training_precision(config, network, source, device)
+        last = _is_channels_last(network, precision, device)
         for step in range(options.steps + 3):
             first = step * config.train.batch
             samples = range(first, first + config.train.batch)
             marks = [time.perf_counter()]
             images, labels, _ = source.batch(step, list(samples), samples, device)
+            images = images.to(memory_format=torch.channels_last_3d) if last else images
             marks.append(time.perf_counter())
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 outputs = network(images)
