@@ -19,7 +19,7 @@ LANES = 16
 INT = ir.IntType(64)
 VECTOR = ir.VectorType(ir.FloatType(), LANES)
 ZERO = ir.Constant(VECTOR, [0.0] * LANES)
-_WORDS, _HALVES = (ir.VectorType(ir.IntType(bits), LANES) for bits in (32, 16))
+WORDS, HALVES = (ir.VectorType(ir.IntType(bits), LANES) for bits in (32, 16))
 
 
 class Lanes:
@@ -66,21 +66,21 @@ class Memory:
 
     def load(self, offset: Any = 0) -> Lanes:
         """16 numbers from the offset on."""
-        b, kind = self.builder, _HALVES if self.is_half else VECTOR
+        b, kind = self.builder, HALVES if self.is_half else VECTOR
         value = b.load(b.bitcast(self.at(offset).pointer, kind.as_pointer()), align=2 if self.is_half else 4)
         if self.is_half:
-            value = b.bitcast(b.shl(b.zext(value, _WORDS), ir.Constant(_WORDS, [16] * LANES)), VECTOR)
+            value = b.bitcast(b.shl(b.zext(value, WORDS), ir.Constant(WORDS, [16] * LANES)), VECTOR)
         return Lanes(b, value)
 
     def store(self, lanes: Lanes, offset: Any = 0) -> None:
         """Writes 16 numbers, rounded where the memory is bfloat16."""
-        b, value, kind = self.builder, lanes.value, _HALVES if self.is_half else VECTOR
+        b, value, kind = self.builder, lanes.value, HALVES if self.is_half else VECTOR
         if self.is_half:
-            bits, sixteen = b.bitcast(value, _WORDS), ir.Constant(_WORDS, [16] * LANES)
-            odd = b.and_(b.lshr(bits, sixteen), ir.Constant(_WORDS, [1] * LANES))
+            bits, sixteen = b.bitcast(value, WORDS), ir.Constant(WORDS, [16] * LANES)
+            odd = b.and_(b.lshr(bits, sixteen), ir.Constant(WORDS, [1] * LANES))
             # A NaN that arithmetic makes stays one: its low bits are zero.
-            rounded = b.add(bits, b.add(odd, ir.Constant(_WORDS, [0x7FFF] * LANES)))
-            value = b.trunc(b.lshr(rounded, sixteen), _HALVES)
+            rounded = b.add(bits, b.add(odd, ir.Constant(WORDS, [0x7FFF] * LANES)))
+            value = b.trunc(b.lshr(rounded, sixteen), HALVES)
         b.store(value, b.bitcast(self.at(offset).pointer, kind.as_pointer()), align=2 if self.is_half else 4)
 
     def stream(self, lanes: Lanes, offset: Any = 0) -> None:
@@ -109,7 +109,7 @@ def broadcast(builder: Any, scalar: Any) -> Lanes:
         scalar = builder.fptrunc(scalar, ir.FloatType())
     undefined = ir.Constant(VECTOR, ir.Undefined)
     first = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
-    zeros = ir.Constant(_WORDS, [0] * LANES)
+    zeros = ir.Constant(WORDS, [0] * LANES)
     return Lanes(builder, builder.shuffle_vector(first, undefined, zeros))
 
 

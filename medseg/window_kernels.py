@@ -7,8 +7,14 @@ many threads share the work. Imported where used: numba takes longer to load tha
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from llvmlite import ir
 from numba import njit
+from numba.core import cgutils
+
+from medseg.lanes import INT, LANES, VECTOR, WORDS, Lanes, Memory, broadcast, emitted, loop
 
 #: Voxels that are looked at together, so that the loops over them become vector instructions.
 _RUN = 64
@@ -75,6 +81,78 @@ def finish(low, high, sums, turn, carry, carried, at, along, across, up, first, 
                 source[n] = 0
 
 
+def _start(builder: Any, n: Any, count: Any) -> Any:
+    """Where the n-th vector of `count` numbers begins; the last one ends where they do, and may overlap another."""
+    whole, last = builder.mul(n, ir.Constant(INT, LANES)), builder.sub(count, ir.Constant(INT, LANES))
+    return builder.select(builder.icmp_signed("<", whole, last), whole, last)
+
+
+def _vectors(builder: Any, count: Any) -> Any:
+    """A loop over the vectors of `count` numbers, at least 16."""
+    return loop(builder, builder.sdiv(builder.add(count, ir.Constant(INT, LANES - 1)), ir.Constant(INT, LANES)))
+
+
+@emitted
+def _first_largest(builder: Any, one: Memory, two: Memory, share: Any, count: Any, found: Memory) -> None:
+    """found: the first largest of `count` >= 16 numbers, each at `share` of the way from `one` to `two`.
+
+    Every lane keeps its largest number and where it was; the lanes are compared at the end.
+    """
+    far = broadcast(builder, share)
+    near = broadcast(builder, ir.Constant(ir.FloatType(), 1.0)) - far
+    most, place = cgutils.alloca_once(builder, VECTOR), cgutils.alloca_once(builder, WORDS)
+    builder.store(ir.Constant(VECTOR, [-np.inf] * LANES), most)
+    builder.store(ir.Constant(WORDS, [0] * LANES), place)
+    with _vectors(builder, count) as n:
+        start = _start(builder, n.index, count)
+        value = (one.load(start) * near + two.load(start) * far).value
+        begin = builder.insert_element(ir.Constant(WORDS, ir.Undefined), builder.trunc(start, _WORD), _WORD(0))
+        begin = builder.shuffle_vector(begin, begin, ir.Constant(WORDS, [0] * LANES))
+        at = builder.add(begin, ir.Constant(WORDS, list(range(LANES))))
+        before = builder.load(most)
+        larger = builder.fcmp_ordered(">", value, before)
+        builder.store(builder.select(larger, value, before), most)
+        builder.store(builder.select(larger, at, builder.load(place)), place)
+    values, places = builder.load(most), builder.load(place)
+    largest = values
+    for step in (8, 4, 2, 1):
+        other = _turned(builder, largest, step)
+        largest = builder.select(builder.fcmp_ordered(">", other, largest), other, largest)
+    places = builder.select(builder.fcmp_ordered("==", values, largest), places, ir.Constant(WORDS, [2**30] * LANES))
+    for step in (8, 4, 2, 1):
+        other = _turned(builder, places, step)
+        places = builder.select(builder.icmp_signed("<", other, places), other, places)
+    first = builder.extract_element(places, _WORD(0))
+    # Where nothing equals the largest, all were NaN.
+    first = builder.select(builder.icmp_signed("<", first, _WORD(2**30)), first, _WORD(0))
+    builder.store(first, found.pointer)
+
+
+_WORD = ir.IntType(32)
+
+
+def _turned(builder: Any, vector: Any, step: int) -> Any:
+    """A vector whose lane n is lane n + step of another, around the end."""
+    order = [(n + step) % LANES for n in range(LANES)]
+    return builder.shuffle_vector(vector, vector, ir.Constant(WORDS, order))
+
+
+@emitted
+def _mix_four(
+    builder: Any, one: Memory, two: Memory, three: Memory, four: Memory, a: Any, b: Any, c: Any, d: Any, count: Any,
+    out: Memory
+) -> None:  # fmt: skip
+    """out = a · one + b · two + c · three + d · four, of `count` >= 16 numbers each."""
+    shares = [broadcast(builder, share) for share in (a, b, c, d)]
+    with _vectors(builder, count) as n:
+        start = _start(builder, n.index, count)
+        parts = [memory.load(start) * share for memory, share in zip((one, two, three, four), shares)]
+        total: Lanes = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        out.store(total, start)
+
+
 @njit(cache=True, nogil=True)
 def _classes(turned, weights, bias, headed, regions, logits, most, out):  # type: ignore[no-untyped-def]
     """out (RUN,): the classes of a run of voxels whose features are turned (F, RUN).
@@ -112,8 +190,16 @@ def choose(low, high, block, weights, bias, headed, regions, out):  # type: igno
     turned = np.zeros((width, _RUN), np.float32)
     logits, most = np.empty(_RUN, np.float32), np.empty(_RUN, np.float32)
     found = np.empty(_RUN, np.int32)
+    direct = not headed and not regions and width >= LANES
+    flat = block.reshape(-1)
     for a in range(low, high):
         for b in range(block.shape[1]):
+            if direct:
+                for c in range(block.shape[2]):
+                    at = ((a * block.shape[1] + b) * block.shape[2] + c) * width
+                    _first_largest(flat, at, flat, at, np.float32(0), width, found, 0)
+                    out[a, b, c] = found[0]
+                continue
             for begin in range(0, block.shape[2], _RUN):
                 count = min(_RUN, block.shape[2] - begin)
                 for n in range(count):
@@ -234,17 +320,23 @@ def _settle(mixed, turned, weights, bias, headed, regions, logits, most, found):
 
 
 @njit(cache=True, nogil=True)
-def _mix(block, a, b, a1, b1, z, fx, fy, out, row):  # type: ignore[no-untyped-def]
-    """out[row] (F,): the features between four neighbours of a plane, at shares fx and fy from (a, b) to (a1, b1).
+def _mix(flat, shape, a, b, a1, b1, z, fx, fy, out, row):  # type: ignore[no-untyped-def]
+    """out (rows, F) at `row`: features between four neighbours of a plane, at shares fx and fy from (a, b) to (a1, b1).
 
-    Without slices, which count references: that took longer than the sums.
+    flat, out: the memory of a block (X, Y, Z, F) of this shape, and of the rows; slices would count references, which
+    took longer than the sums.
     """
     one = np.float32(1)
     w00, w01, w10, w11 = (one - fx) * (one - fy), (one - fx) * fy, fx * (one - fy), fx * fy
-    for f in range(out.shape[1]):
-        out[row, f] = (
-            w00 * block[a, b, z, f] + w01 * block[a, b1, z, f] + w10 * block[a1, b, z, f] + w11 * block[a1, b1, z, f]
-        )
+    _, across, deep, width = shape
+    at00, at01 = ((a * across + b) * deep + z) * width, ((a * across + b1) * deep + z) * width
+    at10, at11 = ((a1 * across + b) * deep + z) * width, ((a1 * across + b1) * deep + z) * width
+    to = row * width
+    if width >= LANES:
+        _mix_four(flat, at00, flat, at01, flat, at10, flat, at11, w00, w01, w10, w11, width, out, to)
+    else:
+        for f in range(width):
+            out[to + f] = w00 * flat[at00 + f] + w01 * flat[at01 + f] + w10 * flat[at10 + f] + w11 * flat[at11 + f]
 
 
 @njit(cache=True, nogil=True)
@@ -263,7 +355,8 @@ def paint(  # type: ignore[no-untyped-def]
     mixed, turned = np.zeros((_RUN, width), np.float32), np.zeros((width, _RUN), np.float32)
     logits, most = np.empty(_RUN, np.float32), np.empty(_RUN, np.float32)
     found, places = np.empty(_RUN, np.int32), np.empty((_RUN, 3), np.int32)
-    across, lower = np.empty((2, width), np.float32), 0
+    across, lower, flat = np.empty(2 * width, np.float32), 0, block.reshape(-1)
+    direct = not headed and not regions and width >= LANES
     pending = 0  # voxels that are mixed and not yet painted
     straight = matrix[0, 2] == 0 and matrix[1, 2] == 0  # along a line of the scan only the model's last index changes
     one = np.float32(1)
@@ -329,16 +422,20 @@ def paint(  # type: ignore[no-untyped-def]
                     if there == z0:
                         lower, here, there = 1 - lower, z0, -1
                     else:
-                        _mix(block, a, b, a1, b1, z0, fx, fy, across, lower)
+                        _mix(flat, block.shape, a, b, a1, b1, z0, fx, fy, across, lower)
                         here = z0
                 if there != z1:
-                    _mix(block, a, b, a1, b1, z1, fx, fy, across, 1 - lower)
+                    _mix(flat, block.shape, a, b, a1, b1, z1, fx, fy, across, 1 - lower)
                     there = z1
                 if not straight:
                     here, there = -1, -1
                 upper = 1 - lower
+                if direct:
+                    _first_largest(across, lower * width, across, upper * width, fz, width, found, 0)
+                    labels[i, j, k] = values[found[0]]
+                    continue
                 for f in range(width):
-                    mixed[pending, f] = (one - fz) * across[lower, f] + fz * across[upper, f]
+                    mixed[pending, f] = (one - fz) * across[lower * width + f] + fz * across[upper * width + f]
                 places[pending, 0], places[pending, 1], places[pending, 2] = i, j, k
                 pending += 1
                 if pending == _RUN:
