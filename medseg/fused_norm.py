@@ -133,7 +133,8 @@ def combined(values: np.ndarray, counts: np.ndarray, batch: int) -> tuple[np.nda
     counts = counts.reshape(batch, -1, 1)
     means = centre + total / counts
     mean = (means * counts).sum(1) / counts.sum(1)
-    spread = squares - total**2 / counts + counts * (means - mean[:, None]) ** 2
+    with np.errstate(invalid="ignore"):  # what is not finite comes out so
+        spread = squares - total**2 / counts + counts * (means - mean[:, None]) ** 2
     return mean, np.maximum(spread.sum(1) / counts.sum(1), 0)
 
 

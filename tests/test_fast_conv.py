@@ -191,6 +191,28 @@ def test_other_types_run_the_original_modules(dtype):
     assert torch.equal(accelerate(network)(x), network(x))
 
 
+@pytest.mark.parametrize("features", [(16, 32), (16, 32, 48)])
+def test_a_network_in_bfloat16_is_as_close_as_pytorch_s_own(features):
+    network = UNet(1, 5, features=features).eval()
+    x = torch.randn(2, 1, 16, 24, 16)
+    fast = accelerate(network)
+
+    def halved(network: nn.Module) -> nn.Module:
+        class Halved(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                with torch.autocast("cpu", torch.bfloat16):
+                    return network(x)
+
+        return Halved()
+
+    reference = copy.deepcopy(network).double()(x.double())
+    errors = [(halved(one)(x).double() - reference).square().mean().sqrt() for one in (network, fast)]
+    assert 0 < float(errors[1]) < 1.5 * float(errors[0])
+    assert float(errors[1]) < 0.05 * float(reference.std())
+    assert torch.equal(halved(fast)(x), halved(fast)(x))
+    assert error(network, fast, x) < 1e-4  # and in float32, when autocast is off
+
+
 def test_other_transposed_convolutions_and_a_shared_one():
     shared = nn.ConvTranspose3d(16, 16, 2, 2)
     others = [nn.ConvTranspose3d(16, 16, 2, 2, groups=2), nn.ConvTranspose3d(16, 16, 3, 2, 1, 1)]
