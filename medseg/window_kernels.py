@@ -35,6 +35,26 @@ def add_window(low, high, sums, turn, features, along, across, up, offset):  # t
                 target[n] += weight * up[n] * source[n]
 
 
+@emitted
+def _add_weighted(builder: Any, target: Memory, weight: Any, up: Memory, source: Memory, vectors: Any) -> None:
+    """target += weight · up · source, of 16 · vectors numbers."""
+    factor = broadcast(builder, weight)
+    with loop(builder, vectors) as n:
+        at = builder.mul(n.index, ir.Constant(INT, LANES))
+        target.store(target.load(at) + factor * up.load(at) * source.load(at), at)
+
+
+@njit(cache=True, nogil=True)
+def add_halves(low, high, sums, turn, features, along, across, up, offset):  # type: ignore[no-untyped-def]
+    """The same for features in bfloat16 (uint16), where N is a multiple of 16."""
+    target, source, width = sums.reshape(-1), features.reshape(-1), len(up)
+    for a in range(low, high):
+        for b in range(len(across)):
+            at = (a * sums.shape[1] + (turn + b) % sums.shape[1]) * sums.shape[2] + offset
+            begin = (a * features.shape[1] + b) * width
+            _add_weighted(target, at, along[a] * across[b], up, 0, source, begin, width // LANES)
+
+
 @njit(cache=True, nogil=True)
 def add_some(low, high, sums, turn, features, along, across, up, z):  # type: ignore[no-untyped-def]
     """The same for sums (X, Y, Z, F) and fewer features (X, Y, Z, f), from depth z on.

@@ -193,3 +193,27 @@ def test_painter_and_window_together_equal_painting_the_whole(parts: int):
     assert_painted(painter.labels, image.numpy(), to_model, values)
     p = torch.softmax(image, 0).numpy()
     assert np.abs(painter.maps[:1] - interpolated(p[1:2], to_model, shape)).max() < 1e-4
+
+
+@given(classes=st.sampled_from([15, 16, 17, 25, 31, 32, 40]), seed=st.integers(0, 100), straight=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_many_classes_are_painted_as_few_are(classes, seed, straight):
+    random = np.random.default_rng(seed)
+    logits = smooth_logits(classes, (4, 5, 6), seed)
+    to_model = np.diag([0.6, 0.7, 0.55, 1.0])
+    if not straight:
+        to_model[:3, :3] += random.uniform(-0.1, 0.1, (3, 3))
+    painter = paint(logits, to_model, (6, 7, 11), range(classes), random)
+    assert_painted(painter.labels, logits, to_model, np.arange(classes))
+    assert len(np.unique(painter.labels)) > 5
+
+
+@pytest.mark.parametrize("classes", [3, 16, 25, 118])
+def test_of_equal_logits_the_first_class_is_taken(classes):
+    logits = np.zeros((classes, 3, 3, 3), np.float32)
+    assert not paint(logits, np.diag([0.5, 0.5, 0.5, 1]), (5, 5, 5), range(classes)).labels.any()
+    logits[[1, classes - 1]] = 2
+    assert (paint(logits, np.diag([0.5, 0.5, 0.5, 1]), (5, 5, 5), range(classes)).labels == 1).all()
+    logits[classes - 1, 1:] = 3
+    labels = paint(logits, np.diag([0.5, 0.5, 0.5, 1]), (5, 5, 5), range(classes)).labels
+    assert (labels[0] == 1).all() and (labels[1:] == classes - 1).all()

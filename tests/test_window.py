@@ -271,3 +271,18 @@ def test_stripes_share_one_plane_and_their_columns_reach_all_of_them(size, patch
         columns = windows.columns(low, high)
         touching = [y for y in windows.starts[1] if set(range(y, y + patch)) & set(range(low, high))]
         assert list(columns) == touching
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("features", [1, 3, 16, 32])
+def test_windows_in_bfloat16_are_added_as_their_values_in_float32(features: int, channels_last: bool):
+    image = torch.rand(1, 13, 20, 24, generator=torch.Generator().manual_seed(4))
+    factors = torch.linspace(-1, 2, features).view(1, -1, 1, 1, 1)
+
+    def predict(x: Tensor) -> Tensor:
+        out = (x * factors).bfloat16()
+        return out.to(memory_format=torch.channels_last_3d) if channels_last else out
+
+    one = collected(predict, image, (8, 8, 16))
+    assert np.array_equal(one, collected(lambda x: predict(x).float(), image, (8, 8, 16)))
+    assert np.allclose(one[..., -1], float(factors[0, -1]) * image[0].numpy(), atol=0.01)
