@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medseg.cleanup import check_steps
-from medseg.config import FluidSpec
+from medseg.config import BrainSpec, FluidSpec
 from medseg.errors import BadConfig, BadFile, BadModel
 from medseg.io.files import atomic_write
 from medseg.labels import LabelTable
@@ -105,6 +105,7 @@ class ModelSpec(BaseModel):
     skip_empty: bool = Field(default=False, description="windows of nothing but air are background, unseen")
     locate: LocateSpec | None = None
     fluid: FluidSpec | None = None
+    brain: BrainSpec | None = None
     cleanup: tuple[dict[str, Any], ...] = ()
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of model.safetensors")
     card: dict[str, Any] = {}

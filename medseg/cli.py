@@ -149,7 +149,12 @@ def infer(
     repair: Repair = False,
     suv: Suv = False,
     also: Annotated[
-        str, typer.Option("--also", metavar="seg,rtstruct,sr", help="Of DICOM: also write these, beside the result.")
+        str,
+        typer.Option(
+            "--also",
+            metavar="KINDS",
+            help="Also write these: of DICOM seg,rtstruct,sr; of a brain brain-mask,stripped,tissue,volumes.",
+        ),
     ] = "",
     seg_type: SegType = "binary",
     deidentify: Deidentify = False,
@@ -178,10 +183,11 @@ def infer(
     _one_of("--seg-type", seg_type, ("binary", "labelmap"))
     extra_kinds = tuple(kind.strip().lower() for kind in also.split(",") if kind.strip())
     for kind in extra_kinds:
-        _one_of("--also", kind, tuple(run.DICOM_RESULTS))
+        _one_of("--also", kind, (*run.DICOM_RESULTS, *run.BRAIN_RESULTS))
     _one_of("--progress", show_progress, ("auto", "json"))
     _one_of("--backend", backend, ("auto", "torch", "openvino"))
     checkpoint = run.load_model(*model)
+    run.check_also(checkpoint, extra_kinds)
     from_pacs = cli_pacs.fetched(inputs, output, push, credentials, authority, plain_http, quiet)
     with from_pacs as remote:
         work = run.jobs(remote.inputs, remote.output, names=channel_names(checkpoint), channels=channel or ())

@@ -59,6 +59,15 @@ class FluidSpec(_Strict):
     value: int
 
 
+class BrainSpec(_Strict):
+    """Which labels make up a brain, for what `medseg.anatomy` derives and checks."""
+
+    csf: tuple[int, ...] = Field(description="fluid within the brain: ventricles")
+    grey: tuple[int, ...]
+    white: tuple[int, ...]
+    around: tuple[int, ...] = Field(default=(), description="fluid around the brain, inside the skull")
+
+
 class ModelConfig(_Strict):
     """Which network, and its options (see medseg/models), and the grid and intensities it sees."""
 
@@ -115,6 +124,7 @@ class Config(_Strict):
     labels: Path | None = Field(default=None, description="label maps: Slicer label table of what to predict")
     card: dict[str, Any] = Field(default={}, description="goes into the model's JSON as it is")
     fluid: FluidSpec | None = None
+    brain: BrainSpec | None = None
     cleanup: list[dict[str, Any]] | Literal["auto"] = Field(
         default=[], description="steps, or auto: chosen on the validation scans"
     )

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg import face, inference, record
+from medseg import anatomy, face, inference, record
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, MedsegError
 from medseg.intensity import INTENSITY_MODELS
 from medseg.io import (
@@ -29,10 +29,18 @@ from medseg.io import (
 )
 
 if TYPE_CHECKING:
+    from medseg.config import BrainSpec
     from medseg.io.dicom_result import Origin
 
 #: What `--also` may ask for, and the ending of its name.
 DICOM_RESULTS = {"seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm", "sr": ".sr.dcm"}
+#: What it may ask for of a model whose JSON says which labels are the brain.
+BRAIN_RESULTS = {
+    "brain-mask": ".brain_mask.nii.gz",
+    "stripped": ".stripped.nii.gz",
+    "tissue": ".tissue.nii.gz",
+    "volumes": ".volumes.csv",
+}
 #: Algorithm families (CID 7162) of the intensity models; networks are Artificial Intelligence.
 _FAMILIES = {"otsu": "123105", "kmeans": "123107", "gmm": "123107"}
 
@@ -175,7 +183,7 @@ def _is_scan(path: Path) -> bool:
     """Whether a file in a folder is a scan of its own: not a slice of a series, nor what an earlier run wrote there."""
     name = path.name.lower()
     result = name.endswith(".seg.nrrd") or re.search(
-        r"_seg(\.objects|\.uncertainty|\.probability_\d+)?$", strip_suffix(path)
+        r"_seg(\.objects|\.uncertainty|\.probability_\d+|\.brain_mask|\.stripped|\.tissue)?$", strip_suffix(path)
     )
     return is_readable_name(path) and not name.endswith(".dcm") and result is None
 
@@ -203,6 +211,7 @@ def infer(
     `announce` gets one line about what will be done before it is. On any error nothing new is left behind.
     """
     begun = time.perf_counter()
+    check_also(model, extras.also)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", DataWarning)
@@ -227,6 +236,12 @@ def infer(
     words = {path: f"channel {n + 1}" if job.channels else "the scan" for n, path in enumerate(job.files)}
     for path in sorted(words, key=lambda path: -len(str(path))):  # a name may begin as another one does
         told = [_without_name(text, path, words[path]) for text in told]
+    brain, structures = _brain(model), inference.structure_volumes(result.labels, result.table)
+    for row in structures:
+        if row["value"] in result.confidence and row["voxels"]:
+            row["confidence"] = round(result.confidence[row["value"]], 3)
+    if brain:
+        told += anatomy.implausible(result.labels, result.table, brain)
     content: dict[str, Any] = {
         "format": "medseg-record-1",
         "versions": record.versions(),
@@ -238,7 +253,8 @@ def infer(
         | {key: True for key, asked in (("repair", extras.repair), ("suv", extras.suv)) if asked},
         "warnings": told,
         "notes": [face.NOTE] if face.shows_face(volume, result.labels, result.table) else [],
-        "structures": inference.structure_volumes(result.labels, result.table),
+        "structures": structures,
+        **({"totals": anatomy.totals(structures, brain)} if brain else {}),
     }
     progress("writing", 0, 1)
     writing = time.perf_counter()
@@ -247,6 +263,8 @@ def infer(
         objects, rows = record.found_objects(result.labels)
         content["objects"] = rows
         writes.append((job.beside(".objects.nii.gz"), lambda path: write(objects, path)))
+    if brain:
+        writes += _brain_writes(job, extras.also, volume, result, structures, brain)
     for name, volume_map in result.maps.items():
         writes.append((job.beside(f".{name}.nii.gz"), partial(write, volume_map)))
     if extras.preview:
@@ -270,6 +288,39 @@ def infer(
     writes.append((job.beside(".json"), finish))
     _write_all(writes)
     return content
+
+
+def _brain(model: inference.Model) -> BrainSpec | None:
+    """Which labels are the brain, if the model says so."""
+    return None if isinstance(model, str) else inference.as_list(model)[0].spec.brain
+
+
+def check_also(model: inference.Model, also: Sequence[str]) -> None:
+    """Raise `BadConfig` for what only a model of the brain can give."""
+    asked = [kind for kind in also if kind in BRAIN_RESULTS]
+    if asked and _brain(model) is None:
+        raise BadConfig(f"--also {asked[0]}: the model {_identity(model)['name']} does not say which labels are brain")
+
+
+def _brain_writes(
+    job: Job,
+    also: Sequence[str],
+    volume: inference.Volume,
+    result: inference.Segmentation,
+    structures: Sequence[dict[str, Any]],
+    brain: BrainSpec,
+) -> list[tuple[Path, Callable[[Path], None]]]:
+    """What writes the results that follow from the labels of a brain."""
+    made: dict[str, Callable[[Path], None]] = {}
+    if "brain-mask" in also or "stripped" in also:
+        mask = anatomy.brain_mask(result.labels, brain)
+        made["brain-mask"] = partial(write, mask)
+        if "stripped" in also:
+            made["stripped"] = partial(write, anatomy.stripped(volume, mask))
+    if "tissue" in also:
+        made["tissue"] = partial(write, anatomy.tissue(result.labels, brain), table=anatomy.TISSUES)
+    made["volumes"] = partial(anatomy.write_volumes, structures=structures, spec=brain)
+    return [(job.beside(BRAIN_RESULTS[kind]), action) for kind, action in made.items() if kind in also]
 
 
 def read_scans(job: Job, names: Sequence[str], extras: Extras) -> list[inference.Volume]:
@@ -336,7 +387,8 @@ def dicom_results(job: Job, also: Sequence[str]) -> dict[str, Path]:
     if name.endswith(".dcm"):
         found = {"rtstruct" if name.endswith(".rtstruct.dcm") else "seg": job.labels}
     for kind in also:
-        found.setdefault(kind, job.beside(DICOM_RESULTS[kind]))
+        if kind in DICOM_RESULTS:
+            found.setdefault(kind, job.beside(DICOM_RESULTS[kind]))
     if "sr" in found and "seg" not in found:
         raise BadConfig("a structured report refers to a segmentation; ask for both: --also seg,sr")
     return found

@@ -66,6 +66,7 @@ class Segmentation:
     """Labels on the scan's grid, what they mean, and how long each part took in seconds.
 
     maps: what was asked for beside the labels, on the same grid, float32: 'probability_VALUE', 'uncertainty' (0 to 1).
+    confidence: of each label found by a network, how probable it held it where it chose it, before cleaning up.
     """
 
     labels: Volume
@@ -73,6 +74,7 @@ class Segmentation:
     plan: Plan
     seconds: dict[str, float] = field(default_factory=dict)
     maps: dict[str, Volume] = field(default_factory=dict)
+    confidence: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -416,7 +418,7 @@ def _segment_with_network(
     names = [f"probability_{value}" for value in settings.probabilities] + ["uncertainty"] * settings.uncertainty
     maps = {name: volume.with_data(data) for name, data in zip(names, painter.maps)}
     made = replace(made, precision=predictor.precision, backend=predictor.backend)
-    return Segmentation(labels, checkpoints[0].table, made, clock.seconds, maps)
+    return Segmentation(labels, checkpoints[0].table, made, clock.seconds, maps, painter.confidence())
 
 
 def _painter(
@@ -453,6 +455,7 @@ def _painter(
         regions=spec.regions,
         wanted=wanted,
         limits=limits,
+        certain=True,
         workers=torch.get_num_threads(),
     )
 

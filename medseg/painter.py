@@ -16,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.kernels import in_slabs
-from medseg.window_kernels import agree, choose, confidence, paint
+from medseg.window_kernels import agree, certainty, choose, confidence, paint
+
+#: Of how many voxels of the model's grid along each axis one counts for the confidence in a structure.
+_EVERY = 2
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Painter:
         regions: bool = False,
         wanted: Sequence[int] | None = None,
         limits: Sequence[tuple[float, float]] = ((-np.inf, np.inf),) * 3,
+        certain: bool = False,
         workers: int | None = None,
     ) -> None:
         """shape: scan voxels; to_model: (4, 4) scan index to model index; size: the model grid's voxels.
@@ -48,7 +52,8 @@ class Painter:
         values: the label of each class; with `regions` of no region (0) and then of each in the order in which they are
         painted, where their logits are above 0. head: makes logits of features; without one the features are logits.
         wanted: classes (regions) whose probabilities `maps` (M + 1, I, J, K) float32 gets, and last the entropy; None:
-        no maps. limits: scan voxels outside of these model indices stay 0. workers: threads to use, all by default.
+        no maps. limits: scan voxels outside of these model indices stay 0. certain: for `confidence`. workers: threads
+        to use, all by default.
         """
         self.values = np.array(values, dtype=np.uint8 if max(values) < 256 else np.uint16)
         self.labels = np.zeros(tuple(shape), self.values.dtype)
@@ -57,13 +62,22 @@ class Painter:
         self._matrix = np.ascontiguousarray(to_model[:3], dtype=np.float64)
         self._size = np.array(size, np.int64)
         self._limits = np.array(limits, np.float64)
-        self._regions, self._workers = regions, workers
+        self._regions, self._asked, self._workers = regions, certain, workers
         outputs = len(values) - regions
         self._headed = head is not None
         self._weights = np.ascontiguousarray(head.weights.T) if head else np.empty((1, outputs), np.float32)
         self._bias = head.bias if head else np.empty(outputs, np.float32)
+        self._certain = np.zeros((outputs + 1, 2))
         self._plane: NDArray[np.float32] | None = None  # (Y, Z, F): the last plane of the row before
         self._line: NDArray[np.float32] | None = None  # (X, Z, F): the last plane of the column before
+
+    def confidence(self) -> dict[int, float]:
+        """Of each label painted, background left out, how probable the model held it where it chose it, 0 to 1.
+
+        The mean over voxels of the model's grid, of about every eighth. Nothing unless asked for (`certain`).
+        """
+        counted = [n for n in range(1, len(self.values)) if self._certain[n, 1]]
+        return {int(self.values[n]): float(self._certain[n, 0] / self._certain[n, 1]) for n in counted}
 
     def begin_part(self) -> None:
         """What comes next does not go on from what came before; it overlaps it by a plane."""
@@ -102,6 +116,11 @@ class Painter:
             wanted = self._wanted
             field = np.empty((*block.shape[:3], len(self.maps)), np.float32)
             in_slabs(lambda a, b: confidence(a, b, block, *head, wanted, field), len(block), workers=self._workers)
+        if self._asked:
+            parts = in_slabs(
+                lambda a, b: certainty(a, b, block, *head, best, _EVERY), len(block), workers=self._workers
+            )
+            self._certain += sum(parts)
         labels, maps = self.labels, self.maps
         rest = (self._matrix, block, cells, best, field, origin, self._size, self._limits, *head, self.values)
         in_slabs(lambda a, b: paint(a, b, labels, maps, *rest), len(labels), workers=self._workers)

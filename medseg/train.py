@@ -502,7 +502,7 @@ def _same_run(config: Config, run: Path, team: Team) -> None:
     if path.exists():
         recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
         # These do not touch the weights of a step.
-        free = ("train.steps", "train.time_s", "card", "description", "fluid", "cleanup")
+        free = ("train.steps", "train.time_s", "card", "description", "fluid", "brain", "cleanup")
         changed = {key for key in _differences(recorded, content) if not key.startswith(free)}
         if changed:
             raise BadConfig(f"{run} was started with other settings ({', '.join(sorted(changed))}); choose another -o")
@@ -558,6 +558,7 @@ def model_spec(config: Config, source: Source) -> dict[str, Any]:
         "intensity": config.model.intensity,
         "mirror": config.augment.mirror if config.synth is None else (),
         "fluid": config.fluid,
+        "brain": config.brain,
         "cleanup": [] if config.cleanup == "auto" else config.cleanup,
         "card": config.card,
     } | source.spec()

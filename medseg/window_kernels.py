@@ -278,6 +278,33 @@ def confidence(low, high, block, weights, bias, headed, regions, wanted, out):  
 
 
 @njit(cache=True, nogil=True)
+def certainty(low, high, block, weights, bias, headed, regions, best, step):  # type: ignore[no-untyped-def]
+    """(K + 1, 2): of each class chosen (best), background left out, the sum of its probabilities, and how often.
+
+    Every `step`-th voxel along each axis of the rows low..high counts. Classes are numbered as in `choose`.
+    """
+    logits = np.empty(len(bias), np.float32)
+    sums = np.zeros((len(bias) + 1, 2))
+    for a in range(low + -low % step, high, step):
+        for b in range(0, block.shape[1], step):
+            for c in range(0, block.shape[2], step):
+                chosen = best[a, b, c]
+                if chosen == 0:
+                    continue
+                _logits(block[a, b, c], weights, bias, headed, logits)
+                if regions:
+                    p = 1 / (1 + np.exp(-logits[chosen - 1]))
+                else:
+                    total = 0.0
+                    for k in range(len(logits)):
+                        total += np.exp(logits[k] - logits[chosen])
+                    p = 1 / total
+                sums[chosen, 0] += p
+                sums[chosen, 1] += 1
+    return sums
+
+
+@njit(cache=True, nogil=True)
 def _between(base, slope, first, stop, size, begin, end):  # type: ignore[no-untyped-def]
     """The part of begin..end in which base + slope * k may lie in the cells first..stop of an axis of `size` voxels.
 

@@ -26,7 +26,7 @@ ROWS = [
         "labels",
     },
     {"io.voxels", "io.dicom_source", "io.dicom_slice", "io.dicom_frames", "io.dicom_decode"},
-    {"cleanup", "metrics", "losses", "intensity", "refine", "face"},
+    {"cleanup", "metrics", "losses", "intensity", "refine", "face", "anatomy"},
     {"winograd_kernels", "norm_kernels", "window_kernels"},
     {"fused_norm"},
     {"models.layers", "models.unet", "models.monai", "models.size"},

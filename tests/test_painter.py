@@ -217,3 +217,19 @@ def test_of_equal_logits_the_first_class_is_taken(classes):
     logits[classes - 1, 1:] = 3
     labels = paint(logits, np.diag([0.5, 0.5, 0.5, 1]), (5, 5, 5), range(classes)).labels
     assert (labels[0] == 1).all() and (labels[1:] == classes - 1).all()
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_confidence_is_the_mean_probability_of_what_was_chosen(regions):
+    logits = 6 * smooth_logits(4, (12, 14, 16), 3)
+    painter = paint(logits, np.eye(4), logits.shape[1:], range(4 + regions), regions=regions, certain=True)
+    best = painter.labels
+    if regions:
+        chances = np.concatenate((np.zeros((1, *best.shape)), 1 / (1 + np.exp(-logits))))
+    else:
+        chances = np.exp(logits) / np.exp(logits).sum(0)
+    assert set(painter.confidence()) == set(np.unique(best)) - {0}
+    for value, found in painter.confidence().items():
+        expected = chances[value][best == value].mean()
+        assert abs(found - expected) < 0.06  # of every eighth voxel
+    assert paint(logits, np.eye(4), best.shape, range(4 + regions), regions=regions).confidence() == {}

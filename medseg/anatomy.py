@@ -1,0 +1,155 @@
+"""What a brain's labels also say: the brain mask, the scan without skull, tissue classes, and whether it can be right.
+
+Which labels are brain, fluid, grey and white matter a model's JSON says (`brain`). Checks compare a result with what
+holds for every human head: volumes, left as large as right, what lies above, behind and on which side of what. They
+warn and change nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.cleanup import fill_holes
+from medseg.config import BrainSpec
+from medseg.io.files import atomic_write
+from medseg.labels import Label, LabelTable
+from medseg.volume import Volume
+
+#: Values of a tissue map and what they are.
+TISSUES = LabelTable(
+    (Label(1, "CSF", (60, 90, 200)), Label(2, "grey matter", (205, 62, 78)), Label(3, "white matter", (245, 245, 245)))
+)
+#: Brain and ventricles of people from one year on, in mL, widened: adults have 900 to 1,700 (Bethlehem et al. 2022,
+#: Nature 604:525, fig. 1).
+BRAIN_ML = (550.0, 2100.0)
+#: The larger of two hemispheres over the smaller: a fifth is far more than healthy and most diseased brains differ by.
+LARGEST_ASYMMETRY = 1.2
+
+
+def brain_mask(labels: Volume, spec: BrainSpec) -> Volume:
+    """1 in the brain and its ventricles, enclosed holes too, else 0; uint8, on the grid of the labels."""
+    inside = np.isin(labels.data, spec.csf + spec.grey + spec.white).astype(np.uint8)
+    return labels.with_data(fill_holes(inside))
+
+
+def stripped(scan: Volume, mask: Volume) -> Volume:
+    """The scan with what is not brain at 0, or at the scan's least value if that is below; its type stays."""
+    outside = min(scan.data.min(), scan.data.dtype.type(0))
+    return scan.with_data(np.where(mask.data > 0, scan.data, outside))
+
+
+def tissue(labels: Volume, spec: BrainSpec) -> Volume:
+    """CSF 1, in and around the brain, grey matter 2, white matter 3 (`TISSUES`); uint8."""
+    largest = max(int(labels.data.max()), *spec.csf, *spec.around, *spec.grey, *spec.white)
+    table = np.zeros(largest + 1, np.uint8)
+    for value, members in enumerate((spec.csf + spec.around, spec.grey, spec.white), 1):
+        table[list(members)] = value
+    return labels.with_data(table[labels.data])
+
+
+def totals(structures: Sequence[dict[str, Any]], spec: BrainSpec) -> list[dict[str, Any]]:
+    """Name and mL of the brain's parts, from the rows of `inference.structure_volumes`.
+
+    The intracranial volume is brain, ventricles and the fluid around them.
+    """
+    ml = {row["value"]: row["ml"] for row in structures}
+    parts = {
+        "grey matter": spec.grey,
+        "white matter": spec.white,
+        "ventricles": spec.csf,
+        "brain with ventricles": spec.csf + spec.grey + spec.white,
+        "CSF around the brain": spec.around,
+        "intracranial": spec.csf + spec.grey + spec.white + spec.around,
+    }
+    return [{"name": name, "ml": round(sum(ml.get(v, 0.0) for v in values), 3)} for name, values in parts.items()]
+
+
+def write_volumes(path: Path, structures: Sequence[dict[str, Any]], spec: BrainSpec) -> None:
+    """A CSV table of value, name and mL: every structure, then the totals, which have no value."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("value", "name", "ml"))
+    table.writerows((row["value"], row["name"], row["ml"]) for row in structures)
+    table.writerows(("", row["name"], row["ml"]) for row in totals(structures, spec))
+    with atomic_write(path) as handle:
+        handle.write(text.getvalue().encode())
+
+
+def implausible(labels: Volume, table: LabelTable, spec: BrainSpec) -> list[str]:
+    """What cannot be right about a result, a sentence each; empty where nothing is odd.
+
+    It is not told what is wrong: a scan that is no head, only a part of one, one whose header names the wrong
+    directions, or a result that failed.
+    """
+    brain = spec.csf + spec.grey + spec.white
+    counts = np.bincount(labels.data.ravel(), minlength=max(brain) + 1)
+    ml = {value: float(counts[value]) * labels.voxel_mm3 / 1000 for value in brain}
+    whole = sum(ml.values())
+    if whole < BRAIN_ML[0] or whole > BRAIN_ML[1]:
+        usual = f"heads of people from one year on have {BRAIN_ML[0]:.0f} to {BRAIN_ML[1]:.0f} mL"
+        return [f"the brain found has {whole:.0f} mL, and {usual}: is it a whole head?"]
+    found = []
+    pairs = [(a, b) for a, b in table.mirror_pairs().items() if a < b and a in ml and b in ml]
+    one, other = (sum(ml[pair[side]] for pair in pairs) for side in (0, 1))
+    if pairs and max(one, other) > LARGEST_ASYMMETRY * max(min(one, other), 1e-9):
+        found.append(f"one side of the brain found has {one:.0f} mL and the other {other:.0f} mL")
+    places = _places(labels, [value for value in brain if counts[value]])
+    names = {label.value: label.name for label in table.labels}
+    odd = [
+        names[value]
+        for value, partner in pairs
+        if value in places and partner in places and _on_the_wrong_side(value, partner, places, names)
+    ]
+    if odd:
+        found.append(f"{odd[0]} lies on the other side of its partner")
+    for below, above, direction, word in _ORDER:
+        a, b = (_middle(places, names, counts, part) for part in (below, above))
+        if a is not None and b is not None and (b - a)[direction] < 0:
+            found.append(f"the {below} found does not lie {word} the {above}")
+    if found:
+        found[-1] += "; does the header name the scan's directions rightly? medseg info shows them"
+    return found
+
+
+#: (part, other part, axis of (R, A, S), how the first lies to the second): so in every head.
+_ORDER = (
+    ("cerebell", "cerebral", 2, "below"),
+    ("cerebell", "cerebral", 1, "behind"),
+    ("brain-stem", "cerebral", 2, "below"),
+)
+
+
+def _places(labels: Volume, values: Sequence[int]) -> dict[int, NDArray[np.float64]]:
+    """The middle in mm along (R, A, S) of each value; of every second voxel."""
+    thin = labels.data[::2, ::2, ::2]
+    places = {}
+    for value in values:
+        at = np.argwhere(thin == value)
+        if len(at):
+            places[value] = labels.affine[:3, :3] @ (2 * at.mean(0)) + labels.affine[:3, 3]
+    return places
+
+
+def _on_the_wrong_side(value: int, partner: int, places: dict[int, NDArray[np.float64]], names: dict[int, str]) -> bool:
+    """Whether a structure called left lies further to the right than its partner, or the other way round."""
+    towards_right = float(places[partner][0] - places[value][0])
+    return towards_right < 0 if "left" in names[value].lower() else towards_right > 0
+
+
+def _middle(
+    places: dict[int, NDArray[np.float64]], names: dict[int, str], counts: NDArray, word: str
+) -> NDArray[np.float64] | None:
+    """The middle of all structures whose name holds a word; None where there is none."""
+    values = [value for value in places if word in names[value].lower()]
+    if not values:
+        return None
+    weights = np.array([counts[value] for value in values], float)
+    middle: NDArray[np.float64] = (np.array([places[v] for v in values]) * weights[:, None]).sum(0) / weights.sum()
+    return middle
