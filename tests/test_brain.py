@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from medseg.checkpoint import load_checkpoint
-from medseg.inference import segment
+from medseg.errors import BadConfig
+from medseg.infer import Extras, Job, infer, jobs
+from medseg.inference import Settings, segment
 from medseg.io import read, read_labels
 from medseg.volume import Volume, reorient, resample
 
@@ -112,3 +114,30 @@ def test_brain_model_on_the_mni152_template_finds_a_brain_of_its_size(model):
     found = segment(scan, model).labels.data
 
     assert dice(brain(found), np.asarray(mask.dataobj) > 0) >= 0.9
+
+
+def test_what_follows_from_the_labels_lies_beside_them_on_request(model, tmp_path):
+    job = Job(SAMPLES / "head_t1.nii.gz", tmp_path / "head_seg.nii.gz")
+    content = infer(job, [model], Settings(), Extras(also=("brain-mask", "stripped", "tissue", "volumes")))
+
+    scan, labels = read(job.scan), read_labels(job.labels).data
+    mask = read_labels(tmp_path / "head_seg.brain_mask.nii.gz")
+    assert (mask.affine == scan.affine).all()
+    assert (mask.data[brain(labels)] == 1).all() and brain(labels).sum() <= mask.data.sum() <= 1.02 * brain(
+        labels
+    ).sum()
+    stripped = read(tmp_path / "head_seg.stripped.nii.gz")
+    assert (stripped.data == np.where(mask.data > 0, scan.data, 0)).all()
+    assert set(np.unique(read_labels(tmp_path / "head_seg.tissue.nii.gz").data)) == {0, 1, 2, 3}
+    totals = {row["name"]: row["ml"] for row in content["totals"]}
+    assert f",intracranial,{totals['intracranial']}\n" in (tmp_path / "head_seg.volumes.csv").read_text()
+    assert content["warnings"] == []
+    assert all(0.5 < row["confidence"] <= 1 for row in content["structures"] if row["voxels"])
+    assert [found.scan.name for found in jobs([tmp_path], None)] == [tmp_path.name]  # none of these is a scan
+
+
+def test_a_model_of_something_else_has_no_brain_mask(tmp_path):
+    job = Job(SAMPLES / "head_t1.nii.gz", tmp_path / "head_seg.nii.gz")
+    with pytest.raises(BadConfig, match="otsu does not say which labels are brain"):
+        infer(job, "otsu", Settings(), Extras(also=("tissue",)))
+    assert list(tmp_path.iterdir()) == []
