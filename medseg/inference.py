@@ -136,7 +136,8 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
     grid = model_grid(volume, spec.spacing, spec.grid)
     windows = plan_windows(grid.shape, spec.patch, settings.overlap)
     for stripes in _STRIPES:
-        needed = _memory(volume, grid, windows, checkpoints, settings, device.type, stripes)
+        half = precision == "bfloat16" and device.type == "cpu"
+        needed = _memory(volume, grid, windows, checkpoints, settings, device.type, stripes, half)
         made = Plan(spec.name, str(device), precision, grid, _count(windows, stripes), needed, stripes)
         if needed <= limit:
             return made
@@ -219,6 +220,7 @@ def _memory(
     settings: Settings,
     device: str,
     stripes: int,
+    half: bool = False,
 ) -> int:
     """Bytes of this process at its peak: what it holds now, and the largest of its three phases.
 
@@ -230,10 +232,11 @@ def _memory(
     scan, image = volume.data.size, 4 * spec.channels * int(np.prod(grid.shape))
     features = blended_features(checkpoints) + spec.skip_empty
     patch, depth = windows.patch, windows.padded[2]
-    # The network: weights as float32 and eight times that as the kernels want them (files hold half precision),
-    # activations, one window's features.
+    # The network: weights as float32 and as the kernels want them (files hold half precision; Winograd wants eight times
+    # the float32), activations, one window's features.
     weights = sum(one.weight_bytes for one in checkpoints)
-    network = 18 * weights + activation_bytes(checkpoints[0], max(1, settings.batch))
+    activations = activation_bytes(checkpoints[0], max(1, settings.batch))
+    network = 4 * weights + activations // 2 if half else 18 * weights + activations
     network += 4 * features * int(np.prod(patch))
     # The sums, the block that is complete, once more with the planes before it, and its classes.
     rows = windows.starts[0]
