@@ -232,8 +232,8 @@ def _memory(
     scan, image = volume.data.size, 4 * spec.channels * int(np.prod(grid.shape))
     features = blended_features(checkpoints) + spec.skip_empty
     patch, depth = windows.patch, windows.padded[2]
-    # The network: weights as float32 and as the kernels want them (files hold half precision; Winograd wants eight times
-    # the float32), activations, one window's features.
+    # The network: weights as float32 and as the kernels want them (files hold half precision; Winograd wants eight
+    # times the float32), activations, one window's features.
     weights = sum(one.weight_bytes for one in checkpoints)
     activations = activation_bytes(checkpoints[0], max(1, settings.batch))
     network = 4 * weights + activations // 2 if half else 18 * weights + activations
