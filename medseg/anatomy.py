@@ -31,6 +31,8 @@ TISSUES = LabelTable(
 BRAIN_ML = (550.0, 2100.0)
 #: The larger of two hemispheres over the smaller: a fifth is far more than healthy and most diseased brains differ by.
 LARGEST_ASYMMETRY = 1.2
+#: So many small structures may be missed where slices are thick.
+FEW_MISSING = 3
 
 
 def brain_mask(labels: Volume, spec: BrainSpec) -> Volume:
@@ -97,9 +99,9 @@ def implausible(labels: Volume, table: LabelTable, spec: BrainSpec) -> list[str]
         return [f"the brain found has {whole:.0f} mL, and {usual}: is it a whole head?"]
     found = []
     pairs = [(a, b) for a, b in table.mirror_pairs().items() if a < b and a in ml and b in ml]
-    one, other = (sum(ml[pair[side]] for pair in pairs) for side in (0, 1))
-    if pairs and max(one, other) > LARGEST_ASYMMETRY * max(min(one, other), 1e-9):
-        found.append(f"one side of the brain found has {one:.0f} mL and the other {other:.0f} mL")
+    sides = [sum(ml[pair[side]] for pair in pairs) for side in (0, 1)]
+    if pairs and max(sides) > LARGEST_ASYMMETRY * max(min(sides), 1e-9):
+        found.append(f"one side of the brain found has {sides[0]:.0f} mL and the other {sides[1]:.0f} mL")
     places = _places(labels, [value for value in brain if counts[value]])
     names = {label.value: label.name for label in table.labels}
     odd = [
@@ -109,20 +111,27 @@ def implausible(labels: Volume, table: LabelTable, spec: BrainSpec) -> list[str]
     ]
     if odd:
         found.append(f"{odd[0]} lies on the other side of its partner")
-    for below, above, direction, word in _ORDER:
-        a, b = (_middle(places, names, counts, part) for part in (below, above))
-        if a is not None and b is not None and (b - a)[direction] < 0:
-            found.append(f"the {below} found does not lie {word} the {above}")
+    middles = {part: _middle(places, names, counts, word) for part, word in _PARTS.items()}
+    for one_part, other_part, direction, word in _ORDER:
+        a, b = middles[one_part], middles[other_part]
+        if a is not None and b is not None and float((b - a) @ np.array(direction)) < 0:
+            found.append(f"the {one_part} found does not lie {word} the {other_part}")
+    missing = [names[value] for value in brain if not counts[value] and value in names]
+    if len(missing) > FEW_MISSING:
+        found.append(f"{len(missing)} structures that every brain has were not found, such as {missing[0]}")
     if found:
         found[-1] += "; does the header name the scan's directions rightly? medseg info shows them"
     return found
 
 
-#: (part, other part, axis of (R, A, S), how the first lies to the second): so in every head.
+#: Parts of the brain, and the words that the names of their structures hold.
+_PARTS = {"cerebellum": "cerebell", "cerebrum": "cerebral", "brain-stem": "brain-stem"}
+#: (part, other part, direction along (R, A, S) from the first to the second, how the first lies): so in every head.
 _ORDER = (
-    ("cerebell", "cerebral", 2, "below"),
-    ("cerebell", "cerebral", 1, "behind"),
-    ("brain-stem", "cerebral", 2, "below"),
+    ("cerebellum", "cerebrum", (0, 0, 1), "below"),
+    ("cerebellum", "cerebrum", (0, 1, 0), "behind"),
+    ("brain-stem", "cerebrum", (0, 0, 1), "below"),
+    ("cerebellum", "brain-stem", (0, 1, -1), "behind, rather than below,"),
 )
 
 

@@ -9,12 +9,15 @@ import pytest
 
 from medseg import anatomy
 from medseg.checkpoint import load_checkpoint
+from medseg.config import BrainSpec
 from medseg.inference import structure_volumes
 from medseg.volume import ORIENTATIONS, Volume, reorient
 
 CHECKPOINT = load_checkpoint("brain")
 SPEC, TABLE = CHECKPOINT.spec.brain, CHECKPOINT.table
 assert SPEC is not None
+#: Of the labels that the head built here has.
+FEW = BrainSpec(csf=(4, 43), grey=(3, 42, 8, 47), white=(2, 41, 16), around=(24,))
 MM = 2.0
 
 
@@ -98,7 +101,7 @@ def test_the_table_of_volumes_adds_up(head, tmp_path):
 def test_a_head_is_plausible_in_every_storage_order(head):
     assert 900 < sum(row["ml"] for row in anatomy.totals(structure_volumes(head, TABLE), SPEC)[:3]) < 1700
     for orientation in ORIENTATIONS:
-        assert anatomy.implausible(reorient(head, orientation), TABLE, SPEC) == []
+        assert anatomy.implausible(reorient(head, orientation), TABLE, FEW) == []
 
 
 def turned_header(head: Volume, axes: tuple[int, ...], signs: tuple[int, ...]) -> Volume:
@@ -118,17 +121,23 @@ def turned_header(head: Volume, axes: tuple[int, ...], signs: tuple[int, ...]) -
         ((0, 1, 2), (1, 1, -1), "below"),
         ((0, 2, 1), (1, 1, -1), "lie"),
         ((2, 1, 0), (1, 1, 1), "lie"),
+        ((0, 2, 1), (1, 1, 1), "rather than below"),
     ],
 )
 def test_a_header_with_wrong_directions_is_noticed(head, axes, signs, word):
-    told = " ".join(anatomy.implausible(turned_header(head, axes, signs), TABLE, SPEC))
+    told = " ".join(anatomy.implausible(turned_header(head, axes, signs), TABLE, FEW))
     assert word in told and "medseg info" in told
 
 
 def test_what_is_no_whole_head_is_noticed(head):
     small = Volume(head.data, np.diag([0.5, 0.5, 0.5, 1.0]))
-    assert "mL" in anatomy.implausible(small, TABLE, SPEC)[0]
-    assert "0 mL" in anatomy.implausible(head.with_data(np.zeros_like(head.data)), TABLE, SPEC)[0]
+    assert "mL" in anatomy.implausible(small, TABLE, FEW)[0]
+    assert "0 mL" in anatomy.implausible(head.with_data(np.zeros_like(head.data)), TABLE, FEW)[0]
     half = head.data.copy()
     half[:30] = 0
-    assert "one side" in anatomy.implausible(head.with_data(half), TABLE, SPEC)[0]
+    assert "one side" in anatomy.implausible(head.with_data(half), TABLE, FEW)[0]
+
+
+def test_structures_that_every_brain_has_are_missed(head):
+    told = anatomy.implausible(head, TABLE, SPEC)
+    assert len(told) == 1 and "such as left inferior lateral ventricle" in told[0]
