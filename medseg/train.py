@@ -26,8 +26,8 @@ from medseg.io.files import atomic_write, sweep
 from medseg.label_maps import LabelMaps, hard_dice
 from medseg.labels import LabelTable
 from medseg.losses import segmentation_loss
-from medseg.models import build_model, check_patch
-from medseg.models.unet import likes_channels_last
+from medseg.models import FLOAT32_ON_CPU, build_model, check_patch
+from medseg.models.unet import conv, likes_channels_last
 from medseg.team import Team, whole
 
 #: Called after some steps with (share of the run that is done, facts); facts hold step, loss, dice, seconds_left ...
@@ -104,8 +104,7 @@ def train(
         best: dict[str, Tensor] = {}  # the averages that did best so far, where the settings ask for them
         facts = _restore(run, network, optimizer, average, best, team)
         if "precision" not in facts:  # one trial for all processes and for the whole run
-            tried = (config, network, source, device, team.sharded)
-            chosen = choose_training_precision(*tried) if team.first else _PRECISIONS[0]
+            chosen = choose_training_precision(config, device) if team.first else _PRECISIONS[0]
             facts["precision"] = _PRECISIONS[round(team.first_says(_PRECISIONS.index(chosen)))]
         precision = facts["precision"]
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -245,40 +244,39 @@ class _Clock:
         self.apart += time.monotonic() - begun
 
 
-def choose_training_precision(
-    config: Config, network: nn.Module, source: Source, device: torch.device, sharded: bool = False
-) -> str:
-    """The arithmetic of the loop: 'auto' is bf16 where the GPU knows it, else fp16; on a CPU what a trial says.
+def choose_training_precision(config: Config, device: torch.device) -> str:
+    """The arithmetic of the loop: 'auto' is bf16 where the GPU knows it, else fp16; on a CPU what is faster.
 
-    A trial of this network, because bfloat16 was measured at a half of float32's speed, at twice that and at three
-    times, depending on the processor and on what the network consists of.
+    A CPU with matrix units (AMX) trains faster in bfloat16, but for `FLOAT32_ON_CPU`; where there are none a trial
+    tells: processors were measured at twice and at half their float32 speed, too far apart for chance to decide.
     """
-    wanted = config.train.precision
-    if wanted != "auto":
-        if wanted == "fp16" and device.type == "cpu":
+    settings = config.train
+    if settings.precision != "auto":
+        if settings.precision == "fp16" and device.type == "cpu":
             raise BadConfig("fp16 is very slow on a CPU; set train.precision=bf16 or fp32")
-        return wanted
+        return settings.precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if sharded or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "fp32"  # one process alone cannot try a network that is shared out
-    labels = torch.zeros(2, *config.model.patch, dtype=torch.long)
+    if config.model.name in FLOAT32_ON_CPU or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "fp32"
+    has_matrix_units = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    if has_matrix_units is not None and has_matrix_units():
+        return "bf16"
+    block = conv(32, 32)
+    x = torch.rand(2, 32, 32, 32, 32)
 
-    def seconds(precision: str) -> float:
-        images = torch.zeros(2, source.channels, *config.model.patch)
-        if _is_channels_last(network, precision, device):
-            images = images.to(memory_format=torch.channels_last_3d)
+    def seconds(half: bool) -> float:
+        images = x.to(memory_format=torch.channels_last_3d) if half else x
         times = []
-        for _ in range(3):
+        for _ in range(4):
             begun = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                outputs = network(images)
-            _loss(network, source, outputs, labels, None).backward()
-            network.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                out = block(images)
+            out.float().sum().backward()
             times.append(time.perf_counter() - begun)
         return min(times[1:])
 
-    return "bf16" if seconds("bf16") < 0.9 * seconds("fp32") else "fp32"
+    return "bf16" if seconds(True) < 0.9 * seconds(False) else "fp32"
 
 
 def _is_channels_last(network: nn.Module, precision: str, device: torch.device) -> bool:

@@ -374,6 +374,20 @@ def test_a_run_may_be_prolonged_and_its_data_may_move(config, finished, tmp_path
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
+def test_a_run_in_bfloat16_goes_on_to_the_same_bits(config: Config, tmp_path: Path):
+    model = config.model.model_copy(update={"options": {"features": [16, 32], "deep_supervision": True}})
+    changed = config.model_copy(
+        update={"model": model, "train": config.train.model_copy(update={"precision": "bf16", "steps": 6})}
+    )
+    train(changed, tmp_path / "whole")
+    # The rate of the first steps does not depend on how many there will be.
+    train(changed.model_copy(update={"train": changed.train.model_copy(update={"steps": 3})}), tmp_path / "parts")
+    train(changed, tmp_path / "parts")
+    once, again = (load_state(tmp_path / name / "state.safetensors")[0] for name in ("whole", "parts"))
+    assert once.keys() == again.keys()
+    assert all(torch.equal(once[key], again[key]) for key in once)
+
+
 def test_both_precisions_train(config: Config, tmp_path: Path):
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this processor has no bfloat16")

@@ -58,6 +58,7 @@ def variants(network: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
         "torch fp32 channels-last": lambda x: last(x.contiguous(memory_format=CHANNELS_LAST)),
         "torch bf16 channels-last": lambda x: half(x.to(torch.bfloat16, memory_format=CHANNELS_LAST)).float(),
         "medseg fp32": accelerate(network),
+        "medseg bf16": halved(accelerate(network)),
     }
     if find_spec("openvino"):
         import openvino
@@ -77,6 +78,16 @@ def variants(network: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
 
             found[f"openvino {precision}"] = run
     return found
+
+
+def halved(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The network under autocast, as the torch backend runs it."""
+
+    def run(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return network(x).float()
+
+    return run
 
 
 def peak(dtype: torch.dtype) -> float:

@@ -55,7 +55,7 @@ def main() -> None:
     parts: dict[str, list[float]] = {"batch": [], "forward and loss": [], "backward": [], "optimizer": []}
     with tempfile.TemporaryDirectory() as store:
         source = Scans(config, data, training, [], Path(store))
-        precision = choose_training_precision(config, network, source, device)
+        precision = choose_training_precision(config, device)
         last = _is_channels_last(network, precision, device)
         for step in range(options.steps + 3):
             first = step * config.train.batch
