@@ -141,14 +141,15 @@ def make_plan(
     plan.choose("model.intensity", *_intensity(dataset, found))
     plan.choose("model.name", architecture, "as asked" if architecture != "unet" else "the usual one")
 
-    shape = np.median(np.array(found.shapes) * np.array(found.spacings_mm) / spacing, 0)
+    shapes = np.array(found.shapes) * np.array(found.spacings_mm) / spacing
+    shape = np.median(shapes, 0)
     pooling = _pooling(np.minimum(shape, 128), spacing)
     # Where whole scans, or the largest patches, would be seen too seldom, half the resolution inside is cheaper.
     halved = machine.device == "cpu" and architecture == "unet" and most < min(shape.prod(), LARGEST_PATCH["cpu"])
     room = min(int(HALVED_GAIN * most), LARGEST_PATCH["cpu"]) if halved else most
     multiple = _multiples(architecture, plan.get("model.options"), pooling)
     only = (plan.get("model.options") or {}).get("patch")  # a UNETR has one size
-    found_patch = _patch(shape, spacing, room, multiple)
+    found_patch = _patch(shapes, spacing, room, multiple)
     plan.choose("model.patch", *((list(only), "the only one this network takes") if only else found_patch))
     patch = tuple(plan["model.patch"])
     options, reason = _options(architecture, patch, spacing, machine, halved)
@@ -299,11 +300,15 @@ def _multiples(
     return np.array(patch_multiples(network))
 
 
-def _patch(shape: NDArray, spacing: NDArray, most: int, multiple: NDArray) -> tuple[list[int], str]:
-    """As large as the median scan, or what fits into `most` voxels, with equal edges in mm where it must be cut."""
-    whole = np.maximum(1, np.ceil(shape / multiple - 0.25)) * multiple
-    if whole.prod() <= most:
-        return _more_than_one_cell(whole, multiple), "as large as the median scan"
+def _patch(shapes: NDArray, spacing: NDArray, most: int, multiple: NDArray) -> tuple[list[int], str]:
+    """As large as nine of ten scans or as the median scan, or what fits into `most` voxels, with equal edges in mm.
+
+    shapes (cases, 3). A network that sees a whole scan also sees where in it it is.
+    """
+    for share, words in ((0.9, "as large as nine of ten scans"), (0.5, "as large as the median scan")):
+        whole = np.maximum(1, np.ceil(np.quantile(shapes, share, axis=0) / multiple - 0.25)) * multiple
+        if whole.prod() <= most:
+            return _more_than_one_cell(whole, multiple), words
     low, high = 0.0, float((whole * spacing).max())
     for _ in range(40):
         edge = (low + high) / 2
