@@ -264,8 +264,7 @@ def keep_memory() -> None:
     import ctypes
     import os
 
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
