@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from medseg.checkpoint import Checkpoint
 from medseg.errors import BadConfig, BadModel, DataWarning, NotEnoughMemory
 from medseg.fast_conv import accelerate
+from medseg.fused_norm import has_matrix_units
 from medseg.painter import Head
 from medseg.window import Predict
 
@@ -80,8 +81,7 @@ def _bf16_is_faster() -> bool:
     """
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
-    has_matrix_units = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    if has_matrix_units is not None and has_matrix_units():
+    if has_matrix_units():
         return True
     with torch.inference_mode():
         block = nn.Sequential(
@@ -180,10 +180,8 @@ class _Torch:
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """Make the network ready for a device and an arithmetic."""
         self.device, self.dtype = device, dtype
-        if device.type == "cpu" and not (self.exact and dtype == torch.float32):
-            self.network = accelerate(self.plain)
-        elif device.type == "cpu":
-            self.network = self.plain
+        if device.type == "cpu":
+            self.network = self.plain if self.exact and dtype == torch.float32 else accelerate(self.plain)
         else:
             self.network = _channels_last(self.plain.to(device))
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from medseg.fused_norm import LANES, combined, in_parallel, moments, numbers, pieces
+from medseg.fused_norm import LANES, combined, in_parallel, moments, numbers, settle
 from medseg.models.unet import Block
 
 #: Mean and variance (B, C) of a map.
@@ -42,9 +42,9 @@ _SHORTEST = 10
 def accelerate(network: nn.Module) -> nn.Module:
     """A copy of an inference network that is fast on a CPU: its convolutions, instance norms and activations.
 
-    Takes and returns what the network does; logits come in channels-last memory. Inputs on another device or of
-    another type than float32, and calls that record gradients, run the original modules. The network itself is not
-    changed; what does not match is left as it is.
+    Takes and returns what the network does; logits come in channels-last memory. It computes in float32, or in bfloat16
+    under autocast; inputs on another device, and calls that record gradients, run the original modules. The network
+    itself is not changed; what does not match is left as it is.
     """
     network = copy.deepcopy(network).eval()
     _replace(network, {})
@@ -140,18 +140,7 @@ class _Source:
         if self.scale is None or self.shift is None:
             out[:, channel : channel + self.map.shape[1]] = self.map
             return
-        from medseg.norm_kernels import settle_voxels
-
-        flat, channels, scale, shift, slope = self.arguments()
-        target, units = numbers(out), pieces(self.map)
-
-        def work(n: int) -> None:
-            sample, first, count = units[n]
-            settle_voxels(
-                flat, first, count, channels // LANES, scale, shift, sample, slope, target, out.shape[1], channel
-            )  # fmt: skip
-
-        in_parallel(work, len(units))
+        settle(self.map, self.scale, self.shift, self.slope, out, channel)
 
 
 class Deferred(Tensor):
@@ -260,7 +249,7 @@ class FastConv(nn.Module):
     def _plainly(self, x: Tensor) -> Tensor:
         y: Tensor = self.conv(x)
         y = self.norm(y) if self.norm is not None else y
-        return nn.functional.leaky_relu(y, self.slope) if self.slope != 1 else y
+        return F.leaky_relu(y, self.slope) if self.slope != 1 else y
 
     def _pays(self, x: Tensor) -> bool:
         """Whether one of the kernels here can do it faster than oneDNN."""

@@ -39,27 +39,21 @@ def can_fuse(x: Tensor, norm: nn.Module) -> bool:
     )
 
 
+def has_matrix_units() -> bool:
+    """Whether this CPU has AMX tiles, with which oneDNN convolves bfloat16 several times faster than float32."""
+    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private, so it may go
+    return bool(asked is not None and asked())
+
+
 class _NormActivate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
-        from medseg.norm_kernels import settle_voxels
-
         mean, variance = moments(x)
         rate = 1 / np.sqrt(variance + eps)
         scale = (rate * weight.detach().numpy()).astype(np.float32)
         shift = (bias.detach().numpy() - mean * scale).astype(np.float32)
         out = torch.empty_like(x)
-        source, target, channels = numbers(x), numbers(out), x.shape[1]
-        flat_scale, flat_shift = scale.ravel(), shift.ravel()
-        units = pieces(x)
-
-        def work(n: int) -> None:
-            sample, first, count = units[n]
-            settle_voxels(
-                source, first, count, channels // LANES, flat_scale, flat_shift, sample, slope, target, channels, 0
-            )  # fmt: skip
-
-        in_parallel(work, len(units))
+        settle(x, scale.ravel(), shift.ravel(), slope, out)
         ctx.save_for_backward(x)
         ctx.numbers = mean, rate, scale, shift, slope
         return out
@@ -111,6 +105,22 @@ def norm_activate(x: Tensor, norm: nn.GroupNorm, slope: float = 1.0) -> Tensor:
     return y
 
 
+def settle(x: Tensor, scale: np.ndarray, shift: np.ndarray, slope: float, out: Tensor, channel: int = 0) -> None:
+    """Writes leaky_relu(x · scale + shift, slope) to the channels of `out` from `channel` on; `out` may be x.
+
+    x, out: channels-last maps of one type and size; scale, shift (B · C) float32.
+    """
+    from medseg.norm_kernels import settle_voxels
+
+    source, target, blocks, units = numbers(x), numbers(out), x.shape[1] // LANES, pieces(x)
+
+    def work(n: int) -> None:
+        sample, first, count = units[n]
+        settle_voxels(source, first, count, blocks, scale, shift, sample, slope, target, out.shape[1], channel)
+
+    in_parallel(work, len(units))
+
+
 def moments(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance (B, C) float64 of a channels-last map, summed in a fixed order."""
     from medseg.norm_kernels import measure_voxels
@@ -128,7 +138,7 @@ def moments(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def combined(values: np.ndarray, counts: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance (B, C) of moments (units, blocks · 3 · 16) of `counts` voxels; samples have as many units."""
-    values = values.astype(np.float64).reshape(batch, counts.size // batch, -1, 3, LANES)
+    values = values.astype(np.float64, copy=False).reshape(batch, counts.size // batch, -1, 3, LANES)
     centre, total, squares = values.transpose(3, 0, 1, 2, 4).reshape(3, *values.shape[:2], -1)
     counts = counts.reshape(batch, -1, 1)
     means = centre + total / counts

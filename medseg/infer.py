@@ -241,7 +241,7 @@ def infer(
         if row["value"] in result.confidence and row["voxels"]:
             row["confidence"] = round(result.confidence[row["value"]], 3)
     if brain:
-        told += anatomy.implausible(result.labels, result.table, brain)
+        told += anatomy.implausible(result.labels, result.table, brain, structures)
     content: dict[str, Any] = {
         "format": "medseg-record-1",
         "versions": record.versions(),

@@ -2,6 +2,8 @@
 
 LLVM's vectoriser does not find the best code for such loops. A vector is one register with AVX-512, several elsewhere.
 Memory is float32, or bfloat16 in arrays of uint16: the upper half of a float32, rounded to nearest even.
+
+numba caches compiled code by the file of the function: who changes this one must touch those that use it.
 """
 
 from __future__ import annotations

@@ -305,8 +305,11 @@ def _patch(shapes: NDArray, spacing: NDArray, most: int, multiple: NDArray) -> t
 
     shapes (cases, 3). A network that sees a whole scan also sees where in it it is.
     """
-    for share, words in ((0.9, "as large as nine of ten scans"), (0.5, "as large as the median scan")):
-        whole = np.maximum(1, np.ceil(np.quantile(shapes, share, axis=0) / multiple - 0.25)) * multiple
+    most_scans = np.quantile(shapes, 0.9, axis=0, method="lower")  # a size that is there, not one towards a huge scan
+    for size, words in (
+        (most_scans, "as large as nine of ten scans"), (np.median(shapes, 0), "as large as the median scan")
+    ):  # fmt: skip
+        whole = np.maximum(1, np.ceil(size / multiple - 0.25)) * multiple
         if whole.prod() <= most:
             return _more_than_one_cell(whole, multiple), words
     low, high = 0.0, float((whole * spacing).max())

@@ -22,6 +22,7 @@ from medseg.cleanup import check_steps
 from medseg.config import Config, TrainConfig
 from medseg.curves import draw_curves
 from medseg.errors import BadConfig, BadModel, DataWarning, Interrupted
+from medseg.fused_norm import has_matrix_units
 from medseg.io.files import atomic_write, sweep
 from medseg.label_maps import LabelMaps, hard_dice
 from medseg.labels import LabelTable
@@ -259,8 +260,7 @@ def choose_training_precision(config: Config, device: torch.device) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if config.model.name in FLOAT32_ON_CPU or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "fp32"
-    has_matrix_units = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    if has_matrix_units is not None and has_matrix_units():
+    if has_matrix_units():
         return "bf16"
     block = conv(32, 32)
     x = torch.rand(2, 32, 32, 32, 32)

@@ -198,3 +198,11 @@ def test_more_voxels_and_larger_batches_need_more():
         < training_bytes("unet", options, 1, 3, (32, 32, 32), 4)
         < training_bytes("unet", options, 1, 3, (64,) * 3, 4)
     )
+
+
+def test_a_patch_holds_nine_of_ten_scans_where_there_is_time_for_that_else_the_median_one():
+    shapes = [(36, 48, 36)] * 6 + [(36, 56, 36)] * 3 + [(60, 90, 60)]
+    found = cases(shapes, 1.0, count=10)
+    assert planned(found, train__time_s=1800.0)["model.patch"] == [40, 56, 40]
+    # A microsecond a voxel: three quarters of these seconds are 2,500 patches of about 80,000 voxels.
+    assert planned(found, train__time_s=2500 * 0.08 / 0.75)["model.patch"] == [40, 48, 40]

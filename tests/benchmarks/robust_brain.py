@@ -54,7 +54,6 @@ def versions(scan: Volume, truth: Volume, heads: Path) -> Iterator[tuple[str, Vo
         yield f"slices of 5 mm along {name}", thick(scan, axis), None
     yield "with a skull", with_skull(scan, truth, heads), None
     ras = reorient(scan, "RAS")
-    kept = ras.shape[2] * 4 // 5
     filled = np.nonzero((ras.data > 0).any(axis=(0, 1)))[0]
     kept = int(filled[0] + 0.8 * (filled[-1] + 1 - filled[0]))
     where = np.zeros(ras.shape, bool)
