@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from medseg.fused_norm import LANES, combined, in_parallel, moments, numbers, settle
+from medseg.fused_norm import LANES, combined, moments, numbers, settle
 from medseg.models.unet import Block
+from medseg.threads import in_parallel
 
 #: Mean and variance (B, C) of a map.
 _Spread = tuple[np.ndarray, np.ndarray]
@@ -172,13 +173,27 @@ class Deferred(Tensor):
         return self.sources[0].settle()
 
     @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Done here and not left to __torch_dispatch__, on the way to which PyTorch imports half a second of modules.
+        with torch._C.DisableTorchFunctionSubclass():
+            if getattr(function, "__name__", "") == "__get__":  # shape, dtype and the like
+                return function(*args, **(kwargs or {}))
+            if function is torch.cat and (joined := _joined(*args, **(kwargs or {}))) is not None:
+                return joined
+            return function(*tree_map(_settled, args), **tree_map(_settled, kwargs or {}))
+
+    @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        if function is torch.ops.aten.cat.default and args[1:] == (1,):
-            sources = [source for x in args[0] for source in _sources(x)]
-            kinds = {source.map.dtype for source in sources}
-            if kinds in ({torch.float32}, {torch.bfloat16}):
-                return Deferred(sources)
         return function(*tree_map(_settled, args), **tree_map(_settled, kwargs or {}))
+
+
+def _joined(tensors: Any, dim: int = 0, **others: Any) -> Deferred | None:
+    """Maps joined along the channels, all float32 or all bfloat16; None for what else `torch.cat` may be asked."""
+    if dim != 1 or others:
+        return None
+    sources = [source for x in tensors for source in _sources(x)]
+    kinds = {source.map.dtype for source in sources}
+    return Deferred(sources) if kinds in ({torch.float32}, {torch.bfloat16}) else None
 
 
 def _sources(x: Tensor) -> list[_Source]:
@@ -286,7 +301,7 @@ class FastConv(nn.Module):
             scratch = _scratch(POINTS * LANES * ((inputs + outputs) * room + 3))
             convolve_unit(unit, room, size, one, two, packed, bias, outputs, flat, sums, scratch)
 
-        in_parallel(work, batch * counts.size)
+        in_parallel(work, batch * counts.size, torch.get_num_threads())
         return y, combined(sums, np.tile(counts, batch), batch)
 
     def _direct(self, x: Tensor) -> tuple[Tensor, _Spread]:
@@ -317,7 +332,7 @@ class FastConv(nn.Module):
                 around, channels, row, size, sample, first, count, packed, bias, outputs, flat, sums[n]
             )  # fmt: skip
 
-        in_parallel(work, len(units))
+        in_parallel(work, len(units), torch.get_num_threads())
         return y, combined(sums, np.array([count * size[2] for _, _, count in units]), batch)
 
     def _bias(self) -> np.ndarray:
@@ -381,7 +396,7 @@ class FastUp(nn.Module):
             scratch = _scratch(room * conv.in_channels + 2 * ROWS[1] * LANES)
             double_voxels(source, size, sample, first, count, room, packed, bias, outputs, flat, scratch)
 
-        in_parallel(work, len(units))
+        in_parallel(work, len(units), torch.get_num_threads())
         return y
 
 

@@ -6,16 +6,13 @@ them there. Results do not depend on the number of threads.
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from medseg.threads import in_parallel
 
 #: Channels come in blocks of this many.
 LANES = 16
@@ -78,7 +75,7 @@ class _NormActivate(torch.autograd.Function):
                 source, down, first, count, blocks, flat_scale, flat_shift, sample, slope, centre, sums[n]
             )  # fmt: skip
 
-        in_parallel(measure, len(units))
+        in_parallel(measure, len(units), torch.get_num_threads())
         per_sample = sums.reshape(batch, -1, blocks, 2, LANES).sum(1)
         total, weighted = per_sample[:, :, 0].reshape(batch, -1), per_sample[:, :, 1].reshape(batch, -1)
         per_voxel = -scale * rate**2 * weighted / voxels
@@ -93,7 +90,7 @@ class _NormActivate(torch.autograd.Function):
                 source, down, first, count, blocks, flat_scale, flat_shift, sample, slope, per_voxel, constant, target
             )  # fmt: skip
 
-        in_parallel(work, len(units))
+        in_parallel(work, len(units), torch.get_num_threads())
         to_weight = torch.from_numpy((weighted * rate).sum(0).astype(np.float32))
         to_bias = torch.from_numpy(total.sum(0).astype(np.float32))
         return out, to_weight, to_bias, None, None
@@ -118,7 +115,7 @@ def settle(x: Tensor, scale: np.ndarray, shift: np.ndarray, slope: float, out: T
         sample, first, count = units[n]
         settle_voxels(source, first, count, blocks, scale, shift, sample, slope, target, out.shape[1], channel)
 
-    in_parallel(work, len(units))
+    in_parallel(work, len(units), torch.get_num_threads())
 
 
 def moments(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +129,7 @@ def moments(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
         _, first, count = units[n]
         measure_voxels(flat, first, count, blocks, values[n])
 
-    in_parallel(work, len(units))
+    in_parallel(work, len(units), torch.get_num_threads())
     return combined(values, np.array([count for _, _, count in units]), x.shape[0])
 
 
@@ -164,24 +161,3 @@ def pieces(x: Tensor) -> list[tuple[int, int, int]]:
         for sample in range(x.shape[0])
         for first in range(0, voxels, step)
     ]
-
-
-@cache
-def _threads(count: int, process: int) -> ThreadPoolExecutor:
-    """Threads that stay; a forked process starts its own."""
-    return ThreadPoolExecutor(count)
-
-
-def in_parallel(work: Callable[[int], None], units: int) -> None:
-    """Runs work(0), work(1), ... on as many threads as PyTorch uses, this one among them."""
-    left = itertools.count()
-
-    def run() -> None:
-        while (unit := next(left)) < units:
-            work(unit)
-
-    helpers = min(torch.get_num_threads(), units) - 1
-    running = [_threads(helpers, os.getpid()).submit(run) for _ in range(helpers)]
-    run()
-    for helper in running:
-        helper.result()

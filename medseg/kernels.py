@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numba import njit
+
+from medseg.threads import in_parallel
 
 
 def threads() -> int:
@@ -29,8 +30,13 @@ def in_slabs(
         return [work(0, length)]
     count = min(length, workers * slabs_per_thread)
     edges = [length * n // count for n in range(count + 1)]
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(work, edges[:-1], edges[1:]))
+    results: list[Any] = [None] * count
+
+    def one(n: int) -> None:
+        results[n] = work(edges[n], edges[n + 1])
+
+    in_parallel(one, count, workers)
+    return results
 
 
 @njit(cache=True, nogil=True)

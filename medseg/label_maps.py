@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from medseg.config import Config
 from medseg.errors import BadConfig
+from medseg.fused_loss import can_fuse_loss, hits
 from medseg.io import read_labels
 from medseg.labels import LabelTable
+from medseg.losses import unfolded
 from medseg.synth import Heads, Lookup, load_heads, lookup, render
 
 
@@ -97,12 +99,14 @@ def hard_dice(logits: Tensor, labels: Tensor) -> float:
 
     Voxels of a negative label do not count. 1 where no structure is present.
     """
-    classes = logits.shape[1]
-    known = labels >= 0
-    found, truth = logits.argmax(1)[known], labels[known]
-    both = torch.bincount(truth[found == truth], minlength=classes).float()
-    present = torch.bincount(truth, minlength=classes)
-    total = torch.bincount(found, minlength=classes) + present
+    if can_fuse_loss(logits):
+        found, present, both = hits(logits, labels)
+    else:
+        classes, known = logits.shape[1], labels >= 0
+        most_likely, truth = unfolded(logits).argmax(1)[known], labels[known]
+        both = torch.bincount(truth[most_likely == truth], minlength=classes)
+        present, found = (torch.bincount(values, minlength=classes) for values in (truth, most_likely))
+    total = found + present
     if not (present[1:] > 0).any():
         return 1.0
     return float((2 * both / total.clamp(min=1))[1:][present[1:] > 0].mean())

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from medseg import fused_loss
+
 #: Label of voxels that say nothing: an ignore label of the data set.
 IGNORE = -1
 
@@ -55,11 +57,19 @@ class _DiceCrossEntropy(torch.autograd.Function):
 def dice_cross_entropy(logits: Tensor, labels: Tensor, smooth: float = 1.0, with_ignored: bool = False) -> Tensor:
     """Soft Dice (Milletari et al. 2016, over all classes and samples) plus cross-entropy, a scalar.
 
-    logits (B, K, ...), labels (B, ...) int64 in 0..K-1, and `IGNORE` only with `with_ignored`. `smooth` in voxels keeps
-    absent classes from dominating.
+    logits (B, K, ...), or folded cells as `unfolded` takes them; labels (B, ...) int64 in 0..K-1, and `IGNORE` only
+    with `with_ignored`. `smooth` in voxels keeps absent classes from dominating.
     """
+    if fused_loss.can_fuse_loss(logits):
+        return fused_loss.dice_cross_entropy(logits, labels, smooth)
+    logits = unfolded(logits)
     loss: Tensor = _DiceCrossEntropy.apply(logits, labels, smooth, with_ignored)
     return loss
+
+
+def unfolded(logits: Tensor) -> Tensor:
+    """Folded cells (B, K, d, s, h, s, w, s) as (B, K, d·s, h·s, w·s); other logits as they are."""
+    return logits.flatten(6, 7).flatten(4, 5).flatten(2, 3) if logits.ndim == 8 else logits
 
 
 def dice_binary_cross_entropy(logits: Tensor, targets: Tensor, counts: Tensor, smooth: float = 1.0) -> Tensor:
@@ -67,7 +77,7 @@ def dice_binary_cross_entropy(logits: Tensor, targets: Tensor, counts: Tensor, s
 
     logits (B, R, ...); targets (B, R, ...) 0 or 1; counts (B, 1, ...) 1 where the voxel is to be learnt from, else 0.
     """
-    logits = logits.float()
+    logits = unfolded(logits).float()
     entropy = (F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * counts).sum()
     p = logits.sigmoid() * counts
     axes = tuple(range(2, logits.ndim))
@@ -82,6 +92,7 @@ def as_background(logits: Tensor, unlabelled: Tensor) -> Tensor:
     For partially labelled data (marginal loss, Shi et al. 2021, arXiv:2007.03868). logits (B, K, ...), unlabelled
     (B, K) bool, never true for class 0.
     """
+    logits = unfolded(logits)
     hidden = unlabelled.reshape(*unlabelled.shape, *[1] * (logits.ndim - 2))
     hidden = hidden.expand_as(logits)
     merged = hidden.clone()
@@ -103,6 +114,9 @@ def deep_supervision(
     weights = [0.5**n for n in range(len(outputs))]
     loss = torch.zeros((), device=labels.device)
     for weight, logits in zip(weights, outputs, strict=True):
+        if logits.ndim == 8:
+            loss = loss + weight / sum(weights) * loss_of(logits, labels)
+            continue
         step = [full // size for full, size in zip(labels.shape[1:], logits.shape[2:], strict=True)]
         coarse = labels[:, :: step[0], :: step[1], :: step[2]]
         loss = loss + weight / sum(weights) * loss_of(logits, coarse)

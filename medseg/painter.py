@@ -91,21 +91,24 @@ class Painter:
         if self._plane is None:  # of a part, whose blocks span all of its second axis
             self._plane = np.zeros((int(self._size[1]), *block.shape[2:]), np.float32)
             self._first = (x, y)
-        below, before = x > self._first[0], y > self._first[1]
-        whole = block
-        if below or before:
-            shape = (block.shape[0] + below, block.shape[1] + before, *block.shape[2:])
-            whole = np.empty(shape, np.float32)
-            whole[int(below) :, int(before) :] = block
-            if below:
-                whole[0, int(before) :] = self._plane[y : y + block.shape[1]]
+        below, before = int(x > self._first[0]), int(y > self._first[1])
+        columns = slice(y, y + block.shape[1])
+        self._paint(x, y, np.ascontiguousarray(block), inner=True)
+        # What lies between this block and the ones before it is painted from two planes each.
+        if below:
+            seam = np.empty((2, block.shape[1] + before, *block.shape[2:]), np.float32)
+            seam[0, before:], seam[1, before:] = self._plane[columns], block[0]
             if before:
-                whole[:, 0] = self._line
-        self._plane[y : y + block.shape[1]] = block[-1]
-        self._line = whole[:, -1].copy()
-        self._paint(np.array((x - below, y - before), np.int64), np.ascontiguousarray(whole))
+                seam[:, 0] = self._line[:2]
+            self._paint(x - 1, y - before, seam)
+        if before:
+            self._paint(x, y - 1, np.stack((self._line[below:], block[:, 0]), 1))
+        self._line = np.concatenate((self._plane[None, columns.stop - 1][:below], block[:, -1]))
+        self._plane[columns] = block[-1]
 
-    def _paint(self, origin: NDArray[np.int64], block: NDArray[np.float32]) -> None:
+    def _paint(self, x: int, y: int, block: NDArray[np.float32], inner: bool = False) -> None:
+        """Paint what lies in a block; `inner` blocks do not overlap and count for the confidence."""
+        (first_i, last_i), (first_j, last_j) = self._reach((x, y), block.shape)
         head = (self._weights, self._bias, self._headed, self._regions)
         best = np.empty(block.shape[:3], np.uint16)
         cells = np.empty_like(best)
@@ -116,11 +119,35 @@ class Painter:
             wanted = self._wanted
             field = np.empty((*block.shape[:3], len(self.maps)), np.float32)
             in_slabs(lambda a, b: confidence(a, b, block, *head, wanted, field), len(block), workers=self._workers)
-        if self._asked:
+        if self._asked and inner:
             parts = in_slabs(
                 lambda a, b: certainty(a, b, block, *head, best, _EVERY), len(block), workers=self._workers
             )
             self._certain += sum(parts)
-        labels, maps = self.labels, self.maps
-        rest = (self._matrix, block, cells, best, field, origin, self._size, self._limits, *head, self.values)
-        in_slabs(lambda a, b: paint(a, b, labels, maps, *rest), len(labels), workers=self._workers)
+        origin = np.array((x, y), np.int64)
+        target = (first_j, last_j, self.labels, self.maps, self._matrix)
+        rest = (block, cells, best, field, origin, self._size, self._limits, *head, self.values)
+        in_slabs(
+            lambda a, b: paint(first_i + a, first_i + b, *target, *rest), last_i - first_i, workers=self._workers
+        )
+
+    def _reach(self, origin: tuple[int, int], shape: Sequence[int]) -> list[tuple[int, int]]:
+        """The scan's indices (first, past the last) of axes 0 and 1 within which a block can paint: seldom too many.
+
+        The outer planes of the model's grid also stand for what lies beyond them.
+        """
+        ends = [np.array((0, n - 1)) for n in self.labels.shape]
+        corners = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3)
+        seen = corners @ self._matrix[:, :3].T + self._matrix[:, 3]
+        low, high = seen.min(0), seen.max(0)
+        for axis, (first, count) in enumerate(zip(origin, shape)):
+            if first > 0:
+                low[axis] = max(low[axis], first)
+            if first + count < self._size[axis]:
+                high[axis] = min(high[axis], first + count - 1)
+        box = np.stack(np.meshgrid(*zip(low, high), indexing="ij"), -1).reshape(-1, 3)
+        found = (box - self._matrix[:, 3]) @ np.linalg.inv(self._matrix[:, :3]).T
+        first, last = np.floor(found.min(0) - 0.01), np.ceil(found.max(0) + 0.01)
+        limits = self.labels.shape
+        spans = [(max(0, int(first[a])), min(limits[a], int(last[a]) + 1)) for a in (0, 1)]
+        return [(begin, max(begin, end)) for begin, end in spans]

@@ -97,6 +97,8 @@ def train(
         torch.manual_seed(settings.seed)
         network = build_model(config.model.name, source.channels, source.outputs, **config.model.options)
         check_patch(network, config.model.patch)
+        if hasattr(network, "folded"):
+            network.folded = True  # the losses take it
         if config.start_from:
             _start_from(config.start_from, network)
         network, parallel = team.spread(network.to(device).train(), settings.parallel)
@@ -315,7 +317,7 @@ def _training_dice(outputs: Any, labels: Tensor, source: Source) -> float:
     if getattr(source, "membership", None) is not None:
         return float("nan")
     finest = outputs if isinstance(outputs, Tensor) else outputs[0] if isinstance(outputs, list | tuple) else None
-    if not isinstance(finest, Tensor) or finest.shape[2:] != labels.shape[1:]:
+    if not isinstance(finest, Tensor) or (finest.ndim == 5 and finest.shape[2:] != labels.shape[1:]):
         return float("nan")
     return hard_dice(finest.detach(), labels)
 

@@ -171,6 +171,7 @@ class _Sums:
         except torch.OutOfMemoryError:
             self._compiled = True
             self._column, self._carry = (torch.zeros(shape) for shape in shapes)
+        self._padded = windows.padded[1] != windows.shape[1]
         self._turn = 0  # where in the ring the column begins
         self._carried = 0  # planes of the carry that hold something
 
@@ -234,7 +235,8 @@ class _Sums:
     def end_row(self, deep: int) -> None:
         """Begin a new row; the one before reached `deep` planes into what it adds to."""
         self._turn, self._carried = 0, max(0, min(deep, len(self._carry)))
-        self._column.zero_()
+        if self._padded:  # planes beyond the image were never finished; finishing empties the others
+            self._column.zero_()
 
 
 def _is_read_as_it_is(window: Tensor, features: int) -> bool:

@@ -173,6 +173,59 @@ def _mix_four(
         out.store(total, start)
 
 
+@emitted
+def _turn(builder: Any, rows: Memory, width: Any, turned: Memory) -> None:
+    """16 features of 16 voxels, `width` numbers apart, to 16 rows of turned (F, RUN)."""
+    vectors = [rows.at(builder.mul(INT(n), width)).load().value for n in range(LANES)]
+    for step in (1, 2, 4, 8):
+        low = [lane if not lane & step else LANES + lane - step for lane in range(LANES)]
+        high = [lane + step if not lane & step else LANES + lane for lane in range(LANES)]
+        for n in (n for n in range(LANES) if not n & step):
+            pair = vectors[n], vectors[n + step]
+            vectors[n], vectors[n + step] = (
+                builder.shuffle_vector(*pair, ir.Constant(WORDS, order)) for order in (low, high)
+            )
+    for n, vector in enumerate(vectors):
+        turned.store(Lanes(builder, vector), n * _RUN)
+
+
+@emitted
+def _compare_two(
+    builder: Any, turned: Memory, width: Any, weights: Memory, classes: Any, bias: Memory, first: Any, second: Any,
+    most: Memory, found: Memory
+) -> None:  # fmt: skip
+    """Where a logit of class `first` or then `second` exceeds `most` (RUN,), that and `found` (RUN,) become its.
+
+    Logits are bias (K,) + turned (F, RUN) times columns of weights (F, K), summed in registers.
+    """
+    sums = [[cgutils.alloca_once(builder, VECTOR) for _ in range(_RUN // LANES)] for _ in range(2)]
+    pair = (builder.sext(first, INT), builder.sext(second, INT))
+    for k, totals in zip(pair, sums):
+        for total in totals:
+            builder.store(bias.at(k).broadcast().value, total)
+    with loop(builder, width) as f:
+        row = turned.at(f.index, _RUN)
+        values = [row.load(n * LANES) for n in range(_RUN // LANES)]
+        for k, totals in zip(pair, sums):
+            weight = weights.at(builder.add(builder.mul(f.index, classes), k)).broadcast()
+            for value, total in zip(values, totals):
+                before = Lanes(builder, builder.load(total))
+                builder.store(before.plus(weight, value).value, total)
+    place = builder.bitcast(found.pointer, WORDS.as_pointer())
+    for n in range(_RUN // LANES):
+        largest = most.load(n * LANES).value
+        where = builder.gep(place, [INT(n)])
+        chosen = builder.load(where, align=4)
+        for k, totals in zip(pair, sums):
+            value = builder.load(totals[n])
+            larger = builder.fcmp_ordered(">", value, largest)
+            number = builder.insert_element(ir.Constant(WORDS, ir.Undefined), builder.trunc(k, _WORD), _WORD(0))
+            number = builder.shuffle_vector(number, number, ir.Constant(WORDS, [0] * LANES))
+            largest, chosen = builder.select(larger, value, largest), builder.select(larger, number, chosen)
+        most.store(Lanes(builder, largest), n * LANES)
+        builder.store(chosen, where, align=4)
+
+
 @njit(cache=True, nogil=True)
 def _classes(turned, weights, bias, headed, regions, logits, most, out):  # type: ignore[no-untyped-def]
     """out (RUN,): the classes of a run of voxels whose features are turned (F, RUN).
@@ -183,6 +236,12 @@ def _classes(turned, weights, bias, headed, regions, logits, most, out):  # type
     for n in range(_RUN):
         most[n] = 0 if regions else -np.inf
         out[n] = 0
+    if headed and not regions:
+        rows, columns = turned.reshape(-1), weights.reshape(-1)
+        for k in range(0, len(bias), 2):
+            second = min(k + 1, len(bias) - 1)
+            _compare_two(rows, 0, len(turned), columns, 0, len(bias), bias, 0, k, second, most, 0, out, 0)
+        return
     for k in range(len(bias)):
         if headed:
             for n in range(_RUN):
@@ -212,22 +271,27 @@ def choose(low, high, block, weights, bias, headed, regions, out):  # type: igno
     found = np.empty(_RUN, np.int32)
     direct = not headed and not regions and width >= LANES
     flat = block.reshape(-1)
-    for a in range(low, high):
-        for b in range(block.shape[1]):
-            if direct:
-                for c in range(block.shape[2]):
-                    at = ((a * block.shape[1] + b) * block.shape[2] + c) * width
-                    _first_largest(flat, at, flat, at, np.float32(0), width, found, 0)
-                    out[a, b, c] = found[0]
-                continue
-            for begin in range(0, block.shape[2], _RUN):
-                count = min(_RUN, block.shape[2] - begin)
-                for n in range(count):
-                    for f in range(width):
-                        turned[f, n] = block[a, b, begin + n, f]
-                _classes(turned, weights, bias, headed, regions, logits, most, found)
-                for n in range(count):
-                    out[a, b, begin + n] = found[n]
+    voxels, chosen, rows = block.reshape(-1, width), out.reshape(-1), turned.reshape(-1)
+    plane = block.shape[1] * block.shape[2]
+    if direct:
+        for n in range(low * plane, high * plane):
+            _first_largest(flat, n * width, flat, n * width, np.float32(0), width, found, 0)
+            chosen[n] = found[0]
+        return
+    for begin in range(low * plane, high * plane, _RUN):
+        run = voxels[begin : min(begin + _RUN, high * plane)]
+        if len(run) == _RUN and width % LANES == 0:
+            for n in range(0, _RUN, LANES):
+                for f in range(0, width, LANES):
+                    _turn(flat, (begin + n) * width + f, width, rows, f * _RUN + n)
+        else:
+            for n in range(len(run)):
+                for f in range(width):
+                    turned[f, n] = run[n, f]
+        _classes(turned, weights, bias, headed, regions, logits, most, found)
+        target = chosen[begin : begin + len(run)]
+        for n in range(len(run)):
+            target[n] = found[n]
 
 
 @njit(cache=True, nogil=True)
@@ -388,11 +452,12 @@ def _mix(flat, shape, a, b, a1, b1, z, fx, fy, out, row):  # type: ignore[no-unt
 
 @njit(cache=True, nogil=True)
 def paint(  # type: ignore[no-untyped-def]
-    low, high, labels, maps, matrix, block, cells, best, field, origin, size, limits,
+    low, high, left, right, labels, maps, matrix, block, cells, best, field, origin, size, limits,
     weights, bias, headed, regions, values,
 ):  # fmt: skip
-    """Labels, and maps, of the scan rows low..high whose eight neighbours on the model's grid all lie in `block`.
+    """Labels, and maps, of scan voxels whose eight neighbours on the model's grid all lie in `block`.
 
+    Only rows low..high of the scan's first axis and left..right of its second are looked at.
     labels (I, J, K), maps (M, I, J, K) or M = 0. block (X, Y, Z, F), the classes chosen in it, best (X, Y, Z), its
     cells as of `agree` and what is mapped, field (X, Y, Z, M), begin at `origin` (2,) of a grid of `size` (3,) voxels
     and span its last axis. matrix: (3, 4) scan index to model index. limits: (3, 2) model indices outside of which
@@ -408,7 +473,7 @@ def paint(  # type: ignore[no-untyped-def]
     straight = matrix[0, 2] == 0 and matrix[1, 2] == 0  # along a line of the scan only the model's last index changes
     one = np.float32(1)
     for i in range(low, high):
-        for j in range(labels.shape[1]):
+        for j in range(left, right):
             base_x = matrix[0, 0] * i + matrix[0, 1] * j + matrix[0, 3]
             base_y = matrix[1, 0] * i + matrix[1, 1] * j + matrix[1, 3]
             base_z = matrix[2, 0] * i + matrix[2, 1] * j + matrix[2, 3]

@@ -123,6 +123,8 @@ class UNet(nn.Module):
             raise ValueError("an axis that a level halves needs a kernel of 3 there, or every second voxel goes unseen")
         block = Residual if residual else conv
         self.channels, self.classes, self.stem, self.deep_supervision = channels, classes, stem, deep_supervision
+        #: Whether in training the finest logits stay (B, classes, d, 2, h, 2, w, 2) where the stem is 2: saves a copy.
+        self.folded = False
         per_axis = tuple(stem * math.prod(axis) for axis in zip(*step))
         #: What patch sizes must be multiples of: a number, or three where the axes differ.
         self.multiple: int | tuple[int, ...] = per_axis[0] if len(set(per_axis)) == 1 else per_axis
@@ -154,7 +156,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits, or in training with deep supervision a list of them, finest first."""
         outputs = self.maps(x)
-        logits = unfold_cells(self.head(outputs[-1]), self.stem)
+        logits = self.head(outputs[-1])
+        logits = folded_cells(logits, self.stem) if self.training and self.folded else unfold_cells(logits, self.stem)
         if not (self.training and self.deep_supervision):
             return logits
         finest_first = outputs[::-1][0 if self.stem == 2 else 1 :][: len(self.deep_heads)]
@@ -211,8 +214,11 @@ def check_size(x: Tensor, multiple: int | Sequence[int]) -> None:
 
 def unfold_cells(x: Tensor, s: int) -> Tensor:
     """(B, K·s³, d, h, w) to (B, K, d·s, h·s, w·s): each cell's channels become its s x s x s voxels."""
-    if s == 1:
-        return x
     b, c, d, h, w = x.shape
-    x = x.view(b, c // s**3, s, s, s, d, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
-    return x.reshape(b, c // s**3, d * s, h * s, w * s)
+    return folded_cells(x, s).reshape(b, c // s**3, d * s, h * s, w * s) if s > 1 else x
+
+
+def folded_cells(x: Tensor, s: int) -> Tensor:
+    """(B, K·s³, d, h, w) as (B, K, d, s, h, s, w, s) without a copy; as it is where s is 1."""
+    b, c, d, h, w = x.shape
+    return x.view(b, c // s**3, s, s, s, d, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4) if s > 1 else x
