@@ -224,6 +224,17 @@ def _halves(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]
     return half, None if bias is None else bias.detach().bfloat16()
 
 
+def _adds(conv: nn.Conv3d) -> bool:
+    """Whether this PyTorch has the operation of `_add_convolution`; it is private, so it may go."""
+    return hasattr(torch.ops.mkldnn, "_convolution_pointwise_") and not isinstance(conv.padding, str)
+
+
+def _add_convolution(y: Tensor, x: Tensor, weight: Tensor, conv: nn.Conv3d) -> None:
+    """Adds the convolution of x to y, in float32 before it is rounded."""
+    add = torch.ops.mkldnn._convolution_pointwise_.binary
+    add(y, x, weight, None, conv.padding, conv.stride, conv.dilation, 1, "add", 1.0, None, [], None)
+
+
 class FastConv(nn.Module):
     """A convolution with the instance norm and activation after it; what it returns may be `Deferred`."""
 
@@ -232,7 +243,7 @@ class FastConv(nn.Module):
         self.conv, self.slope = conv, slope
         self.norm: Any = norm
         self._packed: np.ndarray | None = None
-        self._half: tuple[Tensor, Tensor | None] | None = None
+        self._half: dict[tuple[int, ...], tuple[list[Tensor], Tensor | None]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, D, H, W) to (B, features, D, H, W), less where the convolution has a stride."""
@@ -240,10 +251,12 @@ class FastConv(nn.Module):
         if not (half or x.dtype == torch.float32) or x.device.type != "cpu" or torch.is_grad_enabled():
             return self._plainly(x)
         spread: _Spread | None = None
-        if half:
-            y = self._halved(_settled(x))
+        if self.conv.in_channels <= _FEW and self._pays(x):
+            y, spread = self._direct(_settled(x), torch.bfloat16 if half else torch.float32)
+        elif half:
+            y = self._halved(x)
         elif self._pays(x):
-            y, spread = self._winograd(x) if self.conv.in_channels > _FEW else self._direct(_settled(x))
+            y, spread = self._winograd(x)
         else:
             y = self.conv(_settled(x).contiguous(memory_format=torch.channels_last_3d))
             y = y.contiguous(memory_format=torch.channels_last_3d)
@@ -253,13 +266,25 @@ class FastConv(nn.Module):
         return Deferred([_Source(y, scale, shift, self.slope)])
 
     def _halved(self, x: Tensor) -> Tensor:
-        """The convolution in bfloat16, by oneDNN; a norm takes no notice of a bias."""
+        """The convolution in bfloat16, by oneDNN; a norm takes no notice of a bias.
+
+        Joined maps are convolved one by one and added up: joining them would take as long as a third of it, and oneDNN
+        is several times slower with 512 channels than with twice 256.
+        """
         conv = self.conv
-        if self._half is None:
-            self._half = _halves(conv.weight, conv.bias if self.norm is None else None)
-        x = x.to(torch.bfloat16, memory_format=torch.channels_last_3d)
-        y = F.conv3d(x, *self._half, conv.stride, conv.padding, conv.dilation)
-        return y.contiguous(memory_format=torch.channels_last_3d)
+        maps = [source.settle() for source in x.sources] if isinstance(x, Deferred) and _adds(conv) else [_settled(x)]
+        widths = tuple(y.shape[1] for y in maps)
+        if widths not in self._half:
+            weight, bias = _halves(conv.weight, conv.bias if self.norm is None else None)
+            parts = weight.split(widths, 1)
+            self._half[widths] = [w.contiguous(memory_format=torch.channels_last_3d) for w in parts], bias
+        weights, bias = self._half[widths]
+        maps = [y.to(torch.bfloat16, memory_format=torch.channels_last_3d) for y in maps]
+        y = F.conv3d(maps[0], weights[0], bias, conv.stride, conv.padding, conv.dilation)
+        y = y.contiguous(memory_format=torch.channels_last_3d)
+        for other, weight in zip(maps[1:], weights[1:]):
+            _add_convolution(y, other, weight, conv)
+        return y
 
     def _plainly(self, x: Tensor) -> Tensor:
         y: Tensor = self.conv(x)
@@ -304,7 +329,7 @@ class FastConv(nn.Module):
         in_parallel(work, batch * counts.size, torch.get_num_threads())
         return y, combined(sums, np.tile(counts, batch), batch)
 
-    def _direct(self, x: Tensor) -> tuple[Tensor, _Spread]:
+    def _direct(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, _Spread]:
         """The convolution of a map of a few channels, channels-first or not."""
         from medseg.winograd_kernels import RUN, convolve_rows, pack_direct_weights
 
@@ -319,7 +344,7 @@ class FastConv(nn.Module):
         padded[:, :, 1:-1, 1:-1, 1 : size[2] + 1] = x
         around = padded.view(-1).numpy()
         outputs = conv.out_channels // LANES
-        y = _empty(batch, conv.out_channels, size)
+        y = _empty(batch, conv.out_channels, size, dtype)
         flat, bias = numbers(y), self._bias()
         rows, most = size[0] * size[1], max(1, _DIRECT_VOXELS // size[2])
         units = [(n, first, min(most, rows - first)) for n in range(batch) for first in range(0, rows, most)]

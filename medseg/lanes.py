@@ -86,7 +86,13 @@ class Memory:
         b.store(value, b.bitcast(self.at(offset).pointer, kind.as_pointer()), align=2 if self.is_half else 4)
 
     def stream(self, lanes: Lanes, offset: Any = 0) -> None:
-        """Store to a whole cache line past the caches: faster than reading the line first. The memory is aligned."""
+        """Store to a whole cache line past the caches: faster than reading the line first. The memory is aligned.
+
+        Sixteen numbers in bfloat16 are half a line, which is stored as usual.
+        """
+        if self.is_half:
+            self.store(lanes, offset)
+            return
         pointer = self.builder.bitcast(self.at(offset).pointer, VECTOR.as_pointer())
         store = self.builder.store(lanes.value, pointer, align=4 * LANES)
         store.set_metadata("nontemporal", self.builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
@@ -183,6 +189,12 @@ def emitted(emit: Callable[..., None]) -> Any:
 def loop(builder: Any, count: Any) -> Any:
     """`with loop(builder, count) as n`: what is emitted inside runs for n.index from 0 to count - 1."""
     return cgutils.for_range(builder, ir.Constant(INT, count) if isinstance(count, int) else count)
+
+
+@emitted
+def centre(builder: Any, x: Memory, moments: Memory) -> None:
+    """16 channels of a first voxel as the centre of moments."""
+    moments.store(x.load())
 
 
 @emitted

@@ -11,16 +11,10 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from medseg.lanes import LANES, ZERO, Lanes, Memory, Moments, Sum, broadcast, emitted, loop, settle
+from medseg.lanes import LANES, ZERO, Lanes, Memory, Moments, Sum, broadcast, centre, emitted, loop, settle
 
 #: Voxels that are gone through for one block of channels: few enough to stay in the nearest cache.
 _NEAR = 256
-
-
-@emitted
-def _centre(builder: Any, x: Memory, moments: Memory) -> None:
-    """A first voxel as the centre of moments."""
-    moments.store(x.load())
 
 
 @emitted
@@ -78,7 +72,7 @@ def measure_voxels(x, first, count, blocks, moments):  # type: ignore[no-untyped
     moments[: blocks * 3 * LANES] = 0
     for block in range(blocks):
         row = block * 3 * LANES
-        _centre(x, (first * blocks + block) * LANES, near, 0)
+        centre(x, (first * blocks + block) * LANES, near, 0)
         moments[row : row + LANES] = near[:LANES]
         for start in range(first, first + count, _NEAR):
             near[LANES:] = 0

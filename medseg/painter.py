@@ -69,7 +69,7 @@ class Painter:
         self._bias = head.bias if head else np.empty(outputs, np.float32)
         self._certain = np.zeros((outputs + 1, 2))
         self._plane: NDArray[np.float32] | None = None  # (Y, Z, F): the last plane of the row before
-        self._line: NDArray[np.float32] | None = None  # (X, Z, F): the last plane of the column before
+        self._line = np.zeros((0, 0, 0), np.float32)  # (X, Z, F): the last plane of the column before
 
     def confidence(self) -> dict[int, float]:
         """Of each label painted, background left out, how probable the model held it where it chose it, 0 to 1.
@@ -81,7 +81,7 @@ class Painter:
 
     def begin_part(self) -> None:
         """What comes next does not go on from what came before; it overlaps it by a plane."""
-        self._plane = self._line = None
+        self._plane = None
 
     def add(self, x: int, y: int, block: NDArray[np.float32]) -> None:
         """Paint what lies between the planes seen; block (X, Y, Z, F) begins at (x, y, 0) of the model's grid.
@@ -127,9 +127,7 @@ class Painter:
         origin = np.array((x, y), np.int64)
         target = (first_j, last_j, self.labels, self.maps, self._matrix)
         rest = (block, cells, best, field, origin, self._size, self._limits, *head, self.values)
-        in_slabs(
-            lambda a, b: paint(first_i + a, first_i + b, *target, *rest), last_i - first_i, workers=self._workers
-        )
+        in_slabs(lambda a, b: paint(first_i + a, first_i + b, *target, *rest), last_i - first_i, workers=self._workers)
 
     def _reach(self, origin: tuple[int, int], shape: Sequence[int]) -> list[tuple[int, int]]:
         """The scan's indices (first, past the last) of axes 0 and 1 within which a block can paint: seldom too many.

@@ -118,32 +118,26 @@ def render(
     head, head_spacing = heads.maps[which], heads.spacings_mm[which]
     matrix, centre, flipped = _pose(heads, which, shape, spacing_mm, config, rng)
 
-    displacement = _deformation(shape, spacing_mm, config, rng)  # (3, X, Y, Z) mm
-    at = _grid(shape, spacing_mm) + displacement
-    at = torch.einsum("rc,cxyz->rxyz", matrix, at) / head_spacing.view(3, 1, 1, 1) + centre.view(3, 1, 1, 1)
-    step = matrix * spacing_mm / head_spacing.view(3, 1)
-    seen = [_look_up(head, at, (step @ offset).tolist()) for offset in _INSIDE]
-    middle = _look_up(head, at)
-    classes = (table.mirrored if flipped else table.target)[middle.long()]
-
+    moved = _deformation(shape, spacing_mm, config, rng)  # (3, X, Y, Z) mm
     means, deviations = _contrast(table, config, rng, t1_like)
+    classes = table.mirrored if flipped else table.target
     if rng.chance(config.skull_stripped):
-        means, deviations, classes = _strip(table, heads.values, means, deviations, classes, middle, seen, rng)
-    image = torch.stack([means[s.long()] for s in seen]).mean(0)
+        means, deviations, classes = _strip(table, heads.values, means, deviations, classes, rng)
+    to_head = matrix / head_spacing.view(3, 1)
+    image, indices, found = _look_up(head, to_head, centre, spacing_mm, moved, means, deviations, classes, rng)
     if rng.chance(config.mixed):
-        second = rng.rand(len(means)) * ~table.inside * (means > 0)
-        there = (_smooth_field(1, 8, shape, rng)[0] > rng.uniform(-1, 1)) & (second > 0)[middle.long()]
-        image = torch.where(there, second[middle.long()], image)
-    image += deviations[middle.long()] * rng.normal(shape)
+        second = (rng.rand(len(means)) * ~table.inside * (means > 0))[indices.long()]
+        there = (_smooth_field(1, 8, shape, rng)[0] > rng.uniform(-1, 1)) & (second > 0)
+        image = torch.where(there, second, image)
     image = _corrupt(image, spacing_mm, config, rng)
     if rng.chance(config.cut):
         axis = rng.integer(3)
         length = int(rng.uniform(0, 0.25) * shape[axis])
         start = 0 if rng.chance(0.5) else shape[axis] - length
-        for part in (image, classes):  # beyond the field of view there is nothing to label
+        for part in (image, found):  # beyond the field of view there is nothing to label
             part.narrow(axis, start, length).zero_()
     image = scale_to_percentiles(image.clamp_(min=0))
-    return image ** float(np.exp(rng.uniform(-config.gamma, config.gamma))), classes
+    return image ** float(np.exp(rng.uniform(-config.gamma, config.gamma))), found
 
 
 class _Random:
@@ -195,12 +189,6 @@ def _pose(
     return matrix, centre, flipped
 
 
-def _grid(shape: tuple[int, int, int], spacing_mm: float) -> Tensor:
-    """(3, X, Y, Z) position in mm of each voxel relative to the middle of the grid."""
-    axes = [(torch.arange(n) - (n - 1) / 2) * spacing_mm for n in shape]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
-
-
 def _smooth_field(channels: int, points: int, shape: tuple[int, int, int], rng: _Random) -> Tensor:
     """(channels, X, Y, Z) trilinear interpolation of standard normal values on a coarse grid of points³."""
     field = rng.normal((channels, points, points, points))
@@ -223,13 +211,23 @@ def _deformation(shape: tuple[int, int, int], spacing_mm: float, config: SynthCo
     return field
 
 
-def _look_up(head: Tensor, at: Tensor, shift: Sequence[float] = (0.0, 0.0, 0.0)) -> Tensor:
-    """The label index nearest to each position (3, X, Y, Z) + shift in voxels; the border of `head` lies beyond it."""
-    flat = torch.zeros(at.shape[1:], dtype=torch.int32)
-    for axis, size in enumerate(head.shape):
-        # + 1 for the border, + 0.5 because the cut to an integer rounds down; beyond the head is the border itself.
-        flat.mul_(size).add_((at[axis] + (1.5 + shift[axis])).clamp_(0, size - 1).int())
-    return head.reshape(-1).index_select(0, flat.reshape(-1)).view(at.shape[1:])
+def _look_up(
+    head: Tensor, matrix: Tensor, centre: Tensor, spacing_mm: float, moved: Tensor, means: Tensor, deviations: Tensor,
+    classes: Tensor, rng: _Random
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The image (X, Y, Z), the label index of every voxel, and its class; see `synth_kernels.look_up`."""
+    from medseg.kernels import in_slabs
+    from medseg.synth_kernels import look_up
+
+    shape = tuple(moved.shape[1:])
+    image = torch.empty(shape)
+    indices, found = (torch.empty(shape, dtype=torch.uint8) for _ in range(2))
+    inputs = [part.contiguous().numpy() for part in (matrix, centre, moved, _INSIDE, means, deviations)]
+    matrix_, centre_, moved_, inside, means_, deviations_ = inputs
+    arguments = (head.numpy(), matrix_, centre_, np.float32(spacing_mm), moved_, inside, means_, deviations_)
+    results = (rng.normal(shape).numpy(), classes.numpy(), image.numpy(), indices.numpy(), found.numpy())
+    in_slabs(lambda low, high: look_up(low, high, *arguments, *results), shape[0], workers=torch.get_num_threads())
+    return image, indices, found
 
 
 def _contrast(table: Lookup, config: SynthConfig, rng: _Random, t1_like: float) -> tuple[Tensor, Tensor]:
@@ -262,16 +260,15 @@ def _strip(
     means: Tensor,
     deviations: Tensor,
     classes: Tensor,
-    middle: Tensor,
-    seen: list[Tensor],
     rng: _Random,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A skull-stripped image: what lies outside becomes 0; half of the time the fluid around the brain goes too."""
+    """For a skull-stripped image: what lies outside becomes 0; half of the time the fluid around the brain goes too."""
     inside = table.inside.clone()
     if rng.chance(0.5) and 24 in values:
         fluid = values.index(24)
         inside[fluid] = False
-        classes = torch.where(middle == fluid, torch.zeros((), dtype=torch.uint8), classes)
+        classes = classes.clone()
+        classes[fluid] = 0
     keep = inside.float()
     return means * keep, deviations * keep, classes
 
@@ -321,16 +318,18 @@ def _blur(image: Tensor, sigma: float) -> Tensor:
 def percentile_range(image: Tensor, low: float = 0.5, high: float = 99.5) -> tuple[float, float] | None:
     """Two percentiles of the non-zero voxels of (X, Y, Z) or (1, X, Y, Z), None where there are next to none.
 
-    Of large images they are those of about 50,000 voxels, taken evenly in the order of the array, a plane at a time.
+    Of large images they are those of about 50,000 voxels, taken evenly in the order of the array.
     """
-    counts = [int((plane > 0).sum()) for plane in image]
-    if sum(counts) < 10:
+    from medseg.synth_kernels import filled
+
+    flat = image.contiguous().view(-1).numpy()
+    count = filled(flat, 0, flat)
+    if count < 10:
         return None
-    step, passed, parts = max(1, sum(counts) // 50_000), 0, []
-    for plane, count in zip(image, counts):
-        parts.append(plane[plane > 0][-passed % step :: step])
-        passed += count
-    sample = torch.cat(parts).sort().values
+    step = max(1, count // 50_000)
+    sample = np.empty(-(-count // step), np.float32)
+    filled(flat, step, sample)
+    sample.sort()
     bottom, top = (float(sample[round(p / 100 * (len(sample) - 1))]) for p in (low, high))
     return bottom, top
 

@@ -98,7 +98,7 @@ def train(
         network = build_model(config.model.name, source.channels, source.outputs, **config.model.options)
         check_patch(network, config.model.patch)
         if hasattr(network, "folded"):
-            network.folded = True  # the losses take it
+            network.folded = True  # type: ignore[assignment]  # the losses take it
         if config.start_from:
             _start_from(config.start_from, network)
         network, parallel = team.spread(network.to(device).train(), settings.parallel)

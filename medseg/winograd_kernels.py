@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba import njit
 from numba.core import cgutils
 
-from medseg.lanes import INT, LANES, VECTOR, ZERO, Lanes, Memory, Moments, broadcast, emitted, loop, settle
+from medseg.lanes import INT, LANES, VECTOR, ZERO, Lanes, Memory, Moments, broadcast, centre, emitted, loop, settle
 
 #: A side of the tile that goes in, of the one that comes out, and the values in them.
 INPUT, OUTPUT = 6, 4
@@ -355,8 +355,8 @@ def convolve_rows(x, channels, row, size, sample, first, count, weights, bias, o
                 _direct_row(
                     x, corner, channels, channel, plane, row, weights, bias, block, y, at, column, 1, moments
                 )  # fmt: skip
+                centre(y, at + block * LANES, moments, block * 3 * LANES)
                 for lane in range(LANES):
-                    moments[block * 3 * LANES + lane] = y[at + block * LANES + lane]
                     moments[block * 3 * LANES + LANES + lane] = 0
                     moments[block * 3 * LANES + 2 * LANES + lane] = 0
             _direct_row(

@@ -21,14 +21,16 @@ ROWS = [
         "augment_config",
         "kernels",
         "lanes",
+        "threads",
         "io.stream",
         "io.files",
         "labels",
     },
     {"io.voxels", "io.dicom_source", "io.dicom_slice", "io.dicom_frames", "io.dicom_decode"},
-    {"cleanup", "metrics", "losses", "intensity", "refine", "face", "anatomy"},
-    {"winograd_kernels", "norm_kernels", "window_kernels"},
-    {"fused_norm"},
+    {"cleanup", "metrics", "intensity", "refine", "face", "anatomy"},
+    {"winograd_kernels", "norm_kernels", "window_kernels", "loss_kernels", "synth_kernels"},
+    {"fused_norm", "fused_loss"},
+    {"losses"},
     {"models.layers", "models.unet", "models.monai", "models.size"},
     {"models.fcn", "models.resenc_unet", "models.deeplab", "models.segformer", "models.mask2former"},
     {"models.unetr", "models.swin_unetr", "models.segresnet", "models.mednext"},
@@ -52,7 +54,7 @@ ROWS = [
     {"__main__"},
 ]
 #: These know nothing of the rest, not even of each other's neighbours.
-GROUND = {"augment_config", "volume", "resampling", "kernels", "labels", "config", "errors", "io.files", "io.stream"}
+GROUND = {"augment_config", "volume", "resampling", "kernels", "threads", "labels", "config", "errors", "io.files", "io.stream"}
 #: Imported where used, so that `medseg --help` answers at once; torch is at the top of the modules that are only
 #: loaded to compute with it.
 HEAVY = {
@@ -78,7 +80,7 @@ HEAVY = {
     "openvino",
 }
 TORCH_AT_TOP = {"augment", "label_maps", "plan", "scans", "team", "training"}
-TORCH_AT_TOP |= {"fast_conv", "fused_norm", "train", "synth", "window", "backends", "losses"}
+TORCH_AT_TOP |= {"fast_conv", "fused_norm", "fused_loss", "train", "synth", "window", "backends", "losses"}
 TORCH_AT_TOP |= {name for row in ROWS for name in row if name.split(".")[0] == "models"}
 ALSO_AT_TOP = {
     "kernels": {"numba"},
@@ -86,6 +88,8 @@ ALSO_AT_TOP = {
     "window_kernels": {"numba"},
     "winograd_kernels": {"numba"},
     "norm_kernels": {"numba"},
+    "loss_kernels": {"numba"},
+    "synth_kernels": {"numba"},
     "lanes": {"numba"},
     "metrics": {"scipy"},
     "compare": {"scipy"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -211,6 +213,48 @@ def test_a_network_in_bfloat16_is_as_close_as_pytorch_s_own(features):
     assert float(errors[1]) < 0.05 * float(reference.std())
     assert torch.equal(halved(fast)(x), halved(fast)(x))
     assert error(network, fast, x) < 1e-4  # and in float32, when autocast is off
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_joined_maps_in_bfloat16_are_convolved_one_by_one(norm):
+    """Close to float64, and no further from it than the convolution of the joined map."""
+    conv = nn.Sequential(nn.Conv3d(48, 32, 3, 1, 1), *([InstanceNorm(32), nn.LeakyReLU(0.01)] if norm else []))
+    fast = accelerate(conv)
+    a, b = (torch.randn(2, channels, 6, 7, 5).bfloat16() for channels in (16, 32))
+    before = [Deferred(fast_conv._sources(x)) for x in (a, b)]
+    joined = torch.cat(before, 1)
+    assert isinstance(joined, Deferred) and len(joined.sources) == 2
+    reference = copy.deepcopy(conv).double()(torch.cat((a, b), 1).double())
+    with torch.autocast("cpu", torch.bfloat16):
+        split, whole = fast(joined) + 0, fast(torch.cat((a, b), 1)) + 0
+    errors = [float((x.double() - reference).square().mean().sqrt()) for x in (split, whole)]
+    assert 0 < errors[0] < 1.5 * errors[1]
+    assert errors[0] < 0.01 * float(reference.std())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_convolution_of_few_channels_in_bfloat16(channels):
+    conv = nn.Sequential(nn.Conv3d(channels, 32, 3, 1, 1), InstanceNorm(32), nn.LeakyReLU(0.01))
+    x = torch.randn(2, channels, 9, 8, 14) + 3
+    reference = copy.deepcopy(conv).double()(x.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        y = accelerate(conv)(x) + 0
+    assert y.dtype == torch.bfloat16
+    assert float((y.double() - reference).square().mean().sqrt()) < 0.005 * float(reference.std())
+
+
+def test_joining_maps_does_not_import_what_it_does_not_need():
+    """PyTorch imports its distributed tensors, half a second, on the way to a `__torch_dispatch__`."""
+    code = (
+        "import sys, torch\n"
+        "from medseg.fast_conv import accelerate\n"
+        "from medseg.models.unet import UNet\n"
+        "with torch.inference_mode():\n"
+        "    accelerate(UNet(1, 2, features=(16, 16)).eval())(torch.zeros(1, 1, 16, 16, 16))\n"
+        "print('torch.distributed.tensor' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"]
 
 
 def test_other_transposed_convolutions_and_a_shared_one():

@@ -12,6 +12,7 @@ import torch
 from fixtures_main import one_thread  # noqa: F401
 from torch import Tensor
 
+from medseg import synth
 from medseg.config import SynthConfig
 from medseg.errors import BadConfig
 from medseg.synth import Heads, load_heads, lookup, render, scale_to_percentiles
@@ -144,6 +145,56 @@ def test_random_contrast_puts_tissues_in_any_order():
     assert len(orders) >= 5
 
 
+def test_curves_give_tissues_of_one_t1_intensity_one_intensity_and_others_any_order():
+    alike = STILL | {"curved": 1, "t1_like": {2: (0.9, 0), 41: (0.9, 0), 3: (0.9, 0), 24: (0.3, 0)}}
+    orders = set()
+    for seed in range(30):
+        image, classes = draw(seed, **alike)
+        white, grey, fluid = (image[classes == CLASSES.index(value)].unique() for value in (2, 3, 24))
+        assert len(white) == 1 and torch.equal(white, grey)
+        orders.add(bool(white > fluid.max()))
+    assert orders == {True, False}
+
+
+def test_mixtures_are_two_intensities_outside_and_never_inside():
+    seen = set()
+    for seed in range(20):
+        image, _ = draw(seed, t1=1, classes=EVERYTHING, **(STILL | {"mixed": 1}))
+        labels = torch.from_numpy(tiny.head(ODD).astype(np.int64))
+        for value in (2, 3, 511):
+            seen.add((value, len(image[labels == value].unique()) > 1))
+        assert float(image[labels == 0].max()) == 0  # dark air stays dark
+    assert seen >= {(2, False), (3, False), (511, True)}
+    assert (2, True) not in seen and (3, True) not in seen
+
+
+def test_ghosts_repeat_the_head_elsewhere():
+    labels = torch.from_numpy(tiny.head(ODD).astype(np.int64))
+    plain, _ = draw(1, t1=1, **STILL)
+    assert float(plain[labels == 0].max()) == 0
+    haunted = [draw(seed, t1=1, **(STILL | {"ghosts": 1}))[0] for seed in range(8)]
+    assert all(float(image[labels == 0].max()) > 0 for image in haunted)
+
+
+def test_a_drawing_is_what_its_definition_says():
+    """Nearest labels at four points of a voxel, their mean intensity; the label of its middle, in a turned head."""
+    labels = tiny.head(ODD)
+    heads = heads_of(labels)
+    still = STILL | {"rotation_degrees": 15, "scaling": (0.9, 0.9)}
+    config = SynthConfig(**still)
+    table = lookup(heads.values, EVERYTHING, MIRROR, config)
+    rng = synth._Random(torch.Generator().manual_seed(3))
+    rng.integer(1)
+    matrix, centre, _ = synth._pose(heads, 0, ODD, 2.0, config, rng)
+    _, classes = render(heads, table, ODD, 2.0, config, torch.Generator().manual_seed(3))
+    padded, at = heads.maps[0].numpy(), np.indices(ODD).reshape(3, -1).astype(np.float64)
+    mm = (at - (np.array(ODD)[:, None] - 1) / 2) * 2.0
+    place = (matrix.numpy() @ mm) / 2.0 + centre.numpy()[:, None] + 1
+    nearest = np.floor(place + 0.5).clip(0, np.array(padded.shape)[:, None] - 1).astype(int)
+    expected = table.target.numpy()[padded[tuple(nearest)]].reshape(ODD)
+    assert (expected == classes.numpy()).mean() > 0.999  # rounding may move a point over a border
+
+
 def test_borders_have_partial_volume_and_the_inside_has_not():
     fine = heads_of(tiny.head((49, 53, 45)), spacing=1.0)
     image, classes = draw(2, fine, t1=1, **STILL)
@@ -252,6 +303,16 @@ def test_scale_to_percentiles_maps_two_percentiles_of_the_filled_voxels_to_0_and
 def test_scale_to_percentiles_does_not_depend_on_units():
     image = torch.rand(16, 16, 16, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(scale_to_percentiles(image * 1500), scale_to_percentiles(image), rtol=0, atol=1e-5)
+
+
+def test_percentiles_are_of_every_step_th_filled_voxel():
+    random = np.random.default_rng(0)
+    image = random.random((60, 61, 59), np.float32) * (random.random((60, 61, 59)) > 0.4)
+    filled = image[image > 0]
+    values = np.sort(filled[:: len(filled) // 50_000])
+    expected = [float(values[round(p / 100 * (len(values) - 1))]) for p in (0.5, 99.5)]
+    assert synth.percentile_range(torch.from_numpy(image)) == tuple(expected)
+    assert synth.percentile_range(torch.from_numpy(image)[None]) == tuple(expected)
 
 
 def test_scale_to_percentiles_of_an_empty_image_is_empty():
