@@ -18,15 +18,18 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 
-import torch
-from torch import Tensor, nn
-from torch.utils import mkldnn
-from torch.utils.flop_counter import FlopCounterMode
-
-from medseg.checkpoint import load_checkpoint
 from medseg.cli_train import keep_memory
-from medseg.fast_conv import accelerate
-from medseg.models.unet import UNet
+
+keep_memory()  # as the command line does, before torch is loaded
+
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.utils import mkldnn  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from medseg.checkpoint import load_checkpoint  # noqa: E402
+from medseg.fast_conv import accelerate  # noqa: E402
+from medseg.models.unet import UNet  # noqa: E402
 
 CHANNELS_LAST = torch.channels_last_3d
 
@@ -112,14 +115,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=[])
     options = parser.parse_args()
-    keep_memory()
     torch.manual_seed(0)
     with torch.inference_mode():
         network, patch, small = build(options.network)
         network.eval()
         x, probe = torch.randn(1, 1, *patch), torch.randn(1, 1, *small)
         with FlopCounterMode(display=False) as counter:
-            network(x)
+            copy.deepcopy(network).to("meta")(torch.empty(x.shape, device="meta"))  # computes nothing, takes no memory
         giga = counter.get_total_flops() / 1e9
         peaks = f"fp32 {peak(torch.float32):.0f}, bf16 {peak(torch.bfloat16):.0f} GF/s"
         print(f"{options.network}, {patch}, {giga:.0f} GF, {torch.get_num_threads()} threads, peak {peaks}")
