@@ -401,8 +401,48 @@ def _mirrored(predictor: Predictor, axes: Sequence[int]) -> Predictor:
     return Predictor(run, predictor.features, predictor.head, predictor.backend, predictor.precision)
 
 
+def _convolved(
+    x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, extra: Any,
+    groups: int,
+) -> Tensor:  # fmt: skip
+    """An empty tensor of the shape that a convolution has; arguments as of `aten::convolution`."""
+    axes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, extra, strict=True)
+    if transposed:
+        size = [(n - 1) * s - 2 * p + d * (k - 1) + e + 1 for n, k, s, p, d, e in axes]
+        return x.new_empty((x.shape[0], weight.shape[1] * groups, *size))
+    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in axes]
+    return x.new_empty((x.shape[0], weight.shape[0], *size))
+
+
+def _normed(x: Tensor, weight: Any, bias: Any, batch: int, channels: int, size: int, groups: int, eps: float) -> Any:
+    """Empty tensors of the shapes of `aten::native_group_norm`."""
+    return x.new_empty(x.shape), x.new_empty((batch, groups)), x.new_empty((batch, groups))
+
+
+def _joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """An empty tensor of the shape of `aten::cat`."""
+    shape = list(tensors[0].shape)
+    shape[dim] = sum(x.shape[dim] for x in tensors)
+    return tensors[0].new_empty(shape)
+
+
+#: Operations whose shapes PyTorch itself works out with half its compiler, a second of imports.
+_SHAPED: dict[str, Callable[..., Any]] = {
+    "aten.convolution.default": _convolved,
+    "aten.native_group_norm.default": _normed,
+    "aten.leaky_relu_.default": lambda x, *_: x,
+    "aten.leaky_relu.default": lambda x, *_: x.new_empty(x.shape),
+    "aten.cat.default": _joined,
+}
+
+
 class _Living(TorchDispatchMode):
     """Counts the bytes of tensors that live at the same time."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # PyTorch would import its compiler, a second of modules, to keep it away from here.
+        return False
 
     def __init__(self) -> None:
         super().__init__()
@@ -413,7 +453,8 @@ class _Living(TorchDispatchMode):
         from torch.multiprocessing.reductions import StorageWeakRef
         from torch.utils._pytree import tree_leaves
 
-        out = func(*args, **(kwargs or {}))
+        shaped = _SHAPED.get(str(func))
+        out = shaped(*args) if shaped else func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
@@ -428,7 +469,7 @@ def activation_bytes(checkpoint: Checkpoint, batch: int = 1) -> int:
     from medseg.models import build_model
 
     spec = checkpoint.spec
-    with torch.device("meta"), torch.inference_mode():
+    with torch.device("meta"), torch.no_grad():  # in inference mode operations would come whole, not in their parts
         network = build_model(spec.architecture, spec.channels, spec.outputs, **spec.options).eval()
         network.to("meta")  # constants too
         patches = torch.empty(batch, spec.channels, *spec.patch)
