@@ -48,9 +48,10 @@ class Predictor:
     head: Head | None
     backend: str
     precision: str
+    cell: int = 1  # the head makes logits of so many voxels along each axis from one feature vector
 
     def __call__(self, patches: Tensor) -> Tensor:
-        """Features (B, F, X, Y, Z) of patches (B, C, X, Y, Z)."""
+        """Features (B, F, X/cell, Y/cell, Z/cell) of patches (B, C, X, Y, Z)."""
         return self.run(patches)
 
 
@@ -121,40 +122,37 @@ def open_torch(
     batches are halved, and then the CPU goes on; each step is told as a `DataWarning`.
     """
     network = checkpoint.network()
-    return Predictor(*_with_head(network, checkpoint, device, dtype, exact, defer), "torch", _name(dtype))
+    width, cell, head = deferred_head(network) if defer else (0, 1, None)
+    run = _Torch(_Body(network) if head else network, checkpoint.spec.name, device, dtype, exact)
+    return Predictor(run, width or checkpoint.spec.outputs, head, "torch", _name(dtype), cell)
 
 
-def _with_head(
-    network: nn.Module, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, exact: bool, defer: bool
-) -> tuple[Predict, int, Head | None]:
-    """The network as `Predictor` wants it: what to run, how many features that gives, and the head."""
-    width, head = deferred_head(network) if defer else (0, None)
-    body = _Body(network) if head else network
-    run = _Torch(body, checkpoint.spec.name, device, dtype, exact)
-    return run, width or checkpoint.spec.outputs, head
+def deferred_width(network: nn.Module) -> tuple[int, int]:
+    """How many features the network's last layer reads, and the voxels along each axis that it makes logits of.
 
-
-def deferred_width(network: nn.Module) -> int:
-    """How many features the network's last layer reads, if it may be applied after blending and that pays, else 0."""
+    (0, 1) if it may not be applied after blending, or that does not pay.
+    """
     head = getattr(network, "head", None)
-    if not hasattr(network, "features") or not isinstance(head, nn.Conv3d) or getattr(network, "stem", 1) != 1:
-        return 0
-    linear = set(head.kernel_size) == {1} and _worth_deferring(head.in_channels, head.out_channels)
-    return head.in_channels if linear else 0
+    if not hasattr(network, "features") or not isinstance(head, nn.Conv3d) or set(head.kernel_size) != {1}:
+        return 0, 1
+    cell = int(getattr(network, "stem", 1))
+    pays = _worth_deferring(head.in_channels / cell**3, head.out_channels // cell**3)
+    return (head.in_channels, cell) if pays else (0, 1)
 
 
-def _worth_deferring(features: int, outputs: int) -> bool:
+def _worth_deferring(features: float, outputs: int) -> bool:
     return features <= max(outputs, ALWAYS_DEFER)
 
 
-def deferred_head(network: nn.Module) -> tuple[int, Head | None]:
-    """(features, head) if the network's last layer is to be applied after blending, else (0, None)."""
-    width = deferred_width(network)
+def deferred_head(network: nn.Module) -> tuple[int, int, Head | None]:
+    """(features, cell, head) if the network's last layer is to be applied after blending, else (0, 1, None)."""
+    width, cell = deferred_width(network)
     if not width:
-        return 0, None
+        return 0, 1, None
     layer: Any = network.head
     bias = np.zeros(layer.out_channels, np.float32) if layer.bias is None else layer.bias.detach().float().numpy()
-    return width, Head(layer.weight.detach().float().reshape(-1, width).numpy().copy(), bias.copy())
+    head = Head(layer.weight.detach().float().reshape(-1, width).numpy().copy(), bias.copy())
+    return width, cell, head
 
 
 class _Body(nn.Module):
@@ -211,7 +209,9 @@ class _Torch:
     def finite(self, x: Tensor) -> Tensor:
         """The network's answer if it is finite, else the answer in fp32; `BadModel` if that is not either."""
         features = self.forward(x, self.dtype)
-        if self.dtype != torch.float32 and not _is_finite(features):
+        if _is_finite(features):
+            return features
+        if self.dtype != torch.float32:
             features = self.forward(x, torch.float32)
         if not _is_finite(features):
             raise BadModel(f"the model {self.name} gives values that are not finite on this scan")
@@ -248,7 +248,7 @@ def open_openvino(
     if device.type != "cpu":
         raise BadConfig("the openvino backend runs on a CPU; use --device cpu")
     network = checkpoint.network()
-    width, head = deferred_head(network) if defer else (0, None)
+    width, cell, head = deferred_head(network) if defer else (0, 1, None)
     spec = checkpoint.spec
     hint = "f32" if dtype == torch.float32 else "bf16"
     try:
@@ -272,7 +272,7 @@ def open_openvino(
             raise BadModel(f"the model {spec.name} gives values that are not finite on this scan")
         return features
 
-    return Predictor(run, width or spec.outputs, head, "openvino", "float32" if hint == "f32" else "bfloat16")
+    return Predictor(run, width or spec.outputs, head, "openvino", "float32" if hint == "f32" else "bfloat16", cell)
 
 
 def compile_openvino(model: Any, hint: str) -> Any:
@@ -333,24 +333,31 @@ def open_models(
             if _seconds(lambda: candidate(patch), 1) * OPENVINO_GAIN < _seconds(lambda: first(patch), 1):
                 first = candidate
     predictors = [first, *(BACKENDS[first.backend](one, place, dtype, exact=exact) for one in checkpoints[1:])]
-    together = sum(one.features for one in predictors)
-    if len(predictors) > 1 and not (all(one.head for one in predictors) and _worth_deferring(together, classes)):
+    together = sum(one.features for one in predictors) / first.cell**3
+    apart = len(predictors) > 1 and not (all(one.head for one in predictors) and _worth_deferring(together, classes))
+    if apart or (mirror and first.cell > 1):  # the voxels of a mirrored cell would have to change places
         predictors = [BACKENDS[first.backend](one, place, dtype, exact=exact, defer=False) for one in checkpoints]
-    joined = _ensemble(predictors) if len(predictors) > 1 else first
+    joined = _ensemble(predictors) if len(predictors) > 1 else predictors[0]
     return _mirrored(joined, mirror) if mirror else joined
 
 
-def blended_features(checkpoints: Sequence[Checkpoint]) -> int:
-    """How many numbers a voxel `open_models` of these checkpoints gives, found without loading any weights."""
+def blended_features(checkpoints: Sequence[Checkpoint], mirrored: bool = False) -> tuple[int, int]:
+    """How many numbers `open_models` of these checkpoints gives, and for how many voxels along each axis.
+
+    Found without loading any weights. mirrored: whether patches are also predicted mirrored.
+    """
     from medseg.models import build_model
 
     outputs = checkpoints[0].spec.outputs
-    widths = []
+    found = []
     for one in checkpoints:
         with torch.device("meta"):
             network = build_model(one.spec.architecture, one.spec.channels, outputs, **one.spec.options)
-        widths.append(deferred_width(network))
-    return sum(widths) if all(widths) and _worth_deferring(sum(widths), outputs) else outputs
+        found.append(deferred_width(network))
+    together, cell = sum(width for width, _ in found), found[0][1]
+    if not all(width for width, _ in found) or not _worth_deferring(together / cell**3, outputs):
+        return outputs, 1
+    return (outputs, 1) if mirrored and cell > 1 else (together, cell)
 
 
 def _openvino_pays(checkpoint: Checkpoint, predictor: Predictor, windows: int) -> bool:
@@ -376,7 +383,7 @@ def _ensemble(predictors: list[Predictor]) -> Predictor:
         head = Head(weights.astype(np.float32), np.mean([head.bias for head in heads], 0).astype(np.float32))
         width = sum(one.features for one in predictors)
         run: Predict = lambda x: torch.cat([one(x) for one in predictors], 1)  # noqa: E731
-        return Predictor(run, width, head, first.backend, first.precision)
+        return Predictor(run, width, head, first.backend, first.precision, first.cell)
 
     def mean(x: Tensor) -> Tensor:
         total = predictors[0](x).float()
@@ -398,7 +405,7 @@ def _mirrored(predictor: Predictor, axes: Sequence[int]) -> Predictor:
             total = total.to(part.device) + (part.flip(dims) if dims else part)
         return total / len(flips)
 
-    return Predictor(run, predictor.features, predictor.head, predictor.backend, predictor.precision)
+    return Predictor(run, predictor.features, predictor.head, predictor.backend, predictor.precision, predictor.cell)
 
 
 def _convolved(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -125,7 +126,7 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
         needed = _resident_bytes() + 100_000_000 + 3 * volume.data.size
         _check_memory(needed, limit, settings)
         return Plan(model, "cpu", "histogram", None, 0, needed)
-    from medseg.backends import choose_device, choose_precision
+    from medseg.backends import blended_features, choose_device, choose_precision
     from medseg.window import plan_windows
 
     checkpoints = as_list(model)
@@ -134,7 +135,8 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
     device = choose_device(settings.device)  # type: ignore[arg-type]
     precision = str(choose_precision(settings.precision, device)).removeprefix("torch.")  # type: ignore[arg-type]
     grid = model_grid(volume, spec.spacing, spec.grid)
-    windows = plan_windows(grid.shape, spec.patch, settings.overlap)
+    _, cell = blended_features(checkpoints, settings.tta)
+    windows = plan_windows(grid.shape, spec.patch, settings.overlap, cell)
     for stripes in _STRIPES:
         half = precision == "bfloat16" and device.type == "cpu"
         needed = _memory(volume, grid, windows, checkpoints, settings, device.type, stripes, half)
@@ -230,7 +232,8 @@ def _memory(
 
     spec = checkpoints[0].spec
     scan, image = volume.data.size, 4 * spec.channels * int(np.prod(grid.shape))
-    features = blended_features(checkpoints) + spec.skip_empty
+    features, cell = blended_features(checkpoints, settings.tta)
+    features += spec.skip_empty
     patch, depth = windows.patch, windows.padded[2]
     # The network: weights as float32 and as the kernels want them (files hold half precision; Winograd wants eight
     # times the float32), activations, one window's features.
@@ -245,6 +248,9 @@ def _memory(
     carry = max(0, patch[0] - min(steps)) * span if len(rows) > 1 else 0
     block = patch[0] * max(1, patch[1] // 4)  # of the last row
     sums = 4 * features * depth * (patch[0] * patch[1] + carry + 2 * block + windows.shape[1]) + 2 * depth * block
+    if cell > 1:  # the logits of a block's voxels; and where a cell reaches beyond the image, it is padded
+        sums += 4 * spec.outputs * cell**3 * depth * (block + windows.shape[1] // cell)
+        image *= 2
     maps = 4 * scan * (len(settings.probabilities) + settings.uncertainty) + (4 * scan if settings.probabilities else 0)
     labels = scan * (1 if max(spec.classes) < 256 else 2)
     painting = labels + maps + sums + image + (network if device == "cpu" else 0)
@@ -445,7 +451,7 @@ def _painter(
     if head is not None and spec.skip_empty:  # one more feature says that a window was left out
         never = np.full((spec.outputs, 1), _NEVER, np.float32)
         never[: not spec.regions] = 0
-        head = Head(np.hstack((head.weights, never)), head.bias)
+        head = Head(np.hstack((head.weights, never.repeat(predictor.cell**3, 0))), head.bias)
     wanted: list[int] | None = [spec.classes.index(value) - spec.regions for value in settings.probabilities]
     if not wanted and not settings.uncertainty:
         wanted = None
@@ -459,6 +465,7 @@ def _painter(
         wanted=wanted,
         limits=limits,
         certain=True,
+        cell=predictor.cell,
         workers=torch.get_num_threads(),
     )
 
@@ -481,7 +488,7 @@ def _paint_windows(
     from medseg.window import plan_windows, sliding_window
 
     spec = checkpoint.spec
-    windows = plan_windows(image.shape[1:], spec.patch, settings.overlap)
+    windows = plan_windows(image.shape[1:], spec.patch, settings.overlap, predictor.cell)
     total, done = _count(windows, made.stripes), 0
 
     def predict(patches: torch.Tensor) -> torch.Tensor:
@@ -510,9 +517,8 @@ def _paint_windows(
         for stripe in windows.stripes(made.stripes):
             painter.begin_part()
             behind: Future[None] | None = None
-            for block in sliding_window(
-                predict, image, windows, batch=batch, stripe=stripe, empty=empty, device=device, progress=count
-            ):
+            run = partial(sliding_window, predict, image, windows, batch=batch, stripe=stripe, empty=empty)
+            for block in run(device=device, cell=predictor.cell, progress=count):
                 if device == "cpu":
                     paint(block.x, block.y, block.data)
                     continue

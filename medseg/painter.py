@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.kernels import in_slabs
-from medseg.window_kernels import agree, certainty, choose, confidence, paint
+from medseg.window_kernels import agree, certainty, choose, confidence, paint, unfold
 
 #: Of how many voxels of the model's grid along each axis one counts for the confidence in a structure.
 _EVERY = 2
@@ -45,6 +45,7 @@ class Painter:
         wanted: Sequence[int] | None = None,
         limits: Sequence[tuple[float, float]] = ((-np.inf, np.inf),) * 3,
         certain: bool = False,
+        cell: int = 1,
         workers: int | None = None,
     ) -> None:
         """shape: scan voxels; to_model: (4, 4) scan index to model index; size: the model grid's voxels.
@@ -52,8 +53,9 @@ class Painter:
         values: the label of each class; with `regions` of no region (0) and then of each in the order in which they are
         painted, where their logits are above 0. head: makes logits of features; without one the features are logits.
         wanted: classes (regions) whose probabilities `maps` (M + 1, I, J, K) float32 gets, and last the entropy; None:
-        no maps. limits: scan voxels outside of these model indices stay 0. certain: for `confidence`. workers: threads
-        to use, all by default.
+        no maps. limits: scan voxels outside of these model indices stay 0. certain: for `confidence`. cell: a block's
+        voxels are cells of so many along each axis of the model's grid, of which the head makes logits: K of the first
+        class for all voxels of the cell, and so on. workers: threads to use, all by default.
         """
         self.values = np.array(values, dtype=np.uint8 if max(values) < 256 else np.uint16)
         self.labels = np.zeros(tuple(shape), self.values.dtype)
@@ -64,6 +66,12 @@ class Painter:
         self._limits = np.array(limits, np.float64)
         self._regions, self._asked, self._workers = regions, certain, workers
         outputs = len(values) - regions
+        self._cell, self._unfold = cell, None
+        if head is not None and cell > 1:
+            # Weights (F, voxels of a cell, K), so that the logits of a voxel are summed up together.
+            weights = head.weights.reshape(outputs, cell**3, -1).transpose(2, 1, 0)
+            self._unfold = np.ascontiguousarray(weights), np.ascontiguousarray(head.bias.reshape(outputs, -1).T)
+            head = None
         self._headed = head is not None
         self._weights = np.ascontiguousarray(head.weights.T) if head else np.empty((1, outputs), np.float32)
         self._bias = head.bias if head else np.empty(outputs, np.float32)
@@ -86,8 +94,11 @@ class Painter:
     def add(self, x: int, y: int, block: NDArray[np.float32]) -> None:
         """Paint what lies between the planes seen; block (X, Y, Z, F) begins at (x, y, 0) of the model's grid.
 
-        Blocks come row by row, in a row along the second axis, and lie one beside the other.
+        Blocks come row by row, in a row along the second axis, and lie one beside the other. x and y count cells too.
         """
+        if self._unfold is not None:
+            x, y = self._cell * x, self._cell * y
+            block = self._unfolded(block, [size - first for size, first in zip(self._size, (x, y, 0))])
         if self._plane is None:  # of a part, whose blocks span all of its second axis
             self._plane = np.zeros((int(self._size[1]), *block.shape[2:]), np.float32)
             self._first = (x, y)
@@ -105,6 +116,16 @@ class Painter:
             self._paint(x, y - 1, np.stack((self._line[below:], block[:, 0]), 1))
         self._line = np.concatenate((self._plane[None, columns.stop - 1][:below], block[:, -1]))
         self._plane[columns] = block[-1]
+
+    def _unfolded(self, block: NDArray[np.float32], most: Sequence[int]) -> NDArray[np.float32]:
+        """Logits of every voxel (X · cell, Y · cell, Z · cell, K) of the cells of a block, `most` along each axis."""
+        assert self._unfold is not None
+        weights, bias = self._unfold
+        shape = [min(self._cell * size, int(limit)) for size, limit in zip(block.shape, most)]
+        out = np.empty((*shape, bias.shape[1]), np.float32)
+        cell = self._cell
+        in_slabs(lambda a, b: unfold(a, b, block, weights, bias, cell, out), len(block), workers=self._workers)
+        return out
 
     def _paint(self, x: int, y: int, block: NDArray[np.float32], inner: bool = False) -> None:
         """Paint what lies in a block; `inner` blocks do not overlap and count for the confidence."""

@@ -66,8 +66,9 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
     return [round(n * (size - patch) / (count - 1)) for n in range(count)]
 
 
-def plan_windows(shape: Sequence[int], patch: Sequence[int], overlap: float) -> Windows:
-    """Windows of `patch` voxels over an image of `shape`."""
+def plan_windows(shape: Sequence[int], patch: Sequence[int], overlap: float, cell: int = 1) -> Windows:
+    """Windows of `patch` voxels over an image of `shape`, counted in cells of `cell` voxels along each axis."""
+    shape, patch = [-(-size // cell) for size in shape], [size // cell for size in patch]
     starts = [tuple(window_starts(size, p, overlap)) for size, p in zip(shape, patch)]
     return Windows(tuple(shape), tuple(patch), tuple(starts))  # type: ignore[arg-type]
 
@@ -96,6 +97,7 @@ def sliding_window(
     stripe: tuple[int, int] | None = None,
     empty: tuple[float, Sequence[float]] | None = None,
     device: torch.device | str = "cpu",
+    cell: int = 1,
     progress: Callable[[int], None] = lambda windows: None,
 ) -> Iterator[Block]:
     """Weighted means of what `predict` says of the windows of `image` (C, X, Y, Z), as blocks that cover it once.
@@ -103,22 +105,29 @@ def sliding_window(
     Blocks come row by row, in a row along the second axis. Images smaller than the patch are padded with zeros. Only
     the part `stripe` of the second axis is computed if one is given. `empty` (threshold, features): windows in which
     nothing is brighter than the threshold are not predicted; the features are taken for them. The sums are kept on
-    `device`, and on the CPU once it runs out of memory. `progress` is called with the number of windows just done.
+    `device`, and on the CPU once it runs out of memory. `cell`: how many voxels of the image along each axis are one of
+    what is predicted, which is what windows, stripes and blocks are counted in. `progress` is called with the number of
+    windows just done.
     """
     low, high = stripe or (0, windows.shape[1])
     rows, columns, depths = windows.starts[0], windows.columns(low, high), windows.starts[2]
-    if windows.padded != windows.shape:  # padding copies, even by nothing
-        image = F.pad(image, [n for p, size in zip(windows.padded[::-1], windows.shape[::-1]) for n in (0, p - size)])
+    missing = [p * cell - size for p, size in zip(windows.padded, image.shape[1:])]
+    if any(missing):  # padding copies, even by nothing
+        image = F.pad(image, [n for one in missing[::-1] for n in (0, one)])
     # Of every axis the weights of one window, and one over what each plane collects from all of them.
     weights = [gaussian_weights(p).numpy() for p in windows.patch]
     share = [_one_over_sums(w, starts, n) for w, starts, n in zip(weights, windows.starts, windows.padded)]
-    patch_x, patch_y, patch_z = windows.patch
+    patch_y = windows.patch[1]
     sums: _Sums | None = None
+
+    def cut(start: int, size: int) -> slice:
+        return slice(start * cell, (start + size) * cell)
+
     for row, x in enumerate(rows):
         finished_x = (windows.shape[0] if row == len(rows) - 1 else rows[row + 1]) - x
         for column, y in enumerate(columns):
             last = column == len(columns) - 1
-            todo = [(z, image[:, x : x + patch_x, y : y + patch_y, z : z + patch_z]) for z in depths]
+            todo = [(z, image[(slice(None), *map(cut, (x, y, z), windows.patch))]) for z in depths]
             if empty is not None:
                 nothing = [z for z, window in todo if float(window.max()) <= empty[0]]
                 if sums is None and nothing:

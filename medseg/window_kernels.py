@@ -295,6 +295,33 @@ def choose(low, high, block, weights, bias, headed, regions, out):  # type: igno
 
 
 @njit(cache=True, nogil=True)
+def unfold(low, high, cells, weights, bias, cell, out):  # type: ignore[no-untyped-def]
+    """Logits of the voxels of the cells low..high (X, Y, Z, F), as many as `out` (X · cell, Y · cell, Z · cell, K) has.
+
+    weights (F, V, K), bias (V, K): of each of the V = cell³ voxels of a cell, the last axis fastest.
+    """
+    features, _, classes = weights.shape
+    total = np.empty(classes, np.float32)
+    for a in range(low, high):
+        for b in range(cells.shape[1]):
+            for c in range(cells.shape[2]):
+                one = cells[a, b, c]
+                for v in range(cell**3):
+                    x, y, z = a * cell + v // (cell * cell), b * cell + v // cell % cell, c * cell + v % cell
+                    if x >= out.shape[0] or y >= out.shape[1] or z >= out.shape[2]:
+                        continue
+                    for k in range(classes):
+                        total[k] = bias[v, k]
+                    for f in range(features):
+                        factor, row = one[f], weights[f, v]
+                        for k in range(classes):
+                            total[k] += factor * row[k]
+                    target = out[x, y, z]
+                    for k in range(classes):
+                        target[k] = total[k]
+
+
+@njit(cache=True, nogil=True)
 def _logits(one, weights, bias, headed, out):  # type: ignore[no-untyped-def]
     """out (K,) = bias + one (F,) @ weights (F, K), or a copy of `one` where there is no head."""
     for k in range(len(out)):

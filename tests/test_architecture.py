@@ -54,7 +54,8 @@ ROWS = [
     {"__main__"},
 ]
 #: These know nothing of the rest, not even of each other's neighbours.
-GROUND = {"augment_config", "volume", "resampling", "kernels", "threads", "labels", "config", "errors", "io.files", "io.stream"}
+GROUND = {"augment_config", "volume", "resampling", "kernels", "threads", "labels", "config", "errors"}
+GROUND |= {"io.files", "io.stream"}
 #: Imported where used, so that `medseg --help` answers at once; torch is at the top of the modules that are only
 #: loaded to compute with it.
 HEAVY = {

@@ -28,7 +28,7 @@ from medseg.backends import (
 from medseg.checkpoint import Checkpoint, load_checkpoint
 from medseg.errors import BadConfig, BadModel, DataWarning, NotEnoughMemory
 from medseg.models import MODELS, small
-from medseg.models.unet import UNet
+from medseg.models.unet import UNet, unfold_cells
 
 CPU = torch.device("cpu")
 STEMLESS = {"features": [4, 8], "encoder_blocks": [1, 1], "decoder_blocks": [1]}
@@ -62,7 +62,8 @@ def logits_of(predictor: Predictor, x: Tensor) -> np.ndarray:
     if predictor.head is None:
         return features.numpy()
     shaped = np.einsum("kf,bfxyz->bkxyz", predictor.head.weights, features.numpy())
-    return shaped + predictor.head.bias[:, None, None, None]
+    logits = shaped + predictor.head.bias[:, None, None, None]
+    return unfold_cells(torch.from_numpy(logits), predictor.cell).numpy()
 
 
 def truth(checkpoint: Checkpoint, x: Tensor) -> np.ndarray:
@@ -110,7 +111,7 @@ def test_every_architecture_runs(tmp_path: Path, architecture: str, backend: str
     x = torch.rand(1, 2, *PATCH, generator=torch.Generator().manual_seed(0))
     predictor = BACKENDS[backend](checkpoint, CPU, torch.float32)
     assert close(logits_of(predictor, x), truth(checkpoint, x), 1e-3)
-    assert blended_features([checkpoint]) == predictor.features
+    assert blended_features([checkpoint]) == (predictor.features, predictor.cell)
     assert activation_bytes(checkpoint) > 4 * 3 * np.prod(PATCH)
 
 
@@ -147,26 +148,27 @@ def test_openvino_that_is_not_installed_says_how_to_get_it(unet: Checkpoint, mon
 
 
 def test_a_head_is_applied_last_only_where_the_network_is_narrow_or_has_many_classes():
-    def width(features: int, classes: int, **options) -> int:
+    def width(features: int, classes: int, **options) -> tuple[int, int]:
         return deferred_width(UNet(1, classes, features=(features, 8), **options))
 
-    assert width(16, 2) == 16
-    assert width(32, 2) == 0
-    assert width(32, 118) == 32
-    assert width(32, 118, stem=2) == 0
-    assert deferred_width(nn.Conv3d(1, 2, 1)) == 0
+    assert width(16, 2) == (16, 1)
+    assert width(32, 2) == (0, 1)
+    assert width(32, 118) == (32, 1)
+    assert width(32, 2, stem=2) == (32, 2)  # 4 numbers a voxel
+    assert width(256, 2, stem=2) == (0, 1)
+    assert deferred_width(nn.Conv3d(1, 2, 1)) == (0, 1)
 
 
 def test_an_ensemble_is_the_mean_of_the_logits(others: list[Checkpoint]):
     expected = np.mean([truth(one, patches()) for one in others], 0)
     joined = open_models(others, device="cpu", precision="fp32")
     assert joined.head is not None
-    assert joined.features == blended_features(others) == 8
+    assert (joined.features, 1) == blended_features(others) == (8, 1)
     assert close(logits_of(joined, patches()), expected)
     with mock.patch.object(backends, "ALWAYS_DEFER", 4):
         joined = open_models(others, device="cpu", precision="fp32")
         assert joined.head is None
-        assert joined.features == blended_features(others) == 3
+        assert (joined.features, 1) == blended_features(others) == (3, 1)
     assert close(logits_of(joined, patches()), expected)
 
 

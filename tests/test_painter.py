@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from strategies import affines
 
+from medseg.models.unet import unfold_cells
 from medseg.painter import Head, Painter
 from medseg.window import plan_windows, sliding_window
 
@@ -206,6 +207,42 @@ def test_many_classes_are_painted_as_few_are(classes, seed, straight):
     painter = paint(logits, to_model, (6, 7, 11), range(classes), random)
     assert_painted(painter.labels, logits, to_model, np.arange(classes))
     assert len(np.unique(painter.labels)) > 5
+
+
+@pytest.mark.parametrize("size", [(7, 9, 6), (8, 8, 8), (5, 1, 3)])
+@pytest.mark.parametrize("classes", [3, 17])
+def test_cells_are_painted_as_the_voxels_that_their_head_makes_of_them(size, classes):
+    random = np.random.default_rng(classes)
+    cells = random.normal(size=(5, *(-(-n // 2) for n in size))).astype(np.float32)
+    head = Head(random.normal(size=(classes * 8, 5)).astype(np.float32), random.normal(size=classes * 8).astype("f4"))
+    logits = np.einsum("kf,fxyz->kxyz", head.weights, cells) + head.bias[:, None, None, None]
+    logits = unfold_cells(torch.from_numpy(logits)[None], 2)[0, :, : size[0], : size[1], : size[2]].numpy()
+    to_model = np.diag([0.7, 0.9, 0.6, 1.0])
+    for attempt in range(4):
+        painter = Painter((9, 11, 10), to_model, size, list(range(classes)), head=head, cell=2)
+        for x, y, block in blocks_of(cells, random if attempt else None):
+            painter.add(x, y, block)
+        assert_painted(painter.labels, logits, to_model, np.arange(classes))
+
+
+@pytest.mark.parametrize("size", [(21, 19, 11), (20, 18, 12), (9, 40, 9)])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_windows_of_cells_cover_an_image_of_any_size_once(size, parts):
+    """What says of each cell the mean of its voxels gives that, wherever the windows lie; beyond the image is 0."""
+    image = torch.rand(1, *size)
+    windows = plan_windows(size, (8, 12, 8), 0.5, cell=2)
+    padded = torch.nn.functional.pad(image, [n for one in size[::-1] for n in (0, one % 2)])
+    expected = torch.nn.functional.avg_pool3d(padded, 2)[0].numpy()
+    found, seen = np.full(expected.shape, np.nan, np.float32), np.zeros(expected.shape, int)
+    for stripe in windows.stripes(parts):
+        for block in sliding_window(
+            lambda x: torch.nn.functional.avg_pool3d(x, 2), image, windows, stripe=stripe, cell=2
+        ):
+            x, y = block.x, block.y
+            place = (slice(x, x + block.data.shape[0]), slice(y, y + block.data.shape[1]))
+            found[place], seen[place] = block.data[..., 0], seen[place] + 1
+    assert seen.min() == 1 and seen.max() <= parts
+    assert np.abs(found - expected).max() < 1e-6
 
 
 @pytest.mark.parametrize("classes", [3, 16, 25, 118])
