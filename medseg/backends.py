@@ -471,8 +471,11 @@ class _Living(TorchDispatchMode):
         return out
 
 
-def activation_bytes(checkpoint: Checkpoint, batch: int = 1) -> int:
-    """The most bytes that tensors made by a forward pass in float32 hold at one time; nothing is computed."""
+def activation_bytes(checkpoint: Checkpoint, batch: int = 1, deferred: bool = False) -> int:
+    """The most bytes that tensors made by a forward pass in float32 hold at one time; nothing is computed.
+
+    deferred: without the network's last layer.
+    """
     from medseg.models import build_model
 
     spec = checkpoint.spec
@@ -481,7 +484,7 @@ def activation_bytes(checkpoint: Checkpoint, batch: int = 1) -> int:
         network.to("meta")  # constants too
         patches = torch.empty(batch, spec.channels, *spec.patch)
         with _Living() as living:
-            network(patches)
+            (_Body(network) if deferred else network)(patches)
     return living.peak
 
 

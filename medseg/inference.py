@@ -233,12 +233,13 @@ def _memory(
     spec = checkpoints[0].spec
     scan, image = volume.data.size, 4 * spec.channels * int(np.prod(grid.shape))
     features, cell = blended_features(checkpoints, settings.tta)
+    deferred = (features, cell) != (spec.outputs, 1)
     features += spec.skip_empty
     patch, depth = windows.patch, windows.padded[2]
     # The network: weights as float32 and as the kernels want them (files hold half precision; Winograd wants eight
     # times the float32), activations, one window's features.
     weights = sum(one.weight_bytes for one in checkpoints)
-    activations = activation_bytes(checkpoints[0], max(1, settings.batch))
+    activations = activation_bytes(checkpoints[0], max(1, settings.batch), deferred)
     network = 4 * weights + activations // 2 if half else 18 * weights + activations
     network += 4 * features * int(np.prod(patch))
     # The sums, the block that is complete, once more with the planes before it, and its classes.
@@ -248,9 +249,9 @@ def _memory(
     carry = max(0, patch[0] - min(steps)) * span if len(rows) > 1 else 0
     block = patch[0] * max(1, patch[1] // 4)  # of the last row
     sums = 4 * features * depth * (patch[0] * patch[1] + carry + 2 * block + windows.shape[1]) + 2 * depth * block
-    if cell > 1:  # the logits of a block's voxels; and where a cell reaches beyond the image, it is padded
+    if cell > 1:  # the logits of a block's voxels; and where cells reach beyond the image, it is padded
         sums += 4 * spec.outputs * cell**3 * depth * (block + windows.shape[1] // cell)
-        image *= 2
+        image *= 2 if any(size % cell for size in grid.shape) else 1
     maps = 4 * scan * (len(settings.probabilities) + settings.uncertainty) + (4 * scan if settings.probabilities else 0)
     labels = scan * (1 if max(spec.classes) < 256 else 2)
     painting = labels + maps + sums + image + (network if device == "cpu" else 0)

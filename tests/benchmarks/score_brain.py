@@ -5,18 +5,21 @@ python tests/benchmarks/score_brain.py ../shared/data/brain_scans [--model brain
 The scan (voxelmorph's test_scan.npz, a skull-stripped T1 with FreeSurfer labels, 1 mm) is stored in (L, I, A) order and
 has no affine; it gets one centred on the middle. Its choroid plexus (31, 63) counts as lateral ventricle, as in the
 label maps the model was trained on. The mean is over every other label of labels.npz that it evaluates, with label 24
-(FreeSurfer's few central voxels of CSF; this model's 24 is all fluid around the brain) given apart.
+(FreeSurfer's few central voxels of CSF; this model's 24 is all fluid around the brain) given apart. Beside each Dice
+stands the confidence that the record holds: how probable the model found the structure where it chose it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from medseg.checkpoint import load_checkpoint
 from medseg.inference import Settings, segment
@@ -64,12 +67,17 @@ def main() -> None:
         command = [sys.executable, "-m", "medseg", "infer", str(path), "-o", str(out), "-m", options.model, "--quiet"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         found, loaded = read_labels(out), read(path)
+        record = json.loads((Path(folder) / "found.json").read_text())
+    sure = {row["value"]: row.get("confidence", float("nan")) for row in record["structures"]}
     scores = {value: dice(found.data == value, truth.data == value) for value in values}
     for value, score in scores.items():
-        print(f"{value:>4} {load_checkpoint(options.model).table.names[value]:<34} {score:.3f}")
+        name = load_checkpoint(options.model).table.names[value]
+        print(f"{value:>4} {name:<34} {score:.3f}   confidence {sure.get(value, float('nan')):.3f}")
     without = [score for value, score in scores.items() if value != FLUID]
     everything = np.mean(list(scores.values()))
     print(f"mean Dice of {len(without)} structures: {np.mean(without):.3f}; with label 24: {everything:.3f}")
+    both = [(score, sure[value]) for value, score in scores.items() if value != FLUID and value in sure]
+    print(f"rank correlation of confidence and Dice: {spearmanr(*zip(*both)).statistic:.2f}")
     print(f"brain mask Dice: {dice(brain(found.data), truth.data > 0):.3f}")
     print(
         f"affine and shape equal the input's: {found.shape == loaded.shape and (found.affine == loaded.affine).all()}"
