@@ -294,31 +294,57 @@ def choose(low, high, block, weights, bias, headed, regions, out):  # type: igno
             target[n] = found[n]
 
 
+@emitted
+def _four_voxels(
+    builder: Any, cell: Memory, features: Any, weights: Memory, step: Any, bias: Memory, classes: Any, out: Memory
+) -> None:
+    """out (4, K) = bias (4, K) + cell (F,) times weights (F, ...), whose rows (4, K) are `step` apart; K >= 16."""
+    with _vectors(builder, classes) as n:
+        start = _start(builder, n.index, classes)
+        rows = [builder.add(start, builder.mul(classes, INT(v))) for v in range(4)]
+        sums = [cgutils.alloca_once(builder, VECTOR) for _ in rows]
+        for row, total in zip(rows, sums):
+            builder.store(bias.load(row).value, total)
+        with loop(builder, features) as f:
+            factor, line = cell.at(f.index).broadcast(), weights.at(builder.mul(f.index, step))
+            for row, total in zip(rows, sums):
+                before = Lanes(builder, builder.load(total))
+                builder.store(before.plus(factor, line.load(row)).value, total)
+        for row, total in zip(rows, sums):
+            out.store(Lanes(builder, builder.load(total)), row)
+
+
 @njit(cache=True, nogil=True)
 def unfold(low, high, cells, weights, bias, cell, out):  # type: ignore[no-untyped-def]
     """Logits of the voxels of the cells low..high (X, Y, Z, F), as many as `out` (X · cell, Y · cell, Z · cell, K) has.
 
     weights (F, V, K), bias (V, K): of each of the V = cell³ voxels of a cell, the last axis fastest.
     """
-    features, _, classes = weights.shape
-    total = np.empty(classes, np.float32)
+    features, voxels, classes = weights.shape
+    logits = np.empty((voxels, classes), np.float32)
+    flat, source, factors, offsets = logits.reshape(-1), cells.reshape(-1), weights.reshape(-1), bias.reshape(-1)
     for a in range(low, high):
         for b in range(cells.shape[1]):
             for c in range(cells.shape[2]):
-                one = cells[a, b, c]
-                for v in range(cell**3):
-                    x, y, z = a * cell + v // (cell * cell), b * cell + v // cell % cell, c * cell + v % cell
-                    if x >= out.shape[0] or y >= out.shape[1] or z >= out.shape[2]:
-                        continue
-                    for k in range(classes):
-                        total[k] = bias[v, k]
-                    for f in range(features):
-                        factor, row = one[f], weights[f, v]
+                at = ((a * cells.shape[1] + b) * cells.shape[2] + c) * features
+                if classes >= LANES and voxels % 4 == 0:
+                    for v in range(0, voxels * classes, 4 * classes):
+                        _four_voxels(
+                            source, at, features, factors, v, voxels * classes, offsets, v, classes, flat, v
+                        )  # fmt: skip
+                else:
+                    for v in range(voxels):
                         for k in range(classes):
-                            total[k] += factor * row[k]
-                    target = out[x, y, z]
-                    for k in range(classes):
-                        target[k] = total[k]
+                            total = bias[v, k]
+                            for f in range(features):
+                                total += source[at + f] * weights[f, v, k]
+                            logits[v, k] = total
+                for v in range(voxels):
+                    x, y, z = a * cell + v // (cell * cell), b * cell + v // cell % cell, c * cell + v % cell
+                    if x < out.shape[0] and y < out.shape[1] and z < out.shape[2]:
+                        row, target = logits[v], out[x, y, z]
+                        for k in range(classes):
+                            target[k] = row[k]
 
 
 @njit(cache=True, nogil=True)
