@@ -53,6 +53,20 @@ def test_brain_model_finds_the_structures_of_a_head_it_never_saw(name, model, st
     assert dice(brain(found.data), brain(truth)) >= 0.9
 
 
+def test_the_fast_model_finds_the_same_structures_at_2_mm(straight):
+    fast = load_checkpoint("brain-fast")
+    scan, truth = read(SAMPLES / "head_t1.nii.gz"), read_labels(SAMPLES / "head_t1_truth.nii.gz").data
+
+    found = segment(scan, fast).labels
+
+    assert fast.spec.classes == load_checkpoint("brain").spec.classes
+    assert max(fast.spec.spacing) == 2.0
+    assert dice(brain(found.data), brain(truth)) >= 0.9
+    assert dice(brain(found.data), brain(straight.labels.data)) >= 0.9
+    scores = [dice(found.data == value, truth == value) for value in fast.table.values if (truth == value).any()]
+    assert np.mean(scores) >= 0.65
+
+
 def test_brain_model_scores_on_a_real_labelled_scan_what_was_asked_of_it(model, shared_data):
     folder = shared_data / "brain_scans"
     sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
