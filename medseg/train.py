@@ -317,7 +317,8 @@ def _training_dice(outputs: Any, labels: Tensor, source: Source) -> float:
     if getattr(source, "membership", None) is not None:
         return float("nan")
     finest = outputs if isinstance(outputs, Tensor) else outputs[0] if isinstance(outputs, list | tuple) else None
-    if not isinstance(finest, Tensor) or (finest.ndim == 5 and finest.shape[2:] != labels.shape[1:]):
+    folded = isinstance(finest, Tensor) and finest.ndim == 8
+    if not isinstance(finest, Tensor) or not (folded or finest.shape[2:] == labels.shape[1:]):
         return float("nan")
     return hard_dice(finest.detach(), labels)
 

@@ -183,11 +183,15 @@ def _recalled(run: Path, dataset: Dataset, validation: Sequence[str]) -> Outcome
     return Outcome(run, (run / "model",), evaluation, _pairs([dataset[name] for name in validation], run, summary))
 
 
+#: What a run that was killed while it began may have left before its config.yaml.
+_BEGUN = ("plan.json", "splits.json")
+
+
 def _check_folder(run: Path, resume: bool) -> None:
     if (run / "config.yaml").exists():
         if not resume:
             raise BadConfig(f"{run} holds a run; choose another -o, or leave --no-resume out to go on with it")
-    elif run.is_dir() and any(not path.name.startswith(".") for path in run.iterdir()):
+    elif run.is_dir() and any(not path.name.startswith(".") for path in run.iterdir() if path.name not in _BEGUN):
         raise BadConfig(f"{run} is not empty and holds no run; choose another -o")
 
 

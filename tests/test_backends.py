@@ -298,4 +298,4 @@ def test_activation_bytes_are_those_that_pytorch_itself_works_out(options, tmp_p
     ours = [activation_bytes(checkpoint, 2, deferred) for deferred in (False, True)]
     monkeypatch.setattr(backends, "_SHAPED", {})
     assert ours == [activation_bytes(checkpoint, 2, deferred) for deferred in (False, True)]
-    assert ours[1] < ours[0]
+    assert 0 < ours[1] <= ours[0]

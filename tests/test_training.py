@@ -219,6 +219,23 @@ def test_a_run_killed_twenty_times_ends_bit_for_bit_where_an_uninterrupted_one_d
     assert (run / "scores.csv").read_text() == (straight / "scores.csv").read_text()
 
 
+@pytest.mark.parametrize("left", [(), ("plan.json",), ("plan.json", "splits.json")])
+def test_a_run_killed_while_it_recorded_its_plan_begins_again(left: tuple[str, ...], data: Path, tmp_path: Path):
+    """config.yaml is written last; what stands there without it is written anew. Other files are not touched."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in left:
+        (run / name).write_text("{}")
+    ran = tiny.medseg("train", data, "-o", run, *settings(train__steps=2), "--quiet")
+    assert ran.code == 0, ran.err
+    assert {path.name for path in run.iterdir()} == WRITTEN
+    assert json.loads((run / "splits.json").read_text())["validation"]
+    (run / "config.yaml").unlink()
+    again = tiny.medseg("train", data, "-o", run, *settings(train__steps=2), "--quiet")
+    assert again.code != 0
+    assert "holds no run" in again.err
+
+
 def test_two_processes_learn_what_one_does_whether_copied_or_shared_out(data: Path, tmp_path: Path):
     """The same global batch on 1 process and on 2: losses agree to rounding, weights nearly."""
     common = ["-m", "medseg", "train", data, *settings(train__steps=8, train__log_every=1, train__batch=2), "--quiet"]
