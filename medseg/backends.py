@@ -334,7 +334,8 @@ def open_models(
                 first = candidate
     predictors = [first, *(BACKENDS[first.backend](one, place, dtype, exact=exact) for one in checkpoints[1:])]
     together = sum(one.features for one in predictors) / first.cell**3
-    apart = len(predictors) > 1 and not (all(one.head for one in predictors) and _worth_deferring(together, classes))
+    alike = all(one.head and one.cell == first.cell for one in predictors)
+    apart = len(predictors) > 1 and not (alike and _worth_deferring(together, classes))
     if apart or (mirror and first.cell > 1):  # the voxels of a mirrored cell would have to change places
         predictors = [BACKENDS[first.backend](one, place, dtype, exact=exact, defer=False) for one in checkpoints]
     joined = _ensemble(predictors) if len(predictors) > 1 else predictors[0]
@@ -355,7 +356,7 @@ def blended_features(checkpoints: Sequence[Checkpoint], mirrored: bool = False) 
             network = build_model(one.spec.architecture, one.spec.channels, outputs, **one.spec.options)
         found.append(deferred_width(network))
     together, cell = sum(width for width, _ in found), found[0][1]
-    if not all(width for width, _ in found) or not _worth_deferring(together / cell**3, outputs):
+    if not all(width and one == cell for width, one in found) or not _worth_deferring(together / cell**3, outputs):
         return outputs, 1
     return (outputs, 1) if mirrored and cell > 1 else (together, cell)
 

@@ -51,6 +51,8 @@ class _Work:
         self.shift = np.uint32(16 if logits.dtype == torch.bfloat16 else 0)
         self.numbers = self.flat(inner)
         self.labels = labels.contiguous().numpy().ravel()
+        if self.labels.max() >= self.classes:  # compiled loops do not look where they write
+            raise ValueError(f"a label of {self.labels.max()} is none of {self.classes} classes")
         lines = self.size[0] * self.size[1]
         step = max(1, _UNIT // (self.size[2] * self.classes * self.fold**3))
         self.units = [

@@ -70,6 +70,30 @@ def _voxels(cell, cells, row, size, fold, labels, first, found):  # type: ignore
                     n += 1
 
 
+@njit(nogil=True, cache=True)
+def _room(classes, cube):  # type: ignore[no-untyped-def]
+    """What the loops below work in: bits, rows of classes (classes, voxels), their largest (voxels,), and labels."""
+    voxels = max(1, _NEAR // cube) * cube
+    rows = np.empty((classes, voxels), np.float32)
+    return np.empty(voxels * classes, np.uint32), rows, np.empty(voxels, np.float32), np.empty(voxels, np.int64)
+
+
+@njit(nogil=True, cache=True)
+def _fetch(x, shift, size, fold, sample, line, cell, labels, bits, rows, found):  # type: ignore[no-untyped-def]
+    """As many cells as fit into `rows`, from number `cell` of a line on, with their labels.
+
+    Returns how many voxels they are and where their numbers begin in x.
+    """
+    classes, cube = len(rows), fold**3
+    cells = min(rows.shape[1] // cube, size[2] - cell)
+    before = sample * size[0] * size[1] * size[2]
+    at = (before + line * size[2] + cell) * classes * cube
+    count = cells * cube
+    _by_class(x[at : at + count * classes], shift, bits, rows.reshape(classes, -1, cube))
+    _voxels(cell, cells, line, size, fold, labels, before * cube, found)
+    return count, at
+
+
 @njit(nogil=True, cache=True, fastmath=_FAST)
 def _softmax(p, classes, count, top, total, powers):  # type: ignore[no-untyped-def]
     """Logits (classes, count) to probabilities in place; `top` becomes the largest and `total` the sum of exponentials.
@@ -113,22 +137,14 @@ def sum_loss(x, shift, classes, size, fold, sample, row, rows, labels, sums):  #
 
     sums (3 · classes + 1) float64; size: cells of a sample along each axis; fold: voxels of a cell along each axis.
     """
-    cube = fold**3
-    most = max(1, _NEAR // cube)
-    voxels = most * cube
-    bits, p = np.empty(voxels * classes, np.uint32), np.empty((classes, voxels), np.float32)
-    top, total = np.empty(voxels, np.float32), np.empty(voxels, np.float32)
-    powers, found = np.empty(voxels, np.int32), np.empty(voxels, np.int64)
+    bits, p, top, found = _room(classes, fold**3)
+    voxels, most = len(top), len(top) // fold**3
+    total, powers = np.empty(voxels, np.float32), np.empty(voxels, np.int32)
     right, counts = np.empty(voxels, np.float32), np.empty(voxels, np.float32)
-    cells_of_sample = size[0] * size[1] * size[2]
     sums[:] = 0
     for line in range(row, row + rows):
         for cell in range(0, size[2], most):
-            cells = min(most, size[2] - cell)
-            count = cells * cube
-            at = (sample * cells_of_sample + line * size[2] + cell) * classes * cube
-            _by_class(x[at : at + count * classes], shift, bits, p.reshape(classes, most, cube))
-            _voxels(cell, cells, line, size, fold, labels, sample * cells_of_sample * cube, found)
+            count, _ = _fetch(x, shift, size, fold, sample, line, cell, labels, bits, p, found)
             for n in range(count):
                 right[n] = p[max(found[n], 0), n]
                 counts[n] = np.float32(found[n] >= 0)
@@ -152,21 +168,13 @@ def slope_of_loss(  # type: ignore[no-untyped-def]
     x, shift, classes, size, fold, sample, row, rows, labels, everywhere, at_truth, share, factor, out
 ):
     """Writes the gradient of a unit's logits to `out`, laid out as x; see `fused_loss` for what it is made of."""
-    cube = fold**3
-    most = max(1, _NEAR // cube)
-    voxels = most * cube
-    bits, p = np.empty(voxels * classes, np.uint32), np.empty((classes, voxels), np.float32)
-    top, total = np.empty(voxels, np.float32), np.empty(voxels, np.float32)
-    powers, found = np.empty(voxels, np.int32), np.empty(voxels, np.int64)
+    bits, p, top, found = _room(classes, fold**3)
+    voxels, most = len(top), len(top) // fold**3
+    total, powers = np.empty(voxels, np.float32), np.empty(voxels, np.int32)
     truth, factors = np.empty(voxels, np.float32), np.empty(voxels, np.float32)
-    cells_of_sample = size[0] * size[1] * size[2]
     for line in range(row, row + rows):
         for cell in range(0, size[2], most):
-            cells = min(most, size[2] - cell)
-            count = cells * cube
-            at = (sample * cells_of_sample + line * size[2] + cell) * classes * cube
-            _by_class(x[at : at + count * classes], shift, bits, p.reshape(classes, most, cube))
-            _voxels(cell, cells, line, size, fold, labels, sample * cells_of_sample * cube, found)
+            count, at = _fetch(x, shift, size, fold, sample, line, cell, labels, bits, p, found)
             _softmax(p, classes, count, top, total, powers)
             for n in range(count):
                 k = max(found[n], 0)
@@ -184,26 +192,19 @@ def slope_of_loss(  # type: ignore[no-untyped-def]
                     p[k, n] = p[k, n] * (each - top[n]) * factors[n]
             for n in range(count):
                 p[max(found[n], 0), n] += (truth[n] - share) * factors[n]
-            _by_cell(p.reshape(classes, most, cube), shift, bits, out[at : at + count * classes])
+            _by_cell(p.reshape(classes, most, fold**3), shift, bits, out[at : at + count * classes])
 
 
 @njit(nogil=True, cache=True)
 def count_hits(x, shift, classes, size, fold, sample, row, rows, labels, counts):  # type: ignore[no-untyped-def]
     """Of a unit: voxels of each class that were found, that are, and that are both; counts (3 · classes) int64."""
-    cube = fold**3
-    most = max(1, _NEAR // cube)
-    voxels = most * cube
-    bits, p = np.empty(voxels * classes, np.uint32), np.empty((classes, voxels), np.float32)
-    top, best, found = np.empty(voxels, np.float32), np.empty(voxels, np.int32), np.empty(voxels, np.int64)
-    cells_of_sample = size[0] * size[1] * size[2]
+    bits, p, top, found = _room(classes, fold**3)
+    voxels, most = len(top), len(top) // fold**3
+    best = np.empty(voxels, np.int32)
     counts[:] = 0
     for line in range(row, row + rows):
         for cell in range(0, size[2], most):
-            cells = min(most, size[2] - cell)
-            count = cells * cube
-            at = (sample * cells_of_sample + line * size[2] + cell) * classes * cube
-            _by_class(x[at : at + count * classes], shift, bits, p.reshape(classes, most, cube))
-            _voxels(cell, cells, line, size, fold, labels, sample * cells_of_sample * cube, found)
+            count, _ = _fetch(x, shift, size, fold, sample, line, cell, labels, bits, p, found)
             for n in range(count):
                 top[n] = p[0, n]
                 best[n] = 0

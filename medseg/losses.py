@@ -114,10 +114,8 @@ def deep_supervision(
     weights = [0.5**n for n in range(len(outputs))]
     loss = torch.zeros((), device=labels.device)
     for weight, logits in zip(weights, outputs, strict=True):
-        if logits.ndim == 8:
-            loss = loss + weight / sum(weights) * loss_of(logits, labels)
-            continue
-        step = [full // size for full, size in zip(labels.shape[1:], logits.shape[2:], strict=True)]
+        folded = logits.ndim == 8  # such are the finest
+        step = [1 if folded else full // size for full, size in zip(labels.shape[1:], logits.shape[2:])]
         coarse = labels[:, :: step[0], :: step[1], :: step[2]]
         loss = loss + weight / sum(weights) * loss_of(logits, coarse)
     return loss

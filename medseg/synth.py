@@ -222,11 +222,10 @@ def _look_up(
     shape = tuple(moved.shape[1:])
     image = torch.empty(shape)
     indices, found = (torch.empty(shape, dtype=torch.uint8) for _ in range(2))
-    inputs = [part.contiguous().numpy() for part in (matrix, centre, moved, _INSIDE, means, deviations)]
-    matrix_, centre_, moved_, inside, means_, deviations_ = inputs
-    arguments = (head.numpy(), matrix_, centre_, np.float32(spacing_mm), moved_, inside, means_, deviations_)
-    results = (rng.normal(shape).numpy(), classes.numpy(), image.numpy(), indices.numpy(), found.numpy())
-    in_slabs(lambda low, high: look_up(low, high, *arguments, *results), shape[0], workers=torch.get_num_threads())
+    inputs = (head, matrix, centre, moved, _INSIDE, means, deviations, rng.normal(shape), classes)
+    arrays = [part.contiguous().numpy() for part in (*inputs, image, indices, found)]
+    spacing = np.float32(spacing_mm)
+    in_slabs(lambda low, high: look_up(low, high, spacing, *arrays), shape[0], workers=torch.get_num_threads())
     return image, indices, found
 
 

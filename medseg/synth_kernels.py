@@ -8,7 +8,7 @@ from numba import njit
 
 @njit(cache=True, nogil=True)
 def look_up(  # type: ignore[no-untyped-def]
-    low, high, head, matrix, centre, spacing, moved, inside, means, deviations, noise, classes, image, indices, found
+    low, high, spacing, head, matrix, centre, moved, inside, means, deviations, noise, classes, image, indices, found
 ):
     """Draws the planes low..high of an image (X, Y, Z) from a label map `head` whose border lies beyond it.
 

@@ -172,6 +172,20 @@ def test_an_ensemble_is_the_mean_of_the_logits(others: list[Checkpoint]):
     assert close(logits_of(joined, patches()), expected)
 
 
+def test_models_whose_cells_differ_are_averaged_by_their_logits(tmp_path: Path):
+    common = {"features": [4, 8], "encoder_blocks": [1, 1], "decoder_blocks": [1]}
+    models = [
+        load_checkpoint(
+            str(tiny.save_two_channel_network(tmp_path / str(stem), "unet", common | {"stem": stem}, PATCH))
+        )
+        for stem in (1, 2)
+    ]
+    x = torch.rand(1, 2, *PATCH, generator=torch.Generator().manual_seed(0))
+    joined = open_models(models, device="cpu", precision="fp32")
+    assert (joined.features, joined.cell) == blended_features(models) == (models[0].spec.outputs, 1)
+    assert close(logits_of(joined, x), np.mean([truth(one, x) for one in models], 0))
+
+
 def test_mirroring_is_the_mean_of_all_mirrored_answers_mirrored_back(others: list[Checkpoint]):
     x = patches(1)
     flips = [(), (2,), (4,), (2, 4)]

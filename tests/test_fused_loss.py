@@ -95,6 +95,15 @@ def test_nothing_that_counts_is_no_loss_of_cross_entropy_and_no_gradient():
     assert float(head.grad.abs().max()) == 0
 
 
+def test_a_label_that_is_no_class_is_refused():
+    head, labels = sample((1, 2, 2, 9), 3, 1, False, False, seed=1)
+    labels[0, 1, 1, 4] = 3
+    with pytest.raises(ValueError, match="label of 3"):
+        dice_cross_entropy(head, labels)
+    with pytest.raises(ValueError, match="label of 3"):
+        hits(head, labels)
+
+
 def test_the_result_does_not_depend_on_the_number_of_threads(monkeypatch):
     monkeypatch.setattr("medseg.fused_loss._UNIT", 500)
     head, labels = sample((2, 5, 6, 30), 4, 2, True, False, seed=2)
