@@ -37,7 +37,8 @@ def train(
     ] = None,
     fold: Annotated[int | None, typer.Option(min=0, help="Which part of the cases validates. Default: 0.")] = None,
     folds: Annotated[
-        int | None, typer.Option(min=2, help="Split into so many parts; without --fold, a model for each.")
+        int | None,
+        typer.Option(min=2, help="Split into so many parts; without --fold, a model for each. Usually 5 to 10."),
     ] = None,
     finetune: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Go on from this model: its plan and its weights.")
@@ -85,7 +86,7 @@ def train(
         changes,
         model,
         parse_seconds(time) if time else None,
-        folds or 5,
+        folds,
         fold,
         folds is not None and fold is None,
         finetune,

@@ -21,7 +21,16 @@ from medseg.check import check_dataset
 from medseg.checkpoint import Checkpoint, change_spec, load_checkpoint, load_state
 from medseg.cleanup import clean
 from medseg.config import Config, make_config, override, read_settings
-from medseg.dataset import Case, Dataset, Finding, read_case_labels, read_channels, read_dataset, split_cases
+from medseg.dataset import (
+    Case,
+    Dataset,
+    Finding,
+    read_case_labels,
+    read_channels,
+    read_dataset,
+    split_cases,
+    usual_folds,
+)
 from medseg.errors import BadConfig, BadFile, BadModel
 from medseg.evaluate import Evaluation, Options, evaluate, read_scores, summarise, write_evaluation
 from medseg.inference import Settings, free_bytes, segment
@@ -44,9 +53,9 @@ class Request:
     """What a person asked for.
 
     data: the data set. run: the folder of the run. config: a YAML file with some of the settings of `Config`.
-    overrides: dotted settings, which go over the file's. folds, fold: how many parts the cases are split into, and
-    which of them validates (None: the first, or with every_fold each in turn). finetune: a model or run to go on from.
-    memory_bytes: not to be exceeded. anyway: train although the check found errors.
+    overrides: dotted settings, which go over the file's. folds, fold: how many parts the cases are split into (None:
+    `usual_folds`), and which of them validates (None: the first, or with every_fold each in turn). finetune: a model or
+    run to go on from. memory_bytes: not to be exceeded. anyway: train although the check found errors.
     """
 
     data: Path
@@ -55,7 +64,7 @@ class Request:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     architecture: str | None = None
     time_s: float | None = None
-    folds: int = 5
+    folds: int | None = None
     fold: int | None = None
     every_fold: bool = False
     finetune: str | None = None
@@ -263,7 +272,8 @@ def _splits(request: Request, dataset: Dataset) -> list[tuple[list[str], list[st
     }
     if len(groups) < 2 and not dataset.splits:
         raise BadConfig(f"{request.data}: one case cannot both train and validate; annotate a second one")
-    return split_cases(dataset, min(request.folds, max(len(groups), 2)))
+    folds = request.folds or (usual_folds(len(groups)) if request.fold is None else 5)
+    return split_cases(dataset, min(folds, max(len(groups), 2)))
 
 
 def _split(request: Request, dataset: Dataset) -> tuple[list[str], list[str]]:
