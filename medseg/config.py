@@ -34,6 +34,12 @@ class SynthConfig(_Strict):
     curved: _Share = Field(default=0.0, description="share of the others drawn as a random curve over T1 intensities")
     mixed: _Share = Field(default=0.0, description="share of images with two intensities in what lies outside")
     ghosts: _Share = Field(default=0.0, description="share of images with a ghost, a wrap or a head that moved")
+    border: dict[int, tuple[int, ...]] = Field(
+        default={}, description="label value -> tissues that its voxels beside them are partly made of"
+    )
+    border_share: tuple[_Share, _Share] = Field(
+        default=(0.0, 0.4), description="how much of such a voxel is tissue, for each side it touches; from, to"
+    )
     rotation_degrees: float = Field(default=20.0, ge=0, le=180)
     scaling: tuple[_Positive, _Positive] = (0.85, 1.2)
     anisotropic_scaling: float = Field(default=0.08, ge=0, lt=0.5)

@@ -189,7 +189,7 @@ def grid_text(volume: Volume) -> str:
 
 
 def usual_folds(cases: int) -> int:
-    """Into how many parts cases are split if nobody says: a fifth validates, of 120 cases and more a smaller share, down to a tenth.
+    """Into how many parts cases are split if nobody says: a fifth validates, of many cases less, down to a tenth.
 
     Twenty scans tell how good a model is; each one more that is held out is one that it cannot learn from.
     """

@@ -40,7 +40,7 @@ class LabelMaps:
             raise BadConfig(f"hold_out names files that are not in {config.data}: {', '.join(config.hold_out)}")
         wanted = {*self.table.values, *self.synth.merge}
         # All maps share one list of values, so that one Lookup serves training and validation.
-        heads = load_heads([read_labels(path) for path in paths], sorted(wanted))
+        heads = load_heads([read_labels(path) for path in paths], sorted(wanted), self.synth.border)
         known = lookup(heads.values, self.classes, self.table.mirror_pairs() | self.synth.mirror, self.synth)
         training = _select(heads, [n for n, path in enumerate(paths) if path not in held])
         validation = _select(heads, [n for n, path in enumerate(paths) if path in held])
@@ -90,7 +90,7 @@ class LabelMaps:
 
 def _select(heads: Heads, numbers: list[int]) -> Heads:
     maps, spacings, centres = ([part[n] for n in numbers] for part in (heads.maps, heads.spacings_mm, heads.centres))
-    return Heads(tuple(maps), tuple(spacings), tuple(centres), heads.values)
+    return Heads(tuple(maps), tuple(spacings), tuple(centres), heads.values, heads.tissue, heads.sides)
 
 
 @torch.no_grad()

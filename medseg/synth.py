@@ -3,8 +3,10 @@
 After SynthSeg (Billot et al. 2023, Medical Image Analysis 86:102789, section 3): a label map is deformed, every
 structure gets a random intensity, and the image is blurred, biased, coarsened and corrupted at random. Everything is
 drawn on the model's grid, so a sample costs tens of milliseconds: partial volume comes from averaging the intensities
-found at four points inside each voxel instead of rendering a finer image. All of it is plain torch and a function of
-the generator handed in.
+found at four points inside each voxel instead of rendering a finer image. Labels made from surfaces leave voxels that
+are mostly, but not only, of one tissue to what is beside it: FreeSurfer (mris_place_surface) seeks the border of cortex
+to fluid between one and three standard deviations below its mean. `border` renders such voxels as the mixtures they
+are. All of it is plain torch and a function of the generator handed in.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -31,13 +35,16 @@ class Heads:
 
     maps: uint8 index arrays (X, Y, Z) running to RAS, cut to their content with a border of one empty voxel;
     spacings_mm: one (3,) tensor each; values: the label value behind each index; centres: (3,) voxel position of the
-    middle of the target structures.
+    middle of the target structures. tissue, sides: (N,) the index that voxels of an index are partly made of, because
+    they touch it, and on how many sides; itself and 0 for most.
     """
 
     maps: tuple[Tensor, ...]
     spacings_mm: tuple[Tensor, ...]
     centres: tuple[Tensor, ...]
     values: tuple[int, ...]
+    tissue: Tensor
+    sides: Tensor
 
 
 @dataclass(frozen=True)
@@ -55,13 +62,25 @@ class Lookup:
     prior: Tensor
 
 
-def load_heads(volumes: Sequence[Volume], targets: Sequence[int]) -> Heads:
-    """Label volumes as `Heads`. Raises `BadConfig` if one holds no target or all hold more than 255 values."""
-    values = tuple(sorted({int(v) for volume in volumes for v in np.unique(volume.data)}))
-    if len(values) > 255:
+def load_heads(
+    volumes: Sequence[Volume], targets: Sequence[int], border: Mapping[int, Sequence[int]] | None = None
+) -> Heads:
+    """Label volumes as `Heads`; voxels of a label that touch a tissue `border` names for it get an index of their own.
+
+    Raises `BadConfig` if a volume holds no target or all need more than 255 indices.
+    """
+    values = sorted({int(v) for volume in volumes for v in np.unique(volume.data)})
+    touching = [
+        (values.index(value), values.index(tissue), sides)
+        for value, tissues in (border or {}).items()
+        for tissue in tissues
+        for sides in (1, 2)
+        if value in values and tissue in values
+    ]
+    if len(values) + len(touching) > 255:
         raise BadConfig(f"the label maps hold {len(values)} different values; at most 255 can be rendered")
     index = np.zeros(max(values) + 1, np.uint8)
-    index[list(values)] = np.arange(len(values))
+    index[values] = np.arange(len(values))
     maps, spacings, centres = [], [], []
     for number, volume in enumerate(volumes, 1):
         ras = reorient(volume, "RAS")
@@ -71,9 +90,34 @@ def load_heads(volumes: Sequence[Volume], targets: Sequence[int]) -> Heads:
         data = ras.data[tuple(slice(f[0], f[-1] + 1) for f in filled)]
         wanted = np.isin(data, list(targets))
         centres.append(torch.tensor([np.nonzero(wanted.any(axis=tuple({0, 1, 2} - {a})))[0].mean() for a in range(3)]))
-        maps.append(torch.from_numpy(np.pad(index[data], 1)))
+        maps.append(torch.from_numpy(_with_borders(np.pad(index[data], 1), touching, len(values))))
         spacings.append(torch.tensor(ras.spacing_mm))
-    return Heads(tuple(maps), tuple(spacings), tuple(c.float() for c in centres), values)
+    return Heads(
+        tuple(maps),
+        tuple(spacings),
+        tuple(c.float() for c in centres),
+        (*values, *(values[own] for own, _, _ in touching)),
+        torch.tensor([*range(len(values)), *(tissue for _, tissue, _ in touching)]),
+        torch.tensor([0.0] * len(values) + [float(sides) for _, _, sides in touching]),
+    )
+
+
+def _with_borders(head: NDArray[np.uint8], touching: Sequence[tuple[int, int, int]], first: int) -> NDArray[np.uint8]:
+    """`head` with the indices `first` and on where an index shares faces with another: (own, other, on how many sides).
+
+    2 sides are opposite ones. Where there are several others, the last one counts.
+    """
+    out = head.copy()
+    for number, (own, other, sides) in enumerate(touching, first):
+        there = head == other
+        if sides == 1:
+            near = ndimage.binary_dilation(there)
+        else:
+            near = np.zeros_like(there)
+            for axis in range(3):
+                near |= np.roll(there, 1, axis) & np.roll(there, -1, axis)
+        out[near & (head == own)] = number
+    return out
 
 
 def lookup(values: Sequence[int], classes: Sequence[int], mirror: Mapping[int, int], config: SynthConfig) -> Lookup:
@@ -123,6 +167,11 @@ def render(
     classes = table.mirrored if flipped else table.target
     if rng.chance(config.skull_stripped):
         means, deviations, classes = _strip(table, heads.values, means, deviations, classes, rng)
+    if len(heads.sides.nonzero()):
+        share = config.border_share[0] + rng.rand(len(means))[table.group] * (
+            config.border_share[1] - config.border_share[0]
+        )
+        means = means.lerp(means[heads.tissue], (share * heads.sides).clamp(max=1))
     to_head = matrix / head_spacing.view(3, 1)
     image, indices, found = _look_up(head, to_head, centre, spacing_mm, moved, means, deviations, classes, rng)
     if rng.chance(config.mixed):
@@ -264,7 +313,7 @@ def _strip(
     """For a skull-stripped image: what lies outside becomes 0; half of the time the fluid around the brain goes too."""
     inside = table.inside.clone()
     if rng.chance(0.5) and 24 in values:
-        fluid = values.index(24)
+        fluid = table.group == table.group[values.index(24)]
         inside[fluid] = False
         classes = classes.clone()
         classes[fluid] = 0

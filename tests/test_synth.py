@@ -317,3 +317,41 @@ def test_percentiles_are_of_every_step_th_filled_voxel():
 
 def test_scale_to_percentiles_of_an_empty_image_is_empty():
     assert float(scale_to_percentiles(torch.zeros(8, 8, 8)).abs().sum()) == 0
+
+
+def banks() -> np.ndarray:
+    """Two banks of cortex along the first axis: fluid of one voxel between them, of three voxels beside them."""
+    labels = np.zeros(ODD, np.int32)
+    labels[3:20, 3:20, 3:20] = 24
+    labels[6:11, 3:20, 3:20] = labels[12:17, 3:20, 3:20] = 3
+    return labels
+
+
+@pytest.mark.parametrize("stripped", [False, True])
+def test_fluid_at_a_border_is_partly_tissue_for_each_side_it_touches(stripped: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(synth, "scale_to_percentiles", lambda image: image)
+    heads = load_heads([Volume(banks(), tiny.affine_of((2.0,) * 3))], CLASSES[1:], {24: (3, 42)})
+    options = STILL | {"skull_stripped": float(stripped), "border_share": (0.3, 0.3)}
+    without_fluid = 0
+    for seed in range(8):
+        image, classes = draw(seed, heads, shape=(17, 17, 17), t1=1, **options)
+        plain, same = draw(seed, heads_of(banks()), shape=(17, 17, 17), t1=1, **options)
+        assert torch.equal(classes, same)
+        fluid, cortex = float(plain[0, 8, 8]), float(plain[5, 8, 8])
+        one, both = ((1 - share) * fluid + share * cortex for share in (0.3, 0.6))
+        expected = [fluid, fluid, one, *[cortex] * 5, both, *[cortex] * 5, one, fluid, fluid]
+        assert image[:, 8, 8].tolist() == pytest.approx(expected, abs=1e-6)
+        without_fluid += int(not (classes == CLASSES.index(24)).any())
+    assert (0 < without_fluid < 8) == stripped
+
+
+def test_only_voxels_that_touch_a_named_tissue_have_an_index_of_their_own():
+    assert heads_of(banks()).values == (0, 3, 24)
+    heads = load_heads([Volume(banks(), tiny.affine_of())], (3,), {24: (3, 42), 3: (2,)})
+    assert heads.values == (0, 3, 24, 24, 24)
+    assert heads.tissue.tolist() == [0, 1, 2, 1, 1]
+    assert heads.sides.tolist() == [0, 0, 0, 1, 2]
+    plain = heads_of(banks()).maps[0]
+    assert np.array_equal(np.array(heads.values)[heads.maps[0]], np.array((0, 3, 24))[plain])
+    assert int((heads.maps[0] == 3).sum()) == 2 * 17 * 17
+    assert int((heads.maps[0] == 4).sum()) == 17 * 17
