@@ -35,10 +35,13 @@ LARGEST_ASYMMETRY = 1.2
 FEW_MISSING = 3
 
 
-def brain_mask(labels: Volume, spec: BrainSpec) -> Volume:
-    """1 in the brain and its ventricles, enclosed holes too, else 0; uint8, on the grid of the labels."""
-    inside = np.isin(labels.data, spec.csf + spec.grey + spec.white).astype(np.uint8)
-    return labels.with_data(fill_holes(inside))
+def brain_mask(labels: Volume, spec: BrainSpec, *, with_fluid: bool = False) -> Volume:
+    """1 in the brain and its ventricles, enclosed holes too, else 0; uint8, on the grid of the labels.
+
+    with_fluid: also in the fluid around the brain, which the masks of most tools for brain extraction take in.
+    """
+    parts = spec.csf + spec.grey + spec.white + (spec.around if with_fluid else ())
+    return labels.with_data(fill_holes(np.isin(labels.data, parts).astype(np.uint8)))
 
 
 def stripped(scan: Volume, mask: Volume) -> Volume:

@@ -153,7 +153,8 @@ def infer(
         typer.Option(
             "--also",
             metavar="KINDS",
-            help="Also write these: of DICOM seg,rtstruct,sr; of a brain brain-mask,stripped,tissue,volumes.",
+            help="Also write these: of DICOM seg,rtstruct,sr; "
+            "of a brain brain-mask,intracranial-mask,stripped,tissue,volumes.",
         ),
     ] = "",
     seg_type: SegType = "binary",

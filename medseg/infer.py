@@ -37,6 +37,7 @@ DICOM_RESULTS = {"seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm", "sr": ".sr.dcm"
 #: What it may ask for of a model whose JSON says which labels are the brain.
 BRAIN_RESULTS = {
     "brain-mask": ".brain_mask.nii.gz",
+    "intracranial-mask": ".intracranial_mask.nii.gz",
     "stripped": ".stripped.nii.gz",
     "tissue": ".tissue.nii.gz",
     "volumes": ".volumes.csv",
@@ -183,7 +184,8 @@ def _is_scan(path: Path) -> bool:
     """Whether a file in a folder is a scan of its own: not a slice of a series, nor what an earlier run wrote there."""
     name = path.name.lower()
     result = name.endswith(".seg.nrrd") or re.search(
-        r"_seg(\.objects|\.uncertainty|\.probability_\d+|\.brain_mask|\.stripped|\.tissue)?$", strip_suffix(path)
+        r"_seg(\.objects|\.uncertainty|\.probability_\d+|\.(brain|intracranial)_mask|\.stripped|\.tissue)?$",
+        strip_suffix(path),
     )
     return is_readable_name(path) and not name.endswith(".dcm") and result is None
 
@@ -317,6 +319,8 @@ def _brain_writes(
         made["brain-mask"] = partial(write, mask)
         if "stripped" in also:
             made["stripped"] = partial(write, anatomy.stripped(volume, mask))
+    if "intracranial-mask" in also:
+        made["intracranial-mask"] = partial(write, anatomy.brain_mask(result.labels, brain, with_fluid=True))
     if "tissue" in also:
         made["tissue"] = partial(write, anatomy.tissue(result.labels, brain), table=anatomy.TISSUES)
     made["volumes"] = partial(anatomy.write_volumes, structures=structures, spec=brain)

@@ -61,6 +61,8 @@ def test_the_mask_is_the_brain_without_the_fluid_around_it_and_without_holes(hea
     mask = anatomy.brain_mask(head.with_data(data), SPEC)
     assert mask.data.dtype == np.uint8
     assert np.array_equal(mask.data > 0, (head.data > 0) & (head.data != 24))
+    with_fluid = anatomy.brain_mask(head.with_data(data), SPEC, with_fluid=True)
+    assert np.array_equal(with_fluid.data > 0, head.data > 0)
 
 
 @pytest.mark.parametrize(("dtype", "outside"), [(np.int16, -5), (np.uint8, 0), (np.float32, -2.5)])

@@ -12,7 +12,7 @@ import pytest
 
 from medseg.checkpoint import load_checkpoint
 from medseg.errors import BadConfig
-from medseg.infer import Extras, Job, infer, jobs
+from medseg.infer import BRAIN_RESULTS, Extras, Job, infer, jobs
 from medseg.inference import Settings, segment
 from medseg.io import read, read_labels
 from medseg.volume import Volume, reorient, resample
@@ -132,7 +132,7 @@ def test_brain_model_on_the_mni152_template_finds_a_brain_of_its_size(model):
 
 def test_what_follows_from_the_labels_lies_beside_them_on_request(model, tmp_path):
     job = Job(SAMPLES / "head_t1.nii.gz", tmp_path / "head_seg.nii.gz")
-    content = infer(job, [model], Settings(), Extras(also=("brain-mask", "stripped", "tissue", "volumes")))
+    content = infer(job, [model], Settings(), Extras(also=tuple(BRAIN_RESULTS)))
 
     scan, labels = read(job.scan), read_labels(job.labels).data
     mask = read_labels(tmp_path / "head_seg.brain_mask.nii.gz")
@@ -140,6 +140,8 @@ def test_what_follows_from_the_labels_lies_beside_them_on_request(model, tmp_pat
     assert (mask.data[brain(labels)] == 1).all() and brain(labels).sum() <= mask.data.sum() <= 1.02 * brain(
         labels
     ).sum()
+    wide = read_labels(tmp_path / "head_seg.intracranial_mask.nii.gz").data
+    assert (wide[labels > 0] == 1).all() and (wide >= mask.data).all() and wide.sum() <= 1.02 * (labels > 0).sum()
     stripped = read(tmp_path / "head_seg.stripped.nii.gz")
     assert (stripped.data == np.where(mask.data > 0, scan.data, 0)).all()
     assert set(np.unique(read_labels(tmp_path / "head_seg.tissue.nii.gz").data)) == {0, 1, 2, 3}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from datasets_for_tests import make_case, put, put_json
 
-from medseg.dataset import Case, Dataset, load_case, read_dataset, split_cases
+from medseg.dataset import Case, Dataset, load_case, read_dataset, split_cases, usual_folds
 from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.labels import LabelTable
 from medseg.layouts import LAYOUTS
@@ -406,6 +406,11 @@ def test_folds_hold_every_case_once_and_no_group_twice():
     shuffled = Dataset(Path(), "folders", "x", dataset.cases[::-1], ("image",), dataset.table)
     assert split_cases(shuffled, folds=4, seed=3) == splits
     assert split_cases(dataset, folds=4, seed=4) != splits
+
+
+@pytest.mark.parametrize(("cases", "parts"), [(2, 5), (40, 5), (119, 5), (120, 6), (208, 10), (5000, 10)])
+def test_of_many_cases_a_smaller_share_is_held_out(cases: int, parts: int):
+    assert usual_folds(cases) == parts
 
 
 def test_more_folds_than_patients_are_refused():

@@ -3,7 +3,7 @@
 python tests/benchmarks/bench_deepbet.py SCAN [SCAN ...] [--model brain]
 
 deepbet was trained on whole heads in T1 and carries its weights (pip install deepbet; MIT). Printed is the Dice of its
-mask with the brain and its ventricles, and with these and the fluid around them, as masks differ in what they leave in.
+brain mask and intracranial mask (`--also brain-mask,intracranial-mask`): tools differ in whether fluid belongs to it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from score_brain import FLUID, dice
+from score_brain import dice
 
 from medseg.anatomy import brain_mask
 from medseg.checkpoint import load_checkpoint
@@ -30,7 +30,9 @@ def main() -> None:
     parser.add_argument("--model", default="brain")
     options = parser.parse_args()
     checkpoint = load_checkpoint(options.model)
-    print("| scan | mL of deepbet | mL of brain | Dice of brain | Dice of brain and fluid |\n|---|---|---|---|---|")
+    print(
+        "| scan | mL of deepbet | mL of brain | Dice of brain mask | Dice of intracranial mask |\n|---|---|---|---|---|"
+    )
     for path in options.scans:
         scan = read(path)
         with tempfile.TemporaryDirectory() as folder:
@@ -41,7 +43,7 @@ def main() -> None:
         labels = segment(scan, checkpoint, Settings()).labels
         ours = brain_mask(labels, checkpoint.spec.brain).data > 0
         ml = float(np.prod(scan.spacing_mm)) / 1000
-        wide = ours | (labels.data == FLUID)
+        wide = brain_mask(labels, checkpoint.spec.brain, with_fluid=True).data > 0
         print(
             f"| {path.name} | {theirs.sum() * ml:.0f} | {ours.sum() * ml:.0f} "
             f"| {dice(ours, theirs):.3f} | {dice(wide, theirs):.3f} |"
