@@ -396,6 +396,31 @@ def test_several_channels_regions_and_labels_to_ignore(tmp_path: Path):
     assert set(np.unique(read_labels(tmp_path / "found.nii.gz").data)) <= {0, 1, 2}
 
 
+def test_partly_annotated_cases_train_and_are_scored_where_they_are_annotated(tmp_path: Path):
+    """Each case has one of two structures annotated; the model finds both in every scan."""
+    lines = ["case,image,label,labelled,split"]
+    for number in range(8):
+        image, labels = phantoms.phantom(number)
+        value = 1 + number % 2
+        tiny.save_nifti(tmp_path / f"i{number}.nii.gz", image, np.eye(4))
+        tiny.save_nifti(tmp_path / f"l{number}.nii.gz", np.where(labels == value, labels, 0), np.eye(4))
+        split = "val" if number in (0, 1) else "train"
+        lines.append(f"c{number},i{number}.nii.gz,l{number}.nii.gz,{value},{split}")
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    ran = tiny.medseg("train", tmp_path / "list.csv", "-o", tmp_path / "run", *settings(train__steps=80), "--quiet")
+    assert ran.code == 0, ran.err
+    scored = {(row["case"], row["structure"]): row["dice"] for row in read_scores(tmp_path / "run" / "scores.csv")}
+    assert sorted(case for case, _ in scored) == ["c0", "c1"]
+    assert len({structure for _, structure in scored}) == 2
+    assert min(scored.values()) > 0.6
+    for number in (0, 1):
+        found = read_labels(tmp_path / "run" / "validation" / f"c{number}.nii.gz").data
+        _, truth = phantoms.phantom(number)
+        for value in (1, 2):
+            same = 2 * ((found == value) & (truth == value)).sum()
+            assert same / ((found == value).sum() + (truth == value).sum()) > 0.6
+
+
 def test_a_model_is_refined_with_its_plan_and_a_new_head(finished, tmp_path: Path):
     """Another set with one structure: the network's body is taken over, the head is new, and that is told."""
     data = phantoms.dataset(
