@@ -40,6 +40,13 @@ def _innermost(logits: Tensor) -> Tensor:
     return logits.permute(0, 2, 3, 4, 1) if logits.ndim == 5 else logits.permute(0, 2, 4, 6, 1, 3, 5, 7)
 
 
+def flat(inner: Tensor) -> np.ndarray:
+    """The memory of a contiguous tensor of bfloat16 or float32 as unsigned integers."""
+    bits = inner.detach().view(torch.uint16 if inner.dtype == torch.bfloat16 else torch.uint32)
+    array: np.ndarray = bits.view(-1).numpy()
+    return array
+
+
 class _Work:
     """The arguments that the compiled loops share, and the units of work."""
 
@@ -49,7 +56,7 @@ class _Work:
         self.size = tuple(inner.shape[1:4])
         self.fold = 1 if logits.ndim == 5 else 2
         self.shift = np.uint32(16 if logits.dtype == torch.bfloat16 else 0)
-        self.numbers = self.flat(inner)
+        self.numbers = flat(inner)
         self.labels = labels.contiguous().numpy().ravel()
         if self.labels.max() >= self.classes:  # compiled loops do not look where they write
             raise ValueError(f"a label of {self.labels.max()} is none of {self.classes} classes")
@@ -58,12 +65,6 @@ class _Work:
         self.units = [
             (sample, line, min(step, lines - line)) for sample in range(self.batch) for line in range(0, lines, step)
         ]
-
-    @staticmethod
-    def flat(inner: Tensor) -> np.ndarray:
-        """The memory as unsigned integers."""
-        array: np.ndarray = inner.view(torch.uint16 if inner.dtype == torch.bfloat16 else torch.uint32).view(-1).numpy()
-        return array
 
     def each(self, function: Callable[..., None], of_unit: Callable[[int], tuple[Any, ...]]) -> None:
         """Runs a compiled loop over all units on all threads."""
@@ -108,7 +109,7 @@ class _DiceCrossEntropy(torch.autograd.Function):
         everywhere = (overlap / total**2 / total.size).astype(np.float32)
         at_truth = (-2 / total / total.size).astype(np.float32)
         out = torch.empty_like(logits)
-        target, share, factor = work.flat(_innermost(out)), np.float32(1 / known), np.float32(grads[0])
+        target, share, factor = flat(_innermost(out)), np.float32(1 / known), np.float32(grads[0])
         work.each(slope_of_loss, lambda n: (everywhere, at_truth, share, factor, target))
         return out, None, None
 

@@ -3,7 +3,9 @@
 Ronneberger et al. 2015 (arXiv:1505.04597) in the form that nnU-Net made standard (Isensee et al. 2021 and, for the
 residual encoder, 2024, arXiv:2404.09556): strided convolutions go down, transposed convolutions come up, leaky ReLU.
 With `stem=2` the network works at half the resolution of its input and its head predicts the 2x2x2 voxels of each
-cell (sub-pixel convolution, Shi et al. 2016, arXiv:1609.05158): several times cheaper, for laptops.
+cell (sub-pixel convolution, Shi et al. 2016, arXiv:1609.05158): several times cheaper, for laptops. What is thinner
+than a cell, such as a sulcus, gets lost there; with `own_intensity` a voxel's own intensity x enters its logits,
+a_k + b_k x, with b_k from the features of the cell: classes of Gaussian intensities whose means the surroundings tell.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseg.fused_norm import can_fuse, norm_activate
+from medseg.slopes import add_slopes
 
 
 class InstanceNorm(nn.GroupNorm):
@@ -105,6 +108,7 @@ class UNet(nn.Module):
         decoder_blocks: Sequence[int] | None = None,
         residual: bool = False,
         stem: int = 1,
+        own_intensity: bool = False,
         strides: Sequence[Sequence[int]] | None = None,
         kernels: Sequence[Sequence[int]] | None = None,
         deep_supervision: bool = False,
@@ -118,6 +122,8 @@ class UNet(nn.Module):
                 raise ValueError(f"{list(numbers)!r:.80} are not at most 10 whole numbers from 1 to {most}")
         if len(encoder_blocks) != levels or len(decoder_blocks) != levels - 1 or stem not in (1, 2):
             raise ValueError("encoder_blocks needs one number a level, decoder_blocks one fewer, and stem is 1 or 2")
+        if own_intensity and (stem, channels) != (2, 1):
+            raise ValueError("own_intensity is for a stem of 2 and one channel")
         step, kernel = _steps(levels, strides), _kernels(levels, kernels)
         if any(s == 2 and k == 1 for three in zip(step, kernel) for s, k in zip(*three)):
             raise ValueError("an axis that a level halves needs a kernel of 3 there, or every second voxel goes unseen")
@@ -148,6 +154,11 @@ class UNet(nn.Module):
             for n in range(levels - 1)
         )
         self.head = nn.Conv3d(features[0], classes * stem**3, 1)
+        self.slope: nn.Conv3d | None = None
+        if own_intensity:
+            self.slope = nn.Conv3d(features[0], classes, 1)
+            for parameter in self.slope.parameters():  # so that a model without goes on as it was
+                nn.init.zeros_(parameter)
         # Coarser heads exist only in training; inference does not need their weights.
         self.deep_heads = nn.ModuleList(
             nn.Conv3d(features[n], classes, 1) for n in range(0 if stem == 2 else 1, levels - 1) if deep_supervision
@@ -157,6 +168,8 @@ class UNet(nn.Module):
         """Logits, or in training with deep supervision a list of them, finest first."""
         outputs = self.maps(x)
         logits = self.head(outputs[-1])
+        if self.slope is not None:
+            logits = add_slopes(logits, self.slope(outputs[-1]), _own(x))
         logits = folded_cells(logits, self.stem) if self.training and self.folded else unfold_cells(logits, self.stem)
         if not (self.training and self.deep_supervision):
             return logits
@@ -164,8 +177,9 @@ class UNet(nn.Module):
         return [logits, *(head(y) for head, y in zip(self.deep_heads, finest_first, strict=True))]
 
     def features(self, x: Tensor) -> Tensor:
-        """What `head` makes logits of, (B, features, D/stem, H/stem, W/stem)."""
-        return self.maps(x)[-1]
+        """What `head` makes logits of, (B, features, D/stem, H/stem, W/stem); then the voxels that `slope` is for."""
+        found = self.maps(x)[-1]
+        return found if self.slope is None else torch.cat((found, _own(x).to(found.dtype)), 1)
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """The output of the coarsest level and of every level of the decoder, coarsest first."""
@@ -210,6 +224,13 @@ def check_size(x: Tensor, multiple: int | Sequence[int]) -> None:
     if any(size % each for size, each in zip(x.shape[2:], per_axis)):
         shown = multiple if isinstance(multiple, int) else " x ".join(str(each) for each in multiple)
         raise ValueError(f"a patch of {tuple(x.shape[2:])} is not a multiple of {shown} along every axis")
+
+
+def _own(x: Tensor) -> Tensor:
+    """The intensities (B, 1, 2d, 2h, 2w) of each cell's voxels, (B, 8, d, h, w), centred: 0 to 1 as -2 to 2."""
+    b, _, d, h, w = x.shape
+    cells = x.reshape(b, d // 2, 2, h // 2, 2, w // 2, 2).permute(0, 2, 4, 6, 1, 3, 5)
+    return 4 * cells.reshape(b, 8, d // 2, h // 2, w // 2) - 2
 
 
 def unfold_cells(x: Tensor, s: int) -> Tensor:
