@@ -14,10 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, combinations
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,7 +26,7 @@ from medseg.checkpoint import Checkpoint
 from medseg.errors import BadConfig, BadModel, DataWarning, NotEnoughMemory
 from medseg.fast_conv import accelerate
 from medseg.fused_norm import has_matrix_units
-from medseg.painter import Head
+from medseg.painter import Head, Slopes
 from medseg.window import Predict
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -136,8 +137,8 @@ def deferred_width(network: nn.Module) -> tuple[int, int]:
     if not hasattr(network, "features") or not isinstance(head, nn.Conv3d) or set(head.kernel_size) != {1}:
         return 0, 1
     cell = int(getattr(network, "stem", 1))
-    pays = _worth_deferring(head.in_channels / cell**3, head.out_channels // cell**3)
-    return (head.in_channels, cell) if pays else (0, 1)
+    width = head.in_channels + (cell**3 if getattr(network, "slope", None) is not None else 0)
+    return (width, cell) if _worth_deferring(width / cell**3, head.out_channels // cell**3) else (0, 1)
 
 
 def _worth_deferring(features: float, outputs: int) -> bool:
@@ -149,10 +150,17 @@ def deferred_head(network: nn.Module) -> tuple[int, int, Head | None]:
     width, cell = deferred_width(network)
     if not width:
         return 0, 1, None
-    layer: Any = network.head
-    bias = np.zeros(layer.out_channels, np.float32) if layer.bias is None else layer.bias.detach().float().numpy()
-    head = Head(layer.weight.detach().float().reshape(-1, width).numpy().copy(), bias.copy())
-    return width, cell, head
+    weights, bias = _linear(network.head, width)
+    slopes: Any = getattr(network, "slope", None)
+    own = int(cast(nn.Conv3d, network.head).in_channels)
+    return width, cell, Head(weights, bias, None if slopes is None else Slopes(*_linear(slopes, width), own))
+
+
+def _linear(layer: Any, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Weights (K, width), with zeros for features beyond those that a 1x1x1 convolution reads, and biases (K,)."""
+    weights = layer.weight.detach().float().flatten(1).numpy()
+    bias = np.zeros(len(weights), np.float32) if layer.bias is None else layer.bias.detach().float().numpy()
+    return np.pad(weights, ((0, 0), (0, width - weights.shape[1]))), bias.copy()
 
 
 class _Body(nn.Module):
@@ -381,7 +389,8 @@ def _ensemble(predictors: list[Predictor]) -> Predictor:
     first = predictors[0]
     if len(heads) == count:
         weights = np.concatenate([head.weights for head in heads], 1) / count
-        head = Head(weights.astype(np.float32), np.mean([head.bias for head in heads], 0).astype(np.float32))
+        bias = np.mean([head.bias for head in heads], 0).astype(np.float32)
+        head = Head(weights.astype(np.float32), bias, _side_by_side([head.slopes for head in heads], predictors))
         width = sum(one.features for one in predictors)
         run: Predict = lambda x: torch.cat([one(x) for one in predictors], 1)  # noqa: E731
         return Predictor(run, width, head, first.backend, first.precision, first.cell)
@@ -393,6 +402,20 @@ def _ensemble(predictors: list[Predictor]) -> Predictor:
         return total / count
 
     return Predictor(mean, first.features, None, first.backend, first.precision)
+
+
+def _side_by_side(slopes: Sequence[Slopes | None], predictors: Sequence[Predictor]) -> Slopes | None:
+    """The mean of several, their features side by side; voxels' own numbers are the same in each that has them."""
+    if all(one is None for one in slopes):
+        return None
+    outputs = next(len(one.bias) for one in slopes if one is not None)
+    begins = np.cumsum([0, *(one.features for one in predictors)])
+    weights = np.zeros((outputs, begins[-1]), np.float32)
+    bias, own = np.zeros(outputs, np.float32), 0
+    for one, begin, end in zip(slopes, begins[:-1], begins[1:]):
+        if one is not None:
+            weights[:, begin:end], bias, own = one.weights / len(slopes), bias + one.bias / len(slopes), begin + one.own
+    return Slopes(weights, bias, int(own))
 
 
 def _mirrored(predictor: Predictor, axes: Sequence[int]) -> Predictor:

@@ -442,7 +442,7 @@ def _painter(
     """A painter of what the model says inside the content box; the rest of the scan is background."""
     import torch
 
-    from medseg.painter import Head, Painter
+    from medseg.painter import Painter
 
     spec, head = checkpoint.spec, predictor.head
     limits = [
@@ -452,7 +452,7 @@ def _painter(
     if head is not None and spec.skip_empty:  # one more feature says that a window was left out
         never = np.full((spec.outputs, 1), _NEVER, np.float32)
         never[: not spec.regions] = 0
-        head = Head(np.hstack((head.weights, never.repeat(predictor.cell**3, 0))), head.bias)
+        head = head.with_feature(never.repeat(predictor.cell**3, 0))
     wanted: list[int] | None = [spec.classes.index(value) - spec.regions for value in settings.probabilities]
     if not wanted and not settings.uncertainty:
         wanted = None

@@ -10,7 +10,7 @@ around is as large as the network is wide, not as it has classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,31 @@ _EVERY = 2
 
 
 @dataclass(frozen=True)
-class Head:
-    """A linear last layer: logits (K,) = bias (K,) + weights (K, F) @ features (F,), float32."""
+class Slopes:
+    """What a voxel's own number adds to its logits: that times (bias (K,) + weights (K, F) @ features (F,)), float32.
+
+    Numbers of a cell's voxels are among its features, from `own` on, with the last axis fastest.
+    """
 
     weights: NDArray[np.float32]
     bias: NDArray[np.float32]
+    own: int
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear last layer: logits (K,) = bias (K,) + weights (K, F) @ features (F,), float32, or with `slopes`."""
+
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    slopes: Slopes | None = None
+
+    def with_feature(self, weights: NDArray[np.float32]) -> Head:
+        """The head with one more feature, of these weights (K, 1)."""
+        slopes = self.slopes
+        if slopes is not None:
+            slopes = replace(slopes, weights=np.pad(slopes.weights, ((0, 0), (0, 1))))
+        return Head(np.hstack((self.weights, weights)), self.bias, slopes)
 
 
 class Painter:
@@ -67,10 +87,13 @@ class Painter:
         self._regions, self._asked, self._workers = regions, certain, workers
         outputs = len(values) - regions
         self._cell, self._unfold = cell, None
+        self._slopes = np.empty((0, outputs), np.float32), np.empty(outputs, np.float32), 0
         if head is not None and cell > 1:
             # Weights (F, voxels of a cell, K), so that the logits of a voxel are summed up together.
             weights = head.weights.reshape(outputs, cell**3, -1).transpose(2, 1, 0)
             self._unfold = np.ascontiguousarray(weights), np.ascontiguousarray(head.bias.reshape(outputs, -1).T)
+            if head.slopes is not None:
+                self._slopes = np.ascontiguousarray(head.slopes.weights.T), head.slopes.bias, head.slopes.own
             head = None
         self._headed = head is not None
         self._weights = np.ascontiguousarray(head.weights.T) if head else np.empty((1, outputs), np.float32)
@@ -120,11 +143,11 @@ class Painter:
     def _unfolded(self, block: NDArray[np.float32], most: Sequence[int]) -> NDArray[np.float32]:
         """Logits of every voxel (X · cell, Y · cell, Z · cell, K) of the cells of a block, `most` along each axis."""
         assert self._unfold is not None
-        weights, bias = self._unfold
+        (weights, bias), slopes = self._unfold, self._slopes
         shape = [min(self._cell * size, int(limit)) for size, limit in zip(block.shape, most)]
         out = np.empty((*shape, bias.shape[1]), np.float32)
         cell = self._cell
-        in_slabs(lambda a, b: unfold(a, b, block, weights, bias, cell, out), len(block), workers=self._workers)
+        in_slabs(lambda a, b: unfold(a, b, block, weights, bias, *slopes, cell, out), len(block), workers=self._workers)
         return out
 
     def _paint(self, x: int, y: int, block: NDArray[np.float32], inner: bool = False) -> None:

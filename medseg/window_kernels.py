@@ -315,12 +315,14 @@ def _four_voxels(
 
 
 @njit(cache=True, nogil=True)
-def unfold(low, high, cells, weights, bias, cell, out):  # type: ignore[no-untyped-def]
+def unfold(low, high, cells, weights, bias, slopes, slope_bias, own, cell, out):  # type: ignore[no-untyped-def]
     """Logits of the voxels of the cells low..high (X, Y, Z, F), as many as `out` (X · cell, Y · cell, Z · cell, K) has.
 
-    weights (F, V, K), bias (V, K): of each of the V = cell³ voxels of a cell, the last axis fastest.
+    weights (F, V, K), bias (V, K): of each of the V = cell³ voxels of a cell, the last axis fastest. slopes (F, K),
+    slope_bias (K,): of what a voxel's own number, one of the V features from `own` on, is multiplied by; none if empty.
     """
     features, voxels, classes = weights.shape
+    slope = np.empty(classes, np.float32)
     logits = np.empty((voxels, classes), np.float32)
     flat, source, factors, offsets = logits.reshape(-1), cells.reshape(-1), weights.reshape(-1), bias.reshape(-1)
     for a in range(low, high):
@@ -339,6 +341,16 @@ def unfold(low, high, cells, weights, bias, cell, out):  # type: ignore[no-untyp
                             for f in range(features):
                                 total += source[at + f] * weights[f, v, k]
                             logits[v, k] = total
+                if len(slopes) > 0:
+                    slope[:] = slope_bias
+                    for f in range(features):
+                        factor = source[at + f]
+                        for k in range(classes):
+                            slope[k] += factor * slopes[f, k]
+                    for v in range(voxels):
+                        x_of_voxel = source[at + own + v]
+                        for k in range(classes):
+                            logits[v, k] += slope[k] * x_of_voxel
                 for v in range(voxels):
                     x, y, z = a * cell + v // (cell * cell), b * cell + v // cell % cell, c * cell + v % cell
                     if x < out.shape[0] and y < out.shape[1] and z < out.shape[2]:

@@ -52,6 +52,23 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
     return made
 
 
+@pytest.fixture(scope="module")
+def sloped(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
+    """Two networks of cells in whose logits voxels' own intensities enter, and one without that."""
+    made = []
+    for seed, own in ((1, True), (2, True), (3, False)):
+        torch.manual_seed(seed)
+        options = STEMLESS | {"stem": 2, "own_intensity": own}
+        network = UNet(1, 3, **options)
+        if network.slope is not None:
+            nn.init.normal_(network.slope.weight)
+            nn.init.normal_(network.slope.bias)
+        with mock.patch.object(tiny, "build_model", return_value=network):
+            folder = tiny.save_unet(tmp_path_factory.mktemp("models") / str(seed), options=options)
+        made.append(load_checkpoint(str(folder)))
+    return made
+
+
 def patches(count: int = 2) -> Tensor:
     return torch.rand(count, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -61,8 +78,14 @@ def logits_of(predictor: Predictor, x: Tensor) -> np.ndarray:
     features = predictor(x).float()
     if predictor.head is None:
         return features.numpy()
-    shaped = np.einsum("kf,bfxyz->bkxyz", predictor.head.weights, features.numpy())
-    logits = shaped + predictor.head.bias[:, None, None, None]
+
+    def made(weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        return np.einsum("kf,bfxyz->bkxyz", weights, features.numpy()) + bias[:, None, None, None]
+
+    logits, slopes = made(predictor.head.weights, predictor.head.bias), predictor.head.slopes
+    if slopes is not None:
+        own = features[:, None, slopes.own : slopes.own + 8].numpy()
+        logits = logits + (made(slopes.weights, slopes.bias)[:, :, None] * own).reshape(logits.shape)
     return unfold_cells(torch.from_numpy(logits), predictor.cell).numpy()
 
 
@@ -170,6 +193,25 @@ def test_an_ensemble_is_the_mean_of_the_logits(others: list[Checkpoint]):
         assert joined.head is None
         assert (joined.features, 1) == blended_features(others) == (3, 1)
     assert close(logits_of(joined, patches()), expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto", "bf16"])
+@pytest.mark.parametrize("which", [(0,), (0, 1), (2, 0)])
+def test_own_intensities_are_blended_and_multiplied_last(sloped: list[Checkpoint], which: tuple[int, ...], precision):
+    models = [sloped[n] for n in which]
+    expected = np.mean([truth(one, patches()) for one in models], 0)
+    joined = open_models(models, device="cpu", precision=precision)
+    assert joined.head is not None
+    assert joined.head.slopes is not None
+    assert (
+        (joined.features, joined.cell)
+        == blended_features(models)
+        == (4 * len(which) + 8 * which.count(0) + 8 * which.count(1), 2)
+    )
+    assert close(logits_of(joined, patches()), expected, 1e-4 if precision == "fp32" else 0.05)
+    if importlib.util.find_spec("openvino") is not None and len(which) == 1:
+        other = BACKENDS["openvino"](models[0], CPU, torch.float32)
+        assert close(logits_of(other, patches()), expected, 5e-3)
 
 
 def test_models_whose_cells_differ_are_averaged_by_their_logits(tmp_path: Path):

@@ -12,7 +12,7 @@ from scipy import ndimage
 from strategies import affines
 
 from medseg.models.unet import unfold_cells
-from medseg.painter import Head, Painter
+from medseg.painter import Head, Painter, Slopes
 from medseg.window import plan_windows, sliding_window
 
 
@@ -209,13 +209,25 @@ def test_many_classes_are_painted_as_few_are(classes, seed, straight):
     assert len(np.unique(painter.labels)) > 5
 
 
+def linear(layer: Head | Slopes, cells: np.ndarray) -> np.ndarray:
+    return np.einsum("kf,fxyz->kxyz", layer.weights, cells) + layer.bias[:, None, None, None]
+
+
 @pytest.mark.parametrize("size", [(7, 9, 6), (8, 8, 8), (5, 1, 3)])
 @pytest.mark.parametrize("classes", [3, 17])
-def test_cells_are_painted_as_the_voxels_that_their_head_makes_of_them(size, classes):
+@pytest.mark.parametrize("sloped", [False, True])
+def test_cells_are_painted_as_the_voxels_that_their_head_makes_of_them(size, classes, sloped):
     random = np.random.default_rng(classes)
-    cells = random.normal(size=(5, *(-(-n // 2) for n in size))).astype(np.float32)
-    head = Head(random.normal(size=(classes * 8, 5)).astype(np.float32), random.normal(size=classes * 8).astype("f4"))
-    logits = np.einsum("kf,fxyz->kxyz", head.weights, cells) + head.bias[:, None, None, None]
+    width = 13 if sloped else 5
+    cells = random.normal(size=(width, *(-(-n // 2) for n in size))).astype(np.float32)
+    weights, bias = random.normal(size=(classes * 8, width)), random.normal(size=classes * 8)
+    head = Head(weights.astype("f4"), bias.astype("f4"))
+    logits = linear(head, cells)
+    if sloped:
+        weights, bias = random.normal(size=(classes, width)), random.normal(size=classes)
+        slopes = Slopes(weights.astype("f4"), bias.astype("f4"), 4)
+        head = Head(head.weights, head.bias, slopes)
+        logits = logits + (linear(slopes, cells)[:, None] * cells[4:12]).reshape(logits.shape)
     logits = unfold_cells(torch.from_numpy(logits)[None], 2)[0, :, : size[0], : size[1], : size[2]].numpy()
     to_model = np.diag([0.7, 0.9, 0.6, 1.0])
     for attempt in range(4):
