@@ -49,7 +49,7 @@ def test_each_voxel_gets_the_slope_of_its_cell_times_its_own_intensity():
         assert torch.equal(network(x), plain(x))  # no slopes yet
         torch.nn.init.normal_(network.slope.weight)
         slope = network.slope(plain.features(x)).repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
-        assert torch.allclose(network(x), plain(x) + slope * (4 * x - 2), atol=1e-5)
+        assert torch.allclose(network(x), plain(x) + slope * (16 * x - 8), atol=1e-5)
 
 
 def test_features_are_what_head_and_slopes_make_the_logits_of():

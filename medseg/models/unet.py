@@ -227,10 +227,10 @@ def check_size(x: Tensor, multiple: int | Sequence[int]) -> None:
 
 
 def _own(x: Tensor) -> Tensor:
-    """The intensities (B, 1, 2d, 2h, 2w) of each cell's voxels, (B, 8, d, h, w), centred: 0 to 1 as -2 to 2."""
+    """The intensities (B, 1, 2d, 2h, 2w) of each cell's voxels, (B, 8, d, h, w), scaled: 0 to 1 as -8 to 8."""
     b, _, d, h, w = x.shape
     cells = x.reshape(b, d // 2, 2, h // 2, 2, w // 2, 2).permute(0, 2, 4, 6, 1, 3, 5)
-    return 4 * cells.reshape(b, 8, d // 2, h // 2, w // 2) - 2
+    return 16 * cells.reshape(b, 8, d // 2, h // 2, w // 2) - 8
 
 
 def unfold_cells(x: Tensor, s: int) -> Tensor:
