@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,10 @@ def _rows(x: Tensor) -> np.ndarray:
     return rows
 
 
+def _on_all_threads(work: Callable[[int, int], None], cells: int) -> None:
+    in_slabs(work, cells, workers=torch.get_num_threads())
+
+
 class _AddSlopes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, slopes: Tensor, own: Tensor) -> Tensor:
@@ -56,7 +61,7 @@ class _AddSlopes(torch.autograd.Function):
         ctx.like = slopes.dtype
         numbers, a, x = flat(_innermost(logits)), _rows(slopes), _rows(own)
         shift = np.uint32(16 if logits.dtype == torch.bfloat16 else 0)
-        in_slabs(lambda i, j: slope_kernels.add_slopes(i, j, numbers, shift, a, x), len(a), workers=_threads())
+        _on_all_threads(lambda i, j: slope_kernels.add_slopes(i, j, numbers, shift, a, x), len(a))
         return logits
 
     @staticmethod
@@ -68,10 +73,6 @@ class _AddSlopes(torch.autograd.Function):
         numbers, x = flat(inner), _rows(own)
         shift = np.uint32(16 if inner.dtype == torch.bfloat16 else 0)
         out = np.empty((len(x), inner.shape[-1] // 8), np.float32)
-        in_slabs(lambda i, j: slope_kernels.sum_over_voxels(i, j, numbers, shift, x, out), len(x), workers=_threads())
+        _on_all_threads(lambda i, j: slope_kernels.sum_over_voxels(i, j, numbers, shift, x, out), len(x))
         slope = torch.from_numpy(out).view(*inner.shape[:4], -1).permute(0, 4, 1, 2, 3)
         return grads[0], slope.to(ctx.like), None
-
-
-def _threads() -> int:
-    return torch.get_num_threads()
