@@ -410,12 +410,13 @@ def _side_by_side(slopes: Sequence[Slopes | None], predictors: Sequence[Predicto
         return None
     outputs = next(len(one.bias) for one in slopes if one is not None)
     begins = np.cumsum([0, *(one.features for one in predictors)])
-    weights = np.zeros((outputs, begins[-1]), np.float32)
-    bias, own = np.zeros(outputs, np.float32), 0
+    weights, bias, own = np.zeros((outputs, begins[-1]), np.float32), np.zeros(outputs, np.float32), 0
     for one, begin, end in zip(slopes, begins[:-1], begins[1:]):
         if one is not None:
-            weights[:, begin:end], bias, own = one.weights / len(slopes), bias + one.bias / len(slopes), begin + one.own
-    return Slopes(weights, bias, int(own))
+            weights[:, begin:end] = one.weights / len(slopes)
+            bias += one.bias / len(slopes)
+            own = int(begin) + one.own
+    return Slopes(weights, bias, own)
 
 
 def _mirrored(predictor: Predictor, axes: Sequence[int]) -> Predictor:
