@@ -458,6 +458,11 @@ def _joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return tensors[0].new_empty(shape)
 
 
+def _together(x: Tensor, y: Any) -> Tensor:
+    """An empty tensor of the shape that x and a tensor or number y have together."""
+    return x.new_empty(torch.broadcast_shapes(x.shape, getattr(y, "shape", ())))
+
+
 #: Operations whose shapes PyTorch itself works out with half its compiler, a second of imports.
 _SHAPED: dict[str, Callable[..., Any]] = {
     "aten.convolution.default": _convolved,
@@ -465,6 +470,9 @@ _SHAPED: dict[str, Callable[..., Any]] = {
     "aten.leaky_relu_.default": lambda x, *_: x,
     "aten.leaky_relu.default": lambda x, *_: x.new_empty(x.shape),
     "aten.cat.default": _joined,
+    "aten.add.Tensor": _together,
+    "aten.sub.Tensor": _together,
+    "aten.mul.Tensor": _together,
 }
 
 

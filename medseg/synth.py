@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
@@ -107,6 +106,8 @@ def _with_borders(head: NDArray[np.uint8], touching: Sequence[tuple[int, int, in
 
     2 sides are opposite ones. Where there are several others, the last one counts.
     """
+    from scipy import ndimage  # here: inference uses this module, too, and must not wait for it
+
     out = head.copy()
     for number, (own, other, sides) in enumerate(touching, first):
         there = head == other
