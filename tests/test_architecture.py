@@ -28,8 +28,9 @@ ROWS = [
     },
     {"io.voxels", "io.dicom_source", "io.dicom_slice", "io.dicom_frames", "io.dicom_decode"},
     {"cleanup", "metrics", "intensity", "refine", "face", "anatomy"},
-    {"winograd_kernels", "norm_kernels", "window_kernels", "loss_kernels", "synth_kernels"},
+    {"winograd_kernels", "norm_kernels", "window_kernels", "loss_kernels", "synth_kernels", "slope_kernels"},
     {"fused_norm", "fused_loss"},
+    {"fused_slopes"},
     {"losses"},
     {"models.layers", "models.unet", "models.monai", "models.size"},
     {"models.fcn", "models.resenc_unet", "models.deeplab", "models.segformer", "models.mask2former"},
@@ -81,7 +82,17 @@ HEAVY = {
     "openvino",
 }
 TORCH_AT_TOP = {"augment", "label_maps", "plan", "scans", "team", "training"}
-TORCH_AT_TOP |= {"fast_conv", "fused_norm", "fused_loss", "train", "synth", "window", "backends", "losses"}
+TORCH_AT_TOP |= {
+    "fast_conv",
+    "fused_norm",
+    "fused_loss",
+    "fused_slopes",
+    "train",
+    "synth",
+    "window",
+    "backends",
+    "losses",
+}
 TORCH_AT_TOP |= {name for row in ROWS for name in row if name.split(".")[0] == "models"}
 ALSO_AT_TOP = {
     "kernels": {"numba"},
@@ -90,6 +101,7 @@ ALSO_AT_TOP = {
     "winograd_kernels": {"numba"},
     "norm_kernels": {"numba"},
     "loss_kernels": {"numba"},
+    "slope_kernels": {"numba"},
     "synth_kernels": {"numba"},
     "lanes": {"numba"},
     "metrics": {"scipy"},
@@ -170,7 +182,7 @@ def test_readers_do_not_know_each_other_s_models_or_the_command_line():
     for path in SOURCES:
         if name_of(path).startswith(("io.", "models")):
             outside = {name for name in own_imports(path) if not name.startswith(("io", "models"))}
-            assert outside <= {"errors", "volume", "labels", "fused_norm"}, name_of(path)
+            assert outside <= {"errors", "volume", "labels", "fused_norm", "fused_slopes"}, name_of(path)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseg.fused_norm import can_fuse, norm_activate
-from medseg.slopes import add_slopes
+from medseg.fused_slopes import add_slopes
 
 
 class InstanceNorm(nn.GroupNorm):

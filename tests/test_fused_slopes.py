@@ -7,7 +7,7 @@ import torch
 from fixtures_main import one_thread  # noqa: F401
 from torch import Tensor
 
-from medseg import slopes
+from medseg import fused_slopes
 from medseg.models.unet import UNet, unfold_cells
 
 LAST = torch.channels_last_3d
@@ -30,8 +30,8 @@ def test_compiled_slopes_and_their_gradients_are_those_of_the_definition(dtype: 
         begin = a * 1  # in place on what came before
         if not fused:
             begin = begin.contiguous()
-        assert slopes.can_fuse_slopes(begin, own) == fused
-        result = slopes.add_slopes(begin, b, own)
+        assert fused_slopes.can_fuse_slopes(begin, own) == fused
+        result = fused_slopes.add_slopes(begin, b, own)
         (result * weight).sum().backward()
         found.append((result.detach().float(), a.grad.float(), b.grad.float()))
     for ours, theirs in zip(*found):
