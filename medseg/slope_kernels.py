@@ -6,6 +6,15 @@ import numpy as np
 from numba import njit
 
 
+@njit(nogil=True, cache=True)
+def _read(numbers, n, shift, bits):  # type: ignore[no-untyped-def]
+    """The numbers of cell n as they are stored; as float32 they go to `bits`."""
+    cell = numbers[n * bits.size : (n + 1) * bits.size]
+    for m in range(cell.size):
+        bits[m] = np.uint32(cell[m]) << shift
+    return cell
+
+
 @njit(nogil=True, cache=True, fastmath={"contract", "nsz"})
 def add_slopes(low, high, numbers, shift, slopes, own):  # type: ignore[no-untyped-def]
     """Adds slopes (N, K) times own (N, 8) to the cells low..high of the logits, flat (N · K · 8) and in place.
@@ -17,9 +26,7 @@ def add_slopes(low, high, numbers, shift, slopes, own):  # type: ignore[no-untyp
     values = bits.view(np.float32).reshape(classes, 8)
     half, odd = np.uint32(0x7FFF if shift else 0), np.uint32(1 if shift else 0)
     for n in range(low, high):
-        cell = numbers[n * 8 * classes : (n + 1) * 8 * classes]
-        for m in range(cell.size):
-            bits[m] = np.uint32(cell[m]) << shift
+        cell = _read(numbers, n, shift, bits)
         slope, x = slopes[n], own[n]
         for k in range(classes):
             for v in range(8):
@@ -35,9 +42,7 @@ def sum_over_voxels(low, high, numbers, shift, own, out):  # type: ignore[no-unt
     bits = np.empty(8 * classes, np.uint32)
     values = bits.view(np.float32).reshape(classes, 8)
     for n in range(low, high):
-        cell = numbers[n * 8 * classes : (n + 1) * 8 * classes]
-        for m in range(cell.size):
-            bits[m] = np.uint32(cell[m]) << shift
+        _read(numbers, n, shift, bits)
         x, row = own[n], out[n]
         for k in range(classes):
             total = np.float32(0)

@@ -77,7 +77,8 @@ def load_heads(
         if value in values and tissue in values
     ]
     if len(values) + len(touching) > 255:
-        raise BadConfig(f"the label maps hold {len(values)} different values; at most 255 can be rendered")
+        count = len(values) + len(touching)
+        raise BadConfig(f"the label maps hold {count} different values, borders counted; at most 255 can be rendered")
     index = np.zeros(max(values) + 1, np.uint8)
     index[values] = np.arange(len(values))
     maps, spacings, centres = [], [], []
@@ -169,9 +170,8 @@ def render(
     if rng.chance(config.skull_stripped):
         means, deviations, classes = _strip(table, heads.values, means, deviations, classes, rng)
     if len(heads.sides.nonzero()):
-        share = config.border_share[0] + rng.rand(len(means))[table.group] * (
-            config.border_share[1] - config.border_share[0]
-        )
+        low, high = config.border_share
+        share = low + rng.rand(len(means))[table.group] * (high - low)
         means = means.lerp(means[heads.tissue], (share * heads.sides).clamp(max=1))
     to_head = matrix / head_spacing.view(3, 1)
     image, indices, found = _look_up(head, to_head, centre, spacing_mm, moved, means, deviations, classes, rng)
