@@ -172,13 +172,14 @@ def train(
                     # Metrics first: lines beyond the state are cut on resuming, lines missing could not be restored.
                     _append(run / "metrics.jsonl", log)
                     _save(run, facts, state)
-                    if clock.is_time_to_draw() or ended or stop:
+                    if clock.is_time_to_draw() or stop:
                         draw_curves(run / "metrics.jsonl", run / "progress.png")
                 log.clear()
             if stop:
                 raise Interrupted(stop)
         weights = {key: whole(value) for key, value in (best or average).items()}
-        if team.first:
+        if team.first:  # also what a process killed after its last step left undone
+            draw_curves(run / "metrics.jsonl", run / "progress.png")
             _export(run, config, source, weights)
         team.wait()
         return run / "model"

@@ -138,6 +138,22 @@ def test_infer_takes_the_run_folder_and_does_what_validation_did(finished, data:
     assert np.allclose(found.affine, validated.affine)
 
 
+def test_a_run_killed_after_its_last_step_is_completed(finished, data: Path, tmp_path: Path):
+    """Nothing but the state stands there yet: the picture, the model, the scores and the report are still to come."""
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    for name in ("model", "validation"):
+        shutil.rmtree(run / name)
+    for name in ("progress.png", "scores.csv", "summary.json", "report.html"):
+        (run / name).unlink()
+    ran = tiny.medseg("train", data, "-o", run, *settings(), "--quiet")
+    assert ran.code == 0, ran.err
+    assert {path.name for path in run.iterdir()} == WRITTEN
+    assert_same_weights(run, finished[0])
+    for name in ("progress.png", "scores.csv", "metrics.jsonl"):
+        assert (run / name).read_bytes() == (finished[0] / name).read_bytes()
+
+
 def test_a_finished_run_is_left_as_it_is(finished, data: Path, tmp_path: Path):
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)
