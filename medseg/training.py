@@ -357,11 +357,12 @@ def _finish(dataset: Dataset, source: Scans, config: Config, run: Path, listener
         "scores": evaluation.summary if evaluation else None,
     }
     change_spec(run / "model", card=config.card | {"training": {k: v for k, v in card.items() if k != "scores"}})
-    with atomic_write(run / "model" / "README.md") as handle:
-        handle.write(model_card(load_checkpoint(str(run / "model")), card).encode())
     for path in sorted((run / "prepared").glob("*.npy")):
         path.unlink()
     (run / "prepared").rmdir()
+    # Last of all, for a run with a card counts as finished.
+    with atomic_write(run / "model" / "README.md") as handle:
+        handle.write(model_card(load_checkpoint(str(run / "model")), card).encode())
     return Outcome(run, (run / "model",), evaluation, pairs)
 
 
