@@ -45,7 +45,10 @@ def brain_mask(labels: Volume, spec: BrainSpec, *, with_fluid: bool = False) -> 
 
 
 def stripped(scan: Volume, mask: Volume) -> Volume:
-    """The scan with what is not brain at 0, or at the scan's least value if that is below; its type stays."""
+    """The scan with what lies outside `mask` at 0, or at the scan's least value if that is below; its type stays.
+
+    Tools that strip skulls keep the fluid, and others that read their scans expect it: see `brain_mask`'s `with_fluid`.
+    """
     outside = min(scan.data.min(), scan.data.dtype.type(0))
     return scan.with_data(np.where(mask.data > 0, scan.data, outside))
 

@@ -314,13 +314,13 @@ def _brain_writes(
 ) -> list[tuple[Path, Callable[[Path], None]]]:
     """What writes the results that follow from the labels of a brain."""
     made: dict[str, Callable[[Path], None]] = {}
-    if "brain-mask" in also or "stripped" in also:
-        mask = anatomy.brain_mask(result.labels, brain)
-        made["brain-mask"] = partial(write, mask)
+    if "brain-mask" in also:
+        made["brain-mask"] = partial(write, anatomy.brain_mask(result.labels, brain))
+    if "intracranial-mask" in also or "stripped" in also:
+        mask = anatomy.brain_mask(result.labels, brain, with_fluid=True)
+        made["intracranial-mask"] = partial(write, mask)
         if "stripped" in also:
             made["stripped"] = partial(write, anatomy.stripped(volume, mask))
-    if "intracranial-mask" in also:
-        made["intracranial-mask"] = partial(write, anatomy.brain_mask(result.labels, brain, with_fluid=True))
     if "tissue" in also:
         made["tissue"] = partial(write, anatomy.tissue(result.labels, brain), table=anatomy.TISSUES)
     made["volumes"] = partial(anatomy.write_volumes, structures=structures, spec=brain)

@@ -143,7 +143,7 @@ def test_what_follows_from_the_labels_lies_beside_them_on_request(model, tmp_pat
     wide = read_labels(tmp_path / "head_seg.intracranial_mask.nii.gz").data
     assert (wide[labels > 0] == 1).all() and (wide >= mask.data).all() and wide.sum() <= 1.02 * (labels > 0).sum()
     stripped = read(tmp_path / "head_seg.stripped.nii.gz")
-    assert (stripped.data == np.where(mask.data > 0, scan.data, 0)).all()
+    assert (stripped.data == np.where(wide > 0, scan.data, 0)).all()
     assert set(np.unique(read_labels(tmp_path / "head_seg.tissue.nii.gz").data)) == {0, 1, 2, 3}
     totals = {row["name"]: row["ml"] for row in content["totals"]}
     assert f",intracranial,{totals['intracranial']}\n" in (tmp_path / "head_seg.volumes.csv").read_text()
