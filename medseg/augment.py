@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from medseg.augment_config import AugmentConfig
-from medseg.kernels import in_slabs
+from medseg.kernels import in_slabs, multiply_rows
 from medseg.resampling import linear_patch
 
 _TINY = 1e-6
@@ -287,8 +287,30 @@ def _apply_gamma(image: Tensor, gamma: float, sign: int) -> None:
 def _along_axes(image: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """One linear operator (n, n) along each axis of (X, Y, Z)."""
     x, y, z = (matrix.to(image.device) for matrix in matrices)
-    image = (x @ image.reshape(image.shape[0], -1)).reshape(image.shape)
-    return (y @ image) @ z.T
+    image = _product(x, image.reshape(image.shape[0], -1)).reshape(image.shape)
+    image = _product(y, image)
+    return _product(image.reshape(-1, image.shape[2]), z.T).reshape(image.shape)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a (N, K) or (X, N, K) @ b (K, M) or (X, K, M) float32; on a CPU with the same bits on any number of threads.
+
+    Those of PyTorch's product change with the threads on some processors, by how its library shares out the rows.
+    """
+    if a.device.type != "cpu":
+        return a @ b
+    out = torch.empty((*b.shape[:-2], a.shape[-2], b.shape[-1]))
+    left, right, result = a.contiguous().numpy(), b.contiguous().numpy(), out.numpy()
+    workers = torch.get_num_threads()
+    if b.ndim == 3:
+        in_slabs(
+            lambda i, j: [multiply_rows(0, len(left), left, right[n], result[n]) for n in range(i, j)],
+            len(right),
+            workers=workers,
+        )
+    else:
+        in_slabs(lambda i, j: multiply_rows(i, j, left, right, result), len(left), workers=workers)
+    return out
 
 
 def _blurring(size: int, sigma: float) -> Tensor:

@@ -40,6 +40,19 @@ def in_slabs(
 
 
 @njit(cache=True, nogil=True)
+def multiply_rows(first, last, a, b, out):  # type: ignore[no-untyped-def]
+    """Rows first..last of out = a @ b; a (N, K), b (K, M), out (N, M), float32, each sum in the order of K."""
+    for n in range(first, last):
+        row = out[n]
+        row[:] = 0
+        for k in range(b.shape[0]):
+            factor = a[n, k]
+            if factor != 0:  # most are 0, in narrow blurs
+                for m in range(b.shape[1]):
+                    row[m] += factor * b[k, m]
+
+
+@njit(cache=True, nogil=True)
 def component_table(ids, labels, count, offset, steps):  # type: ignore[no-untyped-def]
     """Label, voxels, first voxel and bounding box of the components 1..count, read run by run.
 

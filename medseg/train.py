@@ -8,7 +8,7 @@ import json
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +38,9 @@ SAVE_EVERY_S = 60.0
 #: Into how many parts validation divides a run that is given a time.
 VALIDATIONS = 8
 _PRECISIONS = ("fp32", "bf16", "fp16")
+#: In oneDNN's bfloat16 without matrix units the gradients of weights are wrong, to infinity, where a map is two voxels
+#: deep (PyTorch 2.13, AMD Zen 5): maps thinner than this are not trained in it.
+THIN = 3
 
 
 class Source(Protocol):
@@ -101,13 +104,14 @@ def train(
             network.folded = True  # type: ignore[assignment]  # the losses take it
         if config.start_from:
             _start_from(config.start_from, network)
+        thinnest = _thinnest_map(network, source.channels, config.model.patch, device)
         network, parallel = team.spread(network.to(device).train(), settings.parallel)
         optimizer = _optimizer(settings, network)
         average = {key: value.detach().clone() for key, value in network.state_dict().items()}
         best: dict[str, Tensor] = {}  # the averages that did best so far, where the settings ask for them
         facts = _restore(run, network, optimizer, average, best, team)
         if "precision" not in facts:  # one trial for all processes and for the whole run
-            chosen = choose_training_precision(config, device) if team.first else _PRECISIONS[0]
+            chosen = choose_training_precision(config, device, thinnest) if team.first else _PRECISIONS[0]
             facts["precision"] = _PRECISIONS[round(team.first_says(_PRECISIONS.index(chosen)))]
         precision = facts["precision"]
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -248,9 +252,10 @@ class _Clock:
         self.apart += time.monotonic() - begun
 
 
-def choose_training_precision(config: Config, device: torch.device) -> str:
+def choose_training_precision(config: Config, device: torch.device, thinnest: int = THIN) -> str:
     """The arithmetic of the loop: 'auto' is bf16 where the GPU knows it, else fp16; on a CPU what is faster.
 
+    thinnest: the least size of a map that the network convolves; below `THIN` a CPU without matrix units takes fp32.
     A CPU with matrix units (AMX) trains faster in bfloat16, but for `FLOAT32_ON_CPU`; where there are none a trial
     tells: processors were measured at twice and at half their float32 speed, too far apart for chance to decide.
     """
@@ -265,6 +270,8 @@ def choose_training_precision(config: Config, device: torch.device) -> str:
         return "fp32"
     if has_matrix_units():
         return "bf16"
+    if thinnest < THIN:
+        return "fp32"
     block = conv(32, 32)
     x = torch.rand(2, 32, 32, 32, 32)
 
@@ -280,6 +287,24 @@ def choose_training_precision(config: Config, device: torch.device) -> str:
         return min(times[1:])
 
     return "bf16" if seconds(True) < 0.9 * seconds(False) else "fp32"
+
+
+def _thinnest_map(network: nn.Module, channels: int, patch: Sequence[int], device: torch.device) -> int:
+    """The least size along an axis that convolutions wider than 1x1x1 read; `THIN` if more, or on other processors."""
+    found = [THIN]
+    if device.type != "cpu" or has_matrix_units():
+        return THIN
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.append(min(inputs[0].shape[2:]))
+
+    wide = [m for m in network.modules() if isinstance(m, nn.Conv3d) and max(m.kernel_size) > 1]
+    hooks = [module.register_forward_pre_hook(look) for module in wide]
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, channels, *patch))
+    for hook in hooks:
+        hook.remove()
+    return min(found)
 
 
 def _is_channels_last(network: nn.Module, precision: str, device: torch.device) -> bool:

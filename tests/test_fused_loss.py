@@ -132,7 +132,7 @@ def test_other_logits_take_the_plain_way():
 def test_a_network_that_leaves_its_cells_folded_learns_the_same(deep, half):
     torch.manual_seed(0)
     network = UNet(1, 3, features=(16, 32), stem=2, deep_supervision=deep).train()
-    x, labels = channels_last(torch.randn(2, 1, 8, 12, 8)), torch.randint(0, 3, (2, 8, 12, 8))
+    x, labels = channels_last(torch.randn(2, 1, 12, 12, 16)), torch.randint(0, 3, (2, 12, 12, 16))
     gradients, losses = [], []
     for folded in (False, True):
         network.folded = folded
@@ -148,4 +148,4 @@ def test_a_network_that_leaves_its_cells_folded_learns_the_same(deep, half):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < (0.03 if half else 1e-4)
     network.eval()
-    assert network(x).shape == (2, 3, 8, 12, 8)
+    assert network(x).shape == (2, 3, 12, 12, 16)

@@ -22,6 +22,7 @@ from medseg import train as loop
 from medseg.checkpoint import load_checkpoint, load_state, save_state
 from medseg.config import Config, load_config
 from medseg.errors import BadConfig, BadModel, DataWarning, Interrupted
+from medseg.models import build_model
 from medseg.train import train
 
 STEPS = 24
@@ -170,6 +171,7 @@ torch.set_num_threads(1)
 from medseg.checkpoint import load_state
 from medseg.config import load_config
 from medseg.errors import BadModel
+from medseg.models import build_model
 from medseg.train import train
 
 KILLS = 20
@@ -489,3 +491,13 @@ def test_a_run_that_starts_from_a_folder_without_a_run_is_refused(tmp_path):
 
     with pytest.raises(BadModel, match="nothing"):
         train(load_config(path), tmp_path / "run")
+
+
+def test_thin_maps_are_trained_in_float32_where_bfloat16_has_wrong_gradients(monkeypatch, tmp_path):
+    """Where there are no matrix units; two levels below a map of 8 voxels it has 2, below one of 12 it has 3."""
+    monkeypatch.setattr(loop, "has_matrix_units", lambda: False)
+    config = load_config(make_config(tmp_path), {"train.precision": "auto"})
+    network, cpu = build_model("unet", 1, 2, features=(4, 4, 4)), torch.device("cpu")
+    assert loop._thinnest_map(network, 1, (8, 12, 12), cpu) == 2
+    assert loop._thinnest_map(network, 1, (12, 12, 16), cpu) == loop.THIN == 3
+    assert loop.choose_training_precision(config, cpu, 2) == "fp32"
