@@ -104,7 +104,9 @@ def train(
             network.folded = True  # type: ignore[assignment]  # the losses take it
         if config.start_from:
             _start_from(config.start_from, network)
-        thinnest = _thinnest_map(network, source.channels, config.model.patch, device)
+        thinnest = THIN
+        if settings.precision == "auto":  # asked before the network is spread over processes
+            thinnest = _thinnest_map(network, source.channels, config.model.patch, device)
         network, parallel = team.spread(network.to(device).train(), settings.parallel)
         optimizer = _optimizer(settings, network)
         average = {key: value.detach().clone() for key, value in network.state_dict().items()}
@@ -291,9 +293,9 @@ def choose_training_precision(config: Config, device: torch.device, thinnest: in
 
 def _thinnest_map(network: nn.Module, channels: int, patch: Sequence[int], device: torch.device) -> int:
     """The least size along an axis that convolutions wider than 1x1x1 read; `THIN` if more, or on other processors."""
-    found = [THIN]
     if device.type != "cpu" or has_matrix_units():
         return THIN
+    found = [THIN]
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         found.append(min(inputs[0].shape[2:]))

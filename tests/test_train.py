@@ -171,7 +171,6 @@ torch.set_num_threads(1)
 from medseg.checkpoint import load_state
 from medseg.config import load_config
 from medseg.errors import BadModel
-from medseg.models import build_model
 from medseg.train import train
 
 KILLS = 20
