@@ -1,0 +1,37 @@
+"""What people and their scripts rely on stays as it is: help texts, public names, the keys of JSON files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def now() -> dict[str, Any]:
+    spec = importlib.util.spec_from_file_location("make_interface", GOLDEN / "make_interface.py")
+    assert spec and spec.loader
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    return maker.interface()
+
+
+@pytest.fixture(scope="module")
+def before() -> dict[str, Any]:
+    return json.loads((GOLDEN / "interface.json").read_text(encoding="utf-8"))
+
+
+def test_every_command_says_the_same_of_itself(now: dict[str, Any], before: dict[str, Any]):
+    assert sorted(now["help"]) == sorted(before["help"])
+    for name, text in before["help"].items():
+        assert now["help"][name] == text, name
+
+
+@pytest.mark.parametrize("part", ["public", "record", "record of an intensity model", "model", "export", "summary"])
+def test_names_and_keys_are_the_same(part: str, now: dict[str, Any], before: dict[str, Any]):
+    assert now[part] == before[part]
