@@ -7,13 +7,12 @@ before it needs it.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
 if TYPE_CHECKING:
     from medseg.errors import MedsegError
     from medseg.inference import Segmentation, Settings, segment
     from medseg.io import read, read_labels, write
     from medseg.labels import Label, LabelTable
+    from medseg.version import __version__
     from medseg.volume import Volume
 
 _HOME = {
@@ -23,6 +22,7 @@ _HOME = {
     "Segmentation": "medseg.inference",
     "Settings": "medseg.inference",
     "Volume": "medseg.volume",
+    "__version__": "medseg.version",
     "read": "medseg.io",
     "read_labels": "medseg.io",
     "segment": "medseg.inference",

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from medseg.cleanup import fill_holes
 from medseg.config import BrainSpec
-from medseg.io.files import atomic_write
+from medseg.files import atomic_write
 from medseg.labels import Label, LabelTable
 from medseg.volume import Volume
 

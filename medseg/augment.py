@@ -20,9 +20,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from medseg.augment_config import AugmentConfig
-from medseg.kernels import in_slabs, multiply_rows
-from medseg.resampling import linear_patch
+from medseg.config import AugmentConfig
+from medseg.kernels.interpolation import linear_patch, multiply_rows
+from medseg.kernels.threads import in_slabs
 
 _TINY = 1e-6
 

@@ -25,8 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from medseg.checkpoint import Checkpoint
 from medseg.errors import BadConfig, BadModel, DataWarning, NotEnoughMemory
 from medseg.fast_conv import accelerate
-from medseg.fused_norm import has_matrix_units
 from medseg.painter import Head, Slopes
+from medseg.processor import has_matrix_units
 from medseg.window import Predict
 
 Device = Literal["auto", "cpu", "cuda"]

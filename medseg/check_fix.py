@@ -20,8 +20,8 @@ from typing import Any
 from medseg.check import SNAP_VOXELS, Check
 from medseg.dataset import Case, Dataset, grid_tolerance_mm, read_dataset
 from medseg.errors import BadConfig, BadOutput, DataWarning, MedsegError
+from medseg.files import TEMPORARY, atomic_write, read_text
 from medseg.io import embedded_table, is_readable_name, read, read_labels, write
-from medseg.io.files import TEMPORARY, atomic_write, read_text
 from medseg.volume import Volume, grid_distance_mm, same_grid
 
 #: Files beside the scans that are larger than this are no description of the data and are not copied.

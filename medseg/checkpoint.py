@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from medseg.cleanup import check_steps
 from medseg.config import BrainSpec, FluidSpec
 from medseg.errors import BadConfig, BadFile, BadModel
-from medseg.io.files import atomic_write
+from medseg.files import atomic_write
 from medseg.labels import LabelTable
 
 if TYPE_CHECKING:

@@ -131,24 +131,25 @@ def fill_holes(labels: NDArray, values: Sequence[int] | None = None, overwrite: 
     `labels[binary_fill_holes(labels == label)] = label`.
     Raises `BadConfig` for labels that are not integers.
     """
-    from medseg import kernels
+    from medseg.kernels.components import regions_of_runs, rooms_within, runs_of, write_runs
+    from medseg.kernels.threads import in_slabs
 
     array = contiguous(labels)
-    parts = kernels.in_slabs(lambda start, stop: kernels.runs_of(array[start:stop]), len(array))
+    parts = in_slabs(lambda start, stop: runs_of(array[start:stop]), len(array))
     first, value, rows = (np.concatenate(pieces) for pieces in zip(*parts))
     begin = np.append(0, np.cumsum(rows))
-    region, table, pairs = kernels.regions_of_runs(first, value, begin, array.shape[1], array.shape[2])
+    region, table, pairs = regions_of_runs(first, value, begin, array.shape[1], array.shape[2])
     edges = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
     old, voxels, outside = table.T.copy()
     new, least = old.copy(), np.full(len(old), np.iinfo(np.int64).max)
     for label in np.unique(old[1:]):
         if label == 0 or (values is not None and label not in values):
             continue
-        room = kernels.rooms_within(*edges, new if overwrite else old, voxels, outside, label)
+        room = rooms_within(*edges, new if overwrite else old, voxels, outside, label)
         taken = (room > 0) & (overwrite | ((old == 0) & (room < least)))
         new[taken], least[taken] = label, room[taken]
     out = np.array(array, labels.dtype)
-    kernels.write_runs(first, begin, new.astype(labels.dtype)[region], value, out.reshape(-1, array.shape[2]))
+    write_runs(first, begin, new.astype(labels.dtype)[region], value, out.reshape(-1, array.shape[2]))
     return _like(out, labels)
 
 
@@ -212,23 +213,25 @@ def _like(array: NDArray, labels: NDArray) -> NDArray:
 
 def look_up(ids: NDArray, table: NDArray, out: NDArray) -> NDArray:
     """out = table[ids], on all threads; `out` may be `ids`."""
-    from medseg import kernels
+    from medseg.kernels import components as components_module
+    from medseg.kernels.threads import in_slabs
 
-    kernels.in_slabs(lambda start, stop: kernels.look_up(ids[start:stop], table, out[start:stop]), len(ids))
+    in_slabs(lambda start, stop: components_module.look_up(ids[start:stop], table, out[start:stop]), len(ids))
     return out
 
 
 def _table(ids: NDArray, array: NDArray, count: int, reverse: bool) -> NDArray[np.int64]:
     """`kernels.component_table` of a whole array, in the axes of the given labels."""
-    from medseg import kernels
+    from medseg.kernels.components import component_table
+    from medseg.kernels.threads import in_slabs
 
     steps = np.array([array.shape[1] * array.shape[2], array.shape[2], 1])
     if reverse:
         steps = np.array([1, array.shape[0], array.shape[0] * array.shape[1]])
     # A table per slab is only worth it while tables are small beside the array.
     slabs_per_thread = 2 if count < 100_000 else 0
-    parts = kernels.in_slabs(
-        lambda start, stop: kernels.component_table(ids[start:stop], array[start:stop], count, start, steps),
+    parts = in_slabs(
+        lambda start, stop: component_table(ids[start:stop], array[start:stop], count, start, steps),
         len(ids),
         slabs_per_thread,
     )

@@ -20,8 +20,9 @@ import typer
 
 from medseg import cli_check, cli_evaluate, cli_export, cli_pacs, cli_train, cli_view
 from medseg.cli_evaluate import Json, Quiet
-from medseg.cli_train import keep_memory, parse_bytes
+from medseg.cli_train import parse_bytes
 from medseg.errors import BadFile, BadOutput, DataWarning, Interrupted, MedsegError
+from medseg.memory import keep_memory
 
 if TYPE_CHECKING:
     from medseg.io.dicom import Listed

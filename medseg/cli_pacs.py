@@ -69,7 +69,7 @@ def fetched(
             raise BadConfig("--push, --credentials, --authority and --plain-http are for a scan from a PACS")
         yield Remote(inputs, output)
         return
-    from medseg.io.files import private_folder
+    from medseg.files import private_folder
 
     if len(inputs) > 1:
         raise BadConfig("a series from a PACS is segmented on its own; give one address")

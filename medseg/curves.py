@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.io.files import atomic_write
+from medseg.files import atomic_write
 from medseg.view.lettering import lettering, write_text
 from medseg.view.preview import png_bytes
 

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadConfig, BadFile, BadGeometry, BadOutput, MedsegError
+from medseg.files import atomic_write, read_text
 from medseg.io import is_readable_name, read_labels, strip_suffix
-from medseg.io.files import atomic_write, read_text
 from medseg.io.slicer import read_table
 from medseg.labels import LabelTable
 from medseg.metrics import Empty, LesionOptions, Surface, lesion_scores, score

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from medseg.checkpoint import Checkpoint
 from medseg.errors import BadConfig, BadModel, BadOutput
+from medseg.files import atomic_write
 from medseg.inference import CONTENT_ABOVE, CONTENT_MARGIN, Settings, mirror_axes
-from medseg.io.files import atomic_write
 from medseg.preprocess import SAME_SPACING
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from medseg.fused_norm import LANES, combined, moments, numbers, settle
+from medseg.kernels.threads import in_parallel
 from medseg.models.unet import Block
-from medseg.threads import in_parallel
 
 #: Mean and variance (B, C) of a map.
 _Spread = tuple[np.ndarray, np.ndarray]
@@ -301,7 +301,7 @@ class FastConv(nn.Module):
         return conv.in_channels % LANES == 0 and min(x.shape[2:]) >= _SHORTEST
 
     def _winograd(self, x: Tensor) -> tuple[Tensor, _Spread]:
-        from medseg.winograd_kernels import POINTS, convolve_unit, pack_weights
+        from medseg.kernels.winograd import POINTS, convolve_unit, pack_weights
 
         conv = self.conv
         if self._packed is None:
@@ -331,7 +331,7 @@ class FastConv(nn.Module):
 
     def _direct(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, _Spread]:
         """The convolution of a map of a few channels, channels-first or not."""
-        from medseg.winograd_kernels import RUN, convolve_rows, pack_direct_weights
+        from medseg.kernels.winograd import RUN, convolve_rows, pack_direct_weights
 
         conv = self.conv
         if self._packed is None:
@@ -400,7 +400,7 @@ class FastUp(nn.Module):
             x = _settled(x).to(torch.bfloat16, memory_format=torch.channels_last_3d)
             y = F.conv_transpose3d(x, *self._half, conv.stride)
             return y.contiguous(memory_format=torch.channels_last_3d)
-        from medseg.winograd_kernels import ROWS, double_voxels, pack_double_weights
+        from medseg.kernels.winograd import ROWS, double_voxels, pack_double_weights
 
         if self._packed is None:
             self._packed = pack_double_weights(conv.weight.detach().numpy())
@@ -427,7 +427,7 @@ class FastUp(nn.Module):
 
 def _room(tiles: int, inputs: int, outputs: int) -> int:
     """Tiles in a unit of work: a few units for every thread, sums in full registers, weights read seldom enough."""
-    from medseg.winograd_kernels import ROWS
+    from medseg.kernels.winograd import ROWS
 
     rows = ROWS[0] if outputs % 2 else ROWS[1]
     most = 24 if max(inputs, outputs) <= 2 else 48 if max(inputs, outputs) <= 4 else 96

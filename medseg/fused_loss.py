@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medseg.threads import in_parallel
+from medseg.kernels.threads import in_parallel
 
 #: Numbers of the logits that are one unit of work.
 _UNIT = 2**19
@@ -85,7 +85,7 @@ class _Work:
 class _DiceCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, smooth: float) -> Tensor:
-        from medseg.loss_kernels import sum_loss
+        from medseg.kernels.losses import sum_loss
 
         work = _Work(logits, labels)
         values = np.empty((len(work.units), 3 * work.classes + 1))
@@ -100,7 +100,7 @@ class _DiceCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        from medseg.loss_kernels import slope_of_loss
+        from medseg.kernels.losses import slope_of_loss
 
         logits, labels = ctx.saved_tensors
         overlap, total, known = ctx.numbers
@@ -125,7 +125,7 @@ def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Found is the first of the largest logits.
     """
-    from medseg.loss_kernels import count_hits
+    from medseg.kernels.losses import count_hits
 
     work = _Work(logits, labels)
     values = np.empty((len(work.units), 3 * work.classes), np.int64)

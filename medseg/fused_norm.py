@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medseg.threads import in_parallel
+from medseg.kernels.threads import in_parallel
 
 #: Channels come in blocks of this many.
 LANES = 16
+
+
 #: Numbers of a map that are one unit of work.
 _UNIT = 2**19
 
@@ -36,12 +38,6 @@ def can_fuse(x: Tensor, norm: nn.Module) -> bool:
     )
 
 
-def has_matrix_units() -> bool:
-    """Whether this CPU has AMX tiles, with which oneDNN convolves bfloat16 several times faster than float32."""
-    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private, so it may go
-    return bool(asked is not None and asked())
-
-
 class _NormActivate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
@@ -57,7 +53,7 @@ class _NormActivate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        from medseg.norm_kernels import measure_slopes, settle_slopes
+        from medseg.kernels.norms import measure_slopes, settle_slopes
 
         (x,) = ctx.saved_tensors
         mean, rate, scale, shift, slope = ctx.numbers
@@ -107,7 +103,7 @@ def settle(x: Tensor, scale: np.ndarray, shift: np.ndarray, slope: float, out: T
 
     x, out: channels-last maps of one type and size; scale, shift (B · C) float32.
     """
-    from medseg.norm_kernels import settle_voxels
+    from medseg.kernels.norms import settle_voxels
 
     source, target, blocks, units = numbers(x), numbers(out), x.shape[1] // LANES, pieces(x)
 
@@ -120,7 +116,7 @@ def settle(x: Tensor, scale: np.ndarray, shift: np.ndarray, slope: float, out: T
 
 def moments(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance (B, C) float64 of a channels-last map, summed in a fixed order."""
-    from medseg.norm_kernels import measure_voxels
+    from medseg.kernels.norms import measure_voxels
 
     flat, blocks, units = numbers(x), x.shape[1] // LANES, pieces(x)
     values = np.empty((len(units), blocks * 3 * LANES))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medseg.fused_loss import flat
-from medseg.kernels import in_slabs
+from medseg.kernels.threads import in_slabs
 
 
 def add_slopes(logits: Tensor, slopes: Tensor, own: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def _on_all_threads(work: Callable[[int, int], None], cells: int) -> None:
 class _AddSlopes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, slopes: Tensor, own: Tensor) -> Tensor:
-        from medseg import slope_kernels
+        from medseg.kernels import slopes as slope_kernels
 
         ctx.mark_dirty(logits)
         ctx.save_for_backward(own)
@@ -66,7 +66,7 @@ class _AddSlopes(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        from medseg import slope_kernels
+        from medseg.kernels import slopes as slope_kernels
 
         (own,) = ctx.saved_tensors
         inner = _innermost(grads[0]).contiguous()

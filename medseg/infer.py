@@ -27,6 +27,8 @@ from medseg.io import (
     strip_suffix,
     write,
 )
+from medseg.memory import peak_memory_bytes
+from medseg.version import versions
 
 if TYPE_CHECKING:
     from medseg.config import BrainSpec
@@ -246,7 +248,7 @@ def infer(
         told += anatomy.implausible(result.labels, result.table, brain, structures)
     content: dict[str, Any] = {
         "format": "medseg-record-1",
-        "versions": record.versions(),
+        "versions": versions(),
         "model": _identity(model),
         "input": record.describe(volume),
         **_inputs(volumes, model),
@@ -283,7 +285,7 @@ def infer(
         seconds = {"read": reading, **result.seconds, "write": time.perf_counter() - writing}
         content["seconds"] = {key: round(value, 3) for key, value in seconds.items()}
         content["forecast_memory_bytes"] = result.plan.memory_bytes
-        content["peak_memory_bytes"] = record.peak_memory_bytes()
+        content["peak_memory_bytes"] = peak_memory_bytes()
         content["finished"] = record.finished_now()
         record.write_record(path, content)
 

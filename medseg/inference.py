@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -19,6 +18,7 @@ from medseg.cleanup import clean
 from medseg.errors import BadConfig, BadFile, BadModel, NotEnoughMemory
 from medseg.intensity import INTENSITY_MODELS, intensity_table
 from medseg.labels import LabelTable
+from medseg.memory import free_bytes, resident_bytes
 from medseg.preprocess import ModelGrid, model_grid, on_one_grid, prepare, scan_to_grid
 from medseg.refine import separate_fluid
 from medseg.volume import Volume, crop
@@ -31,19 +31,31 @@ if TYPE_CHECKING:
     from medseg.painter import Painter
     from medseg.window import Windows
 
+
 #: One checkpoint, several of the same task whose logits are averaged, or the name of an intensity model.
 Model: TypeAlias = "Checkpoint | Sequence[Checkpoint] | str"
+
+
 #: One scan, or one for each of the model's channels, in its order and on one grid.
 Scans: TypeAlias = Volume | Sequence[Volume]
 
+
 #: Called with (what is being done, steps done, steps in all).
 Progress = Callable[[str, int, int], None]
+
+
 #: A plane of the model's input belongs to the content if any of its voxels is brighter than this share.
 CONTENT_ABOVE = 0.1
+
+
 #: Voxels kept around the content.
 CONTENT_MARGIN = 6
+
+
 #: Logit of every other class where a voxel is known to be background.
 _NEVER = -1e4
+
+
 #: Into how many parts a scan may be cut, to be computed one after the other, where memory is short.
 _STRIPES = (1, 2, 3, 4, 6, 8, 12, 16)
 
@@ -118,12 +130,12 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
     Where less is allowed (`max_memory_bytes`) or free, the scan is computed in stripes, whose seams are computed twice.
     Raises `NotEnoughMemory` if that does not help, `BadConfig` for settings that do not fit the model.
     """
-    limit = min(settings.max_memory_bytes or 2**62, free_bytes() + _resident_bytes())
+    limit = min(settings.max_memory_bytes or 2**62, free_bytes() + resident_bytes())
     volumes = as_volumes(scan)
     volume = volumes[0]
     check_channels(volumes, model)
     if isinstance(model, str):
-        needed = _resident_bytes() + 100_000_000 + 3 * volume.data.size
+        needed = resident_bytes() + 100_000_000 + 3 * volume.data.size
         _check_memory(needed, limit, settings)
         return Plan(model, "cpu", "histogram", None, 0, needed)
     from medseg.backends import blended_features, choose_device, choose_precision
@@ -257,7 +269,7 @@ def _memory(
     painting = labels + maps + sums + image + (network if device == "cpu" else 0)
     resampling = image + 2 * 4 * 64 * grid.shape[1] * grid.shape[2]
     cleaning = labels * 2 + maps + (12 * scan if settings.cleanup and (spec.cleanup or spec.fluid) else 0)
-    return _resident_bytes() + _LIBRARIES_BYTES + max(resampling, painting, cleaning)
+    return resident_bytes() + _LIBRARIES_BYTES + max(resampling, painting, cleaning)
 
 
 def _span(windows: Windows, stripes: int) -> int:
@@ -270,24 +282,6 @@ def _span(windows: Windows, stripes: int) -> int:
 
 #: What is loaded between making the plan and the peak: numba, the compiled kernels, oneDNN's buffers.
 _LIBRARIES_BYTES = 150_000_000
-
-
-def free_bytes() -> int:
-    """Memory that programs may still take (Linux; elsewhere as good as unlimited)."""
-    return _from_proc("/proc/meminfo", "MemAvailable", 2**62)
-
-
-def _resident_bytes() -> int:
-    """Memory this process holds now."""
-    return _from_proc("/proc/self/status", "VmRSS", 400_000_000)
-
-
-def _from_proc(path: str, key: str, otherwise: int) -> int:
-    try:
-        lines = Path(path).read_text(encoding="ascii").splitlines()
-    except OSError:
-        return otherwise
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), otherwise)
 
 
 def segment(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from medseg.errors import BadConfig, BadFile, BadOutput
-from medseg.io.files import atomic_write, read_text
+from medseg.files import atomic_write, read_text
 
 #: Largest label value a table or a label map may hold.
 MAX_VALUE = 65535

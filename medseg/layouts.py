@@ -21,8 +21,8 @@ import numpy as np
 
 from medseg.dataset import Case, Dataset, Finding, Progress, grid_tolerance_mm
 from medseg.errors import BadConfig, BadFile, MedsegError
+from medseg.files import read_text
 from medseg.io import embedded_table, is_readable_name, read, read_labels, strip_suffix
-from medseg.io.files import read_text
 from medseg.labels import Label, LabelTable
 from medseg.volume import reorient, same_grid
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import BadConfig, BadFile, BadOutput, Interrupted, MedsegError
-from medseg.io.files import atomic_write, private_folder
+from medseg.files import atomic_write, private_folder
 from medseg.pacs import Limits, quiet_logs, series_of
 
 #: CT, MR and PET images, one slice a file and enhanced (PS3.4 table B.5-1).

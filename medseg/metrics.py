@@ -407,30 +407,32 @@ def _passes(
 
 def _overlap(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Voxels of each of 256 labels in the first map, in the second, in both."""
-    from medseg import kernels
+    from medseg.kernels.components import overlap
+    from medseg.kernels.threads import in_slabs
 
     def count(start: int, stop: int) -> NDArray[np.int64]:
         counts = np.zeros((256, 3), np.int64)
-        kernels.overlap(first[start:stop], second[start:stop], counts)
+        overlap(first[start:stop], second[start:stop], counts)
         return counts
 
-    return np.sum(kernels.in_slabs(count, len(first)), axis=0)
+    return np.sum(in_slabs(count, len(first)), axis=0)
 
 
 def _both_ways(
     first: NDArray[np.uint8], second: NDArray[np.uint8], spacing: NDArray, values: list[int], surface: Surface
 ) -> list[SurfaceDistances]:
     """Surface distances of the labels `values` of two uint8 maps."""
-    from medseg import kernels
+    from medseg.kernels.surfaces import border_map, corner_map
+    from medseg.kernels.threads import in_slabs
 
     offsets, length = _offsets(spacing)
     areas = surfel_areas(spacing) if surface == "surfel" else np.zeros(256)[:0]
     weights = np.round(areas * (2.0**31 / areas.max())).astype(np.int64) if len(areas) else areas.astype(np.int64)
     margin = 1 if surface == "surfel" else 0
-    mark = kernels.corner_map if surface == "surfel" else kernels.border_map
+    mark = corner_map if surface == "surfel" else border_map
     maps = [np.empty([n + margin for n in first.shape], np.uint8) for _ in range(2)]
     for labels, elements in zip((first, second), maps):
-        kernels.in_slabs(partial(_mark, mark, labels, elements), len(elements))
+        in_slabs(partial(_mark, mark, labels, elements), len(elements))
     there = _one_way(maps[0], first, maps[1], second, spacing, offsets, length, weights, values)
     back = _one_way(maps[1], second, maps[0], first, spacing, offsets, length, weights, values)
     return [SurfaceDistances(one, other, surface) for one, other in zip(there, back)]
@@ -452,11 +454,12 @@ def _one_way(
     values: list[int],
 ) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
     """For each label the distances in mm of its elements to those in the other map, rising, and their weights."""
-    from medseg import kernels
+    from medseg.kernels.surfaces import nearest, nearest_far, presence
+    from medseg.kernels.threads import in_slabs, threads
 
     block = np.maximum(np.abs(offsets).max(axis=0), 1)
     bits = np.zeros((*(-(-n // size) for n, size in zip(others.shape, block)), 4), np.uint64)
-    kernels.in_slabs(lambda start, stop: kernels.presence(others, other_labels, block, start, stop, bits), len(bits))
+    in_slabs(lambda start, stop: presence(others, other_labels, block, start, stop, bits), len(bits))
     highest = max(int(labels.max()), *values) + 1
     reach = bits.copy()
     for axis in range(3):
@@ -466,12 +469,10 @@ def _one_way(
 
     def search(start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         histogram = np.zeros((highest, len(offsets)), np.int64)
-        far = kernels.nearest(
-            elements, labels, others, other_labels, reach, block, offsets, weights, start, stop, histogram
-        )
+        far = nearest(elements, labels, others, other_labels, reach, block, offsets, weights, start, stop, histogram)
         return histogram, far
 
-    parts = kernels.in_slabs(search, len(elements))
+    parts = in_slabs(search, len(elements))
     steps = np.flatnonzero(np.diff(length, prepend=-1) > 1e-9 * length)
     histogram = np.add.reduceat(sum(part for part, _ in parts), steps, axis=1)
     far = np.concatenate([part for _, part in parts])
@@ -480,14 +481,14 @@ def _one_way(
         rows = far[far[:, 0] == value]
         groups, blocks = _blocks_with(bits, value)
         numbers = np.ascontiguousarray(rows[:, 1])  # one memory layout, so that one version is compiled
-        distance = kernels.nearest_far(numbers, np.uint8(value), groups, blocks, block, others, other_labels, spacing)
+        distance = nearest_far(numbers, np.uint8(value), groups, blocks, block, others, other_labels, spacing)
         mm, place = np.unique(distance, return_inverse=True)
         weight = np.zeros(len(mm), np.int64)
         np.add.at(weight, place, rows[:, 2])
         near = histogram[value] > 0
         return np.append(length[steps][near], mm), np.append(histogram[value][near], weight)
 
-    with ThreadPoolExecutor(kernels.threads()) as pool:
+    with ThreadPoolExecutor(threads()) as pool:
         return list(pool.map(distribution, values))
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from medseg.checkpoint import Checkpoint, ModelSpec
 from medseg.labels import LabelTable
-from medseg.record import versions
+from medseg.version import versions
 
 #: What stands before everything that is left to a person; search for it before the model is passed on.
 TO_COMPLETE = "To be completed by a person"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BadConfig, BadFile, BadOutput, MedsegError
-from medseg.io.files import MAX_BYTES, open_file, read_text
+from medseg.files import MAX_BYTES, open_file, read_text
 
 if TYPE_CHECKING:
     import requests

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.kernels import in_slabs
-from medseg.window_kernels import agree, certainty, choose, confidence, paint, unfold
+from medseg.kernels.threads import in_slabs
+from medseg.kernels.windows import agree, certainty, choose, confidence, paint, unfold
 
 #: Of how many voxels of the model's grid along each axis one counts for the confidence in a structure.
 _EVERY = 2

@@ -7,22 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-import resource
-import sys
-from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medseg.io.files import atomic_write
+from medseg.files import atomic_write
 from medseg.volume import Volume
-
-_PACKAGES = ("numpy", "scipy", "pydicom", "connected-components-3d", "numba", "torch")
 
 
 def voxel_hash(volume: Volume) -> str:
@@ -32,28 +25,6 @@ def voxel_hash(volume: Volume) -> str:
     for plane in volume.data:
         digest.update(np.ascontiguousarray(plane, plane.dtype.newbyteorder("<")).data)
     return digest.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """medseg, Python and the packages a result depends on."""
-    from medseg import __version__
-
-    found = {"medseg": __version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def peak_memory_bytes() -> int:
-    """Largest resident size of this program so far."""
-    with suppress(OSError, StopIteration):  # getrusage would also count what started this process, before it did
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 def describe(volume: Volume) -> dict[str, Any]:

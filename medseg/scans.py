@@ -27,8 +27,8 @@ from medseg.checkpoint import Checkpoint, ModelSpec
 from medseg.config import Config
 from medseg.dataset import Case, Dataset, load_case, read_case_labels, read_channels
 from medseg.errors import BadConfig, BadFile
+from medseg.files import atomic_write
 from medseg.inference import Settings, segment
-from medseg.io.files import atomic_write
 from medseg.losses import IGNORE
 from medseg.preprocess import labels_on_grid, prepare
 from medseg.volume import Volume

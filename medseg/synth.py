@@ -266,8 +266,8 @@ def _look_up(
     classes: Tensor, rng: _Random
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The image (X, Y, Z), the label index of every voxel, and its class; see `synth_kernels.look_up`."""
-    from medseg.kernels import in_slabs
-    from medseg.synth_kernels import look_up
+    from medseg.kernels.rendering import look_up
+    from medseg.kernels.threads import in_slabs
 
     shape = tuple(moved.shape[1:])
     image = torch.empty(shape)
@@ -369,7 +369,7 @@ def percentile_range(image: Tensor, low: float = 0.5, high: float = 99.5) -> tup
 
     Of large images they are those of about 50,000 voxels, taken evenly in the order of the array.
     """
-    from medseg.synth_kernels import filled
+    from medseg.kernels.rendering import filled
 
     flat = image.contiguous().view(-1).numpy()
     count = filled(flat, 0, flat)

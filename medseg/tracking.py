@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from medseg.errors import BadConfig, DataWarning
-from medseg.io.files import atomic_write
+from medseg.files import atomic_write
 
 #: Takes a step and numbers by name.
 Log = Callable[[int, Mapping[str, float]], None]

@@ -22,13 +22,13 @@ from medseg.cleanup import check_steps
 from medseg.config import Config, TrainConfig
 from medseg.curves import draw_curves
 from medseg.errors import BadConfig, BadModel, DataWarning, Interrupted
-from medseg.fused_norm import has_matrix_units
-from medseg.io.files import atomic_write, sweep
+from medseg.files import atomic_write, sweep
 from medseg.label_maps import LabelMaps, hard_dice
 from medseg.labels import LabelTable
 from medseg.losses import segmentation_loss
 from medseg.models import FLOAT32_ON_CPU, build_model, check_patch
 from medseg.models.unet import conv, likes_channels_last
+from medseg.processor import has_matrix_units
 from medseg.team import Team, whole
 
 #: Called after some steps with (share of the run that is done, facts); facts hold step, loss, dice, seconds_left ...

@@ -33,9 +33,10 @@ from medseg.dataset import (
 )
 from medseg.errors import BadConfig, BadFile, BadModel
 from medseg.evaluate import Evaluation, Options, evaluate, read_scores, summarise, write_evaluation
-from medseg.inference import Settings, free_bytes, segment
+from medseg.files import atomic_write, private_folder, sweep
+from medseg.inference import Settings, segment
 from medseg.io import read_labels, write
-from medseg.io.files import atomic_write, private_folder, sweep
+from medseg.memory import free_bytes
 from medseg.modelcard import model_card
 from medseg.models import DEEP_SUPERVISION, build_model
 from medseg.plan import Choice, Machine, as_json, as_settings, check_memory, fingerprint, make_plan

@@ -271,8 +271,8 @@ class _Kernel(Protocol):
 
 def _in_threads(name: str, length: int, *arguments: Any) -> None:
     """Run a kernel of `window_kernels` over range(length) on as many threads as torch uses."""
-    from medseg import window_kernels
-    from medseg.kernels import in_slabs
+    from medseg.kernels import windows as window_kernels
+    from medseg.kernels.threads import in_slabs
 
     kernel: _Kernel = getattr(window_kernels, name)
     in_slabs(lambda low, high: kernel(low, high, *arguments), length, workers=torch.get_num_threads())

@@ -36,9 +36,7 @@ def main(folder: Path) -> None:
     )  # fmt: skip
     heads = load_heads([read_labels(folder / name) for name in config.hold_out], [*table.values, *config.synth.merge])
     known = lookup(heads.values, classes, table.mirror_pairs() | config.synth.mirror, config.synth)
-    image, truth = render(
-        heads, known, (184, 224, 224), 1.0, quiet, torch.Generator().manual_seed(SEED), t1_like=1.0
-    )
+    image, truth = render(heads, known, (184, 224, 224), 1.0, quiet, torch.Generator().manual_seed(SEED), t1_like=1.0)
     affine = np.eye(4)
     affine[:3, 3] = (-92, -100, -110)
     head = Volume((image.numpy() * 1000).astype(np.int16), affine)

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from medseg import augment
 from medseg.augment import augment_intensity, draw_patches
-from medseg.augment_config import NO_AUGMENTATION, AugmentConfig
+from medseg.config import NO_AUGMENTATION, AugmentConfig
 
 ISO = (1.0, 1.0, 1.0)
 EVERYTHING = AugmentConfig(

@@ -19,11 +19,11 @@ import pytest
 from fixtures_main import known_networks, one_thread  # noqa: F401
 from strategies import rotation
 
-from medseg import infer
+from medseg import files, infer
 from medseg.checkpoint import load_checkpoint
 from medseg.errors import BadConfig, BadFile, BadModel, BadOutput
 from medseg.inference import Settings
-from medseg.io import WRITERS, files, read, read_labels, write
+from medseg.io import WRITERS, read, read_labels, write
 from medseg.labels import LabelTable
 
 EXACT = Settings(device="cpu", precision="fp32")

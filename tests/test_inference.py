@@ -305,7 +305,7 @@ def test_the_forecast_falls_with_the_parts_and_grows_with_the_scan(unet: Checkpo
         grid = model_grid(scan, 2.0)
         return _memory(scan, grid, plan_windows(grid.shape, (64, 64, 64), 0.5), [unet], EXACT, "cpu", stripes)
 
-    with mock.patch("medseg.inference._resident_bytes", return_value=0):
+    with mock.patch("medseg.inference.resident_bytes", return_value=0):
         assert forecast((80, 200, 80), 4) < forecast((80, 200, 80), 1) < forecast((80, 400, 80), 1)
 
 
@@ -477,7 +477,7 @@ def test_the_forecast_counts_every_channel(known: Checkpoint):
     scan = Volume(np.zeros((300, 300, 300), np.uint8), tiny.affine_of())
     grid = model_grid(scan, 2.0)
     windows = plan_windows(grid.shape, (16, 16, 16), 0.5)
-    with mock.patch("medseg.inference._resident_bytes", return_value=0):
+    with mock.patch("medseg.inference.resident_bytes", return_value=0):
         one, eight = (
             _memory(scan, grid, windows, [replace(known, spec=spec)], EXACT, "cpu", 1)
             for spec in (known.spec, known.spec.model_copy(update={"channels": 8}))

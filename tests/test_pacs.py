@@ -27,7 +27,7 @@ from test_listen import SECRET, leave_libraries_as_they_were, series  # noqa: F4
 
 from medseg import pacs
 from medseg.errors import BadConfig, BadFile, BadOutput
-from medseg.io.files import TEMPORARY, private_folder, sweep_folders
+from medseg.files import TEMPORARY, private_folder, sweep_folders
 
 UID = "1.2.826.0.1.3680043.8.498"
 

@@ -13,6 +13,8 @@ from strategies import rotation
 
 from medseg import record
 from medseg.errors import BadOutput
+from medseg.memory import peak_memory_bytes
+from medseg.version import versions
 from medseg.volume import Volume, reorient
 
 
@@ -57,14 +59,14 @@ def test_describe_says_grid_and_type():
 
 
 def test_versions_name_medseg_python_and_packages():
-    found = record.versions()
+    found = versions()
     assert found.keys() >= {"medseg", "python", "numpy", "torch"}
     assert all(isinstance(value, str) and "/" not in value for value in found.values())
 
 
 def test_peak_memory_is_at_least_what_was_just_used():
     block = np.ones(30_000_000, np.uint8)
-    assert block.nbytes < record.peak_memory_bytes() < 1e12
+    assert block.nbytes < peak_memory_bytes() < 1e12
 
 
 def blobs() -> np.ndarray:

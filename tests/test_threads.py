@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from medseg.threads import in_parallel
+from medseg.kernels.threads import in_parallel
 
 
 @pytest.mark.parametrize("workers", [1, 2, 5])

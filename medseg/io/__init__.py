@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BadFile, BadOutput
+from medseg.files import open_file, sweep
 from medseg.io.dicom import Paths, list_volumes, name_of, read_dicom
 from medseg.io.dicom_codes import Overlap
 from medseg.io.dicom_result import DicomOptions, class_of, open_origin, planes_on_source
 from medseg.io.dicom_seg import SEG_CLASSES, read_seg, read_seg_table, write_seg
 from medseg.io.dicom_seg import read_segments as read_dicom_segments
 from medseg.io.dicom_slice import is_dicom
-from medseg.io.files import open_file, sweep
 from medseg.io.metaimage import read_metaimage, write_metaimage
 from medseg.io.mgh import read_mgh, write_mgh
 from medseg.io.nifti import read_nifti, write_nifti

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile, DataWarning
+from medseg.files import MAX_BYTES, inside
 from medseg.io.dicom_pixels import stored_dtype_of, stored_pixels
 from medseg.io.dicom_repair import check_repair, doubles, repaired
 from medseg.io.dicom_series import Found, differences, find_volumes, sorted_along_normal
@@ -30,7 +31,6 @@ from medseg.io.dicom_slice import (
 )
 from medseg.io.dicom_source import Entry, Paths, Source, name_of
 from medseg.io.dicom_suv import suv_factor
-from medseg.io.files import MAX_BYTES, inside
 from medseg.io.voxels import check_axes, make_volume, rescale
 from medseg.volume import Volume, orientation_of, spacing_of
 

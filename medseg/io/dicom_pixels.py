@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile
+from medseg.files import MAX_BYTES
 from medseg.io.dicom_slice import BIG_ENDIAN, NATIVE, Slice, guarded
 from medseg.io.dicom_source import Entry, Source, Unpacked, inflated
-from medseg.io.files import MAX_BYTES
 
 #: Most seconds that unpacking one frame may take.
 FRAME_SECONDS = 30.0

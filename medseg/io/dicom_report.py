@@ -106,7 +106,7 @@ def _measured(segmentation: Any, origin: Origin, label: Label, segment: Any, mil
 
 
 def _version(weights: str) -> str:
-    from medseg import __version__
+    from medseg.version import __version__
 
     return f"{__version__} {weights[:16]}".strip()
 

@@ -24,12 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile, BadOutput, DataWarning
+from medseg.files import atomic_write, open_file
 from medseg.io.dicom import ordered_slices
 from medseg.io.dicom_codes import scheme_item, text
 from medseg.io.dicom_series import grid
 from medseg.io.dicom_slice import Slice, guarded, read_header, without_remarks
 from medseg.io.dicom_source import Paths, name_of
-from medseg.io.files import atomic_write, open_file
 from medseg.volume import Volume, resample
 
 #: Attributes of the Patient and Study modules (PS3.3 C.7.1.1, C.7.2.1) that results take over; all are of type 2.
@@ -257,7 +257,7 @@ def complete(dataset: Any, origin: Origin, kind: str) -> None:
     from pydicom.dataelem import DataElement
     from pydicom.valuerep import PersonName
 
-    from medseg import __version__
+    from medseg.version import __version__
 
     dataset.SpecificCharacterSet = "ISO_IR 192"
     for name, value in origin.carried.items():
@@ -301,7 +301,7 @@ def _equipment(origin: Origin) -> Any:
     """An item that says what medseg did (PS3.3 C.12.1.1.5)."""
     from pydicom.dataset import Dataset
 
-    from medseg import __version__
+    from medseg.version import __version__
 
     purpose = Dataset()
     purpose.CodeValue, purpose.CodingSchemeDesignator, purpose.CodeMeaning = "109102", "DCM", "Processing Equipment"

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning
+from medseg.files import MAX_BYTES
 from medseg.io.dicom_codes import (
     Overlap,
     category_of,
@@ -49,7 +50,6 @@ from medseg.io.dicom_result import (
 from medseg.io.dicom_slice import guarded, parse
 from medseg.io.dicom_source import Entry, Paths
 from medseg.io.dicom_source import Source as PixelSource
-from medseg.io.files import MAX_BYTES
 from medseg.io.voxels import check_axes, labels_only, make_volume
 from medseg.volume import LPS, Volume
 
@@ -170,8 +170,8 @@ def algorithm_item(options: DicomOptions) -> Any:
     """An item that identifies the algorithm (PS3.3 10.16)."""
     from pydicom.dataset import Dataset
 
-    from medseg import __version__
     from medseg.labels import Code
+    from medseg.version import __version__
 
     item = Dataset()
     item.AlgorithmFamilyCodeSequence = [code_item(Code("DCM", options.family, _FAMILIES[options.family]))]

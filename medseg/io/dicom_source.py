@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 from medseg.errors import BadFile
-from medseg.io.files import MAX_BYTES, open_file
-from medseg.io.stream import CHUNK
+from medseg.files import MAX_BYTES, open_file
+from medseg.stream import CHUNK
 
 #: What `read` takes for DICOM: one path, or the files of a series.
 Paths = str | Path | Sequence[str | Path]

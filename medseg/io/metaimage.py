@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile, BadOutput
-from medseg.io.files import ByteStream, atomic_write, compressor, data_file, open_file
+from medseg.files import ByteStream, atomic_write, compressor, data_file, open_file
 from medseg.io.voxels import check_axes, choose_volume, digest, make_volume, read_voxels, slabs, stored_dtype
 from medseg.volume import LPS, Volume, spacing_of
 

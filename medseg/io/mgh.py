@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile, BadOutput
-from medseg.io.files import ByteStream, atomic_write, gzip_writer
+from medseg.files import ByteStream, atomic_write, gzip_writer
 from medseg.io.voxels import check_axes, choose_volume, make_volume, read_voxels, slabs, stored_dtype
 from medseg.volume import Volume, spacing_of
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile, BadOutput
-from medseg.io.files import ByteStream, atomic_write, data_file, gzip_writer, open_file
+from medseg.files import ByteStream, atomic_write, data_file, gzip_writer, open_file
 from medseg.io.voxels import check_axes, choose_volume, digest, make_volume, read_voxels, slabs, stored_dtype
 from medseg.volume import LPS, Volume
 

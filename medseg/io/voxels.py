@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from medseg.errors import BadFile, BadGeometry, DataWarning
-from medseg.io.files import ByteStream
+from medseg.files import ByteStream
 from medseg.volume import Volume
 
 #: Longest axis of a volume; more is a damaged header.

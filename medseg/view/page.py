@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadGeometry
-from medseg.io.files import atomic_write
+from medseg.files import atomic_write
 from medseg.io.nifti import write_nifti
 from medseg.labels import LabelTable
 from medseg.view.contrast import Contrast, contrast_of

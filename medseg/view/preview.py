@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.io.files import atomic_write
+from medseg.files import atomic_write
 from medseg.labels import LabelTable
 from medseg.view.contrast import contrast_of
 from medseg.view.lettering import write_text

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.io.files import atomic_write
+from medseg.files import atomic_write
 from medseg.io.nrrd import write_nrrd
 from medseg.io.slicer import write_seg_nrrd
 from medseg.labels import LabelTable

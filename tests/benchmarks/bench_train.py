@@ -23,7 +23,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--augment", choices=("plan", "all"), default="plan")
     options = parser.parse_args()
-    from medseg.cli_train import keep_memory, parse_seconds
+    from medseg.cli_train import parse_seconds
+    from medseg.memory import keep_memory
 
     keep_memory()
     import torch
@@ -31,8 +32,8 @@ def main() -> None:
     from medseg.check import check_dataset
     from medseg.config import make_config, override
     from medseg.dataset import read_dataset, split_cases
-    from medseg.inference import free_bytes
     from medseg.losses import segmentation_loss
+    from medseg.memory import free_bytes
     from medseg.models import build_model
     from medseg.plan import Machine, as_settings, fingerprint, make_plan
     from medseg.scans import Scans

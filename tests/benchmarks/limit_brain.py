@@ -18,7 +18,7 @@ from score_brain import FLUID, brain, dice, test_scan
 from torch import Tensor
 
 from medseg.checkpoint import load_checkpoint
-from medseg.cli_train import keep_memory
+from medseg.memory import keep_memory
 from medseg.preprocess import prepare
 from medseg.volume import reorient
 

@@ -1,6 +1,6 @@
 """Writes interface.json: what people and their scripts rely on. Run it where the interface is meant to change.
 
-    python tests/golden/make_interface.py
+python tests/golden/make_interface.py
 """
 
 from __future__ import annotations

@@ -15,9 +15,8 @@ import pytest
 import writing
 
 import medseg
-from medseg import io
+from medseg import files, io
 from medseg.errors import BadFile, BadOutput
-from medseg.io import files
 from medseg.volume import Volume
 
 SMALL = Volume(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4))

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from medseg.errors import BadFile, BadOutput
-from medseg.io.stream import DEFLATE_RATIO, MAX_BYTES, WINDOW_BITS, ByteStream, gunzip, open_file, read_bytes, read_text
+from medseg.stream import DEFLATE_RATIO, MAX_BYTES, WINDOW_BITS, ByteStream, gunzip, open_file, read_bytes, read_text
 
 __all__ = [
     "DEFLATE_RATIO", "MAX_BYTES", "TEMPORARY", "ByteStream", "atomic_write", "compressor", "data_file", "gunzip",

@@ -19,7 +19,20 @@ from llvmlite import ir
 from numba import njit
 from numba.core import cgutils
 
-from medseg.lanes import INT, LANES, VECTOR, ZERO, Lanes, Memory, Moments, broadcast, centre, emitted, loop, settle
+from medseg.kernels.vectors import (
+    INT,
+    LANES,
+    VECTOR,
+    ZERO,
+    Lanes,
+    Memory,
+    Moments,
+    broadcast,
+    centre,
+    emitted,
+    loop,
+    settle,
+)
 
 #: A side of the tile that goes in, of the one that comes out, and the values in them.
 INPUT, OUTPUT = 6, 4

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import njit
 from numba.core import cgutils
 
-from medseg.lanes import INT, LANES, VECTOR, WORDS, Lanes, Memory, broadcast, emitted, loop
+from medseg.kernels.vectors import INT, LANES, VECTOR, WORDS, Lanes, Memory, broadcast, emitted, loop
 
 #: Voxels that are looked at together, so that the loops over them become vector instructions.
 _RUN = 64

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from medseg.lanes import LANES, ZERO, Lanes, Memory, Moments, Sum, broadcast, centre, emitted, loop, settle
+from medseg.kernels.vectors import LANES, ZERO, Lanes, Memory, Moments, Sum, broadcast, centre, emitted, loop, settle
 
 #: Voxels that are gone through for one block of channels: few enough to stay in the nearest cache.
 _NEAR = 256

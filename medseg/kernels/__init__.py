@@ -1,0 +1,1 @@
+"""Compiled loops on arrays: numpy and numba alone, no torch. Each module serves the one named after its subject."""

@@ -1,0 +1,21 @@
+"""The version of medseg, and those of the packages that a result depends on."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+_PACKAGES = ("numpy", "scipy", "pydicom", "connected-components-3d", "numba", "torch")
+
+
+def versions() -> dict[str, str]:
+    """medseg, Python and the packages a result depends on."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"medseg": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
