@@ -25,7 +25,7 @@ from medseg.errors import BadFile, BadOutput, DataWarning, Interrupted, MedsegEr
 from medseg.memory import keep_memory
 
 if TYPE_CHECKING:
-    from medseg.io.dicom import Listed
+    from medseg.io.dicom.volumes import Listed
 
 app = typer.Typer(
     name="medseg",

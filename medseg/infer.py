@@ -32,7 +32,7 @@ from medseg.version import versions
 
 if TYPE_CHECKING:
     from medseg.config import BrainSpec
-    from medseg.io.dicom_result import Origin
+    from medseg.io.dicom.result import Origin
 
 #: What `--also` may ask for, and the ending of its name.
 DICOM_RESULTS = {"seg": ".seg.dcm", "rtstruct": ".rtstruct.dcm", "sr": ".sr.dcm"}
@@ -402,7 +402,7 @@ def dicom_results(job: Job, also: Sequence[str]) -> dict[str, Path]:
 
 def _origin(job: Job, volume: inference.Volume, model: inference.Model, extras: Extras) -> Origin:
     """The series that DICOM results refer to, opened before anything is computed. Raises `BadFile`, `BadOutput`."""
-    from medseg.io.dicom_result import check_grid, open_origin, without_warnings
+    from medseg.io.dicom.result import check_grid, open_origin, without_warnings
 
     with without_warnings(job.labels):
         import highdicom  # noqa: F401  (whether it is there)
@@ -425,10 +425,10 @@ def _dicom_writes(
     wanted: dict[str, Path], result: inference.Segmentation, origin: Origin
 ) -> list[tuple[Path, Callable[[Path], None]]]:
     """What writes the DICOM results; they are made now, so that nothing is written if one of them cannot be."""
-    from medseg.io.dicom_report import report_dataset
-    from medseg.io.dicom_result import save
-    from medseg.io.dicom_seg import seg_dataset
-    from medseg.io.rtstruct import rtstruct_dataset
+    from medseg.io.dicom.report import report_dataset
+    from medseg.io.dicom.result import save
+    from medseg.io.dicom.rtstruct import rtstruct_dataset
+    from medseg.io.dicom.seg import seg_dataset
 
     made: dict[str, Any] = {}
     for kind in ("seg", "rtstruct"):

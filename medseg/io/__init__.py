@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BadFile, BadOutput
 from medseg.files import open_file, sweep
-from medseg.io.dicom import Paths, list_volumes, name_of, read_dicom
-from medseg.io.dicom_codes import Overlap
-from medseg.io.dicom_result import DicomOptions, class_of, open_origin, planes_on_source
-from medseg.io.dicom_seg import SEG_CLASSES, read_seg, read_seg_table, write_seg
-from medseg.io.dicom_seg import read_segments as read_dicom_segments
-from medseg.io.dicom_slice import is_dicom
+from medseg.io.dicom.codes import Overlap
+from medseg.io.dicom.headers import is_dicom
+from medseg.io.dicom.result import DicomOptions, class_of, open_origin, planes_on_source
+from medseg.io.dicom.rtstruct import RTSTRUCT_CLASS, read_rtstruct, read_rtstruct_table, read_structures, write_rtstruct
+from medseg.io.dicom.seg import SEG_CLASSES, read_seg, read_seg_table, write_seg
+from medseg.io.dicom.seg import read_segments as read_dicom_segments
+from medseg.io.dicom.volumes import Paths, list_volumes, name_of, read_dicom
 from medseg.io.metaimage import read_metaimage, write_metaimage
 from medseg.io.mgh import read_mgh, write_mgh
 from medseg.io.nifti import read_nifti, write_nifti
 from medseg.io.nrrd import read_nrrd, write_nrrd
-from medseg.io.rtstruct import RTSTRUCT_CLASS, read_rtstruct, read_rtstruct_table, read_structures, write_rtstruct
 from medseg.io.slicer import read_seg_nrrd, read_table, write_seg_nrrd
 from medseg.io.slicer import read_segments as read_slicer_segments
 from medseg.io.voxels import SeveralVolumes, finite, labels_only

@@ -19,10 +19,10 @@ from strategies import affines
 from medseg import infer, io
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning
 from medseg.inference import Settings
-from medseg.io.dicom_codes import cielab, rgb, text
-from medseg.io.dicom_result import CARRIED, DicomOptions, decimal, open_origin
-from medseg.io.dicom_seg import _packed, read_segments
-from medseg.io.rtstruct import read_structures
+from medseg.io.dicom.codes import cielab, rgb, text
+from medseg.io.dicom.result import CARRIED, DicomOptions, decimal, open_origin
+from medseg.io.dicom.rtstruct import read_structures
+from medseg.io.dicom.seg import _packed, read_segments
 from medseg.labels import Label, LabelTable
 from medseg.volume import LPS, ORIENTATIONS, Volume, crop, grid_distance_mm, reorient
 

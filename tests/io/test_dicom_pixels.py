@@ -35,7 +35,7 @@ from pydicom.uid import (
 
 from medseg import io
 from medseg.errors import BadFile, DataWarning
-from medseg.io import dicom_pixels
+from medseg.io.dicom import pixels as dicom_pixels
 
 LOSSLESS = [RLELossless, JPEGLSLossless, JPEG2000Lossless]
 

@@ -16,8 +16,8 @@ from fuzzing import mutated
 
 from medseg import io
 from medseg.errors import BadFile, DataWarning
-from medseg.io.dicom_result import DicomOptions
-from medseg.io.dicom_seg import read_segments
+from medseg.io.dicom.result import DicomOptions
+from medseg.io.dicom.seg import read_segments
 from medseg.volume import Volume, grid_distance_mm, reorient, same_grid
 
 

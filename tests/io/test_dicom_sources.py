@@ -21,7 +21,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from medseg import io
 from medseg.errors import BadFile, DataWarning
-from medseg.io import dicom, dicom_source
+from medseg.io.dicom import source as dicom_source
+from medseg.io.dicom import volumes as dicom
 
 
 def zipped(path: Path, contents: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:
@@ -342,9 +343,7 @@ def many(count: int) -> bytes:
     "filling", [nested(5000), nested(100000), many(3000)], ids=["5000 deep", "100000 deep", "many"]
 )
 def test_headers_without_end_are_refused_quickly(tmp_path, monkeypatch, filling):
-    from medseg.io import dicom_slice
-
-    monkeypatch.setattr(dicom_slice, "MAX_READS", 2000)
+    monkeypatch.setattr("medseg.io.dicom.headers.MAX_READS", 2000)
     piece = enhanced([series()])
     del piece.PixelData, piece.PerFrameFunctionalGroupsSequence
     (tmp_path / "x.dcm").write_bytes(content_of(piece) + filling)

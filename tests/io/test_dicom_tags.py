@@ -15,7 +15,7 @@ from pydicom.tag import Tag
 
 from medseg import io
 from medseg.errors import BadFile
-from medseg.io.dicom_slice import TAGS
+from medseg.io.dicom.slices import TAGS
 
 #: Tags inside functional groups: sequence and tag.
 NESTED = [

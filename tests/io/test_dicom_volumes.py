@@ -36,7 +36,7 @@ from pydicom.uid import generate_uid
 
 from medseg import io
 from medseg.errors import BadFile, DataWarning
-from medseg.io import dicom
+from medseg.io.dicom import volumes as dicom
 from medseg.volume import LPS, Volume, reorient
 
 

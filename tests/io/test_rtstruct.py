@@ -17,7 +17,7 @@ from scipy import ndimage
 
 from medseg import io
 from medseg.errors import BadFile, DataWarning
-from medseg.io.rtstruct import outlines, read_structures
+from medseg.io.dicom.rtstruct import outlines, read_structures
 from medseg.volume import grid_distance_mm, reorient
 
 

@@ -16,21 +16,14 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile, DataWarning
 from medseg.files import MAX_BYTES, inside
-from medseg.io.dicom_pixels import stored_dtype_of, stored_pixels
-from medseg.io.dicom_repair import check_repair, doubles, repaired
-from medseg.io.dicom_series import Found, differences, find_volumes, sorted_along_normal
-from medseg.io.dicom_slice import (
-    CLASSIC,
-    Slice,
-    guarded,
-    header_values,
-    is_dicom,
-    is_dicomdir,
-    parse,
-    read_header,
-)
-from medseg.io.dicom_source import Entry, Paths, Source, name_of
-from medseg.io.dicom_suv import suv_factor
+from medseg.io.dicom.frames import parse
+from medseg.io.dicom.headers import guarded, header_values, is_dicom, is_dicomdir
+from medseg.io.dicom.pixels import stored_dtype_of, stored_pixels
+from medseg.io.dicom.repair import check_repair, doubles, repaired
+from medseg.io.dicom.series import Found, differences, find_volumes, sorted_along_normal
+from medseg.io.dicom.slices import CLASSIC, Slice, read_header
+from medseg.io.dicom.source import Entry, Paths, Source, name_of
+from medseg.io.dicom.suv import suv_factor
 from medseg.io.voxels import check_axes, make_volume, rescale
 from medseg.volume import Volume, orientation_of, spacing_of
 

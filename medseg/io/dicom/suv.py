@@ -12,8 +12,9 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from medseg.errors import BadFile
-from medseg.io.dicom_slice import SOP_CLASSES, Slice, guarded, header_values, number
-from medseg.io.dicom_source import Source
+from medseg.io.dicom.headers import guarded, header_values, number
+from medseg.io.dicom.slices import SOP_CLASSES, Slice
+from medseg.io.dicom.source import Source
 
 _TAGS = [
     "Units", "SUVType", "DecayCorrection", "PatientWeight", "SeriesDate", "SeriesTime", "AcquisitionDate",

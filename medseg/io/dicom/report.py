@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg.io.dicom_codes import category_of, code_item, type_of
-from medseg.io.dicom_result import CARRIED, Origin, complete, derived_uid, moment, without_warnings
+from medseg.io.dicom.codes import category_of, code_item, type_of
+from medseg.io.dicom.result import CARRIED, Origin, complete, derived_uid, moment, without_warnings
 
 if TYPE_CHECKING:
     from medseg.labels import Code, Label, LabelTable

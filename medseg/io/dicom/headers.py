@@ -1,8 +1,4 @@
-"""One DICOM file as slices: what its header says about each frame in it, and where the pixels lie.
-
-All of pydicom's behaviour with headers is contained here. A file is parsed once, up to its pixels. No value that could
-identify a person leaves this module, neither in a message nor in a warning.
-"""
+"""pydicom held in: headers are read up to their pixels, and what damage makes pydicom raise is a `BadFile`."""
 
 from __future__ import annotations
 
@@ -11,32 +7,16 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from medseg.errors import BadFile
-from medseg.io.dicom_source import Entry, Source, inflated
+from medseg.io.dicom.source import Entry, Source, inflated
 
-#: The kinds of image that are read: one slice per file, many frames per file, classic slices put into one file.
-CLASSIC = {
-    "1.2.840.10008.5.1.4.1.1.2": "CT",
-    "1.2.840.10008.5.1.4.1.1.4": "MR",
-    "1.2.840.10008.5.1.4.1.1.128": "PT",
-}
-ENHANCED = {
-    "1.2.840.10008.5.1.4.1.1.2.1": "CT",
-    "1.2.840.10008.5.1.4.1.1.4.1": "MR",
-    "1.2.840.10008.5.1.4.1.1.130": "PT",
-    "1.2.840.10008.5.1.4.1.1.2.2": "CT",
-    "1.2.840.10008.5.1.4.1.1.4.4": "MR",
-    "1.2.840.10008.5.1.4.1.1.128.1": "PT",
-}
-SOP_CLASSES = CLASSIC | ENHANCED
 DICOMDIR = "1.2.840.10008.1.3.10"
 IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN = (
     "1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2",
@@ -45,20 +25,6 @@ IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN = (
 NATIVE = (IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN)
 #: Most pieces in which a header is read: about 60 for a frame, of a few thousand.
 MAX_READS = 1 << 21
-#: Most slices of one file.
-MAX_FRAMES = 1 << 16
-#: The tags that are read; what is not here is passed over. The last four are Siemens' own headers of mosaics.
-TAGS: list[str | int] = [
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "ImageType", "SeriesNumber",
-    "InstanceNumber", "AcquisitionNumber", "AcquisitionTime", "NumberOfFrames", "SamplesPerPixel",
-    "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-    "PixelSpacing", "SpacingBetweenSlices", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope",
-    "RescaleIntercept", "ModalityLUTSequence", "PixelPaddingValue", "PixelPaddingRangeLimit", "EchoNumbers",
-    "EchoTime", "InversionTime", "FlipAngle", "TemporalPositionIdentifier", "TriggerTime", "DiffusionBValue",
-    "DiffusionGradientOrientation", "FrameReferenceTime", "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence", "DimensionIndexSequence", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
-    0x00291010, 0x00291110, 0x00291020, 0x00291120,
-]  # fmt: skip
 # What pydicom lets out on damaged files besides exceptions of its own, found by mutating files.
 _DAMAGE = (
     AttributeError, AssertionError, EOFError, IndexError, KeyError, LookupError, NotImplementedError, OSError,
@@ -72,16 +38,6 @@ class _BadTag(Exception):
 
 
 @dataclass(frozen=True)
-class Tile:
-    """Which part of a mosaic a slice is: its number, tiles in a row of them, and the size of the whole in pixels."""
-
-    number: int
-    across: int
-    rows: int
-    columns: int
-
-
-@dataclass(frozen=True)
 class PixelData:
     """Where the pixels of a file lie, and how they are packed."""
 
@@ -91,85 +47,6 @@ class PixelData:
     deflated_from: int | None = None  # where the deflated part of the file begins
     words: bool = True  # VR OW: 8-bit pixels in big-endian files are then swapped in pairs
     offsets: tuple[int, ...] = ()  # Extended Offset Table: of each frame from the end of the basic offset table
-
-
-@dataclass(frozen=True)
-class Slice:
-    """What a file says about one slice, or one frame, in it; None where the tag is absent."""
-
-    path: Path  # the file, or the zip that holds it
-    member: int | None  # which entry of the zip
-    frame: int  # which frame of the file, from 0
-    series: str
-    sop_class: str
-    sop_instance: str
-    frame_of_reference: str
-    image_type: tuple[str, ...]
-    frames: int
-    samples: int
-    photometric: str
-    rows: int
-    columns: int
-    bits: tuple[int, int, int, int]  # allocated, stored, high bit, signed
-    spacing: tuple[float, ...] | None  # between rows, between columns
-    position: tuple[float, ...] | None  # LPS mm of the first pixel's centre
-    orientation: tuple[float, ...] | None  # LPS directions along a row, along a column
-    slope: float | None
-    intercept: float | None
-    has_lookup: bool
-    padding: tuple[int, int] | None = None  # first and last stored value that means "no pixel"
-    series_number: int = 0
-    instance_number: int | None = None
-    #: What may tell the volumes of a series apart: echo, time, diffusion ...
-    traits: Mapping[str, Any] = field(default_factory=dict)
-    tile: Tile | None = None
-    pixels: PixelData = PixelData("", 0, 0)
-    #: Why the file cannot be read although it is an image, where that is known from its header.
-    problem: str = ""
-
-    @property
-    def entry(self) -> Entry:
-        """The file in its source."""
-        return Entry(self.path, self.member)
-
-    @property
-    def localizer(self) -> bool:
-        """Whether it is a scout view, made for planning."""
-        return "LOCALIZER" in self.image_type
-
-
-def parse(source: Source, entry: Entry, file: Any) -> list[Slice] | None:
-    """The slices of an open DICOM file, empty if it holds no image, None for a DICOMDIR. Raises `BadFile`."""
-    from medseg.io.dicom_frames import frames_of, tiles_of
-
-    where = source.where(entry)
-
-    def work(dicom: Any) -> list[Slice] | None:
-        dataset, pixels = _dataset(dicom, file, where, TAGS)
-        sop_class = sop_class_of(dataset)
-        if dataset.media_class == DICOMDIR:
-            return None
-        if pixels is None and (not sop_class or (dataset.cut_off and sop_class in SOP_CLASSES)):
-            raise BadFile(f"{where}: ends early; it is incomplete, export the series again and give its folder")
-        if dataset.get("Rows") is None and sop_class not in SOP_CLASSES:
-            return []
-        first = _slice_of(entry, dataset, pixels)
-        if first.sop_class in ENHANCED or first.frames > 1:
-            return frames_of(first, dataset)
-        return tiles_of(first, dataset) if "MOSAIC" in first.image_type else [first]
-
-    found: list[Slice] | None = guarded(where, work)
-    return found
-
-
-def read_header(path: str | Path, piece: Slice) -> Any:
-    """Everything but the pixels of the file that holds a slice, as a `pydicom.Dataset`. Raises `BadFile`.
-
-    For those who write DICOM objects about a series; nothing of it may go anywhere else.
-    """
-    with Source(piece.path) as source, source.open(piece.entry) as file:
-        where = source.where(piece.entry)
-        return guarded(where, lambda dicom: _dataset(dicom, file, where, None)[0])
 
 
 def is_dicomdir(source: Source, entry: Entry) -> bool:
@@ -187,7 +64,7 @@ def header_values(source: Source, entry: Entry, tags: Sequence[str | int]) -> An
     """Some tags of a file as a `pydicom.Dataset`. Raises `BadFile`."""
     where = source.where(entry)
     with source.open(entry) as file:
-        return guarded(where, lambda dicom: _dataset(dicom, file, where, tags)[0])
+        return guarded(where, lambda dicom: dataset_of(dicom, file, where, tags)[0])
 
 
 def sop_class_of(dataset: Any) -> str:
@@ -284,7 +161,7 @@ def guarded(where: str, work: Callable[[Any], Any]) -> Any:
         raise BadFile(f"{where}: is damaged or is not proper DICOM; export the series again") from None
 
 
-def _dataset(dicom: Any, file: Any, where: str, tags: Sequence[str | int] | None) -> tuple[Any, PixelData | None]:
+def dataset_of(dicom: Any, file: Any, where: str, tags: Sequence[str | int] | None) -> tuple[Any, PixelData | None]:
     """The data set up to the pixels, with `media_class`, `file_meta` and `cut_off`; and where the pixels lie."""
     meta, start = _file_meta(dicom, file)
     syntax = str(meta.get("TransferSyntaxUID", "") or "")
@@ -373,62 +250,3 @@ def _pixel_data(file: Any, syntax: str, implicit: bool, little: bool, deflated_f
         offset = file.tell()
     words = implicit or start[4:6] == b"OW"
     return PixelData(syntax, offset, -1 if length == 0xFFFFFFFF else length, deflated_from, words)
-
-
-def _slice_of(entry: Entry, dataset: Any, pixels: PixelData | None) -> Slice:
-    """What the top level of a data set says."""
-    whole = {name: number(dataset, name) for name in ("NumberOfFrames", "SamplesPerPixel", "Rows", "Columns")}
-    bits = [number(dataset, name) for name in ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")]
-    order, instance = trait(dataset, "SeriesNumber"), trait(dataset, "InstanceNumber")
-    image_type = dataset.get("ImageType") or ()
-    return Slice(
-        path=entry.path,
-        member=entry.member,
-        frame=0,
-        series=str(dataset.get("SeriesInstanceUID", "")),
-        sop_class=sop_class_of(dataset),
-        sop_instance=str(dataset.get("SOPInstanceUID", "")),
-        frame_of_reference=str(dataset.get("FrameOfReferenceUID", "")),
-        image_type=tuple(
-            str(part).upper() for part in ([image_type] if isinstance(image_type, str | bytes) else image_type)
-        ),
-        frames=int(1 if whole["NumberOfFrames"] is None else whole["NumberOfFrames"]),
-        samples=int(1 if whole["SamplesPerPixel"] is None else whole["SamplesPerPixel"]),
-        photometric=str(dataset.get("PhotometricInterpretation", "")),
-        rows=int(whole["Rows"] or 0),
-        columns=int(whole["Columns"] or 0),
-        bits=tuple(-1 if value is None else int(value) for value in bits),  # type: ignore[arg-type]
-        spacing=numbers(dataset, "PixelSpacing", 2),
-        position=numbers(dataset, "ImagePositionPatient", 3),
-        orientation=numbers(dataset, "ImageOrientationPatient", 6),
-        slope=number(dataset, "RescaleSlope"),
-        intercept=number(dataset, "RescaleIntercept"),
-        has_lookup=bool(dataset.get("ModalityLUTSequence", None)),
-        padding=_padding(dataset),
-        series_number=int(order) if isinstance(order, float) else 0,
-        instance_number=None if not isinstance(instance, float) else int(instance),
-        traits={
-            "echo": trait(dataset, "EchoNumbers") or echo_time(dataset, "EchoTime"),
-            "inversion": trait(dataset, "InversionTime"),
-            "flip": trait(dataset, "FlipAngle"),
-            "b_value": trait(dataset, "DiffusionBValue"),
-            "gradient": trait(dataset, "DiffusionGradientOrientation"),
-            "temporal": trait(dataset, "TemporalPositionIdentifier"),
-            "trigger": trait(dataset, "TriggerTime"),
-            "frame_time": trait(dataset, "FrameReferenceTime"),
-            "acquisition": trait(dataset, "AcquisitionNumber"),
-            "acquisition_time": trait(dataset, "AcquisitionTime"),
-        },
-        pixels=pixels or PixelData("", 0, 0),
-    )
-
-
-def _padding(dataset: Any) -> tuple[int, int] | None:
-    """The range of stored values that stand for no pixel (PS3.3 C.7.5.1.1.2), read with the sign of the pixels."""
-    first, last = trait(dataset, "PixelPaddingValue"), trait(dataset, "PixelPaddingRangeLimit")
-    if not isinstance(first, float):
-        return None
-    ends = [int(first), int(last) if isinstance(last, float) else int(first)]
-    if trait(dataset, "PixelRepresentation") == 1:  # written unsigned by some
-        ends = [end - 65536 if end > 32767 else end for end in ends]
-    return min(ends), max(ends)

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile
 from medseg.files import MAX_BYTES
-from medseg.io.dicom_slice import BIG_ENDIAN, NATIVE, Slice, guarded
-from medseg.io.dicom_source import Entry, Source, Unpacked, inflated
+from medseg.io.dicom.headers import BIG_ENDIAN, NATIVE, guarded
+from medseg.io.dicom.slices import Slice
+from medseg.io.dicom.source import Entry, Source, Unpacked, inflated
 
 #: Most seconds that unpacking one frame may take.
 FRAME_SECONDS = 30.0
@@ -30,7 +31,7 @@ MAX_RATIO = 4096
 _ITEM, _END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 #: JPEG and its relatives, which end with an end-of-image marker.
 _JPEG = ("1.2.840.10008.1.2.4.",)
-_DECODER = Path(__file__).with_name("dicom_decode.py")
+_DECODER = Path(__file__).with_name("decode.py")
 _SHORT = "the file is too short for what its header claims; it is damaged or incomplete"
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning
 from medseg.files import MAX_BYTES
-from medseg.io.dicom_codes import (
+from medseg.io.dicom.codes import (
     Overlap,
     category_of,
     chosen,
@@ -34,8 +34,10 @@ from medseg.io.dicom_codes import (
     text,
     type_of,
 )
-from medseg.io.dicom_pixels import stored_pixels
-from medseg.io.dicom_result import (
+from medseg.io.dicom.frames import parse
+from medseg.io.dicom.headers import guarded
+from medseg.io.dicom.pixels import stored_pixels
+from medseg.io.dicom.result import (
     DicomOptions,
     Origin,
     complete,
@@ -47,9 +49,8 @@ from medseg.io.dicom_result import (
     save,
     without_warnings,
 )
-from medseg.io.dicom_slice import guarded, parse
-from medseg.io.dicom_source import Entry, Paths
-from medseg.io.dicom_source import Source as PixelSource
+from medseg.io.dicom.source import Entry, Paths
+from medseg.io.dicom.source import Source as PixelSource
 from medseg.io.voxels import check_axes, labels_only, make_volume
 from medseg.volume import LPS, Volume
 

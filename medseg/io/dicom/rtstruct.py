@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning
-from medseg.io.dicom_codes import Overlap, category_of, chosen, code_item, read_codes, table_of, text, type_of
-from medseg.io.dicom_result import (
+from medseg.io.dicom.codes import Overlap, category_of, chosen, code_item, read_codes, table_of, text, type_of
+from medseg.io.dicom.headers import guarded
+from medseg.io.dicom.result import (
     DicomOptions,
     Origin,
     complete,
@@ -35,9 +36,8 @@ from medseg.io.dicom_result import (
     save,
     without_warnings,
 )
-from medseg.io.dicom_seg import algorithm_item, present_labels
-from medseg.io.dicom_slice import guarded
-from medseg.io.dicom_source import Paths
+from medseg.io.dicom.seg import algorithm_item, present_labels
+from medseg.io.dicom.source import Paths
 from medseg.io.voxels import labels_only, make_volume
 from medseg.volume import LPS, Volume
 

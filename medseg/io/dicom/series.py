@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile
-from medseg.io.dicom_slice import CLASSIC, SOP_CLASSES, Slice
-from medseg.io.dicom_source import Source
+from medseg.io.dicom.slices import CLASSIC, SOP_CLASSES, Slice
+from medseg.io.dicom.source import Source
 from medseg.volume import LPS
 
 #: Steps between slices may differ from each other by this part of their median (rounded positions do).

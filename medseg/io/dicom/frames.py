@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.io.dicom_slice import MAX_FRAMES, Slice, Tile, echo_time, number, numbers, trait
+from medseg.errors import BadFile
+from medseg.io.dicom.headers import DICOMDIR, dataset_of, echo_time, guarded, number, numbers, sop_class_of, trait
+from medseg.io.dicom.slices import ENHANCED, MAX_FRAMES, SOP_CLASSES, TAGS, Slice, Tile, slice_of
+from medseg.io.dicom.source import Entry, Source
 
 # Dimensions that say where a frame lies, not which volume it belongs to: In-Stack Position Number, Image Position.
 _PLACES = (0x00209057, 0x00200032)
@@ -224,4 +227,26 @@ def _csa_elements(value: bytes) -> dict[str, list[float]]:
             found[name] = [float(text) for text in texts if text]
         except ValueError:
             continue  # a text
+    return found
+
+
+def parse(source: Source, entry: Entry, file: Any) -> list[Slice] | None:
+    """The slices of an open DICOM file, empty if it holds no image, None for a DICOMDIR. Raises `BadFile`."""
+    where = source.where(entry)
+
+    def work(dicom: Any) -> list[Slice] | None:
+        dataset, pixels = dataset_of(dicom, file, where, TAGS)
+        sop_class = sop_class_of(dataset)
+        if dataset.media_class == DICOMDIR:
+            return None
+        if pixels is None and (not sop_class or (dataset.cut_off and sop_class in SOP_CLASSES)):
+            raise BadFile(f"{where}: ends early; it is incomplete, export the series again and give its folder")
+        if dataset.get("Rows") is None and sop_class not in SOP_CLASSES:
+            return []
+        first = slice_of(entry, dataset, pixels)
+        if first.sop_class in ENHANCED or first.frames > 1:
+            return frames_of(first, dataset)
+        return tiles_of(first, dataset) if "MOSAIC" in first.image_type else [first]
+
+    found: list[Slice] | None = guarded(where, work)
     return found

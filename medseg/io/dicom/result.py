@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile, BadOutput, DataWarning
 from medseg.files import atomic_write, open_file
-from medseg.io.dicom import ordered_slices
-from medseg.io.dicom_codes import scheme_item, text
-from medseg.io.dicom_series import grid
-from medseg.io.dicom_slice import Slice, guarded, read_header, without_remarks
-from medseg.io.dicom_source import Paths, name_of
+from medseg.io.dicom.codes import scheme_item, text
+from medseg.io.dicom.headers import guarded, without_remarks
+from medseg.io.dicom.series import grid
+from medseg.io.dicom.slices import Slice, read_header
+from medseg.io.dicom.source import Paths, name_of
+from medseg.io.dicom.volumes import ordered_slices
 from medseg.volume import Volume, resample
 
 #: Attributes of the Patient and Study modules (PS3.3 C.7.1.1, C.7.2.1) that results take over; all are of type 2.
@@ -316,7 +317,7 @@ def _equipment(origin: Origin) -> Any:
 
 
 def _uses_private_codes(dataset: Any) -> bool:
-    from medseg.io.dicom_codes import PRIVATE_SCHEME
+    from medseg.io.dicom.codes import PRIVATE_SCHEME
 
     return any(item.get("CodingSchemeDesignator") == PRIVATE_SCHEME for item in _items(dataset))
 

@@ -1,0 +1,1 @@
+"""DICOM: series become volumes; label maps become segmentations, structure sets and reports."""

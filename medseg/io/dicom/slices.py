@@ -1,0 +1,169 @@
+"""One DICOM file as slices: what its header says about each frame in it, and where the pixels lie.
+
+A file is parsed once, up to its pixels. No value that could identify a person leaves this module, neither in a message
+nor in a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medseg.io.dicom.headers import PixelData, dataset_of, echo_time, guarded, number, numbers, sop_class_of, trait
+from medseg.io.dicom.source import Entry, Source
+
+#: The kinds of image that are read: one slice per file, many frames per file, classic slices put into one file.
+CLASSIC = {
+    "1.2.840.10008.5.1.4.1.1.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.4": "MR",
+    "1.2.840.10008.5.1.4.1.1.128": "PT",
+}
+ENHANCED = {
+    "1.2.840.10008.5.1.4.1.1.2.1": "CT",
+    "1.2.840.10008.5.1.4.1.1.4.1": "MR",
+    "1.2.840.10008.5.1.4.1.1.130": "PT",
+    "1.2.840.10008.5.1.4.1.1.2.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.4.4": "MR",
+    "1.2.840.10008.5.1.4.1.1.128.1": "PT",
+}
+SOP_CLASSES = CLASSIC | ENHANCED
+#: Most slices of one file.
+MAX_FRAMES = 1 << 16
+#: The tags that are read; what is not here is passed over. The last four are Siemens' own headers of mosaics.
+TAGS: list[str | int] = [
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "ImageType", "SeriesNumber",
+    "InstanceNumber", "AcquisitionNumber", "AcquisitionTime", "NumberOfFrames", "SamplesPerPixel",
+    "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
+    "PixelSpacing", "SpacingBetweenSlices", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope",
+    "RescaleIntercept", "ModalityLUTSequence", "PixelPaddingValue", "PixelPaddingRangeLimit", "EchoNumbers",
+    "EchoTime", "InversionTime", "FlipAngle", "TemporalPositionIdentifier", "TriggerTime", "DiffusionBValue",
+    "DiffusionGradientOrientation", "FrameReferenceTime", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence", "DimensionIndexSequence", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
+    0x00291010, 0x00291110, 0x00291020, 0x00291120,
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Which part of a mosaic a slice is: its number, tiles in a row of them, and the size of the whole in pixels."""
+
+    number: int
+    across: int
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What a file says about one slice, or one frame, in it; None where the tag is absent."""
+
+    path: Path  # the file, or the zip that holds it
+    member: int | None  # which entry of the zip
+    frame: int  # which frame of the file, from 0
+    series: str
+    sop_class: str
+    sop_instance: str
+    frame_of_reference: str
+    image_type: tuple[str, ...]
+    frames: int
+    samples: int
+    photometric: str
+    rows: int
+    columns: int
+    bits: tuple[int, int, int, int]  # allocated, stored, high bit, signed
+    spacing: tuple[float, ...] | None  # between rows, between columns
+    position: tuple[float, ...] | None  # LPS mm of the first pixel's centre
+    orientation: tuple[float, ...] | None  # LPS directions along a row, along a column
+    slope: float | None
+    intercept: float | None
+    has_lookup: bool
+    padding: tuple[int, int] | None = None  # first and last stored value that means "no pixel"
+    series_number: int = 0
+    instance_number: int | None = None
+    #: What may tell the volumes of a series apart: echo, time, diffusion ...
+    traits: Mapping[str, Any] = field(default_factory=dict)
+    tile: Tile | None = None
+    pixels: PixelData = PixelData("", 0, 0)  # noqa: RUF009 (it is frozen)
+    #: Why the file cannot be read although it is an image, where that is known from its header.
+    problem: str = ""
+
+    @property
+    def entry(self) -> Entry:
+        """The file in its source."""
+        return Entry(self.path, self.member)
+
+    @property
+    def localizer(self) -> bool:
+        """Whether it is a scout view, made for planning."""
+        return "LOCALIZER" in self.image_type
+
+
+def read_header(path: str | Path, piece: Slice) -> Any:
+    """Everything but the pixels of the file that holds a slice, as a `pydicom.Dataset`. Raises `BadFile`.
+
+    For those who write DICOM objects about a series; nothing of it may go anywhere else.
+    """
+    with Source(piece.path) as source, source.open(piece.entry) as file:
+        where = source.where(piece.entry)
+        return guarded(where, lambda dicom: dataset_of(dicom, file, where, None)[0])
+
+
+def slice_of(entry: Entry, dataset: Any, pixels: PixelData | None) -> Slice:
+    """What the top level of a data set says."""
+    whole = {name: number(dataset, name) for name in ("NumberOfFrames", "SamplesPerPixel", "Rows", "Columns")}
+    bits = [number(dataset, name) for name in ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")]
+    order, instance = trait(dataset, "SeriesNumber"), trait(dataset, "InstanceNumber")
+    image_type = dataset.get("ImageType") or ()
+    return Slice(
+        path=entry.path,
+        member=entry.member,
+        frame=0,
+        series=str(dataset.get("SeriesInstanceUID", "")),
+        sop_class=sop_class_of(dataset),
+        sop_instance=str(dataset.get("SOPInstanceUID", "")),
+        frame_of_reference=str(dataset.get("FrameOfReferenceUID", "")),
+        image_type=tuple(
+            str(part).upper() for part in ([image_type] if isinstance(image_type, str | bytes) else image_type)
+        ),
+        frames=int(1 if whole["NumberOfFrames"] is None else whole["NumberOfFrames"]),
+        samples=int(1 if whole["SamplesPerPixel"] is None else whole["SamplesPerPixel"]),
+        photometric=str(dataset.get("PhotometricInterpretation", "")),
+        rows=int(whole["Rows"] or 0),
+        columns=int(whole["Columns"] or 0),
+        bits=tuple(-1 if value is None else int(value) for value in bits),  # type: ignore[arg-type]
+        spacing=numbers(dataset, "PixelSpacing", 2),
+        position=numbers(dataset, "ImagePositionPatient", 3),
+        orientation=numbers(dataset, "ImageOrientationPatient", 6),
+        slope=number(dataset, "RescaleSlope"),
+        intercept=number(dataset, "RescaleIntercept"),
+        has_lookup=bool(dataset.get("ModalityLUTSequence", None)),
+        padding=_padding(dataset),
+        series_number=int(order) if isinstance(order, float) else 0,
+        instance_number=None if not isinstance(instance, float) else int(instance),
+        traits={
+            "echo": trait(dataset, "EchoNumbers") or echo_time(dataset, "EchoTime"),
+            "inversion": trait(dataset, "InversionTime"),
+            "flip": trait(dataset, "FlipAngle"),
+            "b_value": trait(dataset, "DiffusionBValue"),
+            "gradient": trait(dataset, "DiffusionGradientOrientation"),
+            "temporal": trait(dataset, "TemporalPositionIdentifier"),
+            "trigger": trait(dataset, "TriggerTime"),
+            "frame_time": trait(dataset, "FrameReferenceTime"),
+            "acquisition": trait(dataset, "AcquisitionNumber"),
+            "acquisition_time": trait(dataset, "AcquisitionTime"),
+        },
+        pixels=pixels or PixelData("", 0, 0),
+    )
+
+
+def _padding(dataset: Any) -> tuple[int, int] | None:
+    """The range of stored values that stand for no pixel (PS3.3 C.7.5.1.1.2), read with the sign of the pixels."""
+    first, last = trait(dataset, "PixelPaddingValue"), trait(dataset, "PixelPaddingRangeLimit")
+    if not isinstance(first, float):
+        return None
+    ends = [int(first), int(last) if isinstance(last, float) else int(first)]
+    if trait(dataset, "PixelRepresentation") == 1:  # written unsigned by some
+        ends = [end - 65536 if end > 32767 else end for end in ends]
+    return min(ends), max(ends)
