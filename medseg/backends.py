@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from medseg.checkpoint import Checkpoint
 from medseg.errors import BadConfig, BadModel, DataWarning, NotEnoughMemory
 from medseg.fast_conv import accelerate
+from medseg.models.folder import Checkpoint
 from medseg.painter import Head, Slopes
 from medseg.processor import has_matrix_units
 from medseg.window import Predict
@@ -355,7 +355,7 @@ def blended_features(checkpoints: Sequence[Checkpoint], mirrored: bool = False) 
 
     Found without loading any weights. mirrored: whether patches are also predicted mirrored.
     """
-    from medseg.models import build_model
+    from medseg.networks.zoo import build_model
 
     outputs = checkpoints[0].spec.outputs
     found = []
@@ -509,7 +509,7 @@ def activation_bytes(checkpoint: Checkpoint, batch: int = 1, deferred: bool = Fa
 
     deferred: without the network's last layer.
     """
-    from medseg.models import build_model
+    from medseg.networks.zoo import build_model
 
     spec = checkpoint.spec
     with torch.device("meta"), torch.no_grad():  # in inference mode operations would come whole, not in their parts

@@ -353,8 +353,8 @@ def models(as_json: Json = False) -> None:
     """List the models that come with medseg."""
     import json
 
-    from medseg.checkpoint import bundled_models, load_checkpoint
     from medseg.intensity import INTENSITY_MODELS
+    from medseg.models.folder import bundled_models, load_checkpoint
 
     rows = []
     for name in bundled_models():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli_evaluate import Json, Quiet, _bar, _print_json, print_rows
+from medseg.cli_evaluate import Json, Quiet, bar, print_json, print_rows
 
 if TYPE_CHECKING:
     from medseg.check import CaseFacts, Check
@@ -41,7 +41,7 @@ def check(
     from medseg.check import check_dataset
     from medseg.dataset import read_dataset
 
-    with _bar(quiet) as progress:
+    with bar(quiet) as progress:
         found = read_dataset(dataset, progress)
         result = check_dataset(found, progress)
     done: list[str] | None = None
@@ -53,7 +53,7 @@ def check(
         head: dict[str, Any] = {"dataset": found.name, "layout": found.layout, "channels": list(found.channels)}
         labels = {str(value): name for value, name in found.table.names.items()}
         fixed = {} if done is None else {"fixed": done}
-        _print_json(head | {"labels": labels} | result.as_dict() | fixed)
+        print_json(head | {"labels": labels} | result.as_dict() | fixed)
     else:
         _show(found, result)
         for text in done or ():

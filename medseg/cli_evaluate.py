@@ -80,14 +80,14 @@ def evaluate(
         seed=seed,
         number_cases=number_cases,
     )
-    with _bar(quiet) as progress:
+    with bar(quiet) as progress:
         result = run.evaluate(reference, prediction, output, options, known, progress)
     for problem in result.problems:
         print(f"note: {problem}", file=sys.stderr)
     if not quiet:
         print(f"scores.csv, summary.json and report.html are in {output}", file=sys.stderr)
     if as_json:
-        _print_json(result.summary)
+        print_json(result.summary)
     else:
         print_rows(*run.summary_table(result.summary))
 
@@ -107,7 +107,7 @@ def compare(
     for problem in result.problems:
         print(f"note: {problem}", file=sys.stderr)
     if as_json:
-        _print_json(asdict(result))
+        print_json(asdict(result))
         return
     title = f"{result.score}: {result.n_cases} cases, {result.n_excluded} undefined scores left out"
     print_rows(title, result.methods)
@@ -129,8 +129,8 @@ def clean(
     as_json: Json = False,
 ) -> None:
     """Clean up a label map: keep the largest parts, drop small ones, fill holes, in this order."""
-    from medseg.cleanup import clean as run
     from medseg.io import embedded_table, read_labels, write
+    from medseg.postprocess.cleanup import clean as run
 
     steps: list[dict[str, Any]] = []
     if keep_largest or keep:
@@ -147,7 +147,7 @@ def clean(
     write(after, output, table=embedded_table(labels))
     row: dict[str, Any] = {"output": str(output), "steps": [step["step"] for step in steps]}
     row["voxels_changed"] = int((before.data != after.data).sum())
-    _print_json(row) if as_json else print_rows("", [row | {"steps": ", ".join(row["steps"])}])
+    print_json(row) if as_json else print_rows("", [row | {"steps": ", ".join(row["steps"])}])
 
 
 def _tolerances(texts: Sequence[str] | None) -> float | dict[str, float]:
@@ -168,7 +168,8 @@ def _label_list(text: str) -> list[int]:
         raise BadConfig(f"--labels {text}: write whole numbers, e.g. 1,2") from None
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """On stdout, for machines."""
     import json
 
     print(json.dumps(value))
@@ -198,7 +199,7 @@ def print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def _bar(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+def bar(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
     """A progress bar over cases on stderr."""
     if quiet:
         yield None

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.checkpoint import Checkpoint
 from medseg.errors import BadConfig, BadModel, BadOutput
 from medseg.files import atomic_write
 from medseg.inference import CONTENT_ABOVE, CONTENT_MARGIN, Settings, mirror_axes
+from medseg.models.folder import Checkpoint
 from medseg.preprocess import SAME_SPACING
 
 if TYPE_CHECKING:

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from medseg.fused_norm import LANES, combined, moments, numbers, settle
 from medseg.kernels.threads import in_parallel
-from medseg.models.unet import Block
+from medseg.networks.layers import Block
+from medseg.networks.ops.norm import LANES, combined, moments, numbers, settle
 
 #: Mean and variance (B, C) of a map.
 _Spread = tuple[np.ndarray, np.ndarray]

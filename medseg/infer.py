@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg import anatomy, face, inference, record
+from medseg import inference, record
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, MedsegError
 from medseg.intensity import INTENSITY_MODELS
 from medseg.io import (
@@ -28,6 +28,8 @@ from medseg.io import (
     write,
 )
 from medseg.memory import peak_memory_bytes
+from medseg.postprocess import anatomy, face
+from medseg.postprocess.volumes import structure_volumes
 from medseg.version import versions
 
 if TYPE_CHECKING:
@@ -196,7 +198,7 @@ def load_model(*names: str) -> inference.Model:
     """The checkpoints of bundled models and model folders, or an intensity model's name. Raises `BadModel`."""
     if names[0] in INTENSITY_MODELS and len(names) == 1:
         return names[0]
-    from medseg.checkpoint import load_checkpoint
+    from medseg.models.folder import load_checkpoint
 
     return [load_checkpoint(name) for name in names]
 
@@ -240,7 +242,7 @@ def infer(
     words = {path: f"channel {n + 1}" if job.channels else "the scan" for n, path in enumerate(job.files)}
     for path in sorted(words, key=lambda path: -len(str(path))):  # a name may begin as another one does
         told = [_without_name(text, path, words[path]) for text in told]
-    brain, structures = _brain(model), inference.structure_volumes(result.labels, result.table)
+    brain, structures = _brain(model), structure_volumes(result.labels, result.table)
     for row in structures:
         if row["value"] in result.confidence and row["voxels"]:
             row["confidence"] = round(result.confidence[row["value"]], 3)
@@ -436,7 +438,7 @@ def _dicom_writes(
             build = seg_dataset if kind == "seg" else rtstruct_dataset
             made[kind] = build(result.labels, origin, wanted[kind], table=result.table)
     if "sr" in wanted:
-        ml = {row["value"]: row["ml"] for row in inference.structure_volumes(result.labels, result.table)}
+        ml = {row["value"]: row["ml"] for row in structure_volumes(result.labels, result.table)}
         made["sr"] = report_dataset(made["seg"], origin, ml, wanted["sr"], table=result.table)
     return [(wanted[kind], partial(save, dataset)) for kind, dataset in made.items()]
 

@@ -9,53 +9,41 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.cleanup import clean
 from medseg.errors import BadConfig, BadFile, BadModel, NotEnoughMemory
 from medseg.intensity import INTENSITY_MODELS, intensity_table
 from medseg.labels import LabelTable
 from medseg.memory import free_bytes, resident_bytes
+from medseg.postprocess.cleanup import clean
+from medseg.postprocess.fluid import separate_fluid
 from medseg.preprocess import ModelGrid, model_grid, on_one_grid, prepare, scan_to_grid
-from medseg.refine import separate_fluid
 from medseg.volume import Volume, crop
 
 if TYPE_CHECKING:
     import torch
 
     from medseg.backends import Predictor
-    from medseg.checkpoint import Checkpoint
+    from medseg.models.folder import Checkpoint
     from medseg.painter import Painter
     from medseg.window import Windows
 
 
 #: One checkpoint, several of the same task whose logits are averaged, or the name of an intensity model.
 Model: TypeAlias = "Checkpoint | Sequence[Checkpoint] | str"
-
-
 #: One scan, or one for each of the model's channels, in its order and on one grid.
 Scans: TypeAlias = Volume | Sequence[Volume]
-
-
 #: Called with (what is being done, steps done, steps in all).
 Progress = Callable[[str, int, int], None]
-
-
 #: A plane of the model's input belongs to the content if any of its voxels is brighter than this share.
 CONTENT_ABOVE = 0.1
-
-
 #: Voxels kept around the content.
 CONTENT_MARGIN = 6
-
-
 #: Logit of every other class where a voxel is known to be background.
 _NEVER = -1e4
-
-
 #: Into how many parts a scan may be cut, to be computed one after the other, where memory is short.
 _STRIPES = (1, 2, 3, 4, 6, 8, 12, 16)
 
@@ -302,7 +290,7 @@ def segment(
     """
     volumes = as_volumes(scan)
     if isinstance(model, str) and model not in INTENSITY_MODELS:
-        from medseg.checkpoint import load_checkpoint
+        from medseg.models.folder import load_checkpoint
 
         model = load_checkpoint(model)
     check_channels(volumes, model)
@@ -336,7 +324,7 @@ def _segment_located(
 
     A coarse model of one channel looks at the first scan.
     """
-    from medseg.checkpoint import load_checkpoint
+    from medseg.models.folder import load_checkpoint
 
     locate = checkpoints[0].spec.locate
     assert locate is not None
@@ -554,20 +542,3 @@ def _piecewise_constant(sample: NDArray) -> bool:
         inside = np.take(content, range(sample.shape[axis] - 1), axis)
         shares.append(float((a == b)[inside].mean()) if inside.any() else 1.0)
     return bool(shares) and min(shares) > 0.6
-
-
-def structure_volumes(labels: Volume, table: LabelTable) -> list[dict[str, Any]]:
-    """Voxels and volume in mL of every structure of the table, absent ones with 0."""
-    counts = np.zeros(max(table.values, default=0) + 1, np.int64)
-    for plane in labels.data:  # one at a time: bincount makes 64-bit numbers of them
-        found = np.bincount(plane.ravel(), minlength=len(counts))
-        counts = found + np.pad(counts, (0, len(found) - len(counts)))
-    return [
-        {
-            "value": label.value,
-            "name": label.name,
-            "voxels": int(counts[label.value]),
-            "ml": round(float(counts[label.value]) * labels.voxel_mm3 / 1000, 3),
-        }
-        for label in table.labels
-    ]

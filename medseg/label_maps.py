@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from medseg.config import Config
 from medseg.errors import BadConfig
-from medseg.fused_loss import can_fuse_loss, hits
 from medseg.io import read_labels
 from medseg.labels import LabelTable
 from medseg.losses import unfolded
+from medseg.networks.ops.loss import can_fuse_loss, hits
 from medseg.synth import Heads, Lookup, load_heads, lookup, render
 
 

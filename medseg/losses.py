@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg import fused_loss
+from medseg.networks.ops import loss as fused_loss
 
 #: Label of voxels that say nothing: an ignore label of the data set.
 IGNORE = -1

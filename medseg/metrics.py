@@ -30,8 +30,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
-from medseg.cleanup import Components, components, contiguous, is_reversed, look_up
 from medseg.errors import BadConfig, BadGeometry
+from medseg.postprocess.components import Components, components, contiguous, is_reversed, look_up
 
 Surface = Literal["surfel", "voxel"]
 Empty = Literal["nan", "best_worst", "diagonal"]

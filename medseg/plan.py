@@ -23,7 +23,7 @@ from medseg.config import Config
 from medseg.dataset import Dataset
 from medseg.errors import BadConfig, BadFile, NotEnoughMemory
 from medseg.labels import is_lateral
-from medseg.models import TRAINING, build_model, patch_multiples, small
+from medseg.networks.zoo import TRAINING, build_model, patch_multiples, small
 from medseg.team import innermost_channels
 
 #: Patches that a run should see at least; fewer and it is better to make each of them cheaper.

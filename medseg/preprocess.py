@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.checkpoint import FixedScale, GridKind, PercentileScale, ZScore
 from medseg.errors import BadFile
+from medseg.models.spec import FixedScale, GridKind, PercentileScale, ZScore
 from medseg.volume import Volume, reorient, resample, same_grid
 
 if TYPE_CHECKING:

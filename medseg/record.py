@@ -43,7 +43,7 @@ def found_objects(labels: Volume) -> tuple[Volume, list[dict[str, Any]]]:
 
     A row holds the object's number, its label, voxels, volume in mL and bounding box in RAS mm (edges of voxels).
     """
-    from medseg.cleanup import components
+    from medseg.postprocess.components import components
 
     numbers, parts = components(labels.data)
     rows = []

@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medseg.augment import draw_patches
-from medseg.checkpoint import Checkpoint, ModelSpec
 from medseg.config import Config
 from medseg.dataset import Case, Dataset, load_case, read_case_labels, read_channels
 from medseg.errors import BadConfig, BadFile
 from medseg.files import atomic_write
 from medseg.inference import Settings, segment
 from medseg.losses import IGNORE
+from medseg.models.folder import Checkpoint
+from medseg.models.spec import ModelSpec
 from medseg.preprocess import labels_on_grid, prepare
 from medseg.volume import Volume
 

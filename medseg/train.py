@@ -17,8 +17,6 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from medseg.checkpoint import load_checkpoint, load_state, save_checkpoint, save_state
-from medseg.cleanup import check_steps
 from medseg.config import Config, TrainConfig
 from medseg.curves import draw_curves
 from medseg.errors import BadConfig, BadModel, DataWarning, Interrupted
@@ -26,8 +24,10 @@ from medseg.files import atomic_write, sweep
 from medseg.label_maps import LabelMaps, hard_dice
 from medseg.labels import LabelTable
 from medseg.losses import segmentation_loss
-from medseg.models import FLOAT32_ON_CPU, build_model, check_patch
-from medseg.models.unet import conv, likes_channels_last
+from medseg.models.folder import load_checkpoint, load_state, save_checkpoint, save_state
+from medseg.networks.layers import conv, likes_channels_last
+from medseg.networks.zoo import FLOAT32_ON_CPU, build_model, check_patch
+from medseg.postprocess.cleanup import check_steps
 from medseg.processor import has_matrix_units
 from medseg.team import Team, whole
 

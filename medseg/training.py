@@ -18,8 +18,6 @@ import numpy as np
 import torch
 
 from medseg.check import check_dataset
-from medseg.checkpoint import Checkpoint, change_spec, load_checkpoint, load_state
-from medseg.cleanup import clean
 from medseg.config import Config, make_config, override, read_settings
 from medseg.dataset import (
     Case,
@@ -37,9 +35,11 @@ from medseg.files import atomic_write, private_folder, sweep
 from medseg.inference import Settings, segment
 from medseg.io import read_labels, write
 from medseg.memory import free_bytes
-from medseg.modelcard import model_card
-from medseg.models import DEEP_SUPERVISION, build_model
+from medseg.models.card import model_card
+from medseg.models.folder import Checkpoint, change_spec, load_checkpoint, load_state
+from medseg.networks.zoo import DEEP_SUPERVISION, build_model
 from medseg.plan import Choice, Machine, as_json, as_settings, check_memory, fingerprint, make_plan
+from medseg.postprocess.cleanup import clean
 from medseg.scans import Scans, structures_of
 from medseg.team import Team
 from medseg.tracking import open_trackers

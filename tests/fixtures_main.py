@@ -9,7 +9,7 @@ import models_for_tests as tiny
 import pytest
 import torch
 
-from medseg.models import MODELS
+from medseg.networks.zoo import MODELS
 
 
 @pytest.fixture(autouse=True)

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from medseg.checkpoint import save_checkpoint
 from medseg.labels import Label, LabelTable
-from medseg.models import MODELS, build_model
+from medseg.models.folder import save_checkpoint
+from medseg.networks.zoo import MODELS, build_model
 from medseg.volume import Volume
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,10 +7,10 @@ import csv
 import numpy as np
 import pytest
 
-from medseg import anatomy
-from medseg.checkpoint import load_checkpoint
 from medseg.config import BrainSpec
-from medseg.inference import structure_volumes
+from medseg.models.folder import load_checkpoint
+from medseg.postprocess import anatomy
+from medseg.postprocess.volumes import structure_volumes
 from medseg.volume import ORIENTATIONS, Volume, reorient
 
 CHECKPOINT = load_checkpoint("brain")

@@ -25,10 +25,11 @@ from medseg.backends import (
     open_models,
     open_torch,
 )
-from medseg.checkpoint import Checkpoint, load_checkpoint
 from medseg.errors import BadConfig, BadModel, DataWarning, NotEnoughMemory
-from medseg.models import MODELS, small
-from medseg.models.unet import UNet, unfold_cells
+from medseg.models.folder import Checkpoint, load_checkpoint
+from medseg.networks.layers import unfold_cells
+from medseg.networks.unet import UNet
+from medseg.networks.zoo import MODELS, small
 
 CPU = torch.device("cpu")
 STEMLESS = {"features": [4, 8], "encoder_blocks": [1, 1], "decoder_blocks": [1]}
@@ -341,7 +342,7 @@ def test_activation_bytes_are_the_most_that_live_at_once(others: list[Checkpoint
         def __init__(self, channels: int, classes: int) -> None:
             super().__init__(nn.Conv3d(channels, 5, 1), nn.Conv3d(5, classes, 1))
 
-    with mock.patch("medseg.models.build_model", lambda *a, **k: Two(1, 3)):
+    with mock.patch("medseg.networks.zoo.build_model", lambda *a, **k: Two(1, 3)):
         assert activation_bytes(others[0]) == 4 * 16**3 * (5 + 3)
         assert activation_bytes(others[0], 3) == 3 * 4 * 16**3 * (5 + 3)
 

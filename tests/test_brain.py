@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medseg.checkpoint import load_checkpoint
 from medseg.errors import BadConfig
 from medseg.infer import BRAIN_RESULTS, Extras, Job, infer, jobs
 from medseg.inference import Settings, segment
 from medseg.io import read, read_labels
+from medseg.models.folder import load_checkpoint
 from medseg.volume import Volume, reorient, resample
 
 SAMPLES = Path(__file__).parent.parent / "sample_volumes"

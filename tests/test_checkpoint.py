@@ -18,20 +18,11 @@ import torch
 from fixtures_main import known_networks, one_thread  # noqa: F401
 from safetensors.torch import load_file, save, save_file
 
-from medseg.checkpoint import (
-    BUNDLED,
-    FixedScale,
-    PercentileScale,
-    ZScore,
-    bundled_models,
-    load_checkpoint,
-    load_state,
-    save_checkpoint,
-    save_state,
-)
 from medseg.errors import BadModel
-from medseg.models import build_model
-from medseg.models.unet import UNet
+from medseg.models.folder import BUNDLED, bundled_models, load_checkpoint, load_state, save_checkpoint, save_state
+from medseg.models.spec import FixedScale, PercentileScale, ZScore
+from medseg.networks.unet import UNet
+from medseg.networks.zoo import build_model
 
 
 @pytest.fixture
@@ -367,7 +358,7 @@ HUGE = [
 MEASURE = """
 import json, resource, sys, time
 import torch
-from medseg.checkpoint import load_checkpoint
+from medseg.models.folder import load_checkpoint
 from medseg.errors import BadModel
 torch.set_num_threads(1)
 load_checkpoint(sys.argv[1]).network()
@@ -400,7 +391,7 @@ def test_a_model_of_huge_options_is_refused_at_once_and_without_memory(tmp_path:
 
 
 def test_weights_larger_than_allowed_are_refused_before_they_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("medseg.checkpoint.MAX_WEIGHTS", 100)
+    monkeypatch.setattr("medseg.models.folder.MAX_WEIGHTS", 100)
     with pytest.raises(BadModel, match="more than the 100 allowed"):
         load_checkpoint(str(folder))
 

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from medseg import cleanup
 from medseg.errors import BadConfig
+from medseg.postprocess.cleanup import clean, drop_small, fill_holes, keep_largest
+from medseg.postprocess.components import components
 from medseg.volume import Volume
 
 NEAR = {6: 1, 18: 2, 26: 3}
@@ -54,10 +55,10 @@ def test_components_keep_and_drop_equal_the_loop(labels, connectivity, count):
         kept[mask] = value if ranks[value] <= count else 0
         dropped[mask] = value if voxels * 0.5 >= 2 else 0
     before = labels.copy()
-    largest = cleanup.keep_largest(labels, count=count, connectivity=connectivity)
+    largest = keep_largest(labels, count=count, connectivity=connectivity)
     assert largest.dtype == labels.dtype and (largest == kept).all()
-    assert (cleanup.drop_small(labels, 2, 0.5, connectivity=connectivity) == dropped).all()
-    numbers, table = cleanup.components(labels, connectivity)
+    assert (drop_small(labels, 2, 0.5, connectivity=connectivity) == dropped).all()
+    numbers, table = components(labels, connectivity)
     assert table.label.tolist() == [p[0] for p in parts] and table.voxels.tolist() == [p[1] for p in parts]
     for n, (_, _, mask) in enumerate(parts):
         assert ((numbers == n + 1) == mask).all()
@@ -81,12 +82,12 @@ def filled_by_loop(labels, values):
 @given(label_maps())
 def test_fill_holes_equals_the_loop(labels):
     values = [int(value) for value in np.unique(labels) if value]
-    assert (cleanup.fill_holes(labels) == filled_by_loop(labels, values)).all()
-    assert (cleanup.fill_holes(labels, values[:1]) == filled_by_loop(labels, values[:1])).all()
+    assert (fill_holes(labels) == filled_by_loop(labels, values)).all()
+    assert (fill_holes(labels, values[:1]) == filled_by_loop(labels, values[:1])).all()
     over = labels.copy()
     for value in values:
         over[ndimage.binary_fill_holes(over == value)] = value
-    assert (cleanup.fill_holes(labels, overwrite=True) == over).all()
+    assert (fill_holes(labels, overwrite=True) == over).all()
 
 
 def test_nested_holes():
@@ -95,35 +96,35 @@ def test_nested_holes():
     labels[2:13, 2:13, 2:13] = 0
     labels[4:11, 4:11, 4:11] = 2
     labels[6:9, 6:9, 6:9] = 0
-    filled = cleanup.fill_holes(labels)
+    filled = fill_holes(labels)
     assert filled[3, 3, 3] == 1 and filled[7, 7, 7] == 2 and filled[5, 5, 5] == 2 and filled[0, 0, 0] == 0
-    assert cleanup.fill_holes(labels, [1])[7, 7, 7] == 1  # asked for 1 alone, which encloses it too
-    assert (cleanup.fill_holes(labels, overwrite=True)[1:14, 1:14, 1:14] == 1).all()
-    assert (cleanup.fill_holes(labels, [2], overwrite=True) == np.where(filled == 2, 2, labels)).all()
+    assert fill_holes(labels, [1])[7, 7, 7] == 1  # asked for 1 alone, which encloses it too
+    assert (fill_holes(labels, overwrite=True)[1:14, 1:14, 1:14] == 1).all()
+    assert (fill_holes(labels, [2], overwrite=True) == np.where(filled == 2, 2, labels)).all()
 
 
 def test_only_the_chosen_labels_change():
     labels = np.zeros((12, 6, 6), np.uint8)
     labels[1:4, 1:4, 1:4], labels[6:8, 1:3, 1:3] = 1, 2
     labels[10, 5, 5], labels[10, 0, 0] = 1, 2
-    assert cleanup.keep_largest(labels, [2])[10, 5, 5] == 1 and cleanup.keep_largest(labels, [2])[10, 0, 0] == 0
-    assert cleanup.drop_small(labels, 10, 1, [1])[10, 5, 5] == 0
-    assert (cleanup.drop_small(labels, 10, 1, [1])[labels == 2] == 2).all()
+    assert keep_largest(labels, [2])[10, 5, 5] == 1 and keep_largest(labels, [2])[10, 0, 0] == 0
+    assert drop_small(labels, 10, 1, [1])[10, 5, 5] == 0
+    assert (drop_small(labels, 10, 1, [1])[labels == 2] == 2).all()
 
 
 def test_equally_large_parts_keep_the_first_whatever_the_memory_layout():
     labels = np.zeros((3, 3, 9), np.uint8)
     labels[0, 2, 8] = labels[2, 0, 0] = labels[2, 2, 4] = 3
     for given_labels in (labels, np.asfortranarray(labels), np.ascontiguousarray(labels[::-1])[::-1]):
-        kept = cleanup.keep_largest(given_labels)
+        kept = keep_largest(given_labels)
         assert np.argwhere(kept).tolist() == [[0, 2, 8]]
 
 
 def test_a_part_of_exactly_the_limit_stays_for_rounded_headers():
     labels = np.zeros((9, 4, 4), np.uint8)
     labels[:5, 0, 0] = 1
-    assert cleanup.drop_small(labels, 5, float(np.float32(0.99999994))).any()
-    assert not cleanup.drop_small(labels, 5.01, 1).any()
+    assert drop_small(labels, 5, float(np.float32(0.99999994))).any()
+    assert not drop_small(labels, 5.01, 1).any()
 
 
 def test_steps_from_a_model_file():
@@ -138,11 +139,11 @@ def test_steps_from_a_model_file():
         {"step": "drop_small", "min_mm3": 50},
         {"step": "fill_holes", "labels": [17]},
     ]
-    cleaned = cleanup.clean(volume, steps)
+    cleaned = clean(volume, steps)
     expected = np.zeros_like(labels)
     expected[2:8, 2:8, 2:8] = 17
     assert (cleaned.data == expected).all() and (cleaned.affine == volume.affine).all()
-    assert (cleanup.clean(volume, []).data == labels).all()
+    assert (clean(volume, []).data == labels).all()
 
 
 @pytest.mark.parametrize(
@@ -167,14 +168,14 @@ def test_steps_from_a_model_file():
 def test_bad_steps_are_bad_config(steps, words):
     volume = Volume(np.ones((3, 3, 3), np.uint8), np.eye(4))
     with pytest.raises(BadConfig, match=words):
-        cleanup.clean(volume, steps)
+        clean(volume, steps)
 
 
 @pytest.mark.parametrize(
     "labels", [np.ones((3, 3, 3)), np.ones((3, 3), np.uint8), np.full((3, 3, 3), -1), np.full((3, 3, 3), 70_000)]
 )
 def test_what_is_no_label_map_is_bad_config(labels):
-    for step in (cleanup.keep_largest, cleanup.fill_holes, cleanup.components):
+    for step in (keep_largest, fill_holes, components):
         with pytest.raises(BadConfig):
             step(labels)
 
@@ -185,7 +186,7 @@ def test_keep_largest_together_treats_labels_as_one_piece():
     labels[15:18, 15:18, 15:18] = 5  # apart from it
     labels[15, 2, 2] = 7  # not concerned
 
-    kept = cleanup.keep_largest(labels, [3, 5], together=True)
+    kept = keep_largest(labels, [3, 5], together=True)
 
     expected = labels.copy()
     expected[15:18, 15:18, 15:18] = 0

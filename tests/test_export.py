@@ -16,10 +16,10 @@ import torch
 from fixtures_main import known_networks, one_thread  # noqa: F401
 
 from medseg import export as exporting
-from medseg.checkpoint import Checkpoint, load_checkpoint
 from medseg.errors import BadConfig, BadModel, BadOutput
 from medseg.export import describe, export
 from medseg.inference import Settings, segment
+from medseg.models.folder import Checkpoint, load_checkpoint
 from medseg.volume import Volume
 from medseg.window import window_starts
 

@@ -10,10 +10,10 @@ import models_for_tests as tiny
 import numpy as np
 import pytest
 
-import medseg
-from medseg import face
 from medseg.io import read_labels
 from medseg.labels import Label, LabelTable
+from medseg.models.folder import BUNDLED
+from medseg.postprocess import face
 from medseg.volume import Volume, reorient
 
 TABLE = LabelTable((Label(3, "left cerebral cortex", (1, 2, 3)), Label(42, "right cerebral cortex", (3, 2, 1))))
@@ -93,12 +93,12 @@ def test_a_real_skull_stripped_scan_shows_no_face(shared_data: Path):
     content = np.load(shared_data / "brain_scans" / "test_scan.npz")
     affine = np.array([[-1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])  # stored as (L, I, A)
     stripped, labels = Volume(content["vol"], affine), Volume(content["seg"].astype(np.uint16), affine)
-    table = LabelTable.read(medseg.checkpoint.BUNDLED / "brain" / "labels.csv")
+    table = LabelTable.read(BUNDLED / "brain" / "labels.csv")
     assert face.face_ml(stripped, labels, table) == 0
 
 
 def test_real_heads_show_faces_and_their_brains_alone_do_not(shared_data: Path):
-    table = LabelTable.read(medseg.checkpoint.BUNDLED / "brain" / "labels.csv")
+    table = LabelTable.read(BUNDLED / "brain" / "labels.csv")
     for number in ("04", "11", "20"):
         labels = read_labels(shared_data / "brain_label_maps" / f"training_seg_{number}.nii.gz")
         scan = Volume((labels.data > 0).astype(np.uint8), labels.affine)

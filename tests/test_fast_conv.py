@@ -14,7 +14,8 @@ from torch import nn
 
 from medseg import fast_conv
 from medseg.fast_conv import Deferred, FastConv, FastUp, accelerate
-from medseg.models.unet import InstanceNorm, UNet
+from medseg.networks.layers import InstanceNorm
+from medseg.networks.unet import UNet
 
 
 @pytest.fixture(autouse=True)
@@ -248,7 +249,7 @@ def test_joining_maps_does_not_import_what_it_does_not_need():
     code = (
         "import sys, torch\n"
         "from medseg.fast_conv import accelerate\n"
-        "from medseg.models.unet import UNet\n"
+        "from medseg.networks.unet import UNet\n"
         "with torch.inference_mode():\n"
         "    accelerate(UNet(1, 2, features=(16, 16)).eval())(torch.zeros(1, 1, 16, 16, 16))\n"
         "print('torch.distributed.tensor' in sys.modules)"

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from medseg.fused_loss import can_fuse_loss, hits
 from medseg.label_maps import hard_dice
 from medseg.losses import dice_cross_entropy, segmentation_loss, unfolded
-from medseg.models.unet import UNet, folded_cells
+from medseg.networks.layers import folded_cells
+from medseg.networks.ops.loss import can_fuse_loss, hits
+from medseg.networks.unet import UNet
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ def test_a_label_that_is_no_class_is_refused():
 
 
 def test_the_result_does_not_depend_on_the_number_of_threads(monkeypatch):
-    monkeypatch.setattr("medseg.fused_loss._UNIT", 500)
+    monkeypatch.setattr("medseg.networks.ops.loss._UNIT", 500)
     head, labels = sample((2, 5, 6, 30), 4, 2, True, False, seed=2)
     results = []
     before = torch.get_num_threads()

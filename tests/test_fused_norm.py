@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from medseg import fused_norm
-from medseg.fused_norm import can_fuse, norm_activate
-from medseg.models.unet import Block, InstanceNorm, UNet, conv, likes_channels_last
+from medseg.networks.layers import Block, InstanceNorm, conv, likes_channels_last
+from medseg.networks.ops import norm as fused_norm
+from medseg.networks.ops.norm import can_fuse, norm_activate
+from medseg.networks.unet import UNet
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,9 @@ import torch
 from fixtures_main import one_thread  # noqa: F401
 from torch import Tensor
 
-from medseg import fused_slopes
-from medseg.models.unet import UNet, unfold_cells
+from medseg.networks.layers import unfold_cells
+from medseg.networks.ops import slopes as fused_slopes
+from medseg.networks.unet import UNet
 
 LAST = torch.channels_last_3d
 

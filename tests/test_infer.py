@@ -20,11 +20,11 @@ from fixtures_main import known_networks, one_thread  # noqa: F401
 from strategies import rotation
 
 from medseg import files, infer
-from medseg.checkpoint import load_checkpoint
 from medseg.errors import BadConfig, BadFile, BadModel, BadOutput
 from medseg.inference import Settings
 from medseg.io import WRITERS, read, read_labels, write
 from medseg.labels import LabelTable
+from medseg.models.folder import load_checkpoint
 
 EXACT = Settings(device="cpu", precision="fp32")
 OBLIQUE = tiny.affine_of((2.0, 1.5, 2.5), (-17.25, 8.5, 31.0))
@@ -329,7 +329,7 @@ def test_a_stopped_process_ends_by_itself_and_leaves_nothing(tmp_path: Path):
     tiny.save_scan(tmp_path / "scan.nii.gz")
     tiny.save_known(tmp_path / "model")
     program = (
-        "import sys, time, pathlib; import models_for_tests as tiny; from medseg.models import MODELS\n"
+        "import sys, time, pathlib; import models_for_tests as tiny; from medseg.networks.zoo import MODELS\n"
         "def slow(self, x):\n"
         "    pathlib.Path(folder + '/begun').touch(); time.sleep(60)\n"
         "tiny.Nearest.forward = slow; MODELS.update(tiny.KNOWN)\n"

@@ -18,17 +18,10 @@ from hypothesis import strategies as st
 from strategies import affines, rotation
 
 from medseg import backends
-from medseg.checkpoint import Checkpoint, load_checkpoint
 from medseg.errors import BadConfig, BadFile, BadModel, NotEnoughMemory
-from medseg.inference import (
-    Settings,
-    check_image,
-    mirror_axes,
-    plan,
-    region_of,
-    segment,
-    structure_volumes,
-)
+from medseg.inference import Settings, check_image, mirror_axes, plan, region_of, segment
+from medseg.models.folder import Checkpoint, load_checkpoint
+from medseg.postprocess.volumes import structure_volumes
 from medseg.preprocess import model_grid, normalise, to_model_grid
 from medseg.volume import ORIENTATIONS, Volume, reorient
 

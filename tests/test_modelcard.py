@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import yaml
 
-from medseg.checkpoint import Checkpoint, ModelSpec
 from medseg.evaluate import summarise
 from medseg.labels import Code, Label, LabelTable
-from medseg.modelcard import TO_COMPLETE, model_card
-from medseg.models import build_model
+from medseg.models.card import TO_COMPLETE, model_card
+from medseg.models.folder import Checkpoint
+from medseg.models.spec import ModelSpec
+from medseg.networks.zoo import build_model
 
 TABLE = LabelTable(
     (

@@ -10,8 +10,9 @@ from torch import nn
 
 from medseg.errors import BadModel
 from medseg.losses import deep_supervision
-from medseg.models import MODELS, build_model, check_patch
-from medseg.models.unet import InstanceNorm, UNet, unfold_cells
+from medseg.networks.layers import InstanceNorm, unfold_cells
+from medseg.networks.unet import UNet
+from medseg.networks.zoo import MODELS, build_model, check_patch
 
 VARIANTS = {
     "plain": {},

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from strategies import affines
 
-from medseg.models.unet import unfold_cells
+from medseg.networks.layers import unfold_cells
 from medseg.painter import Head, Painter, Slopes
 from medseg.window import plan_windows, sliding_window
 

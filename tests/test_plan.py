@@ -16,7 +16,7 @@ from medseg.config import make_config, override
 from medseg.dataset import Case, Dataset
 from medseg.errors import BadConfig, NotEnoughMemory
 from medseg.labels import Label, LabelTable
-from medseg.models import MODELS, build_model, check_patch
+from medseg.networks.zoo import MODELS, build_model, check_patch
 from medseg.plan import Choice, Fingerprint, Machine, as_settings, check_memory, make_plan, training_bytes
 
 CPU = Machine("cpu", 16_000_000_000)

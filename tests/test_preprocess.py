@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import affines, rotation
 
-from medseg.checkpoint import FixedScale, PercentileScale, ZScore
 from medseg.errors import BadFile
+from medseg.models.spec import FixedScale, PercentileScale, ZScore
 from medseg.preprocess import (
     labels_on_grid,
     model_grid,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from medseg.refine import separate_fluid
+from medseg.postprocess.fluid import separate_fluid
 from medseg.volume import Volume
 
 TISSUE, OTHER, FLUID = 3, 9, 24

@@ -12,11 +12,11 @@ import pytest
 import torch
 from fixtures_main import one_thread  # noqa: F401
 
-from medseg.checkpoint import ZScore
 from medseg.config import Config, make_config
 from medseg.dataset import load_case, read_dataset
 from medseg.errors import BadFile
 from medseg.losses import IGNORE
+from medseg.models.spec import ZScore
 from medseg.preprocess import prepare
 from medseg.scans import Scans
 

@@ -52,7 +52,7 @@ def test_infer_imports_no_package_that_it_does_not_use(scan: Path, tmp_path: Pat
 def test_loading_weights_imports_no_algebra(tmp_path: Path):
     model = tiny.save_unet(tmp_path / "model")
     program = (
-        "import sys\nfrom medseg.checkpoint import load_checkpoint\n"
+        "import sys\nfrom medseg.models.folder import load_checkpoint\n"
         f"load_checkpoint({str(model)!r}).network()\nprint('torch' in sys.modules, 'sympy' in sys.modules)"
     )
     assert tiny.run_child("-c", program).out.split() == ["True", "False"]

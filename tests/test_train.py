@@ -19,10 +19,10 @@ import yaml
 from fixtures_main import one_thread  # noqa: F401
 
 from medseg import train as loop
-from medseg.checkpoint import load_checkpoint, load_state, save_state
 from medseg.config import Config, load_config
 from medseg.errors import BadConfig, BadModel, DataWarning, Interrupted
-from medseg.models import build_model
+from medseg.models.folder import load_checkpoint, load_state, save_state
+from medseg.networks.zoo import build_model
 from medseg.train import train
 
 STEPS = 24
@@ -168,7 +168,7 @@ import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from medseg.checkpoint import load_state
+from medseg.models.folder import load_state
 from medseg.config import load_config
 from medseg.errors import BadModel
 from medseg.train import train

@@ -17,9 +17,9 @@ import torch
 import yaml
 from fixtures_main import one_thread  # noqa: F401
 
-from medseg.checkpoint import load_checkpoint, load_state
 from medseg.evaluate import read_scores
 from medseg.io import read_labels
+from medseg.models.folder import load_checkpoint, load_state
 
 #: A network and a run so small that a step takes milliseconds.
 SMALL = {
@@ -174,7 +174,7 @@ import os, random, signal, sys, time, json, shutil
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from medseg.checkpoint import load_state
+from medseg.models.folder import load_state
 from medseg.training import Request, train_dataset
 data, folder, overrides = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 run = folder / "run"
@@ -485,7 +485,7 @@ def test_all_folds_make_a_model_each_and_scores_of_every_case(data: Path, tmp_pa
 
 
 def test_every_architecture_trains_and_infers_by_the_same_two_commands(tmp_path: Path):
-    from medseg.models import MODELS
+    from medseg.networks.zoo import MODELS
 
     pytest.importorskip("monai")
     data = phantoms.dataset(tmp_path / "data", 3, shape=(16, 16, 16))

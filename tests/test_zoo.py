@@ -15,17 +15,17 @@ import pytest
 import torch
 import yaml
 from fixtures_main import one_thread  # noqa: F401
+from network_size import parameters_and_flops
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseg.backends import open_torch
-from medseg.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from medseg.errors import BadModel
 from medseg.losses import deep_supervision
-from medseg.models import DEEP_SUPERVISION, MODELS, TRAINING, build_model, check_patch, patch_multiples, small
-from medseg.models import mask2former as m2f
-from medseg.models.layers import Attention, resize
-from medseg.models.size import parameters_and_flops
+from medseg.models.folder import Checkpoint, load_checkpoint, save_checkpoint
+from medseg.networks import mask2former as m2f
+from medseg.networks.layers import Attention, resize
+from medseg.networks.zoo import DEEP_SUPERVISION, MODELS, TRAINING, build_model, check_patch, patch_multiples, small
 
 #: Name -> options of a tiny network of 16 channels, which `fast_conv` knows, and the smallest patch that fits.
 TINY: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {

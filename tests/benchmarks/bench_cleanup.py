@@ -16,7 +16,7 @@ from blobs import blob_pair
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medseg import cleanup
+from medseg.postprocess import cleanup as cleanup_module
 
 NEAR = ndimage.generate_binary_structure(3, 3)
 MIN_VOXELS = 200
@@ -62,9 +62,9 @@ def main() -> None:
     options = parser.parse_args()
     _, labels = blob_pair(tuple(options.shape), options.labels)
     ours = {
-        keep_largest: lambda data: cleanup.keep_largest(data),
-        drop_small: lambda data: cleanup.drop_small(data, MIN_VOXELS, 1),
-        fill_holes: lambda data: cleanup.fill_holes(data),
+        keep_largest: lambda data: cleanup_module.keep_largest(data),
+        drop_small: lambda data: cleanup_module.drop_small(data, MIN_VOXELS, 1),
+        fill_holes: lambda data: cleanup_module.fill_holes(data),
     }
     sample = np.linspace(1, options.labels, min(options.sample, options.labels)).astype(int)
     print(

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from score_brain import dice
 
-from medseg.anatomy import brain_mask
-from medseg.checkpoint import load_checkpoint
 from medseg.inference import Settings, segment
 from medseg.io import read, read_labels, write
+from medseg.models.folder import load_checkpoint
+from medseg.postprocess.anatomy import brain_mask
 
 
 def main() -> None:

@@ -42,8 +42,8 @@ def save_model(folder: Path, classes: int, features: list[int], patch: list[int]
     """A model folder of a U-Net with random weights."""
     import torch
 
-    from medseg.checkpoint import save_checkpoint
-    from medseg.models import build_model
+    from medseg.models.folder import save_checkpoint
+    from medseg.networks.zoo import build_model
 
     torch.manual_seed(0)
     options = {"features": features}

@@ -34,7 +34,7 @@ def main() -> None:
     from medseg.dataset import read_dataset, split_cases
     from medseg.losses import segmentation_loss
     from medseg.memory import free_bytes
-    from medseg.models import build_model
+    from medseg.networks.zoo import build_model
     from medseg.plan import Machine, as_settings, fingerprint, make_plan
     from medseg.scans import Scans
     from medseg.train import _is_channels_last, _optimizer, choose_training_precision

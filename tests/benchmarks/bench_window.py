@@ -50,7 +50,7 @@ def medseg_labels(folder: Path, image: Tensor, options: argparse.Namespace) -> t
     import numpy as np
 
     from medseg.backends import open_models
-    from medseg.checkpoint import load_checkpoint
+    from medseg.models.folder import load_checkpoint
     from medseg.painter import Painter
     from medseg.window import plan_windows, sliding_window
 
@@ -107,9 +107,9 @@ def make_model(folder: Path, options: argparse.Namespace) -> None:
     """A medseg model folder with random weights."""
     import torch
 
-    from medseg.checkpoint import save_checkpoint
     from medseg.labels import Label, LabelTable
-    from medseg.models import build_model
+    from medseg.models.folder import save_checkpoint
+    from medseg.networks.zoo import build_model
 
     torch.manual_seed(0)
     network = build_model("unet", 1, options.classes, features=options.features)
@@ -129,7 +129,7 @@ def plain_module(folder: Path) -> nn.Module:
     """The same values in the module that users of the peers have: contiguous fp32, nn.InstanceNorm3d."""
     from torch import nn
 
-    from medseg.checkpoint import load_checkpoint
+    from medseg.models.folder import load_checkpoint
 
     def replace(module: nn.Module) -> None:
         for name, child in module.named_children():

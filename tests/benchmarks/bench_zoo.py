@@ -39,13 +39,13 @@ def member(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def medseg_facts(run: Path, dataset: Path) -> dict[str, Any]:
     import torch
+    from network_size import parameters_and_flops
 
-    from medseg.checkpoint import load_checkpoint, load_state
     from medseg.config import read_settings
     from medseg.dataset import read_channels, read_dataset
     from medseg.evaluate import read_scores
     from medseg.inference import Settings, segment
-    from medseg.models.size import parameters_and_flops
+    from medseg.models.folder import load_checkpoint, load_state
 
     rows = read_scores(run / "scores.csv")
     checkpoint = load_checkpoint(str(run))
@@ -294,7 +294,7 @@ def main() -> None:
     if options.child:
         child(options)
         return
-    from medseg.models import MODELS
+    from medseg.networks.zoo import MODELS
 
     pythons = dict(text.split("=", 1) for text in options.python_of)
     names = options.only or [*MODELS, *PEERS]

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from score_brain import FLUID, brain, dice, test_scan
 from torch import Tensor
 
-from medseg.checkpoint import load_checkpoint
 from medseg.memory import keep_memory
+from medseg.models.folder import load_checkpoint
 from medseg.preprocess import prepare
 from medseg.volume import reorient
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from score_brain import FLUID, brain, dice, oblique, test_scan
 
-from medseg.checkpoint import load_checkpoint
 from medseg.inference import Settings, segment
 from medseg.io import read_labels
+from medseg.models.folder import load_checkpoint
 from medseg.volume import Volume, reorient, resample
 
 #: T1-like intensities of what lies outside the brain in the label maps, as shares of the scan's 99th percentile.

@@ -22,9 +22,9 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 from scipy.stats import spearmanr
 
-from medseg.checkpoint import load_checkpoint
 from medseg.inference import Settings, segment
 from medseg.io import read, read_labels, write
+from medseg.models.folder import load_checkpoint
 from medseg.volume import ORIENTATIONS, Volume, reorient, resample
 
 FLUID = 24

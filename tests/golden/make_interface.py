@@ -55,8 +55,8 @@ def read(path: Path) -> Any:
 def interface() -> dict[str, Any]:
     """Help texts, public names, and the keys of the files of JSON that medseg writes."""
     import medseg
-    from medseg.checkpoint import BUNDLED, load_checkpoint
     from medseg.export import describe
+    from medseg.models.folder import BUNDLED, load_checkpoint
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

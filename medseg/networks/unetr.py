@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from medseg.models.layers import check_number, check_numbers
-from medseg.models.monai import Bound, assemble
+from medseg.networks.layers import check_number, check_numbers
+from medseg.networks.monai import Bound, assemble
 
 
 def unetr(

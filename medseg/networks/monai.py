@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import BadModel
-from medseg.models.unet import check_size
+from medseg.networks.layers import check_size
 
 
 class Bound(nn.Module):

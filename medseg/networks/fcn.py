@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from medseg.models.layers import check_number, check_numbers, resize
-from medseg.models.unet import check_size, conv
+from medseg.networks.layers import check_number, check_numbers, check_size, conv, resize
 
 
 class FCN(nn.Module):

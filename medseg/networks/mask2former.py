@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.models.layers import Attention, check_number
-from medseg.models.unet import UNet, unfold_cells
+from medseg.networks.layers import Attention, check_number, unfold_cells
+from medseg.networks.unet import UNet
 
 #: What the paper weighs class, mask and overlap with, when matching and in the loss.
 CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT = 2.0, 5.0, 5.0

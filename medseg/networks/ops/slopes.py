@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medseg.fused_loss import flat
 from medseg.kernels.threads import in_slabs
+from medseg.networks.ops.loss import flat
 
 
 def add_slopes(logits: Tensor, slopes: Tensor, own: Tensor) -> Tensor:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.models.layers import check_number, check_numbers, resize
-from medseg.models.unet import Block, InstanceNorm, Residual, check_size, conv
+from medseg.networks.layers import Block, InstanceNorm, Residual, check_number, check_numbers, check_size, conv, resize
 
 
 def _atrous(channels: int, features: int, rate: int) -> Block:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from medseg.models.unet import UNet
+from medseg.networks.unet import UNet
 
 #: Residual blocks a level in nnU-Net's presets; deeper levels have as many as the last.
 BLOCKS = (1, 3, 4, 6)

@@ -12,81 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from medseg.fused_norm import can_fuse, norm_activate
-from medseg.fused_slopes import add_slopes
-
-
-class InstanceNorm(nn.GroupNorm):
-    """Instance norm as a group norm of one channel a group: equal values, several times faster on a CPU."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, D, H, W) to the same."""
-        return norm_activate(x, self) if can_fuse(x, self) else super().forward(x)
-
-
-class Block(nn.Sequential):
-    """A convolution, instance norm and leaky ReLU; on a CPU the latter two are one step where channels lie last."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, D, H, W) to (B, features, D/stride, ...)."""
-        y: Tensor = self[0](x)
-        norm: Any = self[1]
-        activation: Any = self[2]
-        if can_fuse(y, norm):
-            return norm_activate(y, norm, activation.negative_slope)
-        y = activation(norm(y))
-        return y
-
-
-def likes_channels_last(network: nn.Module) -> bool:
-    """Whether training in bfloat16 on a CPU is faster with channels innermost: if all norms are those of this file."""
-    norms = [m for m in network.modules() if isinstance(m, nn.GroupNorm | nn.InstanceNorm3d)]
-    return bool(norms) and all(isinstance(norm, InstanceNorm) for norm in norms)
-
-
-#: One number an axis.
-Three = tuple[int, int, int]
-
-
-def conv(channels: int, features: int, stride: int | Three = 1, kernel: Three = (3, 3, 3)) -> Block:
-    """Convolution, instance norm, leaky ReLU: (B, channels, D, H, W) to (B, features, D/stride, ...)."""
-    return Block(
-        convolution(channels, features, stride, kernel), InstanceNorm(features), nn.LeakyReLU(0.01, inplace=True)
-    )
-
-
-def convolution(channels: int, features: int, stride: int | Three = 1, kernel: Three = (3, 3, 3)) -> nn.Conv3d:
-    """A convolution of odd kernel that keeps the size, but for its stride; the norm after it makes a bias needless."""
-    padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-    return nn.Conv3d(channels, features, kernel, stride, padding, bias=False)
-
-
-class Residual(nn.Module):
-    """Two convolutions around a shortcut (He et al. 2016); the shortcut is averaged and projected where it must be."""
-
-    def __init__(self, channels: int, features: int, stride: int | Three = 1, kernel: Three = (3, 3, 3)) -> None:
-        super().__init__()
-        self.first = conv(channels, features, stride, kernel)
-        self.second = nn.Sequential(convolution(features, features, 1, kernel), InstanceNorm(features))
-        # A strided 1x1x1 convolution on summed neighbours would need avg_pool3d, which CPUs lack in bfloat16.
-        self.shortcut: nn.Module = nn.Identity()
-        if stride not in (1, (1, 1, 1)) or channels != features:
-            self.shortcut = nn.Sequential(
-                nn.Conv3d(channels, features, stride, stride, bias=False), InstanceNorm(features)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, D, H, W) to (B, features, D/stride, H/stride, W/stride)."""
-        return F.leaky_relu(self.second(self.first(x)) + self.shortcut(x), 0.01)
+from medseg.networks.layers import Residual, Three, check_size, conv, folded_cells, unfold_cells
+from medseg.networks.ops.slopes import add_slopes
 
 
 class UNet(nn.Module):
@@ -218,28 +149,8 @@ def _threes(
     return [(a, b, c) for a, b, c in threes]
 
 
-def check_size(x: Tensor, multiple: int | Sequence[int]) -> None:
-    """Raise `ValueError` unless each spatial size of x (B, C, D, H, W) is a multiple of `multiple`, one or three."""
-    per_axis = [multiple] * 3 if isinstance(multiple, int) else multiple
-    if any(size % each for size, each in zip(x.shape[2:], per_axis)):
-        shown = multiple if isinstance(multiple, int) else " x ".join(str(each) for each in multiple)
-        raise ValueError(f"a patch of {tuple(x.shape[2:])} is not a multiple of {shown} along every axis")
-
-
 def _own(x: Tensor) -> Tensor:
     """The intensities (B, 1, 2d, 2h, 2w) of each cell's voxels, (B, 8, d, h, w), scaled: 0 to 1 as -8 to 8."""
     b, _, d, h, w = x.shape
     cells = x.reshape(b, d // 2, 2, h // 2, 2, w // 2, 2).permute(0, 2, 4, 6, 1, 3, 5)
     return 16 * cells.reshape(b, 8, d // 2, h // 2, w // 2) - 8
-
-
-def unfold_cells(x: Tensor, s: int) -> Tensor:
-    """(B, K·s³, d, h, w) to (B, K, d·s, h·s, w·s): each cell's channels become its s x s x s voxels."""
-    b, c, d, h, w = x.shape
-    return folded_cells(x, s).reshape(b, c // s**3, d * s, h * s, w * s) if s > 1 else x
-
-
-def folded_cells(x: Tensor, s: int) -> Tensor:
-    """(B, K·s³, d, h, w) as (B, K, d, s, h, s, w, s) without a copy; as it is where s is 1."""
-    b, c, d, h, w = x.shape
-    return x.view(b, c // s**3, s, s, s, d, h, w).permute(0, 1, 5, 2, 6, 3, 7, 4) if s > 1 else x

@@ -16,8 +16,7 @@ from operator import mul
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.models.layers import Attention, check_number, check_numbers, resize
-from medseg.models.unet import InstanceNorm, check_size
+from medseg.networks.layers import Attention, InstanceNorm, check_number, check_numbers, check_size, resize
 
 
 def _tokens(x: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.cleanup import fill_holes
 from medseg.config import BrainSpec
 from medseg.files import atomic_write
 from medseg.labels import Label, LabelTable
+from medseg.postprocess.cleanup import fill_holes
 from medseg.volume import Volume
 
 #: Values of a tissue map and what they are.

@@ -11,8 +11,9 @@ from typing import Any
 
 import yaml
 
-from medseg.checkpoint import Checkpoint, ModelSpec
 from medseg.labels import LabelTable
+from medseg.models.folder import Checkpoint
+from medseg.models.spec import ModelSpec
 from medseg.version import versions
 
 #: What stands before everything that is left to a person; search for it before the model is passed on.
@@ -162,7 +163,7 @@ def _training(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> str:
 def _parameters(spec: ModelSpec) -> int:
     import torch
 
-    from medseg.models import build_model
+    from medseg.networks.zoo import build_model
 
     with torch.device("meta"):
         network = build_model(spec.architecture, spec.channels, spec.outputs, **spec.options)

@@ -1,0 +1,1 @@
+"""Architectures: torch, and nothing of files."""

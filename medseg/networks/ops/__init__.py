@@ -1,0 +1,1 @@
+"""Torch operators on the compiled loops of `medseg.kernels`. Each module serves the one named after its subject."""

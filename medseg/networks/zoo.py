@@ -1,0 +1,143 @@
+"""The architectures, by name. A new one is a file here, a line in `MODELS` and one in `TRAINING`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from medseg.errors import BadModel
+from medseg.networks.deeplab import DeepLab
+from medseg.networks.fcn import FCN
+from medseg.networks.mask2former import Mask2Former
+from medseg.networks.mednext import mednext
+from medseg.networks.resenc_unet import resenc_unet
+from medseg.networks.segformer import SegFormer
+from medseg.networks.segresnet import segresnet
+from medseg.networks.swin_unetr import swin_unetr
+from medseg.networks.unet import UNet
+from medseg.networks.unetr import unetr
+
+#: Name in a config or a model's JSON -> builder(channels, classes, **options).
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "unet": UNet,
+    "resenc_unet": resenc_unet,
+    "fcn": FCN,
+    "deeplab": DeepLab,
+    "unetr": unetr,
+    "swin_unetr": swin_unetr,
+    "segformer": SegFormer,
+    "mask2former": Mask2Former,
+    "segresnet": segresnet,
+    "mednext": mednext,
+}
+
+_CONVOLUTIONS = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-2, "warmup": 50}
+_TRANSFORMERS = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-2, "warmup": 100}
+#: Name -> how it is trained: the optimizer, its highest learning rate, its weight decay, and steps of warm-up.
+TRAINING: dict[str, dict[str, Any]] = {
+    "unet": _CONVOLUTIONS,
+    "resenc_unet": _CONVOLUTIONS,
+    "fcn": _CONVOLUTIONS,
+    "deeplab": _CONVOLUTIONS,
+    "segresnet": _CONVOLUTIONS,
+    "mednext": _CONVOLUTIONS,
+    "unetr": _TRANSFORMERS,
+    "swin_unetr": _TRANSFORMERS,
+    "segformer": _TRANSFORMERS | {"learning_rate": 1.5e-3},
+    "mask2former": _TRANSFORMERS | {"learning_rate": 5e-4},
+}
+#: The networks that train slower in bfloat16 on a CPU, also with matrix units: 1.3 and 1.6 times (measured).
+#: Convolutions of single channels are what they have in common.
+FLOAT32_ON_CPU = frozenset({"mednext", "segformer"})
+#: The networks that take the option `deep_supervision`.
+DEEP_SUPERVISION = frozenset({"unet", "resenc_unet", "fcn", "deeplab", "segresnet", "mednext", "mask2former"})
+
+
+def small(name: str, patch: Sequence[int]) -> dict[str, Any]:
+    """Options of the named network that train on a laptop in minutes, 1 to 6 million weights.
+
+    The networks that halve the image as often as is useful halve it up to three times, fewer where `patch` (X, Y, Z)
+    cannot be halved so often. `unetr` needs multiples of 16 and `swin_unetr` of 32: ask `check_patch`.
+    """
+    halvings = 0
+    while halvings < 3 and all(size % 2 ** (halvings + 1) == 0 and size >= 2 ** (halvings + 2) for size in patch):
+        halvings += 1
+    levels = halvings + 1
+    features = [16, 32, 64, 128][:levels]
+    options: dict[str, dict[str, Any]] = {
+        "unet": {"features": features},
+        "resenc_unet": {"features": features, "encoder_blocks": [1, 2, 2, 2][:levels]},
+        "fcn": {"features": [16, 32, 64, 192][:levels], "blocks": [2, 2, 2, 3][:levels], "finest": min(1, halvings)},
+        "deeplab": {
+            "features": features,
+            "blocks": [1, 2, 2, 2][:levels],
+            "rates": [2, 3, 4],
+            "pyramid": 64,
+            "skip": min(1, halvings),
+            "reduced": 16,
+        },
+        "segformer": {
+            "widths": [32, 64, 128][: max(1, halvings)],
+            "strides": [2, 2, 2][:halvings] or [1],
+            "depths": [2, 2, 2][: max(1, halvings)],
+            "heads": [1, 2, 4][: max(1, halvings)],
+            "reductions": [2**n for n in reversed(range(halvings))] or [1],
+            "decoder": 64,
+        },
+        "mask2former": {
+            "features": [16, 32, 64, 128][: max(2, levels)],
+            "encoder_blocks": [1, 1, 2, 2][: max(2, levels)],
+            "decoder_blocks": [1, 1, 1][: max(1, halvings)],
+            "width": 96,
+            "heads": 4,
+            "layers": 3,
+            "queries": 16,
+            "mask_width": 32,
+            "points": 4096,
+        },
+        "unetr": {"patch": list(patch), "feature_size": 16, "hidden_size": 144, "mlp_dim": 576, "num_heads": 4},
+        "swin_unetr": {"feature_size": 12, "window_size": 4},
+        "segresnet": {"init_filters": 16, "blocks_down": [1, 2, 2, 2][: max(2, levels)]},
+        "mednext": {
+            "init_filters": 16,
+            "blocks_down": [1, 2, 2][: max(1, halvings)],
+            "blocks_bottleneck": 4,
+            "bottleneck_expansion_ratio": 4,
+            "blocks_up": [2, 2, 1][-max(1, halvings) :],
+        },
+    }
+    if name not in options:
+        raise BadModel(f"there is no small '{name}'; there is one of {', '.join(sorted(options))}")
+    return options[name] | ({"deep_supervision": True} if name in DEEP_SUPERVISION else {})
+
+
+def build_model(name: str, channels: int, classes: int, /, **options: Any) -> nn.Module:
+    """The named network with fresh weights. Raises `BadModel` for a name or an option that does not exist."""
+    if name not in MODELS:
+        raise BadModel(f"there is no architecture '{name}'; medseg has {', '.join(sorted(MODELS))}")
+    try:
+        return MODELS[name](channels, classes, **options)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise BadModel(f"the architecture '{name}' cannot be built: {error}") from None
+
+
+def patch_multiples(network: nn.Module) -> tuple[int, int, int]:
+    """What the sizes of patches must be multiples of along each axis."""
+    multiple: Any = getattr(network, "multiple", 1)
+    x, y, z = (multiple,) * 3 if isinstance(multiple, int) else multiple
+    return x, y, z
+
+
+def check_patch(network: nn.Module, patch: Sequence[int]) -> None:
+    """Raise `BadModel` if the network cannot take patches of this shape (see `UNet.multiple`)."""
+    multiples = patch_multiples(network)
+    size = getattr(network, "size", None)
+    if size is not None and tuple(patch) != tuple(size):
+        shown, made = (" x ".join(str(length) for length in sizes) for sizes in (patch, size))
+        raise BadModel(f"a patch of {shown} does not fit the network, which was made for {made}: set its option patch")
+    shown, needed = (" x ".join(str(size) for size in sizes) for sizes in (patch, multiples))
+    if len(set(multiples)) == 1:
+        needed = str(multiples[0])
+    single = max(multiples) > 1 and all(size == each for size, each in zip(patch, multiples))
+    if any(size < 1 or size % each for size, each in zip(patch, multiples)) or single:
+        raise BadModel(f"a patch of {shown} does not fit the network: give multiples of {needed}, one of them larger")

@@ -1,0 +1,1 @@
+"""What can be done to a label map, and what can be read off one."""
