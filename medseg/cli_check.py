@@ -12,8 +12,8 @@ import typer
 from medseg.cli_evaluate import Json, Quiet, bar, print_json, print_rows
 
 if TYPE_CHECKING:
-    from medseg.check import CaseFacts, Check
-    from medseg.dataset import Dataset, Finding
+    from medseg.dataset.cases import Dataset, Finding
+    from medseg.dataset.check.cases import CaseFacts, Check
 
 #: More label values than this are counted, not listed, in the table.
 _LISTED_LABELS = 4
@@ -38,15 +38,15 @@ def check(
 
     Ends with 0 if nothing must be solved before training, else with 3. The dataset itself is never changed.
     """
-    from medseg.check import check_dataset
-    from medseg.dataset import read_dataset
+    from medseg.dataset.check.cases import check_dataset
+    from medseg.dataset.reading import read_dataset
 
     with bar(quiet) as progress:
         found = read_dataset(dataset, progress)
         result = check_dataset(found, progress)
     done: list[str] | None = None
     if fix is not None:
-        from medseg.check_fix import write_fixed
+        from medseg.dataset.check.fix import write_fixed
 
         done = write_fixed(found, result, fix)
     if as_json:

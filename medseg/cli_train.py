@@ -15,7 +15,7 @@ from medseg.memory import keep_memory
 
 if TYPE_CHECKING:
     from medseg.config import Config
-    from medseg.dataset import Dataset, Finding
+    from medseg.dataset.cases import Dataset, Finding
     from medseg.evaluate import Evaluation
     from medseg.plan import Choice
 

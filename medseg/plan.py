@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from medseg.check import Check
 from medseg.config import Config
-from medseg.dataset import Dataset
+from medseg.dataset.cases import Dataset
+from medseg.dataset.check.cases import Check
 from medseg.errors import BadConfig, BadFile, NotEnoughMemory
 from medseg.labels import is_lateral
 from medseg.networks.zoo import TRAINING, build_model, patch_multiples, small

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from medseg.augment import draw_patches
 from medseg.config import Config
-from medseg.dataset import Case, Dataset, load_case, read_case_labels, read_channels
+from medseg.dataset.cases import Case, Dataset, load_case, read_case_labels, read_channels
 from medseg.errors import BadConfig, BadFile
 from medseg.files import atomic_write
 from medseg.inference import Settings, segment

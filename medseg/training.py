@@ -17,18 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from medseg.check import check_dataset
 from medseg.config import Config, make_config, override, read_settings
-from medseg.dataset import (
-    Case,
-    Dataset,
-    Finding,
-    read_case_labels,
-    read_channels,
-    read_dataset,
-    split_cases,
-    usual_folds,
-)
+from medseg.dataset.cases import Case, Dataset, Finding, read_case_labels, read_channels, split_cases, usual_folds
+from medseg.dataset.check.cases import check_dataset
+from medseg.dataset.reading import read_dataset
 from medseg.errors import BadConfig, BadFile, BadModel
 from medseg.evaluate import Evaluation, Options, evaluate, read_scores, summarise, write_evaluation
 from medseg.files import atomic_write, private_folder, sweep

@@ -16,11 +16,12 @@ from datasets_for_tests import make_case, put, put_json
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from medseg.check import check_dataset
-from medseg.check_fix import write_fixed
-from medseg.check_group import _isolation, _same_values
 from medseg.cli import app
-from medseg.dataset import load_case, read_dataset
+from medseg.dataset.cases import load_case
+from medseg.dataset.check.cases import check_dataset
+from medseg.dataset.check.fix import write_fixed
+from medseg.dataset.check.group import _isolation, _same_values
+from medseg.dataset.reading import read_dataset
 from medseg.errors import BadConfig, BadOutput
 from medseg.io import read, read_labels
 from medseg.volume import Volume, reorient

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from datasets_for_tests import make_case, put, put_json
 
-from medseg.dataset import Case, Dataset, load_case, read_dataset, split_cases, usual_folds
+from medseg.dataset.cases import Case, Dataset, load_case, split_cases, usual_folds
+from medseg.dataset.reading import LAYOUTS, read_dataset
 from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.labels import LabelTable
-from medseg.layouts import LAYOUTS
 from medseg.volume import Volume, reorient, resample
 
 

@@ -13,7 +13,7 @@ from fixtures_main import one_thread  # noqa: F401
 
 from medseg import plan as planning
 from medseg.config import make_config, override
-from medseg.dataset import Case, Dataset
+from medseg.dataset.cases import Case, Dataset
 from medseg.errors import BadConfig, NotEnoughMemory
 from medseg.labels import Label, LabelTable
 from medseg.networks.zoo import MODELS, build_model, check_patch

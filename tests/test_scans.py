@@ -13,7 +13,8 @@ import torch
 from fixtures_main import one_thread  # noqa: F401
 
 from medseg.config import Config, make_config
-from medseg.dataset import load_case, read_dataset
+from medseg.dataset.cases import load_case
+from medseg.dataset.reading import read_dataset
 from medseg.errors import BadFile
 from medseg.losses import IGNORE
 from medseg.models.spec import ZScore

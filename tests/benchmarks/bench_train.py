@@ -29,9 +29,10 @@ def main() -> None:
     keep_memory()
     import torch
 
-    from medseg.check import check_dataset
     from medseg.config import make_config, override
-    from medseg.dataset import read_dataset, split_cases
+    from medseg.dataset.cases import split_cases
+    from medseg.dataset.check.cases import check_dataset
+    from medseg.dataset.reading import read_dataset
     from medseg.losses import segmentation_loss
     from medseg.memory import free_bytes
     from medseg.networks.zoo import build_model

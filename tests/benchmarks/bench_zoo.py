@@ -42,7 +42,8 @@ def medseg_facts(run: Path, dataset: Path) -> dict[str, Any]:
     from network_size import parameters_and_flops
 
     from medseg.config import read_settings
-    from medseg.dataset import read_channels, read_dataset
+    from medseg.dataset.cases import read_channels
+    from medseg.dataset.reading import read_dataset
     from medseg.evaluate import read_scores
     from medseg.inference import Settings, segment
     from medseg.models.folder import load_checkpoint, load_state
@@ -80,7 +81,8 @@ def mean_of_structures(rows: list[dict[str, Any]]) -> float:
 
 
 def split_of(dataset: Path) -> tuple[Any, list[str], list[str]]:
-    from medseg.dataset import read_dataset, split_cases
+    from medseg.dataset.cases import split_cases
+    from medseg.dataset.reading import read_dataset
 
     data = read_dataset(dataset)
     training, validation = split_cases(data)[0]

@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.dataset import Case, Dataset, Finding
+from medseg.dataset.cases import Case, Dataset, Finding
 from medseg.errors import MedsegError
 from medseg.io import read_as_stored
 from medseg.volume import Volume, reorient

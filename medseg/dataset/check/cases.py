@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.check_group import THUMBNAIL, Portrait, compare_cases
-from medseg.dataset import Case, Dataset, Finding, Progress, grid_text, grid_tolerance_mm, merge_masks
+from medseg.dataset.cases import Case, Dataset, Finding, Progress, grid_text, grid_tolerance_mm, merge_masks
+from medseg.dataset.check.group import THUMBNAIL, Portrait, compare_cases
 from medseg.errors import MedsegError
 from medseg.io import read_as_stored, read_labels
 from medseg.io.nifti import stored_sizes

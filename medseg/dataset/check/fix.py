@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medseg.check import SNAP_VOXELS, Check
-from medseg.dataset import Case, Dataset, grid_tolerance_mm, read_dataset
+from medseg.dataset.cases import Case, Dataset, grid_tolerance_mm
+from medseg.dataset.check.cases import SNAP_VOXELS, Check
+from medseg.dataset.reading import read_dataset
 from medseg.errors import BadConfig, BadOutput, DataWarning, MedsegError
 from medseg.files import TEMPORARY, atomic_write, read_text
 from medseg.io import embedded_table, is_readable_name, read, read_labels, write

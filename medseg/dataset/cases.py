@@ -96,17 +96,6 @@ class Dataset:
         return tuple(sorted({value for part in parts for value in part}))
 
 
-def read_dataset(path: str | Path, progress: Progress | None = None) -> Dataset:
-    """The dataset in a folder, or described by a JSON, CSV, TSV or JSONL file; its layout is detected.
-
-    Where nothing names the labels, every label map is read to find the values; `progress` then shows how far that is.
-    Raises `BadFile` or `BadConfig` with one sentence that says what was looked for.
-    """
-    from medseg.layouts import detect  # here, because the layouts are made of the classes above
-
-    return detect(Path(path), progress)
-
-
 def load_case(dataset: Dataset, case: Case) -> tuple[list[Volume], Volume]:
     """One `Volume` per channel, values as stored, and the labels (uint8 or uint16), all on the first image's grid.
 

@@ -1,0 +1,1 @@
+"""Annotated scans as people have them."""

@@ -1,0 +1,1 @@
+"""One file a family of layouts; `reading.LAYOUTS` lists them."""

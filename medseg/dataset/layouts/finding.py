@@ -1,0 +1,172 @@
+"""What the layouts share: looking for files, tables and names, and saying what is missing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medseg.dataset.cases import Finding
+from medseg.errors import BadConfig, BadFile
+from medseg.files import read_text
+from medseg.io import is_readable_name
+from medseg.labels import Label, LabelTable
+
+#: What a label file's name may end in where its image's does not.
+LABEL_ENDING = re.compile(
+    r"[-_. ]?(dseg|seg|segmentation|segmentations|labels?|labelmap|masks?|gt|ground_?truth|annotations?)$",
+    re.IGNORECASE,
+)
+CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+SPLITS = {
+    "train": "train", "training": "train", "tr": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test", "ts": "test",
+}  # fmt: skip
+NO_TABLE = LabelTable(())
+_COLUMN_NAMES = {
+    "name": "case", "id": "case", "case_id": "case", "mask": "label", "seg": "label", "segmentation": "label",
+    "labels": "label", "subject": "group", "patient": "group", "patient_id": "group", "subject_id": "group",
+}  # fmt: skip
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a list, column names in small letters and their synonyms replaced. Raises `BadFile`."""
+    text = read_text(file)
+    try:
+        if file.suffix.lower() == ".jsonl":
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            delimiter = "\t" if file.suffix.lower() == ".tsv" else ";" if ";" in text.partition("\n")[0] else ","
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except (ValueError, csv.Error) as error:
+        raise BadFile(f"{file}: cannot be read as a list of cases: {error}") from None
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict) or None in row or None in row.values():
+            raise BadFile(f"{file}: entry {number} does not have as many columns as the first line")
+    return [{_column(str(key).strip()): value for key, value in row.items()} for row in rows]
+
+
+def _column(name: str) -> str:
+    """A column's name in small letters and by its usual synonym; of images, what follows is a channel's name."""
+    if name.lower().startswith("image"):
+        return "image" + name[len("image") :] if name.lower() != "image_id" else "case"
+    return _COLUMN_NAMES.get(name.lower(), name.lower())
+
+
+# What labels mean ----------------------------------------------------------------------------------------------------
+
+
+def table_of(path: Path, names: Mapping[int, str], *, keep_order: bool = False) -> LabelTable:
+    """A table of named values, coloured; the background is left out. Raises `BadFile`."""
+    named = {value: name for value, name in names.items() if value != 0}
+    colors = LabelTable.from_values(named)
+    values = named if keep_order else sorted(named)
+    try:
+        return LabelTable(tuple(Label(value, named[value], colors[value].color) for value in values))
+    except BadConfig as error:
+        raise BadFile(f"{path}: {error}") from None
+
+
+def united_table(path: Path, tables: Sequence[LabelTable]) -> LabelTable:
+    """One table of several. Raises `BadFile` if they call one value by different names."""
+    labels: dict[int, Label] = {}
+    for label in (label for table in tables for label in table.labels):
+        before = labels.setdefault(label.value, label)
+        if before.name != label.name:
+            raise BadFile(f"{path}: label {label.value} is '{before.name}' in one case and '{label.name}' in another")
+    return LabelTable(tuple(labels[value] for value in sorted(labels)))
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def read_description(path: Path) -> tuple[Path, dict[str, Any]] | None:
+    """`dataset.json` in a folder, or a JSON file itself, with its content."""
+    file = path / "dataset.json" if path.is_dir() else path
+    if file.suffix.lower() != ".json" or not file.is_file():
+        return None
+    content = read_json(file)
+    return (file, content) if isinstance(content, dict) else None
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file. Raises `BadFile`."""
+    try:
+        return json.loads(read_text(file))
+    except ValueError as error:
+        raise BadFile(f"{file}: is not valid JSON: {error}") from None
+
+
+def numbered_values(file: Path, content: Any, key: str) -> tuple[str, ...]:
+    """Names by number: {'0': 'T1', '1': 'FLAIR'} or a list."""
+    if isinstance(content, list):
+        return tuple(str(name) for name in content)
+    if isinstance(content, str):
+        return (content,)
+    if not isinstance(content, dict) or {str(number) for number in range(len(content))} != set(map(str, content)):
+        raise BadFile(f'{file}: "{key}" must name the channels by number, as in {{"0": "CT"}}')
+    return tuple(str(name) for _, name in sorted(content.items(), key=lambda item: int(item[0])))
+
+
+def whole_number(file: Path, what: str, value: Any) -> int:
+    """A whole number that a file gives for `what`. Raises `BadFile`."""
+    try:
+        if isinstance(value, float | bool) and value != int(value):
+            raise ValueError
+        return int(value)
+    except (TypeError, ValueError):
+        raise BadFile(f"{file}: {what} is {value!r:.40}, not a whole number") from None
+
+
+def channel_names(width: int) -> tuple[str, ...]:
+    """What channels are called where nothing names them."""
+    return ("image",) if width == 1 else tuple(f"image_{number}" for number in range(1, width + 1))
+
+
+def unpaired_case(name: str, message: str) -> Finding:
+    """What is said of a case of which a part is missing."""
+    return Finding(name, "unpaired", "warning", message)
+
+
+def existing_folder(folder: Path) -> Path:
+    """The folder. Raises `BadFile` where it is not there."""
+    if not folder.is_dir():
+        raise BadFile(f"{folder}: is missing; dataset.json says this is nnU-Net's layout")
+    return folder
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Files of a folder without hidden ones, sorted."""
+    if not folder.is_dir():
+        return []
+    return sorted(file for file in folder.iterdir() if not file.name.startswith(".") and file.is_file())
+
+
+def scans_in(folder: Path) -> list[Path]:
+    """Files of a folder that a reader takes, sorted."""
+    return [file for file in files_in(folder) if is_readable_name(file)]
+
+
+def scans_below(folder: Path) -> list[Path]:
+    """Files that a reader takes of a folder and of all folders in it."""
+    return [*scans_in(folder), *(file for inner in folders_in(folder) for file in scans_below(inner))]
+
+
+def folders_in(folder: Path, beginning: str = "") -> list[Path]:
+    """Folders of a folder without hidden ones, sorted."""
+    if not folder.is_dir():
+        return []
+    found = (inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith("."))
+    return sorted(inner for inner in found if inner.name.startswith(beginning))
+
+
+def only_file(folder: Path, suffix: str, fits: Callable[[Path], bool]) -> Path | None:
+    """The one file of a folder that fits. Raises `BadConfig` if several do."""
+    found = [file for file in files_in(folder) if file.suffix.lower() == suffix and fits(file)]
+    if len(found) > 1:
+        raise BadConfig(f"{folder}: holds several lists of cases ({found[0].name}, {found[1].name}); give one of them")
+    return found[0] if found else None

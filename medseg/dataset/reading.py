@@ -1,0 +1,167 @@
+"""A data set as it lies: which layout it has, its cases, its label table and its splits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from medseg.dataset.cases import Case, Dataset, Finding, Progress
+from medseg.dataset.layouts.bids import find_bids
+from medseg.dataset.layouts.finding import files_in, united_table
+from medseg.dataset.layouts.folders import find_folders, find_side_by_side, find_totalsegmentator
+from medseg.dataset.layouts.lists import find_datalist, find_manifest
+from medseg.dataset.layouts.nnunet import find_decathlon, find_nnunet
+from medseg.errors import BadFile, MedsegError
+from medseg.io import embedded_table, read_labels, strip_suffix
+from medseg.labels import LabelTable
+
+
+def read_dataset(path: str | Path, progress: Progress | None = None) -> Dataset:
+    """The dataset in a folder, or described by a JSON, CSV, TSV or JSONL file; its layout is detected.
+
+    Where nothing names the labels, every label map is read to find the values; `progress` then shows how far that is.
+    Raises `BadFile` or `BadConfig` with one sentence that says what was looked for.
+    """
+    return detect(Path(path), progress)
+
+
+_TABLE_NAMES = ("labels.csv", "labels.ctbl", "labels.tsv", "dseg.tsv")
+
+
+def detect(path: Path, progress: Progress | None = None) -> Dataset:
+    """The dataset at a path. Raises `BadFile` saying what was looked for if no layout fits."""
+    if not path.exists():
+        raise BadFile(f"{path}: does not exist")
+    for layout, find in LAYOUTS.items():
+        found = find(path)
+        if found is not None:
+            return _finish(replace(found, layout=layout), progress)
+    if path.is_file():
+        raise BadFile(
+            f"{path}: is not a dataset; give a folder, a dataset.json, a MONAI datalist, or a CSV, TSV or JSONL list "
+            "with the columns case, image and label"
+        )
+    raise BadFile(
+        f"{path}: no dataset was found; looked for dataset.json, a list (CSV, TSV, JSONL, MONAI JSON) with images and "
+        "labels, BIDS derivatives with *_dseg files, folders with segmentations/, images/ beside labels/, and x.nii.gz "
+        "beside x_seg.nii.gz"
+    )
+
+
+def _finish(dataset: Dataset, progress: Progress | None) -> Dataset:
+    """What is the same for all layouts: files that are missing, names used twice, the table, the splits."""
+    findings = list(dataset.findings)
+    cases = []
+    for case in sorted(dataset.cases, key=lambda case: _natural(case.name)):
+        files = [*case.images, *([case.label] if case.label else []), *(mask for _, mask in case.masks)]
+        missing = [file for file in files if not file.exists()]
+        if missing:
+            findings.append(Finding(case.name, "missing", "error", f"{missing[0]}: is missing", True))
+        else:
+            cases.append(case)
+    names = [case.name for case in dataset.cases]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadFile(f"{dataset.folder}: the case name '{twice}' is used twice; give every case a name of its own")
+    if not cases:
+        why = f"; the first problem was {findings[0].message}" if findings else ""
+        raise BadFile(f"{dataset.folder}: holds no case with an image and labels ({dataset.layout} layout){why}")
+    table = dataset.table
+    if not len(table) and not dataset.regions:
+        table = _table_beside(dataset, cases, findings) or _table_from_files(dataset, cases, progress)
+    dataset = replace(dataset, cases=tuple(cases), table=table, findings=tuple(findings))
+    return replace(dataset, splits=_usable(dataset.splits, names, cases) or _column_splits(cases))
+
+
+def _usable(
+    splits: Sequence[tuple[tuple[str, ...], tuple[str, ...]]], names: Iterable[str], cases: Sequence[Case]
+) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
+    """Given splits without the cases that were left out. Raises `BadFile` for names that the dataset does not have."""
+    known, kept = set(names), {case.name for case in cases}
+    for side in (side for split in splits for side in split):
+        strange = next((name for name in side if name not in known), None)
+        if strange is not None:
+            raise BadFile(f"the splits name a case '{strange}' that the dataset does not have; correct the splits")
+    return tuple(
+        (tuple(name for name in training if name in kept), tuple(name for name in validation if name in kept))
+        for training, validation in splits
+    )
+
+
+def _column_splits(cases: Sequence[Case]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
+    """The splits that the cases' own 'train' and 'val', or else their folds, make; () if they say nothing."""
+    usable = [case for case in cases if case.split != "test"]
+    folds = sorted({case.fold for case in usable if case.fold is not None})
+    held_out: list[Callable[[Case], bool]] = []
+    if {"train", "val"} <= {case.split for case in usable}:
+        held_out = [lambda case: case.split == "val"]
+    elif len(folds) > 1:
+        held_out = [lambda case, fold=fold: case.fold == fold for fold in folds]  # type: ignore[misc]
+    return tuple(
+        (
+            tuple(case.name for case in usable if not is_out(case)),
+            tuple(case.name for case in usable if is_out(case)),
+        )
+        for is_out in held_out
+    )
+
+
+#: Layout to the function that finds it, in the order in which they are tried: what describes itself comes first.
+LAYOUTS: dict[str, Callable[[Path], Dataset | None]] = {
+    "nnunet": find_nnunet,
+    "decathlon": find_decathlon,
+    "datalist": find_datalist,
+    "manifest": find_manifest,
+    "bids": find_bids,
+    "totalsegmentator": find_totalsegmentator,
+    "folders": find_folders,
+    "side by side": find_side_by_side,
+}
+
+
+def _table_beside(dataset: Dataset, cases: Sequence[Case], findings: list[Finding]) -> LabelTable | None:
+    """The table that lies beside the data or its labels, or None. A file of that name that is no table is a finding."""
+    places = [dataset.folder, *(case.label.parent for case in cases[:1] if case.label is not None)]
+    for place in dict.fromkeys(places):
+        tables = [file for file in files_in(place) if file.name.lower().endswith(".ctbl")]
+        for file in (*(place / name for name in _TABLE_NAMES), *(tables if len(tables) == 1 else ())):
+            if file.is_file() and file != dataset.source:
+                try:
+                    return LabelTable.read(file)
+                except BadFile as error:
+                    findings.append(Finding("", "table", "warning", f"{error}; names are not taken from it"))
+    return None
+
+
+def _table_from_files(dataset: Dataset, cases: Sequence[Case], progress: Progress | None) -> LabelTable:
+    """Names that the label maps carry in themselves, or else 'label 1' for every value found in them."""
+    files = [case.label for case in cases if case.label is not None]
+    if all(file.name.lower().endswith(".seg.nrrd") for file in files):
+        return united_table(dataset.folder, [table for file in files if (table := embedded_table(file)) is not None])
+    values: set[int] = set()
+    with ThreadPoolExecutor() as pool:
+        for done, (file, found) in enumerate(zip(files, pool.map(_values_in, files), strict=True), 1):
+            values |= found
+            if progress:
+                progress(done, len(files), strip_suffix(file))
+    if not values - {0}:
+        raise BadFile(f"{dataset.folder}: no label map holds anything but background")
+    return LabelTable.from_values(values)
+
+
+def _values_in(file: Path) -> set[int]:
+    """The values of a label map; none for one that cannot be read, of which `medseg check` tells."""
+    try:
+        return {int(value) for value in np.unique(read_labels(file).data)}
+    except MedsegError:
+        return set()
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts case_10 after case_9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
