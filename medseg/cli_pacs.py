@@ -15,7 +15,7 @@ from medseg.errors import BadConfig, Interrupted, MedsegError
 
 if TYPE_CHECKING:
     from medseg.infer import Job
-    from medseg.pacs import Access, Pacs
+    from medseg.pacs.client import Access, Pacs
 
 Push = Annotated[bool, typer.Option("--push", help="Send the result back to the PACS the scan came from.")]
 Credentials = Annotated[
@@ -62,7 +62,7 @@ def fetched(
     quiet: bool,
 ) -> Iterator[Remote]:
     """The inputs, a series in a PACS replaced by a private folder that holds it and is gone when the block ends."""
-    from medseg.pacs import Limits, Pacs, is_address, parse_address
+    from medseg.pacs.client import Limits, Pacs, is_address, parse_address
 
     if not any(is_address(path) for path in inputs):
         if push or credentials or authority or plain_http:
@@ -99,7 +99,7 @@ def fetched(
 
 
 def _access(credentials: str | None) -> Access | None:
-    from medseg.pacs import Access, read_access
+    from medseg.pacs.client import Access, read_access
 
     if credentials is None:
         return None
@@ -146,8 +146,8 @@ def listen(
     Listens on this machine alone unless told otherwise. Runs until stopped by Ctrl-C or SIGTERM.
     """
     from medseg import infer
-    from medseg import listen as node
-    from medseg.pacs import Limits
+    from medseg.pacs import node
+    from medseg.pacs.client import Limits
 
     if output is None and reply_to is None:
         raise BadConfig("say where results go: a folder with -o, or --reply-to HOST:PORT:TITLE")

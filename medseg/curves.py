@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medseg.files import atomic_write
 from medseg.view.lettering import lettering, write_text
-from medseg.view.preview import png_bytes
+from medseg.view.png import png_bytes
 
 Color = tuple[int, int, int]
 #: Points of a curve: steps and values.

@@ -126,7 +126,7 @@ FORBIDDEN_MODULES = {
     "socket", "socketserver", "ssl", "http", "urllib", "requests", "ftplib", "smtplib",
 }  # fmt: skip
 #: Where one of these modules is what the module is for.
-ALLOWED_MODULES = {"view.server": {"http"}, "pacs": {"requests"}, "listen": {"socketserver"}}
+ALLOWED_MODULES = {"view.server": {"http"}, "pacs.client": {"requests"}, "pacs.node": {"socketserver"}}
 FORBIDDEN_METHODS = {"extractall", "unpack_archive"}
 
 

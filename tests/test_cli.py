@@ -21,7 +21,7 @@ import medseg
 from medseg.errors import BadConfig, BadFile, BadGeometry, BadModel, BadOutput, NotEnoughMemory
 from medseg.io import embedded_table, read_labels, write
 from medseg.labels import Label, LabelTable
-from medseg.view.preview import png_bytes
+from medseg.view.png import png_bytes
 from medseg.volume import Volume
 
 

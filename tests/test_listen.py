@@ -25,9 +25,9 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
 from pynetdicom import AE, evt
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 
-from medseg import listen
 from medseg.errors import BadFile, BadOutput
-from medseg.pacs import Limits
+from medseg.pacs import node as listen
+from medseg.pacs.client import Limits
 
 CT, SEG, ECHO = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.1.1"
 SECRET = "DOE^SENTINEL"

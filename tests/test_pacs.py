@@ -25,9 +25,9 @@ pytest.importorskip("dicomweb_client", reason="a PACS needs dicomweb-client: pip
 from pydicom import dcmread
 from test_listen import SECRET, leave_libraries_as_they_were, series  # noqa: F401
 
-from medseg import pacs
 from medseg.errors import BadConfig, BadFile, BadOutput
 from medseg.files import TEMPORARY, private_folder, sweep_folders
+from medseg.pacs import client as pacs
 
 UID = "1.2.826.0.1.3680043.8.498"
 

@@ -6,18 +6,16 @@ the left of sagittal ones. Letters at the edges say so.
 
 from __future__ import annotations
 
-import struct
-import zlib
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.files import atomic_write
 from medseg.labels import LabelTable
 from medseg.view.contrast import contrast_of
 from medseg.view.lettering import write_text
+from medseg.view.png import write_png
 from medseg.volume import Volume, reorient
 
 _TILE = 220  # pixels
@@ -72,25 +70,6 @@ def slices_that_matter(mask: NDArray, axis: int, count: int) -> list[int]:
 def write_preview(path: str | Path, scan: Volume, labels: Volume, table: LabelTable) -> None:
     """Write `contact_sheet` as a PNG, whole or not at all. Raises `BadOutput`."""
     write_png(path, contact_sheet(scan, labels, table))
-
-
-def write_png(path: str | Path, picture: NDArray[np.uint8]) -> None:
-    """Write an RGB picture (rows, columns, 3) as PNG (ISO/IEC 15948), whole or not at all."""
-    with atomic_write(path) as handle:
-        handle.write(png_bytes(picture))
-
-
-def png_bytes(picture: NDArray[np.uint8]) -> bytes:
-    """An RGB picture (rows, columns, 3) as the bytes of a PNG file."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    height, width, _ = picture.shape
-    lines = np.hstack([np.zeros((height, 1), np.uint8), picture.reshape(height, -1)])
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    content = zlib.compress(lines.tobytes(), 6)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
 
 
 def _turned(plane: NDArray, across: int, up: int, spacing_mm: tuple[float, float, float]) -> NDArray:

@@ -12,7 +12,8 @@ import pytest
 
 from medseg.errors import BadOutput
 from medseg.labels import Label, LabelTable
-from medseg.view.preview import contact_sheet, png_bytes, slices_that_matter, write_preview
+from medseg.view.png import png_bytes
+from medseg.view.preview import contact_sheet, slices_that_matter, write_preview
 from medseg.volume import ORIENTATIONS, Volume, reorient
 
 TILE = 220

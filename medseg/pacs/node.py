@@ -25,7 +25,7 @@ from typing import Any
 
 from medseg.errors import BadConfig, BadFile, BadOutput, Interrupted, MedsegError
 from medseg.files import atomic_write, private_folder
-from medseg.pacs import Limits, quiet_logs, series_of
+from medseg.pacs.client import Limits, quiet_logs, series_of
 
 #: CT, MR and PET images, one slice a file and enhanced (PS3.4 table B.5-1).
 STORAGE_CLASSES = [
@@ -370,7 +370,7 @@ def segment_in_child(arguments: Sequence[str], timeout_s: float) -> Callable[[Pa
     def segment(series: Path, results: Path) -> None:
         # Started where medseg lies, so that the interpreter looks for it there and in no folder of anybody else.
         command = [sys.executable, "-m", "medseg", "infer", str(series), "-o", str(results / "result.dcm"), "--quiet"]
-        place = Path(__file__).resolve().parents[1]
+        place = Path(__file__).resolve().parents[2]
         quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
         with subprocess.Popen([*command, *arguments], cwd=place, start_new_session=True, text=True, **quiet) as child:
             try:

@@ -1,0 +1,1 @@
+"""PACS: studies and series over DICOMweb, and a node that receives, segments and replies."""
