@@ -4,6 +4,7 @@ They are looked up when first used (PEP 562), so that `medseg --help` does not w
 before it needs it.
 """
 
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,27 @@ if TYPE_CHECKING:
     from medseg.version import __version__
     from medseg.volume import Volume
 
-_HOME = {
+
+def door(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package whose names are looked up when they are first used.
+
+    homes: the module in which each name is defined; a name may also be a module of the package. Entering a package then
+    loads what is asked for and nothing else: with ordinary ones `medseg info --json` loaded yaml.
+    """
+
+    def look_up(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module '{package}' has no attribute '{name}'")
+        home = import_module(homes[name])
+        return home if homes[name] == f"{package}.{name}" else getattr(home, name)
+
+    def names() -> list[str]:
+        return sorted(homes)
+
+    return look_up, names
+
+
+_HOMES = {
     "Label": "medseg.labels",
     "LabelTable": "medseg.labels",
     "MedsegError": "medseg.errors",
@@ -28,7 +49,6 @@ _HOME = {
     "segment": "medseg.inference",
     "write": "medseg.io",
 }
-
 __all__ = [
     "Label",
     "LabelTable",
@@ -42,9 +62,4 @@ __all__ = [
     "segment",
     "write",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'medseg' has no attribute '{name}'")
-    return getattr(import_module(_HOME[name]), name)
+__getattr__, __dir__ = door(__name__, _HOMES)

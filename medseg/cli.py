@@ -176,8 +176,11 @@ def infer(
     Writes a label map on each scan's own grid, and beside it the label table (.labels.csv) and the run record (.json).
     Of DICOM, OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set.
     """
-    from medseg import infer as run
-    from medseg.inference import Settings, channel_names
+    from medseg.inference import run as run_module
+    from medseg.inference.jobs import Extras, jobs
+    from medseg.inference.results import BRAIN_RESULTS, DICOM_RESULTS, check_also, check_output
+    from medseg.inference.run import load_model
+    from medseg.inference.settings import Settings, channel_names
     from medseg.io import DicomOptions
 
     _one_of("--device", device, ("auto", "cpu", "cuda"))
@@ -185,18 +188,18 @@ def infer(
     _one_of("--seg-type", seg_type, ("binary", "labelmap"))
     extra_kinds = tuple(kind.strip().lower() for kind in also.split(",") if kind.strip())
     for kind in extra_kinds:
-        _one_of("--also", kind, (*run.DICOM_RESULTS, *run.BRAIN_RESULTS))
+        _one_of("--also", kind, (*DICOM_RESULTS, *BRAIN_RESULTS))
     _one_of("--progress", show_progress, ("auto", "json"))
     _one_of("--backend", backend, ("auto", "torch", "openvino"))
-    checkpoint = run.load_model(*model)
-    run.check_also(checkpoint, extra_kinds)
+    checkpoint = load_model(*model)
+    check_also(checkpoint, extra_kinds)
     from_pacs = cli_pacs.fetched(inputs, output, push, credentials, authority, plain_http, quiet)
     with from_pacs as remote:
-        work = run.jobs(remote.inputs, remote.output, names=channel_names(checkpoint), channels=channel or ())
+        work = jobs(remote.inputs, remote.output, names=channel_names(checkpoint), channels=channel or ())
         if preview and len(work) == 1 and preview.suffix.lower() != ".png":
             raise BadOutput(f"{preview}: a preview is a picture; give a name that ends in .png")
         for job in work:
-            run.check_output(job, extra_kinds)
+            check_output(job, extra_kinds)
         keep_memory()
         settings = Settings(
             device,
@@ -216,7 +219,7 @@ def infer(
                 _say(f"{remote.name(job.scan)}: {job.labels} is there, skipped", quiet)
                 continue
             picture = preview / f"{job.labels.name.split('.')[0]}.png" if preview and len(work) > 1 else preview
-            extras = run.Extras(
+            extras = Extras(
                 picture, instances, volume, assume_geometry, series, repair, suv, extra_kinds,
                 DicomOptions(seg_type, deidentify, deterministic),
             )  # fmt: skip
@@ -224,7 +227,7 @@ def infer(
                 name = remote.name(job.scan)
                 shown = _json_progress(name) if show_progress == "json" else _progress(quiet, name)
                 with shown as (announce, progress):
-                    content = run.infer(job, checkpoint, settings, extras, announce=announce, progress=progress)
+                    content = run_module.infer(job, checkpoint, settings, extras, announce=announce, progress=progress)
             except Interrupted:
                 raise
             except MedsegError as error:
@@ -319,8 +322,8 @@ def info(
     """Say what is in a file: grid, orientation, intensities. DICOM with several volumes is listed."""
     import json
 
+    from medseg.inference.record import describe
     from medseg.io import embedded_table, label_kind, read
-    from medseg.record import describe
 
     for path in paths:
         if kind := label_kind(path):
@@ -353,7 +356,7 @@ def models(as_json: Json = False) -> None:
     """List the models that come with medseg."""
     import json
 
-    from medseg.intensity import INTENSITY_MODELS
+    from medseg.inference.intensity import INTENSITY_MODELS
     from medseg.models.folder import bundled_models, load_checkpoint
 
     rows = []

@@ -25,7 +25,7 @@ def export(
     import json
     import sys
 
-    from medseg.export import export as run
+    from medseg.inference.exports import export as run
     from medseg.models.folder import load_checkpoint
 
     checkpoint = load_checkpoint(model)

@@ -14,7 +14,7 @@ import typer
 from medseg.errors import BadConfig, Interrupted, MedsegError
 
 if TYPE_CHECKING:
-    from medseg.infer import Job
+    from medseg.inference.jobs import Job
     from medseg.pacs.client import Access, Pacs
 
 Push = Annotated[bool, typer.Option("--push", help="Send the result back to the PACS the scan came from.")]
@@ -45,7 +45,7 @@ class Remote:
 
     def send(self, job: Job, also: Sequence[str]) -> None:
         """Push the DICOM results of a job, if that was asked for. Raises `BadOutput`."""
-        from medseg.infer import dicom_results
+        from medseg.inference.results import dicom_results
 
         if self.pacs is not None:
             self.pacs.push(list(dicom_results(job, also).values()))
@@ -145,7 +145,8 @@ def listen(
 
     Listens on this machine alone unless told otherwise. Runs until stopped by Ctrl-C or SIGTERM.
     """
-    from medseg import infer
+    from medseg.inference.results import DICOM_RESULTS
+    from medseg.inference.run import load_model
     from medseg.pacs import node
     from medseg.pacs.client import Limits
 
@@ -160,9 +161,9 @@ def listen(
     if reply_to:
         deliveries.append(node.send_to(*_node(reply_to), title))
     for kind in also.split(",") if also else ():
-        if kind.strip().lower() not in infer.DICOM_RESULTS:
-            raise BadConfig(f"--also {kind}: write one or more of {', '.join(infer.DICOM_RESULTS)}")
-    infer.load_model(model)  # a wrong name is better known now than when the first series is there
+        if kind.strip().lower() not in DICOM_RESULTS:
+            raise BadConfig(f"--also {kind}: write one or more of {', '.join(DICOM_RESULTS)}")
+    load_model(model)  # a wrong name is better known now than when the first series is there
     chosen = str(Path(model).resolve()) if Path(model).is_dir() else model
     limits = Limits(max_instances, min(2**29, int(max_gb * 2**30)), int(max_gb * 2**30))
     options = node.Options(

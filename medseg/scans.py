@@ -27,11 +27,12 @@ from medseg.config import Config
 from medseg.dataset.cases import Case, Dataset, load_case, read_case_labels, read_channels
 from medseg.errors import BadConfig, BadFile
 from medseg.files import atomic_write
-from medseg.inference import Settings, segment
+from medseg.inference.preprocess import labels_on_grid, prepare
+from medseg.inference.segmentation import segment
+from medseg.inference.settings import Settings
 from medseg.losses import IGNORE
 from medseg.models.folder import Checkpoint
 from medseg.models.spec import ModelSpec
-from medseg.preprocess import labels_on_grid, prepare
 from medseg.volume import Volume
 
 #: Voxels of each label, at most, that are remembered for every case, to centre patches on.

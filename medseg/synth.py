@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from medseg.config import SynthConfig
 from medseg.errors import BadConfig
+from medseg.inference.preprocess import scale_to_percentiles
 from medseg.volume import Volume, reorient
 
 #: Four points of a voxel (corners of a tetrahedron, in voxel units) where its intensity is looked up.
@@ -362,33 +363,3 @@ def _blur(image: Tensor, sigma: float) -> Tensor:
                 out.narrow(axis, max(0, -offset), n - abs(offset)).add_(source, alpha=weight)
         image = out
     return image
-
-
-def percentile_range(image: Tensor, low: float = 0.5, high: float = 99.5) -> tuple[float, float] | None:
-    """Two percentiles of the non-zero voxels of (X, Y, Z) or (1, X, Y, Z), None where there are next to none.
-
-    Of large images they are those of about 50,000 voxels, taken evenly in the order of the array.
-    """
-    from medseg.kernels.rendering import filled
-
-    flat = image.contiguous().view(-1).numpy()
-    count = filled(flat, 0, flat)
-    if count < 10:
-        return None
-    step = max(1, count // 50_000)
-    sample = np.empty(-(-count // step), np.float32)
-    filled(flat, step, sample)
-    sample.sort()
-    bottom, top = (float(sample[round(p / 100 * (len(sample) - 1))]) for p in (low, high))
-    return bottom, top
-
-
-def scale_to_percentiles(image: Tensor) -> Tensor:
-    """The image scaled in place so that its `percentile_range` becomes 0 and 1, then clamped there.
-
-    The same rule is applied to a real scan before inference ("percentiles" in the model's JSON).
-    """
-    ends = percentile_range(image)
-    if ends is None:
-        return image.zero_()
-    return image.sub_(ends[0]).div_(max(ends[1] - ends[0], 1e-6)).clamp_(0, 1)

@@ -24,7 +24,8 @@ from medseg.dataset.reading import read_dataset
 from medseg.errors import BadConfig, BadFile, BadModel
 from medseg.evaluate import Evaluation, Options, evaluate, read_scores, summarise, write_evaluation
 from medseg.files import atomic_write, private_folder, sweep
-from medseg.inference import Settings, segment
+from medseg.inference.segmentation import segment
+from medseg.inference.settings import Settings
 from medseg.io import read_labels, write
 from medseg.memory import free_bytes
 from medseg.models.card import model_card

@@ -14,18 +14,12 @@ import torch
 from fixtures_main import known_networks, one_thread  # noqa: F401
 from torch import Tensor, nn
 
-from medseg import backends
-from medseg.backends import (
-    BACKENDS,
-    Predictor,
-    activation_bytes,
-    blended_features,
-    choose_precision,
-    deferred_width,
-    open_models,
-    open_torch,
-)
 from medseg.errors import BadConfig, BadModel, DataWarning, NotEnoughMemory
+from medseg.inference.backends.activations import activation_bytes
+from medseg.inference.backends.opening import BACKENDS, _openvino_pays, blended_features, open_models
+from medseg.inference.backends.openvino import openvino_core
+from medseg.inference.backends.predictor import Predictor, deferred_width
+from medseg.inference.backends.pytorch import _Torch, choose_precision, open_torch
 from medseg.models.folder import Checkpoint, load_checkpoint
 from medseg.networks.layers import unfold_cells
 from medseg.networks.unet import UNet
@@ -144,7 +138,7 @@ def test_a_network_that_openvino_cannot_run_is_refused_and_auto_goes_on_without_
     refusal = mock.patch("openvino.convert_model", side_effect=RuntimeError("no such operation\nat line 3"))
     with refusal, pytest.raises(BadConfig, match=r"OpenVINO cannot run .* \(no such operation\); use --backend torch"):
         open_models(others[:1], backend="openvino", device="cpu")
-    with refusal, mock.patch.object(backends, "_openvino_pays", return_value=True):
+    with refusal, mock.patch("medseg.inference.backends.opening._openvino_pays", return_value=True):
         assert open_models(others[:1], device="cpu", precision="auto").backend == "torch"
 
 
@@ -157,12 +151,12 @@ def test_exact_fp32_is_within_a_ten_thousandth_of_the_spread(unet: Checkpoint, o
 def test_openvino_has_one_core_that_is_never_freed(unet: Checkpoint, others: list[Checkpoint]):
     """Its plugin frees the stack that signal handlers run on together with a core: Ctrl-C crashed after that."""
     openvino = pytest.importorskip("openvino")
-    backends.openvino_core.cache_clear()
+    openvino_core.cache_clear()
     with mock.patch.object(openvino, "Core", side_effect=openvino.Core) as made:
         for checkpoint in (unet, *others):
             BACKENDS["openvino"](checkpoint, CPU, torch.float32)
     assert made.call_count == 1
-    assert backends.openvino_core() is backends.openvino_core()
+    assert openvino_core() is openvino_core()
 
 
 def test_openvino_that_is_not_installed_says_how_to_get_it(unet: Checkpoint, monkeypatch: pytest.MonkeyPatch):
@@ -189,7 +183,7 @@ def test_an_ensemble_is_the_mean_of_the_logits(others: list[Checkpoint]):
     assert joined.head is not None
     assert (joined.features, 1) == blended_features(others) == (8, 1)
     assert close(logits_of(joined, patches()), expected)
-    with mock.patch.object(backends, "ALWAYS_DEFER", 4):
+    with mock.patch("medseg.inference.backends.predictor.ALWAYS_DEFER", 4):
         joined = open_models(others, device="cpu", precision="fp32")
         assert joined.head is None
         assert (joined.features, 1) == blended_features(others) == (3, 1)
@@ -251,9 +245,9 @@ class Full(nn.Module):
         return torch.cat((x, -x), 1)
 
 
-def on_gpu(network: nn.Module) -> backends._Torch:
+def on_gpu(network: nn.Module) -> _Torch:
     """A network that believes that it runs on a GPU."""
-    run = backends._Torch(network, "full", CPU, torch.float32, exact=True)
+    run = _Torch(network, "full", CPU, torch.float32, exact=True)
     run.device = mock.Mock(type="cuda")
     run.forward = lambda x, dtype: run.network(x)  # type: ignore[method-assign]
     return run
@@ -293,7 +287,7 @@ def test_a_cpu_out_of_memory_is_an_error_of_ours():
         def forward(self, x: Tensor) -> Tensor:
             return x.expand(2**32, -1, -1, -1, -1).contiguous()
 
-    run = backends._Torch(Huge(), "huge", CPU, torch.float32, exact=True)
+    run = _Torch(Huge(), "huge", CPU, torch.float32, exact=True)
     with pytest.raises(NotEnoughMemory, match="huge"):
         run(patches(1))
 
@@ -306,7 +300,7 @@ def test_what_is_not_finite_is_computed_again_in_fp32_and_then_refused(tmp_path:
             kinds.append(torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32)
             return x / (0 if torch.is_autocast_enabled("cpu") else 1)
 
-    run = backends._Torch(Overflows(), "overflows", CPU, torch.bfloat16, exact=False)
+    run = _Torch(Overflows(), "overflows", CPU, torch.bfloat16, exact=False)
     assert torch.equal(run(patches()), patches())
     assert kinds == [torch.bfloat16, torch.float32]
     checkpoint = load_checkpoint(str(tiny.save_known(tmp_path / "nan", "not_a_number")))
@@ -316,7 +310,7 @@ def test_what_is_not_finite_is_computed_again_in_fp32_and_then_refused(tmp_path:
 
 def test_precision_is_chosen_by_trying_and_fp16_on_a_cpu_is_refused():
     for faster, kind in ((True, torch.bfloat16), (False, torch.float32)):
-        with mock.patch.object(backends, "_bf16_is_faster", return_value=faster):
+        with mock.patch("medseg.inference.backends.pytorch._bf16_is_faster", return_value=faster):
             assert choose_precision("auto", CPU) == kind
     with pytest.raises(BadConfig, match="fp16"):
         choose_precision("fp16", CPU)
@@ -330,9 +324,9 @@ def test_openvino_is_tried_only_where_it_is_installed_and_can_save_its_start(oth
     ):  # fmt: skip
         with (
             mock.patch("importlib.util.find_spec", return_value=object() if there else None),
-            mock.patch.object(backends, "_seconds", return_value=seconds),
+            mock.patch("medseg.inference.backends.opening.seconds_of", return_value=seconds),
         ):
-            assert backends._openvino_pays(others[0], predictor, windows) is expected
+            assert _openvino_pays(others[0], predictor, windows) is expected
 
 
 def test_activation_bytes_are_the_most_that_live_at_once(others: list[Checkpoint]):
@@ -353,6 +347,6 @@ def test_activation_bytes_are_those_that_pytorch_itself_works_out(options, tmp_p
     options = {"features": [4, 8], "encoder_blocks": [1, 2], "decoder_blocks": [1]} | options
     checkpoint = load_checkpoint(str(tiny.save_two_channel_network(tmp_path / "m", "unet", options, PATCH)))
     ours = [activation_bytes(checkpoint, 2, deferred) for deferred in (False, True)]
-    monkeypatch.setattr(backends, "_SHAPED", {})
+    monkeypatch.setattr("medseg.inference.backends.activations._SHAPED", {})
     assert ours == [activation_bytes(checkpoint, 2, deferred) for deferred in (False, True)]
     assert 0 < ours[1] <= ours[0]

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 
 from medseg.errors import BadConfig
-from medseg.infer import BRAIN_RESULTS, Extras, Job, infer, jobs
-from medseg.inference import Settings, segment
+from medseg.inference.jobs import Extras, Job, jobs
+from medseg.inference.results import BRAIN_RESULTS
+from medseg.inference.run import infer
+from medseg.inference.segmentation import segment
+from medseg.inference.settings import Settings
 from medseg.io import read, read_labels
 from medseg.models.folder import load_checkpoint
 from medseg.volume import Volume, reorient, resample

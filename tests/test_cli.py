@@ -239,7 +239,7 @@ def test_an_unknown_or_damaged_model_is_refused_in_one_line(tmp_path: Path, scan
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path, scan: Path, monkeypatch):
-    monkeypatch.setattr("medseg.infer.infer", None)  # never reached
+    monkeypatch.setattr("medseg.inference.run.infer", None)  # never reached
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file" / "x.nii.gz", tmp_path / "file" / "deep" / "x.nrrd"):
         assert_refused(tiny.medseg("infer", scan, "-o", output, "-m", "otsu", "-q"), 4, "cannot be written")
@@ -269,8 +269,8 @@ def test_a_disk_that_fills_up_is_told_in_one_line_and_leaves_nothing(tmp_path: P
 
 
 def test_too_little_memory_is_told_before_anything_is_computed(scan: Path, model: Path, monkeypatch):
-    monkeypatch.setattr("medseg.backends.open_torch", None)
-    monkeypatch.setattr("medseg.inference._memory", lambda *arguments: 10**15)
+    monkeypatch.setattr("medseg.inference.backends.pytorch.open_torch", None)
+    monkeypatch.setattr("medseg.inference.forecast._memory", lambda *arguments: 10**15)
     before = everything(scan.parent)
     assert_refused(tiny.medseg("infer", scan, "-m", model, "-q", "--device", "cpu"), 7, "GB")
     assert everything(scan.parent) == before

@@ -15,13 +15,14 @@ import pytest
 import torch
 from fixtures_main import known_networks, one_thread  # noqa: F401
 
-from medseg import export as exporting
 from medseg.errors import BadConfig, BadModel, BadOutput
-from medseg.export import describe, export
-from medseg.inference import Settings, segment
+from medseg.inference import exports as exporting
+from medseg.inference.exports import describe, export
+from medseg.inference.segmentation import segment
+from medseg.inference.settings import Settings
+from medseg.inference.window import window_starts
 from medseg.models.folder import Checkpoint, load_checkpoint
 from medseg.volume import Volume
-from medseg.window import window_starts
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")

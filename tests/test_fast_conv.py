@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from medseg import fast_conv
-from medseg.fast_conv import Deferred, FastConv, FastUp, accelerate
+from medseg.inference.backends import accelerate as fast_conv
+from medseg.inference.backends.accelerate import Deferred, FastConv, FastUp, accelerate
 from medseg.networks.layers import InstanceNorm
 from medseg.networks.unet import UNet
 
@@ -248,7 +248,7 @@ def test_joining_maps_does_not_import_what_it_does_not_need():
     """PyTorch imports its distributed tensors, half a second, on the way to a `__torch_dispatch__`."""
     code = (
         "import sys, torch\n"
-        "from medseg.fast_conv import accelerate\n"
+        "from medseg.inference.backends.accelerate import accelerate\n"
         "from medseg.networks.unet import UNet\n"
         "with torch.inference_mode():\n"
         "    accelerate(UNet(1, 2, features=(16, 16)).eval())(torch.zeros(1, 1, 16, 16, 16))\n"

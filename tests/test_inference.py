@@ -17,12 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import affines, rotation
 
-from medseg import backends
 from medseg.errors import BadConfig, BadFile, BadModel, NotEnoughMemory
-from medseg.inference import Settings, check_image, mirror_axes, plan, region_of, segment
+from medseg.inference.backends.pytorch import _Torch
+from medseg.inference.forecast import plan
+from medseg.inference.preprocess import model_grid, normalise, to_model_grid
+from medseg.inference.segmentation import check_image, region_of, segment
+from medseg.inference.settings import Settings, mirror_axes
 from medseg.models.folder import Checkpoint, load_checkpoint
 from medseg.postprocess.volumes import structure_volumes
-from medseg.preprocess import model_grid, normalise, to_model_grid
 from medseg.volume import ORIENTATIONS, Volume, reorient
 
 EXACT = Settings(device="cpu", precision="fp32")
@@ -254,7 +256,10 @@ def test_memory_that_is_not_there_is_refused_before_anything_is_done(known: Chec
         segment(scan_of(), known, Settings("cpu", "fp32", max_memory_bytes=10**6))
     with pytest.raises(NotEnoughMemory, match="GB"):
         segment(scan_of(), "otsu", Settings(max_memory_bytes=10**6))
-    with mock.patch("medseg.inference.free_bytes", return_value=0), pytest.raises(NotEnoughMemory, match="are free"):
+    with (
+        mock.patch("medseg.inference.forecast.free_bytes", return_value=0),
+        pytest.raises(NotEnoughMemory, match="are free"),
+    ):
         segment(scan_of(), known, EXACT)
 
 
@@ -282,7 +287,7 @@ def test_less_memory_gives_the_same_labels_in_parts(unet: Checkpoint):
     scan = scan_of(shape=(40, 44, 36))
     whole = segment(scan, unet, EXACT)
     sizes = iter([10**12, 10**12, 10**7])  # what one, two and three parts need
-    with mock.patch("medseg.inference._memory", lambda *arguments: next(sizes)):
+    with mock.patch("medseg.inference.forecast._memory", lambda *arguments: next(sizes)):
         parts = segment(scan, unet, Settings("cpu", "fp32", max_memory_bytes=10**8))
     assert (whole.plan.stripes, parts.plan.stripes) == (1, 3)
     assert parts.plan.windows > whole.plan.windows
@@ -290,15 +295,15 @@ def test_less_memory_gives_the_same_labels_in_parts(unet: Checkpoint):
 
 
 def test_the_forecast_falls_with_the_parts_and_grows_with_the_scan(unet: Checkpoint):
-    from medseg.inference import _memory
-    from medseg.window import plan_windows
+    from medseg.inference.forecast import _memory
+    from medseg.inference.window import plan_windows
 
     def forecast(shape: tuple, stripes: int) -> int:
         scan = Volume(np.zeros(shape, np.float32), tiny.affine_of())
         grid = model_grid(scan, 2.0)
         return _memory(scan, grid, plan_windows(grid.shape, (64, 64, 64), 0.5), [unet], EXACT, "cpu", stripes)
 
-    with mock.patch("medseg.inference.resident_bytes", return_value=0):
+    with mock.patch("medseg.inference.forecast.resident_bytes", return_value=0):
         assert forecast((80, 200, 80), 4) < forecast((80, 200, 80), 1) < forecast((80, 400, 80), 1)
 
 
@@ -353,7 +358,7 @@ def test_windows_of_air_are_left_out_where_the_model_allows_it(tmp_path: Path):
         full = load_checkpoint(str(save(tmp_path / f"{kind}_full")))
         told: list = []
         tell = partial(lambda told, *step: told.append(step), told)
-        with mock.patch("medseg.backends._Torch.__call__", autospec=True, side_effect=backends._Torch.__call__) as ran:
+        with mock.patch.object(_Torch, "__call__", autospec=True, side_effect=_Torch.__call__) as ran:
             labels = segment(scan, skipping, EXACT, progress=tell).labels.data
         assert 0 < ran.call_count < skipping_windows(told)
         assert not labels[:, 26:34].any()
@@ -446,7 +451,7 @@ def test_ensembles_mirroring_parts_and_batches_take_several_channels(tmp_path: P
     assert np.array_equal(segment(scans, [two_channels, two_channels], EXACT).labels.data, expected)
     mirrored = load_checkpoint(str(tiny.save_two_channels(tmp_path / "mirrored", mirror=(1, 2))))
     assert np.array_equal(segment(scans, mirrored, Settings("cpu", "fp32", tta=True)).labels.data, expected)
-    with mock.patch("medseg.inference._STRIPES", (3,)):
+    with mock.patch("medseg.inference.forecast._STRIPES", (3,)):
         parts = segment(scans, two_channels, Settings("cpu", "fp32", batch=3))
     assert parts.plan.stripes == 3
     assert np.array_equal(parts.labels.data, expected)
@@ -464,13 +469,13 @@ def test_a_model_of_several_channels_may_look_where_a_coarse_one_of_one_finds_so
 
 
 def test_the_forecast_counts_every_channel(known: Checkpoint):
-    from medseg.inference import _memory
-    from medseg.window import plan_windows
+    from medseg.inference.forecast import _memory
+    from medseg.inference.window import plan_windows
 
     scan = Volume(np.zeros((300, 300, 300), np.uint8), tiny.affine_of())
     grid = model_grid(scan, 2.0)
     windows = plan_windows(grid.shape, (16, 16, 16), 0.5)
-    with mock.patch("medseg.inference.resident_bytes", return_value=0):
+    with mock.patch("medseg.inference.forecast.resident_bytes", return_value=0):
         one, eight = (
             _memory(scan, grid, windows, [replace(known, spec=spec)], EXACT, "cpu", 1)
             for spec in (known.spec, known.spec.model_copy(update={"channels": 8}))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from medseg.errors import BadFile
-from medseg.intensity import (
+from medseg.inference.intensity import (
     INTENSITY_MODELS,
     gmm,
     gmm_classes,

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from strategies import affines
 
+from medseg.inference.painter import Head, Painter, Slopes
+from medseg.inference.window import plan_windows, sliding_window
 from medseg.networks.layers import unfold_cells
-from medseg.painter import Head, Painter, Slopes
-from medseg.window import plan_windows, sliding_window
 
 
 def blocks_of(features: np.ndarray, random: np.random.Generator | None = None):

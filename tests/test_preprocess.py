@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from strategies import affines, rotation
 
 from medseg.errors import BadFile
-from medseg.models.spec import FixedScale, PercentileScale, ZScore
-from medseg.preprocess import (
+from medseg.inference.preprocess import (
     labels_on_grid,
     model_grid,
     normalise,
@@ -24,6 +23,7 @@ from medseg.preprocess import (
     scan_to_grid,
     to_model_grid,
 )
+from medseg.models.spec import FixedScale, PercentileScale, ZScore
 from medseg.volume import ORIENTATIONS, Volume, reorient
 
 OBLIQUE = tiny.affine_of((0.9, 1.2, 5.0), (3.3, -7.0, 11.0))

@@ -11,8 +11,8 @@ import pytest
 from scipy import ndimage
 from strategies import rotation
 
-from medseg import record
 from medseg.errors import BadOutput
+from medseg.inference import record
 from medseg.memory import peak_memory_bytes
 from medseg.version import versions
 from medseg.volume import Volume, reorient

@@ -16,9 +16,9 @@ from medseg.config import Config, make_config
 from medseg.dataset.cases import load_case
 from medseg.dataset.reading import read_dataset
 from medseg.errors import BadFile
+from medseg.inference.preprocess import prepare
 from medseg.losses import IGNORE
 from medseg.models.spec import ZScore
-from medseg.preprocess import prepare
 from medseg.scans import Scans
 
 CPU = torch.device("cpu")

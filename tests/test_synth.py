@@ -15,7 +15,8 @@ from torch import Tensor
 from medseg import synth
 from medseg.config import SynthConfig
 from medseg.errors import BadConfig
-from medseg.synth import Heads, load_heads, lookup, render, scale_to_percentiles
+from medseg.inference.preprocess import percentile_range, scale_to_percentiles
+from medseg.synth import Heads, load_heads, lookup, render
 from medseg.volume import Volume, reorient
 
 #: Left -> right of the phantom head; classes 1.. of the networks here.
@@ -311,8 +312,8 @@ def test_percentiles_are_of_every_step_th_filled_voxel():
     filled = image[image > 0]
     values = np.sort(filled[:: len(filled) // 50_000])
     expected = [float(values[round(p / 100 * (len(values) - 1))]) for p in (0.5, 99.5)]
-    assert synth.percentile_range(torch.from_numpy(image)) == tuple(expected)
-    assert synth.percentile_range(torch.from_numpy(image)[None]) == tuple(expected)
+    assert percentile_range(torch.from_numpy(image)) == tuple(expected)
+    assert percentile_range(torch.from_numpy(image)[None]) == tuple(expected)
 
 
 def test_scale_to_percentiles_of_an_empty_image_is_empty():

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from medseg import window as engine
-from medseg.window import gaussian_weights, plan_windows, sliding_window, window_starts
+from medseg.inference import window as engine
+from medseg.inference.window import gaussian_weights, plan_windows, sliding_window, window_starts
 
 
 def collected(predict: Callable[[Tensor], Tensor], image: Tensor, patch: tuple, overlap=0.5, parts=1, **options):

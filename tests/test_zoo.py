@@ -19,8 +19,8 @@ from network_size import parameters_and_flops
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.backends import open_torch
 from medseg.errors import BadModel
+from medseg.inference.backends.pytorch import open_torch
 from medseg.losses import deep_supervision
 from medseg.models.folder import Checkpoint, load_checkpoint, save_checkpoint
 from medseg.networks import mask2former as m2f

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from score_brain import dice
 
-from medseg.inference import Settings, segment
+from medseg.inference.segmentation import segment
+from medseg.inference.settings import Settings
 from medseg.io import read, read_labels, write
 from medseg.models.folder import load_checkpoint
 from medseg.postprocess.anatomy import brain_mask

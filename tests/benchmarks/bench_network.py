@@ -27,7 +27,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.utils import mkldnn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from medseg.fast_conv import accelerate  # noqa: E402
+from medseg.inference.backends.accelerate import accelerate  # noqa: E402
 from medseg.models.folder import load_checkpoint  # noqa: E402
 from medseg.networks.unet import UNet  # noqa: E402
 

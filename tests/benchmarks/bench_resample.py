@@ -158,7 +158,7 @@ def logits(small: tuple[int, int, int], large: tuple[int, int, int], classes: in
     import torch
     from torch.nn import functional as F
 
-    from medseg.painter import Painter
+    from medseg.inference.painter import Painter
 
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)

@@ -49,10 +49,10 @@ def medseg_labels(folder: Path, image: Tensor, options: argparse.Namespace) -> t
     """Labels (X, Y, Z) of image (1, X, Y, Z) by the model in `folder`; seconds of the network and of accumulating."""
     import numpy as np
 
-    from medseg.backends import open_models
+    from medseg.inference.backends.opening import open_models
+    from medseg.inference.painter import Painter
+    from medseg.inference.window import plan_windows, sliding_window
     from medseg.models.folder import load_checkpoint
-    from medseg.painter import Painter
-    from medseg.window import plan_windows, sliding_window
 
     windows = plan_windows(image.shape[1:], options.patch, options.overlap)
     predictor = open_models(
@@ -84,7 +84,7 @@ def medseg_labels(folder: Path, image: Tensor, options: argparse.Namespace) -> t
 
 def medseg_windows(shape: list[int], options: argparse.Namespace) -> tuple[tuple[tuple[int, ...], ...], Tensor]:
     """Where medseg's windows start along each axis, and the weight (X, Y, Z) of a window's voxels."""
-    from medseg.window import gaussian_weights, plan_windows
+    from medseg.inference.window import gaussian_weights, plan_windows
 
     starts = plan_windows(shape, options.patch, options.overlap).starts
     x, y, z = (gaussian_weights(patch) for patch in options.patch)
@@ -93,7 +93,8 @@ def medseg_windows(shape: list[int], options: argparse.Namespace) -> tuple[tuple
 
 def medseg_trained(precision: str) -> tuple[np.ndarray, dict[str, float]]:
     """Labels of the bundled sample by the embedded model, without cleaning up, and seconds of each part."""
-    from medseg.inference import Settings, segment
+    from medseg.inference.segmentation import segment
+    from medseg.inference.settings import Settings
     from medseg.io import read
 
     result = segment(read(SAMPLE), "brain", Settings(device="cpu", precision=precision, cleanup=False))

@@ -45,7 +45,8 @@ def medseg_facts(run: Path, dataset: Path) -> dict[str, Any]:
     from medseg.dataset.cases import read_channels
     from medseg.dataset.reading import read_dataset
     from medseg.evaluate import read_scores
-    from medseg.inference import Settings, segment
+    from medseg.inference.segmentation import segment
+    from medseg.inference.settings import Settings
     from medseg.models.folder import load_checkpoint, load_state
 
     rows = read_scores(run / "scores.csv")

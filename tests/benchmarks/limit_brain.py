@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from score_brain import FLUID, brain, dice, test_scan
 from torch import Tensor
 
+from medseg.inference.preprocess import prepare
 from medseg.memory import keep_memory
 from medseg.models.folder import load_checkpoint
-from medseg.preprocess import prepare
 from medseg.volume import reorient
 
 PATCH, RATE, MULTIPLE = (64, 96, 96), 5e-4, 16

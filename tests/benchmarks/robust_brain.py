@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from score_brain import FLUID, brain, dice, oblique, test_scan
 
-from medseg.inference import Settings, segment
+from medseg.inference.segmentation import segment
+from medseg.inference.settings import Settings
 from medseg.io import read_labels
 from medseg.models.folder import load_checkpoint
 from medseg.volume import Volume, reorient, resample

@@ -22,7 +22,8 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 from scipy.stats import spearmanr
 
-from medseg.inference import Settings, segment
+from medseg.inference.segmentation import segment
+from medseg.inference.settings import Settings
 from medseg.io import read, read_labels, write
 from medseg.models.folder import load_checkpoint
 from medseg.volume import ORIENTATIONS, Volume, reorient, resample

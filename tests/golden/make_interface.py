@@ -55,7 +55,7 @@ def read(path: Path) -> Any:
 def interface() -> dict[str, Any]:
     """Help texts, public names, and the keys of the files of JSON that medseg writes."""
     import medseg
-    from medseg.export import describe
+    from medseg.inference.exports import describe
     from medseg.models.folder import BUNDLED, load_checkpoint
 
     with tempfile.TemporaryDirectory() as name:

@@ -16,9 +16,12 @@ from dicom_labels import TABLE, centroids, errors, phantom, program, source
 from hypothesis import HealthCheck, given, settings
 from strategies import affines
 
-from medseg import infer, io
+from medseg import io
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning
-from medseg.inference import Settings
+from medseg.inference.jobs import Extras, Job
+from medseg.inference.results import check_output
+from medseg.inference.run import infer
+from medseg.inference.settings import Settings
 from medseg.io.dicom.codes import cielab, rgb, text
 from medseg.io.dicom.result import CARRIED, DicomOptions, decimal, open_origin
 from medseg.io.dicom.rtstruct import read_structures
@@ -326,11 +329,11 @@ def planted(folder: Path) -> Path:
 def test_only_what_the_standard_requires_comes_from_the_source(tmp_path, deidentify, caplog):
     caplog.set_level("DEBUG")
     folder = planted(tmp_path)
-    job = infer.Job(folder, tmp_path / "out" / "result.dcm")
-    extras = infer.Extras(also=("rtstruct", "sr"), dicom=DicomOptions(deidentify=deidentify))
+    job = Job(folder, tmp_path / "out" / "result.dcm")
+    extras = Extras(also=("rtstruct", "sr"), dicom=DicomOptions(deidentify=deidentify))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        infer.infer(job, "otsu", Settings(), extras)
+        infer(job, "otsu", Settings(), extras)
 
     written = sorted((tmp_path / "out").iterdir())
     assert [path.name for path in written] == [
@@ -499,11 +502,11 @@ def test_the_source_must_be_given_and_be_dicom(tmp_path):
 def test_infer_writes_all_results_or_none(tmp_path):
     folder, _ = source(tmp_path / "scan")
     out = tmp_path / "out"
-    job = infer.Job(folder, out / "result.dcm")
+    job = Job(folder, out / "result.dcm")
     (out / "result.sr.dcm").mkdir(parents=True)  # where a file should go
 
     with pytest.raises(BadOutput):
-        infer.infer(job, "otsu", Settings(), infer.Extras(also=("rtstruct", "sr")))
+        infer(job, "otsu", Settings(), Extras(also=("rtstruct", "sr")))
 
     assert sorted(path.name for path in out.iterdir()) == ["result.sr.dcm"]
 
@@ -513,16 +516,14 @@ def test_infer_refuses_dicom_results_of_what_is_no_dicom_before_any_work(tmp_pat
     io.write(grid, tmp_path / "scan.nii.gz")
     for name, also in (("x.dcm", ()), ("x.nii.gz", ("rtstruct",))):
         with pytest.raises(BadOutput, match="no DICOM"):
-            infer.check_output(infer.Job(tmp_path / "scan.nii.gz", tmp_path / name), also)
+            check_output(Job(tmp_path / "scan.nii.gz", tmp_path / name), also)
     with pytest.raises(BadConfig, match="seg,sr"):
-        infer.check_output(infer.Job(tmp_path / "scan", tmp_path / "x.nii.gz"), ("sr",))
+        check_output(Job(tmp_path / "scan", tmp_path / "x.nii.gz"), ("sr",))
 
 
 def test_a_report_gives_the_volumes_and_dcmqi_reads_it(tmp_path):
     folder, _ = source(tmp_path / "scan", count=8, rows=20, columns=20)
-    content = infer.infer(
-        infer.Job(folder, tmp_path / "r.dcm"), "kmeans", Settings(), infer.Extras(also=("sr", "rtstruct"))
-    )
+    content = infer(Job(folder, tmp_path / "r.dcm"), "kmeans", Settings(), Extras(also=("sr", "rtstruct")))
     subprocess.run(
         [program("tid1500reader"), "--inputDICOM", tmp_path / "r.sr.dcm", "--outputMetadata", tmp_path / "r.json"],
         check=True, capture_output=True, timeout=60,
@@ -546,8 +547,8 @@ def test_a_report_gives_the_volumes_and_dcmqi_reads_it(tmp_path):
 
 def test_a_report_refers_to_the_segments_of_a_label_map_by_number(tmp_path):
     folder, _ = source(tmp_path / "scan", count=8, rows=20, columns=20)
-    extras = infer.Extras(also=("sr",), dicom=DicomOptions(seg_type="labelmap"))
-    infer.infer(infer.Job(folder, tmp_path / "r.dcm"), "kmeans", Settings(), extras)
+    extras = Extras(also=("sr",), dicom=DicomOptions(seg_type="labelmap"))
+    infer(Job(folder, tmp_path / "r.dcm"), "kmeans", Settings(), extras)
 
     # PS3.3 has label maps among the segmentations that may be referred to so; dciodvfy does not know them yet.
     unaware = "not segmentation - attribute <ReferencedSegmentNumber>"
@@ -559,7 +560,7 @@ def test_a_report_refers_to_the_segments_of_a_label_map_by_number(tmp_path):
 
 def test_results_and_source_agree_about_patient_study_and_frame_of_reference(tmp_path):
     folder, _ = source(tmp_path / "scan", count=8, rows=20, columns=20, PositionReferenceIndicator="XY")
-    infer.infer(infer.Job(folder, tmp_path / "r.dcm"), "otsu", Settings(), infer.Extras(also=("sr", "rtstruct")))
+    infer(Job(folder, tmp_path / "r.dcm"), "otsu", Settings(), Extras(also=("sr", "rtstruct")))
     files = [*folder.iterdir(), *tmp_path.glob("*.dcm")]
 
     ran = subprocess.run([program("dcentvfy"), *files], capture_output=True, text=True, errors="replace", timeout=60)

@@ -642,18 +642,19 @@ def test_a_source_of_other_images_alone_is_refused(tmp_path):
 
 
 def test_what_repair_did_is_in_the_record_without_names(tmp_path):
-    from medseg import infer
-    from medseg.inference import Settings
+    from medseg.inference.jobs import Extras, jobs
+    from medseg.inference.run import infer
+    from medseg.inference.settings import Settings
 
     pieces = series(9, 20, 24)
     del pieces[4]
     folder = save(pieces, tmp_path / NAME)
-    job = infer.jobs([folder], tmp_path / "out.nii.gz")[0]
+    job = jobs([folder], tmp_path / "out.nii.gz")[0]
 
     with pytest.raises(BadFile, match="--repair"):
-        infer.infer(job, "otsu", Settings(), infer.Extras())
+        infer(job, "otsu", Settings(), Extras())
     assert sorted(p.name for p in tmp_path.iterdir()) == [NAME]
-    record = infer.infer(job, "otsu", Settings(), infer.Extras(repair=True))
+    record = infer(job, "otsu", Settings(), Extras(repair=True))
 
     assert record["warnings"] == ["the scan: was repaired: 1 of 9 slices were missing and were interpolated"]
     assert record["settings"]["repair"] is True

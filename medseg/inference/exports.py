@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadConfig, BadModel, BadOutput
 from medseg.files import atomic_write
-from medseg.inference import CONTENT_ABOVE, CONTENT_MARGIN, Settings, mirror_axes
+from medseg.inference.preprocess import SAME_SPACING
+from medseg.inference.segmentation import CONTENT_ABOVE, CONTENT_MARGIN
+from medseg.inference.settings import Settings, mirror_axes
 from medseg.models.folder import Checkpoint
-from medseg.preprocess import SAME_SPACING
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,7 +117,7 @@ def export(checkpoint: Checkpoint, path: Path) -> Exported:
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Everything around the network as JSON: how its input is made, how windows are laid, what its output means."""
-    from medseg.window import gaussian_weights
+    from medseg.inference.window import gaussian_weights
 
     spec = checkpoint.spec
     dark = spec.dark_air
@@ -260,7 +261,7 @@ def _run_onnxruntime(content: bytes, patches: NDArray[np.float32]) -> NDArray[np
 
 
 def _run_openvino(content: bytes, patches: NDArray[np.float32]) -> NDArray[np.float32]:
-    from medseg.backends import compile_openvino, openvino_core
+    from medseg.inference.backends.openvino import compile_openvino, openvino_core
 
     request = compile_openvino(openvino_core().read_model(content), "f32").create_infer_request()
     request.infer([patches])

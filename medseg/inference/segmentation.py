@@ -1,4 +1,4 @@
-"""From a scan to labels on its own grid: resample, normalise, window, paint, clean."""
+"""One scan in memory: from channels to labels on the scan's own grid."""
 
 from __future__ import annotations
 
@@ -8,34 +8,38 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import BadConfig, BadFile, BadModel, NotEnoughMemory
-from medseg.intensity import INTENSITY_MODELS, intensity_table
+from medseg.errors import BadFile
+from medseg.inference.forecast import Plan, plan, window_count
+from medseg.inference.intensity import INTENSITY_MODELS, intensity_table
+from medseg.inference.preprocess import ModelGrid, on_one_grid, prepare, scan_to_grid
+from medseg.inference.settings import (
+    Model,
+    Scans,
+    Settings,
+    as_list,
+    as_volumes,
+    channel_names,
+    check_channels,
+    mirror_axes,
+)
 from medseg.labels import LabelTable
-from medseg.memory import free_bytes, resident_bytes
 from medseg.postprocess.cleanup import clean
 from medseg.postprocess.fluid import separate_fluid
-from medseg.preprocess import ModelGrid, model_grid, on_one_grid, prepare, scan_to_grid
 from medseg.volume import Volume, crop
 
 if TYPE_CHECKING:
     import torch
 
-    from medseg.backends import Predictor
+    from medseg.inference.backends.predictor import Predictor
+    from medseg.inference.painter import Painter
     from medseg.models.folder import Checkpoint
-    from medseg.painter import Painter
-    from medseg.window import Windows
 
 
-#: One checkpoint, several of the same task whose logits are averaged, or the name of an intensity model.
-Model: TypeAlias = "Checkpoint | Sequence[Checkpoint] | str"
-#: One scan, or one for each of the model's channels, in its order and on one grid.
-Scans: TypeAlias = Volume | Sequence[Volume]
 #: Called with (what is being done, steps done, steps in all).
 Progress = Callable[[str, int, int], None]
 #: A plane of the model's input belongs to the content if any of its voxels is brighter than this share.
@@ -44,22 +48,6 @@ CONTENT_ABOVE = 0.1
 CONTENT_MARGIN = 6
 #: Logit of every other class where a voxel is known to be background.
 _NEVER = -1e4
-#: Into how many parts a scan may be cut, to be computed one after the other, where memory is short.
-_STRIPES = (1, 2, 3, 4, 6, 8, 12, 16)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run will do and need, known before it starts."""
-
-    model: str
-    device: str
-    precision: str
-    grid: ModelGrid | None
-    windows: int
-    memory_bytes: int
-    stripes: int = 1
-    backend: str = ""
 
 
 @dataclass
@@ -78,22 +66,6 @@ class Segmentation:
     confidence: dict[int, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How to run a model; see `medseg infer --help`."""
-
-    device: str = "auto"
-    precision: str = "auto"
-    overlap: float = 0.5
-    cleanup: bool = True
-    backend: str = "auto"
-    batch: int = 0  # windows at a time; 0: what suits the device
-    tta: bool = False
-    max_memory_bytes: int | None = None
-    probabilities: tuple[int, ...] = ()  # label values
-    uncertainty: bool = False
-
-
 def content_box(image: torch.Tensor) -> tuple[slice, slice, slice]:
     """The part of a model input (C, X, Y, Z) that is more than air, with a margin; all of it if there is only air.
 
@@ -110,166 +82,6 @@ def content_box(image: torch.Tensor) -> tuple[slice, slice, slice]:
         first, last = (int(planes[0]), int(planes[-1])) if len(planes) else (0, size - 1)
         box.append(slice(max(0, first - CONTENT_MARGIN), min(size, last + 1 + CONTENT_MARGIN)))
     return box[0], box[1], box[2]
-
-
-def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
-    """What segmenting this scan will do and how much memory the process will hold at its peak.
-
-    Where less is allowed (`max_memory_bytes`) or free, the scan is computed in stripes, whose seams are computed twice.
-    Raises `NotEnoughMemory` if that does not help, `BadConfig` for settings that do not fit the model.
-    """
-    limit = min(settings.max_memory_bytes or 2**62, free_bytes() + resident_bytes())
-    volumes = as_volumes(scan)
-    volume = volumes[0]
-    check_channels(volumes, model)
-    if isinstance(model, str):
-        needed = resident_bytes() + 100_000_000 + 3 * volume.data.size
-        _check_memory(needed, limit, settings)
-        return Plan(model, "cpu", "histogram", None, 0, needed)
-    from medseg.backends import blended_features, choose_device, choose_precision
-    from medseg.window import plan_windows
-
-    checkpoints = as_list(model)
-    spec = checkpoints[0].spec
-    _check_settings(checkpoints, settings)
-    device = choose_device(settings.device)  # type: ignore[arg-type]
-    precision = str(choose_precision(settings.precision, device)).removeprefix("torch.")  # type: ignore[arg-type]
-    grid = model_grid(volume, spec.spacing, spec.grid)
-    _, cell = blended_features(checkpoints, settings.tta)
-    windows = plan_windows(grid.shape, spec.patch, settings.overlap, cell)
-    for stripes in _STRIPES:
-        half = precision == "bfloat16" and device.type == "cpu"
-        needed = _memory(volume, grid, windows, checkpoints, settings, device.type, stripes, half)
-        made = Plan(spec.name, str(device), precision, grid, _count(windows, stripes), needed, stripes)
-        if needed <= limit:
-            return made
-    _check_memory(needed, limit, settings)
-    return made
-
-
-def _check_memory(needed: int, limit: int, settings: Settings) -> None:
-    if needed > limit:
-        why = "allowed; raise --max-memory" if limit == settings.max_memory_bytes else "free; close other programs"
-        raise NotEnoughMemory(
-            f"this run needs about {needed / 1e9:.2f} GB of memory and {limit / 1e9:.2f} GB are {why} or crop the scan"
-        )
-
-
-def as_list(model: Checkpoint | Sequence[Checkpoint]) -> list[Checkpoint]:
-    """One checkpoint or several as a list."""
-    return list(model) if isinstance(model, Sequence) else [model]
-
-
-def as_volumes(scan: Scans) -> list[Volume]:
-    """One scan or several as a list."""
-    return [scan] if isinstance(scan, Volume) else list(scan)
-
-
-def channel_names(model: Model) -> list[str]:
-    """What each of the scans is that a model takes; '' where the model does not say."""
-    if isinstance(model, str):
-        return [""]
-    spec = as_list(model)[0].spec
-    return list(spec.channel_names) or [""] * spec.channels
-
-
-def check_channels(volumes: Sequence[Volume], model: Model) -> None:
-    """Raise `BadConfig` if a model takes another number of scans."""
-    names = channel_names(model)
-    if len(volumes) != len(names):
-        title = model if isinstance(model, str) else as_list(model)[0].spec.name
-        listed = f" ({', '.join(names)})" if any(names) else ""
-        wanted = "1 scan" if len(names) == 1 else f"{len(names)} scans"
-        order = " in this order" if len(names) > 1 and listed else ""
-        count = "1 is" if len(volumes) == 1 else f"{len(volumes)} are"
-        raise BadConfig(f"the model {title} takes {wanted}{listed}{order} and {count} given; see --channel")
-
-
-def _check_settings(checkpoints: Sequence[Checkpoint], settings: Settings) -> None:
-    """Raise `BadModel` for models that do not belong together, `BadConfig` for what a model cannot give."""
-    spec = checkpoints[0].spec
-    keys = {"spacing": "spacing_mm", "intensities": "intensity"}  # as the JSON names them
-    for key in ("classes", "patch", "spacing", "grid", "channels", "channel_names", "intensities", "regions"):
-        if any(getattr(one.spec, key) != getattr(spec, key) for one in checkpoints):
-            name = keys.get(key, key)
-            raise BadModel(f"the models differ in their {name}; only models of one task and plan can be averaged")
-    if settings.tta and not mirror_axes(checkpoints):
-        raise BadConfig(f"the model {spec.name} must not be mirrored; leave out --tta")
-    unknown = [value for value in settings.probabilities if value not in spec.classes[1:]]
-    if unknown:
-        raise BadConfig(
-            f"the model {spec.name} has no label {unknown[0]}; `medseg models` and its labels.csv list them"
-        )
-
-
-def mirror_axes(checkpoints: Sequence[Checkpoint]) -> tuple[int, ...]:
-    """The axes along which patches may be mirrored: those of training, never left-right if a label has a side."""
-    axes = set.intersection(*(set(one.spec.mirror) for one in checkpoints))
-    lateral = any(one.table.mirror_pairs() for one in checkpoints)
-    return tuple(sorted(axes - ({0} if lateral else set())))
-
-
-def _count(windows: Windows, stripes: int) -> int:
-    per_column = len(windows.starts[0]) * len(windows.starts[2])
-    return per_column * sum(len(windows.columns(*part)) for part in windows.stripes(stripes))
-
-
-def _memory(
-    volume: Volume,
-    grid: ModelGrid,
-    windows: Windows,
-    checkpoints: Sequence[Checkpoint],
-    settings: Settings,
-    device: str,
-    stripes: int,
-    half: bool = False,
-) -> int:
-    """Bytes of this process at its peak: what it holds now, and the largest of its three phases.
-
-    Sizes follow from what the code allocates; `tests/benchmarks/bench_memory.py` compares them with what is measured.
-    """
-    from medseg.backends import activation_bytes, blended_features
-
-    spec = checkpoints[0].spec
-    scan, image = volume.data.size, 4 * spec.channels * int(np.prod(grid.shape))
-    features, cell = blended_features(checkpoints, settings.tta)
-    deferred = (features, cell) != (spec.outputs, 1)
-    features += spec.skip_empty
-    patch, depth = windows.patch, windows.padded[2]
-    # The network: weights as float32 and as the kernels want them (files hold half precision; Winograd wants eight
-    # times the float32), activations, one window's features.
-    weights = sum(one.weight_bytes for one in checkpoints)
-    activations = activation_bytes(checkpoints[0], max(1, settings.batch), deferred)
-    network = 4 * weights + activations // 2 if half else 18 * weights + activations
-    network += 4 * features * int(np.prod(patch))
-    # The sums, the block that is complete, once more with the planes before it, and its classes.
-    rows = windows.starts[0]
-    steps = [b - a for a, b in pairwise(rows)] or [windows.shape[0]]
-    span = _span(windows, stripes)
-    carry = max(0, patch[0] - min(steps)) * span if len(rows) > 1 else 0
-    block = patch[0] * max(1, patch[1] // 4)  # of the last row
-    sums = 4 * features * depth * (patch[0] * patch[1] + carry + 2 * block + windows.shape[1]) + 2 * depth * block
-    if cell > 1:  # the logits of a block's voxels; and where cells reach beyond the image, it is padded
-        sums += 4 * spec.outputs * cell**3 * depth * (block + windows.shape[1] // cell)
-        image *= 2 if any(size % cell for size in grid.shape) else 1
-    maps = 4 * scan * (len(settings.probabilities) + settings.uncertainty) + (4 * scan if settings.probabilities else 0)
-    labels = scan * (1 if max(spec.classes) < 256 else 2)
-    painting = labels + maps + sums + image + (network if device == "cpu" else 0)
-    resampling = image + 2 * 4 * 64 * grid.shape[1] * grid.shape[2]
-    cleaning = labels * 2 + maps + (12 * scan if settings.cleanup and (spec.cleanup or spec.fluid) else 0)
-    return resident_bytes() + _LIBRARIES_BYTES + max(resampling, painting, cleaning)
-
-
-def _span(windows: Windows, stripes: int) -> int:
-    """The most planes of the second axis that the windows of a stripe cover."""
-    return max(
-        columns[-1] + windows.patch[1] - columns[0]
-        for columns in (windows.columns(*part) for part in windows.stripes(stripes))
-    )
-
-
-#: What is loaded between making the plan and the peak: numba, the compiled kernels, oneDNN's buffers.
-_LIBRARIES_BYTES = 150_000_000
 
 
 def segment(
@@ -377,7 +189,8 @@ class _Clock:
 def _segment_with_network(
     volumes: Sequence[Volume], checkpoints: Sequence[Checkpoint], settings: Settings, made: Plan, progress: Progress
 ) -> Segmentation:
-    from medseg.backends import choose_device, open_models
+    from medseg.inference.backends.opening import open_models
+    from medseg.inference.backends.predictor import choose_device
 
     spec, clock, volume = checkpoints[0].spec, _Clock(), volumes[0]
     progress("resampling", 0, 1)
@@ -424,7 +237,7 @@ def _painter(
     """A painter of what the model says inside the content box; the rest of the scan is background."""
     import torch
 
-    from medseg.painter import Painter
+    from medseg.inference.painter import Painter
 
     spec, head = checkpoint.spec, predictor.head
     limits = [
@@ -468,11 +281,11 @@ def _paint_windows(
 
     With a GPU the painting is done beside it, in a thread of its own, one block behind.
     """
-    from medseg.window import plan_windows, sliding_window
+    from medseg.inference.window import plan_windows, sliding_window
 
     spec = checkpoint.spec
     windows = plan_windows(image.shape[1:], spec.patch, settings.overlap, predictor.cell)
-    total, done = _count(windows, made.stripes), 0
+    total, done = window_count(windows, made.stripes), 0
 
     def predict(patches: torch.Tensor) -> torch.Tensor:
         with clock("network"):

@@ -1,0 +1,101 @@
+"""How many bytes the maps of a network need that live at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from medseg.inference.backends.predictor import Body
+from medseg.models.folder import Checkpoint
+
+
+def _convolved(
+    x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, extra: Any,
+    groups: int,
+) -> Tensor:  # fmt: skip
+    """An empty tensor of the shape that a convolution has; arguments as of `aten::convolution`."""
+    axes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, extra, strict=True)
+    if transposed:
+        size = [(n - 1) * s - 2 * p + d * (k - 1) + e + 1 for n, k, s, p, d, e in axes]
+        return x.new_empty((x.shape[0], weight.shape[1] * groups, *size))
+    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in axes]
+    return x.new_empty((x.shape[0], weight.shape[0], *size))
+
+
+def _normed(x: Tensor, weight: Any, bias: Any, batch: int, channels: int, size: int, groups: int, eps: float) -> Any:
+    """Empty tensors of the shapes of `aten::native_group_norm`."""
+    return x.new_empty(x.shape), x.new_empty((batch, groups)), x.new_empty((batch, groups))
+
+
+def _joined(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """An empty tensor of the shape of `aten::cat`."""
+    shape = list(tensors[0].shape)
+    shape[dim] = sum(x.shape[dim] for x in tensors)
+    return tensors[0].new_empty(shape)
+
+
+def _together(x: Tensor, y: Any) -> Tensor:
+    """An empty tensor of the shape that x and a tensor or number y have together."""
+    return x.new_empty(torch.broadcast_shapes(x.shape, getattr(y, "shape", ())))
+
+
+#: Operations whose shapes PyTorch itself works out with half its compiler, a second of imports.
+_SHAPED: dict[str, Callable[..., Any]] = {
+    "aten.convolution.default": _convolved,
+    "aten.native_group_norm.default": _normed,
+    "aten.leaky_relu_.default": lambda x, *_: x,
+    "aten.leaky_relu.default": lambda x, *_: x.new_empty(x.shape),
+    "aten.cat.default": _joined,
+    "aten.add.Tensor": _together,
+    "aten.sub.Tensor": _together,
+    "aten.mul.Tensor": _together,
+}
+
+
+class _Living(TorchDispatchMode):
+    """Counts the bytes of tensors that live at the same time."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # PyTorch would import its compiler, a second of modules, to keep it away from here.
+        return False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._alive: dict[int, tuple[Any, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        from torch.multiprocessing.reductions import StorageWeakRef
+        from torch.utils._pytree import tree_leaves
+
+        shaped = _SHAPED.get(str(func))
+        out = shaped(*args) if shaped else func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self._alive.values()))
+        return out
+
+
+def activation_bytes(checkpoint: Checkpoint, batch: int = 1, deferred: bool = False) -> int:
+    """The most bytes that tensors made by a forward pass in float32 hold at one time; nothing is computed.
+
+    deferred: without the network's last layer.
+    """
+    from medseg.networks.zoo import build_model
+
+    spec = checkpoint.spec
+    with torch.device("meta"), torch.no_grad():  # in inference mode operations would come whole, not in their parts
+        network = build_model(spec.architecture, spec.channels, spec.outputs, **spec.options).eval()
+        network.to("meta")  # constants too
+        patches = torch.empty(batch, spec.channels, *spec.patch)
+        with _Living() as living:
+            (Body(network) if deferred else network)(patches)
+    return living.peak

@@ -1,0 +1,150 @@
+"""The backends by name, the choice among them, and models of one task joined into one predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from itertools import chain, combinations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medseg.errors import BadConfig
+from medseg.inference.backends.openvino import open_openvino
+from medseg.inference.backends.predictor import (
+    Device,
+    Precision,
+    Predictor,
+    choose_device,
+    deferred_width,
+    example_patch,
+    seconds_of,
+    worth_deferring,
+)
+from medseg.inference.backends.pytorch import choose_precision, open_torch
+from medseg.inference.painter import Head, Slopes
+from medseg.inference.window import Predict
+from medseg.models.folder import Checkpoint
+
+#: Seconds of predicting from which on the three or four that a trial of OpenVINO takes do not matter.
+OPENVINO_PAYS_S = 120.0
+#: How much faster than PyTorch it must then be for one window.
+OPENVINO_GAIN = 1.1
+#: Name -> open(checkpoint, device, dtype, exact=, defer=).
+BACKENDS: dict[str, Callable[..., Predictor]] = {"torch": open_torch, "openvino": open_openvino}
+
+
+def open_models(
+    checkpoints: Sequence[Checkpoint],
+    *,
+    backend: str = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    mirror: Sequence[int] = (),
+    windows: int = 0,
+) -> Predictor:
+    """One predictor for one or several checkpoints of the same task, whose logits are averaged.
+
+    mirror: axes (0, 1, 2) along which patches are also predicted mirrored, in all combinations. windows: how many there
+    will be; 'auto' tries OpenVINO, where it is installed, if so many take long enough for it to pay. 'fp32' is exact:
+    plain convolutions; 'auto' may use faster ones that round a little more.
+    """
+    place = choose_device(device)
+    dtype = choose_precision(precision, place)
+    exact = precision == "fp32"
+    classes = checkpoints[0].spec.outputs
+    first = BACKENDS["torch" if backend == "auto" else backend](checkpoints[0], place, dtype, exact=exact)
+    if backend == "auto" and place.type == "cpu" and not exact and _openvino_pays(checkpoints[0], first, windows):
+        with suppress(BadConfig):  # of networks that it cannot run
+            candidate = open_openvino(checkpoints[0], place, dtype)
+            patch = example_patch(checkpoints[0])
+            if seconds_of(lambda: candidate(patch), 1) * OPENVINO_GAIN < seconds_of(lambda: first(patch), 1):
+                first = candidate
+    predictors = [first, *(BACKENDS[first.backend](one, place, dtype, exact=exact) for one in checkpoints[1:])]
+    together = sum(one.features for one in predictors) / first.cell**3
+    alike = all(one.head and one.cell == first.cell for one in predictors)
+    apart = len(predictors) > 1 and not (alike and worth_deferring(together, classes))
+    if apart or (mirror and first.cell > 1):  # the voxels of a mirrored cell would have to change places
+        predictors = [BACKENDS[first.backend](one, place, dtype, exact=exact, defer=False) for one in checkpoints]
+    joined = _ensemble(predictors) if len(predictors) > 1 else predictors[0]
+    return _mirrored(joined, mirror) if mirror else joined
+
+
+def blended_features(checkpoints: Sequence[Checkpoint], mirrored: bool = False) -> tuple[int, int]:
+    """How many numbers `open_models` of these checkpoints gives, and for how many voxels along each axis.
+
+    Found without loading any weights. mirrored: whether patches are also predicted mirrored.
+    """
+    from medseg.networks.zoo import build_model
+
+    outputs = checkpoints[0].spec.outputs
+    found = []
+    for one in checkpoints:
+        with torch.device("meta"):
+            network = build_model(one.spec.architecture, one.spec.channels, outputs, **one.spec.options)
+        found.append(deferred_width(network))
+    together, cell = sum(width for width, _ in found), found[0][1]
+    if not all(width and one == cell for width, one in found) or not worth_deferring(together / cell**3, outputs):
+        return outputs, 1
+    return (outputs, 1) if mirrored and cell > 1 else (together, cell)
+
+
+def _openvino_pays(checkpoint: Checkpoint, predictor: Predictor, windows: int) -> bool:
+    from importlib.util import find_spec
+
+    if windows < 2 or find_spec("openvino") is None:
+        return False
+    patch = example_patch(checkpoint)
+    return seconds_of(lambda: predictor(patch), 1) * windows > OPENVINO_PAYS_S
+
+
+def _ensemble(predictors: list[Predictor]) -> Predictor:
+    """The mean of several predictors' logits; with heads their features side by side and one head for all."""
+    heads = [one.head for one in predictors if one.head is not None]
+    count = len(predictors)
+    first = predictors[0]
+    if len(heads) == count:
+        weights = np.concatenate([head.weights for head in heads], 1) / count
+        bias = np.mean([head.bias for head in heads], 0).astype(np.float32)
+        head = Head(weights.astype(np.float32), bias, _side_by_side([head.slopes for head in heads], predictors))
+        width = sum(one.features for one in predictors)
+        run: Predict = lambda x: torch.cat([one(x) for one in predictors], 1)  # noqa: E731
+        return Predictor(run, width, head, first.backend, first.precision, first.cell)
+
+    def mean(x: Tensor) -> Tensor:
+        total = predictors[0](x).float()
+        for one in predictors[1:]:
+            total = total + one(x).float()
+        return total / count
+
+    return Predictor(mean, first.features, None, first.backend, first.precision)
+
+
+def _side_by_side(slopes: Sequence[Slopes | None], predictors: Sequence[Predictor]) -> Slopes | None:
+    """The mean of several, their features side by side; voxels' own numbers are the same in each that has them."""
+    if all(one is None for one in slopes):
+        return None
+    outputs = next(len(one.bias) for one in slopes if one is not None)
+    begins = np.cumsum([0, *(one.features for one in predictors)])
+    weights, bias, own = np.zeros((outputs, begins[-1]), np.float32), np.zeros(outputs, np.float32), 0
+    for one, begin, end in zip(slopes, begins[:-1], begins[1:]):
+        if one is not None:
+            weights[:, begin:end] = one.weights / len(slopes)
+            bias += one.bias / len(slopes)
+            own = int(begin) + one.own
+    return Slopes(weights, bias, own)
+
+
+def _mirrored(predictor: Predictor, axes: Sequence[int]) -> Predictor:
+    """The mean over all mirrorings of patches along `axes`, each mirrored back (test-time augmentation)."""
+    flips = list(chain.from_iterable(combinations([2 + axis for axis in axes], n) for n in range(len(axes) + 1)))
+
+    def run(x: Tensor) -> Tensor:
+        total = torch.zeros(())
+        for dims in flips:
+            part = predictor(x.flip(dims) if dims else x).float()
+            total = total.to(part.device) + (part.flip(dims) if dims else part)
+        return total / len(flips)
+
+    return Predictor(run, predictor.features, predictor.head, predictor.backend, predictor.precision, predictor.cell)

@@ -1,0 +1,141 @@
+"""Networks run by PyTorch, in the arithmetic that is faster here."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from medseg.errors import BadConfig, BadModel, DataWarning, NotEnoughMemory
+from medseg.inference.backends.accelerate import accelerate
+from medseg.inference.backends.predictor import (
+    Body,
+    Precision,
+    Predictor,
+    deferred_head,
+    is_finite,
+    name_of,
+    seconds_of,
+)
+from medseg.models.folder import Checkpoint
+from medseg.processor import has_matrix_units
+
+
+def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """The arithmetic of the network: 'auto' is fp16 on a GPU; on a CPU bf16 where that is faster, else fp32."""
+    if precision == "auto":
+        if device.type == "cuda":
+            return torch.float16
+        return torch.bfloat16 if _bf16_is_faster() else torch.float32
+    if precision == "fp16" and device.type == "cpu":
+        raise BadConfig("fp16 is very slow on a CPU; use --precision bf16 or fp32")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+@cache
+def _bf16_is_faster() -> bool:
+    """Whether this processor convolves bfloat16 faster than medseg's own kernels do float32, by trying.
+
+    Its flags do not tell: processors with AVX512-BF16 were measured at twice, and at half, their float32 speed. Only
+    matrix units (AMX) leave no doubt: seven times.
+    """
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    if has_matrix_units():
+        return True
+    with torch.inference_mode():
+        block = nn.Sequential(
+            nn.Conv3d(32, 32, 3, padding=1, bias=False), nn.GroupNorm(32, 32), nn.LeakyReLU(0.01, inplace=True)
+        ).eval()
+        x = torch.rand(1, 32, 32, 32, 32).contiguous(memory_format=torch.channels_last_3d)
+        fast = accelerate(block)
+
+        def halved() -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return fast(x)
+
+        return seconds_of(lambda: _used(halved())) < seconds_of(lambda: _used(fast(x)))
+
+
+def _used(y: Tensor) -> float:
+    """A result that something needs: what `accelerate` leaves undone is done."""
+    return float(y.flatten()[0])
+
+
+def open_torch(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, exact: bool = False, defer: bool = True
+) -> Predictor:
+    """The network in PyTorch. Logits that are not finite are computed again in fp32; if they stay so, `BadModel`.
+
+    On a CPU in fp32 it runs on medseg's own convolutions (`fast_conv`) unless `exact`. When a GPU runs out of memory,
+    batches are halved, and then the CPU goes on; each step is told as a `DataWarning`.
+    """
+    network = checkpoint.network()
+    width, cell, head = deferred_head(network) if defer else (0, 1, None)
+    run = _Torch(Body(network) if head else network, checkpoint.spec.name, device, dtype, exact)
+    return Predictor(run, width or checkpoint.spec.outputs, head, "torch", name_of(dtype), cell)
+
+
+class _Torch:
+    """A network on a device that steps down when memory runs out and retries in fp32 what is not finite."""
+
+    def __init__(self, network: nn.Module, name: str, device: torch.device, dtype: torch.dtype, exact: bool) -> None:
+        self.name, self.exact, self.most = name, exact, 2**31
+        self.plain = network  # on the CPU, float32, as loaded
+        self.place(device, dtype)
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Make the network ready for a device and an arithmetic."""
+        self.device, self.dtype = device, dtype
+        if device.type == "cpu":
+            self.network = self.plain if self.exact and dtype == torch.float32 else accelerate(self.plain)
+        else:
+            self.network = _channels_last(self.plain.to(device))
+
+    def __call__(self, patches: Tensor) -> Tensor:
+        """Features of patches, whatever memory and arithmetic allow."""
+        if len(patches) > self.most:
+            return torch.cat([self(part) for part in patches.split(self.most)])
+        try:
+            return self.finite(patches.to(self.device))
+        except torch.OutOfMemoryError:
+            pass  # outside of the handler, so that nothing of the failed run is kept alive by the traceback
+        except RuntimeError as error:
+            if "DefaultCPUAllocator" not in str(error):
+                raise
+            raise NotEnoughMemory(f"the network of {self.name} does not fit into memory; use --max-memory") from None
+        if self.device.type == "cpu":
+            raise NotEnoughMemory(f"the network of {self.name} does not fit into the memory of this machine")
+        torch.cuda.empty_cache()
+        if len(patches) > 1:
+            self.most = len(patches) // 2
+            warnings.warn(f"the GPU ran out of memory; windows go {self.most} at a time", DataWarning, stacklevel=2)
+        else:
+            self.place(torch.device("cpu"), choose_precision("auto", torch.device("cpu")))
+            warnings.warn("the GPU ran out of memory; the CPU goes on", DataWarning, stacklevel=2)
+        return self(patches)
+
+    def finite(self, x: Tensor) -> Tensor:
+        """The network's answer if it is finite, else the answer in fp32; `BadModel` if that is not either."""
+        features = self.forward(x, self.dtype)
+        if is_finite(features):
+            return features
+        if self.dtype != torch.float32:
+            features = self.forward(x, torch.float32)
+        if not is_finite(features):
+            raise BadModel(f"the model {self.name} gives values that are not finite on this scan")
+        return features
+
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """The network in an arithmetic; weights stay float32 and are cast as they are used."""
+        if not self.exact:  # norms over channels that lie last sum less accurately
+            x = x.contiguous(memory_format=torch.channels_last_3d)
+        with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+            features: Tensor = self.network(x)
+        return features
+
+
+def _channels_last(network: nn.Module) -> nn.Module:
+    return network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

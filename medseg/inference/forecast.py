@@ -1,0 +1,148 @@
+"""What a run will do and need: windows, stripes, memory; refused before it starts where memory will not do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medseg.errors import NotEnoughMemory
+from medseg.inference.preprocess import ModelGrid, model_grid
+from medseg.inference.settings import Model, Scans, Settings, as_list, as_volumes, check_channels, check_settings
+from medseg.memory import free_bytes, resident_bytes
+from medseg.volume import Volume
+
+if TYPE_CHECKING:
+    from medseg.inference.window import Windows
+    from medseg.models.folder import Checkpoint
+
+
+#: Into how many parts a scan may be cut, to be computed one after the other, where memory is short.
+_STRIPES = (1, 2, 3, 4, 6, 8, 12, 16)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do and need, known before it starts."""
+
+    model: str
+    device: str
+    precision: str
+    grid: ModelGrid | None
+    windows: int
+    memory_bytes: int
+    stripes: int = 1
+    backend: str = ""
+
+
+def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
+    """What segmenting this scan will do and how much memory the process will hold at its peak.
+
+    Where less is allowed (`max_memory_bytes`) or free, the scan is computed in stripes, whose seams are computed twice.
+    Raises `NotEnoughMemory` if that does not help, `BadConfig` for settings that do not fit the model.
+    """
+    limit = min(settings.max_memory_bytes or 2**62, free_bytes() + resident_bytes())
+    volumes = as_volumes(scan)
+    volume = volumes[0]
+    check_channels(volumes, model)
+    if isinstance(model, str):
+        needed = resident_bytes() + 100_000_000 + 3 * volume.data.size
+        _check_memory(needed, limit, settings)
+        return Plan(model, "cpu", "histogram", None, 0, needed)
+    from medseg.inference.backends.opening import blended_features
+    from medseg.inference.backends.predictor import choose_device
+    from medseg.inference.backends.pytorch import choose_precision
+    from medseg.inference.window import plan_windows
+
+    checkpoints = as_list(model)
+    spec = checkpoints[0].spec
+    check_settings(checkpoints, settings)
+    device = choose_device(settings.device)  # type: ignore[arg-type]
+    precision = str(choose_precision(settings.precision, device)).removeprefix("torch.")  # type: ignore[arg-type]
+    grid = model_grid(volume, spec.spacing, spec.grid)
+    _, cell = blended_features(checkpoints, settings.tta)
+    windows = plan_windows(grid.shape, spec.patch, settings.overlap, cell)
+    for stripes in _STRIPES:
+        half = precision == "bfloat16" and device.type == "cpu"
+        needed = _memory(volume, grid, windows, checkpoints, settings, device.type, stripes, half)
+        made = Plan(spec.name, str(device), precision, grid, window_count(windows, stripes), needed, stripes)
+        if needed <= limit:
+            return made
+    _check_memory(needed, limit, settings)
+    return made
+
+
+def _check_memory(needed: int, limit: int, settings: Settings) -> None:
+    if needed > limit:
+        why = "allowed; raise --max-memory" if limit == settings.max_memory_bytes else "free; close other programs"
+        raise NotEnoughMemory(
+            f"this run needs about {needed / 1e9:.2f} GB of memory and {limit / 1e9:.2f} GB are {why} or crop the scan"
+        )
+
+
+def window_count(windows: Windows, stripes: int) -> int:
+    """How many windows are computed, those twice that lie on a seam."""
+    per_column = len(windows.starts[0]) * len(windows.starts[2])
+    return per_column * sum(len(windows.columns(*part)) for part in windows.stripes(stripes))
+
+
+def _memory(
+    volume: Volume,
+    grid: ModelGrid,
+    windows: Windows,
+    checkpoints: Sequence[Checkpoint],
+    settings: Settings,
+    device: str,
+    stripes: int,
+    half: bool = False,
+) -> int:
+    """Bytes of this process at its peak: what it holds now, and the largest of its three phases.
+
+    Sizes follow from what the code allocates; `tests/benchmarks/bench_memory.py` compares them with what is measured.
+    """
+    from medseg.inference.backends.activations import activation_bytes
+    from medseg.inference.backends.opening import blended_features
+
+    spec = checkpoints[0].spec
+    scan, image = volume.data.size, 4 * spec.channels * int(np.prod(grid.shape))
+    features, cell = blended_features(checkpoints, settings.tta)
+    deferred = (features, cell) != (spec.outputs, 1)
+    features += spec.skip_empty
+    patch, depth = windows.patch, windows.padded[2]
+    # The network: weights as float32 and as the kernels want them (files hold half precision; Winograd wants eight
+    # times the float32), activations, one window's features.
+    weights = sum(one.weight_bytes for one in checkpoints)
+    activations = activation_bytes(checkpoints[0], max(1, settings.batch), deferred)
+    network = 4 * weights + activations // 2 if half else 18 * weights + activations
+    network += 4 * features * int(np.prod(patch))
+    # The sums, the block that is complete, once more with the planes before it, and its classes.
+    rows = windows.starts[0]
+    steps = [b - a for a, b in pairwise(rows)] or [windows.shape[0]]
+    span = _span(windows, stripes)
+    carry = max(0, patch[0] - min(steps)) * span if len(rows) > 1 else 0
+    block = patch[0] * max(1, patch[1] // 4)  # of the last row
+    sums = 4 * features * depth * (patch[0] * patch[1] + carry + 2 * block + windows.shape[1]) + 2 * depth * block
+    if cell > 1:  # the logits of a block's voxels; and where cells reach beyond the image, it is padded
+        sums += 4 * spec.outputs * cell**3 * depth * (block + windows.shape[1] // cell)
+        image *= 2 if any(size % cell for size in grid.shape) else 1
+    maps = 4 * scan * (len(settings.probabilities) + settings.uncertainty) + (4 * scan if settings.probabilities else 0)
+    labels = scan * (1 if max(spec.classes) < 256 else 2)
+    painting = labels + maps + sums + image + (network if device == "cpu" else 0)
+    resampling = image + 2 * 4 * 64 * grid.shape[1] * grid.shape[2]
+    cleaning = labels * 2 + maps + (12 * scan if settings.cleanup and (spec.cleanup or spec.fluid) else 0)
+    return resident_bytes() + _LIBRARIES_BYTES + max(resampling, painting, cleaning)
+
+
+def _span(windows: Windows, stripes: int) -> int:
+    """The most planes of the second axis that the windows of a stripe cover."""
+    return max(
+        columns[-1] + windows.patch[1] - columns[0]
+        for columns in (windows.columns(*part) for part in windows.stripes(stripes))
+    )
+
+
+#: What is loaded between making the plan and the peak: numba, the compiled kernels, oneDNN's buffers.
+_LIBRARIES_BYTES = 150_000_000
