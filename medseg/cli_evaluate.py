@@ -55,12 +55,14 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score label maps against references: scores.csv, summary.json, and report.html with plots and worst cases."""
-    from medseg import evaluate as run
-    from medseg.metrics import LesionOptions
+    from medseg.evaluation import scoring
+    from medseg.evaluation.metrics import LesionOptions
+    from medseg.evaluation.pairs import find_table, parse_structures
+    from medseg.evaluation.summary import Options, summary_table
 
-    known = run.find_table(table, reference, prediction)
-    options = run.Options(
-        structures=run.parse_structures(labels, known) if labels else None,
+    known = find_table(table, reference, prediction)
+    options = Options(
+        structures=parse_structures(labels, known) if labels else None,
         ignore=ignore,
         surface=surface,  # type: ignore[arg-type]
         percentiles=tuple(percentile or (95,)),
@@ -81,7 +83,7 @@ def evaluate(
         number_cases=number_cases,
     )
     with bar(quiet) as progress:
-        result = run.evaluate(reference, prediction, output, options, known, progress)
+        result = scoring.evaluate(reference, prediction, output, options, known, progress)
     for problem in result.problems:
         print(f"note: {problem}", file=sys.stderr)
     if not quiet:
@@ -89,7 +91,7 @@ def evaluate(
     if as_json:
         print_json(result.summary)
     else:
-        print_rows(*run.summary_table(result.summary))
+        print_rows(*summary_table(result.summary))
 
 
 def compare(
@@ -101,7 +103,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare methods on the same cases: ranking, its stability, and paired Wilcoxon tests with Holm's correction."""
-    from medseg import compare as run
+    from medseg.evaluation import comparison as run
 
     result = run.compare(scores, score, structure, bootstrap, seed)
     for problem in result.problems:

@@ -16,7 +16,7 @@ from medseg.memory import keep_memory
 if TYPE_CHECKING:
     from medseg.config import Config
     from medseg.dataset.cases import Dataset, Finding
-    from medseg.evaluate import Evaluation
+    from medseg.evaluation.summary import Evaluation
     from medseg.plan import Choice
 
 
@@ -104,7 +104,7 @@ def train(
     if outcome is None:  # another process of torchrun's is the first
         return
     if outcome.evaluation is not None:
-        from medseg.evaluate import summary_table
+        from medseg.evaluation.summary import summary_table
 
         print_rows(*summary_table(outcome.evaluation.summary))
     for path in outcome.models:

@@ -68,7 +68,7 @@ def view(
     if png and png.suffix.lower() != _SHEET:
         raise BadOutput(f"{png}: a contact sheet is a picture; give a name that ends in .png")
 
-    from medseg.evaluate import find_table
+    from medseg.evaluation.pairs import find_table
     from medseg.io import read, read_labels
 
     volumes = read(scan, volume_index=volume, assume_geometry=assume_geometry), read_labels(labels)

@@ -22,7 +22,8 @@ from medseg.dataset.cases import Case, Dataset, Finding, read_case_labels, read_
 from medseg.dataset.check.cases import check_dataset
 from medseg.dataset.reading import read_dataset
 from medseg.errors import BadConfig, BadFile, BadModel
-from medseg.evaluate import Evaluation, Options, evaluate, read_scores, summarise, write_evaluation
+from medseg.evaluation.scoring import evaluate, write_evaluation
+from medseg.evaluation.summary import Evaluation, Options, read_scores, summarise
 from medseg.files import atomic_write, private_folder, sweep
 from medseg.inference.segmentation import segment
 from medseg.inference.settings import Settings

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from medseg.compare import compare, holm
 from medseg.errors import BadConfig, BadFile
+from medseg.evaluation.comparison import compare, holm
 
 CASES = [f"case_{n}" for n in range(12)]
 

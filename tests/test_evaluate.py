@@ -16,10 +16,12 @@ from typer.testing import CliRunner
 
 from medseg import cli_evaluate
 from medseg.errors import BadConfig, BadFile, BadGeometry, DataWarning
-from medseg.evaluate import Options, evaluate, find_table, on_grid_of, parse_structures, read_scores, summarise
+from medseg.evaluation.pairs import find_table, on_grid_of, parse_structures
+from medseg.evaluation.report import COLORS
+from medseg.evaluation.scoring import evaluate
+from medseg.evaluation.summary import Options, read_scores, summarise
 from medseg.io import read_labels, write
 from medseg.labels import Label, LabelTable
-from medseg.report import COLORS
 from medseg.volume import Volume, reorient
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from medseg import metrics
 from medseg.errors import BadConfig, BadGeometry
+from medseg.evaluation import metrics
 
 REFERENCE = json.loads((Path(__file__).parent / "golden" / "metrics_reference.json").read_text())
 

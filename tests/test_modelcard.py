@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from medseg.evaluate import summarise
+from medseg.evaluation.summary import summarise
 from medseg.labels import Code, Label, LabelTable
 from medseg.models.card import TO_COMPLETE, model_card
 from medseg.models.folder import Checkpoint

@@ -17,7 +17,7 @@ import torch
 import yaml
 from fixtures_main import one_thread  # noqa: F401
 
-from medseg.evaluate import read_scores
+from medseg.evaluation.summary import read_scores
 from medseg.io import read_labels
 from medseg.models.folder import load_checkpoint, load_state
 

@@ -19,7 +19,7 @@ import numpy as np
 from blobs import blob_pair
 from numpy.typing import NDArray
 
-from medseg import metrics
+from medseg.evaluation import metrics
 
 SPACING = (1.0, 1.0, 1.5)
 TOLERANCE = 2.0

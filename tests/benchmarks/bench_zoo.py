@@ -44,7 +44,7 @@ def medseg_facts(run: Path, dataset: Path) -> dict[str, Any]:
     from medseg.config import read_settings
     from medseg.dataset.cases import read_channels
     from medseg.dataset.reading import read_dataset
-    from medseg.evaluate import read_scores
+    from medseg.evaluation.summary import read_scores
     from medseg.inference.segmentation import segment
     from medseg.inference.settings import Settings
     from medseg.models.folder import load_checkpoint, load_state

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from medseg.errors import BadConfig
-from medseg.evaluate import read_scores, score_columns
+from medseg.evaluation.summary import read_scores, score_columns
 
 #: Scores of which less is better; of shares such as Dice more is. Signed ones count by their size.
 LESS_IS_BETTER = (

@@ -20,7 +20,7 @@ from medseg.view.png import png_bytes
 from medseg.volume import reorient
 
 if TYPE_CHECKING:
-    from medseg.evaluate import Evaluation, Options
+    from medseg.evaluation.summary import Evaluation, Options
 
 #: Scores that get a box plot, where there are any.
 PLOTTED = ("dice", "surface_dice", "hausdorff95_mm", "assd_mm", "lesion_f1")
@@ -140,7 +140,7 @@ def _box_plot(rows: Sequence[Mapping[str, Any]], name: str) -> str:
 
 def _worst(rows: Sequence[Mapping[str, Any]], pairs: Mapping[str, tuple[Path, Path]], options: Options) -> str:
     """Pictures of the cases of least mean Dice, through the structure of least Dice of each."""
-    from medseg.evaluate import on_grid_of
+    from medseg.evaluation.pairs import on_grid_of
 
     means: dict[str, float] = {}
     for case in pairs:

@@ -1,0 +1,1 @@
+"""Label maps against references: pairs, metrics, statistics, a report, and methods against each other."""
