@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from medseg.config import Config
     from medseg.dataset.cases import Dataset, Finding
     from medseg.evaluation.summary import Evaluation
-    from medseg.plan import Choice
+    from medseg.training.plan import Choice
 
 
 def train(
@@ -78,7 +78,7 @@ def train(
         changes |= {"train.time_s": parse_seconds(time), "train.steps": None} if time else {}
         _train_config(data, output, changes, resume, quiet)
         return
-    from medseg.training import Listener, Request, train_folds
+    from medseg.training.run import Listener, Request, train_folds
 
     request = Request(
         data,
@@ -120,7 +120,7 @@ def _train_config(path: Path, output: Path | None, changes: dict[str, Any], resu
     run = output or Path("runs") / settings.name
     if not resume and (run / "config.yaml").exists():
         raise BadConfig(f"{run} holds a run; choose another -o, or leave --no-resume out to go on with it")
-    from medseg.train import train as run_loop
+    from medseg.training.loop import train as run_loop
 
     with _progress(quiet) as progress:
         print(run_loop(settings, run, progress=_Show(quiet, progress).training))

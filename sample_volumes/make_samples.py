@@ -17,7 +17,7 @@ import torch
 from medseg.config import load_config
 from medseg.io import read_labels, write
 from medseg.labels import LabelTable
-from medseg.synth import load_heads, lookup, render
+from medseg.training.synth import load_heads, lookup, render
 from medseg.volume import Volume, crop, reorient, resample
 
 HERE = Path(__file__).parent

@@ -10,9 +10,9 @@ import torch
 from pydantic import ValidationError
 from scipy import ndimage
 
-from medseg import augment
-from medseg.augment import augment_intensity, draw_patches
 from medseg.config import NO_AUGMENTATION, AugmentConfig
+from medseg.training import augment
+from medseg.training.augment import augment_intensity, draw_patches
 
 ISO = (1.0, 1.0, 1.0)
 EVERYTHING = AugmentConfig(

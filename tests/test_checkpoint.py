@@ -19,10 +19,11 @@ from fixtures_main import known_networks, one_thread  # noqa: F401
 from safetensors.torch import load_file, save, save_file
 
 from medseg.errors import BadModel
-from medseg.models.folder import BUNDLED, bundled_models, load_checkpoint, load_state, save_checkpoint, save_state
+from medseg.models.folder import BUNDLED, bundled_models, load_checkpoint, save_checkpoint
 from medseg.models.spec import FixedScale, PercentileScale, ZScore
 from medseg.networks.unet import UNet
 from medseg.networks.zoo import build_model
+from medseg.training.state import load_state, save_state
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from scipy.signal import fftconvolve
 
-from medseg import curves
-from medseg.curves import draw_curves
+from medseg.training import curves
+from medseg.training.curves import draw_curves
 from medseg.view.lettering import lettering, write_text
 
 WHITE = (255, 255, 255)

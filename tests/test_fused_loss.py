@@ -8,11 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from medseg.label_maps import hard_dice
-from medseg.losses import dice_cross_entropy, segmentation_loss, unfolded
 from medseg.networks.layers import folded_cells
 from medseg.networks.ops.loss import can_fuse_loss, hits
 from medseg.networks.unet import UNet
+from medseg.training.losses import dice_cross_entropy, hard_dice, segmentation_loss, unfolded
 
 
 def channels_last(x: Tensor) -> Tensor:

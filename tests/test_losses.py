@@ -8,7 +8,7 @@ from fixtures_main import one_thread  # noqa: F401
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg.losses import IGNORE, as_background, deep_supervision, dice_cross_entropy, segmentation_loss
+from medseg.training.losses import IGNORE, as_background, deep_supervision, dice_cross_entropy, segmentation_loss
 
 
 def composed(logits: Tensor, labels: Tensor, smooth: float) -> Tensor:

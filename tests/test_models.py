@@ -9,10 +9,10 @@ from fixtures_main import one_thread  # noqa: F401
 from torch import nn
 
 from medseg.errors import BadModel
-from medseg.losses import deep_supervision
 from medseg.networks.layers import InstanceNorm, unfold_cells
 from medseg.networks.unet import UNet
 from medseg.networks.zoo import MODELS, build_model, check_patch
+from medseg.training.losses import deep_supervision
 
 VARIANTS = {
     "plain": {},

@@ -11,13 +11,13 @@ import pytest
 import torch
 from fixtures_main import one_thread  # noqa: F401
 
-from medseg import plan as planning
 from medseg.config import make_config, override
 from medseg.dataset.cases import Case, Dataset
 from medseg.errors import BadConfig, NotEnoughMemory
 from medseg.labels import Label, LabelTable
 from medseg.networks.zoo import MODELS, build_model, check_patch
-from medseg.plan import Choice, Fingerprint, Machine, as_settings, check_memory, make_plan, training_bytes
+from medseg.training import plan as planning
+from medseg.training.plan import Choice, Fingerprint, Machine, as_settings, check_memory, make_plan, training_bytes
 
 CPU = Machine("cpu", 16_000_000_000)
 GPU = Machine("cuda", 16_000_000_000)

@@ -17,9 +17,9 @@ from medseg.dataset.cases import load_case
 from medseg.dataset.reading import read_dataset
 from medseg.errors import BadFile
 from medseg.inference.preprocess import prepare
-from medseg.losses import IGNORE
 from medseg.models.spec import ZScore
-from medseg.scans import Scans
+from medseg.training.losses import IGNORE
+from medseg.training.scans import Scans
 
 CPU = torch.device("cpu")
 

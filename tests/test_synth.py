@@ -12,11 +12,11 @@ import torch
 from fixtures_main import one_thread  # noqa: F401
 from torch import Tensor
 
-from medseg import synth
 from medseg.config import SynthConfig
 from medseg.errors import BadConfig
 from medseg.inference.preprocess import percentile_range, scale_to_percentiles
-from medseg.synth import Heads, load_heads, lookup, render
+from medseg.training import synth
+from medseg.training.synth import Heads, load_heads, lookup, render
 from medseg.volume import Volume, reorient
 
 #: Left -> right of the phantom head; classes 1.. of the networks here.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from medseg import tracking
 from medseg.errors import BadConfig, DataWarning
-from medseg.tracking import Trackers, open_trackers
+from medseg.training import tracking
+from medseg.training.tracking import Trackers, open_trackers
 
 
 class Noted:

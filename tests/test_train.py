@@ -18,12 +18,14 @@ import torch
 import yaml
 from fixtures_main import one_thread  # noqa: F401
 
-from medseg import train as loop
 from medseg.config import Config, load_config
 from medseg.errors import BadConfig, BadModel, DataWarning, Interrupted
-from medseg.models.folder import load_checkpoint, load_state, save_state
+from medseg.models.folder import load_checkpoint
 from medseg.networks.zoo import build_model
-from medseg.train import train
+from medseg.training.clock import learning_rate
+from medseg.training.loop import train
+from medseg.training.precision import THIN, choose_training_precision, thinnest_map
+from medseg.training.state import load_state, save_state
 
 STEPS = 24
 CONFIG: dict[str, Any] = {
@@ -168,10 +170,10 @@ import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from medseg.models.folder import load_state
+from medseg.training.state import load_state
 from medseg.config import load_config
 from medseg.errors import BadModel
-from medseg.train import train
+from medseg.training.loop import train
 
 KILLS = 20
 config, folder = load_config(Path(sys.argv[1])), Path(sys.argv[2])
@@ -240,7 +242,7 @@ def test_a_run_stopped_between_two_checkpoints_goes_on_as_if_it_had_not(
     config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ):
     """A request to stop saves the state at whatever step it comes, also in the middle of an interval of the log."""
-    run, asked, rate = tmp_path / "run", [], loop._rate
+    run, asked, rate = tmp_path / "run", [], learning_rate
 
     def ask_once(step: int, position: float, settings: Any) -> float:
         if step == steps - 1 and not asked:
@@ -249,7 +251,7 @@ def test_a_run_stopped_between_two_checkpoints_goes_on_as_if_it_had_not(
         return rate(step, position, settings)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_rate", ask_once)
+        patch.setattr("medseg.training.loop.learning_rate", ask_once)
         with pytest.raises(Interrupted) as stop:
             train(config, run)
     assert stop.value.exit_code == 143
@@ -336,7 +338,7 @@ def test_a_damaged_state_never_takes_the_place_of_the_sound_one_before(config, f
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("medseg.train.save_state", killed)
+        patch.setattr("medseg.training.state.save_state", killed)
         with pytest.raises(Killed), pytest.warns(DataWarning):
             train(config, run)
     sound = []
@@ -494,9 +496,9 @@ def test_a_run_that_starts_from_a_folder_without_a_run_is_refused(tmp_path):
 
 def test_thin_maps_are_trained_in_float32_where_bfloat16_has_wrong_gradients(monkeypatch, tmp_path):
     """Where there are no matrix units; two levels below a map of 8 voxels it has 2, below one of 12 it has 3."""
-    monkeypatch.setattr(loop, "has_matrix_units", lambda: False)
+    monkeypatch.setattr("medseg.training.precision.has_matrix_units", lambda: False)
     config = load_config(make_config(tmp_path), {"train.precision": "auto"})
     network, cpu = build_model("unet", 1, 2, features=(4, 4, 4)), torch.device("cpu")
-    assert loop._thinnest_map(network, 1, (8, 12, 12), cpu) == 2
-    assert loop._thinnest_map(network, 1, (12, 12, 16), cpu) == loop.THIN == 3
-    assert loop.choose_training_precision(config, cpu, 2) == "fp32"
+    assert thinnest_map(network, 1, (8, 12, 12), cpu) == 2
+    assert thinnest_map(network, 1, (12, 12, 16), cpu) == THIN == 3
+    assert choose_training_precision(config, cpu, 2) == "fp32"

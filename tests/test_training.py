@@ -19,7 +19,8 @@ from fixtures_main import one_thread  # noqa: F401
 
 from medseg.evaluation.summary import read_scores
 from medseg.io import read_labels
-from medseg.models.folder import load_checkpoint, load_state
+from medseg.models.folder import load_checkpoint
+from medseg.training.state import load_state
 
 #: A network and a run so small that a step takes milliseconds.
 SMALL = {
@@ -174,8 +175,8 @@ import os, random, signal, sys, time, json, shutil
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from medseg.models.folder import load_state
-from medseg.training import Request, train_dataset
+from medseg.training.state import load_state
+from medseg.training.run import Request, train_dataset
 data, folder, overrides = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 run = folder / "run"
 

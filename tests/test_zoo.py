@@ -21,11 +21,11 @@ from torch.nn import functional as F
 
 from medseg.errors import BadModel
 from medseg.inference.backends.pytorch import open_torch
-from medseg.losses import deep_supervision
 from medseg.models.folder import Checkpoint, load_checkpoint, save_checkpoint
 from medseg.networks import mask2former as m2f
 from medseg.networks.layers import Attention, resize
 from medseg.networks.zoo import DEEP_SUPERVISION, MODELS, TRAINING, build_model, check_patch, patch_multiples, small
+from medseg.training.losses import deep_supervision
 
 #: Name -> options of a tiny network of 16 channels, which `fast_conv` knows, and the smallest patch that fits.
 TINY: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {

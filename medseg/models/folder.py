@@ -135,33 +135,3 @@ def change_spec(folder: Path, **changes: Any) -> None:
     checked = ModelSpec.model_validate_json(json.dumps(content))
     with atomic_write(folder / "model.json") as handle:
         handle.write((checked.model_dump_json(indent=1) + "\n").encode())
-
-
-def save_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write a training state atomically: tensors and JSON facts in one safetensors file."""
-    from safetensors.torch import save
-
-    content = save({key: value.detach().contiguous() for key, value in tensors.items()}, {"medseg": json.dumps(facts)})
-    with atomic_write(path) as handle:
-        handle.write(hashlib.sha256(content).digest() + content)
-
-
-def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and facts written by `save_state`. Raises `BadModel` if the file is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise BadModel(f"the training state {path} cannot be read: {error.strerror}") from None
-    digest, content = raw[:32], raw[32:]
-    if hashlib.sha256(content).digest() != digest:
-        raise BadModel(f"the training state {path} is damaged")
-    try:
-        tensors = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        facts = json.loads(header["__metadata__"]["medseg"])
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise BadModel(f"the training state {path} is damaged: {error}") from None
-    return tensors, facts

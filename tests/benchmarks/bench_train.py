@@ -33,12 +33,13 @@ def main() -> None:
     from medseg.dataset.cases import split_cases
     from medseg.dataset.check.cases import check_dataset
     from medseg.dataset.reading import read_dataset
-    from medseg.losses import segmentation_loss
     from medseg.memory import free_bytes
     from medseg.networks.zoo import build_model
-    from medseg.plan import Machine, as_settings, fingerprint, make_plan
-    from medseg.scans import Scans
-    from medseg.train import _is_channels_last, _optimizer, choose_training_precision
+    from medseg.training.loop import _optimizer
+    from medseg.training.losses import segmentation_loss
+    from medseg.training.plan import Machine, as_settings, fingerprint, make_plan
+    from medseg.training.precision import choose_training_precision, is_channels_last
+    from medseg.training.scans import Scans
 
     torch.set_num_threads(options.threads)
     data = read_dataset(options.dataset)
@@ -58,7 +59,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as store:
         source = Scans(config, data, training, [], Path(store))
         precision = choose_training_precision(config, device)
-        last = _is_channels_last(network, precision, device)
+        last = is_channels_last(network, precision, device)
         for step in range(options.steps + 3):
             first = step * config.train.batch
             samples = range(first, first + config.train.batch)

@@ -47,7 +47,8 @@ def medseg_facts(run: Path, dataset: Path) -> dict[str, Any]:
     from medseg.evaluation.summary import read_scores
     from medseg.inference.segmentation import segment
     from medseg.inference.settings import Settings
-    from medseg.models.folder import load_checkpoint, load_state
+    from medseg.models.folder import load_checkpoint
+    from medseg.training.state import load_state
 
     rows = read_scores(run / "scores.csv")
     checkpoint = load_checkpoint(str(run))

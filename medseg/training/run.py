@@ -1,7 +1,4 @@
-"""From a data set to a scored model folder: look at it, check it, plan, prepare, train, score, write it all down.
-
-`train` is the loop; here is what comes before and after it.
-"""
+"""y"""
 
 from __future__ import annotations
 
@@ -30,14 +27,15 @@ from medseg.inference.settings import Settings
 from medseg.io import read_labels, write
 from medseg.memory import free_bytes
 from medseg.models.card import model_card
-from medseg.models.folder import Checkpoint, change_spec, load_checkpoint, load_state
+from medseg.models.folder import Checkpoint, change_spec, load_checkpoint
 from medseg.networks.zoo import DEEP_SUPERVISION, build_model
-from medseg.plan import Choice, Machine, as_json, as_settings, check_memory, fingerprint, make_plan
 from medseg.postprocess.cleanup import clean
-from medseg.scans import Scans, structures_of
-from medseg.team import Team
-from medseg.tracking import open_trackers
-from medseg.train import locked, record_config, train
+from medseg.training.loop import train
+from medseg.training.plan import Choice, Machine, as_json, as_settings, check_memory, fingerprint, make_plan
+from medseg.training.processes import Team
+from medseg.training.scans import Scans, structures_of
+from medseg.training.state import load_state, locked, record_config
+from medseg.training.tracking import open_trackers
 
 #: A cleanup step is kept if it raises the mean Dice on the validation scans by more than this.
 _WORTH_CLEANING = 5e-4

@@ -24,7 +24,7 @@ from medseg.dataset.check.cases import Check
 from medseg.errors import BadConfig, BadFile, NotEnoughMemory
 from medseg.labels import is_lateral
 from medseg.networks.zoo import TRAINING, build_model, patch_multiples, small
-from medseg.team import innermost_channels
+from medseg.training.processes import innermost_channels
 
 #: Patches that a run should see at least; fewer and it is better to make each of them cheaper.
 ENOUGH_PATCHES = 2500

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medseg.networks.ops import loss as fused_loss
+from medseg.networks.ops.loss import can_fuse_loss, hits
 
 #: Label of voxels that say nothing: an ignore label of the data set.
 IGNORE = -1
@@ -148,3 +149,22 @@ def segmentation_loss(
         )
 
     return deep_supervision(outputs, labels, of_classes if membership is None else of_regions)
+
+
+@torch.no_grad()
+def hard_dice(logits: Tensor, labels: Tensor) -> float:
+    """Mean Dice of the most likely classes over the structures present in `labels` (B, X, Y, Z), background left out.
+
+    Voxels of a negative label do not count. 1 where no structure is present.
+    """
+    if can_fuse_loss(logits):
+        found, present, both = hits(logits, labels)
+    else:
+        classes, known = logits.shape[1], labels >= 0
+        most_likely, truth = unfolded(logits).argmax(1)[known], labels[known]
+        both = torch.bincount(truth[most_likely == truth], minlength=classes)
+        present, found = (torch.bincount(values, minlength=classes) for values in (truth, most_likely))
+    total = found + present
+    if not (present[1:] > 0).any():
+        return 1.0
+    return float((2 * both / total.clamp(min=1))[1:][present[1:] > 0].mean())

@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medseg.augment import draw_patches
 from medseg.config import Config
 from medseg.dataset.cases import Case, Dataset, load_case, read_case_labels, read_channels
 from medseg.errors import BadConfig, BadFile
@@ -30,9 +29,10 @@ from medseg.files import atomic_write
 from medseg.inference.preprocess import labels_on_grid, prepare
 from medseg.inference.segmentation import segment
 from medseg.inference.settings import Settings
-from medseg.losses import IGNORE
 from medseg.models.folder import Checkpoint
 from medseg.models.spec import ModelSpec
+from medseg.training.augment import draw_patches
+from medseg.training.losses import IGNORE
 from medseg.volume import Volume
 
 #: Voxels of each label, at most, that are remembered for every case, to centre patches on.

@@ -1,4 +1,4 @@
-"""Label maps as what a model is trained from: every sample is an image rendered from one of them (see `synth`)."""
+"""x"""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from medseg.config import Config
 from medseg.errors import BadConfig
 from medseg.io import read_labels
 from medseg.labels import LabelTable
-from medseg.losses import unfolded
-from medseg.networks.ops.loss import can_fuse_loss, hits
-from medseg.synth import Heads, Lookup, load_heads, lookup, render
+from medseg.training.losses import hard_dice
+from medseg.training.synth import Heads, Lookup, load_heads, lookup, render
 
 
 class LabelMaps:
@@ -91,22 +90,3 @@ class LabelMaps:
 def _select(heads: Heads, numbers: list[int]) -> Heads:
     maps, spacings, centres = ([part[n] for n in numbers] for part in (heads.maps, heads.spacings_mm, heads.centres))
     return Heads(tuple(maps), tuple(spacings), tuple(centres), heads.values, heads.tissue, heads.sides)
-
-
-@torch.no_grad()
-def hard_dice(logits: Tensor, labels: Tensor) -> float:
-    """Mean Dice of the most likely classes over the structures present in `labels` (B, X, Y, Z), background left out.
-
-    Voxels of a negative label do not count. 1 where no structure is present.
-    """
-    if can_fuse_loss(logits):
-        found, present, both = hits(logits, labels)
-    else:
-        classes, known = logits.shape[1], labels >= 0
-        most_likely, truth = unfolded(logits).argmax(1)[known], labels[known]
-        both = torch.bincount(truth[most_likely == truth], minlength=classes)
-        present, found = (torch.bincount(values, minlength=classes) for values in (truth, most_likely))
-    total = found + present
-    if not (present[1:] > 0).any():
-        return 1.0
-    return float((2 * both / total.clamp(min=1))[1:][present[1:] > 0].mean())

@@ -1,0 +1,233 @@
+"""What a run goes on from: its state on disk, its lock, the settings it began with."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from medseg.config import Config
+from medseg.errors import BadConfig, BadModel, DataWarning, Interrupted
+from medseg.files import atomic_write
+from medseg.models.folder import load_checkpoint
+from medseg.training.processes import Team, whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def state_of(
+    network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], best: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """All tensors that a run goes on from, whole on every process."""
+    tensors: dict[str, Tensor] = {}
+    for name, weights in (("network", network.state_dict()), ("average", average), ("best", best)):
+        tensors |= {f"{name}.{key}": whole(value) for key, value in weights.items()}
+    for number, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{key}": whole(value) for key, value in values.items() if value is not None}
+    return tensors
+
+
+def save_run(run: Path, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """The state of the run, replacing the last one, which stays as the one before.
+
+    facts: the steps done, the position in the run, the seconds spent, the precision, and the loss and Dice summed over
+    those steps that metrics.jsonl has not got yet.
+    """
+    last, before = run / "state.safetensors", run / "state-before.safetensors"
+    if last.exists():
+        before.unlink(missing_ok=True)
+        before.hardlink_to(last)  # a hard link, so that the last state never leaves its name
+    save_state(last, tensors, facts)
+
+
+def restore_run(
+    run: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: dict[str, Tensor],
+    best: dict[str, Tensor],
+    team: Team,
+) -> dict[str, Any]:
+    """Load the newest sound state into place and return its facts (see `save_run`), or those of a beginning.
+
+    Raises `BadModel` if there are states and all are damaged: starting again is for the user to decide.
+    """
+    damaged: list[Path] = []
+    for path in (run / "state.safetensors", run / "state-before.safetensors"):
+        if not path.exists():
+            continue
+        try:
+            tensors, facts = load_state(path)
+        except BadModel as error:
+            warnings.warn(f"{error}; going on from the one before", DataWarning, stacklevel=2)
+            damaged.append(path)
+            continue
+        team.wait()  # until everybody has read it
+        for other in damaged if team.first else []:  # or `save_run` would put it in the place of the sound one
+            other.unlink()
+        part = lambda name, tensors=tensors: {k[len(name) :]: v for k, v in tensors.items() if k.startswith(name)}  # noqa: E731
+        with torch.no_grad():
+            for place, name in ((network.state_dict(), "network."), (average, "average.")):
+                for key, value in part(name).items():
+                    place[key].copy_(team.like(value, place[key]))
+        best.update({key: team.like(value, average[key]).clone() for key, value in part("best.").items()})
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in part("optimizer.").items():
+            number, name = key.split(".")
+            parameter = parameters[int(number)]
+            if value.shape == parameter.shape:  # in the parameter's layout in memory too, as the optimiser keeps it
+                value = torch.empty_like(parameter).copy_(team.like(value, parameter))
+            state.setdefault(int(number), {})[name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        return {"position": 0.0, "seconds": 0.0, "loss": 0.0, "dice": 0.0} | facts
+    if damaged:
+        raise BadModel(f"every training state in {run} is damaged; choose another -o, or delete it to start again")
+    return {"step": 0, "position": 0.0, "seconds": 0.0, "loss": 0.0, "dice": 0.0}
+
+
+def start_from(source: Path, network: nn.Module) -> None:
+    """Give the network the weights of a run (its averages) or of a model, as far as names and shapes agree.
+
+    A `DataWarning` names what was not loaded: heads for other labels. Raises `BadModel` if less than half fits.
+    """
+    if (source / "state.safetensors").is_file():
+        tensors, _ = load_state(source / "state.safetensors")
+        weights = {key.removeprefix("average."): value for key, value in tensors.items() if key.startswith("average.")}
+    else:
+        weights = load_checkpoint(str(source)).network().state_dict()
+    own = network.state_dict()
+    fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    if 2 * len(fitting) < len(own):
+        raise BadModel(f"the weights of {source} do not fit this network; it needs one of the same kind and size")
+    new = [key for key in own if key not in fitting]
+    network.load_state_dict(fitting, strict=False)
+    if new:
+        shown = ", ".join(new[:4]) + (" ..." if len(new) > 4 else "")
+        warnings.warn(
+            f"{len(fitting)} of {len(own)} tensors were taken from {source}; new are {shown}", DataWarning, stacklevel=2
+        )
+
+
+def check_same_run(config: Config, run: Path, team: Team) -> None:
+    """Record the config in the run folder, or check that it is the one recorded.
+
+    How long to train and what only describes the model may differ, and where the data lies.
+    """
+    content, path = _content(config), run / "config.yaml"
+    if path.exists():
+        recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # These do not touch the weights of a step.
+        free = ("train.steps", "train.time_s", "card", "description", "fluid", "brain", "cleanup")
+        changed = {key for key in _differences(recorded, content) if not key.startswith(free)}
+        if changed:
+            raise BadConfig(f"{run} was started with other settings ({', '.join(sorted(changed))}); choose another -o")
+    team.wait()
+    if team.first:
+        record_config(config, run)
+
+
+def record_config(config: Config, run: Path) -> None:
+    """Write config.yaml of a run: every setting but where things lie."""
+    with atomic_write(run / "config.yaml") as handle:
+        handle.write(yaml.safe_dump(_content(config), sort_keys=False).encode())
+
+
+def _content(config: Config) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude={"data", "labels", "start_from"})
+
+
+def _differences(a: Any, b: Any, prefix: str = "") -> set[str]:
+    """Dotted names of the settings in which two nested dicts differ."""
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return set() if a == b else {prefix}
+    keys = a.keys() | b.keys()
+    return set().union(*(_differences(a.get(k), b.get(k), f"{prefix}.{k}" if prefix else str(k)) for k in keys))
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop the lines of metrics.jsonl beyond `step`; a run that goes on writes them again."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    with atomic_write(path) as handle:
+        handle.write("".join(line + "\n" for line in kept).encode())
+
+
+def append_line(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows as lines of JSON at the end of a file."""
+    with path.open("a", encoding="utf-8") as handle:
+        handle.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@contextmanager
+def locked(run: Path, team: Team) -> Iterator[None]:
+    """Hold the run folder; the lock goes with the process, so a killed run leaves none behind."""
+    with (run / ".lock").open("w") as handle:
+        if team.first:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise BadConfig(f"another process is training in {run}; wait for it or choose another -o") from None
+        yield
+
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], int]]:
+    """Ctrl-C and SIGTERM let the step finish and the state be saved; a second one stops at once."""
+    asked = 0
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise Interrupted(number)
+        asked = number
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def save_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write a training state atomically: tensors and JSON facts in one safetensors file."""
+    from safetensors.torch import save
+
+    content = save({key: value.detach().contiguous() for key, value in tensors.items()}, {"medseg": json.dumps(facts)})
+    with atomic_write(path) as handle:
+        handle.write(hashlib.sha256(content).digest() + content)
+
+
+def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and facts written by `save_state`. Raises `BadModel` if the file is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise BadModel(f"the training state {path} cannot be read: {error.strerror}") from None
+    digest, content = raw[:32], raw[32:]
+    if hashlib.sha256(content).digest() != digest:
+        raise BadModel(f"the training state {path} is damaged")
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        facts = json.loads(header["__metadata__"]["medseg"])
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise BadModel(f"the training state {path} is damaged: {error}") from None
+    return tensors, facts
