@@ -1,6 +1,6 @@
 """`python -m medseg`."""
 
-from medseg.cli import main
+from medseg.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -201,7 +201,7 @@ class Ran:
 
 def medseg(*arguments: object) -> Ran:
     """Run the command line in this process, with the networks of `KNOWN`, and leave the process as it was."""
-    from medseg import cli
+    from medseg.cli.app import main
 
     out, err = StringIO(), StringIO()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -215,7 +215,7 @@ def medseg(*arguments: object) -> Ran:
     ):
         warnings.simplefilter("default")
         try:
-            cli.main()
+            main()
         except SystemExit as stop:
             code = int(stop.code or 0)
         finally:

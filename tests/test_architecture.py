@@ -202,11 +202,11 @@ def test_only_what_exchanges_files_or_millimetres_with_others_uses_that_constant
 def test_environment_variables_steer_nothing():
     for path in SOURCES:
         text = path.read_text(encoding="utf-8")
-        if name_of(path) == "tracking":  # sets two of MLflow's, so that it tells nobody, and reads none
+        if name_of(path) == "training.tracking":  # sets two of MLflow's, so that it tells nobody, and reads none
             text = text.replace("os.environ.setdefault(", "")
         if name_of(path) == "memory":  # tells libgomp how long its threads wait, in this process only
             text = text.replace('os.environ.setdefault("GOMP_SPINCOUNT"', "")
-        if name_of(path) == "team":  # reads how torchrun numbers its processes
+        if name_of(path) == "training.processes":  # reads how torchrun numbers its processes
             text = text.replace('os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG"', "")
             text = re.sub(r'os\.environ\.get\("(RANK|WORLD_SIZE|LOCAL_RANK)", [01]\)', "", text)
         assert not re.search(r"os\.environ|getenv", text), name_of(path)

@@ -16,7 +16,7 @@ from datasets_for_tests import make_case, put, put_json
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from medseg.cli import app
+from medseg.cli.app import app
 from medseg.dataset.cases import load_case
 from medseg.dataset.check.cases import check_dataset
 from medseg.dataset.check.fix import write_fixed

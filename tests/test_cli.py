@@ -8,6 +8,7 @@ import os
 import resource
 import struct
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import models_for_tests as tiny
@@ -43,10 +44,9 @@ def everything(folder: Path) -> dict[str, bytes]:
 def test_the_exit_codes_are_those_documented():
     documented = {BadFile: 3, BadGeometry: 3, BadOutput: 4, BadConfig: 5, BadModel: 6, NotEnoughMemory: 7}
     assert {kind: kind.exit_code for kind in documented} == documented
-    from medseg import cli
-
+    text_of_module = import_module("medseg.cli.app").__doc__ or ""
     for text in ("2 wrong usage", "3 bad input file", "4 output cannot be written", "5 bad settings", "6 bad model"):
-        assert text in " ".join((cli.__doc__ or "").split())
+        assert text in " ".join(text_of_module.split())
 
 
 def test_infer_prints_a_table_of_structures_and_volumes(scan: Path, model: Path):
@@ -260,7 +260,7 @@ def test_a_disk_that_fills_up_is_told_in_one_line_and_leaves_nothing(tmp_path: P
     scan = tiny.save_nifti(tmp_path / "scan.nii.gz", noise, tiny.affine_of())
     (tmp_path / "out").mkdir()
     program = (
-        "import resource, sys; from medseg.cli import main\n"
+        "import resource, sys; from medseg.cli.app import main\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); main()"
     )
     ran = tiny.run_child("-c", program, "infer", scan, "-o", tmp_path / "out" / "r.nii.gz", "-m", "otsu", "-q")
@@ -345,7 +345,7 @@ LOADED = f"; print('LOADED', *[name for name in {HEAVY} if name in sys.modules])
     "program",
     [
         "import sys, medseg" + LOADED,
-        "import sys\nfrom medseg.cli import main\nsys.argv = ['medseg', '--help']\n"
+        "import sys\nfrom medseg.cli.app import main\nsys.argv = ['medseg', '--help']\n"
         "try: main()\nexcept SystemExit as stop: assert not stop.code\n" + LOADED[2:],
     ],
 )
@@ -386,7 +386,7 @@ def watch(event, arguments):
     if event.startswith(("socket.", "urllib.", "http.", "ftplib.", "smtplib.")):
         opened.append(event)
 sys.addaudithook(watch)
-from medseg.cli import main
+from medseg.cli.app import main
 folder = sys.argv[1]
 for line in (
     "train {}/c/config.yaml -o {}/run -q",

@@ -14,7 +14,8 @@ import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
-from medseg import cli_evaluate
+from medseg.cli import evaluate as evaluate_module
+from medseg.cli.evaluate import clean, compare
 from medseg.errors import BadConfig, BadFile, BadGeometry, DataWarning
 from medseg.evaluation.pairs import find_table, on_grid_of, parse_structures
 from medseg.evaluation.report import COLORS
@@ -221,9 +222,9 @@ def test_statistics_of_hand_made_rows():
 @pytest.fixture
 def run():
     app = Typer()
-    app.command()(cli_evaluate.evaluate)
-    app.command()(cli_evaluate.compare)
-    app.command()(cli_evaluate.clean)
+    app.command()(evaluate_module.evaluate)
+    app.command()(compare)
+    app.command()(clean)
     return lambda *words: CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
 
 

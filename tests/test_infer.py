@@ -338,7 +338,7 @@ def test_a_stopped_process_ends_by_itself_and_leaves_nothing(tmp_path: Path):
         "tiny.Nearest.forward = slow; MODELS.update(tiny.KNOWN)\n"
         "folder = sys.argv[1]\n"
         "sys.argv = ['medseg', 'infer', folder + '/scan.nii.gz', '-m', folder + '/model', '-q']\n"
-        "from medseg.cli import main; main()"
+        "from medseg.cli.app import main; main()"
     )
     with tiny.start("-c", program, tmp_path) as child:
         try:

@@ -17,7 +17,7 @@ WATCHED = (
 def loaded_by(*arguments: object) -> set[str]:
     """The watched packages that a command of medseg imports."""
     program = (
-        "import sys\nfrom medseg.cli import main\n"
+        "import sys\nfrom medseg.cli.app import main\n"
         f"sys.argv = ['medseg', *{[str(a) for a in arguments]!r}]\n"
         "try: main()\nexcept SystemExit as stop: assert not stop.code, stop.code\n"
         f"print('LOADED', *[name for name in {WATCHED!r} if name in sys.modules])"

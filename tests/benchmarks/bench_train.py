@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--augment", choices=("plan", "all"), default="plan")
     options = parser.parse_args()
-    from medseg.cli_train import parse_seconds
+    from medseg.cli.options import parse_seconds
     from medseg.memory import keep_memory
 
     keep_memory()

@@ -30,7 +30,7 @@ def commands() -> list[str]:
     """The names of all commands."""
     from typer.main import get_command
 
-    from medseg.cli import app
+    from medseg.cli.app import app
 
     return sorted(get_command(app).commands)  # type: ignore[attr-defined]
 

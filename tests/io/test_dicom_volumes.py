@@ -584,7 +584,7 @@ def test_real_mosaics_and_multi_frame_files_agree_with_nibabel(tmp_path, name):
 
 
 def test_info_lists_and_convert_chooses(tmp_path, capsys, monkeypatch):
-    from medseg import cli
+    from medseg.cli.app import main
 
     first, second = change(series(), SeriesNumber=1, SeriesDescription=NAME), change(series(seed=2), SeriesNumber=2)
     del second[1]
@@ -593,7 +593,7 @@ def test_info_lists_and_convert_chooses(tmp_path, capsys, monkeypatch):
     def run(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["medseg", *words])
         try:
-            cli.main()
+            main()
         except SystemExit as error:
             code = int(error.code or 0)
         out = capsys.readouterr()
@@ -664,7 +664,7 @@ def test_what_repair_did_is_in_the_record_without_names(tmp_path):
 
 def test_nothing_of_the_patient_is_in_what_is_printed_or_written(tmp_path, capsys, monkeypatch):
     """A sentinel in every text field of the header, standard and private."""
-    from medseg import cli
+    from medseg.cli.app import main
 
     pieces = series(5, 20, 24)
     sentinels = []
@@ -684,7 +684,7 @@ def test_nothing_of_the_patient_is_in_what_is_printed_or_written(tmp_path, capsy
     for words in runs:
         monkeypatch.setattr("sys.argv", ["medseg", *map(str, words)])
         with pytest.raises(SystemExit):
-            cli.main()
+            main()
     out = capsys.readouterr()
 
     assert "SENTINEL" not in out.out + out.err
@@ -694,7 +694,7 @@ def test_nothing_of_the_patient_is_in_what_is_printed_or_written(tmp_path, capsy
 
 
 def test_info_says_once_what_was_passed_over(tmp_path, capsys, monkeypatch):
-    from medseg import cli
+    from medseg.cli.app import main
 
     report = empty("1.2.840.10008.5.1.4.1.1.481.3")
     one, two = save([*series(), report], tmp_path / "s"), save([*series(), *series(), report], tmp_path / "t")
@@ -703,5 +703,5 @@ def test_info_says_once_what_was_passed_over(tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("sys.argv", ["medseg", "info", str(folder)])
         with warnings.catch_warnings(), pytest.raises(SystemExit):
             warnings.simplefilter("always", DataWarning)
-            cli.main()
+            main()
         assert capsys.readouterr().err.count("passed over DICOM files that hold no image: 1") == 1

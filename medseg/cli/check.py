@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli_evaluate import Json, Quiet, bar, print_json, print_rows
+from medseg.cli.options import Json, Quiet
+from medseg.cli.show import bar, print_json, print_rows
 
 if TYPE_CHECKING:
     from medseg.dataset.cases import Dataset, Finding

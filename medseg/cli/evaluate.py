@@ -1,20 +1,19 @@
-"""The commands evaluate, compare and clean: parse, call one function, show what came back. Registered by `cli`."""
+"""`medseg evaluate`, `compare` and `clean`: parse, call, show what came back."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from medseg.cli.options import Json, Quiet
+from medseg.cli.show import bar, print_json, print_rows
 from medseg.errors import BadConfig
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no announcements; warnings stay.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 Labels = Annotated[
     str | None, typer.Option(metavar="LIST", help="Structures: 1,2 or liver=1,tumour=1+2+3 or names of the table.")
 ]
@@ -168,49 +167,3 @@ def _label_list(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise BadConfig(f"--labels {text}: write whole numbers, e.g. 1,2") from None
-
-
-def print_json(value: Any) -> None:
-    """On stdout, for machines."""
-    import json
-
-    print(json.dumps(value))
-
-
-def print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """A table on stdout, its columns the keys of the rows."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    def cell(value: Any) -> Text:
-        if isinstance(value, list):
-            return Text(" to ".join(f"{one:.4g}" for one in value))
-        return Text("" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value))
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    for column in columns:
-        table.add_column(column, overflow="fold", justify="left" if column == columns[0] else "right")
-    for row in rows:
-        table.add_row(*(cell(row.get(column)) for column in columns))
-    console = Console()
-    if title:
-        console.print(Text(title, style="bold"))
-    console.print(table)
-
-
-@contextmanager
-def bar(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
-    """A progress bar over cases on stderr."""
-    if quiet:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, case: bar.update(task, completed=done, total=total, description=case)

@@ -1,4 +1,4 @@
-"""`medseg train`: parse, call one function, show. Used and registered by `cli`."""
+"""`medseg train`: parse, call, show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli_evaluate import Quiet, print_rows
+from medseg.cli.options import Quiet, parse_bytes, parse_seconds
+from medseg.cli.show import print_rows
 from medseg.errors import BadConfig
 from medseg.memory import keep_memory
 
@@ -231,26 +232,3 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, float, str], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0, what="")
         yield lambda what, share, text: bar.update(task, completed=share, description=text, what=what)
-
-
-def parse_seconds(text: str) -> float:
-    """A time such as 30m, 1.5h, 90s, 1h30m, or a number of minutes."""
-    import re
-
-    units = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
-    match = re.fullmatch(r"(?:\s*\d+(?:\.\d+)?\s*[dhms])+\s*|\s*(\d+(?:\.\d+)?)\s*", text, re.IGNORECASE)
-    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([dhms])", text, re.IGNORECASE)
-    total = float(match[1]) * 60 if match and match[1] else sum(float(n) * units[unit.lower()] for n, unit in parts)
-    if not match or total <= 0:
-        raise typer.BadParameter(f"'{text}' is not a time such as 30m, 8h or 1h30m", param_hint="--time")
-    return total
-
-
-def parse_bytes(text: str, option: str) -> int:
-    """A size such as 4GB, 3.5G, 800MB or a number of bytes."""
-    import re
-
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
-    if not match or not float(match[1]):
-        raise typer.BadParameter(f"'{text}' is not a size such as 4GB or 800MB", param_hint=option)
-    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))

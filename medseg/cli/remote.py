@@ -1,4 +1,4 @@
-"""`medseg infer dicomweb://...`, `--push` and `medseg listen`: parse, call, show. Used and registered by `cli`."""
+"""Scans from a PACS for `medseg infer`: options, fetching, pushing."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from medseg.errors import BadConfig, Interrupted, MedsegError
 if TYPE_CHECKING:
     from medseg.inference.jobs import Job
     from medseg.pacs.client import Access, Pacs
+
 
 Push = Annotated[bool, typer.Option("--push", help="Send the result back to the PACS the scan came from.")]
 Credentials = Annotated[
@@ -111,76 +112,3 @@ def _access(credentials: str | None) -> Access | None:
     user = sys.stdin.readline().strip()
     secret = getpass("password: " if user else "token: ")
     return Access("Basic", f"{user}:{secret}") if user else Access("Bearer", secret)
-
-
-def listen(
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Where results are written.")
-    ] = None,
-    reply_to: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT:TITLE", help="The DICOM node that results are sent to.")
-    ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="To listen on; 0 takes a free one.")] = 11112,
-    host: Annotated[str, typer.Option(help="Address to listen on. Other than loopback needs --peer.")] = "127.0.0.1",
-    title: Annotated[str, typer.Option(help="Our application entity title; calls for another are refused.")] = "MEDSEG",
-    caller: Annotated[
-        list[str] | None, typer.Option(metavar="TITLE", help="Only this title may call, repeatable. Default: any.")
-    ] = None,
-    peer: Annotated[
-        list[str] | None, typer.Option(metavar="IP", help="Only this address may connect, repeatable.")
-    ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="A name from `medseg models`, or a model folder.")
-    ] = "brain",
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")] = "auto",
-    also: Annotated[str, typer.Option("--also", metavar="rtstruct,sr", help="Also make these beside the SEG.")] = "",
-    quiet_s: Annotated[float, typer.Option(min=0.1, help="A series is complete when nothing came for so long.")] = 10,
-    timeout_s: Annotated[float, typer.Option(min=1, help="Give a series up after so long.")] = 3600,
-    associations: Annotated[int, typer.Option(min=1, max=100, help="Most senders at a time.")] = 4,
-    max_series: Annotated[int, typer.Option(min=1, help="Most series received or waiting at a time.")] = 20,
-    max_instances: Annotated[int, typer.Option(min=1, help="Most instances of a series.")] = 5000,
-    max_gb: Annotated[float, typer.Option(min=0.001, help="Most data received or waiting at a time.")] = 8,
-) -> None:
-    """Be a DICOM node: receive series (C-STORE), segment each, send the result on or write it to a folder.
-
-    Listens on this machine alone unless told otherwise. Runs until stopped by Ctrl-C or SIGTERM.
-    """
-    from medseg.inference.results import DICOM_RESULTS
-    from medseg.inference.run import load_model
-    from medseg.pacs import node
-    from medseg.pacs.client import Limits
-
-    if output is None and reply_to is None:
-        raise BadConfig("say where results go: a folder with -o, or --reply-to HOST:PORT:TITLE")
-    if not (host in ("localhost", "::1") or host.startswith("127.") or peer):
-        raise BadConfig("listening to other machines needs --peer IP for each that may connect")
-    deliveries = []
-    if output:
-        output.mkdir(parents=True, exist_ok=True)
-        deliveries.append(node.keep_in(output))
-    if reply_to:
-        deliveries.append(node.send_to(*_node(reply_to), title))
-    for kind in also.split(",") if also else ():
-        if kind.strip().lower() not in DICOM_RESULTS:
-            raise BadConfig(f"--also {kind}: write one or more of {', '.join(DICOM_RESULTS)}")
-    load_model(model)  # a wrong name is better known now than when the first series is there
-    chosen = str(Path(model).resolve()) if Path(model).is_dir() else model
-    limits = Limits(max_instances, min(2**29, int(max_gb * 2**30)), int(max_gb * 2**30))
-    options = node.Options(
-        port, host, title, tuple(caller or ()), tuple(peer or ()), quiet_s, associations, max_series, limits
-    )
-
-    def deliver(number: int, files: Sequence[Path]) -> None:
-        for each in deliveries:
-            each(number, files)
-
-    segment = node.segment_in_child(["--model", chosen, "--device", device, "--also", also], timeout_s)
-    node.Listener(options, segment, deliver, lambda line: print(line, file=sys.stderr, flush=True)).run()
-
-
-def _node(text: str) -> tuple[str, int, str]:
-    host, _, rest = text.partition(":")
-    number, _, title = rest.partition(":")
-    if not (host and number.isdecimal() and 0 < int(number) < 65536 and title):
-        raise BadConfig("--reply-to: write HOST:PORT:TITLE, e.g. 127.0.0.1:4242:PACS")
-    return host, int(number), title

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medseg.cli_evaluate import Quiet
+from medseg.cli.options import Quiet
 from medseg.errors import BadConfig, BadFile, BadOutput, Interrupted
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from medseg.volume import Volume
 
 _PAGE, _SCENE, _SHEET = ".html", ".mrb", ".png"
-_MODULE = Path(__file__).parent / "view" / "slicer"
+_MODULE = Path(__file__).parents[1] / "view" / "slicer"
 
 
 def view(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from medseg.cli_evaluate import Json, Quiet
+from medseg.cli.options import Json, Quiet
 
 
 def export(

@@ -1,0 +1,16 @@
+"""The command line: one command a file."""
+
+from typing import TYPE_CHECKING
+
+from medseg import door
+
+if TYPE_CHECKING:
+    from medseg.cli.app import main as main
+
+_HOMES = {
+    "main": "medseg.cli.app",
+}
+__all__ = [
+    "main",
+]
+__getattr__, __dir__ = door(__name__, _HOMES)

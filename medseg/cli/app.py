@@ -1,0 +1,78 @@
+"""The command line: parse, call one function, show what came back, map errors to exit codes.
+
+Results go to stdout (`--json` for machines), progress, announcements and warnings to stderr. Exit codes: 0 done,
+1 other failure, 2 wrong usage, 3 bad input file, 4 output cannot be written, 5 bad settings, 6 bad model,
+7 not enough memory, 130 and 143 stopped by Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from pathlib import Path
+
+import typer
+
+from medseg.cli.check import check
+from medseg.cli.convert import convert, info
+from medseg.cli.evaluate import clean, compare, evaluate
+from medseg.cli.export import export
+from medseg.cli.infer import infer
+from medseg.cli.listen import listen
+from medseg.cli.models import models, version
+from medseg.cli.show import show_warning
+from medseg.cli.train import train
+from medseg.cli.view import view
+from medseg.errors import Interrupted, MedsegError
+
+app = typer.Typer(
+    name="medseg",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Segment medical images: one command from a scan to labels you can trust.",
+    epilog="Nothing is sent anywhere: only listen, and infer where you name a PACS, open a network connection.",
+)
+#: In the order of `medseg --help`.
+for _command in (
+    infer, convert, info, models, version, train, check, export, evaluate, compare, clean, view, listen,
+):  # fmt: skip
+    app.command()(_command)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as after nohup
+            signal.signal(number, _interrupt)
+    warnings.showwarning = show_warning
+    try:
+        app()
+    except MedsegError as error:
+        print(f"medseg: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except MemoryError:
+        print("medseg: there is not enough memory for this; close other programs or crop the scan", file=sys.stderr)
+        sys.exit(7)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        print(_unforeseen(error), file=sys.stderr)
+        sys.exit(1)
+
+
+def _unforeseen(error: Exception) -> str:
+    """What to say of an error in medseg itself: where it is. What it says may quote a header, and so a patient."""
+    from traceback import extract_tb
+
+    frames = [f"  {'/'.join(Path(f.filename).parts[-2:])}, line {f.lineno}" for f in extract_tb(error.__traceback__)]
+    lines = [f"medseg: stopped by an error of its own ({type(error).__name__}); please report it with these lines:"]
+    return "\n".join(lines + frames)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise Interrupted(number)

@@ -1,0 +1,173 @@
+"""`medseg convert` and `medseg info`: parse, call, show."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from medseg.cli.options import (
+    AssumeGeometry,
+    Deidentify,
+    Deterministic,
+    Json,
+    Repair,
+    SegType,
+    Series,
+    Suv,
+    VolumeIndex,
+    check_one_of,
+)
+from medseg.cli.show import print_table, show_warning
+from medseg.errors import BadFile, DataWarning
+
+if TYPE_CHECKING:
+    from medseg.io.dicom.volumes import Listed
+
+
+def convert(
+    path: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="A scan, a label map, a DICOM folder, DICOM SEG or RTSTRUCT.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where to; the suffix decides the format.")],
+    labels: Annotated[
+        Path | None,
+        typer.Option(metavar="TABLE", help="Names and colours for .seg.nrrd and .dcm: .csv, .ctbl or dseg .tsv."),
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option(metavar="DICOM", help="The DICOM images that DICOM labels are about.")
+    ] = None,
+    segment: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|NUMBER", help="Only this of a DICOM SEG or RTSTRUCT; again for more, laid on top."),
+    ] = None,
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="Put labels of another grid on the source's by nearest neighbour.")
+    ] = False,
+    volume: VolumeIndex = None,
+    assume_geometry: AssumeGeometry = None,
+    series: Series = None,
+    repair: Repair = False,
+    suv: Suv = False,
+    seg_type: SegType = "binary",
+    deidentify: Deidentify = False,
+    deterministic: Deterministic = False,
+) -> None:
+    """Convert a volume to another format; voxels and geometry stay as they are.
+
+    OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set, of the series given with --source.
+    """
+    from medseg.io import DicomOptions, Overlap, embedded_table, label_kind, read, read_masks, write
+    from medseg.io.slicer import write_segments
+    from medseg.labels import LabelTable
+
+    check_one_of("--seg-type", seg_type, ("binary", "labelmap"))
+    table = LabelTable.read(labels) if labels else embedded_table(path)
+    chosen = series if source is None or label_kind(path) else None
+    try:
+        scan = read(
+            path,
+            volume_index=volume,
+            assume_geometry=assume_geometry,
+            series=chosen,
+            repair=repair,
+            suv=suv,
+            source=source,
+            segments=segment,
+        )
+    except Overlap:
+        if not target.name.lower().endswith(".seg.nrrd"):
+            raise
+        write_segments(read_masks(path, source=source, series=series), target)
+        return
+    options = DicomOptions(seg_type, deidentify, deterministic, nearest, series=series)
+    write(scan, target, table=table, source=source, options=options)
+
+
+def info(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Scans, label maps, DICOM folders, zips and DICOMDIRs.")
+    ],
+    volume: VolumeIndex = None,
+    assume_geometry: AssumeGeometry = None,
+    series: Series = None,
+    repair: Repair = False,
+    suv: Suv = False,
+    as_json: Json = False,
+) -> None:
+    """Say what is in a file: grid, orientation, intensities. DICOM with several volumes is listed."""
+    import json
+
+    from medseg.inference.record import describe
+    from medseg.io import embedded_table, label_kind, read
+
+    for path in paths:
+        if kind := label_kind(path):
+            table = embedded_table(path)
+            assert table is not None
+            if as_json:
+                print(json.dumps({"file": str(path), "kind": kind, "segments": table.names}))
+            else:
+                rows = [(str(value), name) for value, name in table.names.items()]
+                print_table(f"{path}: DICOM {kind}", ("number", "structure"), rows, right=(0,))
+            continue
+        if series is None and volume is None and (found := _several_volumes(path)):
+            _print_volumes(path, found, as_json)
+            continue
+        scan = read(path, volume_index=volume, assume_geometry=assume_geometry, series=series, repair=repair, suv=suv)
+        facts = describe(scan) | {
+            "affine": scan.affine.tolist(),
+            "minimum": float(scan.data.min()),
+            "maximum": float(scan.data.max()),
+            "ml": round(scan.voxel_mm3 * scan.data.size / 1000, 3),
+        }
+        if as_json:
+            print(json.dumps({"file": str(path)} | facts))
+        else:
+            print_table(str(path), ("", ""), [(key, _plain(value)) for key, value in facts.items()])
+
+
+def _several_volumes(path: Path) -> list[Listed]:
+    """The volumes of DICOM that holds several, or none."""
+    from medseg.io import is_dicom_source, list_volumes
+
+    if not is_dicom_source(path):
+        return []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
+        try:
+            found = list_volumes(path)
+        except BadFile:  # `read` says why
+            return []
+    if len(found) < 2:  # what there is to say is said when it is read
+        return []
+    for warning in caught:
+        show_warning(warning.message, warning.category)
+    return found
+
+
+def _print_volumes(path: Path, found: Sequence[Listed], as_json: bool) -> None:
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        print(json.dumps({"file": str(path), "volumes": [asdict(volume) for volume in found]}))
+        return
+    rows = []
+    for volume in found:
+        spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm) if volume.spacing_mm else ""
+        state = volume.problem.removeprefix(f"{path}: ").split(";")[0] + (" (--repair)" if volume.repairable else "")
+        rows.append(
+            (volume.number, volume.modality, " x ".join(map(str, volume.shape)), spacing, volume.orientation, state)
+        )
+    title = f"{path}: {len(found)} volumes; choose one with --series"
+    print_table(title, ("series", "kind", "voxels", "mm", "axes", "cannot be read because"), rows)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        return "\n".join(" ".join(f"{x:.6g}" for x in row) for row in value)
+    return " x ".join(f"{x:.6g}" for x in value) if isinstance(value, list) else str(value)

@@ -1,0 +1,33 @@
+"""`medseg models` and `medseg version`."""
+
+from __future__ import annotations
+
+from medseg.cli.options import Json
+from medseg.cli.show import print_table
+
+
+def models(as_json: Json = False) -> None:
+    """List the models that come with medseg."""
+    import json
+
+    from medseg.inference.intensity import INTENSITY_MODELS
+    from medseg.models.folder import bundled_models, load_checkpoint
+
+    rows = []
+    for name in bundled_models():
+        spec = load_checkpoint(name).spec
+        rows.append({"name": name, "structures": len(spec.classes) - 1, "about": spec.description})
+    for name, (function, classes) in INTENSITY_MODELS.items():
+        about = (function.__doc__ or "").split("\n")[0]
+        rows.append({"name": name, "structures": classes - 1, "about": about})
+    if as_json:
+        print(json.dumps(rows))
+    else:
+        print_table("Models", ("name", "structures", "about"), [tuple(map(str, row.values())) for row in rows])
+
+
+def version() -> None:
+    """Print medseg's version."""
+    from importlib.metadata import version as installed
+
+    print(installed("medseg"))

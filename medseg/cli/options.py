@@ -1,0 +1,75 @@
+"""Options that several commands share, and how their values are read."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+VolumeIndex = Annotated[
+    int | None, typer.Option("--volume", min=0, help="Which volume of a file that holds several, from 0.")
+]
+AssumeGeometry = Annotated[
+    str | None,
+    typer.Option(metavar="sform|qform|pixdim", help="What to trust where a header contradicts itself or says nothing."),
+]
+Series = Annotated[
+    str | None,
+    typer.Option(metavar="N|N.M|UID", help="Which volume of DICOM that holds several, as `medseg info` numbers them."),
+]
+Repair = Annotated[
+    bool,
+    typer.Option(
+        "--repair", help="Resample DICOM with missing, doubled or uneven slices, or gantry tilt, to an even grid."
+    ),
+]
+SegType = Annotated[
+    str, typer.Option("--seg-type", metavar="binary|labelmap", help="DICOM SEG: bit planes, or smaller and newer.")
+]
+Deidentify = Annotated[
+    bool, typer.Option("--deidentify", help="DICOM results without patient and study; their UIDs are replaced.")
+]
+Deterministic = Annotated[
+    bool, typer.Option("--deterministic", help="DICOM results with the same UIDs and dates in every run.")
+]
+Suv = Annotated[bool, typer.Option("--suv", help="Read DICOM PET as standardised uptake values by body weight.")]
+
+
+def check_one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise `typer.BadParameter` for a value that is not allowed."""
+    if value not in allowed:
+        raise typer.BadParameter(f"'{value}' is not one of {', '.join(allowed)}", param_hint=option)
+
+
+def parse_values(text: str) -> tuple[int, ...]:
+    """Label values such as 17,53."""
+    if not all(part.strip().isdigit() for part in text.split(",")):
+        raise typer.BadParameter(f"'{text}' is not a list of label values such as 17,53", param_hint="--probabilities")
+    return tuple(dict.fromkeys(int(part) for part in text.split(",")))
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no announcements; warnings stay.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
+
+
+def parse_seconds(text: str) -> float:
+    """A time such as 30m, 1.5h, 90s, 1h30m, or a number of minutes."""
+    import re
+
+    units = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+    match = re.fullmatch(r"(?:\s*\d+(?:\.\d+)?\s*[dhms])+\s*|\s*(\d+(?:\.\d+)?)\s*", text, re.IGNORECASE)
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([dhms])", text, re.IGNORECASE)
+    total = float(match[1]) * 60 if match and match[1] else sum(float(n) * units[unit.lower()] for n, unit in parts)
+    if not match or total <= 0:
+        raise typer.BadParameter(f"'{text}' is not a time such as 30m, 8h or 1h30m", param_hint="--time")
+    return total
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """A size such as 4GB, 3.5G, 800MB or a number of bytes."""
+    import re
+
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
+    if not match or not float(match[1]):
+        raise typer.BadParameter(f"'{text}' is not a size such as 4GB or 800MB", param_hint=option)
+    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))

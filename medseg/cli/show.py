@@ -1,0 +1,133 @@
+"""What is shown: tables and JSON on stdout; bars, lines and warnings on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import DataWarning
+
+
+def print_table(
+    title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()
+) -> None:
+    """A table on stdout under a title; `right` are the columns that are aligned right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=any(columns), box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console(soft_wrap=False)
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(table)
+
+
+def tell(text: str, quiet: bool) -> None:
+    """A line on stderr, unless quiet."""
+    if not quiet:
+        print(text, file=sys.stderr)
+
+
+#: What is called with a line about a scan, and what with how far it is.
+ScanProgress = tuple[Callable[[str], None], Callable[[str, int, int], None]]
+
+
+@contextmanager
+def bar_of_scan(quiet: bool, scan: Path | str) -> Iterator[ScanProgress]:
+    """Lines and a bar on stderr for one scan; nothing at all when quiet."""
+    if quiet:
+        yield (lambda text: None), (lambda what, done, total: None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
+    console = Console(stderr=True)
+    shown = console.is_terminal
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def progress(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total if total > 1 else None)
+
+        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        yield (lambda text: say(f"{scan}: {text}")), progress
+
+
+@contextmanager
+def json_progress(scan: Path | str) -> Iterator[ScanProgress]:
+    """What happens to one scan as lines of JSON on stderr, for programs; the same whole per cent is not said twice."""
+    import json
+
+    said: list[tuple[str, int]] = []
+
+    def say(**event: Any) -> None:
+        print(json.dumps(event), file=sys.stderr, flush=True)
+
+    def progress(what: str, done: int, total: int) -> None:
+        now = (what, 100 * done // max(total, 1))
+        if said[-1:] != [now]:
+            said.append(now)
+            say(event="progress", what=what, done=done, total=total)
+
+    yield (lambda text: say(event="announcement", scan=str(scan), text=text)), progress
+
+
+def show_warning(message: Warning | str, category: type[Warning], *rest: object, **named: object) -> None:
+    """Our own warnings as one line; those of libraries are for developers and stay out of a user's way."""
+    if issubclass(category, DataWarning):
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """On stdout, for machines."""
+    import json
+
+    print(json.dumps(value))
+
+
+def print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
+    """A table on stdout, its columns the keys of the rows."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    def cell(value: Any) -> Text:
+        if isinstance(value, list):
+            return Text(" to ".join(f"{one:.4g}" for one in value))
+        return Text("" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value))
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="left" if column == columns[0] else "right")
+    for row in rows:
+        table.add_row(*(cell(row.get(column)) for column in columns))
+    console = Console()
+    if title:
+        console.print(Text(title, style="bold"))
+    console.print(table)
+
+
+@contextmanager
+def bar(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+    """A progress bar over cases on stderr."""
+    if quiet:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, case: bar.update(task, completed=done, total=total, description=case)
