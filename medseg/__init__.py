@@ -4,7 +4,7 @@ They are looked up when first used (PEP 562), so that `medseg --help` does not w
 before it needs it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,38 +17,24 @@ if TYPE_CHECKING:
     from medseg.volume import Volume
 
 
-def door(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def door(package: str, names: Mapping[str, Sequence[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a package whose names are looked up when they are first used.
 
-    homes: the module in which each name is defined; a name may also be a module of the package. Entering a package then
-    loads what is asked for and nothing else: with ordinary ones `medseg info --json` loaded yaml.
+    names: of each module of the package those that others may use; under '' modules that are handed out whole. Entering
+    a package so loads nothing but what is asked for: with ordinary ones `medseg info --json` loaded yaml.
     """
+    homes = {name: module for module, inside in names.items() for name in inside}
 
     def look_up(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        home = import_module(homes[name])
-        return home if homes[name] == f"{package}.{name}" else getattr(home, name)
+        if not homes[name]:
+            return import_module(f"{package}.{name}")
+        return getattr(import_module(f"{package}.{homes[name]}"), name)
 
-    def names() -> list[str]:
-        return sorted(homes)
-
-    return look_up, names
+    return look_up, lambda: sorted(homes)
 
 
-_HOMES = {
-    "Label": "medseg.labels",
-    "LabelTable": "medseg.labels",
-    "MedsegError": "medseg.errors",
-    "Segmentation": "medseg.inference",
-    "Settings": "medseg.inference",
-    "Volume": "medseg.volume",
-    "__version__": "medseg.version",
-    "read": "medseg.io",
-    "read_labels": "medseg.io",
-    "segment": "medseg.inference",
-    "write": "medseg.io",
-}
 __all__ = [
     "Label",
     "LabelTable",
@@ -62,4 +48,14 @@ __all__ = [
     "segment",
     "write",
 ]
-__getattr__, __dir__ = door(__name__, _HOMES)
+__getattr__, __dir__ = door(
+    __name__,
+    {
+        "errors": ("MedsegError",),
+        "inference": ("Segmentation", "Settings", "segment"),
+        "io": ("read", "read_labels", "write"),
+        "labels": ("Label", "LabelTable"),
+        "version": ("__version__",),
+        "volume": ("Volume",),
+    },
+)

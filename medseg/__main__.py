@@ -1,6 +1,6 @@
 """`python -m medseg`."""
 
-from medseg.cli.app import main
+from medseg.cli import main
 
 if __name__ == "__main__":
     main()

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,6 @@ HEAVY = {
 #: What is only loaded to compute with it may import torch at the top; the compiled loops may import numba.
 TORCH_AT_TOP = ("networks", "training", "inference.window", "inference.backends")
 ALSO_AT_TOP = {"kernels": {"numba"}, "evaluation.metrics": {"scipy"}, "evaluation.comparison": {"scipy"}}
-#: Where these modules lie until they have moved.
-TORCH_AT_TOP += ("augment", "label_maps", "plan", "scans", "team", "training", "fast_conv", "fused_norm", "fused_loss")
-TORCH_AT_TOP += ("fused_slopes", "train", "synth", "window", "backends", "losses", "models")
-ALSO_AT_TOP |= {"metrics": {"scipy"}, "compare": {"scipy"}}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 
 
@@ -76,19 +73,112 @@ def imports(node: ast.AST, *, whole: bool) -> Iterator[tuple[str, str]]:
             yield from imports(child, whole=whole)
 
 
-def own_imports(path: Path, *, whole: bool = True) -> set[str]:
-    """The modules of medseg that a module imports, by their names in ROWS."""
-    found = set()
+def floors() -> list[list[str]]:
+    """The floors of ARCHITECTURE.md from the ground up: packages, and on the ground modules in their order."""
+    text = (PACKAGE.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    block = text.split("```floors\n")[1].split("```")[0]
+    rows = sorted(line.split() for line in block.splitlines())
+    return [names for _, *names in rows]
+
+
+FLOORS = floors()
+GROUND = FLOORS[0]
+PACKAGES = {name for row in FLOORS for name in row if (PACKAGE / name / "__init__.py").is_file()}
+#: Doors beside those of the packages, and rooms without one: each of their modules is for the one of the same subject.
+DOORS = PACKAGES | {"io.dicom"}
+WITHOUT_A_DOOR = ("kernels", "networks.ops")
+
+
+def home_of(name: str) -> str:
+    """The package of a module, or the module itself on the ground floor."""
+    return name.split(".")[0]
+
+
+@cache
+def handed_out(package: str) -> dict[str, str]:
+    """What the door of a package hands out: name -> module; of a module that is handed out whole, itself."""
+    for node in ast.walk(tree_of(PACKAGE / package.replace(".", "/") / "__init__.py")):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "door":
+            table: dict[str, tuple[str, ...]] = ast.literal_eval(node.args[1])
+            return {name: module or name for module, names in table.items() for name in names}
+    return {}
+
+
+def imported(path: Path, *, whole: bool = True) -> Iterator[tuple[str, str]]:
+    """(module, name) of what a module imports from medseg, without 'medseg.'; the name is '' for a whole module."""
     for module, name in imports(tree_of(path), whole=whole):
         if module.split(".")[0] == "medseg":
             inner = module.removeprefix("medseg").lstrip(".")
             longer = f"{inner}.{name}".lstrip(".")
-            found.add(longer if longer in NAMES else inner)
+            yield (longer, "") if longer in NAMES else (inner, name)
+
+
+def own_imports(path: Path, *, whole: bool = True) -> set[str]:
+    """The modules of medseg that a module imports; through a door, those that it hands out."""
+    found = set()
+    for module, name in imported(path, whole=whole):
+        inside = handed_out(module).get(name) if module in DOORS and name else None
+        found.add(f"{module}.{inside}" if inside else module)
     return found - {""}
 
 
+def test_every_room_has_its_floor():
+    listed = [name for row in FLOORS for name in row]
+    assert sorted(listed) == sorted(set(listed))
+    assert {home_of(name) for name in NAMES} - {"", "__main__"} == set(listed)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_room_imports_only_from_floors_below(path: Path):
+    own = home_of(name_of(path))
+    if own in ("", "__main__"):  # the public names, looked up when used
+        return
+    floor = next(n for n, names in enumerate(FLOORS) if own in names)
+    below = {name for names in FLOORS[:floor] for name in names}
+    if floor == 0:
+        below = set(GROUND[: GROUND.index(own)])
+    homes = {home_of(module) for module, _ in imported(path)} - {own, ""}
+    assert homes <= below
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_another_package_is_entered_by_its_door(path: Path):
+    name = name_of(path)
+    for module, what in imported(path):
+        if is_below(module, WITHOUT_A_DOOR) or home_of(module) not in PACKAGES:
+            continue
+        at_home = home_of(module) == home_of(name) or name == ""
+        if at_home:  # where doors are not for those who live there
+            assert module not in PACKAGES or path.name == "__init__.py", f"{module} imports from its own door"
+        elif module in DOORS and what:
+            assert what in handed_out(module), f"{module} does not hand out {what}"
+        else:
+            package, _, whole = module.rpartition(".")
+            assert handed_out(package).get(whole) == whole, f"{module} is behind the door of {package}"
+
+
+@pytest.mark.parametrize("package", sorted(DOORS))
+def test_a_door_imports_nothing_and_hands_out_what_it_says(package: str):
+    path = PACKAGE / package.replace(".", "/") / "__init__.py"
+    assert set(imports(tree_of(path), whole=True)) <= {("typing", "TYPE_CHECKING"), ("medseg", "door")}
+    names = handed_out(package)
+    block = [node for node in tree_of(path).body if isinstance(node, ast.If)]
+    said = {
+        alias.name: (node.module or "").removeprefix(f"medseg.{package}").lstrip(".") or alias.name
+        for node in ast.walk(block[0]) if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    } if block else {}  # fmt: skip
+    assert said == names
+    door = import_module(f"medseg.{package}")
+    for name, module in names.items():
+        assert module == name or f"{package}.{name}" not in NAMES, f"{name} would be hidden by a module of its name"
+        home = import_module(f"medseg.{package}.{module}")
+        assert getattr(door, name) is (home if module == name else getattr(home, name))
+
+
 def test_modules_do_not_import_each_other_in_circles():
-    graph = {name_of(path): own_imports(path, whole=False) for path in SOURCES}
+    """Imports inside functions count, too."""
+    graph = {name_of(path): own_imports(path) - {name_of(path)} for path in SOURCES if name_of(path) not in DOORS}
     done: set[str] = set()
 
     def visit(name: str, above: tuple[str, ...]) -> None:

@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import ndimage
 
 from medseg.errors import BadConfig
 from medseg.postprocess.cleanup import clean, drop_small, fill_holes, keep_largest
-from medseg.postprocess.components import components
+from medseg.postprocess.components import connected_components
 from medseg.volume import Volume
 
 NEAR = {6: 1, 18: 2, 26: 3}
@@ -58,7 +57,7 @@ def test_components_keep_and_drop_equal_the_loop(labels, connectivity, count):
     largest = keep_largest(labels, count=count, connectivity=connectivity)
     assert largest.dtype == labels.dtype and (largest == kept).all()
     assert (drop_small(labels, 2, 0.5, connectivity=connectivity) == dropped).all()
-    numbers, table = components(labels, connectivity)
+    numbers, table = connected_components(labels, connectivity)
     assert table.label.tolist() == [p[0] for p in parts] and table.voxels.tolist() == [p[1] for p in parts]
     for n, (_, _, mask) in enumerate(parts):
         assert ((numbers == n + 1) == mask).all()
@@ -175,7 +174,7 @@ def test_bad_steps_are_bad_config(steps, words):
     "labels", [np.ones((3, 3, 3)), np.ones((3, 3), np.uint8), np.full((3, 3, 3), -1), np.full((3, 3, 3), 70_000)]
 )
 def test_what_is_no_label_map_is_bad_config(labels):
-    for step in (keep_largest, fill_holes, components):
+    for step in (keep_largest, fill_holes, connected_components):
         with pytest.raises(BadConfig):
             step(labels)
 

@@ -13,7 +13,7 @@ from scipy.signal import fftconvolve
 
 from medseg.training import curves
 from medseg.training.curves import draw_curves
-from medseg.view.lettering import lettering, write_text
+from medseg.view.lettering import letters as lettering, write_text
 
 WHITE = (255, 255, 255)
 

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures_main import known_networks, one_thread  # noqa: F401
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from strategies import affines, rotation
 
 from medseg.errors import BadConfig, BadFile, BadModel, NotEnoughMemory

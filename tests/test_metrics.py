@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from golden import make_metrics_reference as peers
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from scipy import ndimage
 
 from medseg.errors import BadConfig, BadGeometry

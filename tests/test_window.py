@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fixtures_main import one_thread  # noqa: F401
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from medseg.inference import window as engine

@@ -7,10 +7,9 @@ from medseg import door
 if TYPE_CHECKING:
     from medseg.cli.app import main as main
 
-_HOMES = {
-    "main": "medseg.cli.app",
-}
-__all__ = [
-    "main",
-]
-__getattr__, __dir__ = door(__name__, _HOMES)
+__getattr__, __dir__ = door(
+    __name__,
+    {
+        "app": ("main",),
+    },
+)

@@ -13,8 +13,7 @@ from medseg.cli.options import Json, Quiet
 from medseg.cli.show import bar, print_json, print_rows
 
 if TYPE_CHECKING:
-    from medseg.dataset.cases import Dataset, Finding
-    from medseg.dataset.check.cases import CaseFacts, Check
+    from medseg.dataset import CaseFacts, Check, Dataset, Finding
 
 #: More label values than this are counted, not listed, in the table.
 _LISTED_LABELS = 4
@@ -39,15 +38,14 @@ def check(
 
     Ends with 0 if nothing must be solved before training, else with 3. The dataset itself is never changed.
     """
-    from medseg.dataset.check.cases import check_dataset
-    from medseg.dataset.reading import read_dataset
+    from medseg.dataset import check_dataset, read_dataset
 
     with bar(quiet) as progress:
         found = read_dataset(dataset, progress)
         result = check_dataset(found, progress)
     done: list[str] | None = None
     if fix is not None:
-        from medseg.dataset.check.fix import write_fixed
+        from medseg.dataset import write_fixed
 
         done = write_fixed(found, result, fix)
     if as_json:

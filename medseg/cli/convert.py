@@ -25,7 +25,7 @@ from medseg.cli.show import print_table, show_warning
 from medseg.errors import BadFile, DataWarning
 
 if TYPE_CHECKING:
-    from medseg.io.dicom.volumes import Listed
+    from medseg.io.dicom import Listed
 
 
 def convert(
@@ -60,8 +60,7 @@ def convert(
 
     OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set, of the series given with --source.
     """
-    from medseg.io import DicomOptions, Overlap, embedded_table, label_kind, read, read_masks, write
-    from medseg.io.slicer import write_segments
+    from medseg.io import DicomOptions, Overlap, embedded_table, label_kind, read, read_masks, write, write_segments
     from medseg.labels import LabelTable
 
     check_one_of("--seg-type", seg_type, ("binary", "labelmap"))
@@ -101,7 +100,7 @@ def info(
     """Say what is in a file: grid, orientation, intensities. DICOM with several volumes is listed."""
     import json
 
-    from medseg.inference.record import describe
+    from medseg.inference import describe
     from medseg.io import embedded_table, label_kind, read
 
     for path in paths:

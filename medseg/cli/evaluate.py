@@ -54,10 +54,14 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Score label maps against references: scores.csv, summary.json, and report.html with plots and worst cases."""
-    from medseg.evaluation import scoring
-    from medseg.evaluation.metrics import LesionOptions
-    from medseg.evaluation.pairs import find_table, parse_structures
-    from medseg.evaluation.summary import Options, summary_table
+    from medseg.evaluation import (
+        LesionOptions,
+        Options,
+        evaluate as score_folders,
+        find_table,
+        parse_structures,
+        summary_table,
+    )
 
     known = find_table(table, reference, prediction)
     options = Options(
@@ -82,7 +86,7 @@ def evaluate(
         number_cases=number_cases,
     )
     with bar(quiet) as progress:
-        result = scoring.evaluate(reference, prediction, output, options, known, progress)
+        result = score_folders(reference, prediction, output, options, known, progress)
     for problem in result.problems:
         print(f"note: {problem}", file=sys.stderr)
     if not quiet:
@@ -102,9 +106,9 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Compare methods on the same cases: ranking, its stability, and paired Wilcoxon tests with Holm's correction."""
-    from medseg.evaluation import comparison as run
+    from medseg.evaluation import compare as compare_methods
 
-    result = run.compare(scores, score, structure, bootstrap, seed)
+    result = compare_methods(scores, score, structure, bootstrap, seed)
     for problem in result.problems:
         print(f"note: {problem}", file=sys.stderr)
     if as_json:
@@ -131,7 +135,7 @@ def clean(
 ) -> None:
     """Clean up a label map: keep the largest parts, drop small ones, fill holes, in this order."""
     from medseg.io import embedded_table, read_labels, write
-    from medseg.postprocess.cleanup import clean as run
+    from medseg.postprocess import clean as clean_labels
 
     steps: list[dict[str, Any]] = []
     if keep_largest or keep:
@@ -144,7 +148,7 @@ def clean(
         raise BadConfig("say what to do: --keep-largest, --keep, --min-mm3 or --fill-holes")
     chosen = {"labels": _label_list(only)} if only else {}
     before = read_labels(labels)
-    after = run(before, [step | chosen for step in steps])
+    after = clean_labels(before, [step | chosen for step in steps])
     write(after, output, table=embedded_table(labels))
     row: dict[str, Any] = {"output": str(output), "steps": [step["step"] for step in steps]}
     row["voxels_changed"] = int((before.data != after.data).sum())

@@ -25,8 +25,8 @@ def export(
     import json
     import sys
 
-    from medseg.inference.exports import export as run
-    from medseg.models.folder import load_checkpoint
+    from medseg.inference import export as run
+    from medseg.models import load_checkpoint
 
     checkpoint = load_checkpoint(model)
     done = run(checkpoint, output or Path(f"{checkpoint.spec.name}.onnx"))

@@ -106,11 +106,18 @@ def infer(
     Writes a label map on each scan's own grid, and beside it the label table (.labels.csv) and the run record (.json).
     Of DICOM, OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set.
     """
-    from medseg.inference import run as run_module
-    from medseg.inference.jobs import Extras, jobs
-    from medseg.inference.results import BRAIN_RESULTS, DICOM_RESULTS, check_also, check_output
-    from medseg.inference.run import load_model
-    from medseg.inference.settings import Settings, channel_names
+    from medseg.inference import (
+        BRAIN_RESULTS,
+        DICOM_RESULTS,
+        Extras,
+        Settings,
+        channel_names,
+        check_also,
+        check_output,
+        infer as infer_scan,
+        list_jobs,
+        load_model,
+    )
     from medseg.io import DicomOptions
 
     check_one_of("--device", device, ("auto", "cpu", "cuda"))
@@ -125,7 +132,7 @@ def infer(
     check_also(checkpoint, extra_kinds)
     from_pacs = fetched(inputs, output, push, credentials, authority, plain_http, quiet)
     with from_pacs as remote:
-        work = jobs(remote.inputs, remote.output, names=channel_names(checkpoint), channels=channel or ())
+        work = list_jobs(remote.inputs, remote.output, names=channel_names(checkpoint), channels=channel or ())
         if preview and len(work) == 1 and preview.suffix.lower() != ".png":
             raise BadOutput(f"{preview}: a preview is a picture; give a name that ends in .png")
         for job in work:
@@ -157,7 +164,7 @@ def infer(
                 name = remote.name(job.scan)
                 shown = json_progress(name) if show_progress == "json" else bar_of_scan(quiet, name)
                 with shown as (announce, progress):
-                    content = run_module.infer(job, checkpoint, settings, extras, announce=announce, progress=progress)
+                    content = infer_scan(job, checkpoint, settings, extras, announce=announce, progress=progress)
             except Interrupted:
                 raise
             except MedsegError as error:

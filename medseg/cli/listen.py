@@ -44,10 +44,8 @@ def listen(
 
     Listens on this machine alone unless told otherwise. Runs until stopped by Ctrl-C or SIGTERM.
     """
-    from medseg.inference.results import DICOM_RESULTS
-    from medseg.inference.run import load_model
-    from medseg.pacs import node
-    from medseg.pacs.client import Limits
+    from medseg.inference import DICOM_RESULTS, load_model
+    from medseg.pacs import Limits, Listener, Options, keep_in, segment_in_child, send_to
 
     if output is None and reply_to is None:
         raise BadConfig("say where results go: a folder with -o, or --reply-to HOST:PORT:TITLE")
@@ -56,16 +54,16 @@ def listen(
     deliveries = []
     if output:
         output.mkdir(parents=True, exist_ok=True)
-        deliveries.append(node.keep_in(output))
+        deliveries.append(keep_in(output))
     if reply_to:
-        deliveries.append(node.send_to(*_node(reply_to), title))
+        deliveries.append(send_to(*_node(reply_to), title))
     for kind in also.split(",") if also else ():
         if kind.strip().lower() not in DICOM_RESULTS:
             raise BadConfig(f"--also {kind}: write one or more of {', '.join(DICOM_RESULTS)}")
     load_model(model)  # a wrong name is better known now than when the first series is there
     chosen = str(Path(model).resolve()) if Path(model).is_dir() else model
     limits = Limits(max_instances, min(2**29, int(max_gb * 2**30)), int(max_gb * 2**30))
-    options = node.Options(
+    options = Options(
         port, host, title, tuple(caller or ()), tuple(peer or ()), quiet_s, associations, max_series, limits
     )
 
@@ -73,8 +71,8 @@ def listen(
         for each in deliveries:
             each(number, files)
 
-    segment = node.segment_in_child(["--model", chosen, "--device", device, "--also", also], timeout_s)
-    node.Listener(options, segment, deliver, lambda line: print(line, file=sys.stderr, flush=True)).run()
+    segment = segment_in_child(["--model", chosen, "--device", device, "--also", also], timeout_s)
+    Listener(options, segment, deliver, lambda line: print(line, file=sys.stderr, flush=True)).run()
 
 
 def _node(text: str) -> tuple[str, int, str]:

@@ -10,8 +10,8 @@ def models(as_json: Json = False) -> None:
     """List the models that come with medseg."""
     import json
 
-    from medseg.inference.intensity import INTENSITY_MODELS
-    from medseg.models.folder import bundled_models, load_checkpoint
+    from medseg.inference import INTENSITY_MODELS
+    from medseg.models import bundled_models, load_checkpoint
 
     rows = []
     for name in bundled_models():

@@ -14,8 +14,8 @@ import typer
 from medseg.errors import BadConfig, Interrupted, MedsegError
 
 if TYPE_CHECKING:
-    from medseg.inference.jobs import Job
-    from medseg.pacs.client import Access, Pacs
+    from medseg.inference import Job
+    from medseg.pacs import Access, Pacs
 
 
 Push = Annotated[bool, typer.Option("--push", help="Send the result back to the PACS the scan came from.")]
@@ -46,7 +46,7 @@ class Remote:
 
     def send(self, job: Job, also: Sequence[str]) -> None:
         """Push the DICOM results of a job, if that was asked for. Raises `BadOutput`."""
-        from medseg.inference.results import dicom_results
+        from medseg.inference import dicom_results
 
         if self.pacs is not None:
             self.pacs.push(list(dicom_results(job, also).values()))
@@ -63,7 +63,7 @@ def fetched(
     quiet: bool,
 ) -> Iterator[Remote]:
     """The inputs, a series in a PACS replaced by a private folder that holds it and is gone when the block ends."""
-    from medseg.pacs.client import Limits, Pacs, is_address, parse_address
+    from medseg.pacs import Limits, Pacs, is_address, parse_address
 
     if not any(is_address(path) for path in inputs):
         if push or credentials or authority or plain_http:
@@ -100,7 +100,7 @@ def fetched(
 
 
 def _access(credentials: str | None) -> Access | None:
-    from medseg.pacs.client import Access, read_access
+    from medseg.pacs import Access, read_access
 
     if credentials is None:
         return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import DataWarning
+from medseg.progress import Progress, silent
 
 
 def print_table(
@@ -37,22 +38,22 @@ def tell(text: str, quiet: bool) -> None:
 
 
 #: What is called with a line about a scan, and what with how far it is.
-ScanProgress = tuple[Callable[[str], None], Callable[[str, int, int], None]]
+ScanProgress = tuple[Callable[[str], None], Progress]
 
 
 @contextmanager
 def bar_of_scan(quiet: bool, scan: Path | str) -> Iterator[ScanProgress]:
     """Lines and a bar on stderr for one scan; nothing at all when quiet."""
     if quiet:
-        yield (lambda text: None), (lambda what, done, total: None)
+        yield (lambda text: None), silent
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress as RichProgress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
     console = Console(stderr=True)
     shown = console.is_terminal
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown) as bar:
+    with RichProgress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task("starting", total=None)
 
         def progress(what: str, done: int, total: int) -> None:
@@ -118,16 +119,16 @@ def print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def bar(quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+def bar(quiet: bool) -> Iterator[Progress]:
     """A progress bar over cases on stderr."""
     if quiet:
-        yield None
+        yield silent
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress as RichProgress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with RichProgress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
-        yield lambda done, total, case: bar.update(task, completed=done, total=total, description=case)
+        yield lambda case, done, total: bar.update(task, completed=done, total=total, description=case)

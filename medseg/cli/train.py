@@ -16,9 +16,9 @@ from medseg.memory import keep_memory
 
 if TYPE_CHECKING:
     from medseg.config import Config
-    from medseg.dataset.cases import Dataset, Finding
-    from medseg.evaluation.summary import Evaluation
-    from medseg.training.plan import Choice
+    from medseg.dataset import Dataset, Finding
+    from medseg.evaluation import Evaluation
+    from medseg.training import Choice
 
 
 def train(
@@ -79,7 +79,7 @@ def train(
         changes |= {"train.time_s": parse_seconds(time), "train.steps": None} if time else {}
         _train_config(data, output, changes, resume, quiet)
         return
-    from medseg.training.run import Listener, Request, train_folds
+    from medseg.training import Listener, Request, train_folds
 
     request = Request(
         data,
@@ -105,7 +105,7 @@ def train(
     if outcome is None:  # another process of torchrun's is the first
         return
     if outcome.evaluation is not None:
-        from medseg.evaluation.summary import summary_table
+        from medseg.evaluation import summary_table
 
         print_rows(*summary_table(outcome.evaluation.summary))
     for path in outcome.models:
@@ -121,7 +121,7 @@ def _train_config(path: Path, output: Path | None, changes: dict[str, Any], resu
     run = output or Path("runs") / settings.name
     if not resume and (run / "config.yaml").exists():
         raise BadConfig(f"{run} holds a run; choose another -o, or leave --no-resume out to go on with it")
-    from medseg.training.loop import train as run_loop
+    from medseg.training import train as run_loop
 
     with _progress(quiet) as progress:
         print(run_loop(settings, run, progress=_Show(quiet, progress).training))

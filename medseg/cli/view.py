@@ -68,7 +68,7 @@ def view(
     if png and png.suffix.lower() != _SHEET:
         raise BadOutput(f"{png}: a contact sheet is a picture; give a name that ends in .png")
 
-    from medseg.evaluation.pairs import find_table
+    from medseg.evaluation import find_table
     from medseg.io import read, read_labels
 
     volumes = read(scan, volume_index=volume, assume_geometry=assume_geometry), read_labels(labels)
@@ -112,16 +112,16 @@ def _target(scan: Path, labels: Path, output: Path | None, *, slicer: bool, othe
 
 
 def _write(path: Path, scan: Volume, labels: Volume, table: LabelTable | None, title: str) -> None:
-    from medseg.view.page import full_table, prepare, write_page
+    from medseg.view import full_table, prepare, write_page
 
     if path.suffix.lower() == _PAGE:
         write_page(path, prepare(scan, labels, table, title=title))
     elif path.suffix.lower() == _SCENE:
-        from medseg.view.scene import write_scene
+        from medseg.view import write_scene
 
         write_scene(path, scan, labels, full_table(labels, table), title=title)
     else:
-        from medseg.view.preview import write_preview
+        from medseg.view import write_preview
         from medseg.volume import resample, same_grid
 
         on_grid = labels if same_grid(scan, labels) else resample(labels, scan.affine, scan.shape, order=0)
@@ -131,8 +131,7 @@ def _write(path: Path, scan: Volume, labels: Volume, table: LabelTable | None, t
 def _serve(
     scan: Volume, labels: Volume, table: LabelTable | None, title: str, port: int, open_: bool, quiet: bool
 ) -> None:
-    from medseg.view.page import prepare
-    from medseg.view.server import PageServer
+    from medseg.view import PageServer, prepare
 
     server = PageServer(prepare(scan, labels, table, title=title, max_voxels=None), port)
     try:

@@ -1,1 +1,39 @@
 """Annotated scans as people have them."""
+
+from typing import TYPE_CHECKING
+
+from medseg import door
+
+if TYPE_CHECKING:
+    from medseg.dataset.cases import (
+        Case as Case,
+        Dataset as Dataset,
+        Finding as Finding,
+        load_case as load_case,
+        read_case_labels as read_case_labels,
+        read_channels as read_channels,
+        split_cases as split_cases,
+        usual_folds as usual_folds,
+    )
+    from medseg.dataset.check.cases import CaseFacts as CaseFacts, Check as Check, check_dataset as check_dataset
+    from medseg.dataset.check.fix import write_fixed as write_fixed
+    from medseg.dataset.reading import read_dataset as read_dataset
+
+__getattr__, __dir__ = door(
+    __name__,
+    {
+        "cases": (
+            "Case",
+            "Dataset",
+            "Finding",
+            "load_case",
+            "read_case_labels",
+            "read_channels",
+            "split_cases",
+            "usual_folds",
+        ),
+        "check.cases": ("CaseFacts", "Check", "check_dataset"),
+        "check.fix": ("write_fixed",),
+        "reading": ("read_dataset",),
+    },
+)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +17,6 @@ from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.io import read, read_labels
 from medseg.labels import LabelTable
 from medseg.volume import Volume, reorient, same_grid
-
-#: Called with cases done, all cases and the name of the last one.
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medseg.dataset.cases import Case, Dataset, Finding, Progress
+from medseg.dataset.cases import Case, Dataset, Finding
 from medseg.dataset.layouts.bids import find_bids
 from medseg.dataset.layouts.finding import files_in, united_table
 from medseg.dataset.layouts.folders import find_folders, find_side_by_side, find_totalsegmentator
@@ -19,9 +19,10 @@ from medseg.dataset.layouts.nnunet import find_decathlon, find_nnunet
 from medseg.errors import BadFile, MedsegError
 from medseg.io import embedded_table, read_labels, strip_suffix
 from medseg.labels import LabelTable
+from medseg.progress import Progress, silent
 
 
-def read_dataset(path: str | Path, progress: Progress | None = None) -> Dataset:
+def read_dataset(path: str | Path, progress: Progress = silent) -> Dataset:
     """The dataset in a folder, or described by a JSON, CSV, TSV or JSONL file; its layout is detected.
 
     Where nothing names the labels, every label map is read to find the values; `progress` then shows how far that is.
@@ -33,7 +34,7 @@ def read_dataset(path: str | Path, progress: Progress | None = None) -> Dataset:
 _TABLE_NAMES = ("labels.csv", "labels.ctbl", "labels.tsv", "dseg.tsv")
 
 
-def detect(path: Path, progress: Progress | None = None) -> Dataset:
+def detect(path: Path, progress: Progress = silent) -> Dataset:
     """The dataset at a path. Raises `BadFile` saying what was looked for if no layout fits."""
     if not path.exists():
         raise BadFile(f"{path}: does not exist")
@@ -53,7 +54,7 @@ def detect(path: Path, progress: Progress | None = None) -> Dataset:
     )
 
 
-def _finish(dataset: Dataset, progress: Progress | None) -> Dataset:
+def _finish(dataset: Dataset, progress: Progress) -> Dataset:
     """What is the same for all layouts: files that are missing, names used twice, the table, the splits."""
     findings = list(dataset.findings)
     cases = []
@@ -138,7 +139,7 @@ def _table_beside(dataset: Dataset, cases: Sequence[Case], findings: list[Findin
     return None
 
 
-def _table_from_files(dataset: Dataset, cases: Sequence[Case], progress: Progress | None) -> LabelTable:
+def _table_from_files(dataset: Dataset, cases: Sequence[Case], progress: Progress) -> LabelTable:
     """Names that the label maps carry in themselves, or else 'label 1' for every value found in them."""
     files = [case.label for case in cases if case.label is not None]
     if all(file.name.lower().endswith(".seg.nrrd") for file in files):
@@ -147,8 +148,7 @@ def _table_from_files(dataset: Dataset, cases: Sequence[Case], progress: Progres
     with ThreadPoolExecutor() as pool:
         for done, (file, found) in enumerate(zip(files, pool.map(_values_in, files), strict=True), 1):
             values |= found
-            if progress:
-                progress(done, len(files), strip_suffix(file))
+            progress(strip_suffix(file), done, len(files))
     if not values - {0}:
         raise BadFile(f"{dataset.folder}: no label map holds anything but background")
     return LabelTable.from_values(values)

@@ -1,1 +1,29 @@
 """Label maps against references: pairs, metrics, statistics, a report, and methods against each other."""
+
+from typing import TYPE_CHECKING
+
+from medseg import door
+
+if TYPE_CHECKING:
+    from medseg.evaluation.comparison import compare as compare
+    from medseg.evaluation.metrics import LesionOptions as LesionOptions
+    from medseg.evaluation.pairs import find_table as find_table, parse_structures as parse_structures
+    from medseg.evaluation.scoring import evaluate as evaluate, write_evaluation as write_evaluation
+    from medseg.evaluation.summary import (
+        Evaluation as Evaluation,
+        Options as Options,
+        read_scores as read_scores,
+        summarise as summarise,
+        summary_table as summary_table,
+    )
+
+__getattr__, __dir__ = door(
+    __name__,
+    {
+        "comparison": ("compare",),
+        "metrics": ("LesionOptions",),
+        "pairs": ("find_table", "parse_structures"),
+        "scoring": ("evaluate", "write_evaluation"),
+        "summary": ("Evaluation", "Options", "read_scores", "summarise", "summary_table"),
+    },
+)

@@ -31,7 +31,7 @@ from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from medseg.errors import BadConfig, BadGeometry
-from medseg.postprocess.components import Components, components, contiguous, is_reversed, look_up
+from medseg.postprocess import Components, connected_components, contiguous, is_reversed, look_up
 
 Surface = Literal["surfel", "voxel"]
 Empty = Literal["nan", "best_worst", "diagonal"]
@@ -267,8 +267,8 @@ def lesion_scores(
     if overlapping and options.dilation:
         near = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[options.connectivity])
         grown = ndimage.binary_dilation(reference, near, iterations=options.dilation)
-    ours, our_parts = components(grown, options.connectivity)
-    theirs, their_parts = components(prediction, options.connectivity)
+    ours, our_parts = connected_components(grown, options.connectivity)
+    theirs, their_parts = connected_components(prediction, options.connectivity)
     ours, theirs = np.ascontiguousarray(ours), np.ascontiguousarray(theirs)
     touched = grown & prediction
     first, second, shared = _shared(ours[touched], theirs[touched])

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from medseg.errors import BadConfig, BadFile, BadGeometry
 from medseg.files import read_text
-from medseg.io import is_readable_name, strip_suffix
-from medseg.io.slicer import read_table
+from medseg.io import is_readable_name, read_table, strip_suffix
 from medseg.labels import LabelTable
 from medseg.volume import Volume, reorient, resample, same_grid
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.io import read_labels
-from medseg.view.png import png_bytes
+from medseg.view import png_bytes
 from medseg.volume import reorient
 
 if TYPE_CHECKING:

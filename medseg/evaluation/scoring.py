@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from medseg.evaluation.summary import Evaluation, Options, scores_csv, summarise
 from medseg.files import atomic_write
 from medseg.io import read_labels
 from medseg.labels import LabelTable
+from medseg.progress import Progress, silent
 
 
 class _Case(NamedTuple):
@@ -37,13 +38,12 @@ def evaluate(
     output: str | Path | None = None,
     options: Options | None = None,
     table: LabelTable | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Score a prediction, or a folder of them, and write scores.csv, summary.json and report.html to `output`.
 
-    Cases are matched by file name without suffix and `NAME_ENDINGS`. `progress` is called with cases done, all cases
-    and the name of the last one. A case that cannot be scored is a problem of the evaluation and not an error, unless
-    it is the only one.
+    Cases are matched by file name without suffix and `NAME_ENDINGS`. A case that cannot be scored is a problem of the
+    evaluation and not an error, unless it is the only one.
     Raises `BadFile` for folders without a pair or where no case can be read, `BadGeometry` for a single case on two
     grids, `BadConfig` for options that contradict the data, `BadOutput` for a place that cannot be written.
     """
@@ -65,8 +65,7 @@ def evaluate(
             raise result
         else:
             failed[case] = without_names(str(result), *pairs[case])
-        if progress:
-            progress(done, len(pairs), case)
+        progress(case, done, len(pairs))
     problems += [f"{case}: {error}" for case, error in failed.items()]
     problems += [f"{case}: {one.grid_note}" for case, one in cases.items() if one.grid_note]
     if not cases:

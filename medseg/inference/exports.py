@@ -25,7 +25,7 @@ from medseg.files import atomic_write
 from medseg.inference.preprocess import SAME_SPACING
 from medseg.inference.segmentation import CONTENT_ABOVE, CONTENT_MARGIN
 from medseg.inference.settings import Settings, mirror_axes
-from medseg.models.folder import Checkpoint
+from medseg.models import Checkpoint
 
 if TYPE_CHECKING:
     from torch import nn

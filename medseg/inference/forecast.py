@@ -17,7 +17,7 @@ from medseg.volume import Volume
 
 if TYPE_CHECKING:
     from medseg.inference.window import Windows
-    from medseg.models.folder import Checkpoint
+    from medseg.models import Checkpoint
 
 
 #: Into how many parts a scan may be cut, to be computed one after the other, where memory is short.

@@ -47,7 +47,7 @@ class Extras:
     dicom: DicomOptions = field(default_factory=DicomOptions)
 
 
-def jobs(
+def list_jobs(
     inputs: Sequence[Path], output: Path | None, *, names: Sequence[str] = ("",), channels: Sequence[Path] = ()
 ) -> list[Job]:
     """The scans named by files and folders with their outputs. A folder holds scans, or is one DICOM series.

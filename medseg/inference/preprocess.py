@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile
-from medseg.models.spec import FixedScale, GridKind, PercentileScale, ZScore
+from medseg.models import FixedScale, GridKind, PercentileScale, ZScore
 from medseg.volume import Volume, reorient, resample, same_grid
 
 if TYPE_CHECKING:

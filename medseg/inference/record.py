@@ -43,9 +43,9 @@ def found_objects(labels: Volume) -> tuple[Volume, list[dict[str, Any]]]:
 
     A row holds the object's number, its label, voxels, volume in mL and bounding box in RAS mm (edges of voxels).
     """
-    from medseg.postprocess.components import components
+    from medseg.postprocess import connected_components
 
-    numbers, parts = components(labels.data)
+    numbers, parts = connected_components(labels.data)
     rows = []
     for n in range(len(parts)):
         box = np.array([(*c, 1.0) for c in product(*zip(parts.start[n] - 0.5, parts.stop[n] - 0.5))]) @ labels.affine.T

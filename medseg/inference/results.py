@@ -15,13 +15,12 @@ from medseg.inference.jobs import Extras, Job
 from medseg.inference.segmentation import Segmentation
 from medseg.inference.settings import Model, as_list
 from medseg.io import is_dicom_source, write
-from medseg.postprocess import anatomy
-from medseg.postprocess.volumes import structure_volumes
+from medseg.postprocess import anatomy, structure_volumes
 from medseg.volume import Volume
 
 if TYPE_CHECKING:
     from medseg.config import BrainSpec
-    from medseg.io.dicom.result import Origin
+    from medseg.io.dicom import Origin
 
 
 #: What `--also` may ask for, and the ending of its name.
@@ -107,7 +106,7 @@ def dicom_results(job: Job, also: Sequence[str]) -> dict[str, Path]:
 
 def origin_of(job: Job, volume: Volume, model: Model, extras: Extras) -> Origin:
     """The series that DICOM results refer to, opened before anything is computed. Raises `BadFile`, `BadOutput`."""
-    from medseg.io.dicom.result import check_grid, open_origin, without_warnings
+    from medseg.io.dicom import check_grid, open_origin, without_warnings
 
     with without_warnings(job.labels):
         import highdicom  # noqa: F401  (whether it is there)
@@ -130,10 +129,7 @@ def dicom_writes(
     wanted: dict[str, Path], result: Segmentation, origin: Origin
 ) -> list[tuple[Path, Callable[[Path], None]]]:
     """What writes the DICOM results; they are made now, so that nothing is written if one of them cannot be."""
-    from medseg.io.dicom.report import report_dataset
-    from medseg.io.dicom.result import save
-    from medseg.io.dicom.rtstruct import rtstruct_dataset
-    from medseg.io.dicom.seg import seg_dataset
+    from medseg.io.dicom import report_dataset, rtstruct_dataset, save, seg_dataset
 
     made: dict[str, Any] = {}
     for kind in ("seg", "rtstruct"):

@@ -25,12 +25,12 @@ from medseg.inference.results import (
     origin_of,
     write_all,
 )
-from medseg.inference.segmentation import Progress, segment
+from medseg.inference.segmentation import segment
 from medseg.inference.settings import Model, Settings, channel_names
 from medseg.io import SeveralVolumes, read, write
 from medseg.memory import peak_memory_bytes
-from medseg.postprocess import anatomy, face
-from medseg.postprocess.volumes import structure_volumes
+from medseg.postprocess import anatomy, face, structure_volumes
+from medseg.progress import Progress, silent
 from medseg.version import versions
 from medseg.volume import Volume
 
@@ -39,7 +39,7 @@ def load_model(*names: str) -> Model:
     """The checkpoints of bundled models and model folders, or an intensity model's name. Raises `BadModel`."""
     if names[0] in INTENSITY_MODELS and len(names) == 1:
         return names[0]
-    from medseg.models.folder import load_checkpoint
+    from medseg.models import load_checkpoint
 
     return [load_checkpoint(name) for name in names]
 
@@ -51,7 +51,7 @@ def infer(
     extras: Extras,
     *,
     announce: Callable[[str], None] = lambda text: None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Segment one scan and write its results; returns the run record.
 
@@ -115,7 +115,7 @@ def infer(
     for name, volume_map in result.maps.items():
         writes.append((job.beside(f".{name}.nii.gz"), partial(write, volume_map)))
     if extras.preview:
-        from medseg.view.preview import write_preview
+        from medseg.view import write_preview
 
         writes.append((extras.preview, lambda path: write_preview(path, volume, result.labels, result.table)))
     writes.append((job.beside(".labels.csv"), lambda path: result.table.write(path)))

@@ -28,8 +28,8 @@ from medseg.inference.settings import (
     mirror_axes,
 )
 from medseg.labels import LabelTable
-from medseg.postprocess.cleanup import clean
-from medseg.postprocess.fluid import separate_fluid
+from medseg.postprocess import clean, separate_fluid
+from medseg.progress import Progress, silent
 from medseg.volume import Volume, crop
 
 if TYPE_CHECKING:
@@ -37,11 +37,9 @@ if TYPE_CHECKING:
 
     from medseg.inference.backends.predictor import Predictor
     from medseg.inference.painter import Painter
-    from medseg.models.folder import Checkpoint
+    from medseg.models import Checkpoint
 
 
-#: Called with (what is being done, steps done, steps in all).
-Progress = Callable[[str, int, int], None]
 #: A plane of the model's input belongs to the content if any of its voxels is brighter than this share.
 CONTENT_ABOVE = 0.1
 #: Voxels kept around the content.
@@ -89,7 +87,7 @@ def segment(
     model: Model,
     settings: Settings = Settings(),
     *,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
     announce: Callable[[Plan], None] = lambda plan: None,
 ) -> Segmentation:
     """Segment a scan with a checkpoint, a model by its name or folder, or by intensity ('otsu', 'kmeans', 'gmm').
@@ -102,7 +100,7 @@ def segment(
     """
     volumes = as_volumes(scan)
     if isinstance(model, str) and model not in INTENSITY_MODELS:
-        from medseg.models.folder import load_checkpoint
+        from medseg.models import load_checkpoint
 
         model = load_checkpoint(model)
     check_channels(volumes, model)
@@ -136,7 +134,7 @@ def _segment_located(
 
     A coarse model of one channel looks at the first scan.
     """
-    from medseg.models.folder import load_checkpoint
+    from medseg.models import load_checkpoint
 
     locate = checkpoints[0].spec.locate
     assert locate is not None

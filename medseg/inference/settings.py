@@ -10,7 +10,7 @@ from medseg.errors import BadConfig, BadModel
 from medseg.volume import Volume
 
 if TYPE_CHECKING:
-    from medseg.models.folder import Checkpoint
+    from medseg.models import Checkpoint
 
 
 #: One checkpoint, several of the same task whose logits are averaged, or the name of an intensity model.

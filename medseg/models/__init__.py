@@ -1,1 +1,31 @@
 """Trained networks with all that is needed to use them."""
+
+from typing import TYPE_CHECKING
+
+from medseg import door
+
+if TYPE_CHECKING:
+    from medseg.models.card import model_card as model_card
+    from medseg.models.folder import (
+        Checkpoint as Checkpoint,
+        bundled_models as bundled_models,
+        change_spec as change_spec,
+        load_checkpoint as load_checkpoint,
+        save_checkpoint as save_checkpoint,
+    )
+    from medseg.models.spec import (
+        FixedScale as FixedScale,
+        GridKind as GridKind,
+        ModelSpec as ModelSpec,
+        PercentileScale as PercentileScale,
+        ZScore as ZScore,
+    )
+
+__getattr__, __dir__ = door(
+    __name__,
+    {
+        "card": ("model_card",),
+        "folder": ("Checkpoint", "bundled_models", "change_spec", "load_checkpoint", "save_checkpoint"),
+        "spec": ("FixedScale", "GridKind", "ModelSpec", "PercentileScale", "ZScore"),
+    },
+)

@@ -163,7 +163,7 @@ def _training(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> str:
 def _parameters(spec: ModelSpec) -> int:
     import torch
 
-    from medseg.networks.zoo import build_model
+    from medseg.networks import build_model
 
     with torch.device("meta"):
         network = build_model(spec.architecture, spec.channels, spec.outputs, **spec.options)

@@ -18,7 +18,7 @@ from medseg.errors import BadConfig, BadFile, BadModel
 from medseg.files import atomic_write
 from medseg.labels import LabelTable
 from medseg.models.spec import ModelSpec
-from medseg.postprocess.cleanup import check_steps
+from medseg.postprocess import check_steps
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,7 +48,7 @@ class Checkpoint:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
-        from medseg.networks.zoo import build_model, check_patch
+        from medseg.networks import build_model, check_patch
 
         spec = self.spec
         content = (self.folder / "model.safetensors").read_bytes()

@@ -1,1 +1,33 @@
 """Architectures: torch, and nothing of files."""
+
+from typing import TYPE_CHECKING
+
+from medseg import door
+
+if TYPE_CHECKING:
+    from medseg.networks.layers import Block as Block, conv as conv, likes_channels_last as likes_channels_last
+    from medseg.networks.zoo import (
+        DEEP_SUPERVISION as DEEP_SUPERVISION,
+        FLOAT32_ON_CPU as FLOAT32_ON_CPU,
+        TRAINING as TRAINING,
+        build_model as build_model,
+        check_patch as check_patch,
+        patch_multiples as patch_multiples,
+        small as small,
+    )
+
+__getattr__, __dir__ = door(
+    __name__,
+    {
+        "layers": ("Block", "conv", "likes_channels_last"),
+        "zoo": (
+            "DEEP_SUPERVISION",
+            "FLOAT32_ON_CPU",
+            "TRAINING",
+            "build_model",
+            "check_patch",
+            "patch_multiples",
+            "small",
+        ),
+    },
+)

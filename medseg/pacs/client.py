@@ -278,8 +278,7 @@ def _session(access: Access | None, authority: str | Path | None) -> requests.Se
 
 def series_of(path: Path) -> str:
     """The series instance UID of a DICOM file, empty if it has none. Raises `BadFile`."""
-    from medseg.io.dicom.headers import guarded, header_values
-    from medseg.io.dicom.source import Source
+    from medseg.io.dicom import Source, guarded, header_values
 
     with Source(path) as source:
         header = header_values(source, source.entries[0], ["SeriesInstanceUID"])

@@ -51,7 +51,7 @@ class Components:
         return len(self.label)
 
 
-def components(labels: NDArray, connectivity: int = 26) -> tuple[NDArray, Components]:
+def connected_components(labels: NDArray, connectivity: int = 26) -> tuple[NDArray, Components]:
     """Every connected component of every label: the map of component numbers (0 is background) and their table.
 
     labels: (I, J, K) integers. Numbers do not depend on how the array lies in memory.

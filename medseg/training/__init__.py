@@ -5,15 +5,20 @@ from typing import TYPE_CHECKING
 from medseg import door
 
 if TYPE_CHECKING:
-    from medseg.training.run import Request as Request
-    from medseg.training.run import train_dataset as train_dataset
+    from medseg.training.loop import train as train
+    from medseg.training.plan import Choice as Choice
+    from medseg.training.run import (
+        Listener as Listener,
+        Request as Request,
+        train_dataset as train_dataset,
+        train_folds as train_folds,
+    )
 
-_HOMES = {
-    "Request": "medseg.training.run",
-    "train_dataset": "medseg.training.run",
-}
-__all__ = [
-    "Request",
-    "train_dataset",
-]
-__getattr__, __dir__ = door(__name__, _HOMES)
+__getattr__, __dir__ = door(
+    __name__,
+    {
+        "loop": ("train",),
+        "plan": ("Choice",),
+        "run": ("Listener", "Request", "train_dataset", "train_folds"),
+    },
+)

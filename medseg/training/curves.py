@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.files import atomic_write
-from medseg.view.lettering import lettering, write_text
-from medseg.view.png import png_bytes
+from medseg.view import letters, png_bytes, write_text
 
 Color = tuple[int, int, int]
 #: Points of a curve: steps and values.
@@ -100,16 +99,14 @@ def _panel(part: NDArray[np.uint8], title: str, curves: Mapping[str, Curve], las
         row = round((high - tick) / (high - low) * (height - 1))
         plot[row] = _GRID
         text = f"{tick:.3g}"
-        write_text(part, _TOP + row - 7, _LEFT - 8 - lettering(text).shape[1], text, _GREY)
+        write_text(part, _TOP + row - 7, _LEFT - 8 - letters(text).shape[1], text, _GREY)
     for tick in _ticks(0, last):
         column = round(tick / last * (width - 1))
         if column < width:
             plot[:, column] = _GRID
             text = f"{tick:g}"
-            at = _LEFT + column - lettering(text).shape[1] // 2
-            write_text(
-                part, part.shape[0] - _BOTTOM + 8, min(at, part.shape[1] - lettering(text).shape[1]), text, _GREY
-            )
+            at = _LEFT + column - letters(text).shape[1] // 2
+            write_text(part, part.shape[0] - _BOTTOM + 8, min(at, part.shape[1] - letters(text).shape[1]), text, _GREY)
     for n, curve in enumerate(curves.values()):
         if len(curve[0]):
             steps, values = (_thinned(numbers) for numbers in curve)
@@ -126,7 +123,7 @@ def _legend(part: NDArray[np.uint8], curves: Mapping[str, Curve], digits: str) -
     for n, (name, curve) in enumerate(curves.items()):
         text = f"{name[:16]} {curve[1][-1]:{digits}}".strip() if len(curve[1]) else name[:16]
         more = f"+{len(curves) - n}"
-        needed = lettering(text).shape[1] + (24 + lettering(more).shape[1]) * (n + 1 < len(curves))
+        needed = letters(text).shape[1] + (24 + letters(more).shape[1]) * (n + 1 < len(curves))
         if n >= len(_COLORS) or column + needed > part.shape[1]:
             write_text(part, 36, column, more, _GREY)
             return

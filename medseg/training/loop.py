@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from medseg.config import Config, TrainConfig
 from medseg.errors import BadConfig, Interrupted
 from medseg.files import sweep
-from medseg.models.folder import save_checkpoint
-from medseg.networks.zoo import build_model, check_patch
-from medseg.postprocess.cleanup import check_steps
+from medseg.models import save_checkpoint
+from medseg.networks import build_model, check_patch
+from medseg.postprocess import check_steps
+from medseg.progress import Report
 from medseg.training.clock import Clock, is_time_to_validate, learning_rate
 from medseg.training.curves import draw_curves
 from medseg.training.losses import hard_dice, segmentation_loss
@@ -37,9 +38,6 @@ from medseg.training.state import (
     truncate_metrics,
 )
 
-#: Called after some steps with (share of the run that is done, facts); facts hold step, loss, dice, seconds_left ...
-Progress = Callable[[float, Mapping[str, Any]], None]
-
 
 def train(
     config: Config,
@@ -49,7 +47,7 @@ def train(
     team: Team | None = None,
     began: float | None = None,
     reserve: Callable[[], float] = lambda: 0.0,
-    progress: Progress = lambda share, facts: None,
+    progress: Report = lambda share, facts: None,
     track: Callable[[int, Mapping[str, float]], None] = lambda step, facts: None,
 ) -> Path:
     """Train `config` in the folder `run`, going on from where it was left; returns the model folder `run/model`.

@@ -19,11 +19,10 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from medseg.config import Config
-from medseg.dataset.cases import Dataset
-from medseg.dataset.check.cases import Check
+from medseg.dataset import Check, Dataset
 from medseg.errors import BadConfig, BadFile, NotEnoughMemory
 from medseg.labels import is_lateral
-from medseg.networks.zoo import TRAINING, build_model, patch_multiples, small
+from medseg.networks import TRAINING, build_model, patch_multiples, small
 from medseg.training.processes import innermost_channels
 
 #: Patches that a run should see at least; fewer and it is better to make each of them cheaper.

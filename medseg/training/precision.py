@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from medseg.config import Config
 from medseg.errors import BadConfig
-from medseg.networks.layers import conv, likes_channels_last
-from medseg.networks.zoo import FLOAT32_ON_CPU
+from medseg.networks import FLOAT32_ON_CPU, conv, likes_channels_last
 from medseg.processor import has_matrix_units
 
 PRECISIONS = ("fp32", "bf16", "fp16")

@@ -15,21 +15,26 @@ import numpy as np
 import torch
 
 from medseg.config import Config, make_config, override, read_settings
-from medseg.dataset.cases import Case, Dataset, Finding, read_case_labels, read_channels, split_cases, usual_folds
-from medseg.dataset.check.cases import check_dataset
-from medseg.dataset.reading import read_dataset
+from medseg.dataset import (
+    Case,
+    Dataset,
+    Finding,
+    check_dataset,
+    read_case_labels,
+    read_channels,
+    read_dataset,
+    split_cases,
+    usual_folds,
+)
 from medseg.errors import BadConfig, BadFile, BadModel
-from medseg.evaluation.scoring import evaluate, write_evaluation
-from medseg.evaluation.summary import Evaluation, Options, read_scores, summarise
+from medseg.evaluation import Evaluation, Options, evaluate, read_scores, summarise, write_evaluation
 from medseg.files import atomic_write, private_folder, sweep
-from medseg.inference.segmentation import segment
-from medseg.inference.settings import Settings
+from medseg.inference import Settings, segment
 from medseg.io import read_labels, write
 from medseg.memory import free_bytes
-from medseg.models.card import model_card
-from medseg.models.folder import Checkpoint, change_spec, load_checkpoint
-from medseg.networks.zoo import DEEP_SUPERVISION, build_model
-from medseg.postprocess.cleanup import clean
+from medseg.models import Checkpoint, change_spec, load_checkpoint, model_card
+from medseg.networks import DEEP_SUPERVISION, build_model
+from medseg.postprocess import clean
 from medseg.training.loop import train
 from medseg.training.plan import Choice, Machine, as_json, as_settings, check_memory, fingerprint, make_plan
 from medseg.training.processes import Team
@@ -135,7 +140,7 @@ def train_dataset(request: Request, listener: Listener | None = None) -> Outcome
     """
     began = time.monotonic()
     told = listener = listener or Listener()
-    dataset = read_dataset(request.data, lambda done, count, name: told.reading("reading", done, count))
+    dataset = read_dataset(request.data, lambda name, done, count: told.reading("reading", done, count))
     run = request.run or Path("runs") / slug(dataset.name)
     _check_folder(run, request.resume)
     with Team() as team:
@@ -156,7 +161,7 @@ def train_dataset(request: Request, listener: Listener | None = None) -> Outcome
             listener.say(f"{run} is finished; choose another -o to train again")
             return _recalled(run, dataset, splits["validation"]) if team.first else None
 
-        def preparing(done: int, count: int, name: str) -> None:
+        def preparing(name: str, done: int, count: int) -> None:
             listener.reading("preparing", done, count)
 
         parts = splits["training"], splits["validation"], run / "prepared"
@@ -207,7 +212,7 @@ def _begin(request: Request, dataset: Dataset, run: Path, team: Team, listener: 
     if (run / "config.yaml").exists():
         return
     fixed = _fixed(request)
-    check = check_dataset(dataset, lambda done, count, name: listener.reading("checking", done, count))
+    check = check_dataset(dataset, lambda name, done, count: listener.reading("checking", done, count))
     listener.found(dataset, check.findings)
     errors = check.errors
     if errors and not request.anyway:

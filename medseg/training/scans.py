@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
@@ -23,22 +23,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medseg.config import Config
-from medseg.dataset.cases import Case, Dataset, load_case, read_case_labels, read_channels
+from medseg.dataset import Case, Dataset, load_case, read_case_labels, read_channels
 from medseg.errors import BadConfig, BadFile
 from medseg.files import atomic_write
-from medseg.inference.preprocess import labels_on_grid, prepare
-from medseg.inference.segmentation import segment
-from medseg.inference.settings import Settings
-from medseg.models.folder import Checkpoint
-from medseg.models.spec import ModelSpec
+from medseg.inference import Settings, labels_on_grid, prepare, segment
+from medseg.models import Checkpoint, ModelSpec
+from medseg.progress import Progress, silent
 from medseg.training.augment import draw_patches
 from medseg.training.losses import IGNORE
 from medseg.volume import Volume
 
 #: Voxels of each label, at most, that are remembered for every case, to centre patches on.
 POSITIONS = 2000
-#: Called with cases done, all cases and the name of the last one.
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class Scans:
         training: Sequence[str],
         validation: Sequence[str],
         store: Path,
-        progress: Progress = lambda done, count, name: None,
+        progress: Progress = silent,
     ) -> None:
         """Prepare the training cases in the folder `store`, as far as they are not there yet.
 
@@ -111,7 +107,7 @@ class Scans:
             try:
                 for done, (job, (case, _)) in enumerate(zip(jobs, missing), start=1):
                     job.result()
-                    progress(done, len(missing), case.name)
+                    progress(case.name, done, len(missing))
             finally:
                 for job in jobs:
                     job.cancel()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from medseg.config import Config
 from medseg.errors import BadConfig, BadModel, DataWarning, Interrupted
 from medseg.files import atomic_write
-from medseg.models.folder import load_checkpoint
+from medseg.models import load_checkpoint
 from medseg.training.processes import Team, whole
 
 if TYPE_CHECKING:

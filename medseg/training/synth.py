@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from medseg.config import SynthConfig
 from medseg.errors import BadConfig
-from medseg.inference.preprocess import scale_to_percentiles
+from medseg.inference import scale_to_percentiles
 from medseg.volume import Volume, reorient
 
 #: Four points of a voxel (corners of a tetrahedron, in voxel units) where its intensity is looked up.

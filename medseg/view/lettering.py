@@ -29,7 +29,7 @@ _UNKNOWN = np.ones((7, 5), bool)
 _LOW = "gpqy"  # letters that reach two dots below the line
 
 
-def lettering(text: str, scale: int = 2) -> NDArray[np.bool_]:
+def letters(text: str, scale: int = 2) -> NDArray[np.bool_]:
     """(9 * scale, columns) dots of a line of text; accents are dropped, characters without a glyph become blocks."""
     plain = [c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)]
     dots = np.zeros((9, max(0, 6 * len(plain) - 1)), bool)
@@ -47,7 +47,7 @@ def write_text(
 
     What does not fit is cut off.
     """
-    dots = lettering(text, scale)
+    dots = letters(text, scale)
     part = picture[row : row + dots.shape[0], column : column + dots.shape[1]]
     part[dots[: part.shape[0], : part.shape[1]]] = color
     return column + dots.shape[1]

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadGeometry
 from medseg.files import atomic_write
-from medseg.io.nifti import write_nifti
+from medseg.io import write_nifti
 from medseg.labels import LabelTable
 from medseg.view.contrast import Contrast, contrast_of
 from medseg.volume import Volume, crop, reorient, resample, same_grid

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.files import atomic_write
-from medseg.io.nrrd import write_nrrd
-from medseg.io.slicer import write_seg_nrrd
+from medseg.io import write_nrrd, write_seg_nrrd
 from medseg.labels import LabelTable
 from medseg.view.contrast import Contrast, contrast_of
 from medseg.volume import Volume

@@ -12,8 +12,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from dicom_making import CT, MR, NAME, OBLIQUE, PT, content_of, save, series, truth
 from fuzzing import mutated
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from strategies import affines

@@ -21,8 +21,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
 
 from medseg import io
 from medseg.errors import BadFile, DataWarning
-from medseg.io.dicom import source as dicom_source
-from medseg.io.dicom import volumes as dicom
+from medseg.io.dicom import source as dicom_source, volumes as dicom
 
 
 def zipped(path: Path, contents: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> Path:

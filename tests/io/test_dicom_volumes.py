@@ -642,14 +642,14 @@ def test_a_source_of_other_images_alone_is_refused(tmp_path):
 
 
 def test_what_repair_did_is_in_the_record_without_names(tmp_path):
-    from medseg.inference.jobs import Extras, jobs
+    from medseg.inference.jobs import Extras, list_jobs
     from medseg.inference.run import infer
     from medseg.inference.settings import Settings
 
     pieces = series(9, 20, 24)
     del pieces[4]
     folder = save(pieces, tmp_path / NAME)
-    job = jobs([folder], tmp_path / "out.nii.gz")[0]
+    job = list_jobs([folder], tmp_path / "out.nii.gz")[0]
 
     with pytest.raises(BadFile, match="--repair"):
         infer(job, "otsu", Settings(), Extras())

@@ -8,8 +8,7 @@ import struct
 import nibabel as nib
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from strategies import affines
 
 from medseg import io

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.dataset.cases import Case, Dataset, Finding, Progress, grid_text, grid_tolerance_mm, merge_masks
+from medseg.dataset.cases import Case, Dataset, Finding, grid_text, grid_tolerance_mm, merge_masks
 from medseg.dataset.check.group import THUMBNAIL, Portrait, compare_cases
 from medseg.errors import MedsegError
-from medseg.io import read_as_stored, read_labels
-from medseg.io.nifti import stored_sizes
-from medseg.io.voxels import digest
+from medseg.io import digest, read_as_stored, read_labels, stored_sizes
+from medseg.progress import Progress, silent
 from medseg.volume import Volume, grid_distance_mm, reorient, same_grid
 
 #: A label whose header is off by less than this part of a voxel lies on its image's grid; --fix corrects the header.
@@ -119,15 +118,14 @@ class _Measured:
     portrait: Portrait | None = None
 
 
-def check_dataset(dataset: Dataset, progress: Progress | None = None) -> Check:
+def check_dataset(dataset: Dataset, progress: Progress = silent) -> Check:
     """Read every case of a dataset once and report what is wrong or odd with it. Never raises for a bad case."""
     cases = dataset.cases
     measured = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # unpacking releases the interpreter
         for done, (case, one) in enumerate(zip(cases, pool.map(lambda c: _measure(dataset, c), cases)), 1):
             measured.append(one)
-            if progress:
-                progress(done, len(cases), case.name)
+            progress(case.name, done, len(cases))
     findings = [*dataset.findings, *(finding for one in measured for finding in one.findings)]
     facts = tuple(one.facts for one in measured if one.facts is not None)
     findings += _absent(dataset, facts, [finding for finding in findings if finding.kind == "labels"])

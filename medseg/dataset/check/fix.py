@@ -134,7 +134,7 @@ def _nearly_on_grid(image: Volume, volume: Volume) -> bool:
 
 
 def _is_flat(path: Path) -> bool:
-    from medseg.io.nifti import stored_sizes
+    from medseg.io import stored_sizes
 
     return path.name.lower().endswith((".nii", ".nii.gz")) and len(stored_sizes(path)) > 3
 

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from medseg.kernels.threads import in_parallel
-from medseg.networks.layers import Block
+from medseg.networks import Block
 from medseg.networks.ops.norm import LANES, combined, moments, numbers, settle
 
 #: Mean and variance (B, C) of a map.

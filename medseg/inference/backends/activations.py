@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medseg.inference.backends.predictor import Body
-from medseg.models.folder import Checkpoint
+from medseg.models import Checkpoint
 
 
 def _convolved(
@@ -89,7 +89,7 @@ def activation_bytes(checkpoint: Checkpoint, batch: int = 1, deferred: bool = Fa
 
     deferred: without the network's last layer.
     """
-    from medseg.networks.zoo import build_model
+    from medseg.networks import build_model
 
     spec = checkpoint.spec
     with torch.device("meta"), torch.no_grad():  # in inference mode operations would come whole, not in their parts

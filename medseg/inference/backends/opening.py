@@ -25,7 +25,7 @@ from medseg.inference.backends.predictor import (
 from medseg.inference.backends.pytorch import choose_precision, open_torch
 from medseg.inference.painter import Head, Slopes
 from medseg.inference.window import Predict
-from medseg.models.folder import Checkpoint
+from medseg.models import Checkpoint
 
 #: Seconds of predicting from which on the three or four that a trial of OpenVINO takes do not matter.
 OPENVINO_PAYS_S = 120.0
@@ -76,7 +76,7 @@ def blended_features(checkpoints: Sequence[Checkpoint], mirrored: bool = False) 
 
     Found without loading any weights. mirrored: whether patches are also predicted mirrored.
     """
-    from medseg.networks.zoo import build_model
+    from medseg.networks import build_model
 
     outputs = checkpoints[0].spec.outputs
     found = []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from medseg.errors import BadConfig, BadModel
 from medseg.inference.backends.predictor import Body, Predictor, deferred_head, is_finite
-from medseg.models.folder import Checkpoint
+from medseg.models import Checkpoint
 
 
 def open_openvino(

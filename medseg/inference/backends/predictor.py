@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from medseg.errors import BadConfig
 from medseg.inference.painter import Head, Slopes
 from medseg.inference.window import Predict
-from medseg.models.folder import Checkpoint
+from medseg.models import Checkpoint
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]

@@ -19,7 +19,7 @@ from medseg.inference.backends.predictor import (
     name_of,
     seconds_of,
 )
-from medseg.models.folder import Checkpoint
+from medseg.models import Checkpoint
 from medseg.processor import has_matrix_units
 
 

@@ -29,8 +29,13 @@ def report_dataset(
 
 
 def _report(segmentation: Any, origin: Origin, millilitres: dict[int, float], table: LabelTable) -> Any:
-    from highdicom.sr import Comprehensive3DSR, MeasurementReport, ObservationContext, ObserverContext
-    from highdicom.sr import DeviceObserverIdentifyingAttributes as DeviceObserver
+    from highdicom.sr import (
+        Comprehensive3DSR,
+        DeviceObserverIdentifyingAttributes as DeviceObserver,
+        MeasurementReport,
+        ObservationContext,
+        ObserverContext,
+    )
     from pydicom.sr.codedict import codes
 
     segments = {item.get("SegmentDescription"): item for item in segmentation.SegmentSequence}

@@ -49,8 +49,7 @@ from medseg.io.dicom.result import (
     save,
     without_warnings,
 )
-from medseg.io.dicom.source import Entry, Paths
-from medseg.io.dicom.source import Source as PixelSource
+from medseg.io.dicom.source import Entry, Paths, Source as PixelSource
 from medseg.io.voxels import check_axes, labels_only, make_volume
 from medseg.volume import LPS, Volume
 
