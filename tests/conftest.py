@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -14,3 +17,39 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real data (../shared/data beside the repository) is not here")
     return folder.resolve()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tests share the machine; tiny tensors gain nothing from threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def known_networks() -> Iterator[None]:
+    """The networks of `making.networks.KNOWN` count as architectures."""
+    from making.networks import KNOWN
+    from medseg.networks.zoo import MODELS
+
+    with mock.patch.dict(MODELS, KNOWN):
+        yield
+
+
+@pytest.fixture
+def leave_libraries_as_they_were() -> Iterator[None]:
+    """What medseg changes in libraries so that they keep quiet must not reach other tests."""
+    from pydicom import config
+
+    names = ("pynetdicom", "pydicom", "dicomweb_client", "urllib3", "requests")
+    before = [(logging.getLogger(n), logging.getLogger(n).level, logging.getLogger(n).propagate) for n in names]
+    mode = config.settings.reading_validation_mode
+    yield
+    config.settings.reading_validation_mode = mode
+    for logger, level, propagate in before:
+        logger.setLevel(level)
+        logger.propagate = propagate

@@ -25,17 +25,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import models_for_tests as tiny
 import nibabel as nib
 import numpy as np
 import pytest
-import test_listen
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
-from test_listen import leave_libraries_as_they_were  # noqa: F401
 
 import medseg
+from making import dicom_series, networks as tiny
 from medseg.errors import MedsegError
+
+pytestmark = pytest.mark.usefixtures("leave_libraries_as_they_were")
 
 #: One for every place, each found whatever its case: SENT00QX and so on. Dates and UIDs have their own form.
 COUNT = 64
@@ -63,7 +63,7 @@ def planted_series(folder: Path, pieces: list[Dataset] | None = None) -> Path:
         "PatientBirthDate": DATE, "StudyDate": DATE, "SeriesDate": DATE, "AcquisitionDateTime": DATE + "120000",
         "ContentDate": DATE, "RetrieveURL": "http://SENT35QX/", "LongCodeValue": "SENT36QX", "TextValue": "SENT37QX",
     }  # fmt: skip
-    pieces = pieces or test_listen.series()
+    pieces = pieces or dicom_series.series()
     for number, piece in enumerate(pieces):
         for name, value in texts.items():
             setattr(piece, name, value)
@@ -396,7 +396,7 @@ def test_a_sentinel_in_a_tag_that_is_read_is_not_repeated(tag: str, value: bytes
     from pydicom.dataelem import RawDataElement
     from pydicom.tag import Tag
 
-    pieces = test_listen.series()
+    pieces = dicom_series.series()
     number = Tag(tag_for_keyword(tag) or 0)
     for n, piece in enumerate(pieces):
         piece[number] = RawDataElement(number, dictionary_VR(number), len(value), value, 0, False, True)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings, strategies as st
 from scipy import ndimage
-from strategies import SIGNED_PERMUTATIONS, rotation
 
+from making.strategies import SIGNED_PERMUTATIONS, rotation
 from medseg.resampling import axis_operator, interpolate, spline_coefficients
 
 few = settings(max_examples=40, deadline=None)

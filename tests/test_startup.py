@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import models_for_tests as tiny
 import pytest
+
+from making import networks as tiny
 
 #: Packages that take from a tenth of a second to several seconds.
 WATCHED = (

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import ndimage
-from strategies import affines, rotation, volumes
 
+from making.strategies import affines, rotation, volumes
 from medseg.errors import BadGeometry
 from medseg.volume import (
     ORIENTATIONS,

@@ -7,15 +7,18 @@ loops are measured on a sample of the labels and scaled to all; their voxels are
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from blobs import blob_pair
 from numpy.typing import NDArray
 from scipy import ndimage
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from making.blobs import blob_pair
 from medseg.postprocess import cleanup as cleanup_module
 
 NEAR = ndimage.generate_binary_structure(3, 3)

@@ -8,6 +8,7 @@ sample's values are compared with ours.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -16,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from blobs import blob_pair
 from numpy.typing import NDArray
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from making.blobs import blob_pair
 from medseg.evaluation import metrics
 
 SPACING = (1.0, 1.0, 1.5)

@@ -39,8 +39,9 @@ def member(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def medseg_facts(run: Path, dataset: Path) -> dict[str, Any]:
     import torch
-    from network_size import parameters_and_flops
 
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from making.network_size import parameters_and_flops
     from medseg.config import read_settings
     from medseg.dataset.cases import read_channels
     from medseg.dataset.reading import read_dataset

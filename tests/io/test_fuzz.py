@@ -13,11 +13,11 @@ import tracemalloc
 import warnings
 from pathlib import Path
 
-import fuzzing
 import numpy as np
 import pytest
 
 import medseg
+from making import fuzzing
 from medseg import io
 from medseg.errors import BadFile
 from medseg.volume import Volume

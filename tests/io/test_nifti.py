@@ -9,8 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from strategies import affines
 
+from making.strategies import affines
 from medseg import io
 from medseg.errors import BadFile, BadOutput, DataWarning
 from medseg.volume import Volume

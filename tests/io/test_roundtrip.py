@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from hypothesis import given, settings, strategies as st
-from strategies import SIGNED_PERMUTATIONS, affines, volumes
 
+from making.strategies import SIGNED_PERMUTATIONS, affines, volumes
 from medseg import io
 from medseg.volume import Volume
 

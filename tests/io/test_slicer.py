@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from hypothesis import given, settings
-from strategies import affines
 
 import medseg.labels
+from making.strategies import affines
 from medseg import io
 from medseg.errors import BadConfig, BadFile, BadGeometry, BadOutput
 from medseg.io.slicer import read_segments, read_table, write_seg_nrrd, write_segments

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
-import heads
 import numpy as np
 import pytest
-from browser import Browser, chromium
 from scipy import ndimage
 
+from making import heads
+from making.browser import Browser, chromium
 from medseg.view.page import prepare, write_page
 from medseg.view.server import PageServer
 

@@ -11,11 +11,11 @@ import tempfile
 from html.parser import HTMLParser
 from pathlib import Path
 
-import heads
 import nibabel as nib
 import numpy as np
 import pytest
 
+from making import heads
 from medseg.errors import BadGeometry, BadOutput
 from medseg.labels import LabelTable
 from medseg.view import page

@@ -6,10 +6,10 @@ import struct
 import zlib
 from pathlib import Path
 
-import models_for_tests as tiny
 import numpy as np
 import pytest
 
+from making import networks as tiny
 from medseg.errors import BadOutput
 from medseg.labels import Label, LabelTable
 from medseg.view.png import png_bytes

@@ -7,11 +7,11 @@ import zipfile
 from io import BytesIO
 from xml.etree import ElementTree
 
-import heads
 import nibabel as nib
 import numpy as np
 import pytest
 
+from making import heads
 from medseg import io
 from medseg.errors import BadOutput
 from medseg.io.slicer import read_table

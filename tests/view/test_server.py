@@ -10,12 +10,11 @@ import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-import heads
-import models_for_tests as tiny
 import nibabel as nib
 import numpy as np
 import pytest
 
+from making import heads, networks as tiny
 from medseg.errors import BadOutput
 from medseg.view.page import prepare
 from medseg.view.server import PageServer

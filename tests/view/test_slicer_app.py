@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import heads
 import numpy as np
 import pytest
 
+from making import heads
 from medseg import io
 from medseg.errors import DataWarning
 from medseg.io.slicer import read_segments, read_table, write_segments

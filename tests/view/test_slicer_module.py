@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-import models_for_tests as tiny
 import pytest
 
 import medseg.view
+from making import networks as tiny
 from medseg import io
 from medseg.io.slicer import read_table
 

@@ -1,0 +1,1 @@
+"""What tests make: networks, scans, data sets, DICOM, pages."""
