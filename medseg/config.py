@@ -124,14 +124,14 @@ class SynthConfig(_Strict):
 
 
 class FluidSpec(_Strict):
-    """Which labels `medseg.refine.separate_fluid` tells from which fluid, by the scan's intensities."""
+    """Which labels `medseg.postprocess.fluid.separate_fluid` tells from which fluid, by the scan's intensities."""
 
     tissue: tuple[int, ...]
     value: int
 
 
 class BrainSpec(_Strict):
-    """Which labels make up a brain, for what `medseg.anatomy` derives and checks."""
+    """Which labels make up a brain, for what `medseg.postprocess.anatomy` derives and checks."""
 
     csf: tuple[int, ...] = Field(description="fluid within the brain: ventricles")
     grey: tuple[int, ...]

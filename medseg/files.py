@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and the doors of `medseg.io.stream` for reading them.
+"""Files written whole or not at all, and the doors of `medseg.stream` for reading them.
 
 Writing goes to a temporary file in the same folder, which is flushed and renamed: whoever reads the final path sees
 the old file or the new one, never a part. A header may name a data file only in its own folder.

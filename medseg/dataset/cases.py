@@ -1,7 +1,7 @@
 """A folder of annotated scans as people have it: `read_dataset` finds the cases, `load_case` reads one.
 
 Nothing is renamed, copied or resampled. The layouts (nnU-Net, Decathlon, BIDS, TotalSegmentator, lists, plain folders)
-are in `medseg.layouts`; here is what all of them become, and how cases are split for training and validation.
+are in `medseg.dataset.layouts`; here is what all of them become, and how cases are split for training and validation.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Case:
 class Dataset:
     """Annotated cases and what their labels mean.
 
-    folder: where it lies; layout: a name from `medseg.layouts.LAYOUTS`. cases: those with labels. channels: a name per
+    folder: where it lies; layout: a name from `reading.LAYOUTS`. cases: those with labels. channels: a name per
     image channel, e.g. ('CT',). table: the values to be learnt. regions: for overlapping regions, the label values that
     make each output, in the table's order, which is the order of painting; else (). ignore: the label value of voxels
     that do not count. splits: (names for training, names for validation) given by the dataset. unlabelled: cases

@@ -26,7 +26,7 @@ class Options:
 
     structures: name to the labels whose union it is; None for every label of the references, named by `table`.
     ignore: label of the reference whose voxels do not count. surface, percentiles, tolerance_mm, empty: see
-    `medseg.metrics.score`. lesions: structures also scored lesion by lesion, with `lesion_options`. resample: put
+    `metrics.score`. lesions: structures also scored lesion by lesion, with `lesion_options`. resample: put
     predictions of another grid on the reference's by nearest neighbour. bootstrap: resamplings of cases for the
     intervals, drawn from `seed`. number_cases: name cases by numbers, because names of files may name patients.
     """

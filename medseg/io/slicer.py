@@ -25,7 +25,7 @@ from medseg.volume import Volume, same_grid
 if TYPE_CHECKING:
     from medseg.labels import Code, Label, LabelTable
 
-# medseg.labels is imported where used: it writes its tables through medseg.io.files, in this package.
+# medseg.labels is imported where used: it writes its tables through medseg.files, in this package.
 
 _CONTEXT = "Segmentation category and type - 3D Slicer General Anatomy list"
 _REGION_CONTEXT = "Anatomic codes - DICOM master list"

@@ -37,7 +37,8 @@ def model_card(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> str:
     """The text of README.md for a trained model.
 
     facts, each may be missing: cases ({"training": n, "validation": n}), layout of the data set, fingerprint (see
-    `medseg.plan.Fingerprint.as_json`), steps, training_seconds, scores (the summary of a `medseg.evaluate.Evaluation`).
+    `training.plan.Fingerprint.as_json`), steps, training_seconds, scores
+    (the summary of an evaluation).
     """
     spec, table = checkpoint.spec, checkpoint.table
     scores = facts.get("scores") or {}

@@ -359,7 +359,7 @@ def test_arguments_that_make_no_sense(change, error):
 
 
 def test_importing_medseg_does_not_import_the_compiler():
-    modules = "medseg, medseg.metrics, medseg.postprocess.cleanup, medseg.evaluate"
+    modules = "medseg, medseg.evaluation.metrics, medseg.postprocess.cleanup, medseg.evaluation.scoring"
     code = f"import sys, {modules}; print('numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -1,7 +1,7 @@
 """Is a dataset fit to train on? `check_dataset` reads every case once and says what it found, as data.
 
 What can be said of one case is said here: whether its files can be read, lie on one grid and hold the labels that the
-dataset names. What only the group can tell (duplicates, mirrored cases, outliers) is in `medseg.check_group`. The facts
+dataset names. What only the group can tell (duplicates, mirrored cases, outliers) is in `check.group`. The facts
 that were measured on the way are those that planning a training run needs.
 """
 

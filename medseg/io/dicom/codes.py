@@ -16,7 +16,7 @@ from medseg.errors import BadConfig, BadFile
 if TYPE_CHECKING:
     from medseg.labels import Code, Label, LabelTable
 
-# medseg.labels is imported where used: it writes its tables through medseg.io.files, in this package.
+# medseg.labels is imported where used: it writes its tables through medseg.files, in this package.
 
 #: Coding scheme of structures that have no code of a terminology; every object that uses it declares it.
 PRIVATE_SCHEME = "99MEDSEG"

@@ -1,4 +1,4 @@
-"""Run as a program: unpack compressed frames for `medseg.io.dicom_pixels`, within limits of memory and time.
+"""Run as a program: unpack compressed frames for `medseg.io.dicom.pixels`, within limits of memory and time.
 
 Decoders are written in C and meet files from strangers here. What crashes, hangs or eats memory is this process, not
 medseg. It imports nothing of medseg, reads no file and writes none.
