@@ -225,8 +225,12 @@ def _halves(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]
 
 
 def _adds(conv: nn.Conv3d) -> bool:
-    """Whether this PyTorch has the operation of `_add_convolution`; it is private, so it may go."""
-    return hasattr(torch.ops.mkldnn, "_convolution_pointwise_") and not isinstance(conv.padding, str)
+    """Whether this PyTorch has the operation of `_add_convolution`, and this processor the instructions it wants.
+
+    The operation is private, so it may go; on processors with AVX2 alone it refuses bfloat16.
+    """
+    there = hasattr(torch.ops.mkldnn, "_convolution_pointwise_") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return there and not isinstance(conv.padding, str)
 
 
 def _add_convolution(y: Tensor, x: Tensor, weight: Tensor, conv: nn.Conv3d) -> None:
