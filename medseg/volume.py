@@ -146,6 +146,31 @@ def grid_distance_mm(a: Volume, b: Volume) -> float:
     return float(np.sqrt((((a.affine - b.affine) @ corners.T)[:3] ** 2).sum(axis=0)).max())
 
 
+def tolerance_mm(grid: Volume) -> float:
+    """How far apart the voxels of equal grids may lie: a hundredth of a voxel is rounding in somebody's header."""
+    return max(1e-3, 0.01 * min(grid.spacing_mm))
+
+
+def turned_onto(volume: Volume, grid: Volume) -> Volume | None:
+    """The volume in the order of `grid`'s voxels, where it has the same grid stored along other axes; else None.
+
+    Nothing is lost: axes are exchanged and turned round. The affine stays the volume's own, which may differ from the
+    grid's by `tolerance_mm`.
+    """
+    if same_grid(grid, volume, tolerance_mm(grid)):
+        return volume
+    turned = reorient(volume, grid.orientation)
+    return turned if same_grid(grid, turned, tolerance_mm(grid)) else None
+
+
+def describe_grid(volume: Volume) -> str:
+    """Shape, spacing, orientation and origin of a grid, for people."""
+    shape = " x ".join(str(n) for n in volume.shape)
+    spacing = " x ".join(f"{x:.4g}" for x in volume.spacing_mm)
+    origin = ", ".join(f"{x:.4g}" for x in volume.affine[:3, 3])
+    return f"{shape} voxels of {spacing} mm from ({origin}) as {volume.orientation}"
+
+
 def resample(
     volume: Volume,
     affine: NDArray,

@@ -20,6 +20,7 @@ from medseg.volume import (
     reorient,
     resample,
     same_grid,
+    turned_onto,
 )
 
 many = settings(max_examples=300, deadline=None)
@@ -274,3 +275,20 @@ def test_a_volume_of_other_than_three_dimensions_is_refused(dimensions: int):
 def test_with_data_of_another_shape_is_refused():
     with pytest.raises(BadGeometry, match="does not fit"):
         numbered((2, 2, 2), np.eye(4)).with_data(np.zeros((2, 2, 3)))
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "PIR", "SAR"])
+def test_the_same_grid_stored_along_other_axes_is_turned_and_nothing_else_is(orientation: str):
+    affine = np.diag([1.5, 2, 3, 1])
+    grid = Volume(np.arange(60).reshape(3, 4, 5), affine)
+    other = reorient(grid, orientation)
+    along_x = np.zeros((4, 4))
+    along_x[0, 3] = 1
+    rounded = Volume(other.data, other.affine + 0.004 * along_x)
+    moved = Volume(other.data, other.affine + 0.02 * along_x)
+
+    for near in (other, rounded):
+        turned = turned_onto(near, grid)
+        assert turned is not None and (turned.data == grid.data).all()
+    assert turned_onto(moved, grid) is None
+    assert turned_onto(grid, grid) is grid

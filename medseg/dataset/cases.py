@@ -16,7 +16,7 @@ import numpy as np
 from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.io import read, read_labels
 from medseg.labels import LabelTable
-from medseg.volume import Volume, reorient, same_grid
+from medseg.volume import Volume, describe_grid, turned_onto
 
 
 @dataclass(frozen=True)
@@ -149,28 +149,13 @@ def merge_masks(case: Case, image: Volume) -> tuple[Volume, int]:
 
 def onto(volume: Volume, image: Volume, path: Path, image_path: Path) -> Volume:
     """A volume on the grid of its image, turned if it is stored in another orientation. Raises `BadFile` otherwise."""
-    tolerance_mm = grid_tolerance_mm(image)
-    for found in (volume, None):
-        found = found or reorient(volume, image.orientation)
-        if same_grid(image, found, tolerance_mm):
-            return Volume(found.data, image.affine)
+    turned = turned_onto(volume, image)
+    if turned is not None:
+        return Volume(turned.data, image.affine)
     raise BadFile(
-        f"{path}: has {grid_text(volume)}, but its image {image_path.name} has {grid_text(image)}; "
+        f"{path}: has {describe_grid(volume)}, but its image {image_path.name} has {describe_grid(image)}; "
         "put both on one grid (medseg check says more)"
     )
-
-
-def grid_tolerance_mm(image: Volume) -> float:
-    """Grids closer than this are one grid: a hundredth of a voxel is rounding in somebody's header."""
-    return max(1e-3, 0.01 * min(image.spacing_mm))
-
-
-def grid_text(volume: Volume) -> str:
-    """Shape, spacing, orientation and origin of a grid, for people."""
-    shape = " x ".join(str(n) for n in volume.shape)
-    spacing = " x ".join(f"{x:.4g}" for x in volume.spacing_mm)
-    origin = ", ".join(f"{x:.4g}" for x in volume.affine[:3, 3])
-    return f"{shape} voxels of {spacing} mm from ({origin}) as {volume.orientation}"
 
 
 def usual_folds(cases: int) -> int:

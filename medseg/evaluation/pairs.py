@@ -10,7 +10,7 @@ from medseg.errors import BadConfig, BadFile, BadGeometry
 from medseg.files import read_text
 from medseg.io import is_readable_name, read_table, strip_suffix
 from medseg.labels import LabelTable
-from medseg.volume import Volume, reorient, resample, same_grid
+from medseg.volume import Volume, describe_grid, resample, turned_onto
 
 #: Endings that predictions and references of one case may differ by.
 NAME_ENDINGS = ("_seg", "_dseg", "_labels", "_label", "_mask", "_gt", "_pred")
@@ -106,26 +106,17 @@ def on_grid_of(reference: Volume, prediction: Volume, may_resample: bool = False
     The same grid stored along other axes is turned, which loses nothing. Raises `BadGeometry` naming both grids if they
     differ, unless nearest-neighbour resampling was asked for.
     """
-    # A hundredth of a voxel is rounding in somebody's header.
-    tolerance_mm = max(1e-3, 0.01 * min(reference.spacing_mm))
-    if same_grid(reference, prediction, tolerance_mm):
+    turned = turned_onto(prediction, reference)
+    if turned is prediction:
         return prediction, ""
-    turned = reorient(prediction, reference.orientation)
-    if same_grid(reference, turned, tolerance_mm):
+    if turned is not None:
         note = f"the prediction is stored as {prediction.orientation}; it was turned to {reference.orientation}"
         return turned, f"{note} without loss"
-    grids = f"the prediction has {_grid(prediction)}, the reference {_grid(reference)}"
+    grids = f"the prediction has {describe_grid(prediction)}, the reference {describe_grid(reference)}"
     if not may_resample:
         raise BadGeometry(f"{grids}; these are different grids, and --resample compares them nevertheless")
     moved = resample(prediction, reference.affine, reference.shape, order=0)
     return moved, f"{grids}; the prediction was resampled to the nearest voxel"
-
-
-def _grid(volume: Volume) -> str:
-    origin = ", ".join(f"{x:.4g}" for x in volume.affine[:3, 3])
-    spacing = " x ".join(f"{x:.4g}" for x in volume.spacing_mm)
-    shape = " x ".join(str(n) for n in volume.shape)
-    return f"{shape} voxels of {spacing} mm, {volume.orientation}, first voxel at ({origin}) mm"
 
 
 def find_table(path: str | Path | None, reference: Path, prediction: Path) -> LabelTable | None:

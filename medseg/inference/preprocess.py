@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile
 from medseg.models import FixedScale, GridKind, PercentileScale, ZScore
-from medseg.volume import Volume, reorient, resample, same_grid
+from medseg.volume import Volume, reorient, resample, same_grid, tolerance_mm, turned_onto
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,25 +131,20 @@ def scan_to_grid(volume: Volume, grid: ModelGrid, start: Sequence[int] = (0, 0, 
     return own
 
 
-def tolerance_mm(volume: Volume) -> float:
-    """How far apart the corners of equal grids may lie: a hundredth of a voxel, because headers round."""
-    return max(1e-3, 0.01 * min(volume.spacing_mm))
-
-
 def on_one_grid(volumes: Sequence[Volume], names: Sequence[str] = ()) -> list[Volume]:
     """The scans of one case on the first one's grid: those that store it in another orientation are turned.
 
     Raises `BadFile` if one lies on another grid; `names` say which is which.
     """
     first = volumes[0]
-    found = [first]
+    turned_volumes = [first]
     for n, volume in enumerate(volumes[1:], 1):
-        turned = volume if volume.orientation == first.orientation else reorient(volume, first.orientation)
-        if not same_grid(first, turned, tolerance_mm(first)):
+        turned = turned_onto(volume, first)
+        if turned is None:
             what, other = (names[i] if names else f"channel {i + 1}" for i in (n, 0))
             raise BadFile(f"{what} lies on another grid than {other}; register and resample the scans to one grid")
-        found.append(first.with_data(turned.data))
-    return found
+        turned_volumes.append(first.with_data(turned.data))
+    return turned_volumes
 
 
 def normalise(image: NDArray[np.float32]) -> Tensor:

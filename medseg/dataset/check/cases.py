@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.dataset.cases import Case, Dataset, Finding, grid_text, grid_tolerance_mm, merge_masks
+from medseg.dataset.cases import Case, Dataset, Finding, merge_masks
 from medseg.dataset.check.group import THUMBNAIL, Portrait, compare_cases
 from medseg.errors import MedsegError
 from medseg.io import digest, read_as_stored, read_labels, stored_sizes
 from medseg.progress import Progress, silent
-from medseg.volume import Volume, grid_distance_mm, reorient, same_grid
+from medseg.volume import Volume, describe_grid, grid_distance_mm, reorient, turned_onto
 
 #: A label whose header is off by less than this part of a voxel lies on its image's grid; --fix corrects the header.
 SNAP_VOXELS = 0.1
@@ -188,7 +188,7 @@ def _channels(dataset: Dataset, case: Case, findings: list[Finding]) -> Iterator
         findings += _about_dimensions(case, path, sizes, held, inside)
         for index in range(min(held, inside) if sizes else inside):
             volume = read_as_stored(path, volume_index=index if max(held, inside) > 1 else None)
-            turned = volume if first is None else _turned(first, volume)
+            turned = volume if first is None else turned_onto(volume, first)
             if first is not None and turned is None:
                 findings.append(_off_grid(case, path, volume, first))
             first = first or volume
@@ -221,24 +221,15 @@ def _labels(dataset: Dataset, case: Case, image: Volume, findings: list[Finding]
     except (MedsegError, MemoryError) as error:
         findings.append(Finding(case.name, "labels", "error", str(error) or f"{path}: is too large to read"))
         return None
-    turned = _turned(image, labels)
+    turned = turned_onto(labels, image)
     if turned is None:
         findings.append(_off_grid(case, path, labels, image))
     return turned or labels
 
 
-def _turned(image: Volume, volume: Volume) -> Volume | None:
-    """A volume as it lies on its image's grid, turned where it is stored in another orientation, or None."""
-    tolerance_mm = grid_tolerance_mm(image)
-    if same_grid(image, volume, tolerance_mm):
-        return volume
-    turned = reorient(volume, image.orientation)
-    return turned if same_grid(image, turned, tolerance_mm) else None
-
-
 def _off_grid(case: Case, path: Path, volume: Volume, image: Volume) -> Finding:
     """How a grid differs from the image's; fixable if it is the same but for a tenth of a voxel."""
-    start = f"{path}: has {grid_text(volume)}, its image {case.images[0].name} has {grid_text(image)}"
+    start = f"{path}: has {describe_grid(volume)}, its image {case.images[0].name} has {describe_grid(image)}"
     if volume.shape != image.shape:
         return Finding(case.name, "grid", "error", f"{start}: another grid")
     apart_mm = grid_distance_mm(image, volume)

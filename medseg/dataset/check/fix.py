@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from medseg.dataset.cases import Case, Dataset, grid_tolerance_mm
+from medseg.dataset.cases import Case, Dataset
 from medseg.dataset.check.cases import SNAP_VOXELS, Check
 from medseg.dataset.reading import read_dataset
 from medseg.errors import BadConfig, BadOutput, DataWarning, MedsegError
 from medseg.files import TEMPORARY, atomic_write, read_text
 from medseg.io import embedded_table, is_readable_name, read, read_labels, write
-from medseg.volume import Volume, grid_distance_mm, same_grid
+from medseg.volume import Volume, grid_distance_mm, same_grid, tolerance_mm
 
 #: Files beside the scans that are larger than this are no description of the data and are not copied.
 _MAX_TEXT_BYTES = 1 << 24
@@ -128,7 +128,7 @@ def _corrections(case: Case, kinds: set[str]) -> Iterator[tuple[Path, Volume, st
 
 
 def _nearly_on_grid(image: Volume, volume: Volume) -> bool:
-    if volume.shape != image.shape or same_grid(image, volume, grid_tolerance_mm(image)):
+    if volume.shape != image.shape or same_grid(image, volume, tolerance_mm(image)):
         return False
     return grid_distance_mm(image, volume) <= SNAP_VOXELS * min(image.spacing_mm)
 

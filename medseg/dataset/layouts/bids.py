@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medseg.dataset.cases import Case, Dataset, grid_tolerance_mm
+from medseg.dataset.cases import Case, Dataset
 from medseg.dataset.layouts.finding import files_in, folders_in, scans_below, united_table, unpaired_case
 from medseg.errors import BadConfig, BadFile, MedsegError
 from medseg.io import read, read_labels, strip_suffix
 from medseg.labels import LabelTable
-from medseg.volume import reorient, same_grid
+from medseg.volume import turned_onto
 
 # BIDS ----------------------------------------------------------------------------------------------------------------
 
@@ -101,9 +101,7 @@ def _bids_on_grid(found: Mapping[Path, Mapping[str, Path]], kinds: Sequence[str]
         labels = read_labels(label)
         fitting = []
         for kind in kinds:
-            image = read(images[kind])
-            turned = reorient(labels, image.orientation)
-            if same_grid(image, turned, grid_tolerance_mm(image)):
+            if turned_onto(labels, read(images[kind])) is not None:
                 fitting.append(kind)
     except MedsegError:
         return list(kinds)
