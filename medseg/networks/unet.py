@@ -11,7 +11,7 @@ a_k + b_k x, with b_k from the features of the cell: classes of Gaussian intensi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,17 +48,13 @@ class UNet(nn.Module):
         levels = len(features)
         encoder_blocks = encoder_blocks or [2] * levels
         decoder_blocks = decoder_blocks or [2] * (levels - 1)
-        for numbers, most in ((features, 4096), (encoder_blocks, 64), (decoder_blocks, 64)):
-            if levels > 10 or not all(type(number) is int and 1 <= number <= most for number in numbers):
-                raise ValueError(f"{list(numbers)!r:.80} are not at most 10 whole numbers from 1 to {most}")
-        if len(encoder_blocks) != levels or len(decoder_blocks) != levels - 1 or stem not in (1, 2):
-            raise ValueError("encoder_blocks needs one number a level, decoder_blocks one fewer, and stem is 1 or 2")
+        _check_levels(features, encoder_blocks, decoder_blocks)
+        if stem not in (1, 2):
+            raise ValueError(f"stem is 1 or 2, not {stem!r:.80}")
         if own_intensity and (stem, channels) != (2, 1):
             raise ValueError("own_intensity is for a stem of 2 and one channel")
-        step, kernel = _steps(levels, strides), _kernels(levels, kernels)
-        if any(s == 2 and k == 1 for three in zip(step, kernel) for s, k in zip(*three)):
-            raise ValueError("an axis that a level halves needs a kernel of 3 there, or every second voxel goes unseen")
-        block = Residual if residual else conv
+        step = _steps(levels, strides)
+        kernel = _kernels(levels, kernels, step)
         self.channels, self.classes, self.stem, self.deep_supervision = channels, classes, stem, deep_supervision
         #: Whether in training the finest logits stay (B, classes, d, 2, h, 2, w, 2) where the stem is 2: saves a copy.
         self.folded = False
@@ -66,34 +62,27 @@ class UNet(nn.Module):
         #: What patch sizes must be multiples of: a number, or three where the axes differ.
         self.multiple: int | tuple[int, ...] = per_axis[0] if len(set(per_axis)) == 1 else per_axis
 
+        block = Residual if residual else conv
         inputs = [channels, *features[:-1]]
+        first_steps: list[int | Three] = [stem, *step[1:]]
         self.encoder = nn.ModuleList(
-            nn.Sequential(
-                block(inputs[n], features[n], stem if n == 0 else step[n], kernel[n]),
-                *(block(features[n], features[n], 1, kernel[n]) for _ in range(encoder_blocks[n] - 1)),
-            )
+            _level(block, inputs[n], features[n], step=first_steps[n], kernel=kernel[n], blocks=encoder_blocks[n])
             for n in range(levels)
         )
         self.up = nn.ModuleList(
             nn.ConvTranspose3d(features[n + 1], features[n], step[n + 1], step[n + 1]) for n in range(levels - 1)
         )
         self.decoder = nn.ModuleList(
-            nn.Sequential(
-                conv(2 * features[n], features[n], 1, kernel[n]),
-                *(conv(features[n], features[n], 1, kernel[n]) for _ in range(decoder_blocks[n] - 1)),
-            )
+            _level(conv, 2 * features[n], features[n], step=1, kernel=kernel[n], blocks=decoder_blocks[n])
             for n in range(levels - 1)
         )
         self.head = nn.Conv3d(features[0], classes * stem**3, 1)
-        self.slope: nn.Conv3d | None = None
-        if own_intensity:
-            self.slope = nn.Conv3d(features[0], classes, 1)
-            for parameter in self.slope.parameters():  # so that a model without goes on as it was
-                nn.init.zeros_(parameter)
+        self.slope = _slopes_of_nothing(features[0], classes) if own_intensity else None
+        #: How many of the decoder's finest maps have no head of their own: where the stem is 2, the finest has one.
+        self.without_deep_head = 0 if stem == 2 else 1
         # Coarser heads exist only in training; inference does not need their weights.
-        self.deep_heads = nn.ModuleList(
-            nn.Conv3d(features[n], classes, 1) for n in range(0 if stem == 2 else 1, levels - 1) if deep_supervision
-        )
+        deep = range(self.without_deep_head, levels - 1) if deep_supervision else range(0)
+        self.deep_heads = nn.ModuleList(nn.Conv3d(features[n], classes, 1) for n in deep)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits, or in training with deep supervision a list of them, finest first."""
@@ -104,13 +93,13 @@ class UNet(nn.Module):
         logits = folded_cells(logits, self.stem) if self.training and self.folded else unfold_cells(logits, self.stem)
         if not (self.training and self.deep_supervision):
             return logits
-        finest_first = outputs[::-1][0 if self.stem == 2 else 1 :][: len(self.deep_heads)]
+        finest_first = outputs[::-1][self.without_deep_head :][: len(self.deep_heads)]
         return [logits, *(head(y) for head, y in zip(self.deep_heads, finest_first, strict=True))]
 
     def features(self, x: Tensor) -> Tensor:
         """What `head` makes logits of, (B, features, D/stem, H/stem, W/stem); then the voxels that `slope` is for."""
-        found = self.maps(x)[-1]
-        return found if self.slope is None else torch.cat((found, _own(x).to(found.dtype)), 1)
+        finest = self.maps(x)[-1]
+        return finest if self.slope is None else torch.cat((finest, _own(x).to(finest.dtype)), 1)
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """The output of the coarsest level and of every level of the decoder, coarsest first."""
@@ -126,6 +115,33 @@ class UNet(nn.Module):
         return outputs
 
 
+def _check_levels(features: Sequence[int], encoder_blocks: Sequence[int], decoder_blocks: Sequence[int]) -> None:
+    """Raise `ValueError` unless there are at most 10 levels, with numbers that a network can have."""
+    levels = len(features)
+    for numbers, most in ((features, 4096), (encoder_blocks, 64), (decoder_blocks, 64)):
+        if levels > 10 or not all(type(number) is int and 1 <= number <= most for number in numbers):
+            raise ValueError(f"{list(numbers)!r:.80} are not at most 10 whole numbers from 1 to {most}")
+    if len(encoder_blocks) != levels or len(decoder_blocks) != levels - 1:
+        raise ValueError("encoder_blocks needs one number a level, and decoder_blocks one fewer")
+
+
+def _level(
+    block: Callable[..., nn.Module], channels: int, features: int, *, step: int | Three, kernel: Three, blocks: int
+) -> nn.Sequential:
+    """The blocks of a level: the first takes `channels` and may step, the others keep what they get."""
+    first = block(channels, features, step, kernel)
+    others = [block(features, features, 1, kernel) for _ in range(blocks - 1)]
+    return nn.Sequential(first, *others)
+
+
+def _slopes_of_nothing(features: int, classes: int) -> nn.Conv3d:
+    """The slopes of own intensities, zero at first, so that a model without goes on as it was."""
+    slope = nn.Conv3d(features, classes, 1)
+    for parameter in slope.parameters():
+        nn.init.zeros_(parameter)
+    return slope
+
+
 def _steps(levels: int, strides: Sequence[Sequence[int]] | None) -> list[Three]:
     """How far each level's first convolution steps along each axis; by default 2, but for the first level."""
     return _threes(
@@ -133,8 +149,13 @@ def _steps(levels: int, strides: Sequence[Sequence[int]] | None) -> list[Three]:
     )
 
 
-def _kernels(levels: int, kernels: Sequence[Sequence[int]] | None) -> list[Three]:
-    return _threes(kernels or [[3] * 3] * levels, levels, (1, 3), "kernels")
+def _kernels(levels: int, kernels: Sequence[Sequence[int]] | None, steps: Sequence[Three]) -> list[Three]:
+    """The sizes of each level's kernels, by default 3. Raises `ValueError` where one would step over voxels."""
+    sizes = _threes(kernels or [[3] * 3] * levels, levels, (1, 3), "kernels")
+    for step, size in zip(steps, sizes):
+        if (2, 1) in zip(step, size):
+            raise ValueError("an axis that a level halves needs a kernel of 3 there, or every second voxel goes unseen")
+    return sizes
 
 
 def _threes(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def tissue(labels: Volume, spec: BrainSpec) -> Volume:
 
 
 def totals(structures: Sequence[dict[str, Any]], spec: BrainSpec) -> list[dict[str, Any]]:
-    """Name and mL of the brain's parts, from the rows of `inference.structure_volumes`.
+    """Name and mL of the brain's parts, from the rows of `volumes.structure_volumes`.
 
     The intracranial volume is brain, ventricles and the fluid around them.
     """
@@ -93,7 +93,7 @@ def write_volumes(path: Path, structures: Sequence[dict[str, Any]], spec: BrainS
 def implausible(labels: Volume, table: LabelTable, spec: BrainSpec, structures: Sequence[dict[str, Any]]) -> list[str]:
     """What cannot be right about a result, a sentence each; empty where nothing is odd.
 
-    structures: the rows of `inference.structure_volumes` for these labels. What is wrong is not told apart: a scan that
+    structures: the rows of `volumes.structure_volumes` for these labels. What is wrong is not told apart: a scan that
     is no head, only a part of one, one whose header names the wrong directions, or a result that failed.
     """
     brain = spec.csf + spec.grey + spec.white
@@ -103,31 +103,57 @@ def implausible(labels: Volume, table: LabelTable, spec: BrainSpec, structures: 
     if whole < BRAIN_ML[0] or whole > BRAIN_ML[1]:
         usual = f"heads of people from one year on have {BRAIN_ML[0]:.0f} to {BRAIN_ML[1]:.0f} mL"
         return [f"the brain found has {whole:.0f} mL, and {usual}: is it a whole head?"]
-    found = []
-    pairs = [(a, b) for a, b in table.mirror_pairs().items() if a < b and a in ml and b in ml]
-    sides = [sum(ml[pair[side]] for pair in pairs) for side in (0, 1)]
-    if pairs and max(sides) > LARGEST_ASYMMETRY * max(min(sides), 1e-9):
-        found.append(f"one side of the brain found has {sides[0]:.0f} mL and the other {sides[1]:.0f} mL")
-    places = _places(labels, [value for value, count in counts.items() if count])
     names = {label.value: label.name for label in table.labels}
-    odd = [
-        names[value]
-        for value, partner in pairs
-        if value in places and partner in places and _on_the_wrong_side(value, partner, places, names)
-    ]
-    if odd:
-        found.append(f"{odd[0]} lies on the other side of its partner")
+    pairs = [(a, b) for a, b in table.mirror_pairs().items() if a < b and a in ml and b in ml]
+    places = _places(labels, [value for value, count in counts.items() if count])
+    doubts = _about_asymmetry(pairs, ml)
+    doubts += _about_sides(pairs, places, names)
+    doubts += _about_order(places, names, counts)
+    doubts += _about_missing(names, counts)
+    if doubts:
+        doubts[-1] += "; does the header name the scan's directions rightly? medseg info shows them"
+    return doubts
+
+
+#: Values of a structure on one side and of its partner on the other.
+Pairs = Sequence[tuple[int, int]]
+#: The middle in mm along (R, A, S) of each value that is there.
+Places = Mapping[int, NDArray[np.float64]]
+
+
+def _about_asymmetry(pairs: Pairs, ml: Mapping[int, float]) -> list[str]:
+    """One side that is far larger than the other."""
+    one, other = (sum(ml[pair[side]] for pair in pairs) for side in (0, 1))
+    if not pairs or max(one, other) <= LARGEST_ASYMMETRY * max(min(one, other), 1e-9):
+        return []
+    return [f"one side of the brain found has {one:.0f} mL and the other {other:.0f} mL"]
+
+
+def _about_sides(pairs: Pairs, places: Places, names: Mapping[int, str]) -> list[str]:
+    """The first structure that lies on the other side of its partner."""
+    for value, partner in pairs:
+        if value in places and partner in places and _on_the_wrong_side(value, partner, places, names):
+            return [f"{names[value]} lies on the other side of its partner"]
+    return []
+
+
+def _about_order(places: Places, names: Mapping[int, str], counts: Mapping[int, int]) -> list[str]:
+    """Parts that lie where they lie in no head."""
     middles = {part: _middle(places, names, counts, word) for part, word in _PARTS.items()}
+    doubts = []
     for one_part, other_part, direction, word in _ORDER:
         a, b = middles[one_part], middles[other_part]
         if a is not None and b is not None and float((b - a) @ np.array(direction)) < 0:
-            found.append(f"the {one_part} found does not lie {word} the {other_part}")
+            doubts.append(f"the {one_part} found does not lie {word} the {other_part}")
+    return doubts
+
+
+def _about_missing(names: Mapping[int, str], counts: Mapping[int, int]) -> list[str]:
+    """More structures missing than chance leaves out."""
     missing = [names[value] for value, count in counts.items() if not count]
-    if len(missing) > FEW_MISSING:
-        found.append(f"{len(missing)} structures that every brain has were not found, such as {missing[0]}")
-    if found:
-        found[-1] += "; does the header name the scan's directions rightly? medseg info shows them"
-    return found
+    if len(missing) <= FEW_MISSING:
+        return []
+    return [f"{len(missing)} structures that every brain has were not found, such as {missing[0]}"]
 
 
 #: Parts of the brain, and the words that the names of their structures hold.
@@ -141,7 +167,7 @@ _ORDER = (
 )
 
 
-def _places(labels: Volume, values: Sequence[int]) -> dict[int, NDArray[np.float64]]:
+def _places(labels: Volume, values: Sequence[int]) -> Places:
     """The middle in mm along (R, A, S) of each value; of every second voxel."""
     thin, size = labels.data[::2, ::2, ::2], max(values, default=0) + 1
     middles = np.empty((3, size))
@@ -152,14 +178,14 @@ def _places(labels: Volume, values: Sequence[int]) -> dict[int, NDArray[np.float
     return {v: labels.affine[:3, :3] @ middles[:, v] + labels.affine[:3, 3] for v in values if total[v]}
 
 
-def _on_the_wrong_side(value: int, partner: int, places: dict[int, NDArray[np.float64]], names: dict[int, str]) -> bool:
+def _on_the_wrong_side(value: int, partner: int, places: Places, names: Mapping[int, str]) -> bool:
     """Whether a structure called left lies further to the right than its partner, or the other way round."""
     towards_right = float(places[partner][0] - places[value][0])
     return towards_right < 0 if "left" in names[value].lower() else towards_right > 0
 
 
 def _middle(
-    places: dict[int, NDArray[np.float64]], names: dict[int, str], counts: dict[int, int], word: str
+    places: Places, names: Mapping[int, str], counts: Mapping[int, int], word: str
 ) -> NDArray[np.float64] | None:
     """The middle of all structures whose name holds a word; None where there is none."""
     values = [value for value in places if word in names[value].lower()]
