@@ -416,4 +416,4 @@ def test_an_error_that_nobody_foresaw_tells_where_and_not_what(trial: Trial, mon
 
     monkeypatch.setattr("medseg.io.read", fail)
     ran = trial.run("info", "scan.nii.gz", code=1)
-    assert "ValueError" in ran.err and "cli.py" in ran.err and ran.err.startswith("medseg: ")
+    assert "ValueError" in ran.err and "cli/convert.py" in ran.err and ran.err.startswith("medseg: ")
