@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from medseg.errors import BadFile
+from medseg.errors import BadFile, DataWarning
 
 #: Most bytes of voxels that a file may hold or claim.
 MAX_BYTES = 8 * 2**30
@@ -29,12 +30,27 @@ WINDOW_BITS = {"gzip": 31, "zlib": 15}
 class ByteStream:
     """The bytes of a file from `start` on, unpacked on the way if `packing` is 'gzip' or 'zlib'.
 
-    Every failure is a `BadFile` naming `path`. Call `finish` after the last wanted byte: it reads to the end of the
-    file, which checks the checksum and that nothing follows.
+    Every failure is a `BadFile` naming `path`, and first `owner`, the file that the user gave,
+    where the header in that led to this one; warnings name `owner` alone. Call `finish` after the
+    last wanted byte: it reads to the end of the file, which checks the checksum and that nothing
+    follows.
     """
 
-    def __init__(self, path: str | Path, *, packing: str | None = None, start: int = 0, max_bytes: int = MAX_BYTES):
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        packing: str | None = None,
+        start: int = 0,
+        max_bytes: int = MAX_BYTES,
+        owner: str | Path | None = None,
+    ):
         self.path = path
+        self.owner = path if owner is None else owner
+        #: What messages call the file.
+        self.name = str(path)
+        if owner is not None and str(owner) != str(path):
+            self.name = f"{owner}: its data file {Path(path).name}"
         self._max_bytes = max_bytes
         self._packing = packing
         self._waiting = b""  # packed bytes read from disk and not yet unpacked
@@ -61,13 +77,13 @@ class ByteStream:
         """Raise `BadFile` if `count` more bytes cannot be in this file, or are more than allowed."""
         if count > self._max_bytes:
             raise BadFile(
-                f"{self.path}: its header claims {count / 2**30:.3g} GB, more than the "
+                f"{self.name}: its header claims {count / 2**30:.3g} GB, more than the "
                 f"{self._max_bytes / 2**30:.3g} GB allowed; crop the scan or check the header"
             )
         ratio = DEFLATE_RATIO if self._packing else 1
         if self._taken + count > ratio * self._packed_size:
             raise BadFile(
-                f"{self.path}: the file is too short for what its header claims "
+                f"{self.name}: the file is too short for what its header claims "
                 f"({self._taken + count} bytes of data); it is damaged or incomplete, get it again"
             )
 
@@ -77,7 +93,9 @@ class ByteStream:
         try:
             buffer = bytearray(count)
         except MemoryError:
-            raise BadFile(f"{self.path}: not enough memory for its {count / 2**30:.3g} GB of data") from None
+            raise BadFile(
+                f"{self.name}: not enough memory for its {count / 2**30:.3g} GB of data"
+            ) from None
         view = memoryview(buffer)
         done = 0 if self._packing else self._read_into(view)
         for piece in self._pieces(count - done):
@@ -93,16 +111,34 @@ class ByteStream:
 
     def finish(self, *, extra: int = 0) -> None:
         """Read to the end of the file, of which at most `extra` bytes may remain."""
+        self._rest(extra)
+
+    def rest(self, max_bytes: int) -> bytes:
+        """All that is left up to the end of the file, of which there may be at most `max_bytes`."""
+        return b"".join(self._rest(max_bytes))
+
+    def refuse_rest(self) -> BadFile:
+        """What to raise if something follows that does not belong to the data."""
+        return BadFile(
+            f"{self.name}: the file holds more data than its header claims; it is damaged"
+        )
+
+    def _rest(self, max_bytes: int) -> list[bytes]:
+        pieces = []
         while piece := self._some(CHUNK):
-            extra -= len(piece)
-            if extra < 0:
-                raise BadFile(f"{self.path}: the file holds more data than its header claims; it is damaged")
+            max_bytes -= len(piece)
+            if max_bytes < 0:
+                raise self.refuse_rest()
+            pieces.append(piece)
+        return pieces
 
     def _pieces(self, count: int) -> Iterator[bytes]:
         while count:
             piece = self._some(min(count, CHUNK))
             if not piece:
-                raise BadFile(f"{self.path}: the file ends early; it is damaged or incomplete, get it again")
+                raise BadFile(
+                    f"{self.name}: the file ends early; it is damaged or incomplete, get it again"
+                )
             self._taken += len(piece)
             count -= len(piece)
             yield piece
@@ -122,7 +158,10 @@ class ByteStream:
                     return piece
                 if self._unpacker.eof:
                     continue
-                raise BadFile(f"{self.path}: the compressed data ends early; it is incomplete, get the file again")
+                raise BadFile(
+                    f"{self.name}: the compressed data ends early; it is incomplete, get the file "
+                    "again"
+                )
             packed, self._waiting = self._waiting, b""
             piece = self._unpack(packed, count)
             if piece:
@@ -135,7 +174,7 @@ class ByteStream:
             what = "checksum does not match" if "check" in str(error) else "data is damaged"
             if self._taken == 0 and not self._members and "header" in str(error).lower():
                 what = f"data is not {self._packing} data at all"
-            raise BadFile(f"{self.path}: its compressed {what}; get the file again") from None
+            raise BadFile(f"{self.name}: its compressed {what}; get the file again") from None
         self._waiting = self._unpacker.unused_data if self._unpacker.eof else self._unpacker.unconsumed_tail
         return piece
 
@@ -147,8 +186,21 @@ class ByteStream:
             if not (rest := self._from_disk(CHUNK)):
                 self._waiting = b""
                 return False
+        if rest in (b"\n", b"\r\n") and not self._from_disk(1):
+            # Certain: the checksum has proved what comes before to be whole, and a line end is no
+            # data.
+            warnings.warn(
+                f"{self.owner}: a line end follows its data; it was passed over",
+                DataWarning,
+                stacklevel=2,
+            )
+            self._waiting = b""
+            return False
         if self._packing != "gzip" or not (rest[:2] == b"\x1f\x8b" or rest == b"\x1f"):
-            raise BadFile(f"{self.path}: something other than compressed data follows its end; the file is damaged")
+            raise BadFile(
+                f"{self.name}: something other than compressed data follows its end; the file is "
+                "damaged"
+            )
         self._waiting = rest
         self._unpacker = _decompressor()(wbits=WINDOW_BITS["gzip"])
         return True
@@ -158,7 +210,7 @@ class ByteStream:
         try:
             done: int = self._file.readinto(view)  # type: ignore[attr-defined]
         except OSError as error:
-            raise BadFile(f"{self.path}: cannot be read: {error.strerror}") from None
+            raise BadFile(f"{self.name}: cannot be read: {error.strerror}") from None
         self._taken += done
         return done
 
@@ -166,7 +218,7 @@ class ByteStream:
         try:
             return self._file.read(count)
         except OSError as error:
-            raise BadFile(f"{self.path}: cannot be read: {error.strerror}") from None
+            raise BadFile(f"{self.name}: cannot be read: {error.strerror}") from None
 
 
 def open_file(path: str | Path) -> BinaryIO:
@@ -185,6 +237,36 @@ def open_file(path: str | Path) -> BinaryIO:
         os.close(descriptor)
         raise BadFile(f"{path}: is empty" if stat.S_ISREG(about.st_mode) else f"{path}: is not an ordinary file")
     return os.fdopen(descriptor, "rb")
+
+
+def size_in_bytes(path: str | Path) -> int:
+    """The length of an ordinary file. Raises `BadFile`."""
+    with open_file(path) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def is_gzip(path: str | Path) -> bool:
+    """Whether a file begins as gzip data does (RFC 1952, section 2.3.1). Raises `BadFile`."""
+    with open_file(path) as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def after_lines(path: str | Path, *, start: int, lines: int) -> int:
+    """Where a file goes on after `lines` lines, counted from byte `start`. Raises `BadFile` if it
+    has fewer.
+    """
+    with open_file(path) as file:
+        file.seek(start)
+        for _ in range(lines):
+            length = 0
+            while not (line := file.readline(CHUNK)).endswith(b"\n"):
+                if not line:
+                    raise BadFile(
+                        f"{path}: has fewer lines than its header says to skip; correct the header"
+                    )
+                length += len(line)
+            start += length + len(line)
+    return start
 
 
 def read_bytes(path: str | Path, *, max_bytes: int = MAX_BYTES) -> bytes:

@@ -22,16 +22,49 @@ MAX_SHEAR = 1e-3
 SPACING_RANGE_MM = (1e-3, 1e3)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Which space an affine leads to, in the two codes by which NIfTI says it (nifti1.h, "QFORM AND
+    SFORM CODES").
+
+    NIfTI may name two spaces for one affine, each with a code: 0 none, 1 the scanner's, 2 that of
+    another scan, 3 Talairach's, 4 MNI 152, 5 another template. Raises `BadGeometry` for other
+    codes, and if neither names a space.
+
+    A volume carries its space because labels on the grid of a scan in template space lie in
+    template space, and whoever writes them has no other way to know: headers never enter a
+    `Volume`. Two small numbers out of six are no header: they say nothing about a person, and no
+    text can leave through them. Only NIfTI has this notion; what comes from other formats is the
+    scanner's, and their writers pass it over.
+    """
+
+    qform_code: int = 1
+    sform_code: int = 1
+
+    def __post_init__(self) -> None:
+        codes = (self.qform_code, self.sform_code)
+        if not all(0 <= code <= 5 for code in codes) or codes == (0, 0):
+            raise BadGeometry(
+                f"qform code {self.qform_code} with sform code {self.sform_code} names no space"
+            )
+
+
+#: What a scan lies in unless its file says otherwise.
+SCANNER = Space()
+
+
 @dataclass(frozen=True, eq=False)
 class Volume:
     """One 3-D grid of voxels in space.
 
     data: array (I, J, K) of any numeric dtype; label maps are volumes of integer dtype.
     affine: (4, 4) float64, voxel index to RAS+ mm. Raises `BadGeometry` if it is not finite, singular or sheared.
+    space: what these millimetres are measured in.
     """
 
     data: NDArray
     affine: NDArray[np.float64]
+    space: Space = SCANNER
 
     def __post_init__(self) -> None:
         if self.data.ndim != 3:
@@ -63,7 +96,7 @@ class Volume:
         """The same grid with other voxels of the same shape."""
         if data.shape != self.data.shape:
             raise BadGeometry(f"shape {data.shape} does not fit a grid of {self.data.shape}")
-        return Volume(data, self.affine)
+        return Volume(data, self.affine, self.space)
 
 
 def check_affine(affine: ArrayLike) -> NDArray[np.float64]:
@@ -132,7 +165,7 @@ def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
         step[old, new] = -1 if flip else 1
         step[old, 3] = volume.data.shape[old] - 1 if flip else 0
     slices = tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)
-    return Volume(data[slices], volume.affine @ step)
+    return Volume(data[slices], volume.affine @ step, volume.space)
 
 
 def same_grid(a: Volume, b: Volume, tolerance_mm: float = 1e-3) -> bool:
@@ -188,7 +221,8 @@ def resample(
     from medseg.resampling import interpolate  # here, because it compiles
 
     step = np.linalg.inv(volume.affine) @ affine
-    return Volume(interpolate(volume.data, step, shape, order=order, outside=outside, points=points), affine)
+    data = interpolate(volume.data, step, shape, order=order, outside=outside, points=points)
+    return Volume(data, affine, volume.space)
 
 
 def crop(volume: Volume, start: tuple[int, int, int], shape: tuple[int, int, int]) -> Volume:
@@ -196,7 +230,7 @@ def crop(volume: Volume, start: tuple[int, int, int], shape: tuple[int, int, int
     slices = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
     affine = volume.affine.copy()
     affine[:3, 3] = (volume.affine @ (*start, 1.0))[:3]
-    return Volume(volume.data[slices], affine)
+    return Volume(volume.data[slices], affine, volume.space)
 
 
 def _plain(numbers: ArrayLike) -> str:

@@ -15,6 +15,7 @@ import pytest
 
 import medseg
 from making import writing
+from making.attacks import ATTACKS
 from medseg import files, io
 from medseg.errors import BadFile, BadOutput
 from medseg.volume import Volume
@@ -148,13 +149,6 @@ def test_what_is_no_ordinary_file_is_refused(tmp_path, kind):
 
     with pytest.raises(BadFile, match=r"x\.nii"):
         files.open_file(path)
-
-
-ATTACKS = [
-    "/etc/passwd", "../secret.raw", "sub/../../secret.raw", "file:///etc/passwd", "http://example.org/x.raw",
-    "link.raw", "linked/secret.raw", "/dev/zero", "", "..", ".", "missing.raw", "C:\\x.raw", "..\\secret.raw", "a\0b",
-    "pipe.raw", "self.raw",
-]  # fmt: skip
 
 
 @pytest.fixture

@@ -30,22 +30,37 @@ if TYPE_CHECKING:
 
 def convert(
     path: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="A scan, a label map, a DICOM folder, DICOM SEG or RTSTRUCT.")
+        Path,
+        typer.Argument(
+            metavar="INPUT", help="A scan, a label map, a DICOM folder, DICOM SEG or RTSTRUCT."
+        ),
     ],
-    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where to; the suffix decides the format.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="Where to; the suffix decides the format.")
+    ],
     labels: Annotated[
         Path | None,
-        typer.Option(metavar="TABLE", help="Names and colours for .seg.nrrd and .dcm: .csv, .ctbl or dseg .tsv."),
+        typer.Option(
+            metavar="TABLE",
+            help="Names and colours for .seg.nrrd and .dcm: .csv, .ctbl or dseg .tsv.",
+        ),
     ] = None,
     source: Annotated[
-        Path | None, typer.Option(metavar="DICOM", help="The DICOM images that DICOM labels are about.")
+        Path | None,
+        typer.Option(metavar="DICOM", help="The DICOM images that DICOM labels are about."),
     ] = None,
     segment: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME|NUMBER", help="Only this of a DICOM SEG or RTSTRUCT; again for more, laid on top."),
+        typer.Option(
+            metavar="NAME|NUMBER",
+            help="Only this segment or structure; again for more, laid on top.",
+        ),
     ] = None,
     nearest: Annotated[
-        bool, typer.Option("--nearest", help="Put labels of another grid on the source's by nearest neighbour.")
+        bool,
+        typer.Option(
+            "--nearest", help="Put labels of another grid on the source's by nearest neighbour."
+        ),
     ] = False,
     volume: VolumeIndex = None,
     assume_geometry: AssumeGeometry = None,
@@ -101,32 +116,55 @@ def info(
     import json
 
     from medseg.inference import describe
-    from medseg.io import embedded_table, label_kind, read
+    from medseg.io import Overlap, embedded_table, label_kind, read
 
     for path in paths:
         if kind := label_kind(path):
-            table = embedded_table(path)
-            assert table is not None
-            if as_json:
-                print(json.dumps({"file": str(path), "kind": kind, "segments": table.names}))
-            else:
-                rows = [(str(value), name) for value, name in table.names.items()]
-                print_table(f"{path}: DICOM {kind}", ("number", "structure"), rows, right=(0,))
+            _print_structures(path, kind, as_json)
             continue
         if series is None and volume is None and (found := _several_volumes(path)):
             _print_volumes(path, found, as_json)
             continue
-        scan = read(path, volume_index=volume, assume_geometry=assume_geometry, series=series, repair=repair, suv=suv)
+        try:
+            scan = read(
+                path,
+                volume_index=volume,
+                assume_geometry=assume_geometry,
+                series=series,
+                repair=repair,
+                suv=suv,
+            )
+        except Overlap:  # no one label map, but its structures can be listed
+            _print_structures(path, "segmentation whose structures overlap", as_json)
+            continue
         facts = describe(scan) | {
             "affine": scan.affine.tolist(),
             "minimum": float(scan.data.min()),
             "maximum": float(scan.data.max()),
             "ml": round(scan.voxel_mm3 * scan.data.size / 1000, 3),
         }
+        if table := embedded_table(path):
+            facts["segments"] = table.names
         if as_json:
             print(json.dumps({"file": str(path)} | facts))
         else:
             print_table(str(path), ("", ""), [(key, _plain(value)) for key, value in facts.items()])
+
+
+def _print_structures(path: Path, kind: str, as_json: bool) -> None:
+    """The names that a segmentation or structure set carries."""
+    import json
+
+    from medseg.io import embedded_table
+
+    table = embedded_table(path)
+    assert table is not None
+    if as_json:
+        print(json.dumps({"file": str(path), "kind": kind, "segments": table.names}))
+        return
+    title = f"{path}: DICOM {kind}" if kind in ("SEG", "RTSTRUCT") else f"{path}: {kind}"
+    rows = [(str(value), name) for value, name in table.names.items()]
+    print_table(title, ("number", "structure"), rows, right=(0,))
 
 
 def _several_volumes(path: Path) -> list[Listed]:
@@ -167,6 +205,8 @@ def _print_volumes(path: Path, found: Sequence[Listed], as_json: bool) -> None:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{key} {name}" for key, name in value.items())
     if isinstance(value, list) and value and isinstance(value[0], list):
         return "\n".join(" ".join(f"{x:.6g}" for x in row) for row in value)
     return " x ".join(f"{x:.6g}" for x in value) if isinstance(value, list) else str(value)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from medseg.errors import BadConfig, BadFile, BadGeometry
 from medseg.files import read_text
-from medseg.io import is_readable_name, read_table, strip_suffix
+from medseg.io import is_readable_name, is_slicer_segmentation, read_table, strip_suffix
 from medseg.labels import LabelTable
 from medseg.volume import Volume, describe_grid, resample, turned_onto
 
@@ -128,7 +128,7 @@ def find_table(path: str | Path | None, reference: Path, prediction: Path) -> La
     if path is not None:
         return LabelTable.read(path)
     for place in (reference, prediction):
-        if place.name.endswith(".seg.nrrd"):
+        if is_slicer_segmentation(place):
             return read_table(place)
         folder, pattern = (
             (place, "*.labels.csv") if place.is_dir() else (place.parent, f"{strip_suffix(place)}.labels.csv")

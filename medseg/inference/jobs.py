@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medseg.errors import BadConfig, BadFile, BadOutput
-from medseg.io import WRITERS, DicomOptions, is_readable_name, strip_suffix
+from medseg.io import WRITERS, DicomOptions, is_readable_name, is_slicer_segmentation, strip_suffix
 
 #: The name of one channel's file as nnU-Net and many data sets have it: CASE_0000, CASE_0001, ...
 _CHANNEL_NAME = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
@@ -151,4 +151,5 @@ def _is_scan(path: Path) -> bool:
         r"_seg(\.objects|\.uncertainty|\.probability_\d+|\.(brain|intracranial)_mask|\.stripped|\.tissue)?$",
         strip_suffix(path),
     )
-    return is_readable_name(path) and not name.endswith(".dcm") and result is None
+    is_scan = is_readable_name(path) and not name.endswith(".dcm") and result is None
+    return is_scan and not is_slicer_segmentation(path)

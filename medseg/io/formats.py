@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BadFile, BadOutput
 from medseg.files import open_file, sweep
-from medseg.io.dicom.codes import Overlap
 from medseg.io.dicom.headers import is_dicom
 from medseg.io.dicom.result import DicomOptions, class_of, open_origin, planes_on_source
 from medseg.io.dicom.rtstruct import RTSTRUCT_CLASS, read_rtstruct, read_rtstruct_table, read_structures, write_rtstruct
@@ -23,8 +22,14 @@ from medseg.io.metaimage import read_metaimage, write_metaimage
 from medseg.io.mgh import read_mgh, write_mgh
 from medseg.io.nifti import read_nifti, write_nifti
 from medseg.io.nrrd import read_nrrd, write_nrrd
-from medseg.io.slicer import read_seg_nrrd, read_segments as read_slicer_segments, read_table, write_seg_nrrd
-from medseg.io.voxels import SeveralVolumes, finite, labels_only
+from medseg.io.slicer import (
+    names_segments,
+    read_seg_nrrd,
+    read_segments as read_slicer_segments,
+    read_table,
+    write_seg_nrrd,
+)
+from medseg.io.voxels import Overlap, SeveralVolumes, finite, labels_only
 from medseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -32,8 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "READERS", "WRITERS", "DicomOptions", "Overlap", "Paths", "SeveralVolumes", "embedded_table", "is_dicom_source",
-    "is_readable_name", "label_kind", "list_volumes", "read", "read_as_stored", "read_labels", "read_masks",
-    "strip_suffix", "write",
+    "is_readable_name", "is_slicer_segmentation", "label_kind", "list_volumes", "read",
+    "read_as_stored", "read_labels", "read_masks", "strip_suffix", "write",
 ]  # fmt: skip
 
 #: Suffix to reader: `reader(path, volume_index=None, assume_geometry=None) -> Volume`. Longer suffixes come first.
@@ -41,6 +46,10 @@ __all__ = [
 READERS: dict[str, Callable[..., Volume]] = {
     ".nii.gz": read_nifti,
     ".nii": read_nifti,
+    ".hdr.gz": read_nifti,
+    ".hdr": read_nifti,
+    ".img.gz": read_nifti,
+    ".img": read_nifti,
     ".seg.nrrd": read_seg_nrrd,
     ".nrrd": read_nrrd,
     ".nhdr": read_nrrd,
@@ -68,6 +77,9 @@ WRITERS: dict[str, Callable[..., None]] = {
     ".seg.dcm": write_seg,
     ".dcm": write_seg,
 }
+#: Files of these names hold voxels whose header is another file, by which the pair is known; DICOM
+#: uses the name, too.
+_VOXELS_ONLY = (".img", ".img.gz")
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 
 
@@ -84,7 +96,7 @@ def read(
 ) -> Volume:
     """A scan from a file or from DICOM (folder, list of files, zip, DICOMDIR). Raises `BadFile`, never guesses.
 
-    DICOM segmentations and structure sets are read as label maps.
+    Segmentations (DICOM SEG, 3D Slicer's NRRD) and DICOM structure sets are read as label maps.
 
     volume_index: which volume of a file that holds several, from 0.
     assume_geometry: 'sform', 'qform' or 'pixdim': what to trust if a header contradicts itself or says nothing.
@@ -92,16 +104,14 @@ def read(
     repair: resample uneven or slanted DICOM stacks to an even grid where that is well defined.
     suv: DICOM PET as standardised uptake values by body weight.
     source: the DICOM images that a structure set was drawn on; a DICOM segmentation is put on their whole grid.
-    segments: which structures of a DICOM segmentation or structure set, by name or value, later ones over earlier ones.
+    segments: which structures of a segmentation or structure set, by name or value, later over earlier.
     Raises `SeveralVolumes`, a `BadFile`, where a file holds several and none is chosen.
     Warns with `DataWarning` if voxels were not finite numbers and were replaced, and of what `repair` did.
     """
     dicom = {key: value for key, value in (("series", series), ("repair", repair), ("suv", suv)) if value}
     if kind := label_kind(path):
         return _dicom_labels(kind, str(path), volume_index, source, series, segments)
-    if segments:
-        raise BadFile(f"{name_of(path)}: is no DICOM segmentation or structure set; leave out --segment")
-    return finite(name_of(path), _raw(path, volume_index, assume_geometry, dicom))
+    return finite(name_of(path), _raw(path, volume_index, assume_geometry, dicom, segments))
 
 
 def read_as_stored(path: Paths, *, volume_index: int | None = None) -> Volume:
@@ -122,7 +132,7 @@ def read_labels(
     """
     if kind := label_kind(path):
         return _dicom_labels(kind, path, volume_index, source, None, segments)
-    return labels_only(path, _raw(path, volume_index, None, {}))
+    return labels_only(path, _raw(path, volume_index, None, {}, segments))
 
 
 def write(
@@ -147,10 +157,20 @@ def write(
 
 
 def embedded_table(path: str | Path) -> LabelTable | None:
-    """The names and colours that a label map carries in itself (`.seg.nrrd`, DICOM), or None if its format has none."""
+    """The names and colours that a label map carries in itself (Slicer's NRRD, DICOM), or None if
+    it has none.
+    """
     if kind := label_kind(path):
         return read_seg_table(path) if kind == "SEG" else read_rtstruct_table(path)
-    return read_table(path) if _suffix(path, READERS) == ".seg.nrrd" else None
+    return read_table(path) if is_slicer_segmentation(path) else None
+
+
+def is_slicer_segmentation(path: Paths) -> bool:
+    """Whether a file is a segmentation of 3D Slicer: by its name `.seg.nrrd`, or NRRD whose header
+    names segments.
+    """
+    suffix = _suffix(path, READERS) if isinstance(path, str | Path) else None
+    return suffix == ".seg.nrrd" or (suffix in (".nrrd", ".nhdr") and names_segments(str(path)))
 
 
 def strip_suffix(path: str | Path) -> str:
@@ -161,8 +181,12 @@ def strip_suffix(path: str | Path) -> str:
 
 
 def is_readable_name(path: str | Path) -> bool:
-    """Whether a file of this name in a folder of scans is one: `read` has a reader for it, and it is no archive."""
-    return _suffix(path, READERS) not in (None, ".zip")
+    """Whether a file of this name in a folder of scans is one: `read` has a reader for it, and it
+    is no archive.
+
+    Of a pair of header and voxels, the header is the scan.
+    """
+    return _suffix(path, READERS) not in (None, ".zip", *_VOXELS_ONLY)
 
 
 def is_dicom_source(path: Paths) -> bool:
@@ -170,11 +194,13 @@ def is_dicom_source(path: Paths) -> bool:
     if not isinstance(path, str | Path) or Path(path).is_dir():
         return True
     suffix = _suffix(path, READERS)
-    if suffix:
+    if suffix and suffix not in _VOXELS_ONLY:
         return READERS[suffix] is read_dicom
     with open_file(path) as file:
         start = file.read(132)
-    return start[128:] == b"DICM" or (not Path(path).suffix and is_dicom(start))
+    return start[128:] == b"DICM" or (
+        not Path(path).suffix and is_dicom(start)
+    )  # old files have no preamble
 
 
 def label_kind(path: Paths) -> str:
@@ -188,7 +214,8 @@ def label_kind(path: Paths) -> str:
 def read_masks(
     path: str | Path, *, source: Paths | None = None, series: str | int | None = None
 ) -> list[tuple[Label, Volume]]:
-    """Every structure of a `.seg.nrrd`, DICOM SEG or RTSTRUCT as a mask (uint8, 0 and 1) of its own, overlaps kept.
+    """Every structure of a Slicer segmentation, DICOM SEG or RTSTRUCT as a mask (uint8, 0 and 1),
+    overlaps kept.
 
     source, series: the DICOM images that a structure set was drawn on. Raises `BadFile`.
     """
@@ -197,7 +224,7 @@ def read_masks(
         return read_structures(path, source=source, series=series)
     if kind == "SEG":
         return read_dicom_segments(path)
-    if _suffix(path, READERS) != ".seg.nrrd":
+    if not is_slicer_segmentation(path):
         raise BadFile(f"{path}: names no structures; give a .seg.nrrd, DICOM SEG or RTSTRUCT")
     return list(read_slicer_segments(path))
 
@@ -224,8 +251,19 @@ def _dicom_labels(
         ) from None
 
 
-def _raw(path: Paths, volume_index: int | None, assume_geometry: str | None, dicom: dict[str, Any]) -> Volume:
+def _raw(
+    path: Paths,
+    volume_index: int | None,
+    assume_geometry: str | None,
+    dicom: dict[str, Any],
+    segments: Sequence[str] | None = None,
+) -> Volume:
     reader: Callable[..., Volume]
+    if is_slicer_segmentation(path) and not dicom:
+        reader = partial(read_seg_nrrd, segments=segments or None)
+        return _read_with(reader, path, volume_index, assume_geometry)
+    if segments:
+        raise BadFile(f"{name_of(path)}: names no structures; leave out --segment")
     if is_dicom_source(path):
         reader = partial(read_dicom, **dicom)
     else:
@@ -236,6 +274,15 @@ def _raw(path: Paths, volume_index: int | None, assume_geometry: str | None, dic
             options = ", ".join(f"--{name}" for name in dicom)
             raise BadFile(f"{path}: is no DICOM, for which alone {options} is meant; leave it out")
         reader = known
+    return _read_with(reader, path, volume_index, assume_geometry)
+
+
+def _read_with(
+    reader: Callable[..., Volume],
+    path: Paths,
+    volume_index: int | None,
+    assume_geometry: str | None,
+) -> Volume:
     try:
         return reader(path, volume_index=volume_index, assume_geometry=assume_geometry)
     except MemoryError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile, BadOutput
-from medseg.files import ByteStream, atomic_write, compressor, data_file, open_file
-from medseg.io.voxels import check_axes, choose_volume, digest, make_volume, read_voxels, slabs, stored_dtype
+from medseg.files import atomic_write, compressor, open_file
+from medseg.io.raw import Place, listed_files, numbered_names, part_sizes, read_placed
+from medseg.io.voxels import check_axes, choose_volume, digest, make_volume, slabs, stored_dtype
 from medseg.volume import LPS, Volume, spacing_of
 
 if TYPE_CHECKING:
@@ -32,80 +34,200 @@ _ALIASES = {
     "rotation": "transformmatrix", "orientation": "transformmatrix", "origin": "offset", "position": "offset",
     "elementbyteordermsb": "binarydatabyteordermsb",
 }  # fmt: skip
+#: MetaIO's DistanceUnits to mm; '?' is what it writes where nothing is known, and then all programs
+#: read mm.
+_MM_PER_UNIT = {"": 1.0, "?": 1.0, "mm": 1.0, "um": 1e-3, "cm": 10.0}
+#: The fields that are used here, each once in a header; every other line is a user's, whatever its
+#: name.
+_FIELDS = {
+    "objecttype", "ndims", "dimsize", "elementnumberofchannels", "elementtype", "elementspacing",
+    "elementsize", "transformmatrix", "offset", "distanceunits", "binarydata",
+    "binarydatabyteordermsb", "compresseddata", "headersize", "elementdatafile",
+}  # fmt: skip
 _ASSUME = "say --assume-geometry pixdim to use its voxel size only"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """fields: by name in small letters. start: where attached data begins. listed: the files that
+    LIST lists.
+    """
+
+    fields: dict[str, str]
+    start: int
+    listed: tuple[str, ...]
 
 
 def read_metaimage(path: str | Path, *, volume_index: int | None = None, assume_geometry: str | None = None) -> Volume:
     """A volume from `.mha`, or `.mhd` whose data lies in the same folder. Raises `BadFile`.
 
-    Of a 4-D file `volume_index` chooses. Without matrix and offset in the header the place of the voxels is unknown;
-    `assume_geometry='pixdim'` then uses the spacing along RAS+ axes.
+    Of a 4-D file, and of one with several channels, `volume_index` chooses. Without matrix and
+    offset in the header the place of the voxels is unknown; `assume_geometry='pixdim'` then uses
+    the spacing along RAS+ axes.
     """
-    fields, start = _read_header(path)
-    sizes = [int(size) for size in _numbers(path, fields, "dimsize", whole=True)]
-    if _numbers(path, fields, "ndims", whole=True) != [len(sizes)]:
-        raise BadFile(f"{path}: its header contradicts itself about the number of dimensions; the file is damaged")
-    check_axes(path, sizes)
-    if len(sizes) < 3:
-        raise BadFile(f"{path}: is a picture of {len(sizes)} dimensions, not a volume; give the whole scan")
-    if len(sizes) > 4:
-        raise BadFile(f"{path}: has {len(sizes)} dimensions; give one volume")
-    if fields.get("elementnumberofchannels", "1") != "1":
-        raise BadFile(f"{path}: holds several values per voxel (colour or vectors); give the scan in grey values")
+    header = _read_header(path)
+    fields = header.fields
+    sizes = _sizes(path, fields)
     kind = _TYPES.get(fields.get("elementtype", ""))
     if kind is None:
         raise BadFile(f"{path}: its voxels are of a type that medseg does not read; save it as MET_FLOAT")
     dtype = np.dtype(kind).newbyteorder(">" if _flag(path, fields, "binarydatabyteordermsb") else "<")
+    channels = _channels(path, fields, len(sizes))
     affine = _affine(path, fields, len(sizes), assume_geometry)
     count = sizes[3] if len(sizes) == 4 else 1
-    index = choose_volume(path, count, volume_index)
-    with _open_data(path, fields, start) as stream:
-        data = read_voxels(stream, dtype, tuple(sizes[:3]), count=count, index=index)
-        stream.finish()
+    index = choose_volume(path, max(channels, count), volume_index)
+    if channels > 1:  # the channels of a voxel lie beside each other
+        place = _place(path, header, (channels, *sizes), first=1)
+        return make_volume(path, read_placed(path, place, dtype, (channels, *sizes))[index], affine)
+    data = read_placed(
+        path, _place(path, header, sizes), dtype, sizes[:3], count=count, index=index
+    )
     return make_volume(path, data, affine)
 
 
-def _read_header(path: str | Path) -> tuple[dict[str, str], int]:
-    """The fields by lower-case name, and where the data starts if it is in the same file."""
+def _sizes(path: str | Path, fields: dict[str, str]) -> tuple[int, ...]:
+    sizes = tuple(int(size) for size in _numbers(path, fields, "dimsize", whole=True))
+    if _numbers(path, fields, "ndims", whole=True) != [len(sizes)]:
+        raise BadFile(
+            f"{path}: its header contradicts itself about the number of dimensions; the file is "
+            "damaged"
+        )
+    check_axes(path, sizes)
+    if len(sizes) < 3:
+        raise BadFile(
+            f"{path}: is a picture of {len(sizes)} dimensions, not a volume; give the whole scan"
+        )
+    if len(sizes) > 4:
+        raise BadFile(f"{path}: has {len(sizes)} dimensions; give one volume")
+    return sizes
+
+
+def _channels(path: str | Path, fields: dict[str, str], dimension: int) -> int:
+    """How many values a voxel has: volumes of their own, as ITK writes images of several channels.
+    """
+    if "elementnumberofchannels" not in fields:
+        return 1
+    channels = int(_numbers(path, fields, "elementnumberofchannels", count=1, whole=True)[0])
+    check_axes(path, [channels])
+    if channels in (3, 4) and fields["elementtype"] in ("MET_UCHAR", "MET_CHAR"):
+        # MetaImage has no word for colours, so three or four bytes may be one.
+        raise BadFile(
+            f"{path}: may be a colour picture ({channels} bytes per voxel); give the scan in grey "
+            "values"
+        )
+    if channels > 1 and dimension > 3:
+        raise BadFile(
+            f"{path}: has {dimension} dimensions and {channels} channels; give one volume"
+        )
+    return channels
+
+
+def _read_header(path: str | Path) -> _Header:
     with open_file(path) as file:
         head = file.read(MAX_HEADER)
     fields: dict[str, str] = {}
     start = 0
+    of_user = False  # whether the last field was the user's, whose text may go on in the next line
     while "elementdatafile" not in fields:
-        line, newline, _ = head[start:].partition(b"\n") if start < len(head) else (b"", b"", b"")
-        match = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*=\s*(.*?)\s*", line.decode("utf-8", "replace"))
-        if match is None:
-            if start == 0:
-                raise BadFile(f"{path}: is not a MetaImage file, whatever its name; give the scan itself")
+        if start >= len(head):
             raise BadFile(f"{path}: its header is damaged or does not name its data; get the file again")
-        name = _ALIASES.get(match[1].lower(), match[1].lower())
-        if name in fields:
-            raise BadFile(f"{path}: its header gives '{match[1]}' twice; the file is damaged")
-        fields[name] = match[2]
+        line, newline, _ = head[start:].partition(b"\n")
+        text = line.decode("utf-8", "replace").strip()
+        name, sign, value = (part.strip() for part in text.partition("="))
+        if start == 0 and not (sign and re.fullmatch(r"[A-Za-z_]\w*", name)):
+            raise BadFile(
+                f"{path}: is not a MetaImage file, whatever its name; give the scan itself"
+            )
         start += len(line) + len(newline)
+        key = _ALIASES.get(name.lower(), name.lower())
+        known = _ALIASES.get(text.split()[0].lower(), text.split()[0].lower()) if text else ""
+        if not sign or not name:
+            if not of_user or known in _FIELDS:
+                raise BadFile(
+                    f"{path}: its header is damaged or does not name its data; get the file again"
+                )
+            continue
+        of_user = key not in _FIELDS
+        if key in fields and not of_user:
+            raise BadFile(f"{path}: its header gives '{name}' twice; the file is damaged")
+        fields[key] = value
     if fields.get("objecttype", "Image").lower() != "image":
         raise BadFile(f"{path}: is a MetaIO object but not an image; give the scan itself")
-    return fields, start
+    listed: tuple[str, ...] = ()
+    if fields["elementdatafile"].split()[:1] == ["LIST"]:
+        lines = head[start:].decode("utf-8", "replace").splitlines()
+        listed = tuple(line.strip() for line in lines if line.strip())
+    return _Header(fields=fields, start=start, listed=listed)
 
 
-def _open_data(path: str | Path, fields: dict[str, str], start: int) -> ByteStream:
-    name = fields["elementdatafile"]
-    if name.upper().startswith("LIST") or "%" in name:
-        raise BadFile(f"{path}: its data is spread over several files; save it as one .mha file")
-    if fields.get("headersize", "0") != "0":
-        raise BadFile(f"{path}: its header skips parts of a foreign file; save it as one .mha file")
+def _place(path: str | Path, header: _Header, sizes: tuple[int, ...], *, first: int = 0) -> Place:
+    """Where the voxels are, of `sizes` of which the first `first` are no axes of the image."""
+    fields = header.fields
     if not _flag(path, fields, "binarydata", default=True):
         raise BadFile(f"{path}: its voxels are written as text; save them as binary data")
-    packing = "zlib" if _flag(path, fields, "compresseddata") else None
-    if name.upper() == "LOCAL":
-        return ByteStream(path, packing=packing, start=start)
-    return ByteStream(data_file(path, name), packing=packing)
+    packed = _flag(path, fields, "compresseddata")
+    before = (
+        int(_numbers(path, fields, "headersize", count=1, whole=True)[0])
+        if "headersize" in fields
+        else 0
+    )
+    if before < -1 or (before == -1 and packed):
+        # Of packed data nobody knows how many bytes they are before they are found.
+        raise BadFile(
+            f"{path}: its header gives its data a HeaderSize that cannot be; correct the header"
+        )
+    name = fields["elementdatafile"]
+    files: tuple[Path, ...] = (Path(path),)
+    part: tuple[int, ...] = ()
+    words = name.split()
+    if words[:1] == ["LIST"]:
+        files = listed_files(path, header.listed)
+        given = re.fullmatch(r"(\d)[Dd]?", words[1]) if len(words) == 2 else None
+        # Slabs of as many dimensions as the image are read differently by MetaIO itself.
+        if len(words) > 2 or (
+            len(words) == 2 and not (given and first + int(given[1]) < len(sizes))
+        ):
+            raise BadFile(
+                f"{path}: its header lists its data files in a way that is not known; correct the "
+                "header"
+            )
+        part = part_sizes(
+            path, sizes, len(files), first + int(given[1]) if given else len(sizes) - 1
+        )
+    elif "%" in name and len(words) == 4:
+        files = listed_files(path, numbered_names(path, words[0], words[1:]))
+        part = part_sizes(path, sizes, len(files), len(sizes) - 1)
+    elif name.upper() != "LOCAL":
+        files = listed_files(path, [name])
+    attached = name.upper() == "LOCAL"
+    if attached and 0 < before < header.start:
+        raise BadFile(
+            f"{path}: its header puts the voxels into the header itself; the file is damaged"
+        )
+    return Place(
+        files=files,
+        part=part,
+        packing="zlib" if packed else None,
+        start=before if before > 0 else header.start if attached else 0,
+        foreign=before > 0,
+        at_end=before == -1,
+    )
 
 
 def _affine(path: str | Path, fields: dict[str, str], dimension: int, assumed: str | None) -> NDArray[np.float64]:
     if "elementspacing" not in fields and "elementsize" not in fields:
         raise BadFile(f"{path}: its header does not say how large its voxels are; correct the header")
     spacing = _numbers(path, fields, "elementspacing" if "elementspacing" in fields else "elementsize", count=dimension)
+    unit = fields.get("distanceunits", "")
+    if unit not in _MM_PER_UNIT:
+        raise BadFile(
+            f"{path}: its lengths are in '{unit[:20]}', which MetaImage does not know; correct its "
+            "header"
+        )
+    to_mm = _MM_PER_UNIT[unit]
+    if min(spacing[:3]) <= 0:
+        raise BadFile(f"{path}: its voxel size is not positive; correct the header")
+    spacing = [to_mm * length for length in spacing]
     affine = np.eye(4)
     if assumed == "pixdim":
         affine[:3, :3] = np.diag(spacing[:3])
@@ -119,10 +241,8 @@ def _affine(path: str | Path, fields: dict[str, str], dimension: int, assumed: s
     norms = np.sqrt((rows[:3, :3] ** 2).sum(axis=1))
     if not (np.abs(norms - 1) < 1e-3).all():
         raise BadFile(f"{path}: the directions in its header are not of length 1; the file is damaged")
-    if min(spacing[:3]) <= 0:
-        raise BadFile(f"{path}: its voxel size is not positive; correct the header")
     affine[:3, :3] = rows[:3, :3].T * spacing[:3]
-    affine[:3, 3] = offset[:3]
+    affine[:3, 3] = np.array(offset[:3]) * to_mm
     return LPS @ affine
 
 

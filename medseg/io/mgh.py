@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import BadFile, BadOutput
+from medseg.errors import BadFile, BadOutput, DataWarning
 from medseg.files import ByteStream, atomic_write, gzip_writer
 from medseg.io.voxels import check_axes, choose_volume, make_volume, read_voxels, slabs, stored_dtype
+from medseg.stream import is_gzip
 from medseg.volume import Volume, spacing_of
 
 if TYPE_CHECKING:
@@ -31,6 +33,11 @@ def read_mgh(path: str | Path, *, volume_index: int | None = None, assume_geomet
     `assume_geometry='pixdim'` uses the voxel size along RAS+ axes.
     """
     packing = "gzip" if str(path).lower().endswith(("z", ".gz")) else None
+    packed = is_gzip(path)
+    if packed and not packing:
+        raise BadFile(f"{path}: is gzip data; name it .mgz")
+    if packing and not packed:  # what it is, its version says, which is checked as in any other
+        packing = None
     with ByteStream(path, packing=packing) as stream:
         header = struct.unpack_from(_HEADER, stream.read(_DATA_START))
         version, i, j, k, frames, kind = header[:6]
@@ -43,6 +50,12 @@ def read_mgh(path: str | Path, *, volume_index: int | None = None, assume_geomet
         index = choose_volume(path, frames, volume_index)
         data = read_voxels(stream, np.dtype(_DTYPES[kind]).newbyteorder(">"), (i, j, k), count=frames, index=index)
         stream.finish(extra=MAX_TAGS)
+    if not packed and str(path).lower().endswith(("z", ".gz")):
+        warnings.warn(
+            f"{path}: it is not gzipped, whatever its name, and was read as it is",
+            DataWarning,
+            stacklevel=3,
+        )
     return make_volume(path, data, affine)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import BadFile, BadOutput
-from medseg.files import ByteStream, atomic_write, data_file, gzip_writer, open_file
-from medseg.io.voxels import check_axes, choose_volume, digest, make_volume, read_voxels, slabs, stored_dtype
-from medseg.volume import LPS, Volume
+from medseg.errors import BadFile, BadGeometry, BadOutput
+from medseg.files import atomic_write, gzip_writer, open_file
+from medseg.io.raw import Place, listed_files, numbered_names, part_sizes, read_placed
+from medseg.io.voxels import check_axes, choose_volume, digest, make_volume, slabs, stored_dtype
+from medseg.volume import LPS, Volume, check_affine
 
 if TYPE_CHECKING:
     from medseg.labels import LabelTable
@@ -37,22 +39,62 @@ _TYPES = {name: np.dtype(code) for code, names in _TYPE_NAMES.items() for name i
 _WRITTEN = {"i1": "int8", "u1": "unsigned char", "i2": "short", "u2": "unsigned short", "i4": "int"} | {
     "u4": "unsigned int", "i8": "long long int", "u8": "unsigned long long int", "f4": "float", "f8": "double"
 }  # fmt: skip
+#: Space names of the format to the matrix that leads from them to RAS+.
 _TO_RAS = {
     "right-anterior-superior": np.eye(4), "ras": np.eye(4),
     "left-anterior-superior": np.diag([-1.0, 1.0, 1.0, 1.0]), "las": np.diag([-1.0, 1.0, 1.0, 1.0]),
     "left-posterior-superior": LPS, "lps": LPS,
 }  # fmt: skip
-_COLOR_KINDS = {"rgb-color", "rgba-color", "3-color", "4-color", "hsv-color", "xyz-color", "vector", "3-vector"}
+#: The same with time as a fourth axis of the world.
+_TO_RAS_AND_TIME = {
+    (f"{name}-time" if "-" in name else f"{name}t"): matrix for name, matrix in _TO_RAS.items()
+}
+_UNIT_NAMES = {
+    1e-6: "nm nanometer nanometers nanometre nanometres",
+    1e-3: "um µm μm micron microns micrometer micrometers micrometre micrometres",
+    1.0: "mm millimeter millimeters millimetre millimetres",
+    10.0: "cm centimeter centimeters centimetre centimetres",
+    1000.0: "m meter meters metre metres",
+}
+#: Names of lengths to mm. Symbols are told apart by their letters' size, words are not.
+_MM_PER_UNIT = {name: mm for mm, names in _UNIT_NAMES.items() for name in names.split()}
+#: Kinds of an axis along which the values of one voxel lie. 'vector' is none of them: it is what
+#: ITK calls the axis of an image of several channels, which are volumes of their own.
+_COLOR_KINDS = {
+    "rgb-color",
+    "rgba-color",
+    "3-color",
+    "4-color",
+    "hsv-color",
+    "xyz-color",
+    "3-vector",
+}
+_COLOR_KINDS |= {"complex", "2-vector"}
+_SPACE_KINDS = ("domain", "space")
+#: The fields of the format, in small letters and without blanks; with ':=' every other name may be
+#: a user's key.
+_FIELDS = {
+    "dimension", "type", "blocksize", "encoding", "endian", "content", "min", "max", "oldmin",
+    "oldmax", "datafile", "file", "lineskip", "byteskip", "number", "sampleunits", "sizes",
+    "spacings", "thicknesses", "axismins", "axismaxs", "centers", "centerings", "labels",
+    "units", "kinds", "space", "spacedimension", "spaceunits", "spaceorigin", "spacedirections",
+    "measurementframe",
+}  # fmt: skip
 _ASSUME = "say --assume-geometry pixdim to use its voxel size only"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Header:
-    """A parsed header: fields by name (lower case, without blanks), key-value pairs, and where attached data starts."""
+    """A parsed header.
+
+    fields: by name (small letters, without blanks). keys: key-value pairs. start: where attached
+    data begins. listed: the data files that 'data file: LIST' lists.
+    """
 
     fields: dict[str, str]
     keys: dict[str, str]
     start: int
+    listed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,21 +134,40 @@ def parse_header(path: str | Path) -> Header:
         raise BadFile(f"{path}: its header does not end; the file is damaged")
     fields: dict[str, str] = {}
     keys: dict[str, str] = {}
-    for line in head[: end.start() if end else None].decode("utf-8", "replace").split("\n")[1:]:
-        line = line.removesuffix("\r")
-        name, colon, value = line.partition(":")
+    lines = [
+        line.removesuffix("\r") for line in _text(head[: end.start() if end else None]).split("\n")
+    ]
+    for number, line in enumerate(lines[1:], 2):
         if line.startswith("#") or not line:
             continue
-        if not colon:
-            raise BadFile(f"{path}: its header has a line that is not NRRD; the file is damaged")
-        if value.startswith("="):
-            keys[name] = value[1:]
-            continue
+        name, colon, value = line.partition(":")
         name = name.lower().replace(" ", "")
+        if name not in _FIELDS or value.startswith("="):
+            key, sign, text = line.partition(":=")
+            if sign:
+                keys[key] = text
+            elif not colon:
+                raise BadFile(
+                    f"{path}: its header has a line that is not NRRD; the file is damaged"
+                )
+            continue
         if name in fields:
             raise BadFile(f"{path}: its header gives '{name}' twice; the file is damaged")
         fields[name] = value.strip()
-    return Header(fields, keys, end.end() if end else len(head))
+        if name == "datafile" and fields[name].split()[:1] == ["LIST"]:  # always the last field
+            listed = tuple(line.strip() for line in lines[number:] if line.strip())
+            return Header(fields=fields, keys=keys, start=len(head), listed=listed)
+    return Header(fields=fields, keys=keys, start=end.end() if end else len(head))
+
+
+def _text(head: bytes) -> str:
+    """A header as text: ASCII by the format, UTF-8 as Slicer writes names; else Latin-1, in which
+    older programs
+    wrote the micro sign."""
+    try:
+        return head.decode("utf-8")
+    except UnicodeDecodeError:
+        return head.decode("latin-1")
 
 
 def parse_layout(path: str | Path, header: Header, assume_geometry: str | None = None) -> Layout:
@@ -130,7 +191,7 @@ def parse_layout(path: str | Path, header: Header, assume_geometry: str | None =
     if list_axis is not None:
         kinds = fields.get("kinds", "").lower().split()
         kind = kinds[list_axis] if len(kinds) == len(sizes) else ""
-        if sizes[list_axis] > 1 and (kind in _COLOR_KINDS or kind in ("complex", "2-vector")):
+        if sizes[list_axis] > 1 and kind in _COLOR_KINDS:
             raise BadFile(f"{path}: holds {sizes[list_axis]} values per voxel (colour or vectors); give grey values")
     return Layout(dtype, sizes, list_axis, affine)
 
@@ -141,50 +202,214 @@ def read_data(path: str | Path, header: Header, layout: Layout) -> NDArray:
     encoding = _required(path, fields, "encoding").lower()
     if encoding not in ("raw", "gzip", "gz"):
         raise BadFile(f"{path}: its data is in the encoding '{encoding[:20]}'; save it with raw or gzip encoding")
-    if fields.get("lineskip", "0") != "0" or fields.get("byteskip", "0") != "0":
-        raise BadFile(f"{path}: its header skips parts of a foreign file; save it as one .nrrd file")
-    name = fields.get("datafile", fields.get("file"))
-    if name is not None and (name.split()[:1] == ["LIST"] or "%" in name):
-        raise BadFile(f"{path}: its data is spread over several files; save it as one .nrrd file")
-    source = path if name is None else data_file(path, name)
-    start = header.start if name is None else 0
-    with ByteStream(source, packing=None if encoding == "raw" else "gzip", start=start) as stream:
-        data = read_voxels(stream, layout.dtype, layout.sizes)
-        stream.finish()
-    return data
+    lines, skipped = (_skip(path, fields, name) for name in ("lineskip", "byteskip"))
+    if lines < 0 or skipped < (-1 if encoding == "raw" else 0):
+        raise BadFile(
+            f"{path}: its header says to skip in a way that NRRD does not know; correct the header"
+        )
+    files, part = _data_files(path, header, layout.sizes)
+    place = Place(
+        files=files or (Path(path),),
+        part=part,
+        packing=None if encoding == "raw" else "gzip",
+        start=0 if files else header.start,
+        lines=lines,
+        skipped=max(skipped, 0),
+        at_end=skipped == -1,
+    )
+    return read_placed(path, place, layout.dtype, layout.sizes)
+
+
+def _skip(path: str | Path, fields: dict[str, str], name: str) -> int:
+    return int(_numbers(path, fields, name, count=1, whole=True)[0]) if name in fields else 0
+
+
+def _data_files(
+    path: str | Path, header: Header, sizes: tuple[int, ...]
+) -> tuple[tuple[Path, ...], tuple[int, ...]]:
+    """The data files that a header names, () if the data follows it, and the sizes each holds if
+    there are several.
+    """
+    name = header.fields.get("datafile", header.fields.get("file"))
+    if name is None:
+        return (), ()
+    words = name.split()
+    if words[:1] == ["LIST"]:
+        names, more = list(header.listed), words[1:]
+    elif len(words) in (4, 5) and "%" in words[0]:
+        names, more = numbered_names(path, words[0], words[1:4]), words[4:]
+    else:
+        return listed_files(path, [name]), ()
+    if len(more) > 1 or not all(word.isdecimal() for word in more):
+        raise BadFile(
+            f"{path}: its header lists its data files in a way that NRRD does not know; correct "
+            "the header"
+        )
+    files = listed_files(path, names)
+    return files, part_sizes(path, sizes, len(files), int(more[0]) if more else len(sizes) - 1)
 
 
 def _geometry(
     path: str | Path, fields: dict[str, str], dimension: int, assumed: str | None
 ) -> tuple[int | None, NDArray[np.float64]]:
     """Which axis lists volumes, and voxel index to RAS+ mm."""
-    if assumed == "pixdim" and dimension == 3:
-        if "spacings" in fields:
-            return None, np.diag([*_numbers(path, fields, "spacings", count=3), 1.0])
-        vectors = _vectors(path, fields, "spacedirections")
-        lengths = [float(np.linalg.norm(vector)) for vector in vectors if vector is not None]
-        if len(lengths) != 3:
-            raise BadFile(f"{path}: its header does not say how large its voxels are")
-        return None, np.diag([*lengths, 1.0])
-    to_ras = _TO_RAS.get(fields.get("space", "").lower())
-    if to_ras is None:
-        raise BadFile(f"{path}: its header does not say in which space the voxels lie; {_ASSUME}")
-    units = set(re.findall(r'"([^"]*)"', fields.get("spaceunits", "")))
-    if not units <= {"mm", "millimeter", "millimeters", "millimetre", ""}:
-        raise BadFile(f"{path}: its lengths are not in mm; save it in mm")
-    vectors = _vectors(path, fields, "spacedirections")
+    if assumed == "pixdim":
+        return _voxel_size_only(path, fields, dimension)
+    to_ras, world = _space(path, fields, dimension)
+    if "spacedirections" not in fields:
+        raise _unplaced(
+            path,
+            fields,
+            dimension,
+            "does not say where the voxels lie ('space directions' is missing)",
+        )
+    list_axis, vectors = _axes(path, fields, dimension, world)
+    origin = _vectors(path, fields, "spaceorigin", world) if "spaceorigin" in fields else []
+    if len(origin) != 1 or origin[0] is None:
+        raise _unplaced(path, fields, dimension, "gives no single origin")
+    affine = np.eye(4)
+    affine[:3, :3] = vectors
+    units = _unit_names(path, fields, "spaceunits", world)[:3]
+    affine[:3, 3] = np.array(origin[0][:3]) * _mm_per_unit(path, units)
+    return list_axis, to_ras @ affine
+
+
+def _space(
+    path: str | Path, fields: dict[str, str], dimension: int
+) -> tuple[NDArray[np.float64], int]:
+    """What leads from the header's space to RAS+, and how many axes that space has: 3, or 4 with
+    time.
+    """
+    name = fields.get("space", "").lower()
+    if name in _TO_RAS:
+        return _TO_RAS[name], 3
+    if name in _TO_RAS_AND_TIME:
+        return _TO_RAS_AND_TIME[name], 4
+    kinds = fields.get("kinds", "").lower().split()
+    if not name and fields.get("spacedimension") == "4" and kinds == ["domain"] * 4:
+        # Certain: the format has a name for three axes in space alone, so ITK leaves it out of
+        # images of four, which it writes with just these fields; the first three of its axes are
+        # always LPS.
+        return LPS, 4
+    raise _unplaced(path, fields, dimension, "does not say in which space the voxels lie")
+
+
+def _unplaced(path: str | Path, fields: dict[str, str], dimension: int, what: str) -> BadFile:
+    """What to raise where the place of the voxels is unknown; `pixdim` is advised only where it
+    works.
+    """
+    try:
+        check_affine(_voxel_size_only(path, fields, dimension)[1])
+    except (BadFile, BadGeometry):
+        return BadFile(f"{path}: its header {what}; correct the header, which is text")
+    return BadFile(f"{path}: its header {what}; {_ASSUME}")
+
+
+def _voxel_size_only(
+    path: str | Path, fields: dict[str, str], dimension: int
+) -> tuple[int | None, NDArray[np.float64]]:
+    """Which axis lists volumes, and an affine of the voxel size along RAS+ axes."""
+    if "spacings" not in fields:
+        if "spacedirections" not in fields:
+            raise BadFile(
+                f"{path}: its header does not say how large its voxels are; correct the header"
+            )
+        first = re.search(r"\(([^()]*)\)", fields["spacedirections"])
+        list_axis, vectors = _axes(path, fields, dimension, first[1].count(",") + 1 if first else 3)
+        return list_axis, np.diag([*np.linalg.norm(vectors, axis=0), 1.0])
+    spacings = _numbers(path, fields, "spacings", count=dimension, or_nan=True)
+    kinds = fields.get("kinds", "").lower().split()
+    kinds = kinds if len(kinds) == dimension else ["domain"] * dimension
+    lists = [
+        axis
+        for axis in range(dimension)
+        if math.isnan(spacings[axis]) or kinds[axis] not in _SPACE_KINDS
+    ]
+    if dimension - len(lists) != 3 or len(lists) > 1:
+        raise BadFile(
+            f"{path}: does not say which three of its {dimension} axes lie in space; give one "
+            "volume"
+        )
+    if not all(spacings[axis] > 0 for axis in range(dimension) if axis not in lists):
+        raise BadFile(f"{path}: its voxel size is not positive; correct the header")
+    in_space = [axis for axis in range(dimension) if axis not in lists]
+    if "units" in fields:
+        names = [_unit_names(path, fields, "units", dimension)[axis] for axis in in_space]
+    else:  # of the axes of space; which of the file's axes each is does not matter if all are alike
+        names = _unit_names(path, fields, "spaceunits", 3)
+        if len(set(names)) > 1:
+            raise BadFile(
+                f"{path}: its header does not say in which unit its spacings are; correct the "
+                "header"
+            )
+    lengths = np.array(spacings)[in_space] * _mm_per_unit(path, names)
+    return (lists[0] if lists else None), np.diag([*lengths, 1.0])
+
+
+def _axes(
+    path: str | Path, fields: dict[str, str], dimension: int, world: int
+) -> tuple[int | None, NDArray[np.float64]]:
+    """Which axis lists volumes, and the other three in mm as the columns of a (3, 3) matrix."""
+    vectors = _vectors(path, fields, "spacedirections", world)
+    if world == 4:
+        in_time = [axis for axis, vector in enumerate(vectors) if vector is not None and vector[3]]
+        if len(in_time) != 1 or any((vectors[in_time[0]] or [])[:3]):
+            raise BadFile(f"{path}: its fourth axis is mixed with space; give one volume")
+        vectors = [
+            None if axis in in_time or vector is None else vector[:3]
+            for axis, vector in enumerate(vectors)
+        ]
     lists = [axis for axis, vector in enumerate(vectors) if vector is None]
     if len(vectors) != dimension or dimension - len(lists) != 3:
         raise BadFile(f"{path}: does not have three axes in space; give one volume")
     if len(lists) > 1:
         raise BadFile(f"{path}: has {dimension} dimensions; give one volume")
-    origin = _vectors(path, fields, "spaceorigin")
-    if len(origin) != 1 or origin[0] is None:
-        raise BadFile(f"{path}: its header gives no single origin; {_ASSUME}")
-    affine = np.eye(4)
-    affine[:3, :3] = np.array([vector for vector in vectors if vector is not None]).T
-    affine[:3, 3] = origin[0]
-    return (lists[0] if lists else None), to_ras @ affine
+    columns = np.array([vector for vector in vectors if vector is not None]).T
+    units = _unit_names(path, fields, "spaceunits", world)[:3]
+    return (lists[0] if lists else None), columns * _mm_per_unit(path, units)[:, None]
+
+
+def _unit_names(path: str | Path, fields: dict[str, str], name: str, count: int) -> list[str]:
+    """The unit of each of `count` axes from 'space units' or 'units', as the header names it; '' if
+    it does not.
+    """
+    text = fields.get(name, "")
+    words = [
+        word.strip() for word in (re.findall(r'"([^"]*)"', text) if '"' in text else text.split())
+    ]
+    words = ["" if word == "???" else word for word in words]  # both mean that nothing is known
+    if not any(words):
+        return [""] * count
+    if len(words) != count:
+        raise BadFile(
+            f"{path}: its header does not give one unit for each of {count} axes; correct the "
+            "header"
+        )
+    return words
+
+
+def _mm_per_unit(path: str | Path, names: Sequence[str]) -> NDArray[np.float64]:
+    """How many mm the units of axes in space are; 1 where none is named, as all programs read such
+    files.
+
+    Raises `BadFile` for units that are unknown, and where only some are named and those are not mm.
+    """
+    sizes = [
+        _MM_PER_UNIT.get(name, _MM_PER_UNIT.get(name.lower() if len(name) > 2 else ""))
+        for name in names
+    ]
+    for name, size in zip(names, sizes):
+        if name and size is None:
+            raise BadFile(
+                f"{path}: its lengths are in '{name[:20]}', which is no unit that medseg knows; "
+                "write them in mm into its header, which is text"
+            )
+    known = {size for size in sizes if size is not None}
+    if None in sizes and not known <= {1.0}:
+        raise BadFile(
+            f"{path}: its header names a unit for some of its axes only; correct the header"
+        )
+    return np.array([1.0 if size is None else size for size in sizes])
 
 
 def _required(path: str | Path, fields: dict[str, str], name: str) -> str:
@@ -194,24 +419,32 @@ def _required(path: str | Path, fields: dict[str, str], name: str) -> str:
 
 
 def _numbers(
-    path: str | Path, fields: dict[str, str], name: str, *, count: int | None = None, whole: bool = False
+    path: str | Path,
+    fields: dict[str, str],
+    name: str,
+    *,
+    count: int | None = None,
+    whole: bool = False,
+    or_nan: bool = False,
 ) -> list[float]:
     words = _required(path, fields, name).split()
     try:
         numbers: list[float] = [int(word) for word in words] if whole else [float(word) for word in words]
     except ValueError:
         raise BadFile(f"{path}: the field '{name}' in its header is not made of numbers; the file is damaged") from None
-    if not whole and not all(map(math.isfinite, numbers)):
+    if not whole and not all(
+        math.isfinite(number) or (or_nan and math.isnan(number)) for number in numbers
+    ):
         raise BadFile(f"{path}: the field '{name}' in its header holds values that are not finite; correct the header")
     if count is not None and len(numbers) != count:
         raise BadFile(f"{path}: the field '{name}' in its header does not have {count} numbers; the file is damaged")
     return numbers
 
 
-def _vectors(path: str | Path, fields: dict[str, str], name: str) -> list[list[float] | None]:
-    """Vectors such as `none (1,0,0) (0,1,0)`; None for 'none'."""
-    if name not in fields:
-        raise BadFile(f"{path}: its header does not say where the voxels lie ('{name}' is missing); {_ASSUME}")
+def _vectors(
+    path: str | Path, fields: dict[str, str], name: str, length: int
+) -> list[list[float] | None]:
+    """Vectors of `length` such as `none (1,0,0) (0,1,0)`; None for 'none'."""
     text = fields[name]
     if not re.fullmatch(r"\s*(?:(?:none|\([^()]*\))\s*)+", text):
         raise BadFile(f"{path}: the field '{name}' in its header is not made of vectors; the file is damaged")
@@ -220,8 +453,8 @@ def _vectors(path: str | Path, fields: dict[str, str], name: str) -> list[list[f
         if word == "none":
             vectors.append(None)
             continue
-        parts = {"v": word[1:-1].replace(",", " ")}
-        vectors.append(_numbers(path, parts, "v", count=3))
+        parts = {name: word[1:-1].replace(",", " ")}
+        vectors.append(_numbers(path, parts, name, count=length))
     return vectors
 
 

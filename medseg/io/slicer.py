@@ -1,8 +1,10 @@
 """3D Slicer's segmentation file, `.seg.nrrd`: a label map, or several layers, with names, colours and codes.
 
-The format is Slicer's Docs/developer_guide/modules/segmentations.md; what is optional there and needed in practice
-follows Libs/MRML/Core/vtkMRMLSegmentationStorageNode.cxx. Slicer loses every segment but the first without `Layer`,
-and clips each layer to the union of the `Extent`s in it.
+The format is Slicer's Docs/developer_guide/modules/segmentations.md; what is optional there and
+needed in practice follows Libs/MRML/Core/vtkMRMLSegmentationStorageNode.cxx. Slicer loses every
+segment but the first without `Layer`, and clips each layer to the union of the `Extent`s in it.
+Slicer 4.10 and older knew no layers: there every segment is a volume of its own, in the order of
+the segments. Plain `.nrrd` and `.nhdr` are segmentations if they name segments.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadConfig, BadFile, BadGeometry, BadOutput, DataWarning
 from medseg.io.nrrd import Header, Layout, header_text, parse_header, parse_layout, read_data, write_attached
-from medseg.io.voxels import labels_only, make_volume
+from medseg.io.voxels import Overlap, chosen, labels_only, make_volume
 from medseg.volume import Volume, same_grid
 
 if TYPE_CHECKING:
@@ -38,40 +40,87 @@ class _Segment(NamedTuple):
     extent: tuple[int, ...]  # first and last voxel along i, j, k; () if the file does not say
 
 
-def read_seg_nrrd(path: str | Path, *, volume_index: int | None = None, assume_geometry: str | None = None) -> Volume:
+def names_segments(path: str | Path) -> bool:
+    """Whether a NRRD file is a segmentation, whatever its name: its header names a first segment,
+    as Slicer's do.
+    """
+    try:
+        return "Segment0_ID" in parse_header(path).keys
+    except BadFile:  # whoever reads it says why
+        return False
+
+
+def read_seg_nrrd(
+    path: str | Path,
+    *,
+    volume_index: int | None = None,
+    assume_geometry: str | None = None,
+    segments: Sequence[str] | None = None,
+) -> Volume:
     """The label map of a Slicer segmentation, as uint8 or uint16. Raises `BadFile`.
 
-    Several layers are merged; if segments of different layers share a value, all are numbered 1, 2, ... in their order
-    (`read_table` numbers them alike). Segments that overlap cannot be one label map and are refused.
+    Several layers are merged; if segments of different layers share a value, all are numbered 1, 2,
+    ... in their order (`read_table` numbers them alike). segments: only these, by name or label
+    value, laid over each other in this order, the later over the earlier; without it, segments that
+    overlap are refused (`Overlap`).
     """
-    header, layout, segments = _parse(path, assume_geometry)
+    header, layout, known = _parse(path, assume_geometry)
     if volume_index not in (None, 0):
         raise BadFile(f"{path}: is one segmentation, there is no volume {volume_index} in it")
+    if segments is not None:
+        by_value = {segment.label.value: segment for segment in known}
+        wanted = [by_value[value] for value in chosen(path, _table(path, known), segments)]
     layers = _layers(path, header, layout)
-    merged = np.zeros(layers.shape[1:], np.uint16, order="F")
     for number, layer in enumerate(layers):
-        here = [segment for segment in segments if segment.layer == number]
-        values = labels_only(path, make_volume(path, layer, layout.affine)).data
-        if _reaches_out(values, [segment.extent for segment in here]):
-            warnings.warn(
-                f"{path}: labels reach beyond the extent that its header states, where 3D Slicer does not show them; "
-                "all were read",
-                DataWarning,
-                stacklevel=2,
-            )
+        _check_layer(path, layer, [segment for segment in known if segment.layer == number], layout)
+    painted = _merged(path, layers, known) if segments is None else _painted(layers, wanted)
+    return labels_only(path, make_volume(path, painted, layout.affine))
+
+
+def _check_layer(
+    path: str | Path, layer: NDArray, segments: Sequence[_Segment], layout: Layout
+) -> None:
+    """Raise `BadFile` for values that no segment names; warn of labels where Slicer shows none."""
+    values = labels_only(path, make_volume(path, layer, layout.affine)).data
+    if _reaches_out(values, [segment.extent for segment in segments]):
+        warnings.warn(
+            f"{path}: labels reach beyond the extent that its header states, where 3D Slicer does "
+            "not show them; "
+            "all were read",
+            DataWarning,
+            stacklevel=3,
+        )
+    named = np.zeros(65536, bool)
+    named[[0, *(segment.stored for segment in segments)]] = True
+    if not named[values].all():
+        raise BadFile(
+            f"{path}: holds label values that it does not name; export the segmentation again"
+        )
+
+
+def _merged(path: str | Path, layers: NDArray, segments: Sequence[_Segment]) -> NDArray:
+    """All segments as one label map. Raises `Overlap` where layers share voxels."""
+    merged = np.zeros(layers.shape[1:], np.uint16, order="F")
+    shared = 0
+    for number, layer in enumerate(layers):
         new_value = np.zeros(65536, np.uint16)
-        for segment in here:
-            new_value[segment.stored] = segment.label.value
-        translated = new_value[values]
-        if ((values > 0) & (translated == 0)).any():
-            raise BadFile(f"{path}: holds label values that it does not name; export the segmentation again")
-        if ((merged > 0) & (translated > 0)).any():
-            raise BadFile(
-                f"{path}: its segments overlap, so they are not one label map; export them without overlap, "
-                "or one file for each"
-            )
+        for segment in segments:
+            if segment.layer == number:
+                new_value[segment.stored] = segment.label.value
+        translated = new_value[layer.astype(np.uint16, copy=False)]
+        shared += int(np.count_nonzero((merged > 0) & (translated > 0)))
         np.maximum(merged, translated, out=merged)
-    return labels_only(path, make_volume(path, merged, layout.affine))
+    if shared:
+        raise Overlap(path, shared)
+    return merged
+
+
+def _painted(layers: NDArray, segments: Sequence[_Segment]) -> NDArray:
+    """Segments laid over each other as one label map, later ones over earlier."""
+    painted = np.zeros(layers.shape[1:], np.uint16, order="F")
+    for segment in segments:
+        painted[layers[segment.layer] == segment.stored] = segment.label.value
+    return painted
 
 
 def read_segments(path: str | Path, *, assume_geometry: str | None = None) -> Iterator[tuple[Label, Volume]]:
@@ -88,10 +137,14 @@ def read_segments(path: str | Path, *, assume_geometry: str | None = None) -> It
 
 def read_table(path: str | Path) -> LabelTable:
     """Names, colours and codes of a Slicer segmentation, values as `read_seg_nrrd` gives them. Raises `BadFile`."""
+    return _table(path, _parse(path, None)[2])
+
+
+def _table(path: str | Path, segments: Sequence[_Segment]) -> LabelTable:
     from medseg.labels import LabelTable
 
     try:
-        return LabelTable(tuple(segment.label for segment in _parse(path, None)[2]))
+        return LabelTable(tuple(segment.label for segment in segments))
     except BadConfig as error:
         raise BadFile(f"{path}: {error}; export the segmentation again") from None
 
@@ -124,12 +177,32 @@ def _parse(path: str | Path, assume_geometry: str | None) -> tuple[Header, Layou
     segments: list[_Segment] = []
     while f"Segment{len(segments)}_ID" in header.keys:
         segments.append(_segment(path, header.keys, len(segments)))
+    segments = _in_layers(path, header.keys, segments, count)
     places = [(segment.layer, segment.stored) for segment in segments]
     if len(set(places)) != len(places) or not all(0 <= layer < count for layer, _ in places):
         raise BadFile(f"{path}: two of its segments are the same, or one is in a layer that does not exist")
     if len({segment.stored for segment in segments}) != len(segments):
         segments = [s._replace(label=replace(s.label, value=number)) for number, s in enumerate(segments, 1)]
     return header, layout, segments
+
+
+def _in_layers(
+    path: str | Path, keys: dict[str, str], segments: list[_Segment], count: int
+) -> list[_Segment]:
+    """The segments, each in its layer out of `count`. Raises `BadFile` where the header leaves open
+    which that is.
+    """
+    given = [f"Segment{number}_Layer" in keys for number in range(len(segments))]
+    if all(given) or (count == 1 and not any(given)):
+        return segments
+    if any(given) or count != len(segments):
+        raise BadFile(
+            f"{path}: does not say of all segments in which layer they are; export the "
+            "segmentation again"
+        )
+    # Certain: before it knew layers, Slicer wrote just this, a volume for every segment and in
+    # their order, and newer ones read it so.
+    return [segment._replace(layer=number) for number, segment in enumerate(segments)]
 
 
 def _segment(path: str | Path, keys: dict[str, str], number: int) -> _Segment:

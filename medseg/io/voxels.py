@@ -7,16 +7,23 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from medseg.errors import BadFile, BadGeometry, DataWarning
 from medseg.files import ByteStream
-from medseg.volume import Volume
+from medseg.volume import SCANNER, Space, Volume
+
+if TYPE_CHECKING:
+    from medseg.labels import LabelTable
 
 #: Longest axis of a volume; more is a damaged header.
 MAX_AXIS = 1 << 20
+#: Most bytes behind the voxels that can be padding: the largest block up to which file systems and
+#: tapes are filled.
+MAX_PADDING = 1 << 16
 #: Planes turned around at a time: as many as bytes come from memory at once.
 _PLANES = 64
 
@@ -29,10 +36,49 @@ class SeveralVolumes(BadFile):
         self.count = count
 
 
-def make_volume(path: str | Path, data: NDArray, affine: ArrayLike) -> Volume:
+class Overlap(BadFile):
+    """Structures of a file share voxels, so they are not one label map."""
+
+    def __init__(self, path: str | Path, voxels: int) -> None:
+        super().__init__(
+            f"{path}: {voxels} voxels belong to more than one of its structures; where they "
+            "overlap they are not one "
+            "label map: choose with `medseg convert --segment NAME` which to take (given again, "
+            "the later lies on "
+            "top), or convert it to .seg.nrrd, which keeps them all"
+        )
+
+
+def chosen(path: str | Path, table: LabelTable, segments: Sequence[str] | None) -> list[int]:
+    """The label values of segments given by name or value, in that order; all of them for None.
+    Raises `BadFile`.
+    """
+    if segments is None:
+        return list(table.values)
+    values = []
+    for word in segments:
+        named = [
+            label.value
+            for label in table.labels
+            if label.name.casefold() == word.strip().casefold()
+        ]
+        if not named and word.strip().isdecimal() and int(word) in table:
+            named = [int(word)]
+        if len(named) != 1:
+            what = "several segments" if named else "no segment"
+            there = "; ".join(f"{label.value} {label.name}" for label in table.labels)
+            there = there if len(there) <= 120 else "those that `medseg info` lists"
+            raise BadFile(f"{path}: has {what} '{word}', by name or number; it has {there}")
+        values += named
+    return values
+
+
+def make_volume(
+    path: str | Path, data: NDArray, affine: ArrayLike, space: Space = SCANNER
+) -> Volume:
     """A `Volume` of what `path` held. Raises `BadFile` if the affine is not the geometry of a scan."""
     try:
-        return Volume(data, np.asarray(affine, dtype=np.float64))
+        return Volume(data, np.asarray(affine, dtype=np.float64), space)
     except BadGeometry as error:
         raise BadFile(f"{path}: {error}; correct the header or export the scan again") from None
 
@@ -69,6 +115,41 @@ def read_voxels(
         data.byteswap(inplace=True)
         data = data.view(kind.newbyteorder("="))
     return data
+
+
+def finish_voxels(
+    path: str | Path, stream: ByteStream, data: NDArray, sizes: Sequence[int]
+) -> None:
+    """Read a stream to its end behind voxels of `sizes`, of which `data` are those read.
+
+    Zeros or one line end behind them are passed over with a `DataWarning` that names `path`;
+    anything else is a `BadFile`. That they are no voxels is certain only if no axis that is longer
+    than the header says would explain how many there are, and if the voxels did not move: zeros
+    that are less than a voxel may be the end of the last one, and a transfer as text puts a byte
+    before every line end.
+    """
+    rest = stream.rest(MAX_PADDING)
+    if not rest:
+        return
+    total = math.prod(sizes) * data.dtype.itemsize
+    longer = any(len(rest) % (total // size) == 0 for size in sizes)
+    zeros = rest.count(0) == len(rest) >= data.dtype.itemsize
+    padding = zeros or rest in (b"\n", b"\r\n")
+    if longer or not padding or _as_text(data):
+        raise stream.refuse_rest()
+    what = "zeros follow" if zeros else "a line end follows"
+    warnings.warn(
+        f"{path}: {what} its voxels and belong to nothing; passed over", DataWarning, stacklevel=3
+    )
+
+
+def _as_text(data: NDArray) -> bool:
+    """Whether every line feed in the voxels comes after a carriage return, as a transfer as text
+    leaves them.
+    """
+    content = data.tobytes("F")
+    feeds = content.count(b"\n")
+    return 0 < feeds == content.count(b"\r\n")
 
 
 def rescale(path: str | Path, data: NDArray, slope: float, intercept: float) -> NDArray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import random
 import struct
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 import medseg
 from making import fuzzing
@@ -144,3 +146,139 @@ def test_only_data_warnings_are_given_and_none_for_a_good_file(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         io.read(tmp_path / "x.nii.gz")
+
+
+def several_files(folder: Path) -> Path:
+    """A NRRD header of a slice in each of several files, behind headers of their own."""
+    data = fuzzing.scan(".nrrd").data
+    for k in range(data.shape[2]):
+        (folder / f"s{k:02d}.raw").write_bytes(b"another program's" + data[..., k].tobytes("F"))
+    sizes = " ".join(map(str, data.shape))
+    (folder / "x.nhdr").write_text(
+        f'NRRD0005\ntype: short\ndimension: 3\nspace: RAS\nsizes: {sizes}\nspace units: "um" "um" "um"\n'
+        "space directions: (900,0,0) (0,1000,0) (0,0,2000)\nspace origin: (1,2,3)\nendian: "
+        "little\nencoding: raw\n"
+        f"byte skip: 17\nkey: with:=text\ndata file: s%02d.raw 0 {data.shape[2] - 1} 1\n\n"
+    )
+    return folder / "x.nhdr"
+
+
+def listed_files(folder: Path) -> Path:
+    """A MetaImage header that lists its files, with channels and fields of a user."""
+    data = np.stack([fuzzing.scan(".mha").data] * 2)
+    names = [f"s{k}.raw" for k in range(data.shape[3])]
+    for k, name in enumerate(names):
+        (folder / name).write_bytes(data[..., k].tobytes("F"))
+    sizes = " ".join(map(str, data.shape[1:]))
+    (folder / "x.mhd").write_text(
+        "ObjectType = Image\nNDims = 3\nBinaryData = True\nDimSize = "
+        f"{sizes}\nElementNumberOfChannels = 2\n"
+        "TransformMatrix = 1 0 0 0 1 0 0 0 1\nOffset = 1 2 3\nElementSpacing = 900 1000 "
+        "2000\nDistanceUnits = um\n"
+        "0008|0060 = CT\nNote = one\ntwo\nHeaderSize = -1\nElementType = "
+        "MET_SHORT\nElementDataFile = LIST 2\n"
+        + "\n".join(names)
+    )
+    return folder / "x.mhd"
+
+
+def header_of_a_pair(folder: Path) -> Path:
+    io.write(fuzzing.scan(".nii"), folder / "x.nii")
+    content = (folder / "x.nii").read_bytes()
+    header = bytearray(content[:352])
+    struct.pack_into("<f", header, 108, 0)
+    header[344:348] = b"ni1\0"
+    (folder / "x.hdr").write_bytes(header)
+    (folder / "x.img").write_bytes(content[352:])
+    return folder / "x.hdr"
+
+
+def old_segmentation(folder: Path) -> Path:
+    """Two segments as Slicer 4.10 wrote them, under a plain name."""
+    data = np.zeros((2, 12, 13, 14), np.uint8)
+    data[0, 2:5, 3:7, 1:9] = data[1, 6:9, 1:5, 10:13] = 1
+    lines = [
+        f"Segment{n}_{key}:={value}"
+        for n in range(2)
+        for key, value in (("ID", f"s{n}"), ("Name", f"name {n}"))
+    ]
+    head = "NRRD0004\ntype: uchar\ndimension: 4\nspace: LPS\nsizes: 2 12 13 14\nkinds: list domain domain domain\n"
+    head += "space directions: none (1,0,0) (0,1,0) (0,0,2)\nspace origin: (5,6,7)\nencoding: raw\n"
+    (folder / "x.nrrd").write_bytes((head + "\n".join(lines) + "\n\n").encode() + data.tobytes("F"))
+    return folder / "x.nrrd"
+
+
+MAKERS = [several_files, listed_files, header_of_a_pair, old_segmentation]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_mutations_of_headers_whose_voxels_are_elsewhere_raise_only_bad_file(tmp_path, make):
+    path = make(tmp_path)
+    index = 0 if make is listed_files else None
+    content, chance = path.read_bytes(), random.Random(11)
+    truth = io.read(path, volume_index=index)
+    counts: dict[str, int] = {}
+
+    for _ in range(600):
+        path.write_bytes(fuzzing.mutated(content, chance, 800))
+        what = fuzzing.outcome(path, truth, volume_index=index)
+        counts[what] = counts.get(what, 0) + 1
+
+    assert set(counts) <= HARMLESS | {"other voxels", "other geometry"}
+    assert counts["refused"] > 100
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_voxels_elsewhere_that_are_cut_or_too_long_are_refused(tmp_path, make):
+    path = make(tmp_path)
+    index = 0 if make is listed_files else None
+    victims = [file for file in sorted(tmp_path.iterdir()) if file.suffix in (".raw", ".img")][
+        ::7
+    ] or [path]
+
+    for victim in victims:
+        content = victim.read_bytes()
+        at_end = make is listed_files  # there, whatever comes before the voxels does not count
+        for changed in (
+            content[:-1],
+            content[: len(content) // 2],
+            *(() if at_end else (content + b"x",)),
+        ):
+            victim.write_bytes(changed)
+            with pytest.raises(BadFile):
+                io.read(path, volume_index=index)
+        victim.write_bytes(content)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nrrd", ".mha"])
+def test_no_inserted_bytes_are_passed_over_in_silence(tmp_path, suffix):
+    """Bytes inserted among voxels that end in zeros move all that follow: refused, or at the least
+    warned of.
+    """
+    path = tmp_path / f"x{suffix}"
+    scan = fuzzing.scan(suffix)
+    data = scan.data.copy()
+    data[..., -4:] = 0
+    if suffix == ".nii":
+        io.write(scan.with_data(data), path)
+    else:
+        image = sitk.GetImageFromArray(data.T)
+        sitk.WriteImage(image, str(path), useCompression=False)
+    content, chance = path.read_bytes(), random.Random(12)
+    told = 0
+
+    for _ in range(300):
+        place = chance.randrange(len(content) - data.nbytes, len(content))
+        path.write_bytes(
+            content[:place] + chance.randbytes(chance.randint(1, 16)) + content[place:]
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                io.read(path)
+            except BadFile:
+                told += 1
+                continue
+        told += any("zeros follow" in str(one.message) for one in caught)
+
+    assert told == 300

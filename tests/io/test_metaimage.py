@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 from medseg import io
 from medseg.errors import BadFile
@@ -108,7 +109,11 @@ def test_of_a_4d_file_one_volume_is_chosen(save):
         ({"DimSize": None}, "dimsize"),
         ({"DimSize": "2 3 5"}, "too short"),
         ({"DimSize": "2 3 3"}, "more data"),
-        ({"ElementNumberOfChannels": "3"}, "colour"),
+        ({"ElementNumberOfChannels": "3", "ElementType": "MET_UCHAR"}, "colour"),
+        ({"ElementNumberOfChannels": "4", "ElementType": "MET_UCHAR"}, "colour"),
+        ({"ElementNumberOfChannels": "0"}, "axis"),
+        ({"ElementNumberOfChannels": "two"}, "damaged"),
+        ({"DistanceUnits": "inch"}, "'inch'"),
         ({"ElementType": "MET_UCHAR_ARRAY"}, "type"),
         ({"ElementType": None}, "type"),
         ({"BinaryData": "False"}, "text"),
@@ -125,10 +130,10 @@ def test_of_a_4d_file_one_volume_is_chosen(save):
         ({"ElementSpacing": "1 2 -3"}, "positive"),
         ({"ElementSpacing": "1 2 0"}, "positive"),
         ({"ElementSpacing": "1 2 nan"}, "finite"),
-        ({"HeaderSize": "100"}, "skips"),
-        ({"HeaderSize": "-1"}, "skips"),
-        ({"last": "LIST"}, "several files"),
-        ({"last": "x%02d.raw 1 4 1"}, "several files"),
+        ({"HeaderSize": "100"}, "header itself"),
+        ({"HeaderSize": "-2"}, "HeaderSize"),
+        ({"HeaderSize": "-1", "CompressedData": "True"}, "HeaderSize"),
+        ({"HeaderSize": "many"}, "headersize"),
         ({"last": "none.raw"}, "missing"),
         ({"offset": "1 2 3"}, "twice"),
         ({"Origin": "1 2 3"}, "twice"),
@@ -147,3 +152,74 @@ def test_spacing_alone_is_enough_only_when_told(save):
     path = save(TransformMatrix=None, Offset=None)
 
     assert np.array_equal(io.read(path, assume_geometry="pixdim").affine, np.diag([1.0, 2, 3, 1]))
+
+
+@pytest.mark.parametrize(("unit", "mm"), [("um", 1e-3), ("mm", 1), ("cm", 10), ("?", 1), ("", 1)])
+def test_lengths_of_every_unit_become_mm(save, unit, mm):
+    path = save(DistanceUnits=unit)
+
+    assert np.allclose(io.read(path).affine, np.diag([mm, mm, mm, 1]) @ RAS, rtol=1e-12)
+    assert np.allclose(
+        io.read(path, assume_geometry="pixdim").spacing_mm, np.array([1, 2, 3]) * mm, rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4, 7])
+def test_of_several_channels_one_is_chosen(save, channels):
+    stack = np.stack([DATA + 100 * n for n in range(channels)])  # the channel is the fastest axis
+    path = save(stack.astype("<i2").tobytes("F"), ElementNumberOfChannels=str(channels))
+
+    with pytest.raises(BadFile, match=f"{channels} volumes"):
+        io.read(path)
+
+    for index in range(channels):
+        assert np.array_equal(io.read(path, volume_index=index).data, DATA + 100 * index)
+        assert np.array_equal(io.read(path, volume_index=index).affine, RAS)
+
+
+def test_channels_of_a_4d_file_are_refused(save):
+    path = save(
+        RAW * 4, NDims=4, DimSize="2 3 4 2", ElementSpacing="1 2 3 1", ElementNumberOfChannels="2"
+    )
+
+    with pytest.raises(BadFile, match="4 dimensions and 2 channels"):
+        io.read(path, volume_index=0)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "0008|0060 = CT",
+        "Some Name = x = y",
+        "é.x-y: z = 1",
+        "Note = first line\nsecond line\n\nthird: x",
+        "A = 1\nA = 2",
+        "Empty =",
+    ],
+)
+def test_user_fields_may_have_any_name_and_text_of_several_lines(tmp_path, save, lines):
+    path = save()
+    path.write_bytes(path.read_bytes().replace(b"DimSize", f"{lines}\nDimSize".encode()))
+
+    assert np.array_equal(io.read(path).data, DATA)
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T, DATA)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"DimSize \x11 2 3 4", b"BinaryDataByteOrderMSB True", b"CompressedData"]
+)
+def test_a_damaged_field_after_a_users_is_not_taken_for_its_text(save, damage):
+    path = save(BinaryDataByteOrderMSB=None, CompressedData=None)
+    path.write_bytes(path.read_bytes().replace(b"DimSize", b"Note = x\n" + damage + b"\nDimSize"))
+
+    with pytest.raises(BadFile, match="damaged"):
+        io.read(path)
+
+
+def test_metadata_of_simpleitk_does_not_stop_reading(tmp_path):
+    image = sitk.GetImageFromArray(DATA.T)
+    for name in ("0010|0020", "two words", "odd:name", "x.y"):
+        image.SetMetaData(name, "text\nof two lines")
+    sitk.WriteImage(image, str(tmp_path / "x.mha"))
+
+    assert np.array_equal(io.read(tmp_path / "x.mha").data, DATA)

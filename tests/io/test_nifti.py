@@ -13,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 from making.strategies import affines
 from medseg import io
 from medseg.errors import BadFile, BadOutput, DataWarning
+from medseg.io.nifti import stored_sizes
 from medseg.volume import Volume
 
 AFFINE = np.array([[0, -2.0, 0, 10], [1.0, 0, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1]])
@@ -93,8 +94,10 @@ def test_whole_number_scaling_equals_arithmetic_without_limits(tmp_path_factory,
 @pytest.mark.parametrize(
     ("patches", "reason"),
     [
-        ({SLOPE: ("2f", np.inf, 0)}, "scaling"),
+        ({SLOPE: ("2f", np.inf, 5)}, "scaling"),
+        ({SLOPE: ("2f", np.nan, -1024)}, "scaling"),
         ({SLOPE: ("2f", 1, np.nan)}, "scaling"),
+        ({SLOPE: ("2f", 2, np.inf)}, "scaling"),
         ({DIM: ("8h", 2, 3, 20, 1, 1, 1, 1, 1)}, "picture"),
         ({DIM: ("8h", 3, 3, 4, 0, 1, 1, 1, 1)}, "axis"),
         ({DIM: ("8h", 3, 3, -4, 5, 1, 1, 1, 1)}, "axis"),
@@ -103,11 +106,16 @@ def test_whole_number_scaling_equals_arithmetic_without_limits(tmp_path_factory,
         ({DIM: ("8h", 3, 3, 4, 4, 1, 1, 1, 1)}, "more data"),
         ({DIM: ("8h", 3, 3, 4, 6, 1, 1, 1, 1)}, "too short"),
         ({DIM: ("8h", 5, 1, 4, 5, 1, 3, 1, 1)}, "per voxel"),
+        ({DIM: ("8h", 4, 3, 4, 0, 0, 1, 1, 1)}, "axis"),
+        ({DIM: ("8h", 4, 3, 4, 2, 0, 1, 1, 1)}, "more data"),
+        ({DIM: ("8h", 5, 3, 4, 5, 0, 2, 1, 1)}, "per voxel"),
         ({"at70": ("h", 128)}, "colour"),
         ({"at70": ("h", 2304)}, "colour"),
         ({"at70": ("h", 32)}, "complex"),
         ({"at70": ("h", 1536)}, "type"),
         ({"at70": ("h", 512), "at72": ("h", 8)}, "contradicts"),
+        ({"at70": ("h", 2), "at72": ("h", 0)}, "more data"),
+        ({"at70": ("h", 16), "at72": ("h", 0)}, "too short"),
         ({OFFSET: ("f", 1e9)}, "too short"),
         ({OFFSET: ("f", -100)}, "impossible"),
         ({OFFSET: ("f", np.nan)}, "impossible"),
@@ -220,6 +228,203 @@ def test_axes_of_one_are_no_problem(save, shape):
     data = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
 
     assert np.array_equal(io.read(save(data)).data, data.reshape(shape[:3]))
+
+
+@pytest.mark.parametrize(
+    "patches",
+    [
+        {DIM: ("8h", 4, 3, 4, 5, 0, 1, 1, 1)},
+        {DIM: ("8h", 4, 3, 4, 5, -1, 7, 7, 7)},
+        {DIM: ("8h", 7, 3, 4, 5, 0, 0, 0, 0)},
+        {DIM: ("8h", 5, 3, 4, 5, 1, -32768, 1, 1)},
+        {SLOPE: ("2f", np.nan, 0)},
+        {SLOPE: ("2f", np.inf, 0)},
+        {SLOPE: ("2f", -np.inf, np.nan)},
+        {SLOPE: ("2f", np.inf, np.inf)},
+        {"at72": ("h", 0)},
+        {"at72": ("h", 0), DIM: ("8h", 4, 3, 4, 5, 0, 1, 1, 1), SLOPE: ("2f", np.nan, 0)},
+    ],
+)
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_fields_that_the_reference_library_mends_are_read_with_a_warning(save, patches, order):
+    path = save(order=order, **patches)
+
+    with pytest.warns(DataWarning) as caught:
+        volume = io.read(path)
+
+    assert len(caught) == len(patches)
+    assert all(str(one.message).startswith(f"{path}: ") for one in caught)
+    assert np.array_equal(volume.data, DATA)
+    assert volume.data.dtype == DATA.dtype
+    assert np.array_equal(volume.affine, AFFINE)
+
+
+def test_mended_sizes_are_those_that_are_told(save):
+    assert stored_sizes(save(**{DIM: ("8h", 5, 3, 4, 5, 0, -2, 1, 1)})) == (3, 4, 5, 1, 1)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("data", [DATA, np.stack([DATA, DATA + 100], 3)], ids=["3-D", "4-D"])
+def test_a_nii_gz_that_is_not_gzipped_is_read_as_it_is_with_a_warning(save, kind, data):
+    path = save(data, kind=kind)
+    path = path.rename(path.with_name("x.nii.gz"))
+
+    with pytest.warns(DataWarning, match=r"x\.nii\.gz: it is not gzipped"):
+        volume = io.read(path, volume_index=0)
+
+    assert np.array_equal(volume.data, DATA)
+    assert stored_sizes(path) == data.shape
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BadFile, match="too short"):
+        io.read(path, volume_index=0)
+
+
+PAIRS = ["x.hdr", "x.img", "x.hdr.gz", "x.img.gz"]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("kind", [nib.Nifti1Pair, nib.Nifti2Pair])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_pair_is_read_by_either_of_its_names(tmp_path, name, kind, order):
+    image = kind(DATA, AFFINE)
+    if order == ">":
+        image = kind(DATA, AFFINE, image.header.as_byteswapped(">"))
+    image.header.extensions.append(
+        nib.nifti1.Nifti1Extension("comment", b"some long secret comment")
+    )
+    image.set_sform(AFFINE, 4)
+    nib.save(image, tmp_path / name)
+
+    for path in tmp_path.iterdir():
+        volume = io.read(path)
+        assert np.array_equal(volume.data, DATA)
+        assert np.array_equal(volume.affine, AFFINE)
+        assert volume.space.sform_code == 4
+        assert io.strip_suffix(path) == "x"
+        assert io.is_readable_name(path) == (".hdr" in path.name)  # a pair is one scan in a folder
+
+
+def pair(folder, data=DATA, name="x.hdr", **patches):
+    nib.save(nib.Nifti1Pair(data, AFFINE), folder / name)
+    raw = bytearray((folder / name).read_bytes())
+    for place, (code, *values) in patches.items():
+        struct.pack_into("<" + code, raw, int(place.removeprefix("at")), *values)
+    (folder / name).write_bytes(raw)
+    return folder / name
+
+
+def test_a_pair_may_be_packed_in_one_file_only(tmp_path):
+    path = pair(tmp_path)
+    voxels = tmp_path / "x.img"
+    (tmp_path / "x.img.gz").write_bytes(gzip.compress(voxels.read_bytes()))
+    with pytest.raises(BadFile, match=r"both x\.img and x\.img\.gz"):
+        io.read(path)
+
+    voxels.unlink()
+
+    assert np.array_equal(io.read(path).data, DATA)
+
+
+def test_of_a_pair_with_several_volumes_one_is_chosen_and_capitals_stay_capitals(tmp_path):
+    path = pair(tmp_path, np.stack([DATA, DATA + 100, DATA + 200], 3))
+    (tmp_path / "x.img").rename(tmp_path / "X.IMG")
+    path = path.rename(tmp_path / "X.HDR")
+
+    with pytest.raises(BadFile, match="3 volumes"):
+        io.read(path)
+
+    assert np.array_equal(io.read(path, volume_index=2).data, DATA + 200)
+
+
+@pytest.mark.parametrize("offset", [16, 512, 17])
+def test_the_voxels_of_a_pair_may_begin_later_in_their_file(tmp_path, offset):
+    path = pair(tmp_path, **{OFFSET: ("f", offset)})
+    (tmp_path / "x.img").write_bytes(b"?" * offset + DATA.tobytes("F"))
+
+    assert np.array_equal(io.read(path).data, DATA)
+
+
+@pytest.mark.parametrize(
+    ("patches", "reason"),
+    [
+        ({OFFSET: ("f", -16)}, "impossible"),
+        ({OFFSET: ("f", 1)}, "too short"),
+        ({DIM: ("8h", 3, 3, 4, 6, 1, 1, 1, 1)}, "too short"),
+        ({DIM: ("8h", 3, 3, 4, 4, 1, 1, 1, 1)}, "more data"),
+        ({"at344": ("4s", b"n+1\0")}, r"name it \.nii"),
+        ({"at344": ("4s", b"xxxx")}, "Analyze"),
+        ({"at0": ("i", 340)}, "not a NIfTI"),
+        ({QCODE: ("2h", 0, 0)}, "assume-geometry"),
+    ],
+)
+def test_an_odd_pair_is_refused_with_the_reason(tmp_path, patches, reason):
+    path = pair(tmp_path, **patches)
+
+    for one in (path, tmp_path / "x.img"):
+        with pytest.raises(BadFile, match=reason) as caught:
+            io.read(one)
+        assert str(caught.value).startswith(f"{one}: ")
+
+
+def test_half_a_pair_and_analyze_files_are_refused(tmp_path):
+    path = pair(tmp_path)
+    (tmp_path / "x.img").unlink()
+    with pytest.raises(BadFile, match=r"x\.img is missing"):
+        io.read(path)
+    with pytest.raises(BadFile, match="no such file"):
+        io.read(tmp_path / "x.img")
+    nib.save(nib.AnalyzeImage(DATA, np.eye(4)), tmp_path / "old.img")
+    for name in ("old.img", "old.hdr"):
+        with pytest.raises(BadFile, match="does not say which side of it is left"):
+            io.read(tmp_path / name)
+    path.write_bytes(path.read_bytes()[:347])
+    (tmp_path / "x.img").write_bytes(DATA.tobytes())
+    with pytest.raises(BadFile, match="too short"):
+        io.read(path)
+
+
+def test_the_header_of_a_pair_under_another_name_says_what_to_do_and_that_works(save, tmp_path):
+    path = save(**{"at344": ("4s", b"ni1\0"), OFFSET: ("f", 0)})
+    with pytest.raises(BadFile, match=r"name it \.hdr, with the voxels beside it as \.img"):
+        io.read(path)
+
+    content = path.read_bytes()
+    (tmp_path / "x.hdr").write_bytes(content[:352])
+    (tmp_path / "x.img").write_bytes(content[352:])
+
+    assert np.array_equal(io.read(tmp_path / "x.hdr").data, DATA)
+
+
+def test_a_dicom_file_called_img_is_no_half_of_a_pair(tmp_path):
+    (tmp_path / "x.img").write_bytes(bytes(128) + b"DICM" + bytes(60))
+
+    assert io.is_dicom_source(tmp_path / "x.img")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["dim4_is_0.nii", "slope_nan_intercept_0.nii", "slope_inf_intercept_0.nii", "bitpix_0.nii"],
+)
+def test_the_scans_with_one_empty_field_hold_what_is_expected(shared_data, name):
+    folder = shared_data / "cases/files/nifti-fields-the-library-mends"
+
+    with pytest.warns(DataWarning, match=name):
+        volume = io.read(folder / name)
+
+    expected = nib.load(folder / "expected.nii.gz")
+    assert np.array_equal(volume.data, np.asanyarray(expected.dataobj))
+    assert np.array_equal(volume.affine, expected.affine)
+
+
+def test_the_scan_that_is_not_gzipped_holds_what_is_expected(shared_data):
+    folder = shared_data / "cases/files/nii-gz-not-gzipped"
+
+    with pytest.warns(DataWarning, match="not gzipped"):
+        volume = io.read(folder / "scan.nii.gz")
+
+    expected = nib.load(folder / "expected.nii.gz")
+    assert np.array_equal(volume.data, np.asanyarray(expected.dataobj))
+    assert np.array_equal(volume.affine, expected.affine)
 
 
 def test_text_under_the_name_of_a_scan_is_refused(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import warnings
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import SimpleITK as sitk  # noqa: N813
 from hypothesis import given, settings
 
 import medseg.labels
+from making import networks as tiny
 from making.strategies import affines
 from medseg import io
 from medseg.errors import BadConfig, BadFile, BadGeometry, BadOutput
@@ -227,6 +229,225 @@ def test_labels_beyond_the_extent_that_slicer_cuts_are_read_with_a_warning(tmp_p
 
     assert np.array_equal(labels.data > 0, ball(0, 0, 0) + ball(3, 3, 3) > 0)
     assert [("extent" in str(w.message)) for w in caught] == [True] * warned
+
+
+def old(
+    path: Path, volumes: list[np.ndarray], names: list[str], *, packed: bool = True, keys: str = ""
+) -> Path:
+    """A segmentation as Slicer 4.10 and older wrote it: a volume for every segment, and nothing of
+    layers.
+    """
+    stack = np.stack(volumes).astype(np.uint8)
+    sizes, vectors, kinds = (
+        " ".join(map(str, stack.shape)),
+        "none (2,0,0) (0,1,0) (0,0,3)",
+        "list domain domain domain",
+    )
+    if len(volumes) == 1:
+        sizes, vectors, kinds = (
+            sizes.partition(" ")[2],
+            vectors.partition(" ")[2],
+            kinds.partition(" ")[2],
+        )
+    lines = [
+        "NRRD0004", "type: unsigned char", f"dimension: {len(sizes.split())}", "space: left-posterior-superior",
+        f"sizes: {sizes}", f"space directions: {vectors}", f"kinds: {kinds}",
+        f"encoding: {'gzip' if packed else 'raw'}", "space origin: (-5,6,7)",
+    ]  # fmt: skip
+    for number, name in enumerate(names):
+        lines += [f"Segment{number}_Color:=0.{number} 0.5 1", f"Segment{number}_Extent:=0 4 0 4 0 4",
+                  f"Segment{number}_ID:=Segment_{number + 1}", f"Segment{number}_Name:={name}",
+                  f"Segment{number}_Tags:=Segmentation.Status:inprogress|"]  # fmt: skip
+    content = stack.tobytes("F")
+    text = (
+        "\n".join(
+            [*lines, "Segmentation_ReferenceImageExtentOffset:=0 0 0", *keys.split("|")]
+        ).strip()
+        + "\n\n"
+    )
+    path.write_bytes(text.encode() + (gzip.compress(content) if packed else content))
+    return path
+
+
+CORNERS = [(0, 0, 0), (3, 3, 3), (0, 3, 0), (3, 0, 1)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("name", ["x.seg.nrrd", "x.nrrd", "x.nhdr", "Segmentation.NRRD"])
+def test_segments_that_are_volumes_of_their_own_are_read_under_every_name(
+    tmp_path, count, packed, name
+):
+    names = ["liver", "tumour", "Größe", "vessel"][:count]
+    path = old(tmp_path / name, [ball(*corner) for corner in CORNERS[:count]], names, packed=packed)
+
+    labels = io.read_labels(path)
+
+    expected = sum(
+        (number * ball(*corner) for number, corner in enumerate(CORNERS[:count], 1)),
+        np.zeros((5, 5, 5)),
+    )
+    assert np.array_equal(labels.data, expected)
+    assert np.array_equal(io.read(path).data, expected)
+    assert np.array_equal(
+        labels.affine, np.diag([-2.0, -1, 3, 1]) + np.outer([5, -6, 7, 0], [0, 0, 0, 1])
+    )
+    table = io.embedded_table(path)
+    assert table is not None and table.names == dict(enumerate(names, 1))
+    for number, (label, mask) in enumerate(io.read_masks(path)):
+        assert (label.name, mask.data.tolist()) == (names[number], ball(*CORNERS[number]).tolist())
+    if path.suffix != ".NRRD":
+        array = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T.reshape(count, 5, 5, 5)
+        assert [part.tolist() for part in array] == [
+            ball(*corner).tolist() for corner in CORNERS[:count]
+        ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "names", "reason"),
+    [
+        ("Segment0_Layer:=0", 2, "in which layer"),
+        ("Segment1_Layer:=1", 2, "in which layer"),
+        ("", 1, "in which layer"),
+        ("", 3, "in which layer"),
+        ("Segment0_LabelValue:=2", 2, "does not name"),
+        ("Segment0_Layer:=0|Segment1_Layer:=0", 2, "the same"),
+        ("Segment0_Layer:=0|Segment1_Layer:=2", 2, "does not exist"),
+    ],
+)
+def test_layers_that_are_not_certain_are_refused(tmp_path, keys, names, reason):
+    path = old(
+        tmp_path / "x.nrrd",
+        [ball(*corner) for corner in CORNERS[:2]],
+        ["a", "b", "c"][:names],
+        keys=keys,
+    )
+
+    with pytest.raises(BadFile, match=reason):
+        io.read_labels(path)
+
+
+def test_old_segments_with_label_values_keep_them(tmp_path):
+    volumes = [ball(0, 0, 0) * 7, ball(3, 3, 3) * 9]
+    keys = "Segment0_LabelValue:=7|Segment1_LabelValue:=9"
+
+    path = old(tmp_path / "x.nrrd", volumes, ["a", "b"], keys=keys)
+
+    assert np.array_equal(io.read_labels(path).data, sum(volumes))
+
+
+def test_a_scan_or_a_plain_label_map_in_nrrd_is_no_segmentation(tmp_path):
+    io.write(label_map(), tmp_path / "x.nrrd")
+    (tmp_path / "y.nrrd").write_text("no NRRD at all")
+
+    assert not io.is_slicer_segmentation(tmp_path / "x.nrrd")
+    assert not io.is_slicer_segmentation(tmp_path / "y.nrrd")
+    assert not io.is_slicer_segmentation([tmp_path / "x.nrrd"])
+    assert io.embedded_table(tmp_path / "x.nrrd") is None
+    with pytest.raises(BadFile, match="names no structures; leave out --segment"):
+        io.read(tmp_path / "x.nrrd", segments=["liver"])
+
+
+def overlapping(folder: Path, kind: str) -> Path:
+    """Three balls of which the first two share a voxel: old, in layers, or as this program writes
+    them.
+    """
+    balls = [ball(0, 0, 0), ball(1, 1, 1), ball(3, 3, 3)]
+    if kind == "old":
+        return old(folder / "x.nrrd", balls, ["liver", "Tumour", "stone"])
+    if kind == "layers":
+        path = layered(
+            folder / "x.seg.nrrd", [balls[0] + 2 * balls[2], balls[1]], [(0, 1), (1, 1), (0, 2)]
+        )
+        for before, after in (("name 0", "liver"), ("name 1", "Tumour"), ("name 2", "stone")):
+            path.write_bytes(path.read_bytes().replace(before.encode(), after.encode()))
+        return path
+    names = ["liver", "Tumour", "stone"]
+    labels = [Label(number, name, (9, 9, number)) for number, name in enumerate(names, 1)]
+    write_segments(
+        [(label, Volume(b, AFFINE)) for label, b in zip(labels, balls)], folder / "x.seg.nrrd"
+    )
+    return folder / "x.seg.nrrd"
+
+
+@pytest.mark.parametrize("kind", ["old", "layers", "own"])
+def test_segment_chooses_and_orders(tmp_path, kind):
+    path = overlapping(tmp_path, kind)
+    liver, tumour, stone = ball(0, 0, 0), ball(1, 1, 1), ball(3, 3, 3)
+    with pytest.raises(io.Overlap, match=r"1 voxels belong to more than one.*--segment"):
+        io.read_labels(path)
+
+    for wanted, painted in {
+        ("liver",): liver,
+        ("tumour",): 2 * tumour,
+        ("liver", "tumour"): np.where(tumour, 2, liver),
+        ("Tumour", "LIVER"): np.where(liver, 1, 2 * tumour),
+        ("3", "2", "1"): np.where(liver, 1, np.where(tumour, 2, 3 * stone)),
+        ("stone", "liver", "2"): np.where(tumour, 2, np.where(liver, 1, 3 * stone)),
+    }.items():
+        assert np.array_equal(io.read_labels(path, segments=wanted).data, painted), wanted
+        assert np.array_equal(io.read(path, segments=wanted).data, painted), wanted
+    for wrong, reason in (
+        ("spleen", "no segment 'spleen'.*2 Tumour"),
+        ("4", "no segment '4'"),
+        ("0", "no segment '0'"),
+    ):
+        with pytest.raises(BadFile, match=reason):
+            io.read_labels(path, segments=[wrong])
+
+
+def test_two_segments_of_one_name_are_told_apart_by_their_number(tmp_path):
+    path = old(tmp_path / "x.nrrd", [ball(0, 0, 0), ball(3, 3, 3)], ["lesion", "lesion"])
+
+    with pytest.raises(BadFile, match="several segments 'lesion'"):
+        io.read_labels(path, segments=["lesion"])
+
+    assert np.array_equal(io.read_labels(path, segments=["2"]).data, 2 * ball(3, 3, 3))
+
+
+@pytest.mark.parametrize("kind", ["old", "layers", "own"])
+def test_convert_keeps_overlapping_segments_as_they_are_or_paints_those_chosen(tmp_path, kind):
+    path = overlapping(tmp_path, kind)
+
+    assert tiny.medseg("convert", path, tmp_path / "out.nii.gz").code == 3
+    ran = tiny.medseg(
+        "convert", path, tmp_path / "out.nii.gz", "--segment", "tumour", "--segment", "liver"
+    )
+    assert ran.code == 0, ran.err
+    assert tiny.medseg("convert", path, tmp_path / "all.seg.nrrd").code == 0
+    listed = tiny.medseg("info", path)
+
+    assert np.array_equal(
+        io.read(tmp_path / "out.nii.gz").data, np.where(ball(0, 0, 0), 1, 2 * ball(1, 1, 1))
+    )
+    kept = [
+        (label.name, mask.data.tolist()) for label, mask in read_segments(tmp_path / "all.seg.nrrd")
+    ]
+    assert kept == [(label.name, mask.data.tolist()) for label, mask in read_segments(path)]
+    assert listed.code == 0 and all(name in listed.out for name in ("liver", "Tumour", "stone"))
+
+
+def test_info_lists_the_names_of_a_segmentation_beside_what_it_says_of_a_scan(tmp_path):
+    path = old(tmp_path / "x.nrrd", [ball(0, 0, 0), ball(3, 3, 3)], ["liver", "tumour"])
+
+    ran = tiny.medseg("info", path, "--json")
+
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["segments"] == {"1": "liver", "2": "tumour"}
+    assert json.loads(ran.out)["shape"] == [5, 5, 5]
+
+
+def test_the_segmentation_of_slicer_4_10_is_what_is_expected(shared_data, tmp_path):
+    folder = shared_data / "cases/files/slicer-4.10-segmentation"
+    expected = io.read_labels(folder / "expected.nii.gz")
+
+    for name in ("x.seg.nrrd", "x.nrrd"):
+        (tmp_path / name).write_bytes((folder / "labels.seg.nrrd").read_bytes())
+        labels = io.read_labels(tmp_path / name)
+        assert np.array_equal(labels.data, expected.data)
+        assert np.allclose(labels.affine, expected.affine, atol=1e-5)
+        table = io.embedded_table(tmp_path / name)
+        assert table is not None and table.names == {1: "liver", 2: "tumour"}
 
 
 def masks(*corners: tuple[int, int, int]) -> list[tuple[Label, Volume]]:

@@ -44,12 +44,12 @@ def scan(suffix: str) -> Volume:
     return Volume(values, affine)
 
 
-def outcome(path: Path, truth: Volume) -> str:
+def outcome(path: Path, truth: Volume, *, volume_index: int | None = None) -> str:
     """'same', 'refused', 'other voxels', 'other geometry', or the name of an exception that should not escape."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            volume = io.read(path)
+            volume = io.read(path, volume_index=volume_index)
     except BadFile as error:
         return "refused" if path.name in str(error) else "message without the file's name"
     except Exception as error:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg.errors import BadConfig, BadFile
+from medseg.errors import BadConfig
 
 if TYPE_CHECKING:
     from medseg.labels import Code, Label, LabelTable
@@ -22,17 +20,6 @@ if TYPE_CHECKING:
 PRIVATE_SCHEME = "99MEDSEG"
 _TISSUE = ("SCT", "85756007", "Tissue")
 _STRUCTURE = ("SCT", "123037004", "Anatomical Structure")
-
-
-class Overlap(BadFile):
-    """Structures of a DICOM object share voxels, so they are not one label map."""
-
-    def __init__(self, path: str | Path, voxels: int) -> None:
-        super().__init__(
-            f"{path}: {voxels} voxels belong to more than one of its structures, so they are not one label map; choose "
-            "with --segment which to take (given again, the later lies on top), or convert it to .seg.nrrd, which "
-            "keeps them all"
-        )
 
 
 def category_of(label: Label) -> Code:
@@ -118,22 +105,6 @@ def table_of(values: list[int], names: list[str], colors: list[Any], codes: list
     rows = zip(values, names, colors, codes, strict=True)
     labels = [Label(v, n.strip() or plain[v].name, c or plain[v].color, **k) for v, n, c, k in rows]
     return LabelTable(tuple(labels))
-
-
-def chosen(path: str | Path, table: LabelTable, segments: Sequence[str] | None) -> list[int]:
-    """The label values of segments given by name or value, in that order; all of them for None. Raises `BadFile`."""
-    if segments is None:
-        return list(table.values)
-    values = []
-    for word in segments:
-        named = [label.value for label in table.labels if label.name.casefold() == word.strip().casefold()]
-        if not named and word.strip().isdecimal() and int(word) in table:
-            named = [int(word)]
-        if len(named) != 1:
-            what = "several segments" if named else "no segment"
-            raise BadFile(f"{path}: has {what} '{word}'; `medseg info` lists them with their numbers")
-        values += named
-    return values
 
 
 def text(words: str, limit: int = 64) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning
-from medseg.io.dicom.codes import Overlap, category_of, chosen, code_item, read_codes, table_of, text, type_of
+from medseg.io.dicom.codes import category_of, code_item, read_codes, table_of, text, type_of
 from medseg.io.dicom.headers import guarded
 from medseg.io.dicom.result import (
     DicomOptions,
@@ -38,7 +38,7 @@ from medseg.io.dicom.result import (
 )
 from medseg.io.dicom.seg import algorithm_item, present_labels
 from medseg.io.dicom.source import Paths
-from medseg.io.voxels import labels_only, make_volume
+from medseg.io.voxels import Overlap, chosen, labels_only, make_volume
 from medseg.volume import LPS, Volume
 
 if TYPE_CHECKING:

@@ -22,9 +22,7 @@ from numpy.typing import NDArray
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning
 from medseg.files import MAX_BYTES
 from medseg.io.dicom.codes import (
-    Overlap,
     category_of,
-    chosen,
     cielab,
     code_item,
     read_code,
@@ -50,7 +48,7 @@ from medseg.io.dicom.result import (
     without_warnings,
 )
 from medseg.io.dicom.source import Entry, Paths, Source as PixelSource
-from medseg.io.voxels import check_axes, labels_only, make_volume
+from medseg.io.voxels import Overlap, check_axes, chosen, labels_only, make_volume
 from medseg.volume import LPS, Volume
 
 if TYPE_CHECKING:
