@@ -14,9 +14,16 @@ from pathlib import Path
 import numpy as np
 
 from medseg.errors import BadConfig, BadFile, DataWarning
-from medseg.io import read, read_labels
+from medseg.io import is_slicer_segmentation, read, read_labels
 from medseg.labels import LabelTable
-from medseg.volume import Volume, describe_grid, turned_onto
+from medseg.volume import (
+    Volume,
+    describe_grid,
+    grid_distance_mm,
+    reorient,
+    tolerance_mm,
+    turned_onto,
+)
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,12 @@ class Finding:
 class Case:
     """One annotated scan.
 
-    images: a file (or DICOM folder) per channel, or one 4-D file whose volumes are the channels. label: a label map;
-    or masks: (value, file) for each structure. split: 'train', 'val' or 'test' and fold, where the dataset says so.
-    group: patient or subject; cases of one group never lie on both sides of a split. labelled: the values annotated
-    here if not all of the table's are.
+    images: a file (or DICOM folder) per channel, or one 4-D file whose volumes are the channels.
+    label: a label map; or masks: (value, file) for each structure. split: 'train', 'val' or 'test'
+    and fold, where the dataset says so. group: patient or subject; cases of one group never lie on
+    both sides of a split. labelled: the values annotated here if not all of the table's are.
+    numbers: (value in the label file, value in the data set), where a file that names its
+    structures itself numbers them differently.
     """
 
     name: str
@@ -52,6 +61,7 @@ class Case:
     fold: int | None = None
     group: str | None = None
     labelled: tuple[int, ...] | None = None
+    numbers: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,8 +105,10 @@ class Dataset:
 def load_case(dataset: Dataset, case: Case) -> tuple[list[Volume], Volume]:
     """One `Volume` per channel, values as stored, and the labels (uint8 or uint16), all on the first image's grid.
 
-    A file that stores the same grid in another orientation is turned without loss. Where masks overlap, the later one
-    wins, with a `DataWarning`. Raises `BadFile` naming the file if its grid is another one; nothing is resampled.
+    A file that stores the same grid in another orientation is turned without loss, and a cropped
+    segmentation of 3D Slicer gets background around it. Where masks overlap, the later one wins,
+    with a `DataWarning`. Raises `BadFile` naming the file if its grid is another one; nothing is
+    resampled.
     """
     images = read_channels(dataset, case)
     return images, read_case_labels(case, images[0])
@@ -117,7 +129,7 @@ def read_channels(dataset: Dataset, case: Case) -> list[Volume]:
 def read_case_labels(case: Case, image: Volume) -> Volume:
     """The label map of a case on its image's grid, masks merged into one. Raises `BadFile`."""
     if case.label is not None:
-        return onto(read_labels(case.label), image, case.label, case.images[0])
+        return onto(read_label_file(case), image, case.label, case.images[0])
     merged, overlap = merge_masks(case, image)
     if overlap:
         warnings.warn(
@@ -126,6 +138,21 @@ def read_case_labels(case: Case, image: Volume) -> Volume:
             stacklevel=2,
         )
     return merged
+
+
+def read_label_file(case: Case, *, volume_index: int | None = None) -> Volume:
+    """The label file of a case on its own grid, with the values that the data set gives its
+    structures.
+    """
+    if case.label is None:
+        raise BadFile(f"{case.images[0]}: has no label file")
+    labels = read_labels(case.label, volume_index=volume_index)
+    if not case.numbers:
+        return labels
+    new_value = np.arange(65536, dtype=np.uint16)
+    new_value[[before for before, _ in case.numbers]] = [after for _, after in case.numbers]
+    data = new_value[labels.data]
+    return labels.with_data(data.astype(np.uint8) if data.max() <= 255 else data)
 
 
 def merge_masks(case: Case, image: Volume) -> tuple[Volume, int]:
@@ -144,18 +171,52 @@ def merge_masks(case: Case, image: Volume) -> tuple[Volume, int]:
             raise BadFile(f"{path}: holds several values, so it is a label map and not the mask of one structure")
         overlap += int((inside & (labels > 0)).sum())
         labels[inside] = value
-    return Volume(labels, image.affine), overlap
+    return image.with_data(labels), overlap
 
 
 def onto(volume: Volume, image: Volume, path: Path, image_path: Path) -> Volume:
     """A volume on the grid of its image, turned if it is stored in another orientation. Raises `BadFile` otherwise."""
-    turned = turned_onto(volume, image)
-    if turned is not None:
-        return Volume(turned.data, image.affine)
+    fitted = fit(volume, image, path, image_path)
+    if fitted is not None:
+        return fitted
     raise BadFile(
         f"{path}: has {describe_grid(volume)}, but its image {image_path.name} has {describe_grid(image)}; "
         "put both on one grid (medseg check says more)"
     )
+
+
+def fit(volume: Volume, image: Volume, path: Path, image_path: Path) -> Volume | None:
+    """A volume on the grid of its image, or None if its grid is another one.
+
+    It may be stored in another orientation. Of 3D Slicer's segmentations it may be a part: Slicer
+    crops them to what is in them. That what was cropped is background is certain, because the
+    format says so and nothing else is; a label map of another format that is too small may as well
+    not be finished. Raises `BadFile` for labels outside the image.
+    """
+    turned = turned_onto(volume, image)
+    if turned is not None:
+        return image.with_data(turned.data)
+    if not is_slicer_segmentation(path):
+        return None
+    turned = reorient(volume, image.orientation)
+    start = np.rint((np.linalg.inv(image.affine) @ turned.affine)[:3, 3]).astype(int)
+    shifted = image.affine.copy()
+    shifted[:3, 3] = (image.affine @ (*start, 1.0))[:3]
+    if grid_distance_mm(turned, Volume(turned.data, shifted)) > tolerance_mm(image):
+        return None
+    whole = np.zeros(image.shape, turned.data.dtype, order="F")
+    low, high = np.maximum(start, 0), np.minimum(start + turned.shape, image.shape)
+    if (high > low).all():
+        here = tuple(slice(a, b) for a, b in zip(low, high))
+        there = tuple(slice(a, b) for a, b in zip(low - start, high - start))
+        whole[here] = turned.data[there]
+    outside = int(np.count_nonzero(turned.data)) - int(np.count_nonzero(whole))
+    if outside:
+        where = f"lie outside its image {image_path.name}"
+        raise BadFile(
+            f"{path}: {outside} voxels of its labels {where}; crop the segmentation to that"
+        )
+    return image.with_data(whole)
 
 
 def usual_folds(cases: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +12,19 @@ import numpy as np
 
 from medseg.dataset.cases import Case, Dataset, Finding
 from medseg.dataset.layouts.bids import find_bids
-from medseg.dataset.layouts.finding import files_in, united_table
+from medseg.dataset.layouts.finding import files_in
 from medseg.dataset.layouts.folders import find_folders, find_side_by_side, find_totalsegmentator
 from medseg.dataset.layouts.lists import find_datalist, find_manifest
 from medseg.dataset.layouts.nnunet import find_decathlon, find_nnunet
+from medseg.dataset.names import (
+    names_lacking,
+    numbered_as,
+    numbers_agree,
+    tables_in,
+    united_by_name,
+)
 from medseg.errors import BadFile, MedsegError
-from medseg.io import embedded_table, read_labels, strip_suffix
+from medseg.io import read_labels, strip_suffix
 from medseg.labels import LabelTable
 from medseg.progress import Progress, silent
 
@@ -72,9 +79,14 @@ def _finish(dataset: Dataset, progress: Progress) -> Dataset:
     if not cases:
         why = f"; the first problem was {findings[0].message}" if findings else ""
         raise BadFile(f"{dataset.folder}: holds no case with an image and labels ({dataset.layout} layout){why}")
-    table = dataset.table
+    table, named = dataset.table, tables_in(cases)
     if not len(table) and not dataset.regions:
-        table = _table_beside(dataset, cases, findings) or _table_from_files(dataset, cases, progress)
+        table = _table_beside(dataset, cases, findings) or _table_from_files(
+            dataset, cases, named, progress
+        )
+    if not dataset.regions:
+        cases = [numbered_as(case, named, table) for case in cases]
+        findings += names_lacking(cases, named, table)
     dataset = replace(dataset, cases=tuple(cases), table=table, findings=tuple(findings))
     return replace(dataset, splits=_usable(dataset.splits, names, cases) or _column_splits(cases))
 
@@ -139,11 +151,20 @@ def _table_beside(dataset: Dataset, cases: Sequence[Case], findings: list[Findin
     return None
 
 
-def _table_from_files(dataset: Dataset, cases: Sequence[Case], progress: Progress) -> LabelTable:
+def _table_from_files(
+    dataset: Dataset, cases: Sequence[Case], named: Mapping[Path, LabelTable], progress: Progress
+) -> LabelTable:
     """Names that the label maps carry in themselves, or else 'label 1' for every value found in them."""
     files = [case.label for case in cases if case.label is not None]
-    if all(file.name.lower().endswith(".seg.nrrd") for file in files):
-        return united_table(dataset.folder, [table for file in files if (table := embedded_table(file)) is not None])
+    if files and all(file in named for file in files):
+        return united_by_name(dataset.folder, named)
+    if not numbers_agree(named):
+        nameless = next(file for file in files if file not in named)
+        raise BadFile(
+            f"{dataset.folder}: its segmentations number their structures differently, and "
+            f"{nameless.name} names none; "
+            "give all label maps as segmentations with names"
+        )
     values: set[int] = set()
     with ThreadPoolExecutor() as pool:
         for done, (file, found) in enumerate(zip(files, pool.map(_values_in, files), strict=True), 1):

@@ -30,7 +30,7 @@ from medseg.errors import BadConfig, BadFile, BadModel
 from medseg.evaluation import Evaluation, Options, evaluate, read_scores, summarise, write_evaluation
 from medseg.files import atomic_write, private_folder, sweep
 from medseg.inference import Settings, segment
-from medseg.io import read_labels, write
+from medseg.io import is_slicer_segmentation, read_labels, write
 from medseg.memory import free_bytes
 from medseg.models import Checkpoint, change_spec, load_checkpoint, model_card
 from medseg.networks import DEEP_SUPERVISION, build_model
@@ -41,6 +41,7 @@ from medseg.training.processes import Team
 from medseg.training.scans import Scans, structures_of
 from medseg.training.state import load_state, locked, record_config
 from medseg.training.tracking import open_trackers
+from medseg.volume import same_grid
 
 #: A cleanup step is kept if it raises the mean Dice on the validation scans by more than this.
 _WORTH_CLEANING = 5e-4
@@ -428,11 +429,27 @@ def _evaluate(source: Scans, run: Path) -> tuple[Evaluation, dict[str, tuple[Pat
 
 def _pairs(cases: Sequence[Case], run: Path, summary: Mapping[str, Any]) -> dict[str, tuple[Path, Path]]:
     """The files of the true and the found labels of each scored case, for the report."""
-    return {
-        _file_name(case): (case.label, run / "validation" / f"{_file_name(case)}.nii.gz")
+    found = {
+        _file_name(case): (case, run / "validation" / f"{_file_name(case)}.nii.gz")
         for case in cases
         if case.label is not None and _file_name(case) in summary["cases"]["scored"]
     }
+    return {
+        name: (case.label, path)
+        for name, (case, path) in found.items()
+        if case.label and _is_as_used(case, path)
+    }
+
+
+def _is_as_used(case: Case, result: Path) -> bool:
+    """Whether the label file of a case shows what was trained: not if it is cropped or numbers its
+    structures anew.
+    """
+    if case.label is None or case.numbers:
+        return False
+    return not is_slicer_segmentation(case.label) or same_grid(
+        read_labels(case.label), read_labels(result)
+    )
 
 
 @contextmanager

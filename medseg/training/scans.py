@@ -117,7 +117,11 @@ class Scans:
         files = [*case.images, *([case.label] if case.label else []), *(path for _, path in case.masks)]
         model = self.config.model.model_dump(mode="json", include={"spacing_mm", "grid", "intensity"})
         told: list[Any] = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files] + [model, self.classes]
-        told += [self.dataset.regions, self.dataset.ignore]
+        told += [
+            self.dataset.regions,
+            self.dataset.ignore,
+            *([case.numbers] if case.numbers else []),
+        ]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
 
     def _prepare_case(self, case: Case, key: str) -> None:

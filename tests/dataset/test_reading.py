@@ -12,10 +12,12 @@ import pytest
 from making import datasets as made
 from making.datasets import make_case, put, put_json
 from medseg.dataset.cases import Case, Dataset, load_case, split_cases, usual_folds
+from medseg.dataset.check.cases import check_dataset
 from medseg.dataset.reading import LAYOUTS, read_dataset
 from medseg.errors import BadConfig, BadFile, DataWarning
-from medseg.labels import LabelTable
-from medseg.volume import Volume, reorient, resample
+from medseg.io import write
+from medseg.labels import Label, LabelTable
+from medseg.volume import Volume, crop, reorient, resample
 
 
 def check_loads(dataset: Dataset) -> None:
@@ -313,8 +315,6 @@ def test_plain_folders_with_parts(tmp_path: Path):
 
 
 def test_names_inside_slicer_segmentations_are_used(tmp_path: Path):
-    from medseg.io import write
-
     table = LabelTable.from_values([1, 2])
     for number in range(2):
         image, labels = make_case(number)
@@ -323,6 +323,244 @@ def test_names_inside_slicer_segmentations_are_used(tmp_path: Path):
     dataset = read_dataset(tmp_path)
     assert dataset.table.names == table.names
     check_loads(dataset)
+
+
+def slicer_case(
+    folder: Path, number: int, names: dict[str, int], ending: str = "_seg.seg.nrrd"
+) -> tuple[Volume, Volume]:
+    """A case whose segmentation numbers 'front' (1 in what is returned) and 'back' (2) as `names`
+    says.
+    """
+    image, labels = make_case(number)
+    put(image, folder / f"c{number}.nii.gz")
+    new_value = np.zeros(3, np.uint16)
+    for name, value in names.items():
+        new_value[{"front": 1, "back": 2}.get(name.lower(), 0)] = value
+    new_value[0] = 0
+    table = LabelTable(
+        tuple(Label(value, name, (value % 256, 0, 0)) for name, value in names.items())
+    )
+    written = folder / f"c{number}_seg.seg.nrrd"
+    write(labels.with_data(new_value[labels.data]), written, table=table)
+    written.rename(folder / f"c{number}{ending}")
+    return image, labels
+
+
+NUMBERED = [
+    [{"front": 1, "back": 2}, {"back": 1, "front": 2}],
+    [{"back": 7, "front": 300}, {"front": 1, "back": 2}, {"front": 2, "back": 1}],
+    [{"front": 1, "back": 2}, {"front": 2, "back": 5}],
+    [{"front": 3, "back": 4}, {"front": 3, "back": 4}],
+]
+
+
+@pytest.mark.parametrize("numbered", NUMBERED)
+@pytest.mark.parametrize("ending", ["_seg.seg.nrrd", "_seg.nrrd"])
+def test_structures_of_slicer_segmentations_are_matched_by_name(
+    tmp_path: Path, numbered: list, ending: str
+):
+    expected = [
+        slicer_case(tmp_path, number, names, ending)[1].data
+        for number, names in enumerate(numbered)
+    ]
+
+    dataset = read_dataset(tmp_path)
+
+    values = {name: value for value, name in dataset.table.names.items()}
+    assert set(values) == {"front", "back"}
+    if len({tuple(sorted(names.items())) for names in numbered}) == 1:
+        assert values == numbered[0]  # where all agree, nothing changes
+    assert dataset.findings == ()
+    check_loads(dataset)
+    for number, labels in enumerate(expected):
+        found = load_case(dataset, dataset[f"c{number}"])[1].data
+        assert np.array_equal(found, np.array([0, values["front"], values["back"]])[labels])
+    assert not check_dataset(dataset).errors
+
+
+def test_a_table_beside_the_data_says_which_value_each_name_has(tmp_path: Path):
+    for number, names in enumerate(
+        ({"front": 1, "back": 2}, {"Back": 1, "front": 2}, {"Segment_1": 1})
+    ):
+        slicer_case(tmp_path, number, names)
+    LabelTable((Label(4, "back", (1, 2, 3)), Label(1, "front", (3, 2, 1)))).write(
+        tmp_path / "labels.csv"
+    )
+
+    dataset = read_dataset(tmp_path)
+
+    assert dataset.table.names == {4: "back", 1: "front"}
+    for number in range(2):
+        found = load_case(dataset, dataset[f"c{number}"])[1].data
+        assert np.array_equal(found, np.array([0, 1, 4])[make_case(number)[1].data])
+    assert (
+        dataset["c2"].numbers == ()
+    )  # names nothing that is known, so its values count as they are
+    warned = {
+        finding.case: finding.message for finding in dataset.findings if finding.kind == "names"
+    }
+    assert set(warned) == {"c2"} and "names no 'back'" in warned["c2"]
+
+
+@pytest.mark.parametrize(
+    ("numbered", "reason"),
+    [
+        (
+            [{"front": 1, "back": 2}, {"front": 1, "bakc": 2}],
+            "label 2 is 'back' in one case and 'bakc' in another",
+        ),
+        ([{"front": 1}, {"back": 1}], "label 1 is 'front' in one case and 'back' in another"),
+        ([{"front": 1, "back": 2}, {"back": 1, "Front": 2}], "'front' and 'Front'"),
+        (
+            [{"front": 1, "left back": 2}, {"front": 2, "left_back": 1}],
+            "'left back' and 'left_back'",
+        ),
+    ],
+)
+def test_names_that_may_be_misspelt_are_refused(tmp_path: Path, numbered: list, reason: str):
+    for number, names in enumerate(numbered):
+        slicer_case(tmp_path, number, names)
+
+    with pytest.raises(BadFile, match=reason):
+        read_dataset(tmp_path)
+
+
+def test_two_segments_of_one_name_are_refused_only_where_names_have_to_tell_them(tmp_path: Path):
+    for number in range(2):
+        slicer_case(tmp_path, number, {"front": 1, "back": 2})
+    for path in tmp_path.glob("*.nrrd"):
+        path.write_bytes(path.read_bytes().replace(b"Name:=back", b"Name:=front"))
+    assert read_dataset(tmp_path).table.names == {1: "front", 2: "front"}
+    slicer_case(tmp_path, 2, {"front": 2, "back": 1})
+
+    with pytest.raises(BadFile, match=r"c0_seg\.seg\.nrrd: calls two segments 'front'"):
+        read_dataset(tmp_path)
+
+
+def test_a_name_that_the_table_lacks_is_refused_where_numbers_differ(tmp_path: Path):
+    slicer_case(tmp_path, 0, {"front": 1, "back": 2})
+    slicer_case(tmp_path, 1, {"front": 2, "unheard of": 1})
+    LabelTable((Label(1, "front", (1, 2, 3)), Label(2, "back", (3, 2, 1)))).write(
+        tmp_path / "labels.csv"
+    )
+
+    with pytest.raises(BadFile, match=r"c1_seg\.seg\.nrrd: names 'unheard of'"):
+        read_dataset(tmp_path)
+
+
+def test_names_cannot_be_matched_with_a_label_map_that_has_none(tmp_path: Path):
+    slicer_case(tmp_path, 0, {"front": 1, "back": 2})
+    slicer_case(tmp_path, 1, {"front": 2, "back": 1})
+    image, labels = make_case(2)
+    put(image, tmp_path / "c2.nii.gz")
+    put(labels, tmp_path / "c2_seg.nii.gz")
+
+    with pytest.raises(
+        BadFile, match=r"number their structures differently, and c2_seg\.nii\.gz names none"
+    ):
+        read_dataset(tmp_path)
+
+
+def test_a_structure_that_a_file_does_not_name_is_warned_of_where_names_were_matched(
+    tmp_path: Path,
+):
+    slicer_case(tmp_path, 0, {"front": 1, "back": 2})
+    slicer_case(tmp_path, 1, {"back": 1})
+
+    dataset = read_dataset(tmp_path)
+
+    assert dataset.table.names == {1: "front", 2: "back"}
+    assert [(one.case, one.kind, one.severity) for one in dataset.findings] == [
+        ("c1", "names", "warning")
+    ]
+    assert np.array_equal(
+        load_case(dataset, dataset["c1"])[1].data, 2 * (make_case(1)[1].data == 2)
+    )
+
+
+def boxed(labels: Volume, more: int = 0) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Start and shape of the box around all labels, some voxels wider on every side."""
+    places = np.argwhere(labels.data)
+    low, high = places.min(axis=0) - more, places.max(axis=0) + 1 + more
+    return tuple(low.tolist()), tuple((high - low).tolist())
+
+
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "SAL"])
+@pytest.mark.parametrize(
+    "more", [0, 1, 9]
+)  # the last reaches beyond the image, with background only
+def test_a_cropped_slicer_segmentation_is_padded_onto_its_scan(
+    tmp_path: Path, orientation: str, more: int
+):
+    turn = np.eye(4)
+    turn[:3, :3] = np.linalg.qr(np.array([[1, 0.2, 0.1], [-0.3, 1, 0.4], [0.1, -0.5, 1]]))[0] * (
+        1,
+        1.2,
+        1.5,
+    )
+    turn[:3, 3] = 10, -200.5, 33
+    for number, affine in enumerate((np.diag([1.0, 1.2, 1.5, 1.0]), turn)):
+        image, labels = make_case(number, affine=affine)
+        start, shape = boxed(labels, more)
+        around = Volume(
+            np.pad(labels.data, 10),
+            affine @ [[1, 0, 0, -10], [0, 1, 0, -10], [0, 0, 1, -10], [0, 0, 0, 1]],
+        )
+        cropped = crop(around, tuple(at + 10 for at in start), shape)
+        put(image, tmp_path / f"c{number}.nii.gz")
+        write(
+            reorient(cropped, orientation),
+            tmp_path / f"c{number}_seg.seg.nrrd",
+            table=LabelTable.from_values([1, 2]),
+        )
+    dataset = read_dataset(tmp_path)
+
+    for number in range(2):
+        (image,), labels = load_case(dataset, dataset[f"c{number}"])
+        assert np.array_equal(labels.data, make_case(number)[1].data)
+        assert np.array_equal(labels.affine, image.affine)
+    assert not check_dataset(dataset).errors
+
+
+def cropped_case(
+    folder: Path, *, ending: str = "_seg.seg.nrrd", shift: float = 0, scale: float = 1, cut: int = 0
+) -> Dataset:
+    image, labels = make_case(0)
+    cropped = crop(labels, *boxed(labels))
+    affine = cropped.affine @ np.diag([scale, 1, 1, 1])
+    affine[0, 3] += shift
+    put(Volume(image.data[cut:], crop(image, (cut, 0, 0), (1, 1, 1)).affine), folder / "c0.nii.gz")
+    write(
+        Volume(cropped.data, affine), folder / f"c0{ending}", table=LabelTable.from_values([1, 2])
+    )
+    return read_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        (
+            {"ending": "_seg.nii.gz"},
+            "put both on one grid",
+        ),  # another format does not say what was cut off
+        ({"ending": "_seg.nrrd"}, "put both on one grid"),
+        ({"shift": 0.4}, "put both on one grid"),
+        ({"scale": 1.02}, "put both on one grid"),
+        ({"cut": 6}, "voxels of its labels lie outside its image"),
+    ],
+)
+def test_what_is_not_a_part_of_the_scan_stays_refused(tmp_path: Path, changed: dict, reason: str):
+    dataset = cropped_case(tmp_path, **changed)
+
+    with pytest.raises(BadFile, match=reason):
+        load_case(dataset, dataset["c0"])
+    assert [one.kind for one in check_dataset(dataset).errors] in (["grid"], ["labels"])
+
+
+def test_a_shift_of_rounding_is_none(tmp_path: Path):
+    dataset = cropped_case(tmp_path, shift=0.004)
+
+    assert np.array_equal(load_case(dataset, dataset["c0"])[1].data, make_case(0)[1].data)
 
 
 def test_a_table_that_is_none_is_told_and_passed_over(tmp_path: Path):

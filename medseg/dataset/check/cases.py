@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.dataset.cases import Case, Dataset, Finding, merge_masks
+from medseg.dataset.cases import Case, Dataset, Finding, fit, merge_masks, read_label_file
 from medseg.dataset.check.group import THUMBNAIL, Portrait, compare_cases
 from medseg.errors import MedsegError
-from medseg.io import digest, read_as_stored, read_labels, stored_sizes
+from medseg.io import digest, read_as_stored, stored_sizes
 from medseg.progress import Progress, silent
 from medseg.volume import Volume, describe_grid, grid_distance_mm, reorient, turned_onto
 
@@ -217,14 +217,14 @@ def _labels(dataset: Dataset, case: Case, image: Volume, findings: list[Finding]
         sizes = stored_sizes(path) if path.name.lower().endswith((".nii", ".nii.gz")) else ()
         held = int(np.prod(sizes[3:])) if len(sizes) > 3 else 1
         findings += _about_dimensions(case, path, sizes, held, 1)
-        labels = read_labels(path, volume_index=0 if held > 1 else None)
+        labels = read_label_file(case, volume_index=0 if held > 1 else None)
+        fitted = fit(labels, image, path, case.images[0])
     except (MedsegError, MemoryError) as error:
         findings.append(Finding(case.name, "labels", "error", str(error) or f"{path}: is too large to read"))
         return None
-    turned = turned_onto(labels, image)
-    if turned is None:
+    if fitted is None:
         findings.append(_off_grid(case, path, labels, image))
-    return turned or labels
+    return fitted or labels
 
 
 def _off_grid(case: Case, path: Path, volume: Volume, image: Volume) -> Finding:

@@ -117,7 +117,7 @@ def _corrections(case: Case, kinds: set[str]) -> Iterator[tuple[Path, Volume, st
                 continue
             what = []
             if "geometry" in kinds and _nearly_on_grid(image, volume):
-                volume = Volume(volume.data, image.affine)
+                volume = image.with_data(volume.data)
                 what.append("given the geometry of its image")
             if "4-D" in kinds and _is_flat(path):
                 what.append("stored as 3-D")
