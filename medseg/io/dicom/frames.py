@@ -13,8 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile
-from medseg.io.dicom.headers import DICOMDIR, dataset_of, echo_time, guarded, number, numbers, sop_class_of, trait
-from medseg.io.dicom.slices import ENHANCED, MAX_FRAMES, SOP_CLASSES, TAGS, Slice, Tile, slice_of
+from medseg.io.dicom.headers import (
+    DICOMDIR,
+    dataset_of,
+    echo_time,
+    guarded,
+    length,
+    number,
+    numbers,
+    sop_class_of,
+    trait,
+)
+from medseg.io.dicom.slices import ENHANCED, MAX_FRAMES, SOP_CLASSES, TAGS, XRAY_3D, Slice, Tile, slice_of
 from medseg.io.dicom.source import Entry, Source
 
 # Dimensions that say where a frame lies, not which volume it belongs to: In-Stack Position Number, Image Position.
@@ -69,7 +79,9 @@ class _Groups:
 def _frame(first: Slice, n: int, groups: _Groups, kinds: Sequence[int]) -> Slice:
     measures = groups.holder("PixelMeasuresSequence", "PixelSpacing")
     plane = groups.holder("PlaneOrientationSequence", "ImageOrientationPatient")
+    # A position at the top level is that of one frame, and nothing says of which, unless there is but one.
     place = groups.holder("PlanePositionSequence", "ImagePositionPatient")
+    place = {} if place is groups.dataset and first.frames > 1 else place
     transformation = groups.found("PixelValueTransformationSequence")
     scaling = groups.dataset if transformation is None else transformation
     slope, intercept = number(scaling, "RescaleSlope"), number(scaling, "RescaleIntercept")
@@ -95,6 +107,8 @@ def _frame(first: Slice, n: int, groups: _Groups, kinds: Sequence[int]) -> Slice
         first,
         frame=n,
         spacing=numbers(measures, "PixelSpacing", 2),
+        step_mm=length(measures, "SpacingBetweenSlices") or first.step_mm,
+        thickness_mm=length(measures, "SliceThickness") or first.thickness_mm,
         orientation=numbers(plane, "ImageOrientationPatient", 6),
         position=numbers(place, "ImagePositionPatient", 3),
         slope=slope,
@@ -244,7 +258,8 @@ def parse(source: Source, entry: Entry, file: Any) -> list[Slice] | None:
         if dataset.get("Rows") is None and sop_class not in SOP_CLASSES:
             return []
         first = slice_of(entry, dataset, pixels)
-        if first.sop_class in ENHANCED or first.frames > 1:
+        many = first.sop_class in ENHANCED | XRAY_3D or first.frames > 1
+        if many or (first.position is None and dataset.get("PerFrameFunctionalGroupsSequence")):
             return frames_of(first, dataset)
         return tiles_of(first, dataset) if "MOSAIC" in first.image_type else [first]
 

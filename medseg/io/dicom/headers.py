@@ -118,6 +118,21 @@ def trait(dataset: Any, name: str) -> Any:
         return None
 
 
+def length(dataset: Any, name: str) -> float | None:
+    """A length in mm of a tag that only confirms others; None for anything odd."""
+    value = trait(dataset, name)
+    return value if isinstance(value, float) and 0 < value < math.inf else None
+
+
+def words(dataset: Any, name: str) -> str:
+    """A text that can be shown on a terminal: printable characters alone, as those of control could steer it."""
+    try:
+        value = dataset.get(name)
+    except _DAMAGE:
+        return ""
+    return "".join(character for character in str(value or "") if character.isprintable())[:64]
+
+
 def echo_time(dataset: Any, name: str) -> float | None:
     """An echo time to a hundredth of a millisecond: smaller differences are rounding, not echoes."""
     value = trait(dataset, name)

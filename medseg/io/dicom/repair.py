@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile
-from medseg.io.dicom.series import (
+from medseg.io.dicom.slices import Slice
+from medseg.io.dicom.stack import (
     MAX_DRIFT,
     MAX_STEP_DIFFERENCE,
     MAX_TILT,
@@ -23,7 +24,6 @@ from medseg.io.dicom.series import (
     sorted_along_normal,
     tilt_of,
 )
-from medseg.io.dicom.slices import Slice
 
 #: Largest share of a volume's slices that may be missing, and the widest gap in slices' distances.
 MAX_MISSING, MAX_GAP = 0.25, 4.0
