@@ -65,14 +65,14 @@ def convert(
 
     check_one_of("--seg-type", seg_type, ("binary", "labelmap"))
     table = LabelTable.read(labels) if labels else embedded_table(path)
-    chosen = series if source is None or label_kind(path) else None
+    about_source = source is not None and not label_kind(path)  # then the options for DICOM are about the source alone
     try:
         scan = read(
             path,
             volume_index=volume,
             assume_geometry=assume_geometry,
-            series=chosen,
-            repair=repair,
+            series=None if about_source else series,
+            repair=repair and not about_source,
             suv=suv,
             source=source,
             segments=segment,
@@ -80,9 +80,9 @@ def convert(
     except Overlap:
         if not target.name.lower().endswith(".seg.nrrd"):
             raise
-        write_segments(read_masks(path, source=source, series=series), target)
+        write_segments(read_masks(path, source=source, series=series, repair=repair), target)
         return
-    options = DicomOptions(seg_type, deidentify, deterministic, nearest, series=series)
+    options = DicomOptions(seg_type, deidentify, deterministic, nearest, series=series, repair=repair)
     write(scan, target, table=table, source=source, options=options)
 
 

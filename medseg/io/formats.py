@@ -15,7 +15,7 @@ from medseg.errors import BadFile, BadOutput
 from medseg.files import open_file, sweep
 from medseg.io.dicom.codes import Overlap
 from medseg.io.dicom.headers import is_dicom
-from medseg.io.dicom.result import DicomOptions, class_of, open_origin, planes_on_source
+from medseg.io.dicom.result import DicomOptions, class_of
 from medseg.io.dicom.rtstruct import RTSTRUCT_CLASS, read_rtstruct, read_rtstruct_table, read_structures, write_rtstruct
 from medseg.io.dicom.seg import SEG_CLASSES, read_seg, read_seg_table, read_segments as read_dicom_segments, write_seg
 from medseg.io.dicom.volumes import Paths, list_volumes, name_of, read_dicom
@@ -90,6 +90,7 @@ def read(
     assume_geometry: 'sform', 'qform' or 'pixdim': what to trust if a header contradicts itself or says nothing.
     series: which DICOM volume, if there are several, as `list_volumes` numbers them, or a Series Instance UID.
     repair: resample uneven or slanted DICOM stacks to an even grid where that is well defined.
+        For a segmentation or structure set both are about its `source`.
     suv: DICOM PET as standardised uptake values by body weight.
     source: the DICOM images that a structure set was drawn on; a DICOM segmentation is put on their whole grid.
     segments: which structures of a DICOM segmentation or structure set, by name or value, later ones over earlier ones.
@@ -98,7 +99,9 @@ def read(
     """
     dicom = {key: value for key, value in (("series", series), ("repair", repair), ("suv", suv)) if value}
     if kind := label_kind(path):
-        return _dicom_labels(kind, str(path), volume_index, source, series, segments)
+        return _dicom_labels(
+            kind, str(path), volume_index=volume_index, segments=segments, source=source, series=series, repair=repair
+        )
     if segments:
         raise BadFile(f"{name_of(path)}: is no DICOM segmentation or structure set; leave out --segment")
     return finite(name_of(path), _raw(path, volume_index, assume_geometry, dicom))
@@ -121,7 +124,7 @@ def read_labels(
     source, segments: as for `read`.
     """
     if kind := label_kind(path):
-        return _dicom_labels(kind, path, volume_index, source, None, segments)
+        return _dicom_labels(kind, path, volume_index=volume_index, segments=segments, source=source)
     return labels_only(path, _raw(path, volume_index, None, {}))
 
 
@@ -186,42 +189,25 @@ def label_kind(path: Paths) -> str:
 
 
 def read_masks(
-    path: str | Path, *, source: Paths | None = None, series: str | int | None = None
+    path: str | Path, *, source: Paths | None = None, series: str | int | None = None, repair: bool = False
 ) -> list[tuple[Label, Volume]]:
     """Every structure of a `.seg.nrrd`, DICOM SEG or RTSTRUCT as a mask (uint8, 0 and 1) of its own, overlaps kept.
 
-    source, series: the DICOM images that a structure set was drawn on. Raises `BadFile`.
+    source, series, repair: the DICOM images that a SEG or structure set is about, as for `read`. Raises `BadFile`.
     """
     kind = label_kind(path)
     if kind == "RTSTRUCT":
-        return read_structures(path, source=source, series=series)
+        return read_structures(path, source=source, series=series, repair=repair)
     if kind == "SEG":
-        return read_dicom_segments(path)
+        return read_dicom_segments(path, source=source, series=series, repair=repair)
     if _suffix(path, READERS) != ".seg.nrrd":
         raise BadFile(f"{path}: names no structures; give a .seg.nrrd, DICOM SEG or RTSTRUCT")
     return list(read_slicer_segments(path))
 
 
-def _dicom_labels(
-    kind: str,
-    path: str | Path,
-    volume_index: int | None,
-    source: Paths | None,
-    series: str | int | None,
-    segments: Sequence[str] | None,
-) -> Volume:
-    if kind == "RTSTRUCT":
-        return read_rtstruct(path, source=source, series=series, volume_index=volume_index, segments=segments)
-    found = read_seg(path, volume_index=volume_index, segments=segments)
-    if source is None:
-        return found
-    origin = open_origin(source, DicomOptions(series=series))
-    try:
-        return Volume(planes_on_source(found, origin, path).T, origin.affine)
-    except BadOutput:
-        raise BadFile(
-            f"{path}: lies on another grid than the series given as its source; leave that out to keep its grid"
-        ) from None
+def _dicom_labels(kind: str, path: str | Path, **options: Any) -> Volume:
+    """A DICOM SEG or RTSTRUCT; options are those of `read_seg` and `read_rtstruct` alike."""
+    return (read_rtstruct if kind == "RTSTRUCT" else read_seg)(path, **options)
 
 
 def _raw(path: Paths, volume_index: int | None, assume_geometry: str | None, dicom: dict[str, Any]) -> Volume:
