@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -153,17 +154,23 @@ def _print_volumes(path: Path, found: Sequence[Listed], as_json: bool) -> None:
         import json
         from dataclasses import asdict
 
-        print(json.dumps({"file": str(path), "volumes": [asdict(volume) for volume in found]}))
+        # The description may name a person, and what is printed here may end in a file.
+        listed = [{key: value for key, value in asdict(one).items() if key != "description"} for one in found]
+        print(json.dumps({"file": str(path), "volumes": listed}))
         return
     rows = []
+    for_eyes = sys.stdout.isatty()
     for volume in found:
         spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm) if volume.spacing_mm else ""
         state = volume.problem.removeprefix(f"{path}: ").split(";")[0] + (" (--repair)" if volume.repairable else "")
-        rows.append(
-            (volume.number, volume.modality, " x ".join(map(str, volume.shape)), spacing, volume.orientation, state)
-        )
+        grid = (" x ".join(map(str, volume.shape)), spacing, volume.orientation)
+        name = (volume.folder, str(volume.series_number or ""), volume.description if for_eyes else "")
+        rows.append((volume.number, *name, volume.modality, *grid, state))
     title = f"{path}: {len(found)} volumes; choose one with --series"
-    print_table(title, ("series", "kind", "voxels", "mm", "axes", "cannot be read because"), rows)
+    columns = ("series", "folder", "number", "description", "kind", "voxels", "mm", "axes", "cannot be read because")
+    # A column that is empty, such as the folder where there is but one, says nothing.
+    kept = [n for n in range(len(columns)) if any(row[n] for row in rows) or columns[n] == columns[-1]]
+    print_table(title, tuple(columns[n] for n in kept), [tuple(row[n] for n in kept) for row in rows])
 
 
 def _plain(value: Any) -> str:
