@@ -147,8 +147,11 @@ def _step_of(path: str | Path, frames: Frames, depth: NDArray[np.float64]) -> fl
             f"{path}: the distances between its slices differ, so they are no volume; give the images it was made "
             "from with --source"
         )
-    # Certain where neighbouring frames touch, as no slice fits between them. A wider gap is one slice or several.
-    if smallest and thick and smallest <= _TOUCHING * thick:
+    # Certain where neighbouring frames touch, as no slice fits between them, or lie as far apart as the file says but
+    # for rounding that adds up. A wider gap is one slice or several.
+    touching = thick is not None and 0 < smallest <= _TOUCHING * thick
+    confirmed = said is not None and 0 < smallest and abs(smallest - said) <= 0.01 * said
+    if touching or confirmed:
         return smallest
     raise BadFile(
         f"{path}: does not say how far its slices lie apart, and the gaps between its frames do not either; give the "

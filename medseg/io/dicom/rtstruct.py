@@ -423,12 +423,17 @@ def _layers(
 def _check_frames(path: str | Path, dataset: Any, grid: ImageGrid, numbers: set[int]) -> None:
     """Raise `BadFile` if structures of these numbers were drawn in another frame of reference than the images'.
 
-    A structure that names none contradicts nothing: that its contours lie on the planes of slices is looked at anyway.
+    A structure that names none is in that of the whole set; if that names none either, nothing contradicts the images,
+    and that contours lie on the planes of slices is looked at anyway.
     """
     if not grid.frame_of_reference:
         return
+    whole = {
+        str(item.get("FrameOfReferenceUID") or "") for item in dataset.get("ReferencedFrameOfReferenceSequence") or ()
+    }
+    of_set = "" if grid.frame_of_reference in whole else next(iter(sorted(whole - {""})), "")
     frame_of = {
-        int(item.ROINumber): str(item.get("ReferencedFrameOfReferenceUID") or "")
+        int(item.ROINumber): str(item.get("ReferencedFrameOfReferenceUID") or of_set)
         for item in dataset.StructureSetROISequence
     }
     drawn = {int(item.ReferencedROINumber) for item in dataset.get("ROIContourSequence") or ()}

@@ -182,6 +182,25 @@ def test_a_structure_that_names_no_frame_of_reference_is_not_of_another(tmp_path
     assert io.read_labels(path, source=folder).data.sum() == 49
 
 
+@pytest.mark.parametrize(("whole", "right"), [("1.2.3.4", False), ("", True), (None, True)])
+def test_a_structure_that_names_no_frame_of_reference_is_in_that_of_the_set(tmp_path, whole, right):
+    folder, _ = source(tmp_path / "scan")
+    path = structure_set(folder, tmp_path / "x.rtstruct.dcm", box(1.6, 8.4))
+    dataset = pydicom.dcmread(path)
+    del dataset.StructureSetROISequence[0].ReferencedFrameOfReferenceUID
+    if whole is None:
+        del dataset.ReferencedFrameOfReferenceSequence
+    else:
+        dataset.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID = whole
+    dataset.save_as(path)
+
+    if right:
+        assert io.read_labels(path, source=folder).data.sum() == 49
+        return
+    with pytest.raises(BadFile, match="drawn in another frame of reference"):
+        io.read_labels(path, source=folder)
+
+
 def two_structures(path: Path, frame: str) -> None:
     """Add a structure of another frame of reference with the same contours to a set of one."""
     dataset = pydicom.dcmread(path)

@@ -159,6 +159,18 @@ def test_neighbouring_frames_give_the_distance_only_where_they_touch(tmp_path, t
     assert io.read(path).spacing_mm == pytest.approx(grid.spacing_mm, abs=1e-4)
 
 
+def test_a_rounded_distance_that_adds_up_is_confirmed_by_the_frames(tmp_path):
+    folder, grid = source(tmp_path / "scan", count=60)
+    stacked = masks(grid, (slice(0, 60), slice(2, 9), slice(3, 7)))
+    path = by_highdicom(folder, tmp_path / "x.dcm", stacked)
+
+    found = io.read(without(path, "SliceThickness", SpacingBetweenSlices="2.51"))
+
+    assert found.spacing_mm == pytest.approx(grid.spacing_mm, abs=1e-4) and found.shape == grid.shape
+    with pytest.raises(BadFile, match="--source"):
+        io.read(without(path, "SliceThickness", SpacingBetweenSlices="2.56"))
+
+
 @pytest.mark.parametrize("seg_type", ["binary", "labelmap"])
 def test_frames_beyond_the_images_are_left_out_with_a_warning(tmp_path, seg_type):
     folder, grid = source(tmp_path / "scan", count=9)
