@@ -8,7 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_making import (
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import generate_uid
+
+from making.dicom import (
     CT,
     ENHANCED_MR,
     MR,
@@ -23,10 +27,6 @@ from dicom_making import (
     series,
     truth,
 )  # fmt: skip
-from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence
-from pydicom.uid import generate_uid
-
 from medseg import io
 from medseg.errors import BadFile, DataWarning
 from medseg.io.dicom import volumes as dicom
