@@ -61,28 +61,34 @@ class Frames:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where pixels of frames lie in a volume: frame f's pixel (row, column) is voxel `start[f] + turn @ (column, row)`.
+    """Where pixels of frames lie in a volume: pixel (row, column) of frame f is voxel start[f] + turn @ (column, row).
 
-    A frame whose `start` lies outside the volume, along k, has no voxels.
+    A frame whose `start` lies outside the volume along k has no voxels.
     """
 
     turn: NDArray[np.int64]  # (2, 2): i and j for a step along a row, along a column; 0, 1 and -1
     start: NDArray[np.int64]  # (F, 3)
 
-    def paint(self, number: int, values: NDArray, shape: tuple[int, int, int]) -> tuple[int, NDArray, int]:
-        """Frame `number` as its slice k, its plane (i, j) there, and how many labelled pixels lie outside the images.
+    def put(self, number: int, values: NDArray, volume: NDArray) -> tuple[NDArray, NDArray]:
+        """The part of a volume (I, J, K) that frame `number` covers, as a view, and the frame's values there.
 
-        values: (rows, columns), 0 where nothing is labelled.
+        values: (rows, columns). Both are empty where the frame lies outside.
         """
         i, j, k = (int(n) for n in self.start[number])
-        plane = np.zeros(shape[:2], values.dtype)
-        labelled = np.argwhere(values)
-        if not 0 <= k < shape[2]:
-            return k, plane, len(labelled)
-        voxels = labelled[:, ::-1] @ self.turn.T + (i, j)
-        inside = ((voxels >= 0) & (voxels < shape[:2])).all(axis=1)
-        plane[tuple(voxels[inside].T)] = values[tuple(labelled[inside].T)]
-        return k, plane, int((~inside).sum())
+        along_rows = bool(self.turn[0, 0])  # whether i follows the columns of the frame
+        picture = values.T if along_rows else values
+        steps = (self.turn[0].sum(), self.turn[1].sum())
+        inside = []
+        for axis, (at, step) in enumerate(zip((i, j), steps)):
+            size = picture.shape[axis]
+            if step < 0:
+                picture = np.flip(picture, axis)
+                at -= size - 1
+            inside.append((max(at, 0), min(at + size, volume.shape[axis]), at))
+        (i0, i1, i), (j0, j1, j) = inside
+        if not 0 <= k < volume.shape[2] or i0 >= i1 or j0 >= j1:
+            return volume[:0, :0, 0], picture[:0, :0]
+        return volume[i0:i1, j0:j1, k], picture[i0 - i : i1 - i, j0 - j : j1 - j]
 
 
 def placed_on(frames: Frames, grid: ImageGrid) -> Placement | None:
@@ -150,7 +156,7 @@ def _step_of(path: str | Path, frames: Frames, depth: NDArray[np.float64]) -> fl
     # Certain where neighbouring frames touch, as no slice fits between them, or lie as far apart as the file says but
     # for rounding that adds up. A wider gap is one slice or several.
     touching = thick is not None and 0 < smallest <= _TOUCHING * thick
-    confirmed = said is not None and 0 < smallest and abs(smallest - said) <= 0.01 * said
+    confirmed = said is not None and smallest > 0 and abs(smallest - said) <= 0.01 * said
     if touching or confirmed:
         return smallest
     raise BadFile(

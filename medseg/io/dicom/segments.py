@@ -168,12 +168,11 @@ def _painted(path: str | Path, parsed: _Parsed, canvas: _Canvas, values: list[in
 
     def paint(dicom: Any) -> None:
         nonlocal shared, lost
-        for number, values_here in _labelled(path, parsed, values):
-            k, plane, outside = canvas.placement.paint(number, values_here, canvas.shape)
-            lost += outside
-            if not 0 <= k < canvas.shape[2]:
-                continue
-            target, here = out[..., k], plane > 0
+        for number, frame in _labelled(path, parsed, values):
+            target, plane = canvas.placement.put(number, frame, out)
+            here = plane > 0
+            if plane.size < frame.size:
+                lost += int((frame > 0).sum()) - int(here.sum())
             shared += int((here & (target > 0)).sum())
             target[here] = plane[here]
 
