@@ -83,7 +83,14 @@ def convert(
             raise
         write_segments(read_masks(path, source=source, series=series, repair=repair), target)
         return
-    options = DicomOptions(seg_type, deidentify, deterministic, nearest, series=series, repair=repair)
+    options = DicomOptions(
+        seg_type=seg_type,
+        deidentify=deidentify,
+        deterministic=deterministic,
+        nearest=nearest,
+        series=series,
+        repair=repair,
+    )
     write(scan, target, table=table, source=source, options=options)
 
 

@@ -42,12 +42,10 @@ def frames_of(first: Slice, dataset: Any) -> list[Slice]:
     pixels = replace(first.pixels, offsets=_offset_table(dataset, count))
     kinds = [int(item.get("DimensionIndexPointer") or 0) for item in dataset.get("DimensionIndexSequence") or []]
     base = replace(first, pixels=pixels)
-    return [_frame(base, n, _Groups(group, shared, dataset), kinds) for n, group in enumerate(groups)]
-
-
-_CENTRE = re.compile(
-    rb"sSliceArray\.asSlice\[(\d{1,3})\]\.sPosition\.d(Sag|Cor|Tra)\s*=\s*(-?\d{1,6}(?:\.\d{0,20})?(?:e[-+]?\d{1,2})?)"
-)
+    slices = []
+    for n, own in enumerate(groups):
+        slices.append(_frame(base, n, groups=_Groups(own, shared, dataset), kinds=kinds))
+    return slices
 
 
 class _Groups:
@@ -76,7 +74,7 @@ class _Groups:
         return {} if item is None else item
 
 
-def _frame(first: Slice, n: int, groups: _Groups, kinds: Sequence[int]) -> Slice:
+def _frame(first: Slice, n: int, *, groups: _Groups, kinds: Sequence[int]) -> Slice:
     measures = groups.holder("PixelMeasuresSequence", "PixelSpacing")
     plane = groups.holder("PlaneOrientationSequence", "ImageOrientationPatient")
     # A position at the top level is that of one frame, and nothing says of which, unless there is but one.
@@ -176,7 +174,7 @@ def tiles_of(first: Slice, dataset: Any) -> list[Slice]:
             rows=rows,
             columns=columns,
             position=tuple((corner + direction * float(step) * n).tolist()),
-            tile=Tile(n, across, first.rows, first.columns),
+            tile=Tile(number=n, across=across, rows=first.rows, columns=first.columns),
             traits={**first.traits, "file": (first.instance_number or 0, str(first.path), first.member or 0)},
         )
         for n in range(count)
@@ -249,7 +247,7 @@ def parse(source: Source, entry: Entry, file: Any) -> list[Slice] | None:
     where = source.where(entry)
 
     def work(dicom: Any) -> list[Slice] | None:
-        dataset, pixels = dataset_of(dicom, file, where, TAGS)
+        dataset, pixels = dataset_of(dicom, file, where=where, tags=TAGS)
         sop_class = sop_class_of(dataset)
         if dataset.media_class == DICOMDIR:
             return None

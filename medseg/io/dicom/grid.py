@@ -1,7 +1,9 @@
-"""Where labels in DICOM lie: on the slices of the images they were made from, or on a grid of their own.
+"""Where labels in DICOM lie: on the slices of the images they were made from, or on a grid of their
+own.
 
-With the images nothing is worked out: a frame lies on a slice of theirs, or beyond them, or it is refused. Without them
-frames may be far apart, and the gap between two of them is no distance between slices.
+With the images nothing is worked out: a frame lies on a slice of theirs, or beyond them, or it is
+refused. Without them frames may be far apart, and the gap between two of them is no distance
+between slices.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ from medseg.io.dicom.source import Paths
 from medseg.io.dicom.volumes import located
 from medseg.volume import LPS
 
-#: A pixel may lie this part of a voxel off the images it belongs to: where the headers of slices wobble, no less is
-#: asked of the images themselves.
+#: A pixel may lie this part of a voxel off the images it belongs to: where the headers of slices
+#: wobble, no less is asked of the images themselves.
 MAX_OFF_VOXELS = 0.1
 #: Frames at most this many slice thicknesses apart are neighbours; gaps of a tenth are usual in MR.
 _TOUCHING = 1.11
@@ -39,10 +41,16 @@ class ImageGrid:
 
 
 def open_grid(
-    source: Paths, *, series: str | int | None = None, volume_index: int | None = None, repair: bool = False
+    source: Paths,
+    *,
+    series: str | int | None = None,
+    volume_index: int | None = None,
+    repair: bool = False,
 ) -> ImageGrid:
     """The grid of the volume that `read` returns for the same arguments. Raises `BadFile`."""
-    affine, shape, frame_of_reference = located(source, series=series, volume_index=volume_index, repair=repair)
+    affine, shape, frame_of_reference = located(
+        source, series=series, volume_index=volume_index, repair=repair
+    )
     return ImageGrid(affine=affine, shape=shape, frame_of_reference=frame_of_reference)
 
 
@@ -61,7 +69,8 @@ class Frames:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where pixels of frames lie in a volume: pixel (row, column) of frame f is voxel start[f] + turn @ (column, row).
+    """Where pixels of frames lie in a volume: pixel (row, column) of frame f is voxel start[f] +
+    turn @ (column, row).
 
     A frame whose `start` lies outside the volume along k has no voxels.
     """
@@ -70,7 +79,8 @@ class Placement:
     start: NDArray[np.int64]  # (F, 3)
 
     def put(self, number: int, values: NDArray, volume: NDArray) -> tuple[NDArray, NDArray]:
-        """The part of a volume (I, J, K) that frame `number` covers, as a view, and the frame's values there.
+        """The part of a volume (I, J, K) that frame `number` covers, as a view, and the frame's
+        values there.
 
         values: (rows, columns). Both are empty where the frame lies outside.
         """
@@ -92,8 +102,12 @@ class Placement:
 
 
 def placed_on(frames: Frames, grid: ImageGrid) -> Placement | None:
-    """Where frames lie on images, each by itself; None if they do not lie on slices of the images or beyond them."""
-    columns = np.concatenate([frames.turns[:, :3] * frames.edges[:, 1:], frames.turns[:, 3:] * frames.edges[:, :1]], 1)
+    """Where frames lie on images, each by itself; None if they do not lie on slices of the images
+    or beyond them.
+    """
+    columns = np.concatenate(
+        [frames.turns[:, :3] * frames.edges[:, 1:], frames.turns[:, 3:] * frames.edges[:, :1]], 1
+    )
     steps = columns.reshape(-1, 2, 3) @ grid.to_voxels[:3, :3].T  # (F, along row and column, ijk)
     starts = frames.places @ grid.to_voxels[:3, :3].T + grid.to_voxels[:3, 3]
     if not (np.abs(steps).max() < 1e3 and np.abs(starts).max() < 1e6):
@@ -103,7 +117,12 @@ def placed_on(frames: Frames, grid: ImageGrid) -> Placement | None:
     if turn[:, 2].any() or (in_plane.sum(axis=0) != 1).any() or (in_plane.sum(axis=1) != 1).any():
         return None
     beyond = (starts[:, 2] < -0.5) | (starts[:, 2] > grid.shape[2] - 0.5)
-    for right, down in ((0, 0), (frames.columns - 1, 0), (0, frames.rows - 1), (frames.columns - 1, frames.rows - 1)):
+    for right, down in (
+        (0, 0),
+        (frames.columns - 1, 0),
+        (0, frames.rows - 1),
+        (frames.columns - 1, frames.rows - 1),
+    ):
         exact = starts + right * steps[:, 0] + down * steps[:, 1]
         off = np.abs(exact - (start + right * turn[0] + down * turn[1]))
         # Beyond the images nothing has to lie on a slice, as there is none.
@@ -113,12 +132,16 @@ def placed_on(frames: Frames, grid: ImageGrid) -> Placement | None:
 
 
 def stack_frames(path: str | Path, frames: Frames) -> tuple[NDArray[np.float64], list[int]]:
-    """Voxel index to RAS+ mm of frames in space, and the slice of each; frames may be missing and be doubled.
+    """Voxel index to RAS+ mm of frames in space, and the slice of each; frames may be missing and
+    be doubled.
 
-    Raises `BadFile` if they are not slices of one regular grid, or if it cannot be said how far its slices lie apart.
+    Raises `BadFile` if they are not slices of one regular grid, or if it cannot be said how far its
+    slices lie apart.
     """
     if np.ptp(frames.turns, axis=0).max() > 1e-4 or np.ptp(frames.edges, axis=0).max() > 1e-4:
-        raise BadFile(f"{path}: its frames differ in orientation or pixel spacing, so they are no volume")
+        raise BadFile(
+            f"{path}: its frames differ in orientation or pixel spacing, so they are no volume"
+        )
     along_row, down_column = frames.turns[0].reshape(2, 3)
     normal = np.cross(along_row, down_column)
     depth = frames.places @ normal
@@ -129,8 +152,13 @@ def stack_frames(path: str | Path, frames: Frames) -> tuple[NDArray[np.float64],
     between = (last - first) / count if count else normal * step
     k_of = np.rint(depth / step)
     drift = np.linalg.norm(frames.places - (first + k_of[:, None] * between), axis=1).max()
-    if drift > 0.05 * min(*frames.edges[0], step) or np.linalg.norm(np.cross(between, normal)) > 1e-3 * step:
-        raise BadFile(f"{path}: its slices do not lie straight above each other, so they are no volume")
+    if (
+        drift > 0.05 * min(*frames.edges[0], step)
+        or np.linalg.norm(np.cross(between, normal)) > 1e-3 * step
+    ):
+        raise BadFile(
+            f"{path}: its slices do not lie straight above each other, so they are no volume"
+        )
     affine = np.eye(4)
     affine[:3, 0] = along_row * frames.edges[0][1]
     affine[:3, 1] = down_column * frames.edges[0][0]
@@ -140,7 +168,7 @@ def stack_frames(path: str | Path, frames: Frames) -> tuple[NDArray[np.float64],
 
 
 def _step_of(path: str | Path, frames: Frames, depth: NDArray[np.float64]) -> float:
-    """The distance between slices in mm, of which frames lie at `depth` (in order, the first at 0)."""
+    """The distance between slices in mm; frames lie at `depth` (in order, the first at 0)."""
     said, thick = frames.step_mm, frames.thickness_mm
     if said and said > 0 and _fits(depth, said):
         return said
@@ -150,18 +178,18 @@ def _step_of(path: str | Path, frames: Frames, depth: NDArray[np.float64]) -> fl
         return thick
     if smallest and not _fits(depth, smallest):
         raise BadFile(
-            f"{path}: the distances between its slices differ, so they are no volume; give the images it was made "
-            "from with --source"
+            f"{path}: the distances between its slices differ, so they are no volume; give the "
+            "images it was made from with --source"
         )
-    # Certain where neighbouring frames touch, as no slice fits between them, or lie as far apart as the file says but
-    # for rounding that adds up. A wider gap is one slice or several.
+    # Certain where neighbouring frames touch, as no slice fits between them, or lie as far apart as
+    # the file says but for rounding that adds up. A wider gap is one slice or several.
     touching = thick is not None and 0 < smallest <= _TOUCHING * thick
     confirmed = said is not None and smallest > 0 and abs(smallest - said) <= 0.01 * said
     if touching or confirmed:
         return smallest
     raise BadFile(
-        f"{path}: does not say how far its slices lie apart, and the gaps between its frames do not either; give the "
-        "images it was made from with --source"
+        f"{path}: does not say how far its slices lie apart, and the gaps between its frames do "
+        "not either; give the images it was made from with --source"
     )
 
 

@@ -44,7 +44,7 @@ _DATE = re.compile(r"\d{8}")
 _TIME = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DicomOptions:
     """How DICOM results are written.
 
@@ -69,7 +69,7 @@ class DicomOptions:
     repair: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """A series as results refer to it, slices in k order; with `deidentify` all its UIDs are already replaced."""
 

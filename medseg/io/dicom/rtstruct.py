@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
 _IMPLICIT = "1.2.840.10008.1.2"  # explicit lengths of decimal strings end at 64 kB, which is 2,000 points
+#: Group, element and length of an element in implicit VR, little endian.
+_HEAD = struct.Struct("<HHI")
 #: A contour may lie this part of the distance between slices off the plane of a slice.
 MAX_OFF_PLANE = 0.1
 #: Most crossings of contours and rows that are looked at together, which bounds the memory that takes.
@@ -102,7 +104,7 @@ def _dataset(planes: NDArray, origin: Origin, labels: list[Label]) -> Any:
     dataset.StructureSetROISequence = [
         _roi(origin, label, mm3 * (counts[label.value] if label.value < len(counts) else 0)) for label in labels
     ]
-    dataset.ROIContourSequence = [_contours(planes, origin, label, boxes.get(label.value)) for label in labels]
+    dataset.ROIContourSequence = [_contours(planes, origin, label, box=boxes.get(label.value)) for label in labels]
     dataset.RTROIObservationsSequence = [_observation(number, label) for number, label in enumerate(labels, 1)]
     dataset.ApprovalStatus = "UNAPPROVED"
     complete(dataset, origin, "RTSTRUCT")
@@ -174,7 +176,7 @@ def _observation(number: int, label: Label) -> Any:
     return item
 
 
-def _contours(planes: NDArray, origin: Origin, label: Label, box: tuple[slice, ...] | None) -> Any:
+def _contours(planes: NDArray, origin: Origin, label: Label, *, box: tuple[slice, ...] | None) -> Any:
     from pydicom.dataelem import RawDataElement
     from pydicom.dataset import Dataset
     from pydicom.tag import Tag
@@ -187,10 +189,19 @@ def _contours(planes: NDArray, origin: Origin, label: Label, box: tuple[slice, .
         assert box is not None
         for outline in outlines(planes[k][box[1:]] == label.value):
             outline += (box[1].start, box[2].start)
-            contours.append(_contour(origin, k, outline, len(contours) + 1))
+            contours.append(_contour(origin, k, outline, number=len(contours) + 1))
     if contours:
         value = b"".join(contours)
-        item[Tag("ContourSequence")] = RawDataElement(Tag("ContourSequence"), "SQ", len(value), value, 0, True, True)
+        tag = Tag("ContourSequence")
+        item[tag] = RawDataElement(
+            tag=tag,
+            VR="SQ",
+            length=len(value),
+            value=value,
+            value_tell=0,
+            is_implicit_VR=True,
+            is_little_endian=True,
+        )
     _as_it_is(item)
     return item
 
@@ -200,7 +211,7 @@ def _as_it_is(dataset: Any) -> None:
     dataset.set_original_encoding(True, True, dataset._character_set)
 
 
-def _contour(origin: Origin, k: int, outline: NDArray[np.float64], number: int) -> bytes:
+def _contour(origin: Origin, k: int, outline: NDArray[np.float64], *, number: int) -> bytes:
     """An item of the Contour Sequence for an outline (P, 2) of rows and columns on slice k, in implicit VR.
 
     Written out here because there may be tens of thousands with hundreds of points each.
@@ -211,8 +222,8 @@ def _contour(origin: Origin, k: int, outline: NDArray[np.float64], number: int) 
     points = piece.position + outline[:, 1:] * (along_row * piece.spacing[1])
     points = points + outline[:, :1] * (down_column * piece.spacing[0])
     digits = digits_for(min(piece.spacing))
-    reference = _element(0x0008, 0x1150, piece.sop_class, "\0")
-    reference += _element(0x0008, 0x1155, origin.uid(piece.sop_instance), "\0")
+    reference = _element(0x0008, 0x1150, piece.sop_class, padding="\0")
+    reference += _element(0x0008, 0x1155, origin.uid(piece.sop_instance), padding="\0")
     if piece.frames > 1:
         reference += _element(0x0008, 0x1160, str(piece.frame + 1))
     return _item(
@@ -224,15 +235,15 @@ def _contour(origin: Origin, k: int, outline: NDArray[np.float64], number: int) 
     )
 
 
-def _element(group: int, element: int, value: str | bytes, padding: str = " ") -> bytes:
+def _element(group: int, element: int, value: str | bytes, *, padding: str = " ") -> bytes:
     """An element in implicit VR, little endian (PS3.5 7.1.3)."""
     if isinstance(value, str):
         value = (value + padding * (len(value) % 2)).encode("ascii")
-    return struct.pack("<HHI", group, element, len(value)) + value
+    return _HEAD.pack(group, element, len(value)) + value
 
 
 def _item(content: bytes) -> bytes:
-    return struct.pack("<HHI", 0xFFFE, 0xE000, len(content)) + content
+    return _HEAD.pack(0xFFFE, 0xE000, len(content)) + content
 
 
 def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
@@ -398,14 +409,16 @@ def _layers(
         dataset = _structures(path, dicom)
         table, value_of = _table(path, dataset)
         wanted = set(chosen(path, table, segments))
-        _check_frames(path, dataset, grid, {number for number, value in value_of.items() if value in wanted})
+        numbers = {number for number, value in value_of.items() if value in wanted}
+        _check_frames(path, dataset, grid, numbers=numbers)
         layers: dict[int, _Layers] = {}
         for item in dataset.get("ROIContourSequence") or ():
             value = value_of.get(int(item.ReferencedROINumber))
             if value is None:
                 raise BadFile(f"{path}: has contours of a structure that it does not name; export it again")
             if value in wanted:
-                layers[value] = _filled(path, grid, item.get("ContourSequence") or (), lost)
+                contours = item.get("ContourSequence") or ()
+                layers[value] = _filled(path, grid, contours, lost=lost)
         return layers, table
 
     layers, table = guarded(str(path), work)
@@ -420,7 +433,7 @@ def _layers(
     return grid, layers, table
 
 
-def _check_frames(path: str | Path, dataset: Any, grid: ImageGrid, numbers: set[int]) -> None:
+def _check_frames(path: str | Path, dataset: Any, grid: ImageGrid, *, numbers: set[int]) -> None:
     """Raise `BadFile` if structures of these numbers were drawn in another frame of reference than the images'.
 
     A structure that names none is in that of the whole set; if that names none either, nothing contradicts the images,
@@ -476,25 +489,25 @@ def _table(path: str | Path, dataset: Any) -> tuple[LabelTable, dict[int, int]]:
     try:
         table = table_of(
             list(value_of.values()),
-            [str(item.get("ROIName") or "") for item in items],
-            [color if len(color := colors.get(number, ())) == 3 else None for number in numbers],
-            [
-                read_codes(
-                    seen[number].get("SegmentedPropertyCategoryCodeSequence"),
-                    seen[number].get("RTROIIdentificationCodeSequence"),
-                    seen[number].get("AnatomicRegionSequence"),
-                )
-                if number in seen
-                else {}
-                for number in numbers
-            ],
+            names=[str(item.get("ROIName") or "") for item in items],
+            colors=[color if len(color := colors.get(number, ())) == 3 else None for number in numbers],
+            codes=[_codes(seen[number]) if number in seen else {} for number in numbers],
         )
     except BadConfig as error:
         raise BadFile(f"{path}: {error}; export it again") from None
     return table, value_of
 
 
-def _filled(path: str | Path, grid: ImageGrid, contours: Any, lost: Counter[str]) -> _Layers:
+def _codes(observation: Any) -> dict[str, Any]:
+    """The codes of a structure from what was observed of it."""
+    return read_codes(
+        observation.get("SegmentedPropertyCategoryCodeSequence"),
+        observation.get("RTROIIdentificationCodeSequence"),
+        observation.get("AnatomicRegionSequence"),
+    )
+
+
+def _filled(path: str | Path, grid: ImageGrid, contours: Any, *, lost: Counter[str]) -> _Layers:
     """Slice to the pixels (rows, columns) that the contours of one structure fill; what is not filled is counted."""
     columns, rows, count = grid.shape
     edges: dict[int, list[NDArray[np.float64]]] = {}

@@ -85,7 +85,7 @@ def _dataset(planes: NDArray, origin: Origin, table: LabelTable | None) -> Any:
     descriptions = [
         _segment(origin, label, number if binary else label.value) for number, label in enumerate(segments, 1)
     ]
-    dataset = _encode(planes, origin, descriptions, binary)
+    dataset = _encode(planes, origin, descriptions, binary=binary)
     for item in dataset.SegmentSequence:
         if item.SegmentNumber:
             _name_algorithm(item, origin.options)
@@ -163,7 +163,7 @@ def _concept(item: Any) -> Any:
     return CodedConcept.from_dataset(item)
 
 
-def _encode(planes: NDArray, origin: Origin, descriptions: list[Any], binary: bool) -> Any:
+def _encode(planes: NDArray, origin: Origin, descriptions: list[Any], *, binary: bool) -> Any:
     """The multi-frame image itself: geometry and references from the source's slices, pixels from `planes`.
 
     highdicom is given slices that carry nothing of the patient, so that nothing of a patient can get into what it

@@ -1,7 +1,9 @@
 """DICOM segmentations (SEG, PS3.3 A.51 and C.8.20) in: an own strict reader.
 
-With the images a segmentation was made from, every frame lies on one of their slices. Segments that share voxels are no
-label map: `read_seg` refuses them unless told which to take, `read_segments` gives every one by itself.
+With the images a segmentation was made from, every frame lies on one of their slices. Segments that
+share voxels are no
+label map: `read_seg` refuses them unless told which to take, `read_segments` gives every one by
+itself.
 """
 
 from __future__ import annotations
@@ -72,28 +74,34 @@ def read_seg(
 ) -> Volume:
     """The label map of a DICOM segmentation, as uint8 or uint16. Raises `BadFile`.
 
-    segments: only these, by name or label value, laid over each other in this order, the later over the earlier.
-    Without it, segments that share voxels are refused. Of FRACTIONAL ones the voxels of at least one half are taken,
-    with a `DataWarning`. Slices without a frame are background. Axes: i along the rows, j down the columns, k along
-    the normal of the slices, as `read` has them for the images.
-    source: the images it was made from, on whose whole grid it is put, `series` and `repair` as for `read`. What lies
-    beyond them is left out with a `DataWarning`.
+    segments: only these, by name or label value, laid over each other in this order, the later over
+    the earlier. Without it, segments that share voxels are refused. Of FRACTIONAL ones the voxels
+    of at least one half are taken, with a `DataWarning`. Slices without a frame are background.
+    Axes: i along the rows, j down the columns, k along the normal of the slices, as `read` has them
+    for the images.
+    source: the images it was made from, on whose whole grid it is put, `series` and `repair` as for
+    `read`. What lies beyond them is left out with a `DataWarning`.
     """
     if volume_index not in (None, 0):
         raise BadFile(f"{path}: is one segmentation, there is no volume {volume_index} in it")
     parsed = _parse(path)
     grid = None if source is None else open_grid(source, series=series, repair=repair)
     canvas = _canvas(path, parsed, grid)
-    data, shared = _painted(path, parsed, canvas, chosen(path, parsed.table, segments))
+    data, shared = _painted(path, parsed, canvas, values=chosen(path, parsed.table, segments))
     if shared and segments is None:
         raise Overlap(path, shared)
     return _on_grid(path, labels_only(path, make_volume(path, data, canvas.affine)), grid)
 
 
 def read_segments(
-    path: str | Path, *, source: Paths | None = None, series: str | int | None = None, repair: bool = False
+    path: str | Path,
+    *,
+    source: Paths | None = None,
+    series: str | int | None = None,
+    repair: bool = False,
 ) -> list[tuple[Label, Volume]]:
-    """Every segment of a DICOM segmentation as a mask (uint8, 0 and 1) of its own, overlaps kept. Raises `BadFile`.
+    """Every segment of a DICOM segmentation as a mask (uint8, 0 and 1) of its own, overlaps kept.
+    Raises `BadFile`.
 
     source, series, repair: as for `read_seg`.
     """
@@ -102,14 +110,16 @@ def read_segments(
     canvas = _canvas(path, parsed, grid)
     found = []
     for label in parsed.table.labels:
-        mask = _painted(path, parsed, canvas, [label.value])[0] > 0
+        mask = _painted(path, parsed, canvas, values=[label.value])[0] > 0
         volume = make_volume(path, mask.astype(np.uint8), canvas.affine)
         found.append((label, _on_grid(path, volume, grid)))
     return found
 
 
 def read_seg_table(path: str | Path) -> LabelTable:
-    """Names, colours and codes of a DICOM segmentation, values as `read_seg` gives them. Raises `BadFile`."""
+    """Names, colours and codes of a DICOM segmentation, values as `read_seg` gives them. Raises
+    `BadFile`.
+    """
     return _parse(path).table
 
 
@@ -120,7 +130,9 @@ def _canvas(path: str | Path, parsed: _Parsed, grid: ImageGrid | None) -> _Canva
         named = str(parsed.dataset.get("FrameOfReferenceUID") or "")
         if named and grid.frame_of_reference and named != grid.frame_of_reference:
             warnings.warn(
-                f"{path}: names another frame of reference than the images given with --source", DataWarning, 5
+                f"{path}: names another frame of reference than the images given with --source",
+                DataWarning,
+                stacklevel=5,
             )
         placement = placed_on(frames, grid)
         if placement is not None:
@@ -131,19 +143,24 @@ def _canvas(path: str | Path, parsed: _Parsed, grid: ImageGrid | None) -> _Canva
         if grid is None:
             raise
         raise BadFile(
-            f"{path}: its frames do not lie on slices of the series given as its source; give the series that it was "
-            "made from"
+            f"{path}: its frames do not lie on slices of the series given as its source; give the "
+            "series that it was made from"
         ) from None
     shape = (frames.columns, frames.rows, max(k_of) + 1)
     voxels = frames.columns * frames.rows * shape[2]
     check_axes(path, shape)
     if voxels > max(MAX_EMPTY, 100 * frames.columns * frames.rows * len(k_of)):
-        raise BadFile(f"{path}: its frames lie too far apart to be slices of one scan; export the segmentation again")
+        raise BadFile(
+            f"{path}: its frames lie too far apart to be slices of one scan; export the "
+            "segmentation again"
+        )
     if voxels * 2 > MAX_BYTES:
         raise BadFile(f"{path}: claims more than the {MAX_BYTES / 2**30:.3g} GB allowed")
     start = np.zeros((len(k_of), 3), np.int64)
     start[:, 2] = k_of
-    return _Canvas(affine=affine, shape=shape, placement=Placement(turn=np.eye(2, dtype=np.int64), start=start))
+    return _Canvas(
+        affine=affine, shape=shape, placement=Placement(turn=np.eye(2, dtype=np.int64), start=start)
+    )
 
 
 def _on_grid(path: str | Path, labels: Volume, grid: ImageGrid | None) -> Volume:
@@ -156,13 +173,18 @@ def _on_grid(path: str | Path, labels: Volume, grid: ImageGrid | None) -> Volume
         planes = planes_on_grid(labels, path, affine=grid.affine, shape=grid.shape)
     except BadOutput:
         raise BadFile(
-            f"{path}: lies on another grid than the series given as its source; leave that out to keep its grid"
+            f"{path}: lies on another grid than the series given as its source; leave that out to "
+            "keep its grid"
         ) from None
     return Volume(planes.T, grid.affine)
 
 
-def _painted(path: str | Path, parsed: _Parsed, canvas: _Canvas, values: list[int]) -> tuple[NDArray, int]:
-    """The chosen labels (I, J, K), later ones over earlier ones, and how many voxels were painted twice."""
+def _painted(
+    path: str | Path, parsed: _Parsed, canvas: _Canvas, *, values: list[int]
+) -> tuple[NDArray, int]:
+    """The chosen labels (I, J, K), later ones over earlier ones, and how many voxels were painted
+    twice.
+    """
     out = np.zeros(canvas.shape, np.uint16, order="F")
     shared = lost = 0
 
@@ -178,14 +200,23 @@ def _painted(path: str | Path, parsed: _Parsed, canvas: _Canvas, values: list[in
 
     guarded(str(path), paint)
     if lost and not out.any():
-        raise BadFile(f"{path}: lies beyond the images given with --source; give the series that it was made from")
+        raise BadFile(
+            f"{path}: lies beyond the images given with --source; give the series that it was made "
+            "from"
+        )
     if lost:
-        warnings.warn(f"{path}: labelled pixels beyond the images, left out: {lost}", DataWarning, stacklevel=4)
+        warnings.warn(
+            f"{path}: labelled pixels beyond the images, left out: {lost}",
+            DataWarning,
+            stacklevel=4,
+        )
     return out, shared
 
 
-def _labelled(path: str | Path, parsed: _Parsed, values: list[int]) -> Iterator[tuple[int, NDArray]]:
-    """Number and label values (rows, columns) of every frame of the chosen labels, label by label."""
+def _labelled(
+    path: str | Path, parsed: _Parsed, values: list[int]
+) -> Iterator[tuple[int, NDArray]]:
+    """Number and label values (rows, columns) of the frames of chosen labels, label by label."""
     frame = _frames(path, parsed.dataset)
     kind = parsed.dataset.SegmentationType
     if kind == "LABELMAP":
@@ -196,7 +227,10 @@ def _labelled(path: str | Path, parsed: _Parsed, values: list[int]) -> Iterator[
         for number in range(len(parsed.segment_of)):
             pixels = frame(number)
             if not known[pixels].all():
-                raise BadFile(f"{path}: holds label values that it does not name; export the segmentation again")
+                raise BadFile(
+                    f"{path}: holds label values that it does not name; export the segmentation "
+                    "again"
+                )
             yield number, wanted[pixels]
         return
     half = int(parsed.dataset.MaximumFractionalValue) / 2 if kind == "FRACTIONAL" else 0.5
@@ -208,15 +242,24 @@ def _labelled(path: str | Path, parsed: _Parsed, values: list[int]) -> Iterator[
 
 def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
     """A function that gives the pixels (rows, columns) of a frame."""
-    rows, columns, count = int(dataset.Rows), int(dataset.Columns), len(dataset.PerFrameFunctionalGroupsSequence)
+    rows, columns, count = (
+        int(dataset.Rows),
+        int(dataset.Columns),
+        len(dataset.PerFrameFunctionalGroupsSequence),
+    )
     size, bits = rows * columns, int(dataset.BitsAllocated)
-    if bits not in (1, 8, 16) or dataset.get("SamplesPerPixel", 1) != 1 or dataset.get("PixelRepresentation", 0) != 0:
+    if (
+        bits not in (1, 8, 16)
+        or dataset.get("SamplesPerPixel", 1) != 1
+        or dataset.get("PixelRepresentation", 0) != 0
+    ):
         raise BadFile(f"{path}: its pixels are stored in a way that medseg does not read")
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:
         if bits == 1:
             raise BadFile(
-                f"{path}: its bit planes are compressed, which medseg does not unpack; use gdcmconv --raw first"
+                f"{path}: its bit planes are compressed, which medseg does not unpack; use "
+                "gdcmconv --raw first"
             )
         unpacked = np.stack(list(_unpacked(path)))
         if unpacked.shape != (count, rows, columns):
@@ -224,7 +267,9 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
         return lambda number: unpacked[number]
     pixels = dataset.PixelData
     if len(pixels) * 8 < size * count * bits:
-        raise BadFile(f"{path}: the file is too short for what its header claims; it is damaged or incomplete")
+        raise BadFile(
+            f"{path}: the file is too short for what its header claims; it is damaged or incomplete"
+        )
     if bits > 1:
         kind = np.dtype(np.uint8 if bits == 8 else "<u2" if syntax.is_little_endian else ">u2")
         stored = np.frombuffer(pixels, kind, size * count).reshape(count, rows, columns)
@@ -232,7 +277,10 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
     packed = np.frombuffer(pixels, np.uint8)
 
     def unpack(number: int) -> NDArray:
-        start, end = number * size, (number + 1) * size  # frames follow each other bit by bit, without padding
+        start, end = (
+            number * size,
+            (number + 1) * size,
+        )  # frames follow each other bit by bit, without padding
         whole = np.unpackbits(packed[start // 8 : -(-end // 8)], bitorder="little")
         return whole[start % 8 :][:size].reshape(rows, columns)
 
@@ -242,7 +290,7 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
 def _unpacked(path: str | Path) -> Iterator[NDArray]:
     """The frames of a compressed segmentation, unpacked as those of every other DICOM file are."""
     with PixelSource(path) as source:
-        entry = Entry(Path(path), None)
+        entry = Entry(path=Path(path))
         with source.open(entry) as file:
             slices = parse(source, entry, file)
         yield from stored_pixels(source, slices or [])
@@ -253,7 +301,9 @@ def _parse(path: str | Path) -> _Parsed:
     parsed: _Parsed = guarded(str(path), lambda dicom: _parsed(path, read_object(path, dicom)))
     if parsed.dataset.SegmentationType == "FRACTIONAL":
         warnings.warn(
-            f"{path}: is a fractional segmentation; voxels of at least one half were taken", DataWarning, stacklevel=4
+            f"{path}: is a fractional segmentation; voxels of at least one half were taken",
+            DataWarning,
+            stacklevel=4,
         )
     return parsed
 
@@ -265,8 +315,11 @@ def _parsed(path: str | Path, dataset: Any) -> _Parsed:
     if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
         raise BadFile(f"{path}: is a kind of segmentation that medseg does not know")
     background = int(dataset.get("PixelPaddingValue") or 0) if kind == "LABELMAP" else 0
-    table, value_of = _table(path, dataset, background, kind)
-    shared, groups = dataset.SharedFunctionalGroupsSequence[0], dataset.get("PerFrameFunctionalGroupsSequence")
+    table, value_of = _table(path, dataset, background=background, kind=kind)
+    shared, groups = (
+        dataset.SharedFunctionalGroupsSequence[0],
+        dataset.get("PerFrameFunctionalGroupsSequence"),
+    )
     if not groups or len(groups) != int(dataset.NumberOfFrames):
         raise BadFile(f"{path}: does not say where its frames lie; it is tiled, or damaged")
 
@@ -276,11 +329,19 @@ def _parsed(path: str | Path, dataset: Any) -> _Parsed:
 
     segment_of = [0] * len(groups)
     if kind != "LABELMAP":
-        segment_of = [int(group(frame, "SegmentIdentificationSequence").ReferencedSegmentNumber) for frame in groups]
+        segment_of = [
+            int(group(frame, "SegmentIdentificationSequence").ReferencedSegmentNumber)
+            for frame in groups
+        ]
         if not set(segment_of) <= set(value_of):
-            raise BadFile(f"{path}: has frames of segments that it does not describe; export the segmentation again")
+            raise BadFile(
+                f"{path}: has frames of segments that it does not describe; export the "
+                "segmentation again"
+            )
     places = [group(frame, "PlanePositionSequence").get("ImagePositionPatient") for frame in groups]
-    turns = [group(frame, "PlaneOrientationSequence").get("ImageOrientationPatient") for frame in groups]
+    turns = [
+        group(frame, "PlaneOrientationSequence").get("ImageOrientationPatient") for frame in groups
+    ]
     sizes = [group(frame, "PixelMeasuresSequence") for frame in groups]
     edges = [size.get("PixelSpacing") for size in sizes]
     if not (all(places) and all(turns) and all(edges)):
@@ -307,24 +368,31 @@ def _parsed(path: str | Path, dataset: Any) -> _Parsed:
     )
 
 
-def _table(path: str | Path, dataset: Any, background: int, kind: str) -> tuple[LabelTable, dict[int, int]]:
+def _table(
+    path: str | Path, dataset: Any, *, background: int, kind: str
+) -> tuple[LabelTable, dict[int, int]]:
     """The label table of a segmentation, and the label value of each segment number."""
     items = list(dataset.SegmentSequence)
     if kind == "LABELMAP":
         items = [item for item in items if not _is_background(path, item, background)]
     numbers = [int(item.SegmentNumber) for item in items]
-    told = [re.fullmatch(LABEL_VALUE.format(r"(\d+)"), str(item.get("SegmentDescription") or "")) for item in items]
+    told = [
+        re.fullmatch(LABEL_VALUE.format(r"(\d+)"), str(item.get("SegmentDescription") or ""))
+        for item in items
+    ]
     values = [int(match[1]) for match in told if match]
     if kind == "LABELMAP" or len(values) != len(items) or len(set(values)) != len(values):
         values = numbers
     if len(set(numbers)) != len(numbers) or not items:
-        raise BadFile(f"{path}: two of its segments have the same number, or it has none; export it again")
+        raise BadFile(
+            f"{path}: two of its segments have the same number, or it has none; export it again"
+        )
     try:
         table = table_of(
             values,
-            [str(item.get("SegmentLabel") or "") for item in items],
-            [rgb(item.get("RecommendedDisplayCIELabValue")) for item in items],
-            [
+            names=[str(item.get("SegmentLabel") or "") for item in items],
+            colors=[rgb(item.get("RecommendedDisplayCIELabValue")) for item in items],
+            codes=[
                 read_codes(
                     item.get("SegmentedPropertyCategoryCodeSequence"),
                     item.get("SegmentedPropertyTypeCodeSequence"),
@@ -339,9 +407,13 @@ def _table(path: str | Path, dataset: Any, background: int, kind: str) -> tuple[
 
 
 def _is_background(path: str | Path, item: Any, background: int) -> bool:
-    """Whether a segment of a label map is none: what pads it (PS3.3 C.8.20.2.4), or number 0 if coded so."""
+    """Whether a segment of a label map is none: what pads it (PS3.3 C.8.20.2.4), or number 0 if
+    coded so.
+    """
     number = int(item.SegmentNumber)
     code = read_code(item.SegmentedPropertyTypeCodeSequence)
     if number == 0 != background and (code is None or code[:2] != ("DCM", "125040")):
-        raise BadFile(f"{path}: uses the number 0 for a structure, which no label map can; export it again")
+        raise BadFile(
+            f"{path}: uses the number 0 for a structure, which no label map can; export it again"
+        )
     return number in (0, background)

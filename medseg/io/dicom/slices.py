@@ -67,7 +67,7 @@ TAGS: list[str | int] = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tile:
     """Which part of a mosaic a slice is: its number, tiles in a row of them, and the size of the whole in pixels."""
 
@@ -77,7 +77,7 @@ class Tile:
     columns: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Slice:
     """What a file says about one slice, or one frame, in it; None where the tag is absent."""
 
@@ -111,14 +111,14 @@ class Slice:
     #: What may tell the volumes of a series apart: echo, time, diffusion ...
     traits: Mapping[str, Any] = field(default_factory=dict)
     tile: Tile | None = None
-    pixels: PixelData = PixelData("", 0, 0)  # noqa: RUF009 (it is frozen)
+    pixels: PixelData = PixelData(syntax="", offset=0, length=0)  # noqa: RUF009 (it is frozen)
     #: Why the file cannot be read although it is an image, where that is known from its header.
     problem: str = ""
 
     @property
     def entry(self) -> Entry:
         """The file in its source."""
-        return Entry(self.path, self.member)
+        return Entry(path=self.path, member=self.member)
 
     @property
     def localizer(self) -> bool:
@@ -138,7 +138,7 @@ def read_header(path: str | Path, piece: Slice) -> Any:
     """
     with Source(piece.path) as source, source.open(piece.entry) as file:
         where = source.where(piece.entry)
-        return guarded(where, lambda dicom: dataset_of(dicom, file, where, None)[0])
+        return guarded(where, lambda dicom: dataset_of(dicom, file, where=where, tags=None)[0])
 
 
 def slice_of(entry: Entry, dataset: Any, pixels: PixelData | None) -> Slice:
@@ -188,7 +188,7 @@ def slice_of(entry: Entry, dataset: Any, pixels: PixelData | None) -> Slice:
             "acquisition": trait(dataset, "AcquisitionNumber"),
             "acquisition_time": trait(dataset, "AcquisitionTime"),
         },
-        pixels=pixels or PixelData("", 0, 0),
+        pixels=pixels or PixelData(syntax="", offset=0, length=0),
     )
 
 

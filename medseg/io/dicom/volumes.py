@@ -279,7 +279,7 @@ def _follow_dicomdir(source: Source) -> None:
     entries = []
     for name in guarded(str(path), names):
         try:
-            entries.append(Entry(inside(path.parent, name)))
+            entries.append(Entry(path=inside(path.parent, name)))
         except BadFile:
             raise BadFile(
                 f"{path}: refers to a file that is missing or lies outside its folder; give the folder that holds the "
@@ -418,7 +418,7 @@ def _scaled(name: str, data: NDArray, slices: Sequence[Slice]) -> NDArray:
                 shifted = data.view(np.int16)
                 shifted += np.array(int(intercept)).astype(np.int16)  # wraps around to what is right
                 return shifted
-        return rescale(name, data, slope, intercept)
+        return rescale(name, data, slope=slope, intercept=intercept)
     out = np.empty(data.shape, np.float32, order="F")  # PET: every slice has its own scale
     for k, piece in enumerate(slices):
         slope, intercept = _scale(piece)
