@@ -93,9 +93,7 @@ class ByteStream:
         try:
             buffer = bytearray(count)
         except MemoryError:
-            raise BadFile(
-                f"{self.name}: not enough memory for its {count / 2**30:.3g} GB of data"
-            ) from None
+            raise BadFile(f"{self.name}: not enough memory for its {count / 2**30:.3g} GB of data") from None
         view = memoryview(buffer)
         done = 0 if self._packing else self._read_into(view)
         for piece in self._pieces(count - done):
@@ -119,9 +117,7 @@ class ByteStream:
 
     def refuse_rest(self) -> BadFile:
         """What to raise if something follows that does not belong to the data."""
-        return BadFile(
-            f"{self.name}: the file holds more data than its header claims; it is damaged"
-        )
+        return BadFile(f"{self.name}: the file holds more data than its header claims; it is damaged")
 
     def _rest(self, max_bytes: int) -> list[bytes]:
         pieces = []
@@ -136,9 +132,7 @@ class ByteStream:
         while count:
             piece = self._some(min(count, CHUNK))
             if not piece:
-                raise BadFile(
-                    f"{self.name}: the file ends early; it is damaged or incomplete, get it again"
-                )
+                raise BadFile(f"{self.name}: the file ends early; it is damaged or incomplete, get it again")
             self._taken += len(piece)
             count -= len(piece)
             yield piece
@@ -158,10 +152,7 @@ class ByteStream:
                     return piece
                 if self._unpacker.eof:
                     continue
-                raise BadFile(
-                    f"{self.name}: the compressed data ends early; it is incomplete, get the file "
-                    "again"
-                )
+                raise BadFile(f"{self.name}: the compressed data ends early; it is incomplete, get the file again")
             packed, self._waiting = self._waiting, b""
             piece = self._unpack(packed, count)
             if piece:
@@ -197,10 +188,7 @@ class ByteStream:
             self._waiting = b""
             return False
         if self._packing != "gzip" or not (rest[:2] == b"\x1f\x8b" or rest == b"\x1f"):
-            raise BadFile(
-                f"{self.name}: something other than compressed data follows its end; the file is "
-                "damaged"
-            )
+            raise BadFile(f"{self.name}: something other than compressed data follows its end; the file is damaged")
         self._waiting = rest
         self._unpacker = _decompressor()(wbits=WINDOW_BITS["gzip"])
         return True
@@ -261,9 +249,7 @@ def after_lines(path: str | Path, *, start: int, lines: int) -> int:
             length = 0
             while not (line := file.readline(CHUNK)).endswith(b"\n"):
                 if not line:
-                    raise BadFile(
-                        f"{path}: has fewer lines than its header says to skip; correct the header"
-                    )
+                    raise BadFile(f"{path}: has fewer lines than its header says to skip; correct the header")
                 length += len(line)
             start += length + len(line)
     return start

@@ -44,9 +44,7 @@ class Space:
     def __post_init__(self) -> None:
         codes = (self.qform_code, self.sform_code)
         if not all(0 <= code <= 5 for code in codes) or codes == (0, 0):
-            raise BadGeometry(
-                f"qform code {self.qform_code} with sform code {self.sform_code} names no space"
-            )
+            raise BadGeometry(f"qform code {self.qform_code} with sform code {self.sform_code} names no space")
 
 
 #: What a scan lies in unless its file says otherwise.

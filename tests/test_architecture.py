@@ -286,7 +286,7 @@ def test_only_what_exchanges_files_or_millimetres_with_others_uses_that_constant
         for path in SOURCES
         if any((module, name) == ("medseg.volume", "LPS") for module, name in imports(tree_of(path), whole=True))
     }
-    assert users <= {"io.nrrd", "io.metaimage", "io.slicer", "io.dicom.series", "io.dicom.seg", "io.dicom.rtstruct"}
+    assert users <= {"io.nrrd", "io.metaimage", "io.slicer", "io.dicom.stack", "io.dicom.grid"}
 
 
 def test_environment_variables_steer_nothing():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,13 +32,9 @@ if TYPE_CHECKING:
 def convert(
     path: Annotated[
         Path,
-        typer.Argument(
-            metavar="INPUT", help="A scan, a label map, a DICOM folder, DICOM SEG or RTSTRUCT."
-        ),
+        typer.Argument(metavar="INPUT", help="A scan, a label map, a DICOM folder, DICOM SEG or RTSTRUCT."),
     ],
-    target: Annotated[
-        Path, typer.Argument(metavar="OUTPUT", help="Where to; the suffix decides the format.")
-    ],
+    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where to; the suffix decides the format.")],
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -58,9 +55,7 @@ def convert(
     ] = None,
     nearest: Annotated[
         bool,
-        typer.Option(
-            "--nearest", help="Put labels of another grid on the source's by nearest neighbour."
-        ),
+        typer.Option("--nearest", help="Put labels of another grid on the source's by nearest neighbour."),
     ] = False,
     volume: VolumeIndex = None,
     assume_geometry: AssumeGeometry = None,
@@ -80,14 +75,14 @@ def convert(
 
     check_one_of("--seg-type", seg_type, ("binary", "labelmap"))
     table = LabelTable.read(labels) if labels else embedded_table(path)
-    chosen = series if source is None or label_kind(path) else None
+    about_source = source is not None and not label_kind(path)  # then the options for DICOM are about the source alone
     try:
         scan = read(
             path,
             volume_index=volume,
             assume_geometry=assume_geometry,
-            series=chosen,
-            repair=repair,
+            series=None if about_source else series,
+            repair=repair and not about_source,
             suv=suv,
             source=source,
             segments=segment,
@@ -95,9 +90,16 @@ def convert(
     except Overlap:
         if not target.name.lower().endswith(".seg.nrrd"):
             raise
-        write_segments(read_masks(path, source=source, series=series), target)
+        write_segments(read_masks(path, source=source, series=series, repair=repair), target)
         return
-    options = DicomOptions(seg_type, deidentify, deterministic, nearest, series=series)
+    options = DicomOptions(
+        seg_type=seg_type,
+        deidentify=deidentify,
+        deterministic=deterministic,
+        nearest=nearest,
+        series=series,
+        repair=repair,
+    )
     write(scan, target, table=table, source=source, options=options)
 
 
@@ -191,17 +193,23 @@ def _print_volumes(path: Path, found: Sequence[Listed], as_json: bool) -> None:
         import json
         from dataclasses import asdict
 
-        print(json.dumps({"file": str(path), "volumes": [asdict(volume) for volume in found]}))
+        # The description may name a person, and what is printed here may end in a file.
+        listed = [{key: value for key, value in asdict(one).items() if key != "description"} for one in found]
+        print(json.dumps({"file": str(path), "volumes": listed}))
         return
     rows = []
+    for_eyes = sys.stdout.isatty()
     for volume in found:
         spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm) if volume.spacing_mm else ""
         state = volume.problem.removeprefix(f"{path}: ").split(";")[0] + (" (--repair)" if volume.repairable else "")
-        rows.append(
-            (volume.number, volume.modality, " x ".join(map(str, volume.shape)), spacing, volume.orientation, state)
-        )
+        grid = (" x ".join(map(str, volume.shape)), spacing, volume.orientation)
+        name = (volume.folder, str(volume.series_number or ""), volume.description if for_eyes else "")
+        rows.append((volume.number, *name, volume.modality, *grid, state))
     title = f"{path}: {len(found)} volumes; choose one with --series"
-    print_table(title, ("series", "kind", "voxels", "mm", "axes", "cannot be read because"), rows)
+    columns = ("series", "folder", "number", "description", "kind", "voxels", "mm", "axes", "cannot be read because")
+    # A column that is empty, such as the folder where there is but one, says nothing.
+    kept = [n for n in range(len(columns)) if any(row[n] for row in rows) or columns[n] == columns[-1]]
+    print_table(title, tuple(columns[n] for n in kept), [tuple(row[n] for n in kept) for row in rows])
 
 
 def _plain(value: Any) -> str:

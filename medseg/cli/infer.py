@@ -158,7 +158,7 @@ def infer(
             picture = preview / f"{job.labels.name.split('.')[0]}.png" if preview and len(work) > 1 else preview
             extras = Extras(
                 picture, instances, volume, assume_geometry, series, repair, suv, extra_kinds,
-                DicomOptions(seg_type, deidentify, deterministic),
+                DicomOptions(seg_type=seg_type, deidentify=deidentify, deterministic=deterministic),
             )  # fmt: skip
             try:
                 name = remote.name(job.scan)

@@ -213,9 +213,7 @@ def fit(volume: Volume, image: Volume, path: Path, image_path: Path) -> Volume |
     outside = int(np.count_nonzero(turned.data)) - int(np.count_nonzero(whole))
     if outside:
         where = f"lie outside its image {image_path.name}"
-        raise BadFile(
-            f"{path}: {outside} voxels of its labels {where}; crop the segmentation to that"
-        )
+        raise BadFile(f"{path}: {outside} voxels of its labels {where}; crop the segmentation to that")
     return image.with_data(whole)
 
 

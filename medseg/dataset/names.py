@@ -21,14 +21,11 @@ from medseg.labels import Label, LabelTable
 
 
 def tables_in(cases: Sequence[Case]) -> dict[Path, LabelTable]:
-    """The tables that label maps carry in themselves, by file: those of 3D Slicer's segmentations.
-    """
+    """The tables that label maps carry in themselves, by file: those of 3D Slicer's segmentations."""
     tables: dict[Path, LabelTable] = {}
     for file in (case.label for case in cases if case.label is not None):
         if is_slicer_segmentation(file):
-            with suppress(
-                BadFile
-            ):  # `medseg check`, and whoever reads it, say what is wrong with it
+            with suppress(BadFile):  # `medseg check`, and whoever reads it, say what is wrong with it
                 tables[file] = read_table(file)
     return tables
 
@@ -47,10 +44,7 @@ def _values_by_name(file: Path, table: LabelTable) -> dict[str, int]:
     values: dict[str, int] = {}
     for label in table.labels:
         if values.setdefault(_plain_name(label.name), label.value) != label.value:
-            raise BadFile(
-                f"{file}: calls two segments '{label.name}'; give each a name of its own in 3D "
-                "Slicer"
-            )
+            raise BadFile(f"{file}: calls two segments '{label.name}'; give each a name of its own in 3D Slicer")
     return values
 
 
@@ -80,16 +74,12 @@ def united_by_name(path: Path, named: Mapping[Path, LabelTable]) -> LabelTable:
         before = labels.setdefault(_plain_name(label.name), label)
         if before.name != label.name:
             both = f"'{before.name}' and '{label.name}'"
-            raise BadFile(
-                f"{path}: holds structures called {both}; spell a structure alike in all cases"
-            )
+            raise BadFile(f"{path}: holds structures called {both}; spell a structure alike in all cases")
     if numbers_agree(named):
         return united_table(path, list(named.values()))
     for file, table in named.items():
         _values_by_name(file, table)
-    return LabelTable(
-        tuple(replace(label, value=number) for number, label in enumerate(labels.values(), 1))
-    )
+    return LabelTable(tuple(replace(label, value=number) for number, label in enumerate(labels.values(), 1)))
 
 
 def numbered_as(case: Case, named: Mapping[Path, LabelTable], table: LabelTable) -> Case:
@@ -102,10 +92,7 @@ def numbered_as(case: Case, named: Mapping[Path, LabelTable], table: LabelTable)
     own = named.get(case.label) if case.label is not None else None
     if own is None:
         return case
-    if all(
-        _plain_name(table.names.get(label.value, "")) == _plain_name(label.name)
-        for label in own.labels
-    ):
+    if all(_plain_name(table.names.get(label.value, "")) == _plain_name(label.name) for label in own.labels):
         return case
     wanted = {_plain_name(label.name): label.value for label in table.labels}
     numbers = {label.value: wanted.get(_plain_name(label.name)) for label in own.labels}
@@ -126,9 +113,7 @@ def numbered_as(case: Case, named: Mapping[Path, LabelTable], table: LabelTable)
     )
 
 
-def names_lacking(
-    cases: Sequence[Case], named: Mapping[Path, LabelTable], table: LabelTable
-) -> list[Finding]:
+def names_lacking(cases: Sequence[Case], named: Mapping[Path, LabelTable], table: LabelTable) -> list[Finding]:
     """Where structures were matched by name: warnings of files that lack one, which may have been
     misspelt there.
     """

@@ -81,9 +81,7 @@ def _finish(dataset: Dataset, progress: Progress) -> Dataset:
         raise BadFile(f"{dataset.folder}: holds no case with an image and labels ({dataset.layout} layout){why}")
     table, named = dataset.table, tables_in(cases)
     if not len(table) and not dataset.regions:
-        table = _table_beside(dataset, cases, findings) or _table_from_files(
-            dataset, cases, named, progress
-        )
+        table = _table_beside(dataset, cases, findings) or _table_from_files(dataset, cases, named, progress)
     if not dataset.regions:
         cases = [numbered_as(case, named, table) for case in cases]
         findings += names_lacking(cases, named, table)

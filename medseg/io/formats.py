@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from medseg.errors import BadFile, BadOutput
 from medseg.files import open_file, sweep
 from medseg.io.dicom.headers import is_dicom
-from medseg.io.dicom.result import DicomOptions, class_of, open_origin, planes_on_source
+from medseg.io.dicom.result import DicomOptions, class_of
 from medseg.io.dicom.rtstruct import RTSTRUCT_CLASS, read_rtstruct, read_rtstruct_table, read_structures, write_rtstruct
 from medseg.io.dicom.seg import SEG_CLASSES, read_seg, read_seg_table, read_segments as read_dicom_segments, write_seg
 from medseg.io.dicom.volumes import Paths, list_volumes, name_of, read_dicom
@@ -102,6 +102,7 @@ def read(
     assume_geometry: 'sform', 'qform' or 'pixdim': what to trust if a header contradicts itself or says nothing.
     series: which DICOM volume, if there are several, as `list_volumes` numbers them, or a Series Instance UID.
     repair: resample uneven or slanted DICOM stacks to an even grid where that is well defined.
+        For a segmentation or structure set both are about its `source`.
     suv: DICOM PET as standardised uptake values by body weight.
     source: the DICOM images that a structure set was drawn on; a DICOM segmentation is put on their whole grid.
     segments: which structures of a segmentation or structure set, by name or value, later over earlier.
@@ -110,7 +111,9 @@ def read(
     """
     dicom = {key: value for key, value in (("series", series), ("repair", repair), ("suv", suv)) if value}
     if kind := label_kind(path):
-        return _dicom_labels(kind, str(path), volume_index, source, series, segments)
+        return _dicom_labels(
+            kind, str(path), volume_index=volume_index, segments=segments, source=source, series=series, repair=repair
+        )
     return finite(name_of(path), _raw(path, volume_index, assume_geometry, dicom, segments))
 
 
@@ -131,7 +134,7 @@ def read_labels(
     source, segments: as for `read`.
     """
     if kind := label_kind(path):
-        return _dicom_labels(kind, path, volume_index, source, None, segments)
+        return _dicom_labels(kind, path, volume_index=volume_index, segments=segments, source=source)
     return labels_only(path, _raw(path, volume_index, None, {}, segments))
 
 
@@ -198,9 +201,7 @@ def is_dicom_source(path: Paths) -> bool:
         return READERS[suffix] is read_dicom
     with open_file(path) as file:
         start = file.read(132)
-    return start[128:] == b"DICM" or (
-        not Path(path).suffix and is_dicom(start)
-    )  # old files have no preamble
+    return start[128:] == b"DICM" or (not Path(path).suffix and is_dicom(start))  # old files have no preamble
 
 
 def label_kind(path: Paths) -> str:
@@ -212,43 +213,26 @@ def label_kind(path: Paths) -> str:
 
 
 def read_masks(
-    path: str | Path, *, source: Paths | None = None, series: str | int | None = None
+    path: str | Path, *, source: Paths | None = None, series: str | int | None = None, repair: bool = False
 ) -> list[tuple[Label, Volume]]:
     """Every structure of a Slicer segmentation, DICOM SEG or RTSTRUCT as a mask (uint8, 0 and 1),
     overlaps kept.
 
-    source, series: the DICOM images that a structure set was drawn on. Raises `BadFile`.
+    source, series, repair: the DICOM images that a SEG or structure set is about, as for `read`. Raises `BadFile`.
     """
     kind = label_kind(path)
     if kind == "RTSTRUCT":
-        return read_structures(path, source=source, series=series)
+        return read_structures(path, source=source, series=series, repair=repair)
     if kind == "SEG":
-        return read_dicom_segments(path)
+        return read_dicom_segments(path, source=source, series=series, repair=repair)
     if not is_slicer_segmentation(path):
         raise BadFile(f"{path}: names no structures; give a .seg.nrrd, DICOM SEG or RTSTRUCT")
     return list(read_slicer_segments(path))
 
 
-def _dicom_labels(
-    kind: str,
-    path: str | Path,
-    volume_index: int | None,
-    source: Paths | None,
-    series: str | int | None,
-    segments: Sequence[str] | None,
-) -> Volume:
-    if kind == "RTSTRUCT":
-        return read_rtstruct(path, source=source, series=series, volume_index=volume_index, segments=segments)
-    found = read_seg(path, volume_index=volume_index, segments=segments)
-    if source is None:
-        return found
-    origin = open_origin(source, DicomOptions(series=series))
-    try:
-        return Volume(planes_on_source(found, origin, path).T, origin.affine)
-    except BadOutput:
-        raise BadFile(
-            f"{path}: lies on another grid than the series given as its source; leave that out to keep its grid"
-        ) from None
+def _dicom_labels(kind: str, path: str | Path, **options: Any) -> Volume:
+    """A DICOM SEG or RTSTRUCT; options are those of `read_seg` and `read_rtstruct` alike."""
+    return (read_rtstruct if kind == "RTSTRUCT" else read_seg)(path, **options)
 
 
 def _raw(

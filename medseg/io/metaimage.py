@@ -79,46 +79,33 @@ def read_metaimage(path: str | Path, *, volume_index: int | None = None, assume_
     if channels > 1:  # the channels of a voxel lie beside each other
         place = _place(path, header, (channels, *sizes), first=1)
         return make_volume(path, read_placed(path, place, dtype, (channels, *sizes))[index], affine)
-    data = read_placed(
-        path, _place(path, header, sizes), dtype, sizes[:3], count=count, index=index
-    )
+    data = read_placed(path, _place(path, header, sizes), dtype, sizes[:3], count=count, index=index)
     return make_volume(path, data, affine)
 
 
 def _sizes(path: str | Path, fields: dict[str, str]) -> tuple[int, ...]:
     sizes = tuple(int(size) for size in _numbers(path, fields, "dimsize", whole=True))
     if _numbers(path, fields, "ndims", whole=True) != [len(sizes)]:
-        raise BadFile(
-            f"{path}: its header contradicts itself about the number of dimensions; the file is "
-            "damaged"
-        )
+        raise BadFile(f"{path}: its header contradicts itself about the number of dimensions; the file is damaged")
     check_axes(path, sizes)
     if len(sizes) < 3:
-        raise BadFile(
-            f"{path}: is a picture of {len(sizes)} dimensions, not a volume; give the whole scan"
-        )
+        raise BadFile(f"{path}: is a picture of {len(sizes)} dimensions, not a volume; give the whole scan")
     if len(sizes) > 4:
         raise BadFile(f"{path}: has {len(sizes)} dimensions; give one volume")
     return sizes
 
 
 def _channels(path: str | Path, fields: dict[str, str], dimension: int) -> int:
-    """How many values a voxel has: volumes of their own, as ITK writes images of several channels.
-    """
+    """How many values a voxel has: volumes of their own, as ITK writes images of several channels."""
     if "elementnumberofchannels" not in fields:
         return 1
     channels = int(_numbers(path, fields, "elementnumberofchannels", count=1, whole=True)[0])
     check_axes(path, [channels])
     if channels in (3, 4) and fields["elementtype"] in ("MET_UCHAR", "MET_CHAR"):
         # MetaImage has no word for colours, so three or four bytes may be one.
-        raise BadFile(
-            f"{path}: may be a colour picture ({channels} bytes per voxel); give the scan in grey "
-            "values"
-        )
+        raise BadFile(f"{path}: may be a colour picture ({channels} bytes per voxel); give the scan in grey values")
     if channels > 1 and dimension > 3:
-        raise BadFile(
-            f"{path}: has {dimension} dimensions and {channels} channels; give one volume"
-        )
+        raise BadFile(f"{path}: has {dimension} dimensions and {channels} channels; give one volume")
     return channels
 
 
@@ -135,17 +122,13 @@ def _read_header(path: str | Path) -> _Header:
         text = line.decode("utf-8", "replace").strip()
         name, sign, value = (part.strip() for part in text.partition("="))
         if start == 0 and not (sign and re.fullmatch(r"[A-Za-z_]\w*", name)):
-            raise BadFile(
-                f"{path}: is not a MetaImage file, whatever its name; give the scan itself"
-            )
+            raise BadFile(f"{path}: is not a MetaImage file, whatever its name; give the scan itself")
         start += len(line) + len(newline)
         key = _ALIASES.get(name.lower(), name.lower())
         known = _ALIASES.get(text.split()[0].lower(), text.split()[0].lower()) if text else ""
         if not sign or not name:
             if not of_user or known in _FIELDS:
-                raise BadFile(
-                    f"{path}: its header is damaged or does not name its data; get the file again"
-                )
+                raise BadFile(f"{path}: its header is damaged or does not name its data; get the file again")
             continue
         of_user = key not in _FIELDS
         if key in fields and not of_user:
@@ -166,16 +149,10 @@ def _place(path: str | Path, header: _Header, sizes: tuple[int, ...], *, first: 
     if not _flag(path, fields, "binarydata", default=True):
         raise BadFile(f"{path}: its voxels are written as text; save them as binary data")
     packed = _flag(path, fields, "compresseddata")
-    before = (
-        int(_numbers(path, fields, "headersize", count=1, whole=True)[0])
-        if "headersize" in fields
-        else 0
-    )
+    before = int(_numbers(path, fields, "headersize", count=1, whole=True)[0]) if "headersize" in fields else 0
     if before < -1 or (before == -1 and packed):
         # Of packed data nobody knows how many bytes they are before they are found.
-        raise BadFile(
-            f"{path}: its header gives its data a HeaderSize that cannot be; correct the header"
-        )
+        raise BadFile(f"{path}: its header gives its data a HeaderSize that cannot be; correct the header")
     name = fields["elementdatafile"]
     files: tuple[Path, ...] = (Path(path),)
     part: tuple[int, ...] = ()
@@ -184,16 +161,9 @@ def _place(path: str | Path, header: _Header, sizes: tuple[int, ...], *, first: 
         files = listed_files(path, header.listed)
         given = re.fullmatch(r"(\d)[Dd]?", words[1]) if len(words) == 2 else None
         # Slabs of as many dimensions as the image are read differently by MetaIO itself.
-        if len(words) > 2 or (
-            len(words) == 2 and not (given and first + int(given[1]) < len(sizes))
-        ):
-            raise BadFile(
-                f"{path}: its header lists its data files in a way that is not known; correct the "
-                "header"
-            )
-        part = part_sizes(
-            path, sizes, len(files), first + int(given[1]) if given else len(sizes) - 1
-        )
+        if len(words) > 2 or (len(words) == 2 and not (given and first + int(given[1]) < len(sizes))):
+            raise BadFile(f"{path}: its header lists its data files in a way that is not known; correct the header")
+        part = part_sizes(path, sizes, len(files), first + int(given[1]) if given else len(sizes) - 1)
     elif "%" in name and len(words) == 4:
         files = listed_files(path, numbered_names(path, words[0], words[1:]))
         part = part_sizes(path, sizes, len(files), len(sizes) - 1)
@@ -201,9 +171,7 @@ def _place(path: str | Path, header: _Header, sizes: tuple[int, ...], *, first: 
         files = listed_files(path, [name])
     attached = name.upper() == "LOCAL"
     if attached and 0 < before < header.start:
-        raise BadFile(
-            f"{path}: its header puts the voxels into the header itself; the file is damaged"
-        )
+        raise BadFile(f"{path}: its header puts the voxels into the header itself; the file is damaged")
     return Place(
         files=files,
         part=part,
@@ -220,10 +188,7 @@ def _affine(path: str | Path, fields: dict[str, str], dimension: int, assumed: s
     spacing = _numbers(path, fields, "elementspacing" if "elementspacing" in fields else "elementsize", count=dimension)
     unit = fields.get("distanceunits", "")
     if unit not in _MM_PER_UNIT:
-        raise BadFile(
-            f"{path}: its lengths are in '{unit[:20]}', which MetaImage does not know; correct its "
-            "header"
-        )
+        raise BadFile(f"{path}: its lengths are in '{unit[:20]}', which MetaImage does not know; correct its header")
     to_mm = _MM_PER_UNIT[unit]
     if min(spacing[:3]) <= 0:
         raise BadFile(f"{path}: its voxel size is not positive; correct the header")

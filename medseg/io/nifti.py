@@ -90,9 +90,7 @@ def read_nifti(path: str | Path, *, volume_index: int | None = None, assume_geom
             data, affine, space = _read(path, header, stream, volume_index, assume_geometry, mended)
     else:
         packing = _packing(path)
-        if packing and not is_gzip(
-            path
-        ):  # what it is, its first bytes say: the header is checked as any other
+        if packing and not is_gzip(path):  # what it is, its first bytes say: the header is checked as any other
             packing = None
             mended.append("it is not gzipped, whatever its name, and was read as it is")
         with ByteStream(path, packing=packing) as stream:
@@ -122,9 +120,7 @@ def _read(
     affine, space = _affine(path, fields, shape, assumed, single=header.single)
     offset = fields["vox_offset"]
     if not (math.isfinite(offset) and offset == int(offset) and offset >= header.voxels_at):
-        raise BadFile(
-            f"{path}: its header puts the voxels at an impossible place; the file is damaged"
-        )
+        raise BadFile(f"{path}: its header puts the voxels at an impossible place; the file is damaged")
     index = choose_volume(path, count, volume_index)
     stream.check_claim(int(offset) - header.voxels_at + math.prod(shape) * count * dtype.itemsize)
     stream.skip(int(offset) - header.voxels_at)
@@ -209,10 +205,7 @@ def _read_header(path: str | Path, stream: ByteStream, *, pair: bool) -> _Header
 
 def _check_kind(path: str | Path, of_pair: bool, pair: bool) -> None:
     if of_pair and not pair:
-        raise BadFile(
-            f"{path}: is the header of a .hdr/.img pair; name it .hdr, with the voxels beside it "
-            "as .img"
-        )
+        raise BadFile(f"{path}: is the header of a .hdr/.img pair; name it .hdr, with the voxels beside it as .img")
     if pair and not of_pair:
         raise BadFile(f"{path}: says that it holds its voxels itself; name it .nii")
 
@@ -234,8 +227,7 @@ def _unpack(layout: dict[str, tuple[int, str]], order: str, raw: bytes) -> dict[
 
 
 def _sizes(path: str | Path, dim: tuple[int, ...], mended: list[str]) -> tuple[int, ...]:
-    """The lengths of all axes, at least three and of more than four only such as hold one volume.
-    """
+    """The lengths of all axes, at least three and of more than four only such as hold one volume."""
     if not 1 <= dim[0] <= 7:
         raise BadFile(f"{path}: its header gives {dim[0]} dimensions; it is damaged")
     sizes = [int(size) for size in dim[1 : dim[0] + 1]]
@@ -278,9 +270,7 @@ def _dtype(path: str | Path, fields: dict[str, Any], mended: list[str]) -> np.dt
     dtype = np.dtype(_DTYPES[kind])
     if fields["bitpix"] == 0:
         # Certain: it only repeats what the type says, and the file must hold exactly so many bytes.
-        mended.append(
-            "its header leaves out the size of a voxel value, which follows from the type"
-        )
+        mended.append("its header leaves out the size of a voxel value, which follows from the type")
     elif fields["bitpix"] != dtype.itemsize * 8:
         raise BadFile(f"{path}: its header contradicts itself about the size of a voxel value; the file is damaged")
     return dtype
@@ -418,9 +408,7 @@ def _header_bytes(volume: Volume, datatype: int, itemsize: int) -> bytes:
     codes = volume.space
     if codes.sform_code == 0:
         exact = None if two else _exact_qform(stored, quaternion, spacing, handedness)
-        if (
-            exact is None
-        ):  # then only the sform can say where the voxels lie, and it leads to the same space
+        if exact is None:  # then only the sform can say where the voxels lie, and it leads to the same space
             codes = Space(qform_code=codes.qform_code, sform_code=codes.qform_code)
         else:
             quaternion, spacing = exact
@@ -484,10 +472,7 @@ def _exact_qform(
 
     def near(value: float) -> list[float]:
         middle = np.float32(value)
-        return [
-            float(np.nextafter(middle, np.float32(end))) if end else float(middle)
-            for end in (0, -np.inf, np.inf)
-        ]
+        return [float(np.nextafter(middle, np.float32(end))) if end else float(middle) for end in (0, -np.inf, np.inf)]
 
     def directions(b: float, c: float, d: float) -> NDArray:
         fields = {"quatern": (b, c, d), "pixdim": (handedness, 1, 1, 1), "qoffset": (0, 0, 0)}
@@ -502,11 +487,7 @@ def _exact_qform(
         rotation = directions(b, c, d)
         lengths = [
             next(
-                (
-                    one
-                    for one in near(spacing[axis])
-                    if fits(rotation[:, axis], one, affine[:3, axis])
-                ),
+                (one for one in near(spacing[axis]) if fits(rotation[:, axis], one, affine[:3, axis])),
                 None,
             )
             for axis in range(3)

@@ -46,9 +46,7 @@ _TO_RAS = {
     "left-posterior-superior": LPS, "lps": LPS,
 }  # fmt: skip
 #: The same with time as a fourth axis of the world.
-_TO_RAS_AND_TIME = {
-    (f"{name}-time" if "-" in name else f"{name}t"): matrix for name, matrix in _TO_RAS.items()
-}
+_TO_RAS_AND_TIME = {(f"{name}-time" if "-" in name else f"{name}t"): matrix for name, matrix in _TO_RAS.items()}
 _UNIT_NAMES = {
     1e-6: "nm nanometer nanometers nanometre nanometres",
     1e-3: "um µm μm micron microns micrometer micrometers micrometre micrometres",
@@ -134,9 +132,7 @@ def parse_header(path: str | Path) -> Header:
         raise BadFile(f"{path}: its header does not end; the file is damaged")
     fields: dict[str, str] = {}
     keys: dict[str, str] = {}
-    lines = [
-        line.removesuffix("\r") for line in _text(head[: end.start() if end else None]).split("\n")
-    ]
+    lines = [line.removesuffix("\r") for line in _text(head[: end.start() if end else None]).split("\n")]
     for number, line in enumerate(lines[1:], 2):
         if line.startswith("#") or not line:
             continue
@@ -147,9 +143,7 @@ def parse_header(path: str | Path) -> Header:
             if sign:
                 keys[key] = text
             elif not colon:
-                raise BadFile(
-                    f"{path}: its header has a line that is not NRRD; the file is damaged"
-                )
+                raise BadFile(f"{path}: its header has a line that is not NRRD; the file is damaged")
             continue
         if name in fields:
             raise BadFile(f"{path}: its header gives '{name}' twice; the file is damaged")
@@ -204,9 +198,7 @@ def read_data(path: str | Path, header: Header, layout: Layout) -> NDArray:
         raise BadFile(f"{path}: its data is in the encoding '{encoding[:20]}'; save it with raw or gzip encoding")
     lines, skipped = (_skip(path, fields, name) for name in ("lineskip", "byteskip"))
     if lines < 0 or skipped < (-1 if encoding == "raw" else 0):
-        raise BadFile(
-            f"{path}: its header says to skip in a way that NRRD does not know; correct the header"
-        )
+        raise BadFile(f"{path}: its header says to skip in a way that NRRD does not know; correct the header")
     files, part = _data_files(path, header, layout.sizes)
     place = Place(
         files=files or (Path(path),),
@@ -224,9 +216,7 @@ def _skip(path: str | Path, fields: dict[str, str], name: str) -> int:
     return int(_numbers(path, fields, name, count=1, whole=True)[0]) if name in fields else 0
 
 
-def _data_files(
-    path: str | Path, header: Header, sizes: tuple[int, ...]
-) -> tuple[tuple[Path, ...], tuple[int, ...]]:
+def _data_files(path: str | Path, header: Header, sizes: tuple[int, ...]) -> tuple[tuple[Path, ...], tuple[int, ...]]:
     """The data files that a header names, () if the data follows it, and the sizes each holds if
     there are several.
     """
@@ -241,10 +231,7 @@ def _data_files(
     else:
         return listed_files(path, [name]), ()
     if len(more) > 1 or not all(word.isdecimal() for word in more):
-        raise BadFile(
-            f"{path}: its header lists its data files in a way that NRRD does not know; correct "
-            "the header"
-        )
+        raise BadFile(f"{path}: its header lists its data files in a way that NRRD does not know; correct the header")
     files = listed_files(path, names)
     return files, part_sizes(path, sizes, len(files), int(more[0]) if more else len(sizes) - 1)
 
@@ -274,9 +261,7 @@ def _geometry(
     return list_axis, to_ras @ affine
 
 
-def _space(
-    path: str | Path, fields: dict[str, str], dimension: int
-) -> tuple[NDArray[np.float64], int]:
+def _space(path: str | Path, fields: dict[str, str], dimension: int) -> tuple[NDArray[np.float64], int]:
     """What leads from the header's space to RAS+, and how many axes that space has: 3, or 4 with
     time.
     """
@@ -311,25 +296,16 @@ def _voxel_size_only(
     """Which axis lists volumes, and an affine of the voxel size along RAS+ axes."""
     if "spacings" not in fields:
         if "spacedirections" not in fields:
-            raise BadFile(
-                f"{path}: its header does not say how large its voxels are; correct the header"
-            )
+            raise BadFile(f"{path}: its header does not say how large its voxels are; correct the header")
         first = re.search(r"\(([^()]*)\)", fields["spacedirections"])
         list_axis, vectors = _axes(path, fields, dimension, first[1].count(",") + 1 if first else 3)
         return list_axis, np.diag([*np.linalg.norm(vectors, axis=0), 1.0])
     spacings = _numbers(path, fields, "spacings", count=dimension, or_nan=True)
     kinds = fields.get("kinds", "").lower().split()
     kinds = kinds if len(kinds) == dimension else ["domain"] * dimension
-    lists = [
-        axis
-        for axis in range(dimension)
-        if math.isnan(spacings[axis]) or kinds[axis] not in _SPACE_KINDS
-    ]
+    lists = [axis for axis in range(dimension) if math.isnan(spacings[axis]) or kinds[axis] not in _SPACE_KINDS]
     if dimension - len(lists) != 3 or len(lists) > 1:
-        raise BadFile(
-            f"{path}: does not say which three of its {dimension} axes lie in space; give one "
-            "volume"
-        )
+        raise BadFile(f"{path}: does not say which three of its {dimension} axes lie in space; give one volume")
     if not all(spacings[axis] > 0 for axis in range(dimension) if axis not in lists):
         raise BadFile(f"{path}: its voxel size is not positive; correct the header")
     in_space = [axis for axis in range(dimension) if axis not in lists]
@@ -338,10 +314,7 @@ def _voxel_size_only(
     else:  # of the axes of space; which of the file's axes each is does not matter if all are alike
         names = _unit_names(path, fields, "spaceunits", 3)
         if len(set(names)) > 1:
-            raise BadFile(
-                f"{path}: its header does not say in which unit its spacings are; correct the "
-                "header"
-            )
+            raise BadFile(f"{path}: its header does not say in which unit its spacings are; correct the header")
     lengths = np.array(spacings)[in_space] * _mm_per_unit(path, names)
     return (lists[0] if lists else None), np.diag([*lengths, 1.0])
 
@@ -355,10 +328,7 @@ def _axes(
         in_time = [axis for axis, vector in enumerate(vectors) if vector is not None and vector[3]]
         if len(in_time) != 1 or any((vectors[in_time[0]] or [])[:3]):
             raise BadFile(f"{path}: its fourth axis is mixed with space; give one volume")
-        vectors = [
-            None if axis in in_time or vector is None else vector[:3]
-            for axis, vector in enumerate(vectors)
-        ]
+        vectors = [None if axis in in_time or vector is None else vector[:3] for axis, vector in enumerate(vectors)]
     lists = [axis for axis, vector in enumerate(vectors) if vector is None]
     if len(vectors) != dimension or dimension - len(lists) != 3:
         raise BadFile(f"{path}: does not have three axes in space; give one volume")
@@ -374,17 +344,12 @@ def _unit_names(path: str | Path, fields: dict[str, str], name: str, count: int)
     it does not.
     """
     text = fields.get(name, "")
-    words = [
-        word.strip() for word in (re.findall(r'"([^"]*)"', text) if '"' in text else text.split())
-    ]
+    words = [word.strip() for word in (re.findall(r'"([^"]*)"', text) if '"' in text else text.split())]
     words = ["" if word == "???" else word for word in words]  # both mean that nothing is known
     if not any(words):
         return [""] * count
     if len(words) != count:
-        raise BadFile(
-            f"{path}: its header does not give one unit for each of {count} axes; correct the "
-            "header"
-        )
+        raise BadFile(f"{path}: its header does not give one unit for each of {count} axes; correct the header")
     return words
 
 
@@ -394,10 +359,7 @@ def _mm_per_unit(path: str | Path, names: Sequence[str]) -> NDArray[np.float64]:
 
     Raises `BadFile` for units that are unknown, and where only some are named and those are not mm.
     """
-    sizes = [
-        _MM_PER_UNIT.get(name, _MM_PER_UNIT.get(name.lower() if len(name) > 2 else ""))
-        for name in names
-    ]
+    sizes = [_MM_PER_UNIT.get(name, _MM_PER_UNIT.get(name.lower() if len(name) > 2 else "")) for name in names]
     for name, size in zip(names, sizes):
         if name and size is None:
             raise BadFile(
@@ -406,9 +368,7 @@ def _mm_per_unit(path: str | Path, names: Sequence[str]) -> NDArray[np.float64]:
             )
     known = {size for size in sizes if size is not None}
     if None in sizes and not known <= {1.0}:
-        raise BadFile(
-            f"{path}: its header names a unit for some of its axes only; correct the header"
-        )
+        raise BadFile(f"{path}: its header names a unit for some of its axes only; correct the header")
     return np.array([1.0 if size is None else size for size in sizes])
 
 
@@ -432,18 +392,14 @@ def _numbers(
         numbers: list[float] = [int(word) for word in words] if whole else [float(word) for word in words]
     except ValueError:
         raise BadFile(f"{path}: the field '{name}' in its header is not made of numbers; the file is damaged") from None
-    if not whole and not all(
-        math.isfinite(number) or (or_nan and math.isnan(number)) for number in numbers
-    ):
+    if not whole and not all(math.isfinite(number) or (or_nan and math.isnan(number)) for number in numbers):
         raise BadFile(f"{path}: the field '{name}' in its header holds values that are not finite; correct the header")
     if count is not None and len(numbers) != count:
         raise BadFile(f"{path}: the field '{name}' in its header does not have {count} numbers; the file is damaged")
     return numbers
 
 
-def _vectors(
-    path: str | Path, fields: dict[str, str], name: str, length: int
-) -> list[list[float] | None]:
+def _vectors(path: str | Path, fields: dict[str, str], name: str, length: int) -> list[list[float] | None]:
     """Vectors of `length` such as `none (1,0,0) (0,1,0)`; None for 'none'."""
     text = fields[name]
     if not re.fullmatch(r"\s*(?:(?:none|\([^()]*\))\s*)+", text):

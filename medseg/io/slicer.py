@@ -77,9 +77,7 @@ def read_seg_nrrd(
     return labels_only(path, make_volume(path, painted, layout.affine))
 
 
-def _check_layer(
-    path: str | Path, layer: NDArray, segments: Sequence[_Segment], layout: Layout
-) -> None:
+def _check_layer(path: str | Path, layer: NDArray, segments: Sequence[_Segment], layout: Layout) -> None:
     """Raise `BadFile` for values that no segment names; warn of labels where Slicer shows none."""
     values = labels_only(path, make_volume(path, layer, layout.affine)).data
     if _reaches_out(values, [segment.extent for segment in segments]):
@@ -93,9 +91,7 @@ def _check_layer(
     named = np.zeros(65536, bool)
     named[[0, *(segment.stored for segment in segments)]] = True
     if not named[values].all():
-        raise BadFile(
-            f"{path}: holds label values that it does not name; export the segmentation again"
-        )
+        raise BadFile(f"{path}: holds label values that it does not name; export the segmentation again")
 
 
 def _merged(path: str | Path, layers: NDArray, segments: Sequence[_Segment]) -> NDArray:
@@ -186,9 +182,7 @@ def _parse(path: str | Path, assume_geometry: str | None) -> tuple[Header, Layou
     return header, layout, segments
 
 
-def _in_layers(
-    path: str | Path, keys: dict[str, str], segments: list[_Segment], count: int
-) -> list[_Segment]:
+def _in_layers(path: str | Path, keys: dict[str, str], segments: list[_Segment], count: int) -> list[_Segment]:
     """The segments, each in its layer out of `count`. Raises `BadFile` where the header leaves open
     which that is.
     """
@@ -196,10 +190,7 @@ def _in_layers(
     if all(given) or (count == 1 and not any(given)):
         return segments
     if any(given) or count != len(segments):
-        raise BadFile(
-            f"{path}: does not say of all segments in which layer they are; export the "
-            "segmentation again"
-        )
+        raise BadFile(f"{path}: does not say of all segments in which layer they are; export the segmentation again")
     # Certain: before it knew layers, Slicer wrote just this, a volume for every segment and in
     # their order, and newer ones read it so.
     return [segment._replace(layer=number) for number, segment in enumerate(segments)]

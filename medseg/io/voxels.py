@@ -57,11 +57,7 @@ def chosen(path: str | Path, table: LabelTable, segments: Sequence[str] | None) 
         return list(table.values)
     values = []
     for word in segments:
-        named = [
-            label.value
-            for label in table.labels
-            if label.name.casefold() == word.strip().casefold()
-        ]
+        named = [label.value for label in table.labels if label.name.casefold() == word.strip().casefold()]
         if not named and word.strip().isdecimal() and int(word) in table:
             named = [int(word)]
         if len(named) != 1:
@@ -73,9 +69,7 @@ def chosen(path: str | Path, table: LabelTable, segments: Sequence[str] | None) 
     return values
 
 
-def make_volume(
-    path: str | Path, data: NDArray, affine: ArrayLike, space: Space = SCANNER
-) -> Volume:
+def make_volume(path: str | Path, data: NDArray, affine: ArrayLike, space: Space = SCANNER) -> Volume:
     """A `Volume` of what `path` held. Raises `BadFile` if the affine is not the geometry of a scan."""
     try:
         return Volume(data, np.asarray(affine, dtype=np.float64), space)
@@ -117,9 +111,7 @@ def read_voxels(
     return data
 
 
-def finish_voxels(
-    path: str | Path, stream: ByteStream, data: NDArray, sizes: Sequence[int]
-) -> None:
+def finish_voxels(path: str | Path, stream: ByteStream, data: NDArray, sizes: Sequence[int]) -> None:
     """Read a stream to its end behind voxels of `sizes`, of which `data` are those read.
 
     Zeros or one line end behind them are passed over with a `DataWarning` that names `path`;
@@ -138,9 +130,7 @@ def finish_voxels(
     if longer or not padding or _as_text(data):
         raise stream.refuse_rest()
     what = "zeros follow" if zeros else "a line end follows"
-    warnings.warn(
-        f"{path}: {what} its voxels and belong to nothing; passed over", DataWarning, stacklevel=3
-    )
+    warnings.warn(f"{path}: {what} its voxels and belong to nothing; passed over", DataWarning, stacklevel=3)
 
 
 def _as_text(data: NDArray) -> bool:

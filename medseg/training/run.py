@@ -434,11 +434,7 @@ def _pairs(cases: Sequence[Case], run: Path, summary: Mapping[str, Any]) -> dict
         for case in cases
         if case.label is not None and _file_name(case) in summary["cases"]["scored"]
     }
-    return {
-        name: (case.label, path)
-        for name, (case, path) in found.items()
-        if case.label and _is_as_used(case, path)
-    }
+    return {name: (case.label, path) for name, (case, path) in found.items() if case.label and _is_as_used(case, path)}
 
 
 def _is_as_used(case: Case, result: Path) -> bool:
@@ -447,9 +443,7 @@ def _is_as_used(case: Case, result: Path) -> bool:
     """
     if case.label is None or case.numbers:
         return False
-    return not is_slicer_segmentation(case.label) or same_grid(
-        read_labels(case.label), read_labels(result)
-    )
+    return not is_slicer_segmentation(case.label) or same_grid(read_labels(case.label), read_labels(result))
 
 
 @contextmanager

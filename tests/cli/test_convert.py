@@ -115,6 +115,34 @@ def test_convert_goes_between_all_label_forms(scan: Path, tmp_path: Path, monkey
     assert errors(Path("e.dcm")) == []
 
 
+def test_series_and_repair_are_about_the_source_of_labels(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scan, grid = source(tmp_path / "scan", count=8, SeriesNumber=3)
+    labels = phantom(grid)
+    io.write(labels, "a.nii.gz")
+    io.write(labels, "b.rtstruct.dcm", source=scan)
+    io.write(labels, "c.dcm", source=scan)
+    both, _ = source(tmp_path / "both", count=5, SeriesNumber=1)
+    twice = tmp_path / "twice"
+    twice.mkdir()
+    files = sorted(scan.iterdir(), key=lambda f: -int(pydicom.dcmread(f).InstanceNumber))
+    for n, file in enumerate([*files, files[2]]):
+        (both / f"x{n}.dcm").write_bytes(file.read_bytes())
+        (twice / f"x{n}.dcm").write_bytes(file.read_bytes())
+
+    for folder, options in ((both, ("--series", "2", "--repair")), (twice, ("--repair",))):
+        for name in ("a.nii.gz", "b.rtstruct.dcm", "c.dcm"):
+            for target in ("t.nii.gz", "t.dcm", "t.rtstruct.dcm"):
+                ran = tiny.medseg("convert", name, target, "--source", folder, *options)
+                assert ran.code == 0, (name, target, ran.err)
+                found = io.read_labels(target, source=scan if target.endswith("rtstruct.dcm") else None)
+                assert np.array_equal(found.data, labels.data), (name, target)
+    ran = tiny.medseg("convert", "c.dcm", "u.nii.gz", "--source", twice)
+    assert (ran.code, "--repair" in ran.err, Path("u.nii.gz").exists()) == (3, True, False)
+    ran = tiny.medseg("convert", "a.nii.gz", "u.nii.gz", "--repair")
+    assert (ran.code, "is no DICOM" in ran.err) == (3, True)
+
+
 def test_convert_takes_single_structures_and_other_grids_when_asked(scan: Path, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     labels = phantom(io.read(scan))

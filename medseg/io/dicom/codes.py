@@ -95,15 +95,21 @@ def read_codes(category: Any, kind: Any, region: Any) -> dict[str, Code | None]:
     return found
 
 
-def table_of(values: list[int], names: list[str], colors: list[Any], codes: list[dict[str, Any]]) -> LabelTable:
-    """A label table from what an object says; structures without a name or colour get one. Raises `BadConfig`."""
+def table_of(values: list[int], *, names: list[str], colors: list[Any], codes: list[dict[str, Any]]) -> LabelTable:
+    """A label table from what an object says of each structure; without a name or colour it gets one.
+
+    Raises `BadConfig`.
+    """
     from medseg.labels import Label, LabelTable
 
     if len(set(values)) != len(values):
         raise BadConfig("two of its segments have the same number")
     plain = {label.value: label for label in LabelTable.from_values(values).labels}
-    rows = zip(values, names, colors, codes, strict=True)
-    labels = [Label(v, n.strip() or plain[v].name, c or plain[v].color, **k) for v, n, c, k in rows]
+    labels = []
+    for place, value in enumerate(values):
+        name = names[place].strip() or plain[value].name
+        color = colors[place] or plain[value].color
+        labels.append(Label(value, name, color, **codes[place]))
     return LabelTable(tuple(labels))
 
 

@@ -24,9 +24,9 @@ SERIES_SECONDS = 1200
 
 def main(memory_bytes: int) -> None:
     """Serve frames until stdin ends, in at most `memory_bytes` beyond what the decoders need to be loaded."""
-    import numpy as np
+    import numpy  # noqa: F401  (loaded before memory is limited, as are the two below)
     import pydicom.encaps
-    import pydicom.pixels
+    import pydicom.pixels  # noqa: F401
 
     warnings.simplefilter("ignore")
     out = sys.stdout.buffer
@@ -34,7 +34,7 @@ def main(memory_bytes: int) -> None:
     while (description := _message(sys.stdin.buffer)) is not None:
         about, frame = description
         try:
-            pixels = _pixels(pydicom, np, about, frame)
+            pixels = _pixels(about, frame)
         except Exception:  # whatever it is, the parent says that the file is damaged
             pixels = b""
         out.write(struct.pack("<Q", len(pixels)))
@@ -65,8 +65,12 @@ def _message(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
     return about, stream.read(frame_length)
 
 
-def _pixels(pydicom: Any, np: Any, about: dict[str, Any], frame: bytes) -> bytes:
+def _pixels(about: dict[str, Any], frame: bytes) -> bytes:
     """The pixels of one frame as little-endian numbers of `about["dtype"]`; raises whatever the decoder raises."""
+    import numpy as np
+    import pydicom.encaps
+    import pydicom.pixels
+
     options = {key: about[key] for key in ("rows", "columns", "bits_allocated", "bits_stored", "pixel_representation")}
     found, _ = pydicom.pixels.get_decoder(about["syntax"]).as_array(
         pydicom.encaps.encapsulate([frame]),

@@ -13,8 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile
-from medseg.io.dicom.headers import DICOMDIR, dataset_of, echo_time, guarded, number, numbers, sop_class_of, trait
-from medseg.io.dicom.slices import ENHANCED, MAX_FRAMES, SOP_CLASSES, TAGS, Slice, Tile, slice_of
+from medseg.io.dicom.headers import (
+    DICOMDIR,
+    dataset_of,
+    echo_time,
+    guarded,
+    length,
+    number,
+    numbers,
+    sop_class_of,
+    trait,
+)
+from medseg.io.dicom.slices import ENHANCED, MAX_FRAMES, SOP_CLASSES, TAGS, XRAY_3D, Slice, Tile, slice_of
 from medseg.io.dicom.source import Entry, Source
 
 # Dimensions that say where a frame lies, not which volume it belongs to: In-Stack Position Number, Image Position.
@@ -32,12 +42,10 @@ def frames_of(first: Slice, dataset: Any) -> list[Slice]:
     pixels = replace(first.pixels, offsets=_offset_table(dataset, count))
     kinds = [int(item.get("DimensionIndexPointer") or 0) for item in dataset.get("DimensionIndexSequence") or []]
     base = replace(first, pixels=pixels)
-    return [_frame(base, n, _Groups(group, shared, dataset), kinds) for n, group in enumerate(groups)]
-
-
-_CENTRE = re.compile(
-    rb"sSliceArray\.asSlice\[(\d{1,3})\]\.sPosition\.d(Sag|Cor|Tra)\s*=\s*(-?\d{1,6}(?:\.\d{0,20})?(?:e[-+]?\d{1,2})?)"
-)
+    slices = []
+    for n, own in enumerate(groups):
+        slices.append(_frame(base, n, groups=_Groups(own, shared, dataset), kinds=kinds))
+    return slices
 
 
 class _Groups:
@@ -66,10 +74,12 @@ class _Groups:
         return {} if item is None else item
 
 
-def _frame(first: Slice, n: int, groups: _Groups, kinds: Sequence[int]) -> Slice:
+def _frame(first: Slice, n: int, *, groups: _Groups, kinds: Sequence[int]) -> Slice:
     measures = groups.holder("PixelMeasuresSequence", "PixelSpacing")
     plane = groups.holder("PlaneOrientationSequence", "ImageOrientationPatient")
+    # A position at the top level is that of one frame, and nothing says of which, unless there is but one.
     place = groups.holder("PlanePositionSequence", "ImagePositionPatient")
+    place = {} if place is groups.dataset and first.frames > 1 else place
     transformation = groups.found("PixelValueTransformationSequence")
     scaling = groups.dataset if transformation is None else transformation
     slope, intercept = number(scaling, "RescaleSlope"), number(scaling, "RescaleIntercept")
@@ -95,6 +105,8 @@ def _frame(first: Slice, n: int, groups: _Groups, kinds: Sequence[int]) -> Slice
         first,
         frame=n,
         spacing=numbers(measures, "PixelSpacing", 2),
+        step_mm=length(measures, "SpacingBetweenSlices") or first.step_mm,
+        thickness_mm=length(measures, "SliceThickness") or first.thickness_mm,
         orientation=numbers(plane, "ImageOrientationPatient", 6),
         position=numbers(place, "ImagePositionPatient", 3),
         slope=slope,
@@ -162,7 +174,7 @@ def tiles_of(first: Slice, dataset: Any) -> list[Slice]:
             rows=rows,
             columns=columns,
             position=tuple((corner + direction * float(step) * n).tolist()),
-            tile=Tile(n, across, first.rows, first.columns),
+            tile=Tile(number=n, across=across, rows=first.rows, columns=first.columns),
             traits={**first.traits, "file": (first.instance_number or 0, str(first.path), first.member or 0)},
         )
         for n in range(count)
@@ -235,7 +247,7 @@ def parse(source: Source, entry: Entry, file: Any) -> list[Slice] | None:
     where = source.where(entry)
 
     def work(dicom: Any) -> list[Slice] | None:
-        dataset, pixels = dataset_of(dicom, file, where, TAGS)
+        dataset, pixels = dataset_of(dicom, file, where=where, tags=TAGS)
         sop_class = sop_class_of(dataset)
         if dataset.media_class == DICOMDIR:
             return None
@@ -244,7 +256,8 @@ def parse(source: Source, entry: Entry, file: Any) -> list[Slice] | None:
         if dataset.get("Rows") is None and sop_class not in SOP_CLASSES:
             return []
         first = slice_of(entry, dataset, pixels)
-        if first.sop_class in ENHANCED or first.frames > 1:
+        many = first.sop_class in ENHANCED | XRAY_3D or first.frames > 1
+        if many or (first.position is None and dataset.get("PerFrameFunctionalGroupsSequence")):
             return frames_of(first, dataset)
         return tiles_of(first, dataset) if "MOSAIC" in first.image_type else [first]
 

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -37,7 +37,7 @@ class _BadTag(Exception):
     """A tag, by its name in the standard, that holds something impossible."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PixelData:
     """Where the pixels of a file lie, and how they are packed."""
 
@@ -64,7 +64,7 @@ def header_values(source: Source, entry: Entry, tags: Sequence[str | int]) -> An
     """Some tags of a file as a `pydicom.Dataset`. Raises `BadFile`."""
     where = source.where(entry)
     with source.open(entry) as file:
-        return guarded(where, lambda dicom: dataset_of(dicom, file, where, tags)[0])
+        return guarded(where, lambda dicom: dataset_of(dicom, file, where=where, tags=tags)[0])
 
 
 def sop_class_of(dataset: Any) -> str:
@@ -118,6 +118,21 @@ def trait(dataset: Any, name: str) -> Any:
         return None
 
 
+def length(dataset: Any, name: str) -> float | None:
+    """A length in mm of a tag that only confirms others; None for anything odd."""
+    value = trait(dataset, name)
+    return value if isinstance(value, float) and 0 < value < math.inf else None
+
+
+def words(dataset: Any, name: str) -> str:
+    """A text that can be shown on a terminal: printable characters alone, as those of control could steer it."""
+    try:
+        value = dataset.get(name)
+    except _DAMAGE:
+        return ""
+    return "".join(character for character in str(value or "") if character.isprintable())[:64]
+
+
 def echo_time(dataset: Any, name: str) -> float | None:
     """An echo time to a hundredth of a millisecond: smaller differences are rounding, not echoes."""
     value = trait(dataset, name)
@@ -161,7 +176,7 @@ def guarded(where: str, work: Callable[[Any], Any]) -> Any:
         raise BadFile(f"{where}: is damaged or is not proper DICOM; export the series again") from None
 
 
-def dataset_of(dicom: Any, file: Any, where: str, tags: Sequence[str | int] | None) -> tuple[Any, PixelData | None]:
+def dataset_of(dicom: Any, file: Any, *, where: str, tags: Sequence[str | int] | None) -> tuple[Any, PixelData | None]:
     """The data set up to the pixels, with `media_class`, `file_meta` and `cut_off`; and where the pixels lie."""
     meta, start = _file_meta(dicom, file)
     syntax = str(meta.get("TransferSyntaxUID", "") or "")
@@ -187,7 +202,8 @@ def dataset_of(dicom: Any, file: Any, where: str, tags: Sequence[str | int] | No
     dataset.media_class = str(meta.get("MediaStorageSOPClassUID", ""))
     dataset.file_meta = meta
     dataset.cut_off = watched.is_cut_off()
-    return dataset, _pixel_data(file, syntax, implicit, little, deflated_from)
+    pixels = _pixel_data(file, syntax=syntax, implicit=implicit, little=little)
+    return dataset, pixels and replace(pixels, deflated_from=deflated_from)
 
 
 class _Watched:
@@ -236,7 +252,7 @@ def _file_meta(dicom: Any, file: Any) -> tuple[Any, int]:
     return meta, file.tell()
 
 
-def _pixel_data(file: Any, syntax: str, implicit: bool, little: bool, deflated_from: int | None) -> PixelData | None:
+def _pixel_data(file: Any, *, syntax: str, implicit: bool, little: bool) -> PixelData | None:
     """Where the value of the element that a file stands before lies, if that element is Pixel Data (PS3.5 7.1)."""
     order = "<" if little else ">"
     start = file.read(12)
@@ -248,5 +264,9 @@ def _pixel_data(file: Any, syntax: str, implicit: bool, little: bool, deflated_f
     else:
         (length,) = struct.unpack(f"{order}I", start[8:12])
         offset = file.tell()
-    words = implicit or start[4:6] == b"OW"
-    return PixelData(syntax, offset, -1 if length == 0xFFFFFFFF else length, deflated_from, words)
+    return PixelData(
+        syntax=syntax,
+        offset=offset,
+        length=-1 if length == 0xFFFFFFFF else length,
+        words=implicit or start[4:6] == b"OW",
+    )

@@ -60,7 +60,7 @@ def stored_pixels(source: Source, slices: Iterable[Slice]) -> Iterator[NDArray]:
                         opened.close()
                     held, opened, whole = piece.entry, _Opened(source, piece, where), None
                 if whole is None or whole[0] != piece.frame:
-                    whole = piece.frame, _frame(where, piece, opened, decoder)
+                    whole = piece.frame, _frame(piece, opened, decoder)
                 yield _cut(whole[1], piece)
         finally:
             if opened:
@@ -166,8 +166,9 @@ class _Opened:
         return frames
 
 
-def _frame(where: str, piece: Slice, opened: _Opened, decoder: _Decoder) -> NDArray:
+def _frame(piece: Slice, opened: _Opened, decoder: _Decoder) -> NDArray:
     """The stored values of the whole picture that a slice lies in."""
+    where = opened.where
     dtype = stored_dtype_of(where, piece)
     rows, columns = frame_size(piece)
     size = rows * columns * dtype.itemsize
@@ -191,7 +192,7 @@ def _frame(where: str, piece: Slice, opened: _Opened, decoder: _Decoder) -> NDAr
         packed = opened.compressed(piece)
         if size > MAX_RATIO * len(packed) or size > MAX_FRAME_BYTES:
             raise BadFile(f"{where}: {_SHORT}")
-        pixels = np.frombuffer(decoder.unpack(where, piece, packed, size), dtype).reshape(rows, columns)
+        pixels = np.frombuffer(decoder.unpack(where, piece, packed=packed, size=size), dtype).reshape(rows, columns)
     # Old scanners keep overlays in the unused bits; pushing the value up and back drops them and extends the sign.
     unused = dtype.itemsize * 8 - piece.bits[1]
     return (pixels << unused) >> unused if unused else pixels
@@ -242,7 +243,7 @@ class _Decoder:
             self._child.wait()
             self._stream("stdout").close()
 
-    def unpack(self, where: str, piece: Slice, packed: bytes, size: int) -> bytes:
+    def unpack(self, where: str, piece: Slice, *, packed: bytes, size: int) -> bytes:
         """The `size` bytes of a frame's pixels, little-endian. Raises `BadFile` whatever happens to the child."""
         syntax = piece.pixels.syntax
         guarded(where, lambda dicom: _check_decoder(dicom, where, syntax))

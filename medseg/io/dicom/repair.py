@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile
-from medseg.io.dicom.series import (
+from medseg.io.dicom.slices import Slice
+from medseg.io.dicom.stack import (
     MAX_DRIFT,
     MAX_STEP_DIFFERENCE,
     MAX_TILT,
@@ -23,7 +24,6 @@ from medseg.io.dicom.series import (
     sorted_along_normal,
     tilt_of,
 )
-from medseg.io.dicom.slices import Slice
 
 #: Largest share of a volume's slices that may be missing, and the widest gap in slices' distances.
 MAX_MISSING, MAX_GAP = 0.25, 4.0
@@ -92,7 +92,7 @@ def repaired(pieces: Sequence[Slice], data: NDArray) -> tuple[NDArray, NDArray[n
         done.append(f"{missing} of {count} slices were missing and were interpolated")
     elif uneven:
         done.append("uneven distances between slices were resampled to even ones")
-    shifts, slanted = _shifts(pieces, positions, normal, between)
+    shifts, slanted = _shifts(pieces, positions, normal=normal, between=between)
     if slanted:
         degrees = np.degrees(tilt_of(positions[-1] - positions[0], normal))
         done.append(f"a slant of {degrees:.1f} degrees was resampled to a straight stack")
@@ -101,7 +101,8 @@ def repaired(pieces: Sequence[Slice], data: NDArray) -> tuple[NDArray, NDArray[n
         return data, grid(pieces[0], positions[0], between), done
     low = np.floor(shifts.min(axis=0) + 1e-6).astype(int)
     room = np.ceil(shifts.max(axis=0) - 1e-6).astype(int) - low
-    data = _resampled(data, offsets, np.linspace(offsets[0], offsets[-1], count), shifts - low, room)
+    wanted = np.linspace(offsets[0], offsets[-1], count)
+    data = _resampled(data, offsets, wanted=wanted, shifts=shifts - low, room=room)
     along, down = np.reshape(pieces[0].orientation or (), (2, 3))
     row_spacing, column_spacing = pieces[0].spacing or (0.0, 0.0)
     origin = positions[0] + along * low[0] * column_spacing + down * low[1] * row_spacing
@@ -115,7 +116,7 @@ def _kept(pieces: Sequence[Slice]) -> list[Slice]:
 
 
 def _shifts(
-    pieces: Sequence[Slice], positions: NDArray, normal: NDArray, between: NDArray
+    pieces: Sequence[Slice], positions: NDArray, *, normal: NDArray, between: NDArray
 ) -> tuple[NDArray[np.float64], bool]:
     """How far each slice is shifted along (i, j) from the first one, in pixels (K, 2), and whether that matters."""
     along, down = np.reshape(pieces[0].orientation or (), (2, 3))
@@ -132,7 +133,7 @@ def _shifts(
     return np.zeros_like(shifts), False
 
 
-def _resampled(data: NDArray, offsets: NDArray, wanted: NDArray, shifts: NDArray, room: NDArray) -> NDArray:
+def _resampled(data: NDArray, offsets: NDArray, *, wanted: NDArray, shifts: NDArray, room: NDArray) -> NDArray:
     """Slices at `offsets`, moved by `shifts` pixels, at the offsets `wanted`; outside is the lowest value."""
     rows, columns, _ = data.shape
     outside = data.min()

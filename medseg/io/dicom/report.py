@@ -25,10 +25,10 @@ def report_dataset(
     path: what errors name. Raises `BadOutput`.
     """
     with without_warnings(path):
-        return _report(segmentation, origin, millilitres, table)
+        return _report(segmentation, origin, millilitres, table=table)
 
 
-def _report(segmentation: Any, origin: Origin, millilitres: dict[int, float], table: LabelTable) -> Any:
+def _report(segmentation: Any, origin: Origin, millilitres: dict[int, float], *, table: LabelTable) -> Any:
     from highdicom.sr import (
         Comprehensive3DSR,
         DeviceObserverIdentifyingAttributes as DeviceObserver,
@@ -39,11 +39,12 @@ def _report(segmentation: Any, origin: Origin, millilitres: dict[int, float], ta
     from pydicom.sr.codedict import codes
 
     segments = {item.get("SegmentDescription"): item for item in segmentation.SegmentSequence}
-    groups = [
-        _measured(segmentation, origin, label, segments[f"Label value {label.value}"], millilitres[label.value])
-        for label in table.labels
-        if f"Label value {label.value}" in segments
-    ]
+    groups = []
+    for label in table.labels:
+        segment = segments.get(f"Label value {label.value}")
+        if segment is not None:
+            ml = millilitres[label.value]
+            groups.append(_measured(segmentation, origin, label, segment=segment, ml=ml))
     device = DeviceObserver(
         derived_uid("device", "medseg"), name="medseg", manufacturer_name="medseg", model_name="medseg"
     )
@@ -72,7 +73,7 @@ def _report(segmentation: Any, origin: Origin, millilitres: dict[int, float], ta
     return dataset
 
 
-def _measured(segmentation: Any, origin: Origin, label: Label, segment: Any, millilitres: float) -> Any:
+def _measured(segmentation: Any, origin: Origin, label: Label, *, segment: Any, ml: float) -> Any:
     """The measurement group of one segment (TID 1411)."""
     from highdicom.sr import (
         AlgorithmIdentification,
@@ -106,7 +107,7 @@ def _measured(segmentation: Any, origin: Origin, label: Label, segment: Any, mil
         finding_type=_concept(type_of(label)),
         finding_sites=sites,
         algorithm_id=algorithm,
-        measurements=[Measurement(codes.SCT.Volume, round(millilitres, 6), _concept(Code(*_MILLILITRE)))],
+        measurements=[Measurement(codes.SCT.Volume, round(ml, 6), _concept(Code(*_MILLILITRE)))],
     )
 
 

@@ -27,10 +27,9 @@ from medseg.errors import BadFile, BadOutput, DataWarning
 from medseg.files import atomic_write, open_file
 from medseg.io.dicom.codes import scheme_item, text
 from medseg.io.dicom.headers import guarded, without_remarks
-from medseg.io.dicom.series import grid
 from medseg.io.dicom.slices import Slice, read_header
 from medseg.io.dicom.source import Paths, name_of
-from medseg.io.dicom.volumes import ordered_slices
+from medseg.io.dicom.volumes import ordered_volume
 from medseg.volume import Volume, resample
 
 #: Attributes of the Patient and Study modules (PS3.3 C.7.1.1, C.7.2.1) that results take over; all are of type 2.
@@ -45,7 +44,7 @@ _DATE = re.compile(r"\d{8}")
 _TIME = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DicomOptions:
     """How DICOM results are written.
 
@@ -55,7 +54,7 @@ class DicomOptions:
     nearest: put labels of another grid on the source's by nearest neighbour instead of refusing them.
     model, version: what made the labels; without a model their origin is said to be unknown.
     family: code value of the algorithm's family in CID 7162.
-    series, volume_index: which volume of the source, if it holds several, as for `read`.
+    series, volume_index, repair: which volume of the source, and how to read it, as for `read`.
     """
 
     seg_type: str = "binary"
@@ -67,9 +66,10 @@ class DicomOptions:
     family: str = "123110"
     series: str | int | None = None
     volume_index: int | None = None
+    repair: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """A series as results refer to it, slices in k order; with `deidentify` all its UIDs are already replaced."""
 
@@ -122,7 +122,9 @@ class Origin:
 def open_origin(path: Paths, options: DicomOptions | None = None) -> Origin:
     """What results need to know about the series at `path`, read anew. Raises `BadFile`."""
     options = options or DicomOptions()
-    slices = ordered_slices(path, series=options.series, volume_index=options.volume_index)
+    slices, affine = ordered_volume(
+        path, series=options.series, volume_index=options.volume_index, repair=options.repair
+    )
     first = slices[0]
     header = read_header(first.path, first)
     name = name_of(path)
@@ -144,7 +146,6 @@ def open_origin(path: Paths, options: DicomOptions | None = None) -> Origin:
     def uid(value: str) -> str:
         return derived_uid("deidentified", value) if options.deidentify else value
 
-    place = np.array(first.position)
     carried = facts["carried"]
     if options.deidentify:
         carried = dict.fromkeys(CARRIED, "") | {
@@ -153,7 +154,7 @@ def open_origin(path: Paths, options: DicomOptions | None = None) -> Origin:
         }
     return Origin(
         slices=slices,
-        affine=grid(first, place, (np.array(slices[-1].position) - place) / max(1, len(slices) - 1)),
+        affine=affine,
         options=options,
         study=uid(facts["StudyInstanceUID"]),
         series=uid(facts["SeriesInstanceUID"]),
@@ -206,37 +207,43 @@ def check_grid(origin: Origin, volume: Volume, path: Paths) -> None:
 
 
 def planes_on_source(labels: Volume, origin: Origin, path: str | Path) -> NDArray:
-    """A label map as planes (slices, rows, columns) of its source.
+    """A label map as planes (slices, rows, columns) of its source; `BadOutput` naming `path`.
 
     Stored in any of the 48 ways, or cut out of the source's grid, it is placed exactly, voxel by voxel. On another
-    grid: `BadOutput` naming `path`, or with `nearest` the nearest neighbour.
+    grid it is refused, or with `nearest` resampled by nearest neighbour.
     """
-    step = np.linalg.inv(origin.affine) @ labels.affine
+    try:
+        return planes_on_grid(labels, path, affine=origin.affine, shape=origin.shape)
+    except BadOutput:
+        if not origin.options.nearest:
+            raise
+        return _nearest(labels, origin)
+
+
+def planes_on_grid(
+    labels: Volume, path: str | Path, *, affine: NDArray[np.float64], shape: tuple[int, int, int]
+) -> NDArray:
+    """A label map as planes (K, J, I) of a grid in whose voxels its own lie; else `BadOutput` naming `path`."""
+    step = np.linalg.inv(affine) @ labels.affine
     whole = np.rint(step)
     turn, start = whole[:3, :3], whole[:3, 3]
-    edges = np.linalg.norm(origin.affine[:3, :3], axis=0)
-    far = max(
-        float(np.linalg.norm(((step - whole) @ (*corner, 1.0))[:3] * edges))
-        for corner in product(*((0, n - 1) for n in labels.shape))
-    )
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    corners = product(*((0, n - 1) for n in labels.shape))
+    far = max(float(np.linalg.norm(((step - whole) @ (*corner, 1.0))[:3] * edges)) for corner in corners)
     exact = (np.abs(turn).sum(axis=0) == 1).all() and (np.abs(turn).sum(axis=1) == 1).all()
     if not exact or far > MAX_OFFSET * edges.min():
-        if not origin.options.nearest:
-            raise BadOutput(
-                f"{path}: the labels lie on another grid than the DICOM series they should refer to; give the series "
-                "they were made from, or allow nearest-neighbour resampling (--nearest)"
-            )
-        return _nearest(labels, origin)
-    # Voxel axis a of the source follows voxel axis order[a] of the labels, forwards or backwards.
+        raise BadOutput(
+            f"{path}: the labels lie on another grid than the DICOM series they should refer to; give the series "
+            "they were made from, or allow nearest-neighbour resampling (--nearest)"
+        )
+    # Voxel axis a of the grid follows voxel axis order[a] of the labels, forwards or backwards.
     order = [int(np.abs(turn[a]).argmax()) for a in range(3)]
     signs = [int(turn[a, order[a]]) for a in range(3)]
     data = labels.data.transpose(order)[tuple(slice(None, None, sign) for sign in signs)]
     low = [int(start[a]) - (0 if signs[a] > 0 else data.shape[a] - 1) for a in range(3)]
-    if any(at < 0 or at + size > whole for at, size, whole in zip(low, data.shape, origin.shape)):
-        if not origin.options.nearest:
-            raise BadOutput(f"{path}: the labels reach beyond the DICOM series; give the series they were made from")
-        return _nearest(labels, origin)
-    out = np.zeros(origin.shape[::-1], data.dtype)
+    if any(at < 0 or at + size > whole for at, size, whole in zip(low, data.shape, shape)):
+        raise BadOutput(f"{path}: the labels reach beyond the DICOM series; give the series they were made from")
+    out = np.zeros(shape[::-1], data.dtype)
     out.T[tuple(slice(at, at + size) for at, size in zip(low, data.shape))] = data
     return out
 

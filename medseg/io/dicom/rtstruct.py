@@ -13,6 +13,7 @@ import hashlib
 import struct
 import warnings
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning
 from medseg.io.dicom.codes import category_of, code_item, read_codes, table_of, text, type_of
+from medseg.io.dicom.grid import ImageGrid, open_grid
 from medseg.io.dicom.headers import guarded
 from medseg.io.dicom.result import (
     DicomOptions,
@@ -39,7 +41,7 @@ from medseg.io.dicom.result import (
 from medseg.io.dicom.seg import algorithm_item, present_labels
 from medseg.io.dicom.source import Paths
 from medseg.io.voxels import Overlap, chosen, labels_only, make_volume
-from medseg.volume import LPS, Volume
+from medseg.volume import Volume
 
 if TYPE_CHECKING:
     from medseg.labels import Label, LabelTable
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
 _IMPLICIT = "1.2.840.10008.1.2"  # explicit lengths of decimal strings end at 64 kB, which is 2,000 points
+#: Group, element and length of an element in implicit VR, little endian.
+_HEAD = struct.Struct("<HHI")
 #: A contour may lie this part of the distance between slices off the plane of a slice.
 MAX_OFF_PLANE = 0.1
 #: Most crossings of contours and rows that are looked at together, which bounds the memory that takes.
@@ -100,7 +104,7 @@ def _dataset(planes: NDArray, origin: Origin, labels: list[Label]) -> Any:
     dataset.StructureSetROISequence = [
         _roi(origin, label, mm3 * (counts[label.value] if label.value < len(counts) else 0)) for label in labels
     ]
-    dataset.ROIContourSequence = [_contours(planes, origin, label, boxes.get(label.value)) for label in labels]
+    dataset.ROIContourSequence = [_contours(planes, origin, label, box=boxes.get(label.value)) for label in labels]
     dataset.RTROIObservationsSequence = [_observation(number, label) for number, label in enumerate(labels, 1)]
     dataset.ApprovalStatus = "UNAPPROVED"
     complete(dataset, origin, "RTSTRUCT")
@@ -172,7 +176,7 @@ def _observation(number: int, label: Label) -> Any:
     return item
 
 
-def _contours(planes: NDArray, origin: Origin, label: Label, box: tuple[slice, ...] | None) -> Any:
+def _contours(planes: NDArray, origin: Origin, label: Label, *, box: tuple[slice, ...] | None) -> Any:
     from pydicom.dataelem import RawDataElement
     from pydicom.dataset import Dataset
     from pydicom.tag import Tag
@@ -185,10 +189,19 @@ def _contours(planes: NDArray, origin: Origin, label: Label, box: tuple[slice, .
         assert box is not None
         for outline in outlines(planes[k][box[1:]] == label.value):
             outline += (box[1].start, box[2].start)
-            contours.append(_contour(origin, k, outline, len(contours) + 1))
+            contours.append(_contour(origin, k, outline, number=len(contours) + 1))
     if contours:
         value = b"".join(contours)
-        item[Tag("ContourSequence")] = RawDataElement(Tag("ContourSequence"), "SQ", len(value), value, 0, True, True)
+        tag = Tag("ContourSequence")
+        item[tag] = RawDataElement(
+            tag=tag,
+            VR="SQ",
+            length=len(value),
+            value=value,
+            value_tell=0,
+            is_implicit_VR=True,
+            is_little_endian=True,
+        )
     _as_it_is(item)
     return item
 
@@ -198,7 +211,7 @@ def _as_it_is(dataset: Any) -> None:
     dataset.set_original_encoding(True, True, dataset._character_set)
 
 
-def _contour(origin: Origin, k: int, outline: NDArray[np.float64], number: int) -> bytes:
+def _contour(origin: Origin, k: int, outline: NDArray[np.float64], *, number: int) -> bytes:
     """An item of the Contour Sequence for an outline (P, 2) of rows and columns on slice k, in implicit VR.
 
     Written out here because there may be tens of thousands with hundreds of points each.
@@ -209,8 +222,8 @@ def _contour(origin: Origin, k: int, outline: NDArray[np.float64], number: int) 
     points = piece.position + outline[:, 1:] * (along_row * piece.spacing[1])
     points = points + outline[:, :1] * (down_column * piece.spacing[0])
     digits = digits_for(min(piece.spacing))
-    reference = _element(0x0008, 0x1150, piece.sop_class, "\0")
-    reference += _element(0x0008, 0x1155, origin.uid(piece.sop_instance), "\0")
+    reference = _element(0x0008, 0x1150, piece.sop_class, padding="\0")
+    reference += _element(0x0008, 0x1155, origin.uid(piece.sop_instance), padding="\0")
     if piece.frames > 1:
         reference += _element(0x0008, 0x1160, str(piece.frame + 1))
     return _item(
@@ -222,15 +235,15 @@ def _contour(origin: Origin, k: int, outline: NDArray[np.float64], number: int) 
     )
 
 
-def _element(group: int, element: int, value: str | bytes, padding: str = " ") -> bytes:
+def _element(group: int, element: int, value: str | bytes, *, padding: str = " ") -> bytes:
     """An element in implicit VR, little endian (PS3.5 7.1.3)."""
     if isinstance(value, str):
         value = (value + padding * (len(value) % 2)).encode("ascii")
-    return struct.pack("<HHI", group, element, len(value)) + value
+    return _HEAD.pack(group, element, len(value)) + value
 
 
 def _item(content: bytes) -> bytes:
-    return struct.pack("<HHI", 0xFFFE, 0xE000, len(content)) + content
+    return _HEAD.pack(0xFFFE, 0xE000, len(content)) + content
 
 
 def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
@@ -324,18 +337,21 @@ def read_rtstruct(
     *,
     source: Paths | None = None,
     series: str | int | None = None,
+    repair: bool = False,
     volume_index: int | None = None,
     segments: Sequence[str] | None = None,
 ) -> Volume:
     """The label map of a structure set on the grid of the series at `source`, as uint8 or uint16. Raises `BadFile`.
 
+    series, repair: which volume of the source, and how to read it, as for `read`.
     segments: only these structures, by name or label value, laid over each other in this order. Without it, structures
     that share voxels are refused. A pixel belongs to a structure if an odd number of its contours in that plane are
-    around the pixel's centre; a centre on a contour counts where the structure lies right of it or below.
+    around the pixel's centre; a centre on a contour counts where the structure lies right of it or below. Contours
+    beyond the images are left out with a `DataWarning`; those between two slices are refused.
     """
     if volume_index not in (None, 0):
         raise BadFile(f"{path}: is one structure set, there is no volume {volume_index} in it")
-    grid, layers, table = _layers(path, source, series)
+    grid, layers, table = _layers(path, source, series=series, repair=repair, segments=segments)
     out = np.zeros(grid.shape, np.uint16, order="F")
     shared = 0
     for value in chosen(path, table, segments):
@@ -349,10 +365,10 @@ def read_rtstruct(
 
 
 def read_structures(
-    path: str | Path, *, source: Paths | None, series: str | int | None = None
+    path: str | Path, *, source: Paths | None, series: str | int | None = None, repair: bool = False
 ) -> list[tuple[Label, Volume]]:
     """Every structure as a mask of its own (uint8, 0 and 1) on the grid of `source`, overlaps kept."""
-    grid, layers, table = _layers(path, source, series)
+    grid, layers, table = _layers(path, source, series=series, repair=repair)
     found = []
     for label in table.labels:
         mask = np.zeros(grid.shape, np.uint8, order="F")
@@ -368,34 +384,82 @@ def read_rtstruct_table(path: str | Path) -> LabelTable:
     return table
 
 
+#: Slice to the pixels (rows, columns) that a structure fills there.
+_Layers = dict[int, NDArray[np.bool_]]
+_OPEN = "contours that enclose nothing"
+_ASIDE = "contours that reach beyond the images, cut off there"
+_BEYOND = "contours beyond the first or the last image, left out"
+
+
 def _layers(
-    path: str | Path, source: Paths | None, series: str | int | None
-) -> tuple[Origin, dict[int, dict[int, NDArray[np.bool_]]], LabelTable]:
-    """The origin, the filled planes of every label by slice, and the table."""
+    path: str | Path,
+    source: Paths | None,
+    *,
+    series: str | int | None,
+    repair: bool,
+    segments: Sequence[str] | None = None,
+) -> tuple[ImageGrid, dict[int, _Layers], LabelTable]:
+    """The grid of the images, the filled planes of every wanted label by slice, and the table of all."""
     if source is None:
         raise BadFile(f"{path}: holds contours, which only make sense on their images; give the series with --source")
-    grid = open_origin(source, DicomOptions(series=series))
-    lost = {"contours that enclose nothing": 0, "contours that reach beyond the images, cut off there": 0}
+    grid = open_grid(source, series=series, repair=repair)
+    lost = Counter({_OPEN: 0, _ASIDE: 0, _BEYOND: 0})
 
     def work(dicom: Any) -> Any:
         dataset = _structures(path, dicom)
         table, value_of = _table(path, dataset)
-        frames = {str(item.get("ReferencedFrameOfReferenceUID")) for item in dataset.StructureSetROISequence}
-        if grid.has_frame_of_reference and grid.frame_of_reference not in frames:
-            raise BadFile(f"{path}: was drawn in another frame of reference; give the series that it was drawn on")
-        layers: dict[int, dict[int, NDArray[np.bool_]]] = {}
+        wanted = set(chosen(path, table, segments))
+        numbers = {number for number, value in value_of.items() if value in wanted}
+        _check_frames(path, dataset, grid, numbers=numbers)
+        layers: dict[int, _Layers] = {}
         for item in dataset.get("ROIContourSequence") or ():
             value = value_of.get(int(item.ReferencedROINumber))
             if value is None:
                 raise BadFile(f"{path}: has contours of a structure that it does not name; export it again")
-            layers[value] = _filled(path, grid, item.get("ContourSequence") or (), lost)
+            if value in wanted:
+                contours = item.get("ContourSequence") or ()
+                layers[value] = _filled(path, grid, contours, lost=lost)
         return layers, table
 
     layers, table = guarded(str(path), work)
+    if lost[_BEYOND] and not any(layers.values()):
+        raise BadFile(
+            f"{path}: its contours do not lie on slices of the series, but all beyond its first or last one; give the "
+            "series that they were drawn on"
+        )
     for what, count in lost.items():
         if count:
             warnings.warn(f"{path}: {what}: {count}", DataWarning, stacklevel=4)
     return grid, layers, table
+
+
+def _check_frames(path: str | Path, dataset: Any, grid: ImageGrid, *, numbers: set[int]) -> None:
+    """Raise `BadFile` if structures of these numbers were drawn in another frame of reference than the images'.
+
+    A structure that names none is in that of the whole set; if that names none either, nothing contradicts the images,
+    and that contours lie on the planes of slices is looked at anyway.
+    """
+    if not grid.frame_of_reference:
+        return
+    whole = {
+        str(item.get("FrameOfReferenceUID") or "") for item in dataset.get("ReferencedFrameOfReferenceSequence") or ()
+    }
+    of_set = "" if grid.frame_of_reference in whole else next(iter(sorted(whole - {""})), "")
+    frame_of = {
+        int(item.ROINumber): str(item.get("ReferencedFrameOfReferenceUID") or of_set)
+        for item in dataset.StructureSetROISequence
+    }
+    drawn = {int(item.ReferencedROINumber) for item in dataset.get("ROIContourSequence") or ()}
+    foreign = {number for number in numbers if frame_of[number] not in ("", grid.frame_of_reference)}
+    if not foreign:
+        return
+    if foreign >= numbers:
+        raise BadFile(f"{path}: was drawn in another frame of reference; give the series that it was drawn on")
+    if foreign & drawn:
+        raise BadFile(
+            f"{path}: some of its structures were drawn in another frame of reference than the others; choose those of "
+            f"the series given with --segment (all but number {', '.join(map(str, sorted(foreign)[:10]))})"
+        )
 
 
 def _structures(path: str | Path, dicom: Any) -> Any:
@@ -425,37 +489,37 @@ def _table(path: str | Path, dataset: Any) -> tuple[LabelTable, dict[int, int]]:
     try:
         table = table_of(
             list(value_of.values()),
-            [str(item.get("ROIName") or "") for item in items],
-            [color if len(color := colors.get(number, ())) == 3 else None for number in numbers],
-            [
-                read_codes(
-                    seen[number].get("SegmentedPropertyCategoryCodeSequence"),
-                    seen[number].get("RTROIIdentificationCodeSequence"),
-                    seen[number].get("AnatomicRegionSequence"),
-                )
-                if number in seen
-                else {}
-                for number in numbers
-            ],
+            names=[str(item.get("ROIName") or "") for item in items],
+            colors=[color if len(color := colors.get(number, ())) == 3 else None for number in numbers],
+            codes=[_codes(seen[number]) if number in seen else {} for number in numbers],
         )
     except BadConfig as error:
         raise BadFile(f"{path}: {error}; export it again") from None
     return table, value_of
 
 
-def _filled(path: str | Path, grid: Origin, contours: Any, lost: dict[str, int]) -> dict[int, NDArray[np.bool_]]:
-    """Slice to the pixels (rows, columns) that the contours of one structure fill."""
+def _codes(observation: Any) -> dict[str, Any]:
+    """The codes of a structure from what was observed of it."""
+    return read_codes(
+        observation.get("SegmentedPropertyCategoryCodeSequence"),
+        observation.get("RTROIIdentificationCodeSequence"),
+        observation.get("AnatomicRegionSequence"),
+    )
+
+
+def _filled(path: str | Path, grid: ImageGrid, contours: Any, *, lost: Counter[str]) -> _Layers:
+    """Slice to the pixels (rows, columns) that the contours of one structure fill; what is not filled is counted."""
     columns, rows, count = grid.shape
-    to_voxels = np.linalg.inv(LPS @ grid.affine)
     edges: dict[int, list[NDArray[np.float64]]] = {}
     for contour in contours:
         if contour.ContourGeometricType not in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR"):
-            lost["contours that enclose nothing"] += 1
+            lost[_OPEN] += 1
             continue
-        numbers = contour.get_item("ContourData").value  # as bytes: pydicom would make an object of every number
-        numbers = numbers.decode("ascii").split("\\") if isinstance(numbers, bytes) else list(numbers)
-        points = np.array(numbers, np.float64).reshape(-1, 3)
-        voxels = points @ to_voxels[:3, :3].T + to_voxels[:3, 3]
+        points = _points(contour)
+        voxels = points @ grid.to_voxels[:3, :3].T + grid.to_voxels[:3, 3]
+        if _is_beyond(voxels[:, 2], count):
+            lost[_BEYOND] += 1
+            continue
         k = int(np.rint(voxels[:, 2].mean()))
         if not np.abs(voxels).max() < 1e6 or np.abs(voxels[:, 2] - k).max() > MAX_OFF_PLANE or not 0 <= k < count:
             raise BadFile(
@@ -463,10 +527,25 @@ def _filled(path: str | Path, grid: Origin, contours: Any, lost: dict[str, int])
             )
         across, down = voxels[:, 0], voxels[:, 1]
         outside = (across < -0.51) | (across > columns - 0.49) | (down < -0.51) | (down > rows - 0.49)
-        lost["contours that reach beyond the images, cut off there"] += bool(outside.any())
+        lost[_ASIDE] += bool(outside.any())
         start = voxels[:, :2]
         edges.setdefault(k, []).append(np.concatenate([start, np.roll(start, -1, axis=0)], axis=1))
     return {k: _inside(np.concatenate(found), rows, columns) for k, found in edges.items()}
+
+
+def _points(contour: Any) -> NDArray[np.float64]:
+    """The points (P, 3) of a contour in LPS mm."""
+    numbers = contour.get_item("ContourData").value  # as bytes: pydicom would make an object of every number
+    texts = numbers.decode("ascii").split("\\") if isinstance(numbers, bytes) else list(numbers)
+    return np.array(texts, np.float64).reshape(-1, 3)
+
+
+def _is_beyond(k: NDArray[np.float64], count: int) -> bool:
+    """Whether all points of a contour lie beyond the first or the last of `count` slices, by more than half a step.
+
+    Certain: what lies there is in no voxel. Nearer than that it could belong to the slice at the end.
+    """
+    return bool(np.abs(k).max() < 1e6 and (k.max() < -0.5 or k.min() > count - 0.5))
 
 
 def _inside(edges: NDArray[np.float64], rows: int, columns: int) -> NDArray[np.bool_]:

@@ -1,40 +1,20 @@
-"""DICOM segmentations (SEG, PS3.3 A.51 and C.8.20): written by highdicom, read by an own strict reader.
+"""DICOM segmentations (SEG, PS3.3 A.51 and C.8.20) out, by highdicom; `segments` reads them.
 
 A label value is the segment's number where the object can hold that: always in LABELMAP, and in BINARY, whose segments
 are numbered 1, 2, ..., where the labels are; otherwise the segment's description says it, and the reader follows it.
-Segments that share voxels are no label map: `read_seg` refuses them unless told which to take, `read_segments` gives
-every one by itself.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning
-from medseg.files import MAX_BYTES
-from medseg.io.dicom.codes import (
-    category_of,
-    cielab,
-    code_item,
-    read_code,
-    read_codes,
-    rgb,
-    table_of,
-    text,
-    type_of,
-)
-from medseg.io.dicom.frames import parse
-from medseg.io.dicom.headers import guarded
-from medseg.io.dicom.pixels import stored_pixels
+from medseg.errors import BadConfig, BadFile, BadOutput
+from medseg.io.dicom.codes import category_of, cielab, code_item, text, type_of
 from medseg.io.dicom.result import (
     DicomOptions,
     Origin,
@@ -43,25 +23,23 @@ from medseg.io.dicom.result import (
     moment,
     open_origin,
     planes_on_source,
-    read_object,
     save,
     without_warnings,
 )
-from medseg.io.dicom.source import Entry, Paths, Source as PixelSource
-from medseg.io.voxels import Overlap, check_axes, chosen, labels_only, make_volume
-from medseg.volume import LPS, Volume
+from medseg.io.dicom.segments import LABEL_VALUE, SEG_CLASSES, read_seg, read_seg_table, read_segments
+from medseg.io.dicom.source import Paths
+from medseg.io.voxels import labels_only
+from medseg.volume import Volume
 
 if TYPE_CHECKING:
     from medseg.labels import Label, LabelTable
 
-#: Segmentation Storage and Label Map Segmentation Storage.
-SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
-#: Most voxels of a grid of which less than a hundredth is in the file.
-MAX_EMPTY = 1 << 28
+__all__ = ["SEG_CLASSES", "algorithm_item", "present_labels", "read_seg", "read_seg_table", "read_segments"]
+__all__ += ["seg_dataset", "write_seg"]
+
 _CT = "1.2.840.10008.5.1.4.1.1.2"
 _RLE = "1.2.840.10008.1.2.5"
 _EXPLICIT = "1.2.840.10008.1.2.1"
-_VALUE = "Label value {}"
 #: Names of the algorithm families of CID 7162 that are used.
 _FAMILIES = {"123105": "Histogram Analysis", "123107": "Cluster Analysis", "123110": "Artificial Intelligence"}
 
@@ -107,7 +85,7 @@ def _dataset(planes: NDArray, origin: Origin, table: LabelTable | None) -> Any:
     descriptions = [
         _segment(origin, label, number if binary else label.value) for number, label in enumerate(segments, 1)
     ]
-    dataset = _encode(planes, origin, descriptions, binary)
+    dataset = _encode(planes, origin, descriptions, binary=binary)
     for item in dataset.SegmentSequence:
         if item.SegmentNumber:
             _name_algorithm(item, origin.options)
@@ -152,7 +130,7 @@ def _segment(origin: Origin, label: Label, number: int) -> Any:
         if label.region_modifier is not None:
             region.AnatomicRegionModifierSequence = [code_item(label.region_modifier)]
         item.AnatomicRegionSequence = [region]
-    item.SegmentDescription = _VALUE.format(label.value)
+    item.SegmentDescription = LABEL_VALUE.format(label.value)
     item.RecommendedDisplayCIELabValue = cielab(label.color)
     return item
 
@@ -185,7 +163,7 @@ def _concept(item: Any) -> Any:
     return CodedConcept.from_dataset(item)
 
 
-def _encode(planes: NDArray, origin: Origin, descriptions: list[Any], binary: bool) -> Any:
+def _encode(planes: NDArray, origin: Origin, descriptions: list[Any], *, binary: bool) -> Any:
     """The multi-frame image itself: geometry and references from the source's slices, pixels from `planes`.
 
     highdicom is given slices that carry nothing of the patient, so that nothing of a patient can get into what it
@@ -323,276 +301,3 @@ def _digest(planes: NDArray, descriptions: list[Any]) -> str:
     for item in descriptions:
         state.update(f"{item.SegmentNumber}\0{item.SegmentDescription}\0{item.SegmentLabel}\0".encode())
     return state.hexdigest()
-
-
-@dataclass(frozen=True)
-class _Parsed:
-    """A segmentation: its grid, its segments with the label values they get, and where its frames belong."""
-
-    dataset: Any
-    affine: NDArray[np.float64]
-    table: LabelTable
-    value_of: dict[int, int]  # segment number to label value, without the background
-    background: int  # what stands for no segment in a label map
-    k_of: list[int]  # the slice of each frame
-    segment_of: list[int]  # the segment of each frame; 0 in a label map
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return int(self.dataset.Columns), int(self.dataset.Rows), max(self.k_of) + 1
-
-
-def read_seg(
-    path: str | Path,
-    *,
-    volume_index: int | None = None,
-    assume_geometry: str | None = None,
-    segments: Sequence[str] | None = None,
-) -> Volume:
-    """The label map of a DICOM segmentation, as uint8 or uint16. Raises `BadFile`.
-
-    segments: only these, by name or label value, laid over each other in this order, the later over the earlier.
-    Without it, segments that share voxels are refused. Of FRACTIONAL ones the voxels of at least one half are taken,
-    with a `DataWarning`. Slices without a frame are background. Axes: i along the rows, j down the columns, k along
-    the normal of the slices, as `read` has them for the images.
-    """
-    if volume_index not in (None, 0):
-        raise BadFile(f"{path}: is one segmentation, there is no volume {volume_index} in it")
-    parsed = _parse(path)
-    data, shared = _painted(path, parsed, chosen(path, parsed.table, segments))
-    if shared and segments is None:
-        raise Overlap(path, shared)
-    return labels_only(path, make_volume(path, data, parsed.affine))
-
-
-def read_segments(path: str | Path) -> list[tuple[Label, Volume]]:
-    """Every segment of a DICOM segmentation as a mask (uint8, 0 and 1) of its own, overlaps kept. Raises `BadFile`."""
-    parsed = _parse(path)
-    masks = [(label, _painted(path, parsed, [label.value])[0] > 0) for label in parsed.table.labels]
-    return [(label, make_volume(path, mask.astype(np.uint8), parsed.affine)) for label, mask in masks]
-
-
-def read_seg_table(path: str | Path) -> LabelTable:
-    """Names, colours and codes of a DICOM segmentation, values as `read_seg` gives them. Raises `BadFile`."""
-    return _parse(path).table
-
-
-def _painted(path: str | Path, parsed: _Parsed, values: list[int]) -> tuple[NDArray, int]:
-    """The chosen labels (I, J, K), later ones over earlier ones, and how many voxels were painted twice."""
-    out = np.zeros(parsed.shape, np.uint16, order="F")
-    shared = 0
-
-    def paint(dicom: Any) -> None:
-        nonlocal shared
-        for k, plane in _planes(path, parsed, values):
-            target, here = out[..., k].T, plane > 0
-            shared += int((here & (target > 0)).sum())
-            target[here] = plane[here]
-
-    guarded(str(path), paint)
-    return out, shared
-
-
-def _planes(path: str | Path, parsed: _Parsed, values: list[int]) -> Iterator[tuple[int, NDArray]]:
-    """Slice number and label values (rows, columns) of every frame of the chosen labels, label by label."""
-    frame = _frames(path, parsed.dataset)
-    kind = parsed.dataset.SegmentationType
-    if kind == "LABELMAP":
-        known = np.zeros(65536, bool)
-        known[[0, parsed.background, *parsed.value_of]] = True
-        wanted = np.zeros(65536, np.uint16)
-        wanted[values] = values
-        for number, k in enumerate(parsed.k_of):
-            pixels = frame(number)
-            if not known[pixels].all():
-                raise BadFile(f"{path}: holds label values that it does not name; export the segmentation again")
-            yield k, wanted[pixels]
-        return
-    half = int(parsed.dataset.MaximumFractionalValue) / 2 if kind == "FRACTIONAL" else 0.5
-    for value in values:
-        for number, k in enumerate(parsed.k_of):
-            if parsed.value_of[parsed.segment_of[number]] == value:
-                yield k, (frame(number) >= half) * np.uint16(value)
-
-
-def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
-    """A function that gives the pixels (rows, columns) of a frame."""
-    rows, columns, count = int(dataset.Rows), int(dataset.Columns), len(dataset.PerFrameFunctionalGroupsSequence)
-    size, bits = rows * columns, int(dataset.BitsAllocated)
-    if bits not in (1, 8, 16) or dataset.get("SamplesPerPixel", 1) != 1 or dataset.get("PixelRepresentation", 0) != 0:
-        raise BadFile(f"{path}: its pixels are stored in a way that medseg does not read")
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_encapsulated:
-        if bits == 1:
-            raise BadFile(
-                f"{path}: its bit planes are compressed, which medseg does not unpack; use gdcmconv --raw first"
-            )
-        unpacked = np.stack(list(_unpacked(path)))
-        if unpacked.shape != (count, rows, columns):
-            raise BadFile(f"{path}: its pixels are not what its header says; the file is damaged")
-        return lambda number: unpacked[number]
-    pixels = dataset.PixelData
-    if len(pixels) * 8 < size * count * bits:
-        raise BadFile(f"{path}: the file is too short for what its header claims; it is damaged or incomplete")
-    if bits > 1:
-        kind = np.dtype(np.uint8 if bits == 8 else "<u2" if syntax.is_little_endian else ">u2")
-        stored = np.frombuffer(pixels, kind, size * count).reshape(count, rows, columns)
-        return lambda number: stored[number]
-    packed = np.frombuffer(pixels, np.uint8)
-
-    def unpack(number: int) -> NDArray:
-        start, end = number * size, (number + 1) * size  # frames follow each other bit by bit, without padding
-        whole = np.unpackbits(packed[start // 8 : -(-end // 8)], bitorder="little")
-        return whole[start % 8 :][:size].reshape(rows, columns)
-
-    return unpack
-
-
-def _unpacked(path: str | Path) -> Iterator[NDArray]:
-    """The frames of a compressed segmentation, unpacked as those of every other DICOM file are."""
-    with PixelSource(path) as source:
-        entry = Entry(Path(path), None)
-        with source.open(entry) as file:
-            slices = parse(source, entry, file)
-        yield from stored_pixels(source, slices or [])
-
-
-def _parse(path: str | Path) -> _Parsed:
-    """What a segmentation says. Raises `BadFile` for what is damaged, or no volume."""
-    parsed: _Parsed = guarded(str(path), lambda dicom: _parsed(path, read_object(path, dicom)))
-    if parsed.dataset.SegmentationType == "FRACTIONAL":
-        warnings.warn(
-            f"{path}: is a fractional segmentation; voxels of at least one half were taken", DataWarning, stacklevel=4
-        )
-    return parsed
-
-
-def _parsed(path: str | Path, dataset: Any) -> _Parsed:
-    if str(dataset.get("SOPClassUID")) not in SEG_CLASSES:
-        raise BadFile(f"{path}: is no DICOM segmentation")
-    kind = str(dataset.SegmentationType)
-    if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
-        raise BadFile(f"{path}: is a kind of segmentation that medseg does not know")
-    background = int(dataset.get("PixelPaddingValue") or 0) if kind == "LABELMAP" else 0
-    table, value_of = _table(path, dataset, background, kind)
-    shared, frames = dataset.SharedFunctionalGroupsSequence[0], dataset.get("PerFrameFunctionalGroupsSequence")
-    if not frames or len(frames) != int(dataset.NumberOfFrames):
-        raise BadFile(f"{path}: does not say where its frames lie; it is tiled, or damaged")
-
-    def group(frame: Any, name: str) -> Any:
-        found = frame.get(name) or shared.get(name)
-        return found[0] if found else {}
-
-    segment_of = [0] * len(frames)
-    if kind != "LABELMAP":
-        segment_of = [int(group(frame, "SegmentIdentificationSequence").ReferencedSegmentNumber) for frame in frames]
-        if not set(segment_of) <= set(value_of):
-            raise BadFile(f"{path}: has frames of segments that it does not describe; export the segmentation again")
-    places = [group(frame, "PlanePositionSequence").get("ImagePositionPatient") for frame in frames]
-    turns = [group(frame, "PlaneOrientationSequence").get("ImageOrientationPatient") for frame in frames]
-    sizes = [group(frame, "PixelMeasuresSequence") for frame in frames]
-    edges = [size.get("PixelSpacing") for size in sizes]
-    if not (all(places) and all(turns) and all(edges)):
-        raise BadFile(f"{path}: does not lie in a patient's space, so it is no volume")
-    apart = sizes[0].get("SpacingBetweenSlices")
-    thick = sizes[0].get("SliceThickness")
-    affine, k_of = stack_frames(
-        path,
-        np.array(places, np.float64),
-        np.array(turns, np.float64),
-        np.array(edges, np.float64),
-        float(apart) if apart else None,
-        float(thick) if thick else None,
-    )
-    columns, rows, planes = int(dataset.Columns), int(dataset.Rows), max(k_of) + 1
-    check_axes(path, (columns, rows, planes))
-    if columns * rows * planes > max(MAX_EMPTY, 100 * columns * rows * len(frames)):
-        raise BadFile(f"{path}: its frames lie too far apart to be slices of one scan; export the segmentation again")
-    if columns * rows * planes * 2 > MAX_BYTES:
-        raise BadFile(f"{path}: claims more than the {MAX_BYTES / 2**30:.3g} GB allowed")
-    return _Parsed(dataset, affine, table, value_of, background, k_of, segment_of)
-
-
-def _table(path: str | Path, dataset: Any, background: int, kind: str) -> tuple[LabelTable, dict[int, int]]:
-    """The label table of a segmentation, and the label value of each segment number."""
-    items = list(dataset.SegmentSequence)
-    if kind == "LABELMAP":
-        items = [item for item in items if not _is_background(path, item, background)]
-    numbers = [int(item.SegmentNumber) for item in items]
-    told = [re.fullmatch(_VALUE.format(r"(\d+)"), str(item.get("SegmentDescription") or "")) for item in items]
-    values = [int(match[1]) for match in told if match]
-    if kind == "LABELMAP" or len(values) != len(items) or len(set(values)) != len(values):
-        values = numbers
-    if len(set(numbers)) != len(numbers) or not items:
-        raise BadFile(f"{path}: two of its segments have the same number, or it has none; export it again")
-    try:
-        table = table_of(
-            values,
-            [str(item.get("SegmentLabel") or "") for item in items],
-            [rgb(item.get("RecommendedDisplayCIELabValue")) for item in items],
-            [
-                read_codes(
-                    item.get("SegmentedPropertyCategoryCodeSequence"),
-                    item.get("SegmentedPropertyTypeCodeSequence"),
-                    item.get("AnatomicRegionSequence"),
-                )
-                for item in items
-            ],
-        )
-    except BadConfig as error:
-        raise BadFile(f"{path}: {error}; export the segmentation again") from None
-    return table, dict(zip(numbers, values))
-
-
-def _is_background(path: str | Path, item: Any, background: int) -> bool:
-    """Whether a segment of a label map is none: what pads it (PS3.3 C.8.20.2.4), or number 0 if coded so."""
-    number = int(item.SegmentNumber)
-    code = read_code(item.SegmentedPropertyTypeCodeSequence)
-    if number == 0 != background and (code is None or code[:2] != ("DCM", "125040")):
-        raise BadFile(f"{path}: uses the number 0 for a structure, which no label map can; export it again")
-    return number in (0, background)
-
-
-def stack_frames(
-    path: str | Path,
-    places: NDArray[np.float64],
-    turns: NDArray[np.float64],
-    edges: NDArray[np.float64],
-    apart: float | None,
-    thick: float | None,
-) -> tuple[NDArray[np.float64], list[int]]:
-    """Voxel index to RAS+ mm of frames (F) in space, and the slice of each; frames may be missing and be doubled.
-
-    places: (F, 3) LPS mm; turns: (F, 6); edges: (F, 2) mm; apart, thick: distance and thickness of slices, if known.
-    Raises `BadFile` if they are not slices of one regular grid.
-    """
-    if np.ptp(turns, axis=0).max() > 1e-4 or np.ptp(edges, axis=0).max() > 1e-4:
-        raise BadFile(f"{path}: its frames differ in orientation or pixel spacing, so they are no volume")
-    along_row, down_column = turns[0].reshape(2, 3)
-    normal = np.cross(along_row, down_column)
-    depth = places @ normal
-    sorted_depth = np.sort(depth)
-    gaps = np.diff(sorted_depth)
-    smallest = min(gaps[gaps > 0.01], default=0.0)
-    if apart is None or apart <= 0 or not _fits(depth - sorted_depth[0], apart):
-        apart = smallest or thick
-    if not apart or not _fits(depth - sorted_depth[0], apart):
-        raise BadFile(f"{path}: the distances between its slices differ, or are not given, so they are no volume")
-    count = int(np.rint((sorted_depth[-1] - sorted_depth[0]) / apart))
-    first, last = places[depth.argmin()], places[depth.argmax()]
-    between = (last - first) / count if count else normal * apart
-    k_of = np.rint((depth - sorted_depth[0]) / apart)
-    drift = np.linalg.norm(places - (first + k_of[:, None] * between), axis=1).max()
-    if drift > 0.05 * min(*edges[0], apart) or np.linalg.norm(np.cross(between, normal)) > 1e-3 * apart:
-        raise BadFile(f"{path}: its slices do not lie straight above each other, so they are no volume")
-    affine = np.eye(4)
-    affine[:3, 0] = along_row * edges[0][1]
-    affine[:3, 1] = down_column * edges[0][0]
-    affine[:3, 2] = between
-    affine[:3, 3] = first
-    return LPS @ affine, [int(k) for k in k_of]
-
-
-def _fits(depth: NDArray[np.float64], step: float) -> bool:
-    """Whether depths are whole multiples of a step, up to rounding."""
-    return bool(np.abs(depth / step - np.rint(depth / step)).max() < 0.1)

@@ -11,7 +11,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from medseg.io.dicom.headers import PixelData, dataset_of, echo_time, guarded, number, numbers, sop_class_of, trait
+from medseg.io.dicom.headers import (
+    PixelData,
+    dataset_of,
+    echo_time,
+    guarded,
+    length,
+    number,
+    numbers,
+    sop_class_of,
+    trait,
+    words,
+)
 from medseg.io.dicom.source import Entry, Source
 
 #: The kinds of image that are read: one slice per file, many frames per file, classic slices put into one file.
@@ -28,7 +39,17 @@ ENHANCED = {
     "1.2.840.10008.5.1.4.1.1.4.4": "MR",
     "1.2.840.10008.5.1.4.1.1.128.1": "PT",
 }
-SOP_CLASSES = CLASSIC | ENHANCED
+#: Angiography, craniofacial scans and breasts, reconstructed from X-ray projections.
+XRAY_3D = {
+    "1.2.840.10008.5.1.4.1.1.13.1.1": "XA",
+    "1.2.840.10008.5.1.4.1.1.13.1.2": "DX",
+    "1.2.840.10008.5.1.4.1.1.13.1.3": "MG",
+}
+SOP_CLASSES = CLASSIC | ENHANCED | XRAY_3D
+#: Secondary captures in grey values, of one frame and of many: scans only where they say where every frame lies.
+CAPTURES = dict.fromkeys(
+    ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.7.2", "1.2.840.10008.5.1.4.1.1.7.3"), "OT"
+)
 #: Most slices of one file.
 MAX_FRAMES = 1 << 16
 #: The tags that are read; what is not here is passed over. The last four are Siemens' own headers of mosaics.
@@ -37,7 +58,8 @@ TAGS: list[str | int] = [
     "InstanceNumber", "AcquisitionNumber", "AcquisitionTime", "NumberOfFrames", "SamplesPerPixel",
     "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
     "PixelSpacing", "SpacingBetweenSlices", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope",
-    "RescaleIntercept", "ModalityLUTSequence", "PixelPaddingValue", "PixelPaddingRangeLimit", "EchoNumbers",
+    "RescaleIntercept", "ModalityLUTSequence", "SliceThickness", "SeriesDescription", "PixelPaddingValue",
+    "PixelPaddingRangeLimit", "EchoNumbers",
     "EchoTime", "InversionTime", "FlipAngle", "TemporalPositionIdentifier", "TriggerTime", "DiffusionBValue",
     "DiffusionGradientOrientation", "FrameReferenceTime", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence", "DimensionIndexSequence", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
@@ -45,7 +67,7 @@ TAGS: list[str | int] = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Tile:
     """Which part of a mosaic a slice is: its number, tiles in a row of them, and the size of the whole in pixels."""
 
@@ -55,7 +77,7 @@ class Tile:
     columns: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Slice:
     """What a file says about one slice, or one frame, in it; None where the tag is absent."""
 
@@ -82,22 +104,31 @@ class Slice:
     padding: tuple[int, int] | None = None  # first and last stored value that means "no pixel"
     series_number: int = 0
     instance_number: int | None = None
+    step_mm: float | None = None  # Spacing Between Slices
+    thickness_mm: float | None = None
+    #: What the scanner's operator called the series; may name a person, so it is only for the terminal.
+    description: str = field(default="", repr=False)
     #: What may tell the volumes of a series apart: echo, time, diffusion ...
     traits: Mapping[str, Any] = field(default_factory=dict)
     tile: Tile | None = None
-    pixels: PixelData = PixelData("", 0, 0)  # noqa: RUF009 (it is frozen)
+    pixels: PixelData = PixelData(syntax="", offset=0, length=0)  # noqa: RUF009 (it is frozen)
     #: Why the file cannot be read although it is an image, where that is known from its header.
     problem: str = ""
 
     @property
     def entry(self) -> Entry:
         """The file in its source."""
-        return Entry(self.path, self.member)
+        return Entry(path=self.path, member=self.member)
 
     @property
     def localizer(self) -> bool:
         """Whether it is a scout view, made for planning."""
         return "LOCALIZER" in self.image_type
+
+    @property
+    def placed(self) -> bool:
+        """Whether it says where it lies, how it is turned and how large its pixels are."""
+        return self.position is not None and self.orientation is not None and self.spacing is not None
 
 
 def read_header(path: str | Path, piece: Slice) -> Any:
@@ -107,7 +138,7 @@ def read_header(path: str | Path, piece: Slice) -> Any:
     """
     with Source(piece.path) as source, source.open(piece.entry) as file:
         where = source.where(piece.entry)
-        return guarded(where, lambda dicom: dataset_of(dicom, file, where, None)[0])
+        return guarded(where, lambda dicom: dataset_of(dicom, file, where=where, tags=None)[0])
 
 
 def slice_of(entry: Entry, dataset: Any, pixels: PixelData | None) -> Slice:
@@ -142,6 +173,9 @@ def slice_of(entry: Entry, dataset: Any, pixels: PixelData | None) -> Slice:
         padding=_padding(dataset),
         series_number=int(order) if isinstance(order, float) else 0,
         instance_number=None if not isinstance(instance, float) else int(instance),
+        step_mm=length(dataset, "SpacingBetweenSlices"),
+        thickness_mm=length(dataset, "SliceThickness"),
+        description=words(dataset, "SeriesDescription"),
         traits={
             "echo": trait(dataset, "EchoNumbers") or echo_time(dataset, "EchoTime"),
             "inversion": trait(dataset, "InversionTime"),
@@ -154,7 +188,7 @@ def slice_of(entry: Entry, dataset: Any, pixels: PixelData | None) -> Slice:
             "acquisition": trait(dataset, "AcquisitionNumber"),
             "acquisition_time": trait(dataset, "AcquisitionTime"),
         },
-        pixels=pixels or PixelData("", 0, 0),
+        pixels=pixels or PixelData(syntax="", offset=0, length=0),
     )
 
 

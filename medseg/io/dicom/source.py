@@ -34,7 +34,7 @@ _DAMAGED_ZIP = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One file of a source: a path, or entry number `member` of the zip at that path."""
 
@@ -51,7 +51,7 @@ class Source:
         self._zip: zipfile.ZipFile | None = None
         self._unpacked = 0
         if not isinstance(paths, str | Path):
-            self.entries = [Entry(Path(path)) for path in paths]
+            self.entries = [Entry(path=Path(path)) for path in paths]
             if not self.entries:
                 raise BadFile("the list of files is empty; give the files of one series")
             return
@@ -59,7 +59,7 @@ class Source:
         if path.is_dir():
             self.is_folder = True
             names = sorted(Path(folder) / name for folder, _, files in os.walk(path) for name in files)
-            self.entries = [Entry(name) for name in names]
+            self.entries = [Entry(path=name) for name in names]
             if not names:
                 raise BadFile(f"{path}: is an empty folder; give the folder that holds the series")
             return
@@ -69,12 +69,12 @@ class Source:
             self._zip = _open_zip(path)
             members = self._zip.infolist()
             order = sorted(range(len(members)), key=lambda n: members[n].filename)
-            self.entries = [Entry(path, n) for n in order if not members[n].is_dir()]
+            self.entries = [Entry(path=path, member=n) for n in order if not members[n].is_dir()]
             if not self.entries:
                 raise BadFile(f"{path}: is an empty zip; give one that holds the series")
         else:
             self.is_file = True
-            self.entries = [Entry(path)]
+            self.entries = [Entry(path=path)]
 
     def __enter__(self) -> Source:
         return self

@@ -7,9 +7,10 @@ that could identify a person enters a message.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,10 @@ from medseg.io.dicom.frames import parse
 from medseg.io.dicom.headers import guarded, header_values, is_dicom, is_dicomdir
 from medseg.io.dicom.pixels import stored_dtype_of, stored_pixels
 from medseg.io.dicom.repair import check_repair, doubles, repaired
-from medseg.io.dicom.series import Found, differences, find_volumes, sorted_along_normal
+from medseg.io.dicom.series import Found, differences, find_volumes
 from medseg.io.dicom.slices import CLASSIC, Slice, read_header
 from medseg.io.dicom.source import Entry, Paths, Source, name_of
+from medseg.io.dicom.stack import sorted_along_normal, stack
 from medseg.io.dicom.suv import suv_factor
 from medseg.io.voxels import check_axes, make_volume, rescale
 from medseg.volume import Volume, orientation_of, spacing_of
@@ -33,17 +35,20 @@ __all__ = ["Listed", "Paths", "Slice", "list_volumes", "name_of", "ordered_slice
 _SUFFIXES = {".dcm", ".ima", ".dicom"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Listed:
-    """A volume in a source, without anything that could name a person."""
+    """A volume in a source. What could name a person is in `folder` and `description` alone, and not in its `repr`."""
 
     number: str  # what `series` takes: N, or N.M for a volume of a series that holds several
-    modality: str  # CT, MR, PT, or '' for images that are no scans
+    modality: str  # CT, MR, PT, XA, DX, MG, OT (secondary captures), or '' for images that are no scans
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float] | None  # None where it cannot be said
     orientation: str
     problem: str  # why it cannot be read as it is, or ''
     repairable: bool  # whether it can be read with `repair`
+    series_number: int = 0  # Series Number in the headers, 0 if they have none
+    folder: str = field(default="", repr=False)  # that holds all its files, seen from the folder given
+    description: str = field(default="", repr=False)  # Series Description; for the terminal of who asks, and no file
 
 
 def read_dicom(
@@ -76,6 +81,8 @@ def read_dicom(
         if found.problem:
             slices = _repairable(name, found)
         data = _values(source, slices)
+        for remark in found.remarks:
+            warnings.warn(f"{name}: {remark}", DataWarning, stacklevel=3)
         if suv:
             factor = suv_factor(source, found.slices)
             data = (data.astype(np.float64) * factor).astype(np.float32) if factor != 1 else data.astype(np.float32)
@@ -85,6 +92,7 @@ def read_dicom(
             data, affine, done = repaired(slices, data)
         except BadFile as error:
             raise BadFile(_sentence(name, str(error))) from None
+        done += [found.assumed] if found.assumed else []
         warnings.warn(f"{name}: was repaired: {'; '.join(done)}", DataWarning, stacklevel=3)
     return make_volume(name, data, affine if affine is not None else np.zeros((4, 4)))
 
@@ -96,12 +104,65 @@ def ordered_slices(path: Paths, *, series: str | int | None = None, volume_index
     zip), which `frame` of it, and where it lies; `read_header` opens it. Raises `BadFile`, also for volumes that can
     only be read with `repair`: their voxels are in none of the source's slices.
     """
+    return ordered_volume(path, series=series, volume_index=volume_index)[0]
+
+
+def ordered_volume(
+    path: Paths, *, series: str | int | None = None, volume_index: int | None = None, repair: bool = False
+) -> tuple[list[Slice], NDArray[np.float64]]:
+    """As `ordered_slices`, with the affine (RAS+ mm) of their grid.
+
+    repair: slices stored twice are there once, as in the volume that `read` returns with it; what it resamples is
+    refused still.
+    """
     with Source(path) as source, warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # given by `read`
         found = _choose(source, *_found(source), series, volume_index)
+        slices, affine = list(found.slices), found.affine
         if found.problem:
-            raise BadFile(_sentence(source.name, found.problem))
-        return list(found.slices)
+            if not repair:
+                raise BadFile(_sentence(source.name, found.problem))
+            slices, affine = _once_each(source, found)
+        assert affine is not None
+        return slices, affine
+
+
+def located(
+    path: Paths, *, series: str | int | None = None, volume_index: int | None = None, repair: bool = False
+) -> tuple[NDArray[np.float64], tuple[int, int, int], str]:
+    """The affine (RAS+ mm), the shape and the Frame of Reference UID of what `read` returns for the same arguments.
+
+    The UID is '' where the images have none, or several. Only what has to be repaired is read as a whole. Raises
+    `BadFile`.
+    """
+    with Source(path) as source, warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # about the images, which are not what is read
+        found = _choose(source, *_found(source), series, volume_index)
+        if found.problem and not repair:
+            raise BadFile(_with_remedy(source, found))
+    systems = {piece.frame_of_reference for piece in found.slices}
+    frame_of_reference = systems.pop() if len(systems) == 1 else ""
+    if found.affine is None:
+        volume = read_dicom(path, series=series, volume_index=volume_index, repair=True)
+        return volume.affine, volume.shape, frame_of_reference
+    first = found.slices[0]
+    return found.affine, (first.columns, first.rows, len(found.slices)), frame_of_reference
+
+
+def _once_each(source: Source, found: Found) -> tuple[list[Slice], NDArray[np.float64]]:
+    """The slices of an uneven volume that are the voxels of the repaired one, and its affine. Raises `BadFile`."""
+    name = source.name
+    slices = _repairable(name, found)
+    if not _can_be_repaired(source, found):
+        raise BadFile(_sentence(name, found.problem))
+    copies = {second for _, second in doubles(slices)}
+    try:
+        return stack([piece for n, piece in enumerate(slices) if n not in copies])
+    except BadFile:
+        raise BadFile(
+            f"{_sentence(name, found.problem)}; with --repair its voxels are none of its images', so no DICOM result "
+            "can refer to them: choose another suffix"
+        ) from None
 
 
 def list_volumes(path: Paths) -> list[Listed]:
@@ -128,7 +189,19 @@ def _listed(source: Source, volume: Found) -> Listed:
         orientation="" if affine is None else orientation_of(affine),
         problem=_sentence(source.name, volume.problem) if volume.problem else "",
         repairable=repairable,
+        series_number=first.series_number,
+        folder=_folder(source, volume),
+        description=first.description,
     )
+
+
+def _folder(source: Source, volume: Found) -> str:
+    """The folder that holds a volume's files, seen from the one that was given; '' for it itself, zips and lists."""
+    if not source.is_folder:
+        return ""
+    inner = os.path.commonpath([piece.path.parent for piece in volume.slices])
+    found = os.path.relpath(inner, source.name)
+    return "" if found == os.curdir else found
 
 
 def _found(source: Source) -> tuple[list[Found], list[BadFile]]:
@@ -206,7 +279,7 @@ def _follow_dicomdir(source: Source) -> None:
     entries = []
     for name in guarded(str(path), names):
         try:
-            entries.append(Entry(inside(path.parent, name)))
+            entries.append(Entry(path=inside(path.parent, name)))
         except BadFile:
             raise BadFile(
                 f"{path}: refers to a file that is missing or lies outside its folder; give the folder that holds the "
@@ -259,7 +332,9 @@ def _sentence(name: str, problem: str) -> str:
 
 def _with_remedy(source: Source, found: Found) -> str:
     text = _sentence(source.name, found.problem)
-    return f"{text}, or let --repair resample it" if _can_be_repaired(source, found) else text
+    if not _can_be_repaired(source, found):
+        return text
+    return f"{text}, or let --repair {'read them as one' if found.assumed else 'resample it'}"
 
 
 def _can_be_repaired(source: Source, found: Found) -> bool:
@@ -289,11 +364,11 @@ def _repairable(name: str, found: Found) -> list[Slice]:
 def _values(source: Source, slices: Sequence[Slice]) -> NDArray:
     """The scaled values (I, J, K) of slices of one size and pixel format. Raises `BadFile`."""
     first = slices[0]
-    where = source.where(first.entry)
     check_axes(source.name, (first.columns, first.rows))
     if first.columns * first.rows * len(slices) * 4 > MAX_BYTES:
         raise BadFile(f"{source.name}: claims more than the {MAX_BYTES / 2**30:.3g} GB allowed")
-    dtype = stored_dtype_of(where, first)
+    formats = {piece.bits: piece for piece in slices}  # whose meaning is the same once they are scaled
+    dtype = np.result_type(*[stored_dtype_of(source.where(piece.entry), piece) for piece in formats.values()])
     # Memory is touched only as slices arrive, so a header that claims too much meets the end of its file first.
     data = np.empty((first.columns, first.rows, len(slices)), dtype, order="F")
     inverted = first.photometric == "MONOCHROME1"
@@ -343,7 +418,7 @@ def _scaled(name: str, data: NDArray, slices: Sequence[Slice]) -> NDArray:
                 shifted = data.view(np.int16)
                 shifted += np.array(int(intercept)).astype(np.int16)  # wraps around to what is right
                 return shifted
-        return rescale(name, data, slope, intercept)
+        return rescale(name, data, slope=slope, intercept=intercept)
     out = np.empty(data.shape, np.float32, order="F")  # PET: every slice has its own scale
     for k, piece in enumerate(slices):
         slope, intercept = _scale(piece)

@@ -130,6 +130,151 @@ def test_open_contours_and_points_are_passed_over_with_a_warning(tmp_path):
         assert not io.read_labels(path, source=folder).data.any()
 
 
+BEYOND = {"after": [6, 7, 8.3], "before": [-1, -2.5], "on both sides": [-1, 6, 1e4], "just beyond": [5.6]}
+
+
+@pytest.mark.parametrize("beyond", BEYOND.values(), ids=BEYOND)
+def test_contours_beyond_the_first_or_last_slice_are_left_out_with_a_warning(tmp_path, beyond):
+    folder, grid = source(tmp_path / "scan")
+    contours = [box(1.6, 4.4, k) for k in (0, 5, *beyond)]
+    path = structure_set(folder, tmp_path / "x.rtstruct.dcm", *contours)
+
+    with pytest.warns(DataWarning, match=f"beyond the first or the last image, left out: {len(beyond)}$"):
+        found = io.read_labels(path, source=folder).data
+    with pytest.warns(DataWarning, match="left out"):
+        ((_, mask),) = read_structures(path, source=folder)
+
+    expected = np.zeros(grid.shape, int)
+    expected[2:5, 2:5, [0, 5]] = 1
+    assert np.array_equal(found, expected) and np.array_equal(mask.data, expected)
+
+
+@pytest.mark.parametrize("k", [2.3, 5.4, -0.4])
+def test_contours_between_slices_stay_refused_beside_others_that_lie_on_them(tmp_path, k):
+    folder, _ = source(tmp_path / "scan")
+    path = structure_set(folder, tmp_path / "x.rtstruct.dcm", box(2, 4, 1), box(2, 4, 7), box(2, 4, k))
+
+    with pytest.raises(BadFile, match="do not lie on slices"):
+        io.read_labels(path, source=folder)
+
+
+def test_a_contour_that_leads_out_of_the_images_at_a_slant_is_refused(tmp_path):
+    folder, _ = source(tmp_path / "scan")
+    slanted = np.array([(2, 2, 5), (4, 2, 5), (4, 4, 7), (2, 4, 7)])
+    path = structure_set(folder, tmp_path / "x.rtstruct.dcm", box(2, 4, 1), slanted)
+
+    with pytest.raises(BadFile, match="do not lie on slices"):
+        io.read_labels(path, source=folder)
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_structure_that_names_no_frame_of_reference_is_not_of_another(tmp_path, value):
+    folder, _ = source(tmp_path / "scan")
+    path = structure_set(folder, tmp_path / "x.rtstruct.dcm", box(1.6, 8.4))
+    dataset = pydicom.dcmread(path)
+    (roi,) = dataset.StructureSetROISequence
+    if value is None:
+        del roi.ReferencedFrameOfReferenceUID
+    else:
+        roi.ReferencedFrameOfReferenceUID = value
+    dataset.save_as(path)
+
+    assert io.read_labels(path, source=folder).data.sum() == 49
+
+
+@pytest.mark.parametrize(("whole", "right"), [("1.2.3.4", False), ("", True), (None, True)])
+def test_a_structure_that_names_no_frame_of_reference_is_in_that_of_the_set(tmp_path, whole, right):
+    folder, _ = source(tmp_path / "scan")
+    path = structure_set(folder, tmp_path / "x.rtstruct.dcm", box(1.6, 8.4))
+    dataset = pydicom.dcmread(path)
+    del dataset.StructureSetROISequence[0].ReferencedFrameOfReferenceUID
+    if whole is None:
+        del dataset.ReferencedFrameOfReferenceSequence
+    else:
+        dataset.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID = whole
+    dataset.save_as(path)
+
+    if right:
+        assert io.read_labels(path, source=folder).data.sum() == 49
+        return
+    with pytest.raises(BadFile, match="drawn in another frame of reference"):
+        io.read_labels(path, source=folder)
+
+
+def two_structures(path: Path, frame: str) -> None:
+    """Add a structure of another frame of reference with the same contours to a set of one."""
+    dataset = pydicom.dcmread(path)
+    for name in ("StructureSetROISequence", "ROIContourSequence", "RTROIObservationsSequence"):
+        items = dataset[name].value
+        items.append(pydicom.dcmread(path)[name].value[0])
+    dataset.StructureSetROISequence[1].ROINumber = 2
+    dataset.StructureSetROISequence[1].ROIName = "other"
+    dataset.StructureSetROISequence[1].ReferencedFrameOfReferenceUID = frame
+    dataset.ROIContourSequence[1].ReferencedROINumber = 2
+    dataset.RTROIObservationsSequence[1].ReferencedROINumber = 2
+    dataset.save_as(path)
+
+
+def test_structures_of_another_frame_of_reference_are_not_put_on_these_images(tmp_path):
+    folder, _ = source(tmp_path / "scan")
+    path = structure_set(folder, tmp_path / "x.rtstruct.dcm", box(1.6, 8.4))
+    two_structures(path, "1.2.3.4")
+
+    with pytest.raises(BadFile, match=r"in another frame of reference than the others.*--segment \(all but number 2\)"):
+        io.read_labels(path, source=folder)
+    assert io.read_labels(path, source=folder, segments=["1"]).data.sum() == 49
+    with pytest.raises(BadFile, match="was drawn in another frame of reference"):
+        io.read_labels(path, source=folder, segments=["other"])
+
+
+def test_the_images_of_a_structure_set_may_need_a_choice_or_a_repair(tmp_path):
+    folder, grid = source(tmp_path / "scan", count=8)
+    path = structure_set(folder, tmp_path / "x.rtstruct.dcm", box(1.6, 8.4), box(1.6, 8.4, 4))
+    gap = tmp_path / "gap"
+    gap.mkdir()
+    files = sorted(folder.iterdir(), key=lambda f: -int(pydicom.dcmread(f).InstanceNumber))
+    for file in files[:4] + files[5:]:
+        (gap / file.name).write_bytes(file.read_bytes())
+
+    with pytest.raises(BadFile, match=r"1 slices are missing.*--repair"):
+        io.read(path, source=gap)
+    with pytest.warns(DataWarning, match="was repaired"):
+        found = io.read(path, source=gap, repair=True)
+    expected = np.zeros(grid.shape, int)
+    expected[2:9, 2:9, [2, 4]] = 1
+    assert np.array_equal(found.data, expected) and grid_distance_mm(found, grid) < 1e-3
+
+    both = tmp_path / "both"
+    source(both, SeriesNumber=1, FrameOfReferenceUID="1.2.3.5")
+    for n, file in enumerate(files):
+        (both / f"a{n}.dcm").write_bytes(file.read_bytes())
+    with pytest.raises(BadFile, match="choose one with --series"):
+        io.read(path, source=both)
+    assert np.array_equal(io.read(path, source=both, series="2").data, expected)
+
+
+def test_the_images_of_a_structure_set_need_no_study(tmp_path):
+    folder, _ = source(tmp_path / "scan")
+    path = structure_set(folder, tmp_path / "x.rtstruct.dcm", box(1.6, 8.4))
+    for file in folder.iterdir():
+        dataset = pydicom.dcmread(file)
+        del dataset.StudyInstanceUID
+        dataset.save_as(file)
+
+    assert io.read_labels(path, source=folder).data.sum() == 49
+
+
+def test_the_case_of_contours_beyond_the_last_slice(shared_data):
+    folder = shared_data / "cases/files/rtstruct-longer-than-scan"
+    expected = io.read_labels(folder / "expected.nii.gz")
+
+    with pytest.warns(DataWarning, match="left out: 3$"):
+        found = io.read_labels(folder / "structures.dcm", source=folder / "ct")
+
+    found = reorient(found, expected.orientation)
+    assert np.array_equal(found.data, expected.data) and grid_distance_mm(found, expected) < 1e-3
+
+
 @pytest.mark.parametrize("k", [2.3, -1, 6, 1e5])
 def test_contours_off_the_slices_are_refused(tmp_path, k):
     folder, _ = source(tmp_path / "scan")

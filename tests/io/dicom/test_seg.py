@@ -102,6 +102,246 @@ def test_without_a_spacing_that_fits_the_frames_give_it(tmp_path):
         assert found.spacing_mm == pytest.approx(grid.spacing_mm, abs=1e-4)
 
 
+def without(path: Path, *tags: str, **values: object) -> Path:
+    """A segmentation without some of its pixel measures, and with others."""
+    dataset = pydicom.dcmread(path)
+    measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    for tag in tags:
+        if tag in measures:
+            delattr(measures, tag)
+    for tag, value in values.items():
+        setattr(measures, tag, value)
+    dataset.save_as(path)
+    return path
+
+
+#: Slices with a frame, of a scan with 2.5 mm between slices that are 2.5 mm thick.
+SPARSE = {"two far apart": [2, 6], "every second": [1, 3, 5, 7], "uneven": [0, 3, 8], "two pairs": [1, 2, 7, 8]}
+
+
+@pytest.mark.parametrize("here", SPARSE.values(), ids=SPARSE)
+@pytest.mark.parametrize("lacking", [(), ("SpacingBetweenSlices",), ("SpacingBetweenSlices", "SliceThickness")])
+def test_frames_on_distant_slices_lie_where_they_are_or_ask_for_the_images(tmp_path, here, lacking):
+    """The gap between two frames is one slice or several; with the images nothing has to be known of it."""
+    folder, grid = source(tmp_path / "scan", count=9)
+    stacked = np.zeros((9, 13, 11, 1), np.uint8)
+    stacked[here, 5:8, 6:9] = 1
+    path = without(by_highdicom(folder, tmp_path / "x.dcm", stacked), *lacking)
+
+    on_images = io.read(path, source=folder)
+
+    assert np.array_equal(on_images.data, stacked[..., 0].T) and same_grid(on_images, grid)
+    neighbours = 1 in np.diff(here)
+    if not lacking or (neighbours and len(lacking) == 1):
+        found = io.read(path)
+        assert found.spacing_mm == pytest.approx(grid.spacing_mm, abs=1e-4)
+        assert np.array_equal(found.data, stacked[here[0] : here[-1] + 1, ..., 0].T)
+    else:
+        with pytest.raises(BadFile, match="--source"):
+            io.read(path)
+        with pytest.raises(BadFile, match="--source"):
+            read_segments(path)
+
+
+@pytest.mark.parametrize(
+    ("thickness", "right"), [("2.5", True), ("2.3", True), ("5", True), ("2", False), ("1.25", False)]
+)
+def test_neighbouring_frames_give_the_distance_only_where_they_touch(tmp_path, thickness, right):
+    folder, grid = source(tmp_path / "scan", count=9)
+    stacked = masks(grid, BOXES[0])
+    path = by_highdicom(folder, tmp_path / "x.dcm", stacked)
+    without(path, "SpacingBetweenSlices", SliceThickness=thickness)
+
+    if not right:
+        with pytest.raises(BadFile, match=r"does not say how far its slices lie apart.*--source"):
+            io.read(path)
+        return
+    assert io.read(path).spacing_mm == pytest.approx(grid.spacing_mm, abs=1e-4)
+
+
+def test_a_rounded_distance_that_adds_up_is_confirmed_by_the_frames(tmp_path):
+    folder, grid = source(tmp_path / "scan", count=60)
+    stacked = masks(grid, (slice(0, 60), slice(2, 9), slice(3, 7)))
+    path = by_highdicom(folder, tmp_path / "x.dcm", stacked)
+
+    found = io.read(without(path, "SliceThickness", SpacingBetweenSlices="2.51"))
+
+    assert found.spacing_mm == pytest.approx(grid.spacing_mm, abs=1e-4) and found.shape == grid.shape
+    with pytest.raises(BadFile, match="--source"):
+        io.read(without(path, "SliceThickness", SpacingBetweenSlices="2.56"))
+
+
+@pytest.mark.parametrize("seg_type", ["binary", "labelmap"])
+def test_frames_beyond_the_images_are_left_out_with_a_warning(tmp_path, seg_type):
+    folder, grid = source(tmp_path / "scan", count=9)
+    labels = phantom(grid)
+    io.write(labels, tmp_path / "x.dcm", table=TABLE, source=folder, options=DicomOptions(seg_type=seg_type))
+    fewer = cropped(folder, tmp_path / "fewer", 2, 7)
+
+    with pytest.warns(DataWarning, match="labelled pixels beyond the images, left out") as caught:
+        found = io.read(tmp_path / "x.dcm", source=fewer)
+
+    assert np.array_equal(found.data, labels.data[..., 2:7])
+    lost = np.count_nonzero(labels.data) - np.count_nonzero(found.data)
+    assert str(caught[0].message).endswith(f": {lost}")
+    assert np.allclose(found.affine[:3, 3], (grid.affine @ (0, 0, 2, 1))[:3], atol=1e-4)
+
+
+def cropped(folder: Path, target: Path, start: int, stop: int) -> Path:
+    """Some slices of a series, in order along the normal."""
+    target.mkdir()
+    files = sorted(folder.iterdir(), key=lambda f: -int(pydicom.dcmread(f).InstanceNumber))
+    for file in files[start:stop]:
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def test_a_segmentation_wholly_beyond_the_images_or_between_their_slices_is_refused(tmp_path):
+    folder, _ = source(tmp_path / "scan", count=9)
+    stacked = np.zeros((9, 13, 11, 1), np.uint8)
+    stacked[[0, 1], 5, 6] = 1
+    path = by_highdicom(folder, tmp_path / "x.dcm", stacked)
+    with pytest.raises(BadFile, match="beyond the images given with --source"):
+        io.read(path, source=cropped(folder, tmp_path / "fewer", 4, 9))
+
+    dataset = pydicom.dcmread(path)
+    for n, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        frame.PlanePositionSequence[0].ImagePositionPatient = make.place(2.5 * (n + 1.4))
+    dataset.save_as(path)
+    with pytest.raises(BadFile, match=r"another grid|do not lie on slices"):
+        io.read(path, source=folder)
+
+
+@pytest.mark.parametrize("flips", [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("swap", [False, True])
+def test_frames_turned_against_the_images_are_put_on_them(tmp_path, flips, swap):
+    """Frames may begin at another corner and run along the other axis; sparse ones and without a distance as well."""
+    folder, grid = source(tmp_path / "scan", count=9, rows=13, columns=11)
+    stacked = np.random.default_rng(1).integers(0, 2, (9, 13, 11, 1)).astype(np.uint8)
+    stacked[[2, 3, 5, 6, 7]] = 0
+    path = by_highdicom(folder, tmp_path / "x.dcm", stacked)
+    dataset = pydicom.dcmread(path)
+    pixels = dataset.pixel_array
+    along, down = make.OBLIQUE[:, 0] * 0.7, make.OBLIQUE[:, 1] * 0.9
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        position = np.array([float(x) for x in frame.PlanePositionSequence[0].ImagePositionPatient])
+        position = position + along * 10 * flips[0] + down * 12 * flips[1]
+        frame.PlanePositionSequence[0].ImagePositionPatient = [f"{x:.6f}" for x in position]
+    axes = [make.OBLIQUE[:, 0] * (-1 if flips[0] else 1), make.OBLIQUE[:, 1] * (-1 if flips[1] else 1)]
+    pixels = pixels[:, :: -1 if flips[1] else 1, :: -1 if flips[0] else 1]
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    if swap:
+        axes, pixels = axes[::-1], pixels.transpose(0, 2, 1)
+        dataset.Rows, dataset.Columns = dataset.Columns, dataset.Rows
+        shared.PixelMeasuresSequence[0].PixelSpacing = [0.7, 0.9]
+    shared.PlaneOrientationSequence[0].ImageOrientationPatient = [f"{x:.9f}" for axis in axes for x in axis]
+    dataset.PixelData = pydicom.pixels.pack_bits(np.ascontiguousarray(pixels), pad=True)
+    dataset.save_as(path)
+    without(path, "SpacingBetweenSlices")
+
+    found = io.read(path, source=folder)
+
+    assert np.array_equal(found.data, stacked[..., 0].T) and same_grid(found, grid)
+
+
+def test_a_part_of_each_frame_is_put_where_it_was_cut_out(tmp_path):
+    folder, grid = source(tmp_path / "scan", count=9, rows=13, columns=11)
+    stacked = np.random.default_rng(1).integers(0, 2, (9, 13, 11, 1)).astype(np.uint8)
+    path = by_highdicom(folder, tmp_path / "x.dcm", stacked)
+    dataset = pydicom.dcmread(path)
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        position = np.array([float(x) for x in frame.PlanePositionSequence[0].ImagePositionPatient])
+        position = position + make.OBLIQUE @ (2 * 0.7, 3 * 0.9, 0)
+        frame.PlanePositionSequence[0].ImagePositionPatient = [f"{x:.6f}" for x in position]
+    pixels = np.ascontiguousarray(dataset.pixel_array[:, 3:10, 2:9])
+    dataset.Rows, dataset.Columns = pixels.shape[1:]
+    dataset.PixelData = pydicom.pixels.pack_bits(pixels, pad=True)
+    dataset.save_as(path)
+
+    found = io.read(path, source=folder)
+
+    expected = np.zeros((9, 13, 11), np.uint8)
+    expected[:, 3:10, 2:9] = stacked[:, 3:10, 2:9, 0]
+    assert np.array_equal(found.data, expected.T) and same_grid(found, grid)
+
+
+def test_the_source_of_a_segmentation_may_need_a_choice_or_a_repair(tmp_path):
+    folder, grid = source(tmp_path / "scan", count=9)
+    stacked = np.zeros((9, 13, 11, 1), np.uint8)
+    stacked[[2, 7], 5, 6] = 1
+    path = without(by_highdicom(folder, tmp_path / "x.dcm", stacked), "SpacingBetweenSlices")
+    gap = cropped(folder, tmp_path / "gap", 0, 9)
+    sorted(gap.iterdir(), key=lambda f: -int(pydicom.dcmread(f).InstanceNumber))[4].unlink()
+
+    with pytest.raises(BadFile, match=r"1 slices are missing.*--repair"):
+        io.read(path, source=gap)
+    with pytest.warns(DataWarning, match="was repaired"):
+        found = io.read(path, source=gap, repair=True)
+    assert np.array_equal(found.data, stacked[..., 0].T) and same_grid(found, grid)
+
+    source(tmp_path / "both" / "other", SeriesNumber=1)
+    (tmp_path / "both" / "scan").symlink_to(folder)
+    for file in folder.iterdir():
+        (tmp_path / "both" / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(BadFile, match="choose one with --series"):
+        io.read(path, source=tmp_path / "both")
+    assert same_grid(io.read(path, source=tmp_path / "both", series="2"), grid)
+
+
+def test_a_segmentation_of_another_frame_of_reference_is_warned_about(tmp_path):
+    folder, grid = source(tmp_path / "scan", FrameOfReferenceUID="1.2.3.4")
+    other, _ = source(tmp_path / "other", FrameOfReferenceUID="1.2.3.5")
+    io.write(phantom(grid), tmp_path / "x.dcm", table=TABLE, source=folder)
+
+    with pytest.warns(DataWarning, match="another frame of reference"):
+        assert np.array_equal(io.read(tmp_path / "x.dcm", source=other).data, phantom(grid).data)
+
+
+def test_a_segmentation_of_a_source_with_slices_stored_twice_can_be_written(tmp_path):
+    folder, grid = source(tmp_path / "scan", count=8)
+    labels = phantom(grid)
+    files = sorted(folder.iterdir(), key=lambda f: -int(pydicom.dcmread(f).InstanceNumber))
+    gap = cropped(folder, tmp_path / "gap", 0, 8)
+    (gap / files[4].name).unlink()
+    (folder / "again.dcm").write_bytes(files[2].read_bytes())
+
+    with pytest.raises(BadFile, match="same place"):
+        io.write(labels, tmp_path / "y.dcm", source=folder)
+    io.write(labels, tmp_path / "y.dcm", source=folder, options=DicomOptions(repair=True))
+
+    with pytest.warns(DataWarning, match="was repaired: 1 slices stored twice"):
+        found = io.read(tmp_path / "y.dcm", source=folder, repair=True)
+    assert np.array_equal(found.data, labels.data)
+    with pytest.raises(BadFile, match="none of its images'"):
+        io.write(labels, tmp_path / "z.dcm", source=gap, options=DicomOptions(repair=True))
+    assert not (tmp_path / "z.dcm").exists()
+
+
+def test_a_segmentation_can_refer_to_frames_of_one_file_of_a_classic_class(tmp_path):
+    whole = make.enhanced([make.series(6, 8, 8)], make.CT)
+    whole.StudyInstanceUID, whole.Modality = "1.2.3.4", "CT"
+    path = tmp_path / "x.dcm"
+    whole.save_as(path, enforce_file_format=True)
+    scan = io.read(path)
+    labels = scan.with_data((scan.data > 200).astype(np.uint8))
+
+    io.write(labels, tmp_path / "y.seg.dcm", source=path)
+
+    assert np.array_equal(io.read_labels(tmp_path / "y.seg.dcm", source=path).data, labels.data)
+
+
+def test_the_case_of_a_sparse_segmentation(shared_data):
+    folder = shared_data / "cases/files/seg-sparse-no-spacing"
+    expected = io.read_labels(folder / "expected_on_source.nii.gz")
+
+    found = io.read(folder / "seg.dcm", source=folder / "ct")
+
+    found = reorient(found, expected.orientation)
+    assert np.array_equal(found.data, expected.data) and grid_distance_mm(found, expected) < 1e-3
+    with pytest.raises(BadFile, match="--source"):
+        io.read(folder / "seg.dcm")
+
+
 def test_fractions_of_at_least_one_half_become_labels_with_a_warning(tmp_path):
     folder, grid = source(tmp_path / "scan")
     fractions = np.linspace(0, 1, 6 * 13 * 11).reshape(6, 13, 11, 1).astype(np.float32)

@@ -626,6 +626,41 @@ def test_info_lists_and_convert_chooses(tmp_path, capsys, monkeypatch):
     assert code == 3 and "is no DICOM" in err
 
 
+def test_info_tells_series_apart_and_describes_them_to_eyes_alone(tmp_path, capsys, monkeypatch):
+    """Two MR of one grid: by folder and number everywhere, by description where a person reads it and nowhere else."""
+    from medseg import cli
+
+    told = f"T1 {NAME}\x1b[31m"
+    first = change(as_mr(series()), SeriesNumber=4, SeriesDescription=told)
+    second = change(as_mr(series(seed=2)), SeriesNumber=7, SeriesDescription="FLAIR")
+    save(first, tmp_path / "s" / "anat")
+    save(second[:2], tmp_path / "s" / "b" / "one")
+    save(second[2:], tmp_path / "s" / "b" / "two")
+    folder = tmp_path / "s"
+
+    def info(*words: str, terminal: bool) -> str:
+        monkeypatch.setattr("sys.argv", ["medseg", "info", str(folder), *words])
+        monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit):
+            cli.main()
+        return capsys.readouterr().out
+
+    found = io.list_volumes(folder)
+    assert [(one.series_number, one.folder) for one in found] == [(4, "anat"), (7, "b")]
+    assert [one.description for one in found] == [f"T1 {NAME}[31m", "FLAIR"]  # without what steers a terminal
+    assert NAME not in repr(found)
+    shown, piped = info(terminal=True), info(terminal=False)
+    assert all(word in shown for word in ("anat", "FLAIR", f"T1 {NAME}", "description"))
+    assert all(word in piped for word in ("anat", " 4 ", " 7 "))
+    assert not any(word in piped for word in ("FLAIR", NAME, "description"))
+    for terminal in (True, False):
+        content = info("--json", terminal=terminal)
+        assert "FLAIR" not in content and NAME not in content
+        listed = json.loads(content)["volumes"]
+        assert [(one["series_number"], one["folder"]) for one in listed] == [(4, "anat"), (7, "b")]
+
+
 def test_a_single_localizer_is_named(tmp_path):
     scout = change(series(1), SOPClassUID=CT, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
 
