@@ -25,6 +25,8 @@ from medseg.cli.show import print_table, show_warning
 from medseg.errors import BadFile, DataWarning
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from medseg.io.dicom import Listed
 
 
@@ -166,7 +168,9 @@ def _print_volumes(path: Path, found: Sequence[Listed], as_json: bool) -> None:
     print_table(title, ("series", "kind", "voxels", "mm", "axes", "cannot be read because"), rows)
 
 
-def _plain(value: Any) -> str:
+def _plain(value: Any) -> str | Text:
     if isinstance(value, list) and value and isinstance(value[0], list):
-        return "\n".join(" ".join(f"{x:.6g}" for x in row) for row in value)
+        from rich.text import Text
+
+        return Text("\n".join(" ".join(f"{x:.6g}" for x in row) for row in value))
     return " x ".join(f"{x:.6g}" for x in value) if isinstance(value, list) else str(value)

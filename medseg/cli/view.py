@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medseg.cli.options import Quiet
+from medseg.cli.show import print_line, tell
 from medseg.errors import BadConfig, BadFile, BadOutput, Interrupted
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def view(
     for path in (target, png):
         if path is not None:
             _write(path, *volumes, known, title)
-            print(path)
+            print_line(path)
     if serve:
         _serve(*volumes, known, title, port, open_, quiet)
     elif open_ and target:
@@ -137,7 +137,7 @@ def _serve(
     try:
         print(server.address, flush=True)
         if not quiet:
-            print("Ctrl-C stops it; until then only this machine can see the page, at this address", file=sys.stderr)
+            tell("Ctrl-C stops it; until then only this machine can see the page, at this address")
         if open_:
             _open(server.address)
         server.serve()
@@ -152,4 +152,4 @@ def _open(address: str) -> None:
     import webbrowser
 
     if not webbrowser.open(address):
-        print(f"no browser was found; open {address} yourself", file=sys.stderr)
+        tell(f"no browser was found; open {address} yourself")
