@@ -298,8 +298,9 @@ def application_entity(title: str) -> Any:
     class Entity(AE):
         @property
         def active_associations(self) -> list[Any]:
-            """Those that count: connections that have not asked for anything keep nobody out."""
-            return [one for one in super().active_associations if one.requestor.primitive is not None]
+            """Those that count: connections that asked for nothing, or that have to go, keep nobody out."""
+            asked = [one for one in super().active_associations if one.requestor.primitive is not None]
+            return [one for one in asked if not hasattr(one, "medseg_gone")]
 
     return Entity(ae_title=title)
 
