@@ -1,7 +1,8 @@
-"""JSON and YAML from strangers, read within limits: size, depth, what aliases expand to, the length of numbers.
+"""JSON and YAML from strangers, read within limits: size, depth, what aliases expand to, the length
+of numbers.
 
-What comes back can be walked, printed and compared by plain recursion: nothing is nested deeper than `MAX_DEPTH`, no
-number is longer than `MAX_DIGITS`, and keys are text or whole numbers.
+What comes back can be walked, printed and compared by plain recursion: nothing is nested deeper
+than `MAX_DEPTH`, no number is longer than `MAX_DIGITS`, and keys are text or whole numbers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ MAX_YAML_BYTES = 1 << 20
 MAX_VALUES = 100_000
 
 
-def read_json(path: str | Path, kind: type[MedsegError] = BadFile, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
+def read_json(
+    path: str | Path, kind: type[MedsegError] = BadFile, *, max_bytes: int = MAX_JSON_BYTES
+) -> Any:
     """What a JSON file (RFC 8259) of at most `max_bytes` holds. Raises `kind` naming the file."""
     try:
         return parse_json(_text(path, max_bytes))
@@ -35,7 +38,10 @@ def read_json(path: str | Path, kind: type[MedsegError] = BadFile, *, max_bytes:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text. Raises `ValueError` saying what is wrong, also for a key given two values."""
+    """The value of a JSON text.
+
+    Raises `ValueError` saying what is wrong, also for a key given two values.
+    """
     try:
         value = json.loads(text, parse_int=_whole, object_pairs_hook=_mapping)
     except RecursionError:
@@ -93,7 +99,9 @@ def _whole(digits: str) -> int:
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The last value of a key wins in JSON, so that a slip of the pen would lose the first one in silence."""
+    """The last value of a key wins in JSON, so that a slip of the pen would lose the first one in
+    silence.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         for key, value in pairs:
@@ -103,7 +111,10 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _walk(value: Any) -> Iterator[Any]:
-    """Every value inside of a value, itself first. Raises `ValueError` for too much depth or too long numbers."""
+    """Every value inside of a value, itself first.
+
+    Raises `ValueError` for too much depth or too long numbers.
+    """
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH + 1):
         for one in level:
@@ -123,16 +134,22 @@ def _inside(value: Any) -> Iterable[Any]:
 
 
 def _check_events(events: Iterable[Any]) -> None:
-    """Raise `ValueError` for a document too deep, or too large once aliases are expanded, before anything is built."""
+    """Raise `ValueError` for a document too deep, or too large once aliases are expanded, before
+    anything is built.
+    """
     import yaml
 
     count = 0
-    opened: list[tuple[str | None, int]] = []  # anchors of the collections around, and the values before each
+    opened: list[
+        tuple[str | None, int]
+    ] = []  # anchors of the collections around, and the values before each
     sizes: dict[str | None, int] = {}  # values below an anchor
     for event in events:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
-                raise ValueError(f"the alias *{event.anchor:.60} stands for nothing, or for what it is a part of")
+                raise ValueError(
+                    f"the alias *{event.anchor:.60} stands for nothing, or for what it is a part of"
+                )
             count += sizes[event.anchor]
         elif isinstance(event, yaml.CollectionStartEvent):
             opened.append((event.anchor, count))
@@ -146,4 +163,4 @@ def _check_events(events: Iterable[Any]) -> None:
         if len(opened) > MAX_DEPTH:
             raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
         if count > MAX_VALUES:
-            raise ValueError(f"it holds more than {MAX_VALUES} values, those that aliases repeat counted each time")
+            raise ValueError(f"it holds more than {MAX_VALUES} values, with those of aliases")

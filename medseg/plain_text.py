@@ -1,7 +1,9 @@
-"""Text from strangers, made harmless before it is shown; and numbers read from text, the same everywhere.
+"""Text from strangers, made harmless before it is shown; and numbers read from text, the same
+everywhere.
 
-Names come from files: of structures, cases, models, the files themselves. A terminal obeys escape sequences in them,
-direction marks turn the text around them, and a spreadsheet runs what begins like a formula.
+Names come from files: of structures, cases, models, the files themselves. A terminal obeys escape
+sequences in them, direction marks turn the text around them, and a spreadsheet runs what begins
+like a formula.
 """
 
 from __future__ import annotations
@@ -12,17 +14,21 @@ from typing import Any
 
 #: Joiners of letters, without which Persian and Indic words are misspelt; they do nothing else.
 _JOINERS = "\u200c\u200d"
-#: What spreadsheets take for the beginning of a formula (owasp.org/www-community/attacks/CSV_Injection), perhaps after
-#: apostrophes of ours.
+#: What spreadsheets take for the beginning of a formula
+#: (owasp.org/www-community/attacks/CSV_Injection), perhaps after apostrophes of ours.
 _FORMULA = re.compile(r"'*[=+\-@]")
 _WHOLE = re.compile(r"[+-]?[0-9]+")
-_DECIMAL = re.compile(r"[+-]?((?:[0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.IGNORECASE)
+_DECIMAL = re.compile(
+    r"[+-]?((?:[0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.IGNORECASE
+)
 
 
 def harmless(text: object) -> str:
-    r"""The text with all that is not printable as visible escapes: \x1b, \x00, \u202e, a lone byte of a file name.
+    r"""The text with all that is not printable as visible escapes: \x1b, \x00, \u202e, a lone byte
+    of a file name.
 
-    Covered are control characters, line breaks, marks of direction (UAX 9), other invisible characters, and surrogates.
+    Covered are control characters, line breaks, marks of direction (UAX 9), other invisible
+    characters, and surrogates.
     """
     plain = str(text)
     if plain.isprintable():
@@ -31,7 +37,9 @@ def harmless(text: object) -> str:
 
 
 def _is_shown(character: str) -> bool:
-    return character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
+    return (
+        character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
+    )
 
 
 def _escape(character: str) -> str:
@@ -39,7 +47,9 @@ def _escape(character: str) -> str:
 
 
 def to_cell(value: Any) -> Any:
-    """A value for a table: text harmless, and with an apostrophe before what a spreadsheet would take for a formula."""
+    """A value for a table: text harmless, and with an apostrophe before what a spreadsheet would
+    take for a formula.
+    """
     if not isinstance(value, str):
         return value
     shown = harmless(value)  # of a tab or line break at the beginning too
@@ -52,14 +62,20 @@ def from_cell(text: str) -> str:
 
 
 def whole_number(text: str) -> int:
-    """A whole number in decimal digits. Raises `ValueError`, also for 1_0, which Python's `int` takes for 10."""
+    """A whole number in decimal digits.
+
+    Raises `ValueError`, also for 1_0, which Python's `int` takes for 10.
+    """
     if not _WHOLE.fullmatch(text.strip(" \t")) or len(text) > 100:
         raise ValueError(f"'{text:.40}' is not a whole number")
     return int(text)
 
 
 def decimal_number(text: str) -> float:
-    """A number such as -1.5e-3, nan or inf. Raises `ValueError`, also for 1_0, which Python's `float` takes for 10."""
+    """A number such as -1.5e-3, nan or inf.
+
+    Raises `ValueError`, also for 1_0, which Python's `float` takes for 10.
+    """
     if not _DECIMAL.fullmatch(text.strip(" \t")):
         raise ValueError(f"'{text:.40}' is not a number")
     return float(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -56,47 +56,60 @@ def listen(
     Listens on this machine alone unless told otherwise. Runs until stopped by Ctrl-C or SIGTERM. What was received and
     not delivered by then stays in the spool, and a new start goes on with it.
     """
-    from medseg.inference import DICOM_RESULTS, load_model
-    from medseg.pacs import Limits, Listener, Options, keep_in, segment_in_child, send_to
+    from medseg.inference import load_model
+    from medseg.pacs import Limits, Listener, Options, segment_in_child
 
-    if output is None and reply_to is None:
-        raise BadConfig("say where results go: a folder with -o, or --reply-to HOST:PORT:TITLE")
+    deliver = _deliveries(output, reply_to, title)
     if not (host in ("localhost", "::1") or host.startswith("127.") or peer):
         raise BadConfig("listening to other machines needs --peer IP for each that may connect")
-    deliveries = []
-    if output:
-        output.mkdir(parents=True, exist_ok=True)
-        deliveries.append(keep_in(output))
-    if reply_to:
-        deliveries.append(send_to(*_node(reply_to), title))
-    for kind in also.split(",") if also else ():
-        if kind.strip().lower() not in DICOM_RESULTS:
-            raise BadConfig(f"--also {kind}: write one or more of {', '.join(DICOM_RESULTS)}")
+    _check_kinds(also)
     load_model(model)  # a wrong name is better known now than when the first series is there
     chosen = str(Path(model).resolve()) if Path(model).is_dir() else model
     most = int(max_gb * 2**30)
     limits = Limits(instances=max_instances, instance_bytes=min(2**29, most), total_bytes=most)
     options = Options(
-        port=port,
-        host=host,
-        title=title,
-        callers=tuple(caller or ()),
-        peers=tuple(peer or ()),
-        quiet_s=quiet_s,
-        associations=associations,
-        series=max_series,
-        limits=limits,
-    )
+        port=port, host=host, title=title, callers=tuple(caller or ()), peers=tuple(peer or ()),
+        quiet_s=quiet_s, associations=associations, series=max_series, limits=limits,
+    )  # fmt: skip
+    segment = segment_in_child(["--model", chosen, "--device", device, "--also", also], timeout_s)
+    Listener(options, segment, deliver, tell, spool or _usual_spool(output, port)).run()
+
+
+def _deliveries(
+    output: Path | None, reply_to: str | None, title: str
+) -> Callable[[str, Sequence[Path]], None]:
+    """What hands results on to every place that was named, of which there must be one."""
+    from medseg.pacs import keep_in, send_to
+
+    if output is None and reply_to is None:
+        raise BadConfig("say where results go: a folder with -o, or --reply-to HOST:PORT:TITLE")
+    places: list[Callable[[str, Sequence[Path]], None]] = []
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+        places.append(keep_in(output))
+    if reply_to:
+        places.append(send_to(*_node(reply_to), title))
 
     def deliver(name: str, files: Sequence[Path]) -> None:
-        for each in deliveries:
-            each(name, files)
+        for place in places:
+            place(name, files)
 
-    segment = segment_in_child(["--model", chosen, "--device", device, "--also", also], timeout_s)
-    if spool is None:
-        temporary = Path(tempfile.gettempdir()) / f"medseg-listen-{os.geteuid()}-{port}"
-        spool = output / ".medseg-spool" if output else temporary
-    Listener(options, segment, deliver, tell, spool.absolute()).run()
+    return deliver
+
+
+def _check_kinds(also: str) -> None:
+    from medseg.inference import DICOM_RESULTS
+
+    for kind in also.split(",") if also else ():
+        if kind.strip().lower() not in DICOM_RESULTS:
+            raise BadConfig(f"--also {kind}: write one or more of {', '.join(DICOM_RESULTS)}")
+
+
+def _usual_spool(output: Path | None, port: int) -> Path:
+    """A folder that the next start finds again."""
+    if output:
+        return output.absolute() / ".medseg-spool"
+    return Path(tempfile.gettempdir()) / f"medseg-listen-{os.geteuid()}-{port}"
 
 
 def _node(text: str) -> tuple[str, int, str]:

@@ -63,11 +63,7 @@ def view(
         raise BadFile(f"{scan}: there is no such file or folder; check the name")
     labels = labels or find_labels(scan)
     target = _target(scan, labels, output, slicer=slicer, other=serve or (png is not None and not open_))
-    if open_ and target and target.suffix.lower() != _PAGE:
-        raise BadConfig("--open shows a page in the browser; leave it out, or write a page")
-    if png and png.suffix.lower() != _SHEET:
-        raise BadOutput(f"{png}: a contact sheet is a picture; give a name that ends in .png")
-
+    _check_names(target, png, open_)
     from medseg.evaluation import find_table
     from medseg.io import read, read_labels
 
@@ -81,6 +77,13 @@ def view(
         _serve(*volumes, known, title, port, open_, quiet)
     elif open_ and target:
         _open(target.resolve().as_uri())
+
+
+def _check_names(target: Path | None, png: Path | None, open_: bool) -> None:
+    if open_ and target and target.suffix.lower() != _PAGE:
+        raise BadConfig("--open shows a page in the browser; leave it out, or write a page")
+    if png and png.suffix.lower() != _SHEET:
+        raise BadOutput(f"{png}: a contact sheet is a picture; give a name that ends in .png")
 
 
 def find_labels(scan: Path) -> Path:

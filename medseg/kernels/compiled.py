@@ -1,8 +1,9 @@
 """numba's `njit` for every kernel, and the one place that decides where compiled code is kept.
 
-numba keeps it beside the source or in the user's cache. A package that is read-only and a home that is not writable
-leave neither. Then it goes below the temporary folder into a private folder, or is not kept at all, which costs half a
-minute in every run. Compiled code is a pickle: a folder of somebody else's is never looked into.
+numba keeps it beside the source or in the user's cache. A package that is read-only and a home that
+is not writable leave neither. Then it goes below the temporary folder into a private folder, or is
+not kept at all, which costs half a minute in every run. Compiled code is a pickle: a folder of
+somebody else's is never looked into.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from medseg.errors import DataWarning
 
 
 def njit(*, cache: bool, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit(**options)`; with `cache`, compiled code is kept where that can be done safely."""
+    """`numba.njit(**options)`; with `cache`, compiled code is kept where that can be done safely.
+    """
 
     def compiled(function: Callable[..., Any]) -> Any:
         dispatcher = numba.njit(**options)(function)
@@ -39,7 +41,9 @@ def njit(*, cache: bool, **options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 class _Cache(FunctionCache):
-    """A cache whose loss costs time and nothing else: damaged files, a full disk, a folder that went away."""
+    """A cache whose loss costs time and nothing else: damaged files, a full disk, a folder that
+    went away.
+    """
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled function, or None if it has to be compiled."""
@@ -59,7 +63,9 @@ class _Cache(FunctionCache):
 
 
 def _usual_cache(function: Callable[..., Any]) -> _Cache | None:
-    """The cache where numba would put it, unless others may write there: beside the source, or in the home."""
+    """The cache where numba would put it, unless others may write there: beside the source, or in
+    the home.
+    """
     try:
         found = _Cache(function)
     except (RuntimeError, OSError):  # no place, or one that went away just now
@@ -86,7 +92,9 @@ def _private_cache(function: Callable[..., Any]) -> _Cache | None:
 
 @cache
 def private_folder() -> Path | None:
-    """A folder of this user's alone below the temporary folder, which stays; None if there can be none."""
+    """A folder of this user's alone below the temporary folder, which stays; None if there can be
+    none.
+    """
     try:
         folder = Path(tempfile.gettempdir()) / f"medseg-{os.geteuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,11 +1,13 @@
-"""The series that `medseg listen` has received and not yet delivered, in a private folder that outlives the program.
+"""The series that `medseg listen` has received and not yet delivered, in a private folder that
+outlives the program.
 
-An instance is on the disk before its sender is told so, and stays there until the results of its series are delivered.
-A start takes up what an earlier run left: a series whose senders had all said goodbye is segmented, another one waits
-for the rest. What cannot be used is kept, within the limits, and a full folder refuses what is new.
+An instance is on the disk before its sender is told so, and stays there until the results of its
+series are delivered. A start takes up what an earlier run left: a series whose senders had all said
+goodbye is segmented, another one waits for the rest. What cannot be used is kept, within the
+limits, and a full folder refuses what is new.
 
-For each series there is a folder with its instances; beside it, under the same name, `.results` once it is segmented,
-and `.state`: 'whole', or 'broken: WHY'. Without a state it is on its way in.
+For each series there is a folder with its instances; beside it, under the same name, `.results`
+once it is segmented, and `.state`: 'whole', or 'broken: WHY'. Without a state it is on its way in.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ class Series:
     last_s: float
     uid: str = ""
     instances: dict[str, Path] = field(default_factory=dict)
-    senders: set[Any] = field(default_factory=set)  # associations that brought something and are open
+    senders: set[Any] = field(
+        default_factory=set
+    )  # associations that brought something and are open
     broken: str = ""  # why it cannot be used
     cut_off: bool = False  # its last sender went without saying goodbye
     before: Series | None = None  # what was kept of it, broken, when it came anew
@@ -106,15 +110,19 @@ def spool(folder: Path) -> Iterator[Path]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
-        raise BadConfig(f"{folder}: series cannot be kept there: {error.strerror}; give another --spool") from None
+        raise BadConfig(
+            f"{folder}: series cannot be kept there: {error.strerror}; give another --spool"
+        ) from None
     try:
         about = os.fstat(descriptor)
         if about.st_uid != os.geteuid() or stat.S_IMODE(about.st_mode) & 0o077:
-            raise BadConfig(f"{folder}: others may look into it; give another --spool, or take their rights away")
+            raise BadConfig(f"{folder}: others may look into it; give another --spool")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BadConfig(f"{folder}: another medseg listen uses it; give another --spool") from None
+            raise BadConfig(
+                f"{folder}: another medseg listen uses it; give another --spool"
+            ) from None
         yield folder
     finally:
         with suppress(OSError):  # it holds series
@@ -123,19 +131,22 @@ def spool(folder: Path) -> Iterator[Path]:
 
 
 class Inbox:
-    """The series being received and those kept, in a folder of ours. Safe to use from several threads.
+    """The series being received and those kept, in a folder of ours. Safe to use from several
+    threads.
 
-    A series of which a part was refused must not look complete: what comes with the refused part is marked as broken,
-    and a series that found no room is refused until its sender begins anew.
+    A series of which a part was refused must not look complete: what comes with the refused part is
+    marked as broken, and a series that found no room is refused until its sender begins anew.
     """
 
-    def __init__(self, folder: Path, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, folder: Path, options: Options, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._folder, self._options, self._clock = folder, options, clock
         self._lock = threading.Lock()
         self._series: dict[str, Series] = {}
         self._kept: dict[str, Series] = {}  # received, and of no use until something happens
         self._spoiled: dict[Any, str] = {}  # associations of which something was refused, and why
-        self._turned_away: dict[str, float] = {}  # series that found no room, and when they tried last
+        self._turned_away: dict[str, float] = {}  # series without room, and when they tried last
         self._taken: dict[str, int] = {}  # how many instances series had that were complete
         self._begun = self._files = self._bytes = 0
         self.is_full = False  # something was refused because there was no room for it
@@ -182,15 +193,19 @@ class Inbox:
                     series.senders.discard(sender)
                     series.last_s = self._clock()
                     series.cut_off = not released
-                    if released and not series.senders and not series.broken and series.before is None:
+                    usable = not series.broken and series.before is None
+                    if released and usable and not series.senders:
                         series.mark("whole")
 
     def complete(self) -> Series | None:
-        """The oldest series to which nothing has come for long enough, or whose results are due; it is taken out."""
+        """The oldest series to which nothing has come for long enough, or whose results are due; it
+        is taken out.
+        """
         with self._lock:
             now = self._clock()
             for uid, series in self._series.items():
-                if now - series.last_s >= self._options.quiet_s * (PATIENCE if series.senders else 1):
+                patience = PATIENCE if series.senders else 1
+                if now - series.last_s >= self._options.quiet_s * patience:
                     del self._series[uid]
                     self._judge(series)
                     return series
@@ -248,7 +263,9 @@ class Inbox:
         self._delete(old)
 
     def _delete(self, series: Series) -> None:
-        """Delete what is on the disk, the folder in one step: a part of it must never be taken for a series."""
+        """Delete what is on the disk, the folder in one step: a part of it must never be taken for
+        a series.
+        """
         gone = self._folder / f"gone-{series.folder.name}"
         with suppress(OSError):
             series.folder.replace(gone)
@@ -259,7 +276,9 @@ class Inbox:
     def _sort_in(self, sender: Any, instance: str, uid: str, path: Path) -> int:
         now = self._clock()
         quiet_s = self._options.quiet_s
-        self._turned_away = {one: last for one, last in self._turned_away.items() if now - last < quiet_s}
+        self._turned_away = {
+            one: last for one, last in self._turned_away.items() if now - last < quiet_s
+        }
         series = self._series.get(uid)
         if series is None:
             if uid in self._turned_away or len(self._series) >= self._options.series:
@@ -283,8 +302,9 @@ class Inbox:
     def _begin(self, uid: str) -> Series:
         """A series of which the first instance, or after it was kept another one, has come.
 
-        What was cut off, or could not be segmented or delivered, goes on: nothing of it was refused. What was broken
-        lacks something that nobody can name, so all of it has to come again.
+        What was cut off, or could not be segmented or delivered, goes on: nothing of it was
+        refused. What was broken lacks something that nobody can name, so all of it has to come
+        again.
         """
         kept = self._kept.pop(uid, None)
         if kept is not None and not kept.broken:
@@ -293,7 +313,13 @@ class Inbox:
             return kept
         self._begun += 1
         name = f"series-{self._begun:04d}-{secrets.token_hex(4)}"
-        series = Series(number=self._begun, folder=self._folder / name, last_s=self._clock(), uid=uid, before=kept)
+        series = Series(
+            number=self._begun,
+            folder=self._folder / name,
+            last_s=self._clock(),
+            uid=uid,
+            before=kept,
+        )
         series.folder.mkdir()
         return series
 
@@ -304,7 +330,9 @@ class Inbox:
                 series.broken = why
 
     def _take_up(self) -> None:
-        """Find what an earlier run left, and delete what it had begun: its senders were not told that it is stored."""
+        """Find what an earlier run left, and delete what it had begun: its senders were not told
+        that it is stored.
+        """
         for path in sorted(self._folder.iterdir()):
             if found := _NAME.fullmatch(path.name):
                 self._begun = max(self._begun, int(found[1]))

@@ -1,9 +1,11 @@
-"""`medseg listen`: a DICOM node that receives series, segments them one after another, and hands on the results.
+"""`medseg listen`: a DICOM node that receives series, segments them one after another, and hands on
+the results.
 
-Receiving (C-STORE, PS3.4 annex B) runs in threads of pynetdicom; what arrives is counted, saved under names of our own
-and never parsed further than its series. The one loop in `Listener.run` takes complete series and gives each to a child
-process, so that a file that breaks a decoder breaks that child alone. No header value, title or address of a sender
-enters a line of the log; pynetdicom's own log is silent.
+Receiving (C-STORE, PS3.4 annex B) runs in threads of pynetdicom; what arrives is counted, saved
+under names of our own and never parsed further than its series. The one loop in `Listener.run`
+takes complete series and gives each to a child process, so that a file that breaks a decoder breaks
+that child alone. No header value, title or address of a sender enters a line of the log;
+pynetdicom's own log is silent.
 """
 
 from __future__ import annotations
@@ -42,14 +44,15 @@ __all__ = [
 
 #: CT, MR and PET images, one slice a file and enhanced (PS3.4 table B.5-1).
 STORAGE_CLASSES = [
-    f"1.2.840.10008.5.1.4.1.1.{tail}" for tail in ("2", "2.1", "2.2", "4", "4.1", "4.4", "128", "128.1", "130")
+    f"1.2.840.10008.5.1.4.1.1.{tail}"
+    for tail in ("2", "2.1", "2.2", "4", "4.1", "4.4", "128", "128.1", "130")
 ]
-#: Uncompressed, RLE, JPEG, JPEG-LS and JPEG 2000 (PS3.5 chapter 10). Deflated is not: it unpacks to any size.
-TRANSFER_SYNTAXES = [
-    f"1.2.840.10008.1.2{tail}"
-    for tail in (".1", "", ".2", ".5", ".4.50", ".4.51", ".4.57", ".4.70", ".4.80", ".4.81", ".4.90", ".4.91")
-]
-#: Most bytes of one protocol data unit; we ask for 16 kB, and a peer that sends far more is not DICOM.
+#: Uncompressed, RLE, JPEG, JPEG-LS and JPEG 2000 (PS3.5 chapter 10). Deflated is not: it unpacks to
+#: any size.
+_SYNTAX_TAILS = ".1  .2 .5 .4.50 .4.51 .4.57 .4.70 .4.80 .4.81 .4.90 .4.91".split(" ")  # one is ""
+TRANSFER_SYNTAXES = [f"1.2.840.10008.1.2{tail}" for tail in _SYNTAX_TAILS]
+#: Most bytes of one protocol data unit; we ask for 16 kB, and a peer that sends far more is not
+#: DICOM.
 MAX_PDU_BYTES = 1 << 20
 #: Seconds in which one instance must have arrived.
 MAX_INSTANCE_S = 600.0
@@ -64,10 +67,12 @@ MAX_ASKING = 8
 class Listener:
     """Receives series until told to stop, and segments each.
 
-    segment(folder of a series, folder for results): leaves files there; raises `MedsegError` if that is impossible.
+    segment(folder of a series, folder for results): leaves files there; raises `MedsegError` if
+    that is impossible.
     deliver(name of the series, files): hands them on; the same name again replaces what it left.
     say: gets one neutral line for each thing that happens.
-    spool: where series lie until they are delivered (`medseg.pacs.inbox`); without it nothing outlives `run`.
+    spool: where series lie until they are delivered (`medseg.pacs.inbox`); without it nothing
+    outlives `run`.
     """
 
     def __init__(
@@ -91,11 +96,14 @@ class Listener:
         with private_folder() if self._spool is None else spool(self._spool) as folder:
             inbox = Inbox(folder, self._options)
             for series in inbox.held():
-                self._say(f"series {series.number}: {len(series.instances)} instances taken up again{_of(series)}")
+                count = f"{len(series.instances)} instances"
+                self._say(f"series {series.number}: {count} taken up again{_of(series)}")
             server = self._serve(inbox)
             try:
                 self.port = server.server_address[1]
-                self._say(f"listening on {self._options.host}, port {self.port}, as {self._options.title}")
+                self._say(
+                    f"listening on {self._options.host}, port {self.port}, as {self._options.title}"
+                )
                 self.listening.set()
                 self._loop(inbox)
             finally:
@@ -108,10 +116,13 @@ class Listener:
     def _loop(self, inbox: Inbox) -> None:
         was_full = False
         while not self.stopped.wait(0.1):
+            # Those that died of something that pynetdicom did not foresee.
             for association in [one for one in self._open if one.ident and not one.is_alive()]:
-                self._end(inbox, association)  # it died of something that pynetdicom did not foresee
+                self._end(inbox, association)
             if inbox.is_full and not was_full:
-                self._say("there is no room for more: deliver or remove what is kept, or raise --max-gb")
+                self._say(
+                    "there is no room for more: deliver or remove what is kept, or raise --max-gb"
+                )
             was_full = inbox.is_full
             series = inbox.complete()
             if series is not None:
@@ -123,7 +134,8 @@ class Listener:
         if held and self._spool is None:
             self._say(f"stopped: {count} instances of {len(held)} series are thrown away")
         elif held:
-            self._say(f"stopped: {count} instances of {len(held)} series are kept for the next start, in {self._spool}")
+            kept = f"kept for the next start, in {self._spool}"
+            self._say(f"stopped: {count} instances of {len(held)} series are {kept}")
 
     def _work(self, inbox: Inbox, series: Series) -> None:
         """Segment and deliver a series; what comes in the way of that is said, and it is kept."""
@@ -145,8 +157,16 @@ class Listener:
         except (MedsegError, OSError) as error:
             undelivered = series.results.exists()
             inbox.keep(series, deliver=undelivered)
-            why = str(error) if isinstance(error, MedsegError) else error.strerror or "its results could not be kept"
-            again = "the delivery is tried again later" if undelivered else "it is tried again at the next start"
+            why = (
+                str(error)
+                if isinstance(error, MedsegError)
+                else error.strerror or "its results could not be kept"
+            )
+            again = (
+                "the delivery is tried again later"
+                if undelivered
+                else "it is tried again at the next start"
+            )
             self._say(f"{name}: kept: {why.replace(str(series.folder), 'it')}; {again}")
             return
         inbox.remove(series)
@@ -196,7 +216,9 @@ class Listener:
             (evt.EVT_CONN_CLOSE, lambda event: self._end(inbox, event.assoc)),
         ]
         try:
-            server = entity.make_server((options.host, options.port), evt_handlers=handlers, server_class=Server)
+            server = entity.make_server(
+                (options.host, options.port), evt_handlers=handlers, server_class=Server
+            )
         except (OSError, OverflowError) as error:
             raise BadConfig(
                 f"cannot listen on {options.host}, port {options.port}: "
@@ -206,14 +228,20 @@ class Listener:
         return server
 
     def _make_room(self, associations: Sequence[Any]) -> bool:
-        """Whether one more connection may be accepted, for which one that only keeps others out may have to go."""
+        """Whether one more connection may be accepted, for which one that only keeps others out may
+        have to go.
+        """
 
         def last_s(association: Any) -> float:
             return getattr(association, "medseg_received", {}).get("last_s", now)
 
         now = time.monotonic()
-        oldest_first = sorted((one for one in associations if not hasattr(one, "medseg_gone")), key=last_s)
-        asking = [one for one in oldest_first if one.requestor.primitive is None]  # connected, and said nothing yet
+        oldest_first = sorted(
+            (one for one in associations if not hasattr(one, "medseg_gone")), key=last_s
+        )
+        asking = [
+            one for one in oldest_first if one.requestor.primitive is None
+        ]  # connected, and said nothing yet
         working = [one for one in oldest_first if one.requestor.primitive is not None]
         going = asking[:1] if len(asking) >= MAX_ASKING else []
         if len(working) >= self._options.associations:
@@ -224,38 +252,62 @@ class Listener:
         return len(associations) < self._options.associations + 8 * MAX_ASKING
 
     def _begin(self, event: Any) -> None:
-        """A connection was opened: bound what it may send, and see that nothing it sends kills a thread."""
+        """A connection was opened: bound what it may send, and see that nothing it sends kills a
+        thread.
+        """
         from pynetdicom.fsm import InvalidEventError
 
         association = event.assoc
         self._open.add(association)
-        wire, messages, machine = association.dul.socket, association.dimse, association.dul.state_machine
+        wire, messages, machine = (
+            association.dul.socket,
+            association.dimse,
+            association.dul.state_machine,
+        )
         read, decode, act = wire.recv, messages.receive_primitive, machine.do_action
-        state = association.medseg_received = {"bytes": 0, "since_s": time.monotonic(), "last_s": time.monotonic()}
+        state = association.medseg_received = {
+            "bytes": 0,
+            "since_s": time.monotonic(),
+            "last_s": time.monotonic(),
+        }
 
         def recv(count: int) -> bytearray:
             state["bytes"] += count
             state["last_s"] = time.monotonic()
             too_much = state["bytes"] > self._options.limits.instance_bytes + MAX_PDU_BYTES
-            if too_much or count > MAX_PDU_BYTES or time.monotonic() - state["since_s"] > MAX_INSTANCE_S:
+            if (
+                too_much
+                or count > MAX_PDU_BYTES
+                or time.monotonic() - state["since_s"] > MAX_INSTANCE_S
+            ):
                 raise OSError("too much")  # pynetdicom then closes the connection
             return bytearray(read(count))
 
         def receive_primitive(primitive: Any) -> None:
             try:
                 decode(primitive)
-            except Exception:  # pynetdicom lets anything out that a damaged command makes pydicom raise
+            except (
+                Exception
+            ):  # pynetdicom lets anything out that a damaged command makes pydicom raise
                 association.abort(block=False)
 
         def do_action(event: str) -> None:
             try:
                 act(event)
             except InvalidEventError:  # what came and what was about to be sent crossed each other
-                association.is_aborted, association.is_established, association._kill = True, False, True
+                association.is_aborted, association.is_established, association._kill = (
+                    True,
+                    False,
+                    True,
+                )
                 association.dul.kill_dul()
                 wire.close()
 
-        wire.recv, messages.receive_primitive, machine.do_action = recv, receive_primitive, do_action
+        wire.recv, messages.receive_primitive, machine.do_action = (
+            recv,
+            receive_primitive,
+            do_action,
+        )
 
     def _store(self, inbox: Inbox, event: Any) -> int:
         event.assoc.medseg_received.update(bytes=0, since_s=time.monotonic())
@@ -271,7 +323,9 @@ class Listener:
 
     def _end(self, inbox: Inbox, association: Any) -> None:
         inbox.ended(association, released=association in self._released)
-        if association.requestor.primitive is None:  # it would still wait for a request, and keep its place from others
+        if (
+            association.requestor.primitive is None
+        ):  # it would still wait for a request, and keep its place from others
             association.dul.to_user_queue.put(None)
         self._released.discard(association)
         self._open.discard(association)
@@ -283,37 +337,66 @@ def _of(series: Series) -> str:
 
 
 def application_entity(title: str) -> Any:
-    """An application entity of pynetdicom, with pynetdicom's own log silenced. Raises `BadConfig`."""
+    """An application entity of pynetdicom, with pynetdicom's own log silenced.
+
+    Raises `BadConfig`.
+    """
     try:
         import pydicom.config
         from pynetdicom import AE, _config
     except ImportError:
-        raise BadConfig('DICOM networking needs pynetdicom; install it with: pip install "medseg[pacs]"') from None
+        raise BadConfig(
+            'DICOM networking needs pynetdicom; install it with: pip install "medseg[pacs]"'
+        ) from None
     quiet_logs("pynetdicom", "pydicom")
     _config.LOG_HANDLER_LEVEL = "none"
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # its warnings quote what is not valid
+    pydicom.config.settings.reading_validation_mode = (
+        pydicom.config.IGNORE
+    )  # its warnings quote what is not valid
     if not re.fullmatch(r"[ -\[\]-~]{1,16}", title) or not title.strip():
         raise BadConfig("an application entity title has 1 to 16 plain characters, e.g. MEDSEG")
 
     class Entity(AE):
         @property
         def active_associations(self) -> list[Any]:
-            """Those that count: connections that asked for nothing, or that have to go, keep nobody out."""
-            asked = [one for one in super().active_associations if one.requestor.primitive is not None]
+            """Those that count: connections that asked for nothing, or that have to go, keep nobody
+            out.
+            """
+            asked = [
+                one for one in super().active_associations if one.requestor.primitive is not None
+            ]
             return [one for one in asked if not hasattr(one, "medseg_gone")]
 
     return Entity(ae_title=title)
 
 
 def segment_in_child(arguments: Sequence[str], timeout_s: float) -> Callable[[Path, Path], None]:
-    """A function for `Listener` that runs `medseg infer` with these further arguments in a process of its own."""
+    """A function for `Listener` that runs `medseg infer` with these further arguments in a process
+    of its own.
+    """
 
     def segment(series: Path, results: Path) -> None:
-        # Started where medseg lies, so that the interpreter looks for it there and in no folder of anybody else.
-        command = [sys.executable, "-m", "medseg", "infer", str(series), "-o", str(results / "result.dcm"), "--quiet"]
+        # Started where medseg lies, so that the interpreter looks for it there and in no folder of
+        # anybody else.
+        command = [
+            sys.executable,
+            "-m",
+            "medseg",
+            "infer",
+            str(series),
+            "-o",
+            str(results / "result.dcm"),
+            "--quiet",
+        ]
         place = Path(__file__).resolve().parents[2]
-        quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-        with subprocess.Popen([*command, *arguments], cwd=place, start_new_session=True, text=True, **quiet) as child:
+        quiet: dict[str, Any] = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.PIPE,
+        }
+        with subprocess.Popen(
+            [*command, *arguments], cwd=place, start_new_session=True, text=True, **quiet
+        ) as child:
             try:
                 _, told = child.communicate(timeout=timeout_s)
             except subprocess.TimeoutExpired:
@@ -321,7 +404,11 @@ def segment_in_child(arguments: Sequence[str], timeout_s: float) -> Callable[[Pa
             finally:
                 child.kill()
         if child.returncode:
-            lines = [line.removeprefix("medseg: ") for line in told.splitlines() if line.startswith("medseg: ")]
+            lines = [
+                line.removeprefix("medseg: ")
+                for line in told.splitlines()
+                if line.startswith("medseg: ")
+            ]
             raise BadFile(lines[-1] if lines else f"the program ended with code {child.returncode}")
 
     return segment
@@ -332,14 +419,22 @@ def keep_in(folder: Path) -> Callable[[str, Sequence[Path]], None]:
 
     def deliver(name: str, files: Sequence[Path]) -> None:
         for file in files:
-            with atomic_write(folder / (name + file.name.removeprefix("result"))) as target, file.open("rb") as source:
+            with (
+                atomic_write(folder / (name + file.name.removeprefix("result"))) as target,
+                file.open("rb") as source,
+            ):
                 shutil.copyfileobj(source, target)
 
     return deliver
 
 
-def send_to(host: str, port: int, title: str, own_title: str) -> Callable[[str, Sequence[Path]], None]:
-    """A function for `Listener` that stores DICOM results in another node (C-STORE). Raises `BadOutput`."""
+def send_to(
+    host: str, port: int, title: str, own_title: str
+) -> Callable[[str, Sequence[Path]], None]:
+    """A function for `Listener` that stores DICOM results in another node (C-STORE).
+
+    Raises `BadOutput`.
+    """
 
     def deliver(name: str, files: Sequence[Path]) -> None:
         import pydicom
@@ -361,7 +456,9 @@ def send_to(host: str, port: int, title: str, own_title: str) -> Callable[[str, 
         finally:
             association.release()
         if not all(stored):
-            raise BadOutput(f"the node of --reply-to refused {stored.count(False)} of {len(stored)} results")
+            raise BadOutput(
+                f"the node of --reply-to refused {stored.count(False)} of {len(stored)} results"
+            )
 
     return deliver
 

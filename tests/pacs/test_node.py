@@ -83,7 +83,9 @@ def running(**options: object) -> Iterator[Node]:
 
 
 @contextmanager
-def calling(node: Node, title: str = "MEDSEG", own: str = "SENDER", syntax: str = ExplicitVRLittleEndian) -> Iterator:
+def calling(
+    node: Node, title: str = "MEDSEG", own: str = "SENDER", syntax: str = ExplicitVRLittleEndian
+) -> Iterator:
     entity = AE(ae_title=own)
     entity.add_requested_context(ECHO)
     entity.add_requested_context(CT, syntax)
@@ -145,7 +147,12 @@ def test_who_is_not_meant_is_refused(options: dict, call: dict):
 
 
 def test_more_associations_than_allowed_are_refused():
-    with running(associations=2) as node, calling(node) as one, calling(node) as two, calling(node) as three:
+    with (
+        running(associations=2) as node,
+        calling(node) as one,
+        calling(node) as two,
+        calling(node) as three,
+    ):
         assert one.is_established and two.is_established and not three.is_established
 
 
@@ -191,7 +198,9 @@ def test_files_are_named_by_us_whatever_the_uids_say(tmp_path: Path):
         piece.file_meta.MediaStorageSOPInstanceUID = piece.SOPInstanceUID
         piece.SeriesInstanceUID = f"../../{tmp_path}"[:64]
     names = []
-    with running(segment=lambda folder, results: names.extend(p.name for p in folder.iterdir())) as node:
+    with running(
+        segment=lambda folder, results: names.extend(p.name for p in folder.iterdir())
+    ) as node:
         with calling(node) as association:
             for piece in pieces:
                 association.send_c_store(piece)
@@ -225,7 +234,9 @@ def test_a_series_that_cannot_be_segmented_is_kept_in_one_line_and_the_next_one_
             send(node, series(count))
         node.wait("series 3: delivered")
     assert "series 1: kept: it: is bad; it is tried again at the next start" in node.lines
-    assert "series 2: kept: No space left on device; it is tried again at the next start" in node.lines
+    assert (
+        "series 2: kept: No space left on device; it is tried again at the next start" in node.lines
+    )
 
 
 class Clock:
@@ -251,14 +262,18 @@ def clock() -> Clock:
 @pytest.fixture
 def inbox(tmp_path: Path, clock: Clock) -> listen.Inbox:
     limits = Limits(instances=6, instance_bytes=10_000, total_bytes=100_000)
-    return listen.Inbox(tmp_path, listen.Options(port=0, quiet_s=10, series=2, limits=limits), clock)
+    return listen.Inbox(
+        tmp_path, listen.Options(port=0, quiet_s=10, series=2, limits=limits), clock
+    )
 
 
 def put(inbox: listen.Inbox, sender: str, pieces: list[Dataset]) -> list[int]:
     return [inbox.take(sender, str(piece.SOPInstanceUID), part10(piece)) for piece in pieces]
 
 
-def test_a_series_is_complete_when_it_is_quiet_and_its_sender_gone(inbox: listen.Inbox, clock: Clock):
+def test_a_series_is_complete_when_it_is_quiet_and_its_sender_gone(
+    inbox: listen.Inbox, clock: Clock
+):
     put(inbox, "a", series())
     clock.now = 29.9
     assert inbox.complete() is None, "its sender is still there"
@@ -307,7 +322,9 @@ def test_a_series_that_finds_no_room_is_refused_as_a_whole(inbox: listen.Inbox, 
     put(inbox, "b", third[2:3])
     clock.now = 10
     assert inbox.complete() and inbox.complete()
-    assert put(inbox, "b", third[3:]) == [listen.NO_ROOM], "without its first slices it would look complete"
+    assert put(inbox, "b", third[3:]) == [listen.NO_ROOM], (
+        "without its first slices it would look complete"
+    )
     clock.now = 20
     assert put(inbox, "b", third) == [0] * 4
 
@@ -328,11 +345,17 @@ def test_what_comes_too_late_is_not_taken_for_a_series(inbox: listen.Inbox, cloc
     assert again and not again.broken
 
 
-def test_200_malformed_files_leave_the_inbox_as_it_was(inbox: listen.Inbox, clock: Clock, tmp_path: Path):
+def test_200_malformed_files_leave_the_inbox_as_it_was(
+    inbox: listen.Inbox, clock: Clock, tmp_path: Path
+):
     whole = part10(series(1)[0])
     random_ = random.Random(3)
     for number in range(200):
-        assert inbox.take(number, str(number), damaged(whole, random_)) in (0, listen.NO_ROOM, listen.NOT_UNDERSTOOD)
+        assert inbox.take(number, str(number), damaged(whole, random_)) in (
+            0,
+            listen.NO_ROOM,
+            listen.NOT_UNDERSTOOD,
+        )
         inbox.ended(number, released=True)
         clock.now += 11
         while found := inbox.complete():
@@ -340,7 +363,7 @@ def test_200_malformed_files_leave_the_inbox_as_it_was(inbox: listen.Inbox, cloc
     assert inbox._bytes == 0 and not list(tmp_path.iterdir()) and not inbox._spoiled
 
 
-# What was acknowledged is not lost ----------------------------------------------------------------------------------
+# What was acknowledged is not lost ----------------------------------------------------------------
 
 
 def stored(spool: Path) -> int:
@@ -356,7 +379,9 @@ def test_a_series_that_waits_at_a_stop_is_segmented_by_the_next_start(tmp_path: 
     pieces = series()
     with running(spool=tmp_path / "spool", quiet_s=60) as node:
         assert send(node, pieces) == [0] * 4
-    assert node.lines[-1].startswith("stopped: 4 instances of 1 series are kept for the next start, in ")
+    assert node.lines[-1].startswith(
+        "stopped: 4 instances of 1 series are kept for the next start, in "
+    )
     assert stored(tmp_path / "spool") == 4
     assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
     with running(spool=tmp_path / "spool") as node:
@@ -378,13 +403,17 @@ def test_a_series_that_cannot_be_segmented_is_tried_again_by_the_next_start(tmp_
                 send(node, pieces)
             node.wait("series 1: kept: no model for this")
         assert stored(tmp_path / "spool") == 4
-        assert not list((tmp_path / "spool").glob("*.results*")), "a part of a result would look like one"
+        assert not list((tmp_path / "spool").glob("*.results*")), (
+            "a part of a result would look like one"
+        )
     with running(spool=tmp_path / "spool") as node:
         node.wait("series 1: delivered")
     assert uids(node.received[0]) == uids(pieces) and not stored(tmp_path / "spool")
 
 
-@pytest.mark.parametrize("error", [BadOutput("the node is away"), OSError(28, "No space left on device")], ids=str)
+@pytest.mark.parametrize(
+    "error", [BadOutput("the node is away"), OSError(28, "No space left on device")], ids=str
+)
 def test_results_that_cannot_be_delivered_are_delivered_later(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -405,7 +434,9 @@ def test_results_that_cannot_be_delivered_are_delivered_later(
         node.wait("series 2: delivered")
     assert sorted(map(len, node.received)) == [4, 5], "each was segmented once"
     assert not stored(tmp_path / "spool")
-    assert len({name for name in tries if name.startswith("series-0001-")}) == 1, "it replaces what was half delivered"
+    assert len({name for name in tries if name.startswith("series-0001-")}) == 1, (
+        "it replaces what was half delivered"
+    )
 
 
 def test_results_that_were_not_delivered_at_a_stop_are_delivered_by_the_next_start(tmp_path: Path):
@@ -462,7 +493,9 @@ def test_a_killed_node_loses_nothing_that_it_acknowledged(tmp_path: Path):
                         time.sleep(0.02)
         finally:
             child.kill()
-    (tmp_path / "spool" / "000099.dcm").write_bytes(b"half an instance whose sender was told nothing")
+    (tmp_path / "spool" / "000099.dcm").write_bytes(
+        b"half an instance whose sender was told nothing"
+    )
     with running(spool=tmp_path / "spool") as node:
         node.wait("series 1: delivered")
         assert "series 2: 3 instances taken up again: its sender broke off" in node.lines
@@ -471,7 +504,9 @@ def test_a_killed_node_loses_nothing_that_it_acknowledged(tmp_path: Path):
     assert [uids(got) for got in node.received] == [uids(pieces), uids(others)]
 
 
-def test_a_series_of_which_a_part_was_refused_is_kept_and_used_once_all_of_it_came_again(tmp_path: Path):
+def test_a_series_of_which_a_part_was_refused_is_kept_and_used_once_all_of_it_came_again(
+    tmp_path: Path,
+):
     pieces = series(5)
     with running(spool=tmp_path / "spool", limits=Limits(instances=3)) as node:
         assert send(node, pieces)[-1] == listen.NO_ROOM
@@ -514,7 +549,9 @@ def test_files_of_the_spool_that_the_disk_has_lost_make_a_series_broken(tmp_path
     one, two, *_ = sorted((tmp_path / "spool").glob("series-*/*.dcm"))
     one.write_bytes(b"")
     with running(spool=tmp_path / "spool") as node:
-        assert "series 1: 3 instances taken up again: some of it cannot be read any more" in node.lines
+        assert (
+            "series 1: 3 instances taken up again: some of it cannot be read any more" in node.lines
+        )
         time.sleep(1)
     assert not node.received and two.exists()
 
@@ -550,7 +587,18 @@ def test_two_nodes_do_not_share_a_spool(tmp_path: Path):
 def test_the_command_keeps_what_it_received_and_goes_on_with_it(number: int, tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = ["-m", "medseg", "listen", "-o", tmp_path / "out", "--port", port, "--model", "otsu", "--quiet-s"]
+    command = [
+        "-m",
+        "medseg",
+        "listen",
+        "-o",
+        tmp_path / "out",
+        "--port",
+        port,
+        "--model",
+        "otsu",
+        "--quiet-s",
+    ]
     pieces = series(3, side=32)
     for piece in pieces:
         values = np.random.default_rng(piece.InstanceNumber).normal(100, 30, (32, 32))
@@ -588,10 +636,12 @@ def test_the_command_keeps_what_it_received_and_goes_on_with_it(number: int, tmp
     assert not (tmp_path / "out" / ".medseg-spool").exists()
 
 
-# Connections that say nothing ---------------------------------------------------------------------------------------
+# Connections that say nothing ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [b"", b"\x01\x00\x00", b"GET / HTTP/1.0\r\n\r\n"], ids=["silent", "a part", "http"])
+@pytest.mark.parametrize(
+    "words", [b"", b"\x01\x00\x00", b"GET / HTTP/1.0\r\n\r\n"], ids=["silent", "a part", "http"]
+)
 @pytest.mark.parametrize("count", [20, 60])
 def test_idle_connections_keep_no_sender_out(count: int, words: bytes):
     with running(associations=2) as node:
@@ -645,8 +695,16 @@ def associate_request(title: str = "MEDSEG") -> bytes:
 def store_request(piece: Dataset) -> list[bytes]:
     """The P-DATA-TF PDUs of a C-STORE of one instance."""
     command = Dataset()
-    command.AffectedSOPClassUID, command.AffectedSOPInstanceUID = piece.SOPClassUID, piece.SOPInstanceUID
-    command.CommandField, command.MessageID, command.Priority, command.CommandDataSetType = 1, 1, 2, 1
+    command.AffectedSOPClassUID, command.AffectedSOPInstanceUID = (
+        piece.SOPClassUID,
+        piece.SOPInstanceUID,
+    )
+    command.CommandField, command.MessageID, command.Priority, command.CommandDataSetType = (
+        1,
+        1,
+        2,
+        1,
+    )
 
     def encoded(dataset: Dataset, implicit: bool) -> bytes:
         from pynetdicom.dsutils import encode
@@ -691,7 +749,9 @@ def assault(port: int, count: int, seed: int) -> None:
     command, dataset = store_request(series(1)[0])
     for number in range(count):
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", number % 2, 0))
+            connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", number % 2, 0)
+            )
             try:
                 if number % 4 == 0:
                     connection.sendall(damaged(hello, random_))
@@ -736,7 +796,9 @@ def test_it_survives_200_malformed_or_truncated_associations_and_files(
     assert not crashes
 
 
-def test_events_that_cross_end_their_association_and_no_thread_by_an_error(monkeypatch: pytest.MonkeyPatch):
+def test_events_that_cross_end_their_association_and_no_thread_by_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+):
     crashes: list[object] = []
     monkeypatch.setattr(threading, "excepthook", crashes.append)
     with running(quiet_s=0.2) as node:
@@ -766,7 +828,9 @@ def archive(refuse: bool = False) -> Iterator[tuple[int, list[Dataset]]]:
     entity = AE(ae_title="ARCHIVE")
     entity.require_called_aet = True
     entity.add_supported_context(SEG)
-    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
+    server = entity.start_server(
+        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)]
+    )
     try:
         yield server.server_address[1], got
     finally:
@@ -778,7 +842,10 @@ def test_the_real_chain_from_slices_to_a_segmentation_in_an_archive(tmp_path: Pa
     pieces = series()
     segment = listen.segment_in_child(["--model", "otsu"], 120)
     with archive() as (port, got), running(segment=segment) as node:
-        keep, send_on = listen.keep_in(tmp_path), listen.send_to("127.0.0.1", port, "ARCHIVE", "MEDSEG")
+        keep, send_on = (
+            listen.keep_in(tmp_path),
+            listen.send_to("127.0.0.1", port, "ARCHIVE", "MEDSEG"),
+        )
         node.listener._deliver = lambda name, files: (keep(name, files), send_on(name, files))
         send(node, pieces)
         node.wait("series 1: delivered", 60)
@@ -837,5 +904,7 @@ def test_wrong_use_is_refused_at_once(
 
 def test_a_port_in_use_is_said_so(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as other:
-        ran = tiny.medseg("listen", "-o", tmp_path, "--port", other.getsockname()[1], "--model", "otsu")
+        ran = tiny.medseg(
+            "listen", "-o", tmp_path, "--port", other.getsockname()[1], "--model", "otsu"
+        )
     assert ran.code == 5 and "choose another --port" in ran.err
