@@ -228,8 +228,9 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, float, str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-    columns = (TextColumn("{task.fields[what]}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
+    text = TextColumn("{task.description}", markup=False)
+    columns = (TextColumn("{task.fields[what]}"), BarColumn(), TaskProgressColumn(), text)
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0, what="")
-        yield lambda what, share, text: bar.update(task, completed=share, description=text, what=what)
+        yield lambda what, share, text: bar.update(task, completed=share, description=harmless(text), what=what)

@@ -168,4 +168,4 @@ def _number(value: Any) -> float:
 
 
 def _text(value: Any) -> str:
-    return f"{value:.9g}" if isinstance(value, float) else str(value)
+    return f"{value:.9g}" if isinstance(value, float) else str(to_cell(value))
