@@ -49,7 +49,8 @@ STORAGE_CLASSES = [
 ]
 #: Uncompressed, RLE, JPEG, JPEG-LS and JPEG 2000 (PS3.5 chapter 10). Deflated is not: it unpacks to
 #: any size.
-_SYNTAX_TAILS = [".1", "", ".2", ".5", ".4.50", ".4.51", ".4.57", ".4.70", ".4.80", ".4.81", ".4.90", ".4.91"]  # one is ""
+_SYNTAX_TAILS = [".1", "", ".2", ".5", ".4.50", ".4.51", ".4.57", ".4.70"]
+_SYNTAX_TAILS += [".4.80", ".4.81", ".4.90", ".4.91"]
 TRANSFER_SYNTAXES = [f"1.2.840.10008.1.2{tail}" for tail in _SYNTAX_TAILS]
 #: Most bytes of one protocol data unit; we ask for 16 kB, and a peer that sends far more is not
 #: DICOM.
