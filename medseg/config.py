@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from medseg.documents import read_yaml
 from medseg.errors import BadConfig
 
 
@@ -30,7 +30,7 @@ class AugmentConfig(BaseModel):
     and 2 are as likely. Mirroring is off until axes are named, because it swaps left and right.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     rotation_share: _Share = 0.2
     rotation_degrees: tuple[_Degrees, _Degrees, _Degrees] = Field(
@@ -81,7 +81,7 @@ _Spacing = Annotated[float, Field(gt=0.05, lt=20)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SynthConfig(_Strict):
@@ -227,14 +227,12 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> Config:
 
 def read_settings(path: Path) -> dict[str, Any]:
     """The keys of a YAML file, unchecked. Raises `BadConfig` if it cannot be read or holds none."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadConfig(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadConfig(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(path, BadConfig)
     if not isinstance(content, dict):
         raise BadConfig(f"{path} is not a training config: it holds no keys")
+    for key in content:
+        if not isinstance(key, str):
+            raise BadConfig(f"{path} is not a training config: it has the key {key}, which is no name of a setting")
     return content
 
 

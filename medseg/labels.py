@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from medseg.errors import BadConfig, BadFile, BadOutput
 from medseg.files import atomic_write, read_text
+from medseg.plain_text import decimal_number, from_cell, harmless, to_cell, whole_number
 
 #: Largest label value a table or a label map may hold.
 MAX_VALUE = 65535
@@ -155,7 +156,7 @@ def _distinct_color(value: int) -> tuple[int, int, int]:
 
 
 def _color_part(text: str) -> int:
-    number = float(text)
+    number = decimal_number(text)
     if not number.is_integer():
         raise ValueError(f"the colour '{text}' is not a whole number from 0 to 255")
     return int(number)
@@ -172,12 +173,12 @@ def _parse_csv(text: str) -> list[Label]:
             raise ValueError(f"line {rows.line_num} does not have as many columns as the first line")
         color = (_color_part(row["Color_R"]), _color_part(row["Color_G"]), _color_part(row["Color_B"]))
         codes = {field: _code(row, prefix) for field, prefix in _CODE_COLUMNS.items()}
-        labels.append(Label(int(row["LabelValue"]), row["Name"].strip(), color, **codes))
+        labels.append(Label(whole_number(row["LabelValue"]), from_cell(row["Name"].strip()), color, **codes))
     return labels
 
 
 def _code(row: dict[str, str], prefix: str) -> Code | None:
-    code = Code(*(row.get(f"{prefix}_{part}", "").strip() for part in _CODE_PARTS))
+    code = Code(*(from_cell(row.get(f"{prefix}_{part}", "").strip()) for part in _CODE_PARTS))
     return code if code.value else None
 
 
@@ -188,7 +189,7 @@ def _format_csv(labels: tuple[Label, ...]) -> str:
     rows.writerow([0, "Background", 0, 0, 0, 0] + [""] * (len(_COLUMNS) - 6))
     for label in labels:
         codes = [part for field in _CODE_COLUMNS for part in (getattr(label, field) or ("", "", ""))]
-        rows.writerow([label.value, label.name, *label.color, 255, *codes])
+        rows.writerow([label.value, to_cell(label.name), *label.color, 255, *map(to_cell, codes)])
     return out.getvalue()
 
 
@@ -202,7 +203,7 @@ def _parse_ctbl(text: str) -> list[Label]:
             raise ValueError(f"line {number} is not 'value name R G B A'")
         red, green, blue = (_color_part(word) for word in words[2:5])
         # Slicer writes blanks in names as underscores and reads them back as blanks.
-        labels.append(Label(int(words[0]), words[1].replace("_", " "), (red, green, blue)))
+        labels.append(Label(whole_number(words[0]), words[1].replace("_", " "), (red, green, blue)))
     return labels
 
 
@@ -210,7 +211,7 @@ def _format_ctbl(labels: tuple[Label, ...]) -> str:
     lines = ["# Color table file", "0 Background 0 0 0 0"]
     for label in labels:
         red, green, blue = label.color
-        lines.append(f"{label.value} {'_'.join(label.name.split())} {red} {green} {blue} 255")
+        lines.append(f"{label.value} {'_'.join(harmless(label.name).split())} {red} {green} {blue} 255")
     return "\n".join(lines) + "\n"
 
 
@@ -223,14 +224,14 @@ def _parse_tsv(text: str) -> list[Label]:
     for row in rows:
         if row["index"] is None or row["name"] is None:
             raise ValueError(f"line {rows.line_num} does not have as many columns as the first line")
-        value, color = int(row["index"]), row.get("color") or ""
+        value, color = whole_number(row["index"]), row.get("color") or ""
         if color in ("", "n/a"):
             parts = _distinct_color(value)
         elif re.fullmatch("#[0-9a-fA-F]{6}", color):
             parts = (int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16))
         else:
             raise ValueError(f"the colour '{color}' is not of the form #rrggbb")
-        labels.append(Label(value, row["name"].strip(), parts))
+        labels.append(Label(value, from_cell(row["name"].strip()), parts))
     return labels
 
 
@@ -238,7 +239,7 @@ def _format_tsv(labels: tuple[Label, ...]) -> str:
     lines = ["index\tname\tcolor"]
     for label in labels:
         red, green, blue = label.color
-        lines.append(f"{label.value}\t{' '.join(label.name.split())}\t#{red:02x}{green:02x}{blue:02x}")
+        lines.append(f"{label.value}\t{to_cell(' '.join(label.name.split()))}\t#{red:02x}{green:02x}{blue:02x}")
     return "\n".join(lines) + "\n"
 
 

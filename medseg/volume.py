@@ -12,7 +12,7 @@ from itertools import permutations, product
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medseg.errors import BadGeometry
+from medseg.errors import BadFile, BadGeometry
 
 #: RAS+ to LPS+ millimetres and back: x and y change sign (DICOM PS3.3 C.7.6.2.1.1; NRRD, MetaImage and Slicer follow).
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -221,6 +221,36 @@ def resample(
     step = np.linalg.inv(volume.affine) @ affine
     data = interpolate(volume.data, step, shape, order=order, outside=outside, points=points)
     return Volume(data, affine, volume.space)
+
+
+#: Largest values of scans with which float32 computes as it is: their squares, and parts of them, are normal numbers.
+_COMPUTABLE = (2.0**-20, 2.0**40)
+#: Least number of steps from 0 to the largest value of a scan.
+_LEVELS = 4096
+#: Values below this part of the largest are too near to the smallest float32.
+_VANISHING = 2.0**-110
+
+
+def computable(volume: Volume) -> Volume:
+    """The volume times a power of two, with which float32 can compute; itself where it already can (no copy then).
+
+    Maps in SI units hold 1e-9 (diffusivity in m2/s), others 1e30. Squares and products of such values leave the range
+    of float32 and of fixed tolerances. A power of two changes no digit, so results are those of the scan in a usual
+    unit. Raises `BadFile` where digits are lost already: values as small as the type can hold, or one voxel beside
+    which all others vanish.
+    """
+    data = volume.data
+    if data.dtype.kind != "f" or not data.size:
+        return volume
+    largest = max(abs(float(data.min())), abs(float(data.max())))
+    if not 0 < largest < np.inf or _COMPUTABLE[0] <= largest < _COMPUTABLE[1]:
+        return volume
+    if largest / float(np.finfo(data.dtype).smallest_subnormal) < _LEVELS:
+        raise BadFile(f"its values (at most {largest:.2g}) are too small for {data.dtype}; save it in a larger unit")
+    usual = float(np.percentile(np.abs(data), 99.5))
+    if 0 < usual < largest * _VANISHING:
+        raise BadFile(f"a voxel of {largest:.2g} makes all others (up to {usual:.2g}) vanish; it is damaged, mend it")
+    return volume.with_data(np.ldexp(data, -int(np.frexp(largest)[1])))
 
 
 def crop(volume: Volume, start: tuple[int, int, int], shape: tuple[int, int, int]) -> Volume:

@@ -174,7 +174,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path):
 
 
 def test_a_missing_config_is_refused(tmp_path: Path):
-    with pytest.raises(BadConfig, match="cannot be read"):
+    with pytest.raises(BadConfig, match="there is no such file"):
         load_config(tmp_path / "nothing.yaml")
 
 

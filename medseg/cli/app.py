@@ -21,7 +21,8 @@ from medseg.cli.export import export
 from medseg.cli.infer import infer
 from medseg.cli.listen import listen
 from medseg.cli.models import models, version
-from medseg.cli.show import show_warning
+from medseg.cli.options import Command
+from medseg.cli.show import show_warning, tell
 from medseg.cli.train import train
 from medseg.cli.view import view
 from medseg.errors import Interrupted, MedsegError
@@ -40,7 +41,7 @@ app = typer.Typer(
 for _command in (
     infer, convert, info, models, version, train, check, export, evaluate, compare, clean, view, listen,
 ):  # fmt: skip
-    app.command()(_command)
+    app.command(cls=Command)(_command)
 
 
 def main() -> None:
@@ -52,7 +53,7 @@ def main() -> None:
     try:
         app()
     except MedsegError as error:
-        print(f"medseg: {error}", file=sys.stderr)
+        tell(f"medseg: {error}")
         sys.exit(error.exit_code)
     except MemoryError:
         print("medseg: there is not enough memory for this; close other programs or crop the scan", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medseg.cli.options import Json, Quiet
-from medseg.cli.show import bar, print_json, print_rows
+from medseg.cli.show import bar, print_json, print_line, print_rows, tell
+from medseg.plain_text import harmless
 
 if TYPE_CHECKING:
     from medseg.dataset import CaseFacts, Check, Dataset, Finding
@@ -56,9 +56,9 @@ def check(
     else:
         _show(found, result)
         for text in done or ():
-            print(text)
+            print_line(text)
     if done is not None and not quiet:
-        print(f"{fix} holds a copy with {len(done)} corrections", file=sys.stderr)
+        tell(f"{fix} holds a copy with {len(done)} corrections")
     if result.errors:
         raise typer.Exit(3)
 
@@ -89,7 +89,7 @@ def _list_findings(findings: Sequence[Finding]) -> None:
         table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for one in findings:
-        table.add_row(*(Text(cell) for cell in (one.severity, one.case or "all", one.kind, one.message)))
+        table.add_row(*(Text(harmless(cell)) for cell in (one.severity, one.case or "all", one.kind, one.message)))
     Console().print(table)
 
 

@@ -24,8 +24,11 @@ from medseg.cli.options import (
 )
 from medseg.cli.show import print_table, show_warning
 from medseg.errors import BadFile, DataWarning
+from medseg.plain_text import harmless
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from medseg.io.dicom import Listed
 
 
@@ -212,9 +215,13 @@ def _print_volumes(path: Path, found: Sequence[Listed], as_json: bool) -> None:
     print_table(title, tuple(columns[n] for n in kept), [tuple(row[n] for n in kept) for row in rows])
 
 
-def _plain(value: Any) -> str:
+def _plain(value: Any) -> str | Text:
     if isinstance(value, dict):
-        return "\n".join(f"{key} {name}" for key, name in value.items())
+        from rich.text import Text
+
+        return Text("\n".join(f"{key} {harmless(str(name))}" for key, name in value.items()))
     if isinstance(value, list) and value and isinstance(value[0], list):
-        return "\n".join(" ".join(f"{x:.6g}" for x in row) for row in value)
+        from rich.text import Text
+
+        return Text("\n".join(" ".join(f"{x:.6g}" for x in row) for row in value))
     return " x ".join(f"{x:.6g}" for x in value) if isinstance(value, list) else str(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from medseg.cli.options import Json, Quiet
-from medseg.cli.show import bar, print_json, print_rows
+from medseg.cli.show import bar, print_json, print_rows, tell
 from medseg.errors import BadConfig
+from medseg.plain_text import decimal_number, whole_number
 
 Labels = Annotated[
     str | None, typer.Option(metavar="LIST", help="Structures: 1,2 or liver=1,tumour=1+2+3 or names of the table.")
@@ -88,9 +88,9 @@ def evaluate(
     with bar(quiet) as progress:
         result = score_folders(reference, prediction, output, options, known, progress)
     for problem in result.problems:
-        print(f"note: {problem}", file=sys.stderr)
+        tell(f"note: {problem}")
     if not quiet:
-        print(f"scores.csv, summary.json and report.html are in {output}", file=sys.stderr)
+        tell(f"scores.csv, summary.json and report.html are in {output}")
     if as_json:
         print_json(result.summary)
     else:
@@ -110,7 +110,7 @@ def compare(
 
     result = compare_methods(scores, score, structure, bootstrap, seed)
     for problem in result.problems:
-        print(f"note: {problem}", file=sys.stderr)
+        tell(f"note: {problem}")
     if as_json:
         print_json(asdict(result))
         return
@@ -160,7 +160,7 @@ def _tolerances(texts: Sequence[str] | None) -> float | dict[str, float]:
     for text in texts or ("1",):
         name, _, number = text.rpartition("=")
         try:
-            found[name.strip()] = float(number)
+            found[name.strip()] = decimal_number(number)
         except ValueError:
             raise BadConfig(f"--tolerance {text}: write 1 or liver=2.5, in mm") from None
     return found.get("", 1.0) if set(found) <= {""} else found
@@ -168,6 +168,6 @@ def _tolerances(texts: Sequence[str] | None) -> float | dict[str, float]:
 
 def _label_list(text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        return [whole_number(part) for part in text.split(",")]
     except ValueError:
         raise BadConfig(f"--labels {text}: write whole numbers, e.g. 1,2") from None

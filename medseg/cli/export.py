@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from medseg.cli.options import Json, Quiet
+from medseg.cli.show import print_line, tell
 
 
 def export(
@@ -23,7 +24,6 @@ def export(
     The result is run and compared with PyTorch where onnxruntime or OpenVINO is installed.
     """
     import json
-    import sys
 
     from medseg.inference import export as run
     from medseg.models import load_checkpoint
@@ -34,12 +34,12 @@ def export(
         facts = {"network": str(done.network), "description": str(done.description), "any_batch": done.any_batch}
         print(json.dumps(facts | {"runtime": done.runtime, "difference": done.difference}))
         return
-    print(done.network)
-    print(done.description)
+    for path in (done.network, done.description):
+        print_line(path)
     if quiet:
         return
     if done.runtime:
         text = f"checked with {done.runtime}: its logits differ from PyTorch's by {done.difference:.0e} of their spread"
     else:
         text = "not run, because neither onnxruntime nor openvino is installed"
-    print(text, file=sys.stderr)
+    tell(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -170,17 +169,17 @@ def infer(
             except MedsegError as error:
                 if len(work) == 1:
                     raise
-                print(f"medseg: {error}", file=sys.stderr)
+                tell(f"medseg: {error}")
                 failures.append(error)
                 continue
             remote.send(job, extra_kinds)
             for text in content["warnings"]:
-                print(f"warning: {remote.name(job.scan)}: {text}", file=sys.stderr)
+                tell(f"warning: {remote.name(job.scan)}: {text}")
             for text in content["notes"]:
                 tell(f"note: {remote.name(job.scan)}: {text}", quiet)
             _show_result(remote.name(job.labels), content, as_json)
         if failures:
-            print(f"medseg: {len(failures)} of {len(work)} scans failed", file=sys.stderr)
+            tell(f"medseg: {len(failures)} of {len(work)} scans failed")
             raise typer.Exit(failures[0].exit_code)
 
 

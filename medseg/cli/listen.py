@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from medseg.cli.show import tell
 from medseg.errors import BadConfig
 
 
@@ -38,46 +41,80 @@ def listen(
     associations: Annotated[int, typer.Option(min=1, max=100, help="Most senders at a time.")] = 4,
     max_series: Annotated[int, typer.Option(min=1, help="Most series received or waiting at a time.")] = 20,
     max_instances: Annotated[int, typer.Option(min=1, help="Most instances of a series.")] = 5000,
-    max_gb: Annotated[float, typer.Option(min=0.001, help="Most data received or waiting at a time.")] = 8,
+    max_gb: Annotated[float, typer.Option(min=0.001, help="Most data received, waiting or kept at a time.")] = 8,
+    spool: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Where series lie until their results are delivered, private; a new start goes on with them. "
+            "Default: .medseg-spool in the folder of -o, else below the temporary folder.",
+        ),
+    ] = None,
 ) -> None:
     """Be a DICOM node: receive series (C-STORE), segment each, send the result on or write it to a folder.
 
-    Listens on this machine alone unless told otherwise. Runs until stopped by Ctrl-C or SIGTERM.
+    Listens on this machine alone unless told otherwise. Runs until stopped by Ctrl-C or SIGTERM. What was received and
+    not delivered by then stays in the spool, and a new start goes on with it.
     """
-    from medseg.inference import DICOM_RESULTS, load_model
-    from medseg.pacs import Limits, Listener, Options, keep_in, segment_in_child, send_to
+    from medseg.inference import load_model
+    from medseg.pacs import Limits, Listener, Options, segment_in_child
+
+    deliver = _deliveries(output, reply_to, title)
+    if not (host in ("localhost", "::1") or host.startswith("127.") or peer):
+        raise BadConfig("listening to other machines needs --peer IP for each that may connect")
+    _check_kinds(also)
+    load_model(model)  # a wrong name is better known now than when the first series is there
+    chosen = str(Path(model).resolve()) if Path(model).is_dir() else model
+    most = int(max_gb * 2**30)
+    limits = Limits(instances=max_instances, instance_bytes=min(2**29, most), total_bytes=most)
+    options = Options(
+        port=port, host=host, title=title, callers=tuple(caller or ()), peers=tuple(peer or ()),
+        quiet_s=quiet_s, associations=associations, series=max_series, limits=limits,
+    )  # fmt: skip
+    segment = segment_in_child(["--model", chosen, "--device", device, "--also", also], timeout_s)
+    Listener(options, segment, deliver, tell, spool or _usual_spool(output, port)).run()
+
+
+def _deliveries(
+    output: Path | None, reply_to: str | None, title: str
+) -> Callable[[str, Sequence[Path]], None]:
+    """What hands results on to every place that was named, of which there must be one."""
+    from medseg.pacs import keep_in, send_to
 
     if output is None and reply_to is None:
         raise BadConfig("say where results go: a folder with -o, or --reply-to HOST:PORT:TITLE")
-    if not (host in ("localhost", "::1") or host.startswith("127.") or peer):
-        raise BadConfig("listening to other machines needs --peer IP for each that may connect")
-    deliveries = []
+    places: list[Callable[[str, Sequence[Path]], None]] = []
     if output:
         output.mkdir(parents=True, exist_ok=True)
-        deliveries.append(keep_in(output))
+        places.append(keep_in(output))
     if reply_to:
-        deliveries.append(send_to(*_node(reply_to), title))
+        places.append(send_to(*_node(reply_to), title))
+
+    def deliver(name: str, files: Sequence[Path]) -> None:
+        for place in places:
+            place(name, files)
+
+    return deliver
+
+
+def _check_kinds(also: str) -> None:
+    from medseg.inference import DICOM_RESULTS
+
     for kind in also.split(",") if also else ():
         if kind.strip().lower() not in DICOM_RESULTS:
             raise BadConfig(f"--also {kind}: write one or more of {', '.join(DICOM_RESULTS)}")
-    load_model(model)  # a wrong name is better known now than when the first series is there
-    chosen = str(Path(model).resolve()) if Path(model).is_dir() else model
-    limits = Limits(max_instances, min(2**29, int(max_gb * 2**30)), int(max_gb * 2**30))
-    options = Options(
-        port, host, title, tuple(caller or ()), tuple(peer or ()), quiet_s, associations, max_series, limits
-    )
 
-    def deliver(number: int, files: Sequence[Path]) -> None:
-        for each in deliveries:
-            each(number, files)
 
-    segment = segment_in_child(["--model", chosen, "--device", device, "--also", also], timeout_s)
-    Listener(options, segment, deliver, lambda line: print(line, file=sys.stderr, flush=True)).run()
+def _usual_spool(output: Path | None, port: int) -> Path:
+    """A folder that the next start finds again."""
+    if output:
+        return output.absolute() / ".medseg-spool"
+    return Path(tempfile.gettempdir()) / f"medseg-listen-{os.geteuid()}-{port}"
 
 
 def _node(text: str) -> tuple[str, int, str]:
     host, _, rest = text.partition(":")
     number, _, title = rest.partition(":")
-    if not (host and number.isdecimal() and 0 < int(number) < 65536 and title):
+    if not (host and re.fullmatch("[0-9]{1,5}", number) and 0 < int(number) < 65536 and title):
         raise BadConfig("--reply-to: write HOST:PORT:TITLE, e.g. 127.0.0.1:4242:PACS")
     return host, int(number), title

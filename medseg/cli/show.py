@@ -7,16 +7,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medseg.errors import DataWarning
+from medseg.plain_text import harmless
 from medseg.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 def print_table(
-    title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], right: tuple[int, ...] = ()
+    title: str, columns: tuple[str, ...], rows: Sequence[tuple[str | Text, ...]], right: tuple[int, ...] = ()
 ) -> None:
-    """A table on stdout under a title; `right` are the columns that are aligned right."""
+    """A table on stdout under a title, `right` its columns that are aligned right; text is made harmless."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -25,16 +29,21 @@ def print_table(
     for number, name in enumerate(columns):
         table.add_column(name, justify="right" if number in right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(cell if isinstance(cell, Text) else Text(harmless(cell)) for cell in row))
     console = Console(soft_wrap=False)
-    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(Text(harmless(title), style="bold"), soft_wrap=True)
     console.print(table)
 
 
-def tell(text: str, quiet: bool) -> None:
-    """A line on stderr, unless quiet."""
+def tell(text: object, quiet: bool = False) -> None:
+    """A line on stderr, made harmless, unless quiet."""
     if not quiet:
-        print(text, file=sys.stderr)
+        print(harmless(text), file=sys.stderr, flush=True)
+
+
+def print_line(text: object) -> None:
+    """A line on stdout, made harmless."""
+    print(harmless(text))
 
 
 #: What is called with a line about a scan, and what with how far it is.
@@ -60,7 +69,7 @@ def bar_of_scan(quiet: bool, scan: Path | str) -> Iterator[ScanProgress]:
             bar.update(task, description=what, completed=done, total=total if total > 1 else None)
 
         say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-        yield (lambda text: say(f"{scan}: {text}")), progress
+        yield (lambda text: say(harmless(f"{scan}: {text}"))), progress
 
 
 @contextmanager
@@ -85,7 +94,7 @@ def json_progress(scan: Path | str) -> Iterator[ScanProgress]:
 def show_warning(message: Warning | str, category: type[Warning], *rest: object, **named: object) -> None:
     """Our own warnings as one line; those of libraries are for developers and stay out of a user's way."""
     if issubclass(category, DataWarning):
-        print(f"warning: {message}", file=sys.stderr)
+        tell(f"warning: {message}")
 
 
 def print_json(value: Any) -> None:
@@ -104,17 +113,17 @@ def print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
     def cell(value: Any) -> Text:
         if isinstance(value, list):
             return Text(" to ".join(f"{one:.4g}" for one in value))
-        return Text("" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value))
+        return Text("" if value is None else f"{value:.4g}" if isinstance(value, float) else harmless(value))
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:
-        table.add_column(column, overflow="fold", justify="left" if column == columns[0] else "right")
+        table.add_column(Text(harmless(column)), overflow="fold", justify="left" if column == columns[0] else "right")
     for row in rows:
         table.add_row(*(cell(row.get(column)) for column in columns))
     console = Console()
     if title:
-        console.print(Text(title, style="bold"))
+        console.print(Text(harmless(title), style="bold"))
     console.print(table)
 
 
@@ -127,8 +136,8 @@ def bar(quiet: bool) -> Iterator[Progress]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress as RichProgress, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
     console = Console(stderr=True)
     with RichProgress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
-        yield lambda case, done, total: bar.update(task, completed=done, total=total, description=case)
+        yield lambda case, done, total: bar.update(task, completed=done, total=total, description=harmless(case))

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medseg.cli.options import Quiet, parse_bytes, parse_seconds
-from medseg.cli.show import print_rows
+from medseg.cli.show import print_line, print_rows
 from medseg.errors import BadConfig
 from medseg.memory import keep_memory
+from medseg.plain_text import harmless
 
 if TYPE_CHECKING:
     from medseg.config import Config
@@ -109,7 +110,7 @@ def train(
 
         print_rows(*summary_table(outcome.evaluation.summary))
     for path in outcome.models:
-        print(path)
+        print_line(path)
 
 
 def _train_config(path: Path, output: Path | None, changes: dict[str, Any], resume: bool, quiet: bool) -> None:
@@ -124,11 +125,11 @@ def _train_config(path: Path, output: Path | None, changes: dict[str, Any], resu
     from medseg.training import train as run_loop
 
     with _progress(quiet) as progress:
-        print(run_loop(settings, run, progress=_Show(quiet, progress).training))
+        print_line(run_loop(settings, run, progress=_Show(quiet, progress).training))
 
 
 def _changes(texts: Sequence[str]) -> dict[str, Any]:
-    import yaml
+    from medseg.documents import parse_yaml
 
     changes = {}
     for text in texts:
@@ -136,9 +137,9 @@ def _changes(texts: Sequence[str]) -> dict[str, Any]:
         if not sign:
             raise BadConfig(f"--set {text}: write it as KEY=VALUE")
         try:
-            changes[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise BadConfig(f"--set {text}: the value is not YAML") from None
+            changes[key] = parse_yaml(value)
+        except ValueError as error:
+            raise BadConfig(f"--set {text:.80}: the value is not YAML: {error}") from None
     return changes
 
 
@@ -151,7 +152,7 @@ class _Show:
     def say(self, text: str) -> None:
         """A line of text."""
         if not self.quiet:
-            _console().print(text, markup=False, highlight=False)
+            _console().print(harmless(text), markup=False, highlight=False)
 
     def reading(self, what: str, done: int, count: int) -> None:
         """Cases done."""
@@ -180,7 +181,7 @@ class _Show:
         for name in ("setting", "value", "because"):
             table.add_column(name, overflow="fold")
         for choice in choices:
-            table.add_row(Text(choice.key), Text(_short(choice.value)), Text(choice.reason))
+            table.add_row(*(Text(harmless(text)) for text in (choice.key, _short(choice.value), choice.reason)))
         _console().print(table)
 
     def training(self, share: float, facts: Mapping[str, Any]) -> None:
@@ -227,8 +228,9 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, float, str], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-    columns = (TextColumn("{task.fields[what]}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
+    text = TextColumn("{task.description}", markup=False)
+    columns = (TextColumn("{task.fields[what]}"), BarColumn(), TaskProgressColumn(), text)
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=1.0, what="")
-        yield lambda what, share, text: bar.update(task, completed=share, description=text, what=what)
+        yield lambda what, share, text: bar.update(task, completed=share, description=harmless(text), what=what)

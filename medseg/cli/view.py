@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from medseg.cli.options import Quiet
+from medseg.cli.show import print_line, tell
 from medseg.errors import BadConfig, BadFile, BadOutput, Interrupted
 
 if TYPE_CHECKING:
@@ -63,11 +63,7 @@ def view(
         raise BadFile(f"{scan}: there is no such file or folder; check the name")
     labels = labels or find_labels(scan)
     target = _target(scan, labels, output, slicer=slicer, other=serve or (png is not None and not open_))
-    if open_ and target and target.suffix.lower() != _PAGE:
-        raise BadConfig("--open shows a page in the browser; leave it out, or write a page")
-    if png and png.suffix.lower() != _SHEET:
-        raise BadOutput(f"{png}: a contact sheet is a picture; give a name that ends in .png")
-
+    _check_names(target, png, open_)
     from medseg.evaluation import find_table
     from medseg.io import read, read_labels
 
@@ -76,11 +72,18 @@ def view(
     for path in (target, png):
         if path is not None:
             _write(path, *volumes, known, title)
-            print(path)
+            print_line(path)
     if serve:
         _serve(*volumes, known, title, port, open_, quiet)
     elif open_ and target:
         _open(target.resolve().as_uri())
+
+
+def _check_names(target: Path | None, png: Path | None, open_: bool) -> None:
+    if open_ and target and target.suffix.lower() != _PAGE:
+        raise BadConfig("--open shows a page in the browser; leave it out, or write a page")
+    if png and png.suffix.lower() != _SHEET:
+        raise BadOutput(f"{png}: a contact sheet is a picture; give a name that ends in .png")
 
 
 def find_labels(scan: Path) -> Path:
@@ -137,7 +140,7 @@ def _serve(
     try:
         print(server.address, flush=True)
         if not quiet:
-            print("Ctrl-C stops it; until then only this machine can see the page, at this address", file=sys.stderr)
+            tell("Ctrl-C stops it; until then only this machine can see the page, at this address")
         if open_:
             _open(server.address)
         server.serve()
@@ -152,4 +155,4 @@ def _open(address: str) -> None:
     import webbrowser
 
     if not webbrowser.open(address):
-        print(f"no browser was found; open {address} yourself", file=sys.stderr)
+        tell(f"no browser was found; open {address} yourself")

@@ -12,7 +12,7 @@ import numpy as np
 
 from medseg.dataset.cases import Case, Dataset, Finding
 from medseg.dataset.layouts.bids import find_bids
-from medseg.dataset.layouts.finding import files_in
+from medseg.dataset.layouts.finding import files_in, is_there
 from medseg.dataset.layouts.folders import find_folders, find_side_by_side, find_totalsegmentator
 from medseg.dataset.layouts.lists import find_datalist, find_manifest
 from medseg.dataset.layouts.nnunet import find_decathlon, find_nnunet
@@ -67,7 +67,7 @@ def _finish(dataset: Dataset, progress: Progress) -> Dataset:
     cases = []
     for case in sorted(dataset.cases, key=lambda case: _natural(case.name)):
         files = [*case.images, *([case.label] if case.label else []), *(mask for _, mask in case.masks)]
-        missing = [file for file in files if not file.exists()]
+        missing = [file for file in files if not is_there(file)]
         if missing:
             findings.append(Finding(case.name, "missing", "error", f"{missing[0]}: is missing", True))
         else:

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from medseg.errors import BadConfig
+from medseg.errors import BadConfig, BadFile
+from medseg.evaluation.metrics import SHARES
 from medseg.evaluation.summary import read_scores, score_columns
 
 #: Scores of which less is better; of shares such as Dice more is. Signed ones count by their size.
@@ -30,6 +31,10 @@ LESS_IS_BETTER = (
     "lesions_missed",
     "lesions_invented",
 )
+#: Scores from 0 to 1.
+ALL_SHARES = (*SHARES, "lesion_f1", "lesion_sq", "lesion_pq", "lesion_dice")
+#: By how much a share may exceed 1 as other programs round.
+ROUNDING = 1e-6
 #: Columns that say nothing about which method is better.
 NO_ORDER = ("volume_reference_mm3", "volume_prediction_mm3", "lesions_reference", "lesions_prediction")
 
@@ -162,7 +167,25 @@ def _values(path: str | Path, score: str, structure: str | None) -> dict[tuple[s
         rows = [row for row in rows if row["structure"] == structure]
         if not rows:
             raise BadConfig(f"{path}: has no structure '{structure}'")
-    return {(row["case"], row["structure"]): row[score] for row in rows if score in row}
+    found: dict[tuple[str, str], float] = {}
+    for row in rows:
+        place = (row["case"], row["structure"])
+        if score not in row:
+            continue
+        if place in found:
+            raise BadFile(f"{path}: has two rows of {place[0]}, {place[1]}; keep the right one")
+        found[place] = row[score]
+        if wrong := _absurd(score, row[score]):
+            raise BadFile(f"{path}: {score} of {place[0]}, {place[1]} is {row[score]:g}, {wrong}; correct the scores")
+    return found
+
+
+def _absurd(score: str, value: float) -> str:
+    """Why a value cannot be one of this score; "" if it can, and for scores that medseg does not know."""
+    if score in ALL_SHARES and not np.isnan(value) and not 0 <= value <= 1 + ROUNDING:
+        return "which is no share from 0 to 1 (is it in per cent?)"
+    positive = score.startswith(LESS_IS_BETTER) and not score.startswith("volume_difference")
+    return "which is below 0" if positive and value < 0 else ""
 
 
 def _less_is_better(score: str) -> bool:

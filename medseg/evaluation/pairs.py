@@ -10,6 +10,7 @@ from medseg.errors import BadConfig, BadFile, BadGeometry
 from medseg.files import read_text
 from medseg.io import is_readable_name, is_slicer_segmentation, read_table, strip_suffix
 from medseg.labels import LabelTable
+from medseg.plain_text import whole_number
 from medseg.volume import Volume, describe_grid, resample, turned_onto
 
 #: Endings that predictions and references of one case may differ by.
@@ -87,7 +88,8 @@ def parse_structures(text: str, table: LabelTable | None = None) -> dict[str, tu
     for part in text.split(","):
         name, equals, union = (piece.strip() for piece in part.partition("="))
         try:
-            labels = tuple(values[one] if one in values else int(one) for one in (union if equals else name).split("+"))
+            parts = (union if equals else name).split("+")
+            labels = tuple(values[one] if one in values else whole_number(one) for one in parts)
         except ValueError:
             raise BadConfig(f"'{part.strip()}' is no structure; write 3, liver=1 or tumour=1+2+3") from None
         if not all(0 <= label <= 65_535 for label in labels):

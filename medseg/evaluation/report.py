@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+from html import escape as escape_html
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.io import read_labels
+from medseg.plain_text import harmless
 from medseg.view import png_bytes
 from medseg.volume import reorient
 
@@ -59,6 +60,11 @@ def report_html(result: Evaluation, pairs: Mapping[str, tuple[Path, Path]], opti
     )
 
 
+def escape(text: object) -> str:
+    """Text for HTML, in an element or between quotes."""
+    return escape_html(harmless(text))
+
+
 def _summary_table(structures: Mapping[str, Mapping[str, Any]]) -> str:
     head = ("structure", "score", "mean", "95 % interval", "sd", "median", "quartiles", "n", "excluded", "infinite")
     rows = []
@@ -90,7 +96,7 @@ def _case_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = ["".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows]
+    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
     return f'<div class="wide"><table><tr>{titles}</tr>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
 
@@ -164,7 +170,7 @@ def _worst(rows: Sequence[Mapping[str, Any]], pairs: Mapping[str, tuple[Path, Pa
             direction = "RAS"[axis]
             caption = f"{case}: {structure}, Dice {_number(row['dice'])}, {plane} slice at {direction} {at_mm:.1f} mm"
             figures.append(
-                f'<figure><img alt="{escape(caption, quote=True)}" src="data:image/png;base64,{source}">'
+                f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{source}">'
                 f"<figcaption>{escape(caption)}</figcaption></figure>"
             )
     names = {"both": "both", "reference": "reference only", "prediction": "prediction only", "other": "other structure"}

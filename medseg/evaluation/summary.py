@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from medseg.errors import BadFile
 from medseg.evaluation.metrics import Empty, LesionOptions, Surface
 from medseg.files import read_text
+from medseg.plain_text import decimal_number, from_cell, to_cell
 
 #: Columns of scores.csv that are not scores.
 NOT_SCORES = ("case", "structure", "status", "n_reference", "n_prediction", "n_both", "tolerance_mm")
@@ -134,7 +135,7 @@ def scores_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow([to_cell(column) for column in columns])
     for row in rows:
         writer.writerow([_text(row.get(column, "")) for column in columns])
     return out.getvalue()
@@ -147,13 +148,14 @@ def read_scores(path: str | Path) -> list[dict[str, Any]]:
         raise BadFile(f"{path}: is not a table of scores; it has no columns case and structure")
     rows = []
     for line in reader:
-        row: dict[str, Any] = {"case": line["case"], "structure": line["structure"], "status": line.get("status", "")}
+        row: dict[str, Any] = {key: from_cell(line[key] or "") for key in ("case", "structure")}
+        row["status"] = line.get("status", "")
         for name, text in line.items():
             if name in NOT_SCORES or not text:
                 continue
             try:
-                row[name] = float(text)
-            except (TypeError, ValueError):
+                row[name] = decimal_number(text)
+            except (AttributeError, ValueError):
                 raise BadFile(f"{path}: line {reader.line_num} has '{text}' for {name}, which is no number") from None
         rows.append(row)
     if not rows:
@@ -166,4 +168,4 @@ def _number(value: Any) -> float:
 
 
 def _text(value: Any) -> str:
-    return f"{value:.9g}" if isinstance(value, float) else str(value)
+    return f"{value:.9g}" if isinstance(value, float) else str(to_cell(value))

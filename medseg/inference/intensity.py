@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile
 from medseg.labels import Label, LabelTable
-from medseg.volume import Volume
+from medseg.volume import Volume, computable
 
 _BINS = 512
 
@@ -62,12 +62,14 @@ def gmm_classes(counts: NDArray, centres: NDArray, classes: int) -> NDArray:
     return np.argsort(np.argsort(mean))[score.argmax(1)]
 
 
-def _histogram(volume: Volume) -> tuple[NDArray, NDArray, float, float]:
+def _histogram(volume: Volume) -> tuple[Volume, NDArray, NDArray, float, float]:
+    """The scan in numbers to compute with, its counts, the centres of the bins, and the ends of the range."""
+    volume = computable(volume)
     low, high = (float(p) for p in np.percentile(volume.data, (0.05, 99.95)))
     if not high > low:
         raise BadFile("the scan has one intensity everywhere; there is nothing to segment")
     counts, edges = np.histogram(np.clip(volume.data, low, high), _BINS, (low, high))
-    return counts.astype(float), (edges[1:] + edges[:-1]) / 2, low, high
+    return volume, counts.astype(float), (edges[1:] + edges[:-1]) / 2, low, high
 
 
 def _apply(volume: Volume, class_of_bin: NDArray, low: float, high: float) -> Volume:
@@ -81,19 +83,19 @@ def _apply(volume: Volume, class_of_bin: NDArray, low: float, high: float) -> Vo
 
 def otsu(volume: Volume, classes: int = 2) -> Volume:
     """Foreground 1 where the scan is brighter than Otsu's threshold of all its voxels."""
-    counts, centres, low, high = _histogram(volume)
+    volume, counts, centres, low, high = _histogram(volume)
     return _apply(volume, (centres > otsu_threshold(counts, centres)).astype(np.uint8), low, high)
 
 
 def kmeans(volume: Volume, classes: int = 4) -> Volume:
     """Classes 0 (darkest) to `classes` - 1 by k-means of the intensities."""
-    counts, centres, low, high = _histogram(volume)
+    volume, counts, centres, low, high = _histogram(volume)
     return _apply(volume, np.digitize(centres, kmeans_thresholds(counts, centres, classes)), low, high)
 
 
 def gmm(volume: Volume, classes: int = 4) -> Volume:
     """Classes 0 (darkest) to `classes` - 1 by a mixture of Gaussians of the intensities."""
-    counts, centres, low, high = _histogram(volume)
+    volume, counts, centres, low, high = _histogram(volume)
     return _apply(volume, gmm_classes(counts, centres, classes), low, high)
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile
 from medseg.models import FixedScale, GridKind, PercentileScale, ZScore
-from medseg.volume import Volume, reorient, resample, same_grid, tolerance_mm, turned_onto
+from medseg.volume import Volume, computable, reorient, resample, same_grid, tolerance_mm, turned_onto
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -188,6 +188,13 @@ def scale_intensity(
         raise BadFile(f"{name} holds voxels that are not finite numbers; check the scan")
 
 
+def _computable(volume: Volume, name: str) -> Volume:
+    try:
+        return computable(volume)
+    except BadFile as error:
+        raise BadFile(f"{name} cannot be used: {error}") from None
+
+
 def mean_and_sd(image: NDArray[np.float32], *, nonzero: bool = False) -> tuple[float, float]:
     """Mean and standard deviation of the voxels, or of those that are not 0, in float64, a plane at a time."""
 
@@ -224,6 +231,8 @@ def prepare(
     made = model_grid(volumes[0], spacing_mm, grid)
     image = np.empty((len(volumes), *made.shape), np.float32)
     for n, (volume, scheme, channel) in enumerate(zip(volumes, schemes, image)):
+        if not isinstance(scheme, FixedScale):  # which is for one unit
+            volume = _computable(volume, names[n] if names else "the scan")
         # Where air is not 0, what lies around a slanted scan is as dark as its darkest voxel.
         dark = isinstance(scheme, PercentileScale) or (isinstance(scheme, ZScore) and scheme.nonzero)
         outside = 0.0 if dark or made.step is not None else float(volume.data.min())
@@ -259,4 +268,5 @@ def scale_to_percentiles(image: Tensor) -> Tensor:
     ends = percentile_range(image)
     if ends is None:
         return image.zero_()
-    return image.sub_(ends[0]).div_(max(ends[1] - ends[0], 1e-6)).clamp_(0, 1)
+    # Nothing else than 0 is too narrow a range: a scan in small units has the same labels.
+    return image.sub_(ends[0]).div_(max(ends[1] - ends[0], float(np.finfo(np.float32).tiny))).clamp_(0, 1)

@@ -7,7 +7,8 @@ arrays and touches each voxel once.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from medseg.kernels.compiled import njit
 
 
 @njit(cache=True, nogil=True)

@@ -9,7 +9,8 @@ sample; what is met first is made into rows of one class each, so that a vector 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from medseg.kernels.compiled import njit
 
 #: Voxels that are worked on at once: a row of floats for each class stays in the nearest caches.
 _NEAR = 128

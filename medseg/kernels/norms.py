@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from medseg.kernels.compiled import njit
 from medseg.kernels.vectors import LANES, ZERO, Lanes, Memory, Moments, Sum, broadcast, centre, emitted, loop, settle
 
 #: Voxels that are gone through for one block of channels: few enough to stay in the nearest cache.

@@ -7,7 +7,8 @@ arrays and touches each voxel once.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from medseg.kernels.compiled import njit
 
 #: In an element map: a corner that several labels meet at, to be looked up in the label map.
 SEVERAL = 255

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
 from numba.core import cgutils
 
+from medseg.kernels.compiled import njit
 from medseg.kernels.vectors import INT, LANES, VECTOR, WORDS, Lanes, Memory, broadcast, emitted, loop
 
 #: Voxels that are looked at together, so that the loops over them become vector instructions.

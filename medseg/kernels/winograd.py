@@ -16,9 +16,9 @@ from typing import Any
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba import njit
 from numba.core import cgutils
 
+from medseg.kernels.compiled import njit
 from medseg.kernels.vectors import (
     INT,
     LANES,

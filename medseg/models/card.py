@@ -14,6 +14,7 @@ import yaml
 from medseg.labels import LabelTable
 from medseg.models.folder import Checkpoint
 from medseg.models.spec import ModelSpec
+from medseg.plain_text import harmless
 from medseg.version import versions
 
 #: What stands before everything that is left to a person; search for it before the model is passed on.
@@ -242,7 +243,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 def _cell(value: object) -> str:
     """A value without what Markdown or HTML would read as a command."""
-    text = " ".join(str(value).split())
+    text = " ".join(harmless(value).split())
     for character in "\\|`*_[]<>":
         text = text.replace(character, f"\\{character}")
     return text

@@ -7,15 +7,16 @@ A model is a folder: `model.safetensors` (weights), `model.json` (`ModelSpec`: e
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from medseg.documents import parse_json, read_json
 from medseg.errors import BadConfig, BadFile, BadModel
-from medseg.files import atomic_write
+from medseg.files import atomic_write, open_file, read_bytes
 from medseg.labels import LabelTable
 from medseg.models.spec import ModelSpec
 from medseg.postprocess import check_steps
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 #: Models that come with medseg, by name.
 BUNDLED = Path(__file__).parents[1] / "bundled"
 MAX_WEIGHTS = 2_000_000_000
+#: Most bytes of a model's JSON, and of the JSON at the beginning of its weights.
+MAX_SPEC = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -42,30 +45,43 @@ class Checkpoint:
         """Of the weights as they are stored, in half precision."""
         return (self.folder / "model.safetensors").stat().st_size
 
+    def outline(self) -> nn.Module:
+        """The network in evaluation mode without memory for its weights (torch's device meta).
+
+        Raises `BadModel` if it cannot be built, takes no such patches, or has other weights than are stored.
+        """
+        import torch
+
+        from medseg.networks import build_model, check_patch
+
+        spec = self.spec
+        with torch.device("meta"):
+            network = build_model(spec.architecture, spec.channels, spec.outputs, **spec.options)
+        check_patch(network, spec.patch)
+        expected = {key: list(value.shape) for key, value in network.state_dict().items()}
+        stored = _stored_shapes(self.folder)
+        wrong = sorted(expected.keys() ^ stored.keys())
+        wrong += [key for key in expected if key in stored and stored[key] != expected[key]]
+        if wrong:
+            raise BadModel(f"the weights in {self.folder} do not fit its architecture: {', '.join(wrong[:3])}")
+        network.to("meta")  # constants too
+        return network.eval()
+
     def network(self) -> nn.Module:
         """The network in evaluation mode, float32, on the CPU. Raises `BadModel` if the weights do not fit it."""
         import torch
         from safetensors import SafetensorError
         from safetensors.torch import load
 
-        from medseg.networks import build_model, check_patch
-
         spec = self.spec
-        content = (self.folder / "model.safetensors").read_bytes()
+        content = _weights(self.folder)
         if hashlib.sha256(content).hexdigest() != spec.sha256:
             raise BadModel(f"the weights in {self.folder} are not those its model.json names; fetch the model again")
         try:
             state = load(content)
         except (SafetensorError, ValueError) as error:
             raise BadModel(f"the weights in {self.folder} cannot be read: {error}") from None
-        with torch.device("meta"):  # shapes are compared before any memory is taken
-            network = build_model(spec.architecture, spec.channels, spec.outputs, **spec.options)
-        check_patch(network, spec.patch)
-        expected = {key: value.shape for key, value in network.state_dict().items()}
-        wrong = sorted(key for key in expected.keys() | state.keys() if key not in state or key not in expected)
-        wrong += [key for key in expected if key in state and state[key].shape != expected[key]]
-        if wrong:
-            raise BadModel(f"the weights in {self.folder} do not fit its architecture: {', '.join(wrong[:3])}")
+        network = self.outline()  # shapes are compared before any memory is taken
         if any(value.dtype not in (torch.float16, torch.bfloat16, torch.float32) for value in state.values()):
             raise BadModel(f"the weights in {self.folder} are not numbers of 16 or 32 bits")
         if not all(bool(torch.isfinite(value).all()) for value in state.values()):
@@ -92,19 +108,19 @@ def load_checkpoint(name: str) -> Checkpoint:
         known = ", ".join(bundled_models())
         raise BadModel(f"there is no model '{name}': give a model folder, or one that comes with medseg ({known})")
     try:
-        with (folder / "model.json").open(encoding="utf-8") as handle:
-            spec = ModelSpec.model_validate_json(handle.read(1_000_000))
+        spec = ModelSpec.model_validate(read_json(folder / "model.json", max_bytes=MAX_SPEC))
         check_steps(spec.cleanup)
         table = LabelTable.read(folder / "labels.csv")
-        size = (folder / "model.safetensors").stat().st_size
+        with open_file(folder / "model.safetensors") as file:
+            size = os.fstat(file.fileno()).st_size
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "JSON"
         raise BadModel(f"{folder / 'model.json'} is damaged: {where}: {first['msg']}") from None
     except BadConfig as error:
         raise BadModel(f"{folder / 'model.json'} is damaged: {error}") from None
-    except (OSError, UnicodeDecodeError, BadFile) as error:
-        raise BadModel(f"the model in {folder} is incomplete: {error}") from None
+    except BadFile as error:
+        raise BadModel(f"the model in {folder} is incomplete or damaged: {error}") from None
     if size > MAX_WEIGHTS:
         raise BadModel(f"the weights in {folder} hold {size} bytes, more than the {MAX_WEIGHTS} allowed")
     missing = [value for value in spec.classes[1:] if value not in table.values]
@@ -113,6 +129,26 @@ def load_checkpoint(name: str) -> Checkpoint:
     if missing:
         raise BadModel(f"{folder}: labels.csv does not name the values {', '.join(map(str, missing))}")
     return Checkpoint(spec, table, folder)
+
+
+def _weights(folder: Path) -> bytes:
+    try:
+        return read_bytes(folder / "model.safetensors", max_bytes=MAX_WEIGHTS)
+    except BadFile as error:
+        raise BadModel(str(error)) from None
+
+
+def _stored_shapes(folder: Path) -> dict[str, list[int]]:
+    """Name to shape of the stored weights, from the header of their file (huggingface.co/docs/safetensors, Format)."""
+    path = folder / "model.safetensors"
+    try:
+        with open_file(path) as file:
+            header = parse_json(file.read(min(int.from_bytes(file.read(8), "little"), MAX_SPEC)).decode())
+        return {name: list(about["shape"]) for name, about in header.items() if name != "__metadata__"}
+    except BadFile as error:
+        raise BadModel(str(error)) from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadModel(f"the weights in {folder} cannot be read: {error}") from None
 
 
 def save_checkpoint(folder: Path, spec: dict[str, Any], state: dict[str, Tensor], table: LabelTable) -> None:
@@ -131,7 +167,6 @@ def save_checkpoint(folder: Path, spec: dict[str, Any], state: dict[str, Tensor]
 
 def change_spec(folder: Path, **changes: Any) -> None:
     """Change fields of a model's JSON that do not touch its weights: cleanup, card, description."""
-    content = json.loads((folder / "model.json").read_text(encoding="utf-8")) | changes
-    checked = ModelSpec.model_validate_json(json.dumps(content))
+    checked = ModelSpec.model_validate(read_json(folder / "model.json", BadModel, max_bytes=MAX_SPEC) | changes)
     with atomic_write(folder / "model.json") as handle:
         handle.write((checked.model_dump_json(indent=1) + "\n").encode())

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
         parse_address as parse_address,
         read_access as read_access,
     )
+    from medseg.pacs.inbox import Options as Options
     from medseg.pacs.node import (
         Listener as Listener,
-        Options as Options,
         keep_in as keep_in,
         segment_in_child as segment_in_child,
         send_to as send_to,
@@ -25,6 +25,7 @@ __getattr__, __dir__ = door(
     __name__,
     {
         "client": ("Access", "Limits", "Pacs", "is_address", "parse_address", "read_access"),
-        "node": ("Listener", "Options", "keep_in", "segment_in_child", "send_to"),
+        "inbox": ("Options",),
+        "node": ("Listener", "keep_in", "segment_in_child", "send_to"),
     },
 )

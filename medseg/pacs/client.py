@@ -200,7 +200,7 @@ class Pacs:
 
     def _check_series(self, path: Path) -> None:
         """Raise `BadFile` unless a file belongs to the series asked for: another one may be another patient."""
-        if series_of(path) != self.address.series:
+        if uids_of(path)[0] != self.address.series:
             raise BadFile("the PACS sent another series than the one asked for; ask its administrator")
 
     def _count(self, response: requests.Response, *_: object, **__: object) -> requests.Response:
@@ -276,14 +276,15 @@ def _session(access: Access | None, authority: str | Path | None) -> requests.Se
     return session
 
 
-def series_of(path: Path) -> str:
-    """The series instance UID of a DICOM file, empty if it has none. Raises `BadFile`."""
+def uids_of(path: Path) -> tuple[str, str]:
+    """The instance UIDs of series and object of a DICOM file, empty where it has none. Raises `BadFile`."""
     from medseg.io.dicom import Source, guarded, header_values
 
     with Source(path) as source:
-        header = header_values(source, source.entries[0], ["SeriesInstanceUID"])
-    uid: str = guarded(str(path), lambda _: str(header.get("SeriesInstanceUID") or ""))
-    return uid
+        header = header_values(source, source.entries[0], ["SeriesInstanceUID", "SOPInstanceUID"])
+    names = ("SeriesInstanceUID", "SOPInstanceUID")
+    series, instance = guarded(str(path), lambda _: [str(header.get(name) or "") for name in names])
+    return series, instance
 
 
 def quiet_logs(*names: str) -> None:

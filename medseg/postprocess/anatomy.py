@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from medseg.config import BrainSpec
 from medseg.files import atomic_write
 from medseg.labels import Label, LabelTable
+from medseg.plain_text import to_cell
 from medseg.postprocess.cleanup import fill_holes
 from medseg.volume import Volume
 
@@ -84,7 +85,7 @@ def write_volumes(path: Path, structures: Sequence[dict[str, Any]], spec: BrainS
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("value", "name", "ml"))
-    table.writerows((row["value"], row["name"], row["ml"]) for row in structures)
+    table.writerows((row["value"], to_cell(row["name"]), row["ml"]) for row in structures)
     table.writerows(("", row["name"], row["ml"]) for row in totals(structures, spec))
     with atomic_write(path) as handle:
         handle.write(text.getvalue().encode())

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.volume import Volume
+from medseg.volume import Volume, computable
 
 #: Medians this many standard deviations apart can be told from each other; nearer ones are left as they are.
 MIN_SEPARATION = 1.0
@@ -26,11 +26,13 @@ def separate_fluid(labels: Volume, image: Volume, tissue: Sequence[int], fluid: 
     labels; prior odds are those of their volumes. Only intensities from the tissue's median towards the fluid's are
     judged, and those beyond the fluid's median are fluid. Unchanged where the two look alike, or either is absent.
     """
-    is_tissue = np.isin(labels.data, tissue)
+    is_tissue, image = np.isin(labels.data, tissue), computable(image)
     seen, seen_fluid = image.data[is_tissue].astype(np.float32), image.data[labels.data == fluid]
     if not len(seen) or not len(seen_fluid):
         return labels
     (middle, spread), (fluid_middle, fluid_spread) = _robust(seen), _robust(seen_fluid)
+    least = np.float32(1e-6 * max(abs(middle), abs(fluid_middle)))  # none is 0, whatever the scan's unit
+    spread, fluid_spread = max(spread, least), max(fluid_spread, least)
     if abs(middle - fluid_middle) <= MIN_SEPARATION * np.sqrt((spread**2 + fluid_spread**2) / 2):
         return labels
     towards = np.sign(fluid_middle - middle)
@@ -43,8 +45,8 @@ def separate_fluid(labels: Volume, image: Volume, tissue: Sequence[int], fluid: 
 
 
 def _robust(values: NDArray) -> tuple[np.float32, np.float32]:
-    """Median, and standard deviation from the median absolute deviation (never 0), of a sample of the values."""
+    """Median, and standard deviation from the median absolute deviation, of a sample of the values."""
     sample = values[:: 1 + len(values) // _SAMPLE].astype(np.float32)
     middle = np.median(sample)
     deviation = 1.4826 * np.median(np.abs(sample - middle))
-    return np.float32(middle), np.float32(max(deviation, 1e-6 * max(1.0, float(np.abs(middle)))))
+    return np.float32(middle), np.float32(deviation)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.documents import parse_json
 from medseg.files import atomic_write
 from medseg.view import letters, png_bytes, write_text
 
@@ -60,7 +60,7 @@ def _rows(metrics: Path) -> list[dict[str, Any]]:
     rows = []
     for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:  # the last line of a run that was ended
             continue
         if isinstance(row, dict) and _is_number(row.get("step")):

@@ -26,6 +26,7 @@ from medseg.dataset import (
     split_cases,
     usual_folds,
 )
+from medseg.documents import read_json
 from medseg.errors import BadConfig, BadFile, BadModel
 from medseg.evaluation import Evaluation, Options, evaluate, read_scores, summarise, write_evaluation
 from medseg.files import atomic_write, private_folder, sweep
@@ -186,7 +187,7 @@ def _recalled(run: Path, dataset: Dataset, validation: Sequence[str]) -> Outcome
     """What a finished run left."""
     if not validation:
         return Outcome(run, (run / "model",), None)
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    summary = read_json(run / "summary.json")
     evaluation = Evaluation(read_scores(run / "scores.csv"), summary, summary["problems"])
     return Outcome(run, (run / "model",), evaluation, _pairs([dataset[name] for name in validation], run, summary))
 
@@ -260,7 +261,7 @@ def _recorded(request: Request, run: Path) -> tuple[Config, dict[str, list[str]]
     """The config and the split that the run folder holds; what is asked for now goes over it and is checked later."""
     content = read_settings(run / "config.yaml") | {"data": str(request.data)}
     config = make_config(override(content, _fixed(request)), str(run / "config.yaml"))
-    splits = json.loads((run / "splits.json").read_text(encoding="utf-8"))
+    splits = read_json(run / "splits.json")
     start = {"start_from": Path(request.finetune)} if request.finetune else {}
     return config.model_copy(update=start), splits
 
@@ -346,7 +347,7 @@ def _finish(dataset: Dataset, source: Scans, config: Config, run: Path, listener
         write_evaluation(evaluation, run, pairs, _options(source.dataset))
         listener.scored(evaluation)
     _, facts = load_state(run / "state.safetensors")
-    plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+    plan = read_json(run / "plan.json")
     card = {
         "cases": {"training": len(source.training), "validation": len(source.validation)},
         "layout": dataset.layout,

@@ -16,9 +16,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from medseg.config import Config
-from medseg.errors import BadConfig, BadModel, DataWarning, Interrupted
-from medseg.files import atomic_write
+from medseg.config import Config, read_settings
+from medseg.documents import parse_json
+from medseg.errors import BadConfig, BadFile, BadModel, DataWarning, Interrupted
+from medseg.files import atomic_write, read_bytes
 from medseg.models import load_checkpoint
 from medseg.training.processes import Team, whole
 
@@ -127,7 +128,7 @@ def check_same_run(config: Config, run: Path, team: Team) -> None:
     """
     content, path = _content(config), run / "config.yaml"
     if path.exists():
-        recorded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        recorded = read_settings(path)
         # These do not touch the weights of a step.
         free = ("train.steps", "train.time_s", "card", "description", "fluid", "brain", "cleanup")
         changed = {key for key in _differences(recorded, content) if not key.startswith(free)}
@@ -161,7 +162,7 @@ def truncate_metrics(path: Path, step: int) -> None:
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
+    kept = [line for line in lines if line.endswith("}") and parse_json(line)["step"] <= step]
     with atomic_write(path) as handle:
         handle.write("".join(line + "\n" for line in kept).encode())
 
@@ -218,16 +219,16 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors.torch import load
 
     try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise BadModel(f"the training state {path} cannot be read: {error.strerror}") from None
+        raw = read_bytes(path)
+    except BadFile as error:
+        raise BadModel(f"the training state cannot be read: {error}") from None
     digest, content = raw[:32], raw[32:]
     if hashlib.sha256(content).digest() != digest:
         raise BadModel(f"the training state {path} is damaged")
     try:
         tensors = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        facts = json.loads(header["__metadata__"]["medseg"])
-    except (SafetensorError, ValueError, KeyError) as error:
+        header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")].decode())
+        facts = parse_json(header["__metadata__"]["medseg"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise BadModel(f"the training state {path} is damaged: {error}") from None
     return tensors, facts

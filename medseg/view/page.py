@@ -24,6 +24,7 @@ from medseg.errors import BadGeometry
 from medseg.files import atomic_write
 from medseg.io import write_nifti
 from medseg.labels import LabelTable
+from medseg.plain_text import harmless
 from medseg.view.contrast import Contrast, contrast_of
 from medseg.volume import Volume, crop, reorient, resample, same_grid
 
@@ -89,7 +90,7 @@ def prepare(
         notes += said
     start = _centre(labels) if labels.data.any() else _world(scan.affine, (np.array(scan.shape) - 1) / 2)
     facts = {
-        "title": title,
+        "title": harmless(title),
         "structures": rows,
         "notes": notes,
         "slope": slope,
@@ -156,7 +157,7 @@ def _structures(labels: Volume, table: LabelTable | None) -> list[dict[str, Any]
         count = int(counts[label.value]) if label.value < len(counts) else 0
         index += count > 0
         ml = round(count * labels.voxel_mm3 / 1000, 3)
-        row = {"value": label.value, "name": label.name, "color": list(label.color), "ml": ml}
+        row = {"value": label.value, "name": harmless(label.name), "color": list(label.color), "ml": ml}
         centre = _centre(labels, label.value, boxes[label.value - 1]) if count else None
         rows.append(row | {"index": index if count else 0, "centre": centre})
     if index > MAX_STRUCTURES:

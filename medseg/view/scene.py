@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from medseg.files import atomic_write
 from medseg.io import write_nrrd, write_seg_nrrd
 from medseg.labels import LabelTable
+from medseg.plain_text import harmless
 from medseg.view.contrast import Contrast, contrast_of
 from medseg.volume import Volume
 
@@ -63,6 +64,7 @@ def scene_xml(scan: Volume, labels: Volume, table: LabelTable | None = None, tit
     """The `.mrml` of a scene whose data lies in Data/ beside it."""
     contrast = contrast_of(scan.data)
     root = ElementTree.Element("MRML", version="Slicer4.4.0", userTags="")
+    title = harmless(title)  # XML cannot hold control characters at all
     _add_scan(root, contrast, title or "scan")
     _add_segmentation(root, f"{title} labels".strip())
     if table is not None:

@@ -122,10 +122,10 @@ def test_changed_weights_are_noticed_by_their_hash(folder: Path):
 def test_truncated_weights_are_refused_even_with_a_fitting_hash(folder: Path, length: int):
     content = (folder / "model.safetensors").read_bytes()[:length]
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(BadModel, match="not those its"):
+    with pytest.raises(BadModel, match=r"not those its|is empty"):
         load_checkpoint(str(folder)).network()
     replace_weights(folder, content)
-    with pytest.raises(BadModel, match="cannot be read"):
+    with pytest.raises(BadModel, match=r"cannot be read|is empty"):
         load_checkpoint(str(folder)).network()
 
 

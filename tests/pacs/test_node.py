@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import random
+import signal
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from making import networks as tiny
@@ -26,7 +28,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from pynetdicom import AE, evt
 from pynetdicom.pdu import A_ASSOCIATE_RQ
 
-from medseg.errors import BadFile, BadOutput
+from medseg.errors import BadConfig, BadFile, BadOutput
 from medseg.pacs import node as listen
 from medseg.pacs.client import Limits
 
@@ -37,19 +39,27 @@ pytestmark = pytest.mark.usefixtures("leave_libraries_as_they_were")
 class Node:
     """A listener in a thread, what it received and what it said."""
 
-    def __init__(self, segment: Callable[[Path, Path], None] | None = None, **options: object) -> None:
+    def __init__(
+        self,
+        segment: Callable[[Path, Path], None] | None = None,
+        deliver: Callable[[str, Sequence[Path]], None] | None = None,
+        spool: Path | None = None,
+        **options: object,
+    ) -> None:
         self.lines: list[str] = []
         self.received: list[list[Path]] = []
         self.delivered: list[list[str]] = []
         chosen = listen.Options(**({"port": 0, "quiet_s": 0.3, "title": "MEDSEG"} | options))  # type: ignore[arg-type]
-        self.listener = listen.Listener(chosen, segment or self.segment, self.deliver, self.lines.append)
+        self.listener = listen.Listener(
+            chosen, segment or self.segment, deliver or self.deliver, self.lines.append, spool
+        )
         self.thread = threading.Thread(target=self.listener.run)
 
     def segment(self, folder: Path, results: Path) -> None:
         self.received.append([dcmread(path) for path in sorted(folder.iterdir())])
         (results / "result.dcm").write_bytes(b"result")
 
-    def deliver(self, number: int, files: Sequence[Path]) -> None:
+    def deliver(self, name: str, files: Sequence[Path]) -> None:
         self.delivered.append([file.name for file in files])
 
     def wait(self, text: str, timeout_s: float = 15) -> None:
@@ -73,7 +83,9 @@ def running(**options: object) -> Iterator[Node]:
 
 
 @contextmanager
-def calling(node: Node, title: str = "MEDSEG", own: str = "SENDER", syntax: str = ExplicitVRLittleEndian) -> Iterator:
+def calling(
+    node: Node, title: str = "MEDSEG", own: str = "SENDER", syntax: str = ExplicitVRLittleEndian
+) -> Iterator:
     entity = AE(ae_title=own)
     entity.add_requested_context(ECHO)
     entity.add_requested_context(CT, syntax)
@@ -135,11 +147,16 @@ def test_who_is_not_meant_is_refused(options: dict, call: dict):
 
 
 def test_more_associations_than_allowed_are_refused():
-    with running(associations=2) as node, calling(node) as one, calling(node) as two, calling(node) as three:
+    with (
+        running(associations=2) as node,
+        calling(node) as one,
+        calling(node) as two,
+        calling(node) as three,
+    ):
         assert one.is_established and two.is_established and not three.is_established
 
 
-def test_what_exceeds_a_limit_is_refused_and_its_series_dropped():
+def test_what_exceeds_a_limit_is_refused_and_its_series_not_used():
     for limits, why in (
         (Limits(instances=3), "more than 3 instances"),
         (Limits(total_bytes=3000), "more was sent than is allowed"),
@@ -161,7 +178,7 @@ def test_an_instance_larger_than_allowed_ends_the_connection():
         node.wait("delivered")
 
 
-def test_a_series_whose_sender_breaks_off_is_dropped_unless_it_is_sent_again():
+def test_a_series_whose_sender_breaks_off_is_not_used_unless_it_is_sent_again():
     pieces = series()
     with running() as node:
         with calling(node) as association:
@@ -181,7 +198,9 @@ def test_files_are_named_by_us_whatever_the_uids_say(tmp_path: Path):
         piece.file_meta.MediaStorageSOPInstanceUID = piece.SOPInstanceUID
         piece.SeriesInstanceUID = f"../../{tmp_path}"[:64]
     names = []
-    with running(segment=lambda folder, results: names.extend(p.name for p in folder.iterdir())) as node:
+    with running(
+        segment=lambda folder, results: names.extend(p.name for p in folder.iterdir())
+    ) as node:
         with calling(node) as association:
             for piece in pieces:
                 association.send_c_store(piece)
@@ -203,7 +222,7 @@ def test_a_compressed_series_arrives_as_it_was_sent():
     assert node.received[0][0].pixel_array.max() == 1000
 
 
-def test_a_series_that_cannot_be_segmented_is_dropped_in_one_line_and_the_next_one_is_served():
+def test_a_series_that_cannot_be_segmented_is_kept_in_one_line_and_the_next_one_is_served():
     def segment(folder: Path, results: Path) -> None:
         if len(list(folder.iterdir())) == 3:
             raise BadFile(f"{folder}: is bad")
@@ -214,8 +233,10 @@ def test_a_series_that_cannot_be_segmented_is_dropped_in_one_line_and_the_next_o
         for count in (3, 5, 4):
             send(node, series(count))
         node.wait("series 3: delivered")
-    assert "series 1: dropped: it: is bad" in node.lines
-    assert "series 2: dropped: No space left on device" in node.lines
+    assert "series 1: kept: it: is bad; it is tried again at the next start" in node.lines
+    assert (
+        "series 2: kept: No space left on device; it is tried again at the next start" in node.lines
+    )
 
 
 class Clock:
@@ -241,14 +262,18 @@ def clock() -> Clock:
 @pytest.fixture
 def inbox(tmp_path: Path, clock: Clock) -> listen.Inbox:
     limits = Limits(instances=6, instance_bytes=10_000, total_bytes=100_000)
-    return listen.Inbox(tmp_path, listen.Options(0, quiet_s=10, series=2, limits=limits), clock)
+    return listen.Inbox(
+        tmp_path, listen.Options(port=0, quiet_s=10, series=2, limits=limits), clock
+    )
 
 
 def put(inbox: listen.Inbox, sender: str, pieces: list[Dataset]) -> list[int]:
     return [inbox.take(sender, str(piece.SOPInstanceUID), part10(piece)) for piece in pieces]
 
 
-def test_a_series_is_complete_when_it_is_quiet_and_its_sender_gone(inbox: listen.Inbox, clock: Clock):
+def test_a_series_is_complete_when_it_is_quiet_and_its_sender_gone(
+    inbox: listen.Inbox, clock: Clock
+):
     put(inbox, "a", series())
     clock.now = 29.9
     assert inbox.complete() is None, "its sender is still there"
@@ -297,7 +322,9 @@ def test_a_series_that_finds_no_room_is_refused_as_a_whole(inbox: listen.Inbox, 
     put(inbox, "b", third[2:3])
     clock.now = 10
     assert inbox.complete() and inbox.complete()
-    assert put(inbox, "b", third[3:]) == [listen.NO_ROOM], "without its first slices it would look complete"
+    assert put(inbox, "b", third[3:]) == [listen.NO_ROOM], (
+        "without its first slices it would look complete"
+    )
     clock.now = 20
     assert put(inbox, "b", third) == [0] * 4
 
@@ -318,16 +345,331 @@ def test_what_comes_too_late_is_not_taken_for_a_series(inbox: listen.Inbox, cloc
     assert again and not again.broken
 
 
-def test_200_malformed_files_leave_the_inbox_as_it_was(inbox: listen.Inbox, clock: Clock, tmp_path: Path):
+def test_200_malformed_files_leave_the_inbox_as_it_was(
+    inbox: listen.Inbox, clock: Clock, tmp_path: Path
+):
     whole = part10(series(1)[0])
     random_ = random.Random(3)
     for number in range(200):
-        assert inbox.take(number, str(number), damaged(whole, random_)) in (0, listen.NO_ROOM, listen.NOT_UNDERSTOOD)
+        assert inbox.take(number, str(number), damaged(whole, random_)) in (
+            0,
+            listen.NO_ROOM,
+            listen.NOT_UNDERSTOOD,
+        )
         inbox.ended(number, released=True)
         clock.now += 11
         while found := inbox.complete():
             inbox.remove(found)
     assert inbox._bytes == 0 and not list(tmp_path.iterdir()) and not inbox._spoiled
+
+
+# What was acknowledged is not lost ----------------------------------------------------------------
+
+
+def stored(spool: Path) -> int:
+    """Instances on the disk."""
+    return len(list(spool.glob("series-*/*.dcm")))
+
+
+def uids(pieces: Sequence[Dataset]) -> set[str]:
+    return {str(piece.SOPInstanceUID) for piece in pieces}
+
+
+def test_a_series_that_waits_at_a_stop_is_segmented_by_the_next_start(tmp_path: Path):
+    pieces = series()
+    with running(spool=tmp_path / "spool", quiet_s=60) as node:
+        assert send(node, pieces) == [0] * 4
+    assert node.lines[-1].startswith(
+        "stopped: 4 instances of 1 series are kept for the next start, in "
+    )
+    assert stored(tmp_path / "spool") == 4
+    assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
+    with running(spool=tmp_path / "spool") as node:
+        node.wait("series 1: delivered")
+    assert "series 1: 4 instances taken up again" in node.lines
+    assert uids(node.received[0]) == uids(pieces)
+    assert not (tmp_path / "spool").exists(), "nothing of a patient is left behind"
+
+
+def test_a_series_that_cannot_be_segmented_is_tried_again_by_the_next_start(tmp_path: Path):
+    def segment(folder: Path, results: Path) -> None:
+        (results / "half").write_bytes(b"half")
+        raise BadFile("no model for this")
+
+    pieces = series()
+    for _ in range(2):
+        with running(segment=segment, spool=tmp_path / "spool") as node:
+            if not stored(tmp_path / "spool"):
+                send(node, pieces)
+            node.wait("series 1: kept: no model for this")
+        assert stored(tmp_path / "spool") == 4
+        assert not list((tmp_path / "spool").glob("*.results*")), (
+            "a part of a result would look like one"
+        )
+    with running(spool=tmp_path / "spool") as node:
+        node.wait("series 1: delivered")
+    assert uids(node.received[0]) == uids(pieces) and not stored(tmp_path / "spool")
+
+
+@pytest.mark.parametrize(
+    "error", [BadOutput("the node is away"), OSError(28, "No space left on device")], ids=str
+)
+def test_results_that_cannot_be_delivered_are_delivered_later(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """In the same run, and without segmenting again."""
+    monkeypatch.setattr("medseg.pacs.inbox.AGAIN_S", (0.3, 0.3))
+    tries: list[str] = []
+
+    def deliver(name: str, files: Sequence[Path]) -> None:
+        tries.append(name)
+        if len(tries) < 3:
+            raise error
+
+    with running(deliver=deliver, spool=tmp_path / "spool") as node:
+        send(node, series())
+        node.wait("series 1: kept: ")
+        send(node, series(5))
+        node.wait("series 1: delivered")
+        node.wait("series 2: delivered")
+    assert sorted(map(len, node.received)) == [4, 5], "each was segmented once"
+    assert not stored(tmp_path / "spool")
+    assert len({name for name in tries if name.startswith("series-0001-")}) == 1, (
+        "it replaces what was half delivered"
+    )
+
+
+def test_results_that_were_not_delivered_at_a_stop_are_delivered_by_the_next_start(tmp_path: Path):
+    def away(name: str, files: Sequence[Path]) -> None:
+        raise BadOutput("the node is away")
+
+    with running(deliver=away, spool=tmp_path / "spool") as node:
+        send(node, series())
+        node.wait("series 1: kept: the node is away")
+    with running(spool=tmp_path / "spool") as node:
+        node.wait("series 1: delivered")
+    assert node.delivered == [["result.dcm"]] and not node.received
+
+
+def test_a_series_cut_off_by_a_stop_goes_on_when_its_sender_sends_the_rest(tmp_path: Path):
+    pieces = series()
+    with running(spool=tmp_path / "spool") as node, calling(node) as association:
+        for piece in pieces[:2]:
+            assert association.send_c_store(piece).Status == 0
+        node.listener.stopped.set()
+        node.thread.join(20)
+    with running(spool=tmp_path / "spool") as node:
+        assert "series 1: 2 instances taken up again: its sender broke off" in node.lines
+        time.sleep(1)
+        assert not node.received, "what lacks its last slices looks whole"
+        assert send(node, pieces[2:]) == [0] * 2
+        node.wait("series 1: delivered")
+    assert [uids(got) for got in node.received] == [uids(pieces)]
+
+
+def test_a_killed_node_loses_nothing_that_it_acknowledged(tmp_path: Path):
+    """SIGKILL leaves no time for anything: what was acknowledged lies on the disk already."""
+    program = (
+        "import sys, threading\nfrom pathlib import Path\nfrom medseg.pacs import node as listen\n"
+        "node = listen.Listener(listen.Options(port=0, quiet_s=600), None, None, print, Path(sys.argv[1]))\n"
+        "threading.Thread(target=lambda: (node.listening.wait(), print('PORT', node.port, flush=True))).start()\n"
+        "node.run()"
+    )
+    pieces, others = series(), series(3)
+    with tiny.start("-c", program, tmp_path / "spool") as child:
+        try:
+            assert child.stdout
+            port = next(int(line.split()[1]) for line in child.stdout if line.startswith("PORT"))
+            entity = AE(ae_title="SENDER")
+            entity.add_requested_context(CT)
+            for some, end in ((pieces, "release"), (others, "kill")):
+                association = entity.associate("127.0.0.1", port, ae_title="MEDSEG")
+                assert [association.send_c_store(piece).Status for piece in some] == [0] * len(some)
+                if end == "release":
+                    association.release()
+                    until = time.monotonic() + 60
+                    while not list((tmp_path / "spool").glob("*.state")):
+                        assert time.monotonic() < until
+                        time.sleep(0.02)
+        finally:
+            child.kill()
+    (tmp_path / "spool" / "000099.dcm").write_bytes(
+        b"half an instance whose sender was told nothing"
+    )
+    with running(spool=tmp_path / "spool") as node:
+        node.wait("series 1: delivered")
+        assert "series 2: 3 instances taken up again: its sender broke off" in node.lines
+        send(node, others)
+        node.wait("series 2: delivered")
+    assert [uids(got) for got in node.received] == [uids(pieces), uids(others)]
+
+
+def test_a_series_of_which_a_part_was_refused_is_kept_and_used_once_all_of_it_came_again(
+    tmp_path: Path,
+):
+    pieces = series(5)
+    with running(spool=tmp_path / "spool", limits=Limits(instances=3)) as node:
+        assert send(node, pieces)[-1] == listen.NO_ROOM
+        node.wait("series 1: kept: it has more than 3 instances")
+    assert stored(tmp_path / "spool") == 3
+    with running(spool=tmp_path / "spool") as node:
+        assert send(node, pieces[2:]) == [0] * 3
+        node.wait("only a part of it was sent again")
+        assert not node.received and stored(tmp_path / "spool") == 5
+        assert send(node, pieces) == [0] * 5
+        node.wait("delivered")
+    assert [uids(got) for got in node.received] == [uids(pieces)]
+    assert not stored(tmp_path / "spool")
+
+
+def test_what_is_kept_counts_for_the_limit_and_is_never_deleted_for_something_new(tmp_path: Path):
+    def segment(folder: Path, results: Path) -> None:
+        raise BadFile("no model for this")
+
+    first = series()
+    size = sum(len(part10(piece)) for piece in first)
+    limits = Limits(total_bytes=size + 100)
+    with running(segment=segment, spool=tmp_path / "spool", limits=limits) as node:
+        assert send(node, first) == [0] * 4
+        node.wait("series 1: kept")
+        assert send(node, series()) == [listen.NO_ROOM] * 4
+        node.wait("there is no room for more")
+    with running(segment=segment, spool=tmp_path / "spool", limits=limits) as node:
+        assert send(node, series()) == [listen.NO_ROOM] * 4
+    assert stored(tmp_path / "spool") == 4
+    with running(spool=tmp_path / "spool", limits=limits) as node:
+        node.wait("series 1: delivered")
+        assert send(node, series()) == [0] * 4
+        node.wait("series 2: delivered")
+
+
+def test_files_of_the_spool_that_the_disk_has_lost_make_a_series_broken(tmp_path: Path):
+    with running(spool=tmp_path / "spool", quiet_s=60) as node:
+        send(node, series())
+    one, two, *_ = sorted((tmp_path / "spool").glob("series-*/*.dcm"))
+    one.write_bytes(b"")
+    with running(spool=tmp_path / "spool") as node:
+        assert (
+            "series 1: 3 instances taken up again: some of it cannot be read any more" in node.lines
+        )
+        time.sleep(1)
+    assert not node.received and two.exists()
+
+
+def others_may_read(spool: Path) -> None:
+    spool.mkdir()
+    spool.chmod(0o755)
+
+
+def a_link(spool: Path) -> None:
+    (spool.parent / "other").mkdir(mode=0o700)
+    spool.symlink_to(spool.parent / "other")
+
+
+def a_file(spool: Path) -> None:
+    spool.write_bytes(b"")
+
+
+@pytest.mark.parametrize("make", [others_may_read, a_link, a_file])
+def test_a_spool_that_is_not_private_is_refused(make: Callable[[Path], None], tmp_path: Path):
+    make(tmp_path / "spool")
+    node = Node(spool=tmp_path / "spool")
+    with pytest.raises(BadConfig, match="--spool"):
+        node.listener.run()
+
+
+def test_two_nodes_do_not_share_a_spool(tmp_path: Path):
+    with running(spool=tmp_path / "spool"), pytest.raises(BadConfig, match="another medseg listen"):
+        Node(spool=tmp_path / "spool").listener.run()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_keeps_what_it_received_and_goes_on_with_it(number: int, tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [
+        "-m",
+        "medseg",
+        "listen",
+        "-o",
+        tmp_path / "out",
+        "--port",
+        port,
+        "--model",
+        "otsu",
+        "--quiet-s",
+    ]
+    pieces = series(3, side=32)
+    for piece in pieces:
+        values = np.random.default_rng(piece.InstanceNumber).normal(100, 30, (32, 32))
+        values[8:20, 8:20] += 1000
+        piece.PixelData = values.astype(np.int16).tobytes()
+    entity = AE(ae_title="SENDER")
+    entity.add_requested_context(CT)
+    with tiny.start(*command, 300) as child:
+        try:
+            assert child.stderr and "listening" in child.stderr.readline()
+            association = entity.associate("127.0.0.1", port, ae_title="MEDSEG")
+            assert [association.send_c_store(piece).Status for piece in pieces] == [0] * 3
+            association.release()
+            time.sleep(1)
+            child.send_signal(number)
+            _, told = child.communicate(timeout=60)
+        finally:
+            child.kill()
+    assert child.returncode == 128 + number
+    assert "stopped: 3 instances of 1 series are kept for the next start" in told
+    with tiny.start(*command, 1) as child:
+        try:
+            assert child.stderr
+            lines = []
+            for line in child.stderr:
+                lines.append(line)
+                if "series 1: delivered" in line or "kept:" in line:
+                    break
+            child.send_signal(signal.SIGTERM)
+            child.communicate(timeout=60)
+        finally:
+            child.kill()
+    assert "series 1: 3 instances taken up again\n" in lines and "series 1: delivered\n" in lines
+    assert len(list((tmp_path / "out").glob("series-0001-*.dcm"))) == 1
+    assert not (tmp_path / "out" / ".medseg-spool").exists()
+
+
+# Connections that say nothing ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", [b"", b"\x01\x00\x00", b"GET / HTTP/1.0\r\n\r\n"], ids=["silent", "a part", "http"]
+)
+@pytest.mark.parametrize("count", [20, 60])
+def test_idle_connections_keep_no_sender_out(count: int, words: bytes):
+    with running(associations=2) as node:
+        idle = []
+        try:
+            for _ in range(count):
+                idle.append(socket.create_connection(("127.0.0.1", node.listener.port), timeout=5))
+                with suppress(OSError):
+                    idle[-1].sendall(words)
+            for number in (1, 2):
+                assert send(node, series()) == [0] * 4
+                node.wait(f"series {number}: delivered")
+        finally:
+            for connection in idle:
+                connection.close()
+
+
+def test_idle_senders_make_room_and_busy_ones_do_not(monkeypatch: pytest.MonkeyPatch):
+    with running(associations=2) as node, calling(node) as one, calling(node) as two:
+        with calling(node) as three:
+            assert not three.is_established
+        monkeypatch.setattr(listen, "IDLE_S", 0.5)
+        time.sleep(1)
+        assert two.send_c_echo().Status == 0
+        assert send(node, series()) == [0] * 4
+        assert two.send_c_echo().Status == 0
+        assert not one.is_established, "the one that was silent for longest had to go"
+        node.wait("series 1: delivered")
 
 
 def associate_request(title: str = "MEDSEG") -> bytes:
@@ -353,8 +695,16 @@ def associate_request(title: str = "MEDSEG") -> bytes:
 def store_request(piece: Dataset) -> list[bytes]:
     """The P-DATA-TF PDUs of a C-STORE of one instance."""
     command = Dataset()
-    command.AffectedSOPClassUID, command.AffectedSOPInstanceUID = piece.SOPClassUID, piece.SOPInstanceUID
-    command.CommandField, command.MessageID, command.Priority, command.CommandDataSetType = 1, 1, 2, 1
+    command.AffectedSOPClassUID, command.AffectedSOPInstanceUID = (
+        piece.SOPClassUID,
+        piece.SOPInstanceUID,
+    )
+    command.CommandField, command.MessageID, command.Priority, command.CommandDataSetType = (
+        1,
+        1,
+        2,
+        1,
+    )
 
     def encoded(dataset: Dataset, implicit: bool) -> bytes:
         from pynetdicom.dsutils import encode
@@ -399,7 +749,9 @@ def assault(port: int, count: int, seed: int) -> None:
     command, dataset = store_request(series(1)[0])
     for number in range(count):
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", number % 2, 0))
+            connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", number % 2, 0)
+            )
             try:
                 if number % 4 == 0:
                     connection.sendall(damaged(hello, random_))
@@ -444,7 +796,9 @@ def test_it_survives_200_malformed_or_truncated_associations_and_files(
     assert not crashes
 
 
-def test_events_that_cross_end_their_association_and_no_thread_by_an_error(monkeypatch: pytest.MonkeyPatch):
+def test_events_that_cross_end_their_association_and_no_thread_by_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+):
     crashes: list[object] = []
     monkeypatch.setattr(threading, "excepthook", crashes.append)
     with running(quiet_s=0.2) as node:
@@ -474,7 +828,9 @@ def archive(refuse: bool = False) -> Iterator[tuple[int, list[Dataset]]]:
     entity = AE(ae_title="ARCHIVE")
     entity.require_called_aet = True
     entity.add_supported_context(SEG)
-    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
+    server = entity.start_server(
+        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)]
+    )
     try:
         yield server.server_address[1], got
     finally:
@@ -486,19 +842,24 @@ def test_the_real_chain_from_slices_to_a_segmentation_in_an_archive(tmp_path: Pa
     pieces = series()
     segment = listen.segment_in_child(["--model", "otsu"], 120)
     with archive() as (port, got), running(segment=segment) as node:
-        keep, send_on = listen.keep_in(tmp_path), listen.send_to("127.0.0.1", port, "ARCHIVE", "MEDSEG")
-        node.listener._deliver = lambda number, files: (keep(number, files), send_on(number, files))
+        keep, send_on = (
+            listen.keep_in(tmp_path),
+            listen.send_to("127.0.0.1", port, "ARCHIVE", "MEDSEG"),
+        )
+        node.listener._deliver = lambda name, files: (keep(name, files), send_on(name, files))
         send(node, pieces)
         node.wait("series 1: delivered", 60)
         send(node, series(2))
-        node.wait("series 2: dropped", 60)
+        node.wait("series 2: kept", 60)
     (result,) = got
     assert result.Modality == "SEG" and result.StudyInstanceUID == pieces[0].StudyInstanceUID
     assert result.PatientName == SECRET
     kept = sorted(path.name for path in tmp_path.iterdir())
     assert [name.partition(".")[2] for name in kept] == ["dcm", "json", "labels.csv"]
     assert all(name.startswith("series-0001-") for name in kept)
-    assert node.lines[-1].startswith("series 2: dropped: it: ") and "SENTINEL" not in "".join(node.lines)
+    assert any(line.startswith("series 2: kept: it: ") for line in node.lines)
+    assert node.lines[-1] == "stopped: 2 instances of 1 series are thrown away"
+    assert "SENTINEL" not in "".join(node.lines)
 
 
 def test_a_series_that_takes_too_long_is_given_up(tmp_path: Path):
@@ -511,14 +872,14 @@ def test_results_that_an_archive_refuses_are_an_error(tmp_path: Path):
     piece.SOPClassUID = piece.file_meta.MediaStorageSOPClassUID = SEG
     piece.save_as(tmp_path / "result.dcm", enforce_file_format=True)
     with archive(refuse=True) as (port, _), pytest.raises(BadOutput, match="refused 1 of 1"):
-        listen.send_to("127.0.0.1", port, "ARCHIVE", "MEDSEG")(1, [tmp_path / "result.dcm"])
+        listen.send_to("127.0.0.1", port, "ARCHIVE", "MEDSEG")("a", [tmp_path / "result.dcm"])
 
 
 def test_an_archive_that_is_not_there_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(listen, "RETRY_S", (0, 0.01))
     series(1)[0].save_as(tmp_path / "result.dcm", enforce_file_format=True)
     with pytest.raises(BadOutput, match="cannot be reached"):
-        listen.send_to("127.0.0.1", 9, "ARCHIVE", "MEDSEG")(1, [tmp_path / "result.dcm"])
+        listen.send_to("127.0.0.1", 9, "ARCHIVE", "MEDSEG")("a", [tmp_path / "result.dcm"])
 
 
 @pytest.mark.parametrize(
@@ -543,5 +904,7 @@ def test_wrong_use_is_refused_at_once(
 
 def test_a_port_in_use_is_said_so(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as other:
-        ran = tiny.medseg("listen", "-o", tmp_path, "--port", other.getsockname()[1], "--model", "otsu")
+        ran = tiny.medseg(
+            "listen", "-o", tmp_path, "--port", other.getsockname()[1], "--model", "otsu"
+        )
     assert ran.code == 5 and "choose another --port" in ran.err

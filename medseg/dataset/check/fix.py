@@ -20,6 +20,7 @@ from typing import Any
 from medseg.dataset.cases import Case, Dataset
 from medseg.dataset.check.cases import SNAP_VOXELS, Check
 from medseg.dataset.reading import read_dataset
+from medseg.documents import parse_json, read_json
 from medseg.errors import BadConfig, BadOutput, DataWarning, MedsegError
 from medseg.files import TEMPORARY, atomic_write, read_text
 from medseg.io import embedded_table, is_readable_name, read, read_labels, write
@@ -164,7 +165,7 @@ def _copy_description(path: Path, place: Path, dataset: Dataset, dropped: set[st
         shutil.copyfile(path, place)
         return
     if path.suffix.lower() == ".json":
-        content = json.loads(read_text(path))
+        content = read_json(path)
         text = json.dumps(_without(content, dropped, dataset, path), indent=1) + "\n"
     else:
         text = _rows_without(path, dropped, dataset)
@@ -222,7 +223,7 @@ def _rows_without(path: Path, dropped: set[str], dataset: Dataset) -> str:
 
     if path.suffix.lower() == ".jsonl":
         lines = [line for line in text.splitlines() if line.strip()]
-        return "\n".join(line for line in lines if not is_gone(list(json.loads(line).values()))) + "\n"
+        return "\n".join(line for line in lines if not is_gone(list(parse_json(line).values()))) + "\n"
     first = text.partition("\n")[0]
     delimiter = "\t" if path.suffix.lower() == ".tsv" else ";" if ";" in first else ","
     header, *rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medseg import plain_text
 from medseg.dataset.cases import Finding
+from medseg.documents import parse_json, read_json
 from medseg.errors import BadConfig, BadFile
 from medseg.files import read_text
 from medseg.io import is_readable_name
@@ -38,7 +39,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     text = read_text(file)
     try:
         if file.suffix.lower() == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+            rows = [parse_json(line) for line in text.splitlines() if line.strip()]
         else:
             delimiter = "\t" if file.suffix.lower() == ".tsv" else ";" if ";" in text.partition("\n")[0] else ","
             rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
@@ -93,14 +94,6 @@ def read_description(path: Path) -> tuple[Path, dict[str, Any]] | None:
     return (file, content) if isinstance(content, dict) else None
 
 
-def read_json(file: Path) -> Any:
-    """The content of a JSON file. Raises `BadFile`."""
-    try:
-        return json.loads(read_text(file))
-    except ValueError as error:
-        raise BadFile(f"{file}: is not valid JSON: {error}") from None
-
-
 def numbered_values(file: Path, content: Any, key: str) -> tuple[str, ...]:
     """Names by number: {'0': 'T1', '1': 'FLAIR'} or a list."""
     if isinstance(content, list):
@@ -115,11 +108,40 @@ def numbered_values(file: Path, content: Any, key: str) -> tuple[str, ...]:
 def whole_number(file: Path, what: str, value: Any) -> int:
     """A whole number that a file gives for `what`. Raises `BadFile`."""
     try:
-        if isinstance(value, float | bool) and value != int(value):
+        if isinstance(value, str):
+            return plain_text.whole_number(value)
+        if isinstance(value, bool) or value != int(value):
             raise ValueError
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise BadFile(f"{file}: {what} is {value!r:.40}, not a whole number") from None
+
+
+def names_of_values(file: Path, labels: Mapping[str, Any]) -> dict[int, str]:
+    """Value to name, of {"1": "liver"} or, as some write it, {"liver": 1}. Raises `BadFile`."""
+    turned = all(isinstance(value, int) and not isinstance(value, bool) for value in labels.values())
+    pairs = [(value, name) for name, value in labels.items()] if turned else list(labels.items())
+    return one_name_each(file, [(whole_number(file, "a label value", value), str(name)) for value, name in pairs])
+
+
+def one_name_each(file: Path, pairs: Iterable[tuple[int, str]]) -> dict[int, str]:
+    """Value to name. Raises `BadFile` for a value with two names: one structure would be lost in silence."""
+    names: dict[int, str] = {}
+    for value, name in pairs:
+        if names.setdefault(value, name) != name:
+            raise BadFile(
+                f"{file}: the label value {value} has two names, '{names[value]}' and '{name}'; "
+                "give each structure a value of its own"
+            )
+    return names
+
+
+def is_there(file: Path) -> bool:
+    """Whether a file exists; one whose name is too long to ask for does not."""
+    try:
+        return file.exists()
+    except OSError:
+        return False
 
 
 def channel_names(width: int) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,15 +12,15 @@ from medseg.dataset.layouts.finding import (
     NO_TABLE,
     SPLITS,
     channel_names,
+    names_of_values,
     numbered_values,
     only_file,
-    read_json,
     read_rows,
     table_of,
     whole_number,
 )
+from medseg.documents import read_json
 from medseg.errors import BadFile
-from medseg.files import read_text
 from medseg.io import strip_suffix
 
 # Lists ---------------------------------------------------------------------------------------------------------------
@@ -47,17 +46,15 @@ def find_datalist(path: Path) -> Dataset | None:
     labels = content.get("labels")
     table = NO_TABLE
     if isinstance(labels, dict):
-        turned = {value: name for name, value in labels.items()} if _values_are_whole(labels) else labels
-        names = {whole_number(file, "a label value", value): str(name) for value, name in turned.items()}
-        table = table_of(file, names)
+        table = table_of(file, names_of_values(file, labels))
     name = str(content.get("name") or file.stem)
     return Dataset(file.parent, "", name, tuple(cases), channels, table, unlabelled=tuple(unlabelled), source=file)
 
 
 def _is_datalist(file: Path) -> bool:
     try:
-        content = json.loads(read_text(file))
-    except (ValueError, BadFile):
+        content = read_json(file)
+    except BadFile:
         return False
     training = content.get("training") if isinstance(content, dict) else None
     return isinstance(training, list) and bool(training) and isinstance(training[0], dict) and "image" in training[0]
@@ -125,7 +122,3 @@ def _listed_case(file: Path, entry: Mapping[str, Any], split: str | None) -> Cas
         group=str(entry["group"]) if entry.get("group") not in (None, "") else None,
         labelled=tuple(whole_number(file, f"'labelled' of {name}", value) for value in labelled) if labelled else None,
     )
-
-
-def _values_are_whole(labels: Mapping[Any, Any]) -> bool:
-    return all(isinstance(value, int) for value in labels.values())

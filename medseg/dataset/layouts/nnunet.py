@@ -11,14 +11,17 @@ from medseg.dataset.layouts.finding import (
     CHANNEL,
     existing_folder,
     files_in,
+    is_there,
+    names_of_values,
     numbered_values,
+    one_name_each,
     read_description,
-    read_json,
     scans_in,
     table_of,
     unpaired_case,
     whole_number,
 )
+from medseg.documents import read_json
 from medseg.errors import BadFile
 from medseg.io import strip_suffix
 from medseg.labels import LabelTable
@@ -103,6 +106,7 @@ def _nnunet_labels(
     for name, value in labels.items():
         parts = value if isinstance(value, list) else [value]
         named[str(name)] = tuple(whole_number(file, f"the label '{name}'", part) for part in parts)
+    one_name_each(file, [(parts[0], name) for name, parts in named.items() if len(parts) == 1])
     ignored = named.pop("ignore", None)
     if ignored is not None and len(ignored) != 1:
         raise BadFile(f"{file}: the label 'ignore' must be one value")
@@ -146,9 +150,7 @@ def find_decathlon(path: Path) -> Dataset | None:
     labels = content["labels"]
     if not isinstance(labels, dict) or not labels:
         raise BadFile(f'{file}: has no labels; name them as in "labels": {{"0": "background", "1": "liver"}}')
-    if all(isinstance(value, int) for value in labels.values()):  # written the other way round by some
-        labels = {value: name for name, value in labels.items()}
-    table = table_of(file, {whole_number(file, "a label value", value): str(name) for value, name in labels.items()})
+    table = table_of(file, names_of_values(file, labels))
     listed = content.get("training")
     if not isinstance(listed, list) or not listed:
         raise BadFile(f"{file}: lists no cases under 'training'")
@@ -165,7 +167,7 @@ def find_decathlon(path: Path) -> Dataset | None:
     unlabelled = [
         Case(strip_suffix(str(name)), _decathlon_images(folder / str(name), len(channels)), None, split="test")
         for name in tests
-        if not Path(str(name)).name.startswith("._") and (folder / str(name)).exists()
+        if not Path(str(name)).name.startswith("._") and is_there(folder / str(name))
     ]
     name = str(content.get("name") or folder.name)
     findings = _beside_the_list(file, cases, unlabelled)
@@ -179,7 +181,7 @@ def _decathlon_images(listed: Path, channels: int) -> tuple[Path, ...]:
     """One file, or nnU-Net v1's file for each channel that `dataset.json` names without the channel's number."""
     suffix = listed.name[len(strip_suffix(listed)) :]
     numbered = tuple(listed.with_name(f"{strip_suffix(listed)}_{channel:04d}{suffix}") for channel in range(channels))
-    return numbered if not listed.exists() and numbered[0].exists() else (listed,)
+    return numbered if not is_there(listed) and is_there(numbered[0]) else (listed,)
 
 
 def _beside_the_list(file: Path, cases: Sequence[Case], unlabelled: Sequence[Case]) -> list[Finding]:

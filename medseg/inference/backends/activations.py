@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from medseg.errors import BadModel
 from medseg.inference.backends.predictor import Body
 from medseg.models import Checkpoint
 
@@ -89,13 +90,13 @@ def activation_bytes(checkpoint: Checkpoint, batch: int = 1, deferred: bool = Fa
 
     deferred: without the network's last layer.
     """
-    from medseg.networks import build_model
-
-    spec = checkpoint.spec
+    spec, network = checkpoint.spec, checkpoint.outline()
     with torch.device("meta"), torch.no_grad():  # in inference mode operations would come whole, not in their parts
-        network = build_model(spec.architecture, spec.channels, spec.outputs, **spec.options).eval()
-        network.to("meta")  # constants too
         patches = torch.empty(batch, spec.channels, *spec.patch)
-        with _Living() as living:
-            (Body(network) if deferred else network)(patches)
+        try:
+            with _Living() as living:
+                (Body(network) if deferred else network)(patches)
+        except (RuntimeError, ValueError) as error:  # torch's own, of shapes that do not fit
+            shown = " x ".join(map(str, spec.patch))
+            raise BadModel(f"the model {spec.name} cannot take its patch of {shown}: {error}") from None
     return living.peak
