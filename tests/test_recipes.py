@@ -92,6 +92,7 @@ def test_a_recipe_does_what_it_says_in_the_files_it_lists(title: str, followed: 
 
     assert set(files[title]) <= set(listed)
     assert all((copy / name).is_file() for name in listed)
+    run(copy, "-m", "ruff", "check", *(name for name in files[title] if name.endswith(".py")))
     said = run(copy, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *CHECKS[title])
     assert re.search(r"\d+ passed", said)
 
