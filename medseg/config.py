@@ -140,7 +140,7 @@ class BrainSpec(_Strict):
 
 
 class ModelConfig(_Strict):
-    """Which network, and its options (see medseg/models), and the grid and intensities it sees."""
+    """Which network, and its options (see `medseg/networks`), and the grid and intensities it sees."""
 
     name: str
     options: dict[str, Any] = {}

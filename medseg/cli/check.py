@@ -1,4 +1,4 @@
-"""The command check: is a dataset fit to train on? Registered by `cli`."""
+"""The command check: is a dataset fit to train on? Registered by `app`."""
 
 from __future__ import annotations
 

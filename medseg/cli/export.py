@@ -1,4 +1,4 @@
-"""`medseg export`: parse, call, show. Used and registered by `cli`."""
+"""`medseg export`: parse, call, show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command view: a page, a scene for 3D Slicer or a contact sheet of a scan and its labels. Registered by `cli`."""
+"""The command view: a page, a scene for 3D Slicer or a contact sheet of a scan and its labels. Registered by `app`."""
 
 from __future__ import annotations
 

@@ -493,7 +493,7 @@ def _one_way(
 
 
 def _blocks_with(bits: NDArray[np.uint64], value: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The blocks with a label as `kernels.nearest_far` takes them: groups (g, 8) of up to 4³, and blocks (n, 3)."""
+    """The blocks with a label as `surfaces.nearest_far` takes them: groups (g, 8) of up to 4³, and blocks (n, 3)."""
     blocks = np.argwhere(bits[..., value // 64] & np.uint64(1 << value % 64))
     cell = blocks // 4 @ (1 << np.array([42, 21, 0]))
     order = np.argsort(cell, kind="stable")

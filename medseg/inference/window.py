@@ -270,7 +270,7 @@ class _Kernel(Protocol):
 
 
 def _in_threads(name: str, length: int, *arguments: Any) -> None:
-    """Run a kernel of `window_kernels` over range(length) on as many threads as torch uses."""
+    """Run a kernel of `kernels.windows` over range(length) on as many threads as torch uses."""
     from medseg.kernels import windows as window_kernels
     from medseg.kernels.threads import in_slabs
 

@@ -168,7 +168,7 @@ def sum_loss(x, shift, classes, size, fold, sample, row, rows, labels, sums):  #
 def slope_of_loss(  # type: ignore[no-untyped-def]
     x, shift, classes, size, fold, sample, row, rows, labels, everywhere, at_truth, share, factor, out
 ):
-    """Writes the gradient of a unit's logits to `out`, laid out as x; see `fused_loss` for what it is made of."""
+    """Writes the gradient of a unit's logits to `out`, laid out as x; see `ops.loss` for what it is made of."""
     bits, p, top, found = _room(classes, fold**3)
     voxels, most = len(top), len(top) // fold**3
     total, powers = np.empty(voxels, np.float32), np.empty(voxels, np.int32)

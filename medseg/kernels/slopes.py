@@ -1,4 +1,4 @@
-"""The compiled loops of `fused_slopes` on channels-last logits, float32 or bfloat16 (as in `loss_kernels`)."""
+"""The compiled loops of `ops.slopes` on channels-last logits, float32 or bfloat16 (as in `losses`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compiled loops of `fast_conv`: Winograd convolution F(4x4x4, 3x3x3) of channels-last float32 maps.
+"""The compiled loops of `backends.accelerate`: Winograd convolution F(4x4x4, 3x3x3) of channels-last float32 maps.
 
 Lavin & Gray 2016 (arXiv:1509.09308): 4x4x4 outputs come from 6x6x6 inputs by 216 multiplications a pair of channels
 instead of 1728. The interpolation points 0, ±√½, ±√2 and ∞ keep the rounding near 1e-6 of the outputs' spread, five

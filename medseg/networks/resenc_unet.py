@@ -1,5 +1,5 @@
 """nnU-Net's residual encoder U-Net (Isensee et al. 2024, arXiv:2404.09556): many residual blocks go down, one
-convolution a level comes up. It is the U-Net of `models.unet` with other defaults."""
+convolution a level comes up. It is the U-Net of `networks.unet` with other defaults."""
 
 from __future__ import annotations
 

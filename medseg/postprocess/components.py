@@ -80,7 +80,7 @@ def look_up(ids: NDArray, table: NDArray, out: NDArray) -> NDArray:
 
 
 def _table(ids: NDArray, array: NDArray, count: int, reverse: bool) -> NDArray[np.int64]:
-    """`kernels.component_table` of a whole array, in the axes of the given labels."""
+    """`kernels.components.component_table` of a whole array, in the axes of the given labels."""
     from medseg.kernels.components import component_table
     from medseg.kernels.threads import in_slabs
 

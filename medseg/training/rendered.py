@@ -1,4 +1,4 @@
-"""x"""
+"""Label maps as what a model is trained from: every sample is an image rendered from one of them (see `synth`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""y"""
+"""From a data set to a scored model folder: look at it, check it, plan, prepare, train, score, write it all down.
+
+`loop.train` is the loop; here is what comes before and after it.
+"""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ def _look_up(
     head: Tensor, matrix: Tensor, centre: Tensor, spacing_mm: float, moved: Tensor, means: Tensor, deviations: Tensor,
     classes: Tensor, rng: _Random
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The image (X, Y, Z), the label index of every voxel, and its class; see `synth_kernels.look_up`."""
+    """The image (X, Y, Z), the label index of every voxel, and its class; see `kernels.rendering.look_up`."""
     from medseg.kernels.rendering import look_up
     from medseg.kernels.threads import in_slabs
 

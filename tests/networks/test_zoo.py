@@ -29,7 +29,7 @@ from medseg.training.losses import deep_supervision
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-#: Name -> options of a tiny network of 16 channels, which `fast_conv` knows, and the smallest patch that fits.
+#: Name -> options of a tiny network of 16 channels, which `accelerate` knows, and the smallest patch that fits.
 TINY: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
     "unet": ({"features": [16, 32, 32]}, (8, 16, 8)),
     "resenc_unet": ({"features": [16, 32], "encoder_blocks": [1, 2]}, (8, 16, 8)),

@@ -122,7 +122,7 @@ class _Source:
     slope: float = 1.0
 
     def arguments(self) -> tuple[np.ndarray, int, np.ndarray, np.ndarray, float]:
-        """As `winograd_kernels.convolve_unit` takes it."""
+        """As `kernels.winograd.convolve_unit` takes it."""
         batch, channels = self.map.shape[:2]
         scale = np.ones(batch * channels, np.float32) if self.scale is None else self.scale
         shift = np.zeros(batch * channels, np.float32) if self.shift is None else self.shift

@@ -69,7 +69,7 @@ def open_torch(
 ) -> Predictor:
     """The network in PyTorch. Logits that are not finite are computed again in fp32; if they stay so, `BadModel`.
 
-    On a CPU in fp32 it runs on medseg's own convolutions (`fast_conv`) unless `exact`. When a GPU runs out of memory,
+    On a CPU in fp32 it runs on medseg's own convolutions (`accelerate`) unless `exact`. When a GPU runs out of memory,
     batches are halved, and then the CPU goes on; each step is told as a `DataWarning`.
     """
     network = checkpoint.network()

@@ -21,7 +21,7 @@ def report_dataset(
 ) -> Any:
     """A report of the volume of every segment, referring to the segmentation; made by a device, verified by nobody.
 
-    segmentation: what `dicom_seg.seg_dataset` gave for `origin` and `table`. millilitres: label value to volume.
+    segmentation: what `seg.seg_dataset` gave for `origin` and `table`. millilitres: label value to volume.
     path: what errors name. Raises `BadOutput`.
     """
     with without_warnings(path):

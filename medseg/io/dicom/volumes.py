@@ -64,7 +64,7 @@ def read_dicom(
 
     series: which, where there are several: N or N.M as `list_volumes` counts, or a Series Instance UID.
     volume_index: which volume of one series, from 0, as an alternative to M.
-    repair: make uneven stacks even where that is well defined (see `dicom_repair`), with a `DataWarning`.
+    repair: make uneven stacks even where that is well defined (see the module `repair`), with a `DataWarning`.
     suv: PET as standardised uptake values by body weight (g/mL).
 
     Axes: i along the rows of a slice, j down its columns, k along the normal of the slices. Values are scaled slice by
