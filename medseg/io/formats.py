@@ -114,12 +114,19 @@ def read(
         return _dicom_labels(
             kind, str(path), volume_index=volume_index, segments=segments, source=source, series=series, repair=repair
         )
-    return finite(name_of(path), _raw(path, volume_index, assume_geometry, dicom, segments))
+    volume = _raw(
+        path,
+        volume_index=volume_index,
+        assume_geometry=assume_geometry,
+        dicom=dicom,
+        segments=segments,
+    )
+    return finite(name_of(path), volume)
 
 
 def read_as_stored(path: Paths, *, volume_index: int | None = None) -> Volume:
     """A scan with all voxels as its file holds them, also those that are not finite numbers. Raises `BadFile`."""
-    return _raw(path, volume_index, None, {})
+    return _raw(path, volume_index=volume_index)
 
 
 def read_labels(
@@ -135,7 +142,7 @@ def read_labels(
     """
     if kind := label_kind(path):
         return _dicom_labels(kind, path, volume_index=volume_index, segments=segments, source=source)
-    return labels_only(path, _raw(path, volume_index, None, {}, segments))
+    return labels_only(path, _raw(path, volume_index=volume_index, segments=segments))
 
 
 def write(
@@ -237,38 +244,36 @@ def _dicom_labels(kind: str, path: str | Path, **options: Any) -> Volume:
 
 def _raw(
     path: Paths,
+    *,
     volume_index: int | None,
-    assume_geometry: str | None,
-    dicom: dict[str, Any],
+    assume_geometry: str | None = None,
+    dicom: dict[str, Any] | None = None,
     segments: Sequence[str] | None = None,
 ) -> Volume:
+    """As a file holds it. `dicom`: what `read_dicom` alone understands."""
+    options = {"volume_index": volume_index, "assume_geometry": assume_geometry}
     reader: Callable[..., Volume]
     if is_slicer_segmentation(path) and not dicom:
         reader = partial(read_seg_nrrd, segments=segments or None)
-        return _read_with(reader, path, volume_index, assume_geometry)
+        return _read_with(reader, path, options)
     if segments:
         raise BadFile(f"{name_of(path)}: names no structures; leave out --segment")
     if is_dicom_source(path):
-        reader = partial(read_dicom, **dicom)
+        reader = partial(read_dicom, **(dicom or {}))
     else:
         known = READERS.get(_suffix(str(path), READERS) or "")
         if known is None:
             raise _unknown(str(path))
         if dicom:
-            options = ", ".join(f"--{name}" for name in dicom)
-            raise BadFile(f"{path}: is no DICOM, for which alone {options} is meant; leave it out")
+            flags = ", ".join(f"--{name}" for name in dicom)
+            raise BadFile(f"{path}: is no DICOM, for which alone {flags} is meant; leave it out")
         reader = known
-    return _read_with(reader, path, volume_index, assume_geometry)
+    return _read_with(reader, path, options)
 
 
-def _read_with(
-    reader: Callable[..., Volume],
-    path: Paths,
-    volume_index: int | None,
-    assume_geometry: str | None,
-) -> Volume:
+def _read_with(reader: Callable[..., Volume], path: Paths, options: dict[str, Any]) -> Volume:
     try:
-        return reader(path, volume_index=volume_index, assume_geometry=assume_geometry)
+        return reader(path, **options)
     except MemoryError:
         path = name_of(path)
         raise BadFile(f"{path}: there is not enough memory to read it; crop the scan or use a larger machine") from None

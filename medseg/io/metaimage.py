@@ -73,13 +73,15 @@ def read_metaimage(path: str | Path, *, volume_index: int | None = None, assume_
         raise BadFile(f"{path}: its voxels are of a type that medseg does not read; save it as MET_FLOAT")
     dtype = np.dtype(kind).newbyteorder(">" if _flag(path, fields, "binarydatabyteordermsb") else "<")
     channels = _channels(path, fields, len(sizes))
-    affine = _affine(path, fields, len(sizes), assume_geometry)
+    affine = _affine(path, fields, len(sizes), assumed=assume_geometry)
     count = sizes[3] if len(sizes) == 4 else 1
     index = choose_volume(path, max(channels, count), volume_index)
     if channels > 1:  # the channels of a voxel lie beside each other
         place = _place(path, header, (channels, *sizes), first=1)
-        return make_volume(path, read_placed(path, place, dtype, (channels, *sizes))[index], affine)
-    data = read_placed(path, _place(path, header, sizes), dtype, sizes[:3], count=count, index=index)
+        data = read_placed(path, place, dtype=dtype, sizes=(channels, *sizes))
+        return make_volume(path, data[index], affine)
+    place = _place(path, header, sizes)
+    data = read_placed(path, place, dtype=dtype, sizes=sizes[:3], count=count, index=index)
     return make_volume(path, data, affine)
 
 
@@ -112,28 +114,7 @@ def _channels(path: str | Path, fields: dict[str, str], dimension: int) -> int:
 def _read_header(path: str | Path) -> _Header:
     with open_file(path) as file:
         head = file.read(MAX_HEADER)
-    fields: dict[str, str] = {}
-    start = 0
-    of_user = False  # whether the last field was the user's, whose text may go on in the next line
-    while "elementdatafile" not in fields:
-        if start >= len(head):
-            raise BadFile(f"{path}: its header is damaged or does not name its data; get the file again")
-        line, newline, _ = head[start:].partition(b"\n")
-        text = line.decode("utf-8", "replace").strip()
-        name, sign, value = (part.strip() for part in text.partition("="))
-        if start == 0 and not (sign and re.fullmatch(r"[A-Za-z_]\w*", name)):
-            raise BadFile(f"{path}: is not a MetaImage file, whatever its name; give the scan itself")
-        start += len(line) + len(newline)
-        key = _ALIASES.get(name.lower(), name.lower())
-        known = _ALIASES.get(text.split()[0].lower(), text.split()[0].lower()) if text else ""
-        if not sign or not name:
-            if not of_user or known in _FIELDS:
-                raise BadFile(f"{path}: its header is damaged or does not name its data; get the file again")
-            continue
-        of_user = key not in _FIELDS
-        if key in fields and not of_user:
-            raise BadFile(f"{path}: its header gives '{name}' twice; the file is damaged")
-        fields[key] = value
+    fields, start = _fields(path, head)
     if fields.get("objecttype", "Image").lower() != "image":
         raise BadFile(f"{path}: is a MetaIO object but not an image; give the scan itself")
     listed: tuple[str, ...] = ()
@@ -143,72 +124,167 @@ def _read_header(path: str | Path) -> _Header:
     return _Header(fields=fields, start=start, listed=listed)
 
 
+def _fields(path: str | Path, head: bytes) -> tuple[dict[str, str], int]:
+    """The fields up to the one that names the data, which is the last, and where they end."""
+    fields: dict[str, str] = {}
+    start = 0
+    of_user = False  # whether the last field was the user's, whose text may go on in the next line
+    while "elementdatafile" not in fields:
+        if start >= len(head):
+            raise _damaged(path)
+        line, newline, _ = head[start:].partition(b"\n")
+        text = line.decode("utf-8", "replace").strip()
+        name, value = _name_and_value(text)
+        if start == 0 and not re.fullmatch(r"[A-Za-z_]\w*", name):
+            raise BadFile(f"{path}: is not a MetaImage file, whatever its name; give the scan itself")
+        start += len(line) + len(newline)
+        if name:
+            key = _key(name)
+            of_user = key not in _FIELDS
+            if key in fields and not of_user:
+                raise BadFile(f"{path}: its header gives '{name}' twice; the file is damaged")
+            fields[key] = value
+        elif not of_user or _begins_with_field(text):
+            raise _damaged(path)
+    return fields, start
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    """What stands before '=' and after it; both '' for a line that is no field."""
+    name, sign, value = (part.strip() for part in text.partition("="))
+    return (name, value) if sign and name else ("", "")
+
+
+def _key(name: str) -> str:
+    """What a field is called here, whichever of its names the header uses."""
+    lower = name.lower()
+    return _ALIASES.get(lower, lower)
+
+
+def _begins_with_field(text: str) -> bool:
+    """Whether a line without '=' begins as a field does that medseg uses."""
+    return bool(text) and _key(text.split()[0]) in _FIELDS
+
+
+def _damaged(path: str | Path) -> BadFile:
+    return BadFile(
+        f"{path}: its header is damaged or does not name its data; get the file again"
+    )
+
+
 def _place(path: str | Path, header: _Header, sizes: tuple[int, ...], *, first: int = 0) -> Place:
     """Where the voxels are, of `sizes` of which the first `first` are no axes of the image."""
     fields = header.fields
     if not _flag(path, fields, "binarydata", default=True):
         raise BadFile(f"{path}: its voxels are written as text; save them as binary data")
     packed = _flag(path, fields, "compresseddata")
-    before = int(_numbers(path, fields, "headersize", count=1, whole=True)[0]) if "headersize" in fields else 0
+    before = _header_size(path, fields)
     if before < -1 or (before == -1 and packed):
         # Of packed data nobody knows how many bytes they are before they are found.
-        raise BadFile(f"{path}: its header gives its data a HeaderSize that cannot be; correct the header")
-    name = fields["elementdatafile"]
-    files: tuple[Path, ...] = (Path(path),)
-    part: tuple[int, ...] = ()
-    words = name.split()
-    if words[:1] == ["LIST"]:
-        files = listed_files(path, header.listed)
-        given = re.fullmatch(r"(\d)[Dd]?", words[1]) if len(words) == 2 else None
-        # Slabs of as many dimensions as the image are read differently by MetaIO itself.
-        if len(words) > 2 or (len(words) == 2 and not (given and first + int(given[1]) < len(sizes))):
-            raise BadFile(f"{path}: its header lists its data files in a way that is not known; correct the header")
-        part = part_sizes(path, sizes, len(files), first + int(given[1]) if given else len(sizes) - 1)
-    elif "%" in name and len(words) == 4:
-        files = listed_files(path, numbered_names(path, words[0], words[1:]))
-        part = part_sizes(path, sizes, len(files), len(sizes) - 1)
-    elif name.upper() != "LOCAL":
-        files = listed_files(path, [name])
-    attached = name.upper() == "LOCAL"
-    if attached and 0 < before < header.start:
-        raise BadFile(f"{path}: its header puts the voxels into the header itself; the file is damaged")
+        raise BadFile(
+            f"{path}: its header gives its data a HeaderSize that cannot be; correct the header"
+        )
+    files, part = _data_files(path, header, sizes, first=first)
+    attached_at = header.start if fields["elementdatafile"].upper() == "LOCAL" else 0
+    if 0 < before < attached_at:
+        raise BadFile(
+            f"{path}: its header puts the voxels into the header itself; the file is damaged"
+        )
     return Place(
         files=files,
         part=part,
         packing="zlib" if packed else None,
-        start=before if before > 0 else header.start if attached else 0,
+        start=before if before > 0 else attached_at,
         foreign=before > 0,
         at_end=before == -1,
     )
 
 
-def _affine(path: str | Path, fields: dict[str, str], dimension: int, assumed: str | None) -> NDArray[np.float64]:
-    if "elementspacing" not in fields and "elementsize" not in fields:
-        raise BadFile(f"{path}: its header does not say how large its voxels are; correct the header")
-    spacing = _numbers(path, fields, "elementspacing" if "elementspacing" in fields else "elementsize", count=dimension)
-    unit = fields.get("distanceunits", "")
-    if unit not in _MM_PER_UNIT:
-        raise BadFile(f"{path}: its lengths are in '{unit[:20]}', which MetaImage does not know; correct its header")
-    to_mm = _MM_PER_UNIT[unit]
-    if min(spacing[:3]) <= 0:
-        raise BadFile(f"{path}: its voxel size is not positive; correct the header")
-    spacing = [to_mm * length for length in spacing]
+def _header_size(path: str | Path, fields: dict[str, str]) -> int:
+    """Bytes of another program's header before the data; 0 if there is none, -1 if it is all before
+    them.
+    """
+    if "headersize" not in fields:
+        return 0
+    return int(_numbers(path, fields, "headersize", count=1, whole=True)[0])
+
+
+def _data_files(
+    path: str | Path, header: _Header, sizes: tuple[int, ...], *, first: int
+) -> tuple[tuple[Path, ...], tuple[int, ...]]:
+    """The files that hold the voxels, and the sizes of what each holds, () if one holds all."""
+    name = header.fields["elementdatafile"]
+    words = name.split()
+    if words[:1] == ["LIST"]:
+        files = listed_files(path, header.listed)
+        dimension = _listed_dimension(path, words[1:], first=first, dimension=len(sizes))
+        return files, part_sizes(path, sizes, len(files), dimension=dimension)
+    if "%" in name and len(words) == 4:
+        files = listed_files(path, numbered_names(path, words[0], words[1:]))
+        return files, part_sizes(path, sizes, len(files), dimension=len(sizes) - 1)
+    if name.upper() != "LOCAL":
+        return listed_files(path, [name]), ()
+    return (Path(path),), ()
+
+
+def _listed_dimension(path: str | Path, words: list[str], *, first: int, dimension: int) -> int:
+    """How many of the axes each listed file has, by the words after LIST; without, all but one."""
+    if not words:
+        return dimension - 1
+    given = re.fullmatch(r"(\d)[Dd]?", words[0]) if len(words) == 1 else None
+    # Slabs of as many dimensions as the image are read differently by MetaIO itself.
+    if given is None or first + int(given[1]) >= dimension:
+        raise BadFile(
+            f"{path}: its header lists its data files in a way that is not known; "
+            "correct the header"
+        )
+    return first + int(given[1])
+
+
+def _affine(
+    path: str | Path, fields: dict[str, str], dimension: int, *, assumed: str | None
+) -> NDArray[np.float64]:
+    to_mm, spacing = _spacing_mm(path, fields, dimension)
     affine = np.eye(4)
     if assumed == "pixdim":
-        affine[:3, :3] = np.diag(spacing[:3])
+        affine[:3, :3] = np.diag(spacing)
         return affine
     if "transformmatrix" not in fields or "offset" not in fields:
         raise BadFile(f"{path}: its header does not say where the voxels lie; {_ASSUME}")
-    rows = np.reshape(_numbers(path, fields, "transformmatrix", count=dimension**2), (dimension, dimension))
+    entries = _numbers(path, fields, "transformmatrix", count=dimension**2)
+    rows = np.reshape(entries, (dimension, dimension))
     offset = _numbers(path, fields, "offset", count=dimension)
     if dimension == 4 and (rows[3, :3].any() or rows[:3, 3].any()):
         raise BadFile(f"{path}: its fourth axis is mixed with space; give one volume")
     norms = np.sqrt((rows[:3, :3] ** 2).sum(axis=1))
     if not (np.abs(norms - 1) < 1e-3).all():
-        raise BadFile(f"{path}: the directions in its header are not of length 1; the file is damaged")
-    affine[:3, :3] = rows[:3, :3].T * spacing[:3]
+        raise BadFile(
+            f"{path}: the directions in its header are not of length 1; the file is damaged"
+        )
+    affine[:3, :3] = rows[:3, :3].T * spacing
     affine[:3, 3] = np.array(offset[:3]) * to_mm
     return LPS @ affine
+
+
+def _spacing_mm(
+    path: str | Path, fields: dict[str, str], dimension: int
+) -> tuple[float, list[float]]:
+    """How many mm the header's unit of length is, and the voxel size along the first three axes."""
+    if "elementspacing" not in fields and "elementsize" not in fields:
+        raise BadFile(
+            f"{path}: its header does not say how large its voxels are; correct the header"
+        )
+    name = "elementspacing" if "elementspacing" in fields else "elementsize"
+    spacing = _numbers(path, fields, name, count=dimension)[:3]
+    unit = fields.get("distanceunits", "")
+    if unit not in _MM_PER_UNIT:
+        raise BadFile(
+            f"{path}: its lengths are in '{unit[:20]}', which MetaImage does not know; "
+            "correct its header"
+        )
+    if min(spacing) <= 0:
+        raise BadFile(f"{path}: its voxel size is not positive; correct the header")
+    return _MM_PER_UNIT[unit], [_MM_PER_UNIT[unit] * length for length in spacing]
 
 
 def _numbers(
@@ -251,12 +327,18 @@ def write_metaimage(volume: Volume, path: str | Path, *, table: LabelTable | Non
         with atomic_write(Path(path).with_name(name)) as file:
             file.writelines(packed)
     with atomic_write(path) as file:
-        file.write(_header_text(volume, _WRITTEN[dtype.str[1:]], sum(map(len, packed)), name).encode())
+        text = _header_text(
+            volume,
+            kind=_WRITTEN[dtype.str[1:]],
+            packed_size=sum(map(len, packed)),
+            data_file=name,
+        )
+        file.write(text.encode())
         if name == "LOCAL":
             file.writelines(packed)
 
 
-def _header_text(volume: Volume, kind: str, packed_size: int, name: str) -> str:
+def _header_text(volume: Volume, *, kind: str, packed_size: int, data_file: str) -> str:
     lps = LPS @ volume.affine
     spacing = spacing_of(lps)
     directions = lps[:3, :3] / spacing
@@ -277,6 +359,6 @@ def _header_text(volume: Volume, kind: str, packed_size: int, name: str) -> str:
         f"ElementSpacing = {plain(spacing)}",
         f"DimSize = {' '.join(map(str, volume.shape))}",
         f"ElementType = {kind}",
-        f"ElementDataFile = {name}",
+        f"ElementDataFile = {data_file}",
     ]
     return "\n".join(lines) + "\n"

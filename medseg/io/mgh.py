@@ -46,7 +46,7 @@ def read_mgh(path: str | Path, *, volume_index: int | None = None, assume_geomet
         check_axes(path, (i, j, k, frames))
         if kind not in _DTYPES:
             raise BadFile(f"{path}: its voxels are of type {kind}, which medseg does not read; save it as float")
-        affine = _affine(path, header[7:], (i, j, k), assume_geometry)
+        affine = _affine(path, header[7:], (i, j, k), assumed=assume_geometry)
         index = choose_volume(path, frames, volume_index)
         data = read_voxels(stream, np.dtype(_DTYPES[kind]).newbyteorder(">"), (i, j, k), count=frames, index=index)
         stream.finish(extra=MAX_TAGS)
@@ -60,7 +60,11 @@ def read_mgh(path: str | Path, *, volume_index: int | None = None, assume_geomet
 
 
 def _affine(
-    path: str | Path, geometry: tuple[float, ...], shape: tuple[int, int, int], assumed: str | None
+    path: str | Path,
+    geometry: tuple[float, ...],
+    shape: tuple[int, int, int],
+    *,
+    assumed: str | None,
 ) -> NDArray[np.float64]:
     good, spacing = geometry[0], np.array(geometry[1:4])
     if not np.isfinite(geometry).all():
@@ -90,7 +94,8 @@ def write_mgh(volume: Volume, path: str | Path, *, table: LabelTable | None = No
     spacing = spacing_of(volume.affine)
     directions = volume.affine[:3, :3] / spacing
     centre = volume.affine[:3, :3] @ (np.array(volume.shape) / 2) + volume.affine[:3, 3]
-    header = struct.pack(_HEADER, 1, *volume.shape, 1, code, 0, 1, *spacing, *directions.T.ravel(), *centre)
+    numbers = (1, *volume.shape, 1, code, 0, 1, *spacing, *directions.T.ravel(), *centre)
+    header = struct.pack(_HEADER, *numbers)
     with atomic_write(path) as file:
         pieces = slabs(volume.data, dtype.newbyteorder(">"))
         if not str(path).lower().endswith(("z", ".gz")):

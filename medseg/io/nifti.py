@@ -13,9 +13,10 @@ import math
 import struct
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,6 @@ _NIFTI2 = {
     "sform_code": (348, "i"), "quatern": (352, "3d"), "qoffset": (376, "3d"), "srow": (400, "12d"),
 }  # fmt: skip
 
-
 #: The space of a scan whose header names none that can be trusted: 'aligned to another scan', which
 #: here is the scan.
 _UNNAMED = Space(qform_code=2, sform_code=2)
@@ -66,7 +66,30 @@ _MAX_EXTENSIONS = 1 << 24
 _TOO_SHORT = "is too short to be a NIfTI file; it is damaged or something else"
 
 
-class _Header(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class _Version:
+    """One of the two versions of the format, which the first number of a header, its length, tells.
+
+    magic: where the word stands that says what it is. words: that of one file, and that of a pair.
+    """
+
+    layout: dict[str, tuple[int, str]]
+    magic: slice
+    words: tuple[bytes, bytes]
+
+
+_VERSIONS = {
+    348: _Version(layout=_NIFTI1, magic=slice(344, 348), words=(b"n+1\0", b"ni1\0")),
+    540: _Version(
+        layout=_NIFTI2,
+        magic=slice(4, 12),
+        words=(b"n+2\0\r\n\x1a\n", b"ni2\0\r\n\x1a\n"),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
     fields: dict[str, Any]
     order: Literal["<", ">"]
     single: bool  # whether it is NIfTI-1, whose numbers are float32
@@ -87,7 +110,14 @@ def read_nifti(path: str | Path, *, volume_index: int | None = None, assume_geom
             header = _read_header(path, stream, pair=True)
             stream.finish(extra=_MAX_EXTENSIONS)
         with ByteStream(voxels, packing=_packing(voxels), owner=path) as stream:
-            data, affine, space = _read(path, header, stream, volume_index, assume_geometry, mended)
+            data, affine, space = _read(
+                path,
+                header,
+                stream,
+                volume_index=volume_index,
+                assumed=assume_geometry,
+                mended=mended,
+            )
     else:
         packing = _packing(path)
         if packing and not is_gzip(path):  # what it is, its first bytes say: the header is checked as any other
@@ -95,17 +125,26 @@ def read_nifti(path: str | Path, *, volume_index: int | None = None, assume_geom
             mended.append("it is not gzipped, whatever its name, and was read as it is")
         with ByteStream(path, packing=packing) as stream:
             header = _read_header(path, stream, pair=False)
-            data, affine, space = _read(path, header, stream, volume_index, assume_geometry, mended)
+            data, affine, space = _read(
+                path,
+                header,
+                stream,
+                volume_index=volume_index,
+                assumed=assume_geometry,
+                mended=mended,
+            )
     slope, intercept = _scaling(path, header.fields, mended)
     for what in mended:
         warnings.warn(f"{path}: {what}", DataWarning, stacklevel=3)
-    return make_volume(path, rescale(path, data, slope, intercept), affine, space)
+    data = rescale(path, data, slope=slope, intercept=intercept)
+    return make_volume(path, data, affine, space=space)
 
 
 def _read(
     path: str | Path,
     header: _Header,
     stream: ByteStream,
+    *,
     volume_index: int | None,
     assumed: str | None,
     mended: list[str],
@@ -117,7 +156,7 @@ def _read(
     sizes = _sizes(path, fields["dim"], mended)
     shape, count = (sizes[0], sizes[1], sizes[2]), sizes[3] if len(sizes) > 3 else 1
     dtype = _dtype(path, fields, mended).newbyteorder(header.order)
-    affine, space = _affine(path, fields, shape, assumed, single=header.single)
+    affine, space = _affine(path, fields, shape, assumed=assumed, single=header.single)
     offset = fields["vox_offset"]
     if not (math.isfinite(offset) and offset == int(offset) and offset >= header.voxels_at):
         raise BadFile(f"{path}: its header puts the voxels at an impossible place; the file is damaged")
@@ -125,7 +164,7 @@ def _read(
     stream.check_claim(int(offset) - header.voxels_at + math.prod(shape) * count * dtype.itemsize)
     stream.skip(int(offset) - header.voxels_at)
     data = read_voxels(stream, dtype, shape, count=count, index=index)
-    finish_voxels(path, stream, data, (*shape, count) if count > 1 else shape)
+    finish_voxels(path, stream, data, sizes=(*shape, count) if count > 1 else shape)
     return data, affine, space
 
 
@@ -174,36 +213,44 @@ def _read_header(path: str | Path, stream: ByteStream, *, pair: bool) -> _Header
         raise
     orders: tuple[Literal["<", ">"], ...] = ("<", ">")
     for order in orders:
-        size = struct.unpack_from(order + "i", start)[0]
-        magic = start[344:348] if size == 348 else start[4:12] if size == 540 else b""
-        if magic in (b"n+1\0", b"ni1\0"):
-            _check_kind(path, magic[1:2] == b"i", pair)
-            return _Header(
-                _unpack(_NIFTI1, order, start),
-                order,
-                True,
-                0 if pair else _flagged(path, stream, 352),
-            )
-        if magic in (b"n+2\0\r\n\x1a\n", b"ni2\0\r\n\x1a\n"):
-            _check_kind(path, magic[1:2] == b"i", pair)
-            start += bytes(stream.read(540 - 348))
-            return _Header(
-                _unpack(_NIFTI2, order, start),
-                order,
-                False,
-                0 if pair else _flagged(path, stream, 544),
-            )
-        if size == 348 and pair:
-            raise BadFile(
-                f"{path}: is an Analyze file, which does not say which side of it is left; "
-                "export the scan as NIfTI or DICOM from where it was made"
-            )
+        header = _header_in(path, stream, start, order=order, pair=pair)
+        if header is not None:
+            return header
     if start[:2] == b"\x1f\x8b":
         raise BadFile(f"{path}: is gzip data; name it {'.hdr.gz' if pair else '.nii.gz'}")
     raise BadFile(f"{path}: is not a NIfTI file, whatever its name; give the scan itself")
 
 
-def _check_kind(path: str | Path, of_pair: bool, pair: bool) -> None:
+def _header_in(
+    path: str | Path, stream: ByteStream, start: bytes, *, order: Literal["<", ">"], pair: bool
+) -> _Header | None:
+    """The header that begins with `start`, whose rest follows in the stream; None if it is none in
+    this byte order.
+    """
+    size = struct.unpack_from(order + "i", start)[0]
+    version = _VERSIONS.get(size)
+    if version is None:
+        return None
+    magic = start[version.magic]
+    if magic not in version.words:
+        if size == 348 and pair:
+            raise BadFile(
+                f"{path}: is an Analyze file, which does not say which side of it is left; "
+                "export the scan as NIfTI or DICOM from where it was made"
+            )
+        return None
+    _check_kind(path, of_pair=magic == version.words[1], pair=pair)
+    if size > len(start):
+        start += bytes(stream.read(size - len(start)))
+    return _Header(
+        fields=_unpack(version.layout, order, start),
+        order=order,
+        single=version.layout is _NIFTI1,
+        voxels_at=0 if pair else _flagged(path, stream, size + 4),
+    )
+
+
+def _check_kind(path: str | Path, *, of_pair: bool, pair: bool) -> None:
     if of_pair and not pair:
         raise BadFile(f"{path}: is the header of a .hdr/.img pair; name it .hdr, with the voxels beside it as .img")
     if pair and not of_pair:
@@ -280,8 +327,8 @@ def _affine(
     path: str | Path,
     fields: dict[str, Any],
     shape: tuple[int, int, int],
-    assumed: str | None,
     *,
+    assumed: str | None,
     single: bool,
 ) -> tuple[NDArray[np.float64], Space]:
     """Voxel index to RAS+ mm, and in which space. All that the header says must agree, unless
@@ -307,7 +354,7 @@ def _affine(
             raise BadFile(f"{path}: its header does not say where the voxels lie; {_ASSUME}")
         affine = next(iter(placed.values()))
         space = Space(qform_code=codes["qform"], sform_code=codes["sform"])
-        _check_agreement(path, placed, fields, shape)
+        _check_agreement(path, placed, fields, shape=shape)
     affine = scale * affine
     # NIfTI-1 stores float32: rounded to it here, every affine read can be written back exactly.
     return (affine.astype(np.float32).astype(np.float64) if single else affine), space
@@ -325,7 +372,13 @@ def _space_of_one(name: str, code: int) -> Space:
 _ASSUME = "say which to trust with --assume-geometry sform, qform or pixdim"
 
 
-def _check_agreement(path: str | Path, placed: dict[str, NDArray], fields: dict[str, Any], shape: tuple) -> None:
+def _check_agreement(
+    path: str | Path,
+    placed: dict[str, NDArray],
+    fields: dict[str, Any],
+    *,
+    shape: tuple[int, int, int],
+) -> None:
     first = next(iter(placed.values()))
     if not all(np.isfinite(affine).all() for affine in placed.values()):
         raise BadFile(f"{path}: its qform or sform holds values that are not finite; {_ASSUME}")
@@ -407,7 +460,7 @@ def _header_bytes(volume: Volume, datatype: int, itemsize: int) -> bytes:
     quaternion, handedness = _quaternion(stored)
     codes = volume.space
     if codes.sform_code == 0:
-        exact = None if two else _exact_qform(stored, quaternion, spacing, handedness)
+        exact = None if two else _exact_qform(stored, quaternion, spacing, handedness=handedness)
         if exact is None:  # then only the sform can say where the voxels lie, and it leads to the same space
             codes = Space(qform_code=codes.qform_code, sform_code=codes.qform_code)
         else:
@@ -427,12 +480,13 @@ def _header_bytes(volume: Volume, datatype: int, itemsize: int) -> bytes:
         "srow": tuple(stored[:3].ravel()),
     }
     raw = bytearray(length)
-    struct.pack_into("<i", raw, 0, 540 if two else 348)
+    raw[:4] = struct.pack("<i", 540 if two else 348)
     raw[4:12] = b"n+2\0\r\n\x1a\n" if two else raw[4:12]
     raw[344:348] = raw[344:348] if two else b"n+1\0"
     for name, values in fields.items():
         offset, code = layout[name]
-        struct.pack_into("<" + code, raw, offset, *values)
+        packed = struct.pack("<" + code, *values)
+        raw[offset : offset + len(packed)] = packed
     return bytes(raw)
 
 
@@ -460,6 +514,7 @@ def _exact_qform(
     affine: NDArray,
     quaternion: tuple[float, float, float],
     spacing: tuple[float, float, float],
+    *,
     handedness: float,
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
     """(b, c, d) and spacing in float32 from which a reader gets an affine of float32 values to the

@@ -95,7 +95,7 @@ class Header:
     listed: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """What the data is: stored dtype, all sizes, which axis lists volumes (None if there is none), RAS+ mm affine."""
 
@@ -130,28 +130,40 @@ def parse_header(path: str | Path) -> Header:
     end = re.search(rb"\n\r?\n", head)
     if end is None and len(head) == MAX_HEADER:
         raise BadFile(f"{path}: its header does not end; the file is damaged")
+    start = end.end() if end else len(head)
+    text = _text(head[: end.start() if end else None])
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
     fields: dict[str, str] = {}
     keys: dict[str, str] = {}
-    lines = [line.removesuffix("\r") for line in _text(head[: end.start() if end else None]).split("\n")]
     for number, line in enumerate(lines[1:], 2):
         if line.startswith("#") or not line:
             continue
-        name, colon, value = line.partition(":")
-        name = name.lower().replace(" ", "")
-        if name not in _FIELDS or value.startswith("="):
-            key, sign, text = line.partition(":=")
-            if sign:
-                keys[key] = text
-            elif not colon:
-                raise BadFile(f"{path}: its header has a line that is not NRRD; the file is damaged")
-            continue
+        name = _add_line(path, line, fields=fields, keys=keys)
+        if name == "datafile" and fields[name].split()[:1] == ["LIST"]:  # always the last field
+            listed = filter(None, map(str.strip, lines[number:]))
+            return Header(fields=fields, keys=keys, start=len(head), listed=tuple(listed))
+    return Header(fields=fields, keys=keys, start=start)
+
+
+def _add_line(
+    path: str | Path, line: str, *, fields: dict[str, str], keys: dict[str, str]
+) -> str:
+    """Add what a line says to the fields or to the keys; returns the name of the field, '' for a
+    key.
+    """
+    name, colon, value = line.partition(":")
+    name = name.lower().replace(" ", "")
+    if name in _FIELDS and not value.startswith("="):
         if name in fields:
             raise BadFile(f"{path}: its header gives '{name}' twice; the file is damaged")
         fields[name] = value.strip()
-        if name == "datafile" and fields[name].split()[:1] == ["LIST"]:  # always the last field
-            listed = tuple(line.strip() for line in lines[number:] if line.strip())
-            return Header(fields=fields, keys=keys, start=len(head), listed=listed)
-    return Header(fields=fields, keys=keys, start=end.end() if end else len(head))
+        return name
+    key, sign, text = line.partition(":=")
+    if sign:
+        keys[key] = text
+    elif not colon:
+        raise BadFile(f"{path}: its header has a line that is not NRRD; the file is damaged")
+    return ""
 
 
 def _text(head: bytes) -> str:
@@ -181,13 +193,13 @@ def parse_layout(path: str | Path, header: Header, assume_geometry: str | None =
         if endian not in ("little", "big"):
             raise BadFile(f"{path}: its header gives an unknown byte order; the file is damaged")
         dtype = dtype.newbyteorder("<" if endian == "little" else ">")
-    list_axis, affine = _geometry(path, fields, len(sizes), assume_geometry)
+    list_axis, affine = _geometry(path, fields, len(sizes), assumed=assume_geometry)
     if list_axis is not None:
         kinds = fields.get("kinds", "").lower().split()
         kind = kinds[list_axis] if len(kinds) == len(sizes) else ""
         if sizes[list_axis] > 1 and kind in _COLOR_KINDS:
             raise BadFile(f"{path}: holds {sizes[list_axis]} values per voxel (colour or vectors); give grey values")
-    return Layout(dtype, sizes, list_axis, affine)
+    return Layout(dtype=dtype, sizes=sizes, list_axis=list_axis, affine=affine)
 
 
 def read_data(path: str | Path, header: Header, layout: Layout) -> NDArray:
@@ -209,7 +221,7 @@ def read_data(path: str | Path, header: Header, layout: Layout) -> NDArray:
         skipped=max(skipped, 0),
         at_end=skipped == -1,
     )
-    return read_placed(path, place, layout.dtype, layout.sizes)
+    return read_placed(path, place, dtype=layout.dtype, sizes=layout.sizes)
 
 
 def _skip(path: str | Path, fields: dict[str, str], name: str) -> int:
@@ -233,30 +245,27 @@ def _data_files(path: str | Path, header: Header, sizes: tuple[int, ...]) -> tup
     if len(more) > 1 or not all(word.isdecimal() for word in more):
         raise BadFile(f"{path}: its header lists its data files in a way that NRRD does not know; correct the header")
     files = listed_files(path, names)
-    return files, part_sizes(path, sizes, len(files), int(more[0]) if more else len(sizes) - 1)
+    dimension = int(more[0]) if more else len(sizes) - 1
+    return files, part_sizes(path, sizes, len(files), dimension=dimension)
 
 
 def _geometry(
-    path: str | Path, fields: dict[str, str], dimension: int, assumed: str | None
+    path: str | Path, fields: dict[str, str], dimension: int, *, assumed: str | None
 ) -> tuple[int | None, NDArray[np.float64]]:
     """Which axis lists volumes, and voxel index to RAS+ mm."""
     if assumed == "pixdim":
         return _voxel_size_only(path, fields, dimension)
     to_ras, world = _space(path, fields, dimension)
     if "spacedirections" not in fields:
-        raise _unplaced(
-            path,
-            fields,
-            dimension,
-            "does not say where the voxels lie ('space directions' is missing)",
-        )
-    list_axis, vectors = _axes(path, fields, dimension, world)
-    origin = _vectors(path, fields, "spaceorigin", world) if "spaceorigin" in fields else []
+        what = "does not say where the voxels lie ('space directions' is missing)"
+        raise _unplaced(path, fields, dimension, what=what)
+    list_axis, vectors = _axes(path, fields, dimension, world=world)
+    origin = _vectors(path, fields, "spaceorigin", length=world) if "spaceorigin" in fields else []
     if len(origin) != 1 or origin[0] is None:
-        raise _unplaced(path, fields, dimension, "gives no single origin")
+        raise _unplaced(path, fields, dimension, what="gives no single origin")
     affine = np.eye(4)
     affine[:3, :3] = vectors
-    units = _unit_names(path, fields, "spaceunits", world)[:3]
+    units = _unit_names(path, fields, "spaceunits", count=world)[:3]
     affine[:3, 3] = np.array(origin[0][:3]) * _mm_per_unit(path, units)
     return list_axis, to_ras @ affine
 
@@ -276,10 +285,11 @@ def _space(path: str | Path, fields: dict[str, str], dimension: int) -> tuple[ND
         # images of four, which it writes with just these fields; the first three of its axes are
         # always LPS.
         return LPS, 4
-    raise _unplaced(path, fields, dimension, "does not say in which space the voxels lie")
+    what = "does not say in which space the voxels lie"
+    raise _unplaced(path, fields, dimension, what=what)
 
 
-def _unplaced(path: str | Path, fields: dict[str, str], dimension: int, what: str) -> BadFile:
+def _unplaced(path: str | Path, fields: dict[str, str], dimension: int, *, what: str) -> BadFile:
     """What to raise where the place of the voxels is unknown; `pixdim` is advised only where it
     works.
     """
@@ -295,51 +305,93 @@ def _voxel_size_only(
 ) -> tuple[int | None, NDArray[np.float64]]:
     """Which axis lists volumes, and an affine of the voxel size along RAS+ axes."""
     if "spacings" not in fields:
-        if "spacedirections" not in fields:
-            raise BadFile(f"{path}: its header does not say how large its voxels are; correct the header")
-        first = re.search(r"\(([^()]*)\)", fields["spacedirections"])
-        list_axis, vectors = _axes(path, fields, dimension, first[1].count(",") + 1 if first else 3)
-        return list_axis, np.diag([*np.linalg.norm(vectors, axis=0), 1.0])
+        return _length_of_directions(path, fields, dimension)
     spacings = _numbers(path, fields, "spacings", count=dimension, or_nan=True)
-    kinds = fields.get("kinds", "").lower().split()
-    kinds = kinds if len(kinds) == dimension else ["domain"] * dimension
-    lists = [axis for axis in range(dimension) if math.isnan(spacings[axis]) or kinds[axis] not in _SPACE_KINDS]
-    if dimension - len(lists) != 3 or len(lists) > 1:
-        raise BadFile(f"{path}: does not say which three of its {dimension} axes lie in space; give one volume")
-    if not all(spacings[axis] > 0 for axis in range(dimension) if axis not in lists):
-        raise BadFile(f"{path}: its voxel size is not positive; correct the header")
+    lists = _axes_beyond_space(fields, spacings)
     in_space = [axis for axis in range(dimension) if axis not in lists]
-    if "units" in fields:
-        names = [_unit_names(path, fields, "units", dimension)[axis] for axis in in_space]
-    else:  # of the axes of space; which of the file's axes each is does not matter if all are alike
-        names = _unit_names(path, fields, "spaceunits", 3)
-        if len(set(names)) > 1:
-            raise BadFile(f"{path}: its header does not say in which unit its spacings are; correct the header")
+    if len(in_space) != 3 or len(lists) > 1:
+        raise BadFile(
+            f"{path}: does not say which three of its {dimension} axes lie in space; "
+            "give one volume"
+        )
+    if not all(spacings[axis] > 0 for axis in in_space):
+        raise BadFile(f"{path}: its voxel size is not positive; correct the header")
+    names = _spacing_units(path, fields, dimension, in_space=in_space)
     lengths = np.array(spacings)[in_space] * _mm_per_unit(path, names)
     return (lists[0] if lists else None), np.diag([*lengths, 1.0])
 
 
+def _length_of_directions(
+    path: str | Path, fields: dict[str, str], dimension: int
+) -> tuple[int | None, NDArray[np.float64]]:
+    """As `_voxel_size_only`, from the lengths of the space directions."""
+    if "spacedirections" not in fields:
+        raise BadFile(
+            f"{path}: its header does not say how large its voxels are; correct the header"
+        )
+    first = re.search(r"\(([^()]*)\)", fields["spacedirections"])
+    world = first[1].count(",") + 1 if first else 3
+    list_axis, vectors = _axes(path, fields, dimension, world=world)
+    return list_axis, np.diag([*np.linalg.norm(vectors, axis=0), 1.0])
+
+
+def _axes_beyond_space(fields: dict[str, str], spacings: Sequence[float]) -> list[int]:
+    """The axes that are none of space, by their kinds and by spacings that are no numbers."""
+    kinds = fields.get("kinds", "").lower().split()
+    if len(kinds) != len(spacings):
+        kinds = ["domain"] * len(spacings)
+    axes = range(len(spacings))
+    return [axis for axis in axes if math.isnan(spacings[axis]) or kinds[axis] not in _SPACE_KINDS]
+
+
+def _spacing_units(
+    path: str | Path, fields: dict[str, str], dimension: int, *, in_space: Sequence[int]
+) -> list[str]:
+    """The unit of the spacing of each axis in space, as the header names it; '' if it does not."""
+    if "units" in fields:
+        names = _unit_names(path, fields, "units", count=dimension)
+        return [names[axis] for axis in in_space]
+    # Of the axes of space; which of the file's axes each is does not matter if all are alike.
+    names = _unit_names(path, fields, "spaceunits", count=3)
+    if len(set(names)) > 1:
+        raise BadFile(
+            f"{path}: its header does not say in which unit its spacings are; correct the header"
+        )
+    return names
+
+
 def _axes(
-    path: str | Path, fields: dict[str, str], dimension: int, world: int
+    path: str | Path, fields: dict[str, str], dimension: int, *, world: int
 ) -> tuple[int | None, NDArray[np.float64]]:
     """Which axis lists volumes, and the other three in mm as the columns of a (3, 3) matrix."""
-    vectors = _vectors(path, fields, "spacedirections", world)
+    vectors = _vectors(path, fields, "spacedirections", length=world)
     if world == 4:
-        in_time = [axis for axis, vector in enumerate(vectors) if vector is not None and vector[3]]
-        if len(in_time) != 1 or any((vectors[in_time[0]] or [])[:3]):
-            raise BadFile(f"{path}: its fourth axis is mixed with space; give one volume")
-        vectors = [None if axis in in_time or vector is None else vector[:3] for axis, vector in enumerate(vectors)]
+        vectors = _without_time(path, vectors)
     lists = [axis for axis, vector in enumerate(vectors) if vector is None]
     if len(vectors) != dimension or dimension - len(lists) != 3:
         raise BadFile(f"{path}: does not have three axes in space; give one volume")
     if len(lists) > 1:
         raise BadFile(f"{path}: has {dimension} dimensions; give one volume")
     columns = np.array([vector for vector in vectors if vector is not None]).T
-    units = _unit_names(path, fields, "spaceunits", world)[:3]
+    units = _unit_names(path, fields, "spaceunits", count=world)[:3]
     return (lists[0] if lists else None), columns * _mm_per_unit(path, units)[:, None]
 
 
-def _unit_names(path: str | Path, fields: dict[str, str], name: str, count: int) -> list[str]:
+def _without_time(
+    path: str | Path, vectors: Sequence[list[float] | None]
+) -> list[list[float] | None]:
+    """Vectors in space and time as those in space alone; None for the one axis that is time."""
+    in_time = [axis for axis, vector in enumerate(vectors) if vector is not None and vector[3]]
+    if len(in_time) != 1 or any((vectors[in_time[0]] or [])[:3]):
+        raise BadFile(f"{path}: its fourth axis is mixed with space; give one volume")
+    in_space = [None if vector is None else vector[:3] for vector in vectors]
+    in_space[in_time[0]] = None
+    return in_space
+
+
+def _unit_names(
+    path: str | Path, fields: dict[str, str], name: str, *, count: int
+) -> list[str]:
     """The unit of each of `count` axes from 'space units' or 'units', as the header names it; '' if
     it does not.
     """
@@ -399,7 +451,9 @@ def _numbers(
     return numbers
 
 
-def _vectors(path: str | Path, fields: dict[str, str], name: str, length: int) -> list[list[float] | None]:
+def _vectors(
+    path: str | Path, fields: dict[str, str], name: str, *, length: int
+) -> list[list[float] | None]:
     """Vectors of `length` such as `none (1,0,0) (0,1,0)`; None for 'none'."""
     text = fields[name]
     if not re.fullmatch(r"\s*(?:(?:none|\([^()]*\))\s*)+", text):
@@ -423,15 +477,15 @@ def write_nrrd(volume: Volume, path: str | Path, *, table: LabelTable | None = N
     dtype = stored_dtype(volume.data)
     header = header_text(path, volume, dtype)
     if not str(path).lower().endswith(".nhdr"):
-        write_attached(path, header, volume.data, dtype)
+        write_attached(path, header, volume.data, dtype=dtype)
         return
     name = f"{Path(path).stem}.{digest(volume.data, dtype)}.raw.gz"
-    write_attached(Path(path).with_name(name), "", volume.data, dtype)
+    write_attached(Path(path).with_name(name), "", volume.data, dtype=dtype)
     with atomic_write(path) as file:
         file.write(f"{header}data file: {name}\n".encode())
 
 
-def write_attached(path: str | Path, header: str, data: NDArray, dtype: np.dtype) -> None:
+def write_attached(path: str | Path, header: str, data: NDArray, *, dtype: np.dtype) -> None:
     """A file of header, blank line and gzipped voxels; without header of gzipped voxels alone."""
     with atomic_write(path) as file:
         if header:

@@ -62,7 +62,8 @@ def read_placed(
     `path` is the header, which warnings name. Raises `BadFile` for files that hold less or more.
     """
     if not place.part:
-        return _read_file(path, place, place.files[0], dtype, sizes, count=count, index=index)
+        file = place.files[0]
+        return _read_file(path, place, file, dtype=dtype, sizes=sizes, count=count, index=index)
     total = math.prod(sizes) * count * dtype.itemsize
     if total > MAX_BYTES:
         raise BadFile(
@@ -77,7 +78,7 @@ def read_placed(
     every = np.empty(math.prod(sizes) * count, dtype.newbyteorder("="))
     step = math.prod(part)
     for number, file in enumerate(place.files):
-        voxels = _read_file(path, place, file, dtype, part)
+        voxels = _read_file(path, place, file, dtype=dtype, sizes=part)
         every[number * step : (number + 1) * step] = voxels.reshape(-1, order="F")
     return every.reshape((*sizes, count), order="F")[..., index]
 
@@ -140,9 +141,9 @@ def _read_file(
     path: str | Path,
     place: Place,
     file: Path,
+    *,
     dtype: np.dtype,
     sizes: Sequence[int],
-    *,
     count: int = 1,
     index: int = 0,
 ) -> NDArray:
@@ -165,5 +166,6 @@ def _read_file(
             # Where the voxels begin, a person said; only if all else fits is that certain.
             stream.finish()
         else:
-            finish_voxels(path, stream, data, (*sizes, count) if count > 1 else sizes)
+            every = (*sizes, count) if count > 1 else sizes
+            finish_voxels(path, stream, data, sizes=every)
     return data

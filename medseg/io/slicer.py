@@ -12,9 +12,9 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,8 @@ _CONTEXT = "Segmentation category and type - 3D Slicer General Anatomy list"
 _REGION_CONTEXT = "Anatomic codes - DICOM master list"
 
 
-class _Segment(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class _Segment:
     layer: int
     stored: int  # value in its layer
     label: Label  # with the value it has once the layers are one label map
@@ -72,12 +73,15 @@ def read_seg_nrrd(
         wanted = [by_value[value] for value in chosen(path, _table(path, known), segments)]
     layers = _layers(path, header, layout)
     for number, layer in enumerate(layers):
-        _check_layer(path, layer, [segment for segment in known if segment.layer == number], layout)
+        there = [segment for segment in known if segment.layer == number]
+        _check_layer(path, layer, segments=there, layout=layout)
     painted = _merged(path, layers, known) if segments is None else _painted(layers, wanted)
     return labels_only(path, make_volume(path, painted, layout.affine))
 
 
-def _check_layer(path: str | Path, layer: NDArray, segments: Sequence[_Segment], layout: Layout) -> None:
+def _check_layer(
+    path: str | Path, layer: NDArray, *, segments: Sequence[_Segment], layout: Layout
+) -> None:
     """Raise `BadFile` for values that no segment names; warn of labels where Slicer shows none."""
     values = labels_only(path, make_volume(path, layer, layout.affine)).data
     if _reaches_out(values, [segment.extent for segment in segments]):
@@ -173,16 +177,18 @@ def _parse(path: str | Path, assume_geometry: str | None) -> tuple[Header, Layou
     segments: list[_Segment] = []
     while f"Segment{len(segments)}_ID" in header.keys:
         segments.append(_segment(path, header.keys, len(segments)))
-    segments = _in_layers(path, header.keys, segments, count)
+    segments = _in_layers(path, header.keys, segments, count=count)
     places = [(segment.layer, segment.stored) for segment in segments]
     if len(set(places)) != len(places) or not all(0 <= layer < count for layer, _ in places):
         raise BadFile(f"{path}: two of its segments are the same, or one is in a layer that does not exist")
     if len({segment.stored for segment in segments}) != len(segments):
-        segments = [s._replace(label=replace(s.label, value=number)) for number, s in enumerate(segments, 1)]
+        segments = [_renumbered(segment, n) for n, segment in enumerate(segments, 1)]
     return header, layout, segments
 
 
-def _in_layers(path: str | Path, keys: dict[str, str], segments: list[_Segment], count: int) -> list[_Segment]:
+def _in_layers(
+    path: str | Path, keys: dict[str, str], segments: list[_Segment], *, count: int
+) -> list[_Segment]:
     """The segments, each in its layer out of `count`. Raises `BadFile` where the header leaves open
     which that is.
     """
@@ -193,7 +199,11 @@ def _in_layers(path: str | Path, keys: dict[str, str], segments: list[_Segment],
         raise BadFile(f"{path}: does not say of all segments in which layer they are; export the segmentation again")
     # Certain: before it knew layers, Slicer wrote just this, a volume for every segment and in
     # their order, and newer ones read it so.
-    return [segment._replace(layer=number) for number, segment in enumerate(segments)]
+    return [replace(segment, layer=number) for number, segment in enumerate(segments)]
+
+
+def _renumbered(segment: _Segment, value: int) -> _Segment:
+    return replace(segment, label=replace(segment.label, value=value))
 
 
 def _segment(path: str | Path, keys: dict[str, str], number: int) -> _Segment:
@@ -216,7 +226,12 @@ def _segment(path: str | Path, keys: dict[str, str], number: int) -> _Segment:
     codes = _read_terminology(text("Tags"))
     name = text("Name").strip() or text("ID").strip() or f"label {value}"
     label = Label(value, name, (color[0], color[1], color[2]), **codes)
-    return _Segment(layer, value, label, tuple(map(int, extent)) if whole else ())
+    return _Segment(
+        layer=layer,
+        stored=value,
+        label=label,
+        extent=tuple(map(int, extent)) if whole else (),
+    )
 
 
 def _read_terminology(tags: str) -> dict[str, Code | None]:
@@ -258,9 +273,9 @@ def write_seg_nrrd(
     lines = _common_lines(surfaces)
     for number, label in enumerate(segments):
         box = boxes[label.value - 1] if label.value <= len(boxes) else None
-        lines += _segment_lines(number, label, 0, box)
+        lines += _segment_lines(number, label, layer=0, box=box)
     text = header_text(path, labels, dtype) + "\n".join(lines) + "\n"
-    write_attached(path, text, labels.data, dtype)
+    write_attached(path, text, labels.data, dtype=dtype)
 
 
 def write_segments(segments: Sequence[tuple[Label, Volume]], path: str | Path, *, surfaces: bool = False) -> None:
@@ -291,14 +306,14 @@ def write_segments(segments: Sequence[tuple[Label, Volume]], path: str | Path, *
             layers.append(np.zeros(grid.shape, dtype, order="F"))
         layers[layer][inside] = label.value
         box = next(iter(ndimage.find_objects(inside.astype(np.uint8))), None)
-        lines += _segment_lines(number, label, layer, box)
+        lines += _segment_lines(number, label, layer=layer, box=box)
     header = header_text(path, grid, dtype)
     data = layers[0]
     if len(layers) > 1:  # Slicer lists layers along the first axis
         header = _with_layers(header, len(layers))
         stack = np.stack(layers)
         data = np.asfortranarray(stack).reshape((-1, *grid.shape[1:]), order="F")
-    write_attached(path, header + "\n".join(lines) + "\n", data, dtype)
+    write_attached(path, header + "\n".join(lines) + "\n", data, dtype=dtype)
 
 
 def _with_layers(header: str, count: int) -> str:
@@ -326,7 +341,9 @@ def _common_lines(surfaces: bool) -> list[str]:
     ]
 
 
-def _segment_lines(number: int, label: Label, layer: int, box: tuple[slice, ...] | None) -> list[str]:
+def _segment_lines(
+    number: int, label: Label, *, layer: int, box: tuple[slice, ...] | None
+) -> list[str]:
     extent = " ".join(f"{side.start} {side.stop - 1}" for side in box) if box else "0 -1 0 -1 0 -1"
     fields = {
         "ID": f"Segment_{label.value}",

@@ -152,16 +152,27 @@ def rescale(path: str | Path, data: NDArray, slope: float, intercept: float) -> 
     if slope == 1 and intercept == 0:
         return data
     if data.dtype.kind in "iu" and slope.is_integer() and intercept.is_integer():
-        ends = [int(value) * int(slope) + int(intercept) for value in (data.min(), data.max())]
-        for dtype in (np.int16, np.int32, np.int64):
-            if np.iinfo(dtype).min <= min(ends) and max(ends) <= np.iinfo(dtype).max:
-                # The sum of the parts is within range at every voxel, so wrap-around in between cancels out.
-                return data.astype(dtype) * np.array(int(slope)).astype(dtype) + np.array(int(intercept)).astype(dtype)
+        whole = _rescaled_whole(data, int(slope), int(intercept))
+        if whole is not None:
+            return whole
     out = np.empty(data.shape, np.float32, order="F")
     with np.errstate(over="ignore"):
         for k in range(data.shape[2]):  # slab by slab: the float64 in between would double the memory
             out[..., k] = data[..., k].astype(np.float64) * slope + intercept
     return out
+
+
+def _rescaled_whole(data: NDArray, slope: int, intercept: int) -> NDArray | None:
+    """`data * slope + intercept` in the smallest type that holds every value, None if none does."""
+    ends = [int(value) * slope + intercept for value in (data.min(), data.max())]
+    for dtype in (np.int16, np.int32, np.int64):
+        if np.iinfo(dtype).min <= min(ends) and max(ends) <= np.iinfo(dtype).max:
+            # The sum of the parts is within range at every voxel, so wrap-around in between cancels
+            # out.
+            factor: NDArray = np.array(slope).astype(dtype)
+            shift: NDArray = np.array(intercept).astype(dtype)
+            return data.astype(dtype) * factor + shift
+    return None
 
 
 def finite(path: str | Path, volume: Volume) -> Volume:

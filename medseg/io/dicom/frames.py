@@ -27,6 +27,7 @@ from medseg.io.dicom.headers import (
 from medseg.io.dicom.slices import ENHANCED, MAX_FRAMES, SOP_CLASSES, TAGS, XRAY_3D, Slice, Tile, slice_of
 from medseg.io.dicom.source import Entry, Source
 
+_FRAME_TYPES = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
 # Dimensions that say where a frame lies, not which volume it belongs to: In-Stack Position Number, Image Position.
 _PLACES = (0x00209057, 0x00200032)
 
@@ -80,27 +81,12 @@ def _frame(first: Slice, n: int, *, groups: _Groups, kinds: Sequence[int]) -> Sl
     # A position at the top level is that of one frame, and nothing says of which, unless there is but one.
     place = groups.holder("PlanePositionSequence", "ImagePositionPatient")
     place = {} if place is groups.dataset and first.frames > 1 else place
-    transformation = groups.found("PixelValueTransformationSequence")
-    scaling = groups.dataset if transformation is None else transformation
-    slope, intercept = number(scaling, "RescaleSlope"), number(scaling, "RescaleIntercept")
-    if transformation is not None and None in (slope, intercept):  # both are required there
-        slope, intercept = 0.0, 0.0
+    slope, intercept = _scale_of(groups)
     content = groups.item("FrameContentSequence")
     diffusion = groups.item("MRDiffusionSequence")
     direction: Any = next(iter(diffusion.get("DiffusionGradientDirectionSequence") or []), {})
-    frame_type = next(
-        (
-            tuple(str(part).upper() for part in item.get("FrameType") or ())
-            for item in map(
-                groups.item,
-                ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence"),
-            )
-            if item
-        ),
-        (),
-    )
-    index = content.get("DimensionIndexValues")
-    values = [int(index)] if isinstance(index, int) else [int(value) for value in index or ()]
+    frame_type = _frame_type(groups)
+    dimensions = _dimensions(content, kinds)
     return replace(
         first,
         frame=n,
@@ -115,18 +101,52 @@ def _frame(first: Slice, n: int, *, groups: _Groups, kinds: Sequence[int]) -> Sl
         image_type=frame_type or first.image_type,
         traits={
             "stack": str(content.get("StackID") or ""),
-            "echo": echo_time(groups.item("MREchoSequence"), "EffectiveEchoTime") or first.traits.get("echo"),
+            "echo": _effective_echo(groups) or first.traits.get("echo"),
             "b_value": trait(diffusion, "DiffusionBValue"),
             "gradient": trait(direction, "DiffusionGradientOrientation"),
             "temporal": trait(content, "TemporalPositionIndex"),
-            "trigger": trait(groups.item("CardiacSynchronizationSequence"), "NominalCardiacTriggerDelayTime"),
+            "trigger": trait(
+                groups.item("CardiacSynchronizationSequence"), "NominalCardiacTriggerDelayTime"
+            ),
             "inversion": trait(groups.item("MRModifierSequence"), "InversionTimes"),
             "flip": trait(groups.item("MRTimingAndRelatedParametersSequence"), "FlipAngle"),
             "acquisition": trait(content, "FrameAcquisitionNumber"),
-            "file": (first.instance_number or 0, str(first.path), first.member or 0),
-            "dimensions": tuple(value for kind, value in zip(kinds, values) if kind not in _PLACES),
+            "file": _file_key(first),
+            "dimensions": dimensions,
         },
     )
+
+
+def _scale_of(groups: _Groups) -> tuple[float | None, float | None]:
+    """Slope and intercept of a frame; 0 and 0, which is refused later, where they lack one."""
+    transformation = groups.found("PixelValueTransformationSequence")
+    scaling = groups.dataset if transformation is None else transformation
+    slope, intercept = number(scaling, "RescaleSlope"), number(scaling, "RescaleIntercept")
+    if transformation is not None and None in (slope, intercept):  # both are required there
+        return 0.0, 0.0
+    return slope, intercept
+
+
+def _frame_type(groups: _Groups) -> tuple[str, ...]:
+    """The Frame Type from the sequence of the kind of scan, () if there is none."""
+    item: Any = next(filter(None, map(groups.item, _FRAME_TYPES)), {})
+    return tuple(str(part).upper() for part in item.get("FrameType") or ())
+
+
+def _dimensions(content: Any, kinds: Sequence[int]) -> tuple[int, ...]:
+    """The dimension indices of a frame but for those that say where it lies."""
+    index = content.get("DimensionIndexValues")
+    values = [index] if isinstance(index, int) else list(map(int, index or ()))
+    return tuple(value for kind, value in zip(kinds, values) if kind not in _PLACES)
+
+
+def _effective_echo(groups: _Groups) -> Any:
+    return echo_time(groups.item("MREchoSequence"), "EffectiveEchoTime")
+
+
+def _file_key(first: Slice) -> tuple[int, str, int]:
+    """What tells the files of a series apart, in the order of their Instance Numbers."""
+    return first.instance_number or 0, str(first.path), first.member or 0
 
 
 def _offset_table(dataset: Any, count: int) -> tuple[int, ...]:
@@ -149,36 +169,57 @@ def tiles_of(first: Slice, dataset: Any) -> list[Slice]:
     if not (first.position and first.orientation and first.spacing):
         return refused
     own, centres = _csa_header(dataset), _protocol_centres(dataset)
-    counts, normal = own.get("NumberOfImagesInMosaic", []), own.get("SliceNormalVector", [])
-    count = int(counts[0]) if counts and counts[0].is_integer() else len(centres)
+    count = _tile_count(own, centres)
     across = math.isqrt(count - 1) + 1 if count > 0 else 1
-    if count < 2 or count > MAX_FRAMES or first.rows % across or first.columns % across:
+    if not 2 <= count <= MAX_FRAMES or first.rows % across or first.columns % across:
         return refused
-    step = number(dataset, "SpacingBetweenSlices") or next(iter(own.get("SpacingBetweenSlices", [])), None)
+    step = _tile_step(own, dataset)
     along, down = np.reshape(first.orientation, (2, 3))
     rows, columns = first.rows // across, first.columns // across
     to_next_row, to_next_column = down * first.spacing[0], along * first.spacing[1]
-    corner = np.array(first.position)
-    corner = corner + to_next_column * (first.columns - columns) / 2 + to_next_row * (first.rows - rows) / 2
-    if len(normal) == 3:
-        direction = np.array(normal)
-    elif len(centres) == count:
-        direction = _from_first(centres, corner + to_next_column * columns / 2 + to_next_row * rows / 2)
-    else:
+    corner = np.array(first.position) + to_next_column * (first.columns - columns) / 2
+    corner = corner + to_next_row * (first.rows - rows) / 2
+    centre = corner + to_next_column * columns / 2 + to_next_row * rows / 2
+    direction = _stacking_direction(own, centres, count=count, centre=centre)
+    if direction is None or step <= 0:
         return refused
-    if not step or step <= 0 or abs(abs(float(direction @ np.cross(along, down))) - 1) > 1e-3:
+    if abs(abs(float(direction @ np.cross(along, down))) - 1) > 1e-3:
         return refused
     return [
         replace(
             first,
             rows=rows,
             columns=columns,
-            position=tuple((corner + direction * float(step) * n).tolist()),
+            position=tuple((corner + direction * step * n).tolist()),
             tile=Tile(number=n, across=across, rows=first.rows, columns=first.columns),
-            traits={**first.traits, "file": (first.instance_number or 0, str(first.path), first.member or 0)},
+            traits={**first.traits, "file": _file_key(first)},
         )
         for n in range(count)
     ]
+
+
+def _tile_count(own: dict[str, list[float]], centres: NDArray) -> int:
+    """How many slices a mosaic holds, by Siemens' own header or else by the protocol."""
+    counts = own.get("NumberOfImagesInMosaic", [])
+    return int(counts[0]) if counts and counts[0].is_integer() else len(centres)
+
+
+def _tile_step(own: dict[str, list[float]], dataset: Any) -> float:
+    """How far the slices of a mosaic lie apart in mm; 0 where nothing says."""
+    step = number(dataset, "SpacingBetweenSlices")
+    return float(step or next(iter(own.get("SpacingBetweenSlices", [])), 0.0))
+
+
+def _stacking_direction(
+    own: dict[str, list[float]], centres: NDArray, *, count: int, centre: NDArray
+) -> NDArray[np.float64] | None:
+    """Where the slices of a mosaic follow the first one, whose centre is `centre`; None if nothing
+    says.
+    """
+    normal = own.get("SliceNormalVector", [])
+    if len(normal) == 3:
+        return np.array(normal)
+    return _from_first(centres, centre) if len(centres) == count else None
 
 
 def _from_first(centres: NDArray, centre: NDArray) -> NDArray[np.float64]:
@@ -242,6 +283,14 @@ def _csa_elements(value: bytes) -> dict[str, list[float]]:
     return found
 
 
+def _slices_in(first: Slice, dataset: Any) -> list[Slice]:
+    """The slices of a file: frames, tiles of a mosaic, or the one at its top level."""
+    many = first.sop_class in ENHANCED | XRAY_3D or first.frames > 1
+    if many or (first.position is None and dataset.get("PerFrameFunctionalGroupsSequence")):
+        return frames_of(first, dataset)
+    return tiles_of(first, dataset) if "MOSAIC" in first.image_type else [first]
+
+
 def parse(source: Source, entry: Entry, file: Any) -> list[Slice] | None:
     """The slices of an open DICOM file, empty if it holds no image, None for a DICOMDIR. Raises `BadFile`."""
     where = source.where(entry)
@@ -251,15 +300,12 @@ def parse(source: Source, entry: Entry, file: Any) -> list[Slice] | None:
         sop_class = sop_class_of(dataset)
         if dataset.media_class == DICOMDIR:
             return None
-        if pixels is None and (not sop_class or (dataset.cut_off and sop_class in SOP_CLASSES)):
+        unsure = not sop_class or (dataset.cut_off and sop_class in SOP_CLASSES)
+        if pixels is None and unsure:
             raise BadFile(f"{where}: ends early; it is incomplete, export the series again and give its folder")
         if dataset.get("Rows") is None and sop_class not in SOP_CLASSES:
             return []
-        first = slice_of(entry, dataset, pixels)
-        many = first.sop_class in ENHANCED | XRAY_3D or first.frames > 1
-        if many or (first.position is None and dataset.get("PerFrameFunctionalGroupsSequence")):
-            return frames_of(first, dataset)
-        return tiles_of(first, dataset) if "MOSAIC" in first.image_type else [first]
+        return _slices_in(slice_of(entry, dataset, pixels), dataset)
 
-    found: list[Slice] | None = guarded(where, work)
-    return found
+    slices: list[Slice] | None = guarded(where, work)
+    return slices

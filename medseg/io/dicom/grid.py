@@ -170,16 +170,24 @@ def _step_of(path: str | Path, frames: Frames, depth: NDArray[np.float64]) -> fl
             f"{path}: the distances between its slices differ, so they are no volume; give the "
             "images it was made from with --source"
         )
-    # Certain where neighbouring frames touch, as no slice fits between them, or lie as far apart as
-    # the file says but for rounding that adds up. A wider gap is one slice or several.
-    touching = thick is not None and 0 < smallest <= _TOUCHING * thick
-    confirmed = said is not None and smallest > 0 and abs(smallest - said) <= 0.01 * said
-    if touching or confirmed:
+    if smallest and _is_step(smallest, frames):
         return smallest
     raise BadFile(
         f"{path}: does not say how far its slices lie apart, and the gaps between its frames do "
         "not either; give the images it was made from with --source"
     )
+
+
+def _is_step(gap: float, frames: Frames) -> bool:
+    """Whether the smallest gap between frames is the distance between slices.
+
+    Certain where neighbouring frames touch, as no slice fits between them, or lie as far apart as
+    the file says but for rounding that adds up. A wider gap is one slice or several.
+    """
+    said, thick = frames.step_mm, frames.thickness_mm
+    touching = thick is not None and gap <= _TOUCHING * thick
+    confirmed = said is not None and abs(gap - said) <= 0.01 * said
+    return touching or confirmed
 
 
 def _fits(depth: NDArray[np.float64], step: float) -> bool:

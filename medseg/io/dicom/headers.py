@@ -188,12 +188,10 @@ def dataset_of(dicom: Any, file: Any, *, where: str, tags: Sequence[str | int] |
     peek = file.read(6)
     file.seek(start)
     lettered = len(peek) == 6 and peek[4:6].isalpha() and peek[4:6].isupper()
+    implicit = not lettered  # some writers say explicit and mean implicit, or the other way round
     if not syntax:
-        syntax = EXPLICIT if lettered else IMPLICIT
+        syntax = IMPLICIT if implicit else EXPLICIT
     little = syntax != BIG_ENDIAN
-    implicit = syntax == IMPLICIT or not lettered  # some writers say explicit and mean implicit
-    if syntax == IMPLICIT and lettered:
-        implicit = False
     wanted = None if tags is None else _tags(tuple(tags))
     watched = _Watched(file, where)
     dataset = dicom.filereader.read_dataset(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 import subprocess
 import sys
@@ -131,21 +132,14 @@ class _Opened:
 
     def _find_frames(self, piece: Slice) -> list[list[tuple[int, int]]]:
         """The fragments (place, length) of every frame (PS3.5 A.4). Raises `BadFile` if they do not end properly."""
-        place = piece.pixels.offset
-        items: list[tuple[int, int]] = []
-        while True:
-            group, element, length = struct.unpack("<HHI", self.bytes_at(place, 8))
-            place += 8
-            if (group, element) == _END:
-                break
-            if (group, element) != _ITEM or length == 0xFFFFFFFF or place + length > self.size:
-                raise BadFile(f"{self.where}: its compressed pixels end early or are damaged; get the file again")
-            items.append((place, length))
-            place += length
+        items = self._items(piece.pixels.offset)
         table, fragments = items[:1], items[1:]
         count = piece.frames
         if not table or len(fragments) < count:
-            raise BadFile(f"{self.where}: holds fewer frames than its header claims; it is damaged or incomplete")
+            raise BadFile(
+                f"{self.where}: holds fewer frames than its header claims; "
+                "it is damaged or incomplete"
+            )
         if len(fragments) == count:
             return [[fragment] for fragment in fragments]
         if count == 1:
@@ -153,49 +147,95 @@ class _Opened:
         starts: tuple[int, ...] = piece.pixels.offsets
         if table[0][1] == 4 * count:
             starts = struct.unpack(f"<{count}I", self.bytes_at(*table[0]))
-        origin = fragments[0][0] - 8
-        frames: list[list[tuple[int, int]]] = []
-        for fragment in fragments:
-            if fragment[0] - 8 - origin in starts:
-                frames.append([])
-            if not frames:
-                break
-            frames[-1].append(fragment)
+        frames = _by_frame(fragments, starts)
         if len(frames) != count:
-            raise BadFile(f"{self.where}: does not say which of its compressed pieces is which frame; export it again")
+            raise BadFile(
+                f"{self.where}: does not say which of its compressed pieces is which frame; "
+                "export it again"
+            )
         return frames
+
+    def _items(self, place: int) -> list[tuple[int, int]]:
+        """The items (place, length) from a place on: the offset table, then the fragments."""
+        items: list[tuple[int, int]] = []
+        while True:
+            group, element, length = struct.unpack("<HHI", self.bytes_at(place, 8))
+            place += 8
+            if (group, element) == _END:
+                return items
+            is_item = (group, element) == _ITEM and length != 0xFFFFFFFF
+            if not is_item or place + length > self.size:
+                raise BadFile(
+                    f"{self.where}: its compressed pixels end early or are damaged; "
+                    "get the file again"
+                )
+            items.append((place, length))
+            place += length
+
+
+def _by_frame(
+    fragments: list[tuple[int, int]], starts: tuple[int, ...]
+) -> list[list[tuple[int, int]]]:
+    """Fragments frame by frame; frames start at `starts`, counted from the first fragment. None if
+    that is not one of them.
+    """
+    origin = fragments[0][0] - 8
+    frames: list[list[tuple[int, int]]] = []
+    for fragment in fragments:
+        if fragment[0] - 8 - origin in starts:
+            frames.append([])
+        if not frames:
+            break
+        frames[-1].append(fragment)
+    return frames
 
 
 def _frame(piece: Slice, opened: _Opened, decoder: _Decoder) -> NDArray:
     """The stored values of the whole picture that a slice lies in."""
-    where = opened.where
-    dtype = stored_dtype_of(where, piece)
-    rows, columns = frame_size(piece)
-    size = rows * columns * dtype.itemsize
-    about = piece.pixels
-    if about.syntax in NATIVE:
-        spare = about.length - size * piece.frames
-        if about.length < 0 or spare < 0:
-            raise BadFile(f"{where}: {_SHORT}")
-        if spare >= max(2, columns * dtype.itemsize):
-            raise BadFile(f"{where}: holds more pixels than its header says; the file is damaged")
-        found = opened.bytes_at(about.offset + size * piece.frame, size)
-        kind = dtype.newbyteorder(">" if about.syntax == BIG_ENDIAN else "<")
-        if about.syntax == BIG_ENDIAN and dtype.itemsize == 1 and about.words:
-            if size % 2:
-                raise BadFile(f"{where}: its pixels are stored in a way that medseg does not read")
-            found = np.frombuffer(found, np.uint16).byteswap().tobytes()
-        pixels = np.frombuffer(found, kind).reshape(rows, columns).astype(dtype, copy=False)
+    dtype = stored_dtype_of(opened.where, piece)
+    if piece.pixels.syntax in NATIVE:
+        pixels = _native(piece, opened, dtype)
     else:
-        if about.length >= 0:
-            raise BadFile(f"{where}: its pixels are not packed as its header says; the file is damaged")
-        packed = opened.compressed(piece)
-        if size > MAX_RATIO * len(packed) or size > MAX_FRAME_BYTES:
-            raise BadFile(f"{where}: {_SHORT}")
-        pixels = np.frombuffer(decoder.unpack(where, piece, packed=packed, size=size), dtype).reshape(rows, columns)
-    # Old scanners keep overlays in the unused bits; pushing the value up and back drops them and extends the sign.
+        packed = _packed(piece, opened, dtype)
+        size = math.prod(frame_size(piece)) * dtype.itemsize
+        unpacked = decoder.unpack(opened.where, piece, packed=packed, size=size)
+        pixels = np.frombuffer(unpacked, dtype).reshape(frame_size(piece))
+    # Old scanners keep overlays in the unused bits; pushing the value up and back drops them and
+    # extends the sign.
     unused = dtype.itemsize * 8 - piece.bits[1]
     return (pixels << unused) >> unused if unused else pixels
+
+
+def _native(piece: Slice, opened: _Opened, dtype: np.dtype) -> NDArray:
+    """The pixels of a frame that are stored as plain numbers."""
+    where, about = opened.where, piece.pixels
+    rows, columns = frame_size(piece)
+    size = rows * columns * dtype.itemsize
+    spare = about.length - size * piece.frames
+    if about.length < 0 or spare < 0:
+        raise BadFile(f"{where}: {_SHORT}")
+    if spare >= max(2, columns * dtype.itemsize):
+        raise BadFile(f"{where}: holds more pixels than its header says; the file is damaged")
+    stored = opened.bytes_at(about.offset + size * piece.frame, size)
+    if about.syntax == BIG_ENDIAN and dtype.itemsize == 1 and about.words:
+        if size % 2:
+            raise BadFile(f"{where}: its pixels are stored in a way that medseg does not read")
+        stored = np.frombuffer(stored, np.uint16).byteswap().tobytes()
+    kind = dtype.newbyteorder(">" if about.syntax == BIG_ENDIAN else "<")
+    return np.frombuffer(stored, kind).reshape(rows, columns).astype(dtype, copy=False)
+
+
+def _packed(piece: Slice, opened: _Opened, dtype: np.dtype) -> bytes:
+    """The compressed bytes of a frame, as many as its pixels can come from."""
+    if piece.pixels.length >= 0:
+        raise BadFile(
+            f"{opened.where}: its pixels are not packed as its header says; the file is damaged"
+        )
+    packed = opened.compressed(piece)
+    size = math.prod(frame_size(piece)) * dtype.itemsize
+    if size > MAX_RATIO * len(packed) or size > MAX_FRAME_BYTES:
+        raise BadFile(f"{opened.where}: {_SHORT}")
+    return packed
 
 
 def codestream_size(packed: bytes) -> tuple[int, int] | None:

@@ -71,27 +71,16 @@ def repaired(pieces: Sequence[Slice], data: NDArray) -> tuple[NDArray, NDArray[n
     Raises `BadFile`, with a sentence for after the source's name, where the right grid does not follow from the slices.
     """
     check_repair(pieces)
-    done: list[str] = []
-    copies = set()
-    for first, second in doubles(pieces):
-        if not np.array_equal(data[..., first], data[..., second]):
-            raise BadFile("several slices lie at the same place and differ; give one volume of them")
-        copies.add(second)
-    if copies:
-        keep = [n for n in range(len(pieces)) if n not in copies]
-        pieces, data = [pieces[n] for n in keep], data[..., keep]
-        done.append(f"{len(copies)} slices stored twice were dropped")
+    pieces, data, copies = _without_copies(pieces, data)
+    done = [f"{copies} slices stored twice were dropped"] if copies else []
     _, positions, normal = sorted_along_normal(pieces)
     offsets = positions @ normal
     steps = np.diff(offsets)
     step = float(np.median(steps))
     count = max(len(pieces), round(float(steps.sum()) / step) + 1)
     between = (positions[-1] - positions[0]) / (count - 1)
-    uneven = (np.abs(steps - step) > MAX_STEP_DIFFERENCE * step).any()
-    if missing := missing_slices(steps) if uneven else 0:
-        done.append(f"{missing} of {count} slices were missing and were interpolated")
-    elif uneven:
-        done.append("uneven distances between slices were resampled to even ones")
+    uneven = bool((np.abs(steps - step) > MAX_STEP_DIFFERENCE * step).any())
+    done += _evened(steps, count) if uneven else []
     shifts, slanted = _shifts(pieces, positions, normal=normal, between=between)
     if slanted:
         degrees = np.degrees(tilt_of(positions[-1] - positions[0], normal))
@@ -107,6 +96,32 @@ def repaired(pieces: Sequence[Slice], data: NDArray) -> tuple[NDArray, NDArray[n
     row_spacing, column_spacing = pieces[0].spacing or (0.0, 0.0)
     origin = positions[0] + along * low[0] * column_spacing + down * low[1] * row_spacing
     return data, grid(pieces[0], origin, between), done
+
+
+def _without_copies(
+    pieces: Sequence[Slice], data: NDArray
+) -> tuple[Sequence[Slice], NDArray, int]:
+    """Slices and their values without those stored twice, and how many these are. Raises `BadFile`
+    where slices at one place differ.
+    """
+    copies = set()
+    for first, second in doubles(pieces):
+        if not np.array_equal(data[..., first], data[..., second]):
+            raise BadFile(
+                "several slices lie at the same place and differ; give one volume of them"
+            )
+        copies.add(second)
+    if not copies:
+        return pieces, data, 0
+    keep = [n for n in range(len(pieces)) if n not in copies]
+    return [pieces[n] for n in keep], data[..., keep], len(copies)
+
+
+def _evened(steps: NDArray, count: int) -> list[str]:
+    """What is done to uneven steps that become those of `count` slices, in words."""
+    if missing := missing_slices(steps):
+        return [f"{missing} of {count} slices were missing and were interpolated"]
+    return ["uneven distances between slices were resampled to even ones"]
 
 
 def _kept(pieces: Sequence[Slice]) -> list[Slice]:

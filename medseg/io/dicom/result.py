@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from io import BytesIO
 from itertools import product
+from operator import add, gt
 from pathlib import Path
 from typing import Any
 
@@ -224,28 +225,42 @@ def planes_on_grid(
     labels: Volume, path: str | Path, *, affine: NDArray[np.float64], shape: tuple[int, int, int]
 ) -> NDArray:
     """A label map as planes (K, J, I) of a grid in whose voxels its own lie; else `BadOutput` naming `path`."""
-    step = np.linalg.inv(affine) @ labels.affine
-    whole = np.rint(step)
-    turn, start = whole[:3, :3], whole[:3, 3]
-    edges = np.linalg.norm(affine[:3, :3], axis=0)
-    corners = product(*((0, n - 1) for n in labels.shape))
-    far = max(float(np.linalg.norm(((step - whole) @ (*corner, 1.0))[:3] * edges)) for corner in corners)
-    exact = (np.abs(turn).sum(axis=0) == 1).all() and (np.abs(turn).sum(axis=1) == 1).all()
-    if not exact or far > MAX_OFFSET * edges.min():
-        raise BadOutput(
-            f"{path}: the labels lie on another grid than the DICOM series they should refer to; give the series "
-            "they were made from, or allow nearest-neighbour resampling (--nearest)"
-        )
+    turn, start = _whole_steps(labels, affine, path=path)
     # Voxel axis a of the grid follows voxel axis order[a] of the labels, forwards or backwards.
-    order = [int(np.abs(turn[a]).argmax()) for a in range(3)]
+    order = [int(axis) for axis in np.abs(turn).argmax(axis=1)]
     signs = [int(turn[a, order[a]]) for a in range(3)]
     data = labels.data.transpose(order)[tuple(slice(None, None, sign) for sign in signs)]
     low = [int(start[a]) - (0 if signs[a] > 0 else data.shape[a] - 1) for a in range(3)]
-    if any(at < 0 or at + size > whole for at, size, whole in zip(low, data.shape, shape)):
-        raise BadOutput(f"{path}: the labels reach beyond the DICOM series; give the series they were made from")
+    ends = list(map(add, low, data.shape))
+    if min(low) < 0 or any(map(gt, ends, shape)):
+        raise BadOutput(
+            f"{path}: the labels reach beyond the DICOM series; give the series they were made from"
+        )
     out = np.zeros(shape[::-1], data.dtype)
-    out.T[tuple(slice(at, at + size) for at, size in zip(low, data.shape))] = data
+    out.T[tuple(map(slice, low, ends))] = data
     return out
+
+
+def _whole_steps(
+    labels: Volume, affine: NDArray[np.float64], *, path: str | Path
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where the voxels of labels lie in a grid, in its voxels: the step (3, 3) along each of their
+    axes, and the first one. Raises `BadOutput` where these are not its voxels.
+    """
+    step = np.linalg.inv(affine) @ labels.affine
+    whole = np.rint(step)
+    turn = np.abs(whole[:3, :3])
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    corners = product(*((0, n - 1) for n in labels.shape))
+    off = [((step - whole) @ (*corner, 1.0))[:3] * edges for corner in corners]
+    far = max(float(np.linalg.norm(away)) for away in off)
+    exact = (turn.sum(axis=0) == 1).all() and (turn.sum(axis=1) == 1).all()
+    if not exact or far > MAX_OFFSET * edges.min():
+        raise BadOutput(
+            f"{path}: the labels lie on another grid than the DICOM series they should refer to; "
+            "give the series they were made from, or allow nearest-neighbour resampling (--nearest)"
+        )
+    return whole[:3, :3], whole[:3, 3]
 
 
 def _nearest(labels: Volume, origin: Origin) -> NDArray:

@@ -441,14 +441,7 @@ def _check_frames(path: str | Path, dataset: Any, grid: ImageGrid, *, numbers: s
     """
     if not grid.frame_of_reference:
         return
-    whole = {
-        str(item.get("FrameOfReferenceUID") or "") for item in dataset.get("ReferencedFrameOfReferenceSequence") or ()
-    }
-    of_set = "" if grid.frame_of_reference in whole else next(iter(sorted(whole - {""})), "")
-    frame_of = {
-        int(item.ROINumber): str(item.get("ReferencedFrameOfReferenceUID") or of_set)
-        for item in dataset.StructureSetROISequence
-    }
+    frame_of = _frame_of(dataset, grid.frame_of_reference)
     drawn = {int(item.ReferencedROINumber) for item in dataset.get("ROIContourSequence") or ()}
     foreign = {number for number in numbers if frame_of[number] not in ("", grid.frame_of_reference)}
     if not foreign:
@@ -460,6 +453,21 @@ def _check_frames(path: str | Path, dataset: Any, grid: ImageGrid, *, numbers: s
             f"{path}: some of its structures were drawn in another frame of reference than the others; choose those of "
             f"the series given with --segment (all but number {', '.join(map(str, sorted(foreign)[:10]))})"
         )
+
+
+def _frame_of(dataset: Any, of_images: str) -> dict[int, str]:
+    """The frame of reference of each structure by number, '' where neither it nor the set names
+    one.
+
+    of_images: that of the images, which the set may name beside others.
+    """
+    items = dataset.get("ReferencedFrameOfReferenceSequence") or ()
+    whole = {str(item.get("FrameOfReferenceUID") or "") for item in items}
+    of_set = "" if of_images in whole else next(iter(sorted(whole - {""})), "")
+    return {
+        int(item.ROINumber): str(item.get("ReferencedFrameOfReferenceUID") or of_set)
+        for item in dataset.StructureSetROISequence
+    }
 
 
 def _structures(path: str | Path, dicom: Any) -> Any:
@@ -480,22 +488,30 @@ def _table(path: str | Path, dataset: Any) -> tuple[LabelTable, dict[int, int]]:
     if len(set(numbers)) != len(numbers):
         raise BadFile(f"{path}: two of its structures have the same number; export it again")
     fit = all(1 <= number <= MAX_VALUE for number in numbers)
-    value_of = {number: number if fit else place for place, number in enumerate(numbers, 1)}
-    colors = {
-        int(item.ReferencedROINumber): tuple(int(part) for part in item.get("ROIDisplayColor") or ())
-        for item in dataset.get("ROIContourSequence") or ()
-    }
-    seen = {int(item.ReferencedROINumber): item for item in dataset.get("RTROIObservationsSequence") or ()}
+    values = numbers if fit else list(range(1, len(numbers) + 1))
+    colors = _colors(dataset, numbers)
+    observations = dataset.get("RTROIObservationsSequence") or ()
+    seen = {int(item.ReferencedROINumber): item for item in observations}
     try:
         table = table_of(
-            list(value_of.values()),
+            values,
             names=[str(item.get("ROIName") or "") for item in items],
-            colors=[color if len(color := colors.get(number, ())) == 3 else None for number in numbers],
+            colors=colors,
             codes=[_codes(seen[number]) if number in seen else {} for number in numbers],
         )
     except BadConfig as error:
         raise BadFile(f"{path}: {error}; export it again") from None
-    return table, value_of
+    return table, dict(zip(numbers, values))
+
+
+def _colors(dataset: Any, numbers: Sequence[int]) -> list[Any]:
+    """The colour of each structure, None where the set gives none of three parts."""
+    color_of: dict[int, tuple[int, ...]] = {}
+    for item in dataset.get("ROIContourSequence") or ():
+        number = int(item.ReferencedROINumber)
+        color_of[number] = tuple(int(part) for part in item.get("ROIDisplayColor") or ())
+    colors = [color_of.get(number, ()) for number in numbers]
+    return [color if len(color) == 3 else None for color in colors]
 
 
 def _codes(observation: Any) -> dict[str, Any]:

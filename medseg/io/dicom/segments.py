@@ -293,32 +293,53 @@ def _parsed(path: str | Path, dataset: Any) -> _Parsed:
         raise BadFile(f"{path}: is a kind of segmentation that medseg does not know")
     background = int(dataset.get("PixelPaddingValue") or 0) if kind == "LABELMAP" else 0
     table, value_of = _table(path, dataset, background=background, kind=kind)
-    shared, groups = (
-        dataset.SharedFunctionalGroupsSequence[0],
-        dataset.get("PerFrameFunctionalGroupsSequence"),
-    )
-    if not groups or len(groups) != int(dataset.NumberOfFrames):
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    frames = dataset.get("PerFrameFunctionalGroupsSequence")
+    if not frames or len(frames) != int(dataset.NumberOfFrames):
         raise BadFile(f"{path}: does not say where its frames lie; it is tiled, or damaged")
-
-    def group(frame: Any, name: str) -> Any:
-        found = frame.get(name) or shared.get(name)
-        return found[0] if found else {}
-
-    segment_of = [0] * len(groups)
+    segment_of = [0] * len(frames)
     if kind != "LABELMAP":
-        segment_of = [int(group(frame, "SegmentIdentificationSequence").ReferencedSegmentNumber) for frame in groups]
+        named = _groups("SegmentIdentificationSequence", frames, shared)
+        segment_of = [int(item.ReferencedSegmentNumber) for item in named]
         if not set(segment_of) <= set(value_of):
-            raise BadFile(f"{path}: has frames of segments that it does not describe; export the segmentation again")
-    places = [group(frame, "PlanePositionSequence").get("ImagePositionPatient") for frame in groups]
-    turns = [group(frame, "PlaneOrientationSequence").get("ImageOrientationPatient") for frame in groups]
-    sizes = [group(frame, "PixelMeasuresSequence") for frame in groups]
+            raise BadFile(
+                f"{path}: has frames of segments that it does not describe; "
+                "export the segmentation again"
+            )
+    return _Parsed(
+        dataset=dataset,
+        frames=_frames_in_space(path, dataset, shared),
+        table=table,
+        value_of=value_of,
+        background=background,
+        segment_of=segment_of,
+    )
+
+
+def _groups(name: str, frames: Any, shared: Any) -> list[Any]:
+    """The functional group of a name for each frame: its own, else the shared one, else {}."""
+    groups = []
+    for frame in frames:
+        items = frame.get(name) or shared.get(name)
+        groups.append(items[0] if items else {})
+    return groups
+
+
+def _frames_in_space(path: str | Path, dataset: Any, shared: Any) -> Frames:
+    """Where the frames of a segmentation lie. Raises `BadFile` if it does not say it of all."""
+    frames = dataset.PerFrameFunctionalGroupsSequence
+    positions = _groups("PlanePositionSequence", frames, shared)
+    places = [item.get("ImagePositionPatient") for item in positions]
+    orientations = _groups("PlaneOrientationSequence", frames, shared)
+    turns = [item.get("ImageOrientationPatient") for item in orientations]
+    sizes = _groups("PixelMeasuresSequence", frames, shared)
     edges = [size.get("PixelSpacing") for size in sizes]
     if not (all(places) and all(turns) and all(edges)):
         raise BadFile(f"{path}: does not lie in a patient's space, so it is no volume")
     apart, thick = sizes[0].get("SpacingBetweenSlices"), sizes[0].get("SliceThickness")
     columns, rows = int(dataset.Columns), int(dataset.Rows)
     check_axes(path, (columns, rows))
-    frames = Frames(
+    return Frames(
         places=np.array(places, np.float64),
         turns=np.array(turns, np.float64),
         edges=np.array(edges, np.float64),
@@ -327,45 +348,56 @@ def _parsed(path: str | Path, dataset: Any) -> _Parsed:
         step_mm=float(apart) if apart else None,
         thickness_mm=float(thick) if thick else None,
     )
-    return _Parsed(
-        dataset=dataset,
-        frames=frames,
-        table=table,
-        value_of=value_of,
-        background=background,
-        segment_of=segment_of,
-    )
 
 
 def _table(path: str | Path, dataset: Any, *, background: int, kind: str) -> tuple[LabelTable, dict[int, int]]:
     """The label table of a segmentation, and the label value of each segment number."""
     items = list(dataset.SegmentSequence)
     if kind == "LABELMAP":
-        items = [item for item in items if not _is_background(path, item, background)]
+        items = _structures(path, items, background)
     numbers = [int(item.SegmentNumber) for item in items]
-    told = [re.fullmatch(LABEL_VALUE.format(r"(\d+)"), str(item.get("SegmentDescription") or "")) for item in items]
-    values = [int(match[1]) for match in told if match]
-    if kind == "LABELMAP" or len(values) != len(items) or len(set(values)) != len(values):
+    values = _described_values(items)
+    if kind == "LABELMAP" or not values:
         values = numbers
     if len(set(numbers)) != len(numbers) or not items:
-        raise BadFile(f"{path}: two of its segments have the same number, or it has none; export it again")
+        raise BadFile(
+            f"{path}: two of its segments have the same number, or it has none; export it again"
+        )
     try:
         table = table_of(
             values,
             names=[str(item.get("SegmentLabel") or "") for item in items],
             colors=[rgb(item.get("RecommendedDisplayCIELabValue")) for item in items],
-            codes=[
-                read_codes(
-                    item.get("SegmentedPropertyCategoryCodeSequence"),
-                    item.get("SegmentedPropertyTypeCodeSequence"),
-                    item.get("AnatomicRegionSequence"),
-                )
-                for item in items
-            ],
+            codes=[_codes(item) for item in items],
         )
     except BadConfig as error:
         raise BadFile(f"{path}: {error}; export the segmentation again") from None
     return table, dict(zip(numbers, values))
+
+
+def _structures(path: str | Path, items: Sequence[Any], background: int) -> list[Any]:
+    """The segments of a label map without what stands for no structure."""
+    return [item for item in items if not _is_background(path, item, background)]
+
+
+def _described_values(items: Sequence[Any]) -> list[int]:
+    """The label value that each segment's description gives; none unless all do, and different
+    ones.
+    """
+    pattern = LABEL_VALUE.format(r"(\d+)")
+    texts = [str(item.get("SegmentDescription") or "") for item in items]
+    matches = filter(None, (re.fullmatch(pattern, text) for text in texts))
+    values = [int(match[1]) for match in matches]
+    return values if len(values) == len(items) == len(set(values)) else []
+
+
+def _codes(item: Any) -> dict[str, Any]:
+    """The codes of a segment."""
+    return read_codes(
+        item.get("SegmentedPropertyCategoryCodeSequence"),
+        item.get("SegmentedPropertyTypeCodeSequence"),
+        item.get("AnatomicRegionSequence"),
+    )
 
 
 def _is_background(path: str | Path, item: Any, background: int) -> bool:

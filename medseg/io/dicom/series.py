@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,20 +102,30 @@ def _volumes_of(source: Source, pieces: list[Slice]) -> list[_Part]:
     differs = "kinds of image" if len(kinds) > 1 else ""
     # The rest can only be compared if every slice says it.
     defective = [any(_defect(source, piece) for piece in part) for part in kinds]
-    parts = [part for part, bad in zip(kinds, defective) if not bad]
-    out = [_Part(pieces=part) for part, bad in zip(kinds, defective) if bad]
-    for what, split in SPLITS:
-        finer = [group for part in parts for group in split(part)]
-        differs = differs or (what if len(finer) > len(parts) else "")
-        parts = finer
+    volumes = [_Part(pieces=part) for part in compress(kinds, defective)]
+    parts, reason = _parted([part for part, bad in zip(kinds, defective) if not bad])
+    reasons = [differs, reason]
     for members in entwined(parts):
         if len(members) > 1:
-            out.append(_Part(pieces=[piece for part in members for piece in part], problem=why_mixed(members)))
+            together = list(chain.from_iterable(members))
+            volumes.append(_Part(pieces=together, problem=why_mixed(members)))
             continue
         alone, reason = untangled(members[0])
-        differs = differs or reason
-        out += [_Part(pieces=part, problem=why_mixed_types(part)) for part in alone]
-    return [replace(part, differs=differs) for part in out]
+        reasons.append(reason)
+        volumes += [_Part(pieces=part, problem=why_mixed_types(part)) for part in alone]
+    first = next(filter(None, reasons), "")
+    return [replace(part, differs=first) for part in volumes]
+
+
+def _parted(parts: list[list[Slice]]) -> tuple[list[list[Slice]], str]:
+    """Slices parted by what all of a volume share, and what parted them first; '' if nothing did."""
+    reason = ""
+    for what, split in SPLITS:
+        finer = [group for part in parts for group in split(part)]
+        if len(finer) > len(parts):
+            reason = reason or what
+        parts = finer
+    return parts, reason
 
 
 def _arranged(source: Source, number: str, part: _Part) -> Found:

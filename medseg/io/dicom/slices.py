@@ -143,10 +143,12 @@ def read_header(path: str | Path, piece: Slice) -> Any:
 
 def slice_of(entry: Entry, dataset: Any, pixels: PixelData | None) -> Slice:
     """What the top level of a data set says."""
-    whole = {name: number(dataset, name) for name in ("NumberOfFrames", "SamplesPerPixel", "Rows", "Columns")}
-    bits = [number(dataset, name) for name in ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")]
+    names = ("NumberOfFrames", "SamplesPerPixel", "Rows", "Columns")
+    frames, samples, rows, columns = (number(dataset, name) for name in names)
+    layout = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+    bits = [number(dataset, name) for name in layout]
     order, instance = trait(dataset, "SeriesNumber"), trait(dataset, "InstanceNumber")
-    image_type = dataset.get("ImageType") or ()
+    image_type = _image_type(dataset)
     return Slice(
         path=entry.path,
         member=entry.member,
@@ -155,15 +157,13 @@ def slice_of(entry: Entry, dataset: Any, pixels: PixelData | None) -> Slice:
         sop_class=sop_class_of(dataset),
         sop_instance=str(dataset.get("SOPInstanceUID", "")),
         frame_of_reference=str(dataset.get("FrameOfReferenceUID", "")),
-        image_type=tuple(
-            str(part).upper() for part in ([image_type] if isinstance(image_type, str | bytes) else image_type)
-        ),
-        frames=int(1 if whole["NumberOfFrames"] is None else whole["NumberOfFrames"]),
-        samples=int(1 if whole["SamplesPerPixel"] is None else whole["SamplesPerPixel"]),
+        image_type=image_type,
+        frames=_whole(frames, missing=1),
+        samples=_whole(samples, missing=1),
         photometric=str(dataset.get("PhotometricInterpretation", "")),
-        rows=int(whole["Rows"] or 0),
-        columns=int(whole["Columns"] or 0),
-        bits=tuple(-1 if value is None else int(value) for value in bits),  # type: ignore[arg-type]
+        rows=_whole(rows, missing=0),
+        columns=_whole(columns, missing=0),
+        bits=tuple(_whole(value, missing=-1) for value in bits),  # type: ignore[arg-type]
         spacing=numbers(dataset, "PixelSpacing", 2),
         position=numbers(dataset, "ImagePositionPatient", 3),
         orientation=numbers(dataset, "ImageOrientationPatient", 6),
@@ -172,24 +172,39 @@ def slice_of(entry: Entry, dataset: Any, pixels: PixelData | None) -> Slice:
         has_lookup=bool(dataset.get("ModalityLUTSequence", None)),
         padding=_padding(dataset),
         series_number=int(order) if isinstance(order, float) else 0,
-        instance_number=None if not isinstance(instance, float) else int(instance),
+        instance_number=int(instance) if isinstance(instance, float) else None,
         step_mm=length(dataset, "SpacingBetweenSlices"),
         thickness_mm=length(dataset, "SliceThickness"),
         description=words(dataset, "SeriesDescription"),
-        traits={
-            "echo": trait(dataset, "EchoNumbers") or echo_time(dataset, "EchoTime"),
-            "inversion": trait(dataset, "InversionTime"),
-            "flip": trait(dataset, "FlipAngle"),
-            "b_value": trait(dataset, "DiffusionBValue"),
-            "gradient": trait(dataset, "DiffusionGradientOrientation"),
-            "temporal": trait(dataset, "TemporalPositionIdentifier"),
-            "trigger": trait(dataset, "TriggerTime"),
-            "frame_time": trait(dataset, "FrameReferenceTime"),
-            "acquisition": trait(dataset, "AcquisitionNumber"),
-            "acquisition_time": trait(dataset, "AcquisitionTime"),
-        },
+        traits=_traits(dataset),
         pixels=pixels or PixelData(syntax="", offset=0, length=0),
     )
+
+
+def _whole(value: float | None, *, missing: int) -> int:
+    return missing if value is None else int(value)
+
+
+def _image_type(dataset: Any) -> tuple[str, ...]:
+    values = dataset.get("ImageType") or ()
+    parts = [values] if isinstance(values, str | bytes) else values
+    return tuple(str(part).upper() for part in parts)
+
+
+def _traits(dataset: Any) -> dict[str, Any]:
+    """What may tell the volumes of a series apart."""
+    return {
+        "echo": trait(dataset, "EchoNumbers") or echo_time(dataset, "EchoTime"),
+        "inversion": trait(dataset, "InversionTime"),
+        "flip": trait(dataset, "FlipAngle"),
+        "b_value": trait(dataset, "DiffusionBValue"),
+        "gradient": trait(dataset, "DiffusionGradientOrientation"),
+        "temporal": trait(dataset, "TemporalPositionIdentifier"),
+        "trigger": trait(dataset, "TriggerTime"),
+        "frame_time": trait(dataset, "FrameReferenceTime"),
+        "acquisition": trait(dataset, "AcquisitionNumber"),
+        "acquisition_time": trait(dataset, "AcquisitionTime"),
+    }
 
 
 def _padding(dataset: Any) -> tuple[int, int] | None:

@@ -58,20 +58,13 @@ class Source:
         path = Path(paths)
         if path.is_dir():
             self.is_folder = True
-            names = sorted(Path(folder) / name for folder, _, files in os.walk(path) for name in files)
-            self.entries = [Entry(path=name) for name in names]
-            if not names:
-                raise BadFile(f"{path}: is an empty folder; give the folder that holds the series")
+            self.entries = _files_in(path)
             return
         with open_file(path) as file:
             start = file.read(4)
         if start == _MAGIC or path.suffix.lower() == ".zip":
             self._zip = _open_zip(path)
-            members = self._zip.infolist()
-            order = sorted(range(len(members)), key=lambda n: members[n].filename)
-            self.entries = [Entry(path=path, member=n) for n in order if not members[n].is_dir()]
-            if not self.entries:
-                raise BadFile(f"{path}: is an empty zip; give one that holds the series")
+            self.entries = _members(path, self._zip)
         else:
             self.is_file = True
             self.entries = [Entry(path=path)]
@@ -199,6 +192,24 @@ def name_of(paths: Paths) -> str:
     if isinstance(paths, str | Path):
         return str(paths)
     return f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else str(paths[0]) if paths else "the list"
+
+
+def _files_in(folder: Path) -> list[Entry]:
+    """All files of a folder and its subfolders. Raises `BadFile` if there is none."""
+    names = sorted(Path(inner) / name for inner, _, files in os.walk(folder) for name in files)
+    if not names:
+        raise BadFile(f"{folder}: is an empty folder; give the folder that holds the series")
+    return [Entry(path=name) for name in names]
+
+
+def _members(path: Path, opened: zipfile.ZipFile) -> list[Entry]:
+    """The files of a zip in the order of their names. Raises `BadFile` if there is none."""
+    members = opened.infolist()
+    order = sorted(range(len(members)), key=lambda n: members[n].filename)
+    entries = [Entry(path=path, member=n) for n in order if not members[n].is_dir()]
+    if not entries:
+        raise BadFile(f"{path}: is an empty zip; give one that holds the series")
+    return entries
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:

@@ -280,9 +280,8 @@ def _check_places(steps: NDArray) -> None:
 
 def _check_known_step(pieces: Sequence[Slice], steps: NDArray) -> None:
     """Raise `BadFile` unless the headers of one or two slices say how far slices lie apart."""
-    said = {piece.step_mm for piece in pieces}
-    thick = {piece.thickness_mm for piece in pieces}
-    apart, thickness = (values.pop() if len(values) == 1 else None for values in (said, thick))
+    apart = _only_one({piece.step_mm for piece in pieces})
+    thickness = _only_one({piece.thickness_mm for piece in pieces})
     if len(pieces) == 2:
         # Certain: the headers say the distance that the places have, or the slices touch, so that
         # none lies between.
@@ -294,6 +293,11 @@ def _check_known_step(pieces: Sequence[Slice], steps: NDArray) -> None:
         # not thicker.
         return
     raise BadFile(f"it holds {len(pieces)} slices, too few for a volume; give the whole series")
+
+
+def _only_one(values: set[float | None]) -> float | None:
+    """The value that all share, None if they differ."""
+    return next(iter(values)) if len(values) == 1 else None
 
 
 def _check_even(steps: NDArray, step: float) -> None:

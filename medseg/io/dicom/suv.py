@@ -35,35 +35,57 @@ def suv_factor(source: Source, slices: tuple[Slice, ...]) -> float:
     headers = [header_values(source, piece.entry, _TAGS) for piece in {p.entry: p for p in slices}.values()]
 
     def work(dicom: Any) -> float:
-        first = headers[0]
-        if all(str(header.get("Units", "")).upper() == "GML" for header in headers):  # uptake values already
-            if {str(header.get("SUVType") or "BW").upper() for header in headers} == {"BW"}:
-                return 1.0
-            raise BadFile(f"{name}: its uptake values are not by body weight; leave --suv out to read them as they are")
-        if any(str(header.get("Units", "")).upper() != "BQML" for header in headers):
-            raise BadFile(f"{name}: its values are not in Bq/mL, so SUV cannot be worked out; export it in BQML")
-        weight = number(first, "PatientWeight")
-        item: Any = next(iter(first.get("RadiopharmaceuticalInformationSequence") or []), {})
-        dose, half_life = number(item, "RadionuclideTotalDose"), number(item, "RadionuclideHalfLife")
-        lacking = [
-            what for what, value in (("body weight", weight), ("dose", dose), ("half-life", half_life))
-            if not value or value <= 0
-        ]  # fmt: skip
-        if lacking or not (weight and dose and half_life):
-            raise BadFile(f"{name}: does not say the {' and '.join(lacking)} that SUV needs; leave --suv out")
-        kind = str(first.get("DecayCorrection", "")).upper()
-        if kind not in ("START", "ADMIN"):
-            raise BadFile(f"{name}: is not corrected for decay, so SUV cannot be worked out; leave --suv out")
-        decayed = dose
-        if kind == "START":
-            elapsed = _reference_time(name, headers) - _injection_time(name, first, item)
-            if not timedelta(0) <= elapsed <= _MAX_DELAY:
-                raise BadFile(f"{name}: its times of injection and scan contradict each other; leave --suv out")
-            decayed = dose * math.exp(-math.log(2) * elapsed.total_seconds() / half_life)
-        return weight * 1000 / decayed
+        if all(_units(header) == "GML" for header in headers):  # uptake values already
+            _check_by_body_weight(name, headers)
+            return 1.0
+        if any(_units(header) != "BQML" for header in headers):
+            raise BadFile(
+                f"{name}: its values are not in Bq/mL, so SUV cannot be worked out; "
+                "export it in BQML"
+            )
+        return _factor(name, headers)
 
     factor: float = guarded(name, work)
     return factor
+
+
+def _units(header: Any) -> str:
+    return str(header.get("Units", "")).upper()
+
+
+def _check_by_body_weight(name: str, headers: list[Any]) -> None:
+    """Raise `BadFile` for uptake values by anything else, such as lean body mass."""
+    if {str(header.get("SUVType") or "BW").upper() for header in headers} != {"BW"}:
+        raise BadFile(
+            f"{name}: its uptake values are not by body weight; "
+            "leave --suv out to read them as they are"
+        )
+
+
+def _factor(name: str, headers: list[Any]) -> float:
+    """What Bq/mL are multiplied by. Raises `BadFile` for headers that lack what it takes."""
+    first = headers[0]
+    weight = number(first, "PatientWeight")
+    item: Any = next(iter(first.get("RadiopharmaceuticalInformationSequence") or []), {})
+    dose, half_life = number(item, "RadionuclideTotalDose"), number(item, "RadionuclideHalfLife")
+    needed = {"body weight": weight, "dose": dose, "half-life": half_life}
+    lacking = [what for what, value in needed.items() if not value or value <= 0]
+    if lacking or not (weight and dose and half_life):
+        lack = " and ".join(lacking)
+        raise BadFile(f"{name}: does not say the {lack} that SUV needs; leave --suv out")
+    kind = str(first.get("DecayCorrection", "")).upper()
+    if kind not in ("START", "ADMIN"):
+        raise BadFile(
+            f"{name}: is not corrected for decay, so SUV cannot be worked out; leave --suv out"
+        )
+    if kind == "START":
+        elapsed = _reference_time(name, headers) - _injection_time(name, first, item)
+        if not timedelta(0) <= elapsed <= _MAX_DELAY:
+            raise BadFile(
+                f"{name}: its times of injection and scan contradict each other; leave --suv out"
+            )
+        dose *= math.exp(-math.log(2) * elapsed.total_seconds() / half_life)
+    return weight * 1000 / dose
 
 
 def _reference_time(name: str, headers: list[Any]) -> datetime:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medseg.io.dicom.lines import Key, alike, are_blocks_apart
 from medseg.io.dicom.slices import SOP_CLASSES, Slice
@@ -26,6 +27,8 @@ _ALWAYS = ("echo", "b_value", "temporal")
 #: What may differ within one volume by carelessness, so that alone it separates only blocks that
 #: lie apart.
 _CARELESS = ("frame", "turn", "edges", "format")
+#: Those whose values have no order of their own.
+_UNORDERED = ("kind", "gradient", "file", *_CARELESS)
 #: Echo times in ms and diffusion weightings in s/mm2 that differ by no more, or by a hundredth,
 #: differ by rounding.
 _ROUNDING = 0.05
@@ -96,36 +99,40 @@ def _split_by(pieces: list[Slice], name: str) -> list[list[Slice]]:
         groups = _without_rounding(groups, name)
     if len(groups) < 2:
         return [pieces]
-    covered = [[places[id(piece)] for piece in group] for group in groups]
-    if crowded:
-        complete = all(len(set(places_here)) == whole for places_here in covered)
-        apart = all(len(set(places_here)) == len(places_here) >= 3 for places_here in covered)
-        if not (complete or apart):
-            return [pieces]
-    else:
-        # Of image types that show the same `why_mixed_types` says why they are no volumes.
-        blocks_alone = name in _CARELESS or (name == "kind" and _same_contrast(groups))
-        too_few = min(len(set(places_here)) for places_here in covered) < 3
-        if too_few or (blocks_alone and not are_blocks_apart(groups)):
-            return [pieces]
-    by_number = name in (
-        "kind",
-        "gradient",
-        "file",
-        *_CARELESS,
-    )  # whose values have no order of their own
-    return sorted(groups, key=lambda group: _rank(group, name, by_number))
+    covered = [list(map(places.__getitem__, map(id, group))) for group in groups]
+    clean = _are_volumes(covered, whole) if crowded else _are_stacks(groups, covered, name)
+    return sorted(groups, key=lambda group: _rank(group, name)) if clean else [pieces]
+
+
+def _are_volumes(covered: list[list[int]], whole: int) -> bool:
+    """Whether groups of slices, by the places they cover, have all `whole` places, or each place at
+    most once.
+    """
+    complete = all(len(set(places)) == whole for places in covered)
+    apart = all(len(set(places)) == len(places) >= 3 for places in covered)
+    return complete or apart
+
+
+def _are_stacks(groups: list[list[Slice]], covered: list[list[int]], name: str) -> bool:
+    """Whether groups of slices, no two of which lie at one place, are stacks of their own by a
+    trait.
+    """
+    if min(len(set(places)) for places in covered) < 3:
+        return False
+    # Of image types that show the same `why_mixed_types` says why they are no volumes.
+    blocks_alone = name in _CARELESS or (name == "kind" and _same_contrast(groups))
+    return not blocks_alone or are_blocks_apart(groups)
 
 
 def _is_always(pieces: list[Slice], name: str) -> bool:
     return name in _ALWAYS or (name == "kind" and SOP_CLASSES.get(pieces[0].sop_class) == "MR")
 
 
-def _rank(group: list[Slice], name: str, by_number: bool) -> tuple[object, ...]:
+def _rank(group: list[Slice], name: str) -> tuple[object, ...]:
     """The place of a volume among those of its series."""
     value = _OF_SLICE[name][0](group[0]) if name in _OF_SLICE else group[0].traits.get(name)
     first = min(piece.instance_number or 0 for piece in group)
-    return (first if by_number else 0, value is None, _sortable(value))
+    return (first if name in _UNORDERED else 0, value is None, _sortable(value))
 
 
 def _sortable(value: object) -> tuple[tuple[int, float, str], ...]:
@@ -180,18 +187,30 @@ def _split_by_number(pieces: list[Slice]) -> list[list[Slice]]:
     places = _places(pieces)
     whole = len(set(places))
     times, rest = divmod(len(pieces), whole)
-    numbers = [piece.instance_number for piece in pieces]
-    if whole < 3 or times < 2 or rest or None in numbers or len(set(numbers)) < len(numbers):
+    order = _instance_order(pieces)
+    if whole < 3 or times < 2 or rest or not order:
         return [pieces]
-    order = sorted(range(len(pieces)), key=lambda n: numbers[n] or 0)
     table = np.array([places[n] for n in order])
-    if all(len(set(chunk)) == whole for chunk in table.reshape(times, whole).tolist()):
-        chosen = np.array(order).reshape(times, whole)
-    elif all(len(set(chunk)) == 1 for chunk in table.reshape(whole, times).tolist()):
-        chosen = np.array(order).reshape(whole, times).T
+    if _all_have(table.reshape(times, whole), whole):
+        volumes = np.array(order).reshape(times, whole)
+    elif _all_have(table.reshape(whole, times), 1):
+        volumes = np.array(order).reshape(whole, times).T
     else:
         return [pieces]
-    return [[pieces[n] for n in row] for row in chosen.tolist()]
+    return [[pieces[n] for n in row] for row in volumes.tolist()]
+
+
+def _instance_order(pieces: list[Slice]) -> list[int]:
+    """Which slice follows which by Instance Number; none unless each has one of its own."""
+    numbers = [piece.instance_number for piece in pieces]
+    if None in numbers or len(set(numbers)) < len(numbers):
+        return []
+    return sorted(range(len(pieces)), key=lambda n: numbers[n] or 0)
+
+
+def _all_have(table: NDArray, count: int) -> bool:
+    """Whether every row of a table holds so many different numbers."""
+    return all(len(set(row)) == count for row in table.tolist())
 
 
 def _places(pieces: list[Slice]) -> list[int]:

@@ -73,7 +73,7 @@ def read_dicom(
     as if they should be read. Raises `BadFile`.
     """
     with Source(path) as source:
-        found = _choose(source, *_found(source), series, volume_index)
+        found = _choose(source, *_found(source), series=series, volume_index=volume_index)
         name = source.name
         if found.problem and not repair:
             raise BadFile(_with_remedy(source, found))
@@ -117,7 +117,7 @@ def ordered_volume(
     """
     with Source(path) as source, warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # given by `read`
-        found = _choose(source, *_found(source), series, volume_index)
+        found = _choose(source, *_found(source), series=series, volume_index=volume_index)
         slices, affine = list(found.slices), found.affine
         if found.problem:
             if not repair:
@@ -137,7 +137,7 @@ def located(
     """
     with Source(path) as source, warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # about the images, which are not what is read
-        found = _choose(source, *_found(source), series, volume_index)
+        found = _choose(source, *_found(source), series=series, volume_index=volume_index)
         if found.problem and not repair:
             raise BadFile(_with_remedy(source, found))
     systems = {piece.frame_of_reference for piece in found.slices}
@@ -221,35 +221,63 @@ def _slices(source: Source) -> tuple[list[Slice], list[BadFile]]:
     """What every image file of a source says about itself, and what is wrong with the damaged ones."""
     name = source.name
     _follow_dicomdir(source)
-    slices: list[Slice] = []
-    others, damaged = 0, []
-    strange: list[Entry] = []
+    content = _content(source)
+    if not content.slices:
+        if content.damaged:
+            raise content.damaged[0]
+        raise BadFile(f"{name}: holds no DICOM images; give the folder that holds the series")
+    if content.without_image:
+        warnings.warn(
+            f"{name}: passed over DICOM files that hold no image: {content.without_image}",
+            DataWarning,
+            stacklevel=5,
+        )
+    like_slices = _SUFFIXES | {source.suffix(piece.entry) for piece in content.slices}
+    if broken := sum(source.suffix(entry) in like_slices for entry in content.strange):
+        warnings.warn(
+            f"{name}: passed over files named like DICOM that are not: {broken}",
+            DataWarning,
+            stacklevel=5,
+        )
+    return content.slices, content.damaged
+
+
+@dataclass(kw_only=True)
+class _Content:
+    """What the files of a source are: slices of images, DICOM without an image, something else, or
+    damaged.
+    """
+
+    slices: list[Slice] = field(default_factory=list)
+    without_image: int = 0
+    strange: list[Entry] = field(default_factory=list)
+    damaged: list[BadFile] = field(default_factory=list)
+
+
+def _content(source: Source) -> _Content:
+    """Every file of a source, looked into. Raises `BadFile` for one of a list that is no file."""
+    content = _Content()
     for entry in source.entries:
         if source.is_folder and not (entry.path.is_file() and entry.path.stat().st_size):
-            strange.append(entry)
+            content.strange.append(entry)
             continue
         try:
-            with source.open(entry) as file:
-                if is_dicom(file.read(132)):
-                    pieces = parse(source, entry, file)
-                    slices += pieces or []
-                    others += pieces == []
-                else:
-                    strange.append(entry)
+            _add_file(content, source, entry)
         except BadFile as error:
             if not source.is_folder and entry.member is None and not entry.path.is_file():
                 raise
-            damaged.append(error)
-    if not slices:
-        if damaged:
-            raise damaged[0]
-        raise BadFile(f"{name}: holds no DICOM images; give the folder that holds the series")
-    if others:
-        warnings.warn(f"{name}: passed over DICOM files that hold no image: {others}", DataWarning, stacklevel=5)
-    like_slices = _SUFFIXES | {source.suffix(piece.entry) for piece in slices}
-    if broken := sum(source.suffix(entry) in like_slices for entry in strange):
-        warnings.warn(f"{name}: passed over files named like DICOM that are not: {broken}", DataWarning, stacklevel=5)
-    return slices, damaged
+            content.damaged.append(error)
+    return content
+
+
+def _add_file(content: _Content, source: Source, entry: Entry) -> None:
+    with source.open(entry) as file:
+        if not is_dicom(file.read(132)):
+            content.strange.append(entry)
+            return
+        pieces = parse(source, entry, file)
+        content.slices += pieces or []
+        content.without_image += pieces == []
 
 
 def _follow_dicomdir(source: Source) -> None:
@@ -294,6 +322,7 @@ def _choose(
     source: Source,
     found: Sequence[Found],
     damaged: Sequence[BadFile],
+    *,
     series: str | int | None,
     volume_index: int | None,
 ) -> Found:
@@ -301,28 +330,53 @@ def _choose(
     name = source.name
     if damaged:  # it may have been a slice of any volume
         raise damaged[0]
-    chosen = list(found)
-    if series is not None:
-        wanted = str(series).strip()
-        chosen = [v for v in found if v.number == wanted] or [
-            v for v in found if v.number.split(".")[0] == wanted or v.series == wanted
-        ]
-        if not chosen:
-            numbers = ", ".join(volume.number for volume in found[:20])
-            raise BadFile(f"{name}: has no such series; it holds {numbers} (medseg info lists them)")
-    if volume_index is not None and len({volume.series for volume in chosen}) == 1:
-        if not 0 <= volume_index < len(chosen):
-            raise BadFile(f"{name}: has no volume {volume_index}; it holds {len(chosen)}, numbered from 0")
-        chosen = [chosen[volume_index]]
-    if len(chosen) > 1:
-        readable = [volume.number for volume in chosen if not volume.problem] or [volume.number for volume in chosen]
-        numbers = ", ".join(readable[:10]) + (", ..." if len(readable) > 10 else "")
-        raise BadFile(f"{name}: {differences(chosen)}; choose one with --series ({numbers}; medseg info lists them)")
-    only = chosen[0]
-    first = only.slices[0]
-    if source.is_file and len(only.slices) == 1 and first.sop_class in CLASSIC and not only.problem_of_slice:
-        raise BadFile(f"{name}: is one DICOM file with one slice; give the folder that holds the whole series")
-    return only
+    volumes = list(found) if series is None else _of_series(name, found, str(series).strip())
+    if volume_index is not None and len({volume.series for volume in volumes}) == 1:
+        if not 0 <= volume_index < len(volumes):
+            raise BadFile(
+                f"{name}: has no volume {volume_index}; it holds {len(volumes)}, numbered from 0"
+            )
+        volumes = [volumes[volume_index]]
+    if len(volumes) > 1:
+        raise _ambiguous(name, volumes)
+    if source.is_file and _is_lone_slice(volumes[0]):
+        raise BadFile(
+            f"{name}: is one DICOM file with one slice; give the folder that holds the whole series"
+        )
+    return volumes[0]
+
+
+def _of_series(name: str, found: Sequence[Found], wanted: str) -> list[Found]:
+    """The volume of a number, or those of a series by number or UID. Raises `BadFile` if there is
+    none.
+    """
+    if volumes := [volume for volume in found if volume.number == wanted]:
+        return volumes
+    for volume in found:
+        if wanted in (volume.number.split(".")[0], volume.series):
+            volumes.append(volume)
+    if not volumes:
+        numbers = ", ".join(volume.number for volume in found[:20])
+        raise BadFile(f"{name}: has no such series; it holds {numbers} (medseg info lists them)")
+    return volumes
+
+
+def _ambiguous(name: str, volumes: Sequence[Found]) -> BadFile:
+    """What to raise for several volumes: it names those that can be read, if any can."""
+    sound = [volume for volume in volumes if not volume.problem]
+    numbers = [volume.number for volume in sound or volumes]
+    some = ", ".join(numbers[:10]) + (", ..." if len(numbers) > 10 else "")
+    return BadFile(
+        f"{name}: {differences(volumes)}; choose one with --series ({some}; "
+        "medseg info lists them)"
+    )
+
+
+def _is_lone_slice(volume: Found) -> bool:
+    """Whether a volume is one classic slice with nothing else wrong with it."""
+    if len(volume.slices) != 1 or volume.problem_of_slice:
+        return False
+    return volume.slices[0].sop_class in CLASSIC
 
 
 def _sentence(name: str, problem: str) -> str:
