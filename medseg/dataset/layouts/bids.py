@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from medseg.dataset.cases import Case, Dataset
@@ -21,13 +21,10 @@ def find_bids(path: Path) -> Dataset | None:
 
     Given the folder of one pipeline in `derivatives/`, only its label maps are taken.
     """
-    if not path.is_dir():
+    places = _places(path)
+    if places is None:
         return None
-    pipeline = path if path.parent.name == "derivatives" else None
-    root = path.parent.parent if pipeline else path
-    if not (root / "dataset_description.json").is_file() and not any(folders_in(root, "sub-")):
-        return None
-    homes = [pipeline] if pipeline else [*folders_in(root / "derivatives"), root]
+    root, homes = places
     labels = [(home, file) for home in homes for file in _segmentations_in(home)]
     if not labels:
         return None
@@ -36,20 +33,37 @@ def find_bids(path: Path) -> Dataset | None:
     images_of = {file: _bids_images(root, home, file) for _, file in labels}
     paired = {file: images for file, images in images_of.items() if images}
     channels = _bids_on_grid(paired, _common_kinds(path, paired))
-    tables = [_bids_table(home, file) for file in paired]
     return Dataset(
         folder=root,
         layout="",
         name=root.name,
         cases=tuple(_bids_case(file, images, channels) for file, images in paired.items()),
         channels=tuple(channels),
-        table=united_table(path, [table for table in tables if table is not None]),
+        table=_united_bids_table(path, home, paired),
         findings=tuple(
             unpaired_case(strip_suffix(file), f"{file}: no image belongs to it")
             for file, images in images_of.items()
             if not images
         ),
     )
+
+
+def _places(path: Path) -> tuple[Path, list[Path]] | None:
+    """The root of a BIDS data set and the folders to look in for segmentations: the pipeline that
+    is given, or all and the root. None for another folder.
+    """
+    if not path.is_dir():
+        return None
+    pipeline = path if path.parent.name == "derivatives" else None
+    root = path.parent.parent if pipeline else path
+    if not (root / "dataset_description.json").is_file() and not folders_in(root, "sub-"):
+        return None
+    return root, [pipeline] if pipeline else [*folders_in(root / "derivatives"), root]
+
+
+def _united_bids_table(path: Path, home: Path, labels: Iterable[Path]) -> LabelTable:
+    tables = [_bids_table(home, file) for file in labels]
+    return united_table(path, [table for table in tables if table is not None])
 
 
 def _segmentations_in(home: Path) -> list[Path]:
@@ -119,9 +133,8 @@ def _bids_images(root: Path, home: Path, label: Path) -> dict[str, Path]:
         for file in scans_below(place / f"sub-{wanted['sub']}"):
             entities, suffix = _entities(file)
             entities = _without(entities, ("desc", "part", "echo"))
-            fits = (
-                entities.items() <= wanted.items() and entities.get("space") == wanted.get("space")
-            )
+            same_space = entities.get("space") == wanted.get("space")
+            fits = same_space and entities.items() <= wanted.items()
             if fits and suffix not in ("dseg", "probseg", "mask"):
                 images.setdefault(suffix, file)
     return images

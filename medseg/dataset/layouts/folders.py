@@ -47,18 +47,8 @@ def find_totalsegmentator(path: Path) -> Dataset | None:
     if not folders:
         return None
     masks = {folder: _by_stem(scans_in(folder / "segmentations")) for folder in folders}
-    images = {folder: _images_and_labels(folder)[0] for folder in folders}
     values = {name: number for number, name in enumerate(sorted(set().union(*masks.values())), 1)}
-    splits = _meta_splits(path / "meta.csv")
-    cases, findings = [], []
-    for folder in folders:
-        if not images[folder] or not masks[folder]:
-            what = "no mask in segmentations/" if images[folder] else "no image"
-            findings.append(unpaired_case(folder.name, f"{folder}: holds {what}"))
-            continue
-        image = _only_image(folder, images[folder])
-        split = splits.get(folder.name)
-        cases.append(_masked_case(image, masks[folder], values=values, split=split))
+    cases, findings = _masked_cases(masks, values, _meta_splits(path / "meta.csv"))
     table = table_of(path, {value: name for name, value in values.items()}) if values else NO_TABLE
     kinds = {strip_suffix(image) for case in cases for image in case.images}
     return _dataset_of(
@@ -68,6 +58,26 @@ def find_totalsegmentator(path: Path) -> Dataset | None:
         findings=findings,
         table=table,
     )
+
+
+def _masked_cases(
+    masks: Mapping[Path, Mapping[str, Path]],
+    values: Mapping[str, int],
+    splits: Mapping[str, str],
+) -> tuple[list[Case], list[Finding]]:
+    """A case for each folder with an image and masks. masks: folder to mask by structure; values of
+    all structures; splits by folder name.
+    """
+    cases, findings = [], []
+    for folder, own in masks.items():
+        images, _ = _images_and_labels(folder)
+        if not images or not own:
+            what = "no mask in segmentations/" if images else "no image"
+            findings.append(unpaired_case(folder.name, f"{folder}: holds {what}"))
+            continue
+        image, split = _only_image(folder, images), splits.get(folder.name)
+        cases.append(_masked_case(image, own, values=values, split=split))
+    return cases, findings
 
 
 def _only_image(folder: Path, images: Sequence[Path]) -> Path:

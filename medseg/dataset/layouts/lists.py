@@ -110,22 +110,23 @@ def find_manifest(path: Path) -> Dataset | None:
             f"{file}: case {without[0].name} has no label; only cases of the split 'test' may "
             "lack one"
         )
-    channels = tuple(
-        column.removeprefix("image").lstrip("_") or "image" for column in image_columns
-    )
-    width = len(cases[0].images)
-    if len(channels) == 1 and width > 1:
-        channels = channel_names(width)
     return Dataset(
         folder=file.parent,
         layout="",
         name=file.stem,
         cases=labelled,
-        channels=channels,
+        channels=_manifest_channels(image_columns, len(cases[0].images)),
         table=NO_TABLE,
         unlabelled=unlabelled,
         source=file,
     )
+
+
+def _manifest_channels(image_columns: Sequence[str], width: int) -> tuple[str, ...]:
+    """Channels by their columns; of one column that holds lists of `width` files, by number."""
+    if len(image_columns) == 1 and width > 1:
+        return channel_names(width)
+    return tuple(column.removeprefix("image").lstrip("_") or "image" for column in image_columns)
 
 
 _MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl")

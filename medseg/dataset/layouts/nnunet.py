@@ -43,7 +43,8 @@ def find_nnunet(path: Path) -> Dataset | None:
     ending = str(content.get("file_ending", ".nii.gz"))
     listed = content.get("dataset")
     if isinstance(listed, dict):
-        cases, findings = _nnunet_listed(file, listed), []
+        cases = _nnunet_listed(file, listed)
+        findings: list[Finding] = []
     else:
         cases, findings = _nnunet_cases(folder, ending, len(channels))
     tests = folder / "imagesTs"
