@@ -85,18 +85,34 @@ def fill_holes(labels: NDArray, values: Sequence[int] | None = None, overwrite: 
     parts = in_slabs(lambda start, stop: runs_of(array[start:stop]), len(array))
     first, value, rows = (np.concatenate(pieces) for pieces in zip(*parts))
     begin = np.append(0, np.cumsum(rows))
-    region, table, pairs = regions_of_runs(first, value, begin, array.shape[1], array.shape[2])
-    edges = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    region, table, pairs = regions_of_runs(
+        first, value, begin, height=array.shape[1], width=array.shape[2]
+    )
+    low = (pairs >> np.uint64(32)).astype(np.int64)
+    high = (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
     old, voxels, outside = table.T.copy()
     new, least = old.copy(), np.full(len(old), np.iinfo(np.int64).max)
     for label in np.unique(old[1:]):
         if label == 0 or (values is not None and label not in values):
             continue
-        room = rooms_within(*edges, new if overwrite else old, voxels, outside, label)
+        room = rooms_within(
+            low,
+            high,
+            label=new if overwrite else old,
+            voxels=voxels,
+            outside=outside,
+            wall=label,
+        )
         taken = (room > 0) & (overwrite | ((old == 0) & (room < least)))
         new[taken], least[taken] = label, room[taken]
     out = np.array(array, labels.dtype)
-    write_runs(first, begin, new.astype(labels.dtype)[region], value, out.reshape(-1, array.shape[2]))
+    write_runs(
+        first,
+        begin,
+        target=new.astype(labels.dtype)[region],
+        value=value,
+        out=out.reshape(-1, array.shape[2]),
+    )
     return like(out, labels)
 
 

@@ -95,11 +95,14 @@ def _table(ids: NDArray, array: NDArray, *, count: int, reverse: bool) -> NDArra
         steps = np.array([1, array.shape[0], array.shape[0] * array.shape[1]])
     # A table per slab is only worth it while tables are small beside the array.
     slabs_per_thread = 2 if count < 100_000 else 0
-    parts = in_slabs(
-        lambda start, stop: component_table(ids[start:stop], array[start:stop], count, start, steps),
-        len(ids),
-        slabs_per_thread,
-    )
+
+    def table_of(start: int, stop: int) -> NDArray[np.int64]:
+        rows: NDArray[np.int64] = component_table(
+            ids[start:stop], array[start:stop], count=count, offset=start, steps=steps
+        )
+        return rows
+
+    parts = in_slabs(table_of, len(ids), slabs_per_thread)
     table = parts[0]
     for part in parts[1:]:
         np.maximum(table[:, 0], part[:, 0], out=table[:, 0])

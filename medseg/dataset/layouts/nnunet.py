@@ -96,6 +96,7 @@ def _nnunet_images(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:
 def _nnunet_cases(
     folder: Path, ending: str, channels: int
 ) -> tuple[list[Case], list[Finding]]:
+    """The cases of `imagesTr/` and `labelsTr/`, and what is said of those that lack a part."""
     image_folder = existing_folder(folder / "imagesTr")
     images = _nnunet_images(image_folder, ending)
     label_files = files_in(existing_folder(folder / "labelsTr"))
