@@ -145,6 +145,9 @@ def orientation_of(affine: NDArray) -> str:
 ORIENTATIONS = tuple("".join(letters) for axes in permutations(("LR", "PA", "IS")) for letters in product(*axes))
 
 
+_OPPOSITE = dict(zip("LRPAIS", "RLAPSI"))
+
+
 def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
     """The same voxels with axes permuted and flipped so that they run to `orientation`; no interpolation.
 
@@ -152,18 +155,23 @@ def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
     """
     if orientation not in ORIENTATIONS:
         raise BadGeometry(f"'{orientation}' is not an orientation such as RAS or LPS")
-    world = {letter: axis for axis, pair in enumerate(("LR", "PA", "IS")) for letter in pair}
-    now = volume.orientation
-    order = [next(a for a in range(3) if world[now[a]] == world[letter]) for letter in orientation]
-    flips = [now[axis] != letter for axis, letter in zip(order, orientation, strict=True)]
-    data = volume.data.transpose(order)
+    order, flips = _turns(volume.orientation, orientation)
     step = np.zeros((4, 4))
     step[3, 3] = 1
     for new, (old, flip) in enumerate(zip(order, flips, strict=True)):
         step[old, new] = -1 if flip else 1
         step[old, 3] = volume.data.shape[old] - 1 if flip else 0
     slices = tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)
-    return Volume(data[slices], volume.affine @ step, volume.space)
+    data = volume.data.transpose(order)[slices]
+    return Volume(data, volume.affine @ step, volume.space)
+
+
+def _turns(now: str, wanted: str) -> tuple[list[int], list[bool]]:
+    """For each axis of the wanted orientation, which axis it is now, and whether it runs the other
+    way.
+    """
+    order = [now.index(letter if letter in now else _OPPOSITE[letter]) for letter in wanted]
+    return order, [now[axis] != letter for axis, letter in zip(order, wanted, strict=True)]
 
 
 def same_grid(a: Volume, b: Volume, tolerance_mm: float = 1e-3) -> bool:

@@ -123,13 +123,17 @@ def read_channels(dataset: Dataset, case: Case) -> list[Volume]:
         wanted = f"{len(dataset.channels)} channels ({', '.join(dataset.channels)})"
         raise BadFile(f"{case.images[0]}: case {case.name} has {len(case.images)} images where {wanted} are expected")
     first = read(case.images[0])
-    return [first, *(onto(read(path), first, path, case.images[0]) for path in case.images[1:])]
+    return [
+        first,
+        *(onto(read(path), first, path=path, image_path=case.images[0]) for path in case.images[1:]),
+    ]
 
 
 def read_case_labels(case: Case, image: Volume) -> Volume:
     """The label map of a case on its image's grid, masks merged into one. Raises `BadFile`."""
     if case.label is not None:
-        return onto(read_label_file(case), image, case.label, case.images[0])
+        labels = read_label_file(case)
+        return onto(labels, image, path=case.label, image_path=case.images[0])
     merged, overlap = merge_masks(case, image)
     if overlap:
         warnings.warn(
@@ -164,7 +168,7 @@ def merge_masks(case: Case, image: Volume) -> tuple[Volume, int]:
     labels = np.zeros(image.shape, np.uint8 if top <= 255 else np.uint16, order="F")
     overlap = 0
     for value, path in case.masks:
-        mask = onto(read_labels(path), image, path, case.images[0]).data
+        mask = onto(read_labels(path), image, path=path, image_path=case.images[0]).data
         high = int(mask.max(initial=0))
         inside = mask > 0
         if high > 1 and (mask[inside] != high).any():
@@ -176,7 +180,7 @@ def merge_masks(case: Case, image: Volume) -> tuple[Volume, int]:
 
 def onto(volume: Volume, image: Volume, path: Path, image_path: Path) -> Volume:
     """A volume on the grid of its image, turned if it is stored in another orientation. Raises `BadFile` otherwise."""
-    fitted = fit(volume, image, path, image_path)
+    fitted = fit(volume, image, path=path, image_path=image_path)
     if fitted is not None:
         return fitted
     raise BadFile(

@@ -89,27 +89,36 @@ def numbered_as(case: Case, named: Mapping[Path, LabelTable], table: LabelTable)
     Raises `BadFile` if it knows some, under other values, and not all: then nobody can say what the
     others are.
     """
-    own = named.get(case.label) if case.label is not None else None
-    if own is None:
-        return case
-    if all(_plain_name(table.names.get(label.value, "")) == _plain_name(label.name) for label in own.labels):
+    file, own = case.label, _own_table(case, named)
+    if file is None or own is None or _is_named_alike(own, table):
         return case
     wanted = {_plain_name(label.name): label.value for label in table.labels}
     numbers = {label.value: wanted.get(_plain_name(label.name)) for label in own.labels}
     if all(after in (None, before) for before, after in numbers.items()):
         return case
-    _values_by_name(case.label or Path(), own)
+    _values_by_name(file, own)
+    pairs = []
     for before, after in numbers.items():
         if after is None:
             known = ", ".join(label.name for label in table.labels[:8])
             raise BadFile(
-                f"{case.label}: names '{own[before].name}', which the data set does not know "
-                f"({known}), and numbers "
-                "the others differently; rename it in 3D Slicer"
+                f"{file}: names '{own[before].name}', which the data set does not know ({known}), "
+                "and numbers the others differently; rename it in 3D Slicer"
             )
-    return replace(
-        case,
-        numbers=tuple((before, after) for before, after in numbers.items() if after is not None),
+        pairs.append((before, after))
+    return replace(case, numbers=tuple(pairs))
+
+
+def _own_table(case: Case, named: Mapping[Path, LabelTable]) -> LabelTable | None:
+    """The table that a case's label file carries in itself."""
+    return None if case.label is None else named.get(case.label)
+
+
+def _is_named_alike(own: LabelTable, table: LabelTable) -> bool:
+    """Whether each value of a file has the same name in the data set's table."""
+    names = table.names
+    return all(
+        _plain_name(names.get(label.value, "")) == _plain_name(label.name) for label in own.labels
     )
 
 
@@ -121,7 +130,7 @@ def names_lacking(cases: Sequence[Case], named: Mapping[Path, LabelTable], table
         return []
     findings = []
     for case in cases:
-        own = named.get(case.label) if case.label is not None else None
+        own = _own_table(case, named)
         if own is None:
             continue
         there = {_plain_name(label.name) for label in own.labels}
@@ -129,5 +138,7 @@ def names_lacking(cases: Sequence[Case], named: Mapping[Path, LabelTable], table
         if lacking:
             message = f"{case.label}: names no '{lacking[0]}', so it counts as not there"
             message += "; check that it is not misspelt"
-            findings.append(Finding(case.name, "names", "warning", message))
+            findings.append(
+                Finding(case=case.name, kind="names", severity="warning", message=message)
+            )
     return findings

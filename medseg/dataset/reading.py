@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -62,64 +63,112 @@ def detect(path: Path, progress: Progress = silent) -> Dataset:
 
 
 def _finish(dataset: Dataset, progress: Progress) -> Dataset:
-    """What is the same for all layouts: files that are missing, names used twice, the table, the splits."""
-    findings = list(dataset.findings)
-    cases = []
-    for case in sorted(dataset.cases, key=lambda case: _natural(case.name)):
-        files = [*case.images, *([case.label] if case.label else []), *(mask for _, mask in case.masks)]
-        missing = [file for file in files if not is_there(file)]
-        if missing:
-            findings.append(Finding(case.name, "missing", "error", f"{missing[0]}: is missing", True))
-        else:
-            cases.append(case)
+    """What is the same for all layouts: files that are missing, names used twice, the table, the
+    splits.
+    """
+    cases, incomplete = _with_all_files(dataset.cases)
+    findings = [*dataset.findings, *incomplete]
     names = [case.name for case in dataset.cases]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise BadFile(f"{dataset.folder}: the case name '{twice}' is used twice; give every case a name of its own")
+    _check_names(dataset.folder, names)
     if not cases:
         why = f"; the first problem was {findings[0].message}" if findings else ""
-        raise BadFile(f"{dataset.folder}: holds no case with an image and labels ({dataset.layout} layout){why}")
+        raise BadFile(
+            f"{dataset.folder}: holds no case with an image and labels "
+            f"({dataset.layout} layout){why}"
+        )
     table, named = dataset.table, tables_in(cases)
     if not len(table) and not dataset.regions:
-        table = _table_beside(dataset, cases, findings) or _table_from_files(dataset, cases, named, progress)
+        table = _table_beside(dataset, cases, findings) or _table_from_files(
+            dataset, cases, named=named, progress=progress
+        )
     if not dataset.regions:
         cases = [numbered_as(case, named, table) for case in cases]
         findings += names_lacking(cases, named, table)
     dataset = replace(dataset, cases=tuple(cases), table=table, findings=tuple(findings))
-    return replace(dataset, splits=_usable(dataset.splits, names, cases) or _column_splits(cases))
-
-
-def _usable(
-    splits: Sequence[tuple[tuple[str, ...], tuple[str, ...]]], names: Iterable[str], cases: Sequence[Case]
-) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
-    """Given splits without the cases that were left out. Raises `BadFile` for names that the dataset does not have."""
-    known, kept = set(names), {case.name for case in cases}
-    for side in (side for split in splits for side in split):
-        strange = next((name for name in side if name not in known), None)
-        if strange is not None:
-            raise BadFile(f"the splits name a case '{strange}' that the dataset does not have; correct the splits")
-    return tuple(
-        (tuple(name for name in training if name in kept), tuple(name for name in validation if name in kept))
-        for training, validation in splits
+    return replace(
+        dataset, splits=_usable(dataset.splits, names, cases) or _column_splits(cases)
     )
 
 
-def _column_splits(cases: Sequence[Case]) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
-    """The splits that the cases' own 'train' and 'val', or else their folds, make; () if they say nothing."""
-    usable = [case for case in cases if case.split != "test"]
-    folds = sorted({case.fold for case in usable if case.fold is not None})
-    held_out: list[Callable[[Case], bool]] = []
-    if {"train", "val"} <= {case.split for case in usable}:
-        held_out = [lambda case: case.split == "val"]
-    elif len(folds) > 1:
-        held_out = [lambda case, fold=fold: case.fold == fold for fold in folds]  # type: ignore[misc]
-    return tuple(
-        (
-            tuple(case.name for case in usable if not is_out(case)),
-            tuple(case.name for case in usable if is_out(case)),
+def _with_all_files(cases: Sequence[Case]) -> tuple[list[Case], list[Finding]]:
+    """The cases whose files are all there, in the order people count them, and of each of the
+    others the first file that is missing.
+    """
+    complete, findings = [], []
+    for case in sorted(cases, key=lambda case: _natural(case.name)):
+        missing = next((file for file in _files_of(case) if not is_there(file)), None)
+        if missing is None:
+            complete.append(case)
+            continue
+        message = f"{missing}: is missing"
+        findings.append(
+            Finding(
+                case=case.name, kind="missing", severity="error", message=message, fixable=True
+            )
         )
-        for is_out in held_out
+    return complete, findings
+
+
+def _files_of(case: Case) -> list[Path]:
+    labels = [case.label] if case.label else []
+    return [*case.images, *labels, *(mask for _, mask in case.masks)]
+
+
+def _check_names(folder: Path, names: Sequence[str]) -> None:
+    """Raise `BadFile` for a name that two cases have."""
+    if len(set(names)) == len(names):
+        return
+    twice = next(name for name in names if names.count(name) > 1)
+    raise BadFile(
+        f"{folder}: the case name '{twice}' is used twice; give every case a name of its own"
     )
+
+
+#: Names for training and names for validation, and of every fold such a pair.
+_Split = tuple[tuple[str, ...], tuple[str, ...]]
+_Splits = tuple[_Split, ...]
+
+
+def _usable(splits: _Splits, names: Iterable[str], cases: Sequence[Case]) -> _Splits:
+    """Given splits without the cases that were left out. Raises `BadFile` for names that the
+    dataset does not have.
+    """
+    known, there = set(names), {case.name for case in cases}
+    for name in chain.from_iterable(chain.from_iterable(splits)):
+        if name not in known:
+            raise BadFile(
+                f"the splits name a case '{name}' that the dataset does not have; correct the "
+                "splits"
+            )
+    return tuple(
+        (_only(training, there), _only(validation, there)) for training, validation in splits
+    )
+
+
+def _only(names: Iterable[str], wanted: set[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if name in wanted)
+
+
+def _column_splits(cases: Sequence[Case]) -> _Splits:
+    """The splits that the cases' own 'train' and 'val', or else their folds, make; () if they say
+    nothing.
+    """
+    usable = [case for case in cases if case.split != "test"]
+    if {"train", "val"} <= {case.split for case in usable}:
+        held_out = [{case.name for case in usable if case.split == "val"}]
+    else:
+        held_out = _names_by_fold(usable)
+    every = [case.name for case in usable]
+    return tuple((_only(every, set(every) - names), _only(every, names)) for names in held_out)
+
+
+def _names_by_fold(cases: Sequence[Case]) -> list[set[str]]:
+    """The names of the cases of each fold; none where there are fewer than two folds."""
+    by_fold: dict[int, set[str]] = {}
+    for case in cases:
+        if case.fold is not None:
+            by_fold.setdefault(case.fold, set()).add(case.name)
+    return [by_fold[fold] for fold in sorted(by_fold)] if len(by_fold) > 1 else []
 
 
 #: Layout to the function that finds it, in the order in which they are tried: what describes itself comes first.
@@ -145,12 +194,19 @@ def _table_beside(dataset: Dataset, cases: Sequence[Case], findings: list[Findin
                 try:
                     return LabelTable.read(file)
                 except BadFile as error:
-                    findings.append(Finding("", "table", "warning", f"{error}; names are not taken from it"))
+                    message = f"{error}; names are not taken from it"
+                    findings.append(
+                        Finding(case="", kind="table", severity="warning", message=message)
+                    )
     return None
 
 
 def _table_from_files(
-    dataset: Dataset, cases: Sequence[Case], named: Mapping[Path, LabelTable], progress: Progress
+    dataset: Dataset,
+    cases: Sequence[Case],
+    *,
+    named: Mapping[Path, LabelTable],
+    progress: Progress,
 ) -> LabelTable:
     """Names that the label maps carry in themselves, or else 'label 1' for every value found in them."""
     files = [case.label for case in cases if case.label is not None]

@@ -176,34 +176,49 @@ def _scores(scores: Mapping[str, Any], cleanup: Sequence[Mapping[str, Any]]) -> 
     structures = scores.get("structures", {})
     if not structures:
         return f"No scan was kept apart to score it.\n\n{_open('scores on scans it has not seen')}"
-    columns = [name for name in _COLUMNS if any(name in one for one in structures.values())]
+    overall = scores.get("mean_over_structures", {})
+    sentences = [
+        "Means over scans that were not trained from, with 95 % intervals of the mean (bootstrap "
+        "over scans). The weights that were kept were chosen on some of them, so other scans may "
+        "do slightly worse."
+    ]
+    if cleanup:
+        steps = "; ".join(map(_step, cleanup))
+        sentences.append(
+            f"The labels were cleaned up: {steps}. Training chooses such steps on these same "
+            "scans, which makes the scores slightly too good."
+        )
+    if left_out := _most_left_out(structures):
+        sentences.append(
+            f"Scans left out of a mean because a structure is missing there: up to {left_out}."
+        )
+    if failed := len(scores.get("cases", {}).get("failed", ())):
+        sentences.append(f"Scans that could not be scored: {failed}.")
+    return f"{_table_of_scores(structures, overall)}\n\n{' '.join(sentences)}"
+
+
+def _columns(structures: Mapping[str, Any]) -> list[str]:
+    """The scores that any structure has, in the order of the table."""
+    return [column for column in _COLUMNS if any(column in one for one in structures.values())]
+
+
+def _table_of_scores(structures: Mapping[str, Any], overall: Mapping[str, Any]) -> str:
+    """A row a structure, and one of means over them."""
+    columns = _columns(structures)
     rows = [
         (name, sum(one["status"].values()), *(_statistic(one.get(column)) for column in columns))
         for name, one in structures.items()
     ]
-    overall = scores.get("mean_over_structures", {})
     rows.append(("mean", "", *(_number(overall.get(column)) for column in columns)))
-    text = _table(("structure", "scans", *(_COLUMNS[column] for column in columns)), rows)
-    text += (
-        "\n\nMeans over scans that were not trained from, with 95 % intervals of the mean (bootstrap over scans). The "
-        "weights that were kept were chosen on some of them, so other scans may do slightly worse."
-    )
-    if cleanup:
-        steps = "; ".join(map(_step, cleanup))
-        text += (
-            f" The labels were cleaned up: {steps}. Training chooses such steps on these same scans, which makes the"
-        )
-        text += " scores slightly too good."
-    left_out = max(
-        (one[column]["n_excluded"] + one[column]["n_inf"] for one in structures.values() for column in columns
-         if column in one), default=0,
-    )  # fmt: skip
-    if left_out:
-        text += f" Scans left out of a mean because a structure is missing there: up to {left_out}."
-    failed = len(scores.get("cases", {}).get("failed", ()))
-    if failed:
-        text += f" Scans that could not be scored: {failed}."
-    return text
+    return _table(("structure", "scans", *(_COLUMNS[column] for column in columns)), rows)
+
+
+def _most_left_out(structures: Mapping[str, Any]) -> int:
+    """How many scans the mean with the fewest is without."""
+    scores = [
+        one[column] for one in structures.values() for column in _COLUMNS if column in one
+    ]
+    return max((score["n_excluded"] + score["n_inf"] for score in scores), default=0)
 
 
 def _statistic(one: Mapping[str, Any] | None) -> str:

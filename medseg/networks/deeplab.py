@@ -17,7 +17,14 @@ from medseg.networks.layers import Block, InstanceNorm, Residual, check_number, 
 
 def _atrous(channels: int, features: int, rate: int) -> Block:
     """3x3x3 convolution of neighbours `rate` voxels away (0: 1x1x1), instance norm, leaky ReLU."""
-    layer = nn.Conv3d(channels, features, 3 if rate else 1, 1, rate, max(1, rate), bias=False)
+    layer = nn.Conv3d(
+        channels,
+        features,
+        kernel_size=3 if rate else 1,
+        padding=rate,
+        dilation=max(1, rate),
+        bias=False,
+    )
     return Block(layer, InstanceNorm(features), nn.LeakyReLU(0.01, inplace=True))
 
 
@@ -27,7 +34,10 @@ class AtrousResidual(nn.Module):
     def __init__(self, features: int, rate: int) -> None:
         super().__init__()
         self.first = _atrous(features, features, rate)
-        self.second = nn.Sequential(nn.Conv3d(features, features, 3, 1, rate, rate, bias=False), InstanceNorm(features))
+        self.second = nn.Sequential(
+            nn.Conv3d(features, features, 3, padding=rate, dilation=rate, bias=False),
+            InstanceNorm(features),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """As large as x."""
@@ -81,7 +91,7 @@ class DeepLab(nn.Module):
         levels = len(features)
         blocks = blocks or [2] * levels
         check_numbers("features", features, 4096)
-        check_numbers("blocks", blocks, 64, levels)
+        check_numbers("blocks", blocks, most=64, count=levels)
         check_numbers("rates", rates, 64)
         for name, number, most, least in (
             ("atrous", atrous, 5, 0),
@@ -89,7 +99,7 @@ class DeepLab(nn.Module):
             ("skip", skip, levels - 1, 0),
             ("reduced", reduced, 4096, 1),
         ):
-            check_number(name, number, most, least)
+            check_number(name, number, most=most, least=least)
         self.channels, self.classes, self.skip, self.deep_supervision = channels, classes, skip, deep_supervision
         self.multiple = 2 ** (levels - 1)
         inputs = [channels, *features[:-1]]

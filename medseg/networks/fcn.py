@@ -37,8 +37,8 @@ class FCN(nn.Module):
         levels = len(features)
         blocks = blocks or [2] * levels
         check_numbers("features", features, 4096)
-        check_numbers("blocks", blocks, 64, levels)
-        check_number("finest", finest, levels - 1, 0)
+        check_numbers("blocks", blocks, most=64, count=levels)
+        check_number("finest", finest, most=levels - 1, least=0)
         self.channels, self.classes, self.finest, self.deep_supervision = channels, classes, finest, deep_supervision
         self.multiple = 2 ** (levels - 1)
         inputs = [channels, *features[:-1]]
@@ -71,7 +71,7 @@ class FCN(nn.Module):
 
 def _doubling(classes: int) -> nn.ConvTranspose3d:
     """A transposed convolution of stride 2 that begins as trilinear interpolation of every class by itself."""
-    layer = nn.ConvTranspose3d(classes, classes, 4, 2, 1, bias=False)
+    layer = nn.ConvTranspose3d(classes, classes, 4, stride=2, padding=1, bias=False)
     row = torch.tensor([0.25, 0.75, 0.75, 0.25])
     kernel = row[:, None, None] * row[:, None] * row
     with torch.no_grad():

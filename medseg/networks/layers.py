@@ -120,14 +120,18 @@ Three = tuple[int, int, int]
 def conv(channels: int, features: int, stride: int | Three = 1, kernel: Three = (3, 3, 3)) -> Block:
     """Convolution, instance norm, leaky ReLU: (B, channels, D, H, W) to (B, features, D/stride, ...)."""
     return Block(
-        convolution(channels, features, stride, kernel), InstanceNorm(features), nn.LeakyReLU(0.01, inplace=True)
+        convolution(channels, features, stride=stride, kernel=kernel),
+        InstanceNorm(features),
+        nn.LeakyReLU(0.01, inplace=True),
     )
 
 
 def convolution(channels: int, features: int, stride: int | Three = 1, kernel: Three = (3, 3, 3)) -> nn.Conv3d:
     """A convolution of odd kernel that keeps the size, but for its stride; the norm after it makes a bias needless."""
     padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-    return nn.Conv3d(channels, features, kernel, stride, padding, bias=False)
+    return nn.Conv3d(
+        channels, features, kernel_size=kernel, stride=stride, padding=padding, bias=False
+    )
 
 
 class Residual(nn.Module):
@@ -135,13 +139,16 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int, features: int, stride: int | Three = 1, kernel: Three = (3, 3, 3)) -> None:
         super().__init__()
-        self.first = conv(channels, features, stride, kernel)
-        self.second = nn.Sequential(convolution(features, features, 1, kernel), InstanceNorm(features))
+        self.first = conv(channels, features, stride=stride, kernel=kernel)
+        self.second = nn.Sequential(
+            convolution(features, features, stride=1, kernel=kernel), InstanceNorm(features)
+        )
         # A strided 1x1x1 convolution on summed neighbours would need avg_pool3d, which CPUs lack in bfloat16.
         self.shortcut: nn.Module = nn.Identity()
         if stride not in (1, (1, 1, 1)) or channels != features:
             self.shortcut = nn.Sequential(
-                nn.Conv3d(channels, features, stride, stride, bias=False), InstanceNorm(features)
+                nn.Conv3d(channels, features, kernel_size=stride, stride=stride, bias=False),
+                InstanceNorm(features),
             )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -57,8 +57,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, place: Tensor, tokens: Tensor, position: Tensor, allowed: Tensor) -> Tensor:
         """Queries x (B, Q, width) with their `place` (Q, width) look at `tokens` (B, N, width) at `position`."""
-        x = self.norms[0](x + self.look(x + place, tokens, allowed, position))
-        x = self.norms[1](x + self.talk(x + place, x, None, place))
+        x = self.norms[0](x + self.look(x + place, tokens, allowed=allowed, position=position))
+        x = self.norms[1](x + self.talk(x + place, x, position=place))
         y: Tensor = self.norms[2](x + self.think(x))
         return y
 
@@ -173,8 +173,15 @@ class Mask2Former(nn.Module):
                 tokens, position, means = scales[n % len(scales)]
                 allowed = _product(queries[-1].detach(), means) >= 0
                 allowed = allowed | ~allowed.any(-1, keepdim=True)  # a query whose mask is empty looks everywhere
-                query = self.layers[n](query, self.place, tokens, position, allowed)
-        return Masks(torch.stack(classes), torch.stack(queries), pixels, voxels)
+                query = self.layers[n](
+                    query, self.place, tokens, position=position, allowed=allowed
+                )
+        return Masks(
+            classes=torch.stack(classes),
+            queries=torch.stack(queries),
+            pixels=pixels,
+            voxels=voxels,
+        )
 
     def loss(self, said: Masks, labels: Tensor, instances: Tensor | None = None) -> Tensor:
         """Cross-entropy of classes, and cross-entropy and Dice of masks, a mean over decoder layers; a scalar.
@@ -192,13 +199,18 @@ class Mask2Former(nn.Module):
                 targets = _targets(labels[n], None if instances is None else instances[n], self.ignore_index)
                 if len(targets.known):
                     sample = Masks(said.classes[:, n].float(), said.queries[:, n].float(), said.pixels[n].flatten(1))
-                    total, compared = total + self._sample_loss(sample, targets, weight, generator), compared + 1
+                    compared += 1
+                    total = total + self._sample_loss(
+                        sample, targets, weight=weight, generator=generator
+                    )
             total = total / max(1, compared * len(said.classes))
             if said.voxels is not None and compared:
                 total = total + self._voxel_loss(said.voxels.float(), labels)
         return total
 
-    def _sample_loss(self, said: Masks, targets: Targets, weight: Tensor, generator: torch.Generator) -> Tensor:
+    def _sample_loss(
+        self, said: Masks, targets: Targets, *, weight: Tensor, generator: torch.Generator
+    ) -> Tensor:
         """The sum over decoder layers; here classes are (L, Q, classes + 1), queries (L, Q, M) and pixels (M, V)."""
         points = _candidates(targets.known, self.points, generator)
         at, truth = said.pixels[:, points].float(), targets.masks[:, points].float()
@@ -206,7 +218,9 @@ class Mask2Former(nn.Module):
         for classes, queries in zip(said.classes, said.queries, strict=True):
             logits = queries @ at
             first = slice(0, self.points)
-            query, aim = _match(classes, logits[:, first], targets.classes, truth[:, first])
+            query, aim = _match(
+                classes, logits[:, first], wanted=targets.classes, truth=truth[:, first]
+            )
             wanted = torch.full((len(queries),), self.classes, device=at.device)
             wanted[query] = targets.classes[aim]
             chosen, right = _unsure(logits[query], truth[aim], self.points)
@@ -292,7 +306,9 @@ def _dice_loss(chance: Tensor, truth: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _match(classes: Tensor, logits: Tensor, wanted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+def _match(
+    classes: Tensor, logits: Tensor, *, wanted: Tensor, truth: Tensor
+) -> tuple[Tensor, Tensor]:
     """Which query stands for which target at the least cost (Kuhn 1955): numbers of both, as many.
 
     classes (Q, classes + 1) and logits (Q, P) of the queries; wanted (T,) and truth (T, P) of the targets.
@@ -304,5 +320,6 @@ def _match(classes: Tensor, logits: Tensor, wanted: Tensor, truth: Tensor) -> tu
     mask = (F.softplus(logits).sum(1)[:, None] - logits @ truth.T) / logits.shape[1]
     overlap = (2 * chance @ truth.T + 1) / (chance.sum(1)[:, None] + truth.sum(1) + 1)
     cost = CLASS_WEIGHT * -classes.softmax(-1)[:, wanted] + MASK_WEIGHT * mask + DICE_WEIGHT * (1 - overlap)
-    query, aim = linear_sum_assignment(torch.nan_to_num(cost, 1e6, 1e6, -1e6).cpu().numpy())
+    cost = torch.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
+    query, aim = linear_sum_assignment(cost.cpu().numpy())
     return torch.as_tensor(query, device=logits.device), torch.as_tensor(aim, device=logits.device)

@@ -35,14 +35,15 @@ def mednext(
     check_number("init_filters", init_filters, 512)
     check_number("kernel_size", kernel_size, 9)
     check_numbers("blocks_down", blocks_down, 64)
-    check_numbers("blocks_up", blocks_up, 64, levels)
+    check_numbers("blocks_up", blocks_up, most=64, count=levels)
     check_number("blocks_bottleneck", blocks_bottleneck, 64)
     check_number("bottleneck_expansion_ratio", bottleneck_expansion_ratio, 16)
     for name, ratio in (
         ("encoder_expansion_ratio", encoder_expansion_ratio),
         ("decoder_expansion_ratio", decoder_expansion_ratio),
     ):
-        check_numbers(name, [ratio] * levels if isinstance(ratio, int) else ratio, 16, levels)
+        ratios = [ratio] * levels if isinstance(ratio, int) else ratio
+        check_numbers(name, ratios, most=16, count=levels)
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size {kernel_size} is not odd")
     network = assemble(

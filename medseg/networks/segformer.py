@@ -47,13 +47,13 @@ class MixFFN(nn.Module):
 class Block(nn.Module):
     """Attention to a map `reduction` times smaller along each axis, then `MixFFN`; both around a shortcut."""
 
-    def __init__(self, width: int, heads: int, reduction: int, ratio: int) -> None:
+    def __init__(self, width: int, *, heads: int, reduction: int, ratio: int) -> None:
         super().__init__()
         self.norm_attention, self.norm_ffn = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention, self.ffn = Attention(width, heads), MixFFN(width, ratio)
         self.reduce: nn.Module | None = None
         if reduction > 1:
-            self.reduce = nn.Conv3d(width, width, reduction, reduction)
+            self.reduce = nn.Conv3d(width, width, kernel_size=reduction, stride=reduction)
             self.norm_reduced = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
@@ -69,12 +69,24 @@ class Stage(nn.Module):
     """Overlapped embedding and blocks: (B, channels, D, H, W) to (B, width, D/stride, H/stride, W/stride)."""
 
     def __init__(
-        self, channels: int, width: int, stride: int, depth: int, heads: int, reduction: int, ratio: int
+        self,
+        channels: int,
+        width: int,
+        *,
+        stride: int,
+        depth: int,
+        heads: int,
+        reduction: int,
+        ratio: int,
     ) -> None:
         super().__init__()
-        self.embed = nn.Conv3d(channels, width, 2 * stride - 1, stride, stride - 1)
+        self.embed = nn.Conv3d(
+            channels, width, kernel_size=2 * stride - 1, stride=stride, padding=stride - 1
+        )
         self.norm_embed, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(Block(width, heads, reduction, ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(width, heads=heads, reduction=reduction, ratio=ratio) for _ in range(depth)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """The map of this stage."""
@@ -116,14 +128,21 @@ class SegFormer(nn.Module):
             ("heads", heads, 64),
             ("reductions", reductions, 16),
         ):
-            check_numbers(name, numbers, most, stages)
+            check_numbers(name, numbers, most=most, count=stages)
         check_number("ratio", ratio, 16)
         check_number("decoder", decoder, 4096)
         self.channels, self.classes = channels, classes
         self.multiple = math.lcm(*map(mul, accumulate(strides, mul), reductions))
+        inputs = [channels, *widths[:-1]]
         self.stages = nn.ModuleList(
             Stage(
-                channels if n == 0 else widths[n - 1], widths[n], strides[n], depths[n], heads[n], reductions[n], ratio
+                inputs[n],
+                widths[n],
+                stride=strides[n],
+                depth=depths[n],
+                heads=heads[n],
+                reduction=reductions[n],
+                ratio=ratio,
             )
             for n in range(stages)
         )

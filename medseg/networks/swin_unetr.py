@@ -29,9 +29,9 @@ def swin_unetr(
     Options are those of `monai.networks.nets.SwinUNETR`, `feature_size` a multiple of 12; the defaults are the paper's.
     """
     check_number("feature_size", feature_size, 384)
-    check_numbers("depths", depths, 32, 4)
-    check_numbers("num_heads", num_heads, 64, 4)
-    check_number("window_size", window_size, 16, 2)
+    check_numbers("depths", depths, most=32, count=4)
+    check_numbers("num_heads", num_heads, most=64, count=4)
+    check_number("window_size", window_size, most=16, least=2)
     network = assemble(
         "swin_unetr",
         "SwinUNETR",

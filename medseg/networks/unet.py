@@ -49,18 +49,14 @@ class UNet(nn.Module):
         encoder_blocks = encoder_blocks or [2] * levels
         decoder_blocks = decoder_blocks or [2] * (levels - 1)
         _check_levels(features, encoder_blocks, decoder_blocks)
-        if stem not in (1, 2):
-            raise ValueError(f"stem is 1 or 2, not {stem!r:.80}")
-        if own_intensity and (stem, channels) != (2, 1):
-            raise ValueError("own_intensity is for a stem of 2 and one channel")
+        _check_stem(stem, channels, own_intensity)
         step = _steps(levels, strides)
         kernel = _kernels(levels, kernels, step)
         self.channels, self.classes, self.stem, self.deep_supervision = channels, classes, stem, deep_supervision
         #: Whether in training the finest logits stay (B, classes, d, 2, h, 2, w, 2) where the stem is 2: saves a copy.
         self.folded = False
-        per_axis = tuple(stem * math.prod(axis) for axis in zip(*step))
         #: What patch sizes must be multiples of: a number, or three where the axes differ.
-        self.multiple: int | tuple[int, ...] = per_axis[0] if len(set(per_axis)) == 1 else per_axis
+        self.multiple = _multiple(stem, step)
 
         block = Residual if residual else conv
         inputs = [channels, *features[:-1]]
@@ -70,7 +66,10 @@ class UNet(nn.Module):
             for n in range(levels)
         )
         self.up = nn.ModuleList(
-            nn.ConvTranspose3d(features[n + 1], features[n], step[n + 1], step[n + 1]) for n in range(levels - 1)
+            nn.ConvTranspose3d(
+                features[n + 1], features[n], kernel_size=step[n + 1], stride=step[n + 1]
+            )
+            for n in range(levels - 1)
         )
         self.decoder = nn.ModuleList(
             _level(conv, 2 * features[n], features[n], step=1, kernel=kernel[n], blocks=decoder_blocks[n])
@@ -125,12 +124,26 @@ def _check_levels(features: Sequence[int], encoder_blocks: Sequence[int], decode
         raise ValueError("encoder_blocks needs one number a level, and decoder_blocks one fewer")
 
 
+def _check_stem(stem: int, channels: int, own_intensity: bool) -> None:
+    """Raise `ValueError` for a stem that there is not, or that own intensities cannot go with."""
+    if stem not in (1, 2):
+        raise ValueError(f"stem is 1 or 2, not {stem!r:.80}")
+    if own_intensity and (stem, channels) != (2, 1):
+        raise ValueError("own_intensity is for a stem of 2 and one channel")
+
+
+def _multiple(stem: int, steps: Sequence[Three]) -> int | tuple[int, ...]:
+    """How much smaller than the patch the coarsest level is, along all axes or along each."""
+    per_axis = tuple(stem * math.prod(axis) for axis in zip(*steps))
+    return per_axis[0] if len(set(per_axis)) == 1 else per_axis
+
+
 def _level(
     block: Callable[..., nn.Module], channels: int, features: int, *, step: int | Three, kernel: Three, blocks: int
 ) -> nn.Sequential:
     """The blocks of a level: the first takes `channels` and may step, the others keep what they get."""
-    first = block(channels, features, step, kernel)
-    others = [block(features, features, 1, kernel) for _ in range(blocks - 1)]
+    first = block(channels, features, stride=step, kernel=kernel)
+    others = [block(features, features, stride=1, kernel=kernel) for _ in range(blocks - 1)]
     return nn.Sequential(first, *others)
 
 
@@ -144,14 +157,13 @@ def _slopes_of_nothing(features: int, classes: int) -> nn.Conv3d:
 
 def _steps(levels: int, strides: Sequence[Sequence[int]] | None) -> list[Three]:
     """How far each level's first convolution steps along each axis; by default 2, but for the first level."""
-    return _threes(
-        strides or [[1] * 3, *([2] * 3 for _ in range(levels - 1))], levels, (1, 2), "strides", first=(1, 1, 1)
-    )
+    numbers = strides or [[1] * 3, *([2] * 3 for _ in range(levels - 1))]
+    return _threes(numbers, levels, allowed=(1, 2), name="strides", first=(1, 1, 1))
 
 
 def _kernels(levels: int, kernels: Sequence[Sequence[int]] | None, steps: Sequence[Three]) -> list[Three]:
     """The sizes of each level's kernels, by default 3. Raises `ValueError` where one would step over voxels."""
-    sizes = _threes(kernels or [[3] * 3] * levels, levels, (1, 3), "kernels")
+    sizes = _threes(kernels or [[3] * 3] * levels, levels, allowed=(1, 3), name="kernels")
     for step, size in zip(steps, sizes):
         if (2, 1) in zip(step, size):
             raise ValueError("an axis that a level halves needs a kernel of 3 there, or every second voxel goes unseen")
@@ -159,7 +171,12 @@ def _kernels(levels: int, kernels: Sequence[Sequence[int]] | None, steps: Sequen
 
 
 def _threes(
-    numbers: Sequence[Sequence[int]], levels: int, allowed: Sequence[int], name: str, first: Three | None = None
+    numbers: Sequence[Sequence[int]],
+    levels: int,
+    *,
+    allowed: Sequence[int],
+    name: str,
+    first: Three | None = None,
 ) -> list[Three]:
     """`levels` times three numbers, all allowed. Raises `ValueError`."""
     threes = [tuple(three) for three in numbers]

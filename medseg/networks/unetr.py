@@ -27,7 +27,7 @@ def unetr(
     The network has learnt the place of every block, so it takes patches of exactly `patch`, multiples of 16. The other
     options are those of `monai.networks.nets.UNETR`; the defaults are the paper's.
     """
-    check_numbers("patch", patch, 1024, 3)
+    check_numbers("patch", patch, most=1024, count=3)
     for name, number in (("feature_size", feature_size), ("hidden_size", hidden_size), ("mlp_dim", mlp_dim)):
         check_number(name, number, 4096)
     check_number("num_heads", num_heads, 64)

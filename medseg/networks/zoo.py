@@ -132,12 +132,20 @@ def check_patch(network: nn.Module, patch: Sequence[int]) -> None:
     """Raise `BadModel` if the network cannot take patches of this shape (see `UNet.multiple`)."""
     multiples = patch_multiples(network)
     size = getattr(network, "size", None)
+    shown = _sizes(patch)
     if size is not None and tuple(patch) != tuple(size):
-        shown, made = (" x ".join(str(length) for length in sizes) for sizes in (patch, size))
-        raise BadModel(f"a patch of {shown} does not fit the network, which was made for {made}: set its option patch")
-    shown, needed = (" x ".join(str(size) for size in sizes) for sizes in (patch, multiples))
-    if len(set(multiples)) == 1:
-        needed = str(multiples[0])
-    single = max(multiples) > 1 and all(size == each for size, each in zip(patch, multiples))
-    if any(size < 1 or size % each for size, each in zip(patch, multiples)) or single:
-        raise BadModel(f"a patch of {shown} does not fit the network: give multiples of {needed}, one of them larger")
+        raise BadModel(
+            f"a patch of {shown} does not fit the network, which was made for {_sizes(size)}: set "
+            "its option patch"
+        )
+    needed = str(multiples[0]) if len(set(multiples)) == 1 else _sizes(multiples)
+    single = max(multiples) > 1 and tuple(patch) == multiples
+    if single or any(length < 1 or length % each for length, each in zip(patch, multiples)):
+        raise BadModel(
+            f"a patch of {shown} does not fit the network: give multiples of {needed}, one of them "
+            "larger"
+        )
+
+
+def _sizes(lengths: Sequence[int]) -> str:
+    return " x ".join(str(length) for length in lengths)

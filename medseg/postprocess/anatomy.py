@@ -100,12 +100,10 @@ def implausible(labels: Volume, table: LabelTable, spec: BrainSpec, structures: 
     brain = spec.csf + spec.grey + spec.white
     counts = {row["value"]: row["voxels"] for row in structures if row["value"] in brain}
     ml = {value: count * labels.voxel_mm3 / 1000 for value, count in counts.items()}
-    whole = sum(ml.values())
-    if whole < BRAIN_ML[0] or whole > BRAIN_ML[1]:
-        usual = f"heads of people from one year on have {BRAIN_ML[0]:.0f} to {BRAIN_ML[1]:.0f} mL"
-        return [f"the brain found has {whole:.0f} mL, and {usual}: is it a whole head?"]
-    names = {label.value: label.name for label in table.labels}
-    pairs = [(a, b) for a, b in table.mirror_pairs().items() if a < b and a in ml and b in ml]
+    if doubts := _about_volume(sum(ml.values())):
+        return doubts
+    names = table.names
+    pairs = [(a, b) for a, b in table.mirror_pairs().items() if a < b and {a, b} <= ml.keys()]
     places = _places(labels, [value for value, count in counts.items() if count])
     doubts = _about_asymmetry(pairs, ml)
     doubts += _about_sides(pairs, places, names)
@@ -122,6 +120,15 @@ Pairs = Sequence[tuple[int, int]]
 Places = Mapping[int, NDArray[np.float64]]
 
 
+def _about_volume(whole_ml: float) -> list[str]:
+    """A brain that is larger or smaller than any."""
+    low, high = BRAIN_ML
+    if low <= whole_ml <= high:
+        return []
+    usual = f"heads of people from one year on have {low:.0f} to {high:.0f} mL"
+    return [f"the brain found has {whole_ml:.0f} mL, and {usual}: is it a whole head?"]
+
+
 def _about_asymmetry(pairs: Pairs, ml: Mapping[int, float]) -> list[str]:
     """One side that is far larger than the other."""
     one, other = (sum(ml[pair[side]] for pair in pairs) for side in (0, 1))
@@ -133,14 +140,19 @@ def _about_asymmetry(pairs: Pairs, ml: Mapping[int, float]) -> list[str]:
 def _about_sides(pairs: Pairs, places: Places, names: Mapping[int, str]) -> list[str]:
     """The first structure that lies on the other side of its partner."""
     for value, partner in pairs:
-        if value in places and partner in places and _on_the_wrong_side(value, partner, places, names):
+        if value not in places or partner not in places:
+            continue
+        if _is_on_the_wrong_side(names[value], places[value], places[partner]):
             return [f"{names[value]} lies on the other side of its partner"]
     return []
 
 
 def _about_order(places: Places, names: Mapping[int, str], counts: Mapping[int, int]) -> list[str]:
     """Parts that lie where they lie in no head."""
-    middles = {part: _middle(places, names, counts, word) for part, word in _PARTS.items()}
+    middles = {}
+    for part, word in _PARTS.items():
+        values = [value for value in places if word in names[value].lower()]
+        middles[part] = _middle(values, places, counts)
     doubts = []
     for one_part, other_part, direction, word in _ORDER:
         a, b = middles[one_part], middles[other_part]
@@ -179,17 +191,20 @@ def _places(labels: Volume, values: Sequence[int]) -> Places:
     return {v: labels.affine[:3, :3] @ middles[:, v] + labels.affine[:3, 3] for v in values if total[v]}
 
 
-def _on_the_wrong_side(value: int, partner: int, places: Places, names: Mapping[int, str]) -> bool:
-    """Whether a structure called left lies further to the right than its partner, or the other way round."""
-    towards_right = float(places[partner][0] - places[value][0])
-    return towards_right < 0 if "left" in names[value].lower() else towards_right > 0
+def _is_on_the_wrong_side(
+    name: str, place: NDArray[np.float64], partner: NDArray[np.float64]
+) -> bool:
+    """Whether a structure called left lies further to the right than its partner, or the other way
+    round.
+    """
+    towards_right = float(partner[0] - place[0])
+    return towards_right < 0 if "left" in name.lower() else towards_right > 0
 
 
 def _middle(
-    places: Places, names: Mapping[int, str], counts: Mapping[int, int], word: str
+    values: Sequence[int], places: Places, counts: Mapping[int, int]
 ) -> NDArray[np.float64] | None:
-    """The middle of all structures whose name holds a word; None where there is none."""
-    values = [value for value in places if word in names[value].lower()]
+    """The middle of several structures; None of none."""
     if not values:
         return None
     weights = np.array([counts[value] for value in values], float)

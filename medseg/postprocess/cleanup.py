@@ -8,7 +8,7 @@ the loop over labels that its docstring states. Label 0 is background and never 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def keep_largest(
     ids, table, order = find(labels, connectivity)
     keep = np.ones(len(table), bool)
     keep[order] = ranks(table[order, 0]) < count
-    return only(labels, ids, table, keep, values)
+    return only(labels, ids, table=table, keep=keep, values=values)
 
 
 def drop_small(
@@ -64,7 +64,8 @@ def drop_small(
         raise BadConfig(f"drop_small needs volumes in mm3, not {min_mm3} and {voxel_mm3} per voxel")
     ids, table, _ = find(labels, connectivity)
     # A float32 header makes 0.001 mm3 of 50 mm3; a component of exactly the limit must not fall to that.
-    return only(labels, ids, table, table[:, 1] * voxel_mm3 >= min_mm3 * (1 - 1e-6), values)
+    keep = table[:, 1] * voxel_mm3 >= min_mm3 * (1 - 1e-6)
+    return only(labels, ids, table=table, keep=keep, values=values)
 
 
 def fill_holes(labels: NDArray, values: Sequence[int] | None = None, overwrite: bool = False) -> NDArray:
@@ -84,18 +85,34 @@ def fill_holes(labels: NDArray, values: Sequence[int] | None = None, overwrite: 
     parts = in_slabs(lambda start, stop: runs_of(array[start:stop]), len(array))
     first, value, rows = (np.concatenate(pieces) for pieces in zip(*parts))
     begin = np.append(0, np.cumsum(rows))
-    region, table, pairs = regions_of_runs(first, value, begin, array.shape[1], array.shape[2])
-    edges = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    region, table, pairs = regions_of_runs(
+        first, value, begin, height=array.shape[1], width=array.shape[2]
+    )
+    low = (pairs >> np.uint64(32)).astype(np.int64)
+    high = (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
     old, voxels, outside = table.T.copy()
     new, least = old.copy(), np.full(len(old), np.iinfo(np.int64).max)
     for label in np.unique(old[1:]):
         if label == 0 or (values is not None and label not in values):
             continue
-        room = rooms_within(*edges, new if overwrite else old, voxels, outside, label)
+        room = rooms_within(
+            low,
+            high,
+            label=new if overwrite else old,
+            voxels=voxels,
+            outside=outside,
+            wall=label,
+        )
         taken = (room > 0) & (overwrite | ((old == 0) & (room < least)))
         new[taken], least[taken] = label, room[taken]
     out = np.array(array, labels.dtype)
-    write_runs(first, begin, new.astype(labels.dtype)[region], value, out.reshape(-1, array.shape[2]))
+    write_runs(
+        first,
+        begin,
+        target=new.astype(labels.dtype)[region],
+        value=value,
+        out=out.reshape(-1, array.shape[2]),
+    )
     return like(out, labels)
 
 
@@ -116,21 +133,22 @@ def check_steps(steps: Sequence[dict[str, Any]]) -> None:
         if not isinstance(name, str) or name not in STEPS:
             raise BadConfig(f"{step!r} is not a cleanup step; the steps are {', '.join(STEPS)}")
         for argument, value in step.items():
-            if argument == "step":
-                continue
-            if argument not in STEPS[name]:
-                raise BadConfig(f"{name} has no argument '{argument}'; it takes {', '.join(STEPS[name])}")
-            kind = STEPS[name][argument]
-            fits = {
-                list: isinstance(value, list | tuple) and all(_is_whole(v) for v in value),
-                int: _is_whole(value),
-                float: _is_number(value),
-                bool: isinstance(value, bool),
-            }
-            if not fits[kind]:
-                raise BadConfig(f"{name}: {argument} cannot be {value!r}")
+            if argument != "step":
+                _check_argument(name, argument, value)
         if name == "drop_small" and "min_mm3" not in step:
             raise BadConfig("drop_small needs min_mm3")
+
+
+def _check_argument(step: str, argument: str, value: object) -> None:
+    """Raise `BadConfig` for an argument that a step does not have, and for a value of another
+    type.
+    """
+    if argument not in STEPS[step]:
+        raise BadConfig(
+            f"{step} has no argument '{argument}'; it takes {', '.join(STEPS[step])}"
+        )
+    if not _FITS[STEPS[step][argument]](value):
+        raise BadConfig(f"{step}: {argument} cannot be {value!r}")
 
 
 def clean(labels: Volume, steps: Sequence[dict[str, Any]]) -> Volume:
@@ -156,5 +174,18 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
+def _are_whole(values: object) -> bool:
+    return isinstance(values, list | tuple) and all(_is_whole(value) for value in values)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool) and bool(np.isfinite(value))
+
+
+#: Type of an argument to whether a value fits it; a JSON's true is no number here.
+_FITS: dict[type, Callable[[object], bool]] = {
+    list: _are_whole,
+    int: _is_whole,
+    float: _is_number,
+    bool: lambda value: isinstance(value, bool),
+}

@@ -33,7 +33,7 @@ def is_reversed(labels: NDArray) -> bool:
     return labels.flags.f_contiguous and not labels.flags.c_contiguous
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Components:
     """The connected components 1..n of a label map; row n - 1 of each array is component n.
 
@@ -61,7 +61,13 @@ def connected_components(labels: NDArray, connectivity: int = 26) -> tuple[NDArr
     number = np.zeros(len(table), ids.dtype)
     number[order] = np.arange(1, len(order) + 1)
     rows = table[order]
-    parts = Components(rows[:, 0], rows[:, 1], rows[:, 3:6], rows[:, 6:9], ranks(rows[:, 0]))
+    parts = Components(
+        label=rows[:, 0],
+        voxels=rows[:, 1],
+        start=rows[:, 3:6],
+        stop=rows[:, 6:9],
+        rank=ranks(rows[:, 0]),
+    )
     return like(look_up(ids, number, ids), labels), parts
 
 
@@ -79,7 +85,7 @@ def look_up(ids: NDArray, table: NDArray, out: NDArray) -> NDArray:
     return out
 
 
-def _table(ids: NDArray, array: NDArray, count: int, reverse: bool) -> NDArray[np.int64]:
+def _table(ids: NDArray, array: NDArray, *, count: int, reverse: bool) -> NDArray[np.int64]:
     """`kernels.components.component_table` of a whole array, in the axes of the given labels."""
     from medseg.kernels.components import component_table
     from medseg.kernels.threads import in_slabs
@@ -89,11 +95,14 @@ def _table(ids: NDArray, array: NDArray, count: int, reverse: bool) -> NDArray[n
         steps = np.array([1, array.shape[0], array.shape[0] * array.shape[1]])
     # A table per slab is only worth it while tables are small beside the array.
     slabs_per_thread = 2 if count < 100_000 else 0
-    parts = in_slabs(
-        lambda start, stop: component_table(ids[start:stop], array[start:stop], count, start, steps),
-        len(ids),
-        slabs_per_thread,
-    )
+
+    def table_of(start: int, stop: int) -> NDArray[np.int64]:
+        rows: NDArray[np.int64] = component_table(
+            ids[start:stop], array[start:stop], count=count, offset=start, steps=steps
+        )
+        return rows
+
+    parts = in_slabs(table_of, len(ids), slabs_per_thread)
     table = parts[0]
     for part in parts[1:]:
         np.maximum(table[:, 0], part[:, 0], out=table[:, 0])
@@ -113,7 +122,7 @@ def find(labels: NDArray, connectivity: int) -> tuple[NDArray, NDArray[np.int64]
         raise BadConfig(f"connectivity is 6, 18 or 26, not {connectivity}")
     array = contiguous(labels)
     ids, count = cc3d.connected_components(array, connectivity=connectivity, return_N=True)
-    table = _table(ids, array, count, is_reversed(labels))
+    table = _table(ids, array, count=count, reverse=is_reversed(labels))
     return ids, table, 1 + np.lexsort((table[1:, 2], -table[1:, 1], table[1:, 0]))
 
 
@@ -123,7 +132,14 @@ def ranks(label: NDArray) -> NDArray[np.int64]:
     return np.arange(len(label)) - first
 
 
-def only(labels: NDArray, ids: NDArray, table: NDArray, keep: NDArray, values: Sequence[int] | None) -> NDArray:
+def only(
+    labels: NDArray,
+    ids: NDArray,
+    *,
+    table: NDArray,
+    keep: NDArray,
+    values: Sequence[int] | None,
+) -> NDArray:
     """The labels without the components that are not kept and whose label is in `values` (or any)."""
     if values is not None:
         keep = keep | ~np.isin(table[:, 0], list(values))

@@ -426,6 +426,6 @@ def test_matching_is_the_best_of_all_assignments(seed: int):
         return float(5 * mask + 5 * dice - 2 * classes[query].softmax(0)[wanted[target]])
 
     best = min(sum(cost(q, t) for t, q in enumerate(chosen)) for chosen in permutations(range(4), 3))
-    query, aim = m2f._match(classes, logits, wanted, truth)
+    query, aim = m2f._match(classes, logits, wanted=wanted, truth=truth)
     assert sorted(aim.tolist()) == [0, 1, 2]
     assert np.isclose(sum(cost(q, t) for q, t in zip(query.tolist(), aim.tolist())), best, atol=1e-4)

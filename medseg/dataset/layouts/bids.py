@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from medseg.dataset.cases import Case, Dataset
 from medseg.dataset.layouts.finding import files_in, folders_in, scans_below, united_table, unpaired_case
@@ -17,49 +16,101 @@ from medseg.volume import turned_onto
 
 
 def find_bids(path: Path) -> Dataset | None:
-    """BIDS: `sub-*` folders with images, and `*_dseg` label maps in derivatives, with `dseg.tsv` by inheritance.
+    """BIDS: `sub-*` folders with images, and `*_dseg` label maps in derivatives, with `dseg.tsv` by
+    inheritance.
 
     Given the folder of one pipeline in `derivatives/`, only its label maps are taken.
+    """
+    places = _places(path)
+    if places is None:
+        return None
+    root, homes = places
+    labels = [(home, file) for home in homes for file in _segmentations_in(home)]
+    if not labels:
+        return None
+    _check_one_kind(path, labels)
+    home = labels[0][0]
+    images_of = {file: _bids_images(root, home, file) for _, file in labels}
+    paired = {file: images for file, images in images_of.items() if images}
+    channels = _bids_on_grid(paired, _common_kinds(path, paired))
+    return Dataset(
+        folder=root,
+        layout="",
+        name=root.name,
+        cases=tuple(_bids_case(file, images, channels) for file, images in paired.items()),
+        channels=tuple(channels),
+        table=_united_bids_table(path, home, paired),
+        findings=tuple(
+            unpaired_case(strip_suffix(file), f"{file}: no image belongs to it")
+            for file, images in images_of.items()
+            if not images
+        ),
+    )
+
+
+def _places(path: Path) -> tuple[Path, list[Path]] | None:
+    """The root of a BIDS data set and the folders to look in for segmentations: the pipeline that
+    is given, or all and the root. None for another folder.
     """
     if not path.is_dir():
         return None
     pipeline = path if path.parent.name == "derivatives" else None
     root = path.parent.parent if pipeline else path
-    if not (root / "dataset_description.json").is_file() and not any(folders_in(root, "sub-")):
+    if not (root / "dataset_description.json").is_file() and not folders_in(root, "sub-"):
         return None
-    homes = [pipeline] if pipeline else [*folders_in(root / "derivatives"), root]
-    labels = [(home, file) for home in homes for file in _bids_files(home) if _entities(file)[1] == "dseg"]
-    if not labels:
-        return None
-    kinds: set[tuple[Any, ...]] = {
-        (home, *(_entities(file)[0].get(key, "") for key in ("space", "seg", "desc", "atlas"))) for home, file in labels
-    }
-    if len(kinds) > 1:
-        told = sorted(" ".join(part for part in (kind[0].name, *kind[1:]) if part) for kind in kinds)
-        raise BadConfig(
-            f"{path}: holds {len(kinds)} kinds of segmentations ({'; '.join(told[:4])}); give the folder of one in "
-            "derivatives/, or a list of cases as CSV"
-        )
-    home = labels[0][0]
-    found = {file: _bids_images(root, home, file) for _, file in labels}
-    lacking = [file for file, images in found.items() if not images]
-    common = (
-        set.intersection(*(set(images) for images in found.values() if images)) if len(lacking) < len(found) else set()
+    return root, [pipeline] if pipeline else [*folders_in(root / "derivatives"), root]
+
+
+def _united_bids_table(path: Path, home: Path, labels: Iterable[Path]) -> LabelTable:
+    tables = [_bids_table(home, file) for file in labels]
+    return united_table(path, [table for table in tables if table is not None])
+
+
+def _segmentations_in(home: Path) -> list[Path]:
+    """The `*_dseg` files of a pipeline or of the raw data, subject by subject."""
+    files = [file for subject in folders_in(home, "sub-") for file in scans_below(subject)]
+    return [file for file in files if _entities(file)[1] == "dseg"]
+
+
+def _check_one_kind(path: Path, labels: Sequence[tuple[Path, Path]]) -> None:
+    """Raise `BadConfig` if (pipeline, file) are segmentations of several pipelines, spaces, atlases
+    and so on.
+    """
+    kinds = {(home.name, home, _kind_of(file)) for home, file in labels}
+    if len(kinds) == 1:
+        return
+    spoken = sorted(" ".join(part for part in (name, *kind) if part) for name, _, kind in kinds)
+    raise BadConfig(
+        f"{path}: holds {len(kinds)} kinds of segmentations ({'; '.join(spoken[:4])}); give the "
+        "folder of one in derivatives/, or a list of cases as CSV"
     )
+
+
+def _kind_of(label: Path) -> tuple[str, ...]:
+    """What tells segmentations of one scan apart; '' where a file's name does not say."""
+    entities = _entities(label)[0]
+    return tuple(entities.get(key, "") for key in ("space", "seg", "desc", "atlas"))
+
+
+def _common_kinds(path: Path, paired: Mapping[Path, Mapping[str, Path]]) -> list[str]:
+    """The kinds of images that every segmentation has. Raises `BadFile` if there are none."""
+    common = set.intersection(*map(set, paired.values())) if paired else set()
     if not common:
-        raise BadFile(f"{path}: no image of one kind (T1w, FLAIR ...) belongs to every segmentation")
-    channels = _bids_on_grid({file: images for file, images in found.items() if images}, sorted(common))
-    cases, tables = [], []
-    for file, images in found.items():
-        if images:
-            entities = _entities(file)[0]
-            name = "_".join(f"{key}-{entities[key]}" for key in ("sub", "ses", "acq", "run") if key in entities)
-            subject = f"sub-{entities['sub']}"
-            cases.append(Case(name, tuple(images[kind] for kind in channels), file, group=subject))
-            tables.append(_bids_table(home, file))
-    table = united_table(path, [one for one in tables if one is not None])
-    findings = [unpaired_case(strip_suffix(file), f"{file}: no image belongs to it") for file in lacking]
-    return Dataset(root, "", root.name, tuple(cases), tuple(channels), table, findings=tuple(findings))
+        raise BadFile(
+            f"{path}: no image of one kind (T1w, FLAIR ...) belongs to every segmentation"
+        )
+    return sorted(common)
+
+
+def _bids_case(label: Path, images: Mapping[str, Path], channels: Sequence[str]) -> Case:
+    entities = _entities(label)[0]
+    keys = [key for key in ("sub", "ses", "acq", "run") if key in entities]
+    return Case(
+        name="_".join(f"{key}-{entities[key]}" for key in keys),
+        images=tuple(images[kind] for kind in channels),
+        label=label,
+        group=f"sub-{entities['sub']}",
+    )
 
 
 def _entities(file: Path) -> tuple[dict[str, str], str]:
@@ -68,28 +119,29 @@ def _entities(file: Path) -> tuple[dict[str, str], str]:
     return dict(pair.partition("-")[::2] for pair in pairs if "-" in pair), suffix
 
 
-def _bids_files(home: Path) -> list[Path]:
-    return [file for subject in folders_in(home, "sub-") for file in scans_below(subject)]
-
-
 def _bids_images(root: Path, home: Path, label: Path) -> dict[str, Path]:
-    """Suffix (T1w ...) to the image a segmentation belongs to: of the same subject, session, run and space.
+    """Suffix (T1w ...) to the image a segmentation belongs to: of the same subject, session, run
+    and space.
 
     An image may say less than the segmentation about itself, but nothing else.
     """
-    wanted = {key: value for key, value in _entities(label)[0].items() if key not in ("desc", "seg", "atlas", "label")}
+    wanted = _without(_entities(label)[0], ("desc", "seg", "atlas", "label"))
     if wanted.get("space", "").lower() in ("orig", "t1w", "t2w", "individual", "native"):
         wanted.pop("space")
-    found: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     for place in dict.fromkeys((home, root)):
         for file in scans_below(place / f"sub-{wanted['sub']}"):
             entities, suffix = _entities(file)
-            entities.pop("desc", None)
-            said = {key: value for key, value in entities.items() if key not in ("part", "echo")}
-            fits = said.items() <= wanted.items() and said.get("space") == wanted.get("space")
-            if fits and suffix not in ("dseg", "probseg", "mask") and suffix not in found:
-                found[suffix] = file
-    return found
+            entities = _without(entities, ("desc", "part", "echo"))
+            same_space = entities.get("space") == wanted.get("space")
+            fits = same_space and entities.items() <= wanted.items()
+            if fits and suffix not in ("dseg", "probseg", "mask"):
+                images.setdefault(suffix, file)
+    return images
+
+
+def _without(entities: Mapping[str, str], keys: Sequence[str]) -> dict[str, str]:
+    return {key: value for key, value in entities.items() if key not in keys}
 
 
 def _bids_on_grid(found: Mapping[Path, Mapping[str, Path]], kinds: Sequence[str]) -> list[str]:

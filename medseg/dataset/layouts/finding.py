@@ -35,20 +35,30 @@ _COLUMN_NAMES = {
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a list, column names in small letters and their synonyms replaced. Raises `BadFile`."""
+    """The rows of a list, column names in small letters and their synonyms replaced. Raises
+    `BadFile`.
+    """
     text = read_text(file)
     try:
-        if file.suffix.lower() == ".jsonl":
-            rows = [parse_json(line) for line in text.splitlines() if line.strip()]
-        else:
-            delimiter = "\t" if file.suffix.lower() == ".tsv" else ";" if ";" in text.partition("\n")[0] else ","
-            rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+        rows = _rows_as_written(text, file.suffix.lower())
     except (ValueError, csv.Error) as error:
         raise BadFile(f"{file}: cannot be read as a list of cases: {error}") from None
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or None in row or None in row.values():
-            raise BadFile(f"{file}: entry {number} does not have as many columns as the first line")
+            raise BadFile(
+                f"{file}: entry {number} does not have as many columns as the first line"
+            )
     return [{_column(str(key).strip()): value for key, value in row.items()} for row in rows]
+
+
+def _rows_as_written(text: str, suffix: str) -> list[Any]:
+    """The lines of JSONL, or the rows of a table whose first line names the columns."""
+    if suffix == ".jsonl":
+        return [parse_json(line) for line in text.splitlines() if line.strip()]
+    delimiter = ";" if ";" in text.partition("\n")[0] else ","
+    if suffix == ".tsv":
+        delimiter = "\t"
+    return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
 
 
 def _column(name: str) -> str:
@@ -151,7 +161,7 @@ def channel_names(width: int) -> tuple[str, ...]:
 
 def unpaired_case(name: str, message: str) -> Finding:
     """What is said of a case of which a part is missing."""
-    return Finding(name, "unpaired", "warning", message)
+    return Finding(case=name, kind="unpaired", severity="warning", message=message)
 
 
 def existing_folder(folder: Path) -> Path:

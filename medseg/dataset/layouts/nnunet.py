@@ -30,42 +30,57 @@ from medseg.labels import LabelTable
 
 
 def find_nnunet(path: Path) -> Dataset | None:
-    """nnU-Net v2 raw data: `dataset.json` with `channel_names`, `imagesTr/CASE_0000.*`, `labelsTr/CASE.*`."""
+    """nnU-Net v2 raw data: `dataset.json` with `channel_names`, `imagesTr/CASE_0000.*`,
+    `labelsTr/CASE.*`.
+    """
     described = read_description(path)
     if described is None or "channel_names" not in described[1]:
         return None
     file, content = described
     folder = file.parent
-    names = numbered_values(file, content["channel_names"], "channel_names")
+    channels = numbered_values(file, content["channel_names"], "channel_names")
     table, regions, ignore = _nnunet_labels(file, content)
     ending = str(content.get("file_ending", ".nii.gz"))
-    cases: list[Case] = []
-    findings: list[Finding] = []
-    if isinstance(content.get("dataset"), dict):
-        for name, entry in content["dataset"].items():
-            if not isinstance(entry, dict) or not isinstance(entry.get("images"), list) or "label" not in entry:
-                raise BadFile(
-                    f"{file}: 'dataset' must give every case its 'images', a list, and its 'label'; see {name}"
-                )
-            images = tuple(folder / str(image) for image in entry["images"])
-            cases.append(Case(name, images, folder / str(entry["label"])))
+    listed = content.get("dataset")
+    if isinstance(listed, dict):
+        cases = _nnunet_listed(file, listed)
+        findings: list[Finding] = []
     else:
-        cases, findings = _nnunet_cases(folder, ending, len(names), "Tr")
-    unlabelled = _nnunet_images(folder / "imagesTs", ending) if (folder / "imagesTs").is_dir() else {}
+        cases, findings = _nnunet_cases(folder, ending, len(channels))
+    tests = folder / "imagesTs"
+    unlabelled = _nnunet_images(tests, ending) if tests.is_dir() else {}
     return Dataset(
-        folder,
-        "",
-        str(content.get("name") or folder.name),
-        tuple(cases),
-        names,
-        table,
-        regions,
-        ignore,
-        _final_splits(folder),
-        tuple(Case(name, images, None, split="test") for name, images in unlabelled.items()),
-        tuple(findings),
-        file,
+        folder=folder,
+        layout="",
+        name=str(content.get("name") or folder.name),
+        cases=tuple(cases),
+        channels=channels,
+        table=table,
+        regions=regions,
+        ignore=ignore,
+        splits=_final_splits(folder),
+        unlabelled=tuple(
+            Case(name=name, images=images, label=None, split="test")
+            for name, images in unlabelled.items()
+        ),
+        findings=tuple(findings),
+        source=file,
     )
+
+
+def _nnunet_listed(file: Path, listed: Mapping[str, Any]) -> list[Case]:
+    """The cases of a `dataset.json` that gives each its files."""
+    cases = []
+    for name, entry in listed.items():
+        images = entry.get("images") if isinstance(entry, dict) else None
+        if not isinstance(images, list) or "label" not in entry:
+            raise BadFile(
+                f"{file}: 'dataset' must give every case its 'images', a list, and its 'label'; "
+                f"see {name}"
+            )
+        paths = tuple(file.parent / str(image) for image in images)
+        cases.append(Case(name=name, images=paths, label=file.parent / str(entry["label"])))
+    return cases
 
 
 def _nnunet_images(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:
@@ -78,50 +93,88 @@ def _nnunet_images(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:
     return {name: tuple(sorted(files)) for name, files in found.items()}
 
 
-def _nnunet_cases(folder: Path, ending: str, channels: int, which: str) -> tuple[list[Case], list[Finding]]:
-    images = _nnunet_images(existing_folder(folder / f"images{which}"), ending)
-    labels = {file.name.removesuffix(ending): file for file in files_in(existing_folder(folder / f"labels{which}"))}
+def _nnunet_cases(
+    folder: Path, ending: str, channels: int
+) -> tuple[list[Case], list[Finding]]:
+    """The cases of `imagesTr/` and `labelsTr/`, and what is said of those that lack a part."""
+    image_folder = existing_folder(folder / "imagesTr")
+    images = _nnunet_images(image_folder, ending)
+    label_files = files_in(existing_folder(folder / "labelsTr"))
+    labels = {
+        file.name.removesuffix(ending): file
+        for file in label_files
+        if file.name.endswith(ending)
+    }
     cases, findings = [], []
-    for name in sorted(images.keys() | {name for name, file in labels.items() if file.name.endswith(ending)}):
-        wanted = tuple(folder / f"images{which}" / f"{name}_{channel:04d}{ending}" for channel in range(channels))
-        label = labels.get(name)
-        if label is None or not label.name.endswith(ending):
-            findings.append(unpaired_case(name, f"{images[name][0]}: has no labels in labels{which}/"))
-        elif extra := [file for file in images.get(name, ()) if file not in wanted]:
+    for name in sorted(images.keys() | labels.keys()):
+        wanted = tuple(
+            image_folder / f"{name}_{channel:04d}{ending}" for channel in range(channels)
+        )
+        extra = [file for file in images.get(name, ()) if file not in wanted]
+        if name not in labels:
+            message = f"{images[name][0]}: has no labels in labelsTr/"
+            findings.append(unpaired_case(name, message))
+        elif extra:
             message = f"{extra[0]}: is a channel that dataset.json does not name"
-            findings.append(Finding(name, "channels", "error", message, True))
+            findings.append(
+                Finding(
+                    case=name, kind="channels", severity="error", message=message, fixable=True
+                )
+            )
         else:
-            cases.append(Case(name, wanted, label))
+            cases.append(Case(name=name, images=wanted, label=labels[name]))
     return cases, findings
 
 
-def _nnunet_labels(
-    file: Path, content: Mapping[str, Any]
-) -> tuple[LabelTable, tuple[tuple[int, ...], ...], int | None]:
-    """Table, regions and ignore value of nnU-Net's `labels`; see its documentation, dataset_format and region_based."""
-    labels = content.get("labels")
-    if not isinstance(labels, dict) or not labels:
-        raise BadFile(f'{file}: has no labels; name them as in "labels": {{"background": 0, "liver": 1}}')
-    named: dict[str, tuple[int, ...]] = {}
-    for name, value in labels.items():
-        parts = value if isinstance(value, list) else [value]
-        named[str(name)] = tuple(whole_number(file, f"the label '{name}'", part) for part in parts)
-    one_name_each(file, [(parts[0], name) for name, parts in named.items() if len(parts) == 1])
-    ignored = named.pop("ignore", None)
+#: Table, regions and ignore value.
+_Labels = tuple[LabelTable, tuple[tuple[int, ...], ...], int | None]
+
+
+def _nnunet_labels(file: Path, content: Mapping[str, Any]) -> _Labels:
+    """Table, regions and ignore value of nnU-Net's `labels`; see its documentation, dataset_format
+    and region_based.
+    """
+    parts_of = _nnunet_parts(file, content.get("labels"))
+    ignored = parts_of.pop("ignore", None)
     if ignored is not None and len(ignored) != 1:
         raise BadFile(f"{file}: the label 'ignore' must be one value")
     ignore = ignored[0] if ignored else None
-    named = {name: parts for name, parts in named.items() if parts != (0,)}
-    if all(len(parts) == 1 for parts in named.values()) and "regions_class_order" not in content:
-        return table_of(file, {parts[0]: name for name, parts in named.items()}), (), ignore
-    order = content.get("regions_class_order")
-    if not isinstance(order, list) or len(order) != len(named):
-        raise BadFile(f"{file}: has regions, so regions_class_order must give {len(named)} values, one for each")
+    parts_of = {name: parts for name, parts in parts_of.items() if parts != (0,)}
+    single = all(len(parts) == 1 for parts in parts_of.values())
+    if single and "regions_class_order" not in content:
+        return table_of(file, {parts[0]: name for name, parts in parts_of.items()}), (), ignore
+    table = _table_of_regions(file, list(parts_of), content.get("regions_class_order"))
+    return table, tuple(parts_of.values()), ignore
+
+
+def _nnunet_parts(file: Path, labels: Any) -> dict[str, tuple[int, ...]]:
+    """Name to the values that it is made of: one, or those of a region."""
+    if not isinstance(labels, dict) or not labels:
+        raise BadFile(
+            f'{file}: has no labels; name them as in "labels": {{"background": 0, "liver": 1}}'
+        )
+    parts_of: dict[str, tuple[int, ...]] = {}
+    for name, value in labels.items():
+        parts = value if isinstance(value, list) else [value]
+        what = f"the label '{name}'"
+        parts_of[str(name)] = tuple(whole_number(file, what, part) for part in parts)
+    single = [(parts[0], name) for name, parts in parts_of.items() if len(parts) == 1]
+    one_name_each(file, single)
+    return parts_of
+
+
+def _table_of_regions(file: Path, names: Sequence[str], order: Any) -> LabelTable:
+    """The table of regions with the values of `regions_class_order`, in the order of painting."""
+    if not isinstance(order, list) or len(order) != len(names):
+        raise BadFile(
+            f"{file}: has regions, so regions_class_order must give {len(names)} values, one for "
+            "each"
+        )
     values = [whole_number(file, "regions_class_order", value) for value in order]
-    table = table_of(file, dict(zip(values, named, strict=True)), keep_order=True)
+    table = table_of(file, dict(zip(values, names, strict=True)), keep_order=True)
     if len(table) != len(values):
         raise BadFile(f"{file}: regions_class_order gives the same value to two regions")
-    return table, tuple(named.values()), ignore
+    return table
 
 
 def _final_splits(folder: Path) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
@@ -140,41 +193,71 @@ def _final_splits(folder: Path) -> tuple[tuple[tuple[str, ...], tuple[str, ...]]
 
 
 def find_decathlon(path: Path) -> Dataset | None:
-    """Medical Segmentation Decathlon and nnU-Net v1: `dataset.json` with `modality`, `labels` and `training`."""
+    """Medical Segmentation Decathlon and nnU-Net v1: `dataset.json` with `modality`, `labels` and
+    `training`.
+    """
     described = read_description(path)
     if described is None or not {"modality", "labels"} <= described[1].keys():
         return None
     file, content = described
     folder = file.parent
     channels = numbered_values(file, content["modality"], "modality")
-    labels = content["labels"]
+    table = _decathlon_table(file, content["labels"])
+    cases = _decathlon_training(file, content.get("training"), len(channels))
+    unlabelled = _decathlon_tests(folder, content.get("test") or (), len(channels))
+    return Dataset(
+        folder=folder,
+        layout="",
+        name=str(content.get("name") or folder.name),
+        cases=tuple(cases),
+        channels=channels,
+        table=table,
+        splits=_final_splits(folder),
+        unlabelled=tuple(unlabelled),
+        findings=tuple(_beside_the_list(file, cases, unlabelled)),
+        source=file,
+    )
+
+
+def _decathlon_table(file: Path, labels: Any) -> LabelTable:
     if not isinstance(labels, dict) or not labels:
-        raise BadFile(f'{file}: has no labels; name them as in "labels": {{"0": "background", "1": "liver"}}')
-    table = table_of(file, names_of_values(file, labels))
-    listed = content.get("training")
+        raise BadFile(
+            f'{file}: has no labels; name them as in "labels": {{"0": "background", "1": "liver"}}'
+        )
+    return table_of(file, names_of_values(file, labels))
+
+
+def _decathlon_training(file: Path, listed: Any, channels: int) -> list[Case]:
+    """The cases under 'training', without what macOS leaves in archives (`._*`)."""
     if not isinstance(listed, list) or not listed:
         raise BadFile(f"{file}: lists no cases under 'training'")
     cases = []
     for entry in listed:
         if not isinstance(entry, dict) or not {"image", "label"} <= entry.keys():
-            raise BadFile(f"{file}: an entry of 'training' has no image and label: {entry!r:.80}")
-        if Path(str(entry["image"])).name.startswith("._"):
-            continue
-        label = folder / str(entry["label"])
-        images = _decathlon_images(folder / str(entry["image"]), len(channels))
-        cases.append(Case(strip_suffix(label), images, label))
-    tests = [entry.get("image") if isinstance(entry, dict) else entry for entry in content.get("test") or ()]
-    unlabelled = [
-        Case(strip_suffix(str(name)), _decathlon_images(folder / str(name), len(channels)), None, split="test")
-        for name in tests
-        if not Path(str(name)).name.startswith("._") and is_there(folder / str(name))
+            raise BadFile(
+                f"{file}: an entry of 'training' has no image and label: {entry!r:.80}"
+            )
+        image, label = (file.parent / str(entry[key]) for key in ("image", "label"))
+        if not image.name.startswith("._"):
+            images = _decathlon_images(image, channels)
+            cases.append(Case(name=strip_suffix(label), images=images, label=label))
+    return cases
+
+
+def _decathlon_tests(folder: Path, listed: Sequence[Any], channels: int) -> list[Case]:
+    """The cases under 'test' whose files are there: names, or as under 'training'."""
+    names = [str(entry.get("image") if isinstance(entry, dict) else entry) for entry in listed]
+    files = [folder / name for name in names]
+    return [
+        Case(
+            name=strip_suffix(file),
+            images=_decathlon_images(file, channels),
+            label=None,
+            split="test",
+        )
+        for file in files
+        if not file.name.startswith("._") and is_there(file)
     ]
-    name = str(content.get("name") or folder.name)
-    findings = _beside_the_list(file, cases, unlabelled)
-    splits = _final_splits(folder)
-    return Dataset(
-        folder, "", name, tuple(cases), channels, table, (), None, splits, tuple(unlabelled), tuple(findings), file
-    )
 
 
 def _decathlon_images(listed: Path, channels: int) -> tuple[Path, ...]:

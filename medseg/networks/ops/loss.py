@@ -66,12 +66,26 @@ class _Work:
             (sample, line, min(step, lines - line)) for sample in range(self.batch) for line in range(0, lines, step)
         ]
 
-    def each(self, function: Callable[..., None], of_unit: Callable[[int], tuple[Any, ...]]) -> None:
-        """Runs a compiled loop over all units on all threads."""
+    def each(
+        self, function: Callable[..., None], of_unit: Callable[[int], dict[str, Any]]
+    ) -> None:
+        """Runs a compiled loop over all units on all threads; `of_unit` gives it its further
+        arguments, by name.
+        """
 
         def work(n: int) -> None:
+            sample, row, rows = self.units[n]
             function(
-                self.numbers, self.shift, self.classes, self.size, self.fold, *self.units[n], self.labels, *of_unit(n)
+                self.numbers,
+                shift=self.shift,
+                classes=self.classes,
+                size=self.size,
+                fold=self.fold,
+                sample=sample,
+                row=row,
+                rows=rows,
+                labels=self.labels,
+                **of_unit(n),
             )
 
         in_parallel(work, len(self.units), torch.get_num_threads())
@@ -89,7 +103,7 @@ class _DiceCrossEntropy(torch.autograd.Function):
 
         work = _Work(logits, labels)
         values = np.empty((len(work.units), 3 * work.classes + 1))
-        work.each(sum_loss, lambda n: (values[n],))
+        work.each(sum_loss, lambda n: {"sums": values[n]})
         sums = work.per_sample(values)
         probability, hit, truth = sums[:, :-1].reshape(work.batch, 3, -1).transpose(1, 0, 2)
         known = max(1.0, truth.sum())
@@ -109,8 +123,14 @@ class _DiceCrossEntropy(torch.autograd.Function):
         everywhere = (overlap / total**2 / total.size).astype(np.float32)
         at_truth = (-2 / total / total.size).astype(np.float32)
         out = torch.empty_like(logits)
-        target, share, factor = flat(_innermost(out)), np.float32(1 / known), np.float32(grads[0])
-        work.each(slope_of_loss, lambda n: (everywhere, at_truth, share, factor, target))
+        further = {
+            "everywhere": everywhere,
+            "at_truth": at_truth,
+            "share": np.float32(1 / known),
+            "factor": np.float32(grads[0]),
+            "out": flat(_innermost(out)),
+        }
+        work.each(slope_of_loss, lambda n: further)
         return out, None, None
 
 
@@ -129,6 +149,6 @@ def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     work = _Work(logits, labels)
     values = np.empty((len(work.units), 3 * work.classes), np.int64)
-    work.each(count_hits, lambda n: (values[n],))
+    work.each(count_hits, lambda n: {"counts": values[n]})
     found, truth, both = torch.from_numpy(values.sum(0)).view(3, -1)
     return found, truth, both

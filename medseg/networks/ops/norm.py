@@ -46,7 +46,7 @@ class _NormActivate(torch.autograd.Function):
         scale = (rate * weight.detach().numpy()).astype(np.float32)
         shift = (bias.detach().numpy() - mean * scale).astype(np.float32)
         out = torch.empty_like(x)
-        settle(x, scale.ravel(), shift.ravel(), slope, out)
+        settle(x, scale.ravel(), shift.ravel(), slope=slope, out=out)
         ctx.save_for_backward(x)
         ctx.numbers = mean, rate, scale, shift, slope
         return out
@@ -68,8 +68,18 @@ class _NormActivate(torch.autograd.Function):
         def measure(n: int) -> None:
             sample, first, count = units[n]
             measure_slopes(
-                source, down, first, count, blocks, flat_scale, flat_shift, sample, slope, centre, sums[n]
-            )  # fmt: skip
+                source,
+                down,
+                first=first,
+                count=count,
+                blocks=blocks,
+                scale=flat_scale,
+                shift=flat_shift,
+                sample=sample,
+                slope=slope,
+                centre=centre,
+                sums=sums[n],
+            )
 
         in_parallel(measure, len(units), torch.get_num_threads())
         per_sample = sums.reshape(batch, -1, blocks, 2, LANES).sum(1)
@@ -83,8 +93,19 @@ class _NormActivate(torch.autograd.Function):
         def work(n: int) -> None:
             sample, first, count = units[n]
             settle_slopes(
-                source, down, first, count, blocks, flat_scale, flat_shift, sample, slope, per_voxel, constant, target
-            )  # fmt: skip
+                source,
+                down,
+                first=first,
+                count=count,
+                blocks=blocks,
+                scale=flat_scale,
+                shift=flat_shift,
+                sample=sample,
+                slope=slope,
+                per_voxel=per_voxel,
+                constant=constant,
+                out=target,
+            )
 
         in_parallel(work, len(units), torch.get_num_threads())
         to_weight = torch.from_numpy((weighted * rate).sum(0).astype(np.float32))
@@ -109,7 +130,19 @@ def settle(x: Tensor, scale: np.ndarray, shift: np.ndarray, slope: float, out: T
 
     def work(n: int) -> None:
         sample, first, count = units[n]
-        settle_voxels(source, first, count, blocks, scale, shift, sample, slope, target, out.shape[1], channel)
+        settle_voxels(
+            source,
+            first=first,
+            count=count,
+            blocks=blocks,
+            scale=scale,
+            shift=shift,
+            sample=sample,
+            slope=slope,
+            y=target,
+            to=out.shape[1],
+            channel=channel,
+        )
 
     in_parallel(work, len(units), torch.get_num_threads())
 
@@ -123,7 +156,7 @@ def moments(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
     def work(n: int) -> None:
         _, first, count = units[n]
-        measure_voxels(flat, first, count, blocks, values[n])
+        measure_voxels(flat, first, count, blocks=blocks, moments=values[n])
 
     in_parallel(work, len(units), torch.get_num_threads())
     return combined(values, np.array([count for _, _, count in units]), x.shape[0])

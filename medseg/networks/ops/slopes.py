@@ -61,7 +61,11 @@ class _AddSlopes(torch.autograd.Function):
         ctx.like = slopes.dtype
         numbers, a, x = flat(_innermost(logits)), _rows(slopes), _rows(own)
         shift = np.uint32(16 if logits.dtype == torch.bfloat16 else 0)
-        _on_all_threads(lambda i, j: slope_kernels.add_slopes(i, j, numbers, shift, a, x), len(a))
+
+        def add(low: int, high: int) -> None:
+            slope_kernels.add_slopes(low, high, numbers=numbers, shift=shift, slopes=a, own=x)
+
+        _on_all_threads(add, len(a))
         return logits
 
     @staticmethod
@@ -73,6 +77,12 @@ class _AddSlopes(torch.autograd.Function):
         numbers, x = flat(inner), _rows(own)
         shift = np.uint32(16 if inner.dtype == torch.bfloat16 else 0)
         out = np.empty((len(x), inner.shape[-1] // 8), np.float32)
-        _on_all_threads(lambda i, j: slope_kernels.sum_over_voxels(i, j, numbers, shift, x, out), len(x))
+
+        def sum_up(low: int, high: int) -> None:
+            slope_kernels.sum_over_voxels(
+                low, high, numbers=numbers, shift=shift, own=x, out=out
+            )
+
+        _on_all_threads(sum_up, len(x))
         slope = torch.from_numpy(out).view(*inner.shape[:4], -1).permute(0, 4, 1, 2, 3)
         return grads[0], slope.to(ctx.like), None
