@@ -1,4 +1,4 @@
-"""How large things may be: what a reader has to keep in mind at once. Where a limit is in the way, a reason stands here."""
+"""How large things may be: what a reader keeps in mind at once. Where a limit is in the way, a reason stands here."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def is_command(path: Path, node: ast.FunctionDef) -> bool:
 
 
 def test_few_rooms_lie_directly_in_the_package():
-    files = [path for path in PACKAGE.glob("*.py")]
+    files = list(PACKAGE.glob("*.py"))
     packages = [path.parent for path in PACKAGE.glob("*/__init__.py")]
     assert len(files) <= 13, sorted(path.name for path in files)
     assert len(packages) <= 15, sorted(path.name for path in packages)
