@@ -25,9 +25,7 @@ MAX_YAML_BYTES = 1 << 20
 MAX_VALUES = 100_000
 
 
-def read_json(
-    path: str | Path, kind: type[MedsegError] = BadFile, *, max_bytes: int = MAX_JSON_BYTES
-) -> Any:
+def read_json(path: str | Path, kind: type[MedsegError] = BadFile, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
     """What a JSON file (RFC 8259) of at most `max_bytes` holds. Raises `kind` naming the file."""
     try:
         return parse_json(_text(path, max_bytes))
@@ -140,16 +138,12 @@ def _check_events(events: Iterable[Any]) -> None:
     import yaml
 
     count = 0
-    opened: list[
-        tuple[str | None, int]
-    ] = []  # anchors of the collections around, and the values before each
+    opened: list[tuple[str | None, int]] = []  # anchors of the collections around, and the values before each
     sizes: dict[str | None, int] = {}  # values below an anchor
     for event in events:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
-                raise ValueError(
-                    f"the alias *{event.anchor:.60} stands for nothing, or for what it is a part of"
-                )
+                raise ValueError(f"the alias *{event.anchor:.60} stands for nothing, or for what it is a part of")
             count += sizes[event.anchor]
         elif isinstance(event, yaml.CollectionStartEvent):
             opened.append((event.anchor, count))

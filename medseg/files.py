@@ -15,8 +15,8 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +25,7 @@ from medseg.stream import DEFLATE_RATIO, MAX_BYTES, WINDOW_BITS, ByteStream, gun
 
 __all__ = [
     "DEFLATE_RATIO", "MAX_BYTES", "TEMPORARY", "ByteStream", "atomic_write", "compressor", "data_file", "gunzip",
-    "gzip_writer", "inside", "open_file", "private_folder", "read_bytes", "read_text", "sweep",
+    "gzip_writer", "inside", "open_file", "private_folder", "read_bytes", "read_text", "sweep", "written_together",
 ]  # fmt: skip
 
 #: Temporary files begin with this, so that leftovers of killed runs can be found.
@@ -74,18 +74,110 @@ def sweep(folder: str | Path, *, min_age_s: float = 60) -> int:
 
 
 @contextmanager
-def private_folder() -> Iterator[Path]:
+def written_together() -> Iterator[Callable[[str | Path], Path]]:
+    """Files that belong together: when the block ends all of them appear, or all that was there stays as it was.
+
+    The block gets a function from a file's final path to the path where the block has to write it, whole, before it
+    asks for the next one. The file asked for last describes the others: its older version is removed first and its new
+    one appears last, so that a kill at any moment leaves it missing or beside the files that it is about.
+    Data files that a writer puts beside a header come along. Folders that are missing are made.
+    Raises `BadOutput` naming the final path.
+    """
+    files: list[tuple[Path, Path]] = []  # where it is written, where it appears
+    folders: dict[Path, Path] = {}  # of final files: the private folder in it
+    made: list[Path] = []
+    with ExitStack() as stack:
+
+        def stage(path: str | Path) -> Path:
+            final = Path(os.path.realpath(path))  # a link keeps pointing at the file it pointed at
+            home = final.parent
+            try:
+                if final.exists() and not final.is_file():
+                    raise BadOutput(f"{path}: is not an ordinary file; choose another name")
+                if home not in folders:
+                    made.extend(_make_folder(home))
+                    folders[home] = stack.enter_context(private_folder(home))
+            except OSError as error:
+                raise BadOutput(f"{path}: cannot be written: {_remedy(error, home)}") from None
+            files.append((folders[home] / final.name, final))
+            return files[-1][0]
+
+        try:
+            yield stage
+            if files:
+                _appear(files, folders)
+        except BadOutput as error:  # where the files were on their way tells nobody anything
+            text = str(error)
+            for home, folder in folders.items():
+                text = text.replace(str(folder), str(home))
+            raise BadOutput(text) from None
+        except OSError as error:
+            raise BadOutput(f"{files[-1][1]}: cannot be written: {_remedy(error, files[-1][1].parent)}") from None
+        finally:
+            stack.close()
+            for folder in reversed(made):
+                with suppress(OSError):  # it is not empty where all went well
+                    folder.rmdir()
+
+
+def _make_folder(folder: Path) -> list[Path]:
+    """Make a folder and those above it; returns those that were not there, from above."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing[::-1]
+
+
+def _appear(files: Sequence[tuple[Path, Path]], folders: Mapping[Path, Path]) -> None:
+    """Rename files that are written to their final paths; if one cannot be, or on a stop, bring all older ones back."""
+    named = {path for path, _ in files}
+    for home, folder in folders.items():  # what a header refers to goes first
+        beside = sorted(path for path in folder.iterdir() if path not in named)
+        files = [*((path, home / path.name) for path in beside), *files]
+    older: list[tuple[Path, Path]] = []
+    new: list[Path] = []
+    try:
+        for number, (_, final) in enumerate(files):
+            if final.exists():
+                older.append((folders[final.parent] / f"{TEMPORARY}older-{number}", final))
+                _link_or_copy(final, older[-1][0])
+            else:
+                new.append(final)
+        files[-1][1].unlink(missing_ok=True)
+        for path, final in files:
+            path.replace(final)
+    except BaseException:
+        for final in new:
+            final.unlink(missing_ok=True)
+        for path, final in older:
+            if path.exists():
+                path.replace(final)
+        raise
+    for home in folders:
+        _sync_folder(home)
+
+
+def _link_or_copy(path: Path, copy: Path) -> None:
+    """A second name for a file, or where the file system has none, a copy."""
+    try:
+        copy.hardlink_to(path)
+    except OSError:
+        shutil.copy2(path, copy)
+
+
+@contextmanager
+def private_folder(place: Path | None = None) -> Iterator[Path]:
     """A new folder that only this user may enter, gone with all it holds when the block ends, however it ends.
 
-    Its name is random and says nothing. What a killed process left behind is removed by the next one.
+    place: the folder it lies in; without one that for temporary files. Its name is random and says nothing. What a
+    killed process left behind is removed by the next one.
     """
-    place = Path(tempfile.gettempdir())
+    place = place or Path(tempfile.gettempdir())
     sweep_folders(place)
     folder = place / f"{TEMPORARY}{secrets.token_hex(12)}"
     try:
         folder.mkdir(mode=0o700)
     except OSError as error:
-        raise BadOutput(f"{place}: no folder for temporary files can be made: {_remedy(error, place)}") from None
+        raise BadOutput(f"{place}: no folder for temporary files can be made in it: {_remedy(error, place)}") from None
     descriptor = None
     try:
         descriptor = os.open(folder, os.O_RDONLY)

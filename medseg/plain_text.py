@@ -18,9 +18,7 @@ _JOINERS = "\u200c\u200d"
 #: (owasp.org/www-community/attacks/CSV_Injection), perhaps after apostrophes of ours.
 _FORMULA = re.compile(r"'*[=+\-@]")
 _WHOLE = re.compile(r"[+-]?[0-9]+")
-_DECIMAL = re.compile(
-    r"[+-]?((?:[0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.IGNORECASE
-)
+_DECIMAL = re.compile(r"[+-]?((?:[0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.IGNORECASE)
 
 
 def harmless(text: object) -> str:
@@ -37,9 +35,7 @@ def harmless(text: object) -> str:
 
 
 def _is_shown(character: str) -> bool:
-    return (
-        character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
-    )
+    return character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
 
 
 def _escape(character: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 __version__ = "0.1.0"
 
 _PACKAGES = ("numpy", "scipy", "pydicom", "connected-components-3d", "numba", "torch")
@@ -9,6 +11,12 @@ _PACKAGES = ("numpy", "scipy", "pydicom", "connected-components-3d", "numba", "t
 
 def versions() -> dict[str, str]:
     """medseg, Python and the packages a result depends on."""
+    return dict(_installed())
+
+
+@cache
+def _installed() -> dict[str, str]:
+    """Looked up once in a process: finding out takes longer than some scans."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 

@@ -134,7 +134,7 @@ def test_brain_model_on_the_mni152_template_finds_a_brain_of_its_size(model):
 
 
 def test_what_follows_from_the_labels_lies_beside_them_on_request(model, tmp_path):
-    job = Job(SAMPLES / "head_t1.nii.gz", tmp_path / "head_seg.nii.gz")
+    job = Job(scan=SAMPLES / "head_t1.nii.gz", labels=tmp_path / "head_seg.nii.gz")
     content = infer(job, [model], Settings(), Extras(also=tuple(BRAIN_RESULTS)))
 
     scan, labels = read(job.scan), read_labels(job.labels).data
@@ -156,7 +156,7 @@ def test_what_follows_from_the_labels_lies_beside_them_on_request(model, tmp_pat
 
 
 def test_a_model_of_something_else_has_no_brain_mask(tmp_path):
-    job = Job(SAMPLES / "head_t1.nii.gz", tmp_path / "head_seg.nii.gz")
+    job = Job(scan=SAMPLES / "head_t1.nii.gz", labels=tmp_path / "head_seg.nii.gz")
     with pytest.raises(BadConfig, match="otsu does not say which labels are brain"):
         infer(job, "otsu", Settings(), Extras(also=("tissue",)))
     assert list(tmp_path.iterdir()) == []

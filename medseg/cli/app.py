@@ -10,7 +10,6 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
-from pathlib import Path
 
 import typer
 
@@ -22,10 +21,10 @@ from medseg.cli.infer import infer
 from medseg.cli.listen import listen
 from medseg.cli.models import models, version
 from medseg.cli.options import Command
-from medseg.cli.show import show_warning, tell
+from medseg.cli.show import explain, show_warning
 from medseg.cli.train import train
 from medseg.cli.view import view
-from medseg.errors import Interrupted, MedsegError
+from medseg.errors import Interrupted
 
 app = typer.Typer(
     name="medseg",
@@ -52,27 +51,13 @@ def main() -> None:
     warnings.showwarning = show_warning
     try:
         app()
-    except MedsegError as error:
-        tell(f"medseg: {error}")
-        sys.exit(error.exit_code)
-    except MemoryError:
-        print("medseg: there is not enough memory for this; close other programs or crop the scan", file=sys.stderr)
-        sys.exit(7)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
     except Exception as error:
-        print(_unforeseen(error), file=sys.stderr)
-        sys.exit(1)
-
-
-def _unforeseen(error: Exception) -> str:
-    """What to say of an error in medseg itself: where it is. What it says may quote a header, and so a patient."""
-    from traceback import extract_tb
-
-    frames = [f"  {'/'.join(Path(f.filename).parts[-2:])}, line {f.lineno}" for f in extract_tb(error.__traceback__)]
-    lines = [f"medseg: stopped by an error of its own ({type(error).__name__}); please report it with these lines:"]
-    return "\n".join(lines + frames)
+        text, code = explain(error)
+        print(text, file=sys.stderr)
+        sys.exit(code)
 
 
 def _interrupt(number: int, frame: object) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medseg.cli.options import Json, Quiet
+from medseg.cli.options import Json, Quiet, VolumeIndex
 from medseg.cli.show import bar, print_json, print_rows, tell
 from medseg.errors import BadConfig
 from medseg.plain_text import decimal_number, whole_number
@@ -45,6 +45,7 @@ def evaluate(
     resample: Annotated[
         bool, typer.Option("--resample", help="Score a prediction on another grid all the same.")
     ] = False,
+    volume: VolumeIndex = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamplings of cases for the intervals.")] = 2000,
     seed: Annotated[int, typer.Option(help="Of the resamplings.")] = 0,
     number_cases: Annotated[
@@ -86,7 +87,7 @@ def evaluate(
         number_cases=number_cases,
     )
     with bar(quiet) as progress:
-        result = score_folders(reference, prediction, output, options, known, progress)
+        result = score_folders(reference, prediction, output, options, known, progress, volume_index=volume)
     for problem in result.problems:
         tell(f"note: {problem}")
     if not quiet:
@@ -131,10 +132,12 @@ def clean(
     fill_holes: Annotated[bool, typer.Option("--fill-holes", help="Fill holes with the label around them.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Fill over other labels, too.")] = False,
     connectivity: Annotated[int, typer.Option(metavar="6|18|26", help="What touches is one part.")] = 26,
+    volume: VolumeIndex = None,
     as_json: Json = False,
 ) -> None:
     """Clean up a label map: keep the largest parts, drop small ones, fill holes, in this order."""
-    from medseg.io import embedded_table, read_labels, write
+    from medseg.evaluation import read_label_map, refuse_folder
+    from medseg.io import embedded_table, write
     from medseg.postprocess import clean as clean_labels
 
     steps: list[dict[str, Any]] = []
@@ -147,7 +150,8 @@ def clean(
     if not steps:
         raise BadConfig("say what to do: --keep-largest, --keep, --min-mm3 or --fill-holes")
     chosen = {"labels": _label_list(only)} if only else {}
-    before = read_labels(labels)
+    refuse_folder(labels)
+    before = read_label_map(labels, volume)
     after = clean_labels(before, [step | chosen for step in steps])
     write(after, output, table=embedded_table(labels))
     row: dict[str, Any] = {"output": str(output), "steps": [step["step"] for step in steps]}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,10 +25,13 @@ from medseg.cli.options import (
     parse_bytes,
     parse_values,
 )
-from medseg.cli.remote import Authority, Credentials, PlainHttp, Push, fetched
-from medseg.cli.show import bar_of_scan, json_progress, print_table, tell
-from medseg.errors import BadOutput, Interrupted, MedsegError
+from medseg.cli.remote import Authority, Credentials, PlainHttp, Push, Remote, fetched
+from medseg.cli.show import bar_of_scan, explain, json_progress, print_json, print_table, tell
+from medseg.errors import BadConfig, BadOutput, Interrupted, MedsegError
 from medseg.memory import keep_memory
+
+if TYPE_CHECKING:
+    from medseg.inference import Extras, Job, Model, Settings
 
 
 def infer(
@@ -33,8 +39,13 @@ def infer(
         list[Path], typer.Argument(metavar="SCAN...", help="Scans, folders of scans, DICOM folders, or dicomweb://...")
     ],
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="A file (its suffix is the format) or a folder. Default: SCAN_seg.nii.gz."),
+        str | None,  # as it was typed, because a path loses the / at its end
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="<path>",
+            help="A file (its suffix is the format) or a folder. Default: SCAN_seg.nii.gz.",
+        ),
     ] = None,
     model: Annotated[
         list[str],
@@ -105,89 +116,144 @@ def infer(
     Writes a label map on each scan's own grid, and beside it the label table (.labels.csv) and the run record (.json).
     Of DICOM, OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set.
     """
-    from medseg.inference import (
-        BRAIN_RESULTS,
-        DICOM_RESULTS,
-        Extras,
-        Settings,
-        channel_names,
-        check_also,
-        check_output,
-        infer as infer_scan,
-        list_jobs,
-        load_model,
-    )
+    from medseg.inference import Extras, Settings, channel_names, check_also, list_jobs, load_model
     from medseg.io import DicomOptions
 
     check_one_of("--device", device, ("auto", "cpu", "cuda"))
     check_one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
     check_one_of("--seg-type", seg_type, ("binary", "labelmap"))
-    extra_kinds = tuple(kind.strip().lower() for kind in also.split(",") if kind.strip())
-    for kind in extra_kinds:
-        check_one_of("--also", kind, (*DICOM_RESULTS, *BRAIN_RESULTS))
     check_one_of("--progress", show_progress, ("auto", "json"))
     check_one_of("--backend", backend, ("auto", "torch", "openvino"))
-    checkpoint = load_model(*model)
-    check_also(checkpoint, extra_kinds)
-    from_pacs = fetched(inputs, output, push, credentials, authority, plain_http, quiet)
+    settings = Settings(
+        device=device, precision=precision, overlap=overlap, cleanup=cleanup, backend=backend, batch=batch, tta=tta,
+        max_memory_bytes=parse_bytes(max_memory, "--max-memory") if max_memory else None,
+        probabilities=parse_values(probabilities) if probabilities else (), uncertainty=uncertainty,
+    )  # fmt: skip
+    extras = Extras(
+        preview=preview, instances=instances, volume_index=volume, assume_geometry=assume_geometry, series=series,
+        repair=repair, suv=suv, also=_kinds(also),
+        dicom=DicomOptions(seg_type=seg_type, deidentify=deidentify, deterministic=deterministic),
+    )  # fmt: skip
+    loaded = load_model(*model)
+    check_also(loaded, extras.also)
+    from_pacs = fetched(
+        inputs, Path(output) if output else None, push=push, credentials=credentials, authority=authority,
+        plain_http=plain_http, quiet=quiet,
+    )  # fmt: skip
     with from_pacs as remote:
-        work = list_jobs(remote.inputs, remote.output, names=channel_names(checkpoint), channels=channel or ())
-        if preview and len(work) == 1 and preview.suffix.lower() != ".png":
-            raise BadOutput(f"{preview}: a preview is a picture; give a name that ends in .png")
-        for job in work:
-            check_output(job, extra_kinds)
+        is_folder = output is not None and output.endswith("/")
+        names = channel_names(loaded)
+        jobs = list_jobs(remote.inputs, remote.output, names=names, channels=channel or (), is_folder=is_folder)
+        work = _Work(
+            model=loaded, settings=settings, extras=extras, remote=remote, several=len(jobs) > 1,
+            skip_existing=skip_existing, json_progress=show_progress == "json", as_json=as_json, quiet=quiet,
+        )  # fmt: skip
+        work.do_all(jobs)
+
+
+def _kinds(also: str) -> tuple[str, ...]:
+    """What `--also` asks for."""
+    from medseg.inference import BRAIN_RESULTS, DICOM_RESULTS
+
+    kinds = tuple(kind.strip().lower() for kind in also.split(",") if kind.strip())
+    for kind in kinds:
+        check_one_of("--also", kind, (*DICOM_RESULTS, *BRAIN_RESULTS))
+    return kinds
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """How scans are segmented, and what is shown of it."""
+
+    model: Model
+    settings: Settings
+    extras: Extras
+    remote: Remote
+    several: bool
+    skip_existing: bool
+    json_progress: bool
+    as_json: bool
+    quiet: bool
+
+    def do_all(self, jobs: Sequence[Job]) -> None:
+        """Do every job; what fails in one of several is told, and the others are done. The last lines name them."""
+        from medseg.inference import models_kept_open
+
+        jobs = [self._checked(job) for job in jobs]
         keep_memory()
-        settings = Settings(
-            device,
-            precision,
-            overlap,
-            cleanup,
-            backend,
-            batch,
-            tta,
-            parse_bytes(max_memory, "--max-memory") if max_memory else None,
-            parse_values(probabilities) if probabilities else (),
-            uncertainty,
-        )
-        failures: list[MedsegError] = []
-        for job in work:
-            if skip_existing and job.labels.exists():
-                tell(f"{remote.name(job.scan)}: {job.labels} is there, skipped", quiet)
-                continue
-            picture = preview / f"{job.labels.name.split('.')[0]}.png" if preview and len(work) > 1 else preview
-            extras = Extras(
-                picture, instances, volume, assume_geometry, series, repair, suv, extra_kinds,
-                DicomOptions(seg_type=seg_type, deidentify=deidentify, deterministic=deterministic),
-            )  # fmt: skip
-            try:
-                name = remote.name(job.scan)
-                shown = json_progress(name) if show_progress == "json" else bar_of_scan(quiet, name)
-                with shown as (announce, progress):
-                    content = infer_scan(job, checkpoint, settings, extras, announce=announce, progress=progress)
-            except Interrupted:
-                raise
-            except MedsegError as error:
-                if len(work) == 1:
+        failed: list[str] = []
+        exit_code = 0
+        with models_kept_open():
+            for job in jobs:
+                try:
+                    self.do(job)
+                except (Interrupted, BrokenPipeError):
                     raise
-                tell(f"medseg: {error}")
-                failures.append(error)
-                continue
-            remote.send(job, extra_kinds)
-            for text in content["warnings"]:
-                tell(f"warning: {remote.name(job.scan)}: {text}")
-            for text in content["notes"]:
-                tell(f"note: {remote.name(job.scan)}: {text}", quiet)
-            _show_result(remote.name(job.labels), content, as_json)
-        if failures:
-            tell(f"medseg: {len(failures)} of {len(work)} scans failed")
-            raise typer.Exit(failures[0].exit_code)
+                except Exception as error:  # whatever it is, it is the failure of this scan
+                    if not self.several:
+                        raise
+                    text, code = explain(error)
+                    print(text, file=sys.stderr)
+                    failed.append(str(self.remote.name(job.scan)))
+                    exit_code = exit_code or code
+        if failed:
+            tell(f"medseg: {len(failed)} of {len(jobs)} scans failed:")
+            for name in failed:
+                tell(f"  {name}")
+            raise typer.Exit(exit_code)
+
+    def _checked(self, job: Job) -> Job:
+        """The job, with what would keep its results from being written as its problem; of a single one it is raised."""
+        from medseg.inference import check_job
+
+        if self.extras.preview and not self.several and self.extras.preview.suffix.lower() != ".png":
+            raise BadOutput(f"{self.extras.preview}: a preview is a picture; give a name that ends in .png")
+        if job.problem is not None:
+            return job
+        try:
+            check_job(job, self.settings, self._extras_of(job))
+        except BadConfig:
+            raise  # what was asked for contradicts itself, whatever the scan
+        except MedsegError as error:
+            if not self.several:
+                raise
+            return replace(job, problem=error)
+        return job
+
+    def do(self, job: Job) -> None:
+        """Segment one scan, send its results on if that was asked for, and show them."""
+        from medseg.inference import infer as infer_scan, why_again
+
+        name, extras = self.remote.name(job.scan), self._extras_of(job)
+        if self.skip_existing and job.problem is None:
+            reason = why_again(job, self.model, self.settings, extras)
+            if not reason:
+                tell(f"{name}: {job.labels} is there, skipped", self.quiet)
+                return
+            if job.labels.exists():
+                tell(f"{name}: {job.labels} is there and is made again: {reason}", self.quiet)
+        shown = json_progress(name) if self.json_progress else bar_of_scan(self.quiet, name)
+        with shown as (announce, progress):
+            content = infer_scan(job, self.model, self.settings, extras, announce=announce, progress=progress)
+        self.remote.send(job, extras.also)
+        for text in content["warnings"]:
+            tell(f"warning: {name}: {text}")
+        for text in content["notes"]:
+            tell(f"note: {name}: {text}", self.quiet)
+        _show_result(self.remote.name(job.labels), content, self.as_json)
+
+    def _extras_of(self, job: Job) -> Extras:
+        """Those of one scan: of several, each gets a picture of its own."""
+        from medseg.io import strip_suffix
+
+        if self.extras.preview is None or not self.several:
+            return self.extras
+        return replace(self.extras, preview=self.extras.preview / f"{strip_suffix(job.labels)}.png")
 
 
 def _show_result(labels: Path | str, content: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        import json
-
-        print(json.dumps({"labels": str(labels)} | content))
+        print_json({"labels": str(labels)} | content)
         return
     rows = [(str(s["value"]), s["name"], f"{s['ml']:.2f}") for s in content["structures"]]
     seconds = sum(content["seconds"].values())

@@ -75,9 +75,7 @@ def listen(
     Listener(options, segment, deliver, tell, spool or _usual_spool(output, port)).run()
 
 
-def _deliveries(
-    output: Path | None, reply_to: str | None, title: str
-) -> Callable[[str, Sequence[Path]], None]:
+def _deliveries(output: Path | None, reply_to: str | None, title: str) -> Callable[[str, Sequence[Path]], None]:
     """What hands results on to every place that was named, of which there must be one."""
     from medseg.pacs import keep_in, send_to
 

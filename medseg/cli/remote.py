@@ -31,7 +31,7 @@ PlainHttp = Annotated[
 ]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Remote:
     """What `infer` works on when its scans may come from a PACS: local folders, and what to call them."""
 
@@ -56,6 +56,7 @@ class Remote:
 def fetched(
     inputs: list[Path],
     output: Path | None,
+    *,
     push: bool,
     credentials: str | None,
     authority: Path | None,
@@ -68,7 +69,7 @@ def fetched(
     if not any(is_address(path) for path in inputs):
         if push or credentials or authority or plain_http:
             raise BadConfig("--push, --credentials, --authority and --plain-http are for a scan from a PACS")
-        yield Remote(inputs, output)
+        yield Remote(inputs=inputs, output=output)
         return
     from medseg.files import private_folder
 
@@ -89,7 +90,7 @@ def fetched(
             if not quiet:
                 print(f"received {count} instances from the PACS", file=sys.stderr)
             kept = output or temporary / "result.dcm"
-            yield Remote([series], kept, pacs if push else None, names)
+            yield Remote(inputs=[series], output=kept, pacs=pacs if push else None, names=names)
         except Interrupted:
             raise
         except MedsegError as error:  # the names of temporary files tell nobody anything

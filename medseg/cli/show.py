@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg.errors import DataWarning
+from medseg.errors import DataWarning, MedsegError, NotEnoughMemory
 from medseg.plain_text import harmless
 from medseg.progress import Progress, silent
 
@@ -95,6 +95,23 @@ def show_warning(message: Warning | str, category: type[Warning], *rest: object,
     """Our own warnings as one line; those of libraries are for developers and stay out of a user's way."""
     if issubclass(category, DataWarning):
         tell(f"warning: {message}")
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """What is printed of an error, and the exit code it ends in.
+
+    Of an error in medseg itself that is where it is: what it says may quote a header, and so a patient.
+    """
+    if isinstance(error, MedsegError):
+        return harmless(f"medseg: {error}"), error.exit_code
+    if isinstance(error, MemoryError):
+        text = "medseg: there is not enough memory for this; close other programs or crop the scan"
+        return text, NotEnoughMemory.exit_code
+    from traceback import extract_tb
+
+    frames = [f"  {'/'.join(Path(f.filename).parts[-2:])}, line {f.lineno}" for f in extract_tb(error.__traceback__)]
+    head = f"medseg: stopped by an error of its own ({type(error).__name__}); please report it with these lines:"
+    return "\n".join([head, *frames]), MedsegError.exit_code
 
 
 def print_json(value: Any) -> None:

@@ -88,11 +88,14 @@ def _check_names(target: Path | None, png: Path | None, open_: bool) -> None:
 
 def find_labels(scan: Path) -> Path:
     """The label map that `medseg infer` wrote beside a scan. Raises `BadFile` if there is none."""
-    from medseg.io import WRITERS, strip_suffix
+    from medseg.inference import given_name
+    from medseg.io import WRITERS
 
     folder = scan.parent if scan.name not in ("", "..") else scan.resolve().parent
-    stem = strip_suffix(scan.resolve())
-    for name in [f"{stem}_seg{suffix}" for suffix in WRITERS] + [f"{stem}.seg.nrrd"]:
+    stem = given_name(scan)
+    stems = [stem, stem.removesuffix("_0000")]  # a channel's number is left out of the name of a result
+    names = [f"{one}_seg{suffix}" for one in dict.fromkeys(stems) for suffix in WRITERS]
+    for name in [*names, f"{stem}.seg.nrrd"]:
         if (folder / name).is_file():
             return folder / name
     raise BadFile(f"{scan}: no {stem}_seg.nii.gz lies beside it; name the label map, or run medseg infer first")
@@ -103,9 +106,9 @@ def _target(scan: Path, labels: Path, output: Path | None, *, slicer: bool, othe
     if output is None:
         if other and not slicer:
             return None
-        from medseg.io import strip_suffix
+        from medseg.inference import given_name
 
-        return labels.with_name(strip_suffix(scan.resolve()) + (_SCENE if slicer else f"_view{_PAGE}"))
+        return labels.with_name(given_name(scan) + (_SCENE if slicer else f"_view{_PAGE}"))
     suffix = output.suffix.lower()
     if slicer and suffix != _SCENE:
         raise BadOutput(f"{output}: a scene for 3D Slicer is one file; give a name that ends in .mrb")

@@ -117,9 +117,7 @@ def _own_table(case: Case, named: Mapping[Path, LabelTable]) -> LabelTable | Non
 def _is_named_alike(own: LabelTable, table: LabelTable) -> bool:
     """Whether each value of a file has the same name in the data set's table."""
     names = table.names
-    return all(
-        _plain_name(names.get(label.value, "")) == _plain_name(label.name) for label in own.labels
-    )
+    return all(_plain_name(names.get(label.value, "")) == _plain_name(label.name) for label in own.labels)
 
 
 def names_lacking(cases: Sequence[Case], named: Mapping[Path, LabelTable], table: LabelTable) -> list[Finding]:
@@ -138,7 +136,5 @@ def names_lacking(cases: Sequence[Case], named: Mapping[Path, LabelTable], table
         if lacking:
             message = f"{case.label}: names no '{lacking[0]}', so it counts as not there"
             message += "; check that it is not misspelt"
-            findings.append(
-                Finding(case=case.name, kind="names", severity="warning", message=message)
-            )
+            findings.append(Finding(case=case.name, kind="names", severity="warning", message=message))
     return findings

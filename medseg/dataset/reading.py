@@ -72,10 +72,7 @@ def _finish(dataset: Dataset, progress: Progress) -> Dataset:
     _check_names(dataset.folder, names)
     if not cases:
         why = f"; the first problem was {findings[0].message}" if findings else ""
-        raise BadFile(
-            f"{dataset.folder}: holds no case with an image and labels "
-            f"({dataset.layout} layout){why}"
-        )
+        raise BadFile(f"{dataset.folder}: holds no case with an image and labels ({dataset.layout} layout){why}")
     table, named = dataset.table, tables_in(cases)
     if not len(table) and not dataset.regions:
         table = _table_beside(dataset, cases, findings) or _table_from_files(
@@ -85,9 +82,7 @@ def _finish(dataset: Dataset, progress: Progress) -> Dataset:
         cases = [numbered_as(case, named, table) for case in cases]
         findings += names_lacking(cases, named, table)
     dataset = replace(dataset, cases=tuple(cases), table=table, findings=tuple(findings))
-    return replace(
-        dataset, splits=_usable(dataset.splits, names, cases) or _column_splits(cases)
-    )
+    return replace(dataset, splits=_usable(dataset.splits, names, cases) or _column_splits(cases))
 
 
 def _with_all_files(cases: Sequence[Case]) -> tuple[list[Case], list[Finding]]:
@@ -101,11 +96,7 @@ def _with_all_files(cases: Sequence[Case]) -> tuple[list[Case], list[Finding]]:
             complete.append(case)
             continue
         message = f"{missing}: is missing"
-        findings.append(
-            Finding(
-                case=case.name, kind="missing", severity="error", message=message, fixable=True
-            )
-        )
+        findings.append(Finding(case=case.name, kind="missing", severity="error", message=message, fixable=True))
     return complete, findings
 
 
@@ -119,9 +110,7 @@ def _check_names(folder: Path, names: Sequence[str]) -> None:
     if len(set(names)) == len(names):
         return
     twice = next(name for name in names if names.count(name) > 1)
-    raise BadFile(
-        f"{folder}: the case name '{twice}' is used twice; give every case a name of its own"
-    )
+    raise BadFile(f"{folder}: the case name '{twice}' is used twice; give every case a name of its own")
 
 
 #: Names for training and names for validation, and of every fold such a pair.
@@ -136,13 +125,8 @@ def _usable(splits: _Splits, names: Iterable[str], cases: Sequence[Case]) -> _Sp
     known, there = set(names), {case.name for case in cases}
     for name in chain.from_iterable(chain.from_iterable(splits)):
         if name not in known:
-            raise BadFile(
-                f"the splits name a case '{name}' that the dataset does not have; correct the "
-                "splits"
-            )
-    return tuple(
-        (_only(training, there), _only(validation, there)) for training, validation in splits
-    )
+            raise BadFile(f"the splits name a case '{name}' that the dataset does not have; correct the splits")
+    return tuple((_only(training, there), _only(validation, there)) for training, validation in splits)
 
 
 def _only(names: Iterable[str], wanted: set[str]) -> tuple[str, ...]:
@@ -195,9 +179,7 @@ def _table_beside(dataset: Dataset, cases: Sequence[Case], findings: list[Findin
                     return LabelTable.read(file)
                 except BadFile as error:
                     message = f"{error}; names are not taken from it"
-                    findings.append(
-                        Finding(case="", kind="table", severity="warning", message=message)
-                    )
+                    findings.append(Finding(case="", kind="table", severity="warning", message=message))
     return None
 
 

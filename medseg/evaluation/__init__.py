@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from medseg.evaluation.comparison import compare as compare
     from medseg.evaluation.metrics import LesionOptions as LesionOptions
     from medseg.evaluation.pairs import find_table as find_table, parse_structures as parse_structures
+    from medseg.evaluation.reading import read_label_map as read_label_map, refuse_folder as refuse_folder
     from medseg.evaluation.scoring import evaluate as evaluate, write_evaluation as write_evaluation
     from medseg.evaluation.summary import (
         Evaluation as Evaluation,
@@ -23,6 +24,7 @@ __getattr__, __dir__ = door(
         "comparison": ("compare",),
         "metrics": ("LesionOptions",),
         "pairs": ("find_table", "parse_structures"),
+        "reading": ("read_label_map", "refuse_folder"),
         "scoring": ("evaluate", "write_evaluation"),
         "summary": ("Evaluation", "Options", "read_scores", "summarise", "summary_table"),
     },

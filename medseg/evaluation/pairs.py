@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from medseg.errors import BadConfig, BadFile, BadGeometry
+from medseg.evaluation.reading import MASK_FOLDER, MaskedCases, files_of_volumes, masked_cases, table_of_masks
 from medseg.files import read_text
-from medseg.io import is_readable_name, is_slicer_segmentation, read_table, strip_suffix
+from medseg.io import is_slicer_segmentation, read_table, strip_suffix
 from medseg.labels import LabelTable
 from medseg.plain_text import whole_number
 from medseg.volume import Volume, describe_grid, resample, turned_onto
@@ -17,30 +21,84 @@ from medseg.volume import Volume, describe_grid, resample, turned_onto
 NAME_ENDINGS = ("_seg", "_dseg", "_labels", "_label", "_mask", "_gt", "_pred")
 
 
+#: A number at the end of a name as channels have it: CASE_0000.
+_NUMBERED = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
+
+
 def match_cases(
-    reference: str | Path, prediction: str | Path
+    reference: str | Path, prediction: str | Path, masked: MaskedCases | None = None
 ) -> tuple[dict[str, tuple[Path, Path]], list[str], list[str]]:
     """Pairs of files by case name, sorted; cases without a prediction; cases without a reference.
 
-    Two files are one pair whatever their names. Raises `BadFile` for folders without a pair and for two files of one
-    folder that could be the same case.
+    Two files are one pair whatever their names, and so are two single cases. masked: which folders are cases, because
+    they hold a mask of each structure. Raises `BadFile` for folders without a pair and for two files of one folder
+    that could be the same case.
     """
     reference, prediction = Path(reference), Path(prediction)
     for path in (reference, prediction):
         if not path.exists():
             raise BadFile(f"{path}: there is no such file or folder")
-    if not reference.is_dir() and not prediction.is_dir():
-        return {case_name(reference): (reference, prediction)}, [], []
-    if reference.is_dir() != prediction.is_dir():
+    sides = [_cases_of(reference, masked.reference if masked else {})]
+    sides.append(_cases_of(prediction, masked.prediction if masked else {}))
+    if all(side.is_single for side in sides):
+        (case, file), (_, other) = (next(iter(side.cases.items())) for side in sides)
+        return {case: (file, other)}, [], []
+    if any(side.is_single for side in sides):
         raise BadFile(f"{reference} and {prediction}: give two files or two folders")
-    ours, theirs = _cases_in(reference), _cases_in(prediction)
+    ours, theirs = sides[0].cases, sides[1].cases
+    _rename_certain(ours, theirs)
     pairs = {case: (ours[case], theirs[case]) for case in sorted(ours.keys() & theirs.keys())}
     if not pairs:
         raise BadFile(
             f"{reference} and {prediction}: no two files have the same case name "
-            f"({len(ours)} and {len(theirs)} label maps were found)"
+            f"({len(ours)} and {len(theirs)} label maps were found{_example(ours, theirs)})"
         )
     return pairs, sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())
+
+
+class _Side(NamedTuple):
+    """The cases of one side; whether it is a single one, so that its name does not matter."""
+
+    cases: dict[str, Path]
+    is_single: bool
+
+
+def _cases_of(path: Path, masked: Mapping[str, Path]) -> _Side:
+    if not path.is_dir():
+        return _Side({case_name(path): path}, True)
+    if masked:
+        folders = dict(masked)
+        return _Side(folders, any(folder in (path, path / MASK_FOLDER) for folder in folders.values()))
+    return _Side(_cases_in(path), False)
+
+
+def _rename_certain(ours: dict[str, Path], theirs: dict[str, Path]) -> None:
+    """Give cases of one side the names they have on the other, where that is the only possibility.
+
+    CASE_0000 is CASE if no other number of it is there and nothing else is called CASE: the number is a channel's. And
+    CASE_IMAGE, the result of an image in a case's folder, is the case that has such an image beside its masks.
+    """
+    for one, other in ((ours, theirs), (theirs, ours)):
+        numbers = Counter(match["case"] for name in one if (match := _NUMBERED.fullmatch(name)))
+        for name in sorted(set(one) - set(other)):
+            match = _NUMBERED.fullmatch(name)
+            if match and match["number"] == "0000" and numbers[match["case"]] == 1:
+                _rename(one, other, name, match["case"])
+        for case, folder in list(one.items()):
+            if folder.name == MASK_FOLDER:
+                for image in files_of_volumes(folder.parent):
+                    _rename(other, one, f"{case}_{strip_suffix(image)}", case)
+
+
+def _rename(cases: dict[str, Path], other: Mapping[str, Path], name: str, new: str) -> None:
+    if name in cases and name not in other and new in other and new not in cases:
+        cases[new] = cases.pop(name)
+
+
+def _example(ours: Mapping[str, Path], theirs: Mapping[str, Path]) -> str:
+    """A name of each side, for a message."""
+    names = [repr(min(side)) for side in (ours, theirs) if side]
+    return f", such as {' and '.join(names)}" if names else ""
 
 
 def numbered(
@@ -70,9 +128,7 @@ def case_name(path: str | Path) -> str:
 
 def _cases_in(folder: Path) -> dict[str, Path]:
     cases: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.is_file() or not is_readable_name(path):
-            continue
+    for path in files_of_volumes(folder):
         case = case_name(path)
         if case in cases:
             raise BadFile(f"{folder}: {cases[case].name} and {path.name} could both be case '{case}'; keep one of them")
@@ -125,7 +181,8 @@ def find_table(path: str | Path | None, reference: Path, prediction: Path) -> La
     """The label table at `path`; or else what the references or predictions come with, or none.
 
     These are labels.csv in their folder, the tables that `medseg infer` writes beside its results if they all say the
-    same, and the segments of a single .seg.nrrd.
+    same, and the segments of a single .seg.nrrd. Where references and predictions are folders with a mask of each
+    structure, they are the names of the masks, numbered in their order as for training.
     """
     if path is not None:
         return LabelTable.read(path)
@@ -140,6 +197,10 @@ def find_table(path: str | Path | None, reference: Path, prediction: Path) -> La
         found = sorted(file for file in folder.glob(glob.escape(pattern) if place.is_file() else pattern))
         if found and len({read_text(file) for file in found}) == 1:
             return LabelTable.read(found[0])
+    if reference.is_dir() and prediction.is_dir():
+        masked = masked_cases(reference, prediction, None)
+        if masked.sides == 2:
+            return table_of_masks(masked.names, None)
     return None
 
 

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.io import read_labels
 from medseg.plain_text import harmless
 from medseg.view import png_bytes
 from medseg.volume import reorient
 
 if TYPE_CHECKING:
+    from medseg.evaluation.reading import LabelReader
     from medseg.evaluation.summary import Evaluation, Options
 
 #: Scores that get a box plot, where there are any.
@@ -38,7 +38,9 @@ img{image-rendering:pixelated;background:#000}.key span{padding:.1rem .5rem;marg
 """
 
 
-def report_html(result: Evaluation, pairs: Mapping[str, tuple[Path, Path]], options: Options) -> str:
+def report_html(
+    result: Evaluation, pairs: Mapping[str, tuple[Path, Path]], options: Options, reader: LabelReader
+) -> str:
     """The page as text. `pairs`: files of the scored cases, of which the worst are read again for the pictures."""
     cases = result.summary["cases"]
     parts = [
@@ -52,7 +54,7 @@ def report_html(result: Evaluation, pairs: Mapping[str, tuple[Path, Path]], opti
         plot = _box_plot(result.rows, name)
         if plot:
             parts.append(f"<h2>{escape(name)}</h2>{plot}")
-    parts.append(_worst(result.rows, pairs, options))
+    parts.append(_worst(result.rows, pairs, options, reader))
     parts.append("<h2>All cases</h2>" + _case_table(result.rows))
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>medseg evaluation</title>'
@@ -144,7 +146,12 @@ def _box_plot(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     )
 
 
-def _worst(rows: Sequence[Mapping[str, Any]], pairs: Mapping[str, tuple[Path, Path]], options: Options) -> str:
+def _worst(
+    rows: Sequence[Mapping[str, Any]],
+    pairs: Mapping[str, tuple[Path, Path]],
+    options: Options,
+    reader: LabelReader,
+) -> str:
     """Pictures of the cases of least mean Dice, through the structure of least Dice of each."""
     from medseg.evaluation.pairs import on_grid_of
 
@@ -159,8 +166,8 @@ def _worst(rows: Sequence[Mapping[str, Any]], pairs: Mapping[str, tuple[Path, Pa
         row = min(mine, key=lambda row: row["dice"])
         structure = row["structure"]
         labels = (options.structures or {}).get(structure) or (int(structure.split()[1]),)
-        reference = read_labels(pairs[case][0])
-        prediction, _ = on_grid_of(reference, read_labels(pairs[case][1]), options.resample)
+        reference = reader.read(pairs[case][0])
+        prediction, _ = on_grid_of(reference, reader.read(pairs[case][1]), options.resample)
         # As radiologists look at a patient: from the feet, the left side on the right, the front up.
         reference, prediction = reorient(reference, "LAS"), reorient(prediction, "LAS")
         for axis, plane in enumerate(("sagittal", "coronal", "axial")):

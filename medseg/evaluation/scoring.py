@@ -6,30 +6,44 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import BadConfig, BadFile, BadOutput, MedsegError
+from medseg.errors import BadConfig, BadFile, MedsegError
 from medseg.evaluation.metrics import lesion_scores, score
 from medseg.evaluation.pairs import listed, match_cases, numbered, on_grid_of, without_names
+from medseg.evaluation.reading import LabelReader, MaskedCases, masked_cases, masks_in, table_of_masks
 from medseg.evaluation.summary import Evaluation, Options, scores_csv, summarise
-from medseg.files import atomic_write
-from medseg.io import read_labels
+from medseg.files import atomic_write, written_together
 from medseg.labels import LabelTable
 from medseg.progress import Progress, silent
 
 
-class _Case(NamedTuple):
-    """A case that was scored: its rows, how its grid was treated, labels that belong to no structure."""
+@dataclass(frozen=True, kw_only=True)
+class _Case:
+    """A case that was scored.
+
+    rows: of scores.csv. grid_note: how its grid was treated. strays: labels that belong to no structure. values: those
+    of the reference and of the prediction. not_annotated: structures that the reference has no mask of.
+    """
 
     rows: list[dict[str, Any]]
     grid_note: str
     strays: list[int]
+    values: tuple[list[int], list[int]]
     spacing_mm: tuple[float, float, float]
+    not_annotated: tuple[str, ...] = ()
+
+    @property
+    def apart(self) -> bool:
+        """Whether both maps hold labels, and none in common, neither as values nor as structures."""
+        ours, theirs = self.values
+        together = any(row["n_reference"] and row["n_prediction"] for row in self.rows)
+        return bool(ours and theirs) and not set(ours) & set(theirs) and not together
 
 
 def evaluate(
@@ -39,26 +53,33 @@ def evaluate(
     options: Options | None = None,
     table: LabelTable | None = None,
     progress: Progress = silent,
+    *,
+    volume_index: int | None = None,
 ) -> Evaluation:
     """Score a prediction, or a folder of them, and write scores.csv, summary.json and report.html to `output`.
 
-    Cases are matched by file name without suffix and `NAME_ENDINGS`. A case that cannot be scored is a problem of the
-    evaluation and not an error, unless it is the only one.
+    Cases are matched by file name without suffix and `NAME_ENDINGS`. A folder with a mask of each structure is a case,
+    too; structures that a reference has no mask of are not annotated there and are not scored. A case that cannot be
+    scored is a problem of the evaluation and not an error, unless it is the only one.
+    volume_index: which volume of files that hold several.
     Raises `BadFile` for folders without a pair or where no case can be read, `BadGeometry` for a single case on two
     grids, `BadConfig` for options that contradict the data, `BadOutput` for a place that cannot be written.
     """
     options = options or Options()
+    reference, prediction = Path(reference), Path(prediction)
+    masked = masked_cases(reference, prediction, table)
+    table = _table_with_masks(masked, table, reference, prediction)
     if options.structures is None and table is not None:
         options = replace(options, structures={label.name: (label.value,) for label in table.labels})
     _check_names(options)
-    pairs, missing, extra = match_cases(reference, prediction)
+    values = {label.name: label.value for label in table.labels} if table else {}
+    reader = LabelReader(values=values, volume_index=volume_index)
+    pairs, missing, extra = match_cases(reference, prediction, masked)
     if options.number_cases:
         pairs, missing, extra = numbered(pairs, missing, extra)
-    problems = [f"{case}: there is no prediction" for case in missing]
-    problems += [f"{case}: there is no reference" for case in extra]
     cases: dict[str, _Case] = {}
     failed: dict[str, str] = {}
-    for done, (case, result) in enumerate(_in_parallel(pairs, options), start=1):
+    for done, (case, result) in enumerate(_in_parallel(pairs, options, reader), start=1):
         if isinstance(result, _Case):
             cases[case] = result
         elif len(pairs) == 1:
@@ -66,13 +87,12 @@ def evaluate(
         else:
             failed[case] = without_names(str(result), *pairs[case])
         progress(case, done, len(pairs))
+    problems = [f"{case}: there is no prediction" for case in missing]
+    problems += [f"{case}: there is no reference" for case in extra]
     problems += [f"{case}: {error}" for case, error in failed.items()]
-    problems += [f"{case}: {one.grid_note}" for case, one in cases.items() if one.grid_note]
     if not cases:
         raise BadFile(f"{prediction}: no case could be scored; the first problem was {problems[0]}")
-    strays = sorted({value for one in cases.values() for value in one.strays})
-    if strays and table is not None:
-        problems.append(f"labels {listed(strays)} are in the files but in no structure; they were not scored")
+    problems += _problems_of(cases, named=table is not None)
     rows = _with_absent(cases, options)
     summary = {
         "cases": {
@@ -83,13 +103,51 @@ def evaluate(
             "turned_or_resampled": {case: one.grid_note for case, one in cases.items() if one.grid_note},
         },
         "problems": problems,
-        "options": _plain(asdict(options)),
+        "options": _plain(asdict(options)) | ({} if volume_index is None else {"volume": volume_index}),
         **summarise(rows, options.bootstrap, options.seed),
     }
     evaluation = Evaluation(rows, summary, problems)
     if output is not None:
-        write_evaluation(evaluation, output, {case: pairs[case] for case in cases}, options)
+        write_evaluation(evaluation, output, {case: pairs[case] for case in cases}, options, reader)
     return evaluation
+
+
+def _table_with_masks(
+    masked: MaskedCases, table: LabelTable | None, reference: Path, prediction: Path
+) -> LabelTable | None:
+    """The table with the structures that masks are named after. Raises `BadConfig` where values have no names.
+
+    Beside a label map of numbers alone nobody can say which mask is which number.
+    """
+    if not masked.sides:
+        return table
+    if masked.sides == 1 and table is None:
+        masks, maps = (reference, prediction) if masked.reference else (prediction, reference)
+        raise BadConfig(
+            f"{masks}: holds a mask of each structure, and nothing names the labels of {maps}; "
+            "give a table of them with --table"
+        )
+    return table_of_masks(masked.names, table)
+
+
+def _problems_of(cases: Mapping[str, _Case], *, named: bool) -> list[str]:
+    """What a reader of the scores should know of the cases that were scored. named: whether a table names labels."""
+    problems = [f"{case}: {one.grid_note}" for case, one in cases.items() if one.grid_note]
+    apart = {case: one for case, one in cases.items() if one.apart}
+    if apart:
+        first, one = next(iter(apart.items()))
+        problems.append(
+            f"{len(apart)} of {len(cases)} cases have no label value in common: in {first} the reference has "
+            f"{listed(one.values[0])} and the prediction {listed(one.values[1])}; where these mean the same, say so "
+            f"with --labels, e.g. --labels name={one.values[0][0]}+{one.values[1][0]}"
+        )
+    for name in dict.fromkeys(name for one in cases.values() for name in one.not_annotated):
+        count = sum(name in one.not_annotated for one in cases.values())
+        problems.append(f"{name}: {count} of {len(cases)} references have no mask of it, and it was not scored there")
+    strays = sorted({value for one in cases.values() for value in one.strays})
+    if strays and named:
+        problems.append(f"labels {listed(strays)} are in the files but in no structure; they were not scored")
+    return problems
 
 
 def _check_names(options: Options) -> None:
@@ -102,12 +160,14 @@ def _check_names(options: Options) -> None:
             raise BadConfig(f"'{name}' is not one of the structures {listed(options.structures)}")
 
 
-def _in_parallel(pairs: Mapping[str, tuple[Path, Path]], options: Options) -> Iterator[tuple[str, _Case | MedsegError]]:
+def _in_parallel(
+    pairs: Mapping[str, tuple[Path, Path]], options: Options, reader: LabelReader
+) -> Iterator[tuple[str, _Case | MedsegError]]:
     """Score the cases on threads (reading and scoring release the interpreter lock), and yield them in order."""
 
     def one(case: str) -> _Case | MedsegError:
         try:
-            return _score_case(case, *pairs[case], options)
+            return _score_case(case, *pairs[case], options=options, reader=reader)
         except BadConfig:
             raise  # not the fault of a case
         except MedsegError as error:
@@ -121,14 +181,18 @@ def _in_parallel(pairs: Mapping[str, tuple[Path, Path]], options: Options) -> It
         pool.shutdown(cancel_futures=True)
 
 
-def _score_case(case: str, reference_path: Path, prediction_path: Path, options: Options) -> _Case:
-    reference = read_labels(reference_path)
-    prediction, note = on_grid_of(reference, read_labels(prediction_path), options.resample)
-    present = np.union1d(_values(reference.data), _values(prediction.data))
-    present = present[(present != 0) & (present != (0 if options.ignore is None else options.ignore))]
+def _score_case(
+    case: str, reference_path: Path, prediction_path: Path, *, options: Options, reader: LabelReader
+) -> _Case:
+    reference = reader.read(reference_path)
+    prediction, note = on_grid_of(reference, reader.read(prediction_path), options.resample)
+    values = [_labels_in(volume.data, options.ignore) for volume in (reference, prediction)]
+    present = sorted({*values[0], *values[1]})
     structures = options.structures
     if structures is None:
-        structures = {f"label {value}": (int(value),) for value in present}
+        structures = {f"label {value}": (value,) for value in present}
+    not_annotated = _not_annotated(reference_path, structures, reader)
+    structures = {name: labels for name, labels in structures.items() if name not in not_annotated}
     scores = score(
         reference.data,
         prediction.data,
@@ -148,10 +212,29 @@ def _score_case(case: str, reference_path: Path, prediction_path: Path, options:
             scores[name] |= lesion_scores(
                 masks[0], masks[1], reference.spacing_mm, options.lesion_options, options.surface
             )
-    known = {value for values in structures.values() for value in values}
-    strays = [int(value) for value in present if int(value) not in known]
-    rows = [{"case": case, "structure": name, **row} for name, row in scores.items()]
-    return _Case(rows, note, strays, reference.spacing_mm)
+    known = {value for labels in structures.values() for value in labels}
+    known |= {reader.values[name] for name in not_annotated if name in reader.values}
+    return _Case(
+        rows=[{"case": case, "structure": name, **row} for name, row in scores.items()],
+        grid_note=note,
+        strays=[value for value in present if value not in known],
+        values=(values[0], values[1]),
+        spacing_mm=reference.spacing_mm,
+        not_annotated=not_annotated,
+    )
+
+
+def _not_annotated(reference: Path, structures: Mapping[str, tuple[int, ...]], reader: LabelReader) -> tuple[str, ...]:
+    """Structures of which a label has no mask in a reference that is a folder of masks."""
+    if not reference.is_dir():
+        return ()
+    there = {reader.values[name] for name in masks_in(reference)}
+    return tuple(name for name, labels in structures.items() if not set(labels) <= there)
+
+
+def _labels_in(labels: NDArray, ignore: int | None) -> list[int]:
+    """The values of a label map without background and the one to be ignored."""
+    return [int(value) for value in _values(labels) if value not in (0, ignore)]
 
 
 def _values(labels: NDArray) -> NDArray[np.int64]:
@@ -171,7 +254,8 @@ def _with_absent(cases: Mapping[str, _Case], options: Options) -> list[dict[str,
     nothing = np.zeros((1, 1, 1), np.uint8)
     for case, one in cases.items():
         there = {row["structure"]: row for row in one.rows}
-        lacking = {name: values for name, values in names.items() if name not in there}
+        scored = [name for name in names if name not in one.not_annotated]
+        lacking = {name: names[name] for name in scored if name not in there}
         absent: dict[str, dict[str, Any]] = {}
         if lacking:
             absent = score(
@@ -183,29 +267,30 @@ def _with_absent(cases: Mapping[str, _Case], options: Options) -> list[dict[str,
                 tolerance_mm=options.tolerance_mm,
                 empty=options.empty,
             )
-        rows += [there.get(name) or {"case": case, "structure": name, **absent[name]} for name in names]
+        rows += [there.get(name) or {"case": case, "structure": name, **absent[name]} for name in scored]
     return rows
 
 
 def write_evaluation(
-    result: Evaluation, output: str | Path, pairs: Mapping[str, tuple[Path, Path]], options: Options
+    result: Evaluation,
+    output: str | Path,
+    pairs: Mapping[str, tuple[Path, Path]],
+    options: Options,
+    reader: LabelReader | None = None,
 ) -> None:
-    """Write scores.csv, summary.json and report.html to a folder, each whole or not at all."""
+    """Write scores.csv, summary.json and report.html to a folder: all three, or none where one cannot be written."""
     from medseg.evaluation.report import report_html
 
     output = Path(output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadOutput(f"{output}: this folder cannot be made: {error.strerror}") from None
     texts = {
         "scores.csv": scores_csv(result.rows),
         "summary.json": json.dumps(result.summary, indent=1, allow_nan=False) + "\n",
-        "report.html": report_html(result, pairs, options),
+        "report.html": report_html(result, pairs, options, reader or LabelReader()),
     }
-    for name, text in texts.items():
-        with atomic_write(output / name) as file:
-            file.write(text.encode())
+    with written_together() as stage:
+        for name, text in texts.items():
+            with atomic_write(stage(output / name)) as file:
+                file.write(text.encode())
 
 
 def _plain(value: Any) -> Any:

@@ -5,9 +5,16 @@ from typing import TYPE_CHECKING
 from medseg import door
 
 if TYPE_CHECKING:
+    from medseg.inference.backends.kept import models_kept_open as models_kept_open
+    from medseg.inference.existing import why_again as why_again
     from medseg.inference.exports import export as export
     from medseg.inference.intensity import INTENSITY_MODELS as INTENSITY_MODELS
-    from medseg.inference.jobs import Extras as Extras, Job as Job, list_jobs as list_jobs
+    from medseg.inference.jobs import (
+        Extras as Extras,
+        Job as Job,
+        given_name as given_name,
+        list_jobs as list_jobs,
+    )
     from medseg.inference.preprocess import (
         labels_on_grid as labels_on_grid,
         prepare as prepare,
@@ -18,24 +25,30 @@ if TYPE_CHECKING:
         BRAIN_RESULTS as BRAIN_RESULTS,
         DICOM_RESULTS as DICOM_RESULTS,
         check_also as check_also,
-        check_output as check_output,
+        check_job as check_job,
         dicom_results as dicom_results,
     )
     from medseg.inference.run import infer as infer, load_model as load_model
     from medseg.inference.segmentation import Segmentation as Segmentation, segment as segment
-    from medseg.inference.settings import Settings as Settings, channel_names as channel_names
+    from medseg.inference.settings import (
+        Model as Model,
+        Settings as Settings,
+        channel_names as channel_names,
+    )
 
 __getattr__, __dir__ = door(
     __name__,
     {
+        "backends.kept": ("models_kept_open",),
+        "existing": ("why_again",),
         "exports": ("export",),
         "intensity": ("INTENSITY_MODELS",),
-        "jobs": ("Extras", "Job", "list_jobs"),
+        "jobs": ("Extras", "Job", "given_name", "list_jobs"),
         "preprocess": ("labels_on_grid", "prepare", "scale_to_percentiles"),
         "record": ("describe",),
-        "results": ("BRAIN_RESULTS", "DICOM_RESULTS", "check_also", "check_output", "dicom_results"),
+        "results": ("BRAIN_RESULTS", "DICOM_RESULTS", "check_also", "check_job", "dicom_results"),
         "run": ("infer", "load_model"),
         "segmentation": ("Segmentation", "segment"),
-        "settings": ("Settings", "channel_names"),
+        "settings": ("Model", "Settings", "channel_names"),
     },
 )

@@ -14,8 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from medseg.files import atomic_write
+from medseg.errors import BadFile
+from medseg.files import atomic_write, open_file, read_text
+from medseg.stream import CHUNK
 from medseg.volume import Volume
+
+#: What a record says it is.
+FORMAT = "medseg-record-1"
 
 
 def voxel_hash(volume: Volume) -> str:
@@ -60,6 +65,25 @@ def found_objects(labels: Volume) -> tuple[Volume, list[dict[str, Any]]]:
         )
     kind = np.uint16 if len(parts) < 65536 else np.uint32
     return labels.with_data(numbers.astype(kind)), rows
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while piece := file.read(CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def read_record(path: str | Path) -> dict[str, Any] | None:
+    """The record in a file; None where there is none, or something else."""
+    try:
+        content = json.loads(read_text(path))
+    except (BadFile, ValueError, RecursionError):
+        return None
+    is_record = isinstance(content, dict) and content.get("format") == FORMAT
+    return content if is_record else None
 
 
 def finished_now() -> str:

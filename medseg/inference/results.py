@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg.errors import BadConfig, BadOutput
+from medseg.errors import BadConfig, BadFile, BadOutput
+from medseg.files import written_together
 from medseg.inference.jobs import Extras, Job
+from medseg.inference.record import file_hash, write_record
 from medseg.inference.segmentation import Segmentation
-from medseg.inference.settings import Model, as_list
-from medseg.io import is_dicom_source, write
+from medseg.inference.settings import Model, Settings, as_list
+from medseg.io import is_dicom_source, strip_suffix, write
 from medseg.postprocess import anatomy, structure_volumes
 from medseg.volume import Volume
 
@@ -33,6 +34,10 @@ BRAIN_RESULTS = {
     "tissue": ".tissue.nii.gz",
     "volumes": ".volumes.csv",
 }
+#: What the name of a data file has more than that of its header, .nhdr or .mhd: a hash.
+_DATA_FILE = len(".0123456789abcdef.raw.gz") - len(".nhdr")
+#: What the path of a file has more while it is being written.
+_PRIVATE = len("/.medseg-") + 24 + 8
 #: Algorithm families (CID 7162) of the intensity models; networks are Artificial Intelligence.
 _FAMILIES = {"otsu": "123105", "kmeans": "123107", "gmm": "123107"}
 
@@ -60,48 +65,95 @@ def brain_writes(
     brain: BrainSpec,
 ) -> list[tuple[Path, Callable[[Path], None]]]:
     """What writes the results that follow from the labels of a brain."""
-    made: dict[str, Callable[[Path], None]] = {}
+    actions: dict[str, Callable[[Path], None]] = {}
     if "brain-mask" in also:
-        made["brain-mask"] = partial(write, anatomy.brain_mask(result.labels, brain))
+        actions["brain-mask"] = partial(write, anatomy.brain_mask(result.labels, brain))
     if "intracranial-mask" in also or "stripped" in also:
         mask = anatomy.brain_mask(result.labels, brain, with_fluid=True)
-        made["intracranial-mask"] = partial(write, mask)
+        actions["intracranial-mask"] = partial(write, mask)
         if "stripped" in also:
-            made["stripped"] = partial(write, anatomy.stripped(volume, mask))
+            actions["stripped"] = partial(write, anatomy.stripped(volume, mask))
     if "tissue" in also:
-        made["tissue"] = partial(write, anatomy.tissue(result.labels, brain), table=anatomy.TISSUES)
-    made["volumes"] = partial(anatomy.write_volumes, structures=structures, spec=brain)
-    return [(job.beside(BRAIN_RESULTS[kind]), action) for kind, action in made.items() if kind in also]
+        actions["tissue"] = partial(write, anatomy.tissue(result.labels, brain), table=anatomy.TISSUES)
+    actions["volumes"] = partial(anatomy.write_volumes, structures=structures, spec=brain)
+    return [(job.beside(BRAIN_RESULTS[kind]), action) for kind, action in actions.items() if kind in also]
 
 
-def write_all(writes: Sequence[tuple[Path, Callable[[Path], None]]]) -> None:
-    """Write every file or, if one cannot be written, leave none that was not there before."""
-    new = [path for path, _ in writes if not path.exists()]
-    try:
+def write_results(
+    job: Job, writes: Sequence[tuple[Path, Callable[[Path], None]]], record: dict[str, Any], finish: Callable[[], None]
+) -> None:
+    """Write a job's files and its record, all of them or, if one cannot be written, none.
+
+    writes: paths with what writes them. The record also gets the hashes of the files that lie beside the labels, by the
+    endings of their names, so that whoever relies on it can see whether it is about them (`describes`). finish: called
+    when all but the record is written, to complete it.
+    """
+    hashes: dict[str, str] = {}
+    with written_together() as stage:
         for path, action in writes:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            action(path)
-    except BaseException as error:
-        for path in new:
-            with suppress(OSError):
-                path.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise BadOutput(f"{path.parent} cannot be written to ({error.strerror}); choose another -o") from None
-        raise
+            staged = stage(path)
+            action(staged)
+            ending = _ending(job, path)
+            if ending:
+                hashes[ending] = file_hash(staged)
+        record["files_sha256"] = hashes
+        finish()
+        write_record(stage(job.beside(".json")), record)
+
+
+def describes(record: dict[str, Any] | None, job: Job) -> bool:
+    """Whether a record is about the files that lie beside a job's labels, as it was written with them.
+
+    Not if one of them was replaced since, as by a run that was killed, and not if it does not say which they are.
+    """
+    hashes = (record or {}).get("files_sha256")
+    if not isinstance(hashes, dict) or _ending(job, job.labels) not in hashes:
+        return False
+    try:
+        return all(file_hash(job.beside(ending)) == known for ending, known in hashes.items())
+    except BadFile:
+        return False
+
+
+def _ending(job: Job, path: Path) -> str:
+    """How a name goes on after the stem that all of a job's files have; '' for files elsewhere and pictures."""
+    stem = strip_suffix(job.labels)
+    beside = path.parent == job.labels.parent and path.name.startswith(f"{stem}.") and path.suffix != ".png"
+    return path.name[len(stem) :] if beside else ""
+
+
+def result_files(job: Job, settings: Settings, extras: Extras) -> list[Path]:
+    """Every file that a job writes; the record is the last."""
+    files = [job.labels, job.beside(".labels.csv"), *dicom_results(job, extras.also).values()]
+    files += [job.beside(BRAIN_RESULTS[kind]) for kind in extras.also if kind in BRAIN_RESULTS]
+    files += [job.beside(f".probability_{value}.nii.gz") for value in settings.probabilities]
+    if settings.uncertainty:
+        files.append(job.beside(".uncertainty.nii.gz"))
+    if extras.instances:
+        files.append(job.beside(".objects.nii.gz"))
+    if extras.preview:
+        files.append(extras.preview)
+    return [*dict.fromkeys(files), job.beside(".json")]
+
+
+def leftovers(job: Job, files: Sequence[Path]) -> list[str]:
+    """Endings of what an earlier run left beside the labels and a new one, which writes `files`, does not replace."""
+    endings = [".objects.nii.gz", ".uncertainty.nii.gz", *BRAIN_RESULTS.values(), *DICOM_RESULTS.values()]
+    return [ending for ending in endings if job.beside(ending) not in files and job.beside(ending).exists()]
 
 
 def dicom_results(job: Job, also: Sequence[str]) -> dict[str, Path]:
     """The DICOM results of a job: kind ('seg', 'rtstruct', 'sr') to path. `BadConfig` for an SR without a SEG."""
     name = job.labels.name.lower()
-    found = {}
+    paths: dict[str, Path] = {}
     if name.endswith(".dcm"):
-        found = {"rtstruct" if name.endswith(".rtstruct.dcm") else "seg": job.labels}
+        paths = {"rtstruct" if name.endswith(".rtstruct.dcm") else "seg": job.labels}
     for kind in also:
         if kind in DICOM_RESULTS:
-            found.setdefault(kind, job.beside(DICOM_RESULTS[kind]))
-    if "sr" in found and "seg" not in found:
+            paths.setdefault(kind, job.beside(DICOM_RESULTS[kind]))
+    if "sr" in paths and "seg" not in paths:
         raise BadConfig("a structured report refers to a segmentation; ask for both: --also seg,sr")
-    return found
+    return paths
 
 
 def origin_of(job: Job, volume: Volume, model: Model, extras: Extras) -> Origin:
@@ -131,15 +183,21 @@ def dicom_writes(
     """What writes the DICOM results; they are made now, so that nothing is written if one of them cannot be."""
     from medseg.io.dicom import report_dataset, rtstruct_dataset, save, seg_dataset
 
-    made: dict[str, Any] = {}
+    datasets: dict[str, Any] = {}
     for kind in ("seg", "rtstruct"):
         if kind in wanted:
             build = seg_dataset if kind == "seg" else rtstruct_dataset
-            made[kind] = build(result.labels, origin, wanted[kind], table=result.table)
+            datasets[kind] = build(result.labels, origin, wanted[kind], table=result.table)
     if "sr" in wanted:
         ml = {row["value"]: row["ml"] for row in structure_volumes(result.labels, result.table)}
-        made["sr"] = report_dataset(made["seg"], origin, ml, wanted["sr"], table=result.table)
-    return [(wanted[kind], partial(save, dataset)) for kind, dataset in made.items()]
+        datasets["sr"] = report_dataset(datasets["seg"], origin, ml, wanted["sr"], table=result.table)
+    return [(wanted[kind], partial(save, dataset)) for kind, dataset in datasets.items()]
+
+
+def check_job(job: Job, settings: Settings, extras: Extras) -> None:
+    """Raise `BadOutput` before any work if a job's results cannot be written as they will be called, or at all."""
+    check_names(job, result_files(job, settings, extras))
+    check_output(job, extras.also)
 
 
 def check_output(job: Job, also: Sequence[str] = ()) -> None:
@@ -149,11 +207,39 @@ def check_output(job: Job, also: Sequence[str] = ()) -> None:
             f"{job.labels}: a DICOM result refers to the DICOM images it was made from, and {job.scan} is no DICOM; "
             "give the DICOM series, or another suffix with -o"
         )
-    folder = job.labels.parent
-    while not folder.exists():
-        folder = folder.parent
+    check_names(job, [job.labels])
+    folder = _existing(job.labels.parent)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise BadOutput(f"{job.labels.parent} cannot be written to; choose another folder with -o")
+
+
+def check_names(job: Job, files: Sequence[Path]) -> None:
+    """Raise `BadOutput` before any work if the name of a file to be written is longer than its file system allows."""
+    for path in files:
+        most_bytes, most_bytes_of_path = _longest_names(path.parent)
+        data_file = _DATA_FILE if path.suffix.lower() in (".mhd", ".nhdr") else 0
+        parts = [len(os.fsencode(part)) for part in path.parts]
+        parts[-1] += data_file
+        if max(parts) > most_bytes or len(os.fsencode(path.absolute())) + _PRIVATE > most_bytes_of_path:
+            raise BadOutput(
+                f"{job.scan}: the name of the result is too long: one ends in {path.name[-20:]} and has {max(parts)} "
+                f"bytes, where {most_bytes} are allowed ({most_bytes_of_path} with its folders); give another with -o"
+            )
+
+
+def _longest_names(folder: Path) -> tuple[int, int]:
+    """The bytes that a name and a whole path may have in a folder, which may not be there yet."""
+    usual = (255, 4096)
+    try:
+        place = _existing(folder)
+        return os.pathconf(place, "PC_NAME_MAX"), os.pathconf(place, "PC_PATH_MAX")
+    except (OSError, ValueError):  # what has no such limit, and names that are too long themselves
+        return usual
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the first one above it that is there."""
+    return next((place for place in (folder, *folder.parents) if place.exists()), folder)
 
 
 def identity_of(model: Model) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.inference import record
@@ -22,17 +22,22 @@ from medseg.inference.results import (
     dicom_results,
     dicom_writes,
     identity_of,
+    leftovers,
     origin_of,
-    write_all,
+    result_files,
+    write_results,
 )
-from medseg.inference.segmentation import segment
+from medseg.inference.segmentation import Segmentation, segment
 from medseg.inference.settings import Model, Settings, channel_names
-from medseg.io import SeveralVolumes, read, write
+from medseg.io import DicomOptions, SeveralVolumes, read, write
 from medseg.memory import peak_memory_bytes
 from medseg.postprocess import anatomy, face, structure_volumes
 from medseg.progress import Progress, silent
 from medseg.version import versions
 from medseg.volume import Volume
+
+if TYPE_CHECKING:
+    from medseg.io.dicom import Origin
 
 
 def load_model(*names: str) -> Model:
@@ -55,86 +60,119 @@ def infer(
 ) -> dict[str, Any]:
     """Segment one scan and write its results; returns the run record.
 
-    `announce` gets one line about what will be done before it is. On any error nothing new is left behind.
+    `announce` gets one line about what will be done before it is. The results appear together; on any error nothing
+    new is left behind and what was there stays.
     """
-    begun = time.perf_counter()
+    if job.problem is not None:
+        raise job.problem
     check_also(model, extras.also)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", DataWarning)
-        progress("reading", 0, 1)
-        volumes = read_scans(job, channel_names(model), extras)
-        volume = volumes[0]
-        wanted = dicom_results(job, extras.also)
-        origin = origin_of(job, volume, model, extras) if wanted else None
-        reading = time.perf_counter() - begun
+        scan = _read(job, model, extras, progress)
         try:
             result = segment(
-                volumes,
+                scan.volumes,
                 model,
                 settings,
                 progress=progress,
-                announce=lambda made: announce(_announcement(volumes, made)),
+                announce=lambda forecast: announce(_announcement(scan.volumes, forecast)),
             )
         except BadFile as error:  # what is wrong with the voxels is known before the file's name is
             raise BadFile(f"{job.scan}: {error}") from None
-    # A reader's warning names the file as the user typed it; the record must not.
-    told = [str(w.message) for w in caught if issubclass(w.category, DataWarning)]
-    words = {path: f"channel {n + 1}" if job.channels else "the scan" for n, path in enumerate(job.files)}
-    for path in sorted(words, key=lambda path: -len(str(path))):  # a name may begin as another one does
-        told = [_without_name(text, path, words[path]) for text in told]
+    messages = _without_names([str(w.message) for w in caught if issubclass(w.category, DataWarning)], job)
+    content = _record_of(scan.volumes, model, settings, extras, result, messages)
+    progress("writing", 0, 1)
+    begun = time.perf_counter()
+    for ending in leftovers(job, result_files(job, settings, extras)):
+        content["notes"].append(f"the file beside the labels that ends in {ending} is of an earlier run")
+
+    def finish() -> None:
+        seconds = {"read": scan.seconds, **result.seconds, "write": time.perf_counter() - begun}
+        content["seconds"] = {key: round(value, 3) for key, value in seconds.items()}
+        content["forecast_memory_bytes"] = result.plan.memory_bytes
+        content["peak_memory_bytes"] = peak_memory_bytes()
+        content["finished"] = record.finished_now()
+
+    write_results(job, _writes(job, scan, model, extras, result, content), content, finish)
+    return content
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scan:
+    """What was read of a job: its channels, the series that DICOM results refer to, and how long it took."""
+
+    volumes: list[Volume]
+    dicom: dict[str, Path]
+    origin: Origin | None
+    seconds: float
+
+
+def _read(job: Job, model: Model, extras: Extras, progress: Progress) -> _Scan:
+    begun = time.perf_counter()
+    progress("reading", 0, 1)
+    volumes = read_scans(job, channel_names(model), extras)
+    dicom = dicom_results(job, extras.also)
+    origin = origin_of(job, volumes[0], model, extras) if dicom else None
+    return _Scan(volumes=volumes, dicom=dicom, origin=origin, seconds=time.perf_counter() - begun)
+
+
+def _record_of(
+    volumes: Sequence[Volume],
+    model: Model,
+    settings: Settings,
+    extras: Extras,
+    result: Segmentation,
+    messages: list[str],
+) -> dict[str, Any]:
+    """What is known of a run before its results are written."""
     brain, structures = brain_of(model), structure_volumes(result.labels, result.table)
     for row in structures:
         if row["value"] in result.confidence and row["voxels"]:
             row["confidence"] = round(result.confidence[row["value"]], 3)
     if brain:
-        told += anatomy.implausible(result.labels, result.table, brain, structures)
-    content: dict[str, Any] = {
-        "format": "medseg-record-1",
+        messages = messages + anatomy.implausible(result.labels, result.table, brain, structures)
+    return {
+        "format": record.FORMAT,
         "versions": versions(),
         "model": identity_of(model),
-        "input": record.describe(volume),
-        **_inputs(volumes, model),
+        **inputs_of(volumes, model),
         "settings": asdict(settings)
         | {key: getattr(result.plan, key) for key in ("device", "precision", "backend")}
-        | {key: True for key, asked in (("repair", extras.repair), ("suv", extras.suv)) if asked},
-        "warnings": told,
-        "notes": [face.NOTE] if face.shows_face(volume, result.labels, result.table) else [],
+        | chosen_extras(extras),
+        "warnings": messages,
+        "notes": [face.NOTE] if face.shows_face(volumes[0], result.labels, result.table) else [],
         "structures": structures,
         **({"totals": anatomy.totals(structures, brain)} if brain else {}),
     }
-    progress("writing", 0, 1)
-    writing = time.perf_counter()
+
+
+def _writes(
+    job: Job, scan: _Scan, model: Model, extras: Extras, result: Segmentation, content: dict[str, Any]
+) -> list[tuple[Path, Callable[[Path], None]]]:
+    """Every file of a job but its record, with what writes it. The record gets the objects, where there are any."""
     writes: list[tuple[Path, Callable[[Path], None]]] = []
     if extras.instances:
-        objects, rows = record.found_objects(result.labels)
-        content["objects"] = rows
-        writes.append((job.beside(".objects.nii.gz"), lambda path: write(objects, path)))
+        objects, content["objects"] = record.found_objects(result.labels)
+        writes.append((job.beside(".objects.nii.gz"), partial(write, objects)))
+    brain = brain_of(model)
     if brain:
-        writes += brain_writes(job, extras.also, volume, result, structures, brain)
+        writes += brain_writes(job, extras.also, scan.volumes[0], result, content["structures"], brain)
     for name, volume_map in result.maps.items():
         writes.append((job.beside(f".{name}.nii.gz"), partial(write, volume_map)))
     if extras.preview:
         from medseg.view import write_preview
 
-        writes.append((extras.preview, lambda path: write_preview(path, volume, result.labels, result.table)))
-    writes.append((job.beside(".labels.csv"), lambda path: result.table.write(path)))
+        def draw(path: Path) -> None:
+            write_preview(path, scan.volumes[0], result.labels, result.table)
+
+        writes.append((extras.preview, draw))
+    writes.append((job.beside(".labels.csv"), result.table.write))
     if not job.labels.name.lower().endswith(".dcm"):
-        writes.append((job.labels, lambda path: write(result.labels, path, table=result.table)))
-    if origin:
-        writes += dicom_writes(wanted, result, origin)
-
-    def finish(path: Path) -> None:
-        seconds = {"read": reading, **result.seconds, "write": time.perf_counter() - writing}
-        content["seconds"] = {key: round(value, 3) for key, value in seconds.items()}
-        content["forecast_memory_bytes"] = result.plan.memory_bytes
-        content["peak_memory_bytes"] = peak_memory_bytes()
-        content["finished"] = record.finished_now()
-        record.write_record(path, content)
-
-    writes.append((job.beside(".json"), finish))
-    write_all(writes)
-    return content
+        writes.append((job.labels, partial(write, result.labels, table=result.table)))
+    if scan.origin:
+        writes += dicom_writes(scan.dicom, result, scan.origin)
+    return writes
 
 
 def read_scans(job: Job, names: Sequence[str], extras: Extras) -> list[Volume]:
@@ -164,18 +202,34 @@ def read_scans(job: Job, names: Sequence[str], extras: Extras) -> list[Volume]:
     return [first, *(read(path, assume_geometry=extras.assume_geometry) for path in job.channels)]
 
 
-def _inputs(volumes: Sequence[Volume], model: Model) -> dict[str, Any]:
-    """For the record: every channel, where there are several."""
+def inputs_of(volumes: Sequence[Volume], model: Model) -> dict[str, Any]:
+    """For the record: the first scan, and every channel where there are several."""
     if len(volumes) == 1:
-        return {}
-    names = channel_names(model)
-    return {"inputs": [{"channel": name} | record.describe(one) for name, one in zip(names, volumes)]}
+        return {"input": record.describe(volumes[0])}
+    channels = [{"channel": name} | record.describe(one) for name, one in zip(channel_names(model), volumes)]
+    return {"input": {key: value for key, value in channels[0].items() if key != "channel"}, "inputs": channels}
 
 
-def _without_name(text: str, scan: Path, otherwise: str) -> str:
-    """A warning that begins with a scan's name, with other words for that name."""
-    name = str(scan)
-    return f"{otherwise}{text[len(name) :]}" if text.startswith(name) else text
+#: What `chosen_extras` may hold.
+EXTRA_KEYS = ("repair", "suv", "seg_type", "deidentify", "deterministic")
+
+
+def chosen_extras(extras: Extras) -> dict[str, Any]:
+    """For the record: what was asked for when the scan was read, and of DICOM results, if anything was."""
+    of_dicom = ("seg_type", "deidentify", "deterministic")
+    values = {"repair": extras.repair, "suv": extras.suv} | {key: getattr(extras.dicom, key) for key in of_dicom}
+    usual = {"seg_type": DicomOptions().seg_type}
+    return {key: value for key, value in values.items() if value != usual.get(key, False)}
+
+
+def _without_names(messages: Sequence[str], job: Job) -> list[str]:
+    """Warnings with other words for the files they begin with: the record must not hold a name."""
+    words = {str(path): f"channel {n + 1}" if job.channels else "the scan" for n, path in enumerate(job.files)}
+    longest_first = sorted(words, key=len, reverse=True)  # a name may begin as another one does
+    texts = list(messages)
+    for name in longest_first:
+        texts = [f"{words[name]}{text[len(name) :]}" if text.startswith(name) else text for text in texts]
+    return texts
 
 
 def _announcement(volumes: Sequence[Volume], plan: Plan) -> str:

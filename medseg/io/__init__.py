@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from medseg import door
 
 if TYPE_CHECKING:
+    from medseg.io.contents import describe_no_dicom as describe_no_dicom, example_folder as example_folder
     from medseg.io.formats import (
         READERS as READERS,
         WRITERS as WRITERS,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = door(
     __name__,
     {
+        "contents": ("describe_no_dicom", "example_folder"),
         "formats": (
             "DicomOptions",
             "Overlap",

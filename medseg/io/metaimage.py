@@ -167,9 +167,7 @@ def _begins_with_field(text: str) -> bool:
 
 
 def _damaged(path: str | Path) -> BadFile:
-    return BadFile(
-        f"{path}: its header is damaged or does not name its data; get the file again"
-    )
+    return BadFile(f"{path}: its header is damaged or does not name its data; get the file again")
 
 
 def _place(path: str | Path, header: _Header, sizes: tuple[int, ...], *, first: int = 0) -> Place:
@@ -181,15 +179,11 @@ def _place(path: str | Path, header: _Header, sizes: tuple[int, ...], *, first: 
     before = _header_size(path, fields)
     if before < -1 or (before == -1 and packed):
         # Of packed data nobody knows how many bytes they are before they are found.
-        raise BadFile(
-            f"{path}: its header gives its data a HeaderSize that cannot be; correct the header"
-        )
+        raise BadFile(f"{path}: its header gives its data a HeaderSize that cannot be; correct the header")
     files, part = _data_files(path, header, sizes, first=first)
     attached_at = header.start if fields["elementdatafile"].upper() == "LOCAL" else 0
     if 0 < before < attached_at:
-        raise BadFile(
-            f"{path}: its header puts the voxels into the header itself; the file is damaged"
-        )
+        raise BadFile(f"{path}: its header puts the voxels into the header itself; the file is damaged")
     return Place(
         files=files,
         part=part,
@@ -234,16 +228,11 @@ def _listed_dimension(path: str | Path, words: list[str], *, first: int, dimensi
     given = re.fullmatch(r"(\d)[Dd]?", words[0]) if len(words) == 1 else None
     # Slabs of as many dimensions as the image are read differently by MetaIO itself.
     if given is None or first + int(given[1]) >= dimension:
-        raise BadFile(
-            f"{path}: its header lists its data files in a way that is not known; "
-            "correct the header"
-        )
+        raise BadFile(f"{path}: its header lists its data files in a way that is not known; correct the header")
     return first + int(given[1])
 
 
-def _affine(
-    path: str | Path, fields: dict[str, str], dimension: int, *, assumed: str | None
-) -> NDArray[np.float64]:
+def _affine(path: str | Path, fields: dict[str, str], dimension: int, *, assumed: str | None) -> NDArray[np.float64]:
     to_mm, spacing = _spacing_mm(path, fields, dimension)
     affine = np.eye(4)
     if assumed == "pixdim":
@@ -258,30 +247,21 @@ def _affine(
         raise BadFile(f"{path}: its fourth axis is mixed with space; give one volume")
     norms = np.sqrt((rows[:3, :3] ** 2).sum(axis=1))
     if not (np.abs(norms - 1) < 1e-3).all():
-        raise BadFile(
-            f"{path}: the directions in its header are not of length 1; the file is damaged"
-        )
+        raise BadFile(f"{path}: the directions in its header are not of length 1; the file is damaged")
     affine[:3, :3] = rows[:3, :3].T * spacing
     affine[:3, 3] = np.array(offset[:3]) * to_mm
     return LPS @ affine
 
 
-def _spacing_mm(
-    path: str | Path, fields: dict[str, str], dimension: int
-) -> tuple[float, list[float]]:
+def _spacing_mm(path: str | Path, fields: dict[str, str], dimension: int) -> tuple[float, list[float]]:
     """How many mm the header's unit of length is, and the voxel size along the first three axes."""
     if "elementspacing" not in fields and "elementsize" not in fields:
-        raise BadFile(
-            f"{path}: its header does not say how large its voxels are; correct the header"
-        )
+        raise BadFile(f"{path}: its header does not say how large its voxels are; correct the header")
     name = "elementspacing" if "elementspacing" in fields else "elementsize"
     spacing = _numbers(path, fields, name, count=dimension)[:3]
     unit = fields.get("distanceunits", "")
     if unit not in _MM_PER_UNIT:
-        raise BadFile(
-            f"{path}: its lengths are in '{unit[:20]}', which MetaImage does not know; "
-            "correct its header"
-        )
+        raise BadFile(f"{path}: its lengths are in '{unit[:20]}', which MetaImage does not know; correct its header")
     if min(spacing) <= 0:
         raise BadFile(f"{path}: its voxel size is not positive; correct the header")
     return _MM_PER_UNIT[unit], [_MM_PER_UNIT[unit] * length for length in spacing]

@@ -145,9 +145,7 @@ def parse_header(path: str | Path) -> Header:
     return Header(fields=fields, keys=keys, start=start)
 
 
-def _add_line(
-    path: str | Path, line: str, *, fields: dict[str, str], keys: dict[str, str]
-) -> str:
+def _add_line(path: str | Path, line: str, *, fields: dict[str, str], keys: dict[str, str]) -> str:
     """Add what a line says to the fields or to the keys; returns the name of the field, '' for a
     key.
     """
@@ -310,10 +308,7 @@ def _voxel_size_only(
     lists = _axes_beyond_space(fields, spacings)
     in_space = [axis for axis in range(dimension) if axis not in lists]
     if len(in_space) != 3 or len(lists) > 1:
-        raise BadFile(
-            f"{path}: does not say which three of its {dimension} axes lie in space; "
-            "give one volume"
-        )
+        raise BadFile(f"{path}: does not say which three of its {dimension} axes lie in space; give one volume")
     if not all(spacings[axis] > 0 for axis in in_space):
         raise BadFile(f"{path}: its voxel size is not positive; correct the header")
     names = _spacing_units(path, fields, dimension, in_space=in_space)
@@ -326,9 +321,7 @@ def _length_of_directions(
 ) -> tuple[int | None, NDArray[np.float64]]:
     """As `_voxel_size_only`, from the lengths of the space directions."""
     if "spacedirections" not in fields:
-        raise BadFile(
-            f"{path}: its header does not say how large its voxels are; correct the header"
-        )
+        raise BadFile(f"{path}: its header does not say how large its voxels are; correct the header")
     first = re.search(r"\(([^()]*)\)", fields["spacedirections"])
     world = first[1].count(",") + 1 if first else 3
     list_axis, vectors = _axes(path, fields, dimension, world=world)
@@ -344,9 +337,7 @@ def _axes_beyond_space(fields: dict[str, str], spacings: Sequence[float]) -> lis
     return [axis for axis in axes if math.isnan(spacings[axis]) or kinds[axis] not in _SPACE_KINDS]
 
 
-def _spacing_units(
-    path: str | Path, fields: dict[str, str], dimension: int, *, in_space: Sequence[int]
-) -> list[str]:
+def _spacing_units(path: str | Path, fields: dict[str, str], dimension: int, *, in_space: Sequence[int]) -> list[str]:
     """The unit of the spacing of each axis in space, as the header names it; '' if it does not."""
     if "units" in fields:
         names = _unit_names(path, fields, "units", count=dimension)
@@ -354,9 +345,7 @@ def _spacing_units(
     # Of the axes of space; which of the file's axes each is does not matter if all are alike.
     names = _unit_names(path, fields, "spaceunits", count=3)
     if len(set(names)) > 1:
-        raise BadFile(
-            f"{path}: its header does not say in which unit its spacings are; correct the header"
-        )
+        raise BadFile(f"{path}: its header does not say in which unit its spacings are; correct the header")
     return names
 
 
@@ -377,9 +366,7 @@ def _axes(
     return (lists[0] if lists else None), columns * _mm_per_unit(path, units)[:, None]
 
 
-def _without_time(
-    path: str | Path, vectors: Sequence[list[float] | None]
-) -> list[list[float] | None]:
+def _without_time(path: str | Path, vectors: Sequence[list[float] | None]) -> list[list[float] | None]:
     """Vectors in space and time as those in space alone; None for the one axis that is time."""
     in_time = [axis for axis, vector in enumerate(vectors) if vector is not None and vector[3]]
     if len(in_time) != 1 or any((vectors[in_time[0]] or [])[:3]):
@@ -389,9 +376,7 @@ def _without_time(
     return in_space
 
 
-def _unit_names(
-    path: str | Path, fields: dict[str, str], name: str, *, count: int
-) -> list[str]:
+def _unit_names(path: str | Path, fields: dict[str, str], name: str, *, count: int) -> list[str]:
     """The unit of each of `count` axes from 'space units' or 'units', as the header names it; '' if
     it does not.
     """
@@ -451,9 +436,7 @@ def _numbers(
     return numbers
 
 
-def _vectors(
-    path: str | Path, fields: dict[str, str], name: str, *, length: int
-) -> list[list[float] | None]:
+def _vectors(path: str | Path, fields: dict[str, str], name: str, *, length: int) -> list[list[float] | None]:
     """Vectors of `length` such as `none (1,0,0) (0,1,0)`; None for 'none'."""
     text = fields[name]
     if not re.fullmatch(r"\s*(?:(?:none|\([^()]*\))\s*)+", text):

@@ -79,9 +79,7 @@ def read_seg_nrrd(
     return labels_only(path, make_volume(path, painted, layout.affine))
 
 
-def _check_layer(
-    path: str | Path, layer: NDArray, *, segments: Sequence[_Segment], layout: Layout
-) -> None:
+def _check_layer(path: str | Path, layer: NDArray, *, segments: Sequence[_Segment], layout: Layout) -> None:
     """Raise `BadFile` for values that no segment names; warn of labels where Slicer shows none."""
     values = labels_only(path, make_volume(path, layer, layout.affine)).data
     if _reaches_out(values, [segment.extent for segment in segments]):
@@ -186,9 +184,7 @@ def _parse(path: str | Path, assume_geometry: str | None) -> tuple[Header, Layou
     return header, layout, segments
 
 
-def _in_layers(
-    path: str | Path, keys: dict[str, str], segments: list[_Segment], *, count: int
-) -> list[_Segment]:
+def _in_layers(path: str | Path, keys: dict[str, str], segments: list[_Segment], *, count: int) -> list[_Segment]:
     """The segments, each in its layer out of `count`. Raises `BadFile` where the header leaves open
     which that is.
     """
@@ -341,9 +337,7 @@ def _common_lines(surfaces: bool) -> list[str]:
     ]
 
 
-def _segment_lines(
-    number: int, label: Label, *, layer: int, box: tuple[slice, ...] | None
-) -> list[str]:
+def _segment_lines(number: int, label: Label, *, layer: int, box: tuple[slice, ...] | None) -> list[str]:
     extent = " ".join(f"{side.start} {side.stop - 1}" for side in box) if box else "0 -1 0 -1 0 -1"
     fields = {
         "ID": f"Segment_{label.value}",

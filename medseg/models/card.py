@@ -189,9 +189,7 @@ def _scores(scores: Mapping[str, Any], cleanup: Sequence[Mapping[str, Any]]) -> 
             "scans, which makes the scores slightly too good."
         )
     if left_out := _most_left_out(structures):
-        sentences.append(
-            f"Scans left out of a mean because a structure is missing there: up to {left_out}."
-        )
+        sentences.append(f"Scans left out of a mean because a structure is missing there: up to {left_out}.")
     if failed := len(scores.get("cases", {}).get("failed", ())):
         sentences.append(f"Scans that could not be scored: {failed}.")
     return f"{_table_of_scores(structures, overall)}\n\n{' '.join(sentences)}"
@@ -215,9 +213,7 @@ def _table_of_scores(structures: Mapping[str, Any], overall: Mapping[str, Any]) 
 
 def _most_left_out(structures: Mapping[str, Any]) -> int:
     """How many scans the mean with the fewest is without."""
-    scores = [
-        one[column] for one in structures.values() for column in _COLUMNS if column in one
-    ]
+    scores = [one[column] for one in structures.values() for column in _COLUMNS if column in one]
     return max((score["n_excluded"] + score["n_inf"] for score in scores), default=0)
 
 

@@ -129,9 +129,7 @@ def conv(channels: int, features: int, stride: int | Three = 1, kernel: Three = 
 def convolution(channels: int, features: int, stride: int | Three = 1, kernel: Three = (3, 3, 3)) -> nn.Conv3d:
     """A convolution of odd kernel that keeps the size, but for its stride; the norm after it makes a bias needless."""
     padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-    return nn.Conv3d(
-        channels, features, kernel_size=kernel, stride=stride, padding=padding, bias=False
-    )
+    return nn.Conv3d(channels, features, kernel_size=kernel, stride=stride, padding=padding, bias=False)
 
 
 class Residual(nn.Module):
@@ -140,9 +138,7 @@ class Residual(nn.Module):
     def __init__(self, channels: int, features: int, stride: int | Three = 1, kernel: Three = (3, 3, 3)) -> None:
         super().__init__()
         self.first = conv(channels, features, stride=stride, kernel=kernel)
-        self.second = nn.Sequential(
-            convolution(features, features, stride=1, kernel=kernel), InstanceNorm(features)
-        )
+        self.second = nn.Sequential(convolution(features, features, stride=1, kernel=kernel), InstanceNorm(features))
         # A strided 1x1x1 convolution on summed neighbours would need avg_pool3d, which CPUs lack in bfloat16.
         self.shortcut: nn.Module = nn.Identity()
         if stride not in (1, (1, 1, 1)) or channels != features:

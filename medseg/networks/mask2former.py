@@ -173,9 +173,7 @@ class Mask2Former(nn.Module):
                 tokens, position, means = scales[n % len(scales)]
                 allowed = _product(queries[-1].detach(), means) >= 0
                 allowed = allowed | ~allowed.any(-1, keepdim=True)  # a query whose mask is empty looks everywhere
-                query = self.layers[n](
-                    query, self.place, tokens, position=position, allowed=allowed
-                )
+                query = self.layers[n](query, self.place, tokens, position=position, allowed=allowed)
         return Masks(
             classes=torch.stack(classes),
             queries=torch.stack(queries),
@@ -200,17 +198,13 @@ class Mask2Former(nn.Module):
                 if len(targets.known):
                     sample = Masks(said.classes[:, n].float(), said.queries[:, n].float(), said.pixels[n].flatten(1))
                     compared += 1
-                    total = total + self._sample_loss(
-                        sample, targets, weight=weight, generator=generator
-                    )
+                    total = total + self._sample_loss(sample, targets, weight=weight, generator=generator)
             total = total / max(1, compared * len(said.classes))
             if said.voxels is not None and compared:
                 total = total + self._voxel_loss(said.voxels.float(), labels)
         return total
 
-    def _sample_loss(
-        self, said: Masks, targets: Targets, *, weight: Tensor, generator: torch.Generator
-    ) -> Tensor:
+    def _sample_loss(self, said: Masks, targets: Targets, *, weight: Tensor, generator: torch.Generator) -> Tensor:
         """The sum over decoder layers; here classes are (L, Q, classes + 1), queries (L, Q, M) and pixels (M, V)."""
         points = _candidates(targets.known, self.points, generator)
         at, truth = said.pixels[:, points].float(), targets.masks[:, points].float()
@@ -218,9 +212,7 @@ class Mask2Former(nn.Module):
         for classes, queries in zip(said.classes, said.queries, strict=True):
             logits = queries @ at
             first = slice(0, self.points)
-            query, aim = _match(
-                classes, logits[:, first], wanted=targets.classes, truth=truth[:, first]
-            )
+            query, aim = _match(classes, logits[:, first], wanted=targets.classes, truth=truth[:, first])
             wanted = torch.full((len(queries),), self.classes, device=at.device)
             wanted[query] = targets.classes[aim]
             chosen, right = _unsure(logits[query], truth[aim], self.points)
@@ -306,9 +298,7 @@ def _dice_loss(chance: Tensor, truth: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _match(
-    classes: Tensor, logits: Tensor, *, wanted: Tensor, truth: Tensor
-) -> tuple[Tensor, Tensor]:
+def _match(classes: Tensor, logits: Tensor, *, wanted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Which query stands for which target at the least cost (Kuhn 1955): numbers of both, as many.
 
     classes (Q, classes + 1) and logits (Q, P) of the queries; wanted (T,) and truth (T, P) of the targets.

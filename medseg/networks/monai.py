@@ -91,12 +91,12 @@ def assemble(architecture: str, name: str, **arguments: Any) -> Any:
 def _group_norm(norm: nn.InstanceNorm3d) -> nn.GroupNorm:
     """The same norm as a group norm of one channel a group, which a CPU computes several times faster."""
     made = nn.GroupNorm(
-                norm.num_features,
-                norm.num_features,
-                eps=norm.eps,
-                affine=norm.affine,
-                device="meta",
-            )
+        norm.num_features,
+        norm.num_features,
+        eps=norm.eps,
+        affine=norm.affine,
+        device="meta",
+    )
     if norm.affine:
         made.weight, made.bias = norm.weight, norm.bias
     return made

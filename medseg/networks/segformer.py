@@ -80,13 +80,9 @@ class Stage(nn.Module):
         ratio: int,
     ) -> None:
         super().__init__()
-        self.embed = nn.Conv3d(
-            channels, width, kernel_size=2 * stride - 1, stride=stride, padding=stride - 1
-        )
+        self.embed = nn.Conv3d(channels, width, kernel_size=2 * stride - 1, stride=stride, padding=stride - 1)
         self.norm_embed, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(
-            Block(width, heads=heads, reduction=reduction, ratio=ratio) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(Block(width, heads=heads, reduction=reduction, ratio=ratio) for _ in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
         """The map of this stage."""

@@ -66,9 +66,7 @@ class UNet(nn.Module):
             for n in range(levels)
         )
         self.up = nn.ModuleList(
-            nn.ConvTranspose3d(
-                features[n + 1], features[n], kernel_size=step[n + 1], stride=step[n + 1]
-            )
+            nn.ConvTranspose3d(features[n + 1], features[n], kernel_size=step[n + 1], stride=step[n + 1])
             for n in range(levels - 1)
         )
         self.decoder = nn.ModuleList(

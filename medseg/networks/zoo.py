@@ -135,16 +135,12 @@ def check_patch(network: nn.Module, patch: Sequence[int]) -> None:
     shown = _sizes(patch)
     if size is not None and tuple(patch) != tuple(size):
         raise BadModel(
-            f"a patch of {shown} does not fit the network, which was made for {_sizes(size)}: set "
-            "its option patch"
+            f"a patch of {shown} does not fit the network, which was made for {_sizes(size)}: set its option patch"
         )
     needed = str(multiples[0]) if len(set(multiples)) == 1 else _sizes(multiples)
     single = max(multiples) > 1 and tuple(patch) == multiples
     if single or any(length < 1 or length % each for length, each in zip(patch, multiples)):
-        raise BadModel(
-            f"a patch of {shown} does not fit the network: give multiples of {needed}, one of them "
-            "larger"
-        )
+        raise BadModel(f"a patch of {shown} does not fit the network: give multiples of {needed}, one of them larger")
 
 
 def _sizes(lengths: Sequence[int]) -> str:

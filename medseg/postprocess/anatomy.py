@@ -191,9 +191,7 @@ def _places(labels: Volume, values: Sequence[int]) -> Places:
     return {v: labels.affine[:3, :3] @ middles[:, v] + labels.affine[:3, 3] for v in values if total[v]}
 
 
-def _is_on_the_wrong_side(
-    name: str, place: NDArray[np.float64], partner: NDArray[np.float64]
-) -> bool:
+def _is_on_the_wrong_side(name: str, place: NDArray[np.float64], partner: NDArray[np.float64]) -> bool:
     """Whether a structure called left lies further to the right than its partner, or the other way
     round.
     """
@@ -201,9 +199,7 @@ def _is_on_the_wrong_side(
     return towards_right < 0 if "left" in name.lower() else towards_right > 0
 
 
-def _middle(
-    values: Sequence[int], places: Places, counts: Mapping[int, int]
-) -> NDArray[np.float64] | None:
+def _middle(values: Sequence[int], places: Places, counts: Mapping[int, int]) -> NDArray[np.float64] | None:
     """The middle of several structures; None of none."""
     if not values:
         return None

@@ -85,9 +85,7 @@ def fill_holes(labels: NDArray, values: Sequence[int] | None = None, overwrite: 
     parts = in_slabs(lambda start, stop: runs_of(array[start:stop]), len(array))
     first, value, rows = (np.concatenate(pieces) for pieces in zip(*parts))
     begin = np.append(0, np.cumsum(rows))
-    region, table, pairs = regions_of_runs(
-        first, value, begin, height=array.shape[1], width=array.shape[2]
-    )
+    region, table, pairs = regions_of_runs(first, value, begin, height=array.shape[1], width=array.shape[2])
     low = (pairs >> np.uint64(32)).astype(np.int64)
     high = (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
     old, voxels, outside = table.T.copy()
@@ -144,9 +142,7 @@ def _check_argument(step: str, argument: str, value: object) -> None:
     type.
     """
     if argument not in STEPS[step]:
-        raise BadConfig(
-            f"{step} has no argument '{argument}'; it takes {', '.join(STEPS[step])}"
-        )
+        raise BadConfig(f"{step} has no argument '{argument}'; it takes {', '.join(STEPS[step])}")
     if not _FITS[STEPS[step][argument]](value):
         raise BadConfig(f"{step}: {argument} cannot be {value!r}")
 

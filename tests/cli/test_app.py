@@ -97,11 +97,9 @@ def test_several_scans_give_one_json_line_each_and_a_failure_does_not_stop_the_r
         "scan_seg.nii.gz",
         "third_seg.nii.gz",
     ]
-    lines = ran.err.splitlines()
-    assert len(lines) == 2
-    assert all(line.startswith("medseg: ") for line in lines)
-    assert "broken.nii.gz" in lines[0]
-    assert lines[1] == "medseg: 1 of 3 scans failed"
+    first, *last = ran.err.splitlines()
+    assert first.startswith("medseg: ") and "broken.nii.gz" in first
+    assert last == ["medseg: 1 of 3 scans failed:", f"  {scan.parent / 'broken.nii.gz'}"]
     assert not list(out.glob("broken*"))
 
 

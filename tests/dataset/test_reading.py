@@ -337,9 +337,7 @@ def slicer_case(
     for name, value in names.items():
         new_value[{"front": 1, "back": 2}.get(name.lower(), 0)] = value
     new_value[0] = 0
-    table = LabelTable(
-        tuple(Label(value, name, (value % 256, 0, 0)) for name, value in names.items())
-    )
+    table = LabelTable(tuple(Label(value, name, (value % 256, 0, 0)) for name, value in names.items()))
     written = folder / f"c{number}_seg.seg.nrrd"
     write(labels.with_data(new_value[labels.data]), written, table=table)
     written.rename(folder / f"c{number}{ending}")
@@ -356,13 +354,8 @@ NUMBERED = [
 
 @pytest.mark.parametrize("numbered", NUMBERED)
 @pytest.mark.parametrize("ending", ["_seg.seg.nrrd", "_seg.nrrd"])
-def test_structures_of_slicer_segmentations_are_matched_by_name(
-    tmp_path: Path, numbered: list, ending: str
-):
-    expected = [
-        slicer_case(tmp_path, number, names, ending)[1].data
-        for number, names in enumerate(numbered)
-    ]
+def test_structures_of_slicer_segmentations_are_matched_by_name(tmp_path: Path, numbered: list, ending: str):
+    expected = [slicer_case(tmp_path, number, names, ending)[1].data for number, names in enumerate(numbered)]
 
     dataset = read_dataset(tmp_path)
 
@@ -379,13 +372,9 @@ def test_structures_of_slicer_segmentations_are_matched_by_name(
 
 
 def test_a_table_beside_the_data_says_which_value_each_name_has(tmp_path: Path):
-    for number, names in enumerate(
-        ({"front": 1, "back": 2}, {"Back": 1, "front": 2}, {"Segment_1": 1})
-    ):
+    for number, names in enumerate(({"front": 1, "back": 2}, {"Back": 1, "front": 2}, {"Segment_1": 1})):
         slicer_case(tmp_path, number, names)
-    LabelTable((Label(4, "back", (1, 2, 3)), Label(1, "front", (3, 2, 1)))).write(
-        tmp_path / "labels.csv"
-    )
+    LabelTable((Label(4, "back", (1, 2, 3)), Label(1, "front", (3, 2, 1)))).write(tmp_path / "labels.csv")
 
     dataset = read_dataset(tmp_path)
 
@@ -393,12 +382,8 @@ def test_a_table_beside_the_data_says_which_value_each_name_has(tmp_path: Path):
     for number in range(2):
         found = load_case(dataset, dataset[f"c{number}"])[1].data
         assert np.array_equal(found, np.array([0, 1, 4])[make_case(number)[1].data])
-    assert (
-        dataset["c2"].numbers == ()
-    )  # names nothing that is known, so its values count as they are
-    warned = {
-        finding.case: finding.message for finding in dataset.findings if finding.kind == "names"
-    }
+    assert dataset["c2"].numbers == ()  # names nothing that is known, so its values count as they are
+    warned = {finding.case: finding.message for finding in dataset.findings if finding.kind == "names"}
     assert set(warned) == {"c2"} and "names no 'back'" in warned["c2"]
 
 
@@ -440,9 +425,7 @@ def test_two_segments_of_one_name_are_refused_only_where_names_have_to_tell_them
 def test_a_name_that_the_table_lacks_is_refused_where_numbers_differ(tmp_path: Path):
     slicer_case(tmp_path, 0, {"front": 1, "back": 2})
     slicer_case(tmp_path, 1, {"front": 2, "unheard of": 1})
-    LabelTable((Label(1, "front", (1, 2, 3)), Label(2, "back", (3, 2, 1)))).write(
-        tmp_path / "labels.csv"
-    )
+    LabelTable((Label(1, "front", (1, 2, 3)), Label(2, "back", (3, 2, 1)))).write(tmp_path / "labels.csv")
 
     with pytest.raises(BadFile, match=r"c1_seg\.seg\.nrrd: names 'unheard of'"):
         read_dataset(tmp_path)
@@ -455,9 +438,7 @@ def test_names_cannot_be_matched_with_a_label_map_that_has_none(tmp_path: Path):
     put(image, tmp_path / "c2.nii.gz")
     put(labels, tmp_path / "c2_seg.nii.gz")
 
-    with pytest.raises(
-        BadFile, match=r"number their structures differently, and c2_seg\.nii\.gz names none"
-    ):
+    with pytest.raises(BadFile, match=r"number their structures differently, and c2_seg\.nii\.gz names none"):
         read_dataset(tmp_path)
 
 
@@ -470,12 +451,8 @@ def test_a_structure_that_a_file_does_not_name_is_warned_of_where_names_were_mat
     dataset = read_dataset(tmp_path)
 
     assert dataset.table.names == {1: "front", 2: "back"}
-    assert [(one.case, one.kind, one.severity) for one in dataset.findings] == [
-        ("c1", "names", "warning")
-    ]
-    assert np.array_equal(
-        load_case(dataset, dataset["c1"])[1].data, 2 * (make_case(1)[1].data == 2)
-    )
+    assert [(one.case, one.kind, one.severity) for one in dataset.findings] == [("c1", "names", "warning")]
+    assert np.array_equal(load_case(dataset, dataset["c1"])[1].data, 2 * (make_case(1)[1].data == 2))
 
 
 def boxed(labels: Volume, more: int = 0) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -486,12 +463,8 @@ def boxed(labels: Volume, more: int = 0) -> tuple[tuple[int, int, int], tuple[in
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "SAL"])
-@pytest.mark.parametrize(
-    "more", [0, 1, 9]
-)  # the last reaches beyond the image, with background only
-def test_a_cropped_slicer_segmentation_is_padded_onto_its_scan(
-    tmp_path: Path, orientation: str, more: int
-):
+@pytest.mark.parametrize("more", [0, 1, 9])  # the last reaches beyond the image, with background only
+def test_a_cropped_slicer_segmentation_is_padded_onto_its_scan(tmp_path: Path, orientation: str, more: int):
     turn = np.eye(4)
     turn[:3, :3] = np.linalg.qr(np.array([[1, 0.2, 0.1], [-0.3, 1, 0.4], [0.1, -0.5, 1]]))[0] * (
         1,
@@ -530,9 +503,7 @@ def cropped_case(
     affine = cropped.affine @ np.diag([scale, 1, 1, 1])
     affine[0, 3] += shift
     put(Volume(image.data[cut:], crop(image, (cut, 0, 0), (1, 1, 1)).affine), folder / "c0.nii.gz")
-    write(
-        Volume(cropped.data, affine), folder / f"c0{ending}", table=LabelTable.from_values([1, 2])
-    )
+    write(Volume(cropped.data, affine), folder / f"c0{ending}", table=LabelTable.from_values([1, 2]))
     return read_dataset(folder)
 
 

@@ -176,8 +176,7 @@ def listed_files(folder: Path) -> Path:
         "TransformMatrix = 1 0 0 0 1 0 0 0 1\nOffset = 1 2 3\nElementSpacing = 900 1000 "
         "2000\nDistanceUnits = um\n"
         "0008|0060 = CT\nNote = one\ntwo\nHeaderSize = -1\nElementType = "
-        "MET_SHORT\nElementDataFile = LIST 2\n"
-        + "\n".join(names)
+        "MET_SHORT\nElementDataFile = LIST 2\n" + "\n".join(names)
     )
     return folder / "x.mhd"
 
@@ -197,11 +196,7 @@ def old_segmentation(folder: Path) -> Path:
     """Two segments as Slicer 4.10 wrote them, under a plain name."""
     data = np.zeros((2, 12, 13, 14), np.uint8)
     data[0, 2:5, 3:7, 1:9] = data[1, 6:9, 1:5, 10:13] = 1
-    lines = [
-        f"Segment{n}_{key}:={value}"
-        for n in range(2)
-        for key, value in (("ID", f"s{n}"), ("Name", f"name {n}"))
-    ]
+    lines = [f"Segment{n}_{key}:={value}" for n in range(2) for key, value in (("ID", f"s{n}"), ("Name", f"name {n}"))]
     head = "NRRD0004\ntype: uchar\ndimension: 4\nspace: LPS\nsizes: 2 12 13 14\nkinds: list domain domain domain\n"
     head += "space directions: none (1,0,0) (0,1,0) (0,0,2)\nspace origin: (5,6,7)\nencoding: raw\n"
     (folder / "x.nrrd").write_bytes((head + "\n".join(lines) + "\n\n").encode() + data.tobytes("F"))
@@ -232,9 +227,7 @@ def test_mutations_of_headers_whose_voxels_are_elsewhere_raise_only_bad_file(tmp
 def test_voxels_elsewhere_that_are_cut_or_too_long_are_refused(tmp_path, make):
     path = make(tmp_path)
     index = 0 if make is listed_files else None
-    victims = [file for file in sorted(tmp_path.iterdir()) if file.suffix in (".raw", ".img")][
-        ::7
-    ] or [path]
+    victims = [file for file in sorted(tmp_path.iterdir()) if file.suffix in (".raw", ".img")][::7] or [path]
 
     for victim in victims:
         content = victim.read_bytes()
@@ -269,9 +262,7 @@ def test_no_inserted_bytes_are_passed_over_in_silence(tmp_path, suffix):
 
     for _ in range(300):
         place = chance.randrange(len(content) - data.nbytes, len(content))
-        path.write_bytes(
-            content[:place] + chance.randbytes(chance.randint(1, 16)) + content[place:]
-        )
+        path.write_bytes(content[:place] + chance.randbytes(chance.randint(1, 16)) + content[place:])
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:

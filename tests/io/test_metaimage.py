@@ -159,9 +159,7 @@ def test_lengths_of_every_unit_become_mm(save, unit, mm):
     path = save(DistanceUnits=unit)
 
     assert np.allclose(io.read(path).affine, np.diag([mm, mm, mm, 1]) @ RAS, rtol=1e-12)
-    assert np.allclose(
-        io.read(path, assume_geometry="pixdim").spacing_mm, np.array([1, 2, 3]) * mm, rtol=1e-12
-    )
+    assert np.allclose(io.read(path, assume_geometry="pixdim").spacing_mm, np.array([1, 2, 3]) * mm, rtol=1e-12)
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4, 7])
@@ -178,9 +176,7 @@ def test_of_several_channels_one_is_chosen(save, channels):
 
 
 def test_channels_of_a_4d_file_are_refused(save):
-    path = save(
-        RAW * 4, NDims=4, DimSize="2 3 4 2", ElementSpacing="1 2 3 1", ElementNumberOfChannels="2"
-    )
+    path = save(RAW * 4, NDims=4, DimSize="2 3 4 2", ElementSpacing="1 2 3 1", ElementNumberOfChannels="2")
 
     with pytest.raises(BadFile, match="4 dimensions and 2 channels"):
         io.read(path, volume_index=0)
@@ -205,9 +201,7 @@ def test_user_fields_may_have_any_name_and_text_of_several_lines(tmp_path, save,
     assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T, DATA)
 
 
-@pytest.mark.parametrize(
-    "damage", [b"DimSize \x11 2 3 4", b"BinaryDataByteOrderMSB True", b"CompressedData"]
-)
+@pytest.mark.parametrize("damage", [b"DimSize \x11 2 3 4", b"BinaryDataByteOrderMSB True", b"CompressedData"])
 def test_a_damaged_field_after_a_users_is_not_taken_for_its_text(save, damage):
     path = save(BinaryDataByteOrderMSB=None, CompressedData=None)
     path.write_bytes(path.read_bytes().replace(b"DimSize", b"Note = x\n" + damage + b"\nDimSize"))

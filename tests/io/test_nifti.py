@@ -289,9 +289,7 @@ def test_a_pair_is_read_by_either_of_its_names(tmp_path, name, kind, order):
     image = kind(DATA, AFFINE)
     if order == ">":
         image = kind(DATA, AFFINE, image.header.as_byteswapped(">"))
-    image.header.extensions.append(
-        nib.nifti1.Nifti1Extension("comment", b"some long secret comment")
-    )
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"some long secret comment"))
     image.set_sform(AFFINE, 4)
     nib.save(image, tmp_path / name)
 

@@ -183,16 +183,12 @@ UNITS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("mm", "unit"), [(mm, unit) for mm, units in UNITS.items() for unit in units]
-)
+@pytest.mark.parametrize(("mm", "unit"), [(mm, unit) for mm, units in UNITS.items() for unit in units])
 def test_lengths_of_every_unit_become_mm(save, mm, unit):
     path = save(space_units=" ".join([f'"{unit}"'] * 3))
 
     assert np.allclose(io.read(path).affine, np.diag([mm, mm, mm, 1]) @ RAS, rtol=1e-12)
-    assert np.allclose(
-        io.read(path, assume_geometry="pixdim").spacing_mm, np.array([1, 2, 3]) * mm, rtol=1e-12
-    )
+    assert np.allclose(io.read(path, assume_geometry="pixdim").spacing_mm, np.array([1, 2, 3]) * mm, rtol=1e-12)
 
 
 def test_units_that_differ_are_those_of_the_axes_of_space_and_not_of_the_file(save):
@@ -230,13 +226,9 @@ def test_the_micro_sign_of_latin_1_is_understood(save):
     ],
 )
 def test_spacings_alone_are_in_their_units(save, extra, mm):
-    path = save(
-        space=None, space_directions=None, space_origin=None, extra=f"spacings: 1 2 3|{extra}"
-    )
+    path = save(space=None, space_directions=None, space_origin=None, extra=f"spacings: 1 2 3|{extra}")
 
-    assert np.allclose(
-        io.read(path, assume_geometry="pixdim").affine, np.diag([mm, 2 * mm, 3 * mm, 1])
-    )
+    assert np.allclose(io.read(path, assume_geometry="pixdim").affine, np.diag([mm, 2 * mm, 3 * mm, 1]))
 
 
 def test_units_of_spacings_that_are_not_certain_are_refused(save):
@@ -245,9 +237,7 @@ def test_units_of_spacings_that_are_not_certain_are_refused(save):
         'units: "um" "um" ""',
         'space units: "um" "mm" "um"',
     ):
-        path = save(
-            space=None, space_directions=None, space_origin=None, extra=f"spacings: 1 2 3|{extra}"
-        )
+        path = save(space=None, space_directions=None, space_origin=None, extra=f"spacings: 1 2 3|{extra}")
         with pytest.raises(BadFile, match="unit"):
             io.read(path, assume_geometry="pixdim")
 
@@ -304,9 +294,7 @@ def test_the_option_is_advised_for_most_of_them(save):
 @pytest.mark.parametrize("first", [True, False])
 def test_an_axis_of_channels_is_chosen_from_whatever_its_kind(save, kind, first):
     stack = np.stack([DATA, DATA + 100, DATA + 200], axis=0 if first else 3)
-    vectors = (
-        ["none", FIELDS["space directions"]] if first else [FIELDS["space directions"], "none"]
-    )
+    vectors = ["none", FIELDS["space directions"]] if first else [FIELDS["space directions"], "none"]
     kinds = [kind, "domain domain domain"] if first else ["domain domain domain", kind]
     path = save(stack.astype("<i2").tobytes("F"), dimension=4, sizes="3 2 3 4" if first else "2 3 4 3",
                 kinds=" ".join(kinds), space_directions=" ".join(vectors))  # fmt: skip
@@ -317,9 +305,7 @@ def test_an_axis_of_channels_is_chosen_from_whatever_its_kind(save, kind, first)
     assert np.array_equal(io.read(path, volume_index=2).data, DATA + 200)
 
 
-@pytest.mark.parametrize(
-    "kind", ["RGB-color", "RGBA-color", "3-color", "XYZ-color", "3-vector", "complex"]
-)
+@pytest.mark.parametrize("kind", ["RGB-color", "RGBA-color", "3-color", "XYZ-color", "3-vector", "complex"])
 def test_values_of_one_voxel_stay_refused(save, kind):
     data = np.zeros((3, 2, 3, 4), np.uint8).tobytes()
 
@@ -394,9 +380,7 @@ def itk_series():
 @pytest.mark.parametrize("suffix", [".nrrd", ".nhdr", ".mha", ".mhd"])
 @pytest.mark.parametrize("join", [sitk.Compose, sitk.JoinSeries], ids=["channels", "4-D"])
 @pytest.mark.parametrize("compressed", [True, False])
-def test_several_volumes_are_read_in_both_ways_in_which_itk_writes_them(
-    tmp_path, suffix, join, compressed
-):
+def test_several_volumes_are_read_in_both_ways_in_which_itk_writes_them(tmp_path, suffix, join, compressed):
     images = itk_series()
     path = tmp_path / f"x{suffix}"
     sitk.WriteImage(join(images), str(path), useCompression=compressed)

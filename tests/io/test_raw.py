@@ -54,9 +54,7 @@ def nhdr(tmp_path):
     def save(*, files=None, tail=b"", name="x.nhdr", **changed):
         for file, content in (files or {}).items():
             (tmp_path / file).write_bytes(content)
-        last = (
-            {"data_file": changed.pop("data_file")} if "data_file" in changed else {}
-        )  # where LIST has to be
+        last = {"data_file": changed.pop("data_file")} if "data_file" in changed else {}  # where LIST has to be
         fields = {
             **NRRD,
             **{field.replace("_", " "): value for field, value in (changed | last).items()},
@@ -75,10 +73,7 @@ def mhd(tmp_path):
     def save(*, files=None, tail=b"", last="x.raw", name="x.mhd", **changed):
         for file, content in (files or {}).items():
             (tmp_path / file).write_bytes(content)
-        text = "".join(
-            f"{field} = {value}\n"
-            for field, value in {**META, **changed, "ElementDataFile": last}.items()
-        )
+        text = "".join(f"{field} = {value}\n" for field, value in {**META, **changed, "ElementDataFile": last}.items())
         (tmp_path / name).write_bytes(text.encode() + tail)
         return tmp_path / name
 
@@ -114,14 +109,8 @@ def test_nothing_to_pass_over_is_no_special_case(nhdr, mhd):
 
 
 def test_lines_are_passed_over_before_unpacking_and_bytes_after_it(nhdr):
-    check(
-        nhdr(files={"x.raw": b"one\ntwo\nabc" + RAW}, data_file="x.raw", line_skip=2, byte_skip=3)
-    )
-    check(
-        nhdr(
-            files={"x.raw": b"P5\n" + b"#" * 700_000 + b"\n" + RAW}, data_file="x.raw", line_skip=2
-        )
-    )
+    check(nhdr(files={"x.raw": b"one\ntwo\nabc" + RAW}, data_file="x.raw", line_skip=2, byte_skip=3))
+    check(nhdr(files={"x.raw": b"P5\n" + b"#" * 700_000 + b"\n" + RAW}, data_file="x.raw", line_skip=2))
     packed = b"one\n" + gzip.compress(b"abc" + RAW)
     check(nhdr(files={"x.gz": packed}, data_file="x.gz", line_skip=1, byte_skip=3, encoding="gzip"))
 
@@ -162,9 +151,7 @@ def test_a_header_size_counts_from_the_beginning_of_the_file(mhd):
     ],
 )
 def test_what_is_not_there_to_be_skipped_is_refused(nhdr, changed, reason):
-    path = nhdr(
-        files={"x.raw": b"12345\n" + RAW.replace(b"\n", b"?")}, data_file="x.raw", **changed
-    )
+    path = nhdr(files={"x.raw": b"12345\n" + RAW.replace(b"\n", b"?")}, data_file="x.raw", **changed)
 
     with pytest.raises(BadFile, match=reason) as caught:
         io.read(path)
@@ -300,9 +287,7 @@ def test_files_that_do_not_make_the_volume_are_refused(nhdr, named, tail, reason
     assert str(caught.value).startswith(f"{path}: ")
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"), [(SLICES[0] + b"x", "more data"), (SLICES[0][:-1], "too short")]
-)
+@pytest.mark.parametrize(("content", "reason"), [(SLICES[0] + b"x", "more data"), (SLICES[0][:-1], "too short")])
 def test_one_wrong_file_of_several_is_named(nhdr, mhd, content, reason):
     files = {f"{k}.raw": SLICES[k] for k in range(6)} | {"3.raw": content}
 
@@ -312,9 +297,7 @@ def test_one_wrong_file_of_several_is_named(nhdr, mhd, content, reason):
         assert str(caught.value).startswith(f"{path}: ")
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in ATTACKS if name.strip() not in ("", ".", "missing.raw", "a\0b")]
-)
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name.strip() not in ("", ".", "missing.raw", "a\0b")])
 def test_a_list_opens_nothing_outside_its_folder(nhdr, mhd, tmp_path, name):
     (tmp_path.parent / "secret.raw").write_bytes(SLICES[5])
     (tmp_path / "link.raw").symlink_to(tmp_path.parent / "secret.raw")

@@ -231,9 +231,7 @@ def test_labels_beyond_the_extent_that_slicer_cuts_are_read_with_a_warning(tmp_p
     assert [("extent" in str(w.message)) for w in caught] == [True] * warned
 
 
-def old(
-    path: Path, volumes: list[np.ndarray], names: list[str], *, packed: bool = True, keys: str = ""
-) -> Path:
+def old(path: Path, volumes: list[np.ndarray], names: list[str], *, packed: bool = True, keys: str = "") -> Path:
     """A segmentation as Slicer 4.10 and older wrote it: a volume for every segment, and nothing of
     layers.
     """
@@ -259,12 +257,7 @@ def old(
                   f"Segment{number}_ID:=Segment_{number + 1}", f"Segment{number}_Name:={name}",
                   f"Segment{number}_Tags:=Segmentation.Status:inprogress|"]  # fmt: skip
     content = stack.tobytes("F")
-    text = (
-        "\n".join(
-            [*lines, "Segmentation_ReferenceImageExtentOffset:=0 0 0", *keys.split("|")]
-        ).strip()
-        + "\n\n"
-    )
+    text = "\n".join([*lines, "Segmentation_ReferenceImageExtentOffset:=0 0 0", *keys.split("|")]).strip() + "\n\n"
     path.write_bytes(text.encode() + (gzip.compress(content) if packed else content))
     return path
 
@@ -275,9 +268,7 @@ CORNERS = [(0, 0, 0), (3, 3, 3), (0, 3, 0), (3, 0, 1)]
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("name", ["x.seg.nrrd", "x.nrrd", "x.nhdr", "Segmentation.NRRD"])
-def test_segments_that_are_volumes_of_their_own_are_read_under_every_name(
-    tmp_path, count, packed, name
-):
+def test_segments_that_are_volumes_of_their_own_are_read_under_every_name(tmp_path, count, packed, name):
     names = ["liver", "tumour", "Größe", "vessel"][:count]
     path = old(tmp_path / name, [ball(*corner) for corner in CORNERS[:count]], names, packed=packed)
 
@@ -289,18 +280,14 @@ def test_segments_that_are_volumes_of_their_own_are_read_under_every_name(
     )
     assert np.array_equal(labels.data, expected)
     assert np.array_equal(io.read(path).data, expected)
-    assert np.array_equal(
-        labels.affine, np.diag([-2.0, -1, 3, 1]) + np.outer([5, -6, 7, 0], [0, 0, 0, 1])
-    )
+    assert np.array_equal(labels.affine, np.diag([-2.0, -1, 3, 1]) + np.outer([5, -6, 7, 0], [0, 0, 0, 1]))
     table = io.embedded_table(path)
     assert table is not None and table.names == dict(enumerate(names, 1))
     for number, (label, mask) in enumerate(io.read_masks(path)):
         assert (label.name, mask.data.tolist()) == (names[number], ball(*CORNERS[number]).tolist())
     if path.suffix != ".NRRD":
         array = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T.reshape(count, 5, 5, 5)
-        assert [part.tolist() for part in array] == [
-            ball(*corner).tolist() for corner in CORNERS[:count]
-        ]
+        assert [part.tolist() for part in array] == [ball(*corner).tolist() for corner in CORNERS[:count]]
 
 
 @pytest.mark.parametrize(
@@ -356,17 +343,13 @@ def overlapping(folder: Path, kind: str) -> Path:
     if kind == "old":
         return old(folder / "x.nrrd", balls, ["liver", "Tumour", "stone"])
     if kind == "layers":
-        path = layered(
-            folder / "x.seg.nrrd", [balls[0] + 2 * balls[2], balls[1]], [(0, 1), (1, 1), (0, 2)]
-        )
+        path = layered(folder / "x.seg.nrrd", [balls[0] + 2 * balls[2], balls[1]], [(0, 1), (1, 1), (0, 2)])
         for before, after in (("name 0", "liver"), ("name 1", "Tumour"), ("name 2", "stone")):
             path.write_bytes(path.read_bytes().replace(before.encode(), after.encode()))
         return path
     names = ["liver", "Tumour", "stone"]
     labels = [Label(number, name, (9, 9, number)) for number, name in enumerate(names, 1)]
-    write_segments(
-        [(label, Volume(b, AFFINE)) for label, b in zip(labels, balls)], folder / "x.seg.nrrd"
-    )
+    write_segments([(label, Volume(b, AFFINE)) for label, b in zip(labels, balls)], folder / "x.seg.nrrd")
     return folder / "x.seg.nrrd"
 
 
@@ -410,19 +393,13 @@ def test_convert_keeps_overlapping_segments_as_they_are_or_paints_those_chosen(t
     path = overlapping(tmp_path, kind)
 
     assert tiny.medseg("convert", path, tmp_path / "out.nii.gz").code == 3
-    ran = tiny.medseg(
-        "convert", path, tmp_path / "out.nii.gz", "--segment", "tumour", "--segment", "liver"
-    )
+    ran = tiny.medseg("convert", path, tmp_path / "out.nii.gz", "--segment", "tumour", "--segment", "liver")
     assert ran.code == 0, ran.err
     assert tiny.medseg("convert", path, tmp_path / "all.seg.nrrd").code == 0
     listed = tiny.medseg("info", path)
 
-    assert np.array_equal(
-        io.read(tmp_path / "out.nii.gz").data, np.where(ball(0, 0, 0), 1, 2 * ball(1, 1, 1))
-    )
-    kept = [
-        (label.name, mask.data.tolist()) for label, mask in read_segments(tmp_path / "all.seg.nrrd")
-    ]
+    assert np.array_equal(io.read(tmp_path / "out.nii.gz").data, np.where(ball(0, 0, 0), 1, 2 * ball(1, 1, 1)))
+    kept = [(label.name, mask.data.tolist()) for label, mask in read_segments(tmp_path / "all.seg.nrrd")]
     assert kept == [(label.name, mask.data.tolist()) for label, mask in read_segments(path)]
     assert listed.code == 0 and all(name in listed.out for name in ("liver", "Tumour", "stone"))
 

@@ -96,9 +96,7 @@ def _common_kinds(path: Path, paired: Mapping[Path, Mapping[str, Path]]) -> list
     """The kinds of images that every segmentation has. Raises `BadFile` if there are none."""
     common = set.intersection(*map(set, paired.values())) if paired else set()
     if not common:
-        raise BadFile(
-            f"{path}: no image of one kind (T1w, FLAIR ...) belongs to every segmentation"
-        )
+        raise BadFile(f"{path}: no image of one kind (T1w, FLAIR ...) belongs to every segmentation")
     return sorted(common)
 
 

@@ -45,9 +45,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
         raise BadFile(f"{file}: cannot be read as a list of cases: {error}") from None
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or None in row or None in row.values():
-            raise BadFile(
-                f"{file}: entry {number} does not have as many columns as the first line"
-            )
+            raise BadFile(f"{file}: entry {number} does not have as many columns as the first line")
     return [{_column(str(key).strip()): value for key, value in row.items()} for row in rows]
 
 

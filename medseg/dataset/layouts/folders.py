@@ -82,15 +82,11 @@ def _masked_cases(
 
 def _only_image(folder: Path, images: Sequence[Path]) -> Path:
     if len(images) > 1:
-        raise BadFile(
-            f"{folder}: holds {len(images)} images; a case has one beside segmentations/"
-        )
+        raise BadFile(f"{folder}: holds {len(images)} images; a case has one beside segmentations/")
     return images[0]
 
 
-def _masked_case(
-    image: Path, masks: Mapping[str, Path], *, values: Mapping[str, int], split: str | None
-) -> Case:
+def _masked_case(image: Path, masks: Mapping[str, Path], *, values: Mapping[str, int], split: str | None) -> Case:
     """The case of an image and the masks beside it, by structure, in the order of all `values`."""
     present = [name for name in values if name in masks]
     return Case(
@@ -226,9 +222,7 @@ def _kind(case: str, file: Path) -> str:
     return (stem.removeprefix(case).strip("-_. ") if stem.startswith(case) else stem) or "image"
 
 
-def _pair(
-    images: Sequence[Path], labels: Sequence[Path], split: str | None
-) -> tuple[list[Case], list[Finding]]:
+def _pair(images: Sequence[Path], labels: Sequence[Path], split: str | None) -> tuple[list[Case], list[Finding]]:
     """Cases of images and labels with the same names but for what `LABEL_ENDING` allows, or
     channels `_0000`.
     """
@@ -264,14 +258,10 @@ def _check_one_format(files: Sequence[Path], taken: set[Path]) -> None:
     """Raise `BadFile` for a file that is not taken because another one has its name."""
     for file in files:
         if file not in taken:
-            raise BadFile(
-                f"{file}: there is a file of the same name in another format; keep one of them"
-            )
+            raise BadFile(f"{file}: there is a file of the same name in another format; keep one of them")
 
 
-def _grouped_by_case(
-    images: Mapping[str, Path], labels: Mapping[str, Path]
-) -> dict[str, list[Path]]:
+def _grouped_by_case(images: Mapping[str, Path], labels: Mapping[str, Path]) -> dict[str, list[Path]]:
     """Case name to its images, of files by stem: all are channels `_0000` and so on, or each is a
     case.
     """

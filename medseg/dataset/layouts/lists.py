@@ -106,10 +106,7 @@ def find_manifest(path: Path) -> Dataset | None:
     cases = [_listed_case(file, _manifest_entry(row, image_columns), None) for row in rows]
     labelled, unlabelled = _by_label(cases)
     if without := [case for case in unlabelled if case.split != "test"]:
-        raise BadFile(
-            f"{file}: case {without[0].name} has no label; only cases of the split 'test' may "
-            "lack one"
-        )
+        raise BadFile(f"{file}: case {without[0].name} has no label; only cases of the split 'test' may lack one")
     return Dataset(
         folder=file.parent,
         layout="",
@@ -163,10 +160,7 @@ def _listed_case(file: Path, entry: Mapping[str, Any], split: str | None) -> Cas
     images = _listed_images(file, entry)
     label = entry.get("label") or None
     if label is not None and not isinstance(label, str):
-        raise BadFile(
-            f"{file}: the label of {images[0]} is {label!r:.40}, not a file; medseg learns label "
-            "maps"
-        )
+        raise BadFile(f"{file}: the label of {images[0]} is {label!r:.40}, not a file; medseg learns label maps")
     name = str(entry.get("case") or "") or strip_suffix(label or images[0])
     group = entry.get("group")
     return Case(

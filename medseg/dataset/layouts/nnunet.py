@@ -60,8 +60,7 @@ def find_nnunet(path: Path) -> Dataset | None:
         ignore=ignore,
         splits=_final_splits(folder),
         unlabelled=tuple(
-            Case(name=name, images=images, label=None, split="test")
-            for name, images in unlabelled.items()
+            Case(name=name, images=images, label=None, split="test") for name, images in unlabelled.items()
         ),
         findings=tuple(findings),
         source=file,
@@ -74,10 +73,7 @@ def _nnunet_listed(file: Path, listed: Mapping[str, Any]) -> list[Case]:
     for name, entry in listed.items():
         images = entry.get("images") if isinstance(entry, dict) else None
         if not isinstance(images, list) or "label" not in entry:
-            raise BadFile(
-                f"{file}: 'dataset' must give every case its 'images', a list, and its 'label'; "
-                f"see {name}"
-            )
+            raise BadFile(f"{file}: 'dataset' must give every case its 'images', a list, and its 'label'; see {name}")
         paths = tuple(file.parent / str(image) for image in images)
         cases.append(Case(name=name, images=paths, label=file.parent / str(entry["label"])))
     return cases
@@ -93,34 +89,22 @@ def _nnunet_images(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:
     return {name: tuple(sorted(files)) for name, files in found.items()}
 
 
-def _nnunet_cases(
-    folder: Path, ending: str, channels: int
-) -> tuple[list[Case], list[Finding]]:
+def _nnunet_cases(folder: Path, ending: str, channels: int) -> tuple[list[Case], list[Finding]]:
     """The cases of `imagesTr/` and `labelsTr/`, and what is said of those that lack a part."""
     image_folder = existing_folder(folder / "imagesTr")
     images = _nnunet_images(image_folder, ending)
     label_files = files_in(existing_folder(folder / "labelsTr"))
-    labels = {
-        file.name.removesuffix(ending): file
-        for file in label_files
-        if file.name.endswith(ending)
-    }
+    labels = {file.name.removesuffix(ending): file for file in label_files if file.name.endswith(ending)}
     cases, findings = [], []
     for name in sorted(images.keys() | labels.keys()):
-        wanted = tuple(
-            image_folder / f"{name}_{channel:04d}{ending}" for channel in range(channels)
-        )
+        wanted = tuple(image_folder / f"{name}_{channel:04d}{ending}" for channel in range(channels))
         extra = [file for file in images.get(name, ()) if file not in wanted]
         if name not in labels:
             message = f"{images[name][0]}: has no labels in labelsTr/"
             findings.append(unpaired_case(name, message))
         elif extra:
             message = f"{extra[0]}: is a channel that dataset.json does not name"
-            findings.append(
-                Finding(
-                    case=name, kind="channels", severity="error", message=message, fixable=True
-                )
-            )
+            findings.append(Finding(case=name, kind="channels", severity="error", message=message, fixable=True))
         else:
             cases.append(Case(name=name, images=wanted, label=labels[name]))
     return cases, findings
@@ -150,9 +134,7 @@ def _nnunet_labels(file: Path, content: Mapping[str, Any]) -> _Labels:
 def _nnunet_parts(file: Path, labels: Any) -> dict[str, tuple[int, ...]]:
     """Name to the values that it is made of: one, or those of a region."""
     if not isinstance(labels, dict) or not labels:
-        raise BadFile(
-            f'{file}: has no labels; name them as in "labels": {{"background": 0, "liver": 1}}'
-        )
+        raise BadFile(f'{file}: has no labels; name them as in "labels": {{"background": 0, "liver": 1}}')
     parts_of: dict[str, tuple[int, ...]] = {}
     for name, value in labels.items():
         parts = value if isinstance(value, list) else [value]
@@ -166,10 +148,7 @@ def _nnunet_parts(file: Path, labels: Any) -> dict[str, tuple[int, ...]]:
 def _table_of_regions(file: Path, names: Sequence[str], order: Any) -> LabelTable:
     """The table of regions with the values of `regions_class_order`, in the order of painting."""
     if not isinstance(order, list) or len(order) != len(names):
-        raise BadFile(
-            f"{file}: has regions, so regions_class_order must give {len(names)} values, one for "
-            "each"
-        )
+        raise BadFile(f"{file}: has regions, so regions_class_order must give {len(names)} values, one for each")
     values = [whole_number(file, "regions_class_order", value) for value in order]
     table = table_of(file, dict(zip(values, names, strict=True)), keep_order=True)
     if len(table) != len(values):
@@ -221,9 +200,7 @@ def find_decathlon(path: Path) -> Dataset | None:
 
 def _decathlon_table(file: Path, labels: Any) -> LabelTable:
     if not isinstance(labels, dict) or not labels:
-        raise BadFile(
-            f'{file}: has no labels; name them as in "labels": {{"0": "background", "1": "liver"}}'
-        )
+        raise BadFile(f'{file}: has no labels; name them as in "labels": {{"0": "background", "1": "liver"}}')
     return table_of(file, names_of_values(file, labels))
 
 
@@ -234,9 +211,7 @@ def _decathlon_training(file: Path, listed: Any, channels: int) -> list[Case]:
     cases = []
     for entry in listed:
         if not isinstance(entry, dict) or not {"image", "label"} <= entry.keys():
-            raise BadFile(
-                f"{file}: an entry of 'training' has no image and label: {entry!r:.80}"
-            )
+            raise BadFile(f"{file}: an entry of 'training' has no image and label: {entry!r:.80}")
         image, label = (file.parent / str(entry[key]) for key in ("image", "label"))
         if not image.name.startswith("._"):
             images = _decathlon_images(image, channels)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from medseg.errors import BadConfig
+from medseg.inference.backends.kept import kept_open
 from medseg.inference.backends.openvino import open_openvino
 from medseg.inference.backends.predictor import (
     Device,
@@ -22,7 +23,7 @@ from medseg.inference.backends.predictor import (
     seconds_of,
     worth_deferring,
 )
-from medseg.inference.backends.pytorch import choose_precision, open_torch
+from medseg.inference.backends.pytorch import choose_precision, open_torch, steps_down
 from medseg.inference.painter import Head, Slopes
 from medseg.inference.window import Predict
 from medseg.models import Checkpoint
@@ -36,6 +37,34 @@ BACKENDS: dict[str, Callable[..., Predictor]] = {"torch": open_torch, "openvino"
 
 
 def open_models(
+    checkpoints: Sequence[Checkpoint],
+    *,
+    backend: str = "auto",
+    device: Device = "auto",
+    precision: Precision = "auto",
+    mirror: Sequence[int] = (),
+    windows: int = 0,
+) -> Predictor:
+    """The predictor of `open_anew`; within `models_kept_open` the one of an earlier scan, if it was opened alike.
+
+    One that had to step down, as where a GPU ran out of memory, is opened anew: no scan changes how others are done.
+    """
+    from importlib.util import find_spec
+
+    # Only the trial of OpenVINO depends on the number of windows.
+    trial = windows if backend == "auto" and find_spec("openvino") else 0
+    models = tuple((str(one.folder), one.spec.sha256) for one in checkpoints)
+    key = (models, backend, device, precision, tuple(mirror), trial, steps_down())
+    predictor: Predictor = kept_open(
+        key,
+        lambda: open_anew(
+            checkpoints, backend=backend, device=device, precision=precision, mirror=mirror, windows=windows
+        ),
+    )
+    return predictor
+
+
+def open_anew(
     checkpoints: Sequence[Checkpoint],
     *,
     backend: str = "auto",

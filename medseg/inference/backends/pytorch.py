@@ -78,6 +78,15 @@ def open_torch(
     return Predictor(run, width or checkpoint.spec.outputs, head, "torch", name_of(dtype), cell)
 
 
+#: How often a network of this process had to step down.
+_STEPS_DOWN = [0]
+
+
+def steps_down() -> int:
+    """How often a network had to step down so far because memory ran out; it stays where it then is."""
+    return _STEPS_DOWN[0]
+
+
 class _Torch:
     """A network on a device that steps down when memory runs out and retries in fp32 what is not finite."""
 
@@ -109,6 +118,7 @@ class _Torch:
         if self.device.type == "cpu":
             raise NotEnoughMemory(f"the network of {self.name} does not fit into the memory of this machine")
         torch.cuda.empty_cache()
+        _STEPS_DOWN[0] += 1
         if len(patches) > 1:
             self.most = len(patches) // 2
             warnings.warn(f"the GPU ran out of memory; windows go {self.most} at a time", DataWarning, stacklevel=2)

@@ -105,9 +105,7 @@ def _frame(first: Slice, n: int, *, groups: _Groups, kinds: Sequence[int]) -> Sl
             "b_value": trait(diffusion, "DiffusionBValue"),
             "gradient": trait(direction, "DiffusionGradientOrientation"),
             "temporal": trait(content, "TemporalPositionIndex"),
-            "trigger": trait(
-                groups.item("CardiacSynchronizationSequence"), "NominalCardiacTriggerDelayTime"
-            ),
+            "trigger": trait(groups.item("CardiacSynchronizationSequence"), "NominalCardiacTriggerDelayTime"),
             "inversion": trait(groups.item("MRModifierSequence"), "InversionTimes"),
             "flip": trait(groups.item("MRTimingAndRelatedParametersSequence"), "FlipAngle"),
             "acquisition": trait(content, "FrameAcquisitionNumber"),

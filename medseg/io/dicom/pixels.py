@@ -136,10 +136,7 @@ class _Opened:
         table, fragments = items[:1], items[1:]
         count = piece.frames
         if not table or len(fragments) < count:
-            raise BadFile(
-                f"{self.where}: holds fewer frames than its header claims; "
-                "it is damaged or incomplete"
-            )
+            raise BadFile(f"{self.where}: holds fewer frames than its header claims; it is damaged or incomplete")
         if len(fragments) == count:
             return [[fragment] for fragment in fragments]
         if count == 1:
@@ -149,10 +146,7 @@ class _Opened:
             starts = struct.unpack(f"<{count}I", self.bytes_at(*table[0]))
         frames = _by_frame(fragments, starts)
         if len(frames) != count:
-            raise BadFile(
-                f"{self.where}: does not say which of its compressed pieces is which frame; "
-                "export it again"
-            )
+            raise BadFile(f"{self.where}: does not say which of its compressed pieces is which frame; export it again")
         return frames
 
     def _items(self, place: int) -> list[tuple[int, int]]:
@@ -165,17 +159,12 @@ class _Opened:
                 return items
             is_item = (group, element) == _ITEM and length != 0xFFFFFFFF
             if not is_item or place + length > self.size:
-                raise BadFile(
-                    f"{self.where}: its compressed pixels end early or are damaged; "
-                    "get the file again"
-                )
+                raise BadFile(f"{self.where}: its compressed pixels end early or are damaged; get the file again")
             items.append((place, length))
             place += length
 
 
-def _by_frame(
-    fragments: list[tuple[int, int]], starts: tuple[int, ...]
-) -> list[list[tuple[int, int]]]:
+def _by_frame(fragments: list[tuple[int, int]], starts: tuple[int, ...]) -> list[list[tuple[int, int]]]:
     """Fragments frame by frame; frames start at `starts`, counted from the first fragment. None if
     that is not one of them.
     """
@@ -228,9 +217,7 @@ def _native(piece: Slice, opened: _Opened, dtype: np.dtype) -> NDArray:
 def _packed(piece: Slice, opened: _Opened, dtype: np.dtype) -> bytes:
     """The compressed bytes of a frame, as many as its pixels can come from."""
     if piece.pixels.length >= 0:
-        raise BadFile(
-            f"{opened.where}: its pixels are not packed as its header says; the file is damaged"
-        )
+        raise BadFile(f"{opened.where}: its pixels are not packed as its header says; the file is damaged")
     packed = opened.compressed(piece)
     size = math.prod(frame_size(piece)) * dtype.itemsize
     if size > MAX_RATIO * len(packed) or size > MAX_FRAME_BYTES:

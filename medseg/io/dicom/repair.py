@@ -98,18 +98,14 @@ def repaired(pieces: Sequence[Slice], data: NDArray) -> tuple[NDArray, NDArray[n
     return data, grid(pieces[0], origin, between), done
 
 
-def _without_copies(
-    pieces: Sequence[Slice], data: NDArray
-) -> tuple[Sequence[Slice], NDArray, int]:
+def _without_copies(pieces: Sequence[Slice], data: NDArray) -> tuple[Sequence[Slice], NDArray, int]:
     """Slices and their values without those stored twice, and how many these are. Raises `BadFile`
     where slices at one place differ.
     """
     copies = set()
     for first, second in doubles(pieces):
         if not np.array_equal(data[..., first], data[..., second]):
-            raise BadFile(
-                "several slices lie at the same place and differ; give one volume of them"
-            )
+            raise BadFile("several slices lie at the same place and differ; give one volume of them")
         copies.add(second)
     if not copies:
         return pieces, data, 0

@@ -233,9 +233,7 @@ def planes_on_grid(
     low = [int(start[a]) - (0 if signs[a] > 0 else data.shape[a] - 1) for a in range(3)]
     ends = list(map(add, low, data.shape))
     if min(low) < 0 or any(map(gt, ends, shape)):
-        raise BadOutput(
-            f"{path}: the labels reach beyond the DICOM series; give the series they were made from"
-        )
+        raise BadOutput(f"{path}: the labels reach beyond the DICOM series; give the series they were made from")
     out = np.zeros(shape[::-1], data.dtype)
     out.T[tuple(map(slice, low, ends))] = data
     return out

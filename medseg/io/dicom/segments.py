@@ -302,10 +302,7 @@ def _parsed(path: str | Path, dataset: Any) -> _Parsed:
         named = _groups("SegmentIdentificationSequence", frames, shared)
         segment_of = [int(item.ReferencedSegmentNumber) for item in named]
         if not set(segment_of) <= set(value_of):
-            raise BadFile(
-                f"{path}: has frames of segments that it does not describe; "
-                "export the segmentation again"
-            )
+            raise BadFile(f"{path}: has frames of segments that it does not describe; export the segmentation again")
     return _Parsed(
         dataset=dataset,
         frames=_frames_in_space(path, dataset, shared),
@@ -360,9 +357,7 @@ def _table(path: str | Path, dataset: Any, *, background: int, kind: str) -> tup
     if kind == "LABELMAP" or not values:
         values = numbers
     if len(set(numbers)) != len(numbers) or not items:
-        raise BadFile(
-            f"{path}: two of its segments have the same number, or it has none; export it again"
-        )
+        raise BadFile(f"{path}: two of its segments have the same number, or it has none; export it again")
     try:
         table = table_of(
             values,

@@ -39,10 +39,7 @@ def suv_factor(source: Source, slices: tuple[Slice, ...]) -> float:
             _check_by_body_weight(name, headers)
             return 1.0
         if any(_units(header) != "BQML" for header in headers):
-            raise BadFile(
-                f"{name}: its values are not in Bq/mL, so SUV cannot be worked out; "
-                "export it in BQML"
-            )
+            raise BadFile(f"{name}: its values are not in Bq/mL, so SUV cannot be worked out; export it in BQML")
         return _factor(name, headers)
 
     factor: float = guarded(name, work)
@@ -56,10 +53,7 @@ def _units(header: Any) -> str:
 def _check_by_body_weight(name: str, headers: list[Any]) -> None:
     """Raise `BadFile` for uptake values by anything else, such as lean body mass."""
     if {str(header.get("SUVType") or "BW").upper() for header in headers} != {"BW"}:
-        raise BadFile(
-            f"{name}: its uptake values are not by body weight; "
-            "leave --suv out to read them as they are"
-        )
+        raise BadFile(f"{name}: its uptake values are not by body weight; leave --suv out to read them as they are")
 
 
 def _factor(name: str, headers: list[Any]) -> float:
@@ -75,15 +69,11 @@ def _factor(name: str, headers: list[Any]) -> float:
         raise BadFile(f"{name}: does not say the {lack} that SUV needs; leave --suv out")
     kind = str(first.get("DecayCorrection", "")).upper()
     if kind not in ("START", "ADMIN"):
-        raise BadFile(
-            f"{name}: is not corrected for decay, so SUV cannot be worked out; leave --suv out"
-        )
+        raise BadFile(f"{name}: is not corrected for decay, so SUV cannot be worked out; leave --suv out")
     if kind == "START":
         elapsed = _reference_time(name, headers) - _injection_time(name, first, item)
         if not timedelta(0) <= elapsed <= _MAX_DELAY:
-            raise BadFile(
-                f"{name}: its times of injection and scan contradict each other; leave --suv out"
-            )
+            raise BadFile(f"{name}: its times of injection and scan contradict each other; leave --suv out")
         dose *= math.exp(-math.log(2) * elapsed.total_seconds() / half_life)
     return weight * 1000 / dose
 

@@ -333,16 +333,12 @@ def _choose(
     volumes = list(found) if series is None else _of_series(name, found, str(series).strip())
     if volume_index is not None and len({volume.series for volume in volumes}) == 1:
         if not 0 <= volume_index < len(volumes):
-            raise BadFile(
-                f"{name}: has no volume {volume_index}; it holds {len(volumes)}, numbered from 0"
-            )
+            raise BadFile(f"{name}: has no volume {volume_index}; it holds {len(volumes)}, numbered from 0")
         volumes = [volumes[volume_index]]
     if len(volumes) > 1:
         raise _ambiguous(name, volumes)
     if source.is_file and _is_lone_slice(volumes[0]):
-        raise BadFile(
-            f"{name}: is one DICOM file with one slice; give the folder that holds the whole series"
-        )
+        raise BadFile(f"{name}: is one DICOM file with one slice; give the folder that holds the whole series")
     return volumes[0]
 
 
@@ -366,10 +362,7 @@ def _ambiguous(name: str, volumes: Sequence[Found]) -> BadFile:
     sound = [volume for volume in volumes if not volume.problem]
     numbers = [volume.number for volume in sound or volumes]
     some = ", ".join(numbers[:10]) + (", ..." if len(numbers) > 10 else "")
-    return BadFile(
-        f"{name}: {differences(volumes)}; choose one with --series ({some}; "
-        "medseg info lists them)"
-    )
+    return BadFile(f"{name}: {differences(volumes)}; choose one with --series ({some}; medseg info lists them)")
 
 
 def _is_lone_slice(volume: Found) -> bool:

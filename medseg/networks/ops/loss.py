@@ -66,9 +66,7 @@ class _Work:
             (sample, line, min(step, lines - line)) for sample in range(self.batch) for line in range(0, lines, step)
         ]
 
-    def each(
-        self, function: Callable[..., None], of_unit: Callable[[int], dict[str, Any]]
-    ) -> None:
+    def each(self, function: Callable[..., None], of_unit: Callable[[int], dict[str, Any]]) -> None:
         """Runs a compiled loop over all units on all threads; `of_unit` gives it its further
         arguments, by name.
         """

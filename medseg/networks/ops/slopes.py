@@ -79,9 +79,7 @@ class _AddSlopes(torch.autograd.Function):
         out = np.empty((len(x), inner.shape[-1] // 8), np.float32)
 
         def sum_up(low: int, high: int) -> None:
-            slope_kernels.sum_over_voxels(
-                low, high, numbers=numbers, shift=shift, own=x, out=out
-            )
+            slope_kernels.sum_over_voxels(low, high, numbers=numbers, shift=shift, own=x, out=out)
 
         _on_all_threads(sum_up, len(x))
         slope = torch.from_numpy(out).view(*inner.shape[:4], -1).permute(0, 4, 1, 2, 3)

@@ -329,7 +329,7 @@ def planted(folder: Path) -> Path:
 def test_only_what_the_standard_requires_comes_from_the_source(tmp_path, deidentify, caplog):
     caplog.set_level("DEBUG")
     folder = planted(tmp_path)
-    job = Job(folder, tmp_path / "out" / "result.dcm")
+    job = Job(scan=folder, labels=tmp_path / "out" / "result.dcm")
     extras = Extras(also=("rtstruct", "sr"), dicom=DicomOptions(deidentify=deidentify))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -502,7 +502,7 @@ def test_the_source_must_be_given_and_be_dicom(tmp_path):
 def test_infer_writes_all_results_or_none(tmp_path):
     folder, _ = source(tmp_path / "scan")
     out = tmp_path / "out"
-    job = Job(folder, out / "result.dcm")
+    job = Job(scan=folder, labels=out / "result.dcm")
     (out / "result.sr.dcm").mkdir(parents=True)  # where a file should go
 
     with pytest.raises(BadOutput):
@@ -516,14 +516,14 @@ def test_infer_refuses_dicom_results_of_what_is_no_dicom_before_any_work(tmp_pat
     io.write(grid, tmp_path / "scan.nii.gz")
     for name, also in (("x.dcm", ()), ("x.nii.gz", ("rtstruct",))):
         with pytest.raises(BadOutput, match="no DICOM"):
-            check_output(Job(tmp_path / "scan.nii.gz", tmp_path / name), also)
+            check_output(Job(scan=tmp_path / "scan.nii.gz", labels=tmp_path / name), also)
     with pytest.raises(BadConfig, match="seg,sr"):
-        check_output(Job(tmp_path / "scan", tmp_path / "x.nii.gz"), ("sr",))
+        check_output(Job(scan=tmp_path / "scan", labels=tmp_path / "x.nii.gz"), ("sr",))
 
 
 def test_a_report_gives_the_volumes_and_dcmqi_reads_it(tmp_path):
     folder, _ = source(tmp_path / "scan", count=8, rows=20, columns=20)
-    content = infer(Job(folder, tmp_path / "r.dcm"), "kmeans", Settings(), Extras(also=("sr", "rtstruct")))
+    content = infer(Job(scan=folder, labels=tmp_path / "r.dcm"), "kmeans", Settings(), Extras(also=("sr", "rtstruct")))
     subprocess.run(
         [program("tid1500reader"), "--inputDICOM", tmp_path / "r.sr.dcm", "--outputMetadata", tmp_path / "r.json"],
         check=True, capture_output=True, timeout=60,
@@ -548,7 +548,7 @@ def test_a_report_gives_the_volumes_and_dcmqi_reads_it(tmp_path):
 def test_a_report_refers_to_the_segments_of_a_label_map_by_number(tmp_path):
     folder, _ = source(tmp_path / "scan", count=8, rows=20, columns=20)
     extras = Extras(also=("sr",), dicom=DicomOptions(seg_type="labelmap"))
-    infer(Job(folder, tmp_path / "r.dcm"), "kmeans", Settings(), extras)
+    infer(Job(scan=folder, labels=tmp_path / "r.dcm"), "kmeans", Settings(), extras)
 
     # PS3.3 has label maps among the segmentations that may be referred to so; dciodvfy does not know them yet.
     unaware = "not segmentation - attribute <ReferencedSegmentNumber>"
@@ -560,7 +560,7 @@ def test_a_report_refers_to_the_segments_of_a_label_map_by_number(tmp_path):
 
 def test_results_and_source_agree_about_patient_study_and_frame_of_reference(tmp_path):
     folder, _ = source(tmp_path / "scan", count=8, rows=20, columns=20, PositionReferenceIndicator="XY")
-    infer(Job(folder, tmp_path / "r.dcm"), "otsu", Settings(), Extras(also=("sr", "rtstruct")))
+    infer(Job(scan=folder, labels=tmp_path / "r.dcm"), "otsu", Settings(), Extras(also=("sr", "rtstruct")))
     files = [*folder.iterdir(), *tmp_path.glob("*.dcm")]
 
     ran = subprocess.run([program("dcentvfy"), *files], capture_output=True, text=True, errors="replace", timeout=60)

@@ -1,0 +1,35 @@
+"""Networks that stay open from one scan to the next, where a program asks for that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+#: What the scans before opened, by what it was opened with; None outside of `models_kept_open`.
+_OPEN: ContextVar[dict[Hashable, Any] | None] = ContextVar("_OPEN", default=None)
+#: A model and the coarse one that tells it where to look.
+MOST_OPEN = 2
+
+
+@contextmanager
+def models_kept_open() -> Iterator[None]:
+    """Within this block the same models are opened once for all scans. For one thread; a library decides for itself."""
+    token = _OPEN.set({})
+    try:
+        yield
+    finally:
+        _OPEN.reset(token)
+
+
+def kept_open(key: Hashable, opened: Callable[[], Any]) -> Any:
+    """What `opened` returns, or within `models_kept_open` what it returned for an earlier scan with the same key."""
+    kept = _OPEN.get()
+    if kept is None:
+        return opened()
+    value = kept.pop(key) if key in kept else opened()
+    for oldest in list(kept)[: len(kept) - MOST_OPEN + 1]:
+        del kept[oldest]
+    kept[key] = value  # the latest is the last
+    return value
