@@ -15,8 +15,9 @@ if TYPE_CHECKING:
         split_cases as split_cases,
         usual_folds as usual_folds,
     )
-    from medseg.dataset.check.cases import CaseFacts as CaseFacts, Check as Check, check_dataset as check_dataset
+    from medseg.dataset.check.cases import Check as Check, check_dataset as check_dataset
     from medseg.dataset.check.fix import write_fixed as write_fixed
+    from medseg.dataset.check.measures import CaseFacts as CaseFacts
     from medseg.dataset.reading import read_dataset as read_dataset
 
 __getattr__, __dir__ = door(
@@ -32,8 +33,9 @@ __getattr__, __dir__ = door(
             "split_cases",
             "usual_folds",
         ),
-        "check.cases": ("CaseFacts", "Check", "check_dataset"),
+        "check.cases": ("Check", "check_dataset"),
         "check.fix": ("write_fixed",),
+        "check.measures": ("CaseFacts",),
         "reading": ("read_dataset",),
     },
 )
