@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medseg.cli.options import Quiet, parse_bytes, parse_seconds
-from medseg.cli.show import print_line, print_rows
+from medseg.cli.show import grouped, print_line, print_rows
 from medseg.errors import BadConfig
 from medseg.memory import keep_memory
 from medseg.plain_text import harmless
@@ -165,10 +165,11 @@ class _Show:
         channels = ", ".join(dataset.channels)
         self.say(f"{dataset.name} ({dataset.layout}): {len(dataset.cases)} cases of {channels}; {names}{more}")
         warnings = [one for one in findings if one.severity == "warning"]
-        for one in warnings[:5]:
-            self.say(f"  look at {one.case or 'the data set'}: {one.message}")
-        if len(warnings) > 5:
-            self.say(f"  and {len(warnings) - 5} more; medseg check shows all")
+        lines = grouped(warnings)
+        for cases, one in lines[:5]:
+            self.say(f"  look at {'the data set' if cases == 'all' else cases}: {one.message}")
+        if len(lines) > 5:
+            self.say(f"  and {len(lines) - 5} more; medseg check shows all")
 
     def planned(self, choices: Sequence[Choice], config: Config) -> None:
         """The plan, with its reasons."""

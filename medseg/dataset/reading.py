@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg.dataset.cases import Case, Dataset, Finding
+from medseg.dataset.description import about_description
 from medseg.dataset.layouts.bids import find_bids
 from medseg.dataset.layouts.finding import files_in, is_there
 from medseg.dataset.layouts.folders import find_folders, find_side_by_side, find_totalsegmentator
@@ -63,7 +64,7 @@ def detect(path: Path, progress: Progress = silent) -> Dataset:
 
 def _finish(dataset: Dataset, progress: Progress) -> Dataset:
     """What is the same for all layouts: files that are missing, names used twice, the table, the splits."""
-    findings = list(dataset.findings)
+    findings = [*dataset.findings, *about_description(dataset)]
     cases = []
     for case in sorted(dataset.cases, key=lambda case: _natural(case.name)):
         files = [*case.images, *([case.label] if case.label else []), *(mask for _, mask in case.masks)]

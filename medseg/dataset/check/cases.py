@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from medseg.dataset.cases import Case, Dataset, Finding, fit, merge_masks, read_label_file
 from medseg.dataset.check.group import compare_cases
+from medseg.dataset.check.levels import Levels, about_levels, levels_of
 from medseg.dataset.check.measures import (
     CaseFacts,
     Intensity,
@@ -66,6 +67,7 @@ class _Measured:
     findings: list[Finding]
     facts: CaseFacts | None = None
     portrait: Portrait | None = None
+    levels: tuple[Levels, ...] = ()
 
 
 def check_dataset(dataset: Dataset, progress: Progress = silent) -> Check:
@@ -80,6 +82,7 @@ def check_dataset(dataset: Dataset, progress: Progress = silent) -> Check:
     facts = tuple(one.facts for one in measured if one.facts is not None)
     findings += absent_structures(dataset, facts, [finding for finding in findings if finding.kind == "labels"])
     findings += separate_parts(dataset, facts)
+    findings += about_levels(dataset, [level for one in measured for level in one.levels])
     findings += shared_names(dataset)
     findings += compare_cases(dataset, [one.portrait for one in measured if one.portrait is not None])
     order = {case.name: number for number, case in enumerate(cases)}
@@ -121,7 +124,8 @@ def _measure(dataset: Dataset, case: Case) -> _Measured:
     )
     findings += _about_labels(dataset, case, counts)
     portrait = portrait_of(case, facts, image, labels if on_grid else None)
-    return _Measured(findings, facts, portrait)
+    levels = tuple(levels_of(case.name, name, one.data) for name, one in zip(dataset.channels, images))
+    return _Measured(findings, facts, portrait, levels)
 
 
 def _channels(dataset: Dataset, case: Case, findings: list[Finding]) -> Iterator[Volume]:

@@ -48,10 +48,10 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or None in row or None in row.values():
             raise BadFile(f"{file}: entry {number} does not have as many columns as the first line")
-    return [{_column(str(key).strip()): value for key, value in row.items()} for row in rows]
+    return [{column_name(str(key).strip()): value for key, value in row.items()} for row in rows]
 
 
-def _column(name: str) -> str:
+def column_name(name: str) -> str:
     """A column's name in small letters and by its usual synonym; of images, what follows is a channel's name."""
     if name.lower().startswith("image"):
         return "image" + name[len("image") :] if name.lower() != "image_id" else "case"

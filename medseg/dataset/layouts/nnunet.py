@@ -23,7 +23,7 @@ from medseg.dataset.layouts.finding import (
 )
 from medseg.documents import read_json
 from medseg.errors import BadFile
-from medseg.io import strip_suffix
+from medseg.io import is_readable_name, strip_suffix
 from medseg.labels import LabelTable
 
 # nnU-Net and Decathlon -----------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def find_nnunet(path: Path) -> Dataset | None:
             cases.append(Case(name, images, folder / str(entry["label"])))
     else:
         cases, findings = _nnunet_cases(folder, ending, len(names), "Tr")
-    unlabelled = _nnunet_images(folder / "imagesTs", ending) if (folder / "imagesTs").is_dir() else {}
+    unlabelled, _ = _nnunet_images(folder / "imagesTs", ending)
     return Dataset(
         folder,
         "",
@@ -62,37 +62,76 @@ def find_nnunet(path: Path) -> Dataset | None:
         regions,
         ignore,
         _final_splits(folder),
-        tuple(Case(name, images, None, split="test") for name, images in unlabelled.items()),
+        tuple(Case(name, tuple(images.values()), None, split="test") for name, images in unlabelled.items()),
         tuple(findings),
         file,
     )
 
 
-def _nnunet_images(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:
-    """Case name to its files by channel, of files named CASE_0000 and so on."""
-    found: dict[str, list[Path]] = {}
-    for file in files_in(folder):
-        match = CHANNEL.match(file.name.removesuffix(ending)) if file.name.endswith(ending) else None
-        if match:
-            found.setdefault(match["case"], []).append(file)
-    return {name: tuple(sorted(files)) for name, files in found.items()}
+def _by_stem(folder: Path, ending: str) -> tuple[dict[str, Path], list[Path]]:
+    """Name without ending -> file, and the files that are left aside.
+
+    A file whose ending is another one than dataset.json says is used where it is readable and alone of its name, for
+    then its name says what it is. Of two files of one name the one with the right ending is used.
+    """
+    files, aside = dict[str, Path](), list[Path]()
+    for file in sorted(files_in(folder), key=lambda file: not file.name.endswith(ending)):
+        if file.name.endswith(ending):
+            files[file.name.removesuffix(ending)] = file
+        elif is_readable_name(file):
+            known = files.setdefault(strip_suffix(file), file)
+            aside += [file] if known is not file else []
+    return files, aside
+
+
+def _nnunet_images(folder: Path, ending: str) -> tuple[dict[str, dict[int, Path]], list[Path]]:
+    """Case name -> channel -> file, of files named CASE_0000 and so on, and the files that are left aside."""
+    files, aside = _by_stem(folder, ending)
+    images: dict[str, dict[int, Path]] = {}
+    for stem, file in sorted(files.items()):
+        if match := CHANNEL.match(stem):
+            images.setdefault(match["case"], {})[int(match["channel"])] = file
+    return images, aside
 
 
 def _nnunet_cases(folder: Path, ending: str, channels: int, which: str) -> tuple[list[Case], list[Finding]]:
-    images = _nnunet_images(existing_folder(folder / f"images{which}"), ending)
-    labels = {file.name.removesuffix(ending): file for file in files_in(existing_folder(folder / f"labels{which}"))}
-    cases, findings = [], []
-    for name in sorted(images.keys() | {name for name, file in labels.items() if file.name.endswith(ending)}):
-        wanted = tuple(folder / f"images{which}" / f"{name}_{channel:04d}{ending}" for channel in range(channels))
-        label = labels.get(name)
-        if label is None or not label.name.endswith(ending):
-            findings.append(unpaired_case(name, f"{images[name][0]}: has no labels in labels{which}/"))
-        elif extra := [file for file in images.get(name, ()) if file not in wanted]:
+    images, aside = _nnunet_images(existing_folder(folder / f"images{which}"), ending)
+    labels, more = _by_stem(existing_folder(folder / f"labels{which}"), ending)
+    cases, findings = [], [unpaired_case("", _of_two_formats(file, ending)) for file in (*aside, *more)]
+    for name in sorted(images.keys() | labels.keys()):
+        files, label = images.get(name, {}), labels.get(name)
+        if label is None:
+            first = next(iter(files.values()))
+            findings.append(unpaired_case(name, f"{first}: has no labels in labels{which}/"))
+        elif extra := [file for channel, file in files.items() if channel >= channels]:
             message = f"{extra[0]}: is a channel that dataset.json does not name"
             findings.append(Finding(name, "channels", "error", message, True))
         else:
-            cases.append(Case(name, wanted, label))
-    return cases, findings
+            wanted = [folder / f"images{which}" / f"{name}_{number:04d}{ending}" for number in range(channels)]
+            cases.append(Case(name, tuple(files.get(number, file) for number, file in enumerate(wanted)), label))
+    return cases, [*findings, *_about_endings(cases, ending)]
+
+
+def _of_two_formats(file: Path, ending: str) -> str:
+    return f"{file}: is not used, for there is a file of the same name that ends in {ending}, as dataset.json says"
+
+
+def _about_endings(cases: Sequence[Case], ending: str) -> list[Finding]:
+    """Cases with files that end otherwise than dataset.json says: they are used here, and nowhere else."""
+    odd = {
+        case.name: file
+        for case in cases
+        for file in (*case.images, case.label)
+        if file is not None and not file.name.endswith(ending)
+    }
+    if not odd:
+        return []
+    shown = ", ".join(list(odd)[:5]) + (" ..." if len(odd) > 5 else "")
+    message = (
+        f"{len(odd)} of {len(cases)} cases have files that do not end in {ending}, as dataset.json says: {shown}; they "
+        "are used here, and nnU-Net would leave them out"
+    )
+    return [Finding("", "ending", "warning", message)]
 
 
 def _nnunet_labels(
