@@ -30,7 +30,7 @@ def main() -> None:
     import torch
 
     from medseg.config import make_config, override
-    from medseg.dataset.cases import split_cases
+    from medseg.dataset.splits import split_cases
     from medseg.dataset.check.cases import check_dataset
     from medseg.dataset.reading import read_dataset
     from medseg.memory import free_bytes

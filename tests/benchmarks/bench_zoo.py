@@ -84,7 +84,7 @@ def mean_of_structures(rows: list[dict[str, Any]]) -> float:
 
 
 def split_of(dataset: Path) -> tuple[Any, list[str], list[str]]:
-    from medseg.dataset.cases import split_cases
+    from medseg.dataset.splits import split_cases
     from medseg.dataset.reading import read_dataset
 
     data = read_dataset(dataset)
