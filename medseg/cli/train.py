@@ -80,7 +80,7 @@ def train(
         changes |= {"train.time_s": parse_seconds(time), "train.steps": None} if time else {}
         _train_config(data, output, changes, resume, quiet)
         return
-    from medseg.training import Listener, Request, train_folds
+    from medseg.training import Events, Request, train_folds
 
     request = Request(
         data,
@@ -101,7 +101,7 @@ def train(
     with _progress(quiet) as progress:
         show = _Show(quiet, progress)
         outcome = train_folds(
-            request, Listener(show.found, show.reading, show.planned, show.training, show.scored, show.say)
+            request, Events(show.found, show.reading, show.planned, show.training, show.scored, show.say)
         )
     if outcome is None:  # another process of torchrun's is the first
         return

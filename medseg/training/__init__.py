@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from medseg.training.loop import train as train
     from medseg.training.plan import Choice as Choice
     from medseg.training.run import (
-        Listener as Listener,
+        Events as Events,
         Request as Request,
         train_dataset as train_dataset,
         train_folds as train_folds,
@@ -19,6 +19,6 @@ __getattr__, __dir__ = door(
     {
         "loop": ("train",),
         "plan": ("Choice",),
-        "run": ("Listener", "Request", "train_dataset", "train_folds"),
+        "run": ("Events", "Request", "train_dataset", "train_folds"),
     },
 )

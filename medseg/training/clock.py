@@ -17,7 +17,7 @@ SAVE_EVERY_S = 60.0
 VALIDATIONS = 8
 
 
-class Clock:
+class RunClock:
     """Where a run stands between its beginning, 0, and its end, 1: by its steps, or by the time that is left.
 
     With a time the position moves by the share of the remaining time that a step takes, so that the learning rate comes

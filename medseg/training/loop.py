@@ -19,12 +19,12 @@ from medseg.models import save_checkpoint
 from medseg.networks import build_model, check_patch
 from medseg.postprocess import check_steps
 from medseg.progress import Report
-from medseg.training.clock import Clock, is_time_to_validate, learning_rate
+from medseg.training.clock import RunClock, is_time_to_validate, learning_rate
 from medseg.training.curves import draw_curves
 from medseg.training.losses import hard_dice, segmentation_loss
 from medseg.training.precision import PRECISIONS, THIN, choose_training_precision, is_channels_last, thinnest_map
-from medseg.training.processes import Team, whole
-from medseg.training.rendered import LabelMaps
+from medseg.training.processes import Processes, whole
+from medseg.training.rendered import RenderedSource
 from medseg.training.source import Source, model_spec
 from medseg.training.state import (
     append_line,
@@ -44,7 +44,7 @@ def train(
     run: Path,
     source: Source | None = None,
     *,
-    team: Team | None = None,
+    processes: Processes | None = None,
     began: float | None = None,
     reserve: Callable[[], float] = lambda: 0.0,
     progress: Report = lambda share, facts: None,
@@ -54,21 +54,21 @@ def train(
 
     The folder holds config.yaml, metrics.jsonl, progress.png, state.safetensors (and the one before) and the model.
     began: when the command began (`time.monotonic`), and reserve: how many seconds will be needed after the loop;
-    both count where the config gives a time. team: the processes, where they were joined before. Raises `BadConfig` if
+    both count where the config gives a time. processes: the processes, where they were joined before. Raises `BadConfig` if
     the folder belongs to another config or another process trains there.
     """
     began = time.monotonic() if began is None else began
     run.mkdir(parents=True, exist_ok=True)
     with (
-        nullcontext(team) if team else Team() as team,
-        locked(run, team),
+        nullcontext(processes) if processes else Processes() as processes,
+        locked(run, processes),
         stoppable() as stopping,
-        team.repeatable(config.train.deterministic),
+        processes.repeatable(config.train.deterministic),
     ):
-        settings, device = config.train, team.device
-        check_same_run(config, run, team)
+        settings, device = config.train, processes.device
+        check_same_run(config, run, processes)
         check_steps([] if config.cleanup == "auto" else config.cleanup)
-        source = source or LabelMaps(config)
+        source = source or RenderedSource(config)
         torch.manual_seed(settings.seed)
         network = build_model(config.model.name, source.channels, source.outputs, **config.model.options)
         check_patch(network, config.model.patch)
@@ -79,29 +79,29 @@ def train(
         thinnest = THIN
         if settings.precision == "auto":  # asked before the network is spread over processes
             thinnest = thinnest_map(network, source.channels, config.model.patch, device)
-        network, parallel = team.spread(network.to(device).train(), settings.parallel)
+        network, parallel = processes.spread(network.to(device).train(), settings.parallel)
         optimizer = _optimizer(settings, network)
         average = {key: value.detach().clone() for key, value in network.state_dict().items()}
         best: dict[str, Tensor] = {}  # the averages that did best so far, where the settings ask for them
-        facts = restore_run(run, network, optimizer, average, best, team)
+        facts = restore_run(run, network, optimizer, average, best, processes)
         if "precision" not in facts:  # one trial for all processes and for the whole run
-            chosen = choose_training_precision(config, device, thinnest) if team.first else PRECISIONS[0]
-            facts["precision"] = PRECISIONS[round(team.first_says(PRECISIONS.index(chosen)))]
+            chosen = choose_training_precision(config, device, thinnest) if processes.first else PRECISIONS[0]
+            facts["precision"] = PRECISIONS[round(processes.first_says(PRECISIONS.index(chosen)))]
         precision = facts["precision"]
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         channels_last = is_channels_last(network, precision, device)
         scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16" and device.type == "cuda")
         if scaler.is_enabled() and "scaler" in facts:
             scaler.load_state_dict(facts["scaler"])
-        if team.first:
+        if processes.first:
             truncate_metrics(run / "metrics.jsonl", facts["step"])
             sweep(run, min_age_s=0)  # what a killed process left half-written; the lock says that nobody writes
-        clock = Clock(settings, facts, began, reserve)
+        clock = RunClock(settings, facts, began, reserve)
 
         log: list[dict[str, Any]] = []
         while facts["position"] < 1:
             step, position = facts["step"], facts["position"]
-            seeds, samples = team.share(settings, step, _mix)
+            seeds, samples = processes.share(settings, step, _mix)
             images, labels, unlabelled = source.batch(step, seeds, samples, device)
             if channels_last:
                 images = images.to(memory_format=torch.channels_last_3d)  # `contiguous` leaves one channel alone
@@ -118,12 +118,12 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             _average(average, network, min(settings.ema, (1 + step) / (10 + step)))
 
-            value, dice = team.mean(float(loss.detach()), _training_dice(outputs, labels, source))
+            value, dice = processes.mean(float(loss.detach()), _training_dice(outputs, labels, source))
             if not torch.isfinite(torch.tensor(value)) or not (torch.isfinite(norm) or scaler.is_enabled()):
                 raise BadConfig(f"the loss is not finite at step {step + 1}: lower train.learning_rate or use fp32")
             facts["step"], facts["loss"], facts["dice"] = step + 1, facts["loss"] + value, facts["dice"] + dice
             moved = clock.after(step + 1, position)
-            facts["position"], due, stop = team.agree(moved, clock.is_due(step + 1), stopping())
+            facts["position"], due, stop = processes.agree(moved, clock.is_due(step + 1), stopping())
             done, ended = step + 1, facts["position"] >= 1
             if done % settings.log_every == 0 or ended:
                 row = _mean_facts(facts, (done - 1) % settings.log_every + 1, learning_rate(step, position, settings))
@@ -132,9 +132,9 @@ def train(
                 track(done, row)
                 progress(facts["position"], {**row, "seconds_left": clock.seconds_left(done, facts["position"])})
             if is_time_to_validate(settings, done, position, facts["position"]):
-                with clock.aside(), _averaged(network, average, team) as whole_network:
-                    scores = _validate(source, whole_network, settings, team, dtype)
-                mean = team.first_says(scores.get("mean", -1.0))
+                with clock.aside(), _averaged(network, average, processes) as whole_network:
+                    scores = _validate(source, whole_network, settings, processes, dtype)
+                mean = processes.first_says(scores.get("mean", -1.0))
                 if settings.keep == "best" and mean >= facts.setdefault("best", 0.0):
                     facts["best"], best = mean, {key: value.clone() for key, value in average.items()}
                 if scores:
@@ -146,7 +146,7 @@ def train(
                 if scaler.is_enabled():
                     facts["scaler"] = scaler.state_dict()
                 state = state_of(network, optimizer, average, best)
-                if team.first:
+                if processes.first:
                     # Metrics first: lines beyond the state are cut on resuming, lines missing could not be restored.
                     append_line(run / "metrics.jsonl", log)
                     save_run(run, facts, state)
@@ -156,10 +156,10 @@ def train(
             if stop:
                 raise Interrupted(stop)
         weights = {key: whole(value) for key, value in (best or average).items()}
-        if team.first:  # also what a process killed after its last step left undone
+        if processes.first:  # also what a process killed after its last step left undone
             draw_curves(run / "metrics.jsonl", run / "progress.png")
             _export(run, config, source, weights)
-        team.wait()
+        processes.wait()
         return run / "model"
 
 
@@ -213,26 +213,26 @@ def _named(scores: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _validate(
-    source: Source, network: nn.Module, settings: TrainConfig, team: Team, dtype: torch.dtype
+    source: Source, network: nn.Module, settings: TrainConfig, processes: Processes, dtype: torch.dtype
 ) -> dict[str, float]:
     """Scores of the averaged weights; one process computes them."""
     scores: dict[str, float] = {}
-    if team.first:
+    if processes.first:
         seeds = [_mix(settings.seed, -1 - sample, 4095) % 2**63 for sample in range(settings.validate_samples)]
         network.eval()
         with torch.no_grad():
-            scores = source.validate(network, seeds, team.device, dtype)
+            scores = source.validate(network, seeds, processes.device, dtype)
         network.train()
-    team.wait()
+    processes.wait()
     return scores
 
 
 @contextmanager
-def _averaged(network: nn.Module, average: dict[str, Tensor], team: Team) -> Iterator[nn.Module]:
+def _averaged(network: nn.Module, average: dict[str, Tensor], processes: Processes) -> Iterator[nn.Module]:
     """The network with its averaged weights for a while; a copy on one device if it is shared out."""
-    if team.sharded:
+    if processes.sharded:
         weights = {key: whole(value) for key, value in average.items()}
-        yield team.whole_network(weights)
+        yield processes.whole_network(weights)
         return
     own = {key: value.clone() for key, value in network.state_dict().items()}
     network.load_state_dict(average)

@@ -15,7 +15,7 @@ from medseg.training.losses import hard_dice
 from medseg.training.synth import Heads, Lookup, load_heads, lookup, render
 
 
-class LabelMaps:
+class RenderedSource:
     """The `Source` of a config with `synth`: `hold_out` maps validate, all others train."""
 
     channels = 1

@@ -41,8 +41,8 @@ from medseg.networks import DEEP_SUPERVISION, build_model
 from medseg.postprocess import clean
 from medseg.training.loop import train
 from medseg.training.plan import Choice, Machine, as_json, as_settings, check_memory, fingerprint, make_plan
-from medseg.training.processes import Team
-from medseg.training.scans import Scans, structures_of
+from medseg.training.processes import Processes
+from medseg.training.scans import ScanSource, structures_of
 from medseg.training.state import load_state, locked, record_config
 from medseg.training.tracking import open_trackers
 from medseg.volume import same_grid
@@ -82,7 +82,7 @@ def _nothing(*arguments: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Listener:
+class Events:
     """Who is told what happens; each is called with what its name says."""
 
     found: Callable[[Dataset, Sequence[Finding]], None] = _nothing
@@ -104,19 +104,19 @@ class Outcome:
     pairs: Mapping[str, tuple[Path, Path]] = field(default_factory=dict)
 
 
-def train_folds(request: Request, listener: Listener | None = None) -> Outcome | None:
+def train_folds(request: Request, events: Events | None = None) -> Outcome | None:
     """`train_dataset`, or with `every_fold` that for each fold in RUN/fold0 and so on, and scores over all of them.
 
     The time is shared by the folds. None in other processes than the first that torchrun started.
     """
     if not request.every_fold:
-        return train_dataset(request, listener)
+        return train_dataset(request, events)
     dataset = read_dataset(request.data)
     run = request.run or Path("runs") / slug(dataset.name)
     count = len(_splits(request, dataset))
     time_s = request.time_s / count if request.time_s else None
     outcomes = [
-        train_dataset(replace(request, run=run / f"fold{n}", fold=n, every_fold=False, time_s=time_s), listener)
+        train_dataset(replace(request, run=run / f"fold{n}", fold=n, every_fold=False, time_s=time_s), events)
         for n in range(count)
     ]
     done = [one for one in outcomes if one is not None]
@@ -135,7 +135,7 @@ def train_folds(request: Request, listener: Listener | None = None) -> Outcome |
     return Outcome(run, models, evaluation, pairs)
 
 
-def train_dataset(request: Request, listener: Listener | None = None) -> Outcome | None:
+def train_dataset(request: Request, events: Events | None = None) -> Outcome | None:
     """Train on a data set, or go on where the run in the folder was left, and score the model.
 
     The run folder gets config.yaml, plan.json, splits.json, metrics.jsonl, progress.png, model/ (with its card),
@@ -144,46 +144,46 @@ def train_dataset(request: Request, listener: Listener | None = None) -> Outcome
     begins.
     """
     began = time.monotonic()
-    told = listener = listener or Listener()
+    told = events = events or Events()
     dataset = read_dataset(request.data, lambda name, done, count: told.reading("reading", done, count))
     run = request.run or Path("runs") / slug(dataset.name)
     _check_folder(run, request.resume)
-    with Team() as team:
-        if team.first:
+    with Processes() as processes:
+        if processes.first:
             run.mkdir(parents=True, exist_ok=True)
-            with locked(run, team):  # two processes must not plan into one folder
+            with locked(run, processes):  # two processes must not plan into one folder
                 for folder in (run, run / "prepared", run / "validation", run / "model"):
                     sweep(folder, min_age_s=0)
-                _begin(request, dataset, run, team, listener)
+                _begin(request, dataset, run, processes, events)
         else:
-            listener = Listener()
-        team.wait()
+            events = Events()
+        processes.wait()
         config, splits = _recorded(request, run)
         lost = [name for part in splits.values() for name in part if name not in {case.name for case in dataset.cases}]
         if lost:
             raise BadFile(f"{request.data}: case {lost[0]}, which {run} was begun with, is gone; choose another -o")
         if _is_finished(run):
-            listener.say(f"{run} is finished; choose another -o to train again")
-            return _recalled(run, dataset, splits["validation"]) if team.first else None
+            events.say(f"{run} is finished; choose another -o to train again")
+            return _recalled(run, dataset, splits["validation"]) if processes.first else None
 
         def preparing(name: str, done: int, count: int) -> None:
-            listener.reading("preparing", done, count)
+            events.reading("preparing", done, count)
 
         parts = splits["training"], splits["validation"], run / "prepared"
-        if team.first:
-            source = Scans(config, dataset, *parts, preparing)
-        team.wait()
-        if not team.first:  # finds what the first has prepared
-            source = Scans(config, dataset, *parts)
-        reserve = _rehearse(config, source, team)
-        with open_trackers(request.track if team.first else (), run, start=int(_facts(run).get("step", 0))) as track:
+        if processes.first:
+            source = ScanSource(config, dataset, *parts, preparing)
+        processes.wait()
+        if not processes.first:  # finds what the first has prepared
+            source = ScanSource(config, dataset, *parts)
+        reserve = _rehearse(config, source, processes)
+        with open_trackers(request.track if processes.first else (), run, start=int(_facts(run).get("step", 0))) as track:
             train(
                 config, run, source,
-                team=team, began=began, reserve=reserve, progress=listener.training, track=track,
+                processes=processes, began=began, reserve=reserve, progress=events.training, track=track,
             )  # fmt: skip
-        if not team.first:
+        if not processes.first:
             return None
-    return _finish(dataset, source, config, run, listener)
+    return _finish(dataset, source, config, run, events)
 
 
 def _recalled(run: Path, dataset: Dataset, validation: Sequence[str]) -> Outcome:
@@ -212,13 +212,13 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-_") or "model"
 
 
-def _begin(request: Request, dataset: Dataset, run: Path, team: Team, listener: Listener) -> None:
+def _begin(request: Request, dataset: Dataset, run: Path, processes: Processes, events: Events) -> None:
     """Check and plan, and record the plan in the run folder; nothing is to be done if a plan is there."""
     if (run / "config.yaml").exists():
         return
     fixed = _fixed(request)
-    check = check_dataset(dataset, lambda name, done, count: listener.reading("checking", done, count))
-    listener.found(dataset, check.findings)
+    check = check_dataset(dataset, lambda name, done, count: events.reading("checking", done, count))
+    events.found(dataset, check.findings)
     errors = check.errors
     if errors and not request.anyway:
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
@@ -226,7 +226,7 @@ def _begin(request: Request, dataset: Dataset, run: Path, team: Team, listener: 
         raise BadFile(f"{first}; medseg check {request.data} shows all, and --anyway trains")
     training, validation = _split(request, dataset)
     found = fingerprint(check, training)
-    machine = _machine(request, team)
+    machine = _machine(request, processes)
     source_spec = load_checkpoint(request.finetune) if request.finetune else None
     if source_spec is not None:
         fixed = _adopted(source_spec, dataset) | fixed
@@ -237,7 +237,7 @@ def _begin(request: Request, dataset: Dataset, run: Path, team: Team, listener: 
         content["start_from"] = str(source_spec.folder if source_spec else request.finetune)
     config = make_config(override(content, as_settings(choices) | fixed), str(request.config or request.data))
     check_memory(config, len(dataset.channels), len(dataset.regions) or len(dataset.table.labels) + 1, machine)
-    listener.planned(choices, config)
+    events.planned(choices, config)
     _write_json(run / "plan.json", as_json(choices, found))
     _write_json(run / "splits.json", {"training": training, "validation": validation})
     record_config(config, run)
@@ -286,12 +286,12 @@ def _split(request: Request, dataset: Dataset) -> tuple[list[str], list[str]]:
     return splits[fold]
 
 
-def _machine(request: Request, team: Team) -> Machine:
-    if team.device.type == "cuda":
-        memory = torch.cuda.mem_get_info(team.device)[0]
+def _machine(request: Request, processes: Processes) -> Machine:
+    if processes.device.type == "cuda":
+        memory = torch.cuda.mem_get_info(processes.device)[0]
     else:
-        memory = int(0.9 * free_bytes() / team.size)
-    return Machine(team.device.type, min(memory, request.memory_bytes or 2**62), team.size)
+        memory = int(0.9 * free_bytes() / processes.size)
+    return Machine(processes.device.type, min(memory, request.memory_bytes or 2**62), processes.size)
 
 
 def _adopted(checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:
@@ -315,15 +315,15 @@ def _adopted(checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _rehearse(config: Config, source: Scans, team: Team) -> Callable[[], float]:
+def _rehearse(config: Config, source: ScanSource, processes: Processes) -> Callable[[], float]:
     """Infer two validation scans with a fresh network: what cannot work fails now; and so is known how long scoring
     takes, in seconds, as far as it is known when the result is called."""
     cases = len(source.validation)
-    if team.first and cases:
+    if processes.first and cases:
         network = build_model(config.model.name, source.channels, source.outputs, **config.model.options).eval()
         with torch.no_grad():
-            source.validate(network.to(team.device), [0, 1][:cases], team.device, torch.float32)
-    team.wait()
+            source.validate(network.to(processes.device), [0, 1][:cases], processes.device, torch.float32)
+    processes.wait()
     # Beside the inference: metrics of surfaces and the report.
     return lambda: 10.0 + cases * (1.2 * source.seconds_a_case + 0.1)
 
@@ -340,15 +340,15 @@ def _is_finished(run: Path) -> bool:
     return (run / "model" / "README.md").exists() and float(_facts(run).get("position", 0)) >= 1
 
 
-def _finish(dataset: Dataset, source: Scans, config: Config, run: Path, listener: Listener) -> Outcome:
+def _finish(dataset: Dataset, source: ScanSource, config: Config, run: Path, events: Events) -> Outcome:
     """Score the model on the validation scans, choose its cleanup, write its card and delete the prepared scans."""
     evaluation, pairs = None, dict[str, tuple[Path, Path]]()
     if source.validation:
-        steps = _predict(config, source, run, lambda done, count: listener.reading("scoring", done, count))
+        steps = _predict(config, source, run, lambda done, count: events.reading("scoring", done, count))
         change_spec(run / "model", cleanup=steps)
         evaluation, pairs = _evaluate(source, run)
         write_evaluation(evaluation, run, pairs, _options(source.dataset))
-        listener.scored(evaluation)
+        events.scored(evaluation)
     _, facts = load_state(run / "state.safetensors")
     plan = read_json(run / "plan.json")
     card = {
@@ -369,7 +369,7 @@ def _finish(dataset: Dataset, source: Scans, config: Config, run: Path, listener
     return Outcome(run, (run / "model",), evaluation, pairs)
 
 
-def _predict(config: Config, source: Scans, run: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
+def _predict(config: Config, source: ScanSource, run: Path, progress: Callable[[int, int], None]) -> list[dict[str, Any]]:
     """Label maps of the validation scans in run/validation, and the cleanup steps that they were given."""
     checkpoint = load_checkpoint(str(run / "model"))
     folder = run / "validation"
@@ -391,7 +391,7 @@ def _predict(config: Config, source: Scans, run: Path, progress: Callable[[int, 
     return chosen
 
 
-def _cleanups(source: Scans) -> list[dict[str, Any]]:
+def _cleanups(source: ScanSource) -> list[dict[str, Any]]:
     """The steps that are tried: the largest piece of all, and of each structure."""
     values = [label.value for label in source.table.labels]
     whole = [{"step": "keep_largest", "together": True, "labels": values}] if len(values) > 1 else []
@@ -418,7 +418,7 @@ def _options(dataset: Dataset) -> Options:
     return Options(structures=structures_of(dataset), ignore=dataset.ignore)
 
 
-def _evaluate(source: Scans, run: Path) -> tuple[Evaluation, dict[str, tuple[Path, Path]]]:
+def _evaluate(source: ScanSource, run: Path) -> tuple[Evaluation, dict[str, tuple[Path, Path]]]:
     """Scores of run/validation; of partly annotated cases only what is annotated counts."""
     with _references(source) as folder:
         result = evaluate(folder, run / "validation", None, _options(source.dataset))
@@ -451,7 +451,7 @@ def _is_as_used(case: Case, result: Path) -> bool:
 
 
 @contextmanager
-def _references(source: Scans) -> Iterator[Path]:
+def _references(source: ScanSource) -> Iterator[Path]:
     """A folder with the true label maps of the validation scans, named like the results."""
     with private_folder() as folder:
         for case in source.validation:

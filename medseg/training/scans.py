@@ -53,7 +53,7 @@ class Trained(Checkpoint):
         return deepcopy(self.built).float().cpu().eval()
 
 
-class Scans:
+class ScanSource:
     """The `Source` of a config without `synth`: cases of a data set, by name, for training and for validation."""
 
     def __init__(

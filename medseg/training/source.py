@@ -12,7 +12,7 @@ from medseg.labels import LabelTable
 
 
 class Source(Protocol):
-    """What a model is trained from: `LabelMaps`, or `Scans`."""
+    """What a model is trained from: `RenderedSource`, or `ScanSource`."""
 
     channels: int
     outputs: int

@@ -21,7 +21,7 @@ from medseg.documents import parse_json
 from medseg.errors import BadConfig, BadFile, BadModel, DataWarning, Interrupted
 from medseg.files import atomic_write, read_bytes
 from medseg.models import load_checkpoint
-from medseg.training.processes import Team, whole
+from medseg.training.processes import Processes, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,7 +58,7 @@ def restore_run(
     optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor],
     best: dict[str, Tensor],
-    team: Team,
+    processes: Processes,
 ) -> dict[str, Any]:
     """Load the newest sound state into place and return its facts (see `save_run`), or those of a beginning.
 
@@ -74,22 +74,22 @@ def restore_run(
             warnings.warn(f"{error}; going on from the one before", DataWarning, stacklevel=2)
             damaged.append(path)
             continue
-        team.wait()  # until everybody has read it
-        for other in damaged if team.first else []:  # or `save_run` would put it in the place of the sound one
+        processes.wait()  # until everybody has read it
+        for other in damaged if processes.first else []:  # or `save_run` would put it in the place of the sound one
             other.unlink()
         part = lambda name, tensors=tensors: {k[len(name) :]: v for k, v in tensors.items() if k.startswith(name)}  # noqa: E731
         with torch.no_grad():
             for place, name in ((network.state_dict(), "network."), (average, "average.")):
                 for key, value in part(name).items():
-                    place[key].copy_(team.like(value, place[key]))
-        best.update({key: team.like(value, average[key]).clone() for key, value in part("best.").items()})
+                    place[key].copy_(processes.like(value, place[key]))
+        best.update({key: processes.like(value, average[key]).clone() for key, value in part("best.").items()})
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in part("optimizer.").items():
             number, name = key.split(".")
             parameter = parameters[int(number)]
             if value.shape == parameter.shape:  # in the parameter's layout in memory too, as the optimiser keeps it
-                value = torch.empty_like(parameter).copy_(team.like(value, parameter))
+                value = torch.empty_like(parameter).copy_(processes.like(value, parameter))
             state.setdefault(int(number), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         return {"position": 0.0, "seconds": 0.0, "loss": 0.0, "dice": 0.0} | facts
@@ -121,7 +121,7 @@ def start_from(source: Path, network: nn.Module) -> None:
         )
 
 
-def check_same_run(config: Config, run: Path, team: Team) -> None:
+def check_same_run(config: Config, run: Path, processes: Processes) -> None:
     """Record the config in the run folder, or check that it is the one recorded.
 
     How long to train and what only describes the model may differ, and where the data lies.
@@ -134,8 +134,8 @@ def check_same_run(config: Config, run: Path, team: Team) -> None:
         changed = {key for key in _differences(recorded, content) if not key.startswith(free)}
         if changed:
             raise BadConfig(f"{run} was started with other settings ({', '.join(sorted(changed))}); choose another -o")
-    team.wait()
-    if team.first:
+    processes.wait()
+    if processes.first:
         record_config(config, run)
 
 
@@ -174,10 +174,10 @@ def append_line(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def locked(run: Path, team: Team) -> Iterator[None]:
+def locked(run: Path, processes: Processes) -> Iterator[None]:
     """Hold the run folder; the lock goes with the process, so a killed run leaves none behind."""
     with (run / ".lock").open("w") as handle:
-        if team.first:
+        if processes.first:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

@@ -39,7 +39,7 @@ def main() -> None:
     from medseg.training.losses import segmentation_loss
     from medseg.training.plan import Machine, as_settings, fingerprint, make_plan
     from medseg.training.precision import choose_training_precision, is_channels_last
-    from medseg.training.scans import Scans
+    from medseg.training.scans import ScanSource
 
     torch.set_num_threads(options.threads)
     data = read_dataset(options.dataset)
@@ -57,7 +57,7 @@ def main() -> None:
     optimizer = _optimizer(config.train, network)
     parts: dict[str, list[float]] = {"batch": [], "forward and loss": [], "backward": [], "optimizer": []}
     with tempfile.TemporaryDirectory() as store:
-        source = Scans(config, data, training, [], Path(store))
+        source = ScanSource(config, data, training, [], Path(store))
         precision = choose_training_precision(config, device)
         last = is_channels_last(network, precision, device)
         for step in range(options.steps + 3):
