@@ -13,7 +13,12 @@ if TYPE_CHECKING:
         read_case_labels as read_case_labels,
         read_channels as read_channels,
     )
-    from medseg.dataset.check.cases import Check as Check, check_dataset as check_dataset
+    from medseg.dataset.check.cases import (
+        Check as Check,
+        Digests as Digests,
+        check_dataset as check_dataset,
+        digest_case as digest_case,
+    )
     from medseg.dataset.check.fix import write_fixed as write_fixed
     from medseg.dataset.check.measures import CaseFacts as CaseFacts
     from medseg.dataset.reading import read_dataset as read_dataset
@@ -37,7 +42,7 @@ __getattr__, __dir__ = door(
             "read_case_labels",
             "read_channels",
         ),
-        "check.cases": ("Check", "check_dataset"),
+        "check.cases": ("Check", "Digests", "check_dataset", "digest_case"),
         "check.fix": ("write_fixed",),
         "check.measures": ("CaseFacts",),
         "reading": ("read_dataset",),

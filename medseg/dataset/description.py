@@ -16,7 +16,7 @@ from medseg.files import read_text
 
 def about_description(dataset: Dataset) -> list[Finding]:
     """What is odd with the file that lists or describes the cases, and with the splits beside it."""
-    findings = []
+    findings: list[Finding] = []
     for file in (dataset.source, dataset.folder / "splits_final.json"):
         if file is not None and file.is_file():
             findings += _about_keys(file)

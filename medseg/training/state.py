@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def state_of(
-    network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], best: dict[str, Tensor]
+    network: nn.Module, optimizer: torch.optim.Optimizer, *, average: dict[str, Tensor], best: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """All tensors that a run goes on from, whole on every process."""
     tensors: dict[str, Tensor] = {}
@@ -53,6 +53,7 @@ def save_run(run: Path, facts: dict[str, Any], tensors: dict[str, Tensor]) -> No
 
 
 def restore_run(
+    *,
     run: Path,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -74,6 +75,7 @@ def restore_run(
             warnings.warn(f"{error}; going on from the one before", DataWarning, stacklevel=2)
             damaged.append(path)
             continue
+        _check_fit(run, tensors, network)
         processes.wait()  # until everybody has read it
         for other in damaged if processes.first else []:  # or `save_run` would put it in the place of the sound one
             other.unlink()
@@ -96,6 +98,19 @@ def restore_run(
     if damaged:
         raise BadModel(f"every training state in {run} is damaged; choose another -o, or delete it to start again")
     return {"step": 0, "position": 0.0, "seconds": 0.0, "loss": 0.0, "dice": 0.0}
+
+
+def _check_fit(run: Path, tensors: dict[str, Tensor], network: nn.Module) -> None:
+    """Raises `BadConfig` for a state of another network: of other labels, channels or options."""
+    prefix = "network."
+    kept = {key.removeprefix(prefix): value.shape for key, value in tensors.items() if key.startswith(prefix)}
+    own = {key: value.shape for key, value in network.state_dict().items()}
+    other = next((key for key in sorted(kept.keys() | own.keys()) if kept.get(key) != own.get(key)), None)
+    if other is not None:
+        raise BadConfig(
+            f"{run} was begun with another network: its {other} is not as these labels, channels and settings make it; "
+            "choose another -o"
+        )
 
 
 def start_from(source: Path, network: nn.Module) -> None:
@@ -126,17 +141,22 @@ def check_same_run(config: Config, run: Path, processes: Processes) -> None:
 
     How long to train and what only describes the model may differ, and where the data lies.
     """
-    content, path = _content(config), run / "config.yaml"
-    if path.exists():
-        recorded = read_settings(path)
-        # These do not touch the weights of a step.
-        free = ("train.steps", "train.time_s", "card", "description", "fluid", "brain", "cleanup")
-        changed = {key for key in _differences(recorded, content) if not key.startswith(free)}
-        if changed:
-            raise BadConfig(f"{run} was started with other settings ({', '.join(sorted(changed))}); choose another -o")
+    # These do not touch the weights of a step.
+    free = ("train.steps", "train.time_s", "card", "description", "fluid", "brain", "cleanup")
+    changed = [key for key in changed_settings(config, run) if not key.startswith(free)]
+    if changed:
+        raise BadConfig(f"{run} was started with other settings ({', '.join(changed)}); choose another -o")
     processes.wait()
     if processes.first:
         record_config(config, run)
+
+
+def changed_settings(config: Config, run: Path) -> list[str]:
+    """Dotted names of the settings that are not those that the run folder has recorded; none if it has none."""
+    path = run / "config.yaml"
+    if not path.exists():
+        return []
+    return sorted(_differences(read_settings(path), _content(config)))
 
 
 def record_config(config: Config, run: Path) -> None:

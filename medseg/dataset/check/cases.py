@@ -7,12 +7,13 @@ that were measured on the way are those that planning a training run needs.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ from medseg.dataset.check.measures import (
 from medseg.dataset.check.portraits import Portrait, portrait_of
 from medseg.dataset.check.structures import absent_structures, separate_parts, shared_names
 from medseg.errors import MedsegError
-from medseg.io import read_as_stored, stored_sizes
+from medseg.io import digest, read_as_stored, stored_sizes
 from medseg.progress import Progress, silent
 from medseg.volume import Volume, describe_grid, grid_distance_mm, turned_onto
 
@@ -40,12 +41,20 @@ from medseg.volume import Volume, describe_grid, grid_distance_mm, turned_onto
 SNAP_VOXELS = 0.1
 
 
+class Digests(NamedTuple):
+    """Names for the voxels of a case's images and of its labels, with their place: equal for equal ones."""
+
+    image: str = ""
+    labels: str = ""
+
+
 @dataclass(frozen=True)
 class Check:
-    """What `check_dataset` found: findings, errors first, and facts of every case that could be read."""
+    """What `check_dataset` found: findings, errors first, facts of every case that could be read, and its digests."""
 
     findings: tuple[Finding, ...]
     facts: tuple[CaseFacts, ...]
+    digests: Mapping[str, Digests] = field(default_factory=dict)
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -68,6 +77,7 @@ class _Measured:
     facts: CaseFacts | None = None
     portrait: Portrait | None = None
     levels: tuple[Levels, ...] = ()
+    digests: Digests | None = None
 
 
 def check_dataset(dataset: Dataset, progress: Progress = silent) -> Check:
@@ -87,7 +97,8 @@ def check_dataset(dataset: Dataset, progress: Progress = silent) -> Check:
     findings += compare_cases(dataset, [one.portrait for one in measured if one.portrait is not None])
     order = {case.name: number for number, case in enumerate(cases)}
     findings.sort(key=lambda finding: (finding.severity != "error", order.get(finding.case, -1)))
-    return Check(tuple(dict.fromkeys(findings)), facts)
+    digests = {case.name: one.digests for case, one in zip(cases, measured) if one.digests is not None}
+    return Check(tuple(dict.fromkeys(findings)), facts, digests)
 
 
 # One case ------------------------------------------------------------------------------------------------------------
@@ -125,7 +136,24 @@ def _measure(dataset: Dataset, case: Case) -> _Measured:
     findings += _about_labels(dataset, case, counts)
     portrait = portrait_of(case, facts, image, labels if on_grid else None)
     levels = tuple(levels_of(case.name, name, one.data) for name, one in zip(dataset.channels, images))
-    return _Measured(findings, facts, portrait, levels)
+    return _Measured(findings, facts, portrait, levels, _digests(images, labels))
+
+
+def digest_case(dataset: Dataset, case: Case) -> Digests:
+    """The digests of a case as `check_dataset` makes them; empty for one that cannot be read."""
+    try:
+        images = list(_channels(dataset, case, []))
+    except (MedsegError, MemoryError):
+        return Digests()
+    return _digests(images, _labels(dataset, case, images[0], []))
+
+
+def _digests(images: Sequence[Volume], labels: Volume | None) -> Digests:
+    """Whatever type and compression they are stored in."""
+    place = ",".join(f"{number:.3f}" for number in np.round(images[0].affine[:3], 3).ravel() + 0.0)
+    voxels = [digest(image.data, np.dtype("<f4")) for image in images]
+    image = hashlib.sha256(" ".join([place, *voxels]).encode()).hexdigest()[:16]
+    return Digests(image, digest(labels.data, np.dtype("<u2")) if labels is not None else "")
 
 
 def _channels(dataset: Dataset, case: Case, findings: list[Finding]) -> Iterator[Volume]:
