@@ -30,7 +30,7 @@ from medseg.training.processes import Processes
 from medseg.training.request import Events, Outcome, Request
 from medseg.training.scans import ScanSource
 from medseg.training.scoring import predict, rehearse, score_validation, scored_pairs, scoring_options
-from medseg.training.state import changed_settings, load_state, locked
+from medseg.training.state import check_same_settings, load_state, locked
 from medseg.training.step import LEAST_PASSES
 from medseg.training.tracking import open_trackers
 
@@ -151,12 +151,9 @@ def _own_folder(run: Path) -> Iterator[None]:
 
 
 def _check_same(request: Request, dataset: Dataset, run: Path, *, events: Events) -> None:
-    """Raises `BadConfig` naming what is not as it was when the run in the folder began.
-
-    Settings of a run under way are compared when it goes on (`check_same_run`); those of one that is finished now, for
-    nothing can be changed in it.
-    """
+    """Raises `BadConfig` naming what is not as it was when the run in the folder began."""
     config, _ = _recorded(request, run)
+    check_same_settings(config, run, finished=_is_finished(run))
     start = load_checkpoint(request.finetune).spec.sha256 if request.finetune else None
     check_same_start(run, start, has_state=(run / "state.safetensors").exists())
     check_same_split(
@@ -167,9 +164,6 @@ def _check_same(request: Request, dataset: Dataset, run: Path, *, events: Events
         split_of=lambda fold: splits_of(request, dataset)[fold][1],
     )
     check_same_data(run, dataset, lambda name, done, count: events.reading("comparing", done, count))
-    changed = changed_settings(config, run) if _is_finished(run) else []
-    if changed:
-        raise BadConfig(f"{run} was finished with other settings ({', '.join(changed)}); choose another -o")
 
 
 def _recorded(request: Request, run: Path) -> tuple[Config, Split]:

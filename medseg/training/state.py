@@ -136,19 +136,24 @@ def start_from(source: Path, network: nn.Module) -> None:
         )
 
 
-def check_same_run(config: Config, run: Path, processes: Processes) -> None:
-    """Record the config in the run folder, or check that it is the one recorded.
+#: Settings that do not touch the weights of a step: how long to train, and what only describes the model.
+_FREE = ("train.steps", "train.time_s", "card", "description", "fluid", "brain", "cleanup")
 
-    How long to train and what only describes the model may differ, and where the data lies.
-    """
-    # These do not touch the weights of a step.
-    free = ("train.steps", "train.time_s", "card", "description", "fluid", "brain", "cleanup")
-    changed = [key for key in changed_settings(config, run) if not key.startswith(free)]
-    if changed:
-        raise BadConfig(f"{run} was started with other settings ({', '.join(changed)}); choose another -o")
+
+def check_same_run(config: Config, run: Path, processes: Processes) -> None:
+    """Record the config in the run folder, or check that it is the one recorded; where the data lies may differ."""
+    check_same_settings(config, run)
     processes.wait()
     if processes.first:
         record_config(config, run)
+
+
+def check_same_settings(config: Config, run: Path, *, finished: bool = False) -> None:
+    """Raises `BadConfig` naming the settings that differ from those recorded; in a finished run none may."""
+    changed = [key for key in changed_settings(config, run) if finished or not key.startswith(_FREE)]
+    if changed:
+        how = "finished" if finished else "started"
+        raise BadConfig(f"{run} was {how} with other settings ({', '.join(changed)}); choose another -o")
 
 
 def changed_settings(config: Config, run: Path) -> list[str]:
