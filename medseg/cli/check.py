@@ -85,9 +85,8 @@ def _list_findings(findings: Sequence[Finding]) -> None:
     from rich.text import Text
 
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold", max_width=30)
-    table.add_column(no_wrap=True)
+    for _ in range(3):
+        table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for cases, one in grouped(findings):
         table.add_row(*(Text(harmless(cell)) for cell in (one.severity, cases, one.kind, one.message)))

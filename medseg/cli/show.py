@@ -101,7 +101,7 @@ def show_warning(message: Warning | str, category: type[Warning], *rest: object,
 
 
 #: Of cases with one finding so many are named.
-_NAMED_CASES = 3
+_NAMED_CASES = 1
 
 
 def grouped(findings: Sequence[Finding]) -> list[tuple[str, Finding]]:

@@ -31,8 +31,8 @@ _HIGHER = ((-60.0, 0.02), (-250.0, 0.1))
 _SAMPLE = 1 << 17
 #: A value at one end is padding if so much of a scan has it and it lies so far from the rest, by the rest's range.
 _END_SHARE, _END_GAP = 0.001, 0.5
-#: A value among others is padding if so much of a scan has it, and so few have values near it, by comparison.
-_MODE_SHARE, _MODE_NEIGHBOURS, _NEAR = 0.1, 1 / 3, 0.02
+#: A value among others is padding if so much of a scan has it, and so many times as much as each value near it.
+_MODE_SHARE, _MODE_TIMES, _NEAR = 0.1, 5.0, 0.005
 #: With fewer values than this an image is drawn, not measured.
 _FEW_VALUES = 20
 
@@ -62,21 +62,23 @@ def levels_of(case: str, channel: str, data: NDArray) -> Levels:
     if len(values) < _FEW_VALUES or values.min() == values.max():
         return Levels(case=case, channel=channel)
     if name in _HOUNSFIELD:
-        return _of_ct(case, channel, values)
+        return _of_ct(case, channel, values, is_byte=data.dtype == np.uint8)
     if name in _WINDOWED:
         return Levels(case=case, channel=channel)
     is_whole = data.dtype.kind in "iub"
     return Levels(case=case, channel=channel, padding=_padding(values, is_whole))
 
 
-def _of_ct(case: str, channel: str, values: NDArray[np.float64]) -> Levels:
+def _of_ct(case: str, channel: str, values: NDArray[np.float64], *, is_byte: bool) -> Levels:
     inside = values[values > _PADDING_HU]
     has_air = float(((values > _AIR_HU[0]) & (values < _AIR_HU[1])).mean()) >= _AIR_SHARE
     low = float(np.percentile(inside, 0.5)) if len(inside) else float(values.min())
+    below = values[values <= _PADDING_HU]  # air that is 1024 lower has noise, which padding has not
+    noisy = len(below) >= _AIR_SHARE * len(values) and len(np.unique(below)) > _FEW_VALUES
     odd = ""
-    if (values.min() >= 0 and values.max() <= 1.5) or (values.min() >= 0 and values.max() == 255):
+    if values.min() >= 0 and (values.max() <= 1.5 or values.max() == 255 or is_byte):
         odd = "scaled"
-    elif float(np.percentile(values, 99.5)) < _AIR_HU[1] / 2:
+    elif noisy or float(np.percentile(values, 99.5)) < _AIR_HU[1] / 2:
         odd = "lower"
     elif not has_air:
         start, stop = (low + above for above in _TISSUE_ABOVE_AIR)
@@ -96,12 +98,11 @@ def _padding(values: NDArray[np.float64], is_whole: bool) -> float | None:
         if kinds[end] != 0 and often and gap > _END_GAP * (rest[-1] - rest[0]):
             return float(kinds[end])
     most = int(counts.argmax())
-    others = np.delete(values, np.flatnonzero(values == kinds[most]))
-    low, high = np.percentile(others, (1, 99))
-    near = max(_NEAR * (high - low), 1.0 if is_whole else 0.0)
-    beside = int((np.abs(others - kinds[most]) <= near).sum())
-    alone = beside <= _MODE_NEIGHBOURS * counts[most]
-    if kinds[most] != 0 and counts[most] >= _MODE_SHARE * len(values) and alone:
+    others = np.delete(kinds, most)
+    low, high = np.percentile(values[values != kinds[most]], (1, 99))
+    near = np.abs(others - kinds[most]) <= max(_NEAR * (high - low), 3.0 if is_whole else 0.0)
+    beside = float(np.delete(counts, most)[near].mean()) if near.any() else 0.0
+    if kinds[most] != 0 and counts[most] >= max(_MODE_SHARE * len(values), _MODE_TIMES * beside):
         return float(kinds[most])
     return None
 
@@ -132,7 +133,7 @@ def _about_units(channel: str, levels: Sequence[Levels]) -> Iterator[Finding]:
             above = f"about {one.low - float(np.median(usual)):.0f} higher than in the others" if usual else "higher"
             what = f"air is near {one.low:.0f} and not near -1000: the values are {above}"
         elif one.odd == "lower":
-            what = "nothing is as dense as water: the values are lower than Hounsfield units"
+            what = "air is near -2000 or nothing as dense as water: the values are lower than Hounsfield units"
         else:
             what = "the values were scaled and are no Hounsfield units"
         remedy = "convert the scan from its source with slope and intercept, or leave it out"
