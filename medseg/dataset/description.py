@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from medseg.dataset.cases import Dataset, Finding
-from medseg.dataset.layouts.finding import column_name, read_json
+from medseg.dataset.layouts.finding import column_name
+from medseg.documents import read_json
 from medseg.errors import BadFile
 from medseg.files import read_text
 
@@ -69,7 +70,7 @@ def _about_count(dataset: Dataset) -> list[Finding]:
     file = dataset.source
     if file is None or file.name != "dataset.json":
         return []
-    content = read_json(file)
+    content = read_json(file, last_wins=True)
     said = content.get("numTraining") if isinstance(content, dict) else None
     if not isinstance(said, int) or said == len(dataset.cases):
         return []

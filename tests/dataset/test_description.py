@@ -104,7 +104,7 @@ def test_a_count_that_is_not_that_of_the_cases_is_said(said: int, layout: str, t
 
 
 DOUBLED = {
-    "a structure": ('"front": 1', '"front": 1, "front": 2', "front", "error"),
+    "a structure": ('"front": 1', '"front": 1, "front": 5', "front", "error"),
     "all labels": ('"labels":', '"labels": {"other": 1}, "labels":', "labels", "error"),
     "a value": ('"channel_names":', '"file_ending": ".nii", "channel_names":', "file_ending", "error"),
     "the same twice": ('"channel_names":', '"file_ending": ".nii.gz", "channel_names":', "file_ending", "warning"),

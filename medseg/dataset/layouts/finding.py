@@ -39,7 +39,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     text = read_text(file)
     try:
         if file.suffix.lower() == ".jsonl":
-            rows = [parse_json(line) for line in text.splitlines() if line.strip()]
+            rows = [parse_json(line, last_wins=True) for line in text.splitlines() if line.strip()]
         else:
             delimiter = "\t" if file.suffix.lower() == ".tsv" else ";" if ";" in text.partition("\n")[0] else ","
             rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
@@ -90,7 +90,7 @@ def read_description(path: Path) -> tuple[Path, dict[str, Any]] | None:
     file = path / "dataset.json" if path.is_dir() else path
     if file.suffix.lower() != ".json" or not file.is_file():
         return None
-    content = read_json(file)
+    content = read_json(file, last_wins=True)
     return (file, content) if isinstance(content, dict) else None
 
 

@@ -31,7 +31,7 @@ def find_datalist(path: Path) -> Dataset | None:
     file = path if path.is_file() else only_file(path, ".json", _is_datalist)
     if file is None or file.suffix.lower() != ".json" or not _is_datalist(file):
         return None
-    content = read_json(file)
+    content = read_json(file, last_wins=True)
     cases: list[Case] = []
     unlabelled: list[Case] = []
     for key, split in (("training", None), ("validation", "val"), ("testing", "test"), ("test", "test")):
@@ -53,7 +53,7 @@ def find_datalist(path: Path) -> Dataset | None:
 
 def _is_datalist(file: Path) -> bool:
     try:
-        content = read_json(file)
+        content = read_json(file, last_wins=True)
     except BadFile:
         return False
     training = content.get("training") if isinstance(content, dict) else None

@@ -170,7 +170,7 @@ def _final_splits(folder: Path) -> tuple[tuple[tuple[str, ...], tuple[str, ...]]
         places.append(folder.parent.parent / "nnUNet_preprocessed" / folder.name / "splits_final.json")
     for file in places:
         if file.is_file():
-            content = read_json(file)
+            content = read_json(file, last_wins=True)
             try:
                 return tuple((tuple(map(str, split["train"])), tuple(map(str, split["val"]))) for split in content)
             except (TypeError, KeyError):
