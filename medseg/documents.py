@@ -25,23 +25,26 @@ MAX_YAML_BYTES = 1 << 20
 MAX_VALUES = 100_000
 
 
-def read_json(path: str | Path, kind: type[MedsegError] = BadFile, *, max_bytes: int = MAX_JSON_BYTES) -> Any:
-    """What a JSON file (RFC 8259) of at most `max_bytes` holds. Raises `kind` naming the file."""
+def read_json(
+    path: str | Path, kind: type[MedsegError] = BadFile, *, max_bytes: int = MAX_JSON_BYTES, last_wins: bool = False
+) -> Any:
+    """What a JSON file (RFC 8259) of at most `max_bytes` holds; see `parse_json`. Raises `kind` naming the file."""
     try:
-        return parse_json(_text(path, max_bytes))
+        return parse_json(_text(path, max_bytes), last_wins=last_wins)
     except BadFile as error:  # it names the file
         raise kind(str(error)) from None
     except ValueError as error:
         raise kind(f"{path}: is not valid JSON: {error}; correct the file") from None
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, *, last_wins: bool = False) -> Any:
     """The value of a JSON text.
 
-    Raises `ValueError` saying what is wrong, also for a key given two values.
+    Raises `ValueError` saying what is wrong, also for a key given two values, unless the last one wins: for who tells
+    of them himself.
     """
     try:
-        value = json.loads(text, parse_int=_whole, object_pairs_hook=_mapping)
+        value = json.loads(text, parse_int=_whole, object_pairs_hook=dict if last_wins else _mapping)
     except RecursionError:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
     for _ in _walk(value):

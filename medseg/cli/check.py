@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medseg.cli.options import Json, Quiet
-from medseg.cli.show import bar, print_json, print_line, print_rows, tell
+from medseg.cli.show import bar, grouped, print_json, print_line, print_rows, tell
 from medseg.plain_text import harmless
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def _list_findings(findings: Sequence[Finding]) -> None:
     for _ in range(3):
         table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for one in findings:
-        table.add_row(*(Text(harmless(cell)) for cell in (one.severity, one.case or "all", one.kind, one.message)))
+    for cases, one in grouped(findings):
+        table.add_row(*(Text(harmless(cell)) for cell in (one.severity, cases, one.kind, one.message)))
     Console().print(table)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from medseg.progress import Progress, silent
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+    from medseg.dataset import Finding
 
 
 def print_table(
@@ -112,6 +115,25 @@ def explain(error: Exception) -> tuple[str, int]:
     frames = [f"  {'/'.join(Path(f.filename).parts[-2:])}, line {f.lineno}" for f in extract_tb(error.__traceback__)]
     head = f"medseg: stopped by an error of its own ({type(error).__name__}); please report it with these lines:"
     return "\n".join([head, *frames]), MedsegError.exit_code
+
+
+#: Of cases with one finding so many are named.
+_NAMED_CASES = 1
+
+
+def grouped(findings: Sequence[Finding]) -> list[tuple[str, Finding]]:
+    """(cases, finding) for each line: equal findings of several cases, but for their names and files, are one line."""
+    groups: dict[tuple[str, str, str], list[Finding]] = {}
+    for finding in findings:
+        message = finding.message.replace(finding.case, "*") if finding.case else finding.message
+        groups.setdefault((finding.severity, finding.kind, message), []).append(finding)
+    lines = []
+    for (_, _, message), alike in groups.items():
+        names = list(dict.fromkeys(finding.case for finding in alike if finding.case))
+        more = f" and {len(names) - _NAMED_CASES} more" if len(names) > _NAMED_CASES else ""
+        cases = ", ".join(names[:_NAMED_CASES]) + more if names else "all"
+        lines.append((cases, alike[0] if len(names) < 2 else replace(alike[0], message=message)))
+    return lines
 
 
 def print_json(value: Any) -> None:

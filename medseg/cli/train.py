@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from medseg.cli.options import Quiet, parse_bytes, parse_seconds
-from medseg.cli.show import print_line, print_rows
+from medseg.cli.show import grouped, print_line, print_rows
 from medseg.errors import BadConfig
 from medseg.memory import keep_memory
 from medseg.plain_text import harmless
@@ -68,6 +69,7 @@ def train(
     (CSV, TSV, JSON). It is checked, the run is planned for this machine and time, and the model is left in RUN/model,
     scored: medseg infer --model RUN.
     """
+    began = monotonic()  # before torch is loaded, which counts into the time
     keep_memory()
     changes = _changes(overrides or [])
     changes |= {"train.seed": seed} if seed is not None else {}
@@ -78,31 +80,38 @@ def train(
         if refused:
             raise BadConfig(f"{refused[0]} goes with a data set; {data} is a config, so set it there")
         changes |= {"train.time_s": parse_seconds(time), "train.steps": None} if time else {}
-        _train_config(data, output, changes, resume, quiet)
+        _train_config(data, output, changes, resume=resume, quiet=quiet, began=began)
         return
-    from medseg.training import Listener, Request, train_folds
+    from medseg.training import Events, Request, train_folds
 
     request = Request(
-        data,
-        output,
-        config,
-        changes,
-        model,
-        parse_seconds(time) if time else None,
-        folds,
-        fold,
-        folds is not None and fold is None,
-        finetune,
-        parse_bytes(max_memory, "--max-memory") if max_memory else None,
-        tuple(track or ()),
-        resume,
-        anyway,
+        data=data,
+        run=output,
+        config=config,
+        overrides=changes,
+        architecture=model,
+        time_s=parse_seconds(time) if time else None,
+        folds=folds,
+        fold=fold,
+        every_fold=folds is not None and fold is None,
+        finetune=finetune,
+        memory_bytes=parse_bytes(max_memory, "--max-memory") if max_memory else None,
+        track=tuple(track or ()),
+        resume=resume,
+        anyway=anyway,
+        began=began,
     )
     with _progress(quiet) as progress:
         show = _Show(quiet, progress)
-        outcome = train_folds(
-            request, Listener(show.found, show.reading, show.planned, show.training, show.scored, show.say)
+        events = Events(
+            found=show.found,
+            reading=show.reading,
+            planned=show.planned,
+            training=show.training,
+            scored=show.scored,
+            say=show.say,
         )
+        outcome = train_folds(request, events)
     if outcome is None:  # another process of torchrun's is the first
         return
     if outcome.evaluation is not None:
@@ -113,7 +122,9 @@ def train(
         print_line(path)
 
 
-def _train_config(path: Path, output: Path | None, changes: dict[str, Any], resume: bool, quiet: bool) -> None:
+def _train_config(
+    path: Path, output: Path | None, changes: dict[str, Any], *, resume: bool, quiet: bool, began: float
+) -> None:
     from medseg.config import load_config, read_settings
 
     if "synth" not in read_settings(path):
@@ -125,7 +136,7 @@ def _train_config(path: Path, output: Path | None, changes: dict[str, Any], resu
     from medseg.training import train as run_loop
 
     with _progress(quiet) as progress:
-        print_line(run_loop(settings, run, progress=_Show(quiet, progress).training))
+        print_line(run_loop(settings, run, began=began, progress=_Show(quiet, progress).training))
 
 
 def _changes(texts: Sequence[str]) -> dict[str, Any]:
@@ -165,10 +176,11 @@ class _Show:
         channels = ", ".join(dataset.channels)
         self.say(f"{dataset.name} ({dataset.layout}): {len(dataset.cases)} cases of {channels}; {names}{more}")
         warnings = [one for one in findings if one.severity == "warning"]
-        for one in warnings[:5]:
-            self.say(f"  look at {one.case or 'the data set'}: {one.message}")
-        if len(warnings) > 5:
-            self.say(f"  and {len(warnings) - 5} more; medseg check shows all")
+        lines = grouped(warnings)
+        for cases, one in lines[:5]:
+            self.say(f"  look at {'the data set' if cases == 'all' else cases}: {one.message}")
+        if len(lines) > 5:
+            self.say(f"  and {len(lines) - 5} more; medseg check shows all")
 
     def planned(self, choices: Sequence[Choice], config: Config) -> None:
         """The plan, with its reasons."""

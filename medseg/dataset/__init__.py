@@ -12,12 +12,24 @@ if TYPE_CHECKING:
         load_case as load_case,
         read_case_labels as read_case_labels,
         read_channels as read_channels,
+    )
+    from medseg.dataset.check.cases import (
+        Check as Check,
+        Digests as Digests,
+        check_dataset as check_dataset,
+        digest_case as digest_case,
+    )
+    from medseg.dataset.check.fix import write_fixed as write_fixed
+    from medseg.dataset.check.measures import CaseFacts as CaseFacts
+    from medseg.dataset.reading import read_dataset as read_dataset
+    from medseg.dataset.splits import (
+        Holdings as Holdings,
+        Split as Split,
+        covering as covering,
+        lacking as lacking,
         split_cases as split_cases,
         usual_folds as usual_folds,
     )
-    from medseg.dataset.check.cases import CaseFacts as CaseFacts, Check as Check, check_dataset as check_dataset
-    from medseg.dataset.check.fix import write_fixed as write_fixed
-    from medseg.dataset.reading import read_dataset as read_dataset
 
 __getattr__, __dir__ = door(
     __name__,
@@ -29,11 +41,11 @@ __getattr__, __dir__ = door(
             "load_case",
             "read_case_labels",
             "read_channels",
-            "split_cases",
-            "usual_folds",
         ),
-        "check.cases": ("CaseFacts", "Check", "check_dataset"),
+        "check.cases": ("Check", "Digests", "check_dataset", "digest_case"),
         "check.fix": ("write_fixed",),
+        "check.measures": ("CaseFacts",),
         "reading": ("read_dataset",),
+        "splits": ("Holdings", "Split", "covering", "lacking", "split_cases", "usual_folds"),
     },
 )

@@ -1,19 +1,18 @@
 """A folder of annotated scans as people have it: `read_dataset` finds the cases, `load_case` reads one.
 
 Nothing is renamed, copied or resampled. The layouts (nnU-Net, Decathlon, BIDS, TotalSegmentator, lists, plain folders)
-are in `medseg.dataset.layouts`; here is what all of them become, and how cases are split for training and validation.
+are in `medseg.dataset.layouts`; here is what all of them become.
 """
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from medseg.errors import BadConfig, BadFile, DataWarning
+from medseg.errors import BadFile, DataWarning
 from medseg.io import is_slicer_segmentation, read, read_labels
 from medseg.labels import LabelTable
 from medseg.volume import (
@@ -219,44 +218,3 @@ def fit(volume: Volume, image: Volume, path: Path, image_path: Path) -> Volume |
         where = f"lie outside its image {image_path.name}"
         raise BadFile(f"{path}: {outside} voxels of its labels {where}; crop the segmentation to that")
     return image.with_data(whole)
-
-
-def usual_folds(cases: int) -> int:
-    """Into how many parts cases are split if nobody says: a fifth validates, of many cases less, down to a tenth.
-
-    Twenty scans tell how good a model is; each one more that is held out is one that it cannot learn from.
-    """
-    return min(max(cases // 20, 5), 10)
-
-
-def split_cases(dataset: Dataset, folds: int = 5, seed: int = 0) -> list[tuple[list[str], list[str]]]:
-    """(names for training, names for validation) of every fold; the dataset's own splits where it has some.
-
-    Else `folds` parts of nearly equal size, all cases of a group in one part. Which part a group lands in depends on
-    the names and the seed alone. Cases that the dataset sets aside for testing are in neither.
-    Raises `BadConfig` if there are fewer groups than folds.
-    """
-    if dataset.splits:
-        return [(list(training), list(validation)) for training, validation in dataset.splits]
-    cases = [case for case in dataset.cases if case.split != "test"]
-    groups: dict[str, list[str]] = {}
-    for case in cases:
-        groups.setdefault(_group(case), []).append(case.name)
-    if folds < 2 or len(groups) < folds:
-        what = "cases" if len(groups) == len(cases) else "patients"
-        raise BadConfig(
-            f"{dataset.folder}: {len(groups)} {what} cannot be split into {folds} folds; use --folds 2 to {len(groups)}"
-        )
-
-    def drawn(group: str) -> tuple[int, str]:
-        return -len(groups[group]), hashlib.sha256(f"{seed}:{group}".encode()).hexdigest()
-
-    parts: list[list[str]] = [[] for _ in range(folds)]
-    for group in sorted(groups, key=drawn):  # large groups first, so that the small ones can even things out
-        min(parts, key=len).extend(groups[group])
-    every = sorted(case.name for case in cases)
-    return [([name for name in every if name not in set(part)], sorted(part)) for part in parts]
-
-
-def _group(case: Case) -> str:
-    return f"group {case.group}" if case.group is not None else f"case {case.name}"

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg.dataset.cases import Case, Dataset, Finding
+from medseg.dataset.description import about_description
 from medseg.dataset.layouts.bids import find_bids
 from medseg.dataset.layouts.finding import files_in, is_there
 from medseg.dataset.layouts.folders import find_folders, find_side_by_side, find_totalsegmentator
@@ -67,7 +68,7 @@ def _finish(dataset: Dataset, progress: Progress) -> Dataset:
     splits.
     """
     cases, incomplete = _with_all_files(dataset.cases)
-    findings = [*dataset.findings, *incomplete]
+    findings = [*dataset.findings, *about_description(dataset), *incomplete]
     names = [case.name for case in dataset.cases]
     _check_names(dataset.folder, names)
     if not cases:

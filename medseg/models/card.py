@@ -38,8 +38,8 @@ def model_card(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> str:
     """The text of README.md for a trained model.
 
     facts, each may be missing: cases ({"training": n, "validation": n}), layout of the data set, fingerprint (see
-    `training.plan.Fingerprint.as_json`), steps, training_seconds, scores
-    (the summary of an evaluation).
+    `training.plan.Fingerprint.as_json`), steps, training_seconds, few_passes (a sentence where they were too few),
+    scores (the summary of an evaluation).
     """
     spec, table = checkpoint.spec, checkpoint.table
     scores = facts.get("scores") or {}
@@ -155,6 +155,8 @@ def _training(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> str:
     if facts.get("steps"):
         took = f" in {_duration(facts['training_seconds'])}" if facts.get("training_seconds") else ""
         lines.append(f"Trained for {facts['steps']:,} steps{took}.")
+    if facts.get("few_passes"):
+        lines.append(f"**Hardly trained: {facts['few_passes']}.**")
     if spec.mirror:
         lines.append(f"Patches were mirrored along {' and '.join('RAS'[axis] for axis in spec.mirror)} at random.")
     else:

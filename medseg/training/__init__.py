@@ -7,18 +7,15 @@ from medseg import door
 if TYPE_CHECKING:
     from medseg.training.loop import train as train
     from medseg.training.plan import Choice as Choice
-    from medseg.training.run import (
-        Listener as Listener,
-        Request as Request,
-        train_dataset as train_dataset,
-        train_folds as train_folds,
-    )
+    from medseg.training.request import Events as Events, Request as Request
+    from medseg.training.run import train_dataset as train_dataset, train_folds as train_folds
 
 __getattr__, __dir__ = door(
     __name__,
     {
         "loop": ("train",),
         "plan": ("Choice",),
-        "run": ("Listener", "Request", "train_dataset", "train_folds"),
+        "request": ("Events", "Request"),
+        "run": ("train_dataset", "train_folds"),
     },
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from medseg.config import TrainConfig
@@ -17,7 +18,7 @@ SAVE_EVERY_S = 60.0
 VALIDATIONS = 8
 
 
-class Clock:
+class RunClock:
     """Where a run stands between its beginning, 0, and its end, 1: by its steps, or by the time that is left.
 
     With a time the position moves by the share of the remaining time that a step takes, so that the learning rate comes
@@ -25,14 +26,18 @@ class Clock:
     """
 
     def __init__(
-        self, settings: TrainConfig, facts: dict[str, Any], began: float, reserve: Callable[[], float]
+        self, *, settings: TrainConfig, facts: dict[str, Any], began: float, reserve: Callable[[], float]
     ) -> None:
+        """Where the facts say that a run stands; began, reserve: as `loop.train` has them."""
         self.settings, self.reserve, self.before = settings, reserve, float(facts["seconds"])
         self.began, self.first, self.start = began, int(facts["step"]), time.monotonic()
         self.last, self.pace, self.apart = self.start, 0.0, 0.0
         self.saved = self.drawn = self.start
         if settings.steps is not None:
             facts["position"] = min(1.0, facts["step"] / settings.steps)
+        elif facts["position"] >= 1 and (settings.time_s or 0.0) > facts.get("time_s", np.inf):
+            # Its time was over, and now it has more: it stands where its seconds are in the whole.
+            facts["position"] = min(1.0, self.before / (settings.time_s or np.inf))
 
     def seconds(self) -> float:
         """Spent on this run, in earlier processes too."""
@@ -80,7 +85,7 @@ class Clock:
         self.apart += time.monotonic() - begun
 
 
-def is_time_to_validate(settings: TrainConfig, done: int, before: float, after: float) -> bool:
+def is_time_to_validate(settings: TrainConfig, done: int, *, before: float, after: float) -> bool:
     """Whether a run validates now that it went from the share `before` to `after`, with `done` steps."""
     if settings.steps is not None:
         return done % settings.validate_every == 0 or after >= 1

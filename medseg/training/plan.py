@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -120,27 +121,54 @@ def make_plan(
     machine: Machine,
     architecture: str = "unet",
     fixed: Mapping[str, Any] | None = None,
+    *,
+    judged: bool = True,
 ) -> list[Choice]:
-    """Every setting of a run that depends on data and machine. `fixed`: dotted settings that a person made."""
+    """Every setting of a run that depends on data and machine.
+
+    fixed: dotted settings that a person made. judged: whether a validation scan holds any structure, so that scores in
+    between can choose the weights.
+    """
     if architecture not in TRAINING:
         raise BadConfig(f"there is no architecture '{architecture}'; medseg has {', '.join(sorted(TRAINING))}")
     plan = _Plan(dict(fixed or {}))
     time_s = _duration(plan, machine)
-    spacing, spacing_reason = _spacing(np.array(found.spacings_mm), np.array(found.shapes))
-    trained = plan.get("train.steps") is None
     sizes = ("model.patch", "model.options", "model.spacing_mm", "train.steps")
     known = all(key in plan.fixed for key in sizes)  # then nothing hangs on the speed
     seconds_a_voxel = 1e-6 if known else _seconds_a_voxel(machine, len(dataset.channels))
-    affordable = 0.75 * time_s / (ENOUGH_PATCHES * seconds_a_voxel) if trained else np.inf
+    timed = plan.get("train.steps") is None
+    affordable = 0.75 * time_s / (ENOUGH_PATCHES * seconds_a_voxel) if timed else np.inf
     most = int(min(LARGEST_PATCH[machine.device], max(affordable, 32**3)))
-    coarser, why = _coarsened(spacing, found, PATCHES_A_SCAN[machine.device] * most)
-    plan.choose("model.spacing_mm", _rounded(coarser), why or spacing_reason)
-    spacing = np.array(plan["model.spacing_mm"]) * np.ones(3)
+    spacing = _choose_grid(plan, dataset, found, most=PATCHES_A_SCAN[machine.device] * most)
+    plan.choose("model.name", architecture, "as asked" if architecture != "unet" else "the usual one")
+    shapes = np.array(found.shapes) * np.array(found.spacings_mm) / spacing
+    _choose_network(plan, machine, architecture=architecture, shapes=shapes, spacing=spacing, most=most)
+    steps = _choose_steps(
+        plan, machine, architecture=architecture, seconds_a_patch=seconds_a_voxel * int(np.prod(plan["model.patch"])),
+        time_s=time_s,
+    )  # fmt: skip
+    _choose_validation(plan, shape=np.median(shapes, 0), judged=judged)
+    plan.choose("train.log_every", int(np.clip(steps / 200, 1, 100)), "about 200 points on the curves")
+    _choose_augmentation(plan, dataset, passes=steps * plan["train.batch"] / max(1, found.cases))
+    plan.choose("cleanup", "auto", "chosen on the validation scans")
+    return plan.choices
+
+
+def _choose_grid(plan: _Plan, dataset: Dataset, found: Fingerprint, *, most: float) -> NDArray:
+    """Spacing, axes and intensities; returns the spacing in mm. most: voxels of the median scan, at most."""
+    spacing, reason = _spacing(np.array(found.spacings_mm), np.array(found.shapes))
+    coarser, why = _coarsened(spacing, found, most)
+    plan.choose("model.spacing_mm", _rounded(coarser), why or reason)
     plan.choose("model.grid", "scan", "structures lie along the scan's own axes in training data")
     plan.choose("model.intensity", *_intensity(dataset, found))
-    plan.choose("model.name", architecture, "as asked" if architecture != "unet" else "the usual one")
+    chosen: NDArray = np.array(plan["model.spacing_mm"]) * np.ones(3)
+    return chosen
 
-    shapes = np.array(found.shapes) * np.array(found.spacings_mm) / spacing
+
+def _choose_network(
+    plan: _Plan, machine: Machine, *, architecture: str, shapes: NDArray, spacing: NDArray, most: int
+) -> None:
+    """Patch and size of the network, and how it is trained. shapes (cases, 3) in voxels of the spacing."""
     shape = np.median(shapes, 0)
     pooling = _pooling(np.minimum(shape, 128), spacing)
     # Where whole scans, or the largest patches, would be seen too seldom, half the resolution inside is cheaper.
@@ -148,36 +176,55 @@ def make_plan(
     room = min(int(HALVED_GAIN * most), LARGEST_PATCH["cpu"]) if halved else most
     multiple = _multiples(architecture, plan.get("model.options"), pooling)
     only = (plan.get("model.options") or {}).get("patch")  # a UNETR has one size
-    found_patch = _patch(shapes, spacing, room, multiple)
-    plan.choose("model.patch", *((list(only), "the only one this network takes") if only else found_patch))
-    patch = tuple(plan["model.patch"])
-    options, reason = _options(architecture, patch, spacing, machine, halved)
-    plan.choose("model.options", options, reason)
-
-    recipe = TRAINING[architecture]
+    patch = (list(only), "the only one this network takes") if only else _patch(shapes, spacing, room, multiple)
+    plan.choose("model.patch", *patch)
+    options = _options(
+        architecture, tuple(plan["model.patch"]), spacing=spacing, device=machine.device, halved=halved
+    )
+    plan.choose("model.options", *options)
     for key in ("optimizer", "learning_rate", "weight_decay"):
-        plan.choose(f"train.{key}", recipe[key], f"usual for {architecture}")
+        plan.choose(f"train.{key}", TRAINING[architecture][key], f"usual for {architecture}")
     plan.choose("train.schedule", "poly", "the rate falls all along, so that it ends with the time")
-    voxels = int(np.prod(patch))
+
+
+def _choose_steps(
+    plan: _Plan, machine: Machine, *, architecture: str, seconds_a_patch: float, time_s: float
+) -> float:
+    """Batch, warm-up and averaging; returns about how many steps there will be."""
+    voxels = int(np.prod(plan["model.patch"]))
     batch = 2 if machine.device == "cpu" else max(2, min(16, round(4 * 128**3 / voxels)))
     batch = -(-batch // machine.processes) * machine.processes
     plan.choose("train.batch", batch, "small steps, many of them" if batch == 2 else "fills the device")
-    steps = plan.get("train.steps") or 0.75 * time_s / (seconds_a_voxel * voxels * plan["train.batch"])
-    warmup = max(1, min(recipe["warmup"], round(steps / 20)))
+    steps: float = plan.get("train.steps") or 0.75 * time_s / (seconds_a_patch * plan["train.batch"])
+    warmup = max(1, min(TRAINING[architecture]["warmup"], round(steps / 20)))
     plan.choose("train.warmup", warmup, f"usual for {architecture}, at most a twentieth of the run")
     ema = round(1 - min(0.01, max(0.001, 10 / max(steps, 1))), 4)
     plan.choose("train.ema", ema, "averages weights over the last few per cent of the run")
+    return steps
+
+
+def _choose_validation(plan: _Plan, *, shape: NDArray, judged: bool) -> None:
+    """How many scans are looked at in between, and what their scores choose. shape: of the median scan, in voxels."""
     looked_at = int(np.clip(40 * 64**3 / max(shape.prod(), 1), 2, 16))
     plan.choose("train.validate_samples", looked_at, "scans looked at in between; few where they are large")
-    plan.choose("train.keep", "best", "the weights that did best on these; long runs on few cases learn them by heart")
-    plan.choose("train.log_every", int(np.clip(steps / 200, 1, 100)), "about 200 points on the curves")
+    if judged:
+        why = "the weights that did best on these; long runs on few cases learn them by heart"
+        plan.choose("train.keep", "best", why)
+    else:
+        plan.choose("train.keep", "last", "no validation scan holds a structure, so no score can choose the weights")
+
+
+def _choose_augmentation(plan: _Plan, dataset: Dataset, *, passes: float) -> None:
+    """Mirroring, and how much patches vary. passes: how often each case is seen."""
     plan.choose("augment.mirror", *_mirror(dataset))
-    passes = steps * plan["train.batch"] / max(1, found.cases)
     varied, why = (_STRONG_AUGMENTATION, "many") if passes > MANY_PASSES else (_AUGMENTATION, "few")
     for key, value in varied.items():
         plan.choose(f"augment.{key}", value, f"for {why} passes over the cases: about {passes:.0f}")
-    plan.choose("cleanup", "auto", "chosen on the validation scans")
-    return plan.choices
+
+
+def seconds_a_step(config: Config, channels: int, machine: Machine) -> float:
+    """How long a step of a planned run takes on this machine, by what planning has tried."""
+    return _seconds_a_voxel(machine, channels) * int(np.prod(config.model.patch)) * config.train.batch
 
 
 #: Passes over the cases beyond which patches vary as much as they can: before, a network has not learnt them by heart.
@@ -328,13 +375,13 @@ def _more_than_one_cell(sizes: NDArray, multiple: NDArray) -> list[int]:
 
 
 def _options(
-    architecture: str, patch: tuple[int, ...], spacing: NDArray, machine: Machine, halved: bool
+    architecture: str, patch: tuple[int, ...], *, spacing: NDArray, device: str, halved: bool
 ) -> tuple[dict[str, Any], str]:
     """The network's size."""
     if architecture not in ("unet", "resenc_unet"):
         return small(architecture, patch), "its small form"
     pooling = _pooling(np.array(patch), spacing)
-    base = 32 if machine.device == "cuda" or halved else 16
+    base = 32 if device == "cuda" or halved else 16
     options: dict[str, Any] = {"deep_supervision": True}
     if halved:
         pooling, options["stem"] = pooling[1:], 2
@@ -362,6 +409,7 @@ def _mirror(dataset: Dataset) -> tuple[list[int], str]:
     return [0], "bodies are alike on both sides, and along no other axis"
 
 
+@cache
 def _seconds_a_voxel(machine: Machine, channels: int) -> float:
     """How long a voxel of a patch takes in training with the plain U-Net of this machine, by trying.
 

@@ -21,7 +21,7 @@ from medseg.config import TrainConfig
 from medseg.errors import BadConfig
 
 
-class Team:
+class Processes:
     """The processes of a run; as a context it joins them at the start and lets them go at the end."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Team:
         else:
             self.device = torch.device("cpu")
 
-    def __enter__(self) -> Team:
+    def __enter__(self) -> Processes:
         if self.size > 1:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)

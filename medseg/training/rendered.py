@@ -9,16 +9,18 @@ from torch import Tensor, nn
 
 from medseg.config import Config
 from medseg.errors import BadConfig
-from medseg.io import read_labels
+from medseg.io import digest, read_labels
 from medseg.labels import LabelTable
-from medseg.training.losses import hard_dice
+from medseg.training.losses import hard_dice, segmentation_loss
+from medseg.training.source import Batch
 from medseg.training.synth import Heads, Lookup, load_heads, lookup, render
 
 
-class LabelMaps:
+class RenderedSource:
     """The `Source` of a config with `synth`: `hold_out` maps validate, all others train."""
 
     channels = 1
+    membership: Tensor | None = None
 
     def __init__(self, config: Config) -> None:
         """Read the maps. Raises `BadConfig` or `BadFile` for maps or a table that cannot be trained from."""
@@ -27,7 +29,9 @@ class LabelMaps:
         self.table = LabelTable.read(config.labels)
         self.classes = (0, *self.table.values)
         self.outputs = len(self.classes)
+        self.digests: dict[str, str] = {}
         self.training, self.held_out, self.known = self._read()
+        self.cases = len(self.training.maps)
 
     def _read(self) -> tuple[Heads, Heads | None, Lookup]:
         config = self.config
@@ -39,7 +43,9 @@ class LabelMaps:
             raise BadConfig(f"hold_out names files that are not in {config.data}: {', '.join(config.hold_out)}")
         wanted = {*self.table.values, *self.synth.merge}
         # All maps share one list of values, so that one Lookup serves training and validation.
-        heads = load_heads([read_labels(path) for path in paths], sorted(wanted), self.synth.border)
+        maps = [read_labels(path) for path in paths]
+        self.digests = {path.name: digest(one.data, one.data.dtype) for path, one in zip(paths, maps)}
+        heads = load_heads(maps, sorted(wanted), self.synth.border)
         known = lookup(heads.values, self.classes, self.table.mirror_pairs() | self.synth.mirror, self.synth)
         training = _select(heads, [n for n, path in enumerate(paths) if path not in held])
         validation = _select(heads, [n for n, path in enumerate(paths) if path in held])
@@ -53,14 +59,18 @@ class LabelMaps:
             raise BadConfig("label maps are rendered on cubes: model.spacing_mm must be one number")
         return float(spacing)
 
-    def batch(self, step: int, seeds: list[int], samples: range, device: torch.device) -> tuple[Tensor, Tensor, None]:
+    def batch(self, step: int, seeds: list[int], samples: range, device: torch.device) -> Batch:
         """Images (B, 1, X, Y, Z) and classes (B, X, Y, Z) int64, one for each seed."""
         first, last = self.synth.t1_share
         begin, end = self.synth.t1_steps
         share = first + (last - first) * min(1.0, max(0.0, (step - begin) / max(1, end - begin)))
         drawn = [self._render(self.training, seed, share) for seed in seeds]
         images, labels = (torch.stack(part) for part in zip(*drawn))
-        return images[:, None].to(device), labels.long().to(device), None
+        return Batch(images[:, None].to(device), labels.long().to(device))
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Dice and cross-entropy of all classes."""
+        return segmentation_loss(outputs, batch.labels)
 
     def _render(self, heads: Heads, seed: int, t1_like: float) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -73,7 +83,7 @@ class LabelMaps:
         return {"channels": 1, "classes": self.classes, "spacing_mm": self.spacing_mm}
 
     def validate(
-        self, network: nn.Module, seeds: list[int], device: torch.device, dtype: torch.dtype
+        self, network: nn.Module, *, seeds: list[int], device: torch.device, dtype: torch.dtype
     ) -> dict[str, float]:
         """Mean Dice on a fixed image for each seed, rendered from the maps held out: half T1-like, half random."""
         if self.held_out is None or not seeds:

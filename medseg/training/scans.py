@@ -10,12 +10,12 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,8 @@ from medseg.inference import Settings, labels_on_grid, prepare, segment
 from medseg.models import Checkpoint, ModelSpec
 from medseg.progress import Progress, silent
 from medseg.training.augment import draw_patches
-from medseg.training.losses import IGNORE
+from medseg.training.losses import IGNORE, segmentation_loss
+from medseg.training.source import Batch, network_spec
 from medseg.volume import Volume
 
 #: Voxels of each label, at most, that are remembered for every case, to centre patches on.
@@ -53,7 +54,7 @@ class Trained(Checkpoint):
         return deepcopy(self.built).float().cpu().eval()
 
 
-class Scans:
+class ScanSource:
     """The `Source` of a config without `synth`: cases of a data set, by name, for training and for validation."""
 
     def __init__(
@@ -64,9 +65,12 @@ class Scans:
         validation: Sequence[str],
         store: Path,
         progress: Progress = silent,
+        *,
+        watched: Sequence[str] = (),
     ) -> None:
         """Prepare the training cases in the folder `store`, as far as they are not there yet.
 
+        watched: the validation cases in the order in which they are looked at in between; as they come if none is said.
         Raises `BadFile` for a case that cannot be read, `BadConfig` if there is nothing to train from or no room.
         """
         self.config, self.dataset, self.store, self.table = config, dataset, store, dataset.table
@@ -74,11 +78,12 @@ class Scans:
         self.classes = (0, *(label.value for label in dataset.table.labels))
         self.membership = _membership(dataset)
         self.outputs = len(dataset.regions) or len(self.classes)
-        self.with_ignored = dataset.ignore is not None
         self.spacing_mm = _triple(config.model.spacing_mm)
         self.swap = _lateral_swap(dataset)
         self.training = [dataset[name] for name in training]
         self.validation = [dataset[name] for name in validation]
+        self.watched = [dataset[name] for name in watched] or self.validation
+        self.cases = len(self.training)
         if config.model.name == "mask2former" and (
             self.membership is not None or any(c.labelled for c in dataset.cases)
         ):
@@ -161,9 +166,7 @@ class Scans:
 
     # Training ---------------------------------------------------------------------------------------------------
 
-    def batch(
-        self, step: int, seeds: list[int], samples: range, device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def batch(self, step: int, seeds: list[int], samples: range, device: torch.device) -> Batch:
         """Patches (B, C, X, Y, Z) and their classes (B, X, Y, Z) int64; see `Source`.
 
         Cases come in a new random order in every pass; where a patch lies and what is done to it is the seed's choice.
@@ -189,7 +192,17 @@ class Scans:
             )
             patches.append(pair[0])
             targets.append(pair[1])
-        return torch.cat(patches), torch.cat(targets).long(), self._unlabelled(numbers, device)
+        return Batch(torch.cat(patches), torch.cat(targets).long(), self._unlabelled(numbers, device))
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Dice and cross-entropy of classes, or of overlapping regions; what is to be ignored does not count."""
+        return segmentation_loss(
+            outputs,
+            batch.labels,
+            with_ignored=self.dataset.ignore is not None,
+            unlabelled=batch.unlabelled,
+            membership=self.membership,
+        )
 
     def _array(self, number: int, name: str) -> NDArray:
         """An array of the store, mapped into memory; writes to it, which do not happen, would not reach the disk."""
@@ -261,37 +274,24 @@ class Scans:
         }
 
     def _spec(self) -> ModelSpec:
-        model = self.config.model
-        return ModelSpec(
-            name=self.config.name,
-            architecture=model.name,
-            options={key: value for key, value in model.options.items() if key != "deep_supervision"},
-            patch=model.patch,
-            spacing_mm=model.spacing_mm,
-            grid=model.grid,
-            intensity=model.intensity,  # type: ignore[arg-type]  # checked here
-            sha256="0" * 64,
-            **self.spec(),
-        )
+        return ModelSpec(sha256="0" * 64, **network_spec(self.config, self))
 
     def validate(
-        self, network: nn.Module, seeds: list[int], device: torch.device, dtype: torch.dtype
+        self, network: nn.Module, *, seeds: list[int], device: torch.device, dtype: torch.dtype
     ) -> dict[str, float]:
         """Dice of each structure on as many whole validation scans as there are seeds, by the path inference takes."""
-        cases = self.validation[: len(seeds)]
         model = Trained(self._spec(), self.table, self.store, network)
-        scores: dict[str, list[float]] = {}
-        for case in cases:
+        rows = []
+        for case in self.watched[: len(seeds)]:
             begun = time.monotonic()
             volumes = read_channels(self.dataset, case)
             labels = segment(volumes, model, Settings(device=device.type, backend="torch")).labels
-            for name, score in self.dice(labels.data, read_case_labels(case, volumes[0]).data, case).items():
-                scores.setdefault(name, []).append(score)
+            rows.append(self.score(labels.data, read_case_labels(case, volumes[0]).data, case))
             self.seconds_a_case = time.monotonic() - begun  # of the last: the first one also waits for compilation
-        means = {name: float(np.mean(values)) for name, values in scores.items()}
+        means = mean_scores(rows)
         return means | {"mean": float(np.mean(list(means.values())))} if means else {}
 
-    def dice(self, found: NDArray, truth: NDArray, case: Case) -> dict[str, float]:
+    def score(self, found: NDArray, truth: NDArray, case: Case) -> dict[str, Score]:
         """Dice of the structures annotated in a case and present in the result or the truth."""
         counted = truth != self.dataset.ignore if self.dataset.ignore is not None else np.ones(1, bool)
         scores = {}
@@ -300,8 +300,22 @@ class Scans:
                 continue
             a, b = np.isin(found, values) & counted, np.isin(truth, values) & counted
             if a.any() or b.any():
-                scores[name] = 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+                dice = 2 * float((a & b).sum()) / float(a.sum() + b.sum())
+                scores[name] = Score(dice, has_reference=bool(b.any()))
         return scores
+
+
+class Score(NamedTuple):
+    """Dice of a structure in a case, and whether there is a voxel of it to be found there."""
+
+    dice: float
+    has_reference: bool
+
+
+def mean_scores(rows: Sequence[Mapping[str, Score]]) -> dict[str, float]:
+    """The mean Dice of each structure that one case at least holds; of others it is 0 whatever is found."""
+    names = dict.fromkeys(name for row in rows for name, score in row.items() if score.has_reference)
+    return {name: float(np.mean([row[name].dice for row in rows if name in row])) for name in names}
 
 
 def structures_of(dataset: Dataset) -> dict[str, tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -11,45 +11,85 @@ from medseg.config import Config
 from medseg.labels import LabelTable
 
 
+class Batch(NamedTuple):
+    """What a step is trained on.
+
+    images (B, C, X, Y, Z); labels (B, X, Y, Z) int64; unlabelled (B, K): which classes a sample's labels do not tell
+    from background, or None if all are told.
+    """
+
+    images: Tensor
+    labels: Tensor
+    unlabelled: Tensor | None = None
+
+
 class Source(Protocol):
-    """What a model is trained from: `LabelMaps`, or `Scans`."""
+    """What a model is trained from: `RenderedSource`, or `ScanSource`.
+
+    channels and outputs: of the network. cases: how many are trained from. membership: which class lies in which
+    region, where the outputs are overlapping regions, else None.
+    """
 
     channels: int
     outputs: int
+    cases: int
     table: LabelTable
+    membership: Tensor | None
 
-    def batch(
-        self, step: int, seeds: list[int], samples: range, device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images (B, C, X, Y, Z), labels (B, X, Y, Z) int64, and which classes are unlabelled (B, K) or None.
+    def batch(self, step: int, seeds: list[int], samples: range, device: torch.device) -> Batch:
+        """The samples of a step; all that is random comes from the seeds, one for each sample.
 
-        `samples` are their places in the whole run; all that is random comes from the seeds, one for each sample.
+        samples: their places in the whole run.
         """
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """How far a network's outputs are from the labels: one number."""
 
     def spec(self) -> dict[str, Any]:
         """What `ModelSpec` needs to know of the data."""
 
     def validate(
-        self, network: nn.Module, seeds: list[int], device: torch.device, dtype: torch.dtype
+        self, network: nn.Module, *, seeds: list[int], device: torch.device, dtype: torch.dtype
     ) -> dict[str, float]:
-        """Dice of each structure and their 'mean' on some data held out; empty if there is none."""
+        """Dice of each structure and their 'mean' on some data held out; empty where none is defined."""
 
 
-def model_spec(config: Config, source: Source) -> dict[str, Any]:
-    """The fields of `ModelSpec`, but the hash, of the model that a run makes."""
+@runtime_checkable
+class WithLoss(Protocol):
+    """A network with a loss of its own: mask classification."""
+
+    def loss(self, outputs: Any, labels: Tensor) -> Tensor:
+        """How far its outputs are from the labels (B, X, Y, Z)."""
+
+
+@runtime_checkable
+class Folding(Protocol):
+    """A network that can leave its logits folded, 2x2x2 voxels in one, as the losses take them."""
+
+    folded: bool
+
+
+def network_spec(config: Config, source: Source) -> dict[str, Any]:
+    """The fields of `ModelSpec` that say what the network is and what it sees."""
     options = {key: value for key, value in config.model.options.items() if key != "deep_supervision"}
     return {
         "name": config.name,
-        "description": config.description,
         "architecture": config.model.name,
         "options": options,
         "patch": config.model.patch,
         "spacing_mm": config.model.spacing_mm,
         "grid": config.model.grid,
         "intensity": config.model.intensity,
+    } | source.spec()
+
+
+def model_spec(config: Config, source: Source) -> dict[str, Any]:
+    """The fields of `ModelSpec`, but the hash, of the model that a run makes."""
+    return {
+        "description": config.description,
         "mirror": config.augment.mirror if config.synth is None else (),
         "fluid": config.fluid,
         "brain": config.brain,
         "cleanup": [] if config.cleanup == "auto" else config.cleanup,
         "card": config.card,
-    } | source.spec()
+    } | network_spec(config, source)

@@ -21,14 +21,14 @@ from medseg.documents import parse_json
 from medseg.errors import BadConfig, BadFile, BadModel, DataWarning, Interrupted
 from medseg.files import atomic_write, read_bytes
 from medseg.models import load_checkpoint
-from medseg.training.processes import Team, whole
+from medseg.training.processes import Processes, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def state_of(
-    network: nn.Module, optimizer: torch.optim.Optimizer, average: dict[str, Tensor], best: dict[str, Tensor]
+    network: nn.Module, optimizer: torch.optim.Optimizer, *, average: dict[str, Tensor], best: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """All tensors that a run goes on from, whole on every process."""
     tensors: dict[str, Tensor] = {}
@@ -53,12 +53,13 @@ def save_run(run: Path, facts: dict[str, Any], tensors: dict[str, Tensor]) -> No
 
 
 def restore_run(
+    *,
     run: Path,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: dict[str, Tensor],
     best: dict[str, Tensor],
-    team: Team,
+    processes: Processes,
 ) -> dict[str, Any]:
     """Load the newest sound state into place and return its facts (see `save_run`), or those of a beginning.
 
@@ -74,28 +75,42 @@ def restore_run(
             warnings.warn(f"{error}; going on from the one before", DataWarning, stacklevel=2)
             damaged.append(path)
             continue
-        team.wait()  # until everybody has read it
-        for other in damaged if team.first else []:  # or `save_run` would put it in the place of the sound one
+        _check_fit(run, tensors, network)
+        processes.wait()  # until everybody has read it
+        for other in damaged if processes.first else []:  # or `save_run` would put it in the place of the sound one
             other.unlink()
         part = lambda name, tensors=tensors: {k[len(name) :]: v for k, v in tensors.items() if k.startswith(name)}  # noqa: E731
         with torch.no_grad():
             for place, name in ((network.state_dict(), "network."), (average, "average.")):
                 for key, value in part(name).items():
-                    place[key].copy_(team.like(value, place[key]))
-        best.update({key: team.like(value, average[key]).clone() for key, value in part("best.").items()})
+                    place[key].copy_(processes.like(value, place[key]))
+        best.update({key: processes.like(value, average[key]).clone() for key, value in part("best.").items()})
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in part("optimizer.").items():
             number, name = key.split(".")
             parameter = parameters[int(number)]
             if value.shape == parameter.shape:  # in the parameter's layout in memory too, as the optimiser keeps it
-                value = torch.empty_like(parameter).copy_(team.like(value, parameter))
+                value = torch.empty_like(parameter).copy_(processes.like(value, parameter))
             state.setdefault(int(number), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         return {"position": 0.0, "seconds": 0.0, "loss": 0.0, "dice": 0.0} | facts
     if damaged:
         raise BadModel(f"every training state in {run} is damaged; choose another -o, or delete it to start again")
     return {"step": 0, "position": 0.0, "seconds": 0.0, "loss": 0.0, "dice": 0.0}
+
+
+def _check_fit(run: Path, tensors: dict[str, Tensor], network: nn.Module) -> None:
+    """Raises `BadConfig` for a state of another network: of other labels, channels or options."""
+    prefix = "network."
+    kept = {key.removeprefix(prefix): value.shape for key, value in tensors.items() if key.startswith(prefix)}
+    own = {key: value.shape for key, value in network.state_dict().items()}
+    other = next((key for key in sorted(kept.keys() | own.keys()) if kept.get(key) != own.get(key)), None)
+    if other is not None:
+        raise BadConfig(
+            f"{run} was begun with another network: its {other} is not as these labels, channels and settings make it; "
+            "choose another -o"
+        )
 
 
 def start_from(source: Path, network: nn.Module) -> None:
@@ -121,22 +136,32 @@ def start_from(source: Path, network: nn.Module) -> None:
         )
 
 
-def check_same_run(config: Config, run: Path, team: Team) -> None:
-    """Record the config in the run folder, or check that it is the one recorded.
+#: Settings that do not touch the weights of a step: how long to train, and what only describes the model.
+_FREE = ("train.steps", "train.time_s", "card", "description", "fluid", "brain", "cleanup")
 
-    How long to train and what only describes the model may differ, and where the data lies.
-    """
-    content, path = _content(config), run / "config.yaml"
-    if path.exists():
-        recorded = read_settings(path)
-        # These do not touch the weights of a step.
-        free = ("train.steps", "train.time_s", "card", "description", "fluid", "brain", "cleanup")
-        changed = {key for key in _differences(recorded, content) if not key.startswith(free)}
-        if changed:
-            raise BadConfig(f"{run} was started with other settings ({', '.join(sorted(changed))}); choose another -o")
-    team.wait()
-    if team.first:
+
+def check_same_run(config: Config, run: Path, processes: Processes) -> None:
+    """Record the config in the run folder, or check that it is the one recorded; where the data lies may differ."""
+    check_same_settings(config, run)
+    processes.wait()
+    if processes.first:
         record_config(config, run)
+
+
+def check_same_settings(config: Config, run: Path, *, finished: bool = False) -> None:
+    """Raises `BadConfig` naming the settings that differ from those recorded; in a finished run none may."""
+    changed = [key for key in changed_settings(config, run) if finished or not key.startswith(_FREE)]
+    if changed:
+        how = "finished" if finished else "started"
+        raise BadConfig(f"{run} was {how} with other settings ({', '.join(changed)}); choose another -o")
+
+
+def changed_settings(config: Config, run: Path) -> list[str]:
+    """Dotted names of the settings that are not those that the run folder has recorded; none if it has none."""
+    path = run / "config.yaml"
+    if not path.exists():
+        return []
+    return sorted(_differences(read_settings(path), _content(config)))
 
 
 def record_config(config: Config, run: Path) -> None:
@@ -174,10 +199,10 @@ def append_line(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def locked(run: Path, team: Team) -> Iterator[None]:
+def locked(run: Path, processes: Processes) -> Iterator[None]:
     """Hold the run folder; the lock goes with the process, so a killed run leaves none behind."""
     with (run / ".lock").open("w") as handle:
-        if team.first:
+        if processes.first:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

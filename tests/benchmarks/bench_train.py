@@ -30,16 +30,16 @@ def main() -> None:
     import torch
 
     from medseg.config import make_config, override
-    from medseg.dataset.cases import split_cases
     from medseg.dataset.check.cases import check_dataset
     from medseg.dataset.reading import read_dataset
+    from medseg.dataset.splits import split_cases
     from medseg.memory import free_bytes
     from medseg.networks.zoo import build_model
-    from medseg.training.loop import _optimizer
     from medseg.training.losses import segmentation_loss
     from medseg.training.plan import Machine, as_settings, fingerprint, make_plan
     from medseg.training.precision import choose_training_precision, is_channels_last
-    from medseg.training.scans import Scans
+    from medseg.training.scans import ScanSource
+    from medseg.training.step import make_optimizer
 
     torch.set_num_threads(options.threads)
     data = read_dataset(options.dataset)
@@ -54,10 +54,10 @@ def main() -> None:
     device = torch.device("cpu")
     network = build_model(config.model.name, len(data.channels), len(data.table.labels) + 1, **config.model.options)
     network.train()
-    optimizer = _optimizer(config.train, network)
+    optimizer = make_optimizer(config.train, network)
     parts: dict[str, list[float]] = {"batch": [], "forward and loss": [], "backward": [], "optimizer": []}
     with tempfile.TemporaryDirectory() as store:
-        source = Scans(config, data, training, [], Path(store))
+        source = ScanSource(config, data, training, [], Path(store))
         precision = choose_training_precision(config, device)
         last = is_channels_last(network, precision, device)
         for step in range(options.steps + 3):

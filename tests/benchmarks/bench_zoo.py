@@ -84,8 +84,8 @@ def mean_of_structures(rows: list[dict[str, Any]]) -> float:
 
 
 def split_of(dataset: Path) -> tuple[Any, list[str], list[str]]:
-    from medseg.dataset.cases import split_cases
     from medseg.dataset.reading import read_dataset
+    from medseg.dataset.splits import split_cases
 
     data = read_dataset(dataset)
     training, validation = split_cases(data)[0]

@@ -19,8 +19,9 @@ from making.datasets import make_case, put, put_json
 from medseg.cli.app import app
 from medseg.dataset.cases import load_case
 from medseg.dataset.check.cases import check_dataset
+from medseg.dataset.check.duplicates import _same_values
 from medseg.dataset.check.fix import write_fixed
-from medseg.dataset.check.group import _isolation, _same_values
+from medseg.dataset.check.group import _isolation
 from medseg.dataset.reading import read_dataset
 from medseg.errors import BadConfig, BadOutput
 from medseg.io import read, read_labels

@@ -11,9 +11,10 @@ import pytest
 
 from making import datasets as made
 from making.datasets import make_case, put, put_json
-from medseg.dataset.cases import Case, Dataset, load_case, split_cases, usual_folds
+from medseg.dataset.cases import Case, Dataset, load_case
 from medseg.dataset.check.cases import check_dataset
 from medseg.dataset.reading import LAYOUTS, read_dataset
+from medseg.dataset.splits import split_cases, usual_folds
 from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.io import write
 from medseg.labels import Label, LabelTable

@@ -88,7 +88,7 @@ def test_another_seed_gives_other_weights(config: Config, finished: Path, tmp_pa
 
 def test_the_folder_of_a_finished_run_holds_what_is_documented_and_no_leftovers(finished: Path):
     assert sorted(path.name for path in finished.iterdir()) == [
-        ".lock", "config.yaml", "metrics.jsonl", "model", "progress.png", "state-before.safetensors",
+        ".lock", "config.yaml", "data.json", "metrics.jsonl", "model", "progress.png", "state-before.safetensors",
         "state.safetensors",
     ]  # fmt: skip
 

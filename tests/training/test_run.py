@@ -36,8 +36,8 @@ SMALL = {
     "model.options": {"features": [8, 16], "encoder_blocks": [1, 1], "decoder_blocks": [1], "deep_supervision": True},
 }
 WRITTEN = {
-    ".lock", "config.yaml", "metrics.jsonl", "model", "plan.json", "progress.png", "report.html", "scores.csv",
-    "splits.json", "state-before.safetensors", "state.safetensors", "summary.json", "validation",
+    ".lock", "config.yaml", "data.json", "metrics.jsonl", "model", "plan.json", "progress.png", "report.html",
+    "scores.csv", "splits.json", "state-before.safetensors", "state.safetensors", "summary.json", "validation",
 }  # fmt: skip
 
 
@@ -180,13 +180,13 @@ from medseg.training.run import Request, train_dataset
 data, folder, overrides = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 run = folder / "run"
 
-train_dataset(Request(data, folder / "warm", overrides=overrides))
+train_dataset(Request(data=data, run=folder / "warm", overrides=overrides))
 
 def begin(where):
     child = os.fork()
     if child == 0:
         try:
-            train_dataset(Request(data, where, overrides=overrides))
+            train_dataset(Request(data=data, run=where, overrides=overrides))
         except BaseException as error:
             print(repr(error), file=sys.stderr, flush=True)
             os._exit(9)

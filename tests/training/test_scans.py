@@ -18,7 +18,7 @@ from medseg.errors import BadFile
 from medseg.inference.preprocess import prepare
 from medseg.models.spec import ZScore
 from medseg.training.losses import IGNORE
-from medseg.training.scans import Scans
+from medseg.training.scans import ScanSource
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,13 +52,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return phantoms.dataset(tmp_path_factory.mktemp("scans") / "data", 4)
 
 
-def source_of(data: Path, store: Path, **changes: Any) -> Scans:
+def source_of(data: Path, store: Path, **changes: Any) -> ScanSource:
     dataset = read_dataset(data)
     names = [case.name for case in dataset.cases]
-    return Scans(config_of(data, **changes), dataset, names[:3], names[3:], store)
+    return ScanSource(config_of(data, **changes), dataset, names[:3], names[3:], store)
 
 
-def batches(source: Scans, steps: range) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def batches(source: ScanSource, steps: range) -> list[tuple[torch.Tensor, torch.Tensor]]:
     made = []
     for step in steps:
         images, labels, _ = source.batch(step, [100 * step, 100 * step + 1], range(2 * step, 2 * step + 2), CPU)
@@ -146,7 +146,7 @@ def test_labels_to_ignore_and_values_that_nobody_named(tmp_path: Path):
     dataset = read_dataset(data)
     object.__setattr__(dataset, "ignore", 5)
     names = [case.name for case in dataset.cases]
-    source = Scans(config_of(data), dataset, names[:3], names[3:], tmp_path / "store")
+    source = ScanSource(config_of(data), dataset, names[:3], names[3:], tmp_path / "store")
     assert source.with_ignored
     assert (source._array(0, "labels")[0] == IGNORE).all()
     assert (source._array(0, "labels")[1:] >= 0).all()

@@ -46,20 +46,20 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict) or None in row or None in row.values():
             raise BadFile(f"{file}: entry {number} does not have as many columns as the first line")
-    return [{_column(str(key).strip()): value for key, value in row.items()} for row in rows]
+    return [{column_name(str(key).strip()): value for key, value in row.items()} for row in rows]
 
 
 def _rows_as_written(text: str, suffix: str) -> list[Any]:
     """The lines of JSONL, or the rows of a table whose first line names the columns."""
     if suffix == ".jsonl":
-        return [parse_json(line) for line in text.splitlines() if line.strip()]
+        return [parse_json(line, last_wins=True) for line in text.splitlines() if line.strip()]
     delimiter = ";" if ";" in text.partition("\n")[0] else ","
     if suffix == ".tsv":
         delimiter = "\t"
     return list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
 
 
-def _column(name: str) -> str:
+def column_name(name: str) -> str:
     """A column's name in small letters and by its usual synonym; of images, what follows is a channel's name."""
     if name.lower().startswith("image"):
         return "image" + name[len("image") :] if name.lower() != "image_id" else "case"
@@ -98,7 +98,7 @@ def read_description(path: Path) -> tuple[Path, dict[str, Any]] | None:
     file = path / "dataset.json" if path.is_dir() else path
     if file.suffix.lower() != ".json" or not file.is_file():
         return None
-    content = read_json(file)
+    content = read_json(file, last_wins=True)
     return (file, content) if isinstance(content, dict) else None
 
 

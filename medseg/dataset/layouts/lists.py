@@ -34,7 +34,7 @@ def find_datalist(path: Path) -> Dataset | None:
     file = path if path.is_file() else only_file(path, ".json", _is_datalist)
     if file is None or file.suffix.lower() != ".json" or not _is_datalist(file):
         return None
-    content = read_json(file)
+    content = read_json(file, last_wins=True)
     listed = _datalist_cases(file, content)
     labelled, unlabelled = _by_label(listed)
     if without := [case for case in unlabelled if case.split != "test"]:
@@ -87,7 +87,7 @@ def _datalist_table(file: Path, labels: Any) -> LabelTable:
 
 def _is_datalist(file: Path) -> bool:
     try:
-        content = read_json(file)
+        content = read_json(file, last_wins=True)
     except BadFile:
         return False
     training = content.get("training") if isinstance(content, dict) else None

@@ -23,7 +23,7 @@ from medseg.dataset.layouts.finding import (
 )
 from medseg.documents import read_json
 from medseg.errors import BadFile
-from medseg.io import strip_suffix
+from medseg.io import is_readable_name, strip_suffix
 from medseg.labels import LabelTable
 
 # nnU-Net and Decathlon -----------------------------------------------------------------------------------------------
@@ -47,8 +47,7 @@ def find_nnunet(path: Path) -> Dataset | None:
         findings: list[Finding] = []
     else:
         cases, findings = _nnunet_cases(folder, ending, len(channels))
-    tests = folder / "imagesTs"
-    unlabelled = _nnunet_images(tests, ending) if tests.is_dir() else {}
+    unlabelled, _ = _nnunet_images(folder / "imagesTs", ending)
     return Dataset(
         folder=folder,
         layout="",
@@ -60,7 +59,8 @@ def find_nnunet(path: Path) -> Dataset | None:
         ignore=ignore,
         splits=_final_splits(folder),
         unlabelled=tuple(
-            Case(name=name, images=images, label=None, split="test") for name, images in unlabelled.items()
+            Case(name=name, images=tuple(files.values()), label=None, split="test")
+            for name, files in unlabelled.items()
         ),
         findings=tuple(findings),
         source=file,
@@ -79,35 +79,73 @@ def _nnunet_listed(file: Path, listed: Mapping[str, Any]) -> list[Case]:
     return cases
 
 
-def _nnunet_images(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:
-    """Case name to its files by channel, of files named CASE_0000 and so on."""
-    found: dict[str, list[Path]] = {}
-    for file in files_in(folder):
-        match = CHANNEL.match(file.name.removesuffix(ending)) if file.name.endswith(ending) else None
-        if match:
-            found.setdefault(match["case"], []).append(file)
-    return {name: tuple(sorted(files)) for name, files in found.items()}
+def _by_stem(folder: Path, ending: str) -> tuple[dict[str, Path], list[Path]]:
+    """Name without ending -> file, and the files that are left aside.
+
+    A file whose ending is another one than dataset.json says is used where it is readable and alone of its name, for
+    then its name says what it is. Of two files of one name the one with the right ending is used.
+    """
+    files, aside = dict[str, Path](), list[Path]()
+    for file in sorted(files_in(folder), key=lambda file: not file.name.endswith(ending)):
+        if file.name.endswith(ending):
+            files[file.name.removesuffix(ending)] = file
+        elif is_readable_name(file):
+            known = files.setdefault(strip_suffix(file), file)
+            aside += [file] if known is not file else []
+    return files, aside
+
+
+def _nnunet_images(folder: Path, ending: str) -> tuple[dict[str, dict[int, Path]], list[Path]]:
+    """Case name -> channel -> file, of files named CASE_0000 and so on, and the files that are left aside."""
+    files, aside = _by_stem(folder, ending)
+    images: dict[str, dict[int, Path]] = {}
+    for stem, file in sorted(files.items()):
+        if match := CHANNEL.match(stem):
+            images.setdefault(match["case"], {})[int(match["channel"])] = file
+    return images, aside
 
 
 def _nnunet_cases(folder: Path, ending: str, channels: int) -> tuple[list[Case], list[Finding]]:
     """The cases of `imagesTr/` and `labelsTr/`, and what is said of those that lack a part."""
     image_folder = existing_folder(folder / "imagesTr")
-    images = _nnunet_images(image_folder, ending)
-    label_files = files_in(existing_folder(folder / "labelsTr"))
-    labels = {file.name.removesuffix(ending): file for file in label_files if file.name.endswith(ending)}
-    cases, findings = [], []
+    images, aside = _nnunet_images(image_folder, ending)
+    labels, more = _by_stem(existing_folder(folder / "labelsTr"), ending)
+    cases, findings = [], [unpaired_case("", _of_two_formats(file, ending)) for file in (*aside, *more)]
     for name in sorted(images.keys() | labels.keys()):
-        wanted = tuple(image_folder / f"{name}_{channel:04d}{ending}" for channel in range(channels))
-        extra = [file for file in images.get(name, ()) if file not in wanted]
-        if name not in labels:
-            message = f"{images[name][0]}: has no labels in labelsTr/"
-            findings.append(unpaired_case(name, message))
+        files, label = images.get(name, {}), labels.get(name)
+        extra = [file for channel, file in files.items() if channel >= channels]
+        if label is None:
+            first = next(iter(files.values()))
+            findings.append(unpaired_case(name, f"{first}: has no labels in labelsTr/"))
         elif extra:
             message = f"{extra[0]}: is a channel that dataset.json does not name"
             findings.append(Finding(case=name, kind="channels", severity="error", message=message, fixable=True))
         else:
-            cases.append(Case(name=name, images=wanted, label=labels[name]))
-    return cases, findings
+            wanted = [image_folder / f"{name}_{number:04d}{ending}" for number in range(channels)]
+            paths = tuple(files.get(number, file) for number, file in enumerate(wanted))
+            cases.append(Case(name=name, images=paths, label=label))
+    return cases, [*findings, *_about_endings(cases, ending)]
+
+
+def _of_two_formats(file: Path, ending: str) -> str:
+    return f"{file}: is not used, for there is a file of the same name that ends in {ending}, as dataset.json says"
+
+
+def _about_endings(cases: Sequence[Case], ending: str) -> list[Finding]:
+    """Cases with files that end otherwise than dataset.json says: they are used here, and nowhere else."""
+    odd = [
+        case.name
+        for case in cases
+        if any(file is not None and not file.name.endswith(ending) for file in (*case.images, case.label))
+    ]
+    if not odd:
+        return []
+    shown = ", ".join(odd[:5]) + (" ..." if len(odd) > 5 else "")
+    message = (
+        f"{len(odd)} of {len(cases)} cases have files that do not end in {ending}, as dataset.json says: {shown}; they "
+        "are used here, and nnU-Net would leave them out"
+    )
+    return [Finding(case="", kind="ending", severity="warning", message=message)]
 
 
 #: Table, regions and ignore value.
@@ -163,7 +201,7 @@ def _final_splits(folder: Path) -> tuple[tuple[tuple[str, ...], tuple[str, ...]]
         places.append(folder.parent.parent / "nnUNet_preprocessed" / folder.name / "splits_final.json")
     for file in places:
         if file.is_file():
-            content = read_json(file)
+            content = read_json(file, last_wins=True)
             try:
                 return tuple((tuple(map(str, split["train"])), tuple(map(str, split["val"]))) for split in content)
             except (TypeError, KeyError):

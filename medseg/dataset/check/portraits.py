@@ -1,0 +1,188 @@
+"""A case, small: what can be kept of all cases of a data set, to compare them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.dataset.cases import Case
+from medseg.dataset.check.measures import SAMPLE_VOXELS, CaseFacts, box_of, count_voxels
+from medseg.io import digest
+from medseg.volume import Volume, reorient
+
+#: Cells of a thumbnail along each axis.
+THUMBNAIL = 24
+_ONE_OF_A_KIND = 200  # voxels of labels that no two cases have in exactly the same shape
+_ARRANGED = 40  # with more structures than this, their places are not compared
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PackedLabels:
+    """A label map along RAS, thinned and compressed: so small that those of all cases can be kept."""
+
+    content: bytes
+    shape: tuple[int, int, int]
+    kind: str
+
+    def unpacked(self) -> NDArray:
+        """The label map (X, Y, Z)."""
+        flat = np.frombuffer(zlib.decompress(self.content), self.kind)
+        return flat.reshape(self.shape, order="F")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Portrait:
+    """A case, small.
+
+    thumbnail: (24, 24, 24) means of the first channel along RAS, clipped to its 1st and 99th percentile. labels: the
+    same of the labels, coded, in a box around their centroid; None without labels. packed: those labels themselves.
+    label_digests: names for the label map as it is stored and along RAS. shape_digest: a name for the labels wherever
+    they lie, '' if they are too few to be one of a kind. features: what may be compared between cases.
+    """
+
+    case: str
+    thumbnail: NDArray[np.float32]
+    labels: NDArray[np.float32] | None = None
+    packed: PackedLabels | None = None
+    label_digests: tuple[str, str] | None = None
+    shape_digest: str = ""
+    features: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def held(self) -> frozenset[int]:
+        """The label values that the case holds."""
+        return frozenset(int(name.split()[1]) for name in self.features if name.startswith("volume "))
+
+    def reduced_to(self, values: Collection[int]) -> Portrait:
+        """The same case as if its labels held these values alone; without labels if it holds none of them."""
+        if self.packed is None or self.held <= set(values):
+            return self
+        kept = self.packed.unpacked()
+        kept = np.where(np.isin(kept, sorted(values)), kept, 0)
+        rest = {name: one for name, one in self.features.items() if not name.startswith(("arrangement ", "place "))}
+        if not kept.any():
+            return replace(self, labels=None, features=rest)
+        thumbnail, places = _drawn(kept)
+        return replace(self, labels=thumbnail, features=rest | places)
+
+
+def portrait_of(case: Case, facts: CaseFacts, image: Volume, labels: Volume | None) -> Portrait | None:
+    """What the comparison with the other cases needs, small enough to keep for all; None for empty images."""
+    first = facts.channels[0]
+    spread = first.high - first.low
+    if not spread > 0:
+        spread = first.maximum - first.minimum
+    if not spread > 0:
+        return None
+    step = 1 + int((image.data.size / SAMPLE_VOXELS) ** (1 / 3))
+    ras = reorient(image, "RAS")
+    thin = ras.data[::step, ::step, ::step]
+    clipped = np.clip(np.nan_to_num(thin.astype(np.float32), nan=first.low), first.low, first.low + spread)
+    shape_mm = np.array(ras.shape) * ras.spacing_mm
+    centre = image.affine @ (*(np.array(image.shape) - 1) / 2, 1.0)
+    features: dict[str, float] = {
+        "scale": float(np.log10(spread)),
+        "offset": float(np.arcsinh(first.low / spread)),
+        "median": (first.percentiles[3] - first.low) / spread,
+        "quartiles": (first.percentiles[4] - first.percentiles[2]) / spread,
+        "highest": float(np.log1p(max(0.0, first.maximum - first.high) / spread)),
+        "lowest": float(np.log1p(max(0.0, first.low - first.minimum) / spread)),
+        "roughness": float(np.log(first.roughness + 1e-3)),
+        **{f"size {axis}": float(np.log(size)) for axis, size in zip("xyz", shape_mm)},
+        **{f"position {axis}": float(place) for axis, place in zip("xyz", centre)},
+        **{f"spacing {axis}": float(np.log(size)) for axis, size in zip("xyz", ras.spacing_mm)},
+    }
+    thumbnail = _shrink(clipped, [(0.0, float(n)) for n in clipped.shape])
+    if labels is None or not facts.voxels:
+        return Portrait(case=case.name, thumbnail=thumbnail, features=features)
+    turned = reorient(Volume(labels.data, image.affine), "RAS").data
+    inside = first.foreground
+    features["brightness of labels"] = (float(inside.mean()) - first.percentiles[3]) / spread if inside.size else 0.0
+    features["contrast in labels"] = float(np.log(float(inside.std()) / spread + 1e-3)) if inside.size else 0.0
+    voxel_mm3 = image.voxel_mm3
+    features |= {f"volume {value}": float(np.log(n * voxel_mm3)) for value, n in facts.voxels.items()}
+    whole = digest(labels.data, labels.data.dtype), digest(turned, turned.dtype)
+    content = box_of(turned > 0) or (slice(0), slice(0), slice(0))
+    shape = digest(turned[content], turned.dtype) if sum(facts.voxels.values()) >= _ONE_OF_A_KIND else ""
+    turned = turned[::step, ::step, ::step]
+    drawn, places = _drawn(turned)
+    packed = zlib.compress(turned.tobytes(order="F"), 1)
+    return Portrait(
+        case=case.name,
+        thumbnail=thumbnail,
+        labels=drawn,
+        packed=PackedLabels(content=packed, shape=turned.shape, kind=turned.dtype.str),
+        label_digests=whole,
+        shape_digest=shape,
+        features=features | places,
+    )
+
+
+def _drawn(labels: NDArray) -> tuple[NDArray[np.float32], dict[str, float]]:
+    """The thumbnail of a label map along RAS, and where in the image and among each other its structures lie."""
+    coded, box = _code(labels)
+    places = {
+        f"place {axis}": (start + stop) / 2 / size for axis, (start, stop), size in zip("xyz", box, coded.shape)
+    }
+    return _shrink(coded, box), _arrangement(labels, box) | places
+
+
+def _code(labels: NDArray) -> tuple[NDArray[np.float32], list[tuple[float, float]]]:
+    """Labels as numbers between 0.5 and 1.5 that tell them apart, and a box of 2.5 deviations around their centroid.
+
+    Such a box does not depend on where the labels lie, nor on single stray voxels.
+    """
+    inner = box_of(labels > 0) or (slice(None), slice(None), slice(None))
+    top = int(labels.max(initial=0))
+    weights = 0.5 + np.arange(top + 1) * 0.618034 % 1.0  # the golden ratio spreads any run of values evenly
+    weights[0] = 0
+    coded = np.zeros(labels.shape, np.float32)
+    coded[inner] = weights.astype(np.float32)[labels[inner]]
+    box = []
+    for axis in range(3):
+        along = (labels > 0).sum(axis=tuple(other for other in range(3) if other != axis)).astype(np.float64)
+        places = np.arange(len(along)) + 0.5
+        middle = (along * places).sum() / along.sum()
+        deviation = max(0.5, float(np.sqrt((along * (places - middle) ** 2).sum() / along.sum())))
+        box.append((middle - 2.5 * deviation, middle + 2.5 * deviation))
+    return coded, box
+
+
+def _arrangement(labels: NDArray, box: Sequence[tuple[float, float]]) -> dict[str, float]:
+    """Where each structure lies among all, along RAS from the common centroid, in the deviations that the box is of."""
+    inner = box_of(labels > 0) or (slice(0), slice(0), slice(0))
+    cut = labels[inner]
+    counts = count_voxels(cut)
+    if not 1 < len(counts) <= _ARRANGED:
+        return {}
+    found = {}
+    for axis, (start, stop) in enumerate(box):
+        planes = np.moveaxis(cut, axis, 0)
+        sums = np.array([np.bincount(plane.ravel(), minlength=max(counts) + 1) for plane in planes])
+        places = np.arange(len(planes)) + inner[axis].start + 0.5
+        for value, voxels in counts.items():
+            middle = float(places @ sums[:, value]) / voxels
+            found[f"arrangement {value} {'xyz'[axis]}"] = (middle - (start + stop) / 2) / (stop - start) * 5
+    return found
+
+
+def _shrink(data: NDArray[np.float32], box: Sequence[tuple[float, float]]) -> NDArray[np.float32]:
+    """The mean values of `THUMBNAIL` cells along each axis of a box in voxels; what lies outside the array is 0.
+
+    By differences of running sums and not by products of matrices, which would start threads within threads.
+    """
+    cells: NDArray = data
+    for axis, (start, stop) in enumerate(box):
+        cells = np.moveaxis(cells, axis, 0)
+        sums = np.zeros((len(cells) + 1, *cells.shape[1:]))
+        np.cumsum(cells, axis=0, dtype=np.float64, out=sums[1:])
+        edges = np.clip(np.linspace(start, stop, THUMBNAIL + 1), 0, len(cells))
+        below = np.minimum(edges.astype(np.intp), len(cells) - 1)
+        share = (edges - below)[:, None, None]
+        until = sums[below] * (1 - share) + sums[below + 1] * share
+        cells = np.moveaxis(np.diff(until, axis=0) * (THUMBNAIL / (stop - start)), 0, axis)
+    return np.ascontiguousarray(cells, np.float32)

@@ -1,0 +1,192 @@
+"""How cases are split for training and validation: every structure on both sides of every split, where cases allow.
+
+Cases are dealt out rarest structure first, each to the part that has fewest of it: the iterative stratification of
+Sechidis et al. 2011, "On the stratification of multi-label data" (ECML PKDD), with groups in place of samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+from medseg.dataset.cases import Case, Dataset
+from medseg.errors import BadConfig
+
+#: (names for training, names for validation).
+Split: TypeAlias = tuple[list[str], list[str]]
+#: Case -> the structures that it holds.
+Holdings: TypeAlias = Mapping[str, Collection[str]]
+
+#: Of more groups than this none are exchanged afterwards: a structure that so many hold is on all sides anyway.
+_EXCHANGED = 400
+
+
+def usual_folds(cases: int) -> int:
+    """Into how many parts cases are split if nobody says: a fifth validates, of many cases less, down to a tenth.
+
+    Twenty scans tell how good a model is; each one more that is held out is one that it cannot learn from.
+    """
+    return min(max(cases // 20, 5), 10)
+
+
+def split_cases(dataset: Dataset, folds: int = 5, seed: int = 0, *, holdings: Holdings | None = None) -> list[Split]:
+    """(names for training, names for validation) of every fold; the dataset's own splits where it has some.
+
+    Else `folds` parts of nearly equal size, all cases of a group in one part, and of the structures that cases hold
+    (`holdings`) as many on both sides as can be; without, cases count as alike. Which part a group lands in depends on
+    the names, the structures and the seed alone. Cases that the dataset sets aside for testing are in neither.
+    Raises `BadConfig` if there are fewer groups than folds.
+    """
+    if dataset.splits:
+        return [(list(training), list(validation)) for training, validation in dataset.splits]
+    cases = [case for case in dataset.cases if case.split != "test"]
+    groups: dict[str, list[str]] = {}
+    for case in cases:
+        groups.setdefault(_group(case), []).append(case.name)
+    if folds < 2 or len(groups) < folds:
+        what = "cases" if len(groups) == len(cases) else "patients"
+        raise BadConfig(
+            f"{dataset.folder}: {len(groups)} {what} cannot be split into {folds} folds; use --folds 2 to {len(groups)}"
+        )
+
+    def drawn(group: str) -> tuple[int, str]:
+        return -len(groups[group]), hashlib.sha256(f"{seed}:{group}".encode()).hexdigest()
+
+    order = sorted(groups, key=drawn)  # large groups first, so that the small ones can even things out
+    held = {
+        group: frozenset(one for name in names for one in (holdings or {}).get(name, ()))
+        for group, names in groups.items()
+    }
+    sizes = {group: len(names) for group, names in groups.items()}
+    deal = _Deal(order=order, held=held, sizes=sizes, folds=folds)
+    parts = [[name for group in part for name in groups[group]] for part in deal.parts()]
+    every = sorted(case.name for case in cases)
+    return [([name for name in every if name not in set(part)], sorted(part)) for part in parts]
+
+
+def _group(case: Case) -> str:
+    return f"group {case.group}" if case.group is not None else f"case {case.name}"
+
+
+class _Deal:
+    """Groups being dealt out to parts. Where all hold the same, each goes to the smallest part."""
+
+    def __init__(
+        self, *, order: Sequence[str], held: Mapping[str, frozenset[str]], sizes: Mapping[str, int], folds: int
+    ) -> None:
+        self.held, self.sizes = held, sizes
+        self.dealt: list[list[str]] = [[] for _ in range(folds)]
+        self.counts: list[Counter[str]] = [Counter() for _ in range(folds)]  # cases of each structure's groups
+        self.filled = [0] * folds
+        self.left = dict.fromkeys(order)
+        self.holders = Counter(structure for group in order for structure in held[group])
+        self.room, self.larger = divmod(sum(sizes.values()), folds)  # so many parts may be larger by one case
+
+    def parts(self) -> list[list[str]]:
+        """The groups of every part."""
+        # What one group alone holds can be learnt in every fold but the one that it validates: the last.
+        for group in [g for g in self.left if any(self.holders[one] == 1 for one in self.held[g])]:
+            self._give(group, min(range(len(self.dealt)), key=lambda part: (self._is_full(part, group), -part)))
+        waiting = Counter(structure for group in self.left for structure in self.held[group])
+        while waiting:
+            rarest = min(waiting, key=lambda one: (waiting[one], one))
+            group = next(group for group in self.left if rarest in self.held[group])
+            waiting -= Counter(self.held[group])
+            self._give(group, self._part_for(group, rarest))
+        for group in list(self.left):
+            self._give(group, min(range(len(self.dealt)), key=lambda part: (self.filled[part], part)))
+        self._exchange()
+        return self.dealt
+
+    def _is_full(self, part: int, group: str) -> bool:
+        after = self.filled[part] + self.sizes[group] - self.room
+        larger = sum(filled > self.room for filled in self.filled)
+        return after > (1 if larger < self.larger else 0)
+
+    def _part_for(self, group: str, rarest: str) -> int:
+        """The part that has fewest of a structure; of one that not every part can have, the first ones have it."""
+        scarce = self.holders[rarest] < len(self.dealt)
+
+        def rank(part: int) -> tuple[int, ...]:
+            counts = self.counts[part]
+            lacking = sum(not counts[structure] for structure in self.held[group])
+            first = part if scarce else 0
+            return self._is_full(part, group), counts[rarest], first, -lacking, self.filled[part], part
+
+        return min(range(len(self.dealt)), key=rank)
+
+    def _give(self, group: str, part: int) -> None:
+        self.left.pop(group, None)
+        self.dealt[part].append(group)
+        self.counts[part].update(dict.fromkeys(self.held[group], self.sizes[group]))
+        self.filled[part] += self.sizes[group]
+
+    def _take(self, group: str, part: int) -> None:
+        self.dealt[part].remove(group)
+        self.counts[part] -= Counter(dict.fromkeys(self.held[group], self.sizes[group]))
+        self.filled[part] -= self.sizes[group]
+
+    def _lacks(self) -> int:
+        """How often a structure of several groups is on one side only, or one group's is not trained with.
+
+        In the first fold, the usual one, it is worse than in all others.
+        """
+        lacks = 0
+        for structure, count in self.holders.items():
+            held = [counts[structure] for counts in self.counts]
+            first = held[0] in (0, sum(held)) if count > 1 else held[0] > 0
+            others = sum(one in (0, sum(held)) for one in held[1:]) if count > 1 else 0
+            lacks += len(self.dealt) * first + others
+        return lacks
+
+    def _exchange(self) -> None:
+        """Exchange groups of one size between parts while that puts more structures on both sides."""
+        several = [count for count in self.holders.values() if count > 1]
+        least = sum(max(0, len(self.dealt) - count) for count in several)  # not every part can have what few hold
+        if sum(map(len, self.dealt)) > _EXCHANGED:
+            return
+        lacks = self._lacks()
+        while lacks > least and self._exchange_once(lacks):
+            lacks = self._lacks()
+
+    def _exchange_once(self, lacks: int) -> bool:
+        places = [(group, part) for part, groups in enumerate(self.dealt) for group in groups]
+        for number, (one, here) in enumerate(places):
+            for other, there in places[number + 1 :]:
+                same = self.held[one] == self.held[other] or self.sizes[one] != self.sizes[other]
+                if here == there or same:
+                    continue
+                self._move(one, here, there)
+                self._move(other, there, here)
+                if self._lacks() < lacks:
+                    return True
+                self._move(one, there, here)
+                self._move(other, here, there)
+        return False
+
+    def _move(self, group: str, start: int, end: int) -> None:
+        self._take(group, start)
+        self._give(group, end)
+
+
+def lacking(structures: Iterable[str], names: Iterable[str], holdings: Holdings) -> list[str]:
+    """The structures that none of the named cases holds."""
+    present = {one for name in names for one in holdings.get(name, ())}
+    return [one for one in structures if one not in present]
+
+
+def covering(names: Sequence[str], count: int, holdings: Holdings) -> list[str]:
+    """So many of the names, the first ones if they hold all that the names hold, else chosen so that they hold most."""
+    chosen = list(names[:count])
+    missing = set(lacking({one for name in names for one in holdings.get(name, ())}, chosen, holdings))
+    if not missing:
+        return chosen
+    chosen, present = [], set[str]()
+    for _ in range(min(count, len(names))):
+        rest = [name for name in names if name not in chosen]
+        best = max(rest, key=lambda name: len(set(holdings.get(name, ())) - present))
+        chosen.append(best)
+        present |= set(holdings.get(best, ()))
+    return sorted(chosen, key=list(names).index)

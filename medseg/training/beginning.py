@@ -1,0 +1,254 @@
+"""How a run begins: the data checked and split, the run planned, and all that recorded before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medseg.config import Config, make_config, override
+from medseg.dataset import (
+    Check,
+    Dataset,
+    Finding,
+    Holdings,
+    Split,
+    check_dataset,
+    lacking,
+    split_cases,
+    usual_folds,
+)
+from medseg.errors import BadConfig, BadFile, BadModel, DataWarning
+from medseg.files import atomic_write
+from medseg.memory import free_bytes
+from medseg.models import Checkpoint, load_checkpoint
+from medseg.networks import DEEP_SUPERVISION
+from medseg.training.identity import identity_of, used_cases, write_identity
+from medseg.training.plan import (
+    Choice,
+    Machine,
+    as_json,
+    as_settings,
+    check_memory,
+    fingerprint,
+    make_plan,
+    seconds_a_step,
+)
+from medseg.training.processes import Processes
+from medseg.training.request import Events, Request, slug
+from medseg.training.scans import structures_of
+from medseg.training.state import record_config
+from medseg.training.step import LEAST_PASSES, in_minutes
+
+#: Seconds that a run takes at least beside what is measured: the model, its scores and report.
+_LEAST_REST_S = 10.0
+
+
+
+def begin(
+    request: Request, dataset: Dataset, run: Path, *, processes: Processes, events: Events, folds: Sequence[int]
+) -> None:
+    """Check and plan, and record the plan in the run folder.
+
+    folds: those that the command trains; what is wrong with the split of any of them is said now. Raises `BadFile` for
+    data with errors, `BadConfig` for settings that contradict them and for a time that is too short,
+    `NotEnoughMemory`.
+    """
+    began = time.monotonic()
+    fixed = request.fixed()
+    check = check_dataset(dataset, lambda name, done, count: events.reading("checking", done, count))
+    checked_s = time.monotonic() - began
+    holdings = _holdings(dataset, check)
+    splits = splits_of(request, dataset, holdings)
+    number = fold_number(request, splits)
+    about = [finding for fold in folds for finding in _about_split(dataset, splits[fold], holdings)]
+    about = list(dict.fromkeys(about))
+    events.found(dataset, [*check.findings, *about])
+    _refuse_errors(request, dataset, [*check.errors, *(one for one in about if one.severity == "error")])
+    for finding in about:
+        warnings.warn(finding.message, DataWarning, stacklevel=2)
+    training, validation = splits[number]
+    machine = _machine(request, processes)
+    start = load_checkpoint(request.finetune) if request.finetune else None
+    if start is not None:
+        fixed = _adopted(start, dataset) | fixed
+    found = fingerprint(check, training)
+    choices = make_plan(
+        dataset,
+        found,
+        machine,
+        architecture=str(fixed.get("model.name") or request.architecture or "unet"),
+        fixed=fixed,
+        judged=any(holdings.get(name) for name in validation),
+    )
+    config = _config(request, dataset, choices, fixed=fixed, validation=validation, start=start)
+    check_memory(config, len(dataset.channels), len(dataset.regions) or len(dataset.table.labels) + 1, machine)
+    _check_time(config, dataset, machine, request=request, checked_s=checked_s, began=began, cases=len(training))
+    events.planned(choices, config)
+    write_json(run / "plan.json", as_json(choices, found))
+    write_json(run / "splits.json", {"training": training, "validation": validation})
+    identity = identity_of(
+        dataset,
+        digests=check.digests,
+        holdings={name: sorted(held) for name, held in holdings.items()},
+        folds=None if dataset.splits else len(splits),
+        fold=number,
+        start=start.spec.sha256 if start is not None else None,
+    )
+    write_identity(run, identity)
+    record_config(config, run)  # last of all: where it is, the rest is
+
+
+def _refuse_errors(request: Request, dataset: Dataset, errors: Sequence[Finding]) -> None:
+    if errors and not request.anyway:
+        more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+        first = f"{errors[0].case or dataset.folder}: {errors[0].message}{more}"
+        raise BadFile(f"{first}; medseg check {request.data} shows all, and --anyway trains")
+
+
+def _config(
+    request: Request,
+    dataset: Dataset,
+    choices: Sequence[Choice],
+    *,
+    fixed: Mapping[str, Any],
+    validation: Sequence[str],
+    start: Checkpoint | None,
+) -> Config:
+    content: dict[str, Any] = {"name": slug(dataset.name), "data": str(request.data), "hold_out": list(validation)}
+    if request.finetune:
+        content["start_from"] = str(start.folder if start else request.finetune)
+    settings = as_settings(choices) | dict(fixed)
+    return make_config(override(content, settings), str(request.config or request.data))
+
+
+# Splits ---------------------------------------------------------------------------------------------------------------
+
+
+def _holdings(dataset: Dataset, check: Check) -> dict[str, frozenset[str]]:
+    """Case -> the structures of which it has voxels."""
+    structures = structures_of(dataset)
+    return {
+        facts.case: frozenset(name for name, values in structures.items() if facts.voxels.keys() & set(values))
+        for facts in check.facts
+    }
+
+
+def splits_of(request: Request, dataset: Dataset, holdings: Holdings | None = None) -> list[Split]:
+    """The training and validation cases of every fold. Raises `BadConfig`."""
+    folds = folds_of(request, dataset)
+    if folds < 2 and not dataset.splits:
+        raise BadConfig(f"{request.data}: one case cannot both train and validate; annotate a second one")
+    return split_cases(dataset, folds, holdings=holdings)
+
+
+def folds_of(request: Request, dataset: Dataset) -> int:
+    """Into how many parts the cases are split, at most one for each patient or case."""
+    groups = {("group", case.group) if case.group else ("case", case.name) for case in used_cases(dataset)}
+    folds = request.folds or (usual_folds(len(groups)) if request.fold is None else 5)
+    return min(folds, len(groups))
+
+
+def fold_number(request: Request, splits: Sequence[Split]) -> int:
+    """Which of the folds validates. Raises `BadConfig` if there is no such one."""
+    fold = request.fold or 0
+    if not 0 <= fold < len(splits):
+        raise BadConfig(f"there is no fold {fold}; the cases are split into {len(splits)}, counted from 0")
+    return fold
+
+
+def _about_split(dataset: Dataset, split: Split, holdings: Holdings) -> list[Finding]:
+    """Structures that one side of a split lacks: what is not trained with cannot be learnt, and what is not validated
+    with is not scored."""
+    training, validation = split
+    names = list(structures_of(dataset))
+    count = {name: sum(name in held for held in holdings.values()) for name in names}
+    findings = []
+    for name in lacking(names, training, holdings):
+        where = f"{count[name]} of {len(holdings)} cases have it, for validation" if count[name] else "no case has it"
+        message = f"no case to train from holds '{name}' ({where}), so it cannot be learnt"
+        findings.append(Finding("", "split", "error", message))
+    for name in lacking(names, validation, holdings):
+        if count[name]:
+            where = f"{count[name]} of {len(holdings)} cases have it, all to train from"
+            message = f"no case to validate with holds '{name}' ({where}), so no score says how well it is found"
+            findings.append(Finding("", "split", "warning", message))
+    return findings
+
+
+# Machine, time and model ----------------------------------------------------------------------------------------------
+
+
+def _machine(request: Request, processes: Processes) -> Machine:
+    if processes.device.type == "cuda":
+        memory = torch.cuda.mem_get_info(processes.device)[0]
+    else:
+        memory = int(0.9 * free_bytes() / processes.size)
+    return Machine(
+        device=processes.device.type,
+        memory_bytes=min(memory, request.memory_bytes or 2**62),
+        processes=processes.size,
+    )
+
+
+def _check_time(
+    config: Config,
+    dataset: Dataset,
+    machine: Machine,
+    *,
+    request: Request,
+    checked_s: float,
+    began: float,
+    cases: int,
+) -> None:
+    """Raises `BadConfig` where the time is over before the network has seen its cases a few times.
+
+    What has passed since the command began is known, preparing takes about as long as checking did, and a step as long
+    as the plan has tried.
+    """
+    settings = config.train
+    batches = LEAST_PASSES * cases / settings.batch
+    if settings.steps is not None or settings.time_s is None:
+        return
+    passed_s = time.monotonic() - (request.began or began)
+    training_s = batches * seconds_a_step(config, len(dataset.channels), machine)
+    needed_s = passed_s + checked_s + training_s + _LEAST_REST_S
+    if needed_s <= settings.time_s:
+        return
+    raise BadConfig(
+        f"{settings.time_s:.0f} seconds are too short to learn anything from {request.data}: reading, scoring and "
+        f"{LEAST_PASSES} passes over the {cases} cases take about {needed_s:.0f}; give --time "
+        f"{in_minutes(1.5 * needed_s)} or more"
+    )
+
+
+def _adopted(checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:
+    """What a model to go on from decides: the network, and the grid and intensities it knows."""
+    spec = checkpoint.spec
+    if spec.channels != len(dataset.channels):
+        raise BadModel(
+            f"the model {spec.name} takes {spec.channels} channels and the data have {len(dataset.channels)}"
+        )
+    options = dict(spec.options)
+    if spec.architecture in DEEP_SUPERVISION:
+        options["deep_supervision"] = True
+    intensity = spec.intensity if isinstance(spec.intensity, str) else [one.model_dump() for one in spec.intensity]
+    return {
+        "model.name": spec.architecture,
+        "model.options": options,
+        "model.patch": list(spec.patch),
+        "model.spacing_mm": list(spec.spacing),
+        "model.grid": spec.grid,
+        "model.intensity": intensity,
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file of JSON whole or not at all."""
+    with atomic_write(path) as handle:
+        handle.write((json.dumps(content, indent=1) + "\n").encode())

@@ -1,0 +1,170 @@
+"""What follows the loop: the validation scans segmented and scored, cleanup chosen; and how long that will take."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medseg.config import Config
+from medseg.dataset import Case, Dataset, read_case_labels, read_channels
+from medseg.evaluation import Evaluation, Options, evaluate, summarise, write_evaluation
+from medseg.files import private_folder
+from medseg.inference import Settings, segment
+from medseg.io import is_slicer_segmentation, read_labels, write
+from medseg.models import load_checkpoint
+from medseg.networks import build_model
+from medseg.postprocess import clean
+from medseg.training.processes import Processes
+from medseg.training.scans import ScanSource, Score, mean_scores, structures_of
+from medseg.volume import same_grid
+
+#: A cleanup step is kept if it raises the mean Dice on the validation scans by more than this.
+_WORTH_CLEANING = 5e-4
+#: Seconds for writing the model and its card.
+_WRITING_S = 2.0
+
+
+def rehearse(config: Config, source: ScanSource, processes: Processes) -> Callable[[], float]:
+    """Infer two validation scans with a fresh network and score the truth of one as if it had been found.
+
+    What cannot work fails now, and it is known how long scoring takes, in seconds, as far as it is when the result is
+    called: where the machine has become slower since, all of it takes longer.
+    """
+    cases, fixed_s, warm_s = len(source.validation), 0.0, 0.0
+    if processes.first and cases:
+        network = build_model(config.model.name, source.channels, source.outputs, **config.model.options).eval()
+        with torch.no_grad():
+            source.validate(
+                network.to(processes.device),
+                seeds=[0, 1][:cases],
+                device=processes.device,
+                dtype=torch.float32,
+            )
+        if config.train.steps is None:
+            fixed_s, warm_s = _scoring_seconds(source)
+    rehearsed_s = source.seconds_a_case
+    processes.wait()
+
+    def seconds() -> float:
+        slower = max(1.0, source.seconds_a_case / rehearsed_s) if rehearsed_s else 1.0
+        return _WRITING_S + slower * (fixed_s + cases * (1.2 * rehearsed_s + warm_s))
+
+    return seconds
+
+
+def _scoring_seconds(source: ScanSource) -> tuple[float, float]:
+    """How long scoring and its report take beside the inference: once, and for each further case."""
+    options, case = scoring_options(source.dataset), source.validation[0]
+    with references(source, [case]) as truth, private_folder() as folder:
+        times = [time.monotonic()]
+        for _ in range(2):
+            evaluation = evaluate(truth, truth, None, options)
+            times.append(time.monotonic())
+        name = file_name(case)
+        write_evaluation(evaluation, folder, {name: (truth / f"{name}.nii.gz",) * 2}, options)
+        times.append(time.monotonic())
+    cold, warm, written = (after - before for before, after in pairwise(times))
+    return cold + written, warm + written
+
+
+def predict(
+    config: Config, source: ScanSource, run: Path, progress: Callable[[int, int], None]
+) -> list[dict[str, Any]]:
+    """Label maps of the validation scans in run/validation, and the cleanup steps that they were given."""
+    checkpoint = load_checkpoint(str(run / "model"))
+    folder = run / "validation"
+    folder.mkdir(exist_ok=True)
+    steps = _cleanups(source) if config.cleanup == "auto" else []
+    table: list[list[dict[str, Score]]] = []
+    for done, case in enumerate(source.validation, start=1):
+        volumes = read_channels(source.dataset, case)
+        labels = segment(volumes, checkpoint, Settings(cleanup=False, backend="torch")).labels
+        truth = read_case_labels(case, volumes[0]).data
+        table.append([source.score(clean(labels, one).data, truth, case) for one in [[], *([s] for s in steps)]])
+        write(labels, folder / f"{file_name(case)}.nii.gz")
+        progress(done, len(source.validation))
+    chosen = _chosen(steps, table) if config.cleanup == "auto" else list(config.cleanup)
+    if chosen:
+        for case in source.validation:
+            path = folder / f"{file_name(case)}.nii.gz"
+            write(clean(read_labels(path), chosen), path)
+    return chosen
+
+
+def _cleanups(source: ScanSource) -> list[dict[str, Any]]:
+    """The steps that are tried: the largest piece of all, and of each structure."""
+    values = [label.value for label in source.table.labels]
+    whole = [{"step": "keep_largest", "together": True, "labels": values}] if len(values) > 1 else []
+    return whole + [{"step": "keep_largest", "labels": [value]} for value in values]
+
+
+def _chosen(steps: Sequence[dict[str, Any]], table: Sequence[Sequence[Mapping[str, Score]]]) -> list[dict[str, Any]]:
+    """The steps, each tried alone, that raise the mean Dice and lower no structure's. table: [case][step or none]."""
+    before, chosen = mean_scores([row[0] for row in table]), []
+    for number, step in enumerate(steps, start=1):
+        after = mean_scores([row[number] for row in table])
+        gains = [after.get(name, 0.0) - score for name, score in before.items()]
+        if gains and sum(gains) / len(gains) > _WORTH_CLEANING / len(gains) and min(gains) > -1e-4:
+            chosen.append(step)
+    return chosen
+
+
+def scoring_options(dataset: Dataset) -> Options:
+    """How the label maps of a data set are scored."""
+    return Options(structures=structures_of(dataset), ignore=dataset.ignore)
+
+
+def score_validation(source: ScanSource, run: Path) -> tuple[Evaluation, dict[str, tuple[Path, Path]]]:
+    """Scores of run/validation; of partly annotated cases only what is annotated counts."""
+    with references(source, source.validation) as folder:
+        result = evaluate(folder, run / "validation", None, scoring_options(source.dataset))
+    names = {label.name: label.value for label in source.table.labels}
+    partly = {file_name(case): case.labelled for case in source.validation if case.labelled is not None}
+    rows = [
+        row
+        for row in result.rows
+        if row["case"] not in partly or names[row["structure"]] in (partly[row["case"]] or ())
+    ]
+    summary = result.summary | summarise(rows)
+    evaluation = Evaluation(rows=rows, summary=summary, problems=result.problems)
+    return evaluation, scored_pairs(source.validation, run, summary)
+
+
+def scored_pairs(cases: Sequence[Case], run: Path, summary: Mapping[str, Any]) -> dict[str, tuple[Path, Path]]:
+    """The files of the true and the found labels of each scored case, for the report."""
+    pairs = {}
+    for case in cases:
+        name = file_name(case)
+        result = run / "validation" / f"{name}.nii.gz"
+        if case.label is not None and name in summary["cases"]["scored"] and _is_as_used(case, result):
+            pairs[name] = (case.label, result)
+    return pairs
+
+
+def _is_as_used(case: Case, result: Path) -> bool:
+    """Whether the label file of a case shows what was trained: not if it is cropped or numbers its structures anew."""
+    if case.label is None or case.numbers:
+        return False
+    return not is_slicer_segmentation(case.label) or same_grid(read_labels(case.label), read_labels(result))
+
+
+@contextmanager
+def references(source: ScanSource, cases: Sequence[Case]) -> Iterator[Path]:
+    """A folder with the true label maps of some cases, named like the results."""
+    with private_folder() as folder:
+        for case in cases:
+            image = read_channels(source.dataset, case)[0]
+            write(read_case_labels(case, image), folder / f"{file_name(case)}.nii.gz")
+        yield folder
+
+
+def file_name(case: Case) -> str:
+    """What a case's files are called, without their ending."""
+    return re.sub(r"[^\w.-]+", "_", case.name)

@@ -1,0 +1,350 @@
+"""A run under way: its network, optimiser, averages, clock and facts, and each thing that a training step does.
+
+`loop.train` calls the methods of `Run` in the order in which they stand here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medseg.config import Config, TrainConfig
+from medseg.errors import BadConfig
+from medseg.files import sweep
+from medseg.models import save_checkpoint
+from medseg.networks import build_model, check_patch
+from medseg.postprocess import check_steps
+from medseg.progress import Report
+from medseg.training.clock import RunClock, is_time_to_validate
+from medseg.training.curves import draw_curves
+from medseg.training.identity import check_same_maps
+from medseg.training.losses import hard_dice
+from medseg.training.precision import PRECISIONS, THIN, choose_training_precision, is_channels_last, thinnest_map
+from medseg.training.processes import Processes, whole
+from medseg.training.rendered import RenderedSource
+from medseg.training.source import Batch, Folding, Source, WithLoss, model_spec
+from medseg.training.state import (
+    append_line,
+    check_same_run,
+    restore_run,
+    save_run,
+    start_from,
+    state_of,
+    truncate_metrics,
+)
+
+#: A network that has seen its cases less often than this is no model.
+LEAST_PASSES = 3
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(kw_only=True, eq=False)
+class Run:
+    """A run under way. parallel: the network as it is called; best: the averages that did best so far, where the
+    settings ask for them; facts: what `save_run` keeps beside the tensors; log: lines not yet in metrics.jsonl."""
+
+    config: Config
+    folder: Path
+    source: Source
+    processes: Processes
+    network: nn.Module
+    parallel: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average_weights: dict[str, Tensor]
+    best: dict[str, Tensor]
+    facts: dict[str, Any]
+    clock: RunClock
+    channels_last: bool
+    before: float = 0.0
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def begin(
+        cls,
+        *,
+        config: Config,
+        folder: Path,
+        source: Source | None,
+        processes: Processes,
+        began: float,
+        reserve: Callable[[], float],
+    ) -> Run:
+        """A run at its beginning, or where the folder's state left it. Raises `BadConfig` if it is another run's."""
+        settings, device = config.train, processes.device
+        check_same_run(config, folder, processes)
+        check_steps([] if config.cleanup == "auto" else config.cleanup)
+        source = source or _rendered(config, folder, processes)
+        torch.manual_seed(settings.seed)
+        network = build_model(config.model.name, source.channels, source.outputs, **config.model.options)
+        check_patch(network, config.model.patch)
+        if isinstance(network, Folding):
+            network.folded = True
+        if config.start_from:
+            start_from(config.start_from, network)
+        thinnest = THIN
+        if settings.precision == "auto":  # asked before the network is spread over processes
+            thinnest = thinnest_map(network, source.channels, config.model.patch, device)
+        network, parallel = processes.spread(network.to(device).train(), settings.parallel)
+        optimizer = make_optimizer(settings, network)
+        averages = {key: value.detach().clone() for key, value in network.state_dict().items()}
+        best: dict[str, Tensor] = {}
+        facts = restore_run(
+            run=folder, network=network, optimizer=optimizer, average=averages, best=best, processes=processes
+        )
+        if "precision" not in facts:  # one trial for all processes and for the whole run
+            chosen = choose_training_precision(config, device, thinnest) if processes.first else PRECISIONS[0]
+            facts["precision"] = PRECISIONS[round(processes.first_says(PRECISIONS.index(chosen)))]
+        precision = facts["precision"]
+        scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16" and device.type == "cuda")
+        if scaler.is_enabled() and "scaler" in facts:
+            scaler.load_state_dict(facts["scaler"])
+        if processes.first:
+            truncate_metrics(folder / "metrics.jsonl", facts["step"])
+            sweep(folder, min_age_s=0)  # what a killed process left half-written; the lock says that nobody writes
+        return cls(
+            config=config,
+            folder=folder,
+            source=source,
+            processes=processes,
+            network=network,
+            parallel=parallel,
+            optimizer=optimizer,
+            scaler=scaler,
+            average_weights=averages,
+            best=best,
+            facts=facts,
+            clock=RunClock(settings=settings, facts=facts, began=began, reserve=reserve),
+            channels_last=is_channels_last(network, precision, device),
+        )
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return int(self.facts["step"])
+
+    @property
+    def position(self) -> float:
+        """Where the run stands between its beginning, 0, and its end, 1."""
+        return float(self.facts["position"])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The arithmetic of the network."""
+        return _DTYPES[self.facts["precision"]]
+
+    def draw(self) -> Batch:
+        """This process's samples of the step."""
+        seeds, samples = self.processes.share(self.config.train, self.step, mix)
+        batch = self.source.batch(self.step, seeds, samples, self.processes.device)
+        if not self.channels_last:
+            return batch
+        # `contiguous` leaves one channel alone
+        return batch._replace(images=batch.images.to(memory_format=torch.channels_last_3d))
+
+    def forward(self, images: Tensor) -> Any:
+        """The network's outputs."""
+        half = self.dtype != torch.float32
+        with torch.autocast(self.processes.device.type, self.dtype, enabled=half):
+            return self.parallel(images)
+
+    def loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """The network's own loss where it has one, else the source's."""
+        if isinstance(self.network, WithLoss):
+            return self.network.loss(outputs, batch.labels)
+        return self.source.loss(outputs, batch)
+
+    def backward_and_step(self, loss: Tensor, rate: float) -> Tensor:
+        """Gradients, clipped, and a step against them; returns their norm. rate: the learning rate's share."""
+        settings = self.config.train
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * rate
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Exponential moving average of the weights; early steps count more so that it starts at once."""
+        decay = min(self.config.train.ema, (1 + self.step) / (10 + self.step))
+        averages, weights = self.average_weights, self.network.state_dict()
+        floats = [key for key, value in averages.items() if value.is_floating_point()]
+        torch._foreach_lerp_([averages[key] for key in floats], [weights[key] for key in floats], 1 - decay)
+
+    def count(self, *, loss: Tensor, norm: Tensor, outputs: Any, batch: Batch) -> None:
+        """Note the step's loss and Dice. Raises `BadConfig` if the loss is not finite."""
+        dice = _training_dice(outputs, batch.labels) if self.source.membership is None else float("nan")
+        value, dice = self.processes.mean(float(loss.detach()), dice)
+        if not math.isfinite(value) or not (torch.isfinite(norm) or self.scaler.is_enabled()):
+            raise BadConfig(
+                f"the loss is not finite at step {self.step + 1}: lower train.learning_rate or use fp32"
+            )
+        self.facts["step"] += 1
+        self.facts["loss"] += value
+        self.facts["dice"] += dice
+
+    def move(self, stopping: int) -> tuple[bool, int]:
+        """Move on to the next step's position; whether to save, and the signal to stop at, or 0."""
+        self.before = self.position
+        after, due = self.clock.after(self.step, self.before), self.clock.is_due(self.step)
+        self.facts["position"], due, stop = self.processes.agree(after, due, stopping)
+        return due, stop
+
+    def tell(self, rate: float, progress: Report, track: Callable[[int, Mapping[str, float]], None]) -> None:
+        """Log and show the mean of the last steps, and the scores where it is time to validate."""
+        settings, facts, done = self.config.train, self.facts, self.step
+        if done % settings.log_every == 0 or self.position >= 1:
+            row = _mean_facts(facts, (done - 1) % settings.log_every + 1, rate)
+            self.log.append({**row, "seconds_a_step": round(self.clock.pace, 3)})
+            facts["loss"] = facts["dice"] = 0.0
+            track(done, row)
+            progress(self.position, {**row, "seconds_left": self.clock.seconds_left(done, self.position)})
+        if is_time_to_validate(settings, done, before=self.before, after=self.position):
+            scores = self._validate()
+            if scores:
+                self.log.append({"step": done, **_named(scores)})
+                track(done, {f"validation/{name}": score for name, score in scores.items()})
+                progress(self.position, {"step": done, "validation": scores})
+
+    def _validate(self) -> dict[str, float]:
+        """Scores of the averaged weights, which one process computes; the best weights are remembered."""
+        scores: dict[str, float] = {}
+        settings, processes = self.config.train, self.processes
+        with self.clock.aside(), self._averaged() as network:
+            if processes.first:
+                numbers = range(settings.validate_samples)
+                seeds = [mix(settings.seed, -1 - number, 4095) % 2**63 for number in numbers]
+                network.eval()
+                with torch.no_grad():
+                    scores = self.source.validate(
+                        network, seeds=seeds, device=processes.device, dtype=self.dtype
+                    )
+                network.train()
+            processes.wait()
+        # Where no score is defined it cannot choose either: -1 is below every Dice.
+        mean = processes.first_says(scores.get("mean", -1.0))
+        if settings.keep == "best" and mean >= self.facts.setdefault("best", 0.0):
+            self.facts["best"] = mean
+            self.best = {key: value.clone() for key, value in self.average_weights.items()}
+        return scores
+
+    @contextmanager
+    def _averaged(self) -> Iterator[nn.Module]:
+        """The network with its averaged weights for a while; a copy on one device if it is shared out."""
+        if self.processes.sharded:
+            yield self.processes.whole_network({key: whole(value) for key, value in self.average_weights.items()})
+            return
+        own = {key: value.clone() for key, value in self.network.state_dict().items()}
+        self.network.load_state_dict(self.average_weights)
+        yield self.network
+        self.network.load_state_dict(own)
+
+    def keep(self, *, due: bool, stop: int) -> None:
+        """Save the state, and the lines of metrics that belong to it, where it is time to."""
+        if not (due or stop or self.position >= 1):
+            return
+        facts, folder = self.facts, self.folder
+        facts["seconds"], facts["pace"] = self.clock.seconds(), self.clock.pace or facts.get("pace", 0.0)
+        if self.config.train.steps is None:
+            facts["time_s"] = self.config.train.time_s
+        if self.scaler.is_enabled():
+            facts["scaler"] = self.scaler.state_dict()
+        state = state_of(self.network, self.optimizer, average=self.average_weights, best=self.best)
+        if self.processes.first:
+            # Metrics first: lines beyond the state are cut on resuming, lines missing could not be restored.
+            append_line(folder / "metrics.jsonl", self.log)
+            save_run(folder, facts, state)
+            if self.clock.is_time_to_draw() or stop:
+                draw_curves(folder / "metrics.jsonl", folder / "progress.png")
+        self.log.clear()
+
+    def end(self) -> Path:
+        """Draw the curves and write the model, also what a process killed after its last step left undone.
+
+        Raises `BadConfig` where the time was too short for a model.
+        """
+        weights = {key: whole(value) for key, value in (self.best or self.average_weights).items()}
+        if self.processes.first:
+            draw_curves(self.folder / "metrics.jsonl", self.folder / "progress.png")
+            self._check_passes()
+            state = {key: value for key, value in weights.items() if not key.startswith("deep_heads.")}
+            save_checkpoint(self.folder / "model", model_spec(self.config, self.source), state, self.source.table)
+        self.processes.wait()
+        return self.folder / "model"
+
+    def _check_passes(self) -> None:
+        settings, cases = self.config.train, self.source.cases
+        passes = self.step * settings.batch / cases
+        if settings.steps is not None or settings.time_s is None or passes >= LEAST_PASSES:
+            return
+        steps = "1 step" if self.step == 1 else f"{self.step} steps"
+        pace = max(self.clock.pace, self.facts.get("pace", 0.0))
+        elsewhere = max(0.0, settings.time_s - self.step * pace)
+        needed = 1.5 * (elsewhere + pace * LEAST_PASSES * cases / settings.batch)
+        raise BadConfig(
+            f"{self.folder}: only {steps} of training fitted into the time, {passes:.1g} passes over the {cases} cases "
+            f"where {LEAST_PASSES} are the least, so no model was written; give --time {in_minutes(needed)} or more, "
+            "and the same command goes on"
+        )
+
+
+def _rendered(config: Config, folder: Path, processes: Processes) -> RenderedSource:
+    """The label maps of a config, which must be those that the run was begun with."""
+    source = RenderedSource(config)
+    if processes.first:
+        check_same_maps(folder, source)
+    return source
+
+
+def in_minutes(seconds: float) -> str:
+    """A time as the option --time takes it, in whole minutes."""
+    return f"{max(1, math.ceil(seconds / 60))}m"
+
+
+def make_optimizer(settings: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov momentum 0.99; decay spares biases and norms, which have one dimension."""
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in network.parameters() if p.ndim > 1]},
+        {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    rate, decay = settings.learning_rate, settings.weight_decay
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=0.99, weight_decay=decay, nesterov=True)
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
+
+
+def _training_dice(outputs: Any, labels: Tensor) -> float:
+    """Mean hard Dice of the finest output, or nan where outputs are no class logits."""
+    finest = outputs if isinstance(outputs, Tensor) else outputs[0] if isinstance(outputs, list | tuple) else None
+    folded = isinstance(finest, Tensor) and finest.ndim == 8
+    if not isinstance(finest, Tensor) or not (folded or finest.shape[2:] == labels.shape[1:]):
+        return float("nan")
+    return hard_dice(finest.detach(), labels)
+
+
+def _mean_facts(facts: dict[str, Any], count: int, rate: float) -> dict[str, float]:
+    row = {"step": facts["step"], "loss": facts["loss"] / count, "dice": facts["dice"] / count, "lr": rate}
+    return {key: round(value, 6) for key, value in row.items() if value == value}
+
+
+def _named(scores: Mapping[str, float]) -> dict[str, Any]:
+    """Validation as a line of metrics.jsonl has it."""
+    row: dict[str, Any] = {"validation_dice": round(scores["mean"], 6)}
+    each = {name: round(score, 6) for name, score in scores.items() if name != "mean"}
+    return row | ({"validation": each} if each else {})
+
+
+def mix(seed: int, step: int, sample: int) -> int:
+    """A seed for each (seed, step, sample) that no other triple of a run shares."""
+    return (seed * 1_000_003 + step) * 4096 + sample
