@@ -25,7 +25,7 @@ from medseg.volume import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """Something about a dataset that a person should know.
 
@@ -40,7 +40,7 @@ class Finding:
     fixable: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
     """One annotated scan.
 
@@ -63,7 +63,7 @@ class Case:
     numbers: tuple[tuple[int, int], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
     """Annotated cases and what their labels mean.
 

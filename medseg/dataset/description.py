@@ -31,7 +31,7 @@ def _about_keys(file: Path) -> Iterator[Finding]:
         same = all(value == values[0] for value in values)
         severity = "warning" if same else "error"
         message = f"{file}: has the key '{key:.60}' {len(values)} times ({told}); keep the one that is meant"
-        yield Finding("", "doubled key", severity, message)
+        yield Finding(case="", kind="doubled key", severity=severity, message=message)
 
 
 def _doubled(file: Path) -> list[tuple[str, list[Any]]]:
@@ -75,4 +75,4 @@ def _about_count(dataset: Dataset) -> list[Finding]:
     if not isinstance(said, int) or said == len(dataset.cases):
         return []
     message = f"{file}: says numTraining {said}, and {len(dataset.cases)} cases with an image and labels are here"
-    return [Finding("", "count", "warning", message)]
+    return [Finding(case="", kind="count", severity="warning", message=message)]

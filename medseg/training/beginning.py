@@ -172,12 +172,12 @@ def _about_split(dataset: Dataset, split: Split, holdings: Holdings) -> list[Fin
     for name in lacking(names, training, holdings):
         where = f"{count[name]} of {len(holdings)} cases have it, for validation" if count[name] else "no case has it"
         message = f"no case to train from holds '{name}' ({where}), so it cannot be learnt"
-        findings.append(Finding("", "split", "error", message))
+        findings.append(Finding(case="", kind="split", severity="error", message=message))
     for name in lacking(names, validation, holdings):
         if count[name]:
             where = f"{count[name]} of {len(holdings)} cases have it, all to train from"
             message = f"no case to validate with holds '{name}' ({where}), so no score says how well it is found"
-            findings.append(Finding("", "split", "warning", message))
+            findings.append(Finding(case="", kind="split", severity="warning", message=message))
     return findings
 
 

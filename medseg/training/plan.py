@@ -39,7 +39,7 @@ PATCHES_A_SCAN = {"cpu": 27, "cuda": 125}
 DEFAULT_TIME_S = {"cpu": 3600.0, "cuda": 8 * 3600.0}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Choice:
     """One setting: its dotted key in the config, its value, and why."""
 
@@ -48,7 +48,7 @@ class Choice:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fingerprint:
     """What planning needs to know of the cases; axes run along (R, A, S) as each scan is turned.
 
@@ -77,7 +77,7 @@ class Fingerprint:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Machine:
     """Where training will run: the kind of device, its memory that may be used, and processes that share a step."""
 
@@ -104,7 +104,13 @@ def fingerprint(check: Check, names: Sequence[str]) -> Fingerprint:
     dark = [one.channels[0].percentiles[2] == one.channels[0].minimum == 0 for one in facts]
     turned = [(_along_ras(one.shape, one.orientation), _along_ras(one.spacing_mm, one.orientation)) for one in facts]
     shapes, spacings = zip(*turned)
-    return Fingerprint(len(facts), shapes, spacings, tuple(intensities), float(np.mean(dark)))
+    return Fingerprint(
+        cases=len(facts),
+        shapes=shapes,
+        spacings_mm=spacings,
+        intensities=tuple(intensities),
+        zeros=float(np.mean(dark)),
+    )
 
 
 def _along_ras(numbers: Sequence[Any], orientation: str) -> tuple[Any, Any, Any]:
@@ -258,7 +264,7 @@ class _Plan:
     def choose(self, key: str, value: Any, reason: str) -> None:
         if key in self.fixed:
             value, reason = self.fixed[key], "as asked"
-        self.choices.append(Choice(key, value, reason))
+        self.choices.append(Choice(key=key, value=value, reason=reason))
 
     def get(self, key: str) -> Any:
         return next((c.value for c in self.choices if c.key == key), self.fixed.get(key))

@@ -280,7 +280,7 @@ class ScanSource:
         self, network: nn.Module, *, seeds: list[int], device: torch.device, dtype: torch.dtype
     ) -> dict[str, float]:
         """Dice of each structure on as many whole validation scans as there are seeds, by the path inference takes."""
-        model = Trained(self._spec(), self.table, self.store, network)
+        model = Trained(spec=self._spec(), table=self.table, folder=self.store, built=network)
         rows = []
         for case in self.watched[: len(seeds)]:
             begun = time.monotonic()

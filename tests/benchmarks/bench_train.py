@@ -49,7 +49,12 @@ def main() -> None:
     if options.augment == "all":
         shares = ("rotation", "scaling", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma")
         fixed |= {f"augment.{name}_share": 1.0 for name in shares}
-    chosen = as_settings(make_plan(data, found, Machine("cpu", free_bytes()), "unet", fixed)) | fixed
+    chosen = (
+        as_settings(
+            make_plan(data, found, Machine(device="cpu", memory_bytes=free_bytes()), "unet", fixed)
+        )
+        | fixed
+    )
     config = make_config(override({"name": "bench", "data": str(options.dataset)}, chosen), "plan")
     device = torch.device("cpu")
     network = build_model(config.model.name, len(data.channels), len(data.table.labels) + 1, **config.model.options)

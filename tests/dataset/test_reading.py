@@ -597,8 +597,18 @@ def test_grids_must_agree_and_turning_is_no_disagreement(tmp_path: Path):
 
 
 def dataset_of(groups: list[str | None]) -> Dataset:
-    cases = tuple(Case(f"c{n}", (Path("x"),), Path("y"), group=group) for n, group in enumerate(groups))
-    return Dataset(Path(), "folders", "x", cases, ("image",), LabelTable.from_values([1]))
+    cases = tuple(
+        Case(name=f"c{n}", images=(Path("x"),), label=Path("y"), group=group)
+        for n, group in enumerate(groups)
+    )
+    return Dataset(
+        folder=Path(),
+        layout="folders",
+        name="x",
+        cases=cases,
+        channels=("image",),
+        table=LabelTable.from_values([1]),
+    )
 
 
 def test_folds_hold_every_case_once_and_no_group_twice():
@@ -613,7 +623,14 @@ def test_folds_hold_every_case_once_and_no_group_twice():
         assert set(training) | set(validation) == set(held_out) and not set(training) & set(validation)
         known = {dataset[name].group for name in training} - {None}
         assert not known & {dataset[name].group for name in validation}
-    shuffled = Dataset(Path(), "folders", "x", dataset.cases[::-1], ("image",), dataset.table)
+    shuffled = Dataset(
+        folder=Path(),
+        layout="folders",
+        name="x",
+        cases=dataset.cases[::-1],
+        channels=("image",),
+        table=dataset.table,
+    )
     assert split_cases(shuffled, folds=4, seed=3) == splits
     assert split_cases(dataset, folds=4, seed=4) != splits
 

@@ -20,22 +20,27 @@ from medseg.training.plan import Choice, Fingerprint, Machine, as_settings, chec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CPU = Machine("cpu", 16_000_000_000)
-GPU = Machine("cuda", 16_000_000_000)
+CPU = Machine(device="cpu", memory_bytes=16_000_000_000)
+GPU = Machine(device="cuda", memory_bytes=16_000_000_000)
 TABLE = LabelTable((Label(1, "liver", (200, 30, 30)), Label(2, "tumour", (30, 200, 30))))
 SPREAD = {"low": -100.0, "high": 240.0, "mean": 80.0, "sd": 30.0}
 
 
 def data_of(table: LabelTable = TABLE, channels: tuple[str, ...] = ("MRI",)) -> Dataset:
     return Dataset(
-        Path("data"), "lists", "Made up", (Case("a", (Path("a.nii.gz"),), Path("b.nii.gz")),), channels, table
+        folder=Path("data"),
+        layout="lists",
+        name="Made up",
+        cases=(Case(name="a", images=(Path("a.nii.gz"),), label=Path("b.nii.gz")),),
+        channels=channels,
+        table=table,
     )
 
 
 def cases(shape: Any, spacing: Any, count: int = 9, zeros: float = 0.0, channels: int = 1) -> Fingerprint:
     shapes, spacings = np.broadcast_to(shape, (count, 3)), np.broadcast_to(spacing, (count, 3))
     rows = [tuple(map(tuple, one.tolist())) for one in (shapes, spacings)]
-    return Fingerprint(count, rows[0], rows[1], (SPREAD,) * channels, zeros)  # type: ignore[arg-type]
+    return Fingerprint(cases=count, shapes=rows[0], spacings_mm=rows[1], intensities=(SPREAD,) * channels, zeros=zeros)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +134,7 @@ def test_every_architecture_gets_a_patch_that_it_takes_and_options_it_knows(name
 def test_what_a_person_fixed_stays_and_the_rest_follows_from_it():
     choices = make_plan(data_of(), cases(100, 1), CPU, "unet", {"model.spacing_mm": [2, 2, 2], "train.time_s": 36000})
     spacing = next(choice for choice in choices if choice.key == "model.spacing_mm")
-    assert spacing == Choice("model.spacing_mm", [2, 2, 2], "as asked")
+    assert spacing == Choice(key="model.spacing_mm", value=[2, 2, 2], reason="as asked")
     assert max(as_settings(choices)["model.patch"]) <= 56
     assert all(choice.reason for choice in choices)
 

@@ -48,7 +48,7 @@ class Digests(NamedTuple):
     labels: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Check:
     """What `check_dataset` found: findings, errors first, facts of every case that could be read, and its digests."""
 
@@ -71,7 +71,7 @@ class Check:
         return {"errors": len(self.errors), "findings": [asdict(one) for one in self.findings], "cases": cases}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _Measured:
     findings: list[Finding]
     facts: CaseFacts | None = None
@@ -98,7 +98,7 @@ def check_dataset(dataset: Dataset, progress: Progress = silent) -> Check:
     order = {case.name: number for number, case in enumerate(cases)}
     findings.sort(key=lambda finding: (finding.severity != "error", order.get(finding.case, -1)))
     digests = {case.name: one.digests for case, one in zip(cases, measured) if one.digests is not None}
-    return Check(tuple(dict.fromkeys(findings)), facts, digests)
+    return Check(findings=tuple(dict.fromkeys(findings)), facts=facts, digests=digests)
 
 
 # One case ------------------------------------------------------------------------------------------------------------
@@ -109,7 +109,17 @@ def _measure(dataset: Dataset, case: Case) -> _Measured:
     try:
         images = list(_channels(dataset, case, findings))
     except (MedsegError, MemoryError) as error:
-        return _Measured([*findings, Finding(case.name, "unreadable", "error", str(error) or "is too large to read")])
+        return _Measured(
+            findings=[
+                *findings,
+                Finding(
+                    case=case.name,
+                    kind="unreadable",
+                    severity="error",
+                    message=str(error) or "is too large to read",
+                ),
+            ]
+        )
     image = images[0]
     labels = _labels(dataset, case, image, findings)
     on_grid = labels is not None and labels.shape == image.shape
@@ -121,22 +131,22 @@ def _measure(dataset: Dataset, case: Case) -> _Measured:
         findings += _about_values(case, path, volume, intensity, inside)
     counts = count_voxels(labels.data) if labels is not None else {}
     facts = CaseFacts(
-        case.name,
-        image.shape,
-        image.spacing_mm,
-        image.orientation,
-        image.affine,
-        str(image.data.dtype),
-        tuple(channels),
-        box_shape(content_of(image.data, channels[0].minimum)),
-        box_shape(labels.data > 0) if labels is not None else (0, 0, 0),
-        counts,
-        parts_of(labels.data) if labels is not None else {},
+        case=case.name,
+        shape=image.shape,
+        spacing_mm=image.spacing_mm,
+        orientation=image.orientation,
+        affine=image.affine,
+        dtype=str(image.data.dtype),
+        channels=tuple(channels),
+        content_shape=box_shape(content_of(image.data, channels[0].minimum)),
+        label_shape=box_shape(labels.data > 0) if labels is not None else (0, 0, 0),
+        voxels=counts,
+        parts=parts_of(labels.data) if labels is not None else {},
     )
     findings += _about_labels(dataset, case, counts)
     portrait = portrait_of(case, facts, image, labels if on_grid else None)
     levels = tuple(levels_of(case.name, name, one.data) for name, one in zip(dataset.channels, images))
-    return _Measured(findings, facts, portrait, levels, _digests(images, labels))
+    return _Measured(findings=findings, facts=facts, portrait=portrait, levels=levels, digests=_digests(images, labels))
 
 
 def digest_case(dataset: Dataset, case: Case) -> Digests:
@@ -162,7 +172,7 @@ def _channels(dataset: Dataset, case: Case, findings: list[Finding]) -> Iterator
     first: Volume | None = None
     if len(case.images) not in (1, expected):
         message = f"{case.images[0].parent}: {len(case.images)} images where {expected} channels are expected"
-        findings.append(Finding(case.name, "channels", "error", message))
+        findings.append(Finding(case=case.name, kind="channels", severity="error", message=message))
     for path in case.images:
         inside = expected if len(case.images) == 1 else 1
         sizes = stored_sizes(path) if path.name.lower().endswith((".nii", ".nii.gz")) else ()
@@ -180,9 +190,24 @@ def _channels(dataset: Dataset, case: Case, findings: list[Finding]) -> Iterator
 def _about_dimensions(case: Case, path: Path, sizes: Sequence[int], held: int, expected: int) -> list[Finding]:
     if held != expected:
         wanted = "one is" if expected == 1 else f"{expected} are"
-        return [Finding(case.name, "4-D", "error", f"{path}: holds {held} volumes where {wanted} expected")]
+        return [
+            Finding(
+                case=case.name,
+                kind="4-D",
+                severity="error",
+                message=f"{path}: holds {held} volumes where {wanted} expected",
+            )
+        ]
     if len(sizes) > 3 and held == 1:
-        return [Finding(case.name, "4-D", "warning", f"{path}: is stored as {len(sizes)}-D with one volume", True)]
+        return [
+            Finding(
+                case=case.name,
+                kind="4-D",
+                severity="warning",
+                message=f"{path}: is stored as {len(sizes)}-D with one volume",
+                fixable=True,
+            )
+        ]
     return []
 
 
@@ -194,7 +219,7 @@ def _labels(dataset: Dataset, case: Case, image: Volume, findings: list[Finding]
             labels, overlap = merge_masks(case, image)
             if overlap:
                 message = f"{path.parent}: masks overlap in {overlap} voxels; the later one in the table gets them"
-                findings.append(Finding(case.name, "overlap", "warning", message))
+                findings.append(Finding(case=case.name, kind="overlap", severity="warning", message=message))
             return labels
         sizes = stored_sizes(path) if path.name.lower().endswith((".nii", ".nii.gz")) else ()
         held = int(np.prod(sizes[3:])) if len(sizes) > 3 else 1
@@ -202,7 +227,14 @@ def _labels(dataset: Dataset, case: Case, image: Volume, findings: list[Finding]
         labels = read_label_file(case, volume_index=0 if held > 1 else None)
         fitted = fit(labels, image, path, case.images[0])
     except (MedsegError, MemoryError) as error:
-        findings.append(Finding(case.name, "labels", "error", str(error) or f"{path}: is too large to read"))
+        findings.append(
+            Finding(
+                case=case.name,
+                kind="labels",
+                severity="error",
+                message=str(error) or f"{path}: is too large to read",
+            )
+        )
         return None
     if fitted is None:
         findings.append(_off_grid(case, path, labels, image))
@@ -213,28 +245,56 @@ def _off_grid(case: Case, path: Path, volume: Volume, image: Volume) -> Finding:
     """How a grid differs from the image's; fixable if it is the same but for a tenth of a voxel."""
     start = f"{path}: has {describe_grid(volume)}, its image {case.images[0].name} has {describe_grid(image)}"
     if volume.shape != image.shape:
-        return Finding(case.name, "grid", "error", f"{start}: another grid")
+        return Finding(case=case.name, kind="grid", severity="error", message=f"{start}: another grid")
     apart_mm = grid_distance_mm(image, volume)
     tiny = apart_mm <= SNAP_VOXELS * min(image.spacing_mm)
     remedy = "; --fix gives it the image's geometry" if tiny else ""
-    return Finding(case.name, "geometry", "error", f"{start}: up to {apart_mm:.3g} mm apart{remedy}", tiny)
+    return Finding(
+        case=case.name,
+        kind="geometry",
+        severity="error",
+        message=f"{start}: up to {apart_mm:.3g} mm apart{remedy}",
+        fixable=tiny,
+    )
 
 
 def _about_values(
     case: Case, path: Path, volume: Volume, intensity: Intensity, inside: NDArray[np.bool_] | None
 ) -> list[Finding]:
     if intensity.not_finite == volume.data.size or intensity.minimum == intensity.maximum:
-        return [Finding(case.name, "constant", "error", f"{path}: all voxels have one value; the image is empty")]
+        return [
+            Finding(
+                case=case.name,
+                kind="constant",
+                severity="error",
+                message=f"{path}: all voxels have one value; the image is empty",
+            )
+        ]
     if not intensity.not_finite:
         return []
     bad = ~np.isfinite(volume.data)
     hit = int((bad & inside).sum()) if inside is not None else 0
     message = f"{path}: {intensity.not_finite} voxels are not finite numbers"
     if hit:
-        return [Finding(case.name, "nan", "error", f"{message}, {hit} of them within the labels")]
+        return [
+            Finding(
+                case=case.name,
+                kind="nan",
+                severity="error",
+                message=f"{message}, {hit} of them within the labels",
+            )
+        ]
     many = intensity.not_finite * 2 > volume.data.size
     severity = "error" if many else "warning"
-    return [Finding(case.name, "nan", severity, f"{message}; they are read as 0", not many and inside is not None)]
+    return [
+        Finding(
+            case=case.name,
+            kind="nan",
+            severity=severity,
+            message=f"{message}; they are read as 0",
+            fixable=not many and inside is not None,
+        )
+    ]
 
 
 def _about_labels(dataset: Dataset, case: Case, counts: dict[int, int]) -> list[Finding]:
@@ -245,8 +305,8 @@ def _about_labels(dataset: Dataset, case: Case, counts: dict[int, int]) -> list[
         told = ", ".join(f"{value} ({counts[value]} voxels)" for value in strange[:5])
         known = ", ".join(str(value) for value in sorted(allowed)[:20])
         message = f"{path}: holds the label value {told}, which the dataset does not name; it names {known}"
-        findings.append(Finding(case.name, "value", "error", message))
+        findings.append(Finding(case=case.name, kind="value", severity="error", message=message))
     if case.labelled is not None and (extra := sorted((counts.keys() & set(dataset.values)) - set(case.labelled))):
         message = f"{path}: holds label {extra[0]}, which is not among those said to be labelled in this case"
-        findings.append(Finding(case.name, "value", "error", message))
+        findings.append(Finding(case=case.name, kind="value", severity="error", message=message))
     return findings

@@ -39,10 +39,10 @@ def duplicates(dataset: Dataset, portraits: Sequence[Portrait]) -> Iterator[Find
                 other.name in training and one.name in validation
             ):
                 message = f"the image of {one.name} is in training and in validation of split {number} as {other.name}"
-                yield Finding(other.name, "leak", "error", message)
+                yield Finding(case=other.name, kind="leak", severity="error", message=message)
         if (one.split == "test") != (other.split == "test"):
             message = f"the image of {one.name} is in training and among the cases set aside for testing"
-            yield Finding(other.name, "leak", "error", message)
+            yield Finding(case=other.name, kind="leak", severity="error", message=message)
     yield from _same_labels([portrait for portrait in portraits if portrait.case not in seen])
 
 
@@ -55,14 +55,14 @@ def _same_labels(portraits: Sequence[Portrait]) -> Iterator[Finding]:
             before = whole.setdefault(portrait.label_digests[1], portrait)
             if before is not portrait:
                 message = f"has the same label map as {before.case}, voxel by voxel, but another image"
-                yield Finding(portrait.case, "duplicate labels", "error", message)
+                yield Finding(case=portrait.case, kind="duplicate labels", severity="error", message=message)
             elif portrait.shape_digest:
                 shapes.setdefault(portrait.shape_digest, []).append(portrait)
     for first, *others in shapes.values():
         if len(others) <= 2:
             for portrait in others:
                 message = f"has labels of exactly the same shape as {first.case}; do they belong to its image?"
-                yield Finding(portrait.case, "duplicate labels", "warning", message)
+                yield Finding(case=portrait.case, kind="duplicate labels", severity="warning", message=message)
 
 
 def _duplicate(one: Case, other: Case, sameness: str, first: Portrait, second: Portrait) -> Finding:
@@ -77,7 +77,13 @@ def _duplicate(one: Case, other: Case, sameness: str, first: Portrait, second: P
     labels = "and the same labels" if same_labels else "but other labels"
     certain = sameness in ("equal", "rescaled") and same_labels
     remedy = "; --fix leaves it out" if certain else "; keep one of them"
-    return Finding(other.name, "duplicate", "error", f"holds {how} as {one.name}, {labels}{remedy}", certain)
+    return Finding(
+        case=other.name,
+        kind="duplicate",
+        severity="error",
+        message=f"holds {how} as {one.name}, {labels}{remedy}",
+        fixable=certain,
+    )
 
 
 def _similar(portraits: Sequence[Portrait]) -> Iterator[tuple[Portrait, Portrait]]:

@@ -123,7 +123,7 @@ def _outliers(features: dict[str, dict[str, float]], turned: set[str]) -> list[F
                 f"{label} {shown(values[number]):.4g} (usually {shown(middle):.4g})"
             )
     return [
-        Finding(case, "outlier", "warning", f"is unlike the other cases: {'; '.join(parts)}")
+        Finding(case=case, kind="outlier", severity="warning", message=f"is unlike the other cases: {'; '.join(parts)}")
         for case, parts in told.items()
     ]
 

@@ -57,7 +57,7 @@ def mirrored(
                 "error",
             )
             remedy = "the labels do not belong to the image as they are"
-        findings.append(Finding(case, "mirrored", severity, f"{what}; {remedy}"))
+        findings.append(Finding(case=case, kind="mirrored", severity=severity, message=f"{what}; {remedy}"))
     return findings
 
 

@@ -126,7 +126,7 @@ def _about_units(channel: str, levels: Sequence[Levels]) -> Iterator[Finding]:
             f"no scan of the channel {channel} has air near -1000 (the lowest values are about {low:.4g}), so the "
             "values are not Hounsfield units; training works as long as every later scan is stored so"
         )
-        yield Finding("", "units", "warning", message)
+        yield Finding(case="", kind="units", severity="warning", message=message)
         return
     for one in odd:
         if one.odd == "higher":
@@ -137,7 +137,7 @@ def _about_units(channel: str, levels: Sequence[Levels]) -> Iterator[Finding]:
         else:
             what = "the values were scaled and are no Hounsfield units"
         remedy = "convert the scan from its source with slope and intercept, or leave it out"
-        yield Finding(one.case, "units", "warning", f"{channel}: {what}; {remedy}")
+        yield Finding(case=one.case, kind="units", severity="warning", message=f"{channel}: {what}; {remedy}")
 
 
 def _about_padding(channel: str, levels: Sequence[Levels]) -> Iterator[Finding]:
@@ -147,8 +147,8 @@ def _about_padding(channel: str, levels: Sequence[Levels]) -> Iterator[Finding]:
     if len(padded) > 1 and len(padded) >= 0.8 * len(levels):
         shown = ", ".join(f"{value:.4g}" for value in values[:3]) + (" ..." if len(values) > 3 else "")
         message = f"{channel}: {len(padded)} of {len(levels)} scans are filled with one value that is not 0 ({shown})"
-        yield Finding("", "padding", "warning", f"{message}; {remedy}")
+        yield Finding(case="", kind="padding", severity="warning", message=f"{message}; {remedy}")
         return
     for one in padded:
         message = f"{channel}: a part of the scan is filled with the value {one.padding:.6g}"
-        yield Finding(one.case, "padding", "warning", f"{message}; {remedy}")
+        yield Finding(case=one.case, kind="padding", severity="warning", message=f"{message}; {remedy}")

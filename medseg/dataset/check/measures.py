@@ -14,7 +14,7 @@ _FOREGROUND_SAMPLE = 1024
 _PERCENTILES = (0.5, 1, 25, 50, 75, 99, 99.5)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Intensity:
     """Values of one channel; voxels that are not finite numbers are counted and left out of the rest.
 
@@ -43,7 +43,7 @@ class Intensity:
         return self.percentiles[5]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class CaseFacts:
     """What was measured in one case.
 
@@ -83,14 +83,14 @@ def intensity_of(data: NDArray, inside: NDArray[np.bool_] | None) -> Intensity:
         foreground = foreground[np.isfinite(foreground)]
     low, high = (data, data) if not bad else (data[good], data[good])
     return Intensity(
-        float(low.min(initial=np.inf) if low.dtype.kind == "f" else low.min()) if low.size else 0.0,
-        float(high.max()) if high.size else 0.0,
-        float(values.mean(dtype=np.float64)),
-        float(values.std(dtype=np.float64)),
-        percentiles,
-        _roughness(np.nan_to_num(thin.astype(np.float32), copy=False), percentiles[1], percentiles[5]),
-        bad,
-        foreground,
+        minimum=float(low.min(initial=np.inf) if low.dtype.kind == "f" else low.min()) if low.size else 0.0,
+        maximum=float(high.max()) if high.size else 0.0,
+        mean=float(values.mean(dtype=np.float64)),
+        deviation=float(values.std(dtype=np.float64)),
+        percentiles=percentiles,
+        roughness=_roughness(np.nan_to_num(thin.astype(np.float32), copy=False), percentiles[1], percentiles[5]),
+        not_finite=bad,
+        foreground=foreground,
     )
 
 

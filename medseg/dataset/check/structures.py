@@ -25,7 +25,14 @@ def absent_structures(
             alone = len(facts) >= 5 and len(filled) >= 0.98 * (len(facts) - 1)
             rest = f", while {len(filled)} of {len(facts)} cases have labels" if alone else ""
             message = f"holds nothing but background{rest}"
-            findings.append(Finding(one.case, "empty", "error" if alone else "warning", message))
+            findings.append(
+                Finding(
+                    case=one.case,
+                    kind="empty",
+                    severity="error" if alone else "warning",
+                    message=message,
+                )
+            )
     if len(facts) < 5:
         return findings
     labelled = {case.name: case.labelled for case in dataset.cases}
@@ -37,16 +44,20 @@ def absent_structures(
         usual_mm3 = float(np.median(having)) if having else 0.0
         if unnamed and len(facts) >= 10 and 0 < len(having) <= max(1, 0.02 * len(facts)):
             message = f"label value {value} occurs in {len(having)} of {len(facts)} cases only; is it meant?"
-            findings += [Finding(one.case, "value", "warning", message) for one in said if value in one.voxels]
+            findings += [
+                Finding(case=one.case, kind="value", severity="warning", message=message)
+                for one in said
+                if value in one.voxels
+            ]
             continue
         for one in said:
             voxels = one.voxels.get(value, 0)
             if not voxels and len(having) >= 0.9 * len(said):
                 message = f"has no {name} (label {value}), which {len(having)} of {len(said)} cases have"
-                findings.append(Finding(one.case, "absent", "warning", message))
+                findings.append(Finding(case=one.case, kind="absent", severity="warning", message=message))
             elif 0 < voxels < TINY_VOXELS and voxels * float(np.prod(one.spacing_mm)) < 0.1 * usual_mm3:
                 message = f"has {voxels} voxels of {name} (label {value}), others have about {usual_mm3:.4g} mm³"
-                findings.append(Finding(one.case, "tiny", "warning", message))
+                findings.append(Finding(case=one.case, kind="tiny", severity="warning", message=message))
     return findings
 
 
@@ -65,7 +76,7 @@ def separate_parts(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding
                     f"{name} (label {value}) has {len(rest)} separate part{'s' if len(rest) > 1 else ''} of "
                     f"{', '.join(map(str, rest[:5]))} voxels; in {len(whole)} of {len(having)} cases it is one piece"
                 )
-                findings.append(Finding(one.case, "island", "warning", message))
+                findings.append(Finding(case=one.case, kind="island", severity="warning", message=message))
     return findings
 
 
@@ -76,18 +87,33 @@ def shared_names(dataset: Dataset) -> list[Finding]:
     for number, (training, validation) in enumerate(dataset.splits):
         both = set(training) & set(validation)
         findings += [
-            Finding(name, "leak", "error", f"is in training and in validation of split {number}")
+            Finding(
+                case=name,
+                kind="leak",
+                severity="error",
+                message=f"is in training and in validation of split {number}",
+            )
             for name in sorted(both)
         ]
         known = {groups.get(name) for name in training} - {None}
         findings += [
-            Finding(name, "leak", "error", f"{groups[name]} is in training and in validation of split {number}")
+            Finding(
+                case=name,
+                kind="leak",
+                severity="error",
+                message=f"{groups[name]} is in training and in validation of split {number}",
+            )
             for name in validation
             if groups.get(name) in known and name not in both
         ]
     tested = {case.group for case in dataset.cases if case.split == "test" and case.group}
     findings += [
-        Finding(case.name, "leak", "error", f"{case.group} is also among the cases set aside for testing")
+        Finding(
+            case=case.name,
+            kind="leak",
+            severity="error",
+            message=f"{case.group} is also among the cases set aside for testing",
+        )
         for case in dataset.cases
         if case.split != "test" and case.group in tested
     ]
