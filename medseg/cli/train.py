@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from medseg.config import Config
     from medseg.dataset import Dataset, Finding
     from medseg.evaluation import Evaluation
-    from medseg.training import Choice
+    from medseg.training import Choice, Request
 
 
 def train(
@@ -82,7 +82,7 @@ def train(
         changes |= {"train.time_s": parse_seconds(time), "train.steps": None} if time else {}
         _train_config(data, output, changes, resume=resume, quiet=quiet, began=began)
         return
-    from medseg.training import Events, Request, train_folds
+    from medseg.training import Request
 
     request = Request(
         data=data,
@@ -101,6 +101,12 @@ def train(
         anyway=anyway,
         began=began,
     )
+    _train_dataset(request, quiet)
+
+
+def _train_dataset(request: Request, quiet: bool) -> None:
+    from medseg.training import Events, train_folds
+
     with _progress(quiet) as progress:
         show = _Show(quiet, progress)
         events = Events(

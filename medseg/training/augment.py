@@ -55,12 +55,12 @@ def draw_patches(
     for b, draw in enumerate(_draws(len(images), generator)):
         outside = images[b].amin((1, 2, 3)) if background is None else background[b]
         matrix = _matrix(settings, draw)
-        shift = _bend(patch, spacing_mm, settings, draw, device)
+        shift = _bend(patch, spacing_mm, settings=settings, draw=draw, device=device)
         mirrored: list[int] = [axis for axis in settings.mirror if draw.chance(0.5)]
         if matrix is None and shift is None:
-            _copy(images[b], labels[b], starts[b].tolist(), outside, out[b], classes[b])
+            _copy(images[b], labels[b], start=starts[b].tolist(), outside=outside, out=out[b], classes=classes[b])
         else:
-            rows = _rows(torch.eye(3) if matrix is None else matrix, starts[b], patch, spacing_mm)
+            rows = _rows(torch.eye(3) if matrix is None else matrix, starts[b], patch=patch, spacing_mm=spacing_mm)
             if shift is None:
                 shift = torch.empty((3, 0, 0, 0), device=device)
             sample = _sample_on_cpu if device.type == "cpu" else _sample

@@ -87,7 +87,12 @@ def begin(
         judged=any(holdings.get(name) for name in validation),
     )
     config = _config(request, dataset, choices, fixed=fixed, validation=validation, start=start)
-    check_memory(config, len(dataset.channels), len(dataset.regions) or len(dataset.table.labels) + 1, machine)
+    check_memory(
+        config,
+        len(dataset.channels),
+        outputs=len(dataset.regions) or len(dataset.table.labels) + 1,
+        machine=machine,
+    )
     _check_time(config, dataset, machine, request=request, checked_s=checked_s, began=began, cases=len(training))
     events.planned(choices, config)
     write_json(run / "plan.json", as_json(choices, found))

@@ -51,7 +51,7 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     canvas = np.full((_HEIGHT, _WIDTH, 3), 255, np.uint8)
     for n, (name, curves, is_dice) in enumerate(panels):
         part = canvas[n // 2 * _HEIGHT // 2 :, n % 2 * _WIDTH // 2 :][: _HEIGHT // 2, : _WIDTH // 2]
-        _panel(part, name, curves, last, is_dice)
+        _panel(part, name, curves=curves, last=last, is_dice=is_dice)
     with atomic_write(picture) as handle:
         handle.write(png_bytes(canvas))
 
@@ -83,14 +83,14 @@ def _curve(points: Iterable[tuple[float, object]]) -> Curve:
 
 def _panel(part: NDArray[np.uint8], title: str, curves: Mapping[str, Curve], last: float, is_dice: bool) -> None:
     """One plot into its part of the picture: title, legend with the latest values, axes and curves."""
-    write_text(part, 10, _LEFT, title, _INK)
+    write_text(part, 10, column=_LEFT, text=title, color=_INK)
     _legend(part, curves, ".3f" if is_dice else ".3g")
     plot = part[_TOP:-_BOTTOM, _LEFT:-_RIGHT]
     height, width = plot.shape[:2]
     values = np.concatenate([curve[1] for curve in curves.values()] or [np.empty(0)])
     if not len(values):
         plot[:] = 248
-        write_text(plot, height // 2 - 7, width // 2 - 70, "nothing yet", _GREY)
+        write_text(plot, height // 2 - 7, column=width // 2 - 70, text="nothing yet", color=_GREY)
         return
     low, high = float(values.min()), 1.0 if is_dice else float(values.max())
     ticks = _ticks(low, high)
@@ -99,18 +99,24 @@ def _panel(part: NDArray[np.uint8], title: str, curves: Mapping[str, Curve], las
         row = round((high - tick) / (high - low) * (height - 1))
         plot[row] = _GRID
         text = f"{tick:.3g}"
-        write_text(part, _TOP + row - 7, _LEFT - 8 - letters(text).shape[1], text, _GREY)
+        write_text(part, _TOP + row - 7, column=_LEFT - 8 - letters(text).shape[1], text=text, color=_GREY)
     for tick in _ticks(0, last):
         column = round(tick / last * (width - 1))
         if column < width:
             plot[:, column] = _GRID
             text = f"{tick:g}"
             at = _LEFT + column - letters(text).shape[1] // 2
-            write_text(part, part.shape[0] - _BOTTOM + 8, min(at, part.shape[1] - letters(text).shape[1]), text, _GREY)
+            write_text(
+                part,
+                part.shape[0] - _BOTTOM + 8,
+                column=min(at, part.shape[1] - letters(text).shape[1]),
+                text=text,
+                color=_GREY,
+            )
     for n, curve in enumerate(curves.values()):
         if len(curve[0]):
             steps, values = (_thinned(numbers) for numbers in curve)
-            _line(plot, steps / last * (width - 1), (high - values) / (high - low) * (height - 1), _color(n))
+            _line(plot, steps / last * (width - 1), rows=(high - values) / (high - low) * (height - 1), color=_color(n))
 
 
 def _color(n: int) -> Color:
@@ -125,9 +131,9 @@ def _legend(part: NDArray[np.uint8], curves: Mapping[str, Curve], digits: str) -
         more = f"+{len(curves) - n}"
         needed = letters(text).shape[1] + (24 + letters(more).shape[1]) * (n + 1 < len(curves))
         if n >= len(_COLORS) or column + needed > part.shape[1]:
-            write_text(part, 36, column, more, _GREY)
+            write_text(part, 36, column=column, text=more, color=_GREY)
             return
-        column = write_text(part, 36, column, text, _color(n)) + 24
+        column = write_text(part, 36, column=column, text=text, color=_color(n)) + 24
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -152,9 +158,9 @@ def _line(plot: NDArray[np.uint8], columns: NDArray, rows: NDArray, color: Color
     at = np.concatenate([[0.0], np.repeat(np.arange(len(lengths)), lengths) + 1.0 - _countdown(lengths)])
     along = np.arange(len(columns))
     x, y = np.interp(at, along, columns), np.interp(at, along, rows)
-    _stamp(plot, x, y, 1.0, color)
+    _stamp(plot, x, y=y, radius=1.0, color=color)
     if len(columns) <= 60:
-        _stamp(plot, columns, rows, 3.0, color)
+        _stamp(plot, columns, y=rows, radius=3.0, color=color)
 
 
 def _countdown(lengths: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -182,7 +182,11 @@ def _choose_network(
     room = min(int(HALVED_GAIN * most), LARGEST_PATCH["cpu"]) if halved else most
     multiple = _multiples(architecture, plan.get("model.options"), pooling)
     only = (plan.get("model.options") or {}).get("patch")  # a UNETR has one size
-    patch = (list(only), "the only one this network takes") if only else _patch(shapes, spacing, room, multiple)
+    patch = (
+        (list(only), "the only one this network takes")
+        if only
+        else _patch(shapes, spacing, most=room, multiple=multiple)
+    )
     plan.choose("model.patch", *patch)
     options = _options(
         architecture, tuple(plan["model.patch"]), spacing=spacing, device=machine.device, halved=halved

@@ -46,7 +46,12 @@ class RenderedSource:
         maps = [read_labels(path) for path in paths]
         self.digests = {path.name: digest(one.data, one.data.dtype) for path, one in zip(paths, maps)}
         heads = load_heads(maps, sorted(wanted), self.synth.border)
-        known = lookup(heads.values, self.classes, self.table.mirror_pairs() | self.synth.mirror, self.synth)
+        known = lookup(
+            heads.values,
+            self.classes,
+            mirror=self.table.mirror_pairs() | self.synth.mirror,
+            config=self.synth,
+        )
         training = _select(heads, [n for n, path in enumerate(paths) if path not in held])
         validation = _select(heads, [n for n, path in enumerate(paths) if path in held])
         return training, validation if held else None, known
@@ -75,7 +80,13 @@ class RenderedSource:
     def _render(self, heads: Heads, seed: int, t1_like: float) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
         return render(
-            heads, self.known, self.config.model.patch, self.spacing_mm, self.synth, generator, t1_like=t1_like
+            heads,
+            self.known,
+            shape=self.config.model.patch,
+            spacing_mm=self.spacing_mm,
+            config=self.synth,
+            generator=generator,
+            t1_like=t1_like,
         )
 
     def spec(self) -> dict[str, Any]:
@@ -99,4 +110,11 @@ class RenderedSource:
 
 def _select(heads: Heads, numbers: list[int]) -> Heads:
     maps, spacings, centres = ([part[n] for n in numbers] for part in (heads.maps, heads.spacings_mm, heads.centres))
-    return Heads(tuple(maps), tuple(spacings), tuple(centres), heads.values, heads.tissue, heads.sides)
+    return Heads(
+        tuple(maps),
+        tuple(spacings),
+        centres=tuple(centres),
+        values=heads.values,
+        tissue=heads.tissue,
+        sides=heads.sides,
+    )

@@ -66,7 +66,7 @@ def _together(outcomes: Sequence[Outcome], dataset: Dataset, run: Path) -> Outco
     pairs = {name: pair for one in outcomes for name, pair in one.pairs.items()}
     problems = [problem for one in scored for problem in one.problems]
     evaluation = Evaluation(rows=rows, summary=summary, problems=problems)
-    write_evaluation(evaluation, run, pairs, scoring_options(dataset))
+    write_evaluation(evaluation, run, pairs=pairs, options=scoring_options(dataset))
     models = tuple(model for one in outcomes for model in one.models)
     return Outcome(run=run, models=models, evaluation=evaluation, pairs=pairs)
 
@@ -258,10 +258,12 @@ def _finish(dataset: Dataset, source: ScanSource, config: Config, *, run: Path, 
     """Score the model on the validation scans, choose its cleanup, write its card and delete the prepared scans."""
     evaluation, pairs = None, dict[str, tuple[Path, Path]]()
     if source.validation:
-        steps = predict(config, source, run, lambda done, count: events.reading("scoring", done, count))
+        steps = predict(
+            config, source, run, progress=lambda done, count: events.reading("scoring", done, count)
+        )
         change_spec(run / "model", cleanup=steps)
         evaluation, pairs = score_validation(source, run)
-        write_evaluation(evaluation, run, pairs, scoring_options(source.dataset))
+        write_evaluation(evaluation, run, pairs=pairs, options=scoring_options(source.dataset))
         events.scored(evaluation)
     _, facts = load_state(run / "state.safetensors")
     plan = read_json(run / "plan.json")

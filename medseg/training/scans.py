@@ -145,7 +145,13 @@ class ScanSource:
     def prepare(self, volumes: Sequence[Volume]) -> tuple[Tensor, Any]:
         """The network's input of a case and its grid, as inference makes them."""
         spec = self._spec()
-        return prepare(volumes, spec.spacing, spec.grid, spec.intensities, names=self.dataset.channels)
+        return prepare(
+            volumes,
+            spec.spacing,
+            spec.grid,
+            intensity=spec.intensities,
+            names=self.dataset.channels,
+        )
 
     def _classes_of(self, values: NDArray, case: Case) -> NDArray:
         """Label values as classes: 0 and on, `IGNORE` where the data set says so. Raises `BadFile` for others."""
@@ -182,11 +188,11 @@ class ScanSource:
             pair = draw_patches(
                 [torch.from_numpy(image).to(device)],
                 [torch.from_numpy(labels).to(device)],
-                torch.tensor([centre], dtype=torch.float64),
-                self.config.model.patch,
-                self.spacing_mm,
-                self.config.augment,
-                generator,
+                centres=torch.tensor([centre], dtype=torch.float64),
+                patch=self.config.model.patch,
+                spacing_mm=self.spacing_mm,
+                settings=self.config.augment,
+                generator=generator,
                 lateral_swap=self.swap,
                 background=[torch.zeros(self.channels, device=device)],  # as inference pads
             )

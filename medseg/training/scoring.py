@@ -65,10 +65,10 @@ def _scoring_seconds(source: ScanSource) -> tuple[float, float]:
     with references(source, [case]) as truth, private_folder() as folder:
         times = [time.monotonic()]
         for _ in range(2):
-            evaluation = evaluate(truth, truth, None, options)
+            evaluation = evaluate(truth, truth, options=options)
             times.append(time.monotonic())
         name = file_name(case)
-        write_evaluation(evaluation, folder, {name: (truth / f"{name}.nii.gz",) * 2}, options)
+        write_evaluation(evaluation, folder, pairs={name: (truth / f"{name}.nii.gz",) * 2}, options=options)
         times.append(time.monotonic())
     cold, warm, written = (after - before for before, after in pairwise(times))
     return cold + written, warm + written
@@ -124,7 +124,7 @@ def scoring_options(dataset: Dataset) -> Options:
 def score_validation(source: ScanSource, run: Path) -> tuple[Evaluation, dict[str, tuple[Path, Path]]]:
     """Scores of run/validation; of partly annotated cases only what is annotated counts."""
     with references(source, source.validation) as folder:
-        result = evaluate(folder, run / "validation", None, scoring_options(source.dataset))
+        result = evaluate(folder, run / "validation", options=scoring_options(source.dataset))
     names = {label.name: label.value for label in source.table.labels}
     partly = {file_name(case): case.labelled for case in source.validation if case.labelled is not None}
     rows = [

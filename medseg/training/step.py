@@ -91,7 +91,7 @@ class Run:
             start_from(config.start_from, network)
         thinnest = THIN
         if settings.precision == "auto":  # asked before the network is spread over processes
-            thinnest = thinnest_map(network, source.channels, config.model.patch, device)
+            thinnest = thinnest_map(network, source.channels, patch=config.model.patch, device=device)
         network, parallel = processes.spread(network.to(device).train(), settings.parallel)
         optimizer = make_optimizer(settings, network)
         averages = {key: value.detach().clone() for key, value in network.state_dict().items()}
@@ -143,7 +143,7 @@ class Run:
     def draw(self) -> Batch:
         """This process's samples of the step."""
         seeds, samples = self.processes.share(self.config.train, self.step, mix)
-        batch = self.source.batch(self.step, seeds, samples, self.processes.device)
+        batch = self.source.batch(self.step, seeds, samples=samples, device=self.processes.device)
         if not self.channels_last:
             return batch
         # `contiguous` leaves one channel alone
@@ -279,7 +279,12 @@ class Run:
             draw_curves(self.folder / "metrics.jsonl", self.folder / "progress.png")
             self._check_passes()
             state = {key: value for key, value in weights.items() if not key.startswith("deep_heads.")}
-            save_checkpoint(self.folder / "model", model_spec(self.config, self.source), state, self.source.table)
+            save_checkpoint(
+                self.folder / "model",
+                model_spec(self.config, self.source),
+                state=state,
+                table=self.source.table,
+            )
         self.processes.wait()
         return self.folder / "model"
 

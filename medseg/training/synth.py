@@ -96,10 +96,10 @@ def load_heads(
     return Heads(
         tuple(maps),
         tuple(spacings),
-        tuple(c.float() for c in centres),
-        (*values, *(values[own] for own, _, _ in touching)),
-        torch.tensor([*range(len(values)), *(tissue for _, tissue, _ in touching)]),
-        torch.tensor([0.0] * len(values) + [float(sides) for _, _, sides in touching]),
+        centres=tuple(c.float() for c in centres),
+        values=(*values, *(values[own] for own, _, _ in touching)),
+        tissue=torch.tensor([*range(len(values)), *(tissue for _, tissue, _ in touching)]),
+        sides=torch.tensor([0.0] * len(values) + [float(sides) for _, _, sides in touching]),
     )
 
 
@@ -139,9 +139,9 @@ def lookup(values: Sequence[int], classes: Sequence[int], mirror: Mapping[int, i
     return Lookup(
         torch.tensor(target, dtype=torch.uint8),
         torch.tensor(mirrored, dtype=torch.uint8),
-        torch.tensor([numbered[g] for g in group]),
-        torch.tensor(inside),
-        torch.tensor(prior, dtype=torch.float32),
+        group=torch.tensor([numbered[g] for g in group]),
+        inside=torch.tensor(inside),
+        prior=torch.tensor(prior, dtype=torch.float32),
     )
 
 
@@ -163,24 +163,36 @@ def render(
     rng = _Random(generator)
     which = rng.integer(len(heads.maps)) if which is None else which
     head, head_spacing = heads.maps[which], heads.spacings_mm[which]
-    matrix, centre, flipped = _pose(heads, which, shape, spacing_mm, config, rng)
+    matrix, centre, flipped = _pose(heads, which, shape=shape, spacing_mm=spacing_mm, config=config, rng=rng)
 
-    moved = _deformation(shape, spacing_mm, config, rng)  # (3, X, Y, Z) mm
-    means, deviations = _contrast(table, config, rng, t1_like)
+    moved = _deformation(shape, spacing_mm, config=config, rng=rng)  # (3, X, Y, Z) mm
+    means, deviations = _contrast(table, config, rng=rng, t1_like=t1_like)
     classes = table.mirrored if flipped else table.target
     if rng.chance(config.skull_stripped):
-        means, deviations, classes = _strip(table, heads.values, means, deviations, classes, rng)
+        means, deviations, classes = _strip(
+            table, heads.values, means=means, deviations=deviations, classes=classes, rng=rng
+        )
     if len(heads.sides.nonzero()):
         low, high = config.border_share
         share = low + rng.rand(len(means))[table.group] * (high - low)
         means = means.lerp(means[heads.tissue], (share * heads.sides).clamp(max=1))
     to_head = matrix / head_spacing.view(3, 1)
-    image, indices, found = _look_up(head, to_head, centre, spacing_mm, moved, means, deviations, classes, rng)
+    image, indices, found = _look_up(
+        head,
+        to_head,
+        centre=centre,
+        spacing_mm=spacing_mm,
+        moved=moved,
+        means=means,
+        deviations=deviations,
+        classes=classes,
+        rng=rng,
+    )
     if rng.chance(config.mixed):
         second = (rng.rand(len(means)) * ~table.inside * (means > 0))[indices.long()]
-        there = (_smooth_field(1, 8, shape, rng)[0] > rng.uniform(-1, 1)) & (second > 0)
+        there = (_smooth_field(1, 8, shape=shape, rng=rng)[0] > rng.uniform(-1, 1)) & (second > 0)
         image = torch.where(there, second, image)
-    image = _corrupt(image, spacing_mm, config, rng)
+    image = _corrupt(image, spacing_mm, config=config, rng=rng)
     if rng.chance(config.cut):
         axis = rng.integer(3)
         length = int(rng.uniform(0, 0.25) * shape[axis])
@@ -258,7 +270,7 @@ def _deformation(shape: tuple[int, int, int], spacing_mm: float, config: SynthCo
     field = torch.zeros(3, *shape)
     for spacing_of_points_mm, largest_mm in config.deformation_mm:
         points = max(2, round(max(shape) * spacing_mm / spacing_of_points_mm))
-        field += rng.uniform(0, largest_mm) * _smooth_field(3, points, shape, rng)
+        field += rng.uniform(0, largest_mm) * _smooth_field(3, points, shape=shape, rng=rng)
     return field
 
 
@@ -333,7 +345,7 @@ def _corrupt(image: Tensor, spacing_mm: float, config: SynthConfig, rng: _Random
         strength = rng.uniform(0, 0.15 if far else 0.5)
         image = (1 - strength) * image + strength * image.roll(shift, axis)
     if rng.chance(0.8):
-        image = image * torch.exp(rng.uniform(0, config.bias) * _smooth_field(1, 4, shape, rng)[0])
+        image = image * torch.exp(rng.uniform(0, config.bias) * _smooth_field(1, 4, shape=shape, rng=rng)[0])
     if rng.chance(config.blurred):
         image = _blur(image, rng.uniform(0.3, 1.0) * config.blur_mm / spacing_mm)
     if rng.chance(config.coarse):

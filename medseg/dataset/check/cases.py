@@ -121,14 +121,14 @@ def _measure(dataset: Dataset, case: Case) -> _Measured:
             ]
         )
     image = images[0]
-    labels = _labels(dataset, case, image, findings)
+    labels = _labels(dataset, case, image=image, findings=findings)
     on_grid = labels is not None and labels.shape == image.shape
     inside = labels.data > 0 if labels is not None and on_grid else None
     channels = []
     for volume, path in zip(images, case.images * len(images)):  # of a 4-D file the one path for all
         intensity = intensity_of(volume.data, inside)
         channels.append(intensity)
-        findings += _about_values(case, path, volume, intensity, inside)
+        findings += _about_values(case, path, volume=volume, intensity=intensity, inside=inside)
     counts = count_voxels(labels.data) if labels is not None else {}
     facts = CaseFacts(
         case=case.name,
@@ -144,7 +144,7 @@ def _measure(dataset: Dataset, case: Case) -> _Measured:
         parts=parts_of(labels.data) if labels is not None else {},
     )
     findings += _about_labels(dataset, case, counts)
-    portrait = portrait_of(case, facts, image, labels if on_grid else None)
+    portrait = portrait_of(case, facts, image=image, labels=labels if on_grid else None)
     levels = tuple(levels_of(case.name, name, one.data) for name, one in zip(dataset.channels, images))
     return _Measured(findings=findings, facts=facts, portrait=portrait, levels=levels, digests=_digests(images, labels))
 
@@ -155,7 +155,7 @@ def digest_case(dataset: Dataset, case: Case) -> Digests:
         images = list(_channels(dataset, case, []))
     except (MedsegError, MemoryError):
         return Digests()
-    return _digests(images, _labels(dataset, case, images[0], []))
+    return _digests(images, _labels(dataset, case, image=images[0], findings=[]))
 
 
 def _digests(images: Sequence[Volume], labels: Volume | None) -> Digests:
@@ -177,12 +177,12 @@ def _channels(dataset: Dataset, case: Case, findings: list[Finding]) -> Iterator
         inside = expected if len(case.images) == 1 else 1
         sizes = stored_sizes(path) if path.name.lower().endswith((".nii", ".nii.gz")) else ()
         held = int(np.prod(sizes[3:])) if len(sizes) > 3 else 1
-        findings += _about_dimensions(case, path, sizes, held, inside)
+        findings += _about_dimensions(case, path, sizes=sizes, held=held, expected=inside)
         for index in range(min(held, inside) if sizes else inside):
             volume = read_as_stored(path, volume_index=index if max(held, inside) > 1 else None)
             turned = volume if first is None else turned_onto(volume, first)
             if first is not None and turned is None:
-                findings.append(_off_grid(case, path, volume, first))
+                findings.append(_off_grid(case, path, volume=volume, image=first))
             first = first or volume
             yield turned or volume
 
@@ -223,9 +223,9 @@ def _labels(dataset: Dataset, case: Case, image: Volume, findings: list[Finding]
             return labels
         sizes = stored_sizes(path) if path.name.lower().endswith((".nii", ".nii.gz")) else ()
         held = int(np.prod(sizes[3:])) if len(sizes) > 3 else 1
-        findings += _about_dimensions(case, path, sizes, held, 1)
+        findings += _about_dimensions(case, path, sizes=sizes, held=held, expected=1)
         labels = read_label_file(case, volume_index=0 if held > 1 else None)
-        fitted = fit(labels, image, path, case.images[0])
+        fitted = fit(labels, image, path=path, image_path=case.images[0])
     except (MedsegError, MemoryError) as error:
         findings.append(
             Finding(
@@ -237,7 +237,7 @@ def _labels(dataset: Dataset, case: Case, image: Volume, findings: list[Finding]
         )
         return None
     if fitted is None:
-        findings.append(_off_grid(case, path, labels, image))
+        findings.append(_off_grid(case, path, volume=labels, image=image))
     return fitted or labels
 
 

@@ -33,7 +33,7 @@ def duplicates(dataset: Dataset, portraits: Sequence[Portrait]) -> Iterator[Find
         if not sameness:
             continue
         seen[second.case] = first.case
-        yield _duplicate(one, other, sameness, first, second)
+        yield _duplicate(one, other, sameness=sameness, first=first, second=second)
         for number, (training, validation) in enumerate(sides):
             if (one.name in training and other.name in validation) or (
                 other.name in training and one.name in validation

@@ -48,7 +48,7 @@ def write_fixed(dataset: Dataset, check: Check, out: Path) -> list[str]:
     temporary = out.absolute().parent / f"{TEMPORARY}{secrets.token_hex(12)}"
     try:
         temporary.mkdir()
-        done = _fill(dataset, check, folder, temporary)
+        done = _fill(dataset, check, folder=folder, out=temporary)
         read_dataset(temporary / dataset.source.name if _is_list(dataset) and dataset.source else temporary)
         if out.exists():
             out.rmdir()
@@ -97,7 +97,7 @@ def _fill(dataset: Dataset, check: Check, folder: Path, out: Path) -> list[str]:
         place = out / path.relative_to(folder)
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
-            _copy_description(path, place, dataset, set(dropped))
+            _copy_description(path, place, dataset=dataset, dropped=set(dropped))
     return done
 
 
@@ -166,7 +166,7 @@ def _copy_description(path: Path, place: Path, dataset: Dataset, dropped: set[st
         return
     if path.suffix.lower() == ".json":
         content = read_json(path)
-        text = json.dumps(_without(content, dropped, dataset, path), indent=1) + "\n"
+        text = json.dumps(_without(content, dropped, dataset=dataset, path=path), indent=1) + "\n"
     else:
         text = _rows_without(path, dropped, dataset)
     with atomic_write(place) as file:
@@ -186,7 +186,11 @@ def _without(content: Any, dropped: set[str], dataset: Dataset, path: Path) -> A
     labels = {_key(case.label) for case in dataset.cases if case.name in dropped and case.label is not None}
     for key in ("training", "validation", "testing"):
         if isinstance(content.get(key), list):
-            content[key] = [entry for entry in content[key] if _is_kept(path, entry, kept, every, labels)]
+            content[key] = [
+                entry
+                for entry in content[key]
+                if _is_kept(path, entry, kept=kept, every=every, labels=labels)
+            ]
     if "numTraining" in content:
         before = sum(case.split != "test" for case in dataset.cases)
         gone = sum(case.name in dropped for case in dataset.cases)

@@ -54,10 +54,10 @@ def compare_cases(dataset: Dataset, portraits: Sequence[Portrait]) -> list[Findi
     labelled = _complete(portraits, usual)
     labels = standardised(np.array([one.labels for one in labelled])) if len(labelled) >= MIN_GROUP else None
     features = {one.case: dict(one.features) for one in portraits}
-    _add_likeness(features, "likeness", portraits, images)
+    _add_likeness(features, "likeness", portraits=portraits, thumbnails=images)
     if labels is not None:
-        _add_likeness(features, "likeness of labels", labelled, labels)
-    flipped = mirrored(portraits, images, labelled, labels)
+        _add_likeness(features, "likeness of labels", portraits=labelled, thumbnails=labels)
+    flipped = mirrored(portraits, images, labelled=labelled, labels=labels)
     return findings + flipped + _outliers(features, {finding.case for finding in flipped})
 
 
