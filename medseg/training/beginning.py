@@ -49,7 +49,6 @@ from medseg.training.step import LEAST_PASSES, in_minutes
 _LEAST_REST_S = 10.0
 
 
-
 def begin(
     request: Request, dataset: Dataset, run: Path, *, processes: Processes, events: Events, folds: Sequence[int]
 ) -> None:

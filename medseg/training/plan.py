@@ -188,18 +188,14 @@ def _choose_network(
         else _patch(shapes, spacing, most=room, multiple=multiple)
     )
     plan.choose("model.patch", *patch)
-    options = _options(
-        architecture, tuple(plan["model.patch"]), spacing=spacing, device=machine.device, halved=halved
-    )
+    options = _options(architecture, tuple(plan["model.patch"]), spacing=spacing, device=machine.device, halved=halved)
     plan.choose("model.options", *options)
     for key in ("optimizer", "learning_rate", "weight_decay"):
         plan.choose(f"train.{key}", TRAINING[architecture][key], f"usual for {architecture}")
     plan.choose("train.schedule", "poly", "the rate falls all along, so that it ends with the time")
 
 
-def _choose_steps(
-    plan: _Plan, machine: Machine, *, architecture: str, seconds_a_patch: float, time_s: float
-) -> float:
+def _choose_steps(plan: _Plan, machine: Machine, *, architecture: str, seconds_a_patch: float, time_s: float) -> float:
     """Batch, warm-up and averaging; returns about how many steps there will be."""
     voxels = int(np.prod(plan["model.patch"]))
     batch = 2 if machine.device == "cpu" else max(2, min(16, round(4 * 128**3 / voxels)))

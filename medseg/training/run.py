@@ -258,9 +258,7 @@ def _finish(dataset: Dataset, source: ScanSource, config: Config, *, run: Path, 
     """Score the model on the validation scans, choose its cleanup, write its card and delete the prepared scans."""
     evaluation, pairs = None, dict[str, tuple[Path, Path]]()
     if source.validation:
-        steps = predict(
-            config, source, run, progress=lambda done, count: events.reading("scoring", done, count)
-        )
+        steps = predict(config, source, run, progress=lambda done, count: events.reading("scoring", done, count))
         change_spec(run / "model", cleanup=steps)
         evaluation, pairs = score_validation(source, run)
         write_evaluation(evaluation, run, pairs=pairs, options=scoring_options(source.dataset))

@@ -187,9 +187,7 @@ class Run:
         dice = _training_dice(outputs, batch.labels) if self.source.membership is None else float("nan")
         value, dice = self.processes.mean(float(loss.detach()), dice)
         if not math.isfinite(value) or not (torch.isfinite(norm) or self.scaler.is_enabled()):
-            raise BadConfig(
-                f"the loss is not finite at step {self.step + 1}: lower train.learning_rate or use fp32"
-            )
+            raise BadConfig(f"the loss is not finite at step {self.step + 1}: lower train.learning_rate or use fp32")
         self.facts["step"] += 1
         self.facts["loss"] += value
         self.facts["dice"] += dice
@@ -227,9 +225,7 @@ class Run:
                 seeds = [mix(settings.seed, -1 - number, 4095) % 2**63 for number in numbers]
                 network.eval()
                 with torch.no_grad():
-                    scores = self.source.validate(
-                        network, seeds=seeds, device=processes.device, dtype=self.dtype
-                    )
+                    scores = self.source.validate(network, seeds=seeds, device=processes.device, dtype=self.dtype)
                 network.train()
             processes.wait()
         # Where no score is defined it cannot choose either: -1 is below every Dice.

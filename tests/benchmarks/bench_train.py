@@ -50,10 +50,7 @@ def main() -> None:
         shares = ("rotation", "scaling", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma")
         fixed |= {f"augment.{name}_share": 1.0 for name in shares}
     chosen = (
-        as_settings(
-            make_plan(data, found, Machine(device="cpu", memory_bytes=free_bytes()), "unet", fixed)
-        )
-        | fixed
+        as_settings(make_plan(data, found, Machine(device="cpu", memory_bytes=free_bytes()), "unet", fixed)) | fixed
     )
     config = make_config(override({"name": "bench", "data": str(options.dataset)}, chosen), "plan")
     device = torch.device("cpu")

@@ -598,8 +598,7 @@ def test_grids_must_agree_and_turning_is_no_disagreement(tmp_path: Path):
 
 def dataset_of(groups: list[str | None]) -> Dataset:
     cases = tuple(
-        Case(name=f"c{n}", images=(Path("x"),), label=Path("y"), group=group)
-        for n, group in enumerate(groups)
+        Case(name=f"c{n}", images=(Path("x"),), label=Path("y"), group=group) for n, group in enumerate(groups)
     )
     return Dataset(
         folder=Path(),

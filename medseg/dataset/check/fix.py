@@ -187,9 +187,7 @@ def _without(content: Any, dropped: set[str], dataset: Dataset, path: Path) -> A
     for key in ("training", "validation", "testing"):
         if isinstance(content.get(key), list):
             content[key] = [
-                entry
-                for entry in content[key]
-                if _is_kept(path, entry, kept=kept, every=every, labels=labels)
+                entry for entry in content[key] if _is_kept(path, entry, kept=kept, every=every, labels=labels)
             ]
     if "numTraining" in content:
         before = sum(case.split != "test" for case in dataset.cases)

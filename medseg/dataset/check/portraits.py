@@ -125,9 +125,7 @@ def portrait_of(case: Case, facts: CaseFacts, image: Volume, labels: Volume | No
 def _drawn(labels: NDArray) -> tuple[NDArray[np.float32], dict[str, float]]:
     """The thumbnail of a label map along RAS, and where in the image and among each other its structures lie."""
     coded, box = _code(labels)
-    places = {
-        f"place {axis}": (start + stop) / 2 / size for axis, (start, stop), size in zip("xyz", box, coded.shape)
-    }
+    places = {f"place {axis}": (start + stop) / 2 / size for axis, (start, stop), size in zip("xyz", box, coded.shape)}
     return _shrink(coded, box), _arrangement(labels, box) | places
 
 
