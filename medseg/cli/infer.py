@@ -9,17 +9,24 @@ import typer
 
 from medseg.cli.options import (
     AssumeGeometry,
+    CheckpointName,
     Deidentify,
     Deterministic,
+    Exact,
+    Folds,
     Json,
+    Orientation,
+    Postprocess,
     Quiet,
     Repair,
+    Roi,
     SegType,
     Series,
     Suv,
     VolumeIndex,
     check_one_of,
     parse_bytes,
+    parse_folds,
     parse_values,
 )
 from medseg.cli.remote import Authority, Credentials, PlainHttp, Push, fetched
@@ -38,7 +45,8 @@ def infer(
     ] = None,
     model: Annotated[
         list[str],
-        typer.Option("--model", "-m", help="A name from `medseg models`, or a model folder; several are averaged."),
+        typer.Option("--model", "-m", help="A name from `medseg models`, a model folder, or a folder or zip of nnU-Net; several "
+            "are averaged."),
     ] = ["brain"],  # noqa: B006
     channel: Annotated[
         list[Path] | None,
@@ -54,11 +62,24 @@ def infer(
     max_memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Use no more than this, e.g. 4GB; may take longer.")
     ] = None,
-    overlap: Annotated[float, typer.Option(min=0, max=0.9, help="Share by which windows overlap.")] = 0.5,
+    overlap: Annotated[
+        float | None, typer.Option(min=0, max=0.9, help="Share by which windows overlap. Default: 0.5, or the model's.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=0, help="Windows at a time; 0: what suits the device.")] = 0,
     tta: Annotated[
-        bool, typer.Option("--tta/--no-tta", help="Also predict mirrored, along the axes the model allows; slower.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--tta/--no-tta",
+            help="Also predict mirrored, along the axes the model allows; slower. Default: no; models of nnU-Net as "
+            "they were trained with --exact and on a GPU.",
+        ),
+    ] = None,
+    exact: Exact = False,
+    folds: Folds = None,
+    checkpoint_name: CheckpointName = "final",
+    orientation: Orientation = "auto",
+    postprocess: Postprocess = False,
+    roi: Roi = None,
     probabilities: Annotated[
         str | None, typer.Option(metavar="LABELS", help="Also write probabilities of these labels, e.g. 17,53.")
     ] = None,
@@ -114,6 +135,7 @@ def infer(
         check_also,
         check_output,
         infer as infer_scan,
+        labels_named,
         list_jobs,
         load_model,
     )
@@ -127,7 +149,9 @@ def infer(
         check_one_of("--also", kind, (*DICOM_RESULTS, *BRAIN_RESULTS))
     check_one_of("--progress", show_progress, ("auto", "json"))
     check_one_of("--backend", backend, ("auto", "torch", "openvino"))
-    checkpoint = load_model(*model)
+    check_one_of("--orientation", orientation, ("auto", "stored", "RAS", "LPS", "LAS"))
+    check_one_of("--checkpoint", checkpoint_name, ("final", "best", "latest"))
+    checkpoint = load_model(*model, folds=parse_folds(folds), checkpoint=checkpoint_name)
     check_also(checkpoint, extra_kinds)
     from_pacs = fetched(inputs, output, push, credentials, authority, plain_http, quiet)
     with from_pacs as remote:
@@ -148,6 +172,10 @@ def infer(
             parse_bytes(max_memory, "--max-memory") if max_memory else None,
             parse_values(probabilities) if probabilities else (),
             uncertainty,
+            exact=exact,
+            orientation=orientation,
+            postprocess=postprocess,
+            roi=labels_named(checkpoint, roi.split(",")) if roi else (),
         )
         failures: list[MedsegError] = []
         for job in work:

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     )
     from medseg.inference.run import infer as infer, load_model as load_model
     from medseg.inference.segmentation import Segmentation as Segmentation, segment as segment
-    from medseg.inference.settings import Settings as Settings, channel_names as channel_names
+    from medseg.inference.settings import (
+        Settings as Settings,
+        channel_names as channel_names,
+        labels_named as labels_named,
+    )
 
 __getattr__, __dir__ = door(
     __name__,
@@ -36,6 +40,6 @@ __getattr__, __dir__ = door(
         "results": ("BRAIN_RESULTS", "DICOM_RESULTS", "check_also", "check_output", "dicom_results"),
         "run": ("infer", "load_model"),
         "segmentation": ("Segmentation", "segment"),
-        "settings": ("Settings", "channel_names"),
+        "settings": ("Settings", "channel_names", "labels_named"),
     },
 )

@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medseg.errors import NotEnoughMemory
+from medseg.inference.frame import Frame, lay_frame, orientation_for
 from medseg.inference.preprocess import ModelGrid, model_grid
-from medseg.inference.settings import Model, Scans, Settings, as_list, as_volumes, check_channels, check_settings
+from medseg.inference.settings import (
+    Model,
+    Scans,
+    Settings,
+    as_list,
+    as_volumes,
+    check_channels,
+    check_settings,
+    mirroring,
+)
 from medseg.memory import free_bytes, resident_bytes
 from medseg.volume import Volume
 
@@ -31,11 +41,13 @@ class Plan:
     model: str
     device: str
     precision: str
-    grid: ModelGrid | None
+    grid: ModelGrid | Frame | None
     windows: int
     memory_bytes: int
     stripes: int = 1
     backend: str = ""
+    taken: tuple[str, ...] = ()  # of a foreign model: what was taken of its folder, and how scans are turned
+    mirror: tuple[int, ...] = ()
 
 
 def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
@@ -62,17 +74,50 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
     check_settings(checkpoints, settings)
     device = choose_device(settings.device)  # type: ignore[arg-type]
     precision = str(choose_precision(settings.precision, device)).removeprefix("torch.")  # type: ignore[arg-type]
-    grid = model_grid(volume, spec.spacing, spec.grid)
-    _, cell = blended_features(checkpoints, settings.tta)
-    windows = plan_windows(grid.shape, spec.patch, settings.overlap, cell)
+    mirror = mirroring(checkpoints, settings, device.type)
+    grid: ModelGrid | Frame
+    shape, layout, taken = (), "even", ()
+    if spec.recipe is None:
+        grid = model_grid(volume, spec.spacing, spec.grid)
+        shape = grid.shape
+    else:
+        orientation = orientation_for(spec.recipe, settings.orientation, dicom=settings.from_dicom)
+        grid = lay_frame(volumes, spec.recipe, orientation)
+        shape = tuple(max(size, patch) for size, patch in zip(grid.shape, spec.patch))
+        layout, taken = spec.recipe.layout, taken_of(checkpoints, mirror, orientation)
+    if settings.exact:
+        precision = "float32"
+    _, cell = (0, 1) if settings.exact else blended_features(checkpoints, bool(mirror))
+    windows = plan_windows(shape, spec.patch, settings.share(spec), cell, layout)
     for stripes in _STRIPES:
         half = precision == "bfloat16" and device.type == "cpu"
         needed = _memory(volume, grid, windows, checkpoints, settings, device.type, stripes, half)
-        made = Plan(spec.name, str(device), precision, grid, window_count(windows, stripes), needed, stripes)
+        made = Plan(
+            spec.name,
+            str(device),
+            precision,
+            grid,
+            window_count(windows, stripes),
+            needed,
+            stripes,
+            taken=taken,
+            mirror=mirror,
+        )
         if needed <= limit:
             return made
     _check_memory(needed, limit, settings)
     return made
+
+
+def taken_of(checkpoints: Sequence[Checkpoint], mirror: Sequence[int], orientation: str) -> tuple[str, ...]:
+    """What is taken of a foreign model, for people: trainer, plans, folds, mirroring, and how scans are turned."""
+    card = checkpoints[0].spec.card
+    folds = ", ".join(str(one.spec.card.get("fold", "")) for one in checkpoints)
+    facts = [str(card.get(key, "")) for key in ("trainer", "plans", "configuration")]
+    facts += [f"fold {folds}" if len(checkpoints) == 1 else f"folds {folds}", str(card.get("checkpoint", ""))]
+    facts.append(f"mirrored along axes {', '.join(map(str, mirror))}" if mirror else "not mirrored")
+    facts.append("scan as it is stored" if orientation == "stored" else f"scan turned to {orientation}")
+    return tuple(fact for fact in facts if fact)
 
 
 def _check_memory(needed: int, limit: int, settings: Settings) -> None:
@@ -91,7 +136,7 @@ def window_count(windows: Windows, stripes: int) -> int:
 
 def _memory(
     volume: Volume,
-    grid: ModelGrid,
+    grid: ModelGrid | Frame,
     windows: Windows,
     checkpoints: Sequence[Checkpoint],
     settings: Settings,
@@ -107,9 +152,11 @@ def _memory(
     from medseg.inference.backends.opening import blended_features
 
     spec = checkpoints[0].spec
-    scan, image = volume.data.size, 4 * spec.channels * int(np.prod(grid.shape))
-    features, cell = blended_features(checkpoints, settings.tta)
-    deferred = (features, cell) != (spec.outputs, 1)
+    scan, image = volume.data.size, 4 * spec.inputs * int(np.prod(grid.shape))
+    features, cell = blended_features(checkpoints, bool(mirroring(checkpoints, settings, device)))
+    if settings.exact:
+        features, cell = spec.outputs * len(checkpoints), 1
+    deferred = (features, cell) != (spec.outputs, 1) and not settings.exact
     features += spec.skip_empty
     patch, depth = windows.patch, windows.padded[2]
     # The network: weights as float32 and as the kernels want them (files hold half precision; Winograd wants eight
@@ -118,6 +165,8 @@ def _memory(
     activations = activation_bytes(checkpoints[0], max(1, settings.batch), deferred)
     network = 4 * weights + activations // 2 if half else 18 * weights + activations
     network += 4 * features * int(np.prod(patch))
+    if not settings.exact and isinstance(grid, Frame) and any(size < p for size, p in zip(grid.shape, spec.patch)):
+        image *= 2  # it is padded, which copies
     # The sums, the block that is complete, once more with the planes before it, and its classes.
     rows = windows.starts[0]
     steps = [b - a for a, b in pairwise(rows)] or [windows.shape[0]]
@@ -132,8 +181,25 @@ def _memory(
     labels = scan * (1 if max(spec.classes) < 256 else 2)
     painting = labels + maps + sums + image + (network if device == "cpu" else 0)
     resampling = image + 2 * 4 * 64 * grid.shape[1] * grid.shape[2]
+    if isinstance(grid, Frame):
+        resampling = image + _regridding(grid, exact=settings.exact)
+        labels *= 2  # as painted, and as it lies in the scan
+        if settings.exact:  # a whole row of windows in half precision, of which blocks are copied out
+            row = patch[0] * span * depth
+            sums = 2 * (features + 1) * row * (2 if len(rows) > 1 else 1) + 4 * features * depth * 4 * block
+        painting = labels + maps + sums + image + (network if device == "cpu" else 0)
     cleaning = labels * 2 + maps + (12 * scan if settings.cleanup and (spec.cleanup or spec.fluid) else 0)
     return resident_bytes() + _LIBRARIES_BYTES + max(resampling, painting, cleaning)
+
+
+def _regridding(frame: Frame, *, exact: bool) -> int:
+    """Bytes that one channel takes on its way to the network's grid beside the result."""
+    cropped = int(np.prod(frame.cropped))
+    if frame.cropped == frame.shape:
+        return 4 * cropped
+    padded = int(np.prod([n + 24 for n in frame.cropped]))
+    # In float32: the scan, padded, its spline's coefficients. By scipy: in float64, padded, filtered, and the result.
+    return 4 * cropped + (8 * (cropped + 2 * padded) + 16 * int(np.prod(frame.shape)) if exact else 8 * padded)
 
 
 def _span(windows: Windows, stripes: int) -> int:

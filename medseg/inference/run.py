@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from medseg.inference.results import (
     write_all,
 )
 from medseg.inference.segmentation import segment
-from medseg.inference.settings import Model, Settings, channel_names
-from medseg.io import SeveralVolumes, read, write
+from medseg.inference.settings import Model, Settings, as_list, channel_names
+from medseg.io import SeveralVolumes, is_dicom_source, read, write
 from medseg.memory import peak_memory_bytes
 from medseg.postprocess import anatomy, face, structure_volumes
 from medseg.progress import Progress, silent
@@ -35,13 +35,16 @@ from medseg.version import versions
 from medseg.volume import Volume
 
 
-def load_model(*names: str) -> Model:
-    """The checkpoints of bundled models and model folders, or an intensity model's name. Raises `BadModel`."""
+def load_model(*names: str, folds: Sequence[str] = (), checkpoint: str = "final") -> Model:
+    """The checkpoints of bundled models and model folders, a set of models, or an intensity model's name.
+
+    folds, checkpoint: of models of nnU-Net. Raises `BadModel`.
+    """
     if names[0] in INTENSITY_MODELS and len(names) == 1:
         return names[0]
-    from medseg.models import load_checkpoint
+    from medseg.models import load_models
 
-    return [load_checkpoint(name) for name in names]
+    return load_models(names, folds=folds, checkpoint=checkpoint)
 
 
 def infer(
@@ -68,6 +71,7 @@ def infer(
         wanted = dicom_results(job, extras.also)
         origin = origin_of(job, volume, model, extras) if wanted else None
         reading = time.perf_counter() - begun
+        settings = replace(settings, from_dicom=is_dicom_source(job.scan))
         try:
             result = segment(
                 volumes,
@@ -95,7 +99,7 @@ def infer(
         "model": identity_of(model),
         "input": record.describe(volume),
         **_inputs(volumes, model),
-        "settings": asdict(settings)
+        "settings": _recorded(settings, model, result.plan)
         | {key: getattr(result.plan, key) for key in ("device", "precision", "backend")}
         | {key: True for key, asked in (("repair", extras.repair), ("suv", extras.suv)) if asked},
         "warnings": told,
@@ -135,6 +139,19 @@ def infer(
     writes.append((job.beside(".json"), finish))
     write_all(writes)
     return content
+
+
+def _recorded(settings: Settings, model: Model, plan: Plan) -> dict[str, Any]:
+    """The settings as they took effect; those of foreign models only where one ran."""
+    found = asdict(settings)
+    foreign = {key: found.pop(key) for key in ("exact", "orientation", "from_dicom", "postprocess", "roi")}
+    found["overlap"] = 0.5 if isinstance(model, str) else settings.share(as_list(model)[0].spec)
+    found["tta"] = bool(plan.mirror) or bool(settings.tta)
+    if plan.taken:
+        found |= {"exact": foreign["exact"], "postprocess": foreign["postprocess"], "taken": list(plan.taken)}
+    if settings.roi:
+        found["roi"] = list(settings.roi)
+    return found
 
 
 def read_scans(job: Job, names: Sequence[str], extras: Extras) -> list[Volume]:
@@ -185,6 +202,8 @@ def _announcement(volumes: Sequence[Volume], plan: Plan) -> str:
     spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm)
     how = f"up to {plan.windows} windows on {plan.device}, {plan.precision}" if plan.windows else "by intensity"
     how += f", in {plan.stripes} parts to save memory" if plan.stripes > 1 else ""
+    if plan.taken:
+        how += f" ({', '.join(plan.taken)})"
     return (
         f"{several}{shape} voxels of {spacing} mm, {volume.orientation}; model {plan.model}, {how}; "
         f"about {plan.memory_bytes / 1e9:.1f} GB of memory"

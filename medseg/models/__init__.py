@@ -13,6 +13,9 @@ if TYPE_CHECKING:
         load_checkpoint as load_checkpoint,
         save_checkpoint as save_checkpoint,
     )
+    from medseg.models.loading import load_models as load_models
+    from medseg.models.nnunet import ModelSet as ModelSet
+    from medseg.models.recipe import ChannelScale as ChannelScale, Recipe as Recipe, Resampling as Resampling
     from medseg.models.spec import (
         FixedScale as FixedScale,
         GridKind as GridKind,
@@ -26,6 +29,9 @@ __getattr__, __dir__ = door(
     {
         "card": ("model_card",),
         "folder": ("Checkpoint", "bundled_models", "change_spec", "load_checkpoint", "save_checkpoint"),
+        "loading": ("load_models",),
+        "nnunet": ("ModelSet",),
+        "recipe": ("ChannelScale", "Recipe", "Resampling"),
         "spec": ("FixedScale", "GridKind", "ModelSpec", "PercentileScale", "ZScore"),
     },
 )

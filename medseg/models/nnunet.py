@@ -6,15 +6,23 @@ Data in, nothing executed: plans and dataset.json are read as JSON, checkpoints 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BadModel
-from medseg.models.nnunet_folder import Found, fold_files
+from medseg.labels import LabelTable
+from medseg.models.anatomy import table_of
+from medseg.models.folder import Checkpoint, sha256_of
+from medseg.models.nnunet_folder import (
+    Found,
+    find_model,
+    fold_files,
+    model_folders,
+    postprocessing_file,
+    read_postprocessing,
+)
 from medseg.models.nnunet_plans import (
     Configuration,
     NetworkPlan,
@@ -24,20 +32,13 @@ from medseg.models.nnunet_plans import (
     read_outputs,
     read_plans,
 )
-from medseg.models.nnunet_plans import Channel as PlannedChannel
-from medseg.models.nnunet_plans import Resampling as PlannedResampling
-from medseg.models.nnunet_unet import NnUNet
 from medseg.models.nnunet_weights import Saved, check_trainer, fitted_state, has_batch_norm, load_saved
-from medseg.models.recipe import Channel, Recipe, Resampling
+from medseg.models.recipe import Recipe
+from medseg.models.spec import ModelSpec
 
-#: nnU-Net's normalisation -> a recipe's word.
-_SCHEMES: dict[str, Literal["fixed", "zscore", "range", "bytes", "none"]] = {
-    "CTNormalization": "fixed",
-    "ZScoreNormalization": "zscore",
-    "RescaleTo01Normalization": "range",
-    "RGBTo01Normalization": "bytes",
-    "NoNormalization": "none",
-}
+if TYPE_CHECKING:
+    from torch import nn
+
 #: Datasets of TotalSegmentator, whose program turns scans to RAS before anything else.
 _TURNED_SETS = re.compile(r"totalseg", re.IGNORECASE)
 
@@ -114,7 +115,8 @@ def _configuration_name(saved: Saved, folder: Path, plans: Plans) -> str:
 
 def _recipe(folder: Path, plans: Plans, planned: Configuration, outputs: Outputs, found: Found | None) -> Recipe:
     transposed = [2 - axis for axis in plans.transpose]  # nnU-Net counts k, j, i
-    turned = plans.reader.endswith("WithReorient") or bool(_TURNED_SETS.search(folder.parent.name))
+    names = f"{folder.parent.name} {plans.content.get('dataset_name')}"
+    turned = plans.reader.endswith("WithReorient") or bool(_TURNED_SETS.search(names))
     logits = planned.logits
     if logits.order > 1 or logits.order_across > 1:
         raise BadModel(f"{plans.path}: brings logits back by order {logits.order}, which medseg does not do")
@@ -123,38 +125,189 @@ def _recipe(folder: Path, plans: Plans, planned: Configuration, outputs: Outputs
         axes=(transposed[0], transposed[1], transposed[2]),  # type: ignore[arg-type]
         spacing_mm=planned.spacing_mm,
         crop="nonzero",
-        channels=tuple(_channel(one) for one in planned.channels),
-        image=_resampling(planned.image),
-        labels=_resampling(planned.labels),
-        logits=_resampling(logits),
+        channels=planned.channels,
+        image=planned.image,
+        labels=planned.labels,
+        logits=logits,
         overlap=0.5 if found is None else found.overlap,
         previous=outputs.foreground if planned.previous_stage else (),
     )
 
 
-def _channel(planned: PlannedChannel) -> Channel:
-    fixed = planned.scheme == "CTNormalization"
-    numbers: dict[str, float] = {}
-    if fixed:
-        numbers = {"low": planned.low, "high": planned.high, "mean": planned.mean, "sd": planned.sd}
-    return Channel(scheme=_SCHEMES[planned.scheme], masked=planned.masked, **numbers)
-
-
-def _resampling(planned: PlannedResampling) -> Resampling:
-    return Resampling(**asdict(planned))
-
-
-def build(foreign: Foreign, fold: int = 0) -> NnUNet:
+def build(foreign: Foreign, fold: int = 0) -> nn.Module:
     """The network of one fold in evaluation mode, float32. Raises `BadModel` if its weights do not fit the plans."""
+    import torch
+
+    from medseg.networks import build_model
+
     outputs = len(foreign.outputs.values) - foreign.outputs.regions
-    options: dict[str, Any] = asdict(foreign.network)
     with torch.device("meta"):  # shapes are compared before any memory is taken
-        network = NnUNet(foreign.channels, outputs, **options)
-    shapes = {key: value.shape for key, value in network.state_dict().items() if "num_batches" not in key}
-    state = fitted_state(foreign.saved[fold], shapes)
+        network = build_model("nnunet", foreign.channels, outputs, **_options(foreign.network))
+    state = fitted_state(foreign.saved[fold], {key: value.shape for key, value in network.state_dict().items()})
     # A copy in float32: what is mapped must not change under a run, and half precision is widened.
-    network.load_state_dict({key: value.float().clone() for key, value in state.items()}, strict=False, assign=True)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm3d):
-            module.num_batches_tracked = None
+    network.load_state_dict({key: value.float().clone() for key, value in state.items()}, assign=True)
     return network.eval()
+
+
+def _options(network: NetworkPlan) -> dict[str, Any]:
+    """The network's options as a model's JSON holds them."""
+    options = asdict(network)
+    for key in ("kernels", "strides"):
+        options[key] = [list(three) for three in options[key]]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+
+
+@dataclass(frozen=True)
+class ForeignCheckpoint(Checkpoint):
+    """One fold of a model of nnU-Net, used as it lies there."""
+
+    foreign: Foreign = field(kw_only=True)
+    fold: int = field(kw_only=True)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the weights in half precision, as if they were stored so."""
+        return sum(2 * value.numel() for value in self.foreign.saved[self.fold].weights.values())
+
+    def network(self) -> nn.Module:
+        """The network in evaluation mode, float32, on the CPU. Raises `BadModel` if the weights do not fit it."""
+        from medseg.networks import check_patch
+
+        network = build(self.foreign, self.fold)
+        check_patch(network, self.spec.patch)
+        return network
+
+    def first_stage(self) -> list[Checkpoint]:
+        """The models of the configuration that this cascade names. Raises `BadModel` if it is not beside it."""
+        return list(_first_stage(self.foreign))
+
+    def postprocessing(self) -> list[list[int]]:
+        """What the model's cross-validation found to be worth it; nnU-Net itself leaves it out when it predicts."""
+        path = postprocessing_file(self.foreign.folder)
+        return read_postprocessing(path) if path else []
+
+
+def _first_stage(foreign: Foreign) -> list[ForeignCheckpoint]:
+    """The checkpoints of a cascade's first stage, of the same trainer and plans, beside its second."""
+    wanted = foreign.configuration.previous_stage
+    beside = [folder for folder in model_folders(foreign.folder.parent) if folder != foreign.folder]
+    prefix = foreign.folder.name.rsplit("__", 1)[0]
+    folder = next((one for one in beside if one.name == f"{prefix}__{wanted}"), None)
+    if folder is None:
+        raise BadModel(
+            f"{foreign.folder}: is the second stage of a cascade, and its first, {prefix}__{wanted}, is not beside it"
+        )
+    return checkpoints_of(read_foreign(folder))
+
+
+def checkpoints_of(foreign: Foreign, *, mirrored: bool = True) -> list[ForeignCheckpoint]:
+    """What medseg runs: one checkpoint a fold. Raises `BadModel` if a file cannot be read."""
+    table = table_of(foreign.outputs.names)
+    found = []
+    for fold, saved in enumerate(foreign.saved):
+        try:
+            digest = sha256_of(saved.path)
+        except OSError as error:
+            raise BadModel(f"{saved.path}: cannot be read ({error.strerror})") from None
+        spec = _spec(foreign, digest, saved, mirrored=mirrored)
+        found.append(ForeignCheckpoint(spec, table, foreign.folder, foreign=foreign, fold=fold))
+    return found
+
+
+def _spec(foreign: Foreign, digest: str, saved: Saved, *, mirrored: bool) -> ModelSpec:
+    planned, outputs = foreign.configuration, foreign.outputs
+    own, *others = planned.spacing_mm
+    spacing = [min(max(mm, 0.011), 29.9) for mm in (own or others[0], *others)]
+    flat = planned.dimension == 2
+    mirror = tuple(axis + flat for axis in foreign.mirror) if mirrored else ()
+    return ModelSpec.model_validate(
+        {
+            "name": _name(foreign),
+            "description": f"{foreign.trainer}, {foreign.plans.name}, {planned.name}, of nnU-Net",
+            "architecture": "nnunet",
+            "options": _options(foreign.network),
+            "channels": len(outputs.channel_names),
+            "channel_names": outputs.channel_names,
+            "classes": outputs.values,
+            "patch": planned.patch,
+            "spacing_mm": tuple(spacing),
+            "regions": outputs.regions,
+            "mirror": mirror,
+            "recipe": foreign.recipe,
+            "sha256": digest,
+            "card": {
+                "made_by": "nnU-Net v2",
+                "trainer": foreign.trainer,
+                "plans": foreign.plans.name,
+                "configuration": planned.name,
+                "fold": saved.path.parent.name.removeprefix("fold_"),
+                "checkpoint": saved.path.stem,
+                "reader": foreign.plans.reader,
+                "notes": list(foreign.notes),
+            },
+        }
+    )
+
+
+def _name(foreign: Foreign) -> str:
+    name = foreign.plans.content.get("dataset_name")
+    if isinstance(name, str) and name.strip():
+        return name
+    return foreign.folder.parent.name if "__" in foreign.folder.name else foreign.folder.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSet:
+    """Models that see the same scan; what they find is laid over each other in order, in one table.
+
+    labels: for each model, the set's label for each of its own.
+    """
+
+    name: str
+    models: tuple[tuple[Checkpoint, ...], ...]
+    labels: tuple[Mapping[int, int], ...]
+    table: LabelTable
+
+    def only(self, values: Sequence[int]) -> ModelSet:
+        """The set without models that find none of these labels, and without the other labels."""
+        wanted = set(values)
+        kept = [n for n, labels in enumerate(self.labels) if wanted & set(labels.values())]
+        return ModelSet(
+            name=self.name,
+            models=tuple(self.models[n] for n in kept),
+            labels=tuple({own: out for own, out in self.labels[n].items() if out in wanted} for n in kept),
+            table=LabelTable(tuple(label for label in self.table.labels if label.value in wanted)),
+        )
+
+
+def load_nnunet(
+    path: Path, *, folds: Sequence[str] = (), checkpoint: str = "final"
+) -> list[ForeignCheckpoint] | ModelSet:
+    """The folds of the model that a path means, or its set of parts. Raises `BadModel` naming what is wrong.
+
+    folds: '0', 'all'; by default all there are. checkpoint: 'final', 'best' or 'latest'.
+    """
+    found = find_model(path)
+    chosen = tuple(folds) or found.folds
+    models = [
+        checkpoints_of(
+            read_foreign(part.folder, folds=chosen, checkpoint=checkpoint, found=found), mirrored=found.mirrored
+        )
+        for part in found.parts
+    ]
+    if not found.several:
+        return models[0]
+    labels: list[dict[int, int]] = []
+    names: dict[int, str] = dict(found.names or {})
+    for part, model in zip(found.parts, models):
+        own = part.labels
+        if own is None:  # one after the other, as TotalSegmentator counts them
+            start = max((value for one in labels for value in one.values()), default=0)
+            own = {value: start + number for number, value in enumerate(sorted(model[0].table.values), 1)}
+            names |= {out: model[0].table.names[value] for value, out in own.items()}
+        if set(own) != set(model[0].table.values):
+            raise BadModel(f"{part.folder}: the set's table and dataset.json do not name the same labels")
+        labels.append(own)
+    return ModelSet(
+        name=path.name, models=tuple(map(tuple, models)), labels=tuple(labels), table=table_of(names)
+    )

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medseg.errors import BadConfig, BadModel
-from medseg.io.files import private_folder
+from medseg.files import private_folder
 from medseg.models.nnunet_plans import read_json
 
 #: Largest number of bytes taken out of one archive, and of its entries.

@@ -14,18 +14,20 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from medseg.errors import BadFile, BadModel
-from medseg.io.files import read_text
+from medseg.models.recipe import ChannelScale, Resampling
+from medseg.stream import read_text
 
 #: One whole number an axis.
 Three: TypeAlias = tuple[int, int, int]
 
-NORMALISATIONS = (
-    "CTNormalization",
-    "ZScoreNormalization",
-    "RescaleTo01Normalization",
-    "RGBTo01Normalization",
-    "NoNormalization",
-)
+#: nnU-Net's normalisation -> a recipe's word.
+NORMALISATIONS: dict[str, Literal["fixed", "zscore", "range", "bytes", "none"]] = {
+    "CTNormalization": "fixed",
+    "ZScoreNormalization": "zscore",
+    "RescaleTo01Normalization": "range",
+    "RGBTo01Normalization": "bytes",
+    "NoNormalization": "none",
+}
 #: nnU-Net's readers of volumes; those that turn a scan to the nearest RAS first.
 READERS = ("SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient")
 #: nnU-Net's name of a resampling -> how it computes.
@@ -54,19 +56,6 @@ _DEFAULTS: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Resampling:
-    """How arrays change grids. order_across: along the axis whose planes are resampled on their own.
-
-    separate: whether there is such an axis; None: where a spacing is more than 3 times another.
-    """
-
-    scheme: Literal["spline", "linear", "none"]
-    order: int
-    order_across: int
-    separate: bool | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class NetworkPlan:
     """A U-Net as `medseg`'s `nnunet` builds it; kernels and strides of 2d networks begin with a 1."""
 
@@ -83,18 +72,6 @@ class NetworkPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Channel:
-    """How one channel's intensities are scaled."""
-
-    scheme: str
-    masked: bool  # mean and deviation of what is not 0 alone
-    low: float = -math.inf
-    high: float = math.inf
-    mean: float = 0.0
-    sd: float = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
 class Configuration:
     """One configuration of a plan; spatial numbers run along the transposed axes (of k, j, i)."""
 
@@ -102,7 +79,7 @@ class Configuration:
     dimension: Literal[2, 3]
     patch: Three
     spacing_mm: tuple[float | None, float, float]  # None: the scan's own
-    channels: tuple[Channel, ...]
+    channels: tuple[ChannelScale, ...]
     image: Resampling
     labels: Resampling
     logits: Resampling
@@ -233,7 +210,7 @@ def _previous(raw: Mapping[str, Any], where: str) -> str | None:
     return previous
 
 
-def _channels(plans: Plans, raw: Mapping[str, Any], where: str, channels: int) -> tuple[Channel, ...]:
+def _channels(plans: Plans, raw: Mapping[str, Any], where: str, channels: int) -> tuple[ChannelScale, ...]:
     schemes, masks = raw.get("normalization_schemes"), raw.get("use_mask_for_norm")
     if not isinstance(schemes, list) or not isinstance(masks, list):
         raise BadModel(f"{where}: does not say how intensities are normalised")
@@ -246,7 +223,8 @@ def _channels(plans: Plans, raw: Mapping[str, Any], where: str, channels: int) -
         if scheme not in NORMALISATIONS:
             raise BadModel(f"{where}: normalises by {scheme!r:.80}, which medseg does not have")
         if scheme != "CTNormalization":
-            found.append(Channel(scheme=scheme, masked=bool(masked) and scheme == "ZScoreNormalization"))
+            masked = bool(masked) and scheme == "ZScoreNormalization"
+            found.append(ChannelScale(scheme=NORMALISATIONS[scheme], masked=masked))
             continue
         facts = properties.get(str(number)) if isinstance(properties, dict) else None
         keys = ("percentile_00_5", "percentile_99_5", "mean", "std")
@@ -254,7 +232,7 @@ def _channels(plans: Plans, raw: Mapping[str, Any], where: str, channels: int) -
         low, high, mean, sd = _numbers(values, f"{plans.path}: the intensities of channel {number}")
         if not low < high or sd < 0:
             raise BadModel(f"{plans.path}: the intensities of channel {number} make no range")
-        found.append(Channel(scheme=scheme, masked=False, low=low, high=high, mean=mean, sd=sd))
+        found.append(ChannelScale(scheme="fixed", low=low, high=high, mean=mean, sd=sd))
     return tuple(found)
 
 

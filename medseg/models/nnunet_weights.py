@@ -8,19 +8,18 @@ mapped into memory, so that of a checkpoint with its optimizer's state only the 
 
 from __future__ import annotations
 
-import pickle
 import re
 import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BadModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Largest checkpoint that is opened.
 MAX_CHECKPOINT_BYTES = 8_000_000_000
@@ -86,6 +85,8 @@ def load_saved(path: Path) -> Saved:
     weights = content.get("network_weights")
     if not isinstance(weights, dict) or not weights:
         raise BadModel(f"{path}: holds no network_weights; it is not a checkpoint of nnU-Net v2")
+    from torch import Tensor
+
     state: dict[str, Tensor] = {}
     for key, value in weights.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
@@ -123,26 +124,22 @@ def _load(path: Path) -> dict[str, Any]:
         raise BadModel(f"{path}: is a pointer that Git LFS left in place of the file; fetch the file itself")
     if not whole:
         raise BadModel(f"{path}: is damaged or no checkpoint of nnU-Net v2 (a zip that PyTorch wrote); fetch it again")
+    import torch
+
     try:
         with torch.serialization.safe_globals(_STAND_INS):
             foreign = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-            if foreign:
-                raise BadModel(
-                    f"{path}: names {foreign[0]}, which a checkpoint of nnU-Net needs not; nothing of the file was "
-                    "run, and it is not opened"
-                )
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except BadModel:
-        raise
-    except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|global)\s+([\w.]+\.[\w.]+)", str(error))
-        what = f"names {named[1]}, which" if named else "holds what"
+            content = {} if foreign else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a stranger's file made the unpickler say: it is refused
         raise BadModel(
-            f"{path}: {what} a checkpoint of nnU-Net needs not; nothing of the file was run, and it is not opened"
+            f"{path}: is damaged or no checkpoint of nnU-Net v2 ({type(error).__name__}); nothing of it was run; "
+            "fetch the model again"
         ) from None
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError,
-            struct.error, zipfile.BadZipFile, RecursionError, AssertionError, OverflowError):  # fmt: skip
-        raise BadModel(f"{path}: is damaged or no checkpoint of nnU-Net v2; fetch the model again") from None
+    if foreign:
+        raise BadModel(
+            f"{path}: names {foreign[0]}, which a checkpoint of nnU-Net needs not; nothing of the file was run, and it "
+            "is not opened"
+        )
     if not isinstance(content, dict):
         raise BadModel(f"{path}: is not a checkpoint of nnU-Net v2; fetch the model again")
     return content
@@ -197,6 +194,8 @@ def fitted_state(saved: Saved, expected: Mapping[str, Sequence[int]]) -> dict[st
 
     expected: name to shape. Weights of 2d networks get an axis of length 1.
     """
+    import torch
+
     stages = 1 + max((int(key.split(".")[1]) for key in expected if key.startswith("encoder.")), default=1)
     state: dict[str, Tensor] = {}
     for key, value in saved.weights.items():

@@ -30,7 +30,7 @@ class Resampling(BaseModel):
     separate: bool | None = None
 
 
-class Channel(BaseModel):
+class ChannelScale(BaseModel):
     """How one channel's intensities are scaled before it is resampled.
 
     fixed: clipped to low..high, minus mean, over sd. zscore: of the scan, or with `masked` of what is not 0. range: to
@@ -58,7 +58,7 @@ class Recipe(BaseModel):
     axes: tuple[_Axis, _Axis, _Axis] = Field(description="the turned scan's axis along each of the network's")
     spacing_mm: tuple[_Millimetres | None, _Millimetres, _Millimetres] = Field(description="null: the scan's own")
     crop: Literal["none", "nonzero"] = "none"
-    channels: tuple[Channel, ...]
+    channels: tuple[ChannelScale, ...]
     image: Resampling
     labels: Resampling = Resampling(order=1)
     logits: Resampling = Resampling(order=1)

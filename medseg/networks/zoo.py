@@ -10,6 +10,7 @@ from medseg.networks.deeplab import DeepLab
 from medseg.networks.fcn import FCN
 from medseg.networks.mask2former import Mask2Former
 from medseg.networks.mednext import mednext
+from medseg.networks.nnunet import NnUNet
 from medseg.networks.resenc_unet import resenc_unet
 from medseg.networks.segformer import SegFormer
 from medseg.networks.segresnet import segresnet
@@ -29,6 +30,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mask2former": Mask2Former,
     "segresnet": segresnet,
     "mednext": mednext,
+    "nnunet": NnUNet,
 }
 
 _CONVOLUTIONS = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-2, "warmup": 50}
@@ -41,6 +43,7 @@ TRAINING: dict[str, dict[str, Any]] = {
     "deeplab": _CONVOLUTIONS,
     "segresnet": _CONVOLUTIONS,
     "mednext": _CONVOLUTIONS,
+    "nnunet": _CONVOLUTIONS,
     "unetr": _TRANSFORMERS,
     "swin_unetr": _TRANSFORMERS,
     "segformer": _TRANSFORMERS | {"learning_rate": 1.5e-3},

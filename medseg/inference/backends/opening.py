@@ -71,6 +71,17 @@ def open_models(
     return _mirrored(joined, mirror) if mirror else joined
 
 
+def open_apart(checkpoints: Sequence[Checkpoint], *, device: Device = "auto", mirror: Sequence[int] = ()) -> Predictor:
+    """One predictor whose logits are those of all checkpoints side by side, in float32 by PyTorch's own convolutions."""
+    place = choose_device(device)
+    each = [open_torch(one, place, torch.float32, exact=True, defer=False) for one in checkpoints]
+    each = [_mirrored(one, mirror) for one in each] if mirror else each
+    if len(each) == 1:
+        return each[0]
+    run: Predict = lambda x: torch.cat([one(x) for one in each], 1)  # noqa: E731
+    return Predictor(run, sum(one.features for one in each), None, "torch", each[0].precision)
+
+
 def blended_features(checkpoints: Sequence[Checkpoint], mirrored: bool = False) -> tuple[int, int]:
     """How many numbers `open_models` of these checkpoints gives, and for how many voxels along each axis.
 
@@ -82,7 +93,7 @@ def blended_features(checkpoints: Sequence[Checkpoint], mirrored: bool = False) 
     found = []
     for one in checkpoints:
         with torch.device("meta"):
-            network = build_model(one.spec.architecture, one.spec.channels, outputs, **one.spec.options)
+            network = build_model(one.spec.architecture, one.spec.inputs, outputs, **one.spec.options)
         found.append(deferred_width(network))
     together, cell = sum(width for width, _ in found), found[0][1]
     if not all(width and one == cell for width, one in found) or not worth_deferring(together / cell**3, outputs):

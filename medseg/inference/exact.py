@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from medseg.errors import BadModel
-from medseg.kernels import in_slabs
-from medseg.painter import Painter
-from medseg.window import Windows
+from medseg.kernels.threads import in_slabs
+from medseg.inference.painter import Painter
+from medseg.inference.window import Windows
 
 
 def half_weights(patch: Sequence[int]) -> Tensor:
@@ -28,6 +27,8 @@ def half_weights(patch: Sequence[int]) -> Tensor:
     A unit impulse at half the patch, filtered by a Gaussian of an eighth of it, scaled to 10; what rounds to 0 becomes
     the smallest of the others. A patch of one plane is a flat one.
     """
+    from scipy import ndimage
+
     lengths = [length for length in patch if length > 1] if patch[0] == 1 else list(patch)
     impulse = np.zeros(lengths)
     impulse[tuple(length // 2 for length in lengths)] = 1
@@ -95,7 +96,7 @@ class HalfPainter(Painter):
         self._halved = halved
 
     def _paint(self, x: int, y: int, block: NDArray[np.float32], inner: bool = False) -> None:
-        from medseg.exact_kernels import paint_rounded
+        from medseg.kernels.rounding import paint_rounded
 
         (first_i, last_i), (first_j, last_j) = self._reach((x, y), block.shape)
         wanted = np.zeros(0, np.int64) if self._wanted is None else self._wanted

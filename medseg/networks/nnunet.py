@@ -15,8 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.models.layers import check_number, check_numbers
-from medseg.models.unet import Block, InstanceNorm, Three, check_size
+from medseg.networks.layers import Block, InstanceNorm, Three, check_number, check_numbers, check_size
+from medseg.networks.ops.norm import can_fuse
+
+
+class Norm(InstanceNorm):
+    """Instance norm that for plain maps is PyTorch's own, as group norms round otherwise (1e-5 of the logits)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, D, H, W) to the same."""
+        if self.training or x.device.type == "meta" or can_fuse(x, self):
+            return super().forward(x)
+        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
 
 
 class Pool(nn.Module):
@@ -70,6 +80,13 @@ class ResidualBlock(nn.Module):
         if self.project is not None:
             shortcut = self.project(shortcut)
         return F.leaky_relu(self.second(self.first(x)) + shortcut, self.slope)
+
+
+def _batch_norm(features: int) -> nn.BatchNorm3d:
+    """A batch norm that does not count its batches: weights are floating point numbers, and nothing else."""
+    norm = nn.BatchNorm3d(features)
+    norm.num_batches_tracked = None
+    return norm
 
 
 class NnUNet(nn.Module):
@@ -142,9 +159,9 @@ class NnUNet(nn.Module):
     ) -> NamedBlock:
         padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
         conv = nn.Conv3d(channels, features, kernel, stride, padding, bias=self._bias)
-        norm: nn.Module = InstanceNorm(features)
+        norm: nn.Module = Norm(features)
         if self._norm == "batch":
-            norm = nn.BatchNorm3d(features)
+            norm = _batch_norm(features)
         norm.eps = self._eps  # type: ignore[assignment]
         return NamedBlock(conv, norm, self._slope if active else None)
 
@@ -153,7 +170,7 @@ class NnUNet(nn.Module):
     ) -> ResidualBlock:
         project = None
         if channels != features:
-            norm: nn.Module = InstanceNorm(features) if self._norm == "instance" else nn.BatchNorm3d(features)
+            norm: nn.Module = Norm(features) if self._norm == "instance" else _batch_norm(features)
             norm.eps = self._eps  # type: ignore[assignment]
             project = NamedBlock(nn.Conv3d(channels, features, 1, bias=False), norm, None)
         return ResidualBlock(

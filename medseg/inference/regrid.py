@@ -10,9 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from medseg.models.recipe import Resampling
+from medseg.models import Resampling
 
 #: Voxels by which scipy repeats the edges before its spline filter.
 _PAD = 12
@@ -72,6 +71,8 @@ def regrid(
     planes = {n: one(np.ascontiguousarray(np.moveaxis(data, axis, 0)[n]), plane, order) for n in needed}
     if across is not None:
         return np.stack([planes[n] for n in across.tolist()], axis)
+    from scipy import ndimage
+
     at = data.shape[axis] / shape[axis] * (np.arange(shape[axis]) + 0.5) - 0.5
     grid = np.meshgrid(at, *(np.arange(n) for n in plane), indexing="ij")
     stack = np.stack([planes[n] for n in needed]).astype(np.float64)
@@ -96,6 +97,8 @@ def _spline(data: NDArray, shape: Sequence[int], order: int, *, exact: bool) -> 
 
 
 def _zoom(data: NDArray[np.float64], shape: Sequence[int], order: int) -> NDArray[np.float64]:
+    from scipy import ndimage
+
     factors = [1 / (old / new) for old, new in zip(data.shape, shape)]
     found: NDArray[np.float64] = ndimage.zoom(data, factors, order=order, mode="nearest", grid_mode=True)
     return found

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile
-from medseg.models.recipe import Channel, Recipe, Resampling
-from medseg.regrid import nearest_places, regrid, separate_axis
+from medseg.models import ChannelScale, Recipe, Resampling
+from medseg.inference.regrid import nearest_places, regrid, separate_axis
 from medseg.volume import Volume, reorient
 
 Box: TypeAlias = tuple[slice, slice, slice]
@@ -90,8 +90,10 @@ class Painted:
     places: Sequence[NDArray[np.int64] | None]
 
 
-def orientation_for(recipe: Recipe, *, dicom: bool) -> str:
+def orientation_for(recipe: Recipe, asked: str = "auto", *, dicom: bool) -> str:
     """To what a scan is turned: 'stored' for as it is. DICOM has no stored order of its own; LPS is what most make."""
+    if asked != "auto":
+        return asked
     if recipe.orientation != "auto":
         return recipe.orientation
     return "LPS" if dicom else "stored"
@@ -179,13 +181,13 @@ def prepare_frame(volumes: Sequence[Volume], recipe: Recipe, frame: Frame, *, ex
     return out
 
 
-def _scale_fixed(image: NDArray[np.float32], channel: Channel, mask: NDArray[np.bool_] | None) -> None:
+def _scale_fixed(image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None) -> None:
     np.clip(image, channel.low, channel.high, out=image)
     image -= channel.mean
     image /= max(channel.sd, 1e-8)
 
 
-def _scale_zscore(image: NDArray[np.float32], channel: Channel, mask: NDArray[np.bool_] | None) -> None:
+def _scale_zscore(image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None) -> None:
     # In float32, summed pairwise, as numpy does: float64 would differ in the seventh digit.
     if mask is not None:
         inside = image[mask]
@@ -196,21 +198,21 @@ def _scale_zscore(image: NDArray[np.float32], channel: Channel, mask: NDArray[np
     image /= max(sd, 1e-8)
 
 
-def _scale_range(image: NDArray[np.float32], channel: Channel, mask: NDArray[np.bool_] | None) -> None:
+def _scale_range(image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None) -> None:
     image -= image.min()
     image /= np.clip(image.max(), 1e-8, None)
 
 
-def _scale_bytes(image: NDArray[np.float32], channel: Channel, mask: NDArray[np.bool_] | None) -> None:
+def _scale_bytes(image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None) -> None:
     image /= 255.0
 
 
-def _keep(image: NDArray[np.float32], channel: Channel, mask: NDArray[np.bool_] | None) -> None:
+def _keep(image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None) -> None:
     """Leave the intensities as they are."""
 
 
 #: Name in a recipe -> what scales one channel (A, B, C) in place; mask: where mean and deviation are taken.
-SCALES: dict[str, Callable[[NDArray[np.float32], Channel, NDArray[np.bool_] | None], None]] = {
+SCALES: dict[str, Callable[[NDArray[np.float32], ChannelScale, NDArray[np.bool_] | None], None]] = {
     "fixed": _scale_fixed,
     "zscore": _scale_zscore,
     "range": _scale_range,
