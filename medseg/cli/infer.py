@@ -45,8 +45,11 @@ def infer(
     ] = None,
     model: Annotated[
         list[str],
-        typer.Option("--model", "-m", help="A name from `medseg models`, a model folder, or a folder or zip of nnU-Net; several "
-            "are averaged."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="A name from `medseg models`, a model folder, or a folder or zip of nnU-Net; several are averaged.",
+        ),
     ] = ["brain"],  # noqa: B006
     channel: Annotated[
         list[Path] | None,

@@ -117,7 +117,8 @@ Exact = Annotated[
     bool, typer.Option("--exact", help="Models of nnU-Net: compute every voxel as nnU-Net does; slower.")
 ]
 Folds = Annotated[
-    str | None, typer.Option("--folds", metavar="N,N|all", help="Models of nnU-Net: these folds. Default: all there are.")
+    str | None,
+    typer.Option("--folds", metavar="N,N|all", help="Models of nnU-Net: these folds. Default: all there are."),
 ]
 CheckpointName = Annotated[
     str, typer.Option("--checkpoint", metavar="final|best|latest", help="Models of nnU-Net: which weights of a fold.")

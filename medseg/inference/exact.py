@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.errors import BadModel
-from medseg.kernels.threads import in_slabs
 from medseg.inference.painter import Painter
 from medseg.inference.window import Windows
+from medseg.kernels.threads import in_slabs
 
 
 def half_weights(patch: Sequence[int]) -> Tensor:
@@ -68,7 +68,7 @@ class HalfSums:
         self._at += finished
         means = self._sums[(slice(None), *place)] / self._count[place]
         if bool(torch.isinf(means).any()):
-            raise BadModel("the model gives values on this scan that are too large for half precision; leave out --exact")
+            raise BadModel("the model's values on this scan are too large for half precision; leave out --exact")
         if self._folds > 1:
             each = means.unflatten(0, (self._folds, -1))
             means = each[0]

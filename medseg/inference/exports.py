@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from medseg.errors import BadConfig, BadModel, BadOutput
 from medseg.files import atomic_write
 from medseg.inference.preprocess import SAME_SPACING
-from medseg.inference.segmentation import CONTENT_ABOVE, CONTENT_MARGIN
 from medseg.inference.settings import Settings, mirror_axes
+from medseg.inference.ways import CONTENT_ABOVE, CONTENT_MARGIN
 from medseg.models import Checkpoint
 
 if TYPE_CHECKING:

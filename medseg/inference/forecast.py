@@ -76,7 +76,8 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
     precision = str(choose_precision(settings.precision, device)).removeprefix("torch.")  # type: ignore[arg-type]
     mirror = mirroring(checkpoints, settings, device.type)
     grid: ModelGrid | Frame
-    shape, layout, taken = (), "even", ()
+    shape: tuple[int, ...]
+    layout, taken = "even", tuple[str, ...]()
     if spec.recipe is None:
         grid = model_grid(volume, spec.spacing, spec.grid)
         shape = grid.shape

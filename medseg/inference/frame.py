@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile
-from medseg.models import ChannelScale, Recipe, Resampling
 from medseg.inference.regrid import nearest_places, regrid, separate_axis
+from medseg.models import ChannelScale, Recipe, Resampling
 from medseg.volume import Volume, reorient
 
 Box: TypeAlias = tuple[slice, slice, slice]
@@ -83,7 +83,7 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class Painted:
-    """The grid on which a painter paints. places: for each axis what `Frame.back` takes along it, None: all as it is."""
+    """The grid on which a painter paints; places: what `Frame.back` takes along each axis, None: all as it is."""
 
     shape: Shape
     to_model: NDArray[np.float64]

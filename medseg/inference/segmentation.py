@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile
 from medseg.inference.forecast import Plan, plan, window_count
-from medseg.inference.intensity import INTENSITY_MODELS, intensity_table
 from medseg.inference.frame import Frame
+from medseg.inference.intensity import INTENSITY_MODELS, intensity_table
 from medseg.inference.preprocess import on_one_grid
 from medseg.inference.settings import (
     Model,
@@ -334,8 +334,8 @@ def _paint_windows(
             painter.begin_part()
             behind: Future[None] | None = None
             run = partial(sliding_window, predict, image, windows, batch=batch, stripe=stripe, empty=empty)
-            rest = {"weighting": way.weighting, "make_sums": way.make_sums, "progress": count}
-            for block in way.trimmed(run(device=device, cell=predictor.cell, **rest)):
+            run = partial(run, weighting=way.weighting, make_sums=way.make_sums, progress=count)
+            for block in way.trimmed(run(device=device, cell=predictor.cell)):
                 if device == "cpu":
                     paint(block.x, block.y, block.data)
                     continue

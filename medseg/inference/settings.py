@@ -69,10 +69,11 @@ def labels_named(model: Model, names: Sequence[str]) -> tuple[int, ...]:
     values = {label.name.casefold(): label.value for label in table.labels}
     found = []
     for name in (part.strip() for part in names if part.strip()):
-        value = int(name) if name.isdigit() else values.get(name.casefold().replace(" ", "_"), values.get(name.casefold()))
+        plain = name.casefold()
+        value = int(name) if name.isdigit() else values.get(plain, values.get(plain.replace(" ", "_")))
         if value is None or value not in table:
-            near = ", ".join(label.name for label in table.labels[:8])
-            raise BadConfig(f"--roi: the model has no structure '{name}'; it has {near}" + (" ..." if len(table) > 8 else ""))
+            some = ", ".join(label.name for label in table.labels[:8]) + (" ..." if len(table) > 8 else "")
+            raise BadConfig(f"--roi: the model has no structure '{name}'; it has {some}")
         found.append(value)
     return tuple(dict.fromkeys(found))
 

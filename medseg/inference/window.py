@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -123,9 +124,14 @@ class Block:
 class Sums(Protocol):
     """What windows are added to: see `_Sums`, which adds in float32."""
 
-    def add(self, features: Tensor, weights: Sequence[NDArray[np.float32]], z: int) -> None: ...
-    def finish(self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]: ...
-    def end_row(self, deep: int) -> None: ...
+    def add(self, features: Tensor, weights: Sequence[NDArray[np.float32]], z: int) -> None:
+        """Add one window of the current column."""
+
+    def finish(self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The means of the next planes, which no later window of this row touches."""
+
+    def end_row(self, deep: int) -> None:
+        """Begin a new row of windows, which also adds to the last `deep` planes of this one."""
 
 
 #: Sums for windows, the columns that are computed, and a number of features.
@@ -166,7 +172,7 @@ def sliding_window(
     share = [_one_over_sums(w, starts, n) for w, starts, n in zip(weights, windows.starts, windows.padded)]
     patch_y = windows.patch[1]
     sums: Sums | None = None
-    make: MakeSums = make_sums or (lambda *facts: _Sums(*facts, torch.device(device)))
+    make: MakeSums = make_sums or partial(_Sums, device=torch.device(device))
 
     def cut(start: int, size: int) -> slice:
         return slice(start * cell, (start + size) * cell)

@@ -33,8 +33,9 @@ def paint_rounded(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Labels, and maps, of voxels whose eight neighbours on the model's grid all lie in `block`; as `paint` does it.
 
-    zooms: (3,) voxels of the model's grid for one here, cell centres on cell centres as scipy counts. halved: interpolated logits are rounded to half precision,
-    else to float32. wanted: outputs whose probabilities maps (M, I, J, K) get, and last the entropy; M = 0: none.
+    zooms: (3,) voxels of the model's grid for one here, cell centres on cell centres as scipy counts.
+    halved: interpolated logits are rounded to half precision, else to float32.
+    wanted: outputs whose probabilities maps (M, I, J, K) get, and last the entropy; M = 0: none.
     """
     outputs = block.shape[3]
     logits = np.empty(outputs)

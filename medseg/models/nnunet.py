@@ -101,7 +101,7 @@ def read_foreign(
 
 
 def _configuration_name(saved: Saved, folder: Path, plans: Plans) -> str:
-    """The configuration: what the checkpoint says; where it says nothing, the folder's name or the only one there is."""
+    """What the checkpoint says; where it says nothing, what the folder's name says, or the only one there is."""
     if saved.configuration is not None:
         return saved.configuration
     last = folder.name.split("__")[-1]

@@ -1,4 +1,4 @@
-"""nnU-Net v2's `plans.json` and `dataset.json` as checked data, old and new forms (Isensee et al. 2021, nnunetv2 2.8.1).
+"""nnU-Net v2's `plans.json` and `dataset.json` as checked data, old and new forms (Isensee et al. 2021).
 
 Everything that decides the labels is read, and whatever this file does not know is refused by its name: a plan that is
 half understood would give labels that only look right.

@@ -87,7 +87,7 @@ class ModelSpec(BaseModel):
     mirror: tuple[Literal[0, 1, 2], ...] = Field(default=(), description="axes along which training mirrored patches")
     skip_empty: bool = Field(default=False, description="windows of nothing but air are background, unseen")
     locate: LocateSpec | None = None
-    recipe: Recipe | None = Field(default=None, description="how a foreign model sees a scan, in place of grid and intensity")
+    recipe: Recipe | None = Field(default=None, description="how a foreign model sees a scan")
     fluid: FluidSpec | None = None
     brain: BrainSpec | None = None
     cleanup: tuple[dict[str, Any], ...] = ()

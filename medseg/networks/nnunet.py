@@ -29,6 +29,22 @@ class Norm(InstanceNorm):
         return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
 
 
+class BatchNorm(nn.Module):
+    """Batch norm; unlike PyTorch's it does not count its batches: all it keeps are floating point numbers."""
+
+    def __init__(self, features: int, eps: float) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(features)), nn.Parameter(torch.zeros(features))
+        self.register_buffer("running_mean", torch.zeros(features))
+        self.register_buffer("running_var", torch.ones(features))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, D, H, W) to the same."""
+        kept = self.running_mean, self.running_var
+        return F.batch_norm(x, *kept, self.weight, self.bias, self.training, 0.1, self.eps)  # type: ignore[arg-type]
+
+
 class Pool(nn.Module):
     """Mean over blocks of voxels; a CPU has no pooling in bfloat16, so there slices are added up."""
 
@@ -59,7 +75,7 @@ class NamedBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, D, H, W) to (B, features, D/stride, H/stride, W/stride)."""
-        if len(self) == 3 and not isinstance(self.norm, nn.BatchNorm3d):
+        if len(self) == 3 and not isinstance(self.norm, BatchNorm):
             return super().forward(x)
         for layer in self:
             x = layer(x)
@@ -80,13 +96,6 @@ class ResidualBlock(nn.Module):
         if self.project is not None:
             shortcut = self.project(shortcut)
         return F.leaky_relu(self.second(self.first(x)) + shortcut, self.slope)
-
-
-def _batch_norm(features: int) -> nn.BatchNorm3d:
-    """A batch norm that does not count its batches: weights are floating point numbers, and nothing else."""
-    norm = nn.BatchNorm3d(features)
-    norm.num_batches_tracked = None
-    return norm
 
 
 class NnUNet(nn.Module):
@@ -159,20 +168,19 @@ class NnUNet(nn.Module):
     ) -> NamedBlock:
         padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
         conv = nn.Conv3d(channels, features, kernel, stride, padding, bias=self._bias)
-        norm: nn.Module = Norm(features)
-        if self._norm == "batch":
-            norm = _batch_norm(features)
-        norm.eps = self._eps  # type: ignore[assignment]
-        return NamedBlock(conv, norm, self._slope if active else None)
+        return NamedBlock(conv, self._normed(features), self._slope if active else None)
 
-    def _residual(
-        self, channels: int, features: int, kernel: Three, stride: Three = (1, 1, 1)
-    ) -> ResidualBlock:
+    def _normed(self, features: int) -> nn.Module:
+        if self._norm == "batch":
+            return BatchNorm(features, self._eps)
+        norm = Norm(features)
+        norm.eps = self._eps
+        return norm
+
+    def _residual(self, channels: int, features: int, kernel: Three, stride: Three = (1, 1, 1)) -> ResidualBlock:
         project = None
         if channels != features:
-            norm: nn.Module = Norm(features) if self._norm == "instance" else _batch_norm(features)
-            norm.eps = self._eps  # type: ignore[assignment]
-            project = NamedBlock(nn.Conv3d(channels, features, 1, bias=False), norm, None)
+            project = NamedBlock(nn.Conv3d(channels, features, 1, bias=False), self._normed(features), None)
         return ResidualBlock(
             self._block(channels, features, kernel, stride),
             self._block(features, features, kernel, active=False),

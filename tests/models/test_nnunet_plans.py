@@ -147,7 +147,10 @@ def test_a_longer_circle_ends_at_once(tmp_path):
         planned(tmp_path, plan, "a")
 
 
-@pytest.mark.parametrize("content", ["", "[1]", "{", "version https://git-lfs.github.com/spec/v1\nsize 9\n", "[" * 10**5])
+LFS = "version https://git-lfs.github.com/spec/v1\nsize 9\n"
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", LFS, "[" * 9**6])
 def test_files_that_are_no_plans_are_refused(tmp_path, content):
     (tmp_path / "plans.json").write_text(content)
     with pytest.raises(BadModel, match=r"plans\.json"):

@@ -72,7 +72,7 @@ def open_models(
 
 
 def open_apart(checkpoints: Sequence[Checkpoint], *, device: Device = "auto", mirror: Sequence[int] = ()) -> Predictor:
-    """One predictor whose logits are those of all checkpoints side by side, in float32 by PyTorch's own convolutions."""
+    """One predictor with the logits of all checkpoints side by side, in float32 by PyTorch's own convolutions."""
     place = choose_device(device)
     each = [open_torch(one, place, torch.float32, exact=True, defer=False) for one in checkpoints]
     each = [_mirrored(one, mirror) for one in each] if mirror else each
