@@ -48,6 +48,7 @@ class Plan:
     backend: str = ""
     taken: tuple[str, ...] = ()  # of a foreign model: what was taken of its folder, and how scans are turned
     mirror: tuple[int, ...] = ()
+    half: bool = False  # sums and logits are rounded to half precision, as a foreign model's own program does
 
 
 def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
@@ -88,11 +89,22 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
         layout, taken = spec.recipe.layout, taken_of(checkpoints, mirror, orientation)
     if settings.exact:
         precision = "float32"
-    _, cell = (0, 1) if settings.exact else blended_features(checkpoints, bool(mirror))
+    features, cell = blended_features(checkpoints, bool(mirror))
+    half = settings.exact or _rounds(checkpoints, precision, device.type, features)
+    cell = 1 if half else cell
     windows = plan_windows(shape, spec.patch, settings.share(spec), cell, layout)
     for stripes in _STRIPES:
-        half = precision == "bfloat16" and device.type == "cpu"
-        needed = _memory(volume, grid, windows, checkpoints, settings, device.type, stripes, half)
+        needed = _memory(
+            volume,
+            grid,
+            windows,
+            checkpoints,
+            settings,
+            device.type,
+            stripes,
+            bfloat=precision == "bfloat16" and device.type == "cpu",
+            half=half,
+        )
         made = Plan(
             spec.name,
             str(device),
@@ -103,11 +115,23 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
             stripes,
             taken=taken,
             mirror=mirror,
+            half=half,
         )
         if needed <= limit:
             return made
     _check_memory(needed, limit, settings)
     return made
+
+
+def _rounds(checkpoints: Sequence[Checkpoint], precision: str, device: str, features: int) -> bool:
+    """Whether a foreign model's sums are rounded as its own program does it, though nobody asked for every voxel.
+
+    In float32 that decides the last voxels in 100,000; and where there are few classes, half precision is smaller, too.
+    With more of them the features before the last layer are added up instead, whose number the classes do not change.
+    """
+    spec = checkpoints[0].spec
+    few = 2 * (spec.outputs * len(checkpoints) + 1) <= 4 * features
+    return spec.recipe is not None and precision == "float32" and device == "cpu" and few
 
 
 def taken_of(checkpoints: Sequence[Checkpoint], mirror: Sequence[int], orientation: str) -> tuple[str, ...]:
@@ -143,6 +167,8 @@ def _memory(
     settings: Settings,
     device: str,
     stripes: int,
+    *,
+    bfloat: bool = False,
     half: bool = False,
 ) -> int:
     """Bytes of this process at its peak: what it holds now, and the largest of its three phases.
@@ -155,18 +181,18 @@ def _memory(
     spec = checkpoints[0].spec
     scan, image = volume.data.size, 4 * spec.inputs * int(np.prod(grid.shape))
     features, cell = blended_features(checkpoints, bool(mirroring(checkpoints, settings, device)))
-    if settings.exact:
+    if half:
         features, cell = spec.outputs * len(checkpoints), 1
-    deferred = (features, cell) != (spec.outputs, 1) and not settings.exact
+    deferred = (features, cell) != (spec.outputs, 1) and not half
     features += spec.skip_empty
     patch, depth = windows.patch, windows.padded[2]
     # The network: weights as float32 and as the kernels want them (files hold half precision; Winograd wants eight
     # times the float32), activations, one window's features.
     weights = sum(one.weight_bytes for one in checkpoints)
     activations = activation_bytes(checkpoints[0], max(1, settings.batch), deferred)
-    network = 4 * weights + activations // 2 if half else 18 * weights + activations
+    network = 4 * weights + activations // 2 if bfloat else 18 * weights + activations
     network += 4 * features * int(np.prod(patch))
-    if not settings.exact and isinstance(grid, Frame) and any(size < p for size, p in zip(grid.shape, spec.patch)):
+    if isinstance(grid, Frame) and any(size < p for size, p in zip(grid.shape, spec.patch)):
         image *= 2  # it is padded, which copies
     # The sums, the block that is complete, once more with the planes before it, and its classes.
     rows = windows.starts[0]
@@ -185,7 +211,7 @@ def _memory(
     if isinstance(grid, Frame):
         resampling = image + _regridding(grid, exact=settings.exact)
         labels *= 2  # as painted, and as it lies in the scan
-        if settings.exact:  # a whole row of windows in half precision, of which blocks are copied out
+        if half:  # a whole row of windows in half precision, of which blocks are copied out
             row = patch[0] * span * depth
             sums = 2 * (features + 1) * row * (2 if len(rows) > 1 else 1) + 4 * features * depth * 4 * block
         painting = labels + maps + sums + image + (network if device == "cpu" else 0)

@@ -233,7 +233,7 @@ def _segment_with_network(
     progress("resampling", 0, 1)
     with clock("resample"):
         if isinstance(made.grid, Frame):
-            way = foreign_way(volumes, checkpoints, settings, made.grid, previous)
+            way = foreign_way(volumes, checkpoints, settings, made.grid, half=made.half, previous=previous)
         else:
             way = own_way(volumes, spec, settings)
     with clock("load"):
@@ -254,8 +254,13 @@ def _opened(checkpoints: Sequence[Checkpoint], settings: Settings, made: Plan) -
     from medseg.inference.backends.opening import open_apart, open_models
 
     mirror = mirroring(checkpoints, settings, made.device)
-    if settings.exact:  # each fold's logits are rounded on their own before they are averaged
-        return open_apart(checkpoints, device=settings.device, mirror=mirror)  # type: ignore[arg-type]
+    if made.half:  # each fold's logits are rounded on their own before they are averaged
+        return open_apart(
+            checkpoints,
+            device=settings.device,  # type: ignore[arg-type]
+            mirror=mirror,
+            exact=settings.exact,
+        )
     return open_models(
         checkpoints,
         backend=settings.backend,

@@ -155,9 +155,14 @@ def foreign_way(
     checkpoints: Sequence[Checkpoint],
     settings: Settings,
     frame: Frame,
+    *,
+    half: bool,
     previous: Volume | None,
 ) -> Way:
-    """The way of a model with a recipe; previous: the labels of its first stage, on the scan's grid."""
+    """The way of a model with a recipe; previous: the labels of its first stage, on the scan's grid.
+
+    half: sums and logits in half precision.
+    """
     import torch
 
     spec = checkpoints[0].spec
@@ -169,7 +174,7 @@ def foreign_way(
         array = np.concatenate((array, one_hot(previous, recipe.previous, recipe, frame, mask)))
     low, image = _padded(torch.from_numpy(array), spec.patch, recipe.padding)
     make_sums: MakeSums | None = None
-    if settings.exact:
+    if half:
         from medseg.inference.exact import HalfSums
 
         make_sums = lambda windows, columns, features: HalfSums(windows, columns, features, len(checkpoints))  # noqa: E731
@@ -180,7 +185,7 @@ def foreign_way(
         layout=recipe.layout,
         weighting=recipe.weights,
         overlap=settings.share(spec),
-        painter=lambda predictor: _frame_painter(spec, predictor, settings, frame),
+        painter=lambda predictor: _frame_painter(spec, predictor, settings, frame, half=half),
         back=frame.back,
         make_sums=make_sums,
     )
@@ -201,7 +206,9 @@ def _padded(image: torch.Tensor, patch: Sequence[int], padding: str) -> tuple[tu
 PADDINGS: dict[str, Callable[[int], int]] = {"both": lambda missing: missing // 2, "behind": lambda missing: 0}
 
 
-def _frame_painter(spec: ModelSpec, predictor: Predictor, settings: Settings, frame: Frame) -> Painter:
+def _frame_painter(
+    spec: ModelSpec, predictor: Predictor, settings: Settings, frame: Frame, *, half: bool
+) -> Painter:
     import torch
 
     from medseg.inference.painter import Painter
@@ -213,7 +220,7 @@ def _frame_painter(spec: ModelSpec, predictor: Predictor, settings: Settings, fr
         "certain": True,
         "workers": torch.get_num_threads(),
     }
-    if settings.exact:
+    if half:
         from medseg.inference.exact import HalfPainter
 
         # PyTorch's resampling leaves logits in float32; scikit-image's are stored as half precision.

@@ -71,10 +71,12 @@ def open_models(
     return _mirrored(joined, mirror) if mirror else joined
 
 
-def open_apart(checkpoints: Sequence[Checkpoint], *, device: Device = "auto", mirror: Sequence[int] = ()) -> Predictor:
-    """One predictor with the logits of all checkpoints side by side, in float32 by PyTorch's own convolutions."""
+def open_apart(
+    checkpoints: Sequence[Checkpoint], *, device: Device = "auto", mirror: Sequence[int] = (), exact: bool = False
+) -> Predictor:
+    """One predictor with the logits of all checkpoints side by side, in float32; exact: by PyTorch's convolutions."""
     place = choose_device(device)
-    each = [open_torch(one, place, torch.float32, exact=True, defer=False) for one in checkpoints]
+    each = [open_torch(one, place, torch.float32, exact=exact, defer=False) for one in checkpoints]
     each = [_mirrored(one, mirror) for one in each] if mirror else each
     if len(each) == 1:
         return each[0]
