@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.errors import BadModel
-from medseg.inference.painter import Painter
+from medseg.inference.painter import EVERY, Painter
 from medseg.inference.window import Windows
 from medseg.kernels.threads import in_slabs
+
+#: In a map of classes: rounding decides, so that each voxel of the scan has to be looked at.
+_UNSURE = 65535
 
 
 def half_weights(patch: Sequence[int]) -> Tensor:
@@ -96,13 +99,25 @@ class HalfPainter(Painter):
         self._halved = halved
 
     def _paint(self, x: int, y: int, block: NDArray[np.float32], inner: bool = False) -> None:
-        from medseg.kernels.rounding import paint_rounded
+        from medseg.kernels.rounding import paint_rounded, sure_classes
+        from medseg.kernels.windows import agree, certainty
 
+        sure = np.empty(block.shape[:3], np.uint16)
+        cells = np.empty_like(sure)
+        in_slabs(lambda a, b: sure_classes(a, b, block, self._regions, sure), len(block), workers=self._workers)
+        in_slabs(lambda a, b: agree(a, b, sure, cells), len(block), workers=self._workers)
+        if self._asked and inner:
+            head = (self._weights, self._bias, False, self._regions)
+            known = np.where(sure == _UNSURE, 0, sure)
+            parts = in_slabs(
+                lambda a, b: certainty(a, b, block, *head, known, EVERY), len(block), workers=self._workers
+            )
+            self._certain += sum(parts)
         (first_i, last_i), (first_j, last_j) = self._reach((x, y), block.shape)
         wanted = np.zeros(0, np.int64) if self._wanted is None else self._wanted
         origin = np.array((x, y), np.int64)
         zooms = np.ascontiguousarray(np.diagonal(self._matrix[:, :3]))
-        rest = (self.labels, self.maps, zooms, block, origin, self._size, self._regions, self._halved, wanted)
+        rest = (self.labels, self.maps, zooms, block, cells, origin, self._size, self._regions, self._halved, wanted)
 
         def work(a: int, b: int) -> None:
             paint_rounded(first_i + a, first_i + b, first_j, last_j, *rest, self.values)

@@ -26,10 +26,15 @@ from medseg.memory import free_bytes, resident_bytes
 from medseg.volume import Volume
 
 if TYPE_CHECKING:
+    import torch
+
     from medseg.inference.window import Windows
-    from medseg.models import Checkpoint
+    from medseg.models import Checkpoint, ModelSpec
 
 
+#: Multiplications from which on a foreign model may run in bfloat16 on a CPU. What is less takes a minute at most in
+#: float32, and bfloat16 changes some voxels in 10,000 (0.005 to 0.06 % of those of small networks).
+LIGHT = 2e12
 #: Into how many parts a scan may be cut, to be computed one after the other, where memory is short.
 _STRIPES = (1, 2, 3, 4, 6, 8, 12, 16)
 
@@ -65,62 +70,93 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
         needed = resident_bytes() + 100_000_000 + 3 * volume.data.size
         _check_memory(needed, limit, settings)
         return Plan(model, "cpu", "histogram", None, 0, needed)
-    from medseg.inference.backends.opening import blended_features
     from medseg.inference.backends.predictor import choose_device
-    from medseg.inference.backends.pytorch import choose_precision
-    from medseg.inference.window import plan_windows
 
     checkpoints = as_list(model)
-    spec = checkpoints[0].spec
     check_settings(checkpoints, settings)
     device = choose_device(settings.device)  # type: ignore[arg-type]
-    precision = str(choose_precision(settings.precision, device)).removeprefix("torch.")  # type: ignore[arg-type]
-    mirror = mirroring(checkpoints, settings, device.type)
-    grid: ModelGrid | Frame
-    shape: tuple[int, ...]
-    layout, taken = "even", tuple[str, ...]()
-    if spec.recipe is None:
-        grid = model_grid(volume, spec.spacing, spec.grid)
-        shape = grid.shape
-    else:
-        orientation = orientation_for(spec.recipe, settings.orientation, dicom=settings.from_dicom)
-        grid = lay_frame(volumes, spec.recipe, orientation)
-        shape = tuple(max(size, patch) for size, patch in zip(grid.shape, spec.patch))
-        layout, taken = spec.recipe.layout, taken_of(checkpoints, mirror, orientation)
-    if settings.exact:
-        precision = "float32"
-    features, cell = blended_features(checkpoints, bool(mirror))
-    half = settings.exact or _rounds(checkpoints, precision, device.type, features)
-    cell = 1 if half else cell
-    windows = plan_windows(shape, spec.patch, settings.share(spec), cell, layout)
+    laid = _lay(volumes, checkpoints, settings, device)
     for stripes in _STRIPES:
-        needed = _memory(
-            volume,
-            grid,
-            windows,
-            checkpoints,
-            settings,
-            device.type,
-            stripes,
-            bfloat=precision == "bfloat16" and device.type == "cpu",
-            half=half,
-        )
+        needed = _memory(volume, laid, checkpoints, settings, device.type, stripes)
         made = Plan(
-            spec.name,
+            checkpoints[0].spec.name,
             str(device),
-            precision,
-            grid,
-            window_count(windows, stripes),
+            laid.precision,
+            laid.grid,
+            window_count(laid.windows, stripes),
             needed,
             stripes,
-            taken=taken,
-            mirror=mirror,
-            half=half,
+            taken=laid.taken,
+            mirror=laid.mirror,
+            half=laid.half,
         )
         if needed <= limit:
             return made
     _check_memory(needed, limit, settings)
     return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Laid:
+    """How a scan will be computed, but for stripes."""
+
+    grid: ModelGrid | Frame
+    windows: Windows
+    precision: str
+    mirror: tuple[int, ...]
+    half: bool = False
+    taken: tuple[str, ...] = ()
+
+
+def _lay(
+    volumes: Sequence[Volume], checkpoints: Sequence[Checkpoint], settings: Settings, device: torch.device
+) -> _Laid:
+    """The grid, the windows and the arithmetic."""
+    from medseg.inference.backends.opening import blended_features
+    from medseg.inference.backends.pytorch import choose_precision
+    from medseg.inference.window import plan_windows
+
+    spec = checkpoints[0].spec
+    mirror = mirroring(checkpoints, settings, device.type)
+    features, cell = blended_features(checkpoints, bool(mirror))
+    share = settings.share(spec)
+    if spec.recipe is None:
+        precision = str(choose_precision(settings.precision, device))  # type: ignore[arg-type]
+        grid = model_grid(volumes[0], spec.spacing, spec.grid)
+        windows = plan_windows(grid.shape, spec.patch, share, cell)
+        return _Laid(grid=grid, windows=windows, precision=precision.removeprefix("torch."), mirror=mirror)
+    orientation = orientation_for(spec.recipe, settings.orientation, dicom=settings.from_dicom)
+    frame = lay_frame(volumes, spec.recipe, orientation)
+    shape = [max(size, patch) for size, patch in zip(frame.shape, spec.patch)]
+    windows = plan_windows(shape, spec.patch, share, 1, spec.recipe.layout)
+    work = multiply_adds(spec) * windows.count * len(checkpoints) * 2 ** len(mirror)
+    if settings.exact or (settings.precision == "auto" and device.type == "cpu" and work < LIGHT):
+        precision = "float32"
+    else:
+        precision = str(choose_precision(settings.precision, device)).removeprefix("torch.")  # type: ignore[arg-type]
+    return _Laid(
+        grid=frame,
+        windows=windows,
+        precision=precision,
+        mirror=mirror,
+        half=settings.exact or _rounds(checkpoints, precision, device.type, features),
+        taken=taken_of(checkpoints, mirror, orientation),
+    )
+
+
+def multiply_adds(spec: ModelSpec) -> float:
+    """About how many multiplications the network of a foreign model makes for one window."""
+    options = spec.options
+    size = np.array(spec.patch, float)
+    total, below = 0.0, spec.inputs
+    for n, features in enumerate(options["features"]):
+        size = size / options["strides"][n]
+        taps = float(np.prod(options["kernels"][n])) * float(np.prod(size)) * features
+        down = options["encoder_blocks"][n] * (2 if options["residual"] else 1)
+        up = options["decoder_blocks"][-(n + 1)] + 1 if n < len(options["decoder_blocks"]) else 0
+        total += taps * (below + (down - 1 + up) * features)
+        below = features
+    return total
 
 
 def _rounds(checkpoints: Sequence[Checkpoint], precision: str, device: str, features: int) -> bool:
@@ -161,15 +197,11 @@ def window_count(windows: Windows, stripes: int) -> int:
 
 def _memory(
     volume: Volume,
-    grid: ModelGrid | Frame,
-    windows: Windows,
+    laid: _Laid,
     checkpoints: Sequence[Checkpoint],
     settings: Settings,
     device: str,
     stripes: int,
-    *,
-    bfloat: bool = False,
-    half: bool = False,
 ) -> int:
     """Bytes of this process at its peak: what it holds now, and the largest of its three phases.
 
@@ -178,9 +210,10 @@ def _memory(
     from medseg.inference.backends.activations import activation_bytes
     from medseg.inference.backends.opening import blended_features
 
-    spec = checkpoints[0].spec
+    spec, grid, windows, half = checkpoints[0].spec, laid.grid, laid.windows, laid.half
+    bfloat = laid.precision == "bfloat16" and device == "cpu"
     scan, image = volume.data.size, 4 * spec.inputs * int(np.prod(grid.shape))
-    features, cell = blended_features(checkpoints, bool(mirroring(checkpoints, settings, device)))
+    features, cell = blended_features(checkpoints, bool(laid.mirror))
     if half:
         features, cell = spec.outputs * len(checkpoints), 1
     deferred = (features, cell) != (spec.outputs, 1) and not half

@@ -28,7 +28,6 @@ from medseg.inference.settings import (
     check_channels,
     check_set,
     is_set,
-    mirroring,
 )
 from medseg.inference.ways import CONTENT_ABOVE, NEVER, Way, foreign_way, own_way
 from medseg.labels import LabelTable
@@ -253,7 +252,7 @@ def _segment_with_network(
 def _opened(checkpoints: Sequence[Checkpoint], settings: Settings, made: Plan) -> Predictor:
     from medseg.inference.backends.opening import open_apart, open_models
 
-    mirror = mirroring(checkpoints, settings, made.device)
+    mirror = made.mirror
     if made.half:  # each fold's logits are rounded on their own before they are averaged
         return open_apart(
             checkpoints,
@@ -261,13 +260,15 @@ def _opened(checkpoints: Sequence[Checkpoint], settings: Settings, made: Plan) -
             mirror=mirror,
             exact=settings.exact,
         )
+    chosen = settings.precision == "auto" and made.precision == "float32" and made.taken
     return open_models(
         checkpoints,
         backend=settings.backend,
         device=settings.device,  # type: ignore[arg-type]
-        precision=settings.precision,  # type: ignore[arg-type]
+        precision="fp32" if chosen else settings.precision,  # type: ignore[arg-type]
         mirror=mirror,
         windows=made.windows,
+        exact=False if chosen else None,
     )
 
 

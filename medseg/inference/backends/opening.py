@@ -43,16 +43,17 @@ def open_models(
     precision: Precision = "auto",
     mirror: Sequence[int] = (),
     windows: int = 0,
+    exact: bool | None = None,
 ) -> Predictor:
     """One predictor for one or several checkpoints of the same task, whose logits are averaged.
 
     mirror: axes (0, 1, 2) along which patches are also predicted mirrored, in all combinations. windows: how many there
-    will be; 'auto' tries OpenVINO, where it is installed, if so many take long enough for it to pay. 'fp32' is exact:
-    plain convolutions; 'auto' may use faster ones that round a little more.
+    will be; 'auto' tries OpenVINO, where it is installed, if so many take long enough for it to pay. exact: plain
+    convolutions, as with 'fp32' by default; otherwise faster ones that round a little more.
     """
     place = choose_device(device)
     dtype = choose_precision(precision, place)
-    exact = precision == "fp32"
+    exact = precision == "fp32" if exact is None else exact
     classes = checkpoints[0].spec.outputs
     first = BACKENDS["torch" if backend == "auto" else backend](checkpoints[0], place, dtype, exact=exact)
     if backend == "auto" and place.type == "cpu" and not exact and _openvino_pays(checkpoints[0], first, windows):
