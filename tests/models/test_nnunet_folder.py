@@ -8,8 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from making import nnunet as making
 
+from making import nnunet as making
 from medseg.errors import BadConfig, BadModel
 from medseg.models.nnunet_folder import find_model, fold_files, is_nnunet, read_postprocessing
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from making import nnunet as making
 
+from making import nnunet as making
 from medseg.errors import BadModel
 from medseg.models.nnunet_plans import Configuration, Outputs, configuration, read_outputs, read_plans
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from making import nnunet as making
 
+from making import nnunet as making
 from medseg.errors import BadModel
 from medseg.models.nnunet import build, read_foreign
 from medseg.models.nnunet_weights import load_saved
