@@ -20,6 +20,7 @@ from medseg.inference.settings import (
     as_volumes,
     check_channels,
     check_settings,
+    mirror_axes,
     mirroring,
 )
 from medseg.memory import free_bytes, resident_bytes
@@ -176,7 +177,13 @@ def taken_of(checkpoints: Sequence[Checkpoint], mirror: Sequence[int], orientati
     folds = ", ".join(str(one.spec.card.get("fold", "")) for one in checkpoints)
     facts = [str(card.get(key, "")) for key in ("trainer", "plans", "configuration")]
     facts += [f"fold {folds}" if len(checkpoints) == 1 else f"folds {folds}", str(card.get("checkpoint", ""))]
-    facts.append(f"mirrored along axes {', '.join(map(str, mirror))}" if mirror else "not mirrored")
+    allowed = mirror_axes(checkpoints)
+    if mirror:
+        facts.append(f"mirrored along axes {', '.join(map(str, mirror))}")
+    elif allowed:
+        facts.append(f"not mirrored; --tta mirrors as in training and takes {2 ** len(allowed)} times as long")
+    else:
+        facts.append("not mirrored, as in training")
     facts.append("scan as it is stored" if orientation == "stored" else f"scan turned to {orientation}")
     return tuple(fact for fact in facts if fact)
 

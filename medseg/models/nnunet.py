@@ -6,13 +6,12 @@ Data in, nothing executed: plans and dataset.json are read as JSON, checkpoints 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BadModel
-from medseg.labels import LabelTable
 from medseg.models.anatomy import table_of
 from medseg.models.folder import Checkpoint, sha256_of
 from medseg.models.nnunet_folder import (
@@ -32,12 +31,13 @@ from medseg.models.nnunet_plans import (
     read_outputs,
     read_plans,
 )
-from medseg.models.nnunet_weights import Saved, check_trainer, fitted_state, has_batch_norm, load_saved
+from medseg.models.nnunet_weights import Saved, check_finite, check_trainer, fitted_state, has_batch_norm, load_saved
 from medseg.models.recipe import Recipe
+from medseg.models.sets import ModelSet
 from medseg.models.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 #: Datasets of TotalSegmentator, whose program turns scans to RAS before anything else.
 _TURNED_SETS = re.compile(r"totalseg", re.IGNORECASE)
@@ -136,17 +136,24 @@ def _recipe(folder: Path, plans: Plans, planned: Configuration, outputs: Outputs
 
 def build(foreign: Foreign, fold: int = 0) -> nn.Module:
     """The network of one fold in evaluation mode, float32. Raises `BadModel` if its weights do not fit the plans."""
+    network, state = _fitted(foreign, fold)
+    # A copy in float32: what is mapped must not change under a run, and half precision is widened.
+    network.load_state_dict({key: value.float().clone() for key, value in state.items()}, assign=True)
+    return network.eval()
+
+
+def _fitted(foreign: Foreign, fold: int) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The network without weights, and those of a fold under its names."""
     import torch
 
-    from medseg.networks import build_model
+    from medseg.networks import build_model, check_patch
 
     outputs = len(foreign.outputs.values) - foreign.outputs.regions
     with torch.device("meta"):  # shapes are compared before any memory is taken
         network = build_model("nnunet", foreign.channels, outputs, **_options(foreign.network))
+    check_patch(network, foreign.configuration.patch)
     state = fitted_state(foreign.saved[fold], {key: value.shape for key, value in network.state_dict().items()})
-    # A copy in float32: what is mapped must not change under a run, and half precision is widened.
-    network.load_state_dict({key: value.float().clone() for key, value in state.items()}, assign=True)
-    return network.eval()
+    return network, state
 
 
 def _options(network: NetworkPlan) -> dict[str, Any]:
@@ -171,11 +178,7 @@ class ForeignCheckpoint(Checkpoint):
 
     def network(self) -> nn.Module:
         """The network in evaluation mode, float32, on the CPU. Raises `BadModel` if the weights do not fit it."""
-        from medseg.networks import check_patch
-
-        network = build(self.foreign, self.fold)
-        check_patch(network, self.spec.patch)
-        return network
+        return build(self.foreign, self.fold)
 
     def first_stage(self) -> list[Checkpoint]:
         """The models of the configuration that this cascade names. Raises `BadModel` if it is not beside it."""
@@ -201,10 +204,14 @@ def _first_stage(foreign: Foreign) -> list[ForeignCheckpoint]:
 
 
 def checkpoints_of(foreign: Foreign, *, mirrored: bool = True) -> list[ForeignCheckpoint]:
-    """What medseg runs: one checkpoint a fold. Raises `BadModel` if a file cannot be read."""
+    """What medseg runs: one checkpoint a fold.
+
+    Raises `BadModel` if a file cannot be read, or its weights do not fit the plans: before a scan is touched.
+    """
     table = table_of(foreign.outputs.names)
     found = []
     for fold, saved in enumerate(foreign.saved):
+        check_finite(saved, _fitted(foreign, fold)[1])
         try:
             digest = sha256_of(saved.path)
         except OSError as error:
@@ -254,30 +261,6 @@ def _name(foreign: Foreign) -> str:
     if isinstance(name, str) and name.strip():
         return name
     return foreign.folder.parent.name if "__" in foreign.folder.name else foreign.folder.name
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSet:
-    """Models that see the same scan; what they find is laid over each other in order, in one table.
-
-    labels: for each model, the set's label for each of its own.
-    """
-
-    name: str
-    models: tuple[tuple[Checkpoint, ...], ...]
-    labels: tuple[Mapping[int, int], ...]
-    table: LabelTable
-
-    def only(self, values: Sequence[int]) -> ModelSet:
-        """The set without models that find none of these labels, and without the other labels."""
-        wanted = set(values)
-        kept = [n for n, labels in enumerate(self.labels) if wanted & set(labels.values())]
-        return ModelSet(
-            name=self.name,
-            models=tuple(self.models[n] for n in kept),
-            labels=tuple({own: out for own, out in self.labels[n].items() if out in wanted} for n in kept),
-            table=LabelTable(tuple(label for label in self.table.labels if label.value in wanted)),
-        )
 
 
 def load_nnunet(

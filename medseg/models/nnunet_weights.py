@@ -194,8 +194,6 @@ def fitted_state(saved: Saved, expected: Mapping[str, Sequence[int]]) -> dict[st
 
     expected: name to shape. Weights of 2d networks get an axis of length 1.
     """
-    import torch
-
     stages = 1 + max((int(key.split(".")[1]) for key in expected if key.startswith("encoder.")), default=1)
     state: dict[str, Tensor] = {}
     for key, value in saved.weights.items():
@@ -216,11 +214,17 @@ def fitted_state(saved: Saved, expected: Mapping[str, Sequence[int]]) -> dict[st
     missing = [name for name in expected if name not in state]
     if missing:
         raise _misfit(saved, f"{missing[0]} is missing")
+    return state
+
+
+def check_finite(saved: Saved, state: Mapping[str, Tensor]) -> None:
+    """Raise `BadModel` if some weight is not a finite number."""
+    import torch
+
     for key, value in state.items():
         # The sum of finite float32 weights in float64 is finite, and needs no copy.
         if not bool(torch.isfinite(value.sum(dtype=torch.float64))):
             raise BadModel(f"{saved.path}: its weights ({key}) hold values that are not finite numbers")
-    return state
 
 
 def _misfit(saved: Saved, what: str) -> BadModel:

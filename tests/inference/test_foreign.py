@@ -101,7 +101,7 @@ def test_what_was_taken_is_said(tmp_path):
     told.clear()
     settings = Settings(orientation="RAS")
     segment(scan, load_models([str(folder)]), settings, announce=lambda made: told.extend(made.taken))
-    assert "not mirrored" in told
+    assert any("--tta" in fact and "2 times" in fact for fact in told)
     assert "scan turned to RAS" in told
 
 

@@ -15,6 +15,7 @@ import torch
 
 from making import nnunet as making
 from medseg.errors import BadModel
+from medseg.models import load_models
 from medseg.models.nnunet import build, read_foreign
 from medseg.models.nnunet_weights import load_saved
 
@@ -158,7 +159,7 @@ def test_half_precision_is_widened(tmp_path):
 def test_weights_that_do_not_fit_are_refused_naming_a_tensor(tmp_path, change, word):
     folder = with_weights(tmp_path / "a", change)
     with pytest.raises(BadModel) as caught:
-        build(read_foreign(folder))
+        load_models([str(folder)])
     assert word in str(caught.value)
 
 
