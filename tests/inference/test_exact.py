@@ -42,7 +42,7 @@ def test_weights_are_a_filtered_impulse_in_half_precision(patch):
     assert found.max() == 10
 
 
-def halves(shape: tuple[int, int, int], patch: tuple[int, int, int], folds: int, seed: int = 0):  # noqa: ANN201
+def halves(shape: tuple[int, int, int], patch: tuple[int, int, int], folds: int, seed: int = 0):
     """Windows over noise: (windows, image, predict, what plain loops in half precision give)."""
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
     windows = plan_windows(shape, patch, 0.5, 1, "nnunet")

@@ -9,9 +9,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+
 from making import nnunet as making
 from making.nnunet_slow import slow_labels
-
 from medseg.errors import BadConfig, BadModel
 from medseg.inference import Settings, labels_named, segment
 from medseg.io import read

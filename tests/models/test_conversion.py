@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making import nnunet as making
 from typer.testing import CliRunner
 
+from making import nnunet as making
 from medseg.cli.app import app
 from medseg.errors import BadModel, BadOutput
 from medseg.inference import Settings, segment
