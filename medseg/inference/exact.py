@@ -35,7 +35,9 @@ def half_weights(patch: Sequence[int]) -> Tensor:
     lengths = [length for length in patch if length > 1] if patch[0] == 1 else list(patch)
     impulse = np.zeros(lengths)
     impulse[tuple(length // 2 for length in lengths)] = 1
-    smooth = ndimage.gaussian_filter(impulse, [length / 8 for length in lengths], 0, mode="constant", cval=0)
+    smooth = ndimage.gaussian_filter(
+        impulse, [length / 8 for length in lengths], 0, mode="constant", cval=0
+    )
     weights = torch.from_numpy(smooth / (smooth.max() / 10)).to(torch.half)
     weights[weights == 0] = weights[weights != 0].min()
     return weights.reshape(tuple(patch))
@@ -63,7 +65,9 @@ class HalfSums:
         self._sums[(slice(None), *place)] += features.to("cpu", torch.float32) * self._weights
         self._count[place] += self._weights
 
-    def finish(self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    def finish(
+        self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
         """The means (X, Y, Z, K) of the next `finished` planes of the row, those from `first` on."""
         along, across, up = (len(scale) for scale in scales)
         start = self._at + first
@@ -71,7 +75,9 @@ class HalfSums:
         self._at += finished
         means = self._sums[(slice(None), *place)] / self._count[place]
         if bool(torch.isinf(means).any()):
-            raise BadModel("the model's values on this scan are too large for half precision; leave out --exact")
+            raise BadModel(
+                "the model's values on this scan are too large for half precision; leave out --exact"
+            )
         if self._folds > 1:
             each = means.unflatten(0, (self._folds, -1))
             means = each[0]
@@ -104,20 +110,37 @@ class HalfPainter(Painter):
 
         sure = np.empty(block.shape[:3], np.uint16)
         cells = np.empty_like(sure)
-        in_slabs(lambda a, b: sure_classes(a, b, block, self._regions, sure), len(block), workers=self._workers)
+        in_slabs(
+            lambda a, b: sure_classes(a, b, block, self._regions, sure),
+            len(block),
+            workers=self._workers,
+        )
         in_slabs(lambda a, b: agree(a, b, sure, cells), len(block), workers=self._workers)
         if self._asked and inner:
             head = (self._weights, self._bias, False, self._regions)
             known = np.where(sure == _UNSURE, 0, sure)
             parts = in_slabs(
-                lambda a, b: certainty(a, b, block, *head, known, EVERY), len(block), workers=self._workers
+                lambda a, b: certainty(a, b, block, *head, known, EVERY),
+                len(block),
+                workers=self._workers,
             )
             self._certain += sum(parts)
         (first_i, last_i), (first_j, last_j) = self._reach((x, y), block.shape)
         wanted = np.zeros(0, np.int64) if self._wanted is None else self._wanted
         origin = np.array((x, y), np.int64)
         zooms = np.ascontiguousarray(np.diagonal(self._matrix[:, :3]))
-        rest = (self.labels, self.maps, zooms, block, cells, origin, self._size, self._regions, self._halved, wanted)
+        rest = (
+            self.labels,
+            self.maps,
+            zooms,
+            block,
+            cells,
+            origin,
+            self._size,
+            self._regions,
+            self._halved,
+            wanted,
+        )
 
         def work(a: int, b: int) -> None:
             paint_rounded(first_i + a, first_i + b, first_j, last_j, *rest, self.values)

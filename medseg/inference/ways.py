@@ -91,7 +91,9 @@ def content_box(image: torch.Tensor) -> tuple[slice, slice, slice]:
 
 def own_way(volumes: Sequence[Volume], spec: ModelSpec, settings: Settings) -> Way:
     """The way of medseg's own models, whose grid lies along the world's axes or the scan's."""
-    image, grid = prepare(volumes, spec.spacing, spec.grid, spec.intensities, names=spec.channel_names)
+    image, grid = prepare(
+        volumes, spec.spacing, spec.grid, spec.intensities, names=spec.channel_names
+    )
     x, y, z = grid.shape
     box = content_box(image) if spec.dark_air else (slice(0, x), slice(0, y), slice(0, z))
     cut = image[:, *box]
@@ -122,7 +124,10 @@ def _own_painter(
 
     head = predictor.head
     limits = [
-        (0.0 if side.start else -np.inf, side.stop - side.start - 1.0 if side.stop < size else np.inf)
+        (
+            0.0 if side.start else -np.inf,
+            side.stop - side.start - 1.0 if side.stop < size else np.inf,
+        )
         for side, size in zip(box, grid.shape)
     ]
     if head is not None and spec.skip_empty:  # one more feature says that a window was left out
@@ -177,7 +182,9 @@ def foreign_way(
     if half:
         from medseg.inference.exact import HalfSums
 
-        make_sums = lambda windows, columns, features: HalfSums(windows, columns, features, len(checkpoints))  # noqa: E731
+        make_sums = lambda windows, columns, features: HalfSums(
+            windows, columns, features, len(checkpoints)
+        )  # noqa: E731
     return Way(
         image=image,
         low=low,
@@ -191,7 +198,9 @@ def foreign_way(
     )
 
 
-def _padded(image: torch.Tensor, patch: Sequence[int], padding: str) -> tuple[tuple[int, ...], torch.Tensor]:
+def _padded(
+    image: torch.Tensor, patch: Sequence[int], padding: str
+) -> tuple[tuple[int, ...], torch.Tensor]:
     """Where the image begins in what is padded with zeros to at least a patch, and that."""
     from torch.nn import functional as F
 
@@ -203,7 +212,10 @@ def _padded(image: torch.Tensor, patch: Sequence[int], padding: str) -> tuple[tu
 
 
 #: Name in a recipe -> how many of the planes that are missing along an axis come before the image.
-PADDINGS: dict[str, Callable[[int], int]] = {"both": lambda missing: missing // 2, "behind": lambda missing: 0}
+PADDINGS: dict[str, Callable[[int], int]] = {
+    "both": lambda missing: missing // 2,
+    "behind": lambda missing: 0,
+}
 
 
 def _frame_painter(
@@ -225,5 +237,9 @@ def _frame_painter(
 
         # PyTorch's resampling leaves logits in float32; scikit-image's are stored as half precision.
         halved = frame.logits.scheme != "linear"
-        return HalfPainter(painted.shape, painted.to_model, frame.shape, spec.classes, halved=halved, **shared)
-    return Painter(painted.shape, painted.to_model, frame.shape, spec.classes, head=predictor.head, **shared)
+        return HalfPainter(
+            painted.shape, painted.to_model, frame.shape, spec.classes, halved=halved, **shared
+        )
+    return Painter(
+        painted.shape, painted.to_model, frame.shape, spec.classes, head=predictor.head, **shared
+    )

@@ -21,7 +21,9 @@ def round_half(value):  # type: ignore[no-untyped-def]
     if size == 0.0 or size != size:
         return value
     exponent = max(int(np.floor(np.log2(size))), -14)
-    if 2.0**exponent > size and exponent > -14:  # the logarithm may have been rounded up to a power of two
+    if (
+        2.0**exponent > size and exponent > -14
+    ):  # the logarithm may have been rounded up to a power of two
         exponent -= 1
     quantum = 2.0 ** (exponent - 10)
     return np.rint(value / quantum) * quantum

@@ -113,6 +113,8 @@ def table_of(names: Mapping[int, str]) -> LabelTable:
         code, side = codes_of(names[value])
         category = _CATEGORY if code else None
         labels.append(
-            Label(value, names[value], colors[value], category=category, type=code, type_modifier=side)
+            Label(
+                value, names[value], colors[value], category=category, type=code, type_modifier=side
+            )
         )
     return LabelTable(tuple(labels))

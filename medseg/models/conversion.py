@@ -44,7 +44,9 @@ def write_models(models: Sequence[Checkpoint] | ModelSet, target: Path) -> None:
             target.rmdir()
         folder.replace(target)
     except OSError as error:
-        raise BadOutput(f"{target}: cannot be written ({error.strerror}); choose another place") from None
+        raise BadOutput(
+            f"{target}: cannot be written ({error.strerror}); choose another place"
+        ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -81,7 +83,9 @@ def read_set(folder: Path) -> ModelSet:
         content = json.loads(path.read_text(encoding="utf-8"))
         names, labels = content["models"], content["labels"]
         tables = tuple({int(own): int(out) for own, out in one.items()} for one in labels)
-        inside = all(isinstance(name, str) and name.startswith("part_") and "/" not in name for name in names)
+        inside = all(
+            isinstance(name, str) and name.startswith("part_") and "/" not in name for name in names
+        )
         title = str(content["name"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise BadModel(f"{path}: is damaged; convert the models again") from None
@@ -90,8 +94,12 @@ def read_set(folder: Path) -> ModelSet:
     models = tuple(tuple(load_checkpoints(str(folder / name))) for name in names)
     table = LabelTable.read(folder / "labels.csv")
     for checkpoints, own in zip(models, tables):
-        if set(own) != set(checkpoints[0].spec.classes[1:]) or not set(own.values()) <= set(table.values):
-            raise BadModel(f"{path}: its labels are not those of its models; convert the models again")
+        if set(own) != set(checkpoints[0].spec.classes[1:]) or not set(own.values()) <= set(
+            table.values
+        ):
+            raise BadModel(
+                f"{path}: its labels are not those of its models; convert the models again"
+            )
     return ModelSet(name=title, models=models, labels=tables, table=table)
 
 

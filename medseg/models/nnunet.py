@@ -31,7 +31,14 @@ from medseg.models.nnunet_plans import (
     read_outputs,
     read_plans,
 )
-from medseg.models.nnunet_weights import Saved, check_finite, check_trainer, fitted_state, has_batch_norm, load_saved
+from medseg.models.nnunet_weights import (
+    Saved,
+    check_finite,
+    check_trainer,
+    fitted_state,
+    has_batch_norm,
+    load_saved,
+)
 from medseg.models.recipe import Recipe
 from medseg.models.sets import ModelSet
 from medseg.models.spec import ModelSpec
@@ -73,7 +80,11 @@ class Foreign:
 
 
 def read_foreign(
-    folder: Path, *, folds: Sequence[str] = (), checkpoint: str = "final", found: Found | None = None
+    folder: Path,
+    *,
+    folds: Sequence[str] = (),
+    checkpoint: str = "final",
+    found: Found | None = None,
 ) -> Foreign:
     """The model of a folder with plans.json. Raises `BadModel` for all that medseg cannot run exactly."""
     outputs = read_outputs(folder / "dataset.json")
@@ -81,13 +92,17 @@ def read_foreign(
     files = fold_files(folder, folds=folds, checkpoint=checkpoint)
     first = load_saved(files[0])
     note = check_trainer(first)
-    planned = configuration(plans, _configuration_name(first, folder, plans), len(outputs.channel_names))
+    planned = configuration(
+        plans, _configuration_name(first, folder, plans), len(outputs.channel_names)
+    )
     network = replace(planned.network, norm="batch") if has_batch_norm(first) else planned.network
     recipe = _recipe(folder, plans, planned, outputs, found)
     saved = [first, *(load_saved(file) for file in files[1:])]
     for other in saved[1:]:
         if other.configuration != first.configuration or other.mirror != first.mirror:
-            raise BadModel(f"{other.path}: is of another configuration than {first.path}; give one with --folds")
+            raise BadModel(
+                f"{other.path}: is of another configuration than {first.path}; give one with --folds"
+            )
     return Foreign(
         folder=folder,
         plans=plans,
@@ -110,16 +125,22 @@ def _configuration_name(saved: Saved, folder: Path, plans: Plans) -> str:
         return last
     if len(names) == 1:
         return str(names[0])
-    raise BadModel(f"{saved.path}: does not say which configuration it is, and {plans.path} has {', '.join(names)}")
+    raise BadModel(
+        f"{saved.path}: does not say which configuration it is, and {plans.path} has {', '.join(names)}"
+    )
 
 
-def _recipe(folder: Path, plans: Plans, planned: Configuration, outputs: Outputs, found: Found | None) -> Recipe:
+def _recipe(
+    folder: Path, plans: Plans, planned: Configuration, outputs: Outputs, found: Found | None
+) -> Recipe:
     transposed = [2 - axis for axis in plans.transpose]  # nnU-Net counts k, j, i
     names = f"{folder.parent.name} {plans.content.get('dataset_name')}"
     turned = plans.reader.endswith("WithReorient") or bool(_TURNED_SETS.search(names))
     logits = planned.logits
     if logits.order > 1 or logits.order_across > 1:
-        raise BadModel(f"{plans.path}: brings logits back by order {logits.order}, which medseg does not do")
+        raise BadModel(
+            f"{plans.path}: brings logits back by order {logits.order}, which medseg does not do"
+        )
     return Recipe(
         orientation="RAS" if turned else "auto",
         axes=(transposed[0], transposed[1], transposed[2]),  # type: ignore[arg-type]
@@ -138,7 +159,9 @@ def build(foreign: Foreign, fold: int = 0) -> nn.Module:
     """The network of one fold in evaluation mode, float32. Raises `BadModel` if its weights do not fit the plans."""
     network, state = _fitted(foreign, fold)
     # A copy in float32: what is mapped must not change under a run, and half precision is widened.
-    network.load_state_dict({key: value.float().clone() for key, value in state.items()}, assign=True)
+    network.load_state_dict(
+        {key: value.float().clone() for key, value in state.items()}, assign=True
+    )
     return network.eval()
 
 
@@ -152,7 +175,9 @@ def _fitted(foreign: Foreign, fold: int) -> tuple[nn.Module, dict[str, Tensor]]:
     with torch.device("meta"):  # shapes are compared before any memory is taken
         network = build_model("nnunet", foreign.channels, outputs, **_options(foreign.network))
     check_patch(network, foreign.configuration.patch)
-    state = fitted_state(foreign.saved[fold], {key: value.shape for key, value in network.state_dict().items()})
+    state = fitted_state(
+        foreign.saved[fold], {key: value.shape for key, value in network.state_dict().items()}
+    )
     return network, state
 
 
@@ -161,7 +186,9 @@ def _options(network: NetworkPlan) -> dict[str, Any]:
     options = asdict(network)
     for key in ("kernels", "strides"):
         options[key] = [list(three) for three in options[key]]
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in options.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -274,7 +301,8 @@ def load_nnunet(
     chosen = tuple(folds) or found.folds
     models = [
         checkpoints_of(
-            read_foreign(part.folder, folds=chosen, checkpoint=checkpoint, found=found), mirrored=found.mirrored
+            read_foreign(part.folder, folds=chosen, checkpoint=checkpoint, found=found),
+            mirrored=found.mirrored,
         )
         for part in found.parts
     ]
@@ -286,11 +314,19 @@ def load_nnunet(
         own = part.labels
         if own is None:  # one after the other, as TotalSegmentator counts them
             start = max((value for one in labels for value in one.values()), default=0)
-            own = {value: start + number for number, value in enumerate(sorted(model[0].table.values), 1)}
+            own = {
+                value: start + number
+                for number, value in enumerate(sorted(model[0].table.values), 1)
+            }
             names |= {out: model[0].table.names[value] for value, out in own.items()}
         if set(own) != set(model[0].table.values):
-            raise BadModel(f"{part.folder}: the set's table and dataset.json do not name the same labels")
+            raise BadModel(
+                f"{part.folder}: the set's table and dataset.json do not name the same labels"
+            )
         labels.append(own)
     return ModelSet(
-        name=path.name, models=tuple(map(tuple, models)), labels=tuple(labels), table=table_of(names)
+        name=path.name,
+        models=tuple(map(tuple, models)),
+        labels=tuple(labels),
+        table=table_of(names),
     )

@@ -68,7 +68,9 @@ def find_model(path: Path) -> Found:
         return parts
     if len(folders) > 1:
         listed = "; ".join(str(folder.relative_to(root)) for folder in folders[:12])
-        raise BadModel(f"{path}: holds {len(folders)} models of nnU-Net; name one of them: {listed}")
+        raise BadModel(
+            f"{path}: holds {len(folders)} models of nnU-Net; name one of them: {listed}"
+        )
     return Found(parts=(Part(folder=folders[0], labels=None),))
 
 
@@ -109,7 +111,11 @@ def _version_one(root: Path) -> Path | None:
 def _half(root: Path) -> str | None:
     """What is missing where only some of a model's files are there."""
     plans = [f for prefix in ("", "*/", "*/*/") for f in sorted(root.glob(f"{prefix}plans.json"))]
-    weights = [f for prefix in ("", "*/", "*/*/", "*/*/*/") for f in sorted(root.glob(f"{prefix}checkpoint_*.pth"))]
+    weights = [
+        f
+        for prefix in ("", "*/", "*/*/", "*/*/*/")
+        for f in sorted(root.glob(f"{prefix}checkpoint_*.pth"))
+    ]
     if plans:
         return f"{plans[0].parent}: has plans.json but no dataset.json, which says what the labels mean"
     if weights:
@@ -128,7 +134,9 @@ def _refuse(root: Path, path: Path) -> None:
     half = _half(root)
     if half is not None:
         raise BadModel(f"{half}; fetch the whole model again")
-    raise BadModel(f"{path}: holds no model of nnU-Net v2 (a folder with plans.json, dataset.json and fold_0)")
+    raise BadModel(
+        f"{path}: holds no model of nnU-Net v2 (a folder with plans.json, dataset.json and fold_0)"
+    )
 
 
 # ---------------------------------------------------------------- parts
@@ -144,12 +152,16 @@ def _parts(root: Path, folders: Sequence[Path]) -> Found | None:
     matches = [_PART.match(_dataset(folder)) for folder in folders]
     if len(folders) < 2 or not all(matches):
         return None
-    ordered = sorted(zip(folders, matches), key=lambda pair: int(pair[1]["number"]) if pair[1] else 0)
+    ordered = sorted(
+        zip(folders, matches), key=lambda pair: int(pair[1]["number"]) if pair[1] else 0
+    )
     numbers = [int(match["number"]) for _, match in ordered if match]
     sets = {match["set"] for match in matches if match}
     if numbers != list(range(1, len(numbers) + 1)) or len(sets) > 1:
         shown = ", ".join(_dataset(folder) for folder in folders)
-        raise BadModel(f"{root}: its models are parts of one set that is not complete, or of several: {shown}")
+        raise BadModel(
+            f"{root}: its models are parts of one set that is not complete, or of several: {shown}"
+        )
     # TotalSegmentator predicts its sets without mirroring, fold 0, with windows that overlap by a fifth.
     parts = tuple(Part(folder=folder, labels=None) for folder, _ in ordered)
     return Found(parts=parts, overlap=1 - 0.8, mirrored=False, folds=("0",), several=True)
@@ -175,7 +187,9 @@ def _listed_parts(path: Path, folders: Sequence[Path]) -> Found | None:
         try:
             own = {int(value): int(labels[name]) for value, name in entry["labels"].items()}
         except (KeyError, TypeError, ValueError, AttributeError):
-            raise BadModel(f"{path}: does not give a label of the set to each label of {entry['model']}") from None
+            raise BadModel(
+                f"{path}: does not give a label of the set to each label of {entry['model']}"
+            ) from None
         parts.append(Part(folder=by_name[entry["model"]], labels=own))
     step = content.get("step_size", 0.8)
     if type(step) not in (int, float) or not 0.1 <= step <= 1:
@@ -203,22 +217,32 @@ def fold_files(folder: Path, *, folds: Sequence[str] = (), checkpoint: str = "fi
     if not re.fullmatch(r"\w+", checkpoint):
         raise BadConfig(f"--checkpoint {checkpoint!r:.40}: give final, best or latest")
     name = f"checkpoint_{checkpoint}.pth"
-    there = {entry.name.removeprefix("fold_"): entry for entry in _folders(folder) if entry.name.startswith("fold_")}
+    there = {
+        entry.name.removeprefix("fold_"): entry
+        for entry in _folders(folder)
+        if entry.name.startswith("fold_")
+    }
     have = {fold: entry / name for fold, entry in there.items() if (entry / name).is_file()}
     if folds:
         missing = [fold for fold in folds if fold not in have]
         if missing:
             known = ", ".join(sorted(have)) or "none"
-            raise BadModel(f"{folder}: has no fold {missing[0]} with {name}; those that have one: {known}")
+            raise BadModel(
+                f"{folder}: has no fold {missing[0]} with {name}; those that have one: {known}"
+            )
         return [have[fold] for fold in folds]
     numbered = sorted((fold for fold in have if fold.isdigit()), key=int)
     chosen = numbered or [fold for fold in have if fold == "all"]
     if chosen:
         return [have[fold] for fold in chosen]
-    others = sorted({file.name for entry in there.values() for file in entry.glob("checkpoint_*.pth")})
+    others = sorted(
+        {file.name for entry in there.values() for file in entry.glob("checkpoint_*.pth")}
+    )
     if others:
         short = others[0].removeprefix("checkpoint_").removesuffix(".pth")
-        raise BadModel(f"{folder}: has no {name}, only {', '.join(others)}; ask for it with --checkpoint {short}")
+        raise BadModel(
+            f"{folder}: has no {name}, only {', '.join(others)}; ask for it with --checkpoint {short}"
+        )
     raise BadModel(f"{folder}: has plans but no weights (no fold_0/{name}); fetch the whole model")
 
 
@@ -265,23 +289,36 @@ def _members(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
         parts = PurePosixPath(name).parts
         odd = "\\" in name or "\0" in name or ":" in name.split("/", 1)[0]
         if odd or name.startswith("/") or ".." in parts:
-            raise BadModel(f"{path}: holds {name!r:.120}, which would lie outside its folder; it is not unpacked")
+            raise BadModel(
+                f"{path}: holds {name!r:.120}, which would lie outside its folder; it is not unpacked"
+            )
         if stat.S_ISLNK(entry.external_attr >> 16):
             raise BadModel(f"{path}: holds the link {name!r:.120}; it is not unpacked")
         if entry.flag_bits & 1:
             raise BadModel(f"{path}: is encrypted; unpack it first")
-    wanted = [e for e in entries if not e.is_dir() and _NEEDED.fullmatch(PurePosixPath(e.filename).name)]
+    wanted = [
+        e for e in entries if not e.is_dir() and _NEEDED.fullmatch(PurePosixPath(e.filename).name)
+    ]
     wanted = [e for e in wanted if PurePosixPath(e.filename).parts[0] != "__MACOSX"]
     if not any(PurePosixPath(entry.filename).name == "plans.json" for entry in wanted):
-        inner = next((entry.filename for entry in entries if entry.filename.lower().endswith(".zip")), None)
+        inner = next(
+            (entry.filename for entry in entries if entry.filename.lower().endswith(".zip")), None
+        )
         if inner is not None:
-            raise BadModel(f"{path}: holds the archive {inner!r:.120}; unpack the outer one and give that")
-        if any(PurePosixPath(e.filename).name in ("plans.pkl", "model_final_checkpoint.model") for e in entries):
+            raise BadModel(
+                f"{path}: holds the archive {inner!r:.120}; unpack the outer one and give that"
+            )
+        if any(
+            PurePosixPath(e.filename).name in ("plans.pkl", "model_final_checkpoint.model")
+            for e in entries
+        ):
             raise BadModel(
                 f"{path}: was made by nnU-Net v1, which stores pickles, and those are not opened; convert it with "
                 "nnU-Net or ask its authors for a model of v2"
             )
-        raise BadModel(f"{path}: holds no model of nnU-Net v2 (a folder with plans.json, dataset.json and fold_0)")
+        raise BadModel(
+            f"{path}: holds no model of nnU-Net v2 (a folder with plans.json, dataset.json and fold_0)"
+        )
     if sum(entry.file_size for entry in wanted) > MAX_ARCHIVE_BYTES:
         raise BadModel(f"{path}: unpacks to more than the {MAX_ARCHIVE_BYTES / 1e9:.0f} GB allowed")
     return wanted
@@ -296,7 +333,9 @@ def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, mos
         while piece := source.read(1 << 20):
             count += len(piece)
             if count > most:
-                raise BadModel(f"{archive.filename}: unpacks to more than the {MAX_ARCHIVE_BYTES / 1e9:.0f} GB allowed")
+                raise BadModel(
+                    f"{archive.filename}: unpacks to more than the {MAX_ARCHIVE_BYTES / 1e9:.0f} GB allowed"
+                )
             sink.write(piece)
     return count
 
@@ -306,7 +345,11 @@ def read_postprocessing(path: Path) -> list[list[int]]:
     content = read_json(path)
     functions, arguments = content.get("postprocessing_fns"), content.get("postprocessing_kwargs")
     known = "remove_all_but_largest_component_from_segmentation"
-    if not isinstance(functions, list) or not isinstance(arguments, list) or len(functions) != len(arguments):
+    if (
+        not isinstance(functions, list)
+        or not isinstance(arguments, list)
+        or len(functions) != len(arguments)
+    ):
         raise BadModel(f"{path}: is not what nnU-Net writes there")
     groups = []
     for function, options in zip(functions, arguments):

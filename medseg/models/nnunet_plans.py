@@ -120,7 +120,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except BadFile as error:
         raise BadModel(str(error)) from None
     if text.startswith("version https://git-lfs"):
-        raise BadModel(f"{path}: is a pointer that Git LFS left in place of the file; fetch the file itself")
+        raise BadModel(
+            f"{path}: is a pointer that Git LFS left in place of the file; fetch the file itself"
+        )
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -135,20 +137,32 @@ def read_plans(path: Path) -> Plans:
     content = read_json(path)
     manager = content.get("label_manager")
     if manager not in (None, "LabelManager"):
-        raise BadModel(f"{path}: asks for the label manager {manager!r:.80}, which medseg does not have")
+        raise BadModel(
+            f"{path}: asks for the label manager {manager!r:.80}, which medseg does not have"
+        )
     reader = content.get("image_reader_writer")
     if reader not in READERS:
-        raise BadModel(f"{path}: its scans are read by {reader!r:.80}, which reads no volumes that medseg knows")
+        raise BadModel(
+            f"{path}: its scans are read by {reader!r:.80}, which reads no volumes that medseg knows"
+        )
     forward, backward = (content.get(f"transpose_{way}") for way in ("forward", "backward"))
     if not isinstance(forward, list) or sorted(forward, key=str) != [0, 1, 2]:
-        raise BadModel(f"{path}: transpose_forward {forward!r:.80} is not an order of the three axes")
+        raise BadModel(
+            f"{path}: transpose_forward {forward!r:.80} is not an order of the three axes"
+        )
     if backward != [forward.index(axis) for axis in range(3)]:
-        raise BadModel(f"{path}: transpose_backward {backward!r:.80} does not undo transpose_forward")
+        raise BadModel(
+            f"{path}: transpose_backward {backward!r:.80} does not undo transpose_forward"
+        )
     if not isinstance(content.get("configurations"), dict):
         raise BadModel(f"{path}: has no configurations; it is not a plan of nnU-Net v2")
     name = str(content.get("plans_name", ""))
     return Plans(
-        path=path, name=name, reader=reader, transpose=(forward[0], forward[1], forward[2]), content=content
+        path=path,
+        name=name,
+        reader=reader,
+        transpose=(forward[0], forward[1], forward[2]),
+        content=content,
     )
 
 
@@ -171,7 +185,9 @@ def configuration(plans: Plans, name: str, channels: int) -> Configuration:
     return Configuration(
         name=name,
         dimension=2 if flat else 3,
-        patch=(1, int(patch[0]), int(patch[1])) if flat else (int(patch[0]), int(patch[1]), int(patch[2])),
+        patch=(1, int(patch[0]), int(patch[1]))
+        if flat
+        else (int(patch[0]), int(patch[1]), int(patch[2])),
         spacing_mm=(None, spacing[0], spacing[1]) if flat else (spacing[0], spacing[1], spacing[2]),
         channels=_channels(plans, raw, where, channels),
         image=_resampling(raw, "data", 3, where),
@@ -189,7 +205,9 @@ def _resolved(plans: Plans, name: str) -> dict[str, Any]:
     wanted: Any = name
     while wanted is not None:
         if wanted in seen:
-            raise BadModel(f"{plans.path}: the configuration {name} inherits from itself; the plan is damaged")
+            raise BadModel(
+                f"{plans.path}: the configuration {name} inherits from itself; the plan is damaged"
+            )
         raw = plans.content["configurations"].get(wanted) if isinstance(wanted, str) else None
         if not isinstance(raw, dict):
             known = ", ".join(sorted(plans.content["configurations"]))
@@ -210,14 +228,20 @@ def _previous(raw: Mapping[str, Any], where: str) -> str | None:
     return previous
 
 
-def _channels(plans: Plans, raw: Mapping[str, Any], where: str, channels: int) -> tuple[ChannelScale, ...]:
+def _channels(
+    plans: Plans, raw: Mapping[str, Any], where: str, channels: int
+) -> tuple[ChannelScale, ...]:
     schemes, masks = raw.get("normalization_schemes"), raw.get("use_mask_for_norm")
     if not isinstance(schemes, list) or not isinstance(masks, list):
         raise BadModel(f"{where}: does not say how intensities are normalised")
     if len(schemes) != channels or len(masks) != channels:
-        raise BadModel(f"{where}: normalises {len(schemes)} channels, and dataset.json names {channels}")
+        raise BadModel(
+            f"{where}: normalises {len(schemes)} channels, and dataset.json names {channels}"
+        )
     properties = plans.content.get("foreground_intensity_properties_per_channel")
-    properties = properties or plans.content.get("foreground_intensity_properties_by_modality") or {}
+    properties = (
+        properties or plans.content.get("foreground_intensity_properties_by_modality") or {}
+    )
     found = []
     for number, (scheme, masked) in enumerate(zip(schemes, masks)):
         if scheme not in NORMALISATIONS:
@@ -247,10 +271,16 @@ def _resampling(raw: Mapping[str, Any], what: str, order: int, where: str) -> Re
     found = options.get("order", order), options.get("order_z", 0), options.get("force_separate_z")
     orders_known = all(type(one) is int and 0 <= one <= 5 for one in found[:2])
     if not orders_known or found[2] not in (None, True, False):
-        raise BadModel(f"{where}: resamples {what} by options that are not nnU-Net's ({found!r:.80})")
+        raise BadModel(
+            f"{where}: resamples {what} by options that are not nnU-Net's ({found!r:.80})"
+        )
     if options.get("mode", "linear") != "linear":
-        raise BadModel(f"{where}: resamples {what} by {options['mode']!r:.80}, which medseg does not have")
-    return Resampling(scheme=RESAMPLINGS[name], order=found[0], order_across=found[1], separate=found[2])
+        raise BadModel(
+            f"{where}: resamples {what} by {options['mode']!r:.80}, which medseg does not have"
+        )
+    return Resampling(
+        scheme=RESAMPLINGS[name], order=found[0], order_across=found[1], separate=found[2]
+    )
 
 
 def _network(raw: Mapping[str, Any], where: str, dimension: int) -> NetworkPlan:
@@ -274,17 +304,23 @@ def _network(raw: Mapping[str, Any], where: str, dimension: int) -> NetworkPlan:
     return _checked(
         NetworkPlan(
             residual=residual,
-            features=_per_stage(options.get("features_per_stage"), stages, f"{where}: features_per_stage"),
+            features=_per_stage(
+                options.get("features_per_stage"), stages, f"{where}: features_per_stage"
+            ),
             kernels=_axes(options.get("kernel_sizes"), stages, dimension, f"{where}: kernel_sizes"),
             strides=_axes(options.get("strides"), stages, dimension, f"{where}: strides"),
             encoder_blocks=_per_stage(blocks, stages, f"{where}: blocks per stage"),
             decoder_blocks=_per_stage(
-                options.get("n_conv_per_stage_decoder"), stages - 1, f"{where}: n_conv_per_stage_decoder"
+                options.get("n_conv_per_stage_decoder"),
+                stages - 1,
+                f"{where}: n_conv_per_stage_decoder",
             ),
             bias=bool(options.get("conv_bias", False)),
             norm="batch" if "BatchNorm" in str(options.get("norm_op")) else "instance",
             eps=_numbers([norm.get("eps", 1e-5)], f"{where}: eps")[0],
-            slope=0.0 if relu else _numbers([activation.get("negative_slope", 0.01)], f"{where}: negative_slope")[0],
+            slope=0.0
+            if relu
+            else _numbers([activation.get("negative_slope", 0.01)], f"{where}: negative_slope")[0],
         ),
         where,
     )
@@ -298,16 +334,24 @@ def _old_network(raw: Mapping[str, Any], where: str, dimension: int) -> NetworkP
     stages = len(blocks)
     base, most = raw.get("UNet_base_num_features"), raw.get("unet_max_num_features")
     if type(base) is not int or type(most) is not int or base < 1:
-        raise BadModel(f"{where}: UNet_base_num_features and unet_max_num_features are not whole numbers")
+        raise BadModel(
+            f"{where}: UNet_base_num_features and unet_max_num_features are not whole numbers"
+        )
     return _checked(
         NetworkPlan(
             residual=kind == "ResidualEncoderUNet",
             features=tuple(min(base * 2**stage, most) for stage in range(stages)),
-            kernels=_axes(raw.get("conv_kernel_sizes"), stages, dimension, f"{where}: conv_kernel_sizes"),
-            strides=_axes(raw.get("pool_op_kernel_sizes"), stages, dimension, f"{where}: pool_op_kernel_sizes"),
+            kernels=_axes(
+                raw.get("conv_kernel_sizes"), stages, dimension, f"{where}: conv_kernel_sizes"
+            ),
+            strides=_axes(
+                raw.get("pool_op_kernel_sizes"), stages, dimension, f"{where}: pool_op_kernel_sizes"
+            ),
             encoder_blocks=_per_stage(blocks, stages, f"{where}: n_conv_per_stage_encoder"),
             decoder_blocks=_per_stage(
-                raw.get("n_conv_per_stage_decoder"), stages - 1, f"{where}: n_conv_per_stage_decoder"
+                raw.get("n_conv_per_stage_decoder"),
+                stages - 1,
+                f"{where}: n_conv_per_stage_decoder",
             ),
             bias=True,
             norm="instance",
@@ -322,7 +366,9 @@ def _kind(name: Any, where: str) -> str:
     """The network's class by the last part of its name, as it moved between modules."""
     kind = str(name).split(".")[-1]
     if kind not in NETWORKS:
-        raise BadModel(f"{where}: its network is {name!r:.120}; medseg runs {' and '.join(NETWORKS)}")
+        raise BadModel(
+            f"{where}: its network is {name!r:.120}; medseg runs {' and '.join(NETWORKS)}"
+        )
     return kind
 
 
@@ -333,26 +379,38 @@ def _check_options(options: Mapping[str, Any], where: str, dimension: int) -> No
     first = features[0] if isinstance(features, list) and features else features
     block = str(options.get("block") or "BasicBlockD").split(".")[-1].rstrip("'>")
     if block != "BasicBlockD" or stem not in (None, first):
-        raise BadModel(f"{where}: a network of {block} with a stem of {stem!r:.80} features is not one medseg runs")
+        raise BadModel(
+            f"{where}: a network of {block} with a stem of {stem!r:.80} features is not one medseg runs"
+        )
     for key, value in options.items():
         if key in _HARMLESS or key in ("block", "stem_channels"):
             continue
         if value not in _DEFAULTS.get(key, (None, False)):
-            raise BadModel(f"{where}: its network has {key} = {value!r:.80}, which medseg does not have")
-    conv, norm, activation = (str(options.get(key, "")).split(".")[-1] for key in ("conv_op", "norm_op", "nonlin"))
+            raise BadModel(
+                f"{where}: its network has {key} = {value!r:.80}, which medseg does not have"
+            )
+    conv, norm, activation = (
+        str(options.get(key, "")).split(".")[-1] for key in ("conv_op", "norm_op", "nonlin")
+    )
     norms = (f"InstanceNorm{dimension}d", f"BatchNorm{dimension}d")
     if conv != f"Conv{dimension}d" or norm not in norms or activation not in ("LeakyReLU", "ReLU"):
-        raise BadModel(f"{where}: a network of {conv}, {norm} and {activation} is not one medseg runs")
+        raise BadModel(
+            f"{where}: a network of {conv}, {norm} and {activation} is not one medseg runs"
+        )
     rest = options.get("norm_op_kwargs") or {}
     if not isinstance(rest, dict) or not rest.get("affine", norm.startswith("Batch")):
         raise BadModel(f"{where}: its norms have no weights, which medseg does not have")
     if norm.startswith("Instance") and rest.get("track_running_stats"):
-        raise BadModel(f"{where}: its instance norms keep running statistics, which medseg does not have")
+        raise BadModel(
+            f"{where}: its instance norms keep running statistics, which medseg does not have"
+        )
 
 
 def _checked(network: NetworkPlan, where: str) -> NetworkPlan:
     if network.strides[0] != (1, 1, 1):
-        raise BadModel(f"{where}: its first stage has strides, so its labels are coarser than its scans")
+        raise BadModel(
+            f"{where}: its first stage has strides, so its labels are coarser than its scans"
+        )
     if any(kernel % 2 == 0 or kernel > 15 for three in network.kernels for kernel in three):
         raise BadModel(f"{where}: kernels of even or huge size are none of nnU-Net's")
     return network
@@ -408,18 +466,28 @@ def read_outputs(path: Path) -> Outputs:
                 f"{path}: its labels are {shown}; nnU-Net numbers its outputs 0, 1, 2 ... without gaps, so what "
                 "they mean is uncertain; correct dataset.json"
             )
-        by_value = {value: [name for name, group in labels.items() if value in group] for value in values}
+        by_value = {
+            value: [name for name, group in labels.items() if value in group] for value in values
+        }
         told = {value: " / ".join(by_value[value]) for value in values if value}
         return Outputs(
-            channel_names=names, regions=False, values=tuple(values), names=told, foreground=tuple(values[1:])
+            channel_names=names,
+            regions=False,
+            values=tuple(values),
+            names=told,
+            foreground=tuple(values[1:]),
         )
     regions = {name: group for name, group in labels.items() if group != (0,)}
     order = content.get("regions_class_order")
     if not isinstance(order, list) or len(order) != len(regions):
-        raise BadModel(f"{path}: regions_class_order does not have one label for each of {len(regions)} regions")
+        raise BadModel(
+            f"{path}: regions_class_order does not have one label for each of {len(regions)} regions"
+        )
     painted = [_whole(value, path) for value in order]
     if len(set(painted)) < len(painted) or min(painted) < 1:
-        raise BadModel(f"{path}: regions_class_order {order!r:.80} names a label twice, or the background")
+        raise BadModel(
+            f"{path}: regions_class_order {order!r:.80} names a label twice, or the background"
+        )
     return Outputs(
         channel_names=names,
         regions=True,
@@ -445,7 +513,9 @@ def _labels(labels: Any, path: Path) -> dict[str, tuple[int, ...]]:
     exchanged = all(_is_whole(key) for key in labels) and all(
         isinstance(value, str) and not _is_whole(value) for value in labels.values()
     )
-    pairs: list[tuple[str, Any]] = [(value, key) if exchanged else (key, value) for key, value in labels.items()]
+    pairs: list[tuple[str, Any]] = [
+        (value, key) if exchanged else (key, value) for key, value in labels.items()
+    ]
     found: dict[str, tuple[int, ...]] = {}
     for name, value in pairs:
         if name == "ignore":

@@ -90,8 +90,12 @@ def load_saved(path: Path) -> Saved:
     state: dict[str, Tensor] = {}
     for key, value in weights.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise BadModel(f"{path}: its weights are not tensors with names; it is damaged, fetch the model again")
-        state[key.removeprefix("module.").removeprefix("_orig_mod.").removeprefix("module.")] = value
+            raise BadModel(
+                f"{path}: its weights are not tensors with names; it is damaged, fetch the model again"
+            )
+        state[key.removeprefix("module.").removeprefix("_orig_mod.").removeprefix("module.")] = (
+            value
+        )
     arguments = content.get("init_args")
     name = arguments.get("configuration") if isinstance(arguments, dict) else None
     return Saved(
@@ -106,7 +110,9 @@ def load_saved(path: Path) -> Saved:
 def _mirror(axes: Any, path: Path) -> tuple[int, ...] | None:
     if axes is None:
         return None
-    if not isinstance(axes, list | tuple) or not all(type(axis) is int and 0 <= axis <= 2 for axis in axes):
+    if not isinstance(axes, list | tuple) or not all(
+        type(axis) is int and 0 <= axis <= 2 for axis in axes
+    ):
         raise BadModel(f"{path}: mirrors along {axes!r:.80}, which are not axes")
     return tuple(sorted(set(axes))) or None
 
@@ -119,17 +125,27 @@ def _load(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise BadModel(f"{path}: cannot be read ({error.strerror})") from None
     if size > MAX_CHECKPOINT_BYTES:
-        raise BadModel(f"{path}: holds {size / 1e9:.1f} GB, more than the {MAX_CHECKPOINT_BYTES / 1e9:.0f} allowed")
+        raise BadModel(
+            f"{path}: holds {size / 1e9:.1f} GB, more than the {MAX_CHECKPOINT_BYTES / 1e9:.0f} allowed"
+        )
     if path.open("rb").read(40).startswith(b"version https://git-lfs"):
-        raise BadModel(f"{path}: is a pointer that Git LFS left in place of the file; fetch the file itself")
+        raise BadModel(
+            f"{path}: is a pointer that Git LFS left in place of the file; fetch the file itself"
+        )
     if not whole:
-        raise BadModel(f"{path}: is damaged or no checkpoint of nnU-Net v2 (a zip that PyTorch wrote); fetch it again")
+        raise BadModel(
+            f"{path}: is damaged or no checkpoint of nnU-Net v2 (a zip that PyTorch wrote); fetch it again"
+        )
     import torch
 
     try:
         with torch.serialization.safe_globals(_STAND_INS):
             foreign = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-            content = {} if foreign else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = (
+                {}
+                if foreign
+                else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            )
     except Exception as error:  # whatever a stranger's file made the unpickler say: it is refused
         raise BadModel(
             f"{path}: is damaged or no checkpoint of nnU-Net v2 ({type(error).__name__}); nothing of it was run; "
@@ -166,7 +182,11 @@ def has_batch_norm(saved: Saved) -> bool:
 
 def medseg_name(key: str, stages: int) -> str | None:
     """The name in medseg's `nnunet` network of one of nnU-Net's tensors; None for copies and for training's heads."""
-    if ".all_modules." in key or key.startswith("decoder.encoder.") or key.endswith(".num_batches_tracked"):
+    if (
+        ".all_modules." in key
+        or key.startswith("decoder.encoder.")
+        or key.endswith(".num_batches_tracked")
+    ):
         return None
     found = re.fullmatch(r"decoder\.seg_layers\.(\d+)\.(weight|bias)", key)
     if found:
@@ -181,9 +201,18 @@ def medseg_name(key: str, stages: int) -> str | None:
 _NAMES = [
     (re.compile(r"^encoder\.stem\.convs\.0\.(conv|norm)\."), r"entry.\1."),
     (re.compile(r"^encoder\.stages\.(\d+)\.0\.convs\.(\d+)\.(conv|norm)\."), r"encoder.\1.\2.\3."),
-    (re.compile(r"^encoder\.stages\.(\d+)\.blocks\.(\d+)\.conv1\.(conv|norm)\."), r"encoder.\1.\2.first.\3."),
-    (re.compile(r"^encoder\.stages\.(\d+)\.blocks\.(\d+)\.conv2\.(conv|norm)\."), r"encoder.\1.\2.second.\3."),
-    (re.compile(r"^encoder\.stages\.(\d+)\.blocks\.(\d+)\.skip\.[01]\.(conv|norm)\."), r"encoder.\1.\2.project.\3."),
+    (
+        re.compile(r"^encoder\.stages\.(\d+)\.blocks\.(\d+)\.conv1\.(conv|norm)\."),
+        r"encoder.\1.\2.first.\3.",
+    ),
+    (
+        re.compile(r"^encoder\.stages\.(\d+)\.blocks\.(\d+)\.conv2\.(conv|norm)\."),
+        r"encoder.\1.\2.second.\3.",
+    ),
+    (
+        re.compile(r"^encoder\.stages\.(\d+)\.blocks\.(\d+)\.skip\.[01]\.(conv|norm)\."),
+        r"encoder.\1.\2.project.\3.",
+    ),
     (re.compile(r"^decoder\.transpconvs\.(\d+)\."), r"up.\1."),
     (re.compile(r"^decoder\.stages\.(\d+)\.convs\.(\d+)\.(conv|norm)\."), r"decoder.\1.\2.\3."),
 ]
@@ -194,7 +223,9 @@ def fitted_state(saved: Saved, expected: Mapping[str, Sequence[int]]) -> dict[st
 
     expected: name to shape. Weights of 2d networks get an axis of length 1.
     """
-    stages = 1 + max((int(key.split(".")[1]) for key in expected if key.startswith("encoder.")), default=1)
+    stages = 1 + max(
+        (int(key.split(".")[1]) for key in expected if key.startswith("encoder.")), default=1
+    )
     state: dict[str, Tensor] = {}
     for key, value in saved.weights.items():
         name = medseg_name(key, stages)
@@ -224,7 +255,9 @@ def check_finite(saved: Saved, state: Mapping[str, Tensor]) -> None:
     for key, value in state.items():
         # The sum of finite float32 weights in float64 is finite, and needs no copy.
         if not bool(torch.isfinite(value.sum(dtype=torch.float64))):
-            raise BadModel(f"{saved.path}: its weights ({key}) hold values that are not finite numbers")
+            raise BadModel(
+                f"{saved.path}: its weights ({key}) hold values that are not finite numbers"
+            )
 
 
 def _misfit(saved: Saved, what: str) -> BadModel:

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.networks.layers import Block, InstanceNorm, Three, check_number, check_numbers, check_size
+from medseg.networks.layers import (
+    Block,
+    InstanceNorm,
+    Three,
+    check_number,
+    check_numbers,
+    check_size,
+)
 from medseg.networks.ops.norm import can_fuse
 
 
@@ -34,7 +41,10 @@ class BatchNorm(nn.Module):
 
     def __init__(self, features: int, eps: float) -> None:
         super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.ones(features)), nn.Parameter(torch.zeros(features))
+        self.weight, self.bias = (
+            nn.Parameter(torch.ones(features)),
+            nn.Parameter(torch.zeros(features)),
+        )
         self.register_buffer("running_mean", torch.zeros(features))
         self.register_buffer("running_var", torch.ones(features))
         self.eps = eps
@@ -88,7 +98,13 @@ class ResidualBlock(nn.Module):
     def __init__(self, first: NamedBlock, second: NamedBlock, pool: Pool | None, project: NamedBlock | None,
                  slope: float) -> None:  # fmt: skip
         super().__init__()
-        self.first, self.second, self.pool, self.project, self.slope = first, second, pool, project, slope
+        self.first, self.second, self.pool, self.project, self.slope = (
+            first,
+            second,
+            pool,
+            project,
+            slope,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, D, H, W) to (B, features, D/stride, H/stride, W/stride)."""
@@ -132,7 +148,9 @@ class NnUNet(nn.Module):
                 check_numbers(name, three, most, 3)
         self.channels, self.classes, self.residual = channels, classes, residual
         self._norm, self._eps, self._slope, self._bias = norm, eps, slope, bias
-        kernel, stride = ([(three[0], three[1], three[2]) for three in threes] for threes in (kernels, strides))
+        kernel, stride = (
+            [(three[0], three[1], three[2]) for three in threes] for threes in (kernels, strides)
+        )
         per_axis = tuple(math.prod(axis) for axis in zip(*stride))
         #: What patch sizes must be multiples of along each axis.
         self.multiple: tuple[int, ...] = per_axis
@@ -142,7 +160,12 @@ class NnUNet(nn.Module):
         self.encoder = nn.ModuleList(
             nn.Sequential(
                 *(
-                    make(features[n] if b else inputs[n], features[n], kernel[n], (1, 1, 1) if b else stride[n])
+                    make(
+                        features[n] if b else inputs[n],
+                        features[n],
+                        kernel[n],
+                        (1, 1, 1) if b else stride[n],
+                    )
                     for b in range(encoder_blocks[n])
                 )
             )
@@ -150,7 +173,8 @@ class NnUNet(nn.Module):
         )
         deepest_first = list(reversed(range(stages - 1)))
         self.up = nn.ModuleList(
-            nn.ConvTranspose3d(features[n + 1], features[n], stride[n + 1], stride[n + 1]) for n in deepest_first
+            nn.ConvTranspose3d(features[n + 1], features[n], stride[n + 1], stride[n + 1])
+            for n in deepest_first
         )
         self.decoder = nn.ModuleList(
             nn.Sequential(
@@ -164,7 +188,13 @@ class NnUNet(nn.Module):
         self.head = nn.Conv3d(features[0], classes, 1)
 
     def _block(
-        self, channels: int, features: int, kernel: Three, stride: Three = (1, 1, 1), *, active: bool = True
+        self,
+        channels: int,
+        features: int,
+        kernel: Three,
+        stride: Three = (1, 1, 1),
+        *,
+        active: bool = True,
     ) -> NamedBlock:
         padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
         conv = nn.Conv3d(channels, features, kernel, stride, padding, bias=self._bias)
@@ -177,10 +207,14 @@ class NnUNet(nn.Module):
         norm.eps = self._eps
         return norm
 
-    def _residual(self, channels: int, features: int, kernel: Three, stride: Three = (1, 1, 1)) -> ResidualBlock:
+    def _residual(
+        self, channels: int, features: int, kernel: Three, stride: Three = (1, 1, 1)
+    ) -> ResidualBlock:
         project = None
         if channels != features:
-            project = NamedBlock(nn.Conv3d(channels, features, 1, bias=False), self._normed(features), None)
+            project = NamedBlock(
+                nn.Conv3d(channels, features, 1, bias=False), self._normed(features), None
+            )
         return ResidualBlock(
             self._block(channels, features, kernel, stride),
             self._block(features, features, kernel, active=False),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,19 @@ def test_numbers_are_rounded_as_numpy_rounds_them():
         [
             random.normal(size=4000) * 10.0 ** random.integers(-9, 6, 4000),
             np.arange(-2049, 2052) + 0.5,  # halves, to even
-            np.array([0.0, 2.0**-24, 2.0**-25, 1.5 * 2.0**-24, 65503.9, 65519.9, 65520.0, -65520.0, 1e300]),
+            np.array(
+                [
+                    0.0,
+                    2.0**-24,
+                    2.0**-25,
+                    1.5 * 2.0**-24,
+                    65503.9,
+                    65519.9,
+                    65520.0,
+                    -65520.0,
+                    1e300,
+                ]
+            ),
             np.nextafter(2.0 ** np.arange(-20, 16), 0),
         ]
     )
@@ -55,7 +69,9 @@ def halves(shape: tuple[int, int, int], patch: tuple[int, int, int], folds: int,
         for y in windows.starts[1]:
             for z in windows.starts[2]:
                 place = tuple(slice(a, a + p) for a, p in zip((x, y, z), patch))
-                sums[(slice(None), *place)] += predict(image[(slice(None), *place)][None])[0] * weights
+                sums[(slice(None), *place)] += (
+                    predict(image[(slice(None), *place)][None])[0] * weights
+                )
                 count[place] += weights
     each = (sums / count).reshape(folds, 3, *shape)
     total = each[0]
@@ -66,7 +82,12 @@ def halves(shape: tuple[int, int, int], patch: tuple[int, int, int], folds: int,
 
 @pytest.mark.parametrize(
     ("shape", "patch", "folds"),
-    [((20, 17, 23), (8, 6, 10), 1), ((8, 30, 10), (8, 6, 10), 1), ((21, 9, 12), (8, 8, 8), 3), ((5, 14, 9), (1, 6, 9), 1)],
+    [
+        ((20, 17, 23), (8, 6, 10), 1),
+        ((8, 30, 10), (8, 6, 10), 1),
+        ((21, 9, 12), (8, 8, 8), 3),
+        ((5, 14, 9), (1, 6, 9), 1),
+    ],
 )
 def test_sums_are_those_of_plain_loops_to_the_last_bit(shape, patch, folds):
     windows, image, predict, want = halves(shape, patch, folds)
@@ -83,7 +104,9 @@ def test_sums_are_those_of_plain_loops_to_the_last_bit(shape, patch, folds):
 def test_numbers_beyond_half_precision_are_an_error_and_no_labels():
     windows = plan_windows((8, 8, 8), (8, 8, 8), 0.5, 1, "nnunet")
     predict = lambda patches: torch.full((1, 2, 8, 8, 8), 1e5)  # noqa: E731
-    blocks = sliding_window(predict, torch.zeros(1, 8, 8, 8), windows, make_sums=lambda *facts: HalfSums(*facts, 1))
+    blocks = sliding_window(
+        predict, torch.zeros(1, 8, 8, 8), windows, make_sums=lambda *facts: HalfSums(*facts, 1)
+    )
     with pytest.raises(BadModel, match="half precision"):
         list(blocks)
 
@@ -94,13 +117,17 @@ def test_labels_are_those_of_scipys_interpolation_rounded_and_compared(shape, re
     random = np.random.default_rng(2)
     size, outputs = (8, 9, 10), 4
     # Coarse numbers, so that there are ties for rounding to decide.
-    logits = (random.integers(-3, 4, (*size, outputs)) / 2.0**11 + random.choice([1.0, 2.0], (*size, 1))).astype(np.float16)
+    logits = (
+        random.integers(-3, 4, (*size, outputs)) / 2.0**11 + random.choice([1.0, 2.0], (*size, 1))
+    ).astype(np.float16)
     if regions:
         logits = (random.integers(-2, 3, (*size, outputs)) * 2.0**-24).astype(np.float16)
     factors = [new / old for old, new in zip(size, shape)]
     wide = np.stack(
         [
-            ndimage.zoom(logits[..., n].astype(float), factors, order=1, mode="nearest", grid_mode=True)
+            ndimage.zoom(
+                logits[..., n].astype(float), factors, order=1, mode="nearest", grid_mode=True
+            )
             for n in range(outputs)
         ],
         -1,
@@ -119,9 +146,13 @@ def test_labels_are_those_of_scipys_interpolation_rounded_and_compared(shape, re
     for cuts in ((0, 8), (0, 3, 8), (0, 1, 7, 8)):  # blocks as windows finish them
         painter = HalfPainter(shape, matrix, size, values, regions=regions, workers=1)
         painter.begin_part()
-        for low, high in zip(cuts, cuts[1:]):
+        for low, high in pairwise(cuts):
             for first, last in ((0, 4), (4, 9)):
-                painter.add(low, first, np.ascontiguousarray(logits[low:high, first:last].astype(np.float32)))
+                painter.add(
+                    low,
+                    first,
+                    np.ascontiguousarray(logits[low:high, first:last].astype(np.float32)),
+                )
         np.testing.assert_array_equal(painter.labels, want)
 
 

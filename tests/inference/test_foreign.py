@@ -18,10 +18,14 @@ from medseg.io import read
 from medseg.models import load_models
 from medseg.volume import Volume, reorient
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 EXACT = Settings(exact=True)
 
 
-def write_scan(path: Path, shape: tuple[int, int, int] = (25, 22, 27), spacing: Any = (1.1, 0.9, 1.3)) -> Path:
+def write_scan(
+    path: Path, shape: tuple[int, int, int] = (25, 22, 27), spacing: Any = (1.1, 0.9, 1.3)
+) -> Path:
     """Smooth noise with a border of zeros."""
     random = np.random.default_rng(5)
     data = np.zeros(shape, np.float32)
@@ -35,7 +39,9 @@ def write_scan(path: Path, shape: tuple[int, int, int] = (25, 22, 27), spacing: 
 
 
 def found(folder: Path, scan: Path, settings: Settings = EXACT, **options: Any) -> np.ndarray:
-    return np.asarray(segment(read(scan), load_models([str(folder)], **options), settings).labels.data)
+    return np.asarray(
+        segment(read(scan), load_models([str(folder)], **options), settings).labels.data
+    )
 
 
 MADE: dict[str, dict[str, Any]] = {
@@ -43,10 +49,16 @@ MADE: dict[str, dict[str, Any]] = {
     "mirrored": {"saved": {"inference_allowed_mirroring_axes": (0, 2)}},
     "three folds": {"folds": ("0", "1", "4")},
     "ct": {"plan": making.plans(normalization_schemes=["CTNormalization"])},
-    "the scan's spacing": {"plan": making.plans(spacing=[float(np.float32(s)) for s in (1.3, 0.9, 1.1)])},
-    "transposed": {"plan": making.plans() | {"transpose_forward": [1, 2, 0], "transpose_backward": [2, 0, 1]}},
+    "the scan's spacing": {
+        "plan": making.plans(spacing=[float(np.float32(s)) for s in (1.3, 0.9, 1.1)])
+    },
+    "transposed": {
+        "plan": making.plans() | {"transpose_forward": [1, 2, 0], "transpose_backward": [2, 0, 1]}
+    },
     "regions": {
-        "data": making.dataset({"background": 0, "all": [1, 2], "some": [2]}, regions_class_order=[1, 2]),
+        "data": making.dataset(
+            {"background": 0, "all": [1, 2], "some": [2]}, regions_class_order=[1, 2]
+        ),
     },
 }
 
@@ -92,23 +104,40 @@ def test_the_result_lies_as_the_scan_does_and_turning_it_changes_nothing_for_ras
 
 
 def test_what_was_taken_is_said(tmp_path):
-    folder = making.write_model(tmp_path / "model", folds=("0", "3"), saved={"inference_allowed_mirroring_axes": (0,)})
+    folder = making.write_model(
+        tmp_path / "model", folds=("0", "3"), saved={"inference_allowed_mirroring_axes": (0,)}
+    )
     scan = read(write_scan(tmp_path / "scan.nii.gz"))
     told: list[str] = []
     segment(scan, load_models([str(folder)]), EXACT, announce=lambda made: told.extend(made.taken))
-    for word in ("nnUNetTrainer", "nnUNetPlans", "3d_fullres", "folds 0, 3", "checkpoint_final", "mirrored", "stored"):
+    for word in (
+        "nnUNetTrainer",
+        "nnUNetPlans",
+        "3d_fullres",
+        "folds 0, 3",
+        "checkpoint_final",
+        "mirrored",
+        "stored",
+    ):
         assert any(word in fact for fact in told), word
     told.clear()
     settings = Settings(orientation="RAS")
-    segment(scan, load_models([str(folder)]), settings, announce=lambda made: told.extend(made.taken))
+    segment(
+        scan, load_models([str(folder)]), settings, announce=lambda made: told.extend(made.taken)
+    )
     assert any("--tta" in fact and "2 times" in fact for fact in told)
     assert "scan turned to RAS" in told
 
 
 def test_a_cascade_runs_both_stages_and_misses_a_first_one_by_name(tmp_path):
     plan = making.plans()
-    plan["configurations"]["3d_lowres"] = plan["configurations"]["3d_fullres"] | {"spacing": [2.0, 2.0, 2.0]}
-    plan["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    plan["configurations"]["3d_lowres"] = plan["configurations"]["3d_fullres"] | {
+        "spacing": [2.0, 2.0, 2.0]
+    }
+    plan["configurations"]["3d_cascade_fullres"] = {
+        "inherits_from": "3d_fullres",
+        "previous_stage": "3d_lowres",
+    }
     top = tmp_path / "Dataset900_Made"
     cascade = making.write_model(
         top / "nnUNetTrainer__nnUNetPlans__3d_cascade_fullres",
@@ -120,7 +149,9 @@ def test_a_cascade_runs_both_stages_and_misses_a_first_one_by_name(tmp_path):
     with pytest.raises(BadModel, match="nnUNetTrainer__nnUNetPlans__3d_lowres"):
         found(cascade, scan)
     making.write_model(
-        top / "nnUNetTrainer__nnUNetPlans__3d_lowres", plan=plan, saved={"init_args": {"configuration": "3d_lowres"}}
+        top / "nnUNetTrainer__nnUNetPlans__3d_lowres",
+        plan=plan,
+        saved={"init_args": {"configuration": "3d_lowres"}},
     )
     result = segment(read(scan), load_models([str(cascade)]), EXACT)
     assert "first stage" in result.seconds
@@ -152,7 +183,9 @@ def test_only_what_is_asked_for_is_run_and_kept(tmp_path):
     models = load_models([str(root)])
     ran: list[str] = []
     values = labels_named(models, ["Kidney left"])
-    result = segment(scan, models, Settings(roi=values), announce=lambda made: ran.append(made.model))
+    result = segment(
+        scan, models, Settings(roi=values), announce=lambda made: ran.append(made.model)
+    )
     assert len(ran) == 1
     assert result.table.names == {3: "kidney_left"}
     assert set(np.unique(result.labels.data)) <= {0, 3}
@@ -162,7 +195,10 @@ def test_only_what_is_asked_for_is_run_and_kept(tmp_path):
 
 
 def test_probabilities_and_uncertainty_come_on_the_scans_grid(tmp_path):
-    folder, scan = making.write_model(tmp_path / "model"), read(write_scan(tmp_path / "scan.nii.gz"))
+    folder, scan = (
+        making.write_model(tmp_path / "model"),
+        read(write_scan(tmp_path / "scan.nii.gz")),
+    )
     for exact in (True, False):
         settings = Settings(exact=exact, probabilities=(1, 2), uncertainty=True)
         result = segment(scan, load_models([str(folder)]), settings)
@@ -182,14 +218,21 @@ def test_probabilities_and_uncertainty_come_on_the_scans_grid(tmp_path):
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(tmp_path, changes, word):
-    folder, scan = making.write_model(tmp_path / "model"), read(write_scan(tmp_path / "scan.nii.gz"))
+    folder, scan = (
+        making.write_model(tmp_path / "model"),
+        read(write_scan(tmp_path / "scan.nii.gz")),
+    )
     with pytest.raises(BadConfig, match=word):
         segment(scan, load_models([str(folder)]), Settings(exact=True, **changes))
 
 
 def test_a_wrong_number_of_scans_names_the_channels(tmp_path):
-    plan = making.plans(normalization_schemes=["NoNormalization"] * 2, use_mask_for_norm=[False] * 2)
-    folder = making.write_model(tmp_path / "model", plan=plan, data=making.dataset(channels=("T1", "FLAIR")))
+    plan = making.plans(
+        normalization_schemes=["NoNormalization"] * 2, use_mask_for_norm=[False] * 2
+    )
+    folder = making.write_model(
+        tmp_path / "model", plan=plan, data=making.dataset(channels=("T1", "FLAIR"))
+    )
     with pytest.raises(BadConfig, match="T1, FLAIR"):
         segment(read(write_scan(tmp_path / "scan.nii.gz")), load_models([str(folder)]), EXACT)
 
@@ -242,14 +285,19 @@ def test_every_voxel_is_nnunets_own_exactly_and_nearly_all_by_default(shared_dat
         assert (exact != want).sum() <= want.size // 50_000
         if place == "refuse":  # random weights
             continue
-        default = np.asarray(segment(volumes, models, Settings(**({"tta": mirrored} | settings))).labels.data)
+        default = np.asarray(
+            segment(volumes, models, Settings(**({"tta": mirrored} | settings))).labels.data
+        )
         assert (default != want).mean() <= 1e-4
         assert min(dices(default, want)) >= 0.995
 
 
 def dices(one: np.ndarray, other: np.ndarray) -> list[float]:
     values = [value for value in np.unique(other) if value]
-    return [float(2 * ((one == v) & (other == v)).sum() / ((one == v).sum() + (other == v).sum())) for v in values]
+    return [
+        float(2 * ((one == v) & (other == v)).sum() / ((one == v).sum() + (other == v).sum()))
+        for v in values
+    ]
 
 
 @pytest.mark.parametrize("kind", ["plain", "mirrored"])
@@ -277,7 +325,9 @@ def test_what_must_be_refused_is_refused_in_one_sentence(shared_data, tmp_path, 
     root = shared_data / "interop_nnunet" / "refuse"
     monkeypatch.chdir(tmp_path)
     good = {"good", "scans", "expected", "unknown_trainer_same_network"}
-    names = sorted(entry.name for entry in root.iterdir() if entry.name not in good and entry.suffix != ".md")
+    names = sorted(
+        entry.name for entry in root.iterdir() if entry.name not in good and entry.suffix != ".md"
+    )
     assert len(names) >= 15
     for name in names:
         with pytest.raises(BadModel) as caught:
@@ -294,7 +344,9 @@ def test_a_volume_made_in_memory_is_taken_as_it_is_stored(tmp_path):
     folder = making.write_model(tmp_path / "model")
     scan = read(write_scan(tmp_path / "scan.nii.gz"))
     bare = Volume(scan.data, scan.affine)
-    first, second = (segment(one, load_models([str(folder)]), EXACT).labels.data for one in (scan, bare))
+    first, second = (
+        segment(one, load_models([str(folder)]), EXACT).labels.data for one in (scan, bare)
+    )
     assert (first != second).mean() < 1e-3
 
 

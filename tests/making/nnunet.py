@@ -32,7 +32,9 @@ PLAIN: dict[str, Any] = {
     "nonlin_kwargs": {"inplace": True},
 }
 #: A residual one whose last stage keeps the number of features: its shortcut is pooling alone.
-RESIDUAL: dict[str, Any] = {key: value for key, value in PLAIN.items() if key != "n_conv_per_stage"} | {
+RESIDUAL: dict[str, Any] = {
+    key: value for key, value in PLAIN.items() if key != "n_conv_per_stage"
+} | {
     "n_stages": 3,
     "features_per_stage": [4, 6, 6],
     "kernel_sizes": [[3, 3, 3]] * 3,
@@ -64,8 +66,18 @@ def plans(arguments: Mapping[str, Any] = PLAIN, **changes: Any) -> dict[str, Any
         "resampling_fn_data": "resample_data_or_seg_to_shape",
         "resampling_fn_seg": "resample_data_or_seg_to_shape",
         "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None},
-        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None},
+        "resampling_fn_data_kwargs": {
+            "is_seg": False,
+            "order": 3,
+            "order_z": 0,
+            "force_separate_z": None,
+        },
+        "resampling_fn_seg_kwargs": {
+            "is_seg": True,
+            "order": 1,
+            "order_z": 0,
+            "force_separate_z": None,
+        },
         "resampling_fn_probabilities_kwargs": {"order": 1, "order_z": 0, "force_separate_z": None},
         "architecture": {
             "network_class_name": f"dynamic_network_architectures.architectures.unet.{kind}",
@@ -86,7 +98,9 @@ def plans(arguments: Mapping[str, Any] = PLAIN, **changes: Any) -> dict[str, Any
     }
 
 
-def dataset(labels: Mapping[str, Any] | None = None, channels: Sequence[str] = ("T1",), **more: Any) -> dict[str, Any]:
+def dataset(
+    labels: Mapping[str, Any] | None = None, channels: Sequence[str] = ("T1",), **more: Any
+) -> dict[str, Any]:
     """A dataset.json."""
     names = {str(number): name for number, name in enumerate(channels)}
     return {
@@ -97,7 +111,9 @@ def dataset(labels: Mapping[str, Any] | None = None, channels: Sequence[str] = (
     } | more
 
 
-def weights(arguments: Mapping[str, Any], channels: int, outputs: int, seed: int = 0) -> dict[str, Tensor]:
+def weights(
+    arguments: Mapping[str, Any], channels: int, outputs: int, seed: int = 0
+) -> dict[str, Tensor]:
     """Random weights under nnU-Net's names, with the copies that its checkpoints hold."""
     random = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
@@ -133,14 +149,25 @@ def weights(arguments: Mapping[str, Any], channels: int, outputs: int, seed: int
                 unit(f"{at}.conv2", features[i], features[i], kernels[i])
                 if inputs != features[i]:
                     strided = j == 0 and any(step != 1 for step in strides[i])
-                    unit(f"{at}.skip.{int(strided)}", inputs, features[i], [1] * len(kernels[i]), bias=False)
+                    unit(
+                        f"{at}.skip.{int(strided)}",
+                        inputs,
+                        features[i],
+                        [1] * len(kernels[i]),
+                        bias=False,
+                    )
             inputs = features[i]
     for d in range(stages - 1):
         below, here = features[-(d + 1)], features[-(d + 2)]
         state[f"decoder.transpconvs.{d}.weight"] = draw(below, here, *strides[-(d + 1)])
         state[f"decoder.transpconvs.{d}.bias"] = 0.1 * torch.randn(here, generator=random)
         for j in range(arguments["n_conv_per_stage_decoder"][d]):
-            unit(f"decoder.stages.{d}.convs.{j}", 2 * here if j == 0 else here, here, kernels[-(d + 2)])
+            unit(
+                f"decoder.stages.{d}.convs.{j}",
+                2 * here if j == 0 else here,
+                here,
+                kernels[-(d + 2)],
+            )
         ones = [1] * len(kernels[0])
         state[f"decoder.seg_layers.{d}.weight"] = 2 * draw(outputs, here, *ones)
         state[f"decoder.seg_layers.{d}.bias"] = 0.1 * torch.randn(outputs, generator=random)
@@ -148,11 +175,16 @@ def weights(arguments: Mapping[str, Any], channels: int, outputs: int, seed: int
     return state
 
 
-def checkpoint(state: Mapping[str, Any], configuration: str = "3d_fullres", **changes: Any) -> dict[str, Any]:
+def checkpoint(
+    state: Mapping[str, Any], configuration: str = "3d_fullres", **changes: Any
+) -> dict[str, Any]:
     """What nnU-Net saves, with numpy's numbers among what was logged."""
     return {
         "network_weights": dict(state),
-        "optimizer_state": {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": [{"lr": 0.01}]},
+        "optimizer_state": {
+            "state": {0: {"momentum_buffer": torch.zeros(3)}},
+            "param_groups": [{"lr": 0.01}],
+        },
         "grad_scaler_state": None,
         "logging": {"ema_fg_dice": [np.float64(0.5), np.float32(0.25)], "epochs": [np.int64(3)]},
         "_best_ema": np.float64(0.5),
@@ -178,7 +210,9 @@ def write_model(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plans.json").write_text(json.dumps(plan))
     (folder / "dataset.json").write_text(json.dumps(data))
-    configuration = (saved or {}).get("init_args", {}).get("configuration") or next(iter(plan["configurations"]))
+    configuration = (saved or {}).get("init_args", {}).get("configuration") or next(
+        iter(plan["configurations"])
+    )
     raw = plan["configurations"][configuration]
     while "architecture" not in raw and "inherits_from" in raw:
         raw = plan["configurations"][raw["inherits_from"]]

@@ -20,10 +20,9 @@ def test_names_with_and_without_a_side_are_known():
 
 def test_every_code_is_one_of_dicoms_with_its_meaning():
     concepts = pytest.importorskip("pydicom.sr._concepts_dict").concepts["SCT"]
-    known = {code: meaning for entry in concepts.values() for code, (meaning, _) in entry.items()}
+    known = {(code, meaning) for entry in concepts.values() for code, (meaning, _) in entry.items()}
     assert len(CODES) > 60
-    for code, meaning in CODES.values():
-        assert known[code] == meaning
+    assert set(CODES.values()) <= known
 
 
 def test_a_table_keeps_names_it_does_not_know():

@@ -16,6 +16,8 @@ from medseg.inference import Settings, segment
 from medseg.models import is_model, list_models, load_models, write_models
 from medseg.volume import Volume
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def scan() -> Volume:
     data = np.random.default_rng(1).normal(100, 30, (24, 20, 22)).astype(np.float32)
@@ -28,9 +30,16 @@ def labels(path: Path) -> np.ndarray:
 
 def models_to_convert(folder: Path) -> dict[str, Path]:
     plan = making.plans()
-    plan["configurations"]["3d_lowres"] = plan["configurations"]["3d_fullres"] | {"spacing": [2.0, 2.0, 2.0]}
-    plan["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
-    stages = {name: f"nnUNetTrainer__nnUNetPlans__{name}" for name in ("3d_lowres", "3d_cascade_fullres")}
+    plan["configurations"]["3d_lowres"] = plan["configurations"]["3d_fullres"] | {
+        "spacing": [2.0, 2.0, 2.0]
+    }
+    plan["configurations"]["3d_cascade_fullres"] = {
+        "inherits_from": "3d_fullres",
+        "previous_stage": "3d_lowres",
+    }
+    stages = {
+        name: f"nnUNetTrainer__nnUNetPlans__{name}" for name in ("3d_lowres", "3d_cascade_fullres")
+    }
     for name, place in stages.items():
         making.write_model(
             folder / "cascade" / place,
@@ -39,7 +48,9 @@ def models_to_convert(folder: Path) -> dict[str, Path]:
             previous=2 if "cascade" in name else 0,
         )
     for n in (1, 2):
-        making.write_model(folder / "set" / f"Dataset29{n}_T_part{n}_x" / "nnUNetTrainer__nnUNetPlans__3d_fullres")
+        making.write_model(
+            folder / "set" / f"Dataset29{n}_T_part{n}_x" / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+        )
     return {
         "one": making.write_model(folder / "one"),
         "folds": making.write_model(folder / "folds", folds=("0", "2")),
@@ -54,7 +65,11 @@ def test_a_converted_model_gives_the_same_labels_to_the_voxel(tmp_path):
         target = tmp_path / "out" / name
         write_models(load_models([str(path)]), target)
         assert is_model(target)
-        assert not [file for file in target.rglob("*") if file.suffix not in ("", ".json", ".safetensors", ".csv")]
+        assert not [
+            file
+            for file in target.rglob("*")
+            if file.suffix not in ("", ".json", ".safetensors", ".csv")
+        ]
         np.testing.assert_array_equal(labels(target), labels(path), err_msg=name)
 
 
@@ -73,7 +88,12 @@ def test_a_damaged_set_is_refused(tmp_path):
     write_models(load_models([str(path)]), tmp_path / "out")
     file = tmp_path / "out" / "set.json"
     good = json.loads(file.read_text())
-    for change in ({"models": ["../in"]}, {"labels": [{}]}, {"labels": [{"1": 99}, {"1": 3}]}, {"models": 3}):
+    for change in (
+        {"models": ["../in"]},
+        {"labels": [{}]},
+        {"labels": [{"1": 99}, {"1": 3}]},
+        {"models": 3},
+    ):
         file.write_text(json.dumps(good | change))
         with pytest.raises(BadModel, match=r"set\.json"):
             load_models([str(tmp_path / "out")])
@@ -92,6 +112,8 @@ def test_the_command_line_converts_describes_and_lists(tmp_path):
     assert said["models"][0]["labels"] == {"1": "liver", "2": "spleen"}
     rows = json.loads(run.invoke(app, ["models", str(tmp_path / "models"), "--json"]).stdout)
     assert {row["path"] for row in rows} == {"mine", "own", "broken"}
-    assert next(row for row in rows if row["path"] == "broken")["about"].startswith("cannot be used")
+    assert next(row for row in rows if row["path"] == "broken")["about"].startswith(
+        "cannot be used"
+    )
     with pytest.raises(BadModel, match="no model"):
         list_models(model / "fold_0")

@@ -11,10 +11,18 @@ import pytest
 
 from making import nnunet as making
 from medseg.errors import BadModel
-from medseg.models.nnunet_plans import Configuration, Outputs, configuration, read_outputs, read_plans
+from medseg.models.nnunet_plans import (
+    Configuration,
+    Outputs,
+    configuration,
+    read_outputs,
+    read_plans,
+)
 
 
-def planned(folder: Path, plan: dict[str, Any], name: str = "3d_fullres", channels: int = 1) -> Configuration:
+def planned(
+    folder: Path, plan: dict[str, Any], name: str = "3d_fullres", channels: int = 1
+) -> Configuration:
     (folder / "plans.json").write_text(json.dumps(plan))
     return configuration(read_plans(folder / "plans.json"), name, channels)
 
@@ -38,7 +46,12 @@ def test_old_and_new_plans_of_one_network_are_read_alike(tmp_path):
 
 
 def test_one_number_stands_for_every_stage_and_axis(tmp_path):
-    short = making.PLAIN | {"kernel_sizes": 3, "strides": [1, 2], "n_conv_per_stage": 2, "n_conv_per_stage_decoder": 2}
+    short = making.PLAIN | {
+        "kernel_sizes": 3,
+        "strides": [1, 2],
+        "n_conv_per_stage": 2,
+        "n_conv_per_stage_decoder": 2,
+    }
     assert planned(tmp_path, making.plans() | _with(short)) == planned(tmp_path, making.plans())
 
 
@@ -69,7 +82,9 @@ def test_a_configuration_inherits_and_its_own_keys_win(tmp_path):
 def test_what_a_plan_leaves_out_is_nnunets_default(tmp_path):
     plan = making.plans()
     raw = plan["configurations"]["3d_fullres"]
-    for key in [key for key in raw if key.startswith("resampling_fn") or key == "preprocessor_name"]:
+    for key in [
+        key for key in raw if key.startswith("resampling_fn") or key == "preprocessor_name"
+    ]:
         del raw[key]
     found = planned(tmp_path, plan)
     assert [found.image.order, found.labels.order, found.logits.order] == [3, 1, 1]
@@ -79,7 +94,9 @@ def test_what_a_plan_leaves_out_is_nnunets_default(tmp_path):
 
 def test_older_names_of_the_intensities_are_known(tmp_path):
     plan = making.plans(normalization_schemes=["CTNormalization"])
-    plan["foreground_intensity_properties_by_modality"] = plan.pop("foreground_intensity_properties_per_channel")
+    plan["foreground_intensity_properties_by_modality"] = plan.pop(
+        "foreground_intensity_properties_per_channel"
+    )
     channel = planned(tmp_path, plan).channels[0]
     assert (channel.low, channel.high, channel.mean, channel.sd) == (-50.0, 250.0, 80.0, 40.0)
 
@@ -89,11 +106,15 @@ def _configuration(**changes: Any) -> Callable[[dict[str, Any]], None]:
 
 
 def _arguments(**changes: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda plan: plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"].update(changes)
+    return lambda plan: plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"].update(
+        changes
+    )
 
 
 def _network(name: str) -> Callable[[dict[str, Any]], None]:
-    return lambda plan: plan["configurations"]["3d_fullres"]["architecture"].update(network_class_name=name)
+    return lambda plan: plan["configurations"]["3d_fullres"]["architecture"].update(
+        network_class_name=name
+    )
 
 
 REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
@@ -112,7 +133,10 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a million features": (_arguments(features_per_stage=[10**6, 6]), "features_per_stage"),
     "preprocessor": (_configuration(preprocessor_name="ResampleLater"), "ResampleLater"),
     "normalisation": (_configuration(normalization_schemes=["Histogram"]), "Histogram"),
-    "two normalisations": (_configuration(normalization_schemes=["NoNormalization"] * 2), "2 channels"),
+    "two normalisations": (
+        _configuration(normalization_schemes=["NoNormalization"] * 2),
+        "2 channels",
+    ),
     "resampling": (_configuration(resampling_fn_probabilities="lanczos"), "lanczos"),
     "order": (_configuration(resampling_fn_data_kwargs={"order": 9}), "resamples data"),
     "patch": (_configuration(patch_size=[16, 12, 0]), "patch_size"),
@@ -120,7 +144,10 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "spacing": (_configuration(spacing=[1.0, 1.0, float("nan")]), "spacing"),
     "circle": (_configuration(inherits_from="3d_fullres"), "inherits from itself"),
     "unknown parent": (_configuration(inherits_from="3d_midres"), "3d_midres"),
-    "photographs": (lambda plan: plan.update(image_reader_writer="NaturalImage2DIO"), "NaturalImage2DIO"),
+    "photographs": (
+        lambda plan: plan.update(image_reader_writer="NaturalImage2DIO"),
+        "NaturalImage2DIO",
+    ),
     "tiff": (lambda plan: plan.update(image_reader_writer="Tiff3DIO"), "Tiff3DIO"),
     "label manager": (lambda plan: plan.update(label_manager="MyLabels"), "MyLabels"),
     "axes": (lambda plan: plan.update(transpose_forward=[0, 0, 1]), "transpose_forward"),
@@ -142,7 +169,11 @@ def test_a_plan_that_medseg_does_not_know_is_refused_by_name(tmp_path, case):
 
 def test_a_longer_circle_ends_at_once(tmp_path):
     plan = making.plans()
-    plan["configurations"] |= {"a": {"inherits_from": "b"}, "b": {"inherits_from": "c"}, "c": {"inherits_from": "a"}}
+    plan["configurations"] |= {
+        "a": {"inherits_from": "b"},
+        "b": {"inherits_from": "c"},
+        "c": {"inherits_from": "a"},
+    }
     with pytest.raises(BadModel, match="inherits from itself"):
         planned(tmp_path, plan, "a")
 
@@ -158,7 +189,9 @@ def test_files_that_are_no_plans_are_refused(tmp_path, content):
 
 
 def test_labels_in_their_usual_form(tmp_path):
-    found = outputs(tmp_path, making.dataset({"background": 0, "spleen": 2, "liver": 1, "ignore": 3}))
+    found = outputs(
+        tmp_path, making.dataset({"background": 0, "spleen": 2, "liver": 1, "ignore": 3})
+    )
     assert found.values == (0, 1, 2)
     assert found.names == {1: "liver", 2: "spleen"}
     assert found.foreground == (1, 2)
@@ -194,7 +227,10 @@ def test_regions_are_laid_over_each_other_in_their_order(tmp_path):
         (making.dataset({"background": 0, "a": -1}), "-1"),
         (making.dataset({"background": 0, "a": 1.5}), "1.5"),
         (making.dataset({"background": 0, "all": [1, 2], "some": [2]}), "regions_class_order"),
-        (making.dataset({"background": 0, "all": [1, 2], "b": [2]}, regions_class_order=[1, 1]), "twice"),
+        (
+            making.dataset({"background": 0, "all": [1, 2], "b": [2]}, regions_class_order=[1, 1]),
+            "twice",
+        ),
         (making.dataset() | {"channel_names": {"0": "T1", "2": "T2"}}, "channels"),
         (making.dataset() | {"channel_names": {}}, "channels"),
         (making.dataset() | {"labels": []}, "labels"),
