@@ -1,8 +1,9 @@
-"""A model computed to the last bit as nnU-Net computes it: sums and logits in half precision, plain convolutions.
+"""A model computed to the last bit as nnU-Net computes it: sums and logits in half precision, plain
+convolutions.
 
-It runs in the one engine: `HalfSums` takes the place of the sums of `window`, `HalfPainter` that of the painter. What
-is done in float32 and what is rounded to half precision, and when, is nnU-Net 2.8's (`predict_from_raw_data`,
-`sliding_window_prediction`, `export_prediction`).
+It runs in the one engine: `HalfSums` takes the place of the sums of `window`, `HalfPainter` that of
+the painter. What is done in float32 and what is rounded to half precision, and when, is nnU-Net
+2.8's (`predict_from_raw_data`, `sliding_window_prediction`, `export_prediction`).
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ _UNSURE = 65535
 
 
 def half_weights(patch: Sequence[int]) -> Tensor:
-    """Weights of a window (A, B, C) as nnU-Net rounds them to half precision: neither symmetric nor separable.
+    """Weights of a window (A, B, C) as nnU-Net rounds them to half precision: neither symmetric nor
+    separable.
 
-    A unit impulse at half the patch, filtered by a Gaussian of an eighth of it, scaled to 10; what rounds to 0 becomes
-    the smallest of the others. A patch of one plane is a flat one.
+    A unit impulse at half the patch, filtered by a Gaussian of an eighth of it, scaled to 10; what
+    rounds to 0 becomes the smallest of the others. A patch of one plane is a flat one.
     """
     from scipy import ndimage
 
@@ -44,10 +46,12 @@ def half_weights(patch: Sequence[int]) -> Tensor:
 
 
 class HalfSums:
-    """Weighted sums in half precision of a row of windows (F, X, Y, Z), and of the weights; each addition is rounded.
+    """Weighted sums in half precision of a row of windows (F, X, Y, Z), and of the weights; each
+    addition is rounded.
 
-    The next row goes on from what this one left, so that every voxel is added to in nnU-Net's order. folds: so many
-    networks' logits lie side by side; each is divided by the weights and rounded, then they are averaged.
+    The next row goes on from what this one left, so that every voxel is added to in nnU-Net's
+    order. folds: so many networks' logits lie side by side; each is divided by the weights and
+    rounded, then they are averaged.
     """
 
     def __init__(self, windows: Windows, columns: Sequence[int], features: int, folds: int) -> None:
@@ -59,7 +63,8 @@ class HalfSums:
         self._at, self._folds = 0, folds
 
     def add(self, features: Tensor, weights: Sequence[NDArray[np.float32]], z: int) -> None:
-        """Add one window (F, X, Y, Z) at depth z of the current column; the weights are this class's own."""
+        """Add one window (F, X, Y, Z) at depth z of the current column; the weights are this
+        class's own."""
         _, across, up = self._weights.shape
         place = (slice(None), slice(self._at, self._at + across), slice(z, z + up))
         self._sums[(slice(None), *place)] += features.to("cpu", torch.float32) * self._weights
@@ -68,7 +73,8 @@ class HalfSums:
     def finish(
         self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]
     ) -> NDArray[np.float32]:
-        """The means (X, Y, Z, K) of the next `finished` planes of the row, those from `first` on."""
+        """The means (X, Y, Z, K) of the next `finished` planes of the row, those from `first`
+        on."""
         along, across, up = (len(scale) for scale in scales)
         start = self._at + first
         place = (slice(0, along), slice(start, start + across), slice(0, up))
@@ -97,10 +103,12 @@ class HalfSums:
 
 
 class HalfPainter(Painter):
-    """Labels of logits that are interpolated in float64, one by one, and rounded before they are compared."""
+    """Labels of logits that are interpolated in float64, one by one, and rounded before they are
+    compared."""
 
     def __init__(self, *arguments: Any, halved: bool = True, **options: Any) -> None:
-        """As `Painter`, without a head, and between parallel grids. halved: rounded to half precision."""
+        """As `Painter`, without a head, and between parallel grids. halved: rounded to half
+        precision."""
         super().__init__(*arguments, **options)
         self._halved = halved
 

@@ -1,8 +1,10 @@
-"""How the array a foreign model sees lies in a scan, and what leads from its logits back to the scan.
+"""How the array a foreign model sees lies in a scan, and what leads from its logits back to the
+scan.
 
-nnU-Net (Isensee et al. 2021; nnunetv2 2.8.1, `DefaultPreprocessor`) turns a scan to an orientation or leaves it as it
-is stored, changes the order of its axes, crops it to what is not 0, scales intensities, and only then resamples. Names
-in a model's recipe stand for the functions of the dicts here, so that other programs' ways are data, too.
+nnU-Net (Isensee et al. 2021; nnunetv2 2.8.1, `DefaultPreprocessor`) turns a scan to an orientation
+or leaves it as it is stored, changes the order of its axes, crops it to what is not 0, scales
+intensities, and only then resamples. Names in a model's recipe stand for the functions of the dicts
+here, so that other programs' ways are data, too.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ Shape: TypeAlias = tuple[int, int, int]
 class Frame:
     """Where a network's array lies; numbers run along the network's axes but for `axes`.
 
-    turned: the first scan as it is turned. axes: the axis of the turned scan along each of the network's.
-    box: what is kept of the scan. shape: of the network's array, before it is padded.
+    turned: the first scan as it is turned. axes: the axis of the turned scan along each of the
+    network's. box: what is kept of the scan. shape: of the network's array, before it is padded.
     """
 
     scan: Volume
@@ -74,14 +76,16 @@ class Frame:
         return reorient(Volume(whole, self.turned.affine), self.scan.orientation).data
 
     def seen(self, volume: Volume) -> NDArray:
-        """A volume on the scan's grid, turned, its axes in the network's order, and cropped (a view)."""
+        """A volume on the scan's grid, turned, its axes in the network's order, and cropped (a
+        view)."""
         turned = reorient(volume, self.turned.orientation).data
         return turned.transpose(self.axes)[self.box]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Painted:
-    """The grid on which a painter paints; places: what `Frame.back` takes along each axis, None: all as it is."""
+    """The grid on which a painter paints; places: what `Frame.back` takes along each axis, None:
+    all as it is."""
 
     shape: Shape
     to_model: NDArray[np.float64]
@@ -89,7 +93,8 @@ class Painted:
 
 
 def orientation_for(recipe: Recipe, asked: str = "auto", *, dicom: bool) -> str:
-    """To what a scan is turned: 'stored' for as it is. DICOM has no stored order of its own; LPS is what most make."""
+    """To what a scan is turned: 'stored' for as it is. DICOM has no stored order of its own; LPS is
+    what most make."""
     if asked != "auto":
         return asked
     if recipe.orientation != "auto":
@@ -124,7 +129,8 @@ def lay_frame(volumes: Sequence[Volume], recipe: Recipe, orientation: str) -> Fr
 
 
 def _nonzero(arrays: Sequence[NDArray]) -> Box:
-    """The box around what is not 0 in any channel; everything where all is 0. Holes change nothing about it."""
+    """The box around what is not 0 in any channel; everything where all is 0. Holes change nothing
+    about it."""
     box = []
     for axis in range(3):
         others = tuple({0, 1, 2} - {axis})
@@ -225,7 +231,8 @@ def _keep(
     """Leave the intensities as they are."""
 
 
-#: Name in a recipe -> what scales one channel (A, B, C) in place; mask: where mean and deviation are taken.
+#: Name in a recipe -> what scales one channel (A, B, C) in place; mask: where mean and deviation
+#: are taken.
 SCALES: dict[str, Callable[[NDArray[np.float32], ChannelScale, NDArray[np.bool_] | None], None]] = {
     "fixed": _scale_fixed,
     "zscore": _scale_zscore,
@@ -238,7 +245,8 @@ SCALES: dict[str, Callable[[NDArray[np.float32], ChannelScale, NDArray[np.bool_]
 def one_hot(
     labels: Volume, values: Sequence[int], recipe: Recipe, frame: Frame, mask: NDArray[np.bool_]
 ) -> NDArray:
-    """The channels (N, A, B, C) of 0 and 1 that a first stage's labels make for the second (section 7)."""
+    """The channels (N, A, B, C) of 0 and 1 that a first stage's labels make for the second (section
+    7)."""
     seen = frame.seen(labels).astype(np.float32)
     seen[(seen == 0) & ~mask] = -1
     on_grid = regrid(

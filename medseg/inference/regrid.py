@@ -1,7 +1,9 @@
-"""Arrays on finer and coarser grids of the same extent, by the rules of scikit-image and PyTorch, which nnU-Net uses.
+"""Arrays on finer and coarser grids of the same extent, by the rules of scikit-image and PyTorch,
+which nnU-Net uses.
 
-Voxels are cells: output o lies at (o + 0.5) * old / new - 0.5 of the input. With `exact` splines are computed in
-float64 by scipy, as scikit-image's `resize` does; otherwise in float32 on all threads, equal to about six digits.
+Voxels are cells: output o lies at (o + 0.5) * old / new - 0.5 of the input. With `exact` splines
+are computed in float64 by scipy, as scikit-image's `resize` does; otherwise in float32 on all
+threads, equal to about six digits.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ def separate_axis(
 ) -> int | None:
     """The axis along which planes are resampled on their own, if there is one.
 
-    The first of the two spacings (mm) whose largest is more than 3 times its smallest decides; if two axes share the
-    largest, none is separate. `separate` true: the current spacing decides; false: none.
+    The first of the two spacings (mm) whose largest is more than 3 times its smallest decides; if
+    two axes share the largest, none is separate. `separate` true: the current spacing decides;
+    false: none.
     """
     if separate is False:
         return None
@@ -53,9 +56,11 @@ def regrid(
     exact: bool,
     labels: bool = False,
 ) -> NDArray[np.float32]:
-    """`data` (A, B, C) float32 on a grid of `shape`; current, new: spacings in mm. The same array if nothing changes.
+    """`data` (A, B, C) float32 on a grid of `shape`; current, new: spacings in mm. The same array
+    if nothing changes.
 
-    labels: each value present is interpolated on its own and the highest wins; of equal ones the nearest voxel's.
+    labels: each value present is interpolated on its own and the highest wins; of equal ones the
+    nearest voxel's.
     """
     shape = tuple(int(n) for n in shape)
     if data.shape == shape or resampling.scheme == "none":
@@ -151,7 +156,8 @@ def _labels(data: NDArray, shape: Sequence[int], order: int) -> NDArray[np.float
 def _linear(
     data: NDArray, shape: Sequence[int], axis: int | None, *, labels: bool
 ) -> NDArray[np.float32]:
-    """PyTorch's `interpolate` in float32: trilinear, or bilinear planes and then the nearest one."""
+    """PyTorch's `interpolate` in float32: trilinear, or bilinear planes and then the nearest
+    one."""
     if labels:
         values = np.unique(data)
         scores = [

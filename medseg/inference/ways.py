@@ -1,4 +1,5 @@
-"""What a network sees of a scan, and the way of its answers back: medseg's own grids, and the frames of foreign models.
+"""What a network sees of a scan, and the way of its answers back: medseg's own grids, and the
+frames of foreign models.
 
 A `Way` is all that the engine (`segmentation`) asks; it does not know whose model it runs.
 """
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from medseg.inference.window import Block, MakeSums
     from medseg.models import Checkpoint, ModelSpec
 
-#: A plane of the model's input belongs to the content if any of its voxels is brighter than this share.
+#: A plane of the model's input belongs to the content if any of its voxels is brighter than this
+#: share.
 CONTENT_ABOVE = 0.1
 #: Voxels kept around the content.
 CONTENT_MARGIN = 6
@@ -37,8 +39,9 @@ NEVER = -1e4
 class Way:
     """image: (C, X, Y, Z) over which windows are laid; after that it may be dropped.
 
-    low, size: what of it is the scan's, where it was padded. layout, weighting: names of `window`. painter: what paints
-    a predictor's answers. back: what was painted, (X, Y, Z) to the scan's own grid (I, J, K).
+    low, size: what of it is the scan's, where it was padded. layout, weighting: names of `window`.
+    painter: what paints a predictor's answers. back: what was painted, (X, Y, Z) to the scan's own
+    grid (I, J, K).
     """
 
     image: torch.Tensor
@@ -72,10 +75,11 @@ class Way:
 
 
 def content_box(image: torch.Tensor) -> tuple[slice, slice, slice]:
-    """The part of a model input (C, X, Y, Z) that is more than air, with a margin; all of it if there is only air.
+    """The part of a model input (C, X, Y, Z) that is more than air, with a margin; all of it if
+    there is only air.
 
-    Windows are laid over this part, so that air around a head, however much of it a scan has, changes nothing: instance
-    norm would otherwise see another mean with every margin.
+    Windows are laid over this part, so that air around a head, however much of it a scan has,
+    changes nothing: instance norm would otherwise see another mean with every margin.
     """
     filled = image[0] > CONTENT_ABOVE
     for channel in image[1:]:
@@ -117,7 +121,8 @@ def _own_painter(
     grid: ModelGrid,
     box: tuple[slice, slice, slice],
 ) -> Painter:
-    """A painter of what the model says inside the content box; the rest of the scan is background."""
+    """A painter of what the model says inside the content box; the rest of the scan is
+    background."""
     import torch
 
     from medseg.inference.painter import Painter
@@ -164,7 +169,8 @@ def foreign_way(
     half: bool,
     previous: Volume | None,
 ) -> Way:
-    """The way of a model with a recipe; previous: the labels of its first stage, on the scan's grid.
+    """The way of a model with a recipe; previous: the labels of its first stage, on the scan's
+    grid.
 
     half: sums and logits in half precision.
     """
@@ -235,7 +241,8 @@ def _frame_painter(
     if half:
         from medseg.inference.exact import HalfPainter
 
-        # PyTorch's resampling leaves logits in float32; scikit-image's are stored as half precision.
+        # PyTorch's resampling leaves logits in float32; scikit-image's are stored as half
+        # precision.
         halved = frame.logits.scheme != "linear"
         return HalfPainter(
             painted.shape, painted.to_model, frame.shape, spec.classes, halved=halved, **shared

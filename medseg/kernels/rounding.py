@@ -1,4 +1,5 @@
-"""The compiled loop of `exact`: logits in half precision interpolated as scipy does it, rounded, and compared.
+"""The compiled loop of `exact`: logits in half precision interpolated as scipy does it, rounded,
+and compared.
 
 Imported where used: numba takes longer to load than a small scan to segment.
 """
@@ -8,13 +9,15 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-#: The smallest positive number of half precision; its logistic function rounds to a half in float32, so it is no yes.
+#: The smallest positive number of half precision; its logistic function rounds to a half in
+#: float32, so it is no yes.
 SMALLEST_HALF = 2.0**-24
 
 
 @njit(cache=True, nogil=True)
 def round_half(value):  # type: ignore[no-untyped-def]
-    """The number of half precision nearest to a float64, ties to even; beyond its range infinite."""
+    """The number of half precision nearest to a float64, ties to even; beyond its range
+    infinite."""
     size = abs(value)
     if size >= 65520.0:
         return np.inf if value > 0 else -np.inf
@@ -31,10 +34,12 @@ def round_half(value):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def sure_classes(low, high, block, regions, out):  # type: ignore[no-untyped-def]
-    """out[low:high] (X, Y, Z) uint16: the class at every voxel of block (X, Y, Z, K), where rounding cannot matter.
+    """out[low:high] (X, Y, Z) uint16: the class at every voxel of block (X, Y, Z, K), where
+    rounding cannot matter.
 
-    Where it may, 65535. Two logits further apart than 2^-9 of the larger one stay apart by more than half precision
-    rounds, also in every mean of such voxels; of regions, so do those above 2^-14 or not above 0.
+    Where it may, 65535. Two logits further apart than 2^-9 of the larger one stay apart by more
+    than half precision rounds, also in every mean of such voxels; of regions, so do those above
+    2^-14 or not above 0.
     """
     for a in range(low, high):
         for b in range(block.shape[1]):
@@ -61,11 +66,12 @@ def sure_classes(low, high, block, regions, out):  # type: ignore[no-untyped-def
 def paint_rounded(  # type: ignore[no-untyped-def]
     low, high, left, right, labels, maps, zooms, block, cells, origin, size, regions, halved, wanted, values,
 ):  # fmt: skip
-    """Labels, and maps, of voxels whose eight neighbours on the model's grid all lie in `block`; as `paint` does it.
+    """Labels, and maps, of voxels whose eight neighbours on the model's grid all lie in `block`; as
+    `paint` does it.
 
     cells: (X, Y, Z) the class that a voxel and its upper neighbours surely share, or 65535.
-    zooms: (3,) voxels of the model's grid for one here, cell centres on cell centres as scipy counts.
-    halved: interpolated logits are rounded to half precision, else to float32.
+    zooms: (3,) voxels of the model's grid for one here, cell centres on cell centres as scipy
+    counts. halved: interpolated logits are rounded to half precision, else to float32.
     wanted: outputs whose probabilities maps (M, I, J, K) get, and last the entropy; M = 0: none.
     """
     outputs = block.shape[3]
@@ -96,7 +102,8 @@ def paint_rounded(  # type: ignore[no-untyped-def]
                     continue
                 gx, gy, gz = 1.0 - fx, 1.0 - fy, 1.0 - fz
                 for n in range(outputs):
-                    # Factor by factor and neighbour by neighbour in scipy's order, so that ties round alike.
+                    # Factor by factor and neighbour by neighbour in scipy's order, so that ties
+                    # round alike.
                     total = np.float64(block[a0, b0, z0, n]) * gx * gy * gz
                     total += np.float64(block[a0, b0, z1, n]) * gx * gy * fz
                     total += np.float64(block[a0, b1, z0, n]) * gx * fy * gz
@@ -122,7 +129,8 @@ def paint_rounded(  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _confide(logits, regions, wanted, out):  # type: ignore[no-untyped-def]
-    """out (M + 1,): probabilities of the outputs `wanted` (M,), and the entropy from 0 to 1; logits are used up."""
+    """out (M + 1,): probabilities of the outputs `wanted` (M,), and the entropy from 0 to 1; logits
+    are used up."""
     entropy = 0.0
     if regions:
         for n in range(len(logits)):

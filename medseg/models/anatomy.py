@@ -1,6 +1,8 @@
-"""Names of structures as tables: colours that tell them apart, and SNOMED CT codes of the names that are known.
+"""Names of structures as tables: colours that tell them apart, and SNOMED CT codes of the names
+that are known.
 
-The codes are those of DICOM's context groups (PS3.16); a name that is not in the list gets none rather than a near one.
+The codes are those of DICOM's context groups (PS3.16); a name that is not in the list gets none
+rather than a near one.
 """
 
 from __future__ import annotations
@@ -94,7 +96,8 @@ _CATEGORY = Code("SCT", "123037004", "Anatomical Structure")
 
 
 def codes_of(name: str) -> tuple[Code | None, Code | None]:
-    """The code of a structure by its name, and of its side; None where the name is not known, or has no side."""
+    """The code of a structure by its name, and of its side; None where the name is not known, or
+    has no side."""
     plain = name.strip().lower().replace(" ", "_")
     if plain in CODES:
         return Code("SCT", *CODES[plain]), None

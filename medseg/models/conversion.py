@@ -1,7 +1,8 @@
 """Models of other programs in medseg's own form, and what there is to say of a model.
 
-A set of models is a folder with `set.json` (the folders of its models and the set's label for each of theirs) and the
-set's `labels.csv`; several folds are folders `fold_*`; a cascade's first stage is the folder `first_stage`.
+A set of models is a folder with `set.json` (the folders of its models and the set's label for each
+of theirs) and the set's `labels.csv`; several folds are folders `fold_*`; a cascade's first stage
+is the folder `first_stage`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ SET_FILE = "set.json"
 
 
 def write_models(models: Sequence[Checkpoint] | ModelSet, target: Path) -> None:
-    """Write models in medseg's own form, weights in float32, whole or not at all. Raises `BadOutput`, `BadModel`.
+    """Write models in medseg's own form, weights in float32, whole or not at all. Raises
+    `BadOutput`, `BadModel`.
 
     The folder must not exist, or be empty.
     """

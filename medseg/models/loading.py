@@ -1,4 +1,5 @@
-"""A model by what a user typed: a name, a folder of medseg's, or a folder or zip of another program."""
+"""A model by what a user typed: a name, a folder of medseg's, or a folder or zip of another
+program."""
 
 from __future__ import annotations
 
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
 def load_models(
     names: Sequence[str], *, folds: Sequence[str] = (), checkpoint: str = "final"
 ) -> list[Checkpoint] | ModelSet:
-    """The checkpoints of all names, to be averaged, or the set of models that one name means. Raises `BadModel`.
+    """The checkpoints of all names, to be averaged, or the set of models that one name means.
+    Raises `BadModel`.
 
-    folds, checkpoint: of nnU-Net's models, see `load_nnunet`; `BadConfig` where they are given for others.
+    folds, checkpoint: of nnU-Net's models, see `load_nnunet`; `BadConfig` where they are given for
+    others.
     """
     found: list[Checkpoint] = []
     for name in names:
@@ -96,7 +99,8 @@ def _holds_plans(path: Path) -> bool:
 
 
 def list_models(root: Path) -> list[dict[str, str]]:
-    """What models lie in a folder: path, name, structures, and what they are or why they cannot be used.
+    """What models lie in a folder: path, name, structures, and what they are or why they cannot be
+    used.
 
     Raises `BadModel` if the folder holds none.
     """

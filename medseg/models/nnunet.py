@@ -1,6 +1,8 @@
-"""A foreign nnU-Net model as what medseg runs: a `ModelSpec` with a recipe, a label table, and checked weights.
+"""A foreign nnU-Net model as what medseg runs: a `ModelSpec` with a recipe, a label table, and
+checked weights.
 
-Data in, nothing executed: plans and dataset.json are read as JSON, checkpoints through stand-ins (`nnunet_weights`).
+Data in, nothing executed: plans and dataset.json are read as JSON, checkpoints through stand-ins
+(`nnunet_weights`).
 """
 
 from __future__ import annotations
@@ -86,7 +88,8 @@ def read_foreign(
     checkpoint: str = "final",
     found: Found | None = None,
 ) -> Foreign:
-    """The model of a folder with plans.json. Raises `BadModel` for all that medseg cannot run exactly."""
+    """The model of a folder with plans.json. Raises `BadModel` for all that medseg cannot run
+    exactly."""
     outputs = read_outputs(folder / "dataset.json")
     plans = read_plans(folder / "plans.json")
     files = fold_files(folder, folds=folds, checkpoint=checkpoint)
@@ -116,7 +119,8 @@ def read_foreign(
 
 
 def _configuration_name(saved: Saved, folder: Path, plans: Plans) -> str:
-    """What the checkpoint says; where it says nothing, what the folder's name says, or the only one there is."""
+    """What the checkpoint says; where it says nothing, what the folder's name says, or the only one
+    there is."""
     if saved.configuration is not None:
         return saved.configuration
     last = folder.name.split("__")[-1]
@@ -156,7 +160,8 @@ def _recipe(
 
 
 def build(foreign: Foreign, fold: int = 0) -> nn.Module:
-    """The network of one fold in evaluation mode, float32. Raises `BadModel` if its weights do not fit the plans."""
+    """The network of one fold in evaluation mode, float32. Raises `BadModel` if its weights do not
+    fit the plans."""
     network, state = _fitted(foreign, fold)
     # A copy in float32: what is mapped must not change under a run, and half precision is widened.
     network.load_state_dict(
@@ -204,21 +209,25 @@ class ForeignCheckpoint(Checkpoint):
         return sum(2 * value.numel() for value in self.foreign.saved[self.fold].weights.values())
 
     def network(self) -> nn.Module:
-        """The network in evaluation mode, float32, on the CPU. Raises `BadModel` if the weights do not fit it."""
+        """The network in evaluation mode, float32, on the CPU. Raises `BadModel` if the weights do
+        not fit it."""
         return build(self.foreign, self.fold)
 
     def first_stage(self) -> list[Checkpoint]:
-        """The models of the configuration that this cascade names. Raises `BadModel` if it is not beside it."""
+        """The models of the configuration that this cascade names. Raises `BadModel` if it is not
+        beside it."""
         return list(_first_stage(self.foreign))
 
     def postprocessing(self) -> list[list[int]]:
-        """What the model's cross-validation found to be worth it; nnU-Net itself leaves it out when it predicts."""
+        """What the model's cross-validation found to be worth it; nnU-Net itself leaves it out when
+        it predicts."""
         path = postprocessing_file(self.foreign.folder)
         return read_postprocessing(path) if path else []
 
 
 def _first_stage(foreign: Foreign) -> list[ForeignCheckpoint]:
-    """The checkpoints of a cascade's first stage, of the same trainer and plans, beside its second."""
+    """The checkpoints of a cascade's first stage, of the same trainer and plans, beside its
+    second."""
     wanted = foreign.configuration.previous_stage
     beside = [folder for folder in model_folders(foreign.folder.parent) if folder != foreign.folder]
     prefix = foreign.folder.name.rsplit("__", 1)[0]
@@ -233,7 +242,8 @@ def _first_stage(foreign: Foreign) -> list[ForeignCheckpoint]:
 def checkpoints_of(foreign: Foreign, *, mirrored: bool = True) -> list[ForeignCheckpoint]:
     """What medseg runs: one checkpoint a fold.
 
-    Raises `BadModel` if a file cannot be read, or its weights do not fit the plans: before a scan is touched.
+    Raises `BadModel` if a file cannot be read, or its weights do not fit the plans: before a scan
+    is touched.
     """
     table = table_of(foreign.outputs.names)
     found = []
@@ -293,7 +303,8 @@ def _name(foreign: Foreign) -> str:
 def load_nnunet(
     path: Path, *, folds: Sequence[str] = (), checkpoint: str = "final"
 ) -> list[ForeignCheckpoint] | ModelSet:
-    """The folds of the model that a path means, or its set of parts. Raises `BadModel` naming what is wrong.
+    """The folds of the model that a path means, or its set of parts. Raises `BadModel` naming what
+    is wrong.
 
     folds: '0', 'all'; by default all there are. checkpoint: 'final', 'best' or 'latest'.
     """

@@ -1,6 +1,8 @@
-"""Which nnU-Net model a path means: a model folder, a dataset folder, a zip of either, or a folder of parts.
+"""Which nnU-Net model a path means: a model folder, a dataset folder, a zip of either, or a folder
+of parts.
 
-Nothing is chosen silently where there is more than one: the message says what there is and how to name one of it.
+Nothing is chosen silently where there is more than one: the message says what there is and how to
+name one of it.
 """
 
 from __future__ import annotations
@@ -51,14 +53,16 @@ class Found:
 
 
 def is_nnunet(path: Path) -> bool:
-    """Whether a path holds models of nnU-Net (v1 too, which is refused later), judged by names alone."""
+    """Whether a path holds models of nnU-Net (v1 too, which is refused later), judged by names
+    alone."""
     if path.is_file():
         return path.name.lower().endswith(".zip")
     return path.is_dir() and bool(model_folders(path) or _version_one(path) or _half(path))
 
 
 def find_model(path: Path) -> Found:
-    """The model, or set of parts, that a path means. Raises `BadModel` where that is none, or not one."""
+    """The model, or set of parts, that a path means. Raises `BadModel` where that is none, or not
+    one."""
     root = _unpacked(path) if path.is_file() else path
     folders = model_folders(root)
     if not folders:
@@ -143,7 +147,8 @@ def _refuse(root: Path, path: Path) -> None:
 
 
 def _parts(root: Path, folders: Sequence[Path]) -> Found | None:
-    """A set of parts, from its `parts.json` or from the names of its folders; None where it is none."""
+    """A set of parts, from its `parts.json` or from the names of its folders; None where it is
+    none."""
     for place in (root, root.parent):
         if (place / "parts.json").is_file():
             found = _listed_parts(place / "parts.json", folders)
@@ -162,7 +167,8 @@ def _parts(root: Path, folders: Sequence[Path]) -> Found | None:
         raise BadModel(
             f"{root}: its models are parts of one set that is not complete, or of several: {shown}"
         )
-    # TotalSegmentator predicts its sets without mirroring, fold 0, with windows that overlap by a fifth.
+    # TotalSegmentator predicts its sets without mirroring, fold 0, with windows that overlap by a
+    # fifth.
     parts = tuple(Part(folder=folder, labels=None) for folder, _ in ordered)
     return Found(parts=parts, overlap=1 - 0.8, mirrored=False, folds=("0",), several=True)
 
@@ -211,8 +217,9 @@ def _listed_parts(path: Path, folders: Sequence[Path]) -> Found | None:
 def fold_files(folder: Path, *, folds: Sequence[str] = (), checkpoint: str = "final") -> list[Path]:
     """The checkpoints of the folds that are used, in their order.
 
-    folds: '0', '3', 'all'; by default every numbered fold that has the checkpoint, or fold_all if it is the only one.
-    checkpoint: 'final', 'best' or 'latest'. Raises `BadModel` where one is missing, `BadConfig` for other names.
+    folds: '0', '3', 'all'; by default every numbered fold that has the checkpoint, or fold_all if
+    it is the only one. checkpoint: 'final', 'best' or 'latest'. Raises `BadModel` where one is
+    missing, `BadConfig` for other names.
     """
     if not re.fullmatch(r"\w+", checkpoint):
         raise BadConfig(f"--checkpoint {checkpoint!r:.40}: give final, best or latest")
@@ -247,7 +254,8 @@ def fold_files(folder: Path, *, folds: Sequence[str] = (), checkpoint: str = "fi
 
 
 def postprocessing_file(folder: Path) -> Path | None:
-    """The `postprocessing.json` of a model's cross-validation, if there is one; never the pickle beside it."""
+    """The `postprocessing.json` of a model's cross-validation, if there is one; never the pickle
+    beside it."""
     return next(iter(sorted(folder.glob("crossval_results*/postprocessing.json"))), None)
 
 
@@ -259,7 +267,8 @@ _OPENED: dict[tuple[Path, int, int], Path] = {}
 
 
 def _unpacked(path: Path) -> Path:
-    """A private folder with the plans and checkpoints of a zip; it is gone when the process ends."""
+    """A private folder with the plans and checkpoints of a zip; it is gone when the process
+    ends."""
     try:
         state = path.stat()
         key = (path.resolve(), state.st_mtime_ns, state.st_size)
@@ -280,7 +289,8 @@ def _unpacked(path: Path) -> Path:
 
 
 def _members(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
-    """The entries that are needed. Raises `BadModel` if any entry of the archive is not what it should be."""
+    """The entries that are needed. Raises `BadModel` if any entry of the archive is not what it
+    should be."""
     entries = archive.infolist()
     if len(entries) > MAX_ENTRIES:
         raise BadModel(f"{path}: holds {len(entries)} files, more than the {MAX_ENTRIES} allowed")
@@ -341,7 +351,8 @@ def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, mos
 
 
 def read_postprocessing(path: Path) -> list[list[int]]:
-    """The groups of labels of which only the largest component shall stay, in order. Raises `BadModel`."""
+    """The groups of labels of which only the largest component shall stay, in order. Raises
+    `BadModel`."""
     content = read_json(path)
     functions, arguments = content.get("postprocessing_fns"), content.get("postprocessing_kwargs")
     known = "remove_all_but_largest_component_from_segmentation"

@@ -1,7 +1,8 @@
-"""nnU-Net v2's `plans.json` and `dataset.json` as checked data, old and new forms (Isensee et al. 2021).
+"""nnU-Net v2's `plans.json` and `dataset.json` as checked data, old and new forms (Isensee et al.
+2021).
 
-Everything that decides the labels is read, and whatever this file does not know is refused by its name: a plan that is
-half understood would give labels that only look right.
+Everything that decides the labels is read, and whatever this file does not know is refused by its
+name: a plan that is half understood would give labels that only look right.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ _DEFAULTS: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkPlan:
-    """A U-Net as `medseg`'s `nnunet` builds it; kernels and strides of 2d networks begin with a 1."""
+    """A U-Net as `medseg`'s `nnunet` builds it; kernels and strides of 2d networks begin with a
+    1."""
 
     residual: bool
     features: tuple[int, ...]
@@ -102,8 +104,8 @@ class Plans:
 class Outputs:
     """What `dataset.json` says: channels, and the label value and name of each output.
 
-    values: of labels, background first; of regions in the order in which they are laid over each other.
-    foreground: the labels that a cascade hands on.
+    values: of labels, background first; of regions in the order in which they are laid over each
+    other. foreground: the labels that a cascade hands on.
     """
 
     channel_names: tuple[str, ...]
@@ -167,7 +169,8 @@ def read_plans(path: Path) -> Plans:
 
 
 def configuration(plans: Plans, name: str, channels: int) -> Configuration:
-    """One configuration of a plan for so many channels, what it inherits filled in. Raises `BadModel`."""
+    """One configuration of a plan for so many channels, what it inherits filled in. Raises
+    `BadModel`."""
     raw, path = _resolved(plans, name), plans.path
     if raw.get("preprocessor_name", "DefaultPreprocessor") != "DefaultPreprocessor":
         raise BadModel(
@@ -261,7 +264,8 @@ def _channels(
 
 
 def _resampling(raw: Mapping[str, Any], what: str, order: int, where: str) -> Resampling:
-    """How 'data', 'seg' or 'probabilities' are resampled; what the plan leaves out is nnU-Net's default."""
+    """How 'data', 'seg' or 'probabilities' are resampled; what the plan leaves out is nnU-Net's
+    default."""
     name = raw.get(f"resampling_fn_{what}", "resample_data_or_seg_to_shape")
     if name not in RESAMPLINGS:
         raise BadModel(f"{where}: resamples by {name!r:.80}, which medseg does not have")
@@ -507,7 +511,8 @@ def _channel_names(content: Mapping[str, Any], path: Path) -> tuple[str, ...]:
 
 
 def _labels(labels: Any, path: Path) -> dict[str, tuple[int, ...]]:
-    """Name to numbers, 'ignore' left out; names and numbers may have changed places, and numbers may be text."""
+    """Name to numbers, 'ignore' left out; names and numbers may have changed places, and numbers
+    may be text."""
     if not isinstance(labels, dict) or not labels:
         raise BadModel(f"{path}: does not name its labels")
     exchanged = all(_is_whole(key) for key in labels) and all(

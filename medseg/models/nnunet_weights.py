@@ -1,9 +1,11 @@
-"""Weights out of nnU-Net's checkpoints, which are pickles, without a single object that a stranger named being made.
+"""Weights out of nnU-Net's checkpoints, which are pickles, without a single object that a stranger
+named being made.
 
-`torch.load(weights_only=True)` refuses nearly all of them, because they hold numpy numbers. Two stand-ins take their
-place: one keeps a type's code, the other unpacks bytes to a Python number. Nothing of numpy is unpickled, whichever
-version wrote the file; any other name in the pickle is refused, and named, before anything is loaded. The file is
-mapped into memory, so that of a checkpoint with its optimizer's state only the weights are read.
+`torch.load(weights_only=True)` refuses nearly all of them, because they hold numpy numbers. Two
+stand-ins take their place: one keeps a type's code, the other unpacks bytes to a Python number.
+Nothing of numpy is unpickled, whichever version wrote the file; any other name in the pickle is
+refused, and named, before anything is loaded. The file is mapped into memory, so that of a
+checkpoint with its optimizer's state only the weights are read.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ _OTHER_NETWORKS = re.compile(
     r"primus|mamba|mednext|stu_?net|swin_?unet|unetr|nnformer|transunet|dints|segresnet",
     re.IGNORECASE,
 )
-#: Parts of the names of nnU-Net's and TotalSegmentator's trainers that leave the network as planned.
+#: Parts of the names of nnU-Net's and TotalSegmentator's trainers that leave the network as
+#: planned.
 _KNOWN_PARTS = re.compile(
     r"nnUNetTrainer|BN|[0-9]+epochs?|NoMirroring|onlyMirror01|noMirroring|DASegOrd0|DAOrd0|DASegord0|DA5|ord0|Segord0"
     r"|NoDA|noDummy2DDA|DiceCELoss|DiceTopK10Loss|DiceLoss|CELoss|TopK10LossLS01|TopK10Loss|TopK10|LS01|noSmooth"
@@ -53,7 +56,8 @@ class _Kind:
 
 
 def _number(kind: _Kind, content: bytes) -> Any:
-    """Stands for numpy's `scalar`: a Python number from its few bytes. Raises `ValueError` for anything else."""
+    """Stands for numpy's `scalar`: a Python number from its few bytes. Raises `ValueError` for
+    anything else."""
     code = _CODES.get(kind.code) if isinstance(kind, _Kind) else None
     if code is None or not isinstance(content, bytes) or len(content) != struct.calcsize(code):
         raise ValueError("a number of a kind that numpy does not have")
@@ -70,7 +74,8 @@ _STAND_INS: list[Any] = [
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """What is used of one checkpoint. mirror: axes of the transposed array, None where none are allowed."""
+    """What is used of one checkpoint. mirror: axes of the transposed array, None where none are
+    allowed."""
 
     path: Path
     weights: dict[str, Tensor]
@@ -80,7 +85,8 @@ class Saved:
 
 
 def load_saved(path: Path) -> Saved:
-    """A checkpoint of nnU-Net v2. Raises `BadModel` for files that are damaged, or name what they must not."""
+    """A checkpoint of nnU-Net v2. Raises `BadModel` for files that are damaged, or name what they
+    must not."""
     content = _load(path)
     weights = content.get("network_weights")
     if not isinstance(weights, dict) or not weights:
@@ -174,14 +180,16 @@ def check_trainer(saved: Saved) -> str | None:
 
 
 def has_batch_norm(saved: Saved) -> bool:
-    """Whether a trainer put batch norms in place of the planned instance norms, as names with BN do."""
+    """Whether a trainer put batch norms in place of the planned instance norms, as names with BN
+    do."""
     return "encoder.stages.0.0.convs.0.norm.running_mean" in saved.weights or any(
         key.endswith(".norm.running_mean") for key in saved.weights
     )
 
 
 def medseg_name(key: str, stages: int) -> str | None:
-    """The name in medseg's `nnunet` network of one of nnU-Net's tensors; None for copies and for training's heads."""
+    """The name in medseg's `nnunet` network of one of nnU-Net's tensors; None for copies and for
+    training's heads."""
     if (
         ".all_modules." in key
         or key.startswith("decoder.encoder.")
@@ -219,7 +227,8 @@ _NAMES = [
 
 
 def fitted_state(saved: Saved, expected: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
-    """The weights under the names and in the shapes of medseg's network. Raises `BadModel` naming what does not fit.
+    """The weights under the names and in the shapes of medseg's network. Raises `BadModel` naming
+    what does not fit.
 
     expected: name to shape. Weights of 2d networks get an axis of length 1.
     """

@@ -1,6 +1,8 @@
-"""A foreign model's recipe: how a scan becomes what the network sees, and its answer labels, as data.
+"""A foreign model's recipe: how a scan becomes what the network sees, and its answer labels, as
+data.
 
-Each word stands for a function in a dict of `medseg.inference`; the engine asks the dict and never the model's origin.
+Each word stands for a function in a dict of `medseg.inference`; the engine asks the dict and never
+the model's origin.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ _Axis: TypeAlias = Literal[0, 1, 2]
 class Resampling(BaseModel):
     """How an array changes grids.
 
-    spline: of `order` in float64 on cell centres, edges repeated, clipped to the input's range (nnU-Net's default).
-    linear: in float32, not clipped. none: not at all. Where `separate` says so (None: where one spacing is more than 3
-    times another), planes are resampled on their own and then with `order_across` along the axis that is left.
+    spline: of `order` in float64 on cell centres, edges repeated, clipped to the input's range
+    (nnU-Net's default). linear: in float32, not clipped. none: not at all. Where `separate` says so
+    (None: where one spacing is more than 3 times another), planes are resampled on their own and
+    then with `order_across` along the axis that is left.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,8 +36,8 @@ class Resampling(BaseModel):
 class ChannelScale(BaseModel):
     """How one channel's intensities are scaled before it is resampled.
 
-    fixed: clipped to low..high, minus mean, over sd. zscore: of the scan, or with `masked` of what is not 0. range: to
-    0..1. bytes: over 255.
+    fixed: clipped to low..high, minus mean, over sd. zscore: of the scan, or with `masked` of what
+    is not 0. range: to 0..1. bytes: over 255.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,8 +1,9 @@
 """nnU-Net's two U-Nets, plain and with a residual encoder, in the shape in which its weights come.
 
-Isensee et al. 2021 and 2024 (arXiv:2404.09556), as `dynamic_network_architectures` 0.4 builds them. Unlike `unet` the
-residual encoder has a stem, convolutions may have biases, a shortcut that only becomes smaller is pooling alone, and
-norms may be batch norms. Flat (2d) networks are networks whose kernels and strides along the first axis are 1.
+Isensee et al. 2021 and 2024 (arXiv:2404.09556), as `dynamic_network_architectures` 0.4 builds them.
+Unlike `unet` the residual encoder has a stem, convolutions may have biases, a shortcut that only
+becomes smaller is pooling alone, and norms may be batch norms. Flat (2d) networks are networks
+whose kernels and strides along the first axis are 1.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from medseg.networks.ops.norm import can_fuse
 
 
 class Norm(InstanceNorm):
-    """Instance norm that for plain maps is PyTorch's own, as group norms round otherwise (1e-5 of the logits)."""
+    """Instance norm that for plain maps is PyTorch's own, as group norms round otherwise (1e-5 of
+    the logits)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) to the same."""
@@ -37,7 +39,8 @@ class Norm(InstanceNorm):
 
 
 class BatchNorm(nn.Module):
-    """Batch norm; unlike PyTorch's it does not count its batches: all it keeps are floating point numbers."""
+    """Batch norm; unlike PyTorch's it does not count its batches: all it keeps are floating point
+    numbers."""
 
     def __init__(self, features: int, eps: float) -> None:
         super().__init__()
@@ -56,7 +59,8 @@ class BatchNorm(nn.Module):
 
 
 class Pool(nn.Module):
-    """Mean over blocks of voxels; a CPU has no pooling in bfloat16, so there slices are added up."""
+    """Mean over blocks of voxels; a CPU has no pooling in bfloat16, so there slices are added
+    up."""
 
     def __init__(self, stride: Three) -> None:
         super().__init__()
@@ -93,7 +97,8 @@ class NamedBlock(Block):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions around a shortcut (`BasicBlockD`): pooled where it shrinks, projected where it widens."""
+    """Two convolutions around a shortcut (`BasicBlockD`): pooled where it shrinks, projected where
+    it widens."""
 
     def __init__(self, first: NamedBlock, second: NamedBlock, pool: Pool | None, project: NamedBlock | None,
                  slope: float) -> None:  # fmt: skip
@@ -115,10 +120,11 @@ class ResidualBlock(nn.Module):
 
 
 class NnUNet(nn.Module):
-    """(B, channels, D, H, W) to logits (B, classes, D, H, W); every size must be a multiple of `multiple`.
+    """(B, channels, D, H, W) to logits (B, classes, D, H, W); every size must be a multiple of
+    `multiple`.
 
-    `features`, `kernels`, `strides` and `encoder_blocks` have an entry for each stage, finest first, `decoder_blocks`
-    one fewer, deepest first, as nnU-Net counts them.
+    `features`, `kernels`, `strides` and `encoder_blocks` have an entry for each stage, finest
+    first, `decoder_blocks` one fewer, deepest first, as nnU-Net counts them.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""Models of nnU-Net from end to end: the same labels as nnU-Net's, with every option other models have."""
+"""Models of nnU-Net from end to end: the same labels as nnU-Net's, with every option other models
+have."""
 
 from __future__ import annotations
 
@@ -247,7 +248,8 @@ def scans_of(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-#: Expectation -> model below its folder, options of loading, settings. The untrained one is `refuse`.
+#: Expectation -> model below its folder, options of loading, settings. The untrained one is
+#: `refuse`.
 KNOWN: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "aniso_separate_z/expected": ("model/*/*", {}, {"tta": False}),
     "cascade/expected_lowres": ("model/*/*lowres", {}, {}),

@@ -1,4 +1,5 @@
-"""How a foreign model's array lies in a scan: turned, its axes in another order, cropped, and the way back."""
+"""How a foreign model's array lies in a scan: turned, its axes in another order, cropped, and the
+way back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Arrays on other grids by the rules of scikit-image and PyTorch, against scipy and torch themselves."""
+"""Arrays on other grids by the rules of scikit-image and PyTorch, against scipy and torch
+themselves."""
 
 from __future__ import annotations
 

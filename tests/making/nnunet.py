@@ -1,6 +1,8 @@
-"""Model folders of nnU-Net v2, made anew: plans old and new, dataset.json, and checkpoints with numpy's numbers.
+"""Model folders of nnU-Net v2, made anew: plans old and new, dataset.json, and checkpoints with
+numpy's numbers.
 
-Names and shapes follow `dynamic_network_architectures` 0.4 and are written down here a second time, on purpose.
+Names and shapes follow `dynamic_network_architectures` 0.4 and are written down here a second time,
+on purpose.
 """
 
 from __future__ import annotations
@@ -205,7 +207,8 @@ def write_model(
     previous: int = 0,
     name: str = "checkpoint_final.pth",
 ) -> Path:
-    """A model folder; `saved` are changes of the checkpoints. previous: channels that a first stage adds."""
+    """A model folder; `saved` are changes of the checkpoints. previous: channels that a first stage
+    adds."""
     plan, data = plan or plans(), data or dataset()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plans.json").write_text(json.dumps(plan))

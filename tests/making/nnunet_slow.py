@@ -1,7 +1,8 @@
-"""nnU-Net's prediction in a few dozen plain lines, straight from its files: what medseg's labels are compared with.
+"""nnU-Net's prediction in a few dozen plain lines, straight from its files: what medseg's labels
+are compared with.
 
-Whole arrays, one window after the other, no streaming; for plain convolutional U-Nets with instance norm, without a
-separate axis, and for scans that need no padding.
+Whole arrays, one window after the other, no streaming; for plain convolutional U-Nets with instance
+norm, without a separate axis, and for scans that need no padding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Models of nnU-Net in medseg's own form give the same labels; what is said and listed of models."""
+"""Models of nnU-Net in medseg's own form give the same labels; what is said and listed of
+models."""
 
 from __future__ import annotations
 

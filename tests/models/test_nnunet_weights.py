@@ -1,4 +1,5 @@
-"""Checkpoints of nnU-Net: loaded without running anything, fitted to the planned network, or refused."""
+"""Checkpoints of nnU-Net: loaded without running anything, fitted to the planned network, or
+refused."""
 
 from __future__ import annotations
 
