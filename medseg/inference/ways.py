@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -188,9 +189,7 @@ def foreign_way(
     if half:
         from medseg.inference.exact import HalfSums
 
-        make_sums = lambda windows, columns, features: HalfSums(
-            windows, columns, features, len(checkpoints)
-        )  # noqa: E731
+        make_sums = partial(HalfSums, folds=len(checkpoints))
     return Way(
         image=image,
         low=low,

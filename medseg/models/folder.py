@@ -10,13 +10,13 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
 from medseg.documents import parse_json, read_json
 from medseg.errors import BadConfig, BadFile, BadModel
-from medseg.files import atomic_write, open_file, read_bytes
+from medseg.files import atomic_write, open_file
 from medseg.labels import LabelTable
 from medseg.models.spec import ModelSpec
 from medseg.postprocess import check_steps
@@ -151,7 +151,7 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, read piece by piece. Raises `BadModel` if it cannot be read."""
     try:
         with open_file(path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
     except BadFile as error:
         raise BadModel(str(error)) from None
     except OSError as error:

@@ -208,6 +208,10 @@ class ForeignCheckpoint(Checkpoint):
         """Of the weights in half precision, as if they were stored so."""
         return sum(2 * value.numel() for value in self.foreign.saved[self.fold].weights.values())
 
+    def outline(self) -> nn.Module:
+        """The network in evaluation mode without memory for its weights. Raises `BadModel`."""
+        return _fitted(self.foreign, self.fold)[0].eval()
+
     def network(self) -> nn.Module:
         """The network in evaluation mode, float32, on the CPU. Raises `BadModel` if the weights do
         not fit it."""
@@ -249,10 +253,7 @@ def checkpoints_of(foreign: Foreign, *, mirrored: bool = True) -> list[ForeignCh
     found = []
     for fold, saved in enumerate(foreign.saved):
         check_finite(saved, _fitted(foreign, fold)[1])
-        try:
-            digest = sha256_of(saved.path)
-        except OSError as error:
-            raise BadModel(f"{saved.path}: cannot be read ({error.strerror})") from None
+        digest = sha256_of(saved.path)
         spec = _spec(foreign, digest, saved, mirrored=mirrored)
         found.append(ForeignCheckpoint(spec, table, foreign.folder, foreign=foreign, fold=fold))
     return found
