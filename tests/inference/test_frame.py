@@ -66,11 +66,11 @@ def test_spacing_is_the_headers_and_not_the_columns():
     columns = np.diag([3.0000002, 1.0, 1.0, 1.0])
     data = scan().data
     for header, wanted in ((None, 3.0000002), ((2.9999999, 1.0, 1.0), 2.9999999)):
-        volume = Volume(data, columns, header)
+        volume = Volume(data, columns, header_spacing_mm=header)
         assert lay_frame([volume], recipe(axes=(0, 1, 2)), "stored").spacing_mm[0] == pytest.approx(
             wanted, abs=1e-9
         )
-    turned = reorient(Volume(data, columns, (2.5, 1.0, 0.5)), "SAR")
+    turned = reorient(Volume(data, columns, header_spacing_mm=(2.5, 1.0, 0.5)), "SAR")
     assert turned.stated_spacing_mm == (0.5, 1.0, 2.5)
 
 
