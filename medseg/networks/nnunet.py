@@ -119,6 +119,14 @@ class ResidualBlock(nn.Module):
         return F.leaky_relu(self.second(self.first(x)) + shortcut, self.slope)
 
 
+def _threes(name: str, threes: Sequence[Sequence[int]], most: int, stages: int) -> list[Three]:
+    """Three numbers a stage. Raises `ValueError`."""
+    check_number(f"entries of {name}", len(threes), stages, stages)
+    for three in threes:
+        check_numbers(name, three, most, 3)
+    return [(three[0], three[1], three[2]) for three in threes]
+
+
 class NnUNet(nn.Module):
     """(B, channels, D, H, W) to logits (B, classes, D, H, W); every size must be a multiple of
     `multiple`.
@@ -148,15 +156,9 @@ class NnUNet(nn.Module):
         check_numbers("features", features, 4096)
         check_numbers("encoder_blocks", encoder_blocks, 64, stages)
         check_numbers("decoder_blocks", decoder_blocks, 64, stages - 1)
-        for name, threes, most in (("kernels", kernels, 15), ("strides", strides, 64)):
-            check_number(f"entries of {name}", len(threes), stages, stages)
-            for three in threes:
-                check_numbers(name, three, most, 3)
+        kernel, stride = _threes("kernels", kernels, 15, stages), _threes("strides", strides, 64, stages)
         self.channels, self.classes, self.residual = channels, classes, residual
         self._norm, self._eps, self._slope, self._bias = norm, eps, slope, bias
-        kernel, stride = (
-            [(three[0], three[1], three[2]) for three in threes] for threes in (kernels, strides)
-        )
         per_axis = tuple(math.prod(axis) for axis in zip(*stride))
         #: What patch sizes must be multiples of along each axis.
         self.multiple: tuple[int, ...] = per_axis

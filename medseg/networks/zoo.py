@@ -101,14 +101,8 @@ def small(name: str, patch: Sequence[int]) -> dict[str, Any]:
         "unetr": {"patch": list(patch), "feature_size": 16, "hidden_size": 144, "mlp_dim": 576, "num_heads": 4},
         "swin_unetr": {"feature_size": 12, "window_size": 4},
         "segresnet": {"init_filters": 16, "blocks_down": [1, 2, 2, 2][: max(2, levels)]},
-        "nnunet": {
-            "features": features,
-            "kernels": [[3] * 3] * levels,
-            "strides": [[1] * 3, *([2] * 3 for _ in range(halvings))],
-            "encoder_blocks": [2] * levels,
-            "decoder_blocks": [2] * halvings,
-            "bias": False,
-        },
+        "nnunet": _cubes(levels)
+        | {"features": features, "encoder_blocks": [2] * levels, "decoder_blocks": [2] * halvings, "bias": False},
         "mednext": {
             "init_filters": 16,
             "blocks_down": [1, 2, 2][: max(1, halvings)],
@@ -120,6 +114,11 @@ def small(name: str, patch: Sequence[int]) -> dict[str, Any]:
     if name not in options:
         raise BadModel(f"there is no small '{name}'; there is one of {', '.join(sorted(options))}")
     return options[name] | ({"deep_supervision": True} if name in DEEP_SUPERVISION else {})
+
+
+def _cubes(levels: int) -> dict[str, Any]:
+    """Kernels of 3 and strides of 2 along every axis."""
+    return {"kernels": [[3] * 3] * levels, "strides": [[1] * 3, *([2] * 3 for _ in range(levels - 1))]}
 
 
 def build_model(name: str, channels: int, classes: int, /, **options: Any) -> nn.Module:
