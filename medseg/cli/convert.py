@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 def convert(
     path: Annotated[
         Path,
-        typer.Argument(metavar="INPUT", help="A scan, a label map, a DICOM folder, DICOM SEG or RTSTRUCT."),
+        typer.Argument(
+            metavar="INPUT", help="A scan, a label map, a DICOM folder, DICOM SEG or RTSTRUCT; or a model of nnU-Net."
+        ),
     ],
     target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where to; the suffix decides the format.")],
     labels: Annotated[
@@ -71,12 +73,17 @@ def convert(
 ) -> None:
     """Convert a volume to another format; voxels and geometry stay as they are.
 
+    Of a model of nnU-Net, a folder or zip, OUTPUT is a folder in medseg's own form: safetensors and JSON.
     OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set, of the series given with --source.
     """
     from medseg.io import DicomOptions, Overlap, embedded_table, label_kind, read, read_masks, write, write_segments
     from medseg.labels import LabelTable
+    from medseg.models import is_model, load_models, write_models
 
     check_one_of("--seg-type", seg_type, ("binary", "labelmap"))
+    if is_model(path):
+        write_models(load_models([str(path)]), target)
+        return
     table = LabelTable.read(labels) if labels else embedded_table(path)
     about_source = source is not None and not label_kind(path)  # then the options for DICOM are about the source alone
     try:
@@ -108,7 +115,8 @@ def convert(
 
 def info(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Scans, label maps, DICOM folders, zips and DICOMDIRs.")
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Scans, label maps, DICOM folders, zips and DICOMDIRs; or models."),
     ],
     volume: VolumeIndex = None,
     assume_geometry: AssumeGeometry = None,
@@ -117,13 +125,20 @@ def info(
     suv: Suv = False,
     as_json: Json = False,
 ) -> None:
-    """Say what is in a file: grid, orientation, intensities. DICOM with several volumes is listed."""
+    """Say what is in a file: grid, orientation, intensities. DICOM with several volumes is listed.
+
+    Of a model, medseg's or nnU-Net's: what it was trained for and how, and what of it would be used.
+    """
     import json
 
     from medseg.inference import describe
     from medseg.io import Overlap, embedded_table, label_kind, read
+    from medseg.models import is_model
 
     for path in paths:
+        if is_model(path):
+            _print_model(path, as_json)
+            continue
         if kind := label_kind(path):
             _print_structures(path, kind, as_json)
             continue
@@ -170,6 +185,33 @@ def _print_structures(path: Path, kind: str, as_json: bool) -> None:
     title = f"{path}: DICOM {kind}" if kind in ("SEG", "RTSTRUCT") else f"{path}: {kind}"
     rows = [(str(value), name) for value, name in table.names.items()]
     print_table(title, ("number", "structure"), rows, right=(0,))
+
+
+def _print_model(path: Path, as_json: bool) -> None:
+    """What there is to say of a model, or of each of a set; its folder may hold one that cannot be used."""
+    import json
+
+    from medseg.models import facts_of, load_models
+
+    models = load_models([str(path)])
+    each = [models] if isinstance(models, list) else list(models.models)
+    facts = [facts_of(checkpoints) for checkpoints in each]
+    if as_json:
+        shared = {} if isinstance(models, list) else {"labels": models.table.names}
+        print(json.dumps({"file": str(path), "kind": "model", **shared, "models": facts}))
+        return
+    for one in facts:
+        rows = [(key, _words(value)) for key, value in one.items()]
+        print_table(f"{path}: a model", ("", ""), rows)
+    if not isinstance(models, list):
+        rows = [(str(value), name) for value, name in models.table.names.items()]
+        print_table(f"{path}: the labels of the set", ("number", "structure"), rows, right=(0,))
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {name}" for key, name in value.items())
+    return ", ".join(str(one) for one in value) if isinstance(value, list) else str(value)
 
 
 def _several_volumes(path: Path) -> list[Listed]:

@@ -12,17 +12,24 @@ import typer
 
 from medseg.cli.options import (
     AssumeGeometry,
+    CheckpointName,
     Deidentify,
     Deterministic,
+    Exact,
+    Folds,
     Json,
+    Orientation,
+    Postprocess,
     Quiet,
     Repair,
+    Roi,
     SegType,
     Series,
     Suv,
     VolumeIndex,
     check_one_of,
     parse_bytes,
+    parse_folds,
     parse_values,
 )
 from medseg.cli.remote import Authority, Credentials, PlainHttp, Push, Remote, fetched
@@ -49,7 +56,11 @@ def infer(
     ] = None,
     model: Annotated[
         list[str],
-        typer.Option("--model", "-m", help="A name from `medseg models`, or a model folder; several are averaged."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="A name from `medseg models`, a model folder, or a folder or zip of nnU-Net; several are averaged.",
+        ),
     ] = ["brain"],  # noqa: B006
     channel: Annotated[
         list[Path] | None,
@@ -65,11 +76,24 @@ def infer(
     max_memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Use no more than this, e.g. 4GB; may take longer.")
     ] = None,
-    overlap: Annotated[float, typer.Option(min=0, max=0.9, help="Share by which windows overlap.")] = 0.5,
+    overlap: Annotated[
+        float | None, typer.Option(min=0, max=0.9, help="Share by which windows overlap. Default: 0.5, or the model's.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=0, help="Windows at a time; 0: what suits the device.")] = 0,
     tta: Annotated[
-        bool, typer.Option("--tta/--no-tta", help="Also predict mirrored, along the axes the model allows; slower.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--tta/--no-tta",
+            help="Also predict mirrored, along the axes the model allows; slower. Default: no; models of nnU-Net as "
+            "they were trained with --exact and on a GPU.",
+        ),
+    ] = None,
+    exact: Exact = False,
+    folds: Folds = None,
+    checkpoint_name: CheckpointName = "final",
+    orientation: Orientation = "auto",
+    postprocess: Postprocess = False,
+    roi: Roi = None,
     probabilities: Annotated[
         str | None, typer.Option(metavar="LABELS", help="Also write probabilities of these labels, e.g. 17,53.")
     ] = None,
@@ -116,7 +140,7 @@ def infer(
     Writes a label map on each scan's own grid, and beside it the label table (.labels.csv) and the run record (.json).
     Of DICOM, OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set.
     """
-    from medseg.inference import Extras, Settings, channel_names, check_also, list_jobs, load_model
+    from medseg.inference import Extras, Settings, channel_names, check_also, labels_named, list_jobs, load_model
     from medseg.io import DicomOptions
 
     check_one_of("--device", device, ("auto", "cpu", "cuda"))
@@ -124,17 +148,21 @@ def infer(
     check_one_of("--seg-type", seg_type, ("binary", "labelmap"))
     check_one_of("--progress", show_progress, ("auto", "json"))
     check_one_of("--backend", backend, ("auto", "torch", "openvino"))
-    settings = Settings(
-        device=device, precision=precision, overlap=overlap, cleanup=cleanup, backend=backend, batch=batch, tta=tta,
-        max_memory_bytes=parse_bytes(max_memory, "--max-memory") if max_memory else None,
-        probabilities=parse_values(probabilities) if probabilities else (), uncertainty=uncertainty,
-    )  # fmt: skip
+    check_one_of("--orientation", orientation, ("auto", "stored", "RAS", "LPS", "LAS"))
+    check_one_of("--checkpoint", checkpoint_name, ("final", "best", "latest"))
+    memory_bytes = parse_bytes(max_memory, "--max-memory") if max_memory else None
     extras = Extras(
         preview=preview, instances=instances, volume_index=volume, assume_geometry=assume_geometry, series=series,
         repair=repair, suv=suv, also=_kinds(also),
         dicom=DicomOptions(seg_type=seg_type, deidentify=deidentify, deterministic=deterministic),
     )  # fmt: skip
-    loaded = load_model(*model)
+    loaded = load_model(*model, folds=parse_folds(folds), checkpoint=checkpoint_name)
+    settings = Settings(
+        device=device, precision=precision, overlap=overlap, cleanup=cleanup, backend=backend, batch=batch, tta=tta,
+        max_memory_bytes=memory_bytes, probabilities=parse_values(probabilities) if probabilities else (),
+        uncertainty=uncertainty, exact=exact, orientation=orientation, postprocess=postprocess,
+        roi=labels_named(loaded, roi.split(",")) if roi else (),
+    )  # fmt: skip
     check_also(loaded, extras.also)
     from_pacs = fetched(
         inputs, Path(output) if output else None, push=push, credentials=credentials, authority=authority,

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from medseg.cli.options import Json
 from medseg.cli.show import print_table
 
 
-def models(as_json: Json = False) -> None:
-    """List the models that come with medseg."""
+def models(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[FOLDER]", help="List the models in this folder, medseg's and nnU-Net's.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the models that come with medseg, or those in a folder."""
     import json
 
     from medseg.inference import INTENSITY_MODELS
-    from medseg.models import bundled_models, load_checkpoint
+    from medseg.models import bundled_models, list_models, load_checkpoint
 
+    if folder is not None:
+        found = list_models(folder)
+        if as_json:
+            print(json.dumps(found))
+        else:
+            rows_of_folder = [tuple(row.values()) for row in found]
+            print_table(f"Models in {folder}", ("path", "name", "structures", "about"), rows_of_folder)
+        return
     rows = []
     for name in bundled_models():
         spec = load_checkpoint(name).spec

@@ -111,3 +111,40 @@ def parse_bytes(text: str, option: str) -> int:
     if not match or not float(match[1]):
         raise typer.BadParameter(f"'{text}' is not a size such as 4GB or 800MB", param_hint=option)
     return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
+
+
+Exact = Annotated[bool, typer.Option("--exact", help="Models of nnU-Net: compute every voxel as nnU-Net does; slower.")]
+Folds = Annotated[
+    str | None,
+    typer.Option("--folds", metavar="N,N|all", help="Models of nnU-Net: these folds. Default: all there are."),
+]
+CheckpointName = Annotated[
+    str, typer.Option("--checkpoint", metavar="final|best|latest", help="Models of nnU-Net: which weights of a fold.")
+]
+Orientation = Annotated[
+    str,
+    typer.Option(
+        "--orientation",
+        metavar="auto|stored|RAS|LPS|LAS",
+        help="Models of nnU-Net: what a scan is turned to before they see it. auto: as the model's reader does; where "
+        "it does nothing, DICOM to LPS.",
+    ),
+]
+Postprocess = Annotated[
+    bool, typer.Option("--postprocess", help="Models of nnU-Net: keep only the parts that postprocessing.json says.")
+]
+Roi = Annotated[
+    str | None,
+    typer.Option(
+        "--roi", metavar="NAMES", help="Only these structures, by name or number: liver,spleen. Of a set of models, "
+        "those that find none of them are not run."
+    ),
+]  # fmt: skip
+
+
+def parse_folds(text: str | None) -> tuple[str, ...]:
+    """Folds such as 0,3 or all."""
+    folds = tuple(part.strip() for part in (text or "").split(",") if part.strip())
+    if not all(fold == "all" or fold.isdigit() for fold in folds):
+        raise typer.BadParameter(f"'{text}' is not a list of folds such as 0,3 or all", param_hint="--folds")
+    return tuple(dict.fromkeys(folds))

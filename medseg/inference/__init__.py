@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         Model as Model,
         Settings as Settings,
         channel_names as channel_names,
+        labels_named as labels_named,
     )
 
 __getattr__, __dir__ = door(
@@ -49,6 +50,6 @@ __getattr__, __dir__ = door(
         "results": ("BRAIN_RESULTS", "DICOM_RESULTS", "check_also", "check_job", "dicom_results"),
         "run": ("infer", "load_model"),
         "segmentation": ("Segmentation", "segment"),
-        "settings": ("Model", "Settings", "channel_names"),
+        "settings": ("Model", "Settings", "channel_names", "labels_named"),
     },
 )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from medseg.errors import DataWarning
 from medseg.inference.jobs import Extras, Job
 from medseg.inference.record import read_record
 from medseg.inference.results import describes, identity_of, result_files
-from medseg.inference.run import EXTRA_KEYS, chosen_extras, inputs_of, read_scans
+from medseg.inference.run import EXTRA_KEYS, FOREIGN_KEYS, chosen_extras, inputs_of, read_scans, settings_of
 from medseg.inference.settings import Model, Settings, channel_names
 
 #: Settings that change how long a run takes and how much memory, but not its results.
@@ -57,7 +56,12 @@ def _different_settings(before: object, model: Model, settings: Settings, extras
     """The first setting that differs from those of a record; '' if none does."""
     if not isinstance(before, Mapping):
         return "setting"
-    asked: dict[str, Any] = {key: _as_json(value) for key, value in asdict(settings).items()}
+    asked = {key: _as_json(value) for key, value in settings_of(settings, model).items()}
+    asked["roi"] = list(settings.roi) or None
+    if "taken" in before:  # by a model of another program
+        asked |= {key: getattr(settings, key) for key in FOREIGN_KEYS}
+    if settings.tta is None:  # the model and the device decide, and they are compared
+        del asked["tta"]
     asked |= dict.fromkeys(EXTRA_KEYS) | chosen_extras(extras)
     for key, value in asked.items():
         is_chosen = key in _CHOSEN and (value == "auto" or isinstance(model, str))  # by intensity there is no choice

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from medseg.errors import BadConfig, BadModel, BadOutput
 from medseg.files import atomic_write
 from medseg.inference.preprocess import SAME_SPACING
-from medseg.inference.segmentation import CONTENT_ABOVE, CONTENT_MARGIN
 from medseg.inference.settings import Settings, mirror_axes
+from medseg.inference.ways import CONTENT_ABOVE, CONTENT_MARGIN
 from medseg.models import Checkpoint
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ def export(checkpoint: Checkpoint, path: Path) -> Exported:
         raise BadOutput(f"{path}: the network is written as ONNX; give a name that ends in .onnx")
     if find_spec("onnx") is None or find_spec("onnxscript") is None:
         raise BadConfig('writing ONNX needs packages that are not installed: pip install "medseg[export]"')
+    if checkpoint.spec.recipe is not None:  # what is written beside the network describes medseg's own grids
+        raise BadModel(f"the model {checkpoint.spec.name} is nnU-Net's; medseg exports models of its own")
     network = checkpoint.network()
     if 4 * sum(value.numel() for value in network.state_dict().values()) > MAX_BYTES:
         raise BadOutput(f"{path}: the network of {checkpoint.spec.name} is too large for one ONNX file")

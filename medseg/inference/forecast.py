@@ -10,16 +10,32 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medseg.errors import NotEnoughMemory
+from medseg.inference.frame import Frame, lay_frame, orientation_for
 from medseg.inference.preprocess import ModelGrid, model_grid
-from medseg.inference.settings import Model, Scans, Settings, as_list, as_volumes, check_channels, check_settings
+from medseg.inference.settings import (
+    Model,
+    Scans,
+    Settings,
+    as_list,
+    as_volumes,
+    check_channels,
+    check_settings,
+    mirror_axes,
+    mirroring,
+)
 from medseg.memory import free_bytes, resident_bytes
 from medseg.volume import Volume
 
 if TYPE_CHECKING:
+    import torch
+
     from medseg.inference.window import Windows
-    from medseg.models import Checkpoint
+    from medseg.models import Checkpoint, ModelSpec
 
 
+#: Multiplications from which on a foreign model may run in bfloat16 on a CPU. What is less takes a minute at most in
+#: float32, and bfloat16 changes some voxels in 10,000 (0.005 to 0.06 % of those of small networks).
+LIGHT = 2e12
 #: Into how many parts a scan may be cut, to be computed one after the other, where memory is short.
 _STRIPES = (1, 2, 3, 4, 6, 8, 12, 16)
 
@@ -31,11 +47,14 @@ class Plan:
     model: str
     device: str
     precision: str
-    grid: ModelGrid | None
+    grid: ModelGrid | Frame | None
     windows: int
     memory_bytes: int
     stripes: int = 1
     backend: str = ""
+    taken: tuple[str, ...] = ()  # of a foreign model: what was taken of its folder, and how scans are turned
+    mirror: tuple[int, ...] = ()
+    half: bool = False  # sums and logits are rounded to half precision, as a foreign model's own program does
 
 
 def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
@@ -52,27 +71,121 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
         needed = resident_bytes() + 100_000_000 + 3 * volume.data.size
         _check_memory(needed, limit, settings)
         return Plan(model, "cpu", "histogram", None, 0, needed)
-    from medseg.inference.backends.opening import blended_features
     from medseg.inference.backends.predictor import choose_device
-    from medseg.inference.backends.pytorch import choose_precision
-    from medseg.inference.window import plan_windows
 
     checkpoints = as_list(model)
-    spec = checkpoints[0].spec
     check_settings(checkpoints, settings)
     device = choose_device(settings.device)  # type: ignore[arg-type]
-    precision = str(choose_precision(settings.precision, device)).removeprefix("torch.")  # type: ignore[arg-type]
-    grid = model_grid(volume, spec.spacing, spec.grid)
-    _, cell = blended_features(checkpoints, settings.tta)
-    windows = plan_windows(grid.shape, spec.patch, settings.overlap, cell)
+    laid = _lay(volumes, checkpoints, settings, device)
     for stripes in _STRIPES:
-        half = precision == "bfloat16" and device.type == "cpu"
-        needed = _memory(volume, grid, windows, checkpoints, settings, device.type, stripes, half)
-        made = Plan(spec.name, str(device), precision, grid, window_count(windows, stripes), needed, stripes)
+        needed = _memory(volume, laid, checkpoints, settings, device.type, stripes)
+        made = Plan(
+            checkpoints[0].spec.name,
+            str(device),
+            laid.precision,
+            laid.grid,
+            window_count(laid.windows, stripes),
+            needed,
+            stripes,
+            taken=laid.taken,
+            mirror=laid.mirror,
+            half=laid.half,
+        )
         if needed <= limit:
             return made
     _check_memory(needed, limit, settings)
     return made
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Laid:
+    """How a scan will be computed, but for stripes."""
+
+    grid: ModelGrid | Frame
+    windows: Windows
+    precision: str
+    mirror: tuple[int, ...]
+    half: bool = False
+    taken: tuple[str, ...] = ()
+
+
+def _lay(
+    volumes: Sequence[Volume], checkpoints: Sequence[Checkpoint], settings: Settings, device: torch.device
+) -> _Laid:
+    """The grid, the windows and the arithmetic."""
+    from medseg.inference.backends.opening import blended_features
+    from medseg.inference.backends.pytorch import choose_precision
+    from medseg.inference.window import plan_windows
+
+    spec = checkpoints[0].spec
+    mirror = mirroring(checkpoints, settings, device.type)
+    features, cell = blended_features(checkpoints, bool(mirror))
+    share = settings.share(spec)
+    if spec.recipe is None:
+        precision = str(choose_precision(settings.precision, device))  # type: ignore[arg-type]
+        grid = model_grid(volumes[0], spec.spacing, spec.grid)
+        windows = plan_windows(grid.shape, spec.patch, share, cell)
+        return _Laid(grid=grid, windows=windows, precision=precision.removeprefix("torch."), mirror=mirror)
+    orientation = orientation_for(spec.recipe, settings.orientation, dicom=settings.from_dicom)
+    frame = lay_frame(volumes, spec.recipe, orientation)
+    shape = [max(size, patch) for size, patch in zip(frame.shape, spec.patch)]
+    windows = plan_windows(shape, spec.patch, share, 1, spec.recipe.layout)
+    work = multiply_adds(spec) * windows.count * len(checkpoints) * 2 ** len(mirror)
+    if settings.exact or (settings.precision == "auto" and device.type == "cpu" and work < LIGHT):
+        precision = "float32"
+    else:
+        precision = str(choose_precision(settings.precision, device)).removeprefix("torch.")  # type: ignore[arg-type]
+    return _Laid(
+        grid=frame,
+        windows=windows,
+        precision=precision,
+        mirror=mirror,
+        half=settings.exact or _rounds(checkpoints, precision, device.type, features),
+        taken=taken_of(checkpoints, mirror, orientation),
+    )
+
+
+def multiply_adds(spec: ModelSpec) -> float:
+    """About how many multiplications the network of a foreign model makes for one window."""
+    options = spec.options
+    size = np.array(spec.patch, float)
+    total, below = 0.0, spec.inputs
+    for n, features in enumerate(options["features"]):
+        size = size / options["strides"][n]
+        taps = float(np.prod(options["kernels"][n])) * float(np.prod(size)) * features
+        down = options["encoder_blocks"][n] * (2 if options["residual"] else 1)
+        up = options["decoder_blocks"][-(n + 1)] + 1 if n < len(options["decoder_blocks"]) else 0
+        total += taps * (below + (down - 1 + up) * features)
+        below = features
+    return total
+
+
+def _rounds(checkpoints: Sequence[Checkpoint], precision: str, device: str, features: int) -> bool:
+    """Whether a foreign model's sums are rounded as its own program does it, though nobody asked for every voxel.
+
+    In float32 that decides the last voxels in 100,000; and where there are few classes, half precision is smaller, too.
+    With more of them the features before the last layer are added up instead, whose number the classes do not change.
+    """
+    spec = checkpoints[0].spec
+    few = 2 * (spec.outputs * len(checkpoints) + 1) <= 4 * features
+    return spec.recipe is not None and precision == "float32" and device == "cpu" and few
+
+
+def taken_of(checkpoints: Sequence[Checkpoint], mirror: Sequence[int], orientation: str) -> tuple[str, ...]:
+    """What is taken of a foreign model, for people: trainer, plans, folds, mirroring, and how scans are turned."""
+    card = checkpoints[0].spec.card
+    folds = ", ".join(str(one.spec.card.get("fold", "")) for one in checkpoints)
+    facts = [str(card.get(key, "")) for key in ("trainer", "plans", "configuration")]
+    facts += [f"fold {folds}" if len(checkpoints) == 1 else f"folds {folds}", str(card.get("checkpoint", ""))]
+    allowed = mirror_axes(checkpoints)
+    if mirror:
+        facts.append(f"mirrored along axes {', '.join(map(str, mirror))}")
+    elif allowed:
+        facts.append(f"not mirrored; --tta mirrors as in training and takes {2 ** len(allowed)} times as long")
+    else:
+        facts.append("not mirrored, as in training")
+    facts.append("scan as it is stored" if orientation == "stored" else f"scan turned to {orientation}")
+    return tuple(fact for fact in facts if fact)
 
 
 def _check_memory(needed: int, limit: int, settings: Settings) -> None:
@@ -91,13 +204,11 @@ def window_count(windows: Windows, stripes: int) -> int:
 
 def _memory(
     volume: Volume,
-    grid: ModelGrid,
-    windows: Windows,
+    laid: _Laid,
     checkpoints: Sequence[Checkpoint],
     settings: Settings,
     device: str,
     stripes: int,
-    half: bool = False,
 ) -> int:
     """Bytes of this process at its peak: what it holds now, and the largest of its three phases.
 
@@ -106,18 +217,23 @@ def _memory(
     from medseg.inference.backends.activations import activation_bytes
     from medseg.inference.backends.opening import blended_features
 
-    spec = checkpoints[0].spec
-    scan, image = volume.data.size, 4 * spec.channels * int(np.prod(grid.shape))
-    features, cell = blended_features(checkpoints, settings.tta)
-    deferred = (features, cell) != (spec.outputs, 1)
+    spec, grid, windows, half = checkpoints[0].spec, laid.grid, laid.windows, laid.half
+    bfloat = laid.precision == "bfloat16" and device == "cpu"
+    scan, image = volume.data.size, 4 * spec.inputs * int(np.prod(grid.shape))
+    features, cell = blended_features(checkpoints, bool(laid.mirror))
+    if half:
+        features, cell = spec.outputs * len(checkpoints), 1
+    deferred = (features, cell) != (spec.outputs, 1) and not half
     features += spec.skip_empty
     patch, depth = windows.patch, windows.padded[2]
     # The network: weights as float32 and as the kernels want them (files hold half precision; Winograd wants eight
     # times the float32), activations, one window's features.
     weights = sum(one.weight_bytes for one in checkpoints)
     activations = activation_bytes(checkpoints[0], max(1, settings.batch), deferred)
-    network = 4 * weights + activations // 2 if half else 18 * weights + activations
+    network = 4 * weights + activations // 2 if bfloat else 18 * weights + activations
     network += 4 * features * int(np.prod(patch))
+    if isinstance(grid, Frame) and any(size < p for size, p in zip(grid.shape, spec.patch)):
+        image *= 2  # it is padded, which copies
     # The sums, the block that is complete, once more with the planes before it, and its classes.
     rows = windows.starts[0]
     steps = [b - a for a, b in pairwise(rows)] or [windows.shape[0]]
@@ -132,8 +248,25 @@ def _memory(
     labels = scan * (1 if max(spec.classes) < 256 else 2)
     painting = labels + maps + sums + image + (network if device == "cpu" else 0)
     resampling = image + 2 * 4 * 64 * grid.shape[1] * grid.shape[2]
+    if isinstance(grid, Frame):
+        resampling = image + _regridding(grid, exact=settings.exact)
+        labels *= 2  # as painted, and as it lies in the scan
+        if half:  # a whole row of windows in half precision, of which blocks are copied out
+            row = patch[0] * span * depth
+            sums = 2 * (features + 1) * row * (2 if len(rows) > 1 else 1) + 4 * features * depth * 4 * block
+        painting = labels + maps + sums + image + (network if device == "cpu" else 0)
     cleaning = labels * 2 + maps + (12 * scan if settings.cleanup and (spec.cleanup or spec.fluid) else 0)
     return resident_bytes() + _LIBRARIES_BYTES + max(resampling, painting, cleaning)
+
+
+def _regridding(frame: Frame, *, exact: bool) -> int:
+    """Bytes that one channel takes on its way to the network's grid beside the result."""
+    cropped = int(np.prod(frame.cropped))
+    if frame.cropped == frame.shape:
+        return 4 * cropped
+    padded = int(np.prod([n + 24 for n in frame.cropped]))
+    # In float32: the scan, padded, its spline's coefficients. By scipy: in float64, padded, filtered, and the result.
+    return 4 * cropped + (8 * (cropped + 2 * padded) + 16 * int(np.prod(frame.shape)) if exact else 8 * padded)
 
 
 def _span(windows: Windows, stripes: int) -> int:

@@ -19,7 +19,7 @@ from medseg.kernels.threads import in_slabs
 from medseg.kernels.windows import agree, certainty, choose, confidence, paint, unfold
 
 #: Of how many voxels of the model's grid along each axis one counts for the confidence in a structure.
-_EVERY = 2
+EVERY = 2
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,7 @@ class Painter:
             field = np.empty((*block.shape[:3], len(self.maps)), np.float32)
             in_slabs(lambda a, b: confidence(a, b, block, *head, wanted, field), len(block), workers=self._workers)
         if self._asked and inner:
-            parts = in_slabs(
-                lambda a, b: certainty(a, b, block, *head, best, _EVERY), len(block), workers=self._workers
-            )
+            parts = in_slabs(lambda a, b: certainty(a, b, block, *head, best, EVERY), len(block), workers=self._workers)
             self._certain += sum(parts)
         origin = np.array((x, y), np.int64)
         target = (first_j, last_j, self.labels, self.maps, self._matrix)

@@ -14,7 +14,7 @@ from medseg.files import written_together
 from medseg.inference.jobs import Extras, Job
 from medseg.inference.record import file_hash, write_record
 from medseg.inference.segmentation import Segmentation
-from medseg.inference.settings import Model, Settings, as_list
+from medseg.inference.settings import Model, Settings, as_list, is_set
 from medseg.io import is_dicom_source, strip_suffix, write
 from medseg.postprocess import anatomy, structure_volumes
 from medseg.volume import Volume
@@ -248,4 +248,5 @@ def identity_of(model: Model) -> dict[str, Any]:
         return {"name": model}
     specs = [one.spec for one in as_list(model)]
     hashes = [spec.sha256 for spec in specs]
-    return {"name": specs[0].name, "weights_sha256": hashes[0] if len(hashes) == 1 else hashes}
+    name = model.name if is_set(model) else specs[0].name
+    return {"name": name, "weights_sha256": hashes[0] if len(hashes) == 1 else hashes}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,8 @@ from medseg.inference.results import (
     write_results,
 )
 from medseg.inference.segmentation import Segmentation, segment
-from medseg.inference.settings import Model, Settings, channel_names
-from medseg.io import DicomOptions, SeveralVolumes, read, write
+from medseg.inference.settings import Model, Settings, as_list, channel_names
+from medseg.io import DicomOptions, SeveralVolumes, is_dicom_source, read, write
 from medseg.memory import peak_memory_bytes
 from medseg.postprocess import anatomy, face, structure_volumes
 from medseg.progress import Progress, silent
@@ -39,14 +39,20 @@ from medseg.volume import Volume
 if TYPE_CHECKING:
     from medseg.io.dicom import Origin
 
+#: Settings that only models of other programs know.
+FOREIGN_KEYS = ("exact", "orientation", "postprocess")
 
-def load_model(*names: str) -> Model:
-    """The checkpoints of bundled models and model folders, or an intensity model's name. Raises `BadModel`."""
+
+def load_model(*names: str, folds: Sequence[str] = (), checkpoint: str = "final") -> Model:
+    """The checkpoints of bundled models and model folders, a set of models, or an intensity model's name.
+
+    folds, checkpoint: of models of nnU-Net. Raises `BadModel`.
+    """
     if names[0] in INTENSITY_MODELS and len(names) == 1:
         return names[0]
-    from medseg.models import load_checkpoint
+    from medseg.models import load_models
 
-    return [load_checkpoint(name) for name in names]
+    return load_models(names, folds=folds, checkpoint=checkpoint)
 
 
 def infer(
@@ -70,6 +76,7 @@ def infer(
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", DataWarning)
         scan = _read(job, model, extras, progress)
+        settings = replace(settings, from_dicom=is_dicom_source(job.scan))
         try:
             result = segment(
                 scan.volumes,
@@ -137,7 +144,7 @@ def _record_of(
         "versions": versions(),
         "model": identity_of(model),
         **inputs_of(volumes, model),
-        "settings": asdict(settings)
+        "settings": _recorded(settings, model, result.plan)
         | {key: getattr(result.plan, key) for key in ("device", "precision", "backend")}
         | chosen_extras(extras),
         "warnings": messages,
@@ -173,6 +180,27 @@ def _writes(
     if scan.origin:
         writes += dicom_writes(scan.dicom, result, scan.origin)
     return writes
+
+
+def settings_of(settings: Settings, model: Model) -> dict[str, Any]:
+    """The settings as a record holds them, but for what a run decides; those of foreign models only where asked for."""
+    asked = asdict(settings)
+    for key in (*FOREIGN_KEYS, "from_dicom", "roi"):
+        del asked[key]
+    asked["overlap"] = 0.5 if isinstance(model, str) else settings.share(as_list(model)[0].spec)
+    asked["tta"] = bool(settings.tta)
+    if settings.roi:
+        asked["roi"] = list(settings.roi)
+    return asked
+
+
+def _recorded(settings: Settings, model: Model, plan: Plan) -> dict[str, Any]:
+    """The settings as they took effect."""
+    effective = settings_of(settings, model)
+    effective["tta"] = bool(plan.mirror) or bool(settings.tta)
+    if plan.taken:
+        effective |= {key: getattr(settings, key) for key in FOREIGN_KEYS} | {"taken": list(plan.taken)}
+    return effective
 
 
 def read_scans(job: Job, names: Sequence[str], extras: Extras) -> list[Volume]:
@@ -239,6 +267,8 @@ def _announcement(volumes: Sequence[Volume], plan: Plan) -> str:
     spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm)
     how = f"up to {plan.windows} windows on {plan.device}, {plan.precision}" if plan.windows else "by intensity"
     how += f", in {plan.stripes} parts to save memory" if plan.stripes > 1 else ""
+    if plan.taken:
+        how += f" ({', '.join(plan.taken)})"
     return (
         f"{several}{shape} voxels of {spacing} mm, {volume.orientation}; model {plan.model}, {how}; "
         f"about {plan.memory_bytes / 1e9:.1f} GB of memory"

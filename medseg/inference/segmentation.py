@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile
 from medseg.inference.forecast import Plan, plan, window_count
+from medseg.inference.frame import Frame
 from medseg.inference.intensity import INTENSITY_MODELS, intensity_table
-from medseg.inference.preprocess import ModelGrid, on_one_grid, prepare, scan_to_grid
+from medseg.inference.preprocess import on_one_grid
 from medseg.inference.settings import (
     Model,
     Scans,
@@ -25,10 +26,12 @@ from medseg.inference.settings import (
     as_volumes,
     channel_names,
     check_channels,
-    mirror_axes,
+    check_set,
+    is_set,
 )
+from medseg.inference.ways import CONTENT_ABOVE, NEVER, Way, foreign_way, own_way
 from medseg.labels import LabelTable
-from medseg.postprocess import clean, separate_fluid
+from medseg.postprocess import clean, keep_largest_together, separate_fluid
 from medseg.progress import Progress, silent
 from medseg.volume import Volume, crop
 
@@ -37,15 +40,7 @@ if TYPE_CHECKING:
 
     from medseg.inference.backends.predictor import Predictor
     from medseg.inference.painter import Painter
-    from medseg.models import Checkpoint
-
-
-#: A plane of the model's input belongs to the content if any of its voxels is brighter than this share.
-CONTENT_ABOVE = 0.1
-#: Voxels kept around the content.
-CONTENT_MARGIN = 6
-#: Logit of every other class where a voxel is known to be background.
-_NEVER = -1e4
+    from medseg.models import Checkpoint, ModelSet
 
 
 @dataclass
@@ -62,24 +57,6 @@ class Segmentation:
     seconds: dict[str, float] = field(default_factory=dict)
     maps: dict[str, Volume] = field(default_factory=dict)
     confidence: dict[int, float] = field(default_factory=dict)
-
-
-def content_box(image: torch.Tensor) -> tuple[slice, slice, slice]:
-    """The part of a model input (C, X, Y, Z) that is more than air, with a margin; all of it if there is only air.
-
-    Windows are laid over this part, so that air around a head, however much of it a scan has, changes nothing: instance
-    norm would otherwise see another mean with every margin.
-    """
-    filled = image[0] > CONTENT_ABOVE
-    for channel in image[1:]:
-        filled |= channel > CONTENT_ABOVE
-    box = []
-    for axis in range(3):
-        planes = filled.any(dim=tuple({0, 1, 2} - {axis})).nonzero()
-        size = filled.shape[axis]
-        first, last = (int(planes[0]), int(planes[-1])) if len(planes) else (0, size - 1)
-        box.append(slice(max(0, first - CONTENT_MARGIN), min(size, last + 1 + CONTENT_MARGIN)))
-    return box[0], box[1], box[2]
 
 
 def segment(
@@ -100,9 +77,9 @@ def segment(
     """
     volumes = as_volumes(scan)
     if isinstance(model, str) and model not in INTENSITY_MODELS:
-        from medseg.models import load_checkpoint
+        from medseg.models import load_models
 
-        model = load_checkpoint(model)
+        model = load_models([model])
     check_channels(volumes, model)
     names = channel_names(model)
     volumes = on_one_grid(volumes, names if all(names) else ())
@@ -111,6 +88,8 @@ def segment(
             check_image(volume)
         except BadFile as error:
             raise BadFile(f"{name}: {error}" if name and len(volumes) > 1 else str(error)) from None
+    if is_set(model):
+        return _segment_with_set(volumes, model, settings, progress, announce)
     if not isinstance(model, str) and as_list(model)[0].spec.locate is not None:
         return _segment_located(volumes, as_list(model), settings, progress, announce)
     made = plan(volumes, model, settings)
@@ -120,7 +99,64 @@ def segment(
         function, classes = INTENSITY_MODELS[model]
         labels = function(volumes[0], classes)
         return Segmentation(labels, intensity_table(model), made, {"network": time.perf_counter() - start})
-    return _segment_with_network(volumes, as_list(model), settings, made, progress)
+    checkpoints, previous, spent = as_list(model), None, {}
+    recipe = checkpoints[0].spec.recipe
+    if recipe is not None and recipe.previous:
+        plain = replace(settings, probabilities=(), uncertainty=False, postprocess=False, roi=())
+        before = segment(volumes, checkpoints[0].first_stage(), plain, progress=progress)
+        previous, spent = before.labels, {"first stage": sum(before.seconds.values())}
+    result = _segment_with_network(volumes, checkpoints, settings, made, progress, previous)
+    result.seconds |= spent
+    return _only(result, settings.roi) if settings.roi else result
+
+
+def _only(result: Segmentation, values: Sequence[int]) -> Segmentation:
+    """The segmentation without labels other than `values`."""
+    data = np.where(np.isin(result.labels.data, values), result.labels.data, result.labels.data.dtype.type(0))
+    table = LabelTable(tuple(label for label in result.table.labels if label.value in values))
+    confidence = {value: share for value, share in result.confidence.items() if value in values}
+    return replace(result, labels=result.labels.with_data(data), table=table, confidence=confidence)
+
+
+def _segment_with_set(
+    volumes: Sequence[Volume],
+    models: ModelSet,
+    settings: Settings,
+    progress: Progress,
+    announce: Callable[[Plan], None],
+) -> Segmentation:
+    """Every model of a set on its own; what a later one finds covers what an earlier one found."""
+    models = models.only(settings.roi) if settings.roi else models
+    check_set(models, settings)
+    settings = replace(settings, roi=())
+    labels = np.zeros(volumes[0].shape, np.uint8 if max(models.table.values) < 256 else np.uint16, order="F")
+    seconds: dict[str, float] = {}
+    maps: dict[str, Volume] = {}
+    confidence: dict[int, float] = {}
+    made: Plan | None = None
+    for checkpoints, values in zip(models.models, models.labels):
+        own = {out: value for value, out in values.items()}
+        part = replace(settings, probabilities=tuple(own[v] for v in settings.probabilities if v in own))
+        found = segment(volumes, checkpoints, part, progress=progress, announce=announce)
+        table = np.zeros(max(checkpoints[0].spec.classes) + 1, labels.dtype)
+        table[list(values)] = list(values.values())
+        for k in range(labels.shape[2]):  # plane by plane: no second map of the scan's size
+            out = table[found.labels.data[..., k]]
+            np.copyto(labels[..., k], out, where=out != 0)
+        for name, seconds_spent in found.seconds.items():
+            seconds[name] = seconds.get(name, 0.0) + seconds_spent
+        for name, volume_map in found.maps.items():
+            out_name = f"probability_{values[int(name.rpartition('_')[2])]}" if name != "uncertainty" else name
+            if out_name in maps:  # how unsure: the least sure of all
+                np.maximum(maps[out_name].data, volume_map.data, out=maps[out_name].data)
+            else:
+                maps[out_name] = volume_map
+        confidence |= {values[value]: share for value, share in found.confidence.items() if value in values}
+        made = found.plan if made is None or found.plan.memory_bytes > made.memory_bytes else made
+    assert made is not None
+    return Segmentation(
+        volumes[0].with_data(labels), models.table, replace(made, model=models.name), seconds, maps, confidence
+    )
 
 
 def _segment_located(
@@ -185,32 +221,62 @@ class _Clock:
 
 
 def _segment_with_network(
-    volumes: Sequence[Volume], checkpoints: Sequence[Checkpoint], settings: Settings, made: Plan, progress: Progress
+    volumes: Sequence[Volume],
+    checkpoints: Sequence[Checkpoint],
+    settings: Settings,
+    made: Plan,
+    progress: Progress,
+    previous: Volume | None = None,
 ) -> Segmentation:
-    from medseg.inference.backends.opening import open_models
-    from medseg.inference.backends.predictor import choose_device
-
     spec, clock, volume = checkpoints[0].spec, _Clock(), volumes[0]
     progress("resampling", 0, 1)
     with clock("resample"):
-        image, grid = prepare(volumes, spec.spacing, spec.grid, spec.intensities, names=spec.channel_names)
-        x, y, z = grid.shape
-        box = content_box(image) if spec.dark_air else (slice(0, x), slice(0, y), slice(0, z))
-    device = choose_device(settings.device)  # type: ignore[arg-type]
+        if isinstance(made.grid, Frame):
+            way = foreign_way(volumes, checkpoints, settings, made.grid, half=made.half, previous=previous)
+        else:
+            way = own_way(volumes, spec, settings)
     with clock("load"):
-        predictor = open_models(
+        predictor = _opened(checkpoints, settings, made)
+    batch = settings.batch or (4 if made.device == "cuda" else 1)
+    painter = way.painter(predictor)
+    _paint_windows(painter, predictor, way, checkpoints[0], made, batch, clock, progress)
+    with clock("paint"):
+        labels = volume.with_data(way.back(painter.labels))
+    labels = _cleaned(labels, volume, checkpoints[0], settings, clock, progress)
+    names = [f"probability_{value}" for value in settings.probabilities] + ["uncertainty"] * settings.uncertainty
+    maps = {name: volume.with_data(way.back(data)) for name, data in zip(names, painter.maps)}
+    made = replace(made, precision=predictor.precision, backend=predictor.backend)
+    return Segmentation(labels, checkpoints[0].table, made, clock.seconds, maps, painter.confidence())
+
+
+def _opened(checkpoints: Sequence[Checkpoint], settings: Settings, made: Plan) -> Predictor:
+    from medseg.inference.backends.opening import open_apart, open_models
+
+    mirror = made.mirror
+    if made.half:  # each fold's logits are rounded on their own before they are averaged
+        return open_apart(
             checkpoints,
-            backend=settings.backend,
             device=settings.device,  # type: ignore[arg-type]
-            precision=settings.precision,  # type: ignore[arg-type]
-            mirror=mirror_axes(checkpoints) if settings.tta else (),
-            windows=made.windows,
+            mirror=mirror,
+            exact=settings.exact,
         )
-    batch = settings.batch or (4 if device.type == "cuda" else 1)
-    painter = _painter(volume, checkpoints[0], predictor, settings, grid, box)
-    _paint_windows(painter, predictor, image[:, *box], checkpoints[0], settings, made, batch, clock, progress)
-    del image
-    labels = volume.with_data(painter.labels)
+    chosen = settings.precision == "auto" and made.precision == "float32" and made.taken
+    return open_models(
+        checkpoints,
+        backend=settings.backend,
+        device=settings.device,  # type: ignore[arg-type]
+        precision="fp32" if chosen else settings.precision,  # type: ignore[arg-type]
+        mirror=mirror,
+        windows=made.windows,
+        exact=False if chosen else None,
+    )
+
+
+def _cleaned(
+    labels: Volume, volume: Volume, checkpoint: Checkpoint, settings: Settings, clock: _Clock, progress: Progress
+) -> Volume:
+    """The labels after what the model's JSON says, and after a foreign model's postprocessing where it is asked for."""
+    spec = checkpoint.spec
     if settings.cleanup and spec.fluid:
         with clock("refine"):
             labels = separate_fluid(labels, volume, spec.fluid.tissue, spec.fluid.value)
@@ -218,58 +284,19 @@ def _segment_with_network(
         progress("cleaning up", 0, 1)
         with clock("cleanup"):
             labels = clean(labels, list(spec.cleanup))
-    names = [f"probability_{value}" for value in settings.probabilities] + ["uncertainty"] * settings.uncertainty
-    maps = {name: volume.with_data(data) for name, data in zip(names, painter.maps)}
-    made = replace(made, precision=predictor.precision, backend=predictor.backend)
-    return Segmentation(labels, checkpoints[0].table, made, clock.seconds, maps, painter.confidence())
-
-
-def _painter(
-    volume: Volume,
-    checkpoint: Checkpoint,
-    predictor: Predictor,
-    settings: Settings,
-    grid: ModelGrid,
-    box: tuple[slice, slice, slice],
-) -> Painter:
-    """A painter of what the model says inside the content box; the rest of the scan is background."""
-    import torch
-
-    from medseg.inference.painter import Painter
-
-    spec, head = checkpoint.spec, predictor.head
-    limits = [
-        (0.0 if side.start else -np.inf, side.stop - side.start - 1.0 if side.stop < size else np.inf)
-        for side, size in zip(box, grid.shape)
-    ]
-    if head is not None and spec.skip_empty:  # one more feature says that a window was left out
-        never = np.full((spec.outputs, 1), _NEVER, np.float32)
-        never[: not spec.regions] = 0
-        head = head.with_feature(never.repeat(predictor.cell**3, 0))
-    wanted: list[int] | None = [spec.classes.index(value) - spec.regions for value in settings.probabilities]
-    if not wanted and not settings.uncertainty:
-        wanted = None
-    return Painter(
-        volume.shape,
-        scan_to_grid(volume, grid, [side.start for side in box]),
-        [side.stop - side.start for side in box],
-        spec.classes,
-        head=head,
-        regions=spec.regions,
-        wanted=wanted,
-        limits=limits,
-        certain=True,
-        cell=predictor.cell,
-        workers=torch.get_num_threads(),
-    )
+    if settings.postprocess:
+        progress("cleaning up", 0, 1)
+        with clock("cleanup"):
+            for group in checkpoint.postprocessing():
+                labels = keep_largest_together(labels, group)
+    return labels
 
 
 def _paint_windows(
     painter: Painter,
     predictor: Predictor,
-    image: torch.Tensor,
+    way: Way,
     checkpoint: Checkpoint,
-    settings: Settings,
     made: Plan,
     batch: int,
     clock: _Clock,
@@ -282,7 +309,8 @@ def _paint_windows(
     from medseg.inference.window import plan_windows, sliding_window
 
     spec = checkpoint.spec
-    windows = plan_windows(image.shape[1:], spec.patch, settings.overlap, predictor.cell)
+    image = way.image
+    windows = plan_windows(image.shape[1:], spec.patch, way.overlap, predictor.cell, way.layout)
     total, done = window_count(windows, made.stripes), 0
 
     def predict(patches: torch.Tensor) -> torch.Tensor:
@@ -302,8 +330,8 @@ def _paint_windows(
     if spec.skip_empty:
         air = [0.0] * predictor.features + [1.0]
         if predictor.head is None:
-            air = [_NEVER] * spec.outputs
-            air[0] = _NEVER if spec.regions else 0.0
+            air = [NEVER] * spec.outputs
+            air[0] = NEVER if spec.regions else 0.0
         empty = (CONTENT_ABOVE, air)
     device = made.device
     start = time.perf_counter()
@@ -312,7 +340,8 @@ def _paint_windows(
             painter.begin_part()
             behind: Future[None] | None = None
             run = partial(sliding_window, predict, image, windows, batch=batch, stripe=stripe, empty=empty)
-            for block in run(device=device, cell=predictor.cell, progress=count):
+            run = partial(run, weighting=way.weighting, make_sums=way.make_sums, progress=count)
+            for block in way.trimmed(run(device=device, cell=predictor.cell)):
                 if device == "cpu":
                     paint(block.x, block.y, block.data)
                     continue

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -66,10 +67,29 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
     return [round(n * (size - patch) / (count - 1)) for n in range(count)]
 
 
-def plan_windows(shape: Sequence[int], patch: Sequence[int], overlap: float, cell: int = 1) -> Windows:
-    """Windows of `patch` voxels over an image of `shape`, counted in cells of `cell` voxels along each axis."""
+def nnunet_starts(size: int, patch: int, overlap: float) -> list[int]:
+    """Where nnU-Net's windows begin along one axis; a patch of one plane (2d) steps from plane to plane."""
+    if patch == 1:
+        return list(range(size))
+    count = math.ceil((size - patch) / (patch * (1 - overlap))) + 1
+    if count < 2:
+        return [0]
+    return [int(np.round((size - patch) / (count - 1) * n)) for n in range(count)]
+
+
+#: Name in a model's recipe -> where windows begin along an axis, from its size, the patch, and the overlap.
+LAYOUTS: dict[str, Callable[[int, int, float], list[int]]] = {"even": window_starts, "nnunet": nnunet_starts}
+
+
+def plan_windows(
+    shape: Sequence[int], patch: Sequence[int], overlap: float, cell: int = 1, layout: str = "even"
+) -> Windows:
+    """Windows of `patch` voxels over an image of `shape`, counted in cells of `cell` voxels along each axis.
+
+    layout: a name in `LAYOUTS`.
+    """
     shape, patch = [-(-size // cell) for size in shape], [size // cell for size in patch]
-    starts = [tuple(window_starts(size, p, overlap)) for size, p in zip(shape, patch)]
+    starts = [tuple(LAYOUTS[layout](size, p, overlap)) for size, p in zip(shape, patch)]
     return Windows(tuple(shape), tuple(patch), tuple(starts))  # type: ignore[arg-type]
 
 
@@ -79,6 +99,19 @@ def gaussian_weights(patch: int) -> Tensor:
     return torch.exp(-0.5 * at**2).clamp_(min=1e-3)
 
 
+def impulse_weights(patch: int) -> Tensor:
+    """(patch,) nnU-Net's weights of one axis before it rounds them: a Gaussian around voxel patch // 2, up to 1.
+
+    Of a window's voxels nothing reaches 4 standard deviations from there but the first of an even patch.
+    """
+    at = (torch.arange(patch) - patch // 2) / (patch / 8)
+    return torch.exp(-0.5 * at**2) if patch > 1 else torch.ones(1)
+
+
+#: Name in a model's recipe -> the weights of one axis of a window.
+WEIGHTS: dict[str, Callable[[int], Tensor]] = {"floored": gaussian_weights, "nnunet": impulse_weights}
+
+
 @dataclass(frozen=True)
 class Block:
     """Finished features (X, Y, Z, F) float32 whose first voxel is (x, y, 0). It is not written to again."""
@@ -86,6 +119,23 @@ class Block:
     x: int
     y: int
     data: NDArray[np.float32]
+
+
+class Sums(Protocol):
+    """What windows are added to: see `_Sums`, which adds in float32."""
+
+    def add(self, features: Tensor, weights: Sequence[NDArray[np.float32]], z: int) -> None:
+        """Add one window of the current column."""
+
+    def finish(self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The means of the next planes, which no later window of this row touches."""
+
+    def end_row(self, deep: int) -> None:
+        """Begin a new row of windows, which also adds to the last `deep` planes of this one."""
+
+
+#: Sums for windows, the columns that are computed, and a number of features.
+MakeSums = Callable[[Windows, Sequence[int], int], Sums]
 
 
 def sliding_window(
@@ -98,6 +148,8 @@ def sliding_window(
     empty: tuple[float, Sequence[float]] | None = None,
     device: torch.device | str = "cpu",
     cell: int = 1,
+    weighting: str = "floored",
+    make_sums: MakeSums | None = None,
     progress: Callable[[int], None] = lambda windows: None,
 ) -> Iterator[Block]:
     """Weighted means of what `predict` says of the windows of `image` (C, X, Y, Z), as blocks that cover it once.
@@ -106,7 +158,8 @@ def sliding_window(
     the part `stripe` of the second axis is computed if one is given. `empty` (threshold, features): windows in which
     nothing is brighter than the threshold are not predicted; the features are taken for them. The sums are kept on
     `device`, and on the CPU once it runs out of memory. `cell`: how many voxels of the image along each axis are one of
-    what is predicted, which is what windows, stripes and blocks are counted in. `progress` is called with the number of
+    what is predicted, which is what windows, stripes and blocks are counted in. `weighting` is a name in `WEIGHTS`.
+    `make_sums` (windows, columns, features) gives other sums than float32 ones. `progress` is called with the number of
     windows just done.
     """
     low, high = stripe or (0, windows.shape[1])
@@ -115,10 +168,11 @@ def sliding_window(
     if any(missing):  # padding copies, even by nothing
         image = F.pad(image, [n for one in missing[::-1] for n in (0, one)])
     # Of every axis the weights of one window, and one over what each plane collects from all of them.
-    weights = [gaussian_weights(p).numpy() for p in windows.patch]
+    weights = [WEIGHTS[weighting](p).numpy() for p in windows.patch]
     share = [_one_over_sums(w, starts, n) for w, starts, n in zip(weights, windows.starts, windows.padded)]
     patch_y = windows.patch[1]
-    sums: _Sums | None = None
+    sums: Sums | None = None
+    make: MakeSums = make_sums or partial(_Sums, device=torch.device(device))
 
     def cut(start: int, size: int) -> slice:
         return slice(start * cell, (start + size) * cell)
@@ -131,7 +185,7 @@ def sliding_window(
             if empty is not None:
                 nothing = [z for z, window in todo if float(window.max()) <= empty[0]]
                 if sums is None and nothing:
-                    sums = _Sums(windows, columns, len(empty[1]), torch.device(device))
+                    sums = make(windows, columns, len(empty[1]))
                 for z in nothing:
                     assert sums is not None
                     sums.add(torch.tensor(empty[1]).view(-1, 1, 1, 1), weights, z)
@@ -142,7 +196,7 @@ def sliding_window(
                 predicted = predict(torch.stack([window for _, window in part]))
                 if sums is None:
                     features = predicted.shape[1] if empty is None else len(empty[1])
-                    sums = _Sums(windows, columns, features, torch.device(device))
+                    sums = make(windows, columns, features)
                 for (z, _), one in zip(part, predicted):
                     sums.add(one, weights, z)
                 progress(len(part))

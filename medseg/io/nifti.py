@@ -13,7 +13,7 @@ import math
 import struct
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -137,7 +137,8 @@ def read_nifti(path: str | Path, *, volume_index: int | None = None, assume_geom
     for what in mended:
         warnings.warn(f"{path}: {what}", DataWarning, stacklevel=3)
     data = rescale(path, data, slope=slope, intercept=intercept)
-    return make_volume(path, data, affine, space=space)
+    volume = make_volume(path, data, affine, space=space)
+    return replace(volume, header_spacing_mm=_stated_spacing(header.fields, volume))
 
 
 def _read(
@@ -392,6 +393,14 @@ def _check_agreement(
         spacing, pixdim = np.array(spacing_of(first)), np.abs(fields["pixdim"][1:4])
         if not (np.abs(spacing - pixdim) <= MAX_DISAGREEMENT * spacing).all():
             raise BadFile(f"{path}: its geometry and its voxel size (pixdim) disagree; {_ASSUME}")
+
+
+def _stated_spacing(fields: dict[str, Any], volume: Volume) -> tuple[float, float, float] | None:
+    """The header's voxel size in mm, if the affine agrees with it up to rounding; nothing where one was assumed."""
+    to_mm = _MM_PER_UNIT[fields["xyzt_units"] & 7]
+    i, j, k = (abs(size) * to_mm for size in fields["pixdim"][1:4])
+    agrees = np.allclose((i, j, k), volume.spacing_mm, rtol=MAX_DISAGREEMENT, atol=0)
+    return (i, j, k) if agrees else None
 
 
 def _sform(path: str | Path, fields: dict[str, Any]) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ from medseg import door
 
 if TYPE_CHECKING:
     from medseg.models.card import model_card as model_card
+    from medseg.models.conversion import facts_of as facts_of, write_models as write_models
     from medseg.models.folder import (
         Checkpoint as Checkpoint,
         bundled_models as bundled_models,
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
         load_checkpoint as load_checkpoint,
         save_checkpoint as save_checkpoint,
     )
+    from medseg.models.loading import is_model as is_model, list_models as list_models, load_models as load_models
+    from medseg.models.recipe import ChannelScale as ChannelScale, Recipe as Recipe, Resampling as Resampling
+    from medseg.models.sets import ModelSet as ModelSet
     from medseg.models.spec import (
         FixedScale as FixedScale,
         GridKind as GridKind,
@@ -25,7 +29,11 @@ __getattr__, __dir__ = door(
     __name__,
     {
         "card": ("model_card",),
+        "conversion": ("facts_of", "write_models"),
         "folder": ("Checkpoint", "bundled_models", "change_spec", "load_checkpoint", "save_checkpoint"),
+        "loading": ("is_model", "list_models", "load_models"),
+        "recipe": ("ChannelScale", "Recipe", "Resampling"),
+        "sets": ("ModelSet",),
         "spec": ("FixedScale", "GridKind", "ModelSpec", "PercentileScale", "ZScore"),
     },
 )

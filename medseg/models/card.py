@@ -170,7 +170,7 @@ def _parameters(spec: ModelSpec) -> int:
     from medseg.networks import build_model
 
     with torch.device("meta"):
-        network = build_model(spec.architecture, spec.channels, spec.outputs, **spec.options)
+        network = build_model(spec.architecture, spec.inputs, spec.outputs, **spec.options)
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -10,13 +10,13 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
 from medseg.documents import parse_json, read_json
 from medseg.errors import BadConfig, BadFile, BadModel
-from medseg.files import atomic_write, open_file, read_bytes
+from medseg.files import atomic_write, open_file
 from medseg.labels import LabelTable
 from medseg.models.spec import ModelSpec
 from medseg.postprocess import check_steps
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 #: Models that come with medseg, by name.
 BUNDLED = Path(__file__).parents[1] / "bundled"
-MAX_WEIGHTS = 2_000_000_000
+#: Folder inside a model's in which the first stage of a cascade lies, and the beginning of those of several folds.
+FIRST_STAGE, FOLD = "first_stage", "fold_"
+MAX_WEIGHTS = 8_000_000_000
 #: Most bytes of a model's JSON, and of the JSON at the beginning of its weights.
 MAX_SPEC = 1_000_000
 
@@ -56,7 +58,7 @@ class Checkpoint:
 
         spec = self.spec
         with torch.device("meta"):
-            network = build_model(spec.architecture, spec.channels, spec.outputs, **spec.options)
+            network = build_model(spec.architecture, spec.inputs, spec.outputs, **spec.options)
         check_patch(network, spec.patch)
         expected = {key: list(value.shape) for key, value in network.state_dict().items()}
         stored = _stored_shapes(self.folder)
@@ -71,15 +73,15 @@ class Checkpoint:
         """The network in evaluation mode, float32, on the CPU. Raises `BadModel` if the weights do not fit it."""
         import torch
         from safetensors import SafetensorError
-        from safetensors.torch import load
+        from safetensors.torch import load_file
 
         spec = self.spec
-        content = _weights(self.folder)
-        if hashlib.sha256(content).hexdigest() != spec.sha256:
+        path = self.folder / "model.safetensors"
+        if sha256_of(path) != spec.sha256:
             raise BadModel(f"the weights in {self.folder} are not those its model.json names; fetch the model again")
         try:
-            state = load(content)
-        except (SafetensorError, ValueError) as error:
+            state = load_file(path)  # mapped into memory: no second copy of what is large
+        except (SafetensorError, ValueError, OSError) as error:
             raise BadModel(f"the weights in {self.folder} cannot be read: {error}") from None
         network = self.outline()  # shapes are compared before any memory is taken
         if any(value.dtype not in (torch.float16, torch.bfloat16, torch.float32) for value in state.values()):
@@ -87,8 +89,20 @@ class Checkpoint:
         if not all(bool(torch.isfinite(value).all()) for value in state.values()):
             raise BadModel(f"the weights in {self.folder} hold values that are not finite")
         # Assigned, because `to_empty` would import sympy, which takes as long as a fifth of torch.
-        network.load_state_dict({key: value.float() for key, value in state.items()}, assign=True)
+        network.load_state_dict(
+            {key: value.float() if value.dtype != torch.float32 else value.clone() for key, value in state.items()},
+            assign=True,
+        )
         return network.eval()
+
+    def first_stage(self) -> list[Checkpoint]:
+        """The models whose labels this one sees beside the scan. Raises `BadModel` if they are not there."""
+        inside = self.folder / FIRST_STAGE
+        return load_checkpoints(str(inside if inside.is_dir() else self.folder.parent / FIRST_STAGE))
+
+    def postprocessing(self) -> list[list[int]]:
+        """The groups of labels of which only the largest part shall stay, in order, if asked for; [] for none."""
+        return [list(group) for group in self.spec.card.get("postprocessing", [])]
 
 
 def bundled_models() -> list[str]:
@@ -105,6 +119,8 @@ def load_checkpoint(name: str) -> Checkpoint:
     if not (folder / "model.json").is_file() and (folder / "model" / "model.json").is_file():
         folder = folder / "model"
     if not (folder / "model.json").is_file():
+        if (folder / "plans.json").is_file():
+            raise BadModel(f"the model '{name}' is nnU-Net's: infer, convert and info read it, and nothing else does")
         known = ", ".join(bundled_models())
         raise BadModel(f"there is no model '{name}': give a model folder, or one that comes with medseg ({known})")
     try:
@@ -131,11 +147,15 @@ def load_checkpoint(name: str) -> Checkpoint:
     return Checkpoint(spec, table, folder)
 
 
-def _weights(folder: Path) -> bytes:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, read piece by piece. Raises `BadModel` if it cannot be read."""
     try:
-        return read_bytes(folder / "model.safetensors", max_bytes=MAX_WEIGHTS)
+        with open_file(path) as file:
+            return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
     except BadFile as error:
         raise BadModel(str(error)) from None
+    except OSError as error:
+        raise BadModel(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _stored_shapes(folder: Path) -> dict[str, list[int]]:
@@ -151,22 +171,40 @@ def _stored_shapes(folder: Path) -> dict[str, list[int]]:
         raise BadModel(f"the weights in {folder} cannot be read: {error}") from None
 
 
-def save_checkpoint(folder: Path, spec: dict[str, Any], state: dict[str, Tensor], table: LabelTable) -> None:
-    """Write a model folder; weights in half precision. `spec` holds `ModelSpec`'s fields but the hash."""
+def load_checkpoints(name: str) -> list[Checkpoint]:
+    """The model of a name or folder, or the folds `fold_*` of one in a folder. Raises `BadModel`."""
+    folder = Path(name)
+    if not (folder / "model.json").is_file() and (folder / f"{FOLD}0" / "model.json").is_file():
+        folds = sorted(entry for entry in folder.glob(f"{FOLD}*") if (entry / "model.json").is_file())
+        return [load_checkpoint(str(fold)) for fold in folds]
+    return [load_checkpoint(name)]
+
+
+def save_checkpoint(
+    folder: Path, spec: dict[str, Any], state: dict[str, Tensor], table: LabelTable, *, half: bool = True
+) -> None:
+    """Write a model folder; weights in half precision, or in float32. `spec`: `ModelSpec`'s fields but the hash."""
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
-    content = save({key: value.detach().half().contiguous() for key, value in state.items()})
+    content = save(
+        {key: (value.detach().half() if half else value.detach().float()).contiguous() for key, value in state.items()}
+    )
     checked = ModelSpec(**spec, sha256=hashlib.sha256(content).hexdigest())
     table.write(folder / "labels.csv")
     with atomic_write(folder / "model.safetensors") as handle:
         handle.write(content)
     with atomic_write(folder / "model.json") as handle:
-        handle.write((checked.model_dump_json(indent=1) + "\n").encode())
+        handle.write(_json_of(checked))
+
+
+def _json_of(spec: ModelSpec) -> bytes:
+    """A spec as it is stored; a recipe only where there is one, so that earlier versions read all others."""
+    return (spec.model_dump_json(indent=1, exclude=None if spec.recipe else {"recipe"}) + "\n").encode()
 
 
 def change_spec(folder: Path, **changes: Any) -> None:
     """Change fields of a model's JSON that do not touch its weights: cleanup, card, description."""
     checked = ModelSpec.model_validate(read_json(folder / "model.json", BadModel, max_bytes=MAX_SPEC) | changes)
     with atomic_write(folder / "model.json") as handle:
-        handle.write((checked.model_dump_json(indent=1) + "\n").encode())
+        handle.write(_json_of(checked))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medseg.config import BrainSpec, FluidSpec
+from medseg.models.recipe import Recipe
 
 _Size = Annotated[int, Field(ge=1, le=1024)]
 _Spacing = Annotated[float, Field(gt=0.01, lt=30)]
@@ -64,7 +65,7 @@ class LocateSpec(BaseModel):
 
 
 class ModelSpec(BaseModel):
-    """What a model's JSON says; spatial numbers run along (R, A, S)."""
+    """What a model's JSON says; spatial numbers run along (R, A, S), of models with a recipe along its axes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -86,6 +87,7 @@ class ModelSpec(BaseModel):
     mirror: tuple[Literal[0, 1, 2], ...] = Field(default=(), description="axes along which training mirrored patches")
     skip_empty: bool = Field(default=False, description="windows of nothing but air are background, unseen")
     locate: LocateSpec | None = None
+    recipe: Recipe | None = Field(default=None, description="how a foreign model sees a scan")
     fluid: FluidSpec | None = None
     brain: BrainSpec | None = None
     cleanup: tuple[dict[str, Any], ...] = ()
@@ -98,6 +100,8 @@ class ModelSpec(BaseModel):
             raise ValueError(f"channel_names has {len(self.channel_names)} entries for {self.channels} channels")
         if len(self.intensities) != self.channels:
             raise ValueError(f"intensity has {len(self.intensities)} entries for {self.channels} channels")
+        if self.recipe and (len(self.recipe.channels) != self.channels or self.skip_empty):
+            raise ValueError("a recipe scales every channel, and leaves no window out")
         if self.skip_empty and not self.dark_air:
             raise ValueError("skip_empty needs intensity 'percentiles', for which air is 0")
         return self
@@ -116,6 +120,11 @@ class ModelSpec(BaseModel):
     def dark_air(self) -> bool:
         """Whether air is 0 in every channel of the network's input."""
         return all(one.scheme == "percentiles" for one in self.intensities)
+
+    @property
+    def inputs(self) -> int:
+        """Channels the network reads: the scans, and those that a first stage's labels make."""
+        return self.channels + (len(self.recipe.previous) if self.recipe else 0)
 
     @property
     def outputs(self) -> int:

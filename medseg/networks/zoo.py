@@ -10,6 +10,7 @@ from medseg.networks.deeplab import DeepLab
 from medseg.networks.fcn import FCN
 from medseg.networks.mask2former import Mask2Former
 from medseg.networks.mednext import mednext
+from medseg.networks.nnunet import NnUNet
 from medseg.networks.resenc_unet import resenc_unet
 from medseg.networks.segformer import SegFormer
 from medseg.networks.segresnet import segresnet
@@ -29,6 +30,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mask2former": Mask2Former,
     "segresnet": segresnet,
     "mednext": mednext,
+    "nnunet": NnUNet,
 }
 
 _CONVOLUTIONS = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-2, "warmup": 50}
@@ -41,6 +43,7 @@ TRAINING: dict[str, dict[str, Any]] = {
     "deeplab": _CONVOLUTIONS,
     "segresnet": _CONVOLUTIONS,
     "mednext": _CONVOLUTIONS,
+    "nnunet": _CONVOLUTIONS,
     "unetr": _TRANSFORMERS,
     "swin_unetr": _TRANSFORMERS,
     "segformer": _TRANSFORMERS | {"learning_rate": 1.5e-3},
@@ -98,6 +101,8 @@ def small(name: str, patch: Sequence[int]) -> dict[str, Any]:
         "unetr": {"patch": list(patch), "feature_size": 16, "hidden_size": 144, "mlp_dim": 576, "num_heads": 4},
         "swin_unetr": {"feature_size": 12, "window_size": 4},
         "segresnet": {"init_filters": 16, "blocks_down": [1, 2, 2, 2][: max(2, levels)]},
+        "nnunet": _cubes(levels)
+        | {"features": features, "encoder_blocks": [2] * levels, "decoder_blocks": [2] * halvings, "bias": False},
         "mednext": {
             "init_filters": 16,
             "blocks_down": [1, 2, 2][: max(1, halvings)],
@@ -109,6 +114,11 @@ def small(name: str, patch: Sequence[int]) -> dict[str, Any]:
     if name not in options:
         raise BadModel(f"there is no small '{name}'; there is one of {', '.join(sorted(options))}")
     return options[name] | ({"deep_supervision": True} if name in DEEP_SUPERVISION else {})
+
+
+def _cubes(levels: int) -> dict[str, Any]:
+    """Kernels of 3 and strides of 2 along every axis."""
+    return {"kernels": [[3] * 3] * levels, "strides": [[1] * 3, *([2] * 3 for _ in range(levels - 1))]}
 
 
 def build_model(name: str, channels: int, classes: int, /, **options: Any) -> nn.Module:

@@ -6,7 +6,11 @@ from medseg import door
 
 if TYPE_CHECKING:
     from medseg.postprocess import anatomy as anatomy, face as face
-    from medseg.postprocess.cleanup import check_steps as check_steps, clean as clean
+    from medseg.postprocess.cleanup import (
+        check_steps as check_steps,
+        clean as clean,
+        keep_largest_together as keep_largest_together,
+    )
     from medseg.postprocess.components import (
         Components as Components,
         connected_components as connected_components,
@@ -21,7 +25,7 @@ __getattr__, __dir__ = door(
     __name__,
     {
         "": ("anatomy", "face"),
-        "cleanup": ("check_steps", "clean"),
+        "cleanup": ("check_steps", "clean", "keep_largest_together"),
         "components": ("Components", "connected_components", "contiguous", "is_reversed", "look_up"),
         "fluid": ("separate_fluid",),
         "volumes": ("structure_volumes",),

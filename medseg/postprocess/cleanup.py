@@ -47,6 +47,21 @@ def keep_largest(
     return only(labels, ids, table=table, keep=keep, values=values)
 
 
+def keep_largest_together(labels: Volume, values: Sequence[int]) -> Volume:
+    """Of the union of some labels the largest component (26 neighbours) stays, of equally large ones all.
+
+    As nnU-Net's `remove_all_but_largest_component_from_segmentation`; `keep_largest` keeps one of equal ones.
+    """
+    union = np.isin(labels.data, [value for value in values if value])
+    if not union.any():
+        return labels
+    mask = union.view(np.uint8)
+    ids, table, _ = find(mask, 26)
+    largest = table[:, 1] == table[table[:, 0] > 0, 1].max()
+    kept = only(mask, ids, table=table, keep=largest, values=None)
+    return labels.with_data(np.where(union & (kept == 0), labels.data.dtype.type(0), labels.data))
+
+
 def drop_small(
     labels: NDArray,
     min_mm3: float,

@@ -234,6 +234,8 @@ def _check_time(
 def _adopted(checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:
     """What a model to go on from decides: the network, and the grid and intensities it knows."""
     spec = checkpoint.spec
+    if spec.recipe is not None:
+        raise BadModel(f"the model {spec.name} is nnU-Net's, which sees scans in another way than training does")
     if spec.channels != len(dataset.channels):
         raise BadModel(
             f"the model {spec.name} takes {spec.channels} channels and the data have {len(dataset.channels)}"

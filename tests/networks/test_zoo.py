@@ -56,6 +56,18 @@ TINY: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
         {"features": [16, 32, 32], "width": 24, "heads": 2, "layers": 3, "queries": 6, "mask_width": 8, "points": 200},
         (8, 16, 8),
     ),
+    "nnunet": (
+        {
+            "features": [16, 32],
+            "kernels": [[3, 3, 3], [1, 3, 3]],
+            "strides": [[1, 1, 1], [2, 2, 2]],
+            "encoder_blocks": [1, 2],
+            "decoder_blocks": [1],
+            "residual": True,
+            "bias": False,
+        },
+        (8, 16, 8),
+    ),
     "segresnet": ({"init_filters": 16, "blocks_down": [1, 1, 1]}, (8, 16, 8)),
     "mednext": ({"init_filters": 16, "blocks_down": [1, 1], "blocks_up": [1, 1], "blocks_bottleneck": 1}, (8, 16, 8)),
 }

@@ -61,7 +61,7 @@ def _replace(module: nn.Module, done: dict[nn.Module, nn.Module]) -> None:
     if module in done:
         return
     done[module] = module
-    if isinstance(module, nn.Sequential) and type(module) in (nn.Sequential, Block):
+    if type(module) is nn.Sequential or isinstance(module, Block):
         for name, fast, followers in _chains(module):
             setattr(module, name, fast)
             for follower in followers:

@@ -92,7 +92,7 @@ def activation_bytes(checkpoint: Checkpoint, batch: int = 1, deferred: bool = Fa
     """
     spec, network = checkpoint.spec, checkpoint.outline()
     with torch.device("meta"), torch.no_grad():  # in inference mode operations would come whole, not in their parts
-        patches = torch.empty(batch, spec.channels, *spec.patch)
+        patches = torch.empty(batch, spec.inputs, *spec.patch)
         try:
             with _Living() as living:
                 (Body(network) if deferred else network)(patches)

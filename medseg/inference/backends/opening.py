@@ -44,6 +44,7 @@ def open_models(
     precision: Precision = "auto",
     mirror: Sequence[int] = (),
     windows: int = 0,
+    exact: bool | None = None,
 ) -> Predictor:
     """The predictor of `open_anew`; within `models_kept_open` the one of an earlier scan, if it was opened alike.
 
@@ -54,11 +55,17 @@ def open_models(
     # Only the trial of OpenVINO depends on the number of windows.
     trial = windows if backend == "auto" and find_spec("openvino") else 0
     models = tuple((str(one.folder), one.spec.sha256) for one in checkpoints)
-    key = (models, backend, device, precision, tuple(mirror), trial, steps_down())
+    key = (models, backend, device, precision, tuple(mirror), trial, exact, steps_down())
     predictor: Predictor = kept_open(
         key,
         lambda: open_anew(
-            checkpoints, backend=backend, device=device, precision=precision, mirror=mirror, windows=windows
+            checkpoints,
+            backend=backend,
+            device=device,
+            precision=precision,
+            mirror=mirror,
+            windows=windows,
+            exact=exact,
         ),
     )
     return predictor
@@ -72,16 +79,17 @@ def open_anew(
     precision: Precision = "auto",
     mirror: Sequence[int] = (),
     windows: int = 0,
+    exact: bool | None = None,
 ) -> Predictor:
     """One predictor for one or several checkpoints of the same task, whose logits are averaged.
 
     mirror: axes (0, 1, 2) along which patches are also predicted mirrored, in all combinations. windows: how many there
-    will be; 'auto' tries OpenVINO, where it is installed, if so many take long enough for it to pay. 'fp32' is exact:
-    plain convolutions; 'auto' may use faster ones that round a little more.
+    will be; 'auto' tries OpenVINO, where it is installed, if so many take long enough for it to pay. exact: plain
+    convolutions, as with 'fp32' by default; otherwise faster ones that round a little more.
     """
     place = choose_device(device)
     dtype = choose_precision(precision, place)
-    exact = precision == "fp32"
+    exact = precision == "fp32" if exact is None else exact
     classes = checkpoints[0].spec.outputs
     first = BACKENDS["torch" if backend == "auto" else backend](checkpoints[0], place, dtype, exact=exact)
     if backend == "auto" and place.type == "cpu" and not exact and _openvino_pays(checkpoints[0], first, windows):
@@ -100,6 +108,19 @@ def open_anew(
     return _mirrored(joined, mirror) if mirror else joined
 
 
+def open_apart(
+    checkpoints: Sequence[Checkpoint], *, device: Device = "auto", mirror: Sequence[int] = (), exact: bool = False
+) -> Predictor:
+    """One predictor with the logits of all checkpoints side by side, in float32; exact: by PyTorch's convolutions."""
+    place = choose_device(device)
+    each = [open_torch(one, place, torch.float32, exact=exact, defer=False) for one in checkpoints]
+    each = [_mirrored(one, mirror) for one in each] if mirror else each
+    if len(each) == 1:
+        return each[0]
+    run: Predict = lambda x: torch.cat([one(x) for one in each], 1)  # noqa: E731
+    return Predictor(run, sum(one.features for one in each), None, "torch", each[0].precision)
+
+
 def blended_features(checkpoints: Sequence[Checkpoint], mirrored: bool = False) -> tuple[int, int]:
     """How many numbers `open_models` of these checkpoints gives, and for how many voxels along each axis.
 
@@ -111,7 +132,7 @@ def blended_features(checkpoints: Sequence[Checkpoint], mirrored: bool = False) 
     found = []
     for one in checkpoints:
         with torch.device("meta"):
-            network = build_model(one.spec.architecture, one.spec.channels, outputs, **one.spec.options)
+            network = build_model(one.spec.architecture, one.spec.inputs, outputs, **one.spec.options)
         found.append(deferred_width(network))
     together, cell = sum(width for width, _ in found), found[0][1]
     if not all(width and one == cell for width, one in found) or not worth_deferring(together / cell**3, outputs):

@@ -34,9 +34,9 @@ def open_openvino(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of every size it takes for a constant
-            example = torch.zeros(1, spec.channels, *spec.patch)  # of this size: some networks compute with it
+            example = torch.zeros(1, spec.inputs, *spec.patch)  # of this size: some networks compute with it
             model = openvino.convert_model(Body(network) if head else network, example_input=example)
-        model.reshape([1, spec.channels, *spec.patch])
+        model.reshape([1, spec.inputs, *spec.patch])
         request = compile_openvino(model, hint).create_infer_request()
     except (RuntimeError, openvino.frontend.OpConversionFailure) as error:
         why = str(error).strip().split("\n")[0]

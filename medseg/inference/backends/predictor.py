@@ -113,7 +113,7 @@ def is_finite(features: Tensor) -> bool:
 
 def example_patch(checkpoint: Checkpoint) -> Tensor:
     """Noise in the size of one window, (1, C, X, Y, Z)."""
-    return torch.rand(1, checkpoint.spec.channels, *checkpoint.spec.patch)
+    return torch.rand(1, checkpoint.spec.inputs, *checkpoint.spec.patch)
 
 
 def name_of(dtype: torch.dtype) -> str:

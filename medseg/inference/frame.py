@@ -1,0 +1,235 @@
+"""How the array a foreign model sees lies in a scan, and what leads from its logits back to the
+scan.
+
+nnU-Net (Isensee et al. 2021; nnunetv2 2.8.1, `DefaultPreprocessor`) turns a scan to an orientation
+or leaves it as it is stored, changes the order of its axes, crops it to what is not 0, scales
+intensities, and only then resamples. Names in a model's recipe stand for the functions of the dicts
+here, so that other programs' ways are data, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.errors import BadFile
+from medseg.inference.regrid import nearest_places, regrid, separate_axis
+from medseg.models import ChannelScale, Recipe, Resampling
+from medseg.volume import Volume, reorient
+
+Box: TypeAlias = tuple[slice, slice, slice]
+Shape: TypeAlias = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """Where a network's array lies; numbers run along the network's axes but for `axes`.
+
+    turned: the first scan as it is turned. axes: the axis of the turned scan along each of the
+    network's. box: what is kept of the scan. shape: of the network's array, before it is padded.
+    """
+
+    scan: Volume
+    turned: Volume
+    axes: Shape
+    box: Box
+    spacing_mm: tuple[float, float, float]
+    target_mm: tuple[float, float, float]
+    shape: Shape
+    logits: Resampling
+
+    @property
+    def cropped(self) -> Shape:
+        """Voxels of the scan's part that is kept."""
+        a, b, c = (side.stop - side.start for side in self.box)
+        return a, b, c
+
+    def painted(self) -> Painted:
+        """On which grid labels are painted before `back` brings them to the scan."""
+        scheme, scan = self.logits, self.cropped
+        axis = None
+        if scheme.scheme != "none":
+            axis = separate_axis(self.target_mm, self.spacing_mm, scheme.separate)
+        nearest = [scheme.order == 0 or (axis == n and scheme.order_across == 0) for n in range(3)]
+        shape = [self.shape[n] if nearest[n] else scan[n] for n in range(3)]
+        matrix = np.eye(4)
+        for n in range(3):
+            if not nearest[n]:
+                zoom = self.shape[n] / scan[n]
+                matrix[n, n], matrix[n, 3] = zoom, 0.5 * zoom - 0.5
+        places = [nearest_places(self.shape[n], scan[n]) if nearest[n] else None for n in range(3)]
+        return Painted(shape=(shape[0], shape[1], shape[2]), to_model=matrix, places=places)
+
+    def back(self, painted: NDArray) -> NDArray:
+        """What was painted, on the scan's own grid (I, J, K); 0 outside of the box."""
+        for axis, places in enumerate(self.painted().places):
+            if places is not None and len(places) != painted.shape[axis]:
+                painted = painted.take(places, axis)
+        turned = [self.turned.shape[axis] for axis in self.axes]
+        whole = np.zeros(turned, painted.dtype)
+        whole[self.box] = painted
+        whole = whole.transpose(np.argsort(self.axes))
+        return reorient(Volume(whole, self.turned.affine), self.scan.orientation).data
+
+    def seen(self, volume: Volume) -> NDArray:
+        """A volume on the scan's grid, turned, its axes in the network's order, and cropped (a
+        view)."""
+        turned = reorient(volume, self.turned.orientation).data
+        return turned.transpose(self.axes)[self.box]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Painted:
+    """The grid on which a painter paints; places: what `Frame.back` takes along each axis, None:
+    all as it is."""
+
+    shape: Shape
+    to_model: NDArray[np.float64]
+    places: Sequence[NDArray[np.int64] | None]
+
+
+def orientation_for(recipe: Recipe, asked: str = "auto", *, dicom: bool) -> str:
+    """To what a scan is turned: 'stored' for as it is. DICOM has no stored order of its own; LPS is
+    what most make."""
+    if asked != "auto":
+        return asked
+    if recipe.orientation != "auto":
+        return recipe.orientation
+    return "LPS" if dicom else "stored"
+
+
+def lay_frame(volumes: Sequence[Volume], recipe: Recipe, orientation: str) -> Frame:
+    """The frame of the scans of one case on one grid."""
+    scan = volumes[0]
+    turned = scan if orientation == "stored" else reorient(scan, orientation)
+    arrays = [one if orientation == "stored" else reorient(one, orientation) for one in volumes]
+    a, b, c = recipe.axes
+    box = CROPS[recipe.crop]([one.data.transpose(recipe.axes) for one in arrays])
+    stated = turned.stated_spacing_mm
+    spacing = (stated[a], stated[b], stated[c])
+    target = [own if wanted is None else wanted for own, wanted in zip(spacing, recipe.spacing_mm)]
+    size = [side.stop - side.start for side in box]
+    shape = [max(1, round(mm / wanted * n)) for mm, wanted, n in zip(spacing, target, size)]
+    if recipe.image.scheme == "none":
+        shape = size
+    return Frame(
+        scan=scan,
+        turned=turned,
+        axes=recipe.axes,
+        box=box,
+        spacing_mm=spacing,
+        target_mm=(target[0], target[1], target[2]),
+        shape=(shape[0], shape[1], shape[2]),
+        logits=recipe.logits,
+    )
+
+
+def _nonzero(arrays: Sequence[NDArray]) -> Box:
+    """The box around what is not 0 in any channel; everything where all is 0. Holes change nothing
+    about it."""
+    box = []
+    for axis in range(3):
+        others = tuple({0, 1, 2} - {axis})
+        planes = np.zeros(arrays[0].shape[axis], bool)
+        for array in arrays:
+            planes |= array.any(axis=others)
+        found = np.flatnonzero(planes)
+        box.append(slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, len(planes)))
+    return box[0], box[1], box[2]
+
+
+def _all(arrays: Sequence[NDArray]) -> Box:
+    a, b, c = arrays[0].shape
+    return slice(0, a), slice(0, b), slice(0, c)
+
+
+#: Name in a recipe -> the box that is kept of the channels (A, B, C) of a case.
+CROPS: dict[str, Callable[[Sequence[NDArray]], Box]] = {"nonzero": _nonzero, "none": _all}
+
+
+def content_mask(channels: Sequence[NDArray]) -> NDArray[np.bool_]:
+    """Where any of the cropped channels is not 0, its holes (6 neighbours) filled."""
+    import cc3d
+
+    mask = channels[0] != 0
+    for channel in channels[1:]:
+        mask |= channel != 0
+    parts, count = cc3d.connected_components(~mask, connectivity=6, return_N=True)
+    if count:
+        outside = np.zeros(count + 1, bool)
+        for axis in range(3):
+            for side in (0, -1):
+                outside[np.unique(parts.take(side, axis))] = True
+        outside[0] = True
+        mask |= ~outside[parts]
+    return mask
+
+
+def prepare_frame(volumes: Sequence[Volume], recipe: Recipe, frame: Frame, *, exact: bool) -> NDArray[np.float32]:
+    """The network's input (C, A, B, C) float32 of the scans of one case: scaled, then resampled."""
+    out = np.empty((len(volumes), *frame.shape), np.float32)
+    views = [frame.seen(volume) for volume in volumes]
+    masked = any(channel.masked for channel in recipe.channels)
+    mask = content_mask(views) if masked else None
+    for view, channel, target in zip(views, recipe.channels, out):
+        # A copy in any case: scaling is done in place, and the scan must stay as it is.
+        image = np.array(view, dtype=np.float32, order="C")
+        SCALES[channel.scheme](image, channel, mask if channel.masked else None)
+        if not np.isfinite(image.sum(dtype=np.float64)):
+            raise BadFile("holds voxels that are not finite numbers; check the scan")
+        target[:] = regrid(image, frame.shape, recipe.image, frame.spacing_mm, frame.target_mm, exact=exact)
+    return out
+
+
+def _scale_fixed(image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None) -> None:
+    np.clip(image, channel.low, channel.high, out=image)
+    image -= channel.mean
+    image /= max(channel.sd, 1e-8)
+
+
+def _scale_zscore(image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None) -> None:
+    # In float32, summed pairwise, as numpy does: float64 would differ in the seventh digit.
+    if mask is not None:
+        inside = image[mask]
+        image[mask] = (inside - inside.mean()) / max(inside.std(), 1e-8)
+        return
+    mean, sd = image.mean(), image.std()
+    image -= mean
+    image /= max(sd, 1e-8)
+
+
+def _scale_range(image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None) -> None:
+    image -= image.min()
+    image /= np.clip(image.max(), 1e-8, None)
+
+
+def _scale_bytes(image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None) -> None:
+    image /= 255.0
+
+
+def _keep(image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None) -> None:
+    """Leave the intensities as they are."""
+
+
+#: Name in a recipe -> what scales one channel (A, B, C) in place; mask: where mean and deviation
+#: are taken.
+SCALES: dict[str, Callable[[NDArray[np.float32], ChannelScale, NDArray[np.bool_] | None], None]] = {
+    "fixed": _scale_fixed,
+    "zscore": _scale_zscore,
+    "range": _scale_range,
+    "bytes": _scale_bytes,
+    "none": _keep,
+}
+
+
+def one_hot(labels: Volume, values: Sequence[int], recipe: Recipe, frame: Frame, mask: NDArray[np.bool_]) -> NDArray:
+    """The channels (N, A, B, C) of 0 and 1 that a first stage's labels make for the second (section
+    7)."""
+    seen = frame.seen(labels).astype(np.float32)
+    seen[(seen == 0) & ~mask] = -1
+    on_grid = regrid(seen, frame.shape, recipe.labels, frame.spacing_mm, frame.target_mm, exact=True, labels=True)
+    return np.stack([on_grid == value for value in values]).astype(np.float32)

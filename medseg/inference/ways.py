@@ -1,0 +1,241 @@
+"""What a network sees of a scan, and the way of its answers back: medseg's own grids, and the
+frames of foreign models.
+
+A `Way` is all that the engine (`segmentation`) asks; it does not know whose model it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.inference.frame import Frame, content_mask, one_hot, prepare_frame
+from medseg.inference.preprocess import ModelGrid, prepare, scan_to_grid
+from medseg.inference.settings import Settings
+from medseg.volume import Volume
+
+if TYPE_CHECKING:
+    import torch
+
+    from medseg.inference.backends.predictor import Predictor
+    from medseg.inference.painter import Painter
+    from medseg.inference.window import Block, MakeSums
+    from medseg.models import Checkpoint, ModelSpec
+
+#: A plane of the model's input belongs to the content if any of its voxels is brighter than this
+#: share.
+CONTENT_ABOVE = 0.1
+#: Voxels kept around the content.
+CONTENT_MARGIN = 6
+#: Logit of every other class where a voxel is known to be background.
+NEVER = -1e4
+
+
+@dataclass(kw_only=True)
+class Way:
+    """image: (C, X, Y, Z) over which windows are laid; after that it may be dropped.
+
+    low, size: what of it is the scan's, where it was padded. layout, weighting: names of `window`.
+    painter: what paints a predictor's answers. back: what was painted, (X, Y, Z) to the scan's own
+    grid (I, J, K).
+    """
+
+    image: torch.Tensor
+    low: tuple[int, ...]
+    size: tuple[int, ...]
+    layout: str
+    weighting: str
+    overlap: float
+    painter: Callable[[Predictor], Painter]
+    back: Callable[[NDArray], NDArray]
+    make_sums: MakeSums | None = None
+
+    def trimmed(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        """The blocks without the padding, counted from the scan's first voxel."""
+        from medseg.inference.window import Block
+
+        if not any(self.low) and tuple(self.image.shape[1:]) == self.size:
+            yield from blocks
+            return
+        for block in blocks:
+            begin = (block.x, block.y, 0)
+            first = [max(0, low - at) for low, at in zip(self.low, begin)]
+            last = [
+                min(length, low + size - at)
+                for length, low, size, at in zip(block.data.shape, self.low, self.size, begin)
+            ]
+            if all(a < b for a, b in zip(first, last)):
+                kept = block.data[tuple(slice(a, b) for a, b in zip(first, last))]
+                x, y = (at + a - low for at, a, low in zip(begin[:2], first[:2], self.low[:2]))
+                yield Block(x, y, np.ascontiguousarray(kept))
+
+
+def content_box(image: torch.Tensor) -> tuple[slice, slice, slice]:
+    """The part of a model input (C, X, Y, Z) that is more than air, with a margin; all of it if
+    there is only air.
+
+    Windows are laid over this part, so that air around a head, however much of it a scan has,
+    changes nothing: instance norm would otherwise see another mean with every margin.
+    """
+    filled = image[0] > CONTENT_ABOVE
+    for channel in image[1:]:
+        filled |= channel > CONTENT_ABOVE
+    box = []
+    for axis in range(3):
+        planes = filled.any(dim=tuple({0, 1, 2} - {axis})).nonzero()
+        size = filled.shape[axis]
+        first, last = (int(planes[0]), int(planes[-1])) if len(planes) else (0, size - 1)
+        box.append(slice(max(0, first - CONTENT_MARGIN), min(size, last + 1 + CONTENT_MARGIN)))
+    return box[0], box[1], box[2]
+
+
+def own_way(volumes: Sequence[Volume], spec: ModelSpec, settings: Settings) -> Way:
+    """The way of medseg's own models, whose grid lies along the world's axes or the scan's."""
+    image, grid = prepare(volumes, spec.spacing, spec.grid, spec.intensities, names=spec.channel_names)
+    x, y, z = grid.shape
+    box = content_box(image) if spec.dark_air else (slice(0, x), slice(0, y), slice(0, z))
+    cut = image[:, *box]
+    return Way(
+        image=cut,
+        low=(0, 0, 0),
+        size=tuple(cut.shape[1:]),
+        layout="even",
+        weighting="floored",
+        overlap=settings.share(spec),
+        painter=lambda predictor: _own_painter(volumes[0], spec, predictor, settings, grid, box),
+        back=lambda painted: painted,
+    )
+
+
+def _own_painter(
+    volume: Volume,
+    spec: ModelSpec,
+    predictor: Predictor,
+    settings: Settings,
+    grid: ModelGrid,
+    box: tuple[slice, slice, slice],
+) -> Painter:
+    """A painter of what the model says inside the content box; the rest of the scan is
+    background."""
+    import torch
+
+    from medseg.inference.painter import Painter
+
+    head = predictor.head
+    limits = [
+        (
+            0.0 if side.start else -np.inf,
+            side.stop - side.start - 1.0 if side.stop < size else np.inf,
+        )
+        for side, size in zip(box, grid.shape)
+    ]
+    if head is not None and spec.skip_empty:  # one more feature says that a window was left out
+        never = np.full((spec.outputs, 1), NEVER, np.float32)
+        never[: not spec.regions] = 0
+        head = head.with_feature(never.repeat(predictor.cell**3, 0))
+    return Painter(
+        volume.shape,
+        scan_to_grid(volume, grid, [side.start for side in box]),
+        [side.stop - side.start for side in box],
+        spec.classes,
+        head=head,
+        regions=spec.regions,
+        wanted=_wanted(spec, settings),
+        limits=limits,
+        certain=True,
+        cell=predictor.cell,
+        workers=torch.get_num_threads(),
+    )
+
+
+def _wanted(spec: ModelSpec, settings: Settings) -> list[int] | None:
+    """The outputs whose probabilities are asked for; None where no map is."""
+    wanted = [spec.classes.index(value) - spec.regions for value in settings.probabilities]
+    return wanted if wanted or settings.uncertainty else None
+
+
+def foreign_way(
+    volumes: Sequence[Volume],
+    checkpoints: Sequence[Checkpoint],
+    settings: Settings,
+    frame: Frame,
+    *,
+    half: bool,
+    previous: Volume | None,
+) -> Way:
+    """The way of a model with a recipe; previous: the labels of its first stage, on the scan's
+    grid.
+
+    half: sums and logits in half precision.
+    """
+    import torch
+
+    spec = checkpoints[0].spec
+    recipe = spec.recipe
+    assert recipe is not None
+    array = prepare_frame(volumes, recipe, frame, exact=settings.exact)
+    if previous is not None:
+        mask = content_mask([frame.seen(volume) for volume in volumes])
+        array = np.concatenate((array, one_hot(previous, recipe.previous, recipe, frame, mask)))
+    low, image = _padded(torch.from_numpy(array), spec.patch, recipe.padding)
+    make_sums: MakeSums | None = None
+    if half:
+        from medseg.inference.exact import HalfSums
+
+        make_sums = partial(HalfSums, folds=len(checkpoints))
+    return Way(
+        image=image,
+        low=low,
+        size=frame.shape,
+        layout=recipe.layout,
+        weighting=recipe.weights,
+        overlap=settings.share(spec),
+        painter=lambda predictor: _frame_painter(spec, predictor, settings, frame, half=half),
+        back=frame.back,
+        make_sums=make_sums,
+    )
+
+
+def _padded(image: torch.Tensor, patch: Sequence[int], padding: str) -> tuple[tuple[int, ...], torch.Tensor]:
+    """Where the image begins in what is padded with zeros to at least a patch, and that."""
+    from torch.nn import functional as F
+
+    missing = [max(0, wanted - have) for wanted, have in zip(patch, image.shape[1:])]
+    low = tuple(PADDINGS[padding](n) for n in missing)
+    if any(missing):  # padding copies, even by nothing
+        image = F.pad(image, [n for a, b in list(zip(low, missing))[::-1] for n in (a, b - a)])
+    return low, image
+
+
+#: Name in a recipe -> how many of the planes that are missing along an axis come before the image.
+PADDINGS: dict[str, Callable[[int], int]] = {
+    "both": lambda missing: missing // 2,
+    "behind": lambda missing: 0,
+}
+
+
+def _frame_painter(spec: ModelSpec, predictor: Predictor, settings: Settings, frame: Frame, *, half: bool) -> Painter:
+    import torch
+
+    from medseg.inference.painter import Painter
+
+    painted = frame.painted()
+    shared: dict[str, Any] = {
+        "regions": spec.regions,
+        "wanted": _wanted(spec, settings),
+        "certain": True,
+        "workers": torch.get_num_threads(),
+    }
+    if half:
+        from medseg.inference.exact import HalfPainter
+
+        # PyTorch's resampling leaves logits in float32; scikit-image's are stored as half
+        # precision.
+        halved = frame.logits.scheme != "linear"
+        return HalfPainter(painted.shape, painted.to_model, frame.shape, spec.classes, halved=halved, **shared)
+    return Painter(painted.shape, painted.to_model, frame.shape, spec.classes, head=predictor.head, **shared)

@@ -1,0 +1,128 @@
+"""A model by what a user typed: a name, a folder of medseg's, or a folder or zip of another
+program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medseg.errors import BadConfig, BadModel, MedsegError
+from medseg.models.folder import FOLD, Checkpoint, bundled_models, load_checkpoint, load_checkpoints
+
+if TYPE_CHECKING:
+    from medseg.models.sets import ModelSet
+
+
+def load_models(
+    names: Sequence[str], *, folds: Sequence[str] = (), checkpoint: str = "final"
+) -> list[Checkpoint] | ModelSet:
+    """The checkpoints of all names, to be averaged, or the set of models that one name means.
+    Raises `BadModel`.
+
+    folds, checkpoint: of nnU-Net's models, see `load_nnunet`; `BadConfig` where they are given for
+    others.
+    """
+    found: list[Checkpoint] = []
+    for name in names:
+        path = Path(name)
+        if name in bundled_models() or _is_own(path):
+            if folds or checkpoint != "final":
+                raise BadConfig(f"--folds and --checkpoint are for models of nnU-Net, and {name} is medseg's own")
+            loaded: list[Checkpoint] | ModelSet = _own(path, name)
+            if not isinstance(loaded, list):
+                return _alone(loaded, name, names)
+            found += loaded
+            continue
+        from medseg.models.nnunet_folder import is_nnunet
+
+        if not is_nnunet(path):
+            found.append(load_checkpoint(name))  # which says what there is
+            continue
+        from medseg.models.nnunet import load_nnunet
+
+        foreign = load_nnunet(path, folds=folds, checkpoint=checkpoint)
+        if not isinstance(foreign, list):
+            return _alone(foreign, name, names)
+        found += foreign
+    return found
+
+
+def _own(path: Path, name: str) -> list[Checkpoint] | ModelSet:
+    from medseg.models.conversion import SET_FILE, read_set
+
+    return read_set(path) if (path / SET_FILE).is_file() else load_checkpoints(name)
+
+
+def _alone(models: ModelSet, name: str, names: Sequence[str]) -> ModelSet:
+    if len(names) > 1:
+        raise BadModel(f"{name}: is a set of models, which cannot be averaged with others; give it alone")
+    return models
+
+
+def _is_own(path: Path) -> bool:
+    marks = ("model.json", "model/model.json", f"{FOLD}0/model.json", "set.json")
+    return any((path / mark).is_file() for mark in marks)
+
+
+def is_model(path: Path) -> bool:
+    """Whether a path holds a model, of medseg's or of nnU-Net, judged by the names of its files."""
+    if path.is_file():
+        return path.suffix.lower() == ".zip" and _holds_plans(path)
+    if not path.is_dir():
+        return False
+    marks = (
+        "plans.json",
+        "*/plans.json",
+        "*/*/plans.json",
+        "plans.pkl",
+        "*/plans.pkl",
+        "*/*/plans.pkl",
+    )
+    return _is_own(path) or any(next(path.glob(mark), None) is not None for mark in marks)
+
+
+def _holds_plans(path: Path) -> bool:
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(Path(name).name in ("plans.json", "plans.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def list_models(root: Path) -> list[dict[str, str]]:
+    """What models lie in a folder: path, name, structures, and what they are or why they cannot be
+    used.
+
+    Raises `BadModel` if the folder holds none.
+    """
+    from medseg.models.nnunet_folder import model_folders
+
+    if not root.is_dir():
+        raise BadModel(f"{root}: is no folder of models")
+    beside = [root, *sorted(entry for entry in root.iterdir() if entry.is_dir())]
+    own = [entry for entry in beside if _is_own(entry)]
+    places = [*own, *(folder for folder in model_folders(root) if folder not in own)]
+    places += sorted(entry for entry in root.glob("*.zip") if _holds_plans(entry))
+    if not places:
+        raise BadModel(f"{root}: holds no model of medseg or nnU-Net")
+    return [_row(place, root) for place in places]
+
+
+def _row(place: Path, root: Path) -> dict[str, str]:
+    row = {"path": str(place.relative_to(root)), "name": "", "structures": "", "about": ""}
+    try:
+        models = load_models([str(place)])
+    except MedsegError as error:
+        return row | {"about": f"cannot be used: {error}"}
+    first = models[0] if isinstance(models, list) else models.models[0][0]
+    table = first.table if isinstance(models, list) else models.table
+    folds = f"; {len(models)} folds" if isinstance(models, list) and len(models) > 1 else ""
+    about = first.spec.description if isinstance(models, list) else f"{len(models.models)} models"
+    return row | {
+        "name": first.spec.name if isinstance(models, list) else models.name,
+        "structures": str(len(table)),
+        "about": about + folds,
+    }

@@ -1,0 +1,337 @@
+"""Which nnU-Net model a path means: a model folder, a dataset folder, a zip of either, or a folder
+of parts.
+
+Nothing is chosen silently where there is more than one: the message says what there is and how to
+name one of it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import re
+import stat
+import zipfile
+import zlib
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from medseg.errors import BadConfig, BadModel
+from medseg.files import private_folder
+from medseg.models.nnunet_plans import read_json
+
+#: Largest number of bytes taken out of one archive, and of its entries.
+MAX_ARCHIVE_BYTES, MAX_ENTRIES = 24_000_000_000, 100_000
+#: What is taken out of an archive; anything else in it, pickles first of all, stays there.
+_NEEDED = re.compile(r"(plans|dataset|parts|postprocessing)\.json|checkpoint_\w+\.pth")
+#: A model of a set of models that see the same scan, as TotalSegmentator names them.
+_PART = re.compile(r"Dataset\d+_(?P<set>\w*?)_?part(?P<number>\d+)(_|$)", re.IGNORECASE)
+#: Folders deeper than this below the one that was named are not searched.
+_DEPTH = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One model of a set: its folder, and the label of the set for each of its own."""
+
+    folder: Path
+    labels: dict[int, int] | None  # None: the set's table follows from the parts' order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a path means. overlap: the share by which the windows of a set of parts overlap."""
+
+    parts: tuple[Part, ...]
+    names: dict[int, str] | None = None  # of the labels of a set, where a file says so
+    overlap: float = 0.5
+    mirrored: bool = True
+    folds: tuple[str, ...] = ()
+    several: bool = False  # whether it is a set of parts
+
+
+def is_nnunet(path: Path) -> bool:
+    """Whether a path holds models of nnU-Net (v1 too, which is refused later), judged by names
+    alone."""
+    if path.is_file():
+        return path.name.lower().endswith(".zip")
+    return path.is_dir() and bool(model_folders(path) or _version_one(path) or _half(path))
+
+
+def find_model(path: Path) -> Found:
+    """The model, or set of parts, that a path means. Raises `BadModel` where that is none, or not
+    one."""
+    root = _unpacked(path) if path.is_file() else path
+    folders = model_folders(root)
+    if not folders:
+        _refuse(root, path)
+    parts = _parts(root, folders)
+    if parts is not None:
+        return parts
+    if len(folders) > 1:
+        listed = "; ".join(str(folder.relative_to(root)) for folder in folders[:12])
+        raise BadModel(f"{path}: holds {len(folders)} models of nnU-Net; name one of them: {listed}")
+    return Found(parts=(Part(folder=folders[0], labels=None),))
+
+
+def model_folders(root: Path) -> list[Path]:
+    """The folders at or below `root` that hold plans.json and dataset.json."""
+    if (root / "plans.json").is_file() and (root / "dataset.json").is_file():
+        return [root]
+    found: list[Path] = []
+    level = [root]
+    for _ in range(_DEPTH):
+        level = sorted(entry for folder in level for entry in _folders(folder))
+        found += [folder for folder in level if _is_model(folder)]
+        level = [folder for folder in level if not _is_model(folder)]
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return [entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()]
+    except OSError as error:
+        raise BadModel(f"{folder}: cannot be read ({error.strerror})") from None
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "plans.json").is_file() and (folder / "dataset.json").is_file()
+
+
+def _version_one(root: Path) -> Path | None:
+    """A file that only nnU-Net v1 writes."""
+    for pattern in ("plans.pkl", "model_final_checkpoint.model", "model_best.model"):
+        for prefix in ("", "*/", "*/*/", "*/*/*/"):
+            found = next(iter(sorted(root.glob(prefix + pattern))), None)
+            if found is not None:
+                return found
+    return None
+
+
+def _half(root: Path) -> str | None:
+    """What is missing where only some of a model's files are there."""
+    plans = [f for prefix in ("", "*/", "*/*/") for f in sorted(root.glob(f"{prefix}plans.json"))]
+    weights = [f for prefix in ("", "*/", "*/*/", "*/*/*/") for f in sorted(root.glob(f"{prefix}checkpoint_*.pth"))]
+    if plans:
+        return f"{plans[0].parent}: has plans.json but no dataset.json, which says what the labels mean"
+    if weights:
+        return f"{weights[0]}: has weights but no plans.json two folders up, which says how to use them"
+    return None
+
+
+def _refuse(root: Path, path: Path) -> None:
+    """Raise `BadModel` saying why there is no model."""
+    old = _version_one(root)
+    if old is not None:
+        raise BadModel(
+            f"{path}: was made by nnU-Net v1 ({old.name}), which stores pickles, and those are not opened; convert it "
+            "with nnU-Net or ask its authors for a model of v2"
+        )
+    half = _half(root)
+    if half is not None:
+        raise BadModel(f"{half}; fetch the whole model again")
+    raise BadModel(f"{path}: holds no model of nnU-Net v2 (a folder with plans.json, dataset.json and fold_0)")
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _parts(root: Path, folders: Sequence[Path]) -> Found | None:
+    """A set of parts, from its `parts.json` or from the names of its folders; None where it is
+    none."""
+    for place in (root, root.parent):
+        if (place / "parts.json").is_file():
+            found = _listed_parts(place / "parts.json", folders)
+            if found is not None:
+                return found
+    matches = [_PART.match(_dataset(folder)) for folder in folders]
+    if len(folders) < 2 or not all(matches):
+        return None
+    ordered = sorted(zip(folders, matches), key=lambda pair: int(pair[1]["number"]) if pair[1] else 0)
+    numbers = [int(match["number"]) for _, match in ordered if match]
+    sets = {match["set"] for match in matches if match}
+    if numbers != list(range(1, len(numbers) + 1)) or len(sets) > 1:
+        shown = ", ".join(_dataset(folder) for folder in folders)
+        raise BadModel(f"{root}: its models are parts of one set that is not complete, or of several: {shown}")
+    # TotalSegmentator predicts its sets without mirroring, fold 0, with windows that overlap by a
+    # fifth.
+    parts = tuple(Part(folder=folder, labels=None) for folder, _ in ordered)
+    return Found(parts=parts, overlap=1 - 0.8, mirrored=False, folds=("0",), several=True)
+
+
+def _dataset(folder: Path) -> str:
+    """The name of the dataset folder that a model folder lies in."""
+    return folder.name if folder.name.startswith("Dataset") else folder.parent.name
+
+
+def _listed_parts(path: Path, folders: Sequence[Path]) -> Found | None:
+    """The set that a parts.json describes, if its models are those that were found."""
+    content = read_json(path)
+    entries, labels = content.get("parts"), content.get("labels")
+    if not isinstance(entries, list) or not isinstance(labels, dict):
+        raise BadModel(f"{path}: does not list parts and labels")
+    by_name = {_dataset(folder): folder for folder in folders}
+    named = [entry.get("model") if isinstance(entry, dict) else None for entry in entries]
+    if set(named) != set(by_name) or len(named) != len(folders):
+        return None
+    parts = []
+    for entry in entries:
+        try:
+            own = {int(value): int(labels[name]) for value, name in entry["labels"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise BadModel(f"{path}: does not give a label of the set to each label of {entry['model']}") from None
+        parts.append(Part(folder=by_name[entry["model"]], labels=own))
+    step = content.get("step_size", 0.8)
+    if type(step) not in (int, float) or not 0.1 <= step <= 1:
+        raise BadModel(f"{path}: step_size {step!r:.40} is not a share of a window")
+    folds = content.get("folds") or []
+    return Found(
+        parts=tuple(parts),
+        names={int(value): str(name) for name, value in labels.items()},
+        overlap=1 - step,
+        mirrored=bool(content.get("mirroring", False)),
+        folds=tuple(str(fold) for fold in folds),
+        several=True,
+    )
+
+
+# ---------------------------------------------------------------- folds and checkpoints
+
+
+def fold_files(folder: Path, *, folds: Sequence[str] = (), checkpoint: str = "final") -> list[Path]:
+    """The checkpoints of the folds that are used, in their order.
+
+    folds: '0', '3', 'all'; by default every numbered fold that has the checkpoint, or fold_all if
+    it is the only one. checkpoint: 'final', 'best' or 'latest'. Raises `BadModel` where one is
+    missing, `BadConfig` for other names.
+    """
+    if not re.fullmatch(r"\w+", checkpoint):
+        raise BadConfig(f"--checkpoint {checkpoint!r:.40}: give final, best or latest")
+    name = f"checkpoint_{checkpoint}.pth"
+    there = {entry.name.removeprefix("fold_"): entry for entry in _folders(folder) if entry.name.startswith("fold_")}
+    have = {fold: entry / name for fold, entry in there.items() if (entry / name).is_file()}
+    if folds:
+        missing = [fold for fold in folds if fold not in have]
+        if missing:
+            known = ", ".join(sorted(have)) or "none"
+            raise BadModel(f"{folder}: has no fold {missing[0]} with {name}; those that have one: {known}")
+        return [have[fold] for fold in folds]
+    numbered = sorted((fold for fold in have if fold.isdigit()), key=int)
+    chosen = numbered or [fold for fold in have if fold == "all"]
+    if chosen:
+        return [have[fold] for fold in chosen]
+    others = sorted({file.name for entry in there.values() for file in entry.glob("checkpoint_*.pth")})
+    if others:
+        short = others[0].removeprefix("checkpoint_").removesuffix(".pth")
+        raise BadModel(f"{folder}: has no {name}, only {', '.join(others)}; ask for it with --checkpoint {short}")
+    raise BadModel(f"{folder}: has plans but no weights (no fold_0/{name}); fetch the whole model")
+
+
+def postprocessing_file(folder: Path) -> Path | None:
+    """The `postprocessing.json` of a model's cross-validation, if there is one; never the pickle
+    beside it."""
+    return next(iter(sorted(folder.glob("crossval_results*/postprocessing.json"))), None)
+
+
+# ---------------------------------------------------------------- archives
+
+_HELD = ExitStack()
+atexit.register(_HELD.close)
+_OPENED: dict[tuple[Path, int, int], Path] = {}
+
+
+def _unpacked(path: Path) -> Path:
+    """A private folder with the plans and checkpoints of a zip; it is gone when the process
+    ends."""
+    try:
+        state = path.stat()
+        key = (path.resolve(), state.st_mtime_ns, state.st_size)
+        if key in _OPENED:
+            return _OPENED[key]
+        with zipfile.ZipFile(path) as archive:
+            wanted = _members(archive, path)
+            folder = _HELD.enter_context(private_folder())
+            left = MAX_ARCHIVE_BYTES
+            for entry in wanted:
+                left -= _extract(archive, entry, folder, left)
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError):
+        raise BadModel(f"{path}: is damaged or no zip; fetch the model again") from None
+    except OSError as error:
+        raise BadModel(f"{path}: cannot be read or unpacked ({error.strerror})") from None
+    _OPENED[key] = folder
+    return folder
+
+
+def _members(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
+    """The entries that are needed. Raises `BadModel` if any entry of the archive is not what it
+    should be."""
+    entries = archive.infolist()
+    if len(entries) > MAX_ENTRIES:
+        raise BadModel(f"{path}: holds {len(entries)} files, more than the {MAX_ENTRIES} allowed")
+    for entry in entries:
+        name = entry.filename
+        parts = PurePosixPath(name).parts
+        odd = "\\" in name or "\0" in name or ":" in name.split("/", 1)[0]
+        if odd or name.startswith("/") or ".." in parts:
+            raise BadModel(f"{path}: holds {name!r:.120}, which would lie outside its folder; it is not unpacked")
+        if stat.S_ISLNK(entry.external_attr >> 16):
+            raise BadModel(f"{path}: holds the link {name!r:.120}; it is not unpacked")
+        if entry.flag_bits & 1:
+            raise BadModel(f"{path}: is encrypted; unpack it first")
+    wanted = [e for e in entries if not e.is_dir() and _NEEDED.fullmatch(PurePosixPath(e.filename).name)]
+    wanted = [e for e in wanted if PurePosixPath(e.filename).parts[0] != "__MACOSX"]
+    if not any(PurePosixPath(entry.filename).name == "plans.json" for entry in wanted):
+        inner = next((entry.filename for entry in entries if entry.filename.lower().endswith(".zip")), None)
+        if inner is not None:
+            raise BadModel(f"{path}: holds the archive {inner!r:.120}; unpack the outer one and give that")
+        if any(PurePosixPath(e.filename).name in ("plans.pkl", "model_final_checkpoint.model") for e in entries):
+            raise BadModel(
+                f"{path}: was made by nnU-Net v1, which stores pickles, and those are not opened; convert it with "
+                "nnU-Net or ask its authors for a model of v2"
+            )
+        raise BadModel(f"{path}: holds no model of nnU-Net v2 (a folder with plans.json, dataset.json and fold_0)")
+    if sum(entry.file_size for entry in wanted) > MAX_ARCHIVE_BYTES:
+        raise BadModel(f"{path}: unpacks to more than the {MAX_ARCHIVE_BYTES / 1e9:.0f} GB allowed")
+    return wanted
+
+
+def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, most: int) -> int:
+    """Unpack one entry; returns how many bytes it held, whatever it claimed."""
+    target = folder.joinpath(*PurePosixPath(entry.filename).parts)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with archive.open(entry) as source, target.open("xb") as sink:
+        while piece := source.read(1 << 20):
+            count += len(piece)
+            if count > most:
+                raise BadModel(f"{archive.filename}: unpacks to more than the {MAX_ARCHIVE_BYTES / 1e9:.0f} GB allowed")
+            sink.write(piece)
+    return count
+
+
+def read_postprocessing(path: Path) -> list[list[int]]:
+    """The groups of labels of which only the largest component shall stay, in order. Raises
+    `BadModel`."""
+    content = read_json(path)
+    functions, arguments = content.get("postprocessing_fns"), content.get("postprocessing_kwargs")
+    known = "remove_all_but_largest_component_from_segmentation"
+    if not isinstance(functions, list) or not isinstance(arguments, list) or len(functions) != len(arguments):
+        raise BadModel(f"{path}: is not what nnU-Net writes there")
+    groups = []
+    for function, options in zip(functions, arguments):
+        if function != known:
+            raise BadModel(f"{path}: asks for {function!r:.80}, which medseg does not have")
+        labels = options.get("labels_or_regions") if isinstance(options, dict) else None
+        groups.append(sorted(set(_flat(labels, path))))
+    return groups
+
+
+def _flat(labels: Any, path: Path) -> list[int]:
+    """The numbers of a label, a list of labels, or of regions."""
+    if type(labels) is int and labels >= 0:
+        return [labels]
+    if isinstance(labels, list) and labels and all(type(one) in (int, list) for one in labels):
+        return [value for one in labels for value in _flat(one, path)]
+    raise BadModel(f"{path}: {labels!r:.80} are not labels")

@@ -1,0 +1,33 @@
+"""Sets of models that see the same scan, as TotalSegmentator's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from medseg.labels import LabelTable
+from medseg.models.folder import Checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSet:
+    """Models that see the same scan; what they find is laid over each other in order, in one table.
+
+    labels: for each model, the set's label for each of its own.
+    """
+
+    name: str
+    models: tuple[tuple[Checkpoint, ...], ...]
+    labels: tuple[Mapping[int, int], ...]
+    table: LabelTable
+
+    def only(self, values: Sequence[int]) -> ModelSet:
+        """The set without models that find none of these labels, and without the other labels."""
+        wanted = set(values)
+        kept = [n for n, labels in enumerate(self.labels) if wanted & set(labels.values())]
+        return ModelSet(
+            name=self.name,
+            models=tuple(self.models[n] for n in kept),
+            labels=tuple({own: out for own, out in self.labels[n].items() if out in wanted} for n in kept),
+            table=LabelTable(tuple(label for label in self.table.labels if label.value in wanted)),
+        )
