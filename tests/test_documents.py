@@ -372,6 +372,7 @@ def odd(options: dict) -> list[dict]:
 
 MEASURED = """
 import json, resource, sys
+import torch
 from medseg.networks import build_model
 from medseg.errors import BadModel
 name, variants = sys.argv[1], json.load(open(sys.argv[2]))
