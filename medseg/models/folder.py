@@ -52,6 +52,10 @@ class Checkpoint:
 
         Raises `BadModel` if it cannot be built, takes no such patches, or has other weights than are stored.
         """
+        return self._without_weights().to("meta").eval()
+
+    def _without_weights(self) -> nn.Module:
+        """The network with its constants in memory, which no file stores, and its weights not; checked as `outline`."""
         import torch
 
         from medseg.networks import build_model, check_patch
@@ -66,8 +70,7 @@ class Checkpoint:
         wrong += [key for key in expected if key in stored and stored[key] != expected[key]]
         if wrong:
             raise BadModel(f"the weights in {self.folder} do not fit its architecture: {', '.join(wrong[:3])}")
-        network.to("meta")  # constants too
-        return network.eval()
+        return network
 
     def network(self) -> nn.Module:
         """The network in evaluation mode, float32, on the CPU. Raises `BadModel` if the weights do not fit it."""
@@ -83,7 +86,7 @@ class Checkpoint:
             state = load_file(path)  # mapped into memory: no second copy of what is large
         except (SafetensorError, ValueError, OSError) as error:
             raise BadModel(f"the weights in {self.folder} cannot be read: {error}") from None
-        network = self.outline()  # shapes are compared before any memory is taken
+        network = self._without_weights()  # shapes are compared before any memory is taken
         if any(value.dtype not in (torch.float16, torch.bfloat16, torch.float32) for value in state.values()):
             raise BadModel(f"the weights in {self.folder} are not numbers of 16 or 32 bits")
         if not all(bool(torch.isfinite(value).all()) for value in state.values()):
