@@ -28,6 +28,7 @@ from medseg.errors import BadConfig, BadFile
 from medseg.files import atomic_write
 from medseg.inference import Settings, labels_on_grid, prepare, segment
 from medseg.models import Checkpoint, ModelSpec
+from medseg.networks import build_model
 from medseg.progress import Progress, silent
 from medseg.training.augment import draw_patches
 from medseg.training.losses import IGNORE, segmentation_loss
@@ -48,6 +49,13 @@ class Trained(Checkpoint):
     def weight_bytes(self) -> int:
         """Of the weights, were they stored."""
         return 2 * sum(p.numel() for p in self.built.parameters())
+
+    def outline(self) -> nn.Module:
+        """The network in evaluation mode without memory for its weights, of which none are stored."""
+        spec = self.spec
+        with torch.device("meta"):
+            network = build_model(spec.architecture, spec.channels, spec.outputs, **spec.options)
+        return network.to("meta").eval()
 
     def network(self) -> nn.Module:
         """A copy in evaluation mode, float32, on the CPU."""
