@@ -159,6 +159,9 @@ class TrainConfig(_Strict):
     time_s: float | None = Field(default=None, gt=0, description="from the command to the scored model")
     batch: int = Field(default=1, ge=1, le=4096)
     optimizer: Literal["adamw", "sgd"] = "adamw"
+    loss: Literal["dice_cross_entropy", "cross_entropy"] = Field(
+        default="dice_cross_entropy", description="of classes; overlapping regions have Dice and binary cross-entropy"
+    )
     learning_rate: float = Field(default=1e-3, gt=0)
     schedule: Literal["linear", "poly", "cosine"] = Field(
         default="linear", description="how the rate falls: over the last `decay` steps, or all along"

@@ -68,6 +68,20 @@ def dice_cross_entropy(logits: Tensor, labels: Tensor, smooth: float = 1.0, with
     return loss
 
 
+def cross_entropy(logits: Tensor, labels: Tensor, *, with_ignored: bool = False) -> Tensor:
+    """The mean cross-entropy over voxels, a scalar; arguments as of `dice_cross_entropy`."""
+    known = labels if with_ignored else labels.clamp(min=0)
+    loss: Tensor = F.cross_entropy(unfolded(logits).float(), known, ignore_index=IGNORE)
+    return loss
+
+
+#: Name in a config -> loss(logits, labels, with_ignored=). A new one is a line here and a name in `TrainConfig.loss`.
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "dice_cross_entropy": dice_cross_entropy,
+    "cross_entropy": cross_entropy,
+}
+
+
 def unfolded(logits: Tensor) -> Tensor:
     """Folded cells (B, K, d, s, h, s, w, s) as (B, K, d·s, h·s, w·s); other logits as they are."""
     return logits.flatten(6, 7).flatten(4, 5).flatten(2, 3) if logits.ndim == 8 else logits
@@ -126,11 +140,12 @@ def segmentation_loss(
     outputs: Tensor | Sequence[Tensor],
     labels: Tensor,
     *,
+    name: str = "dice_cross_entropy",
     with_ignored: bool = False,
     unlabelled: Tensor | None = None,
     membership: Tensor | None = None,
 ) -> Tensor:
-    """The loss of a training step, with deep supervision.
+    """The loss of a training step, with deep supervision; `name`: of `LOSSES`, for classes.
 
     labels (B, D, H, W) int64: classes 0..K-1, or `IGNORE` where `with_ignored`. unlabelled (B, K): see `as_background`.
     membership (classes, R) of 0 and 1: which class lies in which region, where the outputs are R overlapping regions.
@@ -139,7 +154,7 @@ def segmentation_loss(
     def of_classes(logits: Tensor, target: Tensor) -> Tensor:
         if unlabelled is not None and bool(unlabelled.any()):
             logits = as_background(logits, unlabelled)
-        return dice_cross_entropy(logits, target, with_ignored=with_ignored)
+        return LOSSES[name](logits, target, with_ignored=with_ignored)
 
     def of_regions(logits: Tensor, target: Tensor) -> Tensor:
         assert membership is not None

@@ -74,8 +74,8 @@ class RenderedSource:
         return Batch(images[:, None].to(device), labels.long().to(device))
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """Dice and cross-entropy of all classes."""
-        return segmentation_loss(outputs, batch.labels)
+        """The loss of all classes."""
+        return segmentation_loss(outputs, batch.labels, name=self.config.train.loss)
 
     def _render(self, heads: Heads, seed: int, t1_like: float) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)

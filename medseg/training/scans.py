@@ -213,6 +213,7 @@ class ScanSource:
         return segmentation_loss(
             outputs,
             batch.labels,
+            name=self.config.train.loss,
             with_ignored=self.dataset.ignore is not None,
             unlabelled=batch.unlabelled,
             membership=self.membership,

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from medseg.training.losses import IGNORE, as_background, deep_supervision, dice_cross_entropy, segmentation_loss
+from medseg.config import TrainConfig
+from medseg.training.losses import (
+    IGNORE,
+    LOSSES,
+    as_background,
+    deep_supervision,
+    dice_cross_entropy,
+    segmentation_loss,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -158,3 +168,19 @@ def test_regions_that_overlap_are_learnt_one_by_one():
     assert loss.item() == pytest.approx((entropy + 1 - dice.mean()).item(), rel=1e-5)
     ignored = segmentation_loss(logits, torch.full_like(labels, IGNORE), membership=membership)
     assert torch.isfinite(ignored)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_every_loss_that_a_config_may_name_is_least_where_the_truth_is(name: str):
+    """And a config may name no other."""
+    assert set(get_args(TrainConfig.model_fields["loss"].annotation)) == set(LOSSES)
+    labels = torch.randint(0, 3, (2, 4, 5, 6))
+    right = 8 * torch.nn.functional.one_hot(labels, 3).movedim(-1, 1).float()
+    hidden = labels.clone()
+    hidden[0] = IGNORE
+    wrong = right.clone()
+    wrong[0] = -right[0]
+
+    assert segmentation_loss(right, labels, name=name) < segmentation_loss(torch.zeros_like(right), labels, name=name)
+    ignored = segmentation_loss(wrong, hidden, name=name, with_ignored=True)
+    assert ignored == pytest.approx(float(segmentation_loss(right[1:], labels[1:], name=name)), abs=1e-2)
