@@ -204,11 +204,15 @@ def _without(content: Any, dropped: set[str], dataset: Dataset, path: Path) -> A
         if isinstance(content.get(key), list):
             content[key] = [entry for entry in content[key] if files.is_kept(path, entry)]
     if "numTraining" in content:
-        before = sum(case.split != "test" for case in dataset.cases)
-        gone = sum(case.name in dropped for case in dataset.cases)
-        is_listed = "training" in content
-        content["numTraining"] = len(content["training"]) if is_listed else before - gone
+        content["numTraining"] = _count_of_training(content, dropped, dataset)
     return content
+
+
+def _count_of_training(content: dict[str, Any], dropped: set[str], dataset: Dataset) -> int:
+    if "training" in content:
+        return len(content["training"])
+    before = sum(case.split != "test" for case in dataset.cases)
+    return before - sum(case.name in dropped for case in dataset.cases)
 
 
 def _split_without(split: dict[str, list[str]], dropped: set[str]) -> dict[str, list[str]]:

@@ -22,11 +22,11 @@ def absent_structures(
         return findings
     filled = [one for one in facts if one.voxels]
     labelled = {case.name: case.labelled for case in dataset.cases}
-    unnamed = all(label.name == f"label {label.value}" for label in dataset.table.labels)
+    rare = _most_of_rare(dataset, len(facts))
     for value in dataset.values:
         annotated = [one for one in filled if _is_annotated(value, labelled[one.case])]
         having = [one for one in annotated if value in one.voxels]
-        if unnamed and len(facts) >= 10 and 0 < len(having) <= max(1, 0.02 * len(facts)):
+        if 0 < len(having) <= rare:
             findings += _rare_value(value, having, cases=len(facts))
         else:
             name = dataset.table.names.get(value, str(value))
@@ -49,6 +49,12 @@ def _empty_maps(facts: Sequence[CaseFacts], unreadable: Collection[str]) -> list
 def _is_annotated(value: int, labelled: Sequence[int] | None) -> bool:
     """Whether a case would hold a structure if it were there; labelled: the values annotated in it, if not all."""
     return labelled is None or value in labelled
+
+
+def _most_of_rare(dataset: Dataset, cases: int) -> float:
+    """In so many cases at most, a value without a name may be a slip; 0 where that cannot be told."""
+    unnamed = all(label.name == f"label {label.value}" for label in dataset.table.labels)
+    return max(1, 0.02 * cases) if unnamed and cases >= 10 else 0
 
 
 def _rare_value(value: int, having: Sequence[CaseFacts], cases: int) -> list[Finding]:
