@@ -31,7 +31,9 @@ def usual_folds(cases: int) -> int:
     return min(max(cases // 20, 5), 10)
 
 
-def split_cases(dataset: Dataset, folds: int = 5, seed: int = 0, *, holdings: Holdings | None = None) -> list[Split]:
+def split_cases(
+    dataset: Dataset, folds: int = 5, seed: int = 0, *, holdings: Holdings | None = None
+) -> list[Split]:
     """(names for training, names for validation) of every fold; the dataset's own splits where it has some.
 
     Else `folds` parts of nearly equal size, all cases of a group in one part, and of the structures that cases hold
@@ -41,29 +43,51 @@ def split_cases(dataset: Dataset, folds: int = 5, seed: int = 0, *, holdings: Ho
     """
     if dataset.splits:
         return [(list(training), list(validation)) for training, validation in dataset.splits]
-    cases = [case for case in dataset.cases if case.split != "test"]
-    groups: dict[str, list[str]] = {}
-    for case in cases:
-        groups.setdefault(_group(case), []).append(case.name)
+    groups = _groups(dataset)
+    every = sorted(name for names in groups.values() for name in names)
     if folds < 2 or len(groups) < folds:
-        what = "cases" if len(groups) == len(cases) else "patients"
-        raise BadConfig(
-            f"{dataset.folder}: {len(groups)} {what} cannot be split into {folds} folds; use --folds 2 to {len(groups)}"
-        )
+        what = "cases" if len(groups) == len(every) else "patients"
+        count = f"{len(groups)} {what} cannot be split into {folds} folds"
+        raise BadConfig(f"{dataset.folder}: {count}; use --folds 2 to {len(groups)}")
+    deal = _Deal(
+        order=_order(groups, seed),
+        held={group: _held(names, holdings or {}) for group, names in groups.items()},
+        sizes={group: len(names) for group, names in groups.items()},
+        folds=folds,
+    )
+    return [_split(every, part, groups) for part in deal.parts()]
 
-    def drawn(group: str) -> tuple[int, str]:
+
+def _groups(dataset: Dataset) -> dict[str, list[str]]:
+    """The names of every group's cases, but for those set aside for testing."""
+    groups: dict[str, list[str]] = {}
+    for case in dataset.cases:
+        if case.split != "test":
+            groups.setdefault(_group(case), []).append(case.name)
+    return groups
+
+
+def _order(groups: Mapping[str, Sequence[str]], seed: int) -> list[str]:
+    """Groups at random, but large ones first, so that the small ones can even things out."""
+
+    def rank(group: str) -> tuple[int, str]:
         return -len(groups[group]), hashlib.sha256(f"{seed}:{group}".encode()).hexdigest()
 
-    order = sorted(groups, key=drawn)  # large groups first, so that the small ones can even things out
-    held = {
-        group: frozenset(one for name in names for one in (holdings or {}).get(name, ()))
-        for group, names in groups.items()
-    }
-    sizes = {group: len(names) for group, names in groups.items()}
-    deal = _Deal(order=order, held=held, sizes=sizes, folds=folds)
-    parts = [[name for group in part for name in groups[group]] for part in deal.parts()]
-    every = sorted(case.name for case in cases)
-    return [([name for name in every if name not in set(part)], sorted(part)) for part in parts]
+    return sorted(groups, key=rank)
+
+
+def _held(names: Iterable[str], holdings: Holdings) -> frozenset[str]:
+    """The structures that any of the named cases holds."""
+    return frozenset(structure for name in names for structure in holdings.get(name, ()))
+
+
+def _split(
+    every: Sequence[str], part: Iterable[str], groups: Mapping[str, Sequence[str]]
+) -> Split:
+    """The split in which the groups of a part validate and all other cases train."""
+    validation = sorted(name for group in part for name in groups[group])
+    held_out = set(validation)
+    return [name for name in every if name not in held_out], validation
 
 
 def _group(case: Case) -> str:
@@ -173,15 +197,14 @@ class _Deal:
 
 def lacking(structures: Iterable[str], names: Iterable[str], holdings: Holdings) -> list[str]:
     """The structures that none of the named cases holds."""
-    present = {one for name in names for one in holdings.get(name, ())}
+    present = _held(names, holdings)
     return [one for one in structures if one not in present]
 
 
 def covering(names: Sequence[str], count: int, holdings: Holdings) -> list[str]:
     """So many of the names, the first ones if they hold all that the names hold, else chosen so that they hold most."""
     chosen = list(names[:count])
-    missing = set(lacking({one for name in names for one in holdings.get(name, ())}, chosen, holdings))
-    if not missing:
+    if _held(names, holdings) == _held(chosen, holdings):
         return chosen
     chosen, present = [], set[str]()
     for _ in range(min(count, len(names))):

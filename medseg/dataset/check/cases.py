@@ -83,22 +83,35 @@ class _Measured:
 def check_dataset(dataset: Dataset, progress: Progress = silent) -> Check:
     """Read every case of a dataset once and report what is wrong or odd with it. Never raises for a bad case."""
     cases = dataset.cases
-    measured = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # unpacking releases the interpreter
-        for done, (case, one) in enumerate(zip(cases, pool.map(lambda c: _measure(dataset, c), cases)), 1):
-            measured.append(one)
-            progress(case.name, done, len(cases))
-    findings = [*dataset.findings, *(finding for one in measured for finding in one.findings)]
+    measured = _measure_all(dataset, progress)
     facts = tuple(one.facts for one in measured if one.facts is not None)
-    findings += absent_structures(dataset, facts, [finding for finding in findings if finding.kind == "labels"])
+    portraits = [one.portrait for one in measured if one.portrait is not None]
+    findings = list(dataset.findings)
+    levels: list[Levels] = []
+    for one in measured:
+        findings += one.findings
+        levels += one.levels
+    unreadable = [finding for finding in findings if finding.kind == "labels"]
+    findings += absent_structures(dataset, facts, unreadable)
     findings += separate_parts(dataset, facts)
-    findings += about_levels(dataset, [level for one in measured for level in one.levels])
+    findings += about_levels(dataset, levels)
     findings += shared_names(dataset)
-    findings += compare_cases(dataset, [one.portrait for one in measured if one.portrait is not None])
+    findings += compare_cases(dataset, portraits)
     order = {case.name: number for number, case in enumerate(cases)}
     findings.sort(key=lambda finding: (finding.severity != "error", order.get(finding.case, -1)))
     digests = {case.name: one.digests for case, one in zip(cases, measured) if one.digests is not None}
     return Check(findings=tuple(dict.fromkeys(findings)), facts=facts, digests=digests)
+
+
+def _measure_all(dataset: Dataset, progress: Progress) -> list[_Measured]:
+    cases = dataset.cases
+    measured = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # unpacking releases the interpreter
+        results = pool.map(lambda case: _measure(dataset, case), cases)
+        for done, (case, one) in enumerate(zip(cases, results), 1):
+            measured.append(one)
+            progress(case.name, done, len(cases))
+    return measured
 
 
 # One case ------------------------------------------------------------------------------------------------------------
@@ -173,10 +186,9 @@ def _channels(dataset: Dataset, case: Case, findings: list[Finding]) -> Iterator
     if len(case.images) not in (1, expected):
         message = f"{case.images[0].parent}: {len(case.images)} images where {expected} channels are expected"
         findings.append(Finding(case=case.name, kind="channels", severity="error", message=message))
+    inside = expected if len(case.images) == 1 else 1
     for path in case.images:
-        inside = expected if len(case.images) == 1 else 1
-        sizes = stored_sizes(path) if path.name.lower().endswith((".nii", ".nii.gz")) else ()
-        held = int(np.prod(sizes[3:])) if len(sizes) > 3 else 1
+        sizes, held = _volumes_in(path)
         findings += _about_dimensions(case, path, sizes=sizes, held=held, expected=inside)
         for index in range(min(held, inside) if sizes else inside):
             volume = read_as_stored(path, volume_index=index if max(held, inside) > 1 else None)
@@ -185,6 +197,12 @@ def _channels(dataset: Dataset, case: Case, findings: list[Finding]) -> Iterator
                 findings.append(_off_grid(case, path, volume=volume, image=first))
             first = first or volume
             yield turned or volume
+
+
+def _volumes_in(path: Path) -> tuple[Sequence[int], int]:
+    """(sizes of all dimensions, how many volumes) of a NIfTI file; (), 1 of another."""
+    sizes = stored_sizes(path) if path.name.lower().endswith((".nii", ".nii.gz")) else ()
+    return sizes, int(np.prod(sizes[3:])) if len(sizes) > 3 else 1
 
 
 def _about_dimensions(case: Case, path: Path, sizes: Sequence[int], held: int, expected: int) -> list[Finding]:
@@ -221,8 +239,7 @@ def _labels(dataset: Dataset, case: Case, image: Volume, findings: list[Finding]
                 message = f"{path.parent}: masks overlap in {overlap} voxels; the later one in the table gets them"
                 findings.append(Finding(case=case.name, kind="overlap", severity="warning", message=message))
             return labels
-        sizes = stored_sizes(path) if path.name.lower().endswith((".nii", ".nii.gz")) else ()
-        held = int(np.prod(sizes[3:])) if len(sizes) > 3 else 1
+        sizes, held = _volumes_in(path)
         findings += _about_dimensions(case, path, sizes=sizes, held=held, expected=1)
         labels = read_label_file(case, volume_index=0 if held > 1 else None)
         fitted = fit(labels, image, path=path, image_path=case.images[0])

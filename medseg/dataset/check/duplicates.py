@@ -23,27 +23,37 @@ _THUMBNAIL_PARTS = 2  # duplicates are looked for in thumbnails as coarse as thi
 
 def duplicates(dataset: Dataset, portraits: Sequence[Portrait]) -> Iterator[Finding]:
     """Cases with the same image, whatever their scale, type of value and header; and those with the same label map."""
-    sides = [(set(training), set(validation)) for training, validation in dataset.splits]
+    splits = [(set(training), set(validation)) for training, validation in dataset.splits]
     seen: dict[str, str] = {}
     for first, second in _similar(portraits):
         one, other = dataset[first.case], dataset[second.case]
-        if second.case in seen and seen[second.case] != first.case:  # told already, with another of its copies
+        if seen.get(second.case, first.case) != first.case:  # told already, with another of its copies
             continue
-        sameness = _same_image(one, other)
-        if not sameness:
-            continue
-        seen[second.case] = first.case
-        yield _duplicate(one, other, sameness=sameness, first=first, second=second)
-        for number, (training, validation) in enumerate(sides):
-            if (one.name in training and other.name in validation) or (
-                other.name in training and one.name in validation
-            ):
-                message = f"the image of {one.name} is in training and in validation of split {number} as {other.name}"
-                yield Finding(case=other.name, kind="leak", severity="error", message=message)
-        if (one.split == "test") != (other.split == "test"):
-            message = f"the image of {one.name} is in training and among the cases set aside for testing"
-            yield Finding(case=other.name, kind="leak", severity="error", message=message)
+        if sameness := _same_image(one, other):
+            seen[second.case] = first.case
+            yield _duplicate(one, other, sameness=sameness, first=first, second=second)
+            yield from _leaks(splits, one, other)
     yield from _same_labels([portrait for portrait in portraits if portrait.case not in seen])
+
+
+def _leaks(
+    splits: Sequence[tuple[set[str], set[str]]], one: Case, other: Case
+) -> Iterator[Finding]:
+    """The splits of which two cases with one image lie on both sides."""
+    image = f"the image of {one.name} is in training and"
+    names = one.name, other.name
+    for number, sides in enumerate(splits):
+        if _are_apart(names, *sides):
+            message = f"{image} in validation of split {number} as {other.name}"
+            yield Finding(case=other.name, kind="leak", severity="error", message=message)
+    if (one.split == "test") != (other.split == "test"):
+        message = f"{image} among the cases set aside for testing"
+        yield Finding(case=other.name, kind="leak", severity="error", message=message)
+
+
+def _are_apart(names: tuple[str, str], training: set[str], validation: set[str]) -> bool:
+    """Whether one of two cases trains and the other validates."""
+    return any(one in training and other in validation for one, other in (names, names[::-1]))
 
 
 def _same_labels(portraits: Sequence[Portrait]) -> Iterator[Finding]:
@@ -140,19 +150,28 @@ def _first_image(case: Case) -> Volume:
 def _same_values(one: NDArray, other: NDArray) -> str:
     """'equal', 'rescaled' (one is a line through the other but for rounding), 'alike', or ''."""
     thin = tuple(slice(None, None, max(1, size // 32)) for size in one.shape)  # most pairs differ at first sight
-    first, second = (np.nan_to_num(data[thin].astype(np.float64), posinf=0, neginf=0).ravel() for data in (one, other))
-    if first.std() > 0 and second.std() > 0 and _clipped_correlation(first, second) < SAME - 0.05:
+    x, y = _finite(one[thin]), _finite(other[thin])
+    if _both_vary(x, y) and _clipped_correlation(x, y) < SAME - 0.05:
         return ""
     if np.array_equal(one, other, equal_nan=one.dtype.kind == "f" and other.dtype.kind == "f"):
         return "equal"
-    x, y = (np.nan_to_num(data.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).ravel() for data in (one, other))
-    if not (x.std() > 0 and y.std() > 0) or _clipped_correlation(x, y) < SAME:
+    x, y = _finite(one), _finite(other)
+    if not _both_vary(x, y) or _clipped_correlation(x, y) < SAME:
         return ""
     slope = y.std() / x.std()
     apart = np.abs((x - x.mean()) * slope - (y - y.mean())).max()
     # Half a step of whole numbers is rounding, and the fitted line is as uncertain again.
     steps = [step for data, step in ((other, 1.0), (one, slope)) if data.dtype.kind in "iub"]
     return "rescaled" if apart <= max([1e-4 * np.ptp(y), *steps]) else "alike"
+
+
+def _finite(data: NDArray) -> NDArray[np.float64]:
+    """Values (N,), 0 where they are no finite numbers."""
+    return np.nan_to_num(data.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0).ravel()
+
+
+def _both_vary(x: NDArray[np.float64], y: NDArray[np.float64]) -> bool:
+    return bool(x.std() > 0 and y.std() > 0)
 
 
 def _clipped_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:

@@ -13,7 +13,8 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,32 +66,20 @@ def _is_list(dataset: Dataset) -> bool:
 
 
 def _fill(dataset: Dataset, check: Check, folder: Path, out: Path) -> list[str]:
-    fixable = [finding for finding in check.findings if finding.fixable]
-    dropped = {finding.case: finding for finding in fixable if finding.kind in _LEFT_OUT}
+    """Write the corrected data set into the folder `out`; returns a sentence for everything done."""
     kinds: dict[str, set[str]] = {}
-    for finding in fixable:
-        kinds.setdefault(finding.case, set()).add(finding.kind)
-    done = [f"{name}: left out ({finding.kind})" for name, finding in sorted(dropped.items())]
-    wanted: dict[Path, Path] = {}
-    for case in (*dataset.cases, *dataset.unlabelled):
-        for path in _files(case):
-            # By name and not by where links lead: a folder of links to files elsewhere is a dataset, too.
-            inner = Path(os.path.normpath(path.absolute()))
-            if not inner.is_relative_to(os.path.normpath(folder)):
-                raise BadConfig(
-                    f"{path}: lies outside {dataset.folder}, and --fix copies one folder; gather the data first"
-                )
-            if case.name not in dropped:
-                wanted[path] = out / inner.relative_to(os.path.normpath(folder))
-    corrected: dict[Path, tuple[Volume, str]] = {}
+    dropped: dict[str, str] = {}
+    for finding in check.findings:
+        if finding.fixable:
+            kinds.setdefault(finding.case, set()).add(finding.kind)
+            if finding.kind in _LEFT_OUT:
+                dropped[finding.case] = finding.kind
+    messages = [f"{name}: left out ({kind})" for name, kind in sorted(dropped.items())]
+    places = _places(dataset, dropped, folder=folder, out=out)
     for case in dataset.cases:
-        if case.name not in dropped and kinds.get(case.name):
-            for path, volume, what in _corrections(case, kinds[case.name]):
-                wanted[path].parent.mkdir(parents=True, exist_ok=True)
-                write(volume, wanted.pop(path), table=embedded_table(path))
-                corrected[path] = (volume, what)
-                done.append(f"{case.name}: {path.name}: {what}")
-    for path, place in wanted.items():
+        if case.name in kinds and case.name not in dropped:
+            messages += _write_corrected(case, kinds[case.name], places)
+    for path, place in places.items():
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(path, place) if path.is_dir() else shutil.copyfile(path, place)
     for path in _descriptions(folder):
@@ -98,7 +87,37 @@ def _fill(dataset: Dataset, check: Check, folder: Path, out: Path) -> list[str]:
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             _copy_description(path, place, dataset=dataset, dropped=set(dropped))
-    return done
+    return messages
+
+
+def _places(
+    dataset: Dataset, dropped: Collection[str], *, folder: Path, out: Path
+) -> dict[Path, Path]:
+    """Every file of the cases that stay -> its place in the copy.
+
+    Raises `BadConfig` if a file of any case lies outside of the data set's folder.
+    """
+    # By name and not by where links lead: a folder of links to files elsewhere is a dataset, too.
+    root = os.path.normpath(folder)
+    places: dict[Path, Path] = {}
+    for case in (*dataset.cases, *dataset.unlabelled):
+        for path in _files(case):
+            inner = Path(os.path.normpath(path.absolute()))
+            if not inner.is_relative_to(root):
+                remedy = "and --fix copies one folder; gather the data first"
+                raise BadConfig(f"{path}: lies outside {dataset.folder}, {remedy}")
+            if case.name not in dropped:
+                places[path] = out / inner.relative_to(root)
+    return places
+
+
+def _write_corrected(case: Case, kinds: set[str], places: dict[Path, Path]) -> Iterator[str]:
+    """Write what of a case needs correction and take it from `places`; a sentence for each file."""
+    for path, volume, what in _corrections(case, kinds):
+        place = places.pop(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write(volume, place, table=embedded_table(path))
+        yield f"{case.name}: {path.name}: {what}"
 
 
 def _files(case: Case) -> tuple[Path, ...]:
@@ -176,37 +195,72 @@ def _copy_description(path: Path, place: Path, dataset: Dataset, dropped: set[st
 def _without(content: Any, dropped: set[str], dataset: Dataset, path: Path) -> Any:
     """`splits_final.json`, `dataset.json` or a datalist without some cases."""
     if isinstance(content, list):
-        return [
-            {key: [name for name in names if name not in dropped] for key, names in split.items()} for split in content
-        ]
-    if isinstance(content.get("dataset"), dict):
-        content["dataset"] = {name: entry for name, entry in content["dataset"].items() if name not in dropped}
-    kept = {_key(image) for case in dataset.cases if case.name not in dropped for image in case.images}
-    every = {_key(image) for case in dataset.cases for image in case.images}
-    labels = {_key(case.label) for case in dataset.cases if case.name in dropped and case.label is not None}
+        return [_split_without(split, dropped) for split in content]
+    entries = content.get("dataset")
+    if isinstance(entries, dict):
+        content["dataset"] = {name: entry for name, entry in entries.items() if name not in dropped}
+    files = _ListedFiles.of(dataset, dropped)
     for key in ("training", "validation", "testing"):
         if isinstance(content.get(key), list):
-            content[key] = [
-                entry for entry in content[key] if _is_kept(path, entry, kept=kept, every=every, labels=labels)
-            ]
+            content[key] = [entry for entry in content[key] if files.is_kept(path, entry)]
     if "numTraining" in content:
-        before = sum(case.split != "test" for case in dataset.cases)
-        gone = sum(case.name in dropped for case in dataset.cases)
-        content["numTraining"] = len(content["training"]) if "training" in content else before - gone
+        content["numTraining"] = _count_of_training(content, dropped, dataset)
     return content
 
 
-def _is_kept(path: Path, entry: Any, kept: set[str], every: set[str], labels: set[str]) -> bool:
-    """Whether an entry of a list is of a case that stays. One that is no case, or lacks its files, does not."""
-    if not isinstance(entry, dict):
-        return True
-    image = entry.get("image")
-    places = {_key(path.parent / str(one)) for one in (image if isinstance(image, list) else [image])}
-    if places & kept:
-        return True
-    if entry.get("label") and _key(path.parent / str(entry["label"])) in labels:
-        return False
-    return not places & every and all(Path(place).exists() for place in places)
+def _count_of_training(content: dict[str, Any], dropped: set[str], dataset: Dataset) -> int:
+    if "training" in content:
+        return len(content["training"])
+    before = sum(case.split != "test" for case in dataset.cases)
+    return before - sum(case.name in dropped for case in dataset.cases)
+
+
+def _split_without(split: dict[str, list[str]], dropped: set[str]) -> dict[str, list[str]]:
+    return {key: _names_without(names, dropped) for key, names in split.items()}
+
+
+def _names_without(names: list[str], dropped: set[str]) -> list[str]:
+    return [name for name in names if name not in dropped]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ListedFiles:
+    """The keys of what a list of cases may name.
+
+    kept: images of the cases that stay. images: those of all cases. labels: labels of the cases that go.
+    """
+
+    kept: frozenset[str]
+    images: frozenset[str]
+    labels: frozenset[str]
+
+    @classmethod
+    def of(cls, dataset: Dataset, dropped: Collection[str]) -> _ListedFiles:
+        """Of a data set of which some cases are left out."""
+        kept, gone = set[str](), set[str]()
+        labels = set[str]()
+        for case in dataset.cases:
+            is_gone = case.name in dropped
+            (gone if is_gone else kept).update(map(_key, case.images))
+            if is_gone and case.label is not None:
+                labels.add(_key(case.label))
+        return cls(kept=frozenset(kept), images=frozenset(kept | gone), labels=frozenset(labels))
+
+    def is_kept(self, path: Path, entry: Any) -> bool:
+        """Whether an entry of the list `path` is of a case that stays.
+
+        One that is no case, or lacks its files, does not.
+        """
+        if not isinstance(entry, dict):
+            return True
+        image = entry.get("image")
+        images = image if isinstance(image, list) else [image]
+        places = {_key(path.parent / str(one)) for one in images}
+        if places & self.kept:
+            return True
+        if entry.get("label") and _key(path.parent / str(entry["label"])) in self.labels:
+            return False
+        return not places & self.images and all(Path(place).exists() for place in places)
 
 
 def _key(path: Path) -> str:
@@ -219,18 +273,28 @@ def _rows_without(path: Path, dropped: set[str], dataset: Dataset) -> str:
     missing = {finding.case for finding in dataset.findings}
     text = read_text(path)
 
-    def is_gone(values: list[Any]) -> bool:
-        words = [str(one) for value in values for one in (value if isinstance(value, list) else [value])]
-        return any(word in missing or _key(path.parent / word) in gone for word in words if word)
+    def is_gone(values: Iterable[Any]) -> bool:
+        words = filter(None, map(str, _flat(values)))
+        return any(word in missing or _key(path.parent / word) in gone for word in words)
 
     if path.suffix.lower() == ".jsonl":
-        lines = [line for line in text.splitlines() if line.strip()]
-        return "\n".join(line for line in lines if not is_gone(list(parse_json(line).values()))) + "\n"
-    first = text.partition("\n")[0]
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ";" if ";" in first else ","
+        lines = filter(str.strip, text.splitlines())
+        return "\n".join(line for line in lines if not is_gone(parse_json(line).values())) + "\n"
+    delimiter = _delimiter(path, text)
     header, *rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    kept = [row for row in rows if not is_gone(row)]
     out = io.StringIO()
-    csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows(
-        [header, *(row for row in rows if not is_gone(row))]
-    )
+    csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows([header, *kept])
     return out.getvalue()
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    """Values, and those of lists among them."""
+    for value in values:
+        yield from value if isinstance(value, list) else (value,)
+
+
+def _delimiter(path: Path, text: str) -> str:
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    return ";" if ";" in text.partition("\n")[0] else ","

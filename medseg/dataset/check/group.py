@@ -8,7 +8,7 @@ agree (a symmetric organ has no handedness, scans of ten scanners have no common
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,30 +102,34 @@ def _complete(portraits: Sequence[Portrait], usual: Collection[int]) -> list[Por
 
 def _outliers(features: dict[str, dict[str, float]], turned: set[str]) -> list[Finding]:
     """Cases that stand alone in some feature. Those known to be mirrored are not also called unlike the others."""
-    told: dict[str, list[str]] = {}
-    names = dict.fromkeys(name for one in features.values() for name in one)
-    for name in names:
-        key = name if name in _FEATURES else name.partition(" ")[0]
-        what, least, shown = _FEATURES[key]
-        cases = [case for case, one in features.items() if name in one]
-        values = np.array([features[case][name] for case in cases])
-        if len(cases) < MIN_GROUP:
-            continue
-        middle = float(np.median(values))
-        for number in np.flatnonzero(_isolation(values) > _threshold(values, least, key)):
-            alike = key.startswith("likeness")
-            if alike and (values[number] > middle or cases[number] in turned):
-                continue
-            if key == "place" and cases[number] in turned:
-                continue
-            label = f"{what} {name.removeprefix(key).strip()}".strip()
-            told.setdefault(cases[number], []).append(
-                f"{label} {shown(values[number]):.4g} (usually {shown(middle):.4g})"
-            )
+    oddities: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for one in features.values() for name in one):
+        values = {case: one[name] for case, one in features.items() if name in one}
+        if len(values) >= MIN_GROUP:
+            for case, oddity in _oddities(name, values, turned):
+                oddities.setdefault(case, []).append(oddity)
     return [
         Finding(case=case, kind="outlier", severity="warning", message=f"is unlike the other cases: {'; '.join(parts)}")
-        for case, parts in told.items()
+        for case, parts in oddities.items()
     ]
+
+
+def _oddities(
+    name: str, values: Mapping[str, float], turned: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """(case, what is odd) of the cases that stand alone in one feature."""
+    key = name if name in _FEATURES else name.partition(" ")[0]
+    what, least, shown = _FEATURES[key]
+    label = f"{what} {name.removeprefix(key).strip()}".strip()
+    cases, array = list(values), np.array(list(values.values()))
+    middle = float(np.median(array))
+    is_likeness = key.startswith("likeness")
+    for number in np.flatnonzero(_isolation(array) > _threshold(array, least, key)):
+        case, value = cases[number], array[number]
+        is_explained = case in turned and (is_likeness or key == "place")
+        if is_explained or (is_likeness and value > middle):
+            continue
+        yield case, f"{label} {shown(value):.4g} (usually {shown(middle):.4g})"
 
 
 def _isolation(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ SURE_DEVIATIONS = 5.0
 #: What correlates with the others less than this part of what the median case does fits in no way.
 MIN_FIT = 0.5
 _AXES = ("left-right", "front-back", "upside down")
+_APART = "the labels do not belong to the image as they are"
 
 
 def mirrored(
@@ -32,33 +33,46 @@ def mirrored(
     The image is judged in its field of view, the labels by the handedness of their shape around their own centroid,
     which does not depend on where the field of view was put.
     """
-    image_flips = {one.case: flip for one, flip in zip(portraits, _flips(images)) if flip}
-    label_flips = {one.case: flip for one, flip in zip(labelled, _flips(labels)) if flip} if labels is not None else {}
-    image_known, label_known = _handed(images), _handed(labels) if labels is not None else frozenset()
+    image_flips, image_known = _flips_of(portraits, images), _handed(images)
+    label_flips: dict[str, tuple[int, ...]] = {}
+    label_known: frozenset[int] = frozenset()
+    if labels is not None:
+        label_flips, label_known = _flips_of(labelled, labels), _handed(labels)
     findings = []
     for case in sorted(image_flips.keys() | label_flips.keys()):
         image, label = image_flips.get(case, ()), label_flips.get(case, ())
-        if image == label:
-            what, severity = f"image and labels are mirrored ({_axes(image)}) compared with the other cases", "error"
-            remedy = "check the orientation in their headers"
-        elif image and not set(image) <= label_known:
-            what, severity = f"the image is mirrored ({_axes(image)}) compared with the other cases", "error"
-            remedy = "check the orientation in its header"
-        elif label and not image and set(label) <= image_known:
-            what, severity = f"the labels are mirrored ({_axes(label)}) and the image is not", "error"
-            remedy = "the labels do not belong to the image as they are"
-        elif label and not image:
-            what, severity = f"the labels are mirrored ({_axes(label)}) compared with the other cases", "warning"
-            remedy = "check the orientation in the headers"
+        if image:
+            severity, message = "error", _about_image(image, label, label_known=label_known)
+        elif set(label) <= image_known:
+            what = f"the labels are mirrored ({_axes(label)}) and the image is not"
+            severity, message = "error", f"{what}; {_APART}"
         else:
-            axes = _axes(image), _axes(label) or "not"
-            what, severity = (
-                f"the image is mirrored ({axes[0]}), its labels {axes[1]}, compared with the others",
-                "error",
-            )
-            remedy = "the labels do not belong to the image as they are"
-        findings.append(Finding(case=case, kind="mirrored", severity=severity, message=f"{what}; {remedy}"))
+            what = f"the labels are mirrored ({_axes(label)}) compared with the other cases"
+            severity, message = "warning", f"{what}; check the orientation in the headers"
+        findings.append(Finding(case=case, kind="mirrored", severity=severity, message=message))
     return findings
+
+
+def _flips_of(
+    portraits: Sequence[Portrait], thumbnails: NDArray[np.float32]
+) -> dict[str, tuple[int, ...]]:
+    """Case -> the flip that makes it fit the others; only of cases that fit so."""
+    return {one.case: flip for one, flip in zip(portraits, _flips(thumbnails)) if flip}
+
+
+def _about_image(
+    image: tuple[int, ...], label: tuple[int, ...], *, label_known: frozenset[int]
+) -> str:
+    """What a mirrored image and its labels mean; label_known: axes along which the labels tell."""
+    others = "compared with the other cases"
+    if image == label:
+        what = f"image and labels are mirrored ({_axes(image)}) {others}"
+        return f"{what}; check the orientation in their headers"
+    if not set(image) <= label_known:
+        what = f"the image is mirrored ({_axes(image)}) {others}"
+        return f"{what}; check the orientation in its header"
+    beside = f"its labels {_axes(label) or 'not'}, compared with the others"
+    return f"the image is mirrored ({_axes(image)}), {beside}; {_APART}"
 
 
 def _axes(flip: tuple[int, ...]) -> str:

@@ -73,18 +73,35 @@ def _of_ct(case: str, channel: str, values: NDArray[np.float64], *, is_byte: boo
     inside = values[values > _PADDING_HU]
     has_air = float(((values > _AIR_HU[0]) & (values < _AIR_HU[1])).mean()) >= _AIR_SHARE
     low = float(np.percentile(inside, 0.5)) if len(inside) else float(values.min())
-    below = values[values <= _PADDING_HU]  # air that is 1024 lower has noise, which padding has not
-    noisy = len(below) >= _AIR_SHARE * len(values) and len(np.unique(below)) > _FEW_VALUES
     odd = ""
-    if values.min() >= 0 and (values.max() <= 1.5 or values.max() == 255 or is_byte):
+    if _is_scaled(values, is_byte=is_byte):
         odd = "scaled"
-    elif noisy or float(np.percentile(values, 99.5)) < _AIR_HU[1] / 2:
+    elif _is_lower(values):
         odd = "lower"
-    elif not has_air:
-        start, stop = (low + above for above in _TISSUE_ABOVE_AIR)
-        tissue = float(((values > start) & (values < stop)).mean())
-        odd = "higher" if any(low > level and tissue >= share for level, share in _HIGHER) else ""
+    elif not has_air and _is_higher(values, low):
+        odd = "higher"
     return Levels(case=case, channel=channel, odd=odd, low=low, has_air=has_air and not odd)
+
+
+def _is_scaled(values: NDArray[np.float64], *, is_byte: bool) -> bool:
+    """Whether values were brought to 0..1 or to bytes."""
+    highest = float(values.max())
+    return bool(values.min() >= 0) and (highest <= 1.5 or highest == 255 or is_byte)
+
+
+def _is_lower(values: NDArray[np.float64]) -> bool:
+    """Whether air lies near -2000, or nothing is as dense as water."""
+    below = values[values <= _PADDING_HU]  # air that is 1024 lower has noise, which padding has not
+    if len(below) >= _AIR_SHARE * len(values) and len(np.unique(below)) > _FEW_VALUES:
+        return True
+    return float(np.percentile(values, 99.5)) < _AIR_HU[1] / 2
+
+
+def _is_higher(values: NDArray[np.float64], low: float) -> bool:
+    """Whether a scan without air near -1000 has it near 0; low: its lowest level."""
+    start, stop = (low + above for above in _TISSUE_ABOVE_AIR)
+    tissue = float(((values > start) & (values < stop)).mean())
+    return any(low > level and tissue >= share for level, share in _HIGHER)
 
 
 def _padding(values: NDArray[np.float64], is_whole: bool) -> float | None:
@@ -128,16 +145,22 @@ def _about_units(channel: str, levels: Sequence[Levels]) -> Iterator[Finding]:
         )
         yield Finding(case="", kind="units", severity="warning", message=message)
         return
+    remedy = "convert the scan from its source with slope and intercept, or leave it out"
     for one in odd:
-        if one.odd == "higher":
-            above = f"about {one.low - float(np.median(usual)):.0f} higher than in the others" if usual else "higher"
-            what = f"air is near {one.low:.0f} and not near -1000: the values are {above}"
-        elif one.odd == "lower":
-            what = "air is near -2000 or nothing as dense as water: the values are lower than Hounsfield units"
-        else:
-            what = "the values were scaled and are no Hounsfield units"
-        remedy = "convert the scan from its source with slope and intercept, or leave it out"
-        yield Finding(case=one.case, kind="units", severity="warning", message=f"{channel}: {what}; {remedy}")
+        message = f"{channel}: {_what_is_odd(one, usual)}; {remedy}"
+        yield Finding(case=one.case, kind="units", severity="warning", message=message)
+
+
+def _what_is_odd(levels: Levels, usual: Sequence[float]) -> str:
+    """In words; usual: the lowest levels of the scans with air near -1000."""
+    if levels.odd == "lower":
+        return "air is near -2000 or nothing as dense as water: the values are lower than Hounsfield units"
+    if levels.odd == "scaled":
+        return "the values were scaled and are no Hounsfield units"
+    above = "higher"
+    if usual:
+        above = f"about {levels.low - float(np.median(usual)):.0f} higher than in the others"
+    return f"air is near {levels.low:.0f} and not near -1000: the values are {above}"
 
 
 def _about_padding(channel: str, levels: Sequence[Levels]) -> Iterator[Finding]:

@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.dataset.cases import Case
-from medseg.dataset.check.measures import SAMPLE_VOXELS, CaseFacts, box_of, count_voxels
+from medseg.dataset.check.measures import (
+    SAMPLE_VOXELS,
+    CaseFacts,
+    Intensity,
+    box_of,
+    count_voxels,
+)
 from medseg.io import digest
 from medseg.volume import Volume, reorient
 
@@ -70,44 +76,28 @@ class Portrait:
         return replace(self, labels=thumbnail, features=rest | places)
 
 
-def portrait_of(case: Case, facts: CaseFacts, image: Volume, labels: Volume | None) -> Portrait | None:
+def portrait_of(
+    case: Case, facts: CaseFacts, image: Volume, labels: Volume | None
+) -> Portrait | None:
     """What the comparison with the other cases needs, small enough to keep for all; None for empty images."""
     first = facts.channels[0]
-    spread = first.high - first.low
-    if not spread > 0:
-        spread = first.maximum - first.minimum
-    if not spread > 0:
+    spread = _spread(first)
+    if spread is None:
         return None
     step = 1 + int((image.data.size / SAMPLE_VOXELS) ** (1 / 3))
     ras = reorient(image, "RAS")
-    thin = ras.data[::step, ::step, ::step]
-    clipped = np.clip(np.nan_to_num(thin.astype(np.float32), nan=first.low), first.low, first.low + spread)
-    shape_mm = np.array(ras.shape) * ras.spacing_mm
-    centre = image.affine @ (*(np.array(image.shape) - 1) / 2, 1.0)
-    features: dict[str, float] = {
-        "scale": float(np.log10(spread)),
-        "offset": float(np.arcsinh(first.low / spread)),
-        "median": (first.percentiles[3] - first.low) / spread,
-        "quartiles": (first.percentiles[4] - first.percentiles[2]) / spread,
-        "highest": float(np.log1p(max(0.0, first.maximum - first.high) / spread)),
-        "lowest": float(np.log1p(max(0.0, first.low - first.minimum) / spread)),
-        "roughness": float(np.log(first.roughness + 1e-3)),
-        **{f"size {axis}": float(np.log(size)) for axis, size in zip("xyz", shape_mm)},
-        **{f"position {axis}": float(place) for axis, place in zip("xyz", centre)},
-        **{f"spacing {axis}": float(np.log(size)) for axis, size in zip("xyz", ras.spacing_mm)},
-    }
+    thin = ras.data[::step, ::step, ::step].astype(np.float32)
+    clipped = np.clip(np.nan_to_num(thin, nan=first.low), first.low, first.low + spread)
+    features = _image_features(image, ras, intensity=first, spread=spread)
     thumbnail = _shrink(clipped, [(0.0, float(n)) for n in clipped.shape])
     if labels is None or not facts.voxels:
         return Portrait(case=case.name, thumbnail=thumbnail, features=features)
+    features |= _label_features(facts, voxel_mm3=image.voxel_mm3, spread=spread)
     turned = reorient(Volume(labels.data, image.affine), "RAS").data
-    inside = first.foreground
-    features["brightness of labels"] = (float(inside.mean()) - first.percentiles[3]) / spread if inside.size else 0.0
-    features["contrast in labels"] = float(np.log(float(inside.std()) / spread + 1e-3)) if inside.size else 0.0
-    voxel_mm3 = image.voxel_mm3
-    features |= {f"volume {value}": float(np.log(n * voxel_mm3)) for value, n in facts.voxels.items()}
     whole = digest(labels.data, labels.data.dtype), digest(turned, turned.dtype)
     content = box_of(turned > 0) or (slice(0), slice(0), slice(0))
-    shape = digest(turned[content], turned.dtype) if sum(facts.voxels.values()) >= _ONE_OF_A_KIND else ""
+    is_one_of_a_kind = sum(facts.voxels.values()) >= _ONE_OF_A_KIND
+    shape = digest(turned[content], turned.dtype) if is_one_of_a_kind else ""
     turned = turned[::step, ::step, ::step]
     drawn, places = _drawn(turned)
     packed = zlib.compress(turned.tobytes(order="F"), 1)
@@ -120,6 +110,47 @@ def portrait_of(case: Case, facts: CaseFacts, image: Volume, labels: Volume | No
         shape_digest=shape,
         features=features | places,
     )
+
+
+def _spread(intensity: Intensity) -> float | None:
+    """From the 1st to the 99th percentile, or of all values where those are one; None for an empty image."""
+    for spread in (intensity.high - intensity.low, intensity.maximum - intensity.minimum):
+        if spread > 0:
+            return spread
+    return None
+
+
+def _image_features(
+    image: Volume, ras: Volume, *, intensity: Intensity, spread: float
+) -> dict[str, float]:
+    """What an image, which along RAS is `ras`, has to be compared by; spread: of its intensities."""
+    low, high = intensity.low, intensity.high
+    shape_mm = np.array(ras.shape) * ras.spacing_mm
+    centre = image.affine @ (*(np.array(image.shape) - 1) / 2, 1.0)
+    return {
+        "scale": float(np.log10(spread)),
+        "offset": float(np.arcsinh(low / spread)),
+        "median": (intensity.percentiles[3] - low) / spread,
+        "quartiles": (intensity.percentiles[4] - intensity.percentiles[2]) / spread,
+        "highest": float(np.log1p(max(0.0, intensity.maximum - high) / spread)),
+        "lowest": float(np.log1p(max(0.0, low - intensity.minimum) / spread)),
+        "roughness": float(np.log(intensity.roughness + 1e-3)),
+        **{f"size {axis}": float(np.log(size)) for axis, size in zip("xyz", shape_mm)},
+        **{f"position {axis}": float(place) for axis, place in zip("xyz", centre)},
+        **{f"spacing {axis}": float(np.log(size)) for axis, size in zip("xyz", ras.spacing_mm)},
+    }
+
+
+def _label_features(facts: CaseFacts, *, voxel_mm3: float, spread: float) -> dict[str, float]:
+    """What labels have to be compared by, but for their places; spread: of the image's intensities."""
+    first = facts.channels[0]
+    inside = first.foreground
+    brightness = contrast = 0.0
+    if inside.size:
+        brightness = (float(inside.mean()) - first.percentiles[3]) / spread
+        contrast = float(np.log(float(inside.std()) / spread + 1e-3))
+    volumes = {f"volume {value}": float(np.log(n * voxel_mm3)) for value, n in facts.voxels.items()}
+    return {"brightness of labels": brightness, "contrast in labels": contrast, **volumes}
 
 
 def _drawn(labels: NDArray) -> tuple[NDArray[np.float32], dict[str, float]]:

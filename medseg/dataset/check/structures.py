@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -17,48 +17,74 @@ def absent_structures(
     dataset: Dataset, facts: Sequence[CaseFacts], unreadable: Sequence[Finding] = ()
 ) -> list[Finding]:
     """Label maps and structures that are empty or tiny where nearly all other cases have them, and values of few."""
-    filled = [one for one in facts if one.voxels]
-    findings = []
-    for one in facts:
-        if not one.voxels and not any(finding.case == one.case for finding in unreadable):
-            # Scans without a lesion are good examples; one lone scan without the organ that all others have is not.
-            alone = len(facts) >= 5 and len(filled) >= 0.98 * (len(facts) - 1)
-            rest = f", while {len(filled)} of {len(facts)} cases have labels" if alone else ""
-            message = f"holds nothing but background{rest}"
-            findings.append(
-                Finding(
-                    case=one.case,
-                    kind="empty",
-                    severity="error" if alone else "warning",
-                    message=message,
-                )
-            )
+    findings = _empty_maps(facts, {finding.case for finding in unreadable})
     if len(facts) < 5:
         return findings
+    filled = [one for one in facts if one.voxels]
     labelled = {case.name: case.labelled for case in dataset.cases}
-    unnamed = all(label.name == f"label {label.value}" for label in dataset.table.labels)
+    rare = _most_of_rare(dataset, len(facts))
     for value in dataset.values:
-        said = [one for one in filled if labelled[one.case] is None or value in (labelled[one.case] or ())]
-        having = [one.voxels[value] * float(np.prod(one.spacing_mm)) for one in said if value in one.voxels]
-        name = dataset.table.names.get(value, str(value))
-        usual_mm3 = float(np.median(having)) if having else 0.0
-        if unnamed and len(facts) >= 10 and 0 < len(having) <= max(1, 0.02 * len(facts)):
-            message = f"label value {value} occurs in {len(having)} of {len(facts)} cases only; is it meant?"
-            findings += [
-                Finding(case=one.case, kind="value", severity="warning", message=message)
-                for one in said
-                if value in one.voxels
-            ]
-            continue
-        for one in said:
-            voxels = one.voxels.get(value, 0)
-            if not voxels and len(having) >= 0.9 * len(said):
-                message = f"has no {name} (label {value}), which {len(having)} of {len(said)} cases have"
-                findings.append(Finding(case=one.case, kind="absent", severity="warning", message=message))
-            elif 0 < voxels < TINY_VOXELS and voxels * float(np.prod(one.spacing_mm)) < 0.1 * usual_mm3:
-                message = f"has {voxels} voxels of {name} (label {value}), others have about {usual_mm3:.4g} mm³"
-                findings.append(Finding(case=one.case, kind="tiny", severity="warning", message=message))
+        annotated = [one for one in filled if _is_annotated(value, labelled[one.case])]
+        having = [one for one in annotated if value in one.voxels]
+        if 0 < len(having) <= rare:
+            findings += _rare_value(value, having, cases=len(facts))
+        else:
+            name = dataset.table.names.get(value, str(value))
+            findings += _absent_or_tiny(value, name, annotated=annotated, having=having)
     return findings
+
+
+def _empty_maps(facts: Sequence[CaseFacts], unreadable: Collection[str]) -> list[Finding]:
+    """Label maps of nothing but background, but for the cases whose labels cannot be read."""
+    filled = sum(bool(one.voxels) for one in facts)
+    # Scans without a lesion are good examples; one lone scan without the organ that all others have is not.
+    alone = len(facts) >= 5 and filled >= 0.98 * (len(facts) - 1)
+    rest = f", while {filled} of {len(facts)} cases have labels" if alone else ""
+    message = f"holds nothing but background{rest}"
+    severity = "error" if alone else "warning"
+    empty = [one.case for one in facts if not one.voxels and one.case not in unreadable]
+    return [Finding(case=case, kind="empty", severity=severity, message=message) for case in empty]
+
+
+def _is_annotated(value: int, labelled: Sequence[int] | None) -> bool:
+    """Whether a case would hold a structure if it were there; labelled: the values annotated in it, if not all."""
+    return labelled is None or value in labelled
+
+
+def _most_of_rare(dataset: Dataset, cases: int) -> float:
+    """In so many cases at most, a value without a name may be a slip; 0 where that cannot be told."""
+    unnamed = all(label.name == f"label {label.value}" for label in dataset.table.labels)
+    return max(1, 0.02 * cases) if unnamed and cases >= 10 else 0
+
+
+def _rare_value(value: int, having: Sequence[CaseFacts], cases: int) -> list[Finding]:
+    """A value without a name that next to no case holds."""
+    message = f"label value {value} occurs in {len(having)} of {cases} cases only; is it meant?"
+    return [
+        Finding(case=one.case, kind="value", severity="warning", message=message) for one in having
+    ]
+
+
+def _absent_or_tiny(
+    value: int, name: str, *, annotated: Sequence[CaseFacts], having: Sequence[CaseFacts]
+) -> Iterator[Finding]:
+    """Cases without a structure that nearly all have, or with next to nothing of it."""
+    usual_mm3 = float(np.median([_volume_mm3(one, value) for one in having])) if having else 0.0
+    is_usual = len(having) >= 0.9 * len(annotated)
+    share = f"{len(having)} of {len(annotated)} cases"
+    for one in annotated:
+        voxels = one.voxels.get(value, 0)
+        if not voxels and is_usual:
+            message = f"has no {name} (label {value}), which {share} have"
+            yield Finding(case=one.case, kind="absent", severity="warning", message=message)
+        elif 0 < voxels < TINY_VOXELS and _volume_mm3(one, value) < 0.1 * usual_mm3:
+            usual = f"others have about {usual_mm3:.4g} mm³"
+            message = f"has {voxels} voxels of {name} (label {value}), {usual}"
+            yield Finding(case=one.case, kind="tiny", severity="warning", message=message)
+
+
+def _volume_mm3(facts: CaseFacts, value: int) -> float:
+    return facts.voxels[value] * float(np.prod(facts.spacing_mm))
 
 
 def separate_parts(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding]:
@@ -86,35 +112,21 @@ def shared_names(dataset: Dataset) -> list[Finding]:
     findings = []
     for number, (training, validation) in enumerate(dataset.splits):
         both = set(training) & set(validation)
-        findings += [
-            Finding(
-                case=name,
-                kind="leak",
-                severity="error",
-                message=f"is in training and in validation of split {number}",
-            )
-            for name in sorted(both)
-        ]
+        place = f"is in training and in validation of split {number}"
+        findings += [_leak(name, place) for name in sorted(both)]
         known = {groups.get(name) for name in training} - {None}
-        findings += [
-            Finding(
-                case=name,
-                kind="leak",
-                severity="error",
-                message=f"{groups[name]} is in training and in validation of split {number}",
-            )
-            for name in validation
-            if groups.get(name) in known and name not in both
-        ]
-    tested = {case.group for case in dataset.cases if case.split == "test" and case.group}
-    findings += [
-        Finding(
-            case=case.name,
-            kind="leak",
-            severity="error",
-            message=f"{case.group} is also among the cases set aside for testing",
-        )
-        for case in dataset.cases
-        if case.split != "test" and case.group in tested
-    ]
-    return findings
+        of_known = [name for name in validation if groups.get(name) in known and name not in both]
+        findings += [_leak(name, f"{groups[name]} {place}") for name in of_known]
+    return findings + _tested_groups(dataset)
+
+
+def _tested_groups(dataset: Dataset) -> list[Finding]:
+    """Cases to train with whose group is also set aside for testing."""
+    tested = {case.group for case in dataset.cases if case.split == "test"} - {None, ""}
+    shared = [case for case in dataset.cases if case.split != "test" and case.group in tested]
+    place = "is also among the cases set aside for testing"
+    return [_leak(case.name, f"{case.group} {place}") for case in shared]
+
+
+def _leak(case: str, message: str) -> Finding:
+    return Finding(case=case, kind="leak", severity="error", message=message)
