@@ -99,7 +99,10 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Laid:
-    """How a scan will be computed, but for stripes."""
+    """How a scan will be computed, but for stripes: grid, windows, arithmetic, mirrored axes.
+
+    half: sums in half precision. taken: what is said of a foreign model.
+    """
 
     grid: ModelGrid | Frame
     windows: Windows
@@ -147,6 +150,8 @@ def _lay(
 
 def multiply_adds(spec: ModelSpec) -> float:
     """About how many multiplications the network of a foreign model makes for one window."""
+    if spec.architecture != "nnunet":  # then nobody counted, and no run counts as light
+        return float("inf")
     options = spec.options
     size = np.array(spec.patch, float)
     total, below = 0.0, spec.inputs
