@@ -78,7 +78,7 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
     device = choose_device(settings.device)  # type: ignore[arg-type]
     laid = _lay(volumes, checkpoints, settings, device)
     for stripes in _STRIPES:
-        needed = _memory(volume, laid, checkpoints, settings, device.type, stripes)
+        needed = memory_needed(volume, laid, checkpoints, settings, device.type, stripes)
         made = Plan(
             checkpoints[0].spec.name,
             str(device),
@@ -98,8 +98,11 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Laid:
-    """How a scan will be computed, but for stripes."""
+class Laid:
+    """How a scan will be computed, but for stripes: grid, windows, arithmetic, mirrored axes.
+
+    half: sums in half precision. taken: what is said of a foreign model.
+    """
 
     grid: ModelGrid | Frame
     windows: Windows
@@ -111,7 +114,7 @@ class _Laid:
 
 def _lay(
     volumes: Sequence[Volume], checkpoints: Sequence[Checkpoint], settings: Settings, device: torch.device
-) -> _Laid:
+) -> Laid:
     """The grid, the windows and the arithmetic."""
     from medseg.inference.backends.opening import blended_features
     from medseg.inference.backends.pytorch import choose_precision
@@ -125,7 +128,7 @@ def _lay(
         precision = str(choose_precision(settings.precision, device))  # type: ignore[arg-type]
         grid = model_grid(volumes[0], spec.spacing, spec.grid)
         windows = plan_windows(grid.shape, spec.patch, share, cell)
-        return _Laid(grid=grid, windows=windows, precision=precision.removeprefix("torch."), mirror=mirror)
+        return Laid(grid=grid, windows=windows, precision=precision.removeprefix("torch."), mirror=mirror)
     orientation = orientation_for(spec.recipe, settings.orientation, dicom=settings.from_dicom)
     frame = lay_frame(volumes, spec.recipe, orientation)
     shape = [max(size, patch) for size, patch in zip(frame.shape, spec.patch)]
@@ -135,7 +138,7 @@ def _lay(
         precision = "float32"
     else:
         precision = str(choose_precision(settings.precision, device)).removeprefix("torch.")  # type: ignore[arg-type]
-    return _Laid(
+    return Laid(
         grid=frame,
         windows=windows,
         precision=precision,
@@ -147,6 +150,8 @@ def _lay(
 
 def multiply_adds(spec: ModelSpec) -> float:
     """About how many multiplications the network of a foreign model makes for one window."""
+    if spec.architecture != "nnunet":  # then nobody counted, and no run counts as light
+        return float("inf")
     options = spec.options
     size = np.array(spec.patch, float)
     total, below = 0.0, spec.inputs
@@ -202,9 +207,9 @@ def window_count(windows: Windows, stripes: int) -> int:
     return per_column * sum(len(windows.columns(*part)) for part in windows.stripes(stripes))
 
 
-def _memory(
+def memory_needed(
     volume: Volume,
-    laid: _Laid,
+    laid: Laid,
     checkpoints: Sequence[Checkpoint],
     settings: Settings,
     device: str,

@@ -287,7 +287,7 @@ def test_less_memory_gives_the_same_labels_in_parts(unet: Checkpoint):
     scan = scan_of(shape=(40, 44, 36))
     whole = segment(scan, unet, EXACT)
     sizes = iter([10**12, 10**12, 10**7])  # what one, two and three parts need
-    with mock.patch("medseg.inference.forecast._memory", lambda *arguments: next(sizes)):
+    with mock.patch("medseg.inference.forecast.memory_needed", lambda *arguments: next(sizes)):
         parts = segment(scan, unet, Settings("cpu", "fp32", max_memory_bytes=10**8))
     assert (whole.plan.stripes, parts.plan.stripes) == (1, 3)
     assert parts.plan.windows > whole.plan.windows
@@ -295,13 +295,15 @@ def test_less_memory_gives_the_same_labels_in_parts(unet: Checkpoint):
 
 
 def test_the_forecast_falls_with_the_parts_and_grows_with_the_scan(unet: Checkpoint):
-    from medseg.inference.forecast import _memory
+    from medseg.inference.forecast import Laid, memory_needed
     from medseg.inference.window import plan_windows
 
     def forecast(shape: tuple, stripes: int) -> int:
         scan = Volume(np.zeros(shape, np.float32), tiny.affine_of())
         grid = model_grid(scan, 2.0)
-        return _memory(scan, grid, plan_windows(grid.shape, (64, 64, 64), 0.5), [unet], EXACT, "cpu", stripes)
+        windows = plan_windows(grid.shape, (64, 64, 64), 0.5)
+        laid = Laid(grid=grid, windows=windows, precision="float32", mirror=())
+        return memory_needed(scan, laid, [unet], EXACT, "cpu", stripes)
 
     with mock.patch("medseg.inference.forecast.resident_bytes", return_value=0):
         assert forecast((80, 200, 80), 4) < forecast((80, 200, 80), 1) < forecast((80, 400, 80), 1)
@@ -469,15 +471,16 @@ def test_a_model_of_several_channels_may_look_where_a_coarse_one_of_one_finds_so
 
 
 def test_the_forecast_counts_every_channel(known: Checkpoint):
-    from medseg.inference.forecast import _memory
+    from medseg.inference.forecast import Laid, memory_needed
     from medseg.inference.window import plan_windows
 
     scan = Volume(np.zeros((300, 300, 300), np.uint8), tiny.affine_of())
     grid = model_grid(scan, 2.0)
     windows = plan_windows(grid.shape, (16, 16, 16), 0.5)
+    laid = Laid(grid=grid, windows=windows, precision="float32", mirror=())
     with mock.patch("medseg.inference.forecast.resident_bytes", return_value=0):
         one, eight = (
-            _memory(scan, grid, windows, [replace(known, spec=spec)], EXACT, "cpu", 1)
+            memory_needed(scan, laid, [replace(known, spec=spec)], EXACT, "cpu", 1)
             for spec in (known.spec, known.spec.model_copy(update={"channels": 8}))
         )
     image = 4 * 300**3
