@@ -129,10 +129,7 @@ def _make_folder(folder: Path) -> list[Path]:
 
 def _appear(files: Sequence[tuple[Path, Path]], folders: Mapping[Path, Path]) -> None:
     """Rename files that are written to their final paths; if one cannot be, or on a stop, bring all older ones back."""
-    named = {path for path, _ in files}
-    for home, folder in folders.items():  # what a header refers to goes first
-        beside = sorted(path for path in folder.iterdir() if path not in named)
-        files = [*((path, home / path.name) for path in beside), *files]
+    files = _with_data_files(files, folders)
     older: list[tuple[Path, Path]] = []
     new: list[Path] = []
     try:
@@ -146,14 +143,31 @@ def _appear(files: Sequence[tuple[Path, Path]], folders: Mapping[Path, Path]) ->
         for path, final in files:
             path.replace(final)
     except BaseException:
-        for final in new:
-            final.unlink(missing_ok=True)
-        for path, final in older:
-            if path.exists():
-                path.replace(final)
+        _bring_back(older, new)
         raise
     for home in folders:
         _sync_folder(home)
+
+
+def _with_data_files(
+    files: Sequence[tuple[Path, Path]], folders: Mapping[Path, Path]
+) -> list[tuple[Path, Path]]:
+    """The files with those that were written beside them, which a header refers to and go first."""
+    named = {path for path, _ in files}
+    every = list(files)
+    for home, folder in folders.items():
+        beside = sorted(path for path in folder.iterdir() if path not in named)
+        every = [*((path, home / path.name) for path in beside), *every]
+    return every
+
+
+def _bring_back(older: Sequence[tuple[Path, Path]], new: Sequence[Path]) -> None:
+    """Put older files back where they were, and remove what was not there."""
+    for final in new:
+        final.unlink(missing_ok=True)
+    for path, final in older:
+        if path.exists():
+            path.replace(final)
 
 
 def _link_or_copy(path: Path, copy: Path) -> None:

@@ -37,11 +37,15 @@ def describe_no_dicom(folder: str | Path) -> str:
             return ""
         others[path.suffix.lower() or "no suffix"] += 1
     if scans:
-        places = [f"{count} in {place}" for place, count in sorted(scans.items()) if place != "."]
-        here = [f"{scans['.']} in the folder itself"] if "." in scans else []
-        return f"no DICOM, but files of volumes: {_first(here + places)}"
+        return f"no DICOM, but files of volumes: {_first(_places_of(scans))}"
     kinds = [f"{count} with {suffix}" for suffix, count in others.most_common()]
     return f"no DICOM, but other files: {_first(kinds)}" if kinds else ""
+
+
+def _places_of(scans: Counter[str]) -> list[str]:
+    """How many files of volumes lie where, in words; those in the folder itself first."""
+    places = [f"{count} in {place}" for place, count in sorted(scans.items()) if place != "."]
+    return [f"{scans['.']} in the folder itself", *places] if "." in scans else places
 
 
 def example_folder(folder: str | Path) -> Path | None:
