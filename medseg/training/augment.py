@@ -56,7 +56,7 @@ def draw_patches(
         outside = images[b].amin((1, 2, 3)) if background is None else background[b]
         matrix = _matrix(settings, draw)
         shift = _bend(patch, spacing_mm, settings=settings, draw=draw, device=device)
-        mirrored: list[int] = [axis for axis in settings.mirror if draw.chance(0.5)]
+        mirrored = [axis for axis in settings.mirror if draw.chance(0.5)]
         if matrix is None and shift is None:
             _copy(images[b], labels[b], start=starts[b].tolist(), outside=outside, out=out[b], classes=classes[b])
         else:
@@ -65,13 +65,20 @@ def draw_patches(
                 shift = torch.empty((3, 0, 0, 0), device=device)
             sample = _sample_on_cpu if device.type == "cpu" else _sample
             sample(images[b], labels[b], rows, shift, outside, out[b], classes[b])
-        if mirrored:
-            out[b] = out[b].flip([axis + 1 for axis in mirrored])
-            classes[b] = classes[b].flip(mirrored)
-        if 0 in mirrored and lateral_swap is not None:
-            classes[b] = _swapped(classes[b], lateral_swap.to(device))
+        _mirror(out[b], classes[b], mirrored, lateral_swap)
         _change_intensity(out[b], settings, draw)
     return out, classes
+
+
+def _mirror(
+    image: Tensor, classes: Tensor, axes: Sequence[int], lateral_swap: Tensor | None
+) -> None:
+    """A patch (C, X, Y, Z) and its classes (X, Y, Z) flipped along axes, in place; sides change places along axis 0."""
+    if axes:
+        image.copy_(image.flip([axis + 1 for axis in axes]))
+        classes.copy_(classes.flip(list(axes)))
+    if 0 in axes and lateral_swap is not None:
+        classes.copy_(_swapped(classes, lateral_swap.to(classes.device)))
 
 
 @torch.no_grad()
@@ -235,24 +242,41 @@ def _change_intensity(image: Tensor, settings: AugmentConfig, draw: _Draw) -> No
     inverted = draw.chance(settings.inversion_share)
     for channel in image:
         if noise:
-            noises = torch.randn(channel.shape, generator=draw.on(channel.device), device=channel.device)
-            channel.add_(noises.mul_(_moments(channel)[1] * math.sqrt(noise)))
-        if blurred and draw.chance(0.5):
-            sigmas = [draw.between(settings.blur_voxels) for _ in range(3)]
-            channel.copy_(_along_axes(channel, [_blurring(n, s) for n, s in zip(channel.shape, sigmas)]))
+            _add_noise(channel, noise, draw)
+        if blurred:
+            _blur_half(channel, settings, draw)
         if brighter:
             channel.mul_(draw.factor(settings.brightness))
         if contrasted:
             _change_contrast(channel, draw.factor(settings.contrast))
-        if coarser and draw.chance(0.5):
-            zoom = draw.factor(settings.low_resolution)
-            channel.copy_(_along_axes(channel, [_coarsening(n, zoom) for n in channel.shape]))
+        if coarser:
+            _coarsen_half(channel, settings, draw)
         for wanted, sign in zip(gammas, (-1, 1)):
             if wanted:
                 _apply_gamma(channel, draw.factor(settings.gamma), sign)
         if inverted:
             low, high = channel.aminmax()
             channel.neg_().add_(low + high)
+
+
+def _add_noise(channel: Tensor, variance: float, draw: _Draw) -> None:
+    """Gaussian noise of so many times the variance of (X, Y, Z); in place."""
+    noises = torch.randn(channel.shape, generator=draw.on(channel.device), device=channel.device)
+    channel.add_(noises.mul_(_moments(channel)[1] * math.sqrt(variance)))
+
+
+def _blur_half(channel: Tensor, settings: AugmentConfig, draw: _Draw) -> None:
+    """Half of all channels blurred, by another width along each axis; in place."""
+    if draw.chance(0.5):
+        sigmas = [draw.between(settings.blur_voxels) for _ in range(3)]
+        channel.copy_(_along_axes(channel, [_blurring(n, s) for n, s in zip(channel.shape, sigmas)]))
+
+
+def _coarsen_half(channel: Tensor, settings: AugmentConfig, draw: _Draw) -> None:
+    """Half of all channels as if they had been sampled at a lower resolution; in place."""
+    if draw.chance(0.5):
+        zoom = draw.factor(settings.low_resolution)
+        channel.copy_(_along_axes(channel, [_coarsening(n, zoom) for n in channel.shape]))
 
 
 def _moments(image: Tensor) -> tuple[Tensor, Tensor]:

@@ -220,24 +220,54 @@ def check_same_split(
     folds, fold: as they are asked for now, None where nobody asks. split_of: the names that a fold would hold out; only
     asked of a run that does not say what it was begun with.
     """
-    before, asked = read_identity(run), fold if fold is not None else 0
+    before = read_identity(run)
     held_out = set(read_json(run / "splits.json")["validation"])
-    if before is not None and before.given != bool(dataset.splits):
-        what = "with splits that the data set gave" if before.given else "when the data set gave no splits"
-        raise BadConfig(f"{run} was begun {what}; choose another -o")
-    if before is None:
-        same = (folds is None and fold is None) or set(split_of(asked)) == held_out
-        if dataset.splits:
-            same = any(held_out == set(validation) for _, validation in dataset.splits)
-        if not same:
-            raise BadConfig(f"{run} was begun with another fold or other splits; choose another -o")
+    if before is not None:
+        difference = _other_split(before, dataset, folds=folds, fold=fold, held_out=held_out)
+    elif _may_hold_out(held_out, dataset, folds=folds, fold=fold, split_of=split_of):
         return
-    if not before.given and folds is not None and before.folds != folds:
-        raise BadConfig(f"{run} was begun with {before.folds} folds, not {folds}; choose another -o")
-    if fold is not None and before.fold != fold:
-        raise BadConfig(f"{run} was begun with fold {before.fold}, not {fold}; choose another -o")
-    if before.given and (before.fold >= len(dataset.splits) or set(dataset.splits[before.fold][1]) != held_out):
-        raise BadConfig(f"{run} was begun with other splits than the data set now gives; choose another -o")
+    else:
+        difference = "with another fold or other splits"
+    if difference:
+        raise BadConfig(f"{run} was begun {difference}; choose another -o")
+
+
+def _other_split(
+    before: Identity,
+    dataset: Dataset,
+    *,
+    folds: int | None,
+    fold: int | None,
+    held_out: set[str],
+) -> str:
+    """What a run was begun with that is different now, '' if nothing is; held_out: the names that validate."""
+    if before.given and not dataset.splits:
+        return "with splits that the data set gave"
+    if not before.given and dataset.splits:
+        return "when the data set gave no splits"
+    if not before.given and folds not in (None, before.folds):
+        return f"with {before.folds} folds, not {folds}"
+    if fold not in (None, before.fold):
+        return f"with fold {before.fold}, not {fold}"
+    is_gone = before.fold >= len(dataset.splits)
+    if before.given and (is_gone or set(dataset.splits[before.fold][1]) != held_out):
+        return "with other splits than the data set now gives"
+    return ""
+
+
+def _may_hold_out(
+    held_out: set[str],
+    dataset: Dataset,
+    *,
+    folds: int | None,
+    fold: int | None,
+    split_of: Callable[[int], Sequence[str]],
+) -> bool:
+    """Whether a run that does not say what it was begun with may be of the fold that is asked for."""
+    is_same = (folds is None and fold is None) or set(split_of(fold or 0)) == held_out
+    if dataset.splits:
+        return any(held_out == set(validation) for _, validation in dataset.splits)
+    return is_same
 
 
 def check_same_start(run: Path, start: str | None, *, has_state: bool) -> None:

@@ -393,15 +393,20 @@ def _options(
         pooling, options["stem"] = pooling[1:], 2
     options["features"] = [min(320, base * 2**n) for n in range(len(pooling) + 1)]
     if any(len(set(stride)) > 1 for stride in pooling):
-        steps = np.cumprod([(1, 1, 1), *pooling], 0) * spacing
-        options["strides"] = [[1, 1, 1], *(list(stride) for stride in pooling)]
-        options["kernels"] = [[3 if step < 2 * row.min() else 1 for step in row] for row in steps]
+        options |= _uneven_steps(pooling, spacing)
     if architecture == "resenc_unet":
         options["encoder_blocks"] = [1, 2, 3, 4, 6, 6][: len(options["features"])]
         options["decoder_blocks"] = [1] * (len(options["features"]) - 1)
     if halved:
         return options, "works at half the resolution and predicts 2x2x2 voxels at a time: cheap enough for the time"
     return options, "halves while there are 8 voxels; " + ("32 features for a GPU" if base == 32 else "16 for a CPU")
+
+
+def _uneven_steps(pooling: Sequence[tuple[int, ...]], spacing: NDArray) -> dict[str, Any]:
+    """Strides and kernels of a network that does not halve all axes alike: flat while an axis is twice as coarse."""
+    steps = np.cumprod([(1, 1, 1), *pooling], 0) * spacing
+    kernels = [np.where(row < 2 * row.min(), 3, 1).tolist() for row in steps]
+    return {"strides": [[1, 1, 1], *map(list, pooling)], "kernels": kernels}
 
 
 def _mirror(dataset: Dataset) -> tuple[list[int], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,13 +35,7 @@ class RenderedSource:
         self.cases = len(self.training.maps)
 
     def _read(self) -> tuple[Heads, Heads | None, Lookup]:
-        config = self.config
-        paths = sorted(path for path in config.data.glob("*.nii.gz") if path.is_file())
-        held = [path for path in paths if path.name in config.hold_out]
-        if len(held) == len(paths):
-            raise BadConfig(f"there are no label maps (*.nii.gz) to train from in {config.data}; set data=FOLDER")
-        if len(held) != len(config.hold_out):
-            raise BadConfig(f"hold_out names files that are not in {config.data}: {', '.join(config.hold_out)}")
+        paths, held_out = self._files()
         wanted = {*self.table.values, *self.synth.merge}
         # All maps share one list of values, so that one Lookup serves training and validation.
         maps = [read_labels(path) for path in paths]
@@ -52,9 +47,20 @@ class RenderedSource:
             mirror=self.table.mirror_pairs() | self.synth.mirror,
             config=self.synth,
         )
-        training = _select(heads, [n for n, path in enumerate(paths) if path not in held])
-        validation = _select(heads, [n for n, path in enumerate(paths) if path in held])
-        return training, validation if held else None, known
+        training = _select(heads, [n for n in range(len(paths)) if n not in held_out])
+        validation = _select(heads, held_out) if held_out else None
+        return training, validation, known
+
+    def _files(self) -> tuple[list[Path], list[int]]:
+        """The label maps, and which of them are held out. Raises `BadConfig` if some are missing."""
+        config = self.config
+        paths = sorted(path for path in config.data.glob("*.nii.gz") if path.is_file())
+        held_out = [n for n, path in enumerate(paths) if path.name in config.hold_out]
+        if len(held_out) == len(paths):
+            raise BadConfig(f"there are no label maps (*.nii.gz) to train from in {config.data}; set data=FOLDER")
+        if len(held_out) != len(config.hold_out):
+            raise BadConfig(f"hold_out names files that are not in {config.data}: {', '.join(config.hold_out)}")
+        return paths, held_out
 
     @property
     def spacing_mm(self) -> float:

@@ -63,22 +63,18 @@ class Lookup:
 
 
 def load_heads(
-    volumes: Sequence[Volume], targets: Sequence[int], border: Mapping[int, Sequence[int]] | None = None
+    volumes: Sequence[Volume],
+    targets: Sequence[int],
+    border: Mapping[int, Sequence[int]] | None = None,
 ) -> Heads:
     """Label volumes as `Heads`; voxels of a label that touch a tissue `border` names for it get an index of their own.
 
     Raises `BadConfig` if a volume holds no target or all need more than 255 indices.
     """
     values = sorted({int(v) for volume in volumes for v in np.unique(volume.data)})
-    touching = [
-        (values.index(value), values.index(tissue), sides)
-        for value, tissues in (border or {}).items()
-        for tissue in tissues
-        for sides in (1, 2)
-        if value in values and tissue in values
-    ]
-    if len(values) + len(touching) > 255:
-        count = len(values) + len(touching)
+    touching = _touching(values, border or {})
+    count = len(values) + len(touching)
+    if count > 255:
         raise BadConfig(f"the label maps hold {count} different values, borders counted; at most 255 can be rendered")
     index = np.zeros(max(values) + 1, np.uint8)
     index[values] = np.arange(len(values))
@@ -87,20 +83,47 @@ def load_heads(
         ras = reorient(volume, "RAS")
         if not np.isin(ras.data, list(targets)).any():
             raise BadConfig(f"label map {number} of {len(volumes)} holds none of the structures to predict")
-        filled = [np.nonzero((ras.data != 0).any(axis=tuple({0, 1, 2} - {a})))[0] for a in range(3)]
-        data = ras.data[tuple(slice(f[0], f[-1] + 1) for f in filled)]
-        wanted = np.isin(data, list(targets))
-        centres.append(torch.tensor([np.nonzero(wanted.any(axis=tuple({0, 1, 2} - {a})))[0].mean() for a in range(3)]))
-        maps.append(torch.from_numpy(_with_borders(np.pad(index[data], 1), touching, len(values))))
+        data = _cut_to_content(ras.data)
+        centres.append(_middle(np.isin(data, list(targets))))
+        head = _with_borders(np.pad(index[data], 1), touching, len(values))
+        maps.append(torch.from_numpy(head))
         spacings.append(torch.tensor(ras.spacing_mm))
     return Heads(
         tuple(maps),
         tuple(spacings),
-        centres=tuple(c.float() for c in centres),
+        centres=tuple(centres),
         values=(*values, *(values[own] for own, _, _ in touching)),
         tissue=torch.tensor([*range(len(values)), *(tissue for _, tissue, _ in touching)]),
         sides=torch.tensor([0.0] * len(values) + [float(sides) for _, _, sides in touching]),
     )
+
+
+def _touching(
+    values: Sequence[int], border: Mapping[int, Sequence[int]]
+) -> list[tuple[int, int, int]]:
+    """(index of a value, index of a tissue it may touch, on how many sides) for the values that there are."""
+    pairs = [(value, tissue) for value, tissues in border.items() for tissue in tissues]
+    return [
+        (values.index(value), values.index(tissue), sides)
+        for value, tissue in pairs
+        for sides in (1, 2)
+        if value in values and tissue in values
+    ]
+
+
+def _planes(mask: NDArray[np.bool_], axis: int) -> NDArray[np.intp]:
+    """The planes across an axis of (X, Y, Z) in which anything is true."""
+    return np.nonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))[0]
+
+
+def _cut_to_content(data: NDArray) -> NDArray:
+    filled = [_planes(data != 0, axis) for axis in range(3)]
+    return data[tuple(slice(planes[0], planes[-1] + 1) for planes in filled)]
+
+
+def _middle(mask: NDArray[np.bool_]) -> Tensor:
+    """(3,) the mean of the planes that a mask fills along each axis, in voxels."""
+    return torch.tensor([_planes(mask, axis).mean() for axis in range(3)]).float()
 
 
 def _with_borders(head: NDArray[np.uint8], touching: Sequence[tuple[int, int, int]], first: int) -> NDArray[np.uint8]:
