@@ -147,9 +147,13 @@ def test_labels_to_ignore_and_values_that_nobody_named(tmp_path: Path):
     object.__setattr__(dataset, "ignore", 5)
     names = [case.name for case in dataset.cases]
     source = ScanSource(config_of(data), dataset, names[:3], names[3:], tmp_path / "store")
-    assert source.with_ignored
     assert (source._array(0, "labels")[0] == IGNORE).all()
     assert (source._array(0, "labels")[1:] >= 0).all()
+    batch = source.batch(0, [1, 2], range(2), CPU)
+    outputs = torch.randn(2, 3, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    changed = torch.where((batch.labels == IGNORE)[:, None], outputs + 9 * torch.sign(outputs), outputs)
+    assert not torch.equal(outputs, changed)
+    torch.testing.assert_close(source.loss(changed, batch), source.loss(outputs, batch))
 
 
 def test_mirrored_patches_have_left_and_right_exchanged(tmp_path: Path):
@@ -179,8 +183,8 @@ def test_only_whole_scans_validate(data: Path, tmp_path: Path):
             middle = x[:, :1]
             return torch.cat((-middle.abs() * 0 + 0.5 - middle, middle - 1.0, 2 * middle - 4.0), 1)
 
-    scores = source.validate(Truth(), [0, 1, 2], CPU, torch.float32)
+    scores = source.validate(Truth(), seeds=[0, 1, 2], device=CPU, dtype=torch.float32)
     assert set(scores) == {"body", "spot", "mean"}
     assert scores["mean"] == pytest.approx((scores["body"] + scores["spot"]) / 2)
     assert source.seconds_a_case > 0
-    assert source.validate(Truth(), [], CPU, torch.float32) == {}
+    assert source.validate(Truth(), seeds=[], device=CPU, dtype=torch.float32) == {}
