@@ -187,7 +187,10 @@ def settings_of(settings: Settings, model: Model) -> dict[str, Any]:
     asked = asdict(settings)
     for key in (*FOREIGN_KEYS, "from_dicom", "roi"):
         del asked[key]
-    asked["overlap"] = 0.5 if isinstance(model, str) else settings.share(as_list(model)[0].spec)
+    if not isinstance(model, str):
+        asked["overlap"] = settings.share(as_list(model)[0].spec)
+    elif settings.overlap is None:
+        asked["overlap"] = 0.5
     asked["tta"] = bool(settings.tta)
     if settings.roi:
         asked["roi"] = list(settings.roi)
