@@ -149,9 +149,7 @@ def _appear(files: Sequence[tuple[Path, Path]], folders: Mapping[Path, Path]) ->
         _sync_folder(home)
 
 
-def _with_data_files(
-    files: Sequence[tuple[Path, Path]], folders: Mapping[Path, Path]
-) -> list[tuple[Path, Path]]:
+def _with_data_files(files: Sequence[tuple[Path, Path]], folders: Mapping[Path, Path]) -> list[tuple[Path, Path]]:
     """The files with those that were written beside them, which a header refers to and go first."""
     named = {path for path, _ in files}
     every = list(files)

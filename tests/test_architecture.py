@@ -38,7 +38,12 @@ HEAVY = {
 }
 #: What is only loaded to compute with it may import torch at the top; the compiled loops may import numba.
 TORCH_AT_TOP = ("networks", "training", "inference.window", "inference.exact", "inference.backends")
-ALSO_AT_TOP = {"kernels": {"numba"}, "evaluation.metrics": {"scipy"}, "evaluation.comparison": {"scipy"}}
+ALSO_AT_TOP = {
+    "kernels": {"numba"},
+    "evaluation.surfaces": {"scipy"},
+    "evaluation.lesions": {"scipy"},
+    "evaluation.comparison": {"scipy"},
+}
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
 
 

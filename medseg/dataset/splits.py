@@ -31,9 +31,7 @@ def usual_folds(cases: int) -> int:
     return min(max(cases // 20, 5), 10)
 
 
-def split_cases(
-    dataset: Dataset, folds: int = 5, seed: int = 0, *, holdings: Holdings | None = None
-) -> list[Split]:
+def split_cases(dataset: Dataset, folds: int = 5, seed: int = 0, *, holdings: Holdings | None = None) -> list[Split]:
     """(names for training, names for validation) of every fold; the dataset's own splits where it has some.
 
     Else `folds` parts of nearly equal size, all cases of a group in one part, and of the structures that cases hold
@@ -81,9 +79,7 @@ def _held(names: Iterable[str], holdings: Holdings) -> frozenset[str]:
     return frozenset(structure for name in names for structure in holdings.get(name, ()))
 
 
-def _split(
-    every: Sequence[str], part: Iterable[str], groups: Mapping[str, Sequence[str]]
-) -> Split:
+def _split(every: Sequence[str], part: Iterable[str], groups: Mapping[str, Sequence[str]]) -> Split:
     """The split in which the groups of a part validate and all other cases train."""
     validation = sorted(name for group in part for name in groups[group])
     held_out = set(validation)

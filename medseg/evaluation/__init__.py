@@ -6,7 +6,7 @@ from medseg import door
 
 if TYPE_CHECKING:
     from medseg.evaluation.comparison import compare as compare
-    from medseg.evaluation.metrics import LesionOptions as LesionOptions
+    from medseg.evaluation.lesions import LesionOptions as LesionOptions
     from medseg.evaluation.pairs import find_table as find_table, parse_structures as parse_structures
     from medseg.evaluation.reading import read_label_map as read_label_map, refuse_folder as refuse_folder
     from medseg.evaluation.scoring import evaluate as evaluate, write_evaluation as write_evaluation
@@ -22,7 +22,7 @@ __getattr__, __dir__ = door(
     __name__,
     {
         "comparison": ("compare",),
-        "metrics": ("LesionOptions",),
+        "lesions": ("LesionOptions",),
         "pairs": ("find_table", "parse_structures"),
         "reading": ("read_label_map", "refuse_folder"),
         "scoring": ("evaluate", "write_evaluation"),

@@ -18,25 +18,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from medseg.errors import BadConfig, BadFile
-from medseg.evaluation.metrics import SHARES
+from medseg.evaluation.metrics import metric_of
 from medseg.evaluation.summary import read_scores, score_columns
 
-#: Scores of which less is better; of shares such as Dice more is. Signed ones count by their size.
-LESS_IS_BETTER = (
-    "hausdorff",
-    "assd",
-    "masd",
-    "lesion_hausdorff",
-    "volume_difference",
-    "lesions_missed",
-    "lesions_invented",
-)
-#: Scores from 0 to 1.
-ALL_SHARES = (*SHARES, "lesion_f1", "lesion_sq", "lesion_pq", "lesion_dice")
 #: By how much a share may exceed 1 as other programs round.
 ROUNDING = 1e-6
-#: Columns that say nothing about which method is better.
-NO_ORDER = ("volume_reference_mm3", "volume_prediction_mm3", "lesions_reference", "lesions_prediction")
 
 
 @dataclass(frozen=True)
@@ -160,7 +146,7 @@ def _method_names(paths: Sequence[str | Path]) -> list[str]:
 def _values(path: str | Path, score: str, structure: str | None) -> dict[tuple[str, str], float]:
     """Score by case and structure."""
     rows: Sequence[Mapping[str, Any]] = read_scores(path)
-    names = [name for name in score_columns(rows) if name not in NO_ORDER]
+    names = [name for name in score_columns(rows) if _has_order(name)]
     if score not in names:
         raise BadConfig(f"{path}: has no score '{score}' that methods can be compared by; it has {', '.join(names)}")
     if structure is not None:
@@ -182,11 +168,20 @@ def _values(path: str | Path, score: str, structure: str | None) -> dict[tuple[s
 
 def _absurd(score: str, value: float) -> str:
     """Why a value cannot be one of this score; "" if it can, and for scores that medseg does not know."""
-    if score in ALL_SHARES and not np.isnan(value) and not 0 <= value <= 1 + ROUNDING:
+    metric = metric_of(score)
+    if metric is None or np.isnan(value):
+        return ""
+    if metric.most is not None and not (metric.least or 0.0) <= value <= metric.most + ROUNDING:
         return "which is no share from 0 to 1 (is it in per cent?)"
-    positive = score.startswith(LESS_IS_BETTER) and not score.startswith("volume_difference")
-    return "which is below 0" if positive and value < 0 else ""
+    return "which is below 0" if metric.least is not None and value < metric.least else ""
+
+
+def _has_order(score: str) -> bool:
+    """Whether a score says which method is better; of scores that medseg does not know more is."""
+    metric = metric_of(score)
+    return metric is None or metric.better != ""
 
 
 def _less_is_better(score: str) -> bool:
-    return score.startswith(LESS_IS_BETTER)
+    metric = metric_of(score)
+    return metric is not None and metric.better == "less"

@@ -1,144 +1,31 @@
-"""Overlap and surface scores of label maps, all labels in one pass; pure functions of arrays.
+"""The scores of structures in pairs of label maps: one table says of each how it comes and what its numbers mean.
 
-Definitions follow Maier-Hein, Reinke et al., Metrics Reloaded (Nature Methods 2024). Two surfaces are known:
-
-- "surfel": corners between voxels of which some but not all of the 8 are inside, each weighted by the area in mm2 of
-  the marching-cubes patch there (Nikolov et al. 2018, google-deepmind/surface-distance). Right for voxels of any shape;
-  the default.
-- "voxel": centres of voxels with a face to the outside, each counting 1 (MONAI, MetricsReloaded).
-
-Distances run between elements of one kind, in mm, both ways. What lies outside the array is background.
-A percentile is taken in each direction and the larger of the two is the Hausdorff distance at that percentile: for
-surfels the smallest distance within which that share of the area lies, for voxels interpolated linearly.
-
-Method: elements of all labels are marked in one map; each looks for its label in the other map along lattice offsets in
-order of length, which fills a histogram labels x offsets that holds every percentile, mean and tolerance; the few
-elements beyond the offsets search the blocks of voxels that hold their label, nearest first.
+Definitions follow Maier-Hein, Reinke et al., Metrics Reloaded (Nature Methods 2024); distances are those of `surfaces`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import permutations, product
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
-from scipy.optimize import linear_sum_assignment
 
-from medseg.errors import BadConfig, BadGeometry
-from medseg.postprocess import Components, connected_components, contiguous, is_reversed, look_up
+from medseg.errors import BadConfig
+from medseg.evaluation.surfaces import (
+    Surface,
+    SurfaceDistances,
+    assd,
+    hausdorff,
+    masd,
+    overlaps,
+    surface_dice,
+    surface_distances,
+)
 
-Surface = Literal["surfel", "voxel"]
 Empty = Literal["nan", "best_worst", "diagonal"]
-
-#: Labels in one pass: an element map holds a label in a byte, and 255 means several.
-MAX_LABELS = 254
-#: Offsets to search before an element counts as far; about 10 voxels around in isotropic data.
-OFFSETS = 4096
-#: A tolerance reaches this much further, so that 1 mm includes a voxel step of 1.00000001 mm from a float32 header.
-TOLERANCE_SLACK = 1e-6
-
-
-@dataclass(frozen=True, eq=False)
-class SurfaceDistances:
-    """Distances between the surfaces of one label in two maps: two weighted distributions.
-
-    from_reference, from_prediction: (distances in mm, rising and unique; their weights as whole numbers).
-    A weight is a number of voxels, or a surfel area in a unit that is the same for both maps.
-    A direction is empty if that map has no such label; distances are inf if the other map has none.
-    """
-
-    from_reference: tuple[NDArray[np.float64], NDArray[np.int64]]
-    from_prediction: tuple[NDArray[np.float64], NDArray[np.int64]]
-    surface: Surface
-
-
-def overlaps(
-    reference: NDArray, prediction: NDArray, structures: Sequence[Sequence[int]], ignore: int | None = None
-) -> NDArray[np.int64]:
-    """Voxels of each structure in the reference, in the prediction, and in both: (len(structures), 3).
-
-    A structure is the union of some labels; structures may overlap. Voxels labelled `ignore` in the reference count
-    nowhere.
-    """
-    counts = np.zeros((len(structures), 3), np.int64)
-    for rows, values, first, second in _passes(reference, prediction, structures, ignore):
-        counts[rows] = _overlap(first, second)[values]
-    return counts
-
-
-def surface_distances(
-    reference: NDArray,
-    prediction: NDArray,
-    spacing_mm: Sequence[float],
-    structures: Sequence[Sequence[int]],
-    *,
-    surface: Surface = "surfel",
-    ignore: int | None = None,
-) -> list[SurfaceDistances]:
-    """Distances between the surfaces of each structure in two label maps of one grid.
-
-    reference, prediction: (I, J, K) integers from 0 to 65535. spacing_mm: voxel edges along (i, j, k).
-    structures, ignore: as in `overlaps`. Raises `BadConfig` and `BadGeometry` for arguments that make no sense.
-    """
-    if surface not in ("surfel", "voxel"):
-        raise BadConfig(f"a surface is made of surfel or voxel elements, not '{surface}'")
-    spacing = np.array(spacing_mm, float)
-    if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
-        raise BadGeometry(f"a spacing is three lengths in mm, not {spacing_mm}")
-    if is_reversed(reference):
-        spacing = spacing[::-1].copy()
-    results: dict[int, SurfaceDistances] = {}
-    for rows, values, first, second in _passes(reference, prediction, structures, ignore):
-        results.update(zip(rows, _both_ways(first, second, spacing, values, surface)))
-    return [results[row] for row in range(len(structures))]
-
-
-def hausdorff(distances: SurfaceDistances, percentile: float = 100) -> float:
-    """The larger of the two directions' percentiles, in mm; nan if both maps lack the structure, inf if one does."""
-    if not 0 <= percentile <= 100:
-        raise BadConfig(f"a percentile is 0 to 100, not {percentile}")
-    missing = _if_missing(distances)
-    if missing is not None:
-        return missing
-    both = (distances.from_reference, distances.from_prediction)
-    return max(_percentile(mm, weight, percentile, distances.surface) for mm, weight in both)
-
-
-def assd(distances: SurfaceDistances) -> float:
-    """Average symmetric surface distance in mm: the mean over both surfaces; nan and inf as `hausdorff`."""
-    missing = _if_missing(distances)
-    if missing is not None:
-        return missing
-    (mm, weight), (mm_back, weight_back) = distances.from_reference, distances.from_prediction
-    return float((mm @ weight + mm_back @ weight_back) / (weight.sum() + weight_back.sum()))
-
-
-def masd(distances: SurfaceDistances) -> float:
-    """Mean average surface distance in mm: the mean of the means of the directions; nan and inf as `hausdorff`."""
-    missing = _if_missing(distances)
-    if missing is not None:
-        return missing
-    both = (distances.from_reference, distances.from_prediction)
-    return float(sum(mm @ weight / weight.sum() for mm, weight in both) / 2)
-
-
-def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
-    """Share of both surfaces within the tolerance of the other (Nikolov et al. 2018): 0 to 1.
-
-    nan if both maps lack the structure, 0 if one does.
-    """
-    if not tolerance_mm >= 0:
-        raise BadConfig(f"a tolerance is a length in mm, not {tolerance_mm}")
-    both = (distances.from_reference, distances.from_prediction)
-    total = sum(int(weight.sum()) for _, weight in both)
-    limit = tolerance_mm * (1 + TOLERANCE_SLACK)
-    return float(sum(int(weight[mm <= limit].sum()) for mm, weight in both) / total) if total else float("nan")
 
 
 def score(
@@ -169,393 +56,151 @@ def score(
     sets = list(structures.values())
     counts = overlaps(reference, prediction, sets, ignore)
     distances = surface_distances(reference, prediction, spacing_mm, sets, surface=surface, ignore=ignore)
-    diagonal = float(np.sqrt(((np.array(reference.shape) * spacing_mm) ** 2).sum()))
+    diagonal_mm = float(np.sqrt(((np.array(reference.shape) * spacing_mm) ** 2).sum()))
     results = {}
-    for name, (n_reference, n_prediction, both), found in zip(structures, counts.tolist(), distances):
-        limit = tolerance_mm.get(name, tolerance_mm.get("", 1.0)) if isinstance(tolerance_mm, Mapping) else tolerance_mm
-        row = overlap_scores(n_reference, n_prediction, both, float(np.prod(spacing_mm)))
-        row["hausdorff_mm"] = hausdorff(found)
-        for percentile in percentiles:
-            row[f"hausdorff{percentile:g}_mm"] = hausdorff(found, percentile)
-        row |= {"assd_mm": assd(found), "masd_mm": masd(found)}
-        row |= {"surface_dice": surface_dice(found, limit), "tolerance_mm": float(limit)}
-        results[name] = row if row["status"] == "ok" or empty == "nan" else _with_policy(row, empty, diagonal)
+    for name, (n_reference, n_prediction, n_both), found in zip(structures, counts.tolist(), distances):
+        pair = Pair(
+            n_reference=n_reference, n_prediction=n_prediction, n_both=n_both, voxel_mm3=float(np.prod(spacing_mm)),
+            distances=found, tolerance_mm=_tolerance_of(name, tolerance_mm),
+        )  # fmt: skip
+        row = _scores_of(pair, percentiles)
+        undefined = row["status"] != "ok" and empty != "nan"
+        results[name] = _with_policy(row, empty, diagonal_mm) if undefined else row
     return results
 
 
-def overlap_scores(n_reference: int, n_prediction: int, n_both: int, voxel_mm3: float) -> dict[str, Any]:
-    """Status, voxel counts, Dice, IoU, precision, recall and volumes from three counts of voxels; nan for 0 / 0."""
-
-    def ratio(part: float, whole: float) -> float:
-        return part / whole if whole else float("nan")
-
-    status = {(0, 0): "both_empty", (0, 1): "reference_empty", (1, 0): "prediction_empty", (1, 1): "ok"}
-    return {
-        "status": status[int(n_reference > 0), int(n_prediction > 0)],
-        "n_reference": n_reference,
-        "n_prediction": n_prediction,
-        "n_both": n_both,
-        "dice": ratio(2 * n_both, n_reference + n_prediction),
-        "iou": ratio(n_both, n_reference + n_prediction - n_both),
-        "precision": ratio(n_both, n_prediction),
-        "recall": ratio(n_both, n_reference),
-        "volume_reference_mm3": n_reference * voxel_mm3,
-        "volume_prediction_mm3": n_prediction * voxel_mm3,
-        "volume_difference_mm3": (n_prediction - n_reference) * voxel_mm3,
-        "volume_difference_relative": ratio(n_prediction - n_reference, n_reference),
-    }
+def _tolerance_of(name: str, tolerance_mm: float | Mapping[str, float]) -> float:
+    """The tolerance of one structure."""
+    if not isinstance(tolerance_mm, Mapping):
+        return float(tolerance_mm)
+    return float(tolerance_mm.get(name, tolerance_mm.get("", 1.0)))
 
 
-#: Scores between 0 and 1 of which more is better.
-SHARES = ("dice", "iou", "precision", "recall", "surface_dice")
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pair:
+    """What is known of one structure in two label maps: voxels of each and of both, distances of their surfaces."""
+
+    n_reference: int
+    n_prediction: int
+    n_both: int
+    voxel_mm3: float
+    distances: SurfaceDistances
+    tolerance_mm: float
+
+    @property
+    def status(self) -> str:
+        """Which of the two maps has the structure."""
+        there = (self.n_reference > 0, self.n_prediction > 0)
+        names = {(False, False): "both_empty", (False, True): "reference_empty", (True, False): "prediction_empty"}
+        return names.get(there, "ok")
+
+
+def _ratio(part: float, whole: float) -> float:
+    """A share; nan for 0 / 0."""
+    return part / whole if whole else float("nan")
+
+
+Function = Callable[[Pair], float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What is known of a score: how it comes from a pair, and what its numbers mean.
+
+    function: of a `Pair`; None for scores of lesions, which `lesion_scores` gives. better: which way, and by its size
+    where values have a sign; "" where it says nothing about which method is better. least, most: between which values
+    it lies, None for no limit; empty: of perfect and of worst empty masks, None for a score that they do not decide.
+    plotted: whether the report draws it.
+    """
+
+    function: Function | None = None
+    unit: str = ""
+    better: Literal["more", "less", ""] = ""
+    least: float | None = None
+    most: float | None = None
+    empty: tuple[float, float] | None = None
+    plotted: bool = False
+
+
+def _share(function: Function | None, *, of_lesions: bool = False, plotted: bool = False) -> Metric:
+    """A score from 0 to 1 of which more is better."""
+    empty = None if of_lesions else (1.0, 0.0)
+    return Metric(function=function, better="more", least=0.0, most=1.0, empty=empty, plotted=plotted)
+
+
+def _distance(function: Function | None, *, of_lesions: bool = False, plotted: bool = False) -> Metric:
+    """A distance in mm, of which less is better; infinite where a map lacks the structure."""
+    empty = None if of_lesions else (0.0, float("inf"))
+    return Metric(function=function, unit="mm", better="less", least=0.0, empty=empty, plotted=plotted)
+
+
+#: Every column of scores, in the order of scores.csv. A new one is a function of a `Pair` and a line here; statistics,
+#: limits, directions, plots and `medseg compare` follow.
+METRICS: dict[str, Metric] = {
+    "dice": _share(lambda pair: _ratio(2 * pair.n_both, pair.n_reference + pair.n_prediction), plotted=True),
+    "iou": _share(lambda pair: _ratio(pair.n_both, pair.n_reference + pair.n_prediction - pair.n_both)),
+    "precision": _share(lambda pair: _ratio(pair.n_both, pair.n_prediction)),
+    "recall": _share(lambda pair: _ratio(pair.n_both, pair.n_reference)),
+    "volume_reference_mm3": Metric(function=lambda pair: pair.n_reference * pair.voxel_mm3, unit="mm3"),
+    "volume_prediction_mm3": Metric(function=lambda pair: pair.n_prediction * pair.voxel_mm3, unit="mm3"),
+    "volume_difference_mm3": Metric(
+        function=lambda pair: (pair.n_prediction - pair.n_reference) * pair.voxel_mm3, unit="mm3", better="less"
+    ),
+    "volume_difference_relative": Metric(
+        function=lambda pair: _ratio(pair.n_prediction - pair.n_reference, pair.n_reference), better="less"
+    ),
+    "hausdorff_mm": _distance(lambda pair: hausdorff(pair.distances)),
+    "hausdorff95_mm": _distance(None, plotted=True),  # a column for each percentile that is asked for
+    "assd_mm": _distance(lambda pair: assd(pair.distances), plotted=True),
+    "masd_mm": _distance(lambda pair: masd(pair.distances)),
+    "surface_dice": _share(lambda pair: surface_dice(pair.distances, pair.tolerance_mm), plotted=True),
+    "lesions_reference": Metric(),
+    "lesions_prediction": Metric(),
+    "lesions_found": Metric(better="more"),
+    "lesions_missed": Metric(better="less", least=0.0),
+    "lesions_invented": Metric(better="less", least=0.0),
+    "lesion_f1": _share(None, of_lesions=True, plotted=True),
+    "lesion_sq": _share(None, of_lesions=True),
+    "lesion_pq": _share(None, of_lesions=True),
+    "lesion_dice": _share(None, of_lesions=True),
+    "lesion_hausdorff95_mm": _distance(None, of_lesions=True),
+}
+
+
+def metric_of(column: str) -> Metric | None:
+    """What is known of a column of scores; a Hausdorff distance may have any percentile. None for others' columns."""
+    if re.fullmatch(r"hausdorff[0-9.]+_mm", column):
+        return METRICS["hausdorff95_mm"]
+    return METRICS.get(column)
+
+
+def plotted_columns() -> list[str]:
+    """The scores that get a plot where there are any: shares, then distances, then those of lesions."""
+    plotted = [name for name, metric in METRICS.items() if metric.plotted]
+    return sorted(plotted, key=lambda name: (name.startswith("lesion"), METRICS[name].unit))
+
+
+def _scores_of(pair: Pair, percentiles: Sequence[float]) -> dict[str, Any]:
+    """Status, voxel counts and every score of a pair."""
+    row: dict[str, Any] = {
+        "status": pair.status, "n_reference": pair.n_reference, "n_prediction": pair.n_prediction,
+        "n_both": pair.n_both,
+    }  # fmt: skip
+    for name, metric in METRICS.items():
+        if name == "hausdorff95_mm":
+            row |= {f"hausdorff{each:g}_mm": hausdorff(pair.distances, each) for each in percentiles}
+        elif metric.function is not None:
+            row[name] = metric.function(pair)
+    return row | {"tolerance_mm": pair.tolerance_mm}
 
 
 def _with_policy(row: dict[str, Any], empty: Empty, diagonal_mm: float) -> dict[str, Any]:
     """The scores of a structure that a map or both lack under "best_worst" or "diagonal"."""
     perfect = row["status"] == "both_empty"
-    worst = diagonal_mm if empty == "diagonal" else float("inf")
-    distances = [name for name in row if name.startswith(("hausdorff", "assd", "masd"))]
-    row = row | dict.fromkeys(SHARES, float(perfect)) | dict.fromkeys(distances, 0.0 if perfect else worst)
-    return row | {"volume_difference_relative": 0.0} if perfect else row
-
-
-@dataclass(frozen=True)
-class LesionOptions:
-    """How lesions are found and matched; `matching` "overlap" is that of BraTS 2023 for a dilation of 3.
-
-    matching: "overlap" (a predicted lesion belongs to every reference lesion that it touches, after dilation) or "iou"
-    (one to one, the pairs of most total IoU with each at least `min_iou`; Kirillov et al. 2019 for 0.5).
-    connectivity: 6, 18 or 26. min_mm3: smaller lesions are left out, in the reference and in the prediction; a
-    predicted lesion that only touches a left-out one is not invented ("overlap").
-    dilation: voxels by which the reference grows before lesions are told apart and matched ("overlap" only).
-    penalty_mm: HD95 of a missed or an invented lesion; BraTS takes 374, the diagonal of its images.
-    """
-
-    matching: Literal["overlap", "iou"] = "overlap"
-    min_iou: float = 0.5
-    connectivity: int = 26
-    min_mm3: float = 0
-    dilation: int = 0
-    penalty_mm: float = 374.0
-
-    def __post_init__(self) -> None:
-        if self.matching not in ("overlap", "iou"):
-            raise BadConfig(f"lesions are matched by overlap or iou, not '{self.matching}'")
-        if not 0 < self.min_iou <= 1 or self.min_mm3 < 0 or self.dilation < 0 or not self.penalty_mm >= 0:
-            raise BadConfig("lesion options are a min_iou in (0, 1] and a volume, dilation and penalty of 0 or more")
-
-
-def lesion_scores(
-    reference: NDArray[np.bool_],
-    prediction: NDArray[np.bool_],
-    spacing_mm: Sequence[float],
-    options: LesionOptions | None = None,
-    surface: Surface = "surfel",
-) -> dict[str, float]:
-    """Scores of the lesions (connected components) of one structure: (I, J, K) masks.
-
-    lesions_reference, lesions_prediction: how many; lesions_found: reference lesions with a match; lesions_invented:
-    predicted ones without. lesion_f1 (RQ) = TP / (TP + FP / 2 + FN / 2), lesion_sq: mean IoU of found lesions with
-    what matched them, lesion_pq = RQ * SQ. lesion_dice, lesion_hausdorff95_mm: mean over all reference lesions and
-    invented ones, which with missed ones count 0 and `penalty_mm` (BraTS 2023, Moawad et al., arXiv 2305.19369).
-    Without any lesion in both masks scores are nan.
-    """
-    options = options or LesionOptions()
-    voxel_mm3 = float(np.prod(spacing_mm))
-    overlapping = options.matching == "overlap"
-    grown = reference
-    if overlapping and options.dilation:
-        near = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[options.connectivity])
-        grown = ndimage.binary_dilation(reference, near, iterations=options.dilation)
-    ours, our_parts = connected_components(grown, options.connectivity)
-    theirs, their_parts = connected_components(prediction, options.connectivity)
-    ours, theirs = np.ascontiguousarray(ours), np.ascontiguousarray(theirs)
-    touched = grown & prediction
-    first, second, shared = _shared(ours[touched], theirs[touched])
-    # Lesions are as large as they were before they grew.
-    our_voxels = np.bincount(ours[reference], minlength=len(our_parts) + 1)
-    their_voxels = np.append(0, their_parts.voxels)
-    limit = options.min_mm3 * (1 - 1e-6)
-    ours_count = np.flatnonzero(our_voxels * voxel_mm3 >= limit)
-    ours_count = ours_count[ours_count > 0]
-    theirs_count = np.flatnonzero(their_voxels * voxel_mm3 >= limit)
-    theirs_count = theirs_count[theirs_count > 0]
-    large = np.isin(second, theirs_count)
-    first, second, shared = first[large], second[large], shared[large]
-    if not overlapping:
-        iou = shared / (our_voxels[first] + their_voxels[second] - shared)
-        valid = (iou >= options.min_iou) & np.isin(first, ours_count)
-        first, second = _one_to_one(first[valid], second[valid], iou[valid])
-    dice, iou_found, distance = [], [], []
-    for lesion in ours_count:
-        matches = second[first == lesion]
-        if not len(matches):
+    for name in row:
+        metric = metric_of(name)
+        if metric is None or metric.empty is None:
             continue
-        box = _box(our_parts, int(lesion) - 1, [(their_parts, int(match) - 1) for match in matches])
-        mine = (ours[box] == lesion) & reference[box]
-        found = np.isin(theirs[box], matches)
-        both = int((mine & found).sum())
-        total = int(mine.sum()) + int(found.sum())
-        dice.append(2 * both / total)
-        iou_found.append(both / (total - both))
-        measured = surface_distances(mine, found, spacing_mm, [[1]], surface=surface)[0]
-        distance.append(hausdorff(measured, 95))
-    invented = len(np.setdiff1d(theirs_count, second))
-    missed = len(ours_count) - len(dice)
-    every = len(ours_count) + invented
-    nan = float("nan")
-    f1 = 2 * len(dice) / (2 * len(dice) + invented + missed) if every else nan
-    sq = float(np.mean(iou_found)) if iou_found else (0.0 if every else nan)
-    return {
-        "lesions_reference": len(ours_count),
-        "lesions_prediction": len(theirs_count),
-        "lesions_found": len(dice),
-        "lesions_missed": missed,
-        "lesions_invented": invented,
-        "lesion_f1": f1,
-        "lesion_sq": sq,
-        "lesion_pq": f1 * sq,
-        "lesion_dice": sum(dice) / every if every else nan,
-        "lesion_hausdorff95_mm": (sum(distance) + (missed + invented) * options.penalty_mm) / every if every else nan,
-    }
-
-
-def _shared(ours: NDArray, theirs: NDArray) -> tuple[NDArray, NDArray, NDArray]:
-    """Pairs of component numbers that share voxels, and how many."""
-    pairs, shared = np.unique(ours.astype(np.int64) << 32 | theirs.astype(np.int64), return_counts=True)
-    return pairs >> 32, pairs & 0xFFFFFFFF, shared
-
-
-def _one_to_one(first: NDArray, second: NDArray, iou: NDArray) -> tuple[NDArray, NDArray]:
-    """The pairs of most total IoU in which every component occurs once."""
-    rows, row = np.unique(first, return_inverse=True)
-    columns, column = np.unique(second, return_inverse=True)
-    gain = np.zeros((len(rows), len(columns)))
-    gain[row, column] = iou
-    i, j = linear_sum_assignment(gain, maximize=True)
-    real = gain[i, j] > 0
-    return rows[i[real]], columns[j[real]]
-
-
-def _box(parts: Components, row: int, others: list[tuple[Components, int]]) -> tuple[slice, ...]:
-    """The smallest box around components."""
-    every = [(parts, row), *others]
-    start = np.min([table.start[n] for table, n in every], axis=0)
-    stop = np.max([table.stop[n] for table, n in every], axis=0)
-    return tuple(slice(a, b) for a, b in zip(start, stop))
-
-
-def _if_missing(distances: SurfaceDistances) -> float | None:
-    """nan if no map has the structure, inf if one map, None if both have it."""
-    there = sum(len(mm) > 0 for mm, _ in (distances.from_reference, distances.from_prediction))
-    return (float("nan"), float("inf"), None)[there]
-
-
-def _percentile(mm: NDArray, weight: NDArray, percentile: float, surface: Surface) -> float:
-    total = np.cumsum(weight)
-    if surface == "voxel":
-        place = percentile / 100 * (total[-1] - 1)
-        below, above = mm[np.searchsorted(total, [np.floor(place), np.ceil(place)], side="right")]
-        return float(below + (above - below) * (place % 1))
-    # Weights are whole numbers, so only the product can be off by rounding.
-    return float(mm[np.searchsorted(total, total[-1] * (percentile / 100) * (1 - 1e-12))])
-
-
-def _passes(
-    reference: NDArray, prediction: NDArray, structures: Sequence[Sequence[int]], ignore: int | None
-) -> Iterator[tuple[list[int], list[int], NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Pairs of uint8 maps in which structures are single labels, with the numbers and labels of these structures.
-
-    Structures that share a label, or are too many for a byte, go to different pairs.
-    """
-    if reference.shape != prediction.shape:
-        raise BadGeometry(f"label maps of {reference.shape} and {prediction.shape} voxels cannot be compared")
-    reverse = is_reversed(reference)
-    first, second = contiguous(reference, reverse), contiguous(prediction, reverse)
-    sets = [frozenset(int(value) for value in structure) for structure in structures]
-    if not sets:
-        return
-    if any(not values or min(values) < 0 or max(values) > 65_535 for values in sets):
-        raise BadConfig("a structure is one label or more from 0 to 65535")
-    plain = all(len(values) == 1 for values in sets) and len(set(sets)) == len(sets) and frozenset({0}) not in sets
-    if plain and ignore is None and first.dtype == second.dtype == np.uint8 and max(first.max(), second.max()) < 255:
-        # The maps are as they should be: no copy.
-        rows = [row for row, values in enumerate(sets) if max(values) < 255]
-        if rows:
-            yield rows, [max(sets[row]) for row in rows], first, second
-        absent = [row for row, values in enumerate(sets) if max(values) == 255]
-        if absent:
-            yield absent, [MAX_LABELS], np.zeros_like(first), np.zeros_like(second)
-        return
-    waiting = list(range(len(sets)))
-    while waiting:
-        rows, taken = [], set[int]()
-        for row in waiting:
-            if len(rows) < MAX_LABELS and not taken & sets[row]:
-                rows.append(row)
-                taken |= sets[row]
-        waiting = [row for row in waiting if row not in rows]
-        table = np.zeros(65_536, np.uint8)
-        for label, row in enumerate(rows, start=1):
-            table[list(sets[row])] = label
-        maps = [look_up(labels, table, np.empty(first.shape, np.uint8)) for labels in (first, second)]
-        if ignore is not None:
-            for target in maps:
-                target[first == ignore] = 0
-        yield rows, list(range(1, len(rows) + 1)), maps[0], maps[1]
-
-
-def _overlap(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Voxels of each of 256 labels in the first map, in the second, in both."""
-    from medseg.kernels.components import overlap
-    from medseg.kernels.threads import in_slabs
-
-    def count(start: int, stop: int) -> NDArray[np.int64]:
-        counts = np.zeros((256, 3), np.int64)
-        overlap(first[start:stop], second[start:stop], counts)
-        return counts
-
-    return np.sum(in_slabs(count, len(first)), axis=0)
-
-
-def _both_ways(
-    first: NDArray[np.uint8], second: NDArray[np.uint8], spacing: NDArray, values: list[int], surface: Surface
-) -> list[SurfaceDistances]:
-    """Surface distances of the labels `values` of two uint8 maps."""
-    from medseg.kernels.surfaces import border_map, corner_map
-    from medseg.kernels.threads import in_slabs
-
-    offsets, length = _offsets(spacing)
-    areas = surfel_areas(spacing) if surface == "surfel" else np.zeros(256)[:0]
-    weights = np.round(areas * (2.0**31 / areas.max())).astype(np.int64) if len(areas) else areas.astype(np.int64)
-    margin = 1 if surface == "surfel" else 0
-    mark = corner_map if surface == "surfel" else border_map
-    maps = [np.empty([n + margin for n in first.shape], np.uint8) for _ in range(2)]
-    for labels, elements in zip((first, second), maps):
-        in_slabs(partial(_mark, mark, labels, elements), len(elements))
-    there = _one_way(maps[0], first, maps[1], second, spacing, offsets, length, weights, values)
-    back = _one_way(maps[1], second, maps[0], first, spacing, offsets, length, weights, values)
-    return [SurfaceDistances(one, other, surface) for one, other in zip(there, back)]
-
-
-def _mark(kernel: Any, labels: NDArray, elements: NDArray, start: int, stop: int) -> None:
-    kernel(labels, start, stop, elements)
-
-
-def _one_way(
-    elements: NDArray[np.uint8],
-    labels: NDArray[np.uint8],
-    others: NDArray[np.uint8],
-    other_labels: NDArray[np.uint8],
-    spacing: NDArray,
-    offsets: NDArray[np.int64],
-    length: NDArray,
-    weights: NDArray[np.int64],
-    values: list[int],
-) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
-    """For each label the distances in mm of its elements to those in the other map, rising, and their weights."""
-    from medseg.kernels.surfaces import nearest, nearest_far, presence
-    from medseg.kernels.threads import in_slabs, threads
-
-    block = np.maximum(np.abs(offsets).max(axis=0), 1)
-    bits = np.zeros((*(-(-n // size) for n, size in zip(others.shape, block)), 4), np.uint64)
-    in_slabs(lambda start, stop: presence(others, other_labels, block, start, stop, bits), len(bits))
-    highest = max(int(labels.max()), *values) + 1
-    reach = bits.copy()
-    for axis in range(3):
-        before, spread = np.moveaxis(reach.copy(), axis, 0), np.moveaxis(reach, axis, 0)
-        spread[1:] |= before[:-1]
-        spread[:-1] |= before[1:]
-
-    def search(start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        histogram = np.zeros((highest, len(offsets)), np.int64)
-        far = nearest(elements, labels, others, other_labels, reach, block, offsets, weights, start, stop, histogram)
-        return histogram, far
-
-    parts = in_slabs(search, len(elements))
-    steps = np.flatnonzero(np.diff(length, prepend=-1) > 1e-9 * length)
-    histogram = np.add.reduceat(sum(part for part, _ in parts), steps, axis=1)
-    far = np.concatenate([part for _, part in parts])
-
-    def distribution(value: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        rows = far[far[:, 0] == value]
-        groups, blocks = _blocks_with(bits, value)
-        numbers = np.ascontiguousarray(rows[:, 1])  # one memory layout, so that one version is compiled
-        distance = nearest_far(numbers, np.uint8(value), groups, blocks, block, others, other_labels, spacing)
-        mm, place = np.unique(distance, return_inverse=True)
-        weight = np.zeros(len(mm), np.int64)
-        np.add.at(weight, place, rows[:, 2])
-        near = histogram[value] > 0
-        return np.append(length[steps][near], mm), np.append(histogram[value][near], weight)
-
-    with ThreadPoolExecutor(threads()) as pool:
-        return list(pool.map(distribution, values))
-
-
-def _blocks_with(bits: NDArray[np.uint64], value: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The blocks with a label as `surfaces.nearest_far` takes them: groups (g, 8) of up to 4³, and blocks (n, 3)."""
-    blocks = np.argwhere(bits[..., value // 64] & np.uint64(1 << value % 64))
-    cell = blocks // 4 @ (1 << np.array([42, 21, 0]))
-    order = np.argsort(cell, kind="stable")
-    blocks = blocks[order]
-    first = np.flatnonzero(np.diff(cell[order], prepend=-1))
-    if not len(first):
-        return np.zeros((0, 8), np.int64), blocks
-    box = np.minimum.reduceat(blocks, first), np.maximum.reduceat(blocks, first) + 1
-    return np.column_stack((first, np.append(first[1:], len(blocks)), *box)), blocks
-
-
-def _offsets(spacing: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The shortest steps between voxels, at most `OFFSETS`, all or none of one length: (n, 3), and lengths in mm."""
-    radius = 1.1 * float(3 * OFFSETS * spacing.prod() / (4 * np.pi)) ** (1 / 3)
-    axes = [np.arange(-int(radius / s), int(radius / s) + 1) for s in spacing]
-    steps = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    length = np.sqrt(((steps * spacing) ** 2).sum(axis=1))
-    order = np.argsort(length, kind="stable")
-    order = order[length[order] <= radius]
-    if len(order) > OFFSETS:
-        order = order[length[order] < length[order[OFFSETS]] * (1 - 1e-9)]
-    return steps[order].astype(np.int64), length[order]
-
-
-#: Marching-cubes patches by which of 8 voxels are inside, up to rotation, mirroring and exchange of inside and outside:
-#: voxels inside as digits 4 i + 2 j + k; how many triangles that cut off a corner; quarters of a diagonal plane along
-#: i, j, k; and halves of a square across i, j, k. The triangulation is that of Nikolov et al. 2018 (surface-distance).
-PATCHES: tuple[tuple[str, int, tuple[int, int, int], tuple[int, int, int]], ...] = (
-    ("7", 1, (0, 0, 0), (0, 0, 0)),
-    ("67", 0, (0, 0, 2), (0, 0, 0)),
-    ("56", 2, (0, 0, 0), (0, 0, 0)),
-    ("567", 3, (0, 0, 0), (1, 0, 0)),
-    ("4567", 0, (0, 0, 0), (2, 0, 0)),
-    ("356", 3, (0, 0, 0), (0, 0, 0)),
-    ("3567", 6, (0, 0, 0), (0, 0, 0)),
-    ("34", 2, (0, 0, 0), (0, 0, 0)),
-    ("347", 1, (2, 0, 0), (0, 0, 0)),
-    ("3467", 4, (1, 1, 0), (0, 0, 0)),
-    ("3456", 4, (0, 0, 0), (1, 0, 0)),
-    ("2345", 0, (0, 0, 4), (0, 0, 0)),
-    ("1247", 4, (0, 0, 0), (0, 0, 0)),
-)
-
-
-def surfel_areas(spacing_mm: Sequence[float] | NDArray) -> NDArray[np.float64]:
-    """Area in mm2 of the surface at a corner, by which of its 8 voxels are inside (bit 4 i + 2 j + k): (256,).
-
-    Sums of triangles with corners half-way between voxels; 0 for none or all inside.
-    """
-    x, y, z = (float(s) for s in spacing_mm)
-    across = np.array([y * z, x * z, x * y])
-    corner = np.sqrt((across**2).sum()) / 8
-    along = np.sqrt((across**2).sum() - across**2) / 4
-    areas = np.zeros(256)
-    for inside, corners, pieces, halves in PATCHES:
-        cube = np.zeros(8, bool)
-        cube[[int(digit) for digit in inside]] = True
-        for axes in permutations(range(3)):
-            turned = cube.reshape(2, 2, 2).transpose(axes)
-            area = corners * corner + along @ np.take(pieces, axes) + across @ np.take(halves, axes) / 2
-            for flips in product((1, -1), repeat=3):
-                bits = turned[:: flips[0], :: flips[1], :: flips[2]].ravel()
-                code = int(bits @ (1 << np.arange(8)))
-                areas[code] = areas[255 - code] = area
-    return areas
+        worst = diagonal_mm if empty == "diagonal" and metric.empty[1] == float("inf") else metric.empty[1]
+        row[name] = metric.empty[0] if perfect else worst
+    return row | {"volume_difference_relative": 0.0} if perfect else row

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.evaluation.metrics import plotted_columns
 from medseg.plain_text import harmless
 from medseg.view import png_bytes
 from medseg.volume import reorient
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from medseg.evaluation.reading import LabelReader
     from medseg.evaluation.summary import Evaluation, Options
 
-#: Scores that get a box plot, where there are any.
-PLOTTED = ("dice", "surface_dice", "hausdorff95_mm", "assd_mm", "lesion_f1")
 #: Cases that get pictures.
 WORST_CASES = 3
 #: Colours that the colour-blind can tell apart: agreement, reference only, prediction only, other structures.
@@ -50,7 +49,7 @@ def report_html(
     if result.problems:
         parts.append("<h2>To know</h2><ul>" + "".join(f"<li>{escape(p)}</li>" for p in result.problems) + "</ul>")
     parts.append("<h2>Scores</h2>" + _summary_table(result.summary["structures"]))
-    for name in PLOTTED:
+    for name in plotted_columns():
         plot = _box_plot(result.rows, name)
         if plot:
             parts.append(f"<h2>{escape(name)}</h2>{plot}")
@@ -93,7 +92,7 @@ def _summary_table(structures: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _case_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = [name for name in ("case", "structure", "status", *PLOTTED) if any(name in row for row in rows)]
+    columns = [name for name in ("case", "structure", "status", *plotted_columns()) if any(name in row for row in rows)]
     return _table(columns, [[_number(row.get(column, "")) for column in columns] for row in rows])
 
 

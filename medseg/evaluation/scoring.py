@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadConfig, BadFile, MedsegError
-from medseg.evaluation.metrics import lesion_scores, score
+from medseg.evaluation.lesions import lesion_scores
+from medseg.evaluation.metrics import score
 from medseg.evaluation.pairs import listed, match_cases, numbered, on_grid_of, without_names
 from medseg.evaluation.reading import LabelReader, MaskedCases, masked_cases, masks_in, table_of_masks
 from medseg.evaluation.summary import Evaluation, Options, scores_csv, summarise

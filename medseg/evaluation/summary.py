@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile
-from medseg.evaluation.metrics import Empty, LesionOptions, Surface
+from medseg.evaluation.lesions import LesionOptions
+from medseg.evaluation.metrics import METRICS, Empty
+from medseg.evaluation.surfaces import Surface
 from medseg.files import read_text
 from medseg.plain_text import decimal_number, from_cell, to_cell
 
@@ -64,7 +66,7 @@ def summary_table(summary: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]
 
     Columns excluded and infinite count the cases that the mean of any of them leaves out.
     """
-    shown = ("dice", "hausdorff95_mm", "assd_mm", "surface_dice", "lesion_f1")
+    shown = [name for name, metric in METRICS.items() if metric.plotted]
     rows = []
     for structure, scores in summary["structures"].items():
         there = [name for name in shown if name in scores]

@@ -70,9 +70,7 @@ def draw_patches(
     return out, classes
 
 
-def _mirror(
-    image: Tensor, classes: Tensor, axes: Sequence[int], lateral_swap: Tensor | None
-) -> None:
+def _mirror(image: Tensor, classes: Tensor, axes: Sequence[int], lateral_swap: Tensor | None) -> None:
     """A patch (C, X, Y, Z) and its classes (X, Y, Z) flipped along axes, in place; sides change places along axis 0."""
     if axes:
         image.copy_(image.flip([axis + 1 for axis in axes]))

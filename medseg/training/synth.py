@@ -98,9 +98,7 @@ def load_heads(
     )
 
 
-def _touching(
-    values: Sequence[int], border: Mapping[int, Sequence[int]]
-) -> list[tuple[int, int, int]]:
+def _touching(values: Sequence[int], border: Mapping[int, Sequence[int]]) -> list[tuple[int, int, int]]:
     """(index of a value, index of a tissue it may touch, on how many sides) for the values that there are."""
     pairs = [(value, tissue) for value, tissues in border.items() for tissue in tissues]
     return [

@@ -14,26 +14,28 @@ from golden import make_metrics_reference as peers
 from making.places import GOLDEN
 from medseg.errors import BadConfig, BadGeometry
 from medseg.evaluation import metrics
+from medseg.evaluation.lesions import LesionOptions, lesion_scores
+from medseg.evaluation.surfaces import assd, hausdorff, masd, overlaps, surface_dice, surface_distances, surfel_areas
 
 REFERENCE = json.loads((GOLDEN / "metrics_reference.json").read_text())
 
 
 def values(first, second, spacing, label, surface):
-    found = metrics.surface_distances(first, second, spacing, [[label]], surface=surface)[0]
-    nsd = [metrics.surface_dice(found, tolerance) for tolerance in peers.TOLERANCES]
-    return [metrics.hausdorff(found), metrics.hausdorff(found, 95), metrics.assd(found), *nsd]
+    found = surface_distances(first, second, spacing, [[label]], surface=surface)[0]
+    nsd = [surface_dice(found, tolerance) for tolerance in peers.TOLERANCES]
+    return [hausdorff(found), hausdorff(found, 95), assd(found), *nsd]
 
 
 @pytest.mark.parametrize("surface", ["surfel", "voxel"])
 @pytest.mark.parametrize("case", REFERENCE["cases"], ids=lambda case: str(case["spacing"]))
 def test_stored_values_of_the_other_packages(case, surface):
     first, second = peers.unpack(case["first"]), peers.unpack(case["second"])
-    together = metrics.surface_distances(first, second, case["spacing"], [[n] for n in peers.LABELS], surface=surface)
+    together = surface_distances(first, second, case["spacing"], [[n] for n in peers.LABELS], surface=surface)
     for label, found in zip(peers.LABELS, together):
         expected = case["values"][str(label)][surface]
         assert values(first, second, case["spacing"], label, surface) == pytest.approx(expected, abs=1e-5)
-        nsd = [metrics.surface_dice(found, tolerance) for tolerance in peers.TOLERANCES]
-        mine = [metrics.hausdorff(found), metrics.hausdorff(found, 95), metrics.assd(found), *nsd]
+        nsd = [surface_dice(found, tolerance) for tolerance in peers.TOLERANCES]
+        mine = [hausdorff(found), hausdorff(found, 95), assd(found), *nsd]
         assert mine == pytest.approx(expected, abs=1e-5)
 
 
@@ -72,15 +74,15 @@ def test_far_islands_and_memory_layouts_against_a_distance_transform(order):
     if order == "sliced":
         first, second = np.flip(first.transpose(2, 0, 1), 1), np.flip(second.transpose(2, 0, 1), 1)
     spacing = (0.8, 1.0, 2.0)
-    found = metrics.surface_distances(first, second, spacing, [[700], [3]], surface="voxel")
+    found = surface_distances(first, second, spacing, [[700], [3]], surface="voxel")
     for label, one in zip((700, 3), found):
         for expected, (mm, weight) in zip(
             plain_distances(first, second, spacing, label), (one.from_reference, one.from_prediction)
         ):
             assert np.repeat(mm, weight) == pytest.approx(expected, abs=1e-9)
         there, back = plain_distances(first, second, spacing, label)
-        assert metrics.hausdorff(one, 95) == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)))
-        assert metrics.masd(one) == pytest.approx((there.mean() + back.mean()) / 2)
+        assert hausdorff(one, 95) == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)))
+        assert masd(one) == pytest.approx((there.mean() + back.mean()) / 2)
 
 
 def ball(radius, centre, spacing=(1, 1, 1), shape=(60, 60, 60)):
@@ -95,10 +97,10 @@ def test_two_spheres(spacing):
     shape = tuple(int(60 / s) for s in spacing)
     first, second = ball(20, (0, 0, 0), spacing, shape), ball(20, (5, 0, 0), spacing, shape)
     for surface in ("surfel", "voxel"):
-        found = metrics.surface_distances(first, second, spacing, [[1]], surface=surface)[0]
-        assert metrics.hausdorff(found) == pytest.approx(5, abs=0.5)
-        assert metrics.hausdorff(found, 95) == pytest.approx(4.75, abs=0.5)
-        assert metrics.assd(found) == pytest.approx(2.5, abs=max(0.5, spacing[2] / 4))
+        found = surface_distances(first, second, spacing, [[1]], surface=surface)[0]
+        assert hausdorff(found) == pytest.approx(5, abs=0.5)
+        assert hausdorff(found, 95) == pytest.approx(4.75, abs=0.5)
+        assert assd(found) == pytest.approx(2.5, abs=max(0.5, spacing[2] / 4))
     row = metrics.score(first, second, spacing, {"ball": [1]})["ball"]
     assert row["volume_reference_mm3"] == pytest.approx(4 / 3 * math.pi * 20**3, rel=0.02)
     overlap = 1 - 3 * 5 / (4 * 20) + 5**3 / (16 * 20**3)  # of two equal balls (Dice is their shared part)
@@ -106,17 +108,17 @@ def test_two_spheres(spacing):
 
 
 def test_nested_spheres_and_boxes():
-    found = metrics.surface_distances(ball(20, (0, 0, 0)), ball(15, (0, 0, 0)), (1, 1, 1), [[1]])[0]
-    assert metrics.assd(found) == pytest.approx(5, abs=0.6) and metrics.hausdorff(found) == pytest.approx(5, abs=0.3)
+    found = surface_distances(ball(20, (0, 0, 0)), ball(15, (0, 0, 0)), (1, 1, 1), [[1]])[0]
+    assert assd(found) == pytest.approx(5, abs=0.6) and hausdorff(found) == pytest.approx(5, abs=0.3)
     first, second = np.zeros((2, 40, 40, 40), np.uint8)
     first[5:25, 5:25, 5:25] = 1
     second[6:26, 5:25, 5:25] = 1
     for surface in ("surfel", "voxel"):
-        found = metrics.surface_distances(first, second, (1, 1, 1), [[1]], surface=surface)[0]
-        assert metrics.hausdorff(found) == metrics.hausdorff(found, 95) == 1
-        assert metrics.assd(found) == pytest.approx(1 / 3, abs=0.01)
-        assert metrics.surface_dice(found, 0.5) == pytest.approx(2 / 3, abs=0.01)
-        assert metrics.surface_dice(found, 1) == 1
+        found = surface_distances(first, second, (1, 1, 1), [[1]], surface=surface)[0]
+        assert hausdorff(found) == hausdorff(found, 95) == 1
+        assert assd(found) == pytest.approx(1 / 3, abs=0.01)
+        assert surface_dice(found, 0.5) == pytest.approx(2 / 3, abs=0.01)
+        assert surface_dice(found, 1) == 1
     row = metrics.score(first, second, (1, 1, 1), {"box": [1]})["box"]
     assert (row["dice"], row["iou"], row["precision"], row["recall"]) == (0.95, 19 / 21, 0.95, 0.95)
     assert row["volume_difference_mm3"] == 0 and row["n_both"] == 7600
@@ -124,7 +126,7 @@ def test_nested_spheres_and_boxes():
 
 def test_areas_of_a_box_add_up_to_its_surface():
     # The corners and edges of a box are cut by half a voxel, which a large box hardly notices.
-    areas = metrics.surfel_areas((1, 2, 3))
+    areas = surfel_areas((1, 2, 3))
     assert areas[0] == areas[255] == 0 and (areas[1:255] > 0).all()
     face, edge_z, corner = areas[0b11110000], areas[0b11000000], areas[0b10000000]
     assert face == pytest.approx(2 * 3)
@@ -136,16 +138,16 @@ def test_single_voxels_and_image_borders():
     first, second = np.zeros((2, 9, 9, 9), np.uint8)
     first[0, 0, 0], second[3, 0, 0] = 1, 1
     for surface, mean in (("surfel", 2.5), ("voxel", 3)):
-        found = metrics.surface_distances(first, second, (2, 1, 1), [[1]], surface=surface)[0]
-        assert metrics.hausdorff(found) == 6
-        assert metrics.assd(found) == pytest.approx(2 * mean)
+        found = surface_distances(first, second, (2, 1, 1), [[1]], surface=surface)[0]
+        assert hausdorff(found) == 6
+        assert assd(found) == pytest.approx(2 * mean)
     first[:], second[:] = 1, 1
     second[8] = 0
     for surface in ("surfel", "voxel"):
-        found = metrics.surface_distances(first, second, (1, 1, 1), [[1]], surface=surface)[0]
-        assert metrics.hausdorff(found) == 1  # the border of the image is a surface
-        same = metrics.surface_distances(first, first, (1, 1, 1), [[1]], surface=surface)[0]
-        assert metrics.hausdorff(same) == 0 and metrics.surface_dice(same, 0) == 1
+        found = surface_distances(first, second, (1, 1, 1), [[1]], surface=surface)[0]
+        assert hausdorff(found) == 1  # the border of the image is a surface
+        same = surface_distances(first, first, (1, 1, 1), [[1]], surface=surface)[0]
+        assert hausdorff(same) == 0 and surface_dice(same, 0) == 1
 
 
 @pytest.mark.parametrize("surface", ["surfel", "voxel"])
@@ -242,8 +244,8 @@ def test_a_box_moved_by_n_voxels_is_n_spacings_away(sides, spacing, surface, axi
     first = np.zeros(shape, np.uint8)
     first[tuple(slice(1, 1 + side) for side in sides)] = 1
     moved = np.roll(first, n, axis)
-    found = metrics.surface_distances(first, moved, spacing, [[1]], surface=surface)[0]
-    assert metrics.hausdorff(found) == pytest.approx(n * spacing[axis])
+    found = surface_distances(first, moved, spacing, [[1]], surface=surface)[0]
+    assert hausdorff(found) == pytest.approx(n * spacing[axis])
 
 
 @settings(max_examples=20, deadline=None)
@@ -251,17 +253,15 @@ def test_a_box_moved_by_n_voxels_is_n_spacings_away(sides, spacing, surface, axi
 def test_unions_and_many_labels_equal_one_at_a_time(pair, spacing):
     first, second = pair
     sets = [[1], [1, 2], [3], [2, 3], [0]]
-    together = metrics.surface_distances(first, second, spacing, sets)
-    counts = metrics.overlaps(first, second, sets)
+    together = surface_distances(first, second, spacing, sets)
+    counts = overlaps(first, second, sets)
     for labels, found, count in zip(sets, together, counts):
         masks = np.isin(first, labels), np.isin(second, labels)
-        alone = metrics.surface_distances(*masks, spacing, [[1]])[0]
+        alone = surface_distances(*masks, spacing, [[1]])[0]
         assert count.tolist() == [masks[0].sum(), masks[1].sum(), (masks[0] & masks[1]).sum()]
         for percentile in (0, 50, 95, 100):
-            assert metrics.hausdorff(found, percentile) == pytest.approx(
-                metrics.hausdorff(alone, percentile), nan_ok=True
-            )
-        assert metrics.assd(found) == pytest.approx(metrics.assd(alone), nan_ok=True)
+            assert hausdorff(found, percentile) == pytest.approx(hausdorff(alone, percentile), nan_ok=True)
+        assert assd(found) == pytest.approx(assd(alone), nan_ok=True)
 
 
 def test_more_labels_than_a_byte_and_the_label_255():
@@ -269,7 +269,7 @@ def test_more_labels_than_a_byte_and_the_label_255():
     first = random.integers(0, 600, (20, 20, 20)).astype(np.uint16)
     second = np.where(random.random(first.shape) < 0.3, 5, first).astype(np.uint16)
     sets = [[label] for label in range(1, 600)]
-    counts = metrics.overlaps(first, second, sets)
+    counts = overlaps(first, second, sets)
     assert counts[:, 0].tolist() == np.bincount(first.ravel(), minlength=600)[1:].tolist()
     assert counts[:, 2].tolist() == np.bincount(first[first == second], minlength=600)[1:].tolist()
     small = ball(5, (0, 0, 0), shape=(15, 15, 15))
@@ -296,8 +296,8 @@ def test_lesions_by_hand():
     second[2:6, 2:6, 2:6] = True
     second[12, 2:6, 2:6], second[14:16, 2:6, 2:6] = True, True
     second[30:34, 12:16, 12:16] = True  # invented
-    options = metrics.LesionOptions(min_mm3=5, penalty_mm=100)
-    row = metrics.lesion_scores(first, second, (1, 1, 1), options, surface="voxel")
+    options = LesionOptions(min_mm3=5, penalty_mm=100)
+    row = lesion_scores(first, second, (1, 1, 1), options, surface="voxel")
     assert [row[f"lesions_{name}"] for name in ("reference", "prediction", "found", "missed", "invented")] == [
         3,
         4,
@@ -312,9 +312,9 @@ def test_lesions_by_hand():
     assert row["lesion_pq"] == pytest.approx(row["lesion_f1"] * row["lesion_sq"])
     assert row["lesion_hausdorff95_mm"] == pytest.approx((0 + 1 + 100 + 100) / 4)
     second[34, 14, 14] = True  # touches the lesion that is too small
-    assert metrics.lesion_scores(first, second, (1, 1, 1), options)["lesions_invented"] == 1
-    strict = metrics.LesionOptions(matching="iou", min_iou=0.5, min_mm3=5, penalty_mm=100)
-    row = metrics.lesion_scores(first, second, (1, 1, 1), strict)
+    assert lesion_scores(first, second, (1, 1, 1), options)["lesions_invented"] == 1
+    strict = LesionOptions(matching="iou", min_iou=0.5, min_mm3=5, penalty_mm=100)
+    row = lesion_scores(first, second, (1, 1, 1), strict)
     # The larger half has an IoU of 0.5 with the lesion; the other half is now invented.
     assert [row[f"lesions_{name}"] for name in ("found", "missed", "invented")] == [2, 1, 2]
     assert row["lesion_sq"] == pytest.approx((1 + 0.5) / 2)
@@ -324,14 +324,14 @@ def test_lesions_near_each_other_and_none_at_all():
     first, second = np.zeros((2, 20, 12, 12), bool)
     first[2:5, 2:5, 2:5], first[7:10, 2:5, 2:5] = True, True
     second[2:5, 2:5, 2:5] = True
-    apart = metrics.lesion_scores(first, second, (1, 1, 1))
-    joined = metrics.lesion_scores(first, second, (1, 1, 1), metrics.LesionOptions(dilation=1))
+    apart = lesion_scores(first, second, (1, 1, 1))
+    joined = lesion_scores(first, second, (1, 1, 1), LesionOptions(dilation=1))
     assert (apart["lesions_reference"], apart["lesions_missed"], apart["lesion_dice"]) == (2, 1, 0.5)
     assert (joined["lesions_reference"], joined["lesions_missed"]) == (1, 0)
     assert joined["lesion_dice"] == pytest.approx(2 * 27 / (54 + 27))
-    none = metrics.lesion_scores(first & False, first & False, (1, 1, 1))
+    none = lesion_scores(first & False, first & False, (1, 1, 1))
     assert none["lesions_reference"] == 0 and math.isnan(none["lesion_f1"]) and math.isnan(none["lesion_dice"])
-    invented = metrics.lesion_scores(first & False, second, (1, 1, 1))
+    invented = lesion_scores(first & False, second, (1, 1, 1))
     assert (invented["lesion_f1"], invented["lesion_dice"], invented["lesion_hausdorff95_mm"]) == (0, 0, 374)
 
 

@@ -36,9 +36,7 @@ def duplicates(dataset: Dataset, portraits: Sequence[Portrait]) -> Iterator[Find
     yield from _same_labels([portrait for portrait in portraits if portrait.case not in seen])
 
 
-def _leaks(
-    splits: Sequence[tuple[set[str], set[str]]], one: Case, other: Case
-) -> Iterator[Finding]:
+def _leaks(splits: Sequence[tuple[set[str], set[str]]], one: Case, other: Case) -> Iterator[Finding]:
     """The splits of which two cases with one image lie on both sides."""
     image = f"the image of {one.name} is in training and"
     names = one.name, other.name

@@ -90,9 +90,7 @@ def _fill(dataset: Dataset, check: Check, folder: Path, out: Path) -> list[str]:
     return messages
 
 
-def _places(
-    dataset: Dataset, dropped: Collection[str], *, folder: Path, out: Path
-) -> dict[Path, Path]:
+def _places(dataset: Dataset, dropped: Collection[str], *, folder: Path, out: Path) -> dict[Path, Path]:
     """Every file of the cases that stay -> its place in the copy.
 
     Raises `BadConfig` if a file of any case lies outside of the data set's folder.

@@ -114,9 +114,7 @@ def _outliers(features: dict[str, dict[str, float]], turned: set[str]) -> list[F
     ]
 
 
-def _oddities(
-    name: str, values: Mapping[str, float], turned: Collection[str]
-) -> Iterator[tuple[str, str]]:
+def _oddities(name: str, values: Mapping[str, float], turned: Collection[str]) -> Iterator[tuple[str, str]]:
     """(case, what is odd) of the cases that stand alone in one feature."""
     key = name if name in _FEATURES else name.partition(" ")[0]
     what, least, shown = _FEATURES[key]

@@ -53,16 +53,12 @@ def mirrored(
     return findings
 
 
-def _flips_of(
-    portraits: Sequence[Portrait], thumbnails: NDArray[np.float32]
-) -> dict[str, tuple[int, ...]]:
+def _flips_of(portraits: Sequence[Portrait], thumbnails: NDArray[np.float32]) -> dict[str, tuple[int, ...]]:
     """Case -> the flip that makes it fit the others; only of cases that fit so."""
     return {one.case: flip for one, flip in zip(portraits, _flips(thumbnails)) if flip}
 
 
-def _about_image(
-    image: tuple[int, ...], label: tuple[int, ...], *, label_known: frozenset[int]
-) -> str:
+def _about_image(image: tuple[int, ...], label: tuple[int, ...], *, label_known: frozenset[int]) -> str:
     """What a mirrored image and its labels mean; label_known: axes along which the labels tell."""
     others = "compared with the other cases"
     if image == label:

@@ -76,9 +76,7 @@ class Portrait:
         return replace(self, labels=thumbnail, features=rest | places)
 
 
-def portrait_of(
-    case: Case, facts: CaseFacts, image: Volume, labels: Volume | None
-) -> Portrait | None:
+def portrait_of(case: Case, facts: CaseFacts, image: Volume, labels: Volume | None) -> Portrait | None:
     """What the comparison with the other cases needs, small enough to keep for all; None for empty images."""
     first = facts.channels[0]
     spread = _spread(first)
@@ -120,9 +118,7 @@ def _spread(intensity: Intensity) -> float | None:
     return None
 
 
-def _image_features(
-    image: Volume, ras: Volume, *, intensity: Intensity, spread: float
-) -> dict[str, float]:
+def _image_features(image: Volume, ras: Volume, *, intensity: Intensity, spread: float) -> dict[str, float]:
     """What an image, which along RAS is `ras`, has to be compared by; spread: of its intensities."""
     low, high = intensity.low, intensity.high
     shape_mm = np.array(ras.shape) * ras.spacing_mm

@@ -60,9 +60,7 @@ def _most_of_rare(dataset: Dataset, cases: int) -> float:
 def _rare_value(value: int, having: Sequence[CaseFacts], cases: int) -> list[Finding]:
     """A value without a name that next to no case holds."""
     message = f"label value {value} occurs in {len(having)} of {cases} cases only; is it meant?"
-    return [
-        Finding(case=one.case, kind="value", severity="warning", message=message) for one in having
-    ]
+    return [Finding(case=one.case, kind="value", severity="warning", message=message) for one in having]
 
 
 def _absent_or_tiny(

@@ -1,0 +1,142 @@
+"""Scores of lesions: connected parts of one structure, matched between two label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.optimize import linear_sum_assignment
+
+from medseg.errors import BadConfig
+from medseg.evaluation.surfaces import Surface, hausdorff, surface_distances
+from medseg.postprocess import Components, connected_components
+
+
+@dataclass(frozen=True)
+class LesionOptions:
+    """How lesions are found and matched; `matching` "overlap" is that of BraTS 2023 for a dilation of 3.
+
+    matching: "overlap" (a predicted lesion belongs to every reference lesion that it touches, after dilation) or "iou"
+    (one to one, the pairs of most total IoU with each at least `min_iou`; Kirillov et al. 2019 for 0.5).
+    connectivity: 6, 18 or 26. min_mm3: smaller lesions are left out, in the reference and in the prediction; a
+    predicted lesion that only touches a left-out one is not invented ("overlap").
+    dilation: voxels by which the reference grows before lesions are told apart and matched ("overlap" only).
+    penalty_mm: HD95 of a missed or an invented lesion; BraTS takes 374, the diagonal of its images.
+    """
+
+    matching: Literal["overlap", "iou"] = "overlap"
+    min_iou: float = 0.5
+    connectivity: int = 26
+    min_mm3: float = 0
+    dilation: int = 0
+    penalty_mm: float = 374.0
+
+    def __post_init__(self) -> None:
+        if self.matching not in ("overlap", "iou"):
+            raise BadConfig(f"lesions are matched by overlap or iou, not '{self.matching}'")
+        if not 0 < self.min_iou <= 1 or self.min_mm3 < 0 or self.dilation < 0 or not self.penalty_mm >= 0:
+            raise BadConfig("lesion options are a min_iou in (0, 1] and a volume, dilation and penalty of 0 or more")
+
+
+def lesion_scores(
+    reference: NDArray[np.bool_],
+    prediction: NDArray[np.bool_],
+    spacing_mm: Sequence[float],
+    options: LesionOptions | None = None,
+    surface: Surface = "surfel",
+) -> dict[str, float]:
+    """Scores of the lesions (connected components) of one structure: (I, J, K) masks.
+
+    lesions_reference, lesions_prediction: how many; lesions_found: reference lesions with a match; lesions_invented:
+    predicted ones without. lesion_f1 (RQ) = TP / (TP + FP / 2 + FN / 2), lesion_sq: mean IoU of found lesions with
+    what matched them, lesion_pq = RQ * SQ. lesion_dice, lesion_hausdorff95_mm: mean over all reference lesions and
+    invented ones, which with missed ones count 0 and `penalty_mm` (BraTS 2023, Moawad et al., arXiv 2305.19369).
+    Without any lesion in both masks scores are nan.
+    """
+    options = options or LesionOptions()
+    voxel_mm3 = float(np.prod(spacing_mm))
+    overlapping = options.matching == "overlap"
+    grown = reference
+    if overlapping and options.dilation:
+        near = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[options.connectivity])
+        grown = ndimage.binary_dilation(reference, near, iterations=options.dilation)
+    ours, our_parts = connected_components(grown, options.connectivity)
+    theirs, their_parts = connected_components(prediction, options.connectivity)
+    ours, theirs = np.ascontiguousarray(ours), np.ascontiguousarray(theirs)
+    touched = grown & prediction
+    first, second, shared = _shared(ours[touched], theirs[touched])
+    # Lesions are as large as they were before they grew.
+    our_voxels = np.bincount(ours[reference], minlength=len(our_parts) + 1)
+    their_voxels = np.append(0, their_parts.voxels)
+    limit = options.min_mm3 * (1 - 1e-6)
+    ours_count = np.flatnonzero(our_voxels * voxel_mm3 >= limit)
+    ours_count = ours_count[ours_count > 0]
+    theirs_count = np.flatnonzero(their_voxels * voxel_mm3 >= limit)
+    theirs_count = theirs_count[theirs_count > 0]
+    large = np.isin(second, theirs_count)
+    first, second, shared = first[large], second[large], shared[large]
+    if not overlapping:
+        iou = shared / (our_voxels[first] + their_voxels[second] - shared)
+        valid = (iou >= options.min_iou) & np.isin(first, ours_count)
+        first, second = _one_to_one(first[valid], second[valid], iou[valid])
+    dice, iou_found, distance = [], [], []
+    for lesion in ours_count:
+        matches = second[first == lesion]
+        if not len(matches):
+            continue
+        box = _box(our_parts, int(lesion) - 1, [(their_parts, int(match) - 1) for match in matches])
+        mine = (ours[box] == lesion) & reference[box]
+        found = np.isin(theirs[box], matches)
+        both = int((mine & found).sum())
+        total = int(mine.sum()) + int(found.sum())
+        dice.append(2 * both / total)
+        iou_found.append(both / (total - both))
+        measured = surface_distances(mine, found, spacing_mm, [[1]], surface=surface)[0]
+        distance.append(hausdorff(measured, 95))
+    invented = len(np.setdiff1d(theirs_count, second))
+    missed = len(ours_count) - len(dice)
+    every = len(ours_count) + invented
+    nan = float("nan")
+    f1 = 2 * len(dice) / (2 * len(dice) + invented + missed) if every else nan
+    sq = float(np.mean(iou_found)) if iou_found else (0.0 if every else nan)
+    return {
+        "lesions_reference": len(ours_count),
+        "lesions_prediction": len(theirs_count),
+        "lesions_found": len(dice),
+        "lesions_missed": missed,
+        "lesions_invented": invented,
+        "lesion_f1": f1,
+        "lesion_sq": sq,
+        "lesion_pq": f1 * sq,
+        "lesion_dice": sum(dice) / every if every else nan,
+        "lesion_hausdorff95_mm": (sum(distance) + (missed + invented) * options.penalty_mm) / every if every else nan,
+    }
+
+
+def _shared(ours: NDArray, theirs: NDArray) -> tuple[NDArray, NDArray, NDArray]:
+    """Pairs of component numbers that share voxels, and how many."""
+    pairs, shared = np.unique(ours.astype(np.int64) << 32 | theirs.astype(np.int64), return_counts=True)
+    return pairs >> 32, pairs & 0xFFFFFFFF, shared
+
+
+def _one_to_one(first: NDArray, second: NDArray, iou: NDArray) -> tuple[NDArray, NDArray]:
+    """The pairs of most total IoU in which every component occurs once."""
+    rows, row = np.unique(first, return_inverse=True)
+    columns, column = np.unique(second, return_inverse=True)
+    gain = np.zeros((len(rows), len(columns)))
+    gain[row, column] = iou
+    i, j = linear_sum_assignment(gain, maximize=True)
+    real = gain[i, j] > 0
+    return rows[i[real]], columns[j[real]]
+
+
+def _box(parts: Components, row: int, others: list[tuple[Components, int]]) -> tuple[slice, ...]:
+    """The smallest box around components."""
+    every = [(parts, row), *others]
+    start = np.min([table.start[n] for table, n in every], axis=0)
+    stop = np.max([table.stop[n] for table, n in every], axis=0)
+    return tuple(slice(a, b) for a, b in zip(start, stop))
