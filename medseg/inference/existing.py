@@ -56,20 +56,26 @@ def _different_settings(before: object, model: Model, settings: Settings, extras
     """The first setting that differs from those of a record; '' if none does."""
     if not isinstance(before, Mapping):
         return "setting"
+    asked = _asked(model, settings, extras, foreign="taken" in before)
+    for key, value in asked.items():
+        if key in _CHOSEN:
+            if value == "auto" or isinstance(model, str):  # by intensity there is no choice
+                continue
+            value = _CHOSEN[key].get(value, value)
+        if key not in _WITHOUT_EFFECT and before.get(key) != value:
+            return key
+    return ""
+
+
+def _asked(model: Model, settings: Settings, extras: Extras, *, foreign: bool) -> dict[str, Any]:
+    """The settings as a record has them, but for what is chosen; foreign: by a model of another program."""
     asked = {key: _as_json(value) for key, value in settings_of(settings, model).items()}
     asked["roi"] = list(settings.roi) or None
-    if "taken" in before:  # by a model of another program
+    if foreign:
         asked |= {key: getattr(settings, key) for key in FOREIGN_KEYS}
     if settings.tta is None:  # the model and the device decide, and they are compared
         del asked["tta"]
-    asked |= dict.fromkeys(EXTRA_KEYS) | chosen_extras(extras)
-    for key, value in asked.items():
-        is_chosen = key in _CHOSEN and (value == "auto" or isinstance(model, str))  # by intensity there is no choice
-        if key in _WITHOUT_EFFECT or is_chosen:
-            continue
-        if before.get(key) != (_CHOSEN[key].get(value, value) if key in _CHOSEN else value):
-            return key
-    return ""
+    return asked | dict.fromkeys(EXTRA_KEYS) | chosen_extras(extras)
 
 
 def _as_json(value: Any) -> Any:

@@ -222,46 +222,100 @@ def memory_needed(
     from medseg.inference.backends.activations import activation_bytes
     from medseg.inference.backends.opening import blended_features
 
-    spec, grid, windows, half = checkpoints[0].spec, laid.grid, laid.windows, laid.half
-    bfloat = laid.precision == "bfloat16" and device == "cpu"
-    scan, image = volume.data.size, 4 * spec.inputs * int(np.prod(grid.shape))
+    spec, grid, windows = checkpoints[0].spec, laid.grid, laid.windows
     features, cell = blended_features(checkpoints, bool(laid.mirror))
-    if half:
+    if laid.half:
         features, cell = spec.outputs * len(checkpoints), 1
-    deferred = (features, cell) != (spec.outputs, 1) and not half
+    deferred = (features, cell) != (spec.outputs, 1) and not laid.half
     features += spec.skip_empty
-    patch, depth = windows.patch, windows.padded[2]
-    # The network: weights as float32 and as the kernels want them (files hold half precision; Winograd wants eight
-    # times the float32), activations, one window's features.
-    weights = sum(one.weight_bytes for one in checkpoints)
+    image = _image_bytes(grid, spec, cell)
     activations = activation_bytes(checkpoints[0], max(1, settings.batch), deferred)
-    network = 4 * weights + activations // 2 if bfloat else 18 * weights + activations
-    network += 4 * features * int(np.prod(patch))
-    if isinstance(grid, Frame) and any(size < p for size, p in zip(grid.shape, spec.patch)):
-        image *= 2  # it is padded, which copies
-    # The sums, the block that is complete, once more with the planes before it, and its classes.
-    rows = windows.starts[0]
-    steps = [b - a for a, b in pairwise(rows)] or [windows.shape[0]]
-    span = _span(windows, stripes)
-    carry = max(0, patch[0] - min(steps)) * span if len(rows) > 1 else 0
-    block = patch[0] * max(1, patch[1] // 4)  # of the last row
-    sums = 4 * features * depth * (patch[0] * patch[1] + carry + 2 * block + windows.shape[1]) + 2 * depth * block
-    if cell > 1:  # the logits of a block's voxels; and where cells reach beyond the image, it is padded
-        sums += 4 * spec.outputs * cell**3 * depth * (block + windows.shape[1] // cell)
-        image *= 2 if any(size % cell for size in grid.shape) else 1
-    maps = 4 * scan * (len(settings.probabilities) + settings.uncertainty) + (4 * scan if settings.probabilities else 0)
-    labels = scan * (1 if max(spec.classes) < 256 else 2)
+    bfloat = laid.precision == "bfloat16" and device == "cpu"
+    network = _network_bytes(checkpoints, activations, bfloat=bfloat)
+    network += 4 * features * int(np.prod(windows.patch))  # of one window
+    if laid.half:
+        sums = _half_sums_bytes(windows, features, stripes)
+    else:
+        sums = _sums_bytes(windows, features, stripes) + _cells_bytes(windows, spec.outputs, cell)
+    maps = _maps_bytes(volume.data.size, settings)
+    labels = _label_bytes(volume.data.size, spec, grid)
+    resampling = image + _resampling_bytes(grid, exact=settings.exact)
     painting = labels + maps + sums + image + (network if device == "cpu" else 0)
-    resampling = image + 2 * 4 * 64 * grid.shape[1] * grid.shape[2]
-    if isinstance(grid, Frame):
-        resampling = image + _regridding(grid, exact=settings.exact)
-        labels *= 2  # as painted, and as it lies in the scan
-        if half:  # a whole row of windows in half precision, of which blocks are copied out
-            row = patch[0] * span * depth
-            sums = 2 * (features + 1) * row * (2 if len(rows) > 1 else 1) + 4 * features * depth * 4 * block
-        painting = labels + maps + sums + image + (network if device == "cpu" else 0)
-    cleaning = labels * 2 + maps + (12 * scan if settings.cleanup and (spec.cleanup or spec.fluid) else 0)
+    cleaning = labels * 2 + maps
+    if settings.cleanup and (spec.cleanup or spec.fluid):
+        cleaning += 12 * volume.data.size
     return resident_bytes() + _LIBRARIES_BYTES + max(resampling, painting, cleaning)
+
+
+def _image_bytes(grid: ModelGrid | Frame, spec: ModelSpec, cell: int) -> int:
+    """Bytes of the channels on the network's grid, and of their copy where they are padded."""
+    image = 4 * spec.inputs * int(np.prod(grid.shape))
+    if isinstance(grid, Frame) and any(size < p for size, p in zip(grid.shape, spec.patch)):
+        image *= 2
+    if any(size % cell for size in grid.shape):  # cells reach beyond the image
+        image *= 2
+    return image
+
+
+def _network_bytes(checkpoints: Sequence[Checkpoint], activations: int, *, bfloat: bool) -> int:
+    """Bytes of weights, as float32 and as the kernels want them, and of activations.
+
+    Files hold half precision; Winograd wants eight times the float32.
+    """
+    weights = sum(one.weight_bytes for one in checkpoints)
+    return 4 * weights + activations // 2 if bfloat else 18 * weights + activations
+
+
+def _block_voxels(windows: Windows) -> int:
+    """Voxels, but for depth, of a block of the last row."""
+    return windows.patch[0] * max(1, windows.patch[1] // 4)
+
+
+def _sums_bytes(windows: Windows, features: int, stripes: int) -> int:
+    """Bytes of the sums, the block that is complete, once more with the planes before it, and its classes."""
+    rows, patch, depth = windows.starts[0], windows.patch, windows.padded[2]
+    carry = 0
+    if len(rows) > 1:
+        step = min(b - a for a, b in pairwise(rows))
+        carry = max(0, patch[0] - step) * _span(windows, stripes)
+    block = _block_voxels(windows)
+    planes = patch[0] * patch[1] + carry + 2 * block + windows.shape[1]
+    return 4 * features * depth * planes + 2 * depth * block
+
+
+def _cells_bytes(windows: Windows, outputs: int, cell: int) -> int:
+    """Bytes of the logits of a block's voxels where features are of cells of several."""
+    if cell == 1:
+        return 0
+    depth = windows.padded[2]
+    return 4 * outputs * cell**3 * depth * (_block_voxels(windows) + windows.shape[1] // cell)
+
+
+def _half_sums_bytes(windows: Windows, features: int, stripes: int) -> int:
+    """Bytes of a whole row of windows in half precision, of which blocks are copied out."""
+    depth = windows.padded[2]
+    row = windows.patch[0] * _span(windows, stripes) * depth
+    rows = 2 if len(windows.starts[0]) > 1 else 1
+    return 2 * (features + 1) * row * rows + 4 * features * depth * 4 * _block_voxels(windows)
+
+
+def _maps_bytes(voxels: int, settings: Settings) -> int:
+    """Bytes of the maps that are asked for; with probabilities one more while they are made."""
+    count = len(settings.probabilities) + settings.uncertainty + bool(settings.probabilities)
+    return 4 * voxels * count
+
+
+def _label_bytes(voxels: int, spec: ModelSpec, grid: ModelGrid | Frame) -> int:
+    """Bytes of the labels; in a frame as they are painted, and as they lie in the scan."""
+    each = 1 if max(spec.classes) < 256 else 2
+    return voxels * each * (2 if isinstance(grid, Frame) else 1)
+
+
+def _resampling_bytes(grid: ModelGrid | Frame, *, exact: bool) -> int:
+    """Bytes that the way to the network's grid takes beside the result."""
+    if isinstance(grid, Frame):
+        return _regridding(grid, exact=exact)
+    return 2 * 4 * 64 * grid.shape[1] * grid.shape[2]
 
 
 def _regridding(frame: Frame, *, exact: bool) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -343,22 +343,34 @@ def _channel_files(scan: Path, case: str, names: Sequence[str], folders: _Folder
     folder = scan.parent
     files = folders.channels(folder).get(case, {})
     wanted = [f"{case}_{number:04d}" + (f" ({name})" if name else "") for number, name in enumerate(names)]
-    missing = [name for number, name in enumerate(wanted) if number not in files]
-    twice = next((paths for _, paths in sorted(files.items()) if len(paths) > 1), None)
-    problem: MedsegError | None = None
-    if twice:
-        problem = BadFile(f"{twice[1]}: {twice[0].name} is the same channel of the same case; keep one of them")
-    elif missing:
-        problem = BadFile(f"{folder}: the model takes {len(names)} channels and {', '.join(missing)} is not there")
-    elif len(files) > len(names):
-        last = files[max(files)][0]
-        problem = BadFile(f"{last}: the model takes {len(names)} channels only: {', '.join(wanted)}")
+    problem = _channel_problem(folder, files, wanted)
     if problem is not None:
         return _Case(files=(scan,), name=case, problem=problem)
     paths = tuple(files[number][0] for number in range(len(names)))
     links = folders.links(folder)
     problems = (_problem_of(path) for path in paths if path.name in links)
     return _Case(files=paths, name=case, problem=next((one for one in problems if one is not None), None))
+
+
+def _channel_problem(
+    folder: Path, files: Mapping[int, Sequence[Path]], wanted: Sequence[str]
+) -> BadFile | None:
+    """What is wrong with the files of a case's channels; wanted: what each should be, for people."""
+    twice = next((paths for _, paths in sorted(files.items()) if len(paths) > 1), None)
+    if twice:
+        return BadFile(
+            f"{twice[1]}: {twice[0].name} is the same channel of the same case; keep one of them"
+        )
+    missing = [name for number, name in enumerate(wanted) if number not in files]
+    if missing:
+        listed = ", ".join(missing)
+        return BadFile(
+            f"{folder}: the model takes {len(wanted)} channels and {listed} is not there"
+        )
+    if len(files) > len(wanted):
+        last = files[max(files)][0]
+        return BadFile(f"{last}: the model takes {len(wanted)} channels only: {', '.join(wanted)}")
+    return None
 
 
 # Results -------------------------------------------------------------------------------------------------------------

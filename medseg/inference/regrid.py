@@ -8,7 +8,8 @@ threads, equal to about six digits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from medseg.models import Resampling
 _PAD = 12
 #: One spacing is more than this many times another: planes are resampled on their own.
 _SEPARATE_ABOVE = 3
+#: Data, shape and order of a spline to the data on that shape, in two or three dimensions.
+_Resample = Callable[[NDArray, Sequence[int], int], NDArray[np.float32]]
 
 
 def separate_axis(current: Sequence[float], new: Sequence[float], separate: bool | None) -> int | None:
@@ -66,23 +69,36 @@ def regrid(
     axis = separate_axis(current, new, resampling.separate)
     if resampling.scheme == "linear":
         return _linear(data, shape, axis, labels=labels)
-    order = resampling.order
+    one: _Resample = _labels if labels else partial(_spline, exact=exact)
     if axis is None:
-        return _labels(data, shape, order) if labels else _spline(data, shape, order, exact=exact)
-    plane = shape[:axis] + shape[axis + 1 :]
-    one = _labels if labels else lambda part, size, order: _spline(part, size, order, exact=exact)
-    across = _across(len(np.moveaxis(data, axis, 0)), shape[axis], resampling.order_across)
-    needed = range(data.shape[axis]) if across is None else sorted(set(across.tolist()))
-    planes = {n: one(np.ascontiguousarray(np.moveaxis(data, axis, 0)[n]), plane, order) for n in needed}
+        return one(data, shape, resampling.order)
+    return _by_planes(one, data, shape, resampling, axis=axis)
+
+
+def _by_planes(
+    one: _Resample,
+    data: NDArray[np.float32],
+    shape: Sequence[int],
+    resampling: Resampling,
+    *,
+    axis: int,
+) -> NDArray[np.float32]:
+    """Each plane across `axis` resampled by `one`, and then what lies between planes."""
+    old, new = data.shape[axis], shape[axis]
+    plane = (*shape[:axis], *shape[axis + 1 :])
+    across = _across(old, new, resampling.order_across)
+    needed = range(old) if across is None else sorted(set(across.tolist()))
+    stored = np.moveaxis(data, axis, 0)
+    planes = {n: one(np.ascontiguousarray(stored[n]), plane, resampling.order) for n in needed}
     if across is not None:
         return np.stack([planes[n] for n in across.tolist()], axis)
     from scipy import ndimage
 
-    at = data.shape[axis] / shape[axis] * (np.arange(shape[axis]) + 0.5) - 0.5
+    at = old / new * (np.arange(new) + 0.5) - 0.5
     grid = np.meshgrid(at, *(np.arange(n) for n in plane), indexing="ij")
     stack = np.stack([planes[n] for n in needed]).astype(np.float64)
-    found = ndimage.map_coordinates(stack, grid, order=resampling.order_across, mode="nearest")
-    return np.moveaxis(found, 0, axis).astype(np.float32)
+    values = ndimage.map_coordinates(stack, grid, order=resampling.order_across, mode="nearest")
+    return np.moveaxis(values, 0, axis).astype(np.float32)
 
 
 def _across(old: int, new: int, order: int) -> NDArray[np.int64] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -81,13 +81,7 @@ def segment(
 
         model = load_models([model])
     check_channels(volumes, model)
-    names = channel_names(model)
-    volumes = on_one_grid(volumes, names if all(names) else ())
-    for volume, name in zip(volumes, names):
-        try:
-            check_image(volume)
-        except BadFile as error:
-            raise BadFile(f"{name}: {error}" if name and len(volumes) > 1 else str(error)) from None
+    volumes = _checked_channels(volumes, channel_names(model))
     if is_set(model):
         return _segment_with_set(volumes, model, settings, progress, announce)
     if not isinstance(model, str) and as_list(model)[0].spec.locate is not None:
@@ -95,19 +89,45 @@ def segment(
     made = plan(volumes, model, settings)
     announce(made)
     if isinstance(model, str):
-        start = time.perf_counter()
-        function, classes = INTENSITY_MODELS[model]
-        labels = function(volumes[0], classes)
-        return Segmentation(labels, intensity_table(model), made, {"network": time.perf_counter() - start})
-    checkpoints, previous, spent = as_list(model), None, {}
-    recipe = checkpoints[0].spec.recipe
-    if recipe is not None and recipe.previous:
-        plain = replace(settings, probabilities=(), uncertainty=False, postprocess=False, roi=())
-        before = segment(volumes, checkpoints[0].first_stage(), plain, progress=progress)
-        previous, spent = before.labels, {"first stage": sum(before.seconds.values())}
+        return _segment_by_intensity(volumes[0], model, made)
+    checkpoints = as_list(model)
+    before = _first_stage(volumes, checkpoints[0], settings, progress)
+    previous = None if before is None else before.labels
     result = _segment_with_network(volumes, checkpoints, settings, made, progress, previous)
-    result.seconds |= spent
+    if before is not None:
+        result.seconds["first stage"] = sum(before.seconds.values())
     return _only(result, settings.roi) if settings.roi else result
+
+
+def _checked_channels(volumes: Sequence[Volume], names: Sequence[str]) -> list[Volume]:
+    """The channels on the grid of the first. Raises `BadFile` for one that is not an image."""
+    volumes = on_one_grid(volumes, names if all(names) else ())
+    for volume, name in zip(volumes, names):
+        try:
+            check_image(volume)
+        except BadFile as error:
+            several = name and len(volumes) > 1
+            raise BadFile(f"{name}: {error}" if several else str(error)) from None
+    return volumes
+
+
+def _segment_by_intensity(volume: Volume, model: str, made: Plan) -> Segmentation:
+    start = time.perf_counter()
+    function, classes = INTENSITY_MODELS[model]
+    labels = function(volume, classes)
+    seconds = {"network": time.perf_counter() - start}
+    return Segmentation(labels, intensity_table(model), made, seconds)
+
+
+def _first_stage(
+    volumes: Sequence[Volume], checkpoint: Checkpoint, settings: Settings, progress: Progress
+) -> Segmentation | None:
+    """What the first stage of a cascade finds; None where the model is none."""
+    recipe = checkpoint.spec.recipe
+    if recipe is None or not recipe.previous:
+        return None
+    plain = replace(settings, probabilities=(), uncertainty=False, postprocess=False, roi=())
+    return segment(volumes, checkpoint.first_stage(), plain, progress=progress)
 
 
 def _only(result: Segmentation, values: Sequence[int]) -> Segmentation:
@@ -133,30 +153,48 @@ def _segment_with_set(
     seconds: dict[str, float] = {}
     maps: dict[str, Volume] = {}
     confidence: dict[int, float] = {}
-    made: Plan | None = None
+    plans: list[Plan] = []
     for checkpoints, values in zip(models.models, models.labels):
         own = {out: value for value, out in values.items()}
         part = replace(settings, probabilities=tuple(own[v] for v in settings.probabilities if v in own))
         found = segment(volumes, checkpoints, part, progress=progress, announce=announce)
         table = np.zeros(max(checkpoints[0].spec.classes) + 1, labels.dtype)
         table[list(values)] = list(values.values())
-        for k in range(labels.shape[2]):  # plane by plane: no second map of the scan's size
-            out = table[found.labels.data[..., k]]
-            np.copyto(labels[..., k], out, where=out != 0)
+        _lay_over(labels, found.labels.data, table)
         for name, seconds_spent in found.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + seconds_spent
-        for name, volume_map in found.maps.items():
-            out_name = f"probability_{values[int(name.rpartition('_')[2])]}" if name != "uncertainty" else name
-            if out_name in maps:  # how unsure: the least sure of all
-                np.maximum(maps[out_name].data, volume_map.data, out=maps[out_name].data)
-            else:
-                maps[out_name] = volume_map
+        _add_maps(maps, found.maps, values)
         confidence |= {values[value]: share for value, share in found.confidence.items() if value in values}
-        made = found.plan if made is None or found.plan.memory_bytes > made.memory_bytes else made
-    assert made is not None
+        plans.append(found.plan)
+    largest = max(plans, key=lambda one: one.memory_bytes)
     return Segmentation(
-        volumes[0].with_data(labels), models.table, replace(made, model=models.name), seconds, maps, confidence
+        labels=volumes[0].with_data(labels),
+        table=models.table,
+        plan=replace(largest, model=models.name),
+        seconds=seconds,
+        maps=maps,
+        confidence=confidence,
     )
+
+
+def _lay_over(labels: NDArray, found: NDArray, table: NDArray) -> None:
+    """Write what was found over `labels` (X, Y, Z), but for background; table: of each value found the set's."""
+    for k in range(labels.shape[2]):  # plane by plane: no second map of the scan's size
+        out = table[found[..., k]]
+        np.copyto(labels[..., k], out, where=out != 0)
+
+
+def _add_maps(
+    maps: dict[str, Volume], found: Mapping[str, Volume], values: Mapping[int, int]
+) -> None:
+    """Add the maps of one model to those of a set; values: of each of its labels the set's."""
+    for name, volume_map in found.items():
+        if name != "uncertainty":
+            name = f"probability_{values[int(name.rpartition('_')[2])]}"
+        if name in maps:  # how unsure: the least sure of all
+            np.maximum(maps[name].data, volume_map.data, out=maps[name].data)
+        else:
+            maps[name] = volume_map
 
 
 def _segment_located(

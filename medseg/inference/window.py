@@ -163,56 +163,101 @@ def sliding_window(
     windows just done.
     """
     low, high = stripe or (0, windows.shape[1])
-    rows, columns, depths = windows.starts[0], windows.columns(low, high), windows.starts[2]
-    missing = [p * cell - size for p, size in zip(windows.padded, image.shape[1:])]
-    if any(missing):  # padding copies, even by nothing
-        image = F.pad(image, [n for one in missing[::-1] for n in (0, one)])
-    # Of every axis the weights of one window, and one over what each plane collects from all of them.
-    weights = [WEIGHTS[weighting](p).numpy() for p in windows.patch]
-    share = [_one_over_sums(w, starts, n) for w, starts, n in zip(weights, windows.starts, windows.padded)]
-    patch_y = windows.patch[1]
-    sums: Sums | None = None
+    rows, columns = windows.starts[0], windows.columns(low, high)
+    image = _padded(image, windows, cell)
+    weights, shares = _weights(windows, weighting)
     make: MakeSums = make_sums or partial(_Sums, device=torch.device(device))
+    sums: Sums | None = None
+    chunk = max(1, windows.patch[1] // 4)  # planes, so that what is finished stays small
+    # Where the planes of each row and column end that no later one adds to.
+    ends_x = (*rows[1:], windows.shape[0])
+    ends_y = (*columns[1:], min(columns[-1] + windows.patch[1], windows.shape[1]))
+    for x, end_x in zip(rows, ends_x):
+        for y, end_y in zip(columns, ends_y):
+            column = _column(image, windows, (x, y), cell)
+            for places, features in _predicted(predict, column, batch, empty):
+                if sums is None:
+                    count = len(features[0]) if empty is None else len(empty[1])
+                    sums = make(windows, columns, count)
+                for z, one in zip(places, features):
+                    sums.add(one, weights, z)
+                progress(len(places))
+            assert sums is not None
+            scales = (shares[0][x:end_x], shares[1], shares[2][: windows.shape[2]])
+            for first, data in _finished(sums, (y, end_y), (low, high), scales=scales, most=chunk):
+                yield Block(x, first, data)
+        assert sums is not None
+        sums.end_row(windows.patch[0] - (end_x - x))
+
+
+def _weights(
+    windows: Windows, weighting: str
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """Of every axis the weights of one window, and one over what each plane collects from all."""
+    weights = [WEIGHTS[weighting](p).numpy() for p in windows.patch]
+    return weights, list(map(_one_over_sums, weights, windows.starts, windows.padded))
+
+
+def _padded(image: Tensor, windows: Windows, cell: int) -> Tensor:
+    """(C, X, Y, Z) with zeros behind it up to the windows' end; itself if none is missing, as padding copies."""
+    missing = [size * cell - there for size, there in zip(windows.padded, image.shape[1:])]
+    if not any(missing):
+        return image
+    return F.pad(image, [n for one in missing[::-1] for n in (0, one)])
+
+
+def _column(
+    image: Tensor, windows: Windows, at: tuple[int, int], cell: int
+) -> list[tuple[int, Tensor]]:
+    """(depth, window (C, X, Y, Z)) of the windows at (x, y), in cells of `cell` voxels."""
 
     def cut(start: int, size: int) -> slice:
         return slice(start * cell, (start + size) * cell)
 
-    for row, x in enumerate(rows):
-        finished_x = (windows.shape[0] if row == len(rows) - 1 else rows[row + 1]) - x
-        for column, y in enumerate(columns):
-            last = column == len(columns) - 1
-            todo = [(z, image[(slice(None), *map(cut, (x, y, z), windows.patch))]) for z in depths]
-            if empty is not None:
-                nothing = [z for z, window in todo if float(window.max()) <= empty[0]]
-                if sums is None and nothing:
-                    sums = make(windows, columns, len(empty[1]))
-                for z in nothing:
-                    assert sums is not None
-                    sums.add(torch.tensor(empty[1]).view(-1, 1, 1, 1), weights, z)
-                todo = [(z, window) for z, window in todo if z not in nothing]
-                progress(len(nothing))
-            for begin in range(0, len(todo), batch):
-                part = todo[begin : begin + batch]
-                predicted = predict(torch.stack([window for _, window in part]))
-                if sums is None:
-                    features = predicted.shape[1] if empty is None else len(empty[1])
-                    sums = make(windows, columns, features)
-                for (z, _), one in zip(part, predicted):
-                    sums.add(one, weights, z)
-                progress(len(part))
-            assert sums is not None
-            finished_y = (columns[column + 1] if not last else min(y + patch_y, windows.shape[1])) - y
-            # A few planes at a time, so that what is finished stays small; those outside of the stripe are not wanted.
-            chunk = max(1, patch_y // 4)
-            for at in range(y, y + finished_y, chunk):
-                count = min(chunk, y + finished_y - at)
-                start, stop = max(at, low), max(min(at + count, high), max(at, low))
-                scales = (share[0][x : x + finished_x], share[1][start:stop], share[2][: windows.shape[2]])
-                done = sums.finish(at, count, start - at, scales)
-                if stop > start:
-                    yield Block(x, start, done)
-            if last:
-                sums.end_row(windows.patch[0] - finished_x)
+    places = [(*at, z) for z in windows.starts[2]]
+    return [(place[2], image[(slice(None), *map(cut, place, windows.patch))]) for place in places]
+
+
+def _finished(
+    sums: Sums,
+    planes: tuple[int, int],
+    stripe: tuple[int, int],
+    *,
+    scales: Sequence[NDArray[np.float32]],
+    most: int,
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """(first plane, means) of the column's planes that no later window adds to, `most` at a time.
+
+    Those outside of the stripe are finished, too, and not wanted. scales: of the second axis all planes.
+    """
+    along, across, up = scales
+    for at in range(*planes, most):
+        count = min(most, planes[1] - at)
+        start = max(at, stripe[0])
+        stop = max(min(at + count, stripe[1]), start)
+        data = sums.finish(at, count, start - at, (along, across[start:stop], up))
+        if stop > start:
+            yield start, data
+
+
+def _predicted(
+    predict: Predict,
+    column: Sequence[tuple[int, Tensor]],
+    batch: int,
+    empty: tuple[float, Sequence[float]] | None,
+) -> Iterator[tuple[Sequence[int], Sequence[Tensor] | Tensor]]:
+    """(depths, features of each) of the windows of a column, the empty ones first; others in batches.
+
+    empty: as in `sliding_window`; the features of an empty window are one vector (F, 1, 1, 1).
+    """
+    if empty is not None:
+        threshold, air = empty
+        nothing = [z for z, window in column if float(window.max()) <= threshold]
+        yield nothing, [torch.tensor(air).view(-1, 1, 1, 1)] * len(nothing)
+        column = [(z, window) for z, window in column if z not in nothing]
+    for begin in range(0, len(column), batch):
+        part = column[begin : begin + batch]
+        yield [z for z, _ in part], predict(torch.stack([window for _, window in part]))
 
 
 class _Sums:

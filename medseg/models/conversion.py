@@ -79,22 +79,32 @@ def _write_folds(checkpoints: Sequence[Checkpoint], folder: Path) -> None:
 def read_set(folder: Path) -> ModelSet:
     """The set of models in a folder that `write_models` wrote. Raises `BadModel`."""
     path = folder / SET_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        names, labels = content["models"], content["labels"]
-        tables = tuple({int(own): int(out) for own, out in one.items()} for one in labels)
-        inside = all(isinstance(name, str) and name.startswith("part_") and "/" not in name for name in names)
-        title = str(content["name"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise BadModel(f"{path}: is damaged; convert the models again") from None
-    if not inside or len(names) != len(tables) or not names:
-        raise BadModel(f"{path}: is damaged; convert the models again")
+    title, names, tables = _read_set_file(path)
     models = tuple(tuple(load_checkpoints(str(folder / name))) for name in names)
     table = LabelTable.read(folder / "labels.csv")
     for checkpoints, own in zip(models, tables):
         if set(own) != set(checkpoints[0].spec.classes[1:]) or not set(own.values()) <= set(table.values):
             raise BadModel(f"{path}: its labels are not those of its models; convert the models again")
     return ModelSet(name=title, models=models, labels=tables, table=table)
+
+
+def _read_set_file(path: Path) -> tuple[str, list[str], tuple[dict[int, int], ...]]:
+    """The set's name, the folders of its models, and the set's label for each of theirs."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names, labels = content["models"], content["labels"]
+        tables = tuple({int(own): int(out) for own, out in one.items()} for one in labels)
+        inside = all(_is_part_folder(name) for name in names)
+        title = str(content["name"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise BadModel(f"{path}: is damaged; convert the models again") from None
+    if not inside or len(names) != len(tables) or not names:
+        raise BadModel(f"{path}: is damaged; convert the models again")
+    return title, names, tables
+
+
+def _is_part_folder(name: Any) -> bool:
+    return isinstance(name, str) and name.startswith("part_") and "/" not in name
 
 
 def facts_of(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:

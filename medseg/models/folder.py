@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -118,14 +119,7 @@ def load_checkpoint(name: str) -> Checkpoint:
 
     Raises `BadModel` if there is none or it is damaged.
     """
-    folder = BUNDLED / name if name in bundled_models() else Path(name)
-    if not (folder / "model.json").is_file() and (folder / "model" / "model.json").is_file():
-        folder = folder / "model"
-    if not (folder / "model.json").is_file():
-        if (folder / "plans.json").is_file():
-            raise BadModel(f"the model '{name}' is nnU-Net's: infer, convert and info read it, and nothing else does")
-        known = ", ".join(bundled_models())
-        raise BadModel(f"there is no model '{name}': give a model folder, or one that comes with medseg ({known})")
+    folder = _folder_of(name)
     try:
         spec = ModelSpec.model_validate(read_json(folder / "model.json", max_bytes=MAX_SPEC))
         check_steps(spec.cleanup)
@@ -142,12 +136,34 @@ def load_checkpoint(name: str) -> Checkpoint:
         raise BadModel(f"the model in {folder} is incomplete or damaged: {error}") from None
     if size > MAX_WEIGHTS:
         raise BadModel(f"the weights in {folder} hold {size} bytes, more than the {MAX_WEIGHTS} allowed")
-    missing = [value for value in spec.classes[1:] if value not in table.values]
-    if spec.classes[0] != 0 or len(set(spec.classes)) < len(spec.classes):
+    _check_classes(folder, spec.classes, table)
+    return Checkpoint(spec, table, folder)
+
+
+def _folder_of(name: str) -> Path:
+    """The folder that holds the model of a name. Raises `BadModel` if there is none."""
+    folder = BUNDLED / name if name in bundled_models() else Path(name)
+    for place in (folder, folder / "model"):
+        if (place / "model.json").is_file():
+            return place
+    if (folder / "plans.json").is_file():
+        raise BadModel(
+            f"the model '{name}' is nnU-Net's: infer, convert and info read it, "
+            "and nothing else does"
+        )
+    known = ", ".join(bundled_models())
+    raise BadModel(
+        f"there is no model '{name}': give a model folder, or one that comes with medseg ({known})"
+    )
+
+
+def _check_classes(folder: Path, classes: Sequence[int], table: LabelTable) -> None:
+    """Raise `BadModel` for classes that are not background and then named values, each once."""
+    missing = [value for value in classes[1:] if value not in table.values]
+    if classes[0] != 0 or len(set(classes)) < len(classes):
         raise BadModel(f"{folder / 'model.json'} is damaged: classes are background 0 and then each value once")
     if missing:
         raise BadModel(f"{folder}: labels.csv does not name the values {', '.join(map(str, missing))}")
-    return Checkpoint(spec, table, folder)
 
 
 def sha256_of(path: Path) -> str:

@@ -12,7 +12,7 @@ import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -146,12 +146,17 @@ def _parts(root: Path, folders: Sequence[Path]) -> Found | None:
             found = _listed_parts(place / "parts.json", folders)
             if found is not None:
                 return found
-    matches = [_PART.match(_dataset(folder)) for folder in folders]
-    if len(folders) < 2 or not all(matches):
+    return _named_parts(root, folders)
+
+
+def _named_parts(root: Path, folders: Sequence[Path]) -> Found | None:
+    """A set of parts from the names of its folders, as TotalSegmentator gives them."""
+    matches = [match for folder in folders if (match := _PART.match(_dataset(folder)))]
+    if len(folders) < 2 or len(matches) < len(folders):
         return None
-    ordered = sorted(zip(folders, matches), key=lambda pair: int(pair[1]["number"]) if pair[1] else 0)
-    numbers = [int(match["number"]) for _, match in ordered if match]
-    sets = {match["set"] for match in matches if match}
+    ordered = sorted(zip(folders, matches), key=lambda pair: int(pair[1]["number"]))
+    numbers = [int(match["number"]) for _, match in ordered]
+    sets = {match["set"] for match in matches}
     if numbers != list(range(1, len(numbers) + 1)) or len(sets) > 1:
         shown = ", ".join(_dataset(folder) for folder in folders)
         raise BadModel(f"{root}: its models are parts of one set that is not complete, or of several: {shown}")
@@ -176,25 +181,36 @@ def _listed_parts(path: Path, folders: Sequence[Path]) -> Found | None:
     named = [entry.get("model") if isinstance(entry, dict) else None for entry in entries]
     if set(named) != set(by_name) or len(named) != len(folders):
         return None
-    parts = []
-    for entry in entries:
-        try:
-            own = {int(value): int(labels[name]) for value, name in entry["labels"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise BadModel(f"{path}: does not give a label of the set to each label of {entry['model']}") from None
-        parts.append(Part(folder=by_name[entry["model"]], labels=own))
-    step = content.get("step_size", 0.8)
-    if type(step) not in (int, float) or not 0.1 <= step <= 1:
-        raise BadModel(f"{path}: step_size {step!r:.40} is not a share of a window")
+    parts = [_listed_part(entry, by_name[entry["model"]], labels, path=path) for entry in entries]
+    overlap = _listed_overlap(content, path)
     folds = content.get("folds") or []
     return Found(
         parts=tuple(parts),
         names={int(value): str(name) for name, value in labels.items()},
-        overlap=1 - step,
+        overlap=overlap,
         mirrored=bool(content.get("mirroring", False)),
         folds=tuple(str(fold) for fold in folds),
         several=True,
     )
+
+
+def _listed_overlap(content: Mapping[str, Any], path: Path) -> float:
+    """The share by which windows overlap. Raises `BadModel` if the step is not a share of a window."""
+    step = content.get("step_size", 0.8)
+    if type(step) not in (int, float) or not 0.1 <= step <= 1:
+        raise BadModel(f"{path}: step_size {step!r:.40} is not a share of a window")
+    return 1 - step
+
+
+def _listed_part(entry: Any, folder: Path, labels: Mapping[str, Any], *, path: Path) -> Part:
+    """One entry of a parts.json; labels: name to value of the set's labels."""
+    try:
+        own = {int(value): int(labels[name]) for value, name in entry["labels"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise BadModel(
+            f"{path}: does not give a label of the set to each label of {entry['model']}"
+        ) from None
+    return Part(folder=folder, labels=own)
 
 
 # ---------------------------------------------------------------- folds and checkpoints
@@ -210,23 +226,44 @@ def fold_files(folder: Path, *, folds: Sequence[str] = (), checkpoint: str = "fi
     if not re.fullmatch(r"\w+", checkpoint):
         raise BadConfig(f"--checkpoint {checkpoint!r:.40}: give final, best or latest")
     name = f"checkpoint_{checkpoint}.pth"
-    there = {entry.name.removeprefix("fold_"): entry for entry in _folders(folder) if entry.name.startswith("fold_")}
-    have = {fold: entry / name for fold, entry in there.items() if (entry / name).is_file()}
-    if folds:
-        missing = [fold for fold in folds if fold not in have]
-        if missing:
-            known = ", ".join(sorted(have)) or "none"
-            raise BadModel(f"{folder}: has no fold {missing[0]} with {name}; those that have one: {known}")
-        return [have[fold] for fold in folds]
-    numbered = sorted((fold for fold in have if fold.isdigit()), key=int)
-    chosen = numbered or [fold for fold in have if fold == "all"]
-    if chosen:
-        return [have[fold] for fold in chosen]
-    others = sorted({file.name for entry in there.values() for file in entry.glob("checkpoint_*.pth")})
-    if others:
-        short = others[0].removeprefix("checkpoint_").removesuffix(".pth")
-        raise BadModel(f"{folder}: has no {name}, only {', '.join(others)}; ask for it with --checkpoint {short}")
-    raise BadModel(f"{folder}: has plans but no weights (no fold_0/{name}); fetch the whole model")
+    fold_folders = [entry for entry in _folders(folder) if entry.name.startswith("fold_")]
+    checkpoints = _fold_checkpoints(fold_folders, name)
+    missing = [fold for fold in folds if fold not in checkpoints]
+    if missing:
+        known = ", ".join(sorted(checkpoints)) or "none"
+        raise BadModel(
+            f"{folder}: has no fold {missing[0]} with {name}; those that have one: {known}"
+        )
+    chosen = folds or _default_folds(checkpoints)
+    if not chosen:
+        raise _no_weights(folder, fold_folders, name)
+    return [checkpoints[fold] for fold in chosen]
+
+
+def _fold_checkpoints(fold_folders: Sequence[Path], name: str) -> dict[str, Path]:
+    """Of each fold that has a checkpoint of this name its path."""
+    paths = {folder.name.removeprefix("fold_"): folder / name for folder in fold_folders}
+    return {fold: path for fold, path in paths.items() if path.is_file()}
+
+
+def _default_folds(folds: Collection[str]) -> list[str]:
+    """Every numbered fold, or fold_all if it is the only one."""
+    numbered = sorted(filter(str.isdigit, folds), key=int)
+    return numbered or [fold for fold in folds if fold == "all"]
+
+
+def _no_weights(folder: Path, fold_folders: Sequence[Path], name: str) -> BadModel:
+    """What to say where no fold has the checkpoint `name`."""
+    others = sorted({file.name for fold in fold_folders for file in fold.glob("checkpoint_*.pth")})
+    if not others:
+        return BadModel(
+            f"{folder}: has plans but no weights (no fold_0/{name}); fetch the whole model"
+        )
+    short = others[0].removeprefix("checkpoint_").removesuffix(".pth")
+    listed = ", ".join(others)
+    return BadModel(
+        f"{folder}: has no {name}, only {listed}; ask for it with --checkpoint {short}"
+    )
 
 
 def postprocessing_file(folder: Path) -> Path | None:
@@ -271,30 +308,54 @@ def _members(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
     if len(entries) > MAX_ENTRIES:
         raise BadModel(f"{path}: holds {len(entries)} files, more than the {MAX_ENTRIES} allowed")
     for entry in entries:
-        name = entry.filename
-        parts = PurePosixPath(name).parts
-        odd = "\\" in name or "\0" in name or ":" in name.split("/", 1)[0]
-        if odd or name.startswith("/") or ".." in parts:
-            raise BadModel(f"{path}: holds {name!r:.120}, which would lie outside its folder; it is not unpacked")
-        if stat.S_ISLNK(entry.external_attr >> 16):
-            raise BadModel(f"{path}: holds the link {name!r:.120}; it is not unpacked")
-        if entry.flag_bits & 1:
-            raise BadModel(f"{path}: is encrypted; unpack it first")
-    wanted = [e for e in entries if not e.is_dir() and _NEEDED.fullmatch(PurePosixPath(e.filename).name)]
-    wanted = [e for e in wanted if PurePosixPath(e.filename).parts[0] != "__MACOSX"]
-    if not any(PurePosixPath(entry.filename).name == "plans.json" for entry in wanted):
-        inner = next((entry.filename for entry in entries if entry.filename.lower().endswith(".zip")), None)
-        if inner is not None:
-            raise BadModel(f"{path}: holds the archive {inner!r:.120}; unpack the outer one and give that")
-        if any(PurePosixPath(e.filename).name in ("plans.pkl", "model_final_checkpoint.model") for e in entries):
-            raise BadModel(
-                f"{path}: was made by nnU-Net v1, which stores pickles, and those are not opened; convert it with "
-                "nnU-Net or ask its authors for a model of v2"
-            )
-        raise BadModel(f"{path}: holds no model of nnU-Net v2 (a folder with plans.json, dataset.json and fold_0)")
+        _check_entry(entry, path)
+    wanted = [entry for entry in entries if _is_needed(entry)]
+    if "plans.json" not in map(_base_name, wanted):
+        raise _no_model_in(entries, path)
     if sum(entry.file_size for entry in wanted) > MAX_ARCHIVE_BYTES:
         raise BadModel(f"{path}: unpacks to more than the {MAX_ARCHIVE_BYTES / 1e9:.0f} GB allowed")
     return wanted
+
+
+def _base_name(entry: zipfile.ZipInfo) -> str:
+    return PurePosixPath(entry.filename).name
+
+
+def _check_entry(entry: zipfile.ZipInfo, path: Path) -> None:
+    """Raise `BadModel` for an entry that would lie elsewhere, is a link, or is encrypted."""
+    name = entry.filename
+    odd = "\\" in name or "\0" in name or ":" in name.split("/", 1)[0]
+    if odd or name.startswith("/") or ".." in PurePosixPath(name).parts:
+        raise BadModel(
+            f"{path}: holds {name!r:.120}, which would lie outside its folder; it is not unpacked"
+        )
+    if stat.S_ISLNK(entry.external_attr >> 16):
+        raise BadModel(f"{path}: holds the link {name!r:.120}; it is not unpacked")
+    if entry.flag_bits & 1:
+        raise BadModel(f"{path}: is encrypted; unpack it first")
+
+
+def _is_needed(entry: zipfile.ZipInfo) -> bool:
+    if entry.is_dir() or not _NEEDED.fullmatch(_base_name(entry)):
+        return False
+    return PurePosixPath(entry.filename).parts[0] != "__MACOSX"
+
+
+def _no_model_in(entries: Sequence[zipfile.ZipInfo], path: Path) -> BadModel:
+    """What to say of an archive without any plans."""
+    archives = [entry.filename for entry in entries if entry.filename.lower().endswith(".zip")]
+    if archives:
+        return BadModel(
+            f"{path}: holds the archive {archives[0]!r:.120}; unpack the outer one and give that"
+        )
+    if not {"plans.pkl", "model_final_checkpoint.model"}.isdisjoint(map(_base_name, entries)):
+        return BadModel(
+            f"{path}: was made by nnU-Net v1, which stores pickles, and those are not opened; "
+            "convert it with nnU-Net or ask its authors for a model of v2"
+        )
+    return BadModel(
+        f"{path}: holds no model of nnU-Net v2 (a folder with plans.json, dataset.json and fold_0)"
+    )
 
 
 def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, most: int) -> int:

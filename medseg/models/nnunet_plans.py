@@ -223,22 +223,28 @@ def _channels(plans: Plans, raw: Mapping[str, Any], where: str, channels: int) -
         raise BadModel(f"{where}: normalises {len(schemes)} channels, and dataset.json names {channels}")
     properties = plans.content.get("foreground_intensity_properties_per_channel")
     properties = properties or plans.content.get("foreground_intensity_properties_by_modality") or {}
-    found = []
+    scales = []
     for number, (scheme, masked) in enumerate(zip(schemes, masks)):
         if scheme not in NORMALISATIONS:
             raise BadModel(f"{where}: normalises by {scheme!r:.80}, which medseg does not have")
-        if scheme != "CTNormalization":
-            masked = bool(masked) and scheme == "ZScoreNormalization"
-            found.append(ChannelScale(scheme=NORMALISATIONS[scheme], masked=masked))
+        if scheme == "CTNormalization":
+            scales.append(_fixed_scale(properties, number, plans.path))
             continue
-        facts = properties.get(str(number)) if isinstance(properties, dict) else None
-        keys = ("percentile_00_5", "percentile_99_5", "mean", "std")
-        values = [facts.get(key) if isinstance(facts, dict) else None for key in keys]
-        low, high, mean, sd = _numbers(values, f"{plans.path}: the intensities of channel {number}")
-        if not low < high or sd < 0:
-            raise BadModel(f"{plans.path}: the intensities of channel {number} make no range")
-        found.append(ChannelScale(scheme="fixed", low=low, high=high, mean=mean, sd=sd))
-    return tuple(found)
+        masked = bool(masked) and scheme == "ZScoreNormalization"
+        scales.append(ChannelScale(scheme=NORMALISATIONS[scheme], masked=masked))
+    return tuple(scales)
+
+
+def _fixed_scale(properties: Any, number: int, path: Path) -> ChannelScale:
+    """The scale of a channel's intensities in training; properties: of all channels, as stored."""
+    what = f"{path}: the intensities of channel {number}"
+    facts = properties.get(str(number)) if isinstance(properties, dict) else None
+    keys = ("percentile_00_5", "percentile_99_5", "mean", "std")
+    values = [facts.get(key) if isinstance(facts, dict) else None for key in keys]
+    low, high, mean, sd = _numbers(values, what)
+    if not low < high or sd < 0:
+        raise BadModel(f"{what} make no range")
+    return ChannelScale(scheme="fixed", low=low, high=high, mean=mean, sd=sd)
 
 
 def _resampling(raw: Mapping[str, Any], what: str, order: int, where: str) -> Resampling:
@@ -349,7 +355,13 @@ def _check_options(options: Mapping[str, Any], where: str, dimension: int) -> No
             continue
         if value not in _DEFAULTS.get(key, (None, False)):
             raise BadModel(f"{where}: its network has {key} = {value!r:.80}, which medseg does not have")
-    conv, norm, activation = (str(options.get(key, "")).split(".")[-1] for key in ("conv_op", "norm_op", "nonlin"))
+    _check_layers(options, where, dimension)
+
+
+def _check_layers(options: Mapping[str, Any], where: str, dimension: int) -> None:
+    """Raise `BadModel` for convolutions, norms and activations that medseg does not run."""
+    keys = ("conv_op", "norm_op", "nonlin")
+    conv, norm, activation = (str(options.get(key, "")).split(".")[-1] for key in keys)
     norms = (f"InstanceNorm{dimension}d", f"BatchNorm{dimension}d")
     if conv != f"Conv{dimension}d" or norm not in norms or activation not in ("LeakyReLU", "ReLU"):
         raise BadModel(f"{where}: a network of {conv}, {norm} and {activation} is not one medseg runs")
@@ -409,33 +421,53 @@ def read_outputs(path: Path) -> Outputs:
     """What a model's `dataset.json` says of channels and labels. Raises `BadModel`."""
     content = read_json(path)
     labels = _labels(content.get("labels"), path)
-    values = sorted({value for group in labels.values() for value in group})
-    names = _channel_names(content, path)
-    if not any(len(group) > 1 for group in labels.values()):
-        if values != list(range(len(values))) or len(values) < 2:
-            shown = ", ".join(str(value) for value in values[:20])
-            raise BadModel(
-                f"{path}: its labels are {shown}; nnU-Net numbers its outputs 0, 1, 2 ... without gaps, so what "
-                "they mean is uncertain; correct dataset.json"
-            )
-        by_value = {value: [name for name, group in labels.items() if value in group] for value in values}
-        told = {value: " / ".join(by_value[value]) for value in values if value}
-        return Outputs(
-            channel_names=names,
-            regions=False,
-            values=tuple(values),
-            names=told,
-            foreground=tuple(values[1:]),
+    channel_names = _channel_names(content, path)
+    if any(len(group) > 1 for group in labels.values()):
+        order = content.get("regions_class_order")
+        return _region_outputs(labels, order, channel_names, path=path)
+    return _label_outputs(labels, channel_names, path)
+
+
+def _label_outputs(
+    labels: Mapping[str, tuple[int, ...]], channel_names: tuple[str, ...], path: Path
+) -> Outputs:
+    """The outputs of a model whose labels exclude each other."""
+    values = sorted({group[0] for group in labels.values()})
+    if values != list(range(len(values))) or len(values) < 2:
+        shown = ", ".join(str(value) for value in values[:20])
+        raise BadModel(
+            f"{path}: its labels are {shown}; nnU-Net numbers its outputs 0, 1, 2 ... without "
+            "gaps, so what they mean is uncertain; correct dataset.json"
         )
+    by_value: dict[int, list[str]] = {}
+    for name, (value,) in labels.items():
+        by_value.setdefault(value, []).append(name)
+    return Outputs(
+        channel_names=channel_names,
+        regions=False,
+        values=tuple(values),
+        names={value: " / ".join(by_value[value]) for value in values[1:]},
+        foreground=tuple(values[1:]),
+    )
+
+
+def _region_outputs(
+    labels: Mapping[str, tuple[int, ...]],
+    order: Any,
+    channel_names: tuple[str, ...],
+    *,
+    path: Path,
+) -> Outputs:
+    """The outputs of a model of regions that overlap; order: the label of each, as stored."""
+    values = sorted({value for group in labels.values() for value in group})
     regions = {name: group for name, group in labels.items() if group != (0,)}
-    order = content.get("regions_class_order")
     if not isinstance(order, list) or len(order) != len(regions):
         raise BadModel(f"{path}: regions_class_order does not have one label for each of {len(regions)} regions")
     painted = [_whole(value, path) for value in order]
     if len(set(painted)) < len(painted) or min(painted) < 1:
         raise BadModel(f"{path}: regions_class_order {order!r:.80} names a label twice, or the background")
     return Outputs(
-        channel_names=names,
+        channel_names=channel_names,
         regions=True,
         values=(0, *painted),
         names=dict(zip(painted, regions)),
@@ -457,12 +489,8 @@ def _labels(labels: Any, path: Path) -> dict[str, tuple[int, ...]]:
     may be text."""
     if not isinstance(labels, dict) or not labels:
         raise BadModel(f"{path}: does not name its labels")
-    exchanged = all(_is_whole(key) for key in labels) and all(
-        isinstance(value, str) and not _is_whole(value) for value in labels.values()
-    )
-    pairs: list[tuple[str, Any]] = [(value, key) if exchanged else (key, value) for key, value in labels.items()]
     found: dict[str, tuple[int, ...]] = {}
-    for name, value in pairs:
+    for name, value in _pairs(labels):
         if name == "ignore":
             continue
         group = value if isinstance(value, list) else [value]
@@ -470,6 +498,18 @@ def _labels(labels: Any, path: Path) -> dict[str, tuple[int, ...]]:
             raise BadModel(f"{path}: the label {name!r:.80} is named twice or holds nothing")
         found[name] = tuple(_whole(one, path) for one in group)
     return found
+
+
+def _pairs(labels: Mapping[Any, Any]) -> list[tuple[Any, Any]]:
+    """(name, what it stands for) of each label, also where numbers are the keys."""
+    pairs = list(labels.items())
+    if all(map(_is_whole, labels)) and all(map(_is_name, labels.values())):
+        return [(name, number) for number, name in pairs]
+    return pairs
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and not _is_whole(value)
 
 
 def _is_whole(value: Any) -> bool:

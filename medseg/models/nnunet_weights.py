@@ -214,25 +214,31 @@ def fitted_state(saved: Saved, expected: Mapping[str, Sequence[int]]) -> dict[st
     """
     stages = 1 + max((int(key.split(".")[1]) for key in expected if key.startswith("encoder.")), default=1)
     state: dict[str, Tensor] = {}
-    for key, value in saved.weights.items():
+    for key in saved.weights:
         name = medseg_name(key, stages)
         if name is None:
             continue
         wanted = expected.get(name)
         if wanted is None:
             raise _misfit(saved, f"{key} has no place in it")
-        if len(wanted) == value.ndim + 1 and value.ndim == 4:
-            value = value.unsqueeze(2)
-        if tuple(value.shape) != tuple(wanted):
-            shown = [" x ".join(str(n) for n in shape) for shape in (value.shape, wanted)]
-            raise _misfit(saved, f"{key} is {shown[0]} where {shown[1]} is planned")
-        if not value.is_floating_point():
-            raise _misfit(saved, f"{key} does not hold floating point numbers")
-        state[name] = value
+        state[name] = _fitted(saved, key, wanted)
     missing = [name for name in expected if name not in state]
     if missing:
         raise _misfit(saved, f"{missing[0]} is missing")
     return state
+
+
+def _fitted(saved: Saved, key: str, wanted: Sequence[int]) -> Tensor:
+    """One weight in the shape that is wanted. Raises `BadModel` if it has another."""
+    value = saved.weights[key]
+    if len(wanted) == value.ndim + 1 and value.ndim == 4:
+        value = value.unsqueeze(2)
+    if tuple(value.shape) != tuple(wanted):
+        stored, planned = (" x ".join(map(str, shape)) for shape in (value.shape, wanted))
+        raise _misfit(saved, f"{key} is {stored} where {planned} is planned")
+    if not value.is_floating_point():
+        raise _misfit(saved, f"{key} does not hold floating point numbers")
+    return value
 
 
 def check_finite(saved: Saved, state: Mapping[str, Tensor]) -> None:

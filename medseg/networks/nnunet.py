@@ -9,7 +9,8 @@ whose kernels and strides along the first axis are 1.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -127,6 +128,13 @@ def _threes(name: str, threes: Sequence[Sequence[int]], most: int, stages: int) 
     return [(three[0], three[1], three[2]) for three in threes]
 
 
+def _stage(
+    first: Callable[[], nn.Module], other: Callable[[], nn.Module], blocks: int
+) -> nn.Sequential:
+    """Blocks one after the other, of which the first changes the number of features."""
+    return nn.Sequential(*(other() if number else first() for number in range(blocks)))
+
+
 class NnUNet(nn.Module):
     """(B, channels, D, H, W) to logits (B, classes, D, H, W); every size must be a multiple of
     `multiple`.
@@ -166,16 +174,10 @@ class NnUNet(nn.Module):
         inputs = [features[0] if residual else channels, *features[:-1]]
         make = self._residual if residual else self._block
         self.encoder = nn.ModuleList(
-            nn.Sequential(
-                *(
-                    make(
-                        features[n] if b else inputs[n],
-                        features[n],
-                        kernel[n],
-                        (1, 1, 1) if b else stride[n],
-                    )
-                    for b in range(encoder_blocks[n])
-                )
+            _stage(
+                partial(make, inputs[n], features[n], kernel[n], stride[n]),
+                partial(make, features[n], features[n], kernel[n]),
+                encoder_blocks[n],
             )
             for n in range(stages)
         )
@@ -184,13 +186,12 @@ class NnUNet(nn.Module):
             nn.ConvTranspose3d(features[n + 1], features[n], stride[n + 1], stride[n + 1]) for n in deepest_first
         )
         self.decoder = nn.ModuleList(
-            nn.Sequential(
-                *(
-                    self._block(features[n] if b else 2 * features[n], features[n], kernel[n])
-                    for b in range(decoder_blocks[d])
-                )
+            _stage(
+                partial(self._block, 2 * features[n], features[n], kernel[n]),
+                partial(self._block, features[n], features[n], kernel[n]),
+                blocks,
             )
-            for d, n in enumerate(deepest_first)
+            for n, blocks in zip(deepest_first, decoder_blocks)
         )
         self.head = nn.Conv3d(features[0], classes, 1)
 

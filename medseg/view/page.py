@@ -13,6 +13,7 @@ import html
 import json
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,16 +74,10 @@ def prepare(
     notes: list[str] = []
     on_grid = labels.data
     if not same_grid(scan, labels):
-        on_grid = resample(labels, scan.affine, scan.shape, order=0).data
-        if labels.data.any() and not on_grid.any():
-            raise BadGeometry("no label lies in the scan; give labels that were made from this scan")
+        on_grid = _resampled_labels(labels, scan)
         notes.append("The labels have another grid than the scan; they are drawn at their place in mm.")
     contrast = contrast_of(scan.data)
-    numbers = np.zeros(int(on_grid.max(initial=0)) + 1, np.uint16)
-    for row in rows:
-        if row["index"] and row["value"] < len(numbers):
-            numbers[row["value"]] = row["index"]
-    shown = scan.with_data(numbers[on_grid])
+    shown = scan.with_data(_numbered(on_grid, rows))
     stored, slope, intercept = (_whole(scan.data), 1.0, 0.0) if max_voxels is None else _compact(scan.data, contrast)
     scan = scan.with_data(stored)
     if max_voxels is not None and (stored.size > max_voxels or max(stored.shape) > MAX_EMBEDDED_AXIS):
@@ -104,6 +99,23 @@ def prepare(
     small = shown.with_data(shown.data.astype(np.uint8)) if shown.data.max(initial=0) < 256 else shown
     suffix = ".nii" if max_voxels is None else ".nii.gz"  # to pack what stays on this machine only takes time
     return Contents(facts, _nifti_bytes(scan, suffix), _nifti_bytes(small, suffix))
+
+
+def _resampled_labels(labels: Volume, scan: Volume) -> NDArray:
+    """The labels on the scan's grid. Raises `BadGeometry` if none of them lies there."""
+    on_grid = resample(labels, scan.affine, scan.shape, order=0).data
+    if labels.data.any() and not on_grid.any():
+        raise BadGeometry("no label lies in the scan; give labels that were made from this scan")
+    return on_grid
+
+
+def _numbered(labels: NDArray, rows: Sequence[dict[str, Any]]) -> NDArray[np.uint16]:
+    """Labels as the numbers of the structures in the page, 0 for what it does not list."""
+    numbers = np.zeros(int(labels.max(initial=0)) + 1, np.uint16)
+    for row in rows:
+        if row["index"] and row["value"] < len(numbers):
+            numbers[row["value"]] = row["index"]
+    return numbers[labels]
 
 
 def page_html(contents: Contents, *, served: bool = False) -> str:

@@ -84,9 +84,7 @@ def _chains(sequence: nn.Sequential) -> Iterator[tuple[str, FastConv, list[str]]
     """(name of a convolution, what replaces it, names of the norm and activation that it takes in)."""
     children = list(sequence.named_children())
     for n, (name, conv) in enumerate(children):
-        if not (isinstance(conv, nn.Conv3d) and conv.groups == 1 and conv.padding_mode == "zeros"):
-            continue
-        if conv.out_channels % LANES or conv.weight.dtype != torch.float32:
+        if not isinstance(conv, nn.Conv3d) or not _is_plain(conv):
             continue
         following = children[n + 1 :]
         norm = slope = None
@@ -97,6 +95,12 @@ def _chains(sequence: nn.Sequential) -> Iterator[tuple[str, FastConv, list[str]]
             rest = rest[1:]
         taken = [name for name, _ in following[: len(following) - len(rest)]]
         yield name, FastConv(conv, norm, 1.0 if slope is None else slope), taken
+
+
+def _is_plain(conv: nn.Conv3d) -> bool:
+    """Whether a convolution is one that `FastConv` does: of all channels, padded by zeros, in float32."""
+    plain = conv.groups == 1 and conv.padding_mode == "zeros"
+    return plain and conv.out_channels % LANES == 0 and conv.weight.dtype == torch.float32
 
 
 def _is_instance_norm(module: nn.Module, channels: int) -> bool:
@@ -252,22 +256,25 @@ class FastConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, D, H, W) to (B, features, D, H, W), less where the convolution has a stride."""
         half = _is_half(x)
-        if not (half or x.dtype == torch.float32) or x.device.type != "cpu" or torch.is_grad_enabled():
+        known = half or x.dtype == torch.float32
+        if not known or x.device.type != "cpu" or torch.is_grad_enabled():
             return self._plainly(x)
-        spread: _Spread | None = None
-        if self.conv.in_channels <= _FEW and self._pays(x):
-            y, spread = self._direct(_settled(x), torch.bfloat16 if half else torch.float32)
-        elif half:
-            y = self._halved(x)
-        elif self._pays(x):
-            y, spread = self._winograd(x)
-        else:
-            y = self.conv(_settled(x).contiguous(memory_format=torch.channels_last_3d))
-            y = y.contiguous(memory_format=torch.channels_last_3d)
+        y, spread = self._convolved(x, half=half)
         if self.norm is None and self.slope == 1:
             return y
         scale, shift = self._normalisation(y, spread)
         return Deferred([_Source(y, scale, shift, self.slope)])
+
+    def _convolved(self, x: Tensor, *, half: bool) -> tuple[Tensor, _Spread | None]:
+        """The convolution by what is fastest, and its spread where that is known already."""
+        if self.conv.in_channels <= _FEW and self._pays(x):
+            return self._direct(_settled(x), torch.bfloat16 if half else torch.float32)
+        if half:
+            return self._halved(x), None
+        if self._pays(x):
+            return self._winograd(x)
+        y = self.conv(_settled(x).contiguous(memory_format=torch.channels_last_3d))
+        return y.contiguous(memory_format=torch.channels_last_3d), None
 
     def _halved(self, x: Tensor) -> Tensor:
         """The convolution in bfloat16, by oneDNN; a norm takes no notice of a bias.
@@ -399,13 +406,21 @@ class FastUp(nn.Module):
         if not known or x.device.type != "cpu" or torch.is_grad_enabled() or x.ndim != 5:
             y: Tensor = conv(x)
             return y
-        if half:
-            self._half = self._half or _halves(conv.weight, conv.bias)
-            x = _settled(x).to(torch.bfloat16, memory_format=torch.channels_last_3d)
-            y = F.conv_transpose3d(x, *self._half, conv.stride)
-            return y.contiguous(memory_format=torch.channels_last_3d)
+        return self._halved(x) if half else self._doubled(x)
+
+    def _halved(self, x: Tensor) -> Tensor:
+        """In bfloat16, by oneDNN."""
+        conv = self.conv
+        self._half = self._half or _halves(conv.weight, conv.bias)
+        x = _settled(x).to(torch.bfloat16, memory_format=torch.channels_last_3d)
+        y = F.conv_transpose3d(x, *self._half, conv.stride)
+        return y.contiguous(memory_format=torch.channels_last_3d)
+
+    def _doubled(self, x: Tensor) -> Tensor:
+        """In float32, by a kernel of medseg's."""
         from medseg.kernels.winograd import ROWS, double_voxels, pack_double_weights
 
+        conv = self.conv
         if self._packed is None:
             self._packed = pack_double_weights(conv.weight.detach().numpy())
         packed = self._packed

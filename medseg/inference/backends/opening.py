@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from itertools import chain, combinations
 
 import numpy as np
@@ -90,22 +91,44 @@ def open_anew(
     place = choose_device(device)
     dtype = choose_precision(precision, place)
     exact = precision == "fp32" if exact is None else exact
-    classes = checkpoints[0].spec.outputs
-    first = BACKENDS["torch" if backend == "auto" else backend](checkpoints[0], place, dtype, exact=exact)
-    if backend == "auto" and place.type == "cpu" and not exact and _openvino_pays(checkpoints[0], first, windows):
-        with suppress(BadConfig):  # of networks that it cannot run
-            candidate = open_openvino(checkpoints[0], place, dtype)
-            patch = example_patch(checkpoints[0])
-            if seconds_of(lambda: candidate(patch), 1) * OPENVINO_GAIN < seconds_of(lambda: first(patch), 1):
-                first = candidate
-    predictors = [first, *(BACKENDS[first.backend](one, place, dtype, exact=exact) for one in checkpoints[1:])]
-    together = sum(one.features for one in predictors) / first.cell**3
-    alike = all(one.head and one.cell == first.cell for one in predictors)
-    apart = len(predictors) > 1 and not (alike and worth_deferring(together, classes))
-    if apart or (mirror and first.cell > 1):  # the voxels of a mirrored cell would have to change places
-        predictors = [BACKENDS[first.backend](one, place, dtype, exact=exact, defer=False) for one in checkpoints]
+    first = BACKENDS["torch" if backend == "auto" else backend](
+        checkpoints[0], place, dtype, exact=exact
+    )
+    if backend == "auto" and place.type == "cpu" and not exact:
+        first = _faster(checkpoints[0], first, windows, dtype=dtype)
+    opened = partial(BACKENDS[first.backend], device=place, dtype=dtype, exact=exact)
+    predictors = [first, *(opened(one) for one in checkpoints[1:])]
+    if not _may_defer(predictors, checkpoints[0].spec.outputs, mirrored=bool(mirror)):
+        predictors = [opened(one, defer=False) for one in checkpoints]
     joined = _ensemble(predictors) if len(predictors) > 1 else predictors[0]
     return _mirrored(joined, mirror) if mirror else joined
+
+
+def _faster(
+    checkpoint: Checkpoint, plain: Predictor, windows: int, *, dtype: torch.dtype
+) -> Predictor:
+    """OpenVINO's predictor on the CPU where a trial pays and shows it faster, else the plain one."""
+    if not _openvino_pays(checkpoint, plain, windows):
+        return plain
+    with suppress(BadConfig):  # of networks that it cannot run
+        candidate = open_openvino(checkpoint, torch.device("cpu"), dtype)
+        patch = example_patch(checkpoint)
+        seconds = seconds_of(lambda: candidate(patch), 1)
+        if seconds * OPENVINO_GAIN < seconds_of(lambda: plain(patch), 1):
+            return candidate
+    return plain
+
+
+def _may_defer(predictors: Sequence[Predictor], outputs: int, *, mirrored: bool) -> bool:
+    """Whether what predictors give before their heads can be blended, and if several, is worth it."""
+    cell = predictors[0].cell
+    if mirrored and cell > 1:  # the voxels of a mirrored cell would have to change places
+        return False
+    if len(predictors) == 1:
+        return True
+    together = sum(one.features for one in predictors) / cell**3
+    alike = all(one.head and one.cell == cell for one in predictors)
+    return alike and worth_deferring(together, outputs)
 
 
 def open_apart(
