@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from medseg.documents import read_yaml
 from medseg.errors import BadConfig
+from medseg.text import read_yaml
 
 
 def _ordered(ends: tuple[float, float]) -> tuple[float, float]:

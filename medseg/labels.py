@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from medseg.errors import BadConfig, BadFile, BadOutput
 from medseg.files import atomic_write, read_text
-from medseg.plain_text import decimal_number, from_cell, harmless, to_cell, whole_number
+from medseg.text import decimal_number, from_cell, harmless, to_cell, whole_number
 
 #: Largest label value a table or a label map may hold.
 MAX_VALUE = 65535

@@ -301,7 +301,7 @@ def test_environment_variables_steer_nothing():
         text = path.read_text(encoding="utf-8")
         if name_of(path) == "training.tracking":  # sets two of MLflow's, so that it tells nobody, and reads none
             text = text.replace("os.environ.setdefault(", "")
-        if name_of(path) == "memory":  # tells libgomp how long its threads wait, in this process only
+        if name_of(path) == "machine":  # tells libgomp how long its threads wait, in this process only
             text = text.replace('os.environ.setdefault("GOMP_SPINCOUNT"', "")
         if name_of(path) == "training.processes":  # reads how torchrun numbers its processes
             text = text.replace('os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG"', "")

@@ -10,7 +10,7 @@ import typer
 
 from medseg.cli.options import Json, Quiet
 from medseg.cli.show import bar, grouped, print_json, print_line, print_rows, tell
-from medseg.plain_text import harmless
+from medseg.text import harmless
 
 if TYPE_CHECKING:
     from medseg.dataset import CaseFacts, Check, Dataset, Finding

@@ -24,7 +24,7 @@ from medseg.cli.options import (
 )
 from medseg.cli.show import print_table, show_warning
 from medseg.errors import BadFile, DataWarning
-from medseg.plain_text import harmless
+from medseg.text import harmless
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -12,7 +12,7 @@ import typer
 from medseg.cli.options import Json, Quiet, VolumeIndex
 from medseg.cli.show import bar, print_json, print_rows, tell
 from medseg.errors import BadConfig
-from medseg.plain_text import decimal_number, whole_number
+from medseg.text import decimal_number, whole_number
 
 Labels = Annotated[
     str | None, typer.Option(metavar="LIST", help="Structures: 1,2 or liver=1,tumour=1+2+3 or names of the table.")

@@ -35,7 +35,7 @@ from medseg.cli.options import (
 from medseg.cli.remote import Authority, Credentials, PlainHttp, Push, Remote, fetched
 from medseg.cli.show import bar_of_scan, explain, json_progress, print_json, print_table, tell
 from medseg.errors import BadConfig, BadOutput, Interrupted, MedsegError
-from medseg.memory import keep_memory
+from medseg.machine import keep_memory
 
 if TYPE_CHECKING:
     from medseg.inference import Extras, Job, Model, Settings

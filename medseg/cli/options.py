@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from medseg.plain_text import decimal_number, harmless, whole_number
+from medseg.text import decimal_number, harmless, whole_number
 
 
 class Command(TyperCommand):

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg.errors import DataWarning, MedsegError, NotEnoughMemory
-from medseg.plain_text import harmless
 from medseg.progress import Progress, silent
+from medseg.text import harmless
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -13,8 +13,8 @@ import typer
 from medseg.cli.options import Quiet, parse_bytes, parse_seconds
 from medseg.cli.show import grouped, print_line, print_rows
 from medseg.errors import BadConfig
-from medseg.memory import keep_memory
-from medseg.plain_text import harmless
+from medseg.machine import keep_memory
+from medseg.text import harmless
 
 if TYPE_CHECKING:
     from medseg.config import Config
@@ -146,7 +146,7 @@ def _train_config(
 
 
 def _changes(texts: Sequence[str]) -> dict[str, Any]:
-    from medseg.documents import parse_yaml
+    from medseg.text import parse_yaml
 
     changes = {}
     for text in texts:

@@ -10,9 +10,9 @@ from typing import Any
 
 from medseg.dataset.cases import Dataset, Finding
 from medseg.dataset.layouts.finding import column_name
-from medseg.documents import read_json
 from medseg.errors import BadFile
 from medseg.files import read_text
+from medseg.text import read_json
 
 
 def about_description(dataset: Dataset) -> list[Finding]:

@@ -14,7 +14,7 @@ from medseg.evaluation.reading import MASK_FOLDER, MaskedCases, files_of_volumes
 from medseg.files import read_text
 from medseg.io import is_slicer_segmentation, read_table, strip_suffix
 from medseg.labels import LabelTable
-from medseg.plain_text import whole_number
+from medseg.text import whole_number
 from medseg.volume import Volume, describe_grid, resample, turned_onto
 
 #: Endings that predictions and references of one case may differ by.

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.evaluation.metrics import plotted_columns
-from medseg.plain_text import harmless
+from medseg.text import harmless
 from medseg.view import png_bytes
 from medseg.volume import reorient
 

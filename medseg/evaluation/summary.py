@@ -17,7 +17,7 @@ from medseg.evaluation.lesions import LesionOptions
 from medseg.evaluation.metrics import METRICS, Empty
 from medseg.evaluation.surfaces import Surface
 from medseg.files import read_text
-from medseg.plain_text import decimal_number, from_cell, to_cell
+from medseg.text import decimal_number, from_cell, to_cell
 
 #: Columns of scores.csv that are not scores.
 NOT_SCORES = ("case", "structure", "status", "n_reference", "n_prediction", "n_both", "tolerance_mm")

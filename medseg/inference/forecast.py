@@ -23,7 +23,7 @@ from medseg.inference.settings import (
     mirror_axes,
     mirroring,
 )
-from medseg.memory import free_bytes, resident_bytes
+from medseg.machine import free_bytes, resident_bytes
 from medseg.volume import Volume
 
 if TYPE_CHECKING:

@@ -352,21 +352,15 @@ def _channel_files(scan: Path, case: str, names: Sequence[str], folders: _Folder
     return _Case(files=paths, name=case, problem=next((one for one in problems if one is not None), None))
 
 
-def _channel_problem(
-    folder: Path, files: Mapping[int, Sequence[Path]], wanted: Sequence[str]
-) -> BadFile | None:
+def _channel_problem(folder: Path, files: Mapping[int, Sequence[Path]], wanted: Sequence[str]) -> BadFile | None:
     """What is wrong with the files of a case's channels; wanted: what each should be, for people."""
     twice = next((paths for _, paths in sorted(files.items()) if len(paths) > 1), None)
     if twice:
-        return BadFile(
-            f"{twice[1]}: {twice[0].name} is the same channel of the same case; keep one of them"
-        )
+        return BadFile(f"{twice[1]}: {twice[0].name} is the same channel of the same case; keep one of them")
     missing = [name for number, name in enumerate(wanted) if number not in files]
     if missing:
         listed = ", ".join(missing)
-        return BadFile(
-            f"{folder}: the model takes {len(wanted)} channels and {listed} is not there"
-        )
+        return BadFile(f"{folder}: the model takes {len(wanted)} channels and {listed} is not there")
     if len(files) > len(wanted):
         last = files[max(files)][0]
         return BadFile(f"{last}: the model takes {len(wanted)} channels only: {', '.join(wanted)}")

@@ -30,7 +30,7 @@ from medseg.inference.results import (
 from medseg.inference.segmentation import Segmentation, segment
 from medseg.inference.settings import Model, Settings, as_list, channel_names
 from medseg.io import DicomOptions, SeveralVolumes, is_dicom_source, read, write
-from medseg.memory import peak_memory_bytes
+from medseg.machine import peak_memory_bytes
 from medseg.postprocess import anatomy, face, structure_volumes
 from medseg.progress import Progress, silent
 from medseg.version import versions

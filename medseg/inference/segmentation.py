@@ -184,9 +184,7 @@ def _lay_over(labels: NDArray, found: NDArray, table: NDArray) -> None:
         np.copyto(labels[..., k], out, where=out != 0)
 
 
-def _add_maps(
-    maps: dict[str, Volume], found: Mapping[str, Volume], values: Mapping[int, int]
-) -> None:
+def _add_maps(maps: dict[str, Volume], found: Mapping[str, Volume], values: Mapping[int, int]) -> None:
     """Add the maps of one model to those of a set; values: of each of its labels the set's."""
     for name, volume_map in found.items():
         if name != "uncertainty":

@@ -190,9 +190,7 @@ def sliding_window(
         sums.end_row(windows.patch[0] - (end_x - x))
 
 
-def _weights(
-    windows: Windows, weighting: str
-) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+def _weights(windows: Windows, weighting: str) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
     """Of every axis the weights of one window, and one over what each plane collects from all."""
     weights = [WEIGHTS[weighting](p).numpy() for p in windows.patch]
     return weights, list(map(_one_over_sums, weights, windows.starts, windows.padded))
@@ -206,9 +204,7 @@ def _padded(image: Tensor, windows: Windows, cell: int) -> Tensor:
     return F.pad(image, [n for one in missing[::-1] for n in (0, one)])
 
 
-def _column(
-    image: Tensor, windows: Windows, at: tuple[int, int], cell: int
-) -> list[tuple[int, Tensor]]:
+def _column(image: Tensor, windows: Windows, at: tuple[int, int], cell: int) -> list[tuple[int, Tensor]]:
     """(depth, window (C, X, Y, Z)) of the windows at (x, y), in cells of `cell` voxels."""
 
     def cut(start: int, size: int) -> slice:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
-from medseg.documents import parse_json, read_json
 from medseg.errors import BadConfig, BadFile, BadModel
 from medseg.files import atomic_write, open_file
 from medseg.labels import LabelTable
 from medseg.models.spec import ModelSpec
 from medseg.postprocess import check_steps
+from medseg.text import parse_json, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -147,14 +147,9 @@ def _folder_of(name: str) -> Path:
         if (place / "model.json").is_file():
             return place
     if (folder / "plans.json").is_file():
-        raise BadModel(
-            f"the model '{name}' is nnU-Net's: infer, convert and info read it, "
-            "and nothing else does"
-        )
+        raise BadModel(f"the model '{name}' is nnU-Net's: infer, convert and info read it, and nothing else does")
     known = ", ".join(bundled_models())
-    raise BadModel(
-        f"there is no model '{name}': give a model folder, or one that comes with medseg ({known})"
-    )
+    raise BadModel(f"there is no model '{name}': give a model folder, or one that comes with medseg ({known})")
 
 
 def _check_classes(folder: Path, classes: Sequence[int], table: LabelTable) -> None:

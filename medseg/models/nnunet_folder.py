@@ -207,9 +207,7 @@ def _listed_part(entry: Any, folder: Path, labels: Mapping[str, Any], *, path: P
     try:
         own = {int(value): int(labels[name]) for value, name in entry["labels"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise BadModel(
-            f"{path}: does not give a label of the set to each label of {entry['model']}"
-        ) from None
+        raise BadModel(f"{path}: does not give a label of the set to each label of {entry['model']}") from None
     return Part(folder=folder, labels=own)
 
 
@@ -231,9 +229,7 @@ def fold_files(folder: Path, *, folds: Sequence[str] = (), checkpoint: str = "fi
     missing = [fold for fold in folds if fold not in checkpoints]
     if missing:
         known = ", ".join(sorted(checkpoints)) or "none"
-        raise BadModel(
-            f"{folder}: has no fold {missing[0]} with {name}; those that have one: {known}"
-        )
+        raise BadModel(f"{folder}: has no fold {missing[0]} with {name}; those that have one: {known}")
     chosen = folds or _default_folds(checkpoints)
     if not chosen:
         raise _no_weights(folder, fold_folders, name)
@@ -256,14 +252,10 @@ def _no_weights(folder: Path, fold_folders: Sequence[Path], name: str) -> BadMod
     """What to say where no fold has the checkpoint `name`."""
     others = sorted({file.name for fold in fold_folders for file in fold.glob("checkpoint_*.pth")})
     if not others:
-        return BadModel(
-            f"{folder}: has plans but no weights (no fold_0/{name}); fetch the whole model"
-        )
+        return BadModel(f"{folder}: has plans but no weights (no fold_0/{name}); fetch the whole model")
     short = others[0].removeprefix("checkpoint_").removesuffix(".pth")
     listed = ", ".join(others)
-    return BadModel(
-        f"{folder}: has no {name}, only {listed}; ask for it with --checkpoint {short}"
-    )
+    return BadModel(f"{folder}: has no {name}, only {listed}; ask for it with --checkpoint {short}")
 
 
 def postprocessing_file(folder: Path) -> Path | None:
@@ -326,9 +318,7 @@ def _check_entry(entry: zipfile.ZipInfo, path: Path) -> None:
     name = entry.filename
     odd = "\\" in name or "\0" in name or ":" in name.split("/", 1)[0]
     if odd or name.startswith("/") or ".." in PurePosixPath(name).parts:
-        raise BadModel(
-            f"{path}: holds {name!r:.120}, which would lie outside its folder; it is not unpacked"
-        )
+        raise BadModel(f"{path}: holds {name!r:.120}, which would lie outside its folder; it is not unpacked")
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise BadModel(f"{path}: holds the link {name!r:.120}; it is not unpacked")
     if entry.flag_bits & 1:
@@ -345,17 +335,13 @@ def _no_model_in(entries: Sequence[zipfile.ZipInfo], path: Path) -> BadModel:
     """What to say of an archive without any plans."""
     archives = [entry.filename for entry in entries if entry.filename.lower().endswith(".zip")]
     if archives:
-        return BadModel(
-            f"{path}: holds the archive {archives[0]!r:.120}; unpack the outer one and give that"
-        )
+        return BadModel(f"{path}: holds the archive {archives[0]!r:.120}; unpack the outer one and give that")
     if not {"plans.pkl", "model_final_checkpoint.model"}.isdisjoint(map(_base_name, entries)):
         return BadModel(
             f"{path}: was made by nnU-Net v1, which stores pickles, and those are not opened; "
             "convert it with nnU-Net or ask its authors for a model of v2"
         )
-    return BadModel(
-        f"{path}: holds no model of nnU-Net v2 (a folder with plans.json, dataset.json and fold_0)"
-    )
+    return BadModel(f"{path}: holds no model of nnU-Net v2 (a folder with plans.json, dataset.json and fold_0)")
 
 
 def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, most: int) -> int:

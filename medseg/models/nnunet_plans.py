@@ -428,9 +428,7 @@ def read_outputs(path: Path) -> Outputs:
     return _label_outputs(labels, channel_names, path)
 
 
-def _label_outputs(
-    labels: Mapping[str, tuple[int, ...]], channel_names: tuple[str, ...], path: Path
-) -> Outputs:
+def _label_outputs(labels: Mapping[str, tuple[int, ...]], channel_names: tuple[str, ...], path: Path) -> Outputs:
     """The outputs of a model whose labels exclude each other."""
     values = sorted({group[0] for group in labels.values()})
     if values != list(range(len(values))) or len(values) < 2:

@@ -128,9 +128,7 @@ def _threes(name: str, threes: Sequence[Sequence[int]], most: int, stages: int) 
     return [(three[0], three[1], three[2]) for three in threes]
 
 
-def _stage(
-    first: Callable[[], nn.Module], other: Callable[[], nn.Module], blocks: int
-) -> nn.Sequential:
+def _stage(first: Callable[[], nn.Module], other: Callable[[], nn.Module], blocks: int) -> nn.Sequential:
     """Blocks one after the other, of which the first changes the number of features."""
     return nn.Sequential(*(other() if number else first() for number in range(blocks)))
 

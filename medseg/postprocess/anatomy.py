@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from medseg.config import BrainSpec
 from medseg.files import atomic_write
 from medseg.labels import Label, LabelTable
-from medseg.plain_text import to_cell
 from medseg.postprocess.cleanup import fill_holes
+from medseg.text import to_cell
 from medseg.volume import Volume
 
 #: Values of a tissue map and what they are.

@@ -25,7 +25,7 @@ from medseg.dataset import (
 )
 from medseg.errors import BadConfig, BadFile, BadModel, DataWarning
 from medseg.files import atomic_write
-from medseg.memory import free_bytes
+from medseg.machine import free_bytes
 from medseg.models import Checkpoint, load_checkpoint
 from medseg.networks import DEEP_SUPERVISION
 from medseg.training.identity import identity_of, used_cases, write_identity

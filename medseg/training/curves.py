@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.documents import parse_json
 from medseg.files import atomic_write
+from medseg.text import parse_json
 from medseg.view import letters, png_bytes, write_text
 
 Color = tuple[int, int, int]

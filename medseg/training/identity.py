@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from medseg.dataset import Case, Dataset, Digests, digest_case
-from medseg.documents import parse_json, read_json
 from medseg.errors import BadConfig
 from medseg.files import atomic_write
 from medseg.labels import LabelTable
 from medseg.progress import Progress, silent
+from medseg.text import parse_json, read_json
 
 if TYPE_CHECKING:
     from medseg.training.rendered import RenderedSource

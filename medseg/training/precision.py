@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from medseg.config import Config
 from medseg.errors import BadConfig
+from medseg.machine import has_matrix_units
 from medseg.networks import FLOAT32_ON_CPU, conv, likes_channels_last
-from medseg.processor import has_matrix_units
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 #: In oneDNN's bfloat16 without matrix units the gradients of weights are wrong, to infinity, where a map is two voxels

@@ -12,11 +12,11 @@ from typing import Any
 
 from medseg.config import Config, make_config, override, read_settings
 from medseg.dataset import Dataset, Split, covering, read_dataset
-from medseg.documents import read_json
 from medseg.errors import BadConfig, BadModel, DataWarning
 from medseg.evaluation import Evaluation, read_scores, summarise, write_evaluation
 from medseg.files import atomic_write, sweep
 from medseg.models import change_spec, load_checkpoint, model_card
+from medseg.text import read_json
 from medseg.training.beginning import begin, folds_of, splits_of
 from medseg.training.identity import (
     NAME as IDENTITY,

@@ -17,10 +17,10 @@ import yaml
 from torch import Tensor, nn
 
 from medseg.config import Config, read_settings
-from medseg.documents import parse_json
 from medseg.errors import BadConfig, BadFile, BadModel, DataWarning, Interrupted
 from medseg.files import atomic_write, read_bytes
 from medseg.models import load_checkpoint
+from medseg.text import parse_json
 from medseg.training.processes import Processes, whole
 
 if TYPE_CHECKING:

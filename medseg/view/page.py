@@ -25,7 +25,7 @@ from medseg.errors import BadGeometry
 from medseg.files import atomic_write
 from medseg.io import write_nifti
 from medseg.labels import LabelTable
-from medseg.plain_text import harmless
+from medseg.text import harmless
 from medseg.view.contrast import Contrast, contrast_of
 from medseg.volume import Volume, crop, reorient, resample, same_grid
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from medseg.files import atomic_write
 from medseg.io import write_nrrd, write_seg_nrrd
 from medseg.labels import LabelTable
-from medseg.plain_text import harmless
+from medseg.text import harmless
 from medseg.view.contrast import Contrast, contrast_of
 from medseg.volume import Volume
 

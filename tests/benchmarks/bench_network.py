@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 
-from medseg.memory import keep_memory
+from medseg.machine import keep_memory
 
 keep_memory()  # as the command line does, before torch is loaded
 

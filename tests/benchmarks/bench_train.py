@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--augment", choices=("plan", "all"), default="plan")
     options = parser.parse_args()
     from medseg.cli.options import parse_seconds
-    from medseg.memory import keep_memory
+    from medseg.machine import keep_memory
 
     keep_memory()
     import torch
@@ -33,7 +33,7 @@ def main() -> None:
     from medseg.dataset.check.cases import check_dataset
     from medseg.dataset.reading import read_dataset
     from medseg.dataset.splits import split_cases
-    from medseg.memory import free_bytes
+    from medseg.machine import free_bytes
     from medseg.networks.zoo import build_model
     from medseg.training.losses import segmentation_loss
     from medseg.training.plan import Machine, as_settings, fingerprint, make_plan

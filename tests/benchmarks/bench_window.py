@@ -40,7 +40,7 @@ SAMPLE = Path(__file__).parents[2] / "sample_volumes" / "head_t1.nii.gz"
 
 def keep_memory() -> None:
     """The allocator's settings of the command line; before torch is imported."""
-    from medseg.memory import keep_memory
+    from medseg.machine import keep_memory
 
     keep_memory()
 

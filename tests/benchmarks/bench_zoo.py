@@ -271,7 +271,7 @@ def train_nnunet(dataset: Path, seconds: float, folder: Path) -> dict[str, Any]:
 def child(options: argparse.Namespace) -> None:
     """One member or peer, in its own process: its facts as JSON beside the others."""
     from medseg.cli.options import parse_seconds
-    from medseg.memory import keep_memory
+    from medseg.machine import keep_memory
 
     keep_memory()
     seconds = parse_seconds(options.time)

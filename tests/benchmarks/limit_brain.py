@@ -18,7 +18,7 @@ from score_brain import FLUID, brain, dice, test_scan
 from torch import Tensor
 
 from medseg.inference.preprocess import prepare
-from medseg.memory import keep_memory
+from medseg.machine import keep_memory
 from medseg.models.folder import load_checkpoint
 from medseg.volume import reorient
 

@@ -13,7 +13,7 @@ from making import networks as tiny
 from making.strategies import rotation
 from medseg.errors import BadOutput
 from medseg.inference import record
-from medseg.memory import peak_memory_bytes
+from medseg.machine import peak_memory_bytes
 from medseg.version import versions
 from medseg.volume import Volume, reorient
 

@@ -21,10 +21,10 @@ from typing import Any
 from medseg.dataset.cases import Case, Dataset
 from medseg.dataset.check.cases import SNAP_VOXELS, Check
 from medseg.dataset.reading import read_dataset
-from medseg.documents import parse_json, read_json
 from medseg.errors import BadConfig, BadOutput, DataWarning, MedsegError
 from medseg.files import TEMPORARY, atomic_write, read_text
 from medseg.io import embedded_table, is_readable_name, read, read_labels, write
+from medseg.text import parse_json, read_json
 from medseg.volume import Volume, grid_distance_mm, same_grid, tolerance_mm
 
 #: Files beside the scans that are larger than this are no description of the data and are not copied.

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medseg import plain_text
+from medseg import text as text_module
 from medseg.dataset.cases import Finding
-from medseg.documents import parse_json, read_json
 from medseg.errors import BadConfig, BadFile
 from medseg.files import read_text
 from medseg.io import is_readable_name
 from medseg.labels import Label, LabelTable
+from medseg.text import parse_json, read_json
 
 #: What a label file's name may end in where its image's does not.
 LABEL_ENDING = re.compile(
@@ -117,7 +117,7 @@ def whole_number(file: Path, what: str, value: Any) -> int:
     """A whole number that a file gives for `what`. Raises `BadFile`."""
     try:
         if isinstance(value, str):
-            return plain_text.whole_number(value)
+            return text_module.whole_number(value)
         if isinstance(value, bool) or value != int(value):
             raise ValueError
         return int(value)

@@ -19,10 +19,10 @@ from medseg.dataset.layouts.finding import (
     table_of,
     whole_number,
 )
-from medseg.documents import read_json
 from medseg.errors import BadFile
 from medseg.io import strip_suffix
 from medseg.labels import LabelTable
+from medseg.text import read_json
 
 # Lists ---------------------------------------------------------------------------------------------------------------
 

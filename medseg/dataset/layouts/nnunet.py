@@ -21,10 +21,10 @@ from medseg.dataset.layouts.finding import (
     unpaired_case,
     whole_number,
 )
-from medseg.documents import read_json
 from medseg.errors import BadFile
 from medseg.io import is_readable_name, strip_suffix
 from medseg.labels import LabelTable
+from medseg.text import read_json
 
 # nnU-Net and Decathlon -----------------------------------------------------------------------------------------------
 

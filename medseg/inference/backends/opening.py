@@ -91,9 +91,7 @@ def open_anew(
     place = choose_device(device)
     dtype = choose_precision(precision, place)
     exact = precision == "fp32" if exact is None else exact
-    first = BACKENDS["torch" if backend == "auto" else backend](
-        checkpoints[0], place, dtype, exact=exact
-    )
+    first = BACKENDS["torch" if backend == "auto" else backend](checkpoints[0], place, dtype, exact=exact)
     if backend == "auto" and place.type == "cpu" and not exact:
         first = _faster(checkpoints[0], first, windows, dtype=dtype)
     opened = partial(BACKENDS[first.backend], device=place, dtype=dtype, exact=exact)
@@ -104,9 +102,7 @@ def open_anew(
     return _mirrored(joined, mirror) if mirror else joined
 
 
-def _faster(
-    checkpoint: Checkpoint, plain: Predictor, windows: int, *, dtype: torch.dtype
-) -> Predictor:
+def _faster(checkpoint: Checkpoint, plain: Predictor, windows: int, *, dtype: torch.dtype) -> Predictor:
     """OpenVINO's predictor on the CPU where a trial pays and shows it faster, else the plain one."""
     if not _openvino_pays(checkpoint, plain, windows):
         return plain

@@ -19,8 +19,8 @@ from medseg.inference.backends.predictor import (
     name_of,
     seconds_of,
 )
+from medseg.machine import has_matrix_units
 from medseg.models import Checkpoint
-from medseg.processor import has_matrix_units
 
 
 def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:

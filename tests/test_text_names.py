@@ -17,8 +17,8 @@ from medseg.errors import BadConfig, BadFile
 from medseg.evaluation import compare, parse_structures, read_scores
 from medseg.evaluation.summary import scores_csv
 from medseg.labels import Label, LabelTable
-from medseg.plain_text import decimal_number, from_cell, harmless, to_cell, whole_number
 from medseg.postprocess.anatomy import write_volumes
+from medseg.text import decimal_number, from_cell, harmless, to_cell, whole_number
 
 #: What may be in a name, and must not reach a terminal or a page as it is.
 ODD = {

@@ -12,10 +12,10 @@ from making import networks as tiny
 from making.datasets import decathlon
 from medseg.config import load_config
 from medseg.dataset import read_dataset
-from medseg.documents import MAX_DEPTH, parse_json, parse_yaml, read_json, read_yaml
 from medseg.errors import BadConfig, BadFile, BadModel
 from medseg.networks import small
 from medseg.networks.zoo import MODELS
+from medseg.text import MAX_DEPTH, parse_json, parse_yaml, read_json, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
