@@ -74,12 +74,12 @@ def evaluate(
         empty=empty,  # type: ignore[arg-type]
         lesions=tuple(lesions or ()),
         lesion_options=LesionOptions(
-            lesion_matching,  # type: ignore[arg-type]
-            lesion_iou,
-            lesion_connectivity,
-            lesion_min_mm3,
-            lesion_dilation,
-            lesion_penalty_mm,
+            matching=lesion_matching,  # type: ignore[arg-type]
+            min_iou=lesion_iou,
+            connectivity=lesion_connectivity,
+            min_mm3=lesion_min_mm3,
+            dilation=lesion_dilation,
+            penalty_mm=lesion_penalty_mm,
         ),
         resample=resample,
         bootstrap=bootstrap,
@@ -90,8 +90,7 @@ def evaluate(
         result = score_folders(reference, prediction, output, options, known, progress, volume_index=volume)
     for problem in result.problems:
         tell(f"note: {problem}")
-    if not quiet:
-        tell(f"scores.csv, summary.json and report.html are in {output}")
+    tell(f"scores.csv, summary.json and report.html are in {output}", quiet)
     if as_json:
         print_json(result.summary)
     else:

@@ -59,11 +59,7 @@ def lesion_scores(
     """
     options = options or LesionOptions()
     voxel_mm3 = float(np.prod(spacing_mm))
-    overlapping = options.matching == "overlap"
-    grown = reference
-    if overlapping and options.dilation:
-        near = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[options.connectivity])
-        grown = ndimage.binary_dilation(reference, near, iterations=options.dilation)
+    grown = _grown(reference, options)
     ours, our_parts = connected_components(grown, options.connectivity)
     theirs, their_parts = connected_components(prediction, options.connectivity)
     ours, theirs = np.ascontiguousarray(ours), np.ascontiguousarray(theirs)
@@ -72,14 +68,11 @@ def lesion_scores(
     # Lesions are as large as they were before they grew.
     our_voxels = np.bincount(ours[reference], minlength=len(our_parts) + 1)
     their_voxels = np.append(0, their_parts.voxels)
-    limit = options.min_mm3 * (1 - 1e-6)
-    ours_count = np.flatnonzero(our_voxels * voxel_mm3 >= limit)
-    ours_count = ours_count[ours_count > 0]
-    theirs_count = np.flatnonzero(their_voxels * voxel_mm3 >= limit)
-    theirs_count = theirs_count[theirs_count > 0]
+    ours_count = _large_enough(our_voxels * voxel_mm3, options)
+    theirs_count = _large_enough(their_voxels * voxel_mm3, options)
     large = np.isin(second, theirs_count)
     first, second, shared = first[large], second[large], shared[large]
-    if not overlapping:
+    if options.matching != "overlap":
         iou = shared / (our_voxels[first] + their_voxels[second] - shared)
         valid = (iou >= options.min_iou) & np.isin(first, ours_count)
         first, second = _one_to_one(first[valid], second[valid], iou[valid])
@@ -97,15 +90,44 @@ def lesion_scores(
         iou_found.append(both / (total - both))
         measured = surface_distances(mine, found, spacing_mm, [[1]], surface=surface)[0]
         distance.append(hausdorff(measured, 95))
-    invented = len(np.setdiff1d(theirs_count, second))
-    missed = len(ours_count) - len(dice)
-    every = len(ours_count) + invented
+    counts = len(ours_count), len(theirs_count), len(np.setdiff1d(theirs_count, second))
+    return _lesion_row(*counts, dice=dice, iou=iou_found, distance_mm=distance, penalty_mm=options.penalty_mm)
+
+
+def _grown(reference: NDArray[np.bool_], options: LesionOptions) -> NDArray[np.bool_]:
+    """The reference's lesions as far as predicted ones may be from them and still touch them."""
+    if options.matching != "overlap" or not options.dilation:
+        return reference
+    near = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[options.connectivity])
+    grown: NDArray[np.bool_] = ndimage.binary_dilation(reference, near, iterations=options.dilation)
+    return grown
+
+
+def _large_enough(sizes_mm3: NDArray, options: LesionOptions) -> NDArray[np.int64]:
+    """The numbers of the lesions that count, from their sizes; number 0 is background."""
+    numbers = np.flatnonzero(sizes_mm3 >= options.min_mm3 * (1 - 1e-6))
+    return numbers[numbers > 0]
+
+
+def _lesion_row(
+    in_reference: int,
+    in_prediction: int,
+    invented: int,
+    *,
+    dice: Sequence[float],
+    iou: Sequence[float],
+    distance_mm: Sequence[float],
+    penalty_mm: float,
+) -> dict[str, float]:
+    """The scores, from how many lesions there are and what those that were found score."""
+    missed = in_reference - len(dice)
+    every = in_reference + invented
     nan = float("nan")
     f1 = 2 * len(dice) / (2 * len(dice) + invented + missed) if every else nan
-    sq = float(np.mean(iou_found)) if iou_found else (0.0 if every else nan)
+    sq = float(np.mean(iou)) if iou else (0.0 if every else nan)
     return {
-        "lesions_reference": len(ours_count),
-        "lesions_prediction": len(theirs_count),
+        "lesions_reference": in_reference,
+        "lesions_prediction": in_prediction,
         "lesions_found": len(dice),
         "lesions_missed": missed,
         "lesions_invented": invented,
@@ -113,7 +135,7 @@ def lesion_scores(
         "lesion_sq": sq,
         "lesion_pq": f1 * sq,
         "lesion_dice": sum(dice) / every if every else nan,
-        "lesion_hausdorff95_mm": (sum(distance) + (missed + invented) * options.penalty_mm) / every if every else nan,
+        "lesion_hausdorff95_mm": (sum(distance_mm) + (missed + invented) * penalty_mm) / every if every else nan,
     }
 
 

@@ -78,16 +78,7 @@ def evaluate(
     pairs, missing, extra = match_cases(reference, prediction, masked)
     if options.number_cases:
         pairs, missing, extra = numbered(pairs, missing, extra)
-    cases: dict[str, _Case] = {}
-    failed: dict[str, str] = {}
-    for done, (case, result) in enumerate(_in_parallel(pairs, options, reader), start=1):
-        if isinstance(result, _Case):
-            cases[case] = result
-        elif len(pairs) == 1:
-            raise result
-        else:
-            failed[case] = without_names(str(result), *pairs[case])
-        progress(case, done, len(pairs))
+    cases, failed = _score_all(pairs, options, reader=reader, progress=progress)
     problems = [f"{case}: there is no prediction" for case in missing]
     problems += [f"{case}: there is no reference" for case in extra]
     problems += [f"{case}: {error}" for case, error in failed.items()]
@@ -111,6 +102,23 @@ def evaluate(
     if output is not None:
         write_evaluation(evaluation, output, {case: pairs[case] for case in cases}, options, reader)
     return evaluation
+
+
+def _score_all(
+    pairs: Mapping[str, tuple[Path, Path]], options: Options, *, reader: LabelReader, progress: Progress
+) -> tuple[dict[str, _Case], dict[str, str]]:
+    """The scores of all cases, and of those that could not be scored the reason; of a single case it is raised."""
+    cases: dict[str, _Case] = {}
+    failed: dict[str, str] = {}
+    for done, (case, result) in enumerate(_in_parallel(pairs, options, reader), start=1):
+        if isinstance(result, _Case):
+            cases[case] = result
+        elif len(pairs) == 1:
+            raise result
+        else:
+            failed[case] = without_names(str(result), *pairs[case])
+        progress(case, done, len(pairs))
+    return cases, failed
 
 
 def _table_with_masks(
