@@ -41,7 +41,9 @@ def print_table(
 def tell(text: object, quiet: bool = False) -> None:
     """A line on stderr, made harmless, unless quiet."""
     if not quiet:
-        print(harmless(text), file=sys.stderr, flush=True)
+        # In one piece, for threads warn at the same time: `print` writes the end of its line by itself.
+        sys.stderr.write(f"{harmless(text)}\n")
+        sys.stderr.flush()
 
 
 def print_line(text: object) -> None:
