@@ -7,7 +7,8 @@ Imported where used: numba takes longer to load than a small scan to segment.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from medseg.kernels.compiled import njit
 
 #: The smallest positive number of half precision; its logistic function rounds to a half in
 #: float32, so it is no yes.

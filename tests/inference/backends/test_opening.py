@@ -337,7 +337,9 @@ def test_activation_bytes_are_the_most_that_live_at_once(others: list[Checkpoint
         def __init__(self, channels: int, classes: int) -> None:
             super().__init__(nn.Conv3d(channels, 5, 1), nn.Conv3d(5, classes, 1))
 
-    with mock.patch("medseg.networks.zoo.build_model", lambda *a, **k: Two(1, 3)):
+    with torch.device("meta"):
+        network = Two(1, 3)
+    with mock.patch.object(Checkpoint, "outline", return_value=network):
         assert activation_bytes(others[0]) == 4 * 16**3 * (5 + 3)
         assert activation_bytes(others[0], 3) == 3 * 4 * 16**3 * (5 + 3)
 
