@@ -155,7 +155,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "content": {"above": CONTENT_ABOVE, "margin_voxels": CONTENT_MARGIN} if dark else None,
         "windows": {
             "patch": list(spec.patch),
-            "overlap": Settings().overlap,
+            "overlap": Settings().share(spec),
             "weights": [gaussian_weights(size).tolist() for size in spec.patch],
             "weights_are": "of each axis; a window's are their outer product",
             "padding": 0.0,
