@@ -19,6 +19,7 @@ from medseg.io import read_labels
 from medseg.models.folder import load_checkpoint
 from medseg.training import beginning, step
 from medseg.training.scans import Score, mean_scores
+from medseg.training.state import load_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -227,10 +228,16 @@ def test_the_case_of_a_fold_without_foreground(name: str, shared_data: Path, tmp
 
 @pytest.mark.parametrize("time", ["3s", "1s", "12s"])
 def test_the_case_of_too_short_a_time(time: str, shared_data: Path, tmp_path: Path):
+    """Refused with a remedy and without a model; only 12 s may be enough on a machine that is fast for three passes."""
     data = make(shared_data, "time-too-short", tmp_path / "sets") / "data"
     ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--time", time, "--quiet")
+    if ran.code == 0:
+        assert time == "12s"
+        _, facts = load_state(tmp_path / "run" / "state.safetensors")
+        assert facts["step"] * 2 >= 3 * 4
+        return
     assert ran.code == 5
-    assert "give --time" in ran.err
+    assert "--time" in ran.err.splitlines()[-1]
     assert not (tmp_path / "run" / "model").exists()
 
 
