@@ -1,7 +1,7 @@
 """medseg: from a scan to labels you can trust. These are the public names.
 
-They are looked up when first used (PEP 562), so that `medseg --help` does not wait for numpy, and none imports torch
-before it needs it.
+They are looked up when first used (PEP 562), so that `medseg --help` does not wait for numpy, and
+none imports torch before it needs it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from medseg.volume import Volume
 
 
-def door(package: str, names: Mapping[str, Sequence[str]]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def door(
+    package: str, names: Mapping[str, Sequence[str]]
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """`__getattr__` and `__dir__` of a package whose names are looked up when they are first used.
 
-    names: of each module of the package those that others may use; under '' modules that are handed out whole. Entering
-    a package so loads nothing but what is asked for: with ordinary ones `medseg info --json` loaded yaml.
+    names: of each module of the package those that others may use; under '' modules that are handed
+    out whole. Entering a package so loads nothing but what is asked for: with ordinary ones `medseg
+    info --json` loaded yaml.
     """
     homes = {name: module for module, inside in names.items() for name in inside}
 

@@ -1,4 +1,6 @@
-"""Everything configurable, as data: YAML in, checked by pydantic, no code. Unknown keys and wrong types are errors."""
+"""Everything configurable, as data: YAML in, checked by pydantic, no code. Unknown keys and wrong
+types are errors.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,21 @@ def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
 
 _Share = Annotated[float, Field(ge=0, le=1)]
 _Degrees = Annotated[float, Field(ge=0, le=180)]
-_Factors = Annotated[tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_ordered)]
-_Lengths = Annotated[tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]], AfterValidator(_ordered)]
+_Factors = Annotated[
+    tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_ordered)
+]
+_Lengths = Annotated[
+    tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]], AfterValidator(_ordered)
+]
 
 
 class AugmentConfig(BaseModel):
-    """What happens to training patches at random; defaults are those of nnU-Net (Isensee et al. 2021, and version 2).
+    """What happens to training patches at random; defaults are those of nnU-Net (Isensee et al.
+    2021, and version 2).
 
-    A `_share` is the probability with which a patch gets it. Factors are drawn evenly in their logarithm, so that 0.5
-    and 2 are as likely. Mirroring is off until axes are named, because it swaps left and right.
+    A `_share` is the probability with which a patch gets it. Factors are drawn evenly in their
+    logarithm, so that 0.5 and 2 are as likely. Mirroring is off until axes are named, because it
+    swaps left and right.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -38,22 +46,36 @@ class AugmentConfig(BaseModel):
     )
     scaling_share: _Share = 0.2
     scaling: _Factors = Field(default=(0.7, 1.4), description="above 1 anatomy gets larger")
-    anisotropic_share: _Share = Field(default=0.0, description="share of the scaled with a factor for each axis")
+    anisotropic_share: _Share = Field(
+        default=0.0, description="share of the scaled with a factor for each axis"
+    )
     elastic_share: _Share = 0.0
-    elastic_mm: _Lengths = Field(default=(0.0, 3.0), description="standard deviation of the displacement")
-    elastic_spacing_mm: float = Field(default=24.0, gt=0, description="between the points that are displaced")
-    mirror: tuple[Literal[0, 1, 2], ...] = Field(default=(), description="axes mirrored in half of the patches")
+    elastic_mm: _Lengths = Field(
+        default=(0.0, 3.0), description="standard deviation of the displacement"
+    )
+    elastic_spacing_mm: float = Field(
+        default=24.0, gt=0, description="between the points that are displaced"
+    )
+    mirror: tuple[Literal[0, 1, 2], ...] = Field(
+        default=(), description="axes mirrored in half of the patches"
+    )
 
     noise_share: _Share = 0.1
-    noise_variance: _Lengths = Field(default=(0.0, 0.1), description="relative to the variance of the patch")
+    noise_variance: _Lengths = Field(
+        default=(0.0, 0.1), description="relative to the variance of the patch"
+    )
     blur_share: _Share = 0.2
-    blur_voxels: _Lengths = Field(default=(0.5, 1.0), description="standard deviation of the Gaussian")
+    blur_voxels: _Lengths = Field(
+        default=(0.5, 1.0), description="standard deviation of the Gaussian"
+    )
     brightness_share: _Share = 0.15
     brightness: _Factors = (0.75, 1.25)
     contrast_share: _Share = 0.15
     contrast: _Factors = (0.75, 1.25)
     low_resolution_share: _Share = 0.25
-    low_resolution: _Factors = Field(default=(0.5, 1.0), description="of the voxels along each axis")
+    low_resolution: _Factors = Field(
+        default=(0.5, 1.0), description="of the voxels along each axis"
+    )
     inverted_gamma_share: _Share = 0.1
     gamma_share: _Share = 0.3
     gamma: _Factors = (0.7, 1.5)
@@ -87,20 +109,40 @@ class _Strict(BaseModel):
 class SynthConfig(_Strict):
     """How label maps become images; lengths in mm, intensities relative to a range of 0 to 1."""
 
-    merge: dict[int, int] = Field(default={}, description="label value -> the label value it is trained as")
-    mirror: dict[int, int] = Field(default={}, description="left value -> right value, beside those found by name")
-    outside: tuple[int, ...] = Field(default=(), description="label values a skull-stripped image lacks")
-    t1_like: dict[int, tuple[float, float]] = Field(default={}, description="value -> (mean, sd) in a T1-like image")
-    t1_share: tuple[_Share, _Share] = Field(default=(0.0, 0.0), description="share of T1-like images, first and last")
-    t1_steps: tuple[int, int] = Field(default=(0, 1), description="steps between which that share changes")
-    curved: _Share = Field(default=0.0, description="share of the others drawn as a random curve over T1 intensities")
-    mixed: _Share = Field(default=0.0, description="share of images with two intensities in what lies outside")
-    ghosts: _Share = Field(default=0.0, description="share of images with a ghost, a wrap or a head that moved")
+    merge: dict[int, int] = Field(
+        default={}, description="label value -> the label value it is trained as"
+    )
+    mirror: dict[int, int] = Field(
+        default={}, description="left value -> right value, beside those found by name"
+    )
+    outside: tuple[int, ...] = Field(
+        default=(), description="label values a skull-stripped image lacks"
+    )
+    t1_like: dict[int, tuple[float, float]] = Field(
+        default={}, description="value -> (mean, sd) in a T1-like image"
+    )
+    t1_share: tuple[_Share, _Share] = Field(
+        default=(0.0, 0.0), description="share of T1-like images, first and last"
+    )
+    t1_steps: tuple[int, int] = Field(
+        default=(0, 1), description="steps between which that share changes"
+    )
+    curved: _Share = Field(
+        default=0.0, description="share of the others drawn as a random curve over T1 intensities"
+    )
+    mixed: _Share = Field(
+        default=0.0, description="share of images with two intensities in what lies outside"
+    )
+    ghosts: _Share = Field(
+        default=0.0, description="share of images with a ghost, a wrap or a head that moved"
+    )
     border: dict[int, tuple[int, ...]] = Field(
-        default={}, description="label value -> tissues that its voxels beside them are partly made of"
+        default={},
+        description="label value -> tissues that its voxels beside them are partly made of",
     )
     border_share: tuple[_Share, _Share] = Field(
-        default=(0.0, 0.4), description="how much of such a voxel is tissue, for each side it touches; from, to"
+        default=(0.0, 0.4),
+        description="how much of such a voxel is tissue, for each side it touches; from, to",
     )
     rotation_degrees: float = Field(default=20.0, ge=0, le=180)
     scaling: tuple[_Positive, _Positive] = (0.85, 1.2)
@@ -108,9 +150,15 @@ class SynthConfig(_Strict):
     shearing: float = Field(default=0.02, ge=0, lt=0.5)
     flip: float = Field(default=0.5, ge=0, le=1)
     deformation_mm: tuple[tuple[_Positive, _Length], ...] = ((48.0, 4.0), (20.0, 1.5))
-    anywhere: float = Field(default=0.15, ge=0, le=1, description="share of windows centred anywhere in the head")
-    offset_mm: float = Field(default=12.0, ge=0, description="sd of the window's distance from the target's middle")
-    noise_within: float = Field(default=0.1, ge=0, description="largest sd of intensity within a structure")
+    anywhere: float = Field(
+        default=0.15, ge=0, le=1, description="share of windows centred anywhere in the head"
+    )
+    offset_mm: float = Field(
+        default=12.0, ge=0, description="sd of the window's distance from the target's middle"
+    )
+    noise_within: float = Field(
+        default=0.1, ge=0, description="largest sd of intensity within a structure"
+    )
     dark_background: float = Field(default=0.9, ge=0, le=1)
     skull_stripped: float = Field(default=0.3, ge=0, le=1)
     bias: float = Field(default=0.4, ge=0, description="largest sd of the log bias field")
@@ -120,11 +168,15 @@ class SynthConfig(_Strict):
     thickest_mm: float = Field(default=7.0, gt=0)
     noise: float = Field(default=0.08, ge=0)
     gamma: float = Field(default=0.4, ge=0)
-    cut: float = Field(default=0.15, ge=0, le=1, description="share of images with a cut field of view")
+    cut: float = Field(
+        default=0.15, ge=0, le=1, description="share of images with a cut field of view"
+    )
 
 
 class FluidSpec(_Strict):
-    """Which labels `medseg.postprocess.fluid.separate_fluid` tells from which fluid, by the scan's intensities."""
+    """Which labels `medseg.postprocess.fluid.separate_fluid` tells from which fluid, by the scan's
+    intensities.
+    """
 
     tissue: tuple[int, ...]
     value: int
@@ -136,55 +188,84 @@ class BrainSpec(_Strict):
     csf: tuple[int, ...] = Field(description="fluid within the brain: ventricles")
     grey: tuple[int, ...]
     white: tuple[int, ...]
-    around: tuple[int, ...] = Field(default=(), description="fluid around the brain, inside the skull")
+    around: tuple[int, ...] = Field(
+        default=(), description="fluid around the brain, inside the skull"
+    )
 
 
 class ModelConfig(_Strict):
-    """Which network, and its options (see `medseg/networks`), and the grid and intensities it sees."""
+    """Which network, and its options (see `medseg/networks`), and the grid and intensities it
+    sees.
+    """
 
     name: str
     options: dict[str, Any] = {}
     patch: tuple[_Size, _Size, _Size]
-    spacing_mm: _Spacing | tuple[_Spacing, _Spacing, _Spacing] = Field(description="one number, or along R, A and S")
-    grid: Literal["world", "scan"] = Field(default="world", description="along RAS, or along the scan's own axes")
+    spacing_mm: _Spacing | tuple[_Spacing, _Spacing, _Spacing] = Field(
+        description="one number, or along R, A and S"
+    )
+    grid: Literal["world", "scan"] = Field(
+        default="world", description="along RAS, or along the scan's own axes"
+    )
     intensity: Literal["percentiles"] | tuple[dict[str, Any], ...] = Field(
-        default="percentiles", description="or for each channel {scheme: zscore}, {scheme: ct, low: ...}"
+        default="percentiles",
+        description="or for each channel {scheme: zscore}, {scheme: ct, low: ...}",
     )
 
 
 class TrainConfig(_Strict):
     """The loop: lengths in steps, or for a time in seconds."""
 
-    steps: int | None = Field(default=None, ge=1, description="how many; without it, as many as time_s allows")
-    time_s: float | None = Field(default=None, gt=0, description="from the command to the scored model")
+    steps: int | None = Field(
+        default=None, ge=1, description="how many; without it, as many as time_s allows"
+    )
+    time_s: float | None = Field(
+        default=None, gt=0, description="from the command to the scored model"
+    )
     batch: int = Field(default=1, ge=1, le=4096)
     optimizer: Literal["adamw", "sgd"] = "adamw"
     loss: Literal["dice_cross_entropy", "cross_entropy"] = Field(
-        default="dice_cross_entropy", description="of classes; overlapping regions have Dice and binary cross-entropy"
+        default="dice_cross_entropy",
+        description="of classes; overlapping regions have Dice and binary cross-entropy",
     )
     learning_rate: float = Field(default=1e-3, gt=0)
     schedule: Literal["linear", "poly", "cosine"] = Field(
-        default="linear", description="how the rate falls: over the last `decay` steps, or all along"
+        default="linear",
+        description="how the rate falls: over the last `decay` steps, or all along",
     )
     warmup: int = Field(default=200, ge=1)
-    decay: int = Field(default=2000, ge=1, description="linear: steps at the end over which the rate falls to zero")
+    decay: int = Field(
+        default=2000, ge=1, description="linear: steps at the end over which the rate falls to zero"
+    )
     weight_decay: float = Field(default=1e-2, ge=0)
     gradient_clip: float = Field(default=5.0, gt=0)
-    ema: float = Field(default=0.998, ge=0, lt=1, description="decay of the moving average of weights")
-    keep: Literal["last", "best"] = Field(
-        default="last", description="the averaged weights at the end, or those that did best on the validation data"
+    ema: float = Field(
+        default=0.998, ge=0, lt=1, description="decay of the moving average of weights"
     )
-    foreground: _Share = Field(default=0.5, description="scans: share of patches centred on a structure")
+    keep: Literal["last", "best"] = Field(
+        default="last",
+        description=(
+            "the averaged weights at the end, or those that did best on the validation data"
+        ),
+    )
+    foreground: _Share = Field(
+        default=0.5, description="scans: share of patches centred on a structure"
+    )
     seed: int = Field(default=0, ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    deterministic: bool = Field(default=False, description="also on a GPU: the same bits every time, and slower")
+    deterministic: bool = Field(
+        default=False, description="also on a GPU: the same bits every time, and slower"
+    )
     parallel: Literal["ddp", "fsdp"] = Field(
-        default="ddp", description="with torchrun: a network on each process, or one shared out (fsdp)"
+        default="ddp",
+        description="with torchrun: a network on each process, or one shared out (fsdp)",
     )
     checkpoint_every: int = Field(default=100, ge=1)
     log_every: int = Field(default=20, ge=1)
     validate_every: int = Field(default=500, ge=1)
-    validate_samples: int = Field(default=4, ge=0, description="images, or whole scans, looked at during the run")
+    validate_samples: int = Field(
+        default=4, ge=0, description="images, or whole scans, looked at during the run"
+    )
 
 
 class Config(_Strict):
@@ -193,9 +274,15 @@ class Config(_Strict):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     description: str = ""
     data: Path
-    hold_out: tuple[str, ...] = Field(default=(), description="files or cases of `data` used for validation only")
-    start_from: Path | None = Field(default=None, description="a run or model folder whose weights this run takes")
-    labels: Path | None = Field(default=None, description="label maps: Slicer label table of what to predict")
+    hold_out: tuple[str, ...] = Field(
+        default=(), description="files or cases of `data` used for validation only"
+    )
+    start_from: Path | None = Field(
+        default=None, description="a run or model folder whose weights this run takes"
+    )
+    labels: Path | None = Field(
+        default=None, description="label maps: Slicer label table of what to predict"
+    )
     card: dict[str, Any] = Field(default={}, description="goes into the model's JSON as it is")
     fluid: FluidSpec | None = None
     brain: BrainSpec | None = None
@@ -210,14 +297,17 @@ class Config(_Strict):
     @model_validator(mode="after")
     def _complete(self) -> Config:
         if self.synth is not None and self.labels is None:
-            raise ValueError("training from label maps needs labels, a table of the structures to predict")
+            raise ValueError(
+                "training from label maps needs labels, a table of the structures to predict"
+            )
         if self.train.steps is None and self.train.time_s is None:
             raise ValueError("train.steps or train.time_s must say how long to train")
         return self
 
 
 def load_config(path: Path, overrides: dict[str, Any] | None = None) -> Config:
-    """The config in a YAML file with dotted `overrides` ({'train.steps': 10}) applied; paths count from its folder.
+    """The config in a YAML file with dotted `overrides` ({'train.steps': 10}) applied; paths count
+    from its folder.
 
     Raises `BadConfig` naming the key, the value and what is allowed.
     """
@@ -235,12 +325,17 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise BadConfig(f"{path} is not a training config: it holds no keys")
     for key in content:
         if not isinstance(key, str):
-            raise BadConfig(f"{path} is not a training config: it has the key {key}, which is no name of a setting")
+            raise BadConfig(
+                f"{path} is not a training config: it has the key {key}, which is no name of a"
+                " setting"
+            )
     return content
 
 
 def override(content: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """`content` changed in place by dotted keys. Raises `BadConfig` where a key lies below something not a group."""
+    """`content` changed in place by dotted keys. Raises `BadConfig` where a key lies below
+    something not a group.
+    """
     for dotted, value in overrides.items():
         *parents, last = dotted.split(".")
         branch = content
@@ -253,7 +348,9 @@ def override(content: dict[str, Any], overrides: dict[str, Any]) -> dict[str, An
 
 
 def make_config(content: dict[str, Any], origin: str) -> Config:
-    """The config of nested settings. Raises `BadConfig` naming `origin`, the key, the value and what is allowed."""
+    """The config of nested settings. Raises `BadConfig` naming `origin`, the key, the value and
+    what is allowed.
+    """
     try:
         return Config.model_validate(content)
     except ValidationError as error:

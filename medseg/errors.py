@@ -16,7 +16,9 @@ Every message is one sentence or two that name the file, say what is wrong and w
 
 
 class MedsegError(Exception):
-    """Base of all errors medseg raises on purpose; the command line prints the message and nothing else."""
+    """Base of all errors medseg raises on purpose; the command line prints the message and nothing
+    else.
+    """
 
     exit_code = 1
 

@@ -1,7 +1,8 @@
 """Files written whole or not at all, and the doors of `medseg.stream` for reading them.
 
-Writing goes to a temporary file in the same folder, which is flushed and renamed: whoever reads the final path sees
-the old file or the new one, never a part. A header may name a data file only in its own folder.
+Writing goes to a temporary file in the same folder, which is flushed and renamed: whoever reads the
+final path sees the old file or the new one, never a part. A header may name a data file only in its
+own folder.
 """
 
 from __future__ import annotations
@@ -21,11 +22,22 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from medseg.errors import BadFile, BadOutput
-from medseg.stream import DEFLATE_RATIO, MAX_BYTES, WINDOW_BITS, ByteStream, gunzip, open_file, read_bytes, read_text
+from medseg.stream import (
+    DEFLATE_RATIO,
+    MAX_BYTES,
+    WINDOW_BITS,
+    ByteStream,
+    gunzip,
+    open_file,
+    read_bytes,
+    read_text,
+)
 
 __all__ = [
-    "DEFLATE_RATIO", "MAX_BYTES", "TEMPORARY", "ByteStream", "atomic_write", "compressor", "data_file", "gunzip",
-    "gzip_writer", "inside", "open_file", "private_folder", "read_bytes", "read_text", "sweep", "written_together",
+    "DEFLATE_RATIO", "MAX_BYTES", "TEMPORARY", "ByteStream", "atomic_write", "compressor",
+    "data_file", "gunzip",
+    "gzip_writer", "inside", "open_file", "private_folder", "read_bytes", "read_text", "sweep",
+    "written_together",
 ]  # fmt: skip
 
 #: Temporary files begin with this, so that leftovers of killed runs can be found.
@@ -34,9 +46,11 @@ TEMPORARY = ".medseg-"
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """An open binary file whose content appears at `path` in one step when the block ends, or not at all.
+    """An open binary file whose content appears at `path` in one step when the block ends, or not
+    at all.
 
-    Raises `BadOutput` naming `path` if the place cannot be written; the old file then stays as it was.
+    Raises `BadOutput` naming `path` if the place cannot be written; the old file then stays as it
+    was.
     """
     final = Path(os.path.realpath(path))  # a link keeps pointing at the file it pointed at
     temporary = final.parent / f"{TEMPORARY}{secrets.token_hex(12)}"
@@ -44,7 +58,8 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         if final.exists() and not final.is_file():
             raise BadOutput(f"{path}: is not an ordinary file; choose another name")
         with temporary.open("xb") as file:
-            with suppress(OSError):  # the lock only tells `sweep` that we are alive; some file systems have none
+            # The lock only tells `sweep` that we are alive; some file systems have none.
+            with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             yield file
             file.flush()
@@ -59,7 +74,9 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def sweep(folder: str | Path, *, min_age_s: float = 60) -> int:
-    """Remove temporary files that killed runs left in `folder`; returns how many. Files in use are left alone."""
+    """Remove temporary files that killed runs left in `folder`; returns how many. Files in use are
+    left alone.
+    """
     removed = 0
     with suppress(OSError):
         for path in Path(folder).glob(f"{TEMPORARY}*"):
@@ -75,13 +92,14 @@ def sweep(folder: str | Path, *, min_age_s: float = 60) -> int:
 
 @contextmanager
 def written_together() -> Iterator[Callable[[str | Path], Path]]:
-    """Files that belong together: when the block ends all of them appear, or all that was there stays as it was.
+    """Files that belong together: when the block ends all of them appear, or all that was there
+    stays as it was.
 
-    The block gets a function from a file's final path to the path where the block has to write it, whole, before it
-    asks for the next one. The file asked for last describes the others: its older version is removed first and its new
-    one appears last, so that a kill at any moment leaves it missing or beside the files that it is about.
-    Data files that a writer puts beside a header come along. Folders that are missing are made.
-    Raises `BadOutput` naming the final path.
+    The block gets a function from a file's final path to the path where the block has to write it,
+    whole, before it asks for the next one. The file asked for last describes the others: its older
+    version is removed first and its new one appears last, so that a kill at any moment leaves it
+    missing or beside the files that it is about. Data files that a writer puts beside a header come
+    along. Folders that are missing are made. Raises `BadOutput` naming the final path.
     """
     files: list[tuple[Path, Path]] = []  # where it is written, where it appears
     folders: dict[Path, Path] = {}  # of final files: the private folder in it
@@ -112,7 +130,9 @@ def written_together() -> Iterator[Callable[[str | Path], Path]]:
                 text = text.replace(str(folder), str(home))
             raise BadOutput(text) from None
         except OSError as error:
-            raise BadOutput(f"{files[-1][1]}: cannot be written: {_remedy(error, files[-1][1].parent)}") from None
+            raise BadOutput(
+                f"{files[-1][1]}: cannot be written: {_remedy(error, files[-1][1].parent)}"
+            ) from None
         finally:
             stack.close()
             for folder in reversed(made):
@@ -128,7 +148,9 @@ def _make_folder(folder: Path) -> list[Path]:
 
 
 def _appear(files: Sequence[tuple[Path, Path]], folders: Mapping[Path, Path]) -> None:
-    """Rename files that are written to their final paths; if one cannot be, or on a stop, bring all older ones back."""
+    """Rename files that are written to their final paths; if one cannot be, or on a stop, bring all
+    older ones back.
+    """
     files = _with_data_files(files, folders)
     older: list[tuple[Path, Path]] = []
     new: list[Path] = []
@@ -149,7 +171,9 @@ def _appear(files: Sequence[tuple[Path, Path]], folders: Mapping[Path, Path]) ->
         _sync_folder(home)
 
 
-def _with_data_files(files: Sequence[tuple[Path, Path]], folders: Mapping[Path, Path]) -> list[tuple[Path, Path]]:
+def _with_data_files(
+    files: Sequence[tuple[Path, Path]], folders: Mapping[Path, Path]
+) -> list[tuple[Path, Path]]:
     """The files with those that were written beside them, which a header refers to and go first."""
     named = {path for path, _ in files}
     every = list(files)
@@ -178,10 +202,11 @@ def _link_or_copy(path: Path, copy: Path) -> None:
 
 @contextmanager
 def private_folder(place: Path | None = None) -> Iterator[Path]:
-    """A new folder that only this user may enter, gone with all it holds when the block ends, however it ends.
+    """A new folder that only this user may enter, gone with all it holds when the block ends,
+    however it ends.
 
-    place: the folder it lies in; without one that for temporary files. Its name is random and says nothing. What a
-    killed process left behind is removed by the next one.
+    place: the folder it lies in; without one that for temporary files. Its name is random and says
+    nothing. What a killed process left behind is removed by the next one.
     """
     place = place or Path(tempfile.gettempdir())
     sweep_folders(place)
@@ -189,7 +214,9 @@ def private_folder(place: Path | None = None) -> Iterator[Path]:
     try:
         folder.mkdir(mode=0o700)
     except OSError as error:
-        raise BadOutput(f"{place}: no folder for temporary files can be made in it: {_remedy(error, place)}") from None
+        raise BadOutput(
+            f"{place}: no folder for temporary files can be made in it: {_remedy(error, place)}"
+        ) from None
     descriptor = None
     try:
         descriptor = os.open(folder, os.O_RDONLY)
@@ -206,7 +233,9 @@ def private_folder(place: Path | None = None) -> Iterator[Path]:
 
 
 def sweep_folders(place: str | Path, *, min_age_s: float = 60) -> int:
-    """Remove private folders that killed processes of this user left in `place`; returns how many."""
+    """Remove private folders that killed processes of this user left in `place`; returns how
+    many.
+    """
     removed = 0
     with suppress(OSError):
         for path in Path(place).glob(f"{TEMPORARY}*"):
@@ -217,7 +246,8 @@ def sweep_folders(place: str | Path, *, min_age_s: float = 60) -> int:
                 try:
                     state = os.fstat(descriptor)
                     if state.st_uid == os.getuid() and time.time() - state.st_mtime >= min_age_s:
-                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its owner lives
+                        # Fails while its owner lives.
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                         shutil.rmtree(path)
                         removed += 1
                 finally:
@@ -242,9 +272,11 @@ def gzip_writer(file: BinaryIO) -> tuple[Callable[[bytes | memoryview], None], C
 
 
 def compressor(packing: str) -> Any:
-    """A new compressor to 'gzip' or 'zlib' data, with `compress` and `flush` as `zlib.compressobj` has them.
+    """A new compressor to 'gzip' or 'zlib' data, with `compress` and `flush` as `zlib.compressobj`
+    has them.
 
-    isal's level 2 packs as well as zlib's level 1 and 4 to 15 times as fast; where there is no isal, zlib does it.
+    isal's level 2 packs as well as zlib's level 1 and 4 to 15 times as fast; where there is no
+    isal, zlib does it.
     """
     try:
         from isal import isal_zlib
@@ -254,28 +286,38 @@ def compressor(packing: str) -> Any:
 
 
 def inside(folder: str | Path, name: str) -> Path:
-    """The path of the ordinary file `name`, which a header names, if it lies in `folder`; else `BadFile`.
+    """The path of the ordinary file `name`, which a header names, if it lies in `folder`; else
+    `BadFile`.
 
-    Absolute names, "..", URLs, and links that lead out of the folder are refused: a header must not be able to make
-    medseg open anything else on the machine.
+    Absolute names, "..", URLs, and links that lead out of the folder are refused: a header must not
+    be able to make medseg open anything else on the machine.
     """
     odd = not name or any(part in name for part in ("\0", "://", "\\"))
     if odd or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise BadFile("its data file is named as lying outside its folder; put the data beside its header")
+        raise BadFile(
+            "its data file is named as lying outside its folder; put the data beside its header"
+        )
     path = Path(folder) / name
     try:
         resolved, home = path.resolve(strict=True), Path(folder).resolve(strict=True)
     except (OSError, RuntimeError, ValueError):
         raise BadFile(f"its data file '{path.name}' is missing; put it beside its header") from None
     if not resolved.is_relative_to(home):
-        raise BadFile(f"its data file '{path.name}' is a link out of its folder; put the data beside its header")
+        raise BadFile(
+            f"its data file '{path.name}' is a link out of its folder; put the data beside its"
+            " header"
+        )
     if not resolved.is_file():
-        raise BadFile(f"its data file '{path.name}' is not an ordinary file; put the data beside its header")
+        raise BadFile(
+            f"its data file '{path.name}' is not an ordinary file; put the data beside its header"
+        )
     return path
 
 
 def data_file(header: str | Path, name: str) -> Path:
-    """The data file that a header names, if it lies in the header's folder. Raises `BadFile` naming the header."""
+    """The data file that a header names, if it lies in the header's folder. Raises `BadFile` naming
+    the header.
+    """
     try:
         return inside(Path(header).parent, name)
     except BadFile as error:
@@ -288,7 +330,10 @@ def _remedy(error: OSError, folder: Path) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "its folder is write-protected; choose another folder with -o"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "the disk is full or a size limit is reached; free some space or choose another folder with -o"
+        return (
+            "the disk is full or a size limit is reached; free some space or choose another folder"
+            " with -o"
+        )
     if error.errno == errno.ENAMETOOLONG:
         return "the name is too long"
     return error.strerror or "unknown reason"

@@ -1,7 +1,9 @@
-"""Label tables: what each value of a label map means, its colour and its code, and which structures mirror which.
+"""Label tables: what each value of a label map means, its colour and its code, and which structures
+mirror which.
 
-Slicer's `labels.csv` is the main form (https://slicer.readthedocs.io, Colors module); Slicer's and FreeSurfer's colour
-tables (`.ctbl`, `.txt`) and BIDS `dseg.tsv` are read and written too. Value 0 is the background and is no structure.
+Slicer's `labels.csv` is the main form (https://slicer.readthedocs.io, Colors module); Slicer's and
+FreeSurfer's colour tables (`.ctbl`, `.txt`) and BIDS `dseg.tsv` are read and written too. Value 0
+is the background and is no structure.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ class Code(NamedTuple):
 
 @dataclass(frozen=True)
 class Label:
-    """One structure: its value in label maps, name, colour (0-255), and what it is in a terminology if known."""
+    """One structure: its value in label maps, name, colour (0-255), and what it is in a terminology
+    if known.
+    """
 
     value: int
     name: str
@@ -59,7 +63,9 @@ class Label:
 
 @dataclass(frozen=True)
 class LabelTable:
-    """The structures of a label map, without the background. Raises `BadConfig` for values twice or out of range."""
+    """The structures of a label map, without the background. Raises `BadConfig` for values twice or
+    out of range.
+    """
 
     labels: tuple[Label, ...]
 
@@ -71,7 +77,9 @@ class LabelTable:
             if not label.name.strip():
                 raise BadConfig(f"label {label.value} has no name")
             if len(label.color) != 3 or not all(0 <= part <= 255 for part in label.color):
-                raise BadConfig(f"label {label.value} has a colour that is not three numbers from 0 to 255")
+                raise BadConfig(
+                    f"label {label.value} has a colour that is not three numbers from 0 to 255"
+                )
         if len(set(values)) != len(values):
             twice = next(value for value in values if values.count(value) > 1)
             raise BadConfig(f"label value {twice} is used twice")
@@ -99,23 +107,39 @@ class LabelTable:
         return {label.value: label.name for label in self.labels}
 
     def mirror_pairs(self) -> dict[int, int]:
-        """Value to value of the same structure on the other side, both ways, for names that differ only in the side."""
+        """Value to value of the same structure on the other side, both ways, for names that differ
+        only in the side.
+        """
         by_name = {_words(label.name): label.value for label in self.labels}
-        partners = {label.value: by_name.get(_mirrored(_words(label.name))) for label in self.labels}
-        return {value: other for value, other in partners.items() if other is not None and other != value}
+        partners = {
+            label.value: by_name.get(_mirrored(_words(label.name))) for label in self.labels
+        }
+        return {
+            value: other
+            for value, other in partners.items()
+            if other is not None and other != value
+        }
 
     @classmethod
     def from_values(cls, values: Iterable[int]) -> LabelTable:
-        """A table for values whose meaning is unknown: 'label 3', with colours that tell them apart."""
+        """A table for values whose meaning is unknown: 'label 3', with colours that tell them
+        apart.
+        """
         wanted = sorted({int(value) for value in values} - {0})
-        return cls(tuple(Label(value, f"label {value}", _distinct_color(value)) for value in wanted))
+        return cls(
+            tuple(Label(value, f"label {value}", _distinct_color(value)) for value in wanted)
+        )
 
     @classmethod
     def read(cls, path: str | Path) -> LabelTable:
-        """A table from Slicer's `.csv`, a colour table `.ctbl`/`.txt`, or a BIDS `.tsv`. Raises `BadFile`."""
+        """A table from Slicer's `.csv`, a colour table `.ctbl`/`.txt`, or a BIDS `.tsv`. Raises
+        `BadFile`.
+        """
         parse = _PARSERS.get(Path(path).suffix.lower())
         if parse is None:
-            raise BadFile(f"{path}: is not a label table; a table ends in .csv, .ctbl, .txt or .tsv")
+            raise BadFile(
+                f"{path}: is not a label table; a table ends in .csv, .ctbl, .txt or .tsv"
+            )
         text = read_text(path)
         try:
             labels = tuple(label for label in parse(text) if label.value != 0)
@@ -127,7 +151,9 @@ class LabelTable:
         return table
 
     def write(self, path: str | Path) -> None:
-        """Write Slicer's `.csv`, a colour table `.ctbl`/`.txt`, or a BIDS `.tsv`, whole or not at all."""
+        """Write Slicer's `.csv`, a colour table `.ctbl`/`.txt`, or a BIDS `.tsv`, whole or not at
+        all.
+        """
         form = _FORMS.get(Path(path).suffix.lower())
         if form is None:
             raise BadOutput(f"{path}: a label table ends in .csv, .ctbl, .txt or .tsv")
@@ -149,9 +175,12 @@ def _mirrored(words: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _distinct_color(value: int) -> tuple[int, int, int]:
-    # Steps of the golden ratio around the colour circle never come close to each other; brightness alternates.
+    # Steps of the golden ratio around the colour circle never come close to each other; brightness
+    # alternates.
     hue = value * 0.618033988749895 % 1
-    red, green, blue = colorsys.hsv_to_rgb(hue, 0.75 - 0.25 * (value % 2), 0.95 - 0.2 * (value // 2 % 2))
+    red, green, blue = colorsys.hsv_to_rgb(
+        hue, 0.75 - 0.25 * (value % 2), 0.95 - 0.2 * (value // 2 % 2)
+    )
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
@@ -170,10 +199,18 @@ def _parse_csv(text: str) -> list[Label]:
     labels = []
     for row in rows:
         if None in row.values() or None in row:
-            raise ValueError(f"line {rows.line_num} does not have as many columns as the first line")
-        color = (_color_part(row["Color_R"]), _color_part(row["Color_G"]), _color_part(row["Color_B"]))
+            raise ValueError(
+                f"line {rows.line_num} does not have as many columns as the first line"
+            )
+        color = (
+            _color_part(row["Color_R"]),
+            _color_part(row["Color_G"]),
+            _color_part(row["Color_B"]),
+        )
         codes = {field: _code(row, prefix) for field, prefix in _CODE_COLUMNS.items()}
-        labels.append(Label(whole_number(row["LabelValue"]), from_cell(row["Name"].strip()), color, **codes))
+        labels.append(
+            Label(whole_number(row["LabelValue"]), from_cell(row["Name"].strip()), color, **codes)
+        )
     return labels
 
 
@@ -188,7 +225,7 @@ def _format_csv(labels: tuple[Label, ...]) -> str:
     rows.writerow(_COLUMNS)
     rows.writerow([0, "Background", 0, 0, 0, 0] + [""] * (len(_COLUMNS) - 6))
     for label in labels:
-        codes = [part for field in _CODE_COLUMNS for part in (getattr(label, field) or ("", "", ""))]
+        codes = [part for field in _CODE_COLUMNS for part in getattr(label, field) or ("", "", "")]
         rows.writerow([label.value, to_cell(label.name), *label.color, 255, *map(to_cell, codes)])
     return out.getvalue()
 
@@ -211,7 +248,9 @@ def _format_ctbl(labels: tuple[Label, ...]) -> str:
     lines = ["# Color table file", "0 Background 0 0 0 0"]
     for label in labels:
         red, green, blue = label.color
-        lines.append(f"{label.value} {'_'.join(harmless(label.name).split())} {red} {green} {blue} 255")
+        lines.append(
+            f"{label.value} {'_'.join(harmless(label.name).split())} {red} {green} {blue} 255"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -223,7 +262,9 @@ def _parse_tsv(text: str) -> list[Label]:
     labels = []
     for row in rows:
         if row["index"] is None or row["name"] is None:
-            raise ValueError(f"line {rows.line_num} does not have as many columns as the first line")
+            raise ValueError(
+                f"line {rows.line_num} does not have as many columns as the first line"
+            )
         value, color = whole_number(row["index"]), row.get("color") or ""
         if color in ("", "n/a"):
             parts = _distinct_color(value)
@@ -239,7 +280,8 @@ def _format_tsv(labels: tuple[Label, ...]) -> str:
     lines = ["index\tname\tcolor"]
     for label in labels:
         red, green, blue = label.color
-        lines.append(f"{label.value}\t{to_cell(' '.join(label.name.split()))}\t#{red:02x}{green:02x}{blue:02x}")
+        name = to_cell(" ".join(label.name.split()))
+        lines.append(f"{label.value}\t{name}\t#{red:02x}{green:02x}{blue:02x}")
     return "\n".join(lines) + "\n"
 
 

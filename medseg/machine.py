@@ -10,7 +10,8 @@ from pathlib import Path
 
 def peak_memory_bytes() -> int:
     """Largest resident size of this program so far."""
-    with suppress(OSError, StopIteration):  # getrusage would also count what started this process, before it did
+    # Getrusage would also count what started this process, before it did.
+    with suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -36,11 +37,12 @@ def _from_proc(path: str, key: str, otherwise: int) -> int:
 
 
 def keep_memory() -> None:
-    """Let this process keep freed memory: large activations are then reused instead of being faulted in again.
+    """Let this process keep freed memory: large activations are then reused instead of being
+    faulted in again.
 
-    Measured 1.3 to 1.8 times faster networks on a CPU. glibc only; elsewhere nothing happens. And OpenMP's threads wait
-    for work less eagerly, before torch is loaded: they were in the way of medseg's own (a tenth). A library must not do
-    this to its host, so only the command line does.
+    Measured 1.3 to 1.8 times faster networks on a CPU. glibc only; elsewhere nothing happens. And
+    OpenMP's threads wait for work less eagerly, before torch is loaded: they were in the way of
+    medseg's own (a tenth). A library must not do this to its host, so only the command line does.
     """
     import ctypes
     import os
@@ -58,7 +60,9 @@ def keep_memory() -> None:
 
 
 def has_matrix_units() -> bool:
-    """Whether this CPU has AMX tiles, with which oneDNN convolves bfloat16 several times faster than float32."""
+    """Whether this CPU has AMX tiles, with which oneDNN convolves bfloat16 several times faster
+    than float32.
+    """
     import torch
 
     asked = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private, so it may go

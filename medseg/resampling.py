@@ -1,9 +1,10 @@
 """Interpolation of arrays on other grids: nearest, linear and cubic, in float32 and on all threads.
 
-Where the axes of the two grids are parallel, interpolation is one small operator for each axis, applied a few planes at
-a time; else every point looks up its neighbours. Values equal scipy's (`scipy.ndimage.affine_transform` with
-mode='constant'): points beyond the centres of the outermost voxels are outside, and cubic splines mirror there (Unser
-1999, https://doi.org/10.1109/79.799930). Everything here knows indices only, no millimetres.
+Where the axes of the two grids are parallel, interpolation is one small operator for each axis,
+applied a few planes at a time; else every point looks up its neighbours. Values equal scipy's
+(`scipy.ndimage.affine_transform` with mode='constant'): points beyond the centres of the outermost
+voxels are outside, and cubic splines mirror there (Unser 1999, https://doi.org/10.1109/79.799930).
+Everything here knows indices only, no millimetres.
 """
 
 from __future__ import annotations
@@ -56,12 +57,14 @@ def interpolate(
     outside: float | None = 0,
     points: tuple[int, int, int] = (1, 1, 1),
 ) -> NDArray:
-    """`data` (I, J, K) at the places that `step` (4, 4) gives for the indices of an output of `shape`.
+    """`data` (I, J, K) at the places that `step` (4, 4) gives for the indices of an output of
+    `shape`.
 
-    order: 0 (nearest; keeps the dtype), 1 (linear) or 3 (cubic B-spline through the samples); float32.
-    points: every output is the mean of this many points, spread evenly over its voxel along each axis.
-    outside: the value of points outside; None, for parallel grids: that of the nearest voxel.
-    The output lies in memory as the input does: what is read quickly from one is written quickly to the other.
+    order: 0 (nearest; keeps the dtype), 1 (linear) or 3 (cubic B-spline through the samples);
+    float32. points: every output is the mean of this many points, spread evenly over its voxel
+    along each axis. outside: the value of points outside; None, for parallel grids: that of the
+    nearest voxel. The output lies in memory as the input does: what is read quickly from one is
+    written quickly to the other.
     """
     if order not in (0, 1, 3):
         raise ValueError(f"order {order} is not 0, 1 or 3")
@@ -97,12 +100,16 @@ def _separable(
     outside: float | None,
     points: tuple[int, int, int],
 ) -> NDArray[np.float32]:
-    """Linear or cubic; output o along axis n looks at place scales[n] * o + offsets[n] of axis n of `data`."""
+    """Linear or cubic; output o along axis n looks at place scales[n] * o + offsets[n] of axis n of
+    `data`.
+    """
     edge = outside is None
     operators = [
-        axis_operator(data.shape[n], shape[n], scales[n], offsets[n], order, points[n], edge=edge) for n in range(3)
+        axis_operator(data.shape[n], shape[n], scales[n], offsets[n], order, points[n], edge=edge)
+        for n in range(3)
     ]
-    memory = sorted(range(3), key=lambda n: -abs(data.strides[n]))  # the axis that is contiguous comes last
+    # The axis that is contiguous comes last.
+    memory = sorted(range(3), key=lambda n: -abs(data.strides[n]))
     data = data.transpose(memory)
     a, b, c = (operators[n] for n in memory)
     first = tuple(int(operator.first.min()) for operator in (a, b, c))
@@ -111,14 +118,18 @@ def _separable(
         data, first = spline_coefficients(data), (0, 0, 0)
     else:  # what no output looks at is not read
         data = data[tuple(slice(low, high) for low, high in zip(first, last))]
-    a, b, c = (operator._replace(first=operator.first - low) for operator, low in zip((a, b, c), first))
+    a, b, c = (
+        operator._replace(first=operator.first - low) for operator, low in zip((a, b, c), first)
+    )
     out = np.empty((len(a.first), len(b.first), len(c.first)), np.float32)
     taps = a.weights.shape[1]
 
     def work(start: int, stop: int) -> None:
         low, high = int(a.first[start:stop].min()), int(a.first[start:stop].max()) + taps
         block = np.ascontiguousarray(data[low:high], np.float32)
-        apply_operators(block, a.first[start:stop] - low, a.weights[start:stop], *b[:2], *c[:2], out[start:stop])
+        apply_operators(
+            block, a.first[start:stop] - low, a.weights[start:stop], *b[:2], *c[:2], out[start:stop]
+        )
         if outside:
             covered = a.inside[start:stop, None, None] * b.inside[:, None] * c.inside
             out[start:stop] += np.float32(outside) * (1 - covered)
@@ -133,12 +144,20 @@ def _slabs_per_thread(voxels: float, length: int) -> int:
 
 
 def axis_operator(
-    size: int, outputs: int, scale: float, offset: float, order: int, points: int = 1, *, edge: bool = False
+    size: int,
+    outputs: int,
+    scale: float,
+    offset: float,
+    order: int,
+    points: int = 1,
+    *,
+    edge: bool = False,
 ) -> AxisOperator:
-    """Linear (order 1) or cubic (order 3, on spline coefficients) interpolation of `size` voxels along one axis.
+    """Linear (order 1) or cubic (order 3, on spline coefficients) interpolation of `size` voxels
+    along one axis.
 
-    Output o is the mean over `points` points around scale * o + offset; those outside count as 0, or with `edge` as
-    the nearest voxel.
+    Output o is the mean over `points` points around scale * o + offset; those outside count as 0,
+    or with `edge` as the nearest voxel.
     """
     spread = (np.arange(points) + 0.5) / points - 0.5
     at = scale * (np.arange(outputs)[:, None] + spread) + offset  # (outputs, points)
@@ -151,14 +170,21 @@ def axis_operator(
     else:
         places = base[..., None] + (-1, 0, 1, 2)
         weights = np.concatenate(
-            ((1 - t) ** 3 / 6, 2 / 3 - t**2 + t**3 / 2, 2 / 3 - (1 - t) ** 2 + (1 - t) ** 3 / 2, t**3 / 6), -1
+            (
+                (1 - t) ** 3 / 6,
+                2 / 3 - t**2 + t**3 / 2,
+                2 / 3 - (1 - t) ** 2 + (1 - t) ** 3 / 2,
+                t**3 / 6,
+            ),
+            -1,
         )
     period = max(1, 2 * size - 2)
     places = np.abs(places) % period
     places = np.where(places >= size, period - places, places)  # mirrored at the outermost centres
     weights = np.where(inside[..., None], weights, 0) / points
     used = weights != 0
-    looked_at = used | ~used.any((1, 2), keepdims=True)  # an output that is outside looks where its neighbours do
+    # An output that is outside looks where its neighbours do.
+    looked_at = used | ~used.any((1, 2), keepdims=True)
     lowest = np.where(looked_at, places, size - 1).min((1, 2))
     highest = np.where(looked_at, places, 0).max((1, 2))
     taps = int((highest - lowest).max()) + 1
@@ -170,7 +196,9 @@ def axis_operator(
 
 
 def spline_coefficients(data: NDArray) -> NDArray[np.float32]:
-    """Coefficients of the cubic B-spline through `data` (A, B, C), mirrored at its ends; C-contiguous float32."""
+    """Coefficients of the cubic B-spline through `data` (A, B, C), mirrored at its ends;
+    C-contiguous float32.
+    """
     depth, height, width = data.shape
     out: NDArray[np.float32] = np.empty((depth, height, width), np.float32)
 
@@ -217,18 +245,32 @@ def _oblique(
     if order == 3:
         data, kernel = spline_coefficients(data), cubic_points
     else:
-        data, kernel = np.ascontiguousarray(data, data.dtype if data.dtype in _READ else np.float32), linear_points
-    in_slabs(lambda start, stop: kernel(data, rows, count, np.float32(outside), start, stop, out), len(out))
+        data, kernel = (
+            np.ascontiguousarray(data, data.dtype if data.dtype in _READ else np.float32),
+            linear_points,
+        )
+    in_slabs(
+        lambda start, stop: kernel(data, rows, count, np.float32(outside), start, stop, out),
+        len(out),
+    )
     return out.transpose(np.argsort(axes))
 
 
 def _nearest(
-    data: NDArray, scales: NDArray, offsets: NDArray, shape: tuple[int, int, int], outside: float | None
+    data: NDArray,
+    scales: NDArray,
+    offsets: NDArray,
+    shape: tuple[int, int, int],
+    outside: float | None,
 ) -> NDArray:
-    """The voxels of `data`, whose axes are those of the output, at places scales[n] * o + offsets[n]."""
+    """The voxels of `data`, whose axes are those of the output, at places scales[n] * o +
+    offsets[n].
+    """
     places = [scale * np.arange(n) + offset for scale, offset, n in zip(scales, offsets, shape)]
     edge = outside is None
-    inside = [edge | (at >= -ROUNDING) & (at <= n - 1 + ROUNDING) for at, n in zip(places, data.shape)]
+    inside = [
+        edge | (at >= -ROUNDING) & (at <= n - 1 + ROUNDING) for at, n in zip(places, data.shape)
+    ]
     voxels = [
         np.clip(np.floor(at[within] + 0.5).astype(np.intp), 0, n - 1)
         for at, within, n in zip(places, inside, data.shape)
@@ -245,16 +287,23 @@ def _nearest(
     return out
 
 
-def _nearest_oblique(data: NDArray, step: NDArray[np.float64], shape: tuple[int, int, int], outside: float) -> NDArray:
+def _nearest_oblique(
+    data: NDArray, step: NDArray[np.float64], shape: tuple[int, int, int], outside: float
+) -> NDArray:
     out = np.full(shape, outside, data.dtype)
     j, k = np.arange(shape[1])[:, None], np.arange(shape[2])
 
     def work(start: int, stop: int) -> None:
         for i in range(start, stop):
             at = [row[0] * i + row[1] * j + row[2] * k + row[3] for row in step[:3]]
-            inside = np.logical_and.reduce([(x >= -ROUNDING) & (x <= n - 1 + ROUNDING) for x, n in zip(at, data.shape)])
+            inside = np.logical_and.reduce(
+                [(x >= -ROUNDING) & (x <= n - 1 + ROUNDING) for x, n in zip(at, data.shape)]
+            )
             if inside.any():
-                voxels = [np.clip(np.floor(x[inside] + 0.5).astype(np.intp), 0, n - 1) for x, n in zip(at, data.shape)]
+                voxels = [
+                    np.clip(np.floor(x[inside] + 0.5).astype(np.intp), 0, n - 1)
+                    for x, n in zip(at, data.shape)
+                ]
                 out[i][inside] = data[tuple(voxels)]
 
     in_slabs(work, shape[0])

@@ -1,8 +1,8 @@
 """Bytes in: files read within limits and to their last byte.
 
-Nothing here knows what the bytes mean. Reading allocates only what the file on disk can hold: deflate cannot expand
-more than 1032 times, so a header that claims more is refused before any memory is taken. Compressed streams are read
-to their end, so that their checksum is checked.
+Nothing here knows what the bytes mean. Reading allocates only what the file on disk can hold:
+deflate cannot expand more than 1032 times, so a header that claims more is refused before any
+memory is taken. Compressed streams are read to their end, so that their checksum is checked.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ class ByteStream:
         self._file.close()
 
     def check_claim(self, count: int) -> None:
-        """Raise `BadFile` if `count` more bytes cannot be in this file, or are more than allowed."""
+        """Raise `BadFile` if `count` more bytes cannot be in this file, or are more than
+        allowed.
+        """
         if count > self._max_bytes:
             raise BadFile(
                 f"{self.name}: its header claims {count / 2**30:.3g} GB, more than the "
@@ -93,7 +95,9 @@ class ByteStream:
         try:
             buffer = bytearray(count)
         except MemoryError:
-            raise BadFile(f"{self.name}: not enough memory for its {count / 2**30:.3g} GB of data") from None
+            raise BadFile(
+                f"{self.name}: not enough memory for its {count / 2**30:.3g} GB of data"
+            ) from None
         view = memoryview(buffer)
         done = 0 if self._packing else self._read_into(view)
         for piece in self._pieces(count - done):
@@ -117,7 +121,9 @@ class ByteStream:
 
     def refuse_rest(self) -> BadFile:
         """What to raise if something follows that does not belong to the data."""
-        return BadFile(f"{self.name}: the file holds more data than its header claims; it is damaged")
+        return BadFile(
+            f"{self.name}: the file holds more data than its header claims; it is damaged"
+        )
 
     def _rest(self, max_bytes: int) -> list[bytes]:
         pieces = []
@@ -132,7 +138,9 @@ class ByteStream:
         while count:
             piece = self._some(min(count, CHUNK))
             if not piece:
-                raise BadFile(f"{self.name}: the file ends early; it is damaged or incomplete, get it again")
+                raise BadFile(
+                    f"{self.name}: the file ends early; it is damaged or incomplete, get it again"
+                )
             self._taken += len(piece)
             count -= len(piece)
             yield piece
@@ -152,7 +160,10 @@ class ByteStream:
                     return piece
                 if self._unpacker.eof:
                     continue
-                raise BadFile(f"{self.name}: the compressed data ends early; it is incomplete, get the file again")
+                raise BadFile(
+                    f"{self.name}: the compressed data ends early; it is incomplete, get the file"
+                    " again"
+                )
             packed, self._waiting = self._waiting, b""
             piece = self._unpack(packed, count)
             if piece:
@@ -166,7 +177,9 @@ class ByteStream:
             if self._taken == 0 and not self._members and "header" in str(error).lower():
                 what = f"data is not {self._packing} data at all"
             raise BadFile(f"{self.name}: its compressed {what}; get the file again") from None
-        self._waiting = self._unpacker.unused_data if self._unpacker.eof else self._unpacker.unconsumed_tail
+        self._waiting = (
+            self._unpacker.unused_data if self._unpacker.eof else self._unpacker.unconsumed_tail
+        )
         return piece
 
     def _next_member(self) -> bool:
@@ -188,13 +201,18 @@ class ByteStream:
             self._waiting = b""
             return False
         if self._packing != "gzip" or not (rest[:2] == b"\x1f\x8b" or rest == b"\x1f"):
-            raise BadFile(f"{self.name}: something other than compressed data follows its end; the file is damaged")
+            raise BadFile(
+                f"{self.name}: something other than compressed data follows its end; the file is"
+                " damaged"
+            )
         self._waiting = rest
         self._unpacker = _decompressor()(wbits=WINDOW_BITS["gzip"])
         return True
 
     def _read_into(self, view: memoryview) -> int:
-        """Fill `view` with what follows in a file that is not packed; returns how many bytes there were."""
+        """Fill `view` with what follows in a file that is not packed; returns how many bytes there
+        were.
+        """
         try:
             done: int = self._file.readinto(view)  # type: ignore[attr-defined]
         except OSError as error:
@@ -219,11 +237,17 @@ def open_file(path: str | Path) -> BinaryIO:
     except PermissionError:
         raise BadFile(f"{path}: may not be read; check its permissions") from None
     except (OSError, ValueError) as error:
-        raise BadFile(f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+        raise BadFile(
+            f"{path}: cannot be opened: {getattr(error, 'strerror', None) or error}"
+        ) from None
     about = os.fstat(descriptor)
     if not stat.S_ISREG(about.st_mode) or about.st_size == 0:
         os.close(descriptor)
-        raise BadFile(f"{path}: is empty" if stat.S_ISREG(about.st_mode) else f"{path}: is not an ordinary file")
+        raise BadFile(
+            f"{path}: is empty"
+            if stat.S_ISREG(about.st_mode)
+            else f"{path}: is not an ordinary file"
+        )
     return os.fdopen(descriptor, "rb")
 
 
@@ -249,7 +273,9 @@ def after_lines(path: str | Path, *, start: int, lines: int) -> int:
             length = 0
             while not (line := file.readline(CHUNK)).endswith(b"\n"):
                 if not line:
-                    raise BadFile(f"{path}: has fewer lines than its header says to skip; correct the header")
+                    raise BadFile(
+                        f"{path}: has fewer lines than its header says to skip; correct the header"
+                    )
                 length += len(line)
             start += length + len(line)
     return start
@@ -277,7 +303,9 @@ def read_text(path: str | Path, *, max_bytes: int = 1 << 24) -> str:
 
 
 def gunzip(path: str | Path, *, max_bytes: int = MAX_BYTES) -> bytes:
-    """The whole content of a gzip file, checksum checked, of at most `max_bytes` unpacked. Raises `BadFile`."""
+    """The whole content of a gzip file, checksum checked, of at most `max_bytes` unpacked. Raises
+    `BadFile`.
+    """
     out = bytearray()
     with ByteStream(path, packing="gzip", max_bytes=max_bytes) as stream:
         while piece := stream._some(CHUNK):

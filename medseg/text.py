@@ -1,10 +1,13 @@
-"""Text from strangers: JSON and YAML read within limits, names made harmless, numbers read alike everywhere.
+"""Text from strangers: JSON and YAML read within limits, names made harmless, numbers read alike
+everywhere.
 
-What comes back of a document can be walked, printed and compared by plain recursion: nothing is nested deeper than
-`MAX_DEPTH`, no number is longer than `MAX_DIGITS`, and keys are text or whole numbers.
+What comes back of a document can be walked, printed and compared by plain recursion: nothing is
+nested deeper than `MAX_DEPTH`, no number is longer than `MAX_DIGITS`, and keys are text or whole
+numbers.
 
-Names come from files: of structures, cases, models, the files themselves. A terminal obeys escape sequences in them,
-direction marks turn the text around them, and a spreadsheet runs what begins like a formula.
+Names come from files: of structures, cases, models, the files themselves. A terminal obeys escape
+sequences in them, direction marks turn the text around them, and a spreadsheet runs what begins
+like a formula.
 """
 
 from __future__ import annotations
@@ -30,9 +33,15 @@ MAX_VALUES = 100_000
 
 
 def read_json(
-    path: str | Path, kind: type[MedsegError] = BadFile, *, max_bytes: int = MAX_JSON_BYTES, last_wins: bool = False
+    path: str | Path,
+    kind: type[MedsegError] = BadFile,
+    *,
+    max_bytes: int = MAX_JSON_BYTES,
+    last_wins: bool = False,
 ) -> Any:
-    """What a JSON file (RFC 8259) of at most `max_bytes` holds; see `parse_json`. Raises `kind` naming the file."""
+    """What a JSON file (RFC 8259) of at most `max_bytes` holds; see `parse_json`. Raises `kind`
+    naming the file.
+    """
     try:
         return parse_json(_text(path, max_bytes), last_wins=last_wins)
     except BadFile as error:  # it names the file
@@ -44,11 +53,13 @@ def read_json(
 def parse_json(text: str, *, last_wins: bool = False) -> Any:
     """The value of a JSON text.
 
-    Raises `ValueError` saying what is wrong, also for a key given two values, unless the last one wins: for who tells
-    of them himself.
+    Raises `ValueError` saying what is wrong, also for a key given two values, unless the last one
+    wins: for who tells of them himself.
     """
     try:
-        value = json.loads(text, parse_int=_whole, object_pairs_hook=dict if last_wins else _mapping)
+        value = json.loads(
+            text, parse_int=_whole, object_pairs_hook=dict if last_wins else _mapping
+        )
     except RecursionError:
         raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
     for _ in _walk(value):
@@ -145,12 +156,16 @@ def _check_events(events: Iterable[Any]) -> None:
     import yaml
 
     count = 0
-    opened: list[tuple[str | None, int]] = []  # anchors of the collections around, and the values before each
+    opened: list[
+        tuple[str | None, int]
+    ] = []  # anchors of the collections around, and the values before each
     sizes: dict[str | None, int] = {}  # values below an anchor
     for event in events:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
-                raise ValueError(f"the alias *{event.anchor:.60} stands for nothing, or for what it is a part of")
+                raise ValueError(
+                    f"the alias *{event.anchor:.60} stands for nothing, or for what it is a part of"
+                )
             count += sizes[event.anchor]
         elif isinstance(event, yaml.CollectionStartEvent):
             opened.append((event.anchor, count))
@@ -173,7 +188,9 @@ _JOINERS = "\u200c\u200d"
 #: (owasp.org/www-community/attacks/CSV_Injection), perhaps after apostrophes of ours.
 _FORMULA = re.compile(r"'*[=+\-@]")
 _WHOLE = re.compile(r"[+-]?[0-9]+")
-_DECIMAL = re.compile(r"[+-]?((?:[0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.IGNORECASE)
+_DECIMAL = re.compile(
+    r"[+-]?((?:[0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.IGNORECASE
+)
 
 
 def harmless(text: object) -> str:
@@ -190,7 +207,9 @@ def harmless(text: object) -> str:
 
 
 def _is_shown(character: str) -> bool:
-    return character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
+    return (
+        character.isprintable() or character in _JOINERS or unicodedata.category(character) == "Zs"
+    )
 
 
 def _escape(character: str) -> str:

@@ -1,7 +1,9 @@
-"""A scan or a label map on its grid: `Volume`, and what can be done to it without knowing files or models.
+"""A scan or a label map on its grid: `Volume`, and what can be done to it without knowing files or
+models.
 
-Arrays are indexed (i, j, k); `affine` maps voxel indices to RAS+ millimetres, as nibabel does. Spacing, orientation
-and extent are derived from the affine and never stored. This module holds the one constant by which RAS and LPS differ.
+Arrays are indexed (i, j, k); `affine` maps voxel indices to RAS+ millimetres, as nibabel does.
+Spacing, orientation and extent are derived from the affine and never stored. This module holds the
+one constant by which RAS and LPS differ.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from medseg.errors import BadFile, BadGeometry
 
-#: RAS+ to LPS+ millimetres and back: x and y change sign (DICOM PS3.3 C.7.6.2.1.1; NRRD, MetaImage and Slicer follow).
+#: RAS+ to LPS+ millimetres and back: x and y change sign (DICOM PS3.3 C.7.6.2.1.1; NRRD, MetaImage
+#: and Slicer follow).
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 #: Largest cosine between two voxel axes that still counts as rounding rather than shear.
 MAX_SHEAR = 1e-3
@@ -44,7 +47,9 @@ class Space:
     def __post_init__(self) -> None:
         codes = (self.qform_code, self.sform_code)
         if not all(0 <= code <= 5 for code in codes) or codes == (0, 0):
-            raise BadGeometry(f"qform code {self.qform_code} with sform code {self.sform_code} names no space")
+            raise BadGeometry(
+                f"qform code {self.qform_code} with sform code {self.sform_code} names no space"
+            )
 
 
 #: What a scan lies in unless its file says otherwise.
@@ -55,10 +60,10 @@ SCANNER = Space()
 class Volume:
     """One 3-D grid of voxels in space.
 
-    data: array (I, J, K) of any numeric dtype; label maps are volumes of integer dtype.
-    affine: (4, 4) float64, voxel index to RAS+ mm. Raises `BadGeometry` if it is not finite, singular or sheared.
-    space: what these millimetres are measured in.
-    header_spacing_mm: along (i, j, k), where a file's header states it beside the affine, which rounds it.
+    data: array (I, J, K) of any numeric dtype; label maps are volumes of integer dtype. affine: (4,
+    4) float64, voxel index to RAS+ mm. Raises `BadGeometry` if it is not finite, singular or
+    sheared. space: what these millimetres are measured in. header_spacing_mm: along (i, j, k),
+    where a file's header states it beside the affine, which rounds it.
     """
 
     data: NDArray
@@ -84,10 +89,12 @@ class Volume:
 
     @property
     def stated_spacing_mm(self) -> tuple[float, float, float]:
-        """The header's own numbers where it has them, else `spacing_mm`; they differ by rounding at most.
+        """The header's own numbers where it has them, else `spacing_mm`; they differ by rounding at
+        most.
 
-        A rule that asks whether a spacing is more than three times another has to ask the header's: of 0.7 and 2.1 mm
-        in float32 the columns of an oblique affine may make more, and the header less.
+        A rule that asks whether a spacing is more than three times another has to ask the header's:
+        of 0.7 and 2.1 mm in float32 the columns of an oblique affine may make more, and the header
+        less.
         """
         return self.spacing_mm if self.header_spacing_mm is None else self.header_spacing_mm
 
@@ -98,7 +105,9 @@ class Volume:
 
     @property
     def orientation(self) -> str:
-        """The direction each voxel axis runs to, e.g. 'RAS' or 'LIA': the closest anatomical axis of each."""
+        """The direction each voxel axis runs to, e.g. 'RAS' or 'LIA': the closest anatomical axis
+        of each.
+        """
         return orientation_of(self.affine)
 
     def with_data(self, data: NDArray) -> Volume:
@@ -109,7 +118,9 @@ class Volume:
 
 
 def check_affine(affine: ArrayLike) -> NDArray[np.float64]:
-    """A read-only float64 copy of a (4, 4) affine. Raises `BadGeometry` if it cannot be the geometry of a scan."""
+    """A read-only float64 copy of a (4, 4) affine. Raises `BadGeometry` if it cannot be the
+    geometry of a scan.
+    """
     matrix = np.array(affine, dtype=np.float64)
     if matrix.shape != (4, 4):
         raise BadGeometry(f"an affine is 4x4, not {matrix.shape}")
@@ -121,7 +132,9 @@ def check_affine(affine: ArrayLike) -> NDArray[np.float64]:
         spacing = np.sqrt((matrix[:3, :3] ** 2).sum(axis=0))
     low, high = SPACING_RANGE_MM
     if not ((spacing >= low) & (spacing <= high)).all():
-        raise BadGeometry(f"the voxel spacing {_plain(spacing)} mm is outside {low:g} to {high:g} mm")
+        raise BadGeometry(
+            f"the voxel spacing {_plain(spacing)} mm is outside {low:g} to {high:g} mm"
+        )
     directions = matrix[:3, :3] / spacing
     cosines = directions.T @ directions - np.eye(3)
     if np.abs(cosines).max() > MAX_SHEAR:
@@ -137,30 +150,41 @@ def spacing_of(affine: NDArray) -> tuple[float, float, float]:
 
 
 def orientation_of(affine: NDArray) -> str:
-    """The anatomical letters of a (4, 4) affine's voxel axes, each world axis used once, closest match first.
+    """The anatomical letters of a (4, 4) affine's voxel axes, each world axis used once, closest
+    match first.
 
-    Where two matches are equally close, the choice depends on the directions alone, not on the order of the axes.
+    Where two matches are equally close, the choice depends on the directions alone, not on the
+    order of the axes.
     """
     directions = affine[:3, :3] / np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
 
     def closeness(rows: tuple[int, ...]) -> tuple[float, ...]:
-        along = [directions[:, rows.index(row)] * np.sign(directions[row, rows.index(row)]) for row in range(3)]
+        along = [
+            directions[:, rows.index(row)] * np.sign(directions[row, rows.index(row)])
+            for row in range(3)
+        ]
         total = sum(abs(directions[row, axis]) for axis, row in enumerate(rows))
         return (round(float(total), 9), *np.round(along, 6).ravel().tolist())
 
     best = max(permutations(range(3)), key=closeness)
-    return "".join(("LR", "PA", "IS")[row][int(directions[row, axis] > 0)] for axis, row in enumerate(best))
+    return "".join(
+        ("LR", "PA", "IS")[row][int(directions[row, axis] > 0)] for axis, row in enumerate(best)
+    )
 
 
-#: All 48 ways an array can be stored: which world axis each voxel axis follows, and in which direction.
-ORIENTATIONS = tuple("".join(letters) for axes in permutations(("LR", "PA", "IS")) for letters in product(*axes))
+#: All 48 ways an array can be stored: which world axis each voxel axis follows, and in which
+#: direction.
+ORIENTATIONS = tuple(
+    "".join(letters) for axes in permutations(("LR", "PA", "IS")) for letters in product(*axes)
+)
 
 
 _OPPOSITE = dict(zip("LRPAIS", "RLAPSI"))
 
 
 def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
-    """The same voxels with axes permuted and flipped so that they run to `orientation`; no interpolation.
+    """The same voxels with axes permuted and flipped so that they run to `orientation`; no
+    interpolation.
 
     The data is a view where possible. Raises `BadGeometry` for letters that are not an orientation.
     """
@@ -189,26 +213,33 @@ def _turns(now: str, wanted: str) -> tuple[list[int], list[bool]]:
 
 
 def same_grid(a: Volume, b: Volume, tolerance_mm: float = 1e-3) -> bool:
-    """Whether two volumes have the same shape and every voxel at the same place within `tolerance_mm`."""
+    """Whether two volumes have the same shape and every voxel at the same place within
+    `tolerance_mm`.
+    """
     return a.shape == b.shape and grid_distance_mm(a, b) <= tolerance_mm
 
 
 def grid_distance_mm(a: Volume, b: Volume) -> float:
-    """Largest distance in mm between equal voxel indices of two grids, over the corners of the first."""
+    """Largest distance in mm between equal voxel indices of two grids, over the corners of the
+    first.
+    """
     corners = np.array([(*corner, 1.0) for corner in product(*((0, n - 1) for n in a.shape))])
     return float(np.sqrt((((a.affine - b.affine) @ corners.T)[:3] ** 2).sum(axis=0)).max())
 
 
 def tolerance_mm(grid: Volume) -> float:
-    """How far apart the voxels of equal grids may lie: a hundredth of a voxel is rounding in somebody's header."""
+    """How far apart the voxels of equal grids may lie: a hundredth of a voxel is rounding in
+    somebody's header.
+    """
     return max(1e-3, 0.01 * min(grid.spacing_mm))
 
 
 def turned_onto(volume: Volume, grid: Volume) -> Volume | None:
-    """The volume in the order of `grid`'s voxels, where it has the same grid stored along other axes; else None.
+    """The volume in the order of `grid`'s voxels, where it has the same grid stored along other
+    axes; else None.
 
-    Nothing is lost: axes are exchanged and turned round. The affine stays the volume's own, which may differ from the
-    grid's by `tolerance_mm`.
+    Nothing is lost: axes are exchanged and turned round. The affine stays the volume's own, which
+    may differ from the grid's by `tolerance_mm`.
     """
     if same_grid(grid, volume, tolerance_mm(grid)):
         return volume
@@ -233,10 +264,12 @@ def resample(
     outside: float = 0,
     points: tuple[int, int, int] = (1, 1, 1),
 ) -> Volume:
-    """Volume interpolated on another grid: order 0 (nearest, for labels), 1 (trilinear) or 3 (cubic spline).
+    """Volume interpolated on another grid: order 0 (nearest, for labels), 1 (trilinear) or 3 (cubic
+    spline).
 
-    Points outside the scan become `outside`. There is no smoothing before down-sampling, but with `points` every voxel
-    is the mean of so many points along each axis. The result lies in memory in the order in which the scan does.
+    Points outside the scan become `outside`. There is no smoothing before down-sampling, but with
+    `points` every voxel is the mean of so many points along each axis. The result lies in memory in
+    the order in which the scan does.
     """
     from medseg.resampling import interpolate  # here, because it compiles
 
@@ -245,7 +278,8 @@ def resample(
     return Volume(data, affine, volume.space)
 
 
-#: Largest values of scans with which float32 computes as it is: their squares, and parts of them, are normal numbers.
+#: Largest values of scans with which float32 computes as it is: their squares, and parts of them,
+#: are normal numbers.
 _COMPUTABLE = (2.0**-20, 2.0**40)
 #: Least number of steps from 0 to the largest value of a scan.
 _LEVELS = 4096
@@ -254,12 +288,13 @@ _VANISHING = 2.0**-110
 
 
 def computable(volume: Volume) -> Volume:
-    """The volume times a power of two, with which float32 can compute; itself where it already can (no copy then).
+    """The volume times a power of two, with which float32 can compute; itself where it already can
+    (no copy then).
 
-    Maps in SI units hold 1e-9 (diffusivity in m2/s), others 1e30. Squares and products of such values leave the range
-    of float32 and of fixed tolerances. A power of two changes no digit, so results are those of the scan in a usual
-    unit. Raises `BadFile` where digits are lost already: values as small as the type can hold, or one voxel beside
-    which all others vanish.
+    Maps in SI units hold 1e-9 (diffusivity in m2/s), others 1e30. Squares and products of such
+    values leave the range of float32 and of fixed tolerances. A power of two changes no digit, so
+    results are those of the scan in a usual unit. Raises `BadFile` where digits are lost already:
+    values as small as the type can hold, or one voxel beside which all others vanish.
     """
     data = volume.data
     if data.dtype.kind != "f" or not data.size:
@@ -268,10 +303,16 @@ def computable(volume: Volume) -> Volume:
     if not 0 < largest < np.inf or _COMPUTABLE[0] <= largest < _COMPUTABLE[1]:
         return volume
     if largest / float(np.finfo(data.dtype).smallest_subnormal) < _LEVELS:
-        raise BadFile(f"its values (at most {largest:.2g}) are too small for {data.dtype}; save it in a larger unit")
+        raise BadFile(
+            f"its values (at most {largest:.2g}) are too small for {data.dtype}; save it in a"
+            " larger unit"
+        )
     usual = float(np.percentile(np.abs(data), 99.5))
     if 0 < usual < largest * _VANISHING:
-        raise BadFile(f"a voxel of {largest:.2g} makes all others (up to {usual:.2g}) vanish; it is damaged, mend it")
+        raise BadFile(
+            f"a voxel of {largest:.2g} makes all others (up to {usual:.2g}) vanish; it is damaged,"
+            " mend it"
+        )
     return volume.with_data(np.ldexp(data, -int(np.frexp(largest)[1])))
 
 

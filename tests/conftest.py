@@ -46,7 +46,10 @@ def leave_libraries_as_they_were() -> Iterator[None]:
     from pydicom import config
 
     names = ("pynetdicom", "pydicom", "dicomweb_client", "urllib3", "requests")
-    before = [(logging.getLogger(n), logging.getLogger(n).level, logging.getLogger(n).propagate) for n in names]
+    before = [
+        (logging.getLogger(n), logging.getLogger(n).level, logging.getLogger(n).propagate)
+        for n in names
+    ]
     mode = config.settings.reading_validation_mode
     yield
     config.settings.reading_validation_mode = mode

@@ -1,4 +1,6 @@
-"""The house rules of ARCHITECTURE.md, held by reading the source: who may import whom, and what may not be written."""
+"""The house rules of ARCHITECTURE.md, held by reading the source: who may import whom, and what may
+not be written.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "medseg"
-#: Imported where used, so that `medseg --help` answers at once; torch is at the top of the modules that are only
-#: loaded to compute with it.
+#: Imported where used, so that `medseg --help` answers at once; torch is at the top of the modules
+#: that are only loaded to compute with it.
 HEAVY = {
     "torch",
     "monai",
@@ -36,7 +38,8 @@ HEAVY = {
     "onnxruntime",
     "openvino",
 }
-#: What is only loaded to compute with it may import torch at the top; the compiled loops may import numba.
+#: What is only loaded to compute with it may import torch at the top; the compiled loops may import
+#: numba.
 TORCH_AT_TOP = ("networks", "training", "inference.window", "inference.exact", "inference.backends")
 ALSO_AT_TOP = {
     "kernels": {"numba"},
@@ -66,7 +69,9 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def imports(node: ast.AST, *, whole: bool) -> Iterator[tuple[str, str]]:
-    """(module, name) of every import below `node` but those for type checkers; with `whole` also inside functions."""
+    """(module, name) of every import below `node` but those for type checkers; with `whole` also
+    inside functions.
+    """
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
             continue
@@ -79,7 +84,9 @@ def imports(node: ast.AST, *, whole: bool) -> Iterator[tuple[str, str]]:
 
 
 def floors() -> list[list[str]]:
-    """The floors of ARCHITECTURE.md from the ground up: packages, and on the ground modules in their order."""
+    """The floors of ARCHITECTURE.md from the ground up: packages, and on the ground modules in
+    their order.
+    """
     text = (PACKAGE.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
     block = text.split("```floors\n")[1].split("```")[0]
     rows = sorted(line.split() for line in block.splitlines())
@@ -89,7 +96,8 @@ def floors() -> list[list[str]]:
 FLOORS = floors()
 GROUND = FLOORS[0]
 PACKAGES = {name for row in FLOORS for name in row if (PACKAGE / name / "__init__.py").is_file()}
-#: Doors beside those of the packages, and rooms without one: each of their modules is for the one of the same subject.
+#: Doors beside those of the packages, and rooms without one: each of their modules is for the one
+#: of the same subject.
 DOORS = PACKAGES | {"io.dicom"}
 WITHOUT_A_DOOR = ("kernels", "networks.ops")
 
@@ -101,7 +109,9 @@ def home_of(name: str) -> str:
 
 @cache
 def handed_out(package: str) -> dict[str, str]:
-    """What the door of a package hands out: name -> module; of a module that is handed out whole, itself."""
+    """What the door of a package hands out: name -> module; of a module that is handed out whole,
+    itself.
+    """
     for node in ast.walk(tree_of(PACKAGE / package.replace(".", "/") / "__init__.py")):
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "door":
             table: dict[str, tuple[str, ...]] = ast.literal_eval(node.args[1])
@@ -110,7 +120,9 @@ def handed_out(package: str) -> dict[str, str]:
 
 
 def imported(path: Path, *, whole: bool = True) -> Iterator[tuple[str, str]]:
-    """(module, name) of what a module imports from medseg, without 'medseg.'; the name is '' for a whole module."""
+    """(module, name) of what a module imports from medseg, without 'medseg.'; the name is '' for a
+    whole module.
+    """
     for module, name in imports(tree_of(path), whole=whole):
         if module.split(".")[0] == "medseg":
             inner = module.removeprefix("medseg").lstrip(".")
@@ -154,18 +166,25 @@ def test_another_package_is_entered_by_its_door(path: Path):
             continue
         at_home = home_of(module) == home_of(name) or name == ""
         if at_home:  # where doors are not for those who live there
-            assert module not in PACKAGES or path.name == "__init__.py", f"{module} imports from its own door"
+            assert module not in PACKAGES or path.name == "__init__.py", (
+                f"{module} imports from its own door"
+            )
         elif module in DOORS and what:
             assert what in handed_out(module), f"{module} does not hand out {what}"
         else:
             package, _, whole = module.rpartition(".")
-            assert handed_out(package).get(whole) == whole, f"{module} is behind the door of {package}"
+            assert handed_out(package).get(whole) == whole, (
+                f"{module} is behind the door of {package}"
+            )
 
 
 @pytest.mark.parametrize("package", sorted(DOORS))
 def test_a_door_imports_nothing_and_hands_out_what_it_says(package: str):
     path = PACKAGE / package.replace(".", "/") / "__init__.py"
-    assert set(imports(tree_of(path), whole=True)) <= {("typing", "TYPE_CHECKING"), ("medseg", "door")}
+    assert set(imports(tree_of(path), whole=True)) <= {
+        ("typing", "TYPE_CHECKING"),
+        ("medseg", "door"),
+    }
     names = handed_out(package)
     block = [node for node in tree_of(path).body if isinstance(node, ast.If)]
     said = {
@@ -176,14 +195,20 @@ def test_a_door_imports_nothing_and_hands_out_what_it_says(package: str):
     assert said == names
     door = import_module(f"medseg.{package}")
     for name, module in names.items():
-        assert module == name or f"{package}.{name}" not in NAMES, f"{name} would be hidden by a module of its name"
+        assert module == name or f"{package}.{name}" not in NAMES, (
+            f"{name} would be hidden by a module of its name"
+        )
         home = import_module(f"medseg.{package}.{module}")
         assert getattr(door, name) is (home if module == name else getattr(home, name))
 
 
 def test_modules_do_not_import_each_other_in_circles():
     """Imports inside functions count, too."""
-    graph = {name_of(path): own_imports(path) - {name_of(path)} for path in SOURCES if name_of(path) not in DOORS}
+    graph = {
+        name_of(path): own_imports(path) - {name_of(path)}
+        for path in SOURCES
+        if name_of(path) not in DOORS
+    }
     done: set[str] = set()
 
     def visit(name: str, above: tuple[str, ...]) -> None:
@@ -208,20 +233,28 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path):
 
 
 def test_the_public_names_need_no_package_at_all():
-    top = {module.split(".")[0] for module, _ in imports(tree_of(PACKAGE / "__init__.py"), whole=False)}
+    top = {
+        module.split(".")[0] for module, _ in imports(tree_of(PACKAGE / "__init__.py"), whole=False)
+    }
     assert top <= {"collections", "importlib", "typing"}
 
 
 FORBIDDEN_CALLS = {
-    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "torch.save", "np.load", "np.save",
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "torch.load", "torch.save",
+    "np.load", "np.save",
     "numpy.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "tempfile.mktemp",
 }  # fmt: skip
 FORBIDDEN_MODULES = {
-    "pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "tarfile", "xmlrpc", "telnetlib",
+    "pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "tarfile", "xmlrpc",
+    "telnetlib",
     "socket", "socketserver", "ssl", "http", "urllib", "requests", "ftplib", "smtplib",
 }  # fmt: skip
 #: Where one of these modules is what the module is for.
-ALLOWED_MODULES = {"view.server": {"http"}, "pacs.client": {"requests"}, "pacs.node": {"socketserver"}}
+ALLOWED_MODULES = {
+    "view.server": {"http"},
+    "pacs.client": {"requests"},
+    "pacs.node": {"socketserver"},
+}
 FORBIDDEN_METHODS = {"extractall", "unpack_archive"}
 
 
@@ -235,8 +268,12 @@ def test_nothing_dangerous_is_called_or_imported(path: Path):
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             where = f"line {node.lineno}: {called}"
-            safely = any(f"{k.arg}={ast.unparse(k.value)}" == "weights_only=True" for k in node.keywords)
-            stand_ins = called == "torch.load" and name_of(path) == "models.nnunet_weights" and safely
+            safely = any(
+                f"{k.arg}={ast.unparse(k.value)}" == "weights_only=True" for k in node.keywords
+            )
+            stand_ins = (
+                called == "torch.load" and name_of(path) == "models.nnunet_weights" and safely
+            )
             assert called not in FORBIDDEN_CALLS or stand_ins, where
             assert called.rpartition(".")[2] not in FORBIDDEN_METHODS, where
             for keyword in node.keywords:
@@ -271,18 +308,23 @@ def test_everything_public_says_what_it_is_and_of_which_types(path: Path):
     assert ast.get_docstring(tree), "the module has no docstring"
     for name, node in public(tree):
         assert ast.get_docstring(node), f"{name} has no docstring"
-        compiled = any("jit" in ast.unparse(d) for d in node.decorator_list)  # numba finds the types itself
+        # Numba finds the types itself.
+        compiled = any("jit" in ast.unparse(d) for d in node.decorator_list)
         if isinstance(node, ast.FunctionDef) and not compiled:
             assert node.returns is not None, f"{name} has no return type"
             arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
             arguments += [a for a in (node.args.vararg, node.args.kwarg) if a]
-            untyped = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+            untyped = [
+                a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")
+            ]
             assert not untyped, f"{name} has no types for {untyped}"
 
 
 def test_only_volume_knows_how_ras_and_lps_differ():
     """The constant is written once; a second sign flip of x and y is where sides get swapped."""
-    flip = re.compile(r"(diag\(|[*@])\s*(np\.array\()?\s*[\[(]\s*-\s*1(\.0*)?\s*,\s*-\s*1(\.0*)?\s*,")
+    flip = re.compile(
+        r"(diag\(|[*@])\s*(np\.array\()?\s*[\[(]\s*-\s*1(\.0*)?\s*,\s*-\s*1(\.0*)?\s*,"
+    )
     homes = [name_of(path) for path in SOURCES if flip.search(path.read_text(encoding="utf-8"))]
     assert homes == ["volume"]
 
@@ -291,7 +333,10 @@ def test_only_what_exchanges_files_or_millimetres_with_others_uses_that_constant
     users = {
         name_of(path)
         for path in SOURCES
-        if any((module, name) == ("medseg.volume", "LPS") for module, name in imports(tree_of(path), whole=True))
+        if any(
+            (module, name) == ("medseg.volume", "LPS")
+            for module, name in imports(tree_of(path), whole=True)
+        )
     }
     assert users <= {"io.nrrd", "io.metaimage", "io.slicer", "io.dicom.stack", "io.dicom.grid"}
 
@@ -299,9 +344,11 @@ def test_only_what_exchanges_files_or_millimetres_with_others_uses_that_constant
 def test_environment_variables_steer_nothing():
     for path in SOURCES:
         text = path.read_text(encoding="utf-8")
-        if name_of(path) == "training.tracking":  # sets two of MLflow's, so that it tells nobody, and reads none
+        # Sets two of MLflow's, so that it tells nobody, and reads none.
+        if name_of(path) == "training.tracking":
             text = text.replace("os.environ.setdefault(", "")
-        if name_of(path) == "machine":  # tells libgomp how long its threads wait, in this process only
+        # Tells libgomp how long its threads wait, in this process only.
+        if name_of(path) == "machine":
             text = text.replace('os.environ.setdefault("GOMP_SPINCOUNT"', "")
         if name_of(path) == "training.processes":  # reads how torchrun numbers its processes
             text = text.replace('os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG"', "")

@@ -1,7 +1,7 @@
 """The embedded model on the bundled samples, which it was not trained on, and on a real scan.
 
-The bounds are those the project set for this model before it was trained; voxels of 2 mm are asked less of the brain
-mask than those of 1 mm.
+The bounds are those the project set for this model before it was trained; voxels of 2 mm are asked
+less of the brain mask than those of 1 mm.
 """
 
 import sys
@@ -45,20 +45,30 @@ def straight(model):
 
 @pytest.mark.parametrize("name", ["head_t1", "head_t1_oblique"])
 def test_brain_model_finds_the_structures_of_a_head_it_never_saw(name, model, straight):
-    scan, truth = read(SAMPLES / f"{name}.nii.gz"), read_labels(SAMPLES / f"{name}_truth.nii.gz").data
+    scan, truth = (
+        read(SAMPLES / f"{name}.nii.gz"),
+        read_labels(SAMPLES / f"{name}_truth.nii.gz").data,
+    )
 
     found = straight.labels if name == "head_t1" else segment(scan, model).labels
 
     assert found.shape == scan.shape
     assert (found.affine == scan.affine).all()
-    scores = [dice(found.data == value, truth == value) for value in model.table.values if (truth == value).any()]
+    scores = [
+        dice(found.data == value, truth == value)
+        for value in model.table.values
+        if (truth == value).any()
+    ]
     assert np.mean(scores) >= 0.65
     assert dice(brain(found.data), brain(truth)) >= 0.9
 
 
 def test_the_fast_model_finds_the_same_structures_at_2_mm(straight):
     fast = load_checkpoint("brain-fast")
-    scan, truth = read(SAMPLES / "head_t1.nii.gz"), read_labels(SAMPLES / "head_t1_truth.nii.gz").data
+    scan, truth = (
+        read(SAMPLES / "head_t1.nii.gz"),
+        read_labels(SAMPLES / "head_t1_truth.nii.gz").data,
+    )
 
     found = segment(scan, fast).labels
 
@@ -66,7 +76,11 @@ def test_the_fast_model_finds_the_same_structures_at_2_mm(straight):
     assert max(fast.spec.spacing) == 2.0
     assert dice(brain(found.data), brain(truth)) >= 0.9
     assert dice(brain(found.data), brain(straight.labels.data)) >= 0.9
-    scores = [dice(found.data == value, truth == value) for value in fast.table.values if (truth == value).any()]
+    scores = [
+        dice(found.data == value, truth == value)
+        for value in fast.table.values
+        if (truth == value).any()
+    ]
     assert np.mean(scores) >= 0.65
 
 
@@ -98,7 +112,13 @@ def test_brain_model_when_the_scan_is_oblique_gives_the_same_anatomy(model, stra
 
     there = resample(straight.labels, oblique.affine, oblique.shape, order=0).data
     inside = (
-        resample(Volume(np.ones(scan.shape, np.uint8), scan.affine), oblique.affine, oblique.shape, order=0).data > 0
+        resample(
+            Volume(np.ones(scan.shape, np.uint8), scan.affine),
+            oblique.affine,
+            oblique.shape,
+            order=0,
+        ).data
+        > 0
     )
 
     assert dice(brain(oblique.data) & inside, brain(there)) >= 0.94
@@ -116,10 +136,17 @@ def test_brain_model_reads_a_dicom_series_of_the_same_head(model, straight):
 def test_brain_model_never_labels_left_as_right(model, straight):
     ras = reorient(straight.labels, "RAS")
     names = model.table.names
-    world = lambda value: (ras.affine[:3, :3] @ np.argwhere(ras.data == value).mean(0) + ras.affine[:3, 3])[0]  # noqa: E731
+
+    def world(value: int) -> float:
+        middle = np.argwhere(ras.data == value).mean(0)
+        return (ras.affine[:3, :3] @ middle + ras.affine[:3, 3])[0]
 
     for left, right in model.table.mirror_pairs().items():
-        if names[left].startswith("left") and (ras.data == left).any() and (ras.data == right).any():
+        if (
+            names[left].startswith("left")
+            and (ras.data == left).any()
+            and (ras.data == right).any()
+        ):
             assert world(left) < world(right)
 
 
@@ -140,19 +167,27 @@ def test_what_follows_from_the_labels_lies_beside_them_on_request(model, tmp_pat
     scan, labels = read(job.scan), read_labels(job.labels).data
     mask = read_labels(tmp_path / "head_seg.brain_mask.nii.gz")
     assert (mask.affine == scan.affine).all()
-    assert (mask.data[brain(labels)] == 1).all() and brain(labels).sum() <= mask.data.sum() <= 1.02 * brain(
+    assert (mask.data[brain(labels)] == 1).all() and brain(
         labels
-    ).sum()
+    ).sum() <= mask.data.sum() <= 1.02 * brain(labels).sum()
     wide = read_labels(tmp_path / "head_seg.intracranial_mask.nii.gz").data
-    assert (wide[labels > 0] == 1).all() and (wide >= mask.data).all() and wide.sum() <= 1.02 * (labels > 0).sum()
+    assert (
+        (wide[labels > 0] == 1).all()
+        and (wide >= mask.data).all()
+        and wide.sum() <= 1.02 * (labels > 0).sum()
+    )
     stripped = read(tmp_path / "head_seg.stripped.nii.gz")
     assert (stripped.data == np.where(wide > 0, scan.data, 0)).all()
     assert set(np.unique(read_labels(tmp_path / "head_seg.tissue.nii.gz").data)) == {0, 1, 2, 3}
     totals = {row["name"]: row["ml"] for row in content["totals"]}
-    assert f",intracranial,{totals['intracranial']}\n" in (tmp_path / "head_seg.volumes.csv").read_text()
+    assert (
+        f",intracranial,{totals['intracranial']}\n"
+        in (tmp_path / "head_seg.volumes.csv").read_text()
+    )
     assert content["warnings"] == []
     assert all(0.5 < row["confidence"] <= 1 for row in content["structures"] if row["voxels"])
-    with pytest.raises(BadFile, match="holds no DICOM, but files of volumes: 5"):  # none of these is a scan
+    # None of these is a scan.
+    with pytest.raises(BadFile, match="holds no DICOM, but files of volumes: 5"):
         list_jobs([tmp_path], None)
 
 

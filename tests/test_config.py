@@ -1,4 +1,6 @@
-"""Configs are data: what is unknown, of the wrong type or out of range is refused by name, and no code is run."""
+"""Configs are data: what is unknown, of the wrong type or out of range is refused by name, and no
+code is run.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,11 @@ def test_a_minimal_config_loads_with_paths_counted_from_its_folder(tmp_path: Pat
     assert config.model.patch == (16, 16, 16)
 
 
-WHOLE = [path for path in sorted((ROOT / "configs").glob("*.yaml")) if "\ndata:" in path.read_text(encoding="utf-8")]
+WHOLE = [
+    path
+    for path in sorted((ROOT / "configs").glob("*.yaml"))
+    if "\ndata:" in path.read_text(encoding="utf-8")
+]
 
 
 @pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.name)
@@ -126,14 +132,27 @@ def test_label_maps_need_a_table_and_every_run_an_end(tmp_path: Path):
 
 def test_dotted_overrides_replace_settings_and_make_groups_that_are_missing(tmp_path: Path):
     path = saved(tmp_path, MINIMAL)
-    config = load_config(path, {"train.steps": 9, "synth.flip": 0, "model.options.stem": 2, "name": "other"})
-    assert (config.train.steps, config.synth.flip, config.model.options, config.name) == (9, 0, {"stem": 2}, "other")
+    config = load_config(
+        path, {"train.steps": 9, "synth.flip": 0, "model.options.stem": 2, "name": "other"}
+    )
+    assert (config.train.steps, config.synth.flip, config.model.options, config.name) == (
+        9,
+        0,
+        {"stem": 2},
+        "other",
+    )
     assert load_config(path).train.steps == 5
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("train.steps", "x"), ("train.stesp", 1), ("nothing", 1), ("name.first", 1), ("train.steps.a", 1)],
+    [
+        ("train.steps", "x"),
+        ("train.stesp", 1),
+        ("nothing", 1),
+        ("name.first", 1),
+        ("train.steps.a", 1),
+    ],
 )
 def test_a_wrong_override_is_refused_by_name(tmp_path: Path, key: str, value: Any):
     with pytest.raises(BadConfig, match=key.split(".")[0]):
@@ -148,7 +167,10 @@ def test_an_overridden_data_folder_counts_from_where_the_user_is(tmp_path: Path)
     "text",
     [
         "!!python/object/apply:os.system ['touch SENTINEL']",
-        "name: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['SENTINEL']]",
+        (
+            "name: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path"
+            " ['SENTINEL']]"
+        ),
         "data: !!python/name:os.system",
         "name: !!python/object/new:os.system ['touch SENTINEL']",
     ],
@@ -160,7 +182,9 @@ def test_code_in_a_config_is_refused_and_not_run(tmp_path: Path, text: str):
     assert not sentinel.exists()
 
 
-@pytest.mark.parametrize("text", ["", "- a\n- b", "just words", "3", "{", "a: b: c", "name: [", "\x00", "? [1]: 2"])
+@pytest.mark.parametrize(
+    "text", ["", "- a\n- b", "just words", "3", "{", "a: b: c", "name: [", "\x00", "? [1]: 2"]
+)
 def test_what_is_no_config_is_refused(tmp_path: Path, text: str):
     with pytest.raises(BadConfig, match=r"config\.yaml"):
         load_config(saved(tmp_path, text))

@@ -26,7 +26,9 @@ SMALL = Volume(np.arange(24, dtype=np.int16).reshape(2, 3, 4), np.eye(4))
 def run(*arguments: object) -> dict:
     environment = {**os.environ, "PYTHONPATH": str(Path(medseg.__file__).parents[1])}
     command = [sys.executable, writing.__file__, *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
     return json.loads(done.stdout)
 
 
@@ -41,12 +43,17 @@ def decompressor(request, monkeypatch):
 
 
 @pytest.mark.parametrize("packing", ["gzip", "zlib"])
-def test_what_is_packed_is_unpacked_by_zlib_and_tells_neither_time_nor_name(tmp_path, decompressor, packing):
+def test_what_is_packed_is_unpacked_by_zlib_and_tells_neither_time_nor_name(
+    tmp_path, decompressor, packing
+):
     content = np.random.default_rng(3).integers(0, 5, 700_000, np.uint8).tobytes() + bytes(300_000)
     packed = []
     for _ in range(2):
         packer = files.compressor(packing)
-        pieces = [packer.compress(memoryview(content)[n : n + 99_991]) for n in range(0, len(content), 99_991)]
+        pieces = [
+            packer.compress(memoryview(content)[n : n + 99_991])
+            for n in range(0, len(content), 99_991)
+        ]
         packed.append(b"".join(pieces) + packer.flush())
 
     assert packed[0] == packed[1]
@@ -73,7 +80,12 @@ def test_gzip_writer_writes_what_gzip_reads(tmp_path, decompressor):
 def test_gunzip_returns_the_content_of_several_members_with_padding(tmp_path, decompressor):
     content = os.urandom(300_000) + bytes(100_000)
     path = tmp_path / "x.gz"
-    path.write_bytes(gzip.compress(content[:1000]) + gzip.compress(b"") + gzip.compress(content[1000:]) + bytes(700))
+    path.write_bytes(
+        gzip.compress(content[:1000])
+        + gzip.compress(b"")
+        + gzip.compress(content[1000:])
+        + bytes(700)
+    )
 
     assert files.gunzip(path) == content
 
@@ -109,7 +121,9 @@ def test_gunzip_stops_at_the_limit(tmp_path, decompressor):
         files.gunzip(path, max_bytes=1_000_000)
 
 
-@pytest.mark.parametrize(("packing", "pack"), [("gzip", gzip.compress), ("zlib", zlib.compress), (None, bytes)])
+@pytest.mark.parametrize(
+    ("packing", "pack"), [("gzip", gzip.compress), ("zlib", zlib.compress), (None, bytes)]
+)
 def test_a_stream_gives_exactly_the_bytes_asked_for(tmp_path, decompressor, packing, pack):
     content = np.random.default_rng(1).integers(0, 4, 1_000_000, np.uint8).tobytes()
     path = tmp_path / "x"
@@ -129,7 +143,10 @@ def test_a_stream_that_is_not_read_to_its_end_is_refused_at_finish(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(gzip.compress(b"12345"))
 
-    with files.ByteStream(path, packing="gzip") as stream, pytest.raises(BadFile, match="more data"):
+    with (
+        files.ByteStream(path, packing="gzip") as stream,
+        pytest.raises(BadFile, match="more data"),
+    ):
         stream.read(4)
         stream.finish()
 
@@ -145,7 +162,12 @@ def test_more_than_the_limit_is_refused(tmp_path):
 @pytest.mark.parametrize("kind", ["missing", "folder", "empty", "pipe"])
 def test_what_is_no_ordinary_file_is_refused(tmp_path, kind):
     path = tmp_path / "x.nii"
-    {"missing": lambda: None, "folder": path.mkdir, "empty": path.touch, "pipe": lambda: os.mkfifo(path)}[kind]()
+    {
+        "missing": lambda: None,
+        "folder": path.mkdir,
+        "empty": path.touch,
+        "pipe": lambda: os.mkfifo(path),
+    }[kind]()
 
     with pytest.raises(BadFile, match=r"x\.nii"):
         files.open_file(path)
@@ -182,18 +204,29 @@ def test_inside_allows_files_in_the_folder(trap, name):
 def test_detached_headers_open_nothing_outside_their_folder(trap, suffix, name):
     io.write(SMALL, trap / f"x{suffix}")
     header = (trap / f"x{suffix}").read_text()
-    own = next(line.split()[-1] for line in header.splitlines() if line.lower().startswith(("data file", "elementd")))
-    header = header.replace("gzip", "raw").replace("CompressedData = True", "CompressedData = False")
+    own = next(
+        line.split()[-1]
+        for line in header.splitlines()
+        if line.lower().startswith(("data file", "elementd"))
+    )
+    header = header.replace("gzip", "raw").replace(
+        "CompressedData = True", "CompressedData = False"
+    )
     (trap / f"x{suffix}").write_text(header.replace(own, name))
     opened: list[str] = []
     watching = [True]
-    sys.addaudithook(lambda event, details: opened.append(str(details[0])) if watching and event == "open" else None)
+    sys.addaudithook(
+        lambda event, details: (
+            opened.append(str(details[0])) if watching and event == "open" else None
+        )
+    )
 
     with pytest.raises(BadFile, match=rf"x\{suffix}"):
         io.read(trap / f"x{suffix}")
     watching.clear()
 
-    named = {name for name in opened if not name.isdigit()}  # numbers are descriptors of files opened by name
+    # Numbers are descriptors of files opened by name.
+    named = {name for name in opened if not name.isdigit()}
     assert named == {str(trap / f"x{suffix}")}
 
 
@@ -203,7 +236,8 @@ def test_a_writer_killed_50_times_leaves_no_broken_file(tmp_path, suffix):
 
     assert report["broken"] == 0
     assert report["whole"] >= 15
-    if suffix == ".nii.gz":  # .mha packs before it opens the file, so kills rarely hit the writing itself
+    # .mha packs before it opens the file, so kills rarely hit the writing itself.
+    if suffix == ".nii.gz":
         assert report["leftovers"] > 0
     assert files.sweep(tmp_path, min_age_s=0) == report["leftovers"]
     assert not list(tmp_path.glob(".medseg-*"))

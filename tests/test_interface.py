@@ -1,4 +1,6 @@
-"""What people and their scripts rely on stays as it is: help texts, public names, the keys of JSON files."""
+"""What people and their scripts rely on stays as it is: help texts, public names, the keys of JSON
+files.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +34,8 @@ def test_every_command_says_the_same_of_itself(now: dict[str, Any], before: dict
         assert now["help"][name] == text, name
 
 
-@pytest.mark.parametrize("part", ["public", "record", "record of an intensity model", "model", "export", "summary"])
+@pytest.mark.parametrize(
+    "part", ["public", "record", "record of an intensity model", "model", "export", "summary"]
+)
 def test_names_and_keys_are_the_same(part: str, now: dict[str, Any], before: dict[str, Any]):
     assert now[part] == before[part]

@@ -24,9 +24,13 @@ KIDNEY = Label(
     type=Code("SCT", "64033007", "Kidney"),
     type_modifier=Code("SCT", "7771000", "Left"),
 )
-TABLE = LabelTable((Label(1, "liver", (221, 130, 101)), KIDNEY, Label(300, 'odd, "name"', (0, 0, 255))))
+TABLE = LabelTable(
+    (Label(1, "liver", (221, 130, 101)), KIDNEY, Label(300, 'odd, "name"', (0, 0, 255)))
+)
 
-words = st.text(st.characters(whitelist_categories=("L", "N"), max_codepoint=0x2FF), min_size=1, max_size=8)
+words = st.text(
+    st.characters(whitelist_categories=("L", "N"), max_codepoint=0x2FF), min_size=1, max_size=8
+)
 labels = st.builds(
     Label,
     value=st.integers(1, 65535),
@@ -70,21 +74,37 @@ def test_csv_has_the_columns_of_slicer_and_a_transparent_background(tmp_path):
     first, second, *_ = (tmp_path / "t.csv").read_text().splitlines()
 
     parts = ("CodingScheme", "CodeValue", "CodeMeaning")
-    codes = [f"{what}_{p}" for what in ("Category", "Type", "TypeModifier", "Region", "RegionModifier") for p in parts]
-    assert first.split(",") == ["LabelValue", "Name", "Color_R", "Color_G", "Color_B", "Color_A", *codes]
+    codes = [
+        f"{what}_{p}"
+        for what in ("Category", "Type", "TypeModifier", "Region", "RegionModifier")
+        for p in parts
+    ]
+    assert first.split(",") == [
+        "LabelValue",
+        "Name",
+        "Color_R",
+        "Color_G",
+        "Color_B",
+        "Color_A",
+        *codes,
+    ]
     assert second.split(",")[:6] == ["0", "Background", "0", "0", "0", "0"]
 
 
 def test_freesurfer_tables_are_read(tmp_path):
     path = tmp_path / "lut.txt"
-    path.write_text("#$Id: a comment\n\n0   Unknown       0 0 0 0\n17  Left-Hippocampus  220 216 20  0\n")
+    path.write_text(
+        "#$Id: a comment\n\n0   Unknown       0 0 0 0\n17  Left-Hippocampus  220 216 20  0\n"
+    )
 
     assert LabelTable.read(path) == LabelTable((Label(17, "Left-Hippocampus", (220, 216, 20)),))
 
 
 def test_bids_tables_are_read_without_colours_and_in_any_column_order(tmp_path):
     path = tmp_path / "dseg.tsv"
-    path.write_text("name\tabbreviation\tindex\tcolor\nGray Matter\tGM\t1\t#ff8000\nWhite Matter\tWM\t2\tn/a\n")
+    path.write_text(
+        "name\tabbreviation\tindex\tcolor\nGray Matter\tGM\t1\t#ff8000\nWhite Matter\tWM\t2\tn/a\n"
+    )
 
     table = LabelTable.read(path)
 
@@ -164,20 +184,29 @@ def test_unknown_labels_get_names_and_colours_that_differ():
     ],
 )
 def test_mirror_pairs_are_found_by_name_in_both_directions(left, right):
-    table = LabelTable((Label(4, left, (0, 0, 0)), Label(9, "liver", (0, 0, 1)), Label(7, right, (0, 0, 2))))
+    table = LabelTable(
+        (Label(4, left, (0, 0, 0)), Label(9, "liver", (0, 0, 1)), Label(7, right, (0, 0, 2)))
+    )
 
     assert table.mirror_pairs() == {4: 7, 7: 4}
     assert is_lateral(left)
     assert is_lateral(right)
 
 
-@pytest.mark.parametrize("name", ["liver", "vertebrae L1", "brightness", "cleft", "3rd ventricle", "rib"])
+@pytest.mark.parametrize(
+    "name", ["liver", "vertebrae L1", "brightness", "cleft", "3rd ventricle", "rib"]
+)
 def test_other_names_have_no_side(name):
     assert not is_lateral(name)
 
 
 def test_a_structure_whose_partner_is_missing_has_none():
-    assert LabelTable((Label(1, "left lung", (0, 0, 0)), Label(2, "right kidney", (0, 0, 0)))).mirror_pairs() == {}
+    assert (
+        LabelTable(
+            (Label(1, "left lung", (0, 0, 0)), Label(2, "right kidney", (0, 0, 0)))
+        ).mirror_pairs()
+        == {}
+    )
 
 
 def test_the_brain_table_names_the_structures_and_pairs_of_freesurfer():
@@ -187,11 +216,17 @@ def test_the_brain_table_names_the_structures_and_pairs_of_freesurfer():
     pairs = table.mirror_pairs()
     assert len(pairs) == 28
     assert all(pairs[other] == value for value, other in pairs.items())
-    # FreeSurfer: of a pair, the right value is 39 above the left below 10, 36 above around 17, 32 above 26 and 28.
+    # FreeSurfer: of a pair, the right value is 39 above the left below 10, 36 above around 17, 32
+    # above 26 and 28.
     assert {value: other - value for value, other in pairs.items() if value < 41} == {
         **dict.fromkeys((2, 3, 4, 5, 7, 8, 10, 11, 12, 13), 39), 17: 36, 18: 36, 26: 32, 28: 32
     }  # fmt: skip
-    assert {value for value in table.values if not is_lateral(table[value].name)} == {14, 15, 16, 24}
+    assert {value for value in table.values if not is_lateral(table[value].name)} == {
+        14,
+        15,
+        16,
+        24,
+    }
 
 
 def test_the_codes_of_the_brain_table_are_those_of_the_dicom_standard():
@@ -210,4 +245,7 @@ def test_the_codes_of_the_brain_table_are_those_of_the_dicom_standard():
         side = label.type_modifier.meaning.lower() if label.type_modifier else ""
         assert label.name.split()[0] == side if side else not is_lateral(label.name)
         if label.type_modifier:
-            assert known[label.type_modifier.scheme, label.type_modifier.value] == label.type_modifier.meaning
+            assert (
+                known[label.type_modifier.scheme, label.type_modifier.value]
+                == label.type_modifier.meaning
+            )

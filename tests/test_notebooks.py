@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 
-nbformat = pytest.importorskip("nbformat", reason="notebooks need nbformat: pip install medseg[dev]")
-nbclient = pytest.importorskip("nbclient", reason="notebooks need nbclient: pip install medseg[dev]")
+nbformat = pytest.importorskip(
+    "nbformat", reason="notebooks need nbformat: pip install medseg[dev]"
+)
+nbclient = pytest.importorskip(
+    "nbclient", reason="notebooks need nbclient: pip install medseg[dev]"
+)
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 
@@ -14,7 +18,9 @@ FOLDER = Path(__file__).parent.parent / "notebooks"
 def test_notebook_runs(path):
     notebook = nbformat.read(path, as_version=4)
 
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}
+    ).execute()
 
     assert all(cell["execution_count"] for cell in notebook.cells if cell["cell_type"] == "code")
 

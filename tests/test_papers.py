@@ -1,4 +1,6 @@
-"""What the papers and docstrings name is there: modules, names in them, files, links, commands and their options."""
+"""What the papers and docstrings name is there: modules, names in them, files, links, commands and
+their options.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,13 @@ PLACE = re.compile(rf"({'|'.join(map(re.escape, FOLDERS))})/[\w.*/-]*$")
 FENCE = re.compile(r"^```(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 QUOTED = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 #: Files that the recipes make.
-MADE = set(re.findall(r"^\| `(\S+)` \(new\)", (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8"), re.MULTILINE))
+MADE = set(
+    re.findall(
+        r"^\| `(\S+)` \(new\)",
+        (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+)
 
 
 def name_of(path: Path) -> str:
@@ -71,7 +79,9 @@ def module_names(path: Path) -> dict[str, ast.stmt]:
 
 
 def is_there(dotted: str) -> bool:
-    """Whether medseg has a module, function, class or attribute of a class of that name; nothing is imported."""
+    """Whether medseg has a module, function, class or attribute of a class of that name; nothing is
+    imported.
+    """
     if f"{dotted.replace('.', '/')}.py" in MADE:
         return True
     parts = dotted.split(".")[1:]
@@ -110,7 +120,11 @@ def test_names_are_looked_up_without_importing(name: str, there: bool):
 
 @pytest.mark.parametrize("path", [*PAPERS, *CODE], ids=name_of)
 def test_modules_and_names_in_backquotes_are_there(path: Path):
-    dotted = {word.rstrip(".") for word in words(path) if re.fullmatch(r"medseg(\.[A-Za-z_]\w*)+\.?", word)}
+    dotted = {
+        word.rstrip(".")
+        for word in words(path)
+        if re.fullmatch(r"medseg(\.[A-Za-z_]\w*)+\.?", word)
+    }
     assert [name for name in sorted(dotted) if not is_there(name)] == []
 
 
@@ -119,7 +133,9 @@ def test_files_in_backquotes_are_there(path: Path):
     """NAME in a path, and *, stand for any; what a recipe makes is not there yet."""
     named = {word.split("::")[0].rstrip("./") for word in words(path) if PLACE.match(word)}
     patterns = {name: re.sub(r"\b[A-Z]{2,}\b(?!\.md)", "*", name) for name in named - MADE}
-    assert [name for name, pattern in sorted(patterns.items()) if not list(ROOT.glob(pattern))] == []
+    assert [
+        name for name, pattern in sorted(patterns.items()) if not list(ROOT.glob(pattern))
+    ] == []
 
 
 def headings(path: Path) -> set[str]:
@@ -150,7 +166,10 @@ def commands() -> dict[str, set[str]]:
 
     known: Any = get_command(app)
     return {
-        name: {option for one in command.params for option in (*one.opts, *one.secondary_opts)} | {"--help", "-h"}
+        name: (
+            {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
+            | {"--help", "-h"}
+        )
         for name, command in known.commands.items()
     }
 
@@ -161,7 +180,9 @@ def command_lines(path: Path) -> Iterator[list[str]]:
     lines = [line for _, content in FENCE.findall(text) for line in content.splitlines()]
     for line in (*lines, *QUOTED.findall(FENCE.sub("", text))):
         for part in line.split(" && "):
-            if found := re.match(r"(?:\S+/bin/|torchrun .*-m )?medseg ((?:[a-zA-Z]|--).*)", part.strip()):
+            if found := re.match(
+                r"(?:\S+/bin/|torchrun .*-m )?medseg ((?:[a-zA-Z]|--).*)", part.strip()
+            ):
                 yield shlex.split(found[1], comments=True)
 
 
@@ -181,7 +202,11 @@ def test_commands_and_their_options_exist(path: Path):
 def test_options_named_alone_are_those_of_some_command(path: Path):
     known = set().union(*commands().values())
     text = FENCE.sub("", path.read_text(encoding="utf-8"))
-    alone = {quoted.split()[0].split("=")[0] for quoted in QUOTED.findall(text) if quoted.startswith("--")}
+    alone = {
+        quoted.split()[0].split("=")[0]
+        for quoted in QUOTED.findall(text)
+        if quoted.startswith("--")
+    }
     assert alone <= known
 
 
@@ -191,7 +216,9 @@ def test_the_readme_names_every_command():
 
 
 def tree() -> Iterator[str]:
-    """What the tree of ARCHITECTURE.md shows, as paths below medseg; 'io/*.py' where more of a kind may lie."""
+    """What the tree of ARCHITECTURE.md shows, as paths below medseg; 'io/*.py' where more of a kind
+    may lie.
+    """
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     block = text.split("```\nmedseg/\n")[1].split("```")[0]
     parents: dict[int, str] = {0: ""}
@@ -219,7 +246,11 @@ def test_the_tree_is_the_one_that_is_there():
     files = [name for name in shown if not name.endswith("*.py")]
     assert sorted(files) == sorted(set(files))
     assert [name for name in files if not (PACKAGE / name).exists()] == []
-    modules = [path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if path.name[:2] != "__"]
+    modules = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if path.name[:2] != "__"
+    ]
     of_a_kind = {name for name in modules if f"{name.rpartition('/')[0]}/" in open_folders}
     inside_slicer = {name for name in modules if name.startswith("view/slicer/")}
     missing = sorted(set(modules) - set(files) - of_a_kind - inside_slicer)
@@ -234,7 +265,9 @@ def test_the_hook_runs_what_the_readme_s_test_command_runs():
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
     assert [repository["repo"] for repository in hooks] == ["local"]
     assert [hook["entry"] for hook in hooks[0]["hooks"]] == checks
-    assert all(hook["language"] == "system" and not hook["pass_filenames"] for hook in hooks[0]["hooks"])
+    assert all(
+        hook["language"] == "system" and not hook["pass_filenames"] for hook in hooks[0]["hooks"]
+    )
 
 
 def test_the_citation_is_of_this_version_and_licence():

@@ -1,8 +1,9 @@
-"""Nothing of a patient goes on: sentinels are planted wherever a file can hold text, and looked for everywhere else.
+"""Nothing of a patient goes on: sentinels are planted wherever a file can hold text, and looked for
+everywhere else.
 
-Values of headers may be in no output that is not DICOM, no line on the terminal, no log, no traceback and no name or
-argument that others on the machine can see. Names of files and folders may be repeated to the user who typed them, on
-the terminal, and in nothing that is written.
+Values of headers may be in no output that is not DICOM, no line on the terminal, no log, no
+traceback and no name or argument that others on the machine can see. Names of files and folders may
+be repeated to the user who typed them, on the terminal, and in nothing that is written.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from medseg.errors import MedsegError
 
 pytestmark = pytest.mark.usefixtures("leave_libraries_as_they_were")
 
-#: One for every place, each found whatever its case: SENT00QX and so on. Dates and UIDs have their own form.
+#: One for every place, each found whatever its case: SENT00QX and so on. Dates and UIDs have their
+#: own form.
 COUNT = 64
 SENTINELS = [f"SENT{n:02d}QX" for n in range(COUNT)]
 DATE, UID_PART = "19470401", "90210907.90210907"
@@ -48,35 +50,53 @@ IN_NAMES = re.compile(rb"(?i)NAMED\d\dQX")
 
 
 def planted_series(folder: Path, pieces: list[Dataset] | None = None) -> Path:
-    """A DICOM series whose every text holds a sentinel, private elements and sequences included; 4 slices."""
+    """A DICOM series whose every text holds a sentinel, private elements and sequences included; 4
+    slices.
+    """
     words = iter(SENTINELS[:40])
     texts = {
         "PatientName": "SENT00QX^SENT01QX", **{name: next(words) for name in (
-            "PatientID", "OtherPatientNames", "PatientAddress", "PatientComments", "EthnicGroup", "Occupation",
-            "AdditionalPatientHistory", "CountryOfResidence", "PatientTelephoneNumbers", "AccessionNumber", "StudyID",
+            "PatientID", "OtherPatientNames", "PatientAddress", "PatientComments", "EthnicGroup",
+            "Occupation",
+            "AdditionalPatientHistory", "CountryOfResidence", "PatientTelephoneNumbers",
+            "AccessionNumber", "StudyID",
             "ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName", "InstitutionName",
             "InstitutionAddress", "InstitutionalDepartmentName", "StationName", "StudyDescription",
-            "SeriesDescription", "ProtocolName", "BodyPartExamined", "Manufacturer", "ManufacturerModelName",
-            "DeviceSerialNumber", "SoftwareVersions", "ImageComments", "RequestedProcedureDescription",
-            "ContrastBolusAgent", "SequenceName", "StationAETitle", "DerivationDescription", "ReasonForStudy",
+            "SeriesDescription", "ProtocolName", "BodyPartExamined", "Manufacturer",
+            "ManufacturerModelName",
+            "DeviceSerialNumber", "SoftwareVersions", "ImageComments",
+            "RequestedProcedureDescription",
+            "ContrastBolusAgent", "SequenceName", "StationAETitle", "DerivationDescription",
+            "ReasonForStudy",
         )},
-        "PatientBirthDate": DATE, "StudyDate": DATE, "SeriesDate": DATE, "AcquisitionDateTime": DATE + "120000",
-        "ContentDate": DATE, "RetrieveURL": "http://SENT35QX/", "LongCodeValue": "SENT36QX", "TextValue": "SENT37QX",
+        "PatientBirthDate": DATE, "StudyDate": DATE, "SeriesDate": DATE,
+        "AcquisitionDateTime": DATE + "120000",
+        "ContentDate": DATE, "RetrieveURL": "http://SENT35QX/", "LongCodeValue": "SENT36QX",
+        "TextValue": "SENT37QX",
     }  # fmt: skip
     pieces = pieces or dicom_series.series()
     for number, piece in enumerate(pieces):
         for name, value in texts.items():
             setattr(piece, name, value)
         piece.StudyInstanceUID = f"1.2.{UID_PART}.1"
-        piece.SeriesInstanceUID, piece.FrameOfReferenceUID = f"1.2.{UID_PART}.2", f"1.2.{UID_PART}.3"
-        piece.SOPInstanceUID = piece.file_meta.MediaStorageSOPInstanceUID = f"1.2.{UID_PART}.4.{number}"
+        piece.SeriesInstanceUID, piece.FrameOfReferenceUID = (
+            f"1.2.{UID_PART}.2",
+            f"1.2.{UID_PART}.3",
+        )
+        piece.SOPInstanceUID = piece.file_meta.MediaStorageSOPInstanceUID = (
+            f"1.2.{UID_PART}.4.{number}"
+        )
         piece.ImageType = ["ORIGINAL", "PRIMARY", "SENT38QX"]
         item = Dataset()
-        item.ScheduledProcedureStepDescription, item.ScheduledPerformingPhysicianName = "SENT39QX", "SENT40QX"
+        item.ScheduledProcedureStepDescription, item.ScheduledPerformingPhysicianName = (
+            "SENT39QX",
+            "SENT40QX",
+        )
         piece.RequestAttributesSequence = Items([item])
         block = piece.private_block(0x0029, "SENT41QX", create=True)
         for offset, kind, value in (
-            (1, "LO", "SENT42QX"), (2, "UN", b"SENT43QX"), (3, "OB", b"SENT44QX"), (4, "PN", "SENT45QX"),
+            (1, "LO", "SENT42QX"), (2, "UN", b"SENT43QX"), (3, "OB", b"SENT44QX"), (4, "PN",
+            "SENT45QX"),
             (5, "UT", "SENT46QX"), (6, "SQ", Items([item])),
         ):  # fmt: skip
             block.add_new(offset, kind, value)
@@ -90,10 +110,19 @@ def planted_series(folder: Path, pieces: list[Dataset] | None = None) -> Path:
 def planted_nifti(path: Path, data: np.ndarray) -> Path:
     image = nib.Nifti1Image(data, tiny.affine_of())
     image.header.set_xyzt_units("mm")
-    for key, value in {"descrip": "SENT49QX", "aux_file": "SENT50QX", "db_name": "SENT51QX"}.items():
+    for key, value in {
+        "descrip": "SENT49QX",
+        "aux_file": "SENT50QX",
+        "db_name": "SENT51QX",
+    }.items():
         image.header[key] = value
     image.header["intent_name"] = "SENT52QX"
-    for code, content in ((6, b"SENT53QX"), (4, b"<SENT54QX/>"), (2, b"SENT55QX"), (0, b"SENT56QX")):
+    for code, content in (
+        (6, b"SENT53QX"),
+        (4, b"<SENT54QX/>"),
+        (2, b"SENT55QX"),
+        (0, b"SENT56QX"),
+    ):
         image.header.extensions.append(nib.nifti1.Nifti1Extension(code, content))
     nib.save(image, path)
     return path
@@ -101,7 +130,8 @@ def planted_nifti(path: Path, data: np.ndarray) -> Path:
 
 def planted_nrrd(path: Path, data: np.ndarray) -> Path:
     lines = [
-        "NRRD0004", "# SENT57QX", "type: int16", "dimension: 3", "space: left-posterior-superior", "content: SENT58QX",
+        "NRRD0004", "# SENT57QX", "type: int16", "dimension: 3", "space: left-posterior-superior",
+        "content: SENT58QX",
         f"sizes: {' '.join(map(str, data.shape))}", "space directions: (2,0,0) (0,2,0) (0,0,2)",
         "kinds: domain domain domain", "endian: little", "encoding: gzip", "space origin: (0,0,0)",
         "patient:=SENT59QX", "SENT60QX:=x", "", "",
@@ -112,9 +142,12 @@ def planted_nrrd(path: Path, data: np.ndarray) -> Path:
 
 def planted_metaimage(path: Path, data: np.ndarray) -> Path:
     lines = [
-        "ObjectType = Image", "Comment = SENT61QX", "NDims = 3", f"DimSize = {' '.join(map(str, data.shape))}",
-        "TransformMatrix = 1 0 0 0 1 0 0 0 1", "Offset = 0 0 0", "ElementSpacing = 2 2 2", "PatientName = SENT62QX",
-        "BinaryData = True", "BinaryDataByteOrderMSB = False", "ElementType = MET_SHORT", "ElementDataFile = LOCAL", "",
+        "ObjectType = Image", "Comment = SENT61QX", "NDims = 3",
+        f"DimSize = {' '.join(map(str, data.shape))}",
+        "TransformMatrix = 1 0 0 0 1 0 0 0 1", "Offset = 0 0 0", "ElementSpacing = 2 2 2",
+        "PatientName = SENT62QX",
+        "BinaryData = True", "BinaryDataByteOrderMSB = False", "ElementType = MET_SHORT",
+        "ElementDataFile = LOCAL", "",
     ]  # fmt: skip
     path.write_bytes("\n".join(lines).encode() + data.astype("<i2").tobytes("F"))
     return path
@@ -124,7 +157,8 @@ def planted_mgh(path: Path, data: np.ndarray) -> Path:
     image = nib.MGHImage(data.astype(np.float32), tiny.affine_of())
     nib.save(image, path)
     history = b"mri_convert SENT63QX\0"
-    path.write_bytes(path.read_bytes() + struct.pack(">iq", 3, len(history)) + history)  # a tag: command line
+    # A tag: command line.
+    path.write_bytes(path.read_bytes() + struct.pack(">iq", 3, len(history)) + history)
     return path
 
 
@@ -155,7 +189,9 @@ def zipped(folder: Path, path: Path) -> Path:
 
 def test_all_sentinels_are_planted(inputs: dict[str, Path]):
     """The search below proves nothing if the search does not find them where they are."""
-    there = b"".join(unpacked(path.read_bytes()) for one in inputs.values() for path in files_of(one))
+    there = b"".join(
+        unpacked(path.read_bytes()) for one in inputs.values() for path in files_of(one)
+    )
     found = {word.upper() for word in EVERYTHING.findall(there)}
     assert len(found) >= 60, sorted(set(SENTINELS) - {word.decode() for word in found})
 
@@ -185,7 +221,8 @@ def unpacked(content: bytes, depth: int = 3) -> bytes:
     return b"\n".join(out)
 
 
-#: What goes to the operating system where others see it: names that are made, and arguments of programs.
+#: What goes to the operating system where others see it: names that are made, and arguments of
+#: programs.
 _seen: list[str] | None = None
 
 
@@ -194,10 +231,19 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
         return
     if event == "open":
         path, mode, flags = arguments
-        if (isinstance(mode, str) and not set(mode) & set("wax+")) or (mode is None and not flags & 0o103):
+        if (isinstance(mode, str) and not set(mode) & set("wax+")) or (
+            mode is None and not flags & 0o103
+        ):
             return  # only read
         _seen.append(str(path))
-    elif event in ("os.mkdir", "os.rename", "os.link", "os.symlink", "tempfile.mkstemp", "tempfile.mkdtemp"):
+    elif event in (
+        "os.mkdir",
+        "os.rename",
+        "os.link",
+        "os.symlink",
+        "tempfile.mkstemp",
+        "tempfile.mkdtemp",
+    ):
         _seen.extend(str(one) for one in arguments if isinstance(one, str | bytes | Path))
     elif event in ("subprocess.Popen", "os.exec", "os.posix_spawn"):
         _seen.append(str(arguments))
@@ -219,7 +265,9 @@ def watched() -> Iterator[list[str]]:
 class Trial:
     """Runs commands with outputs in a neutral folder, and judges all they left and said."""
 
-    def __init__(self, folder: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture) -> None:
+    def __init__(
+        self, folder: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture
+    ) -> None:
         self.folder, self.caplog, self.capfd = folder, caplog, capfd
 
     def run(self, *arguments: object, code: int | None = 0) -> tiny.Ran:
@@ -232,7 +280,8 @@ class Trial:
             assert ran.code == code, ran.err
         logs = "\n".join(f"{one.getMessage()} {one.exc_text or ''}" for one in self.caplog.records)
         for what, text in {
-            "stdout": ran.out, "stderr": ran.err, "descriptors": printed.out + printed.err, "log": logs,
+            "stdout": ran.out, "stderr": ran.err, "descriptors": printed.out + printed.err,
+            "log": logs,
         }.items():  # fmt: skip
             assert not EVERYTHING.search(text.encode()), f"{what} of {arguments}: {text}"
             assert "Traceback" not in text
@@ -272,12 +321,31 @@ def test_info_tells_nothing(kind: str, inputs: dict[str, Path], trial: Trial):
 @pytest.mark.parametrize("kind", KINDS)
 def test_infer_writes_and_tells_nothing(kind: str, inputs: dict[str, Path], trial: Trial):
     out = trial.folder / "out.nii.gz"
-    trial.run("infer", inputs[kind], "-o", out, "-m", "otsu", "--instances", "--preview", trial.folder / "out.png")
+    trial.run(
+        "infer",
+        inputs[kind],
+        "-o",
+        out,
+        "-m",
+        "otsu",
+        "--instances",
+        "--preview",
+        trial.folder / "out.png",
+    )
     assert {path.name for path in trial.folder.iterdir()} == {
         "out.nii.gz", "out.png", "out.json", "out.labels.csv", "out.objects.nii.gz",
     }  # fmt: skip
     for suffix in (".seg.nrrd", ".mha", ".mgz"):
-        trial.run("infer", inputs[kind], "-o", trial.folder / f"more{suffix}", "-m", "kmeans", "--quiet", "--json")
+        trial.run(
+            "infer",
+            inputs[kind],
+            "-o",
+            trial.folder / f"more{suffix}",
+            "-m",
+            "kmeans",
+            "--quiet",
+            "--json",
+        )
 
 
 @pytest.mark.parametrize("kind", ["dicom", "nii"])
@@ -290,7 +358,9 @@ def test_pages_scenes_and_pictures_tell_nothing(kind: str, inputs: dict[str, Pat
 
 
 @pytest.mark.parametrize("kind", ["dicom", "zip"])
-def test_dicom_results_hold_no_names_of_files_and_nothing_private(kind: str, inputs: dict[str, Path], trial: Trial):
+def test_dicom_results_hold_no_names_of_files_and_nothing_private(
+    kind: str, inputs: dict[str, Path], trial: Trial
+):
     out = trial.folder / "out.dcm"
     trial.run("infer", inputs[kind], "-o", out, "-m", "otsu", "--also", "rtstruct,sr")
     assert len(list(trial.folder.glob("*.dcm"))) == 3
@@ -320,7 +390,9 @@ def test_labels_are_converted_cleaned_and_scored_without_telling(trial: Trial, t
     sides = (tmp_path / NAMES[0] / "reference", tmp_path / NAMES[0] / "prediction")
     trial.run("evaluate", *sides, "-o", trial.folder / "scores", "--bootstrap", 10)
     summary = json.loads((trial.folder / "scores" / "summary.json").read_text())
-    assert summary["cases"]["failed"].keys() == {"d"} and summary["cases"]["without_reference"] == ["c"]
+    assert summary["cases"]["failed"].keys() == {"d"} and summary["cases"]["without_reference"] == [
+        "c"
+    ]
 
 
 def test_cases_can_be_numbered_where_their_names_tell(trial: Trial, tmp_path: Path):
@@ -340,7 +412,10 @@ def test_cases_can_be_numbered_where_their_names_tell(trial: Trial, tmp_path: Pa
         "--bootstrap",
         10,
     )
-    assert json.loads((trial.folder / "summary.json").read_text())["cases"]["scored"] == ["case 1", "case 2"]
+    assert json.loads((trial.folder / "summary.json").read_text())["cases"]["scored"] == [
+        "case 1",
+        "case 2",
+    ]
 
 
 def broken(kind: str, path: Path, folder: Path) -> list[Path]:
@@ -382,15 +457,23 @@ def test_what_fails_tells_nothing(kind: str, inputs: dict[str, Path], trial: Tri
 @pytest.mark.parametrize(
     ("tag", "value"),
     [
-        ("PixelSpacing", b"SENT00QX\\1 "), ("ImagePositionPatient", b"0\\SENT00QX\\1"), ("RescaleSlope", b"SENT00QX"),
-        ("ImageOrientationPatient", b"SENT00QX"), ("Rows", b"SENT00QX"), ("SOPClassUID", b"SENT00QX"),
-        ("PhotometricInterpretation", b"SENT00QX"), ("ImageType", b"SENT00QX"), ("SeriesInstanceUID", b"SENT00QX"),
-        ("FrameOfReferenceUID", b"SENT00QX"), ("NumberOfFrames", b"SENT00QX"), ("InstanceNumber", b"SENT00QX"),
-        ("SeriesNumber", b"SENT00QX"), ("EchoTime", b"SENT00QX"), ("SpecificCharacterSet", b"SENT00QX"),
-        ("StudyInstanceUID", b"SENT00QX"), ("PatientBirthDate", b"SENT00QX"), ("PatientName", b"SENT00QX\xff\xfe"),
+        ("PixelSpacing", b"SENT00QX\\1 "), ("ImagePositionPatient", b"0\\SENT00QX\\1"),
+        ("RescaleSlope", b"SENT00QX"),
+        ("ImageOrientationPatient", b"SENT00QX"), ("Rows", b"SENT00QX"), ("SOPClassUID",
+        b"SENT00QX"),
+        ("PhotometricInterpretation", b"SENT00QX"), ("ImageType", b"SENT00QX"),
+        ("SeriesInstanceUID", b"SENT00QX"),
+        ("FrameOfReferenceUID", b"SENT00QX"), ("NumberOfFrames", b"SENT00QX"), ("InstanceNumber",
+        b"SENT00QX"),
+        ("SeriesNumber", b"SENT00QX"), ("EchoTime", b"SENT00QX"), ("SpecificCharacterSet",
+        b"SENT00QX"),
+        ("StudyInstanceUID", b"SENT00QX"), ("PatientBirthDate", b"SENT00QX"), ("PatientName",
+        b"SENT00QX\xff\xfe"),
     ],
 )  # fmt: skip
-def test_a_sentinel_in_a_tag_that_is_read_is_not_repeated(tag: str, value: bytes, trial: Trial, tmp_path: Path):
+def test_a_sentinel_in_a_tag_that_is_read_is_not_repeated(
+    tag: str, value: bytes, trial: Trial, tmp_path: Path
+):
     """A number that is a name, a kind of image that is a name: refused or ignored, never quoted."""
     from pydicom.datadict import dictionary_VR, tag_for_keyword
     from pydicom.dataelem import RawDataElement
@@ -399,7 +482,9 @@ def test_a_sentinel_in_a_tag_that_is_read_is_not_repeated(tag: str, value: bytes
     pieces = dicom_series.series()
     number = Tag(tag_for_keyword(tag) or 0)
     for n, piece in enumerate(pieces):
-        piece[number] = RawDataElement(number, dictionary_VR(number), len(value), value, 0, False, True)
+        piece[number] = RawDataElement(
+            number, dictionary_VR(number), len(value), value, 0, False, True
+        )
         piece.save_as(tmp_path / f"{n}.dcm", enforce_file_format=True)
     folder = tmp_path / "series"
     folder.mkdir()
@@ -410,10 +495,14 @@ def test_a_sentinel_in_a_tag_that_is_read_is_not_repeated(tag: str, value: bytes
     trial.run("infer", folder, "-m", "otsu", "-o", trial.folder / "y.dcm", code=None)
 
 
-def test_an_error_that_nobody_foresaw_tells_where_and_not_what(trial: Trial, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_that_nobody_foresaw_tells_where_and_not_what(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+):
     def fail(*_: object, **__: object) -> None:
         raise ValueError("could not convert string to float: 'SENT00QX'")
 
     monkeypatch.setattr("medseg.io.read", fail)
     ran = trial.run("info", "scan.nii.gz", code=1)
-    assert "ValueError" in ran.err and "cli/convert.py" in ran.err and ran.err.startswith("medseg: ")
+    assert (
+        "ValueError" in ran.err and "cli/convert.py" in ran.err and ran.err.startswith("medseg: ")
+    )

@@ -1,4 +1,6 @@
-"""The worked examples of docs/recipes.md, applied to a copy of medseg as they stand there, pass the tests they name."""
+"""The worked examples of docs/recipes.md, applied to a copy of medseg as they stand there, pass the
+tests they name.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,13 @@ LEFT_OUT = shutil.ignore_patterns("*.safetensors", "niivue", "benchmarks")
 BLOCK = re.compile(r"^```(\w+) (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 #: Recipe -> what is run in the copy.
 CHECKS = {
-    "A file format": ["tests/io/test_formats.py", "tests/io/test_roundtrip.py", "tests/io/test_fuzz.py", "-k", "plain"],
+    "A file format": [
+        "tests/io/test_formats.py",
+        "tests/io/test_roundtrip.py",
+        "tests/io/test_fuzz.py",
+        "-k",
+        "plain",
+    ],
     "An architecture": ["tests/networks/test_zoo.py", "-k", "dilated"],
     "A metric": ["tests/evaluation/test_metrics.py", "-k", "empty"],
     "A backend": ["tests/inference/backends/test_opening.py", "-k", "every_backend"],
@@ -34,7 +42,9 @@ def recipe(title: str) -> str:
 
 
 def changed(text: str, change: str) -> str:
-    """The text after a change: lines with '+' are put in after the line before them, lines with '-' are taken out."""
+    """The text after a change: lines with '+' are put in after the line before them, lines with '-'
+    are taken out.
+    """
     lines = text.split("\n")
     at = 0
     for line in change.rstrip("\n").split("\n"):
@@ -61,7 +71,9 @@ def follow(title: str, copy: Path) -> list[str]:
         path = copy / name
         assert path.exists() == (language == "diff"), name
         before = path.read_text(encoding="utf-8") if language == "diff" else ""
-        path.write_text(changed(before, content) if language == "diff" else content, encoding="utf-8")
+        path.write_text(
+            changed(before, content) if language == "diff" else content, encoding="utf-8"
+        )
         files.append(name)
     return files
 
@@ -70,14 +82,18 @@ def run(copy: Path, *arguments: str) -> str:
     """What Python says in the copy; fails if it fails."""
     environment = os.environ | {"PYTHONPATH": str(copy)}
     command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, timeout=HANG_S)
+    done = subprocess.run(
+        command, cwd=copy, env=environment, capture_output=True, text=True, timeout=HANG_S
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     return done.stdout
 
 
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
-    """medseg with its tests and configs, but without weights, after the recipes; and the files of each recipe."""
+    """medseg with its tests and configs, but without weights, after the recipes; and the files of
+    each recipe.
+    """
     copy = tmp_path_factory.mktemp("copy")
     for name in ("medseg", "tests", "configs"):
         shutil.copytree(ROOT / name, copy / name, ignore=LEFT_OUT)
@@ -86,7 +102,9 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 
 @pytest.mark.parametrize("title", CHECKS)
-def test_a_recipe_does_what_it_says_in_the_files_it_lists(title: str, followed: tuple[Path, dict[str, list[str]]]):
+def test_a_recipe_does_what_it_says_in_the_files_it_lists(
+    title: str, followed: tuple[Path, dict[str, list[str]]]
+):
     copy, files = followed
     listed = re.findall(r"^\| `([\w/]+\.\w+)`", recipe(title).split("\n\n")[0], re.MULTILINE)
 
@@ -97,7 +115,9 @@ def test_a_recipe_does_what_it_says_in_the_files_it_lists(title: str, followed: 
     assert re.search(r"\d+ passed", said)
 
 
-def test_the_format_of_the_first_recipe_is_read_and_written_by_its_suffix(followed: tuple[Path, dict[str, list[str]]]):
+def test_the_format_of_the_first_recipe_is_read_and_written_by_its_suffix(
+    followed: tuple[Path, dict[str, list[str]]],
+):
     copy = followed[0]
     code = """
 import numpy as np, medseg
@@ -111,7 +131,9 @@ print(medseg.__file__)
     assert (copy / "x.plain").stat().st_size == 512 + 24 * 2
 
 
-def test_the_metric_of_the_third_recipe_is_a_score_like_the_others(followed: tuple[Path, dict[str, list[str]]]):
+def test_the_metric_of_the_third_recipe_is_a_score_like_the_others(
+    followed: tuple[Path, dict[str, list[str]]],
+):
     code = """
 import numpy as np
 from medseg.evaluation.metrics import score

@@ -1,4 +1,6 @@
-"""Interpolation against scipy: every order, parallel and oblique grids, every way of storing, and means of points."""
+"""Interpolation against scipy: every order, parallel and oblique grids, every way of storing, and
+means of points.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +23,35 @@ def scan(shape: tuple[int, ...], dtype: str = "f4", seed: int = 0) -> np.ndarray
     return np.random.default_rng(seed).normal(0, 1000, shape).astype(dtype)
 
 
-def scipys(data: np.ndarray, step: np.ndarray, shape: tuple[int, ...], order: int, outside: float = 0) -> np.ndarray:
+def scipys(
+    data: np.ndarray, step: np.ndarray, shape: tuple[int, ...], order: int, outside: float = 0
+) -> np.ndarray:
     """The truth in float64."""
-    at = np.einsum("rc,cijk->rijk", step[:3, :3], np.indices(shape)) + step[:3, 3].reshape(3, 1, 1, 1)
-    return ndimage.map_coordinates(data.astype(np.float64), at, order=order, mode="constant", cval=outside)
+    at = np.einsum("rc,cijk->rijk", step[:3, :3], np.indices(shape)) + step[:3, 3].reshape(
+        3, 1, 1, 1
+    )
+    return ndimage.map_coordinates(
+        data.astype(np.float64), at, order=order, mode="constant", cval=outside
+    )
 
 
-def sure(step: np.ndarray, shape: tuple[int, ...], sizes: tuple[int, ...], halves: bool = False) -> np.ndarray:
-    """Points of which rounding does not decide whether they are inside or, with `halves`, which voxel is nearest."""
-    at = np.einsum("rc,cijk->rijk", step[:3, :3], np.indices(shape)) + step[:3, 3].reshape(3, 1, 1, 1)
+def sure(
+    step: np.ndarray, shape: tuple[int, ...], sizes: tuple[int, ...], halves: bool = False
+) -> np.ndarray:
+    """Points of which rounding does not decide whether they are inside or, with `halves`, which
+    voxel is nearest.
+    """
+    at = np.einsum("rc,cijk->rijk", step[:3, :3], np.indices(shape)) + step[:3, 3].reshape(
+        3, 1, 1, 1
+    )
     ends = np.array(sizes).reshape(3, 1, 1, 1) - 1
     clear = ((np.abs(at) > 1e-5) & (np.abs(at - ends) > 1e-5)).all(0)
     return clear & (np.abs(at - np.floor(at) - 0.5) > 1e-5).all(0) if halves else clear
 
 
-def steps(sizes: tuple[int, ...], shape: tuple[int, ...], directions: np.ndarray, zoom: float) -> np.ndarray:
+def steps(
+    sizes: tuple[int, ...], shape: tuple[int, ...], directions: np.ndarray, zoom: float
+) -> np.ndarray:
     """The output laid over the middle of the input: directions (3, 3), zoom of the voxel size."""
     step = np.eye(4)
     step[:3, :3] = directions * zoom
@@ -81,7 +97,8 @@ def test_the_way_a_scan_lies_in_memory_changes_nothing(order: int, tilt: float):
         result = interpolate(same, step, (21, 18, 19), order=order, outside=7)
         assert np.abs(result - wanted).max() < 2e-6 * np.ptp(base)
     assert np.array_equal(
-        wanted, interpolate(np.pad(base, 3)[3:-3, 3:-3, 3:-3], step, (21, 18, 19), order=order, outside=7)
+        wanted,
+        interpolate(np.pad(base, 3)[3:-3, 3:-3, 3:-3], step, (21, 18, 19), order=order, outside=7),
     )
 
 
@@ -106,7 +123,9 @@ def test_the_same_grid_gives_the_same_voxels_to_the_last_plane(order: int):
     data = scan((9, 10, 11), "i2")
     nudged = np.eye(4)
     nudged[:3, 3] = (1e-9, -1e-9, 1e-12)  # rounding, as affines have it
-    assert np.abs(interpolate(data, nudged, data.shape, order=order, outside=9999) - data).max() < 0.01
+    assert (
+        np.abs(interpolate(data, nudged, data.shape, order=order, outside=9999) - data).max() < 0.01
+    )
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i1", "u2", "i4", "i8", "f8", "f4", ">i2"])
@@ -115,7 +134,10 @@ def test_every_dtype_is_interpolated(dtype: str, tilt: float):
     data = np.clip(scan((8, 9, 10)) / 20, -100, 100)
     data = (data if dtype[-2] == "i" or dtype[0] == "f" else np.abs(data)).astype(dtype)
     step = steps(data.shape, (7, 7, 7), rotation((1, tilt, 0, 0)), 0.7)
-    assert np.abs(interpolate(data, step, (7, 7, 7), order=1) - scipys(data, step, (7, 7, 7), 1)).max() < 1e-3
+    assert (
+        np.abs(interpolate(data, step, (7, 7, 7), order=1) - scipys(data, step, (7, 7, 7), 1)).max()
+        < 1e-3
+    )
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 31, 32, 33, 70])

@@ -1,4 +1,6 @@
-"""How large things may be: what a reader keeps in mind at once. Where a limit is in the way, a reason stands here."""
+"""How large things may be: what a reader keeps in mind at once. Where a limit is in the way, a
+reason stands here.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ FILE, FILE_OF_LOOPS = 600, 650
 FUNCTION, COMMAND = 60, 40
 #: Functions that may be longer.
 LONGER: dict[str, str] = {}
-#: Decisions of a function (McCabe 1976, as radon counts them), and the share of functions that may have more.
+#: Decisions of a function (McCabe 1976, as radon counts them), and the share of functions that may
+#: have more.
 COMPLEXITY, SHARE_ABOVE = 12, 0.02
 
 
@@ -56,7 +59,9 @@ def test_no_function_is_longer_than_a_screen(path: Path):
         return
     for node in functions(path):
         name = f"{name_of(path)}.{node.name}"
-        first, limit = (node.body[1].lineno, COMMAND) if is_command(path, node) else (node.lineno, FUNCTION)
+        first, limit = (
+            (node.body[1].lineno, COMMAND) if is_command(path, node) else (node.lineno, FUNCTION)
+        )
         assert node.end_lineno is not None
         lines = node.end_lineno - first + 1
         assert lines <= limit or name in LONGER, f"{name} has {lines} lines"
@@ -73,7 +78,9 @@ def test_exceptions_are_needed():
 
 
 def test_few_functions_decide_more_than_a_reader_can_follow():
-    radon = pytest.importorskip("radon.complexity", reason="radon counts decisions: pip install medseg[dev]")
+    radon = pytest.importorskip(
+        "radon.complexity", reason="radon counts decisions: pip install medseg[dev]"
+    )
 
     def flat(blocks: list) -> Iterator[tuple[str, int, int]]:
         for block in blocks:
@@ -90,4 +97,6 @@ def test_few_functions_decide_more_than_a_reader_can_follow():
         for name, line, decisions in flat(radon.cc_visit(path.read_text(encoding="utf-8")))
     }
     above = {".".join(map(str, key)): count for key, count in counted.items() if count > COMPLEXITY}
-    assert len(above) <= SHARE_ABOVE * len(counted), sorted(above.items(), key=lambda item: -item[1])
+    assert len(above) <= SHARE_ABOVE * len(counted), sorted(
+        above.items(), key=lambda item: -item[1]
+    )

@@ -1,4 +1,6 @@
-"""What each command imports: importing torch, scipy and numba takes longer than most commands take to work."""
+"""What each command imports: importing torch, scipy and numba takes longer than most commands take
+to work.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from making import networks as tiny
 
 #: Packages that take from a tenth of a second to several seconds.
 WATCHED = (
-    "torch", "scipy", "numba", "sympy", "matplotlib", "pydicom", "nibabel", "SimpleITK", "cc3d", "safetensors", "yaml",
+    "torch", "scipy", "numba", "sympy", "matplotlib", "pydicom", "nibabel", "SimpleITK", "cc3d",
+    "safetensors", "yaml",
     "rich", "scipy.ndimage",
 )  # fmt: skip
 
@@ -53,8 +56,9 @@ def test_infer_imports_no_package_that_it_does_not_use(scan: Path, tmp_path: Pat
 def test_loading_weights_imports_no_algebra(tmp_path: Path):
     model = tiny.save_unet(tmp_path / "model")
     program = (
-        "import sys\nfrom medseg.models.folder import load_checkpoint\n"
-        f"load_checkpoint({str(model)!r}).network()\nprint('torch' in sys.modules, 'sympy' in sys.modules)"
+        "import sys\nfrom medseg.models.folder import"
+        f" load_checkpoint\nload_checkpoint({str(model)!r}).network()\nprint('torch' in"
+        " sys.modules, 'sympy' in sys.modules)"
     )
     assert tiny.run_child("-c", program).out.split() == ["True", "False"]
 

@@ -36,8 +36,13 @@ def doubling(levels: int) -> str:
 
 HOSTILE_YAML = {
     "aliases in a list": doubling(9),
-    "aliases as merge keys": "a: &a {k: 1, l: 2}\nb: &b {<<: [*a, *a]}\n"
-    + "".join(f"m{n}: &m{n} {{<<: [{', '.join(['*b' if not n else f'*m{n - 1}'] * 9)}]}}\n" for n in range(9)),
+    "aliases as merge keys": (
+        "a: &a {k: 1, l: 2}\nb: &b {<<: [*a, *a]}\n"
+        + "".join(
+            f"m{n}: &m{n} {{<<: [{', '.join(['*b' if not n else f'*m{n - 1}'] * 9)}]}}\n"
+            for n in range(9)
+        )
+    ),
     "an alias within itself": "a: &a [1, *a]",
     "lists": "a: " + "[" * 100_000,
     "maps in flow": "a: " + "{a: " * 3000 + "1" + "}" * 3000,
@@ -82,7 +87,9 @@ def test_settings_larger_than_allowed_are_refused_unread(tmp_path: Path):
 
 
 def test_ordinary_aliases_and_merge_keys_are_read():
-    text = "usual: &u {patch: [1, 2], n: 1}\nmine: {<<: *u, n: 2}\nagain: *u\nby_value: {1: a, -2: b}"
+    text = (
+        "usual: &u {patch: [1, 2], n: 1}\nmine: {<<: *u, n: 2}\nagain: *u\nby_value: {1: a, -2: b}"
+    )
     assert parse_yaml(text) == {
         "usual": {"patch": [1, 2], "n": 1},
         "mine": {"patch": [1, 2], "n": 2},
@@ -91,7 +98,9 @@ def test_ordinary_aliases_and_merge_keys_are_read():
     }
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name
+)
 def test_the_settings_that_come_with_medseg_are_read_as_pyyaml_reads_them(path: Path):
     import yaml
 
@@ -102,14 +111,20 @@ def test_the_settings_that_come_with_medseg_are_read_as_pyyaml_reads_them(path: 
 def test_a_setting_whose_name_is_no_text_is_refused_by_the_command(key: str, tmp_path: Path):
     decathlon(tmp_path / "data")
     (tmp_path / "c.yaml").write_text(f"{key}: 2")
-    ran = tiny.medseg("train", tmp_path / "data", "-o", tmp_path / "run", "--config", tmp_path / "c.yaml", "-q")
+    ran = tiny.medseg(
+        "train", tmp_path / "data", "-o", tmp_path / "run", "--config", tmp_path / "c.yaml", "-q"
+    )
     assert ran.code == 5 and "c.yaml" in ran.err and one_sentence(ran.err)
 
 
 @pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1.0e+999", "9" * 39])
 @pytest.mark.parametrize("key", ["learning_rate", "gradient_clip", "weight_decay"])
-def test_a_setting_that_is_no_finite_number_of_sensible_size_is_refused(key: str, value: str, tmp_path: Path):
-    base = "name: a\ndata: d\nlabels: l.csv\nmodel: {name: unet, patch: [16, 16, 16], spacing_mm: 2}\n"
+def test_a_setting_that_is_no_finite_number_of_sensible_size_is_refused(
+    key: str, value: str, tmp_path: Path
+):
+    base = (
+        "name: a\ndata: d\nlabels: l.csv\nmodel: {name: unet, patch: [16, 16, 16], spacing_mm: 2}\n"
+    )
     (tmp_path / "c.yaml").write_text(base + f"train: {{steps: 5, {key}: {value}}}")
     if value.isdigit():  # finite, so it is somebody's wish
         assert getattr(load_config(tmp_path / "c.yaml").train, key) == 1e39
@@ -119,7 +134,9 @@ def test_a_setting_that_is_no_finite_number_of_sensible_size_is_refused(key: str
 
 
 @pytest.mark.parametrize("name", ["alias-in-name", "deep", "big-integer", "number-as-key"])
-def test_the_settings_that_were_found_to_hang_or_to_crash_are_refused(name: str, shared_data: Path, tmp_path: Path):
+def test_the_settings_that_were_found_to_hang_or_to_crash_are_refused(
+    name: str, shared_data: Path, tmp_path: Path
+):
     decathlon(tmp_path / "data")
     path = shared_data / "cases" / "around" / "yaml-bombs" / f"{name}.yaml"
     ran = tiny.run_child(
@@ -178,9 +195,15 @@ def test_what_is_written_by_others_is_read():
     assert parse_json('{"a": 1, "a": 1}') == {"a": 1}
 
 
-@pytest.mark.parametrize("which", ["dataset.json", "splits_final.json", "list.jsonl", "datalist.json"])
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 3000, "9" * 5000], ids=["lists", "maps", "number"])
-def test_descriptions_of_data_sets_are_refused_in_one_sentence(which: str, content: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    "which", ["dataset.json", "splits_final.json", "list.jsonl", "datalist.json"]
+)
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"a":' * 3000, "9" * 5000], ids=["lists", "maps", "number"]
+)
+def test_descriptions_of_data_sets_are_refused_in_one_sentence(
+    which: str, content: str, tmp_path: Path
+):
     (tmp_path / "imagesTr").mkdir()
     (tmp_path / "labelsTr").mkdir()
     given = tmp_path
@@ -243,7 +266,9 @@ def described(folder: Path, labels: object, decathlons: bool = False) -> Path:
         ({"background": 0, "a": 1, "b": 2, "c": 2}, True),
     ],
 )
-def test_two_names_for_one_label_value_are_both_named(labels: dict, decathlons: bool, tmp_path: Path):
+def test_two_names_for_one_label_value_are_both_named(
+    labels: dict, decathlons: bool, tmp_path: Path
+):
     with pytest.raises(BadFile, match=r"two names, '.+' and '.+'") as caught:
         read_dataset(described(tmp_path, labels, decathlons))
     assert "dataset.json" in str(caught.value)
@@ -302,11 +327,15 @@ def to_a_socket(path: Path) -> None:
 
 @pytest.mark.parametrize("make", [fifo, device, directory, hole, nothing, loop, to_a_socket])
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json", "labels.csv"])
-def test_a_model_whose_files_are_no_files_is_refused_at_once(make, name: str, folder: Path, tmp_path: Path):
+def test_a_model_whose_files_are_no_files_is_refused_at_once(
+    make, name: str, folder: Path, tmp_path: Path
+):
     (folder / name).unlink()
     make(folder / name)
     scan = tiny.save_scan(tmp_path / "scan.nii.gz")
-    ran = tiny.run_child("-m", "medseg", "infer", scan, "-m", folder, "-o", tmp_path / "out.nii.gz", timeout=600)
+    ran = tiny.run_child(
+        "-m", "medseg", "infer", scan, "-m", folder, "-o", tmp_path / "out.nii.gz", timeout=600
+    )
     assert ran.code == 6 and one_sentence(ran.err)
     assert not (tmp_path / "out.nii.gz").exists()
 
@@ -391,7 +420,9 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_odd_options_of_any_network_end_soon_in_a_network_or_an_error_of_ours(name: str, tmp_path: Path):
+def test_odd_options_of_any_network_end_soon_in_a_network_or_an_error_of_ours(
+    name: str, tmp_path: Path
+):
     options = small(name, (32, 32, 32))
     (tmp_path / "options.json").write_text(json.dumps([options, *odd(options)]))
     ran = tiny.run_child("-c", MEASURED, name, tmp_path / "options.json", timeout=600)

@@ -46,7 +46,9 @@ def test_what_is_not_printable_becomes_visible(kind: str):
     assert harmless(shown) == shown
 
 
-@pytest.mark.parametrize("name", ["liver", "Hjärnbarken, vänster", "肝臓", "مخ", "می\u200cخواهم", "a\u00a0b", "🧠", ""])
+@pytest.mark.parametrize(
+    "name", ["liver", "Hjärnbarken, vänster", "肝臓", "مخ", "می\u200cخواهم", "a\u00a0b", "🧠", ""]
+)
 def test_names_of_all_languages_stay_as_they_are(name: str):
     assert harmless(name) == name
 
@@ -55,7 +57,9 @@ def test_escapes_are_those_of_python():
     assert harmless("\x1b[0m\x00\u202e\n") == r"\x1b[0m\x00\u202e\n"
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "'=1", "''-", "\n=1"])
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "'=1", "''-", "\n=1"]
+)
 def test_a_formula_becomes_text_and_comes_back(text: str):
     cell = to_cell(text)
     assert cell[0] not in "=+-@\t\r\n"
@@ -130,7 +134,13 @@ def test_view_shows_no_name_as_it_is(odd_model: Path, tmp_path: Path):
 @pytest.mark.parametrize("command", ["info", "infer", "convert"])
 def test_errors_and_results_name_odd_files_harmlessly(command: str, odd: str, tmp_path: Path):
     (tmp_path / f"{odd}.nii").write_bytes(b"no image")
-    rest = [tmp_path / "out.nii.gz"] if command == "convert" else ["-m", "otsu"] if command == "infer" else []
+    rest = (
+        [tmp_path / "out.nii.gz"]
+        if command == "convert"
+        else ["-m", "otsu"]
+        if command == "infer"
+        else []
+    )
     ran = tiny.medseg(command, tmp_path / f"{odd}.nii", *rest)
     assert ran.code == 3 and is_clean(ran.err) and ran.err.count("\n") == 1
     tiny.save_scan(tmp_path / "s.nii.gz").rename(tmp_path / f"{odd}.nii.gz")
@@ -215,7 +225,9 @@ def test_what_people_do_not_write_for_a_number_is_none(text: str):
             read(text)
 
 
-@pytest.mark.parametrize(("text", "value"), [("10", 10), ("-3", -3), ("+7", 7), (" 4", 4), ("007", 7)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("10", 10), ("-3", -3), ("+7", 7), (" 4", 4), ("007", 7)]
+)
 def test_whole_numbers_are_read(text: str, value: int):
     assert whole_number(text) == value == decimal_number(text)
 
@@ -243,7 +255,9 @@ def test_options_take_no_underscores_in_numbers(arguments: tuple[str, ...], tmp_
     assert ran.code == 2 and "_" in ran.err and "number" in ran.err
 
 
-def test_texts_of_options_may_look_like_such_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_texts_of_options_may_look_like_such_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     tiny.save_scan(tmp_path / "1_0.nii.gz")
     assert tiny.medseg("infer", "1_0.nii.gz", "-m", "otsu", "-o", "2_0", "-q").code == 0
@@ -255,7 +269,9 @@ def test_structures_take_plain_numbers(text: str):
         parse_structures(text)
 
 
-@pytest.mark.parametrize(("suffix", "line"), [(".csv", "1_0,a,1,2,3"), (".csv", "1,a,1_0,2,3"), (".tsv", "1_0\ta")])
+@pytest.mark.parametrize(
+    ("suffix", "line"), [(".csv", "1_0,a,1,2,3"), (".csv", "1,a,1_0,2,3"), (".tsv", "1_0\ta")]
+)
 def test_label_tables_take_plain_numbers(suffix: str, line: str, tmp_path: Path):
     head = "index\tname" if suffix == ".tsv" else "LabelValue,Name,Color_R,Color_G,Color_B"
     (tmp_path / f"t{suffix}").write_text(f"{head}\n{line}\n")
@@ -289,7 +305,9 @@ def test_scores_take_plain_numbers(text: str, tmp_path: Path):
         ("lesions_missed", "-1"),
     ],
 )
-def test_scores_that_cannot_be_are_named_with_their_file_and_case(column: str, value: str, tmp_path: Path):
+def test_scores_that_cannot_be_are_named_with_their_file_and_case(
+    column: str, value: str, tmp_path: Path
+):
     good = scores(tmp_path / "good.csv", ["0.5", "0.6", "0.7"], column)
     absurd = scores(tmp_path / "absurd.csv", ["0.5", value, "0.7"], column)
     with pytest.raises(BadFile, match="case_1") as caught:
@@ -297,7 +315,9 @@ def test_scores_that_cannot_be_are_named_with_their_file_and_case(column: str, v
     assert "absurd.csv" in str(caught.value) and column in str(caught.value)
 
 
-@pytest.mark.parametrize(("column", "value"), [("dice", "nan"), ("hausdorff_mm", "inf"), ("dice", "1.0000001")])
+@pytest.mark.parametrize(
+    ("column", "value"), [("dice", "nan"), ("hausdorff_mm", "inf"), ("dice", "1.0000001")]
+)
 def test_scores_that_can_be_are_compared(column: str, value: str, tmp_path: Path):
     files = [scores(tmp_path / f"{n}.csv", ["0.5", "0.6", "0.7", value], column) for n in "ab"]
     assert compare(files, score=column).n_cases >= 3

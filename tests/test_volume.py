@@ -55,9 +55,15 @@ def test_reorient_there_and_back_gives_the_same_voxels_and_affine(volume: Volume
     assert np.allclose(back.affine, volume.affine, rtol=0, atol=1e-9)
 
 
-@given(affine=affines(), sides=st.tuples(*[st.integers(1, 5)] * 3), orientation=st.sampled_from(ORIENTATIONS))
+@given(
+    affine=affines(),
+    sides=st.tuples(*[st.integers(1, 5)] * 3),
+    orientation=st.sampled_from(ORIENTATIONS),
+)
 @many
-def test_reorient_leaves_every_voxel_at_its_place(affine: np.ndarray, sides: tuple, orientation: str):
+def test_reorient_leaves_every_voxel_at_its_place(
+    affine: np.ndarray, sides: tuple, orientation: str
+):
     volume = numbered(sides, affine)
     before, after = world_of(volume), world_of(reorient(volume, orientation))
     assert before.keys() == after.keys()
@@ -105,7 +111,9 @@ def test_reorient_to_letters_that_are_no_orientation_is_refused(letters: str):
     spacing=st.tuples(*[st.floats(0.3, 6)] * 3),
 )
 @many
-def test_orientation_is_nibabels_where_each_axis_has_a_clear_direction(orientation, axis, degrees, spacing):
+def test_orientation_is_nibabels_where_each_axis_has_a_clear_direction(
+    orientation, axis, degrees, spacing
+):
     matrix = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(orientation), (4, 5, 6))
     half = np.deg2rad(degrees) / 2
     turn = rotation((np.cos(half), *(np.sin(half) * np.array(axis) / np.linalg.norm(axis))))
@@ -146,7 +154,11 @@ def test_same_grid_needs_the_same_shape_and_place():
     assert same_grid(a, numbered((4, 4, 4), far), tolerance_mm=0.01)
 
 
-@given(affine=affines(), start=st.tuples(*[st.integers(0, 3)] * 3), sides=st.tuples(*[st.integers(1, 3)] * 3))
+@given(
+    affine=affines(),
+    start=st.tuples(*[st.integers(0, 3)] * 3),
+    sides=st.tuples(*[st.integers(1, 3)] * 3),
+)
 @few
 def test_crop_keeps_voxels_at_their_places(affine: np.ndarray, start: tuple, sides: tuple):
     volume = numbered((6, 6, 6), affine)
@@ -158,19 +170,34 @@ def test_crop_keeps_voxels_at_their_places(affine: np.ndarray, start: tuple, sid
 
 
 @pytest.mark.parametrize("order", [0, 1])
-@given(volume=volumes(dtypes=("f4", "i2"), min_side=2), other=affines(), sides=st.tuples(*[st.integers(1, 6)] * 3))
+@given(
+    volume=volumes(dtypes=("f4", "i2"), min_side=2),
+    other=affines(),
+    sides=st.tuples(*[st.integers(1, 6)] * 3),
+)
 @few
-def test_resample_equals_scipy_at_the_same_places(order: int, volume: Volume, other: np.ndarray, sides: tuple):
+def test_resample_equals_scipy_at_the_same_places(
+    order: int, volume: Volume, other: np.ndarray, sides: tuple
+):
     grid = np.array(other)
-    grid[:3, 3] = volume.affine[:3, 3] + grid[:3, :3] @ (0.3, -0.2, 0.1)  # so that the two grids overlap
+    # So that the two grids overlap.
+    grid[:3, 3] = volume.affine[:3, 3] + grid[:3, :3] @ (
+        0.3,
+        -0.2,
+        0.1,
+    )
     indices = np.indices(sides).reshape(3, -1).T
-    at = nib.affines.apply_affine(np.linalg.inv(volume.affine), nib.affines.apply_affine(grid, indices)).T
+    at = nib.affines.apply_affine(
+        np.linalg.inv(volume.affine), nib.affines.apply_affine(grid, indices)
+    ).T
     if order == 0:
         at_border = np.abs(at - np.floor(at) - 0.5) < 1e-6
     else:
         at_border = (np.abs(at) < 1e-6) | (np.abs(at - np.array(volume.shape)[:, None] + 1) < 1e-6)
     sure = ~at_border.any(0)
-    expected = ndimage.map_coordinates(volume.data.astype(np.float64), at, order=order, mode="constant", cval=-7)
+    expected = ndimage.map_coordinates(
+        volume.data.astype(np.float64), at, order=order, mode="constant", cval=-7
+    )
     ours = resample(volume, grid, sides, order=order, outside=-7)
     assert ours.shape == sides
     assert np.array_equal(ours.affine, grid)
@@ -191,14 +218,17 @@ def test_resample_of_a_linear_ramp_gives_the_ramp_at_the_new_places(order, affin
     result = resample(ramp, fine, (5, 5, 5), order=order)
     wanted = nib.affines.apply_affine(fine, np.moveaxis(np.indices((5, 5, 5)), 0, -1)) @ slope
     size = max(1.0, float(np.abs(ramp.data).max()))
-    # Cubic splines take the voxels beyond the edge for a mirror, so only trilinear is exact for a ramp.
+    # Cubic splines take the voxels beyond the edge for a mirror, so only trilinear is exact for a
+    # ramp.
     assert np.allclose(result.data, wanted, rtol=0, atol=(2e-6 if order == 1 else 0.02) * size)
 
 
 def test_resample_far_outside_gives_the_outside_value():
     away = np.eye(4)
     away[:3, 3] = 1000
-    result = resample(Volume(np.ones((3, 3, 3), np.float32), np.eye(4)), away, (2, 2, 2), outside=-5)
+    result = resample(
+        Volume(np.ones((3, 3, 3), np.float32), np.eye(4)), away, (2, 2, 2), outside=-5
+    )
     assert (result.data == -5).all()
 
 

@@ -1,8 +1,8 @@
 """The command line: parse, call one function, show what came back, map errors to exit codes.
 
-Results go to stdout (`--json` for machines), progress, announcements and warnings to stderr. Exit codes: 0 done,
-1 other failure, 2 wrong usage, 3 bad input file, 4 output cannot be written, 5 bad settings, 6 bad model,
-7 not enough memory, 130 and 143 stopped by Ctrl-C and SIGTERM.
+Results go to stdout (`--json` for machines), progress, announcements and warnings to stderr. Exit
+codes: 0 done, 1 other failure, 2 wrong usage, 3 bad input file, 4 output cannot be written, 5 bad
+settings, 6 bad model, 7 not enough memory, 130 and 143 stopped by Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
@@ -34,11 +34,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Segment medical images: one command from a scan to labels you can trust.",
-    epilog="Nothing is sent anywhere: only listen, and infer where you name a PACS, open a network connection.",
+    epilog=(
+        "Nothing is sent anywhere: only listen, and infer where you name a PACS, open a network"
+        " connection."
+    ),
 )
 #: In the order of `medseg --help`.
 for _command in (
-    infer, convert, info, models, version, train, check, export, evaluate, compare, clean, view, listen,
+    infer, convert, info, models, version, train, check, export, evaluate, compare, clean, view,
+    listen,
 ):  # fmt: skip
     app.command(cls=Command)(_command)
 

@@ -24,19 +24,26 @@ def check(
         Path,
         typer.Argument(
             metavar="DATASET",
-            help="A folder (nnU-Net, Decathlon, BIDS, images/ and labels/ ...) or a list of cases (CSV, JSON).",
+            help=(
+                "A folder (nnU-Net, Decathlon, BIDS, images/ and labels/ ...) or a list of cases"
+                " (CSV, JSON)."
+            ),
         ),
     ],
     fix: Annotated[
         Path | None,
-        typer.Option("--fix", metavar="OUT", help="Write a copy in which everything certain is corrected."),
+        typer.Option(
+            "--fix", metavar="OUT", help="Write a copy in which everything certain is corrected."
+        ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check a dataset before training: files, geometry, labels, duplicates, leaks, mirrored cases, outliers.
+    """Check a dataset before training: files, geometry, labels, duplicates, leaks, mirrored cases,
+    outliers.
 
-    Ends with 0 if nothing must be solved before training, else with 3. The dataset itself is never changed.
+    Ends with 0 if nothing must be solved before training, else with 3. The dataset itself is never
+    changed.
     """
     from medseg.dataset import check_dataset, read_dataset
 
@@ -49,7 +56,11 @@ def check(
 
         done = write_fixed(found, result, fix)
     if as_json:
-        head: dict[str, Any] = {"dataset": found.name, "layout": found.layout, "channels": list(found.channels)}
+        head: dict[str, Any] = {
+            "dataset": found.name,
+            "layout": found.layout,
+            "channels": list(found.channels),
+        }
         labels = {str(value): name for value, name in found.table.names.items()}
         fixed = {} if done is None else {"fixed": done}
         print_json(head | {"labels": labels} | result.as_dict() | fixed)
@@ -70,11 +81,15 @@ def _show(dataset: Dataset, result: Check) -> None:
     names = [label.name for label in dataset.table.labels]
     told = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     title = (
-        f"{dataset.name}: {len(dataset.cases)} cases, {' + '.join(dataset.channels)}, {told} ({dataset.layout} layout)"
+        f"{dataset.name}: {len(dataset.cases)} cases, {' + '.join(dataset.channels)}, {told}"
+        f" ({dataset.layout} layout)"
     )
     print_rows(title, [_row(one, kinds.get(one.case, [])) for one in result.facts])
     _list_findings(result.findings)
-    warnings, fixable = len(result.findings) - len(result.errors), sum(one.fixable for one in result.findings)
+    warnings, fixable = (
+        len(result.findings) - len(result.errors),
+        sum(one.fixable for one in result.findings),
+    )
     summary = f"{len(result.errors)} errors, {warnings} warnings; --fix OUT corrects {fixable}"
     print(summary if result.findings else "nothing found")
 
@@ -89,7 +104,9 @@ def _list_findings(findings: Sequence[Finding]) -> None:
         table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for cases, one in grouped(findings):
-        table.add_row(*(Text(harmless(cell)) for cell in (one.severity, cases, one.kind, one.message)))
+        table.add_row(
+            *(Text(harmless(cell)) for cell in (one.severity, cases, one.kind, one.message))
+        )
     Console().print(table)
 
 
@@ -101,7 +118,9 @@ def _row(facts: CaseFacts, kinds: list[str]) -> dict[str, Any]:
         "voxels": " x ".join(map(str, facts.shape)),
         "mm": " x ".join(f"{size:.3g}" for size in facts.spacing_mm),
         "axes": facts.orientation,
-        "intensity (1 to 99 %)": ", ".join(f"{one.low:.4g} to {one.high:.4g}" for one in facts.channels),
+        "intensity (1 to 99 %)": ", ".join(
+            f"{one.low:.4g} to {one.high:.4g}" for one in facts.channels
+        ),
         "label voxels": labels or "none",
         "found": ", ".join(dict.fromkeys(kinds)),
     }

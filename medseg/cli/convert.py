@@ -36,10 +36,15 @@ def convert(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="INPUT", help="A scan, a label map, a DICOM folder, DICOM SEG or RTSTRUCT; or a model of nnU-Net."
+            metavar="INPUT",
+            help=(
+                "A scan, a label map, a DICOM folder, DICOM SEG or RTSTRUCT; or a model of nnU-Net."
+            ),
         ),
     ],
-    target: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Where to; the suffix decides the format.")],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUTPUT", help="Where to; the suffix decides the format.")
+    ],
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -60,7 +65,9 @@ def convert(
     ] = None,
     nearest: Annotated[
         bool,
-        typer.Option("--nearest", help="Put labels of another grid on the source's by nearest neighbour."),
+        typer.Option(
+            "--nearest", help="Put labels of another grid on the source's by nearest neighbour."
+        ),
     ] = False,
     volume: VolumeIndex = None,
     assume_geometry: AssumeGeometry = None,
@@ -73,10 +80,20 @@ def convert(
 ) -> None:
     """Convert a volume to another format; voxels and geometry stay as they are.
 
-    Of a model of nnU-Net, a folder or zip, OUTPUT is a folder in medseg's own form: safetensors and JSON.
-    OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set, of the series given with --source.
+    Of a model of nnU-Net, a folder or zip, OUTPUT is a folder in medseg's own form: safetensors and
+    JSON. OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set, of the series
+    given with --source.
     """
-    from medseg.io import DicomOptions, Overlap, embedded_table, label_kind, read, read_masks, write, write_segments
+    from medseg.io import (
+        DicomOptions,
+        Overlap,
+        embedded_table,
+        label_kind,
+        read,
+        read_masks,
+        write,
+        write_segments,
+    )
     from medseg.labels import LabelTable
     from medseg.models import is_model, load_models, write_models
 
@@ -85,7 +102,8 @@ def convert(
         write_models(load_models([str(path)]), target)
         return
     table = LabelTable.read(labels) if labels else embedded_table(path)
-    about_source = source is not None and not label_kind(path)  # then the options for DICOM are about the source alone
+    # Then the options for DICOM are about the source alone.
+    about_source = source is not None and not label_kind(path)
     try:
         scan = read(
             path,
@@ -116,7 +134,10 @@ def convert(
 def info(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="Scans, label maps, DICOM folders, zips and DICOMDIRs; or models."),
+        typer.Argument(
+            metavar="FILE...",
+            help="Scans, label maps, DICOM folders, zips and DICOMDIRs; or models.",
+        ),
     ],
     volume: VolumeIndex = None,
     assume_geometry: AssumeGeometry = None,
@@ -127,7 +148,8 @@ def info(
 ) -> None:
     """Say what is in a file: grid, orientation, intensities. DICOM with several volumes is listed.
 
-    Of a model, medseg's or nnU-Net's: what it was trained for and how, and what of it would be used.
+    Of a model, medseg's or nnU-Net's: what it was trained for and how, and what of it would be
+    used.
     """
     import json
 
@@ -188,7 +210,9 @@ def _print_structures(path: Path, kind: str, as_json: bool) -> None:
 
 
 def _print_model(path: Path, as_json: bool) -> None:
-    """What there is to say of a model, or of each of a set; its folder may hold one that cannot be used."""
+    """What there is to say of a model, or of each of a set; its folder may hold one that cannot be
+    used.
+    """
     import json
 
     from medseg.models import facts_of, load_models
@@ -239,22 +263,45 @@ def _print_volumes(path: Path, found: Sequence[Listed], as_json: bool) -> None:
         from dataclasses import asdict
 
         # The description may name a person, and what is printed here may end in a file.
-        listed = [{key: value for key, value in asdict(one).items() if key != "description"} for one in found]
+        listed = [
+            {key: value for key, value in asdict(one).items() if key != "description"}
+            for one in found
+        ]
         print(json.dumps({"file": str(path), "volumes": listed}))
         return
     rows = []
     for_eyes = sys.stdout.isatty()
     for volume in found:
         spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm) if volume.spacing_mm else ""
-        state = volume.problem.removeprefix(f"{path}: ").split(";")[0] + (" (--repair)" if volume.repairable else "")
+        state = volume.problem.removeprefix(f"{path}: ").split(";")[0] + (
+            " (--repair)" if volume.repairable else ""
+        )
         grid = (" x ".join(map(str, volume.shape)), spacing, volume.orientation)
-        name = (volume.folder, str(volume.series_number or ""), volume.description if for_eyes else "")
+        name = (
+            volume.folder,
+            str(volume.series_number or ""),
+            volume.description if for_eyes else "",
+        )
         rows.append((volume.number, *name, volume.modality, *grid, state))
     title = f"{path}: {len(found)} volumes; choose one with --series"
-    columns = ("series", "folder", "number", "description", "kind", "voxels", "mm", "axes", "cannot be read because")
+    columns = (
+        "series",
+        "folder",
+        "number",
+        "description",
+        "kind",
+        "voxels",
+        "mm",
+        "axes",
+        "cannot be read because",
+    )
     # A column that is empty, such as the folder where there is but one, says nothing.
-    kept = [n for n in range(len(columns)) if any(row[n] for row in rows) or columns[n] == columns[-1]]
-    print_table(title, tuple(columns[n] for n in kept), [tuple(row[n] for n in kept) for row in rows])
+    kept = [
+        n for n in range(len(columns)) if any(row[n] for row in rows) or columns[n] == columns[-1]
+    ]
+    print_table(
+        title, tuple(columns[n] for n in kept), [tuple(row[n] for n in kept) for row in rows]
+    )
 
 
 def _plain(value: Any) -> str | Text:

@@ -15,46 +15,82 @@ from medseg.errors import BadConfig
 from medseg.text import decimal_number, whole_number
 
 Labels = Annotated[
-    str | None, typer.Option(metavar="LIST", help="Structures: 1,2 or liver=1,tumour=1+2+3 or names of the table.")
+    str | None,
+    typer.Option(
+        metavar="LIST", help="Structures: 1,2 or liver=1,tumour=1+2+3 or names of the table."
+    ),
 ]
 
 
 def evaluate(
-    reference: Annotated[Path, typer.Argument(metavar="REFERENCE", help="A label map, or a folder of them.")],
-    prediction: Annotated[Path, typer.Argument(metavar="PREDICTION", help="The same of what is to be scored.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("evaluation"),
+    reference: Annotated[
+        Path, typer.Argument(metavar="REFERENCE", help="A label map, or a folder of them.")
+    ],
+    prediction: Annotated[
+        Path, typer.Argument(metavar="PREDICTION", help="The same of what is to be scored.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
+        "evaluation"
+    ),
     labels: Labels = None,
-    table: Annotated[Path | None, typer.Option(help="Label table. Default: what lies beside the labels.")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Label table. Default: what lies beside the labels.")
+    ] = None,
     ignore: Annotated[
         int | None, typer.Option(metavar="LABEL", help="Where the reference has it, do not score.")
     ] = None,
-    surface: Annotated[str, typer.Option(metavar="surfel|voxel", help="What a surface is made of.")] = "surfel",
-    percentile: Annotated[list[float] | None, typer.Option(help="Hausdorff percentiles. Default: 95.")] = None,
+    surface: Annotated[
+        str, typer.Option(metavar="surfel|voxel", help="What a surface is made of.")
+    ] = "surfel",
+    percentile: Annotated[
+        list[float] | None, typer.Option(help="Hausdorff percentiles. Default: 95.")
+    ] = None,
     tolerance: Annotated[
         list[str] | None,
-        typer.Option(metavar="MM", help="Of the surface Dice: 1 or liver=2.5, repeatable. Default: 1."),
+        typer.Option(
+            metavar="MM", help="Of the surface Dice: 1 or liver=2.5, repeatable. Default: 1."
+        ),
     ] = None,
-    empty: Annotated[str, typer.Option(metavar="nan|best_worst|diagonal", help="What empty masks score.")] = "nan",
-    lesions: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Also score by lesion, repeatable.")] = None,
-    lesion_matching: Annotated[str, typer.Option(metavar="overlap|iou", help="Which lesions match.")] = "overlap",
+    empty: Annotated[
+        str, typer.Option(metavar="nan|best_worst|diagonal", help="What empty masks score.")
+    ] = "nan",
+    lesions: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Also score by lesion, repeatable.")
+    ] = None,
+    lesion_matching: Annotated[
+        str, typer.Option(metavar="overlap|iou", help="Which lesions match.")
+    ] = "overlap",
     lesion_iou: Annotated[float, typer.Option(help="Least IoU of a match.")] = 0.5,
-    lesion_connectivity: Annotated[int, typer.Option(metavar="6|18|26", help="What touches is one lesion.")] = 26,
+    lesion_connectivity: Annotated[
+        int, typer.Option(metavar="6|18|26", help="What touches is one lesion.")
+    ] = 26,
     lesion_min_mm3: Annotated[float, typer.Option(help="Leave out smaller lesions.")] = 0,
-    lesion_dilation: Annotated[int, typer.Option(help="Grow reference lesions by voxels before matching.")] = 0,
-    lesion_penalty_mm: Annotated[float, typer.Option(help="HD95 of missed and invented lesions.")] = 374,
+    lesion_dilation: Annotated[
+        int, typer.Option(help="Grow reference lesions by voxels before matching.")
+    ] = 0,
+    lesion_penalty_mm: Annotated[
+        float, typer.Option(help="HD95 of missed and invented lesions.")
+    ] = 374,
     resample: Annotated[
         bool, typer.Option("--resample", help="Score a prediction on another grid all the same.")
     ] = False,
     volume: VolumeIndex = None,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Resamplings of cases for the intervals.")] = 2000,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Resamplings of cases for the intervals.")
+    ] = 2000,
     seed: Annotated[int, typer.Option(help="Of the resamplings.")] = 0,
     number_cases: Annotated[
-        bool, typer.Option("--number-cases", help="Call cases by numbers in all results, not by their file names.")
+        bool,
+        typer.Option(
+            "--number-cases", help="Call cases by numbers in all results, not by their file names."
+        ),
     ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score label maps against references: scores.csv, summary.json, and report.html with plots and worst cases."""
+    """Score label maps against references: scores.csv, summary.json, and report.html with plots and
+    worst cases.
+    """
     from medseg.evaluation import (
         LesionOptions,
         Options,
@@ -87,7 +123,9 @@ def evaluate(
         number_cases=number_cases,
     )
     with bar(quiet) as progress:
-        result = score_folders(reference, prediction, output, options, known, progress, volume_index=volume)
+        result = score_folders(
+            reference, prediction, output, options, known, progress, volume_index=volume
+        )
     for problem in result.problems:
         tell(f"note: {problem}")
     tell(f"scores.csv, summary.json and report.html are in {output}", quiet)
@@ -98,14 +136,23 @@ def evaluate(
 
 
 def compare(
-    scores: Annotated[list[Path], typer.Argument(metavar="SCORES...", help="The scores.csv of two methods or more.")],
+    scores: Annotated[
+        list[Path],
+        typer.Argument(metavar="SCORES...", help="The scores.csv of two methods or more."),
+    ],
     score: Annotated[str, typer.Option(help="The column to compare by.")] = "dice",
-    structure: Annotated[str | None, typer.Option(help="Only this structure. Default: the mean over all.")] = None,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Resamplings of cases for the stability.")] = 1000,
+    structure: Annotated[
+        str | None, typer.Option(help="Only this structure. Default: the mean over all.")
+    ] = None,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Resamplings of cases for the stability.")
+    ] = 1000,
     seed: Annotated[int, typer.Option(help="Of the resamplings.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Compare methods on the same cases: ranking, its stability, and paired Wilcoxon tests with Holm's correction."""
+    """Compare methods on the same cases: ranking, its stability, and paired Wilcoxon tests with
+    Holm's correction.
+    """
     from medseg.evaluation import compare as compare_methods
 
     result = compare_methods(scores, score, structure, bootstrap, seed)
@@ -118,19 +165,36 @@ def compare(
     print_rows(title, result.methods)
     print_rows("paired Wilcoxon signed-rank tests", result.tests)
     if result.kendall_tau:
-        print_rows("agreement of the ranking under resampling of cases (Kendall's tau)", [result.kendall_tau])
+        print_rows(
+            "agreement of the ranking under resampling of cases (Kendall's tau)",
+            [result.kendall_tau],
+        )
 
 
 def clean(
     labels: Annotated[Path, typer.Argument(metavar="LABELS", help="A label map.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Where to; the suffix decides the format.")],
-    only: Annotated[str | None, typer.Option("--labels", metavar="LIST", help="Only these labels, e.g. 1,2.")] = None,
-    keep_largest: Annotated[bool, typer.Option("--keep-largest", help="Keep the largest part of each label.")] = False,
-    keep: Annotated[int | None, typer.Option(min=1, help="Keep so many parts of each label.")] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Where to; the suffix decides the format.")
+    ],
+    only: Annotated[
+        str | None, typer.Option("--labels", metavar="LIST", help="Only these labels, e.g. 1,2.")
+    ] = None,
+    keep_largest: Annotated[
+        bool, typer.Option("--keep-largest", help="Keep the largest part of each label.")
+    ] = False,
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="Keep so many parts of each label.")
+    ] = None,
     min_mm3: Annotated[float | None, typer.Option(min=0, help="Drop smaller parts.")] = None,
-    fill_holes: Annotated[bool, typer.Option("--fill-holes", help="Fill holes with the label around them.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Fill over other labels, too.")] = False,
-    connectivity: Annotated[int, typer.Option(metavar="6|18|26", help="What touches is one part.")] = 26,
+    fill_holes: Annotated[
+        bool, typer.Option("--fill-holes", help="Fill holes with the label around them.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Fill over other labels, too.")
+    ] = False,
+    connectivity: Annotated[
+        int, typer.Option(metavar="6|18|26", help="What touches is one part.")
+    ] = 26,
     volume: VolumeIndex = None,
     as_json: Json = False,
 ) -> None:

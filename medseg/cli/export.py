@@ -12,14 +12,19 @@ from medseg.cli.show import print_line, tell
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `medseg models`, a model or run folder.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A name from `medseg models`, a model or run folder."),
+    ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A name that ends in .onnx. Default: NAME.onnx.")
+        Path | None,
+        typer.Option("--output", "-o", help="A name that ends in .onnx. Default: NAME.onnx."),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a model's network as ONNX, for other programs, and beside it as JSON what happens before and after it.
+    """Write a model's network as ONNX, for other programs, and beside it as JSON what happens
+    before and after it.
 
     The result is run and compared with PyTorch where onnxruntime or OpenVINO is installed.
     """
@@ -31,7 +36,11 @@ def export(
     checkpoint = load_checkpoint(model)
     done = run(checkpoint, output or Path(f"{checkpoint.spec.name}.onnx"))
     if as_json:
-        facts = {"network": str(done.network), "description": str(done.description), "any_batch": done.any_batch}
+        facts = {
+            "network": str(done.network),
+            "description": str(done.description),
+            "any_batch": done.any_batch,
+        }
         print(json.dumps(facts | {"runtime": done.runtime, "difference": done.difference}))
         return
     for path in (done.network, done.description):
@@ -39,7 +48,10 @@ def export(
     if quiet:
         return
     if done.runtime:
-        text = f"checked with {done.runtime}: its logits differ from PyTorch's by {done.difference:.0e} of their spread"
+        text = (
+            f"checked with {done.runtime}: its logits differ from PyTorch's by"
+            f" {done.difference:.0e} of their spread"
+        )
     else:
         text = "not run, because neither onnxruntime nor openvino is installed"
     tell(text)

@@ -43,7 +43,10 @@ if TYPE_CHECKING:
 
 def infer(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="SCAN...", help="Scans, folders of scans, DICOM folders, or dicomweb://...")
+        list[Path],
+        typer.Argument(
+            metavar="SCAN...", help="Scans, folders of scans, DICOM folders, or dicomweb://..."
+        ),
     ],
     output: Annotated[
         str | None,  # as it was typed, because a path loses the / at its end
@@ -59,33 +62,54 @@ def infer(
         typer.Option(
             "--model",
             "-m",
-            help="A name from `medseg models`, a model folder, or a folder or zip of nnU-Net; several are averaged.",
+            help=(
+                "A name from `medseg models`, a model folder, or a folder or zip of nnU-Net;"
+                " several are averaged."
+            ),
         ),
     ] = ["brain"],  # noqa: B006
     channel: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="SCAN",
-            help="The next channel of a model that takes several, in its order; again for more. Not needed for files "
-            "called CASE_0000, CASE_0001 ... or for one 4-D file.",
+            help=(
+                "The next channel of a model that takes several, in its order; again for more. Not"
+                " needed for files "
+                "called CASE_0000, CASE_0001 ... or for one 4-D file."
+            ),
         ),
     ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")] = "auto",
-    precision: Annotated[str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Arithmetic of the network.")] = "auto",
-    backend: Annotated[str, typer.Option(metavar="auto|torch|openvino", help="What runs the network.")] = "auto",
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")
+    ] = "auto",
+    precision: Annotated[
+        str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Arithmetic of the network.")
+    ] = "auto",
+    backend: Annotated[
+        str, typer.Option(metavar="auto|torch|openvino", help="What runs the network.")
+    ] = "auto",
     max_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Use no more than this, e.g. 4GB; may take longer.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Use no more than this, e.g. 4GB; may take longer."),
     ] = None,
     overlap: Annotated[
-        float | None, typer.Option(min=0, max=0.9, help="Share by which windows overlap. Default: 0.5, or the model's.")
+        float | None,
+        typer.Option(
+            min=0, max=0.9, help="Share by which windows overlap. Default: 0.5, or the model's."
+        ),
     ] = None,
-    batch: Annotated[int, typer.Option(min=0, help="Windows at a time; 0: what suits the device.")] = 0,
+    batch: Annotated[
+        int, typer.Option(min=0, help="Windows at a time; 0: what suits the device.")
+    ] = 0,
     tta: Annotated[
         bool | None,
         typer.Option(
             "--tta/--no-tta",
-            help="Also predict mirrored, along the axes the model allows; slower. Default: no; models of nnU-Net as "
-            "they were trained with --exact and on a GPU.",
+            help=(
+                "Also predict mirrored, along the axes the model allows; slower. Default: no;"
+                " models of nnU-Net as "
+                "they were trained with --exact and on a GPU."
+            ),
         ),
     ] = None,
     exact: Exact = False,
@@ -95,18 +119,31 @@ def infer(
     postprocess: Postprocess = False,
     roi: Roi = None,
     probabilities: Annotated[
-        str | None, typer.Option(metavar="LABELS", help="Also write probabilities of these labels, e.g. 17,53.")
+        str | None,
+        typer.Option(
+            metavar="LABELS", help="Also write probabilities of these labels, e.g. 17,53."
+        ),
     ] = None,
     uncertainty: Annotated[
         bool, typer.Option("--uncertainty", help="Also write how unsure the model is, 0 to 1.")
     ] = False,
-    cleanup: Annotated[bool, typer.Option("--cleanup/--no-cleanup", help="Clean up as the model says.")] = True,
+    cleanup: Annotated[
+        bool, typer.Option("--cleanup/--no-cleanup", help="Clean up as the model says.")
+    ] = True,
     instances: Annotated[
-        bool, typer.Option("--instances", help="Also number separate objects; the record gets their boxes.")
+        bool,
+        typer.Option(
+            "--instances", help="Also number separate objects; the record gets their boxes."
+        ),
     ] = False,
-    skip_existing: Annotated[bool, typer.Option("--skip-existing", help="Skip scans that have a result.")] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Skip scans that have a result.")
+    ] = False,
     preview: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Also draw slices with labels (a folder for several scans).")
+        Path | None,
+        typer.Option(
+            metavar="PNG", help="Also draw slices with labels (a folder for several scans)."
+        ),
     ] = None,
     volume: VolumeIndex = None,
     assume_geometry: AssumeGeometry = None,
@@ -130,17 +167,29 @@ def infer(
     authority: Authority = None,
     plain_http: PlainHttp = False,
     show_progress: Annotated[
-        str, typer.Option("--progress", metavar="auto|json", help="json: a line of JSON on stderr for every step.")
+        str,
+        typer.Option(
+            "--progress", metavar="auto|json", help="json: a line of JSON on stderr for every step."
+        ),
     ] = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Segment scans.
 
-    Writes a label map on each scan's own grid, and beside it the label table (.labels.csv) and the run record (.json).
-    Of DICOM, OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set.
+    Writes a label map on each scan's own grid, and beside it the label table (.labels.csv) and the
+    run record (.json). Of DICOM, OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a
+    structure set.
     """
-    from medseg.inference import Extras, Settings, channel_names, check_also, labels_named, list_jobs, load_model
+    from medseg.inference import (
+        Extras,
+        Settings,
+        channel_names,
+        check_also,
+        labels_named,
+        list_jobs,
+        load_model,
+    )
     from medseg.io import DicomOptions
 
     check_one_of("--device", device, ("auto", "cpu", "cuda"))
@@ -152,29 +201,36 @@ def infer(
     check_one_of("--checkpoint", checkpoint_name, ("final", "best", "latest"))
     memory_bytes = parse_bytes(max_memory, "--max-memory") if max_memory else None
     extras = Extras(
-        preview=preview, instances=instances, volume_index=volume, assume_geometry=assume_geometry, series=series,
+        preview=preview, instances=instances, volume_index=volume, assume_geometry=assume_geometry,
+        series=series,
         repair=repair, suv=suv, also=_kinds(also),
         dicom=DicomOptions(seg_type=seg_type, deidentify=deidentify, deterministic=deterministic),
     )  # fmt: skip
     loaded = load_model(*model, folds=parse_folds(folds), checkpoint=checkpoint_name)
     settings = Settings(
-        device=device, precision=precision, overlap=overlap, cleanup=cleanup, backend=backend, batch=batch, tta=tta,
-        max_memory_bytes=memory_bytes, probabilities=parse_values(probabilities) if probabilities else (),
+        device=device, precision=precision, overlap=overlap, cleanup=cleanup, backend=backend,
+        batch=batch, tta=tta,
+        max_memory_bytes=memory_bytes,
+        probabilities=parse_values(probabilities) if probabilities else (),
         uncertainty=uncertainty, exact=exact, orientation=orientation, postprocess=postprocess,
         roi=labels_named(loaded, roi.split(",")) if roi else (),
     )  # fmt: skip
     check_also(loaded, extras.also)
     from_pacs = fetched(
-        inputs, Path(output) if output else None, push=push, credentials=credentials, authority=authority,
+        inputs, Path(output) if output else None, push=push, credentials=credentials,
+        authority=authority,
         plain_http=plain_http, quiet=quiet,
     )  # fmt: skip
     with from_pacs as remote:
         is_folder = output is not None and output.endswith("/")
         names = channel_names(loaded)
-        jobs = list_jobs(remote.inputs, remote.output, names=names, channels=channel or (), is_folder=is_folder)
+        jobs = list_jobs(
+            remote.inputs, remote.output, names=names, channels=channel or (), is_folder=is_folder
+        )
         work = _Work(
             model=loaded, settings=settings, extras=extras, remote=remote, several=len(jobs) > 1,
-            skip_existing=skip_existing, json_progress=show_progress == "json", as_json=as_json, quiet=quiet,
+            skip_existing=skip_existing, json_progress=show_progress == "json", as_json=as_json,
+            quiet=quiet,
         )  # fmt: skip
         work.do_all(jobs)
 
@@ -204,7 +260,9 @@ class _Work:
     quiet: bool
 
     def do_all(self, jobs: Sequence[Job]) -> None:
-        """Do every job; what fails in one of several is told, and the others are done. The last lines name them."""
+        """Do every job; what fails in one of several is told, and the others are done. The last
+        lines name them.
+        """
         from medseg.inference import models_kept_open
 
         jobs = [self._checked(job) for job in jobs]
@@ -231,11 +289,19 @@ class _Work:
             raise typer.Exit(exit_code)
 
     def _checked(self, job: Job) -> Job:
-        """The job, with what would keep its results from being written as its problem; of a single one it is raised."""
+        """The job, with what would keep its results from being written as its problem; of a single
+        one it is raised.
+        """
         from medseg.inference import check_job
 
-        if self.extras.preview and not self.several and self.extras.preview.suffix.lower() != ".png":
-            raise BadOutput(f"{self.extras.preview}: a preview is a picture; give a name that ends in .png")
+        if (
+            self.extras.preview
+            and not self.several
+            and self.extras.preview.suffix.lower() != ".png"
+        ):
+            raise BadOutput(
+                f"{self.extras.preview}: a preview is a picture; give a name that ends in .png"
+            )
         if job.problem is not None:
             return job
         try:
@@ -262,7 +328,9 @@ class _Work:
                 tell(f"{name}: {job.labels} is there and is made again: {reason}", self.quiet)
         shown = json_progress(name) if self.json_progress else bar_of_scan(self.quiet, name)
         with shown as (announce, progress):
-            content = infer_scan(job, self.model, self.settings, extras, announce=announce, progress=progress)
+            content = infer_scan(
+                job, self.model, self.settings, extras, announce=announce, progress=progress
+            )
         self.remote.send(job, extras.also)
         for text in content["warnings"]:
             tell(f"warning: {name}: {text}")
@@ -286,4 +354,9 @@ def _show_result(labels: Path | str, content: dict[str, Any], as_json: bool) -> 
     rows = [(str(s["value"]), s["name"], f"{s['ml']:.2f}") for s in content["structures"]]
     seconds = sum(content["seconds"].values())
     peak = content["peak_memory_bytes"] / 1e9
-    print_table(f"{labels}  ({seconds:.1f} s, {peak:.1f} GB)", ("label", "structure", "mL"), rows, right=(0, 2))
+    print_table(
+        f"{labels}  ({seconds:.1f} s, {peak:.1f} GB)",
+        ("label", "structure", "mL"),
+        rows,
+        right=(0, 2),
+    )

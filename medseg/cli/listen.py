@@ -17,44 +17,68 @@ from medseg.errors import BadConfig
 
 def listen(
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FOLDER", help="Where results are written.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where results are written."),
     ] = None,
     reply_to: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT:TITLE", help="The DICOM node that results are sent to.")
+        str | None,
+        typer.Option(metavar="HOST:PORT:TITLE", help="The DICOM node that results are sent to."),
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="To listen on; 0 takes a free one.")] = 11112,
-    host: Annotated[str, typer.Option(help="Address to listen on. Other than loopback needs --peer.")] = "127.0.0.1",
-    title: Annotated[str, typer.Option(help="Our application entity title; calls for another are refused.")] = "MEDSEG",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="To listen on; 0 takes a free one.")
+    ] = 11112,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. Other than loopback needs --peer.")
+    ] = "127.0.0.1",
+    title: Annotated[
+        str, typer.Option(help="Our application entity title; calls for another are refused.")
+    ] = "MEDSEG",
     caller: Annotated[
-        list[str] | None, typer.Option(metavar="TITLE", help="Only this title may call, repeatable. Default: any.")
+        list[str] | None,
+        typer.Option(metavar="TITLE", help="Only this title may call, repeatable. Default: any."),
     ] = None,
     peer: Annotated[
-        list[str] | None, typer.Option(metavar="IP", help="Only this address may connect, repeatable.")
+        list[str] | None,
+        typer.Option(metavar="IP", help="Only this address may connect, repeatable."),
     ] = None,
     model: Annotated[
         str, typer.Option("--model", "-m", help="A name from `medseg models`, or a model folder.")
     ] = "brain",
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")] = "auto",
-    also: Annotated[str, typer.Option("--also", metavar="rtstruct,sr", help="Also make these beside the SEG.")] = "",
-    quiet_s: Annotated[float, typer.Option(min=0.1, help="A series is complete when nothing came for so long.")] = 10,
+    device: Annotated[
+        str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")
+    ] = "auto",
+    also: Annotated[
+        str, typer.Option("--also", metavar="rtstruct,sr", help="Also make these beside the SEG.")
+    ] = "",
+    quiet_s: Annotated[
+        float, typer.Option(min=0.1, help="A series is complete when nothing came for so long.")
+    ] = 10,
     timeout_s: Annotated[float, typer.Option(min=1, help="Give a series up after so long.")] = 3600,
     associations: Annotated[int, typer.Option(min=1, max=100, help="Most senders at a time.")] = 4,
-    max_series: Annotated[int, typer.Option(min=1, help="Most series received or waiting at a time.")] = 20,
+    max_series: Annotated[
+        int, typer.Option(min=1, help="Most series received or waiting at a time.")
+    ] = 20,
     max_instances: Annotated[int, typer.Option(min=1, help="Most instances of a series.")] = 5000,
-    max_gb: Annotated[float, typer.Option(min=0.001, help="Most data received, waiting or kept at a time.")] = 8,
+    max_gb: Annotated[
+        float, typer.Option(min=0.001, help="Most data received, waiting or kept at a time.")
+    ] = 8,
     spool: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Where series lie until their results are delivered, private; a new start goes on with them. "
-            "Default: .medseg-spool in the folder of -o, else below the temporary folder.",
+            help=(
+                "Where series lie until their results are delivered, private; a new start goes on"
+                " with them. "
+                "Default: .medseg-spool in the folder of -o, else below the temporary folder."
+            ),
         ),
     ] = None,
 ) -> None:
-    """Be a DICOM node: receive series (C-STORE), segment each, send the result on or write it to a folder.
+    """Be a DICOM node: receive series (C-STORE), segment each, send the result on or write it to a
+    folder.
 
-    Listens on this machine alone unless told otherwise. Runs until stopped by Ctrl-C or SIGTERM. What was received and
-    not delivered by then stays in the spool, and a new start goes on with it.
+    Listens on this machine alone unless told otherwise. Runs until stopped by Ctrl-C or SIGTERM.
+    What was received and not delivered by then stays in the spool, and a new start goes on with it.
     """
     from medseg.inference import load_model
     from medseg.pacs import Limits, Listener, Options, segment_in_child
@@ -75,7 +99,9 @@ def listen(
     Listener(options, segment, deliver, tell, spool or _usual_spool(output, port)).run()
 
 
-def _deliveries(output: Path | None, reply_to: str | None, title: str) -> Callable[[str, Sequence[Path]], None]:
+def _deliveries(
+    output: Path | None, reply_to: str | None, title: str
+) -> Callable[[str, Sequence[Path]], None]:
     """What hands results on to every place that was named, of which there must be one."""
     from medseg.pacs import keep_in, send_to
 

@@ -13,7 +13,10 @@ from medseg.cli.show import print_table
 
 def models(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[FOLDER]", help="List the models in this folder, medseg's and nnU-Net's.")
+        Path | None,
+        typer.Argument(
+            metavar="[FOLDER]", help="List the models in this folder, medseg's and nnU-Net's."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -29,7 +32,9 @@ def models(
             print(json.dumps(found))
         else:
             rows_of_folder = [tuple(row.values()) for row in found]
-            print_table(f"Models in {folder}", ("path", "name", "structures", "about"), rows_of_folder)
+            print_table(
+                f"Models in {folder}", ("path", "name", "structures", "about"), rows_of_folder
+            )
         return
     rows = []
     for name in bundled_models():
@@ -41,7 +46,11 @@ def models(
     if as_json:
         print(json.dumps(rows))
     else:
-        print_table("Models", ("name", "structures", "about"), [tuple(map(str, row.values())) for row in rows])
+        print_table(
+            "Models",
+            ("name", "structures", "about"),
+            [tuple(map(str, row.values())) for row in rows],
+        )
 
 
 def version() -> None:

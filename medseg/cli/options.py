@@ -16,7 +16,9 @@ class Command(TyperCommand):
     """A command whose numbers are read as everywhere in medseg; Python's `int` takes 1_0 for 10."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse as usual, then look once more at what stands behind the options that gave a number."""
+        """Parse as usual, then look once more at what stands behind the options that gave a
+        number.
+        """
         words, found = list(args), super().parse_args(ctx, args)
         for option in self.params:
             value = ctx.params.get(option.name)
@@ -43,32 +45,54 @@ def _behind(names: Sequence[str], words: Sequence[str]) -> Iterator[str]:
 
 
 VolumeIndex = Annotated[
-    int | None, typer.Option("--volume", min=0, help="Which volume of a file that holds several, from 0.")
+    int | None,
+    typer.Option("--volume", min=0, help="Which volume of a file that holds several, from 0."),
 ]
 AssumeGeometry = Annotated[
     str | None,
-    typer.Option(metavar="sform|qform|pixdim", help="What to trust where a header contradicts itself or says nothing."),
+    typer.Option(
+        metavar="sform|qform|pixdim",
+        help="What to trust where a header contradicts itself or says nothing.",
+    ),
 ]
 Series = Annotated[
     str | None,
-    typer.Option(metavar="N|N.M|UID", help="Which volume of DICOM that holds several, as `medseg info` numbers them."),
+    typer.Option(
+        metavar="N|N.M|UID",
+        help="Which volume of DICOM that holds several, as `medseg info` numbers them.",
+    ),
 ]
 Repair = Annotated[
     bool,
     typer.Option(
-        "--repair", help="Resample DICOM with missing, doubled or uneven slices, or gantry tilt, to an even grid."
+        "--repair",
+        help=(
+            "Resample DICOM with missing, doubled or uneven slices, or gantry tilt, to an even"
+            " grid."
+        ),
     ),
 ]
 SegType = Annotated[
-    str, typer.Option("--seg-type", metavar="binary|labelmap", help="DICOM SEG: bit planes, or smaller and newer.")
+    str,
+    typer.Option(
+        "--seg-type", metavar="binary|labelmap", help="DICOM SEG: bit planes, or smaller and newer."
+    ),
 ]
 Deidentify = Annotated[
-    bool, typer.Option("--deidentify", help="DICOM results without patient and study; their UIDs are replaced.")
+    bool,
+    typer.Option(
+        "--deidentify", help="DICOM results without patient and study; their UIDs are replaced."
+    ),
 ]
 Deterministic = Annotated[
-    bool, typer.Option("--deterministic", help="DICOM results with the same UIDs and dates in every run.")
+    bool,
+    typer.Option(
+        "--deterministic", help="DICOM results with the same UIDs and dates in every run."
+    ),
 ]
-Suv = Annotated[bool, typer.Option("--suv", help="Read DICOM PET as standardised uptake values by body weight.")]
+Suv = Annotated[
+    bool, typer.Option("--suv", help="Read DICOM PET as standardised uptake values by body weight.")
+]
 
 
 def check_one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -86,7 +110,9 @@ def parse_values(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(shown, param_hint="--probabilities") from None
 
 
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no announcements; warnings stay.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress, no announcements; warnings stay.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 
 
@@ -95,11 +121,19 @@ def parse_seconds(text: str) -> float:
     import re
 
     units = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
-    match = re.fullmatch(r"(?:\s*\d+(?:\.\d+)?\s*[dhms])+\s*|\s*(\d+(?:\.\d+)?)\s*", text, re.IGNORECASE)
+    match = re.fullmatch(
+        r"(?:\s*\d+(?:\.\d+)?\s*[dhms])+\s*|\s*(\d+(?:\.\d+)?)\s*", text, re.IGNORECASE
+    )
     parts = re.findall(r"(\d+(?:\.\d+)?)\s*([dhms])", text, re.IGNORECASE)
-    total = float(match[1]) * 60 if match and match[1] else sum(float(n) * units[unit.lower()] for n, unit in parts)
+    total = (
+        float(match[1]) * 60
+        if match and match[1]
+        else sum(float(n) * units[unit.lower()] for n, unit in parts)
+    )
     if not match or total <= 0:
-        raise typer.BadParameter(f"'{text}' is not a time such as 30m, 8h or 1h30m", param_hint="--time")
+        raise typer.BadParameter(
+            f"'{text}' is not a time such as 30m, 8h or 1h30m", param_hint="--time"
+        )
     return total
 
 
@@ -113,30 +147,47 @@ def parse_bytes(text: str, option: str) -> int:
     return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
 
 
-Exact = Annotated[bool, typer.Option("--exact", help="Models of nnU-Net: compute every voxel as nnU-Net does; slower.")]
+Exact = Annotated[
+    bool,
+    typer.Option("--exact", help="Models of nnU-Net: compute every voxel as nnU-Net does; slower."),
+]
 Folds = Annotated[
     str | None,
-    typer.Option("--folds", metavar="N,N|all", help="Models of nnU-Net: these folds. Default: all there are."),
+    typer.Option(
+        "--folds", metavar="N,N|all", help="Models of nnU-Net: these folds. Default: all there are."
+    ),
 ]
 CheckpointName = Annotated[
-    str, typer.Option("--checkpoint", metavar="final|best|latest", help="Models of nnU-Net: which weights of a fold.")
+    str,
+    typer.Option(
+        "--checkpoint",
+        metavar="final|best|latest",
+        help="Models of nnU-Net: which weights of a fold.",
+    ),
 ]
 Orientation = Annotated[
     str,
     typer.Option(
         "--orientation",
         metavar="auto|stored|RAS|LPS|LAS",
-        help="Models of nnU-Net: what a scan is turned to before they see it. auto: as the model's reader does; where "
-        "it does nothing, DICOM to LPS.",
+        help=(
+            "Models of nnU-Net: what a scan is turned to before they see it. auto: as the model's"
+            " reader does; where it does nothing, DICOM to LPS."
+        ),
     ),
 ]
 Postprocess = Annotated[
-    bool, typer.Option("--postprocess", help="Models of nnU-Net: keep only the parts that postprocessing.json says.")
+    bool,
+    typer.Option(
+        "--postprocess",
+        help="Models of nnU-Net: keep only the parts that postprocessing.json says.",
+    ),
 ]
 Roi = Annotated[
     str | None,
     typer.Option(
-        "--roi", metavar="NAMES", help="Only these structures, by name or number: liver,spleen. Of a set of models, "
+        "--roi", metavar="NAMES",
+        help="Only these structures, by name or number: liver,spleen. Of a set of models, "
         "those that find none of them are not run."
     ),
 ]  # fmt: skip
@@ -146,5 +197,7 @@ def parse_folds(text: str | None) -> tuple[str, ...]:
     """Folds such as 0,3 or all."""
     folds = tuple(part.strip() for part in (text or "").split(",") if part.strip())
     if not all(fold == "all" or fold.isdigit() for fold in folds):
-        raise typer.BadParameter(f"'{text}' is not a list of folds such as 0,3 or all", param_hint="--folds")
+        raise typer.BadParameter(
+            f"'{text}' is not a list of folds such as 0,3 or all", param_hint="--folds"
+        )
     return tuple(dict.fromkeys(folds))

@@ -18,22 +18,33 @@ if TYPE_CHECKING:
     from medseg.pacs import Access, Pacs
 
 
-Push = Annotated[bool, typer.Option("--push", help="Send the result back to the PACS the scan came from.")]
+Push = Annotated[
+    bool, typer.Option("--push", help="Send the result back to the PACS the scan came from.")
+]
 Credentials = Annotated[
     str | None,
-    typer.Option(metavar="FILE|ask", help="For the PACS: a file with 'Bearer TOKEN' or 'Basic USER:PASSWORD', or ask."),
+    typer.Option(
+        metavar="FILE|ask",
+        help="For the PACS: a file with 'Bearer TOKEN' or 'Basic USER:PASSWORD', or ask.",
+    ),
 ]
 Authority = Annotated[
-    Path | None, typer.Option(metavar="PEM", help="For the PACS: certificate of the authority to trust.")
+    Path | None,
+    typer.Option(metavar="PEM", help="For the PACS: certificate of the authority to trust."),
 ]
 PlainHttp = Annotated[
-    bool, typer.Option("--plain-http", help="For the PACS: allow dicomweb+http:// to other machines, unencrypted.")
+    bool,
+    typer.Option(
+        "--plain-http", help="For the PACS: allow dicomweb+http:// to other machines, unencrypted."
+    ),
 ]
 
 
 @dataclass(kw_only=True)
 class Remote:
-    """What `infer` works on when its scans may come from a PACS: local folders, and what to call them."""
+    """What `infer` works on when its scans may come from a PACS: local folders, and what to call
+    them.
+    """
 
     inputs: list[Path]
     output: Path | None
@@ -63,12 +74,16 @@ def fetched(
     plain_http: bool,
     quiet: bool,
 ) -> Iterator[Remote]:
-    """The inputs, a series in a PACS replaced by a private folder that holds it and is gone when the block ends."""
+    """The inputs, a series in a PACS replaced by a private folder that holds it and is gone when
+    the block ends.
+    """
     from medseg.pacs import Limits, Pacs, is_address, parse_address
 
     if not any(is_address(path) for path in inputs):
         if push or credentials or authority or plain_http:
-            raise BadConfig("--push, --credentials, --authority and --plain-http are for a scan from a PACS")
+            raise BadConfig(
+                "--push, --credentials, --authority and --plain-http are for a scan from a PACS"
+            )
         yield Remote(inputs=inputs, output=output)
         return
     from medseg.files import private_folder

@@ -21,9 +21,14 @@ if TYPE_CHECKING:
 
 
 def print_table(
-    title: str, columns: tuple[str, ...], rows: Sequence[tuple[str | Text, ...]], right: tuple[int, ...] = ()
+    title: str,
+    columns: tuple[str, ...],
+    rows: Sequence[tuple[str | Text, ...]],
+    right: tuple[int, ...] = (),
 ) -> None:
-    """A table on stdout under a title, `right` its columns that are aligned right; text is made harmless."""
+    """A table on stdout under a title, `right` its columns that are aligned right; text is made
+    harmless.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -41,7 +46,8 @@ def print_table(
 def tell(text: object, quiet: bool = False) -> None:
     """A line on stderr, made harmless, unless quiet."""
     if not quiet:
-        # In one piece, for threads warn at the same time: `print` writes the end of its line by itself.
+        # In one piece, for threads warn at the same time: `print` writes the end of its line by
+        # itself.
         sys.stderr.write(f"{harmless(text)}\n")
         sys.stderr.flush()
 
@@ -64,10 +70,16 @@ def bar_of_scan(quiet: bool, scan: Path | str) -> Iterator[ScanProgress]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress as RichProgress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f}%"),
+    )
     console = Console(stderr=True)
     shown = console.is_terminal
-    with RichProgress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown) as bar:
+    with RichProgress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown
+    ) as bar:
         task = bar.add_task("starting", total=None)
 
         def progress(what: str, done: int, total: int) -> None:
@@ -79,7 +91,9 @@ def bar_of_scan(quiet: bool, scan: Path | str) -> Iterator[ScanProgress]:
 
 @contextmanager
 def json_progress(scan: Path | str) -> Iterator[ScanProgress]:
-    """What happens to one scan as lines of JSON on stderr, for programs; the same whole per cent is not said twice."""
+    """What happens to one scan as lines of JSON on stderr, for programs; the same whole per cent is
+    not said twice.
+    """
     import json
 
     said: list[tuple[str, int]] = []
@@ -96,8 +110,12 @@ def json_progress(scan: Path | str) -> Iterator[ScanProgress]:
     yield (lambda text: say(event="announcement", scan=str(scan), text=text)), progress
 
 
-def show_warning(message: Warning | str, category: type[Warning], *rest: object, **named: object) -> None:
-    """Our own warnings as one line; those of libraries are for developers and stay out of a user's way."""
+def show_warning(
+    message: Warning | str, category: type[Warning], *rest: object, **named: object
+) -> None:
+    """Our own warnings as one line; those of libraries are for developers and stay out of a user's
+    way.
+    """
     if issubclass(category, DataWarning):
         tell(f"warning: {message}")
 
@@ -105,7 +123,8 @@ def show_warning(message: Warning | str, category: type[Warning], *rest: object,
 def explain(error: Exception) -> tuple[str, int]:
     """What is printed of an error, and the exit code it ends in.
 
-    Of an error in medseg itself that is where it is: what it says may quote a header, and so a patient.
+    Of an error in medseg itself that is where it is: what it says may quote a header, and so a
+    patient.
     """
     if isinstance(error, MedsegError):
         return harmless(f"medseg: {error}"), error.exit_code
@@ -114,8 +133,14 @@ def explain(error: Exception) -> tuple[str, int]:
         return text, NotEnoughMemory.exit_code
     from traceback import extract_tb
 
-    frames = [f"  {'/'.join(Path(f.filename).parts[-2:])}, line {f.lineno}" for f in extract_tb(error.__traceback__)]
-    head = f"medseg: stopped by an error of its own ({type(error).__name__}); please report it with these lines:"
+    frames = [
+        f"  {'/'.join(Path(f.filename).parts[-2:])}, line {f.lineno}"
+        for f in extract_tb(error.__traceback__)
+    ]
+    head = (
+        f"medseg: stopped by an error of its own ({type(error).__name__}); please report it with"
+        " these lines:"
+    )
     return "\n".join([head, *frames]), MedsegError.exit_code
 
 
@@ -124,7 +149,9 @@ _NAMED_CASES = 1
 
 
 def grouped(findings: Sequence[Finding]) -> list[tuple[str, Finding]]:
-    """(cases, finding) for each line: equal findings of several cases, but for their names and files, are one line."""
+    """(cases, finding) for each line: equal findings of several cases, but for their names and
+    files, are one line.
+    """
     groups: dict[tuple[str, str, str], list[Finding]] = {}
     for finding in findings:
         message = finding.message.replace(finding.case, "*") if finding.case else finding.message
@@ -154,12 +181,18 @@ def print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
     def cell(value: Any) -> Text:
         if isinstance(value, list):
             return Text(" to ".join(f"{one:.4g}" for one in value))
-        return Text("" if value is None else f"{value:.4g}" if isinstance(value, float) else harmless(value))
+        return Text(
+            "" if value is None else f"{value:.4g}" if isinstance(value, float) else harmless(value)
+        )
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     columns = list(dict.fromkeys(key for row in rows for key in row))
     for column in columns:
-        table.add_column(Text(harmless(column)), overflow="fold", justify="left" if column == columns[0] else "right")
+        table.add_column(
+            Text(harmless(column)),
+            overflow="fold",
+            justify="left" if column == columns[0] else "right",
+        )
     for row in rows:
         table.add_row(*(cell(row.get(column)) for column in columns))
     console = Console()
@@ -175,10 +208,25 @@ def bar(quiet: bool) -> Iterator[Progress]:
         yield silent
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress as RichProgress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress as RichProgress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
     console = Console(stderr=True)
-    with RichProgress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with RichProgress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("", total=None)
-        yield lambda case, done, total: bar.update(task, completed=done, total=total, description=harmless(case))
+        yield lambda case, done, total: bar.update(
+            task, completed=done, total=total, description=harmless(case)
+        )

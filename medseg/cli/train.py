@@ -26,48 +26,76 @@ if TYPE_CHECKING:
 def train(
     data: Annotated[
         Path,
-        typer.Argument(metavar="DATASET|CONFIG", help="Scans with labels, or a config like configs/brain.yaml."),
+        typer.Argument(
+            metavar="DATASET|CONFIG", help="Scans with labels, or a config like configs/brain.yaml."
+        ),
     ],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The run folder. Default: runs/NAME.")] = None,
-    time: Annotated[
-        str | None, typer.Option("--time", metavar="30m|8h", help="All it may take, planning and scoring included.")
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The run folder. Default: runs/NAME.")
     ] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="The architecture; see the README.")] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(
+            "--time", metavar="30m|8h", help="All it may take, planning and scoring included."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The architecture; see the README.")
+    ] = None,
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="YAML", help="Some or all settings; the rest is planned.")
+        Path | None,
+        typer.Option("--config", metavar="YAML", help="Some or all settings; the rest is planned."),
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: --set train.batch=4")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: --set train.batch=4"),
     ] = None,
-    fold: Annotated[int | None, typer.Option(min=0, help="Which part of the cases validates. Default: 0.")] = None,
+    fold: Annotated[
+        int | None, typer.Option(min=0, help="Which part of the cases validates. Default: 0.")
+    ] = None,
     folds: Annotated[
         int | None,
-        typer.Option(min=2, help="Split into so many parts; without --fold, a model for each. Usually 5 to 10."),
+        typer.Option(
+            min=2,
+            help="Split into so many parts; without --fold, a model for each. Usually 5 to 10.",
+        ),
     ] = None,
     finetune: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Go on from this model: its plan and its weights.")
+        str | None,
+        typer.Option(metavar="MODEL", help="Go on from this model: its plan and its weights."),
     ] = None,
-    max_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Use no more than this, e.g. 8GB.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Another seed, other random numbers.")] = None,
-    deterministic: Annotated[bool, typer.Option("--deterministic", help="The same bits again, on a GPU too.")] = False,
+    max_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Use no more than this, e.g. 8GB.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Another seed, other random numbers.")
+    ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The same bits again, on a GPU too.")
+    ] = False,
     track: Annotated[
         list[str] | None,
         typer.Option(metavar="tensorboard|mlflow", help="Log there too, beside metrics.jsonl."),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume/--no-resume", help="Go on with the run in the folder, or refuse one."),
+        typer.Option(
+            "--resume/--no-resume", help="Go on with the run in the folder, or refuse one."
+        ),
     ] = True,
     anyway: Annotated[
-        bool, typer.Option("--anyway", help="Train although medseg check finds errors that can be trained with.")
+        bool,
+        typer.Option(
+            "--anyway", help="Train although medseg check finds errors that can be trained with."
+        ),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a model; the same command goes on where an interrupted run stopped.
 
-    A data set is a folder as you have it: nnU-Net, Decathlon, BIDS, TotalSegmentator, images/ and labels/, or a list
-    (CSV, TSV, JSON). It is checked, the run is planned for this machine and time, and the model is left in RUN/model,
-    scored: medseg infer --model RUN.
+    A data set is a folder as you have it: nnU-Net, Decathlon, BIDS, TotalSegmentator, images/ and
+    labels/, or a list (CSV, TSV, JSON). It is checked, the run is planned for this machine and
+    time, and the model is left in RUN/model, scored: medseg infer --model RUN.
     """
     began = monotonic()  # before torch is loaded, which counts into the time
     keep_memory()
@@ -75,10 +103,18 @@ def train(
     changes |= {"train.seed": seed} if seed is not None else {}
     changes |= {"train.deterministic": True} if deterministic else {}
     if data.suffix.lower() in (".yaml", ".yml"):
-        asked = {"--model": model, "--config": config, "--fold": fold, "--folds": folds, "--finetune": finetune}
+        asked = {
+            "--model": model,
+            "--config": config,
+            "--fold": fold,
+            "--folds": folds,
+            "--finetune": finetune,
+        }
         refused = [name for name, value in asked.items() if value is not None]
         if refused:
-            raise BadConfig(f"{refused[0]} goes with a data set; {data} is a config, so set it there")
+            raise BadConfig(
+                f"{refused[0]} goes with a data set; {data} is a config, so set it there"
+            )
         changes |= {"train.time_s": parse_seconds(time), "train.steps": None} if time else {}
         _train_config(data, output, changes, resume=resume, quiet=quiet, began=began)
         return
@@ -129,16 +165,27 @@ def _train_dataset(request: Request, quiet: bool) -> None:
 
 
 def _train_config(
-    path: Path, output: Path | None, changes: dict[str, Any], *, resume: bool, quiet: bool, began: float
+    path: Path,
+    output: Path | None,
+    changes: dict[str, Any],
+    *,
+    resume: bool,
+    quiet: bool,
+    began: float,
 ) -> None:
     from medseg.config import load_config, read_settings
 
     if "synth" not in read_settings(path):
-        raise BadConfig(f"{path} has no synth, so it trains from scans: use medseg train DATASET --config {path}")
+        raise BadConfig(
+            f"{path} has no synth, so it trains from scans: use medseg train DATASET --config"
+            f" {path}"
+        )
     settings = load_config(path, changes)
     run = output or Path("runs") / settings.name
     if not resume and (run / "config.yaml").exists():
-        raise BadConfig(f"{run} holds a run; choose another -o, or leave --no-resume out to go on with it")
+        raise BadConfig(
+            f"{run} holds a run; choose another -o, or leave --no-resume out to go on with it"
+        )
     from medseg.training import train as run_loop
 
     with _progress(quiet) as progress:
@@ -161,7 +208,9 @@ def _changes(texts: Sequence[str]) -> dict[str, Any]:
 
 
 class _Show:
-    """What is told while a model is trained: one bar on stderr, and tables of what was found and planned."""
+    """What is told while a model is trained: one bar on stderr, and tables of what was found and
+    planned.
+    """
 
     def __init__(self, quiet: bool, progress: Callable[[str, float, str], None]) -> None:
         self.quiet, self.progress = quiet, progress
@@ -180,7 +229,10 @@ class _Show:
         names = ", ".join(label.name for label in dataset.table.labels[:8])
         more = f" and {len(dataset.table.labels) - 8} more" if len(dataset.table.labels) > 8 else ""
         channels = ", ".join(dataset.channels)
-        self.say(f"{dataset.name} ({dataset.layout}): {len(dataset.cases)} cases of {channels}; {names}{more}")
+        self.say(
+            f"{dataset.name} ({dataset.layout}): {len(dataset.cases)} cases of {channels};"
+            f" {names}{more}"
+        )
         warnings = [one for one in findings if one.severity == "warning"]
         lines = grouped(warnings)
         for cases, one in lines[:5]:
@@ -199,13 +251,22 @@ class _Show:
         for name in ("setting", "value", "because"):
             table.add_column(name, overflow="fold")
         for choice in choices:
-            table.add_row(*(Text(harmless(text)) for text in (choice.key, _short(choice.value), choice.reason)))
+            table.add_row(
+                *(
+                    Text(harmless(text))
+                    for text in (choice.key, _short(choice.value), choice.reason)
+                )
+            )
         _console().print(table)
 
     def training(self, share: float, facts: Mapping[str, Any]) -> None:
         """Where the run stands."""
         if "validation" in facts:
-            each = ", ".join(f"{name} {score:.3f}" for name, score in facts["validation"].items() if name != "mean")
+            each = ", ".join(
+                f"{name} {score:.3f}"
+                for name, score in facts["validation"].items()
+                if name != "mean"
+            )
             self.say(
                 f"step {facts['step']}: validation Dice {facts['validation']['mean']:.3f}"
                 + (f" ({each})" if each else "")
@@ -215,7 +276,9 @@ class _Show:
 
         left = timedelta(seconds=round(facts["seconds_left"]))
         dice = f"  Dice {facts['dice']:.3f}" if "dice" in facts else ""
-        self.progress("training", share, f"step {facts['step']}  loss {facts['loss']:.3f}{dice}  {left} left")
+        self.progress(
+            "training", share, f"step {facts['step']}  loss {facts['loss']:.3f}{dice}  {left} left"
+        )
 
     def scored(self, evaluation: Evaluation) -> None:
         """The scores are printed at the end, on stdout."""
@@ -239,7 +302,9 @@ def _console() -> Any:
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str, float, str], None]]:
-    """A bar on stderr, where that is a terminal; called with what is done, the share that is done, and a text."""
+    """A bar on stderr, where that is a terminal; called with what is done, the share that is done,
+    and a text.
+    """
     if quiet:
         yield lambda what, share, text: None
         return
@@ -249,6 +314,10 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, float, str], None]]:
     text = TextColumn("{task.description}", markup=False)
     columns = (TextColumn("{task.fields[what]}"), BarColumn(), TaskProgressColumn(), text)
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task("", total=1.0, what="")
-        yield lambda what, share, text: bar.update(task, completed=share, description=harmless(text), what=what)
+        yield lambda what, share, text: bar.update(
+            task, completed=share, description=harmless(text), what=what
+        )

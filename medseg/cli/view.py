@@ -1,4 +1,6 @@
-"""The command view: a page, a scene for 3D Slicer or a contact sheet of a scan and its labels. Registered by `app`."""
+"""The command view: a page, a scene for 3D Slicer or a contact sheet of a scan and its labels.
+Registered by `app`.
+"""
 
 from __future__ import annotations
 
@@ -20,39 +22,66 @@ _MODULE = Path(__file__).parents[1] / "view" / "slicer"
 
 
 def view(
-    scan: Annotated[Path | None, typer.Argument(metavar="SCAN", help="A scan, or a DICOM folder.")] = None,
+    scan: Annotated[
+        Path | None, typer.Argument(metavar="SCAN", help="A scan, or a DICOM folder.")
+    ] = None,
     labels: Annotated[
-        Path | None, typer.Argument(metavar="LABELS", help="Its label map. Default: SCAN_seg beside the scan.")
+        Path | None,
+        typer.Argument(metavar="LABELS", help="Its label map. Default: SCAN_seg beside the scan."),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A page .html, a Slicer scene .mrb or a picture .png. Default: a page."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="A page .html, a Slicer scene .mrb or a picture .png. Default: a page.",
+        ),
     ] = None,
-    table: Annotated[Path | None, typer.Option(help="Label table. Default: what lies beside the labels.")] = None,
-    title: Annotated[str, typer.Option(help="What the page or the scan in Slicer is called; it names nobody.")] = "",
+    table: Annotated[
+        Path | None, typer.Option(help="Label table. Default: what lies beside the labels.")
+    ] = None,
+    title: Annotated[
+        str, typer.Option(help="What the page or the scan in Slicer is called; it names nobody.")
+    ] = "",
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     serve: Annotated[
-        bool, typer.Option("--serve", help="Show the scan in full from this machine until Ctrl-C; write no page.")
+        bool,
+        typer.Option(
+            "--serve", help="Show the scan in full from this machine until Ctrl-C; write no page."
+        ),
     ] = False,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --serve. Default: a free one.")] = 0,
-    slicer: Annotated[bool, typer.Option("--slicer", help="Write a scene for 3D Slicer (.mrb).")] = False,
-    png: Annotated[Path | None, typer.Option(metavar="PNG", help="Draw the slices that matter as a picture.")] = None,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of --serve. Default: a free one.")
+    ] = 0,
+    slicer: Annotated[
+        bool, typer.Option("--slicer", help="Write a scene for 3D Slicer (.mrb).")
+    ] = False,
+    png: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Draw the slices that matter as a picture.")
+    ] = None,
     slicer_module: Annotated[
-        bool, typer.Option("--slicer-module", help="Print the folder of the module for 3D Slicer, and end.")
+        bool,
+        typer.Option(
+            "--slicer-module", help="Print the folder of the module for 3D Slicer, and end."
+        ),
     ] = False,
     volume: Annotated[
-        int | None, typer.Option("--volume", min=0, help="Which volume of a file that holds several, from 0.")
+        int | None,
+        typer.Option("--volume", min=0, help="Which volume of a file that holds several, from 0."),
     ] = None,
     assume_geometry: Annotated[
         str | None,
-        typer.Option(metavar="sform|qform|pixdim", help="What to trust where a header contradicts itself."),
+        typer.Option(
+            metavar="sform|qform|pixdim", help="What to trust where a header contradicts itself."
+        ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Look at a scan with its labels over it: one page that needs no network, a scene for 3D Slicer, or a picture.
+    """Look at a scan with its labels over it: one page that needs no network, a scene for 3D
+    Slicer, or a picture.
 
-    The page holds the scan, so treat it like the scan itself. Slicer finds the module once its folder is in
-    Edit > Application Settings > Modules > Additional module paths.
+    The page holds the scan, so treat it like the scan itself. Slicer finds the module once its
+    folder is in Edit > Application Settings > Modules > Additional module paths.
     """
     if slicer_module:
         print(_MODULE)
@@ -62,7 +91,9 @@ def view(
     if not scan.exists():
         raise BadFile(f"{scan}: there is no such file or folder; check the name")
     labels = labels or find_labels(scan)
-    target = _target(scan, labels, output, slicer=slicer, other=serve or (png is not None and not open_))
+    target = _target(
+        scan, labels, output, slicer=slicer, other=serve or (png is not None and not open_)
+    )
     _check_names(target, png, open_)
     from medseg.evaluation import find_table
     from medseg.io import read, read_labels
@@ -93,16 +124,27 @@ def find_labels(scan: Path) -> Path:
 
     folder = scan.parent if scan.name not in ("", "..") else scan.resolve().parent
     stem = given_name(scan)
-    stems = [stem, stem.removesuffix("_0000")]  # a channel's number is left out of the name of a result
+    # A channel's number is left out of the name of a result.
+    stems = [
+        stem,
+        stem.removesuffix("_0000"),
+    ]
     names = [f"{one}_seg{suffix}" for one in dict.fromkeys(stems) for suffix in WRITERS]
     for name in [*names, f"{stem}.seg.nrrd"]:
         if (folder / name).is_file():
             return folder / name
-    raise BadFile(f"{scan}: no {stem}_seg.nii.gz lies beside it; name the label map, or run medseg infer first")
+    raise BadFile(
+        f"{scan}: no {stem}_seg.nii.gz lies beside it; name the label map, or run medseg infer"
+        " first"
+    )
 
 
-def _target(scan: Path, labels: Path, output: Path | None, *, slicer: bool, other: bool) -> Path | None:
-    """The page, scene or picture to write, if any; with `other` something else is wanted, so no page by default."""
+def _target(
+    scan: Path, labels: Path, output: Path | None, *, slicer: bool, other: bool
+) -> Path | None:
+    """The page, scene or picture to write, if any; with `other` something else is wanted, so no
+    page by default.
+    """
     if output is None:
         if other and not slicer:
             return None
@@ -111,9 +153,14 @@ def _target(scan: Path, labels: Path, output: Path | None, *, slicer: bool, othe
         return labels.with_name(given_name(scan) + (_SCENE if slicer else f"_view{_PAGE}"))
     suffix = output.suffix.lower()
     if slicer and suffix != _SCENE:
-        raise BadOutput(f"{output}: a scene for 3D Slicer is one file; give a name that ends in .mrb")
+        raise BadOutput(
+            f"{output}: a scene for 3D Slicer is one file; give a name that ends in .mrb"
+        )
     if suffix not in (_PAGE, _SCENE, _SHEET):
-        raise BadOutput(f"{output}: give a name that ends in .html (a page), .mrb (3D Slicer) or .png (a picture)")
+        raise BadOutput(
+            f"{output}: give a name that ends in .html (a page), .mrb (3D Slicer) or .png (a"
+            " picture)"
+        )
     return output
 
 
@@ -130,12 +177,22 @@ def _write(path: Path, scan: Volume, labels: Volume, table: LabelTable | None, t
         from medseg.view import write_preview
         from medseg.volume import resample, same_grid
 
-        on_grid = labels if same_grid(scan, labels) else resample(labels, scan.affine, scan.shape, order=0)
+        on_grid = (
+            labels
+            if same_grid(scan, labels)
+            else resample(labels, scan.affine, scan.shape, order=0)
+        )
         write_preview(path, scan, on_grid, full_table(labels, table))
 
 
 def _serve(
-    scan: Volume, labels: Volume, table: LabelTable | None, title: str, port: int, open_: bool, quiet: bool
+    scan: Volume,
+    labels: Volume,
+    table: LabelTable | None,
+    title: str,
+    port: int,
+    open_: bool,
+    quiet: bool,
 ) -> None:
     from medseg.view import PageServer, prepare
 

@@ -1,7 +1,8 @@
-"""A folder of annotated scans as people have it: `read_dataset` finds the cases, `load_case` reads one.
+"""A folder of annotated scans as people have it: `read_dataset` finds the cases, `load_case` reads
+one.
 
-Nothing is renamed, copied or resampled. The layouts (nnU-Net, Decathlon, BIDS, TotalSegmentator, lists, plain folders)
-are in `medseg.dataset.layouts`; here is what all of them become.
+Nothing is renamed, copied or resampled. The layouts (nnU-Net, Decathlon, BIDS, TotalSegmentator,
+lists, plain folders) are in `medseg.dataset.layouts`; here is what all of them become.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from medseg.volume import (
 class Finding:
     """Something about a dataset that a person should know.
 
-    case: its name, or '' for the dataset as a whole. kind: a short word to sort by, e.g. 'grid' or 'duplicate'.
-    severity: 'error' must be solved before training, 'warning' should be looked at. fixable: `medseg check --fix` can.
+    case: its name, or '' for the dataset as a whole. kind: a short word to sort by, e.g. 'grid' or
+    'duplicate'. severity: 'error' must be solved before training, 'warning' should be looked at.
+    fixable: `medseg check --fix` can.
     """
 
     case: str
@@ -67,12 +69,13 @@ class Case:
 class Dataset:
     """Annotated cases and what their labels mean.
 
-    folder: where it lies; layout: a name from `reading.LAYOUTS`. cases: those with labels. channels: a name per
-    image channel, e.g. ('CT',). table: the values to be learnt. regions: for overlapping regions, the label values that
-    make each output, in the table's order, which is the order of painting; else (). ignore: the label value of voxels
-    that do not count. splits: (names for training, names for validation) given by the dataset. unlabelled: cases
-    without labels. findings: what was wrong with the files, each about a case that was left out. source: the file that
-    lists or describes the cases, where there is one.
+    folder: where it lies; layout: a name from `reading.LAYOUTS`. cases: those with labels.
+    channels: a name per image channel, e.g. ('CT',). table: the values to be learnt. regions: for
+    overlapping regions, the label values that make each output, in the table's order, which is the
+    order of painting; else (). ignore: the label value of voxels that do not count. splits: (names
+    for training, names for validation) given by the dataset. unlabelled: cases without labels.
+    findings: what was wrong with the files, each about a case that was left out. source: the file
+    that lists or describes the cases, where there is one.
     """
 
     folder: Path
@@ -102,7 +105,8 @@ class Dataset:
 
 
 def load_case(dataset: Dataset, case: Case) -> tuple[list[Volume], Volume]:
-    """One `Volume` per channel, values as stored, and the labels (uint8 or uint16), all on the first image's grid.
+    """One `Volume` per channel, values as stored, and the labels (uint8 or uint16), all on the
+    first image's grid.
 
     A file that stores the same grid in another orientation is turned without loss, and a cropped
     segmentation of 3D Slicer gets background around it. Where masks overlap, the later one wins,
@@ -120,11 +124,17 @@ def read_channels(dataset: Dataset, case: Case) -> list[Volume]:
         return [read(path, volume_index=index) for index in range(len(dataset.channels))]
     if len(case.images) != len(dataset.channels):
         wanted = f"{len(dataset.channels)} channels ({', '.join(dataset.channels)})"
-        raise BadFile(f"{case.images[0]}: case {case.name} has {len(case.images)} images where {wanted} are expected")
+        raise BadFile(
+            f"{case.images[0]}: case {case.name} has {len(case.images)} images where {wanted} are"
+            " expected"
+        )
     first = read(case.images[0])
     return [
         first,
-        *(onto(read(path), first, path=path, image_path=case.images[0]) for path in case.images[1:]),
+        *(
+            onto(read(path), first, path=path, image_path=case.images[0])
+            for path in case.images[1:]
+        ),
     ]
 
 
@@ -136,7 +146,8 @@ def read_case_labels(case: Case, image: Volume) -> Volume:
     merged, overlap = merge_masks(case, image)
     if overlap:
         warnings.warn(
-            f"{case.masks[0][1].parent}: masks overlap in {overlap} voxels, which went to the later one",
+            f"{case.masks[0][1].parent}: masks overlap in {overlap} voxels, which went to the"
+            " later one",
             DataWarning,
             stacklevel=2,
         )
@@ -159,7 +170,8 @@ def read_label_file(case: Case, *, volume_index: int | None = None) -> Volume:
 
 
 def merge_masks(case: Case, image: Volume) -> tuple[Volume, int]:
-    """The masks of a case as one label map on its image's grid, later ones over earlier; and voxels in several masks.
+    """The masks of a case as one label map on its image's grid, later ones over earlier; and voxels
+    in several masks.
 
     Raises `BadFile` for another grid and for a mask that holds more than one value beside 0.
     """
@@ -171,20 +183,25 @@ def merge_masks(case: Case, image: Volume) -> tuple[Volume, int]:
         high = int(mask.max(initial=0))
         inside = mask > 0
         if high > 1 and (mask[inside] != high).any():
-            raise BadFile(f"{path}: holds several values, so it is a label map and not the mask of one structure")
+            raise BadFile(
+                f"{path}: holds several values, so it is a label map and not the mask of one"
+                " structure"
+            )
         overlap += int((inside & (labels > 0)).sum())
         labels[inside] = value
     return image.with_data(labels), overlap
 
 
 def onto(volume: Volume, image: Volume, path: Path, image_path: Path) -> Volume:
-    """A volume on the grid of its image, turned if it is stored in another orientation. Raises `BadFile` otherwise."""
+    """A volume on the grid of its image, turned if it is stored in another orientation. Raises
+    `BadFile` otherwise.
+    """
     fitted = fit(volume, image, path=path, image_path=image_path)
     if fitted is not None:
         return fitted
     raise BadFile(
-        f"{path}: has {describe_grid(volume)}, but its image {image_path.name} has {describe_grid(image)}; "
-        "put both on one grid (medseg check says more)"
+        f"{path}: has {describe_grid(volume)}, but its image {image_path.name} has"
+        f" {describe_grid(image)}; put both on one grid (medseg check says more)"
     )
 
 
@@ -216,5 +233,7 @@ def fit(volume: Volume, image: Volume, path: Path, image_path: Path) -> Volume |
     outside = int(np.count_nonzero(turned.data)) - int(np.count_nonzero(whole))
     if outside:
         where = f"lie outside its image {image_path.name}"
-        raise BadFile(f"{path}: {outside} voxels of its labels {where}; crop the segmentation to that")
+        raise BadFile(
+            f"{path}: {outside} voxels of its labels {where}; crop the segmentation to that"
+        )
     return image.with_data(whole)

@@ -1,4 +1,6 @@
-"""What a data set's own description says twice, or otherwise than its files: doubled keys, and how many cases."""
+"""What a data set's own description says twice, or otherwise than its files: doubled keys, and how
+many cases.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from medseg.text import read_json
 
 
 def about_description(dataset: Dataset) -> list[Finding]:
-    """What is odd with the file that lists or describes the cases, and with the splits beside it."""
+    """What is odd with the file that lists or describes the cases, and with the splits beside
+    it.
+    """
     findings: list[Finding] = []
     for file in (dataset.source, dataset.folder / "splits_final.json"):
         if file is not None and file.is_file():
@@ -25,17 +29,24 @@ def about_description(dataset: Dataset) -> list[Finding]:
 
 
 def _about_keys(file: Path) -> Iterator[Finding]:
-    """A key that is there twice: readers take the last one and say nothing, and which is meant is not certain."""
+    """A key that is there twice: readers take the last one and say nothing, and which is meant is
+    not certain.
+    """
     for key, values in _doubled(file):
         told = ", ".join(f"{json.dumps(value):.30}" for value in values[:3])
         same = all(value == values[0] for value in values)
         severity = "warning" if same else "error"
-        message = f"{file}: has the key '{key:.60}' {len(values)} times ({told}); keep the one that is meant"
+        message = (
+            f"{file}: has the key '{key:.60}' {len(values)} times ({told}); keep the one that is"
+            " meant"
+        )
         yield Finding(case="", kind="doubled key", severity=severity, message=message)
 
 
 def _doubled(file: Path) -> list[tuple[str, list[Any]]]:
-    """(key, its values) of every key that one JSON object, or the first line of a list, has more than once."""
+    """(key, its values) of every key that one JSON object, or the first line of a list, has more
+    than once.
+    """
     doubled: list[tuple[str, list[Any]]] = []
 
     def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -74,5 +85,8 @@ def _about_count(dataset: Dataset) -> list[Finding]:
     said = content.get("numTraining") if isinstance(content, dict) else None
     if not isinstance(said, int) or said == len(dataset.cases):
         return []
-    message = f"{file}: says numTraining {said}, and {len(dataset.cases)} cases with an image and labels are here"
+    message = (
+        f"{file}: says numTraining {said}, and {len(dataset.cases)} cases with an image and labels"
+        " are here"
+    )
     return [Finding(case="", kind="count", severity="warning", message=message)]

@@ -21,11 +21,14 @@ from medseg.labels import Label, LabelTable
 
 
 def tables_in(cases: Sequence[Case]) -> dict[Path, LabelTable]:
-    """The tables that label maps carry in themselves, by file: those of 3D Slicer's segmentations."""
+    """The tables that label maps carry in themselves, by file: those of 3D Slicer's
+    segmentations.
+    """
     tables: dict[Path, LabelTable] = {}
     for file in (case.label for case in cases if case.label is not None):
         if is_slicer_segmentation(file):
-            with suppress(BadFile):  # `medseg check`, and whoever reads it, say what is wrong with it
+            # `medseg check`, and whoever reads it, say what is wrong with it.
+            with suppress(BadFile):
                 tables[file] = read_table(file)
     return tables
 
@@ -44,7 +47,10 @@ def _values_by_name(file: Path, table: LabelTable) -> dict[str, int]:
     values: dict[str, int] = {}
     for label in table.labels:
         if values.setdefault(_plain_name(label.name), label.value) != label.value:
-            raise BadFile(f"{file}: calls two segments '{label.name}'; give each a name of its own in 3D Slicer")
+            raise BadFile(
+                f"{file}: calls two segments '{label.name}'; give each a name of its own in 3D"
+                " Slicer"
+            )
     return values
 
 
@@ -74,12 +80,16 @@ def united_by_name(path: Path, named: Mapping[Path, LabelTable]) -> LabelTable:
         before = labels.setdefault(_plain_name(label.name), label)
         if before.name != label.name:
             both = f"'{before.name}' and '{label.name}'"
-            raise BadFile(f"{path}: holds structures called {both}; spell a structure alike in all cases")
+            raise BadFile(
+                f"{path}: holds structures called {both}; spell a structure alike in all cases"
+            )
     if numbers_agree(named):
         return united_table(path, list(named.values()))
     for file, table in named.items():
         _values_by_name(file, table)
-    return LabelTable(tuple(replace(label, value=number) for number, label in enumerate(labels.values(), 1)))
+    return LabelTable(
+        tuple(replace(label, value=number) for number, label in enumerate(labels.values(), 1))
+    )
 
 
 def numbered_as(case: Case, named: Mapping[Path, LabelTable], table: LabelTable) -> Case:
@@ -117,10 +127,14 @@ def _own_table(case: Case, named: Mapping[Path, LabelTable]) -> LabelTable | Non
 def _is_named_alike(own: LabelTable, table: LabelTable) -> bool:
     """Whether each value of a file has the same name in the data set's table."""
     names = table.names
-    return all(_plain_name(names.get(label.value, "")) == _plain_name(label.name) for label in own.labels)
+    return all(
+        _plain_name(names.get(label.value, "")) == _plain_name(label.name) for label in own.labels
+    )
 
 
-def names_lacking(cases: Sequence[Case], named: Mapping[Path, LabelTable], table: LabelTable) -> list[Finding]:
+def names_lacking(
+    cases: Sequence[Case], named: Mapping[Path, LabelTable], table: LabelTable
+) -> list[Finding]:
     """Where structures were matched by name: warnings of files that lack one, which may have been
     misspelt there.
     """
@@ -136,5 +150,7 @@ def names_lacking(cases: Sequence[Case], named: Mapping[Path, LabelTable], table
         if lacking:
             message = f"{case.label}: names no '{lacking[0]}', so it counts as not there"
             message += "; check that it is not misspelt"
-            findings.append(Finding(case=case.name, kind="names", severity="warning", message=message))
+            findings.append(
+                Finding(case=case.name, kind="names", severity="warning", message=message)
+            )
     return findings

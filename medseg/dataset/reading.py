@@ -32,10 +32,12 @@ from medseg.progress import Progress, silent
 
 
 def read_dataset(path: str | Path, progress: Progress = silent) -> Dataset:
-    """The dataset in a folder, or described by a JSON, CSV, TSV or JSONL file; its layout is detected.
+    """The dataset in a folder, or described by a JSON, CSV, TSV or JSONL file; its layout is
+    detected.
 
-    Where nothing names the labels, every label map is read to find the values; `progress` then shows how far that is.
-    Raises `BadFile` or `BadConfig` with one sentence that says what was looked for.
+    Where nothing names the labels, every label map is read to find the values; `progress` then
+    shows how far that is. Raises `BadFile` or `BadConfig` with one sentence that says what was
+    looked for.
     """
     return detect(Path(path), progress)
 
@@ -53,13 +55,13 @@ def detect(path: Path, progress: Progress = silent) -> Dataset:
             return _finish(replace(found, layout=layout), progress)
     if path.is_file():
         raise BadFile(
-            f"{path}: is not a dataset; give a folder, a dataset.json, a MONAI datalist, or a CSV, TSV or JSONL list "
-            "with the columns case, image and label"
+            f"{path}: is not a dataset; give a folder, a dataset.json, a MONAI datalist, or a CSV,"
+            " TSV or JSONL list with the columns case, image and label"
         )
     raise BadFile(
-        f"{path}: no dataset was found; looked for dataset.json, a list (CSV, TSV, JSONL, MONAI JSON) with images and "
-        "labels, BIDS derivatives with *_dseg files, folders with segmentations/, images/ beside labels/, and x.nii.gz "
-        "beside x_seg.nii.gz"
+        f"{path}: no dataset was found; looked for dataset.json, a list (CSV, TSV, JSONL, MONAI"
+        " JSON) with images and labels, BIDS derivatives with *_dseg files, folders with"
+        " segmentations/, images/ beside labels/, and x.nii.gz beside x_seg.nii.gz"
     )
 
 
@@ -73,7 +75,10 @@ def _finish(dataset: Dataset, progress: Progress) -> Dataset:
     _check_names(dataset.folder, names)
     if not cases:
         why = f"; the first problem was {findings[0].message}" if findings else ""
-        raise BadFile(f"{dataset.folder}: holds no case with an image and labels ({dataset.layout} layout){why}")
+        raise BadFile(
+            f"{dataset.folder}: holds no case with an image and labels ({dataset.layout}"
+            f" layout){why}"
+        )
     table, named = dataset.table, tables_in(cases)
     if not len(table) and not dataset.regions:
         table = _table_beside(dataset, cases, findings) or _table_from_files(
@@ -97,7 +102,9 @@ def _with_all_files(cases: Sequence[Case]) -> tuple[list[Case], list[Finding]]:
             complete.append(case)
             continue
         message = f"{missing}: is missing"
-        findings.append(Finding(case=case.name, kind="missing", severity="error", message=message, fixable=True))
+        findings.append(
+            Finding(case=case.name, kind="missing", severity="error", message=message, fixable=True)
+        )
     return complete, findings
 
 
@@ -111,7 +118,9 @@ def _check_names(folder: Path, names: Sequence[str]) -> None:
     if len(set(names)) == len(names):
         return
     twice = next(name for name in names if names.count(name) > 1)
-    raise BadFile(f"{folder}: the case name '{twice}' is used twice; give every case a name of its own")
+    raise BadFile(
+        f"{folder}: the case name '{twice}' is used twice; give every case a name of its own"
+    )
 
 
 #: Names for training and names for validation, and of every fold such a pair.
@@ -126,8 +135,13 @@ def _usable(splits: _Splits, names: Iterable[str], cases: Sequence[Case]) -> _Sp
     known, there = set(names), {case.name for case in cases}
     for name in chain.from_iterable(chain.from_iterable(splits)):
         if name not in known:
-            raise BadFile(f"the splits name a case '{name}' that the dataset does not have; correct the splits")
-    return tuple((_only(training, there), _only(validation, there)) for training, validation in splits)
+            raise BadFile(
+                f"the splits name a case '{name}' that the dataset does not have; correct the"
+                " splits"
+            )
+    return tuple(
+        (_only(training, there), _only(validation, there)) for training, validation in splits
+    )
 
 
 def _only(names: Iterable[str], wanted: set[str]) -> tuple[str, ...]:
@@ -156,7 +170,8 @@ def _names_by_fold(cases: Sequence[Case]) -> list[set[str]]:
     return [by_fold[fold] for fold in sorted(by_fold)] if len(by_fold) > 1 else []
 
 
-#: Layout to the function that finds it, in the order in which they are tried: what describes itself comes first.
+#: Layout to the function that finds it, in the order in which they are tried: what describes itself
+#: comes first.
 LAYOUTS: dict[str, Callable[[Path], Dataset | None]] = {
     "nnunet": find_nnunet,
     "decathlon": find_decathlon,
@@ -169,18 +184,27 @@ LAYOUTS: dict[str, Callable[[Path], Dataset | None]] = {
 }
 
 
-def _table_beside(dataset: Dataset, cases: Sequence[Case], findings: list[Finding]) -> LabelTable | None:
-    """The table that lies beside the data or its labels, or None. A file of that name that is no table is a finding."""
+def _table_beside(
+    dataset: Dataset, cases: Sequence[Case], findings: list[Finding]
+) -> LabelTable | None:
+    """The table that lies beside the data or its labels, or None. A file of that name that is no
+    table is a finding.
+    """
     places = [dataset.folder, *(case.label.parent for case in cases[:1] if case.label is not None)]
     for place in dict.fromkeys(places):
         tables = [file for file in files_in(place) if file.name.lower().endswith(".ctbl")]
-        for file in (*(place / name for name in _TABLE_NAMES), *(tables if len(tables) == 1 else ())):
+        for file in (
+            *(place / name for name in _TABLE_NAMES),
+            *(tables if len(tables) == 1 else ()),
+        ):
             if file.is_file() and file != dataset.source:
                 try:
                     return LabelTable.read(file)
                 except BadFile as error:
                     message = f"{error}; names are not taken from it"
-                    findings.append(Finding(case="", kind="table", severity="warning", message=message))
+                    findings.append(
+                        Finding(case="", kind="table", severity="warning", message=message)
+                    )
     return None
 
 
@@ -191,7 +215,9 @@ def _table_from_files(
     named: Mapping[Path, LabelTable],
     progress: Progress,
 ) -> LabelTable:
-    """Names that the label maps carry in themselves, or else 'label 1' for every value found in them."""
+    """Names that the label maps carry in themselves, or else 'label 1' for every value found in
+    them.
+    """
     files = [case.label for case in cases if case.label is not None]
     if files and all(file in named for file in files):
         return united_by_name(dataset.folder, named)
@@ -204,7 +230,9 @@ def _table_from_files(
         )
     values: set[int] = set()
     with ThreadPoolExecutor() as pool:
-        for done, (file, found) in enumerate(zip(files, pool.map(_values_in, files), strict=True), 1):
+        for done, (file, found) in enumerate(
+            zip(files, pool.map(_values_in, files), strict=True), 1
+        ):
             values |= found
             progress(strip_suffix(file), done, len(files))
     if not values - {0}:
@@ -213,7 +241,9 @@ def _table_from_files(
 
 
 def _values_in(file: Path) -> set[int]:
-    """The values of a label map; none for one that cannot be read, of which `medseg check` tells."""
+    """The values of a label map; none for one that cannot be read, of which `medseg check`
+    tells.
+    """
     try:
         return {int(value) for value in np.unique(read_labels(file).data)}
     except MedsegError:

@@ -1,7 +1,9 @@
-"""How cases are split for training and validation: every structure on both sides of every split, where cases allow.
+"""How cases are split for training and validation: every structure on both sides of every split,
+where cases allow.
 
-Cases are dealt out rarest structure first, each to the part that has fewest of it: the iterative stratification of
-Sechidis et al. 2011, "On the stratification of multi-label data" (ECML PKDD), with groups in place of samples.
+Cases are dealt out rarest structure first, each to the part that has fewest of it: the iterative
+stratification of Sechidis et al. 2011, "On the stratification of multi-label data" (ECML PKDD),
+with groups in place of samples.
 """
 
 from __future__ import annotations
@@ -19,25 +21,32 @@ Split: TypeAlias = tuple[list[str], list[str]]
 #: Case -> the structures that it holds.
 Holdings: TypeAlias = Mapping[str, Collection[str]]
 
-#: Of more groups than this none are exchanged afterwards: a structure that so many hold is on all sides anyway.
+#: Of more groups than this none are exchanged afterwards: a structure that so many hold is on all
+#: sides anyway.
 _EXCHANGED = 400
 
 
 def usual_folds(cases: int) -> int:
-    """Into how many parts cases are split if nobody says: a fifth validates, of many cases less, down to a tenth.
+    """Into how many parts cases are split if nobody says: a fifth validates, of many cases less,
+    down to a tenth.
 
-    Twenty scans tell how good a model is; each one more that is held out is one that it cannot learn from.
+    Twenty scans tell how good a model is; each one more that is held out is one that it cannot
+    learn from.
     """
     return min(max(cases // 20, 5), 10)
 
 
-def split_cases(dataset: Dataset, folds: int = 5, seed: int = 0, *, holdings: Holdings | None = None) -> list[Split]:
-    """(names for training, names for validation) of every fold; the dataset's own splits where it has some.
+def split_cases(
+    dataset: Dataset, folds: int = 5, seed: int = 0, *, holdings: Holdings | None = None
+) -> list[Split]:
+    """(names for training, names for validation) of every fold; the dataset's own splits where it
+    has some.
 
-    Else `folds` parts of nearly equal size, all cases of a group in one part, and of the structures that cases hold
-    (`holdings`) as many on both sides as can be; without, cases count as alike. Which part a group lands in depends on
-    the names, the structures and the seed alone. Cases that the dataset sets aside for testing are in neither.
-    Raises `BadConfig` if there are fewer groups than folds.
+    Else `folds` parts of nearly equal size, all cases of a group in one part, and of the structures
+    that cases hold (`holdings`) as many on both sides as can be; without, cases count as alike.
+    Which part a group lands in depends on the names, the structures and the seed alone. Cases that
+    the dataset sets aside for testing are in neither. Raises `BadConfig` if there are fewer groups
+    than folds.
     """
     if dataset.splits:
         return [(list(training), list(validation)) for training, validation in dataset.splits]
@@ -94,21 +103,32 @@ class _Deal:
     """Groups being dealt out to parts. Where all hold the same, each goes to the smallest part."""
 
     def __init__(
-        self, *, order: Sequence[str], held: Mapping[str, frozenset[str]], sizes: Mapping[str, int], folds: int
+        self,
+        *,
+        order: Sequence[str],
+        held: Mapping[str, frozenset[str]],
+        sizes: Mapping[str, int],
+        folds: int,
     ) -> None:
         self.held, self.sizes = held, sizes
         self.dealt: list[list[str]] = [[] for _ in range(folds)]
-        self.counts: list[Counter[str]] = [Counter() for _ in range(folds)]  # cases of each structure's groups
+        # Cases of each structure's groups.
+        self.counts: list[Counter[str]] = [Counter() for _ in range(folds)]
         self.filled = [0] * folds
         self.left = dict.fromkeys(order)
         self.holders = Counter(structure for group in order for structure in held[group])
-        self.room, self.larger = divmod(sum(sizes.values()), folds)  # so many parts may be larger by one case
+        # So many parts may be larger by one case.
+        self.room, self.larger = divmod(sum(sizes.values()), folds)
 
     def parts(self) -> list[list[str]]:
         """The groups of every part."""
-        # What one group alone holds can be learnt in every fold but the one that it validates: the last.
+        # What one group alone holds can be learnt in every fold but the one that it validates: the
+        # last.
         for group in [g for g in self.left if any(self.holders[one] == 1 for one in self.held[g])]:
-            self._give(group, min(range(len(self.dealt)), key=lambda part: (self._is_full(part, group), -part)))
+            self._give(
+                group,
+                min(range(len(self.dealt)), key=lambda part: (self._is_full(part, group), -part)),
+            )
         waiting = Counter(structure for group in self.left for structure in self.held[group])
         while waiting:
             rarest = min(waiting, key=lambda one: (waiting[one], one))
@@ -116,7 +136,9 @@ class _Deal:
             waiting -= Counter(self.held[group])
             self._give(group, self._part_for(group, rarest))
         for group in list(self.left):
-            self._give(group, min(range(len(self.dealt)), key=lambda part: (self.filled[part], part)))
+            self._give(
+                group, min(range(len(self.dealt)), key=lambda part: (self.filled[part], part))
+            )
         self._exchange()
         return self.dealt
 
@@ -126,14 +148,23 @@ class _Deal:
         return after > (1 if larger < self.larger else 0)
 
     def _part_for(self, group: str, rarest: str) -> int:
-        """The part that has fewest of a structure; of one that not every part can have, the first ones have it."""
+        """The part that has fewest of a structure; of one that not every part can have, the first
+        ones have it.
+        """
         scarce = self.holders[rarest] < len(self.dealt)
 
         def rank(part: int) -> tuple[int, ...]:
             counts = self.counts[part]
             lacking = sum(not counts[structure] for structure in self.held[group])
             first = part if scarce else 0
-            return self._is_full(part, group), counts[rarest], first, -lacking, self.filled[part], part
+            return (
+                self._is_full(part, group),
+                counts[rarest],
+                first,
+                -lacking,
+                self.filled[part],
+                part,
+            )
 
         return min(range(len(self.dealt)), key=rank)
 
@@ -149,7 +180,8 @@ class _Deal:
         self.filled[part] -= self.sizes[group]
 
     def _lacks(self) -> int:
-        """How often a structure of several groups is on one side only, or one group's is not trained with.
+        """How often a structure of several groups is on one side only, or one group's is not
+        trained with.
 
         In the first fold, the usual one, it is worse than in all others.
         """
@@ -162,9 +194,12 @@ class _Deal:
         return lacks
 
     def _exchange(self) -> None:
-        """Exchange groups of one size between parts while that puts more structures on both sides."""
+        """Exchange groups of one size between parts while that puts more structures on both
+        sides.
+        """
         several = [count for count in self.holders.values() if count > 1]
-        least = sum(max(0, len(self.dealt) - count) for count in several)  # not every part can have what few hold
+        # Not every part can have what few hold.
+        least = sum(max(0, len(self.dealt) - count) for count in several)
         if sum(map(len, self.dealt)) > _EXCHANGED:
             return
         lacks = self._lacks()
@@ -198,7 +233,9 @@ def lacking(structures: Iterable[str], names: Iterable[str], holdings: Holdings)
 
 
 def covering(names: Sequence[str], count: int, holdings: Holdings) -> list[str]:
-    """So many of the names, the first ones if they hold all that the names hold, else chosen so that they hold most."""
+    """So many of the names, the first ones if they hold all that the names hold, else chosen so
+    that they hold most.
+    """
     chosen = list(names[:count])
     if _held(names, holdings) == _held(chosen, holdings):
         return chosen

@@ -1,4 +1,6 @@
-"""Label maps against references: pairs, metrics, statistics, a report, and methods against each other."""
+"""Label maps against references: pairs, metrics, statistics, a report, and methods against each
+other.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -7,8 +9,14 @@ from medseg import door
 if TYPE_CHECKING:
     from medseg.evaluation.comparison import compare as compare
     from medseg.evaluation.lesions import LesionOptions as LesionOptions
-    from medseg.evaluation.pairs import find_table as find_table, parse_structures as parse_structures
-    from medseg.evaluation.reading import read_label_map as read_label_map, refuse_folder as refuse_folder
+    from medseg.evaluation.pairs import (
+        find_table as find_table,
+        parse_structures as parse_structures,
+    )
+    from medseg.evaluation.reading import (
+        read_label_map as read_label_map,
+        refuse_folder as refuse_folder,
+    )
     from medseg.evaluation.scoring import evaluate as evaluate, write_evaluation as write_evaluation
     from medseg.evaluation.summary import (
         Evaluation as Evaluation,

@@ -1,8 +1,9 @@
-"""Comparing methods from their scores.csv: paired tests, a ranking, and how far the ranking can be trusted.
+"""Comparing methods from their scores.csv: paired tests, a ranking, and how far the ranking can be
+trusted.
 
-Follows challengeR (Wiesenfarth et al., Scientific Reports 2021): methods are ranked in every case and ordered by their
-mean rank; cases are resampled to see how stable that order is. Pairs of methods are tested with Wilcoxon's signed-rank
-test on the cases, corrected by Holm.
+Follows challengeR (Wiesenfarth et al., Scientific Reports 2021): methods are ranked in every case
+and ordered by their mean rank; cases are resampled to see how stable that order is. Pairs of
+methods are tested with Wilcoxon's signed-rank test on the cases, corrected by Holm.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ ROUNDING = 1e-6
 class Comparison:
     """What a comparison found.
 
-    methods: per method, best first: name, mean (over cases with finite values), median, n_inf, mean_rank, rank,
-    rank_ci95 (two ranks), share_first (of the resamplings in which it leads). tests: per pair: first, second,
-    difference (median of first - second), p, p_holm. kendall_tau: mean and 2.5 percentile over resamplings of the
-    agreement with the order found. n_cases; n_excluded: pairs of case and structure left out as undefined in a method.
-    problems: sentences on what is not in every file.
+    methods: per method, best first: name, mean (over cases with finite values), median, n_inf,
+    mean_rank, rank, rank_ci95 (two ranks), share_first (of the resamplings in which it leads).
+    tests: per pair: first, second, difference (median of first - second), p, p_holm. kendall_tau:
+    mean and 2.5 percentile over resamplings of the agreement with the order found. n_cases;
+    n_excluded: pairs of case and structure left out as undefined in a method. problems: sentences
+    on what is not in every file.
     """
 
     score: str
@@ -52,12 +54,13 @@ def compare(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> Comparison:
-    """Compare two methods or more by one score, averaged in each case over its structures, or of one structure.
+    """Compare two methods or more by one score, averaged in each case over its structures, or of
+    one structure.
 
-    Only cases and structures that every file has count; the others are named. Pairs that are undefined (nan) in any
-    method are left out and counted; an infinite distance stays and ranks last.
-    Raises `BadFile` for files that are no scores, `BadConfig` for fewer than two methods, a score or structure that is
-    not there, or fewer than two common cases.
+    Only cases and structures that every file has count; the others are named. Pairs that are
+    undefined (nan) in any method are left out and counted; an infinite distance stays and ranks
+    last. Raises `BadFile` for files that are no scores, `BadConfig` for fewer than two methods, a
+    score or structure that is not there, or fewer than two common cases.
     """
     if len(paths) < 2:
         raise BadConfig("a comparison needs the scores.csv of two methods or more")
@@ -69,25 +72,38 @@ def compare(
         for other, other_table in zip(methods, tables):
             cases = sorted({case for case, _ in other_table} - {case for case, _ in table})
             if cases:
-                problems.append(f"{method} has no score of {', '.join(cases)}, which {other} has; not compared")
+                problems.append(
+                    f"{method} has no score of {', '.join(cases)}, which {other} has; not compared"
+                )
     defined = sorted(key for key in common if not any(np.isnan(table[key]) for table in tables))
     if len({case for case, _ in defined}) < 2:
         raise BadConfig(f"there are fewer than two cases in which every method has a {score}")
     cases = sorted({case for case, _ in defined})
     values = np.array(
-        [[np.mean([table[key] for key in defined if key[0] == case]) for table in tables] for case in cases]
+        [
+            [np.mean([table[key] for key in defined if key[0] == case]) for table in tables]
+            for case in cases
+        ]
     )
     costs = np.abs(values) if _less_is_better(score) else -values
     ranks = stats.rankdata(costs, axis=1)
     order = np.argsort(ranks.mean(axis=0), kind="stable")
     draws = np.random.default_rng(seed).integers(len(cases), size=(bootstrap, len(cases)))
-    drawn = stats.rankdata(ranks[draws].mean(axis=1), axis=1, method="min") if bootstrap else ranks[:0]
+    drawn = (
+        stats.rankdata(ranks[draws].mean(axis=1), axis=1, method="min") if bootstrap else ranks[:0]
+    )
     found = stats.rankdata(ranks.mean(axis=0), method="min")
-    rows = [_method_row(methods[m], values[:, m], ranks[:, m], found[m], drawn[:, m]) for m in order]
+    rows = [
+        _method_row(methods[m], values[:, m], ranks[:, m], found[m], drawn[:, m]) for m in order
+    ]
     tau = np.nan_to_num([stats.kendalltau(found, one).statistic for one in drawn], nan=0.0)
-    agreement = {"mean": float(tau.mean()), "p2_5": float(np.percentile(tau, 2.5))} if bootstrap else {}
+    agreement = (
+        {"mean": float(tau.mean()), "p2_5": float(np.percentile(tau, 2.5))} if bootstrap else {}
+    )
     tests = _tests(methods, np.abs(values) if _less_is_better(score) else values)
-    return Comparison(score, rows, tests, agreement, len(cases), len(common) - len(defined), problems)
+    return Comparison(
+        score, rows, tests, agreement, len(cases), len(common) - len(defined), problems
+    )
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -111,13 +127,22 @@ def _tests(methods: Sequence[str], values: NDArray[np.float64]) -> list[dict[str
         difference = np.nan_to_num(difference, posinf=largest, neginf=-largest)
         p = float(stats.wilcoxon(difference).pvalue) if difference.any() else 1.0
         p_values.append(p)
-        rows.append({"first": methods[a], "second": methods[b], "difference": float(np.median(difference)), "p": p})
+        rows.append(
+            {
+                "first": methods[a],
+                "second": methods[b],
+                "difference": float(np.median(difference)),
+                "p": p,
+            }
+        )
     for row, corrected in zip(rows, holm(p_values)):
         row["p_holm"] = corrected
     return rows
 
 
-def _method_row(name: str, values: NDArray, ranks: NDArray, rank: float, drawn: NDArray) -> dict[str, Any]:
+def _method_row(
+    name: str, values: NDArray, ranks: NDArray, rank: float, drawn: NDArray
+) -> dict[str, Any]:
     finite = values[np.isfinite(values)]
     return {
         "method": name,
@@ -132,10 +157,15 @@ def _method_row(name: str, values: NDArray, ranks: NDArray, rank: float, drawn: 
 
 
 def _method_names(paths: Sequence[str | Path]) -> list[str]:
-    """The folder of each scores.csv, else the name of the file, else the whole path where that tells them apart."""
+    """The folder of each scores.csv, else the name of the file, else the whole path where that
+    tells them apart.
+    """
     files = [Path(path) for path in paths]
     for names in (
-        [file.parent.name if file.name == "scores.csv" and file.parent.name else file.stem for file in files],
+        [
+            file.parent.name if file.name == "scores.csv" and file.parent.name else file.stem
+            for file in files
+        ],
         [str(file) for file in files],
     ):
         if len(set(names)) == len(names):
@@ -148,7 +178,10 @@ def _values(path: str | Path, score: str, structure: str | None) -> dict[tuple[s
     rows: Sequence[Mapping[str, Any]] = read_scores(path)
     names = [name for name in score_columns(rows) if _has_order(name)]
     if score not in names:
-        raise BadConfig(f"{path}: has no score '{score}' that methods can be compared by; it has {', '.join(names)}")
+        raise BadConfig(
+            f"{path}: has no score '{score}' that methods can be compared by; it has"
+            f" {', '.join(names)}"
+        )
     if structure is not None:
         rows = [row for row in rows if row["structure"] == structure]
         if not rows:
@@ -162,12 +195,17 @@ def _values(path: str | Path, score: str, structure: str | None) -> dict[tuple[s
             raise BadFile(f"{path}: has two rows of {place[0]}, {place[1]}; keep the right one")
         found[place] = row[score]
         if wrong := _absurd(score, row[score]):
-            raise BadFile(f"{path}: {score} of {place[0]}, {place[1]} is {row[score]:g}, {wrong}; correct the scores")
+            raise BadFile(
+                f"{path}: {score} of {place[0]}, {place[1]} is {row[score]:g}, {wrong}; correct the"
+                " scores"
+            )
     return found
 
 
 def _absurd(score: str, value: float) -> str:
-    """Why a value cannot be one of this score; "" if it can, and for scores that medseg does not know."""
+    """Why a value cannot be one of this score; "" if it can, and for scores that medseg does not
+    know.
+    """
     metric = metric_of(score)
     if metric is None or np.isnan(value):
         return ""

@@ -18,14 +18,16 @@ from medseg.postprocess import Components, connected_components
 
 @dataclass(frozen=True)
 class LesionOptions:
-    """How lesions are found and matched; `matching` "overlap" is that of BraTS 2023 for a dilation of 3.
+    """How lesions are found and matched; `matching` "overlap" is that of BraTS 2023 for a dilation
+    of 3.
 
-    matching: "overlap" (a predicted lesion belongs to every reference lesion that it touches, after dilation) or "iou"
-    (one to one, the pairs of most total IoU with each at least `min_iou`; Kirillov et al. 2019 for 0.5).
-    connectivity: 6, 18 or 26. min_mm3: smaller lesions are left out, in the reference and in the prediction; a
-    predicted lesion that only touches a left-out one is not invented ("overlap").
-    dilation: voxels by which the reference grows before lesions are told apart and matched ("overlap" only).
-    penalty_mm: HD95 of a missed or an invented lesion; BraTS takes 374, the diagonal of its images.
+    matching: "overlap" (a predicted lesion belongs to every reference lesion that it touches, after
+    dilation) or "iou" (one to one, the pairs of most total IoU with each at least `min_iou`;
+    Kirillov et al. 2019 for 0.5). connectivity: 6, 18 or 26. min_mm3: smaller lesions are left out,
+    in the reference and in the prediction; a predicted lesion that only touches a left-out one is
+    not invented ("overlap"). dilation: voxels by which the reference grows before lesions are told
+    apart and matched ("overlap" only). penalty_mm: HD95 of a missed or an invented lesion; BraTS
+    takes 374, the diagonal of its images.
     """
 
     matching: Literal["overlap", "iou"] = "overlap"
@@ -38,8 +40,16 @@ class LesionOptions:
     def __post_init__(self) -> None:
         if self.matching not in ("overlap", "iou"):
             raise BadConfig(f"lesions are matched by overlap or iou, not '{self.matching}'")
-        if not 0 < self.min_iou <= 1 or self.min_mm3 < 0 or self.dilation < 0 or not self.penalty_mm >= 0:
-            raise BadConfig("lesion options are a min_iou in (0, 1] and a volume, dilation and penalty of 0 or more")
+        if (
+            not 0 < self.min_iou <= 1
+            or self.min_mm3 < 0
+            or self.dilation < 0
+            or not self.penalty_mm >= 0
+        ):
+            raise BadConfig(
+                "lesion options are a min_iou in (0, 1] and a volume, dilation and penalty of 0 or"
+                " more"
+            )
 
 
 def lesion_scores(
@@ -51,11 +61,12 @@ def lesion_scores(
 ) -> dict[str, float]:
     """Scores of the lesions (connected components) of one structure: (I, J, K) masks.
 
-    lesions_reference, lesions_prediction: how many; lesions_found: reference lesions with a match; lesions_invented:
-    predicted ones without. lesion_f1 (RQ) = TP / (TP + FP / 2 + FN / 2), lesion_sq: mean IoU of found lesions with
-    what matched them, lesion_pq = RQ * SQ. lesion_dice, lesion_hausdorff95_mm: mean over all reference lesions and
-    invented ones, which with missed ones count 0 and `penalty_mm` (BraTS 2023, Moawad et al., arXiv 2305.19369).
-    Without any lesion in both masks scores are nan.
+    lesions_reference, lesions_prediction: how many; lesions_found: reference lesions with a match;
+    lesions_invented: predicted ones without. lesion_f1 (RQ) = TP / (TP + FP / 2 + FN / 2),
+    lesion_sq: mean IoU of found lesions with what matched them, lesion_pq = RQ * SQ. lesion_dice,
+    lesion_hausdorff95_mm: mean over all reference lesions and invented ones, which with missed ones
+    count 0 and `penalty_mm` (BraTS 2023, Moawad et al., arXiv 2305.19369). Without any lesion in
+    both masks scores are nan.
     """
     options = options or LesionOptions()
     voxel_mm3 = float(np.prod(spacing_mm))
@@ -91,7 +102,9 @@ def lesion_scores(
         measured = surface_distances(mine, found, spacing_mm, [[1]], surface=surface)[0]
         distance.append(hausdorff(measured, 95))
     counts = len(ours_count), len(theirs_count), len(np.setdiff1d(theirs_count, second))
-    return _lesion_row(*counts, dice=dice, iou=iou_found, distance_mm=distance, penalty_mm=options.penalty_mm)
+    return _lesion_row(
+        *counts, dice=dice, iou=iou_found, distance_mm=distance, penalty_mm=options.penalty_mm
+    )
 
 
 def _grown(reference: NDArray[np.bool_], options: LesionOptions) -> NDArray[np.bool_]:
@@ -135,13 +148,17 @@ def _lesion_row(
         "lesion_sq": sq,
         "lesion_pq": f1 * sq,
         "lesion_dice": sum(dice) / every if every else nan,
-        "lesion_hausdorff95_mm": (sum(distance_mm) + (missed + invented) * penalty_mm) / every if every else nan,
+        "lesion_hausdorff95_mm": (
+            (sum(distance_mm) + (missed + invented) * penalty_mm) / every if every else nan
+        ),
     }
 
 
 def _shared(ours: NDArray, theirs: NDArray) -> tuple[NDArray, NDArray, NDArray]:
     """Pairs of component numbers that share voxels, and how many."""
-    pairs, shared = np.unique(ours.astype(np.int64) << 32 | theirs.astype(np.int64), return_counts=True)
+    pairs, shared = np.unique(
+        ours.astype(np.int64) << 32 | theirs.astype(np.int64), return_counts=True
+    )
     return pairs >> 32, pairs & 0xFFFFFFFF, shared
 
 

@@ -1,6 +1,8 @@
-"""The scores of structures in pairs of label maps: one table says of each how it comes and what its numbers mean.
+"""The scores of structures in pairs of label maps: one table says of each how it comes and what its
+numbers mean.
 
-Definitions follow Maier-Hein, Reinke et al., Metrics Reloaded (Nature Methods 2024); distances are those of `surfaces`.
+Definitions follow Maier-Hein, Reinke et al., Metrics Reloaded (Nature Methods 2024); distances are
+those of `surfaces`.
 """
 
 from __future__ import annotations
@@ -40,14 +42,16 @@ def score(
     ignore: int | None = None,
     empty: Empty = "nan",
 ) -> dict[str, dict[str, Any]]:
-    """Every score of every structure (a name and the labels of which it is the union) in one pair of label maps.
+    """Every score of every structure (a name and the labels of which it is the union) in one pair
+    of label maps.
 
-    tolerance_mm: for the surface Dice, one for all or one per structure; that of "" (or 1 mm) for the rest.
-    Each structure has its status ("ok", "both_empty", "reference_empty", "prediction_empty"), voxel counts, volumes in
-    mm3, and scores; distances in mm. What a score is for an empty mask is decided by `empty`:
+    tolerance_mm: for the surface Dice, one for all or one per structure; that of "" (or 1 mm) for
+    the rest. Each structure has its status ("ok", "both_empty", "reference_empty",
+    "prediction_empty"), voxel counts, volumes in mm3, and scores; distances in mm. What a score is
+    for an empty mask is decided by `empty`:
 
-    - "nan": undefined scores are nan (all of both_empty; 0 / 0 of precision or recall); of one mask empty Dice, IoU and
-      surface Dice are 0 and distances inf.
+    - "nan": undefined scores are nan (all of both_empty; 0 / 0 of precision or recall); of one
+      mask empty Dice, IoU and surface Dice are 0 and distances inf.
     - "best_worst": both_empty counts as perfect (1, 0 mm), one mask empty as the worst (0, inf).
     - "diagonal": as best_worst, with the diagonal of the array in mm for inf.
     """
@@ -55,12 +59,17 @@ def score(
         raise BadConfig(f"the rule for empty masks is nan, best_worst or diagonal, not '{empty}'")
     sets = list(structures.values())
     counts = overlaps(reference, prediction, sets, ignore)
-    distances = surface_distances(reference, prediction, spacing_mm, sets, surface=surface, ignore=ignore)
+    distances = surface_distances(
+        reference, prediction, spacing_mm, sets, surface=surface, ignore=ignore
+    )
     diagonal_mm = float(np.sqrt(((np.array(reference.shape) * spacing_mm) ** 2).sum()))
     results = {}
-    for name, (n_reference, n_prediction, n_both), found in zip(structures, counts.tolist(), distances):
+    for name, (n_reference, n_prediction, n_both), found in zip(
+        structures, counts.tolist(), distances
+    ):
         pair = Pair(
-            n_reference=n_reference, n_prediction=n_prediction, n_both=n_both, voxel_mm3=float(np.prod(spacing_mm)),
+            n_reference=n_reference, n_prediction=n_prediction, n_both=n_both,
+            voxel_mm3=float(np.prod(spacing_mm)),
             distances=found, tolerance_mm=_tolerance_of(name, tolerance_mm),
         )  # fmt: skip
         row = _scores_of(pair, percentiles)
@@ -78,7 +87,9 @@ def _tolerance_of(name: str, tolerance_mm: float | Mapping[str, float]) -> float
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pair:
-    """What is known of one structure in two label maps: voxels of each and of both, distances of their surfaces."""
+    """What is known of one structure in two label maps: voxels of each and of both, distances of
+    their surfaces.
+    """
 
     n_reference: int
     n_prediction: int
@@ -91,7 +102,11 @@ class Pair:
     def status(self) -> str:
         """Which of the two maps has the structure."""
         there = (self.n_reference > 0, self.n_prediction > 0)
-        names = {(False, False): "both_empty", (False, True): "reference_empty", (True, False): "prediction_empty"}
+        names = {
+            (False, False): "both_empty",
+            (False, True): "reference_empty",
+            (True, False): "prediction_empty",
+        }
         return names.get(there, "ok")
 
 
@@ -107,10 +122,11 @@ Function = Callable[[Pair], float]
 class Metric:
     """What is known of a score: how it comes from a pair, and what its numbers mean.
 
-    function: of a `Pair`; None for scores of lesions, which `lesion_scores` gives. better: which way, and by its size
-    where values have a sign; "" where it says nothing about which method is better. least, most: between which values
-    it lies, None for no limit; empty: of perfect and of worst empty masks, None for a score that they do not decide.
-    plotted: whether the report draws it.
+    function: of a `Pair`; None for scores of lesions, which `lesion_scores` gives. better: which
+    way, and by its size where values have a sign; "" where it says nothing about which method is
+    better. least, most: between which values it lies, None for no limit; empty: of perfect and of
+    worst empty masks, None for a score that they do not decide. plotted: whether the report draws
+    it.
     """
 
     function: Function | None = None
@@ -125,35 +141,55 @@ class Metric:
 def _share(function: Function | None, *, of_lesions: bool = False, plotted: bool = False) -> Metric:
     """A score from 0 to 1 of which more is better."""
     empty = None if of_lesions else (1.0, 0.0)
-    return Metric(function=function, better="more", least=0.0, most=1.0, empty=empty, plotted=plotted)
+    return Metric(
+        function=function, better="more", least=0.0, most=1.0, empty=empty, plotted=plotted
+    )
 
 
-def _distance(function: Function | None, *, of_lesions: bool = False, plotted: bool = False) -> Metric:
+def _distance(
+    function: Function | None, *, of_lesions: bool = False, plotted: bool = False
+) -> Metric:
     """A distance in mm, of which less is better; infinite where a map lacks the structure."""
     empty = None if of_lesions else (0.0, float("inf"))
-    return Metric(function=function, unit="mm", better="less", least=0.0, empty=empty, plotted=plotted)
+    return Metric(
+        function=function, unit="mm", better="less", least=0.0, empty=empty, plotted=plotted
+    )
 
 
-#: Every column of scores, in the order of scores.csv. A new one is a function of a `Pair` and a line here; statistics,
-#: limits, directions, plots and `medseg compare` follow.
+#: Every column of scores, in the order of scores.csv. A new one is a function of a `Pair` and a
+#: line here; statistics, limits, directions, plots and `medseg compare` follow.
 METRICS: dict[str, Metric] = {
-    "dice": _share(lambda pair: _ratio(2 * pair.n_both, pair.n_reference + pair.n_prediction), plotted=True),
-    "iou": _share(lambda pair: _ratio(pair.n_both, pair.n_reference + pair.n_prediction - pair.n_both)),
+    "dice": _share(
+        lambda pair: _ratio(2 * pair.n_both, pair.n_reference + pair.n_prediction), plotted=True
+    ),
+    "iou": _share(
+        lambda pair: _ratio(pair.n_both, pair.n_reference + pair.n_prediction - pair.n_both)
+    ),
     "precision": _share(lambda pair: _ratio(pair.n_both, pair.n_prediction)),
     "recall": _share(lambda pair: _ratio(pair.n_both, pair.n_reference)),
-    "volume_reference_mm3": Metric(function=lambda pair: pair.n_reference * pair.voxel_mm3, unit="mm3"),
-    "volume_prediction_mm3": Metric(function=lambda pair: pair.n_prediction * pair.voxel_mm3, unit="mm3"),
+    "volume_reference_mm3": Metric(
+        function=lambda pair: pair.n_reference * pair.voxel_mm3, unit="mm3"
+    ),
+    "volume_prediction_mm3": Metric(
+        function=lambda pair: pair.n_prediction * pair.voxel_mm3, unit="mm3"
+    ),
     "volume_difference_mm3": Metric(
-        function=lambda pair: (pair.n_prediction - pair.n_reference) * pair.voxel_mm3, unit="mm3", better="less"
+        function=lambda pair: (pair.n_prediction - pair.n_reference) * pair.voxel_mm3,
+        unit="mm3",
+        better="less",
     ),
     "volume_difference_relative": Metric(
-        function=lambda pair: _ratio(pair.n_prediction - pair.n_reference, pair.n_reference), better="less"
+        function=lambda pair: _ratio(pair.n_prediction - pair.n_reference, pair.n_reference),
+        better="less",
     ),
     "hausdorff_mm": _distance(lambda pair: hausdorff(pair.distances)),
-    "hausdorff95_mm": _distance(None, plotted=True),  # a column for each percentile that is asked for
+    # A column for each percentile that is asked for.
+    "hausdorff95_mm": _distance(None, plotted=True),
     "assd_mm": _distance(lambda pair: assd(pair.distances), plotted=True),
     "masd_mm": _distance(lambda pair: masd(pair.distances)),
-    "surface_dice": _share(lambda pair: surface_dice(pair.distances, pair.tolerance_mm), plotted=True),
+    "surface_dice": _share(
+        lambda pair: surface_dice(pair.distances, pair.tolerance_mm), plotted=True
+    ),
     "lesions_reference": Metric(),
     "lesions_prediction": Metric(),
     "lesions_found": Metric(better="more"),
@@ -168,14 +204,18 @@ METRICS: dict[str, Metric] = {
 
 
 def metric_of(column: str) -> Metric | None:
-    """What is known of a column of scores; a Hausdorff distance may have any percentile. None for others' columns."""
+    """What is known of a column of scores; a Hausdorff distance may have any percentile. None for
+    others' columns.
+    """
     if re.fullmatch(r"hausdorff[0-9.]+_mm", column):
         return METRICS["hausdorff95_mm"]
     return METRICS.get(column)
 
 
 def plotted_columns() -> list[str]:
-    """The scores that get a plot where there are any: shares, then distances, then those of lesions."""
+    """The scores that get a plot where there are any: shares, then distances, then those of
+    lesions.
+    """
     plotted = [name for name, metric in METRICS.items() if metric.plotted]
     return sorted(plotted, key=lambda name: (name.startswith("lesion"), METRICS[name].unit))
 
@@ -188,7 +228,9 @@ def _scores_of(pair: Pair, percentiles: Sequence[float]) -> dict[str, Any]:
     }  # fmt: skip
     for name, metric in METRICS.items():
         if name == "hausdorff95_mm":
-            row |= {f"hausdorff{each:g}_mm": hausdorff(pair.distances, each) for each in percentiles}
+            row |= {
+                f"hausdorff{each:g}_mm": hausdorff(pair.distances, each) for each in percentiles
+            }
         elif metric.function is not None:
             row[name] = metric.function(pair)
     return row | {"tolerance_mm": pair.tolerance_mm}
@@ -201,6 +243,10 @@ def _with_policy(row: dict[str, Any], empty: Empty, diagonal_mm: float) -> dict[
         metric = metric_of(name)
         if metric is None or metric.empty is None:
             continue
-        worst = diagonal_mm if empty == "diagonal" and metric.empty[1] == float("inf") else metric.empty[1]
+        worst = (
+            diagonal_mm
+            if empty == "diagonal" and metric.empty[1] == float("inf")
+            else metric.empty[1]
+        )
         row[name] = metric.empty[0] if perfect else worst
     return row | {"volume_difference_relative": 0.0} if perfect else row

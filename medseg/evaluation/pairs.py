@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from medseg.errors import BadConfig, BadFile, BadGeometry
-from medseg.evaluation.reading import MASK_FOLDER, MaskedCases, files_of_volumes, masked_cases, table_of_masks
+from medseg.evaluation.reading import (
+    MASK_FOLDER,
+    MaskedCases,
+    files_of_volumes,
+    masked_cases,
+    table_of_masks,
+)
 from medseg.files import read_text
 from medseg.io import is_slicer_segmentation, read_table, strip_suffix
 from medseg.labels import LabelTable
@@ -30,9 +36,9 @@ def match_cases(
 ) -> tuple[dict[str, tuple[Path, Path]], list[str], list[str]]:
     """Pairs of files by case name, sorted; cases without a prediction; cases without a reference.
 
-    Two files are one pair whatever their names, and so are two single cases. masked: which folders are cases, because
-    they hold a mask of each structure. Raises `BadFile` for folders without a pair and for two files of one folder
-    that could be the same case.
+    Two files are one pair whatever their names, and so are two single cases. masked: which folders
+    are cases, because they hold a mask of each structure. Raises `BadFile` for folders without a
+    pair and for two files of one folder that could be the same case.
     """
     reference, prediction = Path(reference), Path(prediction)
     for path in (reference, prediction):
@@ -68,15 +74,18 @@ def _cases_of(path: Path, masked: Mapping[str, Path]) -> _Side:
         return _Side({case_name(path): path}, True)
     if masked:
         folders = dict(masked)
-        return _Side(folders, any(folder in (path, path / MASK_FOLDER) for folder in folders.values()))
+        return _Side(
+            folders, any(folder in (path, path / MASK_FOLDER) for folder in folders.values())
+        )
     return _Side(_cases_in(path), False)
 
 
 def _rename_certain(ours: dict[str, Path], theirs: dict[str, Path]) -> None:
     """Give cases of one side the names they have on the other, where that is the only possibility.
 
-    CASE_0000 is CASE if no other number of it is there and nothing else is called CASE: the number is a channel's. And
-    CASE_IMAGE, the result of an image in a case's folder, is the case that has such an image beside its masks.
+    CASE_0000 is CASE if no other number of it is there and nothing else is called CASE: the number
+    is a channel's. And CASE_IMAGE, the result of an image in a case's folder, is the case that has
+    such an image beside its masks.
     """
     for one, other in ((ours, theirs), (theirs, ours)):
         numbers = Counter(match["case"] for name in one if (match := _NUMBERED.fullmatch(name)))
@@ -122,7 +131,14 @@ def without_names(text: str, reference: Path, prediction: Path) -> str:
 def case_name(path: str | Path) -> str:
     """The name of a file without its suffix and one of `NAME_ENDINGS`."""
     name = strip_suffix(path)
-    ending = next((ending for ending in NAME_ENDINGS if name.lower().endswith(ending) and len(name) > len(ending)), "")
+    ending = next(
+        (
+            ending
+            for ending in NAME_ENDINGS
+            if name.lower().endswith(ending) and len(name) > len(ending)
+        ),
+        "",
+    )
     return name[: len(name) - len(ending)]
 
 
@@ -131,7 +147,10 @@ def _cases_in(folder: Path) -> dict[str, Path]:
     for path in files_of_volumes(folder):
         case = case_name(path)
         if case in cases:
-            raise BadFile(f"{folder}: {cases[case].name} and {path.name} could both be case '{case}'; keep one of them")
+            raise BadFile(
+                f"{folder}: {cases[case].name} and {path.name} could both be case '{case}'; keep"
+                " one of them"
+            )
         cases[case] = path
     return cases
 
@@ -147,7 +166,9 @@ def parse_structures(text: str, table: LabelTable | None = None) -> dict[str, tu
             parts = (union if equals else name).split("+")
             labels = tuple(values[one] if one in values else whole_number(one) for one in parts)
         except ValueError:
-            raise BadConfig(f"'{part.strip()}' is no structure; write 3, liver=1 or tumour=1+2+3") from None
+            raise BadConfig(
+                f"'{part.strip()}' is no structure; write 3, liver=1 or tumour=1+2+3"
+            ) from None
         if not all(0 <= label <= 65_535 for label in labels):
             raise BadConfig(f"'{part.strip()}' has a label that is not 0 to 65535")
         if not equals and len(labels) == 1:
@@ -158,21 +179,30 @@ def parse_structures(text: str, table: LabelTable | None = None) -> dict[str, tu
     return structures
 
 
-def on_grid_of(reference: Volume, prediction: Volume, may_resample: bool = False) -> tuple[Volume, str]:
+def on_grid_of(
+    reference: Volume, prediction: Volume, may_resample: bool = False
+) -> tuple[Volume, str]:
     """The prediction on the reference's grid, and what was done to it in words ("" for nothing).
 
-    The same grid stored along other axes is turned, which loses nothing. Raises `BadGeometry` naming both grids if they
-    differ, unless nearest-neighbour resampling was asked for.
+    The same grid stored along other axes is turned, which loses nothing. Raises `BadGeometry`
+    naming both grids if they differ, unless nearest-neighbour resampling was asked for.
     """
     turned = turned_onto(prediction, reference)
     if turned is prediction:
         return prediction, ""
     if turned is not None:
-        note = f"the prediction is stored as {prediction.orientation}; it was turned to {reference.orientation}"
+        note = (
+            f"the prediction is stored as {prediction.orientation}; it was turned to"
+            f" {reference.orientation}"
+        )
         return turned, f"{note} without loss"
-    grids = f"the prediction has {describe_grid(prediction)}, the reference {describe_grid(reference)}"
+    grids = (
+        f"the prediction has {describe_grid(prediction)}, the reference {describe_grid(reference)}"
+    )
     if not may_resample:
-        raise BadGeometry(f"{grids}; these are different grids, and --resample compares them nevertheless")
+        raise BadGeometry(
+            f"{grids}; these are different grids, and --resample compares them nevertheless"
+        )
     moved = resample(prediction, reference.affine, reference.shape, order=0)
     return moved, f"{grids}; the prediction was resampled to the nearest voxel"
 
@@ -180,9 +210,10 @@ def on_grid_of(reference: Volume, prediction: Volume, may_resample: bool = False
 def find_table(path: str | Path | None, reference: Path, prediction: Path) -> LabelTable | None:
     """The label table at `path`; or else what the references or predictions come with, or none.
 
-    These are labels.csv in their folder, the tables that `medseg infer` writes beside its results if they all say the
-    same, and the segments of a single .seg.nrrd. Where references and predictions are folders with a mask of each
-    structure, they are the names of the masks, numbered in their order as for training.
+    These are labels.csv in their folder, the tables that `medseg infer` writes beside its results
+    if they all say the same, and the segments of a single .seg.nrrd. Where references and
+    predictions are folders with a mask of each structure, they are the names of the masks, numbered
+    in their order as for training.
     """
     if path is not None:
         return LabelTable.read(path)
@@ -190,11 +221,15 @@ def find_table(path: str | Path | None, reference: Path, prediction: Path) -> La
         if is_slicer_segmentation(place):
             return read_table(place)
         folder, pattern = (
-            (place, "*.labels.csv") if place.is_dir() else (place.parent, f"{strip_suffix(place)}.labels.csv")
+            (place, "*.labels.csv")
+            if place.is_dir()
+            else (place.parent, f"{strip_suffix(place)}.labels.csv")
         )
         if (folder / "labels.csv").is_file():
             return LabelTable.read(folder / "labels.csv")
-        found = sorted(file for file in folder.glob(glob.escape(pattern) if place.is_file() else pattern))
+        found = sorted(
+            file for file in folder.glob(glob.escape(pattern) if place.is_file() else pattern)
+        )
         if found and len({read_text(file) for file in found}) == 1:
             return LabelTable.read(found[0])
     if reference.is_dir() and prediction.is_dir():

@@ -1,4 +1,6 @@
-"""Label maps as they are scored: a file, or a folder with a mask of each structure (as TotalSegmentator has them)."""
+"""Label maps as they are scored: a file, or a folder with a mask of each structure (as
+TotalSegmentator has them).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,14 @@ from pathlib import Path
 
 from medseg.dataset import Case, read_case_labels
 from medseg.errors import BadConfig, BadFile
-from medseg.io import SeveralVolumes, describe_no_dicom, is_readable_name, read_as_stored, read_labels, strip_suffix
+from medseg.io import (
+    SeveralVolumes,
+    describe_no_dicom,
+    is_readable_name,
+    read_as_stored,
+    read_labels,
+    strip_suffix,
+)
 from medseg.labels import MAX_VALUE, Label, LabelTable
 from medseg.volume import Volume
 
@@ -22,15 +31,16 @@ _MOST_CLASSES = 256
 class LabelReader:
     """How the label maps of an evaluation are read.
 
-    values: of each structure's name the value it gets in a map that is put together from masks. volume_index: which
-    volume of a file that holds several.
+    values: of each structure's name the value it gets in a map that is put together from masks.
+    volume_index: which volume of a file that holds several.
     """
 
     values: Mapping[str, int] = field(default_factory=dict)
     volume_index: int | None = None
 
     def read(self, path: Path) -> Volume:
-        """The label map of a file, or of a folder of masks, put together as for training: later ones over earlier.
+        """The label map of a file, or of a folder of masks, put together as for training: later
+        ones over earlier.
 
         Raises `BadFile`.
         """
@@ -58,9 +68,9 @@ def read_label_map(path: str | Path, volume_index: int | None = None) -> Volume:
         if not _look_like_classes(path, several.count):
             raise
         raise BadFile(
-            f"{path}: holds {several.count} volumes that look like a mask or probability of each class, and a label "
-            "map is one volume; make one of them first, in which the largest value wins (numpy.argmax over the "
-            "volumes), or choose one with --volume N"
+            f"{path}: holds {several.count} volumes that look like a mask or probability of each"
+            " class, and a label map is one volume; make one of them first, in which the largest"
+            " value wins (numpy.argmax over the volumes), or choose one with --volume N"
         ) from None
 
 
@@ -76,21 +86,28 @@ def _look_like_classes(path: str | Path, count: int) -> bool:
         return False
     for index in range(count):
         data = read_as_stored(path, volume_index=index).data
-        if not data.size or not (data.min() >= 0 and data.max() <= 1 + 1e-6):  # also where one is no number
+        # Also where one is no number.
+        if not data.size or not (data.min() >= 0 and data.max() <= 1 + 1e-6):
             return False
     return True
 
 
-# Folders of masks ----------------------------------------------------------------------------------------------------
+# Folders of masks
+# --------------------------------------------------------------------------------------------------
 
 
 def masks_in(folder: Path) -> dict[str, Path]:
-    """The masks in a folder by the names of their structures, sorted. Raises `BadFile` for two of one name."""
+    """The masks in a folder by the names of their structures, sorted. Raises `BadFile` for two of
+    one name.
+    """
     masks: dict[str, Path] = {}
     for path in files_of_volumes(folder):
         name = strip_suffix(path)
         if name in masks:
-            raise BadFile(f"{folder}: {masks[name].name} and {path.name} are masks of one structure; keep one of them")
+            raise BadFile(
+                f"{folder}: {masks[name].name} and {path.name} are masks of one structure; keep one"
+                " of them"
+            )
         masks[name] = path
     return dict(sorted(masks.items()))
 
@@ -102,9 +119,11 @@ def files_of_volumes(folder: Path) -> list[Path]:
 
 
 def mask_folders(path: Path) -> dict[str, Path]:
-    """Folders that may hold a mask of each structure, by case; none where the folder itself holds label maps.
+    """Folders that may hold a mask of each structure, by case; none where the folder itself holds
+    label maps.
 
-    A case's folder with `segmentations` in it holds them there, and so does the path itself if it is a case.
+    A case's folder with `segmentations` in it holds them there, and so does the path itself if it
+    is a case.
     """
     if not path.is_dir():
         return {}
@@ -112,13 +131,20 @@ def mask_folders(path: Path) -> dict[str, Path]:
         return {path.resolve().name: path / MASK_FOLDER}
     if files_of_volumes(path):
         return {}
-    inside = sorted(inner for inner in path.iterdir() if inner.is_dir() and not inner.name.startswith("."))
-    return {inner.name: inner / MASK_FOLDER if (inner / MASK_FOLDER).is_dir() else inner for inner in inside}
+    inside = sorted(
+        inner for inner in path.iterdir() if inner.is_dir() and not inner.name.startswith(".")
+    )
+    return {
+        inner.name: inner / MASK_FOLDER if (inner / MASK_FOLDER).is_dir() else inner
+        for inner in inside
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedCases:
-    """The cases of both sides that are folders of masks, by name, and the structures these are named after."""
+    """The cases of both sides that are folders of masks, by name, and the structures these are
+    named after.
+    """
 
     reference: dict[str, Path]
     prediction: dict[str, Path]
@@ -133,9 +159,10 @@ class MaskedCases:
 def masked_cases(reference: Path, prediction: Path, table: LabelTable | None) -> MaskedCases:
     """The folders of masks among references and predictions.
 
-    Certain are folders called `segmentations`. Others hold masks if their files are named like structures that are
-    known: from those, from the table, or because both sides have files of these names. `prediction` may also be a
-    single folder of masks, or `reference`, where the other side is a single case.
+    Certain are folders called `segmentations`. Others hold masks if their files are named like
+    structures that are known: from those, from the table, or because both sides have files of these
+    names. `prediction` may also be a single folder of masks, or `reference`, where the other side
+    is a single case.
     """
     sides = [mask_folders(reference), mask_folders(prediction)]
     for number, (path, other) in enumerate(((reference, prediction), (prediction, reference))):
@@ -147,7 +174,9 @@ def masked_cases(reference: Path, prediction: Path, table: LabelTable | None) ->
     possible: list[set[str]] = [set(), set()]
     for number, side in enumerate(sides):
         for case, folder in side.items():
-            (certain if folder.name == MASK_FOLDER else possible[number]).update(masks[number][case])
+            (certain if folder.name == MASK_FOLDER else possible[number]).update(
+                masks[number][case]
+            )
     known = certain | (possible[0] & possible[1])
     found = [
         {
@@ -157,13 +186,17 @@ def masked_cases(reference: Path, prediction: Path, table: LabelTable | None) ->
         }
         for number, side in enumerate(sides)
     ]
-    names = {name for number, side in enumerate(found) for case in side for name in masks[number][case]}
+    names = {
+        name for number, side in enumerate(found) for case in side for name in masks[number][case]
+    }
     return MaskedCases(reference=found[0], prediction=found[1], names=names)
 
 
 def table_of_masks(names: Iterable[str], table: LabelTable | None) -> LabelTable:
-    """A value for each structure that masks are named after: that of the table, or else, as for training, counted in
-    the order of the names; what a table does not know comes after it. Raises `BadConfig` for too many."""
+    """A value for each structure that masks are named after: that of the table, or else, as for
+    training, counted in the order of the names; what a table does not know comes after it. Raises
+    `BadConfig` for too many.
+    """
     labels = list(table.labels) if table else []
     known = {label.name for label in labels}
     first = max((label.value for label in labels), default=0) + 1
@@ -171,5 +204,7 @@ def table_of_masks(names: Iterable[str], table: LabelTable | None) -> LabelTable
     if max(values, default=0) > MAX_VALUE:
         raise BadConfig("there are more structures than a label map can hold values")
     colors = LabelTable.from_values(values)
-    labels += [Label(value=value, name=name, color=colors[value].color) for value, name in values.items()]
+    labels += [
+        Label(value=value, name=name, color=colors[value].color) for value, name in values.items()
+    ]
     return LabelTable(tuple(labels))

@@ -1,6 +1,8 @@
-"""One HTML page of an evaluation: tables, box plots and pictures of the worst cases, in a file that needs nothing else.
+"""One HTML page of an evaluation: tables, box plots and pictures of the worst cases, in a file that
+needs nothing else.
 
-Plots are SVG and pictures are PNG written here, so that no plotting package is needed; no script, no network.
+Plots are SVG and pictures are PNG written here, so that no plotting package is needed; no script,
+no network.
 """
 
 from __future__ import annotations
@@ -26,28 +28,48 @@ if TYPE_CHECKING:
 
 #: Cases that get pictures.
 WORST_CASES = 3
-#: Colours that the colour-blind can tell apart: agreement, reference only, prediction only, other structures.
-COLORS = {"both": (200, 200, 200), "reference": (0, 114, 178), "prediction": (230, 119, 0), "other": (62, 62, 62)}
+#: Colours that the colour-blind can tell apart: agreement, reference only, prediction only, other
+#: structures.
+COLORS = {
+    "both": (200, 200, 200),
+    "reference": (0, 114, 178),
+    "prediction": (230, 119, 0),
+    "other": (62, 62, 62),
+}
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #ddd}
-td:first-child,th:first-child{text-align:left}th{position:sticky;top:0;background:#fff}.wide{overflow-x:auto}
-figure{display:inline-block;margin:.5rem 1rem .5rem 0;vertical-align:top}figcaption{font-size:13px;max-width:22rem}
-img{image-rendering:pixelated;background:#000}.key span{padding:.1rem .5rem;margin-right:.5rem;color:#fff}
+table{border-collapse:collapse;margin:1rem 0}
+td,th{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #ddd}
+td:first-child,th:first-child{text-align:left}th{position:sticky;top:0;background:#fff}
+.wide{overflow-x:auto}
+figure{display:inline-block;margin:.5rem 1rem .5rem 0;vertical-align:top}
+figcaption{font-size:13px;max-width:22rem}
+img{image-rendering:pixelated;background:#000}
+.key span{padding:.1rem .5rem;margin-right:.5rem;color:#fff}
 """
 
 
 def report_html(
-    result: Evaluation, pairs: Mapping[str, tuple[Path, Path]], options: Options, reader: LabelReader
+    result: Evaluation,
+    pairs: Mapping[str, tuple[Path, Path]],
+    options: Options,
+    reader: LabelReader,
 ) -> str:
-    """The page as text. `pairs`: files of the scored cases, of which the worst are read again for the pictures."""
+    """The page as text. `pairs`: files of the scored cases, of which the worst are read again for
+    the pictures.
+    """
     cases = result.summary["cases"]
     parts = [
-        f"<p>{len(cases['scored'])} cases were scored; {len(cases['without_prediction'])} have no prediction, "
-        f"{len(cases['without_reference'])} have no reference, {len(cases['failed'])} could not be scored.</p>"
+        f"<p>{len(cases['scored'])} cases were scored; {len(cases['without_prediction'])} have no"
+        f" prediction, {len(cases['without_reference'])} have no reference, {len(cases['failed'])}"
+        " could not be scored.</p>"
     ]
     if result.problems:
-        parts.append("<h2>To know</h2><ul>" + "".join(f"<li>{escape(p)}</li>" for p in result.problems) + "</ul>")
+        parts.append(
+            "<h2>To know</h2><ul>"
+            + "".join(f"<li>{escape(p)}</li>" for p in result.problems)
+            + "</ul>"
+        )
     parts.append("<h2>Scores</h2>" + _summary_table(result.summary["structures"]))
     for name in plotted_columns():
         plot = _box_plot(result.rows, name)
@@ -67,7 +89,18 @@ def escape(text: object) -> str:
 
 
 def _summary_table(structures: Mapping[str, Mapping[str, Any]]) -> str:
-    head = ("structure", "score", "mean", "95 % interval", "sd", "median", "quartiles", "n", "excluded", "infinite")
+    head = (
+        "structure",
+        "score",
+        "mean",
+        "95 % interval",
+        "sd",
+        "median",
+        "quartiles",
+        "n",
+        "excluded",
+        "infinite",
+    )
     rows = []
     for structure, scores in structures.items():
         for name, one in scores.items():
@@ -92,14 +125,19 @@ def _summary_table(structures: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _case_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = [name for name in ("case", "structure", "status", *plotted_columns()) if any(name in row for row in rows)]
+    columns = [
+        name
+        for name in ("case", "structure", "status", *plotted_columns())
+        if any(name in row for row in rows)
+    ]
     return _table(columns, [[_number(row.get(column, "")) for column in columns] for row in rows])
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    cells = ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
+    lines = "".join(f"<tr>{line}</tr>" for line in cells)
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
-    return f'<div class="wide"><table><tr>{titles}</tr>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
+    return f'<div class="wide"><table><tr>{titles}</tr>{lines}</table></div>'
 
 
 def _number(value: Any) -> str:
@@ -109,13 +147,19 @@ def _number(value: Any) -> str:
 
 
 def _box_plot(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Quartiles, whiskers to the last value within 1.5 interquartile ranges, and all values, per structure; or ""."""
+    """Quartiles, whiskers to the last value within 1.5 interquartile ranges, and all values, per
+    structure; or "".
+    """
     values: dict[str, list[float]] = {}
     for row in rows:
         values.setdefault(row["structure"], [])
         if name in row and math.isfinite(row[name]):
             values[row["structure"]].append(row[name])
-    top = 1.0 if not name.endswith("_mm") else max((max(v) for v in values.values() if v), default=0.0) or 1.0
+    top = (
+        1.0
+        if not name.endswith("_mm")
+        else max((max(v) for v in values.values() if v), default=0.0) or 1.0
+    )
     if not any(values.values()):
         return ""
     left, width, step = 210, 560, 22
@@ -123,25 +167,37 @@ def _box_plot(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     for tick in np.linspace(0, top, 6):
         x = left + width * tick / top
         marks.append(f'<path d="M{x:.1f} 0V{step * len(values)}" stroke="#ddd"/>')
-        marks.append(f'<text x="{x:.1f}" y="{step * len(values) + 16}" text-anchor="middle">{tick:.3g}</text>')
+        marks.append(
+            f'<text x="{x:.1f}" y="{step * len(values) + 16}"'
+            f' text-anchor="middle">{tick:.3g}</text>'
+        )
     for line, (structure, some) in enumerate(values.items()):
         y = step * line + step / 2
-        marks.append(f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(structure[:30])}</text>')
+        marks.append(
+            f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(structure[:30])}</text>'
+        )
         if not some:
             marks.append(f'<text x="{left + 4}" y="{y + 4}" fill="#888">no finite value</text>')
             continue
         q1, median, q3 = np.percentile(some, (25, 50, 75))
         inner = [v for v in some if q1 - 1.5 * (q3 - q1) <= v <= q3 + 1.5 * (q3 - q1)]
-        low, box, middle, end, high = (left + width * v / top for v in (min(inner), q1, median, q3, max(inner)))
+        low, box, middle, end, high = (
+            left + width * v / top for v in (min(inner), q1, median, q3, max(inner))
+        )
         marks.append(f'<path d="M{low:.1f} {y}H{high:.1f}" stroke="#444"/>')
         marks.append(
-            f'<rect x="{box:.1f}" y="{y - 6}" width="{max(end - box, 1):.1f}" height="12" fill="#9cc" stroke="#444"/>'
-            f'<path d="M{middle:.1f} {y - 6}v12" stroke="#000" stroke-width="2"/>'
+            f'<rect x="{box:.1f}" y="{y - 6}" width="{max(end - box, 1):.1f}" height="12"'
+            f' fill="#9cc" stroke="#444"/><path d="M{middle:.1f} {y - 6}v12" stroke="#000"'
+            ' stroke-width="2"/>'
         )
-        marks += [f'<circle cx="{left + width * v / top:.1f}" cy="{y}" r="2" fill="#000" opacity=".4"/>' for v in some]
+        marks += [
+            f'<circle cx="{left + width * v / top:.1f}" cy="{y}" r="2" fill="#000" opacity=".4"/>'
+            for v in some
+        ]
     size = f'width="{left + width + 20}" height="{step * len(values) + 24}"'
     return (
-        f'<div class="wide"><svg {size} font-size="12" font-family="system-ui,sans-serif">{"".join(marks)}</svg></div>'
+        f'<div class="wide"><svg {size} font-size="12"'
+        f' font-family="system-ui,sans-serif">{"".join(marks)}</svg></div>'
     )
 
 
@@ -167,25 +223,42 @@ def _worst(
         labels = (options.structures or {}).get(structure) or (int(structure.split()[1]),)
         reference = reader.read(pairs[case][0])
         prediction, _ = on_grid_of(reference, reader.read(pairs[case][1]), options.resample)
-        # As radiologists look at a patient: from the feet, the left side on the right, the front up.
+        # As radiologists look at a patient: from the feet, the left side on the right, the front
+        # up.
         reference, prediction = reorient(reference, "LAS"), reorient(prediction, "LAS")
         for axis, plane in enumerate(("sagittal", "coronal", "axial")):
-            picture, place = _overlay(reference.data, prediction.data, labels, axis, reference.spacing_mm)
+            picture, place = _overlay(
+                reference.data, prediction.data, labels, axis, reference.spacing_mm
+            )
             at_mm = float((reference.affine @ [*(place * (a == axis) for a in range(3)), 1])[axis])
             source = base64.b64encode(png_bytes(picture)).decode()
             direction = "RAS"[axis]
-            caption = f"{case}: {structure}, Dice {_number(row['dice'])}, {plane} slice at {direction} {at_mm:.1f} mm"
+            caption = (
+                f"{case}: {structure}, Dice {_number(row['dice'])}, {plane} slice at {direction}"
+                f" {at_mm:.1f} mm"
+            )
             figures.append(
                 f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{source}">'
                 f"<figcaption>{escape(caption)}</figcaption></figure>"
             )
-    names = {"both": "both", "reference": "reference only", "prediction": "prediction only", "other": "other structure"}
-    key = "".join(f'<span style="background:rgb{COLORS[k]}">{text}</span>' for k, text in names.items())
+    names = {
+        "both": "both",
+        "reference": "reference only",
+        "prediction": "prediction only",
+        "other": "other structure",
+    }
+    key = "".join(
+        f'<span style="background:rgb{COLORS[k]}">{text}</span>' for k, text in names.items()
+    )
     return f'<h2>Worst cases</h2><p class="key">{key}</p>{"".join(figures)}' if figures else ""
 
 
 def _overlay(
-    reference: NDArray, prediction: NDArray, labels: Sequence[int], axis: int, spacing_mm: Sequence[float]
+    reference: NDArray,
+    prediction: NDArray,
+    labels: Sequence[int],
+    axis: int,
+    spacing_mm: Sequence[float],
 ) -> tuple[NDArray[np.uint8], int]:
     """The slice across `axis` where masks differ most, as (height, width, 3), and its index."""
     ours, theirs = np.isin(reference, labels), np.isin(prediction, labels)
@@ -195,7 +268,11 @@ def _overlay(
     a, b, rest = (np.take(one, place, axis) for one in (ours, theirs, reference))
     picture = np.zeros((*a.shape, 3), np.uint8)
     picture[(rest != 0)] = COLORS["other"]
-    picture[a & b], picture[a & ~b], picture[b & ~a] = COLORS["both"], COLORS["reference"], COLORS["prediction"]
+    picture[a & b], picture[a & ~b], picture[b & ~a] = (
+        COLORS["both"],
+        COLORS["reference"],
+        COLORS["prediction"],
+    )
     # Pixels are repeated so that a mm is as long both ways; the second axis goes up.
     size = [spacing_mm[one] * n for one, n in zip(others, a.shape)]
     pixels = [max(1, round(300 * s / max(size))) for s in size]

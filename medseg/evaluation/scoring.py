@@ -17,7 +17,13 @@ from medseg.errors import BadConfig, BadFile, MedsegError
 from medseg.evaluation.lesions import lesion_scores
 from medseg.evaluation.metrics import score
 from medseg.evaluation.pairs import listed, match_cases, numbered, on_grid_of, without_names
-from medseg.evaluation.reading import LabelReader, MaskedCases, masked_cases, masks_in, table_of_masks
+from medseg.evaluation.reading import (
+    LabelReader,
+    MaskedCases,
+    masked_cases,
+    masks_in,
+    table_of_masks,
+)
 from medseg.evaluation.summary import Evaluation, Options, scores_csv, summarise
 from medseg.files import atomic_write, written_together
 from medseg.labels import LabelTable
@@ -28,8 +34,9 @@ from medseg.progress import Progress, silent
 class _Case:
     """A case that was scored.
 
-    rows: of scores.csv. grid_note: how its grid was treated. strays: labels that belong to no structure. values: those
-    of the reference and of the prediction. not_annotated: structures that the reference has no mask of.
+    rows: of scores.csv. grid_note: how its grid was treated. strays: labels that belong to no
+    structure. values: those of the reference and of the prediction. not_annotated: structures that
+    the reference has no mask of.
     """
 
     rows: list[dict[str, Any]]
@@ -41,7 +48,9 @@ class _Case:
 
     @property
     def apart(self) -> bool:
-        """Whether both maps hold labels, and none in common, neither as values nor as structures."""
+        """Whether both maps hold labels, and none in common, neither as values nor as
+        structures.
+        """
         ours, theirs = self.values
         together = any(row["n_reference"] and row["n_prediction"] for row in self.rows)
         return bool(ours and theirs) and not set(ours) & set(theirs) and not together
@@ -57,21 +66,25 @@ def evaluate(
     *,
     volume_index: int | None = None,
 ) -> Evaluation:
-    """Score a prediction, or a folder of them, and write scores.csv, summary.json and report.html to `output`.
+    """Score a prediction, or a folder of them, and write scores.csv, summary.json and report.html
+    to `output`.
 
-    Cases are matched by file name without suffix and `NAME_ENDINGS`. A folder with a mask of each structure is a case,
-    too; structures that a reference has no mask of are not annotated there and are not scored. A case that cannot be
-    scored is a problem of the evaluation and not an error, unless it is the only one.
-    volume_index: which volume of files that hold several.
-    Raises `BadFile` for folders without a pair or where no case can be read, `BadGeometry` for a single case on two
-    grids, `BadConfig` for options that contradict the data, `BadOutput` for a place that cannot be written.
+    Cases are matched by file name without suffix and `NAME_ENDINGS`. A folder with a mask of each
+    structure is a case, too; structures that a reference has no mask of are not annotated there and
+    are not scored. A case that cannot be scored is a problem of the evaluation and not an error,
+    unless it is the only one. volume_index: which volume of files that hold several. Raises
+    `BadFile` for folders without a pair or where no case can be read, `BadGeometry` for a single
+    case on two grids, `BadConfig` for options that contradict the data, `BadOutput` for a place
+    that cannot be written.
     """
     options = options or Options()
     reference, prediction = Path(reference), Path(prediction)
     masked = masked_cases(reference, prediction, table)
     table = _table_with_masks(masked, table, reference, prediction)
     if options.structures is None and table is not None:
-        options = replace(options, structures={label.name: (label.value,) for label in table.labels})
+        options = replace(
+            options, structures={label.name: (label.value,) for label in table.labels}
+        )
     _check_names(options)
     values = {label.name: label.value for label in table.labels} if table else {}
     reader = LabelReader(values=values, volume_index=volume_index)
@@ -92,10 +105,14 @@ def evaluate(
             "without_prediction": missing,
             "without_reference": extra,
             "failed": failed,
-            "turned_or_resampled": {case: one.grid_note for case, one in cases.items() if one.grid_note},
+            "turned_or_resampled": {
+                case: one.grid_note for case, one in cases.items() if one.grid_note
+            },
         },
         "problems": problems,
-        "options": _plain(asdict(options)) | ({} if volume_index is None else {"volume": volume_index}),
+        "options": (
+            _plain(asdict(options)) | ({} if volume_index is None else {"volume": volume_index})
+        ),
         **summarise(rows, options.bootstrap, options.seed),
     }
     evaluation = Evaluation(rows, summary, problems)
@@ -105,9 +122,15 @@ def evaluate(
 
 
 def _score_all(
-    pairs: Mapping[str, tuple[Path, Path]], options: Options, *, reader: LabelReader, progress: Progress
+    pairs: Mapping[str, tuple[Path, Path]],
+    options: Options,
+    *,
+    reader: LabelReader,
+    progress: Progress,
 ) -> tuple[dict[str, _Case], dict[str, str]]:
-    """The scores of all cases, and of those that could not be scored the reason; of a single case it is raised."""
+    """The scores of all cases, and of those that could not be scored the reason; of a single case
+    it is raised.
+    """
     cases: dict[str, _Case] = {}
     failed: dict[str, str] = {}
     for done, (case, result) in enumerate(_in_parallel(pairs, options, reader), start=1):
@@ -124,7 +147,8 @@ def _score_all(
 def _table_with_masks(
     masked: MaskedCases, table: LabelTable | None, reference: Path, prediction: Path
 ) -> LabelTable | None:
-    """The table with the structures that masks are named after. Raises `BadConfig` where values have no names.
+    """The table with the structures that masks are named after. Raises `BadConfig` where values
+    have no names.
 
     Beside a label map of numbers alone nobody can say which mask is which number.
     """
@@ -140,22 +164,30 @@ def _table_with_masks(
 
 
 def _problems_of(cases: Mapping[str, _Case], *, named: bool) -> list[str]:
-    """What a reader of the scores should know of the cases that were scored. named: whether a table names labels."""
+    """What a reader of the scores should know of the cases that were scored. named: whether a table
+    names labels.
+    """
     problems = [f"{case}: {one.grid_note}" for case, one in cases.items() if one.grid_note]
     apart = {case: one for case, one in cases.items() if one.apart}
     if apart:
         first, one = next(iter(apart.items()))
         problems.append(
-            f"{len(apart)} of {len(cases)} cases have no label value in common: in {first} the reference has "
-            f"{listed(one.values[0])} and the prediction {listed(one.values[1])}; where these mean the same, say so "
-            f"with --labels, e.g. --labels name={one.values[0][0]}+{one.values[1][0]}"
+            f"{len(apart)} of {len(cases)} cases have no label value in common: in {first} the"
+            f" reference has {listed(one.values[0])} and the prediction {listed(one.values[1])};"
+            " where these mean the same, say so with --labels, e.g. --labels"
+            f" name={one.values[0][0]}+{one.values[1][0]}"
         )
     for name in dict.fromkeys(name for one in cases.values() for name in one.not_annotated):
         count = sum(name in one.not_annotated for one in cases.values())
-        problems.append(f"{name}: {count} of {len(cases)} references have no mask of it, and it was not scored there")
+        problems.append(
+            f"{name}: {count} of {len(cases)} references have no mask of it, and it was not scored"
+            " there"
+        )
     strays = sorted({value for one in cases.values() for value in one.strays})
     if strays and named:
-        problems.append(f"labels {listed(strays)} are in the files but in no structure; they were not scored")
+        problems.append(
+            f"labels {listed(strays)} are in the files but in no structure; they were not scored"
+        )
     return problems
 
 
@@ -172,7 +204,9 @@ def _check_names(options: Options) -> None:
 def _in_parallel(
     pairs: Mapping[str, tuple[Path, Path]], options: Options, reader: LabelReader
 ) -> Iterator[tuple[str, _Case | MedsegError]]:
-    """Score the cases on threads (reading and scoring release the interpreter lock), and yield them in order."""
+    """Score the cases on threads (reading and scoring release the interpreter lock), and yield them
+    in order.
+    """
 
     def one(case: str) -> _Case | MedsegError:
         try:
@@ -182,7 +216,10 @@ def _in_parallel(
         except MedsegError as error:
             return error
 
-    workers = min(len(pairs), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    workers = min(
+        len(pairs),
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+    )
     pool = ThreadPoolExecutor(workers)
     try:
         yield from zip(pairs, pool.map(one, pairs))
@@ -233,7 +270,9 @@ def _score_case(
     )
 
 
-def _not_annotated(reference: Path, structures: Mapping[str, tuple[int, ...]], reader: LabelReader) -> tuple[str, ...]:
+def _not_annotated(
+    reference: Path, structures: Mapping[str, tuple[int, ...]], reader: LabelReader
+) -> tuple[str, ...]:
     """Structures of which a label has no mask in a reference that is a folder of masks."""
     if not reference.is_dir():
         return ()
@@ -254,11 +293,16 @@ def _values(labels: NDArray) -> NDArray[np.int64]:
 
 
 def _with_absent(cases: Mapping[str, _Case], options: Options) -> list[dict[str, Any]]:
-    """The rows of all cases, with one of status both_empty for each structure that only other cases have."""
+    """The rows of all cases, with one of status both_empty for each structure that only other cases
+    have.
+    """
     names = options.structures
     if names is None:
         every = {row["structure"] for one in cases.values() for row in one.rows}
-        names = {name: (int(name.split()[1]),) for name in sorted(every, key=lambda name: int(name.split()[1]))}
+        names = {
+            name: (int(name.split()[1]),)
+            for name in sorted(every, key=lambda name: int(name.split()[1]))
+        }
     rows = []
     nothing = np.zeros((1, 1, 1), np.uint8)
     for case, one in cases.items():
@@ -276,7 +320,9 @@ def _with_absent(cases: Mapping[str, _Case], options: Options) -> list[dict[str,
                 tolerance_mm=options.tolerance_mm,
                 empty=options.empty,
             )
-        rows += [there.get(name) or {"case": case, "structure": name, **absent[name]} for name in scored]
+        rows += [
+            there.get(name) or {"case": case, "structure": name, **absent[name]} for name in scored
+        ]
     return rows
 
 
@@ -287,7 +333,9 @@ def write_evaluation(
     options: Options,
     reader: LabelReader | None = None,
 ) -> None:
-    """Write scores.csv, summary.json and report.html to a folder: all three, or none where one cannot be written."""
+    """Write scores.csv, summary.json and report.html to a folder: all three, or none where one
+    cannot be written.
+    """
     from medseg.evaluation.report import report_html
 
     output = Path(output)

@@ -20,18 +20,27 @@ from medseg.files import read_text
 from medseg.text import decimal_number, from_cell, to_cell
 
 #: Columns of scores.csv that are not scores.
-NOT_SCORES = ("case", "structure", "status", "n_reference", "n_prediction", "n_both", "tolerance_mm")
+NOT_SCORES = (
+    "case",
+    "structure",
+    "status",
+    "n_reference",
+    "n_prediction",
+    "n_both",
+    "tolerance_mm",
+)
 
 
 @dataclass(frozen=True)
 class Options:
     """How an evaluation is done; all of it is written to summary.json.
 
-    structures: name to the labels whose union it is; None for every label of the references, named by `table`.
-    ignore: label of the reference whose voxels do not count. surface, percentiles, tolerance_mm, empty: see
-    `metrics.score`. lesions: structures also scored lesion by lesion, with `lesion_options`. resample: put
-    predictions of another grid on the reference's by nearest neighbour. bootstrap: resamplings of cases for the
-    intervals, drawn from `seed`. number_cases: name cases by numbers, because names of files may name patients.
+    structures: name to the labels whose union it is; None for every label of the references, named
+    by `table`. ignore: label of the reference whose voxels do not count. surface, percentiles,
+    tolerance_mm, empty: see `metrics.score`. lesions: structures also scored lesion by lesion, with
+    `lesion_options`. resample: put predictions of another grid on the reference's by nearest
+    neighbour. bootstrap: resamplings of cases for the intervals, drawn from `seed`. number_cases:
+    name cases by numbers, because names of files may name patients.
     """
 
     structures: Mapping[str, tuple[int, ...]] | None = None
@@ -52,8 +61,9 @@ class Options:
 class Evaluation:
     """What an evaluation found.
 
-    rows: one dict per case and structure, the lines of scores.csv. summary: the content of summary.json.
-    problems: sentences on what could not be scored or was not as expected, also in the summary.
+    rows: one dict per case and structure, the lines of scores.csv. summary: the content of
+    summary.json. problems: sentences on what could not be scored or was not as expected, also in
+    the summary.
     """
 
     rows: list[dict[str, Any]]
@@ -70,34 +80,49 @@ def summary_table(summary: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]
     rows = []
     for structure, scores in summary["structures"].items():
         there = [name for name in shown if name in scores]
-        row: dict[str, Any] = {"structure": structure} | {name: scores[name]["mean"] for name in there}
+        row: dict[str, Any] = {"structure": structure} | {
+            name: scores[name]["mean"] for name in there
+        }
         row["n"] = sum(scores["status"].values())
         row["excluded"] = max((scores[name]["n_excluded"] for name in there), default=0)
         row["infinite"] = max((scores[name]["n_inf"] for name in there), default=0)
         rows.append(row)
     cases = summary["cases"]
-    title = f"{len(cases['scored'])} cases scored, {len(cases['without_prediction'])} without prediction, "
-    title += f"{len(cases['without_reference'])} without reference, {len(cases['failed'])} failed; means over cases"
+    title = (
+        f"{len(cases['scored'])} cases scored, {len(cases['without_prediction'])} without"
+        " prediction, "
+    )
+    title += (
+        f"{len(cases['without_reference'])} without reference, {len(cases['failed'])} failed; means"
+        " over cases"
+    )
     return title, rows
 
 
-def summarise(rows: Sequence[Mapping[str, Any]], bootstrap: int = 2000, seed: int = 0) -> dict[str, Any]:
+def summarise(
+    rows: Sequence[Mapping[str, Any]], bootstrap: int = 2000, seed: int = 0
+) -> dict[str, Any]:
     """Statistics over cases of each score of each structure, and of the means over structures.
 
-    Each has n (cases), n_excluded (of them undefined, nan), n_inf (infinite), and over the others mean, sd, median, q1,
-    q3 and ci95: the 2.5 and 97.5 percentiles of the mean over `bootstrap` resamplings of the cases. None where there
-    is nothing to compute from; an interval needs two cases. status counts how often masks were empty.
+    Each has n (cases), n_excluded (of them undefined, nan), n_inf (infinite), and over the others
+    mean, sd, median, q1, q3 and ci95: the 2.5 and 97.5 percentiles of the mean over `bootstrap`
+    resamplings of the cases. None where there is nothing to compute from; an interval needs two
+    cases. status counts how often masks were empty.
     """
     names = score_columns(rows)
     structures = list(dict.fromkeys(row["structure"] for row in rows))
     cases = list(dict.fromkeys(row["case"] for row in rows))
     draws = np.random.default_rng(seed).integers(len(cases), size=(bootstrap, len(cases)))
-    times = np.stack([np.bincount(draw, minlength=len(cases)) for draw in draws]) if bootstrap else None
+    times = (
+        np.stack([np.bincount(draw, minlength=len(cases)) for draw in draws]) if bootstrap else None
+    )
     result: dict[str, Any] = {}
     for structure in structures:
         mine = {row["case"]: row for row in rows if row["structure"] == structure}
         statuses = [row["status"] for row in mine.values()]
-        result[structure] = {"status": {status: statuses.count(status) for status in sorted(set(statuses))}}
+        result[structure] = {
+            "status": {status: statuses.count(status) for status in sorted(set(statuses))}
+        }
         for name in names:
             if all(row.get(name, "") == "" for row in mine.values()):
                 continue
@@ -105,20 +130,30 @@ def summarise(rows: Sequence[Mapping[str, Any]], bootstrap: int = 2000, seed: in
             result[structure][name] = _statistics(values, times)
     overall = {}
     for name in names:
-        means = [one[name]["mean"] for one in result.values() if name in one and one[name]["mean"] is not None]
+        means = [
+            one[name]["mean"]
+            for one in result.values()
+            if name in one and one[name]["mean"] is not None
+        ]
         overall[name] = float(np.mean(means)) if means else None
     return {"structures": result, "mean_over_structures": overall}
 
 
 def score_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The names of the scores that rows hold, in order."""
-    return [name for name in dict.fromkeys(key for row in rows for key in row) if name not in NOT_SCORES]
+    return [
+        name for name in dict.fromkeys(key for row in rows for key in row) if name not in NOT_SCORES
+    ]
 
 
 def _statistics(values: NDArray[np.float64], times: NDArray[np.int64] | None) -> dict[str, Any]:
     finite = np.isfinite(values)
     good = values[finite]
-    counts = {"n": len(values), "n_excluded": int(np.isnan(values).sum()), "n_inf": int(np.isinf(values).sum())}
+    counts = {
+        "n": len(values),
+        "n_excluded": int(np.isnan(values).sum()),
+        "n_inf": int(np.isinf(values).sum()),
+    }
     if not len(good):
         return counts | dict.fromkeys(("mean", "sd", "median", "q1", "q3", "ci95"))
     interval = None
@@ -129,11 +164,20 @@ def _statistics(values: NDArray[np.float64], times: NDArray[np.int64] | None) ->
         interval = [float(q) for q in np.percentile(means, (2.5, 97.5))]
     q1, median, q3 = (float(q) for q in np.percentile(good, (25, 50, 75)))
     sd = float(good.std(ddof=1)) if len(good) > 1 else None
-    return counts | {"mean": float(good.mean()), "sd": sd, "median": median, "q1": q1, "q3": q3, "ci95": interval}
+    return counts | {
+        "mean": float(good.mean()),
+        "sd": sd,
+        "median": median,
+        "q1": q1,
+        "q3": q3,
+        "ci95": interval,
+    }
 
 
 def scores_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV: case, structure, status, scores; undefined is nan, infinite is inf, not asked for is empty."""
+    """Rows as CSV: case, structure, status, scores; undefined is nan, infinite is inf, not asked
+    for is empty.
+    """
     columns = list(dict.fromkeys(key for row in rows for key in row))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -158,7 +202,9 @@ def read_scores(path: str | Path) -> list[dict[str, Any]]:
             try:
                 row[name] = decimal_number(text)
             except (AttributeError, ValueError):
-                raise BadFile(f"{path}: line {reader.line_num} has '{text}' for {name}, which is no number") from None
+                raise BadFile(
+                    f"{path}: line {reader.line_num} has '{text}' for {name}, which is no number"
+                ) from None
         rows.append(row)
     if not rows:
         raise BadFile(f"{path}: holds no scores")

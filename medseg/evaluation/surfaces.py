@@ -1,19 +1,23 @@
-"""Overlaps and distances of the surfaces of label maps, all labels in one pass; pure functions of arrays.
+"""Overlaps and distances of the surfaces of label maps, all labels in one pass; pure functions of
+arrays.
 
-Definitions follow Maier-Hein, Reinke et al., Metrics Reloaded (Nature Methods 2024). Two surfaces are known:
+Definitions follow Maier-Hein, Reinke et al., Metrics Reloaded (Nature Methods 2024). Two surfaces
+are known:
 
-- "surfel": corners between voxels of which some but not all of the 8 are inside, each weighted by the area in mm2 of
-  the marching-cubes patch there (Nikolov et al. 2018, google-deepmind/surface-distance). Right for voxels of any shape;
-  the default.
+- "surfel": corners between voxels of which some but not all of the 8 are inside, each weighted by
+  the area in mm2 of the marching-cubes patch there (Nikolov et al. 2018,
+  google-deepmind/surface-distance). Right for voxels of any shape; the default.
 - "voxel": centres of voxels with a face to the outside, each counting 1 (MONAI, MetricsReloaded).
 
-Distances run between elements of one kind, in mm, both ways. What lies outside the array is background.
-A percentile is taken in each direction and the larger of the two is the Hausdorff distance at that percentile: for
-surfels the smallest distance within which that share of the area lies, for voxels interpolated linearly.
+Distances run between elements of one kind, in mm, both ways. What lies outside the array is
+background. A percentile is taken in each direction and the larger of the two is the Hausdorff
+distance at that percentile: for surfels the smallest distance within which that share of the area
+lies, for voxels interpolated linearly.
 
-Method: elements of all labels are marked in one map; each looks for its label in the other map along lattice offsets in
-order of length, which fills a histogram labels x offsets that holds every percentile, mean and tolerance; the few
-elements beyond the offsets search the blocks of voxels that hold their label, nearest first.
+Method: elements of all labels are marked in one map; each looks for its label in the other map
+along lattice offsets in order of length, which fills a histogram labels x offsets that holds every
+percentile, mean and tolerance; the few elements beyond the offsets search the blocks of voxels that
+hold their label, nearest first.
 """
 
 from __future__ import annotations
@@ -36,7 +40,8 @@ Surface = Literal["surfel", "voxel"]
 MAX_LABELS = 254
 #: Offsets to search before an element counts as far; about 10 voxels around in isotropic data.
 OFFSETS = 4096
-#: A tolerance reaches this much further, so that 1 mm includes a voxel step of 1.00000001 mm from a float32 header.
+#: A tolerance reaches this much further, so that 1 mm includes a voxel step of 1.00000001 mm from a
+#: float32 header.
 TOLERANCE_SLACK = 1e-6
 
 
@@ -44,9 +49,10 @@ TOLERANCE_SLACK = 1e-6
 class SurfaceDistances:
     """Distances between the surfaces of one label in two maps: two weighted distributions.
 
-    from_reference, from_prediction: (distances in mm, rising and unique; their weights as whole numbers).
-    A weight is a number of voxels, or a surfel area in a unit that is the same for both maps.
-    A direction is empty if that map has no such label; distances are inf if the other map has none.
+    from_reference, from_prediction: (distances in mm, rising and unique; their weights as whole
+    numbers). A weight is a number of voxels, or a surfel area in a unit that is the same for both
+    maps. A direction is empty if that map has no such label; distances are inf if the other map has
+    none.
     """
 
     from_reference: tuple[NDArray[np.float64], NDArray[np.int64]]
@@ -55,12 +61,16 @@ class SurfaceDistances:
 
 
 def overlaps(
-    reference: NDArray, prediction: NDArray, structures: Sequence[Sequence[int]], ignore: int | None = None
+    reference: NDArray,
+    prediction: NDArray,
+    structures: Sequence[Sequence[int]],
+    ignore: int | None = None,
 ) -> NDArray[np.int64]:
-    """Voxels of each structure in the reference, in the prediction, and in both: (len(structures), 3).
+    """Voxels of each structure in the reference, in the prediction, and in both: (len(structures),
+    3).
 
-    A structure is the union of some labels; structures may overlap. Voxels labelled `ignore` in the reference count
-    nowhere.
+    A structure is the union of some labels; structures may overlap. Voxels labelled `ignore` in the
+    reference count nowhere.
     """
     counts = np.zeros((len(structures), 3), np.int64)
     for rows, values, first, second in _passes(reference, prediction, structures, ignore):
@@ -79,8 +89,9 @@ def surface_distances(
 ) -> list[SurfaceDistances]:
     """Distances between the surfaces of each structure in two label maps of one grid.
 
-    reference, prediction: (I, J, K) integers from 0 to 65535. spacing_mm: voxel edges along (i, j, k).
-    structures, ignore: as in `overlaps`. Raises `BadConfig` and `BadGeometry` for arguments that make no sense.
+    reference, prediction: (I, J, K) integers from 0 to 65535. spacing_mm: voxel edges along (i, j,
+    k). structures, ignore: as in `overlaps`. Raises `BadConfig` and `BadGeometry` for arguments
+    that make no sense.
     """
     if surface not in ("surfel", "voxel"):
         raise BadConfig(f"a surface is made of surfel or voxel elements, not '{surface}'")
@@ -96,7 +107,9 @@ def surface_distances(
 
 
 def hausdorff(distances: SurfaceDistances, percentile: float = 100) -> float:
-    """The larger of the two directions' percentiles, in mm; nan if both maps lack the structure, inf if one does."""
+    """The larger of the two directions' percentiles, in mm; nan if both maps lack the structure,
+    inf if one does.
+    """
     if not 0 <= percentile <= 100:
         raise BadConfig(f"a percentile is 0 to 100, not {percentile}")
     missing = _if_missing(distances)
@@ -107,7 +120,9 @@ def hausdorff(distances: SurfaceDistances, percentile: float = 100) -> float:
 
 
 def assd(distances: SurfaceDistances) -> float:
-    """Average symmetric surface distance in mm: the mean over both surfaces; nan and inf as `hausdorff`."""
+    """Average symmetric surface distance in mm: the mean over both surfaces; nan and inf as
+    `hausdorff`.
+    """
     missing = _if_missing(distances)
     if missing is not None:
         return missing
@@ -116,7 +131,9 @@ def assd(distances: SurfaceDistances) -> float:
 
 
 def masd(distances: SurfaceDistances) -> float:
-    """Mean average surface distance in mm: the mean of the means of the directions; nan and inf as `hausdorff`."""
+    """Mean average surface distance in mm: the mean of the means of the directions; nan and inf as
+    `hausdorff`.
+    """
     missing = _if_missing(distances)
     if missing is not None:
         return missing
@@ -134,7 +151,11 @@ def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
     both = (distances.from_reference, distances.from_prediction)
     total = sum(int(weight.sum()) for _, weight in both)
     limit = tolerance_mm * (1 + TOLERANCE_SLACK)
-    return float(sum(int(weight[mm <= limit].sum()) for mm, weight in both) / total) if total else float("nan")
+    return (
+        float(sum(int(weight[mm <= limit].sum()) for mm, weight in both) / total)
+        if total
+        else float("nan")
+    )
 
 
 def _if_missing(distances: SurfaceDistances) -> float | None:
@@ -156,12 +177,15 @@ def _percentile(mm: NDArray, weight: NDArray, percentile: float, surface: Surfac
 def _passes(
     reference: NDArray, prediction: NDArray, structures: Sequence[Sequence[int]], ignore: int | None
 ) -> Iterator[tuple[list[int], list[int], NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Pairs of uint8 maps in which structures are single labels, with the numbers and labels of these structures.
+    """Pairs of uint8 maps in which structures are single labels, with the numbers and labels of
+    these structures.
 
     Structures that share a label, or are too many for a byte, go to different pairs.
     """
     if reference.shape != prediction.shape:
-        raise BadGeometry(f"label maps of {reference.shape} and {prediction.shape} voxels cannot be compared")
+        raise BadGeometry(
+            f"label maps of {reference.shape} and {prediction.shape} voxels cannot be compared"
+        )
     reverse = is_reversed(reference)
     first, second = contiguous(reference, reverse), contiguous(prediction, reverse)
     sets = [frozenset(int(value) for value in structure) for structure in structures]
@@ -169,8 +193,17 @@ def _passes(
         return
     if any(not values or min(values) < 0 or max(values) > 65_535 for values in sets):
         raise BadConfig("a structure is one label or more from 0 to 65535")
-    plain = all(len(values) == 1 for values in sets) and len(set(sets)) == len(sets) and frozenset({0}) not in sets
-    if plain and ignore is None and first.dtype == second.dtype == np.uint8 and max(first.max(), second.max()) < 255:
+    plain = (
+        all(len(values) == 1 for values in sets)
+        and len(set(sets)) == len(sets)
+        and frozenset({0}) not in sets
+    )
+    if (
+        plain
+        and ignore is None
+        and first.dtype == second.dtype == np.uint8
+        and max(first.max(), second.max()) < 255
+    ):
         # The maps are as they should be: no copy.
         rows = [row for row, values in enumerate(sets) if max(values) < 255]
         if rows:
@@ -190,7 +223,9 @@ def _passes(
         table = np.zeros(65_536, np.uint8)
         for label, row in enumerate(rows, start=1):
             table[list(sets[row])] = label
-        maps = [look_up(labels, table, np.empty(first.shape, np.uint8)) for labels in (first, second)]
+        maps = [
+            look_up(labels, table, np.empty(first.shape, np.uint8)) for labels in (first, second)
+        ]
         if ignore is not None:
             for target in maps:
                 target[first == ignore] = 0
@@ -211,7 +246,11 @@ def _overlap(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.
 
 
 def _both_ways(
-    first: NDArray[np.uint8], second: NDArray[np.uint8], spacing: NDArray, values: list[int], surface: Surface
+    first: NDArray[np.uint8],
+    second: NDArray[np.uint8],
+    spacing: NDArray,
+    values: list[int],
+    surface: Surface,
 ) -> list[SurfaceDistances]:
     """Surface distances of the labels `values` of two uint8 maps."""
     from medseg.kernels.surfaces import border_map, corner_map
@@ -219,7 +258,11 @@ def _both_ways(
 
     offsets, length = _offsets(spacing)
     areas = surfel_areas(spacing) if surface == "surfel" else np.zeros(256)[:0]
-    weights = np.round(areas * (2.0**31 / areas.max())).astype(np.int64) if len(areas) else areas.astype(np.int64)
+    weights = (
+        np.round(areas * (2.0**31 / areas.max())).astype(np.int64)
+        if len(areas)
+        else areas.astype(np.int64)
+    )
     margin = 1 if surface == "surfel" else 0
     mark = corner_map if surface == "surfel" else border_map
     maps = [np.empty([n + margin for n in first.shape], np.uint8) for _ in range(2)]
@@ -245,13 +288,17 @@ def _one_way(
     weights: NDArray[np.int64],
     values: list[int],
 ) -> list[tuple[NDArray[np.float64], NDArray[np.int64]]]:
-    """For each label the distances in mm of its elements to those in the other map, rising, and their weights."""
+    """For each label the distances in mm of its elements to those in the other map, rising, and
+    their weights.
+    """
     from medseg.kernels.surfaces import nearest, nearest_far, presence
     from medseg.kernels.threads import in_slabs, threads
 
     block = np.maximum(np.abs(offsets).max(axis=0), 1)
     bits = np.zeros((*(-(-n // size) for n, size in zip(others.shape, block)), 4), np.uint64)
-    in_slabs(lambda start, stop: presence(others, other_labels, block, start, stop, bits), len(bits))
+    in_slabs(
+        lambda start, stop: presence(others, other_labels, block, start, stop, bits), len(bits)
+    )
     highest = max(int(labels.max()), *values) + 1
     reach = bits.copy()
     for axis in range(3):
@@ -261,7 +308,19 @@ def _one_way(
 
     def search(start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         histogram = np.zeros((highest, len(offsets)), np.int64)
-        far = nearest(elements, labels, others, other_labels, reach, block, offsets, weights, start, stop, histogram)
+        far = nearest(
+            elements,
+            labels,
+            others,
+            other_labels,
+            reach,
+            block,
+            offsets,
+            weights,
+            start,
+            stop,
+            histogram,
+        )
         return histogram, far
 
     parts = in_slabs(search, len(elements))
@@ -272,8 +331,11 @@ def _one_way(
     def distribution(value: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         rows = far[far[:, 0] == value]
         groups, blocks = _blocks_with(bits, value)
-        numbers = np.ascontiguousarray(rows[:, 1])  # one memory layout, so that one version is compiled
-        distance = nearest_far(numbers, np.uint8(value), groups, blocks, block, others, other_labels, spacing)
+        # One memory layout, so that one version is compiled.
+        numbers = np.ascontiguousarray(rows[:, 1])
+        distance = nearest_far(
+            numbers, np.uint8(value), groups, blocks, block, others, other_labels, spacing
+        )
         mm, place = np.unique(distance, return_inverse=True)
         weight = np.zeros(len(mm), np.int64)
         np.add.at(weight, place, rows[:, 2])
@@ -284,8 +346,12 @@ def _one_way(
         return list(pool.map(distribution, values))
 
 
-def _blocks_with(bits: NDArray[np.uint64], value: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The blocks with a label as `surfaces.nearest_far` takes them: groups (g, 8) of up to 4³, and blocks (n, 3)."""
+def _blocks_with(
+    bits: NDArray[np.uint64], value: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The blocks with a label as `surfaces.nearest_far` takes them: groups (g, 8) of up to 4³, and
+    blocks (n, 3).
+    """
     blocks = np.argwhere(bits[..., value // 64] & np.uint64(1 << value % 64))
     cell = blocks // 4 @ (1 << np.array([42, 21, 0]))
     order = np.argsort(cell, kind="stable")
@@ -298,7 +364,9 @@ def _blocks_with(bits: NDArray[np.uint64], value: int) -> tuple[NDArray[np.int64
 
 
 def _offsets(spacing: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The shortest steps between voxels, at most `OFFSETS`, all or none of one length: (n, 3), and lengths in mm."""
+    """The shortest steps between voxels, at most `OFFSETS`, all or none of one length: (n, 3), and
+    lengths in mm.
+    """
     radius = 1.1 * float(3 * OFFSETS * spacing.prod() / (4 * np.pi)) ** (1 / 3)
     axes = [np.arange(-int(radius / s), int(radius / s) + 1) for s in spacing]
     steps = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
@@ -310,9 +378,10 @@ def _offsets(spacing: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     return steps[order].astype(np.int64), length[order]
 
 
-#: Marching-cubes patches by which of 8 voxels are inside, up to rotation, mirroring and exchange of inside and outside:
-#: voxels inside as digits 4 i + 2 j + k; how many triangles that cut off a corner; quarters of a diagonal plane along
-#: i, j, k; and halves of a square across i, j, k. The triangulation is that of Nikolov et al. 2018 (surface-distance).
+#: Marching-cubes patches by which of 8 voxels are inside, up to rotation, mirroring and exchange of
+#: inside and outside: voxels inside as digits 4 i + 2 j + k; how many triangles that cut off a
+#: corner; quarters of a diagonal plane along i, j, k; and halves of a square across i, j, k. The
+#: triangulation is that of Nikolov et al. 2018 (surface-distance).
 PATCHES: tuple[tuple[str, int, tuple[int, int, int], tuple[int, int, int]], ...] = (
     ("7", 1, (0, 0, 0), (0, 0, 0)),
     ("67", 0, (0, 0, 2), (0, 0, 0)),
@@ -331,7 +400,8 @@ PATCHES: tuple[tuple[str, int, tuple[int, int, int], tuple[int, int, int]], ...]
 
 
 def surfel_areas(spacing_mm: Sequence[float] | NDArray) -> NDArray[np.float64]:
-    """Area in mm2 of the surface at a corner, by which of its 8 voxels are inside (bit 4 i + 2 j + k): (256,).
+    """Area in mm2 of the surface at a corner, by which of its 8 voxels are inside (bit 4 i + 2 j +
+    k): (256,).
 
     Sums of triangles with corners half-way between voxels; 0 for none or all inside.
     """
@@ -345,7 +415,11 @@ def surfel_areas(spacing_mm: Sequence[float] | NDArray) -> NDArray[np.float64]:
         cube[[int(digit) for digit in inside]] = True
         for axes in permutations(range(3)):
             turned = cube.reshape(2, 2, 2).transpose(axes)
-            area = corners * corner + along @ np.take(pieces, axes) + across @ np.take(halves, axes) / 2
+            area = (
+                corners * corner
+                + along @ np.take(pieces, axes)
+                + across @ np.take(halves, axes) / 2
+            )
             for flips in product((1, -1), repeat=3):
                 bits = turned[:: flips[0], :: flips[1], :: flips[2]].ravel()
                 code = int(bits @ (1 << np.arange(8)))

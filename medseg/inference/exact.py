@@ -37,7 +37,9 @@ def half_weights(patch: Sequence[int]) -> Tensor:
     lengths = [length for length in patch if length > 1] if patch[0] == 1 else list(patch)
     impulse = np.zeros(lengths)
     impulse[tuple(length // 2 for length in lengths)] = 1
-    smooth = ndimage.gaussian_filter(impulse, [length / 8 for length in lengths], 0, mode="constant", cval=0)
+    smooth = ndimage.gaussian_filter(
+        impulse, [length / 8 for length in lengths], 0, mode="constant", cval=0
+    )
     weights = torch.from_numpy(smooth / (smooth.max() / 10)).to(torch.half)
     weights[weights == 0] = weights[weights != 0].min()
     return weights.reshape(tuple(patch))
@@ -68,7 +70,9 @@ class HalfSums:
         self._sums[(slice(None), *place)] += features.to("cpu", torch.float32) * self._weights
         self._count[place] += self._weights
 
-    def finish(self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    def finish(
+        self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
         """The means (X, Y, Z, K) of the next `finished` planes of the row, those from `first`
         on."""
         along, across, up = (len(scale) for scale in scales)
@@ -77,7 +81,10 @@ class HalfSums:
         self._at += finished
         means = self._sums[(slice(None), *place)] / self._count[place]
         if bool(torch.isinf(means).any()):
-            raise BadModel("the model's values on this scan are too large for half precision; leave out --exact")
+            raise BadModel(
+                "the model's values on this scan are too large for half precision; leave out"
+                " --exact"
+            )
         if self._folds > 1:
             each = means.unflatten(0, (self._folds, -1))
             means = each[0]
@@ -107,8 +114,8 @@ class HalfPainter(Painter):
         self._halved = halved
 
     def _paint(self, x: int, y: int, block: NDArray[np.float32], inner: bool = False) -> None:
+        from medseg.kernels.painting import agree, certainty
         from medseg.kernels.rounding import paint_rounded, sure_classes
-        from medseg.kernels.windows import agree, certainty
 
         sure = np.empty(block.shape[:3], np.uint16)
         cells = np.empty_like(sure)

@@ -1,4 +1,6 @@
-"""Whether the results of a job are there already: the same model, settings and scan, by the record beside them."""
+"""Whether the results of a job are there already: the same model, settings and scan, by the record
+beside them.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,14 @@ from medseg.errors import DataWarning
 from medseg.inference.jobs import Extras, Job
 from medseg.inference.record import read_record
 from medseg.inference.results import describes, identity_of, result_files
-from medseg.inference.run import EXTRA_KEYS, FOREIGN_KEYS, chosen_extras, inputs_of, read_scans, settings_of
+from medseg.inference.run import (
+    EXTRA_KEYS,
+    FOREIGN_KEYS,
+    chosen_extras,
+    inputs_of,
+    read_scans,
+    settings_of,
+)
 from medseg.inference.settings import Model, Settings, channel_names
 
 #: Settings that change how long a run takes and how much memory, but not its results.
@@ -26,7 +35,8 @@ _CHOSEN: dict[str, dict[str, str]] = {
 def why_again(job: Job, model: Model, settings: Settings, extras: Extras) -> str:
     """Why a job must be done, in words; '' where its results are there and would be the same again.
 
-    The scan is read for that, and every result that the record names. Raises `BadFile` for a scan that cannot be read.
+    The scan is read for that, and every result that the record names. Raises `BadFile` for a scan
+    that cannot be read.
     """
     if not job.labels.exists():
         return "there is no result"
@@ -68,7 +78,9 @@ def _different_settings(before: object, model: Model, settings: Settings, extras
 
 
 def _asked(model: Model, settings: Settings, extras: Extras, *, foreign: bool) -> dict[str, Any]:
-    """The settings as a record has them, but for what is chosen; foreign: by a model of another program."""
+    """The settings as a record has them, but for what is chosen; foreign: by a model of another
+    program.
+    """
     asked = {key: _as_json(value) for key, value in settings_of(settings, model).items()}
     asked["roi"] = list(settings.roi) or None
     if foreign:

@@ -1,7 +1,9 @@
-"""A model as ONNX, for programs without PyTorch, and beside it as JSON all that happens before and after the network.
+"""A model as ONNX, for programs without PyTorch, and beside it as JSON all that happens before and
+after the network.
 
-The ONNX file holds the network of one checkpoint in float32: patches in, logits out, of the model's own patch size and
-any number of patches at a time. It names no file, place or person of the machine it was made on.
+The ONNX file holds the network of one checkpoint in float32: patches in, logits out, of the model's
+own patch size and any number of patches at a time. It names no file, place or person of the machine
+it was made on.
 """
 
 from __future__ import annotations
@@ -38,12 +40,18 @@ MAX_BYTES = 2_000_000_000
 RUNTIMES = ("onnxruntime", "openvino")
 
 
-#: What the schemes of `ModelSpec.intensity` do to a channel on the model's grid, for those who do it elsewhere.
+#: What the schemes of `ModelSpec.intensity` do to a channel on the model's grid, for those who do
+#: it elsewhere.
 _HOW = {
-    "percentiles": "minus the value below which the darkest 1/2000 of the voxels lie, and those are 0; then, of the "
-    "voxels above 0, the percentiles 0.5 and 99.5 become 0 and 1, and everything is clamped there",
-    "zscore": "minus the mean over the standard deviation of all voxels; with nonzero, of those that are not 0, and "
-    "those that are stay 0",
+    "percentiles": (
+        "minus the value below which the darkest 1/2000 of the voxels lie, and those are 0; then,"
+        " of the voxels above 0, the percentiles 0.5 and 99.5 become 0 and 1, and everything is"
+        " clamped there"
+    ),
+    "zscore": (
+        "minus the mean over the standard deviation of all voxels; with nonzero, of those that are"
+        " not 0, and those that are stay 0"
+    ),
     "ct": "clipped to low and high, minus mean, over sd",
 }
 
@@ -51,18 +59,29 @@ _HOW = {
 #: How a scan comes to the model's grid and its labels back, for those who do it elsewhere.
 _GRIDS = {
     "world": {
-        "axes": "along RAS, centred on the scan's corners in space; as many voxels as cover them, rounded up",
+        "axes": (
+            "along RAS, centred on the scan's corners in space; as many voxels as cover them,"
+            " rounded up"
+        ),
         "outside": "0; where air is not 0, the darkest voxel of the scan",
     },
     "scan": {
-        "axes": "the scan's own, permuted and flipped to the nearest RAS, centred on the scan; as many voxels as cover "
-        "it, rounded up; spacings that differ by less than equal_within are equal, and nothing is resampled",
+        "axes": (
+            "the scan's own, permuted and flipped to the nearest RAS, centred on the scan; as many"
+            " voxels as cover it, rounded up; spacings that differ by less than equal_within are"
+            " equal, and nothing is resampled"
+        ),
         "outside": "the nearest voxel",
     },
 }
 _RESAMPLING = {
-    "interpolation": "trilinear; where the scan is finer, the mean of round(ratio of spacings) points an axis",
-    "back": "logits interpolated trilinearly at the scan's voxels, then the largest; of regions the last above 0",
+    "interpolation": (
+        "trilinear; where the scan is finer, the mean of round(ratio of spacings) points an axis"
+    ),
+    "back": (
+        "logits interpolated trilinearly at the scan's voxels, then the largest; of regions the"
+        " last above 0"
+    ),
 }
 
 
@@ -70,8 +89,9 @@ _RESAMPLING = {
 class Exported:
     """What was written, and how the network was checked.
 
-    runtime: what ran it ('' if nothing that could is installed); difference: the largest from PyTorch's logits, as a
-    share of their spread. any_batch: whether it takes any number of patches at a time, or only one.
+    runtime: what ran it ('' if nothing that could is installed); difference: the largest from
+    PyTorch's logits, as a share of their spread. any_batch: whether it takes any number of patches
+    at a time, or only one.
     """
 
     network: Path
@@ -82,26 +102,35 @@ class Exported:
 
 
 def export(checkpoint: Checkpoint, path: Path) -> Exported:
-    """Write a checkpoint's network to `path` (.onnx) and what belongs to it to the same name with .json.
+    """Write a checkpoint's network to `path` (.onnx) and what belongs to it to the same name with
+    .json.
 
-    Raises `BadConfig` if the packages for it are not installed, `BadModel` if the network cannot be written or gives
-    other values than PyTorch's, `BadOutput` for another suffix or a network too large for one file.
+    Raises `BadConfig` if the packages for it are not installed, `BadModel` if the network cannot be
+    written or gives other values than PyTorch's, `BadOutput` for another suffix or a network too
+    large for one file.
     """
     if path.suffix.lower() != ".onnx":
         raise BadOutput(f"{path}: the network is written as ONNX; give a name that ends in .onnx")
     if find_spec("onnx") is None or find_spec("onnxscript") is None:
-        raise BadConfig('writing ONNX needs packages that are not installed: pip install "medseg[export]"')
-    if checkpoint.spec.recipe is not None:  # what is written beside the network describes medseg's own grids
-        raise BadModel(f"the model {checkpoint.spec.name} is nnU-Net's; medseg exports models of its own")
+        raise BadConfig(
+            'writing ONNX needs packages that are not installed: pip install "medseg[export]"'
+        )
+    # What is written beside the network describes medseg's own grids.
+    if checkpoint.spec.recipe is not None:
+        raise BadModel(
+            f"the model {checkpoint.spec.name} is nnU-Net's; medseg exports models of its own"
+        )
     network = checkpoint.network()
     if 4 * sum(value.numel() for value in network.state_dict().values()) > MAX_BYTES:
-        raise BadOutput(f"{path}: the network of {checkpoint.spec.name} is too large for one ONNX file")
+        raise BadOutput(
+            f"{path}: the network of {checkpoint.spec.name} is too large for one ONNX file"
+        )
     content, any_batch = _onnx(network, checkpoint)
     runtime, difference = _compare(content, network, checkpoint)
     if difference > TOLERANCE:
         raise BadModel(
-            f"the network of {checkpoint.spec.name} gives other values in {runtime} than in PyTorch (they differ by "
-            f"{difference:.1%} of their spread), so it was not written"
+            f"the network of {checkpoint.spec.name} gives other values in {runtime} than in PyTorch"
+            f" (they differ by {difference:.1%} of their spread), so it was not written"
         )
     facts = describe(checkpoint) | {
         "onnx_sha256": hashlib.sha256(content).hexdigest(),
@@ -118,7 +147,9 @@ def export(checkpoint: Checkpoint, path: Path) -> Exported:
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Everything around the network as JSON: how its input is made, how windows are laid, what its output means."""
+    """Everything around the network as JSON: how its input is made, how windows are laid, what its
+    output means.
+    """
     from medseg.inference.window import gaussian_weights
 
     spec = checkpoint.spec
@@ -146,11 +177,14 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "activation": "sigmoid" if spec.regions else "softmax",
             "labels": list(outputs),
         },
-        "grid": {"kind": spec.grid, "spacing_mm": list(spec.spacing), "equal_within": SAME_SPACING}
-        | _GRIDS[spec.grid]
-        | _RESAMPLING,
+        "grid": (
+            {"kind": spec.grid, "spacing_mm": list(spec.spacing), "equal_within": SAME_SPACING}
+            | _GRIDS[spec.grid]
+            | _RESAMPLING
+        ),
         "intensity": [
-            {"channel": name, "how": _HOW[one.scheme]} | one.model_dump() for name, one in zip(names, spec.intensities)
+            {"channel": name, "how": _HOW[one.scheme]} | one.model_dump()
+            for name, one in zip(names, spec.intensities)
         ],
         "content": {"above": CONTENT_ABOVE, "margin_voxels": CONTENT_MARGIN} if dark else None,
         "windows": {
@@ -175,7 +209,9 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _onnx(network: nn.Module, checkpoint: Checkpoint) -> tuple[bytes, bool]:
-    """The network as the bytes of an ONNX file, checked, and whether it takes any number of patches at a time."""
+    """The network as the bytes of an ONNX file, checked, and whether it takes any number of patches
+    at a time.
+    """
     import onnx
     import torch
 
@@ -202,15 +238,24 @@ def _onnx(network: nn.Module, checkpoint: Checkpoint) -> tuple[bytes, bool]:
             model.producer_name = "medseg"
             onnx.checker.check_model(model, full_check=True)
             return model.SerializeToString(), any_batch
-        except (torch.onnx.errors.OnnxExporterError, onnx.checker.ValidationError, RuntimeError) as error:
+        except (
+            torch.onnx.errors.OnnxExporterError,
+            onnx.checker.ValidationError,
+            RuntimeError,
+        ) as error:
             problem = str(error).strip().split("\n")[0]
-    raise BadModel(f"the architecture '{spec.architecture}' of {spec.name} cannot be written as ONNX: {problem}")
+    raise BadModel(
+        f"the architecture '{spec.architecture}' of {spec.name} cannot be written as ONNX:"
+        f" {problem}"
+    )
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Without the exporter's warnings, which are for those who write exporters."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
@@ -228,7 +273,12 @@ def _without_traces(model: Any) -> None:
     for part in (model, model.graph, *model.functions):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
-    values = [*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer]
+    values = [
+        *model.graph.value_info,
+        *model.graph.input,
+        *model.graph.output,
+        *model.graph.initializer,
+    ]
     for function in model.functions:
         values += [*function.node, *function.value_info]
     for part in (*model.graph.node, *values):
@@ -237,7 +287,9 @@ def _without_traces(model: Any) -> None:
 
 
 def _compare(content: bytes, network: nn.Module, checkpoint: Checkpoint) -> tuple[str, float]:
-    """What ran the exported network, and the largest difference from PyTorch as a share of the logits' spread."""
+    """What ran the exported network, and the largest difference from PyTorch as a share of the
+    logits' spread.
+    """
     import torch
 
     name = next((name for name in RUNTIMES if find_spec(name)), "")
@@ -250,7 +302,9 @@ def _compare(content: bytes, network: nn.Module, checkpoint: Checkpoint) -> tupl
     run = _run_onnxruntime if name == "onnxruntime" else _run_openvino
     found = run(content, patches.numpy())
     spread = float(np.ptp(expected))
-    difference = float(np.abs(found - expected).max()) / spread if spread > 0 else float(np.abs(found).max())
+    difference = (
+        float(np.abs(found - expected).max()) / spread if spread > 0 else float(np.abs(found).max())
+    )
     return name, difference if np.isfinite(difference) else float("inf")
 
 

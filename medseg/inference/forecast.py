@@ -1,4 +1,6 @@
-"""What a run will do and need: windows, stripes, memory; refused before it starts where memory will not do."""
+"""What a run will do and need: windows, stripes, memory; refused before it starts where memory will
+not do.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,9 @@ if TYPE_CHECKING:
     from medseg.models import Checkpoint, ModelSpec
 
 
-#: Multiplications from which on a foreign model may run in bfloat16 on a CPU. What is less takes a minute at most in
-#: float32, and bfloat16 changes some voxels in 10,000 (0.005 to 0.06 % of those of small networks).
+#: Multiplications from which on a foreign model may run in bfloat16 on a CPU. What is less takes a
+#: minute at most in float32, and bfloat16 changes some voxels in 10,000 (0.005 to 0.06 % of those
+#: of small networks).
 LIGHT = 2e12
 #: Into how many parts a scan may be cut, to be computed one after the other, where memory is short.
 _STRIPES = (1, 2, 3, 4, 6, 8, 12, 16)
@@ -52,16 +55,20 @@ class Plan:
     memory_bytes: int
     stripes: int = 1
     backend: str = ""
-    taken: tuple[str, ...] = ()  # of a foreign model: what was taken of its folder, and how scans are turned
+    taken: tuple[
+        str, ...
+    ] = ()  # of a foreign model: what was taken of its folder, and how scans are turned
     mirror: tuple[int, ...] = ()
-    half: bool = False  # sums and logits are rounded to half precision, as a foreign model's own program does
+    # sums and logits are rounded to half precision, as a foreign model's own program does
+    half: bool = False
 
 
 def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
     """What segmenting this scan will do and how much memory the process will hold at its peak.
 
-    Where less is allowed (`max_memory_bytes`) or free, the scan is computed in stripes, whose seams are computed twice.
-    Raises `NotEnoughMemory` if that does not help, `BadConfig` for settings that do not fit the model.
+    Where less is allowed (`max_memory_bytes`) or free, the scan is computed in stripes, whose seams
+    are computed twice. Raises `NotEnoughMemory` if that does not help, `BadConfig` for settings
+    that do not fit the model.
     """
     limit = min(settings.max_memory_bytes or 2**62, free_bytes() + resident_bytes())
     volumes = as_volumes(scan)
@@ -113,7 +120,10 @@ class Laid:
 
 
 def _lay(
-    volumes: Sequence[Volume], checkpoints: Sequence[Checkpoint], settings: Settings, device: torch.device
+    volumes: Sequence[Volume],
+    checkpoints: Sequence[Checkpoint],
+    settings: Settings,
+    device: torch.device,
 ) -> Laid:
     """The grid, the windows and the arithmetic."""
     from medseg.inference.backends.opening import blended_features
@@ -128,7 +138,9 @@ def _lay(
         precision = str(choose_precision(settings.precision, device))  # type: ignore[arg-type]
         grid = model_grid(volumes[0], spec.spacing, spec.grid)
         windows = plan_windows(grid.shape, spec.patch, share, cell)
-        return Laid(grid=grid, windows=windows, precision=precision.removeprefix("torch."), mirror=mirror)
+        return Laid(
+            grid=grid, windows=windows, precision=precision.removeprefix("torch."), mirror=mirror
+        )
     orientation = orientation_for(spec.recipe, settings.orientation, dicom=settings.from_dicom)
     frame = lay_frame(volumes, spec.recipe, orientation)
     shape = [max(size, patch) for size, patch in zip(frame.shape, spec.patch)]
@@ -166,38 +178,57 @@ def multiply_adds(spec: ModelSpec) -> float:
 
 
 def _rounds(checkpoints: Sequence[Checkpoint], precision: str, device: str, features: int) -> bool:
-    """Whether a foreign model's sums are rounded as its own program does it, though nobody asked for every voxel.
+    """Whether a foreign model's sums are rounded as its own program does it, though nobody asked
+    for every voxel.
 
-    In float32 that decides the last voxels in 100,000; and where there are few classes, half precision is smaller, too.
-    With more of them the features before the last layer are added up instead, whose number the classes do not change.
+    In float32 that decides the last voxels in 100,000; and where there are few classes, half
+    precision is smaller, too. With more of them the features before the last layer are added up
+    instead, whose number the classes do not change.
     """
     spec = checkpoints[0].spec
     few = 2 * (spec.outputs * len(checkpoints) + 1) <= 4 * features
     return spec.recipe is not None and precision == "float32" and device == "cpu" and few
 
 
-def taken_of(checkpoints: Sequence[Checkpoint], mirror: Sequence[int], orientation: str) -> tuple[str, ...]:
-    """What is taken of a foreign model, for people: trainer, plans, folds, mirroring, and how scans are turned."""
+def taken_of(
+    checkpoints: Sequence[Checkpoint], mirror: Sequence[int], orientation: str
+) -> tuple[str, ...]:
+    """What is taken of a foreign model, for people: trainer, plans, folds, mirroring, and how scans
+    are turned.
+    """
     card = checkpoints[0].spec.card
     folds = ", ".join(str(one.spec.card.get("fold", "")) for one in checkpoints)
     facts = [str(card.get(key, "")) for key in ("trainer", "plans", "configuration")]
-    facts += [f"fold {folds}" if len(checkpoints) == 1 else f"folds {folds}", str(card.get("checkpoint", ""))]
+    facts += [
+        f"fold {folds}" if len(checkpoints) == 1 else f"folds {folds}",
+        str(card.get("checkpoint", "")),
+    ]
     allowed = mirror_axes(checkpoints)
     if mirror:
         facts.append(f"mirrored along axes {', '.join(map(str, mirror))}")
     elif allowed:
-        facts.append(f"not mirrored; --tta mirrors as in training and takes {2 ** len(allowed)} times as long")
+        facts.append(
+            f"not mirrored; --tta mirrors as in training and takes {2 ** len(allowed)} times as"
+            " long"
+        )
     else:
         facts.append("not mirrored, as in training")
-    facts.append("scan as it is stored" if orientation == "stored" else f"scan turned to {orientation}")
+    facts.append(
+        "scan as it is stored" if orientation == "stored" else f"scan turned to {orientation}"
+    )
     return tuple(fact for fact in facts if fact)
 
 
 def _check_memory(needed: int, limit: int, settings: Settings) -> None:
     if needed > limit:
-        why = "allowed; raise --max-memory" if limit == settings.max_memory_bytes else "free; close other programs"
+        why = (
+            "allowed; raise --max-memory"
+            if limit == settings.max_memory_bytes
+            else "free; close other programs"
+        )
         raise NotEnoughMemory(
-            f"this run needs about {needed / 1e9:.2f} GB of memory and {limit / 1e9:.2f} GB are {why} or crop the scan"
+            f"this run needs about {needed / 1e9:.2f} GB of memory and {limit / 1e9:.2f} GB are"
+            f" {why} or crop the scan"
         )
 
 
@@ -217,7 +248,8 @@ def memory_needed(
 ) -> int:
     """Bytes of this process at its peak: what it holds now, and the largest of its three phases.
 
-    Sizes follow from what the code allocates; `tests/benchmarks/bench_memory.py` compares them with what is measured.
+    Sizes follow from what the code allocates; `tests/benchmarks/bench_memory.py` compares them with
+    what is measured.
     """
     from medseg.inference.backends.activations import activation_bytes
     from medseg.inference.backends.opening import blended_features
@@ -272,7 +304,9 @@ def _block_voxels(windows: Windows) -> int:
 
 
 def _sums_bytes(windows: Windows, features: int, stripes: int) -> int:
-    """Bytes of the sums, the block that is complete, once more with the planes before it, and its classes."""
+    """Bytes of the sums, the block that is complete, once more with the planes before it, and its
+    classes.
+    """
     rows, patch, depth = windows.starts[0], windows.patch, windows.padded[2]
     carry = 0
     if len(rows) > 1:
@@ -324,8 +358,11 @@ def _regridding(frame: Frame, *, exact: bool) -> int:
     if frame.cropped == frame.shape:
         return 4 * cropped
     padded = int(np.prod([n + 24 for n in frame.cropped]))
-    # In float32: the scan, padded, its spline's coefficients. By scipy: in float64, padded, filtered, and the result.
-    return 4 * cropped + (8 * (cropped + 2 * padded) + 16 * int(np.prod(frame.shape)) if exact else 8 * padded)
+    # In float32: the scan, padded, its spline's coefficients. By scipy: in float64, padded,
+    # filtered, and the result.
+    return 4 * cropped + (
+        8 * (cropped + 2 * padded) + 16 * int(np.prod(frame.shape)) if exact else 8 * padded
+    )
 
 
 def _span(windows: Windows, stripes: int) -> int:
@@ -336,5 +373,6 @@ def _span(windows: Windows, stripes: int) -> int:
     )
 
 
-#: What is loaded between making the plan and the peak: numba, the compiled kernels, oneDNN's buffers.
+#: What is loaded between making the plan and the peak: numba, the compiled kernels, oneDNN's
+#: buffers.
 _LIBRARIES_BYTES = 150_000_000

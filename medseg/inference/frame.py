@@ -138,7 +138,9 @@ def _nonzero(arrays: Sequence[NDArray]) -> Box:
         for array in arrays:
             planes |= array.any(axis=others)
         found = np.flatnonzero(planes)
-        box.append(slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, len(planes)))
+        box.append(
+            slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, len(planes))
+        )
     return box[0], box[1], box[2]
 
 
@@ -169,7 +171,9 @@ def content_mask(channels: Sequence[NDArray]) -> NDArray[np.bool_]:
     return mask
 
 
-def prepare_frame(volumes: Sequence[Volume], recipe: Recipe, frame: Frame, *, exact: bool) -> NDArray[np.float32]:
+def prepare_frame(
+    volumes: Sequence[Volume], recipe: Recipe, frame: Frame, *, exact: bool
+) -> NDArray[np.float32]:
     """The network's input (C, A, B, C) float32 of the scans of one case: scaled, then resampled."""
     out = np.empty((len(volumes), *frame.shape), np.float32)
     views = [frame.seen(volume) for volume in volumes]
@@ -181,17 +185,23 @@ def prepare_frame(volumes: Sequence[Volume], recipe: Recipe, frame: Frame, *, ex
         SCALES[channel.scheme](image, channel, mask if channel.masked else None)
         if not np.isfinite(image.sum(dtype=np.float64)):
             raise BadFile("holds voxels that are not finite numbers; check the scan")
-        target[:] = regrid(image, frame.shape, recipe.image, frame.spacing_mm, frame.target_mm, exact=exact)
+        target[:] = regrid(
+            image, frame.shape, recipe.image, frame.spacing_mm, frame.target_mm, exact=exact
+        )
     return out
 
 
-def _scale_fixed(image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None) -> None:
+def _scale_fixed(
+    image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None
+) -> None:
     np.clip(image, channel.low, channel.high, out=image)
     image -= channel.mean
     image /= max(channel.sd, 1e-8)
 
 
-def _scale_zscore(image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None) -> None:
+def _scale_zscore(
+    image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None
+) -> None:
     # In float32, summed pairwise, as numpy does: float64 would differ in the seventh digit.
     if mask is not None:
         inside = image[mask]
@@ -202,16 +212,22 @@ def _scale_zscore(image: NDArray[np.float32], channel: ChannelScale, mask: NDArr
     image /= max(sd, 1e-8)
 
 
-def _scale_range(image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None) -> None:
+def _scale_range(
+    image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None
+) -> None:
     image -= image.min()
     image /= np.clip(image.max(), 1e-8, None)
 
 
-def _scale_bytes(image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None) -> None:
+def _scale_bytes(
+    image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None
+) -> None:
     image /= 255.0
 
 
-def _keep(image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None) -> None:
+def _keep(
+    image: NDArray[np.float32], channel: ChannelScale, mask: NDArray[np.bool_] | None
+) -> None:
     """Leave the intensities as they are."""
 
 
@@ -226,10 +242,14 @@ SCALES: dict[str, Callable[[NDArray[np.float32], ChannelScale, NDArray[np.bool_]
 }
 
 
-def one_hot(labels: Volume, values: Sequence[int], recipe: Recipe, frame: Frame, mask: NDArray[np.bool_]) -> NDArray:
+def one_hot(
+    labels: Volume, values: Sequence[int], recipe: Recipe, frame: Frame, mask: NDArray[np.bool_]
+) -> NDArray:
     """The channels (N, A, B, C) of 0 and 1 that a first stage's labels make for the second (section
     7)."""
     seen = frame.seen(labels).astype(np.float32)
     seen[(seen == 0) & ~mask] = -1
-    on_grid = regrid(seen, frame.shape, recipe.labels, frame.spacing_mm, frame.target_mm, exact=True, labels=True)
+    on_grid = regrid(
+        seen, frame.shape, recipe.labels, frame.spacing_mm, frame.target_mm, exact=True, labels=True
+    )
     return np.stack([on_grid == value for value in values]).astype(np.float32)

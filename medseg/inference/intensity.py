@@ -1,7 +1,7 @@
 """Segmentation by intensity alone, for a first look or a baseline: no training, no anatomy.
 
-All three work on a histogram of the scan's finite voxels, so that their cost does not grow with the scan, and number
-classes from dark to bright. They say nothing about what the classes are.
+All three work on a histogram of the scan's finite voxels, so that their cost does not grow with the
+scan, and number classes from dark to bright. They say nothing about what the classes are.
 """
 
 from __future__ import annotations
@@ -19,24 +19,31 @@ _BINS = 512
 
 
 def otsu_threshold(counts: NDArray, centres: NDArray) -> float:
-    """The threshold that maximises the variance between the two sides of a histogram (Otsu 1979)."""
+    """The threshold that maximises the variance between the two sides of a histogram (Otsu
+    1979).
+    """
     below = np.cumsum(counts)
     above = below[-1] - below
     sum_below = np.cumsum(counts * centres)
     with np.errstate(invalid="ignore", divide="ignore"):
         between = below * above * (sum_below / below - (sum_below[-1] - sum_below) / above) ** 2
-    best = np.flatnonzero(np.nan_to_num(between) >= np.nanmax(between) * (1 - 1e-12))  # an empty valley is a plateau
+    # An empty valley is a plateau.
+    best = np.flatnonzero(np.nan_to_num(between) >= np.nanmax(between) * (1 - 1e-12))
     return float((centres[best[0]] + centres[min(best[-1] + 1, len(centres) - 1)]) / 2)
 
 
 def kmeans_thresholds(counts: NDArray, centres: NDArray, classes: int) -> list[float]:
-    """Borders between `classes` groups of a histogram by Lloyd's algorithm (1982), started at equal quantiles."""
+    """Borders between `classes` groups of a histogram by Lloyd's algorithm (1982), started at equal
+    quantiles.
+    """
     share = (np.cumsum(counts) - counts / 2) / counts.sum()
     means = np.interp((np.arange(classes) + 0.5) / classes, share, centres)
     for _ in range(500):
         group = np.abs(centres[:, None] - means).argmin(1)
         weight = np.bincount(group, counts, classes)
-        moved = np.where(weight > 0, np.bincount(group, counts * centres, classes) / np.maximum(weight, 1), means)
+        moved = np.where(
+            weight > 0, np.bincount(group, counts * centres, classes) / np.maximum(weight, 1), means
+        )
         if np.allclose(moved, means, rtol=0, atol=1e-9 * np.ptp(centres)):
             break
         means = np.sort(moved)
@@ -44,7 +51,9 @@ def kmeans_thresholds(counts: NDArray, centres: NDArray, classes: int) -> list[f
 
 
 def gmm_classes(counts: NDArray, centres: NDArray, classes: int) -> NDArray:
-    """The most likely of `classes` Gaussians for each bin (EM; Dempster et al. 1977), started from k-means."""
+    """The most likely of `classes` Gaussians for each bin (EM; Dempster et al. 1977), started from
+    k-means.
+    """
     group = np.digitize(centres, kmeans_thresholds(counts, centres, classes))
     share = np.eye(classes)[group]
     width = centres[1] - centres[0]
@@ -52,8 +61,14 @@ def gmm_classes(counts: NDArray, centres: NDArray, classes: int) -> NDArray:
     for _ in range(500):
         weight = (share * counts[:, None]).sum(0) + 1e-12
         mean = (share * (counts * centres)[:, None]).sum(0) / weight
-        variance = (share * counts[:, None] * (centres[:, None] - mean) ** 2).sum(0) / weight + width**2
-        score = np.log(weight) - 0.5 * np.log(variance) - 0.5 * (centres[:, None] - mean) ** 2 / variance
+        variance = (share * counts[:, None] * (centres[:, None] - mean) ** 2).sum(
+            0
+        ) / weight + width**2
+        score = (
+            np.log(weight)
+            - 0.5 * np.log(variance)
+            - 0.5 * (centres[:, None] - mean) ** 2 / variance
+        )
         new = np.exp(score - score.max(1, keepdims=True))
         new /= new.sum(1, keepdims=True)
         if np.abs(new - share).max() < 1e-6:
@@ -63,7 +78,9 @@ def gmm_classes(counts: NDArray, centres: NDArray, classes: int) -> NDArray:
 
 
 def _histogram(volume: Volume) -> tuple[Volume, NDArray, NDArray, float, float]:
-    """The scan in numbers to compute with, its counts, the centres of the bins, and the ends of the range."""
+    """The scan in numbers to compute with, its counts, the centres of the bins, and the ends of the
+    range.
+    """
     volume = computable(volume)
     low, high = (float(p) for p in np.percentile(volume.data, (0.05, 99.95)))
     if not high > low:
@@ -90,7 +107,9 @@ def otsu(volume: Volume, classes: int = 2) -> Volume:
 def kmeans(volume: Volume, classes: int = 4) -> Volume:
     """Classes 0 (darkest) to `classes` - 1 by k-means of the intensities."""
     volume, counts, centres, low, high = _histogram(volume)
-    return _apply(volume, np.digitize(centres, kmeans_thresholds(counts, centres, classes)), low, high)
+    return _apply(
+        volume, np.digitize(centres, kmeans_thresholds(counts, centres, classes)), low, high
+    )
 
 
 def gmm(volume: Volume, classes: int = 4) -> Volume:
@@ -114,5 +133,8 @@ def intensity_table(name: str) -> LabelTable:
         return LabelTable((Label(1, "foreground", (230, 180, 60)),))
     colors = [(70, 130, 200), (110, 190, 110), (240, 200, 80)]
     return LabelTable(
-        tuple(Label(n, f"intensity class {n} of {classes - 1}", colors[n - 1]) for n in range(1, classes))
+        tuple(
+            Label(n, f"intensity class {n} of {classes - 1}", colors[n - 1])
+            for n in range(1, classes)
+        )
     )

@@ -1,7 +1,8 @@
 """Files named on the command line become jobs: a scan with its channels, and where its results go.
 
-Every folder is listed once, whatever the number of scans, and names are compared as text: 40,000 scans are a matter of
-seconds. What is wrong with one scan of several is that scan's `problem` and stops no other.
+Every folder is listed once, whatever the number of scans, and names are compared as text: 40,000
+scans are a matter of seconds. What is wrong with one scan of several is that scan's `problem` and
+stops no other.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ _RESULT_NAME = re.compile(
 )
 #: Suffixes of files; a name that ends in one of these is not meant as a folder.
 _FILE_SUFFIXES = {
-    ".bmp", ".bz2", ".csv", ".dicom", ".gif", ".gz", ".h5", ".hdf5", ".hdr", ".htm", ".html", ".ima", ".img", ".jpeg",
-    ".jpg", ".json", ".mat", ".mif", ".minc", ".mnc", ".mrb", ".nia", ".nifti", ".npy", ".npz", ".obj", ".pdf", ".ply",
-    ".png", ".raw", ".stl", ".svg", ".tar", ".tif", ".tiff", ".txt", ".tsv", ".vtk", ".vti", ".webp", ".xlsx", ".xml",
+    ".bmp", ".bz2", ".csv", ".dicom", ".gif", ".gz", ".h5", ".hdf5", ".hdr", ".htm", ".html",
+    ".ima", ".img", ".jpeg",
+    ".jpg", ".json", ".mat", ".mif", ".minc", ".mnc", ".mrb", ".nia", ".nifti", ".npy", ".npz",
+    ".obj", ".pdf", ".ply",
+    ".png", ".raw", ".stl", ".svg", ".tar", ".tif", ".tiff", ".txt", ".tsv", ".vtk", ".vti",
+    ".webp", ".xlsx", ".xml",
     ".xz", ".yaml", ".yml", ".zip", ".zst",
 }  # fmt: skip
 
@@ -44,8 +48,8 @@ _FILE_SUFFIXES = {
 class Job:
     """One scan and where its results go.
 
-    channels: the files of a model's further channels, in its order. problem: what is wrong with these files, known
-    before any is read; a job that has one cannot be done.
+    channels: the files of a model's further channels, in its order. problem: what is wrong with
+    these files, known before any is read; a job that has one cannot be done.
     """
 
     scan: Path
@@ -80,7 +84,9 @@ class Extras:
 
 @dataclass(frozen=True, kw_only=True)
 class _Case:
-    """Files of one scan (or what was to be one), the name of its results, and what is wrong with it."""
+    """Files of one scan (or what was to be one), the name of its results, and what is wrong with
+    it.
+    """
 
     files: tuple[Path, ...]
     name: str
@@ -95,16 +101,18 @@ def list_jobs(
     channels: Sequence[Path] = (),
     is_folder: bool = False,
 ) -> list[Job]:
-    """The scans named by files and folders with their outputs. A folder holds scans, or is one DICOM series.
+    """The scans named by files and folders with their outputs. A folder holds scans, or is one
+    DICOM series.
 
-    names: what each channel of the model is called ('' where it does not say); channels: the files of all but the
-    first, for a single scan. Without them, files called CASE_0000, CASE_0001 ... are the channels of one case for a
-    model of several. is_folder: the output is a folder, whatever its name.
+    names: what each channel of the model is called ('' where it does not say); channels: the files
+    of all but the first, for a single scan. Without them, files called CASE_0000, CASE_0001 ... are
+    the channels of one case for a model of several. is_folder: the output is a folder, whatever its
+    name.
 
-    Results are called as the files were named, not as what a link leads to. Two scans of one name from two folders are
-    told apart by the names of their folders.
-    Raises `BadFile` for a single scan that is not there, `BadConfig` where two results would have one name and
-    `BadOutput` for a format that is not written.
+    Results are called as the files were named, not as what a link leads to. Two scans of one name
+    from two folders are told apart by the names of their folders. Raises `BadFile` for a single
+    scan that is not there, `BadConfig` where two results would have one name and `BadOutput` for a
+    format that is not written.
     """
     folders = _Folders()
     if channels:
@@ -118,7 +126,9 @@ def list_jobs(
     if output is None or is_folder or _is_folder(output):
         jobs = _jobs_in(output, cases)
     elif len(cases) > 1:
-        raise BadConfig(f"{len(cases)} scans cannot go into one file {output}; give a folder with -o")
+        raise BadConfig(
+            f"{len(cases)} scans cannot go into one file {output}; give a folder with -o"
+        )
     else:
         jobs = [_job(cases[0], output)]
     _check_overwriting(jobs, folders)
@@ -128,13 +138,15 @@ def list_jobs(
 def given_name(path: Path) -> str:
     """What a file or folder is called without its suffix, as it was named: of a link its own name.
 
-    '.' and '..' have no name of their own, so the folder's is taken. The name of a folder has no suffix.
+    '.' and '..' have no name of their own, so the folder's is taken. The name of a folder has no
+    suffix.
     """
     name = path.name if path.name not in ("", "..") else path.resolve().name
     return name if _is_dir(path) else strip_suffix(name)
 
 
-# Scans ---------------------------------------------------------------------------------------------------------------
+# Scans
+# --------------------------------------------------------------------------------------------------
 
 
 class _Folders:
@@ -212,22 +224,30 @@ class _Given:
 
 
 def _scans(inputs: Sequence[Path], folders: _Folders) -> list[_Given]:
-    """The scans that files and folders stand for, with what is wrong with those that cannot be read; none twice."""
+    """The scans that files and folders stand for, with what is wrong with those that cannot be
+    read; none twice.
+    """
     scans: dict[Path, _Given] = {}
     for path in inputs:
         if not _is_dir(path):
             problem = _problem_of(path)
-            given = _Given(path=path, name=strip_suffix(path), is_file=problem is None, problem=problem)
+            given = _Given(
+                path=path, name=strip_suffix(path), is_file=problem is None, problem=problem
+            )
             scans.setdefault(path, given)
             continue
         inside, links = folders.scans(path), folders.links(path)
         for name, stem in inside.items():
             scan = path / name
             problem = _problem_of(scan) if name in links else None
-            scans.setdefault(scan, _Given(path=scan, name=stem, is_file=problem is None, problem=problem))
+            scans.setdefault(
+                scan, _Given(path=scan, name=stem, is_file=problem is None, problem=problem)
+            )
         if not inside:
             problem = folders.problems.get(path) or _problem_of_folder(path)
-            scans.setdefault(path, _Given(path=path, name=given_name(path), is_file=False, problem=problem))
+            scans.setdefault(
+                path, _Given(path=path, name=given_name(path), is_file=False, problem=problem)
+            )
     return list(scans.values())
 
 
@@ -236,7 +256,10 @@ def _problem_of(path: Path) -> MedsegError | None:
     if _exists(path):
         return None
     if _is_link(path):
-        return BadFile(f"{path}: is a link to a file that is not there; fetch it first (datalad get, git annex get)")
+        return BadFile(
+            f"{path}: is a link to a file that is not there; fetch it first (datalad get, git annex"
+            " get)"
+        )
     return BadFile(f"{path}: there is no such file or folder; check the name")
 
 
@@ -247,13 +270,21 @@ def _problem_of_folder(folder: Path) -> MedsegError | None:
         return None
     example = example_folder(folder)
     if example is not None:
-        return BadFile(f"{folder}: holds {held}; give the folder that holds the scans, e.g. {example}")
+        return BadFile(
+            f"{folder}: holds {held}; give the folder that holds the scans, e.g. {example}"
+        )
     return BadFile(f"{folder}: holds {held}; give scans, a folder of them or one of DICOM")
 
 
 def _stem_of_scan(name: str) -> str:
-    """The name of a scan in a folder without its suffix; '' for what is hidden, a slice of a series or a result."""
-    if name.startswith(".") or name.lower().endswith((".dcm", ".seg.nrrd")) or not is_readable_name(name):
+    """The name of a scan in a folder without its suffix; '' for what is hidden, a slice of a series
+    or a result.
+    """
+    if (
+        name.startswith(".")
+        or name.lower().endswith((".dcm", ".seg.nrrd"))
+        or not is_readable_name(name)
+    ):
         return ""
     stem = strip_suffix(name)
     return "" if _RESULT_NAME.search(stem) else stem
@@ -283,13 +314,16 @@ def _is_link(path: Path) -> bool:
     return os.path.islink(path)  # noqa: PTH114
 
 
-# Cases ---------------------------------------------------------------------------------------------------------------
+# Cases
+# --------------------------------------------------------------------------------------------------
 
 
 def _case_of_channels(scans: Sequence[_Given], channels: Sequence[Path]) -> _Case:
     """One scan with the channels that were named. Raises `BadConfig` for several scans."""
     if len(scans) > 1:
-        raise BadConfig(f"--channel adds to one scan, and {len(scans)} are given; give them one at a time")
+        raise BadConfig(
+            f"--channel adds to one scan, and {len(scans)} are given; give them one at a time"
+        )
     problems = [scans[0].problem, *map(_problem_of, channels)]
     first = next((one for one in problems if one is not None), None)
     return _Case(files=(scans[0].path, *channels), name=scans[0].name, problem=first)
@@ -298,21 +332,32 @@ def _case_of_channels(scans: Sequence[_Given], channels: Sequence[Path]) -> _Cas
 def _of_one_channel(scans: Sequence[_Given], folders: _Folders) -> list[_Case]:
     """A case for each scan, named like it.
 
-    `_0000` numbers nnU-Net's first channel and is left out of the name of the result, where that is certain: no other
-    number of this case lies beside it, and no other scan has the name that remains. Else the number is the case's own.
+    `_0000` numbers nnU-Net's first channel and is left out of the name of the result, where that is
+    certain: no other number of this case lies beside it, and no other scan has the name that
+    remains. Else the number is the case's own.
     """
     names = Counter(scan.name for scan in scans)
     cases = []
     for scan in scans:
-        match = _CHANNEL_NAME.fullmatch(scan.name) if scan.name.endswith("_0000") and scan.is_file else None
-        is_channel = match and not names[match["case"]] and _is_alone(scan.path.parent, match["case"], folders)
+        match = (
+            _CHANNEL_NAME.fullmatch(scan.name)
+            if scan.name.endswith("_0000") and scan.is_file
+            else None
+        )
+        is_channel = (
+            match
+            and not names[match["case"]]
+            and _is_alone(scan.path.parent, match["case"], folders)
+        )
         name = match["case"] if match and is_channel else scan.name
         cases.append(_Case(files=(scan.path,), name=name, problem=scan.problem))
     return cases
 
 
 def _is_alone(folder: Path, case: str, folders: _Folders) -> bool:
-    """Whether CASE_0000 is the only number of its case in a folder, in which no scan is called CASE."""
+    """Whether CASE_0000 is the only number of its case in a folder, in which no scan is called
+    CASE.
+    """
     numbers = folders.channels(folder).get(case, {})
     return set(numbers) == {0} and len(numbers[0]) == 1 and case not in folders.stems(folder)
 
@@ -320,8 +365,9 @@ def _is_alone(folder: Path, case: str, folders: _Folders) -> bool:
 def _grouped(scans: Sequence[_Given], names: Sequence[str], folders: _Folders) -> list[_Case]:
     """The scans as cases for a model of several channels.
 
-    Files called CASE_0000, CASE_0001 ... are one case, and so are those that lie beside one that was named. Other
-    files stay alone: they may hold all channels. A case that lacks a channel or has too many gets a problem.
+    Files called CASE_0000, CASE_0001 ... are one case, and so are those that lie beside one that
+    was named. Other files stay alone: they may hold all channels. A case that lacks a channel or
+    has too many gets a problem.
     """
     cases: dict[tuple[Path, str], _Case] = {}
     for scan in scans:
@@ -339,42 +385,59 @@ def _grouped(scans: Sequence[_Given], names: Sequence[str], folders: _Folders) -
 
 
 def _channel_files(scan: Path, case: str, names: Sequence[str], folders: _Folders) -> _Case:
-    """The files CASE_0000, CASE_0001 ... beside a scan, one for each of a model's channels, or what is wrong."""
+    """The files CASE_0000, CASE_0001 ... beside a scan, one for each of a model's channels, or what
+    is wrong.
+    """
     folder = scan.parent
     files = folders.channels(folder).get(case, {})
-    wanted = [f"{case}_{number:04d}" + (f" ({name})" if name else "") for number, name in enumerate(names)]
+    wanted = [
+        f"{case}_{number:04d}" + (f" ({name})" if name else "") for number, name in enumerate(names)
+    ]
     problem = _channel_problem(folder, files, wanted)
     if problem is not None:
         return _Case(files=(scan,), name=case, problem=problem)
     paths = tuple(files[number][0] for number in range(len(names)))
     links = folders.links(folder)
     problems = (_problem_of(path) for path in paths if path.name in links)
-    return _Case(files=paths, name=case, problem=next((one for one in problems if one is not None), None))
+    return _Case(
+        files=paths, name=case, problem=next((one for one in problems if one is not None), None)
+    )
 
 
-def _channel_problem(folder: Path, files: Mapping[int, Sequence[Path]], wanted: Sequence[str]) -> BadFile | None:
-    """What is wrong with the files of a case's channels; wanted: what each should be, for people."""
+def _channel_problem(
+    folder: Path, files: Mapping[int, Sequence[Path]], wanted: Sequence[str]
+) -> BadFile | None:
+    """What is wrong with the files of a case's channels; wanted: what each should be, for
+    people.
+    """
     twice = next((paths for _, paths in sorted(files.items()) if len(paths) > 1), None)
     if twice:
-        return BadFile(f"{twice[1]}: {twice[0].name} is the same channel of the same case; keep one of them")
+        return BadFile(
+            f"{twice[1]}: {twice[0].name} is the same channel of the same case; keep one of them"
+        )
     missing = [name for number, name in enumerate(wanted) if number not in files]
     if missing:
         listed = ", ".join(missing)
-        return BadFile(f"{folder}: the model takes {len(wanted)} channels and {listed} is not there")
+        return BadFile(
+            f"{folder}: the model takes {len(wanted)} channels and {listed} is not there"
+        )
     if len(files) > len(wanted):
         last = files[max(files)][0]
         return BadFile(f"{last}: the model takes {len(wanted)} channels only: {', '.join(wanted)}")
     return None
 
 
-# Results -------------------------------------------------------------------------------------------------------------
+# Results
+# --------------------------------------------------------------------------------------------------
 
 
 def _is_folder(output: Path) -> bool:
-    """Whether results go into a folder of this name. Raises `BadOutput` for what looks like a file of another format.
+    """Whether results go into a folder of this name. Raises `BadOutput` for what looks like a file
+    of another format.
 
-    A folder that exists is one, whatever its name. Else a suffix of a format that is written makes a file, and one that
-    no format has is part of a folder's name ('run.2', 'study.v1'), since a label map could not be written to it.
+    A folder that exists is one, whatever its name. Else a suffix of a format that is written makes
+    a file, and one that no format has is part of a folder's name ('run.2', 'study.v1'), since a
+    label map could not be written to it.
     """
     if _is_dir(output):
         return True
@@ -387,33 +450,48 @@ def _is_folder(output: Path) -> bool:
     if suffix in _FILE_SUFFIXES or (letters and get_close_matches(suffix, known, cutoff=0.8)):
         listed = ", ".join(sorted(WRITERS))
         raise BadOutput(
-            f"{output}: medseg does not write this format; use one of {listed}; if it is a folder, end its name with /"
+            f"{output}: medseg does not write this format; use one of {listed}; if it is a folder,"
+            " end its name with /"
         )
     return True
 
 
 def _jobs_in(output: Path | None, cases: Sequence[_Case]) -> list[Job]:
-    """Jobs whose results go into a folder, or without one beside each scan. Raises `BadConfig` for equal names."""
+    """Jobs whose results go into a folder, or without one beside each scan. Raises `BadConfig` for
+    equal names.
+    """
     folders = [output or _folder_of(case.files[0]) for case in cases]
     names = _told_apart(cases) if output else [case.name for case in cases]
-    jobs = [_job(case, folder / f"{name}_seg.nii.gz") for folder, name, case in zip(folders, names, cases)]
+    jobs = [
+        _job(case, folder / f"{name}_seg.nii.gz")
+        for folder, name, case in zip(folders, names, cases)
+    ]
     twice = [path for path, count in Counter(str(job.labels) for job in jobs).items() if count > 1]
     if twice:
-        raise BadConfig(f"two scans would both be written to {min(twice)}; give them one at a time with -o")
+        raise BadConfig(
+            f"two scans would both be written to {min(twice)}; give them one at a time with -o"
+        )
     return jobs
 
 
 def _told_apart(cases: Sequence[_Case]) -> list[str]:
-    """The names of cases whose results go into one folder; those called alike get the names of their folders, too."""
+    """The names of cases whose results go into one folder; those called alike get the names of
+    their folders, too.
+    """
     alike: dict[str, list[_Case]] = defaultdict(list)
     for case in cases:
         alike[case.name].append(case)
-    longer = {name: iter(_names_with_folders(group, alike)) for name, group in alike.items() if len(group) > 1}
+    longer = {
+        name: iter(_names_with_folders(group, alike))
+        for name, group in alike.items()
+        if len(group) > 1
+    }
     return [next(longer[case.name]) if case.name in longer else case.name for case in cases]
 
 
 def _names_with_folders(cases: Sequence[_Case], taken: Collection[str]) -> list[str]:
-    """Names of cases that are called alike: with as many of their folders' names before them as tell them apart.
+    """Names of cases that are called alike: with as many of their folders' names before them as
+    tell them apart.
 
     Where they lie in one folder nothing does, and they stay alike.
     """
@@ -430,12 +508,16 @@ def _job(case: _Case, labels: Path) -> Job:
 
 
 def _folder_of(scan: Path) -> Path:
-    """Where a scan lies, in the words of the user where that is possible ('.' has no name and no folder of its own)."""
+    """Where a scan lies, in the words of the user where that is possible ('.' has no name and no
+    folder of its own).
+    """
     return scan.parent if scan.name not in ("", "..") else scan.resolve().parent
 
 
 def _check_overwriting(jobs: Iterable[Job], folders: _Folders) -> None:
-    """Raise `BadConfig` if a result would be written over something that is read; a file may have several names."""
+    """Raise `BadConfig` if a result would be written over something that is read; a file may have
+    several names.
+    """
     jobs = list(jobs)
     read = {folders.real(path) for job in jobs for path in job.files}
     for job in jobs:

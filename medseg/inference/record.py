@@ -1,6 +1,8 @@
-"""The run record: what was done to get a result, with nothing in it that could name a person or a place.
+"""The run record: what was done to get a result, with nothing in it that could name a person or a
+place.
 
-No file names, no paths, nothing from image headers: the input is identified by a hash of its voxels and geometry.
+No file names, no paths, nothing from image headers: the input is identified by a hash of its voxels
+and geometry.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ FORMAT = "medseg-record-1"
 
 
 def voxel_hash(volume: Volume) -> str:
-    """SHA-256 of dtype, shape, affine and voxels in (i, j, k) order, little-endian: equal for equal scans."""
+    """SHA-256 of dtype, shape, affine and voxels in (i, j, k) order, little-endian: equal for equal
+    scans.
+    """
     digest = hashlib.sha256(f"{volume.data.dtype.name} {volume.shape}".encode())
     digest.update(volume.affine.astype("<f8").tobytes())
     for plane in volume.data:
@@ -44,23 +48,31 @@ def describe(volume: Volume) -> dict[str, Any]:
 
 
 def found_objects(labels: Volume) -> tuple[Volume, list[dict[str, Any]]]:
-    """Connected components (26-neighbours) of every label as objects 1, 2, ...: the map and a row for each.
+    """Connected components (26-neighbours) of every label as objects 1, 2, ...: the map and a row
+    for each.
 
-    A row holds the object's number, its label, voxels, volume in mL and bounding box in RAS mm (edges of voxels).
+    A row holds the object's number, its label, voxels, volume in mL and bounding box in RAS mm
+    (edges of voxels).
     """
     from medseg.postprocess import connected_components
 
     numbers, parts = connected_components(labels.data)
     rows = []
     for n in range(len(parts)):
-        box = np.array([(*c, 1.0) for c in product(*zip(parts.start[n] - 0.5, parts.stop[n] - 0.5))]) @ labels.affine.T
+        box = (
+            np.array([(*c, 1.0) for c in product(*zip(parts.start[n] - 0.5, parts.stop[n] - 0.5))])
+            @ labels.affine.T
+        )
         rows.append(
             {
                 "object": n + 1,
                 "label": int(parts.label[n]),
                 "voxels": int(parts.voxels[n]),
                 "ml": round(float(parts.voxels[n]) * labels.voxel_mm3 / 1000, 4),
-                "box_mm": [np.round(box.min(0)[:3], 3).tolist(), np.round(box.max(0)[:3], 3).tolist()],
+                "box_mm": [
+                    np.round(box.min(0)[:3], 3).tolist(),
+                    np.round(box.max(0)[:3], 3).tolist(),
+                ],
             }
         )
     kind = np.uint16 if len(parts) < 65536 else np.uint32

@@ -24,7 +24,9 @@ _SEPARATE_ABOVE = 3
 _Resample = Callable[[NDArray, Sequence[int], int], NDArray[np.float32]]
 
 
-def separate_axis(current: Sequence[float], new: Sequence[float], separate: bool | None) -> int | None:
+def separate_axis(
+    current: Sequence[float], new: Sequence[float], separate: bool | None
+) -> int | None:
     """The axis along which planes are resampled on their own, if there is one.
 
     The first of the two spacings (mm) whose largest is more than 3 times its smallest decides; if
@@ -121,7 +123,9 @@ def _zoom(data: NDArray[np.float64], shape: Sequence[int], order: int) -> NDArra
     from scipy import ndimage
 
     factors = [1 / (old / new) for old, new in zip(data.shape, shape)]
-    found: NDArray[np.float64] = ndimage.zoom(data, factors, order=order, mode="nearest", grid_mode=True)
+    found: NDArray[np.float64] = ndimage.zoom(
+        data, factors, order=order, mode="nearest", grid_mode=True
+    )
     return found
 
 
@@ -131,7 +135,9 @@ def _fast(data: NDArray, shape: Sequence[int], order: int) -> NDArray[np.float32
     pad = _PAD if order == 3 else 0
     flat = data.ndim == 2
     data = data[None] if flat else data
-    padded = np.pad(data, [(0, 0) if flat and n == 0 else (pad, pad) for n in range(3)], mode="edge")
+    padded = np.pad(
+        data, [(0, 0) if flat and n == 0 else (pad, pad) for n in range(3)], mode="edge"
+    )
     step = np.eye(4)
     wanted = (1, *shape) if flat else tuple(shape)
     for n in range(3):
@@ -161,12 +167,17 @@ def _labels(data: NDArray, shape: Sequence[int], order: int) -> NDArray[np.float
     return np.where(agrees, nearest, found).astype(np.float32)
 
 
-def _linear(data: NDArray, shape: Sequence[int], axis: int | None, *, labels: bool) -> NDArray[np.float32]:
+def _linear(
+    data: NDArray, shape: Sequence[int], axis: int | None, *, labels: bool
+) -> NDArray[np.float32]:
     """PyTorch's `interpolate` in float32: trilinear, or bilinear planes and then the nearest
     one."""
     if labels:
         values = np.unique(data)
-        scores = [_linear((data == value).astype(np.float32), shape, axis, labels=False) for value in values]
+        scores = [
+            _linear((data == value).astype(np.float32), shape, axis, labels=False)
+            for value in values
+        ]
         return values[np.argmax(scores, 0)].astype(np.float32)
     import torch
     from torch.nn import functional as F

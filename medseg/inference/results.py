@@ -52,7 +52,8 @@ def check_also(model: Model, also: Sequence[str]) -> None:
     asked = [kind for kind in also if kind in BRAIN_RESULTS]
     if asked and brain_of(model) is None:
         raise BadConfig(
-            f"--also {asked[0]}: the model {identity_of(model)['name']} does not say which labels are brain"
+            f"--also {asked[0]}: the model {identity_of(model)['name']} does not say which labels"
+            " are brain"
         )
 
 
@@ -74,19 +75,29 @@ def brain_writes(
         if "stripped" in also:
             actions["stripped"] = partial(write, anatomy.stripped(volume, mask))
     if "tissue" in also:
-        actions["tissue"] = partial(write, anatomy.tissue(result.labels, brain), table=anatomy.TISSUES)
+        actions["tissue"] = partial(
+            write, anatomy.tissue(result.labels, brain), table=anatomy.TISSUES
+        )
     actions["volumes"] = partial(anatomy.write_volumes, structures=structures, spec=brain)
-    return [(job.beside(BRAIN_RESULTS[kind]), action) for kind, action in actions.items() if kind in also]
+    return [
+        (job.beside(BRAIN_RESULTS[kind]), action)
+        for kind, action in actions.items()
+        if kind in also
+    ]
 
 
 def write_results(
-    job: Job, writes: Sequence[tuple[Path, Callable[[Path], None]]], record: dict[str, Any], finish: Callable[[], None]
+    job: Job,
+    writes: Sequence[tuple[Path, Callable[[Path], None]]],
+    record: dict[str, Any],
+    finish: Callable[[], None],
 ) -> None:
     """Write a job's files and its record, all of them or, if one cannot be written, none.
 
-    writes: paths with what writes them. The record also gets the hashes of the files that lie beside the labels, by the
-    endings of their names, so that whoever relies on it can see whether it is about them (`describes`). finish: called
-    when all but the record is written, to complete it.
+    writes: paths with what writes them. The record also gets the hashes of the files that lie
+    beside the labels, by the endings of their names, so that whoever relies on it can see whether
+    it is about them (`describes`). finish: called when all but the record is written, to complete
+    it.
     """
     hashes: dict[str, str] = {}
     with written_together() as stage:
@@ -102,9 +113,11 @@ def write_results(
 
 
 def describes(record: dict[str, Any] | None, job: Job) -> bool:
-    """Whether a record is about the files that lie beside a job's labels, as it was written with them.
+    """Whether a record is about the files that lie beside a job's labels, as it was written with
+    them.
 
-    Not if one of them was replaced since, as by a run that was killed, and not if it does not say which they are.
+    Not if one of them was replaced since, as by a run that was killed, and not if it does not say
+    which they are.
     """
     hashes = (record or {}).get("files_sha256")
     if not isinstance(hashes, dict) or _ending(job, job.labels) not in hashes:
@@ -116,9 +129,15 @@ def describes(record: dict[str, Any] | None, job: Job) -> bool:
 
 
 def _ending(job: Job, path: Path) -> str:
-    """How a name goes on after the stem that all of a job's files have; '' for files elsewhere and pictures."""
+    """How a name goes on after the stem that all of a job's files have; '' for files elsewhere and
+    pictures.
+    """
     stem = strip_suffix(job.labels)
-    beside = path.parent == job.labels.parent and path.name.startswith(f"{stem}.") and path.suffix != ".png"
+    beside = (
+        path.parent == job.labels.parent
+        and path.name.startswith(f"{stem}.")
+        and path.suffix != ".png"
+    )
     return path.name[len(stem) :] if beside else ""
 
 
@@ -137,13 +156,26 @@ def result_files(job: Job, settings: Settings, extras: Extras) -> list[Path]:
 
 
 def leftovers(job: Job, files: Sequence[Path]) -> list[str]:
-    """Endings of what an earlier run left beside the labels and a new one, which writes `files`, does not replace."""
-    endings = [".objects.nii.gz", ".uncertainty.nii.gz", *BRAIN_RESULTS.values(), *DICOM_RESULTS.values()]
-    return [ending for ending in endings if job.beside(ending) not in files and job.beside(ending).exists()]
+    """Endings of what an earlier run left beside the labels and a new one, which writes `files`,
+    does not replace.
+    """
+    endings = [
+        ".objects.nii.gz",
+        ".uncertainty.nii.gz",
+        *BRAIN_RESULTS.values(),
+        *DICOM_RESULTS.values(),
+    ]
+    return [
+        ending
+        for ending in endings
+        if job.beside(ending) not in files and job.beside(ending).exists()
+    ]
 
 
 def dicom_results(job: Job, also: Sequence[str]) -> dict[str, Path]:
-    """The DICOM results of a job: kind ('seg', 'rtstruct', 'sr') to path. `BadConfig` for an SR without a SEG."""
+    """The DICOM results of a job: kind ('seg', 'rtstruct', 'sr') to path. `BadConfig` for an SR
+    without a SEG.
+    """
     name = job.labels.name.lower()
     paths: dict[str, Path] = {}
     if name.endswith(".dcm"):
@@ -157,7 +189,9 @@ def dicom_results(job: Job, also: Sequence[str]) -> dict[str, Path]:
 
 
 def origin_of(job: Job, volume: Volume, model: Model, extras: Extras) -> Origin:
-    """The series that DICOM results refer to, opened before anything is computed. Raises `BadFile`, `BadOutput`."""
+    """The series that DICOM results refer to, opened before anything is computed. Raises `BadFile`,
+    `BadOutput`.
+    """
     from medseg.io.dicom import check_grid, open_origin, without_warnings
 
     with without_warnings(job.labels):
@@ -180,7 +214,9 @@ def origin_of(job: Job, volume: Volume, model: Model, extras: Extras) -> Origin:
 def dicom_writes(
     wanted: dict[str, Path], result: Segmentation, origin: Origin
 ) -> list[tuple[Path, Callable[[Path], None]]]:
-    """What writes the DICOM results; they are made now, so that nothing is written if one of them cannot be."""
+    """What writes the DICOM results; they are made now, so that nothing is written if one of them
+    cannot be.
+    """
     from medseg.io.dicom import report_dataset, rtstruct_dataset, save, seg_dataset
 
     datasets: dict[str, Any] = {}
@@ -190,22 +226,28 @@ def dicom_writes(
             datasets[kind] = build(result.labels, origin, wanted[kind], table=result.table)
     if "sr" in wanted:
         ml = {row["value"]: row["ml"] for row in structure_volumes(result.labels, result.table)}
-        datasets["sr"] = report_dataset(datasets["seg"], origin, ml, wanted["sr"], table=result.table)
+        datasets["sr"] = report_dataset(
+            datasets["seg"], origin, ml, wanted["sr"], table=result.table
+        )
     return [(wanted[kind], partial(save, dataset)) for kind, dataset in datasets.items()]
 
 
 def check_job(job: Job, settings: Settings, extras: Extras) -> None:
-    """Raise `BadOutput` before any work if a job's results cannot be written as they will be called, or at all."""
+    """Raise `BadOutput` before any work if a job's results cannot be written as they will be
+    called, or at all.
+    """
     check_names(job, result_files(job, settings, extras))
     check_output(job, extras.also)
 
 
 def check_output(job: Job, also: Sequence[str] = ()) -> None:
-    """Raise `BadOutput` before any work if the results cannot be written: the folder, or DICOM about what is none."""
+    """Raise `BadOutput` before any work if the results cannot be written: the folder, or DICOM
+    about what is none.
+    """
     if dicom_results(job, also) and not is_dicom_source(job.scan):
         raise BadOutput(
-            f"{job.labels}: a DICOM result refers to the DICOM images it was made from, and {job.scan} is no DICOM; "
-            "give the DICOM series, or another suffix with -o"
+            f"{job.labels}: a DICOM result refers to the DICOM images it was made from, and"
+            f" {job.scan} is no DICOM; give the DICOM series, or another suffix with -o"
         )
     check_names(job, [job.labels])
     folder = _existing(job.labels.parent)
@@ -214,16 +256,22 @@ def check_output(job: Job, also: Sequence[str] = ()) -> None:
 
 
 def check_names(job: Job, files: Sequence[Path]) -> None:
-    """Raise `BadOutput` before any work if the name of a file to be written is longer than its file system allows."""
+    """Raise `BadOutput` before any work if the name of a file to be written is longer than its file
+    system allows.
+    """
     for path in files:
         most_bytes, most_bytes_of_path = _longest_names(path.parent)
         data_file = _DATA_FILE if path.suffix.lower() in (".mhd", ".nhdr") else 0
         parts = [len(os.fsencode(part)) for part in path.parts]
         parts[-1] += data_file
-        if max(parts) > most_bytes or len(os.fsencode(path.absolute())) + _PRIVATE > most_bytes_of_path:
+        if (
+            max(parts) > most_bytes
+            or len(os.fsencode(path.absolute())) + _PRIVATE > most_bytes_of_path
+        ):
             raise BadOutput(
-                f"{job.scan}: the name of the result is too long: one ends in {path.name[-20:]} and has {max(parts)} "
-                f"bytes, where {most_bytes} are allowed ({most_bytes_of_path} with its folders); give another with -o"
+                f"{job.scan}: the name of the result is too long: one ends in {path.name[-20:]} and"
+                f" has {max(parts)} bytes, where {most_bytes} are allowed ({most_bytes_of_path}"
+                " with its folders); give another with -o"
             )
 
 

@@ -44,7 +44,8 @@ FOREIGN_KEYS = ("exact", "orientation", "postprocess")
 
 
 def load_model(*names: str, folds: Sequence[str] = (), checkpoint: str = "final") -> Model:
-    """The checkpoints of bundled models and model folders, a set of models, or an intensity model's name.
+    """The checkpoints of bundled models and model folders, a set of models, or an intensity model's
+    name.
 
     folds, checkpoint: of models of nnU-Net. Raises `BadModel`.
     """
@@ -66,8 +67,8 @@ def infer(
 ) -> dict[str, Any]:
     """Segment one scan and write its results; returns the run record.
 
-    `announce` gets one line about what will be done before it is. The results appear together; on any error nothing
-    new is left behind and what was there stays.
+    `announce` gets one line about what will be done before it is. The results appear together; on
+    any error nothing new is left behind and what was there stays.
     """
     if job.problem is not None:
         raise job.problem
@@ -87,12 +88,16 @@ def infer(
             )
         except BadFile as error:  # what is wrong with the voxels is known before the file's name is
             raise BadFile(f"{job.scan}: {error}") from None
-    messages = _without_names([str(w.message) for w in caught if issubclass(w.category, DataWarning)], job)
+    messages = _without_names(
+        [str(w.message) for w in caught if issubclass(w.category, DataWarning)], job
+    )
     content = _record_of(scan.volumes, model, settings, extras, result, messages)
     progress("writing", 0, 1)
     begun = time.perf_counter()
     for ending in leftovers(job, result_files(job, settings, extras)):
-        content["notes"].append(f"the file beside the labels that ends in {ending} is of an earlier run")
+        content["notes"].append(
+            f"the file beside the labels that ends in {ending} is of an earlier run"
+        )
 
     def finish() -> None:
         seconds = {"read": scan.seconds, **result.seconds, "write": time.perf_counter() - begun}
@@ -107,7 +112,9 @@ def infer(
 
 @dataclass(frozen=True, kw_only=True)
 class _Scan:
-    """What was read of a job: its channels, the series that DICOM results refer to, and how long it took."""
+    """What was read of a job: its channels, the series that DICOM results refer to, and how long it
+    took.
+    """
 
     volumes: list[Volume]
     dicom: dict[str, Path]
@@ -144,9 +151,11 @@ def _record_of(
         "versions": versions(),
         "model": identity_of(model),
         **inputs_of(volumes, model),
-        "settings": _recorded(settings, model, result.plan)
-        | {key: getattr(result.plan, key) for key in ("device", "precision", "backend")}
-        | chosen_extras(extras),
+        "settings": (
+            _recorded(settings, model, result.plan)
+            | {key: getattr(result.plan, key) for key in ("device", "precision", "backend")}
+            | chosen_extras(extras)
+        ),
         "warnings": messages,
         "notes": [face.NOTE] if face.shows_face(volumes[0], result.labels, result.table) else [],
         "structures": structures,
@@ -155,16 +164,25 @@ def _record_of(
 
 
 def _writes(
-    job: Job, scan: _Scan, model: Model, extras: Extras, result: Segmentation, content: dict[str, Any]
+    job: Job,
+    scan: _Scan,
+    model: Model,
+    extras: Extras,
+    result: Segmentation,
+    content: dict[str, Any],
 ) -> list[tuple[Path, Callable[[Path], None]]]:
-    """Every file of a job but its record, with what writes it. The record gets the objects, where there are any."""
+    """Every file of a job but its record, with what writes it. The record gets the objects, where
+    there are any.
+    """
     writes: list[tuple[Path, Callable[[Path], None]]] = []
     if extras.instances:
         objects, content["objects"] = record.found_objects(result.labels)
         writes.append((job.beside(".objects.nii.gz"), partial(write, objects)))
     brain = brain_of(model)
     if brain:
-        writes += brain_writes(job, extras.also, scan.volumes[0], result, content["structures"], brain)
+        writes += brain_writes(
+            job, extras.also, scan.volumes[0], result, content["structures"], brain
+        )
     for name, volume_map in result.maps.items():
         writes.append((job.beside(f".{name}.nii.gz"), partial(write, volume_map)))
     if extras.preview:
@@ -183,7 +201,9 @@ def _writes(
 
 
 def settings_of(settings: Settings, model: Model) -> dict[str, Any]:
-    """The settings as a record holds them, but for what a run decides; those of foreign models only where asked for."""
+    """The settings as a record holds them, but for what a run decides; those of foreign models only
+    where asked for.
+    """
     asked = asdict(settings)
     for key in (*FOREIGN_KEYS, "from_dicom", "roi"):
         del asked[key]
@@ -202,15 +222,18 @@ def _recorded(settings: Settings, model: Model, plan: Plan) -> dict[str, Any]:
     effective = settings_of(settings, model)
     effective["tta"] = bool(plan.mirror) or bool(settings.tta)
     if plan.taken:
-        effective |= {key: getattr(settings, key) for key in FOREIGN_KEYS} | {"taken": list(plan.taken)}
+        effective |= {key: getattr(settings, key) for key in FOREIGN_KEYS} | {
+            "taken": list(plan.taken)
+        }
     return effective
 
 
 def read_scans(job: Job, names: Sequence[str], extras: Extras) -> list[Volume]:
     """The scans of a job, one for each channel; the channels may be the volumes of one file.
 
-    What `extras` says of volumes, series, repair and SUV is about the first file. Raises `BadFile`, and `BadConfig` if
-    a file holds another number of volumes than the model (of the channels `names`) takes.
+    What `extras` says of volumes, series, repair and SUV is about the first file. Raises `BadFile`,
+    and `BadConfig` if a file holds another number of volumes than the model (of the channels
+    `names`) takes.
     """
     try:
         first = read(
@@ -227,9 +250,13 @@ def read_scans(job: Job, names: Sequence[str], extras: Extras) -> list[Volume]:
         if several.count != len(names):
             listed = f" ({', '.join(names)})" if all(names) else ""
             raise BadConfig(
-                f"{job.scan}: holds {several.count} volumes, and the model takes {len(names)} channels{listed}"
+                f"{job.scan}: holds {several.count} volumes, and the model takes {len(names)}"
+                f" channels{listed}"
             ) from None
-        return [read(job.scan, volume_index=n, assume_geometry=extras.assume_geometry) for n in range(several.count)]
+        return [
+            read(job.scan, volume_index=n, assume_geometry=extras.assume_geometry)
+            for n in range(several.count)
+        ]
     return [first, *(read(path, assume_geometry=extras.assume_geometry) for path in job.channels)]
 
 
@@ -237,8 +264,13 @@ def inputs_of(volumes: Sequence[Volume], model: Model) -> dict[str, Any]:
     """For the record: the first scan, and every channel where there are several."""
     if len(volumes) == 1:
         return {"input": record.describe(volumes[0])}
-    channels = [{"channel": name} | record.describe(one) for name, one in zip(channel_names(model), volumes)]
-    return {"input": {key: value for key, value in channels[0].items() if key != "channel"}, "inputs": channels}
+    channels = [
+        {"channel": name} | record.describe(one) for name, one in zip(channel_names(model), volumes)
+    ]
+    return {
+        "input": {key: value for key, value in channels[0].items() if key != "channel"},
+        "inputs": channels,
+    }
 
 
 #: What `chosen_extras` may hold.
@@ -246,20 +278,29 @@ EXTRA_KEYS = ("repair", "suv", "seg_type", "deidentify", "deterministic")
 
 
 def chosen_extras(extras: Extras) -> dict[str, Any]:
-    """For the record: what was asked for when the scan was read, and of DICOM results, if anything was."""
+    """For the record: what was asked for when the scan was read, and of DICOM results, if anything
+    was.
+    """
     of_dicom = ("seg_type", "deidentify", "deterministic")
-    values = {"repair": extras.repair, "suv": extras.suv} | {key: getattr(extras.dicom, key) for key in of_dicom}
+    values = {"repair": extras.repair, "suv": extras.suv} | {
+        key: getattr(extras.dicom, key) for key in of_dicom
+    }
     usual = {"seg_type": DicomOptions().seg_type}
     return {key: value for key, value in values.items() if value != usual.get(key, False)}
 
 
 def _without_names(messages: Sequence[str], job: Job) -> list[str]:
     """Warnings with other words for the files they begin with: the record must not hold a name."""
-    words = {str(path): f"channel {n + 1}" if job.channels else "the scan" for n, path in enumerate(job.files)}
+    words = {
+        str(path): f"channel {n + 1}" if job.channels else "the scan"
+        for n, path in enumerate(job.files)
+    }
     longest_first = sorted(words, key=len, reverse=True)  # a name may begin as another one does
     texts = list(messages)
     for name in longest_first:
-        texts = [f"{words[name]}{text[len(name) :]}" if text.startswith(name) else text for text in texts]
+        texts = [
+            f"{words[name]}{text[len(name) :]}" if text.startswith(name) else text for text in texts
+        ]
     return texts
 
 
@@ -268,11 +309,15 @@ def _announcement(volumes: Sequence[Volume], plan: Plan) -> str:
     several = f"{len(volumes)} channels of " if len(volumes) > 1 else ""
     shape = " x ".join(str(n) for n in volume.shape)
     spacing = " x ".join(f"{s:.3g}" for s in volume.spacing_mm)
-    how = f"up to {plan.windows} windows on {plan.device}, {plan.precision}" if plan.windows else "by intensity"
+    how = (
+        f"up to {plan.windows} windows on {plan.device}, {plan.precision}"
+        if plan.windows
+        else "by intensity"
+    )
     how += f", in {plan.stripes} parts to save memory" if plan.stripes > 1 else ""
     if plan.taken:
         how += f" ({', '.join(plan.taken)})"
     return (
-        f"{several}{shape} voxels of {spacing} mm, {volume.orientation}; model {plan.model}, {how}; "
-        f"about {plan.memory_bytes / 1e9:.1f} GB of memory"
+        f"{several}{shape} voxels of {spacing} mm, {volume.orientation}; model {plan.model}, {how};"
+        f" about {plan.memory_bytes / 1e9:.1f} GB of memory"
     )

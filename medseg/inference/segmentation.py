@@ -47,8 +47,9 @@ if TYPE_CHECKING:
 class Segmentation:
     """Labels on the scan's grid, what they mean, and how long each part took in seconds.
 
-    maps: what was asked for beside the labels, on the same grid, float32: 'probability_VALUE', 'uncertainty' (0 to 1).
-    confidence: of each label found by a network, how probable it held it where it chose it, before cleaning up.
+    maps: what was asked for beside the labels, on the same grid, float32: 'probability_VALUE',
+    'uncertainty' (0 to 1). confidence: of each label found by a network, how probable it held it
+    where it chose it, before cleaning up.
     """
 
     labels: Volume
@@ -67,13 +68,14 @@ def segment(
     progress: Progress = silent,
     announce: Callable[[Plan], None] = lambda plan: None,
 ) -> Segmentation:
-    """Segment a scan with a checkpoint, a model by its name or folder, or by intensity ('otsu', 'kmeans', 'gmm').
+    """Segment a scan with a checkpoint, a model by its name or folder, or by intensity ('otsu',
+    'kmeans', 'gmm').
 
-    Models of several channels take a scan for each, in the model's order and on one grid. Several checkpoints of one
-    task are averaged. The labels lie on the scan's own grid: same shape, same affine. `announce` is told the plan
-    before it is carried out. Raises `BadFile` for scans that are not images, `BadConfig` for too few or too many,
-    `BadModel` for models that give no finite values or do not belong together, `NotEnoughMemory` before anything is
-    computed.
+    Models of several channels take a scan for each, in the model's order and on one grid. Several
+    checkpoints of one task are averaged. The labels lie on the scan's own grid: same shape, same
+    affine. `announce` is told the plan before it is carried out. Raises `BadFile` for scans that
+    are not images, `BadConfig` for too few or too many, `BadModel` for models that give no finite
+    values or do not belong together, `NotEnoughMemory` before anything is computed.
     """
     volumes = as_volumes(scan)
     if isinstance(model, str) and model not in INTENSITY_MODELS:
@@ -132,7 +134,9 @@ def _first_stage(
 
 def _only(result: Segmentation, values: Sequence[int]) -> Segmentation:
     """The segmentation without labels other than `values`."""
-    data = np.where(np.isin(result.labels.data, values), result.labels.data, result.labels.data.dtype.type(0))
+    data = np.where(
+        np.isin(result.labels.data, values), result.labels.data, result.labels.data.dtype.type(0)
+    )
     table = LabelTable(tuple(label for label in result.table.labels if label.value in values))
     confidence = {value: share for value, share in result.confidence.items() if value in values}
     return replace(result, labels=result.labels.with_data(data), table=table, confidence=confidence)
@@ -149,14 +153,18 @@ def _segment_with_set(
     models = models.only(settings.roi) if settings.roi else models
     check_set(models, settings)
     settings = replace(settings, roi=())
-    labels = np.zeros(volumes[0].shape, np.uint8 if max(models.table.values) < 256 else np.uint16, order="F")
+    labels = np.zeros(
+        volumes[0].shape, np.uint8 if max(models.table.values) < 256 else np.uint16, order="F"
+    )
     seconds: dict[str, float] = {}
     maps: dict[str, Volume] = {}
     confidence: dict[int, float] = {}
     plans: list[Plan] = []
     for checkpoints, values in zip(models.models, models.labels):
         own = {out: value for value, out in values.items()}
-        part = replace(settings, probabilities=tuple(own[v] for v in settings.probabilities if v in own))
+        part = replace(
+            settings, probabilities=tuple(own[v] for v in settings.probabilities if v in own)
+        )
         found = segment(volumes, checkpoints, part, progress=progress, announce=announce)
         table = np.zeros(max(checkpoints[0].spec.classes) + 1, labels.dtype)
         table[list(values)] = list(values.values())
@@ -164,7 +172,9 @@ def _segment_with_set(
         for name, seconds_spent in found.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + seconds_spent
         _add_maps(maps, found.maps, values)
-        confidence |= {values[value]: share for value, share in found.confidence.items() if value in values}
+        confidence |= {
+            values[value]: share for value, share in found.confidence.items() if value in values
+        }
         plans.append(found.plan)
     largest = max(plans, key=lambda one: one.memory_bytes)
     return Segmentation(
@@ -178,13 +188,17 @@ def _segment_with_set(
 
 
 def _lay_over(labels: NDArray, found: NDArray, table: NDArray) -> None:
-    """Write what was found over `labels` (X, Y, Z), but for background; table: of each value found the set's."""
+    """Write what was found over `labels` (X, Y, Z), but for background; table: of each value found
+    the set's.
+    """
     for k in range(labels.shape[2]):  # plane by plane: no second map of the scan's size
         out = table[found[..., k]]
         np.copyto(labels[..., k], out, where=out != 0)
 
 
-def _add_maps(maps: dict[str, Volume], found: Mapping[str, Volume], values: Mapping[int, int]) -> None:
+def _add_maps(
+    maps: dict[str, Volume], found: Mapping[str, Volume], values: Mapping[int, int]
+) -> None:
     """Add the maps of one model to those of a set; values: of each of its labels the set's."""
     for name, volume_map in found.items():
         if name != "uncertainty":
@@ -202,7 +216,8 @@ def _segment_located(
     progress: Progress,
     announce: Callable[[Plan], None],
 ) -> Segmentation:
-    """Find the region with the coarse model that the model names, and segment only that; the rest is background.
+    """Find the region with the coarse model that the model names, and segment only that; the rest
+    is background.
 
     A coarse model of one channel looks at the first scan.
     """
@@ -212,7 +227,9 @@ def _segment_located(
     assert locate is not None
     coarse = load_checkpoint(str(checkpoints[0].folder / locate.folder))
     plain = replace(settings, tta=False, probabilities=(), uncertainty=False)
-    found = segment(volumes[: 1 if coarse.spec.channels == 1 else None], coarse, plain, progress=progress)
+    found = segment(
+        volumes[: 1 if coarse.spec.channels == 1 else None], coarse, plain, progress=progress
+    )
     volume = volumes[0]
     box = region_of(found.labels, locate.labels or coarse.spec.classes[1:], locate.margin_mm)
     start = (box[0].start, box[1].start, box[2].start)
@@ -231,14 +248,22 @@ def _segment_located(
     return result
 
 
-def region_of(labels: Volume, values: Sequence[int], margin_mm: float) -> tuple[slice, slice, slice]:
-    """The box around labels with a margin, cut at the volume's edges; the whole volume if none of them is there."""
+def region_of(
+    labels: Volume, values: Sequence[int], margin_mm: float
+) -> tuple[slice, slice, slice]:
+    """The box around labels with a margin, cut at the volume's edges; the whole volume if none of
+    them is there.
+    """
     box = []
     for axis in range(3):
         others = tuple({0, 1, 2} - {axis})
         planes = np.flatnonzero(np.isin(labels.data, values).any(axis=others))
         margin = int(np.ceil(margin_mm / labels.spacing_mm[axis]))
-        ends = (planes[0] - margin, planes[-1] + 1 + margin) if len(planes) else (0, labels.shape[axis])
+        ends = (
+            (planes[0] - margin, planes[-1] + 1 + margin)
+            if len(planes)
+            else (0, labels.shape[axis])
+        )
         box.append(slice(max(0, int(ends[0])), min(labels.shape[axis], int(ends[1]))))
     return box[0], box[1], box[2]
 
@@ -268,7 +293,9 @@ def _segment_with_network(
     progress("resampling", 0, 1)
     with clock("resample"):
         if isinstance(made.grid, Frame):
-            way = foreign_way(volumes, checkpoints, settings, made.grid, half=made.half, previous=previous)
+            way = foreign_way(
+                volumes, checkpoints, settings, made.grid, half=made.half, previous=previous
+            )
         else:
             way = own_way(volumes, spec, settings)
     with clock("load"):
@@ -279,10 +306,14 @@ def _segment_with_network(
     with clock("paint"):
         labels = volume.with_data(way.back(painter.labels))
     labels = _cleaned(labels, volume, checkpoints[0], settings, clock, progress)
-    names = [f"probability_{value}" for value in settings.probabilities] + ["uncertainty"] * settings.uncertainty
+    names = [f"probability_{value}" for value in settings.probabilities] + [
+        "uncertainty"
+    ] * settings.uncertainty
     maps = {name: volume.with_data(way.back(data)) for name, data in zip(names, painter.maps)}
     made = replace(made, precision=predictor.precision, backend=predictor.backend)
-    return Segmentation(labels, checkpoints[0].table, made, clock.seconds, maps, painter.confidence())
+    return Segmentation(
+        labels, checkpoints[0].table, made, clock.seconds, maps, painter.confidence()
+    )
 
 
 def _opened(checkpoints: Sequence[Checkpoint], settings: Settings, made: Plan) -> Predictor:
@@ -309,9 +340,16 @@ def _opened(checkpoints: Sequence[Checkpoint], settings: Settings, made: Plan) -
 
 
 def _cleaned(
-    labels: Volume, volume: Volume, checkpoint: Checkpoint, settings: Settings, clock: _Clock, progress: Progress
+    labels: Volume,
+    volume: Volume,
+    checkpoint: Checkpoint,
+    settings: Settings,
+    clock: _Clock,
+    progress: Progress,
 ) -> Volume:
-    """The labels after what the model's JSON says, and after a foreign model's postprocessing where it is asked for."""
+    """The labels after what the model's JSON says, and after a foreign model's postprocessing where
+    it is asked for.
+    """
     spec = checkpoint.spec
     if settings.cleanup and spec.fluid:
         with clock("refine"):
@@ -375,7 +413,9 @@ def _paint_windows(
         for stripe in windows.stripes(made.stripes):
             painter.begin_part()
             behind: Future[None] | None = None
-            run = partial(sliding_window, predict, image, windows, batch=batch, stripe=stripe, empty=empty)
+            run = partial(
+                sliding_window, predict, image, windows, batch=batch, stripe=stripe, empty=empty
+            )
             run = partial(run, weighting=way.weighting, make_sums=way.make_sums, progress=count)
             for block in way.trimmed(run(device=device, cell=predictor.cell)):
                 if device == "cpu":
@@ -387,11 +427,15 @@ def _paint_windows(
             if behind is not None:
                 behind.result()
     spent = time.perf_counter() - start
-    clock.seconds["blend"] = max(0.0, spent - clock.seconds.get("network", 0.0) - clock.seconds.get("paint", 0.0))
+    clock.seconds["blend"] = max(
+        0.0, spent - clock.seconds.get("network", 0.0) - clock.seconds.get("paint", 0.0)
+    )
 
 
 def check_image(volume: Volume) -> None:
-    """Raise `BadFile` if the voxels are not an image: one value everywhere, or a label map given by mistake."""
+    """Raise `BadFile` if the voxels are not an image: one value everywhere, or a label map given by
+    mistake.
+    """
     data = volume.data
     # The middle of the scan tells, and is quick to look at.
     sample = data[tuple(slice(max(0, n // 2 - 48), n // 2 + 48) for n in data.shape)]
@@ -405,7 +449,9 @@ def check_image(volume: Volume) -> None:
 
 
 def _piecewise_constant(sample: NDArray) -> bool:
-    """Whether most neighbours along every axis are equal, the most frequent value left out: so are label maps."""
+    """Whether most neighbours along every axis are equal, the most frequent value left out: so are
+    label maps.
+    """
     values, counts = np.unique(sample, return_counts=True)
     if len(values) <= 3:
         return True

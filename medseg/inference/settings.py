@@ -1,4 +1,6 @@
-"""What a scan is segmented with: settings, models and channels, checked before anything is computed."""
+"""What a scan is segmented with: settings, models and channels, checked before anything is
+computed.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
     from medseg.models import Checkpoint, ModelSet, ModelSpec
 
 
-#: One checkpoint, several of the same task whose logits are averaged, a set of models whose labels are laid over each
-#: other, or the name of an intensity model.
+#: One checkpoint, several of the same task whose logits are averaged, a set of models whose labels
+#: are laid over each other, or the name of an intensity model.
 Model: TypeAlias = "Checkpoint | Sequence[Checkpoint] | ModelSet | str"
 #: One scan, or one for each of the model's channels, in its order and on one grid.
 Scans: TypeAlias = Volume | Sequence[Volume]
@@ -32,15 +34,23 @@ class Settings:
     cleanup: bool = True
     backend: str = "auto"
     batch: int = 0  # windows at a time; 0: what suits the device
-    tta: bool | None = None  # None: of foreign models as they were trained, but on a CPU; of others no
+    tta: bool | None = (
+        None  # None: of foreign models as they were trained, but on a CPU; of others no
+    )
     max_memory_bytes: int | None = None
     probabilities: tuple[int, ...] = ()  # label values
     uncertainty: bool = False
     exact: bool = False  # foreign models to the last bit, in half precision where they are
-    orientation: str = "auto"  # what a foreign model sees a scan turned to; or stored, RAS, LPS, LAS
+    orientation: str = (
+        "auto"  # what a foreign model sees a scan turned to; or stored, RAS, LPS, LAS
+    )
     from_dicom: bool = False  # the scan has no stored order of its own
-    roi: tuple[int, ...] = ()  # only these labels; models of a set that find none of them are not run
-    postprocess: bool = False  # keep the largest parts as a foreign model's cross-validation advises
+    roi: tuple[
+        int, ...
+    ] = ()  # only these labels; models of a set that find none of them are not run
+    postprocess: bool = (
+        False  # keep the largest parts as a foreign model's cross-validation advises
+    )
 
     def share(self, spec: ModelSpec) -> float:
         """By which share windows overlap."""
@@ -62,7 +72,9 @@ def as_list(model: Checkpoint | Sequence[Checkpoint] | ModelSet) -> list[Checkpo
 
 
 def labels_named(model: Model, names: Sequence[str]) -> tuple[int, ...]:
-    """The values of a model's labels by their names, in any case, or by numbers. Raises `BadConfig` for others."""
+    """The values of a model's labels by their names, in any case, or by numbers. Raises `BadConfig`
+    for others.
+    """
     if isinstance(model, str):
         raise BadConfig(f"--roi: {model} finds intensities, not structures")
     table = model.table if is_set(model) else as_list(model)[0].table
@@ -70,9 +82,13 @@ def labels_named(model: Model, names: Sequence[str]) -> tuple[int, ...]:
     found = []
     for name in (part.strip() for part in names if part.strip()):
         plain = name.casefold()
-        value = int(name) if name.isdigit() else values.get(plain, values.get(plain.replace(" ", "_")))
+        value = (
+            int(name) if name.isdigit() else values.get(plain, values.get(plain.replace(" ", "_")))
+        )
         if value is None or value not in table:
-            some = ", ".join(label.name for label in table.labels[:8]) + (" ..." if len(table) > 8 else "")
+            some = ", ".join(label.name for label in table.labels[:8]) + (
+                " ..." if len(table) > 8 else ""
+            )
             raise BadConfig(f"--roi: the model has no structure '{name}'; it has {some}")
         found.append(value)
     return tuple(dict.fromkeys(found))
@@ -100,41 +116,65 @@ def check_channels(volumes: Sequence[Volume], model: Model) -> None:
         wanted = "1 scan" if len(names) == 1 else f"{len(names)} scans"
         order = " in this order" if len(names) > 1 and listed else ""
         count = "1 is" if len(volumes) == 1 else f"{len(volumes)} are"
-        raise BadConfig(f"the model {title} takes {wanted}{listed}{order} and {count} given; see --channel")
+        raise BadConfig(
+            f"the model {title} takes {wanted}{listed}{order} and {count} given; see --channel"
+        )
 
 
 def check_settings(checkpoints: Sequence[Checkpoint], settings: Settings) -> None:
-    """Raise `BadModel` for models that do not belong together, `BadConfig` for what a model cannot give."""
+    """Raise `BadModel` for models that do not belong together, `BadConfig` for what a model cannot
+    give.
+    """
     spec = checkpoints[0].spec
     keys = {"spacing": "spacing_mm", "intensities": "intensity"}  # as the JSON names them
-    for key in ("classes", "patch", "spacing", "grid", "channels", "channel_names", "intensities", "regions", "recipe"):
+    for key in (
+        "classes",
+        "patch",
+        "spacing",
+        "grid",
+        "channels",
+        "channel_names",
+        "intensities",
+        "regions",
+        "recipe",
+    ):
         if any(getattr(one.spec, key) != getattr(spec, key) for one in checkpoints):
             name = keys.get(key, key)
-            raise BadModel(f"the models differ in their {name}; only models of one task and plan can be averaged")
+            raise BadModel(
+                f"the models differ in their {name}; only models of one task and plan can be"
+                " averaged"
+            )
     if settings.tta and not mirror_axes(checkpoints):
         raise BadConfig(f"the model {spec.name} must not be mirrored; leave out --tta")
     _check_foreign(spec, settings)
     unknown = [value for value in settings.probabilities if value not in spec.classes[1:]]
     if unknown:
         raise BadConfig(
-            f"the model {spec.name} has no label {unknown[0]}; `medseg models` and its labels.csv list them"
+            f"the model {spec.name} has no label {unknown[0]}; `medseg models` and its labels.csv"
+            " list them"
         )
 
 
 def mirror_axes(checkpoints: Sequence[Checkpoint]) -> tuple[int, ...]:
-    """The axes along which patches may be mirrored: those of training, never left-right if a label has a side."""
+    """The axes along which patches may be mirrored: those of training, never left-right if a label
+    has a side.
+    """
     axes = set.intersection(*(set(one.spec.mirror) for one in checkpoints))
-    if checkpoints[0].spec.recipe:  # what nnU-Net mirrored in training it mirrors here, sides or not
+    if checkpoints[
+        0
+    ].spec.recipe:  # what nnU-Net mirrored in training it mirrors here, sides or not
         return tuple(sorted(axes))
     lateral = any(one.table.mirror_pairs() for one in checkpoints)
     return tuple(sorted(axes - ({0} if lateral else set())))
 
 
-def mirroring(checkpoints: Sequence[Checkpoint], settings: Settings, device: str) -> tuple[int, ...]:
+def mirroring(
+    checkpoints: Sequence[Checkpoint], settings: Settings, device: str
+) -> tuple[int, ...]:
     """The axes along which patches are mirrored in this run.
 
-    Unless `tta` decides, foreign models are mirrored as they were trained: with `exact` and on a GPU. On a CPU it
-    would take two to eight times as long and changes little.
+    Unless `tta` decides, foreign models are mirrored as they were trained: with `exact` and on a
+    GPU. On a CPU it would take two to eight times as long and changes little.
     """
     if settings.tta is not None:
         return mirror_axes(checkpoints) if settings.tta else ()
@@ -152,7 +192,9 @@ def _check_foreign(spec: ModelSpec, settings: Settings) -> None:
         }
         for option, given in asked.items():
             if given:
-                raise BadConfig(f"{option} is for models of nnU-Net, and {spec.name} is medseg's own")
+                raise BadConfig(
+                    f"{option} is for models of nnU-Net, and {spec.name} is medseg's own"
+                )
         return
     if settings.exact and settings.precision not in ("auto", "fp32"):
         raise BadConfig("--exact computes in float32 as nnU-Net does; leave out --precision")
@@ -164,6 +206,8 @@ def check_set(models: ModelSet, settings: Settings) -> None:
     """Raise `BadConfig` for labels that a set does not have, or where nothing of it is left."""
     unknown = [value for value in settings.probabilities if value not in models.table]
     if unknown:
-        raise BadConfig(f"the models {models.name} have no label {unknown[0]}; `medseg info` lists them")
+        raise BadConfig(
+            f"the models {models.name} have no label {unknown[0]}; `medseg info` lists them"
+        )
     if not models.models:
         raise BadConfig(f"of the models {models.name} none finds what is asked for")

@@ -96,7 +96,9 @@ def content_box(image: torch.Tensor) -> tuple[slice, slice, slice]:
 
 def own_way(volumes: Sequence[Volume], spec: ModelSpec, settings: Settings) -> Way:
     """The way of medseg's own models, whose grid lies along the world's axes or the scan's."""
-    image, grid = prepare(volumes, spec.spacing, spec.grid, spec.intensities, names=spec.channel_names)
+    image, grid = prepare(
+        volumes, spec.spacing, spec.grid, spec.intensities, names=spec.channel_names
+    )
     x, y, z = grid.shape
     box = content_box(image) if spec.dark_air else (slice(0, x), slice(0, y), slice(0, z))
     cut = image[:, *box]
@@ -201,7 +203,9 @@ def foreign_way(
     )
 
 
-def _padded(image: torch.Tensor, patch: Sequence[int], padding: str) -> tuple[tuple[int, ...], torch.Tensor]:
+def _padded(
+    image: torch.Tensor, patch: Sequence[int], padding: str
+) -> tuple[tuple[int, ...], torch.Tensor]:
     """Where the image begins in what is padded with zeros to at least a patch, and that."""
     from torch.nn import functional as F
 
@@ -219,7 +223,9 @@ PADDINGS: dict[str, Callable[[int], int]] = {
 }
 
 
-def _frame_painter(spec: ModelSpec, predictor: Predictor, settings: Settings, frame: Frame, *, half: bool) -> Painter:
+def _frame_painter(
+    spec: ModelSpec, predictor: Predictor, settings: Settings, frame: Frame, *, half: bool
+) -> Painter:
     import torch
 
     from medseg.inference.painter import Painter
@@ -237,5 +243,9 @@ def _frame_painter(spec: ModelSpec, predictor: Predictor, settings: Settings, fr
         # PyTorch's resampling leaves logits in float32; scikit-image's are stored as half
         # precision.
         halved = frame.logits.scheme != "linear"
-        return HalfPainter(painted.shape, painted.to_model, frame.shape, spec.classes, halved=halved, **shared)
-    return Painter(painted.shape, painted.to_model, frame.shape, spec.classes, head=predictor.head, **shared)
+        return HalfPainter(
+            painted.shape, painted.to_model, frame.shape, spec.classes, halved=halved, **shared
+        )
+    return Painter(
+        painted.shape, painted.to_model, frame.shape, spec.classes, head=predictor.head, **shared
+    )

@@ -1,9 +1,11 @@
-"""The sliding window: patches in, blended features or logits out, in memory that the scan's length does not change.
+"""The sliding window: patches in, blended features or logits out, in memory that the scan's length
+does not change.
 
-Windows run along the first axis in rows, in a row along the second axis in columns. A column is added up with Gaussian
-weights (Isensee et al. 2021) in a buffer as wide as one patch. What no later window touches is handed on at once; what
-later ones add to waits in the column, or, between rows, in a carry as deep as the overlap. Nothing of the size of a
-whole scan exists here, whatever the number of classes.
+Windows run along the first axis in rows, in a row along the second axis in columns. A column is
+added up with Gaussian weights (Isensee et al. 2021) in a buffer as wide as one patch. What no later
+window touches is handed on at once; what later ones add to waits in the column, or, between rows,
+in a carry as deep as the overlap. Nothing of the size of a whole scan exists here, whatever the
+number of classes.
 """
 
 from __future__ import annotations
@@ -49,17 +51,19 @@ class Windows:
         return tuple(y for y in self.starts[1] if y < high and y + self.patch[1] > low)
 
     def stripes(self, count: int) -> list[tuple[int, int]]:
-        """The second axis in `count` parts (first, past the last) that can be computed one after the other.
+        """The second axis in `count` parts (first, past the last) that can be computed one after
+        the other.
 
-        A part begins one plane before the other ends, so that everything between two planes lies in one of them.
+        A part begins one plane before the other ends, so that everything between two planes lies in
+        one of them.
         """
         edges = [round(n * self.shape[1] / count) for n in range(count + 1)]
         return [(max(0, low - 1), high) for low, high in pairwise(edges) if high > low]
 
 
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:
-    """Where windows begin along one axis: evenly spread, first at 0, last ending at `size`, overlapping by at least
-    the share `overlap`."""
+    """Where windows begin along one axis: evenly spread, first at 0, last ending at `size`,
+    overlapping by at least the share `overlap`."""
     if size <= patch:
         return [0]
     step = max(1.0, patch * (1 - overlap))
@@ -68,7 +72,9 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
 
 
 def nnunet_starts(size: int, patch: int, overlap: float) -> list[int]:
-    """Where nnU-Net's windows begin along one axis; a patch of one plane (2d) steps from plane to plane."""
+    """Where nnU-Net's windows begin along one axis; a patch of one plane (2d) steps from plane to
+    plane.
+    """
     if patch == 1:
         return list(range(size))
     count = math.ceil((size - patch) / (patch * (1 - overlap))) + 1
@@ -77,14 +83,19 @@ def nnunet_starts(size: int, patch: int, overlap: float) -> list[int]:
     return [int(np.round((size - patch) / (count - 1) * n)) for n in range(count)]
 
 
-#: Name in a model's recipe -> where windows begin along an axis, from its size, the patch, and the overlap.
-LAYOUTS: dict[str, Callable[[int, int, float], list[int]]] = {"even": window_starts, "nnunet": nnunet_starts}
+#: Name in a model's recipe -> where windows begin along an axis, from its size, the patch, and the
+#: overlap.
+LAYOUTS: dict[str, Callable[[int, int, float], list[int]]] = {
+    "even": window_starts,
+    "nnunet": nnunet_starts,
+}
 
 
 def plan_windows(
     shape: Sequence[int], patch: Sequence[int], overlap: float, cell: int = 1, layout: str = "even"
 ) -> Windows:
-    """Windows of `patch` voxels over an image of `shape`, counted in cells of `cell` voxels along each axis.
+    """Windows of `patch` voxels over an image of `shape`, counted in cells of `cell` voxels along
+    each axis.
 
     layout: a name in `LAYOUTS`.
     """
@@ -94,27 +105,36 @@ def plan_windows(
 
 
 def gaussian_weights(patch: int) -> Tensor:
-    """(patch,) weights of one axis: a Gaussian with sd of an eighth of the patch, never below 1/1000 of its peak."""
+    """(patch,) weights of one axis: a Gaussian with sd of an eighth of the patch, never below
+    1/1000 of its peak.
+    """
     at = (torch.arange(patch) - (patch - 1) / 2) / (patch / 8)
     return torch.exp(-0.5 * at**2).clamp_(min=1e-3)
 
 
 def impulse_weights(patch: int) -> Tensor:
-    """(patch,) nnU-Net's weights of one axis before it rounds them: a Gaussian around voxel patch // 2, up to 1.
+    """(patch,) nnU-Net's weights of one axis before it rounds them: a Gaussian around voxel patch
+    // 2, up to 1.
 
-    Of a window's voxels nothing reaches 4 standard deviations from there but the first of an even patch.
+    Of a window's voxels nothing reaches 4 standard deviations from there but the first of an even
+    patch.
     """
     at = (torch.arange(patch) - patch // 2) / (patch / 8)
     return torch.exp(-0.5 * at**2) if patch > 1 else torch.ones(1)
 
 
 #: Name in a model's recipe -> the weights of one axis of a window.
-WEIGHTS: dict[str, Callable[[int], Tensor]] = {"floored": gaussian_weights, "nnunet": impulse_weights}
+WEIGHTS: dict[str, Callable[[int], Tensor]] = {
+    "floored": gaussian_weights,
+    "nnunet": impulse_weights,
+}
 
 
 @dataclass(frozen=True)
 class Block:
-    """Finished features (X, Y, Z, F) float32 whose first voxel is (x, y, 0). It is not written to again."""
+    """Finished features (X, Y, Z, F) float32 whose first voxel is (x, y, 0). It is not written to
+    again.
+    """
 
     x: int
     y: int
@@ -127,7 +147,9 @@ class Sums(Protocol):
     def add(self, features: Tensor, weights: Sequence[NDArray[np.float32]], z: int) -> None:
         """Add one window of the current column."""
 
-    def finish(self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    def finish(
+        self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
         """The means of the next planes, which no later window of this row touches."""
 
     def end_row(self, deep: int) -> None:
@@ -152,15 +174,17 @@ def sliding_window(
     make_sums: MakeSums | None = None,
     progress: Callable[[int], None] = lambda windows: None,
 ) -> Iterator[Block]:
-    """Weighted means of what `predict` says of the windows of `image` (C, X, Y, Z), as blocks that cover it once.
+    """Weighted means of what `predict` says of the windows of `image` (C, X, Y, Z), as blocks that
+    cover it once.
 
-    Blocks come row by row, in a row along the second axis. Images smaller than the patch are padded with zeros. Only
-    the part `stripe` of the second axis is computed if one is given. `empty` (threshold, features): windows in which
-    nothing is brighter than the threshold are not predicted; the features are taken for them. The sums are kept on
-    `device`, and on the CPU once it runs out of memory. `cell`: how many voxels of the image along each axis are one of
-    what is predicted, which is what windows, stripes and blocks are counted in. `weighting` is a name in `WEIGHTS`.
-    `make_sums` (windows, columns, features) gives other sums than float32 ones. `progress` is called with the number of
-    windows just done.
+    Blocks come row by row, in a row along the second axis. Images smaller than the patch are padded
+    with zeros. Only the part `stripe` of the second axis is computed if one is given. `empty`
+    (threshold, features): windows in which nothing is brighter than the threshold are not
+    predicted; the features are taken for them. The sums are kept on `device`, and on the CPU once
+    it runs out of memory. `cell`: how many voxels of the image along each axis are one of what is
+    predicted, which is what windows, stripes and blocks are counted in. `weighting` is a name in
+    `WEIGHTS`. `make_sums` (windows, columns, features) gives other sums than float32 ones.
+    `progress` is called with the number of windows just done.
     """
     low, high = stripe or (0, windows.shape[1])
     rows, columns = windows.starts[0], windows.columns(low, high)
@@ -190,21 +214,27 @@ def sliding_window(
         sums.end_row(windows.patch[0] - (end_x - x))
 
 
-def _weights(windows: Windows, weighting: str) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+def _weights(
+    windows: Windows, weighting: str
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
     """Of every axis the weights of one window, and one over what each plane collects from all."""
     weights = [WEIGHTS[weighting](p).numpy() for p in windows.patch]
     return weights, list(map(_one_over_sums, weights, windows.starts, windows.padded))
 
 
 def _padded(image: Tensor, windows: Windows, cell: int) -> Tensor:
-    """(C, X, Y, Z) with zeros behind it up to the windows' end; itself if none is missing, as padding copies."""
+    """(C, X, Y, Z) with zeros behind it up to the windows' end; itself if none is missing, as
+    padding copies.
+    """
     missing = [size * cell - there for size, there in zip(windows.padded, image.shape[1:])]
     if not any(missing):
         return image
     return F.pad(image, [n for one in missing[::-1] for n in (0, one)])
 
 
-def _column(image: Tensor, windows: Windows, at: tuple[int, int], cell: int) -> list[tuple[int, Tensor]]:
+def _column(
+    image: Tensor, windows: Windows, at: tuple[int, int], cell: int
+) -> list[tuple[int, Tensor]]:
     """(depth, window (C, X, Y, Z)) of the windows at (x, y), in cells of `cell` voxels."""
 
     def cut(start: int, size: int) -> slice:
@@ -224,7 +254,8 @@ def _finished(
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """(first plane, means) of the column's planes that no later window adds to, `most` at a time.
 
-    Those outside of the stripe are finished, too, and not wanted. scales: of the second axis all planes.
+    Those outside of the stripe are finished, too, and not wanted. scales: of the second axis all
+    planes.
     """
     along, across, up = scales
     for at in range(*planes, most):
@@ -242,7 +273,8 @@ def _predicted(
     batch: int,
     empty: tuple[float, Sequence[float]] | None,
 ) -> Iterator[tuple[Sequence[int], Sequence[Tensor] | Tensor]]:
-    """(depths, features of each) of the windows of a column, the empty ones first; others in batches.
+    """(depths, features of each) of the windows of a column, the empty ones first; others in
+    batches.
 
     empty: as in `sliding_window`; the features of an empty window are one vector (F, 1, 1, 1).
     """
@@ -257,12 +289,15 @@ def _predicted(
 
 
 class _Sums:
-    """Weighted sums of the current column (X, Y, Z, F), and of the planes that the next row adds to.
+    """Weighted sums of the current column (X, Y, Z, F), and of the planes that the next row adds
+    to.
 
     The second axis of the column is a ring: what is finished makes place for what comes.
     """
 
-    def __init__(self, windows: Windows, columns: Sequence[int], features: int, device: torch.device) -> None:
+    def __init__(
+        self, windows: Windows, columns: Sequence[int], features: int, device: torch.device
+    ) -> None:
         rows = windows.starts[0]
         patch_x, patch_y, depth = windows.patch[0], windows.patch[1], windows.padded[2]
         carried = max((patch_x - (b - a) for a, b in pairwise(rows)), default=0)
@@ -280,13 +315,22 @@ class _Sums:
         self._carried = 0  # planes of the carry that hold something
 
     def add(self, features: Tensor, weights: Sequence[NDArray[np.float32]], z: int) -> None:
-        """Add one window (F, X, Y, Z), or one feature vector (F, 1, 1, 1) for all of it, at depth z."""
+        """Add one window (F, X, Y, Z), or one feature vector (F, 1, 1, 1) for all of it, at depth
+        z.
+        """
         if self._compiled:
             sums, width = self._column.numpy(), self._column.shape[3]
             last = features.detach().permute(1, 2, 3, 0)
             if _is_read_as_it_is(last, width):
                 halves = _flat(last.view(torch.uint16).numpy())
-                flat = (_flat(sums), self._turn, halves, *weights[:2], np.repeat(weights[2], width), z * width)
+                flat = (
+                    _flat(sums),
+                    self._turn,
+                    halves,
+                    *weights[:2],
+                    np.repeat(weights[2], width),
+                    z * width,
+                )
                 _in_threads("add_halves", len(weights[0]), *flat)
                 return
             one = last.to("cpu", torch.float32).contiguous().numpy()
@@ -301,7 +345,9 @@ class _Sums:
             device = self._column.device
             a, b, c = (torch.from_numpy(w).to(device) for w in weights)
             window = (a[:, None, None] * b[:, None] * c)[..., None]
-            source = features.permute(1, 2, 3, 0).to(device, torch.float32).expand(*window.shape[:3], -1)
+            source = (
+                features.permute(1, 2, 3, 0).to(device, torch.float32).expand(*window.shape[:3], -1)
+            )
             ring = [(self._turn + n) % len(b) for n in range(len(b))]
             target = self._column[:, ring, z : z + len(c), : len(features)]
             self._column[:, ring, z : z + len(c), : len(features)] = target.addcmul(source, window)
@@ -310,8 +356,11 @@ class _Sums:
             self._column, self._carry = self._column.cpu(), self._carry.cpu()
             self.add(features.cpu(), weights, z)
 
-    def finish(self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-        """The means of the next `finished` planes of the column, which lie at y, those from `first` on.
+    def finish(
+        self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """The means of the next `finished` planes of the column, which lie at y, those from `first`
+        on.
 
         What the next row adds to is kept, and the column moves on.
         """
@@ -320,7 +369,13 @@ class _Sums:
         shape = (len(along), len(across), len(up), self._column.shape[3])
         if self._compiled:
             out = np.empty(shape, np.float32)
-            state = (_flat(self._column.numpy()), self._turn, _flat(self._carry.numpy()), self._carried, at)
+            state = (
+                _flat(self._column.numpy()),
+                self._turn,
+                _flat(self._carry.numpy()),
+                self._carried,
+                at,
+            )
             rest = (along, across, np.repeat(up, shape[3]), first, _flat(out))
             _in_threads("finish", finished, *state, *rest)
         else:
@@ -339,14 +394,21 @@ class _Sums:
     def end_row(self, deep: int) -> None:
         """Begin a new row; the one before reached `deep` planes into what it adds to."""
         self._turn, self._carried = 0, max(0, min(deep, len(self._carry)))
-        if self._padded:  # planes beyond the image were never finished; finishing empties the others
+        # Planes beyond the image were never finished; finishing empties the others.
+        if self._padded:
             self._column.zero_()
 
 
 def _is_read_as_it_is(window: Tensor, features: int) -> bool:
-    """Whether a window (X, Y, Z, F) of all features in bfloat16 can be added without a copy in float32."""
+    """Whether a window (X, Y, Z, F) of all features in bfloat16 can be added without a copy in
+    float32.
+    """
     of_all = window.shape[3] == features and window.numel() > features
-    lies = window.device.type == "cpu" and window.is_contiguous() and window.shape[2] * features % 16 == 0
+    lies = (
+        window.device.type == "cpu"
+        and window.is_contiguous()
+        and window.shape[2] * features % 16 == 0
+    )
     return of_all and lies and window.dtype == torch.bfloat16
 
 
@@ -370,10 +432,14 @@ def _in_threads(name: str, length: int, *arguments: Any) -> None:
     from medseg.kernels.threads import in_slabs
 
     kernel: _Kernel = getattr(window_kernels, name)
-    in_slabs(lambda low, high: kernel(low, high, *arguments), length, workers=torch.get_num_threads())
+    in_slabs(
+        lambda low, high: kernel(low, high, *arguments), length, workers=torch.get_num_threads()
+    )
 
 
-def _one_over_sums(weights: NDArray[np.float32], starts: Sequence[int], length: int) -> NDArray[np.float32]:
+def _one_over_sums(
+    weights: NDArray[np.float32], starts: Sequence[int], length: int
+) -> NDArray[np.float32]:
     """(length,) one over the weight that each plane of an axis collects from all windows."""
     total = np.zeros(length, np.float32)
     for start in starts:

@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING
 from medseg import door
 
 if TYPE_CHECKING:
-    from medseg.io.contents import describe_no_dicom as describe_no_dicom, example_folder as example_folder
+    from medseg.io.contents import (
+        describe_no_dicom as describe_no_dicom,
+        example_folder as example_folder,
+    )
     from medseg.io.formats import (
         READERS as READERS,
         WRITERS as WRITERS,
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
         strip_suffix as strip_suffix,
         write as write,
     )
-    from medseg.io.nifti import stored_sizes as stored_sizes, write_nifti as write_nifti
+    from medseg.io.nifti import stored_sizes as stored_sizes
+    from medseg.io.nifti_writing import write_nifti as write_nifti
     from medseg.io.nrrd import write_nrrd as write_nrrd
     from medseg.io.slicer import (
         read_table as read_table,
@@ -59,7 +63,8 @@ __getattr__, __dir__ = door(
             "strip_suffix",
             "write",
         ),
-        "nifti": ("stored_sizes", "write_nifti"),
+        "nifti": ("stored_sizes",),
+        "nifti_writing": ("write_nifti",),
         "nrrd": ("write_nrrd",),
         "slicer": ("read_table", "write_seg_nrrd", "write_segments"),
         "voxels": ("digest",),

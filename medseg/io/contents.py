@@ -12,17 +12,19 @@ from medseg.files import open_file
 from medseg.io.dicom.headers import is_dicom
 from medseg.io.formats import is_readable_name
 
-#: Files that are opened to see whether they are DICOM; a folder of more is left to the reader of DICOM.
+#: Files that are opened to see whether they are DICOM; a folder of more is left to the reader of
+#: DICOM.
 MOST_OPENED = 2000
 #: Places and kinds of files that are named.
 _NAMED = 3
 
 
 def describe_no_dicom(folder: str | Path) -> str:
-    """What a folder without any DICOM file holds instead, for a message; '' where it holds DICOM, or nothing at all.
+    """What a folder without any DICOM file holds instead, for a message; '' where it holds DICOM,
+    or nothing at all.
 
-    '' also where there are too many files to tell: then the reader of DICOM has to say it. Links are followed as that
-    reader does: to files, not to folders.
+    '' also where there are too many files to tell: then the reader of DICOM has to say it. Links
+    are followed as that reader does: to files, not to folders.
     """
     scans: Counter[str] = Counter()
     others: Counter[str] = Counter()
@@ -49,7 +51,9 @@ def _places_of(scans: Counter[str]) -> list[str]:
 
 
 def example_folder(folder: str | Path) -> Path | None:
-    """The first folder below `folder`, by name, that holds files of volumes; None if there is none."""
+    """The first folder below `folder`, by name, that holds files of volumes; None if there is
+    none.
+    """
     for place, name in _files_below(folder):
         if is_readable_name(name) and Path(place) != Path(folder):
             return Path(place)
@@ -64,7 +68,9 @@ def _files_below(folder: str | Path) -> Iterator[tuple[str, str]]:
 
 
 def _may_be_dicom(path: Path) -> bool:
-    """Whether the reader of DICOM would look into a file; one that may not be read is left to it, too."""
+    """Whether the reader of DICOM would look into a file; one that may not be read is left to it,
+    too.
+    """
     try:
         with open_file(path) as file:
             return is_dicom(file.read(132))

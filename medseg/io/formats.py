@@ -1,7 +1,8 @@
-"""Any reader in, any writer out: `read`, `read_labels` and `write` choose by the suffix of the name.
+"""Any reader in, any writer out: `read`, `read_labels` and `write` choose by the suffix of the
+name.
 
-A new format is one module and one line in `READERS` and `WRITERS`. Readers return what the file holds; the checks of
-the values that all formats share are made here.
+A new format is one module and one line in `READERS` and `WRITERS`. Readers return what the file
+holds; the checks of the values that all formats share are made here.
 """
 
 from __future__ import annotations
@@ -15,12 +16,25 @@ from medseg.errors import BadFile, BadOutput
 from medseg.files import open_file, sweep
 from medseg.io.dicom.headers import is_dicom
 from medseg.io.dicom.result import DicomOptions, class_of
-from medseg.io.dicom.rtstruct import RTSTRUCT_CLASS, read_rtstruct, read_rtstruct_table, read_structures, write_rtstruct
-from medseg.io.dicom.seg import SEG_CLASSES, read_seg, read_seg_table, read_segments as read_dicom_segments, write_seg
+from medseg.io.dicom.rtstruct import (
+    RTSTRUCT_CLASS,
+    read_rtstruct,
+    read_rtstruct_table,
+    read_structures,
+    write_rtstruct,
+)
+from medseg.io.dicom.seg import (
+    SEG_CLASSES,
+    read_seg,
+    read_seg_table,
+    read_segments as read_dicom_segments,
+    write_seg,
+)
 from medseg.io.dicom.volumes import Paths, list_volumes, name_of, read_dicom
 from medseg.io.metaimage import read_metaimage, write_metaimage
 from medseg.io.mgh import read_mgh, write_mgh
-from medseg.io.nifti import read_nifti, write_nifti
+from medseg.io.nifti import read_nifti
+from medseg.io.nifti_writing import write_nifti
 from medseg.io.nrrd import read_nrrd, write_nrrd
 from medseg.io.slicer import (
     names_segments,
@@ -36,13 +50,15 @@ if TYPE_CHECKING:
     from medseg.labels import Label, LabelTable
 
 __all__ = [
-    "READERS", "WRITERS", "DicomOptions", "Overlap", "Paths", "SeveralVolumes", "embedded_table", "is_dicom_source",
+    "READERS", "WRITERS", "DicomOptions", "Overlap", "Paths", "SeveralVolumes", "embedded_table",
+    "is_dicom_source",
     "is_readable_name", "is_slicer_segmentation", "label_kind", "list_volumes", "read",
     "read_as_stored", "read_labels", "read_masks", "strip_suffix", "write",
 ]  # fmt: skip
 
-#: Suffix to reader: `reader(path, volume_index=None, assume_geometry=None) -> Volume`. Longer suffixes come first.
-#: A folder is DICOM, whatever its name; so is a file of another name that begins as DICOM does.
+#: Suffix to reader: `reader(path, volume_index=None, assume_geometry=None) -> Volume`. Longer
+#: suffixes come first. A folder is DICOM, whatever its name; so is a file of another name that
+#: begins as DICOM does.
 READERS: dict[str, Callable[..., Volume]] = {
     ".nii.gz": read_nifti,
     ".nii": read_nifti,
@@ -62,7 +78,8 @@ READERS: dict[str, Callable[..., Volume]] = {
     ".dcm": read_dicom,
     ".zip": read_dicom,
 }
-#: Suffix to writer: `writer(volume, path, table=None)`; those of DICOM also take `source` and `options`.
+#: Suffix to writer: `writer(volume, path, table=None)`; those of DICOM also take `source` and
+#: `options`.
 WRITERS: dict[str, Callable[..., None]] = {
     ".nii.gz": write_nifti,
     ".nii": write_nifti,
@@ -94,25 +111,39 @@ def read(
     source: Paths | None = None,
     segments: Sequence[str] | None = None,
 ) -> Volume:
-    """A scan from a file or from DICOM (folder, list of files, zip, DICOMDIR). Raises `BadFile`, never guesses.
+    """A scan from a file or from DICOM (folder, list of files, zip, DICOMDIR). Raises `BadFile`,
+    never guesses.
 
     Segmentations (DICOM SEG, 3D Slicer's NRRD) and DICOM structure sets are read as label maps.
 
     volume_index: which volume of a file that holds several, from 0.
-    assume_geometry: 'sform', 'qform' or 'pixdim': what to trust if a header contradicts itself or says nothing.
-    series: which DICOM volume, if there are several, as `list_volumes` numbers them, or a Series Instance UID.
+    assume_geometry: 'sform', 'qform' or 'pixdim': what to trust if a header contradicts itself or
+        says nothing.
+    series: which DICOM volume, if there are several, as `list_volumes` numbers them, or a Series
+        Instance UID.
     repair: resample uneven or slanted DICOM stacks to an even grid where that is well defined.
         For a segmentation or structure set both are about its `source`.
     suv: DICOM PET as standardised uptake values by body weight.
-    source: the DICOM images that a structure set was drawn on; a DICOM segmentation is put on their whole grid.
-    segments: which structures of a segmentation or structure set, by name or value, later over earlier.
+    source: the DICOM images that a structure set was drawn on; a DICOM segmentation is put on their
+        whole grid.
+    segments: which structures of a segmentation or structure set, by name or value, later over
+        earlier.
     Raises `SeveralVolumes`, a `BadFile`, where a file holds several and none is chosen.
-    Warns with `DataWarning` if voxels were not finite numbers and were replaced, and of what `repair` did.
+    Warns with `DataWarning` if voxels were not finite numbers and were replaced, and of what
+    `repair` did.
     """
-    dicom = {key: value for key, value in (("series", series), ("repair", repair), ("suv", suv)) if value}
+    dicom = {
+        key: value for key, value in (("series", series), ("repair", repair), ("suv", suv)) if value
+    }
     if kind := label_kind(path):
         return _dicom_labels(
-            kind, str(path), volume_index=volume_index, segments=segments, source=source, series=series, repair=repair
+            kind,
+            str(path),
+            volume_index=volume_index,
+            segments=segments,
+            source=source,
+            series=series,
+            repair=repair,
         )
     volume = _raw(
         path,
@@ -125,7 +156,9 @@ def read(
 
 
 def read_as_stored(path: Paths, *, volume_index: int | None = None) -> Volume:
-    """A scan with all voxels as its file holds them, also those that are not finite numbers. Raises `BadFile`."""
+    """A scan with all voxels as its file holds them, also those that are not finite numbers. Raises
+    `BadFile`.
+    """
     return _raw(path, volume_index=volume_index)
 
 
@@ -136,12 +169,15 @@ def read_labels(
     source: Paths | None = None,
     segments: Sequence[str] | None = None,
 ) -> Volume:
-    """A label map as uint8 or uint16. Raises `BadFile` if a voxel is not a whole number from 0 to 65535.
+    """A label map as uint8 or uint16. Raises `BadFile` if a voxel is not a whole number from 0 to
+    65535.
 
     source, segments: as for `read`.
     """
     if kind := label_kind(path):
-        return _dicom_labels(kind, path, volume_index=volume_index, segments=segments, source=source)
+        return _dicom_labels(
+            kind, path, volume_index=volume_index, segments=segments, source=source
+        )
     return labels_only(path, _raw(path, volume_index=volume_index, segments=segments))
 
 
@@ -155,8 +191,9 @@ def write(
 ) -> None:
     """Write a volume in the format its suffix names, whole or not at all. Raises `BadOutput`.
 
-    table: names, colours and codes of a label map, for the formats that can hold them (`.seg.nrrd`, `.dcm`).
-    source, options: for `.dcm`, the DICOM images the labels were made from, and how to write.
+    table: names, colours and codes of a label map, for the formats that can hold them (`.seg.nrrd`,
+    `.dcm`). source, options: for `.dcm`, the DICOM images the labels were made from, and how to
+    write.
     """
     suffix = _suffix(path, WRITERS)
     if suffix is None:
@@ -184,7 +221,9 @@ def is_slicer_segmentation(path: Paths) -> bool:
 
 
 def strip_suffix(path: str | Path) -> str:
-    """The name of a file or folder without its folder and without its known, possibly double, suffix."""
+    """The name of a file or folder without its folder and without its known, possibly double,
+    suffix.
+    """
     name = Path(path).name
     suffix = _suffix(path, READERS) or _suffix(path, WRITERS) or ""
     return name[: len(name) - len(suffix)]
@@ -200,7 +239,9 @@ def is_readable_name(path: str | Path) -> bool:
 
 
 def is_dicom_source(path: Paths) -> bool:
-    """Whether `read` would read a path as DICOM: a list, a folder, a zip, or a file named or beginning like DICOM."""
+    """Whether `read` would read a path as DICOM: a list, a folder, a zip, or a file named or
+    beginning like DICOM.
+    """
     if not isinstance(path, str | Path) or Path(path).is_dir():
         return True
     suffix = _suffix(path, READERS)
@@ -208,7 +249,8 @@ def is_dicom_source(path: Paths) -> bool:
         return READERS[suffix] is read_dicom
     with open_file(path) as file:
         start = file.read(132)
-    return start[128:] == b"DICM" or (not Path(path).suffix and is_dicom(start))  # old files have no preamble
+    # Old files have no preamble.
+    return start[128:] == b"DICM" or (not Path(path).suffix and is_dicom(start))
 
 
 def label_kind(path: Paths) -> str:
@@ -220,12 +262,17 @@ def label_kind(path: Paths) -> str:
 
 
 def read_masks(
-    path: str | Path, *, source: Paths | None = None, series: str | int | None = None, repair: bool = False
+    path: str | Path,
+    *,
+    source: Paths | None = None,
+    series: str | int | None = None,
+    repair: bool = False,
 ) -> list[tuple[Label, Volume]]:
     """Every structure of a Slicer segmentation, DICOM SEG or RTSTRUCT as a mask (uint8, 0 and 1),
     overlaps kept.
 
-    source, series, repair: the DICOM images that a SEG or structure set is about, as for `read`. Raises `BadFile`.
+    source, series, repair: the DICOM images that a SEG or structure set is about, as for `read`.
+    Raises `BadFile`.
     """
     kind = label_kind(path)
     if kind == "RTSTRUCT":
@@ -276,12 +323,16 @@ def _read_with(reader: Callable[..., Volume], path: Paths, options: dict[str, An
         return reader(path, **options)
     except MemoryError:
         path = name_of(path)
-        raise BadFile(f"{path}: there is not enough memory to read it; crop the scan or use a larger machine") from None
+        raise BadFile(
+            f"{path}: there is not enough memory to read it; crop the scan or use a larger machine"
+        ) from None
 
 
 def _suffix(path: str | Path, known: dict[str, Callable]) -> str | None:
     name = Path(path).name.lower()
-    return next((suffix for suffix in known if name.endswith(suffix) and len(name) > len(suffix)), None)
+    return next(
+        (suffix for suffix in known if name.endswith(suffix) and len(name) > len(suffix)), None
+    )
 
 
 def _listed(known: dict[str, Callable]) -> str:
@@ -293,4 +344,7 @@ def _unknown(path: str | Path) -> BadFile:
     open_file(path).close()
     if Path(path).suffix.lower() in _PICTURES:
         return BadFile(f"{path}: is a 2-D picture, not a scan; give the volume it was made from")
-    return BadFile(f"{path}: medseg does not read this kind of file; give a DICOM folder or one of {_listed(READERS)}")
+    return BadFile(
+        f"{path}: medseg does not read this kind of file; give a DICOM folder or one of"
+        f" {_listed(READERS)}"
+    )

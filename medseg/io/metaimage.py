@@ -1,6 +1,8 @@
-"""MetaImage, `.mha` and `.mhd` with its data beside it (https://itk.org/Wiki/ITK/MetaIO/Documentation).
+"""MetaImage, `.mha` and `.mhd` with its data beside it
+(https://itk.org/Wiki/ITK/MetaIO/Documentation).
 
-The world is LPS+ mm, as ITK writes and reads it. Each row of TransformMatrix is the direction of one voxel axis.
+The world is LPS+ mm, as ITK writes and reads it. Each row of TransformMatrix is the direction of
+one voxel axis.
 """
 
 from __future__ import annotations
@@ -25,13 +27,17 @@ if TYPE_CHECKING:
 
 MAX_HEADER = 1 << 16
 _TYPES = {
-    "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4", "MET_UINT": "u4",
+    "MET_CHAR": "i1", "MET_UCHAR": "u1", "MET_SHORT": "i2", "MET_USHORT": "u2", "MET_INT": "i4",
+    "MET_UINT": "u4",
     "MET_LONG_LONG": "i8", "MET_ULONG_LONG": "u8", "MET_FLOAT": "f4", "MET_DOUBLE": "f8",
     "MET_LONG": "i4", "MET_ULONG": "u4",  # 4 bytes in MetaIO on every platform
 }  # fmt: skip
-_WRITTEN = {code: name for name, code in reversed(_TYPES.items()) if name not in ("MET_LONG", "MET_ULONG")}
+_WRITTEN = {
+    code: name for name, code in reversed(_TYPES.items()) if name not in ("MET_LONG", "MET_ULONG")
+}
 _ALIASES = {
-    "rotation": "transformmatrix", "orientation": "transformmatrix", "origin": "offset", "position": "offset",
+    "rotation": "transformmatrix", "orientation": "transformmatrix", "origin": "offset",
+    "position": "offset",
     "elementbyteordermsb": "binarydatabyteordermsb",
 }  # fmt: skip
 #: MetaIO's DistanceUnits to mm; '?' is what it writes where nothing is known, and then all programs
@@ -58,7 +64,9 @@ class _Header:
     listed: tuple[str, ...]
 
 
-def read_metaimage(path: str | Path, *, volume_index: int | None = None, assume_geometry: str | None = None) -> Volume:
+def read_metaimage(
+    path: str | Path, *, volume_index: int | None = None, assume_geometry: str | None = None
+) -> Volume:
     """A volume from `.mha`, or `.mhd` whose data lies in the same folder. Raises `BadFile`.
 
     Of a 4-D file, and of one with several channels, `volume_index` chooses. Without matrix and
@@ -70,8 +78,12 @@ def read_metaimage(path: str | Path, *, volume_index: int | None = None, assume_
     sizes = _sizes(path, fields)
     kind = _TYPES.get(fields.get("elementtype", ""))
     if kind is None:
-        raise BadFile(f"{path}: its voxels are of a type that medseg does not read; save it as MET_FLOAT")
-    dtype = np.dtype(kind).newbyteorder(">" if _flag(path, fields, "binarydatabyteordermsb") else "<")
+        raise BadFile(
+            f"{path}: its voxels are of a type that medseg does not read; save it as MET_FLOAT"
+        )
+    dtype = np.dtype(kind).newbyteorder(
+        ">" if _flag(path, fields, "binarydatabyteordermsb") else "<"
+    )
     channels = _channels(path, fields, len(sizes))
     affine = _affine(path, fields, len(sizes), assumed=assume_geometry)
     count = sizes[3] if len(sizes) == 4 else 1
@@ -88,26 +100,38 @@ def read_metaimage(path: str | Path, *, volume_index: int | None = None, assume_
 def _sizes(path: str | Path, fields: dict[str, str]) -> tuple[int, ...]:
     sizes = tuple(int(size) for size in _numbers(path, fields, "dimsize", whole=True))
     if _numbers(path, fields, "ndims", whole=True) != [len(sizes)]:
-        raise BadFile(f"{path}: its header contradicts itself about the number of dimensions; the file is damaged")
+        raise BadFile(
+            f"{path}: its header contradicts itself about the number of dimensions; the file is"
+            " damaged"
+        )
     check_axes(path, sizes)
     if len(sizes) < 3:
-        raise BadFile(f"{path}: is a picture of {len(sizes)} dimensions, not a volume; give the whole scan")
+        raise BadFile(
+            f"{path}: is a picture of {len(sizes)} dimensions, not a volume; give the whole scan"
+        )
     if len(sizes) > 4:
         raise BadFile(f"{path}: has {len(sizes)} dimensions; give one volume")
     return sizes
 
 
 def _channels(path: str | Path, fields: dict[str, str], dimension: int) -> int:
-    """How many values a voxel has: volumes of their own, as ITK writes images of several channels."""
+    """How many values a voxel has: volumes of their own, as ITK writes images of several
+    channels.
+    """
     if "elementnumberofchannels" not in fields:
         return 1
     channels = int(_numbers(path, fields, "elementnumberofchannels", count=1, whole=True)[0])
     check_axes(path, [channels])
     if channels in (3, 4) and fields["elementtype"] in ("MET_UCHAR", "MET_CHAR"):
         # MetaImage has no word for colours, so three or four bytes may be one.
-        raise BadFile(f"{path}: may be a colour picture ({channels} bytes per voxel); give the scan in grey values")
+        raise BadFile(
+            f"{path}: may be a colour picture ({channels} bytes per voxel); give the scan in grey"
+            " values"
+        )
     if channels > 1 and dimension > 3:
-        raise BadFile(f"{path}: has {dimension} dimensions and {channels} channels; give one volume")
+        raise BadFile(
+            f"{path}: has {dimension} dimensions and {channels} channels; give one volume"
+        )
     return channels
 
 
@@ -136,7 +160,9 @@ def _fields(path: str | Path, head: bytes) -> tuple[dict[str, str], int]:
         text = line.decode("utf-8", "replace").strip()
         name, value = _name_and_value(text)
         if start == 0 and not re.fullmatch(r"[A-Za-z_]\w*", name):
-            raise BadFile(f"{path}: is not a MetaImage file, whatever its name; give the scan itself")
+            raise BadFile(
+                f"{path}: is not a MetaImage file, whatever its name; give the scan itself"
+            )
         start += len(line) + len(newline)
         if name:
             key = _key(name)
@@ -179,11 +205,15 @@ def _place(path: str | Path, header: _Header, sizes: tuple[int, ...], *, first: 
     before = _header_size(path, fields)
     if before < -1 or (before == -1 and packed):
         # Of packed data nobody knows how many bytes they are before they are found.
-        raise BadFile(f"{path}: its header gives its data a HeaderSize that cannot be; correct the header")
+        raise BadFile(
+            f"{path}: its header gives its data a HeaderSize that cannot be; correct the header"
+        )
     files, part = _data_files(path, header, sizes, first=first)
     attached_at = header.start if fields["elementdatafile"].upper() == "LOCAL" else 0
     if 0 < before < attached_at:
-        raise BadFile(f"{path}: its header puts the voxels into the header itself; the file is damaged")
+        raise BadFile(
+            f"{path}: its header puts the voxels into the header itself; the file is damaged"
+        )
     return Place(
         files=files,
         part=part,
@@ -228,11 +258,16 @@ def _listed_dimension(path: str | Path, words: list[str], *, first: int, dimensi
     given = re.fullmatch(r"(\d)[Dd]?", words[0]) if len(words) == 1 else None
     # Slabs of as many dimensions as the image are read differently by MetaIO itself.
     if given is None or first + int(given[1]) >= dimension:
-        raise BadFile(f"{path}: its header lists its data files in a way that is not known; correct the header")
+        raise BadFile(
+            f"{path}: its header lists its data files in a way that is not known; correct the"
+            " header"
+        )
     return first + int(given[1])
 
 
-def _affine(path: str | Path, fields: dict[str, str], dimension: int, *, assumed: str | None) -> NDArray[np.float64]:
+def _affine(
+    path: str | Path, fields: dict[str, str], dimension: int, *, assumed: str | None
+) -> NDArray[np.float64]:
     to_mm, spacing = _spacing_mm(path, fields, dimension)
     affine = np.eye(4)
     if assumed == "pixdim":
@@ -247,53 +282,78 @@ def _affine(path: str | Path, fields: dict[str, str], dimension: int, *, assumed
         raise BadFile(f"{path}: its fourth axis is mixed with space; give one volume")
     norms = np.sqrt((rows[:3, :3] ** 2).sum(axis=1))
     if not (np.abs(norms - 1) < 1e-3).all():
-        raise BadFile(f"{path}: the directions in its header are not of length 1; the file is damaged")
+        raise BadFile(
+            f"{path}: the directions in its header are not of length 1; the file is damaged"
+        )
     affine[:3, :3] = rows[:3, :3].T * spacing
     affine[:3, 3] = np.array(offset[:3]) * to_mm
     return LPS @ affine
 
 
-def _spacing_mm(path: str | Path, fields: dict[str, str], dimension: int) -> tuple[float, list[float]]:
+def _spacing_mm(
+    path: str | Path, fields: dict[str, str], dimension: int
+) -> tuple[float, list[float]]:
     """How many mm the header's unit of length is, and the voxel size along the first three axes."""
     if "elementspacing" not in fields and "elementsize" not in fields:
-        raise BadFile(f"{path}: its header does not say how large its voxels are; correct the header")
+        raise BadFile(
+            f"{path}: its header does not say how large its voxels are; correct the header"
+        )
     name = "elementspacing" if "elementspacing" in fields else "elementsize"
     spacing = _numbers(path, fields, name, count=dimension)[:3]
     unit = fields.get("distanceunits", "")
     if unit not in _MM_PER_UNIT:
-        raise BadFile(f"{path}: its lengths are in '{unit[:20]}', which MetaImage does not know; correct its header")
+        raise BadFile(
+            f"{path}: its lengths are in '{unit[:20]}', which MetaImage does not know; correct its"
+            " header"
+        )
     if min(spacing) <= 0:
         raise BadFile(f"{path}: its voxel size is not positive; correct the header")
     return _MM_PER_UNIT[unit], [_MM_PER_UNIT[unit] * length for length in spacing]
 
 
 def _numbers(
-    path: str | Path, fields: dict[str, str], name: str, *, count: int | None = None, whole: bool = False
+    path: str | Path,
+    fields: dict[str, str],
+    name: str,
+    *,
+    count: int | None = None,
+    whole: bool = False,
 ) -> list[float]:
     words = fields.get(name, "").split()
     try:
-        numbers: list[float] = [int(word) for word in words] if whole else [float(word) for word in words]
+        numbers: list[float] = (
+            [int(word) for word in words] if whole else [float(word) for word in words]
+        )
     except ValueError:
         numbers = []
     if not numbers or (count is not None and len(numbers) != count):
-        raise BadFile(f"{path}: the field '{name}' in its header is missing or damaged; get the file again")
+        raise BadFile(
+            f"{path}: the field '{name}' in its header is missing or damaged; get the file again"
+        )
     if not whole and not all(map(math.isfinite, numbers)):
-        raise BadFile(f"{path}: the field '{name}' in its header holds values that are not finite; correct the header")
+        raise BadFile(
+            f"{path}: the field '{name}' in its header holds values that are not finite; correct"
+            " the header"
+        )
     return numbers
 
 
 def _flag(path: str | Path, fields: dict[str, str], name: str, *, default: bool = False) -> bool:
     text = fields.get(name, str(default)).lower()
     if text not in ("true", "false", "1", "0"):
-        raise BadFile(f"{path}: the field '{name}' in its header is neither True nor False; the file is damaged")
+        raise BadFile(
+            f"{path}: the field '{name}' in its header is neither True nor False; the file is"
+            " damaged"
+        )
     return text in ("true", "1")
 
 
 def write_metaimage(volume: Volume, path: str | Path, *, table: LabelTable | None = None) -> None:
-    """Write `.mha`, compressed, or `.mhd` with its data in a second file beside it. Raises `BadOutput`.
+    """Write `.mha`, compressed, or `.mhd` with its data in a second file beside it. Raises
+    `BadOutput`.
 
-    The data file of a `.mhd` is named after its content, so that a header never points at half-written or other data.
-    `table` is not stored in MetaImage.
+    The data file of a `.mhd` is named after its content, so that a header never points at
+    half-written or other data. `table` is not stored in MetaImage.
     """
     dtype = stored_dtype(volume.data)
     if dtype.str[1:] not in _WRITTEN:

@@ -1,4 +1,6 @@
-"""FreeSurfer's MGH, `.mgh` and gzipped `.mgz` (https://surfer.nmr.mgh.harvard.edu/fswiki/FsTutorial/MghFormat)."""
+"""FreeSurfer's MGH, `.mgh` and gzipped `.mgz`
+(https://surfer.nmr.mgh.harvard.edu/fswiki/FsTutorial/MghFormat).
+"""
 
 from __future__ import annotations
 
@@ -12,25 +14,35 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile, BadOutput, DataWarning
 from medseg.files import ByteStream, atomic_write, gzip_writer
-from medseg.io.voxels import check_axes, choose_volume, make_volume, read_voxels, slabs, stored_dtype
+from medseg.io.voxels import (
+    check_axes,
+    choose_volume,
+    make_volume,
+    read_voxels,
+    slabs,
+    stored_dtype,
+)
 from medseg.stream import is_gzip
 from medseg.volume import Volume, spacing_of
 
 if TYPE_CHECKING:
     from medseg.labels import LabelTable
 
-_HEADER = ">7ih15f"  # version, 4 sizes, type, degrees of freedom, good geometry, spacing, directions, centre
+# Version, 4 sizes, type, degrees of freedom, good geometry, spacing, directions, centre.
+_HEADER = ">7ih15f"
 _DATA_START = 284
 #: Most bytes of scan parameters and tags that may follow the voxels; they are not needed.
 MAX_TAGS = 1 << 24
 _DTYPES = {0: "u1", 1: "i4", 3: "f4", 4: "i2", 10: "u2"}
 
 
-def read_mgh(path: str | Path, *, volume_index: int | None = None, assume_geometry: str | None = None) -> Volume:
+def read_mgh(
+    path: str | Path, *, volume_index: int | None = None, assume_geometry: str | None = None
+) -> Volume:
     """A volume from `.mgh` or `.mgz`. Raises `BadFile`.
 
-    Of a file with several frames, `volume_index` chooses. If the header says that its geometry is not valid,
-    `assume_geometry='pixdim'` uses the voxel size along RAS+ axes.
+    Of a file with several frames, `volume_index` chooses. If the header says that its geometry is
+    not valid, `assume_geometry='pixdim'` uses the voxel size along RAS+ axes.
     """
     packing = "gzip" if str(path).lower().endswith(("z", ".gz")) else None
     packed = is_gzip(path)
@@ -45,10 +57,15 @@ def read_mgh(path: str | Path, *, volume_index: int | None = None, assume_geomet
             raise BadFile(f"{path}: is not an MGH file, whatever its name; give the scan itself")
         check_axes(path, (i, j, k, frames))
         if kind not in _DTYPES:
-            raise BadFile(f"{path}: its voxels are of type {kind}, which medseg does not read; save it as float")
+            raise BadFile(
+                f"{path}: its voxels are of type {kind}, which medseg does not read; save it as"
+                " float"
+            )
         affine = _affine(path, header[7:], (i, j, k), assumed=assume_geometry)
         index = choose_volume(path, frames, volume_index)
-        data = read_voxels(stream, np.dtype(_DTYPES[kind]).newbyteorder(">"), (i, j, k), count=frames, index=index)
+        data = read_voxels(
+            stream, np.dtype(_DTYPES[kind]).newbyteorder(">"), (i, j, k), count=frames, index=index
+        )
         stream.finish(extra=MAX_TAGS)
     if not packed and str(path).lower().endswith(("z", ".gz")):
         warnings.warn(
@@ -68,27 +85,36 @@ def _affine(
 ) -> NDArray[np.float64]:
     good, spacing = geometry[0], np.array(geometry[1:4])
     if not np.isfinite(geometry).all():
-        raise BadFile(f"{path}: its header holds a geometry that is not finite; the file is damaged")
+        raise BadFile(
+            f"{path}: its header holds a geometry that is not finite; the file is damaged"
+        )
     if not (spacing > 0).all():
         raise BadFile(f"{path}: its voxel size is not positive; the file is damaged")
     if assumed == "pixdim":
         return np.diag([*spacing, 1.0])
     directions = np.reshape(geometry[4:13], (3, 3)).T  # stored axis by axis
     if good != 1:
-        raise BadFile(f"{path}: its header says that its geometry is not valid; say --assume-geometry pixdim to use it")
+        raise BadFile(
+            f"{path}: its header says that its geometry is not valid; say --assume-geometry pixdim"
+            " to use it"
+        )
     if not (np.abs(np.sqrt((directions**2).sum(axis=0)) - 1) < 1e-3).all():
-        raise BadFile(f"{path}: the directions in its header are not of length 1; the file is damaged")
+        raise BadFile(
+            f"{path}: the directions in its header are not of length 1; the file is damaged"
+        )
     affine = np.eye(4)
     affine[:3, :3] = directions * spacing
     affine[:3, 3] = np.array(geometry[13:16]) - affine[:3, :3] @ (np.array(shape) / 2)
-    # The header is float32: rounded to it, the affine can be written to NIfTI and read back exactly.
+    # The header is float32: rounded to it, the affine can be written to NIfTI and read back
+    # exactly.
     return affine.astype(np.float32).astype(np.float64)
 
 
 def write_mgh(volume: Volume, path: str | Path, *, table: LabelTable | None = None) -> None:
     """Write `.mgh` or `.mgz`. Raises `BadOutput`. `table` is not stored in MGH.
 
-    MGH holds uint8, int16, int32 and float32; other whole numbers are stored as the smallest of these that fits.
+    MGH holds uint8, int16, int32 and float32; other whole numbers are stored as the smallest of
+    these that fits.
     """
     code, dtype = _stored(path, volume.data)
     spacing = spacing_of(volume.affine)

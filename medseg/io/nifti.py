@@ -12,17 +12,15 @@ from __future__ import annotations
 import math
 import struct
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import BadFile, BadOutput, DataWarning
-from medseg.files import ByteStream, atomic_write, gzip_writer, open_file
+from medseg.errors import BadFile, DataWarning
+from medseg.files import ByteStream, open_file
 from medseg.io.voxels import (
     check_axes,
     choose_volume,
@@ -30,31 +28,44 @@ from medseg.io.voxels import (
     make_volume,
     read_voxels,
     rescale,
-    slabs,
-    stored_dtype,
 )
 from medseg.stream import is_gzip
 from medseg.volume import Space, Volume, spacing_of
 
 if TYPE_CHECKING:
-    from medseg.labels import LabelTable
+    pass
 
-#: Largest distance between two placements of a corner, as a part of the volume's diagonal, that is still rounding.
-#: A quaternion in float32 near half a turn is only good to 7e-4 radians.
+#: Largest distance between two placements of a corner, as a part of the volume's diagonal, that is
+#: still rounding. A quaternion in float32 near half a turn is only good to 7e-4 radians.
 MAX_DISAGREEMENT = 1e-3
-_DTYPES = {2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8"}
+DTYPES = {
+    2: "u1",
+    4: "i2",
+    8: "i4",
+    16: "f4",
+    64: "f8",
+    256: "i1",
+    512: "u2",
+    768: "u4",
+    1024: "i8",
+    1280: "u8",
+}
 _COLOR = {128: "RGB", 2304: "RGBA"}
 _COMPLEX = {32, 1792, 2048}
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 # Offset in the header and struct code of each field used, for the two versions.
-_NIFTI1 = {
-    "dim": (40, "8h"), "datatype": (70, "h"), "bitpix": (72, "h"), "pixdim": (76, "8f"), "vox_offset": (108, "f"),
-    "scl_slope": (112, "f"), "scl_inter": (116, "f"), "xyzt_units": (123, "B"), "qform_code": (252, "h"),
+NIFTI1 = {
+    "dim": (40, "8h"), "datatype": (70, "h"), "bitpix": (72, "h"), "pixdim": (76, "8f"),
+    "vox_offset": (108, "f"),
+    "scl_slope": (112, "f"), "scl_inter": (116, "f"), "xyzt_units": (123, "B"), "qform_code": (252,
+    "h"),
     "sform_code": (254, "h"), "quatern": (256, "3f"), "qoffset": (268, "3f"), "srow": (280, "12f"),
 }  # fmt: skip
-_NIFTI2 = {
-    "dim": (16, "8q"), "datatype": (12, "h"), "bitpix": (14, "h"), "pixdim": (104, "8d"), "vox_offset": (168, "q"),
-    "scl_slope": (176, "d"), "scl_inter": (184, "d"), "xyzt_units": (500, "i"), "qform_code": (344, "i"),
+NIFTI2 = {
+    "dim": (16, "8q"), "datatype": (12, "h"), "bitpix": (14, "h"), "pixdim": (104, "8d"),
+    "vox_offset": (168, "q"),
+    "scl_slope": (176, "d"), "scl_inter": (184, "d"), "xyzt_units": (500, "i"), "qform_code": (344,
+    "i"),
     "sform_code": (348, "i"), "quatern": (352, "3d"), "qoffset": (376, "3d"), "srow": (400, "12d"),
 }  # fmt: skip
 
@@ -79,9 +90,9 @@ class _Version:
 
 
 _VERSIONS = {
-    348: _Version(layout=_NIFTI1, magic=slice(344, 348), words=(b"n+1\0", b"ni1\0")),
+    348: _Version(layout=NIFTI1, magic=slice(344, 348), words=(b"n+1\0", b"ni1\0")),
     540: _Version(
-        layout=_NIFTI2,
+        layout=NIFTI2,
         magic=slice(4, 12),
         words=(b"n+2\0\r\n\x1a\n", b"ni2\0\r\n\x1a\n"),
     ),
@@ -96,8 +107,11 @@ class _Header:
     voxels_at: int  # bytes of the header and its extension flag; 0 where voxels have their own file
 
 
-def read_nifti(path: str | Path, *, volume_index: int | None = None, assume_geometry: str | None = None) -> Volume:
-    """A volume from `.nii` or `.nii.gz`, values as stored or, if the header scales them, scaled. Raises `BadFile`.
+def read_nifti(
+    path: str | Path, *, volume_index: int | None = None, assume_geometry: str | None = None
+) -> Volume:
+    """A volume from `.nii` or `.nii.gz`, values as stored or, if the header scales them, scaled.
+    Raises `BadFile`.
 
     Of a pair, either file may be named. Of a file with several volumes, `volume_index` chooses.
     `assume_geometry` ('sform', 'qform' or 'pixdim') decides where the voxels lie if the header says
@@ -120,7 +134,8 @@ def read_nifti(path: str | Path, *, volume_index: int | None = None, assume_geom
             )
     else:
         packing = _packing(path)
-        if packing and not is_gzip(path):  # what it is, its first bytes say: the header is checked as any other
+        # What it is, its first bytes say: the header is checked as any other.
+        if packing and not is_gzip(path):
             packing = None
             mended.append("it is not gzipped, whatever its name, and was read as it is")
         with ByteStream(path, packing=packing) as stream:
@@ -160,7 +175,9 @@ def _read(
     affine, space = _affine(path, fields, shape, assumed=assumed, single=header.single)
     offset = fields["vox_offset"]
     if not (math.isfinite(offset) and offset == int(offset) and offset >= header.voxels_at):
-        raise BadFile(f"{path}: its header puts the voxels at an impossible place; the file is damaged")
+        raise BadFile(
+            f"{path}: its header puts the voxels at an impossible place; the file is damaged"
+        )
     index = choose_volume(path, count, volume_index)
     stream.check_claim(int(offset) - header.voxels_at + math.prod(shape) * count * dtype.itemsize)
     stream.skip(int(offset) - header.voxels_at)
@@ -246,14 +263,17 @@ def _header_in(
     return _Header(
         fields=_unpack(version.layout, order, start),
         order=order,
-        single=version.layout is _NIFTI1,
+        single=version.layout is NIFTI1,
         voxels_at=0 if pair else _flagged(path, stream, size + 4),
     )
 
 
 def _check_kind(path: str | Path, *, of_pair: bool, pair: bool) -> None:
     if of_pair and not pair:
-        raise BadFile(f"{path}: is the header of a .hdr/.img pair; name it .hdr, with the voxels beside it as .img")
+        raise BadFile(
+            f"{path}: is the header of a .hdr/.img pair; name it .hdr, with the voxels beside it as"
+            " .img"
+        )
     if pair and not of_pair:
         raise BadFile(f"{path}: says that it holds its voxels itself; name it .nii")
 
@@ -270,12 +290,17 @@ def _flagged(path: str | Path, stream: ByteStream, length: int) -> int:
 
 
 def _unpack(layout: dict[str, tuple[int, str]], order: str, raw: bytes) -> dict[str, Any]:
-    fields = {name: struct.unpack_from(order + code, raw, offset) for name, (offset, code) in layout.items()}
+    fields = {
+        name: struct.unpack_from(order + code, raw, offset)
+        for name, (offset, code) in layout.items()
+    }
     return {name: value[0] if len(value) == 1 else value for name, value in fields.items()}
 
 
 def _sizes(path: str | Path, dim: tuple[int, ...], mended: list[str]) -> tuple[int, ...]:
-    """The lengths of all axes, at least three and of more than four only such as hold one volume."""
+    """The lengths of all axes, at least three and of more than four only such as hold one
+    volume.
+    """
     if not 1 <= dim[0] <= 7:
         raise BadFile(f"{path}: its header gives {dim[0]} dimensions; it is damaged")
     sizes = [int(size) for size in dim[1 : dim[0] + 1]]
@@ -286,9 +311,14 @@ def _sizes(path: str | Path, dim: tuple[int, ...], mended: list[str]) -> tuple[i
         sizes = [*sizes[:3], *(max(size, 1) for size in sizes[3:])]
     check_axes(path, sizes)
     if len(sizes) < 3:
-        raise BadFile(f"{path}: is a picture of {len(sizes)} dimensions, not a volume; give the whole scan")
+        raise BadFile(
+            f"{path}: is a picture of {len(sizes)} dimensions, not a volume; give the whole scan"
+        )
     if math.prod(sizes[4:]) > 1:
-        raise BadFile(f"{path}: has {len(sizes)} dimensions (vectors or matrices per voxel), not one value per voxel")
+        raise BadFile(
+            f"{path}: has {len(sizes)} dimensions (vectors or matrices per voxel), not one value"
+            " per voxel"
+        )
     return tuple(sizes)
 
 
@@ -313,14 +343,21 @@ def _dtype(path: str | Path, fields: dict[str, Any], mended: list[str]) -> np.dt
         raise BadFile(f"{path}: is a colour image ({_COLOR[kind]}); give the scan in grey values")
     if kind in _COMPLEX:
         raise BadFile(f"{path}: holds complex numbers; save the magnitude image first")
-    if kind not in _DTYPES:
-        raise BadFile(f"{path}: its voxels are of type {kind}, which medseg does not read; save it as float32")
-    dtype = np.dtype(_DTYPES[kind])
+    if kind not in DTYPES:
+        raise BadFile(
+            f"{path}: its voxels are of type {kind}, which medseg does not read; save it as float32"
+        )
+    dtype = np.dtype(DTYPES[kind])
     if fields["bitpix"] == 0:
         # Certain: it only repeats what the type says, and the file must hold exactly so many bytes.
-        mended.append("its header leaves out the size of a voxel value, which follows from the type")
+        mended.append(
+            "its header leaves out the size of a voxel value, which follows from the type"
+        )
     elif fields["bitpix"] != dtype.itemsize * 8:
-        raise BadFile(f"{path}: its header contradicts itself about the size of a voxel value; the file is damaged")
+        raise BadFile(
+            f"{path}: its header contradicts itself about the size of a voxel value; the file is"
+            " damaged"
+        )
     return dtype
 
 
@@ -339,13 +376,18 @@ def _affine(
     if to_mm is None:
         raise BadFile(f"{path}: its header gives an unknown unit of length; correct the header")
     scale = np.array([to_mm, to_mm, to_mm, 1.0])[:, None]
-    make = {"sform": _sform, "qform": _qform, "pixdim": _pixdim}
+    make = {"sform": _sform, "qform": place_of_quaternion, "pixdim": _pixdim}
     if assumed is not None:
         if assumed not in make:
-            raise BadFile(f"{path}: the geometry can be assumed from sform, qform or pixdim, not from '{assumed}'")
+            raise BadFile(
+                f"{path}: the geometry can be assumed from sform, qform or pixdim, not from"
+                f" '{assumed}'"
+            )
         affine = make[assumed](path, fields)
         space = _space_of_one(assumed, fields.get(f"{assumed}_code", 0))
-        warnings.warn(f"{path}: the geometry was assumed from its {assumed}", DataWarning, stacklevel=4)
+        warnings.warn(
+            f"{path}: the geometry was assumed from its {assumed}", DataWarning, stacklevel=4
+        )
     else:
         codes = {name: fields[f"{name}_code"] for name in ("sform", "qform")}
         if not all(0 <= code <= 5 for code in codes.values()):
@@ -385,18 +427,24 @@ def _check_agreement(
         raise BadFile(f"{path}: its qform or sform holds values that are not finite; {_ASSUME}")
     with np.errstate(all="ignore"):
         diagonal = float(np.linalg.norm(first[:3, :3] @ shape))
-        corners = np.array([[i, j, k, 1.0] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])]).T
+        corners = np.array(
+            [[i, j, k, 1.0] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])]
+        ).T
         for other in placed.values():
             distance = float(np.linalg.norm(((other - first) @ corners)[:3], axis=0).max())
             if not distance <= MAX_DISAGREEMENT * diagonal:
-                raise BadFile(f"{path}: its qform and sform place the scan {distance:.3g} mm apart; {_ASSUME}")
+                raise BadFile(
+                    f"{path}: its qform and sform place the scan {distance:.3g} mm apart; {_ASSUME}"
+                )
         spacing, pixdim = np.array(spacing_of(first)), np.abs(fields["pixdim"][1:4])
         if not (np.abs(spacing - pixdim) <= MAX_DISAGREEMENT * spacing).all():
             raise BadFile(f"{path}: its geometry and its voxel size (pixdim) disagree; {_ASSUME}")
 
 
 def _stated_spacing(fields: dict[str, Any], volume: Volume) -> tuple[float, float, float] | None:
-    """The header's voxel size in mm, if the affine agrees with it up to rounding; nothing where one was assumed."""
+    """The header's voxel size in mm, if the affine agrees with it up to rounding; nothing where one
+    was assumed.
+    """
     to_mm = _MM_PER_UNIT[fields["xyzt_units"] & 7]
     i, j, k = (abs(size) * to_mm for size in fields["pixdim"][1:4])
     agrees = np.allclose((i, j, k), volume.spacing_mm, rtol=MAX_DISAGREEMENT, atol=0)
@@ -407,13 +455,15 @@ def _sform(path: str | Path, fields: dict[str, Any]) -> NDArray[np.float64]:
     return np.vstack([np.reshape(fields["srow"], (3, 4)), (0.0, 0.0, 0.0, 1.0)])
 
 
-def _qform(path: str | Path, fields: dict[str, Any]) -> NDArray[np.float64]:
+def place_of_quaternion(path: str | Path, fields: dict[str, Any]) -> NDArray[np.float64]:
+    """The affine that the fields of the qform say (nifti1.h, method 2). Raises `BadFile`."""
     b, c, d = fields["quatern"]
     handedness = fields["pixdim"][0]
     rest = 1.0 - (b * b + c * c + d * d)
     if not rest >= -1e-5 or handedness not in (-1, 0, 1):
         raise BadFile(f"{path}: the rotation in its qform is impossible; {_ASSUME}")
-    # Near half a turn the rounding of b, c, d to float32 hides a; taken as 0 there, half turns are exact.
+    # Near half a turn the rounding of b, c, d to float32 hides a; taken as 0 there, half turns are
+    # exact.
     a = math.sqrt(rest) if rest > np.finfo(np.float32).eps else 0.0
     rotation = np.array(  # nifti1.h, method 2
         [
@@ -431,132 +481,3 @@ def _qform(path: str | Path, fields: dict[str, Any]) -> NDArray[np.float64]:
 
 def _pixdim(path: str | Path, fields: dict[str, Any]) -> NDArray[np.float64]:
     return np.diag([*np.abs(fields["pixdim"][1:4]), 1.0])  # nifti1.h, method 1, read as RAS
-
-
-def write_nifti(volume: Volume, path: str | Path, *, table: LabelTable | None = None) -> None:
-    """Write `.nii` or `.nii.gz`, in the space of the volume. Raises `BadOutput`. `table` is not
-    stored in NIfTI.
-
-    NIfTI-1, whose affine is float32; NIfTI-2 only where an axis is longer than NIfTI-1 allows. The
-    matrices are both written, whichever code is 0.
-    """
-    dtype = stored_dtype(volume.data)
-    codes = {kind: code for code, kind in _DTYPES.items()}
-    if dtype.str[1:] not in codes:
-        raise BadOutput(f"{path}: NIfTI cannot hold values of type {dtype}")
-    header = _header_bytes(volume, codes[dtype.str[1:]], dtype.itemsize)
-    with atomic_write(path) as file:
-        if not str(path).lower().endswith(".gz"):
-            for piece in _pieces(header, volume.data, dtype):
-                file.write(piece)
-            return
-        write, finish = gzip_writer(file)
-        for piece in _pieces(header, volume.data, dtype):
-            write(piece)
-        finish()
-
-
-def _pieces(header: bytes, data: NDArray, dtype: np.dtype) -> Iterator[bytes | memoryview]:
-    yield header
-    yield from slabs(data, dtype.newbyteorder("<"))
-
-
-def _header_bytes(volume: Volume, datatype: int, itemsize: int) -> bytes:
-    two = max(volume.shape) > 32767
-    layout, length = (_NIFTI2, 544) if two else (_NIFTI1, 352)
-    stored = volume.affine if two else volume.affine.astype(np.float32).astype(np.float64)
-    spacing = spacing_of(stored)
-    quaternion, handedness = _quaternion(stored)
-    codes = volume.space
-    if codes.sform_code == 0:
-        exact = None if two else _exact_qform(stored, quaternion, spacing, handedness=handedness)
-        if exact is None:  # then only the sform can say where the voxels lie, and it leads to the same space
-            codes = Space(qform_code=codes.qform_code, sform_code=codes.qform_code)
-        else:
-            quaternion, spacing = exact
-    fields: dict[str, tuple[float, ...]] = {
-        "dim": (3, *volume.shape, 1, 1, 1, 1),
-        "datatype": (datatype,),
-        "bitpix": (itemsize * 8,),
-        "pixdim": (handedness, *spacing, 0, 0, 0, 0),
-        "vox_offset": (length,),
-        "scl_slope": (1,),
-        "xyzt_units": (2,),  # mm
-        "qform_code": (codes.qform_code,),
-        "sform_code": (codes.sform_code,),
-        "quatern": quaternion,
-        "qoffset": tuple(stored[:3, 3]),
-        "srow": tuple(stored[:3].ravel()),
-    }
-    raw = bytearray(length)
-    raw[:4] = struct.pack("<i", 540 if two else 348)
-    raw[4:12] = b"n+2\0\r\n\x1a\n" if two else raw[4:12]
-    raw[344:348] = raw[344:348] if two else b"n+1\0"
-    for name, values in fields.items():
-        offset, code = layout[name]
-        packed = struct.pack("<" + code, *values)
-        raw[offset : offset + len(packed)] = packed
-    return bytes(raw)
-
-
-def _quaternion(affine: NDArray) -> tuple[tuple[float, float, float], float]:
-    """(b, c, d) of the rotation nearest to an affine, and 1 or -1 for its handedness."""
-    left, _, right = np.linalg.svd(affine[:3, :3] / spacing_of(affine))
-    rotation = left @ right
-    handedness = 1.0 if np.linalg.det(rotation) > 0 else -1.0
-    r = rotation * (1, 1, handedness)
-    # The quaternion is the eigenvector of the largest eigenvalue of this matrix (Bar-Itzhack 2000): stable everywhere.
-    m = np.array(
-        [
-            [r[0, 0] - r[1, 1] - r[2, 2], 0, 0, 0],
-            [r[0, 1] + r[1, 0], r[1, 1] - r[0, 0] - r[2, 2], 0, 0],
-            [r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], r[2, 2] - r[0, 0] - r[1, 1], 0],
-            [r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1], r[0, 0] + r[1, 1] + r[2, 2]],
-        ]
-    )
-    b, c, d, a = np.linalg.eigh(m, UPLO="L")[1][:, -1]
-    sign = -1.0 if a < 0 else 1.0
-    return (sign * b, sign * c, sign * d), handedness
-
-
-def _exact_qform(
-    affine: NDArray,
-    quaternion: tuple[float, float, float],
-    spacing: tuple[float, float, float],
-    *,
-    handedness: float,
-) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
-    """(b, c, d) and spacing in float32 from which a reader gets an affine of float32 values to the
-    bit, or None.
-
-    An affine that came from a qform is made by numbers that lie at most one step beside those
-    computed from it, so these few are tried; nearly always one fits (of 800 random ones, all but
-    6).
-    """
-
-    def near(value: float) -> list[float]:
-        middle = np.float32(value)
-        return [float(np.nextafter(middle, np.float32(end))) if end else float(middle) for end in (0, -np.inf, np.inf)]
-
-    def directions(b: float, c: float, d: float) -> NDArray:
-        fields = {"quatern": (b, c, d), "pixdim": (handedness, 1, 1, 1), "qoffset": (0, 0, 0)}
-        return _qform("", fields)[:3, :3]
-
-    def fits(column: NDArray, length: float, wanted: NDArray) -> bool:
-        return bool(((column * length).astype(np.float32) == wanted).all())
-
-    for b, c, d in product(*map(near, quaternion)):
-        if b * b + c * c + d * d > 1 + 1e-6:
-            continue
-        rotation = directions(b, c, d)
-        lengths = [
-            next(
-                (one for one in near(spacing[axis]) if fits(rotation[:, axis], one, affine[:3, axis])),
-                None,
-            )
-            for axis in range(3)
-        ]
-        x, y, z = lengths
-        if x is not None and y is not None and z is not None:
-            return (b, c, d), (x, y, z)
-    return None

@@ -1,4 +1,6 @@
-"""NRRD, `.nrrd` and `.nhdr` with its data beside it (https://teem.sourceforge.net/nrrd/format.html)."""
+"""NRRD, `.nrrd` and `.nhdr` with its data beside it
+(https://teem.sourceforge.net/nrrd/format.html).
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,10 @@ _TYPE_NAMES = {
     "f8": "double",
 }
 _TYPES = {name: np.dtype(code) for code, names in _TYPE_NAMES.items() for name in names.split("|")}
-_WRITTEN = {"i1": "int8", "u1": "unsigned char", "i2": "short", "u2": "unsigned short", "i4": "int"} | {
-    "u4": "unsigned int", "i8": "long long int", "u8": "unsigned long long int", "f4": "float", "f8": "double"
+_WRITTEN = {"i1": "int8", "u1": "unsigned char", "i2": "short", "u2": "unsigned short",
+"i4": "int"} | {
+    "u4": "unsigned int", "i8": "long long int", "u8": "unsigned long long int", "f4": "float",
+    "f8": "double"
 }  # fmt: skip
 #: Space names of the format to the matrix that leads from them to RAS+.
 _TO_RAS = {
@@ -46,7 +50,9 @@ _TO_RAS = {
     "left-posterior-superior": LPS, "lps": LPS,
 }  # fmt: skip
 #: The same with time as a fourth axis of the world.
-_TO_RAS_AND_TIME = {(f"{name}-time" if "-" in name else f"{name}t"): matrix for name, matrix in _TO_RAS.items()}
+_TO_RAS_AND_TIME = {
+    (f"{name}-time" if "-" in name else f"{name}t"): matrix for name, matrix in _TO_RAS.items()
+}
 _UNIT_NAMES = {
     1e-6: "nm nanometer nanometers nanometre nanometres",
     1e-3: "um µm μm micron microns micrometer micrometers micrometre micrometres",
@@ -97,7 +103,9 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What the data is: stored dtype, all sizes, which axis lists volumes (None if there is none), RAS+ mm affine."""
+    """What the data is: stored dtype, all sizes, which axis lists volumes (None if there is none),
+    RAS+ mm affine.
+    """
 
     dtype: np.dtype
     sizes: tuple[int, ...]
@@ -105,11 +113,14 @@ class Layout:
     affine: NDArray[np.float64]
 
 
-def read_nrrd(path: str | Path, *, volume_index: int | None = None, assume_geometry: str | None = None) -> Volume:
+def read_nrrd(
+    path: str | Path, *, volume_index: int | None = None, assume_geometry: str | None = None
+) -> Volume:
     """A volume from `.nrrd`, or `.nhdr` whose data lies in the same folder. Raises `BadFile`.
 
-    A list axis of length 1 is dropped; of longer ones `volume_index` chooses. Without a space in the header the place
-    of the voxels is unknown; `assume_geometry='pixdim'` then uses the spacings along RAS+ axes.
+    A list axis of length 1 is dropped; of longer ones `volume_index` chooses. Without a space in
+    the header the place of the voxels is unknown; `assume_geometry='pixdim'` then uses the spacings
+    along RAS+ axes.
     """
     header = parse_header(path)
     layout = parse_layout(path, header, assume_geometry)
@@ -179,13 +190,20 @@ def parse_layout(path: str | Path, header: Header, assume_geometry: str | None =
     fields = header.fields
     sizes = tuple(int(size) for size in _numbers(path, fields, "sizes", whole=True))
     if _numbers(path, fields, "dimension", whole=True) != [len(sizes)]:
-        raise BadFile(f"{path}: its header contradicts itself about the number of dimensions; the file is damaged")
+        raise BadFile(
+            f"{path}: its header contradicts itself about the number of dimensions; the file is"
+            " damaged"
+        )
     check_axes(path, sizes)
     if len(sizes) < 3:
-        raise BadFile(f"{path}: is a picture of {len(sizes)} dimensions, not a volume; give the whole scan")
+        raise BadFile(
+            f"{path}: is a picture of {len(sizes)} dimensions, not a volume; give the whole scan"
+        )
     dtype = _TYPES.get(_required(path, fields, "type").lower())
     if dtype is None:
-        raise BadFile(f"{path}: its voxels are of a type that medseg does not read; save it as float")
+        raise BadFile(
+            f"{path}: its voxels are of a type that medseg does not read; save it as float"
+        )
     if dtype.itemsize > 1:
         endian = _required(path, fields, "endian").lower()
         if endian not in ("little", "big"):
@@ -196,19 +214,29 @@ def parse_layout(path: str | Path, header: Header, assume_geometry: str | None =
         kinds = fields.get("kinds", "").lower().split()
         kind = kinds[list_axis] if len(kinds) == len(sizes) else ""
         if sizes[list_axis] > 1 and kind in _COLOR_KINDS:
-            raise BadFile(f"{path}: holds {sizes[list_axis]} values per voxel (colour or vectors); give grey values")
+            raise BadFile(
+                f"{path}: holds {sizes[list_axis]} values per voxel (colour or vectors); give grey"
+                " values"
+            )
     return Layout(dtype=dtype, sizes=sizes, list_axis=list_axis, affine=affine)
 
 
 def read_data(path: str | Path, header: Header, layout: Layout) -> NDArray:
-    """All data of a file as an array of `layout.sizes`, attached or beside the header. Raises `BadFile`."""
+    """All data of a file as an array of `layout.sizes`, attached or beside the header. Raises
+    `BadFile`.
+    """
     fields = header.fields
     encoding = _required(path, fields, "encoding").lower()
     if encoding not in ("raw", "gzip", "gz"):
-        raise BadFile(f"{path}: its data is in the encoding '{encoding[:20]}'; save it with raw or gzip encoding")
+        raise BadFile(
+            f"{path}: its data is in the encoding '{encoding[:20]}'; save it with raw or gzip"
+            " encoding"
+        )
     lines, skipped = (_skip(path, fields, name) for name in ("lineskip", "byteskip"))
     if lines < 0 or skipped < (-1 if encoding == "raw" else 0):
-        raise BadFile(f"{path}: its header says to skip in a way that NRRD does not know; correct the header")
+        raise BadFile(
+            f"{path}: its header says to skip in a way that NRRD does not know; correct the header"
+        )
     files, part = _data_files(path, header, layout.sizes)
     place = Place(
         files=files or (Path(path),),
@@ -226,7 +254,9 @@ def _skip(path: str | Path, fields: dict[str, str], name: str) -> int:
     return int(_numbers(path, fields, name, count=1, whole=True)[0]) if name in fields else 0
 
 
-def _data_files(path: str | Path, header: Header, sizes: tuple[int, ...]) -> tuple[tuple[Path, ...], tuple[int, ...]]:
+def _data_files(
+    path: str | Path, header: Header, sizes: tuple[int, ...]
+) -> tuple[tuple[Path, ...], tuple[int, ...]]:
     """The data files that a header names, () if the data follows it, and the sizes each holds if
     there are several.
     """
@@ -241,7 +271,10 @@ def _data_files(path: str | Path, header: Header, sizes: tuple[int, ...]) -> tup
     else:
         return listed_files(path, [name]), ()
     if len(more) > 1 or not all(word.isdecimal() for word in more):
-        raise BadFile(f"{path}: its header lists its data files in a way that NRRD does not know; correct the header")
+        raise BadFile(
+            f"{path}: its header lists its data files in a way that NRRD does not know; correct the"
+            " header"
+        )
     files = listed_files(path, names)
     dimension = int(more[0]) if more else len(sizes) - 1
     return files, part_sizes(path, sizes, len(files), dimension=dimension)
@@ -268,7 +301,9 @@ def _geometry(
     return list_axis, to_ras @ affine
 
 
-def _space(path: str | Path, fields: dict[str, str], dimension: int) -> tuple[NDArray[np.float64], int]:
+def _space(
+    path: str | Path, fields: dict[str, str], dimension: int
+) -> tuple[NDArray[np.float64], int]:
     """What leads from the header's space to RAS+, and how many axes that space has: 3, or 4 with
     time.
     """
@@ -308,7 +343,10 @@ def _voxel_size_only(
     lists = _axes_beyond_space(fields, spacings)
     in_space = [axis for axis in range(dimension) if axis not in lists]
     if len(in_space) != 3 or len(lists) > 1:
-        raise BadFile(f"{path}: does not say which three of its {dimension} axes lie in space; give one volume")
+        raise BadFile(
+            f"{path}: does not say which three of its {dimension} axes lie in space; give one"
+            " volume"
+        )
     if not all(spacings[axis] > 0 for axis in in_space):
         raise BadFile(f"{path}: its voxel size is not positive; correct the header")
     names = _spacing_units(path, fields, dimension, in_space=in_space)
@@ -321,7 +359,9 @@ def _length_of_directions(
 ) -> tuple[int | None, NDArray[np.float64]]:
     """As `_voxel_size_only`, from the lengths of the space directions."""
     if "spacedirections" not in fields:
-        raise BadFile(f"{path}: its header does not say how large its voxels are; correct the header")
+        raise BadFile(
+            f"{path}: its header does not say how large its voxels are; correct the header"
+        )
     first = re.search(r"\(([^()]*)\)", fields["spacedirections"])
     world = first[1].count(",") + 1 if first else 3
     list_axis, vectors = _axes(path, fields, dimension, world=world)
@@ -337,7 +377,9 @@ def _axes_beyond_space(fields: dict[str, str], spacings: Sequence[float]) -> lis
     return [axis for axis in axes if math.isnan(spacings[axis]) or kinds[axis] not in _SPACE_KINDS]
 
 
-def _spacing_units(path: str | Path, fields: dict[str, str], dimension: int, *, in_space: Sequence[int]) -> list[str]:
+def _spacing_units(
+    path: str | Path, fields: dict[str, str], dimension: int, *, in_space: Sequence[int]
+) -> list[str]:
     """The unit of the spacing of each axis in space, as the header names it; '' if it does not."""
     if "units" in fields:
         names = _unit_names(path, fields, "units", count=dimension)
@@ -345,7 +387,9 @@ def _spacing_units(path: str | Path, fields: dict[str, str], dimension: int, *, 
     # Of the axes of space; which of the file's axes each is does not matter if all are alike.
     names = _unit_names(path, fields, "spaceunits", count=3)
     if len(set(names)) > 1:
-        raise BadFile(f"{path}: its header does not say in which unit its spacings are; correct the header")
+        raise BadFile(
+            f"{path}: its header does not say in which unit its spacings are; correct the header"
+        )
     return names
 
 
@@ -366,7 +410,9 @@ def _axes(
     return (lists[0] if lists else None), columns * _mm_per_unit(path, units)[:, None]
 
 
-def _without_time(path: str | Path, vectors: Sequence[list[float] | None]) -> list[list[float] | None]:
+def _without_time(
+    path: str | Path, vectors: Sequence[list[float] | None]
+) -> list[list[float] | None]:
     """Vectors in space and time as those in space alone; None for the one axis that is time."""
     in_time = [axis for axis, vector in enumerate(vectors) if vector is not None and vector[3]]
     if len(in_time) != 1 or any((vectors[in_time[0]] or [])[:3]):
@@ -381,12 +427,17 @@ def _unit_names(path: str | Path, fields: dict[str, str], name: str, *, count: i
     it does not.
     """
     text = fields.get(name, "")
-    words = [word.strip() for word in (re.findall(r'"([^"]*)"', text) if '"' in text else text.split())]
+    words = [
+        word.strip() for word in (re.findall(r'"([^"]*)"', text) if '"' in text else text.split())
+    ]
     words = ["" if word == "???" else word for word in words]  # both mean that nothing is known
     if not any(words):
         return [""] * count
     if len(words) != count:
-        raise BadFile(f"{path}: its header does not give one unit for each of {count} axes; correct the header")
+        raise BadFile(
+            f"{path}: its header does not give one unit for each of {count} axes; correct the"
+            " header"
+        )
     return words
 
 
@@ -396,7 +447,10 @@ def _mm_per_unit(path: str | Path, names: Sequence[str]) -> NDArray[np.float64]:
 
     Raises `BadFile` for units that are unknown, and where only some are named and those are not mm.
     """
-    sizes = [_MM_PER_UNIT.get(name, _MM_PER_UNIT.get(name.lower() if len(name) > 2 else "")) for name in names]
+    sizes = [
+        _MM_PER_UNIT.get(name, _MM_PER_UNIT.get(name.lower() if len(name) > 2 else ""))
+        for name in names
+    ]
     for name, size in zip(names, sizes):
         if name and size is None:
             raise BadFile(
@@ -405,7 +459,9 @@ def _mm_per_unit(path: str | Path, names: Sequence[str]) -> NDArray[np.float64]:
             )
     known = {size for size in sizes if size is not None}
     if None in sizes and not known <= {1.0}:
-        raise BadFile(f"{path}: its header names a unit for some of its axes only; correct the header")
+        raise BadFile(
+            f"{path}: its header names a unit for some of its axes only; correct the header"
+        )
     return np.array([1.0 if size is None else size for size in sizes])
 
 
@@ -426,21 +482,37 @@ def _numbers(
 ) -> list[float]:
     words = _required(path, fields, name).split()
     try:
-        numbers: list[float] = [int(word) for word in words] if whole else [float(word) for word in words]
+        numbers: list[float] = (
+            [int(word) for word in words] if whole else [float(word) for word in words]
+        )
     except ValueError:
-        raise BadFile(f"{path}: the field '{name}' in its header is not made of numbers; the file is damaged") from None
-    if not whole and not all(math.isfinite(number) or (or_nan and math.isnan(number)) for number in numbers):
-        raise BadFile(f"{path}: the field '{name}' in its header holds values that are not finite; correct the header")
+        raise BadFile(
+            f"{path}: the field '{name}' in its header is not made of numbers; the file is damaged"
+        ) from None
+    if not whole and not all(
+        math.isfinite(number) or (or_nan and math.isnan(number)) for number in numbers
+    ):
+        raise BadFile(
+            f"{path}: the field '{name}' in its header holds values that are not finite; correct"
+            " the header"
+        )
     if count is not None and len(numbers) != count:
-        raise BadFile(f"{path}: the field '{name}' in its header does not have {count} numbers; the file is damaged")
+        raise BadFile(
+            f"{path}: the field '{name}' in its header does not have {count} numbers; the file is"
+            " damaged"
+        )
     return numbers
 
 
-def _vectors(path: str | Path, fields: dict[str, str], name: str, *, length: int) -> list[list[float] | None]:
+def _vectors(
+    path: str | Path, fields: dict[str, str], name: str, *, length: int
+) -> list[list[float] | None]:
     """Vectors of `length` such as `none (1,0,0) (0,1,0)`; None for 'none'."""
     text = fields[name]
     if not re.fullmatch(r"\s*(?:(?:none|\([^()]*\))\s*)+", text):
-        raise BadFile(f"{path}: the field '{name}' in its header is not made of vectors; the file is damaged")
+        raise BadFile(
+            f"{path}: the field '{name}' in its header is not made of vectors; the file is damaged"
+        )
     vectors: list[list[float] | None] = []
     for word in re.findall(r"none|\([^()]*\)", text):
         if word == "none":
@@ -452,10 +524,11 @@ def _vectors(path: str | Path, fields: dict[str, str], name: str, *, length: int
 
 
 def write_nrrd(volume: Volume, path: str | Path, *, table: LabelTable | None = None) -> None:
-    """Write `.nrrd`, gzipped, or `.nhdr` with its data in a second file beside it. Raises `BadOutput`.
+    """Write `.nrrd`, gzipped, or `.nhdr` with its data in a second file beside it. Raises
+    `BadOutput`.
 
-    The data file of a `.nhdr` is named after its content, so that a header never points at half-written or other data.
-    `table` is not stored in plain NRRD.
+    The data file of a `.nhdr` is named after its content, so that a header never points at
+    half-written or other data. `table` is not stored in plain NRRD.
     """
     dtype = stored_dtype(volume.data)
     header = header_text(path, volume, dtype)
@@ -480,7 +553,9 @@ def write_attached(path: str | Path, header: str, data: NDArray, *, dtype: np.dt
 
 
 def header_text(path: str | Path, volume: Volume, dtype: np.dtype) -> str:
-    """The fields of a header, each line ended, in the order Slicer writes them. Raises `BadOutput`."""
+    """The fields of a header, each line ended, in the order Slicer writes them. Raises
+    `BadOutput`.
+    """
     if dtype.str[1:] not in _WRITTEN:
         raise BadOutput(f"{path}: NRRD cannot hold values of type {dtype}")
     lps = LPS @ volume.affine

@@ -83,7 +83,9 @@ def read_placed(
     return every.reshape((*sizes, count), order="F")[..., index]
 
 
-def part_sizes(path: str | Path, sizes: Sequence[int], files: int, dimension: int) -> tuple[int, ...]:
+def part_sizes(
+    path: str | Path, sizes: Sequence[int], files: int, dimension: int
+) -> tuple[int, ...]:
     """The sizes of what each of several files holds, if that has so many of the axes of `sizes`,
     fastest first.
 
@@ -91,7 +93,9 @@ def part_sizes(path: str | Path, sizes: Sequence[int], files: int, dimension: in
     `BadFile` for another number of files than that takes.
     """
     if not 1 <= dimension <= len(sizes):
-        raise BadFile(f"{path}: its header gives its data files {dimension} dimensions; correct the header")
+        raise BadFile(
+            f"{path}: its header gives its data files {dimension} dimensions; correct the header"
+        )
     if dimension < len(sizes):
         part, fits = tuple(sizes[:dimension]), files == math.prod(sizes[dimension:])
     else:
@@ -113,7 +117,9 @@ def listed_files(path: str | Path, names: Sequence[str]) -> tuple[Path, ...]:
     if not names:
         raise BadFile(f"{path}: its header lists no data file; the file is damaged")
     if len(names) > MAX_FILES:
-        raise BadFile(f"{path}: its header names more data files than any scan has; correct the header")
+        raise BadFile(
+            f"{path}: its header names more data files than any scan has; correct the header"
+        )
     if len(set(names)) < len(names):
         raise BadFile(f"{path}: its header names one data file twice; correct the list of files")
     return tuple(data_file(path, name) for name in names)
@@ -128,11 +134,16 @@ def numbered_names(path: str | Path, pattern: str, numbers: Sequence[str]) -> li
     match = re.fullmatch(r"([^%]*)%(0?)(\d{0,2})d([^%]*)", pattern)
     whole = all(re.fullmatch(r"-?\d{1,9}", number) for number in numbers)
     if match is None or len(numbers) != 3 or not whole or int(numbers[2]) == 0:
-        raise BadFile(f"{path}: its header numbers its data files in a way that is not understood; list their names")
+        raise BadFile(
+            f"{path}: its header numbers its data files in a way that is not understood; list their"
+            " names"
+        )
     first, last, step = map(int, numbers)
     every = range(first, last + (1 if step > 0 else -1), step)
     if not 1 <= len(every) <= MAX_FILES:
-        raise BadFile(f"{path}: its header numbers {len(every)} data files; correct the first, last and step")
+        raise BadFile(
+            f"{path}: its header numbers {len(every)} data files; correct the first, last and step"
+        )
     before, zero, width, after = match.groups()
     return [f"{before}{number:{zero}{width}d}{after}" for number in every]
 

@@ -1,4 +1,5 @@
-"""3D Slicer's segmentation file, `.seg.nrrd`: a label map, or several layers, with names, colours and codes.
+"""3D Slicer's segmentation file, `.seg.nrrd`: a label map, or several layers, with names, colours
+and codes.
 
 The format is Slicer's Docs/developer_guide/modules/segmentations.md; what is optional there and
 needed in practice follows Libs/MRML/Core/vtkMRMLSegmentationStorageNode.cxx. Slicer loses every
@@ -20,7 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadConfig, BadFile, BadGeometry, BadOutput, DataWarning
-from medseg.io.nrrd import Header, Layout, header_text, parse_header, parse_layout, read_data, write_attached
+from medseg.io.nrrd import (
+    Header,
+    Layout,
+    header_text,
+    parse_header,
+    parse_layout,
+    read_data,
+    write_attached,
+)
 from medseg.io.voxels import Overlap, chosen, labels_only, make_volume
 from medseg.volume import Volume, same_grid
 
@@ -79,7 +88,9 @@ def read_seg_nrrd(
     return labels_only(path, make_volume(path, painted, layout.affine))
 
 
-def _check_layer(path: str | Path, layer: NDArray, *, segments: Sequence[_Segment], layout: Layout) -> None:
+def _check_layer(
+    path: str | Path, layer: NDArray, *, segments: Sequence[_Segment], layout: Layout
+) -> None:
     """Raise `BadFile` for values that no segment names; warn of labels where Slicer shows none."""
     values = labels_only(path, make_volume(path, layer, layout.affine)).data
     if _reaches_out(values, [segment.extent for segment in segments]):
@@ -93,7 +104,9 @@ def _check_layer(path: str | Path, layer: NDArray, *, segments: Sequence[_Segmen
     named = np.zeros(65536, bool)
     named[[0, *(segment.stored for segment in segments)]] = True
     if not named[values].all():
-        raise BadFile(f"{path}: holds label values that it does not name; export the segmentation again")
+        raise BadFile(
+            f"{path}: holds label values that it does not name; export the segmentation again"
+        )
 
 
 def _merged(path: str | Path, layers: NDArray, segments: Sequence[_Segment]) -> NDArray:
@@ -121,8 +134,11 @@ def _painted(layers: NDArray, segments: Sequence[_Segment]) -> NDArray:
     return painted
 
 
-def read_segments(path: str | Path, *, assume_geometry: str | None = None) -> Iterator[tuple[Label, Volume]]:
-    """The segments of a Slicer segmentation one by one, each with its mask of 0 and 1 (uint8); they may overlap.
+def read_segments(
+    path: str | Path, *, assume_geometry: str | None = None
+) -> Iterator[tuple[Label, Volume]]:
+    """The segments of a Slicer segmentation one by one, each with its mask of 0 and 1 (uint8); they
+    may overlap.
 
     Label values are those of `read_table`. Raises `BadFile`.
     """
@@ -134,7 +150,9 @@ def read_segments(path: str | Path, *, assume_geometry: str | None = None) -> It
 
 
 def read_table(path: str | Path) -> LabelTable:
-    """Names, colours and codes of a Slicer segmentation, values as `read_seg_nrrd` gives them. Raises `BadFile`."""
+    """Names, colours and codes of a Slicer segmentation, values as `read_seg_nrrd` gives them.
+    Raises `BadFile`.
+    """
     return _table(path, _parse(path, None)[2])
 
 
@@ -154,10 +172,16 @@ def _layers(path: str | Path, header: Header, layout: Layout) -> NDArray:
 
 
 def _reaches_out(values: NDArray, extents: Sequence[tuple[int, ...]]) -> bool:
-    """Whether a layer has labels outside the box around the extents of its segments; Slicer cuts it to that box."""
+    """Whether a layer has labels outside the box around the extents of its segments; Slicer cuts it
+    to that box.
+    """
     if not extents or not all(extents):
         return False
-    filled = [extent for extent in extents if all(extent[2 * axis] <= extent[2 * axis + 1] for axis in range(3))]
+    filled = [
+        extent
+        for extent in extents
+        if all(extent[2 * axis] <= extent[2 * axis + 1] for axis in range(3))
+    ]
     inside = 0
     if filled:
         low, high = np.min(filled, axis=0)[::2], np.max(filled, axis=0)[1::2]
@@ -171,20 +195,27 @@ def _parse(path: str | Path, assume_geometry: str | None) -> tuple[Header, Layou
     layout = parse_layout(path, header, assume_geometry)
     count = 1 if layout.list_axis is None else layout.sizes[layout.list_axis]
     if "Segment0_ID" not in header.keys:
-        raise BadFile(f"{path}: names no segment, so it is not a Slicer segmentation; if it is a scan, name it .nrrd")
+        raise BadFile(
+            f"{path}: names no segment, so it is not a Slicer segmentation; if it is a scan, name"
+            " it .nrrd"
+        )
     segments: list[_Segment] = []
     while f"Segment{len(segments)}_ID" in header.keys:
         segments.append(_segment(path, header.keys, len(segments)))
     segments = _in_layers(path, header.keys, segments, count=count)
     places = [(segment.layer, segment.stored) for segment in segments]
     if len(set(places)) != len(places) or not all(0 <= layer < count for layer, _ in places):
-        raise BadFile(f"{path}: two of its segments are the same, or one is in a layer that does not exist")
+        raise BadFile(
+            f"{path}: two of its segments are the same, or one is in a layer that does not exist"
+        )
     if len({segment.stored for segment in segments}) != len(segments):
         segments = [_renumbered(segment, n) for n, segment in enumerate(segments, 1)]
     return header, layout, segments
 
 
-def _in_layers(path: str | Path, keys: dict[str, str], segments: list[_Segment], *, count: int) -> list[_Segment]:
+def _in_layers(
+    path: str | Path, keys: dict[str, str], segments: list[_Segment], *, count: int
+) -> list[_Segment]:
     """The segments, each in its layer out of `count`. Raises `BadFile` where the header leaves open
     which that is.
     """
@@ -192,7 +223,10 @@ def _in_layers(path: str | Path, keys: dict[str, str], segments: list[_Segment],
     if all(given) or (count == 1 and not any(given)):
         return segments
     if any(given) or count != len(segments):
-        raise BadFile(f"{path}: does not say of all segments in which layer they are; export the segmentation again")
+        raise BadFile(
+            f"{path}: does not say of all segments in which layer they are; export the segmentation"
+            " again"
+        )
     # Certain: before it knew layers, Slicer wrote just this, a volume for every segment and in
     # their order, and newer ones read it so.
     return [replace(segment, layer=number) for number, segment in enumerate(segments)]
@@ -212,9 +246,13 @@ def _segment(path: str | Path, keys: dict[str, str], number: int) -> _Segment:
         layer, value = int(text("Layer", "0")), int(text("LabelValue", "1"))
         color = [round(float(part) * 255) for part in text("Color").split()]
     except (ValueError, OverflowError):
-        raise BadFile(f"{path}: what it says about segment {number} is damaged; export it again") from None
+        raise BadFile(
+            f"{path}: what it says about segment {number} is damaged; export it again"
+        ) from None
     if not 1 <= value <= MAX_VALUE:
-        raise BadFile(f"{path}: the label value of segment {number} is not between 1 and {MAX_VALUE}")
+        raise BadFile(
+            f"{path}: the label value of segment {number} is not between 1 and {MAX_VALUE}"
+        )
     if len(color) != 3 or not all(0 <= part <= 255 for part in color):
         color = list(LabelTable.from_values([value]).labels[0].color)
     extent = text("Extent").split()
@@ -240,7 +278,9 @@ def _read_terminology(tags: str) -> dict[str, Code | None]:
     # Parts 0 and 4 name the lists that the codes are from.
     places = {"category": 1, "type": 2, "type_modifier": 3, "region": 5, "region_modifier": 6}
     pieces = {field: parts[place].split("^") for field, place in places.items()}
-    return {field: Code(*code) if len(code) == 3 and code[1] else None for field, code in pieces.items()}
+    return {
+        field: Code(*code) if len(code) == 3 and code[1] else None for field, code in pieces.items()
+    }
 
 
 def write_seg_nrrd(
@@ -248,8 +288,9 @@ def write_seg_nrrd(
 ) -> None:
     """Write a label map as a Slicer segmentation of one layer. Raises `BadOutput`.
 
-    Every label of `table` becomes a segment, present or not; values that it does not name get 'label N'. With
-    `surfaces` Slicer builds and shows the surfaces of all segments when it opens the file, which takes its time.
+    Every label of `table` becomes a segment, present or not; values that it does not name get
+    'label N'. With `surfaces` Slicer builds and shows the surfaces of all segments when it opens
+    the file, which takes its time.
     """
     from scipy import ndimage  # here, because it takes longer to import than all readers together
 
@@ -274,12 +315,15 @@ def write_seg_nrrd(
     write_attached(path, text, labels.data, dtype=dtype)
 
 
-def write_segments(segments: Sequence[tuple[Label, Volume]], path: str | Path, *, surfaces: bool = False) -> None:
-    """Write masks, which may overlap, as a Slicer segmentation of as many layers as that takes. Raises `BadOutput`.
+def write_segments(
+    segments: Sequence[tuple[Label, Volume]], path: str | Path, *, surfaces: bool = False
+) -> None:
+    """Write masks, which may overlap, as a Slicer segmentation of as many layers as that takes.
+    Raises `BadOutput`.
 
-    A mask is a volume whose voxels are not 0 inside; all have one grid. The first layer with room takes a mask, so
-    masks that do not overlap make a file of one layer. Raises `BadConfig` for a value that two labels share and
-    `BadGeometry` for masks on different grids.
+    A mask is a volume whose voxels are not 0 inside; all have one grid. The first layer with room
+    takes a mask, so masks that do not overlap make a file of one layer. Raises `BadConfig` for a
+    value that two labels share and `BadGeometry` for masks on different grids.
     """
     from scipy import ndimage
 
@@ -332,12 +376,17 @@ def _label_dtype(labels: Sequence[Label]) -> np.dtype:
 def _common_lines(surfaces: bool) -> list[str]:
     return [
         "Segmentation_MasterRepresentation:=Binary labelmap",
-        f"Segmentation_ContainedRepresentationNames:=Binary labelmap|{'Closed surface|' if surfaces else ''}",
+        (
+            "Segmentation_ContainedRepresentationNames:=Binary"
+            f" labelmap|{'Closed surface|' if surfaces else ''}"
+        ),
         "Segmentation_ReferenceImageExtentOffset:=0 0 0",
     ]
 
 
-def _segment_lines(number: int, label: Label, *, layer: int, box: tuple[slice, ...] | None) -> list[str]:
+def _segment_lines(
+    number: int, label: Label, *, layer: int, box: tuple[slice, ...] | None
+) -> list[str]:
     extent = " ".join(f"{side.start} {side.stop - 1}" for side in box) if box else "0 -1 0 -1 0 -1"
     fields = {
         "ID": f"Segment_{label.value}",
@@ -356,7 +405,12 @@ def _segment_lines(number: int, label: Label, *, layer: int, box: tuple[slice, .
 def _terminology(label: Label) -> str:
     if label.category is None or label.type is None:
         return ""
-    parts = [_CONTEXT, _code_text(label.category), _code_text(label.type), _code_text(label.type_modifier)]
+    parts = [
+        _CONTEXT,
+        _code_text(label.category),
+        _code_text(label.type),
+        _code_text(label.type_modifier),
+    ]
     parts += [_REGION_CONTEXT, _code_text(label.region), _code_text(label.region_modifier)]
     return f"TerminologyEntry:{'~'.join(parts)}|"
 

@@ -1,4 +1,6 @@
-"""What every reader does with voxels once it has their bytes: shape, scale, choose one volume, check the values."""
+"""What every reader does with voxels once it has their bytes: shape, scale, choose one volume,
+check the values.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class SeveralVolumes(BadFile):
     """A file holds several volumes and none was chosen; `count` says how many."""
 
     def __init__(self, path: str | Path, count: int) -> None:
-        super().__init__(f"{path}: holds {count} volumes; choose one with --volume N (0 to {count - 1})")
+        super().__init__(
+            f"{path}: holds {count} volumes; choose one with --volume N (0 to {count - 1})"
+        )
         self.count = count
 
 
@@ -57,7 +61,11 @@ def chosen(path: str | Path, table: LabelTable, segments: Sequence[str] | None) 
         return list(table.values)
     values = []
     for word in segments:
-        named = [label.value for label in table.labels if label.name.casefold() == word.strip().casefold()]
+        named = [
+            label.value
+            for label in table.labels
+            if label.name.casefold() == word.strip().casefold()
+        ]
         if not named and word.strip().isdecimal() and int(word) in table:
             named = [int(word)]
         if len(named) != 1:
@@ -69,8 +77,12 @@ def chosen(path: str | Path, table: LabelTable, segments: Sequence[str] | None) 
     return values
 
 
-def make_volume(path: str | Path, data: NDArray, affine: ArrayLike, space: Space = SCANNER) -> Volume:
-    """A `Volume` of what `path` held. Raises `BadFile` if the affine is not the geometry of a scan."""
+def make_volume(
+    path: str | Path, data: NDArray, affine: ArrayLike, space: Space = SCANNER
+) -> Volume:
+    """A `Volume` of what `path` held. Raises `BadFile` if the affine is not the geometry of a
+    scan.
+    """
     try:
         return Volume(data, np.asarray(affine, dtype=np.float64), space)
     except BadGeometry as error:
@@ -80,11 +92,15 @@ def make_volume(path: str | Path, data: NDArray, affine: ArrayLike, space: Space
 def check_axes(path: str | Path, sizes: Sequence[int]) -> None:
     """Raise `BadFile` for sizes of axes that no scan has."""
     if any(not 1 <= size <= MAX_AXIS for size in sizes):
-        raise BadFile(f"{path}: its header gives an axis a length that no scan has; the file is damaged")
+        raise BadFile(
+            f"{path}: its header gives an axis a length that no scan has; the file is damaged"
+        )
 
 
 def choose_volume(path: str | Path, count: int, volume_index: int | None) -> int:
-    """Which of `count` volumes to read. Raises `SeveralVolumes` if there are several and none was chosen."""
+    """Which of `count` volumes to read. Raises `SeveralVolumes` if there are several and none was
+    chosen.
+    """
     if volume_index is None and count > 1:
         raise SeveralVolumes(path, count)
     index = volume_index or 0
@@ -96,7 +112,9 @@ def choose_volume(path: str | Path, count: int, volume_index: int | None) -> int
 def read_voxels(
     stream: ByteStream, dtype: DTypeLike, shape: tuple[int, ...], *, count: int = 1, index: int = 0
 ) -> NDArray:
-    """Array `index` of `count` that follow each other in a stream, first axis fastest, in this machine's byte order."""
+    """Array `index` of `count` that follow each other in a stream, first axis fastest, in this
+    machine's byte order.
+    """
     kind = np.dtype(dtype)
     size = math.prod(shape) * kind.itemsize
     stream.check_claim(size * count)
@@ -111,7 +129,9 @@ def read_voxels(
     return data
 
 
-def finish_voxels(path: str | Path, stream: ByteStream, data: NDArray, sizes: Sequence[int]) -> None:
+def finish_voxels(
+    path: str | Path, stream: ByteStream, data: NDArray, sizes: Sequence[int]
+) -> None:
     """Read a stream to its end behind voxels of `sizes`, of which `data` are those read.
 
     Zeros or one line end behind them are passed over with a `DataWarning` that names `path`;
@@ -130,7 +150,9 @@ def finish_voxels(path: str | Path, stream: ByteStream, data: NDArray, sizes: Se
     if longer or not padding or _as_text(data):
         raise stream.refuse_rest()
     what = "zeros follow" if zeros else "a line end follows"
-    warnings.warn(f"{path}: {what} its voxels and belong to nothing; passed over", DataWarning, stacklevel=3)
+    warnings.warn(
+        f"{path}: {what} its voxels and belong to nothing; passed over", DataWarning, stacklevel=3
+    )
 
 
 def _as_text(data: NDArray) -> bool:
@@ -143,7 +165,8 @@ def _as_text(data: NDArray) -> bool:
 
 
 def rescale(path: str | Path, data: NDArray, slope: float, intercept: float) -> NDArray:
-    """`data * slope + intercept`: whole numbers stay exact whole numbers, everything else becomes float32.
+    """`data * slope + intercept`: whole numbers stay exact whole numbers, everything else becomes
+    float32.
 
     Slope 1 with intercept 0 returns the data as it is.
     """
@@ -157,7 +180,8 @@ def rescale(path: str | Path, data: NDArray, slope: float, intercept: float) -> 
             return whole
     out = np.empty(data.shape, np.float32, order="F")
     with np.errstate(over="ignore"):
-        for k in range(data.shape[2]):  # slab by slab: the float64 in between would double the memory
+        # Slab by slab: the float64 in between would double the memory.
+        for k in range(data.shape[2]):
             out[..., k] = data[..., k].astype(np.float64) * slope + intercept
     return out
 
@@ -176,7 +200,8 @@ def _rescaled_whole(data: NDArray, slope: int, intercept: int) -> NDArray | None
 
 
 def finite(path: str | Path, volume: Volume) -> Volume:
-    """The volume with NaN replaced by 0 and infinities by the largest finite value of their sign, with a warning.
+    """The volume with NaN replaced by 0 and infinities by the largest finite value of their sign,
+    with a warning.
 
     Raises `BadFile` if more than half of the voxels are not finite.
     """
@@ -184,15 +209,21 @@ def finite(path: str | Path, volume: Volume) -> Volume:
         return volume
     flat = volume.data.reshape(-1, order="A")
     with np.errstate(all="ignore"):
-        if math.isfinite(float(flat.sum(dtype=np.float64))):  # one quick pass: a sum is finite only if all parts are
+        # One quick pass: a sum is finite only if all parts are.
+        if math.isfinite(float(flat.sum(dtype=np.float64))):
             return volume
     good = np.isfinite(volume.data)
     bad = volume.data.size - int(good.sum())
     if not bad:
         return volume
     if bad * 2 > volume.data.size:
-        raise BadFile(f"{path}: {bad} of {volume.data.size} voxels are not numbers; export the scan again")
-    low, high = volume.data.min(where=good, initial=np.inf), volume.data.max(where=good, initial=-np.inf)
+        raise BadFile(
+            f"{path}: {bad} of {volume.data.size} voxels are not numbers; export the scan again"
+        )
+    low, high = (
+        volume.data.min(where=good, initial=np.inf),
+        volume.data.max(where=good, initial=-np.inf),
+    )
     data = np.nan_to_num(volume.data, nan=0.0, posinf=float(high), neginf=float(low))
     warnings.warn(
         f"{path}: {bad} of {volume.data.size} voxels are not finite numbers; NaN was read as 0, "
@@ -204,15 +235,21 @@ def finite(path: str | Path, volume: Volume) -> Volume:
 
 
 def labels_only(path: str | Path, volume: Volume) -> Volume:
-    """A label map as uint8, or uint16 if a value is above 255. Raises `BadFile` for values that are no labels."""
+    """A label map as uint8, or uint16 if a value is above 255. Raises `BadFile` for values that are
+    no labels.
+    """
     data = volume.data
     remedy = "give a label map, not a scan"
     if data.dtype.kind == "f":
         for plane in data.T:  # a plane at a time stays in the processor's cache
             if not np.isfinite(plane).all():
-                raise BadFile(f"{path}: some voxels are not numbers, so it is not a label map; {remedy}")
+                raise BadFile(
+                    f"{path}: some voxels are not numbers, so it is not a label map; {remedy}"
+                )
             if (plane != np.rint(plane)).any():
-                raise BadFile(f"{path}: some voxels are not whole numbers, so it is not a label map; {remedy}")
+                raise BadFile(
+                    f"{path}: some voxels are not whole numbers, so it is not a label map; {remedy}"
+                )
     low, high = data.min(), data.max()
     if low < 0:
         raise BadFile(f"{path}: some voxels are negative, so it is not a label map; {remedy}")
@@ -222,14 +259,17 @@ def labels_only(path: str | Path, volume: Volume) -> Volume:
 
 
 def stored_dtype(data: NDArray) -> np.dtype:
-    """The dtype in which an array is written: truth values as uint8, half precision as float32, others as they are."""
+    """The dtype in which an array is written: truth values as uint8, half precision as float32,
+    others as they are.
+    """
     if data.dtype.kind == "b":
         return np.dtype(np.uint8)
     return np.dtype(np.float32) if data.dtype == np.float16 else data.dtype.newbyteorder("=")
 
 
 def slabs(data: NDArray, dtype: np.dtype) -> Iterator[memoryview]:
-    """The voxels as bytes of `dtype`, i fastest, a few k at a time so that no second copy of the volume is made.
+    """The voxels as bytes of `dtype`, i fastest, a few k at a time so that no second copy of the
+    volume is made.
 
     Where they lie in memory like that already, they are not copied at all.
     """
@@ -241,7 +281,8 @@ def slabs(data: NDArray, dtype: np.dtype) -> Iterator[memoryview]:
     for k in range(0, len(turned), _PLANES):
         part = turned[k : k + _PLANES]
         block = np.empty(part.shape, dtype)
-        for j in range(part.shape[1]):  # line by line, so that what is read once from memory is still near when needed
+        # Line by line, so that what is read once from memory is still near when needed.
+        for j in range(part.shape[1]):
             block[:, j] = part[:, j]
         yield block.reshape(-1).view(np.uint8).data
 

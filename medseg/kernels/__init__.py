@@ -1,1 +1,3 @@
-"""Compiled loops on arrays: numpy and numba alone, no torch. Each module serves the one named after its subject."""
+"""Compiled loops on arrays: numpy and numba alone, no torch. Each module serves the one named after
+its subject.
+"""

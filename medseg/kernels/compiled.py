@@ -25,7 +25,9 @@ from medseg.errors import DataWarning
 
 
 def njit(*, cache: bool, **options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """`numba.njit(**options)`; with `cache`, compiled code is kept where that can be done safely."""
+    """`numba.njit(**options)`; with `cache`, compiled code is kept where that can be done
+    safely.
+    """
 
     def compiled(function: Callable[..., Any]) -> Any:
         dispatcher = numba.njit(**options)(function)

@@ -1,7 +1,8 @@
-"""The compiled loops of connected parts: runs of equal voxels, what they join to, tables of the parts.
+"""The compiled loops of connected parts: runs of equal voxels, what they join to, tables of the
+parts.
 
-Compiled by numba at the first call and cached. Every kernel releases the interpreter lock, works on C-contiguous
-arrays and touches each voxel once.
+Compiled by numba at the first call and cached. Every kernel releases the interpreter lock, works on
+C-contiguous arrays and touches each voxel once.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from medseg.kernels.compiled import njit
 def component_table(ids, labels, count, offset, steps):  # type: ignore[no-untyped-def]
     """Label, voxels, first voxel and bounding box of the components 1..count, read run by run.
 
-    ids, labels: (A, B, C) C-contiguous, the part of an array from row `offset` of the first axis on.
-    steps: what one step along each axis adds to the number of a voxel.
-    Returns int64 (count + 1, 9): label, voxels, smallest voxel number, start (3), stop (3); row 0 is unused.
+    ids, labels: (A, B, C) C-contiguous, the part of an array from row `offset` of the first axis
+    on. steps: what one step along each axis adds to the number of a voxel. Returns int64 (count +
+    1, 9): label, voxels, smallest voxel number, start (3), stop (3); row 0 is unused.
     """
     table = np.zeros((count + 1, 9), np.int64)
     table[:, 2:6] = np.iinfo(np.int64).max
@@ -100,9 +101,10 @@ def regions_of_runs(first, value, begin, height, width):  # type: ignore[no-unty
     """Face-connected regions of every label, and which of them share a face.
 
     first, value: the runs of `runs_of`; begin: (rows + 1,) number of the first run of each row.
-    Returns the region of each run, numbered from 1 in the order of their first voxels (r,); for regions, with an unused
-    row 0, label, voxels and whether the region touches the edge of the array (n + 1, 3) int64; and pairs of regions,
-    the smaller number in the high half, in which a pair may occur several times.
+    Returns the region of each run, numbered from 1 in the order of their first voxels (r,); for
+    regions, with an unused row 0, label, voxels and whether the region touches the edge of the
+    array (n + 1, 3) int64; and pairs of regions, the smaller number in the high half, in which a
+    pair may occur several times.
     """
     rows = len(begin) - 1
     parent = np.arange(len(first))
@@ -111,7 +113,8 @@ def regions_of_runs(first, value, begin, height, width):  # type: ignore[no-unty
     seen = np.zeros(4096, np.uint64)
     region = np.zeros(len(first), np.int64)
     count = 0
-    for turn in range(2):  # first join runs of one label, then, when regions are known, list who touches whom
+    # First join runs of one label, then, when regions are known, list who touches whom.
+    for turn in range(2):
         for row in range(rows):
             for back in (1, height):
                 if row < back or (back == 1 and row % height == 0):
@@ -142,7 +145,9 @@ def regions_of_runs(first, value, begin, height, width):  # type: ignore[no-unty
                     region[run] = region[root]
     table = np.zeros((count + 1, 3), np.int64)
     for row in range(rows):
-        edge = row < height or row >= rows - height or row % height == 0 or row % height == height - 1
+        edge = (
+            row < height or row >= rows - height or row % height == 0 or row % height == height - 1
+        )
         for run in range(begin[row], begin[row + 1]):
             last = run + 1 == begin[row + 1]
             entry = table[region[run]]
@@ -156,10 +161,11 @@ def regions_of_runs(first, value, begin, height, width):  # type: ignore[no-unty
 
 @njit(cache=True, nogil=True)
 def rooms_within(low, high, label, voxels, outside, wall):  # type: ignore[no-untyped-def]
-    """For each region the voxels of the room it lies in, if walls are the regions labelled `wall`; 0 if it is open.
+    """For each region the voxels of the room it lies in, if walls are the regions labelled `wall`;
+    0 if it is open.
 
-    low, high: pairs of regions that share a face. outside: not 0 for regions at the edge of the array; a room with such
-    a region is open. Walls are in no room (0).
+    low, high: pairs of regions that share a face. outside: not 0 for regions at the edge of the
+    array; a room with such a region is open. Walls are in no room (0).
     """
     parent = np.arange(len(label))
     for pair in range(len(low)):
@@ -171,7 +177,8 @@ def rooms_within(low, high, label, voxels, outside, wall):  # type: ignore[no-un
     for region in range(1, len(label)):
         room[_root(parent, region)] += voxels[region]
         is_open[_root(parent, region)] |= outside[region] != 0
-    for region in range(len(label) - 1, 0, -1):  # a root has the smallest number of its room: it comes last
+    # A root has the smallest number of its room: it comes last.
+    for region in range(len(label) - 1, 0, -1):
         root = _root(parent, region)
         room[region] = 0 if label[region] == wall or is_open[root] else room[root]
     return room
@@ -207,7 +214,9 @@ def write_runs(first, begin, target, value, out):  # type: ignore[no-untyped-def
 
 @njit(cache=True, nogil=True)
 def overlap(reference, prediction, counts):  # type: ignore[no-untyped-def]
-    """Add up voxels of each label: counts (n, 3) int64 of reference, prediction, and both. Arrays are C-contiguous."""
+    """Add up voxels of each label: counts (n, 3) int64 of reference, prediction, and both. Arrays
+    are C-contiguous.
+    """
     first, second = reference.ravel(), prediction.ravel()
     n = 0
     while n < first.size:

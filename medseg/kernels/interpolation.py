@@ -1,4 +1,6 @@
-"""The compiled loops of `resampling` and `augment`: lines, points and patches of arrays on other grids."""
+"""The compiled loops of `resampling` and `augment`: lines, points and patches of arrays on other
+grids.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from medseg.kernels.compiled import njit
 
 @njit(cache=True, nogil=True)
 def multiply_rows(first, last, a, b, out):  # type: ignore[no-untyped-def]
-    """Rows first..last of out = a @ b; a (N, K), b (K, M), out (N, M), float32, each sum in the order of K."""
+    """Rows first..last of out = a @ b; a (N, K), b (K, M), out (N, M), float32, each sum in the
+    order of K.
+    """
     for n in range(first, last):
         row = out[n]
         row[:] = 0
@@ -20,7 +24,8 @@ def multiply_rows(first, last, a, b, out):  # type: ignore[no-untyped-def]
                     row[m] += factor * b[k, m]
 
 
-#: A point this far outside in voxels is rounding: the outermost planes would otherwise come and go with it.
+#: A point this far outside in voxels is rounding: the outermost planes would otherwise come and go
+#: with it.
 ROUNDING = 1e-7
 
 
@@ -64,7 +69,9 @@ def apply_operators(block, first_a, weights_a, first_b, weights_b, first_c, weig
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _mix(rows, first, weights, out):  # type: ignore[no-untyped-def]
-    """out = the weighted sum of rows first, first + 1, ...: four at a time, so that `out` is rarely read again."""
+    """out = the weighted sum of rows first, first + 1, ...: four at a time, so that `out` is rarely
+    read again.
+    """
     count = weights.size
     t = 0
     while t < count:
@@ -103,7 +110,9 @@ def _mix(rows, first, weights, out):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def filter_columns(values, start, stop):  # type: ignore[no-untyped-def]
-    """Samples to cubic spline coefficients down the columns start..stop of `values` (n, m) float32, in place, n > 1."""
+    """Samples to cubic spline coefficients down the columns start..stop of `values` (n, m) float32,
+    in place, n > 1.
+    """
     n = values.shape[0]
     pole = np.float32(_POLE)
     begin = np.zeros(stop - start, np.float64)
@@ -131,7 +140,8 @@ def filter_columns(values, start, stop):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def filter_rows(values):  # type: ignore[no-untyped-def]
-    """Samples to cubic spline coefficients along the rows of `values` (m, n) float32, in place, n > 1.
+    """Samples to cubic spline coefficients along the rows of `values` (m, n) float32, in place, n >
+    1.
 
     Sixteen rows are turned into columns, filtered as such and turned back.
     """
@@ -152,7 +162,9 @@ def filter_rows(values):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def linear_points(data, rows, points, outside, start, stop, out):  # type: ignore[no-untyped-def]
-    """Trilinear values for planes start..stop of out (A, B, C); rows (3, 4): indices of out to those of data."""
+    """Trilinear values for planes start..stop of out (A, B, C); rows (3, 4): indices of out to
+    those of data.
+    """
     sizes = data.shape
     total_points = points[0] * points[1] * points[2]
     spread = np.empty((total_points, 3))
@@ -179,12 +191,20 @@ def linear_points(data, rows, points, outside, start, stop, out):  # type: ignor
                     x = base0 + rows[0, 2] * c + spread[p, 0]
                     y = base1 + rows[1, 2] * c + spread[p, 1]
                     z = base2 + rows[2, 2] * c + spread[p, 2]
-                    if not (-ROUNDING <= x <= ends[0] and -ROUNDING <= y <= ends[1] and -ROUNDING <= z <= ends[2]):
+                    if not (
+                        -ROUNDING <= x <= ends[0]
+                        and -ROUNDING <= y <= ends[1]
+                        and -ROUNDING <= z <= ends[2]
+                    ):
                         total += outside
                         continue
                     x0, y0, z0 = max(int(x), 0), max(int(y), 0), max(int(z), 0)
                     x0, y0, z0 = min(x0, sizes[0] - 1), min(y0, sizes[1] - 1), min(z0, sizes[2] - 1)
-                    x1, y1, z1 = min(x0 + 1, sizes[0] - 1), min(y0 + 1, sizes[1] - 1), min(z0 + 1, sizes[2] - 1)
+                    x1, y1, z1 = (
+                        min(x0 + 1, sizes[0] - 1),
+                        min(y0 + 1, sizes[1] - 1),
+                        min(z0 + 1, sizes[2] - 1),
+                    )
                     fx, fy, fz = np.float32(x - x0), np.float32(y - y0), np.float32(z - z0)
                     v000, v001 = np.float32(data[x0, y0, z0]), np.float32(data[x0, y0, z1])
                     v010, v011 = np.float32(data[x0, y1, z0]), np.float32(data[x0, y1, z1])
@@ -199,7 +219,9 @@ def linear_points(data, rows, points, outside, start, stop, out):  # type: ignor
 
 @njit(cache=True, nogil=True)
 def _spline_taps(at, size, places, weights):  # type: ignore[no-untyped-def]
-    """Fill places (4,) and weights (4,) of the cubic B-spline at a point of an axis, mirrored at its ends."""
+    """Fill places (4,) and weights (4,) of the cubic B-spline at a point of an axis, mirrored at
+    its ends.
+    """
     at = min(max(at, 0.0), size - 1.0)
     base = int(at)
     t = at - base
@@ -215,7 +237,9 @@ def _spline_taps(at, size, places, weights):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def cubic_points(coefficients, rows, points, outside, start, stop, out):  # type: ignore[no-untyped-def]
-    """Cubic values for planes start..stop of out (A, B, C); rows (3, 4): indices of out to those of `coefficients`."""
+    """Cubic values for planes start..stop of out (A, B, C); rows (3, 4): indices of out to those of
+    `coefficients`.
+    """
     sizes = coefficients.shape
     places, weights = np.empty((3, 4), np.int64), np.empty((3, 4), np.float32)
     at = np.empty(3)
@@ -230,7 +254,12 @@ def cubic_points(coefficients, rows, points, outside, start, stop, out):  # type
                     k = c + (p % points[2] + 0.5) / points[2] - 0.5
                     inside = True
                     for axis in range(3):
-                        at[axis] = rows[axis, 0] * i + rows[axis, 1] * j + rows[axis, 2] * k + rows[axis, 3]
+                        at[axis] = (
+                            rows[axis, 0] * i
+                            + rows[axis, 1] * j
+                            + rows[axis, 2] * k
+                            + rows[axis, 3]
+                        )
                         inside &= -ROUNDING <= at[axis] <= sizes[axis] - 1 + ROUNDING
                     if not inside:
                         total += outside
@@ -249,10 +278,12 @@ def cubic_points(coefficients, rows, points, outside, start, stop, out):  # type
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def linear_patch(image, labels, rows, shift, outside, start, stop, out, classes):  # type: ignore[no-untyped-def]
-    """Planes start..stop of out (C, A, B, D) and classes (A, B, D): trilinear values, and the class of most weight.
+    """Planes start..stop of out (C, A, B, D) and classes (A, B, D): trilinear values, and the class
+    of most weight.
 
-    image (C, X, Y, Z) float32 and labels (X, Y, Z) integer are looked up at rows (3, 4) @ (a, b, d, 1) + shift (3, A,
-    B, D), which may be empty. More than half a voxel outside are outside (C,) and 0.
+    image (C, X, Y, Z) float32 and labels (X, Y, Z) integer are looked up at rows (3, 4) @ (a, b, d,
+    1) + shift (3, A, B, D), which may be empty. More than half a voxel outside are outside (C,) and
+    0.
     """
     sizes = labels.shape
     bent = shift.size > 0
@@ -267,14 +298,26 @@ def linear_patch(image, labels, rows, shift, outside, start, stop, out, classes)
                 x, y, z = base0 + rows[0, 2] * d, base1 + rows[1, 2] * d, base2 + rows[2, 2] * d
                 if bent:
                     x, y, z = x + shift[0, a, b, d], y + shift[1, a, b, d], z + shift[2, a, b, d]
-                if not (-0.5 <= x <= ends[0] + 0.5 and -0.5 <= y <= ends[1] + 0.5 and -0.5 <= z <= ends[2] + 0.5):
+                if not (
+                    -0.5 <= x <= ends[0] + 0.5
+                    and -0.5 <= y <= ends[1] + 0.5
+                    and -0.5 <= z <= ends[2] + 0.5
+                ):
                     for channel in range(out.shape[0]):
                         out[channel, a, b, d] = outside[channel]
                     classes[a, b, d] = 0
                     continue
-                x, y, z = min(max(x, 0.0), ends[0]), min(max(y, 0.0), ends[1]), min(max(z, 0.0), ends[2])
+                x, y, z = (
+                    min(max(x, 0.0), ends[0]),
+                    min(max(y, 0.0), ends[1]),
+                    min(max(z, 0.0), ends[2]),
+                )
                 x0, y0, z0 = int(x), int(y), int(z)
-                x1, y1, z1 = min(x0 + 1, sizes[0] - 1), min(y0 + 1, sizes[1] - 1), min(z0 + 1, sizes[2] - 1)
+                x1, y1, z1 = (
+                    min(x0 + 1, sizes[0] - 1),
+                    min(y0 + 1, sizes[1] - 1),
+                    min(z0 + 1, sizes[2] - 1),
+                )
                 fx, fy, fz = np.float32(x - x0), np.float32(y - y0), np.float32(z - z0)
                 for channel in range(out.shape[0]):
                     grey = image[channel]
@@ -295,7 +338,11 @@ def linear_patch(image, labels, rows, shift, outside, start, stop, out, classes)
                 if not alike:
                     one = np.float32(1)
                     for n in range(8):
-                        w = (fx if n & 4 else one - fx) * (fy if n & 2 else one - fy) * (fz if n & 1 else one - fz)
+                        w = (
+                            (fx if n & 4 else one - fx)
+                            * (fy if n & 2 else one - fy)
+                            * (fz if n & 1 else one - fz)
+                        )
                         weights[n] = w
                     most = np.float32(0)
                     for n in range(8):

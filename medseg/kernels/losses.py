@@ -1,9 +1,11 @@
-"""The compiled loops of the loss on channels-last logits, float32 or bfloat16: softmax, sums, gradient, hard counts.
+"""The compiled loops of the loss on channels-last logits, float32 or bfloat16: softmax, sums,
+gradient, hard counts.
 
-Logits are a flat array of cells, each with its classes times the `cube` voxels it stands for (1, or 8 where a network
-works at half the resolution of its input); bfloat16 comes as uint16, float32 as uint32, and `shift` is 16 or 0. Labels
-are a flat array (samples, D, H, W) int64, negative where a voxel does not count. A unit is some rows of cells of one
-sample; what is met first is made into rows of one class each, so that a vector holds voxels.
+Logits are a flat array of cells, each with its classes times the `cube` voxels it stands for (1, or
+8 where a network works at half the resolution of its input); bfloat16 comes as uint16, float32 as
+uint32, and `shift` is 16 or 0. Labels are a flat array (samples, D, H, W) int64, negative where a
+voxel does not count. A unit is some rows of cells of one sample; what is met first is made into
+rows of one class each, so that a vector holds voxels.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ _NEAR = 128
 _FAST = {"reassoc", "contract", "nsz"}
 
 
-# The loops below index from 0 in slices and reshaped views: numba's care for negative indices keeps LLVM from vectors.
+# The loops below index from 0 in slices and reshaped views: numba's care for negative indices keeps
+# LLVM from vectors.
 
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
 def _by_class(x, shift, bits, logits):  # type: ignore[no-untyped-def]
-    """The logits x (cells · classes · cube) as rows (classes, cells, cube); `bits` is room for as many."""
+    """The logits x (cells · classes · cube) as rows (classes, cells, cube); `bits` is room for as
+    many.
+    """
     classes, _, cube = logits.shape
     for n in range(x.size):
         bits[n] = np.uint32(x[n]) << shift
@@ -58,7 +63,9 @@ def _by_cell(values, shift, bits, out):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _voxels(cell, cells, row, size, fold, labels, first, found):  # type: ignore[no-untyped-def]
-    """The labels of `cells` cells of a row, in the order of `_by_class`; `row` counts the rows of a sample."""
+    """The labels of `cells` cells of a row, in the order of `_by_class`; `row` counts the rows of a
+    sample.
+    """
     height, width = size[1] * fold, size[2] * fold
     x, y = row // size[1] * fold, row % size[1] * fold
     n = 0
@@ -73,10 +80,17 @@ def _voxels(cell, cells, row, size, fold, labels, first, found):  # type: ignore
 
 @njit(nogil=True, cache=True)
 def _room(classes, cube):  # type: ignore[no-untyped-def]
-    """What the loops below work in: bits, rows of classes (classes, voxels), their largest (voxels,), and labels."""
+    """What the loops below work in: bits, rows of classes (classes, voxels), their largest
+    (voxels,), and labels.
+    """
     voxels = max(1, _NEAR // cube) * cube
     rows = np.empty((classes, voxels), np.float32)
-    return np.empty(voxels * classes, np.uint32), rows, np.empty(voxels, np.float32), np.empty(voxels, np.int64)
+    return (
+        np.empty(voxels * classes, np.uint32),
+        rows,
+        np.empty(voxels, np.float32),
+        np.empty(voxels, np.int64),
+    )
 
 
 @njit(nogil=True, cache=True)
@@ -97,9 +111,11 @@ def _fetch(x, shift, size, fold, sample, line, cell, labels, bits, rows, found):
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
 def _softmax(p, classes, count, top, total, powers):  # type: ignore[no-untyped-def]
-    """Logits (classes, count) to probabilities in place; `top` becomes the largest and `total` the sum of exponentials.
+    """Logits (classes, count) to probabilities in place; `top` becomes the largest and `total` the
+    sum of exponentials.
 
-    The exponential: 2 to a whole power from the bits of a float, times a polynomial (Cephes, expf), to 2e-7.
+    The exponential: 2 to a whole power from the bits of a float, times a polynomial (Cephes, expf),
+    to 2e-7.
     """
     scale = powers.view(np.float32)
     for n in range(count):
@@ -134,9 +150,11 @@ def _softmax(p, classes, count, top, total, powers):  # type: ignore[no-untyped-
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
 def sum_loss(x, shift, classes, size, fold, sample, row, rows, labels, sums):  # type: ignore[no-untyped-def]
-    """Of a unit: probability, probability of the right class and number of voxels of each class, and cross-entropy.
+    """Of a unit: probability, probability of the right class and number of voxels of each class,
+    and cross-entropy.
 
-    sums (3 · classes + 1) float64; size: cells of a sample along each axis; fold: voxels of a cell along each axis.
+    sums (3 · classes + 1) float64; size: cells of a sample along each axis; fold: voxels of a cell
+    along each axis.
     """
     bits, p, top, found = _room(classes, fold**3)
     voxels, most = len(top), len(top) // fold**3
@@ -166,9 +184,24 @@ def sum_loss(x, shift, classes, size, fold, sample, row, rows, labels, sums):  #
 
 @njit(nogil=True, cache=True, fastmath=_FAST)
 def slope_of_loss(  # type: ignore[no-untyped-def]
-    x, shift, classes, size, fold, sample, row, rows, labels, everywhere, at_truth, share, factor, out
+    x,
+    shift,
+    classes,
+    size,
+    fold,
+    sample,
+    row,
+    rows,
+    labels,
+    everywhere,
+    at_truth,
+    share,
+    factor,
+    out,
 ):
-    """Writes the gradient of a unit's logits to `out`, laid out as x; see `ops.loss` for what it is made of."""
+    """Writes the gradient of a unit's logits to `out`, laid out as x; see `ops.loss` for what it is
+    made of.
+    """
     bits, p, top, found = _room(classes, fold**3)
     voxels, most = len(top), len(top) // fold**3
     total, powers = np.empty(voxels, np.float32), np.empty(voxels, np.int32)
@@ -186,7 +219,8 @@ def slope_of_loss(  # type: ignore[no-untyped-def]
                 each = everywhere[sample, k]
                 for n in range(count):
                     top[n] += p[k, n] * each
-            # `top` is now what is taken off everywhere: the mean of the gradients of p, less the share of a voxel.
+            # `top` is now what is taken off everywhere: the mean of the gradients of p, less the
+            # share of a voxel.
             for k in range(classes):
                 each = everywhere[sample, k]
                 for n in range(count):
@@ -198,7 +232,9 @@ def slope_of_loss(  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def count_hits(x, shift, classes, size, fold, sample, row, rows, labels, counts):  # type: ignore[no-untyped-def]
-    """Of a unit: voxels of each class that were found, that are, and that are both; counts (3 · classes) int64."""
+    """Of a unit: voxels of each class that were found, that are, and that are both; counts (3 ·
+    classes) int64.
+    """
     bits, p, top, found = _room(classes, fold**3)
     voxels, most = len(top), len(top) // fold**3
     best = np.empty(voxels, np.int32)

@@ -1,4 +1,6 @@
-"""The compiled loops of `synth`: looking intensities up in a deformed label map, and the filled voxels of an image."""
+"""The compiled loops of `synth`: looking intensities up in a deformed label map, and the filled
+voxels of an image.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,30 @@ from medseg.kernels.compiled import njit
 
 @njit(cache=True, nogil=True)
 def look_up(  # type: ignore[no-untyped-def]
-    low, high, spacing, head, matrix, centre, moved, inside, means, deviations, noise, classes, image, indices, found
+    low,
+    high,
+    spacing,
+    head,
+    matrix,
+    centre,
+    moved,
+    inside,
+    means,
+    deviations,
+    noise,
+    classes,
+    image,
+    indices,
+    found,
 ):
-    """Draws the planes low..high of an image (X, Y, Z) from a label map `head` whose border lies beyond it.
+    """Draws the planes low..high of an image (X, Y, Z) from a label map `head` whose border lies
+    beyond it.
 
-    Voxel (x, y, z) lies at centre (3,) + matrix (3, 3) @ (its millimetres from the middle + moved (3, X, Y, Z)), in
-    voxels of the head less its border. Its intensity is the mean over points `inside` (P, 3) of it, in voxels of the
-    image, of the `means` of the labels nearest to them, plus noise (X, Y, Z) times the deviation of its own label. That
-    goes to `indices`, and its class to `found`.
+    Voxel (x, y, z) lies at centre (3,) + matrix (3, 3) @ (its millimetres from the middle + moved
+    (3, X, Y, Z)), in voxels of the head less its border. Its intensity is the mean over points
+    `inside` (P, 3) of it, in voxels of the image, of the `means` of the labels nearest to them,
+    plus noise (X, Y, Z) times the deviation of its own label. That goes to `indices`, and its class
+    to `found`.
     """
     _, depth, height, width = moved.shape
     points = len(inside)
@@ -41,7 +59,9 @@ def look_up(  # type: ignore[no-untyped-def]
                 total, index = np.float32(0), 0
                 for n in range(points + 1):
                     for r in range(3):
-                        place[r] = int(min(max(at[r] + shifts[n, r], np.float32(0)), head.shape[r] - 1))
+                        place[r] = int(
+                            min(max(at[r] + shifts[n, r], np.float32(0)), head.shape[r] - 1)
+                        )
                     index = head[place[0], place[1], place[2]]
                     if n < points:
                         total += means[index]

@@ -25,7 +25,8 @@ def round_half(value):  # type: ignore[no-untyped-def]
     if size == 0.0 or size != size:
         return value
     exponent = max(int(np.floor(np.log2(size))), -14)
-    if 2.0**exponent > size and exponent > -14:  # the logarithm may have been rounded up to a power of two
+    # The logarithm may have been rounded up to a power of two.
+    if 2.0**exponent > size and exponent > -14:
         exponent -= 1
     quantum = 2.0 ** (exponent - 10)
     return np.rint(value / quantum) * quantum
@@ -63,7 +64,8 @@ def sure_classes(low, high, block, regions, out):  # type: ignore[no-untyped-def
 
 @njit(cache=True, nogil=True)
 def paint_rounded(  # type: ignore[no-untyped-def]
-    low, high, left, right, labels, maps, zooms, block, cells, origin, size, regions, halved, wanted, values,
+    low, high, left, right, labels, maps, zooms, block, cells, origin, size, regions, halved,
+    wanted, values,
 ):  # fmt: skip
     """Labels, and maps, of voxels whose eight neighbours on the model's grid all lie in `block`; as
     `paint` does it.

@@ -1,4 +1,6 @@
-"""The compiled loops of `ops.slopes` on channels-last logits, float32 or bfloat16 (as in `losses`)."""
+"""The compiled loops of `ops.slopes` on channels-last logits, float32 or bfloat16 (as in
+`losses`).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ def _read(numbers, n, shift, bits):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True, fastmath={"contract", "nsz"})
 def add_slopes(low, high, numbers, shift, slopes, own):  # type: ignore[no-untyped-def]
-    """Adds slopes (N, K) times own (N, 8) to the cells low..high of the logits, flat (N · K · 8) and in place.
+    """Adds slopes (N, K) times own (N, 8) to the cells low..high of the logits, flat (N · K · 8)
+    and in place.
 
     bfloat16 comes as uint16, float32 as uint32, and `shift` is 16 or 0.
     """
@@ -38,7 +41,9 @@ def add_slopes(low, high, numbers, shift, slopes, own):  # type: ignore[no-untyp
 
 @njit(nogil=True, cache=True, fastmath={"contract", "nsz", "reassoc"})
 def sum_over_voxels(low, high, numbers, shift, own, out):  # type: ignore[no-untyped-def]
-    """out (N, K): of each class the sum over the 8 voxels of `numbers`, flat (N · K · 8), times own (N, 8)."""
+    """out (N, K): of each class the sum over the 8 voxels of `numbers`, flat (N · K · 8), times own
+    (N, 8).
+    """
     classes = out.shape[1]
     bits = np.empty(8 * classes, np.uint32)
     values = bits.view(np.float32).reshape(classes, 8)

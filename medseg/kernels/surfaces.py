@@ -1,7 +1,7 @@
 """The compiled loops of distances: surface elements of label maps, and the nearest of another map.
 
-Compiled by numba at the first call and cached. Every kernel releases the interpreter lock, works on C-contiguous
-arrays and touches each voxel once.
+Compiled by numba at the first call and cached. Every kernel releases the interpreter lock, works on
+C-contiguous arrays and touches each voxel once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ SEVERAL = 255
 
 @njit(cache=True, nogil=True)
 def border_map(labels, start, stop, out):  # type: ignore[no-untyped-def]
-    """out[start:stop]: the label of voxels with a face to another label or to the outside of the array, else 0.
+    """out[start:stop]: the label of voxels with a face to another label or to the outside of the
+    array, else 0.
 
     labels, out: (A, B, C) uint8.
     """
@@ -47,13 +48,16 @@ def border_map(labels, start, stop, out):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def corner_map(labels, start, stop, out):  # type: ignore[no-untyped-def]
-    """out[start:stop]: for corners between voxels, 0 if all 8 voxels agree, the one label if the rest is 0, or SEVERAL.
+    """out[start:stop]: for corners between voxels, 0 if all 8 voxels agree, the one label if the
+    rest is 0, or SEVERAL.
 
-    labels: (A, B, C) uint8, 0 outside. out: (A + 1, B + 1, C + 1) uint8; corner (a, b, c) lies before voxel (a, b, c).
+    labels: (A, B, C) uint8, 0 outside. out: (A + 1, B + 1, C + 1) uint8; corner (a, b, c) lies
+    before voxel (a, b, c).
     """
     depth, height, width = labels.shape
     nothing = np.zeros(width, np.uint8)
-    # Over the 4 voxels of a column: largest label, smallest value, smallest label (less 1, so that 0 counts as 255).
+    # Over the 4 voxels of a column: largest label, smallest value, smallest label (less 1, so that
+    # 0 counts as 255).
     high = np.zeros(width + 2, np.uint8)
     low = np.zeros(width + 2, np.uint8)
     least = np.full(width + 2, np.uint8(255))
@@ -68,7 +72,8 @@ def corner_map(labels, start, stop, out):  # type: ignore[no-untyped-def]
                 high[c + 1] = max(max(w[c], x[c]), max(y[c], z[c]))
                 low[c + 1] = min(min(w[c], x[c]), min(y[c], z[c]))
                 least[c + 1] = min(
-                    min(np.uint8(w[c] - one), np.uint8(x[c] - one)), min(np.uint8(y[c] - one), np.uint8(z[c] - one))
+                    min(np.uint8(w[c] - one), np.uint8(x[c] - one)),
+                    min(np.uint8(y[c] - one), np.uint8(z[c] - one)),
                 )
             for c in range(width + 1):
                 highest = max(high[c], high[c + 1])
@@ -102,7 +107,9 @@ def is_around(labels, a, b, c, value):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def labels_at(elements, labels, a, b, c, cell):  # type: ignore[no-untyped-def]
-    """Put the distinct labels with an element at (a, b, c) first in `cell` (8,) and return how many there are."""
+    """Put the distinct labels with an element at (a, b, c) first in `cell` (8,) and return how many
+    there are.
+    """
     if elements[a, b, c] != SEVERAL:
         cell[0] = elements[a, b, c]
         return 1
@@ -153,15 +160,19 @@ def _twice_as_long(rows):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def nearest(elements, labels, others, other_labels, reach, block, offsets, areas, start, stop, histogram):  # type: ignore[no-untyped-def]
-    """Distance from each surface element in [start, stop) to the nearest element of its label in the other map.
+def nearest(  # type: ignore[no-untyped-def]
+    elements, labels, others, other_labels, reach, block, offsets, areas, start, stop, histogram
+):
+    """Distance from each surface element in [start, stop) to the nearest element of its label in
+    the other map.
 
-    elements, others: (A, B, C) uint8 as `border_map` or `corner_map` gives them. labels, other_labels: the label maps.
-    offsets: (n, 3) int64 steps in order of length; the first is (0, 0, 0). reach: `presence` of `others` spread to the
-    neighbouring blocks, so that a label without its bit there is out of reach of all offsets.
-    areas: (256,) int64 weight of a corner by which of its 8 voxels have the label; empty if each element counts as 1.
-    histogram: (256, n) int64, added to: weight of the elements of a label whose nearest lies at an offset.
-    Returns int64 (m, 3): label, element number and weight of the elements beyond all offsets.
+    elements, others: (A, B, C) uint8 as `border_map` or `corner_map` gives them. labels,
+    other_labels: the label maps. offsets: (n, 3) int64 steps in order of length; the first is (0,
+    0, 0). reach: `presence` of `others` spread to the neighbouring blocks, so that a label without
+    its bit there is out of reach of all offsets. areas: (256,) int64 weight of a corner by which of
+    its 8 voxels have the label; empty if each element counts as 1. histogram: (256, n) int64, added
+    to: weight of the elements of a label whose nearest lies at an offset. Returns int64 (m, 3):
+    label, element number and weight of the elements beyond all offsets.
     """
     depth, height, width = elements.shape
     flat = others.ravel()
@@ -194,7 +205,9 @@ def nearest(elements, labels, others, other_labels, reach, block, offsets, areas
                             code |= (around[m] == value) << m
                         weight = areas[code]
                     hit = count
-                    if flat[number] == value or (flat[number] == SEVERAL and is_around(other_labels, a, b, c, value)):
+                    if flat[number] == value or (
+                        flat[number] == SEVERAL and is_around(other_labels, a, b, c, value)
+                    ):
                         hit = 0
                     elif reach[a // block[0], b // block[1], c // block[2], value >> 6] & (
                         one << np.uint64(value & 63)
@@ -205,7 +218,11 @@ def nearest(elements, labels, others, other_labels, reach, block, offsets, areas
                                 if there == value or (
                                     there == SEVERAL
                                     and is_around(
-                                        other_labels, a + offsets[m, 0], b + offsets[m, 1], c + offsets[m, 2], value
+                                        other_labels,
+                                        a + offsets[m, 0],
+                                        b + offsets[m, 1],
+                                        c + offsets[m, 2],
+                                        value,
                                     )
                                 ):
                                     hit = m
@@ -216,7 +233,9 @@ def nearest(elements, labels, others, other_labels, reach, block, offsets, areas
                                 if not (0 <= i < depth and 0 <= j < height and 0 <= k < width):
                                     continue
                                 there = others[i, j, k]
-                                if there == value or (there == SEVERAL and is_around(other_labels, i, j, k, value)):
+                                if there == value or (
+                                    there == SEVERAL and is_around(other_labels, i, j, k, value)
+                                ):
                                     hit = m
                                     break
                     if hit < count:
@@ -233,12 +252,14 @@ def nearest(elements, labels, others, other_labels, reach, block, offsets, areas
 
 @njit(cache=True, nogil=True)
 def nearest_far(numbers, value, groups, blocks, block, others, other_labels, spacing):  # type: ignore[no-untyped-def]
-    """Distance in mm from each element to the nearest element with label `value`, however far: float64 (m,).
+    """Distance in mm from each element to the nearest element with label `value`, however far:
+    float64 (m,).
 
-    numbers: (m,) int64 elements, best in an order in which neighbours follow each other. blocks: (n, 3) int64, the
-    blocks of `block` elements in which the label is present. groups: (g, 8) int64, for runs of neighbouring blocks
-    their first and last (exclusive) row and their bounding box in blocks, start (3) and stop (3). Elements of a
-    block are listed, and its box drawn tight around them, when it is first looked at.
+    numbers: (m,) int64 elements, best in an order in which neighbours follow each other. blocks:
+    (n, 3) int64, the blocks of `block` elements in which the label is present. groups: (g, 8)
+    int64, for runs of neighbouring blocks their first and last (exclusive) row and their bounding
+    box in blocks, start (3) and stop (3). Elements of a block are listed, and its box drawn tight
+    around them, when it is first looked at.
     """
     distance = np.full(len(numbers), np.inf)
     first = np.full(len(blocks), -1)
@@ -290,7 +311,9 @@ def nearest_far(numbers, value, groups, blocks, block, others, other_labels, spa
                         for j in range(low[1], min(low[1] + block[1], height)):
                             for k in range(low[2], min(low[2] + block[2], width)):
                                 there = others[i, j, k]
-                                if there == value or (there == SEVERAL and is_around(other_labels, i, j, k, value)):
+                                if there == value or (
+                                    there == SEVERAL and is_around(other_labels, i, j, k, value)
+                                ):
                                     if count == len(listed):
                                         listed = _twice_as_long(listed)
                                     listed[count, 0] = i * spacing[0]
@@ -298,11 +321,17 @@ def nearest_far(numbers, value, groups, blocks, block, others, other_labels, spa
                                     listed[count, 2] = k * spacing[2]
                                     for axis in range(3):
                                         boxes[m, axis] = min(boxes[m, axis], listed[count, axis])
-                                        boxes[m, 3 + axis] = max(boxes[m, 3 + axis], listed[count, axis])
+                                        boxes[m, 3 + axis] = max(
+                                            boxes[m, 3 + axis], listed[count, axis]
+                                        )
                                     count += 1
                     last[m] = count
                 for e in range(first[m], last[m]):
-                    squared = (at[0] - listed[e, 0]) ** 2 + (at[1] - listed[e, 1]) ** 2 + (at[2] - listed[e, 2]) ** 2
+                    squared = (
+                        (at[0] - listed[e, 0]) ** 2
+                        + (at[1] - listed[e, 1]) ** 2
+                        + (at[2] - listed[e, 2]) ** 2
+                    )
                     if squared < best:
                         best = squared
                         for axis in range(3):

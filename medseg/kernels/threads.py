@@ -20,7 +20,9 @@ def _threads(count: int, process: int) -> ThreadPoolExecutor:
 
 
 def in_parallel(work: Callable[[int], None], units: int, workers: int) -> None:
-    """Runs work(0), work(1), ... on this thread and helpers, `workers` in all. Work must not share out work itself."""
+    """Runs work(0), work(1), ... on this thread and helpers, `workers` in all. Work must not share
+    out work itself.
+    """
     left = itertools.count()
 
     def run() -> None:
@@ -44,9 +46,15 @@ def threads() -> int:
 
 
 def in_slabs(
-    work: Callable[[int, int], Any], length: int, slabs_per_thread: int = 4, *, workers: int | None = None
+    work: Callable[[int, int], Any],
+    length: int,
+    slabs_per_thread: int = 4,
+    *,
+    workers: int | None = None,
 ) -> list[Any]:
-    """Results of `work(start, stop)` over consecutive slabs of range(length), in order, on `workers` or all threads."""
+    """Results of `work(start, stop)` over consecutive slabs of range(length), in order, on
+    `workers` or all threads.
+    """
     workers = workers or threads()
     if workers == 1 or length < 16 or not slabs_per_thread:
         return [work(0, length)]

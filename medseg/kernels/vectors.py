@@ -1,9 +1,12 @@
-"""What the compiled loops over channels are written with: vectors of 16 channels, emitted as LLVM instructions.
+"""What the compiled loops over channels are written with: vectors of 16 channels, emitted as LLVM
+instructions.
 
-LLVM's vectoriser does not find the best code for such loops. A vector is one register with AVX-512, several elsewhere.
-Memory is float32, or bfloat16 in arrays of uint16: the upper half of a float32, rounded to nearest even.
+LLVM's vectoriser does not find the best code for such loops. A vector is one register with AVX-512,
+several elsewhere. Memory is float32, or bfloat16 in arrays of uint16: the upper half of a float32,
+rounded to nearest even.
 
-numba caches compiled code by the file of the function: who changes this one must touch those that use it.
+numba caches compiled code by the file of the function: who changes this one must touch those that
+use it.
 """
 
 from __future__ import annotations
@@ -41,7 +44,9 @@ class Lanes:
 
     def plus(self, factor: float | Lanes, other: Lanes) -> Lanes:
         """Self + factor · other, rounded once."""
-        factor = factor.value if isinstance(factor, Lanes) else ir.Constant(VECTOR, [factor] * LANES)
+        factor = (
+            factor.value if isinstance(factor, Lanes) else ir.Constant(VECTOR, [factor] * LANES)
+        )
         kind = ir.FunctionType(VECTOR, [VECTOR] * 3)
         fma = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.fma.v{LANES}f32")
         return Lanes(self.builder, self.builder.call(fma, [factor, other.value, self.value]))
@@ -69,7 +74,9 @@ class Memory:
     def load(self, offset: Any = 0) -> Lanes:
         """16 numbers from the offset on."""
         b, kind = self.builder, HALVES if self.is_half else VECTOR
-        value = b.load(b.bitcast(self.at(offset).pointer, kind.as_pointer()), align=2 if self.is_half else 4)
+        value = b.load(
+            b.bitcast(self.at(offset).pointer, kind.as_pointer()), align=2 if self.is_half else 4
+        )
         if self.is_half:
             value = b.bitcast(b.shl(b.zext(value, WORDS), ir.Constant(WORDS, [16] * LANES)), VECTOR)
         return Lanes(b, value)
@@ -83,10 +90,15 @@ class Memory:
             # A NaN that arithmetic makes stays one: its low bits are zero.
             rounded = b.add(bits, b.add(odd, ir.Constant(WORDS, [0x7FFF] * LANES)))
             value = b.trunc(b.lshr(rounded, sixteen), HALVES)
-        b.store(value, b.bitcast(self.at(offset).pointer, kind.as_pointer()), align=2 if self.is_half else 4)
+        b.store(
+            value,
+            b.bitcast(self.at(offset).pointer, kind.as_pointer()),
+            align=2 if self.is_half else 4,
+        )
 
     def stream(self, lanes: Lanes, offset: Any = 0) -> None:
-        """Store to a whole cache line past the caches: faster than reading the line first. The memory is aligned.
+        """Store to a whole cache line past the caches: faster than reading the line first. The
+        memory is aligned.
 
         Sixteen numbers in bfloat16 are half a line, which is stored as usual.
         """
@@ -95,7 +107,9 @@ class Memory:
             return
         pointer = self.builder.bitcast(self.at(offset).pointer, VECTOR.as_pointer())
         store = self.builder.store(lanes.value, pointer, align=4 * LANES)
-        store.set_metadata("nontemporal", self.builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        store.set_metadata(
+            "nontemporal", self.builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
+        )
 
     def prefetch(self) -> None:
         """Have the memory brought near; it may lie outside of any array."""
@@ -141,7 +155,9 @@ class Sum:
 
 
 class Moments:
-    """Centre (given), sum and sum of squares from the centre of 16 channels: float32 memory (3, 16)."""
+    """Centre (given), sum and sum of squares from the centre of 16 channels: float32 memory (3,
+    16).
+    """
 
     def __init__(self, builder: Any, memory: Memory) -> None:
         self.centre = memory.load()
@@ -160,7 +176,9 @@ class Moments:
 
 
 def emitted(emit: Callable[..., None]) -> Any:
-    """A function for compiled code from `emit(builder, ...)`; each `Memory` is passed as a flat array and an index."""
+    """A function for compiled code from `emit(builder, ...)`; each `Memory` is passed as a flat
+    array and an index.
+    """
     names = ["typing"]
     for name, parameter in list(inspect.signature(emit).parameters.items())[1:]:
         names += [name, f"{name}_at"] if parameter.annotation == "Memory" else [name]
@@ -187,7 +205,9 @@ def emitted(emit: Callable[..., None]) -> Any:
 
 
 def loop(builder: Any, count: Any) -> Any:
-    """`with loop(builder, count) as n`: what is emitted inside runs for n.index from 0 to count - 1."""
+    """`with loop(builder, count) as n`: what is emitted inside runs for n.index from 0 to count -
+    1.
+    """
     return cgutils.for_range(builder, ir.Constant(INT, count) if isinstance(count, int) else count)
 
 
@@ -199,9 +219,19 @@ def centre(builder: Any, x: Memory, moments: Memory) -> None:
 
 @emitted
 def settle(
-    builder: Any, x: Memory, column: Any, count: Any, scale: Memory, shift: Memory, slope: Any, y: Memory, to: Any
+    builder: Any,
+    x: Memory,
+    column: Any,
+    count: Any,
+    scale: Memory,
+    shift: Memory,
+    slope: Any,
+    y: Memory,
+    to: Any,
 ) -> None:
-    """Scales, shifts and activates 16 channels of `count` voxels, `column` numbers apart, to `y`, `to` apart."""
+    """Scales, shifts and activates 16 channels of `count` voxels, `column` numbers apart, to `y`,
+    `to` apart.
+    """
     factor, offset, leak = scale.load(), shift.load(), broadcast(builder, slope)
     with loop(builder, count) as n:
         voxel = x.at(builder.mul(n.index, column)).load()

@@ -1,12 +1,15 @@
-"""The compiled loops of `backends.accelerate`: Winograd convolution F(4x4x4, 3x3x3) of channels-last float32 maps.
+"""The compiled loops of `backends.accelerate`: Winograd convolution F(4x4x4, 3x3x3) of
+channels-last float32 maps.
 
-Lavin & Gray 2016 (arXiv:1509.09308): 4x4x4 outputs come from 6x6x6 inputs by 216 multiplications a pair of channels
-instead of 1728. The interpolation points 0, ±√½, ±√2 and ∞ keep the rounding near 1e-6 of the outputs' spread, five
-times less than the usual 0, ±1, ±2 (measured; the choice follows Barabasz et al. 2020, arXiv:1803.10986).
+Lavin & Gray 2016 (arXiv:1509.09308): 4x4x4 outputs come from 6x6x6 inputs by 216 multiplications a
+pair of channels instead of 1728. The interpolation points 0, ±√½, ±√2 and ∞ keep the rounding near
+1e-6 of the outputs' spread, five times less than the usual 0, ±1, ±2 (measured; the choice follows
+Barabasz et al. 2020, arXiv:1803.10986).
 
-LLVM's vectoriser does not find the best code for these loops, so the inner ones are emitted as vectors of 16 channels:
-one register with AVX-512, several elsewhere. Maps are flat arrays (batch, depth, height, width, channels); channels
-come in blocks of 16. A unit of work is a run of tiles of one sample: `spread` them (transform), multiply, `gather`.
+LLVM's vectoriser does not find the best code for these loops, so the inner ones are emitted as
+vectors of 16 channels: one register with AVX-512, several elsewhere. Maps are flat arrays (batch,
+depth, height, width, channels); channels come in blocks of 16. A unit of work is a run of tiles of
+one sample: `spread` them (transform), multiply, `gather`.
 """
 
 from __future__ import annotations
@@ -68,7 +71,9 @@ def _from_points(m: list[Lanes]) -> list[Lanes]:
 
 
 def point_weights(weight: np.ndarray) -> np.ndarray:
-    """Weights (outputs, inputs, 3, 3, 3) at the 216 points: G w along each axis in float64; (216, inputs, outputs)."""
+    """Weights (outputs, inputs, 3, 3, 3) at the 216 points: G w along each axis in float64; (216,
+    inputs, outputs).
+    """
     points = np.array([0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)])
     g = np.zeros((INPUT, 3))
     for n, p in enumerate(points):
@@ -80,18 +85,23 @@ def point_weights(weight: np.ndarray) -> np.ndarray:
 
 @emitted
 def _fetch(
-    builder: Any, x: Memory, plane: Any, row: Any, column: Any, depth: Any, height: Any, left: Any, right: Any,
+    builder: Any, x: Memory, plane: Any, row: Any, column: Any, depth: Any, height: Any, left: Any,
+    right: Any,
     scale: Memory, shift: Memory, slope: Any, tile: Memory
 ) -> None:  # fmt: skip
-    """depth x height rows of 16 channels, normalised and activated, to their points along the row: tile (6, 6, 6, 16).
+    """depth x height rows of 16 channels, normalised and activated, to their points along the row:
+    tile (6, 6, 6, 16).
 
-    `x` is where column 0 of the first row would be; columns from `left` to before `right` exist, the others are zero.
+    `x` is where column 0 of the first row would be; columns from `left` to before `right` exist,
+    the others are zero.
     """
     factor, offset, leak = scale.load(), shift.load(), broadcast(builder, slope)
     inside, columns = [], []
     for k in range(INPUT):
         here = ir.Constant(INT, k)
-        exists = builder.and_(builder.icmp_signed("<=", left, here), builder.icmp_signed("<", here, right))
+        exists = builder.and_(
+            builder.icmp_signed("<=", left, here), builder.icmp_signed("<", here, right)
+        )
         inside.append(exists)
         columns.append(builder.mul(column, builder.select(exists, here, left)))
     ahead = builder.mul(column, ir.Constant(INT, INPUT))
@@ -110,7 +120,9 @@ def _fetch(
 
 @emitted
 def _to_product(builder: Any, tile: Memory, points: Memory, step: Any) -> None:
-    """A tile (6, 6, 6, 16) that `_fetch` made to its 216 points, `step` floats apart; the tile is overwritten."""
+    """A tile (6, 6, 6, 16) that `_fetch` made to its 216 points, `step` floats apart; the tile is
+    overwritten.
+    """
     with loop(builder, INPUT) as i, loop(builder, INPUT) as k:
         x = tile.at(i.index, INPUT * INPUT * LANES).at(k.index, LANES)
         for j, value in enumerate(_to_points([x.load(j * INPUT * LANES) for j in range(INPUT)])):
@@ -125,7 +137,9 @@ def _to_product(builder: Any, tile: Memory, points: Memory, step: Any) -> None:
 
 @emitted
 def _from_product(builder: Any, points: Memory, step: Any, tile: Memory) -> None:
-    """The products at 216 points, `step` floats apart, to a tile (4, 4 of 6, 6, 16): outputs, but points in a row."""
+    """The products at 216 points, `step` floats apart, to a tile (4, 4 of 6, 6, 16): outputs, but
+    points in a row.
+    """
     with loop(builder, INPUT * INPUT) as n:
         source = points.at(builder.mul(n.index, step))
         line = _from_points([source.at(step, i * INPUT * INPUT).load() for i in range(INPUT)])
@@ -139,10 +153,13 @@ def _from_product(builder: Any, points: Memory, step: Any, tile: Memory) -> None
 
 @emitted
 def _deliver(
-    builder: Any, tile: Memory, bias: Memory, y: Memory, plane: Any, row: Any, column: Any, depth: Any, height: Any,
+    builder: Any, tile: Memory, bias: Memory, y: Memory, plane: Any, row: Any, column: Any,
+    depth: Any, height: Any,
     width: Any, moments: Memory
 ) -> None:  # fmt: skip
-    """depth x height x width voxels of a tile that `_from_product` made to the map and to their channels' moments."""
+    """depth x height x width voxels of a tile that `_from_product` made to the map and to their
+    channels' moments.
+    """
     sums, offset = Moments(builder, moments), bias.load()
     with loop(builder, depth) as i, loop(builder, height) as j:
         source = tile.at(i.index, INPUT * INPUT * LANES).at(j.index, INPUT * LANES)
@@ -157,13 +174,17 @@ def _deliver(
 
 
 def _direct(voxels: int) -> Any:
-    """A 3x3x3 convolution of a few channels: `voxels` outputs of 16 channels along a row, every sum in a register."""
+    """A 3x3x3 convolution of a few channels: `voxels` outputs of 16 channels along a row, every sum
+    in a register.
+    """
 
     def direct(
-        builder: Any, x: Memory, channels: Any, channel: Any, plane: Any, row: Any, weights: Memory, bias: Memory,
+        builder: Any, x: Memory, channels: Any, channel: Any, plane: Any, row: Any, weights: Memory,
+        bias: Memory,
         y: Memory, column: Any, width: Any, moments: Memory
     ) -> None:  # fmt: skip
-        """`x` is the first input voxel of the first output; `width` of the outputs exist; weights (27 · channels, 16).
+        """`x` is the first input voxel of the first output; `width` of the outputs exist; weights
+        (27 · channels, 16).
 
         A row of inputs must reach as far as `voxels` outputs do.
         """
@@ -177,7 +198,9 @@ def _direct(voxels: int) -> Any:
             for k in range(3):
                 factor = factors.load(k * LANES)
                 for n, total in enumerate(sums):
-                    voxel = Lanes(builder, builder.load(total)).plus(source.broadcast(n + k), factor)
+                    voxel = Lanes(builder, builder.load(total)).plus(
+                        source.broadcast(n + k), factor
+                    )
                     builder.store(voxel.value, total)
         measured = Moments(builder, moments)
         for n, total in enumerate(sums):
@@ -191,18 +214,30 @@ def _direct(voxels: int) -> Any:
 
 
 @emitted
-def _place(builder: Any, products: Memory, other: Any, bias: Memory, y: Memory, column: Any) -> None:
-    """Two vectors of products, `other` floats apart, plus the bias, to neighbours in a row of the map."""
+def _place(
+    builder: Any, products: Memory, other: Any, bias: Memory, y: Memory, column: Any
+) -> None:
+    """Two vectors of products, `other` floats apart, plus the bias, to neighbours in a row of the
+    map.
+    """
     offset = bias.load()
     y.stream(products.load() + offset)
     y.at(column).stream(products.at(other).load() + offset)
 
 
 def _multiply(rows: int, vectors: int) -> Any:
-    """The product of inputs (rows, 16 · blocks) and weights (16 · blocks, 16 · vectors), every sum in a register."""
+    """The product of inputs (rows, 16 · blocks) and weights (16 · blocks, 16 · vectors), every sum
+    in a register.
+    """
 
     def multiply(
-        builder: Any, x: Memory, x_step: Any, weights: Memory, blocks: Any, products: Memory, products_step: Any
+        builder: Any,
+        x: Memory,
+        x_step: Any,
+        weights: Memory,
+        blocks: Any,
+        products: Memory,
+        products_step: Any,
     ) -> None:
         sums = [[cgutils.alloca_once(builder, VECTOR) for _ in range(vectors)] for _ in range(rows)]
         for total in (total for row in sums for total in row):
@@ -211,7 +246,9 @@ def _multiply(rows: int, vectors: int) -> Any:
             inputs = x.at(builder.mul(block.index, x_step))
             factors = weights.at(block.index, LANES * LANES * vectors)
             with loop(builder, LANES) as k:
-                lines = [factors.at(k.index, LANES * vectors).load(v * LANES) for v in range(vectors)]
+                lines = [
+                    factors.at(k.index, LANES * vectors).load(v * LANES) for v in range(vectors)
+                ]
                 for r in range(rows):
                     one = inputs.at(k.index).broadcast(LANES * r)
                     for v in range(vectors):
@@ -219,7 +256,9 @@ def _multiply(rows: int, vectors: int) -> Any:
                         builder.store(total.value, sums[r][v])
         for v in range(vectors):
             for r in range(rows):
-                products.at(products_step, v).store(Lanes(builder, builder.load(sums[r][v])), LANES * r)
+                products.at(products_step, v).store(
+                    Lanes(builder, builder.load(sums[r][v])), LANES * r
+                )
 
     return emitted(multiply)
 
@@ -234,7 +273,9 @@ _direct_run = _direct(RUN)
 
 @njit(nogil=True, cache=True)
 def _step(blocks, room):  # type: ignore[no-untyped-def]
-    """Floats from one point to the next: an odd number of cache lines, so that the points do not share one set."""
+    """Floats from one point to the next: an odd number of cache lines, so that the points do not
+    share one set.
+    """
     return (blocks * room // 2 * 2 + 1) * LANES
 
 
@@ -242,7 +283,11 @@ def _step(blocks, room):  # type: ignore[no-untyped-def]
 def _bounds(tile, size):  # type: ignore[no-untyped-def]
     """The lowest voxel of a tile of outputs along each axis."""
     across, down = (size[2] + OUTPUT - 1) // OUTPUT, (size[1] + OUTPUT - 1) // OUTPUT
-    return OUTPUT * (tile // (across * down)), OUTPUT * (tile // across % down), OUTPUT * (tile % across)
+    return (
+        OUTPUT * (tile // (across * down)),
+        OUTPUT * (tile // across % down),
+        OUTPUT * (tile % across),
+    )
 
 
 @njit(nogil=True, cache=True)
@@ -252,7 +297,12 @@ def _spread(source, size, sample, first, count, points, block, blocks, room, til
     depth, height, width = size
     for n in range(count):
         d, h, w = _bounds(first + n, size)
-        low_d, low_h, low_w = min(d, 1), min(h, 1), min(w, 1)  # a tile of inputs begins one voxel before its outputs
+        # A tile of inputs begins one voxel before its outputs.
+        low_d, low_h, low_w = (
+            min(d, 1),
+            min(h, 1),
+            min(w, 1),
+        )
         deep = min(OUTPUT + 1, depth - d) + low_d
         high = min(OUTPUT + 1, height - h) + low_h
         right = min(INPUT, width - w + 1)
@@ -262,15 +312,20 @@ def _spread(source, size, sample, first, count, points, block, blocks, room, til
             if deep * high < INPUT * INPUT:
                 tile[: POINTS * LANES] = 0
             _fetch(
-                x, corner + c, height * width * channels, width * channels, channels, deep, high, 1 - low_w, right,
+                x, corner + c, height * width * channels, width * channels, channels, deep, high,
+                1 - low_w, right,
                 scale, sample * channels + c, shift, sample * channels + c, slope, tile, inside,
             )  # fmt: skip
-            _to_product(tile, 0, points, ((block + c // LANES) * room + n) * LANES, _step(blocks, room))
+            _to_product(
+                tile, 0, points, ((block + c // LANES) * room + n) * LANES, _step(blocks, room)
+            )
 
 
 @njit(nogil=True, cache=True)
 def _multiply_all(points, inputs, weights, products, outputs, room):  # type: ignore[no-untyped-def]
-    """Products (216, outputs, room, 16) of points (216, inputs, room, 16) and weights, in blocks of 16 channels."""
+    """Products (216, outputs, room, 16) of points (216, inputs, room, 16) and weights, in blocks of
+    16 channels.
+    """
     for point in range(POINTS):
         x, y = point * _step(inputs, room), point * _step(outputs, room)
         for block in range(0, outputs - 1, 2):
@@ -318,14 +373,20 @@ def _collect(products, outputs, room, bias, size, sample, first, count, y, momen
 
 @njit(nogil=True, cache=True)
 def convolve_unit(unit, room, size, one, two, weights, bias, outputs, y, moments, scratch):  # type: ignore[no-untyped-def]
-    """One unit of a convolution: at most `room` tiles of a sample, through all channels, to `y` and to `moments`.
+    """One unit of a convolution: at most `room` tiles of a sample, through all channels, to `y` and
+    to `moments`.
 
-    `one` and `two` are sources (map, channels, scale, shift, slope), the second with 0 channels if there is none;
-    `weights` are packed by `pack_weights`; `moments` has (outputs, 3, 16) floats for this unit; `scratch` holds
-    216 x 16 x ((blocks of inputs + blocks of outputs) x room + 3) floats.
+    `one` and `two` are sources (map, channels, scale, shift, slope), the second with 0 channels if
+    there is none; `weights` are packed by `pack_weights`; `moments` has (outputs, 3, 16) floats for
+    this unit; `scratch` holds 216 x 16 x ((blocks of inputs + blocks of outputs) x room + 3)
+    floats.
     """
     depth, height, width = size
-    tiles = ((depth + OUTPUT - 1) // OUTPUT) * ((height + OUTPUT - 1) // OUTPUT) * ((width + OUTPUT - 1) // OUTPUT)
+    tiles = (
+        ((depth + OUTPUT - 1) // OUTPUT)
+        * ((height + OUTPUT - 1) // OUTPUT)
+        * ((width + OUTPUT - 1) // OUTPUT)
+    )
     units = (tiles + room - 1) // room
     sample, first = unit // units, unit % units * room
     count = min(room, tiles - first)
@@ -339,21 +400,26 @@ def convolve_unit(unit, room, size, one, two, weights, bias, outputs, y, moments
 
 
 @njit(nogil=True, cache=True)
-def _direct_row(x, corner, channels, channel, plane, row, weights, bias, block, y, at, column, width, moments):  # type: ignore[no-untyped-def]
+def _direct_row(  # type: ignore[no-untyped-def]
+    x, corner, channels, channel, plane, row, weights, bias, block, y, at, column, width, moments
+):
     """The first `width` outputs of a row in one block of channels."""
     for w in range(0, width, RUN):
         _direct_run(
-            x, corner + w, channels, channel, plane, row, weights, block * channels * 27 * LANES, bias, block * LANES,
+            x, corner + w, channels, channel, plane, row, weights, block * channels * 27 * LANES,
+            bias, block * LANES,
             y, at + w * column + block * LANES, column, width - w, moments, block * 3 * LANES,
         )  # fmt: skip
 
 
 @njit(nogil=True, cache=True)
 def convolve_rows(x, channels, row, size, sample, first, count, weights, bias, outputs, y, moments):  # type: ignore[no-untyped-def]
-    """Rows first..first+count of a sample of a 3x3x3 convolution of a few channels, to `y` and to `moments`.
+    """Rows first..first+count of a sample of a 3x3x3 convolution of a few channels, to `y` and to
+    `moments`.
 
-    `x` is (batch, channels, depth + 2, height + 2, row), with zeros around the map of `size` and a row that reaches 2
-    beyond a multiple of RUN outputs; weights (outputs, channels, 27, 16); moments (outputs, 3, 16).
+    `x` is (batch, channels, depth + 2, height + 2, row), with zeros around the map of `size` and a
+    row that reaches 2 beyond a multiple of RUN outputs; weights (outputs, channels, 27, 16);
+    moments (outputs, 3, 16).
     """
     depth, height, width = size
     plane = (height + 2) * row
@@ -366,24 +432,27 @@ def convolve_rows(x, channels, row, size, sample, first, count, weights, bias, o
         for block in range(outputs):
             if n == first:  # its first output is the centre of the moments
                 _direct_row(
-                    x, corner, channels, channel, plane, row, weights, bias, block, y, at, column, 1, moments
+                    x, corner, channels, channel, plane, row, weights, bias, block, y, at, column,
+                    1, moments
                 )  # fmt: skip
                 centre(y, at + block * LANES, moments, block * 3 * LANES)
                 for lane in range(LANES):
                     moments[block * 3 * LANES + LANES + lane] = 0
                     moments[block * 3 * LANES + 2 * LANES + lane] = 0
             _direct_row(
-                x, corner, channels, channel, plane, row, weights, bias, block, y, at, column, width, moments
+                x, corner, channels, channel, plane, row, weights, bias, block, y, at, column,
+                width, moments
             )  # fmt: skip
 
 
 @njit(nogil=True, cache=True)
 def double_voxels(source, size, sample, first, count, room, weights, bias, outputs, y, scratch):  # type: ignore[no-untyped-def]
-    """Voxels first..first+count of a sample of a transposed 2x2x2 convolution of stride 2: eight voxels of `y` each.
+    """Voxels first..first+count of a sample of a transposed 2x2x2 convolution of stride 2: eight
+    voxels of `y` each.
 
-    `source` is (map, channels, scale, shift, slope); weights (2, 2, outputs, channels, 2, 16) for the position along
-    depth and height and, last but one, along a row; `room` is a multiple of ROWS[1] from `count` on; `scratch` has
-    room x channels + 32 x ROWS[1] floats.
+    `source` is (map, channels, scale, shift, slope); weights (2, 2, outputs, channels, 2, 16) for
+    the position along depth and height and, last but one, along a row; `room` is a multiple of
+    ROWS[1] from `count` on; `scratch` has room x channels + 32 x ROWS[1] floats.
     """
     x, channels, scale, shift, slope = source
     depth, height, width = size
@@ -391,7 +460,11 @@ def double_voxels(source, size, sample, first, count, room, weights, bias, outpu
     products = scratch[room * channels :]
     corners = np.empty(count, np.int64)
     for n in range(count):
-        d, h, w = (first + n) // (height * width), (first + n) // width % height, (first + n) % width
+        d, h, w = (
+            (first + n) // (height * width),
+            (first + n) // width % height,
+            (first + n) % width,
+        )
         corners[n] = (((sample * depth + d) * 2 * height + h) * 2 * width + w) * 2 * column
     start = (sample * depth * height * width + first) * channels
     for block in range(inputs):
@@ -403,7 +476,9 @@ def double_voxels(source, size, sample, first, count, room, weights, bias, outpu
         scratch[(block * room + count) * LANES : (block + 1) * room * LANES] = 0
     for part in range(4 * outputs):
         block = part % outputs
-        to = ((part // outputs // 2 * 2 * height + part // outputs % 2) * 2 * width) * column + block * LANES
+        to = (
+            (part // outputs // 2 * 2 * height + part // outputs % 2) * 2 * width
+        ) * column + block * LANES
         for row in range(0, count, rows):
             _multiply_two(
                 scratch, row * LANES, room * LANES, weights, part * channels * 2 * LANES, inputs,
@@ -415,18 +490,25 @@ def double_voxels(source, size, sample, first, count, room, weights, bias, outpu
 
 
 def pack_direct_weights(weight: np.ndarray) -> np.ndarray:
-    """Weights (outputs, inputs, 3, 3, 3) as `convolve_rows` reads them: (blocks of outputs, inputs, 27, 16)."""
-    return np.ascontiguousarray(weight.reshape(-1, LANES, weight.shape[1], 27).transpose(0, 2, 3, 1)).ravel()
+    """Weights (outputs, inputs, 3, 3, 3) as `convolve_rows` reads them: (blocks of outputs, inputs,
+    27, 16).
+    """
+    return np.ascontiguousarray(
+        weight.reshape(-1, LANES, weight.shape[1], 27).transpose(0, 2, 3, 1)
+    ).ravel()
 
 
 def pack_double_weights(weight: np.ndarray) -> np.ndarray:
-    """Weights (inputs, outputs, 2, 2, 2) as `double_voxels` reads them: (2, 2, blocks of outputs, inputs, 2, 16)."""
+    """Weights (inputs, outputs, 2, 2, 2) as `double_voxels` reads them: (2, 2, blocks of outputs,
+    inputs, 2, 16).
+    """
     blocks = weight.reshape(weight.shape[0], -1, LANES, 2, 2, 2)
     return np.ascontiguousarray(blocks.transpose(3, 4, 1, 0, 5, 2)).ravel()
 
 
 def pack_weights(weight: np.ndarray) -> np.ndarray:
-    """Weights (outputs, inputs, 3, 3, 3) as `convolve_unit` reads them: at 216 points, two blocks of outputs a row.
+    """Weights (outputs, inputs, 3, 3, 3) as `convolve_unit` reads them: at 216 points, two blocks
+    of outputs a row.
 
     Along each axis G w for the points of `_to_points`, in float64 until the end.
     """
@@ -439,6 +521,11 @@ def pack_weights(weight: np.ndarray) -> np.ndarray:
     outputs, inputs = weight.shape[:2]
     spread = spread.reshape(POINTS, inputs, outputs).astype(np.float32)
     pairs = outputs // (2 * LANES) * 2 * LANES
-    paired = spread[..., :pairs].reshape(POINTS, inputs, -1, 2 * LANES).transpose(0, 2, 1, 3).reshape(POINTS, -1)
+    paired = (
+        spread[..., :pairs]
+        .reshape(POINTS, inputs, -1, 2 * LANES)
+        .transpose(0, 2, 1, 3)
+        .reshape(POINTS, -1)
+    )
     last = spread[..., pairs:].reshape(POINTS, -1)
     return np.concatenate((paired, last), 1).ravel()

@@ -14,8 +14,16 @@ if TYPE_CHECKING:
         load_checkpoint as load_checkpoint,
         save_checkpoint as save_checkpoint,
     )
-    from medseg.models.loading import is_model as is_model, list_models as list_models, load_models as load_models
-    from medseg.models.recipe import ChannelScale as ChannelScale, Recipe as Recipe, Resampling as Resampling
+    from medseg.models.loading import (
+        is_model as is_model,
+        list_models as list_models,
+        load_models as load_models,
+    )
+    from medseg.models.recipe import (
+        ChannelScale as ChannelScale,
+        Recipe as Recipe,
+        Resampling as Resampling,
+    )
     from medseg.models.sets import ModelSet as ModelSet
     from medseg.models.spec import (
         FixedScale as FixedScale,
@@ -30,7 +38,13 @@ __getattr__, __dir__ = door(
     {
         "card": ("model_card",),
         "conversion": ("facts_of", "write_models"),
-        "folder": ("Checkpoint", "bundled_models", "change_spec", "load_checkpoint", "save_checkpoint"),
+        "folder": (
+            "Checkpoint",
+            "bundled_models",
+            "change_spec",
+            "load_checkpoint",
+            "save_checkpoint",
+        ),
         "loading": ("is_model", "list_models", "load_models"),
         "recipe": ("ChannelScale", "Recipe", "Resampling"),
         "sets": ("ModelSet",),

@@ -115,5 +115,9 @@ def table_of(names: Mapping[int, str]) -> LabelTable:
     for value in sorted(names):
         code, side = codes_of(names[value])
         category = _CATEGORY if code else None
-        labels.append(Label(value, names[value], colors[value], category=category, type=code, type_modifier=side))
+        labels.append(
+            Label(
+                value, names[value], colors[value], category=category, type=code, type_modifier=side
+            )
+        )
     return LabelTable(tuple(labels))

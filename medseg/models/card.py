@@ -1,7 +1,9 @@
-"""The model card: README.md of a model folder, filled from what training knows, open where only a person knows.
+"""The model card: README.md of a model folder, filled from what training knows, open where only a
+person knows.
 
-Front matter as Hugging Face reads it (huggingface.co/docs/hub/model-cards), sections after Mitchell et al. 2019 (Model
-Cards for Model Reporting). Nothing of a single case gets in: counts, medians and statistics only.
+Front matter as Hugging Face reads it (huggingface.co/docs/hub/model-cards), sections after Mitchell
+et al. 2019 (Model Cards for Model Reporting). Nothing of a single case gets in: counts, medians and
+statistics only.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from medseg.models.spec import ModelSpec
 from medseg.text import harmless
 from medseg.version import versions
 
-#: What stands before everything that is left to a person; search for it before the model is passed on.
+#: What stands before everything that is left to a person; search for it before the model is passed
+#: on.
 TO_COMPLETE = "To be completed by a person"
 #: Scores of the table: name in an evaluation's summary -> column.
 _COLUMNS = {
@@ -27,6 +30,7 @@ _COLUMNS = {
     "surface_dice": "surface Dice",
     "lesion_f1": "F1 of lesions",
 }
+_DESCRIPTION = "A model for segmenting medical images, trained with medseg."
 _ARITHMETIC = {
     "percentiles": "scaled so that percentiles 0.5 and 99.5 of the scan become 0 and 1",
     "zscore": "minus the mean of the scan, over its standard deviation",
@@ -37,19 +41,26 @@ _ARITHMETIC = {
 def model_card(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> str:
     """The text of README.md for a trained model.
 
-    facts, each may be missing: cases ({"training": n, "validation": n}), layout of the data set, fingerprint (see
-    `training.plan.Fingerprint.as_json`), steps, training_seconds, few_passes (a sentence where they were too few),
-    scores (the summary of an evaluation).
+    facts, each may be missing: cases ({"training": n, "validation": n}), layout of the data set,
+    fingerprint (see `training.plan.Fingerprint.as_json`), steps, training_seconds, few_passes (a
+    sentence where they were too few), scores (the summary of an evaluation).
     """
     spec, table = checkpoint.spec, checkpoint.table
     scores = facts.get("scores") or {}
     parts = [
         _front_matter(spec, scores),
-        f"# {spec.name}\n\n{spec.description or 'A model for segmenting medical images, trained with medseg.'}",
-        "For research. Not a medical device: a person who can judge the images looks at every result.",
+        f"# {spec.name}\n\n{spec.description or _DESCRIPTION}",
+        (
+            "For research. Not a medical device: a person who can judge the images looks at every"
+            " result."
+        ),
         "```bash\npip install medseg\nmedseg infer SCAN -m MODEL_FOLDER -o labels.nii.gz\n```",
         "## Intended use",
-        _open("whom and what it is for", "what it must not be used for", "who looks at its results, and how"),
+        _open(
+            "whom and what it is for",
+            "what it must not be used for",
+            "who looks at its results, and how",
+        ),
         "## Input",
         _input(spec),
         "## Labels",
@@ -74,7 +85,9 @@ def model_card(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> str:
             "whom to tell of errors",
         ),
         "## Licence",
-        _open("the licence of the weights, also as `license` at the top of this file", "whom to cite"),
+        _open(
+            "the licence of the weights, also as `license` at the top of this file", "whom to cite"
+        ),
         "## Versions",
         ", ".join(f"{name} {number}" for name, number in versions().items())
         + f". SHA-256 of the weights: `{spec.sha256}`.",
@@ -90,12 +103,20 @@ def _front_matter(spec: ModelSpec, scores: Mapping[str, Any]) -> str:
     ]
     overall = scores.get("mean_over_structures", {}).get("dice")
     if overall is not None:
-        metrics.insert(0, {"type": "dice", "name": "Dice, mean over structures", "value": round(overall, 4)})
+        metrics.insert(
+            0, {"type": "dice", "name": "Dice, mean over structures", "value": round(overall, 4)}
+        )
     content: dict[str, Any] = {
         "license": "unknown",
         "library_name": "medseg",
         "pipeline_tag": "image-segmentation",
-        "tags": ["medical", "segmentation", "3d", spec.architecture, *(name.lower() for name in spec.channel_names)],
+        "tags": [
+            "medical",
+            "segmentation",
+            "3d",
+            spec.architecture,
+            *(name.lower() for name in spec.channel_names),
+        ],
     }
     if metrics:
         content["metrics"] = ["dice"]
@@ -118,47 +139,70 @@ def _input(spec: ModelSpec) -> str:
     grid = "along the scan's own axes" if spec.grid == "scan" else "along right, anterior, superior"
     return (
         _table(("channel", "what", "intensities"), rows)
-        + f"\n\nScans of any size, orientation and spacing are resampled to {spacing} mm {grid} and looked at in "
-        f"windows of {' x '.join(map(str, spec.patch))} voxels; labels come back on the scan's own grid."
+        + f"\n\nScans of any size, orientation and spacing are resampled to {spacing} mm {grid} and"
+        f" looked at in windows of {' x '.join(map(str, spec.patch))} voxels; labels come back on"
+        " the scan's own grid."
     )
 
 
 def _labels(spec: ModelSpec, table: LabelTable) -> str:
-    rows = [(label.value, label.name, label.type.meaning if label.type else "") for label in table.labels]
+    rows = [
+        (label.value, label.name, label.type.meaning if label.type else "")
+        for label in table.labels
+    ]
     note = "\n\nRegions may overlap; where they do, later ones lie on top." if spec.regions else ""
     coded = any(row[2] for row in rows)
-    return _table(("value", "structure", "code"), rows if coded else [row[:2] for row in rows]) + note
+    return (
+        _table(("value", "structure", "code"), rows if coded else [row[:2] for row in rows]) + note
+    )
 
 
 def _data(facts: Mapping[str, Any]) -> str:
     cases, found = facts.get("cases", {}), facts.get("fingerprint") or {}
     lines = []
     if cases:
-        lines.append(f"{cases['training']} scans to train from and {cases.get('validation', 0)} others to validate")
+        lines.append(
+            f"{cases['training']} scans to train from and {cases.get('validation', 0)} others to"
+            " validate"
+        )
         if facts.get("layout"):
             lines[-1] += f", from a data set of the layout {facts['layout']}"
     if "median_shape" in found:
         shape = " x ".join(f"{n:g}" for n in found["median_shape"])
         spacing = " x ".join(f"{mm:g}" for mm in found["median_spacing_mm"])
-        lines.append(f"the median scan has {shape} voxels of {spacing} mm along right, anterior, superior")
+        lines.append(
+            f"the median scan has {shape} voxels of {spacing} mm along right, anterior, superior"
+        )
         low, high = found["spacing_range_mm"]
         if low != high:
             ranges = ", ".join(f"{a:g} to {b:g}" if a != b else f"{a:g}" for a, b in zip(low, high))
             lines[-1] += f" (spacings from {ranges})"
-    return ". ".join(line[0].upper() + line[1:] for line in lines) + "." if lines else "Nothing is recorded."
+    return (
+        ". ".join(line[0].upper() + line[1:] for line in lines) + "."
+        if lines
+        else "Nothing is recorded."
+    )
 
 
 def _training(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> str:
     spec = checkpoint.spec
     options = ", ".join(f"{key} {value}" for key, value in spec.options.items())
-    lines = [f"Network: {spec.architecture}, {_parameters(spec):,} parameters{f' ({options})' if options else ''}."]
+    lines = [
+        f"Network: {spec.architecture}, {_parameters(spec):,}"
+        f" parameters{f' ({options})' if options else ''}."
+    ]
     if facts.get("steps"):
-        took = f" in {_duration(facts['training_seconds'])}" if facts.get("training_seconds") else ""
+        took = (
+            f" in {_duration(facts['training_seconds'])}" if facts.get("training_seconds") else ""
+        )
         lines.append(f"Trained for {facts['steps']:,} steps{took}.")
     if facts.get("few_passes"):
         lines.append(f"**Hardly trained: {facts['few_passes']}.**")
     if spec.mirror:
-        lines.append(f"Patches were mirrored along {' and '.join('RAS'[axis] for axis in spec.mirror)} at random.")
+        lines.append(
+            f"Patches were mirrored along {' and '.join('RAS'[axis] for axis in spec.mirror)} at"
+            " random."
+        )
     else:
         lines.append("Patches were not mirrored.")
     return "\n".join(f"- {line}" for line in lines)
@@ -191,7 +235,9 @@ def _scores(scores: Mapping[str, Any], cleanup: Sequence[Mapping[str, Any]]) -> 
             "scans, which makes the scores slightly too good."
         )
     if left_out := _most_left_out(structures):
-        sentences.append(f"Scans left out of a mean because a structure is missing there: up to {left_out}.")
+        sentences.append(
+            f"Scans left out of a mean because a structure is missing there: up to {left_out}."
+        )
     if failed := len(scores.get("cases", {}).get("failed", ())):
         sentences.append(f"Scans that could not be scored: {failed}.")
     return f"{_table_of_scores(structures, overall)}\n\n{' '.join(sentences)}"
@@ -223,7 +269,9 @@ def _statistic(one: Mapping[str, Any] | None) -> str:
     if one is None or one.get("mean") is None:
         return "-"
     interval = one.get("ci95")
-    return _number(one["mean"]) + (f" ({_number(interval[0])} to {_number(interval[1])})" if interval else "")
+    return _number(one["mean"]) + (
+        f" ({_number(interval[0])} to {_number(interval[1])})" if interval else ""
+    )
 
 
 def _number(value: float | None) -> str:

@@ -46,7 +46,9 @@ def write_models(models: Sequence[Checkpoint] | ModelSet, target: Path) -> None:
             target.rmdir()
         folder.replace(target)
     except OSError as error:
-        raise BadOutput(f"{target}: cannot be written ({error.strerror}); choose another place") from None
+        raise BadOutput(
+            f"{target}: cannot be written ({error.strerror}); choose another place"
+        ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -83,8 +85,12 @@ def read_set(folder: Path) -> ModelSet:
     models = tuple(tuple(load_checkpoints(str(folder / name))) for name in names)
     table = LabelTable.read(folder / "labels.csv")
     for checkpoints, own in zip(models, tables):
-        if set(own) != set(checkpoints[0].spec.classes[1:]) or not set(own.values()) <= set(table.values):
-            raise BadModel(f"{path}: its labels are not those of its models; convert the models again")
+        if set(own) != set(checkpoints[0].spec.classes[1:]) or not set(own.values()) <= set(
+            table.values
+        ):
+            raise BadModel(
+                f"{path}: its labels are not those of its models; convert the models again"
+            )
     return ModelSet(name=title, models=models, labels=tables, table=table)
 
 

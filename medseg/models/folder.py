@@ -1,7 +1,8 @@
 """Models and training states on disk: safetensors with JSON beside them, never pickle.
 
-A model is a folder: `model.safetensors` (weights), `model.json` (`ModelSpec`: everything needed to use them) and
-`labels.csv` (the structures). `model.json` carries the SHA-256 of the weights and is written last.
+A model is a folder: `model.safetensors` (weights), `model.json` (`ModelSpec`: everything needed to
+use them) and `labels.csv` (the structures). `model.json` carries the SHA-256 of the weights and is
+written last.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 #: Models that come with medseg, by name.
 BUNDLED = Path(__file__).parents[1] / "bundled"
-#: Folder inside a model's in which the first stage of a cascade lies, and the beginning of those of several folds.
+#: Folder inside a model's in which the first stage of a cascade lies, and the beginning of those of
+#: several folds.
 FIRST_STAGE, FOLD = "first_stage", "fold_"
 MAX_WEIGHTS = 8_000_000_000
 #: Most bytes of a model's JSON, and of the JSON at the beginning of its weights.
@@ -51,12 +53,15 @@ class Checkpoint:
     def outline(self) -> nn.Module:
         """The network in evaluation mode without memory for its weights (torch's device meta).
 
-        Raises `BadModel` if it cannot be built, takes no such patches, or has other weights than are stored.
+        Raises `BadModel` if it cannot be built, takes no such patches, or has other weights than
+        are stored.
         """
         return self._without_weights().to("meta").eval()
 
     def _without_weights(self) -> nn.Module:
-        """The network with its constants in memory, which no file stores, and its weights not; checked as `outline`."""
+        """The network with its constants in memory, which no file stores, and its weights not;
+        checked as `outline`.
+        """
         import torch
 
         from medseg.networks import build_model, check_patch
@@ -70,11 +75,15 @@ class Checkpoint:
         wrong = sorted(expected.keys() ^ stored.keys())
         wrong += [key for key in expected if key in stored and stored[key] != expected[key]]
         if wrong:
-            raise BadModel(f"the weights in {self.folder} do not fit its architecture: {', '.join(wrong[:3])}")
+            raise BadModel(
+                f"the weights in {self.folder} do not fit its architecture: {', '.join(wrong[:3])}"
+            )
         return network
 
     def network(self) -> nn.Module:
-        """The network in evaluation mode, float32, on the CPU. Raises `BadModel` if the weights do not fit it."""
+        """The network in evaluation mode, float32, on the CPU. Raises `BadModel` if the weights do
+        not fit it.
+        """
         import torch
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -82,30 +91,45 @@ class Checkpoint:
         spec = self.spec
         path = self.folder / "model.safetensors"
         if sha256_of(path) != spec.sha256:
-            raise BadModel(f"the weights in {self.folder} are not those its model.json names; fetch the model again")
+            raise BadModel(
+                f"the weights in {self.folder} are not those its model.json names; fetch the model"
+                " again"
+            )
         try:
             state = load_file(path)  # mapped into memory: no second copy of what is large
         except (SafetensorError, ValueError, OSError) as error:
             raise BadModel(f"the weights in {self.folder} cannot be read: {error}") from None
         network = self._without_weights()  # shapes are compared before any memory is taken
-        if any(value.dtype not in (torch.float16, torch.bfloat16, torch.float32) for value in state.values()):
+        if any(
+            value.dtype not in (torch.float16, torch.bfloat16, torch.float32)
+            for value in state.values()
+        ):
             raise BadModel(f"the weights in {self.folder} are not numbers of 16 or 32 bits")
         if not all(bool(torch.isfinite(value).all()) for value in state.values()):
             raise BadModel(f"the weights in {self.folder} hold values that are not finite")
         # Assigned, because `to_empty` would import sympy, which takes as long as a fifth of torch.
         network.load_state_dict(
-            {key: value.float() if value.dtype != torch.float32 else value.clone() for key, value in state.items()},
+            {
+                key: value.float() if value.dtype != torch.float32 else value.clone()
+                for key, value in state.items()
+            },
             assign=True,
         )
         return network.eval()
 
     def first_stage(self) -> list[Checkpoint]:
-        """The models whose labels this one sees beside the scan. Raises `BadModel` if they are not there."""
+        """The models whose labels this one sees beside the scan. Raises `BadModel` if they are not
+        there.
+        """
         inside = self.folder / FIRST_STAGE
-        return load_checkpoints(str(inside if inside.is_dir() else self.folder.parent / FIRST_STAGE))
+        return load_checkpoints(
+            str(inside if inside.is_dir() else self.folder.parent / FIRST_STAGE)
+        )
 
     def postprocessing(self) -> list[list[int]]:
-        """The groups of labels of which only the largest part shall stay, in order, if asked for; [] for none."""
+        """The groups of labels of which only the largest part shall stay, in order, if asked for;
+        [] for none.
+        """
         return [list(group) for group in self.spec.card.get("postprocessing", [])]
 
 
@@ -135,7 +159,9 @@ def load_checkpoint(name: str) -> Checkpoint:
     except BadFile as error:
         raise BadModel(f"the model in {folder} is incomplete or damaged: {error}") from None
     if size > MAX_WEIGHTS:
-        raise BadModel(f"the weights in {folder} hold {size} bytes, more than the {MAX_WEIGHTS} allowed")
+        raise BadModel(
+            f"the weights in {folder} hold {size} bytes, more than the {MAX_WEIGHTS} allowed"
+        )
     _check_classes(folder, spec.classes, table)
     return Checkpoint(spec, table, folder)
 
@@ -147,18 +173,27 @@ def _folder_of(name: str) -> Path:
         if (place / "model.json").is_file():
             return place
     if (folder / "plans.json").is_file():
-        raise BadModel(f"the model '{name}' is nnU-Net's: infer, convert and info read it, and nothing else does")
+        raise BadModel(
+            f"the model '{name}' is nnU-Net's: infer, convert and info read it, and nothing else"
+            " does"
+        )
     known = ", ".join(bundled_models())
-    raise BadModel(f"there is no model '{name}': give a model folder, or one that comes with medseg ({known})")
+    raise BadModel(
+        f"there is no model '{name}': give a model folder, or one that comes with medseg ({known})"
+    )
 
 
 def _check_classes(folder: Path, classes: Sequence[int], table: LabelTable) -> None:
     """Raise `BadModel` for classes that are not background and then named values, each once."""
     missing = [value for value in classes[1:] if value not in table.values]
     if classes[0] != 0 or len(set(classes)) < len(classes):
-        raise BadModel(f"{folder / 'model.json'} is damaged: classes are background 0 and then each value once")
+        raise BadModel(
+            f"{folder / 'model.json'} is damaged: classes are background 0 and then each value once"
+        )
     if missing:
-        raise BadModel(f"{folder}: labels.csv does not name the values {', '.join(map(str, missing))}")
+        raise BadModel(
+            f"{folder}: labels.csv does not name the values {', '.join(map(str, missing))}"
+        )
 
 
 def sha256_of(path: Path) -> str:
@@ -173,12 +208,18 @@ def sha256_of(path: Path) -> str:
 
 
 def _stored_shapes(folder: Path) -> dict[str, list[int]]:
-    """Name to shape of the stored weights, from the header of their file (huggingface.co/docs/safetensors, Format)."""
+    """Name to shape of the stored weights, from the header of their file
+    (huggingface.co/docs/safetensors, Format).
+    """
     path = folder / "model.safetensors"
     try:
         with open_file(path) as file:
-            header = parse_json(file.read(min(int.from_bytes(file.read(8), "little"), MAX_SPEC)).decode())
-        return {name: list(about["shape"]) for name, about in header.items() if name != "__metadata__"}
+            header = parse_json(
+                file.read(min(int.from_bytes(file.read(8), "little"), MAX_SPEC)).decode()
+            )
+        return {
+            name: list(about["shape"]) for name, about in header.items() if name != "__metadata__"
+        }
     except BadFile as error:
         raise BadModel(str(error)) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -186,23 +227,37 @@ def _stored_shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def load_checkpoints(name: str) -> list[Checkpoint]:
-    """The model of a name or folder, or the folds `fold_*` of one in a folder. Raises `BadModel`."""
+    """The model of a name or folder, or the folds `fold_*` of one in a folder. Raises
+    `BadModel`.
+    """
     folder = Path(name)
     if not (folder / "model.json").is_file() and (folder / f"{FOLD}0" / "model.json").is_file():
-        folds = sorted(entry for entry in folder.glob(f"{FOLD}*") if (entry / "model.json").is_file())
+        folds = sorted(
+            entry for entry in folder.glob(f"{FOLD}*") if (entry / "model.json").is_file()
+        )
         return [load_checkpoint(str(fold)) for fold in folds]
     return [load_checkpoint(name)]
 
 
 def save_checkpoint(
-    folder: Path, spec: dict[str, Any], state: dict[str, Tensor], table: LabelTable, *, half: bool = True
+    folder: Path,
+    spec: dict[str, Any],
+    state: dict[str, Tensor],
+    table: LabelTable,
+    *,
+    half: bool = True,
 ) -> None:
-    """Write a model folder; weights in half precision, or in float32. `spec`: `ModelSpec`'s fields but the hash."""
+    """Write a model folder; weights in half precision, or in float32. `spec`: `ModelSpec`'s fields
+    but the hash.
+    """
     from safetensors.torch import save
 
     folder.mkdir(parents=True, exist_ok=True)
     content = save(
-        {key: (value.detach().half() if half else value.detach().float()).contiguous() for key, value in state.items()}
+        {
+            key: (value.detach().half() if half else value.detach().float()).contiguous()
+            for key, value in state.items()
+        }
     )
     checked = ModelSpec(**spec, sha256=hashlib.sha256(content).hexdigest())
     table.write(folder / "labels.csv")
@@ -213,12 +268,18 @@ def save_checkpoint(
 
 
 def _json_of(spec: ModelSpec) -> bytes:
-    """A spec as it is stored; a recipe only where there is one, so that earlier versions read all others."""
-    return (spec.model_dump_json(indent=1, exclude=None if spec.recipe else {"recipe"}) + "\n").encode()
+    """A spec as it is stored; a recipe only where there is one, so that earlier versions read all
+    others.
+    """
+    return (
+        spec.model_dump_json(indent=1, exclude=None if spec.recipe else {"recipe"}) + "\n"
+    ).encode()
 
 
 def change_spec(folder: Path, **changes: Any) -> None:
     """Change fields of a model's JSON that do not touch its weights: cleanup, card, description."""
-    checked = ModelSpec.model_validate(read_json(folder / "model.json", BadModel, max_bytes=MAX_SPEC) | changes)
+    checked = ModelSpec.model_validate(
+        read_json(folder / "model.json", BadModel, max_bytes=MAX_SPEC) | changes
+    )
     with atomic_write(folder / "model.json") as handle:
         handle.write(_json_of(checked))

@@ -28,7 +28,10 @@ def load_models(
         path = Path(name)
         if name in bundled_models() or _is_own(path):
             if folds or checkpoint != "final":
-                raise BadConfig(f"--folds and --checkpoint are for models of nnU-Net, and {name} is medseg's own")
+                raise BadConfig(
+                    f"--folds and --checkpoint are for models of nnU-Net, and {name} is"
+                    " medseg's own"
+                )
             loaded: list[Checkpoint] | ModelSet = _own(path, name)
             if not isinstance(loaded, list):
                 return _alone(loaded, name, names)
@@ -56,7 +59,9 @@ def _own(path: Path, name: str) -> list[Checkpoint] | ModelSet:
 
 def _alone(models: ModelSet, name: str, names: Sequence[str]) -> ModelSet:
     if len(names) > 1:
-        raise BadModel(f"{name}: is a set of models, which cannot be averaged with others; give it alone")
+        raise BadModel(
+            f"{name}: is a set of models, which cannot be averaged with others; give it alone"
+        )
     return models
 
 
@@ -87,7 +92,9 @@ def _holds_plans(path: Path) -> bool:
 
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(Path(name).name in ("plans.json", "plans.pkl") for name in archive.namelist())
+            return any(
+                Path(name).name in ("plans.json", "plans.pkl") for name in archive.namelist()
+            )
     except (OSError, zipfile.BadZipFile):
         return False
 

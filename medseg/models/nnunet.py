@@ -95,13 +95,18 @@ def read_foreign(
     files = fold_files(folder, folds=folds, checkpoint=checkpoint)
     first = load_saved(files[0])
     note = check_trainer(first)
-    planned = configuration(plans, _configuration_name(first, folder, plans), len(outputs.channel_names))
+    planned = configuration(
+        plans, _configuration_name(first, folder, plans), len(outputs.channel_names)
+    )
     network = replace(planned.network, norm="batch") if has_batch_norm(first) else planned.network
     recipe = _recipe(folder, plans, planned, outputs, found)
     saved = [first, *(load_saved(file) for file in files[1:])]
     for other in saved[1:]:
         if other.configuration != first.configuration or other.mirror != first.mirror:
-            raise BadModel(f"{other.path}: is of another configuration than {first.path}; give one with --folds")
+            raise BadModel(
+                f"{other.path}: is of another configuration than {first.path}; give one with"
+                " --folds"
+            )
     return Foreign(
         folder=folder,
         plans=plans,
@@ -125,16 +130,23 @@ def _configuration_name(saved: Saved, folder: Path, plans: Plans) -> str:
         return last
     if len(names) == 1:
         return str(names[0])
-    raise BadModel(f"{saved.path}: does not say which configuration it is, and {plans.path} has {', '.join(names)}")
+    raise BadModel(
+        f"{saved.path}: does not say which configuration it is, and {plans.path} has"
+        f" {', '.join(names)}"
+    )
 
 
-def _recipe(folder: Path, plans: Plans, planned: Configuration, outputs: Outputs, found: Found | None) -> Recipe:
+def _recipe(
+    folder: Path, plans: Plans, planned: Configuration, outputs: Outputs, found: Found | None
+) -> Recipe:
     transposed = [2 - axis for axis in plans.transpose]  # nnU-Net counts k, j, i
     names = f"{folder.parent.name} {plans.content.get('dataset_name')}"
     turned = plans.reader.endswith("WithReorient") or bool(_TURNED_SETS.search(names))
     logits = planned.logits
     if logits.order > 1 or logits.order_across > 1:
-        raise BadModel(f"{plans.path}: brings logits back by order {logits.order}, which medseg does not do")
+        raise BadModel(
+            f"{plans.path}: brings logits back by order {logits.order}, which medseg does not do"
+        )
     return Recipe(
         orientation="RAS" if turned else "auto",
         axes=(transposed[0], transposed[1], transposed[2]),  # type: ignore[arg-type]
@@ -154,7 +166,9 @@ def build(foreign: Foreign, fold: int = 0) -> nn.Module:
     fit the plans."""
     network, state = _fitted(foreign, fold)
     # A copy in float32: what is mapped must not change under a run, and half precision is widened.
-    network.load_state_dict({key: value.float().clone() for key, value in state.items()}, assign=True)
+    network.load_state_dict(
+        {key: value.float().clone() for key, value in state.items()}, assign=True
+    )
     return network.eval()
 
 
@@ -168,7 +182,9 @@ def _fitted(foreign: Foreign, fold: int) -> tuple[nn.Module, dict[str, Tensor]]:
     with torch.device("meta"):  # shapes are compared before any memory is taken
         network = build_model("nnunet", foreign.channels, outputs, **_options(foreign.network))
     check_patch(network, foreign.configuration.patch)
-    state = fitted_state(foreign.saved[fold], {key: value.shape for key, value in network.state_dict().items()})
+    state = fitted_state(
+        foreign.saved[fold], {key: value.shape for key, value in network.state_dict().items()}
+    )
     return network, state
 
 
@@ -177,7 +193,9 @@ def _options(network: NetworkPlan) -> dict[str, Any]:
     options = asdict(network)
     for key in ("kernels", "strides"):
         options[key] = [list(three) for three in options[key]]
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+    return {
+        key: list(value) if isinstance(value, tuple) else value for key, value in options.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -222,7 +240,8 @@ def _first_stage(foreign: Foreign) -> list[ForeignCheckpoint]:
     folder = next((one for one in beside if one.name == f"{prefix}__{wanted}"), None)
     if folder is None:
         raise BadModel(
-            f"{foreign.folder}: is the second stage of a cascade, and its first, {prefix}__{wanted}, is not beside it"
+            f"{foreign.folder}: is the second stage of a cascade, and its first,"
+            f" {prefix}__{wanted}, is not beside it"
         )
     return checkpoints_of(read_foreign(folder))
 
@@ -310,10 +329,15 @@ def load_nnunet(
         own = part.labels
         if own is None:  # one after the other, as TotalSegmentator counts them
             start = max((value for one in labels for value in one.values()), default=0)
-            own = {value: start + number for number, value in enumerate(sorted(model[0].table.values), 1)}
+            own = {
+                value: start + number
+                for number, value in enumerate(sorted(model[0].table.values), 1)
+            }
             names |= {out: model[0].table.names[value] for value, out in own.items()}
         if set(own) != set(model[0].table.values):
-            raise BadModel(f"{part.folder}: the set's table and dataset.json do not name the same labels")
+            raise BadModel(
+                f"{part.folder}: the set's table and dataset.json do not name the same labels"
+            )
         labels.append(own)
     return ModelSet(
         name=path.name,

@@ -72,7 +72,9 @@ def find_model(path: Path) -> Found:
         return parts
     if len(folders) > 1:
         listed = "; ".join(str(folder.relative_to(root)) for folder in folders[:12])
-        raise BadModel(f"{path}: holds {len(folders)} models of nnU-Net; name one of them: {listed}")
+        raise BadModel(
+            f"{path}: holds {len(folders)} models of nnU-Net; name one of them: {listed}"
+        )
     return Found(parts=(Part(folder=folders[0], labels=None),))
 
 
@@ -113,11 +115,21 @@ def _version_one(root: Path) -> Path | None:
 def _half(root: Path) -> str | None:
     """What is missing where only some of a model's files are there."""
     plans = [f for prefix in ("", "*/", "*/*/") for f in sorted(root.glob(f"{prefix}plans.json"))]
-    weights = [f for prefix in ("", "*/", "*/*/", "*/*/*/") for f in sorted(root.glob(f"{prefix}checkpoint_*.pth"))]
+    weights = [
+        f
+        for prefix in ("", "*/", "*/*/", "*/*/*/")
+        for f in sorted(root.glob(f"{prefix}checkpoint_*.pth"))
+    ]
     if plans:
-        return f"{plans[0].parent}: has plans.json but no dataset.json, which says what the labels mean"
+        return (
+            f"{plans[0].parent}: has plans.json but no dataset.json, which says what the labels"
+            " mean"
+        )
     if weights:
-        return f"{weights[0]}: has weights but no plans.json two folders up, which says how to use them"
+        return (
+            f"{weights[0]}: has weights but no plans.json two folders up, which says how to use"
+            " them"
+        )
     return None
 
 
@@ -126,13 +138,15 @@ def _refuse(root: Path, path: Path) -> None:
     old = _version_one(root)
     if old is not None:
         raise BadModel(
-            f"{path}: was made by nnU-Net v1 ({old.name}), which stores pickles, and those are not opened; convert it "
-            "with nnU-Net or ask its authors for a model of v2"
+            f"{path}: was made by nnU-Net v1 ({old.name}), which stores pickles, and those are not"
+            " opened; convert it with nnU-Net or ask its authors for a model of v2"
         )
     half = _half(root)
     if half is not None:
         raise BadModel(f"{half}; fetch the whole model again")
-    raise BadModel(f"{path}: holds no model of nnU-Net v2 (a folder with plans.json, dataset.json and fold_0)")
+    raise BadModel(
+        f"{path}: holds no model of nnU-Net v2 (a folder with plans.json, dataset.json and fold_0)"
+    )
 
 
 # ---------------------------------------------------------------- parts
@@ -159,7 +173,9 @@ def _named_parts(root: Path, folders: Sequence[Path]) -> Found | None:
     sets = {match["set"] for match in matches}
     if numbers != list(range(1, len(numbers) + 1)) or len(sets) > 1:
         shown = ", ".join(_dataset(folder) for folder in folders)
-        raise BadModel(f"{root}: its models are parts of one set that is not complete, or of several: {shown}")
+        raise BadModel(
+            f"{root}: its models are parts of one set that is not complete, or of several: {shown}"
+        )
     # TotalSegmentator predicts its sets without mirroring, fold 0, with windows that overlap by a
     # fifth.
     parts = tuple(Part(folder=folder, labels=None) for folder, _ in ordered)
@@ -195,7 +211,9 @@ def _listed_parts(path: Path, folders: Sequence[Path]) -> Found | None:
 
 
 def _listed_overlap(content: Mapping[str, Any], path: Path) -> float:
-    """The share by which windows overlap. Raises `BadModel` if the step is not a share of a window."""
+    """The share by which windows overlap. Raises `BadModel` if the step is not a share of a
+    window.
+    """
     step = content.get("step_size", 0.8)
     if type(step) not in (int, float) or not 0.1 <= step <= 1:
         raise BadModel(f"{path}: step_size {step!r:.40} is not a share of a window")
@@ -207,7 +225,9 @@ def _listed_part(entry: Any, folder: Path, labels: Mapping[str, Any], *, path: P
     try:
         own = {int(value): int(labels[name]) for value, name in entry["labels"].items()}
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise BadModel(f"{path}: does not give a label of the set to each label of {entry['model']}") from None
+        raise BadModel(
+            f"{path}: does not give a label of the set to each label of {entry['model']}"
+        ) from None
     return Part(folder=folder, labels=own)
 
 
@@ -229,7 +249,9 @@ def fold_files(folder: Path, *, folds: Sequence[str] = (), checkpoint: str = "fi
     missing = [fold for fold in folds if fold not in checkpoints]
     if missing:
         known = ", ".join(sorted(checkpoints)) or "none"
-        raise BadModel(f"{folder}: has no fold {missing[0]} with {name}; those that have one: {known}")
+        raise BadModel(
+            f"{folder}: has no fold {missing[0]} with {name}; those that have one: {known}"
+        )
     chosen = folds or _default_folds(checkpoints)
     if not chosen:
         raise _no_weights(folder, fold_folders, name)
@@ -252,7 +274,9 @@ def _no_weights(folder: Path, fold_folders: Sequence[Path], name: str) -> BadMod
     """What to say where no fold has the checkpoint `name`."""
     others = sorted({file.name for fold in fold_folders for file in fold.glob("checkpoint_*.pth")})
     if not others:
-        return BadModel(f"{folder}: has plans but no weights (no fold_0/{name}); fetch the whole model")
+        return BadModel(
+            f"{folder}: has plans but no weights (no fold_0/{name}); fetch the whole model"
+        )
     short = others[0].removeprefix("checkpoint_").removesuffix(".pth")
     listed = ", ".join(others)
     return BadModel(f"{folder}: has no {name}, only {listed}; ask for it with --checkpoint {short}")
@@ -318,7 +342,9 @@ def _check_entry(entry: zipfile.ZipInfo, path: Path) -> None:
     name = entry.filename
     odd = "\\" in name or "\0" in name or ":" in name.split("/", 1)[0]
     if odd or name.startswith("/") or ".." in PurePosixPath(name).parts:
-        raise BadModel(f"{path}: holds {name!r:.120}, which would lie outside its folder; it is not unpacked")
+        raise BadModel(
+            f"{path}: holds {name!r:.120}, which would lie outside its folder; it is not unpacked"
+        )
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise BadModel(f"{path}: holds the link {name!r:.120}; it is not unpacked")
     if entry.flag_bits & 1:
@@ -335,13 +361,17 @@ def _no_model_in(entries: Sequence[zipfile.ZipInfo], path: Path) -> BadModel:
     """What to say of an archive without any plans."""
     archives = [entry.filename for entry in entries if entry.filename.lower().endswith(".zip")]
     if archives:
-        return BadModel(f"{path}: holds the archive {archives[0]!r:.120}; unpack the outer one and give that")
+        return BadModel(
+            f"{path}: holds the archive {archives[0]!r:.120}; unpack the outer one and give that"
+        )
     if not {"plans.pkl", "model_final_checkpoint.model"}.isdisjoint(map(_base_name, entries)):
         return BadModel(
             f"{path}: was made by nnU-Net v1, which stores pickles, and those are not opened; "
             "convert it with nnU-Net or ask its authors for a model of v2"
         )
-    return BadModel(f"{path}: holds no model of nnU-Net v2 (a folder with plans.json, dataset.json and fold_0)")
+    return BadModel(
+        f"{path}: holds no model of nnU-Net v2 (a folder with plans.json, dataset.json and fold_0)"
+    )
 
 
 def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, most: int) -> int:
@@ -353,7 +383,10 @@ def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, mos
         while piece := source.read(1 << 20):
             count += len(piece)
             if count > most:
-                raise BadModel(f"{archive.filename}: unpacks to more than the {MAX_ARCHIVE_BYTES / 1e9:.0f} GB allowed")
+                raise BadModel(
+                    f"{archive.filename}: unpacks to more than the {MAX_ARCHIVE_BYTES / 1e9:.0f} GB"
+                    " allowed"
+                )
             sink.write(piece)
     return count
 
@@ -364,7 +397,11 @@ def read_postprocessing(path: Path) -> list[list[int]]:
     content = read_json(path)
     functions, arguments = content.get("postprocessing_fns"), content.get("postprocessing_kwargs")
     known = "remove_all_but_largest_component_from_segmentation"
-    if not isinstance(functions, list) or not isinstance(arguments, list) or len(functions) != len(arguments):
+    if (
+        not isinstance(functions, list)
+        or not isinstance(arguments, list)
+        or len(functions) != len(arguments)
+    ):
         raise BadModel(f"{path}: is not what nnU-Net writes there")
     groups = []
     for function, options in zip(functions, arguments):

@@ -42,7 +42,8 @@ NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")
 _HARMLESS = frozenset(
     {
         "n_stages", "features_per_stage", "conv_op", "kernel_sizes", "strides", "n_conv_per_stage",
-        "n_blocks_per_stage", "n_conv_per_stage_decoder", "conv_bias", "norm_op", "norm_op_kwargs", "dropout_op",
+        "n_blocks_per_stage", "n_conv_per_stage_decoder", "conv_bias", "norm_op", "norm_op_kwargs",
+        "dropout_op",
         "dropout_op_kwargs", "nonlin", "nonlin_kwargs", "deep_supervision", "stochastic_depth_p",
     }
 )  # fmt: skip
@@ -122,7 +123,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except BadFile as error:
         raise BadModel(str(error)) from None
     if text.startswith("version https://git-lfs"):
-        raise BadModel(f"{path}: is a pointer that Git LFS left in place of the file; fetch the file itself")
+        raise BadModel(
+            f"{path}: is a pointer that Git LFS left in place of the file; fetch the file itself"
+        )
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -137,15 +140,24 @@ def read_plans(path: Path) -> Plans:
     content = read_json(path)
     manager = content.get("label_manager")
     if manager not in (None, "LabelManager"):
-        raise BadModel(f"{path}: asks for the label manager {manager!r:.80}, which medseg does not have")
+        raise BadModel(
+            f"{path}: asks for the label manager {manager!r:.80}, which medseg does not have"
+        )
     reader = content.get("image_reader_writer")
     if reader not in READERS:
-        raise BadModel(f"{path}: its scans are read by {reader!r:.80}, which reads no volumes that medseg knows")
+        raise BadModel(
+            f"{path}: its scans are read by {reader!r:.80}, which reads no volumes that medseg"
+            " knows"
+        )
     forward, backward = (content.get(f"transpose_{way}") for way in ("forward", "backward"))
     if not isinstance(forward, list) or sorted(forward, key=str) != [0, 1, 2]:
-        raise BadModel(f"{path}: transpose_forward {forward!r:.80} is not an order of the three axes")
+        raise BadModel(
+            f"{path}: transpose_forward {forward!r:.80} is not an order of the three axes"
+        )
     if backward != [forward.index(axis) for axis in range(3)]:
-        raise BadModel(f"{path}: transpose_backward {backward!r:.80} does not undo transpose_forward")
+        raise BadModel(
+            f"{path}: transpose_backward {backward!r:.80} does not undo transpose_forward"
+        )
     if not isinstance(content.get("configurations"), dict):
         raise BadModel(f"{path}: has no configurations; it is not a plan of nnU-Net v2")
     name = str(content.get("plans_name", ""))
@@ -163,7 +175,10 @@ def configuration(plans: Plans, name: str, channels: int) -> Configuration:
     `BadModel`."""
     raw, path = _resolved(plans, name), plans.path
     if raw.get("preprocessor_name", "DefaultPreprocessor") != "DefaultPreprocessor":
-        raise BadModel(f"{path}: {name} is prepared by {raw['preprocessor_name']!r:.80}, which medseg does not have")
+        raise BadModel(
+            f"{path}: {name} is prepared by {raw['preprocessor_name']!r:.80}, which medseg does not"
+            " have"
+        )
     where = f"{path}: {name}"
     patch = _numbers(raw.get("patch_size"), f"{where}: patch_size", whole=True)
     spacing = _numbers(raw.get("spacing"), f"{where}: spacing")
@@ -176,7 +191,11 @@ def configuration(plans: Plans, name: str, channels: int) -> Configuration:
     return Configuration(
         name=name,
         dimension=2 if flat else 3,
-        patch=(1, int(patch[0]), int(patch[1])) if flat else (int(patch[0]), int(patch[1]), int(patch[2])),
+        patch=(
+            (1, int(patch[0]), int(patch[1]))
+            if flat
+            else (int(patch[0]), int(patch[1]), int(patch[2]))
+        ),
         spacing_mm=(None, spacing[0], spacing[1]) if flat else (spacing[0], spacing[1], spacing[2]),
         channels=_channels(plans, raw, where, channels),
         image=_resampling(raw, "data", 3, where),
@@ -194,7 +213,9 @@ def _resolved(plans: Plans, name: str) -> dict[str, Any]:
     wanted: Any = name
     while wanted is not None:
         if wanted in seen:
-            raise BadModel(f"{plans.path}: the configuration {name} inherits from itself; the plan is damaged")
+            raise BadModel(
+                f"{plans.path}: the configuration {name} inherits from itself; the plan is damaged"
+            )
         raw = plans.content["configurations"].get(wanted) if isinstance(wanted, str) else None
         if not isinstance(raw, dict):
             known = ", ".join(sorted(plans.content["configurations"]))
@@ -215,14 +236,20 @@ def _previous(raw: Mapping[str, Any], where: str) -> str | None:
     return previous
 
 
-def _channels(plans: Plans, raw: Mapping[str, Any], where: str, channels: int) -> tuple[ChannelScale, ...]:
+def _channels(
+    plans: Plans, raw: Mapping[str, Any], where: str, channels: int
+) -> tuple[ChannelScale, ...]:
     schemes, masks = raw.get("normalization_schemes"), raw.get("use_mask_for_norm")
     if not isinstance(schemes, list) or not isinstance(masks, list):
         raise BadModel(f"{where}: does not say how intensities are normalised")
     if len(schemes) != channels or len(masks) != channels:
-        raise BadModel(f"{where}: normalises {len(schemes)} channels, and dataset.json names {channels}")
+        raise BadModel(
+            f"{where}: normalises {len(schemes)} channels, and dataset.json names {channels}"
+        )
     properties = plans.content.get("foreground_intensity_properties_per_channel")
-    properties = properties or plans.content.get("foreground_intensity_properties_by_modality") or {}
+    properties = (
+        properties or plans.content.get("foreground_intensity_properties_by_modality") or {}
+    )
     scales = []
     for number, (scheme, masked) in enumerate(zip(schemes, masks)):
         if scheme not in NORMALISATIONS:
@@ -259,10 +286,16 @@ def _resampling(raw: Mapping[str, Any], what: str, order: int, where: str) -> Re
     found = options.get("order", order), options.get("order_z", 0), options.get("force_separate_z")
     orders_known = all(type(one) is int and 0 <= one <= 5 for one in found[:2])
     if not orders_known or found[2] not in (None, True, False):
-        raise BadModel(f"{where}: resamples {what} by options that are not nnU-Net's ({found!r:.80})")
+        raise BadModel(
+            f"{where}: resamples {what} by options that are not nnU-Net's ({found!r:.80})"
+        )
     if options.get("mode", "linear") != "linear":
-        raise BadModel(f"{where}: resamples {what} by {options['mode']!r:.80}, which medseg does not have")
-    return Resampling(scheme=RESAMPLINGS[name], order=found[0], order_across=found[1], separate=found[2])
+        raise BadModel(
+            f"{where}: resamples {what} by {options['mode']!r:.80}, which medseg does not have"
+        )
+    return Resampling(
+        scheme=RESAMPLINGS[name], order=found[0], order_across=found[1], separate=found[2]
+    )
 
 
 def _network(raw: Mapping[str, Any], where: str, dimension: int) -> NetworkPlan:
@@ -286,7 +319,9 @@ def _network(raw: Mapping[str, Any], where: str, dimension: int) -> NetworkPlan:
     return _checked(
         NetworkPlan(
             residual=residual,
-            features=_per_stage(options.get("features_per_stage"), stages, f"{where}: features_per_stage"),
+            features=_per_stage(
+                options.get("features_per_stage"), stages, f"{where}: features_per_stage"
+            ),
             kernels=_axes(options.get("kernel_sizes"), stages, dimension, f"{where}: kernel_sizes"),
             strides=_axes(options.get("strides"), stages, dimension, f"{where}: strides"),
             encoder_blocks=_per_stage(blocks, stages, f"{where}: blocks per stage"),
@@ -298,7 +333,13 @@ def _network(raw: Mapping[str, Any], where: str, dimension: int) -> NetworkPlan:
             bias=bool(options.get("conv_bias", False)),
             norm="batch" if "BatchNorm" in str(options.get("norm_op")) else "instance",
             eps=_numbers([norm.get("eps", 1e-5)], f"{where}: eps")[0],
-            slope=0.0 if relu else _numbers([activation.get("negative_slope", 0.01)], f"{where}: negative_slope")[0],
+            slope=(
+                0.0
+                if relu
+                else _numbers([activation.get("negative_slope", 0.01)], f"{where}: negative_slope")[
+                    0
+                ]
+            ),
         ),
         where,
     )
@@ -312,13 +353,19 @@ def _old_network(raw: Mapping[str, Any], where: str, dimension: int) -> NetworkP
     stages = len(blocks)
     base, most = raw.get("UNet_base_num_features"), raw.get("unet_max_num_features")
     if type(base) is not int or type(most) is not int or base < 1:
-        raise BadModel(f"{where}: UNet_base_num_features and unet_max_num_features are not whole numbers")
+        raise BadModel(
+            f"{where}: UNet_base_num_features and unet_max_num_features are not whole numbers"
+        )
     return _checked(
         NetworkPlan(
             residual=kind == "ResidualEncoderUNet",
             features=tuple(min(base * 2**stage, most) for stage in range(stages)),
-            kernels=_axes(raw.get("conv_kernel_sizes"), stages, dimension, f"{where}: conv_kernel_sizes"),
-            strides=_axes(raw.get("pool_op_kernel_sizes"), stages, dimension, f"{where}: pool_op_kernel_sizes"),
+            kernels=_axes(
+                raw.get("conv_kernel_sizes"), stages, dimension, f"{where}: conv_kernel_sizes"
+            ),
+            strides=_axes(
+                raw.get("pool_op_kernel_sizes"), stages, dimension, f"{where}: pool_op_kernel_sizes"
+            ),
             encoder_blocks=_per_stage(blocks, stages, f"{where}: n_conv_per_stage_encoder"),
             decoder_blocks=_per_stage(
                 raw.get("n_conv_per_stage_decoder"),
@@ -338,7 +385,9 @@ def _kind(name: Any, where: str) -> str:
     """The network's class by the last part of its name, as it moved between modules."""
     kind = str(name).split(".")[-1]
     if kind not in NETWORKS:
-        raise BadModel(f"{where}: its network is {name!r:.120}; medseg runs {' and '.join(NETWORKS)}")
+        raise BadModel(
+            f"{where}: its network is {name!r:.120}; medseg runs {' and '.join(NETWORKS)}"
+        )
     return kind
 
 
@@ -349,12 +398,17 @@ def _check_options(options: Mapping[str, Any], where: str, dimension: int) -> No
     first = features[0] if isinstance(features, list) and features else features
     block = str(options.get("block") or "BasicBlockD").split(".")[-1].rstrip("'>")
     if block != "BasicBlockD" or stem not in (None, first):
-        raise BadModel(f"{where}: a network of {block} with a stem of {stem!r:.80} features is not one medseg runs")
+        raise BadModel(
+            f"{where}: a network of {block} with a stem of {stem!r:.80} features is not one medseg"
+            " runs"
+        )
     for key, value in options.items():
         if key in _HARMLESS or key in ("block", "stem_channels"):
             continue
         if value not in _DEFAULTS.get(key, (None, False)):
-            raise BadModel(f"{where}: its network has {key} = {value!r:.80}, which medseg does not have")
+            raise BadModel(
+                f"{where}: its network has {key} = {value!r:.80}, which medseg does not have"
+            )
     _check_layers(options, where, dimension)
 
 
@@ -364,17 +418,23 @@ def _check_layers(options: Mapping[str, Any], where: str, dimension: int) -> Non
     conv, norm, activation = (str(options.get(key, "")).split(".")[-1] for key in keys)
     norms = (f"InstanceNorm{dimension}d", f"BatchNorm{dimension}d")
     if conv != f"Conv{dimension}d" or norm not in norms or activation not in ("LeakyReLU", "ReLU"):
-        raise BadModel(f"{where}: a network of {conv}, {norm} and {activation} is not one medseg runs")
+        raise BadModel(
+            f"{where}: a network of {conv}, {norm} and {activation} is not one medseg runs"
+        )
     rest = options.get("norm_op_kwargs") or {}
     if not isinstance(rest, dict) or not rest.get("affine", norm.startswith("Batch")):
         raise BadModel(f"{where}: its norms have no weights, which medseg does not have")
     if norm.startswith("Instance") and rest.get("track_running_stats"):
-        raise BadModel(f"{where}: its instance norms keep running statistics, which medseg does not have")
+        raise BadModel(
+            f"{where}: its instance norms keep running statistics, which medseg does not have"
+        )
 
 
 def _checked(network: NetworkPlan, where: str) -> NetworkPlan:
     if network.strides[0] != (1, 1, 1):
-        raise BadModel(f"{where}: its first stage has strides, so its labels are coarser than its scans")
+        raise BadModel(
+            f"{where}: its first stage has strides, so its labels are coarser than its scans"
+        )
     if any(kernel % 2 == 0 or kernel > 15 for three in network.kernels for kernel in three):
         raise BadModel(f"{where}: kernels of even or huge size are none of nnU-Net's")
     return network
@@ -428,7 +488,9 @@ def read_outputs(path: Path) -> Outputs:
     return _label_outputs(labels, channel_names, path)
 
 
-def _label_outputs(labels: Mapping[str, tuple[int, ...]], channel_names: tuple[str, ...], path: Path) -> Outputs:
+def _label_outputs(
+    labels: Mapping[str, tuple[int, ...]], channel_names: tuple[str, ...], path: Path
+) -> Outputs:
     """The outputs of a model whose labels exclude each other."""
     values = sorted({group[0] for group in labels.values()})
     if values != list(range(len(values))) or len(values) < 2:
@@ -460,10 +522,15 @@ def _region_outputs(
     values = sorted({value for group in labels.values() for value in group})
     regions = {name: group for name, group in labels.items() if group != (0,)}
     if not isinstance(order, list) or len(order) != len(regions):
-        raise BadModel(f"{path}: regions_class_order does not have one label for each of {len(regions)} regions")
+        raise BadModel(
+            f"{path}: regions_class_order does not have one label for each of {len(regions)}"
+            " regions"
+        )
     painted = [_whole(value, path) for value in order]
     if len(set(painted)) < len(painted) or min(painted) < 1:
-        raise BadModel(f"{path}: regions_class_order {order!r:.80} names a label twice, or the background")
+        raise BadModel(
+            f"{path}: regions_class_order {order!r:.80} names a label twice, or the background"
+        )
     return Outputs(
         channel_names=channel_names,
         regions=True,

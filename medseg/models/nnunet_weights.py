@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 MAX_CHECKPOINT_BYTES = 8_000_000_000
 #: Type code of a numpy number -> code of `struct`.
 _CODES = {
-    "f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u8": "Q", "u4": "I", "u2": "H",
+    "f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u8": "Q",
+    "u4": "I", "u2": "H",
     "u1": "B", "b1": "?",
 }  # fmt: skip
 #: Trainers of networks that are no U-Net of nnU-Net's plans, whatever their plans say.
@@ -96,8 +97,13 @@ def load_saved(path: Path) -> Saved:
     state: dict[str, Tensor] = {}
     for key, value in weights.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            raise BadModel(f"{path}: its weights are not tensors with names; it is damaged, fetch the model again")
-        state[key.removeprefix("module.").removeprefix("_orig_mod.").removeprefix("module.")] = value
+            raise BadModel(
+                f"{path}: its weights are not tensors with names; it is damaged, fetch the model"
+                " again"
+            )
+        state[key.removeprefix("module.").removeprefix("_orig_mod.").removeprefix("module.")] = (
+            value
+        )
     arguments = content.get("init_args")
     name = arguments.get("configuration") if isinstance(arguments, dict) else None
     return Saved(
@@ -112,7 +118,9 @@ def load_saved(path: Path) -> Saved:
 def _mirror(axes: Any, path: Path) -> tuple[int, ...] | None:
     if axes is None:
         return None
-    if not isinstance(axes, list | tuple) or not all(type(axis) is int and 0 <= axis <= 2 for axis in axes):
+    if not isinstance(axes, list | tuple) or not all(
+        type(axis) is int and 0 <= axis <= 2 for axis in axes
+    ):
         raise BadModel(f"{path}: mirrors along {axes!r:.80}, which are not axes")
     return tuple(sorted(set(axes))) or None
 
@@ -125,26 +133,38 @@ def _load(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise BadModel(f"{path}: cannot be read ({error.strerror})") from None
     if size > MAX_CHECKPOINT_BYTES:
-        raise BadModel(f"{path}: holds {size / 1e9:.1f} GB, more than the {MAX_CHECKPOINT_BYTES / 1e9:.0f} allowed")
+        raise BadModel(
+            f"{path}: holds {size / 1e9:.1f} GB, more than the {MAX_CHECKPOINT_BYTES / 1e9:.0f}"
+            " allowed"
+        )
     if path.open("rb").read(40).startswith(b"version https://git-lfs"):
-        raise BadModel(f"{path}: is a pointer that Git LFS left in place of the file; fetch the file itself")
+        raise BadModel(
+            f"{path}: is a pointer that Git LFS left in place of the file; fetch the file itself"
+        )
     if not whole:
-        raise BadModel(f"{path}: is damaged or no checkpoint of nnU-Net v2 (a zip that PyTorch wrote); fetch it again")
+        raise BadModel(
+            f"{path}: is damaged or no checkpoint of nnU-Net v2 (a zip that PyTorch wrote); fetch"
+            " it again"
+        )
     import torch
 
     try:
         with torch.serialization.safe_globals(_STAND_INS):
             foreign = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-            content = {} if foreign else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = (
+                {}
+                if foreign
+                else torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            )
     except Exception as error:  # whatever a stranger's file made the unpickler say: it is refused
         raise BadModel(
-            f"{path}: is damaged or no checkpoint of nnU-Net v2 ({type(error).__name__}); nothing of it was run; "
-            "fetch the model again"
+            f"{path}: is damaged or no checkpoint of nnU-Net v2 ({type(error).__name__}); nothing"
+            " of it was run; fetch the model again"
         ) from None
     if foreign:
         raise BadModel(
-            f"{path}: names {foreign[0]}, which a checkpoint of nnU-Net needs not; nothing of the file was run, and it "
-            "is not opened"
+            f"{path}: names {foreign[0]}, which a checkpoint of nnU-Net needs not; nothing of the"
+            " file was run, and it is not opened"
         )
     if not isinstance(content, dict):
         raise BadModel(f"{path}: is not a checkpoint of nnU-Net v2; fetch the model again")
@@ -155,11 +175,14 @@ def check_trainer(saved: Saved) -> str | None:
     """A note about a trainer that nobody knows. Raises `BadModel` for one of another network."""
     if _OTHER_NETWORKS.search(saved.trainer):
         raise BadModel(
-            f"{saved.path}: was trained by {saved.trainer}, whose network is not the U-Net that its plans describe; "
-            "medseg runs nnU-Net's PlainConvUNet and ResidualEncoderUNet"
+            f"{saved.path}: was trained by {saved.trainer}, whose network is not the U-Net that its"
+            " plans describe; medseg runs nnU-Net's PlainConvUNet and ResidualEncoderUNet"
         )
     if not saved.trainer.startswith("nnUNetTrainer") or _KNOWN_PARTS.sub("", saved.trainer):
-        return f"nobody here knows the trainer {saved.trainer!r:.80}; its weights fit the plans exactly"
+        return (
+            f"nobody here knows the trainer {saved.trainer!r:.80}; its weights fit the plans"
+            " exactly"
+        )
     return None
 
 
@@ -174,7 +197,11 @@ def has_batch_norm(saved: Saved) -> bool:
 def medseg_name(key: str, stages: int) -> str | None:
     """The name in medseg's `nnunet` network of one of nnU-Net's tensors; None for copies and for
     training's heads."""
-    if ".all_modules." in key or key.startswith("decoder.encoder.") or key.endswith(".num_batches_tracked"):
+    if (
+        ".all_modules." in key
+        or key.startswith("decoder.encoder.")
+        or key.endswith(".num_batches_tracked")
+    ):
         return None
     found = re.fullmatch(r"decoder\.seg_layers\.(\d+)\.(weight|bias)", key)
     if found:
@@ -212,7 +239,9 @@ def fitted_state(saved: Saved, expected: Mapping[str, Sequence[int]]) -> dict[st
 
     expected: name to shape. Weights of 2d networks get an axis of length 1.
     """
-    stages = 1 + max((int(key.split(".")[1]) for key in expected if key.startswith("encoder.")), default=1)
+    stages = 1 + max(
+        (int(key.split(".")[1]) for key in expected if key.startswith("encoder.")), default=1
+    )
     state: dict[str, Tensor] = {}
     for key in saved.weights:
         name = medseg_name(key, stages)
@@ -248,11 +277,13 @@ def check_finite(saved: Saved, state: Mapping[str, Tensor]) -> None:
     for key, value in state.items():
         # The sum of finite float32 weights in float64 is finite, and needs no copy.
         if not bool(torch.isfinite(value.sum(dtype=torch.float64))):
-            raise BadModel(f"{saved.path}: its weights ({key}) hold values that are not finite numbers")
+            raise BadModel(
+                f"{saved.path}: its weights ({key}) hold values that are not finite numbers"
+            )
 
 
 def _misfit(saved: Saved, what: str) -> BadModel:
     return BadModel(
-        f"{saved.path}: the weights, trained by {saved.trainer or 'nobody named'}, do not fit the network of "
-        f"plans.json: {what}"
+        f"{saved.path}: the weights, trained by {saved.trainer or 'nobody named'}, do not fit the"
+        f" network of plans.json: {what}"
     )

@@ -59,8 +59,12 @@ class Recipe(BaseModel):
         default="auto",
         description="what a scan is turned to first; auto: DICOM to LPS, files as they are stored",
     )
-    axes: tuple[_Axis, _Axis, _Axis] = Field(description="the turned scan's axis along each of the network's")
-    spacing_mm: tuple[_Millimetres | None, _Millimetres, _Millimetres] = Field(description="null: the scan's own")
+    axes: tuple[_Axis, _Axis, _Axis] = Field(
+        description="the turned scan's axis along each of the network's"
+    )
+    spacing_mm: tuple[_Millimetres | None, _Millimetres, _Millimetres] = Field(
+        description="null: the scan's own"
+    )
     crop: Literal["none", "nonzero"] = "none"
     channels: tuple[ChannelScale, ...]
     image: Resampling
@@ -70,7 +74,9 @@ class Recipe(BaseModel):
     layout: Literal["even", "nnunet"] = "nnunet"
     weights: Literal["floored", "nnunet"] = "nnunet"
     overlap: float = Field(default=0.5, ge=0, lt=1)
-    previous: tuple[int, ...] = Field(default=(), description="labels of the first stage that are further channels")
+    previous: tuple[int, ...] = Field(
+        default=(), description="labels of the first stage that are further channels"
+    )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:

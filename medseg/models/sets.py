@@ -28,6 +28,8 @@ class ModelSet:
         return ModelSet(
             name=self.name,
             models=tuple(self.models[n] for n in kept),
-            labels=tuple({own: out for own, out in self.labels[n].items() if out in wanted} for n in kept),
+            labels=tuple(
+                {own: out for own, out in self.labels[n].items() if out in wanted} for n in kept
+            ),
             table=LabelTable(tuple(label for label in self.table.labels if label.value in wanted)),
         )

@@ -14,7 +14,9 @@ _Spacing = Annotated[float, Field(gt=0.01, lt=30)]
 
 
 class PercentileScale(BaseModel):
-    """Intensities scaled so that two percentiles of a scan become 0 and 1, and clamped there; air is 0."""
+    """Intensities scaled so that two percentiles of a scan become 0 and 1, and clamped there; air
+    is 0.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -22,16 +24,22 @@ class PercentileScale(BaseModel):
 
 
 class ZScore(BaseModel):
-    """Intensities minus their mean over their standard deviation, both of this scan on the model's grid."""
+    """Intensities minus their mean over their standard deviation, both of this scan on the model's
+    grid.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     scheme: Literal["zscore"] = "zscore"
-    nonzero: bool = Field(default=False, description="only of voxels that are not 0; those that are stay 0")
+    nonzero: bool = Field(
+        default=False, description="only of voxels that are not 0; those that are stay 0"
+    )
 
 
 class FixedScale(BaseModel):
-    """Clipped intensities minus a mean over a standard deviation that the training data gave, as for CT in HU."""
+    """Clipped intensities minus a mean over a standard deviation that the training data gave, as
+    for CT in HU.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,13 +57,18 @@ class FixedScale(BaseModel):
 
 
 #: How one channel's intensities become what a network sees.
-IntensitySpec: TypeAlias = Annotated[PercentileScale | ZScore | FixedScale, Field(discriminator="scheme")]
-#: 'world': voxels along RAS wherever the scan lies; 'scan': along the scan's own axes, turned to the nearest RAS.
+IntensitySpec: TypeAlias = Annotated[
+    PercentileScale | ZScore | FixedScale, Field(discriminator="scheme")
+]
+#: 'world': voxels along RAS wherever the scan lies; 'scan': along the scan's own axes, turned to
+#: the nearest RAS.
 GridKind: TypeAlias = Literal["world", "scan"]
 
 
 class LocateSpec(BaseModel):
-    """How a model finds the part of a scan it looks at: a coarse model in a folder beside its `model.json`."""
+    """How a model finds the part of a scan it looks at: a coarse model in a folder beside its
+    `model.json`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -65,7 +78,9 @@ class LocateSpec(BaseModel):
 
 
 class ModelSpec(BaseModel):
-    """What a model's JSON says; spatial numbers run along (R, A, S), of models with a recipe along its axes."""
+    """What a model's JSON says; spatial numbers run along (R, A, S), of models with a recipe along
+    its axes.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -75,17 +90,27 @@ class ModelSpec(BaseModel):
     architecture: str
     options: dict[str, Any] = {}
     channels: int = Field(default=1, ge=1, le=64, description="scans it takes, on one grid")
-    channel_names: tuple[str, ...] = Field(default=(), description="what each of them is, in their order")
-    classes: tuple[int, ...] = Field(min_length=2, description="label value of each output; the first is background 0")
+    channel_names: tuple[str, ...] = Field(
+        default=(), description="what each of them is, in their order"
+    )
+    classes: tuple[int, ...] = Field(
+        min_length=2, description="label value of each output; the first is background 0"
+    )
     patch: tuple[_Size, _Size, _Size]
     spacing_mm: _Spacing | tuple[_Spacing, _Spacing, _Spacing]
     grid: GridKind = "world"
     intensity: Literal["percentiles"] | tuple[IntensitySpec, ...] = Field(
         default="percentiles", description="of every channel; one word: the same for all"
     )
-    regions: bool = Field(default=False, description="outputs are classes[1:] and may overlap; later ones lie on top")
-    mirror: tuple[Literal[0, 1, 2], ...] = Field(default=(), description="axes along which training mirrored patches")
-    skip_empty: bool = Field(default=False, description="windows of nothing but air are background, unseen")
+    regions: bool = Field(
+        default=False, description="outputs are classes[1:] and may overlap; later ones lie on top"
+    )
+    mirror: tuple[Literal[0, 1, 2], ...] = Field(
+        default=(), description="axes along which training mirrored patches"
+    )
+    skip_empty: bool = Field(
+        default=False, description="windows of nothing but air are background, unseen"
+    )
     locate: LocateSpec | None = None
     recipe: Recipe | None = Field(default=None, description="how a foreign model sees a scan")
     fluid: FluidSpec | None = None
@@ -97,9 +122,13 @@ class ModelSpec(BaseModel):
     @model_validator(mode="after")
     def _fits_together(self) -> ModelSpec:
         if self.channel_names and len(self.channel_names) != self.channels:
-            raise ValueError(f"channel_names has {len(self.channel_names)} entries for {self.channels} channels")
+            raise ValueError(
+                f"channel_names has {len(self.channel_names)} entries for {self.channels} channels"
+            )
         if len(self.intensities) != self.channels:
-            raise ValueError(f"intensity has {len(self.intensities)} entries for {self.channels} channels")
+            raise ValueError(
+                f"intensity has {len(self.intensities)} entries for {self.channels} channels"
+            )
         if self.recipe and (len(self.recipe.channels) != self.channels or self.skip_empty):
             raise ValueError("a recipe scales every channel, and leaves no window out")
         if self.skip_empty and not self.dark_air:
@@ -114,7 +143,11 @@ class ModelSpec(BaseModel):
     @property
     def intensities(self) -> tuple[PercentileScale | ZScore | FixedScale, ...]:
         """How each channel's intensities are scaled."""
-        return (PercentileScale(),) * self.channels if isinstance(self.intensity, str) else self.intensity
+        return (
+            (PercentileScale(),) * self.channels
+            if isinstance(self.intensity, str)
+            else self.intensity
+        )
 
     @property
     def dark_air(self) -> bool:

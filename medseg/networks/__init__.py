@@ -5,7 +5,11 @@ from typing import TYPE_CHECKING
 from medseg import door
 
 if TYPE_CHECKING:
-    from medseg.networks.layers import Block as Block, conv as conv, likes_channels_last as likes_channels_last
+    from medseg.networks.layers import (
+        Block as Block,
+        conv as conv,
+        likes_channels_last as likes_channels_last,
+    )
     from medseg.networks.zoo import (
         DEEP_SUPERVISION as DEEP_SUPERVISION,
         FLOAT32_ON_CPU as FLOAT32_ON_CPU,

@@ -1,7 +1,9 @@
-"""DeepLab v3+ in 3-D (Chen et al. 2018, arXiv:1802.02611): a residual encoder, an atrous spatial pyramid, a decoder.
+"""DeepLab v3+ in 3-D (Chen et al. 2018, arXiv:1802.02611): a residual encoder, an atrous spatial
+pyramid, a decoder.
 
-The last levels of the encoder do not halve the image further but spread their kernels (atrous convolution). The pyramid
-looks at their output at several rates and as a whole. The decoder joins it with maps of a finer level.
+The last levels of the encoder do not halve the image further but spread their kernels (atrous
+convolution). The pyramid looks at their output at several rates and as a whole. The decoder joins
+it with maps of a finer level.
 """
 
 from __future__ import annotations
@@ -12,7 +14,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.networks.layers import Block, InstanceNorm, Residual, check_number, check_numbers, check_size, conv, resize
+from medseg.networks.layers import (
+    Block,
+    InstanceNorm,
+    Residual,
+    check_number,
+    check_numbers,
+    check_size,
+    conv,
+    resize,
+)
 
 
 def _atrous(channels: int, features: int, rate: int) -> Block:
@@ -50,7 +61,8 @@ class Pyramid(nn.Module):
     def __init__(self, channels: int, features: int, rates: Sequence[int]) -> None:
         super().__init__()
         self.branches = nn.ModuleList(_atrous(channels, features, rate) for rate in (0, *rates))
-        # The mean over the image is a single voxel, which instance norm would make zero; it has a bias instead.
+        # The mean over the image is a single voxel, which instance norm would make zero; it has a
+        # bias instead.
         self.whole = nn.Linear(channels, features)
         self.join = _atrous((len(rates) + 2) * features, features, 0)
 
@@ -64,13 +76,15 @@ class Pyramid(nn.Module):
 
 
 class DeepLab(nn.Module):
-    """(B, channels, D, H, W) to logits (B, classes, D, H, W); every size must be a multiple of `DeepLab.multiple`.
+    """(B, channels, D, H, W) to logits (B, classes, D, H, W); every size must be a multiple of
+    `DeepLab.multiple`.
 
-    `features` and `blocks` (as many) run from the finest level down; each level but the first halves the image, and
-    `atrous` more residual blocks work at the coarsest, spread by 2, 4, 8 .... `rates` are those of the pyramid of
-    `pyramid` features. The decoder works at level `skip`, to whose maps, reduced to `reduced` features, the pyramid is
-    interpolated, and its logits are interpolated to the image. In training mode with `deep_supervision` a list of two
-    logits: the answer, and the pyramid's own at the coarsest level.
+    `features` and `blocks` (as many) run from the finest level down; each level but the first
+    halves the image, and `atrous` more residual blocks work at the coarsest, spread by 2, 4, 8 ....
+    `rates` are those of the pyramid of `pyramid` features. The decoder works at level `skip`, to
+    whose maps, reduced to `reduced` features, the pyramid is interpolated, and its logits are
+    interpolated to the image. In training mode with `deep_supervision` a list of two logits: the
+    answer, and the pyramid's own at the coarsest level.
     """
 
     def __init__(
@@ -100,7 +114,12 @@ class DeepLab(nn.Module):
             ("reduced", reduced, 4096, 1),
         ):
             check_number(name, number, most=most, least=least)
-        self.channels, self.classes, self.skip, self.deep_supervision = channels, classes, skip, deep_supervision
+        self.channels, self.classes, self.skip, self.deep_supervision = (
+            channels,
+            classes,
+            skip,
+            deep_supervision,
+        )
         self.multiple = 2 ** (levels - 1)
         inputs = [channels, *features[:-1]]
         self.encoder = nn.ModuleList(
@@ -110,12 +129,16 @@ class DeepLab(nn.Module):
             )
             for n in range(levels)
         )
-        self.atrous = nn.Sequential(*(AtrousResidual(features[-1], 2 ** (n + 1)) for n in range(atrous)))
+        self.atrous = nn.Sequential(
+            *(AtrousResidual(features[-1], 2 ** (n + 1)) for n in range(atrous))
+        )
         self.pyramid = Pyramid(features[-1], pyramid, rates)
         self.reduce = _atrous(features[skip], reduced, 0)
         self.decoder = nn.Sequential(conv(pyramid + reduced, pyramid), conv(pyramid, pyramid))
         self.classifier = nn.Conv3d(pyramid, classes, 1)
-        self.deep_heads = nn.ModuleList([nn.Conv3d(pyramid, classes, 1)] if deep_supervision else [])
+        self.deep_heads = nn.ModuleList(
+            [nn.Conv3d(pyramid, classes, 1)] if deep_supervision else []
+        )
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits, or in training with deep supervision a list of two, finest first."""

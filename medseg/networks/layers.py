@@ -1,4 +1,6 @@
-"""Layers that several architectures share: convolutions and norms, cells, resizing, attention; checks of options."""
+"""Layers that several architectures share: convolutions and norms, cells, resizing, attention;
+checks of options.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,18 @@ from torch.nn import functional as F
 from medseg.networks.ops.norm import can_fuse, norm_activate
 
 
-def check_numbers(name: str, numbers: Sequence[int], most: int, count: int | None = None, least: int = 1) -> None:
-    """Raise `ValueError` unless `numbers` are `count` (by default at most 10) whole numbers from `least` to `most`."""
+def check_numbers(
+    name: str, numbers: Sequence[int], most: int, count: int | None = None, least: int = 1
+) -> None:
+    """Raise `ValueError` unless `numbers` are `count` (by default at most 10) whole numbers from
+    `least` to `most`.
+    """
     right = 1 <= len(numbers) <= 10 if count is None else len(numbers) == count
     if not right or not all(type(number) is int and least <= number <= most for number in numbers):
         many = "1 to 10" if count is None else str(count)
-        raise ValueError(f"{name} {list(numbers)!r:.80} is not {many} whole numbers from {least} to {most}")
+        raise ValueError(
+            f"{name} {list(numbers)!r:.80} is not {many} whole numbers from {least} to {most}"
+        )
 
 
 def check_number(name: str, number: int, most: int, least: int = 1) -> None:
@@ -27,10 +35,11 @@ def check_number(name: str, number: int, most: int, least: int = 1) -> None:
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, D, H, W) interpolated trilinearly to (B, C, *size); cells stay where they are (`align_corners=False`).
+    """(B, C, D, H, W) interpolated trilinearly to (B, C, *size); cells stay where they are
+    (`align_corners=False`).
 
-    Equal to `F.interpolate`, as one small matrix an axis: on a GPU its gradient is the same every time, which that of
-    PyTorch's kernel is not.
+    Equal to `F.interpolate`, as one small matrix an axis: on a GPU its gradient is the same every
+    time, which that of PyTorch's kernel is not.
     """
     for axis, length in enumerate(size, 2):
         if length != x.shape[axis]:
@@ -43,8 +52,12 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _linear(length: int, wanted: int, device: torch.device) -> Tensor:
-    """(wanted, length): weights that interpolate `length` cells of an axis at the middles of `wanted` ones."""
-    at = ((torch.arange(wanted, device=device) + 0.5) * (length / wanted) - 0.5).clamp(0, length - 1)
+    """(wanted, length): weights that interpolate `length` cells of an axis at the middles of
+    `wanted` ones.
+    """
+    at = ((torch.arange(wanted, device=device) + 0.5) * (length / wanted) - 0.5).clamp(
+        0, length - 1
+    )
     return (1 - (at[:, None] - torch.arange(length, device=device)).abs()).clamp(min=0)
 
 
@@ -57,7 +70,8 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class Attention(nn.Module):
-    """Multi-head attention (Vaswani et al. 2017) of tokens (B, N, width) to other tokens (B, M, width).
+    """Multi-head attention (Vaswani et al. 2017) of tokens (B, N, width) to other tokens (B, M,
+    width).
 
     Keys have no bias, as softmax would cancel it.
     """
@@ -70,8 +84,12 @@ class Attention(nn.Module):
         self.query, self.key = nn.Linear(width, width), nn.Linear(width, width, bias=False)
         self.value, self.out = nn.Linear(width, width), nn.Linear(width, width)
 
-    def forward(self, x: Tensor, to: Tensor, allowed: Tensor | None = None, position: Tensor | None = None) -> Tensor:
-        """(B, N, width). `allowed` (B, N, M) bool says where to look; `position` (.., M, width) is added to keys."""
+    def forward(
+        self, x: Tensor, to: Tensor, allowed: Tensor | None = None, position: Tensor | None = None
+    ) -> Tensor:
+        """(B, N, width). `allowed` (B, N, M) bool says where to look; `position` (.., M, width) is
+        added to keys.
+        """
         b, n, width = x.shape
         split = lambda y: y.view(b, -1, self.heads, width // self.heads).transpose(1, 2)  # noqa: E731
         keys = to if position is None else to + position
@@ -83,7 +101,9 @@ class Attention(nn.Module):
 
 
 class InstanceNorm(nn.GroupNorm):
-    """Instance norm as a group norm of one channel a group: equal values, several times faster on a CPU."""
+    """Instance norm as a group norm of one channel a group: equal values, several times faster on a
+    CPU.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels)
@@ -94,7 +114,9 @@ class InstanceNorm(nn.GroupNorm):
 
 
 class Block(nn.Sequential):
-    """A convolution, instance norm and leaky ReLU; on a CPU the latter two are one step where channels lie last."""
+    """A convolution, instance norm and leaky ReLU; on a CPU the latter two are one step where
+    channels lie last.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, D, H, W) to (B, features, D/stride, ...)."""
@@ -108,7 +130,9 @@ class Block(nn.Sequential):
 
 
 def likes_channels_last(network: nn.Module) -> bool:
-    """Whether training in bfloat16 on a CPU is faster with channels innermost: if all norms are those of this file."""
+    """Whether training in bfloat16 on a CPU is faster with channels innermost: if all norms are
+    those of this file.
+    """
     norms = [m for m in network.modules() if isinstance(m, nn.GroupNorm | nn.InstanceNorm3d)]
     return bool(norms) and all(isinstance(norm, InstanceNorm) for norm in norms)
 
@@ -118,7 +142,9 @@ Three = tuple[int, int, int]
 
 
 def conv(channels: int, features: int, stride: int | Three = 1, kernel: Three = (3, 3, 3)) -> Block:
-    """Convolution, instance norm, leaky ReLU: (B, channels, D, H, W) to (B, features, D/stride, ...)."""
+    """Convolution, instance norm, leaky ReLU: (B, channels, D, H, W) to (B, features, D/stride,
+    ...).
+    """
     return Block(
         convolution(channels, features, stride=stride, kernel=kernel),
         InstanceNorm(features),
@@ -126,20 +152,33 @@ def conv(channels: int, features: int, stride: int | Three = 1, kernel: Three = 
     )
 
 
-def convolution(channels: int, features: int, stride: int | Three = 1, kernel: Three = (3, 3, 3)) -> nn.Conv3d:
-    """A convolution of odd kernel that keeps the size, but for its stride; the norm after it makes a bias needless."""
+def convolution(
+    channels: int, features: int, stride: int | Three = 1, kernel: Three = (3, 3, 3)
+) -> nn.Conv3d:
+    """A convolution of odd kernel that keeps the size, but for its stride; the norm after it makes
+    a bias needless.
+    """
     padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-    return nn.Conv3d(channels, features, kernel_size=kernel, stride=stride, padding=padding, bias=False)
+    return nn.Conv3d(
+        channels, features, kernel_size=kernel, stride=stride, padding=padding, bias=False
+    )
 
 
 class Residual(nn.Module):
-    """Two convolutions around a shortcut (He et al. 2016); the shortcut is averaged and projected where it must be."""
+    """Two convolutions around a shortcut (He et al. 2016); the shortcut is averaged and projected
+    where it must be.
+    """
 
-    def __init__(self, channels: int, features: int, stride: int | Three = 1, kernel: Three = (3, 3, 3)) -> None:
+    def __init__(
+        self, channels: int, features: int, stride: int | Three = 1, kernel: Three = (3, 3, 3)
+    ) -> None:
         super().__init__()
         self.first = conv(channels, features, stride=stride, kernel=kernel)
-        self.second = nn.Sequential(convolution(features, features, stride=1, kernel=kernel), InstanceNorm(features))
-        # A strided 1x1x1 convolution on summed neighbours would need avg_pool3d, which CPUs lack in bfloat16.
+        self.second = nn.Sequential(
+            convolution(features, features, stride=1, kernel=kernel), InstanceNorm(features)
+        )
+        # A strided 1x1x1 convolution on summed neighbours would need avg_pool3d, which CPUs lack in
+        # bfloat16.
         self.shortcut: nn.Module = nn.Identity()
         if stride not in (1, (1, 1, 1)) or channels != features:
             self.shortcut = nn.Sequential(
@@ -153,15 +192,23 @@ class Residual(nn.Module):
 
 
 def check_size(x: Tensor, multiple: int | Sequence[int]) -> None:
-    """Raise `ValueError` unless each spatial size of x (B, C, D, H, W) is a multiple of `multiple`, one or three."""
+    """Raise `ValueError` unless each spatial size of x (B, C, D, H, W) is a multiple of `multiple`,
+    one or three.
+    """
     per_axis = [multiple] * 3 if isinstance(multiple, int) else multiple
     if any(size % each for size, each in zip(x.shape[2:], per_axis)):
-        shown = multiple if isinstance(multiple, int) else " x ".join(str(each) for each in multiple)
-        raise ValueError(f"a patch of {tuple(x.shape[2:])} is not a multiple of {shown} along every axis")
+        shown = (
+            multiple if isinstance(multiple, int) else " x ".join(str(each) for each in multiple)
+        )
+        raise ValueError(
+            f"a patch of {tuple(x.shape[2:])} is not a multiple of {shown} along every axis"
+        )
 
 
 def unfold_cells(x: Tensor, s: int) -> Tensor:
-    """(B, K·s³, d, h, w) to (B, K, d·s, h·s, w·s): each cell's channels become its s x s x s voxels."""
+    """(B, K·s³, d, h, w) to (B, K, d·s, h·s, w·s): each cell's channels become its s x s x s
+    voxels.
+    """
     b, c, d, h, w = x.shape
     return folded_cells(x, s).reshape(b, c // s**3, d * s, h * s, w * s) if s > 1 else x
 

@@ -1,10 +1,10 @@
-"""Mask2Former in 3-D (Cheng et al. 2022, arXiv:2112.01527): a set of masks, each with a class, for semantic and for
-instance segmentation.
+"""Mask2Former in 3-D (Cheng et al. 2022, arXiv:2112.01527): a set of masks, each with a class, for
+semantic and for instance segmentation.
 
-A U-Net is backbone and pixel decoder (the paper's deformable attention has no 3-D form that is fast on a CPU). Queries
-attend to the three coarsest levels of its decoder in turn, each only where its own mask was so far; a query's mask is
-its product with the finest map. Training matches queries to targets by the Hungarian method and compares masks at
-sampled points, as the paper does.
+A U-Net is backbone and pixel decoder (the paper's deformable attention has no 3-D form that is fast
+on a CPU). Queries attend to the three coarsest levels of its decoder in turn, each only where its
+own mask was so far; a query's mask is its product with the finest map. Training matches queries to
+targets by the Hungarian method and compares masks at sampled points, as the paper does.
 """
 
 from __future__ import annotations
@@ -23,19 +23,24 @@ from medseg.networks.unet import UNet
 CLASS_WEIGHT, MASK_WEIGHT, DICE_WEIGHT = 2.0, 5.0, 5.0
 #: Weight of queries that stand for nothing.
 NO_OBJECT_WEIGHT = 0.1
-#: Points are chosen from this many times as many, this share of them where the network is least sure (PointRend).
+#: Points are chosen from this many times as many, this share of them where the network is least
+#: sure (PointRend).
 OVERSAMPLE, UNSURE_SHARE = 3, 0.75
 #: Levels that queries attend to.
 SCALES = 3
 
 
 class Masks(NamedTuple):
-    """What the network says in training, of every decoder layer and before the first (L of them)."""
+    """What the network says in training, of every decoder layer and before the first (L of
+    them).
+    """
 
     classes: Tensor  #: (L, B, Q, classes + 1) logits, the last one for no object
     queries: Tensor  #: (L, B, Q, M)
     pixels: Tensor  #: (B, M, D, H, W); a mask's logits are the product with its query
-    voxels: Tensor | None = None  #: (B, classes, D, H, W) logits of `pixels` alone, with deep supervision
+    voxels: Tensor | None = (
+        None  #: (B, classes, D, H, W) logits of `pixels` alone, with deep supervision
+    )
 
 
 class Targets(NamedTuple):
@@ -52,11 +57,17 @@ class Layer(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.look, self.talk = Attention(width, heads), Attention(width, heads)
-        self.think = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
+        self.think = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width)
+        )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
 
-    def forward(self, x: Tensor, place: Tensor, tokens: Tensor, position: Tensor, allowed: Tensor) -> Tensor:
-        """Queries x (B, Q, width) with their `place` (Q, width) look at `tokens` (B, N, width) at `position`."""
+    def forward(
+        self, x: Tensor, place: Tensor, tokens: Tensor, position: Tensor, allowed: Tensor
+    ) -> Tensor:
+        """Queries x (B, Q, width) with their `place` (Q, width) look at `tokens` (B, N, width) at
+        `position`.
+        """
         x = self.norms[0](x + self.look(x + place, tokens, allowed=allowed, position=position))
         x = self.norms[1](x + self.talk(x + place, x, position=place))
         y: Tensor = self.norms[2](x + self.think(x))
@@ -64,13 +75,16 @@ class Layer(nn.Module):
 
 
 class Mask2Former(nn.Module):
-    """(B, channels, D, H, W) to logits (B, classes, D, H, W); class 0, the background, is a mask like others.
+    """(B, channels, D, H, W) to logits (B, classes, D, H, W); class 0, the background, is a mask
+    like others.
 
-    Patch sizes must be multiples of `Mask2Former.multiple`. Options: `width`, `heads` and `layers` of the transformer,
-    how many `queries` there are (more than the most objects in a patch), how wide (`mask_width`) the finest map is, and
-    at how many `points` masks are compared; the others are those of the U-Net (`UNet`). With `deep_supervision` the
-    finest map is in training also classified voxel by voxel, as in kMaX-DeepLab (Yu et al. 2022, arXiv:2207.04044):
-    learning from a few hundred images, it is what gets masks started. In training mode it returns `Masks` for `loss`.
+    Patch sizes must be multiples of `Mask2Former.multiple`. Options: `width`, `heads` and `layers`
+    of the transformer, how many `queries` there are (more than the most objects in a patch), how
+    wide (`mask_width`) the finest map is, and at how many `points` masks are compared; the others
+    are those of the U-Net (`UNet`). With `deep_supervision` the finest map is in training also
+    classified voxel by voxel, as in kMaX-DeepLab (Yu et al. 2022, arXiv:2207.04044): learning from
+    a few hundred images, it is what gets masks started. In training mode it returns `Masks` for
+    `loss`.
     """
 
     #: Voxels of this label are not compared.
@@ -115,9 +129,15 @@ class Mask2Former(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.classify = nn.Linear(width, classes + 1)
         self.to_mask = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, mask_width)
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, mask_width),
         )
-        self.deep_heads = nn.ModuleList([nn.Conv3d(mask_width, classes, 1)] if deep_supervision else [])
+        self.deep_heads = nn.ModuleList(
+            [nn.Conv3d(mask_width, classes, 1)] if deep_supervision else []
+        )
 
     def forward(self, x: Tensor) -> Tensor | Masks:
         """Semantic logits, or in training `Masks`."""
@@ -125,7 +145,9 @@ class Mask2Former(nn.Module):
         return said if self.training else self.semantic(said)
 
     def semantic(self, said: Masks) -> Tensor:
-        """Logits (B, classes, D, H, W): logarithms of each class's sum over queries of class times mask probability."""
+        """Logits (B, classes, D, H, W): logarithms of each class's sum over queries of class times
+        mask probability.
+        """
         chance = said.classes[-1].float().softmax(-1)[..., :-1]
         masks = _product(said.queries[-1].float(), said.pixels.float()).sigmoid()
         found = torch.einsum("bqk,bqv->bkv", chance, masks)
@@ -133,7 +155,8 @@ class Mask2Former(nn.Module):
 
     @torch.no_grad()
     def instances(self, x: Tensor, threshold: float = 0.5) -> list[list[tuple[int, float, Tensor]]]:
-        """For each sample the objects in it as (class, score, mask (D, H, W) bool), the surest first; no background.
+        """For each sample the objects in it as (class, score, mask (D, H, W) bool), the surest
+        first; no background.
 
         The score is the chance of the class times the mean of the mask's probability within it.
         """
@@ -159,7 +182,8 @@ class Mask2Former(nn.Module):
         coarse = pixels.detach()
         for n in reversed(range(len(self.project))):
             size = maps[n].shape[2:]
-            # A mask's mean over a cell is the product with the mean of the pixels: a coarse mask costs little.
+            # A mask's mean over a cell is the product with the mean of the pixels: a coarse mask
+            # costs little.
             coarse = _means(coarse, size)
             tokens = self.project[n](maps[n]).flatten(2).transpose(1, 2) + self.scale[n]
             scales.insert(0, (tokens, _position(size, self.scale.shape[1], x.device), coarse))
@@ -172,8 +196,11 @@ class Mask2Former(nn.Module):
             if n < len(self.layers):
                 tokens, position, means = scales[n % len(scales)]
                 allowed = _product(queries[-1].detach(), means) >= 0
-                allowed = allowed | ~allowed.any(-1, keepdim=True)  # a query whose mask is empty looks everywhere
-                query = self.layers[n](query, self.place, tokens, position=position, allowed=allowed)
+                # A query whose mask is empty looks everywhere.
+                allowed = allowed | ~allowed.any(-1, keepdim=True)
+                query = self.layers[n](
+                    query, self.place, tokens, position=position, allowed=allowed
+                )
         return Masks(
             classes=torch.stack(classes),
             queries=torch.stack(queries),
@@ -182,11 +209,13 @@ class Mask2Former(nn.Module):
         )
 
     def loss(self, said: Masks, labels: Tensor, instances: Tensor | None = None) -> Tensor:
-        """Cross-entropy of classes, and cross-entropy and Dice of masks, a mean over decoder layers; a scalar.
+        """Cross-entropy of classes, and cross-entropy and Dice of masks, a mean over decoder
+        layers; a scalar.
 
-        labels (B, D, H, W) int64, -1 where unknown. Every class in a sample is one target, unless `instances`
-        (B, D, H, W) numbers its objects from 1: then each object is one, of the class that most of it has, and 0 leaves
-        a voxel to its class. Which points are compared depends on labels and masks alone.
+        labels (B, D, H, W) int64, -1 where unknown. Every class in a sample is one target, unless
+        `instances` (B, D, H, W) numbers its objects from 1: then each object is one, of the class
+        that most of it has, and 0 leaves a voxel to its class. Which points are compared depends on
+        labels and masks alone.
         """
         total, compared = said.pixels.sum() * 0.0, 0
         weight = torch.ones(self.classes + 1, device=labels.device)
@@ -194,25 +223,39 @@ class Mask2Former(nn.Module):
         generator = torch.Generator().manual_seed(int(labels.sum()) % 2**31)
         with torch.autocast(labels.device.type, enabled=False):
             for n in range(len(labels)):
-                targets = _targets(labels[n], None if instances is None else instances[n], self.ignore_index)
+                targets = _targets(
+                    labels[n], None if instances is None else instances[n], self.ignore_index
+                )
                 if len(targets.known):
-                    sample = Masks(said.classes[:, n].float(), said.queries[:, n].float(), said.pixels[n].flatten(1))
+                    sample = Masks(
+                        said.classes[:, n].float(),
+                        said.queries[:, n].float(),
+                        said.pixels[n].flatten(1),
+                    )
                     compared += 1
-                    total = total + self._sample_loss(sample, targets, weight=weight, generator=generator)
+                    total = total + self._sample_loss(
+                        sample, targets, weight=weight, generator=generator
+                    )
             total = total / max(1, compared * len(said.classes))
             if said.voxels is not None and compared:
                 total = total + self._voxel_loss(said.voxels.float(), labels)
         return total
 
-    def _sample_loss(self, said: Masks, targets: Targets, *, weight: Tensor, generator: torch.Generator) -> Tensor:
-        """The sum over decoder layers; here classes are (L, Q, classes + 1), queries (L, Q, M) and pixels (M, V)."""
+    def _sample_loss(
+        self, said: Masks, targets: Targets, *, weight: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """The sum over decoder layers; here classes are (L, Q, classes + 1), queries (L, Q, M) and
+        pixels (M, V).
+        """
         points = _candidates(targets.known, self.points, generator)
         at, truth = said.pixels[:, points].float(), targets.masks[:, points].float()
         total = at.new_zeros(())
         for classes, queries in zip(said.classes, said.queries, strict=True):
             logits = queries @ at
             first = slice(0, self.points)
-            query, aim = _match(classes, logits[:, first], wanted=targets.classes, truth=truth[:, first])
+            query, aim = _match(
+                classes, logits[:, first], wanted=targets.classes, truth=truth[:, first]
+            )
             wanted = torch.full((len(queries),), self.classes, device=at.device)
             wanted[query] = targets.classes[aim]
             chosen, right = _unsure(logits[query], truth[aim], self.points)
@@ -222,7 +265,9 @@ class Mask2Former(nn.Module):
         return total
 
     def _voxel_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy and Dice of every voxel that is labelled; the losses' weights are those of masks."""
+        """Cross-entropy and Dice of every voxel that is labelled; the losses' weights are those of
+        masks.
+        """
         known = labels != self.ignore_index
         log_chance = logits.log_softmax(1)
         chance = (log_chance.exp() * known[:, None]).flatten(2)
@@ -241,12 +286,14 @@ def _product(queries: Tensor, pixels: Tensor) -> Tensor:
 def _means(x: Tensor, size: Sequence[int]) -> Tensor:
     """(B, C, D, H, W) to its means over the cells of a coarser grid, (B, C, *size)."""
     (b, c), (d, h, w) = x.shape[:2], size
-    return x.reshape(b, c, d, x.shape[2] // d, h, x.shape[3] // h, w, x.shape[4] // w).mean((3, 5, 7))
+    return x.reshape(b, c, d, x.shape[2] // d, h, x.shape[3] // h, w, x.shape[4] // w).mean(
+        (3, 5, 7)
+    )
 
 
 def _position(size: Sequence[int], width: int, device: torch.device) -> Tensor:
-    """(D·H·W, width): sines and cosines of where a voxel lies along each axis (Carion et al. 2020, arXiv:2005.12872);
-    what is left of a width that is no multiple of 6 is zero."""
+    """(D·H·W, width): sines and cosines of where a voxel lies along each axis (Carion et al. 2020,
+    arXiv:2005.12872); what is left of a width that is no multiple of 6 is zero."""
     count = width // 6
     rates = 10000.0 ** -(torch.arange(count, device=device) / max(1, count))
     parts = []
@@ -261,7 +308,9 @@ def _position(size: Sequence[int], width: int, device: torch.device) -> Tensor:
 def _targets(labels: Tensor, instances: Tensor | None, ignore: int) -> Targets:
     """The objects of a sample: (D, H, W) labels, and numbers of objects or None."""
     labels = labels.flatten()
-    alone = labels != ignore if instances is None else (labels != ignore) & (instances.flatten() <= 0)
+    alone = (
+        labels != ignore if instances is None else (labels != ignore) & (instances.flatten() <= 0)
+    )
     classes = torch.unique(labels[alone])
     masks = (labels == classes[:, None]) & alone
     if instances is not None:
@@ -275,14 +324,20 @@ def _targets(labels: Tensor, instances: Tensor | None, ignore: int) -> Targets:
 
 
 def _candidates(known: Tensor, points: int, generator: torch.Generator) -> Tensor:
-    """Numbers of the voxels to compare at: `OVERSAMPLE` times `points` of those known, or all if there are fewer."""
+    """Numbers of the voxels to compare at: `OVERSAMPLE` times `points` of those known, or all if
+    there are fewer.
+    """
     if len(known) <= OVERSAMPLE * points:
         return known[torch.randperm(len(known), generator=generator).to(known.device)]
-    return known[torch.randint(len(known), (OVERSAMPLE * points,), generator=generator).to(known.device)]
+    return known[
+        torch.randint(len(known), (OVERSAMPLE * points,), generator=generator).to(known.device)
+    ]
 
 
 def _unsure(logits: Tensor, truth: Tensor, points: int) -> tuple[Tensor, Tensor]:
-    """(T, P) logits and truth at `points` of their points: most where a logit is near 0, the rest the first ones."""
+    """(T, P) logits and truth at `points` of their points: most where a logit is near 0, the rest
+    the first ones.
+    """
     if logits.shape[1] <= points:
         return logits, truth
     sure = logits.detach().abs()
@@ -298,10 +353,13 @@ def _dice_loss(chance: Tensor, truth: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _match(classes: Tensor, logits: Tensor, *, wanted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+def _match(
+    classes: Tensor, logits: Tensor, *, wanted: Tensor, truth: Tensor
+) -> tuple[Tensor, Tensor]:
     """Which query stands for which target at the least cost (Kuhn 1955): numbers of both, as many.
 
-    classes (Q, classes + 1) and logits (Q, P) of the queries; wanted (T,) and truth (T, P) of the targets.
+    classes (Q, classes + 1) and logits (Q, P) of the queries; wanted (T,) and truth (T, P) of the
+    targets.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -309,7 +367,11 @@ def _match(classes: Tensor, logits: Tensor, *, wanted: Tensor, truth: Tensor) ->
     # -log(1 - p) for every point, and what turns it to -log p where the truth is 1
     mask = (F.softplus(logits).sum(1)[:, None] - logits @ truth.T) / logits.shape[1]
     overlap = (2 * chance @ truth.T + 1) / (chance.sum(1)[:, None] + truth.sum(1) + 1)
-    cost = CLASS_WEIGHT * -classes.softmax(-1)[:, wanted] + MASK_WEIGHT * mask + DICE_WEIGHT * (1 - overlap)
+    cost = (
+        CLASS_WEIGHT * -classes.softmax(-1)[:, wanted]
+        + MASK_WEIGHT * mask
+        + DICE_WEIGHT * (1 - overlap)
+    )
     cost = torch.nan_to_num(cost, nan=1e6, posinf=1e6, neginf=-1e6)
     query, aim = linear_sum_assignment(cost.cpu().numpy())
     return torch.as_tensor(query, device=logits.device), torch.as_tensor(aim, device=logits.device)

@@ -1,5 +1,5 @@
-"""MedNeXt (Roy et al. 2023, arXiv:2303.09975): a U-Net of ConvNeXt blocks, depthwise convolutions of large kernels with
-an inverted bottleneck, also where it halves and doubles. MONAI's network."""
+"""MedNeXt (Roy et al. 2023, arXiv:2303.09975): a U-Net of ConvNeXt blocks, depthwise convolutions
+of large kernels with an inverted bottleneck, also where it halves and doubles. MONAI's network."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ def mednext(
     global_resp_norm: bool = False,
     deep_supervision: bool = False,
 ) -> Bound:
-    """(B, channels, D, H, W) to logits (B, classes, D, H, W), halved as often as `blocks_down` is long.
+    """(B, channels, D, H, W) to logits (B, classes, D, H, W), halved as often as `blocks_down` is
+    long.
 
-    Options are those of `monai.networks.nets.MedNeXt`; the defaults are the paper's S. In training mode with
-    `deep_supervision` a list of logits, finest first, each half the size of the one before.
+    Options are those of `monai.networks.nets.MedNeXt`; the defaults are the paper's S. In training
+    mode with `deep_supervision` a list of logits, finest first, each half the size of the one
+    before.
     """
     levels = len(blocks_down)
     check_number("init_filters", init_filters, 512)
@@ -66,5 +68,7 @@ def mednext(
     network.out_0 = nn.Identity()
     if deep_supervision:
         network.out_blocks = nn.ModuleList(nn.Identity() for _ in range(levels))
-    heads = [nn.Conv3d(init_filters * 2**n, classes, 1) for n in range(levels if deep_supervision else 1)]
+    heads = [
+        nn.Conv3d(init_filters * 2**n, classes, 1) for n in range(levels if deep_supervision else 1)
+    ]
     return Bound(network, channels, heads[0], multiple=2**levels, deep_heads=heads[1:])

@@ -1,4 +1,5 @@
-"""MONAI's networks as medseg's: their last layer set apart as `head`, sizes checked, norms that are fast on a CPU.
+"""MONAI's networks as medseg's: their last layer set apart as `head`, sizes checked, norms that are
+fast on a CPU.
 
 MONAI is an extra; it is imported when one of its networks is built.
 """
@@ -16,11 +17,13 @@ from medseg.networks.layers import check_size
 
 
 class Bound(nn.Module):
-    """(B, channels, D, H, W) to logits (B, classes, D, H, W), by a network of MONAI without its last layer.
+    """(B, channels, D, H, W) to logits (B, classes, D, H, W), by a network of MONAI without its
+    last layer.
 
-    network: gives features (B, F, D, H, W), in training perhaps a sequence of them, finest first. head: their last
-    layer, 1x1x1. deep_heads: the heads of coarser features, for as many scales as there are. size: the only patch
-    that the network takes, if it has learnt something for every place.
+    network: gives features (B, F, D, H, W), in training perhaps a sequence of them, finest first.
+    head: their last layer, 1x1x1. deep_heads: the heads of coarser features, for as many scales as
+    there are. size: the only patch that the network takes, if it has learnt something for every
+    place.
     """
 
     def __init__(
@@ -54,16 +57,21 @@ class Bound(nn.Module):
     def _run(self, x: Tensor) -> Tensor | Sequence[Tensor]:
         check_size(x, self.multiple)
         if self.size is not None and tuple(x.shape[2:]) != self.size:
-            raise ValueError(f"a patch of {tuple(x.shape[2:])} is not the {self.size} that the network was made for")
+            raise ValueError(
+                f"a patch of {tuple(x.shape[2:])} is not the {self.size} that the network was"
+                " made for"
+            )
         outputs: Tensor | Sequence[Tensor] = self.network(x)
         return outputs
 
 
 def assemble(architecture: str, name: str, **arguments: Any) -> Any:
-    """The network `name` of `monai.networks.nets`; its constants are no part of its weights, and its instance norms are
-    fast on a CPU. Raises `BadModel` naming the extra where MONAI is not installed.
+    """The network `name` of `monai.networks.nets`; its constants are no part of its weights, and
+    its instance norms are fast on a CPU. Raises `BadModel` naming the extra where MONAI is not
+    installed.
 
-    On the meta device only the weights are left out: constants are needed, and come in no checkpoint.
+    On the meta device only the weights are left out: constants are needed, and come in no
+    checkpoint.
     """
     meta = torch.empty(0).is_meta
     try:
@@ -73,8 +81,8 @@ def assemble(architecture: str, name: str, **arguments: Any) -> Any:
             network: nn.Module = getattr(networks, name)(**arguments)
     except ImportError:
         raise BadModel(
-            f"the architecture '{architecture}' needs MONAI, which is not installed or not complete; install it with "
-            'pip install "medseg[monai]"'
+            f"the architecture '{architecture}' needs MONAI, which is not installed or not"
+            ' complete; install it with pip install "medseg[monai]"'
         ) from None
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
@@ -89,7 +97,9 @@ def assemble(architecture: str, name: str, **arguments: Any) -> Any:
 
 
 def _group_norm(norm: nn.InstanceNorm3d) -> nn.GroupNorm:
-    """The same norm as a group norm of one channel a group, which a CPU computes several times faster."""
+    """The same norm as a group norm of one channel a group, which a CPU computes several times
+    faster.
+    """
     made = nn.GroupNorm(
         norm.num_features,
         norm.num_features,

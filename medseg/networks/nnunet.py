@@ -101,7 +101,8 @@ class ResidualBlock(nn.Module):
     """Two convolutions around a shortcut (`BasicBlockD`): pooled where it shrinks, projected where
     it widens."""
 
-    def __init__(self, first: NamedBlock, second: NamedBlock, pool: Pool | None, project: NamedBlock | None,
+    def __init__(self, first: NamedBlock, second: NamedBlock, pool: Pool | None,
+    project: NamedBlock | None,
                  slope: float) -> None:  # fmt: skip
         super().__init__()
         self.first, self.second, self.pool, self.project, self.slope = (
@@ -128,7 +129,9 @@ def _threes(name: str, threes: Sequence[Sequence[int]], most: int, stages: int) 
     return [(three[0], three[1], three[2]) for three in threes]
 
 
-def _stage(first: Callable[[], nn.Module], other: Callable[[], nn.Module], blocks: int) -> nn.Sequential:
+def _stage(
+    first: Callable[[], nn.Module], other: Callable[[], nn.Module], blocks: int
+) -> nn.Sequential:
     """Blocks one after the other, of which the first changes the number of features."""
     return nn.Sequential(*(other() if number else first() for number in range(blocks)))
 
@@ -162,7 +165,10 @@ class NnUNet(nn.Module):
         check_numbers("features", features, 4096)
         check_numbers("encoder_blocks", encoder_blocks, 64, stages)
         check_numbers("decoder_blocks", decoder_blocks, 64, stages - 1)
-        kernel, stride = _threes("kernels", kernels, 15, stages), _threes("strides", strides, 64, stages)
+        kernel, stride = (
+            _threes("kernels", kernels, 15, stages),
+            _threes("strides", strides, 64, stages),
+        )
         self.channels, self.classes, self.residual = channels, classes, residual
         self._norm, self._eps, self._slope, self._bias = norm, eps, slope, bias
         per_axis = tuple(math.prod(axis) for axis in zip(*stride))
@@ -181,7 +187,8 @@ class NnUNet(nn.Module):
         )
         deepest_first = list(reversed(range(stages - 1)))
         self.up = nn.ModuleList(
-            nn.ConvTranspose3d(features[n + 1], features[n], stride[n + 1], stride[n + 1]) for n in deepest_first
+            nn.ConvTranspose3d(features[n + 1], features[n], stride[n + 1], stride[n + 1])
+            for n in deepest_first
         )
         self.decoder = nn.ModuleList(
             _stage(
@@ -213,10 +220,14 @@ class NnUNet(nn.Module):
         norm.eps = self._eps
         return norm
 
-    def _residual(self, channels: int, features: int, kernel: Three, stride: Three = (1, 1, 1)) -> ResidualBlock:
+    def _residual(
+        self, channels: int, features: int, kernel: Three, stride: Three = (1, 1, 1)
+    ) -> ResidualBlock:
         project = None
         if channels != features:
-            project = NamedBlock(nn.Conv3d(channels, features, 1, bias=False), self._normed(features), None)
+            project = NamedBlock(
+                nn.Conv3d(channels, features, 1, bias=False), self._normed(features), None
+            )
         return ResidualBlock(
             self._block(channels, features, kernel, stride),
             self._block(features, features, kernel, active=False),

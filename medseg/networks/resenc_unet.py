@@ -1,5 +1,5 @@
-"""nnU-Net's residual encoder U-Net (Isensee et al. 2024, arXiv:2404.09556): many residual blocks go down, one
-convolution a level comes up. It is the U-Net of `networks.unet` with other defaults."""
+"""nnU-Net's residual encoder U-Net (Isensee et al. 2024, arXiv:2404.09556): many residual blocks go
+down, one convolution a level comes up. It is the U-Net of `networks.unet` with other defaults."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def resenc_unet(
     decoder_blocks: Sequence[int] | None = None,
     **options: Any,
 ) -> UNet:
-    """A `UNet` of residual blocks: 1, 3, 4, 6, 6 ... going down and one convolution a level coming up.
+    """A `UNet` of residual blocks: 1, 3, 4, 6, 6 ... going down and one convolution a level coming
+    up.
 
     Options are `UNet`'s, but `residual`: (B, channels, D, H, W) to logits (B, classes, D, H, W).
     """

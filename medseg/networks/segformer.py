@@ -1,9 +1,11 @@
-"""SegFormer in 3-D (Xie et al. 2021, arXiv:2105.15203; in 3-D also Perera et al. 2024, arXiv:2404.10156).
+"""SegFormer in 3-D (Xie et al. 2021, arXiv:2105.15203; in 3-D also Perera et al. 2024,
+arXiv:2404.10156).
 
-A transformer in stages: each embeds overlapping blocks of the one before, attends to a map reduced in space, and mixes
-neighbours by a depthwise convolution between two linear layers, so that no position is learnt and any size will do. The
-decoder is linear layers alone. The paper's linear layer for each stage and the one that fuses their concatenation have
-nothing between them; here they are one layer for each stage, and the fused map is the sum.
+A transformer in stages: each embeds overlapping blocks of the one before, attends to a map reduced
+in space, and mixes neighbours by a depthwise convolution between two linear layers, so that no
+position is learnt and any size will do. The decoder is linear layers alone. The paper's linear
+layer for each stage and the one that fuses their concatenation have nothing between them; here they
+are one layer for each stage, and the fused map is the sum.
 """
 
 from __future__ import annotations
@@ -16,7 +18,14 @@ from operator import mul
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.networks.layers import Attention, InstanceNorm, check_number, check_numbers, check_size, resize
+from medseg.networks.layers import (
+    Attention,
+    InstanceNorm,
+    check_number,
+    check_numbers,
+    check_size,
+    resize,
+)
 
 
 def _tokens(x: Tensor) -> Tensor:
@@ -45,7 +54,9 @@ class MixFFN(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention to a map `reduction` times smaller along each axis, then `MixFFN`; both around a shortcut."""
+    """Attention to a map `reduction` times smaller along each axis, then `MixFFN`; both around a
+    shortcut.
+    """
 
     def __init__(self, width: int, *, heads: int, reduction: int, ratio: int) -> None:
         super().__init__()
@@ -66,7 +77,9 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Overlapped embedding and blocks: (B, channels, D, H, W) to (B, width, D/stride, H/stride, W/stride)."""
+    """Overlapped embedding and blocks: (B, channels, D, H, W) to (B, width, D/stride, H/stride,
+    W/stride).
+    """
 
     def __init__(
         self,
@@ -80,9 +93,13 @@ class Stage(nn.Module):
         ratio: int,
     ) -> None:
         super().__init__()
-        self.embed = nn.Conv3d(channels, width, kernel_size=2 * stride - 1, stride=stride, padding=stride - 1)
+        self.embed = nn.Conv3d(
+            channels, width, kernel_size=2 * stride - 1, stride=stride, padding=stride - 1
+        )
         self.norm_embed, self.norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(Block(width, heads=heads, reduction=reduction, ratio=ratio) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(width, heads=heads, reduction=reduction, ratio=ratio) for _ in range(depth)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """The map of this stage."""
@@ -95,11 +112,13 @@ class Stage(nn.Module):
 
 
 class SegFormer(nn.Module):
-    """(B, channels, D, H, W) to logits (B, classes, D, H, W); every size must be a multiple of `SegFormer.multiple`.
+    """(B, channels, D, H, W) to logits (B, classes, D, H, W); every size must be a multiple of
+    `SegFormer.multiple`.
 
-    Options have one number a stage, the finest first: `widths`, `strides` (from the stage before: 1, 2 or 4), `depths`
-    (blocks), `heads`, and `reductions` of the map that is attended to. `ratio` is how much wider `MixFFN` is inside,
-    `decoder` how wide the decoder is. Logits are made at the size of the first stage and interpolated.
+    Options have one number a stage, the finest first: `widths`, `strides` (from the stage before:
+    1, 2 or 4), `depths` (blocks), `heads`, and `reductions` of the map that is attended to. `ratio`
+    is how much wider `MixFFN` is inside, `decoder` how wide the decoder is. Logits are made at the
+    size of the first stage and interpolated.
     """
 
     def __init__(

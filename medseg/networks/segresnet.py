@@ -1,5 +1,6 @@
-"""SegResNet (Myronenko 2018, arXiv:1810.11654): residual blocks with the norm in front, a light decoder whose skips are
-added. MONAI's `SegResNetDS`, the form with deep supervision that Auto3DSeg trains."""
+"""SegResNet (Myronenko 2018, arXiv:1810.11654): residual blocks with the norm in front, a light
+decoder whose skips are added. MONAI's `SegResNetDS`, the form with deep supervision that Auto3DSeg
+trains."""
 
 from __future__ import annotations
 
@@ -19,11 +20,12 @@ def segresnet(
     blocks_down: Sequence[int] = (1, 2, 2, 4, 4),
     deep_supervision: bool = False,
 ) -> Bound:
-    """(B, channels, D, H, W) to logits (B, classes, D, H, W), halved as often as `blocks_down` is long, less one.
+    """(B, channels, D, H, W) to logits (B, classes, D, H, W), halved as often as `blocks_down` is
+    long, less one.
 
-    Options are those of `monai.networks.nets.SegResNetDS`, with instance norm. In training mode with
-    `deep_supervision` a list of logits of every level of the decoder, finest first, each half the size of the one
-    before.
+    Options are those of `monai.networks.nets.SegResNetDS`, with instance norm. In training mode
+    with `deep_supervision` a list of logits of every level of the decoder, finest first, each half
+    the size of the one before.
     """
     check_number("init_filters", init_filters, 512)
     check_numbers("blocks_down", blocks_down, 64)

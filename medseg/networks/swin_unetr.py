@@ -1,5 +1,5 @@
-"""Swin UNETR (Hatamizadeh et al. 2022, arXiv:2201.01266): a hierarchical transformer whose attention stays in shifted
-windows, and a convolutional decoder. MONAI's network."""
+"""Swin UNETR (Hatamizadeh et al. 2022, arXiv:2201.01266): a hierarchical transformer whose
+attention stays in shifted windows, and a convolutional decoder. MONAI's network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def swin_unetr(
 ) -> Bound:
     """(B, channels, D, H, W) to logits (B, classes, D, H, W); every size must be a multiple of 32.
 
-    Options are those of `monai.networks.nets.SwinUNETR`, `feature_size` a multiple of 12; the defaults are the paper's.
+    Options are those of `monai.networks.nets.SwinUNETR`, `feature_size` a multiple of 12; the
+    defaults are the paper's.
     """
     check_number("feature_size", feature_size, 384)
     check_numbers("depths", depths, most=32, count=4)

@@ -1,4 +1,6 @@
-"""The architectures, by name. A new one is a file here, a line in `MODELS` and one in `TRAINING`."""
+"""The architectures, by name. A new one is a file here, a line in `MODELS` and one in
+`TRAINING`.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -35,7 +37,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 _CONVOLUTIONS = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-2, "warmup": 50}
 _TRANSFORMERS = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-2, "warmup": 100}
-#: Name -> how it is trained: the optimizer, its highest learning rate, its weight decay, and steps of warm-up.
+#: Name -> how it is trained: the optimizer, its highest learning rate, its weight decay, and steps
+#: of warm-up.
 TRAINING: dict[str, dict[str, Any]] = {
     "unet": _CONVOLUTIONS,
     "resenc_unet": _CONVOLUTIONS,
@@ -49,28 +52,37 @@ TRAINING: dict[str, dict[str, Any]] = {
     "segformer": _TRANSFORMERS | {"learning_rate": 1.5e-3},
     "mask2former": _TRANSFORMERS | {"learning_rate": 5e-4},
 }
-#: The networks that train slower in bfloat16 on a CPU, also with matrix units: 1.3 and 1.6 times (measured).
-#: Convolutions of single channels are what they have in common.
+#: The networks that train slower in bfloat16 on a CPU, also with matrix units: 1.3 and 1.6 times
+#: (measured). Convolutions of single channels are what they have in common.
 FLOAT32_ON_CPU = frozenset({"mednext", "segformer"})
 #: The networks that take the option `deep_supervision`.
-DEEP_SUPERVISION = frozenset({"unet", "resenc_unet", "fcn", "deeplab", "segresnet", "mednext", "mask2former"})
+DEEP_SUPERVISION = frozenset(
+    {"unet", "resenc_unet", "fcn", "deeplab", "segresnet", "mednext", "mask2former"}
+)
 
 
 def small(name: str, patch: Sequence[int]) -> dict[str, Any]:
     """Options of the named network that train on a laptop in minutes, 1 to 6 million weights.
 
-    The networks that halve the image as often as is useful halve it up to three times, fewer where `patch` (X, Y, Z)
-    cannot be halved so often. `unetr` needs multiples of 16 and `swin_unetr` of 32: ask `check_patch`.
+    The networks that halve the image as often as is useful halve it up to three times, fewer where
+    `patch` (X, Y, Z) cannot be halved so often. `unetr` needs multiples of 16 and `swin_unetr` of
+    32: ask `check_patch`.
     """
     halvings = 0
-    while halvings < 3 and all(size % 2 ** (halvings + 1) == 0 and size >= 2 ** (halvings + 2) for size in patch):
+    while halvings < 3 and all(
+        size % 2 ** (halvings + 1) == 0 and size >= 2 ** (halvings + 2) for size in patch
+    ):
         halvings += 1
     levels = halvings + 1
     features = [16, 32, 64, 128][:levels]
     options: dict[str, dict[str, Any]] = {
         "unet": {"features": features},
         "resenc_unet": {"features": features, "encoder_blocks": [1, 2, 2, 2][:levels]},
-        "fcn": {"features": [16, 32, 64, 192][:levels], "blocks": [2, 2, 2, 3][:levels], "finest": min(1, halvings)},
+        "fcn": {
+            "features": [16, 32, 64, 192][:levels],
+            "blocks": [2, 2, 2, 3][:levels],
+            "finest": min(1, halvings),
+        },
         "deeplab": {
             "features": features,
             "blocks": [1, 2, 2, 2][:levels],
@@ -98,11 +110,24 @@ def small(name: str, patch: Sequence[int]) -> dict[str, Any]:
             "mask_width": 32,
             "points": 4096,
         },
-        "unetr": {"patch": list(patch), "feature_size": 16, "hidden_size": 144, "mlp_dim": 576, "num_heads": 4},
+        "unetr": {
+            "patch": list(patch),
+            "feature_size": 16,
+            "hidden_size": 144,
+            "mlp_dim": 576,
+            "num_heads": 4,
+        },
         "swin_unetr": {"feature_size": 12, "window_size": 4},
         "segresnet": {"init_filters": 16, "blocks_down": [1, 2, 2, 2][: max(2, levels)]},
-        "nnunet": _cubes(levels)
-        | {"features": features, "encoder_blocks": [2] * levels, "decoder_blocks": [2] * halvings, "bias": False},
+        "nnunet": (
+            _cubes(levels)
+            | {
+                "features": features,
+                "encoder_blocks": [2] * levels,
+                "decoder_blocks": [2] * halvings,
+                "bias": False,
+            }
+        ),
         "mednext": {
             "init_filters": 16,
             "blocks_down": [1, 2, 2][: max(1, halvings)],
@@ -118,11 +143,16 @@ def small(name: str, patch: Sequence[int]) -> dict[str, Any]:
 
 def _cubes(levels: int) -> dict[str, Any]:
     """Kernels of 3 and strides of 2 along every axis."""
-    return {"kernels": [[3] * 3] * levels, "strides": [[1] * 3, *([2] * 3 for _ in range(levels - 1))]}
+    return {
+        "kernels": [[3] * 3] * levels,
+        "strides": [[1] * 3, *([2] * 3 for _ in range(levels - 1))],
+    }
 
 
 def build_model(name: str, channels: int, classes: int, /, **options: Any) -> nn.Module:
-    """The named network with fresh weights. Raises `BadModel` for a name or an option that does not exist."""
+    """The named network with fresh weights. Raises `BadModel` for a name or an option that does not
+    exist.
+    """
     if name not in MODELS:
         raise BadModel(f"there is no architecture '{name}'; medseg has {', '.join(sorted(MODELS))}")
     try:
@@ -145,12 +175,16 @@ def check_patch(network: nn.Module, patch: Sequence[int]) -> None:
     shown = _sizes(patch)
     if size is not None and tuple(patch) != tuple(size):
         raise BadModel(
-            f"a patch of {shown} does not fit the network, which was made for {_sizes(size)}: set its option patch"
+            f"a patch of {shown} does not fit the network, which was made for {_sizes(size)}: set"
+            " its option patch"
         )
     needed = str(multiples[0]) if len(set(multiples)) == 1 else _sizes(multiples)
     single = max(multiples) > 1 and tuple(patch) == multiples
     if single or any(length < 1 or length % each for length, each in zip(patch, multiples)):
-        raise BadModel(f"a patch of {shown} does not fit the network: give multiples of {needed}, one of them larger")
+        raise BadModel(
+            f"a patch of {shown} does not fit the network: give multiples of {needed}, one of them"
+            " larger"
+        )
 
 
 def _sizes(lengths: Sequence[int]) -> str:

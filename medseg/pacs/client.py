@@ -1,8 +1,9 @@
-"""A series fetched from a PACS over DICOMweb, and results sent back to it (DICOM PS3.18: QIDO-RS, WADO-RS, STOW-RS).
+"""A series fetched from a PACS over DICOMweb, and results sent back to it (DICOM PS3.18: QIDO-RS,
+WADO-RS, STOW-RS).
 
-What the PACS sends is counted while it comes and kept in files with names of our own. Certificates are verified,
-redirections are not followed, the environment (proxies, .netrc) is not asked. Addresses, UIDs and what the PACS says
-never enter a message or a log.
+What the PACS sends is counted while it comes and kept in files with names of our own. Certificates
+are verified, redirections are not followed, the environment (proxies, .netrc) is not asked.
+Addresses, UIDs and what the PACS says never enter a message or a log.
 """
 
 from __future__ import annotations
@@ -75,13 +76,18 @@ def is_address(text: str | Path) -> bool:
 
 
 def parse_address(text: str | Path, *, plain_http: bool = False) -> Address:
-    """The series that `dicomweb://HOST[:PORT]/ROOT/studies/UID/series/UID` names. Raises `BadConfig`.
+    """The series that `dicomweb://HOST[:PORT]/ROOT/studies/UID/series/UID` names. Raises
+    `BadConfig`.
 
-    https always, but for `dicomweb+http://`, which is for this machine (loopback) or, with `plain_http`, for others.
+    https always, but for `dicomweb+http://`, which is for this machine (loopback) or, with
+    `plain_http`, for others.
     """
     text = str(text)
     if "@" in text:
-        raise BadConfig("an address must not hold a password: leave out what is before the @ and use --credentials")
+        raise BadConfig(
+            "an address must not hold a password: leave out what is before the @ and use"
+            " --credentials"
+        )
     found = _ADDRESS.fullmatch(text)
     if found is None or int(found["port"] or 0) > 65535:
         raise BadConfig(f"the address of the series is not understood; {_HOW_TO_WRITE}")
@@ -98,63 +104,93 @@ def parse_address(text: str | Path, *, plain_http: bool = False) -> Address:
 
 
 def read_access(path: str | Path) -> Access:
-    """Credentials from a file of one line: `Bearer TOKEN` or `Basic USER:PASSWORD`. Raises `BadFile`."""
+    """Credentials from a file of one line: `Bearer TOKEN` or `Basic USER:PASSWORD`. Raises
+    `BadFile`.
+    """
     line = read_text(path, max_bytes=2**16).strip()
     scheme, _, secret = line.partition(" ")
     secret = secret.strip()
     basic = scheme.lower() == "basic" and ":" in secret
-    if "\n" in line or not secret.isprintable() or not (basic or (scheme.lower() == "bearer" and secret)):
-        raise BadFile(f"{path}: holds no credentials; write one line, 'Bearer TOKEN' or 'Basic USER:PASSWORD'")
+    if (
+        "\n" in line
+        or not secret.isprintable()
+        or not (basic or (scheme.lower() == "bearer" and secret))
+    ):
+        raise BadFile(
+            f"{path}: holds no credentials; write one line, 'Bearer TOKEN' or 'Basic USER:PASSWORD'"
+        )
     return Access(scheme.title(), secret)
 
 
 class Pacs:
-    """A connection to the DICOMweb service of one series. Raises `BadConfig` if credentials would travel unencrypted.
+    """A connection to the DICOMweb service of one series. Raises `BadConfig` if credentials would
+    travel unencrypted.
 
     authority: file with the certificates to trust instead of the usual ones.
     """
 
-    def __init__(self, address: Address, access: Access | None = None, authority: str | Path | None = None) -> None:
+    def __init__(
+        self, address: Address, access: Access | None = None, authority: str | Path | None = None
+    ) -> None:
         if access and not (address.encrypted or address.loopback):
-            raise BadConfig("credentials are only sent over https; use dicomweb:// or leave out --credentials")
+            raise BadConfig(
+                "credentials are only sent over https; use dicomweb:// or leave out --credentials"
+            )
         self.address = address
         self._allowed = MAX_ANSWER_BYTES
         self._until_s = time.monotonic() + MAX_FETCH_S
         self._client = _client(address, _session(access, authority), self._count)
 
     def fetch(
-        self, folder: Path, limits: Limits, progress: Callable[[int, int], None] = lambda done, all_: None
+        self,
+        folder: Path,
+        limits: Limits,
+        progress: Callable[[int, int], None] = lambda done, all_: None,
     ) -> int:
-        """Save every instance of the series into `folder`, as 00001.dcm and so on; returns how many.
+        """Save every instance of the series into `folder`, as 00001.dcm and so on; returns how
+        many.
 
-        Raises `BadFile` if the PACS cannot be reached, does not know the series, sends more than `limits` allow, or
-        anything else than the instances it said there are.
+        Raises `BadFile` if the PACS cannot be reached, does not know the series, sends more than
+        `limits` allow, or anything else than the instances it said there are.
         """
         self._until_s = time.monotonic() + MAX_FETCH_S
         with _told("the PACS", BadFile):
             expected = self._count_instances(limits)
             total = 0
             self._allowed = limits.instance_bytes
-            for count, part in enumerate(self._client.series_parts(self.address.study, self.address.series), 1):
+            for count, part in enumerate(
+                self._client.series_parts(self.address.study, self.address.series), 1
+            ):
                 self._allowed = limits.instance_bytes
                 total += len(part)
                 if count > expected:
-                    raise BadFile(f"the PACS sent more than the {expected} instances it said there are; try again")
+                    raise BadFile(
+                        f"the PACS sent more than the {expected} instances it said there are; try"
+                        " again"
+                    )
                 if total > limits.total_bytes:
-                    raise BadFile(f"the series is larger than the {limits.total_bytes / 2**30:.3g} GB allowed")
+                    raise BadFile(
+                        f"the series is larger than the {limits.total_bytes / 2**30:.3g} GB allowed"
+                    )
                 if part[128:132] != b"DICM":
-                    raise BadFile("the PACS sent something that is not DICOM; ask its administrator")
+                    raise BadFile(
+                        "the PACS sent something that is not DICOM; ask its administrator"
+                    )
                 path = folder / f"{count:05d}.dcm"
                 path.write_bytes(part)
                 self._check_series(path)
                 progress(count, expected)
         received = sum(1 for _ in folder.iterdir())
         if received != expected:
-            raise BadFile(f"the PACS sent {received} of {expected} instances of the series; try again")
+            raise BadFile(
+                f"the PACS sent {received} of {expected} instances of the series; try again"
+            )
         return received
 
     def push(self, files: Sequence[Path]) -> None:
-        """Store DICOM objects in the study of the series, and check that they arrived. Raises `BadOutput`."""
+        """Store DICOM objects in the study of the series, and check that they arrived. Raises
+        `BadOutput`.
+        """
         import pydicom
 
         self._until_s = time.monotonic() + MAX_FETCH_S
@@ -164,11 +200,21 @@ class Pacs:
             answer = self._client.store_instances(datasets, study_instance_uid=self.address.study)
             refused = len(answer.get("FailedSOPSequence") or ())
             if refused:
-                raise BadOutput(f"the PACS refused {refused} of {len(files)} results; ask its administrator")
-            stored = {str(item.get("ReferencedSOPInstanceUID")) for item in answer.get("ReferencedSOPSequence") or ()}
-            missing = [d for d in datasets if str(d.SOPInstanceUID) not in stored and not self._has(d)]
+                raise BadOutput(
+                    f"the PACS refused {refused} of {len(files)} results; ask its administrator"
+                )
+            stored = {
+                str(item.get("ReferencedSOPInstanceUID"))
+                for item in answer.get("ReferencedSOPSequence") or ()
+            }
+            missing = [
+                d for d in datasets if str(d.SOPInstanceUID) not in stored and not self._has(d)
+            ]
             if missing:
-                raise BadOutput(f"the PACS did not keep {len(missing)} of {len(files)} results; ask its administrator")
+                raise BadOutput(
+                    f"the PACS did not keep {len(missing)} of {len(files)} results; ask its"
+                    " administrator"
+                )
 
     def _count_instances(self, limits: Limits) -> int:
         """How many instances the PACS says the series has."""
@@ -183,10 +229,16 @@ class Pacs:
             raise BadFile("the PACS does not have this series; check the address")
         number = _value(rows[0], "00201209")
         if number is None:  # an optional key
-            number = len(self._client.search_for_instances(address.study, address.series, limit=limits.instances + 1))
+            number = len(
+                self._client.search_for_instances(
+                    address.study, address.series, limit=limits.instances + 1
+                )
+            )
         count = int(number)
         if not 1 <= count <= limits.instances:
-            raise BadFile(f"the series has {count} instances; from 1 to {limits.instances} are allowed")
+            raise BadFile(
+                f"the series has {count} instances; from 1 to {limits.instances} are allowed"
+            )
         return count
 
     def _has(self, dataset: Any) -> bool:
@@ -199,23 +251,35 @@ class Pacs:
         return any(_value(row, "00080018") == str(dataset.SOPInstanceUID) for row in found)
 
     def _check_series(self, path: Path) -> None:
-        """Raise `BadFile` unless a file belongs to the series asked for: another one may be another patient."""
+        """Raise `BadFile` unless a file belongs to the series asked for: another one may be another
+        patient.
+        """
         if uids_of(path)[0] != self.address.series:
-            raise BadFile("the PACS sent another series than the one asked for; ask its administrator")
+            raise BadFile(
+                "the PACS sent another series than the one asked for; ask its administrator"
+            )
 
     def _count(self, response: requests.Response, *_: object, **__: object) -> requests.Response:
         """Let the content of a response be read only as far as is allowed at that moment."""
-        if response.headers.get("Content-Encoding", "identity") != "identity":  # may unpack to any size at once
-            raise BadFile("the PACS packs its answers though it was asked not to; ask its administrator")
+        # May unpack to any size at once.
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise BadFile(
+                "the PACS packs its answers though it was asked not to; ask its administrator"
+            )
         original = response.iter_content
 
         def counted(*arguments: Any, **named: Any) -> Iterator[bytes]:
             for chunk in original(*arguments, **named):
                 self._allowed -= len(chunk)
                 if self._allowed < 0:
-                    raise BadFile("the PACS sends more than is allowed for one answer; nothing was kept")
+                    raise BadFile(
+                        "the PACS sends more than is allowed for one answer; nothing was kept"
+                    )
                 if time.monotonic() > self._until_s:
-                    raise BadFile(f"the PACS needs longer than {MAX_FETCH_S / 60:.0f} minutes; try again later")
+                    raise BadFile(
+                        f"the PACS needs longer than {MAX_FETCH_S / 60:.0f} minutes; try again"
+                        " later"
+                    )
                 yield chunk
 
         response.iter_content = counted
@@ -225,7 +289,8 @@ class Pacs:
 def _client(address: Address, session: requests.Session, hook: Callable) -> Any:
     """A DICOMweb client that also hands out the instances of a series as the bytes they came as.
 
-    dicomweb-client parses what it receives at once; files from strangers are better parsed by our own reader.
+    dicomweb-client parses what it receives at once; files from strangers are better parsed by our
+    own reader.
     """
     from dicomweb_client.web import DICOMwebClient, _Transaction
 
@@ -240,7 +305,9 @@ def _client(address: Address, session: requests.Session, hook: Callable) -> Any:
             except HTTPError as error:  # it cannot unpack the pixels for us: as they are, then
                 if error.response.status_code not in (400, 406):
                     raise
-                response = self._http_get(url, headers={"Accept": f"{kind}; transfer-syntax=*"}, stream=True)
+                response = self._http_get(
+                    url, headers={"Accept": f"{kind}; transfer-syntax=*"}, stream=True
+                )
             yield from self._decode_multipart_message(response, stream=True)
 
     quiet_logs("dicomweb_client", "urllib3", "requests", "retrying", "pydicom")
@@ -252,7 +319,8 @@ def _client(address: Address, session: requests.Session, hook: Callable) -> Any:
         permissive_uid=True,  # checked by `parse_address`; real ones are not always by the book
         timeout=TIMEOUTS_S,
     )
-    client.set_http_retry_params(retry=False)  # it would also try again after what is no use to try again
+    # It would also try again after what is no use to try again.
+    client.set_http_retry_params(retry=False)
     return client
 
 
@@ -261,7 +329,9 @@ def _session(access: Access | None, authority: str | Path | None) -> requests.Se
         import dicomweb_client  # noqa: F401
         import requests
     except ImportError:
-        raise BadConfig('a PACS needs more packages; install them with: pip install "medseg[pacs]"') from None
+        raise BadConfig(
+            'a PACS needs more packages; install them with: pip install "medseg[pacs]"'
+        ) from None
     if authority is not None:
         open_file(authority).close()
     session = requests.Session()
@@ -277,7 +347,9 @@ def _session(access: Access | None, authority: str | Path | None) -> requests.Se
 
 
 def uids_of(path: Path) -> tuple[str, str]:
-    """The instance UIDs of series and object of a DICOM file, empty where it has none. Raises `BadFile`."""
+    """The instance UIDs of series and object of a DICOM file, empty where it has none. Raises
+    `BadFile`.
+    """
     from medseg.io.dicom import Source, guarded, header_values
 
     with Source(path) as source:
@@ -303,7 +375,9 @@ def _value(row: dict[str, Any], tag: str) -> Any:
 
 @contextmanager
 def _told(what: str, kind: type[MedsegError]) -> Iterator[None]:
-    """Turn everything that can go wrong on the network into one sentence of `kind` without an address in it."""
+    """Turn everything that can go wrong on the network into one sentence of `kind` without an
+    address in it.
+    """
     import requests
 
     try:
@@ -320,18 +394,33 @@ def _told(what: str, kind: type[MedsegError]) -> Iterator[None]:
         raise kind(f"{what} {reason}") from None
     except requests.exceptions.SSLError:
         raise kind(
-            f"{what} cannot prove who it is (its certificate is not valid here); if your organisation has an "
-            "authority of its own, give its certificate with --authority"
+            f"{what} cannot prove who it is (its certificate is not valid here); if your"
+            " organisation has an authority of its own, give its certificate with --authority"
         ) from None
     except requests.TooManyRedirects:
-        raise kind(f"{what} redirects to another address, which is not followed; give the final address") from None
+        raise kind(
+            f"{what} redirects to another address, which is not followed; give the final address"
+        ) from None
     except requests.Timeout:
         raise kind(f"{what} does not answer; try again later") from None
     except requests.ConnectionError:
-        raise kind(f"{what} cannot be reached, or broke off; check host and port, and try again") from None
-    except (requests.exceptions.InvalidJSONError, LookupError, TypeError, ValueError, AttributeError, RuntimeError):
-        raise kind(f"{what} gives answers that are not DICOMweb; check the root in the address") from None
+        raise kind(
+            f"{what} cannot be reached, or broke off; check host and port, and try again"
+        ) from None
+    except (
+        requests.exceptions.InvalidJSONError,
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        RuntimeError,
+    ):
+        raise kind(
+            f"{what} gives answers that are not DICOMweb; check the root in the address"
+        ) from None
     except requests.RequestException:
         raise kind(f"{what} broke off; try again") from None
     except OSError as error:
-        raise BadOutput(f"what {what} sends cannot be saved: {error.strerror or 'unknown reason'}") from None
+        raise BadOutput(
+            f"what {what} sends cannot be saved: {error.strerror or 'unknown reason'}"
+        ) from None

@@ -54,7 +54,9 @@ class Options:
     quiet_s: float = 10.0
     associations: int = 4
     series: int = 20  # received or waiting at one time
-    limits: Limits = field(default_factory=lambda: Limits(instances=5_000, instance_bytes=2**29, total_bytes=8 * 2**30))
+    limits: Limits = field(
+        default_factory=lambda: Limits(instances=5_000, instance_bytes=2**29, total_bytes=8 * 2**30)
+    )
 
 
 @dataclass(kw_only=True)
@@ -66,7 +68,8 @@ class Series:
     last_s: float
     uid: str = ""
     instances: dict[str, Path] = field(default_factory=dict)
-    senders: set[Any] = field(default_factory=set)  # associations that brought something and are open
+    # Associations that brought something and are open.
+    senders: set[Any] = field(default_factory=set)
     broken: str = ""  # why it cannot be used
     cut_off: bool = False  # its last sender went without saying goodbye
     before: Series | None = None  # what was kept of it, broken, when it came anew
@@ -106,7 +109,9 @@ def spool(folder: Path) -> Iterator[Path]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError as error:
-        raise BadConfig(f"{folder}: series cannot be kept there: {error.strerror}; give another --spool") from None
+        raise BadConfig(
+            f"{folder}: series cannot be kept there: {error.strerror}; give another --spool"
+        ) from None
     try:
         about = os.fstat(descriptor)
         if about.st_uid != os.geteuid() or stat.S_IMODE(about.st_mode) & 0o077:
@@ -114,7 +119,9 @@ def spool(folder: Path) -> Iterator[Path]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BadConfig(f"{folder}: another medseg listen uses it; give another --spool") from None
+            raise BadConfig(
+                f"{folder}: another medseg listen uses it; give another --spool"
+            ) from None
         yield folder
     finally:
         with suppress(OSError):  # it holds series
@@ -130,7 +137,9 @@ class Inbox:
     marked as broken, and a series that found no room is refused until its sender begins anew.
     """
 
-    def __init__(self, folder: Path, options: Options, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, folder: Path, options: Options, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._folder, self._options, self._clock = folder, options, clock
         self._lock = threading.Lock()
         self._series: dict[str, Series] = {}
@@ -266,7 +275,9 @@ class Inbox:
     def _sort_in(self, sender: Any, instance: str, uid: str, path: Path) -> int:
         now = self._clock()
         quiet_s = self._options.quiet_s
-        self._turned_away = {one: last for one, last in self._turned_away.items() if now - last < quiet_s}
+        self._turned_away = {
+            one: last for one, last in self._turned_away.items() if now - last < quiet_s
+        }
         series = self._series.get(uid)
         if series is None:
             if uid in self._turned_away or len(self._series) >= self._options.series:

@@ -44,7 +44,8 @@ __all__ = [
 
 #: CT, MR and PET images, one slice a file and enhanced (PS3.4 table B.5-1).
 STORAGE_CLASSES = [
-    f"1.2.840.10008.5.1.4.1.1.{tail}" for tail in ("2", "2.1", "2.2", "4", "4.1", "4.4", "128", "128.1", "130")
+    f"1.2.840.10008.5.1.4.1.1.{tail}"
+    for tail in ("2", "2.1", "2.2", "4", "4.1", "4.4", "128", "128.1", "130")
 ]
 #: Uncompressed, RLE, JPEG, JPEG-LS and JPEG 2000 (PS3.5 chapter 10). Deflated is not: it unpacks to
 #: any size.
@@ -101,7 +102,9 @@ class Listener:
             server = self._serve(inbox)
             try:
                 self.port = server.server_address[1]
-                self._say(f"listening on {self._options.host}, port {self.port}, as {self._options.title}")
+                self._say(
+                    f"listening on {self._options.host}, port {self.port}, as {self._options.title}"
+                )
                 self.listening.set()
                 self._loop(inbox)
             finally:
@@ -118,7 +121,9 @@ class Listener:
             for association in [one for one in self._open if one.ident and not one.is_alive()]:
                 self._end(inbox, association)
             if inbox.is_full and not was_full:
-                self._say("there is no room for more: deliver or remove what is kept, or raise --max-gb")
+                self._say(
+                    "there is no room for more: deliver or remove what is kept, or raise --max-gb"
+                )
             was_full = inbox.is_full
             series = inbox.complete()
             if series is not None:
@@ -153,8 +158,16 @@ class Listener:
         except (MedsegError, OSError) as error:
             undelivered = series.results.exists()
             inbox.keep(series, deliver=undelivered)
-            why = str(error) if isinstance(error, MedsegError) else error.strerror or "its results could not be kept"
-            again = "the delivery is tried again later" if undelivered else "it is tried again at the next start"
+            why = (
+                str(error)
+                if isinstance(error, MedsegError)
+                else error.strerror or "its results could not be kept"
+            )
+            again = (
+                "the delivery is tried again later"
+                if undelivered
+                else "it is tried again at the next start"
+            )
             self._say(f"{name}: kept: {why.replace(str(series.folder), 'it')}; {again}")
             return
         inbox.remove(series)
@@ -204,11 +217,14 @@ class Listener:
             (evt.EVT_CONN_CLOSE, lambda event: self._end(inbox, event.assoc)),
         ]
         try:
-            server = entity.make_server((options.host, options.port), evt_handlers=handlers, server_class=Server)
+            server = entity.make_server(
+                (options.host, options.port), evt_handlers=handlers, server_class=Server
+            )
         except (OSError, OverflowError) as error:
             raise BadConfig(
-                f"cannot listen on {options.host}, port {options.port}: "
-                f"{getattr(error, 'strerror', None) or 'no such port'}; choose another --port or --host"
+                f"cannot listen on {options.host}, port {options.port}:"
+                f" {getattr(error, 'strerror', None) or 'no such port'}; choose another --port or"
+                " --host"
             ) from None
         threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
         return server
@@ -222,8 +238,11 @@ class Listener:
             return getattr(association, "medseg_received", {}).get("last_s", now)
 
         now = time.monotonic()
-        oldest_first = sorted((one for one in associations if not hasattr(one, "medseg_gone")), key=last_s)
-        asking = [one for one in oldest_first if one.requestor.primitive is None]  # connected, and said nothing yet
+        oldest_first = sorted(
+            (one for one in associations if not hasattr(one, "medseg_gone")), key=last_s
+        )
+        # Connected, and said nothing yet.
+        asking = [one for one in oldest_first if one.requestor.primitive is None]
         working = [one for one in oldest_first if one.requestor.primitive is not None]
         going = asking[:1] if len(asking) >= MAX_ASKING else []
         if len(working) >= self._options.associations:
@@ -257,14 +276,19 @@ class Listener:
             state["bytes"] += count
             state["last_s"] = time.monotonic()
             too_much = state["bytes"] > self._options.limits.instance_bytes + MAX_PDU_BYTES
-            if too_much or count > MAX_PDU_BYTES or time.monotonic() - state["since_s"] > MAX_INSTANCE_S:
+            if (
+                too_much
+                or count > MAX_PDU_BYTES
+                or time.monotonic() - state["since_s"] > MAX_INSTANCE_S
+            ):
                 raise OSError("too much")  # pynetdicom then closes the connection
             return bytearray(read(count))
 
         def receive_primitive(primitive: Any) -> None:
             try:
                 decode(primitive)
-            except Exception:  # pynetdicom lets anything out that a damaged command makes pydicom raise
+            except Exception:
+                # pynetdicom lets anything out that a damaged command makes pydicom raise.
                 association.abort(block=False)
 
         def do_action(event: str) -> None:
@@ -299,7 +323,8 @@ class Listener:
 
     def _end(self, inbox: Inbox, association: Any) -> None:
         inbox.ended(association, released=association in self._released)
-        if association.requestor.primitive is None:  # it would still wait for a request, and keep its place from others
+        # It would still wait for a request, and keep its place from others.
+        if association.requestor.primitive is None:
             association.dul.to_user_queue.put(None)
         self._released.discard(association)
         self._open.discard(association)
@@ -319,10 +344,13 @@ def application_entity(title: str) -> Any:
         import pydicom.config
         from pynetdicom import AE, _config
     except ImportError:
-        raise BadConfig('DICOM networking needs pynetdicom; install it with: pip install "medseg[pacs]"') from None
+        raise BadConfig(
+            'DICOM networking needs pynetdicom; install it with: pip install "medseg[pacs]"'
+        ) from None
     quiet_logs("pynetdicom", "pydicom")
     _config.LOG_HANDLER_LEVEL = "none"
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE  # its warnings quote what is not valid
+    # Its warnings quote what is not valid.
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     if not re.fullmatch(r"[ -\[\]-~]{1,16}", title) or not title.strip():
         raise BadConfig("an application entity title has 1 to 16 plain characters, e.g. MEDSEG")
 
@@ -332,7 +360,9 @@ def application_entity(title: str) -> Any:
             """Those that count: connections that asked for nothing, or that have to go, keep nobody
             out.
             """
-            asked = [one for one in super().active_associations if one.requestor.primitive is not None]
+            asked = [
+                one for one in super().active_associations if one.requestor.primitive is not None
+            ]
             return [one for one in asked if not hasattr(one, "medseg_gone")]
 
     return Entity(ae_title=title)
@@ -362,7 +392,9 @@ def segment_in_child(arguments: Sequence[str], timeout_s: float) -> Callable[[Pa
             "stdout": subprocess.DEVNULL,
             "stderr": subprocess.PIPE,
         }
-        with subprocess.Popen([*command, *arguments], cwd=place, start_new_session=True, text=True, **quiet) as child:
+        with subprocess.Popen(
+            [*command, *arguments], cwd=place, start_new_session=True, text=True, **quiet
+        ) as child:
             try:
                 _, told = child.communicate(timeout=timeout_s)
             except subprocess.TimeoutExpired:
@@ -370,7 +402,11 @@ def segment_in_child(arguments: Sequence[str], timeout_s: float) -> Callable[[Pa
             finally:
                 child.kill()
         if child.returncode:
-            lines = [line.removeprefix("medseg: ") for line in told.splitlines() if line.startswith("medseg: ")]
+            lines = [
+                line.removeprefix("medseg: ")
+                for line in told.splitlines()
+                if line.startswith("medseg: ")
+            ]
             raise BadFile(lines[-1] if lines else f"the program ended with code {child.returncode}")
 
     return segment
@@ -390,7 +426,9 @@ def keep_in(folder: Path) -> Callable[[str, Sequence[Path]], None]:
     return deliver
 
 
-def send_to(host: str, port: int, title: str, own_title: str) -> Callable[[str, Sequence[Path]], None]:
+def send_to(
+    host: str, port: int, title: str, own_title: str
+) -> Callable[[str, Sequence[Path]], None]:
     """A function for `Listener` that stores DICOM results in another node (C-STORE).
 
     Raises `BadOutput`.
@@ -416,7 +454,9 @@ def send_to(host: str, port: int, title: str, own_title: str) -> Callable[[str, 
         finally:
             association.release()
         if not all(stored):
-            raise BadOutput(f"the node of --reply-to refused {stored.count(False)} of {len(stored)} results")
+            raise BadOutput(
+                f"the node of --reply-to refused {stored.count(False)} of {len(stored)} results"
+            )
 
     return deliver
 

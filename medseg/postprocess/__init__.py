@@ -26,7 +26,13 @@ __getattr__, __dir__ = door(
     {
         "": ("anatomy", "face"),
         "cleanup": ("check_steps", "clean", "keep_largest_together"),
-        "components": ("Components", "connected_components", "contiguous", "is_reversed", "look_up"),
+        "components": (
+            "Components",
+            "connected_components",
+            "contiguous",
+            "is_reversed",
+            "look_up",
+        ),
         "fluid": ("separate_fluid",),
         "volumes": ("structure_volumes",),
     },

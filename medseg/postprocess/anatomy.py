@@ -1,8 +1,9 @@
-"""What a brain's labels also say: the brain mask, the scan without skull, tissue classes, and whether it can be right.
+"""What a brain's labels also say: the brain mask, the scan without skull, tissue classes, and
+whether it can be right.
 
-Which labels are brain, fluid, grey and white matter a model's JSON says (`brain`). Checks compare a result with what
-holds for every human head: volumes, left as large as right, what lies above, behind and on which side of what. They
-warn and change nothing.
+Which labels are brain, fluid, grey and white matter a model's JSON says (`brain`). Checks compare a
+result with what holds for every human head: volumes, left as large as right, what lies above,
+behind and on which side of what. They warn and change nothing.
 """
 
 from __future__ import annotations
@@ -25,30 +26,39 @@ from medseg.volume import Volume
 
 #: Values of a tissue map and what they are.
 TISSUES = LabelTable(
-    (Label(1, "CSF", (60, 90, 200)), Label(2, "grey matter", (205, 62, 78)), Label(3, "white matter", (245, 245, 245)))
+    (
+        Label(1, "CSF", (60, 90, 200)),
+        Label(2, "grey matter", (205, 62, 78)),
+        Label(3, "white matter", (245, 245, 245)),
+    )
 )
-#: Brain and ventricles of people from one year on, in mL, widened: adults have 900 to 1,700 (Bethlehem et al. 2022,
-#: Nature 604:525, fig. 1).
+#: Brain and ventricles of people from one year on, in mL, widened: adults have 900 to 1,700
+#: (Bethlehem et al. 2022, Nature 604:525, fig. 1).
 BRAIN_ML = (550.0, 2100.0)
-#: The larger of two hemispheres over the smaller: a fifth is far more than healthy and most diseased brains differ by.
+#: The larger of two hemispheres over the smaller: a fifth is far more than healthy and most
+#: diseased brains differ by.
 LARGEST_ASYMMETRY = 1.2
 #: So many small structures may be missed where slices are thick.
 FEW_MISSING = 3
 
 
 def brain_mask(labels: Volume, spec: BrainSpec, *, with_fluid: bool = False) -> Volume:
-    """1 in the brain and its ventricles, enclosed holes too, else 0; uint8, on the grid of the labels.
+    """1 in the brain and its ventricles, enclosed holes too, else 0; uint8, on the grid of the
+    labels.
 
-    with_fluid: also in the fluid around the brain, which the masks of most tools for brain extraction take in.
+    with_fluid: also in the fluid around the brain, which the masks of most tools for brain
+    extraction take in.
     """
     parts = spec.csf + spec.grey + spec.white + (spec.around if with_fluid else ())
     return labels.with_data(fill_holes(np.isin(labels.data, parts).astype(np.uint8)))
 
 
 def stripped(scan: Volume, mask: Volume) -> Volume:
-    """The scan with what lies outside `mask` at 0, or at the scan's least value if that is below; its type stays.
+    """The scan with what lies outside `mask` at 0, or at the scan's least value if that is below;
+    its type stays.
 
-    Tools that strip skulls keep the fluid, and others that read their scans expect it: see `brain_mask`'s `with_fluid`.
+    Tools that strip skulls keep the fluid, and others that read their scans expect it: see
+    `brain_mask`'s `with_fluid`.
     """
     outside = min(scan.data.min(), scan.data.dtype.type(0))
     return scan.with_data(np.where(mask.data > 0, scan.data, outside))
@@ -77,7 +87,10 @@ def totals(structures: Sequence[dict[str, Any]], spec: BrainSpec) -> list[dict[s
         "CSF around the brain": spec.around,
         "intracranial": spec.csf + spec.grey + spec.white + spec.around,
     }
-    return [{"name": name, "ml": round(sum(ml.get(v, 0.0) for v in values), 3)} for name, values in parts.items()]
+    return [
+        {"name": name, "ml": round(sum(ml.get(v, 0.0) for v in values), 3)}
+        for name, values in parts.items()
+    ]
 
 
 def write_volumes(path: Path, structures: Sequence[dict[str, Any]], spec: BrainSpec) -> None:
@@ -91,11 +104,14 @@ def write_volumes(path: Path, structures: Sequence[dict[str, Any]], spec: BrainS
         handle.write(text.getvalue().encode())
 
 
-def implausible(labels: Volume, table: LabelTable, spec: BrainSpec, structures: Sequence[dict[str, Any]]) -> list[str]:
+def implausible(
+    labels: Volume, table: LabelTable, spec: BrainSpec, structures: Sequence[dict[str, Any]]
+) -> list[str]:
     """What cannot be right about a result, a sentence each; empty where nothing is odd.
 
-    structures: the rows of `volumes.structure_volumes` for these labels. What is wrong is not told apart: a scan that
-    is no head, only a part of one, one whose header names the wrong directions, or a result that failed.
+    structures: the rows of `volumes.structure_volumes` for these labels. What is wrong is not told
+    apart: a scan that is no head, only a part of one, one whose header names the wrong directions,
+    or a result that failed.
     """
     brain = spec.csf + spec.grey + spec.white
     counts = {row["value"]: row["voxels"] for row in structures if row["value"] in brain}
@@ -171,7 +187,8 @@ def _about_missing(names: Mapping[int, str], counts: Mapping[int, int]) -> list[
 
 #: Parts of the brain, and the words that the names of their structures hold.
 _PARTS = {"cerebellum": "cerebell", "cerebrum": "cerebral", "brain-stem": "brain-stem"}
-#: (part, other part, direction along (R, A, S) from the first to the second, how the first lies): so in every head.
+#: (part, other part, direction along (R, A, S) from the first to the second, how the first lies):
+#: so in every head.
 _ORDER = (
     ("cerebellum", "cerebrum", (0, 0, 1), "below"),
     ("cerebellum", "cerebrum", (0, 1, 0), "behind"),
@@ -185,13 +202,19 @@ def _places(labels: Volume, values: Sequence[int]) -> Places:
     thin, size = labels.data[::2, ::2, ::2], max(values, default=0) + 1
     middles = np.empty((3, size))
     for axis in range(3):  # a plane at a time: bincount makes 64-bit numbers of them
-        planes = np.array([np.bincount(p.ravel(), minlength=size)[:size] for p in np.moveaxis(thin, axis, 0)])
+        planes = np.array(
+            [np.bincount(p.ravel(), minlength=size)[:size] for p in np.moveaxis(thin, axis, 0)]
+        )
         total = planes.sum(0)
         middles[axis] = 2 * (np.arange(len(planes)) @ planes) / np.maximum(total, 1)
-    return {v: labels.affine[:3, :3] @ middles[:, v] + labels.affine[:3, 3] for v in values if total[v]}
+    return {
+        v: labels.affine[:3, :3] @ middles[:, v] + labels.affine[:3, 3] for v in values if total[v]
+    }
 
 
-def _is_on_the_wrong_side(name: str, place: NDArray[np.float64], partner: NDArray[np.float64]) -> bool:
+def _is_on_the_wrong_side(
+    name: str, place: NDArray[np.float64], partner: NDArray[np.float64]
+) -> bool:
     """Whether a structure called left lies further to the right than its partner, or the other way
     round.
     """
@@ -199,10 +222,14 @@ def _is_on_the_wrong_side(name: str, place: NDArray[np.float64], partner: NDArra
     return towards_right < 0 if "left" in name.lower() else towards_right > 0
 
 
-def _middle(values: Sequence[int], places: Places, counts: Mapping[int, int]) -> NDArray[np.float64] | None:
+def _middle(
+    values: Sequence[int], places: Places, counts: Mapping[int, int]
+) -> NDArray[np.float64] | None:
     """The middle of several structures; None of none."""
     if not values:
         return None
     weights = np.array([counts[value] for value in values], float)
-    middle: NDArray[np.float64] = (np.array([places[v] for v in values]) * weights[:, None]).sum(0) / weights.sum()
+    middle: NDArray[np.float64] = (np.array([places[v] for v in values]) * weights[:, None]).sum(
+        0
+    ) / weights.sum()
     return middle

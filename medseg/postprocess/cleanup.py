@@ -1,9 +1,11 @@
-"""Cleaning up a label map: keep the largest parts, drop specks, fill holes; all labels in one multi-label pass.
+"""Cleaning up a label map: keep the largest parts, drop specks, fill holes; all labels in one
+multi-label pass.
 
-A component is a maximal set of voxels of one label connected over faces (connectivity 6), edges (18) or corners (26).
-Components are found for all labels at once (cc3d, Silversmith 2021), measured in one pass and chosen by a look-up, so
-the cost does not grow with the number of labels. Each function returns a new array of the same dtype, voxel-equal to
-the loop over labels that its docstring states. Label 0 is background and never a component.
+A component is a maximal set of voxels of one label connected over faces (connectivity 6), edges
+(18) or corners (26). Components are found for all labels at once (cc3d, Silversmith 2021), measured
+in one pass and chosen by a look-up, so the cost does not grow with the number of labels. Each
+function returns a new array of the same dtype, voxel-equal to the loop over labels that its
+docstring states. Label 0 is background and never a component.
 """
 
 from __future__ import annotations
@@ -27,13 +29,15 @@ def keep_largest(
     connectivity: int = 26,
     together: bool = False,
 ) -> NDArray:
-    """The `count` largest components of each label (of `values`, or of all); the other components become background.
+    """The `count` largest components of each label (of `values`, or of all); the other components
+    become background.
 
-    With `together` the labels count as one: what is not in the largest components of their union becomes background.
+    With `together` the labels count as one: what is not in the largest components of their union
+    becomes background.
 
     Of equally large components the one whose first voxel in (i, j, k) order comes first is kept.
-    Equal to: for each label, label the mask, keep the largest components.
-    Raises `BadConfig` for labels that are not integers, a count below 1, or a connectivity other than 6, 18, 26.
+    Equal to: for each label, label the mask, keep the largest components. Raises `BadConfig` for
+    labels that are not integers, a count below 1, or a connectivity other than 6, 18, 26.
     """
     if not (_is_whole(count) and count >= 1):
         raise BadConfig(f"keep_largest keeps 1 component or more, not {count}")
@@ -48,9 +52,11 @@ def keep_largest(
 
 
 def keep_largest_together(labels: Volume, values: Sequence[int]) -> Volume:
-    """Of the union of some labels the largest component (26 neighbours) stays, of equally large ones all.
+    """Of the union of some labels the largest component (26 neighbours) stays, of equally large
+    ones all.
 
-    As nnU-Net's `remove_all_but_largest_component_from_segmentation`; `keep_largest` keeps one of equal ones.
+    As nnU-Net's `remove_all_but_largest_component_from_segmentation`; `keep_largest` keeps one of
+    equal ones.
     """
     union = np.isin(labels.data, [value for value in values if value])
     if not union.any():
@@ -71,27 +77,30 @@ def drop_small(
 ) -> NDArray:
     """Components smaller than `min_mm3` become background; one of exactly that volume stays.
 
-    voxel_mm3: volume of one voxel. Equal to: for each label, label the mask, remove the small components.
-    Raises `BadConfig` for labels that are not integers, volumes that are not positive numbers, or a connectivity other
-    than 6, 18, 26.
+    voxel_mm3: volume of one voxel. Equal to: for each label, label the mask, remove the small
+    components. Raises `BadConfig` for labels that are not integers, volumes that are not positive
+    numbers, or a connectivity other than 6, 18, 26.
     """
     if not (_is_number(min_mm3) and min_mm3 >= 0 and _is_number(voxel_mm3) and voxel_mm3 > 0):
         raise BadConfig(f"drop_small needs volumes in mm3, not {min_mm3} and {voxel_mm3} per voxel")
     ids, table, _ = find(labels, connectivity)
-    # A float32 header makes 0.001 mm3 of 50 mm3; a component of exactly the limit must not fall to that.
+    # A float32 header makes 0.001 mm3 of 50 mm3; a component of exactly the limit must not fall to
+    # that.
     keep = table[:, 1] * voxel_mm3 >= min_mm3 * (1 - 1e-6)
     return only(labels, ids, table=table, keep=keep, values=values)
 
 
-def fill_holes(labels: NDArray, values: Sequence[int] | None = None, overwrite: bool = False) -> NDArray:
+def fill_holes(
+    labels: NDArray, values: Sequence[int] | None = None, overwrite: bool = False
+) -> NDArray:
     """Background enclosed by one label takes that label; other labels inside stay as they are.
 
-    A hole is background from which no path over voxel faces leads out of the array without crossing the label.
-    Equal to: for each label, `scipy.ndimage.binary_fill_holes(labels == label) & (labels == 0)`; a hole enclosed by
-    several labels, one inside the other, takes the innermost (the one that leaves it the least room; then the smaller
-    value). With `overwrite` enclosed labels are replaced too, label after label in rising order, as in
-    `labels[binary_fill_holes(labels == label)] = label`.
-    Raises `BadConfig` for labels that are not integers.
+    A hole is background from which no path over voxel faces leads out of the array without crossing
+    the label. Equal to: for each label, `scipy.ndimage.binary_fill_holes(labels == label) & (labels
+    == 0)`; a hole enclosed by several labels, one inside the other, takes the innermost (the one
+    that leaves it the least room; then the smaller value). With `overwrite` enclosed labels are
+    replaced too, label after label in rising order, as in `labels[binary_fill_holes(labels ==
+    label)] = label`. Raises `BadConfig` for labels that are not integers.
     """
     from medseg.kernels.components import regions_of_runs, rooms_within, runs_of, write_runs
     from medseg.kernels.threads import in_slabs
@@ -100,7 +109,9 @@ def fill_holes(labels: NDArray, values: Sequence[int] | None = None, overwrite: 
     parts = in_slabs(lambda start, stop: runs_of(array[start:stop]), len(array))
     first, value, rows = (np.concatenate(pieces) for pieces in zip(*parts))
     begin = np.append(0, np.cumsum(rows))
-    region, table, pairs = regions_of_runs(first, value, begin, height=array.shape[1], width=array.shape[2])
+    region, table, pairs = regions_of_runs(
+        first, value, begin, height=array.shape[1], width=array.shape[2]
+    )
     low = (pairs >> np.uint64(32)).astype(np.int64)
     high = (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
     old, voxels, outside = table.T.copy()
@@ -129,7 +140,8 @@ def fill_holes(labels: NDArray, values: Sequence[int] | None = None, overwrite: 
     return like(out, labels)
 
 
-#: The steps that `clean` knows and the types of their arguments; `min_mm3` is the only one without a default.
+#: The steps that `clean` knows and the types of their arguments; `min_mm3` is the only one without
+#: a default.
 STEPS: dict[str, dict[str, type]] = {
     "keep_largest": {"labels": list, "count": int, "connectivity": int, "together": bool},
     "drop_small": {"min_mm3": float, "labels": list, "connectivity": int},
@@ -138,7 +150,9 @@ STEPS: dict[str, dict[str, type]] = {
 
 
 def check_steps(steps: Sequence[dict[str, Any]]) -> None:
-    """Raise `BadConfig` unless `steps` is a list of known steps with known arguments of the right type."""
+    """Raise `BadConfig` unless `steps` is a list of known steps with known arguments of the right
+    type.
+    """
     if not isinstance(steps, list | tuple):
         raise BadConfig(f"cleanup is a list of steps, not {steps!r}")
     for step in steps:
@@ -165,8 +179,9 @@ def _check_argument(step: str, argument: str, value: object) -> None:
 def clean(labels: Volume, steps: Sequence[dict[str, Any]]) -> Volume:
     """The label map after `steps`, in order, each a plain dict as in a model's JSON.
 
-    For example [{"step": "keep_largest", "labels": [17, 53]}, {"step": "drop_small", "min_mm3": 50},
-    {"step": "fill_holes"}]; without "labels" a step concerns every label. Raises `BadConfig` as `check_steps` does.
+    For example [{"step": "keep_largest", "labels": [17, 53]}, {"step": "drop_small", "min_mm3":
+    50}, {"step": "fill_holes"}]; without "labels" a step concerns every label. Raises `BadConfig`
+    as `check_steps` does.
     """
     check_steps(steps)
     data = labels.data
@@ -175,7 +190,9 @@ def clean(labels: Volume, steps: Sequence[dict[str, Any]]) -> Volume:
         if step["step"] == "keep_largest":
             data = keep_largest(data, step.get("labels"), **arguments)
         elif step["step"] == "drop_small":
-            data = drop_small(data, voxel_mm3=labels.voxel_mm3, values=step.get("labels"), **arguments)
+            data = drop_small(
+                data, voxel_mm3=labels.voxel_mm3, values=step.get("labels"), **arguments
+            )
         else:
             data = fill_holes(data, step.get("labels"), **arguments)
     return labels.with_data(data)
@@ -190,7 +207,11 @@ def _are_whole(values: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and bool(np.isfinite(value))
+    return (
+        isinstance(value, int | float | np.number)
+        and not isinstance(value, bool)
+        and bool(np.isfinite(value))
+    )
 
 
 #: Type of an argument to whether a value fits it; a JSON's true is no number here.

@@ -12,12 +12,15 @@ from medseg.errors import BadConfig
 
 
 def contiguous(labels: NDArray, reverse: bool | None = None) -> NDArray:
-    """The labels as a C-contiguous uint8 or uint16 array, axes reversed if asked or, by default, if that is no copy.
+    """The labels as a C-contiguous uint8 or uint16 array, axes reversed if asked or, by default, if
+    that is no copy.
 
     Raises `BadConfig` for anything but three dimensions of whole numbers from 0 to 65535.
     """
     if labels.ndim != 3 or labels.dtype.kind not in "bui":
-        raise BadConfig(f"a label map has 3 dimensions and whole numbers, not {labels.ndim} and {labels.dtype}")
+        raise BadConfig(
+            f"a label map has 3 dimensions and whole numbers, not {labels.ndim} and {labels.dtype}"
+        )
     if labels.size == 0:
         raise BadConfig("a label map has voxels; this one is empty")
     array = labels.T if (is_reversed(labels) if reverse is None else reverse) else labels
@@ -37,8 +40,9 @@ def is_reversed(labels: NDArray) -> bool:
 class Components:
     """The connected components 1..n of a label map; row n - 1 of each array is component n.
 
-    Ordered by label, then from large to small; of equally large ones the one whose first voxel comes first.
-    label, voxels: (n,). start, stop: (n, 3) bounding box as in data[start:stop]. rank: (n,) place within its label.
+    Ordered by label, then from large to small; of equally large ones the one whose first voxel
+    comes first. label, voxels: (n,). start, stop: (n, 3) bounding box as in data[start:stop]. rank:
+    (n,) place within its label.
     """
 
     label: NDArray[np.int64]
@@ -52,7 +56,8 @@ class Components:
 
 
 def connected_components(labels: NDArray, connectivity: int = 26) -> tuple[NDArray, Components]:
-    """Every connected component of every label: the map of component numbers (0 is background) and their table.
+    """Every connected component of every label: the map of component numbers (0 is background) and
+    their table.
 
     labels: (I, J, K) integers. Numbers do not depend on how the array lies in memory.
     Raises `BadConfig` for labels that are not integers or another connectivity than 6, 18, 26.
@@ -81,7 +86,10 @@ def look_up(ids: NDArray, table: NDArray, out: NDArray) -> NDArray:
     from medseg.kernels import components as components_module
     from medseg.kernels.threads import in_slabs
 
-    in_slabs(lambda start, stop: components_module.look_up(ids[start:stop], table, out[start:stop]), len(ids))
+    in_slabs(
+        lambda start, stop: components_module.look_up(ids[start:stop], table, out[start:stop]),
+        len(ids),
+    )
     return out
 
 
@@ -114,8 +122,12 @@ def _table(ids: NDArray, array: NDArray, *, count: int, reverse: bool) -> NDArra
     return table
 
 
-def find(labels: NDArray, connectivity: int) -> tuple[NDArray, NDArray[np.int64], NDArray[np.int64]]:
-    """Component numbers as cc3d gives them, their table, and the numbers in the order that `Components` has."""
+def find(
+    labels: NDArray, connectivity: int
+) -> tuple[NDArray, NDArray[np.int64], NDArray[np.int64]]:
+    """Component numbers as cc3d gives them, their table, and the numbers in the order that
+    `Components` has.
+    """
     import cc3d
 
     if connectivity not in (6, 18, 26):
@@ -140,7 +152,9 @@ def only(
     keep: NDArray,
     values: Sequence[int] | None,
 ) -> NDArray:
-    """The labels without the components that are not kept and whose label is in `values` (or any)."""
+    """The labels without the components that are not kept and whose label is in `values` (or
+    any).
+    """
     if values is not None:
         keep = keep | ~np.isin(table[:, 0], list(values))
     target = np.where(keep, table[:, 0], 0).astype(labels.dtype)

@@ -1,7 +1,8 @@
-"""Whether a head scan still shows the face: a geometric rule on what lies in front of and below the frontal lobes.
+"""Whether a head scan still shows the face: a geometric rule on what lies in front of and below the
+frontal lobes.
 
-Eyes, nose and mouth lie below the underside of the frontal lobes and reach further forward than the brain. Scans that
-are skull-stripped or defaced, or that end above the eyes, have nothing there.
+Eyes, nose and mouth lie below the underside of the frontal lobes and reach further forward than the
+brain. Scans that are skull-stripped or defaced, or that end above the eyes, have nothing there.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ NOTE = "the scan still shows the face; remove it before sharing the scan"
 _BRAIN_WORDS = ("cerebral", "cerebell", "brain")
 #: Less brain than this in mL is not a head, or not enough of one to find its front.
 MIN_BRAIN_ML = 300.0
-#: The box in which faces are, in mm: how far behind the front of the brain it begins, how far to each side of its
-#: middle and how far below the underside of the frontal lobes it reaches. The nose is 25 to 40 mm before the brain.
+#: The box in which faces are, in mm: how far behind the front of the brain it begins, how far to
+#: each side of its middle and how far below the underside of the frontal lobes it reaches. The nose
+#: is 25 to 40 mm before the brain.
 BEHIND_MM, ASIDE_MM, BELOW_MM = 5.0, 45.0, 70.0
-#: Tissue in that box, in mL, from which there is a face. Measured: 37 to 303 in 20 label maps of whole heads, 44 in a
-#: scan that ends at the root of the nose, 0 in skull-stripped scans.
+#: Tissue in that box, in mL, from which there is a face. Measured: 37 to 303 in 20 label maps of
+#: whole heads, 44 in a scan that ends at the root of the nose, 0 in skull-stripped scans.
 MIN_FACE_ML = 10.0
 #: Tissue is brighter than air by this part of the brain's median above air.
 TISSUE_LEVEL = 0.2
@@ -29,7 +31,8 @@ _STEP_MM = 2.0
 
 
 def shows_face(volume: Volume, labels: Volume, table: LabelTable) -> bool:
-    """Whether tissue lies where the face is. Always False without brain labels, which the rule starts from.
+    """Whether tissue lies where the face is. Always False without brain labels, which the rule
+    starts from.
 
     volume and labels are on one grid, in any orientation.
     """
@@ -37,8 +40,14 @@ def shows_face(volume: Volume, labels: Volume, table: LabelTable) -> bool:
 
 
 def face_ml(volume: Volume, labels: Volume, table: LabelTable) -> float:
-    """Tissue in mL in the box in front of and below the frontal lobes; 0 if there is too little brain."""
-    values = [label.value for label in table.labels if any(word in label.name.lower() for word in _BRAIN_WORDS)]
+    """Tissue in mL in the box in front of and below the frontal lobes; 0 if there is too little
+    brain.
+    """
+    values = [
+        label.value
+        for label in table.labels
+        if any(word in label.name.lower() for word in _BRAIN_WORDS)
+    ]
     step = tuple(max(1, round(_STEP_MM / edge)) for edge in volume.spacing_mm)
     thin = tuple(slice(None, None, n) for n in step)
     image, brain = volume.data[thin], np.isin(labels.data[thin], values)

@@ -1,13 +1,14 @@
 """Training patches with random shape and contrast, cut from whole cases in one interpolation.
 
-A patch is looked up in its case through one transform in millimetres (turned, scaled, bent, mirrored), so nothing is
-interpolated twice and no corner is empty where the case has voxels; a patch without a transform is a plain copy.
-Outside of the case the image has a background value and the labels are 0, as in inference. Contrast is then changed as
-nnU-Net does it (Isensee et al. 2021, Nature Methods 18:203, supplementary note 4).
+A patch is looked up in its case through one transform in millimetres (turned, scaled, bent,
+mirrored), so nothing is interpolated twice and no corner is empty where the case has voxels; a
+patch without a transform is a plain copy. Outside of the case the image has a background value and
+the labels are 0, as in inference. Contrast is then changed as nnU-Net does it (Isensee et al. 2021,
+Nature Methods 18:203, supplementary note 4).
 
-Every sample has a seed of its own, drawn from the generator handed in (on the CPU whatever the device of the images):
-what happens to it does not depend on the others in its batch, on the number of threads or on the device, where only
-the values of noise differ. All is done without gradients.
+Every sample has a seed of its own, drawn from the generator handed in (on the CPU whatever the
+device of the images): what happens to it does not depend on the others in its batch, on the number
+of threads or on the device, where only the values of noise differ. All is done without gradients.
 """
 
 from __future__ import annotations
@@ -40,13 +41,15 @@ def draw_patches(
     lateral_swap: Tensor | None = None,
     background: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Random patches (B, C, *patch) float32 and their labels (B, *patch), one of each case handed in.
+    """Random patches (B, C, *patch) float32 and their labels (B, *patch), one of each case handed
+    in.
 
-    images: whole cases (C, X, Y, Z) float32, normalised, of `spacing_mm`; labels: (X, Y, Z) integer; all on one
-    device. centres: (B, 3), the voxel that becomes voxel patch // 2, also near or beyond the border. lateral_swap: (N,)
-    the class on the other side, for labels of patches mirrored along axis 0; labels beyond it stay. background: (C,)
-    values outside of each case, the smallest of the case if not given. The label of an interpolated voxel is the class
-    with the largest share in its trilinear weights.
+    images: whole cases (C, X, Y, Z) float32, normalised, of `spacing_mm`; labels: (X, Y, Z)
+    integer; all on one device. centres: (B, 3), the voxel that becomes voxel patch // 2, also near
+    or beyond the border. lateral_swap: (N,) the class on the other side, for labels of patches
+    mirrored along axis 0; labels beyond it stay. background: (C,) values outside of each case, the
+    smallest of the case if not given. The label of an interpolated voxel is the class with the
+    largest share in its trilinear weights.
     """
     device = images[0].device
     out = torch.empty((len(images), images[0].shape[0], *patch), device=device)
@@ -58,9 +61,21 @@ def draw_patches(
         shift = _bend(patch, spacing_mm, settings=settings, draw=draw, device=device)
         mirrored = [axis for axis in settings.mirror if draw.chance(0.5)]
         if matrix is None and shift is None:
-            _copy(images[b], labels[b], start=starts[b].tolist(), outside=outside, out=out[b], classes=classes[b])
+            _copy(
+                images[b],
+                labels[b],
+                start=starts[b].tolist(),
+                outside=outside,
+                out=out[b],
+                classes=classes[b],
+            )
         else:
-            rows = _rows(torch.eye(3) if matrix is None else matrix, starts[b], patch=patch, spacing_mm=spacing_mm)
+            rows = _rows(
+                torch.eye(3) if matrix is None else matrix,
+                starts[b],
+                patch=patch,
+                spacing_mm=spacing_mm,
+            )
             if shift is None:
                 shift = torch.empty((3, 0, 0, 0), device=device)
             sample = _sample_on_cpu if device.type == "cpu" else _sample
@@ -70,8 +85,12 @@ def draw_patches(
     return out, classes
 
 
-def _mirror(image: Tensor, classes: Tensor, axes: Sequence[int], lateral_swap: Tensor | None) -> None:
-    """A patch (C, X, Y, Z) and its classes (X, Y, Z) flipped along axes, in place; sides change places along axis 0."""
+def _mirror(
+    image: Tensor, classes: Tensor, axes: Sequence[int], lateral_swap: Tensor | None
+) -> None:
+    """A patch (C, X, Y, Z) and its classes (X, Y, Z) flipped along axes, in place; sides change
+    places along axis 0.
+    """
     if axes:
         image.copy_(image.flip([axis + 1 for axis in axes]))
         classes.copy_(classes.flip(list(axes)))
@@ -81,10 +100,11 @@ def _mirror(image: Tensor, classes: Tensor, axes: Sequence[int], lateral_swap: T
 
 @torch.no_grad()
 def augment_intensity(images: Tensor, settings: AugmentConfig, generator: Generator) -> Tensor:
-    """Images (B, C, X, Y, Z) float32 with noise, blur, brightness, contrast, resolution and gamma changed at random.
+    """Images (B, C, X, Y, Z) float32 with noise, blur, brightness, contrast, resolution and gamma
+    changed at random.
 
-    Noise is the same share of the variance in all channels; the rest is drawn for each channel, blur and resolution for
-    half of them. Changes the images in place and returns them.
+    Noise is the same share of the variance in all channels; the rest is drawn for each channel,
+    blur and resolution for half of them. Changes the images in place and returns them.
     """
     for image, draw in zip(images, _draws(len(images), generator)):
         _change_intensity(image, settings, draw)
@@ -101,13 +121,17 @@ class _Draw:
         """A generator for the device: this one, or one whose seed is drawn from it."""
         if device.type == "cpu":
             return self.generator
-        return Generator(device).manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
+        return Generator(device).manual_seed(
+            int(torch.randint(2**62, (), generator=self.generator))
+        )
 
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator)
 
     def between(self, ends: tuple[float, float]) -> float:
-        return ends[0] + (ends[1] - ends[0]) * float(torch.rand((), generator=self.generator, dtype=torch.float64))
+        return ends[0] + (ends[1] - ends[0]) * float(
+            torch.rand((), generator=self.generator, dtype=torch.float64)
+        )
 
     def factor(self, ends: tuple[float, float]) -> float:
         return math.exp(self.between((math.log(ends[0]), math.log(ends[1]))))
@@ -121,7 +145,9 @@ def _draws(count: int, generator: Generator) -> list[_Draw]:
 
 
 def _matrix(settings: AugmentConfig, draw: _Draw) -> Tensor | None:
-    """(3, 3) from mm around the middle of the patch to mm around its centre in the case; None for the identity."""
+    """(3, 3) from mm around the middle of the patch to mm around its centre in the case; None for
+    the identity.
+    """
     turned, scaled = draw.chance(settings.rotation_share), draw.chance(settings.scaling_share)
     if not turned and not scaled:
         return None
@@ -131,7 +157,9 @@ def _matrix(settings: AugmentConfig, draw: _Draw) -> Tensor | None:
             matrix = matrix @ _rotation(axis, math.radians(draw.between((-largest, largest))))
     if scaled:
         apart = draw.chance(settings.anisotropic_share)
-        scale = [draw.factor(settings.scaling) for _ in range(3 if apart else 1)] * (1 if apart else 3)
+        scale = [draw.factor(settings.scaling) for _ in range(3 if apart else 1)] * (
+            1 if apart else 3
+        )
         matrix = matrix @ torch.diag(1 / torch.tensor(scale, dtype=torch.float64))
     return matrix
 
@@ -144,8 +172,12 @@ def _rotation(axis: int, angle: float) -> Tensor:
     return turn
 
 
-def _rows(matrix: Tensor, start: Tensor, patch: Sequence[int], spacing_mm: Sequence[float]) -> Tensor:
-    """(3, 4) from voxels of the patch to voxels of the case, of a matrix in mm about the middle of the patch."""
+def _rows(
+    matrix: Tensor, start: Tensor, patch: Sequence[int], spacing_mm: Sequence[float]
+) -> Tensor:
+    """(3, 4) from voxels of the patch to voxels of the case, of a matrix in mm about the middle of
+    the patch.
+    """
     spacing = torch.tensor(spacing_mm, dtype=torch.float64)
     in_voxels = matrix.double() * spacing / spacing[:, None]
     middle = (torch.tensor(patch, dtype=torch.float64) - 1) / 2
@@ -153,18 +185,26 @@ def _rows(matrix: Tensor, start: Tensor, patch: Sequence[int], spacing_mm: Seque
 
 
 def _bend(
-    patch: tuple[int, int, int], spacing_mm: Sequence[float], settings: AugmentConfig, draw: _Draw, device: torch.device
+    patch: tuple[int, int, int],
+    spacing_mm: Sequence[float],
+    settings: AugmentConfig,
+    draw: _Draw,
+    device: torch.device,
 ) -> Tensor | None:
     """(3, *patch) random displacement in voxels, smooth at `elastic_spacing_mm`; None for none."""
     if not draw.chance(settings.elastic_share):
         return None
-    points = [max(2, round(n * mm / settings.elastic_spacing_mm) + 1) for n, mm in zip(patch, spacing_mm)]
+    points = [
+        max(2, round(n * mm / settings.elastic_spacing_mm) + 1) for n, mm in zip(patch, spacing_mm)
+    ]
     field = draw.normal(1, 3, *points) * draw.between(settings.elastic_mm)
     field /= torch.tensor(spacing_mm).view(1, 3, 1, 1, 1)
     return F.interpolate(field.to(device), size=patch, mode="trilinear", align_corners=True)[0]
 
 
-def _copy(image: Tensor, labels: Tensor, start: list[int], outside: Tensor, out: Tensor, classes: Tensor) -> None:
+def _copy(
+    image: Tensor, labels: Tensor, start: list[int], outside: Tensor, out: Tensor, classes: Tensor
+) -> None:
     """The voxels of a case from `start` on."""
     source, target = [], []
     for first, count, size in zip(start, classes.shape, labels.shape):
@@ -180,9 +220,17 @@ def _copy(image: Tensor, labels: Tensor, start: list[int], outside: Tensor, out:
 
 
 def _sample_on_cpu(
-    image: Tensor, labels: Tensor, rows: Tensor, shift: Tensor, outside: Tensor, out: Tensor, classes: Tensor
+    image: Tensor,
+    labels: Tensor,
+    rows: Tensor,
+    shift: Tensor,
+    outside: Tensor,
+    out: Tensor,
+    classes: Tensor,
 ) -> None:
-    """Image and labels of a case at rows (3, 4) @ patch voxel + shift (3, *patch or empty): compiled, on threads."""
+    """Image and labels of a case at rows (3, 4) @ patch voxel + shift (3, *patch or empty):
+    compiled, on threads.
+    """
     arrays = [tensor.numpy() for tensor in (image, labels, rows, shift, outside.float())]
     results = out.numpy(), classes.numpy()
     in_slabs(
@@ -193,7 +241,13 @@ def _sample_on_cpu(
 
 
 def _sample(
-    image: Tensor, labels: Tensor, rows: Tensor, shift: Tensor, outside: Tensor, out: Tensor, classes: Tensor
+    image: Tensor,
+    labels: Tensor,
+    rows: Tensor,
+    shift: Tensor,
+    outside: Tensor,
+    out: Tensor,
+    classes: Tensor,
 ) -> None:
     """The same as `_sample_on_cpu` in operations of torch, for every device."""
     axes = [torch.arange(n, dtype=torch.float32, device=out.device) for n in classes.shape]
@@ -206,7 +260,9 @@ def _sample(
     inside = ((at >= -0.5) & (at <= size - 0.5)).all(-1)
     at = torch.minimum(at.clamp_(min=0), size - 1.0)
     grid = 2 * at / (size - 1).clamp(min=1) - 1
-    values = F.grid_sample(image[None], grid.flip(-1)[None], "bilinear", "border", align_corners=True)[0]
+    values = F.grid_sample(
+        image[None], grid.flip(-1)[None], "bilinear", "border", align_corners=True
+    )[0]
     out.copy_(torch.where(inside, values, outside.view(-1, 1, 1, 1)))
 
     base = at.long()
@@ -267,7 +323,9 @@ def _blur_half(channel: Tensor, settings: AugmentConfig, draw: _Draw) -> None:
     """Half of all channels blurred, by another width along each axis; in place."""
     if draw.chance(0.5):
         sigmas = [draw.between(settings.blur_voxels) for _ in range(3)]
-        channel.copy_(_along_axes(channel, [_blurring(n, s) for n, s in zip(channel.shape, sigmas)]))
+        channel.copy_(
+            _along_axes(channel, [_blurring(n, s) for n, s in zip(channel.shape, sigmas)])
+        )
 
 
 def _coarsen_half(channel: Tensor, settings: AugmentConfig, draw: _Draw) -> None:
@@ -278,7 +336,9 @@ def _coarsen_half(channel: Tensor, settings: AugmentConfig, draw: _Draw) -> None
 
 
 def _moments(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of (X, Y, Z), in an order of sums that does not depend on the number of threads."""
+    """Mean and standard deviation of (X, Y, Z), in an order of sums that does not depend on the
+    number of threads.
+    """
 
     def mean(values: Tensor) -> Tensor:
         return values.sum(2).sum(1).sum() / values.numel()
@@ -295,12 +355,15 @@ def _change_contrast(image: Tensor, factor: float) -> None:
 
 
 def _apply_gamma(image: Tensor, gamma: float, sign: int) -> None:
-    """The image between its ends to the power of `gamma`, from below (1) or above (-1), mean and sd kept; in place."""
+    """The image between its ends to the power of `gamma`, from below (1) or above (-1), mean and sd
+    kept; in place.
+    """
     middle, spread = _moments(image)
     image.mul_(sign)
     low, high = image.aminmax()
     extent = (high - low).clamp(min=_TINY)
-    # By the logarithm, because `pow` rounds in two ways, depending on how the threads share the image.
+    # By the logarithm, because `pow` rounds in two ways, depending on how the threads share the
+    # image.
     image.sub_(low).div_(extent).clamp_(0, 1).log_().mul_(gamma).exp_().mul_(sign)
     new_middle, new_spread = _moments(image)
     image.sub_(new_middle).mul_(spread / new_spread.clamp(min=_TINY)).add_(middle)
@@ -315,9 +378,11 @@ def _along_axes(image: Tensor, matrices: Sequence[Tensor]) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a (N, K) or (X, N, K) @ b (K, M) or (X, K, M) float32; on a CPU with the same bits on any number of threads.
+    """a (N, K) or (X, N, K) @ b (K, M) or (X, K, M) float32; on a CPU with the same bits on any
+    number of threads.
 
-    Those of PyTorch's product change with the threads on some processors, by how its library shares out the rows.
+    Those of PyTorch's product change with the threads on some processors, by how its library shares
+    out the rows.
     """
     if a.device.type != "cpu":
         return a @ b
@@ -326,7 +391,9 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     workers = torch.get_num_threads()
     if b.ndim == 3:
         in_slabs(
-            lambda i, j: [multiply_rows(0, len(left), left, right[n], result[n]) for n in range(i, j)],
+            lambda i, j: [
+                multiply_rows(0, len(left), left, right[n], result[n]) for n in range(i, j)
+            ],
             len(right),
             workers=workers,
         )
@@ -336,7 +403,9 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _blurring(size: int, sigma: float) -> Tensor:
-    """(size, size) operator of a Gaussian of `sigma` voxels, whose weights sum to 1 also at the ends."""
+    """(size, size) operator of a Gaussian of `sigma` voxels, whose weights sum to 1 also at the
+    ends.
+    """
     at = torch.arange(size, dtype=torch.float64)
     weights = torch.exp(-0.5 * ((at[:, None] - at) / max(sigma, 1e-3)) ** 2)
     weights[weights < 1e-7] = 0  # numbers near the smallest of float32 are slow
@@ -344,7 +413,9 @@ def _blurring(size: int, sigma: float) -> Tensor:
 
 
 def _coarsening(size: int, zoom: float) -> Tensor:
-    """(size, size) operator that keeps the nearest of every 1 / zoom samples and interpolates linearly between them."""
+    """(size, size) operator that keeps the nearest of every 1 / zoom samples and interpolates
+    linearly between them.
+    """
     few = max(1, round(size * zoom))
     kept = ((np.arange(few) + 0.5) * size / few).astype(int)
     at = np.clip((np.arange(size) + 0.5) * few / size - 0.5, 0, few - 1)

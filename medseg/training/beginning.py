@@ -1,4 +1,6 @@
-"""How a run begins: the data checked and split, the run planned, and all that recorded before anything is trained."""
+"""How a run begins: the data checked and split, the run planned, and all that recorded before
+anything is trained.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,12 @@ from medseg.files import atomic_write
 from medseg.machine import free_bytes
 from medseg.models import Checkpoint, load_checkpoint
 from medseg.networks import DEEP_SUPERVISION
+from medseg.training.capacity import Machine, check_memory
 from medseg.training.identity import identity_of, used_cases, write_identity
 from medseg.training.plan import (
     Choice,
-    Machine,
     as_json,
     as_settings,
-    check_memory,
     fingerprint,
     make_plan,
     seconds_a_step,
@@ -50,17 +51,25 @@ _LEAST_REST_S = 10.0
 
 
 def begin(
-    request: Request, dataset: Dataset, run: Path, *, processes: Processes, events: Events, folds: Sequence[int]
+    request: Request,
+    dataset: Dataset,
+    run: Path,
+    *,
+    processes: Processes,
+    events: Events,
+    folds: Sequence[int],
 ) -> None:
     """Check and plan, and record the plan in the run folder.
 
-    folds: those that the command trains; what is wrong with the split of any of them is said now. Raises `BadFile` for
-    data with errors, `BadConfig` for settings that contradict them and for a time that is too short,
-    `NotEnoughMemory`.
+    folds: those that the command trains; what is wrong with the split of any of them is said now.
+    Raises `BadFile` for data with errors, `BadConfig` for settings that contradict them and for a
+    time that is too short, `NotEnoughMemory`.
     """
     began = time.monotonic()
     fixed = request.fixed()
-    check = check_dataset(dataset, lambda name, done, count: events.reading("checking", done, count))
+    check = check_dataset(
+        dataset, lambda name, done, count: events.reading("checking", done, count)
+    )
     checked_s = time.monotonic() - began
     holdings = _holdings(dataset, check)
     splits = splits_of(request, dataset, holdings)
@@ -68,7 +77,9 @@ def begin(
     about = [finding for fold in folds for finding in _about_split(dataset, splits[fold], holdings)]
     about = list(dict.fromkeys(about))
     events.found(dataset, [*check.findings, *about])
-    _refuse_errors(request, dataset, [*check.errors, *(one for one in about if one.severity == "error")])
+    _refuse_errors(
+        request, dataset, [*check.errors, *(one for one in about if one.severity == "error")]
+    )
     for finding in about:
         warnings.warn(finding.message, DataWarning, stacklevel=2)
     training, validation = splits[number]
@@ -92,7 +103,15 @@ def begin(
         outputs=len(dataset.regions) or len(dataset.table.labels) + 1,
         machine=machine,
     )
-    _check_time(config, dataset, machine, request=request, checked_s=checked_s, began=began, cases=len(training))
+    _check_time(
+        config,
+        dataset,
+        machine,
+        request=request,
+        checked_s=checked_s,
+        began=began,
+        cases=len(training),
+    )
     events.planned(choices, config)
     write_json(run / "plan.json", as_json(choices, found))
     write_json(run / "splits.json", {"training": training, "validation": validation})
@@ -124,21 +143,28 @@ def _config(
     validation: Sequence[str],
     start: Checkpoint | None,
 ) -> Config:
-    content: dict[str, Any] = {"name": slug(dataset.name), "data": str(request.data), "hold_out": list(validation)}
+    content: dict[str, Any] = {
+        "name": slug(dataset.name),
+        "data": str(request.data),
+        "hold_out": list(validation),
+    }
     if request.finetune:
         content["start_from"] = str(start.folder if start else request.finetune)
     settings = as_settings(choices) | dict(fixed)
     return make_config(override(content, settings), str(request.config or request.data))
 
 
-# Splits ---------------------------------------------------------------------------------------------------------------
+# Splits
+# --------------------------------------------------------------------------------------------------
 
 
 def _holdings(dataset: Dataset, check: Check) -> dict[str, frozenset[str]]:
     """Case -> the structures of which it has voxels."""
     structures = structures_of(dataset)
     return {
-        facts.case: frozenset(name for name, values in structures.items() if facts.voxels.keys() & set(values))
+        facts.case: frozenset(
+            name for name, values in structures.items() if facts.voxels.keys() & set(values)
+        )
         for facts in check.facts
     }
 
@@ -147,13 +173,17 @@ def splits_of(request: Request, dataset: Dataset, holdings: Holdings | None = No
     """The training and validation cases of every fold. Raises `BadConfig`."""
     folds = folds_of(request, dataset)
     if folds < 2 and not dataset.splits:
-        raise BadConfig(f"{request.data}: one case cannot both train and validate; annotate a second one")
+        raise BadConfig(
+            f"{request.data}: one case cannot both train and validate; annotate a second one"
+        )
     return split_cases(dataset, folds, holdings=holdings)
 
 
 def folds_of(request: Request, dataset: Dataset) -> int:
     """Into how many parts the cases are split, at most one for each patient or case."""
-    groups = {("group", case.group) if case.group else ("case", case.name) for case in used_cases(dataset)}
+    groups = {
+        ("group", case.group) if case.group else ("case", case.name) for case in used_cases(dataset)
+    }
     folds = request.folds or (usual_folds(len(groups)) if request.fold is None else 5)
     return min(folds, len(groups))
 
@@ -162,30 +192,40 @@ def fold_number(request: Request, splits: Sequence[Split]) -> int:
     """Which of the folds validates. Raises `BadConfig` if there is no such one."""
     fold = request.fold or 0
     if not 0 <= fold < len(splits):
-        raise BadConfig(f"there is no fold {fold}; the cases are split into {len(splits)}, counted from 0")
+        raise BadConfig(
+            f"there is no fold {fold}; the cases are split into {len(splits)}, counted from 0"
+        )
     return fold
 
 
 def _about_split(dataset: Dataset, split: Split, holdings: Holdings) -> list[Finding]:
-    """Structures that one side of a split lacks: what is not trained with cannot be learnt, and what is not validated
-    with is not scored."""
+    """Structures that one side of a split lacks: what is not trained with cannot be learnt, and
+    what is not validated with is not scored."""
     training, validation = split
     names = list(structures_of(dataset))
     count = {name: sum(name in held for held in holdings.values()) for name in names}
     findings = []
     for name in lacking(names, training, holdings):
-        where = f"{count[name]} of {len(holdings)} cases have it, for validation" if count[name] else "no case has it"
+        where = (
+            f"{count[name]} of {len(holdings)} cases have it, for validation"
+            if count[name]
+            else "no case has it"
+        )
         message = f"no case to train from holds '{name}' ({where}), so it cannot be learnt"
         findings.append(Finding(case="", kind="split", severity="error", message=message))
     for name in lacking(names, validation, holdings):
         if count[name]:
             where = f"{count[name]} of {len(holdings)} cases have it, all to train from"
-            message = f"no case to validate with holds '{name}' ({where}), so no score says how well it is found"
+            message = (
+                f"no case to validate with holds '{name}' ({where}), so no score says how well it"
+                " is found"
+            )
             findings.append(Finding(case="", kind="split", severity="warning", message=message))
     return findings
 
 
-# Machine, time and model ----------------------------------------------------------------------------------------------
+# Machine, time and model
+# ----------------------------------------------------------------------------------------------
 
 
 def _machine(request: Request, processes: Processes) -> Machine:
@@ -212,8 +252,8 @@ def _check_time(
 ) -> None:
     """Raises `BadConfig` where the time is over before the network has seen its cases a few times.
 
-    What has passed since the command began is known, preparing takes about as long as checking did, and a step as long
-    as the plan has tried.
+    What has passed since the command began is known, preparing takes about as long as checking did,
+    and a step as long as the plan has tried.
     """
     settings = config.train
     batches = LEAST_PASSES * cases / settings.batch
@@ -225,9 +265,9 @@ def _check_time(
     if needed_s <= settings.time_s:
         return
     raise BadConfig(
-        f"{settings.time_s:.0f} seconds are too short to learn anything from {request.data}: reading, scoring and "
-        f"{LEAST_PASSES} passes over the {cases} cases take about {needed_s:.0f}; give --time "
-        f"{in_minutes(1.5 * needed_s)} or more"
+        f"{settings.time_s:.0f} seconds are too short to learn anything from {request.data}:"
+        f" reading, scoring and {LEAST_PASSES} passes over the {cases} cases take about"
+        f" {needed_s:.0f}; give --time {in_minutes(1.5 * needed_s)} or more"
     )
 
 
@@ -235,15 +275,23 @@ def _adopted(checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:
     """What a model to go on from decides: the network, and the grid and intensities it knows."""
     spec = checkpoint.spec
     if spec.recipe is not None:
-        raise BadModel(f"the model {spec.name} is nnU-Net's, which sees scans in another way than training does")
+        raise BadModel(
+            f"the model {spec.name} is nnU-Net's, which sees scans in another way than training"
+            " does"
+        )
     if spec.channels != len(dataset.channels):
         raise BadModel(
-            f"the model {spec.name} takes {spec.channels} channels and the data have {len(dataset.channels)}"
+            f"the model {spec.name} takes {spec.channels} channels and the data have"
+            f" {len(dataset.channels)}"
         )
     options = dict(spec.options)
     if spec.architecture in DEEP_SUPERVISION:
         options["deep_supervision"] = True
-    intensity = spec.intensity if isinstance(spec.intensity, str) else [one.model_dump() for one in spec.intensity]
+    intensity = (
+        spec.intensity
+        if isinstance(spec.intensity, str)
+        else [one.model_dump() for one in spec.intensity]
+    )
     return {
         "model.name": spec.architecture,
         "model.options": options,

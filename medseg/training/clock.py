@@ -1,4 +1,6 @@
-"""Where a run stands between 0 and 1, the learning rate there, and when it is time to save and to validate."""
+"""Where a run stands between 0 and 1, the learning rate there, and when it is time to save and to
+validate.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +14,28 @@ import torch
 
 from medseg.config import TrainConfig
 
-#: Seconds between two states, in a run that is given a time, and between two pictures of its curves.
+#: Seconds between two states, in a run that is given a time, and between two pictures of its
+#: curves.
 SAVE_EVERY_S = 60.0
 #: Into how many parts validation divides a run that is given a time.
 VALIDATIONS = 8
 
 
 class RunClock:
-    """Where a run stands between its beginning, 0, and its end, 1: by its steps, or by the time that is left.
+    """Where a run stands between its beginning, 0, and its end, 1: by its steps, or by the time
+    that is left.
 
-    With a time the position moves by the share of the remaining time that a step takes, so that the learning rate comes
-    down when the time is over, however the machine's speed changes.
+    With a time the position moves by the share of the remaining time that a step takes, so that the
+    learning rate comes down when the time is over, however the machine's speed changes.
     """
 
     def __init__(
-        self, *, settings: TrainConfig, facts: dict[str, Any], began: float, reserve: Callable[[], float]
+        self,
+        *,
+        settings: TrainConfig,
+        facts: dict[str, Any],
+        began: float,
+        reserve: Callable[[], float],
     ) -> None:
         """Where the facts say that a run stands; began, reserve: as `loop.train` has them."""
         self.settings, self.reserve, self.before = settings, reserve, float(facts["seconds"])
@@ -48,7 +57,8 @@ class RunClock:
         now = time.monotonic()
         taken, self.last = now - self.last - self.apart, now
         self.apart = 0.0
-        # The first step of a process also waits for files and memory; it counts until there are others.
+        # The first step of a process also waits for files and memory; it counts until there are
+        # others.
         self.pace = taken if done - self.first <= 2 else 0.9 * self.pace + 0.1 * taken
         if self.settings.steps is not None:
             return min(1.0, done / self.settings.steps)
@@ -86,24 +96,35 @@ class RunClock:
 
 
 def is_time_to_validate(settings: TrainConfig, done: int, *, before: float, after: float) -> bool:
-    """Whether a run validates now that it went from the share `before` to `after`, with `done` steps."""
+    """Whether a run validates now that it went from the share `before` to `after`, with `done`
+    steps.
+    """
     if settings.steps is not None:
         return done % settings.validate_every == 0 or after >= 1
     # At the end only where weights are chosen by it: all validation scans are scored then anyway.
-    return int(before * VALIDATIONS) < int(after * VALIDATIONS) < VALIDATIONS + (settings.keep == "best")
+    return (
+        int(before * VALIDATIONS)
+        < int(after * VALIDATIONS)
+        < VALIDATIONS + (settings.keep == "best")
+    )
 
 
 def learning_rate(step: int, position: float, settings: TrainConfig) -> float:
     """The learning rate as a share of the largest: warm-up, then as `schedule` says.
 
-    linear: constant, then a fall to zero over the last `decay` steps (of a run by time: over its last third). Until the
-    fall begins it does not depend on `steps`, so a run can be prolonged and still be one run.
+    linear: constant, then a fall to zero over the last `decay` steps (of a run by time: over its
+    last third). Until the fall begins it does not depend on `steps`, so a run can be prolonged and
+    still be one run.
     """
     warm = min(1.0, (step + 1) / settings.warmup)
     if settings.schedule == "poly":
         return warm * (1 - position) ** 0.9
     if settings.schedule == "cosine":
-        return warm * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * position, dtype=torch.float64))))
+        return (
+            warm
+            * 0.5
+            * (1 + float(torch.cos(torch.tensor(torch.pi * position, dtype=torch.float64))))
+        )
     if settings.steps is None:
         return min(warm, 3 * (1 - position))
     decay = min(settings.decay, max(1, settings.steps // 2))

@@ -1,4 +1,6 @@
-"""progress.png: how a training run went, drawn from its metrics.jsonl without a plotting library."""
+"""progress.png: how a training run went, drawn from its metrics.jsonl without a plotting
+library.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,34 @@ Color = tuple[int, int, int]
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 _WIDTH, _HEIGHT = 1280, 840
-_LEFT, _TOP, _RIGHT, _BOTTOM = 84, 62, 20, 44  # around each plot: numbers, title and legend, air, steps
+# Around each plot: numbers, title and legend, air, steps.
+_LEFT, _TOP, _RIGHT, _BOTTOM = (
+    84,
+    62,
+    20,
+    44,
+)
 _INK, _GREY, _GRID = (40, 40, 40), (120, 120, 120), (228, 228, 228)
 #: Okabe and Ito's colours, told apart also by those who see fewer.
-_COLORS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0), (90, 60, 160))
+_COLORS = (
+    (0, 114, 178),
+    (213, 94, 0),
+    (0, 158, 115),
+    (204, 121, 167),
+    (86, 180, 233),
+    (230, 159, 0),
+    (90, 60, 160),
+)
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
-    """Draw loss, Dice of training and validation, that of each structure, and learning rate as a PNG.
+    """Draw loss, Dice of training and validation, that of each structure, and learning rate as a
+    PNG.
 
-    metrics: lines of JSON objects with `step` and some of `loss`, `dice`, `lr`, `seconds_a_step`, `validation_dice` and
-    `validation` (structure to Dice); what is not such a line, or not a finite number, is left out. The picture is
-    written whole or not at all. Raises `OSError` if the metrics cannot be read, `BadOutput` if it cannot be written.
+    metrics: lines of JSON objects with `step` and some of `loss`, `dice`, `lr`, `seconds_a_step`,
+    `validation_dice` and `validation` (structure to Dice); what is not such a line, or not a finite
+    number, is left out. The picture is written whole or not at all. Raises `OSError` if the metrics
+    cannot be read, `BadOutput` if it cannot be written.
     """
     rows = _rows(metrics)
     scores = [(row["step"], _mapping(row.get("validation"))) for row in rows]
@@ -81,8 +99,12 @@ def _curve(points: Iterable[tuple[float, object]]) -> Curve:
     return finite[:, 0], finite[:, 1]
 
 
-def _panel(part: NDArray[np.uint8], title: str, curves: Mapping[str, Curve], last: float, is_dice: bool) -> None:
-    """One plot into its part of the picture: title, legend with the latest values, axes and curves."""
+def _panel(
+    part: NDArray[np.uint8], title: str, curves: Mapping[str, Curve], last: float, is_dice: bool
+) -> None:
+    """One plot into its part of the picture: title, legend with the latest values, axes and
+    curves.
+    """
     write_text(part, 10, column=_LEFT, text=title, color=_INK)
     _legend(part, curves, ".3f" if is_dice else ".3g")
     plot = part[_TOP:-_BOTTOM, _LEFT:-_RIGHT]
@@ -99,7 +121,9 @@ def _panel(part: NDArray[np.uint8], title: str, curves: Mapping[str, Curve], las
         row = round((high - tick) / (high - low) * (height - 1))
         plot[row] = _GRID
         text = f"{tick:.3g}"
-        write_text(part, _TOP + row - 7, column=_LEFT - 8 - letters(text).shape[1], text=text, color=_GREY)
+        write_text(
+            part, _TOP + row - 7, column=_LEFT - 8 - letters(text).shape[1], text=text, color=_GREY
+        )
     for tick in _ticks(0, last):
         column = round(tick / last * (width - 1))
         if column < width:
@@ -116,7 +140,12 @@ def _panel(part: NDArray[np.uint8], title: str, curves: Mapping[str, Curve], las
     for n, curve in enumerate(curves.values()):
         if len(curve[0]):
             steps, values = (_thinned(numbers) for numbers in curve)
-            _line(plot, steps / last * (width - 1), rows=(high - values) / (high - low) * (height - 1), color=_color(n))
+            _line(
+                plot,
+                steps / last * (width - 1),
+                rows=(high - values) / (high - low) * (height - 1),
+                color=_color(n),
+            )
 
 
 def _color(n: int) -> Color:
@@ -124,7 +153,9 @@ def _color(n: int) -> Color:
 
 
 def _legend(part: NDArray[np.uint8], curves: Mapping[str, Curve], digits: str) -> None:
-    """Names in the colours of their curves with their latest values, on one line; more structures are counted."""
+    """Names in the colours of their curves with their latest values, on one line; more structures
+    are counted.
+    """
     column = _LEFT
     for n, (name, curve) in enumerate(curves.items()):
         text = f"{name[:16]} {curve[1][-1]:{digits}}".strip() if len(curve[1]) else name[:16]
@@ -154,8 +185,12 @@ def _thinned(numbers: NDArray[np.float64], most: int = 500) -> NDArray[np.float6
 
 def _line(plot: NDArray[np.uint8], columns: NDArray, rows: NDArray, color: Color) -> None:
     """A line through points, two pixels wide with soft edges; few points are marked."""
-    lengths = np.maximum(1, np.ceil(2 * np.maximum(abs(np.diff(columns)), abs(np.diff(rows))))).astype(int)
-    at = np.concatenate([[0.0], np.repeat(np.arange(len(lengths)), lengths) + 1.0 - _countdown(lengths)])
+    lengths = np.maximum(
+        1, np.ceil(2 * np.maximum(abs(np.diff(columns)), abs(np.diff(rows))))
+    ).astype(int)
+    at = np.concatenate(
+        [[0.0], np.repeat(np.arange(len(lengths)), lengths) + 1.0 - _countdown(lengths)]
+    )
     along = np.arange(len(columns))
     x, y = np.interp(at, along, columns), np.interp(at, along, rows)
     _stamp(plot, x, y=y, radius=1.0, color=color)
@@ -164,7 +199,9 @@ def _line(plot: NDArray[np.uint8], columns: NDArray, rows: NDArray, color: Color
 
 
 def _countdown(lengths: NDArray[np.int64]) -> NDArray[np.float64]:
-    """For each of the parts of every length the share of it that is left: 2/3, 1/3, 0 for a length of 3."""
+    """For each of the parts of every length the share of it that is left: 2/3, 1/3, 0 for a length
+    of 3.
+    """
     total = int(lengths.sum())
     ends = np.repeat(np.cumsum(lengths), lengths)
     return (ends - 1 - np.arange(total)) / np.repeat(lengths, lengths)

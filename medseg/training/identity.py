@@ -1,7 +1,9 @@
-"""What a run was begun with, so that what goes on is the same run: labels, cases and their voxels, split, and model.
+"""What a run was begun with, so that what goes on is the same run: labels, cases and their voxels,
+split, and model.
 
-It is kept in data.json of the run folder. Voxels are known by hashes, and files that nobody has touched since are not
-read again. Runs of older versions have no data.json; of them is compared what their other files say.
+It is kept in data.json of the run folder. Voxels are known by hashes, and files that nobody has
+touched since are not read again. Runs of older versions have no data.json; of them is compared what
+their other files say.
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ Stamps: TypeAlias = tuple[tuple[int, int, int], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class CaseIdentity:
-    """A case: hashes of its images' and its labels' voxels, the structures it holds, and the stamps of its files.
+    """A case: hashes of its images' and its labels' voxels, the structures it holds, and the stamps
+    of its files.
 
-    labelled: the values annotated in it, if not all. Stamps are () where a file is a folder, which has none.
+    labelled: the values annotated in it, if not all. Stamps are () where a file is a folder, which
+    has none.
     """
 
     image: str
@@ -45,8 +49,9 @@ class CaseIdentity:
 class Identity:
     """What a run was begun with.
 
-    labels: (value, name), in the order of the network's outputs. folds, fold: how many parts, and which validates;
-    given: whether the data set itself gives the splits. start: the hash of the weights that the run began from.
+    labels: (value, name), in the order of the network's outputs. folds, fold: how many parts, and
+    which validates; given: whether the data set itself gives the splits. start: the hash of the
+    weights that the run began from.
     """
 
     channels: tuple[str, ...]
@@ -106,10 +111,14 @@ def _stamps(case: Case) -> Stamps:
     paths = [*case.images, *([case.label] if case.label else []), *(mask for _, mask in case.masks)]
     if any(path.is_dir() for path in paths):
         return ()
-    return tuple((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in (path.stat() for path in paths))
+    return tuple(
+        (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+        for stat in (path.stat() for path in paths)
+    )
 
 
-# On disk --------------------------------------------------------------------------------------------------------------
+# On disk
+# --------------------------------------------------------------------------------------------------
 
 
 def write_identity(run: Path, identity: Identity) -> None:
@@ -119,7 +128,9 @@ def write_identity(run: Path, identity: Identity) -> None:
 
 
 def read_identity(run: Path) -> Identity | None:
-    """What data.json of a run folder says; None where an older version began the run. Raises `BadConfig`."""
+    """What data.json of a run folder says; None where an older version began the run. Raises
+    `BadConfig`.
+    """
     path = run / NAME
     if not path.exists():
         return None
@@ -138,25 +149,38 @@ def _frozen(content: Mapping[str, Any]) -> dict[str, Any]:
     return {str(key): freeze(value) for key, value in content.items()}
 
 
-# Compared -------------------------------------------------------------------------------------------------------------
+# Compared
+# --------------------------------------------------------------------------------------------------
 
 
 def check_same_data(run: Path, dataset: Dataset, progress: Progress = silent) -> None:
-    """Raises `BadConfig` naming the first difference between a data set and what the run was begun with."""
+    """Raises `BadConfig` naming the first difference between a data set and what the run was begun
+    with.
+    """
     before = read_identity(run)
-    differences = _old_differences(run, dataset) if before is None else _differences(before, dataset, progress)
+    differences = (
+        _old_differences(run, dataset)
+        if before is None
+        else _differences(before, dataset, progress)
+    )
     for difference in differences:
         raise BadConfig(f"{run} {difference}; choose another -o")
 
 
 def _differences(before: Identity, dataset: Dataset, progress: Progress) -> Iterator[str]:
     if before.channels != dataset.channels:
-        yield f"was begun with {_list(before.channels)}, and the data now have {_list(dataset.channels)}"
+        yield (
+            f"was begun with {_list(before.channels)}, and the data now have"
+            f" {_list(dataset.channels)}"
+        )
     yield from _other_labels(before.labels, _labels(dataset.table))
     if before.regions != dataset.regions:
         yield "was begun with regions made of other labels than now"
     if before.ignore != dataset.ignore:
-        was, now = ("no label" if value is None else f"the label {value}" for value in (before.ignore, dataset.ignore))
+        was, now = (
+            "no label" if value is None else f"the label {value}"
+            for value in (before.ignore, dataset.ignore)
+        )
         yield f"was begun with {was} to ignore, and the data now have {now}"
     cases = {case.name: case for case in used_cases(dataset)}
     yield from _other_cases(list(before.cases), list(cases))
@@ -172,12 +196,15 @@ def _list(names: Sequence[str]) -> str:
     return ("the channel " if len(names) == 1 else "the channels ") + ", ".join(names)
 
 
-def _other_labels(before: Sequence[tuple[int, str]], now: Sequence[tuple[int, str]]) -> Iterator[str]:
+def _other_labels(
+    before: Sequence[tuple[int, str]], now: Sequence[tuple[int, str]]
+) -> Iterator[str]:
     if tuple(before) == tuple(now):
         return
     shown = [", ".join(f"{value} {name}" for value, name in labels[:8]) for labels in (before, now)]
     if shown[0] == shown[1]:  # the difference lies further on
-        shown = [", ".join(f"{value} {name}" for value, name in labels if (value, name) not in others)
+        shown = [", ".join(f"{value} {name}" for value, name in labels if (value,
+        name) not in others)
                  for labels, others in ((before, now), (now, before))]  # fmt: skip
     yield f"was begun with the labels {shown[0]}, and the data now have {shown[1]}"
 
@@ -202,23 +229,33 @@ def _other_voxels(before: CaseIdentity, dataset: Dataset, case: Case) -> Iterato
 
 
 def _old_differences(run: Path, dataset: Dataset) -> Iterator[str]:
-    """Of a run without data.json: its split names its cases, and its model, if it is there, labels and channels."""
+    """Of a run without data.json: its split names its cases, and its model, if it is there, labels
+    and channels.
+    """
     split = read_json(run / "splits.json")
     names = [name for side in split.values() for name in side]
     known = [case.name for case in used_cases(dataset)]
-    yield from _other_cases(names, [name for name in known if name in names] if dataset.splits else known)
+    yield from _other_cases(
+        names, [name for name in known if name in names] if dataset.splits else known
+    )
     table = run / "model" / "labels.csv"
     if table.exists():
         yield from _other_labels(_labels(LabelTable.read(table)), _labels(dataset.table))
 
 
 def check_same_split(
-    run: Path, dataset: Dataset, *, folds: int | None, fold: int | None, split_of: Callable[[int], Sequence[str]]
+    run: Path,
+    dataset: Dataset,
+    *,
+    folds: int | None,
+    fold: int | None,
+    split_of: Callable[[int], Sequence[str]],
 ) -> None:
-    """Raises `BadConfig` where the parts, the fold or the given splits are not those that the run was begun with.
+    """Raises `BadConfig` where the parts, the fold or the given splits are not those that the run
+    was begun with.
 
-    folds, fold: as they are asked for now, None where nobody asks. split_of: the names that a fold would hold out; only
-    asked of a run that does not say what it was begun with.
+    folds, fold: as they are asked for now, None where nobody asks. split_of: the names that a fold
+    would hold out; only asked of a run that does not say what it was begun with.
     """
     before = read_identity(run)
     held_out = set(read_json(run / "splits.json")["validation"])
@@ -240,7 +277,9 @@ def _other_split(
     fold: int | None,
     held_out: set[str],
 ) -> str:
-    """What a run was begun with that is different now, '' if nothing is; held_out: the names that validate."""
+    """What a run was begun with that is different now, '' if nothing is; held_out: the names that
+    validate.
+    """
     if before.given and not dataset.splits:
         return "with splits that the data set gave"
     if not before.given and dataset.splits:
@@ -263,7 +302,9 @@ def _may_hold_out(
     fold: int | None,
     split_of: Callable[[int], Sequence[str]],
 ) -> bool:
-    """Whether a run that does not say what it was begun with may be of the fold that is asked for."""
+    """Whether a run that does not say what it was begun with may be of the fold that is asked
+    for.
+    """
     is_same = (folds is None and fold is None) or set(split_of(fold or 0)) == held_out
     if dataset.splits:
         return any(held_out == set(validation) for _, validation in dataset.splits)
@@ -271,18 +312,24 @@ def _may_hold_out(
 
 
 def check_same_start(run: Path, start: str | None, *, has_state: bool) -> None:
-    """Raises `BadConfig` where a run would go on from other weights; start: their hash, None where none are named."""
+    """Raises `BadConfig` where a run would go on from other weights; start: their hash, None where
+    none are named.
+    """
     before = read_identity(run)
     if before is None or (start is None and has_state) or before.start == start:
         return
     if start is None:
-        raise BadConfig(f"{run} was begun with --finetune and has not begun to train; name the model again")
+        raise BadConfig(
+            f"{run} was begun with --finetune and has not begun to train; name the model again"
+        )
     what = "from no other model" if before.start is None else "from another model"
     raise BadConfig(f"{run} was begun {what}; choose another -o")
 
 
 def check_same_maps(run: Path, source: RenderedSource) -> None:
-    """Record label maps and labels that a run renders from, or raise `BadConfig` naming the first difference."""
+    """Record label maps and labels that a run renders from, or raise `BadConfig` naming the first
+    difference.
+    """
     before = read_identity(run)
     cases = {name: CaseIdentity(image="", labels=digest) for name, digest in source.digests.items()}
     now = Identity(channels=("rendered",), labels=_labels(source.table), cases=cases)
@@ -290,7 +337,10 @@ def check_same_maps(run: Path, source: RenderedSource) -> None:
         if not (run / "state.safetensors").exists():
             write_identity(run, now)
         return
-    differences = [*_other_labels(before.labels, now.labels), *_other_cases(list(before.cases), list(cases))]
+    differences = [
+        *_other_labels(before.labels, now.labels),
+        *_other_cases(list(before.cases), list(cases)),
+    ]
     if not differences:
         changed = [name for name, case in before.cases.items() if case.labels != cases[name].labels]
         differences = [f"was begun with other voxels in {name}" for name in changed]

@@ -1,5 +1,6 @@
-"""The training loop, read top to bottom. Every random number is a function of (seed, step, sample), so a run that was
-interrupted ends with the same weights, bit for bit on a CPU, as one that was not."""
+"""The training loop, read top to bottom. Every random number is a function of (seed, step, sample),
+so a run that was interrupted ends with the same weights, bit for bit on a CPU, as one that was not.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +30,14 @@ def train(
     progress: Report = lambda share, facts: None,
     track: Callable[[int, Mapping[str, float]], None] = lambda step, facts: None,
 ) -> Path:
-    """Train `config` in the folder `run`, going on from where it was left; returns the model folder `run/model`.
+    """Train `config` in the folder `run`, going on from where it was left; returns the model folder
+    `run/model`.
 
-    The folder holds config.yaml, metrics.jsonl, progress.png, state.safetensors (and the one before) and the model; and
-    data.json where the source is the config's own. began: when the command began (`time.monotonic`), and reserve: how
-    many seconds will be needed after the loop; both count where the config gives a time. processes: where they were
-    joined before. Raises `BadConfig` if the folder belongs to another config or other data, if another process trains
+    The folder holds config.yaml, metrics.jsonl, progress.png, state.safetensors (and the one
+    before) and the model; and data.json where the source is the config's own. began: when the
+    command began (`time.monotonic`), and reserve: how many seconds will be needed after the loop;
+    both count where the config gives a time. processes: where they were joined before. Raises
+    `BadConfig` if the folder belongs to another config or other data, if another process trains
     there, and if the time was over before the network had seen its cases a few times.
     """
     began = time.monotonic() if began is None else began
@@ -46,7 +49,12 @@ def train(
         processes.repeatable(config.train.deterministic),
     ):
         training = Run.begin(
-            config=config, folder=run, source=source, processes=processes, began=began, reserve=reserve
+            config=config,
+            folder=run,
+            source=source,
+            processes=processes,
+            began=began,
+            reserve=reserve,
         )
         while training.position < 1:
             batch = training.draw()

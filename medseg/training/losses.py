@@ -1,4 +1,6 @@
-"""Losses on logits (B, K, ...) and integer labels (B, ...); a label of -1 is not to be learnt from."""
+"""Losses on logits (B, K, ...) and integer labels (B, ...); a label of -1 is not to be learnt
+from.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,14 @@ IGNORE = -1
 
 
 class _DiceCrossEntropy(torch.autograd.Function):
-    """Both losses and their gradient from one softmax: a third of the memory traffic of composing them."""
+    """Both losses and their gradient from one softmax: a third of the memory traffic of composing
+    them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor, smooth: float, with_ignored: bool) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, smooth: float, with_ignored: bool
+    ) -> Tensor:
         b, k = logits.shape[:2]
         target = labels.reshape(b, 1, -1)
         log_p = logits.reshape(b, k, -1).float().log_softmax(1)
@@ -44,7 +50,8 @@ class _DiceCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grad_output: Tensor) -> tuple[Tensor, None, None, None]:
         p, target, overlap, total, counts, known = ctx.saved_tensors
         b, k, _ = p.shape
-        # d(loss)/dp is `everywhere` for each class, plus `at_truth` where the class is the true one.
+        # d(loss)/dp is `everywhere` for each class, plus `at_truth` where the class is the true
+        # one.
         everywhere = ((2 * overlap + ctx.smooth) / total**2 / (b * k))[..., None]
         at_truth = (-2 / total / (b * k)).gather(1, target[:, 0])[:, None] * p.gather(1, target)
         mean = (p * everywhere).sum(1, keepdim=True) + at_truth
@@ -55,11 +62,13 @@ class _DiceCrossEntropy(torch.autograd.Function):
         return (grad * grad_output[0]).to(ctx.like.dtype).reshape(ctx.like.shape), None, None, None
 
 
-def dice_cross_entropy(logits: Tensor, labels: Tensor, smooth: float = 1.0, with_ignored: bool = False) -> Tensor:
+def dice_cross_entropy(
+    logits: Tensor, labels: Tensor, smooth: float = 1.0, with_ignored: bool = False
+) -> Tensor:
     """Soft Dice (Milletari et al. 2016, over all classes and samples) plus cross-entropy, a scalar.
 
-    logits (B, K, ...), or folded cells as `unfolded` takes them; labels (B, ...) int64 in 0..K-1, and `IGNORE` only
-    with `with_ignored`. `smooth` in voxels keeps absent classes from dominating.
+    logits (B, K, ...), or folded cells as `unfolded` takes them; labels (B, ...) int64 in 0..K-1,
+    and `IGNORE` only with `with_ignored`. `smooth` in voxels keeps absent classes from dominating.
     """
     if fused_loss.can_fuse_loss(logits):
         return fused_loss.dice_cross_entropy(logits, labels, smooth)
@@ -75,7 +84,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, *, with_ignored: bool = False)
     return loss
 
 
-#: Name in a config -> loss(logits, labels, with_ignored=). A new one is a line here and a name in `TrainConfig.loss`.
+#: Name in a config -> loss(logits, labels, with_ignored=). A new one is a line here and a name in
+#: `TrainConfig.loss`.
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "dice_cross_entropy": dice_cross_entropy,
     "cross_entropy": cross_entropy,
@@ -87,10 +97,13 @@ def unfolded(logits: Tensor) -> Tensor:
     return logits.flatten(6, 7).flatten(4, 5).flatten(2, 3) if logits.ndim == 8 else logits
 
 
-def dice_binary_cross_entropy(logits: Tensor, targets: Tensor, counts: Tensor, smooth: float = 1.0) -> Tensor:
+def dice_binary_cross_entropy(
+    logits: Tensor, targets: Tensor, counts: Tensor, smooth: float = 1.0
+) -> Tensor:
     """Soft Dice plus binary cross-entropy of regions that may overlap, a scalar.
 
-    logits (B, R, ...); targets (B, R, ...) 0 or 1; counts (B, 1, ...) 1 where the voxel is to be learnt from, else 0.
+    logits (B, R, ...); targets (B, R, ...) 0 or 1; counts (B, 1, ...) 1 where the voxel is to be
+    learnt from, else 0.
     """
     logits = unfolded(logits).float()
     entropy = (F.binary_cross_entropy_with_logits(logits, targets, reduction="none") * counts).sum()
@@ -104,8 +117,8 @@ def dice_binary_cross_entropy(logits: Tensor, targets: Tensor, counts: Tensor, s
 def as_background(logits: Tensor, unlabelled: Tensor) -> Tensor:
     """Logits in which classes that a sample's labels do not tell from background are background.
 
-    For partially labelled data (marginal loss, Shi et al. 2021, arXiv:2007.03868). logits (B, K, ...), unlabelled
-    (B, K) bool, never true for class 0.
+    For partially labelled data (marginal loss, Shi et al. 2021, arXiv:2007.03868). logits (B, K,
+    ...), unlabelled (B, K) bool, never true for class 0.
     """
     logits = unfolded(logits)
     hidden = unlabelled.reshape(*unlabelled.shape, *[1] * (logits.ndim - 2))
@@ -118,11 +131,15 @@ def as_background(logits: Tensor, unlabelled: Tensor) -> Tensor:
 
 
 def deep_supervision(
-    outputs: Tensor | Sequence[Tensor], labels: Tensor, loss_of: Callable[[Tensor, Tensor], Tensor] = dice_cross_entropy
+    outputs: Tensor | Sequence[Tensor],
+    labels: Tensor,
+    loss_of: Callable[[Tensor, Tensor], Tensor] = dice_cross_entropy,
 ) -> Tensor:
-    """`loss_of` every output, each half the size of the one before, weighted 1, 1/2, 1/4 ... and summed.
+    """`loss_of` every output, each half the size of the one before, weighted 1, 1/2, 1/4 ... and
+    summed.
 
-    labels (B, D, H, W) at the finest size; coarser ones are taken at every second voxel (Lee et al. 2015).
+    labels (B, D, H, W) at the finest size; coarser ones are taken at every second voxel (Lee et al.
+    2015).
     """
     if isinstance(outputs, Tensor):
         return loss_of(outputs, labels)
@@ -130,7 +147,9 @@ def deep_supervision(
     loss = torch.zeros((), device=labels.device)
     for weight, logits in zip(weights, outputs, strict=True):
         folded = logits.ndim == 8  # such are the finest
-        step = [1 if folded else full // size for full, size in zip(labels.shape[1:], logits.shape[2:])]
+        step = [
+            1 if folded else full // size for full, size in zip(labels.shape[1:], logits.shape[2:])
+        ]
         coarse = labels[:, :: step[0], :: step[1], :: step[2]]
         loss = loss + weight / sum(weights) * loss_of(logits, coarse)
     return loss
@@ -147,8 +166,9 @@ def segmentation_loss(
 ) -> Tensor:
     """The loss of a training step, with deep supervision; `name`: of `LOSSES`, for classes.
 
-    labels (B, D, H, W) int64: classes 0..K-1, or `IGNORE` where `with_ignored`. unlabelled (B, K): see `as_background`.
-    membership (classes, R) of 0 and 1: which class lies in which region, where the outputs are R overlapping regions.
+    labels (B, D, H, W) int64: classes 0..K-1, or `IGNORE` where `with_ignored`. unlabelled (B, K):
+    see `as_background`. membership (classes, R) of 0 and 1: which class lies in which region, where
+    the outputs are R overlapping regions.
     """
 
     def of_classes(logits: Tensor, target: Tensor) -> Tensor:
@@ -168,7 +188,8 @@ def segmentation_loss(
 
 @torch.no_grad()
 def hard_dice(logits: Tensor, labels: Tensor) -> float:
-    """Mean Dice of the most likely classes over the structures present in `labels` (B, X, Y, Z), background left out.
+    """Mean Dice of the most likely classes over the structures present in `labels` (B, X, Y, Z),
+    background left out.
 
     Voxels of a negative label do not count. 1 where no structure is present.
     """
@@ -178,7 +199,9 @@ def hard_dice(logits: Tensor, labels: Tensor) -> float:
         classes, known = logits.shape[1], labels >= 0
         most_likely, truth = unfolded(logits).argmax(1)[known], labels[known]
         both = torch.bincount(truth[most_likely == truth], minlength=classes)
-        present, found = (torch.bincount(values, minlength=classes) for values in (truth, most_likely))
+        present, found = (
+            torch.bincount(values, minlength=classes) for values in (truth, most_likely)
+        )
     total = found + present
     if not (present[1:] > 0).any():
         return 1.0

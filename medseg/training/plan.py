@@ -1,39 +1,37 @@
 """From a data set, a machine and a time to the settings of a training run, each with its reason.
 
-The rules start from nnU-Net's (Isensee et al. 2021, Nature Methods 18:203): spacing from medians, intensities from
-what the channel is, patch and depth from shapes. Beyond that they ask how fast this machine trains, by trying, and
-choose the network and the patch so that the time is enough for thousands of patches.
+The rules start from nnU-Net's (Isensee et al. 2021, Nature Methods 18:203): spacing from medians,
+intensities from what the channel is, patch and depth from shapes. Beyond that they ask how fast
+this machine trains, by trying, and choose the network and the patch so that the time is enough for
+thousands of patches.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
-from torch.autograd.graph import saved_tensors_hooks
 
 from medseg.config import Config
 from medseg.dataset import Check, Dataset
-from medseg.errors import BadConfig, BadFile, NotEnoughMemory
+from medseg.errors import BadConfig, BadFile
 from medseg.labels import is_lateral
 from medseg.networks import TRAINING, build_model, patch_multiples, small
-from medseg.training.processes import innermost_channels
+from medseg.training.capacity import Machine, seconds_a_voxel
 
 #: Patches that a run should see at least; fewer and it is better to make each of them cheaper.
 ENOUGH_PATCHES = 2500
 #: Largest patch, in voxels.
 LARGEST_PATCH = {"cpu": 96**3, "cuda": 160**3}
-#: How many times cheaper a voxel is for a U-Net that works at half the resolution inside (measured: 0.135 s a patch of
-#: 40x56x40 against 0.052).
+#: How many times cheaper a voxel is for a U-Net that works at half the resolution inside (measured:
+#: 0.135 s a patch of 40x56x40 against 0.052).
 HALVED_GAIN = 2.6
-#: Scans are not prepared finer than so many patches for the median one; more is detail that this time cannot learn.
+#: Scans are not prepared finer than so many patches for the median one; more is detail that this
+#: time cannot learn.
 PATCHES_A_SCAN = {"cpu": 27, "cuda": 125}
 #: How long to train, in seconds, if nobody says.
 DEFAULT_TIME_S = {"cpu": 3600.0, "cuda": 8 * 3600.0}
@@ -52,8 +50,9 @@ class Choice:
 class Fingerprint:
     """What planning needs to know of the cases; axes run along (R, A, S) as each scan is turned.
 
-    shapes in voxels, spacings in mm: one per case. intensities: per channel the 0.5 and 99.5 percentiles, mean and
-    standard deviation of voxels inside structures. zeros: the share of cases of which a quarter or more is exactly 0.
+    shapes in voxels, spacings in mm: one per case. intensities: per channel the 0.5 and 99.5
+    percentiles, mean and standard deviation of voxels inside structures. zeros: the share of cases
+    of which a quarter or more is exactly 0.
     """
 
     cases: int
@@ -71,38 +70,44 @@ class Fingerprint:
             "smallest_shape": shapes.min(0).tolist(),
             "largest_shape": shapes.max(0).tolist(),
             "median_spacing_mm": np.median(spacings, 0).round(4).tolist(),
-            "spacing_range_mm": [spacings.min(0).round(4).tolist(), spacings.max(0).round(4).tolist()],
+            "spacing_range_mm": [
+                spacings.min(0).round(4).tolist(),
+                spacings.max(0).round(4).tolist(),
+            ],
             "intensities": list(self.intensities),
             "zeros": round(self.zeros, 4),
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """Where training will run: the kind of device, its memory that may be used, and processes that share a step."""
-
-    device: str
-    memory_bytes: int
-    processes: int = 1
-
-
 def fingerprint(check: Check, names: Sequence[str]) -> Fingerprint:
-    """Of the named cases, from what `check_dataset` measured in each. Raises `BadFile` if it could read none."""
+    """Of the named cases, from what `check_dataset` measured in each. Raises `BadFile` if it could
+    read none.
+    """
     wanted = set(names)
     facts = [one for one in check.facts if one.case in wanted]
     if not facts:
         raise BadFile("none of the cases to train from can be read; medseg check says why")
     intensities = []
     for channel in range(len(facts[0].channels)):
-        values = np.concatenate([one.channels[channel].foreground for one in facts]).astype(np.float64)
+        values = np.concatenate([one.channels[channel].foreground for one in facts]).astype(
+            np.float64
+        )
         if not len(values):
             values = np.array([one.channels[channel].mean for one in facts])
         low, high = np.percentile(values, (0.5, 99.5))
-        spread = {"low": float(low), "high": float(high), "mean": float(values.mean()), "sd": float(values.std())}
+        spread = {
+            "low": float(low),
+            "high": float(high),
+            "mean": float(values.mean()),
+            "sd": float(values.std()),
+        }
         intensities.append(spread)
     # A quarter of the voxels is exactly 0 where the lowest quartile is the lowest value and 0.
     dark = [one.channels[0].percentiles[2] == one.channels[0].minimum == 0 for one in facts]
-    turned = [(_along_ras(one.shape, one.orientation), _along_ras(one.spacing_mm, one.orientation)) for one in facts]
+    turned = [
+        (_along_ras(one.shape, one.orientation), _along_ras(one.spacing_mm, one.orientation))
+        for one in facts
+    ]
     shapes, spacings = zip(*turned)
     return Fingerprint(
         cases=len(facts),
@@ -116,7 +121,8 @@ def fingerprint(check: Check, names: Sequence[str]) -> Fingerprint:
 def _along_ras(numbers: Sequence[Any], orientation: str) -> tuple[Any, Any, Any]:
     """One number of each voxel axis, in the order of the axes nearest to R, A and S."""
     x, y, z = (
-        numbers[next(n for n, letter in enumerate(orientation) if letter in pair)] for pair in ("RL", "AP", "SI")
+        numbers[next(n for n, letter in enumerate(orientation) if letter in pair)]
+        for pair in ("RL", "AP", "SI")
     )
     return x, y, z
 
@@ -132,36 +138,47 @@ def make_plan(
 ) -> list[Choice]:
     """Every setting of a run that depends on data and machine.
 
-    fixed: dotted settings that a person made. judged: whether a validation scan holds any structure, so that scores in
-    between can choose the weights.
+    fixed: dotted settings that a person made. judged: whether a validation scan holds any
+    structure, so that scores in between can choose the weights.
     """
     if architecture not in TRAINING:
-        raise BadConfig(f"there is no architecture '{architecture}'; medseg has {', '.join(sorted(TRAINING))}")
+        raise BadConfig(
+            f"there is no architecture '{architecture}'; medseg has {', '.join(sorted(TRAINING))}"
+        )
     plan = _Plan(dict(fixed or {}))
     time_s = _duration(plan, machine)
     sizes = ("model.patch", "model.options", "model.spacing_mm", "train.steps")
     known = all(key in plan.fixed for key in sizes)  # then nothing hangs on the speed
-    seconds_a_voxel = 1e-6 if known else _seconds_a_voxel(machine, len(dataset.channels))
+    speed = 1e-6 if known else seconds_a_voxel(machine, len(dataset.channels))
     timed = plan.get("train.steps") is None
-    affordable = 0.75 * time_s / (ENOUGH_PATCHES * seconds_a_voxel) if timed else np.inf
+    affordable = 0.75 * time_s / (ENOUGH_PATCHES * speed) if timed else np.inf
     most = int(min(LARGEST_PATCH[machine.device], max(affordable, 32**3)))
     spacing = _choose_grid(plan, dataset, found, most=PATCHES_A_SCAN[machine.device] * most)
-    plan.choose("model.name", architecture, "as asked" if architecture != "unet" else "the usual one")
+    plan.choose(
+        "model.name", architecture, "as asked" if architecture != "unet" else "the usual one"
+    )
     shapes = np.array(found.shapes) * np.array(found.spacings_mm) / spacing
-    _choose_network(plan, machine, architecture=architecture, shapes=shapes, spacing=spacing, most=most)
+    _choose_network(
+        plan, machine, architecture=architecture, shapes=shapes, spacing=spacing, most=most
+    )
     steps = _choose_steps(
-        plan, machine, architecture=architecture, seconds_a_patch=seconds_a_voxel * int(np.prod(plan["model.patch"])),
+        plan, machine, architecture=architecture,
+        seconds_a_patch=speed * int(np.prod(plan["model.patch"])),
         time_s=time_s,
     )  # fmt: skip
     _choose_validation(plan, shape=np.median(shapes, 0), judged=judged)
-    plan.choose("train.log_every", int(np.clip(steps / 200, 1, 100)), "about 200 points on the curves")
+    plan.choose(
+        "train.log_every", int(np.clip(steps / 200, 1, 100)), "about 200 points on the curves"
+    )
     _choose_augmentation(plan, dataset, passes=steps * plan["train.batch"] / max(1, found.cases))
     plan.choose("cleanup", "auto", "chosen on the validation scans")
     return plan.choices
 
 
 def _choose_grid(plan: _Plan, dataset: Dataset, found: Fingerprint, *, most: float) -> NDArray:
-    """Spacing, axes and intensities; returns the spacing in mm. most: voxels of the median scan, at most."""
+    """Spacing, axes and intensities; returns the spacing in mm. most: voxels of the median scan, at
+    most.
+    """
     spacing, reason = _spacing(np.array(found.spacings_mm), np.array(found.shapes))
     coarser, why = _coarsened(spacing, found, most)
     plan.choose("model.spacing_mm", _rounded(coarser), why or reason)
@@ -172,13 +189,26 @@ def _choose_grid(plan: _Plan, dataset: Dataset, found: Fingerprint, *, most: flo
 
 
 def _choose_network(
-    plan: _Plan, machine: Machine, *, architecture: str, shapes: NDArray, spacing: NDArray, most: int
+    plan: _Plan,
+    machine: Machine,
+    *,
+    architecture: str,
+    shapes: NDArray,
+    spacing: NDArray,
+    most: int,
 ) -> None:
-    """Patch and size of the network, and how it is trained. shapes (cases, 3) in voxels of the spacing."""
+    """Patch and size of the network, and how it is trained. shapes (cases, 3) in voxels of the
+    spacing.
+    """
     shape = np.median(shapes, 0)
     pooling = _pooling(np.minimum(shape, 128), spacing)
-    # Where whole scans, or the largest patches, would be seen too seldom, half the resolution inside is cheaper.
-    halved = machine.device == "cpu" and architecture == "unet" and most < min(shape.prod(), LARGEST_PATCH["cpu"])
+    # Where whole scans, or the largest patches, would be seen too seldom, half the resolution
+    # inside is cheaper.
+    halved = (
+        machine.device == "cpu"
+        and architecture == "unet"
+        and most < min(shape.prod(), LARGEST_PATCH["cpu"])
+    )
     room = min(int(HALVED_GAIN * most), LARGEST_PATCH["cpu"]) if halved else most
     multiple = _multiples(architecture, plan.get("model.options"), pooling)
     only = (plan.get("model.options") or {}).get("patch")  # a UNETR has one size
@@ -188,20 +218,32 @@ def _choose_network(
         else _patch(shapes, spacing, most=room, multiple=multiple)
     )
     plan.choose("model.patch", *patch)
-    options = _options(architecture, tuple(plan["model.patch"]), spacing=spacing, device=machine.device, halved=halved)
+    options = _options(
+        architecture,
+        tuple(plan["model.patch"]),
+        spacing=spacing,
+        device=machine.device,
+        halved=halved,
+    )
     plan.choose("model.options", *options)
     for key in ("optimizer", "learning_rate", "weight_decay"):
         plan.choose(f"train.{key}", TRAINING[architecture][key], f"usual for {architecture}")
     plan.choose("train.schedule", "poly", "the rate falls all along, so that it ends with the time")
 
 
-def _choose_steps(plan: _Plan, machine: Machine, *, architecture: str, seconds_a_patch: float, time_s: float) -> float:
+def _choose_steps(
+    plan: _Plan, machine: Machine, *, architecture: str, seconds_a_patch: float, time_s: float
+) -> float:
     """Batch, warm-up and averaging; returns about how many steps there will be."""
     voxels = int(np.prod(plan["model.patch"]))
     batch = 2 if machine.device == "cpu" else max(2, min(16, round(4 * 128**3 / voxels)))
     batch = -(-batch // machine.processes) * machine.processes
-    plan.choose("train.batch", batch, "small steps, many of them" if batch == 2 else "fills the device")
-    steps: float = plan.get("train.steps") or 0.75 * time_s / (seconds_a_patch * plan["train.batch"])
+    plan.choose(
+        "train.batch", batch, "small steps, many of them" if batch == 2 else "fills the device"
+    )
+    steps: float = plan.get("train.steps") or 0.75 * time_s / (
+        seconds_a_patch * plan["train.batch"]
+    )
     warmup = max(1, min(TRAINING[architecture]["warmup"], round(steps / 20)))
     plan.choose("train.warmup", warmup, f"usual for {architecture}, at most a twentieth of the run")
     ema = round(1 - min(0.01, max(0.001, 10 / max(steps, 1))), 4)
@@ -210,14 +252,22 @@ def _choose_steps(plan: _Plan, machine: Machine, *, architecture: str, seconds_a
 
 
 def _choose_validation(plan: _Plan, *, shape: NDArray, judged: bool) -> None:
-    """How many scans are looked at in between, and what their scores choose. shape: of the median scan, in voxels."""
+    """How many scans are looked at in between, and what their scores choose. shape: of the median
+    scan, in voxels.
+    """
     looked_at = int(np.clip(40 * 64**3 / max(shape.prod(), 1), 2, 16))
-    plan.choose("train.validate_samples", looked_at, "scans looked at in between; few where they are large")
+    plan.choose(
+        "train.validate_samples", looked_at, "scans looked at in between; few where they are large"
+    )
     if judged:
         why = "the weights that did best on these; long runs on few cases learn them by heart"
         plan.choose("train.keep", "best", why)
     else:
-        plan.choose("train.keep", "last", "no validation scan holds a structure, so no score can choose the weights")
+        plan.choose(
+            "train.keep",
+            "last",
+            "no validation scan holds a structure, so no score can choose the weights",
+        )
 
 
 def _choose_augmentation(plan: _Plan, dataset: Dataset, *, passes: float) -> None:
@@ -230,12 +280,16 @@ def _choose_augmentation(plan: _Plan, dataset: Dataset, *, passes: float) -> Non
 
 def seconds_a_step(config: Config, channels: int, machine: Machine) -> float:
     """How long a step of a planned run takes on this machine, by what planning has tried."""
-    return _seconds_a_voxel(machine, channels) * int(np.prod(config.model.patch)) * config.train.batch
+    return (
+        seconds_a_voxel(machine, channels) * int(np.prod(config.model.patch)) * config.train.batch
+    )
 
 
-#: Passes over the cases beyond which patches vary as much as they can: before, a network has not learnt them by heart.
+#: Passes over the cases beyond which patches vary as much as they can: before, a network has not
+#: learnt them by heart.
 MANY_PASSES = 100
-#: Where it departs from `AugmentConfig`: shapes vary in most patches, in long runs more so and in more ways.
+#: Where it departs from `AugmentConfig`: shapes vary in most patches, in long runs more so and in
+#: more ways.
 _AUGMENTATION = {
     "rotation_share": 0.5,
     "rotation_degrees": (20.0, 20.0, 20.0),
@@ -276,12 +330,16 @@ class _Plan:
 def _duration(plan: _Plan, machine: Machine) -> float:
     if plan.get("train.steps") is not None:
         return float(plan.get("train.time_s") or DEFAULT_TIME_S[machine.device])
-    plan.choose("train.time_s", DEFAULT_TIME_S[machine.device], "nobody said how long; --time says so")
+    plan.choose(
+        "train.time_s", DEFAULT_TIME_S[machine.device], "nobody said how long; --time says so"
+    )
     return float(plan["train.time_s"])
 
 
 def _spacing(spacings: NDArray, shapes: NDArray) -> tuple[NDArray, str]:
-    """nnU-Net's target spacing: medians, and the 10th percentile along an axis that is far coarser than the others."""
+    """nnU-Net's target spacing: medians, and the 10th percentile along an axis that is far coarser
+    than the others.
+    """
     target = np.median(spacings, 0)
     worst = int(target.argmax())
     others = [axis for axis in range(3) if axis != worst]
@@ -296,7 +354,9 @@ def _spacing(spacings: NDArray, shapes: NDArray) -> tuple[NDArray, str]:
 
 
 def _coarsened(spacing: NDArray, found: Fingerprint, most_voxels: float) -> tuple[NDArray, str]:
-    """The spacing, coarser if the median scan has more voxels than the time allows to learn from."""
+    """The spacing, coarser if the median scan has more voxels than the time allows to learn
+    from.
+    """
     extents = np.array(found.shapes) * np.array(found.spacings_mm)
     extent = np.median(extents, 0)
     if (extent / spacing).prod() <= most_voxels:
@@ -306,7 +366,10 @@ def _coarsened(spacing: NDArray, found: Fingerprint, most_voxels: float) -> tupl
         middle = (low + high) / 2
         too_fine = (extent / np.maximum(spacing, middle)).prod() > most_voxels
         low, high = (middle, high) if too_fine else (low, middle)
-    return np.maximum(spacing, high), "coarser than the scans: at their own spacing this time would show too little"
+    return (
+        np.maximum(spacing, high),
+        "coarser than the scans: at their own spacing this time would show too little",
+    )
 
 
 def _rounded(spacing: NDArray) -> list[float]:
@@ -317,22 +380,31 @@ def _intensity(dataset: Dataset, found: Fingerprint) -> tuple[list[dict[str, Any
     schemes: list[dict[str, Any]] = []
     for name, facts in zip(dataset.channels, found.intensities):
         if name.strip().lower() in ("ct", "cbct", "hu"):
-            schemes.append({"scheme": "ct"} | {key: float(f"{value:.6g}") for key, value in facts.items()})
+            schemes.append(
+                {"scheme": "ct"} | {key: float(f"{value:.6g}") for key, value in facts.items()}
+            )
         else:
             schemes.append({"scheme": "zscore", "nonzero": found.zeros > 0.5})
     kinds = {scheme["scheme"] for scheme in schemes}
     if kinds == {"ct"}:
-        return schemes, "CT numbers mean the same in all scans: clipped and scaled by what structures have"
+        return (
+            schemes,
+            "CT numbers mean the same in all scans: clipped and scaled by what structures have",
+        )
     around = "; zeros around the anatomy do not count" if found.zeros > 0.5 else ""
     return schemes, f"scales differ between scans: each by its own mean and spread{around}"
 
 
 def _pooling(shape: NDArray, spacing: NDArray) -> list[tuple[int, int, int]]:
-    """Strides of each level but the first: halve the finest axes, until 4 to 7 voxels are left along each."""
+    """Strides of each level but the first: halve the finest axes, until 4 to 7 voxels are left
+    along each.
+    """
     strides: list[tuple[int, int, int]] = []
     size, step = shape.astype(float), spacing.astype(float)
     while len(strides) < 5:
-        halve = (size >= 8) & (step < 2 * step[size >= 8].min() - 1e-6 if (size >= 8).any() else False)
+        halve = (size >= 8) & (
+            step < 2 * step[size >= 8].min() - 1e-6 if (size >= 8).any() else False
+        )
         if not halve.any():
             break
         x, y, z = (2 if one else 1 for one in halve)
@@ -352,14 +424,19 @@ def _multiples(
     return np.array(patch_multiples(network))
 
 
-def _patch(shapes: NDArray, spacing: NDArray, most: int, multiple: NDArray) -> tuple[list[int], str]:
-    """As large as nine of ten scans or as the median scan, or what fits into `most` voxels, with equal edges in mm.
+def _patch(
+    shapes: NDArray, spacing: NDArray, most: int, multiple: NDArray
+) -> tuple[list[int], str]:
+    """As large as nine of ten scans or as the median scan, or what fits into `most` voxels, with
+    equal edges in mm.
 
     shapes (cases, 3). A network that sees a whole scan also sees where in it it is.
     """
-    most_scans = np.quantile(shapes, 0.9, axis=0, method="lower")  # a size that is there, not one towards a huge scan
+    # A size that is there, not one towards a huge scan.
+    most_scans = np.quantile(shapes, 0.9, axis=0, method="lower")
     for size, words in (
-        (most_scans, "as large as nine of ten scans"), (np.median(shapes, 0), "as large as the median scan")
+        (most_scans, "as large as nine of ten scans"), (np.median(shapes, 0),
+        "as large as the median scan")
     ):  # fmt: skip
         whole = np.maximum(1, np.ceil(size / multiple - 0.25)) * multiple
         if whole.prod() <= most:
@@ -367,14 +444,19 @@ def _patch(shapes: NDArray, spacing: NDArray, most: int, multiple: NDArray) -> t
     low, high = 0.0, float((whole * spacing).max())
     for _ in range(40):
         edge = (low + high) / 2
-        fits = np.minimum(np.maximum(1, np.round(edge / spacing / multiple)) * multiple, whole).prod() <= most
+        fits = (
+            np.minimum(np.maximum(1, np.round(edge / spacing / multiple)) * multiple, whole).prod()
+            <= most
+        )
         low, high = (edge, high) if fits else (low, edge)
     cut = np.minimum(np.maximum(1, np.round(low / spacing / multiple)) * multiple, whole)
     return _more_than_one_cell(cut, multiple), "what this machine can go through thousands of times"
 
 
 def _more_than_one_cell(sizes: NDArray, multiple: NDArray) -> list[int]:
-    """Sizes of which one is increased where the coarsest level would be a single voxel, which has no spread to norm."""
+    """Sizes of which one is increased where the coarsest level would be a single voxel, which has
+    no spread to norm.
+    """
     if multiple.max() > 1 and (sizes == multiple).all():
         sizes = sizes + np.where(np.arange(3) == int(sizes.argmax()), multiple, 0)
     return [int(n) for n in sizes]
@@ -398,12 +480,22 @@ def _options(
         options["encoder_blocks"] = [1, 2, 3, 4, 6, 6][: len(options["features"])]
         options["decoder_blocks"] = [1] * (len(options["features"]) - 1)
     if halved:
-        return options, "works at half the resolution and predicts 2x2x2 voxels at a time: cheap enough for the time"
-    return options, "halves while there are 8 voxels; " + ("32 features for a GPU" if base == 32 else "16 for a CPU")
+        return (
+            options,
+            (
+                "works at half the resolution and predicts 2x2x2 voxels at a time: cheap enough for"
+                " the time"
+            ),
+        )
+    return options, "halves while there are 8 voxels; " + (
+        "32 features for a GPU" if base == 32 else "16 for a CPU"
+    )
 
 
 def _uneven_steps(pooling: Sequence[tuple[int, ...]], spacing: NDArray) -> dict[str, Any]:
-    """Strides and kernels of a network that does not halve all axes alike: flat while an axis is twice as coarse."""
+    """Strides and kernels of a network that does not halve all axes alike: flat while an axis is
+    twice as coarse.
+    """
     steps = np.cumprod([(1, 1, 1), *pooling], 0) * spacing
     kernels = [np.where(row < 2 * row.min(), 3, 1).tolist() for row in steps]
     return {"strides": [[1, 1, 1], *map(list, pooling)], "kernels": kernels}
@@ -412,123 +504,16 @@ def _uneven_steps(pooling: Sequence[tuple[int, ...]], spacing: NDArray) -> dict[
 def _mirror(dataset: Dataset) -> tuple[list[int], str]:
     """Left-right mirroring, unless a structure of one side lacks its partner."""
     pairs = dataset.table.mirror_pairs()
-    alone = [label.name for label in dataset.table.labels if is_lateral(label.name) and label.value not in pairs]
+    alone = [
+        label.name
+        for label in dataset.table.labels
+        if is_lateral(label.name) and label.value not in pairs
+    ]
     if alone:
         return [], f"not mirrored: '{alone[0]}' has a side and no partner"
     if pairs:
         return [0], "left and right structures change places"
     return [0], "bodies are alike on both sides, and along no other axis"
-
-
-@cache
-def _seconds_a_voxel(machine: Machine, channels: int) -> float:
-    """How long a voxel of a patch takes in training with the plain U-Net of this machine, by trying.
-
-    On a CPU one thread's own time is measured, in the faster arithmetic, and shared out over the threads, at 80 % of
-    what they could do: whatever else the machine does at the moment then does not change the plan.
-    """
-    device, threads = torch.device(machine.device), torch.get_num_threads()
-    on_gpu = machine.device == "cuda"
-    base, edge = (32, 96) if on_gpu else (16, 32)
-    network = build_model("unet", channels, 3, features=[base, 2 * base, 4 * base, 8 * base]).to(device)
-    network = innermost_channels(network, device).train()
-    # Two patches, as in training: one alone takes oneDNN twice as long a patch.
-    x = torch.rand(2, channels, edge, edge, edge, device=device)
-    clock = time.perf_counter if on_gpu else time.thread_time
-
-    def seconds(half: bool) -> float:
-        images = x.to(memory_format=torch.channels_last_3d) if half else x
-        times = []
-        for _ in range(4):
-            begun = clock()
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                out = network(images)
-            out.float().square().mean().backward()
-            if on_gpu:
-                torch.cuda.synchronize()
-            times.append(clock() - begun)
-        return min(times[1:])
-
-    if on_gpu:
-        return seconds(True) / (2 * edge**3) / machine.processes
-    torch.set_num_threads(1)
-    try:
-        arithmetics = (False, True) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (False,)
-        fastest = min(seconds(half) for half in arithmetics)
-    finally:
-        torch.set_num_threads(threads)
-    shared = 1.0 if threads == 1 else 0.8 * min(threads, 16)
-    return fastest / (2 * edge**3) / shared / machine.processes
-
-
-def check_memory(config: Config, channels: int, outputs: int, machine: Machine) -> int:
-    """The bytes training will need; `NotEnoughMemory` if that is more than there is, saying what would fit."""
-    network = (config.model.name, config.model.options, channels, outputs)
-    patch, batch = list(config.model.patch), config.train.batch
-    needed = training_bytes(*network, patch, batch // machine.processes, machine.device)
-    if needed <= machine.memory_bytes:
-        return needed
-    with torch.device("meta"):
-        multiple = patch_multiples(build_model(network[0], channels, outputs, **network[1]))
-    fits = ""
-    while not fits and (batch > machine.processes or max(n // m for n, m in zip(patch, multiple)) > 2):
-        if batch > machine.processes:
-            batch = max(machine.processes, batch // 2 // machine.processes * machine.processes)
-        else:
-            axis = max(range(3), key=lambda axis: patch[axis] / multiple[axis])
-            patch[axis] = max(multiple[axis], int(0.8 * patch[axis]) // multiple[axis] * multiple[axis])
-        if training_bytes(*network, patch, batch // machine.processes, machine.device) <= machine.memory_bytes:
-            fits = f"; --set train.batch={batch} --set model.patch=[{','.join(map(str, patch))}] would fit"
-    shown = " x ".join(map(str, config.model.patch))
-    raise NotEnoughMemory(
-        f"training needs about {needed / 1e9:.1f} GB for patches of {shown} and a batch of {config.train.batch}, "
-        f"but {machine.memory_bytes / 1e9:.1f} GB may be used" + (fits or "; choose a smaller network")
-    )
-
-
-def training_bytes(
-    architecture: str,
-    options: Mapping[str, Any],
-    channels: int,
-    outputs: int,
-    patch: Sequence[int],
-    batch: int,
-    device: str = "cpu",
-) -> int:
-    """Forecast of the memory a step needs at its peak: tensors kept for backward, weights, gradients, AdamW, averages.
-
-    Computed on tensors without content, so it takes neither memory nor long.
-    """
-    # Built first and then emptied: not every layer of MONAI's can be made without content.
-    network = build_model(architecture, channels, outputs, **options).to("meta").train()
-    x = torch.empty(batch, channels, *patch, device="meta")
-    weights = sum(p.numel() * p.element_size() for p in network.parameters())
-    kept = _saved_bytes(network, x)
-    share = 0.6 if device == "cuda" else 1.0  # autocast keeps half as much of most
-    logits = 4 * batch * outputs * int(np.prod(patch)) * 4
-    # What backward needs on top: gradients of the largest activations, and copies in another layout.
-    return int(_RESIDENT[device] + 6 * weights + share * 1.25 * kept + logits)
-
-
-#: The process before it trains: Python, torch, compiled kernels; on a GPU its context and cuDNN's room.
-_RESIDENT = {"cpu": 600_000_000, "cuda": 1_500_000_000}
-
-
-def _saved_bytes(network: nn.Module, x: torch.Tensor) -> int:
-    """Bytes of all tensors that autograd keeps of one forward pass."""
-    seen: dict[int, int] = {}
-    held = []  # so that no storage's number is given to another one
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        seen[storage._cdata] = storage.nbytes()
-        held.append(storage)
-        return tensor
-
-    weights = {p.untyped_storage()._cdata for p in network.parameters()}
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        network(x)
-    return sum(size for key, size in seen.items() if key not in weights)
 
 
 def as_settings(choices: Sequence[Choice]) -> dict[str, Any]:

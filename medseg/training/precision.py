@@ -14,17 +14,19 @@ from medseg.machine import has_matrix_units
 from medseg.networks import FLOAT32_ON_CPU, conv, likes_channels_last
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-#: In oneDNN's bfloat16 without matrix units the gradients of weights are wrong, to infinity, where a map is two voxels
-#: deep (PyTorch 2.13, AMD Zen 5): maps thinner than this are not trained in it.
+#: In oneDNN's bfloat16 without matrix units the gradients of weights are wrong, to infinity, where
+#: a map is two voxels deep (PyTorch 2.13, AMD Zen 5): maps thinner than this are not trained in it.
 THIN = 3
 
 
 def choose_training_precision(config: Config, device: torch.device, thinnest: int = THIN) -> str:
-    """The arithmetic of the loop: 'auto' is bf16 where the GPU knows it, else fp16; on a CPU what is faster.
+    """The arithmetic of the loop: 'auto' is bf16 where the GPU knows it, else fp16; on a CPU what
+    is faster.
 
-    thinnest: the least size of a map that the network convolves; below `THIN` a CPU without matrix units takes fp32.
-    A CPU with matrix units (AMX) trains faster in bfloat16, but for `FLOAT32_ON_CPU`; where there are none a trial
-    tells: processors were measured at twice and at half their float32 speed, too far apart for chance to decide.
+    thinnest: the least size of a map that the network convolves; below `THIN` a CPU without matrix
+    units takes fp32. A CPU with matrix units (AMX) trains faster in bfloat16, but for
+    `FLOAT32_ON_CPU`; where there are none a trial tells: processors were measured at twice and at
+    half their float32 speed, too far apart for chance to decide.
     """
     settings = config.train
     if settings.precision != "auto":
@@ -56,8 +58,12 @@ def choose_training_precision(config: Config, device: torch.device, thinnest: in
     return "bf16" if seconds(True) < 0.9 * seconds(False) else "fp32"
 
 
-def thinnest_map(network: nn.Module, channels: int, patch: Sequence[int], device: torch.device) -> int:
-    """The least size along an axis that convolutions wider than 1x1x1 read; `THIN` if more, or on other processors."""
+def thinnest_map(
+    network: nn.Module, channels: int, patch: Sequence[int], device: torch.device
+) -> int:
+    """The least size along an axis that convolutions wider than 1x1x1 read; `THIN` if more, or on
+    other processors.
+    """
     if device.type != "cpu" or has_matrix_units():
         return THIN
     found = [THIN]

@@ -1,7 +1,8 @@
 """Several processes training one model: what `torchrun` starts, or one process alone.
 
-Every process draws its share of a step's samples, which depend on the step alone; gradients are averaged by PyTorch's
-DDP, or with `fully_shard` (FSDP) where a network does not fit one device. Files are the first process's business.
+Every process draws its share of a step's samples, which depend on the step alone; gradients are
+averaged by PyTorch's DDP, or with `fully_shard` (FSDP) where a network does not fit one device.
+Files are the first process's business.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from medseg.errors import BadConfig
 
 
 class Processes:
-    """The processes of a run; as a context it joins them at the start and lets them go at the end."""
+    """The processes of a run; as a context it joins them at the start and lets them go at the
+    end.
+    """
 
     def __init__(self) -> None:
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -30,7 +33,9 @@ class Processes:
         self.sharded = False
         self._whole: nn.Module | None = None
         if torch.cuda.is_available():
-            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+            self.device = torch.device(
+                "cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
+            )
         else:
             self.device = torch.device("cpu")
 
@@ -44,14 +49,19 @@ class Processes:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self.size > 1:
             distributed.destroy_process_group()
 
     @contextmanager
     def repeatable(self, wanted: bool) -> Iterator[None]:
-        """On a GPU only kernels that give the same bits every time, where PyTorch has some; on a CPU all do anyway."""
+        """On a GPU only kernels that give the same bits every time, where PyTorch has some; on a
+        CPU all do anyway.
+        """
         if not wanted:
             yield
             return
@@ -85,14 +95,21 @@ class Processes:
         devices = [self.device.index] if self.device.type == "cuda" else None
         return network, nn.parallel.DistributedDataParallel(network, device_ids=devices)
 
-    def share(self, settings: TrainConfig, step: int, mix: Callable[[int, int, int], int]) -> tuple[list[int], range]:
+    def share(
+        self, settings: TrainConfig, step: int, mix: Callable[[int, int, int], int]
+    ) -> tuple[list[int], range]:
         """The seeds of this process's samples of a step, and their places in the whole run."""
         if settings.batch % self.size:
-            raise BadConfig(f"train.batch={settings.batch} cannot be shared by {self.size} processes; use a multiple")
+            raise BadConfig(
+                f"train.batch={settings.batch} cannot be shared by {self.size} processes; use a"
+                " multiple"
+            )
         count = settings.batch // self.size
         mine = range(self.rank * count, (self.rank + 1) * count)
         first = step * settings.batch
-        return [mix(settings.seed, step, n) for n in mine], range(first + mine.start, first + mine.stop)
+        return [mix(settings.seed, step, n) for n in mine], range(
+            first + mine.start, first + mine.stop
+        )
 
     def mean(self, *values: float) -> tuple[float, ...]:
         """The mean of each value over all processes."""
@@ -103,7 +120,9 @@ class Processes:
         return tuple((numbers / self.size).tolist())
 
     def agree(self, position: float, due: bool, stop: int) -> tuple[float, bool, int]:
-        """The first process's position and whether to save, and the signal to stop that any process was sent, or 0."""
+        """The first process's position and whether to save, and the signal to stop that any process
+        was sent, or 0.
+        """
         if self.size == 1:
             return position, due, stop
         mine = [position, float(due)] if self.first else [0.0, 0.0]
@@ -144,8 +163,9 @@ class Processes:
 def innermost_channels(network: nn.Module, device: torch.device) -> nn.Module:
     """On a GPU the network with channels innermost in memory, as its 3-D convolutions are fastest.
 
-    On a CPU as it is: oneDNN chooses layouts of its own, and training in float32 was 5 to 15 % slower with this one. In
-    bfloat16 it is the images that come so (`train`), and all maps follow them.
+    On a CPU as it is: oneDNN chooses layouts of its own, and training in float32 was 5 to 15 %
+    slower with this one. In bfloat16 it is the images that come so (`train`), and all maps follow
+    them.
     """
     if device.type == "cpu":
         return network

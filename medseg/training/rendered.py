@@ -1,4 +1,6 @@
-"""Label maps as what a model is trained from: every sample is an image rendered from one of them (see `synth`)."""
+"""Label maps as what a model is trained from: every sample is an image rendered from one of them
+(see `synth`).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class RenderedSource:
     membership: Tensor | None = None
 
     def __init__(self, config: Config) -> None:
-        """Read the maps. Raises `BadConfig` or `BadFile` for maps or a table that cannot be trained from."""
+        """Read the maps. Raises `BadConfig` or `BadFile` for maps or a table that cannot be trained
+        from.
+        """
         assert config.synth is not None and config.labels is not None
         self.config, self.synth = config, config.synth
         self.table = LabelTable.read(config.labels)
@@ -39,7 +43,9 @@ class RenderedSource:
         wanted = {*self.table.values, *self.synth.merge}
         # All maps share one list of values, so that one Lookup serves training and validation.
         maps = [read_labels(path) for path in paths]
-        self.digests = {path.name: digest(one.data, one.data.dtype) for path, one in zip(paths, maps)}
+        self.digests = {
+            path.name: digest(one.data, one.data.dtype) for path, one in zip(paths, maps)
+        }
         heads = load_heads(maps, sorted(wanted), self.synth.border)
         known = lookup(
             heads.values,
@@ -52,14 +58,21 @@ class RenderedSource:
         return training, validation, known
 
     def _files(self) -> tuple[list[Path], list[int]]:
-        """The label maps, and which of them are held out. Raises `BadConfig` if some are missing."""
+        """The label maps, and which of them are held out. Raises `BadConfig` if some are
+        missing.
+        """
         config = self.config
         paths = sorted(path for path in config.data.glob("*.nii.gz") if path.is_file())
         held_out = [n for n, path in enumerate(paths) if path.name in config.hold_out]
         if len(held_out) == len(paths):
-            raise BadConfig(f"there are no label maps (*.nii.gz) to train from in {config.data}; set data=FOLDER")
+            raise BadConfig(
+                f"there are no label maps (*.nii.gz) to train from in {config.data}; set"
+                " data=FOLDER"
+            )
         if len(held_out) != len(config.hold_out):
-            raise BadConfig(f"hold_out names files that are not in {config.data}: {', '.join(config.hold_out)}")
+            raise BadConfig(
+                f"hold_out names files that are not in {config.data}: {', '.join(config.hold_out)}"
+            )
         return paths, held_out
 
     @property
@@ -102,7 +115,9 @@ class RenderedSource:
     def validate(
         self, network: nn.Module, *, seeds: list[int], device: torch.device, dtype: torch.dtype
     ) -> dict[str, float]:
-        """Mean Dice on a fixed image for each seed, rendered from the maps held out: half T1-like, half random."""
+        """Mean Dice on a fixed image for each seed, rendered from the maps held out: half T1-like,
+        half random.
+        """
         if self.held_out is None or not seeds:
             return {}
         scores = []
@@ -115,7 +130,9 @@ class RenderedSource:
 
 
 def _select(heads: Heads, numbers: list[int]) -> Heads:
-    maps, spacings, centres = ([part[n] for n in numbers] for part in (heads.maps, heads.spacings_mm, heads.centres))
+    maps, spacings, centres = (
+        [part[n] for n in numbers] for part in (heads.maps, heads.spacings_mm, heads.centres)
+    )
     return Heads(
         tuple(maps),
         tuple(spacings),

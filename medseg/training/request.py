@@ -20,11 +20,12 @@ from medseg.training.plan import Choice
 class Request:
     """What a person asked for.
 
-    data: the data set. run: the folder of the run. config: a YAML file with some of the settings of `Config`.
-    overrides: dotted settings, which go over the file's. folds, fold: how many parts the cases are split into (None:
-    `usual_folds`), and which of them validates (None: the first, or with every_fold each in turn). finetune: a model or
-    run to go on from. memory_bytes: not to be exceeded. anyway: train although the check found errors. began: when the
-    command began (`time.monotonic`), from which the time counts; None: when training is called.
+    data: the data set. run: the folder of the run. config: a YAML file with some of the settings of
+    `Config`. overrides: dotted settings, which go over the file's. folds, fold: how many parts the
+    cases are split into (None: `usual_folds`), and which of them validates (None: the first, or
+    with every_fold each in turn). finetune: a model or run to go on from. memory_bytes: not to be
+    exceeded. anyway: train although the check found errors. began: when the command began
+    (`time.monotonic`), from which the time counts; None: when training is called.
     """
 
     data: Path
@@ -48,7 +49,9 @@ class Request:
         return self.run or Path("runs") / slug(dataset.name)
 
     def fixed(self) -> dict[str, Any]:
-        """The settings that a person made, dotted: file first, then options, then overrides. Raises `BadConfig`."""
+        """The settings that a person made, dotted: file first, then options, then overrides. Raises
+        `BadConfig`.
+        """
         fixed: dict[str, Any] = {}
         for key, value in (read_settings(self.config) if self.config else {}).items():
             if key in ("model", "train", "augment") and isinstance(value, dict):
@@ -57,7 +60,9 @@ class Request:
                 fixed[key] = value
         if self.architecture:
             if fixed.get("model.name", self.architecture) != self.architecture:
-                raise BadConfig(f"{self.config} is for {fixed['model.name']}, not {self.architecture}")
+                raise BadConfig(
+                    f"{self.config} is for {fixed['model.name']}, not {self.architecture}"
+                )
             fixed["model.name"] = self.architecture
         if self.time_s is not None:
             fixed["train.time_s"] = self.time_s
@@ -87,8 +92,8 @@ class Events:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Finished training: the run folder, the models in it, their scores (None if nothing was held out), and for each
-    scored case the files of its true and its found labels."""
+    """Finished training: the run folder, the models in it, their scores (None if nothing was held
+    out), and for each scored case the files of its true and its found labels."""
 
     run: Path
     models: tuple[Path, ...]

@@ -1,4 +1,6 @@
-"""`medseg train DATASET`: check, plan, prepare, train, score, write down; or go on where that was left."""
+"""`medseg train DATASET`: check, plan, prepare, train, score, write down; or go on where that was
+left.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,13 @@ from medseg.training.loop import train
 from medseg.training.processes import Processes
 from medseg.training.request import Events, Outcome, Request
 from medseg.training.scans import ScanSource
-from medseg.training.scoring import predict, rehearse, score_validation, scored_pairs, scoring_options
+from medseg.training.scoring import (
+    predict,
+    rehearse,
+    score_validation,
+    scored_pairs,
+    scoring_options,
+)
 from medseg.training.state import check_same_settings, load_state, locked
 from medseg.training.step import LEAST_PASSES
 from medseg.training.tracking import open_trackers
@@ -39,7 +47,8 @@ _BEGUN = ("plan.json", "splits.json", IDENTITY)
 
 
 def train_folds(request: Request, events: Events | None = None) -> Outcome | None:
-    """`train_dataset`, or with `every_fold` that for each fold in RUN/fold0 and so on, and scores over all of them.
+    """`train_dataset`, or with `every_fold` that for each fold in RUN/fold0 and so on, and scores
+    over all of them.
 
     The time is shared by the folds. None in other processes than the first that torchrun started.
     """
@@ -51,7 +60,9 @@ def train_folds(request: Request, events: Events | None = None) -> Outcome | Non
     outcomes = []
     for fold in folds:
         one = replace(request, run=run / f"fold{fold}", fold=fold, every_fold=False, time_s=time_s)
-        outcomes.append(_train(one if fold == 0 else replace(one, began=None), events, folds=folds[fold:]))
+        outcomes.append(
+            _train(one if fold == 0 else replace(one, began=None), events, folds=folds[fold:])
+        )
     done = [outcome for outcome in outcomes if outcome is not None]
     return _together(done, dataset, run) if len(done) == len(folds) else None
 
@@ -74,10 +85,11 @@ def _together(outcomes: Sequence[Outcome], dataset: Dataset, run: Path) -> Outco
 def train_dataset(request: Request, events: Events | None = None) -> Outcome | None:
     """Train on a data set, or go on where the run in the folder was left, and score the model.
 
-    The run folder gets config.yaml, plan.json, splits.json, data.json, metrics.jsonl, progress.png, model/ (with its
-    card), validation/ (label maps), scores.csv, summary.json and report.html. None in other processes than the first.
-    Raises `BadFile` for data with errors, `BadConfig` for settings that contradict them, for a run that was begun with
-    something else and for a time in which nothing can be learnt, `NotEnoughMemory` before it begins.
+    The run folder gets config.yaml, plan.json, splits.json, data.json, metrics.jsonl, progress.png,
+    model/ (with its card), validation/ (label maps), scores.csv, summary.json and report.html. None
+    in other processes than the first. Raises `BadFile` for data with errors, `BadConfig` for
+    settings that contradict them, for a run that was begun with something else and for a time in
+    which nothing can be learnt, `NotEnoughMemory` before it begins.
     """
     return _train(request, events, folds=(request.fold or 0,))
 
@@ -86,12 +98,18 @@ def _train(request: Request, events: Events | None, *, folds: Sequence[int]) -> 
     """`train_dataset`. folds: those that the command trains, this one first."""
     began = time.monotonic() if request.began is None else request.began
     request, hear = replace(request, began=began), events or Events()
-    dataset = read_dataset(request.data, lambda name, done, count: hear.reading("reading", done, count))
+    dataset = read_dataset(
+        request.data, lambda name, done, count: hear.reading("reading", done, count)
+    )
     run = request.folder(dataset)
     _check_folder(run, request.resume)
     with Processes() as processes:
         if processes.first:
-            with _own_folder(run), locked(run, processes):  # two processes must not plan into one folder
+            # Two processes must not plan into one folder.
+            with (
+                _own_folder(run),
+                locked(run, processes),
+            ):
                 for folder in (run, run / "prepared", run / "validation", run / "model"):
                     sweep(folder, min_age_s=0)
                 if (run / "config.yaml").exists():
@@ -105,10 +123,16 @@ def _train(request: Request, events: Events | None, *, folds: Sequence[int]) -> 
         if _is_finished(run):
             hear.say(f"{run} is finished; choose another -o to train again")
             return _recalled(run, dataset, validation) if processes.first else None
-        source = _prepare(config, dataset, run, split=(training, validation), processes=processes, events=hear)
+        source = _prepare(
+            config, dataset, run, split=(training, validation), processes=processes, events=hear
+        )
         reserve = rehearse(config, source, processes)
         if processes.first:
-            _check_time_left(config, run, left_s=(config.train.time_s or 0.0) - time.monotonic() + began - reserve())
+            _check_time_left(
+                config,
+                run,
+                left_s=(config.train.time_s or 0.0) - time.monotonic() + began - reserve(),
+            )
         step = int(_facts(run).get("step", 0))
         with open_trackers(request.track if processes.first else (), run, start=step) as track:
             train(
@@ -129,14 +153,20 @@ def _train(request: Request, events: Events | None, *, folds: Sequence[int]) -> 
 def _check_folder(run: Path, resume: bool) -> None:
     if (run / "config.yaml").exists():
         if not resume:
-            raise BadConfig(f"{run} holds a run; choose another -o, or leave --no-resume out to go on with it")
-    elif run.is_dir() and any(not path.name.startswith(".") for path in run.iterdir() if path.name not in _BEGUN):
+            raise BadConfig(
+                f"{run} holds a run; choose another -o, or leave --no-resume out to go on with it"
+            )
+    elif run.is_dir() and any(
+        not path.name.startswith(".") for path in run.iterdir() if path.name not in _BEGUN
+    ):
         raise BadConfig(f"{run} is not empty and holds no run; choose another -o")
 
 
 @contextmanager
 def _own_folder(run: Path) -> Iterator[None]:
-    """The run folder, which goes again if it was made here and what is refused has left nothing but a lock in it."""
+    """The run folder, which goes again if it was made here and what is refused has left nothing but
+    a lock in it.
+    """
     made = not run.exists()
     run.mkdir(parents=True, exist_ok=True)
     try:
@@ -147,7 +177,8 @@ def _own_folder(run: Path) -> Iterator[None]:
             run.rmdir()
 
 
-# Going on -------------------------------------------------------------------------------------------------------------
+# Going on
+# --------------------------------------------------------------------------------------------------
 
 
 def _check_same(request: Request, dataset: Dataset, run: Path, *, events: Events) -> None:
@@ -163,11 +194,15 @@ def _check_same(request: Request, dataset: Dataset, run: Path, *, events: Events
         fold=request.fold,
         split_of=lambda fold: splits_of(request, dataset)[fold][1],
     )
-    check_same_data(run, dataset, lambda name, done, count: events.reading("comparing", done, count))
+    check_same_data(
+        run, dataset, lambda name, done, count: events.reading("comparing", done, count)
+    )
 
 
 def _recorded(request: Request, run: Path) -> tuple[Config, Split]:
-    """The config and the split that the run folder holds; what is asked for now goes over it and is checked later."""
+    """The config and the split that the run folder holds; what is asked for now goes over it and is
+    checked later.
+    """
     content = read_settings(run / "config.yaml") | {"data": str(request.data)}
     config = make_config(override(content, request.fixed()), str(run / "config.yaml"))
     sides = read_json(run / "splits.json")
@@ -178,7 +213,9 @@ def _recorded(request: Request, run: Path) -> tuple[Config, Split]:
 def _facts(run: Path) -> dict[str, Any]:
     """What the newest state says of the run; nothing if there is none that can be read."""
     try:
-        return load_state(run / "state.safetensors")[1] if (run / "state.safetensors").exists() else {}
+        return (
+            load_state(run / "state.safetensors")[1] if (run / "state.safetensors").exists() else {}
+        )
     except BadModel:
         return {}
 
@@ -199,13 +236,22 @@ def _recalled(run: Path, dataset: Dataset, validation: Sequence[str]) -> Outcome
     return Outcome(run=run, models=models, evaluation=evaluation, pairs=pairs)
 
 
-# The run itself -------------------------------------------------------------------------------------------------------
+# The run itself
+# --------------------------------------------------------------------------------------------------
 
 
 def _prepare(
-    config: Config, dataset: Dataset, run: Path, *, split: Split, processes: Processes, events: Events
+    config: Config,
+    dataset: Dataset,
+    run: Path,
+    *,
+    split: Split,
+    processes: Processes,
+    events: Events,
 ) -> ScanSource:
-    """The source of the run; the first process prepares the scans, and the others find what it has prepared."""
+    """The source of the run; the first process prepares the scans, and the others find what it has
+    prepared.
+    """
     training, validation = split
     identity = read_identity(run)
     holdings = {name: case.holds for name, case in identity.cases.items()} if identity else {}
@@ -235,30 +281,43 @@ def _prepare(
 
 
 def _warn_of_few_passes(config: Config, source: ScanSource) -> None:
-    """Of a run whose steps a person has chosen; one that is given a time is refused if it is too short."""
+    """Of a run whose steps a person has chosen; one that is given a time is refused if it is too
+    short.
+    """
     passes = (config.train.steps or 0) * config.train.batch / source.cases
     if config.train.steps is not None and passes < LEAST_PASSES:
-        warnings.warn(_few_passes(config.train.steps, passes, source.cases), DataWarning, stacklevel=2)
+        warnings.warn(
+            _few_passes(config.train.steps, passes, source.cases), DataWarning, stacklevel=2
+        )
 
 
 def _few_passes(steps: int, passes: float, cases: int) -> str:
     count = "1 step is" if steps == 1 else f"{steps} steps are"
-    return f"{count} {passes:.2g} passes over the {cases} cases to train from: too few to have learnt from them"
+    return (
+        f"{count} {passes:.2g} passes over the {cases} cases to train from: too few to have learnt"
+        " from them"
+    )
 
 
 def _check_time_left(config: Config, run: Path, *, left_s: float) -> None:
     if config.train.steps is None and left_s <= 0 and float(_facts(run).get("position", 0)) < 1:
         raise BadConfig(
-            f"{run}: the time was over before the first step, and {-left_s:.0f} seconds more are needed to score the "
-            "model; give a longer --time, and the same command goes on"
+            f"{run}: the time was over before the first step, and {-left_s:.0f} seconds more are"
+            " needed to score the model; give a longer --time, and the same command goes on"
         )
 
 
-def _finish(dataset: Dataset, source: ScanSource, config: Config, *, run: Path, events: Events) -> Outcome:
-    """Score the model on the validation scans, choose its cleanup, write its card and delete the prepared scans."""
+def _finish(
+    dataset: Dataset, source: ScanSource, config: Config, *, run: Path, events: Events
+) -> Outcome:
+    """Score the model on the validation scans, choose its cleanup, write its card and delete the
+    prepared scans.
+    """
     evaluation, pairs = None, dict[str, tuple[Path, Path]]()
     if source.validation:
-        steps = predict(config, source, run, progress=lambda done, count: events.reading("scoring", done, count))
+        steps = predict(
+            config, source, run, progress=lambda done, count: events.reading("scoring", done, count)
+        )
         change_spec(run / "model", cleanup=steps)
         evaluation, pairs = score_validation(source, run)
         write_evaluation(evaluation, run, pairs=pairs, options=scoring_options(source.dataset))

@@ -1,7 +1,9 @@
-"""Scans with labels as what a model is trained from: prepared once on the model's grid, then drawn as random patches.
+"""Scans with labels as what a model is trained from: prepared once on the model's grid, then drawn
+as random patches.
 
-Preparation calls the same functions as inference (see `preprocess`) and leaves arrays on disk that are mapped into
-memory, so that a data set may be larger than that, and an interrupted run finds them again.
+Preparation calls the same functions as inference (see `preprocess`) and leaves arrays on disk that
+are mapped into memory, so that a data set may be larger than that, and an interrupted run finds
+them again.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class Trained(Checkpoint):
         return 2 * sum(p.numel() for p in self.built.parameters())
 
     def outline(self) -> nn.Module:
-        """The network in evaluation mode without memory for its weights, of which none are stored."""
+        """The network in evaluation mode without memory for its weights, of which none are
+        stored.
+        """
         spec = self.spec
         with torch.device("meta"):
             network = build_model(spec.architecture, spec.channels, spec.outputs, **spec.options)
@@ -63,7 +67,9 @@ class Trained(Checkpoint):
 
 
 class ScanSource:
-    """The `Source` of a config without `synth`: cases of a data set, by name, for training and for validation."""
+    """The `Source` of a config without `synth`: cases of a data set, by name, for training and for
+    validation.
+    """
 
     def __init__(
         self,
@@ -78,8 +84,9 @@ class ScanSource:
     ) -> None:
         """Prepare the training cases in the folder `store`, as far as they are not there yet.
 
-        watched: the validation cases in the order in which they are looked at in between; as they come if none is said.
-        Raises `BadFile` for a case that cannot be read, `BadConfig` if there is nothing to train from or no room.
+        watched: the validation cases in the order in which they are looked at in between; as they
+        come if none is said. Raises `BadFile` for a case that cannot be read, `BadConfig` if there
+        is nothing to train from or no room.
         """
         self.config, self.dataset, self.store, self.table = config, dataset, store, dataset.table
         self.channels = len(dataset.channels)
@@ -96,7 +103,8 @@ class ScanSource:
             self.membership is not None or any(c.labelled for c in dataset.cases)
         ):
             raise BadConfig(
-                "mask2former learns neither overlapping regions nor partly labelled cases; use --model unet"
+                "mask2former learns neither overlapping regions nor partly labelled cases; use"
+                " --model unet"
             )
         if not self.training:
             raise BadConfig(f"{dataset.folder}: there are no cases to train from")
@@ -104,7 +112,8 @@ class ScanSource:
         self._prepare(progress)
         self._permutations: dict[int, list[int]] = {}
 
-    # Preparation ------------------------------------------------------------------------------------------------
+    # Preparation
+    # ----------------------------------------------------------------------------------------------
 
     def _prepare(self, progress: Progress) -> None:
         """Write what is missing in the store, several cases at a time."""
@@ -127,9 +136,18 @@ class ScanSource:
 
     def _key(self, case: Case) -> str:
         """A name in the store: another one whenever the case's files or the preparation change."""
-        files = [*case.images, *([case.label] if case.label else []), *(path for _, path in case.masks)]
-        model = self.config.model.model_dump(mode="json", include={"spacing_mm", "grid", "intensity"})
-        told: list[Any] = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files] + [model, self.classes]
+        files = [
+            *case.images,
+            *([case.label] if case.label else []),
+            *(path for _, path in case.masks),
+        ]
+        model = self.config.model.model_dump(
+            mode="json", include={"spacing_mm", "grid", "intensity"}
+        )
+        told: list[Any] = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files] + [
+            model,
+            self.classes,
+        ]
         told += [
             self.dataset.regions,
             self.dataset.ignore,
@@ -144,7 +162,10 @@ class ScanSource:
         points = _points(classes, int(key[:12], 16))
         free = shutil.disk_usage(self.store).free
         if free < 2 * image.nbytes:
-            raise BadConfig(f"{self.store}: the disk is full; prepared scans need {image.nbytes >> 20} MB more a case")
+            raise BadConfig(
+                f"{self.store}: the disk is full; prepared scans need {image.nbytes >> 20} MB more"
+                " a case"
+            )
         # The points are written last: where they are, the rest is.
         for name, array in (("image", image.numpy()), ("labels", classes), ("points", points)):
             with atomic_write(self.store / f"{key}.{name}.npy") as handle:
@@ -162,7 +183,9 @@ class ScanSource:
         )
 
     def _classes_of(self, values: NDArray, case: Case) -> NDArray:
-        """Label values as classes: 0 and on, `IGNORE` where the data set says so. Raises `BadFile` for others."""
+        """Label values as classes: 0 and on, `IGNORE` where the data set says so. Raises `BadFile`
+        for others.
+        """
         known = (0, *self.dataset.values) if self.dataset.regions else self.classes
         kind = np.int8 if len(known) < 127 else np.int16
         table = np.full(max(65_536, max(known) + 1), -2, np.int32)
@@ -173,23 +196,27 @@ class ScanSource:
         if classes.min() < IGNORE:
             strange = sorted(set(np.unique(values).tolist()) - {*known, self.dataset.ignore})
             raise BadFile(
-                f"{case.label or case.name}: holds the label values {strange}, which the data set does not name; "
-                "correct the file, or name them"
+                f"{case.label or case.name}: holds the label values {strange}, which the data set"
+                " does not name; correct the file, or name them"
             )
         return classes.astype(kind)
 
-    # Training ---------------------------------------------------------------------------------------------------
+    # Training
+    # ----------------------------------------------------------------------------------------------
 
     def batch(self, step: int, seeds: list[int], samples: range, device: torch.device) -> Batch:
         """Patches (B, C, X, Y, Z) and their classes (B, X, Y, Z) int64; see `Source`.
 
-        Cases come in a new random order in every pass; where a patch lies and what is done to it is the seed's choice.
+        Cases come in a new random order in every pass; where a patch lies and what is done to it is
+        the seed's choice.
         """
         numbers = [self._case_of(sample) for sample in samples]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         patches, targets = [], []
         for number, generator in zip(numbers, generators):
-            image, labels, points = (self._array(number, name) for name in ("image", "labels", "points"))
+            image, labels, points = (
+                self._array(number, name) for name in ("image", "labels", "points")
+            )
             centre = self._centre(labels.shape, points, generator)
             if device.type != "cpu":
                 image, labels, centre = self._cut(image, labels, centre)
@@ -206,10 +233,14 @@ class ScanSource:
             )
             patches.append(pair[0])
             targets.append(pair[1])
-        return Batch(torch.cat(patches), torch.cat(targets).long(), self._unlabelled(numbers, device))
+        return Batch(
+            torch.cat(patches), torch.cat(targets).long(), self._unlabelled(numbers, device)
+        )
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """Dice and cross-entropy of classes, or of overlapping regions; what is to be ignored does not count."""
+        """Dice and cross-entropy of classes, or of overlapping regions; what is to be ignored does
+        not count.
+        """
         return segmentation_loss(
             outputs,
             batch.labels,
@@ -220,7 +251,9 @@ class ScanSource:
         )
 
     def _array(self, number: int, name: str) -> NDArray:
-        """An array of the store, mapped into memory; writes to it, which do not happen, would not reach the disk."""
+        """An array of the store, mapped into memory; writes to it, which do not happen, would not
+        reach the disk.
+        """
         return np.lib.format.open_memmap(self.store / f"{self.keys[number]}.{name}.npy", mode="c")
 
     def _case_of(self, sample: int) -> int:
@@ -228,19 +261,28 @@ class ScanSource:
         epoch, place = divmod(sample, len(self.training))
         if epoch not in self._permutations:
             seed = (self.config.train.seed * 1_000_003 + epoch) * 4096 + 4094
-            order = torch.randperm(len(self.training), generator=torch.Generator().manual_seed(seed))
-            self._permutations = {epoch: order.tolist()} | dict(list(self._permutations.items())[-1:])
+            order = torch.randperm(
+                len(self.training), generator=torch.Generator().manual_seed(seed)
+            )
+            self._permutations = {epoch: order.tolist()} | dict(
+                list(self._permutations.items())[-1:]
+            )
         return self._permutations[epoch][place]
 
-    def _centre(self, shape: Sequence[int], points: NDArray, generator: torch.Generator) -> list[int]:
-        """The voxel in the middle of a patch: one of a random structure, or anywhere; patches keep to the scan.
+    def _centre(
+        self, shape: Sequence[int], points: NDArray, generator: torch.Generator
+    ) -> list[int]:
+        """The voxel in the middle of a patch: one of a random structure, or anywhere; patches keep
+        to the scan.
 
         A scan smaller than the patch lies somewhere in it.
         """
         draw = lambda count: int(torch.randint(count, (), generator=generator))  # noqa: E731
         patch = self.config.model.patch
         wanted = None
-        if float(torch.rand((), generator=generator)) < self.config.train.foreground and len(points):
+        if float(torch.rand((), generator=generator)) < self.config.train.foreground and len(
+            points
+        ):
             present = np.unique(points[:, 0])
             mine = points[points[:, 0] == present[draw(len(present))], 1:]
             wanted = mine[draw(len(mine))].tolist()
@@ -253,8 +295,12 @@ class ScanSource:
             centre.append(start + length // 2)
         return centre
 
-    def _cut(self, image: NDArray, labels: NDArray, centre: list[int]) -> tuple[NDArray, NDArray, list[int]]:
-        """The part of a case that any transform of a patch can reach, so that not all of it goes to the device."""
+    def _cut(
+        self, image: NDArray, labels: NDArray, centre: list[int]
+    ) -> tuple[NDArray, NDArray, list[int]]:
+        """The part of a case that any transform of a patch can reach, so that not all of it goes to
+        the device.
+        """
         lengths = np.array(self.config.model.patch) * self.spacing_mm
         reach = np.linalg.norm(lengths) / 2 / min(1.0, self.config.augment.scaling[0])
         reach += 4 * self.config.augment.elastic_mm[1]
@@ -265,24 +311,32 @@ class ScanSource:
         return *part, [c - a for c, a in zip(centre, low)]
 
     def _unlabelled(self, numbers: list[int], device: torch.device) -> Tensor | None:
-        """(B, K) true where a sample's labels do not tell a class from background; None if all are told."""
+        """(B, K) true where a sample's labels do not tell a class from background; None if all are
+        told.
+        """
         cases = [self.training[number] for number in numbers]
         if self.membership is not None or all(case.labelled is None for case in cases):
             return None
         rows = [
-            [case.labelled is not None and value != 0 and value not in case.labelled for value in self.classes]
+            [
+                case.labelled is not None and value != 0 and value not in case.labelled
+                for value in self.classes
+            ]
             for case in cases
         ]
         return torch.tensor(rows, device=device)
 
-    # Validation -------------------------------------------------------------------------------------------------
+    # Validation
+    # ----------------------------------------------------------------------------------------------
 
     def spec(self) -> dict[str, Any]:
         """What `ModelSpec` needs to know of the data."""
         mirror = tuple(axis for axis in self.config.augment.mirror if axis or self.swap is None)
         return {
             "channels": self.channels,
-            "channel_names": self.dataset.channels if len(set(self.dataset.channels)) == self.channels else (),
+            "channel_names": (
+                self.dataset.channels if len(set(self.dataset.channels)) == self.channels else ()
+            ),
             "classes": self.classes,
             "regions": bool(self.dataset.regions),
             "mirror": mirror,
@@ -294,7 +348,9 @@ class ScanSource:
     def validate(
         self, network: nn.Module, *, seeds: list[int], device: torch.device, dtype: torch.dtype
     ) -> dict[str, float]:
-        """Dice of each structure on as many whole validation scans as there are seeds, by the path inference takes."""
+        """Dice of each structure on as many whole validation scans as there are seeds, by the path
+        inference takes.
+        """
         model = Trained(spec=self._spec(), table=self.table, folder=self.store, built=network)
         rows = []
         for case in self.watched[: len(seeds)]:
@@ -302,13 +358,16 @@ class ScanSource:
             volumes = read_channels(self.dataset, case)
             labels = segment(volumes, model, Settings(device=device.type, backend="torch")).labels
             rows.append(self.score(labels.data, read_case_labels(case, volumes[0]).data, case))
-            self.seconds_a_case = time.monotonic() - begun  # of the last: the first one also waits for compilation
+            # Of the last: the first one also waits for compilation.
+            self.seconds_a_case = time.monotonic() - begun
         means = mean_scores(rows)
         return means | {"mean": float(np.mean(list(means.values())))} if means else {}
 
     def score(self, found: NDArray, truth: NDArray, case: Case) -> dict[str, Score]:
         """Dice of the structures annotated in a case and present in the result or the truth."""
-        counted = truth != self.dataset.ignore if self.dataset.ignore is not None else np.ones(1, bool)
+        counted = (
+            truth != self.dataset.ignore if self.dataset.ignore is not None else np.ones(1, bool)
+        )
         scores = {}
         for name, values in structures_of(self.dataset).items():
             if case.labelled is not None and not set(values) <= set(case.labelled):
@@ -328,15 +387,21 @@ class Score(NamedTuple):
 
 
 def mean_scores(rows: Sequence[Mapping[str, Score]]) -> dict[str, float]:
-    """The mean Dice of each structure that one case at least holds; of others it is 0 whatever is found."""
-    names = dict.fromkeys(name for row in rows for name, score in row.items() if score.has_reference)
+    """The mean Dice of each structure that one case at least holds; of others it is 0 whatever is
+    found.
+    """
+    names = dict.fromkeys(
+        name for row in rows for name, score in row.items() if score.has_reference
+    )
     return {name: float(np.mean([row[name].dice for row in rows if name in row])) for name in names}
 
 
 def structures_of(dataset: Dataset) -> dict[str, tuple[int, ...]]:
     """Name -> the label values whose union it is, for scoring."""
     parts = dataset.regions or [(label.value,) for label in dataset.table.labels]
-    return {label.name: tuple(part) for label, part in zip(dataset.table.labels, parts, strict=True)}
+    return {
+        label.name: tuple(part) for label, part in zip(dataset.table.labels, parts, strict=True)
+    }
 
 
 def _triple(spacing_mm: float | Sequence[float]) -> tuple[float, float, float]:
@@ -347,19 +412,28 @@ def _triple(spacing_mm: float | Sequence[float]) -> tuple[float, float, float]:
 
 
 def _membership(dataset: Dataset) -> Tensor | None:
-    """(values + 1, R) of 0 and 1: which label value, background first, lies in which region; None without regions."""
+    """(values + 1, R) of 0 and 1: which label value, background first, lies in which region; None
+    without regions.
+    """
     if not dataset.regions:
         return None
-    rows = [[float(value in region) for region in dataset.regions] for value in (0, *dataset.values)]
+    rows = [
+        [float(value in region) for region in dataset.regions] for value in (0, *dataset.values)
+    ]
     return torch.tensor(rows)
 
 
 def _lateral_swap(dataset: Dataset) -> Tensor | None:
-    """Class -> class of the other side, for patches mirrored left-right; None if no structure has a side."""
+    """Class -> class of the other side, for patches mirrored left-right; None if no structure has a
+    side.
+    """
     pairs = dataset.table.mirror_pairs()
     if not pairs:
         return None
-    known = [0, *(dataset.values if dataset.regions else (label.value for label in dataset.table.labels))]
+    known = [
+        0,
+        *(dataset.values if dataset.regions else (label.value for label in dataset.table.labels)),
+    ]
     swap = torch.arange(len(known))
     for one, other in pairs.items():
         if one in known and other in known:

@@ -1,4 +1,6 @@
-"""What follows the loop: the validation scans segmented and scored, cleanup chosen; and how long that will take."""
+"""What follows the loop: the validation scans segmented and scored, cleanup chosen; and how long
+that will take.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,17 @@ _WRITING_S = 2.0
 
 
 def rehearse(config: Config, source: ScanSource, processes: Processes) -> Callable[[], float]:
-    """Infer two validation scans with a fresh network and score the truth of one as if it had been found.
+    """Infer two validation scans with a fresh network and score the truth of one as if it had been
+    found.
 
-    What cannot work fails now, and it is known how long scoring takes, in seconds, as far as it is when the result is
-    called: where the machine has become slower since, all of it takes longer.
+    What cannot work fails now, and it is known how long scoring takes, in seconds, as far as it is
+    when the result is called: where the machine has become slower since, all of it takes longer.
     """
     cases, fixed_s, warm_s = len(source.validation), 0.0, 0.0
     if processes.first and cases:
-        network = build_model(config.model.name, source.channels, source.outputs, **config.model.options).eval()
+        network = build_model(
+            config.model.name, source.channels, source.outputs, **config.model.options
+        ).eval()
         with torch.no_grad():
             source.validate(
                 network.to(processes.device),
@@ -60,7 +65,9 @@ def rehearse(config: Config, source: ScanSource, processes: Processes) -> Callab
 
 
 def _scoring_seconds(source: ScanSource) -> tuple[float, float]:
-    """How long scoring and its report take beside the inference: once, and for each further case."""
+    """How long scoring and its report take beside the inference: once, and for each further
+    case.
+    """
     options, case = scoring_options(source.dataset), source.validation[0]
     with references(source, [case]) as truth, private_folder() as folder:
         times = [time.monotonic()]
@@ -68,7 +75,9 @@ def _scoring_seconds(source: ScanSource) -> tuple[float, float]:
             evaluation = evaluate(truth, truth, options=options)
             times.append(time.monotonic())
         name = file_name(case)
-        write_evaluation(evaluation, folder, pairs={name: (truth / f"{name}.nii.gz",) * 2}, options=options)
+        write_evaluation(
+            evaluation, folder, pairs={name: (truth / f"{name}.nii.gz",) * 2}, options=options
+        )
         times.append(time.monotonic())
     cold, warm, written = (after - before for before, after in pairwise(times))
     return cold + written, warm + written
@@ -77,7 +86,9 @@ def _scoring_seconds(source: ScanSource) -> tuple[float, float]:
 def predict(
     config: Config, source: ScanSource, run: Path, progress: Callable[[int, int], None]
 ) -> list[dict[str, Any]]:
-    """Label maps of the validation scans in run/validation, and the cleanup steps that they were given."""
+    """Label maps of the validation scans in run/validation, and the cleanup steps that they were
+    given.
+    """
     checkpoint = load_checkpoint(str(run / "model"))
     folder = run / "validation"
     folder.mkdir(exist_ok=True)
@@ -87,7 +98,12 @@ def predict(
         volumes = read_channels(source.dataset, case)
         labels = segment(volumes, checkpoint, Settings(cleanup=False, backend="torch")).labels
         truth = read_case_labels(case, volumes[0]).data
-        table.append([source.score(clean(labels, one).data, truth, case) for one in [[], *([s] for s in steps)]])
+        table.append(
+            [
+                source.score(clean(labels, one).data, truth, case)
+                for one in [[], *([s] for s in steps)]
+            ]
+        )
         write(labels, folder / f"{file_name(case)}.nii.gz")
         progress(done, len(source.validation))
     chosen = _chosen(steps, table) if config.cleanup == "auto" else list(config.cleanup)
@@ -101,12 +117,18 @@ def predict(
 def _cleanups(source: ScanSource) -> list[dict[str, Any]]:
     """The steps that are tried: the largest piece of all, and of each structure."""
     values = [label.value for label in source.table.labels]
-    whole = [{"step": "keep_largest", "together": True, "labels": values}] if len(values) > 1 else []
+    whole = (
+        [{"step": "keep_largest", "together": True, "labels": values}] if len(values) > 1 else []
+    )
     return whole + [{"step": "keep_largest", "labels": [value]} for value in values]
 
 
-def _chosen(steps: Sequence[dict[str, Any]], table: Sequence[Sequence[Mapping[str, Score]]]) -> list[dict[str, Any]]:
-    """The steps, each tried alone, that raise the mean Dice and lower no structure's. table: [case][step or none]."""
+def _chosen(
+    steps: Sequence[dict[str, Any]], table: Sequence[Sequence[Mapping[str, Score]]]
+) -> list[dict[str, Any]]:
+    """The steps, each tried alone, that raise the mean Dice and lower no structure's. table:
+    [case][step or none].
+    """
     before, chosen = mean_scores([row[0] for row in table]), []
     for number, step in enumerate(steps, start=1):
         after = mean_scores([row[number] for row in table])
@@ -121,12 +143,16 @@ def scoring_options(dataset: Dataset) -> Options:
     return Options(structures=structures_of(dataset), ignore=dataset.ignore)
 
 
-def score_validation(source: ScanSource, run: Path) -> tuple[Evaluation, dict[str, tuple[Path, Path]]]:
+def score_validation(
+    source: ScanSource, run: Path
+) -> tuple[Evaluation, dict[str, tuple[Path, Path]]]:
     """Scores of run/validation; of partly annotated cases only what is annotated counts."""
     with references(source, source.validation) as folder:
         result = evaluate(folder, run / "validation", options=scoring_options(source.dataset))
     names = {label.name: label.value for label in source.table.labels}
-    partly = {file_name(case): case.labelled for case in source.validation if case.labelled is not None}
+    partly = {
+        file_name(case): case.labelled for case in source.validation if case.labelled is not None
+    }
     rows = [
         row
         for row in result.rows
@@ -137,22 +163,32 @@ def score_validation(source: ScanSource, run: Path) -> tuple[Evaluation, dict[st
     return evaluation, scored_pairs(source.validation, run, summary)
 
 
-def scored_pairs(cases: Sequence[Case], run: Path, summary: Mapping[str, Any]) -> dict[str, tuple[Path, Path]]:
+def scored_pairs(
+    cases: Sequence[Case], run: Path, summary: Mapping[str, Any]
+) -> dict[str, tuple[Path, Path]]:
     """The files of the true and the found labels of each scored case, for the report."""
     pairs = {}
     for case in cases:
         name = file_name(case)
         result = run / "validation" / f"{name}.nii.gz"
-        if case.label is not None and name in summary["cases"]["scored"] and _is_as_used(case, result):
+        if (
+            case.label is not None
+            and name in summary["cases"]["scored"]
+            and _is_as_used(case, result)
+        ):
             pairs[name] = (case.label, result)
     return pairs
 
 
 def _is_as_used(case: Case, result: Path) -> bool:
-    """Whether the label file of a case shows what was trained: not if it is cropped or numbers its structures anew."""
+    """Whether the label file of a case shows what was trained: not if it is cropped or numbers its
+    structures anew.
+    """
     if case.label is None or case.numbers:
         return False
-    return not is_slicer_segmentation(case.label) or same_grid(read_labels(case.label), read_labels(result))
+    return not is_slicer_segmentation(case.label) or same_grid(
+        read_labels(case.label), read_labels(result)
+    )
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from medseg.labels import LabelTable
 class Batch(NamedTuple):
     """What a step is trained on.
 
-    images (B, C, X, Y, Z); labels (B, X, Y, Z) int64; unlabelled (B, K): which classes a sample's labels do not tell
-    from background, or None if all are told.
+    images (B, C, X, Y, Z); labels (B, X, Y, Z) int64; unlabelled (B, K): which classes a sample's
+    labels do not tell from background, or None if all are told.
     """
 
     images: Tensor
@@ -26,8 +26,8 @@ class Batch(NamedTuple):
 class Source(Protocol):
     """What a model is trained from: `RenderedSource`, or `ScanSource`.
 
-    channels and outputs: of the network. cases: how many are trained from. membership: which class lies in which
-    region, where the outputs are overlapping regions, else None.
+    channels and outputs: of the network. cases: how many are trained from. membership: which class
+    lies in which region, where the outputs are overlapping regions, else None.
     """
 
     channels: int
@@ -51,7 +51,9 @@ class Source(Protocol):
     def validate(
         self, network: nn.Module, *, seeds: list[int], device: torch.device, dtype: torch.dtype
     ) -> dict[str, float]:
-        """Dice of each structure and their 'mean' on some data held out; empty where none is defined."""
+        """Dice of each structure and their 'mean' on some data held out; empty where none is
+        defined.
+        """
 
 
 @runtime_checkable
@@ -71,7 +73,9 @@ class Folding(Protocol):
 
 def network_spec(config: Config, source: Source) -> dict[str, Any]:
     """The fields of `ModelSpec` that say what the network is and what it sees."""
-    options = {key: value for key, value in config.model.options.items() if key != "deep_supervision"}
+    options = {
+        key: value for key, value in config.model.options.items() if key != "deep_supervision"
+    }
     return {
         "name": config.name,
         "architecture": config.model.name,

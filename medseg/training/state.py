@@ -28,22 +28,30 @@ if TYPE_CHECKING:
 
 
 def state_of(
-    network: nn.Module, optimizer: torch.optim.Optimizer, *, average: dict[str, Tensor], best: dict[str, Tensor]
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    average: dict[str, Tensor],
+    best: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     """All tensors that a run goes on from, whole on every process."""
     tensors: dict[str, Tensor] = {}
     for name, weights in (("network", network.state_dict()), ("average", average), ("best", best)):
         tensors |= {f"{name}.{key}": whole(value) for key, value in weights.items()}
     for number, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{key}": whole(value) for key, value in values.items() if value is not None}
+        tensors |= {
+            f"optimizer.{number}.{key}": whole(value)
+            for key, value in values.items()
+            if value is not None
+        }
     return tensors
 
 
 def save_run(run: Path, facts: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """The state of the run, replacing the last one, which stays as the one before.
 
-    facts: the steps done, the position in the run, the seconds spent, the precision, and the loss and Dice summed over
-    those steps that metrics.jsonl has not got yet.
+    facts: the steps done, the position in the run, the seconds spent, the precision, and the loss
+    and Dice summed over those steps that metrics.jsonl has not got yet.
     """
     last, before = run / "state.safetensors", run / "state-before.safetensors"
     if last.exists():
@@ -61,9 +69,11 @@ def restore_run(
     best: dict[str, Tensor],
     processes: Processes,
 ) -> dict[str, Any]:
-    """Load the newest sound state into place and return its facts (see `save_run`), or those of a beginning.
+    """Load the newest sound state into place and return its facts (see `save_run`), or those of a
+    beginning.
 
-    Raises `BadModel` if there are states and all are damaged: starting again is for the user to decide.
+    Raises `BadModel` if there are states and all are damaged: starting again is for the user to
+    decide.
     """
     damaged: list[Path] = []
     for path in (run / "state.safetensors", run / "state-before.safetensors"):
@@ -77,71 +87,104 @@ def restore_run(
             continue
         _check_fit(run, tensors, network)
         processes.wait()  # until everybody has read it
-        for other in damaged if processes.first else []:  # or `save_run` would put it in the place of the sound one
+        # Or `save_run` would put it in the place of the sound one.
+        for other in damaged if processes.first else []:
             other.unlink()
-        part = lambda name, tensors=tensors: {k[len(name) :]: v for k, v in tensors.items() if k.startswith(name)}  # noqa: E731
         with torch.no_grad():
             for place, name in ((network.state_dict(), "network."), (average, "average.")):
-                for key, value in part(name).items():
+                for key, value in _part(tensors, name).items():
                     place[key].copy_(processes.like(value, place[key]))
-        best.update({key: processes.like(value, average[key]).clone() for key, value in part("best.").items()})
+        best.update(
+            {
+                key: processes.like(value, average[key]).clone()
+                for key, value in _part(tensors, "best.").items()
+            }
+        )
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
-        for key, value in part("optimizer.").items():
+        for key, value in _part(tensors, "optimizer.").items():
             number, name = key.split(".")
             parameter = parameters[int(number)]
-            if value.shape == parameter.shape:  # in the parameter's layout in memory too, as the optimiser keeps it
+            # In the parameter's layout in memory too, as the optimiser keeps it.
+            if value.shape == parameter.shape:
                 value = torch.empty_like(parameter).copy_(processes.like(value, parameter))
             state.setdefault(int(number), {})[name] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state_dict(
+            {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+        )
         return {"position": 0.0, "seconds": 0.0, "loss": 0.0, "dice": 0.0} | facts
     if damaged:
-        raise BadModel(f"every training state in {run} is damaged; choose another -o, or delete it to start again")
+        raise BadModel(
+            f"every training state in {run} is damaged; choose another -o, or delete it to start"
+            " again"
+        )
     return {"step": 0, "position": 0.0, "seconds": 0.0, "loss": 0.0, "dice": 0.0}
 
 
 def _check_fit(run: Path, tensors: dict[str, Tensor], network: nn.Module) -> None:
     """Raises `BadConfig` for a state of another network: of other labels, channels or options."""
     prefix = "network."
-    kept = {key.removeprefix(prefix): value.shape for key, value in tensors.items() if key.startswith(prefix)}
+    kept = {
+        key.removeprefix(prefix): value.shape
+        for key, value in tensors.items()
+        if key.startswith(prefix)
+    }
     own = {key: value.shape for key, value in network.state_dict().items()}
-    other = next((key for key in sorted(kept.keys() | own.keys()) if kept.get(key) != own.get(key)), None)
+    other = next(
+        (key for key in sorted(kept.keys() | own.keys()) if kept.get(key) != own.get(key)), None
+    )
     if other is not None:
         raise BadConfig(
-            f"{run} was begun with another network: its {other} is not as these labels, channels and settings make it; "
-            "choose another -o"
+            f"{run} was begun with another network: its {other} is not as these labels, channels"
+            " and settings make it; choose another -o"
         )
 
 
 def start_from(source: Path, network: nn.Module) -> None:
-    """Give the network the weights of a run (its averages) or of a model, as far as names and shapes agree.
+    """Give the network the weights of a run (its averages) or of a model, as far as names and
+    shapes agree.
 
-    A `DataWarning` names what was not loaded: heads for other labels. Raises `BadModel` if less than half fits.
+    A `DataWarning` names what was not loaded: heads for other labels. Raises `BadModel` if less
+    than half fits.
     """
     if (source / "state.safetensors").is_file():
         tensors, _ = load_state(source / "state.safetensors")
-        weights = {key.removeprefix("average."): value for key, value in tensors.items() if key.startswith("average.")}
+        weights = {
+            key.removeprefix("average."): value
+            for key, value in tensors.items()
+            if key.startswith("average.")
+        }
     else:
         weights = load_checkpoint(str(source)).network().state_dict()
     own = network.state_dict()
-    fitting = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    fitting = {
+        key: value for key, value in weights.items() if key in own and own[key].shape == value.shape
+    }
     if 2 * len(fitting) < len(own):
-        raise BadModel(f"the weights of {source} do not fit this network; it needs one of the same kind and size")
+        raise BadModel(
+            f"the weights of {source} do not fit this network; it needs one of the same kind and"
+            " size"
+        )
     new = [key for key in own if key not in fitting]
     network.load_state_dict(fitting, strict=False)
     if new:
         shown = ", ".join(new[:4]) + (" ..." if len(new) > 4 else "")
         warnings.warn(
-            f"{len(fitting)} of {len(own)} tensors were taken from {source}; new are {shown}", DataWarning, stacklevel=2
+            f"{len(fitting)} of {len(own)} tensors were taken from {source}; new are {shown}",
+            DataWarning,
+            stacklevel=2,
         )
 
 
-#: Settings that do not touch the weights of a step: how long to train, and what only describes the model.
+#: Settings that do not touch the weights of a step: how long to train, and what only describes the
+#: model.
 _FREE = ("train.steps", "train.time_s", "card", "description", "fluid", "brain", "cleanup")
 
 
 def check_same_run(config: Config, run: Path, processes: Processes) -> None:
-    """Record the config in the run folder, or check that it is the one recorded; where the data lies may differ."""
+    """Record the config in the run folder, or check that it is the one recorded; where the data
+    lies may differ.
+    """
     check_same_settings(config, run)
     processes.wait()
     if processes.first:
@@ -149,15 +192,23 @@ def check_same_run(config: Config, run: Path, processes: Processes) -> None:
 
 
 def check_same_settings(config: Config, run: Path, *, finished: bool = False) -> None:
-    """Raises `BadConfig` naming the settings that differ from those recorded; in a finished run none may."""
-    changed = [key for key in changed_settings(config, run) if finished or not key.startswith(_FREE)]
+    """Raises `BadConfig` naming the settings that differ from those recorded; in a finished run
+    none may.
+    """
+    changed = [
+        key for key in changed_settings(config, run) if finished or not key.startswith(_FREE)
+    ]
     if changed:
         how = "finished" if finished else "started"
-        raise BadConfig(f"{run} was {how} with other settings ({', '.join(changed)}); choose another -o")
+        raise BadConfig(
+            f"{run} was {how} with other settings ({', '.join(changed)}); choose another -o"
+        )
 
 
 def changed_settings(config: Config, run: Path) -> list[str]:
-    """Dotted names of the settings that are not those that the run folder has recorded; none if it has none."""
+    """Dotted names of the settings that are not those that the run folder has recorded; none if it
+    has none.
+    """
     path = run / "config.yaml"
     if not path.exists():
         return []
@@ -179,7 +230,9 @@ def _differences(a: Any, b: Any, prefix: str = "") -> set[str]:
     if not (isinstance(a, dict) and isinstance(b, dict)):
         return set() if a == b else {prefix}
     keys = a.keys() | b.keys()
-    return set().union(*(_differences(a.get(k), b.get(k), f"{prefix}.{k}" if prefix else str(k)) for k in keys))
+    return set().union(
+        *(_differences(a.get(k), b.get(k), f"{prefix}.{k}" if prefix else str(k)) for k in keys)
+    )
 
 
 def truncate_metrics(path: Path, step: int) -> None:
@@ -206,7 +259,9 @@ def locked(run: Path, processes: Processes) -> Iterator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise BadConfig(f"another process is training in {run}; wait for it or choose another -o") from None
+                raise BadConfig(
+                    f"another process is training in {run}; wait for it or choose another -o"
+                ) from None
         yield
 
 
@@ -233,7 +288,10 @@ def save_state(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) ->
     """Write a training state atomically: tensors and JSON facts in one safetensors file."""
     from safetensors.torch import save
 
-    content = save({key: value.detach().contiguous() for key, value in tensors.items()}, {"medseg": json.dumps(facts)})
+    content = save(
+        {key: value.detach().contiguous() for key, value in tensors.items()},
+        {"medseg": json.dumps(facts)},
+    )
     with atomic_write(path) as handle:
         handle.write(hashlib.sha256(content).digest() + content)
 
@@ -257,3 +315,12 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise BadModel(f"the training state {path} is damaged: {error}") from None
     return tensors, facts
+
+
+def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -1,4 +1,5 @@
-"""A run under way: its network, optimiser, averages, clock and facts, and each thing that a training step does.
+"""A run under way: its network, optimiser, averages, clock and facts, and each thing that a
+training step does.
 
 `loop.train` calls the methods of `Run` in the order in which they stand here.
 """
@@ -26,7 +27,13 @@ from medseg.training.clock import RunClock, is_time_to_validate
 from medseg.training.curves import draw_curves
 from medseg.training.identity import check_same_maps
 from medseg.training.losses import hard_dice
-from medseg.training.precision import PRECISIONS, THIN, choose_training_precision, is_channels_last, thinnest_map
+from medseg.training.precision import (
+    PRECISIONS,
+    THIN,
+    choose_training_precision,
+    is_channels_last,
+    thinnest_map,
+)
 from medseg.training.processes import Processes, whole
 from medseg.training.rendered import RenderedSource
 from medseg.training.source import Batch, Folding, Source, WithLoss, model_spec
@@ -47,8 +54,10 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(kw_only=True, eq=False)
 class Run:
-    """A run under way. parallel: the network as it is called; best: the averages that did best so far, where the
-    settings ask for them; facts: what `save_run` keeps beside the tensors; log: lines not yet in metrics.jsonl."""
+    """A run under way. parallel: the network as it is called; best: the averages that did best so
+    far, where the settings ask for them; facts: what `save_run` keeps beside the tensors; log:
+    lines not yet in metrics.jsonl.
+    """
 
     config: Config
     folder: Path
@@ -77,13 +86,17 @@ class Run:
         began: float,
         reserve: Callable[[], float],
     ) -> Run:
-        """A run at its beginning, or where the folder's state left it. Raises `BadConfig` if it is another run's."""
+        """A run at its beginning, or where the folder's state left it. Raises `BadConfig` if it is
+        another run's.
+        """
         settings, device = config.train, processes.device
         check_same_run(config, folder, processes)
         check_steps([] if config.cleanup == "auto" else config.cleanup)
         source = source or _rendered(config, folder, processes)
         torch.manual_seed(settings.seed)
-        network = build_model(config.model.name, source.channels, source.outputs, **config.model.options)
+        network = build_model(
+            config.model.name, source.channels, source.outputs, **config.model.options
+        )
         check_patch(network, config.model.patch)
         if isinstance(network, Folding):
             network.folded = True
@@ -91,24 +104,38 @@ class Run:
             start_from(config.start_from, network)
         thinnest = THIN
         if settings.precision == "auto":  # asked before the network is spread over processes
-            thinnest = thinnest_map(network, source.channels, patch=config.model.patch, device=device)
+            thinnest = thinnest_map(
+                network, source.channels, patch=config.model.patch, device=device
+            )
         network, parallel = processes.spread(network.to(device).train(), settings.parallel)
         optimizer = make_optimizer(settings, network)
         averages = {key: value.detach().clone() for key, value in network.state_dict().items()}
         best: dict[str, Tensor] = {}
         facts = restore_run(
-            run=folder, network=network, optimizer=optimizer, average=averages, best=best, processes=processes
+            run=folder,
+            network=network,
+            optimizer=optimizer,
+            average=averages,
+            best=best,
+            processes=processes,
         )
         if "precision" not in facts:  # one trial for all processes and for the whole run
-            chosen = choose_training_precision(config, device, thinnest) if processes.first else PRECISIONS[0]
+            chosen = (
+                choose_training_precision(config, device, thinnest)
+                if processes.first
+                else PRECISIONS[0]
+            )
             facts["precision"] = PRECISIONS[round(processes.first_says(PRECISIONS.index(chosen)))]
         precision = facts["precision"]
-        scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16" and device.type == "cuda")
+        scaler = torch.amp.GradScaler(
+            device.type, enabled=precision == "fp16" and device.type == "cuda"
+        )
         if scaler.is_enabled() and "scaler" in facts:
             scaler.load_state_dict(facts["scaler"])
         if processes.first:
             truncate_metrics(folder / "metrics.jsonl", facts["step"])
-            sweep(folder, min_age_s=0)  # what a killed process left half-written; the lock says that nobody writes
+            # What a killed process left half-written; the lock says that nobody writes.
+            sweep(folder, min_age_s=0)
         return cls(
             config=config,
             folder=folder,
@@ -162,7 +189,9 @@ class Run:
         return self.source.loss(outputs, batch)
 
     def backward_and_step(self, loss: Tensor, rate: float) -> Tensor:
-        """Gradients, clipped, and a step against them; returns their norm. rate: the learning rate's share."""
+        """Gradients, clipped, and a step against them; returns their norm. rate: the learning
+        rate's share.
+        """
         settings = self.config.train
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * rate
@@ -176,18 +205,29 @@ class Run:
 
     @torch.no_grad()
     def average(self) -> None:
-        """Exponential moving average of the weights; early steps count more so that it starts at once."""
+        """Exponential moving average of the weights; early steps count more so that it starts at
+        once.
+        """
         decay = min(self.config.train.ema, (1 + self.step) / (10 + self.step))
         averages, weights = self.average_weights, self.network.state_dict()
         floats = [key for key, value in averages.items() if value.is_floating_point()]
-        torch._foreach_lerp_([averages[key] for key in floats], [weights[key] for key in floats], 1 - decay)
+        torch._foreach_lerp_(
+            [averages[key] for key in floats], [weights[key] for key in floats], 1 - decay
+        )
 
     def count(self, *, loss: Tensor, norm: Tensor, outputs: Any, batch: Batch) -> None:
         """Note the step's loss and Dice. Raises `BadConfig` if the loss is not finite."""
-        dice = _training_dice(outputs, batch.labels) if self.source.membership is None else float("nan")
+        dice = (
+            _training_dice(outputs, batch.labels)
+            if self.source.membership is None
+            else float("nan")
+        )
         value, dice = self.processes.mean(float(loss.detach()), dice)
         if not math.isfinite(value) or not (torch.isfinite(norm) or self.scaler.is_enabled()):
-            raise BadConfig(f"the loss is not finite at step {self.step + 1}: lower train.learning_rate or use fp32")
+            raise BadConfig(
+                f"the loss is not finite at step {self.step + 1}: lower train.learning_rate or use"
+                " fp32"
+            )
         self.facts["step"] += 1
         self.facts["loss"] += value
         self.facts["dice"] += dice
@@ -199,7 +239,9 @@ class Run:
         self.facts["position"], due, stop = self.processes.agree(after, due, stopping)
         return due, stop
 
-    def tell(self, rate: float, progress: Report, track: Callable[[int, Mapping[str, float]], None]) -> None:
+    def tell(
+        self, rate: float, progress: Report, track: Callable[[int, Mapping[str, float]], None]
+    ) -> None:
         """Log and show the mean of the last steps, and the scores where it is time to validate."""
         settings, facts, done = self.config.train, self.facts, self.step
         if done % settings.log_every == 0 or self.position >= 1:
@@ -207,7 +249,9 @@ class Run:
             self.log.append({**row, "seconds_a_step": round(self.clock.pace, 3)})
             facts["loss"] = facts["dice"] = 0.0
             track(done, row)
-            progress(self.position, {**row, "seconds_left": self.clock.seconds_left(done, self.position)})
+            progress(
+                self.position, {**row, "seconds_left": self.clock.seconds_left(done, self.position)}
+            )
         if is_time_to_validate(settings, done, before=self.before, after=self.position):
             scores = self._validate()
             if scores:
@@ -216,7 +260,9 @@ class Run:
                 progress(self.position, {"step": done, "validation": scores})
 
     def _validate(self) -> dict[str, float]:
-        """Scores of the averaged weights, which one process computes; the best weights are remembered."""
+        """Scores of the averaged weights, which one process computes; the best weights are
+        remembered.
+        """
         scores: dict[str, float] = {}
         settings, processes = self.config.train, self.processes
         with self.clock.aside(), self._averaged() as network:
@@ -225,7 +271,9 @@ class Run:
                 seeds = [mix(settings.seed, -1 - number, 4095) % 2**63 for number in numbers]
                 network.eval()
                 with torch.no_grad():
-                    scores = self.source.validate(network, seeds=seeds, device=processes.device, dtype=self.dtype)
+                    scores = self.source.validate(
+                        network, seeds=seeds, device=processes.device, dtype=self.dtype
+                    )
                 network.train()
             processes.wait()
         # Where no score is defined it cannot choose either: -1 is below every Dice.
@@ -237,9 +285,13 @@ class Run:
 
     @contextmanager
     def _averaged(self) -> Iterator[nn.Module]:
-        """The network with its averaged weights for a while; a copy on one device if it is shared out."""
+        """The network with its averaged weights for a while; a copy on one device if it is shared
+        out.
+        """
         if self.processes.sharded:
-            yield self.processes.whole_network({key: whole(value) for key, value in self.average_weights.items()})
+            yield self.processes.whole_network(
+                {key: whole(value) for key, value in self.average_weights.items()}
+            )
             return
         own = {key: value.clone() for key, value in self.network.state_dict().items()}
         self.network.load_state_dict(self.average_weights)
@@ -251,14 +303,18 @@ class Run:
         if not (due or stop or self.position >= 1):
             return
         facts, folder = self.facts, self.folder
-        facts["seconds"], facts["pace"] = self.clock.seconds(), self.clock.pace or facts.get("pace", 0.0)
+        facts["seconds"], facts["pace"] = (
+            self.clock.seconds(),
+            self.clock.pace or facts.get("pace", 0.0),
+        )
         if self.config.train.steps is None:
             facts["time_s"] = self.config.train.time_s
         if self.scaler.is_enabled():
             facts["scaler"] = self.scaler.state_dict()
         state = state_of(self.network, self.optimizer, average=self.average_weights, best=self.best)
         if self.processes.first:
-            # Metrics first: lines beyond the state are cut on resuming, lines missing could not be restored.
+            # Metrics first: lines beyond the state are cut on resuming, lines missing could not be
+            # restored.
             append_line(folder / "metrics.jsonl", self.log)
             save_run(folder, facts, state)
             if self.clock.is_time_to_draw() or stop:
@@ -266,7 +322,8 @@ class Run:
         self.log.clear()
 
     def end(self) -> Path:
-        """Draw the curves and write the model, also what a process killed after its last step left undone.
+        """Draw the curves and write the model, also what a process killed after its last step left
+        undone.
 
         Raises `BadConfig` where the time was too short for a model.
         """
@@ -274,7 +331,9 @@ class Run:
         if self.processes.first:
             draw_curves(self.folder / "metrics.jsonl", self.folder / "progress.png")
             self._check_passes()
-            state = {key: value for key, value in weights.items() if not key.startswith("deep_heads.")}
+            state = {
+                key: value for key, value in weights.items() if not key.startswith("deep_heads.")
+            }
             save_checkpoint(
                 self.folder / "model",
                 model_spec(self.config, self.source),
@@ -294,9 +353,9 @@ class Run:
         elsewhere = max(0.0, settings.time_s - self.step * pace)
         needed = 1.5 * (elsewhere + pace * LEAST_PASSES * cases / settings.batch)
         raise BadConfig(
-            f"{self.folder}: only {steps} of training fitted into the time, {passes:.1g} passes over the {cases} cases "
-            f"where {LEAST_PASSES} are the least, so no model was written; give --time {in_minutes(needed)} or more, "
-            "and the same command goes on"
+            f"{self.folder}: only {steps} of training fitted into the time, {passes:.1g} passes"
+            f" over the {cases} cases where {LEAST_PASSES} are the least, so no model was written;"
+            f" give --time {in_minutes(needed)} or more, and the same command goes on"
         )
 
 
@@ -314,7 +373,9 @@ def in_minutes(seconds: float) -> str:
 
 
 def make_optimizer(settings: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum 0.99; decay spares biases and norms, which have one dimension."""
+    """AdamW, or SGD with Nesterov momentum 0.99; decay spares biases and norms, which have one
+    dimension.
+    """
     groups: list[dict[str, Any]] = [
         {"params": [p for p in network.parameters() if p.ndim > 1]},
         {"params": [p for p in network.parameters() if p.ndim <= 1], "weight_decay": 0.0},
@@ -327,7 +388,13 @@ def make_optimizer(settings: TrainConfig, network: nn.Module) -> torch.optim.Opt
 
 def _training_dice(outputs: Any, labels: Tensor) -> float:
     """Mean hard Dice of the finest output, or nan where outputs are no class logits."""
-    finest = outputs if isinstance(outputs, Tensor) else outputs[0] if isinstance(outputs, list | tuple) else None
+    finest = (
+        outputs
+        if isinstance(outputs, Tensor)
+        else outputs[0]
+        if isinstance(outputs, list | tuple)
+        else None
+    )
     folded = isinstance(finest, Tensor) and finest.ndim == 8
     if not isinstance(finest, Tensor) or not (folded or finest.shape[2:] == labels.shape[1:]):
         return float("nan")
@@ -335,7 +402,12 @@ def _training_dice(outputs: Any, labels: Tensor) -> float:
 
 
 def _mean_facts(facts: dict[str, Any], count: int, rate: float) -> dict[str, float]:
-    row = {"step": facts["step"], "loss": facts["loss"] / count, "dice": facts["dice"] / count, "lr": rate}
+    row = {
+        "step": facts["step"],
+        "loss": facts["loss"] / count,
+        "dice": facts["dice"] / count,
+        "lr": rate,
+    }
     return {key: round(value, 6) for key, value in row.items() if value == value}
 
 

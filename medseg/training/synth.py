@@ -1,12 +1,13 @@
 """Label maps to images of random contrast, resolution, shape and quality: training without images.
 
-After SynthSeg (Billot et al. 2023, Medical Image Analysis 86:102789, section 3): a label map is deformed, every
-structure gets a random intensity, and the image is blurred, biased, coarsened and corrupted at random. Everything is
-drawn on the model's grid, so a sample costs tens of milliseconds: partial volume comes from averaging the intensities
-found at four points inside each voxel instead of rendering a finer image. Labels made from surfaces leave voxels that
-are mostly, but not only, of one tissue to what is beside it: FreeSurfer (mris_place_surface) seeks the border of cortex
-to fluid between one and three standard deviations below its mean. `border` renders such voxels as the mixtures they
-are. All of it is plain torch and a function of the generator handed in.
+After SynthSeg (Billot et al. 2023, Medical Image Analysis 86:102789, section 3): a label map is
+deformed, every structure gets a random intensity, and the image is blurred, biased, coarsened and
+corrupted at random. Everything is drawn on the model's grid, so a sample costs tens of
+milliseconds: partial volume comes from averaging the intensities found at four points inside each
+voxel instead of rendering a finer image. Labels made from surfaces leave voxels that are mostly,
+but not only, of one tissue to what is beside it: FreeSurfer (mris_place_surface) seeks the border
+of cortex to fluid between one and three standard deviations below its mean. `border` renders such
+voxels as the mixtures they are. All of it is plain torch and a function of the generator handed in.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from medseg.errors import BadConfig
 from medseg.inference import scale_to_percentiles
 from medseg.volume import Volume, reorient
 
-#: Four points of a voxel (corners of a tetrahedron, in voxel units) where its intensity is looked up.
+#: Four points of a voxel (corners of a tetrahedron, in voxel units) where its intensity is looked
+#: up.
 _INSIDE = 0.25 * torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
 
 
@@ -33,10 +35,11 @@ _INSIDE = 0.25 * torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1
 class Heads:
     """Label maps ready for rendering.
 
-    maps: uint8 index arrays (X, Y, Z) running to RAS, cut to their content with a border of one empty voxel;
-    spacings_mm: one (3,) tensor each; values: the label value behind each index; centres: (3,) voxel position of the
-    middle of the target structures. tissue, sides: (N,) the index that voxels of an index are partly made of, because
-    they touch it, and on how many sides; itself and 0 for most.
+    maps: uint8 index arrays (X, Y, Z) running to RAS, cut to their content with a border of one
+    empty voxel; spacings_mm: one (3,) tensor each; values: the label value behind each index;
+    centres: (3,) voxel position of the middle of the target structures. tissue, sides: (N,) the
+    index that voxels of an index are partly made of, because they touch it, and on how many sides;
+    itself and 0 for most.
     """
 
     maps: tuple[Tensor, ...]
@@ -51,8 +54,9 @@ class Heads:
 class Lookup:
     """What rendering needs to know of each label index, as (N,) tensors; made once by `lookup`.
 
-    target: class trained for; mirrored: that class after a left-right flip; group: labels that share an intensity;
-    inside: whether a skull-stripped image keeps it; prior: (N, 2) mean and sd when T1-like, mean < 0 if unknown.
+    target: class trained for; mirrored: that class after a left-right flip; group: labels that
+    share an intensity; inside: whether a skull-stripped image keeps it; prior: (N, 2) mean and sd
+    when T1-like, mean < 0 if unknown.
     """
 
     target: Tensor
@@ -67,7 +71,8 @@ def load_heads(
     targets: Sequence[int],
     border: Mapping[int, Sequence[int]] | None = None,
 ) -> Heads:
-    """Label volumes as `Heads`; voxels of a label that touch a tissue `border` names for it get an index of their own.
+    """Label volumes as `Heads`; voxels of a label that touch a tissue `border` names for it get an
+    index of their own.
 
     Raises `BadConfig` if a volume holds no target or all need more than 255 indices.
     """
@@ -75,14 +80,19 @@ def load_heads(
     touching = _touching(values, border or {})
     count = len(values) + len(touching)
     if count > 255:
-        raise BadConfig(f"the label maps hold {count} different values, borders counted; at most 255 can be rendered")
+        raise BadConfig(
+            f"the label maps hold {count} different values, borders counted; at most 255 can be"
+            " rendered"
+        )
     index = np.zeros(max(values) + 1, np.uint8)
     index[values] = np.arange(len(values))
     maps, spacings, centres = [], [], []
     for number, volume in enumerate(volumes, 1):
         ras = reorient(volume, "RAS")
         if not np.isin(ras.data, list(targets)).any():
-            raise BadConfig(f"label map {number} of {len(volumes)} holds none of the structures to predict")
+            raise BadConfig(
+                f"label map {number} of {len(volumes)} holds none of the structures to predict"
+            )
         data = _cut_to_content(ras.data)
         centres.append(_middle(np.isin(data, list(targets))))
         head = _with_borders(np.pad(index[data], 1), touching, len(values))
@@ -98,8 +108,12 @@ def load_heads(
     )
 
 
-def _touching(values: Sequence[int], border: Mapping[int, Sequence[int]]) -> list[tuple[int, int, int]]:
-    """(index of a value, index of a tissue it may touch, on how many sides) for the values that there are."""
+def _touching(
+    values: Sequence[int], border: Mapping[int, Sequence[int]]
+) -> list[tuple[int, int, int]]:
+    """(index of a value, index of a tissue it may touch, on how many sides) for the values that
+    there are.
+    """
     pairs = [(value, tissue) for value, tissues in border.items() for tissue in tissues]
     return [
         (values.index(value), values.index(tissue), sides)
@@ -124,8 +138,11 @@ def _middle(mask: NDArray[np.bool_]) -> Tensor:
     return torch.tensor([_planes(mask, axis).mean() for axis in range(3)]).float()
 
 
-def _with_borders(head: NDArray[np.uint8], touching: Sequence[tuple[int, int, int]], first: int) -> NDArray[np.uint8]:
-    """`head` with the indices `first` and on where an index shares faces with another: (own, other, on how many sides).
+def _with_borders(
+    head: NDArray[np.uint8], touching: Sequence[tuple[int, int, int]], first: int
+) -> NDArray[np.uint8]:
+    """`head` with the indices `first` and on where an index shares faces with another: (own, other,
+    on how many sides).
 
     2 sides are opposite ones. Where there are several others, the last one counts.
     """
@@ -144,8 +161,12 @@ def _with_borders(head: NDArray[np.uint8], touching: Sequence[tuple[int, int, in
     return out
 
 
-def lookup(values: Sequence[int], classes: Sequence[int], mirror: Mapping[int, int], config: SynthConfig) -> Lookup:
-    """The `Lookup` of label `values` for a model that predicts `classes` (label values; class 0 is background)."""
+def lookup(
+    values: Sequence[int], classes: Sequence[int], mirror: Mapping[int, int], config: SynthConfig
+) -> Lookup:
+    """The `Lookup` of label `values` for a model that predicts `classes` (label values; class 0 is
+    background).
+    """
     class_of = {value: n for n, value in enumerate(classes)}
     mirror = {**mirror, **{b: a for a, b in mirror.items()}}
     target, mirrored, group, inside, prior = [], [], [], [], []
@@ -155,7 +176,9 @@ def lookup(values: Sequence[int], classes: Sequence[int], mirror: Mapping[int, i
         mirrored.append(class_of.get(mirror.get(merged, merged), 0))
         group.append(min(value, mirror.get(value, value)))
         inside.append(value not in config.outside and value != 0)
-        prior.append(config.t1_like.get(value, config.t1_like.get(mirror.get(value, value), (-1.0, 0.0))))
+        prior.append(
+            config.t1_like.get(value, config.t1_like.get(mirror.get(value, value), (-1.0, 0.0)))
+        )
     numbered = {g: n for n, g in enumerate(sorted(set(group)))}
     return Lookup(
         torch.tensor(target, dtype=torch.uint8),
@@ -177,14 +200,18 @@ def render(
     which: int | None = None,
     t1_like: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """One random image (X, Y, Z) float32 in 0..1 and its classes (X, Y, Z) uint8, on a grid of `spacing_mm` in RAS.
+    """One random image (X, Y, Z) float32 in 0..1 and its classes (X, Y, Z) uint8, on a grid of
+    `spacing_mm` in RAS.
 
-    `which` picks the head (random if None); `t1_like` is the probability of T1-like rather than random intensities.
+    `which` picks the head (random if None); `t1_like` is the probability of T1-like rather than
+    random intensities.
     """
     rng = _Random(generator)
     which = rng.integer(len(heads.maps)) if which is None else which
     head, head_spacing = heads.maps[which], heads.spacings_mm[which]
-    matrix, centre, flipped = _pose(heads, which, shape=shape, spacing_mm=spacing_mm, config=config, rng=rng)
+    matrix, centre, flipped = _pose(
+        heads, which, shape=shape, spacing_mm=spacing_mm, config=config, rng=rng
+    )
 
     moved = _deformation(shape, spacing_mm, config=config, rng=rng)  # (3, X, Y, Z) mm
     means, deviations = _contrast(table, config, rng=rng, t1_like=t1_like)
@@ -247,9 +274,16 @@ class _Random:
 
 
 def _pose(
-    heads: Heads, which: int, shape: tuple[int, int, int], spacing_mm: float, config: SynthConfig, rng: _Random
+    heads: Heads,
+    which: int,
+    shape: tuple[int, int, int],
+    spacing_mm: float,
+    config: SynthConfig,
+    rng: _Random,
 ) -> tuple[Tensor, Tensor, bool]:
-    """A random affine (3, 3) from mm around the window's middle to mm in the head, where that middle is, and a flip."""
+    """A random affine (3, 3) from mm around the window's middle to mm in the head, where that
+    middle is, and a flip.
+    """
     angles = (rng.rand(3) * 2 - 1) * np.deg2rad(config.rotation_degrees)
     matrix = torch.eye(3)
     for axis, angle in enumerate(angles.tolist()):
@@ -263,7 +297,12 @@ def _pose(
     scale = overall * (1 + (rng.rand(3) * 2 - 1) * config.anisotropic_scaling)
     shear = torch.eye(3) + (rng.rand(3, 3) * 2 - 1) * config.shearing * (1 - torch.eye(3))
     flipped = rng.chance(config.flip)
-    matrix = matrix @ shear @ torch.diag(1 / scale) @ torch.diag(torch.tensor([-1.0 if flipped else 1.0, 1, 1]))
+    matrix = (
+        matrix
+        @ shear
+        @ torch.diag(1 / scale)
+        @ torch.diag(torch.tensor([-1.0 if flipped else 1.0, 1, 1]))
+    )
 
     head, spacing = heads.maps[which], heads.spacings_mm[which]
     if rng.chance(config.anywhere):
@@ -274,19 +313,25 @@ def _pose(
 
 
 def _smooth_field(channels: int, points: int, shape: tuple[int, int, int], rng: _Random) -> Tensor:
-    """(channels, X, Y, Z) trilinear interpolation of standard normal values on a coarse grid of points³."""
+    """(channels, X, Y, Z) trilinear interpolation of standard normal values on a coarse grid of
+    points³.
+    """
     field = rng.normal((channels, points, points, points))
     # An axis at a time: several times faster than `interpolate`.
     return torch.einsum("cijk,xi,yj,zk->cxyz", field, *(_between(size, points) for size in shape))
 
 
 def _between(size: int, points: int) -> Tensor:
-    """Linear interpolation of `points` values, the outer ones at the outer voxels: weights (size, points)."""
+    """Linear interpolation of `points` values, the outer ones at the outer voxels: weights (size,
+    points).
+    """
     distance = torch.linspace(0, points - 1, size)[:, None] - torch.arange(points)
     return (1 - distance.abs()).clamp_(min=0)
 
 
-def _deformation(shape: tuple[int, int, int], spacing_mm: float, config: SynthConfig, rng: _Random) -> Tensor:
+def _deformation(
+    shape: tuple[int, int, int], spacing_mm: float, config: SynthConfig, rng: _Random
+) -> Tensor:
     """(3, X, Y, Z) random displacement in mm: the sum of a coarse and a finer smooth field."""
     field = torch.zeros(3, *shape)
     for spacing_of_points_mm, largest_mm in config.deformation_mm:
@@ -296,10 +341,13 @@ def _deformation(shape: tuple[int, int, int], spacing_mm: float, config: SynthCo
 
 
 def _look_up(
-    head: Tensor, matrix: Tensor, centre: Tensor, spacing_mm: float, moved: Tensor, means: Tensor, deviations: Tensor,
+    head: Tensor, matrix: Tensor, centre: Tensor, spacing_mm: float, moved: Tensor, means: Tensor,
+    deviations: Tensor,
     classes: Tensor, rng: _Random
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The image (X, Y, Z), the label index of every voxel, and its class; see `kernels.rendering.look_up`."""
+    """The image (X, Y, Z), the label index of every voxel, and its class; see
+    `kernels.rendering.look_up`.
+    """
     from medseg.kernels.rendering import look_up
     from medseg.kernels.threads import in_slabs
 
@@ -309,11 +357,17 @@ def _look_up(
     inputs = (head, matrix, centre, moved, _INSIDE, means, deviations, rng.normal(shape), classes)
     arrays = [part.contiguous().numpy() for part in (*inputs, image, indices, found)]
     spacing = np.float32(spacing_mm)
-    in_slabs(lambda low, high: look_up(low, high, spacing, *arrays), shape[0], workers=torch.get_num_threads())
+    in_slabs(
+        lambda low, high: look_up(low, high, spacing, *arrays),
+        shape[0],
+        workers=torch.get_num_threads(),
+    )
     return image, indices, found
 
 
-def _contrast(table: Lookup, config: SynthConfig, rng: _Random, t1_like: float) -> tuple[Tensor, Tensor]:
+def _contrast(
+    table: Lookup, config: SynthConfig, rng: _Random, t1_like: float
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the intensity of every label index, (N,) each."""
     groups = int(table.group.max()) + 1
     means = rng.rand(groups)[table.group]
@@ -321,7 +375,8 @@ def _contrast(table: Lookup, config: SynthConfig, rng: _Random, t1_like: float) 
     if rng.chance(t1_like):
         known = table.prior[:, 0] >= 0
         wobble = rng.normal((groups,))[table.group]
-        overall = rng.uniform(0.6, 1.4)  # stretches contrast between tissues as echo and inversion times do
+        # Stretches contrast between tissues as echo and inversion times do.
+        overall = rng.uniform(0.6, 1.4)
         prior = 1 - (1 - table.prior[:, 0]) * overall + wobble * table.prior[:, 1]
         means = torch.where(known, prior.clamp(0, 1.5), means)
         deviations = torch.where(known, deviations * 0.5, deviations)
@@ -329,7 +384,9 @@ def _contrast(table: Lookup, config: SynthConfig, rng: _Random, t1_like: float) 
         known = table.prior[:, 0] >= 0
         t1 = table.prior[:, 0] + 1.5 * rng.normal((groups,))[table.group] * table.prior[:, 1]
         curve = rng.rand(6).numpy()
-        means = torch.where(known, torch.from_numpy(np.interp(t1, np.linspace(0, 1, 6), curve)).float(), means)
+        means = torch.where(
+            known, torch.from_numpy(np.interp(t1, np.linspace(0, 1, 6), curve)).float(), means
+        )
         deviations = torch.where(known, deviations * 0.5, deviations)
     if rng.chance(config.dark_background):
         means, deviations = means.clone(), deviations.clone()
@@ -345,7 +402,9 @@ def _strip(
     classes: Tensor,
     rng: _Random,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For a skull-stripped image: what lies outside becomes 0; half of the time the fluid around the brain goes too."""
+    """For a skull-stripped image: what lies outside becomes 0; half of the time the fluid around
+    the brain goes too.
+    """
     inside = table.inside.clone()
     if rng.chance(0.5) and 24 in values:
         fluid = table.group == table.group[values.index(24)]
@@ -360,13 +419,20 @@ def _corrupt(image: Tensor, spacing_mm: float, config: SynthConfig, rng: _Random
     """Ghosts, bias field, blur, thick slices and noise, each at random."""
     shape = (image.shape[0], image.shape[1], image.shape[2])
     if rng.chance(config.ghosts):
-        # Far away it is a ghost or what wrapped around; a voxel or two away it is a head that moved.
+        # Far away it is a ghost or what wrapped around; a voxel or two away it is a head that
+        # moved.
         axis, far = rng.integer(3), rng.chance(0.5)
-        shift = round(rng.uniform(0.2, 0.8) * shape[axis]) if far else 1 + rng.integer(max(1, round(4 / spacing_mm)))
+        shift = (
+            round(rng.uniform(0.2, 0.8) * shape[axis])
+            if far
+            else 1 + rng.integer(max(1, round(4 / spacing_mm)))
+        )
         strength = rng.uniform(0, 0.15 if far else 0.5)
         image = (1 - strength) * image + strength * image.roll(shift, axis)
     if rng.chance(0.8):
-        image = image * torch.exp(rng.uniform(0, config.bias) * _smooth_field(1, 4, shape=shape, rng=rng)[0])
+        image = image * torch.exp(
+            rng.uniform(0, config.bias) * _smooth_field(1, 4, shape=shape, rng=rng)[0]
+        )
     if rng.chance(config.blurred):
         image = _blur(image, rng.uniform(0.3, 1.0) * config.blur_mm / spacing_mm)
     if rng.chance(config.coarse):

@@ -1,7 +1,9 @@
-"""Numbers of a training run for TensorBoard and MLflow, beside metrics.jsonl, for those who look at them there.
+"""Numbers of a training run for TensorBoard and MLflow, beside metrics.jsonl, for those who look at
+them there.
 
-Only numbers go there, on this machine: to `tensorboard/` and `mlflow/` in the run folder, unless the user has told
-MLflow of a server (`MLFLOW_TRACKING_URI`). TensorBoard writes the machine's name into the names of its files.
+Only numbers go there, on this machine: to `tensorboard/` and `mlflow/` in the run folder, unless
+the user has told MLflow of a server (`MLFLOW_TRACKING_URI`). TensorBoard writes the machine's name
+into the names of its files.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ Close = Callable[[bool], None]
 
 
 class Trackers:
-    """Called with (step, numbers by name); a context that closes them. One that fails is left out with a warning."""
+    """Called with (step, numbers by name); a context that closes them. One that fails is left out
+    with a warning.
+    """
 
     def __init__(self, opened: Mapping[str, tuple[Log, Close]]) -> None:
         self._opened = dict(opened)
@@ -53,28 +57,37 @@ class Trackers:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close(finished=kind is None)
 
     def _leave_out(self, name: str, error: Exception) -> None:
         del self._opened[name]
         said = " ".join(str(error).split())[:200]
-        warnings.warn(f"{name} takes no more numbers of this run: {said}", DataWarning, stacklevel=3)
+        warnings.warn(
+            f"{name} takes no more numbers of this run: {said}", DataWarning, stacklevel=3
+        )
 
 
 def open_trackers(names: Sequence[str], run: Path, *, start: int = 0) -> Trackers:
-    """Open the trackers of these names ("tensorboard", "mlflow") for the run folder, from step `start` on.
+    """Open the trackers of these names ("tensorboard", "mlflow") for the run folder, from step
+    `start` on.
 
-    A run that goes on at a step goes on in the same curves: TensorBoard drops what was logged after it, MLflow keeps
-    it. Raises `BadConfig` for an unknown name, a package that is not installed and a tracker that cannot be opened.
+    A run that goes on at a step goes on in the same curves: TensorBoard drops what was logged after
+    it, MLflow keeps it. Raises `BadConfig` for an unknown name, a package that is not installed and
+    a tracker that cannot be opened.
     """
     for name in names:
         if name not in _TRACKERS:
             raise BadConfig(f"there is no tracker '{name}'; there are {' and '.join(_TRACKERS)}")
         package = _TRACKERS[name][0]
         if find_spec(package) is None:
-            raise BadConfig(f'{name} is not installed: pip install "medseg[{name}]", or train without it')
+            raise BadConfig(
+                f'{name} is not installed: pip install "medseg[{name}]", or train without it'
+            )
     opened: dict[str, tuple[Log, Close]] = {}
     for name in dict.fromkeys(names):
         try:
@@ -82,7 +95,9 @@ def open_trackers(names: Sequence[str], run: Path, *, start: int = 0) -> Tracker
         except Exception as error:  # whatever a package or a server raises
             Trackers(opened).close(finished=False)
             said = " ".join(str(error).split())[:200]
-            raise BadConfig(f"{name} cannot be opened for {run}: {said}; correct that, or train without it") from None
+            raise BadConfig(
+                f"{name} cannot be opened for {run}: {said}; correct that, or train without it"
+            ) from None
     return Trackers(opened)
 
 
@@ -104,8 +119,8 @@ def _tensorboard(run: Path, start: int) -> tuple[Log, Close]:
 
 
 def _mlflow(run: Path, start: int) -> tuple[Log, Close]:
-    # Read by mlflow as it is imported: without the first it reports its use to its makers, without the second it
-    # refuses to keep runs in files, which is all that needs no database.
+    # Read by mlflow as it is imported: without the first it reports its use to its makers, without
+    # the second it refuses to keep runs in files, which is all that needs no database.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     import mlflow
@@ -113,7 +128,8 @@ def _mlflow(run: Path, start: int) -> tuple[Log, Close]:
     from mlflow.exceptions import MlflowException
 
     place = None if mlflow.is_tracking_uri_set() else (run / "mlflow").resolve().as_uri()
-    client = mlflow.MlflowClient(place)  # and not mlflow.start_run, which also stores the user's name
+    # And not mlflow.start_run, which also stores the user's name.
+    client = mlflow.MlflowClient(place)
     known = run / "mlflow.txt"
     number = known.read_text(encoding="ascii").strip() if known.is_file() else ""
     try:

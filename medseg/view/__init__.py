@@ -6,7 +6,11 @@ from medseg import door
 
 if TYPE_CHECKING:
     from medseg.view.lettering import letters as letters, write_text as write_text
-    from medseg.view.page import full_table as full_table, prepare as prepare, write_page as write_page
+    from medseg.view.page import (
+        full_table as full_table,
+        prepare as prepare,
+        write_page as write_page,
+    )
     from medseg.view.png import png_bytes as png_bytes
     from medseg.view.preview import write_preview as write_preview
     from medseg.view.scene import write_scene as write_scene

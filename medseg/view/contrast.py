@@ -1,4 +1,6 @@
-"""Which grey values of a scan to show: the soft-tissue window of CT, percentiles of everything else."""
+"""Which grey values of a scan to show: the soft-tissue window of CT, percentiles of everything
+else.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ _SAMPLE = 1 << 20  # voxels from which percentiles are taken
 
 
 class Contrast(NamedTuple):
-    """The values drawn black and white, the range of values worth keeping around them, and their unit ('' or ' HU')."""
+    """The values drawn black and white, the range of values worth keeping around them, and their
+    unit ('' or ' HU').
+    """
 
     low: float
     high: float
@@ -25,8 +29,9 @@ class Contrast(NamedTuple):
 def contrast_of(data: NDArray) -> Contrast:
     """The display window of a scan of any dtype and shape (I, J, K).
 
-    Values are taken for Hounsfield units where there is air below -500 and something between fat and contrast medium,
-    and nothing below what scanners write (-3100); MR, PET and ultrasound do not look like that.
+    Values are taken for Hounsfield units where there is air below -500 and something between fat
+    and contrast medium, and nothing below what scanners write (-3100); MR, PET and ultrasound do
+    not look like that.
     """
     sample = _sample(data)
     least, most = float(sample.min()), float(sample.max())

@@ -1,8 +1,9 @@
 """One HTML page to look at a scan and its labels, offline: three planes, 3D, a legend with volumes.
 
-The page holds everything it needs and may load nothing: its Content-Security-Policy names its scripts and its style by
-their hashes and forbids every connection. NiiVue (`niivue/origin.json`) draws the pictures, in radiological convention
-as 3D Slicer does. Nothing of a patient is in it: scans are volumes without headers, and no file is named.
+The page holds everything it needs and may load nothing: its Content-Security-Policy names its
+scripts and its style by their hashes and forbids every connection. NiiVue (`niivue/origin.json`)
+draws the pictures, in radiological convention as 3D Slicer does. Nothing of a patient is in it:
+scans are volumes without headers, and no file is named.
 """
 
 from __future__ import annotations
@@ -29,14 +30,16 @@ from medseg.text import harmless
 from medseg.view.contrast import Contrast, contrast_of
 from medseg.volume import Volume, crop, reorient, resample, same_grid
 
-#: A page holds at most so many voxels; larger scans become a preview, because browsers without a graphics card take
-#: about three seconds for a million voxels.
+#: A page holds at most so many voxels; larger scans become a preview, because browsers without a
+#: graphics card take about three seconds for a million voxels.
 MAX_EMBEDDED_VOXELS = 8 << 20
 #: Longest axis that graphics cards of today show.
 MAX_EMBEDDED_AXIS = 2048
-#: Structures that one page can tell apart: the least width of a texture that WebGL 2 promises, and the background.
+#: Structures that one page can tell apart: the least width of a texture that WebGL 2 promises, and
+#: the background.
 MAX_STRUCTURES = 2047
-#: Turn of the 3D view, azimuth and elevation in degrees: from the front, the patient's right on the left.
+#: Turn of the 3D view, azimuth and elevation in degrees: from the front, the patient's right on the
+#: left.
 TURN = (180, 10)
 _FOLDER = Path(__file__).parent
 _MARGIN_MM = 10.0  # around the content of a scan that is cropped
@@ -47,8 +50,9 @@ _CENTRE_SAMPLE = 200_000  # voxels from which the middle of a structure is found
 class Contents:
     """What a page shows.
 
-    facts: what the page's program is told, JSON-ready. scan, labels: NIfTI files on one grid, gzipped where they are to
-    stand in the page; labels are numbered 1, 2, ... in the order of `facts['structures']`.
+    facts: what the page's program is told, JSON-ready. scan, labels: NIfTI files on one grid,
+    gzipped where they are to stand in the page; labels are numbered 1, 2, ... in the order of
+    `facts['structures']`.
     """
 
     facts: dict[str, Any]
@@ -64,26 +68,40 @@ def prepare(
     title: str = "",
     max_voxels: int | None = MAX_EMBEDDED_VOXELS,
 ) -> Contents:
-    """What a page shows of a scan and a label map (uint8 or uint16); volumes are always those of the whole label map.
+    """What a page shows of a scan and a label map (uint8 or uint16); volumes are always those of
+    the whole label map.
 
-    Scans of more than `max_voxels` voxels become a preview: cropped to their content, every n-th voxel, 256 greys.
-    With None they stay as they are. Labels on another grid are drawn at their place in mm. Raises `BadGeometry` if
-    that is nowhere in the scan, or if there are more structures than a page can show.
+    Scans of more than `max_voxels` voxels become a preview: cropped to their content, every n-th
+    voxel, 256 greys. With None they stay as they are. Labels on another grid are drawn at their
+    place in mm. Raises `BadGeometry` if that is nowhere in the scan, or if there are more
+    structures than a page can show.
     """
     rows = _structures(labels, table)
     notes: list[str] = []
     on_grid = labels.data
     if not same_grid(scan, labels):
         on_grid = _resampled_labels(labels, scan)
-        notes.append("The labels have another grid than the scan; they are drawn at their place in mm.")
+        notes.append(
+            "The labels have another grid than the scan; they are drawn at their place in mm."
+        )
     contrast = contrast_of(scan.data)
     shown = scan.with_data(_numbered(on_grid, rows))
-    stored, slope, intercept = (_whole(scan.data), 1.0, 0.0) if max_voxels is None else _compact(scan.data, contrast)
+    stored, slope, intercept = (
+        (_whole(scan.data), 1.0, 0.0) if max_voxels is None else _compact(scan.data, contrast)
+    )
     scan = scan.with_data(stored)
-    if max_voxels is not None and (stored.size > max_voxels or max(stored.shape) > MAX_EMBEDDED_AXIS):
-        scan, shown, contrast, slope, intercept, said = _preview(scan, shown, contrast, slope, intercept, max_voxels)
+    if max_voxels is not None and (
+        stored.size > max_voxels or max(stored.shape) > MAX_EMBEDDED_AXIS
+    ):
+        scan, shown, contrast, slope, intercept, said = _preview(
+            scan, shown, contrast, slope, intercept, max_voxels
+        )
         notes += said
-    start = _centre(labels) if labels.data.any() else _world(scan.affine, (np.array(scan.shape) - 1) / 2)
+    start = (
+        _centre(labels)
+        if labels.data.any()
+        else _world(scan.affine, (np.array(scan.shape) - 1) / 2)
+    )
     facts = {
         "title": harmless(title),
         "structures": rows,
@@ -91,13 +109,21 @@ def prepare(
         "slope": slope,
         "intercept": intercept,
         "unit": contrast.unit,
-        "window": {"low": contrast.low, "high": contrast.high, "min": contrast.least, "max": contrast.most},
+        "window": {
+            "low": contrast.low,
+            "high": contrast.high,
+            "min": contrast.least,
+            "max": contrast.most,
+        },
         "start": start,
         "turn": TURN,
         "served": False,
     }
-    small = shown.with_data(shown.data.astype(np.uint8)) if shown.data.max(initial=0) < 256 else shown
-    suffix = ".nii" if max_voxels is None else ".nii.gz"  # to pack what stays on this machine only takes time
+    small = (
+        shown.with_data(shown.data.astype(np.uint8)) if shown.data.max(initial=0) < 256 else shown
+    )
+    # To pack what stays on this machine only takes time.
+    suffix = ".nii" if max_voxels is None else ".nii.gz"
     return Contents(facts, _nifti_bytes(scan, suffix), _nifti_bytes(small, suffix))
 
 
@@ -119,21 +145,27 @@ def _numbered(labels: NDArray, rows: Sequence[dict[str, Any]]) -> NDArray[np.uin
 
 
 def page_html(contents: Contents, *, served: bool = False) -> str:
-    """The page. With `served` it holds no voxels but fetches scan.nii and labels.nii from beside itself."""
+    """The page. With `served` it holds no voxels but fetches scan.nii and labels.nii from beside
+    itself.
+    """
     script = {name: _inline(_read(name)) for name in ("niivue/niivue.umd.js", "web/page.js")}
     style = _read("web/page.css")
     hashes = " ".join(_source(text) for text in script.values())
     connections = "'self'" if served else "'none'"
     policy = (
-        f"default-src 'none'; script-src {hashes}; style-src {_source(style)}; img-src data: blob:; "
-        f"connect-src {connections}; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {hashes}; style-src {_source(style)}; img-src data: blob:;"
+        f" connect-src {connections}; base-uri 'none'; form-action 'none'"
     )
     parts = {
         "policy": policy,
         "title": html.escape(contents.facts["title"] or "medseg view"),
         "style": style,
         # In a script element only these could end it or begin a comment.
-        "facts": json.dumps(contents.facts | {"served": served}).replace("<", "\\u003c").replace("&", "\\u0026"),
+        "facts": (
+            json.dumps(contents.facts | {"served": served})
+            .replace("<", "\\u003c")
+            .replace("&", "\\u0026")
+        ),
         "scan": "" if served else base64.b64encode(contents.scan).decode("ascii"),
         "labels": "" if served else base64.b64encode(contents.labels).decode("ascii"),
         "niivue": script["niivue/niivue.umd.js"],
@@ -149,7 +181,9 @@ def write_page(path: str | Path, contents: Contents) -> None:
 
 
 def full_table(labels: Volume, table: LabelTable | None) -> LabelTable:
-    """The table with a row, 'label 3', for every value of a label map that it does not name, by value."""
+    """The table with a row, 'label 3', for every value of a label map that it does not name, by
+    value.
+    """
     known = table.labels if table is not None else ()
     named = {label.value for label in known}
     values = np.flatnonzero(np.bincount(labels.data.ravel(order="K")))
@@ -158,7 +192,9 @@ def full_table(labels: Volume, table: LabelTable | None) -> LabelTable:
 
 
 def _structures(labels: Volume, table: LabelTable | None) -> list[dict[str, Any]]:
-    """A row for every structure of the table: number on the page (0 if absent), volume, a voxel inside it in mm."""
+    """A row for every structure of the table: number on the page (0 if absent), volume, a voxel
+    inside it in mm.
+    """
     from scipy import ndimage
 
     counts = np.bincount(labels.data.ravel(order="K"), minlength=1)
@@ -169,16 +205,27 @@ def _structures(labels: Volume, table: LabelTable | None) -> list[dict[str, Any]
         count = int(counts[label.value]) if label.value < len(counts) else 0
         index += count > 0
         ml = round(count * labels.voxel_mm3 / 1000, 3)
-        row = {"value": label.value, "name": harmless(label.name), "color": list(label.color), "ml": ml}
+        row = {
+            "value": label.value,
+            "name": harmless(label.name),
+            "color": list(label.color),
+            "ml": ml,
+        }
         centre = _centre(labels, label.value, boxes[label.value - 1]) if count else None
         rows.append(row | {"index": index if count else 0, "centre": centre})
     if index > MAX_STRUCTURES:
-        raise BadGeometry(f"the labels hold {index} structures; a page shows at most {MAX_STRUCTURES}")
+        raise BadGeometry(
+            f"the labels hold {index} structures; a page shows at most {MAX_STRUCTURES}"
+        )
     return rows
 
 
-def _centre(labels: Volume, value: int | None = None, box: tuple[slice, ...] = (slice(0, None),) * 3) -> list[float]:
-    """RAS+ mm of the voxel of a structure in its box, or of all structures, that is nearest to their middle."""
+def _centre(
+    labels: Volume, value: int | None = None, box: tuple[slice, ...] = (slice(0, None),) * 3
+) -> list[float]:
+    """RAS+ mm of the voxel of a structure in its box, or of all structures, that is nearest to
+    their middle.
+    """
     part = labels.data[box]
     inside = np.argwhere(part > 0 if value is None else part == value)
     inside = inside[:: 1 + len(inside) // _CENTRE_SAMPLE] + [side.start for side in box]
@@ -191,7 +238,9 @@ def _world(affine: NDArray, voxel: NDArray) -> list[float]:
 
 
 def _whole(data: NDArray) -> NDArray:
-    """Voxels in a type that the page reads, unchanged: whole numbers of up to 32 bits, else float32."""
+    """Voxels in a type that the page reads, unchanged: whole numbers of up to 32 bits, else
+    float32.
+    """
     if data.dtype.kind == "b":
         return data.astype(np.uint8)
     if data.dtype.kind in "iu" and data.dtype.itemsize < 4:
@@ -200,7 +249,9 @@ def _whole(data: NDArray) -> NDArray:
 
 
 def _compact(data: NDArray, contrast: Contrast) -> tuple[NDArray, float, float]:
-    """Voxels as int16, with the slope and intercept that give back their values: whole numbers exactly."""
+    """Voxels as int16, with the slope and intercept that give back their values: whole numbers
+    exactly.
+    """
     if data.dtype.kind in "iub" and int(data.min()) >= -32768 and int(data.max()) <= 32767:
         return data.astype(np.int16), 1.0, 0.0
     slope = (contrast.most - contrast.least) / 4095 or 1.0
@@ -208,13 +259,20 @@ def _compact(data: NDArray, contrast: Contrast) -> tuple[NDArray, float, float]:
 
 
 def _preview(
-    scan: Volume, labels: Volume, contrast: Contrast, slope: float, intercept: float, max_voxels: int
+    scan: Volume,
+    labels: Volume,
+    contrast: Contrast,
+    slope: float,
+    intercept: float,
+    max_voxels: int,
 ) -> tuple[Volume, Volume, Contrast, float, float, list[str]]:
     """A scan and its labels made small enough for a page, and the sentences that say how."""
     low, high = contrast.low, contrast.high
     reach = (high - low) / 2
     least, most = max(contrast.least, low - reach), min(contrast.most, high + reach)
-    grey = _scaled(scan.data, (least - intercept) / slope, (most - least) / 255 / slope, 255).astype(np.uint8)
+    grey = _scaled(
+        scan.data, (least - intercept) / slope, (most - least) / 255 / slope, 255
+    ).astype(np.uint8)
     dark = (low - least) / (most - least) * 255 + 0.1 * (high - low) / (most - least) * 255
     filled = (grey > dark) | (labels.data > 0)
     start, stop = _box(filled, scan.spacing_mm)
@@ -222,16 +280,24 @@ def _preview(
     corner = (int(start[0]), int(start[1]), int(start[2]))
     small = [crop(volume, corner, shape) for volume in (scan.with_data(grey), labels)]  # type: ignore[arg-type]
     every = 1
-    while np.prod(left := [-(-n // every) for n in shape]) > max_voxels or max(left) > MAX_EMBEDDED_AXIS:
+    while (
+        np.prod(left := [-(-n // every) for n in shape]) > max_voxels
+        or max(left) > MAX_EMBEDDED_AXIS
+    ):
         every += 1
     affine = small[0].affine @ np.diag([every, every, every, 1.0])
     thin = [Volume(volume.data[::every, ::every, ::every], affine) for volume in small]
-    greys = f"Values below {least:.4g} and above {most:.4g}{contrast.unit} are cut off, between them are 256 greys."
+    greys = (
+        f"Values below {least:.4g} and above {most:.4g}{contrast.unit} are cut off, between them"
+        " are 256 greys."
+    )
     which = {2: "second", 3: "third"}.get(every, f"{every}th")
     voxels = f" It shows every {which} voxel along each axis." if every > 1 else ""
     said = [
-        f"The scan is too large for a page ({scan.data.size / 1e6:.0f} million voxels): this is a preview, cropped to "
-        f"its content.{voxels} {greys}",
+        (
+            f"The scan is too large for a page ({scan.data.size / 1e6:.0f} million voxels): this is"
+            f" a preview, cropped to its content.{voxels} {greys}"
+        ),
         "Volumes are those of the whole labels. The scan in full: medseg view --serve.",
     ]
     kept = Contrast(low, high, least, most, contrast.unit)
@@ -243,14 +309,19 @@ def _scaled(data: NDArray, least: float, slope: float, steps: int) -> NDArray[np
     return np.clip(np.rint(out, out=out), 0, steps, out=out)
 
 
-def _box(filled: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> tuple[NDArray, NDArray]:
+def _box(
+    filled: NDArray[np.bool_], spacing_mm: tuple[float, float, float]
+) -> tuple[NDArray, NDArray]:
     """First voxel, and last voxel plus one, of what is filled, with a margin."""
     start, stop = np.zeros(3, int), np.array(filled.shape)
     for axis in range(3):
         there = np.flatnonzero(filled.any(axis=tuple({0, 1, 2} - {axis})))
         if len(there):
             margin = int(np.ceil(_MARGIN_MM / spacing_mm[axis]))
-            start[axis], stop[axis] = max(0, there[0] - margin), min(filled.shape[axis], there[-1] + 1 + margin)
+            start[axis], stop[axis] = (
+                max(0, there[0] - margin),
+                min(filled.shape[axis], there[-1] + 1 + margin),
+            )
     return start, stop
 
 

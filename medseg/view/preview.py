@@ -1,7 +1,7 @@
 """A contact sheet: slices of a scan in three planes, plain and with its labels over it, as one PNG.
 
-Radiological convention, as in 3D Slicer: the patient's right is on the left of axial and coronal pictures, anterior on
-the left of sagittal ones. Letters at the edges say so.
+Radiological convention, as in 3D Slicer: the patient's right is on the left of axial and coronal
+pictures, anterior on the left of sagittal ones. Letters at the edges say so.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ _TILE = 220  # pixels
 _PLANES = {"axial": (2, 0, 1, "RLAP"), "coronal": (1, 0, 2, "RLSI"), "sagittal": (0, 1, 2, "APSI")}
 
 
-def contact_sheet(scan: Volume, labels: Volume, table: LabelTable, columns: int = 5) -> NDArray[np.uint8]:
-    """(rows, columns, 3) RGB picture: for each plane a row of slices that matter and the same with labels over them."""
+def contact_sheet(
+    scan: Volume, labels: Volume, table: LabelTable, columns: int = 5
+) -> NDArray[np.uint8]:
+    """(rows, columns, 3) RGB picture: for each plane a row of slices that matter and the same with
+    labels over them.
+    """
     image, mask = reorient(scan, "RAS"), reorient(labels, "RAS")
     colors = np.zeros((max(table.values, default=0) + 1, 3), np.float32)
     for label in table.labels:
@@ -35,7 +39,10 @@ def contact_sheet(scan: Volume, labels: Volume, table: LabelTable, columns: int 
         plain: list[NDArray] = []
         over: list[NDArray] = []
         for at in slices_that_matter(mask.data, axis, columns):
-            show = [_turned(np.take(volume.data, at, axis), across, up, image.spacing_mm) for volume in (image, mask)]
+            show = [
+                _turned(np.take(volume.data, at, axis), across, up, image.spacing_mm)
+                for volume in (image, mask)
+            ]
             grey = np.clip((show[0].astype(np.float32) - low) / max(high - low, 1e-6), 0, 1) * 255
             rgb = np.repeat(grey[..., None], 3, axis=2)
             here = show[1][..., None] != 0
@@ -47,10 +54,11 @@ def contact_sheet(scan: Volume, labels: Volume, table: LabelTable, columns: int 
 
 
 def slices_that_matter(mask: NDArray, axis: int, count: int) -> list[int]:
-    """`count` slices of a label map (I, J, K) across `axis`, in order, spread over where labels are.
+    """`count` slices of a label map (I, J, K) across `axis`, in order, spread over where labels
+    are.
 
-    Of each of `count` equal parts of that stretch the slice with most structures in it, of those the one with most
-    labelled voxels; of a part without labels the middle.
+    Of each of `count` equal parts of that stretch the slice with most structures in it, of those
+    the one with most labelled voxels; of a part without labels the middle.
     """
     content = np.zeros((mask.shape[axis], 2), np.int64)
     for at, plane in enumerate(np.moveaxis(mask, axis, 0)):
@@ -72,11 +80,16 @@ def write_preview(path: str | Path, scan: Volume, labels: Volume, table: LabelTa
     write_png(path, contact_sheet(scan, labels, table))
 
 
-def _turned(plane: NDArray, across: int, up: int, spacing_mm: tuple[float, float, float]) -> NDArray:
-    """A slice as a picture with square pixels, nearest neighbour, no larger than a tile; rows run down."""
+def _turned(
+    plane: NDArray, across: int, up: int, spacing_mm: tuple[float, float, float]
+) -> NDArray:
+    """A slice as a picture with square pixels, nearest neighbour, no larger than a tile; rows run
+    down.
+    """
     if across > up:
         plane = plane.T
-    # Index 0 of `across` and `up` is left, posterior or inferior: all three belong on the right or at the bottom.
+    # Index 0 of `across` and `up` is left, posterior or inferior: all three belong on the right or
+    # at the bottom.
     plane = plane[::-1, ::-1].T
     extent = np.array([plane.shape[0] * spacing_mm[up], plane.shape[1] * spacing_mm[across]])
     size = np.maximum(1, np.round(extent / extent.max() * _TILE)).astype(int)
@@ -94,6 +107,8 @@ def _centred(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _lettered(tile: NDArray[np.uint8], letters: str) -> NDArray[np.uint8]:
     """Direction letters in the middle of the left, right, top and bottom edges."""
     middle = _TILE // 2
-    for letter, (top, left) in zip(letters, ((middle, 2), (middle, -14), (2, middle), (-16, middle))):
+    for letter, (top, left) in zip(
+        letters, ((middle, 2), (middle, -14), (2, middle), (-16, middle))
+    ):
         write_text(tile, top % _TILE, left % _TILE, letter, (255, 220, 0))
     return tile

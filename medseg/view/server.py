@@ -1,7 +1,9 @@
-"""Show a page with a large scan to the browser of this machine: a tiny server on the loopback address.
+"""Show a page with a large scan to the browser of this machine: a tiny server on the loopback
+address.
 
-It serves the three resources of one page under a random path that only the printed address names, to clients that ask
-for 127.0.0.1 by that name (a page from elsewhere cannot, whatever name it gives to this address), and it logs nothing.
+It serves the three resources of one page under a random path that only the printed address names,
+to clients that ask for 127.0.0.1 by that name (a page from elsewhere cannot, whatever name it gives
+to this address), and it logs nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ _HEADERS = {
 
 
 class PageServer:
-    """A server of one page. Listens once it is made; `serve` answers until `close`, or an exception in its thread."""
+    """A server of one page. Listens once it is made; `serve` answers until `close`, or an exception
+    in its thread.
+    """
 
     def __init__(self, contents: Contents, port: int = 0) -> None:
         """`port` 0 takes a free one. Raises `BadOutput` if the port is taken."""
@@ -43,7 +47,9 @@ class PageServer:
         try:
             self._server = ThreadingHTTPServer((_HOST, port), handler)
         except OSError:
-            raise BadOutput(f"port {port} on this machine is taken; choose another with --port") from None
+            raise BadOutput(
+                f"port {port} on this machine is taken; choose another with --port"
+            ) from None
         self._server.daemon_threads = True
 
     @property
@@ -64,7 +70,9 @@ class PageServer:
         self._server.shutdown()
 
 
-def _handler(token: str, resources: dict[str, tuple[bytes, str]], policy: str) -> type[BaseHTTPRequestHandler]:
+def _handler(
+    token: str, resources: dict[str, tuple[bytes, str]], policy: str
+) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         server_version = "medseg"
         sys_version = ""

@@ -1,7 +1,8 @@
 """Time of cleaning up all labels, with the usual loops over labels beside it.
 
-`python tests/benchmarks/bench_cleanup.py` (104 labels, 512 x 512 x 300 voxels) prints a table and writes nothing. The
-loops are measured on a sample of the labels and scaled to all; their voxels are compared with ours.
+`python tests/benchmarks/bench_cleanup.py` (104 labels, 512 x 512 x 300 voxels) prints a table and
+writes nothing. The loops are measured on a sample of the labels and scaled to all; their voxels are
+compared with ours.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def main() -> None:
     }
     sample = np.linspace(1, options.labels, min(options.sample, options.labels)).astype(int)
     print(
-        f"{options.labels} labels, {' x '.join(map(str, options.shape))} voxels; loops on {len(sample)} labels, scaled"
+        f"{options.labels} labels, {' x '.join(map(str, options.shape))} voxels; loops on"
+        f" {len(sample)} labels, scaled"
     )
     for loop, work in ours.items():
         work(np.ascontiguousarray(labels[:64, :64, :64]))
@@ -81,8 +83,9 @@ def main() -> None:
         equal = all(((result == label) == mask).all() for label, mask in zip(sample, masks))
         changed = int((result != labels).sum())
         print(
-            f"{loop.__name__:<14}{seconds:7.3f} s   loop {all_labels:6.1f} s   {all_labels / seconds:5.0f} x   "
-            f"{changed} voxels changed, {'equal' if equal else 'NOT EQUAL'} on the sample"
+            f"{loop.__name__:<14}{seconds:7.3f} s   loop {all_labels:6.1f} s  "
+            f" {all_labels / seconds:5.0f} x   {changed} voxels changed,"
+            f" {'equal' if equal else 'NOT EQUAL'} on the sample"
         )
 
 

@@ -1,9 +1,11 @@
-"""The brain mask of a model beside that of deepbet (Fisch et al. 2024), an independent trained network, on given scans.
+"""The brain mask of a model beside that of deepbet (Fisch et al. 2024), an independent trained
+network, on given scans.
 
 python tests/benchmarks/bench_deepbet.py SCAN [SCAN ...] [--model brain]
 
-deepbet was trained on whole heads in T1 and carries its weights (pip install deepbet; MIT). Printed is the Dice of its
-brain mask and intracranial mask (`--also brain-mask,intracranial-mask`): tools differ in whether fluid belongs to it.
+deepbet was trained on whole heads in T1 and carries its weights (pip install deepbet; MIT). Printed
+is the Dice of its brain mask and intracranial mask (`--also brain-mask,intracranial-mask`): tools
+differ in whether fluid belongs to it.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def main() -> None:
     options = parser.parse_args()
     checkpoint = load_checkpoint(options.model)
     print(
-        "| scan | mL of deepbet | mL of brain | Dice of brain mask | Dice of intracranial mask |\n|---|---|---|---|---|"
+        "| scan | mL of deepbet | mL of brain | Dice of brain mask | Dice of intracranial mask"
+        " |\n|---|---|---|---|---|"
     )
     for path in options.scans:
         scan = read(path)

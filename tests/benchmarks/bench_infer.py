@@ -1,9 +1,11 @@
-"""Time and memory of `medseg infer` on a whole head of 256x256x256 voxels at 1 mm, start-up included.
+"""Time and memory of `medseg infer` on a whole head of 256x256x256 voxels at 1 mm, start-up
+included.
 
 python tests/benchmarks/bench_infer.py [--model brain] [--runs 3] [--scan FILE]
 
-Without --scan the bundled synthetic head is interpolated to that grid. Wall-clock seconds and the peak memory of the
-whole process tree (sum of resident sizes, sampled every 50 ms) are printed for each run.
+Without --scan the bundled synthetic head is interpolated to that grid. Wall-clock seconds and the
+peak memory of the whole process tree (sum of resident sizes, sampled every 50 ms) are printed for
+each run.
 """
 
 from __future__ import annotations
@@ -52,15 +54,28 @@ def main() -> None:
             write(head.with_data(np.round(head.data).astype(np.int16)), path)
         walls, peaks = [], []
         for run in range(options.runs):
-            command = [sys.executable, "-m", "medseg", "infer", str(path), "-o", str(Path(folder) / "out.nii.gz")]
+            command = [
+                sys.executable,
+                "-m",
+                "medseg",
+                "infer",
+                str(path),
+                "-o",
+                str(Path(folder) / "out.nii.gz"),
+            ]
             begun, peak = time.perf_counter(), 0
-            process = subprocess.Popen([*command, "-m", options.model, "--quiet"], stdout=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                [*command, "-m", options.model, "--quiet"], stdout=subprocess.DEVNULL
+            )
             while process.poll() is None:
                 peak = max(peak, tree_memory_bytes(process.pid))
                 time.sleep(0.05)
             walls.append(time.perf_counter() - begun)
             peaks.append(peak / 1e9)
-            print(f"run {run + 1}: {walls[-1]:.1f} s, {peaks[-1]:.2f} GB, exit code {process.returncode}")
+            print(
+                f"run {run + 1}: {walls[-1]:.1f} s, {peaks[-1]:.2f} GB, exit code"
+                f" {process.returncode}"
+            )
         print(f"median: {statistics.median(walls):.1f} s, {statistics.median(peaks):.2f} GB")
 
 

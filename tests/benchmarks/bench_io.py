@@ -2,9 +2,10 @@
 
 python tests/benchmarks/bench_io.py [--shape 512 512 300] [--runs 3] [--folder FOLDER]
 
-A scan of int16 (noise over anatomy) and a label map of uint8, both in the order in which files are read and in that in
-which networks give them, as .nii.gz and .nii. Every reading is checked to give the voxels that were written. Seconds
-are medians of wall time, the packages taking turns; nibabel is asked for the stored voxels, which is its fast way.
+A scan of int16 (noise over anatomy) and a label map of uint8, both in the order in which files are
+read and in that in which networks give them, as .nii.gz and .nii. Every reading is checked to give
+the voxels that were written. Seconds are medians of wall time, the packages taking turns; nibabel
+is asked for the stored voxels, which is its fast way.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ def scan(shape: tuple[int, int, int]) -> NDArray[np.int16]:
     body = (i[:, None] / 0.8) ** 2 + (j / 0.6) ** 2 < 1
     out = np.empty(shape, np.int16, order="F")
     for k in range(shape[2]):
-        tissue = 200 * np.sin(5 * i + k / 30)[:, None] * np.cos(4 * j) + random.normal(0, 12, shape[:2])
+        tissue = 200 * np.sin(5 * i + k / 30)[:, None] * np.cos(4 * j) + random.normal(
+            0, 12, shape[:2]
+        )
         out[..., k] = np.where(body, tissue, -1000)
     return out
 
@@ -75,7 +78,10 @@ def label_map(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     out = np.zeros(shape, np.uint8, order="F")
     for value in range(1, 26):
         for _ in range(4):
-            centre, radius = random.uniform(0.25, 0.75, 3) * shape, random.uniform(0.04, 0.12) * np.array(shape)
+            centre, radius = (
+                random.uniform(0.25, 0.75, 3) * shape,
+                random.uniform(0.04, 0.12) * np.array(shape),
+            )
             low, high = np.maximum(centre - radius, 0).astype(int), (centre + radius).astype(int)
             box = tuple(slice(a, b) for a, b in zip(low, high))
             x, y, z = (((n[s] - c) / r) ** 2 for n, s, c, r in zip((i, j, k), box, centre, radius))
@@ -85,10 +91,14 @@ def label_map(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 def main() -> None:
     """Print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", type=int, nargs=3, default=(512, 512, 300))
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="where to write; a folder in memory measures without the disk")
+    parser.add_argument(
+        "--folder", type=Path, help="where to write; a folder in memory measures without the disk"
+    )
     options = parser.parse_args()
     packages = {}
     for name, make in PACKAGES.items():
@@ -114,7 +124,9 @@ def main() -> None:
                         middle = time.perf_counter()
                         back = load(path)
                         ended = time.perf_counter()
-                        assert np.array_equal(back, data), f"{name} does not give back what it wrote"
+                        assert np.array_equal(back, data), (
+                            f"{name} does not give back what it wrote"
+                        )
                         writing[name].append(middle - begun)
                         reading[name].append(ended - middle)
                 print(f"\n{'x'.join(map(str, shape))} {title}, {suffix}")
@@ -122,8 +134,15 @@ def main() -> None:
                 for name in packages:
                     size = (Path(folder) / f"{name}{suffix}").stat().st_size / 1e6
                     there = [statistics.median(times[name]) for times in (writing, reading)]
-                    factors = "" if name == "medseg" else f"   ({there[0] / mine[0]:.1f} x, {there[1] / mine[1]:.1f} x)"
-                    print(f"  {name:<10} write {there[0]:6.2f} s  read {there[1]:6.2f} s  {size:7.2f} MB{factors}")
+                    factors = (
+                        ""
+                        if name == "medseg"
+                        else f"   ({there[0] / mine[0]:.1f} x, {there[1] / mine[1]:.1f} x)"
+                    )
+                    print(
+                        f"  {name:<10} write {there[0]:6.2f} s  read {there[1]:6.2f} s  {size:7.2f}"
+                        f" MB{factors}"
+                    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""Memory of `medseg infer` on a large scan: forecast against measured, few classes against many, parts.
+"""Memory of `medseg infer` on a large scan: forecast against measured, few classes against many,
+parts.
 
-python tests/benchmarks/bench_memory.py [--shape 512 512 600] [--classes 2 118] [--features 16 32 64] [--patch 96 96 96]
-    [--max-memory SIZE ...] [--scan FILE --model NAME]
+python tests/benchmarks/bench_memory.py [--shape 512 512 600] [--classes 2 118]
+    [--features 16 32 64] [--patch 96 96 96] [--max-memory SIZE ...] [--scan FILE --model NAME]
 
-A network with random weights segments a synthetic body at its own spacing through the command line, gzip in and out.
-Peak memory is the sum of resident sizes of the process tree, sampled every 20 ms; the forecast is what the run record
-says was promised. With --scan an existing scan and model are used instead.
+A network with random weights segments a synthetic body at its own spacing through the command line,
+gzip in and out. Peak memory is the sum of resident sizes of the process tree, sampled every 20 ms;
+the forecast is what the run record says was promised. With --scan an existing scan and model are
+used instead.
 """
 
 from __future__ import annotations
@@ -48,7 +50,12 @@ def save_model(folder: Path, classes: int, features: list[int], patch: list[int]
     torch.manual_seed(0)
     options = {"features": features}
     network = build_model("unet", 1, classes, **options)
-    spec = {"name": "bench", "architecture": "unet", "options": options, "classes": tuple(range(classes))}
+    spec = {
+        "name": "bench",
+        "architecture": "unet",
+        "options": options,
+        "classes": tuple(range(classes)),
+    }
     spec |= {"patch": tuple(patch), "spacing_mm": 1.0}
     save_checkpoint(folder, spec, network.state_dict(), LabelTable.from_values(range(1, classes)))
 
@@ -56,7 +63,19 @@ def save_model(folder: Path, classes: int, features: list[int], patch: list[int]
 def measured(scan: Path, model: str, folder: Path, options: list[str]) -> str:
     """One run in a process of its own: a line of what was promised and what was measured."""
     out = folder / "out.nii.gz"
-    command = [sys.executable, "-m", "medseg", "infer", str(scan), "-o", str(out), "-m", model, "--quiet", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "medseg",
+        "infer",
+        str(scan),
+        "-o",
+        str(out),
+        "-m",
+        model,
+        "--quiet",
+        *options,
+    ]
     begun, peak = time.perf_counter(), 0
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while process.poll() is None:
@@ -68,8 +87,9 @@ def measured(scan: Path, model: str, folder: Path, options: list[str]) -> str:
     record = json.loads((folder / "out.json").read_text())
     promised, held = record["forecast_memory_bytes"], record["peak_memory_bytes"]
     return (
-        f"forecast {promised / 1e9:.2f} GB, measured {peak / 1e9:.2f} GB ({promised / peak - 1:+.0%}; "
-        f"by the program itself {held / 1e9:.2f}), {wall:.1f} s {json.dumps(record['seconds'])}"
+        f"forecast {promised / 1e9:.2f} GB, measured {peak / 1e9:.2f} GB"
+        f" ({promised / peak - 1:+.0%}; by the program itself {held / 1e9:.2f}), {wall:.1f} s"
+        f" {json.dumps(record['seconds'])}"
     )
 
 
@@ -96,7 +116,9 @@ def main() -> None:
                 models[f"{classes} classes"] = str(folder / str(classes))
         for what, model in models.items():
             for limit in limits:
-                print(f"{what} {' '.join(limit)}: {measured(scan, model, folder, limit)}", flush=True)
+                print(
+                    f"{what} {' '.join(limit)}: {measured(scan, model, folder, limit)}", flush=True
+                )
 
 
 if __name__ == "__main__":

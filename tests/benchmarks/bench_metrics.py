@@ -1,8 +1,9 @@
-"""Time and memory of all scores of all labels, with the other packages beside it where they are installed.
+"""Time and memory of all scores of all labels, with the other packages beside it where they are
+installed.
 
-`python tests/benchmarks/bench_metrics.py` (104 labels, 512 x 512 x 300 voxels, about 4 minutes and 4 GB with the peers)
-prints a table and writes nothing. Peers are measured on a sample of the labels and scaled to all, marked as such; the
-sample's values are compared with ours.
+`python tests/benchmarks/bench_metrics.py` (104 labels, 512 x 512 x 300 voxels, about 4 minutes and
+4 GB with the peers) prints a table and writes nothing. Peers are measured on a sample of the labels
+and scaled to all, marked as such; the sample's values are compared with ours.
 """
 
 from __future__ import annotations
@@ -89,7 +90,10 @@ def main() -> None:
         metrics.score(small, np.roll(small, 20, 0), SPACING, structures, surface=surface)
         compile_seconds[surface] = time.perf_counter() - start
     print(f"{options.labels} labels, {' x '.join(map(str, options.shape))} voxels, uint8 in memory")
-    print("first call, compiled or from the cache:", {k: f"{s:.1f} s" for k, s in compile_seconds.items()})
+    print(
+        "first call, compiled or from the cache:",
+        {k: f"{s:.1f} s" for k, s in compile_seconds.items()},
+    )
 
     seconds, _ = timed(lambda: overlaps(first, second, list(structures.values())), options.repeats)
     print(f"{'medseg overlap of all labels':<52}{seconds:8.3f} s")
@@ -105,7 +109,10 @@ def main() -> None:
         )
         extra = memory_mb("VmHWM") - before
         ours[surface] = (seconds, result)
-        print(f"{f'medseg overlap, HD, HD95, ASSD, NSD ({surface})':<52}{seconds:8.3f} s  +{extra:.0f} MB")
+        print(
+            f"{f'medseg overlap, HD, HD95, ASSD, NSD ({surface})':<52}{seconds:8.3f} s "
+            f" +{extra:.0f} MB"
+        )
 
     sample = np.linspace(1, options.labels, min(options.sample, options.labels)).astype(int)
     for peer, surface in ((monai, "voxel"), (surface_distance, "surfel")):
@@ -113,13 +120,21 @@ def main() -> None:
             print(f"{peer.__name__} is not installed")
             continue
         peer(small, small, int(small.max()))
-        seconds, values = timed(lambda peer=peer: [peer(first, second, int(label)) for label in sample], 1)
+        seconds, values = timed(
+            lambda peer=peer: [peer(first, second, int(label)) for label in sample], 1
+        )
         all_labels = seconds / len(sample) * options.labels
         mine, rows = ours[surface]
-        own = [[rows[str(label)]["hausdorff95_mm"], rows[str(label)]["surface_dice"]] for label in sample]
+        own = [
+            [rows[str(label)]["hausdorff95_mm"], rows[str(label)]["surface_dice"]]
+            for label in sample
+        ]
         difference = np.abs(np.array(own) - np.array(values)).max()
         name = f"{peer.__name__} HD95, NSD ({len(sample)}/{options.labels} labels, scaled)"
-        print(f"{name:<52}{all_labels:8.1f} s  {all_labels / mine:.0f} x medseg; differs by {difference:.1e}")
+        print(
+            f"{name:<52}{all_labels:8.1f} s  {all_labels / mine:.0f} x medseg; differs by"
+            f" {difference:.1e}"
+        )
 
 
 if __name__ == "__main__":

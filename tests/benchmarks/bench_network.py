@@ -1,12 +1,15 @@
-"""One patch through a network on the CPU: PyTorch in its variants, medseg's accelerated network, OpenVINO if installed.
+"""One patch through a network on the CPU: PyTorch in its variants, medseg's accelerated network,
+OpenVINO if installed.
 
-python tests/benchmarks/bench_network.py [--network small|wide|nnunet|brain] [--rounds 5] [--only NAME ...]
+python tests/benchmarks/bench_network.py [--network small|wide|nnunet|brain] [--rounds 5]
+    [--only NAME ...]
 
-The variants take turns; the median and the least seconds are printed with the rate (the operations of direct
-convolution over the median) and the greatest error against float64 on a smaller patch, in standard deviations of the
-logits. The peak is that of a product of 2048 x 2048 matrices with packed weights in oneDNN. Freed memory is kept, as
-the command line does. `small` and `wide` are medseg's U-Net with 16 to 256 and 32 to 320 features, `nnunet` is
-PlainConvUNet of dynamic-network-architectures, if installed.
+The variants take turns; the median and the least seconds are printed with the rate (the operations
+of direct convolution over the median) and the greatest error against float64 on a smaller patch, in
+standard deviations of the logits. The peak is that of a product of 2048 x 2048 matrices with packed
+weights in oneDNN. Freed memory is kept, as the command line does. `small` and `wide` are medseg's
+U-Net with 16 to 256 and 32 to 320 features, `nnunet` is PlainConvUNet of
+dynamic-network-architectures, if installed.
 """
 
 from __future__ import annotations
@@ -47,7 +50,8 @@ def build(name: str) -> tuple[nn.Module, tuple[int, ...], tuple[int, ...]]:
     widths, strides = [32, 64, 128, 256, 320, 320], [1, 2, 2, 2, 2, 2]
     network = PlainConvUNet(
         1, 6, widths, nn.Conv3d, 3, strides, 2, 25, 2, conv_bias=True, norm_op=nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True},
+        norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
     )  # fmt: skip
     return network, (128, 128, 128), (64, 64, 64)
 
@@ -59,7 +63,9 @@ def variants(network: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
     found: dict[str, Callable[[Tensor], Tensor]] = {
         "torch fp32": network,
         "torch fp32 channels-last": lambda x: last(x.contiguous(memory_format=CHANNELS_LAST)),
-        "torch bf16 channels-last": lambda x: half(x.to(torch.bfloat16, memory_format=CHANNELS_LAST)).float(),
+        "torch bf16 channels-last": (
+            lambda x: half(x.to(torch.bfloat16, memory_format=CHANNELS_LAST)).float()
+        ),
         "medseg fp32": accelerate(network),
         "medseg bf16": halved(accelerate(network)),
     }
@@ -72,7 +78,9 @@ def variants(network: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
             def run(x: Tensor, precision: str = precision, compiled: dict = compiled) -> Tensor:
                 shape = tuple(x.shape)
                 if shape not in compiled:
-                    model = openvino.convert_model(network, example_input=torch.zeros(1, x.shape[1], 64, 64, 64))
+                    model = openvino.convert_model(
+                        network, example_input=torch.zeros(1, x.shape[1], 64, 64, 64)
+                    )
                     model.reshape(shape)
                     compiled[shape] = openvino.Core().compile_model(
                         model, "CPU", {"INFERENCE_PRECISION_HINT": precision}
@@ -121,12 +129,20 @@ def main() -> None:
         network.eval()
         x, probe = torch.randn(1, 1, *patch), torch.randn(1, 1, *small)
         with FlopCounterMode(display=False) as counter:
-            copy.deepcopy(network).to("meta")(torch.empty(x.shape, device="meta"))  # computes nothing, takes no memory
+            # Computes nothing, takes no memory.
+            copy.deepcopy(network).to("meta")(torch.empty(x.shape, device="meta"))
         giga = counter.get_total_flops() / 1e9
         peaks = f"fp32 {peak(torch.float32):.0f}, bf16 {peak(torch.bfloat16):.0f} GF/s"
-        print(f"{options.network}, {patch}, {giga:.0f} GF, {torch.get_num_threads()} threads, peak {peaks}")
+        print(
+            f"{options.network}, {patch}, {giga:.0f} GF, {torch.get_num_threads()} threads, peak"
+            f" {peaks}"
+        )
         reference = copy.deepcopy(network).double()(probe.double())
-        compared = {name: run for name, run in variants(network).items() if not options.only or name in options.only}
+        compared = {
+            name: run
+            for name, run in variants(network).items()
+            if not options.only or name in options.only
+        }
         errors, seconds = {}, {name: [] for name in compared}
         for name, run in compared.items():
             errors[name] = float((run(probe).double() - reference).abs().max() / reference.std())
@@ -137,7 +153,10 @@ def main() -> None:
         for name, values in seconds.items():
             median = statistics.median(values)
             rate = f"{giga / median:6.0f} GF/s"
-            print(f"{name:26} {median:7.3f} s (least {min(values):.3f})  {rate}  error {errors[name]:.1e}")
+            print(
+                f"{name:26} {median:7.3f} s (least {min(values):.3f})  {rate}  error"
+                f" {errors[name]:.1e}"
+            )
 
 
 if __name__ == "__main__":

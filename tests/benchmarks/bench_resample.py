@@ -1,10 +1,12 @@
-"""Time of interpolating images and of painting labels from logits, against other packages in the same run.
+"""Time of interpolating images and of painting labels from logits, against other packages in the
+same run.
 
 python tests/benchmarks/bench_resample.py [--runs 3] [--small] [--skip image|logits]
 
-Images: cubic against scipy (the truth) and skimage.transform.resize as nnU-Net calls it (where installed), linear and
-oblique against scipy. Logits of 25 classes are painted on a finer grid by `painter.Painter` and, on the same thread,
-by trilinear interpolation class by class with a running maximum; labels that differ are counted, with their margin.
+Images: cubic against scipy (the truth) and skimage.transform.resize as nnU-Net calls it (where
+installed), linear and oblique against scipy. Logits of 25 classes are painted on a finer grid by
+`painter.Painter` and, on the same thread, by trilinear interpolation class by class with a running
+maximum; labels that differ are counted, with their margin.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def resized_affine(shape: tuple[int, ...], new: tuple[int, ...]) -> NDArray[np.f
 
 
 def images(cases: list[tuple[tuple[int, int, int], tuple[int, int, int]]], runs: int) -> None:
-    """Cubic and linear, parallel and oblique grids: seconds, and the largest difference as a share of the range."""
+    """Cubic and linear, parallel and oblique grids: seconds, and the largest difference as a share
+    of the range.
+    """
     for shape, new in cases:
         volume = Volume(scan(shape), np.eye(4))
         straight = resized_affine(shape, new)
@@ -63,7 +67,9 @@ def images(cases: list[tuple[tuple[int, int, int], tuple[int, int, int]]], runs:
             one_image(f"{name}, oblique", volume, oblique, new, order, runs)
 
 
-def one_image(name: str, volume: Volume, affine: NDArray, new: tuple[int, int, int], order: int, runs: int) -> None:
+def one_image(
+    name: str, volume: Volume, affine: NDArray, new: tuple[int, int, int], order: int, runs: int
+) -> None:
     """Lines for one kind of interpolation."""
     spread = float(np.ptp(volume.data))
 
@@ -78,21 +84,28 @@ def one_image(name: str, volume: Volume, affine: NDArray, new: tuple[int, int, i
     # Rounding decides whether a point exactly on the border of the scan is inside.
     border = int((difference > 1e-3).sum())
     worst = difference[difference <= 1e-3].max()
-    line("scipy, float64", there, f"{there / mine:5.1f} x; differs {worst:.1e}; {border} points on the border")
+    line(
+        "scipy, float64",
+        there,
+        f"{there / mine:5.1f} x; differs {worst:.1e}; {border} points on the border",
+    )
     if "oblique" in name:
         return
     if find_spec("skimage") is None:
         print(f"  {name:<16}skimage is not installed")
         return
     there, peer = timed(lambda: skimages(volume.data, new, order), 1)
-    inner = tuple(slice(16, -16) for _ in range(3))  # at the border it continues the image, scipy ends it
+    # At the border it continues the image, scipy ends it.
+    inner = tuple(slice(16, -16) for _ in range(3))
     clipped = np.clip(ours, volume.data.min(), volume.data.max())
     worst = (np.abs(clipped - peer)[inner] / spread).max()
     line("skimage as nnU-Net", there, f"{there / mine:5.1f} x; differs {worst:.1e}")
 
 
 def model_grids(cases: list[tuple[tuple[int, int, int], float, float]], runs: int) -> None:
-    """A scan on a coarser grid, every voxel the mean of several points, as the network's input is made."""
+    """A scan on a coarser grid, every voxel the mean of several points, as the network's input is
+    made.
+    """
     from scipy import ndimage
 
     for shape, spacing, wanted in cases:
@@ -102,9 +115,13 @@ def model_grids(cases: list[tuple[tuple[int, int, int], float, float]], runs: in
         affine = resized_affine(shape, new)
         volume = Volume(data, np.eye(4))
         resample(volume, affine, (8, 8, 8), points=points)
-        mine, ours = timed(lambda v=volume, a=affine, n=new, p=points: resample(v, a, n, points=p).data, runs)
+        mine, ours = timed(
+            lambda v=volume, a=affine, n=new, p=points: resample(v, a, n, points=p).data, runs
+        )
 
-        def fine(volume: Volume = volume, new: Any = new, affine: Any = affine, points: Any = points) -> NDArray:
+        def fine(
+            volume: Volume = volume, new: Any = new, affine: Any = affine, points: Any = points
+        ) -> NDArray:
             out = np.empty(new, np.float32)
             many = np.array(points)
             step = np.diag(affine)[:3] / many
@@ -122,9 +139,14 @@ def model_grids(cases: list[tuple[tuple[int, int, int], float, float]], runs: in
 
         there, peer = timed(fine, 1)
         worst = np.abs(ours - peer).max() / np.ptp(data)
-        print(f"\n{'x'.join(map(str, shape))} at {spacing} mm to {wanted} mm, means of {points[0]} points an axis")
+        print(
+            f"\n{'x'.join(map(str, shape))} at {spacing} mm to {wanted} mm, means of {points[0]}"
+            " points an axis"
+        )
         print(f"  medseg, points={points[0]}         {mine:7.2f} s")
-        print(f"  scipy, then means        {there:7.2f} s  {there / mine:5.1f} x; differs {worst:.1e}")
+        print(
+            f"  scipy, then means        {there:7.2f} s  {there / mine:5.1f} x; differs {worst:.1e}"
+        )
 
 
 def scipys(volume: Volume, affine: NDArray, shape: tuple[int, int, int], order: int) -> NDArray:
@@ -135,7 +157,12 @@ def scipys(volume: Volume, affine: NDArray, shape: tuple[int, int, int], order: 
     if not np.any(matrix - np.diag(np.diag(matrix))):
         matrix = np.diag(matrix)
     return ndimage.affine_transform(
-        volume.data.astype(np.float64), matrix, affine[:3, 3], output_shape=shape, order=order, mode="constant"
+        volume.data.astype(np.float64),
+        matrix,
+        affine[:3, 3],
+        output_shape=shape,
+        order=order,
+        mode="constant",
     )
 
 
@@ -153,7 +180,9 @@ def rotation(angle: float) -> NDArray[np.float64]:
     return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
 
 
-def logits(small: tuple[int, int, int], large: tuple[int, int, int], classes: int, runs: int) -> None:
+def logits(
+    small: tuple[int, int, int], large: tuple[int, int, int], classes: int, runs: int
+) -> None:
     """Painter against plain trilinear interpolation and arg-max, both on one thread."""
     import torch
     from torch.nn import functional as F
@@ -178,7 +207,9 @@ def logits(small: tuple[int, int, int], large: tuple[int, int, int], classes: in
         second = torch.full(large, -torch.inf)
         labels = torch.zeros(large, dtype=torch.uint8)
         for n in range(classes):
-            one = F.interpolate(smooth[None, n : n + 1], large, mode="trilinear", align_corners=False)[0, 0]
+            one = F.interpolate(
+                smooth[None, n : n + 1], large, mode="trilinear", align_corners=False
+            )[0, 0]
             higher = one > best
             second = torch.maximum(second, torch.minimum(one, best))
             best = torch.maximum(best, one)
@@ -189,7 +220,9 @@ def logits(small: tuple[int, int, int], large: tuple[int, int, int], classes: in
         best = F.interpolate(smooth[None, :1], large, mode="trilinear", align_corners=False)[0, 0]
         labels = torch.zeros(large, dtype=torch.uint8)
         for n in range(1, classes):
-            one = F.interpolate(smooth[None, n : n + 1], large, mode="trilinear", align_corners=False)[0, 0]
+            one = F.interpolate(
+                smooth[None, n : n + 1], large, mode="trilinear", align_corners=False
+            )[0, 0]
             labels.masked_fill_(one > best, n)
             torch.maximum(best, one, out=best)
 
@@ -199,18 +232,31 @@ def logits(small: tuple[int, int, int], large: tuple[int, int, int], classes: in
     labels, margin = plain()
     differs = torch.from_numpy(ours) != labels
     worst = float(margin[differs].max()) if differs.any() else 0.0
-    print(f"\nlogits of {classes} classes, {'x'.join(map(str, small))} to {'x'.join(map(str, large))}, one thread")
+    print(
+        f"\nlogits of {classes} classes, {'x'.join(map(str, small))} to"
+        f" {'x'.join(map(str, large))}, one thread"
+    )
     print(f"  painter.Painter                     {mine:7.2f} s")
-    print(f"  torch, class by class               {plain_seconds:7.2f} s  {plain_seconds / mine:5.1f} x")
-    print(f"  labels that differ: {int(differs.sum())} of {labels.numel()}; largest margin there {worst:.1e}")
+    print(
+        f"  torch, class by class               {plain_seconds:7.2f} s "
+        f" {plain_seconds / mine:5.1f} x"
+    )
+    print(
+        f"  labels that differ: {int(differs.sum())} of {labels.numel()}; largest margin there"
+        f" {worst:.1e}"
+    )
     print(f"  (spread of the logits {float(smooth.max() - smooth.min()):.1f})")
 
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--small", action="store_true", help="sizes for a look at the script itself")
+    parser.add_argument(
+        "--small", action="store_true", help="sizes for a look at the script itself"
+    )
     parser.add_argument("--skip", choices=("image", "logits"))
     options = parser.parse_args()
     cases = [

@@ -1,9 +1,12 @@
-"""What a training step is made of: drawing and augmenting the batch, forward and loss, backward, optimizer.
+"""What a training step is made of: drawing and augmenting the batch, forward and loss, backward,
+optimizer.
 
-python tests/benchmarks/bench_train.py DATASET [--time 10m] [--steps 30] [--threads 2] [--augment all]
+python tests/benchmarks/bench_train.py DATASET [--time 10m] [--steps 30] [--threads 2] [--augment
+all]
 
-The plan is the one `medseg train DATASET --time ...` makes. Medians over the steps after three that do not count.
-`--augment all` does everything to every patch but bending it, instead of what the plan says.
+The plan is the one `medseg train DATASET --time ...` makes. Medians over the steps after three that
+do not count. `--augment all` does everything to every patch but bending it, instead of what the
+plan says.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from pathlib import Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--time", default="10m")
     parser.add_argument("--steps", type=int, default=30)
@@ -35,8 +40,9 @@ def main() -> None:
     from medseg.dataset.splits import split_cases
     from medseg.machine import free_bytes
     from medseg.networks.zoo import build_model
+    from medseg.training.capacity import Machine
     from medseg.training.losses import segmentation_loss
-    from medseg.training.plan import Machine, as_settings, fingerprint, make_plan
+    from medseg.training.plan import as_settings, fingerprint, make_plan
     from medseg.training.precision import choose_training_precision, is_channels_last
     from medseg.training.scans import ScanSource
     from medseg.training.step import make_optimizer
@@ -47,17 +53,36 @@ def main() -> None:
     found = fingerprint(check_dataset(data), training)
     fixed = {"train.time_s": parse_seconds(options.time)}
     if options.augment == "all":
-        shares = ("rotation", "scaling", "noise", "blur", "brightness", "contrast", "low_resolution", "gamma")
+        shares = (
+            "rotation",
+            "scaling",
+            "noise",
+            "blur",
+            "brightness",
+            "contrast",
+            "low_resolution",
+            "gamma",
+        )
         fixed |= {f"augment.{name}_share": 1.0 for name in shares}
     chosen = (
-        as_settings(make_plan(data, found, Machine(device="cpu", memory_bytes=free_bytes()), "unet", fixed)) | fixed
+        as_settings(
+            make_plan(data, found, Machine(device="cpu", memory_bytes=free_bytes()), "unet", fixed)
+        )
+        | fixed
     )
     config = make_config(override({"name": "bench", "data": str(options.dataset)}, chosen), "plan")
     device = torch.device("cpu")
-    network = build_model(config.model.name, len(data.channels), len(data.table.labels) + 1, **config.model.options)
+    network = build_model(
+        config.model.name, len(data.channels), len(data.table.labels) + 1, **config.model.options
+    )
     network.train()
     optimizer = make_optimizer(config.train, network)
-    parts: dict[str, list[float]] = {"batch": [], "forward and loss": [], "backward": [], "optimizer": []}
+    parts: dict[str, list[float]] = {
+        "batch": [],
+        "forward and loss": [],
+        "backward": [],
+        "optimizer": [],
+    }
     with tempfile.TemporaryDirectory() as store:
         source = ScanSource(config, data, training, [], Path(store))
         precision = choose_training_precision(config, device)
@@ -85,7 +110,8 @@ def main() -> None:
     total = sum(seconds.values())
     shown = "x".join(map(str, config.model.patch))
     print(
-        f"batch of {config.train.batch} x {shown}, {precision}, {options.threads} threads: {total * 1000:.0f} ms a step"
+        f"batch of {config.train.batch} x {shown}, {precision}, {options.threads} threads:"
+        f" {total * 1000:.0f} ms a step"
     )
     for name, value in seconds.items():
         print(f"  {name:18s} {value * 1000:7.1f} ms  {value / total:6.1%}")

@@ -1,13 +1,16 @@
-"""Sliding windows of medseg, MONAI and nnU-Net on the same weights, volume, patch and overlap, in turn in one run.
+"""Sliding windows of medseg, MONAI and nnU-Net on the same weights, volume, patch and overlap, in
+turn in one run.
 
-python tests/benchmarks/bench_window.py [--shape 256 256 200] [--patch 96 96 96] [--classes 25] [--runs 3]
-    [--features 16 32 64 128 256] [--overlap 0.5] [--only medseg monai ...] [--trained]
+python tests/benchmarks/bench_window.py [--shape 256 256 200] [--patch 96 96 96]
+    [--classes 25] [--runs 3] [--features 16 32 64 128 256] [--overlap 0.5]
+    [--only medseg monai ...] [--trained]
 
-From the image tensor to labels; networks have random weights, and peers get the plain module their users have: fp32,
-eager, nn.InstanceNorm3d. Every run is a process of its own: wall and CPU seconds of the work itself, and the peak
-memory of its process tree, sampled. Medians of the runs. Agreement is with a plain full-stack float32 computation on
-medseg's own windows; the peers place their windows elsewhere, so theirs says nothing about their quality. What is not
-installed is skipped and named. --trained compares medseg's fast arithmetic with fp32 on the embedded model instead.
+From the image tensor to labels; networks have random weights, and peers get the plain module their
+users have: fp32, eager, nn.InstanceNorm3d. Every run is a process of its own: wall and CPU seconds
+of the work itself, and the peak memory of its process tree, sampled. Medians of the runs. Agreement
+is with a plain full-stack float32 computation on medseg's own windows; the peers place their
+windows elsewhere, so theirs says nothing about their quality. What is not installed is skipped and
+named. --trained compares medseg's fast arithmetic with fp32 on the embedded model instead.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ if TYPE_CHECKING:  # torch is imported in the children, after the allocator is s
 SAMPLE = Path(__file__).parents[2] / "sample_volumes" / "head_t1.nii.gz"
 
 
-# --- All that is known of medseg's engine: change it here, and nowhere else, when the engine changes. ---
+# All that is known of medseg's engine: change it here, and nowhere else, when it changes ----------
 
 
 def keep_memory() -> None:
@@ -45,8 +48,12 @@ def keep_memory() -> None:
     keep_memory()
 
 
-def medseg_labels(folder: Path, image: Tensor, options: argparse.Namespace) -> tuple[np.ndarray, dict[str, Any]]:
-    """Labels (X, Y, Z) of image (1, X, Y, Z) by the model in `folder`; seconds of the network and of accumulating."""
+def medseg_labels(
+    folder: Path, image: Tensor, options: argparse.Namespace
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Labels (X, Y, Z) of image (1, X, Y, Z) by the model in `folder`; seconds of the network and
+    of accumulating.
+    """
     import numpy as np
 
     from medseg.inference.backends.opening import open_models
@@ -82,8 +89,12 @@ def medseg_labels(folder: Path, image: Tensor, options: argparse.Namespace) -> t
     return painter.labels, {"accumulate": accumulate} | arithmetic | spent
 
 
-def medseg_windows(shape: list[int], options: argparse.Namespace) -> tuple[tuple[tuple[int, ...], ...], Tensor]:
-    """Where medseg's windows start along each axis, and the weight (X, Y, Z) of a window's voxels."""
+def medseg_windows(
+    shape: list[int], options: argparse.Namespace
+) -> tuple[tuple[tuple[int, ...], ...], Tensor]:
+    """Where medseg's windows start along each axis, and the weight (X, Y, Z) of a window's
+    voxels.
+    """
     from medseg.inference.window import gaussian_weights, plan_windows
 
     starts = plan_windows(shape, options.patch, options.overlap).starts
@@ -92,12 +103,16 @@ def medseg_windows(shape: list[int], options: argparse.Namespace) -> tuple[tuple
 
 
 def medseg_trained(precision: str) -> tuple[np.ndarray, dict[str, float]]:
-    """Labels of the bundled sample by the embedded model, without cleaning up, and seconds of each part."""
+    """Labels of the bundled sample by the embedded model, without cleaning up, and seconds of each
+    part.
+    """
     from medseg.inference.segmentation import segment
     from medseg.inference.settings import Settings
     from medseg.io import read
 
-    result = segment(read(SAMPLE), "brain", Settings(device="cpu", precision=precision, cleanup=False))
+    result = segment(
+        read(SAMPLE), "brain", Settings(device="cpu", precision=precision, cleanup=False)
+    )
     return result.labels.data, result.seconds
 
 
@@ -122,12 +137,16 @@ def make_model(folder: Path, options: argparse.Namespace) -> None:
         "patch": tuple(options.patch),
         "spacing_mm": 1.0,
     }
-    table = LabelTable(tuple(Label(n, f"label {n}", (n % 256, 0, 0)) for n in range(1, options.classes)))
+    table = LabelTable(
+        tuple(Label(n, f"label {n}", (n % 256, 0, 0)) for n in range(1, options.classes))
+    )
     save_checkpoint(folder, spec, network.state_dict(), table)
 
 
 def plain_module(folder: Path) -> nn.Module:
-    """The same values in the module that users of the peers have: contiguous fp32, nn.InstanceNorm3d."""
+    """The same values in the module that users of the peers have: contiguous fp32,
+    nn.InstanceNorm3d.
+    """
     from torch import nn
 
     from medseg.models.folder import load_checkpoint
@@ -152,14 +171,20 @@ def make_image(shape: list[int]) -> Tensor:
 
     generator = torch.Generator().manual_seed(1)
     x, y, z = (torch.sin(torch.linspace(0, 9 + n, size)) for n, size in enumerate(shape))
-    image = 0.5 + 0.3 * x[:, None, None] * y[:, None] * z + 0.05 * torch.randn(*shape, generator=generator)
+    image = (
+        0.5
+        + 0.3 * x[:, None, None] * y[:, None] * z
+        + 0.05 * torch.randn(*shape, generator=generator)
+    )
     return image.clamp_(0, 1)[None]
 
 
-# --- The contestants: folder, image, options -> labels and facts. Times are taken around the call. ---
+# The contestants: folder, image, options -> labels and facts; times are taken around the call -----
 
 
-def monai_labels(folder: Path, image: Tensor, options: argparse.Namespace) -> tuple[np.ndarray, dict[str, Any]]:
+def monai_labels(
+    folder: Path, image: Tensor, options: argparse.Namespace
+) -> tuple[np.ndarray, dict[str, Any]]:
     """MONAI as its users call it."""
     import torch
     from monai.inferers import sliding_window_inference
@@ -173,8 +198,12 @@ def monai_labels(folder: Path, image: Tensor, options: argparse.Namespace) -> tu
     return labels.to(torch.uint8).numpy(), {"network": network_seconds[0]}
 
 
-def nnunet_labels(folder: Path, image: Tensor, options: argparse.Namespace) -> tuple[np.ndarray, dict[str, Any]]:
-    """nnU-Net's predictor, mirroring off, given the network and the two facts it takes from its plans."""
+def nnunet_labels(
+    folder: Path, image: Tensor, options: argparse.Namespace
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """nnU-Net's predictor, mirroring off, given the network and the two facts it takes from its
+    plans.
+    """
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -208,15 +237,21 @@ def timed_network(network: nn.Module) -> tuple[nn.Module, list[float]]:
     return network, seconds
 
 
-def reference_labels(folder: Path, image: Tensor, options: argparse.Namespace) -> tuple[np.ndarray, dict[str, Any]]:
-    """Every window in fp32 by the plain module, summed in one stack of the whole volume, on medseg's windows."""
+def reference_labels(
+    folder: Path, image: Tensor, options: argparse.Namespace
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Every window in fp32 by the plain module, summed in one stack of the whole volume, on
+    medseg's windows.
+    """
     import torch
     from torch.nn import functional as F
 
     shape = list(image.shape[1:])
     starts, weight = medseg_windows(shape, options)
     padded = [max(size, patch) for size, patch in zip(shape, options.patch)]
-    image = F.pad(image, [n for size, new in zip(shape[::-1], padded[::-1]) for n in (0, new - size)])
+    image = F.pad(
+        image, [n for size, new in zip(shape[::-1], padded[::-1]) for n in (0, new - size)]
+    )
     network = plain_module(folder)
     stack = torch.zeros(options.classes, *padded)
     with torch.inference_mode():
@@ -250,7 +285,11 @@ def child(options: argparse.Namespace) -> None:
     image = make_image(options.shape)
     cpu, begun = cpu_seconds(), time.perf_counter()
     labels, facts = work(options.folder / "model", image, options)
-    facts |= {"wall": time.perf_counter() - begun, "cpu": cpu_seconds() - cpu, "threads": torch.get_num_threads()}
+    facts |= {
+        "wall": time.perf_counter() - begun,
+        "cpu": cpu_seconds() - cpu,
+        "threads": torch.get_num_threads(),
+    }
     np.save(options.folder / f"{options.child}.npy", labels)
     print(json.dumps(facts))
 
@@ -265,7 +304,9 @@ def cpu_seconds() -> float:
 
 
 def matrix_peaks() -> dict[str, float]:
-    """Best GFLOP/s of 2048^3 matrix products with bf16 and fp32 weights, plain and packed beforehand by oneDNN."""
+    """Best GFLOP/s of 2048^3 matrix products with bf16 and fp32 weights, plain and packed
+    beforehand by oneDNN.
+    """
     import torch
 
     n, peaks = 2048, {}
@@ -291,7 +332,9 @@ def matrix_peaks() -> dict[str, float]:
 
 
 def network_gflop(folder: Path, patch: list[int]) -> float:
-    """GFLOP of one window (a multiplication and an addition are two), counted without computing anything."""
+    """GFLOP of one window (a multiplication and an addition are two), counted without computing
+    anything.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -305,7 +348,9 @@ def network_gflop(folder: Path, patch: list[int]) -> float:
 
 
 def run_child(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """The facts of one run, with the peak memory of its process tree in GB and its seconds with start-up."""
+    """The facts of one run, with the peak memory of its process tree in GB and its seconds with
+    start-up.
+    """
     from bench_infer import tree_memory_bytes
 
     command = [sys.executable, __file__, "--child", name, "--folder", str(options.folder)]
@@ -343,19 +388,35 @@ def compare(options: argparse.Namespace) -> None:
         for name in names:
             if name != "reference" or run == 0:
                 facts[name].append(run_child(name, options))
-                print(f"run {run + 1}: {CONTESTANTS[name][3]} {facts[name][-1]['wall']:.1f} s", file=sys.stderr)
+                print(
+                    f"run {run + 1}: {CONTESTANTS[name][3]} {facts[name][-1]['wall']:.1f} s",
+                    file=sys.stderr,
+                )
     peaks = matrix_peaks()
     starts, _ = medseg_windows(options.shape, options)
     windows = len(list(product(*starts)))
     shape, patch = ("x".join(map(str, sizes)) for sizes in (options.shape, options.patch))
-    print(f"\n{shape}, {options.classes} classes, patch {patch}, overlap {options.overlap}, {os.cpu_count()} cores;")
-    print(f"U-Net {'-'.join(map(str, options.features))}: {gflop:.0f} GFLOP a window, {windows} windows of medseg")
     print(
-        f"matrix peak: {peaks['bfloat16']:.0f} GFLOP/s bf16, {peaks['float32']:.0f} fp32; medians of {options.runs}\n"
+        f"\n{shape}, {options.classes} classes, patch {patch}, overlap {options.overlap},"
+        f" {os.cpu_count()} cores;"
     )
-    print(f"{'':<24}{'wall s':>8}{'CPU s':>8}{'network s':>11}{'peak GB':>9}{'x':>7}{'agrees with fp32':>18}")
+    print(
+        f"U-Net {'-'.join(map(str, options.features))}: {gflop:.0f} GFLOP a window, {windows}"
+        " windows of medseg"
+    )
+    print(
+        f"matrix peak: {peaks['bfloat16']:.0f} GFLOP/s bf16, {peaks['float32']:.0f} fp32; medians"
+        f" of {options.runs}\n"
+    )
+    print(
+        f"{'':<24}{'wall s':>8}{'CPU s':>8}{'network s':>11}{'peak GB':>9}{'x':>7}"
+        f"{'agrees with fp32':>18}"
+    )
     middle = {
-        name: {key: statistics.median(f[key] for f in rows) for key in ("wall", "cpu", "peak_gb", "total")}
+        name: {
+            key: statistics.median(f[key] for f in rows)
+            for key in ("wall", "cpu", "peak_gb", "total")
+        }
         for name, rows in facts.items()
     }
     reference = np.load(options.folder / "reference.npy") if "reference" in names else None
@@ -380,15 +441,25 @@ def medseg_split(rows: list[dict[str, Any]], gflop: float, peaks: dict[str, floa
     """Print where medseg's time goes, and which share of the matrix peak the network reaches."""
     row = sorted(rows, key=lambda facts: facts["wall"])[len(rows) // 2]
     rest = row["wall"] - row["network"] - row["accumulate"] - row["paint"]
-    parts = {key: row[key] for key in ("network", "accumulate", "paint")} | {"opening the model": rest}
-    print("\nmedseg: " + ", ".join(f"{key} {100 * s / row['wall']:.1f} % ({s:.2f} s)" for key, s in parts.items()))
+    parts = {key: row[key] for key in ("network", "accumulate", "paint")} | {
+        "opening the model": rest
+    }
+    print(
+        "\nmedseg: "
+        + ", ".join(f"{key} {100 * s / row['wall']:.1f} % ({s:.2f} s)" for key, s in parts.items())
+    )
     speed = gflop / row["network"]
     share = 100 * speed / peaks.get(row["arithmetic"], peaks["float32"])
-    print(f"network in {row['backend']} {row['arithmetic']}: {speed:.0f} GFLOP/s, {share:.0f} % of the matrix peak")
+    print(
+        f"network in {row['backend']} {row['arithmetic']}: {speed:.0f} GFLOP/s, {share:.0f} % of"
+        " the matrix peak"
+    )
 
 
 def trained(options: argparse.Namespace) -> None:
-    """Print how well the fast arithmetic agrees with fp32 for the embedded model on the bundled sample."""
+    """Print how well the fast arithmetic agrees with fp32 for the embedded model on the bundled
+    sample.
+    """
     keep_memory()
     labels, seconds = {}, {}
     for precision in ("fp32", options.precision):
@@ -396,14 +467,19 @@ def trained(options: argparse.Namespace) -> None:
     exact, fast = labels["fp32"], labels[options.precision]
     same, structure = exact == fast, (exact > 0) | (fast > 0)
     print(f"brain on {SAMPLE.name}, {options.precision} against fp32:")
-    print(f"labels agree {100 * same.mean():.4f} %, within structures {100 * same[structure].mean():.3f} %")
+    print(
+        f"labels agree {100 * same.mean():.4f} %, within structures"
+        f" {100 * same[structure].mean():.3f} %"
+    )
     for precision, parts in seconds.items():
         print(f"  {precision}: " + ", ".join(f"{name} {s:.2f} s" for name, s in parts.items()))
 
 
 def main() -> None:
     """Parse and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", type=int, nargs=3, default=[256, 256, 200])
     parser.add_argument("--patch", type=int, nargs=3, default=[96, 96, 96])
     parser.add_argument("--features", type=int, nargs="+", default=[16, 32, 64, 128, 256])

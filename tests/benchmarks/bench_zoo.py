@@ -1,14 +1,17 @@
-"""Every architecture on one data set for the same time, against nnU-Net and MONAI's DynUNet recipe on the same split.
+"""Every architecture on one data set for the same time, against nnU-Net and MONAI's DynUNet recipe
+on the same split.
 
-python tests/benchmarks/bench_zoo.py DATASET -o FOLDER [--time 4m] [--threads 1] [--at-once 2] [--only unet nnunet ...]
+python tests/benchmarks/bench_zoo.py DATASET -o FOLDER [--time 4m] [--threads 1] [--at-once 2]
+[--only unet nnunet ...]
 
-A member is one `medseg train DATASET --model NAME --time TIME` in a process of its own with so many threads; the time
-is all it may take, scoring included. The peers are given the same time for their loop alone, their learning rate fitted
-to it, and are scored afterwards:
-nnU-Net is `nnUNetTrainer` with its own plan, and MONAI is the DynUNet of its tutorial for Task04 (patch 40x56x40,
-SGD 0.01 with Nesterov momentum 0.99 and a polynomial decay, Dice and cross-entropy, flips, zoom, noise, blur, scaling).
-Dice is the mean over structures of the means over the validation cases of fold 0; inference is seconds a case, model
-loading left out, alone. Results that are in FOLDER already are taken from there. What is not installed is named.
+A member is one `medseg train DATASET --model NAME --time TIME` in a process of its own with so many
+threads; the time is all it may take, scoring included. The peers are given the same time for their
+loop alone, their learning rate fitted to it, and are scored afterwards: nnU-Net is `nnUNetTrainer`
+with its own plan, and MONAI is the DynUNet of its tutorial for Task04 (patch 40x56x40, SGD 0.01
+with Nesterov momentum 0.99 and a polynomial decay, Dice and cross-entropy, flips, zoom, noise,
+blur, scaling). Dice is the mean over structures of the means over the validation cases of fold 0;
+inference is seconds a case, model loading left out, alone. Results that are in FOLDER already are
+taken from there. What is not installed is named.
 """
 
 from __future__ import annotations
@@ -32,8 +35,22 @@ PATCH, BATCH = (40, 56, 40), 9
 def member(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """Train one architecture through the command line; time and score it."""
     run = options.output / name
-    arguments = ["train", options.dataset, "-o", run, "--model", name, "--time", options.time, "--quiet"]
-    subprocess.run([sys.executable, "-m", "medseg", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+    arguments = [
+        "train",
+        options.dataset,
+        "-o",
+        run,
+        "--model",
+        name,
+        "--time",
+        options.time,
+        "--quiet",
+    ]
+    subprocess.run(
+        [sys.executable, "-m", "medseg", *map(str, arguments)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     return medseg_facts(run, options.dataset)
 
 
@@ -80,7 +97,9 @@ def medseg_facts(run: Path, dataset: Path) -> dict[str, Any]:
 
 def mean_of_structures(rows: list[dict[str, Any]]) -> float:
     names = dict.fromkeys(row["structure"] for row in rows)
-    return statistics.mean(statistics.mean(r["dice"] for r in rows if r["structure"] == name) for name in names)
+    return statistics.mean(
+        statistics.mean(r["dice"] for r in rows if r["structure"] == name) for name in names
+    )
 
 
 def split_of(dataset: Path) -> tuple[Any, list[str], list[str]]:
@@ -133,7 +152,9 @@ def train_monai(dataset: Path, seconds: float) -> dict[str, Any]:
     ]
     vary = [
         SpatialPadd(both, PATCH),
-        RandCropByPosNegLabeld(both, "label", PATCH, pos=2, neg=1, num_samples=1, image_key="image"),
+        RandCropByPosNegLabeld(
+            both, "label", PATCH, pos=2, neg=1, num_samples=1, image_key="image"
+        ),
         RandZoomd(both, 0.15, 0.9, 1.2, mode=("trilinear", "nearest"), align_corners=(True, None)),
         RandGaussianNoised("image", 0.15, std=0.01),
         RandGaussianSmoothd("image", (0.5, 1.15), (0.5, 1.15), (0.5, 1.15), prob=0.15),
@@ -141,14 +162,28 @@ def train_monai(dataset: Path, seconds: float) -> dict[str, Any]:
         *(RandFlipd(both, 0.5, axis) for axis in range(3)),
     ]
     torch.manual_seed(0)
-    files = [{"image": str(data[name].images[0]), "label": str(data[name].label)} for name in training]
-    loader = DataLoader(CacheDataset(files, Compose(load + vary), progress=False), batch_size=BATCH, shuffle=True)
+    files = [
+        {"image": str(data[name].images[0]), "label": str(data[name].label)} for name in training
+    ]
+    loader = DataLoader(
+        CacheDataset(files, Compose(load + vary), progress=False), batch_size=BATCH, shuffle=True
+    )
     kernels, strides = [[3] * 3] * 4, [[1] * 3] + [[2] * 3] * 3
     network = DynUNet(
-        3, 1, 3, kernels, strides, strides[1:], norm_name="instance", deep_supervision=True, deep_supr_num=2
+        3,
+        1,
+        3,
+        kernels,
+        strides,
+        strides[1:],
+        norm_name="instance",
+        deep_supervision=True,
+        deep_supr_num=2,
     )
     loss_of = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
-    optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.99, weight_decay=3e-5, nesterov=True)
+    optimizer = torch.optim.SGD(
+        network.parameters(), 0.01, momentum=0.99, weight_decay=3e-5, nesterov=True
+    )
     begun, steps, paces = time.monotonic(), 0, []
     while (share := (time.monotonic() - begun) / seconds) < 1:
         for batch in loader:
@@ -172,9 +207,13 @@ def train_monai(dataset: Path, seconds: float) -> dict[str, Any]:
     times, scores = [], []
     with torch.inference_mode():
         for name in validation:
-            case = Compose(load)({"image": str(data[name].images[0]), "label": str(data[name].label)})
+            case = Compose(load)(
+                {"image": str(data[name].images[0]), "label": str(data[name].label)}
+            )
             before = time.perf_counter()
-            logits = sliding_window_inference(case["image"][None].as_tensor(), PATCH, 1, network, 0.5, "gaussian")
+            logits = sliding_window_inference(
+                case["image"][None].as_tensor(), PATCH, 1, network, 0.5, "gaussian"
+            )
             found = logits.argmax(1)[0].numpy()
             times.append(time.perf_counter() - before)
             scores.append(dice_of(found, case["label"][0].numpy(), [1, 2]))
@@ -189,7 +228,9 @@ def train_monai(dataset: Path, seconds: float) -> dict[str, Any]:
 
 
 def train_nnunet(dataset: Path, seconds: float, folder: Path) -> dict[str, Any]:
-    """nnU-Net's own trainer and plan; epochs of 5 iterations, as many as fit, so that its schedule ends in time."""
+    """nnU-Net's own trainer and plan; epochs of 5 iterations, as many as fit, so that its schedule
+    ends in time.
+    """
     raw, name = folder / "raw", "Dataset004_Hippocampus"
     os.environ |= {
         "nnUNet_raw": str(raw),
@@ -218,13 +259,19 @@ def train_nnunet(dataset: Path, seconds: float, folder: Path) -> dict[str, Any]:
     (target / "dataset.json").write_text(json.dumps(content))
 
     import torch
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+        extract_fingerprints,
+        plan_experiments,
+        preprocess,
+    )
 
     if not (folder / "pre" / name / "nnUNetPlans_3d_fullres").exists():
         extract_fingerprints([4], num_processes=1)
         plan_experiments([4])
         preprocess([4], configurations=("3d_fullres",), num_processes=(1,))
-    (folder / "pre" / name / "splits_final.json").write_text(json.dumps([{"train": training, "val": validation}]))
+    (folder / "pre" / name / "splits_final.json").write_text(
+        json.dumps([{"train": training, "val": validation}])
+    )
     from nnunetv2.run.run_training import get_trainer_from_args
     from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
@@ -237,9 +284,13 @@ def train_nnunet(dataset: Path, seconds: float, folder: Path) -> dict[str, Any]:
     begun, paces, iterations = time.monotonic(), [], 0
     while (spent := time.monotonic() - begun) < seconds:
         if paces:
-            epochs = trainer.current_epoch + max(1.0, (seconds - spent) / (5 * statistics.median(paces)))
+            epochs = trainer.current_epoch + max(
+                1.0, (seconds - spent) / (5 * statistics.median(paces))
+            )
             trainer.num_epochs = round(epochs)
-            trainer.lr_scheduler = PolyLRScheduler(trainer.optimizer, trainer.initial_lr, trainer.num_epochs)
+            trainer.lr_scheduler = PolyLRScheduler(
+                trainer.optimizer, trainer.initial_lr, trainer.num_epochs
+            )
         trainer.on_train_epoch_start()
         outputs = []
         for _ in range(5):
@@ -285,14 +336,22 @@ def child(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("dataset", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--time", default="4m")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--only", nargs="+")
-    parser.add_argument("--python-of", nargs="*", default=[], metavar="PEER=PYTHON", help="environments of the peers")
+    parser.add_argument(
+        "--python-of",
+        nargs="*",
+        default=[],
+        metavar="PEER=PYTHON",
+        help="environments of the peers",
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -311,16 +370,30 @@ def main() -> None:
     def run(name: str) -> None:
         if (options.output / f"{name}.json").exists():
             return
-        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "NUMBA_NUM_THREADS": str(options.threads)}
-        command = [pythons.get(name, sys.executable), __file__, options.dataset, "-o", options.output]
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(options.threads),
+            "NUMBA_NUM_THREADS": str(options.threads),
+        }
+        command = [
+            pythons.get(name, sys.executable),
+            __file__,
+            options.dataset,
+            "-o",
+            options.output,
+        ]
         command += ["--time", options.time, "--child", name]
         with (options.output / f"{name}.log").open("w") as log:
-            subprocess.run(list(map(str, command)), env=environment, stdout=log, stderr=log, check=False)
+            subprocess.run(
+                list(map(str, command)), env=environment, stdout=log, stderr=log, check=False
+            )
         print(f"{name} done", file=sys.stderr, flush=True)
 
     with ThreadPoolExecutor(options.at_once) as pool:
         list(pool.map(run, names))
-    print(f"| {options.time}, {options.threads} thread(s) | Dice | parameters | patches/s | patches | inference s |")
+    print(
+        f"| {options.time}, {options.threads} thread(s) | Dice | parameters | patches/s | patches |"
+        " inference s |"
+    )
     print("|---|---|---|---|---|---|")
     for name in names:
         path = options.output / f"{name}.json"
@@ -329,8 +402,9 @@ def main() -> None:
             continue
         facts = json.loads(path.read_text())
         print(
-            f"| {name} | {facts['dice']:.3f} | {facts['parameters'] / 1e6:.2f} M | {facts['patches_a_second']:.2f} "
-            f"| {facts['patches']} of {'x'.join(map(str, facts['patch']))} | {facts['inference_s']:.2f} |"
+            f"| {name} | {facts['dice']:.3f} | {facts['parameters'] / 1e6:.2f} M |"
+            f" {facts['patches_a_second']:.2f} | {facts['patches']} of"
+            f" {'x'.join(map(str, facts['patch']))} | {facts['inference_s']:.2f} |"
         )
 
 

@@ -42,7 +42,15 @@ def main() -> None:
         "train.decay": 1,  # the rate fell later
     }
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "medseg", "train", str(TRAINING / f"stage{options.stage}.yaml"), "-o", folder]
+        command = [
+            sys.executable,
+            "-m",
+            "medseg",
+            "train",
+            str(TRAINING / f"stage{options.stage}.yaml"),
+            "-o",
+            folder,
+        ]
         for key, value in changes.items():
             command += ["--set", f"{key}={value}"]
         subprocess.run([*command, "--quiet"], check=True)

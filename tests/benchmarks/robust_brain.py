@@ -1,11 +1,13 @@
-"""The brain model on one labelled scan as other scanners, protocols and accidents would have made it: one table.
+"""The brain model on one labelled scan as other scanners, protocols and accidents would have made
+it: one table.
 
 python tests/benchmarks/robust_brain.py ../shared/data [--model brain]
 
-DATA/brain_scans holds the labelled scan of `score_brain.py`, DATA/brain_label_maps the head that lends its skull. Every
-row is a version of the scan; its labels are brought back to the scan's grid and scored there: mean Dice over the
-structures evaluated, without FreeSurfer's few voxels of label 24, and Dice of the brain mask. Random versions have
-fixed seeds. Where cut off, a structure is scored in what is left.
+DATA/brain_scans holds the labelled scan of `score_brain.py`, DATA/brain_label_maps the head that
+lends its skull. Every row is a version of the scan; its labels are brought back to the scan's grid
+and scored there: mean Dice over the structures evaluated, without FreeSurfer's few voxels of label
+24, and Dice of the brain mask. Random versions have fixed seeds. Where cut off, a structure is
+scored in what is left.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from medseg.io import read_labels
 from medseg.models.folder import load_checkpoint
 from medseg.volume import Volume, reorient, resample
 
-#: T1-like intensities of what lies outside the brain in the label maps, as shares of the scan's 99th percentile.
+#: T1-like intensities of what lies outside the brain in the label maps, as shares of the scan's
+#: 99th percentile.
 _OUTSIDE = {
     24: 0.2,
     502: 0.3,
@@ -40,7 +43,9 @@ _OUTSIDE = {
 }
 
 
-def versions(scan: Volume, truth: Volume, heads: Path) -> Iterator[tuple[str, Volume, np.ndarray | None]]:
+def versions(
+    scan: Volume, truth: Volume, heads: Path
+) -> Iterator[tuple[str, Volume, np.ndarray | None]]:
     """(name, the scan's version, where it can be scored or None for everywhere)."""
     data, inside = scan.data, scan.data > 0
     top = float(np.percentile(data[inside], 99.5))
@@ -50,7 +55,11 @@ def versions(scan: Volume, truth: Volume, heads: Path) -> Iterator[tuple[str, Vo
     for seed in range(3):
         random = np.random.default_rng(seed)
         curve = np.interp(share, np.linspace(0, 1, 6), random.uniform(0.05, 1, 6))
-        yield f"random contrast {seed + 1}", scan.with_data(np.where(inside, curve, 0).astype(np.float32)), None
+        yield (
+            f"random contrast {seed + 1}",
+            scan.with_data(np.where(inside, curve, 0).astype(np.float32)),
+            None,
+        )
     for axis, name in enumerate("RAS"):
         yield f"slices of 5 mm along {name}", thick(scan, axis), None
     yield "with a skull", with_skull(scan, truth, heads), None
@@ -81,11 +90,16 @@ def thick(scan: Volume, axis: int) -> Volume:
 
 
 def with_skull(scan: Volume, truth: Volume, heads: Path) -> Volume:
-    """The scan inside the skull, skin and fluid of a label map that is stretched to its brain, with noise."""
+    """The scan inside the skull, skin and fluid of a label map that is stretched to its brain, with
+    noise.
+    """
     head = reorient(read_labels(sorted(heads.glob("training_seg_*.nii.gz"))[-1]), "RAS")
     mine = reorient(truth, "RAS")
     boxes = []
-    for volume, mask in ((mine, mine.data > 0), (head, (head.data > 0) & (head.data < 500) & (head.data != FLUID))):
+    for volume, mask in (
+        (mine, mine.data > 0),
+        (head, (head.data > 0) & (head.data < 500) & (head.data != FLUID)),
+    ):
         ends = [np.nonzero(mask.any(axis=tuple({0, 1, 2} - {a})))[0][[0, -1]] for a in range(3)]
         corners = np.array(ends).T @ np.diag(np.diag(volume.affine)[:3]) + volume.affine[:3, 3]
         boxes.append(corners)
@@ -114,7 +128,9 @@ def bias(scan: Volume) -> np.ndarray:
     from scipy import ndimage
 
     coarse = np.random.default_rng(1).uniform(-0.9, 0.9, (4, 4, 4))
-    field = ndimage.zoom(coarse, [n / 4 for n in scan.shape], order=3, mode="nearest", grid_mode=True)
+    field = ndimage.zoom(
+        coarse, [n / 4 for n in scan.shape], order=3, mode="nearest", grid_mode=True
+    )
     return np.exp(np.clip(field, -0.9, 0.9))
 
 
@@ -136,7 +152,11 @@ def main() -> None:
         if where is not None:
             back, there = np.where(where, back, 0), np.where(where, there, 0)
         scores = [dice(back == v, there == v) for v in values if v != FLUID and (there == v).any()]
-        print(f"| {name} | {np.mean(scores):.3f} | {dice(brain(back), there > 0):.3f} | {seconds:.1f} |", flush=True)
+        print(
+            f"| {name} | {np.mean(scores):.3f} | {dice(brain(back), there > 0):.3f} |"
+            f" {seconds:.1f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

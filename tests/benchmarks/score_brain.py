@@ -1,12 +1,14 @@
 """Score the brain model on the labelled scan, and on the same scan stored in other ways.
 
-python tests/benchmarks/score_brain.py ../shared/data/brain_scans [--model brain] [--orientations] [--scans FOLDER]
+python tests/benchmarks/score_brain.py ../shared/data/brain_scans [--model brain] [--orientations]
+[--scans FOLDER]
 
-The scan (voxelmorph's test_scan.npz, a skull-stripped T1 with FreeSurfer labels, 1 mm) is stored in (L, I, A) order and
-has no affine; it gets one centred on the middle. Its choroid plexus (31, 63) counts as lateral ventricle, as in the
-label maps the model was trained on. The mean is over every other label of labels.npz that it evaluates, with label 24
-(FreeSurfer's few central voxels of CSF; this model's 24 is all fluid around the brain) given apart. Beside each Dice
-stands the confidence that the record holds: how probable the model found the structure where it chose it.
+The scan (voxelmorph's test_scan.npz, a skull-stripped T1 with FreeSurfer labels, 1 mm) is stored in
+(L, I, A) order and has no affine; it gets one centred on the middle. Its choroid plexus (31, 63)
+counts as lateral ventricle, as in the label maps the model was trained on. The mean is over every
+other label of labels.npz that it evaluates, with label 24 (FreeSurfer's few central voxels of CSF;
+this model's 24 is all fluid around the brain) given apart. Beside each Dice stands the confidence
+that the record holds: how probable the model found the structure where it chose it.
 """
 
 from __future__ import annotations
@@ -41,7 +43,11 @@ def test_scan(folder: Path) -> tuple[Volume, Volume, list[int]]:
     affine[:3, 3] = -affine[:3, :3] @ ((np.array(image.shape) - 1) / 2)
     for plexus, ventricle in ((31, 4), (63, 43)):
         labels[labels == plexus] = ventricle
-    return Volume(image * 1000, affine), Volume(labels, affine), [v for v in values if v not in (31, 63)]
+    return (
+        Volume(image * 1000, affine),
+        Volume(labels, affine),
+        [v for v in values if v not in (31, 63)],
+    )
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
@@ -67,14 +73,27 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="brain")
-    parser.add_argument("--orientations", action="store_true", help="also all 48 storage orders and an oblique grid")
+    parser.add_argument(
+        "--orientations", action="store_true", help="also all 48 storage orders and an oblique grid"
+    )
     options = parser.parse_args()
     scan, truth, values = test_scan(options.folder)
 
     with tempfile.TemporaryDirectory() as folder:
         path, out = Path(folder) / "test_scan.nii.gz", Path(folder) / "found.nii.gz"
         write(scan, path)
-        command = [sys.executable, "-m", "medseg", "infer", str(path), "-o", str(out), "-m", options.model, "--quiet"]
+        command = [
+            sys.executable,
+            "-m",
+            "medseg",
+            "infer",
+            str(path),
+            "-o",
+            str(out),
+            "-m",
+            options.model,
+            "--quiet",
+        ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         found, loaded = read_labels(out), read(path)
         record = json.loads((Path(folder) / "found.json").read_text())
@@ -85,22 +104,30 @@ def main() -> None:
         print(f"{value:>4} {name:<34} {score:.3f}   confidence {sure.get(value, float('nan')):.3f}")
     without = [score for value, score in scores.items() if value != FLUID]
     everything = np.mean(list(scores.values()))
-    print(f"mean Dice of {len(without)} structures: {np.mean(without):.3f}; with label 24: {everything:.3f}")
-    both = [(score, sure[value]) for value, score in scores.items() if value != FLUID and value in sure]
+    print(
+        f"mean Dice of {len(without)} structures: {np.mean(without):.3f}; with label 24:"
+        f" {everything:.3f}"
+    )
+    both = [
+        (score, sure[value]) for value, score in scores.items() if value != FLUID and value in sure
+    ]
     print(f"rank correlation of confidence and Dice: {spearmanr(*zip(*both)).statistic:.2f}")
     print(f"brain mask Dice: {dice(brain(found.data), truth.data > 0):.3f}")
     for radius in (2, 3, 5):
         closed = dice(close(brain(found.data), radius), close(truth.data > 0, radius))
         print(f"with folds closed by a ball of {radius} voxels in both: {closed:.3f}")
     print(
-        f"affine and shape equal the input's: {found.shape == loaded.shape and (found.affine == loaded.affine).all()}"
+        "affine and shape equal the input's:"
+        f" {found.shape == loaded.shape and (found.affine == loaded.affine).all()}"
     )
     if options.orientations:
         stored(scan, found, options.model)
 
 
 def stored(scan: Volume, found: Volume, model: str) -> None:
-    """The same scan in every storage order and on an oblique grid, each result mapped back and compared."""
+    """The same scan in every storage order and on an oblique grid, each result mapped back and
+    compared.
+    """
     checkpoint, first = load_checkpoint(model), brain(found.data)
     worst = 1.0
     for orientation in ORIENTATIONS:

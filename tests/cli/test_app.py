@@ -1,4 +1,6 @@
-"""The command line: what is printed where, exit codes, one line for each thing that can go wrong, no network."""
+"""The command line: what is printed where, exit codes, one line for each thing that can go wrong,
+no network.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,31 @@ def model(tmp_path: Path) -> Path:
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_the_exit_codes_are_those_documented():
-    documented = {BadFile: 3, BadGeometry: 3, BadOutput: 4, BadConfig: 5, BadModel: 6, NotEnoughMemory: 7}
+    documented = {
+        BadFile: 3,
+        BadGeometry: 3,
+        BadOutput: 4,
+        BadConfig: 5,
+        BadModel: 6,
+        NotEnoughMemory: 7,
+    }
     assert {kind: kind.exit_code for kind in documented} == documented
     text_of_module = import_module("medseg.cli.app").__doc__ or ""
-    for text in ("2 wrong usage", "3 bad input file", "4 output cannot be written", "5 bad settings", "6 bad model"):
+    for text in (
+        "2 wrong usage",
+        "3 bad input file",
+        "4 output cannot be written",
+        "5 bad settings",
+        "6 bad model",
+    ):
         assert text in " ".join(text_of_module.split())
 
 
@@ -59,10 +78,18 @@ def test_infer_prints_a_table_of_structures_and_volumes(scan: Path, model: Path)
     assert "scan_seg.nii.gz" in ran.out.splitlines()[0]
 
 
-def test_before_it_runs_infer_says_what_it_will_do_and_how_much_memory_it_needs(scan: Path, model: Path):
+def test_before_it_runs_infer_says_what_it_will_do_and_how_much_memory_it_needs(
+    scan: Path, model: Path
+):
     ran = tiny.medseg("infer", scan, "-m", model, "--device", "cpu")
     (line,) = [line for line in ran.err.splitlines() if "of memory" in line]
-    for part in ("20 x 22 x 18 voxels of 2 x 2 x 2 mm", "RAS", "model known", "8 windows on cpu", "GB"):
+    for part in (
+        "20 x 22 x 18 voxels of 2 x 2 x 2 mm",
+        "RAS",
+        "model known",
+        "8 windows on cpu",
+        "GB",
+    ):
         assert part in line
 
 
@@ -87,11 +114,15 @@ def test_quiet_prints_the_result_only_but_keeps_warnings(tmp_path: Path, scan: P
     assert json.loads(ran.out)["warnings"]
 
 
-def test_several_scans_give_one_json_line_each_and_a_failure_does_not_stop_the_rest(tmp_path, scan, model):
+def test_several_scans_give_one_json_line_each_and_a_failure_does_not_stop_the_rest(
+    tmp_path, scan, model
+):
     (scan.parent / "broken.nii.gz").write_bytes(b"no scan")
     tiny.save_scan(scan.parent / "third.nii", seed=2)
     out = tmp_path / "labels"
-    ran = tiny.medseg("infer", scan.parent, "-o", out, "-m", model, "--device", "cpu", "-q", "--json")
+    ran = tiny.medseg(
+        "infer", scan.parent, "-o", out, "-m", model, "--device", "cpu", "-q", "--json"
+    )
     assert ran.code == 3
     assert [Path(json.loads(line)["labels"]).name for line in ran.out.splitlines()] == [
         "scan_seg.nii.gz",
@@ -106,7 +137,18 @@ def test_several_scans_give_one_json_line_each_and_a_failure_does_not_stop_the_r
 def test_skip_existing_leaves_results_as_they_are(tmp_path: Path, scan: Path, model: Path):
     out = tmp_path / "labels"
     tiny.save_scan(scan.parent / "other.nii.gz", seed=3)
-    arguments = ("infer", scan.parent, "-o", out, "-m", model, "--device", "cpu", "--skip-existing", "--json")
+    arguments = (
+        "infer",
+        scan.parent,
+        "-o",
+        out,
+        "-m",
+        model,
+        "--device",
+        "cpu",
+        "--skip-existing",
+        "--json",
+    )
     assert tiny.medseg("infer", scan, "-o", out, "-m", model, "-q").code == 0
     before = everything(out)
     ran = tiny.medseg(*arguments)
@@ -116,16 +158,23 @@ def test_skip_existing_leaves_results_as_they_are(tmp_path: Path, scan: Path, mo
     after = everything(out)
     assert {key: after[key] for key in before} == before
     assert after.keys() == {
-        f"{name}_seg.{end}" for name in ("scan", "other") for end in ("nii.gz", "json", "labels.csv")
+        f"{name}_seg.{end}"
+        for name in ("scan", "other")
+        for end in ("nii.gz", "json", "labels.csv")
     }
     assert tiny.medseg(*arguments, "-q").out == ""
 
 
 def test_previews_of_several_scans_go_into_a_folder(tmp_path: Path, scan: Path):
     tiny.save_scan(scan.parent / "other.nii.gz", seed=3)
-    ran = tiny.medseg("infer", scan.parent, "-o", tmp_path / "l", "-m", "otsu", "-q", "--preview", tmp_path / "p")
+    ran = tiny.medseg(
+        "infer", scan.parent, "-o", tmp_path / "l", "-m", "otsu", "-q", "--preview", tmp_path / "p"
+    )
     assert ran.code == 0, ran.err
-    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["other_seg.png", "scan_seg.png"]
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == [
+        "other_seg.png",
+        "scan_seg.png",
+    ]
 
 
 @pytest.mark.parametrize("name", ["otsu", "kmeans", "gmm"])
@@ -146,7 +195,8 @@ def test_models_by_intensity_run_through_the_same_command(scan: Path, name: str)
 
 def test_no_cleanup_and_overlap_reach_the_record(scan: Path, model: Path):
     ran = tiny.medseg(
-        "infer", scan, "-m", model, "--no-cleanup", "--overlap", "0.25", "--precision", "fp32", "--device", "cpu",
+        "infer", scan, "-m", model, "--no-cleanup", "--overlap", "0.25", "--precision", "fp32",
+        "--device", "cpu",
         "--json", "-q",
     )  # fmt: skip
     assert json.loads(ran.out)["settings"].items() >= {
@@ -161,7 +211,9 @@ def gz_of(folder: Path, change: Callable[[bytes], bytes]) -> Path:
 
 
 def wrong_crc(content: bytes) -> bytes:
-    return content[:-8] + struct.pack("<I", struct.unpack("<I", content[-8:-4])[0] ^ 1) + content[-4:]
+    return (
+        content[:-8] + struct.pack("<I", struct.unpack("<I", content[-8:-4])[0] ^ 1) + content[-4:]
+    )
 
 
 def make(path: Path, content: bytes) -> Path:
@@ -190,19 +242,26 @@ BAD_INPUTS: dict[str, Callable[[Path], Path]] = {
     "wrong CRC": lambda f: gz_of(f, wrong_crc),
     "empty folder": empty,
     "2-D picture": lambda f: make(f / "x.png", png_bytes(np.zeros((9, 9, 3), np.uint8))),
-    "2-D NIfTI": lambda f: tiny.save_nifti(f / "x.nii.gz", np.zeros((30, 30), np.float32), np.eye(4)),
-    "label map": lambda f: tiny.save_nifti(f / "x.nii.gz", tiny.head((30, 32, 28)), tiny.affine_of()),
+    "2-D NIfTI": lambda f: tiny.save_nifti(f / "x.nii.gz", np.zeros((30, 30), np.float32),
+    np.eye(4)),
+    "label map": lambda f: tiny.save_nifti(f / "x.nii.gz", tiny.head((30, 32, 28)),
+    tiny.affine_of()),
     "colour": colour,
-    "one intensity": lambda f: tiny.save_nifti(f / "x.nii.gz", np.zeros((9, 9, 9), np.float32), tiny.affine_of()),
-    "nothing but NaN": lambda f: tiny.save_nifti(f / "x.nii.gz", np.full((9, 9, 9), np.nan, "f4"), tiny.affine_of()),
-    "several volumes": lambda f: tiny.save_nifti(f / "x.nii.gz", np.zeros((5, 5, 5, 3), np.int16), tiny.affine_of()),
+    "one intensity": lambda f: tiny.save_nifti(f / "x.nii.gz", np.zeros((9, 9, 9), np.float32),
+    tiny.affine_of()),
+    "nothing but NaN": lambda f: tiny.save_nifti(f / "x.nii.gz", np.full((9, 9, 9), np.nan, "f4"),
+    tiny.affine_of()),
+    "several volumes": lambda f: tiny.save_nifti(f / "x.nii.gz", np.zeros((5, 5, 5, 3), np.int16),
+    tiny.affine_of()),
     "unknown kind": lambda f: make(f / "x.docx", b"PK\3\4 words"),
     "one DICOM file": lambda f: make(f / "x", bytes(128) + b"DICM" + bytes(50)),
 }  # fmt: skip
 
 
 def assert_refused(ran: tiny.Ran, code: int, *words: str) -> None:
-    """One line on stderr that begins with medseg:, nothing on stdout, and the documented exit code."""
+    """One line on stderr that begins with medseg:, nothing on stdout, and the documented exit
+    code.
+    """
     assert ran.code == code, ran.err
     assert ran.out == ""
     assert len(ran.err.splitlines()) == 1, ran.err
@@ -212,7 +271,9 @@ def assert_refused(ran: tiny.Ran, code: int, *words: str) -> None:
 
 
 @pytest.mark.parametrize("kind", BAD_INPUTS)
-def test_a_bad_input_is_refused_in_one_line_and_nothing_is_written(tmp_path: Path, model: Path, kind: str):
+def test_a_bad_input_is_refused_in_one_line_and_nothing_is_written(
+    tmp_path: Path, model: Path, kind: str
+):
     folder = tmp_path / "in"
     folder.mkdir()
     path = BAD_INPUTS[kind](folder)
@@ -224,7 +285,9 @@ def test_a_bad_input_is_refused_in_one_line_and_nothing_is_written(tmp_path: Pat
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
 
-def test_an_unknown_or_damaged_model_is_refused_in_one_line(tmp_path: Path, scan: Path, model: Path):
+def test_an_unknown_or_damaged_model_is_refused_in_one_line(
+    tmp_path: Path, scan: Path, model: Path
+):
     before = everything(scan.parent)
     assert_refused(tiny.medseg("infer", scan, "-m", "nothing", "-q"), 6, "nothing", "no model")
     (model / "model.safetensors").write_bytes(b"broken")
@@ -232,17 +295,27 @@ def test_an_unknown_or_damaged_model_is_refused_in_one_line(tmp_path: Path, scan
     (model / "model.json").write_text("{")
     assert_refused(tiny.medseg("infer", scan, "-m", model, "-q"), 6, "model.json")
     endless = tiny.save_known(tmp_path / "endless", "not_a_number")
-    assert_refused(tiny.medseg("infer", scan, "-m", endless, "-q", "--device", "cpu"), 6, "not finite")
+    assert_refused(
+        tiny.medseg("infer", scan, "-m", endless, "-q", "--device", "cpu"), 6, "not finite"
+    )
     assert everything(scan.parent) == before
 
 
-def test_an_output_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path, scan: Path, monkeypatch):
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(
+    tmp_path: Path, scan: Path, monkeypatch
+):
     monkeypatch.setattr("medseg.inference.run.infer", None)  # never reached
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file" / "x.nii.gz", tmp_path / "file" / "deep" / "x.nrrd"):
-        assert_refused(tiny.medseg("infer", scan, "-o", output, "-m", "otsu", "-q"), 4, "cannot be written")
-    assert_refused(tiny.medseg("infer", scan, "-o", tmp_path / "x.jpeg", "-m", "otsu", "-q"), 4, "format")
-    assert_refused(tiny.medseg("infer", scan, "--preview", tmp_path / "x.gif", "-m", "otsu", "-q"), 4, ".png")
+        assert_refused(
+            tiny.medseg("infer", scan, "-o", output, "-m", "otsu", "-q"), 4, "cannot be written"
+        )
+    assert_refused(
+        tiny.medseg("infer", scan, "-o", tmp_path / "x.jpeg", "-m", "otsu", "-q"), 4, "format"
+    )
+    assert_refused(
+        tiny.medseg("infer", scan, "--preview", tmp_path / "x.gif", "-m", "otsu", "-q"), 4, ".png"
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -261,12 +334,16 @@ def test_a_disk_that_fills_up_is_told_in_one_line_and_leaves_nothing(tmp_path: P
         "import resource, sys; from medseg.cli.app import main\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); main()"
     )
-    ran = tiny.run_child("-c", program, "infer", scan, "-o", tmp_path / "out" / "r.nii.gz", "-m", "otsu", "-q")
+    ran = tiny.run_child(
+        "-c", program, "infer", scan, "-o", tmp_path / "out" / "r.nii.gz", "-m", "otsu", "-q"
+    )
     assert_refused(ran, 4, "disk is full")
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_too_little_memory_is_told_before_anything_is_computed(scan: Path, model: Path, monkeypatch):
+def test_too_little_memory_is_told_before_anything_is_computed(
+    scan: Path, model: Path, monkeypatch
+):
     monkeypatch.setattr("medseg.inference.backends.pytorch.open_torch", None)
     monkeypatch.setattr("medseg.inference.forecast.memory_needed", lambda *arguments: 10**15)
     before = everything(scan.parent)
@@ -335,7 +412,18 @@ def test_version_is_that_of_the_package():
     assert tiny.medseg("version").out.strip() == medseg.__version__
 
 
-HEAVY = ("torch", "numpy", "scipy", "nibabel", "pydantic", "numba", "matplotlib", "pydicom", "safetensors", "cc3d")
+HEAVY = (
+    "torch",
+    "numpy",
+    "scipy",
+    "nibabel",
+    "pydantic",
+    "numba",
+    "matplotlib",
+    "pydicom",
+    "safetensors",
+    "cc3d",
+)
 LOADED = f"; print('LOADED', *[name for name in {HEAVY} if name in sys.modules])"
 
 
@@ -364,14 +452,17 @@ def test_help_answers_at_once():
     assert min(used) < 0.5
 
 
-@pytest.mark.parametrize("command", [(), ("infer",), ("train",), ("convert",), ("info",), ("models",)])
+@pytest.mark.parametrize(
+    "command", [(), ("infer",), ("train",), ("convert",), ("info",), ("models",)]
+)
 def test_help_explains_every_command_and_option(command: tuple[str, ...]):
     ran = tiny.medseg(*command, "--help")
     assert ran.code == 0
     assert "Usage: " in ran.out
     if command == ("infer",):
         for option in (
-            "--output", "--model", "--device", "--precision", "--overlap", "--no-cleanup", "--instances",
+            "--output", "--model", "--device", "--precision", "--overlap", "--no-cleanup",
+            "--instances",
             "--skip-existing", "--preview", "--volume", "--assume-geometry", "--json", "--quiet",
         ):  # fmt: skip
             assert option in ran.out
@@ -428,7 +519,12 @@ def test_convert_and_clean_keep_the_names_that_a_slicer_segmentation_carries(tmp
     write(Volume(labels, np.eye(4)), tmp_path / "a.seg.nrrd", table=table)
 
     assert tiny.medseg("convert", tmp_path / "a.seg.nrrd", tmp_path / "b.seg.nrrd").code == 0
-    assert tiny.medseg("clean", tmp_path / "b.seg.nrrd", "-o", tmp_path / "c.seg.nrrd", "--keep-largest").code == 0
+    assert (
+        tiny.medseg(
+            "clean", tmp_path / "b.seg.nrrd", "-o", tmp_path / "c.seg.nrrd", "--keep-largest"
+        ).code
+        == 0
+    )
 
     for name in ("b", "c"):
         assert embedded_table(tmp_path / f"{name}.seg.nrrd").names == {7: "left kidney"}

@@ -1,4 +1,6 @@
-"""What `medseg check` prints: equal findings of many cases are one line, and lines of threads stay apart."""
+"""What `medseg check` prints: equal findings of many cases are one line, and lines of threads stay
+apart.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def finding(case: str, message: str, kind: str = "empty", severity: str = "warni
 
 
 def test_equal_findings_are_one_line():
-    same = [finding(f"c{n:02d}", f"/data/labelsTr/c{n:02d}.nii.gz: is stored as 4-D") for n in range(18)]
+    same = [
+        finding(f"c{n:02d}", f"/data/labelsTr/c{n:02d}.nii.gz: is stored as 4-D") for n in range(18)
+    ]
     ((cases, one),) = grouped(same)
     assert cases == "c00 and 17 more"
     assert one.message == "/data/labelsTr/*.nii.gz: is stored as 4-D"

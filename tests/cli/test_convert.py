@@ -1,4 +1,6 @@
-"""DICOM results from the command line: what is written under which name, and what is said when it cannot be."""
+"""DICOM results from the command line: what is written under which name, and what is said when it
+cannot be.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,18 @@ def names(folder: Path) -> list[str]:
 def test_infer_writes_seg_rtstruct_and_sr_side_by_side(scan: Path, tmp_path: Path):
     out = tmp_path / "out" / "result.dcm"
 
-    ran = tiny.medseg("infer", scan, "-o", out, "--model", "otsu", "--also", "rtstruct, SR", "--seg-type", "labelmap")
+    ran = tiny.medseg(
+        "infer",
+        scan,
+        "-o",
+        out,
+        "--model",
+        "otsu",
+        "--also",
+        "rtstruct, SR",
+        "--seg-type",
+        "labelmap",
+    )
 
     assert ran.code == 0, ran.err
     assert names(out.parent) == [
@@ -37,7 +50,11 @@ def test_infer_writes_seg_rtstruct_and_sr_side_by_side(scan: Path, tmp_path: Pat
         "result.rtstruct.dcm",
         "result.sr.dcm",
     ]
-    kinds = {name: pydicom.dcmread(out.parent / name).Modality for name in names(out.parent) if name.endswith(".dcm")}
+    kinds = {
+        name: pydicom.dcmread(out.parent / name).Modality
+        for name in names(out.parent)
+        if name.endswith(".dcm")
+    }
     assert kinds == {"result.dcm": "SEG", "result.rtstruct.dcm": "RTSTRUCT", "result.sr.dcm": "SR"}
     dataset = pydicom.dcmread(out)
     assert (dataset.SegmentationType, dataset.SeriesDescription) == ("LABELMAP", "medseg otsu")
@@ -45,13 +62,17 @@ def test_infer_writes_seg_rtstruct_and_sr_side_by_side(scan: Path, tmp_path: Pat
     assert algorithm.AlgorithmName == "medseg otsu"
     assert algorithm.AlgorithmFamilyCodeSequence[0].CodeMeaning == "Histogram Analysis"
     labels = io.read_labels(out)
-    assert np.array_equal(io.read_labels(out.parent / "result.rtstruct.dcm", source=scan).data, labels.data)
+    assert np.array_equal(
+        io.read_labels(out.parent / "result.rtstruct.dcm", source=scan).data, labels.data
+    )
 
 
 def test_other_results_may_have_dicom_beside_them(scan: Path, tmp_path: Path):
     out = tmp_path / "out" / "r.nii.gz"
 
-    ran = tiny.medseg("infer", scan, "-o", out, "--model", "otsu", "--also", "seg,sr", "--deterministic")
+    ran = tiny.medseg(
+        "infer", scan, "-o", out, "--model", "otsu", "--also", "seg,sr", "--deterministic"
+    )
 
     assert ran.code == 0, ran.err
     assert names(out.parent) == ["r.json", "r.labels.csv", "r.nii.gz", "r.seg.dcm", "r.sr.dcm"]
@@ -62,7 +83,9 @@ def test_other_results_may_have_dicom_beside_them(scan: Path, tmp_path: Path):
 
 
 def test_a_structure_set_can_be_the_result(scan: Path, tmp_path: Path):
-    ran = tiny.medseg("infer", scan, "-o", tmp_path / "out" / "r.rtstruct.dcm", "--model", "otsu", "--deidentify")
+    ran = tiny.medseg(
+        "infer", scan, "-o", tmp_path / "out" / "r.rtstruct.dcm", "--model", "otsu", "--deidentify"
+    )
 
     assert ran.code == 0, ran.err
     assert names(tmp_path / "out") == ["r.json", "r.labels.csv", "r.rtstruct.dcm"]
@@ -80,12 +103,16 @@ def test_a_structure_set_can_be_the_result(scan: Path, tmp_path: Path):
         (["scan.nii.gz", "-o", "x.nii.gz", "--also", "seg"], 4, "no DICOM"),
     ],
 )
-def test_what_cannot_be_is_said_before_any_work(scan: Path, tmp_path: Path, monkeypatch, arguments, code, words):
+def test_what_cannot_be_is_said_before_any_work(
+    scan: Path, tmp_path: Path, monkeypatch, arguments, code, words
+):
     monkeypatch.chdir(tmp_path)
     io.write(io.read(scan), "scan.nii.gz")
     before = names(tmp_path)
 
-    ran = tiny.medseg("infer", *(text.replace("{scan}", str(scan)) for text in arguments), "--model", "otsu")
+    ran = tiny.medseg(
+        "infer", *(text.replace("{scan}", str(scan)) for text in arguments), "--model", "otsu"
+    )
 
     assert ran.code == code
     assert words in ran.err
@@ -135,7 +162,9 @@ def test_series_and_repair_are_about_the_source_of_labels(tmp_path: Path, monkey
             for target in ("t.nii.gz", "t.dcm", "t.rtstruct.dcm"):
                 ran = tiny.medseg("convert", name, target, "--source", folder, *options)
                 assert ran.code == 0, (name, target, ran.err)
-                found = io.read_labels(target, source=scan if target.endswith("rtstruct.dcm") else None)
+                found = io.read_labels(
+                    target, source=scan if target.endswith("rtstruct.dcm") else None
+                )
                 assert np.array_equal(found.data, labels.data), (name, target)
     ran = tiny.medseg("convert", "c.dcm", "u.nii.gz", "--source", twice)
     assert (ran.code, "--repair" in ran.err, Path("u.nii.gz").exists()) == (3, True, False)
@@ -143,11 +172,16 @@ def test_series_and_repair_are_about_the_source_of_labels(tmp_path: Path, monkey
     assert (ran.code, "is no DICOM" in ran.err) == (3, True)
 
 
-def test_convert_takes_single_structures_and_other_grids_when_asked(scan: Path, tmp_path: Path, monkeypatch):
+def test_convert_takes_single_structures_and_other_grids_when_asked(
+    scan: Path, tmp_path: Path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     labels = phantom(io.read(scan))
     io.write(labels, "a.dcm", table=TABLE, source=scan)
-    assert tiny.medseg("convert", "a.dcm", "one.nii.gz", "--segment", "mass", "--segment", "2").code == 0
+    assert (
+        tiny.medseg("convert", "a.dcm", "one.nii.gz", "--segment", "mass", "--segment", "2").code
+        == 0
+    )
     assert np.unique(io.read_labels("one.nii.gz").data).tolist() == [0, 2, 41]
     ran = tiny.medseg("convert", "a.dcm", "x.nii.gz", "--segment", "nothing")
     assert (ran.code, "no segment 'nothing'" in ran.err) == (3, True)
@@ -166,12 +200,16 @@ def test_convert_takes_single_structures_and_other_grids_when_asked(scan: Path, 
     assert (ran.code, "label map" in ran.err, Path("y.dcm").exists()) == (4, True, False)
 
 
-def test_structures_that_overlap_become_layers_of_a_slicer_segmentation(scan: Path, tmp_path: Path, monkeypatch):
+def test_structures_that_overlap_become_layers_of_a_slicer_segmentation(
+    scan: Path, tmp_path: Path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     masks = np.zeros((2, *io.read(scan).shape), bool)
     masks[0, 3:9, 4:9, 2:6] = masks[1, 6:12, 2:7, 3:5] = True
     for name in ("a.rtstruct.dcm", "b.rtstruct.dcm"):
-        io.write(io.read(scan).with_data(masks["ab".index(name[0])].astype(np.uint8)), name, source=scan)
+        io.write(
+            io.read(scan).with_data(masks["ab".index(name[0])].astype(np.uint8)), name, source=scan
+        )
     dataset, other = pydicom.dcmread("a.rtstruct.dcm"), pydicom.dcmread("b.rtstruct.dcm")
     for sequence, number in (
         ("StructureSetROISequence", "ROINumber"),

@@ -1,4 +1,6 @@
-"""`medseg infer` over many scans: each fails on its own and is skipped only where its result would be the same."""
+"""`medseg infer` over many scans: each fails on its own and is skipped only where its result would
+be the same.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ def results(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*_seg.nii.gz"))
 
 
-# Failures of one of several ------------------------------------------------------------------------------------------
+# Failures of one of several
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -57,15 +60,22 @@ def test_whatever_goes_wrong_in_one_scan_is_that_scans_failure(
 
     calls: list[int] = []
     monkeypatch.setattr(run_module, "segment", failing)
-    ran = tiny.medseg("infer", tmp_path / "in", "-o", tmp_path / "out", "-m", "otsu", "-q", "--json")
+    ran = tiny.medseg(
+        "infer", tmp_path / "in", "-o", tmp_path / "out", "-m", "otsu", "-q", "--json"
+    )
     assert ran.code == code
     assert words in ran.err and "PATIENT" not in ran.err
-    assert ran.err.splitlines()[-2:] == ["medseg: 1 of 3 scans failed:", f"  {tmp_path / 'in' / 'b.nii'}"]
+    assert ran.err.splitlines()[-2:] == [
+        "medseg: 1 of 3 scans failed:",
+        f"  {tmp_path / 'in' / 'b.nii'}",
+    ]
     assert len(ran.out.splitlines()) == 2
     assert results(tmp_path / "out") == ["a_seg.nii.gz", "c_seg.nii.gz"]
 
 
-@pytest.mark.parametrize("kind", ["missing", "dangling", "directory of nothing", "too long", "damaged", "empty"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "dangling", "directory of nothing", "too long", "damaged", "empty"]
+)
 def test_a_file_that_cannot_be_read_does_not_stop_the_others(tmp_path: Path, kind: str):
     one, three = scans(tmp_path / "in", "a.nii", "c.nii")
     two = tmp_path / "in" / ("b" * 250 if kind == "too long" else "b")
@@ -80,7 +90,10 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_others(tmp_path: Path, kin
     assert ran.code == 3
     assert ran.err.splitlines()[-2:] == ["medseg: 1 of 3 scans failed:", f"  {two}"]
     assert results(tmp_path / "out") == ["a_seg.nii.gz", "c_seg.nii.gz"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.name.startswith("b")) == []
+    assert (
+        sorted(path.name for path in (tmp_path / "out").iterdir() if path.name.startswith("b"))
+        == []
+    )
 
 
 def test_a_case_that_lacks_a_channel_does_not_stop_the_others(tmp_path: Path):
@@ -88,14 +101,21 @@ def test_a_case_that_lacks_a_channel_does_not_stop_the_others(tmp_path: Path):
     (tmp_path / "in").mkdir()
     for name in ("a_0000", "a_0001", "b_0000", "c_0000", "c_0001"):
         tiny.save_scan(tmp_path / "in" / f"{name}.nii.gz", seed=int(name[-1]))
-    ran = tiny.medseg("infer", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "-q", "--device", "cpu")
+    ran = tiny.medseg(
+        "infer", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "-q", "--device", "cpu"
+    )
     assert ran.code == 3
     assert "b_0001 (FLAIR) is not there" in ran.err
-    assert ran.err.splitlines()[-2:] == ["medseg: 1 of 3 scans failed:", f"  {tmp_path / 'in' / 'b_0000.nii.gz'}"]
+    assert ran.err.splitlines()[-2:] == [
+        "medseg: 1 of 3 scans failed:",
+        f"  {tmp_path / 'in' / 'b_0000.nii.gz'}",
+    ]
     assert results(tmp_path / "out") == ["a_seg.nii.gz", "c_seg.nii.gz"]
 
 
-def test_a_name_too_long_is_one_scans_failure_and_known_before_any_work(tmp_path: Path, monkeypatch):
+def test_a_name_too_long_is_one_scans_failure_and_known_before_any_work(
+    tmp_path: Path, monkeypatch
+):
     long, short = scans(tmp_path / "in", "x" * 245 + ".nii", "y.nii")
     ran = tiny.medseg("infer", long, short, "-m", "otsu", "-q")
     assert ran.code == 4 and "the name of the result is too long" in ran.err
@@ -105,7 +125,8 @@ def test_a_name_too_long_is_one_scans_failure_and_known_before_any_work(tmp_path
     assert ran.code == 4 and ran.err.count("\n") == 1
 
 
-# What is done again --------------------------------------------------------------------------------------------------
+# What is done again
+# --------------------------------------------------------------------------------------------------
 
 
 def test_what_is_there_is_skipped_only_if_it_would_be_the_same(tmp_path: Path):
@@ -127,7 +148,10 @@ def test_what_is_there_is_skipped_only_if_it_would_be_the_same(tmp_path: Path):
     assert names == ["b_seg.nii.gz"] and "made again: it was made from another scan" in told
     (out / "c_seg.nii.gz").write_bytes((out / "a_seg.nii.gz").read_bytes())
     names, told = done("-m", "otsu")
-    assert names == ["c_seg.nii.gz"] and "made again: the record beside the result is not about it" in told
+    assert (
+        names == ["c_seg.nii.gz"]
+        and "made again: the record beside the result is not about it" in told
+    )
     (out / "a_seg.json").unlink()
     assert done("-m", "otsu")[0] == ["a_seg.nii.gz"]
     assert done("-m", "otsu", "--no-cleanup")[0] == every
@@ -150,7 +174,8 @@ def test_a_model_trained_further_makes_results_again(tmp_path: Path):
     assert tiny.medseg(*command).out != ""
 
 
-# What is kept from scan to scan --------------------------------------------------------------------------------------
+# What is kept from scan to scan
+# --------------------------------------------------------------------------------------
 
 
 def test_a_network_is_opened_once_for_many_scans_and_versions_are_looked_up_once(
@@ -162,18 +187,28 @@ def test_a_network_is_opened_once_for_many_scans_and_versions_are_looked_up_once
     model = tiny.save_known(tmp_path / "model")
     opened: list[str] = []
     anew, version = opening.open_anew, importlib.metadata.version
-    monkeypatch.setattr(opening, "open_anew", lambda *a, **k: opened.append("network") or anew(*a, **k))
-    alone = tiny.medseg("infer", tmp_path / "in" / "b.nii", "-o", tmp_path / "one", "-m", model, "--device", "cpu")
+    monkeypatch.setattr(
+        opening, "open_anew", lambda *a, **k: opened.append("network") or anew(*a, **k)
+    )
+    alone = tiny.medseg(
+        "infer", tmp_path / "in" / "b.nii", "-o", tmp_path / "one", "-m", model, "--device", "cpu"
+    )
     assert alone.code == 0 and opened == ["network"]
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: opened.append("version") or version(name))
-    ran = tiny.medseg("infer", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "--device", "cpu")
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda name: opened.append("version") or version(name)
+    )
+    ran = tiny.medseg(
+        "infer", tmp_path / "in", "-o", tmp_path / "out", "-m", model, "--device", "cpu"
+    )
     assert ran.code == 0, ran.err
     assert opened == ["network", "network"]
     same = [(tmp_path / folder / "b_seg.nii.gz").read_bytes() for folder in ("one", "out")]
     assert same[0] == same[1]
 
 
-def test_a_network_that_had_to_step_down_is_opened_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_network_that_had_to_step_down_is_opened_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     from medseg.inference.backends import pytorch
     from medseg.inference.backends.kept import models_kept_open
 
@@ -185,10 +220,13 @@ def test_a_network_that_had_to_step_down_is_opened_anew(tmp_path: Path, monkeypa
         assert opening.open_models([checkpoint], device="cpu", precision="fp32") is not first
         pytorch._STEPS_DOWN[0] += 1
         assert opening.open_models([checkpoint], device="cpu") is not first
-    assert opening.open_models([checkpoint], device="cpu") is not opening.open_models([checkpoint], device="cpu")
+    assert opening.open_models([checkpoint], device="cpu") is not opening.open_models(
+        [checkpoint], device="cpu"
+    )
 
 
-# Names ---------------------------------------------------------------------------------------------------------------
+# Names
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_slash_at_the_end_makes_a_folder_whatever_its_name(tmp_path: Path):
@@ -202,7 +240,10 @@ def test_previews_keep_the_dots_in_their_names(tmp_path: Path):
     scans(tmp_path / "in", "a.v1.nii", "a.v2.nii")
     ran = tiny.medseg("infer", tmp_path / "in", "-m", "otsu", "-q", "--preview", tmp_path / "p")
     assert ran.code == 0, ran.err
-    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["a.v1_seg.png", "a.v2_seg.png"]
+    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == [
+        "a.v1_seg.png",
+        "a.v2_seg.png",
+    ]
 
 
 def test_view_finds_what_infer_called_after_a_link_and_without_a_channels_number(tmp_path: Path):
@@ -212,7 +253,10 @@ def test_view_finds_what_infer_called_after_a_link_and_without_a_channels_number
         assert tiny.medseg("infer", tmp_path / name, "-m", "otsu", "-q").code == 0
         ran = tiny.medseg("view", tmp_path / name)
         assert ran.code == 0, ran.err
-    assert sorted(path.name for path in tmp_path.glob("*.html")) == ["b_0000_view.html", "link_view.html"]
+    assert sorted(path.name for path in tmp_path.glob("*.html")) == [
+        "b_0000_view.html",
+        "link_view.html",
+    ]
     assert results(tmp_path) == ["b_seg.nii.gz", "link_seg.nii.gz"]
 
 
@@ -220,7 +264,10 @@ def test_a_data_set_is_told_from_a_folder_of_dicom(tmp_path: Path):
     scans(tmp_path / "data" / "imagesTr", "a_0000.nii", "b_0000.nii")
     ran = tiny.medseg("infer", tmp_path / "data", "-m", "otsu", "-q")
     assert ran.code == 3 and ran.out == ""
-    assert f"2 in imagesTr; give the folder that holds the scans, e.g. {tmp_path / 'data' / 'imagesTr'}" in ran.err
+    assert (
+        "2 in imagesTr; give the folder that holds the scans, e.g."
+        f" {tmp_path / 'data' / 'imagesTr'}" in ran.err
+    )
 
 
 def test_the_case_of_a_long_name_is_refused_before_any_work(shared_data: Path, tmp_path: Path):

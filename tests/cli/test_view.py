@@ -1,4 +1,6 @@
-"""`medseg view`: what it writes where, what it finds by itself, and what it refuses in one sentence."""
+"""`medseg view`: what it writes where, what it finds by itself, and what it refuses in one
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -19,25 +21,38 @@ from medseg.volume import Volume
 def scan(tmp_path) -> Path:
     """A scan and, beside it, what `medseg infer` leaves: labels and their table."""
     path = tiny.save_scan(tmp_path / "SENTINEL.nii.gz")
-    tiny.save_nifti(tmp_path / "SENTINEL_seg.nii.gz", (tiny.phantom() > 700).astype(np.uint8) * 2, tiny.affine_of())
+    tiny.save_nifti(
+        tmp_path / "SENTINEL_seg.nii.gz",
+        (tiny.phantom() > 700).astype(np.uint8) * 2,
+        tiny.affine_of(),
+    )
     tiny.TABLE.write(tmp_path / "SENTINEL_seg.labels.csv")
     return path
 
 
 def facts(page: Path) -> dict:
     text = page.read_text(encoding="utf-8")
-    return json.loads(re.search(r'<script type="application/json" id="facts">(.*?)</script>', text)[1])
+    return json.loads(
+        re.search(r'<script type="application/json" id="facts">(.*?)</script>', text)[1]
+    )
 
 
 def new(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(("SENTINEL.nii", "SENTINEL_seg")))
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if not path.name.startswith(("SENTINEL.nii", "SENTINEL_seg"))
+    )
 
 
 def test_a_page_is_written_beside_the_labels_with_their_names(scan, tmp_path):
     ran = tiny.medseg("view", scan)
     assert ran.code == 0, ran.err
     assert ran.out.strip() == str(tmp_path / "SENTINEL_view.html")
-    assert [row["name"] for row in facts(tmp_path / "SENTINEL_view.html")["structures"]] == ["left body", "right body"]
+    assert [row["name"] for row in facts(tmp_path / "SENTINEL_view.html")["structures"]] == [
+        "left body",
+        "right body",
+    ]
     assert "SENTINEL" not in (tmp_path / "SENTINEL_view.html").read_text(encoding="utf-8")
     assert new(tmp_path) == ["SENTINEL_view.html"]
 
@@ -48,7 +63,9 @@ def test_what_infer_wrote_is_found(tmp_path):
     assert tiny.medseg("view", scan).code == 0
     rows = facts(tmp_path / "SENTINEL_view.html")["structures"]
     record = json.loads((tmp_path / "SENTINEL_seg.json").read_text())
-    assert [(row["value"], row["ml"]) for row in rows] == [(row["value"], row["ml"]) for row in record["structures"]]
+    assert [(row["value"], row["ml"]) for row in rows] == [
+        (row["value"], row["ml"]) for row in record["structures"]
+    ]
 
 
 @pytest.mark.parametrize("name", ["SENTINEL_seg.seg.nrrd", "SENTINEL.seg.nrrd", "SENTINEL_seg.mha"])
@@ -135,14 +152,18 @@ def test_a_scan_must_be_there_and_have_labels(tmp_path):
 
 
 def test_labels_of_another_place_are_refused(scan, tmp_path):
-    tiny.save_nifti(tmp_path / "far.nii.gz", np.ones((4, 4, 4), np.uint8), tiny.affine_of(origin=(900, 0, 0)))
+    tiny.save_nifti(
+        tmp_path / "far.nii.gz", np.ones((4, 4, 4), np.uint8), tiny.affine_of(origin=(900, 0, 0))
+    )
     ran = tiny.medseg("view", scan, tmp_path / "far.nii.gz")
     assert (ran.code, new(tmp_path)) == (3, ["far.nii.gz"])
     assert "scan" in ran.err
 
 
 def test_progress_can_be_lines_of_json(scan, tmp_path):
-    ran = tiny.medseg("infer", scan, "-m", "otsu", "-o", tmp_path / "x.nii.gz", "--progress", "json")
+    ran = tiny.medseg(
+        "infer", scan, "-m", "otsu", "-o", tmp_path / "x.nii.gz", "--progress", "json"
+    )
     assert ran.code == 0, ran.err
     events = [json.loads(line) for line in ran.err.splitlines()]
     assert events[0] == {"event": "progress", "what": "reading", "done": 0, "total": 1}

@@ -1,4 +1,6 @@
-"""`medseg check` finds every planted defect in cases drawn by chance, and is silent about one that is in order."""
+"""`medseg check` finds every planted defect in cases drawn by chance, and is silent about one that
+is in order.
+"""
 
 from __future__ import annotations
 
@@ -46,15 +48,28 @@ class Spoilt:
     """One case of a dataset on disk, to be spoilt."""
 
     def __init__(self, folder: Path, number: int, other: int, rng: np.random.Generator):
-        self.folder, self.name, self.other, self.rng = folder, f"case_{number}", f"case_{other}", rng
+        self.folder, self.name, self.other, self.rng = (
+            folder,
+            f"case_{number}",
+            f"case_{other}",
+            rng,
+        )
         self.image_path = folder / "imagesTr" / f"{self.name}.nii.gz"
         self.label_path = folder / "labelsTr" / f"{self.name}.nii.gz"
         self.image, self.labels = read(self.image_path), read_labels(self.label_path)
 
-    def put(self, image: NDArray | Volume | None = None, labels: NDArray | Volume | None = None) -> None:
-        for new, old, path in ((image, self.image, self.image_path), (labels, self.labels, self.label_path)):
+    def put(
+        self, image: NDArray | Volume | None = None, labels: NDArray | Volume | None = None
+    ) -> None:
+        for new, old, path in (
+            (image, self.image, self.image_path),
+            (labels, self.labels, self.label_path),
+        ):
             if new is not None:
-                put(new if isinstance(new, Volume) else Volume(np.asfortranarray(new), old.affine), path)
+                put(
+                    new if isinstance(new, Volume) else Volume(np.asfortranarray(new), old.affine),
+                    path,
+                )
 
     def of_other(self) -> tuple[Volume, Volume]:
         return (
@@ -121,7 +136,9 @@ def as_bytes(volume: Volume) -> Volume:
 
 
 def other_grid(case: Spoilt) -> Volume:
-    return Volume(np.asfortranarray(case.labels.data[::2]), case.labels.affine @ np.diag([2.0, 1, 1, 1]))
+    return Volume(
+        np.asfortranarray(case.labels.data[::2]), case.labels.affine @ np.diag([2.0, 1, 1, 1])
+    )
 
 
 def swapped(labels: NDArray) -> NDArray:
@@ -132,13 +149,22 @@ def swapped(labels: NDArray) -> NDArray:
 DEFECTS: dict[str, tuple[str, Callable[[Spoilt], Any]]] = {
     "label shifted": ("geometry", lambda c: c.put(labels=moved(c.labels, *c.rng.uniform(1, 9, 3)))),
     "label a little shifted": ("geometry", lambda c: c.put(labels=moved(c.labels, 0, 0.05, 0))),
-    "both shifted": ("outlier", lambda c: c.put(moved(c.image, 30, 0, 0), moved(c.labels, 30, 0, 0))),
+    "both shifted": (
+        "outlier",
+        lambda c: c.put(moved(c.image, 30, 0, 0), moved(c.labels, 30, 0, 0)),
+    ),
     "label on another grid": ("grid", lambda c: c.put(labels=other_grid(c))),
-    "unknown value": ("value", lambda c: c.put(labels=dotted(c.labels.data, int(c.rng.integers(3, 200))))),
+    "unknown value": (
+        "value",
+        lambda c: c.put(labels=dotted(c.labels.data, int(c.rng.integers(3, 200)))),
+    ),
     "structures swapped": ("outlier", lambda c: c.put(labels=swapped(c.labels.data))),
     "structure lost": ("absent", lambda c: c.put(labels=np.minimum(c.labels.data, 1))),
     "empty": ("empty", lambda c: c.put(labels=c.labels.data * 0)),
-    "tiny": ("tiny", lambda c: c.put(labels=dotted(np.where(c.labels.data == 2, 0, c.labels.data), 2))),
+    "tiny": (
+        "tiny",
+        lambda c: c.put(labels=dotted(np.where(c.labels.data == 2, 0, c.labels.data), 2)),
+    ),
     "island": ("island", lambda c: c.put(labels=dotted(c.labels.data, 1))),
     "label no whole numbers": ("labels", lambda c: c.put(labels=c.labels.data * np.float32(0.5))),
     "nan": ("nan", lambda c: c.put(with_nan(c, inside=False))),
@@ -150,7 +176,10 @@ DEFECTS: dict[str, tuple[str, Callable[[Spoilt], Any]]] = {
     "cut off": ("unreadable", lambda c: c.image_path.write_bytes(c.image_path.read_bytes()[:900])),
     "same case": ("duplicate", duplicate(lambda volume: volume)),
     "same case elsewhere": ("duplicate", duplicate(lambda volume: moved(volume, 5, 5, 5))),
-    "same case rescaled": ("duplicate", duplicate(lambda volume: volume.with_data(volume.data * 0.37 + 12))),
+    "same case rescaled": (
+        "duplicate",
+        duplicate(lambda volume: volume.with_data(volume.data * 0.37 + 12)),
+    ),
     "same case in bytes": ("duplicate", duplicate(as_bytes)),
     "same case, other header": ("duplicate", duplicate(flipped_header)),
     "same case turned": ("duplicate", turned_duplicate),
@@ -158,12 +187,24 @@ DEFECTS: dict[str, tuple[str, Callable[[Spoilt], Any]]] = {
     "mirrored": ("mirrored", lambda c: c.put(c.image.data[::-1], c.labels.data[::-1])),
     "labels mirrored": ("mirrored", lambda c: c.put(labels=c.labels.data[::-1])),
     "image mirrored": ("mirrored", lambda c: c.put(c.image.data[::-1])),
-    "header mirrored": ("mirrored", lambda c: c.put(flipped_header(c.image), flipped_header(c.labels))),
-    "upside down": ("mirrored", lambda c: c.put(c.image.data[:, :, ::-1], c.labels.data[:, :, ::-1])),
+    "header mirrored": (
+        "mirrored",
+        lambda c: c.put(flipped_header(c.image), flipped_header(c.labels)),
+    ),
+    "upside down": (
+        "mirrored",
+        lambda c: c.put(c.image.data[:, :, ::-1], c.labels.data[:, :, ::-1]),
+    ),
     "scale": ("outlier", lambda c: c.put(c.image.data * 10 ** np.float32(c.rng.uniform(1, 4)))),
-    "offset": ("outlier", lambda c: c.put(c.image.data + np.ptp(c.image.data) * c.rng.uniform(2, 9))),
+    "offset": (
+        "outlier",
+        lambda c: c.put(c.image.data + np.ptp(c.image.data) * c.rng.uniform(2, 9)),
+    ),
     "bright voxel": ("outlier", lambda c: c.put(brightened(c))),
-    "larger voxels": ("outlier", lambda c: c.put(*(scaled(volume, 2.5) for volume in (c.image, c.labels)))),
+    "larger voxels": (
+        "outlier",
+        lambda c: c.put(*(scaled(volume, 2.5) for volume in (c.image, c.labels))),
+    ),
     "noise": ("outlier", lambda c: c.put(c.rng.normal(20, 15, c.image.shape))),
 }
 
@@ -200,10 +241,15 @@ def test_a_planted_defect_is_found_and_only_there(folder: Path, defect: str, see
 
 
 def test_what_is_mirrored_is_said(folder: Path):
-    for defect, words in (("mirrored", "image and labels are mirrored"), ("labels mirrored", "the image is not")):
+    for defect, words in (
+        ("mirrored", "image and labels are mirrored"),
+        ("labels mirrored", "the image is not"),
+    ):
         case = spoil(folder, defect, 5)
         found = [f for f in check_dataset(read_dataset(folder)).findings if f.case == case.name]
-        assert any(words in finding.message and "left-right" in finding.message for finding in found)
+        assert any(
+            words in finding.message and "left-right" in finding.message for finding in found
+        )
 
 
 def test_symmetric_anatomy_has_no_handedness(tmp_path: Path):
@@ -213,7 +259,10 @@ def test_symmetric_anatomy_has_no_handedness(tmp_path: Path):
         case = Spoilt(folder, number, 0, np.random.default_rng(number))
         image, labels = case.image.data, np.maximum(case.labels.data, case.labels.data[::-1])
         image = (image + image[::-1])[:, :, ::-1] if number == 3 else image + image[::-1]
-        case.put(image + case.rng.normal(0, 1, image.shape), labels[:, :, ::-1] if number == 3 else labels)
+        case.put(
+            image + case.rng.normal(0, 1, image.shape),
+            labels[:, :, ::-1] if number == 3 else labels,
+        )
     found = [f for f in check_dataset(read_dataset(folder)).findings if f.kind == "mirrored"]
     assert [finding.case for finding in found] == ["case_3"]
     assert "upside down" in found[0].message and "left-right" not in found[0].message
@@ -245,7 +294,10 @@ def test_leaks_between_given_splits(folder: Path):
     spoiled = spoil(folder, "same case", 3)
     names = [f"case_{n}" for n in range(COUNT)]
     rest = [name for name in names if name != spoiled.name]
-    splits = [{"train": rest, "val": [spoiled.name]}, {"train": [*names[:5], "case_9"], "val": names[9:12]}]
+    splits = [
+        {"train": rest, "val": [spoiled.name]},
+        {"train": [*names[:5], "case_9"], "val": names[9:12]},
+    ]
     put_json(splits, folder / "splits_final.json")
     leaks = [f for f in check_dataset(read_dataset(folder)).findings if f.kind == "leak"]
     assert {"split 0" in finding.message for finding in leaks} == {True, False}
@@ -278,7 +330,9 @@ def test_many_cases_without_labels_are_examples_of_their_own(folder: Path):
         case = Spoilt(folder, number, 0, np.random.default_rng(0))
         case.put(labels=case.labels.data * 0)
     findings = check_dataset(read_dataset(folder)).findings
-    assert {(f.case, f.kind, f.severity) for f in findings} == {(f"case_{n}", "empty", "warning") for n in range(6)}
+    assert {(f.case, f.kind, f.severity) for f in findings} == {
+        (f"case_{n}", "empty", "warning") for n in range(6)
+    }
 
 
 def test_a_lone_case_without_labels_is_an_error(folder: Path):
@@ -302,7 +356,9 @@ def test_masks_that_overlap_and_channels_on_other_grids(tmp_path: Path):
         put(image, folder / "ct.nii.gz")
         for value, name in ((1, "liver"), (2, "spleen")):
             mask = (labels.data == value) | ((labels.data > 0) & (number == 1))
-            put(labels.with_data(mask.astype(np.uint8)), folder / "segmentations" / f"{name}.nii.gz")
+            put(
+                labels.with_data(mask.astype(np.uint8)), folder / "segmentations" / f"{name}.nii.gz"
+            )
         for channel in range(2):
             placed = moved(image, 3, 0, 0) if number == channel == 1 else image
             put(placed, tmp_path / "two" / "images" / f"c{number}_{channel:04d}.nii.gz")
@@ -310,7 +366,9 @@ def test_masks_that_overlap_and_channels_on_other_grids(tmp_path: Path):
     found = check_dataset(read_dataset(tmp_path / "total")).findings
     assert ("s1", "overlap") in {(f.case, f.kind) for f in found}
     assert ("s0", "overlap") not in {(f.case, f.kind) for f in found}
-    assert {(f.case, f.kind) for f in check_dataset(read_dataset(tmp_path / "two")).findings} == {("c1", "geometry")}
+    assert {(f.case, f.kind) for f in check_dataset(read_dataset(tmp_path / "two")).findings} == {
+        ("c1", "geometry")
+    }
 
 
 def test_same_values_tells_rescaled_from_alike():
@@ -332,7 +390,8 @@ def test_isolation_is_the_distance_to_a_near_neighbour(count: int):
     assert np.allclose(_isolation(values), expected)
 
 
-# Corrected copies ----------------------------------------------------------------------------------------------------
+# Corrected copies
+# --------------------------------------------------------------------------------------------------
 
 
 def digest_of(folder: Path) -> str:
@@ -346,7 +405,14 @@ def digest_of(folder: Path) -> str:
 def test_fix_corrects_what_is_certain_and_keeps_the_rest(folder: Path, tmp_path: Path):
     cases = [Spoilt(folder, n, 20 + n, np.random.default_rng(n)) for n in range(6)]
     for defect, case in zip(
-        ("same case", "label a little shifted", "one volume in 4-D", "nan", "label shifted", "nan in labels"),
+        (
+            "same case",
+            "label a little shifted",
+            "one volume in 4-D",
+            "nan",
+            "label shifted",
+            "nan in labels",
+        ),
         cases,
     ):
         DEFECTS[defect][1](case)
@@ -368,7 +434,9 @@ def test_fix_corrects_what_is_certain_and_keeps_the_rest(folder: Path, tmp_path:
     after = {(finding.case, finding.kind) for finding in check_dataset(fixed).findings}
     assert after == {("case_4", "geometry"), ("case_5", "nan")}
     (image,), labels = load_case(fixed, fixed["case_1"])
-    assert np.array_equal(image.data, cases[1].image.data) and np.array_equal(labels.data, cases[1].labels.data)
+    assert np.array_equal(image.data, cases[1].image.data) and np.array_equal(
+        labels.data, cases[1].labels.data
+    )
     (image,), _ = load_case(fixed, fixed["case_3"])
     assert np.isfinite(image.data).all() and (image.data != cases[3].image.data).sum() == 1
     untouched = Path("labelsTr/case_9.nii.gz")
@@ -384,17 +452,26 @@ def test_fix_leaves_a_duplicate_out_of_what_lists_it(tmp_path: Path, layout: str
         image, labels = make_case(number if number < 3 else 0)
         put(image, folder / "imagesTr" / f"c{number}_0000.nii.gz")
         put(labels, folder / "labelsTr" / f"c{number}.nii.gz")
-        entries.append({"image": f"imagesTr/c{number}_0000.nii.gz", "label": f"labelsTr/c{number}.nii.gz"})
+        entries.append(
+            {"image": f"imagesTr/c{number}_0000.nii.gz", "label": f"labelsTr/c{number}.nii.gz"}
+        )
     source = folder
     if layout == "nnunet":
         labels_named = {"background": 0, "a": 1, "b": 2}
-        content = {"channel_names": {"0": "CT"}, "labels": labels_named, "file_ending": ".nii.gz", "numTraining": 4}
+        content = {
+            "channel_names": {"0": "CT"},
+            "labels": labels_named,
+            "file_ending": ".nii.gz",
+            "numTraining": 4,
+        }
         put_json(content, folder / "dataset.json")
     elif layout == "datalist":
         source = put_json({"training": entries}, folder / "list.json")
     elif layout == "csv":
         source = folder / "list.csv"
-        source.write_text("\n".join(["image,label", *(",".join(entry.values()) for entry in entries)]))
+        source.write_text(
+            "\n".join(["image,label", *(",".join(entry.values()) for entry in entries)])
+        )
     elif layout == "jsonl":
         source = folder / "list.jsonl"
         source.write_text("\n".join(json.dumps(entry) for entry in entries))
@@ -414,7 +491,9 @@ def test_fix_drops_entries_whose_files_are_missing(folder: Path, tmp_path: Path)
     done = write_fixed(dataset, check_dataset(dataset), tmp_path / "out")
     assert done == ["case_7: left out (missing)"]
     fixed = read_dataset(tmp_path / "out")
-    assert len(fixed.cases) == COUNT - 1 and not [f for f in fixed.findings if f.severity == "error"]
+    assert len(fixed.cases) == COUNT - 1 and not [
+        f for f in fixed.findings if f.severity == "error"
+    ]
 
 
 def test_fix_refuses_places_that_are_taken_or_inside(folder: Path, tmp_path: Path):
@@ -422,7 +501,10 @@ def test_fix_refuses_places_that_are_taken_or_inside(folder: Path, tmp_path: Pat
     check = check_dataset(dataset)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "x").touch()
-    for place, why in ((tmp_path / "taken", "not an empty folder"), (folder / "out", "within the dataset")):
+    for place, why in (
+        (tmp_path / "taken", "not an empty folder"),
+        (folder / "out", "within the dataset"),
+    ):
         with pytest.raises(BadOutput, match=why):
             write_fixed(dataset, check, place)
     with pytest.raises(BadOutput, match="does not exist"):
@@ -444,7 +526,11 @@ def test_the_command(sound: Path, folder: Path, tmp_path: Path):
     found = run(app, ["check", str(folder), "--json", "--quiet", "--fix", str(tmp_path / "out")])
     assert found.exit_code == 3
     content = json.loads(found.stdout)
-    assert content["errors"] == 1 and content["layout"] == "decathlon" and len(content["cases"]) == COUNT
+    assert (
+        content["errors"] == 1
+        and content["layout"] == "decathlon"
+        and len(content["cases"]) == COUNT
+    )
     assert content["findings"][0]["case"] == case.name and content["findings"][0]["fixable"]
     assert len(content["fixed"]) == 1
     assert run(app, ["check", str(tmp_path / "out"), "--quiet"]).exit_code == 0
@@ -453,7 +539,9 @@ def test_the_command(sound: Path, folder: Path, tmp_path: Path):
 
 
 def test_defects_planted_in_the_hippocampus_set(shared_data: Path, tmp_path: Path):
-    """Fourteen cases drawn by chance are spoilt in fourteen ways; nothing is said of the others but of one island."""
+    """Fourteen cases drawn by chance are spoilt in fourteen ways; nothing is said of the others but
+    of one island.
+    """
     source = shared_data / "hippocampus"
     folder = tmp_path / "data"
     for inner in ("imagesTr", "labelsTr"):
@@ -463,7 +551,8 @@ def test_defects_planted_in_the_hippocampus_set(shared_data: Path, tmp_path: Pat
     shutil.copyfile(source / "dataset.json", folder / "dataset.json")
     names = sorted(path.name.removesuffix(".nii.gz") for path in (folder / "imagesTr").iterdir())
     defects = [
-        "label shifted", "unknown value", "label on another grid", "same case", "same case in bytes", "empty", "nan",
+        "label shifted", "unknown value", "label on another grid", "same case",
+        "same case in bytes", "empty", "nan",
         "mirrored", "labels mirrored", "header mirrored", "four volumes", "offset", "bright voxel",
         "structures swapped",
     ]  # fmt: skip
@@ -473,7 +562,9 @@ def test_defects_planted_in_the_hippocampus_set(shared_data: Path, tmp_path: Pat
     for defect, name, other in zip(defects, drawn, drawn[len(defects) :]):
         case = Spoilt.__new__(Spoilt)
         case.folder, case.name, case.other, case.rng = folder, name, other, rng
-        case.image_path, case.label_path = (folder / d / f"{name}.nii.gz" for d in ("imagesTr", "labelsTr"))
+        case.image_path, case.label_path = (
+            folder / d / f"{name}.nii.gz" for d in ("imagesTr", "labelsTr")
+        )
         case.image, case.labels = read(case.image_path), read_labels(case.label_path)
         case.image_path.unlink(), case.label_path.unlink()
         case.put(case.image, case.labels)
@@ -483,5 +574,10 @@ def test_defects_planted_in_the_hippocampus_set(shared_data: Path, tmp_path: Pat
     kinds: dict[str, set[str]] = {}
     for finding in findings:
         kinds.setdefault(finding.case, set()).add(finding.kind)
-    assert {name: kind for name, kind in expected.items() if kind not in kinds.get(name, set())} == {}
-    assert {name: found for name, found in kinds.items() if name not in drawn} in ({}, {"hippocampus_156": {"island"}})
+    assert {
+        name: kind for name, kind in expected.items() if kind not in kinds.get(name, set())
+    } == {}
+    assert {name: found for name, found in kinds.items() if name not in drawn} in (
+        {},
+        {"hippocampus_156": {"island"}},
+    )

@@ -90,7 +90,10 @@ def test_a_channel_of_another_ending_keeps_its_place(tmp_path: Path):
     for number in range(4):
         put(make_case(10 + number)[0], folder / f"imagesTr/c{number}_0001.nii.gz")
     unpack(folder / "imagesTr/c0_0000.nii.gz")
-    assert [path.name for path in read_dataset(folder)["c0"].images] == ["c0_0000.nii", "c0_0001.nii.gz"]
+    assert [path.name for path in read_dataset(folder)["c0"].images] == [
+        "c0_0000.nii",
+        "c0_0001.nii.gz",
+    ]
 
 
 @pytest.mark.parametrize("said", [3, 5, 0])
@@ -106,8 +109,18 @@ def test_a_count_that_is_not_that_of_the_cases_is_said(said: int, layout: str, t
 DOUBLED = {
     "a structure": ('"front": 1', '"front": 1, "front": 5', "front", "error"),
     "all labels": ('"labels":', '"labels": {"other": 1}, "labels":', "labels", "error"),
-    "a value": ('"channel_names":', '"file_ending": ".nii", "channel_names":', "file_ending", "error"),
-    "the same twice": ('"channel_names":', '"file_ending": ".nii.gz", "channel_names":', "file_ending", "warning"),
+    "a value": (
+        '"channel_names":',
+        '"file_ending": ".nii", "channel_names":',
+        "file_ending",
+        "error",
+    ),
+    "the same twice": (
+        '"channel_names":',
+        '"file_ending": ".nii.gz", "channel_names":',
+        "file_ending",
+        "warning",
+    ),
 }
 
 
@@ -123,7 +136,9 @@ def test_a_key_that_is_there_twice_is_found(where: str, tmp_path: Path):
 
 def test_doubled_keys_of_splits_and_lists_are_found(tmp_path: Path):
     folder = nnunet(tmp_path)
-    (folder / "splits_final.json").write_text('[{"train": ["c0"], "train": ["c1", "c2"], "val": ["c3"]}]')
+    (folder / "splits_final.json").write_text(
+        '[{"train": ["c0"], "train": ["c1", "c2"], "val": ["c3"]}]'
+    )
     assert [severity for _, severity, _ in found(folder, "doubled key")] == ["error"]
     lists = tmp_path / "lists"
     for number in range(2):

@@ -22,7 +22,9 @@ from medseg.volume import Volume, crop, reorient, resample
 
 
 def check_loads(dataset: Dataset) -> None:
-    """Every case loads, with one volume per channel and labels on the first one's grid, holding known values only."""
+    """Every case loads, with one volume per channel and labels on the first one's grid, holding
+    known values only.
+    """
     for case in dataset.cases:
         images, labels = load_case(dataset, case)
         assert len(images) == len(dataset.channels)
@@ -48,7 +50,9 @@ def test_decathlon(tmp_path: Path):
     check_loads(dataset)
     image, labels = make_case(2)
     (loaded,), loaded_labels = load_case(dataset, dataset["case_2"])
-    assert np.array_equal(loaded.data, image.data) and np.array_equal(loaded_labels.data, labels.data)
+    assert np.array_equal(loaded.data, image.data) and np.array_equal(
+        loaded_labels.data, labels.data
+    )
     assert read_dataset(folder / "dataset.json").cases == dataset.cases
 
 
@@ -58,7 +62,9 @@ def test_decathlon_with_channels_in_one_file(tmp_path: Path):
     for name in ("case_0", "case_1"):
         path = folder / "imagesTr" / f"{name}.nii.gz"
         data = nibabel.load(path).get_fdata().astype(np.float32)
-        nibabel.save(nibabel.Nifti1Image(np.stack([data, 2 * data], -1), np.diag([1, 1.2, 1.5, 1])), path)
+        nibabel.save(
+            nibabel.Nifti1Image(np.stack([data, 2 * data], -1), np.diag([1, 1.2, 1.5, 1])), path
+        )
     content = json.loads((folder / "dataset.json").read_text())
     put_json({**content, "modality": {"0": "T1", "1": "FLAIR"}}, folder / "dataset.json")
     dataset = read_dataset(folder)
@@ -80,21 +86,33 @@ def test_what_is_listed_and_missing_is_told_and_left_out(tmp_path: Path):
         "extra": ("unpaired", "warning"),
         "bare": ("unpaired", "warning"),
     }
-    assert "labelsTr/case_1.nii.gz" in next(f.message for f in dataset.findings if f.case == "case_1")
+    assert "labelsTr/case_1.nii.gz" in next(
+        f.message for f in dataset.findings if f.case == "case_1"
+    )
 
 
-def nnunet(folder: Path, labels: dict, channels: dict, *, ending: str = ".nii.gz", **more: object) -> Path:
+def nnunet(
+    folder: Path, labels: dict, channels: dict, *, ending: str = ".nii.gz", **more: object
+) -> Path:
     for number in range(4):
         image, seg = make_case(number)
         for channel in range(len(channels)):
-            put(image.with_data(image.data + channel), folder / "imagesTr" / f"c_{number}_{channel:04d}{ending}")
+            put(
+                image.with_data(image.data + channel),
+                folder / "imagesTr" / f"c_{number}_{channel:04d}{ending}",
+            )
         put(seg, folder / "labelsTr" / f"c_{number}{ending}")
-    put_json({"channel_names": channels, "labels": labels, "file_ending": ending, **more}, folder / "dataset.json")
+    put_json(
+        {"channel_names": channels, "labels": labels, "file_ending": ending, **more},
+        folder / "dataset.json",
+    )
     return folder
 
 
 def test_nnunet_with_channels_splits_and_another_ending(tmp_path: Path):
-    folder = nnunet(tmp_path, {"background": 0, "a": 1, "b": 2}, {"0": "CT", "1": "PET"}, ending=".mha")
+    folder = nnunet(
+        tmp_path, {"background": 0, "a": 1, "b": 2}, {"0": "CT", "1": "PET"}, ending=".mha"
+    )
     splits = [{"train": ["c_0", "c_1", "c_2"], "val": ["c_3"]}, {"train": ["c_3"], "val": ["c_0"]}]
     put_json(splits, folder / "splits_final.json")
     dataset = read_dataset(folder)
@@ -110,7 +128,9 @@ def test_nnunet_with_channels_splits_and_another_ending(tmp_path: Path):
 
 
 def test_nnunet_splits_where_nnunet_keeps_them(tmp_path: Path):
-    folder = nnunet(tmp_path / "nnUNet_raw" / "Dataset007_X", {"background": 0, "a": 1, "b": 2}, {"0": "CT"})
+    folder = nnunet(
+        tmp_path / "nnUNet_raw" / "Dataset007_X", {"background": 0, "a": 1, "b": 2}, {"0": "CT"}
+    )
     place = tmp_path / "nnUNet_preprocessed" / "Dataset007_X" / "splits_final.json"
     put_json([{"train": ["c_0", "c_1"], "val": ["c_3"]}], place)
     assert split_cases(read_dataset(folder)) == [(["c_0", "c_1"], ["c_3"])]
@@ -136,7 +156,10 @@ def test_nnunet_missing_channel_and_labels(tmp_path: Path):
     (folder / "labelsTr" / "c_2.nii.gz").unlink()
     dataset = read_dataset(folder)
     assert [case.name for case in dataset.cases] == ["c_0", "c_3"]
-    assert {finding.case: finding.kind for finding in dataset.findings} == {"c_1": "missing", "c_2": "unpaired"}
+    assert {finding.case: finding.kind for finding in dataset.findings} == {
+        "c_1": "missing",
+        "c_2": "unpaired",
+    }
 
 
 def test_datalist_of_monai(tmp_path: Path):
@@ -145,14 +168,24 @@ def test_datalist_of_monai(tmp_path: Path):
         image, labels = make_case(number)
         put(image, tmp_path / "scans" / f"p{number}.nii.gz")
         put(labels, tmp_path / "truth" / f"p{number}.nii.gz")
-        entry = {"image": f"scans/p{number}.nii.gz", "label": f"truth/p{number}.nii.gz", "fold": number % 3}
+        entry = {
+            "image": f"scans/p{number}.nii.gz",
+            "label": f"truth/p{number}.nii.gz",
+            "fold": number % 3,
+        }
         entries.append(entry)
-    put_json({"training": entries, "testing": [{"image": "scans/p0.nii.gz"}]}, tmp_path / "list.json")
+    put_json(
+        {"training": entries, "testing": [{"image": "scans/p0.nii.gz"}]}, tmp_path / "list.json"
+    )
     for path in (tmp_path, tmp_path / "list.json"):
         dataset = read_dataset(path)
         assert dataset.layout == "datalist"
         assert [case.fold for case in dataset.cases] == [0, 1, 2, 0, 1, 2]
-        assert [validation for _, validation in split_cases(dataset)] == [["p0", "p3"], ["p1", "p4"], ["p2", "p5"]]
+        assert [validation for _, validation in split_cases(dataset)] == [
+            ["p0", "p3"],
+            ["p1", "p4"],
+            ["p2", "p5"],
+        ]
         assert dataset.table.names == {1: "label 1", 2: "label 2"}
         assert len(dataset.unlabelled) == 1
     check_loads(dataset)
@@ -222,7 +255,10 @@ def bids(folder: Path) -> Path:
     for subject in ("01", "02"):
         for session in ("a", "b"):
             image, labels = make_case(int(subject) * 2 + (session == "b"))
-            start, inner = f"sub-{subject}_ses-{session}", Path(f"sub-{subject}", f"ses-{session}", "anat")
+            start, inner = (
+                f"sub-{subject}_ses-{session}",
+                Path(f"sub-{subject}", f"ses-{session}", "anat"),
+            )
             put(image, folder / inner / f"{start}_T1w.nii.gz")
             coarse = resample(image, image.affine @ np.diag([2, 2, 2, 1]), (10, 9, 7))
             put(coarse, folder / inner / f"{start}_FLAIR.nii.gz")  # on a grid of its own
@@ -235,7 +271,9 @@ def test_bids_with_derivatives_and_inherited_names(tmp_path: Path):
     dataset = read_dataset(bids(tmp_path))
     assert (dataset.layout, dataset.channels) == ("bids", ("T1w",))
     assert dataset.table.names == {1: "front", 2: "back"}
-    assert [case.name for case in dataset.cases] == [f"sub-{s}_ses-{t}" for s in ("01", "02") for t in "ab"]
+    assert [case.name for case in dataset.cases] == [
+        f"sub-{s}_ses-{t}" for s in ("01", "02") for t in "ab"
+    ]
     assert [case.group for case in dataset.cases] == ["sub-01", "sub-01", "sub-02", "sub-02"]
     check_loads(dataset)
     for training, validation in split_cases(dataset, folds=2):
@@ -255,7 +293,10 @@ def test_bids_names_nearer_to_the_file_win(tmp_path: Path):
 
 def test_bids_with_two_kinds_of_segmentations_asks_which(tmp_path: Path):
     bids(tmp_path)
-    put(make_case(2)[1], tmp_path / "derivatives" / "auto" / "sub-01" / "anat" / "sub-01_ses-a_dseg.nii.gz")
+    put(
+        make_case(2)[1],
+        tmp_path / "derivatives" / "auto" / "sub-01" / "anat" / "sub-01_ses-a_dseg.nii.gz",
+    )
     with pytest.raises(BadConfig, match=r"auto.*manual"):
         read_dataset(tmp_path)
     assert len(read_dataset(tmp_path / "derivatives" / "manual").cases) == 4
@@ -270,7 +311,9 @@ def test_totalsegmentator_folders(tmp_path: Path):
         for name, value in names.items():
             mask = labels.with_data((labels.data == value).astype(np.uint8))
             put(mask, folder / "segmentations" / f"{name}.nii.gz")
-    (tmp_path / "meta.csv").write_text("image_id;age;split\ns0000;1;train\ns0001;2;train\ns0002;3;val\ns0003;4;test\n")
+    (tmp_path / "meta.csv").write_text(
+        "image_id;age;split\ns0000;1;train\ns0001;2;train\ns0002;3;val\ns0003;4;test\n"
+    )
     dataset = read_dataset(tmp_path)
     assert (dataset.layout, dataset.channels) == ("totalsegmentator", ("CT",))
     assert dataset.table.names == {1: "liver", 2: "spleen"}
@@ -287,9 +330,8 @@ def test_totalsegmentator_folders(tmp_path: Path):
 @pytest.mark.parametrize(
     ("images", "labels"),
     [("images/{}", "labels/{}"), ("imagesTr/{}", "labelsTr/{}"), ("img/{}", "seg/{}_seg"),
-     ("Images/{}", "masks/{}_mask"), ("images/{}_0000", "labels/{}"), ("{}", "{}_seg"), ("{}", "{}-label"),
-     ("{0}/image", "{0}/mask"),
-     ("{0}/{0}-t1n", "{0}/{0}-seg")],
+     ("Images/{}", "masks/{}_mask"), ("images/{}_0000", "labels/{}"), ("{}", "{}_seg"),
+     ("{}", "{}-label"), ("{0}/image", "{0}/mask"), ("{0}/{0}-t1n", "{0}/{0}-seg")],
 )  # fmt: skip
 def test_plain_folders(tmp_path: Path, images: str, labels: str):
     for number in range(3):
@@ -338,7 +380,9 @@ def slicer_case(
     for name, value in names.items():
         new_value[{"front": 1, "back": 2}.get(name.lower(), 0)] = value
     new_value[0] = 0
-    table = LabelTable(tuple(Label(value, name, (value % 256, 0, 0)) for name, value in names.items()))
+    table = LabelTable(
+        tuple(Label(value, name, (value % 256, 0, 0)) for name, value in names.items())
+    )
     written = folder / f"c{number}_seg.seg.nrrd"
     write(labels.with_data(new_value[labels.data]), written, table=table)
     written.rename(folder / f"c{number}{ending}")
@@ -355,8 +399,13 @@ NUMBERED = [
 
 @pytest.mark.parametrize("numbered", NUMBERED)
 @pytest.mark.parametrize("ending", ["_seg.seg.nrrd", "_seg.nrrd"])
-def test_structures_of_slicer_segmentations_are_matched_by_name(tmp_path: Path, numbered: list, ending: str):
-    expected = [slicer_case(tmp_path, number, names, ending)[1].data for number, names in enumerate(numbered)]
+def test_structures_of_slicer_segmentations_are_matched_by_name(
+    tmp_path: Path, numbered: list, ending: str
+):
+    expected = [
+        slicer_case(tmp_path, number, names, ending)[1].data
+        for number, names in enumerate(numbered)
+    ]
 
     dataset = read_dataset(tmp_path)
 
@@ -373,9 +422,13 @@ def test_structures_of_slicer_segmentations_are_matched_by_name(tmp_path: Path, 
 
 
 def test_a_table_beside_the_data_says_which_value_each_name_has(tmp_path: Path):
-    for number, names in enumerate(({"front": 1, "back": 2}, {"Back": 1, "front": 2}, {"Segment_1": 1})):
+    for number, names in enumerate(
+        ({"front": 1, "back": 2}, {"Back": 1, "front": 2}, {"Segment_1": 1})
+    ):
         slicer_case(tmp_path, number, names)
-    LabelTable((Label(4, "back", (1, 2, 3)), Label(1, "front", (3, 2, 1)))).write(tmp_path / "labels.csv")
+    LabelTable((Label(4, "back", (1, 2, 3)), Label(1, "front", (3, 2, 1)))).write(
+        tmp_path / "labels.csv"
+    )
 
     dataset = read_dataset(tmp_path)
 
@@ -383,8 +436,11 @@ def test_a_table_beside_the_data_says_which_value_each_name_has(tmp_path: Path):
     for number in range(2):
         found = load_case(dataset, dataset[f"c{number}"])[1].data
         assert np.array_equal(found, np.array([0, 1, 4])[make_case(number)[1].data])
-    assert dataset["c2"].numbers == ()  # names nothing that is known, so its values count as they are
-    warned = {finding.case: finding.message for finding in dataset.findings if finding.kind == "names"}
+    # Names nothing that is known, so its values count as they are.
+    assert dataset["c2"].numbers == ()
+    warned = {
+        finding.case: finding.message for finding in dataset.findings if finding.kind == "names"
+    }
     assert set(warned) == {"c2"} and "names no 'back'" in warned["c2"]
 
 
@@ -426,7 +482,9 @@ def test_two_segments_of_one_name_are_refused_only_where_names_have_to_tell_them
 def test_a_name_that_the_table_lacks_is_refused_where_numbers_differ(tmp_path: Path):
     slicer_case(tmp_path, 0, {"front": 1, "back": 2})
     slicer_case(tmp_path, 1, {"front": 2, "unheard of": 1})
-    LabelTable((Label(1, "front", (1, 2, 3)), Label(2, "back", (3, 2, 1)))).write(tmp_path / "labels.csv")
+    LabelTable((Label(1, "front", (1, 2, 3)), Label(2, "back", (3, 2, 1)))).write(
+        tmp_path / "labels.csv"
+    )
 
     with pytest.raises(BadFile, match=r"c1_seg\.seg\.nrrd: names 'unheard of'"):
         read_dataset(tmp_path)
@@ -439,7 +497,9 @@ def test_names_cannot_be_matched_with_a_label_map_that_has_none(tmp_path: Path):
     put(image, tmp_path / "c2.nii.gz")
     put(labels, tmp_path / "c2_seg.nii.gz")
 
-    with pytest.raises(BadFile, match=r"number their structures differently, and c2_seg\.nii\.gz names none"):
+    with pytest.raises(
+        BadFile, match=r"number their structures differently, and c2_seg\.nii\.gz names none"
+    ):
         read_dataset(tmp_path)
 
 
@@ -452,8 +512,12 @@ def test_a_structure_that_a_file_does_not_name_is_warned_of_where_names_were_mat
     dataset = read_dataset(tmp_path)
 
     assert dataset.table.names == {1: "front", 2: "back"}
-    assert [(one.case, one.kind, one.severity) for one in dataset.findings] == [("c1", "names", "warning")]
-    assert np.array_equal(load_case(dataset, dataset["c1"])[1].data, 2 * (make_case(1)[1].data == 2))
+    assert [(one.case, one.kind, one.severity) for one in dataset.findings] == [
+        ("c1", "names", "warning")
+    ]
+    assert np.array_equal(
+        load_case(dataset, dataset["c1"])[1].data, 2 * (make_case(1)[1].data == 2)
+    )
 
 
 def boxed(labels: Volume, more: int = 0) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -464,8 +528,11 @@ def boxed(labels: Volume, more: int = 0) -> tuple[tuple[int, int, int], tuple[in
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "SAL"])
-@pytest.mark.parametrize("more", [0, 1, 9])  # the last reaches beyond the image, with background only
-def test_a_cropped_slicer_segmentation_is_padded_onto_its_scan(tmp_path: Path, orientation: str, more: int):
+# The last reaches beyond the image, with background only.
+@pytest.mark.parametrize("more", [0, 1, 9])
+def test_a_cropped_slicer_segmentation_is_padded_onto_its_scan(
+    tmp_path: Path, orientation: str, more: int
+):
     turn = np.eye(4)
     turn[:3, :3] = np.linalg.qr(np.array([[1, 0.2, 0.1], [-0.3, 1, 0.4], [0.1, -0.5, 1]]))[0] * (
         1,
@@ -504,17 +571,20 @@ def cropped_case(
     affine = cropped.affine @ np.diag([scale, 1, 1, 1])
     affine[0, 3] += shift
     put(Volume(image.data[cut:], crop(image, (cut, 0, 0), (1, 1, 1)).affine), folder / "c0.nii.gz")
-    write(Volume(cropped.data, affine), folder / f"c0{ending}", table=LabelTable.from_values([1, 2]))
+    write(
+        Volume(cropped.data, affine), folder / f"c0{ending}", table=LabelTable.from_values([1, 2])
+    )
     return read_dataset(folder)
 
 
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
+        # Another format does not say what was cut off.
         (
             {"ending": "_seg.nii.gz"},
             "put both on one grid",
-        ),  # another format does not say what was cut off
+        ),
         ({"ending": "_seg.nrrd"}, "put both on one grid"),
         ({"shift": 0.4}, "put both on one grid"),
         ({"scale": 1.02}, "put both on one grid"),
@@ -543,14 +613,20 @@ def test_a_table_that_is_none_is_told_and_passed_over(tmp_path: Path):
     (tmp_path / "labels.csv").write_text("patient,diagnosis\n1,well\n")
     dataset = read_dataset(tmp_path)
     assert dataset.table.names == {1: "label 1", 2: "label 2"}
-    assert [(finding.kind, finding.severity) for finding in dataset.findings] == [("table", "warning")]
+    assert [(finding.kind, finding.severity) for finding in dataset.findings] == [
+        ("table", "warning")
+    ]
 
 
 def test_nnunet_cases_listed_in_its_json(tmp_path: Path):
     image, labels = make_case(0)
     put(image, tmp_path / "far" / "i.nii.gz")
     put(labels, tmp_path / "far" / "l.nii.gz")
-    content = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1, "b": 2}, "file_ending": ".nii.gz"}
+    content = {
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, "a": 1, "b": 2},
+        "file_ending": ".nii.gz",
+    }
     listed = {"one": {"images": ["far/i.nii.gz"], "label": "far/l.nii.gz"}}
     put_json({**content, "dataset": listed}, tmp_path / "dataset.json")
     assert [case.name for case in read_dataset(tmp_path).cases] == ["one"]
@@ -574,7 +650,9 @@ def test_names_used_twice_are_refused(tmp_path: Path):
     image, labels = make_case(0)
     put(image, tmp_path / "i.nii.gz")
     put(labels, tmp_path / "l.nii.gz")
-    (tmp_path / "cases.csv").write_text("case,image,label\na,i.nii.gz,l.nii.gz\na,i.nii.gz,l.nii.gz\n")
+    (tmp_path / "cases.csv").write_text(
+        "case,image,label\na,i.nii.gz,l.nii.gz\na,i.nii.gz,l.nii.gz\n"
+    )
     with pytest.raises(BadFile, match="'a' is used twice"):
         read_dataset(tmp_path)
 
@@ -598,7 +676,8 @@ def test_grids_must_agree_and_turning_is_no_disagreement(tmp_path: Path):
 
 def dataset_of(groups: list[str | None]) -> Dataset:
     cases = tuple(
-        Case(name=f"c{n}", images=(Path("x"),), label=Path("y"), group=group) for n, group in enumerate(groups)
+        Case(name=f"c{n}", images=(Path("x"),), label=Path("y"), group=group)
+        for n, group in enumerate(groups)
     )
     return Dataset(
         folder=Path(),
@@ -619,7 +698,9 @@ def test_folds_hold_every_case_once_and_no_group_twice():
     sizes = [len(validation) for _, validation in splits]
     assert max(sizes) - min(sizes) <= 1
     for training, validation in splits:
-        assert set(training) | set(validation) == set(held_out) and not set(training) & set(validation)
+        assert set(training) | set(validation) == set(held_out) and not set(training) & set(
+            validation
+        )
         known = {dataset[name].group for name in training} - {None}
         assert not known & {dataset[name].group for name in validation}
     shuffled = Dataset(
@@ -634,7 +715,9 @@ def test_folds_hold_every_case_once_and_no_group_twice():
     assert split_cases(dataset, folds=4, seed=4) != splits
 
 
-@pytest.mark.parametrize(("cases", "parts"), [(2, 5), (40, 5), (119, 5), (120, 6), (208, 10), (5000, 10)])
+@pytest.mark.parametrize(
+    ("cases", "parts"), [(2, 5), (40, 5), (119, 5), (120, 6), (208, 10), (5000, 10)]
+)
 def test_of_many_cases_a_smaller_share_is_held_out(cases: int, parts: int):
     assert usual_folds(cases) == parts
 
@@ -647,7 +730,8 @@ def test_more_folds_than_patients_are_refused():
 def test_every_layout_has_a_test():
     """The names above; a new layout fails here until it has one."""
     known = {
-        "nnunet", "decathlon", "datalist", "manifest", "bids", "totalsegmentator", "folders", "side by side"
+        "nnunet", "decathlon", "datalist", "manifest", "bids", "totalsegmentator", "folders",
+        "side by side"
     }  # fmt: skip
     assert set(LAYOUTS) == known
 
@@ -657,4 +741,6 @@ def test_the_hippocampus_set(shared_data: Path):
     assert (dataset.layout, len(dataset.cases)) == ("decathlon", 208)
     assert dataset.table.names == {1: "Anterior", 2: "Posterior"}
     splits = split_cases(dataset)
-    assert sorted(name for _, validation in splits for name in validation) == sorted(c.name for c in dataset.cases)
+    assert sorted(name for _, validation in splits for name in validation) == sorted(
+        c.name for c in dataset.cases
+    )

@@ -1,4 +1,6 @@
-"""Splits keep every structure on both sides where cases allow, and are what they were where all cases are alike."""
+"""Splits keep every structure on both sides where cases allow, and are what they were where all
+cases are alike.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from medseg.labels import LabelTable
 def dataset_of(count: int, groups: list[str | None] | None = None) -> Dataset:
     groups = groups or [None] * count
     cases = [
-        Case(name=f"c{n:03d}", images=(Path("x"),), label=Path("y"), group=group) for n, group in enumerate(groups)
+        Case(name=f"c{n:03d}", images=(Path("x"),), label=Path("y"), group=group)
+        for n, group in enumerate(groups)
     ]
     return Dataset(
         folder=Path(),
@@ -45,9 +48,14 @@ def test_alike_cases_are_split_by_names_alone(seed: int):
     dataset = dataset_of(40, groups)
     members: dict[str, list[str]] = {}
     for case in dataset.cases:
-        members.setdefault(f"group {case.group}" if case.group else f"case {case.name}", []).append(case.name)
+        members.setdefault(f"group {case.group}" if case.group else f"case {case.name}", []).append(
+            case.name
+        )
     parts: list[list[str]] = [[], [], [], []]
-    for group in sorted(members, key=lambda g: (-len(members[g]), hashlib.sha256(f"{seed}:{g}".encode()).hexdigest())):
+    for group in sorted(
+        members,
+        key=lambda g: (-len(members[g]), hashlib.sha256(f"{seed}:{g}".encode()).hexdigest()),
+    ):
         min(parts, key=len).extend(members[group])
     expected = [sorted(part) for part in parts]
     for holdings in (None, {case.name: {"a", "b"} for case in dataset.cases}):
@@ -58,12 +66,16 @@ RARE = {
     "one structure in a few": held_by(a=range(20), b=[3, 4, 8, 9, 11]),
     "most cases are empty": held_by(a=[1, 5, 9, 13, 17], b=[1, 5, 9, 13, 17]),
     "two that exclude each other": held_by(a=[0, 1, 2, 3, 4, 5], b=[6, 7, 8, 9, 10, 11]),
-    "five lesions": held_by(**{f"l{k}": [k, k + 5, k + 10, k + 15, (k + 1) % 20] for k in range(5)}),
+    "five lesions": held_by(
+        **{f"l{k}": [k, k + 5, k + 10, k + 15, (k + 1) % 20] for k in range(5)}
+    ),
 }
 
 
 @pytest.mark.parametrize("held", RARE.values(), ids=RARE)
-def test_a_structure_that_as_many_cases_hold_as_there_are_folds_is_on_both_sides_of_all(held: dict[str, set[str]]):
+def test_a_structure_that_as_many_cases_hold_as_there_are_folds_is_on_both_sides_of_all(
+    held: dict[str, set[str]],
+):
     dataset = dataset_of(20)
     structures = sorted({one for held_here in held.values() for one in held_here})
     splits = split_cases(dataset, 5, holdings=held)
@@ -71,7 +83,9 @@ def test_a_structure_that_as_many_cases_hold_as_there_are_folds_is_on_both_sides
         assert lacking(structures, training, held) == lacking(structures, validation, held) == []
     sizes = [len(validation) for _, validation in splits]
     assert max(sizes) - min(sizes) <= 1
-    assert sorted(name for _, validation in splits for name in validation) == [c.name for c in dataset.cases]
+    assert sorted(name for _, validation in splits for name in validation) == [
+        c.name for c in dataset.cases
+    ]
 
 
 @pytest.mark.parametrize(("first", "second"), [(3, 4), (0, 19), (7, 12)])
@@ -106,7 +120,9 @@ def test_no_part_is_empty_however_structures_lie(seed: int):
     random = np.random.default_rng(seed)
     count, folds = int(random.integers(6, 40)), int(random.integers(2, 6))
     held = held_by(**{f"s{k}": list(np.flatnonzero(random.random(count) < 0.2)) for k in range(8)})
-    sizes = [len(validation) for _, validation in split_cases(dataset_of(count), folds, holdings=held)]
+    sizes = [
+        len(validation) for _, validation in split_cases(dataset_of(count), folds, holdings=held)
+    ]
     assert sum(sizes) == count and max(sizes) - min(sizes) <= 1
 
 

@@ -21,7 +21,11 @@ def save(path, values, column="dice", structure="liver", cases=CASES):
 def three(tmp_path):
     random = np.random.default_rng(1)
     base = random.uniform(0.6, 0.8, len(CASES))
-    values = {"good": base + 0.1, "poor": base - 0.1, "noisy": base + random.normal(0, 0.05, len(CASES))}
+    values = {
+        "good": base + 0.1,
+        "poor": base - 0.1,
+        "noisy": base + random.normal(0, 0.05, len(CASES)),
+    }
     return values, [save(tmp_path / name / "scores.csv", column) for name, column in values.items()]
 
 
@@ -34,14 +38,17 @@ def test_ranking_tests_and_stability(three):
     tests = {(row["first"], row["second"]): row for row in result.tests}
     expected = stats.wilcoxon(values["good"], values["noisy"]).pvalue
     assert tests["good", "noisy"]["p"] == pytest.approx(expected)
-    assert [row["p_holm"] for row in result.tests] == pytest.approx(holm([row["p"] for row in result.tests]))
+    assert [row["p_holm"] for row in result.tests] == pytest.approx(
+        holm([row["p"] for row in result.tests])
+    )
     assert result.methods[0]["share_first"] > 0.95 and 0.9 < result.kendall_tau["mean"] <= 1
     assert compare(paths) == result
     assert compare(paths[::-1]).methods == result.methods
 
 
 def test_holm_of_known_values():
-    # Holm 1979: the smallest of 4 is multiplied by 4, the next by 3, and none gets smaller than one before it.
+    # Holm 1979: the smallest of 4 is multiplied by 4, the next by 3, and none gets smaller than one
+    # before it.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.9]) == [1, 1]
 
@@ -50,7 +57,8 @@ def test_less_is_better_for_distances_and_infinite_ones_rank_last(tmp_path):
     near, far = np.linspace(1, 2, 12), np.linspace(2, 3, 12)
     near[3] = np.inf
     paths = [
-        save(tmp_path / f"{name}.csv", column, "hausdorff95_mm") for name, column in (("near", near), ("far", far))
+        save(tmp_path / f"{name}.csv", column, "hausdorff95_mm")
+        for name, column in (("near", near), ("far", far))
     ]
     result = compare(paths, "hausdorff95_mm")
     assert [row["method"] for row in result.methods] == ["near", "far"]
@@ -62,7 +70,10 @@ def test_less_is_better_for_distances_and_infinite_ones_rank_last(tmp_path):
 
 def test_signed_differences_count_by_their_size(tmp_path):
     small, large = np.full(12, -1.0), np.full(12, -5.0)
-    paths = [save(tmp_path / f"{n}.csv", column, "volume_difference_mm3") for n, column in (("s", small), ("l", large))]
+    paths = [
+        save(tmp_path / f"{n}.csv", column, "volume_difference_mm3")
+        for n, column in (("s", small), ("l", large))
+    ]
     assert compare(paths, "volume_difference_mm3").methods[0]["method"] == "s"
 
 

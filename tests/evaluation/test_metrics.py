@@ -1,4 +1,6 @@
-"""Metrics against MONAI and surface-distance, against analytic values, and against what must hold for any masks."""
+"""Metrics against MONAI and surface-distance, against analytic values, and against what must hold
+for any masks.
+"""
 
 import json
 import math
@@ -15,7 +17,15 @@ from making.places import GOLDEN
 from medseg.errors import BadConfig, BadGeometry
 from medseg.evaluation import metrics
 from medseg.evaluation.lesions import LesionOptions, lesion_scores
-from medseg.evaluation.surfaces import assd, hausdorff, masd, overlaps, surface_dice, surface_distances, surfel_areas
+from medseg.evaluation.surfaces import (
+    assd,
+    hausdorff,
+    masd,
+    overlaps,
+    surface_dice,
+    surface_distances,
+    surfel_areas,
+)
 
 REFERENCE = json.loads((GOLDEN / "metrics_reference.json").read_text())
 
@@ -30,10 +40,14 @@ def values(first, second, spacing, label, surface):
 @pytest.mark.parametrize("case", REFERENCE["cases"], ids=lambda case: str(case["spacing"]))
 def test_stored_values_of_the_other_packages(case, surface):
     first, second = peers.unpack(case["first"]), peers.unpack(case["second"])
-    together = surface_distances(first, second, case["spacing"], [[n] for n in peers.LABELS], surface=surface)
+    together = surface_distances(
+        first, second, case["spacing"], [[n] for n in peers.LABELS], surface=surface
+    )
     for label, found in zip(peers.LABELS, together):
         expected = case["values"][str(label)][surface]
-        assert values(first, second, case["spacing"], label, surface) == pytest.approx(expected, abs=1e-5)
+        assert values(first, second, case["spacing"], label, surface) == pytest.approx(
+            expected, abs=1e-5
+        )
         nsd = [surface_dice(found, tolerance) for tolerance in peers.TOLERANCES]
         mine = [hausdorff(found), hausdorff(found, 95), assd(found), *nsd]
         assert mine == pytest.approx(expected, abs=1e-5)
@@ -77,23 +91,29 @@ def test_far_islands_and_memory_layouts_against_a_distance_transform(order):
     found = surface_distances(first, second, spacing, [[700], [3]], surface="voxel")
     for label, one in zip((700, 3), found):
         for expected, (mm, weight) in zip(
-            plain_distances(first, second, spacing, label), (one.from_reference, one.from_prediction)
+            plain_distances(first, second, spacing, label),
+            (one.from_reference, one.from_prediction),
         ):
             assert np.repeat(mm, weight) == pytest.approx(expected, abs=1e-9)
         there, back = plain_distances(first, second, spacing, label)
-        assert hausdorff(one, 95) == pytest.approx(max(np.percentile(there, 95), np.percentile(back, 95)))
+        assert hausdorff(one, 95) == pytest.approx(
+            max(np.percentile(there, 95), np.percentile(back, 95))
+        )
         assert masd(one) == pytest.approx((there.mean() + back.mean()) / 2)
 
 
 def ball(radius, centre, spacing=(1, 1, 1), shape=(60, 60, 60)):
-    grid = np.meshgrid(*((np.arange(n) - n // 2) * s for n, s in zip(shape, spacing)), indexing="ij")
+    grid = np.meshgrid(
+        *((np.arange(n) - n // 2) * s for n, s in zip(shape, spacing)), indexing="ij"
+    )
     return (sum((g - c) ** 2 for g, c in zip(grid, centre)) <= radius**2).astype(np.uint8)
 
 
 @pytest.mark.parametrize("spacing", [(1, 1, 1), (1, 1, 5)], ids=str)
 def test_two_spheres(spacing):
-    # Of two spheres at distance d the surfaces are d apart at most, and d / 2 on average. Surface elements sit on a
-    # lattice: distances are right to half a voxel of 1 mm, their mean to a quarter of the longest voxel edge.
+    # Of two spheres at distance d the surfaces are d apart at most, and d / 2 on average. Surface
+    # elements sit on a lattice: distances are right to half a voxel of 1 mm, their mean to a
+    # quarter of the longest voxel edge.
     shape = tuple(int(60 / s) for s in spacing)
     first, second = ball(20, (0, 0, 0), spacing, shape), ball(20, (5, 0, 0), spacing, shape)
     for surface in ("surfel", "voxel"):
@@ -103,13 +123,16 @@ def test_two_spheres(spacing):
         assert assd(found) == pytest.approx(2.5, abs=max(0.5, spacing[2] / 4))
     row = metrics.score(first, second, spacing, {"ball": [1]})["ball"]
     assert row["volume_reference_mm3"] == pytest.approx(4 / 3 * math.pi * 20**3, rel=0.02)
-    overlap = 1 - 3 * 5 / (4 * 20) + 5**3 / (16 * 20**3)  # of two equal balls (Dice is their shared part)
+    # Of two equal balls (Dice is their shared part).
+    overlap = 1 - 3 * 5 / (4 * 20) + 5**3 / (16 * 20**3)
     assert row["dice"] == pytest.approx(overlap, abs=0.01)
 
 
 def test_nested_spheres_and_boxes():
     found = surface_distances(ball(20, (0, 0, 0)), ball(15, (0, 0, 0)), (1, 1, 1), [[1]])[0]
-    assert assd(found) == pytest.approx(5, abs=0.6) and hausdorff(found) == pytest.approx(5, abs=0.3)
+    assert assd(found) == pytest.approx(5, abs=0.6) and hausdorff(found) == pytest.approx(
+        5, abs=0.3
+    )
     first, second = np.zeros((2, 40, 40, 40), np.uint8)
     first[5:25, 5:25, 5:25] = 1
     second[6:26, 5:25, 5:25] = 1
@@ -161,12 +184,19 @@ def test_empty_masks(surface):
         "reference_empty": ((0, 0, inf, 0, nan), (0, 0, inf, 0, 0), (0, 0, diagonal, 0, 0)),
         "prediction_empty": ((0, 0, inf, nan, 0), (0, 0, inf, 0, 0), (0, 0, diagonal, 0, 0)),
     }
-    pairs = {"both_empty": (empty, empty), "reference_empty": (empty, full), "prediction_empty": (full, empty)}
+    pairs = {
+        "both_empty": (empty, empty),
+        "reference_empty": (empty, full),
+        "prediction_empty": (full, empty),
+    }
     for status, pair in pairs.items():
         for rule, wanted in zip(("nan", "best_worst", "diagonal"), expected[status]):
             row = metrics.score(*pair, (1, 1, 1), {"x": [1]}, surface=surface, empty=rule)["x"]
             assert row["status"] == status
-            got = [row[name] for name in ("dice", "surface_dice", "hausdorff95_mm", "precision", "recall")]
+            got = [
+                row[name]
+                for name in ("dice", "surface_dice", "hausdorff95_mm", "precision", "recall")
+            ]
             assert got == pytest.approx(list(wanted), nan_ok=True)
     assert metrics.score(full, full, (1, 1, 1), {"x": [1]})["x"]["status"] == "ok"
 
@@ -181,7 +211,9 @@ def pairs(draw):
     shape, seed = draw(shapes), draw(st.integers(0, 2**32 - 1))
     random = np.random.default_rng(seed)
     density = draw(st.sampled_from((0.02, 0.2, 0.6)))
-    first, second = ((random.random((2, *shape)) < density) * random.integers(1, 4, (2, *shape))).astype(np.uint8)
+    first, second = (
+        (random.random((2, *shape)) < density) * random.integers(1, 4, (2, *shape))
+    ).astype(np.uint8)
     if draw(st.booleans()):
         first, second = ndimage.maximum_filter(first, 2), ndimage.maximum_filter(second, 2)
     return first, second
@@ -189,17 +221,30 @@ def pairs(draw):
 
 def rows(first, second, spacing, surface, labels=(1, 2, 3)):
     names = {str(label): [label] for label in labels}
-    return metrics.score(first, second, spacing, names, surface=surface, percentiles=(50, 95), tolerance_mm=1.1)
+    return metrics.score(
+        first, second, spacing, names, surface=surface, percentiles=(50, 95), tolerance_mm=1.1
+    )
 
 
-SYMMETRIC = ("dice", "iou", "hausdorff_mm", "hausdorff95_mm", "assd_mm", "masd_mm", "surface_dice", "n_both")
+SYMMETRIC = (
+    "dice",
+    "iou",
+    "hausdorff_mm",
+    "hausdorff95_mm",
+    "assd_mm",
+    "masd_mm",
+    "surface_dice",
+    "n_both",
+)
 
 
 def same(one, other, names=None):
     for label in one:
         assert other[label]["status"] == one[label]["status"]
         for name in names or [name for name in one[label] if name != "status"]:
-            assert other[label][name] == pytest.approx(one[label][name], nan_ok=True, rel=1e-9, abs=1e-9), (label, name)
+            assert other[label][name] == pytest.approx(
+                one[label][name], nan_ok=True, rel=1e-9, abs=1e-9
+            ), (label, name)
 
 
 @settings(max_examples=25, deadline=None)
@@ -214,7 +259,10 @@ def test_symmetry_identity_and_permutation(pair, spacing, surface):
     same(found, back, SYMMETRIC)
     for row in rows(first, first, spacing, surface).values():
         if row["status"] == "ok":
-            assert row["dice"] == row["surface_dice"] == 1 and row["hausdorff_mm"] == row["assd_mm"] == 0
+            assert (
+                row["dice"] == row["surface_dice"] == 1
+                and row["hausdorff_mm"] == row["assd_mm"] == 0
+            )
     table = np.array([0, 3, 1, 2], np.uint8)
     permuted = rows(table[first], table[second], spacing, surface, labels=(3, 1, 2))
     same(found, dict(zip(found, permuted.values())))
@@ -226,7 +274,9 @@ def test_axes_scale_and_padding(pair, spacing, surface, factor):
     first, second = pair
     found = rows(first, second, spacing, surface)
     axes = (2, 0, 1)
-    turned = rows(first.transpose(axes), second.transpose(axes)[:, ::1], [spacing[a] for a in axes], surface)
+    turned = rows(
+        first.transpose(axes), second.transpose(axes)[:, ::1], [spacing[a] for a in axes], surface
+    )
     same(found, turned)
     same(found, rows(*(np.pad(one, 3) for one in pair), spacing, surface))
     scaled = rows(first, second, np.multiply(spacing, factor), surface)
@@ -260,7 +310,9 @@ def test_unions_and_many_labels_equal_one_at_a_time(pair, spacing):
         alone = surface_distances(*masks, spacing, [[1]])[0]
         assert count.tolist() == [masks[0].sum(), masks[1].sum(), (masks[0] & masks[1]).sum()]
         for percentile in (0, 50, 95, 100):
-            assert hausdorff(found, percentile) == pytest.approx(hausdorff(alone, percentile), nan_ok=True)
+            assert hausdorff(found, percentile) == pytest.approx(
+                hausdorff(alone, percentile), nan_ok=True
+            )
         assert assd(found) == pytest.approx(assd(alone), nan_ok=True)
 
 
@@ -274,7 +326,12 @@ def test_more_labels_than_a_byte_and_the_label_255():
     assert counts[:, 2].tolist() == np.bincount(first[first == second], minlength=600)[1:].tolist()
     small = ball(5, (0, 0, 0), shape=(15, 15, 15))
     for label in (254, 255):
-        assert metrics.score(small * label, small * label, (1, 1, 1), {"x": [label]})["x"]["hausdorff_mm"] == 0
+        assert (
+            metrics.score(small * label, small * label, (1, 1, 1), {"x": [label]})["x"][
+                "hausdorff_mm"
+            ]
+            == 0
+        )
     absent = metrics.score(small, small, (1, 1, 1), {"x": [255], "y": [1]})
     assert absent["x"]["status"] == "both_empty" and absent["y"]["dice"] == 1
 
@@ -298,7 +355,10 @@ def test_lesions_by_hand():
     second[30:34, 12:16, 12:16] = True  # invented
     options = LesionOptions(min_mm3=5, penalty_mm=100)
     row = lesion_scores(first, second, (1, 1, 1), options, surface="voxel")
-    assert [row[f"lesions_{name}"] for name in ("reference", "prediction", "found", "missed", "invented")] == [
+    assert [
+        row[f"lesions_{name}"]
+        for name in ("reference", "prediction", "found", "missed", "invented")
+    ] == [
         3,
         4,
         2,
@@ -326,13 +386,25 @@ def test_lesions_near_each_other_and_none_at_all():
     second[2:5, 2:5, 2:5] = True
     apart = lesion_scores(first, second, (1, 1, 1))
     joined = lesion_scores(first, second, (1, 1, 1), LesionOptions(dilation=1))
-    assert (apart["lesions_reference"], apart["lesions_missed"], apart["lesion_dice"]) == (2, 1, 0.5)
+    assert (apart["lesions_reference"], apart["lesions_missed"], apart["lesion_dice"]) == (
+        2,
+        1,
+        0.5,
+    )
     assert (joined["lesions_reference"], joined["lesions_missed"]) == (1, 0)
     assert joined["lesion_dice"] == pytest.approx(2 * 27 / (54 + 27))
     none = lesion_scores(first & False, first & False, (1, 1, 1))
-    assert none["lesions_reference"] == 0 and math.isnan(none["lesion_f1"]) and math.isnan(none["lesion_dice"])
+    assert (
+        none["lesions_reference"] == 0
+        and math.isnan(none["lesion_f1"])
+        and math.isnan(none["lesion_dice"])
+    )
     invented = lesion_scores(first & False, second, (1, 1, 1))
-    assert (invented["lesion_f1"], invented["lesion_dice"], invented["lesion_hausdorff95_mm"]) == (0, 0, 374)
+    assert (invented["lesion_f1"], invented["lesion_dice"], invented["lesion_hausdorff95_mm"]) == (
+        0,
+        0,
+        374,
+    )
 
 
 @pytest.mark.parametrize(
@@ -353,13 +425,20 @@ def test_lesions_near_each_other_and_none_at_all():
 )
 def test_arguments_that_make_no_sense(change, error):
     labels = np.ones((4, 4, 4), np.uint8)
-    arguments = {"reference": labels, "prediction": labels, "spacing_mm": (1, 1, 1), "structures": {"x": [1]}}
+    arguments = {
+        "reference": labels,
+        "prediction": labels,
+        "spacing_mm": (1, 1, 1),
+        "structures": {"x": [1]},
+    }
     with pytest.raises(error):
         metrics.score(**(arguments | change))
 
 
 def test_importing_medseg_does_not_import_the_compiler():
-    modules = "medseg, medseg.evaluation.metrics, medseg.postprocess.cleanup, medseg.evaluation.scoring"
+    modules = (
+        "medseg, medseg.evaluation.metrics, medseg.postprocess.cleanup, medseg.evaluation.scoring"
+    )
     code = f"import sys, {modules}; print('numba' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -1,4 +1,6 @@
-"""Label maps as people have them: masks by structure, several volumes in a file, numbered names, other values."""
+"""Label maps as people have them: masks by structure, several volumes in a file, numbered names,
+other values.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ def dice_of(reference: Path, prediction: Path, **options: object) -> dict[str, f
     return {row["structure"]: row["dice"] for row in result.rows}
 
 
-# Several volumes in a file -------------------------------------------------------------------------------------------
+# Several volumes in a file
+# -------------------------------------------------------------------------------------------
 
 
 def one_hot(kind: str) -> np.ndarray:
@@ -62,14 +65,20 @@ def one_hot(kind: str) -> np.ndarray:
     return classes.astype(np.uint8) if kind == "masks as bytes" else classes
 
 
-@pytest.mark.parametrize("kind", ["one-hot", "softmax", "sigmoid without background", "masks as bytes"])
+@pytest.mark.parametrize(
+    "kind", ["one-hot", "softmax", "sigmoid without background", "masks as bytes"]
+)
 @pytest.mark.parametrize("side", ["reference", "prediction"])
-def test_volumes_of_classes_are_refused_with_a_remedy_that_can_be_followed(tmp_path: Path, kind: str, side: str):
+def test_volumes_of_classes_are_refused_with_a_remedy_that_can_be_followed(
+    tmp_path: Path, kind: str, side: str
+):
     classes = one_hot(kind)
     save(classes, tmp_path / "classes.nii.gz")
     save(labels(), tmp_path / "labels.nii.gz")
     files = [tmp_path / "labels.nii.gz", tmp_path / "classes.nii.gz"]
-    with pytest.raises(BadFile, match=f"holds {classes.shape[-1]} volumes.*of each class.*largest value wins"):
+    with pytest.raises(
+        BadFile, match=f"holds {classes.shape[-1]} volumes.*of each class.*largest value wins"
+    ):
         evaluate(*(files if side == "prediction" else files[::-1]))
     best = (
         classes.argmax(-1)
@@ -80,10 +89,19 @@ def test_volumes_of_classes_are_refused_with_a_remedy_that_can_be_followed(tmp_p
     assert set(dice_of(*files).values()) == {1.0}
 
 
-def test_one_of_several_label_maps_in_a_file_is_chosen_with_the_option_that_is_advised(tmp_path: Path):
+def test_one_of_several_label_maps_in_a_file_is_chosen_with_the_option_that_is_advised(
+    tmp_path: Path,
+):
     save(np.stack([labels() * 0, labels() * 3, shifted()], -1), tmp_path / "four.nii.gz")
     save(labels(), tmp_path / "reference.nii.gz")
-    command = ("evaluate", tmp_path / "reference.nii.gz", tmp_path / "four.nii.gz", "-o", tmp_path / "out", "--json")
+    command = (
+        "evaluate",
+        tmp_path / "reference.nii.gz",
+        tmp_path / "four.nii.gz",
+        "-o",
+        tmp_path / "out",
+        "--json",
+    )
     ran = tiny.medseg(*command)
     assert ran.code == 3 and "choose one with --volume N (0 to 2)" in ran.err
     ran = tiny.medseg(*command, "--volume", "2")
@@ -98,7 +116,13 @@ def test_clean_says_what_a_folder_holds_and_takes_the_volume_that_is_advised(tmp
     save(np.stack([labels(), labels() * 3], -1), tmp_path / "maps" / "four.nii.gz")
     ran = tiny.medseg("clean", tmp_path / "maps", "-o", tmp_path / "x.nii.gz", "--keep-largest")
     assert ran.code == 3 and "is a folder" in ran.err and "1 in the folder itself" in ran.err
-    command = ("clean", tmp_path / "maps" / "four.nii.gz", "-o", tmp_path / "x.nii.gz", "--keep-largest")
+    command = (
+        "clean",
+        tmp_path / "maps" / "four.nii.gz",
+        "-o",
+        tmp_path / "x.nii.gz",
+        "--keep-largest",
+    )
     ran = tiny.medseg(*command)
     assert ran.code == 3 and "--volume" in ran.err
     assert tiny.medseg(*command, "--volume", "1").code == 0
@@ -107,10 +131,13 @@ def test_clean_says_what_a_folder_holds_and_takes_the_volume_that_is_advised(tmp
     assert "largest value wins" in tiny.medseg(*command).err
 
 
-# Masks by structure --------------------------------------------------------------------------------------------------
+# Masks by structure
+# --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prediction", ["segmentations", "masks", "label maps with a table", "results of infer"])
+@pytest.mark.parametrize(
+    "prediction", ["segmentations", "masks", "label maps with a table", "results of infer"]
+)
 def test_folders_of_masks_are_cases_and_their_names_are_structures(tmp_path: Path, prediction: str):
     table = LabelTable((Label(5, "two", (9, 9, 9)), Label(3, "one", (1, 2, 3))))
     for case in ("s1", "s2"):
@@ -127,7 +154,9 @@ def test_folders_of_masks_are_cases_and_their_names_are_structures(tmp_path: Pat
         values = np.array([0, 3, 5], np.uint8)[shifted()]
         name = f"{case}_ct_seg" if prediction == "results of infer" else case
         save(values, theirs / f"{name}.nii.gz")
-        table.write(theirs / (f"{name}.labels.csv" if prediction == "results of infer" else "labels.csv"))
+        table.write(
+            theirs / (f"{name}.labels.csv" if prediction == "results of infer" else "labels.csv")
+        )
     known = find_table(None, tmp_path / "data", tmp_path / "theirs")
     result = evaluate(tmp_path / "data", tmp_path / "theirs", tmp_path / "out", table=known)
     assert result.summary["cases"]["scored"] == ["s1", "s2"]
@@ -144,13 +173,17 @@ def test_a_single_case_of_masks_is_scored_against_a_folder_or_a_label_map(tmp_pa
     table = LabelTable((Label(1, "one", (9, 9, 9)), Label(2, "two", (1, 2, 3))))
     assert dice_of(tmp_path / "s1", tmp_path / "map.nii.gz", table=table) == pytest.approx(SHIFTED)
     save(labels(), tmp_path / "map.nii.gz")
-    assert dice_of(tmp_path / "map.nii.gz", tmp_path / "theirs", table=table) == pytest.approx(SHIFTED)
+    assert dice_of(tmp_path / "map.nii.gz", tmp_path / "theirs", table=table) == pytest.approx(
+        SHIFTED
+    )
 
 
 def test_masks_beside_numbers_that_nothing_names_are_refused(tmp_path: Path):
     save_masks(tmp_path / "data" / "s1" / "segmentations", labels(), {"one": 1, "two": 2})
     save(shifted(), tmp_path / "theirs" / "s1.nii.gz")
-    with pytest.raises(BadConfig, match=r"nothing names the labels of .*theirs; give a table of them with --table"):
+    with pytest.raises(
+        BadConfig, match=r"nothing names the labels of .*theirs; give a table of them with --table"
+    ):
         evaluate(tmp_path / "data", tmp_path / "theirs")
 
 
@@ -161,8 +194,14 @@ def test_a_structure_without_a_mask_in_a_reference_is_not_scored_there(tmp_path:
     for case in ("s1", "s2"):
         save_masks(tmp_path / "theirs" / case, shifted(), {"one": 1, "two": 2})
     result = evaluate(tmp_path / "data", tmp_path / "theirs", options=Options(empty="best_worst"))
-    assert [(row["case"], row["structure"]) for row in result.rows] == [("s1", "one"), ("s1", "two"), ("s2", "one")]
-    assert result.problems == ["two: 1 of 2 references have no mask of it, and it was not scored there"]
+    assert [(row["case"], row["structure"]) for row in result.rows] == [
+        ("s1", "one"),
+        ("s1", "two"),
+        ("s2", "one"),
+    ]
+    assert result.problems == [
+        "two: 1 of 2 references have no mask of it, and it was not scored there"
+    ]
 
 
 def test_a_label_map_among_masks_is_named(tmp_path: Path):
@@ -173,7 +212,8 @@ def test_a_label_map_among_masks_is_named(tmp_path: Path):
         evaluate(tmp_path / "data", tmp_path / "theirs")
 
 
-# Names that differ ---------------------------------------------------------------------------------------------------
+# Names that differ
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -188,7 +228,11 @@ def test_a_label_map_among_masks_is_named(tmp_path: Path):
     ],
 )
 def test_a_channels_number_is_left_out_where_that_is_the_only_possibility(
-    tmp_path: Path, ours: tuple[str, ...], theirs: tuple[str, ...], pairs: tuple[str, ...], left: tuple[str, ...]
+    tmp_path: Path,
+    ours: tuple[str, ...],
+    theirs: tuple[str, ...],
+    pairs: tuple[str, ...],
+    left: tuple[str, ...],
 ):
     for folder, names in (("r", ours), ("p", theirs)):
         for name in names:
@@ -201,22 +245,31 @@ def test_a_channels_number_is_left_out_where_that_is_the_only_possibility(
 def test_names_without_a_pair_are_told_with_one_of_each_side(tmp_path: Path):
     save(labels(), tmp_path / "r" / "patient 1.nii.gz")
     save(labels(), tmp_path / "p" / "case_7_seg.nii.gz")
-    with pytest.raises(BadFile, match="1 and 1 label maps were found, such as 'patient 1' and 'case_7'"):
+    with pytest.raises(
+        BadFile, match="1 and 1 label maps were found, such as 'patient 1' and 'case_7'"
+    ):
         evaluate(tmp_path / "r", tmp_path / "p")
 
 
-# Values that differ --------------------------------------------------------------------------------------------------
+# Values that differ
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "words"),
     [
-        ((0, 1, 1), (0, 255, 255), r"the reference has 1 and the prediction 255; .*--labels name=1\+255"),
+        (
+            (0, 1, 1),
+            (0, 255, 255),
+            r"the reference has 1 and the prediction 255; .*--labels name=1\+255",
+        ),
         ((0, 1, 2), (0, 17, 53), "the reference has 1, 2 and the prediction 17, 53"),
         ((0, 200, 0), (0, 0, 7), "the reference has 200 and the prediction 7"),
     ],
 )
-def test_that_no_value_is_in_common_is_told(tmp_path: Path, ours: tuple[int, ...], theirs: tuple[int, ...], words: str):
+def test_that_no_value_is_in_common_is_told(
+    tmp_path: Path, ours: tuple[int, ...], theirs: tuple[int, ...], words: str
+):
     for case in ("a", "b"):
         save(np.array(ours, np.uint8)[labels()], tmp_path / "r" / f"{case}.nii.gz")
         save(np.array(theirs, np.uint8)[labels()], tmp_path / "p" / f"{case}.nii.gz")
@@ -238,10 +291,14 @@ def test_nothing_is_told_of_values_that_are_in_common_or_made_so_or_not_there(tm
         ("empty", Options()),
         ("mask", Options(structures={"mask": (1, 2, 255)})),
     ):
-        assert evaluate(tmp_path / "r.nii.gz", tmp_path / f"{name}.nii.gz", options=options).problems == []
+        assert (
+            evaluate(tmp_path / "r.nii.gz", tmp_path / f"{name}.nii.gz", options=options).problems
+            == []
+        )
 
 
-# Cases that were seen ------------------------------------------------------------------------------------------------
+# Cases that were seen
+# ------------------------------------------------------------------------------------------------
 
 
 def test_the_one_hot_case_is_refused_as_it_should_be(shared_data: Path, tmp_path: Path):
@@ -262,9 +319,19 @@ def test_the_data_set_of_one_channel_infers_and_evaluates(shared_data: Path, tmp
     made = tiny.run_child(make, shared_data, tmp_path)
     assert made.code == 0, made.err
     data = tmp_path / "data"
-    ran = tiny.medseg("infer", data / "imagesTr", "-o", tmp_path / "labels", "--model", "otsu", "-q")
+    ran = tiny.medseg(
+        "infer", data / "imagesTr", "-o", tmp_path / "labels", "--model", "otsu", "-q"
+    )
     assert ran.code == 0, ran.err
-    ran = tiny.medseg("evaluate", data / "labelsTr", tmp_path / "labels", "-o", tmp_path / "report", "--json", "-q")
+    ran = tiny.medseg(
+        "evaluate",
+        data / "labelsTr",
+        tmp_path / "labels",
+        "-o",
+        tmp_path / "report",
+        "--json",
+        "-q",
+    )
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["cases"]["scored"] == ["hippo_000", "hippo_001", "hippo_002"]
     made_elsewhere = tmp_path / "elsewhere"

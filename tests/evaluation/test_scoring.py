@@ -28,7 +28,9 @@ from medseg.volume import Volume, reorient
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 
 
-def cube(start: int, side: int = 6, value: int = 1, shape: tuple[int, int, int] = (20, 18, 12)) -> np.ndarray:
+def cube(
+    start: int, side: int = 6, value: int = 1, shape: tuple[int, int, int] = (20, 18, 12)
+) -> np.ndarray:
     labels = np.zeros(shape, np.uint8)
     labels[start : start + side, 4 : 4 + side, 3 : 3 + side] = value
     return labels
@@ -43,7 +45,9 @@ def save(path, data, affine=AFFINE):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """50 cases: two predictions missing, one extra, one on another grid, one in another orientation."""
+    """50 cases: two predictions missing, one extra, one on another grid, one in another
+    orientation.
+    """
     root = tmp_path_factory.mktemp("folders")
     for n in range(50):
         save(root / "reference" / f"case_{n:02d}.nii.gz", cube(4) + cube(12, 4, 2))
@@ -51,10 +55,17 @@ def folders(tmp_path_factory):
         if n in (7, 31):
             continue
         if n == 11:
-            prediction = Volume(prediction.data, np.array([[1.0, 0, 0, 7], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]))
+            prediction = Volume(
+                prediction.data,
+                np.array([[1.0, 0, 0, 7], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1]]),
+            )
         if n == 20:
             prediction = reorient(prediction, "LIP")
-        save(root / "prediction" / f"case_{n:02d}_seg.nii.gz", np.ascontiguousarray(prediction.data), prediction.affine)
+        save(
+            root / "prediction" / f"case_{n:02d}_seg.nii.gz",
+            np.ascontiguousarray(prediction.data),
+            prediction.affine,
+        )
     save(root / "prediction" / "stranger.nii.gz", cube(4))
     return root
 
@@ -72,26 +83,39 @@ def test_a_folder_of_fifty_says_exactly_what_is_wrong(folders, tmp_path):
     }
     assert len(result.problems) == 5
     page = (tmp_path / "report.html").read_text()
-    for word in ("case_07", "case_31", "stranger", "case_11", "case_20", "47 cases were scored; 2 have no prediction"):
+    for word in (
+        "case_07",
+        "case_31",
+        "stranger",
+        "case_11",
+        "case_20",
+        "47 cases were scored; 2 have no prediction",
+    ):
         assert word in page
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     rows = read_scores(tmp_path / "scores.csv")
     assert len(rows) == 47 * 2
     turned = next(row for row in rows if row["case"] == "case_20" and row["structure"] == "label 1")
     assert turned["dice"] == 1 and turned["hausdorff_mm"] == 0
-    shifted = next(row for row in rows if row["case"] == "case_01" and row["structure"] == "label 1")
+    shifted = next(
+        row for row in rows if row["case"] == "case_01" and row["structure"] == "label 1"
+    )
     assert shifted["dice"] == pytest.approx(5 / 6) and shifted["hausdorff_mm"] == 1
     summary = json.loads((tmp_path / "summary.json").read_text())
     dice = summary["structures"]["label 1"]["dice"]
     assert dice["n"] == 47 and dice["n_excluded"] == 0 and dice["n_inf"] == 0
     values = [row["dice"] for row in rows if row["structure"] == "label 1"]
-    assert dice["mean"] == pytest.approx(np.mean(values)) and dice["sd"] == pytest.approx(np.std(values, ddof=1))
+    assert dice["mean"] == pytest.approx(np.mean(values)) and dice["sd"] == pytest.approx(
+        np.std(values, ddof=1)
+    )
     assert dice["ci95"][0] < dice["mean"] < dice["ci95"][1]
 
 
 def test_the_same_options_give_the_same_files(folders, tmp_path):
     for name in ("one", "two"):
-        evaluate(folders / "reference", folders / "prediction", tmp_path / name, Options(bootstrap=200))
+        evaluate(
+            folders / "reference", folders / "prediction", tmp_path / name, Options(bootstrap=200)
+        )
     for file in ("scores.csv", "summary.json", "report.html"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
@@ -99,8 +123,15 @@ def test_the_same_options_give_the_same_files(folders, tmp_path):
 def test_a_missed_structure_is_counted_and_not_dropped(tmp_path):
     for n in range(4):
         save(tmp_path / "r" / f"{n}.nii", cube(4) if n < 3 else np.zeros((20, 18, 12), np.uint8))
-        save(tmp_path / "p" / f"{n}.nii", np.zeros((20, 18, 12), np.uint8) if n in (1, 3) else cube(4))
-    for rule, excluded, infinite, mean in (("nan", 1, 1, 0), ("best_worst", 0, 1, 0), ("diagonal", 0, 0, None)):
+        save(
+            tmp_path / "p" / f"{n}.nii",
+            np.zeros((20, 18, 12), np.uint8) if n in (1, 3) else cube(4),
+        )
+    for rule, excluded, infinite, mean in (
+        ("nan", 1, 1, 0),
+        ("best_worst", 0, 1, 0),
+        ("diagonal", 0, 0, None),
+    ):
         result = evaluate(tmp_path / "r", tmp_path / "p", options=Options(empty=rule))
         one = result.summary["structures"]["label 1"]
         distance = one["hausdorff95_mm"]
@@ -138,7 +169,8 @@ def test_regions_ignored_labels_and_names(tmp_path):
     assert structures == {"tumour": (1, 2), "core": (1,), "edema": (2,)}
     options = Options(structures=structures, ignore=9, tolerance_mm={"core": 3.0, "": 2.0})
     rows = {
-        row["structure"]: row for row in evaluate(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", options=options).rows
+        row["structure"]: row
+        for row in evaluate(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", options=options).rows
     }
     assert rows["tumour"]["dice"] == 1 and rows["tumour"]["surface_dice"] == 1
     assert rows["core"]["status"] == "prediction_empty" and rows["core"]["n_reference"] == 64
@@ -181,7 +213,11 @@ def test_bad_label_maps_are_one_clear_sentence(tmp_path, make, words):
     make(tmp_path / "bad.nii")
     with pytest.raises(BadFile, match=words) as error:
         evaluate(tmp_path / "good.nii", tmp_path / "bad.nii")
-    assert "bad.nii" in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 300
+    assert (
+        "bad.nii" in str(error.value)
+        and "\n" not in str(error.value)
+        and len(str(error.value)) < 300
+    )
 
 
 def save_4d(path):
@@ -213,8 +249,18 @@ def test_statistics_of_hand_made_rows():
     ]
     summary = summarise(rows, bootstrap=500)
     one = summary["structures"]["x"]["score"]
-    assert (one["n"], one["n_excluded"], one["n_inf"], one["median"], one["q1"], one["q3"]) == (5, 1, 1, 2, 1.5, 3)
-    assert one["mean"] == pytest.approx(7 / 3) and 1 <= one["ci95"][0] < one["mean"] < one["ci95"][1] <= 4
+    assert (one["n"], one["n_excluded"], one["n_inf"], one["median"], one["q1"], one["q3"]) == (
+        5,
+        1,
+        1,
+        2,
+        1.5,
+        3,
+    )
+    assert (
+        one["mean"] == pytest.approx(7 / 3)
+        and 1 <= one["ci95"][0] < one["mean"] < one["ci95"][1] <= 4
+    )
     assert summary["mean_over_structures"]["score"] == one["mean"]
     assert "n_both" not in summary["structures"]["x"]
 
@@ -225,11 +271,21 @@ def run():
     app.command()(evaluate_module.evaluate)
     app.command()(compare)
     app.command()(clean)
-    return lambda *words: CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    return lambda *words: CliRunner().invoke(
+        app, [str(word) for word in words], catch_exceptions=False
+    )
 
 
 def test_commands(folders, tmp_path, run):
-    arguments = ("evaluate", folders / "reference", folders / "prediction", "--bootstrap", 100, "--lesions", "label 1")
+    arguments = (
+        "evaluate",
+        folders / "reference",
+        folders / "prediction",
+        "--bootstrap",
+        100,
+        "--lesions",
+        "label 1",
+    )
     done = run(*arguments, "-o", tmp_path / "a", "--json", "--tolerance", 2)
     assert done.exit_code == 0
     summary = json.loads(done.stdout)
@@ -240,7 +296,12 @@ def test_commands(folders, tmp_path, run):
     with (tmp_path / "b" / "scores.csv").open() as file:
         assert {row["structure"] for row in csv.DictReader(file)} == {"label 1"}
     done = run(
-        "compare", tmp_path / "a" / "scores.csv", tmp_path / "b" / "scores.csv", "--structure", "label 1", "--json"
+        "compare",
+        tmp_path / "a" / "scores.csv",
+        tmp_path / "b" / "scores.csv",
+        "--structure",
+        "label 1",
+        "--json",
     )
     assert json.loads(done.stdout)["n_cases"] == 47
     with pytest.raises(BadConfig, match="'brain' is not one of"):
@@ -253,7 +314,17 @@ def test_clean_command(tmp_path, run):
     labels[18, 16, 10] = 1
     save(tmp_path / "l.nii.gz", labels)
     out = tmp_path / "clean.nii.gz"
-    done = run("clean", tmp_path / "l.nii.gz", "-o", out, "--keep-largest", "--min-mm3", 50, "--fill-holes", "--json")
+    done = run(
+        "clean",
+        tmp_path / "l.nii.gz",
+        "-o",
+        out,
+        "--keep-largest",
+        "--min-mm3",
+        50,
+        "--fill-holes",
+        "--json",
+    )
     assert json.loads(done.stdout)["voxels_changed"] == 2
     assert (read_labels(out).data == cube(4)).all()
     with pytest.raises(BadConfig, match="say what to do"):
@@ -267,7 +338,9 @@ def test_pictures_of_the_worst_case_show_what_differs(tmp_path):
     evaluate(tmp_path / "r", tmp_path / "p", tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     pictures = re.findall(
-        r'alt="(case_\d): label 1, Dice ([\d.]+), (\w+) slice[^"]*" src="data:image/png;base64,([^"]+)"', page
+        r'alt="(case_\d): label 1, Dice ([\d.]+), (\w+) slice[^"]*"'
+        r' src="data:image/png;base64,([^"]+)"',
+        page,
     )
     assert [(case, plane) for case, _, plane, _ in pictures[:3]] == [
         ("case_2", "sagittal"),
@@ -277,7 +350,9 @@ def test_pictures_of_the_worst_case_show_what_differs(tmp_path):
     data = base64.b64decode(pictures[2][3])
     width, height = struct.unpack(">II", data[16:24])
     length = struct.unpack(">I", data[33:37])[0]
-    lines = np.frombuffer(zlib.decompress(data[41 : 41 + length]), np.uint8).reshape(height, 1 + 3 * width)
+    lines = np.frombuffer(zlib.decompress(data[41 : 41 + length]), np.uint8).reshape(
+        height, 1 + 3 * width
+    )
     colors = {tuple(color) for color in lines[:, 1:].reshape(-1, 3).tolist()}
     assert colors == {(0, 0, 0), COLORS["both"], COLORS["reference"], COLORS["prediction"]}
     assert abs(width / height - 20 / 18) < 0.01  # as in mm

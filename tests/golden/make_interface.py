@@ -1,4 +1,5 @@
-"""Writes interface.json: what people and their scripts rely on. Run it where the interface is meant to change.
+"""Writes interface.json: what people and their scripts rely on. Run it where the interface is meant
+to change.
 
 python tests/golden/make_interface.py
 """
@@ -20,7 +21,12 @@ HEAD = ROOT / "sample_volumes" / "head_t1.nii.gz"
 
 def run(*arguments: object) -> str:
     """What a command prints on stdout, in a terminal of 100 columns without colours."""
-    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "COLUMNS": "100",
+        "NO_COLOR": "1",
+        "TERM": "dumb",
+        "PYTHONPATH": str(ROOT),
+    }
     command = [sys.executable, "-m", "medseg", *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     return done.stdout
@@ -36,11 +42,17 @@ def commands() -> list[str]:
 
 
 def keys(content: Any) -> Any:
-    """The keys of a JSON object, nested ones too; of a list, or of a table by names, those of its first object."""
+    """The keys of a JSON object, nested ones too; of a list, or of a table by names, those of its
+    first object.
+    """
     if isinstance(content, dict):
         nested = {key: keys(value) for key, value in sorted(content.items())}
         tables = list(nested.values())
-        alike = len(tables) > 2 and isinstance(tables[0], dict) and all(table == tables[0] for table in tables)
+        alike = (
+            len(tables) > 2
+            and isinstance(tables[0], dict)
+            and all(table == tables[0] for table in tables)
+        )
         return {"*": tables[0]} if alike else nested
     if isinstance(content, list) and content and isinstance(content[0], dict):
         return [keys(content[0])]
@@ -65,7 +77,14 @@ def interface() -> dict[str, Any]:
         run("convert", HEAD, scan)
         run("infer", scan, "-m", "otsu", "-o", truth, "-q")
         run("infer", scan, "-m", "brain-fast", "-q")
-        run("evaluate", folder / "scan_seg.nii.gz", folder / "scan_seg.nii.gz", "-o", folder / "report", "-q")
+        run(
+            "evaluate",
+            folder / "scan_seg.nii.gz",
+            folder / "scan_seg.nii.gz",
+            "-o",
+            folder / "report",
+            "-q",
+        )
         result = {
             "help": {"": run("--help"), **{name: run(name, "--help") for name in commands()}},
             "public": sorted(medseg.__all__),

@@ -69,7 +69,9 @@ def halves(shape: tuple[int, int, int], patch: tuple[int, int, int], folds: int,
         for y in windows.starts[1]:
             for z in windows.starts[2]:
                 place = tuple(slice(a, a + p) for a, p in zip((x, y, z), patch))
-                sums[(slice(None), *place)] += predict(image[(slice(None), *place)][None])[0] * weights
+                sums[(slice(None), *place)] += (
+                    predict(image[(slice(None), *place)][None])[0] * weights
+                )
                 count[place] += weights
     each = (sums / count).reshape(folds, 3, *shape)
     total = each[0]
@@ -102,7 +104,9 @@ def test_sums_are_those_of_plain_loops_to_the_last_bit(shape, patch, folds):
 def test_numbers_beyond_half_precision_are_an_error_and_no_labels():
     windows = plan_windows((8, 8, 8), (8, 8, 8), 0.5, 1, "nnunet")
     predict = lambda patches: torch.full((1, 2, 8, 8, 8), 1e5)  # noqa: E731
-    blocks = sliding_window(predict, torch.zeros(1, 8, 8, 8), windows, make_sums=lambda *facts: HalfSums(*facts, 1))
+    blocks = sliding_window(
+        predict, torch.zeros(1, 8, 8, 8), windows, make_sums=lambda *facts: HalfSums(*facts, 1)
+    )
     with pytest.raises(BadModel, match="half precision"):
         list(blocks)
 
@@ -113,15 +117,17 @@ def test_labels_are_those_of_scipys_interpolation_rounded_and_compared(shape, re
     random = np.random.default_rng(2)
     size, outputs = (8, 9, 10), 4
     # Coarse numbers, so that there are ties for rounding to decide.
-    logits = (random.integers(-3, 4, (*size, outputs)) / 2.0**11 + random.choice([1.0, 2.0], (*size, 1))).astype(
-        np.float16
-    )
+    logits = (
+        random.integers(-3, 4, (*size, outputs)) / 2.0**11 + random.choice([1.0, 2.0], (*size, 1))
+    ).astype(np.float16)
     if regions:
         logits = (random.integers(-2, 3, (*size, outputs)) * 2.0**-24).astype(np.float16)
     factors = [new / old for old, new in zip(size, shape)]
     wide = np.stack(
         [
-            ndimage.zoom(logits[..., n].astype(float), factors, order=1, mode="nearest", grid_mode=True)
+            ndimage.zoom(
+                logits[..., n].astype(float), factors, order=1, mode="nearest", grid_mode=True
+            )
             for n in range(outputs)
         ],
         -1,

@@ -1,4 +1,6 @@
-"""A model as ONNX: its logits are PyTorch's, the JSON beside it is enough to use it, and neither names this machine."""
+"""A model as ONNX: its logits are PyTorch's, the JSON beside it is enough to use it, and neither
+names this machine.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def written(thick: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> expo
 
 def logits_of(path: Path, patches: np.ndarray) -> np.ndarray:
     onnxruntime = pytest.importorskip("onnxruntime")
-    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"image": patches})[0]
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
+        None, {"image": patches}
+    )[0]
 
 
 def test_the_network_is_valid_onnx_and_the_json_holds_its_hash(written: exporting.Exported):
@@ -58,10 +62,15 @@ def test_the_network_is_valid_onnx_and_the_json_holds_its_hash(written: exportin
     facts = json.loads(written.description.read_text())
     assert written.description == written.network.with_suffix(".json")
     assert facts["onnx_sha256"] == hashlib.sha256(written.network.read_bytes()).hexdigest()
-    assert sorted(path.name for path in written.network.parent.iterdir()) == ["thick.json", "thick.onnx"]
+    assert sorted(path.name for path in written.network.parent.iterdir()) == [
+        "thick.json",
+        "thick.onnx",
+    ]
 
 
-def test_logits_are_those_of_pytorch_for_any_number_of_patches(thick: Checkpoint, written: exporting.Exported):
+def test_logits_are_those_of_pytorch_for_any_number_of_patches(
+    thick: Checkpoint, written: exporting.Exported
+):
     assert written.any_batch
     assert 0 <= written.difference < 1e-4
     for count in (1, 3):
@@ -90,7 +99,8 @@ def test_what_is_installed_runs_it_and_says_how_close_it_is(thick: Checkpoint, w
 
 TINY: dict[str, dict] = {
     "segformer": {
-        "widths": [8, 16], "strides": [2, 2], "depths": [1, 1], "heads": [1, 2], "reductions": [2, 1], "decoder": 8,
+        "widths": [8, 16], "strides": [2, 2], "depths": [1, 1], "heads": [1, 2], "reductions": [2,
+        1], "decoder": 8,
     },
     "segresnet": {"init_filters": 8, "blocks_down": [1, 1]},
 }  # fmt: skip
@@ -100,21 +110,31 @@ TINY: dict[str, dict] = {
 def test_transformers_and_networks_of_monai_are_written_too(tmp_path: Path, architecture: str):
     if architecture == "segresnet":
         pytest.importorskip("monai")
-    folder = tiny.save_two_channel_network(tmp_path / "m", architecture, TINY[architecture], (8, 16, 8))
+    folder = tiny.save_two_channel_network(
+        tmp_path / "m", architecture, TINY[architecture], (8, 16, 8)
+    )
     checkpoint = load_checkpoint(str(folder))
     done = export(checkpoint, tmp_path / "m.onnx")
     patches = torch.randn(1, 2, 8, 16, 8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = checkpoint.network()(patches).numpy()
-    assert np.abs(logits_of(done.network, patches.numpy()) - expected).max() < 1e-4 * np.ptp(expected)
+    assert np.abs(logits_of(done.network, patches.numpy()) - expected).max() < 1e-4 * np.ptp(
+        expected
+    )
 
 
-def test_the_json_is_enough_to_segment_a_scan_without_medseg(thick: Checkpoint, written: exporting.Exported):
-    """A second implementation in numpy, from the JSON and the network alone, on a scan of the model's spacing."""
+def test_the_json_is_enough_to_segment_a_scan_without_medseg(
+    thick: Checkpoint, written: exporting.Exported
+):
+    """A second implementation in numpy, from the JSON and the network alone, on a scan of the
+    model's spacing.
+    """
     shape = (40, 30, 20)
     scans = [tiny.phantom(shape, seed=n) for n in (1, 2)]
     affine = tiny.affine_of((2.0, 2.0, 5.0))
-    expected = segment([Volume(scan, affine) for scan in scans], thick, Settings("cpu", "fp32")).labels.data
+    expected = segment(
+        [Volume(scan, affine) for scan in scans], thick, Settings("cpu", "fp32")
+    ).labels.data
 
     facts = json.loads(written.description.read_text())
     assert facts["grid"]["kind"] == "scan"
@@ -124,17 +144,26 @@ def test_the_json_is_enough_to_segment_a_scan_without_medseg(thick: Checkpoint, 
         if scheme["scheme"] == "zscore":
             image.append((scan - scan.mean()) / scan.std())
         else:
-            image.append((np.clip(scan, scheme["low"], scheme["high"]) - scheme["mean"]) / scheme["sd"])
+            image.append(
+                (np.clip(scan, scheme["low"], scheme["high"]) - scheme["mean"]) / scheme["sd"]
+            )
     image = np.stack(image).astype(np.float32)
     windows = facts["windows"]
     padding = [(0, max(0, p - n)) for p, n in zip(windows["patch"], shape)]
     image = np.pad(image, [(0, 0), *padding], constant_values=windows["padding"])
     weights = np.einsum("i,j,k->ijk", *windows["weights"])
-    sums, total = np.zeros((len(facts["output"]["labels"]), *image.shape[1:])), np.zeros(image.shape[1:])
-    starts = [window_starts(n, p, windows["overlap"]) for n, p in zip(image.shape[1:], windows["patch"])]
+    sums, total = (
+        np.zeros((len(facts["output"]["labels"]), *image.shape[1:])),
+        np.zeros(image.shape[1:]),
+    )
+    starts = [
+        window_starts(n, p, windows["overlap"]) for n, p in zip(image.shape[1:], windows["patch"])
+    ]
     for corner in product(*starts):
         at = tuple(slice(s, s + p) for s, p in zip(corner, windows["patch"]))
-        sums[(slice(None), *at)] += weights * logits_of(written.network, image[(None, slice(None), *at)])[0]
+        sums[(slice(None), *at)] += (
+            weights * logits_of(written.network, image[(None, slice(None), *at)])[0]
+        )
         total[at] += weights
     labels = np.array(facts["output"]["labels"])[(sums / total).argmax(0)]
     assert len(np.unique(expected)) == 3
@@ -156,7 +185,12 @@ def test_the_json_tells_what_the_model_knows(thick: Checkpoint, tmp_path: Path):
 
 
 def test_the_json_tells_of_regions_cleanup_and_where_to_look(tmp_path: Path):
-    more = {"cleanup": ({"step": "keep_largest"},), "locate": {"margin_mm": 5}, "skip_empty": True, "regions": True}
+    more = {
+        "cleanup": ({"step": "keep_largest"},),
+        "locate": {"margin_mm": 5},
+        "skip_empty": True,
+        "regions": True,
+    }
     with mock.patch.object(tiny, "CLASSES", (2, 41)):  # a region has no output for the background
         folder = tiny.save_known(tmp_path / "m", **(more | {"classes": (0, 2, 41)}))
     facts = describe(load_checkpoint(str(folder)))
@@ -172,24 +206,48 @@ def test_the_json_tells_of_regions_cleanup_and_where_to_look(tmp_path: Path):
 def test_nothing_in_the_files_names_this_machine(written: exporting.Exported):
     for path in (written.network, written.description):
         content = path.read_bytes()
-        for word in ("FOLDERNAME", str(written.network.parent), str(Path.home()), "site-packages", "medseg/models"):
+        for word in (
+            "FOLDERNAME",
+            str(written.network.parent),
+            str(Path.home()),
+            "site-packages",
+            "medseg/models",
+        ):
             assert word.encode() not in content, (path.name, word)
 
 
-def test_what_cannot_be_written_is_refused_and_leaves_nothing(thick: Checkpoint, tmp_path: Path, monkeypatch):
+def test_what_cannot_be_written_is_refused_and_leaves_nothing(
+    thick: Checkpoint, tmp_path: Path, monkeypatch
+):
     with pytest.raises(BadOutput, match=r"ends in \.onnx"):
         export(thick, tmp_path / "model.pt")
-    with mock.patch.object(exporting, "MAX_BYTES", 1000), pytest.raises(BadOutput, match="too large"):
+    with (
+        mock.patch.object(exporting, "MAX_BYTES", 1000),
+        pytest.raises(BadOutput, match="too large"),
+    ):
         export(thick, tmp_path / "model.onnx")
     made = mock.patch.object(exporting, "_onnx", return_value=(b"", True))
     differs = mock.patch.object(exporting, "_compare", return_value=("onnxruntime", 0.02))
-    with made, differs, pytest.raises(BadModel, match=r"other values in onnxruntime .* 2\.0% .* not written"):
+    with (
+        made,
+        differs,
+        pytest.raises(BadModel, match=r"other values in onnxruntime .* 2\.0% .* not written"),
+    ):
         export(thick, tmp_path / "model.onnx")
-    fails = mock.patch("torch.onnx.export", side_effect=torch.onnx.errors.OnnxExporterError("no operator\nfor this"))
-    with fails, pytest.raises(BadModel, match=r"'unet' of tiny cannot be written as ONNX: no operator$"):
+    fails = mock.patch(
+        "torch.onnx.export",
+        side_effect=torch.onnx.errors.OnnxExporterError("no operator\nfor this"),
+    )
+    with (
+        fails,
+        pytest.raises(BadModel, match=r"'unet' of tiny cannot be written as ONNX: no operator$"),
+    ):
         export(thick, tmp_path / "model.onnx")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with mock.patch.object(exporting, "find_spec", return_value=None), pytest.raises(BadConfig, match="pip install"):
+    with (
+        mock.patch.object(exporting, "find_spec", return_value=None),
+        pytest.raises(BadConfig, match="pip install"),
+    ):
         export(thick, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
@@ -204,7 +262,10 @@ def test_the_command_takes_a_run_folder(tmp_path: Path, monkeypatch: pytest.Monk
     assert json.loads((tmp_path / "known.json").read_text())["name"] == "known"
     ran = tiny.medseg("export", "run", "-o", tmp_path / "out" / "a.onnx")
     assert ran.code == 0, ran.err
-    assert ran.out.splitlines() == [str(tmp_path / "out" / "a.onnx"), str(tmp_path / "out" / "a.json")]
+    assert ran.out.splitlines() == [
+        str(tmp_path / "out" / "a.onnx"),
+        str(tmp_path / "out" / "a.json"),
+    ]
     assert "checked with" in ran.err or "not run" in ran.err
     ran = tiny.medseg("export", "run", "-o", tmp_path / "a.txt")
     assert (ran.code, ran.out) == (4, "")

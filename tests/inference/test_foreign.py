@@ -24,7 +24,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 EXACT = Settings(exact=True)
 
 
-def write_scan(path: Path, shape: tuple[int, int, int] = (25, 22, 27), spacing: Any = (1.1, 0.9, 1.3)) -> Path:
+def write_scan(
+    path: Path, shape: tuple[int, int, int] = (25, 22, 27), spacing: Any = (1.1, 0.9, 1.3)
+) -> Path:
     """Smooth noise with a border of zeros."""
     random = np.random.default_rng(5)
     data = np.zeros(shape, np.float32)
@@ -38,7 +40,9 @@ def write_scan(path: Path, shape: tuple[int, int, int] = (25, 22, 27), spacing: 
 
 
 def found(folder: Path, scan: Path, settings: Settings = EXACT, **options: Any) -> np.ndarray:
-    return np.asarray(segment(read(scan), load_models([str(folder)], **options), settings).labels.data)
+    return np.asarray(
+        segment(read(scan), load_models([str(folder)], **options), settings).labels.data
+    )
 
 
 MADE: dict[str, dict[str, Any]] = {
@@ -46,10 +50,16 @@ MADE: dict[str, dict[str, Any]] = {
     "mirrored": {"saved": {"inference_allowed_mirroring_axes": (0, 2)}},
     "three folds": {"folds": ("0", "1", "4")},
     "ct": {"plan": making.plans(normalization_schemes=["CTNormalization"])},
-    "the scan's spacing": {"plan": making.plans(spacing=[float(np.float32(s)) for s in (1.3, 0.9, 1.1)])},
-    "transposed": {"plan": making.plans() | {"transpose_forward": [1, 2, 0], "transpose_backward": [2, 0, 1]}},
+    "the scan's spacing": {
+        "plan": making.plans(spacing=[float(np.float32(s)) for s in (1.3, 0.9, 1.1)])
+    },
+    "transposed": {
+        "plan": making.plans() | {"transpose_forward": [1, 2, 0], "transpose_backward": [2, 0, 1]}
+    },
     "regions": {
-        "data": making.dataset({"background": 0, "all": [1, 2], "some": [2]}, regions_class_order=[1, 2]),
+        "data": making.dataset(
+            {"background": 0, "all": [1, 2], "some": [2]}, regions_class_order=[1, 2]
+        ),
     },
 }
 
@@ -95,7 +105,9 @@ def test_the_result_lies_as_the_scan_does_and_turning_it_changes_nothing_for_ras
 
 
 def test_what_was_taken_is_said(tmp_path):
-    folder = making.write_model(tmp_path / "model", folds=("0", "3"), saved={"inference_allowed_mirroring_axes": (0,)})
+    folder = making.write_model(
+        tmp_path / "model", folds=("0", "3"), saved={"inference_allowed_mirroring_axes": (0,)}
+    )
     scan = read(write_scan(tmp_path / "scan.nii.gz"))
     told: list[str] = []
     segment(scan, load_models([str(folder)]), EXACT, announce=lambda made: told.extend(made.taken))
@@ -111,14 +123,18 @@ def test_what_was_taken_is_said(tmp_path):
         assert any(word in fact for fact in told), word
     told.clear()
     settings = Settings(orientation="RAS")
-    segment(scan, load_models([str(folder)]), settings, announce=lambda made: told.extend(made.taken))
+    segment(
+        scan, load_models([str(folder)]), settings, announce=lambda made: told.extend(made.taken)
+    )
     assert any("--tta" in fact and "2 times" in fact for fact in told)
     assert "scan turned to RAS" in told
 
 
 def test_a_cascade_runs_both_stages_and_misses_a_first_one_by_name(tmp_path):
     plan = making.plans()
-    plan["configurations"]["3d_lowres"] = plan["configurations"]["3d_fullres"] | {"spacing": [2.0, 2.0, 2.0]}
+    plan["configurations"]["3d_lowres"] = plan["configurations"]["3d_fullres"] | {
+        "spacing": [2.0, 2.0, 2.0]
+    }
     plan["configurations"]["3d_cascade_fullres"] = {
         "inherits_from": "3d_fullres",
         "previous_stage": "3d_lowres",
@@ -168,7 +184,9 @@ def test_only_what_is_asked_for_is_run_and_kept(tmp_path):
     models = load_models([str(root)])
     ran: list[str] = []
     values = labels_named(models, ["Kidney left"])
-    result = segment(scan, models, Settings(roi=values), announce=lambda made: ran.append(made.model))
+    result = segment(
+        scan, models, Settings(roi=values), announce=lambda made: ran.append(made.model)
+    )
     assert len(ran) == 1
     assert result.table.names == {3: "kidney_left"}
     assert set(np.unique(result.labels.data)) <= {0, 3}
@@ -210,8 +228,12 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path, changes, word
 
 
 def test_a_wrong_number_of_scans_names_the_channels(tmp_path):
-    plan = making.plans(normalization_schemes=["NoNormalization"] * 2, use_mask_for_norm=[False] * 2)
-    folder = making.write_model(tmp_path / "model", plan=plan, data=making.dataset(channels=("T1", "FLAIR")))
+    plan = making.plans(
+        normalization_schemes=["NoNormalization"] * 2, use_mask_for_norm=[False] * 2
+    )
+    folder = making.write_model(
+        tmp_path / "model", plan=plan, data=making.dataset(channels=("T1", "FLAIR"))
+    )
     with pytest.raises(BadConfig, match="T1, FLAIR"):
         segment(read(write_scan(tmp_path / "scan.nii.gz")), load_models([str(folder)]), EXACT)
 
@@ -265,14 +287,19 @@ def test_every_voxel_is_nnunets_own_exactly_and_nearly_all_by_default(shared_dat
         assert (exact != want).sum() <= want.size // 50_000
         if place == "refuse":  # random weights
             continue
-        default = np.asarray(segment(volumes, models, Settings(**({"tta": mirrored} | settings))).labels.data)
+        default = np.asarray(
+            segment(volumes, models, Settings(**({"tta": mirrored} | settings))).labels.data
+        )
         assert (default != want).mean() <= 1e-4
         assert min(dices(default, want)) >= 0.995
 
 
 def dices(one: np.ndarray, other: np.ndarray) -> list[float]:
     values = [value for value in np.unique(other) if value]
-    return [float(2 * ((one == v) & (other == v)).sum() / ((one == v).sum() + (other == v).sum())) for v in values]
+    return [
+        float(2 * ((one == v) & (other == v)).sum() / ((one == v).sum() + (other == v).sum()))
+        for v in values
+    ]
 
 
 @pytest.mark.parametrize("kind", ["plain", "mirrored"])
@@ -300,7 +327,9 @@ def test_what_must_be_refused_is_refused_in_one_sentence(shared_data, tmp_path, 
     root = shared_data / "interop_nnunet" / "refuse"
     monkeypatch.chdir(tmp_path)
     good = {"good", "scans", "expected", "unknown_trainer_same_network"}
-    names = sorted(entry.name for entry in root.iterdir() if entry.name not in good and entry.suffix != ".md")
+    names = sorted(
+        entry.name for entry in root.iterdir() if entry.name not in good and entry.suffix != ".md"
+    )
     assert len(names) >= 15
     for name in names:
         with pytest.raises(BadModel) as caught:
@@ -317,7 +346,9 @@ def test_a_volume_made_in_memory_is_taken_as_it_is_stored(tmp_path):
     folder = making.write_model(tmp_path / "model")
     scan = read(write_scan(tmp_path / "scan.nii.gz"))
     bare = Volume(scan.data, scan.affine)
-    first, second = (segment(one, load_models([str(folder)]), EXACT).labels.data for one in (scan, bare))
+    first, second = (
+        segment(one, load_models([str(folder)]), EXACT).labels.data for one in (scan, bare)
+    )
     assert (first != second).mean() < 1e-3
 
 

@@ -28,7 +28,9 @@ def recipe(**changes: object) -> Recipe:
     )
 
 
-def scan(shape: tuple[int, int, int] = (7, 9, 11), spacing: tuple[float, float, float] = (1, 1, 1)) -> Volume:
+def scan(
+    shape: tuple[int, int, int] = (7, 9, 11), spacing: tuple[float, float, float] = (1, 1, 1)
+) -> Volume:
     data = np.random.default_rng(0).integers(1, 100, shape).astype(np.int16)
     return Volume(data, np.diag([*spacing, 1.0]))
 
@@ -65,7 +67,9 @@ def test_spacing_is_the_headers_and_not_the_columns():
     data = scan().data
     for header, wanted in ((None, 3.0000002), ((2.9999999, 1.0, 1.0), 2.9999999)):
         volume = Volume(data, columns, header_spacing_mm=header)
-        assert lay_frame([volume], recipe(axes=(0, 1, 2)), "stored").spacing_mm[0] == pytest.approx(wanted, abs=1e-9)
+        assert lay_frame([volume], recipe(axes=(0, 1, 2)), "stored").spacing_mm[0] == pytest.approx(
+            wanted, abs=1e-9
+        )
     turned = reorient(Volume(data, columns, header_spacing_mm=(2.5, 1.0, 0.5)), "SAR")
     assert turned.stated_spacing_mm == (0.5, 1.0, 2.5)
 
@@ -84,7 +88,9 @@ def test_the_crop_is_what_is_not_0_in_any_channel():
 def test_holes_of_the_mask_are_filled_over_faces():
     random = np.random.default_rng(3)
     for _ in range(5):
-        channels = [random.integers(0, 2, (9, 8, 7)) * random.integers(0, 2, (9, 8, 7)) for _ in range(2)]
+        channels = [
+            random.integers(0, 2, (9, 8, 7)) * random.integers(0, 2, (9, 8, 7)) for _ in range(2)
+        ]
         channels[0][2:7, 2:7, 2:6] = 1
         channels[0][4, 4, 4] = channels[1][4, 4, 4] = 0
         want = ndimage.binary_fill_holes((channels[0] != 0) | (channels[1] != 0))
@@ -95,7 +101,9 @@ def test_intensities_are_scaled_before_they_are_resampled():
     volume = scan((8, 8, 8))
     values = volume.data.astype(np.float32)
     scales = {
-        ChannelScale(scheme="fixed", low=20, high=60, mean=40, sd=8): (np.clip(values, 20, 60) - 40) / 8,
+        ChannelScale(scheme="fixed", low=20, high=60, mean=40, sd=8): (
+            (np.clip(values, 20, 60) - 40) / 8
+        ),
         ChannelScale(scheme="zscore"): (values - values.mean()) / values.std(),
         ChannelScale(scheme="range"): (values - values.min()) / (values.max() - values.min()),
         ChannelScale(scheme="bytes"): values / 255,
@@ -138,13 +146,16 @@ def test_logits_of_thick_slices_are_brought_back_plane_by_plane():
     volume = scan((20, 20, 6), (1, 1, 6))
     frame = lay_frame([volume], recipe(spacing_mm=(4.0, 1.5, 1.5)), "stored")
     painted = frame.painted()
+    # Painted on the model's planes, then the nearest is taken.
     assert painted.shape == (
         frame.shape[0],
         20,
         20,
-    )  # painted on the model's planes, then the nearest is taken
+    )
     assert painted.places[1] is None
-    labels = np.arange(frame.shape[0], dtype=np.uint8)[:, None, None] * np.ones((1, 20, 20), np.uint8)
+    labels = np.arange(frame.shape[0], dtype=np.uint8)[:, None, None] * np.ones(
+        (1, 20, 20), np.uint8
+    )
     back = frame.back(labels)
     at = (np.arange(6) + 0.5) * frame.shape[0] / 6 - 0.5
     np.testing.assert_array_equal(back[0, 0], np.floor(at + 0.5).clip(0))

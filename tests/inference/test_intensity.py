@@ -23,8 +23,12 @@ from medseg.inference.intensity import (
 from medseg.volume import Volume
 
 
-def mixture(means: list[float], deviations: list[float], counts: list[int], seed: int = 0) -> tuple[Volume, np.ndarray]:
-    """A scan of normal intensities in random places, and which part of the mixture each voxel came from."""
+def mixture(
+    means: list[float], deviations: list[float], counts: list[int], seed: int = 0
+) -> tuple[Volume, np.ndarray]:
+    """A scan of normal intensities in random places, and which part of the mixture each voxel came
+    from.
+    """
     random = np.random.default_rng(seed)
     parts = np.repeat(np.arange(len(means)), counts)
     random.shuffle(parts)
@@ -33,13 +37,19 @@ def mixture(means: list[float], deviations: list[float], counts: list[int], seed
     return Volume(values.reshape(shape).astype(np.float32), np.eye(4)), parts.reshape(shape)
 
 
-@given(counts=st.lists(st.integers(0, 50), min_size=3, max_size=30).filter(lambda c: sum(n > 0 for n in c) >= 2))
+@given(
+    counts=st.lists(st.integers(0, 50), min_size=3, max_size=30).filter(
+        lambda c: sum(n > 0 for n in c) >= 2
+    )
+)
 @settings(max_examples=200, deadline=None)
 def test_otsu_threshold_separates_as_well_as_the_best_of_all_thresholds(counts: list[int]):
     weights, centres = np.array(counts, float), np.arange(len(counts)) * 2.0 + 5
 
     def within(threshold: float) -> float:
-        """Sum of squares around the means of the two sides: what Otsu's threshold makes smallest."""
+        """Sum of squares around the means of the two sides: what Otsu's threshold makes
+        smallest.
+        """
         total = 0.0
         for side in (centres <= threshold, centres > threshold):
             if weights[side].sum() > 0:
@@ -78,13 +88,17 @@ def test_kmeans_thresholds_lie_halfway_between_the_means_of_their_groups():
     counts, centres = random.integers(0, 100, 200).astype(float), np.linspace(-3, 9, 200)
     borders = kmeans_thresholds(counts, centres, 4)
     groups = np.digitize(centres, borders)
-    means = np.array([np.average(centres[groups == n], weights=counts[groups == n]) for n in range(4)])
+    means = np.array(
+        [np.average(centres[groups == n], weights=counts[groups == n]) for n in range(4)]
+    )
     assert borders == sorted(borders)
     assert np.allclose(borders, (means[1:] + means[:-1]) / 2, atol=0.03)  # a bin is 0.06 wide
 
 
 def test_gmm_classes_split_unequal_widths_where_the_densities_cross():
-    """A narrow class beside a wide one: the border lies where the weighted densities are equal, not halfway."""
+    """A narrow class beside a wide one: the border lies where the weighted densities are equal, not
+    halfway.
+    """
     centres = np.linspace(-10, 40, 1000)
     weights, means, deviations = np.array([0.5, 0.5]), np.array([0.0, 15.0]), np.array([1.0, 6.0])
     densities = weights[:, None] * stats.norm.pdf(centres, means[:, None], deviations[:, None])
@@ -107,7 +121,8 @@ def test_classes_are_numbered_from_dark_to_bright(name: str):
     ranges = [(volume.data[labels == n].min(), volume.data[labels == n].max()) for n in present]
     means = [float(volume.data[labels == n].mean()) for n in present]
     assert means == sorted(means)
-    if name != "gmm":  # thresholds cut the intensities into intervals; Gaussians of unequal width need not
+    # Thresholds cut the intensities into intervals; Gaussians of unequal width need not.
+    if name != "gmm":
         assert all(before[1] <= after[0] for before, after in pairwise(ranges))
 
 

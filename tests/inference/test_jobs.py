@@ -1,4 +1,6 @@
-"""Which scans the command line means, what their results are called, and that listing them is linear."""
+"""Which scans the command line means, what their results are called, and that listing them is
+linear.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,20 @@ def results(inputs: list[Path], output: Path | None, **options: object) -> list[
     return [job.labels.name for job in list_jobs(inputs, output, **options)]  # type: ignore[arg-type]
 
 
-# Links ---------------------------------------------------------------------------------------------------------------
+# Links
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("given", ["sub-01_T1w.nii.gz", "scan.mha", "scan.v2.nrrd"])
 def test_a_result_is_called_like_the_link_and_not_like_what_it_leads_to(tmp_path: Path, given: str):
     """As DataLad and git-annex keep files: under the hash of their content."""
-    target = tmp_path / ".git" / "annex" / "objects" / "MD5E-s12--0cc175b9c0f1b6a831c399e269772661.nii.gz"
+    target = (
+        tmp_path
+        / ".git"
+        / "annex"
+        / "objects"
+        / "MD5E-s12--0cc175b9c0f1b6a831c399e269772661.nii.gz"
+    )
     touch(target)
     link = tmp_path / given
     link.symlink_to(target)
@@ -68,7 +77,8 @@ def test_a_link_to_what_was_not_fetched_is_the_failure_of_that_scan(tmp_path: Pa
     assert len(jobs) == others + 1
 
 
-# Folders -------------------------------------------------------------------------------------------------------------
+# Folders
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["results.v2", "run.2024-05", "T1.anat", "0.5mm", "a.b.c"])
@@ -89,7 +99,9 @@ def test_a_folder_that_is_there_is_one_whatever_its_name(tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("name", ["out.nrdd", "out.nifti", "out.tiff", "labels.nii.bz2", "out.ni"])
-def test_what_may_be_a_slip_or_another_format_is_refused_and_not_made_a_folder(tmp_path: Path, name: str):
+def test_what_may_be_a_slip_or_another_format_is_refused_and_not_made_a_folder(
+    tmp_path: Path, name: str
+):
     touch(tmp_path / "scan.nii.gz")
     with pytest.raises(BadOutput, match=r"does not write this format.*end its name with /"):
         list_jobs([tmp_path / "scan.nii.gz"], tmp_path / name)
@@ -108,11 +120,16 @@ def test_the_name_of_a_folder_of_dicom_is_kept_whole(tmp_path: Path, name: str):
             ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "dataset.json"),
             "1 in imagesTr, 1 in labelsTr.*e.g. .*imagesTr",
         ),
-        (("sub-1/anat/T1w.nii.gz", "sub-2/anat/T1w.nii.gz", "README"), "1 in sub-1/anat, 1 in sub-2/anat"),
+        (
+            ("sub-1/anat/T1w.nii.gz", "sub-2/anat/T1w.nii.gz", "README"),
+            "1 in sub-1/anat, 1 in sub-2/anat",
+        ),
         (("a.jpg", "b.jpg", "notes.txt"), "2 with .jpg, 1 with .txt"),
     ],
 )
-def test_a_folder_without_scans_is_told_what_it_holds(tmp_path: Path, files: tuple[str, ...], words: str):
+def test_a_folder_without_scans_is_told_what_it_holds(
+    tmp_path: Path, files: tuple[str, ...], words: str
+):
     touch(*(tmp_path / file for file in files))
     with pytest.raises(BadFile, match=words):
         list_jobs([tmp_path], None)
@@ -129,7 +146,8 @@ def test_hidden_files_are_no_scans(tmp_path: Path):
     assert [job.scan.name for job in list_jobs([tmp_path], None)] == ["a.nii.gz"]
 
 
-# Scans of one name ---------------------------------------------------------------------------------------------------
+# Scans of one name
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -157,7 +175,11 @@ def test_folders_of_dicom_of_one_name_get_the_names_of_those_above(tmp_path: Pat
 
 
 def test_a_longer_name_that_another_scan_has_is_not_taken(tmp_path: Path):
-    inputs = [tmp_path / "a/one/scan.nii", tmp_path / "b/two/scan.nii", tmp_path / "three" / "one_scan.nii"]
+    inputs = [
+        tmp_path / "a/one/scan.nii",
+        tmp_path / "b/two/scan.nii",
+        tmp_path / "three" / "one_scan.nii",
+    ]
     touch(*inputs)
     names = [f"{name}_seg.nii.gz" for name in ("a_one_scan", "b_two_scan", "one_scan")]
     assert results(inputs, tmp_path / "out") == names
@@ -172,10 +194,14 @@ def test_scans_of_one_name_in_one_folder_are_refused(tmp_path: Path):
 
 def test_a_scan_that_is_named_twice_is_done_once(tmp_path: Path):
     touch(tmp_path / "a.nii", tmp_path / "b.nii")
-    assert results([tmp_path, tmp_path / "a.nii"], tmp_path / "out") == ["a_seg.nii.gz", "b_seg.nii.gz"]
+    assert results([tmp_path, tmp_path / "a.nii"], tmp_path / "out") == [
+        "a_seg.nii.gz",
+        "b_seg.nii.gz",
+    ]
 
 
-# Channels ------------------------------------------------------------------------------------------------------------
+# Channels
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -200,7 +226,12 @@ def test_the_first_channels_number_is_left_out_only_where_it_is_no_number_of_the
 
 
 def test_what_a_case_lacks_is_its_own_failure_among_several(tmp_path: Path):
-    touch(tmp_path / "a_0000.nii", tmp_path / "a_0001.nii", tmp_path / "b_0000.nii", tmp_path / "c_0000.nii")
+    touch(
+        tmp_path / "a_0000.nii",
+        tmp_path / "a_0001.nii",
+        tmp_path / "b_0000.nii",
+        tmp_path / "c_0000.nii",
+    )
     touch(tmp_path / "c_0001.nii", tmp_path / "c_0001.mha", tmp_path / "d_0000.nii")
     (tmp_path / "d_0001.nii").symlink_to(tmp_path / "gone")
     jobs = {job.labels.name: job.problem for job in list_jobs([tmp_path], None, names=TWO)}
@@ -238,7 +269,9 @@ def test_listing_looks_at_every_folder_once_and_at_every_file_a_few_times(
         monkeypatch.setattr(jobs_module.os, name, counted(name, getattr(os, name)))
     for name in ("realpath", "islink", "exists", "isdir"):
         monkeypatch.setattr(jobs_module.os.path, name, counted(name, getattr(os.path, name)))
-    monkeypatch.setattr(jobs_module, "strip_suffix", counted("strip_suffix", jobs_module.strip_suffix))
+    monkeypatch.setattr(
+        jobs_module, "strip_suffix", counted("strip_suffix", jobs_module.strip_suffix)
+    )
     per_scan = []
     for number in (50, 400):
         folder = tmp_path / str(number)

@@ -1,4 +1,6 @@
-"""Painting equals interpolating every class of the whole scan, whatever the blocks, the head and the orientation."""
+"""Painting equals interpolating every class of the whole scan, whatever the blocks, the head and
+the orientation.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,11 @@ def blocks_of(features: np.ndarray, random: np.random.Generator | None = None):
     """(x, y, block with features last) row by row; all in one, or cut at random places."""
     cuts = []
     for size in features.shape[1:3]:
-        inner = random.choice(np.arange(1, size), random.integers(0, size), replace=False) if random is not None else []
+        inner = (
+            random.choice(np.arange(1, size), random.integers(0, size), replace=False)
+            if random is not None
+            else []
+        )
         cuts.append([0, *sorted(int(cut) for cut in inner), size])
     for x, x_end in zip(cuts[0], cuts[0][1:]):
         for y, y_end in zip(cuts[1], cuts[1][1:]):
@@ -36,9 +42,9 @@ def paint(features, to_model, shape, values, random=None, **options) -> Painter:
 
 def smooth_logits(classes: int, shape: tuple, seed: int) -> np.ndarray:
     random = np.random.default_rng(seed)
-    return np.stack([ndimage.gaussian_filter(random.normal(size=shape), 1.0) for _ in range(classes)]).astype(
-        np.float32
-    )
+    return np.stack(
+        [ndimage.gaussian_filter(random.normal(size=shape), 1.0) for _ in range(classes)]
+    ).astype(np.float32)
 
 
 def interpolated(logits: np.ndarray, to_model: np.ndarray, shape: tuple) -> np.ndarray:
@@ -46,13 +52,21 @@ def interpolated(logits: np.ndarray, to_model: np.ndarray, shape: tuple) -> np.n
     indices = np.indices(shape).reshape(3, -1)
     at = to_model[:3, :3] @ indices + to_model[:3, 3:]
     limits = np.array(logits.shape[1:])[:, None] - 1.0
-    at = np.clip(at, 0, limits)  # the nearest point of the grid, exactly as mode "nearest" but without its rounding
-    values = [ndimage.map_coordinates(one.astype(np.float64), at, order=1, mode="nearest") for one in logits]
+    # The nearest point of the grid, exactly as mode "nearest" but without its rounding.
+    at = np.clip(at, 0, limits)
+    values = [
+        ndimage.map_coordinates(one.astype(np.float64), at, order=1, mode="nearest")
+        for one in logits
+    ]
     return np.stack(values).reshape(len(logits), *shape)
 
 
-def assert_painted(labels: np.ndarray, logits: np.ndarray, to_model: np.ndarray, values: np.ndarray) -> None:
-    """Each label belongs to the largest interpolated logit; where two are equal up to rounding, either will do."""
+def assert_painted(
+    labels: np.ndarray, logits: np.ndarray, to_model: np.ndarray, values: np.ndarray
+) -> None:
+    """Each label belongs to the largest interpolated logit; where two are equal up to rounding,
+    either will do.
+    """
     mixed = interpolated(logits, to_model, labels.shape)
     index = {int(value): n for n, value in enumerate(values)}
     chosen = np.vectorize(index.__getitem__)(labels)
@@ -85,7 +99,9 @@ some_grids = {
 
 @given(**some_grids)
 @settings(max_examples=200, deadline=None)
-def test_painter_equals_interpolating_every_class_for_any_affine_and_any_blocks(affine, grid, shape, classes, seed):
+def test_painter_equals_interpolating_every_class_for_any_affine_and_any_blocks(
+    affine, grid, shape, classes, seed
+):
     random = np.random.default_rng(seed)
     logits = smooth_logits(classes, grid, seed)
     to_model, values = placed(affine, grid, shape, random), with_background(random, classes - 1)
@@ -96,10 +112,15 @@ def test_painter_equals_interpolating_every_class_for_any_affine_and_any_blocks(
 
 @given(**some_grids, width=st.integers(1, 5))
 @settings(max_examples=100, deadline=None)
-def test_a_head_applied_last_gives_what_it_gives_applied_first(affine, grid, shape, classes, seed, width):
+def test_a_head_applied_last_gives_what_it_gives_applied_first(
+    affine, grid, shape, classes, seed, width
+):
     random = np.random.default_rng(seed)
     features = smooth_logits(width, grid, seed)
-    head = Head(random.normal(size=(classes, width)).astype(np.float32), random.normal(size=classes).astype(np.float32))
+    head = Head(
+        random.normal(size=(classes, width)).astype(np.float32),
+        random.normal(size=classes).astype(np.float32),
+    )
     logits = np.einsum("kf,fxyz->kxyz", head.weights, features) + head.bias[:, None, None, None]
     to_model, values = placed(affine, grid, shape, random), with_background(random, classes - 1)
     painter = paint(features, to_model, shape, values, random, head=head)
@@ -123,10 +144,15 @@ def test_of_regions_the_last_above_zero_is_painted(affine, grid, shape, classes,
 
 @given(**some_grids, regions=st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_maps_are_interpolated_probabilities_and_entropy(affine, grid, shape, classes, seed, regions):
+def test_maps_are_interpolated_probabilities_and_entropy(
+    affine, grid, shape, classes, seed, regions
+):
     random = np.random.default_rng(seed)
     logits = 4 * smooth_logits(classes, grid, seed)
-    to_model, values = placed(affine, grid, shape, random), with_background(random, classes - (not regions))
+    to_model, values = (
+        placed(affine, grid, shape, random),
+        with_background(random, classes - (not regions)),
+    )
     wanted = [classes - 1, 0]
     maps = paint(logits, to_model, shape, values, random, regions=regions, wanted=wanted).maps
     exact = logits.astype(np.float64)
@@ -181,7 +207,9 @@ def test_painter_with_more_than_255_classes_tells_them_apart():
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_painter_and_window_together_equal_painting_the_whole(parts: int):
-    """The blocks a window hands on, of whatever number, paint what the whole stack of logits paints."""
+    """The blocks a window hands on, of whatever number, paint what the whole stack of logits
+    paints.
+    """
     image = torch.from_numpy(smooth_logits(4, (21, 19, 10), 5))
     to_model = np.array([[0.0, 0.9, 0, 0.4], [-0.4, 0, 0, 8.2], [0, 0, 0.7, 0], [0, 0, 0, 1]])
     shape, values = (20, 22, 13), np.array([0, 3, 2, 1])
@@ -196,7 +224,11 @@ def test_painter_and_window_together_equal_painting_the_whole(parts: int):
     assert np.abs(painter.maps[:1] - interpolated(p[1:2], to_model, shape)).max() < 1e-4
 
 
-@given(classes=st.sampled_from([15, 16, 17, 25, 31, 32, 40]), seed=st.integers(0, 100), straight=st.booleans())
+@given(
+    classes=st.sampled_from([15, 16, 17, 25, 31, 32, 40]),
+    seed=st.integers(0, 100),
+    straight=st.booleans(),
+)
 @settings(max_examples=40, deadline=None)
 def test_many_classes_are_painted_as_few_are(classes, seed, straight):
     random = np.random.default_rng(seed)
@@ -228,7 +260,9 @@ def test_cells_are_painted_as_the_voxels_that_their_head_makes_of_them(size, cla
         slopes = Slopes(weights.astype("f4"), bias.astype("f4"), 4)
         head = Head(head.weights, head.bias, slopes)
         logits = logits + (linear(slopes, cells)[:, None] * cells[4:12]).reshape(logits.shape)
-    logits = unfold_cells(torch.from_numpy(logits)[None], 2)[0, :, : size[0], : size[1], : size[2]].numpy()
+    logits = unfold_cells(torch.from_numpy(logits)[None], 2)[
+        0, :, : size[0], : size[1], : size[2]
+    ].numpy()
     to_model = np.diag([0.7, 0.9, 0.6, 1.0])
     for attempt in range(4):
         painter = Painter((9, 11, 10), to_model, size, list(range(classes)), head=head, cell=2)
@@ -240,7 +274,9 @@ def test_cells_are_painted_as_the_voxels_that_their_head_makes_of_them(size, cla
 @pytest.mark.parametrize("size", [(21, 19, 11), (20, 18, 12), (9, 40, 9)])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_windows_of_cells_cover_an_image_of_any_size_once(size, parts):
-    """What says of each cell the mean of its voxels gives that, wherever the windows lie; beyond the image is 0."""
+    """What says of each cell the mean of its voxels gives that, wherever the windows lie; beyond
+    the image is 0.
+    """
     image = torch.rand(1, *size)
     windows = plan_windows(size, (8, 12, 8), 0.5, cell=2)
     padded = torch.nn.functional.pad(image, [n for one in size[::-1] for n in (0, one % 2)])
@@ -271,7 +307,9 @@ def test_of_equal_logits_the_first_class_is_taken(classes):
 @pytest.mark.parametrize("regions", [False, True])
 def test_confidence_is_the_mean_probability_of_what_was_chosen(regions):
     logits = 6 * smooth_logits(4, (12, 14, 16), 3)
-    painter = paint(logits, np.eye(4), logits.shape[1:], range(4 + regions), regions=regions, certain=True)
+    painter = paint(
+        logits, np.eye(4), logits.shape[1:], range(4 + regions), regions=regions, certain=True
+    )
     best = painter.labels
     if regions:
         chances = np.concatenate((np.zeros((1, *best.shape)), 1 / (1 + np.exp(-logits))))
@@ -281,4 +319,6 @@ def test_confidence_is_the_mean_probability_of_what_was_chosen(regions):
     for value, found in painter.confidence().items():
         expected = chances[value][best == value].mean()
         assert abs(found - expected) < 0.06  # of every eighth voxel
-    assert paint(logits, np.eye(4), best.shape, range(4 + regions), regions=regions).confidence() == {}
+    assert (
+        paint(logits, np.eye(4), best.shape, range(4 + regions), regions=regions).confidence() == {}
+    )

@@ -1,4 +1,6 @@
-"""What training and inference share: scans and label maps on the model's grid, intensities as networks take them."""
+"""What training and inference share: scans and label maps on the model's grid, intensities as
+networks take them.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ OBLIQUE = tiny.affine_of((0.9, 1.2, 5.0), (3.3, -7.0, 11.0))
 OBLIQUE[:3, :3] = rotation((1, 0.1, 0.2, -0.05)) @ OBLIQUE[:3, :3]
 
 
-def scan_of(shape: tuple[int, int, int] = (13, 17, 9), affine: np.ndarray = OBLIQUE, seed: int = 0) -> Volume:
+def scan_of(
+    shape: tuple[int, int, int] = (13, 17, 9), affine: np.ndarray = OBLIQUE, seed: int = 0
+) -> Volume:
     return Volume(np.random.default_rng(seed).normal(50, 500, shape).astype(np.float32), affine)
 
 
@@ -59,9 +63,15 @@ def test_on_its_own_axes_and_spacing_a_scan_keeps_every_value_to_the_bit(letters
     assert np.allclose(grid.affine @ back, scan.affine, atol=1e-9)
 
 
-@given(affine=affines(), shape=st.tuples(*[st.integers(1, 12)] * 3), spacing=st.tuples(*[st.floats(0.3, 6)] * 3))
+@given(
+    affine=affines(),
+    shape=st.tuples(*[st.integers(1, 12)] * 3),
+    spacing=st.tuples(*[st.floats(0.3, 6)] * 3),
+)
 @settings(max_examples=60, deadline=None)
-def test_a_grid_along_the_scans_axes_holds_every_voxel_and_no_more_than_it_must(affine, shape, spacing):
+def test_a_grid_along_the_scans_axes_holds_every_voxel_and_no_more_than_it_must(
+    affine, shape, spacing
+):
     volume = Volume(np.zeros(shape, np.float32), affine)
     grid = model_grid(volume, spacing, "scan")
     ends = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in shape])).reshape(3, -1).T
@@ -92,7 +102,9 @@ def test_a_ramp_keeps_its_values_on_unequal_spacings(kind):
 
 
 def test_between_thick_slices_and_at_the_edges_of_a_scan_no_values_are_made_up():
-    """Twice as fine along the slices: a quarter of a voxel beyond the last centres, its value goes on."""
+    """Twice as fine along the slices: a quarter of a voxel beyond the last centres, its value goes
+    on.
+    """
     scan = Volume(np.full((4, 5, 6), -1000.0, np.float32), tiny.affine_of((1.0, 1.0, 4.0)))
     scan.data[:, :, 3:] = 200
     image = to_model_grid(scan, model_grid(scan, (1.0, 1.0, 2.0), "scan"))
@@ -191,7 +203,9 @@ def test_an_image_of_one_intensity_has_no_z_score(value: float, nonzero: bool):
         prepare([scan], 1.0, "scan", [ZScore(nonzero=nonzero)], names=["FLAIR"])
 
 
-@pytest.mark.parametrize("scheme", [ZScore(), ZScore(nonzero=True), FixedScale(low=0, high=1, mean=0, sd=1)])
+@pytest.mark.parametrize(
+    "scheme", [ZScore(), ZScore(nonzero=True), FixedScale(low=0, high=1, mean=0, sd=1)]
+)
 def test_voxels_that_are_no_numbers_are_refused(scheme):
     image = np.random.default_rng(0).normal(0, 1, (5, 5, 5)).astype(np.float32)
     image[2, 2, 2] = np.nan

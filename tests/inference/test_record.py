@@ -1,4 +1,6 @@
-"""The run record's parts: equal hashes for equal scans, objects at their places, nothing that names anyone."""
+"""The run record's parts: equal hashes for equal scans, objects at their places, nothing that names
+anyone.
+"""
 
 from __future__ import annotations
 

@@ -56,7 +56,9 @@ def test_nothing_is_done_where_the_size_stays():
         ((9.0, 1.0, 1.0), ONE, False, None),
     ],
 )
-def test_the_separate_axis_is_that_of_the_first_spacing_that_is_uneven(current, new, separate, axis):
+def test_the_separate_axis_is_that_of_the_first_spacing_that_is_uneven(
+    current, new, separate, axis
+):
     assert separate_axis(current, new, separate) == axis
 
 
@@ -69,7 +71,9 @@ def test_planes_are_resampled_on_their_own_and_the_nearest_is_taken(axis, exact)
     planes = np.moveaxis(data, axis, 0)
     plane = tuple(size for n, size in enumerate(shape) if n != axis)
     at = (np.arange(11) + 0.5) * len(planes) / 11 - 0.5
-    places = ndimage.map_coordinates(np.arange(len(planes), dtype=float), [at], order=0, mode="nearest").astype(int)
+    places = ndimage.map_coordinates(
+        np.arange(len(planes), dtype=float), [at], order=0, mode="nearest"
+    ).astype(int)
     want = np.stack([zoomed(planes[n], plane, 3) for n in places], axis)
     np.testing.assert_allclose(found, want, atol=1e-6 if exact else 2e-5)
 
@@ -101,9 +105,15 @@ def test_labels_never_mix_into_others():
 def test_linear_is_pytorchs():
     data = noise(6, 9, 10)
     scheme = Resampling(scheme="linear")
-    want = F.interpolate(torch.from_numpy(data)[None, None], (9, 5, 14), mode="trilinear", align_corners=False)[0, 0]
-    np.testing.assert_allclose(regrid(data, (9, 5, 14), scheme, ONE, ONE, exact=True), want, atol=1e-6)
+    want = F.interpolate(
+        torch.from_numpy(data)[None, None], (9, 5, 14), mode="trilinear", align_corners=False
+    )[0, 0]
+    np.testing.assert_allclose(
+        regrid(data, (9, 5, 14), scheme, ONE, ONE, exact=True), want, atol=1e-6
+    )
     thick = regrid(data, (9, 5, 14), scheme, (5, 1, 1), ONE, exact=True)
-    planes = F.interpolate(torch.from_numpy(data)[:, None], (5, 14), mode="bilinear", align_corners=False)[:, 0]
+    planes = F.interpolate(
+        torch.from_numpy(data)[:, None], (5, 14), mode="bilinear", align_corners=False
+    )[:, 0]
     want = planes[[0, 1, 1, 2, 3, 3, 4, 5, 5]]
     np.testing.assert_allclose(thick, want, atol=1e-6)

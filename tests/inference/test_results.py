@@ -1,4 +1,6 @@
-"""Results are a set: they appear together or what was there stays, and a record is about the labels beside it."""
+"""Results are a set: they appear together or what was there stays, and a record is about the labels
+beside it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ EVERYTHING = ("a.labels.csv", "a.nii.gz", "a.objects.nii.gz", "a.json", "a.png")
 
 
 def scan_of(path: Path, seed: int, noise: float = 20) -> Path:
-    """Noise with a bright part, so that labels of two seeds differ; much noise makes many objects."""
+    """Noise with a bright part, so that labels of two seeds differ; much noise makes many
+    objects.
+    """
     data = np.random.default_rng(seed).normal(100, noise, (24, 22, 20)).astype(np.float32)
     data[(slice(None),) * (seed % 3) + (slice(0, 9),)] += 300
     return tiny.save_nifti(path, data, tiny.affine_of())
@@ -35,7 +39,12 @@ def scan_of(path: Path, seed: int, noise: float = 20) -> Path:
 
 def do(scan: Path, folder: Path, **extras: Any) -> Job:
     (job,) = list_jobs([scan], folder / "out" / "a.nii.gz")
-    infer(job, "kmeans", Settings(), Extras(instances=True, preview=folder / "out" / "a.png", **extras))
+    infer(
+        job,
+        "kmeans",
+        Settings(),
+        Extras(instances=True, preview=folder / "out" / "a.png", **extras),
+    )
     return job
 
 
@@ -43,7 +52,8 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-# Together or not at all ----------------------------------------------------------------------------------------------
+# Together or not at all
+# ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fails_at", range(12))
@@ -102,7 +112,9 @@ def test_a_stop_between_two_renames_brings_the_older_set_back(
 
 
 @pytest.mark.parametrize("moment", range(1, 6))
-def test_after_a_kill_between_two_renames_no_record_is_taken_for_that_of_other_labels(tmp_path: Path, moment: int):
+def test_after_a_kill_between_two_renames_no_record_is_taken_for_that_of_other_labels(
+    tmp_path: Path, moment: int
+):
     """SIGKILL cannot be answered; what it leaves is recognised and done again."""
     scans = [scan_of(tmp_path / "one.nii", 0), scan_of(tmp_path / "two.nii", 1)]
     job = do(scans[0], tmp_path)
@@ -116,7 +128,8 @@ def test_after_a_kill_between_two_renames_no_record_is_taken_for_that_of_other_l
         "Path.replace = killed\nmain()"
     )
     ran = tiny.run_child(
-        "-c", program, "infer", scans[1], "-m", "kmeans", "-o", tmp_path / "out" / "a.nii.gz", "--instances", "-q",
+        "-c", program, "infer", scans[1], "-m", "kmeans", "-o", tmp_path / "out" / "a.nii.gz",
+        "--instances", "-q",
         "--preview", tmp_path / "out" / "a.png",
     )  # fmt: skip
     assert ran.code == -signal.SIGKILL
@@ -139,15 +152,20 @@ def test_a_disk_that_fills_up_at_the_record_leaves_the_older_set(tmp_path: Path)
     assert sizes["a.json"] > limit * 1.1, sizes
     other = scan_of(tmp_path / "two.nii", 1, noise=150)
     ran = tiny.run_child(
-        "-m", "medseg", "infer", other, "-m", "kmeans", "--instances", "-q", "-o", tmp_path / "out" / "a.nii.gz",
+        "-m", "medseg", "infer", other, "-m", "kmeans", "--instances", "-q", "-o",
+        tmp_path / "out" / "a.nii.gz",
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )  # fmt: skip
     assert ran.code == 4, ran.err
     assert content(tmp_path / "out") == before
 
 
-def test_folders_made_for_results_that_fail_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(files.os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "full")))
+def test_folders_made_for_results_that_fail_are_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        files.os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "full"))
+    )
     (job,) = list_jobs([scan_of(tmp_path / "one.nii", 0)], tmp_path / "new" / "deep" / "a.nii.gz")
     with pytest.raises(BadOutput):
         infer(job, "otsu", Settings(), Extras())
@@ -176,16 +194,21 @@ def test_what_an_earlier_run_left_beside_new_labels_is_told(tmp_path: Path):
     job = do(scan_of(tmp_path / "one.nii", 0), tmp_path)
     (same,) = list_jobs([scan_of(tmp_path / "two.nii", 1)], job.labels)
     record = infer(same, "kmeans", Settings(), Extras())
-    assert record["notes"] == ["the file beside the labels that ends in .objects.nii.gz is of an earlier run"]
+    assert record["notes"] == [
+        "the file beside the labels that ends in .objects.nii.gz is of an earlier run"
+    ]
     assert infer(same, "kmeans", Settings(), Extras(instances=True))["notes"] == []
 
 
-# The record is about the labels --------------------------------------------------------------------------------------
+# The record is about the labels
+# --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.labels.csv", "a.objects.nii.gz"])
 @pytest.mark.parametrize("change", ["replaced", "gone"])
-def test_a_record_beside_files_of_another_run_does_not_describe_them(tmp_path: Path, name: str, change: str):
+def test_a_record_beside_files_of_another_run_does_not_describe_them(
+    tmp_path: Path, name: str, change: str
+):
     job = do(scan_of(tmp_path / "one.nii", 0), tmp_path)
     record = read_record(job.beside(".json"))
     assert describes(record, job)
@@ -194,7 +217,9 @@ def test_a_record_beside_files_of_another_run_does_not_describe_them(tmp_path: P
     assert not describes(record, job)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"format": "medseg-record-1"}', "\0\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", "[" * 100_000, '{"format": "medseg-record-1"}', "\0\xff"]
+)
 def test_what_is_no_record_or_an_old_one_describes_nothing(tmp_path: Path, text: str):
     job = do(scan_of(tmp_path / "one.nii", 0), tmp_path)
     job.beside(".json").write_text(text, encoding="latin-1")
@@ -226,7 +251,8 @@ def test_a_result_is_made_again_only_for_another_answer(
     assert why_again(job, "otsu", Settings(), Extras()) == "it was made from another scan"
 
 
-# Names that are too long ---------------------------------------------------------------------------------------------
+# Names that are too long
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -247,12 +273,16 @@ def test_a_name_too_long_for_what_it_becomes_is_refused_before_any_work(
     scan = tmp_path / f"{stem}.nii"
     scan.write_bytes(b"x")
     (job,) = list_jobs([scan], None)
-    longest = max(len(os.fsencode(path.name)) for path in result_files(job, Settings(), Extras(**extras)))
+    longest = max(
+        len(os.fsencode(path.name)) for path in result_files(job, Settings(), Extras(**extras))
+    )
     assert (longest <= 255) == fits
     if fits:
         check_job(job, Settings(), Extras(**extras))
         return
-    with pytest.raises(BadOutput, match=r"the name of the result is too long.*give another with -o"):
+    with pytest.raises(
+        BadOutput, match=r"the name of the result is too long.*give another with -o"
+    ):
         check_job(job, Settings(), Extras(**extras))
     (short,) = list_jobs([scan], tmp_path / "short.nii.gz")
     check_job(short, Settings(), Extras(**extras))

@@ -55,12 +55,19 @@ def names(folder: Path) -> list[str]:
 def test_without_an_output_the_results_lie_beside_the_scan(tmp_path: Path, model: Any):
     scan = tiny.save_scan(tmp_path / "scan.nii.gz")
     run(scan, None, model)
-    assert names(tmp_path) == ["scan.nii.gz", "scan_seg.json", "scan_seg.labels.csv", "scan_seg.nii.gz"]
+    assert names(tmp_path) == [
+        "scan.nii.gz",
+        "scan_seg.json",
+        "scan_seg.labels.csv",
+        "scan_seg.nii.gz",
+    ]
     assert LabelTable.read(tmp_path / "scan_seg.labels.csv") == tiny.TABLE
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_every_format_gets_the_scans_grid_and_the_same_labels(tmp_path: Path, model: Any, suffix: str):
+def test_every_format_gets_the_scans_grid_and_the_same_labels(
+    tmp_path: Path, model: Any, suffix: str
+):
     scan = tiny.save_scan(tmp_path / "scan.nii.gz", OBLIQUE)
     run(scan, tmp_path / "reference.nii.gz", model)
     output = tmp_path / "out" / f"result{suffix}"
@@ -68,7 +75,8 @@ def test_every_format_gets_the_scans_grid_and_the_same_labels(tmp_path: Path, mo
     source, expected = read(scan), read_labels(tmp_path / "reference.nii.gz")
     result = read_labels(output)
     assert result.shape == source.shape
-    tolerance = 1e-4 if suffix in (".mgh", ".mgz") else 1e-9  # MGH stores directions and centre as float32
+    # MGH stores directions and centre as float32.
+    tolerance = 1e-4 if suffix in (".mgh", ".mgz") else 1e-9
     assert np.allclose(result.affine, source.affine, rtol=0, atol=tolerance)
     assert np.array_equal(result.data, expected.data)
     assert np.array_equal(expected.affine, source.affine)
@@ -97,7 +105,8 @@ def test_the_record_says_what_was_done(tmp_path: Path, model: Any):
     assert record["input"]["dtype"] == "float32"
     assert re.fullmatch("[0-9a-f]{64}", record["input"]["voxels_sha256"])
     assert record["settings"].items() >= {
-        "device": "cpu", "precision": "float32", "overlap": 0.5, "cleanup": True, "backend": "torch", "tta": False,
+        "device": "cpu", "precision": "float32", "overlap": 0.5, "cleanup": True,
+        "backend": "torch", "tta": False,
     }.items()  # fmt: skip
     assert 10_000_000 < record["forecast_memory_bytes"] < 10_000_000_000
     assert record["warnings"] == []
@@ -113,7 +122,9 @@ def test_the_record_says_what_was_done(tmp_path: Path, model: Any):
     assert {row["name"] for row in record["structures"]} == {"left body", "right body"}
 
 
-def test_voxels_that_are_no_numbers_are_told_in_the_record_without_the_files_name(tmp_path: Path, model: Any):
+def test_voxels_that_are_no_numbers_are_told_in_the_record_without_the_files_name(
+    tmp_path: Path, model: Any
+):
     image = tiny.phantom()
     image[0, 0, :3] = np.nan
     scan = tiny.save_nifti(tmp_path / "patient_name.nii.gz", image, tiny.affine_of())
@@ -123,7 +134,16 @@ def test_voxels_that_are_no_numbers_are_told_in_the_record_without_the_files_nam
     assert "patient_name" not in json.dumps(record)
 
 
-SENTINELS = ("FOLDERNAME", "FILENAME", "DESCRIPTION", "AUXFILE", "DBNAME", "INTENT", "EXTENSION", "MODELFOLDER")
+SENTINELS = (
+    "FOLDERNAME",
+    "FILENAME",
+    "DESCRIPTION",
+    "AUXFILE",
+    "DBNAME",
+    "INTENT",
+    "EXTENSION",
+    "MODELFOLDER",
+)
 
 
 def unpacked(path: Path) -> bytes:
@@ -143,7 +163,9 @@ def unpacked(path: Path) -> bytes:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_no_name_and_nothing_of_the_header_gets_into_any_output(tmp_path: Path, suffix: str):
-    """Planted in folder and file names and in every text of the header; searched in every byte written."""
+    """Planted in folder and file names and in every text of the header; searched in every byte
+    written.
+    """
     folder = tmp_path / "FOLDERNAME"
     folder.mkdir()
     image = nib.Nifti1Image(tiny.phantom(), OBLIQUE)
@@ -174,7 +196,9 @@ def test_no_name_and_nothing_of_the_header_gets_into_any_output(tmp_path: Path, 
             assert word.encode() not in content, (path.name, word)
 
 
-def test_a_folder_of_scans_gives_a_folder_of_results_and_skips_earlier_ones(tmp_path: Path, model: Any):
+def test_a_folder_of_scans_gives_a_folder_of_results_and_skips_earlier_ones(
+    tmp_path: Path, model: Any
+):
     scans = tmp_path / "scans"
     scans.mkdir()
     for name in ("a.nii.gz", "b.nii", "c.mha"):
@@ -191,7 +215,9 @@ def test_a_folder_of_scans_gives_a_folder_of_results_and_skips_earlier_ones(tmp_
         infer(job, model, EXACT, Extras(instances=True))
     assert [job.scan for job in list_jobs([scans], None)] == [job.scan for job in jobs]
     out = list_jobs([scans], tmp_path / "labels")
-    assert [job.labels for job in out] == [tmp_path / "labels" / f"{name}_seg.nii.gz" for name in "abc"]
+    assert [job.labels for job in out] == [
+        tmp_path / "labels" / f"{name}_seg.nii.gz" for name in "abc"
+    ]
 
 
 def test_scans_that_would_share_a_result_are_refused(tmp_path: Path):
@@ -204,11 +230,18 @@ def test_scans_that_would_share_a_result_are_refused(tmp_path: Path):
     with pytest.raises(BadConfig, match="two scans would both be written"):
         list_jobs([tmp_path / "one"], tmp_path / "out")
     with pytest.raises(BadConfig, match="one file"):
-        list_jobs([tmp_path / "one" / "scan.nii", tmp_path / "two" / "scan.nii.gz"], tmp_path / "out.nii.gz")
-    assert len(list_jobs([tmp_path / "one" / "scan.nii", tmp_path / "two" / "scan.nii.gz"], None)) == 2
+        list_jobs(
+            [tmp_path / "one" / "scan.nii", tmp_path / "two" / "scan.nii.gz"],
+            tmp_path / "out.nii.gz",
+        )
+    assert (
+        len(list_jobs([tmp_path / "one" / "scan.nii", tmp_path / "two" / "scan.nii.gz"], None)) == 2
+    )
 
 
-def test_a_result_never_overwrites_the_scan_it_is_made_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_result_never_overwrites_the_scan_it_is_made_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     scan = tiny.save_scan(tmp_path / "scan.nii.gz")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link.nii.gz").symlink_to(scan)
@@ -240,7 +273,9 @@ def test_objects_are_numbered_and_described_in_mm(tmp_path: Path, model: Any):
     image[3:7, 3:8, 3:9] += 1000
     image[15:20, 15:18, 15:17] += 1000
     image[15:18, 3:6, 3:6] += 500
-    scan = tiny.save_nifti(tmp_path / "scan.nii.gz", image, tiny.affine_of((2.0, 2.0, 2.0), (100.0, -50.0, 10.0)))
+    scan = tiny.save_nifti(
+        tmp_path / "scan.nii.gz", image, tiny.affine_of((2.0, 2.0, 2.0), (100.0, -50.0, 10.0))
+    )
     record = run(scan, None, model, instances=True)
     labels = tiny.volume_of(tmp_path / "scan_seg.nii.gz").data
     objects = tiny.volume_of(tmp_path / "scan_seg.objects.nii.gz").data
@@ -269,7 +304,9 @@ def test_a_model_that_gives_no_numbers_leaves_nothing(tmp_path: Path):
 
 
 @pytest.mark.parametrize("fails_at", range(5))
-def test_a_write_that_fails_leaves_no_new_file_and_keeps_old_ones(tmp_path, model, monkeypatch, fails_at: int):
+def test_a_write_that_fails_leaves_no_new_file_and_keeps_old_ones(
+    tmp_path, model, monkeypatch, fails_at: int
+):
     """The disk fills up at the first, second ... of the five files that belong to a result."""
     scan = tiny.save_scan(tmp_path / "scan.nii.gz")
     (tmp_path / "scan_seg.labels.csv").write_text("of an earlier run")
@@ -292,7 +329,9 @@ def test_a_write_that_fails_leaves_no_new_file_and_keeps_old_ones(tmp_path, mode
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", ["network", "first write", "second write", "third write", "last write"])
+@pytest.mark.parametrize(
+    "moment", ["network", "first write", "second write", "third write", "last write"]
+)
 def test_a_stop_at_any_moment_exits_with_the_signals_code_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, moment: str
 ):
@@ -319,7 +358,9 @@ def test_a_stop_at_any_moment_exits_with_the_signals_code_and_leaves_nothing(
             fsync(descriptor)
 
         monkeypatch.setattr(files.os, "fsync", stop)
-    ran = tiny.medseg("infer", scan, "-m", model, "--preview", tmp_path / "p.png", "--device", "cpu", "--quiet")
+    ran = tiny.medseg(
+        "infer", scan, "-m", model, "--preview", tmp_path / "p.png", "--device", "cpu", "--quiet"
+    )
     assert ran.code == 128 + number
     assert ran.out == ""
     assert ran.err.splitlines() == ["medseg: stopped; nothing was left half-written"]
@@ -331,13 +372,11 @@ def test_a_stopped_process_ends_by_itself_and_leaves_nothing(tmp_path: Path):
     tiny.save_scan(tmp_path / "scan.nii.gz")
     tiny.save_known(tmp_path / "model")
     program = (
-        "import sys, time, pathlib; from making import networks as tiny; from medseg.networks.zoo import MODELS\n"
-        "def slow(self, x):\n"
-        "    pathlib.Path(folder + '/begun').touch(); time.sleep(60)\n"
-        "tiny.Nearest.forward = slow; MODELS.update(tiny.KNOWN)\n"
-        "folder = sys.argv[1]\n"
-        "sys.argv = ['medseg', 'infer', folder + '/scan.nii.gz', '-m', folder + '/model', '-q']\n"
-        "from medseg.cli.app import main; main()"
+        "import sys, time, pathlib; from making import networks as tiny; from medseg.networks.zoo"
+        " import MODELS\ndef slow(self, x):\n    pathlib.Path(folder + '/begun').touch();"
+        " time.sleep(60)\ntiny.Nearest.forward = slow; MODELS.update(tiny.KNOWN)\nfolder ="
+        " sys.argv[1]\nsys.argv = ['medseg', 'infer', folder + '/scan.nii.gz', '-m', folder +"
+        " '/model', '-q']\nfrom medseg.cli.app import main; main()"
     )
     with tiny.start("-c", program, tmp_path) as child:
         try:
@@ -352,7 +391,14 @@ def test_a_stopped_process_ends_by_itself_and_leaves_nothing(tmp_path: Path):
             child.kill()
     assert (child.returncode, out) == (143, "")
     assert err.splitlines() == ["medseg: stopped; nothing was left half-written"]
-    assert names(tmp_path) == ["begun", "labels.csv", "model", "model.json", "model.safetensors", "scan.nii.gz"]
+    assert names(tmp_path) == [
+        "begun",
+        "labels.csv",
+        "model",
+        "model.json",
+        "model.safetensors",
+        "scan.nii.gz",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +410,9 @@ NAMES = ("T1", "FLAIR")
 
 
 def save_case(folder: Path, names: tuple[str, str], seed: int = 0) -> np.ndarray:
-    """Two scans of one grid in files of these names; returns the labels a model of two channels gives them."""
+    """Two scans of one grid in files of these names; returns the labels a model of two channels
+    gives them.
+    """
     folder.mkdir(exist_ok=True)
     shape = (18, 20, 16)
     bright = [tiny.ellipsoid(shape, centre, (5, 4, 4)) for centre in ((7, 8, 7), (10, 11, 8))]
@@ -378,7 +426,13 @@ def test_channels_named_one_by_one_are_read_in_their_order(tmp_path: Path, two_c
     expected = save_case(tmp_path, ("a.nii.gz", "b.nii.gz"))
     (job,) = list_jobs([tmp_path / "a.nii.gz"], None, names=NAMES, channels=[tmp_path / "b.nii.gz"])
     record = infer(job, two_channels, EXACT, Extras())
-    assert names(tmp_path) == ["a.nii.gz", "a_seg.json", "a_seg.labels.csv", "a_seg.nii.gz", "b.nii.gz"]
+    assert names(tmp_path) == [
+        "a.nii.gz",
+        "a_seg.json",
+        "a_seg.labels.csv",
+        "a_seg.nii.gz",
+        "b.nii.gz",
+    ]
     assert np.array_equal(tiny.volume_of(tmp_path / "a_seg.nii.gz").data, expected)
     assert [one["channel"] for one in record["inputs"]] == ["T1", "FLAIR"]
     assert len({one["voxels_sha256"] for one in record["inputs"]}) == 2
@@ -393,17 +447,24 @@ def test_warnings_about_a_further_channel_do_not_name_its_file(tmp_path: Path, t
     image = tiny.volume_of(tmp_path / "jane_doe.nii.gz").data.copy()
     image[0, 0, 0] = np.nan
     tiny.save_nifti(tmp_path / "jane_doe.nii.gz", image, tiny.affine_of())
-    (job,) = list_jobs([tmp_path / "a.nii.gz"], None, names=NAMES, channels=[tmp_path / "jane_doe.nii.gz"])
+    (job,) = list_jobs(
+        [tmp_path / "a.nii.gz"], None, names=NAMES, channels=[tmp_path / "jane_doe.nii.gz"]
+    )
     record = infer(job, two_channels, EXACT, Extras())
     assert record["warnings"][0].startswith("channel 2: 1 of ")
     assert "jane_doe" not in json.dumps(record)
 
 
 @pytest.mark.parametrize("given", ["folder", "first", "second", "all"])
-def test_files_called_case_0000_and_so_on_are_the_channels_of_one_case(tmp_path: Path, two_channels: Any, given: str):
+def test_files_called_case_0000_and_so_on_are_the_channels_of_one_case(
+    tmp_path: Path, two_channels: Any, given: str
+):
     scans = tmp_path / "imagesTs"
     cases = ["BRATS_001", "BRATS_002"] if given in ("folder", "all") else ["BRATS_002"]
-    expected = [save_case(scans, (f"{case}_0000.nii.gz", f"{case}_0001.nii.gz"), n) for n, case in enumerate(cases)]
+    expected = [
+        save_case(scans, (f"{case}_0000.nii.gz", f"{case}_0001.nii.gz"), n)
+        for n, case in enumerate(cases)
+    ]
     inputs = {
         "folder": [scans],
         "first": [scans / "BRATS_002_0000.nii.gz"],
@@ -416,7 +477,9 @@ def test_files_called_case_0000_and_so_on_are_the_channels_of_one_case(tmp_path:
         infer(job, two_channels, EXACT, Extras())
         assert np.array_equal(tiny.volume_of(job.labels).data, labels)
     # For a model of one channel these are scans of their own.
-    assert len(list_jobs(inputs, tmp_path / "out")) == len(inputs if given != "folder" else expected * 2)
+    assert len(list_jobs(inputs, tmp_path / "out")) == len(
+        inputs if given != "folder" else expected * 2
+    )
 
 
 def test_a_case_that_lacks_a_channel_or_has_one_too_many_is_refused(tmp_path: Path):
@@ -444,7 +507,9 @@ def test_the_volumes_of_one_file_are_the_channels_where_there_are_as_many(
     with pytest.raises(BadFile, match="holds 2 volumes; choose one with --volume"):
         run(scan, tmp_path / "one.nii.gz", model)
     tiny.save_nifti(scan, np.stack([*both, both[0]], -1), tiny.affine_of())
-    with pytest.raises(BadConfig, match=r"holds 3 volumes, and the model takes 2 channels \(T1, FLAIR\)"):
+    with pytest.raises(
+        BadConfig, match=r"holds 3 volumes, and the model takes 2 channels \(T1, FLAIR\)"
+    ):
         infer(job, two_channels, EXACT, Extras())
 
 
@@ -478,6 +543,8 @@ def test_the_command_takes_channels_and_says_which_are_missing(tmp_path: Path):
     ran = tiny.medseg(*command)
     assert (ran.code, ran.out) == (5, "")
     assert "takes 2 scans (T1, FLAIR) in this order and 1 is given; see --channel" in ran.err
-    ran = tiny.medseg("infer", tmp_path / "a.nii.gz", "-m", "otsu", "--channel", tmp_path / "b.nii.gz")
+    ran = tiny.medseg(
+        "infer", tmp_path / "a.nii.gz", "-m", "otsu", "--channel", tmp_path / "b.nii.gz"
+    )
     assert ran.code == 5
     assert "otsu takes 1 scan and 2 are given" in ran.err

@@ -54,10 +54,16 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_a_scan_on_the_models_spacing_gets_the_class_of_each_voxel(known: Checkpoint):
-    """On the model's own spacing nothing is interpolated, so the answer is that of the network, voxel by voxel."""
+    """On the model's own spacing nothing is interpolated, so the answer is that of the network,
+    voxel by voxel.
+    """
     scan = scan_of()
     labels = segment(scan, known, EXACT).labels.data
-    scaled = np.clip((scan.data - np.percentile(scan.data, 0.5)) / np.ptp(np.percentile(scan.data, (0.5, 99.5))), 0, 1)
+    scaled = np.clip(
+        (scan.data - np.percentile(scan.data, 0.5)) / np.ptp(np.percentile(scan.data, (0.5, 99.5))),
+        0,
+        1,
+    )
     expected = np.array(tiny.CLASSES)[np.abs(scaled[..., None] - (0, 0.5, 1)).argmin(-1)]
     assert (labels == expected).mean() > 0.999
     assert set(np.unique(labels)) == set(tiny.CLASSES)
@@ -85,7 +91,9 @@ def test_the_scan_is_not_changed(known: Checkpoint):
 
 
 @pytest.mark.parametrize("network", ["known", "unet"])
-def test_all_48_ways_of_storing_a_scan_give_the_same_labels(network: str, request: pytest.FixtureRequest):
+def test_all_48_ways_of_storing_a_scan_give_the_same_labels(
+    network: str, request: pytest.FixtureRequest
+):
     model = request.getfixturevalue(network)
     affine = tiny.affine_of((2.0, 1.7, 2.6), (-18.0, 5.5, 40.0))
     affine[:3, :3] = rotation((1, 0.04, 0.08, -0.06)) @ affine[:3, :3]
@@ -102,8 +110,12 @@ def test_all_48_ways_of_storing_a_scan_give_the_same_labels(network: str, reques
 
 @given(affine=affines(), seed=st.integers(0, 100))
 @settings(max_examples=25, deadline=None)
-def test_a_body_is_found_where_it_lies_however_the_scan_cuts_it(known: Checkpoint, affine: np.ndarray, seed: int):
-    """A bright ellipsoid in world space, sampled on any grid of fine spacing, is labelled where it is."""
+def test_a_body_is_found_where_it_lies_however_the_scan_cuts_it(
+    known: Checkpoint, affine: np.ndarray, seed: int
+):
+    """A bright ellipsoid in world space, sampled on any grid of fine spacing, is labelled where it
+    is.
+    """
     grid = np.array(affine)
     grid[:3, :3] /= np.linalg.norm(affine[:3, :3], axis=0)
     grid[:3, :3] *= np.random.default_rng(seed).uniform(1.5, 3.0, 3)
@@ -169,7 +181,9 @@ def test_a_model_that_gives_no_numbers_is_refused(tmp_path: Path):
             segment(scan_of(), model, Settings(device="cpu", precision=precision))
 
 
-def test_logits_that_overflow_in_half_precision_are_computed_again(known: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+def test_logits_that_overflow_in_half_precision_are_computed_again(
+    known: Checkpoint, monkeypatch: pytest.MonkeyPatch
+):
     expected = segment(scan_of(), known, EXACT).labels.data
     forward = tiny.Nearest.forward
 
@@ -199,7 +213,13 @@ def test_intensity_models_go_through_the_same_call(name: str):
     scan = scan_of()
     result = segment(scan, name)
     assert np.array_equal(result.labels.affine, scan.affine)
-    assert dice(result.labels.data == result.labels.data.max(), scan.data > (250 if name == "otsu" else 750)) > 0.98
+    assert (
+        dice(
+            result.labels.data == result.labels.data.max(),
+            scan.data > (250 if name == "otsu" else 750),
+        )
+        > 0.98
+    )
     assert result.plan.windows == 0
 
 
@@ -220,14 +240,19 @@ def test_the_models_grid_holds_every_voxel_and_no_more_than_it_must(affine, shap
     at = nib.affines.apply_affine(np.linalg.inv(grid.affine), world)
     assert (at >= -0.5 - 0.01).all()
     assert (at <= np.array(grid.shape) - 0.5 + 0.01).all()
-    assert (np.array(grid.shape) * spacing <= np.maximum(np.ptp(world, axis=0) + spacing, spacing) + 1e-6).all()
+    assert (
+        np.array(grid.shape) * spacing
+        <= np.maximum(np.ptp(world, axis=0) + spacing, spacing) + 1e-6
+    ).all()
     assert nib.aff2axcodes(grid.affine) == ("R", "A", "S")
 
 
 @given(affine=affines(), slope=st.tuples(*[st.floats(-2, 2)] * 3))
 @settings(max_examples=40, deadline=None)
 def test_the_scan_on_the_models_grid_has_the_values_of_its_places(affine: np.ndarray, slope: tuple):
-    """A linear ramp is kept by trilinear interpolation and by averaging, where the grid lies well inside the scan."""
+    """A linear ramp is kept by trilinear interpolation and by averaging, where the grid lies well
+    inside the scan.
+    """
     shape = (12, 11, 13)
     ramp = nib.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1)) @ slope
     volume = Volume(ramp.astype(np.float32), affine)
@@ -236,9 +261,12 @@ def test_the_scan_on_the_models_grid_has_the_values_of_its_places(affine: np.nda
     image = to_model_grid(volume, grid)
     places = nib.affines.apply_affine(grid.affine, np.moveaxis(np.indices(grid.shape), 0, -1))
     at = nib.affines.apply_affine(np.linalg.inv(affine), places)
-    reach = 0.5 * np.abs(np.linalg.inv(affine[:3, :3]) @ grid.affine[:3, :3]).sum(1)  # points averaged lie within
+    # Points averaged lie within.
+    reach = 0.5 * np.abs(np.linalg.inv(affine[:3, :3]) @ grid.affine[:3, :3]).sum(1)
     inside = ((at > reach) & (at < np.array(shape) - 1 - reach)).all(-1)
-    assert np.allclose(image[inside], (places @ slope)[inside], atol=1e-4 * max(1, float(np.abs(ramp).max())))
+    assert np.allclose(
+        image[inside], (places @ slope)[inside], atol=1e-4 * max(1, float(np.abs(ramp).max()))
+    )
 
 
 def test_normalise_ignores_units_and_a_constant_added_to_every_voxel():
@@ -321,8 +349,11 @@ def test_probabilities_and_uncertainty_lie_on_the_scans_grid_and_fit_the_labels(
     of_41, of_2 = result.maps["probability_41"].data, result.maps["probability_2"].data
     assert (of_41 + of_2 <= 1 + 1e-5).all()
     sure = result.maps["uncertainty"].data < 0.5
-    # The label is that of the mean logits, the map the mean of the probabilities: they differ at some borders.
-    assert (of_41[sure & (result.labels.data == 41)] > of_2[sure & (result.labels.data == 41)]).mean() > 0.95
+    # The label is that of the mean logits, the map the mean of the probabilities: they differ at
+    # some borders.
+    assert (
+        of_41[sure & (result.labels.data == 41)] > of_2[sure & (result.labels.data == 41)]
+    ).mean() > 0.95
     with pytest.raises(BadConfig, match="no label 7"):
         segment(scan, unet, Settings("cpu", probabilities=(7,)))
 
@@ -345,9 +376,15 @@ def test_mirroring_follows_training_and_never_swaps_sides(tmp_path: Path):
     with_tta = segment(scan, mirrored, Settings("cpu", "fp32", tta=True)).labels.data
     turned = Volume(np.ascontiguousarray(scan.data[:, ::-1]), scan.affine)
     back = segment(turned, mirrored, Settings("cpu", "fp32", tta=True)).labels.data[:, ::-1]
-    assert (with_tta == back).mean() > 0.99  # the mean over both mirrorings does not change when the scan is mirrored
+    assert (
+        with_tta == back
+    ).mean() > 0.99  # the mean over both mirrorings does not change when the scan is mirrored
     with pytest.raises(BadConfig, match="must not be mirrored"):
-        segment(scan, load_checkpoint(str(tiny.save_unet(tmp_path / "plain"))), Settings("cpu", tta=True))
+        segment(
+            scan,
+            load_checkpoint(str(tiny.save_unet(tmp_path / "plain"))),
+            Settings("cpu", tta=True),
+        )
 
 
 def test_windows_of_air_are_left_out_where_the_model_allows_it(tmp_path: Path):
@@ -360,7 +397,9 @@ def test_windows_of_air_are_left_out_where_the_model_allows_it(tmp_path: Path):
         full = load_checkpoint(str(save(tmp_path / f"{kind}_full")))
         told: list = []
         tell = partial(lambda told, *step: told.append(step), told)
-        with mock.patch.object(_Torch, "__call__", autospec=True, side_effect=_Torch.__call__) as ran:
+        with mock.patch.object(
+            _Torch, "__call__", autospec=True, side_effect=_Torch.__call__
+        ) as ran:
             labels = segment(scan, skipping, EXACT, progress=tell).labels.data
         assert 0 < ran.call_count < skipping_windows(told)
         assert not labels[:, 26:34].any()
@@ -379,7 +418,9 @@ def test_a_model_may_look_only_where_a_coarse_one_finds_something(tmp_path: Path
     tiny.save_known(folder / "coarse", spacing_mm=4.0)
     located = load_checkpoint(str(folder))
     plans: list = []
-    result = segment(scan, located, Settings("cpu", "fp32", uncertainty=True), announce=plans.append)
+    result = segment(
+        scan, located, Settings("cpu", "fp32", uncertainty=True), announce=plans.append
+    )
     assert result.labels.shape == result.maps["uncertainty"].shape == scan.shape
     everything = segment(scan, load_checkpoint(str(tiny.save_known(tmp_path / "whole"))), EXACT)
     whole = everything.labels.data
@@ -401,13 +442,17 @@ def test_region_of_is_the_box_around_labels_with_a_margin():
 
 
 def two_scans(affine: np.ndarray | None = None) -> tuple[list[Volume], np.ndarray]:
-    """Two scans of one grid, each bright in another ellipsoid, and the labels a model of two channels gives them."""
+    """Two scans of one grid, each bright in another ellipsoid, and the labels a model of two
+    channels gives them.
+    """
     shape = (24, 22, 26)
     bright = [tiny.ellipsoid(shape, centre, (6, 5, 7)) for centre in ((8, 10, 10), (14, 12, 15))]
     noise = np.random.default_rng(3).normal(0, 4, (2, *shape))
     scans = [(1000.0 * one + n).astype(np.float32) for one, n in zip(bright, noise)]
     affine = tiny.affine_of() if affine is None else affine
-    return [Volume(scan, affine) for scan in scans], np.where(bright[1], 41, np.where(bright[0], 2, 0))
+    return [Volume(scan, affine) for scan in scans], np.where(
+        bright[1], 41, np.where(bright[0], 2, 0)
+    )
 
 
 def test_each_channel_reaches_the_network_in_its_place(two_channels: Checkpoint):
@@ -417,9 +462,12 @@ def test_each_channel_reaches_the_network_in_its_place(two_channels: Checkpoint)
     assert np.array_equal(result.labels.affine, scans[0].affine)
     swapped = segment(scans[::-1], two_channels, EXACT).labels.data
     assert (swapped == 41).sum() == (scans[0].data > 500).sum()
-    mapped = segment(scans, two_channels, Settings("cpu", "fp32", probabilities=(2,), uncertainty=True))
+    mapped = segment(
+        scans, two_channels, Settings("cpu", "fp32", probabilities=(2,), uncertainty=True)
+    )
     assert (
-        mapped.maps["probability_2"].data[expected == 2].min() > mapped.maps["probability_2"].data[expected != 2].max()
+        mapped.maps["probability_2"].data[expected == 2].min()
+        > mapped.maps["probability_2"].data[expected != 2].max()
     )
 
 
@@ -429,7 +477,9 @@ def test_channels_stored_in_other_orientations_are_turned(two_channels: Checkpoi
     assert np.array_equal(segment([scans[0], turned], two_channels, EXACT).labels.data, expected)
 
 
-def test_another_number_of_scans_is_refused_and_the_channels_named(two_channels: Checkpoint, known: Checkpoint):
+def test_another_number_of_scans_is_refused_and_the_channels_named(
+    two_channels: Checkpoint, known: Checkpoint
+):
     scans, _ = two_scans()
     for some in (scans[0], scans[:1], [*scans, scans[0]]):
         with pytest.raises(BadConfig, match=r"takes 2 scans \(T1, FLAIR\) in this order"):
@@ -448,26 +498,36 @@ def test_a_channel_that_is_no_image_or_lies_elsewhere_is_named(two_channels: Che
         segment([scans[0], Volume(scans[1].data, tiny.affine_of((2, 2, 2.1)))], two_channels, EXACT)
 
 
-def test_ensembles_mirroring_parts_and_batches_take_several_channels(tmp_path: Path, two_channels: Checkpoint):
+def test_ensembles_mirroring_parts_and_batches_take_several_channels(
+    tmp_path: Path, two_channels: Checkpoint
+):
     scans, expected = two_scans()
     assert np.array_equal(segment(scans, [two_channels, two_channels], EXACT).labels.data, expected)
     mirrored = load_checkpoint(str(tiny.save_two_channels(tmp_path / "mirrored", mirror=(1, 2))))
-    assert np.array_equal(segment(scans, mirrored, Settings("cpu", "fp32", tta=True)).labels.data, expected)
+    assert np.array_equal(
+        segment(scans, mirrored, Settings("cpu", "fp32", tta=True)).labels.data, expected
+    )
     with mock.patch("medseg.inference.forecast._STRIPES", (3,)):
         parts = segment(scans, two_channels, Settings("cpu", "fp32", batch=3))
     assert parts.plan.stripes == 3
     assert np.array_equal(parts.labels.data, expected)
-    named = load_checkpoint(str(tiny.save_two_channels(tmp_path / "other", channel_names=("T1", "T2"))))
+    named = load_checkpoint(
+        str(tiny.save_two_channels(tmp_path / "other", channel_names=("T1", "T2")))
+    )
     with pytest.raises(BadModel, match="differ in their channel_names"):
         segment(scans, [two_channels, named], EXACT)
 
 
-def test_a_model_of_several_channels_may_look_where_a_coarse_one_of_one_finds_something(tmp_path: Path):
+def test_a_model_of_several_channels_may_look_where_a_coarse_one_of_one_finds_something(
+    tmp_path: Path,
+):
     scans, expected = two_scans()
     folder = tiny.save_two_channels(tmp_path / "fine", locate={"margin_mm": 30.0})
     for save in (tiny.save_known, tiny.save_two_channels):
         save(folder / "coarse", spacing_mm=4.0)
-        assert np.array_equal(segment(scans, load_checkpoint(str(folder)), EXACT).labels.data, expected)
+        assert np.array_equal(
+            segment(scans, load_checkpoint(str(folder)), EXACT).labels.data, expected
+        )
 
 
 def test_the_forecast_counts_every_channel(known: Checkpoint):
@@ -514,7 +574,11 @@ def test_every_scheme_and_grid_finds_what_is_bright(tmp_path: Path, scheme: str,
 
 def test_on_the_scans_own_axes_all_48_ways_of_storing_it_give_the_same_labels(tmp_path: Path):
     folder = tiny.save_unet(
-        tmp_path / "m", spacing_mm=(2.0, 1.7, 1.3), grid="scan", intensity=[{"scheme": "zscore"}], patch=(16, 32, 16)
+        tmp_path / "m",
+        spacing_mm=(2.0, 1.7, 1.3),
+        grid="scan",
+        intensity=[{"scheme": "zscore"}],
+        patch=(16, 32, 16),
     )
     model = load_checkpoint(str(folder))
     affine = tiny.affine_of((2.0, 1.5, 2.6), (-18.0, 5.5, 40.0))

@@ -1,4 +1,6 @@
-"""The sliding window gives back what it is given, whatever the shapes, and holds no more than it must."""
+"""The sliding window gives back what it is given, whatever the shapes, and holds no more than it
+must.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,17 @@ from medseg.inference.window import gaussian_weights, plan_windows, sliding_wind
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def collected(predict: Callable[[Tensor], Tensor], image: Tensor, patch: tuple, overlap=0.5, parts=1, **options):
-    """The blocks put together, (X, Y, Z, F); they must cover the image, once but for one plane between parts."""
+def collected(
+    predict: Callable[[Tensor], Tensor],
+    image: Tensor,
+    patch: tuple,
+    overlap=0.5,
+    parts=1,
+    **options,
+):
+    """The blocks put together, (X, Y, Z, F); they must cover the image, once but for one plane
+    between parts.
+    """
     windows = plan_windows(image.shape[1:], patch, overlap)
     whole, seen = None, np.zeros(windows.shape[:2], int)
     for stripe in windows.stripes(parts):
@@ -50,16 +61,25 @@ def last(image: Tensor) -> np.ndarray:
     seed=st.integers(0, 2**16),
 )
 @settings(max_examples=300, deadline=None)
-def test_sliding_window_with_an_identity_network_returns_the_image(shape, patch, overlap, parts, seed):
+def test_sliding_window_with_an_identity_network_returns_the_image(
+    shape, patch, overlap, parts, seed
+):
     image = torch.rand(2, *shape, generator=torch.Generator().manual_seed(seed))
     result = collected(lambda x: x, image, patch, overlap, parts, batch=7)
     # Hundreds of windows share a voxel at the largest overlaps, and their rounding adds up.
     assert float(np.abs(result - last(image)).max()) <= (1e-6 if overlap <= 0.7 else 4e-6)
 
 
-def textbook(predict: Callable[[Tensor], Tensor], image: Tensor, patch: tuple, overlap: float) -> np.ndarray:
-    """The form that holds everything: sum of weight times logits over sum of weights, float64, channels last."""
-    weights = [np.maximum(np.exp(-0.5 * ((np.arange(p) - (p - 1) / 2) / (p / 8)) ** 2), 1e-3) for p in patch]
+def textbook(
+    predict: Callable[[Tensor], Tensor], image: Tensor, patch: tuple, overlap: float
+) -> np.ndarray:
+    """The form that holds everything: sum of weight times logits over sum of weights, float64,
+    channels last.
+    """
+    weights = [
+        np.maximum(np.exp(-0.5 * ((np.arange(p) - (p - 1) / 2) / (p / 8)) ** 2), 1e-3)
+        for p in patch
+    ]
     window = (weights[0][:, None, None] * weights[1][:, None] * weights[2])[..., None]
     shape = image.shape[1:]
     sums, total = None, np.zeros((*shape, 1))
@@ -84,7 +104,9 @@ def ramped(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5, 0.8])
 @pytest.mark.parametrize("parts", [1, 3])
-def test_sliding_window_weights_windows_as_a_plain_sum_over_the_whole_scan_does(overlap: float, parts: int):
+def test_sliding_window_weights_windows_as_a_plain_sum_over_the_whole_scan_does(
+    overlap: float, parts: int
+):
     image = torch.rand(1, 13, 11, 9, generator=torch.Generator().manual_seed(3))
     result = collected(ramped, image, (6, 5, 4), overlap, parts)
     assert np.allclose(result, textbook(ramped, image, (6, 5, 4), overlap), rtol=0, atol=2e-5)
@@ -93,7 +115,9 @@ def test_sliding_window_weights_windows_as_a_plain_sum_over_the_whole_scan_does(
 @pytest.mark.parametrize("parts", [2, 3, 5])
 def test_parts_give_the_same_bits_as_the_whole(parts: int):
     image = torch.rand(1, 23, 19, 17, generator=torch.Generator().manual_seed(1))
-    assert np.array_equal(collected(ramped, image, (8, 6, 6)), collected(ramped, image, (8, 6, 6), parts=parts))
+    assert np.array_equal(
+        collected(ramped, image, (8, 6, 6)), collected(ramped, image, (8, 6, 6), parts=parts)
+    )
 
 
 def test_threads_change_no_bit():
@@ -158,7 +182,9 @@ def test_sliding_window_tells_progress_up_to_the_number_of_windows(parts: int):
 
 
 def test_sliding_window_holds_one_column_and_what_the_next_row_adds_to():
-    """The largest tensors allocated are a column as wide as a patch and a carry as deep as the overlap."""
+    """The largest tensors allocated are a column as wide as a patch and a carry as deep as the
+    overlap.
+    """
     shape, patch, features = (64, 40, 24), (16, 8, 8), 3
     sizes = []
     real = torch.zeros
@@ -170,7 +196,10 @@ def test_sliding_window_holds_one_column_and_what_the_next_row_adds_to():
 
     with mock.patch.object(engine.torch, "zeros", zeros):
         collected(lambda x: x.expand(-1, features, -1, -1, -1), torch.rand(1, *shape), patch)
-    column, carry = patch[0] * patch[1] * shape[2] * features, patch[0] // 2 * shape[1] * shape[2] * features
+    column, carry = (
+        patch[0] * patch[1] * shape[2] * features,
+        patch[0] // 2 * shape[1] * shape[2] * features,
+    )
     assert sorted(sizes)[-2:] == sorted((column, carry))
 
 
@@ -184,12 +213,16 @@ def test_windows_with_nothing_in_them_are_not_predicted_and_count_as_what_is_sai
         return torch.cat((x, x * 0 + 2), 1)
 
     told: list[int] = []
-    result = collected(predict, image, (8, 8, 8), empty=(0.1, (5.0, 6.0, 7.0)), progress=told.append)
+    result = collected(
+        predict, image, (8, 8, 8), empty=(0.1, (5.0, 6.0, 7.0)), progress=told.append
+    )
     windows = plan_windows((24, 16, 16), (8, 8, 8), 0.5)
     assert 0 < len(seen) < windows.count == sum(told)
     assert all(float(x.max()) > 0.1 for x in seen)
-    assert np.allclose(result[16:], (5, 6, 7), atol=1e-5)  # no window with anything in it reaches there
-    assert np.allclose(result[:4, 6:10, 6:10], (1, 2, 0), atol=1e-5)  # predicted ones have no third feature
+    # No window with anything in it reaches there.
+    assert np.allclose(result[16:], (5, 6, 7), atol=1e-5)
+    # Predicted ones have no third feature.
+    assert np.allclose(result[:4, 6:10, 6:10], (1, 2, 0), atol=1e-5)
 
 
 def test_sums_made_by_torch_as_on_a_gpu_equal_those_of_the_compiled_loops():
@@ -238,7 +271,9 @@ def test_the_sums_are_made_on_the_cpu_when_a_gpu_has_no_room_for_them():
 
 @given(size=st.integers(1, 400), patch=st.integers(1, 130), overlap=st.floats(0, 0.9))
 @settings(max_examples=300, deadline=None)
-def test_window_starts_cover_the_axis_with_at_least_the_overlap(size: int, patch: int, overlap: float):
+def test_window_starts_cover_the_axis_with_at_least_the_overlap(
+    size: int, patch: int, overlap: float
+):
     starts = window_starts(size, patch, overlap)
     if size <= patch:
         assert starts == [0]
@@ -260,7 +295,12 @@ def test_gaussian_weights_are_even_positive_and_largest_in_the_middle(patch: int
     assert int(weights.argmax()) in (patch // 2, (patch - 1) // 2)
 
 
-@given(size=st.integers(1, 60), patch=st.integers(1, 20), overlap=st.floats(0, 0.9), parts=st.integers(1, 9))
+@given(
+    size=st.integers(1, 60),
+    patch=st.integers(1, 20),
+    overlap=st.floats(0, 0.9),
+    parts=st.integers(1, 9),
+)
 @settings(max_examples=200, deadline=None)
 def test_stripes_share_one_plane_and_their_columns_reach_all_of_them(size, patch, overlap, parts):
     windows = plan_windows((5, size, 5), (5, patch, 5), overlap)
@@ -269,13 +309,17 @@ def test_stripes_share_one_plane_and_their_columns_reach_all_of_them(size, patch
     assert all(b[0] == a[1] - 1 for a, b in pairwise(stripes))
     for low, high in stripes:
         columns = windows.columns(low, high)
-        touching = [y for y in windows.starts[1] if set(range(y, y + patch)) & set(range(low, high))]
+        touching = [
+            y for y in windows.starts[1] if set(range(y, y + patch)) & set(range(low, high))
+        ]
         assert list(columns) == touching
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("features", [1, 3, 16, 32])
-def test_windows_in_bfloat16_are_added_as_their_values_in_float32(features: int, channels_last: bool):
+def test_windows_in_bfloat16_are_added_as_their_values_in_float32(
+    features: int, channels_last: bool
+):
     image = torch.rand(1, 13, 20, 24, generator=torch.Generator().manual_seed(4))
     factors = torch.linspace(-1, 2, features).view(1, -1, 1, 1, 1)
 

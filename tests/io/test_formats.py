@@ -64,7 +64,13 @@ def test_huge_finite_values_are_no_infinities(tmp_path):
 @pytest.mark.parametrize("suffix", FLOAT_SUFFIXES)
 @pytest.mark.parametrize(
     ("value", "reason"),
-    [(np.nan, "not numbers"), (np.inf, "not numbers"), (1.5, "whole"), (-1, "negative"), (65536, "65535")],
+    [
+        (np.nan, "not numbers"),
+        (np.inf, "not numbers"),
+        (1.5, "whole"),
+        (-1, "negative"),
+        (65536, "65535"),
+    ],
 )
 def test_what_is_no_label_map_is_refused(tmp_path, suffix, value, reason):
     data = np.zeros((3, 4, 5), np.float32)
@@ -76,7 +82,9 @@ def test_what_is_no_label_map_is_refused(tmp_path, suffix, value, reason):
         io.read_labels(path)
 
 
-@pytest.mark.parametrize(("largest", "dtype"), [(255, np.uint8), (256, np.uint16), (65535, np.uint16)])
+@pytest.mark.parametrize(
+    ("largest", "dtype"), [(255, np.uint8), (256, np.uint16), (65535, np.uint16)]
+)
 @pytest.mark.parametrize("stored", [np.float32, np.float64, np.int32, np.uint64])
 def test_label_maps_become_the_smallest_type_that_holds_them(tmp_path, largest, dtype, stored):
     data = np.zeros((3, 4, 5), stored)
@@ -163,9 +171,14 @@ def test_an_unknown_format_is_not_written(tmp_path, name):
 
 
 def test_reading_and_writing_need_no_heavy_library_at_import():
-    code = "import sys, medseg.io; print([m for m in ('torch', 'SimpleITK', 'pydicom', 'nibabel') if m in sys.modules])"
+    code = (
+        "import sys, medseg.io; print([m for m in ('torch', 'SimpleITK', 'pydicom', 'nibabel') if m"
+        " in sys.modules])"
+    )
     environment = {**os.environ, "PYTHONPATH": str(Path(medseg.__file__).parents[1])}
 
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
 
     assert done.stdout.strip() == "[]"

@@ -1,4 +1,6 @@
-"""Damaged files of every format: nothing but `BadFile` may come out, and never other voxels where a checksum exists."""
+"""Damaged files of every format: nothing but `BadFile` may come out, and never other voxels where a
+checksum exists.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,17 @@ from medseg import io
 from medseg.errors import BadFile
 from medseg.volume import Volume
 
-SUFFIXES = tuple(suffix for suffix in io.WRITERS if not suffix.endswith(".dcm"))  # those need a source
+# Those need a source.
+SUFFIXES = tuple(suffix for suffix in io.WRITERS if not suffix.endswith(".dcm"))
 HARMLESS = {"same", "refused"}
 
 
 def run(suffix: str, count: int, folder: Path) -> dict:
     environment = {**os.environ, "PYTHONPATH": str(Path(medseg.__file__).parents[1])}
     command = [sys.executable, fuzzing.__file__, suffix, str(count), "20", str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
     return json.loads(done.stdout)
 
 
@@ -49,7 +54,8 @@ def test_2000_mutations_of_nii_gz_never_load_wrong(tmp_path):
 def test_mutations_of_other_formats_raise_only_bad_file(tmp_path, suffix):
     report = run(suffix, 300, tmp_path)
 
-    # Only a whole-file checksum finds every change; without one, a changed number is a valid other number.
+    # Only a whole-file checksum finds every change; without one, a changed number is a valid other
+    # number.
     allowed = HARMLESS if suffix == ".mgz" else HARMLESS | {"other voxels", "other geometry"}
     assert set(report["counts"]) <= allowed
     assert report["counts"]["refused"] > 50
@@ -105,7 +111,9 @@ def claiming(suffix: str, side: int, folder: Path) -> bytes:
 
 @pytest.mark.parametrize("side", [1500, 32767])
 @pytest.mark.parametrize("suffix", [".nii.gz", ".mgz", ".nrrd", ".mha", ".nii", ".mgh"])
-def test_a_header_that_claims_too_much_is_refused_at_once_and_in_little_memory(tmp_path, suffix, side):
+def test_a_header_that_claims_too_much_is_refused_at_once_and_in_little_memory(
+    tmp_path, suffix, side
+):
     path = tmp_path / f"x{suffix}"
     path.write_bytes(claiming(suffix, side, tmp_path))
 
@@ -155,10 +163,10 @@ def several_files(folder: Path) -> Path:
         (folder / f"s{k:02d}.raw").write_bytes(b"another program's" + data[..., k].tobytes("F"))
     sizes = " ".join(map(str, data.shape))
     (folder / "x.nhdr").write_text(
-        f'NRRD0005\ntype: short\ndimension: 3\nspace: RAS\nsizes: {sizes}\nspace units: "um" "um" "um"\n'
-        "space directions: (900,0,0) (0,1000,0) (0,0,2000)\nspace origin: (1,2,3)\nendian: "
-        "little\nencoding: raw\n"
-        f"byte skip: 17\nkey: with:=text\ndata file: s%02d.raw 0 {data.shape[2] - 1} 1\n\n"
+        f'NRRD0005\ntype: short\ndimension: 3\nspace: RAS\nsizes: {sizes}\nspace units: "um" "um"'
+        ' "um"\nspace directions: (900,0,0) (0,1000,0) (0,0,2000)\nspace origin: (1,2,3)\nendian:'
+        " little\nencoding: raw\nbyte skip: 17\nkey: with:=text\ndata file: s%02d.raw 0"
+        f" {data.shape[2] - 1} 1\n\n"
     )
     return folder / "x.nhdr"
 
@@ -196,8 +204,15 @@ def old_segmentation(folder: Path) -> Path:
     """Two segments as Slicer 4.10 wrote them, under a plain name."""
     data = np.zeros((2, 12, 13, 14), np.uint8)
     data[0, 2:5, 3:7, 1:9] = data[1, 6:9, 1:5, 10:13] = 1
-    lines = [f"Segment{n}_{key}:={value}" for n in range(2) for key, value in (("ID", f"s{n}"), ("Name", f"name {n}"))]
-    head = "NRRD0004\ntype: uchar\ndimension: 4\nspace: LPS\nsizes: 2 12 13 14\nkinds: list domain domain domain\n"
+    lines = [
+        f"Segment{n}_{key}:={value}"
+        for n in range(2)
+        for key, value in (("ID", f"s{n}"), ("Name", f"name {n}"))
+    ]
+    head = (
+        "NRRD0004\ntype: uchar\ndimension: 4\nspace: LPS\nsizes: 2 12 13 14\nkinds: list domain"
+        " domain domain\n"
+    )
     head += "space directions: none (1,0,0) (0,1,0) (0,0,2)\nspace origin: (5,6,7)\nencoding: raw\n"
     (folder / "x.nrrd").write_bytes((head + "\n".join(lines) + "\n\n").encode() + data.tobytes("F"))
     return folder / "x.nrrd"
@@ -227,7 +242,9 @@ def test_mutations_of_headers_whose_voxels_are_elsewhere_raise_only_bad_file(tmp
 def test_voxels_elsewhere_that_are_cut_or_too_long_are_refused(tmp_path, make):
     path = make(tmp_path)
     index = 0 if make is listed_files else None
-    victims = [file for file in sorted(tmp_path.iterdir()) if file.suffix in (".raw", ".img")][::7] or [path]
+    victims = [file for file in sorted(tmp_path.iterdir()) if file.suffix in (".raw", ".img")][
+        ::7
+    ] or [path]
 
     for victim in victims:
         content = victim.read_bytes()
@@ -262,7 +279,9 @@ def test_no_inserted_bytes_are_passed_over_in_silence(tmp_path, suffix):
 
     for _ in range(300):
         place = chance.randrange(len(content) - data.nbytes, len(content))
-        path.write_bytes(content[:place] + chance.randbytes(chance.randint(1, 16)) + content[place:])
+        path.write_bytes(
+            content[:place] + chance.randbytes(chance.randint(1, 16)) + content[place:]
+        )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:

@@ -34,7 +34,9 @@ def save(tmp_path):
 
     def save(data=RAW, *, last="LOCAL", **changed):
         fields = {**FIELDS, **changed, "ElementDataFile": last}
-        header = "".join(f"{field} = {value}\n" for field, value in fields.items() if value is not None)
+        header = "".join(
+            f"{field} = {value}\n" for field, value in fields.items() if value is not None
+        )
         (tmp_path / "x.mha").write_bytes(header.encode() + data)
         return tmp_path / "x.mha"
 
@@ -55,7 +57,9 @@ def test_big_endian_is_read_under_both_names(save, name):
     assert np.array_equal(io.read(path).data, DATA)
 
 
-@pytest.mark.parametrize("names", [("Rotation", "Position"), ("Orientation", "Origin"), ("TransformMatrix", "Offset")])
+@pytest.mark.parametrize(
+    "names", [("Rotation", "Position"), ("Orientation", "Origin"), ("TransformMatrix", "Offset")]
+)
 def test_matrix_and_offset_are_known_by_all_their_names(save, names):
     changed = {"TransformMatrix": None, "Offset": None}
     changed |= {names[0]: FIELDS["TransformMatrix"], names[1]: FIELDS["Offset"]}
@@ -159,7 +163,9 @@ def test_lengths_of_every_unit_become_mm(save, unit, mm):
     path = save(DistanceUnits=unit)
 
     assert np.allclose(io.read(path).affine, np.diag([mm, mm, mm, 1]) @ RAS, rtol=1e-12)
-    assert np.allclose(io.read(path, assume_geometry="pixdim").spacing_mm, np.array([1, 2, 3]) * mm, rtol=1e-12)
+    assert np.allclose(
+        io.read(path, assume_geometry="pixdim").spacing_mm, np.array([1, 2, 3]) * mm, rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4, 7])
@@ -176,7 +182,9 @@ def test_of_several_channels_one_is_chosen(save, channels):
 
 
 def test_channels_of_a_4d_file_are_refused(save):
-    path = save(RAW * 4, NDims=4, DimSize="2 3 4 2", ElementSpacing="1 2 3 1", ElementNumberOfChannels="2")
+    path = save(
+        RAW * 4, NDims=4, DimSize="2 3 4 2", ElementSpacing="1 2 3 1", ElementNumberOfChannels="2"
+    )
 
     with pytest.raises(BadFile, match="4 dimensions and 2 channels"):
         io.read(path, volume_index=0)
@@ -201,7 +209,9 @@ def test_user_fields_may_have_any_name_and_text_of_several_lines(tmp_path, save,
     assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T, DATA)
 
 
-@pytest.mark.parametrize("damage", [b"DimSize \x11 2 3 4", b"BinaryDataByteOrderMSB True", b"CompressedData"])
+@pytest.mark.parametrize(
+    "damage", [b"DimSize \x11 2 3 4", b"BinaryDataByteOrderMSB True", b"CompressedData"]
+)
 def test_a_damaged_field_after_a_users_is_not_taken_for_its_text(save, damage):
     path = save(BinaryDataByteOrderMSB=None, CompressedData=None)
     path.write_bytes(path.read_bytes().replace(b"DimSize", b"Note = x\n" + damage + b"\nDimSize"))

@@ -19,7 +19,9 @@ AFFINE = np.array([[-1.0, 0, 0, 10], [0, 0, 2, -20], [0, -3, 0, 30], [0, 0, 0, 1
 
 @pytest.fixture
 def save(tmp_path):
-    """Save an MGH file made by nibabel with numbers in its header changed: `save(at28=("h", 0))`."""
+    """Save an MGH file made by nibabel with numbers in its header changed: `save(at28=("h",
+    0))`.
+    """
 
     def save(data=DATA, *, tail=b"", name="x.mgh", **patches):
         raw = bytearray(nib.MGHImage(data, AFFINE).to_bytes())
@@ -87,7 +89,14 @@ def test_of_several_frames_one_is_chosen(save):
 
 @pytest.mark.parametrize(
     ("given_type", "largest", "kept"),
-    [("i8", 255, "u1"), ("u2", 256, "i2"), ("u2", 65535, "i4"), ("u4", 7, "u1"), ("f8", 0.5, "f4"), ("i1", 9, "u1")],
+    [
+        ("i8", 255, "u1"),
+        ("u2", 256, "i2"),
+        ("u2", 65535, "i4"),
+        ("u4", 7, "u1"),
+        ("f8", 0.5, "f4"),
+        ("i1", 9, "u1"),
+    ],
 )
 def test_other_types_become_the_smallest_that_holds_them(tmp_path, given_type, largest, kept):
     data = np.zeros((2, 3, 4), given_type)
@@ -100,7 +109,9 @@ def test_other_types_become_the_smallest_that_holds_them(tmp_path, given_type, l
     assert np.array_equal(np.asanyarray(nib.load(tmp_path / "x.mgz").dataobj), data)
 
 
-@pytest.mark.parametrize(("given_type", "value"), [("u4", 2**31), ("i8", -(2**31) - 1), ("f8", 0.1)])
+@pytest.mark.parametrize(
+    ("given_type", "value"), [("u4", 2**31), ("i8", -(2**31) - 1), ("f8", 0.1)]
+)
 def test_what_would_be_changed_is_refused(tmp_path, given_type, value):
     with pytest.raises(BadOutput, match="MGH"):
         io.write(Volume(np.full((2, 2, 2), value, given_type), AFFINE), tmp_path / "x.mgz")

@@ -22,7 +22,9 @@ DATA = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
 
 @pytest.fixture
 def save(tmp_path):
-    """Save a good NIfTI file whose header was changed: `save(offset=(struct code, values...), ...)`."""
+    """Save a good NIfTI file whose header was changed: `save(offset=(struct code, values...),
+    ...)`.
+    """
 
     def save(data=DATA, *, affine=AFFINE, name="x.nii", kind=nib.Nifti1Image, order="<", **patches):
         image = kind(data, affine, dtype=data.dtype)
@@ -88,7 +90,9 @@ def test_whole_number_scaling_equals_arithmetic_without_limits(tmp_path_factory,
     found = io.read(path).data
 
     factor, shift = (slope, inter) if slope else (1, 0)
-    assert [int(value) for value in found.ravel()] == [int(value) * factor + shift for value in data.ravel()]
+    assert [int(value) for value in found.ravel()] == [
+        int(value) * factor + shift for value in data.ravel()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -136,7 +140,14 @@ def test_whole_number_scaling_equals_arithmetic_without_limits(tmp_path_factory,
         ({"at256": ("3f", 1, 1, 1)}, "assume-geometry"),
         ({"at280": ("4f", 0, -2, np.nan, 10), QCODE: ("2h", 0, 1)}, "assume-geometry|finite"),
         ({"at280": ("4f", 0, -2, 0, np.inf), QCODE: ("2h", 0, 1)}, "finite"),
-        ({"at280": ("8f", 1, -2, 0, 0, 1, 2, 0, 0), QCODE: ("2h", 0, 1), PIXDIM: ("4f", 1, 2**0.5, 8**0.5, 3)}, None),
+        (
+            {
+                "at280": ("8f", 1, -2, 0, 0, 1, 2, 0, 0),
+                QCODE: ("2h", 0, 1),
+                PIXDIM: ("4f", 1, 2**0.5, 8**0.5, 3),
+            },
+            None,
+        ),
         ({"at280": ("8f", 1, 1.2, 0, 0, 0, 1.6, 0, 0), QCODE: ("2h", 0, 1)}, "sheared"),
         ({"at280": ("12f", *[0] * 12), QCODE: ("2h", 0, 1)}, "assume-geometry|spacing"),
         ({UNITS: ("B", 5)}, "unit"),
@@ -200,7 +211,9 @@ def test_lengths_become_mm(save, unit, factor):
 
 def test_extensions_are_passed_over(tmp_path):
     image = nib.Nifti1Image(DATA, AFFINE)
-    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"some long secret comment"))
+    image.header.extensions.append(
+        nib.nifti1.Nifti1Extension("comment", b"some long secret comment")
+    )
     nib.save(image, tmp_path / "x.nii.gz")
 
     volume = io.read(tmp_path / "x.nii.gz")
@@ -289,7 +302,9 @@ def test_a_pair_is_read_by_either_of_its_names(tmp_path, name, kind, order):
     image = kind(DATA, AFFINE)
     if order == ">":
         image = kind(DATA, AFFINE, image.header.as_byteswapped(">"))
-    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"some long secret comment"))
+    image.header.extensions.append(
+        nib.nifti1.Nifti1Extension("comment", b"some long secret comment")
+    )
     image.set_sform(AFFINE, 4)
     nib.save(image, tmp_path / name)
 
@@ -451,7 +466,13 @@ def test_long_axes_are_written_as_nifti_2(tmp_path):
 
 
 def test_header_text_of_the_input_never_reaches_the_output(save, tmp_path):
-    path = save(**{"at148": ("80s", b"SECRET NAME"), "at228": ("24s", b"SECRET FILE"), "at328": ("16s", b"SECRET")})
+    path = save(
+        **{
+            "at148": ("80s", b"SECRET NAME"),
+            "at228": ("24s", b"SECRET FILE"),
+            "at328": ("16s", b"SECRET"),
+        }
+    )
 
     io.write(io.read(path), tmp_path / "out.nii")
 
@@ -466,7 +487,9 @@ def test_what_nifti_cannot_hold_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("given_dtype", "kept"), [(bool, "u1"), (np.float16, "f4"), (">i2", "i2"), ("i8", "i8")])
+@pytest.mark.parametrize(
+    ("given_dtype", "kept"), [(bool, "u1"), (np.float16, "f4"), (">i2", "i2"), ("i8", "i8")]
+)
 def test_types_nifti_lacks_are_widened(tmp_path, given_dtype, kept):
     data = np.array([0, 1, 1, 0, 1, 1, 0, 1]).reshape(2, 2, 2).astype(given_dtype)
 

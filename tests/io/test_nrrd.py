@@ -57,7 +57,9 @@ def save(tmp_path):
     ],
 )
 def test_each_space_becomes_ras(save, space, flips):
-    expected = np.diag([*flips, 1.0]) @ np.array([[1.0, 0, 0, 10], [0, 2, 0, 20], [0, 0, 3, 30], [0, 0, 0, 1]])
+    expected = np.diag([*flips, 1.0]) @ np.array(
+        [[1.0, 0, 0, 10], [0, 2, 0, 20], [0, 0, 3, 30], [0, 0, 0, 1]]
+    )
 
     volume = io.read(save(space=space))
 
@@ -68,7 +70,15 @@ def test_each_space_becomes_ras(save, space, flips):
 def test_big_endian_gzip_crlf_comments_and_keys_are_read(save):
     packed = gzip.compress(DATA.astype(">i2").tobytes("F"))
 
-    volume = io.read(save(packed, endian="big", encoding="gz", newline="\r\n", extra="# comment|key:=a: value := x"))
+    volume = io.read(
+        save(
+            packed,
+            endian="big",
+            encoding="gz",
+            newline="\r\n",
+            extra="# comment|key:=a: value := x",
+        )
+    )
 
     assert np.array_equal(volume.data, DATA)
     assert volume.data.dtype.isnative
@@ -79,11 +89,17 @@ def test_big_endian_gzip_crlf_comments_and_keys_are_read(save):
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_list_axis_is_dropped_or_chosen_from(save, first, count):
     stack = np.stack([DATA + 100 * n for n in range(count)], axis=0 if first else 3)
-    vectors = ["none", FIELDS["space directions"]] if first else [FIELDS["space directions"], "none"]
+    vectors = (
+        ["none", FIELDS["space directions"]] if first else [FIELDS["space directions"], "none"]
+    )
     sizes = f"{count} 2 3 4" if first else f"2 3 4 {count}"
     kinds = "list domain domain domain" if first else "domain domain domain list"
     path = save(
-        stack.astype("<i2").tobytes("F"), dimension=4, sizes=sizes, kinds=kinds, space_directions=" ".join(vectors)
+        stack.astype("<i2").tobytes("F"),
+        dimension=4,
+        sizes=sizes,
+        kinds=kinds,
+        space_directions=" ".join(vectors),
     )
 
     if count > 1:
@@ -151,7 +167,8 @@ def test_colour_is_refused(save):
     data = np.zeros((3, 2, 3, 4), np.uint8).tobytes()
     vectors = "none (1,0,0) (0,2,0) (0,0,3)"
 
-    path = save(data, type="uchar", dimension=4, sizes="3 2 3 4", kinds="RGB-color domain domain domain",
+    path = save(data, type="uchar", dimension=4, sizes="3 2 3 4",
+    kinds="RGB-color domain domain domain",
                 space_directions=vectors)  # fmt: skip
 
     with pytest.raises(BadFile, match="colour"):
@@ -183,12 +200,16 @@ UNITS = {
 }
 
 
-@pytest.mark.parametrize(("mm", "unit"), [(mm, unit) for mm, units in UNITS.items() for unit in units])
+@pytest.mark.parametrize(
+    ("mm", "unit"), [(mm, unit) for mm, units in UNITS.items() for unit in units]
+)
 def test_lengths_of_every_unit_become_mm(save, mm, unit):
     path = save(space_units=" ".join([f'"{unit}"'] * 3))
 
     assert np.allclose(io.read(path).affine, np.diag([mm, mm, mm, 1]) @ RAS, rtol=1e-12)
-    assert np.allclose(io.read(path, assume_geometry="pixdim").spacing_mm, np.array([1, 2, 3]) * mm, rtol=1e-12)
+    assert np.allclose(
+        io.read(path, assume_geometry="pixdim").spacing_mm, np.array([1, 2, 3]) * mm, rtol=1e-12
+    )
 
 
 def test_units_that_differ_are_those_of_the_axes_of_space_and_not_of_the_file(save):
@@ -226,9 +247,13 @@ def test_the_micro_sign_of_latin_1_is_understood(save):
     ],
 )
 def test_spacings_alone_are_in_their_units(save, extra, mm):
-    path = save(space=None, space_directions=None, space_origin=None, extra=f"spacings: 1 2 3|{extra}")
+    path = save(
+        space=None, space_directions=None, space_origin=None, extra=f"spacings: 1 2 3|{extra}"
+    )
 
-    assert np.allclose(io.read(path, assume_geometry="pixdim").affine, np.diag([mm, 2 * mm, 3 * mm, 1]))
+    assert np.allclose(
+        io.read(path, assume_geometry="pixdim").affine, np.diag([mm, 2 * mm, 3 * mm, 1])
+    )
 
 
 def test_units_of_spacings_that_are_not_certain_are_refused(save):
@@ -237,7 +262,9 @@ def test_units_of_spacings_that_are_not_certain_are_refused(save):
         'units: "um" "um" ""',
         'space units: "um" "mm" "um"',
     ):
-        path = save(space=None, space_directions=None, space_origin=None, extra=f"spacings: 1 2 3|{extra}")
+        path = save(
+            space=None, space_directions=None, space_origin=None, extra=f"spacings: 1 2 3|{extra}"
+        )
         with pytest.raises(BadFile, match="unit"):
             io.read(path, assume_geometry="pixdim")
 
@@ -294,9 +321,12 @@ def test_the_option_is_advised_for_most_of_them(save):
 @pytest.mark.parametrize("first", [True, False])
 def test_an_axis_of_channels_is_chosen_from_whatever_its_kind(save, kind, first):
     stack = np.stack([DATA, DATA + 100, DATA + 200], axis=0 if first else 3)
-    vectors = ["none", FIELDS["space directions"]] if first else [FIELDS["space directions"], "none"]
+    vectors = (
+        ["none", FIELDS["space directions"]] if first else [FIELDS["space directions"], "none"]
+    )
     kinds = [kind, "domain domain domain"] if first else ["domain domain domain", kind]
-    path = save(stack.astype("<i2").tobytes("F"), dimension=4, sizes="3 2 3 4" if first else "2 3 4 3",
+    path = save(stack.astype("<i2").tobytes("F"), dimension=4,
+    sizes="3 2 3 4" if first else "2 3 4 3",
                 kinds=" ".join(kinds), space_directions=" ".join(vectors))  # fmt: skip
 
     with pytest.raises(BadFile, match="3 volumes"):
@@ -305,12 +335,15 @@ def test_an_axis_of_channels_is_chosen_from_whatever_its_kind(save, kind, first)
     assert np.array_equal(io.read(path, volume_index=2).data, DATA + 200)
 
 
-@pytest.mark.parametrize("kind", ["RGB-color", "RGBA-color", "3-color", "XYZ-color", "3-vector", "complex"])
+@pytest.mark.parametrize(
+    "kind", ["RGB-color", "RGBA-color", "3-color", "XYZ-color", "3-vector", "complex"]
+)
 def test_values_of_one_voxel_stay_refused(save, kind):
     data = np.zeros((3, 2, 3, 4), np.uint8).tobytes()
 
     with pytest.raises(BadFile, match="colour or vectors"):
-        io.read(save(data, type="uchar", dimension=4, sizes="3 2 3 4", kinds=f"{kind} domain domain domain",
+        io.read(save(data, type="uchar", dimension=4, sizes="3 2 3 4",
+        kinds=f"{kind} domain domain domain",
                      space_directions="none (1,0,0) (0,2,0) (0,0,3)"))  # fmt: skip
 
 
@@ -380,7 +413,9 @@ def itk_series():
 @pytest.mark.parametrize("suffix", [".nrrd", ".nhdr", ".mha", ".mhd"])
 @pytest.mark.parametrize("join", [sitk.Compose, sitk.JoinSeries], ids=["channels", "4-D"])
 @pytest.mark.parametrize("compressed", [True, False])
-def test_several_volumes_are_read_in_both_ways_in_which_itk_writes_them(tmp_path, suffix, join, compressed):
+def test_several_volumes_are_read_in_both_ways_in_which_itk_writes_them(
+    tmp_path, suffix, join, compressed
+):
     images = itk_series()
     path = tmp_path / f"x{suffix}"
     sitk.WriteImage(join(images), str(path), useCompression=compressed)

@@ -54,7 +54,8 @@ def nhdr(tmp_path):
     def save(*, files=None, tail=b"", name="x.nhdr", **changed):
         for file, content in (files or {}).items():
             (tmp_path / file).write_bytes(content)
-        last = {"data_file": changed.pop("data_file")} if "data_file" in changed else {}  # where LIST has to be
+        # Where LIST has to be.
+        last = {"data_file": changed.pop("data_file")} if "data_file" in changed else {}
         fields = {
             **NRRD,
             **{field.replace("_", " "): value for field, value in (changed | last).items()},
@@ -73,7 +74,10 @@ def mhd(tmp_path):
     def save(*, files=None, tail=b"", last="x.raw", name="x.mhd", **changed):
         for file, content in (files or {}).items():
             (tmp_path / file).write_bytes(content)
-        text = "".join(f"{field} = {value}\n" for field, value in {**META, **changed, "ElementDataFile": last}.items())
+        text = "".join(
+            f"{field} = {value}\n"
+            for field, value in {**META, **changed, "ElementDataFile": last}.items()
+        )
         (tmp_path / name).write_bytes(text.encode() + tail)
         return tmp_path / name
 
@@ -109,8 +113,14 @@ def test_nothing_to_pass_over_is_no_special_case(nhdr, mhd):
 
 
 def test_lines_are_passed_over_before_unpacking_and_bytes_after_it(nhdr):
-    check(nhdr(files={"x.raw": b"one\ntwo\nabc" + RAW}, data_file="x.raw", line_skip=2, byte_skip=3))
-    check(nhdr(files={"x.raw": b"P5\n" + b"#" * 700_000 + b"\n" + RAW}, data_file="x.raw", line_skip=2))
+    check(
+        nhdr(files={"x.raw": b"one\ntwo\nabc" + RAW}, data_file="x.raw", line_skip=2, byte_skip=3)
+    )
+    check(
+        nhdr(
+            files={"x.raw": b"P5\n" + b"#" * 700_000 + b"\n" + RAW}, data_file="x.raw", line_skip=2
+        )
+    )
     packed = b"one\n" + gzip.compress(b"abc" + RAW)
     check(nhdr(files={"x.gz": packed}, data_file="x.gz", line_skip=1, byte_skip=3, encoding="gzip"))
 
@@ -151,7 +161,9 @@ def test_a_header_size_counts_from_the_beginning_of_the_file(mhd):
     ],
 )
 def test_what_is_not_there_to_be_skipped_is_refused(nhdr, changed, reason):
-    path = nhdr(files={"x.raw": b"12345\n" + RAW.replace(b"\n", b"?")}, data_file="x.raw", **changed)
+    path = nhdr(
+        files={"x.raw": b"12345\n" + RAW.replace(b"\n", b"?")}, data_file="x.raw", **changed
+    )
 
     with pytest.raises(BadFile, match=reason) as caught:
         io.read(path)
@@ -231,9 +243,11 @@ def test_each_of_several_files_may_have_a_header_of_its_own(nhdr, mhd):
 def test_several_volumes_in_several_files_are_chosen_from(nhdr, mhd, order):
     mark = "<i2" if order == "little" else ">i2"
     files = {f"v{n}.raw": (DATA + 100 * n).astype(mark).tobytes("F") for n in range(3)}
-    path = nhdr(files=files, data_file="v%d.raw 0 2 1", dimension=4, sizes="4 5 6 3", kinds="domain domain domain list",
+    path = nhdr(files=files, data_file="v%d.raw 0 2 1", dimension=4, sizes="4 5 6 3",
+    kinds="domain domain domain list",
                 space_directions="(1,0,0) (0,2,0) (0,0,3) none", endian=order)  # fmt: skip
-    other = mhd(last="LIST", tail=listing(files), NDims=4, DimSize="4 5 6 3", ElementSpacing="1 2 3 1",
+    other = mhd(last="LIST", tail=listing(files), NDims=4, DimSize="4 5 6 3",
+    ElementSpacing="1 2 3 1",
                 Offset="10 20 30 0", TransformMatrix="1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1",
                 BinaryDataByteOrderMSB=order == "big")  # fmt: skip
 
@@ -287,7 +301,9 @@ def test_files_that_do_not_make_the_volume_are_refused(nhdr, named, tail, reason
     assert str(caught.value).startswith(f"{path}: ")
 
 
-@pytest.mark.parametrize(("content", "reason"), [(SLICES[0] + b"x", "more data"), (SLICES[0][:-1], "too short")])
+@pytest.mark.parametrize(
+    ("content", "reason"), [(SLICES[0] + b"x", "more data"), (SLICES[0][:-1], "too short")]
+)
 def test_one_wrong_file_of_several_is_named(nhdr, mhd, content, reason):
     files = {f"{k}.raw": SLICES[k] for k in range(6)} | {"3.raw": content}
 
@@ -297,7 +313,9 @@ def test_one_wrong_file_of_several_is_named(nhdr, mhd, content, reason):
         assert str(caught.value).startswith(f"{path}: ")
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS if name.strip() not in ("", ".", "missing.raw", "a\0b")])
+@pytest.mark.parametrize(
+    "name", [name for name in ATTACKS if name.strip() not in ("", ".", "missing.raw", "a\0b")]
+)
 def test_a_list_opens_nothing_outside_its_folder(nhdr, mhd, tmp_path, name):
     (tmp_path.parent / "secret.raw").write_bytes(SLICES[5])
     (tmp_path / "link.raw").symlink_to(tmp_path.parent / "secret.raw")

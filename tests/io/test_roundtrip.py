@@ -17,7 +17,8 @@ from medseg.volume import Volume
 
 NIBABEL = (".nii.gz", ".nii", ".mgz", ".mgh")
 ITK = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-SUFFIXES = tuple(suffix for suffix in io.WRITERS if not suffix.endswith(".dcm"))  # those need a source
+# Those need a source.
+SUFFIXES = tuple(suffix for suffix in io.WRITERS if not suffix.endswith(".dcm"))
 IMAGE_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != ".seg.nrrd")
 MGH_TYPES = ("u1", "i2", "i4", "f4")
 ITK_TYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8")
@@ -37,13 +38,18 @@ def corners(affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def close_in_mm(a: np.ndarray, b: np.ndarray, tolerance: float = 2e-4) -> bool:
-    """Whether world places agree, by default to float32 rounding of values up to a few hundred mm."""
+    """Whether world places agree, by default to float32 rounding of values up to a few hundred
+    mm.
+    """
     return bool(np.abs(a - b).max() < tolerance)
 
 
 def itk_places(image: sitk.Image, shape: tuple[int, ...]) -> np.ndarray:
     i, j, k = (n - 1 for n in shape)
-    points = [image.TransformIndexToPhysicalPoint(index) for index in ((0, 0, 0), (i, j, k), (i, 0, k), (0, j, 0))]
+    points = [
+        image.TransformIndexToPhysicalPoint(index)
+        for index in ((0, 0, 0), (i, j, k), (i, 0, k), (0, j, 0))
+    ]
     return np.array(points) * (-1, -1, 1)
 
 
@@ -176,9 +182,12 @@ def test_labels_of_an_mgz_or_qform_scan_get_exactly_its_affine(folder, suffix, a
     io.write(scan, folder / "labels.nii.gz")
 
     assert np.array_equal(io.read(folder / "labels.nii.gz").affine, scan.affine)
-    # Readers disagree about quaternions so close to half a turn that float32 cannot tell: up to 1.3e-3 radians.
+    # Readers disagree about quaternions so close to half a turn that float32 cannot tell: up to
+    # 1.3e-3 radians.
     tolerance = 1.3e-3 * 8 * np.linalg.norm(scan.shape) if suffix == ".nii.gz" else 2e-4
-    assert close_in_mm(corners(scan.affine, scan.shape), corners(nib.load(path).affine, scan.shape), tolerance)
+    assert close_in_mm(
+        corners(scan.affine, scan.shape), corners(nib.load(path).affine, scan.shape), tolerance
+    )
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -192,7 +201,10 @@ def test_equal_volumes_make_equal_files(tmp_path, suffix):
     second = {path.name: path.read_bytes() for path in (tmp_path / "b").iterdir()}
 
     assert first == second
-    assert all(b"medseg" not in content and str(tmp_path).encode() not in content for content in first.values())
+    assert all(
+        b"medseg" not in content and str(tmp_path).encode() not in content
+        for content in first.values()
+    )
 
 
 @pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)

@@ -1,4 +1,6 @@
-"""Slicer segmentations: what is written carries names, colours and codes; what is read is one label map or refused."""
+"""Slicer segmentations: what is written carries names, colours and codes; what is read is one label
+map or refused.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def label_map() -> Volume:
     data = np.zeros((6, 7, 8), np.uint16)
     data[1:3, 2:5, 3:4] = 1
     data[4, 5, 6] = 7
-    return Volume(data, np.array([[0, -2.0, 0, 10], [1.5, 0, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1]]))
+    return Volume(
+        data, np.array([[0, -2.0, 0, 10], [1.5, 0, 0, -20], [0, 0, 3.0, 5], [0, 0, 0, 1]])
+    )
 
 
 def keys(path: Path) -> dict[str, str]:
@@ -97,7 +101,10 @@ def test_slicerio_reads_the_same_segments(tmp_path):
     found = slicerio.read_segmentation(str(tmp_path / "x.seg.nrrd"))
 
     assert np.array_equal(found["voxels"], label_map().data)
-    assert [(s["name"], s["labelValue"]) for s in found["segments"]] == [("liver", 1), ("left kidney", 7)]
+    assert [(s["name"], s["labelValue"]) for s in found["segments"]] == [
+        ("liver", 1),
+        ("left kidney", 7),
+    ]
     assert found["segments"][1]["terminology"]["type"][:2] == ["SCT", "64033007"]
 
 
@@ -146,12 +153,14 @@ def layered(path: Path, layers: list[np.ndarray], segments: list[tuple[int, int]
     stack = np.stack(layers).astype(np.uint8)
     lines = [
         "NRRD0004", "type: uchar", "dimension: 4", "space: left-posterior-superior",
-        "sizes: " + " ".join(map(str, stack.shape)), "space directions: none (1,0,0) (0,1,0) (0,0,1)",
+        "sizes: " + " ".join(map(str, stack.shape)),
+        "space directions: none (1,0,0) (0,1,0) (0,0,1)",
         "kinds: list domain domain domain", "encoding: gzip", "space origin: (0,0,0)",
     ]  # fmt: skip
     for number, (layer, value) in enumerate(segments):
         lines += [f"Segment{number}_ID:=s{number}", f"Segment{number}_Name:=name {number}",
-                  f"Segment{number}_LabelValue:={value}", f"Segment{number}_Layer:={layer}"]  # fmt: skip
+                  f"Segment{number}_LabelValue:={value}",
+                  f"Segment{number}_Layer:={layer}"]  # fmt: skip
     path.write_bytes("\n".join([*lines, "", ""]).encode() + gzip.compress(stack.tobytes("F")))
     return path
 
@@ -170,7 +179,9 @@ def test_layers_that_do_not_overlap_are_merged_and_numbered_anew(tmp_path):
 
 
 def test_values_that_differ_between_layers_are_kept(tmp_path):
-    path = layered(tmp_path / "x.seg.nrrd", [ball(0, 0, 0) * 9, ball(3, 3, 3) * 4], [(0, 9), (1, 4)])
+    path = layered(
+        tmp_path / "x.seg.nrrd", [ball(0, 0, 0) * 9, ball(3, 3, 3) * 4], [(0, 9), (1, 4)]
+    )
 
     assert np.array_equal(io.read_labels(path).data, ball(0, 0, 0) * 9 + ball(3, 3, 3) * 4)
     assert read_table(path).names == {9: "name 0", 4: "name 1"}
@@ -218,10 +229,14 @@ def test_segments_that_contradict_the_data_are_refused(tmp_path, segments, reaso
         ("", False),
     ],
 )
-def test_labels_beyond_the_extent_that_slicer_cuts_are_read_with_a_warning(tmp_path, extent, warned):
+def test_labels_beyond_the_extent_that_slicer_cuts_are_read_with_a_warning(
+    tmp_path, extent, warned
+):
     path = layered(tmp_path / "x.seg.nrrd", [ball(0, 0, 0), ball(3, 3, 3)], [(0, 1), (1, 1)])
     head, data = path.read_bytes().split(b"\n\n", 1)
-    path.write_bytes(head + f"\nSegment0_Extent:={extent}\nSegment1_Extent:=3 4 3 4 3 4\n\n".encode() + data)
+    path.write_bytes(
+        head + f"\nSegment0_Extent:={extent}\nSegment1_Extent:=3 4 3 4 3 4\n\n".encode() + data
+    )
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -231,7 +246,9 @@ def test_labels_beyond_the_extent_that_slicer_cuts_are_read_with_a_warning(tmp_p
     assert [("extent" in str(w.message)) for w in caught] == [True] * warned
 
 
-def old(path: Path, volumes: list[np.ndarray], names: list[str], *, packed: bool = True, keys: str = "") -> Path:
+def old(
+    path: Path, volumes: list[np.ndarray], names: list[str], *, packed: bool = True, keys: str = ""
+) -> Path:
     """A segmentation as Slicer 4.10 and older wrote it: a volume for every segment, and nothing of
     layers.
     """
@@ -248,16 +265,23 @@ def old(path: Path, volumes: list[np.ndarray], names: list[str], *, packed: bool
             kinds.partition(" ")[2],
         )
     lines = [
-        "NRRD0004", "type: unsigned char", f"dimension: {len(sizes.split())}", "space: left-posterior-superior",
+        "NRRD0004", "type: unsigned char", f"dimension: {len(sizes.split())}",
+        "space: left-posterior-superior",
         f"sizes: {sizes}", f"space directions: {vectors}", f"kinds: {kinds}",
         f"encoding: {'gzip' if packed else 'raw'}", "space origin: (-5,6,7)",
     ]  # fmt: skip
     for number, name in enumerate(names):
-        lines += [f"Segment{number}_Color:=0.{number} 0.5 1", f"Segment{number}_Extent:=0 4 0 4 0 4",
+        lines += [f"Segment{number}_Color:=0.{number} 0.5 1",
+        f"Segment{number}_Extent:=0 4 0 4 0 4",
                   f"Segment{number}_ID:=Segment_{number + 1}", f"Segment{number}_Name:={name}",
                   f"Segment{number}_Tags:=Segmentation.Status:inprogress|"]  # fmt: skip
     content = stack.tobytes("F")
-    text = "\n".join([*lines, "Segmentation_ReferenceImageExtentOffset:=0 0 0", *keys.split("|")]).strip() + "\n\n"
+    text = (
+        "\n".join(
+            [*lines, "Segmentation_ReferenceImageExtentOffset:=0 0 0", *keys.split("|")]
+        ).strip()
+        + "\n\n"
+    )
     path.write_bytes(text.encode() + (gzip.compress(content) if packed else content))
     return path
 
@@ -268,7 +292,9 @@ CORNERS = [(0, 0, 0), (3, 3, 3), (0, 3, 0), (3, 0, 1)]
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("name", ["x.seg.nrrd", "x.nrrd", "x.nhdr", "Segmentation.NRRD"])
-def test_segments_that_are_volumes_of_their_own_are_read_under_every_name(tmp_path, count, packed, name):
+def test_segments_that_are_volumes_of_their_own_are_read_under_every_name(
+    tmp_path, count, packed, name
+):
     names = ["liver", "tumour", "Größe", "vessel"][:count]
     path = old(tmp_path / name, [ball(*corner) for corner in CORNERS[:count]], names, packed=packed)
 
@@ -280,14 +306,18 @@ def test_segments_that_are_volumes_of_their_own_are_read_under_every_name(tmp_pa
     )
     assert np.array_equal(labels.data, expected)
     assert np.array_equal(io.read(path).data, expected)
-    assert np.array_equal(labels.affine, np.diag([-2.0, -1, 3, 1]) + np.outer([5, -6, 7, 0], [0, 0, 0, 1]))
+    assert np.array_equal(
+        labels.affine, np.diag([-2.0, -1, 3, 1]) + np.outer([5, -6, 7, 0], [0, 0, 0, 1])
+    )
     table = io.embedded_table(path)
     assert table is not None and table.names == dict(enumerate(names, 1))
     for number, (label, mask) in enumerate(io.read_masks(path)):
         assert (label.name, mask.data.tolist()) == (names[number], ball(*CORNERS[number]).tolist())
     if path.suffix != ".NRRD":
         array = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T.reshape(count, 5, 5, 5)
-        assert [part.tolist() for part in array] == [ball(*corner).tolist() for corner in CORNERS[:count]]
+        assert [part.tolist() for part in array] == [
+            ball(*corner).tolist() for corner in CORNERS[:count]
+        ]
 
 
 @pytest.mark.parametrize(
@@ -343,13 +373,17 @@ def overlapping(folder: Path, kind: str) -> Path:
     if kind == "old":
         return old(folder / "x.nrrd", balls, ["liver", "Tumour", "stone"])
     if kind == "layers":
-        path = layered(folder / "x.seg.nrrd", [balls[0] + 2 * balls[2], balls[1]], [(0, 1), (1, 1), (0, 2)])
+        path = layered(
+            folder / "x.seg.nrrd", [balls[0] + 2 * balls[2], balls[1]], [(0, 1), (1, 1), (0, 2)]
+        )
         for before, after in (("name 0", "liver"), ("name 1", "Tumour"), ("name 2", "stone")):
             path.write_bytes(path.read_bytes().replace(before.encode(), after.encode()))
         return path
     names = ["liver", "Tumour", "stone"]
     labels = [Label(number, name, (9, 9, number)) for number, name in enumerate(names, 1)]
-    write_segments([(label, Volume(b, AFFINE)) for label, b in zip(labels, balls)], folder / "x.seg.nrrd")
+    write_segments(
+        [(label, Volume(b, AFFINE)) for label, b in zip(labels, balls)], folder / "x.seg.nrrd"
+    )
     return folder / "x.seg.nrrd"
 
 
@@ -393,13 +427,19 @@ def test_convert_keeps_overlapping_segments_as_they_are_or_paints_those_chosen(t
     path = overlapping(tmp_path, kind)
 
     assert tiny.medseg("convert", path, tmp_path / "out.nii.gz").code == 3
-    ran = tiny.medseg("convert", path, tmp_path / "out.nii.gz", "--segment", "tumour", "--segment", "liver")
+    ran = tiny.medseg(
+        "convert", path, tmp_path / "out.nii.gz", "--segment", "tumour", "--segment", "liver"
+    )
     assert ran.code == 0, ran.err
     assert tiny.medseg("convert", path, tmp_path / "all.seg.nrrd").code == 0
     listed = tiny.medseg("info", path)
 
-    assert np.array_equal(io.read(tmp_path / "out.nii.gz").data, np.where(ball(0, 0, 0), 1, 2 * ball(1, 1, 1)))
-    kept = [(label.name, mask.data.tolist()) for label, mask in read_segments(tmp_path / "all.seg.nrrd")]
+    assert np.array_equal(
+        io.read(tmp_path / "out.nii.gz").data, np.where(ball(0, 0, 0), 1, 2 * ball(1, 1, 1))
+    )
+    kept = [
+        (label.name, mask.data.tolist()) for label, mask in read_segments(tmp_path / "all.seg.nrrd")
+    ]
     assert kept == [(label.name, mask.data.tolist()) for label, mask in read_segments(path)]
     assert listed.code == 0 and all(name in listed.out for name in ("liver", "Tumour", "stone"))
 
@@ -430,7 +470,10 @@ def test_the_segmentation_of_slicer_4_10_is_what_is_expected(shared_data, tmp_pa
 def masks(*corners: tuple[int, int, int]) -> list[tuple[Label, Volume]]:
     """Balls at corners, with values 3, 6, 9 ... so that they are not 1, 2, 3."""
     return [
-        (Label(3 * n, f"part {n}", (n, 2 * n, 3 * n), KIDNEY.category, KIDNEY.type), Volume(ball(*corner), AFFINE))
+        (
+            Label(3 * n, f"part {n}", (n, 2 * n, 3 * n), KIDNEY.category, KIDNEY.type),
+            Volume(ball(*corner), AFFINE),
+        )
         for n, corner in enumerate(corners, 1)
     ]
 
@@ -473,7 +516,9 @@ def test_masks_are_written_in_as_many_layers_as_they_need(tmp_path, corners, lay
 def test_masks_that_do_not_overlap_are_one_label_map(tmp_path):
     write_segments(masks((0, 0, 0), (3, 3, 3)), tmp_path / "x.seg.nrrd")
 
-    assert np.array_equal(io.read_labels(tmp_path / "x.seg.nrrd").data, 3 * ball(0, 0, 0) + 6 * ball(3, 3, 3))
+    assert np.array_equal(
+        io.read_labels(tmp_path / "x.seg.nrrd").data, 3 * ball(0, 0, 0) + 6 * ball(3, 3, 3)
+    )
 
 
 def test_masks_that_overlap_are_no_label_map(tmp_path):
@@ -503,7 +548,10 @@ def test_an_empty_mask_and_a_mask_of_large_value_are_kept(tmp_path):
     write_segments(segments, tmp_path / "x.seg.nrrd")
 
     assert keys(tmp_path / "x.seg.nrrd")["Segment0_Extent"] == "0 -1 0 -1 0 -1"
-    assert [(label.value, data.sum()) for label, data in segments_in(tmp_path / "x.seg.nrrd")] == [(2, 0), (60000, 8)]
+    assert [(label.value, data.sum()) for label, data in segments_in(tmp_path / "x.seg.nrrd")] == [
+        (2, 0),
+        (60000, 8),
+    ]
 
 
 def test_masks_that_make_no_segmentation_are_refused(tmp_path):
@@ -513,7 +561,9 @@ def test_masks_that_make_no_segmentation_are_refused(tmp_path):
     with pytest.raises(BadConfig, match="twice"):
         write_segments([(first, mask), (first, mask)], tmp_path / "x.seg.nrrd")
     with pytest.raises(BadGeometry, match="one grid"):
-        write_segments([(first, mask), (second, Volume(mask.data, np.eye(4)))], tmp_path / "x.seg.nrrd")
+        write_segments(
+            [(first, mask), (second, Volume(mask.data, np.eye(4)))], tmp_path / "x.seg.nrrd"
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -49,7 +49,9 @@ def test_labels_have_the_codes_and_the_affine_of_their_scan(tmp_path, affine, gi
 
     assert codes(tmp_path / "labels.nii.gz") == given_codes
     labels = nib.load(tmp_path / "labels.nii.gz")
-    assert np.array_equal(labels.affine.astype(np.float32), nib.load(path).affine.astype(np.float32))
+    assert np.array_equal(
+        labels.affine.astype(np.float32), nib.load(path).affine.astype(np.float32)
+    )
     assert np.array_equal(io.read(tmp_path / "labels.nii.gz").affine, scan.affine)
 
 
@@ -97,7 +99,9 @@ def test_nifti_2_keeps_its_codes(tmp_path):
         ("pixdim", (1, 4), (2, 2)),
     ],
 )
-def test_of_an_assumed_geometry_only_the_space_that_was_assumed_is_kept(tmp_path, assumed, given_codes, kept):
+def test_of_an_assumed_geometry_only_the_space_that_was_assumed_is_kept(
+    tmp_path, assumed, given_codes, kept
+):
     image = nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), None)
     image.set_qform(STRAIGHT, given_codes[0])
     moved = STRAIGHT.copy()
@@ -153,7 +157,9 @@ def test_infer_and_convert_keep_the_space_of_the_scan(tmp_path):
     image.set_sform(TURNED, 4)
     nib.save(image, tmp_path / "scan.nii.gz")
 
-    ran = tiny.medseg("infer", tmp_path / "scan.nii.gz", "--model", "otsu", "--instances", "--quiet")
+    ran = tiny.medseg(
+        "infer", tmp_path / "scan.nii.gz", "--model", "otsu", "--instances", "--quiet"
+    )
     assert ran.code == 0, ran.err
     assert tiny.medseg("convert", tmp_path / "scan.nii.gz", tmp_path / "copy.nii").code == 0
 
@@ -162,7 +168,9 @@ def test_infer_and_convert_keep_the_space_of_the_scan(tmp_path):
         assert np.array_equal(nib.load(tmp_path / name).affine, image.affine)
 
 
-@pytest.mark.parametrize(("name", "kept"), [("q0_s4", (0, 4)), ("q1_s0", (1, 0)), ("q1_s4", (1, 4)), ("q2_s2", (2, 2))])
+@pytest.mark.parametrize(
+    ("name", "kept"), [("q0_s4", (0, 4)), ("q1_s0", (1, 0)), ("q1_s4", (1, 4)), ("q2_s2", (2, 2))]
+)
 def test_the_four_scans_of_one_geometry_keep_their_codes(shared_data, tmp_path, name, kept):
     path = shared_data / f"cases/files/nifti-codes/{name}.nii.gz"
 

@@ -40,7 +40,8 @@ def test_digest_depends_on_the_voxels_and_not_on_their_order_in_memory():
     assert digest(data, data.dtype) != digest(data[::-1], data.dtype)
 
 
-DATA = np.random.default_rng(0).integers(1, 900, (5, 6, 7)).astype(np.int16)  # faces of 60, 70 and 84 bytes
+# Faces of 60, 70 and 84 bytes.
+DATA = np.random.default_rng(0).integers(1, 900, (5, 6, 7)).astype(np.int16)
 
 
 def save(folder, suffix, data=DATA):
@@ -65,8 +66,12 @@ SUFFIXES = [".nii", ".nii.gz", ".img", ".nrrd", ".nhdr", ".mha", ".mhd"]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize("more", [bytes(2), bytes(59), bytes(512), bytes(4096), bytes(MAX_PADDING), b"\n", b"\r\n"])
-def test_zeros_or_a_line_end_behind_the_voxels_are_passed_over_with_a_warning(tmp_path, suffix, more):
+@pytest.mark.parametrize(
+    "more", [bytes(2), bytes(59), bytes(512), bytes(4096), bytes(MAX_PADDING), b"\n", b"\r\n"]
+)
+def test_zeros_or_a_line_end_behind_the_voxels_are_passed_over_with_a_warning(
+    tmp_path, suffix, more
+):
     append(save(tmp_path, suffix), more)
     path = tmp_path / f"x{suffix}"
 
@@ -75,7 +80,8 @@ def test_zeros_or_a_line_end_behind_the_voxels_are_passed_over_with_a_warning(tm
 
     assert np.array_equal(volume.data, DATA)
     assert len(caught) == 1
-    assert str(caught[0].message).startswith(f"{path}: ")  # and not a data file, whose name nobody gave
+    # And not a data file, whose name nobody gave.
+    assert str(caught[0].message).startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -122,11 +122,15 @@ def test_no_temporary_folder_at_all_is_no_error(tmp_path: Path, monkeypatch: pyt
         assert load(tmp_path).twice(4) == 8
 
 
-def test_a_home_that_everybody_can_write_to_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_home_that_everybody_can_write_to_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """HOME=/tmp is common in containers; code there could be anybody's."""
     home = tmp_path / "home" / "numba"
     home.mkdir(parents=True)
-    monkeypatch.setattr(caching.InTreeCacheLocator, "from_function", classmethod(lambda cls, function, file: None))
+    monkeypatch.setattr(
+        caching.InTreeCacheLocator, "from_function", classmethod(lambda cls, function, file: None)
+    )
     monkeypatch.setattr(caching.UserWideCacheLocator, "get_cache_path", lambda self: str(home))
     assert load(tmp_path).twice.stats.cache_path == str(home)
     home.chmod(0o777)
@@ -134,7 +138,9 @@ def test_a_home_that_everybody_can_write_to_is_not_used(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("suffix", ["nbi", "nbc"])
-@pytest.mark.parametrize("content", [b"", b"\x80", b"not a pickle at all", b"cnot_a_module\nnothing\n."])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80", b"not a pickle at all", b"cnot_a_module\nnothing\n."]
+)
 def test_damaged_code_is_compiled_anew_and_kept_again(tmp_path: Path, suffix: str, content: bytes):
     load(tmp_path).twice(4)
     (kept,) = (tmp_path / "__pycache__").glob(f"*.{suffix}")
@@ -157,14 +163,20 @@ def test_a_full_disk_costs_time_and_no_result(tmp_path: Path, monkeypatch: pytes
 def test_every_kernel_of_the_package_is_compiled_here():
     """numba's own decorator would fail where it finds no place."""
     package = Path(sys.modules["medseg"].__file__ or "").parent
-    others = [path.name for path in package.rglob("*.py") if "from numba import njit" in path.read_text("utf-8")]
+    others = [
+        path.name
+        for path in package.rglob("*.py")
+        if "from numba import njit" in path.read_text("utf-8")
+    ]
     assert not others
 
 
 def test_a_read_only_package_without_a_home_compiles_and_keeps_its_code(tmp_path: Path):
     """The whole package, copied where nothing may be written to it."""
     place, package = tmp_path / "place", Path(sys.modules["medseg"].__file__ or "").parent
-    shutil.copytree(package, place / "medseg", ignore=shutil.ignore_patterns("__pycache__", "bundled", "niivue"))
+    shutil.copytree(
+        package, place / "medseg", ignore=shutil.ignore_patterns("__pycache__", "bundled", "niivue")
+    )
     (place / "home").mkdir()
     program = (
         "import numpy as np\nfrom medseg.kernels.compiled import private_folder\n"

@@ -41,7 +41,9 @@ def test_an_error_reaches_the_caller_and_nothing_goes_on_after_it(bad):
 
 def test_several_threads_may_share_out_work_at_once():
     results: dict[int, list[int]] = {n: [] for n in range(6)}
-    callers = [threading.Thread(target=in_parallel, args=(results[n].append, 50, 3)) for n in results]
+    callers = [
+        threading.Thread(target=in_parallel, args=(results[n].append, 50, 3)) for n in results
+    ]
     for caller in callers:
         caller.start()
     for caller in callers:

@@ -1,4 +1,6 @@
-"""Headless Chromium for tests, driven through chromedriver (W3C WebDriver) with nothing but the standard library."""
+"""Headless Chromium for tests, driven through chromedriver (W3C WebDriver) with nothing but the
+standard library.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,10 @@ import numpy as np
 import pytest
 
 FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--force-device-scale-factor=1",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--hide-scrollbars",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--force-device-scale-factor=1",
 ]  # fmt: skip
 
 
@@ -67,7 +71,10 @@ class Browser:
 
     def png(self) -> bytes:
         """A picture of the window, once two frames have been drawn."""
-        self.run_async("const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => done()))")
+        self.run_async(
+            "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() =>"
+            " done()))"
+        )
         return base64.b64decode(self._call("GET", "/screenshot"))
 
     def picture(self) -> np.ndarray:
@@ -79,7 +86,9 @@ class Browser:
     def box(self, selector: str) -> tuple[slice, slice]:
         """Rows and columns of the window that an element covers."""
         script = "const b = document.querySelector(arguments[0]).getBoundingClientRect();"
-        left, top, right, bottom = self.run(script + "return [b.left, b.top, b.right, b.bottom]", selector)
+        left, top, right, bottom = self.run(
+            script + "return [b.left, b.top, b.right, b.bottom]", selector
+        )
         return slice(round(top), round(bottom)), slice(round(left), round(right))
 
     def log(self, kind: str) -> list[dict[str, Any]]:
@@ -88,12 +97,22 @@ class Browser:
 
     def messages(self) -> list[str]:
         """Errors and warnings that the page or the browser reported since the last call."""
-        return [entry["message"] for entry in self.log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+        return [
+            entry["message"]
+            for entry in self.log("browser")
+            if entry["level"] in ("SEVERE", "WARNING")
+        ]
 
     def requested(self) -> list[str]:
-        """Addresses that were asked for since the last call, those of the voxels inside the page (data:, blob:) too."""
+        """Addresses that were asked for since the last call, those of the voxels inside the page
+        (data:, blob:) too.
+        """
         events = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
-        return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
+        return [
+            e["params"]["request"]["url"]
+            for e in events
+            if e["method"] == "Network.requestWillBeSent"
+        ]
 
 
 def call(method: str, url: str, body: dict[str, Any] | None) -> Any:
@@ -110,22 +129,39 @@ def call(method: str, url: str, body: dict[str, Any] | None) -> Any:
 @contextmanager
 def chromium(folder: Path, width: int = 820, height: int = 560) -> Iterator[Browser]:
     """A browser with a fresh profile in `folder`; skips the test where there is none."""
-    binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    binary = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     driver = shutil.which("chromedriver")
     if not binary or not driver:
-        pytest.skip("Chromium and chromedriver are not installed (Debian: apt-get install chromium chromium-driver)")
+        pytest.skip(
+            "Chromium and chromedriver are not installed (Debian: apt-get install chromium"
+            " chromium-driver)"
+        )
     command = [driver, "--port=0", "--allowed-ips=127.0.0.1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         try:
             started = next(line for line in process.stdout if "successfully on port" in line)
             port = int(started.rsplit(" ", 1)[1].strip(" .\n"))
-            flags = [*FLAGS, f"--user-data-dir={folder / 'profile'}", f"--window-size={width},{height}"]
+            flags = [
+                *FLAGS,
+                f"--user-data-dir={folder / 'profile'}",
+                f"--window-size={width},{height}",
+            ]
             wanted = {
                 "goog:chromeOptions": {"binary": binary, "args": flags},
                 "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
                 "timeouts": {"script": 120_000, "pageLoad": 120_000},
             }
-            session = call("POST", f"http://127.0.0.1:{port}/session", {"capabilities": {"alwaysMatch": wanted}})
+            session = call(
+                "POST",
+                f"http://127.0.0.1:{port}/session",
+                {"capabilities": {"alwaysMatch": wanted}},
+            )
             browser = Browser(port, session["sessionId"])
             try:
                 browser.resize(width, height)

@@ -35,7 +35,13 @@ CONFIG: dict[str, Any] = {
         "validate_every": 8,
         "validate_samples": 2,
     },
-    "synth": {"outside": [511, 515], "mirror": {3: 42}, "rotation_degrees": 5, "offset_mm": 2.0, "anywhere": 0.0},
+    "synth": {
+        "outside": [511, 515],
+        "mirror": {3: 42},
+        "rotation_degrees": 5,
+        "offset_mm": 2.0,
+        "anywhere": 0.0,
+    },
 }
 
 

@@ -1,4 +1,6 @@
-"""Synthetic DICOM for tests: classic series, enhanced multi-frame files, and what the standard says they are."""
+"""Synthetic DICOM for tests: classic series, enhanced multi-frame files, and what the standard says
+they are.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from medseg.volume import LPS, Volume
 CT, MR, PT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.128"
 ENHANCED_CT, ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.4.1"
 NAME = "SECRET^PATIENT"
-OBLIQUE = np.array([[0.6, 0, 0.8], [0, 1, 0], [-0.8, 0, 0.6]])  # columns: along rows, down columns, normal
+# Columns: along rows, down columns, normal.
+OBLIQUE = np.array([[0.6, 0, 0.8], [0, 1, 0], [-0.8, 0, 0.6]])
 
 
 def empty(sop_class: str = CT) -> Dataset:
@@ -32,19 +35,32 @@ def empty(sop_class: str = CT) -> Dataset:
     return piece
 
 
-def series(count: int = 5, rows: int = 4, columns: int = 3, step_mm: float = 2.5, seed: int = 1) -> list[Dataset]:
+def series(
+    count: int = 5, rows: int = 4, columns: int = 3, step_mm: float = 2.5, seed: int = 1
+) -> list[Dataset]:
     """An oblique CT of random voxels, one dataset per slice."""
-    values = np.random.default_rng(seed).integers(-1000, 2000, (count, rows, columns)).astype(np.int16)
+    values = (
+        np.random.default_rng(seed).integers(-1000, 2000, (count, rows, columns)).astype(np.int16)
+    )
     uid, frame = generate_uid(), generate_uid()
     out = []
     for number in range(count):
         piece = empty()
-        piece.SeriesInstanceUID, piece.FrameOfReferenceUID, piece.StudyInstanceUID = uid, frame, frame
+        piece.SeriesInstanceUID, piece.FrameOfReferenceUID, piece.StudyInstanceUID = (
+            uid,
+            frame,
+            frame,
+        )
         piece.Modality = "CT"
         piece.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
         piece.Rows, piece.Columns, piece.SamplesPerPixel = rows, columns, 1
         piece.PhotometricInterpretation = "MONOCHROME2"
-        piece.BitsAllocated, piece.BitsStored, piece.HighBit, piece.PixelRepresentation = 16, 16, 15, 1
+        piece.BitsAllocated, piece.BitsStored, piece.HighBit, piece.PixelRepresentation = (
+            16,
+            16,
+            15,
+            1,
+        )
         piece.PixelSpacing = [0.9, 0.7]
         piece.ImageOrientationPatient = [float(x) for x in OBLIQUE[:, :2].T.ravel()]
         piece.ImagePositionPatient = place(number * step_mm)
@@ -105,23 +121,32 @@ def content_of(piece: Dataset) -> bytes:
 
 
 def rewritten(piece: Dataset, syntax: UID) -> bytes:
-    """The bytes of the file in another native transfer syntax, which swaps the pixels of big-endian ones."""
+    """The bytes of the file in another native transfer syntax, which swaps the pixels of big-endian
+    ones.
+    """
     piece = copy.deepcopy(piece)
     if syntax == pydicom.uid.ExplicitVRBigEndian:
-        piece.PixelData = np.frombuffer(piece.PixelData, np.uint16).byteswap().tobytes()  # of words, also 8-bit pairs
+        # Of words, also 8-bit pairs.
+        piece.PixelData = np.frombuffer(piece.PixelData, np.uint16).byteswap().tobytes()
     piece.file_meta.TransferSyntaxUID = syntax
     piece["PixelData"].VR = "OW"
     buffer = pydicom.filebase.DicomBytesIO()
     options = {"implicit_vr": syntax.is_implicit_VR, "little_endian": syntax.is_little_endian}
-    pydicom.dcmwrite(buffer, piece, enforce_file_format=True, **({} if syntax.is_deflated else options))
+    pydicom.dcmwrite(
+        buffer, piece, enforce_file_format=True, **({} if syntax.is_deflated else options)
+    )
     return bytes(buffer.getvalue())
 
 
 def truth(pieces: list[Dataset]) -> Volume:
-    """What the standard says the series is (PS3.3 C.7.6.2.1.1), for slices in order along their normal."""
+    """What the standard says the series is (PS3.3 C.7.6.2.1.1), for slices in order along their
+    normal.
+    """
     first, last = pieces[0], pieces[-1]
     along, down = np.reshape([float(x) for x in first.ImageOrientationPatient], (2, 3))
-    start, end = (np.array([float(x) for x in piece.ImagePositionPatient]) for piece in (first, last))
+    start, end = (
+        np.array([float(x) for x in piece.ImagePositionPatient]) for piece in (first, last)
+    )
     affine = np.eye(4)
     affine[:3, 0] = along * float(first.PixelSpacing[1])
     affine[:3, 1] = down * float(first.PixelSpacing[0])
@@ -133,16 +158,26 @@ def truth(pieces: list[Dataset]) -> Volume:
     return Volume(np.stack(slices, axis=2) + intercept, LPS @ affine)
 
 
-def enhanced(volumes: list[list[Dataset]], sop_class: str = ENHANCED_MR, shuffle: int = 3) -> Dataset:
-    """Classic slices as one enhanced file, frames in shuffled order, a temporal position for each volume."""
+def enhanced(
+    volumes: list[list[Dataset]], sop_class: str = ENHANCED_MR, shuffle: int = 3
+) -> Dataset:
+    """Classic slices as one enhanced file, frames in shuffled order, a temporal position for each
+    volume.
+    """
     first = volumes[0][0]
     out = empty(sop_class)
-    for tag in ("SeriesInstanceUID", "FrameOfReferenceUID", "StudyInstanceUID", "ImageType", "Rows", "Columns",
-                "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
+    for tag in ("SeriesInstanceUID", "FrameOfReferenceUID", "StudyInstanceUID", "ImageType", "Rows",
+    "Columns",
+                "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored",
+                "HighBit",
                 "PixelRepresentation"):  # fmt: skip
         setattr(out, tag, first.get(tag))
     out.InstanceNumber = 1
-    frames = [(time, n, piece) for time, volume in enumerate(volumes, 1) for n, piece in enumerate(volume, 1)]
+    frames = [
+        (time, n, piece)
+        for time, volume in enumerate(volumes, 1)
+        for n, piece in enumerate(volume, 1)
+    ]
     random.Random(shuffle).shuffle(frames)
     out.NumberOfFrames = len(frames)
     out.DimensionIndexSequence = Sequence(
@@ -150,20 +185,39 @@ def enhanced(volumes: list[list[Dataset]], sop_class: str = ENHANCED_MR, shuffle
          item(DimensionIndexPointer=0x00209057, FunctionalGroupPointer=0x00209111)]
     )  # fmt: skip
     shared = Dataset()
-    shared.PixelMeasuresSequence = Sequence([item(PixelSpacing=first.PixelSpacing, SliceThickness="2.5")])
-    shared.PlaneOrientationSequence = Sequence([item(ImageOrientationPatient=first.ImageOrientationPatient)])
+    shared.PixelMeasuresSequence = Sequence(
+        [item(PixelSpacing=first.PixelSpacing, SliceThickness="2.5")]
+    )
+    shared.PlaneOrientationSequence = Sequence(
+        [item(ImageOrientationPatient=first.ImageOrientationPatient)]
+    )
     if "RescaleSlope" in first:
         shared.PixelValueTransformationSequence = Sequence(
-            [item(RescaleSlope=first.RescaleSlope, RescaleIntercept=first.RescaleIntercept, RescaleType="US")]
+            [
+                item(
+                    RescaleSlope=first.RescaleSlope,
+                    RescaleIntercept=first.RescaleIntercept,
+                    RescaleType="US",
+                )
+            ]
         )
     out.SharedFunctionalGroupsSequence = Sequence([shared])
     groups = []
     for time, n, piece in frames:
         group = Dataset()
         group.FrameContentSequence = Sequence(
-            [item(StackID="1", InStackPositionNumber=n, TemporalPositionIndex=time, DimensionIndexValues=[time, n])]
+            [
+                item(
+                    StackID="1",
+                    InStackPositionNumber=n,
+                    TemporalPositionIndex=time,
+                    DimensionIndexValues=[time, n],
+                )
+            ]
         )
-        group.PlanePositionSequence = Sequence([item(ImagePositionPatient=piece.ImagePositionPatient)])
+        group.PlanePositionSequence = Sequence(
+            [item(ImagePositionPatient=piece.ImagePositionPatient)]
+        )
         groups.append(group)
     out.PerFrameFunctionalGroupsSequence = Sequence(groups)
     out.PixelData = b"".join(piece.PixelData for _, _, piece in frames)

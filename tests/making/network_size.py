@@ -10,9 +10,11 @@ from torch import nn
 
 
 def parameters_and_flops(network: nn.Module, patch: Sequence[int]) -> tuple[int, int]:
-    """(parameters, multiply-adds of one patch (X, Y, Z) in evaluation mode), those of matrix products and convolutions.
+    """(parameters, multiply-adds of one patch (X, Y, Z) in evaluation mode), those of matrix
+    products and convolutions.
 
-    Nothing is computed: shapes alone go through the network (`torch.utils.flop_counter`), so it takes no memory.
+    Nothing is computed: shapes alone go through the network (`torch.utils.flop_counter`), so it
+    takes no memory.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,7 +26,9 @@ def parameters_and_flops(network: nn.Module, patch: Sequence[int]) -> tuple[int,
     network.eval()
     try:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            torch.func.functional_call(network, shapes, (torch.empty(1, channels, *patch, device="meta"),))
+            torch.func.functional_call(
+                network, shapes, (torch.empty(1, channels, *patch, device="meta"),)
+            )
     finally:
         network.train(training)
     return parameters, counter.get_total_flops() // 2

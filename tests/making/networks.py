@@ -1,4 +1,6 @@
-"""Tiny networks and scans for tests: models whose answer is known beforehand, and heads made of nested ellipsoids."""
+"""Tiny networks and scans for tests: models whose answer is known beforehand, and heads made of
+nested ellipsoids.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,8 @@ UNET_OPTIONS = {"features": [4, 8], "encoder_blocks": [1, 1], "decoder_blocks": 
 
 
 class Nearest(nn.Module):
-    """Each voxel gets the class whose brightness is nearest: dark 0, middle 1, bright 2 and so on. Pointwise, so that
-    what the pipeline around it must give is known."""
+    """Each voxel gets the class whose brightness is nearest: dark 0, middle 1, bright 2 and so on.
+    Pointwise, so that what the pipeline around it must give is known."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -45,7 +47,9 @@ class Nearest(nn.Module):
 
 
 class PerChannel(nn.Module):
-    """Class n + 1 where channel n is more than half as bright as the brightest voxels, later channels first."""
+    """Class n + 1 where channel n is more than half as bright as the brightest voxels, later
+    channels first.
+    """
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -73,7 +77,9 @@ KNOWN: dict[str, Any] = {"nearest": Nearest, "per_channel": PerChannel, "not_a_n
 
 
 def save_unet(folder: Path, **changes: Any) -> Path:
-    """A model folder with a tiny random U-Net; `changes` replace fields of its JSON before it is written."""
+    """A model folder with a tiny random U-Net; `changes` replace fields of its JSON before it is
+    written.
+    """
     torch.manual_seed(0)
     network = build_model("unet", 1, len(CLASSES), **UNET_OPTIONS)
     with torch.no_grad():  # so that no class always wins
@@ -106,17 +112,34 @@ def save_known(folder: Path, architecture: str = "nearest", **changes: Any) -> P
 
 def save_two_channels(folder: Path, **changes: Any) -> Path:
     """A model of two channels: 2 where the first (T1) is bright, 41 where the second (FLAIR) is."""
-    return save_known(folder, "per_channel", **({"channels": 2, "channel_names": ("T1", "FLAIR")} | changes))
+    return save_known(
+        folder, "per_channel", **({"channels": 2, "channel_names": ("T1", "FLAIR")} | changes)
+    )
 
 
 def save_two_channel_network(
-    folder: Path, architecture: str, options: dict[str, Any], patch: tuple[int, int, int], **changes: Any
+    folder: Path,
+    architecture: str,
+    options: dict[str, Any],
+    patch: tuple[int, int, int],
+    **changes: Any,
 ) -> Path:
     """A model folder with a random network of two channels of any architecture."""
     torch.manual_seed(3)
-    fields = {"name": "tiny", "architecture": architecture, "options": options, "patch": patch, "channels": 2}
+    fields = {
+        "name": "tiny",
+        "architecture": architecture,
+        "options": options,
+        "patch": patch,
+        "channels": 2,
+    }
     network = build_model(architecture, 2, len(CLASSES), **options)
-    save_checkpoint(folder, fields | {"classes": CLASSES, "spacing_mm": 2.0} | changes, network.state_dict(), TABLE)
+    save_checkpoint(
+        folder,
+        fields | {"classes": CLASSES, "spacing_mm": 2.0} | changes,
+        network.state_dict(),
+        TABLE,
+    )
     return folder
 
 
@@ -126,7 +149,9 @@ def edit_json(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def affine_of(spacing: tuple[float, float, float] = (2.0, 2.0, 2.0), origin: Any = (0.0, 0.0, 0.0)) -> np.ndarray:
+def affine_of(
+    spacing: tuple[float, float, float] = (2.0, 2.0, 2.0), origin: Any = (0.0, 0.0, 0.0)
+) -> np.ndarray:
     """A straight RAS affine."""
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = origin
@@ -140,19 +165,33 @@ def ellipsoid(shape: tuple[int, int, int], centre: Any, radii: Any) -> np.ndarra
 
 
 def head(shape: tuple[int, int, int] = (24, 26, 22), seed: int = 0) -> np.ndarray:
-    """Label map of a head that runs to RAS: skin 511, bone 515, fluid 24, cortex 3 / 42, white matter 2 / 41."""
+    """Label map of a head that runs to RAS: skin 511, bone 515, fluid 24, cortex 3 / 42, white
+    matter 2 / 41.
+    """
     wobble = np.random.default_rng(seed).uniform(0.95, 1.05, 3)
     middle, half = (np.array(shape) - 1) / 2, np.array(shape) / 2 * wobble
     labels = np.zeros(shape, np.uint16)
     left = (np.arange(shape[0]) < middle[0])[:, None, None]
-    for size, values in ((0.95, (511, 511)), (0.85, (515, 515)), (0.75, (24, 24)), (0.66, (3, 42)), (0.45, (2, 41))):
+    for size, values in (
+        (0.95, (511, 511)),
+        (0.85, (515, 515)),
+        (0.75, (24, 24)),
+        (0.66, (3, 42)),
+        (0.45, (2, 41)),
+    ):
         labels[ellipsoid(shape, middle, half * size)] = 0
-        labels += (ellipsoid(shape, middle, half * size) * np.where(left, *values)).astype(np.uint16)
+        labels += (ellipsoid(shape, middle, half * size) * np.where(left, *values)).astype(
+            np.uint16
+        )
     return labels
 
 
-def phantom(shape: tuple[int, int, int] = (20, 22, 18), noise: float = 4.0, seed: int = 1) -> np.ndarray:
-    """A float32 scan that runs to RAS: air 0, a body of 500 and in its left, front, upper part a bright 1000."""
+def phantom(
+    shape: tuple[int, int, int] = (20, 22, 18), noise: float = 4.0, seed: int = 1
+) -> np.ndarray:
+    """A float32 scan that runs to RAS: air 0, a body of 500 and in its left, front, upper part a
+    bright 1000.
+    """
     middle, half = (np.array(shape) - 1) / 2, np.array(shape) / 2
     image = 500.0 * ellipsoid(shape, middle, half * 0.9)
     image[ellipsoid(shape, middle + half * (-0.25, 0.3, 0.2), half * 0.4)] = 1000
@@ -200,11 +239,16 @@ class Ran:
 
 
 def medseg(*arguments: object) -> Ran:
-    """Run the command line in this process, with the networks of `KNOWN`, and leave the process as it was."""
+    """Run the command line in this process, with the networks of `KNOWN`, and leave the process as
+    it was.
+    """
     from medseg.cli.app import main
 
     out, err = StringIO(), StringIO()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    handlers = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     code = 0
     with (
         warnings.catch_warnings(),
@@ -232,7 +276,12 @@ def environment() -> dict[str, str]:
 
 def start(*command: object, **options: Any) -> subprocess.Popen[str]:
     """Start Python with `command` as a child process."""
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment()} | options
+    options = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "env": environment(),
+    } | options
     return subprocess.Popen([sys.executable, *map(str, command)], **options)
 
 

@@ -34,7 +34,9 @@ PLAIN: dict[str, Any] = {
     "nonlin_kwargs": {"inplace": True},
 }
 #: A residual one whose last stage keeps the number of features: its shortcut is pooling alone.
-RESIDUAL: dict[str, Any] = {key: value for key, value in PLAIN.items() if key != "n_conv_per_stage"} | {
+RESIDUAL: dict[str, Any] = {
+    key: value for key, value in PLAIN.items() if key != "n_conv_per_stage"
+} | {
     "n_stages": 3,
     "features_per_stage": [4, 6, 6],
     "kernel_sizes": [[3, 3, 3]] * 3,
@@ -98,7 +100,9 @@ def plans(arguments: Mapping[str, Any] = PLAIN, **changes: Any) -> dict[str, Any
     }
 
 
-def dataset(labels: Mapping[str, Any] | None = None, channels: Sequence[str] = ("T1",), **more: Any) -> dict[str, Any]:
+def dataset(
+    labels: Mapping[str, Any] | None = None, channels: Sequence[str] = ("T1",), **more: Any
+) -> dict[str, Any]:
     """A dataset.json."""
     names = {str(number): name for number, name in enumerate(channels)}
     return {
@@ -109,7 +113,9 @@ def dataset(labels: Mapping[str, Any] | None = None, channels: Sequence[str] = (
     } | more
 
 
-def weights(arguments: Mapping[str, Any], channels: int, outputs: int, seed: int = 0) -> dict[str, Tensor]:
+def weights(
+    arguments: Mapping[str, Any], channels: int, outputs: int, seed: int = 0
+) -> dict[str, Tensor]:
     """Random weights under nnU-Net's names, with the copies that its checkpoints hold."""
     random = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
@@ -171,7 +177,9 @@ def weights(arguments: Mapping[str, Any], channels: int, outputs: int, seed: int
     return state
 
 
-def checkpoint(state: Mapping[str, Any], configuration: str = "3d_fullres", **changes: Any) -> dict[str, Any]:
+def checkpoint(
+    state: Mapping[str, Any], configuration: str = "3d_fullres", **changes: Any
+) -> dict[str, Any]:
     """What nnU-Net saves, with numpy's numbers among what was logged."""
     return {
         "network_weights": dict(state),
@@ -205,7 +213,9 @@ def write_model(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plans.json").write_text(json.dumps(plan))
     (folder / "dataset.json").write_text(json.dumps(data))
-    configuration = (saved or {}).get("init_args", {}).get("configuration") or next(iter(plan["configurations"]))
+    configuration = (saved or {}).get("init_args", {}).get("configuration") or next(
+        iter(plan["configurations"])
+    )
     raw = plan["configurations"][configuration]
     while "architecture" not in raw and "inherits_from" in raw:
         raw = plan["configurations"][raw["inherits_from"]]

@@ -20,11 +20,15 @@ from scipy import ndimage
 from torch.nn import functional as F
 
 
-def _network(state: dict[str, torch.Tensor], arguments: dict[str, Any], x: torch.Tensor) -> torch.Tensor:
+def _network(
+    state: dict[str, torch.Tensor], arguments: dict[str, Any], x: torch.Tensor
+) -> torch.Tensor:
     def unit(x: torch.Tensor, at: str, kernel: Sequence[int], stride: Any) -> torch.Tensor:
         weight, bias = state[f"{at}.conv.weight"], state[f"{at}.conv.bias"]
         x = F.conv3d(x, weight, bias, stride, [k // 2 for k in kernel])
-        x = F.instance_norm(x, weight=state[f"{at}.norm.weight"], bias=state[f"{at}.norm.bias"], eps=1e-5)
+        x = F.instance_norm(
+            x, weight=state[f"{at}.norm.weight"], bias=state[f"{at}.norm.bias"], eps=1e-5
+        )
         return F.leaky_relu(x, 0.01)
 
     kernels, strides, stages = (
@@ -67,7 +71,9 @@ def slow_labels(folder: Path, scan: Path, *, mirror: Sequence[int] = ()) -> np.n
     whole, x = x.shape, np.ascontiguousarray(x[box])
     facts = plan["foreground_intensity_properties_per_channel"]["0"]
     if raw["normalization_schemes"][0] == "CTNormalization":
-        x = (np.clip(x, facts["percentile_00_5"], facts["percentile_99_5"]) - facts["mean"]) / facts["std"]
+        x = (
+            np.clip(x, facts["percentile_00_5"], facts["percentile_99_5"]) - facts["mean"]
+        ) / facts["std"]
     else:
         x = (x - x.mean()) / x.std()
     shape = [round(s / t * n) for s, t, n in zip(spacing, raw["spacing"], x.shape)]
@@ -82,7 +88,9 @@ def slow_labels(folder: Path, scan: Path, *, mirror: Sequence[int] = ()) -> np.n
     starts = []
     for size, length in zip(shape, patch):
         count = int(np.ceil((size - length) / (length * 0.5))) + 1
-        starts.append([int(np.round((size - length) / max(1, count - 1) * n)) for n in range(count)])
+        starts.append(
+            [int(np.round((size - length) / max(1, count - 1) * n)) for n in range(count)]
+        )
     total: Any = None
     folds = sorted(folder.glob("fold_[0-9]"))
     for fold in folds:
@@ -97,7 +105,11 @@ def slow_labels(folder: Path, scan: Path, *, mirror: Sequence[int] = ()) -> np.n
             place = tuple(slice(a, a + n) for a, n in zip(at, patch))
             window = grid[(slice(None), *place)][None].contiguous()
             logits = _network(saved, arguments, window)
-            flips = [c for n in range(1, len(mirror) + 1) for c in itertools.combinations([m + 2 for m in mirror], n)]
+            flips = [
+                c
+                for n in range(1, len(mirror) + 1)
+                for c in itertools.combinations([m + 2 for m in mirror], n)
+            ]
             for axes in flips:
                 logits = logits + _network(saved, arguments, window.flip(axes)).flip(axes)
             logits = logits / (len(flips) + 1)
@@ -106,11 +118,18 @@ def slow_labels(folder: Path, scan: Path, *, mirror: Sequence[int] = ()) -> np.n
         mean = sums / count
         total = mean if total is None else total + mean
     logits = (total / len(folds) if len(folds) > 1 else total).numpy()
-    wide = np.stack([one if one.shape == x.shape else _zoom(one, x.shape, 1).astype(np.float16) for one in logits])
+    wide = np.stack(
+        [
+            one if one.shape == x.shape else _zoom(one, x.shape, 1).astype(np.float16)
+            for one in logits
+        ]
+    )
     labels = np.zeros(whole, np.uint8)
     if "regions_class_order" in data:
         inside = np.zeros(x.shape, np.uint8)
-        for one, value in zip(torch.sigmoid(torch.from_numpy(wide).float()).numpy() > 0.5, data["regions_class_order"]):
+        for one, value in zip(
+            torch.sigmoid(torch.from_numpy(wide).float()).numpy() > 0.5, data["regions_class_order"]
+        ):
             inside[one] = value
         labels[box] = inside
     else:

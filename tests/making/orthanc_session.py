@@ -1,4 +1,5 @@
-"""Run as a program, in a network namespace of its own: a real Orthanc, filled, queried, and used by medseg.
+"""Run as a program, in a network namespace of its own: a real Orthanc, filled, queried, and used by
+medseg.
 
     unshare -n python tests/making/orthanc_session.py FOLDER
 
@@ -51,7 +52,12 @@ def orthanc(folder: Path) -> Iterator[None]:
     }
     (folder / "orthanc.json").write_text(json.dumps(settings))
     log = (folder / "log").open("w")
-    with log, subprocess.Popen(["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log) as child:
+    with (
+        log,
+        subprocess.Popen(
+            ["Orthanc", str(folder / "orthanc.json")], stdout=log, stderr=log
+        ) as child,
+    ):
         try:
             wait_for(lambda: answers(f"http://127.0.0.1:{HTTP}/system"), 30)
             yield
@@ -110,7 +116,15 @@ def main(folder: Path) -> None:
         address = f"dicomweb+http://{ROOT}/studies/{study}/series/{uid}"
 
         ran = tiny.run_child(
-            "-m", "medseg", "infer", address, "-m", "otsu", "-o", folder / "kept.nii.gz", env=environment
+            "-m",
+            "medseg",
+            "infer",
+            address,
+            "-m",
+            "otsu",
+            "-o",
+            folder / "kept.nii.gz",
+            env=environment,
         )
         facts["retrieved"] = [ran.code, ran.out, ran.err]
         push = ("-m", "medseg", "infer", address, "-m", "otsu", "--push", "--also", "rtstruct,sr")

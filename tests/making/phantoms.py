@@ -1,4 +1,6 @@
-"""Little data sets of made-up scans for training tests: two ellipsoids in noise, in Decathlon's layout."""
+"""Little data sets of made-up scans for training tests: two ellipsoids in noise, in Decathlon's
+layout.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,12 @@ from numpy.typing import NDArray
 from making import networks as tiny
 
 
-def phantom(seed: int, shape: tuple[int, int, int] = (22, 24, 20), channels: int = 1) -> tuple[NDArray, NDArray]:
-    """An image (X, Y, Z[, channels]) float32 and its labels: 1 is a large bright body, 2 a smaller one beside it."""
+def phantom(
+    seed: int, shape: tuple[int, int, int] = (22, 24, 20), channels: int = 1
+) -> tuple[NDArray, NDArray]:
+    """An image (X, Y, Z[, channels]) float32 and its labels: 1 is a large bright body, 2 a smaller
+    one beside it.
+    """
     random = np.random.default_rng(seed)
     at = np.indices(shape).astype(float)
     labels = np.zeros(shape, np.uint8)
@@ -51,12 +57,16 @@ def dataset(
         tiny.save_nifti(folder / "imagesTr" / name, image, affine)
         tiny.save_nifti(folder / "labelsTr" / name, truth, affine)
         listed.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
-    names = {"0": "background"} | {str(value): name for name, value in (labels or {"body": 1, "spot": 2}).items()}
+    names = {"0": "background"} | {
+        str(value): name for name, value in (labels or {"body": 1, "spot": 2}).items()
+    }
     content = {
         "name": "Phantoms",
         "modality": {str(n): name for n, name in enumerate(modalities)},
         "labels": names,
         "training": listed,
     }
-    (folder / "dataset.json").write_text(json.dumps(content | {"numTraining": cases, "tensorImageSize": "3D"}))
+    (folder / "dataset.json").write_text(
+        json.dumps(content | {"numTraining": cases, "tensorImageSize": "3D"})
+    )
     return folder

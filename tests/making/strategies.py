@@ -11,7 +11,9 @@ from medseg.volume import Volume
 
 #: The 48 ways to store an array along the axes of the body, as 3 x 3 matrices.
 SIGNED_PERMUTATIONS = [
-    np.eye(3)[:, order] * signs for order in permutations(range(3)) for signs in product((1.0, -1.0), repeat=3)
+    np.eye(3)[:, order] * signs
+    for order in permutations(range(3))
+    for signs in product((1.0, -1.0), repeat=3)
 ]
 INTEGERS = ("u1", "i1", "u2", "i2", "u4", "i4")
 
@@ -30,14 +32,18 @@ def rotation(quaternion: tuple[float, float, float, float]) -> np.ndarray:
 
 @st.composite
 def affines(draw: st.DrawFn) -> np.ndarray:
-    """Any orientation of the 48, straight, slightly tilted or turned anyhow, with unequal spacings, anywhere."""
+    """Any orientation of the 48, straight, slightly tilted or turned anyhow, with unequal spacings,
+    anywhere.
+    """
     directions = SIGNED_PERMUTATIONS[draw(st.integers(0, 47))]
     small, any_part = st.floats(-0.2, 0.2), st.floats(-1, 1)
     turn = draw(
         st.one_of(
             st.just((1.0, 0.0, 0.0, 0.0)),
             st.tuples(st.just(1.0), small, small, small),
-            st.tuples(any_part, any_part, any_part, any_part).filter(lambda q: np.linalg.norm(q) > 0.1),
+            st.tuples(any_part, any_part, any_part, any_part).filter(
+                lambda q: np.linalg.norm(q) > 0.1
+            ),
         )
     )
     affine = np.eye(4)
@@ -47,7 +53,9 @@ def affines(draw: st.DrawFn) -> np.ndarray:
 
 
 @st.composite
-def volumes(draw: st.DrawFn, dtypes: tuple[str, ...] = (*INTEGERS, "f4"), min_side: int = 1) -> Volume:
+def volumes(
+    draw: st.DrawFn, dtypes: tuple[str, ...] = (*INTEGERS, "f4"), min_side: int = 1
+) -> Volume:
     """A small volume of random voxels, every axis of any length from `min_side` to 6."""
     shape = tuple(draw(st.integers(min_side, 6)) for _ in range(3))
     dtype = np.dtype(draw(st.sampled_from(dtypes)))

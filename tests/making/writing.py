@@ -1,6 +1,8 @@
-"""Run as a program: what happens to files when their writer is killed or the disk is full; prints JSON.
+"""Run as a program: what happens to files when their writer is killed or the disk is full; prints
+JSON.
 
-python writing.py kill SUFFIX COUNT FOLDER | python writing.py full FOLDER | python writing.py forbidden FOLDER
+python writing.py kill SUFFIX COUNT FOLDER | python writing.py full FOLDER |
+python writing.py forbidden FOLDER
 """
 
 from __future__ import annotations
@@ -24,11 +26,15 @@ from medseg.volume import Volume
 
 def volume(value: int) -> Volume:
     """A volume of 2 MB of noise, so that writing takes long enough to be interrupted."""
-    return Volume(np.random.default_rng(value).integers(0, 255, (100, 100, 200)).astype(np.uint8), np.eye(4))
+    return Volume(
+        np.random.default_rng(value).integers(0, 255, (100, 100, 200)).astype(np.uint8), np.eye(4)
+    )
 
 
 def kill(suffix: str, count: int, folder: Path) -> dict[str, int]:
-    """Kill a writer `count` times at random moments: how often the file was whole or broken; leftovers."""
+    """Kill a writer `count` times at random moments: how often the file was whole or broken;
+    leftovers.
+    """
     path = folder / f"x{suffix}"
     volumes = [volume(0), volume(1)]
     chance = random.Random(5)

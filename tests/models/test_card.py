@@ -1,4 +1,6 @@
-"""The model card: what is known is in it, what only a person knows is marked, and no case is named."""
+"""The model card: what is known is in it, what only a person knows is marked, and no case is
+named.
+"""
 
 from __future__ import annotations
 
@@ -37,13 +39,19 @@ def evaluated(cases: int = 12):
     rng = np.random.default_rng(0)
     rows = [
         {"case": f"Mustermann_Erika_{n}", "structure": label.name, "status": "both",
-         "dice": float(rng.uniform(0.7, 0.9)), "hausdorff95_mm": float("inf") if n == 0 else 1.5, "surface_dice": 0.95}
+         "dice": float(rng.uniform(0.7, 0.9)), "hausdorff95_mm": float("inf") if n == 0 else 1.5,
+         "surface_dice": 0.95}
         for n in range(cases) for label in TABLE.labels
     ]  # fmt: skip
     names = sorted({row["case"] for row in rows})
     broken = {"Mustermann_Max": "Mustermann_Max.nii.gz: is cut off"}
     return {
-        "cases": {"scored": names, "without_prediction": [], "without_reference": [], "failed": broken},
+        "cases": {
+            "scored": names,
+            "without_prediction": [],
+            "without_reference": [],
+            "failed": broken,
+        },
         "problems": ["Mustermann_Max: is cut off"],
         **summarise(rows),
     }
@@ -51,11 +59,13 @@ def evaluated(cases: int = 12):
 
 def facts(**changes):
     found = {
-        "cases": {"training": 156, "validation": 12}, "layout": "decathlon", "steps": 4321, "training_seconds": 1740,
+        "cases": {"training": 156, "validation": 12}, "layout": "decathlon", "steps": 4321,
+        "training_seconds": 1740,
         "fingerprint": {
             "cases": 156, "median_shape": [35.0, 50.0, 36.0], "smallest_shape": [31, 40, 24],
             "largest_shape": [43, 59, 47], "median_spacing_mm": [1.0, 1.0, 1.0],
-            "spacing_range_mm": [[0.9, 1.0, 1.0], [1.1, 1.0, 2.0]], "intensities": [{"mean": 1.0}], "zeros": 0.1,
+            "spacing_range_mm": [[0.9, 1.0, 1.0], [1.1, 1.0, 2.0]], "intensities": [{"mean": 1.0}],
+            "zeros": 0.1,
         },
         "scores": evaluated(),
     }  # fmt: skip
@@ -83,7 +93,9 @@ def test_the_front_matter_is_what_hugging_face_reads():
     for label in TABLE.labels:
         mean = summary["structures"][label.name]["dice"]["mean"]
         assert values[f"Dice, {label.name}"] == pytest.approx(mean, abs=5e-5)
-    assert values["Dice, mean over structures"] == pytest.approx(summary["mean_over_structures"]["dice"], abs=5e-5)
+    assert values["Dice, mean over structures"] == pytest.approx(
+        summary["mean_over_structures"]["dice"], abs=5e-5
+    )
 
 
 def test_what_training_knows_is_in_the_card():
@@ -93,14 +105,19 @@ def test_what_training_knows_is_in_the_card():
 
     network = build_model("unet", 1, 3, **OPTIONS)
     assert f"unet, {sum(p.numel() for p in network.parameters()):,} parameters" in body
-    for text in ("156 scans to train from and 12 others to validate", "4,321 steps in 29 minutes", "decathlon",
-                 "35 x 50 x 36 voxels of 1 x 1 x 1 mm", "0.9 to 1.1, 1, 1 to 2", "1 x 0.8 x 2.5 mm", "40 x 56 x 40",
+    for text in ("156 scans to train from and 12 others to validate", "4,321 steps in 29 minutes",
+    "decathlon",
+                 "35 x 50 x 36 voxels of 1 x 1 x 1 mm", "0.9 to 1.1, 1, 1 to 2", "1 x 0.8 x 2.5 mm",
+                 "40 x 56 x 40",
                  "mirrored along R and S", "keep_largest (labels [1])", "a" * 64,
                  "could not be scored: 1"):  # fmt: skip
         assert text in body, text
     one = summary["structures"]["Anterior"]["dice"]
     low, high = one["ci95"]
-    assert f"| Anterior | 12 | {one['mean']:.3f} ({low:.3f} to {high:.3f}) | 1.500 (1.500 to 1.500) |" in body
+    assert (
+        f"| Anterior | 12 | {one['mean']:.3f} ({low:.3f} to {high:.3f}) | 1.500 (1.500 to 1.500) |"
+        in body
+    )
     assert "is missing there: up to 1" in body
     assert "| 1 | Anterior | Head of hippocampus |" in body
 
@@ -111,7 +128,8 @@ def test_no_case_is_named_and_names_are_no_markup():
     assert "Mustermann" not in card
     _, body = parts_of(card)
     assert not re.search(r"(?<!\\)<script", body)
-    for lines in re.findall(r"(?:^\|.*\n)+", body, re.MULTILINE):  # a table has as many columns in all of its lines
+    # A table has as many columns in all of its lines.
+    for lines in re.findall(r"(?:^\|.*\n)+", body, re.MULTILINE):
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines.splitlines()}) == 1
 
 
@@ -126,13 +144,18 @@ def test_what_only_a_person_knows_is_marked():
     assert TO_COMPLETE not in sections["Scores"] and "Not a medical device" in body
 
 
-@pytest.mark.parametrize("missing", ["cases", "layout", "fingerprint", "steps", "training_seconds", "scores", None])
+@pytest.mark.parametrize(
+    "missing", ["cases", "layout", "fingerprint", "steps", "training_seconds", "scores", None]
+)
 def test_a_card_is_written_from_whatever_is_known(missing):
     known = {key: value for key, value in facts().items() if key != missing} if missing else {}
 
     front, body = parts_of(
         model_card(
-            checkpoint(intensity=({"scheme": "ct", "low": -100, "high": 240, "mean": 80.25, "sd": 32.0},)), known
+            checkpoint(
+                intensity=({"scheme": "ct", "low": -100, "high": 240, "mean": 80.25, "sd": 32.0},)
+            ),
+            known,
         )
     )
 
@@ -144,9 +167,12 @@ def test_a_card_is_written_from_whatever_is_known(missing):
 
 def test_several_channels_regions_and_single_cases():
     names = ("FLAIR", "T1")
-    card = model_card(checkpoint(channels=2, channel_names=names, regions=True), facts(scores=evaluated(cases=1)))
+    card = model_card(
+        checkpoint(channels=2, channel_names=names, regions=True), facts(scores=evaluated(cases=1))
+    )
 
     _, body = parts_of(card)
     assert "| 1 | FLAIR |" in body and "| 2 | T1 |" in body
     assert "Regions may overlap" in body
-    assert re.search(r"\| Anterior \| 1 \| 0\.\d{3} \| - \|", body)  # no interval from one case, no mean of infinity
+    # No interval from one case, no mean of infinity.
+    assert re.search(r"\| Anterior \| 1 \| 0\.\d{3} \| - \|", body)

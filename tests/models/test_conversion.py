@@ -31,12 +31,16 @@ def labels(path: Path) -> np.ndarray:
 
 def models_to_convert(folder: Path) -> dict[str, Path]:
     plan = making.plans()
-    plan["configurations"]["3d_lowres"] = plan["configurations"]["3d_fullres"] | {"spacing": [2.0, 2.0, 2.0]}
+    plan["configurations"]["3d_lowres"] = plan["configurations"]["3d_fullres"] | {
+        "spacing": [2.0, 2.0, 2.0]
+    }
     plan["configurations"]["3d_cascade_fullres"] = {
         "inherits_from": "3d_fullres",
         "previous_stage": "3d_lowres",
     }
-    stages = {name: f"nnUNetTrainer__nnUNetPlans__{name}" for name in ("3d_lowres", "3d_cascade_fullres")}
+    stages = {
+        name: f"nnUNetTrainer__nnUNetPlans__{name}" for name in ("3d_lowres", "3d_cascade_fullres")
+    }
     for name, place in stages.items():
         making.write_model(
             folder / "cascade" / place,
@@ -45,7 +49,9 @@ def models_to_convert(folder: Path) -> dict[str, Path]:
             previous=2 if "cascade" in name else 0,
         )
     for n in (1, 2):
-        making.write_model(folder / "set" / f"Dataset29{n}_T_part{n}_x" / "nnUNetTrainer__nnUNetPlans__3d_fullres")
+        making.write_model(
+            folder / "set" / f"Dataset29{n}_T_part{n}_x" / "nnUNetTrainer__nnUNetPlans__3d_fullres"
+        )
     return {
         "one": making.write_model(folder / "one"),
         "folds": making.write_model(folder / "folds", folds=("0", "2")),
@@ -60,7 +66,11 @@ def test_a_converted_model_gives_the_same_labels_to_the_voxel(tmp_path):
         target = tmp_path / "out" / name
         write_models(load_models([str(path)]), target)
         assert is_model(target)
-        assert not [file for file in target.rglob("*") if file.suffix not in ("", ".json", ".safetensors", ".csv")]
+        assert not [
+            file
+            for file in target.rglob("*")
+            if file.suffix not in ("", ".json", ".safetensors", ".csv")
+        ]
         np.testing.assert_array_equal(labels(target), labels(path), err_msg=name)
 
 
@@ -103,6 +113,8 @@ def test_the_command_line_converts_describes_and_lists(tmp_path):
     assert said["models"][0]["labels"] == {"1": "liver", "2": "spleen"}
     rows = json.loads(run.invoke(app, ["models", str(tmp_path / "models"), "--json"]).stdout)
     assert {row["path"] for row in rows} == {"mine", "own", "broken"}
-    assert next(row for row in rows if row["path"] == "broken")["about"].startswith("cannot be used")
+    assert next(row for row in rows if row["path"] == "broken")["about"].startswith(
+        "cannot be used"
+    )
     with pytest.raises(BadModel, match="no model"):
         list_models(model / "fold_0")

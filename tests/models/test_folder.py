@@ -1,4 +1,6 @@
-"""Model folders and training states: what was saved comes back, and nothing damaged or hostile gets in."""
+"""Model folders and training states: what was saved comes back, and nothing damaged or hostile gets
+in.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,11 @@ def test_the_weights_on_disk_are_half_precision_safetensors(folder: Path):
     assert json.loads((folder / "model.json").read_text())["sha256"] == (
         hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     )
-    assert sorted(path.name for path in folder.iterdir()) == ["labels.csv", "model.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "labels.csv",
+        "model.json",
+        "model.safetensors",
+    ]
 
 
 def test_saving_the_same_model_twice_gives_the_same_bytes(tmp_path: Path):
@@ -146,7 +152,9 @@ HOSTILE = {
     "a shape larger than its data": header_of(
         {"a": {"dtype": "F16", "shape": [10**9, 10**9], "data_offsets": [0, 4]}}, bytes(4)
     ),
-    "an unknown type": header_of({"a": {"dtype": "Q7", "shape": [2], "data_offsets": [0, 4]}}, bytes(4)),
+    "an unknown type": header_of(
+        {"a": {"dtype": "Q7", "shape": [2], "data_offsets": [0, 4]}}, bytes(4)
+    ),
     "metadata that is no text": header_of({"__metadata__": {"a": 3}}),
     "a pickle": pickle.dumps({"weight": [1.0, 2.0]}),
 }
@@ -170,13 +178,17 @@ class Payload:
 
 
 @pytest.mark.parametrize("form", ["pickle", "torch", "torch, old form"])
-def test_a_pickled_checkpoint_under_another_name_is_refused_and_not_run(tmp_path: Path, folder: Path, form: str):
+def test_a_pickled_checkpoint_under_another_name_is_refused_and_not_run(
+    tmp_path: Path, folder: Path, form: str
+):
     canary = tmp_path / "canary"
     path = folder / "model.safetensors"
     if form == "pickle":
         path.write_bytes(pickle.dumps(Payload(canary)))
     else:
-        torch.save({"weight": Payload(canary)}, path, _use_new_zipfile_serialization=form == "torch")
+        torch.save(
+            {"weight": Payload(canary)}, path, _use_new_zipfile_serialization=form == "torch"
+        )
     replace_weights(folder, path.read_bytes())
     with pytest.raises(BadModel):
         load_checkpoint(str(folder)).network()
@@ -191,12 +203,18 @@ def resaved(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> 
 
 def test_weights_of_swapped_shapes_missing_or_added_are_refused_by_name(folder: Path):
     original = (folder / "model.safetensors").read_bytes()
-    key = next(key for key, value in load_file(folder / "model.safetensors").items() if value.ndim == 5)
+    key = next(
+        key for key, value in load_file(folder / "model.safetensors").items() if value.ndim == 5
+    )
 
     def transpose(state: dict) -> None:
         state[key] = state[key].transpose(0, 1).flatten(2).contiguous()
 
-    changes = (transpose, lambda state: state.pop(key), lambda state: state.update({f"{key}2": torch.zeros(2)}))
+    changes = (
+        transpose,
+        lambda state: state.pop(key),
+        lambda state: state.update({f"{key}2": torch.zeros(2)}),
+    )
     for change in changes:
         replace_weights(folder, original)
         resaved(folder, change)
@@ -216,14 +234,24 @@ def test_weights_that_are_not_finite_are_refused(folder: Path, value: float):
 
 @pytest.mark.parametrize("kind", ["int64", "bool", "complex64", "float8_e4m3fn"])
 def test_weights_of_a_strange_type_are_refused(folder: Path, kind: str):
-    resaved(folder, lambda state: state.update({key: value.to(getattr(torch, kind)) for key, value in state.items()}))
+    resaved(
+        folder,
+        lambda state: state.update(
+            {key: value.to(getattr(torch, kind)) for key, value in state.items()}
+        ),
+    )
     with pytest.raises(BadModel, match="16 or 32 bits"):
         load_checkpoint(str(folder)).network()
 
 
 @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
 def test_weights_of_other_floating_types_are_read(folder: Path, kind: str):
-    resaved(folder, lambda state: state.update({key: value.to(getattr(torch, kind)) for key, value in state.items()}))
+    resaved(
+        folder,
+        lambda state: state.update(
+            {key: value.to(getattr(torch, kind)) for key, value in state.items()}
+        ),
+    )
     network = load_checkpoint(str(folder)).network()
     assert {value.dtype for value in network.state_dict().values()} == {torch.float32}
 
@@ -268,8 +296,12 @@ JSON_FAULTS: dict[str, dict[str, Any]] = {
     "intensity without a scheme": {"intensity": [{}]},
     "key of another scheme": {"intensity": [{"scheme": "zscore", "low": 0}]},
     "window without a mean": {"intensity": [{"scheme": "ct", "low": 0, "high": 1, "sd": 1}]},
-    "window upside down": {"intensity": [{"scheme": "ct", "low": 1, "high": 0, "mean": 0, "sd": 1}]},
-    "window of no spread": {"intensity": [{"scheme": "ct", "low": 0, "high": 1, "mean": 0, "sd": 0}]},
+    "window upside down": {
+        "intensity": [{"scheme": "ct", "low": 1, "high": 0, "mean": 0, "sd": 1}]
+    },
+    "window of no spread": {
+        "intensity": [{"scheme": "ct", "low": 0, "high": 1, "mean": 0, "sd": 0}]
+    },
     "empty windows without dark air": {"intensity": [{"scheme": "zscore"}], "skip_empty": True},
     "cleanup step": {"cleanup": [{"step": "remove_everything"}]},
     "cleanup argument": {"cleanup": [{"step": "drop_small", "min_mm3": "a lot"}]},
@@ -321,7 +353,9 @@ def test_the_folder_of_a_training_run_stands_for_its_model(tmp_path: Path):
     assert load_checkpoint(str(tmp_path / "run")).folder == tmp_path / "run" / "model"
 
 
-@pytest.mark.parametrize("key", ["name", "architecture", "classes", "patch", "spacing_mm", "sha256"])
+@pytest.mark.parametrize(
+    "key", ["name", "architecture", "classes", "patch", "spacing_mm", "sha256"]
+)
 def test_a_model_whose_json_lacks_a_key_is_refused(folder: Path, key: str):
     path = folder / "model.json"
     content = json.loads(path.read_text())
@@ -332,7 +366,18 @@ def test_a_model_whose_json_lacks_a_key_is_refused(folder: Path, key: str):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"null", b'"text"', b"\xff\xfe{}", b"{" * 5000, b"[" * 100_000, b" " * 2_000_000]
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"\xff\xfe{}",
+        b"{" * 5000,
+        b"[" * 100_000,
+        b" " * 2_000_000,
+    ],
 )
 def test_a_model_whose_json_is_malformed_is_refused(folder: Path, content: bytes):
     (folder / "model.json").write_bytes(content)
@@ -380,9 +425,13 @@ for options in json.load(open(sys.argv[3])):
 """
 
 
-def test_a_model_of_huge_options_is_refused_at_once_and_without_memory(tmp_path: Path, folder: Path):
+def test_a_model_of_huge_options_is_refused_at_once_and_without_memory(
+    tmp_path: Path, folder: Path
+):
     (tmp_path / "huge.json").write_text(json.dumps(HUGE))
-    ran = tiny.run_child("-c", MEASURE, tiny.save_unet(tmp_path / "sound"), folder, tmp_path / "huge.json")
+    ran = tiny.run_child(
+        "-c", MEASURE, tiny.save_unet(tmp_path / "sound"), folder, tmp_path / "huge.json"
+    )
     assert ran.code == 0, ran.err
     rows = [line.split() for line in ran.out.splitlines()]
     assert len(rows) == len(HUGE)
@@ -392,7 +441,9 @@ def test_a_model_of_huge_options_is_refused_at_once_and_without_memory(tmp_path:
         assert float(seconds) < 1, options
 
 
-def test_weights_larger_than_allowed_are_refused_before_they_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_weights_larger_than_allowed_are_refused_before_they_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("medseg.models.folder.MAX_WEIGHTS", 100)
     with pytest.raises(BadModel, match="more than the 100 allowed"):
         load_checkpoint(str(folder))
@@ -419,7 +470,10 @@ def test_a_damaged_training_state_is_refused(tmp_path: Path):
     path = tmp_path / "state.safetensors"
     save_state(path, {"a": torch.randn(10)}, {"step": 1})
     content = path.read_bytes()
-    damaged = [content[:n] for n in (0, 10, 32, 40, len(content) - 1)] + [content + b"\0", content[1:]]
+    damaged = [content[:n] for n in (0, 10, 32, 40, len(content) - 1)] + [
+        content + b"\0",
+        content[1:],
+    ]
     for position in range(0, len(content), 7):
         flipped = bytearray(content)
         flipped[position] ^= 1

@@ -152,7 +152,9 @@ def parts(root: Path, *names: str) -> Path:
 
 
 def test_a_set_of_parts_is_known_by_its_folders_names(tmp_path):
-    root = parts(tmp_path, "Dataset292_TotalSegmentator_part2_b", "Dataset291_TotalSegmentator_part1_a")
+    root = parts(
+        tmp_path, "Dataset292_TotalSegmentator_part2_b", "Dataset291_TotalSegmentator_part1_a"
+    )
     found = find_model(root)
     assert found.several
     assert [part.folder.parent.name[:10] for part in found.parts] == ["Dataset291", "Dataset292"]
@@ -193,7 +195,8 @@ def test_postprocessing_is_read_as_groups_of_labels(tmp_path):
             {
                 "postprocessing_fns": [known, known, known],
                 "postprocessing_kwargs": [
-                    {"labels_or_regions": 2}, {"labels_or_regions": [1, 2]}, {"labels_or_regions": [[2, 3], 1]},
+                    {"labels_or_regions": 2}, {"labels_or_regions": [1, 2]},
+                    {"labels_or_regions": [[2, 3], 1]},
                 ],
             }
         )

@@ -20,7 +20,9 @@ from medseg.models.nnunet_plans import (
 )
 
 
-def planned(folder: Path, plan: dict[str, Any], name: str = "3d_fullres", channels: int = 1) -> Configuration:
+def planned(
+    folder: Path, plan: dict[str, Any], name: str = "3d_fullres", channels: int = 1
+) -> Configuration:
     (folder / "plans.json").write_text(json.dumps(plan))
     return configuration(read_plans(folder / "plans.json"), name, channels)
 
@@ -80,7 +82,9 @@ def test_a_configuration_inherits_and_its_own_keys_win(tmp_path):
 def test_what_a_plan_leaves_out_is_nnunets_default(tmp_path):
     plan = making.plans()
     raw = plan["configurations"]["3d_fullres"]
-    for key in [key for key in raw if key.startswith("resampling_fn") or key == "preprocessor_name"]:
+    for key in [
+        key for key in raw if key.startswith("resampling_fn") or key == "preprocessor_name"
+    ]:
         del raw[key]
     found = planned(tmp_path, plan)
     assert [found.image.order, found.labels.order, found.logits.order] == [3, 1, 1]
@@ -90,7 +94,9 @@ def test_what_a_plan_leaves_out_is_nnunets_default(tmp_path):
 
 def test_older_names_of_the_intensities_are_known(tmp_path):
     plan = making.plans(normalization_schemes=["CTNormalization"])
-    plan["foreground_intensity_properties_by_modality"] = plan.pop("foreground_intensity_properties_per_channel")
+    plan["foreground_intensity_properties_by_modality"] = plan.pop(
+        "foreground_intensity_properties_per_channel"
+    )
     channel = planned(tmp_path, plan).channels[0]
     assert (channel.low, channel.high, channel.mean, channel.sd) == (-50.0, 250.0, 80.0, 40.0)
 
@@ -100,11 +106,15 @@ def _configuration(**changes: Any) -> Callable[[dict[str, Any]], None]:
 
 
 def _arguments(**changes: Any) -> Callable[[dict[str, Any]], None]:
-    return lambda plan: plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"].update(changes)
+    return lambda plan: plan["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"].update(
+        changes
+    )
 
 
 def _network(name: str) -> Callable[[dict[str, Any]], None]:
-    return lambda plan: plan["configurations"]["3d_fullres"]["architecture"].update(network_class_name=name)
+    return lambda plan: plan["configurations"]["3d_fullres"]["architecture"].update(
+        network_class_name=name
+    )
 
 
 REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
@@ -179,7 +189,9 @@ def test_files_that_are_no_plans_are_refused(tmp_path, content):
 
 
 def test_labels_in_their_usual_form(tmp_path):
-    found = outputs(tmp_path, making.dataset({"background": 0, "spleen": 2, "liver": 1, "ignore": 3}))
+    found = outputs(
+        tmp_path, making.dataset({"background": 0, "spleen": 2, "liver": 1, "ignore": 3})
+    )
     assert found.values == (0, 1, 2)
     assert found.names == {1: "liver", 2: "spleen"}
     assert found.foreground == (1, 2)

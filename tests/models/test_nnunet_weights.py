@@ -33,7 +33,9 @@ def rewritten(path: Path, change: Any) -> Path:
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(other, "w") as target:
         for entry in source.infolist():
             content = source.read(entry)
-            target.writestr(entry.filename, change(content) if entry.filename.endswith("data.pkl") else content)
+            target.writestr(
+                entry.filename, change(content) if entry.filename.endswith("data.pkl") else content
+            )
     return other
 
 
@@ -116,7 +118,9 @@ def test_a_truncated_checkpoint_is_refused(tmp_path, part):
         load_saved(path)
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {"network_weights": {}}, {"network_weights": {"a": 1}}])
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"a": 1}, {"network_weights": {}}, {"network_weights": {"a": 1}}]
+)
 def test_a_file_of_torch_that_is_no_checkpoint_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "checkpoint_final.pth")
     with pytest.raises(BadModel, match=r"checkpoint_final\.pth"):
@@ -135,14 +139,18 @@ def only(state: dict[str, Any], *, without: str) -> dict[str, Any]:
 def test_wrappers_names_are_stripped(tmp_path):
     plain = build(read_foreign(making.write_model(tmp_path / "a"))).state_dict()
     for n, prefix in enumerate(("module.", "_orig_mod.", "module._orig_mod.")):
-        folder = with_weights(tmp_path / str(n), lambda s, p=prefix: {p + k: v for k, v in s.items()})
+        folder = with_weights(
+            tmp_path / str(n), lambda s, p=prefix: {p + k: v for k, v in s.items()}
+        )
         for key, value in build(read_foreign(folder)).state_dict().items():
             torch.testing.assert_close(value, plain[key], rtol=0, atol=0)
 
 
 def test_half_precision_is_widened(tmp_path):
     folder = with_weights(tmp_path / "a", lambda s: {key: value.half() for key, value in s.items()})
-    assert {value.dtype for value in build(read_foreign(folder)).state_dict().values()} == {torch.float32}
+    assert {value.dtype for value in build(read_foreign(folder)).state_dict().values()} == {
+        torch.float32
+    }
 
 
 @pytest.mark.parametrize(
@@ -184,10 +192,16 @@ def test_a_trainer_of_another_network_is_refused_though_its_weights_fit(tmp_path
 
 
 def test_an_unknown_trainer_whose_weights_fit_is_taken_with_a_note(tmp_path):
-    found = read_foreign(making.write_model(tmp_path / "a", saved={"trainer_name": "nnUNetTrainer_OurLoss_7epochs"}))
+    found = read_foreign(
+        making.write_model(tmp_path / "a", saved={"trainer_name": "nnUNetTrainer_OurLoss_7epochs"})
+    )
     assert "nnUNetTrainer_OurLoss_7epochs" in found.notes[0]
-    for n, name in enumerate(("nnUNetTrainerNoMirroring", "nnUNetTrainer_onlyMirror01", "nnUNetTrainer_250epochs")):
-        assert not read_foreign(making.write_model(tmp_path / f"k{n}", saved={"trainer_name": name})).notes
+    for n, name in enumerate(
+        ("nnUNetTrainerNoMirroring", "nnUNetTrainer_onlyMirror01", "nnUNetTrainer_250epochs")
+    ):
+        assert not read_foreign(
+            making.write_model(tmp_path / f"k{n}", saved={"trainer_name": name})
+        ).notes
 
 
 def test_batch_norms_are_taken_where_a_trainer_put_them(tmp_path):

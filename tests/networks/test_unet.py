@@ -72,7 +72,9 @@ def test_a_few_steps_on_one_image_lower_the_loss(variant: str):
 
 
 @pytest.mark.parametrize(("stem", "sizes"), [(1, [16, 8]), (2, [16, 8, 4])])
-def test_deep_supervision_gives_a_list_of_halving_logits_in_training_only(stem: int, sizes: list[int]):
+def test_deep_supervision_gives_a_list_of_halving_logits_in_training_only(
+    stem: int, sizes: list[int]
+):
     network = UNet(1, 3, features=FEATURES, deep_supervision=True, stem=stem)
     outputs = network.train()(torch.randn(1, 1, 16, 16, 16))
     assert [tuple(y.shape) for y in outputs] == [(1, 3, n, n, n) for n in sizes]
@@ -81,7 +83,11 @@ def test_deep_supervision_gives_a_list_of_halving_logits_in_training_only(stem: 
 
 def test_the_weights_of_deep_heads_are_not_needed_without_deep_supervision():
     trained = UNet(1, 3, features=FEATURES, deep_supervision=True, stem=2)
-    state = {key: value for key, value in trained.state_dict().items() if not key.startswith("deep_heads.")}
+    state = {
+        key: value
+        for key, value in trained.state_dict().items()
+        if not key.startswith("deep_heads.")
+    }
     plain = UNet(1, 3, features=FEATURES, stem=2)
     plain.load_state_dict(state)
     image = torch.randn(1, 1, 16, 16, 16)

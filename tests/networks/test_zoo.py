@@ -1,5 +1,5 @@
-"""All architectures keep one contract: shapes, gradients, sizes refused, saving, learning, and what inference makes of
-them; and the parts of single ones are what they say."""
+"""All architectures keep one contract: shapes, gradients, sizes refused, saving, learning, and what
+inference makes of them; and the parts of single ones are what they say."""
 
 from __future__ import annotations
 
@@ -24,19 +24,37 @@ from medseg.inference.backends.pytorch import open_torch
 from medseg.models.folder import Checkpoint, load_checkpoint, save_checkpoint
 from medseg.networks import mask2former as m2f
 from medseg.networks.layers import Attention, resize
-from medseg.networks.zoo import DEEP_SUPERVISION, MODELS, TRAINING, build_model, check_patch, patch_multiples, small
+from medseg.networks.zoo import (
+    DEEP_SUPERVISION,
+    MODELS,
+    TRAINING,
+    build_model,
+    check_patch,
+    patch_multiples,
+    small,
+)
 from medseg.training.losses import deep_supervision
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-#: Name -> options of a tiny network of 16 channels, which `accelerate` knows, and the smallest patch that fits.
+#: Name -> options of a tiny network of 16 channels, which `accelerate` knows, and the smallest
+#: patch that fits.
 TINY: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
     "unet": ({"features": [16, 32, 32]}, (8, 16, 8)),
     "resenc_unet": ({"features": [16, 32], "encoder_blocks": [1, 2]}, (8, 16, 8)),
     "fcn": ({"features": [16, 16, 32], "blocks": [1, 1, 1], "finest": 1}, (8, 16, 8)),
-    "deeplab": ({"features": [16, 32], "blocks": [1, 1], "rates": [1, 2], "pyramid": 16, "reduced": 16}, (8, 16, 8)),
+    "deeplab": (
+        {"features": [16, 32], "blocks": [1, 1], "rates": [1, 2], "pyramid": 16, "reduced": 16},
+        (8, 16, 8),
+    ),
     "unetr": (
-        {"patch": [16, 32, 16], "feature_size": 16, "hidden_size": 24, "mlp_dim": 24, "num_heads": 2},
+        {
+            "patch": [16, 32, 16],
+            "feature_size": 16,
+            "hidden_size": 24,
+            "mlp_dim": 24,
+            "num_heads": 2,
+        },
         (16, 32, 16),
     ),
     "swin_unetr": ({"feature_size": 12, "depths": [1, 1, 1, 2], "window_size": 4}, (32, 32, 64)),
@@ -53,7 +71,15 @@ TINY: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
         (8, 16, 8),
     ),
     "mask2former": (
-        {"features": [16, 32, 32], "width": 24, "heads": 2, "layers": 3, "queries": 6, "mask_width": 8, "points": 200},
+        {
+            "features": [16, 32, 32],
+            "width": 24,
+            "heads": 2,
+            "layers": 3,
+            "queries": 6,
+            "mask_width": 8,
+            "points": 200,
+        },
         (8, 16, 8),
     ),
     "nnunet": (
@@ -69,7 +95,10 @@ TINY: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
         (8, 16, 8),
     ),
     "segresnet": ({"init_filters": 16, "blocks_down": [1, 1, 1]}, (8, 16, 8)),
-    "mednext": ({"init_filters": 16, "blocks_down": [1, 1], "blocks_up": [1, 1], "blocks_bottleneck": 1}, (8, 16, 8)),
+    "mednext": (
+        {"init_filters": 16, "blocks_down": [1, 1], "blocks_up": [1, 1], "blocks_bottleneck": 1},
+        (8, 16, 8),
+    ),
 }
 MONAI = {"unetr", "swin_unetr", "segresnet", "mednext"}
 
@@ -99,12 +128,22 @@ def sample_of(name: str, batch: int = 2, channels: int = 1) -> tuple[Tensor, Ten
 
 def loss_of(network: nn.Module, image: Tensor, labels: Tensor) -> Tensor:
     outputs = network(image)
-    return network.loss(outputs, labels) if hasattr(network, "loss") else deep_supervision(outputs, labels)
+    return (
+        network.loss(outputs, labels)
+        if hasattr(network, "loss")
+        else deep_supervision(outputs, labels)
+    )
 
 
 def saved(name: str, network: nn.Module, folder: Path) -> Checkpoint:
     options, patch = TINY[name]
-    spec = {"name": "tiny", "architecture": name, "options": options, "classes": tiny.CLASSES, "patch": patch}
+    spec = {
+        "name": "tiny",
+        "architecture": name,
+        "options": options,
+        "classes": tiny.CLASSES,
+        "patch": patch,
+    }
     save_checkpoint(folder, spec | {"spacing_mm": 1.0}, network.state_dict(), tiny.TABLE)
     return load_checkpoint(str(folder))
 
@@ -162,10 +201,13 @@ def test_deep_supervision_gives_a_list_finest_first_in_training_only(name: str):
     network, (image, labels) = network_of(name, deep_supervision=True), sample_of(name)
     outputs = network.train()(image)
     sizes = [y.shape[2:].numel() for y in outputs]
-    assert len(sizes) > 1 or len(TINY[name][0]["features"]) == 2  # two levels of a U-Net leave nothing coarser
+    # Two levels of a U-Net leave nothing coarser.
+    assert len(sizes) > 1 or len(TINY[name][0]["features"]) == 2
     assert sizes[0] == labels[0].numel()
     assert sizes == sorted(sizes, reverse=True)
-    assert all(full % part == 0 for y in outputs for full, part in zip(labels.shape[1:], y.shape[2:]))
+    assert all(
+        full % part == 0 for y in outputs for full, part in zip(labels.shape[1:], y.shape[2:])
+    )
     assert isinstance(network.eval()(image), Tensor)
 
 
@@ -173,7 +215,9 @@ def test_deep_supervision_gives_a_list_finest_first_in_training_only(name: str):
 def test_the_weights_of_deep_heads_are_not_needed_in_inference(name: str):
     trained, (image, _) = network_of(name, deep_supervision=True).eval(), sample_of(name, 1)
     plain = network_of(name).eval()
-    plain.load_state_dict({k: v for k, v in trained.state_dict().items() if not k.startswith("deep_heads.")})
+    plain.load_state_dict(
+        {k: v for k, v in trained.state_dict().items() if not k.startswith("deep_heads.")}
+    )
     with torch.inference_mode():
         assert torch.equal(plain(image), trained(image))
 
@@ -210,7 +254,11 @@ def test_multiply_adds_are_those_of_the_convolutions():
     counted = []
 
     def count(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        voxels = inputs[0][0, 0].numel() if isinstance(layer, nn.ConvTranspose3d) else output[0, 0].numel()
+        voxels = (
+            inputs[0][0, 0].numel()
+            if isinstance(layer, nn.ConvTranspose3d)
+            else output[0, 0].numel()
+        )
         counted.append(voxels * layer.weight.numel())
 
     for layer in network.modules():
@@ -225,7 +273,9 @@ def test_multiply_adds_are_those_of_the_convolutions():
 def test_saving_and_loading_keeps_the_weights_in_half_precision(name: str, tmp_path: Path):
     network, (image, _) = network_of(name).eval(), sample_of(name, 1)
     loaded = saved(name, network, tmp_path).network()
-    network.load_state_dict({key: value.half().float() for key, value in network.state_dict().items()})
+    network.load_state_dict(
+        {key: value.half().float() for key, value in network.state_dict().items()}
+    )
     with torch.inference_mode():
         assert torch.equal(loaded(image), network(image))
 
@@ -239,7 +289,10 @@ def test_inference_gives_the_network_s_logits(name: str, tmp_path: Path):
         predictor = open_torch(checkpoint, torch.device("cpu"), torch.float32, exact=exact)
         logits = predictor(image).float()
         if predictor.head:
-            weight, bias = torch.from_numpy(predictor.head.weights), torch.from_numpy(predictor.head.bias)
+            weight, bias = (
+                torch.from_numpy(predictor.head.weights),
+                torch.from_numpy(predictor.head.bias),
+            )
             logits = torch.einsum("kf,bfxyz->bkxyz", weight, logits) + bias[:, None, None, None]
         assert float((logits - expected).abs().max()) < 2e-3 * float(expected.std())
 
@@ -258,7 +311,9 @@ def test_options_that_make_no_network_are_refused(name: str):
     lists = [key for key, value in options.items() if type(value) is list]
     wrong = [{"surely_not": 1}]
     wrong += [{key: value} for key in numbers for value in (-3, 10**9, "many", 2.5)]
-    wrong += [{key: value} for key in lists for value in ([0, 0, 0], [10**9] * len(options[key]), "many")]
+    wrong += [
+        {key: value} for key in lists for value in ([0, 0, 0], [10**9] * len(options[key]), "many")
+    ]
     for change in wrong:
         with pytest.raises(BadModel, match=name):
             network_of(name, **change)
@@ -301,8 +356,12 @@ def test_attention_is_torch_s_and_does_not_see_what_is_not_allowed():
     attention, reference = Attention(12, 3), nn.MultiheadAttention(12, 3, batch_first=True)
     own = attention.state_dict()
     with torch.no_grad():
-        reference.in_proj_weight.copy_(torch.cat([own[f"{part}.weight"] for part in ("query", "key", "value")]))
-        reference.in_proj_bias.copy_(torch.cat([own["query.bias"], torch.zeros(12), own["value.bias"]]))
+        reference.in_proj_weight.copy_(
+            torch.cat([own[f"{part}.weight"] for part in ("query", "key", "value")])
+        )
+        reference.in_proj_bias.copy_(
+            torch.cat([own["query.bias"], torch.zeros(12), own["value.bias"]])
+        )
         reference.out_proj.load_state_dict({"weight": own["out.weight"], "bias": own["out.bias"]})
     x, to = torch.randn(2, 4, 12), torch.randn(2, 5, 12)
     allowed = torch.ones(2, 4, 5, dtype=torch.bool)
@@ -314,8 +373,15 @@ def test_attention_is_torch_s_and_does_not_see_what_is_not_allowed():
 def test_the_sum_of_an_fcn_s_scores_begins_as_interpolation():
     network = network_of("fcn", classes=2)
     score = torch.randn(1, 2, 6, 6, 6)
-    inside = (slice(None), slice(None), *[slice(2, -2)] * 3)  # at the border a transposed convolution adds zeros
-    assert torch.allclose(network.up[0](score)[inside], resize(score, (12, 12, 12))[inside], atol=1e-5)
+    # At the border a transposed convolution adds zeros.
+    inside = (
+        slice(None),
+        slice(None),
+        *[slice(2, -2)] * 3,
+    )
+    assert torch.allclose(
+        network.up[0](score)[inside], resize(score, (12, 12, 12))[inside], atol=1e-5
+    )
 
 
 THICK = {"strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]], "kernels": [[1, 3, 3], [1, 3, 3], [3, 3, 3]]}
@@ -328,7 +394,11 @@ def test_strides_and_kernels_serve_thick_slices(name: str):
     assert patch_multiples(network) == network.multiple == (2, 4, 4)
     image = torch.randn(1, 1, 6, 16, 20)
     assert [tuple(y.shape[2:]) for y in network.train()(image)] == [(6, 16, 20), (6, 8, 10)]
-    kernels = {tuple(layer.kernel_size) for layer in network.encoder[1].modules() if isinstance(layer, nn.Conv3d)}
+    kernels = {
+        tuple(layer.kernel_size)
+        for layer in network.encoder[1].modules()
+        if isinstance(layer, nn.Conv3d)
+    }
     assert kernels - {(1, 2, 2), (1, 1, 1)} == {(1, 3, 3)}
     check_patch(network, (2, 8, 4))
     for patch in ((2, 4, 4), (3, 8, 8), (4, 6, 8)):
@@ -347,7 +417,8 @@ def test_strides_and_kernels_serve_thick_slices(name: str):
         {"strides": [[1, 1, 1], [3, 2, 2], [2, 2, 2]]},
         {"strides": [1, 2, 2]},
         {"kernels": [[2, 3, 3], [3, 3, 3], [3, 3, 3]]},
-        {"kernels": [[3, 3, 3], [1, 3, 3], [3, 3, 3]]},  # halves an axis that it does not look along
+        # Halves an axis that it does not look along.
+        {"kernels": [[3, 3, 3], [1, 3, 3], [3, 3, 3]]},
     ],
 )
 def test_strides_and_kernels_that_make_no_network_are_refused(options: dict[str, Any]):
@@ -356,8 +427,9 @@ def test_strides_and_kernels_that_make_no_network_are_refused(options: dict[str,
 
 
 def said_of(labels: Tensor, kinds: list[int], numbers: list[int], classes: int = 3) -> m2f.Masks:
-    """What a network would say that is sure of `numbers` in a map: query n has mask `labels == numbers[n]` and class
-    `kinds[n]`; a mask of number -9 is empty, and class `classes` is no object."""
+    """What a network would say that is sure of `numbers` in a map: query n has mask `labels ==
+    numbers[n]` and class `kinds[n]`; a mask of number -9 is empty, and class `classes` is no
+    object."""
     pixels = torch.stack([(labels == number).float() * 40 - 20 for number in numbers], 1)
     classes_said = F.one_hot(torch.tensor(kinds), classes + 1).float() * 30
     batch, queries = len(labels), len(kinds)
@@ -402,7 +474,9 @@ def test_the_loss_of_voxels_is_that_of_those_labelled():
     truth = F.one_hot(known, 3).float()
     dice = 1 - (2 * (chance * truth).sum(0) + 1) / (chance.sum(0) + truth.sum(0) + 1)
     entropy = F.cross_entropy(logits, labels, ignore_index=-1)
-    assert torch.allclose(network._voxel_loss(logits, labels), 5 * entropy + 5 * dice.mean(), atol=1e-5)
+    assert torch.allclose(
+        network._voxel_loss(logits, labels), 5 * entropy + 5 * dice.mean(), atol=1e-5
+    )
 
 
 def test_instances_are_targets_of_their_own_and_come_back(monkeypatch: pytest.MonkeyPatch):
@@ -415,7 +489,8 @@ def test_instances_are_targets_of_their_own_and_come_back(monkeypatch: pytest.Mo
     labels[instances == 3] = 2
     said = said_of(instances, [0, 1, 1, 2], [0, 1, 2, 3])
     assert float(network.loss(said, labels, instances)) < 1e-2
-    assert float(network.loss(said, labels)) > 0.1  # one mask for both objects of class 1 is wanted then
+    # One mask for both objects of class 1 is wanted then.
+    assert float(network.loss(said, labels)) > 0.1
     monkeypatch.setattr(network, "_said", lambda x: said)
     found = network.instances(torch.zeros(1, 1, 8, 16, 8))[0]
     assert sorted(kind for kind, _, _ in found) == [1, 1, 2]
@@ -434,10 +509,16 @@ def test_matching_is_the_best_of_all_assignments(seed: int):
     def cost(query: int, target: int) -> float:
         chance = logits[query].sigmoid()
         mask = F.binary_cross_entropy(chance, truth[target])
-        dice = 1 - (2 * (chance * truth[target]).sum() + 1) / (chance.sum() + truth[target].sum() + 1)
+        dice = 1 - (2 * (chance * truth[target]).sum() + 1) / (
+            chance.sum() + truth[target].sum() + 1
+        )
         return float(5 * mask + 5 * dice - 2 * classes[query].softmax(0)[wanted[target]])
 
-    best = min(sum(cost(q, t) for t, q in enumerate(chosen)) for chosen in permutations(range(4), 3))
+    best = min(
+        sum(cost(q, t) for t, q in enumerate(chosen)) for chosen in permutations(range(4), 3)
+    )
     query, aim = m2f._match(classes, logits, wanted=wanted, truth=truth)
     assert sorted(aim.tolist()) == [0, 1, 2]
-    assert np.isclose(sum(cost(q, t) for q, t in zip(query.tolist(), aim.tolist())), best, atol=1e-4)
+    assert np.isclose(
+        sum(cost(q, t) for q, t in zip(query.tolist(), aim.tolist())), best, atol=1e-4
+    )

@@ -1,4 +1,6 @@
-"""DICOMweb: addresses, credentials, what is fetched and pushed, and a PACS that misbehaves. Real Orthanc at the end."""
+"""DICOMweb: addresses, credentials, what is fetched and pushed, and a PACS that misbehaves. Real
+Orthanc at the end.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ import pytest
 
 from making import networks as tiny
 
-pytest.importorskip("dicomweb_client", reason="a PACS needs dicomweb-client: pip install medseg[pacs]")
+pytest.importorskip(
+    "dicomweb_client", reason="a PACS needs dicomweb-client: pip install medseg[pacs]"
+)
 
 from pydicom import dcmread
 
@@ -44,14 +48,23 @@ UID = "1.2.826.0.1.3680043.8.498"
             "https://pacs.example:8443/a/dicom-web",
             True,
         ),
-        ("dicomweb+http://127.0.0.1:8042/dicom-web/studies/1.2/series/3.4", "http://127.0.0.1:8042/dicom-web", False),
+        (
+            "dicomweb+http://127.0.0.1:8042/dicom-web/studies/1.2/series/3.4",
+            "http://127.0.0.1:8042/dicom-web",
+            False,
+        ),
         ("dicomweb+http://localhost/studies/1.2/series/3.4", "http://localhost", False),
     ],
 )
 def test_an_address_is_taken_apart(text: str, root: str, encrypted: bool):
     for form in (text, Path(text)):
         address = pacs.parse_address(form)
-        assert (address.root, address.study, address.series, address.encrypted) == (root, "1.2", "3.4", encrypted)
+        assert (address.root, address.study, address.series, address.encrypted) == (
+            root,
+            "1.2",
+            "3.4",
+            encrypted,
+        )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +112,9 @@ def test_plain_http_is_for_this_machine_unless_it_is_allowed():
     ("content", "scheme", "secret"),
     [("Bearer abc.def\n", "Bearer", "abc.def"), ("basic me:pass word", "Basic", "me:pass word")],
 )
-def test_credentials_are_read_from_a_file_and_never_shown(tmp_path: Path, content: str, scheme: str, secret: str):
+def test_credentials_are_read_from_a_file_and_never_shown(
+    tmp_path: Path, content: str, scheme: str, secret: str
+):
     (tmp_path / "secret").write_text(content)
     access = pacs.read_access(tmp_path / "secret")
     assert (access.scheme, access.secret) == (scheme, secret)
@@ -107,7 +122,8 @@ def test_credentials_are_read_from_a_file_and_never_shown(tmp_path: Path, conten
 
 
 @pytest.mark.parametrize(
-    "content", ["sesame", "Bearer", "Basic sesame", "Bearer a\nBearer b", "Digest a:b", "Bearer \x07"]
+    "content",
+    ["sesame", "Bearer", "Basic sesame", "Bearer a\nBearer b", "Digest a:b", "Bearer \x07"],
 )
 def test_files_without_credentials_are_refused_without_being_repeated(tmp_path: Path, content: str):
     (tmp_path / "secret").write_text(content)
@@ -123,11 +139,16 @@ def part10(piece: Any) -> bytes:
 
 
 class Server:
-    """A DICOMweb server on 127.0.0.1 that does as the standard says, but for what `answer` says instead."""
+    """A DICOMweb server on 127.0.0.1 that does as the standard says, but for what `answer` says
+    instead.
+    """
 
     def __init__(self) -> None:
         self.pieces = series()
-        self.study, self.series = str(self.pieces[0].StudyInstanceUID), str(self.pieces[0].SeriesInstanceUID)
+        self.study, self.series = (
+            str(self.pieces[0].StudyInstanceUID),
+            str(self.pieces[0].SeriesInstanceUID),
+        )
         self.parts = [part10(piece) for piece in self.pieces]
         self.count: int | None = len(self.parts)
         self.answer: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {}
@@ -193,25 +214,33 @@ class Server:
             self.stored.append(dcmread(BytesIO(part.split(b"\r\n\r\n", 1)[1])))
         if self.silent:
             return self.send(request, b"", "application/dicom+json")
-        kept = [{"00081155": {"vr": "UI", "Value": [str(one.SOPInstanceUID)]}} for one in self.stored]
+        kept = [
+            {"00081155": {"vr": "UI", "Value": [str(one.SOPInstanceUID)]}} for one in self.stored
+        ]
         failed = [{"00081155": {"vr": "UI", "Value": [uid]}} for uid in self.refused]
         row: dict[str, Any] = {"00081199": {"vr": "SQ", "Value": kept}}
         if failed:
             row["00081198"] = {"vr": "SQ", "Value": failed}
-        self.send(request, json.dumps(row).encode(), "application/dicom+json", 202 if failed else 200)
+        self.send(
+            request, json.dumps(row).encode(), "application/dicom+json", 202 if failed else 200
+        )
 
     def json(self, request: BaseHTTPRequestHandler, rows: object) -> None:
         self.send(request, json.dumps(rows).encode(), "application/dicom+json")
 
     def multipart(self, request: BaseHTTPRequestHandler, parts: list[bytes]) -> None:
         body = (
-            b"".join(b"--x\r\nContent-Type: application/dicom\r\n\r\n" + part + b"\r\n" for part in parts)
+            b"".join(
+                b"--x\r\nContent-Type: application/dicom\r\n\r\n" + part + b"\r\n" for part in parts
+            )
             + b"--x--\r\n"
         )
         self.send(request, body, 'multipart/related; type="application/dicom"; boundary=x')
 
     @staticmethod
-    def send(request: BaseHTTPRequestHandler, body: bytes, kind: str, status: int = 200, **headers: str) -> None:
+    def send(
+        request: BaseHTTPRequestHandler, body: bytes, kind: str, status: int = 200, **headers: str
+    ) -> None:
         request.send_response(status)
         request.send_header("Content-Type", kind)
         request.send_header("Content-Length", str(len(body)))
@@ -253,7 +282,9 @@ def server() -> Iterator[Server]:
 
 def test_a_series_is_fetched_byte_by_byte(server: Server, tmp_path: Path):
     assert server.pacs().fetch(tmp_path, pacs.Limits()) == 4
-    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"{n:05d}.dcm" for n in range(1, 5)]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [
+        f"{n:05d}.dcm" for n in range(1, 5)
+    ]
     assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == server.parts
 
 
@@ -262,7 +293,9 @@ def test_where_the_pacs_does_not_count_the_instances_are_listed(server: Server, 
     assert server.pacs().fetch(tmp_path, pacs.Limits()) == 4
 
 
-def test_a_pacs_that_cannot_unpack_pixels_is_asked_for_them_as_they_are(server: Server, tmp_path: Path):
+def test_a_pacs_that_cannot_unpack_pixels_is_asked_for_them_as_they_are(
+    server: Server, tmp_path: Path
+):
     def refuse(request: BaseHTTPRequestHandler) -> None:
         if "transfer-syntax=*" in request.headers["Accept"]:
             server.multipart(request, server.parts)
@@ -281,12 +314,16 @@ def test_a_pacs_that_cannot_unpack_pixels_is_asked_for_them_as_they_are(server: 
     ],
     ids=["token", "password"],
 )
-def test_credentials_go_with_every_request(server: Server, tmp_path: Path, access: pacs.Access, header: str):
+def test_credentials_go_with_every_request(
+    server: Server, tmp_path: Path, access: pacs.Access, header: str
+):
     server.pacs(access).fetch(tmp_path, pacs.Limits())
     assert [headers.get("Authorization") for _, _, headers in server.requests] == [header] * 2
 
 
-def test_the_environment_is_not_asked(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_environment_is_not_asked(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password sesame\n")
@@ -300,7 +337,9 @@ def wrong_series(server: Server) -> list[bytes]:
     return [*server.parts[:3], part10(other)]
 
 
-def replies(kind: str, body: bytes = b"", type_: str = "text/html", status: int = 200, **headers: str) -> Callable:
+def replies(
+    kind: str, body: bytes = b"", type_: str = "text/html", status: int = 200, **headers: str
+) -> Callable:
     return lambda server: server.answer.update(
         {kind: lambda request: server.send(request, body, type_, status, **headers)}
     )
@@ -309,7 +348,9 @@ def replies(kind: str, body: bytes = b"", type_: str = "text/html", status: int 
 def cut_short(server: Server) -> None:
     def answer(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
-        request.send_header("Content-Type", 'multipart/related; type="application/dicom"; boundary=x')
+        request.send_header(
+            "Content-Type", 'multipart/related; type="application/dicom"; boundary=x'
+        )
         request.send_header("Content-Length", "100000")
         request.end_headers()
         request.wfile.write(b"--x\r\nContent-Type: application/dicom\r\n\r\n" + server.parts[0])
@@ -328,12 +369,14 @@ def cut_short(server: Server) -> None:
         (lambda s: setattr(s, "count", 10**9), "1000000000 instances"),
         (lambda s: setattr(s, "count", 0), "0 instances"),
         (lambda s: setattr(s, "count", "many"), "not DICOMweb"),
-        (lambda s: setattr(s, "parts", [s.parts[0] + bytes(3 * 2**20)] * 4), "more than is allowed for one answer"),
+        (lambda s: setattr(s, "parts", [s.parts[0] + bytes(3 * 2**20)] * 4),
+        "more than is allowed for one answer"),
         (cut_short, "broke off"),
         (replies("series", b"[]", "application/json"), "does not have this series"),
         (replies("series", b"<html>", "text/html"), "not DICOMweb"),
         (replies("series", b"[" * 100_000, "application/json"), "not DICOMweb"),
-        (replies("series", b"[" + b"1," * 2**25 + b"1]", "application/json"), "more than is allowed"),
+        (replies("series", b"[" + b"1," * 2**25 + b"1]", "application/json"),
+        "more than is allowed"),
         (replies("series", status=401), "wants credentials"),
         (replies("series", status=403), "does not allow"),
         (replies("retrieve", status=404), "does not know this address"),
@@ -344,7 +387,9 @@ def cut_short(server: Server) -> None:
         (replies("retrieve", b"no boundary", "multipart/related"), "not DICOM"),
     ],
 )  # fmt: skip
-def test_a_pacs_that_misbehaves_is_refused(server: Server, tmp_path: Path, spoil: Callable, message: str):
+def test_a_pacs_that_misbehaves_is_refused(
+    server: Server, tmp_path: Path, spoil: Callable, message: str
+):
     spoil(server)
     with pytest.raises(BadFile, match=message) as refused:
         server.pacs().fetch(tmp_path, pacs.Limits(instance_bytes=2**20))
@@ -405,11 +450,16 @@ def test_a_certificate_that_proves_nothing_is_refused(tmp_path: Path):
         thread.start()
         try:
             port = http.server_address[1]
-            address = pacs.parse_address(f"dicomweb://localhost:{port}/studies/{state.study}/series/{state.series}")
+            address = pacs.parse_address(
+                f"dicomweb://localhost:{port}/studies/{state.study}/series/{state.series}"
+            )
             (tmp_path / "series").mkdir()
             with pytest.raises(BadFile, match="cannot prove who it is"):
                 pacs.Pacs(address).fetch(tmp_path / "series", pacs.Limits())
-            assert pacs.Pacs(address, authority=certificate).fetch(tmp_path / "series", pacs.Limits()) == 4
+            assert (
+                pacs.Pacs(address, authority=certificate).fetch(tmp_path / "series", pacs.Limits())
+                == 4
+            )
         finally:
             http.shutdown()
             thread.join()
@@ -439,7 +489,9 @@ def test_what_is_pushed_arrives(server: Server, tmp_path: Path, silent: bool):
         (replies("store", b"{", "application/dicom+json"), "not DICOMweb"),
     ],
 )
-def test_what_does_not_arrive_is_an_error(server: Server, tmp_path: Path, spoil: Callable, message: str):
+def test_what_does_not_arrive_is_an_error(
+    server: Server, tmp_path: Path, spoil: Callable, message: str
+):
     spoil(server)
     with pytest.raises(BadOutput, match=message):
         server.pacs().push([a_file(tmp_path)])
@@ -526,8 +578,12 @@ def test_a_series_that_cannot_be_used_is_refused(server: Server, tmp_path: Path,
         (["ADDRESS", "--push", "--credentials", "nowhere"], "no such file"),
     ],
 )
-def test_wrong_use_is_said_before_anything_is_sent(server: Server, arguments: list[str], message: str):
-    ran = tiny.medseg("infer", *[server.address if a == "ADDRESS" else a for a in arguments], "--model", "otsu")
+def test_wrong_use_is_said_before_anything_is_sent(
+    server: Server, arguments: list[str], message: str
+):
+    ran = tiny.medseg(
+        "infer", *[server.address if a == "ADDRESS" else a for a in arguments], "--model", "otsu"
+    )
     assert ran.code in (3, 5) and message in ran.err and not server.requests
 
 
@@ -537,10 +593,17 @@ def test_a_signal_leaves_no_series_behind(server: Server, tmp_path: Path):
 
     def stall(request: BaseHTTPRequestHandler) -> None:
         request.send_response(200)
-        request.send_header("Content-Type", 'multipart/related; type="application/dicom"; boundary=x')
+        request.send_header(
+            "Content-Type", 'multipart/related; type="application/dicom"; boundary=x'
+        )
         request.send_header("Content-Length", "100000000")
         request.end_headers()
-        part = b"--x\r\nContent-Type: application/dicom\r\n\r\n" + server.parts[0] + bytes(2**20) + b"\r\n"
+        part = (
+            b"--x\r\nContent-Type: application/dicom\r\n\r\n"
+            + server.parts[0]
+            + bytes(2**20)
+            + b"\r\n"
+        )
         request.wfile.write(part + part)
         begun.set()
         go_on.wait(20)
@@ -548,7 +611,9 @@ def test_a_signal_leaves_no_series_behind(server: Server, tmp_path: Path):
 
     server.answer["retrieve"] = stall
     environment = tiny.environment() | {"TMPDIR": str(tmp_path)}
-    with tiny.start("-m", "medseg", "infer", server.address, "--push", "-m", "otsu", env=environment) as child:
+    with tiny.start(
+        "-m", "medseg", "infer", server.address, "--push", "-m", "otsu", env=environment
+    ) as child:
         try:
             assert begun.wait(60)
             end = time.monotonic() + 10

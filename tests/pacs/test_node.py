@@ -1,4 +1,6 @@
-"""`medseg listen`: what is received, when it is complete, what is refused, and that nothing breaks it."""
+"""`medseg listen`: what is received, when it is complete, what is refused, and that nothing breaks
+it.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +85,9 @@ def running(**options: object) -> Iterator[Node]:
 
 
 @contextmanager
-def calling(node: Node, title: str = "MEDSEG", own: str = "SENDER", syntax: str = ExplicitVRLittleEndian) -> Iterator:
+def calling(
+    node: Node, title: str = "MEDSEG", own: str = "SENDER", syntax: str = ExplicitVRLittleEndian
+) -> Iterator:
     entity = AE(ae_title=own)
     entity.add_requested_context(ECHO)
     entity.add_requested_context(CT, syntax)
@@ -196,7 +200,9 @@ def test_files_are_named_by_us_whatever_the_uids_say(tmp_path: Path):
         piece.file_meta.MediaStorageSOPInstanceUID = piece.SOPInstanceUID
         piece.SeriesInstanceUID = f"../../{tmp_path}"[:64]
     names = []
-    with running(segment=lambda folder, results: names.extend(p.name for p in folder.iterdir())) as node:
+    with running(
+        segment=lambda folder, results: names.extend(p.name for p in folder.iterdir())
+    ) as node:
         with calling(node) as association:
             for piece in pieces:
                 association.send_c_store(piece)
@@ -230,7 +236,9 @@ def test_a_series_that_cannot_be_segmented_is_kept_in_one_line_and_the_next_one_
             send(node, series(count))
         node.wait("series 3: delivered")
     assert "series 1: kept: it: is bad; it is tried again at the next start" in node.lines
-    assert "series 2: kept: No space left on device; it is tried again at the next start" in node.lines
+    assert (
+        "series 2: kept: No space left on device; it is tried again at the next start" in node.lines
+    )
 
 
 class Clock:
@@ -256,14 +264,18 @@ def clock() -> Clock:
 @pytest.fixture
 def inbox(tmp_path: Path, clock: Clock) -> listen.Inbox:
     limits = Limits(instances=6, instance_bytes=10_000, total_bytes=100_000)
-    return listen.Inbox(tmp_path, listen.Options(port=0, quiet_s=10, series=2, limits=limits), clock)
+    return listen.Inbox(
+        tmp_path, listen.Options(port=0, quiet_s=10, series=2, limits=limits), clock
+    )
 
 
 def put(inbox: listen.Inbox, sender: str, pieces: list[Dataset]) -> list[int]:
     return [inbox.take(sender, str(piece.SOPInstanceUID), part10(piece)) for piece in pieces]
 
 
-def test_a_series_is_complete_when_it_is_quiet_and_its_sender_gone(inbox: listen.Inbox, clock: Clock):
+def test_a_series_is_complete_when_it_is_quiet_and_its_sender_gone(
+    inbox: listen.Inbox, clock: Clock
+):
     put(inbox, "a", series())
     clock.now = 29.9
     assert inbox.complete() is None, "its sender is still there"
@@ -312,7 +324,9 @@ def test_a_series_that_finds_no_room_is_refused_as_a_whole(inbox: listen.Inbox, 
     put(inbox, "b", third[2:3])
     clock.now = 10
     assert inbox.complete() and inbox.complete()
-    assert put(inbox, "b", third[3:]) == [listen.NO_ROOM], "without its first slices it would look complete"
+    assert put(inbox, "b", third[3:]) == [listen.NO_ROOM], (
+        "without its first slices it would look complete"
+    )
     clock.now = 20
     assert put(inbox, "b", third) == [0] * 4
 
@@ -333,7 +347,9 @@ def test_what_comes_too_late_is_not_taken_for_a_series(inbox: listen.Inbox, cloc
     assert again and not again.broken
 
 
-def test_200_malformed_files_leave_the_inbox_as_it_was(inbox: listen.Inbox, clock: Clock, tmp_path: Path):
+def test_200_malformed_files_leave_the_inbox_as_it_was(
+    inbox: listen.Inbox, clock: Clock, tmp_path: Path
+):
     whole = part10(series(1)[0])
     random_ = random.Random(3)
     for number in range(200):
@@ -365,7 +381,9 @@ def test_a_series_that_waits_at_a_stop_is_segmented_by_the_next_start(tmp_path: 
     pieces = series()
     with running(spool=tmp_path / "spool", quiet_s=60) as node:
         assert send(node, pieces) == [0] * 4
-    assert node.lines[-1].startswith("stopped: 4 instances of 1 series are kept for the next start, in ")
+    assert node.lines[-1].startswith(
+        "stopped: 4 instances of 1 series are kept for the next start, in "
+    )
     assert stored(tmp_path / "spool") == 4
     assert (tmp_path / "spool").stat().st_mode & 0o777 == 0o700
     with running(spool=tmp_path / "spool") as node:
@@ -387,13 +405,17 @@ def test_a_series_that_cannot_be_segmented_is_tried_again_by_the_next_start(tmp_
                 send(node, pieces)
             node.wait("series 1: kept: no model for this")
         assert stored(tmp_path / "spool") == 4
-        assert not list((tmp_path / "spool").glob("*.results*")), "a part of a result would look like one"
+        assert not list((tmp_path / "spool").glob("*.results*")), (
+            "a part of a result would look like one"
+        )
     with running(spool=tmp_path / "spool") as node:
         node.wait("series 1: delivered")
     assert uids(node.received[0]) == uids(pieces) and not stored(tmp_path / "spool")
 
 
-@pytest.mark.parametrize("error", [BadOutput("the node is away"), OSError(28, "No space left on device")], ids=str)
+@pytest.mark.parametrize(
+    "error", [BadOutput("the node is away"), OSError(28, "No space left on device")], ids=str
+)
 def test_results_that_cannot_be_delivered_are_delivered_later(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -414,7 +436,9 @@ def test_results_that_cannot_be_delivered_are_delivered_later(
         node.wait("series 2: delivered")
     assert sorted(map(len, node.received)) == [4, 5], "each was segmented once"
     assert not stored(tmp_path / "spool")
-    assert len({name for name in tries if name.startswith("series-0001-")}) == 1, "it replaces what was half delivered"
+    assert len({name for name in tries if name.startswith("series-0001-")}) == 1, (
+        "it replaces what was half delivered"
+    )
 
 
 def test_results_that_were_not_delivered_at_a_stop_are_delivered_by_the_next_start(tmp_path: Path):
@@ -448,10 +472,10 @@ def test_a_series_cut_off_by_a_stop_goes_on_when_its_sender_sends_the_rest(tmp_p
 def test_a_killed_node_loses_nothing_that_it_acknowledged(tmp_path: Path):
     """SIGKILL leaves no time for anything: what was acknowledged lies on the disk already."""
     program = (
-        "import sys, threading\nfrom pathlib import Path\nfrom medseg.pacs import node as listen\n"
-        "node = listen.Listener(listen.Options(port=0, quiet_s=600), None, None, print, Path(sys.argv[1]))\n"
-        "threading.Thread(target=lambda: (node.listening.wait(), print('PORT', node.port, flush=True))).start()\n"
-        "node.run()"
+        "import sys, threading\nfrom pathlib import Path\nfrom medseg.pacs import node as"
+        " listen\nnode = listen.Listener(listen.Options(port=0, quiet_s=600), None, None, print,"
+        " Path(sys.argv[1]))\nthreading.Thread(target=lambda: (node.listening.wait(), print('PORT',"
+        " node.port, flush=True))).start()\nnode.run()"
     )
     pieces, others = series(), series(3)
     with tiny.start("-c", program, tmp_path / "spool") as child:
@@ -471,7 +495,9 @@ def test_a_killed_node_loses_nothing_that_it_acknowledged(tmp_path: Path):
                         time.sleep(0.02)
         finally:
             child.kill()
-    (tmp_path / "spool" / "000099.dcm").write_bytes(b"half an instance whose sender was told nothing")
+    (tmp_path / "spool" / "000099.dcm").write_bytes(
+        b"half an instance whose sender was told nothing"
+    )
     with running(spool=tmp_path / "spool") as node:
         node.wait("series 1: delivered")
         assert "series 2: 3 instances taken up again: its sender broke off" in node.lines
@@ -525,7 +551,9 @@ def test_files_of_the_spool_that_the_disk_has_lost_make_a_series_broken(tmp_path
     one, two, *_ = sorted((tmp_path / "spool").glob("series-*/*.dcm"))
     one.write_bytes(b"")
     with running(spool=tmp_path / "spool") as node:
-        assert "series 1: 3 instances taken up again: some of it cannot be read any more" in node.lines
+        assert (
+            "series 1: 3 instances taken up again: some of it cannot be read any more" in node.lines
+        )
         time.sleep(1)
     assert not node.received and two.exists()
 
@@ -613,10 +641,14 @@ def test_the_command_keeps_what_it_received_and_goes_on_with_it(number: int, tmp
 # Connections that say nothing ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [b"", b"\x01\x00\x00", b"GET / HTTP/1.0\r\n\r\n"], ids=["silent", "a part", "http"])
+@pytest.mark.parametrize(
+    "words", [b"", b"\x01\x00\x00", b"GET / HTTP/1.0\r\n\r\n"], ids=["silent", "a part", "http"]
+)
 @pytest.mark.parametrize("count", [20, 60])
 def test_idle_connections_keep_no_sender_out(count: int, words: bytes):
-    with running(associations=2, quiet_s=2) as node:  # a busy machine may take a second between two instances
+    with running(
+        associations=2, quiet_s=2
+    ) as node:  # a busy machine may take a second between two instances
         idle = []
         try:
             for _ in range(count):
@@ -715,13 +747,17 @@ def damaged(data: bytes, random_: random.Random) -> bytes:
 
 
 def assault(port: int, count: int, seed: int) -> None:
-    """Connect `count` times and send something broken: at the door, in a command, in a dataset, or in the middle."""
+    """Connect `count` times and send something broken: at the door, in a command, in a dataset, or
+    in the middle.
+    """
     random_ = random.Random(seed)
     hello = associate_request()
     command, dataset = store_request(series(1)[0])
     for number in range(count):
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", number % 2, 0))
+            connection.setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", number % 2, 0)
+            )
             try:
                 if number % 4 == 0:
                     connection.sendall(damaged(hello, random_))
@@ -745,7 +781,9 @@ def assault(port: int, count: int, seed: int) -> None:
 def test_it_survives_200_malformed_or_truncated_associations_and_files(
     capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    """Afterwards it serves as before, and neither a log line, an error nor a traceback tells of what was sent."""
+    """Afterwards it serves as before, and neither a log line, an error nor a traceback tells of
+    what was sent.
+    """
     crashes: list[object] = []
     monkeypatch.setattr(threading, "excepthook", crashes.append)
     caplog.set_level(logging.DEBUG)
@@ -798,7 +836,9 @@ def archive(refuse: bool = False) -> Iterator[tuple[int, list[Dataset]]]:
     entity = AE(ae_title="ARCHIVE")
     entity.require_called_aet = True
     entity.add_supported_context(SEG)
-    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)])
+    server = entity.start_server(
+        ("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, keep)]
+    )
     try:
         yield server.server_address[1], got
     finally:
@@ -873,5 +913,7 @@ def test_wrong_use_is_refused_at_once(
 
 def test_a_port_in_use_is_said_so(tmp_path: Path):
     with socket.create_server(("127.0.0.1", 0)) as other:
-        ran = tiny.medseg("listen", "-o", tmp_path, "--port", other.getsockname()[1], "--model", "otsu")
+        ran = tiny.medseg(
+            "listen", "-o", tmp_path, "--port", other.getsockname()[1], "--model", "otsu"
+        )
     assert ran.code == 5 and "choose another --port" in ran.err

@@ -1,6 +1,7 @@
 """Against a real PACS: store, query, retrieve, infer, push, and `medseg listen` in between.
 
-Orthanc listens on every address of its machine whatever it is told, so it gets a network of its own (`unshare -n`).
+Orthanc listens on every address of its machine whatever it is told, so it gets a network of its own
+(`unshare -n`).
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ import pytest
 
 from making import networks as tiny
 
-pytest.importorskip("dicomweb_client", reason="a PACS needs dicomweb-client: pip install medseg[pacs]")
+pytest.importorskip(
+    "dicomweb_client", reason="a PACS needs dicomweb-client: pip install medseg[pacs]"
+)
 
 from making import orthanc_session
 from making.orthanc_session import PLUGIN
 from medseg.io import read_labels
 
-#: As root a network namespace needs nothing else; others need a user namespace with it, where that is allowed.
+#: As root a network namespace needs nothing else; others need a user namespace with it, where that
+#: is allowed.
 ALONE = ["unshare", "-n"] if os.getuid() == 0 else ["unshare", "-r", "-n"]
 
 
@@ -32,14 +36,21 @@ ALONE = ["unshare", "-n"] if os.getuid() == 0 else ["unshare", "-r", "-n"]
 def session(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     for program in ("Orthanc", "unshare", "ip"):
         if not shutil.which(program):
-            pytest.skip(f"{program} is not installed: apt-get install orthanc orthanc-dicomweb iproute2 util-linux")
+            pytest.skip(
+                f"{program} is not installed: apt-get install orthanc orthanc-dicomweb iproute2"
+                " util-linux"
+            )
     if not PLUGIN.exists():
         pytest.skip("Orthanc has no DICOMweb here: apt-get install orthanc-dicomweb")
-    if subprocess.run([*ALONE, "ip", "link", "set", "lo", "up"], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        [*ALONE, "ip", "link", "set", "lo", "up"], capture_output=True, check=False
+    ).returncode:
         pytest.skip("a network namespace of its own (unshare -n) is not allowed here")
     folder = tmp_path_factory.mktemp("orthanc")
     command = [*ALONE, sys.executable, orthanc_session.__file__, str(folder)]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=240, env=tiny.environment(), check=False)
+    ran = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env=tiny.environment(), check=False
+    )
     assert ran.returncode == 0, ran.stderr
     return folder, json.loads(ran.stdout.splitlines()[-1])
 

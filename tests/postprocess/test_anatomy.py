@@ -1,4 +1,6 @@
-"""What follows from the labels of a brain, on heads built here, and what is said of results that cannot be right."""
+"""What follows from the labels of a brain, on heads built here, and what is said of results that
+cannot be right.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,18 @@ def ball(shape, centre_mm, radii_mm) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def head() -> Volume:
-    """Left and right cortex around white matter and a ventricle, a cerebellum below and behind, fluid around; RAS."""
+    """Left and right cortex around white matter and a ventricle, a cerebellum below and behind,
+    fluid around; RAS.
+    """
     shape = (90, 110, 90)
     data = np.zeros(shape, np.uint8)
     data[ball(shape, (0, 0, 0), (74, 92, 76))] = 24
     left = np.arange(shape[0])[:, None, None] < shape[0] // 2
-    for radii, values in (((66, 82, 62), (3, 42)), ((54, 68, 50), (2, 41)), ((14, 30, 12), (4, 43))):
+    for radii, values in (
+        ((66, 82, 62), (3, 42)),
+        ((54, 68, 50), (2, 41)),
+        ((14, 30, 12), (4, 43)),
+    ):
         inside = ball(shape, (0, 0, 8), radii)
         data[inside & left], data[inside & ~left] = values
     below = ball(shape, (0, -50, -55), (45, 28, 20))
@@ -93,7 +101,9 @@ def test_the_table_of_volumes_adds_up(head, tmp_path):
     with (tmp_path / "volumes.csv").open(encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))
     ml = {row["name"]: float(row["ml"]) for row in rows}
-    assert [row["value"] for row in rows[: len(structures)]] == [str(row["value"]) for row in structures]
+    assert [row["value"] for row in rows[: len(structures)]] == [
+        str(row["value"]) for row in structures
+    ]
     voxel = MM**3 / 1000
     assert ml["intracranial"] == pytest.approx((head.data > 0).sum() * voxel, abs=0.05)
     assert ml["brain with ventricles"] == pytest.approx(
@@ -105,7 +115,11 @@ def test_the_table_of_volumes_adds_up(head, tmp_path):
 
 
 def test_a_head_is_plausible_in_every_storage_order(head):
-    assert 900 < sum(row["ml"] for row in anatomy.totals(structure_volumes(head, TABLE), SPEC)[:3]) < 1700
+    assert (
+        900
+        < sum(row["ml"] for row in anatomy.totals(structure_volumes(head, TABLE), SPEC)[:3])
+        < 1700
+    )
     for orientation in ORIENTATIONS:
         assert implausible(reorient(head, orientation), FEW) == []
 

@@ -1,4 +1,6 @@
-"""Clean-up of label maps: voxel-equal to the loop over labels, whatever the values, types and memory layouts."""
+"""Clean-up of label maps: voxel-equal to the loop over labels, whatever the values, types and
+memory layouts.
+"""
 
 import numpy as np
 import pytest
@@ -29,11 +31,14 @@ def label_maps(draw):
 
 
 def parts_of(labels, connectivity):
-    """(label, voxel count, mask) of every component, from large to small within a label; ties by the first voxel."""
+    """(label, voxel count, mask) of every component, from large to small within a label; ties by
+    the first voxel.
+    """
     found = []
     for value in np.unique(labels[labels > 0]):
         numbers, count = ndimage.label(
-            np.ascontiguousarray(labels == value), ndimage.generate_binary_structure(3, NEAR[connectivity])
+            np.ascontiguousarray(labels == value),
+            ndimage.generate_binary_structure(3, NEAR[connectivity]),
         )
         masks = [numbers == n for n in range(1, count + 1)]
         found += sorted(
@@ -58,7 +63,9 @@ def test_components_keep_and_drop_equal_the_loop(labels, connectivity, count):
     assert largest.dtype == labels.dtype and (largest == kept).all()
     assert (drop_small(labels, 2, 0.5, connectivity=connectivity) == dropped).all()
     numbers, table = connected_components(labels, connectivity)
-    assert table.label.tolist() == [p[0] for p in parts] and table.voxels.tolist() == [p[1] for p in parts]
+    assert table.label.tolist() == [p[0] for p in parts] and table.voxels.tolist() == [
+        p[1] for p in parts
+    ]
     for n, (_, _, mask) in enumerate(parts):
         assert ((numbers == n + 1) == mask).all()
         where = np.argwhere(mask)
@@ -96,7 +103,12 @@ def test_nested_holes():
     labels[4:11, 4:11, 4:11] = 2
     labels[6:9, 6:9, 6:9] = 0
     filled = fill_holes(labels)
-    assert filled[3, 3, 3] == 1 and filled[7, 7, 7] == 2 and filled[5, 5, 5] == 2 and filled[0, 0, 0] == 0
+    assert (
+        filled[3, 3, 3] == 1
+        and filled[7, 7, 7] == 2
+        and filled[5, 5, 5] == 2
+        and filled[0, 0, 0] == 0
+    )
     assert fill_holes(labels, [1])[7, 7, 7] == 1  # asked for 1 alone, which encloses it too
     assert (fill_holes(labels, overwrite=True)[1:14, 1:14, 1:14] == 1).all()
     assert (fill_holes(labels, [2], overwrite=True) == np.where(filled == 2, 2, labels)).all()
@@ -114,7 +126,11 @@ def test_only_the_chosen_labels_change():
 def test_equally_large_parts_keep_the_first_whatever_the_memory_layout():
     labels = np.zeros((3, 3, 9), np.uint8)
     labels[0, 2, 8] = labels[2, 0, 0] = labels[2, 2, 4] = 3
-    for given_labels in (labels, np.asfortranarray(labels), np.ascontiguousarray(labels[::-1])[::-1]):
+    for given_labels in (
+        labels,
+        np.asfortranarray(labels),
+        np.ascontiguousarray(labels[::-1])[::-1],
+    ):
         kept = keep_largest(given_labels)
         assert np.argwhere(kept).tolist() == [[0, 2, 8]]
 
@@ -171,7 +187,13 @@ def test_bad_steps_are_bad_config(steps, words):
 
 
 @pytest.mark.parametrize(
-    "labels", [np.ones((3, 3, 3)), np.ones((3, 3), np.uint8), np.full((3, 3, 3), -1), np.full((3, 3, 3), 70_000)]
+    "labels",
+    [
+        np.ones((3, 3, 3)),
+        np.ones((3, 3), np.uint8),
+        np.full((3, 3, 3), -1),
+        np.full((3, 3, 3), 70_000),
+    ],
 )
 def test_what_is_no_label_map_is_bad_config(labels):
     for step in (keep_largest, fill_holes, connected_components):

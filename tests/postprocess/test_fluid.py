@@ -1,4 +1,6 @@
-"""Fluid told from tissue by intensity: sulci that a coarse model filled are opened, and nothing else is touched."""
+"""Fluid told from tissue by intensity: sulci that a coarse model filled are opened, and nothing
+else is touched.
+"""
 
 import numpy as np
 import pytest
@@ -18,8 +20,16 @@ def folded_cortex(tissue_mean, fluid_mean, noise=4.0):
     labels = truth.copy()
     truth[2:38, 18:20, 8:26] = FLUID  # the sulcus the model did not see
     rng = np.random.default_rng(0)
-    means = {0: 0.0, FLUID: fluid_mean, TISSUE: tissue_mean, OTHER: fluid_mean}  # the other one looks like fluid, too
-    image = sum((truth == value) * mean for value, mean in means.items()) + rng.normal(0, noise, truth.shape)
+    # The other one looks like fluid, too.
+    means = {
+        0: 0.0,
+        FLUID: fluid_mean,
+        TISSUE: tissue_mean,
+        OTHER: fluid_mean,
+    }
+    image = sum((truth == value) * mean for value, mean in means.items()) + rng.normal(
+        0, noise, truth.shape
+    )
     return tuple(Volume(data, np.eye(4)) for data in (labels, truth, image.astype(np.float32)))
 
 
@@ -50,12 +60,16 @@ def test_tissue_and_fluid_that_look_alike_are_left_as_they_are():
 
 
 def test_intensities_away_from_the_fluid_stay_tissue():
-    """Bright spots in dark-fluid images (vessels, lesions) are unlike the tissue, but not like the fluid either."""
+    """Bright spots in dark-fluid images (vessels, lesions) are unlike the tissue, but not like the
+    fluid either.
+    """
     labels, _, image = folded_cortex(100.0, 30.0)
     bright = image.data.copy()
     bright[10, 10, 10] = 500
 
-    assert separate_fluid(labels, image.with_data(bright), [TISSUE], FLUID).data[10, 10, 10] == TISSUE
+    assert (
+        separate_fluid(labels, image.with_data(bright), [TISSUE], FLUID).data[10, 10, 10] == TISSUE
+    )
 
 
 @pytest.mark.parametrize("missing", [TISSUE, FLUID])

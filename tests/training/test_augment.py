@@ -1,4 +1,6 @@
-"""Random patches: against scipy, against what is known by construction, and the same whatever surrounds them."""
+"""Random patches: against scipy, against what is known by construction, and the same whatever
+surrounds them.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ EVERYTHING = AugmentConfig(
     mirror=(0, 1, 2),
     elastic_share=1,
     inversion_share=0.5,
-    **{f"{name}_share": 1 for name in ("rotation", "scaling", "noise", "blur", "brightness", "contrast")},
+    **{
+        f"{name}_share": 1
+        for name in ("rotation", "scaling", "noise", "blur", "brightness", "contrast")
+    },
     **{f"{name}_share": 1 for name in ("low_resolution", "inverted_gamma", "gamma")},
 )
 
@@ -35,7 +40,9 @@ def seeded(seed: int = 0) -> torch.Generator:
 def smooth_case(shape, channels=1, seed=0):
     """A smooth image and labels 0..3 cut from it."""
     rng = np.random.default_rng(seed)
-    image = np.stack([ndimage.gaussian_filter(rng.normal(size=shape), 2.5) for _ in range(channels)]).astype(np.float32)
+    image = np.stack(
+        [ndimage.gaussian_filter(rng.normal(size=shape), 2.5) for _ in range(channels)]
+    ).astype(np.float32)
     labels = np.digitize(image[0], np.quantile(image[0], (0.5, 0.7, 0.9))).astype(np.uint8)
     return torch.from_numpy(image), torch.from_numpy(labels)
 
@@ -57,10 +64,14 @@ def padded_crop(array, centre, patch, fill):
     """The same with numpy: pad far, then cut."""
     far = 120
     padded = np.pad(array, far, constant_values=fill)
-    return padded[tuple(slice(far + c - n // 2, far + c - n // 2 + n) for c, n in zip(centre, patch))]
+    return padded[
+        tuple(slice(far + c - n // 2, far + c - n // 2 + n) for c, n in zip(centre, patch))
+    ]
 
 
-@pytest.mark.parametrize("centre", [(15, 16, 12), (0, 31, 3), (40, 12, 12), (-9, 12, 12), (1, 1, 90)])
+@pytest.mark.parametrize(
+    "centre", [(15, 16, 12), (0, 31, 3), (40, 12, 12), (-9, 12, 12), (1, 1, 90)]
+)
 def test_without_augmentation_a_patch_is_the_crop(centre):
     image, labels = smooth_case((30, 32, 25), channels=2)
 
@@ -87,7 +98,9 @@ def test_a_patch_is_interpolated_as_scipy_does():
     patch, spacing_mm, centre = (20, 24, 18), (1.0, 0.8, 2.0), (21, 20, 17)
     settings = only(rotation_share=1, scaling_share=1, anisotropic_share=1)
 
-    got, _ = crop(image, labels, centre, patch, settings, spacing_mm, background=[torch.tensor([0.0])])
+    got, _ = crop(
+        image, labels, centre, patch, settings, spacing_mm, background=[torch.tensor([0.0])]
+    )
 
     draw = augment._draws(1, seeded())[0]
     matrix = augment._matrix(settings, draw).numpy()
@@ -98,7 +111,12 @@ def test_a_patch_is_interpolated_as_scipy_does():
         image[0].numpy(), voxels, start + middle - voxels @ middle, patch, order=1, mode="nearest"
     )
     inside = ndimage.affine_transform(
-        np.ones(image.shape[1:]), voxels, start + middle - voxels @ middle, patch, order=0, mode="constant"
+        np.ones(image.shape[1:]),
+        voxels,
+        start + middle - voxels @ middle,
+        patch,
+        order=0,
+        mode="constant",
     )
     assert inside.mean() > 0.6
     assert np.abs(got[0].numpy() - expected)[inside > 0].max() < 1e-5
@@ -106,11 +124,14 @@ def test_a_patch_is_interpolated_as_scipy_does():
 
 
 def test_a_ramp_says_where_each_voxel_came_from():
-    """A rotation keeps distances in mm, also where voxels are not cubes, and the middle stays where it is."""
+    """A rotation keeps distances in mm, also where voxels are not cubes, and the middle stays where
+    it is.
+    """
     shape, spacing_mm, patch = (60, 60, 40), (0.7, 0.7, 2.5), (21, 21, 7)
 
     places, _ = crop(
-        ramp(shape, spacing_mm), torch.zeros(shape, dtype=torch.uint8), (30, 30, 20), patch, only(rotation_share=1),
+        ramp(shape, spacing_mm), torch.zeros(shape, dtype=torch.uint8), (30, 30, 20), patch,
+        only(rotation_share=1),
         spacing_mm, seed=3,
     )  # fmt: skip
 
@@ -128,7 +149,9 @@ def test_a_ramp_says_where_each_voxel_came_from():
 def test_scaling_above_one_makes_anatomy_larger():
     shape, settings = (60, 60, 60), only(scaling_share=1, scaling=(1.25, 1.25))
 
-    places, _ = crop(ramp(shape), torch.zeros(shape, dtype=torch.uint8), (30, 30, 30), (16, 16, 16), settings)
+    places, _ = crop(
+        ramp(shape), torch.zeros(shape, dtype=torch.uint8), (30, 30, 30), (16, 16, 16), settings
+    )
 
     for axis in range(3):
         assert torch.allclose(places[axis].diff(dim=axis), torch.tensor(1 / 1.25), atol=1e-4)
@@ -137,7 +160,9 @@ def test_scaling_above_one_makes_anatomy_larger():
 def test_a_quarter_turn_is_exact(monkeypatch):
     image, labels = smooth_case((31, 31, 31))
     plain, plain_classes = crop(image, labels, (15, 15, 15), (15, 15, 15))
-    monkeypatch.setattr(augment, "_matrix", lambda settings, draw: augment._rotation(2, math.pi / 2))
+    monkeypatch.setattr(
+        augment, "_matrix", lambda settings, draw: augment._rotation(2, math.pi / 2)
+    )
 
     got, classes = crop(image, labels, (15, 15, 15), (15, 15, 15))
 
@@ -154,12 +179,22 @@ def test_mirroring_turns_the_patch_over_and_swaps_sides():
     seen = set()
     for seed in range(40):
         got, classes = crop(
-            image, labels, (10, 10, 10), (20, 20, 20), only(mirror=(0, 2)), seed=seed, lateral_swap=swap
+            image,
+            labels,
+            (10, 10, 10),
+            (20, 20, 20),
+            only(mirror=(0, 2)),
+            seed=seed,
+            lateral_swap=swap,
         )
         for axes in ((), (0,), (2,), (0, 2)):
             if torch.equal(got, plain.flip([axis + 1 for axis in axes])):
                 seen.add(axes)
-                swapped = torch.cat((swap, torch.arange(4, 10)))[plain_classes.long()] if 0 in axes else plain_classes
+                swapped = (
+                    torch.cat((swap, torch.arange(4, 10)))[plain_classes.long()]
+                    if 0 in axes
+                    else plain_classes
+                )
                 assert torch.equal(classes.long(), swapped.flip(axes).long())
                 break
         else:
@@ -171,20 +206,30 @@ def test_axes_that_are_not_named_are_not_mirrored():
     assert AugmentConfig().mirror == ()
     places = ramp((20, 20, 20))
     for seed in range(20):
-        got, _ = crop(places, places[0].byte(), (10, 10, 10), (8, 8, 8), AugmentConfig(mirror=(1,)), seed=seed)
-        assert got[0, -1].mean() > got[0, 0].mean() and got[2, ..., -1].mean() > got[2, ..., 0].mean()
+        got, _ = crop(
+            places, places[0].byte(), (10, 10, 10), (8, 8, 8), AugmentConfig(mirror=(1,)), seed=seed
+        )
+        assert (
+            got[0, -1].mean() > got[0, 0].mean() and got[2, ..., -1].mean() > got[2, ..., 0].mean()
+        )
 
 
 @pytest.mark.parametrize("name", ["_sample_on_cpu", "_sample"])
 def test_image_and_labels_move_together(name, monkeypatch):
-    """The centres of a blob in the image and of its label agree, in mm, under every transform at once."""
+    """The centres of a blob in the image and of its label agree, in mm, under every transform at
+    once.
+    """
     monkeypatch.setattr(augment, "_sample_on_cpu", getattr(augment, name))
     shape, spacing_mm, patch = (60, 60, 30), (1.0, 1.0, 2.0), (44, 44, 22)
-    far = np.stack(np.meshgrid(*(np.arange(n) * mm for n, mm in zip(shape, spacing_mm)), indexing="ij"))
+    far = np.stack(
+        np.meshgrid(*(np.arange(n) * mm for n, mm in zip(shape, spacing_mm)), indexing="ij")
+    )
     distance = np.linalg.norm(far - np.array([33.0, 26.0, 32.0]).reshape(3, 1, 1, 1), axis=0)
     image = torch.from_numpy(np.clip(9 - distance, 0, 2)[None].astype(np.float32))
     labels = torch.from_numpy((distance < 8).astype(np.int16))
-    settings = only(rotation_share=1, scaling_share=1, elastic_share=1, mirror=(0, 1, 2), scaling=(0.8, 1.2))
+    settings = only(
+        rotation_share=1, scaling_share=1, elastic_share=1, mirror=(0, 1, 2), scaling=(0.8, 1.2)
+    )
     moved = 0
     for seed in range(6):
         got, classes = crop(image, labels, (30, 30, 15), patch, settings, spacing_mm, seed=seed)
@@ -194,15 +239,21 @@ def test_image_and_labels_move_together(name, monkeypatch):
         assert np.linalg.norm(grey - blob) < 0.35  # half a voxel is 0.5 or 1
         moved += np.linalg.norm(blob - np.array([25.0, 18.0, 22.0])) > 1
         # Half of the image's height is where the label ends.
-        assert ((got[0] > 1) != (classes > 0)).float().sum() < 0.12 * classes.sum()  # a shift by 1 mm makes 0.19
+        assert (
+            (got[0] > 1) != (classes > 0)
+        ).float().sum() < 0.12 * classes.sum()  # a shift by 1 mm makes 0.19
     assert moved >= 4
 
 
 def test_both_ways_to_look_a_patch_up_agree():
     image, labels = smooth_case((30, 26, 34), channels=2)
     patch = (20, 22, 24)
-    rows = augment._rows(augment._rotation(0, 0.4) @ augment._rotation(2, 0.3), torch.tensor([8, 6, 14]), patch, ISO)
-    shift = augment._bend(patch, ISO, only(elastic_share=1), augment._draws(1, seeded())[0], torch.device("cpu"))
+    rows = augment._rows(
+        augment._rotation(0, 0.4) @ augment._rotation(2, 0.3), torch.tensor([8, 6, 14]), patch, ISO
+    )
+    shift = augment._bend(
+        patch, ISO, only(elastic_share=1), augment._draws(1, seeded())[0], torch.device("cpu")
+    )
     outside = torch.tensor([-3.0, -4.0])
     results = []
     for sample in (augment._sample_on_cpu, augment._sample):
@@ -217,13 +268,23 @@ def test_both_ways_to_look_a_patch_up_agree():
 
 
 def test_a_label_is_the_class_of_most_weight():
-    """Not the nearest voxel's: between three voxels of one class and the nearest of another the three win."""
+    """Not the nearest voxel's: between three voxels of one class and the nearest of another the
+    three win.
+    """
     labels = torch.zeros((2, 2, 1), dtype=torch.uint8)
     labels[0, 0, 0] = 1
     rows = torch.tensor([[1.0, 0, 0, 0.4], [0, 1, 0, 0.4], [0, 0, 1, 0]], dtype=torch.float64)
     for sample in (augment._sample_on_cpu, augment._sample):
         out, classes = torch.empty(1, 1, 1, 1), torch.empty((1, 1, 1), dtype=torch.uint8)
-        sample(torch.zeros(1, 2, 2, 1), labels, rows, torch.empty(3, 0, 0, 0), torch.zeros(1), out, classes)
+        sample(
+            torch.zeros(1, 2, 2, 1),
+            labels,
+            rows,
+            torch.empty(3, 0, 0, 0),
+            torch.zeros(1),
+            out,
+            classes,
+        )
         assert classes.item() == 0
 
 
@@ -231,7 +292,9 @@ def test_elastic_displacements_have_the_size_asked_for():
     spacing_mm = (0.5, 1.0, 2.0)
     settings = only(elastic_share=1, elastic_mm=(2.0, 2.0), elastic_spacing_mm=4.0)
 
-    field = augment._bend((64, 64, 32), spacing_mm, settings, augment._draws(1, seeded())[0], torch.device("cpu"))
+    field = augment._bend(
+        (64, 64, 32), spacing_mm, settings, augment._draws(1, seeded())[0], torch.device("cpu")
+    )
 
     in_mm = field * torch.tensor(spacing_mm).view(3, 1, 1, 1)
     # Trilinear interpolation between independent points keeps (2/3)³ of the variance.
@@ -251,8 +314,12 @@ def test_noise_has_the_variance_asked_for_relative_to_the_image():
 
 
 def first_changed(image, **settings):
-    """With the first seed that does anything: blur and resolution are drawn for half of the channels."""
-    return next(got for seed in range(20) if not torch.equal(got := changed(image, seed, **settings), image))
+    """With the first seed that does anything: blur and resolution are drawn for half of the
+    channels.
+    """
+    return next(
+        got for seed in range(20) if not torch.equal(got := changed(image, seed, **settings), image)
+    )
 
 
 def test_blur_is_scipy_s_gaussian():
@@ -341,16 +408,24 @@ def test_a_sample_does_not_depend_on_its_neighbours():
     (one, one_classes), (other, other_classes) = batches
     assert torch.equal(one[1], other[1]) and torch.equal(one_classes[1], other_classes[1])
     assert not torch.equal(one[0], other[0])
-    two = draw_patches([cases[1][0]] * 2, [cases[1][1]] * 2, centres[:2], (12, 12, 12), ISO, EVERYTHING, seeded())[0]
+    two = draw_patches(
+        [cases[1][0]] * 2, [cases[1][1]] * 2, centres[:2], (12, 12, 12), ISO, EVERYTHING, seeded()
+    )[0]
     assert not torch.equal(two[0], two[1])  # each has numbers of its own
 
 
 def test_constant_images_and_single_planes_stay_finite():
-    for image in (torch.zeros(1, 9, 9, 9), torch.full((2, 12, 12, 1), 3e4), torch.full((1, 1, 1, 1), -1e-30)):
+    for image in (
+        torch.zeros(1, 9, 9, 9),
+        torch.full((2, 12, 12, 1), 3e4),
+        torch.full((1, 1, 1, 1), -1e-30),
+    ):
         labels = torch.ones(image.shape[1:], dtype=torch.uint8)
         patch = tuple(min(n, 8) for n in labels.shape)
         for seed in range(12):
-            got, _ = crop(image, labels, tuple(n // 2 for n in labels.shape), patch, EVERYTHING, seed=seed)
+            got, _ = crop(
+                image, labels, tuple(n // 2 for n in labels.shape), patch, EVERYTHING, seed=seed
+            )
             assert torch.isfinite(got).all()
             far, classes = crop(image, labels, (500, 500, 500), (4, 4, 4), EVERYTHING, seed=seed)
             assert torch.isfinite(far).all() and not classes.any()
@@ -373,7 +448,13 @@ def test_shares_are_probabilities():
     for name in ("rotation", "noise", "gamma"):
         settings = only(**{f"{name}_share": 0.25})
         got, _ = draw_patches(
-            [image] * count, [labels] * count, torch.full((count, 3), 3), (6, 6, 6), ISO, settings, seeded()
+            [image] * count,
+            [labels] * count,
+            torch.full((count, 3), 3),
+            (6, 6, 6),
+            ISO,
+            settings,
+            seeded(),
         )
         share = float((got != image).flatten(1).any(1).float().mean())
         assert 0.25 - 0.07 < share < 0.25 + 0.07  # three standard deviations

@@ -1,4 +1,6 @@
-"""Before a run begins: splits that lack a structure and times in which nothing can be learnt are said."""
+"""Before a run begins: splits that lack a structure and times in which nothing can be learnt are
+said.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ SMALL = {
 def settings(**changes: Any) -> list[str]:
     content = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
     content = {key: value for key, value in content.items() if value is not None}
-    return [part for key, value in content.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    return [
+        part for key, value in content.items() for part in ("--set", f"{key}={json.dumps(value)}")
+    ]
 
 
 def with_spot_in(*holders: int, empty: bool = False) -> Callable[[int, Any, Any], tuple[Any, Any]]:
@@ -60,8 +64,12 @@ def sides(run: Path, data: Path, value: int) -> tuple[bool, bool]:
 
 @pytest.mark.parametrize("holders", [(0, 1), (2, 9), (5, 6)])
 @pytest.mark.parametrize("empty", [False, True])
-def test_what_two_cases_hold_is_trained_and_validated(holders: tuple[int, int], empty: bool, tmp_path: Path):
-    data = phantoms.dataset(tmp_path / "data", 10, shape=(16, 16, 16), change=with_spot_in(*holders, empty=empty))
+def test_what_two_cases_hold_is_trained_and_validated(
+    holders: tuple[int, int], empty: bool, tmp_path: Path
+):
+    data = phantoms.dataset(
+        tmp_path / "data", 10, shape=(16, 16, 16), change=with_spot_in(*holders, empty=empty)
+    )
     ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--quiet", *settings())
     assert ran.code == 0, ran.err
     assert sides(tmp_path / "run", data, 2) == (True, True)
@@ -74,7 +82,9 @@ def test_what_one_case_holds_is_trained_with_and_that_it_is_not_scored_is_said(t
     assert sides(tmp_path / "run", data, 2) == (True, False)
     said = [line for line in ran.err.splitlines() if "'spot'" in line]
     assert len(said) == 1 and "no case to validate with holds 'spot' (1 of 10 cases" in said[0]
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     scored = [row["validation"] for row in rows if "validation" in row]
     assert scored and all(scores.keys() == {"body"} for scores in scored)
 
@@ -83,7 +93,11 @@ def test_what_one_case_holds_is_trained_with_and_that_it_is_not_scored_is_said(t
 def test_a_given_split_that_lacks_a_structure_is_said_or_refused(given: str, tmp_path: Path):
     data = phantoms.dataset(tmp_path / "data", 6, shape=(16, 16, 16), change=with_spot_in(0, 1))
     names = [f"case_{n:02d}" for n in range(6)]
-    split = {"train": names[2:], "val": names[:2]} if given == "training" else {"train": names[:4], "val": names[4:]}
+    split = (
+        {"train": names[2:], "val": names[:2]}
+        if given == "training"
+        else {"train": names[:4], "val": names[4:]}
+    )
     (data / "splits_final.json").write_text(json.dumps([split]))
     ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--quiet", *settings())
     if given == "validation":
@@ -92,11 +106,16 @@ def test_a_given_split_that_lacks_a_structure_is_said_or_refused(given: str, tmp
     assert ran.code == 3
     assert "no case to train from holds 'spot' (2 of 6 cases have it, for validation)" in ran.err
     assert not (tmp_path / "run").exists()
-    assert tiny.medseg("train", data, "-o", tmp_path / "run", "--quiet", "--anyway", *settings()).code == 0
+    assert (
+        tiny.medseg("train", data, "-o", tmp_path / "run", "--quiet", "--anyway", *settings()).code
+        == 0
+    )
 
 
 def test_a_label_that_no_case_holds_is_refused_or_passed(tmp_path: Path):
-    data = phantoms.dataset(tmp_path / "data", 6, shape=(16, 16, 16), labels={"body": 1, "spot": 2, "stone": 3})
+    data = phantoms.dataset(
+        tmp_path / "data", 6, shape=(16, 16, 16), labels={"body": 1, "spot": 2, "stone": 3}
+    )
     ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--quiet", *settings())
     assert ran.code == 3 and "'stone' (no case has it)" in ran.err
     ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--quiet", "--anyway", *settings())
@@ -112,8 +131,12 @@ def test_of_all_folds_what_the_last_cannot_learn_is_said_before_the_first_trains
 
 
 def test_a_score_without_a_reference_is_not_defined_and_chooses_nothing(tmp_path: Path):
-    """All structures lie in cases to train from: the weights at the end are kept, and no Dice of 0 is told."""
-    data = phantoms.dataset(tmp_path / "data", 6, shape=(16, 16, 16), change=with_spot_in(0, 1, 2, 3, empty=True))
+    """All structures lie in cases to train from: the weights at the end are kept, and no Dice of 0
+    is told.
+    """
+    data = phantoms.dataset(
+        tmp_path / "data", 6, shape=(16, 16, 16), change=with_spot_in(0, 1, 2, 3, empty=True)
+    )
     names = [f"case_{n:02d}" for n in range(6)]
     (data / "splits_final.json").write_text(json.dumps([{"train": names[:4], "val": names[4:]}]))
     ran = tiny.medseg("train", data, "-o", tmp_path / "run", *settings())
@@ -122,7 +145,9 @@ def test_a_score_without_a_reference_is_not_defined_and_chooses_nothing(tmp_path
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     keep = next(choice for choice in plan["choices"] if choice["key"] == "train.keep")
     assert keep["value"] == "last" and "no validation scan holds a structure" in keep["reason"]
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert not any("validation_dice" in row for row in rows)
 
 
@@ -135,11 +160,14 @@ def test_scores_of_structures_that_are_there_somewhere_count_what_was_invented()
     }  # fmt: skip
 
 
-# Little time ----------------------------------------------------------------------------------------------------------
+# Little time
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("time", ["1s", "3s", "9s"])
-def test_a_time_in_which_nothing_can_be_learnt_is_refused_before_anything_is_written(time: str, tmp_path: Path):
+def test_a_time_in_which_nothing_can_be_learnt_is_refused_before_anything_is_written(
+    time: str, tmp_path: Path
+):
     data = phantoms.dataset(tmp_path / "data", 5, shape=(16, 16, 16))
     ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--time", time)
     assert ran.code == 5
@@ -150,16 +178,22 @@ def test_a_time_in_which_nothing_can_be_learnt_is_refused_before_anything_is_wri
     assert longer[-1] == "m" and int(longer[:-1]) >= 1
 
 
-def test_a_large_data_set_needs_more_time_than_a_small_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_large_data_set_needs_more_time_than_a_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """A step that takes ten seconds: 4 cases need 6 steps, which 30 seconds cannot hold."""
     monkeypatch.setattr(beginning, "seconds_a_step", lambda *_: 10.0)
     data = phantoms.dataset(tmp_path / "data", 5, shape=(16, 16, 16))
-    ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--time", "60s", *settings(train__steps=None))
+    ran = tiny.medseg(
+        "train", data, "-o", tmp_path / "run", "--time", "60s", *settings(train__steps=None)
+    )
     assert ran.code == 5
     assert "3 passes over the 4 cases" in ran.err
 
 
-def test_a_run_whose_time_was_over_too_early_leaves_no_model_and_goes_on(tmp_path: Path, monkeypatch):
+def test_a_run_whose_time_was_over_too_early_leaves_no_model_and_goes_on(
+    tmp_path: Path, monkeypatch
+):
     """The loop is slower than planned: what follows it needs all the time but for one step."""
     data, run = phantoms.dataset(tmp_path / "data", 9, shape=(16, 16, 16)), tmp_path / "run"
     quick = settings(train__steps=None)
@@ -168,7 +202,10 @@ def test_a_run_whose_time_was_over_too_early_leaves_no_model_and_goes_on(tmp_pat
         patch.setattr("medseg.training.run._check_time_left", lambda *_, **__: None)
         ran = tiny.medseg("train", data, "-o", run, "--time", "15m", "--quiet", *quick)
         assert ran.code == 5
-        assert "step of training fitted into the time" in ran.err or "steps of training fitted" in ran.err
+        assert (
+            "step of training fitted into the time" in ran.err
+            or "steps of training fitted" in ran.err
+        )
         assert "no model was written" in ran.err
         assert not (run / "model").exists()
         again = tiny.medseg("train", data, "-o", run, "--time", "15m", "--quiet", *quick)
@@ -181,16 +218,22 @@ def test_a_run_whose_time_was_over_too_early_leaves_no_model_and_goes_on(tmp_pat
     assert (run / "model" / "README.md").exists()
 
 
-def test_time_that_is_over_before_the_first_step_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_time_that_is_over_before_the_first_step_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     data = phantoms.dataset(tmp_path / "data", 5, shape=(16, 16, 16))
     monkeypatch.setattr("medseg.training.run.rehearse", lambda *_: lambda: 2000.0)
-    ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--time", "15m", *settings(train__steps=None))
+    ran = tiny.medseg(
+        "train", data, "-o", tmp_path / "run", "--time", "15m", *settings(train__steps=None)
+    )
     assert ran.code == 5
     assert "the time was over before the first step" in ran.err
     assert not (tmp_path / "run" / "model").exists()
 
 
-@pytest.mark.parametrize(("steps", "batch", "few"), [(1, 2, True), (3, 2, True), (8, 2, False), (3, 8, False)])
+@pytest.mark.parametrize(
+    ("steps", "batch", "few"), [(1, 2, True), (3, 2, True), (8, 2, False), (3, 8, False)]
+)
 def test_steps_that_a_person_chose_are_trained_and_that_they_are_few_is_said(
     steps: int, batch: int, few: bool, tmp_path: Path
 ):
@@ -205,10 +248,16 @@ def test_steps_that_a_person_chose_are_trained_and_that_they_are_few_is_said(
 
 
 def test_minutes_are_whole_and_enough():
-    assert [step.in_minutes(seconds) for seconds in (0.1, 60, 61, 3599)] == ["1m", "1m", "2m", "60m"]
+    assert [step.in_minutes(seconds) for seconds in (0.1, 60, 61, 3599)] == [
+        "1m",
+        "1m",
+        "2m",
+        "60m",
+    ]
 
 
-# Cases as people had them ---------------------------------------------------------------------------------------------
+# Cases as people had them
+# ---------------------------------------------------------------------------------------------
 
 
 def make(shared_data: Path, case: str, folder: Path) -> Path:
@@ -228,7 +277,9 @@ def test_the_case_of_a_fold_without_foreground(name: str, shared_data: Path, tmp
 
 @pytest.mark.parametrize("time", ["3s", "1s", "12s"])
 def test_the_case_of_too_short_a_time(time: str, shared_data: Path, tmp_path: Path):
-    """Refused with a remedy and without a model; only 12 s may be enough on a machine that is fast for three passes."""
+    """Refused with a remedy and without a model; only 12 s may be enough on a machine that is fast
+    for three passes.
+    """
     data = make(shared_data, "time-too-short", tmp_path / "sets") / "data"
     ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--time", time, "--quiet")
     if ran.code == 0:
@@ -242,6 +293,8 @@ def test_the_case_of_too_short_a_time(time: str, shared_data: Path, tmp_path: Pa
 
 
 def test_labels_of_the_made_sets_are_as_said(tmp_path: Path):
-    data = phantoms.dataset(tmp_path / "data", 4, shape=(16, 16, 16), change=with_spot_in(1, empty=True))
+    data = phantoms.dataset(
+        tmp_path / "data", 4, shape=(16, 16, 16), change=with_spot_in(1, empty=True)
+    )
     held = [np.unique(read_labels(case.label).data).tolist() for case in read_dataset(data).cases]
     assert held == [[0], [0, 1, 2], [0], [0]]

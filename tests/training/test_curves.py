@@ -28,11 +28,17 @@ def decoded(path: Path) -> np.ndarray:
             width, height = struct.unpack(">II", body[:8])
         data += body if kind == b"IDAT" else b""
         at += 12 + length
-    return np.frombuffer(zlib.decompress(data), np.uint8).reshape(height, 1 + 3 * width)[:, 1:].reshape(height, -1, 3)
+    return (
+        np.frombuffer(zlib.decompress(data), np.uint8)
+        .reshape(height, 1 + 3 * width)[:, 1:]
+        .reshape(height, -1, 3)
+    )
 
 
 def drawn(folder: Path, rows: list[dict], tail: str = "") -> np.ndarray:
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + tail, encoding="utf-8")
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + tail, encoding="utf-8"
+    )
     draw_curves(folder / "metrics.jsonl", folder / "progress.png")
     assert (folder / "progress.png").stat().st_size < 150_000
     return decoded(folder / "progress.png")
@@ -53,7 +59,10 @@ def reads(picture: np.ndarray, text: str) -> bool:
 
 
 def test_a_curve_lies_where_its_values_are(tmp_path):
-    rows = [{"step": step, "loss": 2 - step / 100, "dice": step / 100, "lr": 1e-3} for step in range(0, 101, 5)]
+    rows = [
+        {"step": step, "loss": 2 - step / 100, "dice": step / 100, "lr": 1e-3}
+        for step in range(0, 101, 5)
+    ]
 
     picture = drawn(tmp_path, rows)
 
@@ -73,21 +82,40 @@ def test_what_a_run_writes_is_named_with_its_latest_values(tmp_path):
     rows = [
         {"step": 100, "loss": 1.5, "dice": 0.25, "lr": 0.5, "seconds_a_step": 0.375},
         {"step": 200, "loss": 0.75, "dice": 0.5, "lr": 0.25, "seconds_a_step": 0.25},
-        {"step": 200, "validation_dice": 0.625, "validation": {"Anterior": 0.75, "Postérieur": 0.5, "step": 0.125}},
+        {
+            "step": 200,
+            "validation_dice": 0.625,
+            "validation": {"Anterior": 0.75, "Postérieur": 0.5, "step": 0.125},
+        },
     ]
 
     picture = drawn(tmp_path, rows)
 
-    for text in ("training 0.75", "training 0.500", "validation 0.625", "Anterior 0.750", "Posterieur 0.500"):
+    for text in (
+        "training 0.75",
+        "training 0.500",
+        "validation 0.625",
+        "Anterior 0.750",
+        "Posterieur 0.500",
+    ):
         assert reads(picture, text), text
-    for text in ("Loss (0.25 s a step)", "Learning rate", "Dice in validation", "step 0.125", "200"):
+    for text in (
+        "Loss (0.25 s a step)",
+        "Learning rate",
+        "Dice in validation",
+        "step 0.125",
+        "200",
+    ):
         assert reads(picture, text), text
     assert not reads(picture, "training 1.5")
 
 
 def test_many_structures_are_drawn_and_counted(tmp_path):
     names = [f"Vertebra with a long name {n}" for n in range(30)]
-    rows = [{"step": step, "validation": {name: n / 30 for n, name in enumerate(names)}} for step in (1, 2)]
+    rows = [
+        {"step": step, "validation": {name: n / 30 for n, name in enumerate(names)}}
+        for step in (1, 2)
+    ]
 
     picture = drawn(tmp_path, rows)
 
@@ -103,8 +131,14 @@ def test_many_structures_are_drawn_and_counted(tmp_path):
         [],
         [{"step": 1, "loss": 3}],
         [{"step": 0, "loss": 0.0}, {"step": 0, "dice": 1}],
-        [{"step": 1, "loss": float("nan"), "dice": float("inf")}, {"step": 2, "loss": None, "dice": "x"}],
-        [{"step": 1, "loss": -1e30}, {"step": 10**9, "loss": 1e30, "validation": [1], "validation_dice": True}],
+        [
+            {"step": 1, "loss": float("nan"), "dice": float("inf")},
+            {"step": 2, "loss": None, "dice": "x"},
+        ],
+        [
+            {"step": 1, "loss": -1e30},
+            {"step": 10**9, "loss": 1e30, "validation": [1], "validation_dice": True},
+        ],
         [{"loss": 1}, {"step": None}, {"step": 5, "validation": {"": 0.5, "a\nb": 0.1}}],
     ],
 )
@@ -144,4 +178,5 @@ def test_long_runs_are_thinned(tmp_path):
     part = panel(drawn(tmp_path, rows), 0, 0)
 
     mine = np.flatnonzero((part == curves._COLORS[0]).all(-1).any(1))
-    assert 2 < np.ptp(mine) < part.shape[0] / 4  # the mean of many numbers is drawn, not all of them
+    # The mean of many numbers is drawn, not all of them.
+    assert 2 < np.ptp(mine) < part.shape[0] / 4

@@ -1,4 +1,6 @@
-"""Going on with a run: what is not as it was begun with is named and refused, and what only moved is not."""
+"""Going on with a run: what is not as it was begun with is named and refused, and what only moved
+is not.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ SMALL = {
 
 def settings(**changes: Any) -> list[str]:
     content = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
-    return [part for key, value in content.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    return [
+        part for key, value in content.items() for part in ("--set", f"{key}={json.dumps(value)}")
+    ]
 
 
 def trained(data: Path, run: Path, *options: object, **changes: Any) -> tiny.Ran:
@@ -95,7 +99,9 @@ def renumbered(folder: Path) -> None:
 
 
 def another_structure(folder: Path) -> None:
-    change_json(folder / "dataset.json", labels={"0": "background", "1": "body", "2": "spot", "3": "third"})
+    change_json(
+        folder / "dataset.json", labels={"0": "background", "1": "body", "2": "spot", "3": "third"}
+    )
     rewrite(folder / "labelsTr" / "case_01.nii.gz", lambda labels: np.where(labels == 2, 3, labels))
 
 
@@ -126,7 +132,10 @@ def elsewhere(folder: Path) -> None:
 
 
 def list_cases(folder: Path, names: list[str]) -> None:
-    listed = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in names]
+    listed = [
+        {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
+        for name in names
+    ]
     change_json(folder / "dataset.json", training=listed, numTraining=len(names))
 
 
@@ -175,8 +184,12 @@ def test_other_data_are_refused_by_name(change: str, data: Path, interrupted: Pa
     assert content_of(interrupted) == before
 
 
-@pytest.mark.parametrize("change", ["structures have changed places", "one voxel of a label map", "a case more"])
-def test_a_finished_run_is_not_finished_for_other_data(change: str, data: Path, finished: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    "change", ["structures have changed places", "one voxel of a label map", "a case more"]
+)
+def test_a_finished_run_is_not_finished_for_other_data(
+    change: str, data: Path, finished: Path, tmp_path: Path
+):
     other = Path(shutil.copytree(data, tmp_path / "other"))
     CHANGES[change][0](other)
     ran = trained(other, finished)
@@ -184,9 +197,13 @@ def test_a_finished_run_is_not_finished_for_other_data(change: str, data: Path, 
     assert ran.out == ""
 
 
-def test_data_that_moved_or_were_packed_otherwise_are_the_same(data: Path, interrupted: Path, tmp_path: Path):
+def test_data_that_moved_or_were_packed_otherwise_are_the_same(
+    data: Path, interrupted: Path, tmp_path: Path
+):
     moved = Path(shutil.copytree(data, tmp_path / "moved"))
-    for path in (moved / "labelsTr").iterdir():  # another type and another compression, the same voxels
+    for path in (
+        moved / "labelsTr"
+    ).iterdir():  # another type and another compression, the same voxels
         rewrite(path, lambda labels: labels.astype(np.int16))
     ran = trained(moved, interrupted)
     assert ran.code == 0, ran.err
@@ -205,7 +222,12 @@ def test_data_that_moved_or_were_packed_otherwise_are_the_same(data: Path, inter
 )
 @pytest.mark.parametrize("stage", ["finished", "interrupted"])
 def test_other_folds_seeds_and_models_are_refused(
-    stage: str, options: list[str], changes: dict[str, Any], said: str, data: Path, request: pytest.FixtureRequest
+    stage: str,
+    options: list[str],
+    changes: dict[str, Any],
+    said: str,
+    data: Path,
+    request: pytest.FixtureRequest,
 ):
     run = request.getfixturevalue(stage)
     ran = trained(data, run, *options, **changes)
@@ -213,8 +235,12 @@ def test_other_folds_seeds_and_models_are_refused(
     assert said in ran.err
 
 
-@pytest.mark.parametrize("changes", [{"train__steps": 12}, {"cleanup": []}, {"card": {"site": "here"}}])
-def test_a_finished_run_asked_for_something_else_is_refused(changes: dict[str, Any], data: Path, finished: Path):
+@pytest.mark.parametrize(
+    "changes", [{"train__steps": 12}, {"cleanup": []}, {"card": {"site": "here"}}]
+)
+def test_a_finished_run_asked_for_something_else_is_refused(
+    changes: dict[str, Any], data: Path, finished: Path
+):
     ran = trained(data, finished, **changes)
     assert ran.code == 5
     assert "was finished with other settings" in ran.err
@@ -233,7 +259,11 @@ def test_a_run_that_begins_from_a_model_keeps_to_it(data: Path, finished: Path, 
     assert trained(data, other, "--seed", "5").code == 0
     ran = tiny.medseg("train", data, "-o", run, *short, "--finetune", other)
     assert ran.code == 5 and "from another model" in ran.err
-    for name in ("state.safetensors", "state-before.safetensors"):  # as a run stopped before its first checkpoint
+    # As a run stopped before its first checkpoint.
+    for name in (
+        "state.safetensors",
+        "state-before.safetensors",
+    ):
         (run / name).unlink(missing_ok=True)
     ran = tiny.medseg("train", data, "-o", run, *short)
     assert ran.code == 5 and "--finetune" in ran.err
@@ -284,7 +314,9 @@ def test_a_damaged_record_is_one_sentence(damage: str, data: Path, interrupted: 
 
 
 def test_the_case_of_other_labels(shared_data: Path, tmp_path: Path):
-    """Begun with `data` and stopped, a run does not go on with `corrected`, `renumbered` and `swapped`."""
+    """Begun with `data` and stopped, a run does not go on with `corrected`, `renumbered` and
+    `swapped`.
+    """
     make = shared_data / "cases/work/resume-other-labels/make.py"
     subprocess.run([sys.executable, make, shared_data, tmp_path], check=True, cwd=ROOT, timeout=600)
     run = tmp_path / "run"

@@ -1,4 +1,6 @@
-"""Training: interrupted anywhere it ends where an uninterrupted run does, and what it leaves can be used."""
+"""Training: interrupted anywhere it ends where an uninterrupted run does, and what it leaves can be
+used.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 def assert_same_end(run: Path, other: Path) -> None:
     """Weights, averages, optimiser and exported model bit for bit; metrics line for line."""
-    (tensors, facts), (expected, wanted) = (load_state(folder / "state.safetensors") for folder in (run, other))
+    (tensors, facts), (expected, wanted) = (
+        load_state(folder / "state.safetensors") for folder in (run, other)
+    )
     assert tensors.keys() == expected.keys()
     for key, value in expected.items():
         assert torch.equal(tensors[key], value), key
@@ -71,7 +75,9 @@ def test_a_run_logs_every_interval_once_and_validates(finished: Path):
         assert 0 <= row.get("dice", row.get("validation_dice")) <= 1
 
 
-def test_training_lowers_the_loss_and_moves_the_average(config: Config, finished: Path, tmp_path: Path):
+def test_training_lowers_the_loss_and_moves_the_average(
+    config: Config, finished: Path, tmp_path: Path
+):
     losses = [row["loss"] for row in metrics(finished) if "loss" in row]
     assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.1
     tensors, _ = load_state(finished / "state.safetensors")
@@ -80,20 +86,27 @@ def test_training_lowers_the_loss_and_moves_the_average(config: Config, finished
 
 
 def test_another_seed_gives_other_weights(config: Config, finished: Path, tmp_path: Path):
-    other = config.model_copy(update={"train": config.train.model_copy(update={"seed": 6, "steps": 2})})
+    other = config.model_copy(
+        update={"train": config.train.model_copy(update={"seed": 6, "steps": 2})}
+    )
     train(other, tmp_path / "run")
-    one, two = (load_state(folder / "state.safetensors")[0] for folder in (tmp_path / "run", finished))
+    one, two = (
+        load_state(folder / "state.safetensors")[0] for folder in (tmp_path / "run", finished)
+    )
     assert not torch.equal(one["network.head.weight"], two["network.head.weight"])
 
 
 def test_the_folder_of_a_finished_run_holds_what_is_documented_and_no_leftovers(finished: Path):
     assert sorted(path.name for path in finished.iterdir()) == [
-        ".lock", "config.yaml", "data.json", "metrics.jsonl", "model", "progress.png", "state-before.safetensors",
+        ".lock", "config.yaml", "data.json", "metrics.jsonl", "model", "progress.png",
+        "state-before.safetensors",
         "state.safetensors",
     ]  # fmt: skip
 
 
-def test_starting_a_finished_run_again_changes_nothing(config: Config, finished: Path, tmp_path: Path):
+def test_starting_a_finished_run_again_changes_nothing(
+    config: Config, finished: Path, tmp_path: Path
+):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
@@ -119,7 +132,8 @@ def test_the_exported_model_is_the_average_of_the_weights_without_deep_heads(fin
         assert torch.equal(value, tensors[f"average.{key}"].half().float())
 
 
-# Forking leaves the imports of torch to the parent, so that a run begins in milliseconds and can be killed often.
+# Forking leaves the imports of torch to the parent, so that a run begins in milliseconds and can be
+# killed often.
 KILLING = """
 import json, os, random, shutil, signal, sys, time
 from pathlib import Path
@@ -133,7 +147,8 @@ from medseg.training.loop import train
 KILLS = 20
 config, folder = load_config(Path(sys.argv[1])), Path(sys.argv[2])
 run = folder / "run"
-train(config.model_copy(update={"train": config.train.model_copy(update={"steps": 1})}), folder / "warm")
+one_step = {"train": config.train.model_copy(update={"steps": 1})}
+train(config.model_copy(update=one_step), folder / "warm")
 
 def begin(where):
     child = os.fork()
@@ -159,7 +174,8 @@ def step():
 start = time.monotonic()
 assert end(begin(folder / "straight")) == 0
 longest = (time.monotonic() - start) / 4
-for seed in range(8):  # a machine that becomes faster or slower may end the run too early, or never let it begin
+# A machine that becomes faster or slower may end the run too early, or never let it begin.
+for seed in range(8):
     random.seed(seed)
     shutil.rmtree(run, ignore_errors=True)
     killed, steps, code = 0, [], -signal.SIGKILL
@@ -181,7 +197,9 @@ for seed in range(8):  # a machine that becomes faster or slower may end the run
 """
 
 
-def test_a_run_killed_twenty_times_ends_bit_for_bit_where_an_uninterrupted_one_does(config: Config, tmp_path: Path):
+def test_a_run_killed_twenty_times_ends_bit_for_bit_where_an_uninterrupted_one_does(
+    config: Config, tmp_path: Path
+):
     """Kills at random moments, of loading and saving too; then on to the end."""
     longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 120})})
     ran = tiny.run_child("-c", KILLING, save_config(longer, tmp_path), tmp_path)
@@ -196,7 +214,9 @@ def test_a_run_killed_twenty_times_ends_bit_for_bit_where_an_uninterrupted_one_d
 def test_a_run_stopped_between_two_checkpoints_goes_on_as_if_it_had_not(
     config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ):
-    """A request to stop saves the state at whatever step it comes, also in the middle of an interval of the log."""
+    """A request to stop saves the state at whatever step it comes, also in the middle of an
+    interval of the log.
+    """
     run, asked, rate = tmp_path / "run", [], learning_rate
 
     def ask_once(step: int, position: float, settings: Any) -> float:
@@ -280,8 +300,12 @@ def test_a_run_whose_states_are_all_damaged_is_refused_and_left_alone(config, fi
     assert (run / "metrics.jsonl").read_bytes() == metrics
 
 
-def test_a_damaged_state_never_takes_the_place_of_the_sound_one_before(config, finished, tmp_path, monkeypatch):
-    """Killed while it saves for the first time after falling back, a run still has a sound state."""
+def test_a_damaged_state_never_takes_the_place_of_the_sound_one_before(
+    config, finished, tmp_path, monkeypatch
+):
+    """Killed while it saves for the first time after falling back, a run still has a sound
+    state.
+    """
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     (run / "state.safetensors").write_bytes(b"broken")
@@ -309,7 +333,9 @@ def test_a_damaged_state_never_takes_the_place_of_the_sound_one_before(config, f
     assert_same_end(run, finished)
 
 
-def test_changed_settings_are_refused_by_name_and_the_run_is_left_as_it_was(config, finished, tmp_path):
+def test_changed_settings_are_refused_by_name_and_the_run_is_left_as_it_was(
+    config, finished, tmp_path
+):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -322,26 +348,41 @@ def test_changed_settings_are_refused_by_name_and_the_run_is_left_as_it_was(conf
 def test_a_run_may_be_prolonged_and_its_data_may_move(config, finished, tmp_path):
     """More steps, all before the rate falls, are the same run; where the maps lie is no setting."""
     run, moved = tmp_path / "run", make_config(tmp_path / "elsewhere")
-    # With a decay of one step the rate is constant until the last step, which then has the full rate too.
+    # With a decay of one step the rate is constant until the last step, which then has the full
+    # rate too.
     straight = config.model_copy(update={"train": config.train.model_copy(update={"decay": 1})})
-    short = straight.model_copy(update={"train": straight.train.model_copy(update={"steps": STEPS - 6})})
+    short = straight.model_copy(
+        update={"train": straight.train.model_copy(update={"steps": STEPS - 6})}
+    )
     train(short, run)
     train(load_config(moved, {"train.decay": 1}), run)
     train(straight, tmp_path / "straight")
-    (ours, _), (theirs, _) = (load_state(folder / "state.safetensors") for folder in (run, tmp_path / "straight"))
+    (ours, _), (theirs, _) = (
+        load_state(folder / "state.safetensors") for folder in (run, tmp_path / "straight")
+    )
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
 def test_a_run_in_bfloat16_goes_on_to_the_same_bits(config: Config, tmp_path: Path):
-    model = config.model.model_copy(update={"options": {"features": [16, 32], "deep_supervision": True}})
+    model = config.model.model_copy(
+        update={"options": {"features": [16, 32], "deep_supervision": True}}
+    )
     changed = config.model_copy(
-        update={"model": model, "train": config.train.model_copy(update={"precision": "bf16", "steps": 6})}
+        update={
+            "model": model,
+            "train": config.train.model_copy(update={"precision": "bf16", "steps": 6}),
+        }
     )
     train(changed, tmp_path / "whole")
     # The rate of the first steps does not depend on how many there will be.
-    train(changed.model_copy(update={"train": changed.train.model_copy(update={"steps": 3})}), tmp_path / "parts")
+    train(
+        changed.model_copy(update={"train": changed.train.model_copy(update={"steps": 3})}),
+        tmp_path / "parts",
+    )
     train(changed, tmp_path / "parts")
-    once, again = (load_state(tmp_path / name / "state.safetensors")[0] for name in ("whole", "parts"))
+    once, again = (
+        load_state(tmp_path / name / "state.safetensors")[0] for name in ("whole", "parts")
+    )
     assert once.keys() == again.keys()
     assert all(torch.equal(once[key], again[key]) for key in once)
 
@@ -351,7 +392,9 @@ def test_both_precisions_train(config: Config, tmp_path: Path):
         pytest.skip("this processor has no bfloat16")
     ends = {}
     for precision in ("fp32", "bf16"):
-        changed = config.train.model_copy(update={"precision": precision, "steps": 8, "validate_every": 8})
+        changed = config.train.model_copy(
+            update={"precision": precision, "steps": 8, "validate_every": 8}
+        )
         train(config.model_copy(update={"train": changed}), tmp_path / precision)
         ends[precision] = metrics(tmp_path / precision)
         tensors, _ = load_state(tmp_path / precision / "state.safetensors")
@@ -380,7 +423,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_remedy(config: Config, t
         ({"cleanup": [{"step": "nothing"}]}, "nothing"),
     ],
 )
-def test_a_run_that_cannot_begin_is_refused_with_one_line(tmp_path: Path, changes: dict, reason: str):
+def test_a_run_that_cannot_begin_is_refused_with_one_line(
+    tmp_path: Path, changes: dict, reason: str
+):
     path = make_config(tmp_path / "c", **changes)
     ran = tiny.medseg("train", path, "-o", tmp_path / "run", "--quiet")
     assert ran.code in (3, 5, 6)
@@ -421,7 +466,12 @@ def test_the_metrics_beyond_the_state_are_cut_when_a_run_goes_on(config, finishe
 
 
 def test_a_run_that_starts_from_another_begins_with_its_averaged_weights(finished, tmp_path):
-    changes = {"start_from": str(finished), "train__steps": 1, "train__learning_rate": 1e-12, "train__weight_decay": 0}
+    changes = {
+        "start_from": str(finished),
+        "train__steps": 1,
+        "train__learning_rate": 1e-12,
+        "train__weight_decay": 0,
+    }
     config = load_config(make_config(tmp_path / "config", **changes))
 
     train(config, tmp_path / "run")
@@ -450,7 +500,9 @@ def test_a_run_that_starts_from_a_folder_without_a_run_is_refused(tmp_path):
 
 
 def test_thin_maps_are_trained_in_float32_where_bfloat16_has_wrong_gradients(monkeypatch, tmp_path):
-    """Where there are no matrix units; two levels below a map of 8 voxels it has 2, below one of 12 it has 3."""
+    """Where there are no matrix units; two levels below a map of 8 voxels it has 2, below one of 12
+    it has 3.
+    """
     monkeypatch.setattr("medseg.training.precision.has_matrix_units", lambda: False)
     config = load_config(make_config(tmp_path), {"train.precision": "auto"})
     network, cpu = build_model("unet", 1, 2, features=(4, 4, 4)), torch.device("cpu")

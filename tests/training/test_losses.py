@@ -23,7 +23,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def composed(logits: Tensor, labels: Tensor, smooth: float) -> Tensor:
-    """The definition, in autograd: mean over samples and classes of 1 - soft Dice, plus cross-entropy."""
+    """The definition, in autograd: mean over samples and classes of 1 - soft Dice, plus
+    cross-entropy.
+    """
     p = logits.softmax(1)
     truth = F.one_hot(labels, logits.shape[1]).movedim(-1, 1).to(p.dtype)
     space = tuple(range(2, logits.ndim))
@@ -31,7 +33,9 @@ def composed(logits: Tensor, labels: Tensor, smooth: float) -> Tensor:
     return F.cross_entropy(logits, labels) + (1 - dice).mean()
 
 
-def sample(shape: tuple[int, ...], classes: int, seed: int, spread: float = 2.0) -> tuple[Tensor, Tensor]:
+def sample(
+    shape: tuple[int, ...], classes: int, seed: int, spread: float = 2.0
+) -> tuple[Tensor, Tensor]:
     random = torch.Generator().manual_seed(seed)
     logits = spread * torch.randn(shape[0], classes, *shape[1:], generator=random)
     return logits, torch.randint(classes, shape, generator=random)
@@ -92,7 +96,9 @@ def test_dice_cross_entropy_of_bfloat16_logits_gives_a_bfloat16_gradient():
 def test_deep_supervision_weights_outputs_by_powers_of_a_half_that_sum_to_one():
     _, labels = sample((2, 8, 8, 8), 4, seed=5)
     outputs = [sample((2, n, n, n), 4, seed=n)[0].requires_grad_() for n in (8, 4, 2)]
-    parts = [composed(logits, labels[:, ::s, ::s, ::s], 1.0) for logits, s in zip(outputs, (1, 2, 4))]
+    parts = [
+        composed(logits, labels[:, ::s, ::s, ::s], 1.0) for logits, s in zip(outputs, (1, 2, 4))
+    ]
     expected = (4 * parts[0] + 2 * parts[1] + parts[2]) / 7
     loss = deep_supervision(outputs, labels)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -103,12 +109,18 @@ def test_deep_supervision_weights_outputs_by_powers_of_a_half_that_sum_to_one():
 
 def test_deep_supervision_of_one_output_is_the_plain_loss():
     logits, labels = sample((1, 4, 4, 4), 3, seed=6)
-    assert float(deep_supervision(logits, labels)) == pytest.approx(float(composed(logits, labels, 1.0)), rel=1e-5)
-    assert float(deep_supervision([logits], labels)) == pytest.approx(float(composed(logits, labels, 1.0)), rel=1e-5)
+    assert float(deep_supervision(logits, labels)) == pytest.approx(
+        float(composed(logits, labels, 1.0)), rel=1e-5
+    )
+    assert float(deep_supervision([logits], labels)) == pytest.approx(
+        float(composed(logits, labels, 1.0)), rel=1e-5
+    )
 
 
 def test_voxels_to_ignore_count_neither_in_the_loss_nor_in_its_gradient():
-    """The loss equals its definition over the known voxels alone; what is said of the others changes nothing."""
+    """The loss equals its definition over the known voxels alone; what is said of the others
+    changes nothing.
+    """
     logits, labels = sample((2, 6, 5, 4), 3, seed=5)
     unknown = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1)) < 0.3
     ours = logits.clone().requires_grad_()
@@ -130,13 +142,19 @@ def test_voxels_to_ignore_count_neither_in_the_loss_nor_in_its_gradient():
 
 def test_nothing_to_ignore_gives_the_same_loss_either_way():
     logits, labels = sample((2, 5, 5, 5), 4, seed=2)
-    assert dice_cross_entropy(logits, labels, with_ignored=True).item() == dice_cross_entropy(logits, labels).item()
+    assert (
+        dice_cross_entropy(logits, labels, with_ignored=True).item()
+        == dice_cross_entropy(logits, labels).item()
+    )
 
 
 def test_a_class_that_is_not_labelled_is_background_for_the_loss():
-    """Logits merged by hand: log of the summed exponentials of background and the unlabelled class."""
+    """Logits merged by hand: log of the summed exponentials of background and the unlabelled
+    class.
+    """
     logits, _ = sample((2, 4, 4, 4), 3, seed=3)
-    labels = torch.randint(2, (2, 4, 4, 4), generator=torch.Generator().manual_seed(9))  # class 2 is nowhere
+    # Class 2 is nowhere.
+    labels = torch.randint(2, (2, 4, 4, 4), generator=torch.Generator().manual_seed(9))
     unlabelled = torch.tensor([[False, False, True], [False, False, False]])
     merged = as_background(logits, unlabelled)
     p = logits.double().softmax(1)
@@ -148,7 +166,8 @@ def test_a_class_that_is_not_labelled_is_background_for_the_loss():
     learnt = logits.clone().requires_grad_()
     segmentation_loss(learnt, labels, unlabelled=unlabelled).backward()
     assert torch.isfinite(learnt.grad).all()
-    # More of the unlabelled class is as good as more background: their gradients have the same sign.
+    # More of the unlabelled class is as good as more background: their gradients have the same
+    # sign.
     assert ((learnt.grad[0, 0] * learnt.grad[0, 2]) >= 0).all()
 
 
@@ -181,6 +200,10 @@ def test_every_loss_that_a_config_may_name_is_least_where_the_truth_is(name: str
     wrong = right.clone()
     wrong[0] = -right[0]
 
-    assert segmentation_loss(right, labels, name=name) < segmentation_loss(torch.zeros_like(right), labels, name=name)
+    assert segmentation_loss(right, labels, name=name) < segmentation_loss(
+        torch.zeros_like(right), labels, name=name
+    )
     ignored = segmentation_loss(wrong, hidden, name=name, with_ignored=True)
-    assert ignored == pytest.approx(float(segmentation_loss(right[1:], labels[1:], name=name)), abs=1e-2)
+    assert ignored == pytest.approx(
+        float(segmentation_loss(right[1:], labels[1:], name=name)), abs=1e-2
+    )

@@ -1,4 +1,6 @@
-"""Planning: every rule on data made so that its answer is known, and memory that is refused with what would fit."""
+"""Planning: every rule on data made so that its answer is known, and memory that is refused with
+what would fit.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,13 @@ from medseg.errors import BadConfig, NotEnoughMemory
 from medseg.labels import Label, LabelTable
 from medseg.networks.zoo import MODELS, build_model, check_patch
 from medseg.training import plan as planning
-from medseg.training.plan import Choice, Fingerprint, Machine, as_settings, check_memory, make_plan, training_bytes
+from medseg.training.capacity import Machine, check_memory, training_bytes
+from medseg.training.plan import (
+    Choice,
+    Fingerprint,
+    as_settings,
+    make_plan,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,20 +45,32 @@ def data_of(table: LabelTable = TABLE, channels: tuple[str, ...] = ("MRI",)) -> 
     )
 
 
-def cases(shape: Any, spacing: Any, count: int = 9, zeros: float = 0.0, channels: int = 1) -> Fingerprint:
+def cases(
+    shape: Any, spacing: Any, count: int = 9, zeros: float = 0.0, channels: int = 1
+) -> Fingerprint:
     shapes, spacings = np.broadcast_to(shape, (count, 3)), np.broadcast_to(spacing, (count, 3))
     rows = [tuple(map(tuple, one.tolist())) for one in (shapes, spacings)]
-    return Fingerprint(cases=count, shapes=rows[0], spacings_mm=rows[1], intensities=(SPREAD,) * channels, zeros=zeros)  # type: ignore[arg-type]
+    return Fingerprint(
+        cases=count,
+        shapes=rows[0],
+        spacings_mm=rows[1],
+        intensities=(SPREAD,) * channels,
+        zeros=zeros,
+    )  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
 def known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine trains a voxel in a microsecond, and on a GPU in a hundredth of that."""
     speed = {"cpu": 1e-6, "cuda": 1e-8}
-    monkeypatch.setattr(planning, "_seconds_a_voxel", lambda machine, channels: speed[machine.device])
+    monkeypatch.setattr(
+        planning, "seconds_a_voxel", lambda machine, channels: speed[machine.device]
+    )
 
 
-def planned(found: Fingerprint, machine: Machine = CPU, dataset: Dataset | None = None, **fixed: Any) -> dict[str, Any]:
+def planned(
+    found: Fingerprint, machine: Machine = CPU, dataset: Dataset | None = None, **fixed: Any
+) -> dict[str, Any]:
     name = fixed.pop("architecture", "unet")
     given = {key.replace("__", "."): value for key, value in fixed.items()}
     return as_settings(make_plan(dataset or data_of(), found, machine, name, given))
@@ -69,7 +89,9 @@ def test_less_time_makes_patches_cheaper_and_never_larger():
     sizes, spacings = [], []
     for hours in (0.05, 0.5, 5, 50):
         chosen = planned(found, train__time_s=3600 * hours)
-        sizes.append(np.prod(chosen["model.patch"]) / (2.6 if "stem" in chosen["model.options"] else 1))
+        sizes.append(
+            np.prod(chosen["model.patch"]) / (2.6 if "stem" in chosen["model.options"] else 1)
+        )
         spacings.append(min(chosen["model.spacing_mm"]))
     assert sizes == sorted(sizes)
     assert spacings == sorted(spacings, reverse=True)
@@ -92,17 +114,23 @@ def test_slices_that_are_far_apart_are_prepared_at_the_finer_tenth_and_halved_la
 
 
 def test_scans_too_large_for_the_time_are_prepared_coarser_and_the_reason_says_so():
-    choices = make_plan(data_of(), cases((512, 512, 600), (0.7, 0.7, 0.7)), CPU, "unet", {"train.time_s": 1800.0})
+    choices = make_plan(
+        data_of(), cases((512, 512, 600), (0.7, 0.7, 0.7)), CPU, "unet", {"train.time_s": 1800.0}
+    )
     spacing = next(choice for choice in choices if choice.key == "model.spacing_mm")
     assert min(spacing.value) > 1.5
     assert "coarser" in spacing.reason
     patch = as_settings(choices)["model.patch"]
     extent = np.array((512, 512, 600)) * 0.7
-    assert (extent / spacing.value).prod() <= 1.1 * planning.PATCHES_A_SCAN["cpu"] * max(np.prod(patch), 32**3)
+    assert (extent / spacing.value).prod() <= 1.1 * planning.PATCHES_A_SCAN["cpu"] * max(
+        np.prod(patch), 32**3
+    )
 
 
 def test_ct_is_clipped_to_what_structures_have_and_other_images_are_standardised_each():
-    assert planned(cases(64, 1), dataset=data_of(channels=("CT",)))["model.intensity"] == [{"scheme": "ct", **SPREAD}]
+    assert planned(cases(64, 1), dataset=data_of(channels=("CT",)))["model.intensity"] == [
+        {"scheme": "ct", **SPREAD}
+    ]
     assert planned(cases(64, 1))["model.intensity"] == [{"scheme": "zscore", "nonzero": False}]
     stripped = planned(cases(64, 1, zeros=1.0, channels=2), dataset=data_of(channels=("T1", "T2")))
     assert stripped["model.intensity"] == [{"scheme": "zscore", "nonzero": True}] * 2
@@ -123,7 +151,9 @@ def test_mirroring_follows_the_names_of_the_structures(names: tuple[str, ...], m
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 @pytest.mark.parametrize("size", [(16, 16, 16), (35, 50, 36), (100, 120, 90)])
-def test_every_architecture_gets_a_patch_that_it_takes_and_options_it_knows(name: str, size: tuple[int, int, int]):
+def test_every_architecture_gets_a_patch_that_it_takes_and_options_it_knows(
+    name: str, size: tuple[int, int, int]
+):
     if name in ("unetr", "swin_unetr", "segresnet", "mednext"):
         pytest.importorskip("monai")
     chosen = planned(cases(size, 1), architecture=name, train__time_s=7200)
@@ -132,7 +162,13 @@ def test_every_architecture_gets_a_patch_that_it_takes_and_options_it_knows(name
 
 
 def test_what_a_person_fixed_stays_and_the_rest_follows_from_it():
-    choices = make_plan(data_of(), cases(100, 1), CPU, "unet", {"model.spacing_mm": [2, 2, 2], "train.time_s": 36000})
+    choices = make_plan(
+        data_of(),
+        cases(100, 1),
+        CPU,
+        "unet",
+        {"model.spacing_mm": [2, 2, 2], "train.time_s": 36000},
+    )
     spacing = next(choice for choice in choices if choice.key == "model.spacing_mm")
     assert spacing == Choice(key="model.spacing_mm", value=[2, 2, 2], reason="as asked")
     assert max(as_settings(choices)["model.patch"]) <= 56
@@ -164,13 +200,17 @@ def config_of(**changes: Any) -> Any:
 
 
 def test_memory_that_is_not_there_is_refused_with_settings_that_fit():
-    config = config_of(train__batch=64, model__patch=[96, 96, 96], model__options={"features": [16, 32, 64]})
+    config = config_of(
+        train__batch=64, model__patch=[96, 96, 96], model__options={"features": [16, 32, 64]}
+    )
     with pytest.raises(NotEnoughMemory, match="would fit") as refused:
         check_memory(config, 1, 3, replace(CPU, memory_bytes=3_000_000_000))
     said = str(refused.value)
     batch = int(said.split("train.batch=")[1].split()[0])
     patch = [int(n) for n in said.split("model.patch=[")[1].split("]")[0].split(",")]
-    fitting = config_of(train__batch=batch, model__patch=patch, model__options={"features": [16, 32, 64]})
+    fitting = config_of(
+        train__batch=batch, model__patch=patch, model__options={"features": [16, 32, 64]}
+    )
     assert check_memory(fitting, 1, 3, replace(CPU, memory_bytes=3_000_000_000)) <= 3_000_000_000
     with pytest.raises(NotEnoughMemory, match="smaller network"):
         check_memory(config, 1, 3, replace(CPU, memory_bytes=1))
@@ -210,5 +250,6 @@ def test_a_patch_holds_nine_of_ten_scans_where_there_is_time_for_that_else_the_m
     shapes = [(36, 48, 36)] * 6 + [(36, 56, 36)] * 3 + [(60, 90, 60)]
     found = cases(shapes, 1.0, count=10)
     assert planned(found, train__time_s=1800.0)["model.patch"] == [40, 56, 40]
-    # A microsecond a voxel: three quarters of these seconds are 2,500 patches of about 80,000 voxels.
+    # A microsecond a voxel: three quarters of these seconds are 2,500 patches of about 80,000
+    # voxels.
     assert planned(found, train__time_s=2500 * 0.08 / 0.75)["model.patch"] == [40, 48, 40]

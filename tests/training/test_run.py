@@ -1,4 +1,6 @@
-"""`medseg train DATASET`: from a folder of scans to a scored model, however it is interrupted, and what is refused."""
+"""`medseg train DATASET`: from a folder of scans to a scored model, however it is interrupted, and
+what is refused.
+"""
 
 from __future__ import annotations
 
@@ -33,18 +35,27 @@ SMALL = {
     "train.checkpoint_every": 5,
     "train.precision": "fp32",
     "model.patch": [16, 16, 16],
-    "model.options": {"features": [8, 16], "encoder_blocks": [1, 1], "decoder_blocks": [1], "deep_supervision": True},
+    "model.options": {
+        "features": [8, 16],
+        "encoder_blocks": [1, 1],
+        "decoder_blocks": [1],
+        "deep_supervision": True,
+    },
 }
 WRITTEN = {
-    ".lock", "config.yaml", "data.json", "metrics.jsonl", "model", "plan.json", "progress.png", "report.html",
-    "scores.csv", "splits.json", "state-before.safetensors", "state.safetensors", "summary.json", "validation",
+    ".lock", "config.yaml", "data.json", "metrics.jsonl", "model", "plan.json", "progress.png",
+    "report.html",
+    "scores.csv", "splits.json", "state-before.safetensors", "state.safetensors", "summary.json",
+    "validation",
 }  # fmt: skip
 
 
 def settings(**changes: Any) -> list[str]:
     """--set options: `SMALL` with changes, dots written as __."""
     content = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
-    return [part for key, value in content.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    return [
+        part for key, value in content.items() for part in ("--set", f"{key}={json.dumps(value)}")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +84,9 @@ def assert_same_weights(run: Path, other: Path) -> None:
             one, two = ((r / "model" / "model.safetensors").read_bytes() for r in (run, other))
             assert one == two
             continue
-        (tensors, facts), (expected, wanted) = (load_state(r / "state.safetensors") for r in (run, other))
+        (tensors, facts), (expected, wanted) = (
+            load_state(r / "state.safetensors") for r in (run, other)
+        )
         assert facts["step"] == wanted["step"]
         assert tensors.keys() == expected.keys()
         assert all(torch.equal(tensors[key], value) for key, value in expected.items())
@@ -104,17 +117,26 @@ def test_the_plan_and_the_split_are_data(finished: tuple[Path, tiny.Ran]):
     assert len(splits["validation"]) in (1, 2)
 
 
-def test_the_scores_are_those_of_the_label_maps_it_wrote(finished: tuple[Path, tiny.Ran], data: Path):
+def test_the_scores_are_those_of_the_label_maps_it_wrote(
+    finished: tuple[Path, tiny.Ran], data: Path
+):
     run, _ = finished
     rows = read_scores(run / "scores.csv")
     cases = json.loads((run / "splits.json").read_text())["validation"]
-    assert {(row["case"], row["structure"]) for row in rows} == {(c, s) for c in cases for s in ("body", "spot")}
+    assert {(row["case"], row["structure"]) for row in rows} == {
+        (c, s) for c in cases for s in ("body", "spot")
+    }
     for row in rows:
         found, truth = (
-            read_labels(folder / f"{row['case']}.nii.gz").data for folder in (run / "validation", data / "labelsTr")
+            read_labels(folder / f"{row['case']}.nii.gz").data
+            for folder in (run / "validation", data / "labelsTr")
         )
         value = {"body": 1, "spot": 2}[row["structure"]]
-        overlap = 2 * ((found == value) & (truth == value)).sum() / ((found == value).sum() + (truth == value).sum())
+        overlap = (
+            2
+            * ((found == value) & (truth == value)).sum()
+            / ((found == value).sum() + (truth == value).sum())
+        )
         assert row["dice"] == pytest.approx(overlap, abs=1e-6)
 
 
@@ -126,21 +148,29 @@ def test_it_learns(finished: tuple[Path, tiny.Ran]):
     assert min(body) > 0.6
 
 
-def test_infer_takes_the_run_folder_and_does_what_validation_did(finished, data: Path, tmp_path: Path):
+def test_infer_takes_the_run_folder_and_does_what_validation_did(
+    finished, data: Path, tmp_path: Path
+):
     run, _ = finished
     case = json.loads((run / "splits.json").read_text())["validation"][0]
     ran = tiny.medseg(
-        "infer", data / "imagesTr" / f"{case}.nii.gz", "-m", run, "-o", tmp_path / "found.nii.gz", "--quiet",
+        "infer", data / "imagesTr" / f"{case}.nii.gz", "-m", run, "-o", tmp_path / "found.nii.gz",
+        "--quiet",
         "--backend", "torch",
     )  # fmt: skip
     assert ran.code == 0, ran.err
-    found, validated = read_labels(tmp_path / "found.nii.gz"), read_labels(run / "validation" / f"{case}.nii.gz")
+    found, validated = (
+        read_labels(tmp_path / "found.nii.gz"),
+        read_labels(run / "validation" / f"{case}.nii.gz"),
+    )
     assert np.array_equal(found.data, validated.data)
     assert np.allclose(found.affine, validated.affine)
 
 
 def test_a_run_killed_after_its_last_step_is_completed(finished, data: Path, tmp_path: Path):
-    """Nothing but the state stands there yet: the picture, the model, the scores and the report are still to come."""
+    """Nothing but the state stands there yet: the picture, the model, the scores and the report are
+    still to come.
+    """
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)
     for name in ("model", "validation"):
@@ -169,7 +199,8 @@ def test_a_finished_run_is_left_as_it_is(finished, data: Path, tmp_path: Path):
     assert "holds a run" in refused.err
 
 
-# Forking leaves the imports to the parent, so that a run begins in milliseconds and can be killed often.
+# Forking leaves the imports to the parent, so that a run begins in milliseconds and can be killed
+# often.
 KILLING = """
 import os, random, signal, sys, time, json, shutil
 from pathlib import Path
@@ -221,7 +252,9 @@ for seed in range(8):
 """
 
 
-def test_a_run_killed_twenty_times_ends_bit_for_bit_where_an_uninterrupted_one_does(data: Path, tmp_path: Path):
+def test_a_run_killed_twenty_times_ends_bit_for_bit_where_an_uninterrupted_one_does(
+    data: Path, tmp_path: Path
+):
     """Killed at random moments of planning, preparing, training, saving and scoring."""
     overrides = SMALL | {"train.steps": 150, "train.checkpoint_every": 3, "model.spacing_mm": 1.0}
     ran = tiny.run_child("-c", KILLING, data, tmp_path, json.dumps(overrides), timeout=300)
@@ -237,8 +270,12 @@ def test_a_run_killed_twenty_times_ends_bit_for_bit_where_an_uninterrupted_one_d
 
 
 @pytest.mark.parametrize("left", [(), ("plan.json",), ("plan.json", "splits.json")])
-def test_a_run_killed_while_it_recorded_its_plan_begins_again(left: tuple[str, ...], data: Path, tmp_path: Path):
-    """config.yaml is written last; what stands there without it is written anew. Other files are not touched."""
+def test_a_run_killed_while_it_recorded_its_plan_begins_again(
+    left: tuple[str, ...], data: Path, tmp_path: Path
+):
+    """config.yaml is written last; what stands there without it is written anew. Other files are
+    not touched.
+    """
     run = tmp_path / "run"
     run.mkdir()
     for name in left:
@@ -255,7 +292,14 @@ def test_a_run_killed_while_it_recorded_its_plan_begins_again(left: tuple[str, .
 
 def test_two_processes_learn_what_one_does_whether_copied_or_shared_out(data: Path, tmp_path: Path):
     """The same global batch on 1 process and on 2: losses agree to rounding, weights nearly."""
-    common = ["-m", "medseg", "train", data, *settings(train__steps=8, train__log_every=1, train__batch=2), "--quiet"]
+    common = [
+        "-m",
+        "medseg",
+        "train",
+        data,
+        *settings(train__steps=8, train__log_every=1, train__batch=2),
+        "--quiet",
+    ]
     alone = tiny.run_child(*common, "-o", tmp_path / "one")
     assert alone.code == 0, alone.err
     expected = losses(tmp_path / "one")
@@ -280,7 +324,9 @@ def test_two_processes_learn_what_one_does_whether_copied_or_shared_out(data: Pa
             torch.testing.assert_close(two[key], value, rtol=0, atol=5e-3)
 
 
-def test_memory_that_is_not_there_is_refused_before_anything_is_written_and_what_would_fit_fits(data, tmp_path):
+def test_memory_that_is_not_there_is_refused_before_anything_is_written_and_what_would_fit_fits(
+    data, tmp_path
+):
     big = settings(model__patch=[16, 16, 16], train__batch=4000)
     ran = tiny.medseg("train", data, "-o", tmp_path / "run", *big, "--max-memory", "2GB")
     assert ran.code == 7
@@ -291,7 +337,9 @@ def test_memory_that_is_not_there_is_refused_before_anything_is_written_and_what
     batch = int(said.split("train.batch=")[1].split()[0])
     patch = yaml.safe_load(said.split("model.patch=")[1].split()[0])
     fits = settings(model__patch=patch, train__batch=batch, train__steps=1)
-    again = tiny.medseg("train", data, "-o", tmp_path / "run", *fits, "--max-memory", "2GB", "--quiet")
+    again = tiny.medseg(
+        "train", data, "-o", tmp_path / "run", *fits, "--max-memory", "2GB", "--quiet"
+    )
     assert again.code == 0, again.err
 
 
@@ -309,7 +357,9 @@ def test_memory_that_is_not_there_is_refused_before_anything_is_written_and_what
         (["--track", "excel"], 5, "excel"),
     ],
 )
-def test_wrong_options_are_one_clear_line(data: Path, tmp_path: Path, options: list[str], code: int, said: str):
+def test_wrong_options_are_one_clear_line(
+    data: Path, tmp_path: Path, options: list[str], code: int, said: str
+):
     ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--quiet", *settings(), *options)
     assert ran.code == code
     assert said in ran.err
@@ -342,7 +392,9 @@ def test_a_case_that_is_there_twice_is_refused_or_trained_with_on_request(tmp_pa
     ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--quiet", *settings(train__steps=2))
     assert ran.code == 3
     assert "--anyway" in ran.err
-    again = tiny.medseg("train", data, "-o", tmp_path / "run", "--quiet", *settings(train__steps=2), "--anyway")
+    again = tiny.medseg(
+        "train", data, "-o", tmp_path / "run", "--quiet", *settings(train__steps=2), "--anyway"
+    )
     assert again.code == 0, again.err
 
 
@@ -356,14 +408,30 @@ def test_a_folder_with_something_else_in_it_is_left_alone(data: Path, tmp_path: 
 
 
 def test_one_case_is_not_enough(tmp_path: Path):
-    ran = tiny.medseg("train", phantoms.dataset(tmp_path / "data", 1), "-o", tmp_path / "run", "--quiet", *settings())
+    ran = tiny.medseg(
+        "train",
+        phantoms.dataset(tmp_path / "data", 1),
+        "-o",
+        tmp_path / "run",
+        "--quiet",
+        *settings(),
+    )
     assert ran.code == 5
     assert "one case" in ran.err
 
 
 def test_a_second_process_in_the_folder_is_refused(data: Path, tmp_path: Path):
     run = tmp_path / "run"
-    arguments = ["-m", "medseg", "train", data, "-o", run, "--quiet", *settings(train__steps=100_000)]
+    arguments = [
+        "-m",
+        "medseg",
+        "train",
+        data,
+        "-o",
+        run,
+        "--quiet",
+        *settings(train__steps=100_000),
+    ]
     with tiny.start(*arguments) as child:
         try:
             for _ in range(600):
@@ -371,7 +439,9 @@ def test_a_second_process_in_the_folder_is_refused(data: Path, tmp_path: Path):
                     break
                 assert child.poll() is None, child.communicate()[1]
                 signal.sigtimedwait([], 0.1)
-            second = tiny.medseg("train", data, "-o", run, "--quiet", *settings(train__steps=100_000))
+            second = tiny.medseg(
+                "train", data, "-o", run, "--quiet", *settings(train__steps=100_000)
+            )
             child.send_signal(signal.SIGTERM)
             _, err = child.communicate(timeout=30)
         finally:
@@ -390,7 +460,11 @@ def test_several_channels_regions_and_labels_to_ignore(tmp_path: Path):
         image, labels = phantoms.phantom(number, channels=2)
         labels[:2] = 3  # to be ignored
         for channel in range(2):
-            tiny.save_nifti(folder / "imagesTr" / f"c{number}_{channel:04d}.nii.gz", image[..., channel], np.eye(4))
+            tiny.save_nifti(
+                folder / "imagesTr" / f"c{number}_{channel:04d}.nii.gz",
+                image[..., channel],
+                np.eye(4),
+            )
         tiny.save_nifti(folder / "labelsTr" / f"c{number}.nii.gz", labels, np.eye(4))
     content = {
         "channel_names": {"0": "T1", "1": "T2"},
@@ -400,15 +474,24 @@ def test_several_channels_regions_and_labels_to_ignore(tmp_path: Path):
         "file_ending": ".nii.gz",
     }
     (folder / "dataset.json").write_text(json.dumps(content))
-    ran = tiny.medseg("train", folder, "-o", tmp_path / "run", *settings(train__steps=60), "--quiet")
+    ran = tiny.medseg(
+        "train", folder, "-o", tmp_path / "run", *settings(train__steps=60), "--quiet"
+    )
     assert ran.code == 0, ran.err
     spec = load_checkpoint(str(tmp_path / "run")).spec
-    assert (spec.channels, spec.channel_names, spec.regions, spec.classes) == (2, ("T1", "T2"), True, (0, 1, 2))
+    assert (spec.channels, spec.channel_names, spec.regions, spec.classes) == (
+        2,
+        ("T1", "T2"),
+        True,
+        (0, 1, 2),
+    )
     rows = read_scores(tmp_path / "run" / "scores.csv")
     assert {row["structure"] for row in rows} == {"all", "spot"}
     assert min(row["dice"] for row in rows if row["structure"] == "all") > 0.6
     scan = folder / "imagesTr" / "c0_0000.nii.gz"
-    found = tiny.medseg("infer", scan, "-m", tmp_path / "run", "-o", tmp_path / "found.nii.gz", "--quiet")
+    found = tiny.medseg(
+        "infer", scan, "-m", tmp_path / "run", "-o", tmp_path / "found.nii.gz", "--quiet"
+    )
     assert found.code == 0, found.err
     assert set(np.unique(read_labels(tmp_path / "found.nii.gz").data)) <= {0, 1, 2}
 
@@ -420,13 +503,25 @@ def test_partly_annotated_cases_train_and_are_scored_where_they_are_annotated(tm
         image, labels = phantoms.phantom(number)
         value = 1 + number % 2
         tiny.save_nifti(tmp_path / f"i{number}.nii.gz", image, np.eye(4))
-        tiny.save_nifti(tmp_path / f"l{number}.nii.gz", np.where(labels == value, labels, 0), np.eye(4))
+        tiny.save_nifti(
+            tmp_path / f"l{number}.nii.gz", np.where(labels == value, labels, 0), np.eye(4)
+        )
         split = "val" if number in (0, 1) else "train"
         lines.append(f"c{number},i{number}.nii.gz,l{number}.nii.gz,{value},{split}")
     (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
-    ran = tiny.medseg("train", tmp_path / "list.csv", "-o", tmp_path / "run", *settings(train__steps=80), "--quiet")
+    ran = tiny.medseg(
+        "train",
+        tmp_path / "list.csv",
+        "-o",
+        tmp_path / "run",
+        *settings(train__steps=80),
+        "--quiet",
+    )
     assert ran.code == 0, ran.err
-    scored = {(row["case"], row["structure"]): row["dice"] for row in read_scores(tmp_path / "run" / "scores.csv")}
+    scored = {
+        (row["case"], row["structure"]): row["dice"]
+        for row in read_scores(tmp_path / "run" / "scores.csv")
+    }
     assert sorted(case for case, _ in scored) == ["c0", "c1"]
     assert len({structure for _, structure in scored}) == 2
     assert min(scored.values()) > 0.6
@@ -439,9 +534,14 @@ def test_partly_annotated_cases_train_and_are_scored_where_they_are_annotated(tm
 
 
 def test_a_model_is_refined_with_its_plan_and_a_new_head(finished, tmp_path: Path):
-    """Another set with one structure: the network's body is taken over, the head is new, and that is told."""
+    """Another set with one structure: the network's body is taken over, the head is new, and that
+    is told.
+    """
     data = phantoms.dataset(
-        tmp_path / "data", 4, labels={"both": 1}, change=lambda n, image, labels: (image, (labels > 0).astype(np.uint8))
+        tmp_path / "data",
+        4,
+        labels={"both": 1},
+        change=lambda n, image, labels: (image, (labels > 0).astype(np.uint8)),
     )
     short = ["--set", "train.steps=4", "--set", "train.precision=fp32"]
     ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--finetune", finished[0], *short)
@@ -468,9 +568,13 @@ def test_all_folds_make_a_model_each_and_scores_of_every_case(data: Path, tmp_pa
         "--quiet",
     )
     assert ran.code == 0, ran.err
-    assert ran.out.splitlines()[-3:] == [str(tmp_path / "run" / f"fold{n}" / "model") for n in range(3)]
+    assert ran.out.splitlines()[-3:] == [
+        str(tmp_path / "run" / f"fold{n}" / "model") for n in range(3)
+    ]
     rows = read_scores(tmp_path / "run" / "scores.csv")
-    assert sorted(row["case"] for row in rows if row["structure"] == "body") == [f"case_{n:02d}" for n in range(6)]
+    assert sorted(row["case"] for row in rows if row["structure"] == "body") == [
+        f"case_{n:02d}" for n in range(6)
+    ]
     # Interrupted after the first fold, the same command scores all of them together.
     shutil.rmtree(tmp_path / "run" / "fold2")
     (tmp_path / "run" / "scores.csv").unlink()
@@ -480,7 +584,12 @@ def test_all_folds_make_a_model_each_and_scores_of_every_case(data: Path, tmp_pa
     assert again.out == ran.out
     models = [part for n in range(3) for part in ("-m", tmp_path / "run" / f"fold{n}")]
     together = tiny.medseg(
-        "infer", data / "imagesTr" / "case_00.nii.gz", *models, "-o", tmp_path / "found.nii.gz", "--quiet"
+        "infer",
+        data / "imagesTr" / "case_00.nii.gz",
+        *models,
+        "-o",
+        tmp_path / "found.nii.gz",
+        "--quiet",
     )
     assert together.code == 0, together.err
 
@@ -492,8 +601,28 @@ def test_every_architecture_trains_and_infers_by_the_same_two_commands(tmp_path:
     data = phantoms.dataset(tmp_path / "data", 3, shape=(16, 16, 16))
     for name in MODELS:
         run = tmp_path / name
-        steps = ["--set", "train.steps=2", "--set", "train.precision=fp32", "--set", "train.validate_samples=0"]
-        ran = tiny.medseg("train", data, "-o", run, "--model", name, *steps, "--folds", "3", "--fold", "1", "--quiet")
+        steps = [
+            "--set",
+            "train.steps=2",
+            "--set",
+            "train.precision=fp32",
+            "--set",
+            "train.validate_samples=0",
+        ]
+        ran = tiny.medseg(
+            "train",
+            data,
+            "-o",
+            run,
+            "--model",
+            name,
+            *steps,
+            "--folds",
+            "3",
+            "--fold",
+            "1",
+            "--quiet",
+        )
         assert ran.code == 0, (name, ran.err)
         assert load_checkpoint(str(run)).spec.architecture == name
         scan = data / "imagesTr" / "case_00.nii.gz"
@@ -502,8 +631,12 @@ def test_every_architecture_trains_and_infers_by_the_same_two_commands(tmp_path:
         assert read_labels(tmp_path / f"{name}.nii.gz").shape == (16, 16, 16)
 
 
-def test_deterministic_mode_changes_nothing_on_a_cpu_and_is_off_afterwards(finished, data: Path, tmp_path: Path):
-    ran = tiny.medseg("train", data, "-o", tmp_path / "run", *settings(), "--deterministic", "--quiet")
+def test_deterministic_mode_changes_nothing_on_a_cpu_and_is_off_afterwards(
+    finished, data: Path, tmp_path: Path
+):
+    ran = tiny.medseg(
+        "train", data, "-o", tmp_path / "run", *settings(), "--deterministic", "--quiet"
+    )
     assert ran.code == 0, ran.err
     assert_same_weights(tmp_path / "run", finished[0])
     assert not torch.are_deterministic_algorithms_enabled()

@@ -1,4 +1,6 @@
-"""Scans as training data: prepared as inference prepares them, drawn as the settings say, the same every time."""
+"""Scans as training data: prepared as inference prepares them, drawn as the settings say, the same
+every time.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,13 @@ def config_of(data: Path, **changes: Any) -> Config:
             "grid": "scan",
             "intensity": [{"scheme": "zscore"}],
         },
-        "augment": {f"{name}_share": 0 for name in ("rotation", "scaling", "noise", "blur", "brightness", "contrast")}
-        | {f"{name}_share": 0 for name in ("low_resolution", "inverted_gamma", "gamma")},
+        "augment": (
+            {
+                f"{name}_share": 0
+                for name in ("rotation", "scaling", "noise", "blur", "brightness", "contrast")
+            }
+            | {f"{name}_share": 0 for name in ("low_resolution", "inverted_gamma", "gamma")}
+        ),
         "train": {"steps": 10, "batch": 2},
     }
     for dotted, value in changes.items():
@@ -62,7 +69,9 @@ def source_of(data: Path, store: Path, **changes: Any) -> ScanSource:
 def batches(source: ScanSource, steps: range) -> list[tuple[torch.Tensor, torch.Tensor]]:
     made = []
     for step in steps:
-        images, labels, _ = source.batch(step, [100 * step, 100 * step + 1], range(2 * step, 2 * step + 2), CPU)
+        images, labels, _ = source.batch(
+            step, [100 * step, 100 * step + 1], range(2 * step, 2 * step + 2), CPU
+        )
         made.append((images, labels))
     return made
 
@@ -87,15 +96,21 @@ def test_a_patch_without_augmentation_is_a_piece_of_its_case(data: Path, tmp_pat
                 for x, y, z in places:
                     piece = whole[x : x + 16, y : y + 16, z : z + 16]
                     if piece.shape == (16, 16, 16) and np.array_equal(piece, image[0].numpy()):
-                        assert np.array_equal(classes[x : x + 16, y : y + 16, z : z + 16], truth.numpy())
+                        assert np.array_equal(
+                            classes[x : x + 16, y : y + 16, z : z + 16], truth.numpy()
+                        )
                         found = True
             assert found
 
 
 def test_batches_depend_on_seeds_alone_and_the_store_is_found_again(data: Path, tmp_path: Path):
-    first = source_of(data, tmp_path / "store", augment__gamma_share=1.0, augment__rotation_share=1.0)
+    first = source_of(
+        data, tmp_path / "store", augment__gamma_share=1.0, augment__rotation_share=1.0
+    )
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").iterdir()}
-    again = source_of(data, tmp_path / "store", augment__gamma_share=1.0, augment__rotation_share=1.0)
+    again = source_of(
+        data, tmp_path / "store", augment__gamma_share=1.0, augment__rotation_share=1.0
+    )
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").iterdir()} == times
     expected = batches(first, range(4))
     for made, (images, labels) in zip(batches(again, range(4)), expected):
@@ -109,7 +124,9 @@ def test_every_case_comes_once_in_every_pass(data: Path, tmp_path: Path):
     orders = [[source._case_of(3 * epoch + n) for n in range(3)] for epoch in range(20)]
     assert all(sorted(order) == [0, 1, 2] for order in orders)
     assert len({tuple(order) for order in orders}) > 1
-    assert [source._case_of(n) for n in range(3)] == orders[0], "the order of an earlier pass can be asked for again"
+    assert [source._case_of(n) for n in range(3)] == orders[0], (
+        "the order of an earlier pass can be asked for again"
+    )
 
 
 def test_foreground_patches_are_centred_on_structures_all_equally(data: Path, tmp_path: Path):
@@ -123,14 +140,18 @@ def test_foreground_patches_are_centred_on_structures_all_equally(data: Path, tm
     assert found[2] > 40
 
 
-def test_a_scan_smaller_than_the_patch_lies_in_it_whole_with_zeros_around(data: Path, tmp_path: Path):
+def test_a_scan_smaller_than_the_patch_lies_in_it_whole_with_zeros_around(
+    data: Path, tmp_path: Path
+):
     source = source_of(data, tmp_path / "store", model__patch=[32, 32, 32])
     places = set()
     for step in range(8):
         images, labels, _ = source.batch(step, [step], range(step, step + 1), CPU)
         inside = images[0, 0] != 0
         assert int(inside.sum()) == 22 * 24 * 20
-        assert int((labels > 0).sum()) == int((source._array(source._case_of(step), "labels") > 0).sum())
+        assert int((labels > 0).sum()) == int(
+            (source._array(source._case_of(step), "labels") > 0).sum()
+        )
         places.add(tuple(np.argwhere(inside.numpy()).min(0).tolist()))
     assert len(places) > 3
 
@@ -154,13 +175,17 @@ def test_labels_to_ignore_and_values_that_nobody_named(tmp_path: Path):
     labels[:, :5] = IGNORE
     batch = Batch(images, labels)
     outputs = torch.randn(2, 3, 16, 16, 16, generator=torch.Generator().manual_seed(0))
-    changed = torch.where((batch.labels == IGNORE)[:, None], outputs + 9 * torch.sign(outputs), outputs)
+    changed = torch.where(
+        (batch.labels == IGNORE)[:, None], outputs + 9 * torch.sign(outputs), outputs
+    )
     assert torch.equal(source.loss(changed, batch), source.loss(outputs, batch))
     assert not torch.equal(source.loss(-outputs, batch), source.loss(outputs, batch))
 
 
 def test_mirrored_patches_have_left_and_right_exchanged(tmp_path: Path):
-    """With one side in each half of the scan: after mirroring, the left structure is still on the left."""
+    """With one side in each half of the scan: after mirroring, the left structure is still on the
+    left.
+    """
     data = phantoms.dataset(tmp_path / "data", 4, labels={"left ball": 1, "right ball": 2})
     source = source_of(data, tmp_path / "store", augment__mirror=[0], model__patch=[24, 24, 24])
     sides, mirrored = [], []
@@ -168,8 +193,11 @@ def test_mirrored_patches_have_left_and_right_exchanged(tmp_path: Path):
         images, labels, _ = source.batch(step, [step], range(step, step + 1), CPU)
         one, two = ((labels[0] == value).nonzero()[:, 0].float().mean() for value in (1, 2))
         sides.append(bool(one < two))
-        # Structure 2 of the scan is the brighter one, so brightness tells whether the patch was mirrored.
-        mirrored.append(bool(images[0, 0][labels[0] == 1].mean() > images[0, 0][labels[0] == 2].mean()))
+        # Structure 2 of the scan is the brighter one, so brightness tells whether the patch was
+        # mirrored.
+        mirrored.append(
+            bool(images[0, 0][labels[0] == 1].mean() > images[0, 0][labels[0] == 2].mean())
+        )
     assert all(sides)
     assert len(set(mirrored)) == 2
     assert source.swap is not None

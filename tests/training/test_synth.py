@@ -1,4 +1,6 @@
-"""Images made from label maps: what is drawn follows the labels, the sides, and the generator alone."""
+"""Images made from label maps: what is drawn follows the labels, the sides, and the generator
+alone.
+"""
 
 from __future__ import annotations
 
@@ -115,12 +117,17 @@ def test_heads_stored_in_other_orientations_give_the_same_drawing():
 def test_a_flipped_head_has_left_and_right_swapped_and_is_mirrored():
     _, straight = draw(0, **STILL)
     _, flipped = draw(0, **(STILL | {"flip": 1}))
-    swap = [CLASSES.index({**MIRROR, **{b: a for a, b in MIRROR.items()}}.get(value, value)) for value in CLASSES]
+    swap = [
+        CLASSES.index({**MIRROR, **{b: a for a, b in MIRROR.items()}}.get(value, value))
+        for value in CLASSES
+    ]
     expected = torch.tensor(swap, dtype=torch.uint8)[straight.long()].flip(0)
     assert torch.equal(flipped, expected)
     # Left stays on the left: low indices of an image that runs to RAS.
     for classes in (straight, flipped):
-        at = [np.argwhere((classes == CLASSES.index(value)).numpy())[:, 0].mean() for value in (2, 41)]
+        at = [
+            np.argwhere((classes == CLASSES.index(value)).numpy())[:, 0].mean() for value in (2, 41)
+        ]
         assert at[0] < (ODD[0] - 1) / 2 < at[1]
 
 
@@ -135,7 +142,8 @@ def test_both_sides_of_a_structure_have_one_intensity():
 def test_t1_like_images_have_white_matter_above_cortex_above_fluid(seed: int):
     image, classes = draw(seed, t1=1, **STILL)
     means = [float(image[classes == CLASSES.index(value)].mean()) for value in (2, 3, 24)]
-    assert means[0] > means[1] >= means[2]  # without noise the darkest two may both be the bottom of the range
+    # Without noise the darkest two may both be the bottom of the range.
+    assert means[0] > means[1] >= means[2]
 
 
 def test_random_contrast_puts_tissues_in_any_order():
@@ -152,7 +160,9 @@ def test_curves_give_tissues_of_one_t1_intensity_one_intensity_and_others_any_or
     orders = set()
     for seed in range(30):
         image, classes = draw(seed, **alike)
-        white, grey, fluid = (image[classes == CLASSES.index(value)].unique() for value in (2, 3, 24))
+        white, grey, fluid = (
+            image[classes == CLASSES.index(value)].unique() for value in (2, 3, 24)
+        )
         assert len(white) == 1 and torch.equal(white, grey)
         orders.add(bool(white > fluid.max()))
     assert orders == {True, False}
@@ -179,7 +189,9 @@ def test_ghosts_repeat_the_head_elsewhere():
 
 
 def test_a_drawing_is_what_its_definition_says():
-    """Nearest labels at four points of a voxel, their mean intensity; the label of its middle, in a turned head."""
+    """Nearest labels at four points of a voxel, their mean intensity; the label of its middle, in a
+    turned head.
+    """
     labels = tiny.head(ODD)
     heads = heads_of(labels)
     still = STILL | {"rotation_degrees": 15, "scaling": (0.9, 0.9)}
@@ -229,7 +241,9 @@ def test_skull_stripping_takes_the_fluid_half_of_the_time_and_its_label_with_it(
     fluid = torch.from_numpy(tiny.head(ODD) == 24)
     for seed in range(24):
         image, classes = draw(
-            seed, t1=1, **(STILL | {"skull_stripped": 1, "t1_like": STILL["t1_like"] | {24: (1.2, 0)}})
+            seed,
+            t1=1,
+            **(STILL | {"skull_stripped": 1, "t1_like": STILL["t1_like"] | {24: (1.2, 0)}}),
         )
         gone.append(bool((classes[fluid] == 0).all()))
         assert gone[-1] == bool((image[fluid] == 0).all())
@@ -248,7 +262,9 @@ def test_a_cut_field_of_view_has_neither_image_nor_labels_there():
 
 
 def test_the_deformation_is_no_larger_than_asked():
-    """Each coarse point moves by a normal number times at most the size given; labels stay near where they were."""
+    """Each coarse point moves by a normal number times at most the size given; labels stay near
+    where they were.
+    """
     _, still = draw(1, **STILL)
     _, moved = draw(1, **(STILL | {"deformation_mm": ((24.0, 2.0),)}))
     brain, other = still > 0, moved > 0
@@ -257,7 +273,12 @@ def test_the_deformation_is_no_larger_than_asked():
 
 
 def test_lookup_knows_merging_mirrors_and_priors():
-    config = SynthConfig(merge={25: 2, 57: 41}, mirror={25: 57}, outside=(511,), t1_like={2: (0.9, 0.1), 25: (0.5, 0)})
+    config = SynthConfig(
+        merge={25: 2, 57: 41},
+        mirror={25: 57},
+        outside=(511,),
+        t1_like={2: (0.9, 0.1), 25: (0.5, 0)},
+    )
     values = (0, 2, 25, 41, 57, 511)
     table = lookup(values, (0, 2, 41), {2: 41}, config)
     at = {value: n for n, value in enumerate(values)}
@@ -304,7 +325,9 @@ def test_scale_to_percentiles_maps_two_percentiles_of_the_filled_voxels_to_0_and
 
 def test_scale_to_percentiles_does_not_depend_on_units():
     image = torch.rand(16, 16, 16, generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(scale_to_percentiles(image * 1500), scale_to_percentiles(image), rtol=0, atol=1e-5)
+    assert torch.allclose(
+        scale_to_percentiles(image * 1500), scale_to_percentiles(image), rtol=0, atol=1e-5
+    )
 
 
 def test_percentiles_are_of_every_step_th_filled_voxel():
@@ -322,7 +345,9 @@ def test_scale_to_percentiles_of_an_empty_image_is_empty():
 
 
 def banks() -> np.ndarray:
-    """Two banks of cortex along the first axis: fluid of one voxel between them, of three voxels beside them."""
+    """Two banks of cortex along the first axis: fluid of one voxel between them, of three voxels
+    beside them.
+    """
     labels = np.zeros(ODD, np.int32)
     labels[3:20, 3:20, 3:20] = 24
     labels[6:11, 3:20, 3:20] = labels[12:17, 3:20, 3:20] = 3
@@ -330,7 +355,9 @@ def banks() -> np.ndarray:
 
 
 @pytest.mark.parametrize("stripped", [False, True])
-def test_fluid_at_a_border_is_partly_tissue_for_each_side_it_touches(stripped: bool, monkeypatch: pytest.MonkeyPatch):
+def test_fluid_at_a_border_is_partly_tissue_for_each_side_it_touches(
+    stripped: bool, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(synth, "scale_to_percentiles", lambda image: image)
     heads = load_heads([Volume(banks(), tiny.affine_of((2.0,) * 3))], CLASSES[1:], {24: (3, 42)})
     options = STILL | {"skull_stripped": float(stripped), "border_share": (0.3, 0.3)}

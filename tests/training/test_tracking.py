@@ -1,4 +1,6 @@
-"""Trackers beside metrics.jsonl: the real packages where they are installed, and stand-ins for what goes wrong."""
+"""Trackers beside metrics.jsonl: the real packages where they are installed, and stand-ins for what
+goes wrong.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,17 @@ class Noted:
 def test_every_tracker_gets_the_numbers_and_nothing_else():
     one, other = Noted(), Noted()
     with Trackers({"one": one.pair(), "other": other.pair()}) as track:
-        track(5, {"loss": 0.5, "step": 5, "name": "a patient", "bad": float("nan"), "yes": True, "none": None})
+        track(
+            5,
+            {
+                "loss": 0.5,
+                "step": 5,
+                "name": "a patient",
+                "bad": float("nan"),
+                "yes": True,
+                "none": None,
+            },
+        )
 
     assert one.lines == other.lines == [(5, {"loss": 0.5, "step": 5.0})]
     assert one.ends == other.ends == [True]
@@ -42,7 +54,9 @@ def test_a_tracker_that_fails_does_not_end_the_run():
     away, good = Noted(fails_at=2), Noted()
     track = Trackers({"away": away.pair(), "good": good.pair()})
     track(1, {"loss": 1.0})
-    with pytest.warns(DataWarning, match="away takes no more numbers of this run: the server is away"):
+    with pytest.warns(
+        DataWarning, match="away takes no more numbers of this run: the server is away"
+    ):
         track(2, {"loss": 2.0})
     track(3, {"loss": 3.0})
     track.close()
@@ -63,12 +77,16 @@ def test_unknown_and_missing_trackers_are_refused_with_what_to_do(tmp_path, monk
         open_trackers(["wandb"], tmp_path)
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
     for name in ("tensorboard", "mlflow"):
-        with pytest.raises(BadConfig, match=rf"{name} is not installed: pip install \"medseg\[{name}\]\""):
+        with pytest.raises(
+            BadConfig, match=rf"{name} is not installed: pip install \"medseg\[{name}\]\""
+        ):
             open_trackers([name], tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tracker_that_cannot_be_opened_is_refused_and_the_others_are_closed(tmp_path, monkeypatch):
+def test_a_tracker_that_cannot_be_opened_is_refused_and_the_others_are_closed(
+    tmp_path, monkeypatch
+):
     noted = Noted()
 
     def broken(run, start):
@@ -76,7 +94,9 @@ def test_a_tracker_that_cannot_be_opened_is_refused_and_the_others_are_closed(tm
 
     known = {"good": ("json", lambda run, start: noted.pair()), "broken": ("json", broken)}
     monkeypatch.setattr(tracking, "_TRACKERS", known)
-    with pytest.raises(BadConfig, match=r"broken cannot be opened for .*: no answer from the server"):
+    with pytest.raises(
+        BadConfig, match=r"broken cannot be opened for .*: no answer from the server"
+    ):
         open_trackers(["good", "broken"], tmp_path)
     assert noted.ends == [False]
 
@@ -99,7 +119,11 @@ def test_tensorboard_reads_what_was_logged_once_across_a_resumption(tmp_path):
 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(10, 1.0), (20, 2.0), (30, 7.0)]
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
+        (10, 1.0),
+        (20, 2.0),
+        (30, 7.0),
+    ]
     assert events.Tags()["scalars"] == ["loss", "validation/Anterior"]
 
 
@@ -133,7 +157,10 @@ def test_mlflow_keeps_the_run_in_its_folder_and_tells_nobody(tmp_path, monkeypat
     experiment = client.get_experiment_by_name("medseg")
     (stored,) = client.search_runs([experiment.experiment_id])
     assert stored.info.status == "FINISHED"
-    assert [(m.step, m.value) for m in client.get_metric_history(stored.info.run_id, "loss")] == [(10, 1.5), (20, 0.5)]
+    assert [(m.step, m.value) for m in client.get_metric_history(stored.info.run_id, "loss")] == [
+        (10, 1.5),
+        (20, 0.5),
+    ]
     assert stored.data.metrics["validation/Left _1_"] == 0.25
     assert "mlflow.user" not in stored.data.tags
     assert no_network == []

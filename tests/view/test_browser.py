@@ -1,4 +1,6 @@
-"""The page in a real browser: left is left, a switch changes the picture where the structure is, nothing is loaded."""
+"""The page in a real browser: left is left, a switch changes the picture where the structure is,
+nothing is loaded.
+"""
 
 from __future__ import annotations
 
@@ -48,16 +50,15 @@ def loaded(window, address) -> Browser:
 @pytest.fixture
 def shown(loaded) -> Browser:
     """The page as it is in the beginning, but with opaque labels of sharp edges."""
-    loaded.run(
-        """document.getElementById("help").close();
+    loaded.run("""document.getElementById("help").close();
         for (const [id, on] of [["smooth", false], ["outline", false], ["solid", false]]) {
             const box = document.getElementById(id); if (box.checked !== on) box.click(); }
         document.getElementById("all-on").click();
         const opacity = document.getElementById("opacity"); opacity.value = 100;
         opacity.dispatchEvent(new Event("input"));
-        const search = document.getElementById("search"); search.value = ""; search.dispatchEvent(new Event("input"));
-        document.querySelector('[data-layout="four"]').click(); document.activeElement.blur();"""
-    )
+        const search = document.getElementById("search"); search.value = "";
+        search.dispatchEvent(new Event("input"));
+        document.querySelector('[data-layout="four"]').click(); document.activeElement.blur();""")
     return loaded
 
 
@@ -85,7 +86,11 @@ def place(picture: np.ndarray, value: int) -> tuple[float, float]:
 
 
 def test_the_page_asks_for_nothing_but_itself(loaded, address):
-    asked = [url for url in loaded.requested() if not url.startswith(("data:", "blob:file:", "blob:null"))]
+    asked = [
+        url
+        for url in loaded.requested()
+        if not url.startswith(("data:", "blob:file:", "blob:null"))
+    ]
     assert asked == [address]
     assert [message for message in loaded.messages() if "Content Security Policy" in message] == []
 
@@ -109,12 +114,15 @@ def test_left_is_left(shown):
 
 def test_the_letters_say_so(shown):
     script = """return Object.fromEntries([...document.querySelectorAll(".tile")].map((tile) =>
-        [tile.dataset.plane, [...tile.querySelectorAll("b")].map((mark) => mark.className + mark.textContent)]))"""
+        [tile.dataset.plane, [...tile.querySelectorAll("b")].map(
+            (mark) => mark.className + mark.textContent)]))"""
     letters = shown.run(script)
     assert letters["axial"] == ["leftR", "rightL", "topA", "bottomP"]
     assert letters["coronal"] == ["leftR", "rightL", "topS", "bottomI"]
     assert letters["sagittal"] == ["leftA", "rightP", "topS", "bottomI"]
-    assert "patient’s right is on your left" in shown.run('return document.getElementById("convention").innerText')
+    assert "patient’s right is on your left" in shown.run(
+        'return document.getElementById("convention").innerText'
+    )
 
 
 def test_in_3d_the_patient_looks_at_the_viewer(shown):
@@ -144,18 +152,28 @@ def test_a_structure_switched_off_disappears_and_nothing_else_changes(shown):
 
 def test_the_legend_says_what_there_is(shown):
     _, labels = heads.head()
-    rows = shown.run('return [...document.querySelectorAll("#legend li")].map((row) => row.innerText.split("\\n"))')
+    rows = shown.run(
+        'return [...document.querySelectorAll("#legend li")].map((row) =>'
+        ' row.innerText.split("\\n"))'
+    )
     assert [row[0] for row in rows] == [label.name for label in heads.TABLE.labels]
     assert rows[0][-1] == "not found"
     for row, label in zip(rows[1:], heads.TABLE.labels[1:]):
-        assert float(row[-1].split()[0]) == pytest.approx((labels.data == label.value).sum() * 4.5 / 1000, abs=0.06)
-    assert shown.run("return document.querySelector(arguments[0]).disabled", f'[data-value="{heads.ABSENT}"] input')
+        assert float(row[-1].split()[0]) == pytest.approx(
+            (labels.data == label.value).sum() * 4.5 / 1000, abs=0.06
+        )
+    assert shown.run(
+        "return document.querySelector(arguments[0]).disabled",
+        f'[data-value="{heads.ABSENT}"] input',
+    )
     assert shown.run('return document.getElementById("count").textContent') == "3 of 3"
 
 
 def test_keys(shown):
-    state = """return {help: document.getElementById("help").open, opacity: document.getElementById("opacity").value,
-        count: document.getElementById("count").textContent, here: document.getElementById("here").textContent,
+    state = """return {help: document.getElementById("help").open,
+        opacity: document.getElementById("opacity").value,
+        count: document.getElementById("count").textContent,
+        here: document.getElementById("here").textContent,
         place: document.getElementById("position").textContent,
         tiles: [...document.querySelectorAll(".tile")].map((tile) => tile.dataset.plane)}"""
     shown.press("?")
@@ -183,7 +201,9 @@ def test_keys(shown):
     assert shown.run(state)["tiles"] == ["axial"]
     before = shown.run(state)["place"]
     shown.press(UP)
-    height = [float(text.split("S ")[-1].split()[0]) for text in (before, shown.run(state)["place"])]
+    height = [
+        float(text.split("S ")[-1].split()[0]) for text in (before, shown.run(state)["place"])
+    ]
     assert height[1] == pytest.approx(height[0] + 2.0, abs=0.11)
     shown.press("1")
     assert set(shown.run(state)["tiles"]) == {"axial", "coronal", "sagittal", "render"}
@@ -211,7 +231,10 @@ def test_outlines_are_the_edges_of_what_was_filled(shown):
 def test_the_grey_window_changes_the_scan(shown):
     go_to(shown, heads.RIGHT)
     picture = tile(shown, "axial")
-    change = 'const e = document.getElementById("level"); e.value = e.max; e.dispatchEvent(new Event("input"))'
+    change = (
+        'const e = document.getElementById("level"); e.value = e.max; e.dispatchEvent(new'
+        ' Event("input"))'
+    )
     shown.run(change)
     darker = tile(shown, "axial")
     assert darker.mean() < picture.mean()

@@ -37,11 +37,15 @@ def test_ct_gets_the_soft_tissue_window():
 def test_other_scans_get_percentiles(data):
     contrast = contrast_of(data)
     assert contrast.unit == ""
-    assert np.isclose([contrast.low, contrast.high], np.percentile(data, (1, 99.7)), rtol=0.05, atol=0.2).all()
+    assert np.isclose(
+        [contrast.low, contrast.high], np.percentile(data, (1, 99.7)), rtol=0.05, atol=0.2
+    ).all()
     assert contrast.least <= contrast.low < contrast.high <= contrast.most
 
 
-@pytest.mark.parametrize("data", [np.zeros((3, 3, 3)), np.full((2, 2, 2), 7.5), np.eye(60)[None] > 0])
+@pytest.mark.parametrize(
+    "data", [np.zeros((3, 3, 3)), np.full((2, 2, 2), 7.5), np.eye(60)[None] > 0]
+)
 def test_there_is_always_a_window(data):
     contrast = contrast_of(data)
     assert np.isfinite(contrast[:4]).all()

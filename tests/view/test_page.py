@@ -74,7 +74,9 @@ def parts(contents) -> Parts:
 
 def image_of(data: bytes) -> Volume:
     """What nibabel reads of the bytes of a NIfTI file, gzipped or not."""
-    image = nib.Nifti1Image.from_bytes(gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data)
+    image = nib.Nifti1Image.from_bytes(
+        gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data
+    )
     return Volume(np.asanyarray(image.dataobj), image.affine)
 
 
@@ -84,23 +86,34 @@ def rows(contents: page.Contents) -> dict[int, dict]:
 
 def test_the_volumes_in_the_page_are_the_scan_and_the_labels(parts, contents):
     scan, labels = heads.head("RAS")
-    shown, numbers = (image_of(base64.b64decode(parts.script(f"{name}-data"))) for name in ("scan", "labels"))
+    shown, numbers = (
+        image_of(base64.b64decode(parts.script(f"{name}-data"))) for name in ("scan", "labels")
+    )
     assert np.array_equal(shown.data, scan.data)
     assert np.allclose(shown.affine, scan.affine, atol=1e-5)
     assert np.allclose(numbers.affine, scan.affine, atol=1e-5)
     for value, row in rows(contents).items():
-        assert np.array_equal(numbers.data == (row["index"] or 99), labels.data == value), row["name"]
+        assert np.array_equal(numbers.data == (row["index"] or 99), labels.data == value), row[
+            "name"
+        ]
     assert numbers.data.dtype == np.uint8  # though a value is 300
 
 
 def test_the_facts_are_those_of_the_labels(parts):
     facts = json.loads(parts.script("facts"))
     _, labels = heads.head()
-    assert [row["value"] for row in facts["structures"]] == [heads.ABSENT, heads.RIGHT, heads.FRONT, heads.LEFT]
+    assert [row["value"] for row in facts["structures"]] == [
+        heads.ABSENT,
+        heads.RIGHT,
+        heads.FRONT,
+        heads.LEFT,
+    ]
     for row in facts["structures"]:
         assert row["name"] == heads.TABLE[row["value"]].name
         assert tuple(row["color"]) == heads.PURE[row["value"]]
-        assert row["ml"] == pytest.approx((labels.data == row["value"]).sum() * 4.5 / 1000, abs=5e-4)
+        assert row["ml"] == pytest.approx(
+            (labels.data == row["value"]).sum() * 4.5 / 1000, abs=5e-4
+        )
     assert facts["structures"][0] | {"index": 0, "centre": None, "ml": 0} == facts["structures"][0]
     right = facts["structures"][1]
     assert np.abs(np.array(right["centre"]) - heads.centre_mm(labels, heads.RIGHT)).max() <= 1.0
@@ -117,18 +130,30 @@ def test_the_centre_of_a_structure_lies_inside_it():
 
 
 def test_only_the_two_scripts_of_the_page_may_run_and_nothing_may_be_loaded(parts):
-    policy = dict(part.strip().split(" ", 1) for part in parts.meta["Content-Security-Policy"].split(";"))
+    policy = dict(
+        part.strip().split(" ", 1) for part in parts.meta["Content-Security-Policy"].split(";")
+    )
     run = [text for attributes, text in parts.scripts if not attributes]
-    hashes = {f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in run}
+    hashes = {
+        f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+        for text in run
+    }
     assert len(run) == 2
     assert set(policy["script-src"].split()) == hashes
     style = next(text for text in parts.styles)
-    assert policy["style-src"] == f"'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'"
+    assert (
+        policy["style-src"]
+        == f"'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'"
+    )
     assert policy["default-src"] == "'none'"
     assert policy["connect-src"] == "'none'"
-    assert not [tag for tag, attributes in parts.tags if {"src", "srcset", "action"} & set(attributes)]
+    assert not [
+        tag for tag, attributes in parts.tags if {"src", "srcset", "action"} & set(attributes)
+    ]
     assert [a["href"] for tag, a in parts.tags if "href" in a] == ["#structures"]
-    assert not [name for _, attributes in parts.tags for name in attributes if name.startswith("on")]
+    assert not [
+        name for _, attributes in parts.tags for name in attributes if name.startswith("on")
+    ]
 
 
 def test_a_title_and_names_are_text_not_code(parts, contents):
@@ -174,7 +199,11 @@ def test_a_served_page_holds_no_voxels(contents):
 
 def test_values_without_a_name_are_listed(contents):
     found = rows(page.prepare(*heads.head()))
-    assert {value: row["name"] for value, row in found.items()} == {7: "label 7", 12: "label 12", 300: "label 300"}
+    assert {value: row["name"] for value, row in found.items()} == {
+        7: "label 7",
+        12: "label 12",
+        300: "label 300",
+    }
 
 
 def test_real_numbers_come_back_from_the_page():
@@ -200,12 +229,18 @@ def test_a_large_scan_becomes_a_preview_that_says_so():
     assert any("--serve" in note for note in facts["notes"])
     whole = page.prepare(scan, labels, heads.TABLE)
     assert rows(contents) == rows(whole)  # volumes are of the whole labels
-    for voxel in np.argwhere(shown.data >= 0)[::97]:  # every voxel shown is one of the scan, at its place
+    # Every voxel shown is one of the scan, at its place.
+    for voxel in np.argwhere(shown.data >= 0)[::97]:
         place = shown.affine @ (*voxel, 1)
         i, j, k = np.rint(np.linalg.inv(scan.affine) @ place)[:3].astype(int)
         grey = np.clip(scan.data[i, j, k], facts["window"]["min"], facts["window"]["max"])
-        assert abs(shown.data[tuple(voxel)] * facts["slope"] + facts["intercept"] - grey) <= facts["slope"]
-        row = next((r for r in facts["structures"] if r["value"] == labels.data[i, j, k]), {"index": 0})
+        assert (
+            abs(shown.data[tuple(voxel)] * facts["slope"] + facts["intercept"] - grey)
+            <= facts["slope"]
+        )
+        row = next(
+            (r for r in facts["structures"] if r["value"] == labels.data[i, j, k]), {"index": 0}
+        )
         assert numbers.data[tuple(voxel)] == row["index"]
 
 
@@ -246,7 +281,10 @@ def test_labels_on_another_grid_are_drawn_at_their_place():
     assert any("another grid" in note for note in contents.facts["notes"])
     for value, row in rows(contents).items():
         if row["index"]:
-            assert np.abs(heads.centre_mm(shown, row["index"]) - heads.centre_mm(coarse, value)).max() < 1.5
+            assert (
+                np.abs(heads.centre_mm(shown, row["index"]) - heads.centre_mm(coarse, value)).max()
+                < 1.5
+            )
 
 
 def test_labels_of_another_place_are_refused():
@@ -289,5 +327,6 @@ def test_every_control_of_the_page_has_a_name():
     text = (FOLDER / "web/page.html").read_text(encoding="utf-8")
     for kind, attributes in re.findall(r"<(input|canvas|dialog|aside|button)\b([^>]*)>", text):
         labelled = "aria-label" in attributes
-        inside = re.search(rf"<{kind}{re.escape(attributes)}>\s*[\w]", text)  # words in or right after it
+        # Words in or right after it.
+        inside = re.search(rf"<{kind}{re.escape(attributes)}>\s*[\w]", text)
         assert labelled or inside, (kind, attributes)

@@ -27,7 +27,9 @@ def decoded(content: bytes) -> np.ndarray:
     while at < len(content):
         length, kind = struct.unpack(">I4s", content[at : at + 8])
         body = content[at + 8 : at + 8 + length]
-        assert struct.unpack(">I", content[at + 8 + length : at + 12 + length])[0] == zlib.crc32(kind + body)
+        assert struct.unpack(">I", content[at + 8 + length : at + 12 + length])[0] == zlib.crc32(
+            kind + body
+        )
         kinds.append(kind)
         if kind == b"IHDR":
             *size, depth, colour, packing, filtering, interlace = struct.unpack(">IIBBBBB", body)
@@ -65,7 +67,9 @@ def tile(sheet: np.ndarray, row: int, column: int) -> np.ndarray:
 
 @pytest.mark.parametrize("letters", ORIENTATIONS[::5])
 @pytest.mark.parametrize("spacing", [(2.0, 2.0, 2.0), (1.0, 2.0, 4.0)])
-def test_right_is_left_in_axial_and_coronal_and_front_is_left_in_sagittal(letters: str, spacing: tuple):
+def test_right_is_left_in_axial_and_coronal_and_front_is_left_in_sagittal(
+    letters: str, spacing: tuple
+):
     scan, labels = (reorient(volume, letters) for volume in corner_scan(spacing))
     sheet = contact_sheet(scan, labels, RED)
     assert sheet.shape == (6 * TILE, 5 * TILE, 3)
@@ -153,7 +157,9 @@ def test_png_bytes_hold_exactly_the_picture():
 def test_the_written_preview_is_the_contact_sheet(tmp_path: Path):
     scan, labels = corner_scan()
     write_preview(tmp_path / "p.png", scan, labels, RED)
-    assert np.array_equal(decoded((tmp_path / "p.png").read_bytes()), contact_sheet(scan, labels, RED))
+    assert np.array_equal(
+        decoded((tmp_path / "p.png").read_bytes()), contact_sheet(scan, labels, RED)
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
 
 

@@ -1,4 +1,6 @@
-"""The scene for 3D Slicer without Slicer: one zip, equal bytes, nothing of a patient, and what its nodes say."""
+"""The scene for 3D Slicer without Slicer: one zip, equal bytes, nothing of a patient, and what its
+nodes say.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,14 @@ def nodes(xml: bytes) -> dict[str, dict[str, str]]:
 def test_a_scene_is_one_folder_with_what_its_nodes_name(archive):
     assert archive.testzip() is None
     assert archive.namelist() == [
-        "case/case.mrml", "case/Data/scan.nrrd", "case/Data/labels.seg.nrrd", "case/Data/labels.ctbl",
+        "case/case.mrml", "case/Data/scan.nrrd", "case/Data/labels.seg.nrrd",
+        "case/Data/labels.ctbl",
     ]  # fmt: skip
-    named = {node["fileName"] for node in nodes(archive.read("case/case.mrml")).values() if "fileName" in node}
+    named = {
+        node["fileName"]
+        for node in nodes(archive.read("case/case.mrml")).values()
+        if "fileName" in node
+    }
     assert {f"case/{name}" for name in named} == set(archive.namelist()[1:])
 
 
@@ -91,13 +98,17 @@ def test_nothing_of_a_patient_is_in_a_scene(tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "DOE^JANE").mkdir()
-    image = nib.Nifti1Image(np.random.default_rng(0).integers(0, 99, (6, 6, 6), np.int16), np.eye(4))
+    image = nib.Nifti1Image(
+        np.random.default_rng(0).integers(0, 99, (6, 6, 6), np.int16), np.eye(4)
+    )
     for field in ("descrip", "aux_file", "db_name", "intent_name"):
         image.header[field] = b"DOE^JANE"
     nib.save(image, tmp_path / "DOE^JANE/DOE^JANE.nii")
     scan = io.read(tmp_path / "DOE^JANE/DOE^JANE.nii")
 
-    write_scene(tmp_path / "DOE^JANE/DOE^JANE.mrb", scan, scan.with_data((scan.data > 50).astype(np.uint8)))
+    write_scene(
+        tmp_path / "DOE^JANE/DOE^JANE.mrb", scan, scan.with_data((scan.data > 50).astype(np.uint8))
+    )
 
     content = (tmp_path / "DOE^JANE/DOE^JANE.mrb").read_bytes()
     archive = zipfile.ZipFile(BytesIO(content))
@@ -116,9 +127,9 @@ def test_a_title_may_hold_what_xml_means_something_by():
 def test_labels_that_are_empty_still_make_a_scene(tmp_path):
     scan, labels = heads.head()
     write_scene(tmp_path / "x.mrb", scan, labels.with_data(np.zeros_like(labels.data)), heads.TABLE)
-    place = np.array(nodes(zipfile.ZipFile(tmp_path / "x.mrb").read("case/case.mrml"))["vtkMRMLSliceNodeRed"][
-        "sliceToRAS"
-    ].split(), float).reshape(4, 4)  # fmt: skip
+    scene = nodes(zipfile.ZipFile(tmp_path / "x.mrb").read("case/case.mrml"))
+    numbers = scene["vtkMRMLSliceNodeRed"]["sliceToRAS"].split()
+    place = np.array(numbers, float).reshape(4, 4)
     middle = (scan.affine @ (*((np.array(scan.shape) - 1) / 2), 1))[:3]
     assert np.allclose(place[:3, 3], middle)
 

@@ -1,4 +1,6 @@
-"""The server of a page: three resources under a random path, on the loopback address, for nobody else."""
+"""The server of a page: three resources under a random path, on the loopback address, for nobody
+else.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def server() -> Iterator[PageServer]:
     assert not thread.is_alive()
 
 
-def ask(server: PageServer, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
+def ask(
+    server: PageServer, path: str, method: str = "GET", **headers: str
+) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body."""
     parts = urlsplit(server.address)
     connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=10)
@@ -75,7 +79,19 @@ def test_the_address_is_this_machine_s_and_cannot_be_guessed(server):
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "", "/x/", "/{}x/", "/{}/..", "/{}/../x", "/{}/etc/passwd", "/{}/scan.nii.gz", "/{}//", "/{}", "/%2e/{}/"],
+    [
+        "/",
+        "",
+        "/x/",
+        "/{}x/",
+        "/{}/..",
+        "/{}/../x",
+        "/{}/etc/passwd",
+        "/{}/scan.nii.gz",
+        "/{}//",
+        "/{}",
+        "/%2e/{}/",
+    ],
 )
 def test_nothing_else_is_there(server, path):
     status, headers, body = ask(server, path.format(home(server).strip("/")) or "/")
@@ -124,7 +140,9 @@ def test_a_taken_port_is_one_sentence(server):
 
 def test_ctrl_c_ends_the_command(tmp_path):
     scan = tiny.save_scan(tmp_path / "scan.nii.gz")
-    tiny.save_nifti(tmp_path / "scan_seg.nii.gz", (tiny.phantom() > 700).astype(np.uint8), tiny.affine_of())
+    tiny.save_nifti(
+        tmp_path / "scan_seg.nii.gz", (tiny.phantom() > 700).astype(np.uint8), tiny.affine_of()
+    )
     with tiny.start("-m", "medseg", "view", scan, "--serve") as child:
         address = child.stdout.readline().strip()
         assert re.fullmatch(r"http://127\.0\.0\.1:\d+/[\w-]{32}/", address)

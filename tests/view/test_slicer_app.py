@@ -1,4 +1,6 @@
-"""What real 3D Slicer code makes of medseg's files: names, colours, codes, voxel counts, places. `pytest -m slicer`."""
+"""What real 3D Slicer code makes of medseg's files: names, colours, codes, voxel counts, places.
+`pytest -m slicer`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from medseg.view.scene import write_scene
 from medseg.volume import Volume
 
 pytestmark = pytest.mark.slicer
-slicer = pytest.importorskip("slicer", reason="trame-slicer is not installed (pip install medseg[slicer-test])")
+slicer = pytest.importorskip(
+    "slicer", reason="trame-slicer is not installed (pip install medseg[slicer-test])"
+)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +86,11 @@ def facts(node: Any) -> dict[str, tuple]:
         image = segment.GetRepresentation("Binary labelmap")
         places = voxels_mm(image, segment.GetLabelValue())
         color = tuple(round(255 * part) for part in segment.GetColor())
-        found[segment.GetName()] = (color, len(places), places.mean(axis=0) if len(places) else None)
+        found[segment.GetName()] = (
+            color,
+            len(places),
+            places.mean(axis=0) if len(places) else None,
+        )
     return found
 
 
@@ -96,7 +104,9 @@ def assert_like(found: dict[str, tuple], labels: Volume, table: LabelTable) -> N
             assert np.allclose(centre, heads.centre_mm(labels, label.value), atol=1e-3)
 
 
-@pytest.mark.parametrize(("orientation", "degrees"), [("LAS", 0), ("RAS", 0), ("PIR", 0), ("LPS", 20)])
+@pytest.mark.parametrize(
+    ("orientation", "degrees"), [("LAS", 0), ("RAS", 0), ("PIR", 0), ("LPS", 20)]
+)
 def test_slicer_reads_a_segmentation_as_medseg_wrote_it(app, scene, tmp_path, orientation, degrees):
     _, labels = heads.head(orientation, degrees)
     io.write(labels, tmp_path / "x.seg.nrrd", table=heads.TABLE)
@@ -147,7 +157,9 @@ def test_medseg_reads_what_slicer_writes(app, scene, tmp_path):
     back = list(read_segments(tmp_path / "slicer.seg.nrrd"))
 
     assert [label.name for label, _ in back] == ["organ", "lesion", "other organ"]
-    assert read_table(tmp_path / "slicer.seg.nrrd").names == {label.value: label.name for label, _ in back}
+    assert read_table(tmp_path / "slicer.seg.nrrd").names == {
+        label.value: label.name for label, _ in back
+    }
     for (label, mask), (_, before) in zip(back, segments):
         assert mask.data.sum() == before.data.sum(), label.name
         assert np.allclose(heads.centre_mm(mask, 1), heads.centre_mm(before, 1), atol=1e-3)
@@ -163,23 +175,34 @@ def test_a_label_map_that_slicer_wrote_is_read_without_a_warning(app, scene, tmp
     storage.SetCropToMinimumExtent(True)
     assert storage.WriteData(node)
 
-    back, table = io.read_labels(tmp_path / "slicer.seg.nrrd"), read_table(tmp_path / "slicer.seg.nrrd")
+    back, table = (
+        io.read_labels(tmp_path / "slicer.seg.nrrd"),
+        read_table(tmp_path / "slicer.seg.nrrd"),
+    )
 
-    assert {label.name: label.color for label in table.labels} == {x.name: x.color for x in heads.TABLE.labels}
+    assert {label.name: label.color for label in table.labels} == {
+        x.name: x.color for x in heads.TABLE.labels
+    }
     for label in table.labels:
         before = next(x.value for x in heads.TABLE.labels if x.name == label.name)
         assert (back.data == label.value).sum() == (labels.data == before).sum()
         if before != heads.ABSENT:
-            assert np.allclose(heads.centre_mm(back, label.value), heads.centre_mm(labels, before), atol=1e-3)
+            assert np.allclose(
+                heads.centre_mm(back, label.value), heads.centre_mm(labels, before), atol=1e-3
+            )
 
 
 def test_slicer_cuts_what_medseg_warns_of(app, scene, tmp_path):
     _, labels = heads.head()
-    io.write(labels.with_data((labels.data == heads.RIGHT).astype(np.uint8)), tmp_path / "x.seg.nrrd")
+    io.write(
+        labels.with_data((labels.data == heads.RIGHT).astype(np.uint8)), tmp_path / "x.seg.nrrd"
+    )
     content = (tmp_path / "x.seg.nrrd").read_bytes()
     i0, i1, *rest = re.search(rb"Segment0_Extent:=([\d ]+)", content)[1].split()
     short = b" ".join([i0, str(int(i1) - 2).encode(), *rest])
-    (tmp_path / "x.seg.nrrd").write_bytes(re.sub(rb"(Segment0_Extent:=)[\d ]+", rb"\g<1>" + short, content))
+    (tmp_path / "x.seg.nrrd").write_bytes(
+        re.sub(rb"(Segment0_Extent:=)[\d ]+", rb"\g<1>" + short, content)
+    )
 
     with pytest.warns(DataWarning, match="does not show"):
         whole = io.read_labels(tmp_path / "x.seg.nrrd").data.sum()
@@ -242,7 +265,11 @@ def test_values_without_a_name_are_named_in_slicer_too(app, scene, tmp_path):
 
     app.io_manager.load_scene(str(tmp_path / "case.mrb"))
 
-    assert set(facts(scene.GetFirstNodeByClass("vtkMRMLSegmentationNode"))) == {"label 7", "label 12", "label 300"}
+    assert set(facts(scene.GetFirstNodeByClass("vtkMRMLSegmentationNode"))) == {
+        "label 7",
+        "label 12",
+        "label 300",
+    }
 
 
 def with_views() -> tuple[Any, dict[str, Any]]:
@@ -255,7 +282,9 @@ def with_views() -> tuple[Any, dict[str, Any]]:
     made = {}
     for name, orientation in (("Red", "Axial"), ("Green", "Coronal"), ("Yellow", "Sagittal")):
         properties = ViewProps(orientation=orientation, label=name[0])
-        made[name] = app.view_manager.create_view(ViewLayoutDefinition(name, ViewType.SLICE_VIEW, properties))
+        made[name] = app.view_manager.create_view(
+            ViewLayoutDefinition(name, ViewType.SLICE_VIEW, properties)
+        )
         made[name].render_window().SetSize(300, 300)
     return app, made
 
@@ -274,7 +303,11 @@ def picture_of(view: Any) -> np.ndarray:
     grab.Update()
     image = grab.GetOutput()
     width, height, _ = image.GetDimensions()
-    return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(height, width, -1)[::-1, :, :3].astype(int)
+    return (
+        vtk_to_numpy(image.GetPointData().GetScalars())
+        .reshape(height, width, -1)[::-1, :, :3]
+        .astype(int)
+    )
 
 
 def test_slicer_shows_the_scene_with_the_same_side_on_the_left_as_the_page(tmp_path, monkeypatch):
@@ -285,7 +318,12 @@ def test_slicer_shows_the_scene_with_the_same_side_on_the_left_as_the_page(tmp_p
     write_scene(tmp_path / "case.mrb", scan, labels, heads.TABLE)
     app.io_manager.load_scene(str(tmp_path / "case.mrb"))
     seen: dict[tuple[str, int], tuple[float, float]] = {}
-    for value, name in ((heads.RIGHT, "Red"), (heads.RIGHT, "Green"), (heads.LEFT, "Green"), (heads.FRONT, "Yellow")):
+    for value, name in (
+        (heads.RIGHT, "Red"),
+        (heads.RIGHT, "Green"),
+        (heads.LEFT, "Green"),
+        (heads.FRONT, "Yellow"),
+    ):
         node = views[name].get_view_node()
         node.JumpSliceByOffsetting(*heads.centre_mm(labels, value))
         picture = picture_of(views[name])

@@ -1,4 +1,6 @@
-"""The module for 3D Slicer: what needs no Slicer against the real command line, the rest against a stand-in."""
+"""The module for 3D Slicer: what needs no Slicer against the real command line, the rest against a
+stand-in.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ for done in range(5):
 
 def test_an_error_is_one_sentence(command, tmp_path):
     (tmp_path / "scan.nii.gz").write_bytes(b"not a scan")
-    run = command.Run(command.infer_command(MEDSEG, tmp_path / "scan.nii.gz", tmp_path / "x.seg.nrrd", "otsu"))
+    run = command.Run(
+        command.infer_command(MEDSEG, tmp_path / "scan.nii.gz", tmp_path / "x.seg.nrrd", "otsu")
+    )
     wait(run)
     with pytest.raises(command.CommandError) as error:
         run.finish()
@@ -112,7 +116,8 @@ def test_cancel_stops_it(command):
 def test_what_does_not_stop_is_killed(command, monkeypatch):
     monkeypatch.setattr(command, "PATIENCE_S", 0.2)
     script = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); time.sleep(60)"
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x',"
+        " flush=True); time.sleep(60)"
     )
     run = command.Run([sys.executable, "-c", f"import sys; sys.stdout = sys.stderr; {script}"])
     while not run.look().lines:
@@ -150,10 +155,16 @@ class Base:
 def module(command, scan, tmp_path) -> Iterator[types.ModuleType]:
     """MedSeg.py with a stand-in for Slicer whose volume is `scan`."""
     slicer = mock.MagicMock()
-    slicer.util.exportNode.side_effect = lambda node, path, options: io.write(io.read(scan), path) or True
+    slicer.util.exportNode.side_effect = lambda node, path, options: (
+        io.write(io.read(scan), path) or True
+    )
     slicer.util.startupEnvironment.return_value = tiny.environment()
     base = types.ModuleType("slicer.ScriptedLoadableModule")
-    for name in ("ScriptedLoadableModule", "ScriptedLoadableModuleLogic", "ScriptedLoadableModuleWidget"):
+    for name in (
+        "ScriptedLoadableModule",
+        "ScriptedLoadableModuleLogic",
+        "ScriptedLoadableModuleWidget",
+    ):
         setattr(base, name, Base)
     stand_in = {
         "slicer": slicer,
@@ -209,7 +220,9 @@ def test_the_logic_tidies_after_a_failure_and_says_one_sentence(module, tmp_path
 
 def test_what_is_abandoned_leaves_nothing(module, tmp_path):
     logic = module.MedSegLogic()
-    with mock.patch.object(module, "find_command", return_value=[sys.executable, "-c", "import time; time.sleep(60)"]):
+    with mock.patch.object(
+        module, "find_command", return_value=[sys.executable, "-c", "import time; time.sleep(60)"]
+    ):
         logic.start(mock.MagicMock(), "otsu")
     with pytest.raises(module.CommandError, match="at work already"):
         logic.start(mock.MagicMock(), "otsu")
@@ -221,7 +234,9 @@ def test_what_is_abandoned_leaves_nothing(module, tmp_path):
 
 def test_the_panel_can_be_built_and_shows_errors(module):
     slicer = sys.modules["slicer"]
-    with mock.patch.object(module, "find_command", side_effect=module.CommandError("medseg was not found")):
+    with mock.patch.object(
+        module, "find_command", side_effect=module.CommandError("medseg was not found")
+    ):
         widget = module.MedSegWidget()
         widget.setup()
         assert widget.status.text == "medseg was not found"
@@ -235,4 +250,5 @@ def test_the_command_line_says_where_the_module_is():
     ran = tiny.medseg("view", "--slicer-module")
     assert ran.code == 0
     assert (Path(ran.out.strip()) / "MedSeg.py").is_file()
-    assert sorted(path.name for path in Path(ran.out.strip()).glob("*.py")) == ["MedSeg.py"]  # Slicer loads them all
+    # Slicer loads them all.
+    assert sorted(path.name for path in Path(ran.out.strip()).glob("*.py")) == ["MedSeg.py"]

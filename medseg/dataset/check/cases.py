@@ -1,8 +1,10 @@
-"""Is a dataset fit to train on? `check_dataset` reads every case once and says what it found, as data.
+"""Is a dataset fit to train on? `check_dataset` reads every case once and says what it found, as
+data.
 
-What can be said of one case is said here: whether its files can be read, lie on one grid and hold the labels that the
-dataset names. What only the group can tell (duplicates, mirrored cases, outliers) is in `check.group`. The facts
-that were measured on the way are those that planning a training run needs.
+What can be said of one case is said here: whether its files can be read, lie on one grid and hold
+the labels that the dataset names. What only the group can tell (duplicates, mirrored cases,
+outliers) is in `check.group`. The facts that were measured on the way are those that planning a
+training run needs.
 """
 
 from __future__ import annotations
@@ -37,12 +39,15 @@ from medseg.io import digest, read_as_stored, stored_sizes
 from medseg.progress import Progress, silent
 from medseg.volume import Volume, describe_grid, grid_distance_mm, turned_onto
 
-#: A label whose header is off by less than this part of a voxel lies on its image's grid; --fix corrects the header.
+#: A label whose header is off by less than this part of a voxel lies on its image's grid; --fix
+#: corrects the header.
 SNAP_VOXELS = 0.1
 
 
 class Digests(NamedTuple):
-    """Names for the voxels of a case's images and of its labels, with their place: equal for equal ones."""
+    """Names for the voxels of a case's images and of its labels, with their place: equal for equal
+    ones.
+    """
 
     image: str = ""
     labels: str = ""
@@ -50,7 +55,9 @@ class Digests(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """What `check_dataset` found: findings, errors first, facts of every case that could be read, and its digests."""
+    """What `check_dataset` found: findings, errors first, facts of every case that could be read,
+    and its digests.
+    """
 
     findings: tuple[Finding, ...]
     facts: tuple[CaseFacts, ...]
@@ -66,9 +73,15 @@ class Check:
         cases = []
         for facts in self.facts:
             content = {key: value for key, value in vars(facts).items() if key != "channels"}
-            channels = [{k: v for k, v in vars(c).items() if k != "foreground"} for c in facts.channels]
+            channels = [
+                {k: v for k, v in vars(c).items() if k != "foreground"} for c in facts.channels
+            ]
             cases.append({**content, "affine": facts.affine.tolist(), "channels": channels})
-        return {"errors": len(self.errors), "findings": [asdict(one) for one in self.findings], "cases": cases}
+        return {
+            "errors": len(self.errors),
+            "findings": [asdict(one) for one in self.findings],
+            "cases": cases,
+        }
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -81,7 +94,9 @@ class _Measured:
 
 
 def check_dataset(dataset: Dataset, progress: Progress = silent) -> Check:
-    """Read every case of a dataset once and report what is wrong or odd with it. Never raises for a bad case."""
+    """Read every case of a dataset once and report what is wrong or odd with it. Never raises for a
+    bad case.
+    """
     cases = dataset.cases
     measured = _measure_all(dataset, progress)
     facts = tuple(one.facts for one in measured if one.facts is not None)
@@ -99,14 +114,18 @@ def check_dataset(dataset: Dataset, progress: Progress = silent) -> Check:
     findings += compare_cases(dataset, portraits)
     order = {case.name: number for number, case in enumerate(cases)}
     findings.sort(key=lambda finding: (finding.severity != "error", order.get(finding.case, -1)))
-    digests = {case.name: one.digests for case, one in zip(cases, measured) if one.digests is not None}
+    digests = {
+        case.name: one.digests for case, one in zip(cases, measured) if one.digests is not None
+    }
     return Check(findings=tuple(dict.fromkeys(findings)), facts=facts, digests=digests)
 
 
 def _measure_all(dataset: Dataset, progress: Progress) -> list[_Measured]:
     cases = dataset.cases
     measured = []
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # unpacking releases the interpreter
+    with ThreadPoolExecutor(
+        min(8, os.cpu_count() or 1)
+    ) as pool:  # unpacking releases the interpreter
         results = pool.map(lambda case: _measure(dataset, case), cases)
         for done, (case, one) in enumerate(zip(cases, results), 1):
             measured.append(one)
@@ -114,7 +133,8 @@ def _measure_all(dataset: Dataset, progress: Progress) -> list[_Measured]:
     return measured
 
 
-# One case ------------------------------------------------------------------------------------------------------------
+# One case
+# --------------------------------------------------------------------------------------------------
 
 
 def _measure(dataset: Dataset, case: Case) -> _Measured:
@@ -138,7 +158,8 @@ def _measure(dataset: Dataset, case: Case) -> _Measured:
     on_grid = labels is not None and labels.shape == image.shape
     inside = labels.data > 0 if labels is not None and on_grid else None
     channels = []
-    for volume, path in zip(images, case.images * len(images)):  # of a 4-D file the one path for all
+    # Of a 4-D file the one path for all.
+    for volume, path in zip(images, case.images * len(images)):
         intensity = intensity_of(volume.data, inside)
         channels.append(intensity)
         findings += _about_values(case, path, volume=volume, intensity=intensity, inside=inside)
@@ -158,8 +179,16 @@ def _measure(dataset: Dataset, case: Case) -> _Measured:
     )
     findings += _about_labels(dataset, case, counts)
     portrait = portrait_of(case, facts, image=image, labels=labels if on_grid else None)
-    levels = tuple(levels_of(case.name, name, one.data) for name, one in zip(dataset.channels, images))
-    return _Measured(findings=findings, facts=facts, portrait=portrait, levels=levels, digests=_digests(images, labels))
+    levels = tuple(
+        levels_of(case.name, name, one.data) for name, one in zip(dataset.channels, images)
+    )
+    return _Measured(
+        findings=findings,
+        facts=facts,
+        portrait=portrait,
+        levels=levels,
+        digests=_digests(images, labels),
+    )
 
 
 def digest_case(dataset: Dataset, case: Case) -> Digests:
@@ -180,11 +209,16 @@ def _digests(images: Sequence[Volume], labels: Volume | None) -> Digests:
 
 
 def _channels(dataset: Dataset, case: Case, findings: list[Finding]) -> Iterator[Volume]:
-    """The volume of every channel as it is stored; what is wrong with their number and grids goes to `findings`."""
+    """The volume of every channel as it is stored; what is wrong with their number and grids goes
+    to `findings`.
+    """
     expected = len(dataset.channels)
     first: Volume | None = None
     if len(case.images) not in (1, expected):
-        message = f"{case.images[0].parent}: {len(case.images)} images where {expected} channels are expected"
+        message = (
+            f"{case.images[0].parent}: {len(case.images)} images where {expected} channels are"
+            " expected"
+        )
         findings.append(Finding(case=case.name, kind="channels", severity="error", message=message))
     inside = expected if len(case.images) == 1 else 1
     for path in case.images:
@@ -205,7 +239,9 @@ def _volumes_in(path: Path) -> tuple[Sequence[int], int]:
     return sizes, int(np.prod(sizes[3:])) if len(sizes) > 3 else 1
 
 
-def _about_dimensions(case: Case, path: Path, sizes: Sequence[int], held: int, expected: int) -> list[Finding]:
+def _about_dimensions(
+    case: Case, path: Path, sizes: Sequence[int], held: int, expected: int
+) -> list[Finding]:
     if held != expected:
         wanted = "one is" if expected == 1 else f"{expected} are"
         return [
@@ -230,14 +266,21 @@ def _about_dimensions(case: Case, path: Path, sizes: Sequence[int], held: int, e
 
 
 def _labels(dataset: Dataset, case: Case, image: Volume, findings: list[Finding]) -> Volume | None:
-    """The label map of a case in its image's orientation, even if its grid is another one, which is a finding."""
+    """The label map of a case in its image's orientation, even if its grid is another one, which is
+    a finding.
+    """
     path = case.label if case.label is not None else case.masks[0][1]
     try:
         if case.label is None:
             labels, overlap = merge_masks(case, image)
             if overlap:
-                message = f"{path.parent}: masks overlap in {overlap} voxels; the later one in the table gets them"
-                findings.append(Finding(case=case.name, kind="overlap", severity="warning", message=message))
+                message = (
+                    f"{path.parent}: masks overlap in {overlap} voxels; the later one in the table"
+                    " gets them"
+                )
+                findings.append(
+                    Finding(case=case.name, kind="overlap", severity="warning", message=message)
+                )
             return labels
         sizes, held = _volumes_in(path)
         findings += _about_dimensions(case, path, sizes=sizes, held=held, expected=1)
@@ -260,9 +303,14 @@ def _labels(dataset: Dataset, case: Case, image: Volume, findings: list[Finding]
 
 def _off_grid(case: Case, path: Path, volume: Volume, image: Volume) -> Finding:
     """How a grid differs from the image's; fixable if it is the same but for a tenth of a voxel."""
-    start = f"{path}: has {describe_grid(volume)}, its image {case.images[0].name} has {describe_grid(image)}"
+    start = (
+        f"{path}: has {describe_grid(volume)}, its image {case.images[0].name} has"
+        f" {describe_grid(image)}"
+    )
     if volume.shape != image.shape:
-        return Finding(case=case.name, kind="grid", severity="error", message=f"{start}: another grid")
+        return Finding(
+            case=case.name, kind="grid", severity="error", message=f"{start}: another grid"
+        )
     apart_mm = grid_distance_mm(image, volume)
     tiny = apart_mm <= SNAP_VOXELS * min(image.spacing_mm)
     remedy = "; --fix gives it the image's geometry" if tiny else ""
@@ -321,9 +369,17 @@ def _about_labels(dataset: Dataset, case: Case, counts: dict[int, int]) -> list[
     if strange := sorted(counts.keys() - allowed):
         told = ", ".join(f"{value} ({counts[value]} voxels)" for value in strange[:5])
         known = ", ".join(str(value) for value in sorted(allowed)[:20])
-        message = f"{path}: holds the label value {told}, which the dataset does not name; it names {known}"
+        message = (
+            f"{path}: holds the label value {told}, which the dataset does not name; it names"
+            f" {known}"
+        )
         findings.append(Finding(case=case.name, kind="value", severity="error", message=message))
-    if case.labelled is not None and (extra := sorted((counts.keys() & set(dataset.values)) - set(case.labelled))):
-        message = f"{path}: holds label {extra[0]}, which is not among those said to be labelled in this case"
+    if case.labelled is not None and (
+        extra := sorted((counts.keys() & set(dataset.values)) - set(case.labelled))
+    ):
+        message = (
+            f"{path}: holds label {extra[0]}, which is not among those said to be labelled in this"
+            " case"
+        )
         findings.append(Finding(case=case.name, kind="value", severity="error", message=message))
     return findings

@@ -14,20 +14,25 @@ from medseg.errors import MedsegError
 from medseg.io import read_as_stored
 from medseg.volume import Volume, reorient
 
-#: Thumbnails that correlate more than this are looked at voxel by voxel, and are one scan above the second number.
+#: Thumbnails that correlate more than this are looked at voxel by voxel, and are one scan above the
+#: second number.
 SIMILAR, SAME = 0.98, 0.999
-#: So much must what two thumbnails have of their own correlate, unless they correlate as much as the second number.
+#: So much must what two thumbnails have of their own correlate, unless they correlate as much as
+#: the second number.
 SAME_OWN, IDENTICAL = 0.9, 0.99999
 _THUMBNAIL_PARTS = 2  # duplicates are looked for in thumbnails as coarse as this part
 
 
 def duplicates(dataset: Dataset, portraits: Sequence[Portrait]) -> Iterator[Finding]:
-    """Cases with the same image, whatever their scale, type of value and header; and those with the same label map."""
+    """Cases with the same image, whatever their scale, type of value and header; and those with the
+    same label map.
+    """
     splits = [(set(training), set(validation)) for training, validation in dataset.splits]
     seen: dict[str, str] = {}
     for first, second in _similar(portraits):
         one, other = dataset[first.case], dataset[second.case]
-        if seen.get(second.case, first.case) != first.case:  # told already, with another of its copies
+        # Told already, with another of its copies.
+        if seen.get(second.case, first.case) != first.case:
             continue
         if sameness := _same_image(one, other):
             seen[second.case] = first.case
@@ -36,7 +41,9 @@ def duplicates(dataset: Dataset, portraits: Sequence[Portrait]) -> Iterator[Find
     yield from _same_labels([portrait for portrait in portraits if portrait.case not in seen])
 
 
-def _leaks(splits: Sequence[tuple[set[str], set[str]]], one: Case, other: Case) -> Iterator[Finding]:
+def _leaks(
+    splits: Sequence[tuple[set[str], set[str]]], one: Case, other: Case
+) -> Iterator[Finding]:
     """The splits of which two cases with one image lie on both sides."""
     image = f"the image of {one.name} is in training and"
     names = one.name, other.name
@@ -55,27 +62,40 @@ def _are_apart(names: tuple[str, str], training: set[str], validation: set[str])
 
 
 def _same_labels(portraits: Sequence[Portrait]) -> Iterator[Finding]:
-    """Label maps that are another case's, also moved; drawn shapes such as spheres may be equal in many cases."""
+    """Label maps that are another case's, also moved; drawn shapes such as spheres may be equal in
+    many cases.
+    """
     whole: dict[str, Portrait] = {}
     shapes: dict[str, list[Portrait]] = {}
     for portrait in portraits:
         if portrait.label_digests:
             before = whole.setdefault(portrait.label_digests[1], portrait)
             if before is not portrait:
-                message = f"has the same label map as {before.case}, voxel by voxel, but another image"
-                yield Finding(case=portrait.case, kind="duplicate labels", severity="error", message=message)
+                message = (
+                    f"has the same label map as {before.case}, voxel by voxel, but another image"
+                )
+                yield Finding(
+                    case=portrait.case, kind="duplicate labels", severity="error", message=message
+                )
             elif portrait.shape_digest:
                 shapes.setdefault(portrait.shape_digest, []).append(portrait)
     for first, *others in shapes.values():
         if len(others) <= 2:
             for portrait in others:
-                message = f"has labels of exactly the same shape as {first.case}; do they belong to its image?"
-                yield Finding(case=portrait.case, kind="duplicate labels", severity="warning", message=message)
+                message = (
+                    f"has labels of exactly the same shape as {first.case}; do they belong to its"
+                    " image?"
+                )
+                yield Finding(
+                    case=portrait.case, kind="duplicate labels", severity="warning", message=message
+                )
 
 
 def _duplicate(one: Case, other: Case, sameness: str, first: Portrait, second: Portrait) -> Finding:
     known = first.label_digests, second.label_digests
-    same_labels = known[0] == known[1] or any(a == b for a, b in zip(known[0] or (), known[1] or ()))
+    same_labels = known[0] == known[1] or any(
+        a == b for a, b in zip(known[0] or (), known[1] or ())
+    )
     how = {
         "equal": "the same voxels",
         "rescaled": "the same voxels, rescaled",
@@ -95,17 +115,25 @@ def _duplicate(one: Case, other: Case, sameness: str, first: Portrait, second: P
 
 
 def _similar(portraits: Sequence[Portrait]) -> Iterator[tuple[Portrait, Portrait]]:
-    """Pairs whose thumbnails are alike, the earlier case first, also if one header mirrors what the other does not.
+    """Pairs whose thumbnails are alike, the earlier case first, also if one header mirrors what the
+    other does not.
 
-    Heads on one grid are all alike; so in a group also what a case has of its own, beyond the mean, must be alike.
+    Heads on one grid are all alike; so in a group also what a case has of its own, beyond the mean,
+    must be alike.
     """
     if len(portraits) < 2:
         return
     cells = THUMBNAIL // _THUMBNAIL_PARTS
     parts = (cells, _THUMBNAIL_PARTS) * 3
-    coarse = standardised(np.array([one.thumbnail.reshape(parts).mean(axis=(1, 3, 5)) for one in portraits]))
+    coarse = standardised(
+        np.array([one.thumbnail.reshape(parts).mean(axis=(1, 3, 5)) for one in portraits])
+    )
     flat = coarse.reshape(len(coarse), -1)
-    mean = coarse.mean(axis=0, keepdims=True) if len(portraits) >= MIN_GROUP else np.zeros_like(coarse[:1])
+    mean = (
+        coarse.mean(axis=0, keepdims=True)
+        if len(portraits) >= MIN_GROUP
+        else np.zeros_like(coarse[:1])
+    )
     own = standardised(coarse - mean).reshape(len(coarse), -1)
     found: set[tuple[int, int]] = set()
     for flip in ((), *FLIPS):
@@ -118,13 +146,19 @@ def _similar(portraits: Sequence[Portrait]) -> Iterator[tuple[Portrait, Portrait
             rows, columns = np.nonzero(
                 (alike > IDENTICAL) | ((alike > SIMILAR) & (own_turned[block] @ own.T > SAME_OWN))
             )
-            found |= {(int(row) + start, int(column)) for row, column in zip(rows, columns) if row + start < column}
+            found |= {
+                (int(row) + start, int(column))
+                for row, column in zip(rows, columns)
+                if row + start < column
+            }
     for row, column in sorted(found):
         yield portraits[row], portraits[column]
 
 
 def _same_image(one: Case, other: Case) -> str:
-    """'equal', 'rescaled', 'alike' or 'mirrored' if two cases hold the same voxels in some order, else ''."""
+    """'equal', 'rescaled', 'alike' or 'mirrored' if two cases hold the same voxels in some order,
+    else ''.
+    """
     try:
         first, second = _first_image(one), _first_image(other)
     except MedsegError:
@@ -147,7 +181,8 @@ def _first_image(case: Case) -> Volume:
 
 def _same_values(one: NDArray, other: NDArray) -> str:
     """'equal', 'rescaled' (one is a line through the other but for rounding), 'alike', or ''."""
-    thin = tuple(slice(None, None, max(1, size // 32)) for size in one.shape)  # most pairs differ at first sight
+    # Most pairs differ at first sight.
+    thin = tuple(slice(None, None, max(1, size // 32)) for size in one.shape)
     x, y = _finite(one[thin]), _finite(other[thin])
     if _both_vary(x, y) and _clipped_correlation(x, y) < SAME - 0.05:
         return ""
@@ -173,8 +208,13 @@ def _both_vary(x: NDArray[np.float64], y: NDArray[np.float64]) -> bool:
 
 
 def _clipped_correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Correlation of values clipped to their 1st and 99th percentile, -1 where one is constant then."""
-    x, y = (np.clip(values, *np.percentile(values[:: 1 + values.size // 100_000], (1, 99))) for values in (x, y))
+    """Correlation of values clipped to their 1st and 99th percentile, -1 where one is constant
+    then.
+    """
+    x, y = (
+        np.clip(values, *np.percentile(values[:: 1 + values.size // 100_000], (1, 99)))
+        for values in (x, y)
+    )
     x, y = x - x.mean(), y - y.mean()
     length = float(np.sqrt((x**2).sum() * (y**2).sum()))
     return float((x * y).sum()) / length if length else -1.0

@@ -1,7 +1,8 @@
-"""`medseg check --fix`: a copy of a dataset in which all is solved whose solution is certain; nothing else changes.
+"""`medseg check --fix`: a copy of a dataset in which all is solved whose solution is certain;
+nothing else changes.
 
-The layout stays what it is. Cases that are left out are also left out of the files that list them. The original is only
-read, and the copy appears whole or not at all.
+The layout stays what it is. Cases that are left out are also left out of the files that list them.
+The original is only read, and the copy appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ from medseg.io import embedded_table, is_readable_name, read, read_labels, write
 from medseg.text import parse_json, read_json
 from medseg.volume import Volume, grid_distance_mm, same_grid, tolerance_mm
 
-#: Files beside the scans that are larger than this are no description of the data and are not copied.
+#: Files beside the scans that are larger than this are no description of the data and are not
+#: copied.
 _MAX_TEXT_BYTES = 1 << 24
 #: Findings that are solved by leaving the case out.
 _LEFT_OUT = ("duplicate", "missing", "channels")
 
 
 def write_fixed(dataset: Dataset, check: Check, out: Path) -> list[str]:
-    """Write the corrected copy of a dataset to the new folder `out`; returns a sentence for everything done.
+    """Write the corrected copy of a dataset to the new folder `out`; returns a sentence for
+    everything done.
 
-    Raises `BadOutput` if `out` is not a place for a new folder, `BadConfig` if the data lies outside the dataset's
-    folder.
+    Raises `BadOutput` if `out` is not a place for a new folder, `BadConfig` if the data lies
+    outside the dataset's folder.
     """
     folder = dataset.folder.absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -50,7 +53,9 @@ def write_fixed(dataset: Dataset, check: Check, out: Path) -> list[str]:
     try:
         temporary.mkdir()
         done = _fill(dataset, check, folder=folder, out=temporary)
-        read_dataset(temporary / dataset.source.name if _is_list(dataset) and dataset.source else temporary)
+        read_dataset(
+            temporary / dataset.source.name if _is_list(dataset) and dataset.source else temporary
+        )
         if out.exists():
             out.rmdir()
         temporary.replace(out)
@@ -66,7 +71,9 @@ def _is_list(dataset: Dataset) -> bool:
 
 
 def _fill(dataset: Dataset, check: Check, folder: Path, out: Path) -> list[str]:
-    """Write the corrected data set into the folder `out`; returns a sentence for everything done."""
+    """Write the corrected data set into the folder `out`; returns a sentence for everything
+    done.
+    """
     kinds: dict[str, set[str]] = {}
     dropped: dict[str, str] = {}
     for finding in check.findings:
@@ -90,7 +97,9 @@ def _fill(dataset: Dataset, check: Check, folder: Path, out: Path) -> list[str]:
     return messages
 
 
-def _places(dataset: Dataset, dropped: Collection[str], *, folder: Path, out: Path) -> dict[Path, Path]:
+def _places(
+    dataset: Dataset, dropped: Collection[str], *, folder: Path, out: Path
+) -> dict[Path, Path]:
     """Every file of the cases that stay -> its place in the copy.
 
     Raises `BadConfig` if a file of any case lies outside of the data set's folder.
@@ -119,19 +128,25 @@ def _write_corrected(case: Case, kinds: set[str], places: dict[Path, Path]) -> I
 
 
 def _files(case: Case) -> tuple[Path, ...]:
-    return (*case.images, *((case.label,) if case.label is not None else ()), *(mask for _, mask in case.masks))
+    return (
+        *case.images,
+        *((case.label,) if case.label is not None else ()),
+        *(mask for _, mask in case.masks),
+    )
 
 
 def _corrections(case: Case, kinds: set[str]) -> Iterator[tuple[Path, Volume, str]]:
     """(file, corrected volume, what was done) of every file of a case that needs it."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)  # that a voxel is no number is what is being corrected
+        # That a voxel is no number is what is being corrected.
+        warnings.simplefilter("ignore", DataWarning)
         image = read(case.images[0])
         for number, path in enumerate(_files(case)):
             is_image = number < len(case.images)
             try:
                 volume = read(path) if is_image else read_labels(path)
-            except MedsegError:  # another finding of this case, which is not certain, says what it is
+            except MedsegError:
+                # Another finding of this case, which is not certain, says what it is.
                 continue
             what = []
             if "geometry" in kinds and _nearly_on_grid(image, volume):
@@ -225,7 +240,8 @@ def _names_without(names: list[str], dropped: set[str]) -> list[str]:
 class _ListedFiles:
     """The keys of what a list of cases may name.
 
-    kept: images of the cases that stay. images: those of all cases. labels: labels of the cases that go.
+    kept: images of the cases that stay. images: those of all cases. labels: labels of the cases
+    that go.
     """
 
     kept: frozenset[str]
@@ -266,7 +282,9 @@ def _key(path: Path) -> str:
 
 
 def _rows_without(path: Path, dropped: set[str], dataset: Dataset) -> str:
-    """The lines of a CSV, TSV or JSONL list without some cases, found by the files that they name."""
+    """The lines of a CSV, TSV or JSONL list without some cases, found by the files that they
+    name.
+    """
     gone = {_key(file) for case in dataset.cases if case.name in dropped for file in _files(case)}
     missing = {finding.case for finding in dataset.findings}
     text = read_text(path)

@@ -1,8 +1,10 @@
-"""What only the other cases can tell: the same scan under two names, mirrored cases, cases unlike all others.
+"""What only the other cases can tell: the same scan under two names, mirrored cases, cases unlike
+all others.
 
-Every case is reduced to a `Portrait`: thumbnails along RAS, and numbers that do not depend on the scale of intensities.
-Nothing here has a fixed idea of how a scan looks; a case is odd only by comparison, and where the group itself does not
-agree (a symmetric organ has no handedness, scans of ten scanners have no common brightness) nothing is said.
+Every case is reduced to a `Portrait`: thumbnails along RAS, and numbers that do not depend on the
+scale of intensities. Nothing here has a fixed idea of how a scan looks; a case is odd only by
+comparison, and where the group itself does not agree (a symmetric organ has no handedness, scans of
+ten scanners have no common brightness) nothing is said.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ from medseg.dataset.check.handedness import mirrored
 from medseg.dataset.check.likeness import MIN_GROUP, likeness, spread_of, standardised
 from medseg.dataset.check.portraits import Portrait
 
-#: A case is unlike all others if even its third nearest neighbour is further away than so many (robust) deviations.
+#: A case is unlike all others if even its third nearest neighbour is further away than so many
+#: (robust) deviations.
 ISOLATED_DEVIATIONS = 3.0
-#: Feature to (what it is called, least isolation that counts, how to show it); an axis or a label may follow.
+#: Feature to (what it is called, least isolation that counts, how to show it); an axis or a label
+#: may follow.
 _FEATURES: dict[str, tuple[str, float, Callable[[float], float]]] = {
     "scale": ("range of intensities", np.log10(1.6), lambda value: 10**value),
     "offset": ("offset of intensities by their range", 0.1, np.sinh),
@@ -52,7 +56,11 @@ def compare_cases(dataset: Dataset, portraits: Sequence[Portrait]) -> list[Findi
     portraits = [one.reduced_to(usual) for one in portraits]
     images = standardised(np.array([one.thumbnail for one in portraits]))
     labelled = _complete(portraits, usual)
-    labels = standardised(np.array([one.labels for one in labelled])) if len(labelled) >= MIN_GROUP else None
+    labels = (
+        standardised(np.array([one.labels for one in labelled]))
+        if len(labelled) >= MIN_GROUP
+        else None
+    )
     features = {one.case: dict(one.features) for one in portraits}
     _add_likeness(features, "likeness", portraits=portraits, thumbnails=images)
     if labels is not None:
@@ -62,17 +70,21 @@ def compare_cases(dataset: Dataset, portraits: Sequence[Portrait]) -> list[Findi
 
 
 def _add_likeness(
-    features: dict[str, dict[str, float]], name: str, portraits: Sequence[Portrait], thumbnails: NDArray[np.float32]
+    features: dict[str, dict[str, float]],
+    name: str,
+    portraits: Sequence[Portrait],
+    thumbnails: NDArray[np.float32],
 ) -> None:
     for portrait, value in zip(portraits, likeness(thumbnails)):
         features[portrait.case][name] = float(np.arctanh(min(value, 0.9999)))
 
 
 def _usual_structures(portraits: Sequence[Portrait]) -> frozenset[int]:
-    """The values that nine of ten labelled cases hold; where none is so usual, the one that most hold.
+    """The values that nine of ten labelled cases hold; where none is so usual, the one that most
+    hold.
 
-    What the labels' shape says of left and right can only be compared between cases that hold the same structures: a
-    map with a structure that others lack is as unlike them as a mirrored one.
+    What the labels' shape says of left and right can only be compared between cases that hold the
+    same structures: a map with a structure that others lack is as unlike them as a mirrored one.
     """
     held = [one.held for one in portraits if one.labels is not None]
     counts = Counter(value for values in held for value in values)
@@ -81,7 +93,9 @@ def _usual_structures(portraits: Sequence[Portrait]) -> frozenset[int]:
 
 
 def _complete(portraits: Sequence[Portrait], usual: Collection[int]) -> list[Portrait]:
-    """Those with labels in which no large usual structure is missing or a small part of its usual volume."""
+    """Those with labels in which no large usual structure is missing or a small part of its usual
+    volume.
+    """
     labelled = [one for one in portraits if one.labels is not None]
     volumes = {
         name: float(np.median([one.features[name] for one in labelled if name in one.features]))
@@ -101,7 +115,9 @@ def _complete(portraits: Sequence[Portrait], usual: Collection[int]) -> list[Por
 
 
 def _outliers(features: dict[str, dict[str, float]], turned: set[str]) -> list[Finding]:
-    """Cases that stand alone in some feature. Those known to be mirrored are not also called unlike the others."""
+    """Cases that stand alone in some feature. Those known to be mirrored are not also called unlike
+    the others.
+    """
     oddities: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for one in features.values() for name in one):
         values = {case: one[name] for case, one in features.items() if name in one}
@@ -109,12 +125,19 @@ def _outliers(features: dict[str, dict[str, float]], turned: set[str]) -> list[F
             for case, oddity in _oddities(name, values, turned):
                 oddities.setdefault(case, []).append(oddity)
     return [
-        Finding(case=case, kind="outlier", severity="warning", message=f"is unlike the other cases: {'; '.join(parts)}")
+        Finding(
+            case=case,
+            kind="outlier",
+            severity="warning",
+            message=f"is unlike the other cases: {'; '.join(parts)}",
+        )
         for case, parts in oddities.items()
     ]
 
 
-def _oddities(name: str, values: Mapping[str, float], turned: Collection[str]) -> Iterator[tuple[str, str]]:
+def _oddities(
+    name: str, values: Mapping[str, float], turned: Collection[str]
+) -> Iterator[tuple[str, str]]:
     """(case, what is odd) of the cases that stand alone in one feature."""
     key = name if name in _FEATURES else name.partition(" ")[0]
     what, least, shown = _FEATURES[key]
@@ -131,7 +154,8 @@ def _oddities(name: str, values: Mapping[str, float], turned: Collection[str]) -
 
 
 def _isolation(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Distance of every value to its third nearest neighbour, so that even three odd cases cannot vouch for each other.
+    """Distance of every value to its third nearest neighbour, so that even three odd cases cannot
+    vouch for each other.
 
     In small groups the second or the first nearest.
     """
@@ -142,7 +166,10 @@ def _isolation(values: NDArray[np.float64]) -> NDArray[np.float64]:
     n = len(values)
     distance = np.full(n, np.inf)
     for below in range(rank + 1):
-        low, high = padded[rank - below : rank - below + n], padded[2 * rank - below : 2 * rank - below + n]
+        low, high = (
+            padded[rank - below : rank - below + n],
+            padded[2 * rank - below : 2 * rank - below + n],
+        )
         distance = np.minimum(distance, np.maximum(ordered - low, high - ordered))
     out = np.empty(n)
     out[np.argsort(values, kind="stable")] = distance
@@ -150,9 +177,11 @@ def _isolation(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _threshold(values: NDArray[np.float64], least: float, key: str) -> float:
-    """How isolated a value must be to count: by the spread of the group, and by how isolated others are.
+    """How isolated a value must be to count: by the spread of the group, and by how isolated others
+    are.
 
-    The scale of MR images has no common spread (three scanners make three clusters), so there only the latter counts.
+    The scale of MR images has no common spread (three scanners make three clusters), so there only
+    the latter counts.
     """
     usual = 3 * float(np.quantile(_isolation(values), 0.9))
     if key == "scale":

@@ -1,8 +1,9 @@
-"""Intensities that do not mean what their channel's name says: CT not in Hounsfield units, padding in MR.
+"""Intensities that do not mean what their channel's name says: CT not in Hounsfield units, padding
+in MR.
 
-CT is scaled by windows that are the same for all scans, so an offset moves every structure out of them; MR is scaled by
-each scan's own mean and spread, which one constant value outside the scan moves. Features that ignore scale, by which
-outliers are found, are blind to both.
+CT is scaled by windows that are the same for all scans, so an offset moves every structure out of
+them; MR is scaled by each scan's own mean and spread, which one constant value outside the scan
+moves. Features that ignore scale, by which outliers are found, are blind to both.
 """
 
 from __future__ import annotations
@@ -15,23 +16,29 @@ from numpy.typing import NDArray
 
 from medseg.dataset.cases import Dataset, Finding
 
-#: Names of channels whose values are Hounsfield units. Cone beams are seldom calibrated, so CBCT is none.
+#: Names of channels whose values are Hounsfield units. Cone beams are seldom calibrated, so CBCT is
+#: none.
 _HOUNSFIELD = ("ct", "hu")
 #: Names of channels that are clipped to a window, where padding does no harm.
 _WINDOWED = (*_HOUNSFIELD, "cbct")
-#: What lies below is padding outside the circle of reconstruction (-2000, -3024), not air, in Hounsfield units.
+#: What lies below is padding outside the circle of reconstruction (-2000, -3024), not air, in
+#: Hounsfield units.
 _PADDING_HU = -1500.0
-#: Air, and lungs, in Hounsfield units with their noise; so much of a scan must be of it to say that there is air.
+#: Air, and lungs, in Hounsfield units with their noise; so much of a scan must be of it to say that
+#: there is air.
 _AIR_HU, _AIR_SHARE = (-1200.0, -700.0), 0.001
 #: Soft tissue and bone lie so far above air in any CT, whatever the offset.
 _TISSUE_ABOVE_AIR = (850.0, 1250.0)
-#: (lowest level, share of tissue above it) of a scan that is 1024 higher: its air, with its noise, lies above the first
-#: number. A scan cut to the body has fat (about -100) as its lowest level, and little is so much denser than that.
+#: (lowest level, share of tissue above it) of a scan that is 1024 higher: its air, with its noise,
+#: lies above the first number. A scan cut to the body has fat (about -100) as its lowest level, and
+#: little is so much denser than that.
 _HIGHER = ((-60.0, 0.02), (-250.0, 0.1))
 _SAMPLE = 1 << 17
-#: A value at one end is padding if so much of a scan has it and it lies so far from the rest, by the rest's range.
+#: A value at one end is padding if so much of a scan has it and it lies so far from the rest, by
+#: the rest's range.
 _END_SHARE, _END_GAP = 0.001, 0.5
-#: A value among others is padding if so much of a scan has it, and so many times as much as each value near it.
+#: A value among others is padding if so much of a scan has it, and so many times as much as each
+#: value near it.
 _MODE_SHARE, _MODE_TIMES, _NEAR = 0.1, 5.0, 0.005
 #: With fewer values than this an image is drawn, not measured.
 _FEW_VALUES = 20
@@ -41,9 +48,9 @@ _FEW_VALUES = 20
 class Levels:
     """What a channel of a case says of its units.
 
-    odd: 'higher' or 'lower' than Hounsfield units, 'scaled', or '' where nothing speaks against them. low: the lowest
-    level that is no padding. has_air: whether there is air near -1000. padding: a value that fills a part of the scan
-    and is none of its intensities, or None.
+    odd: 'higher' or 'lower' than Hounsfield units, 'scaled', or '' where nothing speaks against
+    them. low: the lowest level that is no padding. has_air: whether there is air near -1000.
+    padding: a value that fills a part of the scan and is none of its intensities, or None.
     """
 
     case: str
@@ -105,7 +112,9 @@ def _is_higher(values: NDArray[np.float64], low: float) -> bool:
 
 
 def _padding(values: NDArray[np.float64], is_whole: bool) -> float | None:
-    """A constant that is no intensity of the scan; 0 is what scans are usually filled with, and is looked after."""
+    """A constant that is no intensity of the scan; 0 is what scans are usually filled with, and is
+    looked after.
+    """
     kinds, counts = np.unique(values, return_counts=True)
     if len(kinds) <= _FEW_VALUES:
         return None
@@ -125,7 +134,9 @@ def _padding(values: NDArray[np.float64], is_whole: bool) -> float | None:
 
 
 def about_levels(dataset: Dataset, levels: Sequence[Levels]) -> list[Finding]:
-    """Warnings of channels that are not what they are called: for each case, or one where all are so."""
+    """Warnings of channels that are not what they are called: for each case, or one where all are
+    so.
+    """
     findings: list[Finding] = []
     for channel in dict.fromkeys(one.channel for one in levels):
         of_channel = [one for one in levels if one.channel == channel]
@@ -140,8 +151,9 @@ def _about_units(channel: str, levels: Sequence[Levels]) -> Iterator[Finding]:
     if odd and not usual and len(odd) >= 0.8 * len(levels):
         low = float(np.median([one.low for one in odd]))
         message = (
-            f"no scan of the channel {channel} has air near -1000 (the lowest values are about {low:.4g}), so the "
-            "values are not Hounsfield units; training works as long as every later scan is stored so"
+            f"no scan of the channel {channel} has air near -1000 (the lowest values are about"
+            f" {low:.4g}), so the values are not Hounsfield units; training works as long as every"
+            " later scan is stored so"
         )
         yield Finding(case="", kind="units", severity="warning", message=message)
         return
@@ -154,7 +166,10 @@ def _about_units(channel: str, levels: Sequence[Levels]) -> Iterator[Finding]:
 def _what_is_odd(levels: Levels, usual: Sequence[float]) -> str:
     """In words; usual: the lowest levels of the scans with air near -1000."""
     if levels.odd == "lower":
-        return "air is near -2000 or nothing as dense as water: the values are lower than Hounsfield units"
+        return (
+            "air is near -2000 or nothing as dense as water: the values are lower than Hounsfield"
+            " units"
+        )
     if levels.odd == "scaled":
         return "the values were scaled and are no Hounsfield units"
     above = "higher"
@@ -168,10 +183,17 @@ def _about_padding(channel: str, levels: Sequence[Levels]) -> Iterator[Finding]:
     remedy = "it counts into the mean and the spread by which scans are scaled; set it to 0"
     values = sorted({one.padding for one in padded if one.padding is not None})
     if len(padded) > 1 and len(padded) >= 0.8 * len(levels):
-        shown = ", ".join(f"{value:.4g}" for value in values[:3]) + (" ..." if len(values) > 3 else "")
-        message = f"{channel}: {len(padded)} of {len(levels)} scans are filled with one value that is not 0 ({shown})"
+        shown = ", ".join(f"{value:.4g}" for value in values[:3]) + (
+            " ..." if len(values) > 3 else ""
+        )
+        message = (
+            f"{channel}: {len(padded)} of {len(levels)} scans are filled with one value that is not"
+            f" 0 ({shown})"
+        )
         yield Finding(case="", kind="padding", severity="warning", message=f"{message}; {remedy}")
         return
     for one in padded:
         message = f"{channel}: a part of the scan is filled with the value {one.padding:.6g}"
-        yield Finding(case=one.case, kind="padding", severity="warning", message=f"{message}; {remedy}")
+        yield Finding(
+            case=one.case, kind="padding", severity="warning", message=f"{message}; {remedy}"
+        )

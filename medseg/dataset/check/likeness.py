@@ -14,7 +14,9 @@ FLIPS = tuple(flip for count in (1, 2, 3) for flip in combinations(range(3), cou
 
 
 def standardised(thumbnails: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Thumbnails with mean 0 and length 1, so that products are correlations; (cases, 24, 24, 24)."""
+    """Thumbnails with mean 0 and length 1, so that products are correlations; (cases, 24, 24,
+    24).
+    """
     centred = thumbnails - thumbnails.mean(axis=(1, 2, 3), keepdims=True)
     length = np.sqrt((centred**2).sum(axis=(1, 2, 3), keepdims=True))
     return centred / np.maximum(length, np.finfo(np.float32).tiny)
@@ -26,7 +28,8 @@ def likeness(thumbnails: NDArray[np.float32], flip: tuple[int, ...] = ()) -> NDA
     total = thumbnails.sum(axis=0)
     own = np.einsum("nijk,nijk->n", turned, thumbnails)
     with_all = np.einsum("nijk,ijk->n", thumbnails, total)
-    rest = np.sqrt(np.maximum((total**2).sum() - 2 * with_all + 1.0, 1e-12))  # |total - case|; cases have length 1
+    # |total - case|; cases have length 1.
+    rest = np.sqrt(np.maximum((total**2).sum() - 2 * with_all + 1.0, 1e-12))
     return (np.einsum("nijk,ijk->n", turned, total) - own) / rest
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-#: Voxels of a volume that statistics are made of, about; of larger ones only every second or third plane is looked at.
+#: Voxels of a volume that statistics are made of, about; of larger ones only every second or third
+#: plane is looked at.
 SAMPLE_VOXELS = 1 << 21
 _PERCENTILE_SAMPLE = 1 << 15
 _FOREGROUND_SAMPLE = 1024
@@ -16,11 +17,12 @@ _PERCENTILES = (0.5, 1, 25, 50, 75, 99, 99.5)
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Intensity:
-    """Values of one channel; voxels that are not finite numbers are counted and left out of the rest.
+    """Values of one channel; voxels that are not finite numbers are counted and left out of the
+    rest.
 
-    minimum, maximum and not_finite are of all voxels; of images of more than two million the rest is of a part of the
-    planes. percentiles: the 0.5th, 1st, 25th, 50th, 75th, 99th and 99.5th. foreground: at most 1024 values from
-    within the labels, evenly spread over them, in no order.
+    minimum, maximum and not_finite are of all voxels; of images of more than two million the rest
+    is of a part of the planes. percentiles: the 0.5th, 1st, 25th, 50th, 75th, 99th and 99.5th.
+    foreground: at most 1024 values from within the labels, evenly spread over them, in no order.
     """
 
     minimum: float
@@ -47,10 +49,11 @@ class Intensity:
 class CaseFacts:
     """What was measured in one case.
 
-    shape, spacing_mm, orientation, affine: the first image's grid. dtype: as it is stored. content_shape: voxels of the
-    smallest box that holds all that differs from the image's lowest value. label_shape: the same around the labels, or
-    (0, 0, 0). voxels: label value to number of voxels, without background. parts: label value to the voxels of its
-    connected parts, largest first.
+    shape, spacing_mm, orientation, affine: the first image's grid. dtype: as it is stored.
+    content_shape: voxels of the smallest box that holds all that differs from the image's lowest
+    value. label_shape: the same around the labels, or (0, 0, 0). voxels: label value to number of
+    voxels, without background. parts: label value to the voxels of its connected parts, largest
+    first.
     """
 
     case: str
@@ -83,19 +86,27 @@ def intensity_of(data: NDArray, inside: NDArray[np.bool_] | None) -> Intensity:
         foreground = foreground[np.isfinite(foreground)]
     low, high = (data, data) if not bad else (data[good], data[good])
     return Intensity(
-        minimum=float(low.min(initial=np.inf) if low.dtype.kind == "f" else low.min()) if low.size else 0.0,
+        minimum=(
+            float(low.min(initial=np.inf) if low.dtype.kind == "f" else low.min())
+            if low.size
+            else 0.0
+        ),
         maximum=float(high.max()) if high.size else 0.0,
         mean=float(values.mean(dtype=np.float64)),
         deviation=float(values.std(dtype=np.float64)),
         percentiles=percentiles,
-        roughness=_roughness(np.nan_to_num(thin.astype(np.float32), copy=False), percentiles[1], percentiles[5]),
+        roughness=_roughness(
+            np.nan_to_num(thin.astype(np.float32), copy=False), percentiles[1], percentiles[5]
+        ),
         not_finite=bad,
         foreground=foreground,
     )
 
 
 def _roughness(data: NDArray[np.float32], low: float, high: float) -> float:
-    """Mean squared difference between neighbours as a part of the variance: 2 for noise, near 0 for smooth images."""
+    """Mean squared difference between neighbours as a part of the variance: 2 for noise, near 0 for
+    smooth images.
+    """
     clipped = np.clip(data, low, high)
     variance = float(clipped.var(dtype=np.float64))
     if variance == 0:
@@ -116,7 +127,9 @@ def count_voxels(labels: NDArray) -> dict[int, int]:
 
 
 def content_of(data: NDArray, lowest: float) -> NDArray[np.bool_]:
-    """Where an image differs from its lowest value, which is that of padding and of air that was cut out."""
+    """Where an image differs from its lowest value, which is that of padding and of air that was
+    cut out.
+    """
     return data > lowest if np.isfinite(lowest) else np.zeros(data.shape, bool)
 
 

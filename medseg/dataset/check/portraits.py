@@ -28,7 +28,9 @@ _ARRANGED = 40  # with more structures than this, their places are not compared
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PackedLabels:
-    """A label map along RAS, thinned and compressed: so small that those of all cases can be kept."""
+    """A label map along RAS, thinned and compressed: so small that those of all cases can be
+    kept.
+    """
 
     content: bytes
     shape: tuple[int, int, int]
@@ -44,10 +46,11 @@ class PackedLabels:
 class Portrait:
     """A case, small.
 
-    thumbnail: (24, 24, 24) means of the first channel along RAS, clipped to its 1st and 99th percentile. labels: the
-    same of the labels, coded, in a box around their centroid; None without labels. packed: those labels themselves.
-    label_digests: names for the label map as it is stored and along RAS. shape_digest: a name for the labels wherever
-    they lie, '' if they are too few to be one of a kind. features: what may be compared between cases.
+    thumbnail: (24, 24, 24) means of the first channel along RAS, clipped to its 1st and 99th
+    percentile. labels: the same of the labels, coded, in a box around their centroid; None without
+    labels. packed: those labels themselves. label_digests: names for the label map as it is stored
+    and along RAS. shape_digest: a name for the labels wherever they lie, '' if they are too few to
+    be one of a kind. features: what may be compared between cases.
     """
 
     case: str
@@ -61,23 +64,35 @@ class Portrait:
     @property
     def held(self) -> frozenset[int]:
         """The label values that the case holds."""
-        return frozenset(int(name.split()[1]) for name in self.features if name.startswith("volume "))
+        return frozenset(
+            int(name.split()[1]) for name in self.features if name.startswith("volume ")
+        )
 
     def reduced_to(self, values: Collection[int]) -> Portrait:
-        """The same case as if its labels held these values alone; without labels if it holds none of them."""
+        """The same case as if its labels held these values alone; without labels if it holds none
+        of them.
+        """
         if self.packed is None or self.held <= set(values):
             return self
         kept = self.packed.unpacked()
         kept = np.where(np.isin(kept, sorted(values)), kept, 0)
-        rest = {name: one for name, one in self.features.items() if not name.startswith(("arrangement ", "place "))}
+        rest = {
+            name: one
+            for name, one in self.features.items()
+            if not name.startswith(("arrangement ", "place "))
+        }
         if not kept.any():
             return replace(self, labels=None, features=rest)
         thumbnail, places = _drawn(kept)
         return replace(self, labels=thumbnail, features=rest | places)
 
 
-def portrait_of(case: Case, facts: CaseFacts, image: Volume, labels: Volume | None) -> Portrait | None:
-    """What the comparison with the other cases needs, small enough to keep for all; None for empty images."""
+def portrait_of(
+    case: Case, facts: CaseFacts, image: Volume, labels: Volume | None
+) -> Portrait | None:
+    """What the comparison with the other cases needs, small enough to keep for all; None for empty
+    images.
+    """
     first = facts.channels[0]
     spread = _spread(first)
     if spread is None:
@@ -111,15 +126,21 @@ def portrait_of(case: Case, facts: CaseFacts, image: Volume, labels: Volume | No
 
 
 def _spread(intensity: Intensity) -> float | None:
-    """From the 1st to the 99th percentile, or of all values where those are one; None for an empty image."""
+    """From the 1st to the 99th percentile, or of all values where those are one; None for an empty
+    image.
+    """
     for spread in (intensity.high - intensity.low, intensity.maximum - intensity.minimum):
         if spread > 0:
             return spread
     return None
 
 
-def _image_features(image: Volume, ras: Volume, *, intensity: Intensity, spread: float) -> dict[str, float]:
-    """What an image, which along RAS is `ras`, has to be compared by; spread: of its intensities."""
+def _image_features(
+    image: Volume, ras: Volume, *, intensity: Intensity, spread: float
+) -> dict[str, float]:
+    """What an image, which along RAS is `ras`, has to be compared by; spread: of its
+    intensities.
+    """
     low, high = intensity.low, intensity.high
     shape_mm = np.array(ras.shape) * ras.spacing_mm
     centre = image.affine @ (*(np.array(image.shape) - 1) / 2, 1.0)
@@ -138,7 +159,9 @@ def _image_features(image: Volume, ras: Volume, *, intensity: Intensity, spread:
 
 
 def _label_features(facts: CaseFacts, *, voxel_mm3: float, spread: float) -> dict[str, float]:
-    """What labels have to be compared by, but for their places; spread: of the image's intensities."""
+    """What labels have to be compared by, but for their places; spread: of the image's
+    intensities.
+    """
     first = facts.channels[0]
     inside = first.foreground
     brightness = contrast = 0.0
@@ -150,26 +173,37 @@ def _label_features(facts: CaseFacts, *, voxel_mm3: float, spread: float) -> dic
 
 
 def _drawn(labels: NDArray) -> tuple[NDArray[np.float32], dict[str, float]]:
-    """The thumbnail of a label map along RAS, and where in the image and among each other its structures lie."""
+    """The thumbnail of a label map along RAS, and where in the image and among each other its
+    structures lie.
+    """
     coded, box = _code(labels)
-    places = {f"place {axis}": (start + stop) / 2 / size for axis, (start, stop), size in zip("xyz", box, coded.shape)}
+    places = {
+        f"place {axis}": (start + stop) / 2 / size
+        for axis, (start, stop), size in zip("xyz", box, coded.shape)
+    }
     return _shrink(coded, box), _arrangement(labels, box) | places
 
 
 def _code(labels: NDArray) -> tuple[NDArray[np.float32], list[tuple[float, float]]]:
-    """Labels as numbers between 0.5 and 1.5 that tell them apart, and a box of 2.5 deviations around their centroid.
+    """Labels as numbers between 0.5 and 1.5 that tell them apart, and a box of 2.5 deviations
+    around their centroid.
 
     Such a box does not depend on where the labels lie, nor on single stray voxels.
     """
     inner = box_of(labels > 0) or (slice(None), slice(None), slice(None))
     top = int(labels.max(initial=0))
-    weights = 0.5 + np.arange(top + 1) * 0.618034 % 1.0  # the golden ratio spreads any run of values evenly
+    # The golden ratio spreads any run of values evenly.
+    weights = 0.5 + np.arange(top + 1) * 0.618034 % 1.0
     weights[0] = 0
     coded = np.zeros(labels.shape, np.float32)
     coded[inner] = weights.astype(np.float32)[labels[inner]]
     box = []
     for axis in range(3):
-        along = (labels > 0).sum(axis=tuple(other for other in range(3) if other != axis)).astype(np.float64)
+        along = (
+            (labels > 0)
+            .sum(axis=tuple(other for other in range(3) if other != axis))
+            .astype(np.float64)
+        )
         places = np.arange(len(along)) + 0.5
         middle = (along * places).sum() / along.sum()
         deviation = max(0.5, float(np.sqrt((along * (places - middle) ** 2).sum() / along.sum())))
@@ -178,7 +212,9 @@ def _code(labels: NDArray) -> tuple[NDArray[np.float32], list[tuple[float, float
 
 
 def _arrangement(labels: NDArray, box: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Where each structure lies among all, along RAS from the common centroid, in the deviations that the box is of."""
+    """Where each structure lies among all, along RAS from the common centroid, in the deviations
+    that the box is of.
+    """
     inner = box_of(labels > 0) or (slice(0), slice(0), slice(0))
     cut = labels[inner]
     counts = count_voxels(cut)
@@ -191,14 +227,18 @@ def _arrangement(labels: NDArray, box: Sequence[tuple[float, float]]) -> dict[st
         places = np.arange(len(planes)) + inner[axis].start + 0.5
         for value, voxels in counts.items():
             middle = float(places @ sums[:, value]) / voxels
-            found[f"arrangement {value} {'xyz'[axis]}"] = (middle - (start + stop) / 2) / (stop - start) * 5
+            found[f"arrangement {value} {'xyz'[axis]}"] = (
+                (middle - (start + stop) / 2) / (stop - start) * 5
+            )
     return found
 
 
 def _shrink(data: NDArray[np.float32], box: Sequence[tuple[float, float]]) -> NDArray[np.float32]:
-    """The mean values of `THUMBNAIL` cells along each axis of a box in voxels; what lies outside the array is 0.
+    """The mean values of `THUMBNAIL` cells along each axis of a box in voxels; what lies outside
+    the array is 0.
 
-    By differences of running sums and not by products of matrices, which would start threads within threads.
+    By differences of running sums and not by products of matrices, which would start threads within
+    threads.
     """
     cells: NDArray = data
     for axis, (start, stop) in enumerate(box):

@@ -1,4 +1,6 @@
-"""Structures that are absent, tiny or in pieces where others have them whole, and cases on both sides of a split."""
+"""Structures that are absent, tiny or in pieces where others have them whole, and cases on both
+sides of a split.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ TINY_VOXELS = 10
 def absent_structures(
     dataset: Dataset, facts: Sequence[CaseFacts], unreadable: Sequence[Finding] = ()
 ) -> list[Finding]:
-    """Label maps and structures that are empty or tiny where nearly all other cases have them, and values of few."""
+    """Label maps and structures that are empty or tiny where nearly all other cases have them, and
+    values of few.
+    """
     findings = _empty_maps(facts, {finding.case for finding in unreadable})
     if len(facts) < 5:
         return findings
@@ -37,7 +41,8 @@ def absent_structures(
 def _empty_maps(facts: Sequence[CaseFacts], unreadable: Collection[str]) -> list[Finding]:
     """Label maps of nothing but background, but for the cases whose labels cannot be read."""
     filled = sum(bool(one.voxels) for one in facts)
-    # Scans without a lesion are good examples; one lone scan without the organ that all others have is not.
+    # Scans without a lesion are good examples; one lone scan without the organ that all others have
+    # is not.
     alone = len(facts) >= 5 and filled >= 0.98 * (len(facts) - 1)
     rest = f", while {filled} of {len(facts)} cases have labels" if alone else ""
     message = f"holds nothing but background{rest}"
@@ -47,12 +52,16 @@ def _empty_maps(facts: Sequence[CaseFacts], unreadable: Collection[str]) -> list
 
 
 def _is_annotated(value: int, labelled: Sequence[int] | None) -> bool:
-    """Whether a case would hold a structure if it were there; labelled: the values annotated in it, if not all."""
+    """Whether a case would hold a structure if it were there; labelled: the values annotated in it,
+    if not all.
+    """
     return labelled is None or value in labelled
 
 
 def _most_of_rare(dataset: Dataset, cases: int) -> float:
-    """In so many cases at most, a value without a name may be a slip; 0 where that cannot be told."""
+    """In so many cases at most, a value without a name may be a slip; 0 where that cannot be
+    told.
+    """
     unnamed = all(label.name == f"label {label.value}" for label in dataset.table.labels)
     return max(1, 0.02 * cases) if unnamed and cases >= 10 else 0
 
@@ -60,7 +69,9 @@ def _most_of_rare(dataset: Dataset, cases: int) -> float:
 def _rare_value(value: int, having: Sequence[CaseFacts], cases: int) -> list[Finding]:
     """A value without a name that next to no case holds."""
     message = f"label value {value} occurs in {len(having)} of {cases} cases only; is it meant?"
-    return [Finding(case=one.case, kind="value", severity="warning", message=message) for one in having]
+    return [
+        Finding(case=one.case, kind="value", severity="warning", message=message) for one in having
+    ]
 
 
 def _absent_or_tiny(
@@ -97,10 +108,13 @@ def separate_parts(dataset: Dataset, facts: Sequence[CaseFacts]) -> list[Finding
         for one in having:
             if rest := one.parts[value][1:]:
                 message = (
-                    f"{name} (label {value}) has {len(rest)} separate part{'s' if len(rest) > 1 else ''} of "
-                    f"{', '.join(map(str, rest[:5]))} voxels; in {len(whole)} of {len(having)} cases it is one piece"
+                    f"{name} (label {value}) has {len(rest)} separate"
+                    f" part{'s' if len(rest) > 1 else ''} of {', '.join(map(str, rest[:5]))}"
+                    f" voxels; in {len(whole)} of {len(having)} cases it is one piece"
                 )
-                findings.append(Finding(case=one.case, kind="island", severity="warning", message=message))
+                findings.append(
+                    Finding(case=one.case, kind="island", severity="warning", message=message)
+                )
     return findings
 
 

@@ -6,13 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from medseg.dataset.cases import Case, Dataset
-from medseg.dataset.layouts.finding import files_in, folders_in, scans_below, united_table, unpaired_case
+from medseg.dataset.layouts.finding import (
+    files_in,
+    folders_in,
+    scans_below,
+    united_table,
+    unpaired_case,
+)
 from medseg.errors import BadConfig, BadFile, MedsegError
 from medseg.io import read, read_labels, strip_suffix
 from medseg.labels import LabelTable
 from medseg.volume import turned_onto
 
-# BIDS ----------------------------------------------------------------------------------------------------------------
+# BIDS
+# --------------------------------------------------------------------------------------------------
 
 
 def find_bids(path: Path) -> Dataset | None:
@@ -96,7 +103,9 @@ def _common_kinds(path: Path, paired: Mapping[Path, Mapping[str, Path]]) -> list
     """The kinds of images that every segmentation has. Raises `BadFile` if there are none."""
     common = set.intersection(*map(set, paired.values())) if paired else set()
     if not common:
-        raise BadFile(f"{path}: no image of one kind (T1w, FLAIR ...) belongs to every segmentation")
+        raise BadFile(
+            f"{path}: no image of one kind (T1w, FLAIR ...) belongs to every segmentation"
+        )
     return sorted(common)
 
 
@@ -143,7 +152,9 @@ def _without(entities: Mapping[str, str], keys: Sequence[str]) -> dict[str, str]
 
 
 def _bids_on_grid(found: Mapping[Path, Mapping[str, Path]], kinds: Sequence[str]) -> list[str]:
-    """Those kinds of images that lie on the grid of the first segmentation; all of them if there is only one."""
+    """Those kinds of images that lie on the grid of the first segmentation; all of them if there is
+    only one.
+    """
     if len(kinds) == 1:
         return list(kinds)
     label, images = next(iter(found.items()))
@@ -159,14 +170,18 @@ def _bids_on_grid(found: Mapping[Path, Mapping[str, Path]], kinds: Sequence[str]
 
 
 def _bids_table(home: Path, label: Path) -> LabelTable | None:
-    """The nearest `dseg.tsv` that speaks of a file: in its folder or one above, saying nothing else than its name."""
+    """The nearest `dseg.tsv` that speaks of a file: in its folder or one above, saying nothing else
+    than its name.
+    """
     wanted = _entities(label)[0]
     folder = label.parent
     while True:
         fitting = [
             file
             for file in files_in(folder)
-            if file.suffix == ".tsv" and _entities(file)[1] == "dseg" and _entities(file)[0].items() <= wanted.items()
+            if file.suffix == ".tsv"
+            and _entities(file)[1] == "dseg"
+            and _entities(file)[0].items() <= wanted.items()
         ]
         if fitting:
             return LabelTable.read(max(fitting, key=lambda file: len(_entities(file)[0])))

@@ -19,18 +19,22 @@ from medseg.text import parse_json, read_json
 
 #: What a label file's name may end in where its image's does not.
 LABEL_ENDING = re.compile(
-    r"[-_. ]?(dseg|seg|segmentation|segmentations|labels?|labelmap|masks?|gt|ground_?truth|annotations?)$",
+    r"[-_. ]?"
+    r"(dseg|seg|segmentation|segmentations|labels?|labelmap|masks?|gt|ground_?truth|annotations?)$",
     re.IGNORECASE,
 )
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 SPLITS = {
-    "train": "train", "training": "train", "tr": "train", "val": "val", "valid": "val", "validation": "val",
+    "train": "train", "training": "train", "tr": "train", "val": "val", "valid": "val",
+    "validation": "val",
     "test": "test", "testing": "test", "ts": "test",
 }  # fmt: skip
 NO_TABLE = LabelTable(())
 _COLUMN_NAMES = {
-    "name": "case", "id": "case", "case_id": "case", "mask": "label", "seg": "label", "segmentation": "label",
-    "labels": "label", "subject": "group", "patient": "group", "patient_id": "group", "subject_id": "group",
+    "name": "case", "id": "case", "case_id": "case", "mask": "label", "seg": "label",
+    "segmentation": "label",
+    "labels": "label", "subject": "group", "patient": "group", "patient_id": "group",
+    "subject_id": "group",
 }  # fmt: skip
 
 
@@ -60,13 +64,16 @@ def _rows_as_written(text: str, suffix: str) -> list[Any]:
 
 
 def column_name(name: str) -> str:
-    """A column's name in small letters and by its usual synonym; of images, what follows is a channel's name."""
+    """A column's name in small letters and by its usual synonym; of images, what follows is a
+    channel's name.
+    """
     if name.lower().startswith("image"):
         return "image" + name[len("image") :] if name.lower() != "image_id" else "case"
     return _COLUMN_NAMES.get(name.lower(), name.lower())
 
 
-# What labels mean ----------------------------------------------------------------------------------------------------
+# What labels mean
+# --------------------------------------------------------------------------------------------------
 
 
 def table_of(path: Path, names: Mapping[int, str], *, keep_order: bool = False) -> LabelTable:
@@ -75,7 +82,9 @@ def table_of(path: Path, names: Mapping[int, str], *, keep_order: bool = False) 
     colors = LabelTable.from_values(named)
     values = named if keep_order else sorted(named)
     try:
-        return LabelTable(tuple(Label(value, named[value], colors[value].color) for value in values))
+        return LabelTable(
+            tuple(Label(value, named[value], colors[value].color) for value in values)
+        )
     except BadConfig as error:
         raise BadFile(f"{path}: {error}") from None
 
@@ -86,11 +95,15 @@ def united_table(path: Path, tables: Sequence[LabelTable]) -> LabelTable:
     for label in (label for table in tables for label in table.labels):
         before = labels.setdefault(label.value, label)
         if before.name != label.name:
-            raise BadFile(f"{path}: label {label.value} is '{before.name}' in one case and '{label.name}' in another")
+            raise BadFile(
+                f"{path}: label {label.value} is '{before.name}' in one case and '{label.name}' in"
+                " another"
+            )
     return LabelTable(tuple(labels[value] for value in sorted(labels)))
 
 
-# Files ---------------------------------------------------------------------------------------------------------------
+# Files
+# --------------------------------------------------------------------------------------------------
 
 
 def read_description(path: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -108,7 +121,9 @@ def numbered_values(file: Path, content: Any, key: str) -> tuple[str, ...]:
         return tuple(str(name) for name in content)
     if isinstance(content, str):
         return (content,)
-    if not isinstance(content, dict) or {str(number) for number in range(len(content))} != set(map(str, content)):
+    if not isinstance(content, dict) or {str(number) for number in range(len(content))} != set(
+        map(str, content)
+    ):
         raise BadFile(f'{file}: "{key}" must name the channels by number, as in {{"0": "CT"}}')
     return tuple(str(name) for _, name in sorted(content.items(), key=lambda item: int(item[0])))
 
@@ -127,13 +142,19 @@ def whole_number(file: Path, what: str, value: Any) -> int:
 
 def names_of_values(file: Path, labels: Mapping[str, Any]) -> dict[int, str]:
     """Value to name, of {"1": "liver"} or, as some write it, {"liver": 1}. Raises `BadFile`."""
-    turned = all(isinstance(value, int) and not isinstance(value, bool) for value in labels.values())
+    turned = all(
+        isinstance(value, int) and not isinstance(value, bool) for value in labels.values()
+    )
     pairs = [(value, name) for name, value in labels.items()] if turned else list(labels.items())
-    return one_name_each(file, [(whole_number(file, "a label value", value), str(name)) for value, name in pairs])
+    return one_name_each(
+        file, [(whole_number(file, "a label value", value), str(name)) for value, name in pairs]
+    )
 
 
 def one_name_each(file: Path, pairs: Iterable[tuple[int, str]]) -> dict[int, str]:
-    """Value to name. Raises `BadFile` for a value with two names: one structure would be lost in silence."""
+    """Value to name. Raises `BadFile` for a value with two names: one structure would be lost in
+    silence.
+    """
     names: dict[int, str] = {}
     for value, name in pairs:
         if names.setdefault(value, name) != name:
@@ -173,7 +194,9 @@ def files_in(folder: Path) -> list[Path]:
     """Files of a folder without hidden ones, sorted."""
     if not folder.is_dir():
         return []
-    return sorted(file for file in folder.iterdir() if not file.name.startswith(".") and file.is_file())
+    return sorted(
+        file for file in folder.iterdir() if not file.name.startswith(".") and file.is_file()
+    )
 
 
 def scans_in(folder: Path) -> list[Path]:
@@ -183,14 +206,19 @@ def scans_in(folder: Path) -> list[Path]:
 
 def scans_below(folder: Path) -> list[Path]:
     """Files that a reader takes of a folder and of all folders in it."""
-    return [*scans_in(folder), *(file for inner in folders_in(folder) for file in scans_below(inner))]
+    return [
+        *scans_in(folder),
+        *(file for inner in folders_in(folder) for file in scans_below(inner)),
+    ]
 
 
 def folders_in(folder: Path, beginning: str = "") -> list[Path]:
     """Folders of a folder without hidden ones, sorted."""
     if not folder.is_dir():
         return []
-    found = (inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith("."))
+    found = (
+        inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith(".")
+    )
     return sorted(inner for inner in found if inner.name.startswith(beginning))
 
 
@@ -198,5 +226,8 @@ def only_file(folder: Path, suffix: str, fits: Callable[[Path], bool]) -> Path |
     """The one file of a folder that fits. Raises `BadConfig` if several do."""
     found = [file for file in files_in(folder) if file.suffix.lower() == suffix and fits(file)]
     if len(found) > 1:
-        raise BadConfig(f"{folder}: holds several lists of cases ({found[0].name}, {found[1].name}); give one of them")
+        raise BadConfig(
+            f"{folder}: holds several lists of cases ({found[0].name}, {found[1].name}); give one"
+            " of them"
+        )
     return found[0] if found else None

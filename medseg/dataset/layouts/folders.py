@@ -24,15 +24,30 @@ from medseg.io import strip_suffix
 from medseg.labels import LabelTable
 
 #: Names of folders that hold images and labels, in the order in which they are looked for.
-IMAGE_FOLDERS = ("imagestr", "images", "image", "imgs", "img", "scans", "volumes", "inputs", "raw", "ct", "mr", "mri")
+IMAGE_FOLDERS = (
+    "imagestr",
+    "images",
+    "image",
+    "imgs",
+    "img",
+    "scans",
+    "volumes",
+    "inputs",
+    "raw",
+    "ct",
+    "mr",
+    "mri",
+)
 LABEL_FOLDERS = (
-    "labelstr", "labels", "label", "lbls", "masks", "mask", "segmentations", "segmentation", "segs", "seg", "gt",
+    "labelstr", "labels", "label", "lbls", "masks", "mask", "segmentations", "segmentation", "segs",
+    "seg", "gt",
     "ground_truth", "groundtruth", "annotations", "targets", "truth",
 )  # fmt: skip
 _IMAGE_ENDING = re.compile(r"[-_. ]?(images?|img|scan|volume)$", re.IGNORECASE)
 
 
-# Folders -------------------------------------------------------------------------------------------------------------
+# Folders
+# --------------------------------------------------------------------------------------------------
 
 
 def find_totalsegmentator(path: Path) -> Dataset | None:
@@ -86,7 +101,9 @@ def _only_image(folder: Path, images: Sequence[Path]) -> Path:
     return images[0]
 
 
-def _masked_case(image: Path, masks: Mapping[str, Path], *, values: Mapping[str, int], split: str | None) -> Case:
+def _masked_case(
+    image: Path, masks: Mapping[str, Path], *, values: Mapping[str, int], split: str | None
+) -> Case:
     """The case of an image and the masks beside it, by structure, in the order of all `values`."""
     present = [name for name in values if name in masks]
     return Case(
@@ -138,7 +155,9 @@ def _meta_splits(file: Path) -> dict[str, str]:
     rows = read_rows(file)
     if not rows or not {"case", "split"} <= rows[0].keys():
         return {}
-    return {row["case"]: SPLITS[row["split"].lower()] for row in rows if row["split"].lower() in SPLITS}
+    return {
+        row["case"]: SPLITS[row["split"].lower()] for row in rows if row["split"].lower() in SPLITS
+    }
 
 
 def find_folders(path: Path) -> Dataset | None:
@@ -160,7 +179,9 @@ def find_folders(path: Path) -> Dataset | None:
 
 
 def _pairs_of_folders(path: Path) -> list[tuple[str | None, Path, Path]]:
-    """(split, folder of images, folder of labels): `images/train`, or `train/images`, or neither."""
+    """(split, folder of images, folder of labels): `images/train`, or `train/images`, or
+    neither.
+    """
     if pair := _image_and_label_folders(path):
         images, labels = pair
         parts = _parts_of(images)
@@ -217,12 +238,16 @@ def _kinds_of(cases: Sequence[Case]) -> tuple[str, ...]:
 
 
 def _kind(case: str, file: Path) -> str:
-    """What a file of a case's folder says beside the case's name: 't1n' of BraTS-01/BraTS-01-t1n.nii.gz."""
+    """What a file of a case's folder says beside the case's name: 't1n' of
+    BraTS-01/BraTS-01-t1n.nii.gz.
+    """
     stem = strip_suffix(file)
     return (stem.removeprefix(case).strip("-_. ") if stem.startswith(case) else stem) or "image"
 
 
-def _pair(images: Sequence[Path], labels: Sequence[Path], split: str | None) -> tuple[list[Case], list[Finding]]:
+def _pair(
+    images: Sequence[Path], labels: Sequence[Path], split: str | None
+) -> tuple[list[Case], list[Finding]]:
     """Cases of images and labels with the same names but for what `LABEL_ENDING` allows, or
     channels `_0000`.
     """
@@ -258,10 +283,14 @@ def _check_one_format(files: Sequence[Path], taken: set[Path]) -> None:
     """Raise `BadFile` for a file that is not taken because another one has its name."""
     for file in files:
         if file not in taken:
-            raise BadFile(f"{file}: there is a file of the same name in another format; keep one of them")
+            raise BadFile(
+                f"{file}: there is a file of the same name in another format; keep one of them"
+            )
 
 
-def _grouped_by_case(images: Mapping[str, Path], labels: Mapping[str, Path]) -> dict[str, list[Path]]:
+def _grouped_by_case(
+    images: Mapping[str, Path], labels: Mapping[str, Path]
+) -> dict[str, list[Path]]:
     """Case name to its images, of files by stem: all are channels `_0000` and so on, or each is a
     case.
     """
@@ -287,5 +316,8 @@ def _channels_of(path: Path, cases: Sequence[Case]) -> tuple[str, ...]:
     widths = {len(case.images): case for case in reversed(cases)}
     if len(widths) > 1:
         least, most = widths[min(widths)], widths[max(widths)]
-        raise BadFile(f"{path}: {least.name} has {len(least.images)} images, {most.name} has {len(most.images)}")
+        raise BadFile(
+            f"{path}: {least.name} has {len(least.images)} images, {most.name} has"
+            f" {len(most.images)}"
+        )
     return channel_names(next(iter(widths), 1))

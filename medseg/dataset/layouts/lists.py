@@ -24,7 +24,8 @@ from medseg.io import strip_suffix
 from medseg.labels import LabelTable
 from medseg.text import read_json
 
-# Lists ---------------------------------------------------------------------------------------------------------------
+# Lists
+# --------------------------------------------------------------------------------------------------
 
 
 def find_datalist(path: Path) -> Dataset | None:
@@ -91,7 +92,12 @@ def _is_datalist(file: Path) -> bool:
     except BadFile:
         return False
     training = content.get("training") if isinstance(content, dict) else None
-    return isinstance(training, list) and bool(training) and isinstance(training[0], dict) and "image" in training[0]
+    return (
+        isinstance(training, list)
+        and bool(training)
+        and isinstance(training[0], dict)
+        and "image" in training[0]
+    )
 
 
 def find_manifest(path: Path) -> Dataset | None:
@@ -106,7 +112,10 @@ def find_manifest(path: Path) -> Dataset | None:
     cases = [_listed_case(file, _manifest_entry(row, image_columns), None) for row in rows]
     labelled, unlabelled = _by_label(cases)
     if without := [case for case in unlabelled if case.split != "test"]:
-        raise BadFile(f"{file}: case {without[0].name} has no label; only cases of the split 'test' may lack one")
+        raise BadFile(
+            f"{file}: case {without[0].name} has no label; only cases of the split 'test' may"
+            " lack one"
+        )
     return Dataset(
         folder=file.parent,
         layout="",
@@ -160,7 +169,10 @@ def _listed_case(file: Path, entry: Mapping[str, Any], split: str | None) -> Cas
     images = _listed_images(file, entry)
     label = entry.get("label") or None
     if label is not None and not isinstance(label, str):
-        raise BadFile(f"{file}: the label of {images[0]} is {label!r:.40}, not a file; medseg learns label maps")
+        raise BadFile(
+            f"{file}: the label of {images[0]} is {label!r:.40}, not a file; medseg learns label"
+            " maps"
+        )
     name = str(entry.get("case") or "") or strip_suffix(label or images[0])
     group = entry.get("group")
     return Case(

@@ -26,7 +26,8 @@ from medseg.io import is_readable_name, strip_suffix
 from medseg.labels import LabelTable
 from medseg.text import read_json
 
-# nnU-Net and Decathlon -----------------------------------------------------------------------------------------------
+# nnU-Net and Decathlon
+# -----------------------------------------------------------------------------------------------
 
 
 def find_nnunet(path: Path) -> Dataset | None:
@@ -73,7 +74,10 @@ def _nnunet_listed(file: Path, listed: Mapping[str, Any]) -> list[Case]:
     for name, entry in listed.items():
         images = entry.get("images") if isinstance(entry, dict) else None
         if not isinstance(images, list) or "label" not in entry:
-            raise BadFile(f"{file}: 'dataset' must give every case its 'images', a list, and its 'label'; see {name}")
+            raise BadFile(
+                f"{file}: 'dataset' must give every case its 'images', a list, and its 'label'; see"
+                f" {name}"
+            )
         paths = tuple(file.parent / str(image) for image in images)
         cases.append(Case(name=name, images=paths, label=file.parent / str(entry["label"])))
     return cases
@@ -82,8 +86,9 @@ def _nnunet_listed(file: Path, listed: Mapping[str, Any]) -> list[Case]:
 def _by_stem(folder: Path, ending: str) -> tuple[dict[str, Path], list[Path]]:
     """Name without ending -> file, and the files that are left aside.
 
-    A file whose ending is another one than dataset.json says is used where it is readable and alone of its name, for
-    then its name says what it is. Of two files of one name the one with the right ending is used.
+    A file whose ending is another one than dataset.json says is used where it is readable and alone
+    of its name, for then its name says what it is. Of two files of one name the one with the right
+    ending is used.
     """
     files, aside = dict[str, Path](), list[Path]()
     for file in sorted(files_in(folder), key=lambda file: not file.name.endswith(ending)):
@@ -96,7 +101,9 @@ def _by_stem(folder: Path, ending: str) -> tuple[dict[str, Path], list[Path]]:
 
 
 def _nnunet_images(folder: Path, ending: str) -> tuple[dict[str, dict[int, Path]], list[Path]]:
-    """Case name -> channel -> file, of files named CASE_0000 and so on, and the files that are left aside."""
+    """Case name -> channel -> file, of files named CASE_0000 and so on, and the files that are left
+    aside.
+    """
     files, aside = _by_stem(folder, ending)
     images: dict[str, dict[int, Path]] = {}
     for stem, file in sorted(files.items()):
@@ -110,7 +117,10 @@ def _nnunet_cases(folder: Path, ending: str, channels: int) -> tuple[list[Case],
     image_folder = existing_folder(folder / "imagesTr")
     images, aside = _nnunet_images(image_folder, ending)
     labels, more = _by_stem(existing_folder(folder / "labelsTr"), ending)
-    cases, findings = [], [unpaired_case("", _of_two_formats(file, ending)) for file in (*aside, *more)]
+    cases, findings = (
+        [],
+        [unpaired_case("", _of_two_formats(file, ending)) for file in (*aside, *more)],
+    )
     for name in sorted(images.keys() | labels.keys()):
         files, label = images.get(name, {}), labels.get(name)
         extra = [file for channel, file in files.items() if channel >= channels]
@@ -119,7 +129,9 @@ def _nnunet_cases(folder: Path, ending: str, channels: int) -> tuple[list[Case],
             findings.append(unpaired_case(name, f"{first}: has no labels in labelsTr/"))
         elif extra:
             message = f"{extra[0]}: is a channel that dataset.json does not name"
-            findings.append(Finding(case=name, kind="channels", severity="error", message=message, fixable=True))
+            findings.append(
+                Finding(case=name, kind="channels", severity="error", message=message, fixable=True)
+            )
         else:
             wanted = [image_folder / f"{name}_{number:04d}{ending}" for number in range(channels)]
             paths = tuple(files.get(number, file) for number, file in enumerate(wanted))
@@ -128,22 +140,30 @@ def _nnunet_cases(folder: Path, ending: str, channels: int) -> tuple[list[Case],
 
 
 def _of_two_formats(file: Path, ending: str) -> str:
-    return f"{file}: is not used, for there is a file of the same name that ends in {ending}, as dataset.json says"
+    return (
+        f"{file}: is not used, for there is a file of the same name that ends in {ending}, as"
+        " dataset.json says"
+    )
 
 
 def _about_endings(cases: Sequence[Case], ending: str) -> list[Finding]:
-    """Cases with files that end otherwise than dataset.json says: they are used here, and nowhere else."""
+    """Cases with files that end otherwise than dataset.json says: they are used here, and nowhere
+    else.
+    """
     odd = [
         case.name
         for case in cases
-        if any(file is not None and not file.name.endswith(ending) for file in (*case.images, case.label))
+        if any(
+            file is not None and not file.name.endswith(ending)
+            for file in (*case.images, case.label)
+        )
     ]
     if not odd:
         return []
     shown = ", ".join(odd[:5]) + (" ..." if len(odd) > 5 else "")
     message = (
-        f"{len(odd)} of {len(cases)} cases have files that do not end in {ending}, as dataset.json says: {shown}; they "
-        "are used here, and nnU-Net would leave them out"
+        f"{len(odd)} of {len(cases)} cases have files that do not end in {ending}, as dataset.json"
+        f" says: {shown}; they are used here, and nnU-Net would leave them out"
     )
     return [Finding(case="", kind="ending", severity="warning", message=message)]
 
@@ -172,7 +192,9 @@ def _nnunet_labels(file: Path, content: Mapping[str, Any]) -> _Labels:
 def _nnunet_parts(file: Path, labels: Any) -> dict[str, tuple[int, ...]]:
     """Name to the values that it is made of: one, or those of a region."""
     if not isinstance(labels, dict) or not labels:
-        raise BadFile(f'{file}: has no labels; name them as in "labels": {{"background": 0, "liver": 1}}')
+        raise BadFile(
+            f'{file}: has no labels; name them as in "labels": {{"background": 0, "liver": 1}}'
+        )
     parts_of: dict[str, tuple[int, ...]] = {}
     for name, value in labels.items():
         parts = value if isinstance(value, list) else [value]
@@ -186,7 +208,10 @@ def _nnunet_parts(file: Path, labels: Any) -> dict[str, tuple[int, ...]]:
 def _table_of_regions(file: Path, names: Sequence[str], order: Any) -> LabelTable:
     """The table of regions with the values of `regions_class_order`, in the order of painting."""
     if not isinstance(order, list) or len(order) != len(names):
-        raise BadFile(f"{file}: has regions, so regions_class_order must give {len(names)} values, one for each")
+        raise BadFile(
+            f"{file}: has regions, so regions_class_order must give {len(names)} values, one for"
+            " each"
+        )
     values = [whole_number(file, "regions_class_order", value) for value in order]
     table = table_of(file, dict(zip(values, names, strict=True)), keep_order=True)
     if len(table) != len(values):
@@ -198,14 +223,21 @@ def _final_splits(folder: Path) -> tuple[tuple[tuple[str, ...], tuple[str, ...]]
     """nnU-Net's `splits_final.json`, beside the data or where nnU-Net keeps it."""
     places = [folder / "splits_final.json"]
     if folder.parent.name.lower() == "nnunet_raw":
-        places.append(folder.parent.parent / "nnUNet_preprocessed" / folder.name / "splits_final.json")
+        places.append(
+            folder.parent.parent / "nnUNet_preprocessed" / folder.name / "splits_final.json"
+        )
     for file in places:
         if file.is_file():
             content = read_json(file, last_wins=True)
             try:
-                return tuple((tuple(map(str, split["train"])), tuple(map(str, split["val"]))) for split in content)
+                return tuple(
+                    (tuple(map(str, split["train"])), tuple(map(str, split["val"])))
+                    for split in content
+                )
             except (TypeError, KeyError):
-                raise BadFile(f"{file}: is not a list of splits with 'train' and 'val'; correct or remove it") from None
+                raise BadFile(
+                    f"{file}: is not a list of splits with 'train' and 'val'; correct or remove it"
+                ) from None
     return ()
 
 
@@ -238,7 +270,9 @@ def find_decathlon(path: Path) -> Dataset | None:
 
 def _decathlon_table(file: Path, labels: Any) -> LabelTable:
     if not isinstance(labels, dict) or not labels:
-        raise BadFile(f'{file}: has no labels; name them as in "labels": {{"0": "background", "1": "liver"}}')
+        raise BadFile(
+            f'{file}: has no labels; name them as in "labels": {{"0": "background", "1": "liver"}}'
+        )
     return table_of(file, names_of_values(file, labels))
 
 
@@ -274,16 +308,32 @@ def _decathlon_tests(folder: Path, listed: Sequence[Any], channels: int) -> list
 
 
 def _decathlon_images(listed: Path, channels: int) -> tuple[Path, ...]:
-    """One file, or nnU-Net v1's file for each channel that `dataset.json` names without the channel's number."""
+    """One file, or nnU-Net v1's file for each channel that `dataset.json` names without the
+    channel's number.
+    """
     suffix = listed.name[len(strip_suffix(listed)) :]
-    numbered = tuple(listed.with_name(f"{strip_suffix(listed)}_{channel:04d}{suffix}") for channel in range(channels))
+    numbered = tuple(
+        listed.with_name(f"{strip_suffix(listed)}_{channel:04d}{suffix}")
+        for channel in range(channels)
+    )
     return numbered if not is_there(listed) and is_there(numbered[0]) else (listed,)
 
 
-def _beside_the_list(file: Path, cases: Sequence[Case], unlabelled: Sequence[Case]) -> list[Finding]:
-    """Warnings of files that lie beside those listed and are not listed themselves, in order of their case names."""
-    listed = {path for case in (*cases, *unlabelled) for path in (*case.images, case.label) if path is not None}
-    folders = {path.parent for case in cases for path in (*case.images, case.label) if path is not None}
+def _beside_the_list(
+    file: Path, cases: Sequence[Case], unlabelled: Sequence[Case]
+) -> list[Finding]:
+    """Warnings of files that lie beside those listed and are not listed themselves, in order of
+    their case names.
+    """
+    listed = {
+        path
+        for case in (*cases, *unlabelled)
+        for path in (*case.images, case.label)
+        if path is not None
+    }
+    folders = {
+        path.parent for case in cases for path in (*case.images, case.label) if path is not None
+    }
     extra = {
         strip_suffix(path): path
         for folder in sorted(folders)
@@ -291,5 +341,6 @@ def _beside_the_list(file: Path, cases: Sequence[Case], unlabelled: Sequence[Cas
         if path not in listed and folder != file.parent
     }
     return [
-        unpaired_case(name, f"{path}: is not listed in {file.name}, so it is not used") for name, path in extra.items()
+        unpaired_case(name, f"{path}: is not listed in {file.name}, so it is not used")
+        for name, path in extra.items()
     ]

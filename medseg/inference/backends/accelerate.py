@@ -1,15 +1,17 @@
-"""A network made several times faster on a CPU: in float32 by Winograd convolutions that normalise what they read.
+"""A network made several times faster on a CPU: in float32 by Winograd convolutions that normalise
+what they read.
 
-`accelerate` copies a network and replaces each 3x3x3 convolution with what follows it in an `nn.Sequential` (instance
-norm, ReLU or leaky ReLU) by one module. The convolution runs as F(4x4x4, 3x3x3) of Lavin & Gray 2016 (arXiv:1509.09308)
-where its size makes that worth while, otherwise in oneDNN. It leaves its output raw, as a `Deferred` tensor: the norm
-and the activation are applied while the next convolution reads it, or in place once anything else needs it.
+`accelerate` copies a network and replaces each 3x3x3 convolution with what follows it in an
+`nn.Sequential` (instance norm, ReLU or leaky ReLU) by one module. The convolution runs as F(4x4x4,
+3x3x3) of Lavin & Gray 2016 (arXiv:1509.09308) where its size makes that worth while, otherwise in
+oneDNN. It leaves its output raw, as a `Deferred` tensor: the norm and the activation are applied
+while the next convolution reads it, or in place once anything else needs it.
 
-In bfloat16, under autocast, convolutions are oneDNN's, which are faster than that on processors with matrix units, and
-the norm and the activation are one step after them, with sums in float32.
+In bfloat16, under autocast, convolutions are oneDNN's, which are faster than that on processors
+with matrix units, and the norm and the activation are one step after them, with sums in float32.
 
-In float32 results differ from float64 by about as much as a plain float32 network's do times ten: some 1e-5 of the
-logits' spread. They do not depend on the number of threads.
+In float32 results differ from float64 by about as much as a plain float32 network's do times ten:
+some 1e-5 of the logits' spread. They do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -32,20 +34,24 @@ from medseg.networks.ops.norm import LANES, combined, moments, numbers, settle
 
 #: Mean and variance (B, C) of a map.
 _Spread = tuple[np.ndarray, np.ndarray]
-#: A convolution of at most this many channels has a direct kernel; its unit of work is this many voxels or one row.
+#: A convolution of at most this many channels has a direct kernel; its unit of work is this many
+#: voxels or one row.
 _FEW, _DIRECT_VOXELS = 4, 2048
 #: Voxels of the input that a transposed convolution takes as one unit of work.
 _DOUBLE_VOXELS = 108
-#: Maps shorter than this along any axis are convolved directly: reading Winograd's weights would take longer.
+#: Maps shorter than this along any axis are convolved directly: reading Winograd's weights would
+#: take longer.
 _SHORTEST = 10
 
 
 def accelerate(network: nn.Module) -> nn.Module:
-    """A copy of an inference network that is fast on a CPU: its convolutions, instance norms and activations.
+    """A copy of an inference network that is fast on a CPU: its convolutions, instance norms and
+    activations.
 
-    Takes and returns what the network does; logits come in channels-last memory. It computes in float32, or in bfloat16
-    under autocast; inputs on another device, and calls that record gradients, run the original modules. The network
-    itself is not changed; what does not match is left as it is.
+    Takes and returns what the network does; logits come in channels-last memory. It computes in
+    float32, or in bfloat16 under autocast; inputs on another device, and calls that record
+    gradients, run the original modules. The network itself is not changed; what does not match is
+    left as it is.
     """
     network = copy.deepcopy(network).eval()
     _replace(network, {})
@@ -55,8 +61,8 @@ def accelerate(network: nn.Module) -> nn.Module:
 def _replace(module: nn.Module, done: dict[nn.Module, nn.Module]) -> None:
     """Puts fast modules into `module` and its children.
 
-    A module that is used twice stays one module; but a convolution that two Sequentials share gets a replacement in
-    each, as what follows it may differ.
+    A module that is used twice stays one module; but a convolution that two Sequentials share gets
+    a replacement in each, as what follows it may differ.
     """
     if module in done:
         return
@@ -75,13 +81,24 @@ def _replace(module: nn.Module, done: dict[nn.Module, nn.Module]) -> None:
 
 def _doubles(conv: nn.ConvTranspose3d) -> bool:
     """Whether a transposed convolution makes 2x2x2 voxels of each, none from two."""
-    plain = conv.groups == 1 and conv.padding == conv.output_padding == (0, 0, 0) and conv.dilation == (1, 1, 1)
+    plain = (
+        conv.groups == 1
+        and conv.padding == conv.output_padding == (0, 0, 0)
+        and conv.dilation == (1, 1, 1)
+    )
     blocks = conv.in_channels % LANES == conv.out_channels % LANES == 0
-    return plain and blocks and conv.kernel_size == conv.stride == (2, 2, 2) and conv.weight.dtype == torch.float32
+    return (
+        plain
+        and blocks
+        and conv.kernel_size == conv.stride == (2, 2, 2)
+        and conv.weight.dtype == torch.float32
+    )
 
 
 def _chains(sequence: nn.Sequential) -> Iterator[tuple[str, FastConv, list[str]]]:
-    """(name of a convolution, what replaces it, names of the norm and activation that it takes in)."""
+    """(name of a convolution, what replaces it, names of the norm and activation that it takes
+    in).
+    """
     children = list(sequence.named_children())
     for n, (name, conv) in enumerate(children):
         if not isinstance(conv, nn.Conv3d) or not _is_plain(conv):
@@ -98,7 +115,9 @@ def _chains(sequence: nn.Sequential) -> Iterator[tuple[str, FastConv, list[str]]
 
 
 def _is_plain(conv: nn.Conv3d) -> bool:
-    """Whether a convolution is one that `FastConv` does: of all channels, padded by zeros, in float32."""
+    """Whether a convolution is one that `FastConv` does: of all channels, padded by zeros, in
+    float32.
+    """
     plain = conv.groups == 1 and conv.padding_mode == "zeros"
     return plain and conv.out_channels % LANES == 0 and conv.weight.dtype == torch.float32
 
@@ -113,12 +132,18 @@ def _slope(module: nn.Module) -> float | None:
     """The factor of negative values in an activation; None if it is no (leaky) ReLU."""
     if type(module) is nn.ReLU:
         return 0.0
-    return float(module.negative_slope) if type(module) is nn.LeakyReLU and 0 <= module.negative_slope <= 1 else None
+    return (
+        float(module.negative_slope)
+        if type(module) is nn.LeakyReLU and 0 <= module.negative_slope <= 1
+        else None
+    )
 
 
 @dataclass(eq=False)
 class _Source:
-    """A channels-last map and what is still to be done to it: x · scale + shift, then (leaky) ReLU by `slope`."""
+    """A channels-last map and what is still to be done to it: x · scale + shift, then (leaky) ReLU
+    by `slope`.
+    """
 
     map: Tensor
     scale: np.ndarray | None = None
@@ -149,9 +174,11 @@ class _Source:
 
 
 class Deferred(Tensor):
-    """Maps that will be normalised, activated and joined along the channels when something needs them.
+    """Maps that will be normalised, activated and joined along the channels when something needs
+    them.
 
-    A `FastConv` reads the sources as they are; every other operation gets the tensor that they stand for.
+    A `FastConv` reads the sources as they are; every other operation gets the tensor that they
+    stand for.
     """
 
     sources: list[_Source]
@@ -160,8 +187,12 @@ class Deferred(Tensor):
     def __new__(cls, sources: list[_Source]) -> Deferred:  # noqa: D102
         first = sources[0].map
         shape = (first.shape[0], sum(source.map.shape[1] for source in sources), *first.shape[2:])
-        strides = torch.empty(shape, device="meta").to(memory_format=torch.channels_last_3d).stride()
-        made: Deferred = Tensor._make_wrapper_subclass(cls, shape, strides=strides, dtype=first.dtype)
+        strides = (
+            torch.empty(shape, device="meta").to(memory_format=torch.channels_last_3d).stride()
+        )
+        made: Deferred = Tensor._make_wrapper_subclass(
+            cls, shape, strides=strides, dtype=first.dtype
+        )
         made.sources = sources
         return made
 
@@ -177,8 +208,11 @@ class Deferred(Tensor):
         return self.sources[0].settle()
 
     @classmethod
-    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Done here and not left to __torch_dispatch__, on the way to which PyTorch imports half a second of modules.
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        # Done here and not left to __torch_dispatch__, on the way to which PyTorch imports half a
+        # second of modules.
         with torch._C.DisableTorchFunctionSubclass():
             if getattr(function, "__name__", "") == "__get__":  # shape, dtype and the like
                 return function(*args, **(kwargs or {}))
@@ -187,12 +221,16 @@ class Deferred(Tensor):
             return function(*tree_map(_settled, args), **tree_map(_settled, kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return function(*tree_map(_settled, args), **tree_map(_settled, kwargs or {}))
 
 
 def _joined(tensors: Any, dim: int = 0, **others: Any) -> Deferred | None:
-    """Maps joined along the channels, all float32 or all bfloat16; None for what else `torch.cat` may be asked."""
+    """Maps joined along the channels, all float32 or all bfloat16; None for what else `torch.cat`
+    may be asked.
+    """
     if dim != 1 or others:
         return None
     sources = [source for x in tensors for source in _sources(x)]
@@ -201,15 +239,23 @@ def _joined(tensors: Any, dim: int = 0, **others: Any) -> Deferred | None:
 
 
 def _sources(x: Tensor) -> list[_Source]:
-    return x.sources if isinstance(x, Deferred) else [_Source(x.contiguous(memory_format=torch.channels_last_3d))]
+    return (
+        x.sources
+        if isinstance(x, Deferred)
+        else [_Source(x.contiguous(memory_format=torch.channels_last_3d))]
+    )
 
 
 def _settled(x: Any) -> Any:
     return x.settle() if isinstance(x, Deferred) else x
 
 
-def _empty(batch: int, channels: int, size: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
-    """A channels-last map that begins at a cache line, as the kernels need it; PyTorch allocates so."""
+def _empty(
+    batch: int, channels: int, size: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """A channels-last map that begins at a cache line, as the kernels need it; PyTorch allocates
+    so.
+    """
     y = torch.empty((batch, channels, *size), dtype=dtype, memory_format=torch.channels_last_3d)
     assert y.data_ptr() % (4 * LANES) == 0
     return y
@@ -229,11 +275,15 @@ def _halves(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]
 
 
 def _adds(conv: nn.Conv3d) -> bool:
-    """Whether this PyTorch has the operation of `_add_convolution`, and this processor the instructions it wants.
+    """Whether this PyTorch has the operation of `_add_convolution`, and this processor the
+    instructions it wants.
 
     The operation is private, so it may go; on processors with AVX2 alone it refuses bfloat16.
     """
-    there = hasattr(torch.ops.mkldnn, "_convolution_pointwise_") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    there = (
+        hasattr(torch.ops.mkldnn, "_convolution_pointwise_")
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
     return there and not isinstance(conv.padding, str)
 
 
@@ -244,7 +294,9 @@ def _add_convolution(y: Tensor, x: Tensor, weight: Tensor, conv: nn.Conv3d) -> N
 
 
 class FastConv(nn.Module):
-    """A convolution with the instance norm and activation after it; what it returns may be `Deferred`."""
+    """A convolution with the instance norm and activation after it; what it returns may be
+    `Deferred`.
+    """
 
     def __init__(self, conv: nn.Conv3d, norm: nn.Module | None = None, slope: float = 1.0) -> None:
         super().__init__()
@@ -254,7 +306,9 @@ class FastConv(nn.Module):
         self._half: dict[tuple[int, ...], tuple[list[Tensor], Tensor | None]] = {}
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, channels, D, H, W) to (B, features, D, H, W), less where the convolution has a stride."""
+        """(B, channels, D, H, W) to (B, features, D, H, W), less where the convolution has a
+        stride.
+        """
         half = _is_half(x)
         known = half or x.dtype == torch.float32
         if not known or x.device.type != "cpu" or torch.is_grad_enabled():
@@ -279,16 +333,23 @@ class FastConv(nn.Module):
     def _halved(self, x: Tensor) -> Tensor:
         """The convolution in bfloat16, by oneDNN; a norm takes no notice of a bias.
 
-        Joined maps are convolved one by one and added up: joining them would take as long as a third of it, and oneDNN
-        is several times slower with 512 channels than with twice 256.
+        Joined maps are convolved one by one and added up: joining them would take as long as a
+        third of it, and oneDNN is several times slower with 512 channels than with twice 256.
         """
         conv = self.conv
-        maps = [source.settle() for source in x.sources] if isinstance(x, Deferred) and _adds(conv) else [_settled(x)]
+        maps = (
+            [source.settle() for source in x.sources]
+            if isinstance(x, Deferred) and _adds(conv)
+            else [_settled(x)]
+        )
         widths = tuple(y.shape[1] for y in maps)
         if widths not in self._half:
             weight, bias = _halves(conv.weight, conv.bias if self.norm is None else None)
             parts = weight.split(widths, 1)
-            self._half[widths] = [w.contiguous(memory_format=torch.channels_last_3d) for w in parts], bias
+            self._half[widths] = (
+                [w.contiguous(memory_format=torch.channels_last_3d) for w in parts],
+                bias,
+            )
         weights, bias = self._half[widths]
         maps = [y.to(torch.bfloat16, memory_format=torch.channels_last_3d) for y in maps]
         y = F.conv3d(maps[0], weights[0], bias, conv.stride, conv.padding, conv.dilation)
@@ -305,7 +366,10 @@ class FastConv(nn.Module):
     def _pays(self, x: Tensor) -> bool:
         """Whether one of the kernels here can do it faster than oneDNN."""
         conv = self.conv
-        if not (conv.kernel_size == (3, 3, 3) and conv.stride == conv.dilation == conv.padding == (1, 1, 1)):
+        if not (
+            conv.kernel_size == (3, 3, 3)
+            and conv.stride == conv.dilation == conv.padding == (1, 1, 1)
+        ):
             return False
         if conv.in_channels <= _FEW:
             return True
@@ -322,7 +386,10 @@ class FastConv(nn.Module):
         if len(sources) > 2 or any(source.map.shape[1] % LANES for source in sources):
             sources = _sources(_settled(x))
         nothing = np.zeros(0, np.float32)
-        one, two = [*(source.arguments() for source in sources), (nothing, 0, nothing, nothing, 1.0)][:2]
+        one, two = [
+            *(source.arguments() for source in sources),
+            (nothing, 0, nothing, nothing, 1.0),
+        ][:2]
         batch, size = x.shape[0], tuple(x.shape[2:])
         outputs, inputs = conv.out_channels // LANES, conv.in_channels // LANES
         y = _empty(batch, conv.out_channels, size)
@@ -358,14 +425,19 @@ class FastConv(nn.Module):
         y = _empty(batch, conv.out_channels, size, dtype)
         flat, bias = numbers(y), self._bias()
         rows, most = size[0] * size[1], max(1, _DIRECT_VOXELS // size[2])
-        units = [(n, first, min(most, rows - first)) for n in range(batch) for first in range(0, rows, most)]
+        units = [
+            (n, first, min(most, rows - first))
+            for n in range(batch)
+            for first in range(0, rows, most)
+        ]
         sums = np.empty((len(units), outputs * 3 * LANES), np.float32)
 
         def work(n: int) -> None:
             sample, first, count = units[n]
             sums[n] = 0
             convolve_rows(
-                around, channels, row, size, sample, first, count, packed, bias, outputs, flat, sums[n]
+                around, channels, row, size, sample, first, count, packed, bias, outputs, flat,
+                sums[n]
             )  # fmt: skip
 
         in_parallel(work, len(units), torch.get_num_threads())
@@ -373,7 +445,9 @@ class FastConv(nn.Module):
 
     def _bias(self) -> np.ndarray:
         bias = self.conv.bias
-        return np.zeros(self.conv.out_channels, np.float32) if bias is None else bias.detach().numpy()
+        return (
+            np.zeros(self.conv.out_channels, np.float32) if bias is None else bias.detach().numpy()
+        )
 
     def _normalisation(self, y: Tensor, spread: _Spread | None) -> tuple[np.ndarray, np.ndarray]:
         """Scale and shift (B · channels) of a raw output."""
@@ -429,7 +503,11 @@ class FastUp(nn.Module):
         batch, size = x.shape[0], tuple(x.shape[2:])
         y = _empty(batch, conv.out_channels, tuple(2 * n for n in size))
         flat, outputs = numbers(y), conv.out_channels // LANES
-        bias = np.zeros(conv.out_channels, np.float32) if conv.bias is None else conv.bias.detach().numpy()
+        bias = (
+            np.zeros(conv.out_channels, np.float32)
+            if conv.bias is None
+            else conv.bias.detach().numpy()
+        )
         voxels = size[0] * size[1] * size[2]
         units = [(n, first) for n in range(batch) for first in range(0, voxels, _DOUBLE_VOXELS)]
 
@@ -438,14 +516,18 @@ class FastUp(nn.Module):
             count = min(_DOUBLE_VOXELS, voxels - first)
             room = -(-count // ROWS[1]) * ROWS[1]
             scratch = _scratch(room * conv.in_channels + 2 * ROWS[1] * LANES)
-            double_voxels(source, size, sample, first, count, room, packed, bias, outputs, flat, scratch)
+            double_voxels(
+                source, size, sample, first, count, room, packed, bias, outputs, flat, scratch
+            )
 
         in_parallel(work, len(units), torch.get_num_threads())
         return y
 
 
 def _room(tiles: int, inputs: int, outputs: int) -> int:
-    """Tiles in a unit of work: a few units for every thread, sums in full registers, weights read seldom enough."""
+    """Tiles in a unit of work: a few units for every thread, sums in full registers, weights read
+    seldom enough.
+    """
     from medseg.kernels.winograd import ROWS
 
     rows = ROWS[0] if outputs % 2 else ROWS[1]
@@ -461,7 +543,9 @@ _HUGE_PAGE = 2**21 // 4
 
 
 def _scratch(floats: int) -> np.ndarray:
-    """This thread's own memory; it begins at a huge page, of which NumPy asks Linux for an array of 4 MB or more."""
+    """This thread's own memory; it begins at a huge page, of which NumPy asks Linux for an array of
+    4 MB or more.
+    """
     if getattr(_local, "memory", np.zeros(0)).size < floats:
         floats = -(-floats // _HUGE_PAGE) * _HUGE_PAGE
         memory = np.zeros(floats + 2 * _HUGE_PAGE, np.float32)

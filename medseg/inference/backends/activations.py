@@ -15,7 +15,8 @@ from medseg.models import Checkpoint
 
 
 def _convolved(
-    x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, extra: Any,
+    x: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any,
+    transposed: bool, extra: Any,
     groups: int,
 ) -> Tensor:  # fmt: skip
     """An empty tensor of the shape that a convolution has; arguments as of `aten::convolution`."""
@@ -27,7 +28,9 @@ def _convolved(
     return x.new_empty((x.shape[0], weight.shape[0], *size))
 
 
-def _normed(x: Tensor, weight: Any, bias: Any, batch: int, channels: int, size: int, groups: int, eps: float) -> Any:
+def _normed(
+    x: Tensor, weight: Any, bias: Any, batch: int, channels: int, size: int, groups: int, eps: float
+) -> Any:
     """Empty tensors of the shapes of `aten::native_group_norm`."""
     return x.new_empty(x.shape), x.new_empty((batch, groups)), x.new_empty((batch, groups))
 
@@ -86,17 +89,24 @@ class _Living(TorchDispatchMode):
 
 
 def activation_bytes(checkpoint: Checkpoint, batch: int = 1, deferred: bool = False) -> int:
-    """The most bytes that tensors made by a forward pass in float32 hold at one time; nothing is computed.
+    """The most bytes that tensors made by a forward pass in float32 hold at one time; nothing is
+    computed.
 
     deferred: without the network's last layer.
     """
     spec, network = checkpoint.spec, checkpoint.outline()
-    with torch.device("meta"), torch.no_grad():  # in inference mode operations would come whole, not in their parts
+    # In inference mode operations would come whole, not in their parts.
+    with (
+        torch.device("meta"),
+        torch.no_grad(),
+    ):
         patches = torch.empty(batch, spec.inputs, *spec.patch)
         try:
             with _Living() as living:
                 (Body(network) if deferred else network)(patches)
         except (RuntimeError, ValueError) as error:  # torch's own, of shapes that do not fit
             shown = " x ".join(map(str, spec.patch))
-            raise BadModel(f"the model {spec.name} cannot take its patch of {shown}: {error}") from None
+            raise BadModel(
+                f"the model {spec.name} cannot take its patch of {shown}: {error}"
+            ) from None
     return living.peak

@@ -15,7 +15,9 @@ MOST_OPEN = 2
 
 @contextmanager
 def models_kept_open() -> Iterator[None]:
-    """Within this block the same models are opened once for all scans. For one thread; a library decides for itself."""
+    """Within this block the same models are opened once for all scans. For one thread; a library
+    decides for itself.
+    """
     token = _OPEN.set({})
     try:
         yield
@@ -24,7 +26,9 @@ def models_kept_open() -> Iterator[None]:
 
 
 def kept_open(key: Hashable, opened: Callable[[], Any]) -> Any:
-    """What `opened` returns, or within `models_kept_open` what it returned for an earlier scan with the same key."""
+    """What `opened` returns, or within `models_kept_open` what it returned for an earlier scan with
+    the same key.
+    """
     kept = _OPEN.get()
     if kept is None:
         return opened()

@@ -29,7 +29,8 @@ from medseg.inference.painter import Head, Slopes
 from medseg.inference.window import Predict
 from medseg.models import Checkpoint
 
-#: Seconds of predicting from which on the three or four that a trial of OpenVINO takes do not matter.
+#: Seconds of predicting from which on the three or four that a trial of OpenVINO takes do not
+#: matter.
 OPENVINO_PAYS_S = 120.0
 #: How much faster than PyTorch it must then be for one window.
 OPENVINO_GAIN = 1.1
@@ -47,9 +48,11 @@ def open_models(
     windows: int = 0,
     exact: bool | None = None,
 ) -> Predictor:
-    """The predictor of `open_anew`; within `models_kept_open` the one of an earlier scan, if it was opened alike.
+    """The predictor of `open_anew`; within `models_kept_open` the one of an earlier scan, if it was
+    opened alike.
 
-    One that had to step down, as where a GPU ran out of memory, is opened anew: no scan changes how others are done.
+    One that had to step down, as where a GPU ran out of memory, is opened anew: no scan changes how
+    others are done.
     """
     from importlib.util import find_spec
 
@@ -84,14 +87,17 @@ def open_anew(
 ) -> Predictor:
     """One predictor for one or several checkpoints of the same task, whose logits are averaged.
 
-    mirror: axes (0, 1, 2) along which patches are also predicted mirrored, in all combinations. windows: how many there
-    will be; 'auto' tries OpenVINO, where it is installed, if so many take long enough for it to pay. exact: plain
-    convolutions, as with 'fp32' by default; otherwise faster ones that round a little more.
+    mirror: axes (0, 1, 2) along which patches are also predicted mirrored, in all combinations.
+    windows: how many there will be; 'auto' tries OpenVINO, where it is installed, if so many take
+    long enough for it to pay. exact: plain convolutions, as with 'fp32' by default; otherwise
+    faster ones that round a little more.
     """
     place = choose_device(device)
     dtype = choose_precision(precision, place)
     exact = precision == "fp32" if exact is None else exact
-    first = BACKENDS["torch" if backend == "auto" else backend](checkpoints[0], place, dtype, exact=exact)
+    first = BACKENDS["torch" if backend == "auto" else backend](
+        checkpoints[0], place, dtype, exact=exact
+    )
     if backend == "auto" and place.type == "cpu" and not exact:
         first = _faster(checkpoints[0], first, windows, dtype=dtype)
     opened = partial(BACKENDS[first.backend], device=place, dtype=dtype, exact=exact)
@@ -102,8 +108,12 @@ def open_anew(
     return _mirrored(joined, mirror) if mirror else joined
 
 
-def _faster(checkpoint: Checkpoint, plain: Predictor, windows: int, *, dtype: torch.dtype) -> Predictor:
-    """OpenVINO's predictor on the CPU where a trial pays and shows it faster, else the plain one."""
+def _faster(
+    checkpoint: Checkpoint, plain: Predictor, windows: int, *, dtype: torch.dtype
+) -> Predictor:
+    """OpenVINO's predictor on the CPU where a trial pays and shows it faster, else the plain
+    one.
+    """
     if not _openvino_pays(checkpoint, plain, windows):
         return plain
     with suppress(BadConfig):  # of networks that it cannot run
@@ -116,7 +126,9 @@ def _faster(checkpoint: Checkpoint, plain: Predictor, windows: int, *, dtype: to
 
 
 def _may_defer(predictors: Sequence[Predictor], outputs: int, *, mirrored: bool) -> bool:
-    """Whether what predictors give before their heads can be blended, and if several, is worth it."""
+    """Whether what predictors give before their heads can be blended, and if several, is worth
+    it.
+    """
     cell = predictors[0].cell
     if mirrored and cell > 1:  # the voxels of a mirrored cell would have to change places
         return False
@@ -128,9 +140,15 @@ def _may_defer(predictors: Sequence[Predictor], outputs: int, *, mirrored: bool)
 
 
 def open_apart(
-    checkpoints: Sequence[Checkpoint], *, device: Device = "auto", mirror: Sequence[int] = (), exact: bool = False
+    checkpoints: Sequence[Checkpoint],
+    *,
+    device: Device = "auto",
+    mirror: Sequence[int] = (),
+    exact: bool = False,
 ) -> Predictor:
-    """One predictor with the logits of all checkpoints side by side, in float32; exact: by PyTorch's convolutions."""
+    """One predictor with the logits of all checkpoints side by side, in float32; exact: by
+    PyTorch's convolutions.
+    """
     place = choose_device(device)
     each = [open_torch(one, place, torch.float32, exact=exact, defer=False) for one in checkpoints]
     each = [_mirrored(one, mirror) for one in each] if mirror else each
@@ -141,7 +159,8 @@ def open_apart(
 
 
 def blended_features(checkpoints: Sequence[Checkpoint], mirrored: bool = False) -> tuple[int, int]:
-    """How many numbers `open_models` of these checkpoints gives, and for how many voxels along each axis.
+    """How many numbers `open_models` of these checkpoints gives, and for how many voxels along each
+    axis.
 
     Found without loading any weights. mirrored: whether patches are also predicted mirrored.
     """
@@ -151,10 +170,14 @@ def blended_features(checkpoints: Sequence[Checkpoint], mirrored: bool = False) 
     found = []
     for one in checkpoints:
         with torch.device("meta"):
-            network = build_model(one.spec.architecture, one.spec.inputs, outputs, **one.spec.options)
+            network = build_model(
+                one.spec.architecture, one.spec.inputs, outputs, **one.spec.options
+            )
         found.append(deferred_width(network))
     together, cell = sum(width for width, _ in found), found[0][1]
-    if not all(width and one == cell for width, one in found) or not worth_deferring(together / cell**3, outputs):
+    if not all(width and one == cell for width, one in found) or not worth_deferring(
+        together / cell**3, outputs
+    ):
         return outputs, 1
     return (outputs, 1) if mirrored and cell > 1 else (together, cell)
 
@@ -169,14 +192,20 @@ def _openvino_pays(checkpoint: Checkpoint, predictor: Predictor, windows: int) -
 
 
 def _ensemble(predictors: list[Predictor]) -> Predictor:
-    """The mean of several predictors' logits; with heads their features side by side and one head for all."""
+    """The mean of several predictors' logits; with heads their features side by side and one head
+    for all.
+    """
     heads = [one.head for one in predictors if one.head is not None]
     count = len(predictors)
     first = predictors[0]
     if len(heads) == count:
         weights = np.concatenate([head.weights for head in heads], 1) / count
         bias = np.mean([head.bias for head in heads], 0).astype(np.float32)
-        head = Head(weights.astype(np.float32), bias, _side_by_side([head.slopes for head in heads], predictors))
+        head = Head(
+            weights.astype(np.float32),
+            bias,
+            _side_by_side([head.slopes for head in heads], predictors),
+        )
         width = sum(one.features for one in predictors)
         run: Predict = lambda x: torch.cat([one(x) for one in predictors], 1)  # noqa: E731
         return Predictor(run, width, head, first.backend, first.precision, first.cell)
@@ -190,13 +219,21 @@ def _ensemble(predictors: list[Predictor]) -> Predictor:
     return Predictor(mean, first.features, None, first.backend, first.precision)
 
 
-def _side_by_side(slopes: Sequence[Slopes | None], predictors: Sequence[Predictor]) -> Slopes | None:
-    """The mean of several, their features side by side; voxels' own numbers are the same in each that has them."""
+def _side_by_side(
+    slopes: Sequence[Slopes | None], predictors: Sequence[Predictor]
+) -> Slopes | None:
+    """The mean of several, their features side by side; voxels' own numbers are the same in each
+    that has them.
+    """
     if all(one is None for one in slopes):
         return None
     outputs = next(len(one.bias) for one in slopes if one is not None)
     begins = np.cumsum([0, *(one.features for one in predictors)])
-    weights, bias, own = np.zeros((outputs, begins[-1]), np.float32), np.zeros(outputs, np.float32), 0
+    weights, bias, own = (
+        np.zeros((outputs, begins[-1]), np.float32),
+        np.zeros(outputs, np.float32),
+        0,
+    )
     for one, begin, end in zip(slopes, begins[:-1], begins[1:]):
         if one is not None:
             weights[:, begin:end] = one.weights / len(slopes)
@@ -206,8 +243,14 @@ def _side_by_side(slopes: Sequence[Slopes | None], predictors: Sequence[Predicto
 
 
 def _mirrored(predictor: Predictor, axes: Sequence[int]) -> Predictor:
-    """The mean over all mirrorings of patches along `axes`, each mirrored back (test-time augmentation)."""
-    flips = list(chain.from_iterable(combinations([2 + axis for axis in axes], n) for n in range(len(axes) + 1)))
+    """The mean over all mirrorings of patches along `axes`, each mirrored back (test-time
+    augmentation).
+    """
+    flips = list(
+        chain.from_iterable(
+            combinations([2 + axis for axis in axes], n) for n in range(len(axes) + 1)
+        )
+    )
 
     def run(x: Tensor) -> Tensor:
         total = torch.zeros(())
@@ -216,4 +259,11 @@ def _mirrored(predictor: Predictor, axes: Sequence[int]) -> Predictor:
             total = total.to(part.device) + (part.flip(dims) if dims else part)
         return total / len(flips)
 
-    return Predictor(run, predictor.features, predictor.head, predictor.backend, predictor.precision, predictor.cell)
+    return Predictor(
+        run,
+        predictor.features,
+        predictor.head,
+        predictor.backend,
+        predictor.precision,
+        predictor.cell,
+    )

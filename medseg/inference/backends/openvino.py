@@ -15,7 +15,12 @@ from medseg.models import Checkpoint
 
 
 def open_openvino(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, exact: bool = False, defer: bool = True
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    exact: bool = False,
+    defer: bool = True,
 ) -> Predictor:
     """The network in OpenVINO, for CPUs; compiled for the model's patch.
 
@@ -24,7 +29,9 @@ def open_openvino(
     try:
         import openvino
     except ImportError:
-        raise BadConfig('OpenVINO is not installed; install it with pip install "medseg[openvino]"') from None
+        raise BadConfig(
+            'OpenVINO is not installed; install it with pip install "medseg[openvino]"'
+        ) from None
     if device.type != "cpu":
         raise BadConfig("the openvino backend runs on a CPU; use --device cpu")
     network = checkpoint.network()
@@ -34,13 +41,18 @@ def open_openvino(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing warns of every size it takes for a constant
-            example = torch.zeros(1, spec.inputs, *spec.patch)  # of this size: some networks compute with it
-            model = openvino.convert_model(Body(network) if head else network, example_input=example)
+            # Of this size: some networks compute with it.
+            example = torch.zeros(1, spec.inputs, *spec.patch)
+            model = openvino.convert_model(
+                Body(network) if head else network, example_input=example
+            )
         model.reshape([1, spec.inputs, *spec.patch])
         request = compile_openvino(model, hint).create_infer_request()
     except (RuntimeError, openvino.frontend.OpConversionFailure) as error:
         why = str(error).strip().split("\n")[0]
-        raise BadConfig(f"OpenVINO cannot run the network of {spec.name} ({why}); use --backend torch") from None
+        raise BadConfig(
+            f"OpenVINO cannot run the network of {spec.name} ({why}); use --backend torch"
+        ) from None
 
     def run(patches: Tensor) -> Tensor:
         outputs = []
@@ -52,7 +64,14 @@ def open_openvino(
             raise BadModel(f"the model {spec.name} gives values that are not finite on this scan")
         return features
 
-    return Predictor(run, width or spec.outputs, head, "openvino", "float32" if hint == "f32" else "bfloat16", cell)
+    return Predictor(
+        run,
+        width or spec.outputs,
+        head,
+        "openvino",
+        "float32" if hint == "f32" else "bfloat16",
+        cell,
+    )
 
 
 def compile_openvino(model: Any, hint: str) -> Any:
@@ -64,8 +83,8 @@ def compile_openvino(model: Any, hint: str) -> Any:
     }
     core = openvino_core()
     try:
-        # Without its fused kernels ("snippets"): compiling them ended the process for residual blocks (measured with
-        # 2026.4), and networks run as fast without.
+        # Without its fused kernels ("snippets"): compiling them ended the process for residual
+        # blocks (measured with 2026.4), and networks run as fast without.
         return core.compile_model(model, "CPU", options | {"SNIPPETS_MODE": "DISABLE"})
     except RuntimeError as error:
         if "SNIPPETS_MODE" not in str(error):
@@ -75,8 +94,8 @@ def compile_openvino(model: Any, hint: str) -> Any:
 
 @cache
 def openvino_core() -> Any:
-    """OpenVINO's core, kept for ever: its CPU plugin lends this thread a stack for signal handlers and frees it in the
-    end, after which Ctrl-C would crash the process (measured with 2026.4)."""
+    """OpenVINO's core, kept for ever: its CPU plugin lends this thread a stack for signal handlers
+    and frees it in the end, after which Ctrl-C would crash the process (measured with 2026.4)."""
     import openvino
 
     return openvino.Core()

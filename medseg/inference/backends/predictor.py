@@ -1,4 +1,6 @@
-"""What a backend gives: a network that turns windows into features or logits, with its head apart."""
+"""What a backend gives: a network that turns windows into features or logits, with its head
+apart.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ from medseg.models import Checkpoint
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-#: Networks up to this wide hand over their features even where they have fewer classes: adding up 16 channels instead
-#: of 2 costs a few per cent of a run, and memory is then the same for 2 classes and for 200.
+#: Networks up to this wide hand over their features even where they have fewer classes: adding up
+#: 16 channels instead of 2 costs a few per cent of a run, and memory is then the same for 2 classes
+#: and for 200.
 ALWAYS_DEFER = 16
 
 
@@ -41,10 +44,14 @@ class Predictor:
 
 
 def choose_device(device: Device) -> torch.device:
-    """The device asked for; 'auto' is a GPU where there is one. Raises `BadConfig` if there is none to be had."""
+    """The device asked for; 'auto' is a GPU where there is one. Raises `BadConfig` if there is none
+    to be had.
+    """
     if device == "cuda" and not torch.cuda.is_available():
         raise BadConfig("there is no CUDA device here; use --device cpu")
-    return torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
+    return torch.device(
+        "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
+    )
 
 
 def seconds_of(work: Callable[[], Any], tries: int = 3) -> float:
@@ -58,16 +65,23 @@ def seconds_of(work: Callable[[], Any], tries: int = 3) -> float:
 
 
 def deferred_width(network: nn.Module) -> tuple[int, int]:
-    """How many features the network's last layer reads, and the voxels along each axis that it makes logits of.
+    """How many features the network's last layer reads, and the voxels along each axis that it
+    makes logits of.
 
     (0, 1) if it may not be applied after blending, or that does not pay.
     """
     head = getattr(network, "head", None)
-    if not hasattr(network, "features") or not isinstance(head, nn.Conv3d) or set(head.kernel_size) != {1}:
+    if (
+        not hasattr(network, "features")
+        or not isinstance(head, nn.Conv3d)
+        or set(head.kernel_size) != {1}
+    ):
         return 0, 1
     cell = int(getattr(network, "stem", 1))
     width = head.in_channels + (cell**3 if getattr(network, "slope", None) is not None else 0)
-    return (width, cell) if worth_deferring(width / cell**3, head.out_channels // cell**3) else (0, 1)
+    return (
+        (width, cell) if worth_deferring(width / cell**3, head.out_channels // cell**3) else (0, 1)
+    )
 
 
 def worth_deferring(features: float, outputs: int) -> bool:
@@ -76,20 +90,32 @@ def worth_deferring(features: float, outputs: int) -> bool:
 
 
 def deferred_head(network: nn.Module) -> tuple[int, int, Head | None]:
-    """(features, cell, head) if the network's last layer is to be applied after blending, else (0, 1, None)."""
+    """(features, cell, head) if the network's last layer is to be applied after blending, else (0,
+    1, None).
+    """
     width, cell = deferred_width(network)
     if not width:
         return 0, 1, None
     weights, bias = _linear(network.head, width)
     slopes: Any = getattr(network, "slope", None)
     own = int(cast(nn.Conv3d, network.head).in_channels)
-    return width, cell, Head(weights, bias, None if slopes is None else Slopes(*_linear(slopes, width), own))
+    return (
+        width,
+        cell,
+        Head(weights, bias, None if slopes is None else Slopes(*_linear(slopes, width), own)),
+    )
 
 
 def _linear(layer: Any, width: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Weights (K, width), with zeros for features beyond those that a 1x1x1 convolution reads, and biases (K,)."""
+    """Weights (K, width), with zeros for features beyond those that a 1x1x1 convolution reads, and
+    biases (K,).
+    """
     weights = layer.weight.detach().float().flatten(1).numpy()
-    bias = np.zeros(len(weights), np.float32) if layer.bias is None else layer.bias.detach().float().numpy()
+    bias = (
+        np.zeros(len(weights), np.float32)
+        if layer.bias is None
+        else layer.bias.detach().float().numpy()
+    )
     return np.pad(weights, ((0, 0), (0, width - weights.shape[1]))), bias.copy()
 
 
@@ -108,7 +134,8 @@ class Body(nn.Module):
 
 def is_finite(features: Tensor) -> bool:
     """Whether no number is NaN or infinite."""
-    return bool(torch.isfinite(features.sum(dtype=torch.float32)))  # a sum needs no copy, and NaN and Inf survive it
+    # A sum needs no copy, and NaN and Inf survive it.
+    return bool(torch.isfinite(features.sum(dtype=torch.float32)))
 
 
 def example_patch(checkpoint: Checkpoint) -> Tensor:

@@ -24,7 +24,9 @@ from medseg.models import Checkpoint
 
 
 def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """The arithmetic of the network: 'auto' is fp16 on a GPU; on a CPU bf16 where that is faster, else fp32."""
+    """The arithmetic of the network: 'auto' is fp16 on a GPU; on a CPU bf16 where that is faster,
+    else fp32.
+    """
     if precision == "auto":
         if device.type == "cuda":
             return torch.float16
@@ -36,10 +38,11 @@ def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
 
 @cache
 def _bf16_is_faster() -> bool:
-    """Whether this processor convolves bfloat16 faster than medseg's own kernels do float32, by trying.
+    """Whether this processor convolves bfloat16 faster than medseg's own kernels do float32, by
+    trying.
 
-    Its flags do not tell: processors with AVX512-BF16 were measured at twice, and at half, their float32 speed. Only
-    matrix units (AMX) leave no doubt: seven times.
+    Its flags do not tell: processors with AVX512-BF16 were measured at twice, and at half, their
+    float32 speed. Only matrix units (AMX) leave no doubt: seven times.
     """
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
@@ -47,7 +50,9 @@ def _bf16_is_faster() -> bool:
         return True
     with torch.inference_mode():
         block = nn.Sequential(
-            nn.Conv3d(32, 32, 3, padding=1, bias=False), nn.GroupNorm(32, 32), nn.LeakyReLU(0.01, inplace=True)
+            nn.Conv3d(32, 32, 3, padding=1, bias=False),
+            nn.GroupNorm(32, 32),
+            nn.LeakyReLU(0.01, inplace=True),
         ).eval()
         x = torch.rand(1, 32, 32, 32, 32).contiguous(memory_format=torch.channels_last_3d)
         fast = accelerate(block)
@@ -65,12 +70,19 @@ def _used(y: Tensor) -> float:
 
 
 def open_torch(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, exact: bool = False, defer: bool = True
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    exact: bool = False,
+    defer: bool = True,
 ) -> Predictor:
-    """The network in PyTorch. Logits that are not finite are computed again in fp32; if they stay so, `BadModel`.
+    """The network in PyTorch. Logits that are not finite are computed again in fp32; if they stay
+    so, `BadModel`.
 
-    On a CPU in fp32 it runs on medseg's own convolutions (`accelerate`) unless `exact`. When a GPU runs out of memory,
-    batches are halved, and then the CPU goes on; each step is told as a `DataWarning`.
+    On a CPU in fp32 it runs on medseg's own convolutions (`accelerate`) unless `exact`. When a GPU
+    runs out of memory, batches are halved, and then the CPU goes on; each step is told as a
+    `DataWarning`.
     """
     network = checkpoint.network()
     width, cell, head = deferred_head(network) if defer else (0, 1, None)
@@ -83,14 +95,20 @@ _STEPS_DOWN = [0]
 
 
 def steps_down() -> int:
-    """How often a network had to step down so far because memory ran out; it stays where it then is."""
+    """How often a network had to step down so far because memory ran out; it stays where it then
+    is.
+    """
     return _STEPS_DOWN[0]
 
 
 class _Torch:
-    """A network on a device that steps down when memory runs out and retries in fp32 what is not finite."""
+    """A network on a device that steps down when memory runs out and retries in fp32 what is not
+    finite.
+    """
 
-    def __init__(self, network: nn.Module, name: str, device: torch.device, dtype: torch.dtype, exact: bool) -> None:
+    def __init__(
+        self, network: nn.Module, name: str, device: torch.device, dtype: torch.dtype, exact: bool
+    ) -> None:
         self.name, self.exact, self.most = name, exact, 2**31
         self.plain = network  # on the CPU, float32, as loaded
         self.place(device, dtype)
@@ -99,7 +117,9 @@ class _Torch:
         """Make the network ready for a device and an arithmetic."""
         self.device, self.dtype = device, dtype
         if device.type == "cpu":
-            self.network = self.plain if self.exact and dtype == torch.float32 else accelerate(self.plain)
+            self.network = (
+                self.plain if self.exact and dtype == torch.float32 else accelerate(self.plain)
+            )
         else:
             self.network = _channels_last(self.plain.to(device))
 
@@ -110,25 +130,37 @@ class _Torch:
         try:
             return self.finite(patches.to(self.device))
         except torch.OutOfMemoryError:
-            pass  # outside of the handler, so that nothing of the failed run is kept alive by the traceback
+            # outside of the handler, so that nothing of the failed run is kept alive by the
+            # traceback
+            pass
         except RuntimeError as error:
             if "DefaultCPUAllocator" not in str(error):
                 raise
-            raise NotEnoughMemory(f"the network of {self.name} does not fit into memory; use --max-memory") from None
+            raise NotEnoughMemory(
+                f"the network of {self.name} does not fit into memory; use --max-memory"
+            ) from None
         if self.device.type == "cpu":
-            raise NotEnoughMemory(f"the network of {self.name} does not fit into the memory of this machine")
+            raise NotEnoughMemory(
+                f"the network of {self.name} does not fit into the memory of this machine"
+            )
         torch.cuda.empty_cache()
         _STEPS_DOWN[0] += 1
         if len(patches) > 1:
             self.most = len(patches) // 2
-            warnings.warn(f"the GPU ran out of memory; windows go {self.most} at a time", DataWarning, stacklevel=2)
+            warnings.warn(
+                f"the GPU ran out of memory; windows go {self.most} at a time",
+                DataWarning,
+                stacklevel=2,
+            )
         else:
             self.place(torch.device("cpu"), choose_precision("auto", torch.device("cpu")))
             warnings.warn("the GPU ran out of memory; the CPU goes on", DataWarning, stacklevel=2)
         return self(patches)
 
     def finite(self, x: Tensor) -> Tensor:
-        """The network's answer if it is finite, else the answer in fp32; `BadModel` if that is not either."""
+        """The network's answer if it is finite, else the answer in fp32; `BadModel` if that is not
+        either.
+        """
         features = self.forward(x, self.dtype)
         if is_finite(features):
             return features
@@ -142,7 +174,10 @@ class _Torch:
         """The network in an arithmetic; weights stay float32 and are cast as they are used."""
         if not self.exact:  # norms over channels that lie last sum less accurately
             x = x.contiguous(memory_format=torch.channels_last_3d)
-        with torch.inference_mode(), torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32),
+        ):
             features: Tensor = self.network(x)
         return features
 

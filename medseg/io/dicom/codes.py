@@ -1,6 +1,8 @@
-"""What a structure is called, coded and coloured in DICOM: `Label` to the items of SEG, RTSTRUCT and SR, and back.
+"""What a structure is called, coded and coloured in DICOM: `Label` to the items of SEG, RTSTRUCT
+and SR, and back.
 
-Colours are CIELab of D65, as pixelmed, dcmqi and highdicom write them (PS3.3 C.10.7.1.1 scales them to 16 bits).
+Colours are CIELab of D65, as pixelmed, dcmqi and highdicom write them (PS3.3 C.10.7.1.1 scales them
+to 16 bits).
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 
 # medseg.labels is imported where used: it writes its tables through medseg.files, in this package.
 
-#: Coding scheme of structures that have no code of a terminology; every object that uses it declares it.
+#: Coding scheme of structures that have no code of a terminology; every object that uses it
+#: declares it.
 PRIVATE_SCHEME = "99MEDSEG"
 _TISSUE = ("SCT", "85756007", "Tissue")
 _STRUCTURE = ("SCT", "123037004", "Anatomical Structure")
@@ -32,12 +35,16 @@ def category_of(label: Label) -> Code:
 
 
 def type_of(label: Label) -> Code:
-    """What a structure is: its own code, or a private one that is the same wherever the name is the same."""
+    """What a structure is: its own code, or a private one that is the same wherever the name is the
+    same.
+    """
     from medseg.labels import Code
 
     if label.type is not None:
         return label.type
-    return Code(PRIVATE_SCHEME, hashlib.sha256(label.name.encode()).hexdigest()[:16], text(label.name))
+    return Code(
+        PRIVATE_SCHEME, hashlib.sha256(label.name.encode()).hexdigest()[:16], text(label.name)
+    )
 
 
 def code_item(code: Code) -> Any:
@@ -68,13 +75,17 @@ def scheme_item() -> Any:
 
 
 def read_code(items: Any) -> Code | None:
-    """The first code of a DICOM sequence, or None if there is none, or only a private one of medseg."""
+    """The first code of a DICOM sequence, or None if there is none, or only a private one of
+    medseg.
+    """
     from medseg.labels import Code
 
     if not items:
         return None
     item = items[0]
-    value = str(item.get("CodeValue") or item.get("LongCodeValue") or item.get("URNCodeValue") or "").strip()
+    value = str(
+        item.get("CodeValue") or item.get("LongCodeValue") or item.get("URNCodeValue") or ""
+    ).strip()
     scheme = str(item.get("CodingSchemeDesignator") or "").strip()
     if not value or scheme == PRIVATE_SCHEME:
         return None
@@ -82,21 +93,30 @@ def read_code(items: Any) -> Code | None:
 
 
 def read_codes(category: Any, kind: Any, region: Any) -> dict[str, Code | None]:
-    """The codes of a `Label` from the sequences of a segment or an ROI; modifiers are nested in what they modify."""
+    """The codes of a `Label` from the sequences of a segment or an ROI; modifiers are nested in
+    what they modify.
+    """
     found = {
         "category": read_code(category),
         "type": read_code(kind),
-        "type_modifier": read_code(kind[0].get("SegmentedPropertyTypeModifierCodeSequence")) if kind else None,
+        "type_modifier": (
+            read_code(kind[0].get("SegmentedPropertyTypeModifierCodeSequence")) if kind else None
+        ),
         "region": read_code(region),
-        "region_modifier": read_code(region[0].get("AnatomicRegionModifierSequence")) if region else None,
+        "region_modifier": (
+            read_code(region[0].get("AnatomicRegionModifierSequence")) if region else None
+        ),
     }
     if found["type"] is None and found["category"] == _TISSUE:
         found["category"] = None  # what `category_of` says of a label without codes
     return found
 
 
-def table_of(values: list[int], *, names: list[str], colors: list[Any], codes: list[dict[str, Any]]) -> LabelTable:
-    """A label table from what an object says of each structure; without a name or colour it gets one.
+def table_of(
+    values: list[int], *, names: list[str], colors: list[Any], codes: list[dict[str, Any]]
+) -> LabelTable:
+    """A label table from what an object says of each structure; without a name or colour it gets
+    one.
 
     Raises `BadConfig`.
     """
@@ -114,14 +134,18 @@ def table_of(values: list[int], *, names: list[str], colors: list[Any], codes: l
 
 
 def text(words: str, limit: int = 64) -> str:
-    """A name as DICOM can hold it: no backslashes, which divide values, no control characters, at most `limit` long."""
+    """A name as DICOM can hold it: no backslashes, which divide values, no control characters, at
+    most `limit` long.
+    """
     return re.sub(r"[\x00-\x1f\x7f]+", " ", words.replace("\\", "/")).strip()[:limit].strip()
 
 
 def cielab(color: tuple[int, int, int]) -> list[int]:
     """sRGB (0-255) as the three 16-bit numbers of a CIELab value."""
     linear = [_to_linear(part / 255) for part in color]
-    x, y, z = (sum(m * part for m, part in zip(row, linear)) / white for row, white in zip(_TO_XYZ, _WHITE))
+    x, y, z = (
+        sum(m * part for m, part in zip(row, linear)) / white for row, white in zip(_TO_XYZ, _WHITE)
+    )
     fx, fy, fz = _f(x), _f(y), _f(z)
     lightness, a, b = 116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)
     scaled = (lightness / 100 * 65535, (a + 128) / 255 * 65535, (b + 128) / 255 * 65535)
@@ -129,10 +153,16 @@ def cielab(color: tuple[int, int, int]) -> list[int]:
 
 
 def rgb(lab: Any) -> tuple[int, int, int] | None:
-    """The sRGB colour of a CIELab value of three 16-bit numbers, clipped to what a screen shows; None if damaged."""
+    """The sRGB colour of a CIELab value of three 16-bit numbers, clipped to what a screen shows;
+    None if damaged.
+    """
     if lab is None or len(lab) != 3:
         return None
-    lightness, a, b = int(lab[0]) / 65535 * 100, int(lab[1]) / 65535 * 255 - 128, int(lab[2]) / 65535 * 255 - 128
+    lightness, a, b = (
+        int(lab[0]) / 65535 * 100,
+        int(lab[1]) / 65535 * 255 - 128,
+        int(lab[2]) / 65535 * 255 - 128,
+    )
     fy = (lightness + 16) / 116
     xyz = [_f_inverse(f) * white for f, white in zip((fy + a / 500, fy, fy - b / 200), _WHITE)]
     linear = [sum(m * part for m, part in zip(row, xyz)) for row in _FROM_XYZ]

@@ -1,10 +1,12 @@
-"""Run as a program: unpack compressed frames for `medseg.io.dicom.pixels`, within limits of memory and time.
+"""Run as a program: unpack compressed frames for `medseg.io.dicom.pixels`, within limits of memory
+and time.
 
-Decoders are written in C and meet files from strangers here. What crashes, hangs or eats memory is this process, not
-medseg. It imports nothing of medseg, reads no file and writes none.
+Decoders are written in C and meet files from strangers here. What crashes, hangs or eats memory is
+this process, not medseg. It imports nothing of medseg, reads no file and writes none.
 
-Over stdin and stdout, for each frame: the length of a JSON description and of the frame (two little-endian 64-bit
-numbers), both; back come a 64-bit length and as many bytes of pixels, little-endian, or the length 0 for a failure.
+Over stdin and stdout, for each frame: the length of a JSON description and of the frame (two
+little-endian 64-bit numbers), both; back come a 64-bit length and as many bytes of pixels,
+little-endian, or the length 0 for a failure.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ SERIES_SECONDS = 1200
 
 
 def main(memory_bytes: int) -> None:
-    """Serve frames until stdin ends, in at most `memory_bytes` beyond what the decoders need to be loaded."""
+    """Serve frames until stdin ends, in at most `memory_bytes` beyond what the decoders need to be
+    loaded.
+    """
     import numpy  # noqa: F401  (loaded before memory is limited, as are the two below)
     import pydicom.encaps
     import pydicom.pixels  # noqa: F401
@@ -43,8 +47,14 @@ def main(memory_bytes: int) -> None:
 
 
 def _limit(memory_bytes: int) -> None:
-    """No more memory than given, no files, no core dump; the time of one frame is kept by the parent."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) if sys.platform == "linux" else 0
+    """No more memory than given, no files, no core dump; the time of one frame is kept by the
+    parent.
+    """
+    pages = (
+        int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        if sys.platform == "linux"
+        else 0
+    )
     most = pages * resource.getpagesize() + memory_bytes
     for what, value in (
         (resource.RLIMIT_AS, most if pages else resource.RLIM_INFINITY),
@@ -66,12 +76,17 @@ def _message(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
 
 
 def _pixels(about: dict[str, Any], frame: bytes) -> bytes:
-    """The pixels of one frame as little-endian numbers of `about["dtype"]`; raises whatever the decoder raises."""
+    """The pixels of one frame as little-endian numbers of `about["dtype"]`; raises whatever the
+    decoder raises.
+    """
     import numpy as np
     import pydicom.encaps
     import pydicom.pixels
 
-    options = {key: about[key] for key in ("rows", "columns", "bits_allocated", "bits_stored", "pixel_representation")}
+    options = {
+        key: about[key]
+        for key in ("rows", "columns", "bits_allocated", "bits_stored", "pixel_representation")
+    }
     found, _ = pydicom.pixels.get_decoder(about["syntax"]).as_array(
         pydicom.encaps.encapsulate([frame]),
         index=0,

@@ -24,24 +24,42 @@ from medseg.io.dicom.headers import (
     sop_class_of,
     trait,
 )
-from medseg.io.dicom.slices import ENHANCED, MAX_FRAMES, SOP_CLASSES, TAGS, XRAY_3D, Slice, Tile, slice_of
+from medseg.io.dicom.slices import (
+    ENHANCED,
+    MAX_FRAMES,
+    SOP_CLASSES,
+    TAGS,
+    XRAY_3D,
+    Slice,
+    Tile,
+    slice_of,
+)
 from medseg.io.dicom.source import Entry, Source
 
 _FRAME_TYPES = ("MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
-# Dimensions that say where a frame lies, not which volume it belongs to: In-Stack Position Number, Image Position.
+# Dimensions that say where a frame lies, not which volume it belongs to: In-Stack Position Number,
+# Image Position.
 _PLACES = (0x00209057, 0x00200032)
 
 
 def frames_of(first: Slice, dataset: Any) -> list[Slice]:
-    """One slice per frame: from its own functional group, else from the shared one, else from the top level."""
+    """One slice per frame: from its own functional group, else from the shared one, else from the
+    top level.
+    """
     count = first.frames
     groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
     shared = next(iter(dataset.get("SharedFunctionalGroupsSequence") or []), None)
     if not 1 <= count <= MAX_FRAMES or len(groups) != count:
-        reason = "does not say where each of its frames lies; export the series again, one file per slice"
+        reason = (
+            "does not say where each of its frames lies; export the series again, one file per"
+            " slice"
+        )
         return [replace(first, problem=reason)]
     pixels = replace(first.pixels, offsets=_offset_table(dataset, count))
-    kinds = [int(item.get("DimensionIndexPointer") or 0) for item in dataset.get("DimensionIndexSequence") or []]
+    kinds = [
+        int(item.get("DimensionIndexPointer") or 0)
+        for item in dataset.get("DimensionIndexSequence") or []
+    ]
     base = replace(first, pixels=pixels)
     slices = []
     for n, own in enumerate(groups):
@@ -57,7 +75,9 @@ class _Groups:
         self.dataset = dataset
 
     def holder(self, sequence: str, tag: str) -> Any:
-        """The data set in which `tag` stands: an item of `sequence`, or the top level if no group has it."""
+        """The data set in which `tag` stands: an item of `sequence`, or the top level if no group
+        has it.
+        """
         for level in self._levels:
             item = next(iter(level.get(sequence) or []), None)
             if item is not None and item.get(tag) not in (None, ""):
@@ -78,7 +98,8 @@ class _Groups:
 def _frame(first: Slice, n: int, *, groups: _Groups, kinds: Sequence[int]) -> Slice:
     measures = groups.holder("PixelMeasuresSequence", "PixelSpacing")
     plane = groups.holder("PlaneOrientationSequence", "ImageOrientationPatient")
-    # A position at the top level is that of one frame, and nothing says of which, unless there is but one.
+    # A position at the top level is that of one frame, and nothing says of which, unless there is
+    # but one.
     place = groups.holder("PlanePositionSequence", "ImagePositionPatient")
     place = {} if place is groups.dataset and first.frames > 1 else place
     slope, intercept = _scale_of(groups)
@@ -105,7 +126,9 @@ def _frame(first: Slice, n: int, *, groups: _Groups, kinds: Sequence[int]) -> Sl
             "b_value": trait(diffusion, "DiffusionBValue"),
             "gradient": trait(direction, "DiffusionGradientOrientation"),
             "temporal": trait(content, "TemporalPositionIndex"),
-            "trigger": trait(groups.item("CardiacSynchronizationSequence"), "NominalCardiacTriggerDelayTime"),
+            "trigger": trait(
+                groups.item("CardiacSynchronizationSequence"), "NominalCardiacTriggerDelayTime"
+            ),
             "inversion": trait(groups.item("MRModifierSequence"), "InversionTimes"),
             "flip": trait(groups.item("MRTimingAndRelatedParametersSequence"), "FlipAngle"),
             "acquisition": trait(content, "FrameAcquisitionNumber"),
@@ -158,11 +181,15 @@ def _offset_table(dataset: Any, count: int) -> tuple[int, ...]:
 def tiles_of(first: Slice, dataset: Any) -> list[Slice]:
     """The slices of a Siemens mosaic, which lie side by side in one picture.
 
-    The file's position is that of a slice as large as the whole picture, so each tile's is half the difference further
-    in (as in nibabel's nicom, and dcm2niix). Number and direction of the slices are `SliceNormalVector` of Siemens' own
-    header or, without that, the places of the slices in the protocol.
+    The file's position is that of a slice as large as the whole picture, so each tile's is half the
+    difference further in (as in nibabel's nicom, and dcm2niix). Number and direction of the slices
+    are `SliceNormalVector` of Siemens' own header or, without that, the places of the slices in the
+    protocol.
     """
-    reason = "is a Siemens mosaic whose own header is missing or odd; convert it with dcm2niix and give the NIfTI"
+    reason = (
+        "is a Siemens mosaic whose own header is missing or odd; convert it with dcm2niix and give"
+        " the NIfTI"
+    )
     refused = [replace(first, problem=reason)]
     if not (first.position and first.orientation and first.spacing):
         return refused
@@ -221,8 +248,14 @@ def _stacking_direction(
 
 
 def _from_first(centres: NDArray, centre: NDArray) -> NDArray[np.float64]:
-    """The direction in which slices follow the one at `centre`, which is at one end of the protocol's; else zero."""
-    ordered = centres if np.linalg.norm(centres[0] - centre) < np.linalg.norm(centres[-1] - centre) else centres[::-1]
+    """The direction in which slices follow the one at `centre`, which is at one end of the
+    protocol's; else zero.
+    """
+    ordered = (
+        centres
+        if np.linalg.norm(centres[0] - centre) < np.linalg.norm(centres[-1] - centre)
+        else centres[::-1]
+    )
     step = ordered[1] - ordered[0]
     length = float(np.linalg.norm(step))
     if length == 0 or np.linalg.norm(ordered[0] - centre) > length / 4:
@@ -231,15 +264,20 @@ def _from_first(centres: NDArray, centre: NDArray) -> NDArray[np.float64]:
 
 
 def _protocol_centres(dataset: Any) -> NDArray[np.float64]:
-    """Where the protocol in Siemens' series header (0029,xx20) puts the centres of the slices, LPS mm (N, 3)."""
+    """Where the protocol in Siemens' series header (0029,xx20) puts the centres of the slices, LPS
+    mm (N, 3).
+    """
     for block in (0x10, 0x11):
         element = dataset.get((0x0029, block << 8 | 0x20))
         value = element.value if element is not None else None
-        if isinstance(value, bytes) and (size := re.search(rb"sSliceArray\.lSize\s*=\s*(\d{1,4})\b", value)):
+        if isinstance(value, bytes) and (
+            size := re.search(rb"sSliceArray\.lSize\s*=\s*(\d{1,4})\b", value)
+        ):
             count = min(int(size[1]), 1000)
             centres = np.zeros((count, 3))  # what is not written is 0
             pattern = (
-                rb"sSliceArray\.asSlice\[(\d{1,3})\]\.sPosition\.d(Sag|Cor|Tra)\s*=\s*(-?[\d.]{1,20}(?:e[-+]?\d{1,2})?)"
+                rb"sSliceArray\.asSlice\[(\d{1,3})\]\.sPosition\.d(Sag|Cor|Tra)"
+                rb"\s*=\s*(-?[\d.]{1,20}(?:e[-+]?\d{1,2})?)"
             )
             for n, axis, text in re.findall(pattern, value):
                 if int(n) < count:
@@ -249,11 +287,16 @@ def _protocol_centres(dataset: Any) -> NDArray[np.float64]:
 
 
 def _csa_header(dataset: Any) -> dict[str, list[float]]:
-    """The numbers in Siemens' CSA image header (0029,xx10), second layout ('SV10'), by name; empty if there is none.
+    """The numbers in Siemens' CSA image header (0029,xx10), second layout ('SV10'), by name; empty
+    if there is none.
 
     The layout is described at https://nipy.org/nibabel/dicom/siemens_csa.html.
     """
-    for block in (0x10, 0x11):  # anonymisers drop the private creator, so the layout's own mark has to do
+    # Anonymisers drop the private creator, so the layout's own mark has to do.
+    for block in (
+        0x10,
+        0x11,
+    ):
         element = dataset.get((0x0029, block << 8 | 0x10))
         value = element.value if element is not None else None
         if isinstance(value, bytes) and value[:4] == b"SV10":
@@ -290,7 +333,9 @@ def _slices_in(first: Slice, dataset: Any) -> list[Slice]:
 
 
 def parse(source: Source, entry: Entry, file: Any) -> list[Slice] | None:
-    """The slices of an open DICOM file, empty if it holds no image, None for a DICOMDIR. Raises `BadFile`."""
+    """The slices of an open DICOM file, empty if it holds no image, None for a DICOMDIR. Raises
+    `BadFile`.
+    """
     where = source.where(entry)
 
     def work(dicom: Any) -> list[Slice] | None:
@@ -300,7 +345,10 @@ def parse(source: Source, entry: Entry, file: Any) -> list[Slice] | None:
             return None
         unsure = not sop_class or (dataset.cut_off and sop_class in SOP_CLASSES)
         if pixels is None and unsure:
-            raise BadFile(f"{where}: ends early; it is incomplete, export the series again and give its folder")
+            raise BadFile(
+                f"{where}: ends early; it is incomplete, export the series again and give its"
+                " folder"
+            )
         if dataset.get("Rows") is None and sop_class not in SOP_CLASSES:
             return []
         return _slices_in(slice_of(entry, dataset, pixels), dataset)

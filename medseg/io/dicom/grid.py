@@ -48,7 +48,9 @@ def open_grid(
     repair: bool = False,
 ) -> ImageGrid:
     """The grid of the volume that `read` returns for the same arguments. Raises `BadFile`."""
-    affine, shape, frame_of_reference = located(source, series=series, volume_index=volume_index, repair=repair)
+    affine, shape, frame_of_reference = located(
+        source, series=series, volume_index=volume_index, repair=repair
+    )
     return ImageGrid(affine=affine, shape=shape, frame_of_reference=frame_of_reference)
 
 
@@ -103,7 +105,9 @@ def placed_on(frames: Frames, grid: ImageGrid) -> Placement | None:
     """Where frames lie on images, each by itself; None if they do not lie on slices of the images
     or beyond them.
     """
-    columns = np.concatenate([frames.turns[:, :3] * frames.edges[:, 1:], frames.turns[:, 3:] * frames.edges[:, :1]], 1)
+    columns = np.concatenate(
+        [frames.turns[:, :3] * frames.edges[:, 1:], frames.turns[:, 3:] * frames.edges[:, :1]], 1
+    )
     steps = columns.reshape(-1, 2, 3) @ grid.to_voxels[:3, :3].T  # (F, along row and column, ijk)
     starts = frames.places @ grid.to_voxels[:3, :3].T + grid.to_voxels[:3, 3]
     if not (np.abs(steps).max() < 1e3 and np.abs(starts).max() < 1e6):
@@ -135,7 +139,9 @@ def stack_frames(path: str | Path, frames: Frames) -> tuple[NDArray[np.float64],
     slices lie apart.
     """
     if np.ptp(frames.turns, axis=0).max() > 1e-4 or np.ptp(frames.edges, axis=0).max() > 1e-4:
-        raise BadFile(f"{path}: its frames differ in orientation or pixel spacing, so they are no volume")
+        raise BadFile(
+            f"{path}: its frames differ in orientation or pixel spacing, so they are no volume"
+        )
     along_row, down_column = frames.turns[0].reshape(2, 3)
     normal = np.cross(along_row, down_column)
     depth = frames.places @ normal
@@ -146,8 +152,13 @@ def stack_frames(path: str | Path, frames: Frames) -> tuple[NDArray[np.float64],
     between = (last - first) / count if count else normal * step
     k_of = np.rint(depth / step)
     drift = np.linalg.norm(frames.places - (first + k_of[:, None] * between), axis=1).max()
-    if drift > 0.05 * min(*frames.edges[0], step) or np.linalg.norm(np.cross(between, normal)) > 1e-3 * step:
-        raise BadFile(f"{path}: its slices do not lie straight above each other, so they are no volume")
+    if (
+        drift > 0.05 * min(*frames.edges[0], step)
+        or np.linalg.norm(np.cross(between, normal)) > 1e-3 * step
+    ):
+        raise BadFile(
+            f"{path}: its slices do not lie straight above each other, so they are no volume"
+        )
     affine = np.eye(4)
     affine[:3, 0] = along_row * frames.edges[0][1]
     affine[:3, 1] = down_column * frames.edges[0][0]

@@ -1,4 +1,6 @@
-"""pydicom held in: headers are read up to their pixels, and what damage makes pydicom raise is a `BadFile`."""
+"""pydicom held in: headers are read up to their pixels, and what damage makes pydicom raise is a
+`BadFile`.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,10 @@ NATIVE = (IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN)
 MAX_READS = 1 << 21
 # What pydicom lets out on damaged files besides exceptions of its own, found by mutating files.
 _DAMAGE = (
-    AttributeError, AssertionError, EOFError, IndexError, KeyError, LookupError, NotImplementedError, OSError,
-    OverflowError, RecursionError, RuntimeError, TypeError, UnicodeError, ValueError, MemoryError, struct.error,
+    AttributeError, AssertionError, EOFError, IndexError, KeyError, LookupError,
+    NotImplementedError, OSError,
+    OverflowError, RecursionError, RuntimeError, TypeError, UnicodeError, ValueError, MemoryError,
+    struct.error,
     zlib.error,
 )  # fmt: skip
 
@@ -46,7 +50,9 @@ class PixelData:
     length: int  # of the value in bytes; -1 for compressed pixels, which end with a delimiter
     deflated_from: int | None = None  # where the deflated part of the file begins
     words: bool = True  # VR OW: 8-bit pixels in big-endian files are then swapped in pairs
-    offsets: tuple[int, ...] = ()  # Extended Offset Table: of each frame from the end of the basic offset table
+    offsets: tuple[
+        int, ...
+    ] = ()  # Extended Offset Table: of each frame from the end of the basic offset table
 
 
 def is_dicomdir(source: Source, entry: Entry) -> bool:
@@ -73,12 +79,16 @@ def sop_class_of(dataset: Any) -> str:
 
 
 def is_dicom(start: bytes) -> bool:
-    """Whether the first 132 bytes are those of a DICOM file; files without preamble begin with group 2 or 8."""
+    """Whether the first 132 bytes are those of a DICOM file; files without preamble begin with
+    group 2 or 8.
+    """
     return start[128:132] == b"DICM" or start[:2] in (b"\x08\x00", b"\x02\x00")
 
 
 def numbers(dataset: Any, name: str, count: int) -> tuple[float, ...] | None:
-    """The `count` numbers of a tag, None if it is absent or empty. Within `guarded`, anything else is a `BadFile`."""
+    """The `count` numbers of a tag, None if it is absent or empty. Within `guarded`, anything else
+    is a `BadFile`.
+    """
     try:
         values = dataset.get(name)
         if values is None or (isinstance(values, Sequence) and len(values) == 0):
@@ -92,7 +102,9 @@ def numbers(dataset: Any, name: str, count: int) -> tuple[float, ...] | None:
 
 
 def number(dataset: Any, name: str) -> float | None:
-    """The number of a tag, None if it is absent or empty. Within `guarded`, anything else is a `BadFile`."""
+    """The number of a tag, None if it is absent or empty. Within `guarded`, anything else is a
+    `BadFile`.
+    """
     try:
         value = dataset.get(name)
         if value is None or value == "":
@@ -106,7 +118,9 @@ def number(dataset: Any, name: str) -> float | None:
 
 
 def trait(dataset: Any, name: str) -> Any:
-    """A number or a tuple of numbers of a tag that only helps to tell volumes apart; None for anything odd."""
+    """A number or a tuple of numbers of a tag that only helps to tell volumes apart; None for
+    anything odd.
+    """
     try:
         value = dataset.get(name)
         if value is None or value == "":
@@ -125,7 +139,9 @@ def length(dataset: Any, name: str) -> float | None:
 
 
 def words(dataset: Any, name: str) -> str:
-    """A text that can be shown on a terminal: printable characters alone, as those of control could steer it."""
+    """A text that can be shown on a terminal: printable characters alone, as those of control could
+    steer it.
+    """
     try:
         value = dataset.get(name)
     except _DAMAGE:
@@ -134,7 +150,9 @@ def words(dataset: Any, name: str) -> str:
 
 
 def echo_time(dataset: Any, name: str) -> float | None:
-    """An echo time to a hundredth of a millisecond: smaller differences are rounding, not echoes."""
+    """An echo time to a hundredth of a millisecond: smaller differences are rounding, not
+    echoes.
+    """
     value = trait(dataset, name)
     return round(value, 2) if isinstance(value, float) else None
 
@@ -148,7 +166,9 @@ def _heard(_: logging.LogRecord) -> bool:
 
 @contextmanager
 def without_remarks() -> Iterator[None]:
-    """Drop what pydicom warns and logs meanwhile: it quotes values from the header, which may name the patient."""
+    """Drop what pydicom warns and logs meanwhile: it quotes values from the header, which may name
+    the patient.
+    """
     logging.getLogger("pydicom").addFilter(_heard)
     token = _unheard.set(True)
     try:
@@ -166,22 +186,33 @@ def guarded(where: str, work: Callable[[Any], Any]) -> Any:
         import pydicom.filereader
         from pydicom.errors import BytesLengthException, InvalidDicomError
     except ImportError:
-        raise BadFile(f'{where}: reading DICOM needs pydicom; install it with: pip install "medseg[dicom]"') from None
+        raise BadFile(
+            f'{where}: reading DICOM needs pydicom; install it with: pip install "medseg[dicom]"'
+        ) from None
     try:
         with without_remarks():
             return work(pydicom)
     except _BadTag as error:
-        raise BadFile(f"{where}: its {error} is not what DICOM says it must be; export the series again") from None
+        raise BadFile(
+            f"{where}: its {error} is not what DICOM says it must be; export the series again"
+        ) from None
     except (*_DAMAGE, BytesLengthException, InvalidDicomError):
-        raise BadFile(f"{where}: is damaged or is not proper DICOM; export the series again") from None
+        raise BadFile(
+            f"{where}: is damaged or is not proper DICOM; export the series again"
+        ) from None
 
 
-def dataset_of(dicom: Any, file: Any, *, where: str, tags: Sequence[str | int] | None) -> tuple[Any, PixelData | None]:
-    """The data set up to the pixels, with `media_class`, `file_meta` and `cut_off`; and where the pixels lie."""
+def dataset_of(
+    dicom: Any, file: Any, *, where: str, tags: Sequence[str | int] | None
+) -> tuple[Any, PixelData | None]:
+    """The data set up to the pixels, with `media_class`, `file_meta` and `cut_off`; and where the
+    pixels lie.
+    """
     meta, start = _file_meta(dicom, file)
     syntax = str(meta.get("TransferSyntaxUID", "") or "")
     deflated_from = start if syntax == DEFLATED else None
-    if deflated_from is not None:  # pydicom would unpack these without a limit: a small file could take all memory
+    # Pydicom would unpack these without a limit: a small file could take all memory.
+    if deflated_from is not None:
         file = inflated(file, start, where)
         start = 0
     file.seek(start)
@@ -195,7 +226,11 @@ def dataset_of(dicom: Any, file: Any, *, where: str, tags: Sequence[str | int] |
     wanted = None if tags is None else _tags(tuple(tags))
     watched = _Watched(file, where)
     dataset = dicom.filereader.read_dataset(
-        watched, implicit, little, stop_when=lambda tag, vr, length: tag >= 0x7FE00008, specific_tags=wanted
+        watched,
+        implicit,
+        little,
+        stop_when=lambda tag, vr, length: tag >= 0x7FE00008,
+        specific_tags=wanted,
     )
     dataset.media_class = str(meta.get("MediaStorageSOPClassUID", ""))
     dataset.file_meta = meta
@@ -205,7 +240,9 @@ def dataset_of(dicom: Any, file: Any, *, where: str, tags: Sequence[str | int] |
 
 
 class _Watched:
-    """A file that notices when it ends in the middle of something, which pydicom passes over in silence."""
+    """A file that notices when it ends in the middle of something, which pydicom passes over in
+    silence.
+    """
 
     def __init__(self, file: Any, where: str) -> None:
         self._file, self._where = file, where
@@ -216,14 +253,19 @@ class _Watched:
     def read(self, count: int) -> bytes:
         self._reads += 1
         if self._reads > MAX_READS:
-            raise BadFile(f"{self._where}: its header has more parts than any header has; the file is damaged")
+            raise BadFile(
+                f"{self._where}: its header has more parts than any header has; the file is damaged"
+            )
         found: bytes = self._file.read(count)
-        # At the very end of a whole file, the next element is looked for (8 bytes) and there is nothing.
+        # At the very end of a whole file, the next element is looked for (8 bytes) and there is
+        # nothing.
         self._short |= len(found) < count and not (count == 8 and not found)
         return found
 
     def is_cut_off(self) -> bool:
-        """Whether the file ended within an element, be it one that was read or one that was passed over."""
+        """Whether the file ended within an element, be it one that was read or one that was passed
+        over.
+        """
         place = self.tell()
         self.seek(max(0, place - 1))
         missing = not self._file.read(1)
@@ -239,19 +281,25 @@ def _tags(names: tuple[str | int, ...]) -> list[Any]:
 
 
 def _file_meta(dicom: Any, file: Any) -> tuple[Any, int]:
-    """The file meta information (group 2, always explicit little endian) and where the data set begins."""
+    """The file meta information (group 2, always explicit little endian) and where the data set
+    begins.
+    """
     file.seek(0)
     start = 132 if file.read(132)[128:] == b"DICM" else 0
     file.seek(start)
     if file.read(2) != b"\x02\x00":
         return dicom.dataset.FileMetaDataset(), start
     file.seek(start)
-    meta = dicom.filereader.read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    meta = dicom.filereader.read_dataset(
+        file, False, True, stop_when=lambda tag, vr, length: tag.group != 2
+    )
     return meta, file.tell()
 
 
 def _pixel_data(file: Any, *, syntax: str, implicit: bool, little: bool) -> PixelData | None:
-    """Where the value of the element that a file stands before lies, if that element is Pixel Data (PS3.5 7.1)."""
+    """Where the value of the element that a file stands before lies, if that element is Pixel Data
+    (PS3.5 7.1).
+    """
     order = "<" if little else ">"
     start = file.read(12)
     if len(start) < 8 or struct.unpack(f"{order}HH", start[:4]) != (0x7FE0, 0x0010):

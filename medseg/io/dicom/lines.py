@@ -42,7 +42,9 @@ def alike(pieces: list[Slice], key: Key, tolerance: float = 0) -> list[list[Slic
     for piece in pieces:
         value = key(piece)
         if value not in groups and tolerance and len(groups) < _MAX_KINDS:
-            value = next((first for first in groups if _differ_by(first, value) <= tolerance), value)
+            value = next(
+                (first for first in groups if _differ_by(first, value) <= tolerance), value
+            )
         groups.setdefault(value, []).append(piece)
     return list(groups.values())
 
@@ -89,11 +91,13 @@ def _linked(pieces: list[Slice], key: Callable[[Slice], tuple[Any, Any]]) -> lis
     by_value: dict[tuple[Any, Any], list[Slice]] = {}
     for piece in pieces:
         by_value.setdefault(key(piece), []).append(piece)
-    if len(by_value) == 1 or len(by_value) > _MAX_KINDS:  # so many are no volumes; the stack will be refused
+    # So many are no volumes; the stack will be refused.
+    if len(by_value) == 1 or len(by_value) > _MAX_KINDS:
         return [pieces]
     first = pieces[0]
     extents = [spans(replace(first, orientation=turn, spacing=edges)) for turn, edges in by_value]
-    corners = np.array([(right + down, right - down) for right, down in extents]) / 2  # from the centre
+    # From the centre.
+    corners = np.array([(right + down, right - down) for right, down in extents]) / 2
     smallest = np.array([min(edges) for _, edges in by_value])
     group_of = np.full(len(corners), -1)
     for start in range(len(corners)):
@@ -188,7 +192,9 @@ def _interleave(larger: NDArray[np.float64], smaller: NDArray[np.float64]) -> bo
     if steps.min() < usual / 2:  # they have a grid each
         return False
     ratios = steps / usual
-    if np.abs(ratios - np.rint(ratios)).max() > 0.1 or len(both) < _FILLED * (1 + np.rint(ratios).sum()):
+    if np.abs(ratios - np.rint(ratios)).max() > 0.1 or len(both) < _FILLED * (
+        1 + np.rint(ratios).sum()
+    ):
         return False
     if smaller[-1] < larger[0] or larger[-1] < smaller[0]:
         gap = max(smaller[0] - larger[-1], larger[0] - smaller[-1])

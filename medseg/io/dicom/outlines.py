@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 
 
 def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
-    """Closed outlines (P, 2) of a mask (rows, columns), as rows and columns; one for each part, holes by keyhole.
+    """Closed outlines (P, 2) of a mask (rows, columns), as rows and columns; one for each part,
+    holes by keyhole.
 
-    Pixels are parts of one another where they share an edge. The outline runs halfway between centres inside and
-    outside, cutting corners; the channel to a hole runs between two rows, away from every centre.
+    Pixels are parts of one another where they share an edge. The outline runs halfway between
+    centres inside and outside, cutting corners; the channel to a hole runs between two rows, away
+    from every centre.
     """
     width, size = 2 * (mask.shape[1] + 2), 4 * (mask.shape[0] + 2) * (mask.shape[1] + 2)
     following = _boundary(np.pad(mask, 1))
@@ -29,16 +31,19 @@ def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     for loop in loops:
         points = np.stack(np.divmod(np.array(loop) % size, width), axis=1)
         back, ahead = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
-        turns = (back[:, 0] * ahead[:, 1] != back[:, 1] * ahead[:, 0]) | ((back * ahead).sum(axis=1) < 0)
+        turns = (back[:, 0] * ahead[:, 1] != back[:, 1] * ahead[:, 0]) | (
+            (back * ahead).sum(axis=1) < 0
+        )
         found.append(points[turns] / 2 - 1)
     return found
 
 
 def _cut_channels(following: dict[int, int], starts: list[int], size: int) -> None:
-    """Join every hole to the boundary left of its `start`, its topmost point, of those the leftmost.
+    """Join every hole to the boundary left of its `start`, its topmost point, of those the
+    leftmost.
 
-    Left of there lies the mask, up to the next point of the boundary in the same row of points; the way there and back
-    passes through copies of both points, numbered on by `size`.
+    Left of there lies the mask, up to the next point of the boundary in the same row of points; the
+    way there and back passes through copies of both points, numbered on by `size`.
     """
     before = {end: start for start, end in following.items()}
     ordered = sorted(following)
@@ -46,27 +51,48 @@ def _cut_channels(following: dict[int, int], starts: list[int], size: int) -> No
         gate = ordered[bisect_left(ordered, start) - 1]
         start_again, gate_again = start + copy * size, gate + copy * size
         after, last = following[gate], before[start]
-        for one, other in ((gate, start), (last, start_again), (start_again, gate_again), (gate_again, after)):
+        for one, other in (
+            (gate, start),
+            (last, start_again),
+            (start_again, gate_again),
+            (gate_again, after),
+        ):
             following[one], before[other] = other, one
 
 
 def _boundary(mask: NDArray[np.bool_]) -> dict[int, int]:
-    """Each point of the boundary of a padded mask to the next one, the mask on its right hand (rows run down).
+    """Each point of the boundary of a padded mask to the next one, the mask on its right hand (rows
+    run down).
 
     A point is halfway between two pixels, numbered row * width + column in half pixels.
     """
     width = 2 * mask.shape[1]
-    a, b, e, d = mask[:-1, :-1], mask[:-1, 1:], mask[1:, :-1], mask[1:, 1:]  # a b over e d: a cell of four centres
+    # A b over e d: a cell of four centres.
+    a, b, e, d = (
+        mask[:-1, :-1],
+        mask[:-1, 1:],
+        mask[1:, :-1],
+        mask[1:, 1:],
+    )
     rows, columns = np.nonzero((a != b) | (a != e) | (a != d))
     a, b, e, d = (corner[rows, columns] for corner in (a, b, e, d))
     corner = 2 * rows * width + 2 * columns
-    top, left, right, bottom = corner + 1, corner + width, corner + width + 2, corner + 2 * width + 1
-    two = (a == d) & (b == e)  # the mask is on both sides of the diagonal; its two pixels are kept apart
+    top, left, right, bottom = (
+        corner + 1,
+        corner + width,
+        corner + width + 2,
+        corner + 2 * width + 1,
+    )
+    # The mask is on both sides of the diagonal; its two pixels are kept apart.
+    two = (a == d) & (b == e)
     enter = np.select([a & ~b, ~e & d, e & ~a], [top, bottom, left], right)
     leave = np.select([~a & b, e & ~d, a & ~e], [top, bottom, left], right)
     one = ~two
     starts, ends = [enter[one]], [leave[one]]
-    for here, pairs in ((two & a, ((top, left), (bottom, right))), (two & b, ((right, top), (left, bottom)))):
+    for here, pairs in (
+        (two & a, ((top, left), (bottom, right))),
+        (two & b, ((right, top), (left, bottom))),
+    ):
         for start, end in pairs:
             starts.append(start[here])
             ends.append(end[here])

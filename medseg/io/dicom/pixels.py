@@ -1,4 +1,6 @@
-"""The pixels of DICOM slices: plain numbers are read in place, compressed frames are unpacked by a child process."""
+"""The pixels of DICOM slices: plain numbers are read in place, compressed frames are unpacked by a
+child process.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,11 @@ from medseg.io.dicom.source import Entry, Source, Unpacked, inflated
 
 #: Most seconds that unpacking one frame may take.
 FRAME_SECONDS = 30.0
-#: Memory that a decoder may take beyond eight times the frame it unpacks, and the largest such frame.
+#: Memory that a decoder may take beyond eight times the frame it unpacks, and the largest such
+#: frame.
 DECODER_BYTES, MAX_FRAME_BYTES = 1 << 30, 256 << 20
-#: How much smaller than its pixels a compressed frame can be; beyond that the header claims what the file cannot hold.
+#: How much smaller than its pixels a compressed frame can be; beyond that the header claims what
+#: the file cannot hold.
 MAX_RATIO = 4096
 _ITEM, _END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 #: JPEG and its relatives, which end with an end-of-image marker.
@@ -37,22 +41,33 @@ _SHORT = "the file is too short for what its header claims; it is damaged or inc
 
 
 def stored_dtype_of(where: str, piece: Slice) -> np.dtype:
-    """The type of a slice's stored values. Raises `BadFile` for layouts that are not plain whole numbers."""
+    """The type of a slice's stored values. Raises `BadFile` for layouts that are not plain whole
+    numbers.
+    """
     allocated, stored, high, signed = piece.bits
-    if allocated not in (8, 16, 32) or not 1 <= stored <= allocated or high != stored - 1 or signed not in (0, 1):
+    if (
+        allocated not in (8, 16, 32)
+        or not 1 <= stored <= allocated
+        or high != stored - 1
+        or signed not in (0, 1)
+    ):
         raise BadFile(f"{where}: its pixels are stored in a way that medseg does not read")
     return np.dtype(f"{'i' if signed else 'u'}{allocated // 8}")
 
 
 def stored_pixels(source: Source, slices: Iterable[Slice]) -> Iterator[NDArray]:
-    """The stored values (rows, columns) of each slice in turn, unused high bits cleared. Raises `BadFile`.
+    """The stored values (rows, columns) of each slice in turn, unused high bits cleared. Raises
+    `BadFile`.
 
-    Slices of one file should follow each other; the file is then opened once. One child serves all compressed frames.
+    Slices of one file should follow each other; the file is then opened once. One child serves all
+    compressed frames.
     """
     with _Decoder() as decoder:
         held: Entry | None = None
         opened: _Opened | None = None
-        whole: tuple[int, NDArray] | None = None  # the last frame read, of which a mosaic's tiles are cut
+        whole: tuple[int, NDArray] | None = (
+            None  # the last frame read, of which a mosaic's tiles are cut
+        )
         try:
             for piece in slices:
                 where = source.where(piece.entry)
@@ -69,7 +84,9 @@ def stored_pixels(source: Source, slices: Iterable[Slice]) -> Iterator[NDArray]:
 
 
 def frame_size(piece: Slice) -> tuple[int, int]:
-    """Rows and columns of the picture in the file that holds a slice: larger than the slice in a mosaic."""
+    """Rows and columns of the picture in the file that holds a slice: larger than the slice in a
+    mosaic.
+    """
     return (piece.tile.rows, piece.tile.columns) if piece.tile else (piece.rows, piece.columns)
 
 
@@ -88,7 +105,9 @@ class _Opened:
             raise BadFile(f"{where}: claims more than the {MAX_BYTES / 2**30:.3g} GB allowed")
         about = piece.pixels
         if not about.syntax:
-            raise BadFile(f"{where}: holds no pixels where they should be; it is damaged or incomplete")
+            raise BadFile(
+                f"{where}: holds no pixels where they should be; it is damaged or incomplete"
+            )
         context = source.open(piece.entry)
         file: Any = context.__enter__()
         try:
@@ -131,12 +150,17 @@ class _Opened:
         return b"".join(self.bytes_at(place, length) for place, length in self._frames[piece.frame])
 
     def _find_frames(self, piece: Slice) -> list[list[tuple[int, int]]]:
-        """The fragments (place, length) of every frame (PS3.5 A.4). Raises `BadFile` if they do not end properly."""
+        """The fragments (place, length) of every frame (PS3.5 A.4). Raises `BadFile` if they do not
+        end properly.
+        """
         items = self._items(piece.pixels.offset)
         table, fragments = items[:1], items[1:]
         count = piece.frames
         if not table or len(fragments) < count:
-            raise BadFile(f"{self.where}: holds fewer frames than its header claims; it is damaged or incomplete")
+            raise BadFile(
+                f"{self.where}: holds fewer frames than its header claims; it is damaged or"
+                " incomplete"
+            )
         if len(fragments) == count:
             return [[fragment] for fragment in fragments]
         if count == 1:
@@ -146,7 +170,10 @@ class _Opened:
             starts = struct.unpack(f"<{count}I", self.bytes_at(*table[0]))
         frames = _by_frame(fragments, starts)
         if len(frames) != count:
-            raise BadFile(f"{self.where}: does not say which of its compressed pieces is which frame; export it again")
+            raise BadFile(
+                f"{self.where}: does not say which of its compressed pieces is which frame; export"
+                " it again"
+            )
         return frames
 
     def _items(self, place: int) -> list[tuple[int, int]]:
@@ -159,12 +186,17 @@ class _Opened:
                 return items
             is_item = (group, element) == _ITEM and length != 0xFFFFFFFF
             if not is_item or place + length > self.size:
-                raise BadFile(f"{self.where}: its compressed pixels end early or are damaged; get the file again")
+                raise BadFile(
+                    f"{self.where}: its compressed pixels end early or are damaged; get the file"
+                    " again"
+                )
             items.append((place, length))
             place += length
 
 
-def _by_frame(fragments: list[tuple[int, int]], starts: tuple[int, ...]) -> list[list[tuple[int, int]]]:
+def _by_frame(
+    fragments: list[tuple[int, int]], starts: tuple[int, ...]
+) -> list[list[tuple[int, int]]]:
     """Fragments frame by frame; frames start at `starts`, counted from the first fragment. None if
     that is not one of them.
     """
@@ -217,7 +249,9 @@ def _native(piece: Slice, opened: _Opened, dtype: np.dtype) -> NDArray:
 def _packed(piece: Slice, opened: _Opened, dtype: np.dtype) -> bytes:
     """The compressed bytes of a frame, as many as its pixels can come from."""
     if piece.pixels.length >= 0:
-        raise BadFile(f"{opened.where}: its pixels are not packed as its header says; the file is damaged")
+        raise BadFile(
+            f"{opened.where}: its pixels are not packed as its header says; the file is damaged"
+        )
     packed = opened.compressed(piece)
     size = math.prod(frame_size(piece)) * dtype.itemsize
     if size > MAX_RATIO * len(packed) or size > MAX_FRAME_BYTES:
@@ -226,7 +260,8 @@ def _packed(piece: Slice, opened: _Opened, dtype: np.dtype) -> bytes:
 
 
 def codestream_size(packed: bytes) -> tuple[int, int] | None:
-    """Rows and columns that a JPEG, JPEG-LS or JPEG 2000 stream itself says it has, or None if it says nothing.
+    """Rows and columns that a JPEG, JPEG-LS or JPEG 2000 stream itself says it has, or None if it
+    says nothing.
 
     Sources: ITU-T T.81 B.2.2, T.87 C.2.2 (frame headers), T.800 A.5.1 (image and tile size).
     """
@@ -250,11 +285,16 @@ def _cut(picture: NDArray, piece: Slice) -> NDArray:
     if piece.tile is None:
         return picture
     down, right = divmod(piece.tile.number, piece.tile.across)
-    return picture[down * piece.rows : (down + 1) * piece.rows, right * piece.columns : (right + 1) * piece.columns]
+    return picture[
+        down * piece.rows : (down + 1) * piece.rows,
+        right * piece.columns : (right + 1) * piece.columns,
+    ]
 
 
 class _Decoder:
-    """The child that unpacks compressed frames; started with the first of them. A context manager."""
+    """The child that unpacks compressed frames; started with the first of them. A context
+    manager.
+    """
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
@@ -271,15 +311,24 @@ class _Decoder:
             self._stream("stdout").close()
 
     def unpack(self, where: str, piece: Slice, *, packed: bytes, size: int) -> bytes:
-        """The `size` bytes of a frame's pixels, little-endian. Raises `BadFile` whatever happens to the child."""
+        """The `size` bytes of a frame's pixels, little-endian. Raises `BadFile` whatever happens to
+        the child.
+        """
         syntax = piece.pixels.syntax
         guarded(where, lambda dicom: _check_decoder(dicom, where, syntax))
         rows, columns = frame_size(piece)
         if syntax.startswith(_JPEG):
-            if not packed[-64:].rstrip(b"\0").endswith((b"\xff\xd9", b"\xff\xd9\xff")):  # FF fills up, too
-                raise BadFile(f"{where}: its compressed pixels end early; it is incomplete, get the file again")
+            # FF fills up, too.
+            if not packed[-64:].rstrip(b"\0").endswith((b"\xff\xd9", b"\xff\xd9\xff")):
+                raise BadFile(
+                    f"{where}: its compressed pixels end early; it is incomplete, get the file"
+                    " again"
+                )
             if codestream_size(packed) != (rows, columns):
-                raise BadFile(f"{where}: its compressed pixels are not of the size that its header says; get it again")
+                raise BadFile(
+                    f"{where}: its compressed pixels are not of the size that its header says; get"
+                    " it again"
+                )
         allocated, stored, _, signed = piece.bits
         about = {
             "syntax": syntax, "photometric": piece.photometric, "rows": rows, "columns": columns,
@@ -297,8 +346,9 @@ class _Decoder:
             found = self._exchange(json.dumps(about).encode(), packed, size)
         if len(found) != size:
             raise BadFile(
-                f"{where}: its compressed pixels are damaged, or of a kind that no installed decoder reads; get it "
-                "again, or decompress the series, e.g. with dcmdjpeg or gdcmconv --raw"
+                f"{where}: its compressed pixels are damaged, or of a kind that no installed"
+                " decoder reads; get it again, or decompress the series, e.g. with dcmdjpeg or"
+                " gdcmconv --raw"
             )
         return found
 
@@ -339,9 +389,12 @@ def _check_decoder(dicom: Any, where: str, syntax: str) -> None:
     try:
         available = pydicom.pixels.get_decoder(uid).is_available
     except NotImplementedError:
-        raise BadFile(f"{where}: its pixels are packed in a way that is not known; decompress the series") from None
+        raise BadFile(
+            f"{where}: its pixels are packed in a way that is not known; decompress the series"
+        ) from None
     if not available:
         raise BadFile(
-            f"{where}: its pixels are compressed ({uid.name}) and no decoder for that is installed; "
-            'pip install "medseg[dicom-codecs]", or decompress the series, e.g. with gdcmconv --raw'
+            f"{where}: its pixels are compressed ({uid.name}) and no decoder for that is installed;"
+            ' pip install "medseg[dicom-codecs]", or decompress the series, e.g. with gdcmconv'
+            " --raw"
         )

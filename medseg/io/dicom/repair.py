@@ -1,8 +1,8 @@
 """Uneven stacks of slices made even: what `--repair` does, where it is well defined.
 
-Slices stored twice are dropped, missing ones are interpolated, uneven distances and slanted stacks (gantry tilt) are
-resampled. Interpolation is linear in space: along the normal between neighbouring slices, and within a slice by the
-part of a pixel that it is shifted.
+Slices stored twice are dropped, missing ones are interpolated, uneven distances and slanted stacks
+(gantry tilt) are resampled. Interpolation is linear in space: along the normal between neighbouring
+slices, and within a slice by the part of a pixel that it is shifted.
 """
 
 from __future__ import annotations
@@ -34,41 +34,54 @@ MAX_SLANT = 0.6
 
 
 def doubles(pieces: Sequence[Slice]) -> list[tuple[int, int]]:
-    """Pairs of slices, by number in order along the normal, that lie at one place; the second could be a copy."""
+    """Pairs of slices, by number in order along the normal, that lie at one place; the second could
+    be a copy.
+    """
     _, positions, _ = sorted_along_normal(pieces)
     near = np.linalg.norm(np.diff(positions, axis=0), axis=1) <= SAME_PLACE_MM
     return [(int(n), int(n) + 1) for n in np.flatnonzero(near)]
 
 
 def check_repair(pieces: Sequence[Slice]) -> None:
-    """Raise `BadFile`, with a sentence for after the source's name, unless an even grid follows from the positions.
+    """Raise `BadFile`, with a sentence for after the source's name, unless an even grid follows
+    from the positions.
 
     Slices at one place are taken to be copies, of which one is kept.
     """
     kept = _kept(pieces)
     if len(kept) == 1 < len(pieces):
-        raise BadFile(f"its {len(pieces)} slices all lie at the same place, which is no volume; give another series")
+        raise BadFile(
+            f"its {len(pieces)} slices all lie at the same place, which is no volume; give another"
+            " series"
+        )
     if len(kept) < 3:
         raise BadFile(f"it holds {len(kept)} slices, too few for a volume; give the whole series")
     _, positions, normal = sorted_along_normal(kept)
     steps = np.diff(positions @ normal)
     step = float(np.median(steps))
     if steps.min() < max(MIN_STEP * step, SAME_PLACE_MM) or steps.max() > (MAX_GAP + 0.1) * step:
-        raise BadFile("the distances between its slices differ too much to be resampled; give another series")
+        raise BadFile(
+            "the distances between its slices differ too much to be resampled; give another series"
+        )
     lacking = round(float(steps.sum()) / step) + 1 - len(kept)
     if lacking > MAX_MISSING * (len(kept) + lacking):
         raise BadFile("too many slices are missing to be interpolated; export the series again")
     sideways = positions - np.outer(positions @ normal, normal)
     slopes = np.linalg.norm(np.diff(sideways, axis=0), axis=1) / steps
     if np.arctan(slopes.max()) > MAX_SLANT:
-        raise BadFile("its slices are shifted too far against each other to be resampled; give another series")
+        raise BadFile(
+            "its slices are shifted too far against each other to be resampled; give another series"
+        )
 
 
-def repaired(pieces: Sequence[Slice], data: NDArray) -> tuple[NDArray, NDArray[np.float64], list[str]]:
+def repaired(
+    pieces: Sequence[Slice], data: NDArray
+) -> tuple[NDArray, NDArray[np.float64], list[str]]:
     """Voxels on an even grid, its affine (RAS+ mm), and what was done in words.
 
-    pieces: slices in order along their normal; data: their values (I, J, K), scaled. Whole numbers stay whole numbers.
-    Raises `BadFile`, with a sentence for after the source's name, where the right grid does not follow from the slices.
+    pieces: slices in order along their normal; data: their values (I, J, K), scaled. Whole numbers
+    stay whole numbers. Raises `BadFile`, with a sentence for after the source's name, where the
+    right grid does not follow from the slices.
     """
     check_repair(pieces)
     pieces, data, copies = _without_copies(pieces, data)
@@ -105,7 +118,9 @@ def _without_copies(pieces: Sequence[Slice], data: NDArray) -> tuple[Sequence[Sl
     copies = set()
     for first, second in doubles(pieces):
         if not np.array_equal(data[..., first], data[..., second]):
-            raise BadFile("several slices lie at the same place and differ; give one volume of them")
+            raise BadFile(
+                "several slices lie at the same place and differ; give one volume of them"
+            )
         copies.add(second)
     if not copies:
         return pieces, data, 0
@@ -129,7 +144,9 @@ def _kept(pieces: Sequence[Slice]) -> list[Slice]:
 def _shifts(
     pieces: Sequence[Slice], positions: NDArray, *, normal: NDArray, between: NDArray
 ) -> tuple[NDArray[np.float64], bool]:
-    """How far each slice is shifted along (i, j) from the first one, in pixels (K, 2), and whether that matters."""
+    """How far each slice is shifted along (i, j) from the first one, in pixels (K, 2), and whether
+    that matters.
+    """
     along, down = np.reshape(pieces[0].orientation or (), (2, 3))
     row_spacing, column_spacing = pieces[0].spacing or (0.0, 0.0)
     away = positions - positions[0]
@@ -144,8 +161,12 @@ def _shifts(
     return np.zeros_like(shifts), False
 
 
-def _resampled(data: NDArray, offsets: NDArray, *, wanted: NDArray, shifts: NDArray, room: NDArray) -> NDArray:
-    """Slices at `offsets`, moved by `shifts` pixels, at the offsets `wanted`; outside is the lowest value."""
+def _resampled(
+    data: NDArray, offsets: NDArray, *, wanted: NDArray, shifts: NDArray, room: NDArray
+) -> NDArray:
+    """Slices at `offsets`, moved by `shifts` pixels, at the offsets `wanted`; outside is the lowest
+    value.
+    """
     rows, columns, _ = data.shape
     outside = data.min()
     out = np.full((rows + room[0], columns + room[1], len(wanted)), outside, data.dtype, order="F")
@@ -171,7 +192,9 @@ def _resampled(data: NDArray, offsets: NDArray, *, wanted: NDArray, shifts: NDAr
 
 
 def _moved(plane: NDArray, shift: NDArray, room: NDArray) -> tuple[NDArray, NDArray]:
-    """A slice (I, J) moved by a part of a pixel into a larger picture, and where it is known there."""
+    """A slice (I, J) moved by a part of a pixel into a larger picture, and where it is known
+    there.
+    """
     out: NDArray = plane.astype(np.float64)
     known: NDArray = np.ones(1, bool)
     for axis in (0, 1):

@@ -1,4 +1,6 @@
-"""A structured report of the volumes of a segmentation: TID 1500 of PS3.16 as a Comprehensive 3D SR, by highdicom."""
+"""A structured report of the volumes of a segmentation: TID 1500 of PS3.16 as a Comprehensive 3D
+SR, by highdicom.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,26 @@ _MILLILITRE = ("UCUM", "mL", "mL")
 
 
 def report_dataset(
-    segmentation: Any, origin: Origin, millilitres: dict[int, float], path: str | Path, *, table: LabelTable
+    segmentation: Any,
+    origin: Origin,
+    millilitres: dict[int, float],
+    path: str | Path,
+    *,
+    table: LabelTable,
 ) -> Any:
-    """A report of the volume of every segment, referring to the segmentation; made by a device, verified by nobody.
+    """A report of the volume of every segment, referring to the segmentation; made by a device,
+    verified by nobody.
 
-    segmentation: what `seg.seg_dataset` gave for `origin` and `table`. millilitres: label value to volume.
-    path: what errors name. Raises `BadOutput`.
+    segmentation: what `seg.seg_dataset` gave for `origin` and `table`. millilitres: label value to
+    volume. path: what errors name. Raises `BadOutput`.
     """
     with without_warnings(path):
         return _report(segmentation, origin, millilitres, table=table)
 
 
-def _report(segmentation: Any, origin: Origin, millilitres: dict[int, float], *, table: LabelTable) -> Any:
+def _report(
+    segmentation: Any, origin: Origin, millilitres: dict[int, float], *, table: LabelTable
+) -> Any:
     from highdicom.sr import (
         Comprehensive3DSR,
         DeviceObserverIdentifyingAttributes as DeviceObserver,
@@ -46,7 +56,10 @@ def _report(segmentation: Any, origin: Origin, millilitres: dict[int, float], *,
             ml = millilitres[label.value]
             groups.append(_measured(segmentation, origin, label, segment=segment, ml=ml))
     device = DeviceObserver(
-        derived_uid("device", "medseg"), name="medseg", manufacturer_name="medseg", model_name="medseg"
+        derived_uid("device", "medseg"),
+        name="medseg",
+        manufacturer_name="medseg",
+        model_name="medseg",
     )
     content = MeasurementReport(
         ObservationContext(observer_device_context=ObserverContext(codes.DCM.Device, device)),
@@ -93,7 +106,10 @@ def _measured(segmentation: Any, origin: Origin, label: Label, *, segment: Any, 
     sites = []
     where = label.region or (label.type if category_of(label)[:2] == ("SCT", "123037004") else None)
     if where is not None:
-        side = next((m for m in (label.type_modifier, label.region_modifier) if m and m.value in _SIDES), None)
+        side = next(
+            (m for m in (label.type_modifier, label.region_modifier) if m and m.value in _SIDES),
+            None,
+        )
         sites = [FindingSite(_concept(where), laterality=_concept(side) if side else None)]
     return VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(segment.TrackingUID, segment.TrackingID),
@@ -124,11 +140,19 @@ def _concept(code: Code) -> Any:
 
 
 def _without_patient(segmentation: Any) -> Any:
-    """The segmentation as evidence: its identity, and nothing of the patient, so that highdicom sees none of it."""
+    """The segmentation as evidence: its identity, and nothing of the patient, so that highdicom
+    sees none of it.
+    """
     from pydicom.dataset import Dataset
 
     evidence = Dataset()
-    for name in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality"):
+    for name in (
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "Modality",
+    ):
         setattr(evidence, name, getattr(segmentation, name))
     for name in CARRIED:
         setattr(evidence, name, None)

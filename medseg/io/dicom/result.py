@@ -1,7 +1,9 @@
-"""The DICOM series that results are about: its slices, its patient and study, and what every result says of itself.
+"""The DICOM series that results are about: its slices, its patient and study, and what every result
+says of itself.
 
-Results carry from the source what the standard requires of the Patient, Study and Frame of Reference (types 1 and 2),
-the references to its images and its lossy compression, and nothing else; `deidentify` replaces that too.
+Results carry from the source what the standard requires of the Patient, Study and Frame of
+Reference (types 1 and 2), the references to its images and its lossy compression, and nothing else;
+`deidentify` replaces that too.
 """
 
 from __future__ import annotations
@@ -33,12 +35,15 @@ from medseg.io.dicom.source import Paths, name_of
 from medseg.io.dicom.volumes import ordered_volume
 from medseg.volume import Volume, resample
 
-#: Attributes of the Patient and Study modules (PS3.3 C.7.1.1, C.7.2.1) that results take over; all are of type 2.
+#: Attributes of the Patient and Study modules (PS3.3 C.7.1.1, C.7.2.1) that results take over; all
+#: are of type 2.
 CARRIED = (
-    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
+    "StudyID",
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
-#: A label map may lie this part of the smallest voxel edge off the source's grid and is still on it.
+#: A label map may lie this part of the smallest voxel edge off the source's grid and is still on
+#: it.
 MAX_OFFSET = 0.05
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _DATE = re.compile(r"\d{8}")
@@ -49,13 +54,13 @@ _TIME = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
 class DicomOptions:
     """How DICOM results are written.
 
-    seg_type: 'binary' (a bit plane for each segment, which every viewer knows) or 'labelmap' (smaller, newer).
-    deidentify: replace patient, study and all UIDs; equal UIDs are replaced alike.
-    deterministic: UIDs and dates follow from the labels and the origin, so that a second run gives the same object.
-    nearest: put labels of another grid on the source's by nearest neighbour instead of refusing them.
-    model, version: what made the labels; without a model their origin is said to be unknown.
-    family: code value of the algorithm's family in CID 7162.
-    series, volume_index, repair: which volume of the source, and how to read it, as for `read`.
+    seg_type: 'binary' (a bit plane for each segment, which every viewer knows) or 'labelmap'
+    (smaller, newer). deidentify: replace patient, study and all UIDs; equal UIDs are replaced
+    alike. deterministic: UIDs and dates follow from the labels and the origin, so that a second run
+    gives the same object. nearest: put labels of another grid on the source's by nearest neighbour
+    instead of refusing them. model, version: what made the labels; without a model their origin is
+    said to be unknown. family: code value of the algorithm's family in CID 7162. series,
+    volume_index, repair: which volume of the source, and how to read it, as for `read`.
     """
 
     seg_type: str = "binary"
@@ -72,7 +77,9 @@ class DicomOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """A series as results refer to it, slices in k order; with `deidentify` all its UIDs are already replaced."""
+    """A series as results refer to it, slices in k order; with `deidentify` all its UIDs are
+    already replaced.
+    """
 
     slices: list[Slice]
     affine: NDArray[np.float64]
@@ -102,9 +109,13 @@ class Origin:
         return derived_uid("deidentified", uid) if self.options.deidentify else uid
 
     def new_uid(self, *words: object) -> str:
-        """A UID for a new object: random, or with `deterministic` the same for the same source and words."""
+        """A UID for a new object: random, or with `deterministic` the same for the same source and
+        words.
+        """
         return (
-            derived_uid(self.study, self.series, *words) if self.options.deterministic else f"2.25.{uuid.uuid4().int}"
+            derived_uid(self.study, self.series, *words)
+            if self.options.deterministic
+            else f"2.25.{uuid.uuid4().int}"
         )
 
     def reference(self, piece: Slice) -> Any:
@@ -132,17 +143,24 @@ def open_origin(path: Paths, options: DicomOptions | None = None) -> Origin:
     facts: dict[str, Any] = guarded(name, lambda dicom: _facts(header))
     for tag, words in (("StudyInstanceUID", "study"), ("SeriesInstanceUID", "series")):
         if not _is_uid(facts[tag]):
-            raise BadFile(f"{name}: does not say to which {words} it belongs; DICOM results need that, export it again")
+            raise BadFile(
+                f"{name}: does not say to which {words} it belongs; DICOM results need that, export"
+                " it again"
+            )
     frame_of_reference = first.frame_of_reference
     if not _is_uid(frame_of_reference):  # some tools that take out names take it out, too
         frame_of_reference = derived_uid("frame of reference", facts["SeriesInstanceUID"])
         warnings.warn(
-            f"{name}: has no frame of reference; DICOM results give it one that follows from its series",
+            f"{name}: has no frame of reference; DICOM results give it one that follows from its"
+            " series",
             DataWarning,
             stacklevel=2,
         )
     if not all(_is_uid(piece.sop_instance) and _is_uid(piece.sop_class) for piece in slices):
-        raise BadFile(f"{name}: some of its images have no proper identifier to refer to; export the series again")
+        raise BadFile(
+            f"{name}: some of its images have no proper identifier to refer to; export the series"
+            " again"
+        )
 
     def uid(value: str) -> str:
         return derived_uid("deidentified", value) if options.deidentify else value
@@ -151,7 +169,9 @@ def open_origin(path: Paths, options: DicomOptions | None = None) -> Origin:
     if options.deidentify:
         carried = dict.fromkeys(CARRIED, "") | {
             "PatientName": "Anonymous^",
-            "PatientID": "ANON" + hashlib.sha256(uid(facts["StudyInstanceUID"]).encode()).hexdigest()[:12],
+            "PatientID": (
+                "ANON" + hashlib.sha256(uid(facts["StudyInstanceUID"]).encode()).hexdigest()[:12]
+            ),
         }
     return Origin(
         slices=slices,
@@ -170,7 +190,9 @@ def open_origin(path: Paths, options: DicomOptions | None = None) -> Origin:
 
 
 def _facts(header: Any) -> dict[str, Any]:
-    """What is carried, decoded; what is not valid is left out or cut short, but for the patient's name and number."""
+    """What is carried, decoded; what is not valid is left out or cut short, but for the patient's
+    name and number.
+    """
 
     def value(name: str) -> str:
         found = header.get(name)
@@ -188,7 +210,9 @@ def _facts(header: Any) -> dict[str, Any]:
     lossy: dict[str, Any] = {"LossyImageCompression": "00"}
     if value("LossyImageCompression") == "01":
         names = ("LossyImageCompressionRatio", "LossyImageCompressionMethod")
-        lossy = {"LossyImageCompression": "01"} | {name: header[name].value for name in names if header.get(name)}
+        lossy = {"LossyImageCompression": "01"} | {
+            name: header[name].value for name in names if header.get(name)
+        }
     modality = value("Modality")
     return {
         "StudyInstanceUID": value("StudyInstanceUID"),
@@ -204,14 +228,16 @@ def _facts(header: Any) -> dict[str, Any]:
 def check_grid(origin: Origin, volume: Volume, path: Paths) -> None:
     """Raise `BadFile` naming `path` unless a volume read from it has the grid of its slices."""
     if volume.shape != origin.shape or np.abs(volume.affine - origin.affine).max() > 1e-3:
-        raise BadFile(f"{name_of(path)}: was not read as its slices are, so no DICOM result can refer to them")
+        raise BadFile(
+            f"{name_of(path)}: was not read as its slices are, so no DICOM result can refer to them"
+        )
 
 
 def planes_on_source(labels: Volume, origin: Origin, path: str | Path) -> NDArray:
     """A label map as planes (slices, rows, columns) of its source; `BadOutput` naming `path`.
 
-    Stored in any of the 48 ways, or cut out of the source's grid, it is placed exactly, voxel by voxel. On another
-    grid it is refused, or with `nearest` resampled by nearest neighbour.
+    Stored in any of the 48 ways, or cut out of the source's grid, it is placed exactly, voxel by
+    voxel. On another grid it is refused, or with `nearest` resampled by nearest neighbour.
     """
     try:
         return planes_on_grid(labels, path, affine=origin.affine, shape=origin.shape)
@@ -224,7 +250,9 @@ def planes_on_source(labels: Volume, origin: Origin, path: str | Path) -> NDArra
 def planes_on_grid(
     labels: Volume, path: str | Path, *, affine: NDArray[np.float64], shape: tuple[int, int, int]
 ) -> NDArray:
-    """A label map as planes (K, J, I) of a grid in whose voxels its own lie; else `BadOutput` naming `path`."""
+    """A label map as planes (K, J, I) of a grid in whose voxels its own lie; else `BadOutput`
+    naming `path`.
+    """
     turn, start = _whole_steps(labels, affine, path=path)
     # Voxel axis a of the grid follows voxel axis order[a] of the labels, forwards or backwards.
     order = [int(axis) for axis in np.abs(turn).argmax(axis=1)]
@@ -233,7 +261,9 @@ def planes_on_grid(
     low = [int(start[a]) - (0 if signs[a] > 0 else data.shape[a] - 1) for a in range(3)]
     ends = list(map(add, low, data.shape))
     if min(low) < 0 or any(map(gt, ends, shape)):
-        raise BadOutput(f"{path}: the labels reach beyond the DICOM series; give the series they were made from")
+        raise BadOutput(
+            f"{path}: the labels reach beyond the DICOM series; give the series they were made from"
+        )
     out = np.zeros(shape[::-1], data.dtype)
     out.T[tuple(map(slice, low, ends))] = data
     return out
@@ -262,15 +292,19 @@ def _whole_steps(
 
 
 def _nearest(labels: Volume, origin: Origin) -> NDArray:
-    """Planes of the source with the label of the nearest voxel, background beyond half a voxel outside."""
+    """Planes of the source with the label of the nearest voxel, background beyond half a voxel
+    outside.
+    """
     affine = labels.affine.copy()
     affine[:3, 3] -= affine[:3, :3].sum(axis=1)
-    around = Volume(np.pad(labels.data, 1), affine)  # points up to half a voxel outside are then between voxels
+    # Points up to half a voxel outside are then between voxels.
+    around = Volume(np.pad(labels.data, 1), affine)
     return np.ascontiguousarray(resample(around, origin.affine, origin.shape, order=0).data.T)
 
 
 def complete(dataset: Any, origin: Origin, kind: str) -> None:
-    """Give a new object its patient, study and frame of reference, its dates and what made it (PS3.3 C.7, C.12.1).
+    """Give a new object its patient, study and frame of reference, its dates and what made it
+    (PS3.3 C.7, C.12.1).
 
     kind: a word for what it is, such as 'SEG'.
     """
@@ -285,7 +319,8 @@ def complete(dataset: Any, origin: Origin, kind: str) -> None:
         tag, kind_of_value = tag_for_keyword(name), dictionary_VR(name)
         words = PersonName(value) if kind_of_value == "PN" else value
         assert tag is not None
-        # The patient stays the same even where the source's name or number is longer than the standard allows.
+        # The patient stays the same even where the source's name or number is longer than the
+        # standard allows.
         dataset.add(DataElement(tag, kind_of_value, words, validation_mode=0))
     dataset.StudyInstanceUID = origin.study
     dataset.FrameOfReferenceUID = origin.frame_of_reference
@@ -293,13 +328,18 @@ def complete(dataset: Any, origin: Origin, kind: str) -> None:
     date, time = moment(origin)
     dataset.InstanceCreationDate = dataset.SeriesDate = date
     dataset.InstanceCreationTime = dataset.SeriesTime = time
-    dataset.SeriesNumber = {"SEG": 9100, "RTSTRUCT": 9200, "SR": 9300}[kind] + origin.series_number % 100
+    dataset.SeriesNumber = {"SEG": 9100, "RTSTRUCT": 9200, "SR": 9300}[
+        kind
+    ] + origin.series_number % 100
     dataset.SeriesDescription = text(f"medseg {origin.options.model}".strip())
     dataset.InstanceNumber = 1
     dataset.Manufacturer = dataset.ManufacturerModelName = "medseg"
     dataset.SoftwareVersions = __version__
     dataset.DeviceSerialNumber = f"medseg-{__version__}"
-    dataset.ContributingEquipmentSequence = [_equipment(origin), *dataset.get("ContributingEquipmentSequence", ())]
+    dataset.ContributingEquipmentSequence = [
+        _equipment(origin),
+        *dataset.get("ContributingEquipmentSequence", ()),
+    ]
     for item in dataset.ContributingEquipmentSequence:
         item.ContributionDateTime = date + time.ljust(6, "0")
     if origin.options.deidentify:
@@ -311,7 +351,9 @@ def complete(dataset: Any, origin: Origin, kind: str) -> None:
 
 
 def moment(origin: Origin) -> tuple[str, str]:
-    """Date (DA) and time (TM) of creation; with `deterministic` those of the study, or a dummy where it has none."""
+    """Date (DA) and time (TM) of creation; with `deterministic` those of the study, or a dummy
+    where it has none.
+    """
     if origin.options.deterministic:
         return origin.carried["StudyDate"] or "19000101", origin.carried["StudyTime"] or "000000"
     now = datetime.now()
@@ -325,12 +367,20 @@ def _equipment(origin: Origin) -> Any:
     from medseg.version import __version__
 
     purpose = Dataset()
-    purpose.CodeValue, purpose.CodingSchemeDesignator, purpose.CodeMeaning = "109102", "DCM", "Processing Equipment"
+    purpose.CodeValue, purpose.CodingSchemeDesignator, purpose.CodeMeaning = (
+        "109102",
+        "DCM",
+        "Processing Equipment",
+    )
     item = Dataset()
     item.PurposeOfReferenceCodeSequence = [purpose]
     item.Manufacturer = item.ManufacturerModelName = "medseg"
     item.SoftwareVersions = __version__
-    made = f"segmented with model {origin.options.model}" if origin.options.model else "converted from a label map"
+    made = (
+        f"segmented with model {origin.options.model}"
+        if origin.options.model
+        else "converted from a label map"
+    )
     hashed = f", weights {origin.options.version}" if origin.options.version else ""
     item.ContributionDescription = text(made + hashed, 1024)
     return item
@@ -343,9 +393,14 @@ def _uses_private_codes(dataset: Any) -> bool:
 
 
 def _items(dataset: Any) -> Iterator[Any]:
-    """Every item of every sequence below a dataset, but for frames and contours, of which there may be thousands."""
+    """Every item of every sequence below a dataset, but for frames and contours, of which there may
+    be thousands.
+    """
     for element in dataset:
-        if element.VR == "SQ" and element.keyword not in ("PerFrameFunctionalGroupsSequence", "ContourSequence"):
+        if element.VR == "SQ" and element.keyword not in (
+            "PerFrameFunctionalGroupsSequence",
+            "ContourSequence",
+        ):
             for item in element.value:
                 yield item
                 yield from _items(item)
@@ -353,7 +408,9 @@ def _items(dataset: Any) -> Iterator[Any]:
 
 @contextmanager
 def without_warnings(path: str | Path) -> Iterator[None]:
-    """Work with highdicom, which is not there or has only developers' remarks. Raises `BadOutput` if not there."""
+    """Work with highdicom, which is not there or has only developers' remarks. Raises `BadOutput`
+    if not there.
+    """
     try:
         with without_remarks():
             yield
@@ -364,7 +421,9 @@ def without_warnings(path: str | Path) -> Iterator[None]:
 
 
 def save(dataset: Any, path: str | Path) -> None:
-    """Write an object as a DICOM file with an empty preamble, whole or not at all. Raises `BadOutput`."""
+    """Write an object as a DICOM file with an empty preamble, whole or not at all. Raises
+    `BadOutput`.
+    """
     dataset.preamble = bytes(128)
     buffer = BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
@@ -373,7 +432,9 @@ def save(dataset: Any, path: str | Path) -> None:
 
 
 def decimal(number: float, digits: int) -> str:
-    """A number as a decimal string (DS) of at most 16 characters with at most `digits` after the point."""
+    """A number as a decimal string (DS) of at most 16 characters with at most `digits` after the
+    point.
+    """
     for places in range(digits, -1, -1):
         words = f"{number:.{places}f}"
         if len(words) <= 16:
@@ -407,20 +468,29 @@ def _instance(origin: Origin, piece: Slice) -> Any:
 
 
 def class_of(path: str | Path) -> str:
-    """What kind of object a DICOM file says it holds (a SOP class UID), or '' for what is no DICOM file."""
+    """What kind of object a DICOM file says it holds (a SOP class UID), or '' for what is no DICOM
+    file.
+    """
     with open_file(path) as opened:
         if opened.read(132)[128:] != b"DICM":
             return ""
     found: str = guarded(
-        str(path), lambda dicom: str(dicom.filereader.read_file_meta_info(path).get("MediaStorageSOPClassUID", ""))
+        str(path),
+        lambda dicom: str(
+            dicom.filereader.read_file_meta_info(path).get("MediaStorageSOPClassUID", "")
+        ),
     )
     return found
 
 
 def read_object(path: str | Path, dicom: Any) -> Any:
-    """A whole DICOM object as a dataset; `dicom` is the pydicom module. Raises `BadFile` for deflated files."""
+    """A whole DICOM object as a dataset; `dicom` is the pydicom module. Raises `BadFile` for
+    deflated files.
+    """
     open_file(path).close()
     if dicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID", "") == _DEFLATED:
         # pydicom unpacks these without a limit: a small file could take all memory.
-        raise BadFile(f"{path}: is deflated DICOM, which medseg does not unpack; use gdcmconv --raw first")
+        raise BadFile(
+            f"{path}: is deflated DICOM, which medseg does not unpack; use gdcmconv --raw first"
+        )
     return dicom.dcmread(path)

@@ -1,10 +1,11 @@
-"""DICOM radiotherapy structure sets (RTSTRUCT, PS3.3 A.19 and C.8.8.5): contours from label maps, and back.
+"""DICOM radiotherapy structure sets (RTSTRUCT, PS3.3 A.19 and C.8.8.5): contours from label maps,
+and back.
 
-Written contours run halfway between the centres of the pixels inside and outside, on the planes of the source's slices
-and no others; a hole is joined to the outline around it by a keyhole, a channel of no width, as CLOSED_PLANAR contours
-have it: every rule of filling then gives the same pixels. Read contours fill the pixels whose centres they enclose, by
-the even-odd rule over all contours of a structure in one plane, so that holes drawn as contours of their own (XOR) are
-holes as well.
+Written contours run halfway between the centres of the pixels inside and outside, on the planes of
+the source's slices and no others; a hole is joined to the outline around it by a keyhole, a channel
+of no width, as CLOSED_PLANAR contours have it: every rule of filling then gives the same pixels.
+Read contours fill the pixels whose centres they enclose, by the even-odd rule over all contours of
+a structure in one plane, so that holes drawn as contours of their own (XOR) are holes as well.
 """
 
 from __future__ import annotations
@@ -49,12 +50,15 @@ if TYPE_CHECKING:
 #: RT Structure Set Storage.
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
-_IMPLICIT = "1.2.840.10008.1.2"  # explicit lengths of decimal strings end at 64 kB, which is 2,000 points
+_IMPLICIT = (  # explicit lengths of decimal strings end at 64 kB, which is 2,000 points
+    "1.2.840.10008.1.2"
+)
 #: Group, element and length of an element in implicit VR, little endian.
 _HEAD = struct.Struct("<HHI")
 #: A contour may lie this part of the distance between slices off the plane of a slice.
 MAX_OFF_PLANE = 0.1
-#: Most crossings of contours and rows that are looked at together, which bounds the memory that takes.
+#: Most crossings of contours and rows that are looked at together, which bounds the memory that
+#: takes.
 MAX_CROSSINGS = 1 << 20
 
 
@@ -66,17 +70,23 @@ def write_rtstruct(
     source: Paths | None = None,
     options: DicomOptions | None = None,
 ) -> None:
-    """Write a label map as the structure set of the series at `source`. Raises `BadOutput`, `BadFile`.
+    """Write a label map as the structure set of the series at `source`. Raises `BadOutput`,
+    `BadFile`.
 
-    volume: labels on the source's grid, stored in any of the 48 ways, or a block of it. Labels that occur become
-    structures; of a map without any, the table's first (or label 1) becomes one without contours.
+    volume: labels on the source's grid, stored in any of the 48 ways, or a block of it. Labels that
+    occur become structures; of a map without any, the table's first (or label 1) becomes one
+    without contours.
     """
     if source is None:
-        raise BadOutput(f"{path}: a DICOM result refers to the series it was made from; give it with --source")
+        raise BadOutput(
+            f"{path}: a DICOM result refers to the series it was made from; give it with --source"
+        )
     save(rtstruct_dataset(volume, open_origin(source, options), path, table=table), path)
 
 
-def rtstruct_dataset(volume: Volume, origin: Origin, path: str | Path, *, table: LabelTable | None = None) -> Any:
+def rtstruct_dataset(
+    volume: Volume, origin: Origin, path: str | Path, *, table: LabelTable | None = None
+) -> Any:
     """The structure set as a dataset; `path` is what errors name. Raises `BadOutput`."""
     try:
         labels = labels_only(path, volume)
@@ -102,10 +112,15 @@ def _dataset(planes: NDArray, origin: Origin, labels: list[Label]) -> Any:
     mm3 = abs(float(np.linalg.det(origin.affine[:3, :3])))
     counts = np.bincount(planes.ravel())
     dataset.StructureSetROISequence = [
-        _roi(origin, label, mm3 * (counts[label.value] if label.value < len(counts) else 0)) for label in labels
+        _roi(origin, label, mm3 * (counts[label.value] if label.value < len(counts) else 0))
+        for label in labels
     ]
-    dataset.ROIContourSequence = [_contours(planes, origin, label, box=boxes.get(label.value)) for label in labels]
-    dataset.RTROIObservationsSequence = [_observation(number, label) for number, label in enumerate(labels, 1)]
+    dataset.ROIContourSequence = [
+        _contours(planes, origin, label, box=boxes.get(label.value)) for label in labels
+    ]
+    dataset.RTROIObservationsSequence = [
+        _observation(number, label) for number, label in enumerate(labels, 1)
+    ]
     dataset.ApprovalStatus = "UNAPPROVED"
     complete(dataset, origin, "RTSTRUCT")
     _as_it_is(dataset)
@@ -170,13 +185,17 @@ def _observation(number: int, label: Label) -> Any:
     if label.region is not None:
         item.AnatomicRegionSequence = [code_item(label.region)]
         if label.region_modifier is not None:
-            item.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [code_item(label.region_modifier)]
+            item.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [
+                code_item(label.region_modifier)
+            ]
     item.RTROIInterpretedType = "ORGAN" if category[:2] == ("SCT", "123037004") else ""
     item.ROIInterpreter = ""
     return item
 
 
-def _contours(planes: NDArray, origin: Origin, label: Label, *, box: tuple[slice, ...] | None) -> Any:
+def _contours(
+    planes: NDArray, origin: Origin, label: Label, *, box: tuple[slice, ...] | None
+) -> Any:
     from pydicom.dataelem import RawDataElement
     from pydicom.dataset import Dataset
     from pydicom.tag import Tag
@@ -207,12 +226,15 @@ def _contours(planes: NDArray, origin: Origin, label: Label, *, box: tuple[slice
 
 
 def _as_it_is(dataset: Any) -> None:
-    """Let pydicom write what a dataset holds as bytes as those bytes, instead of making objects of every number."""
+    """Let pydicom write what a dataset holds as bytes as those bytes, instead of making objects of
+    every number.
+    """
     dataset.set_original_encoding(True, True, dataset._character_set)
 
 
 def _contour(origin: Origin, k: int, outline: NDArray[np.float64], *, number: int) -> bytes:
-    """An item of the Contour Sequence for an outline (P, 2) of rows and columns on slice k, in implicit VR.
+    """An item of the Contour Sequence for an outline (P, 2) of rows and columns on slice k, in
+    implicit VR.
 
     Written out here because there may be tens of thousands with hundreds of points each.
     """
@@ -231,7 +253,9 @@ def _contour(origin: Origin, k: int, outline: NDArray[np.float64], *, number: in
         + _element(0x3006, 0x0042, "CLOSED_PLANAR")
         + _element(0x3006, 0x0046, str(len(outline)))
         + _element(0x3006, 0x0048, str(number))
-        + _element(0x3006, 0x0050, "\\".join(decimal(number, digits) for number in points.ravel().tolist()))
+        + _element(
+            0x3006, 0x0050, "\\".join(decimal(number, digits) for number in points.ravel().tolist())
+        )
     )
 
 
@@ -255,13 +279,15 @@ def read_rtstruct(
     volume_index: int | None = None,
     segments: Sequence[str] | None = None,
 ) -> Volume:
-    """The label map of a structure set on the grid of the series at `source`, as uint8 or uint16. Raises `BadFile`.
+    """The label map of a structure set on the grid of the series at `source`, as uint8 or uint16.
+    Raises `BadFile`.
 
-    series, repair: which volume of the source, and how to read it, as for `read`.
-    segments: only these structures, by name or label value, laid over each other in this order. Without it, structures
-    that share voxels are refused. A pixel belongs to a structure if an odd number of its contours in that plane are
-    around the pixel's centre; a centre on a contour counts where the structure lies right of it or below. Contours
-    beyond the images are left out with a `DataWarning`; those between two slices are refused.
+    series, repair: which volume of the source, and how to read it, as for `read`. segments: only
+    these structures, by name or label value, laid over each other in this order. Without it,
+    structures that share voxels are refused. A pixel belongs to a structure if an odd number of its
+    contours in that plane are around the pixel's centre; a centre on a contour counts where the
+    structure lies right of it or below. Contours beyond the images are left out with a
+    `DataWarning`; those between two slices are refused.
     """
     if volume_index not in (None, 0):
         raise BadFile(f"{path}: is one structure set, there is no volume {volume_index} in it")
@@ -281,7 +307,9 @@ def read_rtstruct(
 def read_structures(
     path: str | Path, *, source: Paths | None, series: str | int | None = None, repair: bool = False
 ) -> list[tuple[Label, Volume]]:
-    """Every structure as a mask of its own (uint8, 0 and 1) on the grid of `source`, overlaps kept."""
+    """Every structure as a mask of its own (uint8, 0 and 1) on the grid of `source`, overlaps
+    kept.
+    """
     grid, layers, table = _layers(path, source, series=series, repair=repair)
     found = []
     for label in table.labels:
@@ -293,7 +321,9 @@ def read_structures(
 
 
 def read_rtstruct_table(path: str | Path) -> LabelTable:
-    """Names, colours and codes of a structure set, values as `read_rtstruct` gives them. Raises `BadFile`."""
+    """Names, colours and codes of a structure set, values as `read_rtstruct` gives them. Raises
+    `BadFile`.
+    """
     table: LabelTable = guarded(str(path), lambda dicom: _table(path, _structures(path, dicom))[0])
     return table
 
@@ -313,9 +343,14 @@ def _layers(
     repair: bool,
     segments: Sequence[str] | None = None,
 ) -> tuple[ImageGrid, dict[int, _Layers], LabelTable]:
-    """The grid of the images, the filled planes of every wanted label by slice, and the table of all."""
+    """The grid of the images, the filled planes of every wanted label by slice, and the table of
+    all.
+    """
     if source is None:
-        raise BadFile(f"{path}: holds contours, which only make sense on their images; give the series with --source")
+        raise BadFile(
+            f"{path}: holds contours, which only make sense on their images; give the series with"
+            " --source"
+        )
     grid = open_grid(source, series=series, repair=repair)
     lost = Counter({_OPEN: 0, _ASIDE: 0, _BEYOND: 0})
 
@@ -329,7 +364,9 @@ def _layers(
         for item in dataset.get("ROIContourSequence") or ():
             value = value_of.get(int(item.ReferencedROINumber))
             if value is None:
-                raise BadFile(f"{path}: has contours of a structure that it does not name; export it again")
+                raise BadFile(
+                    f"{path}: has contours of a structure that it does not name; export it again"
+                )
             if value in wanted:
                 contours = item.get("ContourSequence") or ()
                 layers[value] = _filled(path, grid, contours, lost=lost)
@@ -338,8 +375,8 @@ def _layers(
     layers, table = guarded(str(path), work)
     if lost[_BEYOND] and not any(layers.values()):
         raise BadFile(
-            f"{path}: its contours do not lie on slices of the series, but all beyond its first or last one; give the "
-            "series that they were drawn on"
+            f"{path}: its contours do not lie on slices of the series, but all beyond its first or"
+            " last one; give the series that they were drawn on"
         )
     for what, count in lost.items():
         if count:
@@ -348,24 +385,30 @@ def _layers(
 
 
 def _check_frames(path: str | Path, dataset: Any, grid: ImageGrid, *, numbers: set[int]) -> None:
-    """Raise `BadFile` if structures of these numbers were drawn in another frame of reference than the images'.
+    """Raise `BadFile` if structures of these numbers were drawn in another frame of reference than
+    the images'.
 
-    A structure that names none is in that of the whole set; if that names none either, nothing contradicts the images,
-    and that contours lie on the planes of slices is looked at anyway.
+    A structure that names none is in that of the whole set; if that names none either, nothing
+    contradicts the images, and that contours lie on the planes of slices is looked at anyway.
     """
     if not grid.frame_of_reference:
         return
     frame_of = _frame_of(dataset, grid.frame_of_reference)
     drawn = {int(item.ReferencedROINumber) for item in dataset.get("ROIContourSequence") or ()}
-    foreign = {number for number in numbers if frame_of[number] not in ("", grid.frame_of_reference)}
+    foreign = {
+        number for number in numbers if frame_of[number] not in ("", grid.frame_of_reference)
+    }
     if not foreign:
         return
     if foreign >= numbers:
-        raise BadFile(f"{path}: was drawn in another frame of reference; give the series that it was drawn on")
+        raise BadFile(
+            f"{path}: was drawn in another frame of reference; give the series that it was drawn on"
+        )
     if foreign & drawn:
         raise BadFile(
-            f"{path}: some of its structures were drawn in another frame of reference than the others; choose those of "
-            f"the series given with --segment (all but number {', '.join(map(str, sorted(foreign)[:10]))})"
+            f"{path}: some of its structures were drawn in another frame of reference than the"
+            " others; choose those of the series given with --segment (all but number"
+            f" {', '.join(map(str, sorted(foreign)[:10]))})"
         )
 
 
@@ -394,7 +437,9 @@ def _structures(path: str | Path, dicom: Any) -> Any:
 
 
 def _table(path: str | Path, dataset: Any) -> tuple[LabelTable, dict[int, int]]:
-    """The label table of a structure set, and the label value of each ROI number: itself where a label can have it."""
+    """The label table of a structure set, and the label value of each ROI number: itself where a
+    label can have it.
+    """
     from medseg.labels import MAX_VALUE
 
     items = list(dataset.StructureSetROISequence)
@@ -438,7 +483,9 @@ def _codes(observation: Any) -> dict[str, Any]:
 
 
 def _filled(path: str | Path, grid: ImageGrid, contours: Any, *, lost: Counter[str]) -> _Layers:
-    """Slice to the pixels (rows, columns) that the contours of one structure fill; what is not filled is counted."""
+    """Slice to the pixels (rows, columns) that the contours of one structure fill; what is not
+    filled is counted.
+    """
     columns, rows, count = grid.shape
     edges: dict[int, list[NDArray[np.float64]]] = {}
     for contour in contours:
@@ -451,12 +498,19 @@ def _filled(path: str | Path, grid: ImageGrid, contours: Any, *, lost: Counter[s
             lost[_BEYOND] += 1
             continue
         k = int(np.rint(voxels[:, 2].mean()))
-        if not np.abs(voxels).max() < 1e6 or np.abs(voxels[:, 2] - k).max() > MAX_OFF_PLANE or not 0 <= k < count:
+        if (
+            not np.abs(voxels).max() < 1e6
+            or np.abs(voxels[:, 2] - k).max() > MAX_OFF_PLANE
+            or not 0 <= k < count
+        ):
             raise BadFile(
-                f"{path}: some contours do not lie on slices of the series; give the series that they were drawn on"
+                f"{path}: some contours do not lie on slices of the series; give the series that"
+                " they were drawn on"
             )
         across, down = voxels[:, 0], voxels[:, 1]
-        outside = (across < -0.51) | (across > columns - 0.49) | (down < -0.51) | (down > rows - 0.49)
+        outside = (
+            (across < -0.51) | (across > columns - 0.49) | (down < -0.51) | (down > rows - 0.49)
+        )
         lost[_ASIDE] += bool(outside.any())
         start = voxels[:, :2]
         edges.setdefault(k, []).append(np.concatenate([start, np.roll(start, -1, axis=0)], axis=1))
@@ -465,15 +519,19 @@ def _filled(path: str | Path, grid: ImageGrid, contours: Any, *, lost: Counter[s
 
 def _points(contour: Any) -> NDArray[np.float64]:
     """The points (P, 3) of a contour in LPS mm."""
-    numbers = contour.get_item("ContourData").value  # as bytes: pydicom would make an object of every number
+    numbers = contour.get_item(
+        "ContourData"
+    ).value  # as bytes: pydicom would make an object of every number
     texts = numbers.decode("ascii").split("\\") if isinstance(numbers, bytes) else list(numbers)
     return np.array(texts, np.float64).reshape(-1, 3)
 
 
 def _is_beyond(k: NDArray[np.float64], count: int) -> bool:
-    """Whether all points of a contour lie beyond the first or the last of `count` slices, by more than half a step.
+    """Whether all points of a contour lie beyond the first or the last of `count` slices, by more
+    than half a step.
 
-    Certain: what lies there is in no voxel. Nearer than that it could belong to the slice at the end.
+    Certain: what lies there is in no voxel. Nearer than that it could belong to the slice at the
+    end.
     """
     return bool(np.abs(k).max() < 1e6 and (k.max() < -0.5 or k.min() > count - 0.5))
 
@@ -481,8 +539,8 @@ def _is_beyond(k: NDArray[np.float64], count: int) -> bool:
 def _inside(edges: NDArray[np.float64], rows: int, columns: int) -> NDArray[np.bool_]:
     """The pixels whose centres closed contours go around an odd number of times.
 
-    edges: (E, 4) from column, row to column, row. In every row of centres, each edge that crosses it turns over all
-    pixels right of it.
+    edges: (E, 4) from column, row to column, row. In every row of centres, each edge that crosses
+    it turns over all pixels right of it.
     """
     turned = np.zeros((rows, columns + 1), np.uint32)
     step = max(1, MAX_CROSSINGS // rows)

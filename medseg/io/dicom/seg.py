@@ -1,7 +1,8 @@
 """DICOM segmentations (SEG, PS3.3 A.51 and C.8.20) out, by highdicom; `segments` reads them.
 
-A label value is the segment's number where the object can hold that: always in LABELMAP, and in BINARY, whose segments
-are numbered 1, 2, ..., where the labels are; otherwise the segment's description says it, and the reader follows it.
+A label value is the segment's number where the object can hold that: always in LABELMAP, and in
+BINARY, whose segments are numbered 1, 2, ..., where the labels are; otherwise the segment's
+description says it, and the reader follows it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ from medseg.io.dicom.result import (
     save,
     without_warnings,
 )
-from medseg.io.dicom.segments import LABEL_VALUE, SEG_CLASSES, read_seg, read_seg_table, read_segments
+from medseg.io.dicom.segments import (
+    LABEL_VALUE,
+    SEG_CLASSES,
+    read_seg,
+    read_seg_table,
+    read_segments,
+)
 from medseg.io.dicom.source import Paths
 from medseg.io.voxels import labels_only
 from medseg.volume import Volume
@@ -34,14 +41,25 @@ from medseg.volume import Volume
 if TYPE_CHECKING:
     from medseg.labels import Label, LabelTable
 
-__all__ = ["SEG_CLASSES", "algorithm_item", "present_labels", "read_seg", "read_seg_table", "read_segments"]
+__all__ = [
+    "SEG_CLASSES",
+    "algorithm_item",
+    "present_labels",
+    "read_seg",
+    "read_seg_table",
+    "read_segments",
+]
 __all__ += ["seg_dataset", "write_seg"]
 
 _CT = "1.2.840.10008.5.1.4.1.1.2"
 _RLE = "1.2.840.10008.1.2.5"
 _EXPLICIT = "1.2.840.10008.1.2.1"
 #: Names of the algorithm families of CID 7162 that are used.
-_FAMILIES = {"123105": "Histogram Analysis", "123107": "Cluster Analysis", "123110": "Artificial Intelligence"}
+_FAMILIES = {
+    "123105": "Histogram Analysis",
+    "123107": "Cluster Analysis",
+    "123110": "Artificial Intelligence",
+}
 
 
 def write_seg(
@@ -52,20 +70,30 @@ def write_seg(
     source: Paths | None = None,
     options: DicomOptions | None = None,
 ) -> None:
-    """Write a label map as a DICOM segmentation of the series at `source`. Raises `BadOutput`, `BadFile`.
+    """Write a label map as a DICOM segmentation of the series at `source`. Raises `BadOutput`,
+    `BadFile`.
 
-    volume: labels on the source's grid, stored in any of the 48 ways, or a block of it.
-    Labels that occur become segments; of a map without any, the table's first (or label 1) becomes an empty one.
+    volume: labels on the source's grid, stored in any of the 48 ways, or a block of it. Labels that
+    occur become segments; of a map without any, the table's first (or label 1) becomes an empty
+    one.
     """
     if source is None:
-        raise BadOutput(f"{path}: a DICOM result refers to the series it was made from; give it with --source")
+        raise BadOutput(
+            f"{path}: a DICOM result refers to the series it was made from; give it with --source"
+        )
     save(seg_dataset(volume, open_origin(source, options), path, table=table), path)
 
 
-def seg_dataset(volume: Volume, origin: Origin, path: str | Path, *, table: LabelTable | None = None) -> Any:
-    """The segmentation as a `highdicom.seg.Segmentation`; `path` is what errors name. Raises `BadOutput`."""
+def seg_dataset(
+    volume: Volume, origin: Origin, path: str | Path, *, table: LabelTable | None = None
+) -> Any:
+    """The segmentation as a `highdicom.seg.Segmentation`; `path` is what errors name. Raises
+    `BadOutput`.
+    """
     if origin.options.seg_type not in ("binary", "labelmap"):
-        raise BadConfig(f"'{origin.options.seg_type}' is not a kind of segmentation; use binary or labelmap")
+        raise BadConfig(
+            f"'{origin.options.seg_type}' is not a kind of segmentation; use binary or labelmap"
+        )
     try:
         labels = labels_only(path, volume)
     except BadFile as error:
@@ -83,7 +111,8 @@ def _dataset(planes: NDArray, origin: Origin, table: LabelTable | None) -> Any:
         number_of[[label.value for label in segments]] = np.arange(1, len(segments) + 1)
         planes = number_of[planes]
     descriptions = [
-        _segment(origin, label, number if binary else label.value) for number, label in enumerate(segments, 1)
+        _segment(origin, label, number if binary else label.value)
+        for number, label in enumerate(segments, 1)
     ]
     dataset = _encode(planes, origin, descriptions, binary=binary)
     for item in dataset.SegmentSequence:
@@ -96,12 +125,18 @@ def _dataset(planes: NDArray, origin: Origin, table: LabelTable | None) -> Any:
 
 
 def present_labels(planes: NDArray, table: LabelTable | None) -> list[Label]:
-    """The labels that occur, by value, with what the table says of them; of none, the table's first or label 1."""
+    """The labels that occur, by value, with what the table says of them; of none, the table's first
+    or label 1.
+    """
     from medseg.labels import LabelTable
 
     present = [int(value) for value in np.flatnonzero(np.bincount(planes.ravel())) if value]
     if not present:
-        return [table.labels[0]] if table is not None and len(table) else list(LabelTable.from_values([1]).labels)
+        return (
+            [table.labels[0]]
+            if table is not None and len(table)
+            else list(LabelTable.from_values([1]).labels)
+        )
     known = {label.value: label for label in table.labels} if table is not None else {}
     plain = {label.value: label for label in LabelTable.from_values(present).labels}
     return [known.get(value, plain[value]) for value in present]
@@ -137,7 +172,9 @@ def _segment(origin: Origin, label: Label, number: int) -> Any:
 
 def _name_algorithm(item: Any, options: DicomOptions) -> None:
     item.SegmentAlgorithmType = "AUTOMATIC" if options.model else "SEMIAUTOMATIC"
-    item.SegmentAlgorithmName = text(f"medseg {options.model}") if options.model else "unknown (converted by medseg)"
+    item.SegmentAlgorithmName = (
+        text(f"medseg {options.model}") if options.model else "unknown (converted by medseg)"
+    )
     if options.model:
         item.SegmentationAlgorithmIdentificationSequence = [algorithm_item(options)]
 
@@ -150,7 +187,9 @@ def algorithm_item(options: DicomOptions) -> Any:
     from medseg.version import __version__
 
     item = Dataset()
-    item.AlgorithmFamilyCodeSequence = [code_item(Code("DCM", options.family, _FAMILIES[options.family]))]
+    item.AlgorithmFamilyCodeSequence = [
+        code_item(Code("DCM", options.family, _FAMILIES[options.family]))
+    ]
     item.AlgorithmName = text(f"medseg {options.model}")
     item.AlgorithmVersion = text(f"{__version__} {options.version[:16]}")
     item.AlgorithmSource = "medseg"
@@ -164,16 +203,20 @@ def _concept(item: Any) -> Any:
 
 
 def _encode(planes: NDArray, origin: Origin, descriptions: list[Any], *, binary: bool) -> Any:
-    """The multi-frame image itself: geometry and references from the source's slices, pixels from `planes`.
+    """The multi-frame image itself: geometry and references from the source's slices, pixels from
+    `planes`.
 
-    highdicom is given slices that carry nothing of the patient, so that nothing of a patient can get into what it
-    copies or says. Frames without a voxel of their segment are left out, but for the first and the last slice, which
-    the first segment always has: so every reader finds the whole grid of the source.
+    highdicom is given slices that carry nothing of the patient, so that nothing of a patient can
+    get into what it copies or says. Frames without a voxel of their segment are left out, but for
+    the first and the last slice, which the first segment always has: so every reader finds the
+    whole grid of the source.
     """
     from highdicom.seg import Segmentation
 
     content = _digest(planes, descriptions)
-    series_uid, instance_uid = (origin.new_uid(word, origin.options.seg_type, content) for word in ("series", "SEG"))
+    series_uid, instance_uid = (
+        origin.new_uid(word, origin.options.seg_type, content) for word in ("series", "SEG")
+    )
     empty_ends = [k for k in {0, len(planes) - 1} if binary and not planes[k].any()]
     if empty_ends:
         planes = planes.copy()
@@ -209,9 +252,11 @@ def _encode(planes: NDArray, origin: Origin, descriptions: list[Any], *, binary:
 
 
 def _compress(dataset: Any) -> None:
-    """Pack the frames of a label map by RLE (PS3.5 Annex G); the encoders that highdicom may choose can end a process.
+    """Pack the frames of a label map by RLE (PS3.5 Annex G); the encoders that highdicom may choose
+    can end a process.
 
-    Every run of equal bytes becomes two bytes, a run of one byte too; no run goes on into the next row.
+    Every run of equal bytes becomes two bytes, a run of one byte too; no run goes on into the next
+    row.
     """
     from pydicom.encaps import encapsulate
 
@@ -257,7 +302,8 @@ def _skeleton(origin: Origin, k: int) -> Any:
     slice_.StudyInstanceUID, slice_.SeriesInstanceUID = origin.study, origin.series
     slice_.FrameOfReferenceUID = origin.frame_of_reference
     for name in (
-        "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+        "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID",
+        "StudyDate",
         "StudyTime", "ReferringPhysicianName",
     ):  # fmt: skip
         setattr(slice_, name, None)
@@ -265,18 +311,26 @@ def _skeleton(origin: Origin, k: int) -> Any:
     slice_.Rows, slice_.Columns = piece.rows, piece.columns
     slice_.PixelSpacing = [decimal(edge, 12) for edge in piece.spacing]
     slice_.SliceThickness = slice_.SpacingBetweenSlices = step
-    slice_.ImageOrientationPatient = [decimal(part, 13) for part in origin.slices[0].orientation or ()]
+    slice_.ImageOrientationPatient = [
+        decimal(part, 13) for part in origin.slices[0].orientation or ()
+    ]
     slice_.ImagePositionPatient = [decimal(part, 12) for part in piece.position]
     return slice_
 
 
 def _plane_of(frame: Any) -> int:
     """The slice of the skeleton that a frame refers to."""
-    return int(frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID.rsplit(".", 1)[1])
+    return int(
+        frame.DerivationImageSequence[0]
+        .SourceImageSequence[0]
+        .ReferencedSOPInstanceUID.rsplit(".", 1)[1]
+    )
 
 
 def _clear_first_bit(dataset: Any, k: int) -> None:
-    frame = next(n for n, item in enumerate(dataset.PerFrameFunctionalGroupsSequence) if _plane_of(item) == k)
+    frame = next(
+        n for n, item in enumerate(dataset.PerFrameFunctionalGroupsSequence) if _plane_of(item) == k
+    )
     at = frame * dataset.Rows * dataset.Columns
     pixels = bytearray(dataset.PixelData)
     pixels[at // 8] &= ~(1 << at % 8) & 0xFF
@@ -286,10 +340,11 @@ def _clear_first_bit(dataset: Any, k: int) -> None:
 def _refer(dataset: Any, origin: Origin) -> None:
     """Let every frame refer to the image, and the frame of it, that it was made from."""
     frames = dataset.PerFrameFunctionalGroupsSequence
-    for frame, k in zip(
-        frames, [_plane_of(frame) for frame in frames]
-    ):  # first all k: frames of a plane share the item
-        frame.DerivationImageSequence[0].SourceImageSequence[0].update(origin.reference(origin.slices[k]))
+    # First all k: frames of a plane share the item.
+    for frame, k in zip(frames, [_plane_of(frame) for frame in frames]):
+        frame.DerivationImageSequence[0].SourceImageSequence[0].update(
+            origin.reference(origin.slices[k])
+        )
     referenced = dataset.ReferencedSeriesSequence[0]
     referenced.SeriesInstanceUID = origin.series
     referenced.ReferencedInstanceSequence = origin.references()
@@ -299,5 +354,7 @@ def _refer(dataset: Any, origin: Origin) -> None:
 def _digest(planes: NDArray, descriptions: list[Any]) -> str:
     state = hashlib.sha256(planes.tobytes())
     for item in descriptions:
-        state.update(f"{item.SegmentNumber}\0{item.SegmentDescription}\0{item.SegmentLabel}\0".encode())
+        state.update(
+            f"{item.SegmentNumber}\0{item.SegmentDescription}\0{item.SegmentLabel}\0".encode()
+        )
     return state.hexdigest()

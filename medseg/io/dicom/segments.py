@@ -150,12 +150,17 @@ def _canvas(path: str | Path, parsed: _Parsed, grid: ImageGrid | None) -> _Canva
     voxels = frames.columns * frames.rows * shape[2]
     check_axes(path, shape)
     if voxels > max(MAX_EMPTY, 100 * frames.columns * frames.rows * len(k_of)):
-        raise BadFile(f"{path}: its frames lie too far apart to be slices of one scan; export the segmentation again")
+        raise BadFile(
+            f"{path}: its frames lie too far apart to be slices of one scan; export the"
+            " segmentation again"
+        )
     if voxels * 2 > MAX_BYTES:
         raise BadFile(f"{path}: claims more than the {MAX_BYTES / 2**30:.3g} GB allowed")
     start = np.zeros((len(k_of), 3), np.int64)
     start[:, 2] = k_of
-    return _Canvas(affine=affine, shape=shape, placement=Placement(turn=np.eye(2, dtype=np.int64), start=start))
+    return _Canvas(
+        affine=affine, shape=shape, placement=Placement(turn=np.eye(2, dtype=np.int64), start=start)
+    )
 
 
 def _on_grid(path: str | Path, labels: Volume, grid: ImageGrid | None) -> Volume:
@@ -168,12 +173,15 @@ def _on_grid(path: str | Path, labels: Volume, grid: ImageGrid | None) -> Volume
         planes = planes_on_grid(labels, path, affine=grid.affine, shape=grid.shape)
     except BadOutput:
         raise BadFile(
-            f"{path}: lies on another grid than the series given as its source; leave that out to keep its grid"
+            f"{path}: lies on another grid than the series given as its source; leave that out to"
+            " keep its grid"
         ) from None
     return Volume(planes.T, grid.affine)
 
 
-def _painted(path: str | Path, parsed: _Parsed, canvas: _Canvas, *, values: list[int]) -> tuple[NDArray, int]:
+def _painted(
+    path: str | Path, parsed: _Parsed, canvas: _Canvas, *, values: list[int]
+) -> tuple[NDArray, int]:
     """The chosen labels (I, J, K), later ones over earlier ones, and how many voxels were painted
     twice.
     """
@@ -192,7 +200,10 @@ def _painted(path: str | Path, parsed: _Parsed, canvas: _Canvas, *, values: list
 
     guarded(str(path), paint)
     if lost and not out.any():
-        raise BadFile(f"{path}: lies beyond the images given with --source; give the series that it was made from")
+        raise BadFile(
+            f"{path}: lies beyond the images given with --source; give the series that it was made"
+            " from"
+        )
     if lost:
         warnings.warn(
             f"{path}: labelled pixels beyond the images, left out: {lost}",
@@ -202,7 +213,9 @@ def _painted(path: str | Path, parsed: _Parsed, canvas: _Canvas, *, values: list
     return out, shared
 
 
-def _labelled(path: str | Path, parsed: _Parsed, values: list[int]) -> Iterator[tuple[int, NDArray]]:
+def _labelled(
+    path: str | Path, parsed: _Parsed, values: list[int]
+) -> Iterator[tuple[int, NDArray]]:
     """Number and label values (rows, columns) of the frames of chosen labels, label by label."""
     frame = _frames(path, parsed.dataset)
     kind = parsed.dataset.SegmentationType
@@ -214,7 +227,10 @@ def _labelled(path: str | Path, parsed: _Parsed, values: list[int]) -> Iterator[
         for number in range(len(parsed.segment_of)):
             pixels = frame(number)
             if not known[pixels].all():
-                raise BadFile(f"{path}: holds label values that it does not name; export the segmentation again")
+                raise BadFile(
+                    f"{path}: holds label values that it does not name; export the segmentation"
+                    " again"
+                )
             yield number, wanted[pixels]
         return
     half = int(parsed.dataset.MaximumFractionalValue) / 2 if kind == "FRACTIONAL" else 0.5
@@ -232,13 +248,18 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
         len(dataset.PerFrameFunctionalGroupsSequence),
     )
     size, bits = rows * columns, int(dataset.BitsAllocated)
-    if bits not in (1, 8, 16) or dataset.get("SamplesPerPixel", 1) != 1 or dataset.get("PixelRepresentation", 0) != 0:
+    if (
+        bits not in (1, 8, 16)
+        or dataset.get("SamplesPerPixel", 1) != 1
+        or dataset.get("PixelRepresentation", 0) != 0
+    ):
         raise BadFile(f"{path}: its pixels are stored in a way that medseg does not read")
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:
         if bits == 1:
             raise BadFile(
-                f"{path}: its bit planes are compressed, which medseg does not unpack; use gdcmconv --raw first"
+                f"{path}: its bit planes are compressed, which medseg does not unpack; use gdcmconv"
+                " --raw first"
             )
         unpacked = np.stack(list(_unpacked(path)))
         if unpacked.shape != (count, rows, columns):
@@ -246,7 +267,9 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
         return lambda number: unpacked[number]
     pixels = dataset.PixelData
     if len(pixels) * 8 < size * count * bits:
-        raise BadFile(f"{path}: the file is too short for what its header claims; it is damaged or incomplete")
+        raise BadFile(
+            f"{path}: the file is too short for what its header claims; it is damaged or incomplete"
+        )
     if bits > 1:
         kind = np.dtype(np.uint8 if bits == 8 else "<u2" if syntax.is_little_endian else ">u2")
         stored = np.frombuffer(pixels, kind, size * count).reshape(count, rows, columns)
@@ -254,10 +277,11 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
     packed = np.frombuffer(pixels, np.uint8)
 
     def unpack(number: int) -> NDArray:
+        # Frames follow each other bit by bit, without padding.
         start, end = (
             number * size,
             (number + 1) * size,
-        )  # frames follow each other bit by bit, without padding
+        )
         whole = np.unpackbits(packed[start // 8 : -(-end // 8)], bitorder="little")
         return whole[start % 8 :][:size].reshape(rows, columns)
 
@@ -302,7 +326,10 @@ def _parsed(path: str | Path, dataset: Any) -> _Parsed:
         named = _groups("SegmentIdentificationSequence", frames, shared)
         segment_of = [int(item.ReferencedSegmentNumber) for item in named]
         if not set(segment_of) <= set(value_of):
-            raise BadFile(f"{path}: has frames of segments that it does not describe; export the segmentation again")
+            raise BadFile(
+                f"{path}: has frames of segments that it does not describe; export the segmentation"
+                " again"
+            )
     return _Parsed(
         dataset=dataset,
         frames=_frames_in_space(path, dataset, shared),
@@ -347,7 +374,9 @@ def _frames_in_space(path: str | Path, dataset: Any, shared: Any) -> Frames:
     )
 
 
-def _table(path: str | Path, dataset: Any, *, background: int, kind: str) -> tuple[LabelTable, dict[int, int]]:
+def _table(
+    path: str | Path, dataset: Any, *, background: int, kind: str
+) -> tuple[LabelTable, dict[int, int]]:
     """The label table of a segmentation, and the label value of each segment number."""
     items = list(dataset.SegmentSequence)
     if kind == "LABELMAP":
@@ -357,7 +386,9 @@ def _table(path: str | Path, dataset: Any, *, background: int, kind: str) -> tup
     if kind == "LABELMAP" or not values:
         values = numbers
     if len(set(numbers)) != len(numbers) or not items:
-        raise BadFile(f"{path}: two of its segments have the same number, or it has none; export it again")
+        raise BadFile(
+            f"{path}: two of its segments have the same number, or it has none; export it again"
+        )
     try:
         table = table_of(
             values,
@@ -402,5 +433,7 @@ def _is_background(path: str | Path, item: Any, background: int) -> bool:
     number = int(item.SegmentNumber)
     code = read_code(item.SegmentedPropertyTypeCodeSequence)
     if number == 0 != background and (code is None or code[:2] != ("DCM", "125040")):
-        raise BadFile(f"{path}: uses the number 0 for a structure, which no label map can; export it again")
+        raise BadFile(
+            f"{path}: uses the number 0 for a structure, which no label map can; export it again"
+        )
     return number in (0, background)

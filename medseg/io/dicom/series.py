@@ -29,10 +29,14 @@ class Found:
 
     number: str  # N for a series, N.M for a volume of a series that holds several
     slices: tuple[Slice, ...]
-    affine: NDArray[np.float64] | None = None  # voxel index to RAS+ mm; None where the slices do not say
+    affine: NDArray[np.float64] | None = (
+        None  # voxel index to RAS+ mm; None where the slices do not say
+    )
     problem: str = ""  # why it cannot be read as it is: a sentence after the name of the source
     differs: str = ""  # in what it differs from the others of its series
-    problem_of_slice: bool = False  # whether the problem lies in the slices, not in how they lie together
+    problem_of_slice: bool = (
+        False  # whether the problem lies in the slices, not in how they lie together
+    )
     remarks: tuple[str, ...] = ()  # what its headers disagree in without consequence
     assumed: str = ""  # what `repair` takes for granted, in words
 
@@ -55,7 +59,9 @@ def find_volumes(source: Source, slices: Sequence[Slice]) -> tuple[list[Found], 
     files.
     """
     by_series: dict[str, list[Slice]] = {}
-    for piece in sorted(slices, key=lambda piece: (piece.instance_number or 0, piece.sop_instance, piece.frame)):
+    for piece in sorted(
+        slices, key=lambda piece: (piece.instance_number or 0, piece.sop_instance, piece.frame)
+    ):
         by_series.setdefault(piece.series, []).append(piece)
     kept = _scans(by_series.values(), _is_scan) or _scans(by_series.values(), _is_placed_capture)
     if not kept:  # nothing else is there: say what it is
@@ -118,7 +124,9 @@ def _volumes_of(source: Source, pieces: list[Slice]) -> list[_Part]:
 
 
 def _parted(parts: list[list[Slice]]) -> tuple[list[list[Slice]], str]:
-    """Slices parted by what all of a volume share, and what parted them first; '' if nothing did."""
+    """Slices parted by what all of a volume share, and what parted them first; '' if nothing
+    did.
+    """
     reason = ""
     for what, split in SPLITS:
         finer = [group for part in parts for group in split(part)]
@@ -130,8 +138,12 @@ def _parted(parts: list[list[Slice]]) -> tuple[list[list[Slice]], str]:
 
 def _arranged(source: Source, number: str, part: _Part) -> Found:
     """The volume of slices that belong together, or the reason why they are none."""
-    found = Found(number=number, slices=tuple(part.pieces), differs=part.differs, problem_of_slice=True)
-    problem = next(filter(None, (_defect(source, piece) for piece in part.pieces)), "") or part.problem
+    found = Found(
+        number=number, slices=tuple(part.pieces), differs=part.differs, problem_of_slice=True
+    )
+    problem = (
+        next(filter(None, (_defect(source, piece) for piece in part.pieces)), "") or part.problem
+    )
     if problem:
         return replace(found, problem=problem)
     try:
@@ -151,7 +163,13 @@ def _arranged(source: Source, number: str, part: _Part) -> Found:
 
 def _defect(source: Source, piece: Slice) -> str:
     """What is wrong with one slice, as a sentence that begins with its file; '' if nothing is."""
-    reason = _no_scan(piece) or piece.problem or _odd_picture(piece) or _odd_geometry(piece) or _odd_scale(piece)
+    reason = (
+        _no_scan(piece)
+        or piece.problem
+        or _odd_picture(piece)
+        or _odd_geometry(piece)
+        or _odd_scale(piece)
+    )
     return f"{source.where(piece.entry)}: {reason}" if reason else ""
 
 
@@ -160,8 +178,13 @@ def _no_scan(piece: Slice) -> str:
         return "does not say whether it is in grey values or colour; export it again"
     if piece.samples != 1 or not piece.photometric.startswith("MONOCHROME"):
         return "is a colour image; give the original series in grey values"
-    if not _is_scan(piece) and not (piece.sop_class in CAPTURES and (piece.placed or piece.problem)):
-        return "is not a CT, MR or PET image, nor one that says where it lies; give the original series"
+    if not _is_scan(piece) and not (
+        piece.sop_class in CAPTURES and (piece.placed or piece.problem)
+    ):
+        return (
+            "is not a CT, MR or PET image, nor one that says where it lies; give the original"
+            " series"
+        )
     if piece.localizer:
         return "is a localizer, not a slice of a volume; give the series that was planned on it"
     return ""

@@ -1,7 +1,7 @@
 """One DICOM file as slices: what its header says about each frame in it, and where the pixels lie.
 
-A file is parsed once, up to its pixels. No value that could identify a person leaves this module, neither in a message
-nor in a warning.
+A file is parsed once, up to its pixels. No value that could identify a person leaves this module,
+neither in a message nor in a warning.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from medseg.io.dicom.headers import (
 )
 from medseg.io.dicom.source import Entry, Source
 
-#: The kinds of image that are read: one slice per file, many frames per file, classic slices put into one file.
+#: The kinds of image that are read: one slice per file, many frames per file, classic slices put
+#: into one file.
 CLASSIC = {
     "1.2.840.10008.5.1.4.1.1.2": "CT",
     "1.2.840.10008.5.1.4.1.1.4": "MR",
@@ -46,30 +47,41 @@ XRAY_3D = {
     "1.2.840.10008.5.1.4.1.1.13.1.3": "MG",
 }
 SOP_CLASSES = CLASSIC | ENHANCED | XRAY_3D
-#: Secondary captures in grey values, of one frame and of many: scans only where they say where every frame lies.
+#: Secondary captures in grey values, of one frame and of many: scans only where they say where
+#: every frame lies.
 CAPTURES = dict.fromkeys(
-    ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.7.2", "1.2.840.10008.5.1.4.1.1.7.3"), "OT"
+    ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.7.2", "1.2.840.10008.5.1.4.1.1.7.3"),
+    "OT",
 )
 #: Most slices of one file.
 MAX_FRAMES = 1 << 16
-#: The tags that are read; what is not here is passed over. The last four are Siemens' own headers of mosaics.
+#: The tags that are read; what is not here is passed over. The last four are Siemens' own headers
+#: of mosaics.
 TAGS: list[str | int] = [
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "ImageType", "SeriesNumber",
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "ImageType",
+    "SeriesNumber",
     "InstanceNumber", "AcquisitionNumber", "AcquisitionTime", "NumberOfFrames", "SamplesPerPixel",
-    "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-    "PixelSpacing", "SpacingBetweenSlices", "ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope",
-    "RescaleIntercept", "ModalityLUTSequence", "SliceThickness", "SeriesDescription", "PixelPaddingValue",
+    "PhotometricInterpretation", "Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit",
+    "PixelRepresentation",
+    "PixelSpacing", "SpacingBetweenSlices", "ImagePositionPatient", "ImageOrientationPatient",
+    "RescaleSlope",
+    "RescaleIntercept", "ModalityLUTSequence", "SliceThickness", "SeriesDescription",
+    "PixelPaddingValue",
     "PixelPaddingRangeLimit", "EchoNumbers",
-    "EchoTime", "InversionTime", "FlipAngle", "TemporalPositionIdentifier", "TriggerTime", "DiffusionBValue",
+    "EchoTime", "InversionTime", "FlipAngle", "TemporalPositionIdentifier", "TriggerTime",
+    "DiffusionBValue",
     "DiffusionGradientOrientation", "FrameReferenceTime", "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence", "DimensionIndexSequence", "ExtendedOffsetTable", "ExtendedOffsetTableLengths",
+    "PerFrameFunctionalGroupsSequence", "DimensionIndexSequence", "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
     0x00291010, 0x00291110, 0x00291020, 0x00291120,
 ]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """Which part of a mosaic a slice is: its number, tiles in a row of them, and the size of the whole in pixels."""
+    """Which part of a mosaic a slice is: its number, tiles in a row of them, and the size of the
+    whole in pixels.
+    """
 
     number: int
     across: int
@@ -106,7 +118,8 @@ class Slice:
     instance_number: int | None = None
     step_mm: float | None = None  # Spacing Between Slices
     thickness_mm: float | None = None
-    #: What the scanner's operator called the series; may name a person, so it is only for the terminal.
+    #: What the scanner's operator called the series; may name a person, so it is only for the
+    #: terminal.
     description: str = field(default="", repr=False)
     #: What may tell the volumes of a series apart: echo, time, diffusion ...
     traits: Mapping[str, Any] = field(default_factory=dict)
@@ -128,11 +141,14 @@ class Slice:
     @property
     def placed(self) -> bool:
         """Whether it says where it lies, how it is turned and how large its pixels are."""
-        return self.position is not None and self.orientation is not None and self.spacing is not None
+        return (
+            self.position is not None and self.orientation is not None and self.spacing is not None
+        )
 
 
 def read_header(path: str | Path, piece: Slice) -> Any:
-    """Everything but the pixels of the file that holds a slice, as a `pydicom.Dataset`. Raises `BadFile`.
+    """Everything but the pixels of the file that holds a slice, as a `pydicom.Dataset`. Raises
+    `BadFile`.
 
     For those who write DICOM objects about a series; nothing of it may go anywhere else.
     """
@@ -208,7 +224,9 @@ def _traits(dataset: Any) -> dict[str, Any]:
 
 
 def _padding(dataset: Any) -> tuple[int, int] | None:
-    """The range of stored values that stand for no pixel (PS3.3 C.7.5.1.1.2), read with the sign of the pixels."""
+    """The range of stored values that stand for no pixel (PS3.3 C.7.5.1.1.2), read with the sign of
+    the pixels.
+    """
     first, last = trait(dataset, "PixelPaddingValue"), trait(dataset, "PixelPaddingRangeLimit")
     if not isinstance(first, float):
         return None

@@ -1,7 +1,8 @@
-"""Where DICOM files come from: a folder, a list of files, a zip, a DICOMDIR or one file. Bytes only, no pydicom.
+"""Where DICOM files come from: a folder, a list of files, a zip, a DICOMDIR or one file. Bytes
+only, no pydicom.
 
-A zip is read in place: nothing is written anywhere, so no name in it can point anywhere, and every byte is counted as
-it is unpacked. What a DICOMDIR refers to must lie inside its own folder.
+A zip is read in place: nothing is written anywhere, so no name in it can point anywhere, and every
+byte is counted as it is unpacked. What a DICOMDIR refers to must lie inside its own folder.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ from medseg.stream import CHUNK
 
 #: What `read` takes for DICOM: one path, or the files of a series.
 Paths = str | Path | Sequence[str | Path]
-#: Most entries of a zip, and most bytes of its directory (which the standard library reads before it counts entries).
+#: Most entries of a zip, and most bytes of its directory (which the standard library reads before
+#: it counts entries).
 MAX_ENTRIES = 10_000
 MAX_DIRECTORY_BYTES = 4 << 20
 #: Most bytes before the pixels of one file.
 MAX_HEADER_BYTES = 64 << 20
 _MAGIC = b"PK\x03\x04"
 _DAMAGED_ZIP = (
-    zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError, ValueError, struct.error,
+    zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, RuntimeError,
+    ValueError, struct.error,
     IndexError,
 )  # fmt: skip
 
@@ -43,7 +46,9 @@ class Entry:
 
 
 class Source:
-    """The files that a user named together. A context manager; `entries` are in the order of their names."""
+    """The files that a user named together. A context manager; `entries` are in the order of their
+    names.
+    """
 
     def __init__(self, paths: Paths) -> None:
         self.name = name_of(paths)  # for messages
@@ -77,21 +82,29 @@ class Source:
             self._zip.close()
 
     def where(self, entry: Entry) -> str:
-        """How to name a file in a message: as the user gave it, without the names that stand in a zip."""
+        """How to name a file in a message: as the user gave it, without the names that stand in a
+        zip.
+        """
         if entry.member is not None:
             return f"{self.name} (entry {entry.member + 1})"
         return str(entry.path)
 
     def suffix(self, entry: Entry) -> str:
         """The suffix of a file's name in lower case."""
-        name = self._zip.infolist()[entry.member].filename if self._zip and entry.member is not None else entry.path
+        name = (
+            self._zip.infolist()[entry.member].filename
+            if self._zip and entry.member is not None
+            else entry.path
+        )
         return Path(name).suffix.lower()
 
     @contextmanager
     def open(self, entry: Entry) -> Iterator[BinaryIO]:
-        """The bytes of a file; those of a zip can be read forwards, and backwards within what was read.
+        """The bytes of a file; those of a zip can be read forwards, and backwards within what was
+        read.
 
-        Raises `BadFile` for what is no ordinary file, and for a zip that is damaged or unpacks to too much.
+        Raises `BadFile` for what is no ordinary file, and for a zip that is damaged or unpacks to
+        too much.
         """
         if entry.member is None:
             with open_file(entry.path) as file:
@@ -103,10 +116,15 @@ class Source:
         if member.flag_bits & 1:
             raise BadFile(f"{self.where(entry)}: is encrypted; unpack the zip and give the folder")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise BadFile(f"{self.where(entry)}: is packed in an unusual way; unpack the zip and give the folder")
+            raise BadFile(
+                f"{self.where(entry)}: is packed in an unusual way; unpack the zip and give the"
+                " folder"
+            )
         try:
             with self._zip.open(member) as stream:
-                yield cast(BinaryIO, Unpacked(self._pieces(stream, self.where(entry)), self.where(entry)))
+                yield cast(
+                    BinaryIO, Unpacked(self._pieces(stream, self.where(entry)), self.where(entry))
+                )
         except _DAMAGED_ZIP:
             raise BadFile(f"{self.where(entry)}: is damaged in the zip; get it again") from None
 
@@ -114,12 +132,16 @@ class Source:
         while piece := stream.read(CHUNK):
             self._unpacked += len(piece)
             if self._unpacked > MAX_BYTES:
-                raise BadFile(f"{where}: the zip unpacks to more than the {MAX_BYTES >> 30} GB allowed")
+                raise BadFile(
+                    f"{where}: the zip unpacks to more than the {MAX_BYTES >> 30} GB allowed"
+                )
             yield piece
 
 
 class Unpacked:
-    """Unpacked bytes as a file that is read forwards; what was read, at most `MAX_HEADER_BYTES`, can be read again."""
+    """Unpacked bytes as a file that is read forwards; what was read, at most `MAX_HEADER_BYTES`,
+    can be read again.
+    """
 
     def __init__(self, pieces: Iterator[bytes], where: str) -> None:
         self._pieces, self._where = pieces, where
@@ -140,7 +162,9 @@ class Unpacked:
     def read(self, count: int) -> bytes:
         """At most `count` bytes, fewer at the end."""
         if count < 0 or self._place + count > MAX_HEADER_BYTES:
-            raise BadFile(f"{self._where}: its header is larger than any header is; the file is damaged")
+            raise BadFile(
+                f"{self._where}: its header is larger than any header is; the file is damaged"
+            )
         while len(self._kept) < self._place + count and (piece := next(self._pieces, b"")):
             self._kept += piece
         found = bytes(self._kept[self._place : self._place + count])
@@ -153,7 +177,9 @@ class Unpacked:
         yield from self._pieces
 
     def take(self, start: int, count: int) -> bytes:
-        """Bytes `start` to `start + count`, fewer at the end. The rest is unpacked too: that checks the checksum."""
+        """Bytes `start` to `start + count`, fewer at the end. The rest is unpacked too: that checks
+        the checksum.
+        """
         out = bytearray()
         place = 0
         for piece in self.forwards():
@@ -164,7 +190,9 @@ class Unpacked:
 
 
 def inflated(file: Any, start: int, where: str) -> Unpacked:
-    """The rest of a file from `start` on, which is raw deflate (PS3.5 A.5), unpacked. Raises `BadFile`."""
+    """The rest of a file from `start` on, which is raw deflate (PS3.5 A.5), unpacked. Raises
+    `BadFile`.
+    """
     file.seek(start)
     return Unpacked(_inflate(file, where), where)
 
@@ -177,7 +205,9 @@ def _inflate(file: Any, where: str) -> Iterator[bytes]:
             packed = unpacker.unconsumed_tail or file.read(CHUNK)
             piece = unpacker.decompress(packed, CHUNK)
             if not packed and not piece:
-                raise BadFile(f"{where}: its compressed data ends early; it is incomplete, get the file again")
+                raise BadFile(
+                    f"{where}: its compressed data ends early; it is incomplete, get the file again"
+                )
             total += len(piece)
             if total > MAX_BYTES:
                 raise BadFile(f"{where}: unpacks to more than the {MAX_BYTES >> 30} GB allowed")
@@ -191,7 +221,13 @@ def name_of(paths: Paths) -> str:
     """How messages name a source: the path as it was given, or the first of several files."""
     if isinstance(paths, str | Path):
         return str(paths)
-    return f"{paths[0]} and {len(paths) - 1} more" if len(paths) > 1 else str(paths[0]) if paths else "the list"
+    return (
+        f"{paths[0]} and {len(paths) - 1} more"
+        if len(paths) > 1
+        else str(paths[0])
+        if paths
+        else "the list"
+    )
 
 
 def _files_in(folder: Path) -> list[Entry]:
@@ -229,7 +265,9 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def _directory_bytes(file: BinaryIO) -> int:
-    """How long a zip says its directory is (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.14-16)."""
+    """How long a zip says its directory is
+    (https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.14-16).
+    """
     size = file.seek(0, os.SEEK_END)
     tail_start = max(0, size - 65557 - 20)
     file.seek(tail_start)
@@ -237,7 +275,8 @@ def _directory_bytes(file: BinaryIO) -> int:
     end = tail.rfind(b"PK\x05\x06")
     if end < 0:
         raise zipfile.BadZipFile
-    if end >= 20 and tail[end - 20 : end - 16] == b"PK\x06\x07":  # zip64: the real numbers stand elsewhere
+    # Zip64: the real numbers stand elsewhere.
+    if end >= 20 and tail[end - 20 : end - 16] == b"PK\x06\x07":
         (place,) = struct.unpack("<Q", tail[end - 12 : end - 4])
         file.seek(min(place, size))
         record = file.read(56)

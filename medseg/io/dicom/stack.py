@@ -47,7 +47,9 @@ class Stack:
     """
 
     slices: list[Slice]
-    affine: NDArray[np.float64] | None = None  # voxel index to RAS+ mm; None where the slices are uneven
+    affine: NDArray[np.float64] | None = (
+        None  # voxel index to RAS+ mm; None where the slices are uneven
+    )
     problem: str = ""  # why there is no affine
     remarks: tuple[str, ...] = ()
     conflict: str = ""
@@ -59,7 +61,10 @@ def stacked(pieces: Sequence[Slice]) -> Stack:
     Raises `BadFile` where the slices contradict each other, with a sentence to stand after the name
     of the source.
     """
-    if any(piece.photometric == "MONOCHROME1" for piece in pieces) and len({piece.bits for piece in pieces}) > 1:
+    if (
+        any(piece.photometric == "MONOCHROME1" for piece in pieces)
+        and len({piece.bits for piece in pieces}) > 1
+    ):
         raise BadFile(
             "its slices are stored inverted (MONOCHROME1) and in different pixel formats, so that "
             "what their values mean differs; export the series again"
@@ -97,7 +102,10 @@ def _in_one_frame(pieces: Sequence[Slice]) -> tuple[list[Slice], str, str]:
         return (
             bare,
             "",
-            f"every slice has a Frame of Reference UID of its own, which were passed over: {len(systems)}",
+            (
+                "every slice has a Frame of Reference UID of its own, which were passed over:"
+                f" {len(systems)}"
+            ),
         )
     conflict = (
         f"its slices lie on one line as one stack, but in {len(systems)} different coordinate "
@@ -136,7 +144,8 @@ def _equal_geometry(pieces: Sequence[Slice], tolerance: float = 0.0) -> bool:
         (piece.orientation == first.orientation and piece.spacing == first.spacing)
         or (
             tolerance > 0
-            and np.abs(np.subtract(piece.orientation or (), first.orientation or ())).max() <= tolerance
+            and np.abs(np.subtract(piece.orientation or (), first.orientation or ())).max()
+            <= tolerance
             and np.abs(np.subtract(piece.spacing or (), first.spacing or ())).max() <= tolerance
         )
         for piece in pieces
@@ -151,7 +160,9 @@ def _mean_orientation(turns: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.concatenate([along, down / np.linalg.norm(down)])
 
 
-def _moved(pieces: Sequence[Slice], orientation: NDArray, spacing: NDArray, *, about: float) -> list[Slice]:
+def _moved(
+    pieces: Sequence[Slice], orientation: NDArray, spacing: NDArray, *, about: float
+) -> list[Slice]:
     """The slices with a common geometry; what stays in place is their first pixel (about=0) or
     centre (0.5).
     """
@@ -187,7 +198,9 @@ def _crookedness(pieces: Sequence[Slice]) -> float:
 
 def _what_differs(turns: NDArray, edges: NDArray) -> str:
     names = ("orientations", "pixel spacings")
-    return " and ".join(name for name, values in zip(names, (turns, edges)) if np.ptp(values, axis=0).max() > EQUAL)
+    return " and ".join(
+        name for name, values in zip(names, (turns, edges)) if np.ptp(values, axis=0).max() > EQUAL
+    )
 
 
 def _corners(piece: Slice) -> NDArray[np.float64]:
@@ -239,7 +252,9 @@ def stack(pieces: Sequence[Slice]) -> tuple[list[Slice], NDArray[np.float64]]:
     sentence to stand after the name of the source.
     """
     if len({piece.slope is None for piece in pieces}) > 1:
-        raise BadFile("only some of its slices say how their values are scaled; export the series again")
+        raise BadFile(
+            "only some of its slices say how their values are scaled; export the series again"
+        )
     ordered, positions, normal = sorted_along_normal(pieces)
     steps = np.diff(positions @ normal)
     _check_places(steps)
@@ -269,7 +284,10 @@ def _check_places(steps: NDArray) -> None:
     if len(steps) == 0:
         return
     if (steps <= SAME_PLACE_MM).all():
-        raise BadFile(f"its {len(steps) + 1} slices all lie at the same place, which is no volume; give another series")
+        raise BadFile(
+            f"its {len(steps) + 1} slices all lie at the same place, which is no volume; give"
+            " another series"
+        )
     if steps.min() <= SAME_PLACE_MM:
         raise BadFile(
             "several slices lie at the same place: slices are stored twice, or volumes (times, "

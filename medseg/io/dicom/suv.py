@@ -1,8 +1,9 @@
 """Standardised uptake values of PET by body weight.
 
-SUVbw = activity concentration [Bq/mL] * body weight [g] / injected dose [Bq], the dose decayed to the time to which the
-images are decay-corrected. Which time that is follows the vendor-neutral pseudo-code of the Quantitative Imaging
-Biomarkers Alliance (https://qibawiki.rsna.org/index.php/Standardized_Uptake_Value_(SUV)) and PS3.3 C.8.9.1.1.
+SUVbw = activity concentration [Bq/mL] * body weight [g] / injected dose [Bq], the dose decayed to
+the time to which the images are decay-corrected. Which time that is follows the vendor-neutral
+pseudo-code of the Quantitative Imaging Biomarkers Alliance
+(https://qibawiki.rsna.org/index.php/Standardized_Uptake_Value_(SUV)) and PS3.3 C.8.9.1.1.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from medseg.io.dicom.slices import SOP_CLASSES, Slice
 from medseg.io.dicom.source import Source
 
 _TAGS = [
-    "Units", "SUVType", "DecayCorrection", "PatientWeight", "SeriesDate", "SeriesTime", "AcquisitionDate",
+    "Units", "SUVType", "DecayCorrection", "PatientWeight", "SeriesDate", "SeriesTime",
+    "AcquisitionDate",
     "AcquisitionTime", "RadiopharmaceuticalInformationSequence",
 ]  # fmt: skip
 #: Longest time from injection to scan; more is a wrong clock.
@@ -25,21 +27,28 @@ _MAX_DELAY = timedelta(hours=24)
 
 
 def suv_factor(source: Source, slices: tuple[Slice, ...]) -> float:
-    """What the values of a PET series in Bq/mL are multiplied by to become SUV by body weight in g/mL.
+    """What the values of a PET series in Bq/mL are multiplied by to become SUV by body weight in
+    g/mL.
 
-    Raises `BadFile` if the series is no PET, is not in Bq/mL, or does not say weight, dose, half-life and times.
+    Raises `BadFile` if the series is no PET, is not in Bq/mL, or does not say weight, dose,
+    half-life and times.
     """
     name = source.name
     if SOP_CLASSES.get(slices[0].sop_class) != "PT":
         raise BadFile(f"{name}: is no PET, so it has no uptake values; leave --suv out")
-    headers = [header_values(source, piece.entry, _TAGS) for piece in {p.entry: p for p in slices}.values()]
+    headers = [
+        header_values(source, piece.entry, _TAGS) for piece in {p.entry: p for p in slices}.values()
+    ]
 
     def work(dicom: Any) -> float:
         if all(_units(header) == "GML" for header in headers):  # uptake values already
             _check_by_body_weight(name, headers)
             return 1.0
         if any(_units(header) != "BQML" for header in headers):
-            raise BadFile(f"{name}: its values are not in Bq/mL, so SUV cannot be worked out; export it in BQML")
+            raise BadFile(
+                f"{name}: its values are not in Bq/mL, so SUV cannot be worked out; export it in"
+                " BQML"
+            )
         return _factor(name, headers)
 
     factor: float = guarded(name, work)
@@ -53,7 +62,10 @@ def _units(header: Any) -> str:
 def _check_by_body_weight(name: str, headers: list[Any]) -> None:
     """Raise `BadFile` for uptake values by anything else, such as lean body mass."""
     if {str(header.get("SUVType") or "BW").upper() for header in headers} != {"BW"}:
-        raise BadFile(f"{name}: its uptake values are not by body weight; leave --suv out to read them as they are")
+        raise BadFile(
+            f"{name}: its uptake values are not by body weight; leave --suv out to read them as"
+            " they are"
+        )
 
 
 def _factor(name: str, headers: list[Any]) -> float:
@@ -69,22 +81,30 @@ def _factor(name: str, headers: list[Any]) -> float:
         raise BadFile(f"{name}: does not say the {lack} that SUV needs; leave --suv out")
     kind = str(first.get("DecayCorrection", "")).upper()
     if kind not in ("START", "ADMIN"):
-        raise BadFile(f"{name}: is not corrected for decay, so SUV cannot be worked out; leave --suv out")
+        raise BadFile(
+            f"{name}: is not corrected for decay, so SUV cannot be worked out; leave --suv out"
+        )
     if kind == "START":
         elapsed = _reference_time(name, headers) - _injection_time(name, first, item)
         if not timedelta(0) <= elapsed <= _MAX_DELAY:
-            raise BadFile(f"{name}: its times of injection and scan contradict each other; leave --suv out")
+            raise BadFile(
+                f"{name}: its times of injection and scan contradict each other; leave --suv out"
+            )
         dose *= math.exp(-math.log(2) * elapsed.total_seconds() / half_life)
     return weight * 1000 / dose
 
 
 def _reference_time(name: str, headers: list[Any]) -> datetime:
-    """The start of the series, if no slice was acquired before it: else the series was made later from another."""
+    """The start of the series, if no slice was acquired before it: else the series was made later
+    from another.
+    """
     series = _moment(headers[0], "SeriesDate", "SeriesTime")
     acquired = [_moment(header, "AcquisitionDate", "AcquisitionTime") for header in headers]
     known = [moment for moment in acquired if moment is not None]
     if series is None or not known or series > min(known):
-        raise BadFile(f"{name}: does not say to which time it is corrected for decay; leave --suv out")
+        raise BadFile(
+            f"{name}: does not say to which time it is corrected for decay; leave --suv out"
+        )
     return series
 
 
@@ -92,11 +112,16 @@ def _injection_time(name: str, header: Any, item: Any) -> datetime:
     text = str(item.get("RadiopharmaceuticalStartDateTime") or "")
     if text:
         return datetime.strptime(text[:14], "%Y%m%d%H%M%S")
-    moment = _at(str(header.get("SeriesDate") or ""), str(item.get("RadiopharmaceuticalStartTime") or ""))
+    moment = _at(
+        str(header.get("SeriesDate") or ""), str(item.get("RadiopharmaceuticalStartTime") or "")
+    )
     if moment is None:
-        raise BadFile(f"{name}: does not say when the dose was given, which SUV needs; leave --suv out")
+        raise BadFile(
+            f"{name}: does not say when the dose was given, which SUV needs; leave --suv out"
+        )
     series = _moment(header, "SeriesDate", "SeriesTime")
-    return moment - timedelta(days=1) if series and moment > series else moment  # injected before midnight
+    # Injected before midnight.
+    return moment - timedelta(days=1) if series and moment > series else moment
 
 
 def _moment(header: Any, date: str, time: str) -> datetime | None:

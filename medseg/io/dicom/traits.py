@@ -137,7 +137,9 @@ def _rank(group: list[Slice], name: str) -> tuple[object, ...]:
 
 def _sortable(value: object) -> tuple[tuple[int, float, str], ...]:
     parts = value if isinstance(value, tuple) else (value,)
-    return tuple((0, float(p), "") if isinstance(p, int | float) else (1, 0.0, str(p)) for p in parts)
+    return tuple(
+        (0, float(p), "") if isinstance(p, int | float) else (1, 0.0, str(p)) for p in parts
+    )
 
 
 def _without_rounding(groups: list[list[Slice]], name: str) -> list[list[Slice]]:

@@ -1,8 +1,9 @@
-"""DICOM CT, MR and PET in: folders, lists of files, zips, DICOMDIRs and multi-frame files as volumes.
+"""DICOM CT, MR and PET in: folders, lists of files, zips, DICOMDIRs and multi-frame files as
+volumes.
 
-What is in a source is found first (`list_volumes`); one volume of it is read. A volume is right or refused with the
-reason: whatever is missing, doubled, tilted or mixed is named, and made even only when asked to (`repair`). No value
-that could identify a person enters a message.
+What is in a source is found first (`list_volumes`); one volume of it is read. A volume is right or
+refused with the reason: whatever is missing, doubled, tilted or mixed is named, and made even only
+when asked to (`repair`). No value that could identify a person enters a message.
 """
 
 from __future__ import annotations
@@ -29,7 +30,16 @@ from medseg.io.dicom.suv import suv_factor
 from medseg.io.voxels import check_axes, make_volume, rescale
 from medseg.volume import Volume, orientation_of, spacing_of
 
-__all__ = ["Listed", "Paths", "Slice", "list_volumes", "name_of", "ordered_slices", "read_dicom", "read_header"]
+__all__ = [
+    "Listed",
+    "Paths",
+    "Slice",
+    "list_volumes",
+    "name_of",
+    "ordered_slices",
+    "read_dicom",
+    "read_header",
+]
 
 #: Suffixes of DICOM files, by which a file that is none is noticed.
 _SUFFIXES = {".dcm", ".ima", ".dicom"}
@@ -37,18 +47,24 @@ _SUFFIXES = {".dcm", ".ima", ".dicom"}
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    """A volume in a source. What could name a person is in `folder` and `description` alone, and not in its `repr`."""
+    """A volume in a source. What could name a person is in `folder` and `description` alone, and
+    not in its `repr`.
+    """
 
     number: str  # what `series` takes: N, or N.M for a volume of a series that holds several
-    modality: str  # CT, MR, PT, XA, DX, MG, OT (secondary captures), or '' for images that are no scans
+    modality: (
+        str  # CT, MR, PT, XA, DX, MG, OT (secondary captures), or '' for images that are no scans
+    )
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float] | None  # None where it cannot be said
     orientation: str
     problem: str  # why it cannot be read as it is, or ''
     repairable: bool  # whether it can be read with `repair`
     series_number: int = 0  # Series Number in the headers, 0 if they have none
-    folder: str = field(default="", repr=False)  # that holds all its files, seen from the folder given
-    description: str = field(default="", repr=False)  # Series Description; for the terminal of who asks, and no file
+    # That holds all its files, seen from the folder given.
+    folder: str = field(default="", repr=False)
+    # Series Description; for the terminal of who asks, and no file.
+    description: str = field(default="", repr=False)
 
 
 def read_dicom(
@@ -60,17 +76,19 @@ def read_dicom(
     repair: bool = False,
     suv: bool = False,
 ) -> Volume:
-    """One CT, MR or PET volume of a folder (with its subfolders), a list of files, a zip, a DICOMDIR or one file.
+    """One CT, MR or PET volume of a folder (with its subfolders), a list of files, a zip, a
+    DICOMDIR or one file.
 
-    series: which, where there are several: N or N.M as `list_volumes` counts, or a Series Instance UID.
-    volume_index: which volume of one series, from 0, as an alternative to M.
-    repair: make uneven stacks even where that is well defined (see the module `repair`), with a `DataWarning`.
+    series: which, where there are several: N or N.M as `list_volumes` counts, or a Series Instance
+    UID. volume_index: which volume of one series, from 0, as an alternative to M. repair: make
+    uneven stacks even where that is well defined (see the module `repair`), with a `DataWarning`.
     suv: PET as standardised uptake values by body weight (g/mL).
 
-    Axes: i along the rows of a slice, j down its columns, k along the normal of the slices. Values are scaled slice by
-    slice (HU in CT, Bq/mL or what else the scanner gives in PET). Padding pixels become the lowest value of the others.
-    Localizers, objects that are no images, and files that are no DICOM are set aside, with a `DataWarning` if they look
-    as if they should be read. Raises `BadFile`.
+    Axes: i along the rows of a slice, j down its columns, k along the normal of the slices. Values
+    are scaled slice by slice (HU in CT, Bq/mL or what else the scanner gives in PET). Padding
+    pixels become the lowest value of the others. Localizers, objects that are no images, and files
+    that are no DICOM are set aside, with a `DataWarning` if they look as if they should be read.
+    Raises `BadFile`.
     """
     with Source(path) as source:
         found = _choose(source, *_found(source), series=series, volume_index=volume_index)
@@ -85,7 +103,11 @@ def read_dicom(
             warnings.warn(f"{name}: {remark}", DataWarning, stacklevel=3)
         if suv:
             factor = suv_factor(source, found.slices)
-            data = (data.astype(np.float64) * factor).astype(np.float32) if factor != 1 else data.astype(np.float32)
+            data = (
+                (data.astype(np.float64) * factor).astype(np.float32)
+                if factor != 1
+                else data.astype(np.float32)
+            )
     affine = found.affine
     if found.problem:
         try:
@@ -97,23 +119,31 @@ def read_dicom(
     return make_volume(name, data, affine if affine is not None else np.zeros((4, 4)))
 
 
-def ordered_slices(path: Paths, *, series: str | int | None = None, volume_index: int | None = None) -> list[Slice]:
-    """The slices of a volume in the k order of the `Volume` that `read` returns for the same arguments.
+def ordered_slices(
+    path: Paths, *, series: str | int | None = None, volume_index: int | None = None
+) -> list[Slice]:
+    """The slices of a volume in the k order of the `Volume` that `read` returns for the same
+    arguments.
 
-    For writers of DICOM objects, which need the source's instances: `Slice` says which file (`path`, and `member` in a
-    zip), which `frame` of it, and where it lies; `read_header` opens it. Raises `BadFile`, also for volumes that can
-    only be read with `repair`: their voxels are in none of the source's slices.
+    For writers of DICOM objects, which need the source's instances: `Slice` says which file
+    (`path`, and `member` in a zip), which `frame` of it, and where it lies; `read_header` opens it.
+    Raises `BadFile`, also for volumes that can only be read with `repair`: their voxels are in none
+    of the source's slices.
     """
     return ordered_volume(path, series=series, volume_index=volume_index)[0]
 
 
 def ordered_volume(
-    path: Paths, *, series: str | int | None = None, volume_index: int | None = None, repair: bool = False
+    path: Paths,
+    *,
+    series: str | int | None = None,
+    volume_index: int | None = None,
+    repair: bool = False,
 ) -> tuple[list[Slice], NDArray[np.float64]]:
     """As `ordered_slices`, with the affine (RAS+ mm) of their grid.
 
-    repair: slices stored twice are there once, as in the volume that `read` returns with it; what it resamples is
-    refused still.
+    repair: slices stored twice are there once, as in the volume that `read` returns with it; what
+    it resamples is refused still.
     """
     with Source(path) as source, warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # given by `read`
@@ -128,12 +158,17 @@ def ordered_volume(
 
 
 def located(
-    path: Paths, *, series: str | int | None = None, volume_index: int | None = None, repair: bool = False
+    path: Paths,
+    *,
+    series: str | int | None = None,
+    volume_index: int | None = None,
+    repair: bool = False,
 ) -> tuple[NDArray[np.float64], tuple[int, int, int], str]:
-    """The affine (RAS+ mm), the shape and the Frame of Reference UID of what `read` returns for the same arguments.
+    """The affine (RAS+ mm), the shape and the Frame of Reference UID of what `read` returns for the
+    same arguments.
 
-    The UID is '' where the images have none, or several. Only what has to be repaired is read as a whole. Raises
-    `BadFile`.
+    The UID is '' where the images have none, or several. Only what has to be repaired is read as a
+    whole. Raises `BadFile`.
     """
     with Source(path) as source, warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # about the images, which are not what is read
@@ -150,7 +185,9 @@ def located(
 
 
 def _once_each(source: Source, found: Found) -> tuple[list[Slice], NDArray[np.float64]]:
-    """The slices of an uneven volume that are the voxels of the repaired one, and its affine. Raises `BadFile`."""
+    """The slices of an uneven volume that are the voxels of the repaired one, and its affine.
+    Raises `BadFile`.
+    """
     name = source.name
     slices = _repairable(name, found)
     if not _can_be_repaired(source, found):
@@ -160,8 +197,8 @@ def _once_each(source: Source, found: Found) -> tuple[list[Slice], NDArray[np.fl
         return stack([piece for n, piece in enumerate(slices) if n not in copies])
     except BadFile:
         raise BadFile(
-            f"{_sentence(name, found.problem)}; with --repair its voxels are none of its images', so no DICOM result "
-            "can refer to them: choose another suffix"
+            f"{_sentence(name, found.problem)}; with --repair its voxels are none of its images',"
+            " so no DICOM result can refer to them: choose another suffix"
         ) from None
 
 
@@ -173,7 +210,11 @@ def list_volumes(path: Paths) -> list[Listed]:
     with Source(path) as source:
         found, damaged = _found(source)
         if damaged:
-            warnings.warn(f"{source.name}: passed over damaged files: {len(damaged)}", DataWarning, stacklevel=2)
+            warnings.warn(
+                f"{source.name}: passed over damaged files: {len(damaged)}",
+                DataWarning,
+                stacklevel=2,
+            )
         return [_listed(source, volume) for volume in found]
 
 
@@ -196,7 +237,9 @@ def _listed(source: Source, volume: Found) -> Listed:
 
 
 def _folder(source: Source, volume: Found) -> str:
-    """The folder that holds a volume's files, seen from the one that was given; '' for it itself, zips and lists."""
+    """The folder that holds a volume's files, seen from the one that was given; '' for it itself,
+    zips and lists.
+    """
     if not source.is_folder:
         return ""
     inner = os.path.commonpath([piece.path.parent for piece in volume.slices])
@@ -218,7 +261,9 @@ def _found(source: Source) -> tuple[list[Found], list[BadFile]]:
 
 
 def _slices(source: Source) -> tuple[list[Slice], list[BadFile]]:
-    """What every image file of a source says about itself, and what is wrong with the damaged ones."""
+    """What every image file of a source says about itself, and what is wrong with the damaged
+    ones.
+    """
     name = source.name
     _follow_dicomdir(source)
     content = _content(source)
@@ -281,7 +326,9 @@ def _add_file(content: _Content, source: Source, entry: Entry) -> None:
 
 
 def _follow_dicomdir(source: Source) -> None:
-    """If the source is one DICOMDIR, make its entries the files that it refers to (PS3.3 F.3). Raises `BadFile`."""
+    """If the source is one DICOMDIR, make its entries the files that it refers to (PS3.3 F.3).
+    Raises `BadFile`.
+    """
     if len(source.entries) != 1 or source.entries[0].member is not None:
         return
     path = source.entries[0].path
@@ -301,7 +348,9 @@ def _follow_dicomdir(source: Source) -> None:
             if not parts and str(record.get("DirectoryRecordType") or "IMAGE") == "IMAGE":
                 raise ValueError("an image without a file")
             if parts:
-                found.append(parts if isinstance(parts, str) else "/".join(str(part) for part in parts))
+                found.append(
+                    parts if isinstance(parts, str) else "/".join(str(part) for part in parts)
+                )
         return found
 
     entries = []
@@ -310,11 +359,13 @@ def _follow_dicomdir(source: Source) -> None:
             entries.append(Entry(path=inside(path.parent, name)))
         except BadFile:
             raise BadFile(
-                f"{path}: refers to a file that is missing or lies outside its folder; give the folder that holds the "
-                "series"
+                f"{path}: refers to a file that is missing or lies outside its folder; give the"
+                " folder that holds the series"
             ) from None
     if not entries:
-        raise BadFile(f"{path}: is a DICOMDIR that refers to no files; give the folder that holds the series")
+        raise BadFile(
+            f"{path}: is a DICOMDIR that refers to no files; give the folder that holds the series"
+        )
     source.entries = sorted(set(entries), key=lambda entry: str(entry.path))
 
 
@@ -333,12 +384,16 @@ def _choose(
     volumes = list(found) if series is None else _of_series(name, found, str(series).strip())
     if volume_index is not None and len({volume.series for volume in volumes}) == 1:
         if not 0 <= volume_index < len(volumes):
-            raise BadFile(f"{name}: has no volume {volume_index}; it holds {len(volumes)}, numbered from 0")
+            raise BadFile(
+                f"{name}: has no volume {volume_index}; it holds {len(volumes)}, numbered from 0"
+            )
         volumes = [volumes[volume_index]]
     if len(volumes) > 1:
         raise _ambiguous(name, volumes)
     if source.is_file and _is_lone_slice(volumes[0]):
-        raise BadFile(f"{name}: is one DICOM file with one slice; give the folder that holds the whole series")
+        raise BadFile(
+            f"{name}: is one DICOM file with one slice; give the folder that holds the whole series"
+        )
     return volumes[0]
 
 
@@ -362,7 +417,9 @@ def _ambiguous(name: str, volumes: Sequence[Found]) -> BadFile:
     sound = [volume for volume in volumes if not volume.problem]
     numbers = [volume.number for volume in sound or volumes]
     some = ", ".join(numbers[:10]) + (", ..." if len(numbers) > 10 else "")
-    return BadFile(f"{name}: {differences(volumes)}; choose one with --series ({some}; medseg info lists them)")
+    return BadFile(
+        f"{name}: {differences(volumes)}; choose one with --series ({some}; medseg info lists them)"
+    )
 
 
 def _is_lone_slice(volume: Found) -> bool:
@@ -385,7 +442,9 @@ def _with_remedy(source: Source, found: Found) -> str:
 
 
 def _can_be_repaired(source: Source, found: Found) -> bool:
-    """Whether `repair` would work: the positions say so, and slices at one place hold the same pixels."""
+    """Whether `repair` would work: the positions say so, and slices at one place hold the same
+    pixels.
+    """
     try:
         slices = _repairable(source.name, found)
         pairs = [slices[n] for pair in doubles(slices) for n in pair]
@@ -398,7 +457,9 @@ def _can_be_repaired(source: Source, found: Found) -> bool:
 
 
 def _repairable(name: str, found: Found) -> list[Slice]:
-    """The slices in order along their normal. Raises `BadFile` if something other than their places is wrong."""
+    """The slices in order along their normal. Raises `BadFile` if something other than their places
+    is wrong.
+    """
     if found.problem_of_slice:
         raise BadFile(_sentence(name, found.problem))
     try:
@@ -414,20 +475,29 @@ def _values(source: Source, slices: Sequence[Slice]) -> NDArray:
     check_axes(source.name, (first.columns, first.rows))
     if first.columns * first.rows * len(slices) * 4 > MAX_BYTES:
         raise BadFile(f"{source.name}: claims more than the {MAX_BYTES / 2**30:.3g} GB allowed")
-    formats = {piece.bits: piece for piece in slices}  # whose meaning is the same once they are scaled
-    dtype = np.result_type(*[stored_dtype_of(source.where(piece.entry), piece) for piece in formats.values()])
-    # Memory is touched only as slices arrive, so a header that claims too much meets the end of its file first.
+    # Whose meaning is the same once they are scaled.
+    formats = {piece.bits: piece for piece in slices}
+    dtype = np.result_type(
+        *[stored_dtype_of(source.where(piece.entry), piece) for piece in formats.values()]
+    )
+    # Memory is touched only as slices arrive, so a header that claims too much meets the end of its
+    # file first.
     data = np.empty((first.columns, first.rows, len(slices)), dtype, order="F")
     inverted = first.photometric == "MONOCHROME1"
-    order = sorted(range(len(slices)), key=lambda k: (str(slices[k].path), slices[k].member or 0, slices[k].frame, k))
+    order = sorted(
+        range(len(slices)),
+        key=lambda k: (str(slices[k].path), slices[k].member or 0, slices[k].frame, k),
+    )
     for k, pixels in zip(order, stored_pixels(source, [slices[k] for k in order])):
         data[..., k] = pixels.T
     padding = _is_padding(data, slices)
     if inverted:
-        # As GDCM does: the value that is as far from the top of the stored range as this one is from the bottom.
+        # As GDCM does: the value that is as far from the top of the stored range as this one is
+        # from the bottom.
         data = _turned_over(data, first)
         warnings.warn(
-            f"{source.name}: its grey values are stored inverted (MONOCHROME1) and were turned over",
+            f"{source.name}: its grey values are stored inverted (MONOCHROME1) and were turned"
+            " over",
             DataWarning,
             stacklevel=4,
         )
@@ -438,7 +508,9 @@ def _values(source: Source, slices: Sequence[Slice]) -> NDArray:
 
 
 def _is_padding(data: NDArray, slices: Sequence[Slice]) -> NDArray | None:
-    """Which voxels stand for no pixel, or None if none or all do. A value of 0 is the scanner's own background."""
+    """Which voxels stand for no pixel, or None if none or all do. A value of 0 is the scanner's own
+    background.
+    """
     if all(piece.padding in (None, (0, 0)) for piece in slices):
         return None
     padding = np.zeros(data.shape, bool, order="F")
@@ -463,7 +535,8 @@ def _scaled(name: str, data: NDArray, slices: Sequence[Slice]) -> NDArray:
             ends = int(data.min()) + int(intercept), int(data.max()) + int(intercept)
             if ends[0] >= -32768 and ends[1] <= 32767:  # in place: a CT needs its memory once
                 shifted = data.view(np.int16)
-                shifted += np.array(int(intercept)).astype(np.int16)  # wraps around to what is right
+                # Wraps around to what is right.
+                shifted += np.array(int(intercept)).astype(np.int16)
                 return shifted
         return rescale(name, data, slope=slope, intercept=intercept)
     out = np.empty(data.shape, np.float32, order="F")  # PET: every slice has its own scale
@@ -474,4 +547,6 @@ def _scaled(name: str, data: NDArray, slices: Sequence[Slice]) -> NDArray:
 
 
 def _scale(piece: Slice) -> tuple[float, float]:
-    return (1.0 if piece.slope is None else piece.slope), (0.0 if piece.intercept is None else piece.intercept)
+    return (1.0 if piece.slope is None else piece.slope), (
+        0.0 if piece.intercept is None else piece.intercept
+    )

@@ -1,1 +1,3 @@
-"""Torch operators on the compiled loops of `medseg.kernels`. Each module serves the one named after its subject."""
+"""Torch operators on the compiled loops of `medseg.kernels`. Each module serves the one named after
+its subject.
+"""

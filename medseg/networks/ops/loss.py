@@ -1,8 +1,8 @@
 """Dice and cross-entropy of channels-last logits on a CPU, with their gradient, in one pass each.
 
-PyTorch's own operations go through the logits some fifteen times in float32. Here they are read twice, in their own
-type, and the gradient is written once; cells that stand for 2x2x2 voxels are taken as the network's head gives them.
-Results do not depend on the number of threads.
+PyTorch's own operations go through the logits some fifteen times in float32. Here they are read
+twice, in their own type, and the gradient is written once; cells that stand for 2x2x2 voxels are
+taken as the network's head gives them. Results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ _UNIT = 2**19
 
 
 def can_fuse_loss(logits: Tensor) -> bool:
-    """Whether the functions here take the logits: (B, K, D, H, W) on a CPU with classes innermost, or folded cells.
+    """Whether the functions here take the logits: (B, K, D, H, W) on a CPU with classes innermost,
+    or folded cells.
 
     Folded cells are (B, K, d, s, h, s, w, s), whose classes and voxels of a cell are innermost.
     """
@@ -37,7 +38,11 @@ def can_fuse_loss(logits: Tensor) -> bool:
 
 def _innermost(logits: Tensor) -> Tensor:
     """(B, d, h, w, K) or (B, d, h, w, K, s, s, s)."""
-    return logits.permute(0, 2, 3, 4, 1) if logits.ndim == 5 else logits.permute(0, 2, 4, 6, 1, 3, 5, 7)
+    return (
+        logits.permute(0, 2, 3, 4, 1)
+        if logits.ndim == 5
+        else logits.permute(0, 2, 4, 6, 1, 3, 5, 7)
+    )
 
 
 def flat(inner: Tensor) -> np.ndarray:
@@ -63,7 +68,9 @@ class _Work:
         lines = self.size[0] * self.size[1]
         step = max(1, _UNIT // (self.size[2] * self.classes * self.fold**3))
         self.units = [
-            (sample, line, min(step, lines - line)) for sample in range(self.batch) for line in range(0, lines, step)
+            (sample, line, min(step, lines - line))
+            for sample in range(self.batch)
+            for line in range(0, lines, step)
         ]
 
     def each(self, function: Callable[..., None], of_unit: Callable[[int], dict[str, Any]]) -> None:
@@ -108,7 +115,9 @@ class _DiceCrossEntropy(torch.autograd.Function):
         overlap, total = 2 * hit + smooth, probability + truth + smooth
         ctx.save_for_backward(logits, labels)
         ctx.numbers = overlap, total, known
-        return torch.tensor(sums[:, -1].sum() / known + 1 - (overlap / total).mean(), dtype=torch.float32)
+        return torch.tensor(
+            sums[:, -1].sum() / known + 1 - (overlap / total).mean(), dtype=torch.float32
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -117,7 +126,8 @@ class _DiceCrossEntropy(torch.autograd.Function):
         logits, labels = ctx.saved_tensors
         overlap, total, known = ctx.numbers
         work = _Work(logits, labels)
-        # d(loss)/dp is `everywhere` for each class, plus `at_truth` where the class is the true one.
+        # d(loss)/dp is `everywhere` for each class, plus `at_truth` where the class is the true
+        # one.
         everywhere = (overlap / total**2 / total.size).astype(np.float32)
         at_truth = (-2 / total / total.size).astype(np.float32)
         out = torch.empty_like(logits)
@@ -133,13 +143,16 @@ class _DiceCrossEntropy(torch.autograd.Function):
 
 
 def dice_cross_entropy(logits: Tensor, labels: Tensor, smooth: float) -> Tensor:
-    """`losses.dice_cross_entropy` of logits for which `can_fuse_loss` holds; negative labels do not count."""
+    """`losses.dice_cross_entropy` of logits for which `can_fuse_loss` holds; negative labels do not
+    count.
+    """
     loss: Tensor = _DiceCrossEntropy.apply(logits, labels, smooth)
     return loss
 
 
 def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """How many voxels of each class were found, are in the labels (>= 0), and both: (K,) int64 each.
+    """How many voxels of each class were found, are in the labels (>= 0), and both: (K,) int64
+    each.
 
     Found is the first of the largest logits.
     """

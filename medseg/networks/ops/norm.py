@@ -1,7 +1,8 @@
-"""Instance norm and (leaky) ReLU as one step on channels-last maps on a CPU, with its gradient, float32 or bfloat16.
+"""Instance norm and (leaky) ReLU as one step on channels-last maps on a CPU, with its gradient,
+float32 or bfloat16.
 
-PyTorch's own need several passes over a map and are slow where channels lie last; its convolutions in bfloat16 want
-them there. Results do not depend on the number of threads.
+PyTorch's own need several passes over a map and are slow where channels lie last; its convolutions
+in bfloat16 want them there. Results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ _UNIT = 2**19
 
 
 def can_fuse(x: Tensor, norm: nn.Module) -> bool:
-    """Whether `norm_activate` takes the map x, which must be on a CPU with channels last, and the norm after it."""
+    """Whether `norm_activate` takes the map x, which must be on a CPU with channels last, and the
+    norm after it.
+    """
     return (
         isinstance(norm, nn.GroupNorm)
         and norm.num_groups == norm.num_channels
@@ -40,7 +43,9 @@ def can_fuse(x: Tensor, norm: nn.Module) -> bool:
 
 class _NormActivate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float
+    ) -> Tensor:
         mean, variance = moments(x)
         rate = 1 / np.sqrt(variance + eps)
         scale = (rate * weight.detach().numpy()).astype(np.float32)
@@ -62,7 +67,11 @@ class _NormActivate(torch.autograd.Function):
         voxels = x[0, 0].numel()
         blocks = channels // LANES
         source, down, units = numbers(x), numbers(grad), pieces(x)
-        centre, flat_scale, flat_shift = mean.astype(np.float32).ravel(), scale.ravel(), shift.ravel()
+        centre, flat_scale, flat_shift = (
+            mean.astype(np.float32).ravel(),
+            scale.ravel(),
+            shift.ravel(),
+        )
         sums = np.empty((len(units), blocks * 2 * LANES))
 
         def measure(n: int) -> None:
@@ -83,7 +92,10 @@ class _NormActivate(torch.autograd.Function):
 
         in_parallel(measure, len(units), torch.get_num_threads())
         per_sample = sums.reshape(batch, -1, blocks, 2, LANES).sum(1)
-        total, weighted = per_sample[:, :, 0].reshape(batch, -1), per_sample[:, :, 1].reshape(batch, -1)
+        total, weighted = (
+            per_sample[:, :, 0].reshape(batch, -1),
+            per_sample[:, :, 1].reshape(batch, -1),
+        )
         per_voxel = -scale * rate**2 * weighted / voxels
         constant = (-scale * total / voxels - per_voxel * mean).astype(np.float32).ravel()
         per_voxel = per_voxel.astype(np.float32).ravel()
@@ -119,8 +131,11 @@ def norm_activate(x: Tensor, norm: nn.GroupNorm, slope: float = 1.0) -> Tensor:
     return y
 
 
-def settle(x: Tensor, scale: np.ndarray, shift: np.ndarray, slope: float, out: Tensor, channel: int = 0) -> None:
-    """Writes leaky_relu(x · scale + shift, slope) to the channels of `out` from `channel` on; `out` may be x.
+def settle(
+    x: Tensor, scale: np.ndarray, shift: np.ndarray, slope: float, out: Tensor, channel: int = 0
+) -> None:
+    """Writes leaky_relu(x · scale + shift, slope) to the channels of `out` from `channel` on; `out`
+    may be x.
 
     x, out: channels-last maps of one type and size; scale, shift (B · C) float32.
     """
@@ -163,8 +178,12 @@ def moments(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def combined(values: np.ndarray, counts: np.ndarray, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance (B, C) of moments (units, blocks · 3 · 16) of `counts` voxels; samples have as many units."""
-    values = values.astype(np.float64, copy=False).reshape(batch, counts.size // batch, -1, 3, LANES)
+    """Mean and variance (B, C) of moments (units, blocks · 3 · 16) of `counts` voxels; samples have
+    as many units.
+    """
+    values = values.astype(np.float64, copy=False).reshape(
+        batch, counts.size // batch, -1, 3, LANES
+    )
     centre, total, squares = values.transpose(3, 0, 1, 2, 4).reshape(3, *values.shape[:2], -1)
     counts = counts.reshape(batch, -1, 1)
     means = centre + total / counts
@@ -177,12 +196,16 @@ def combined(values: np.ndarray, counts: np.ndarray, batch: int) -> tuple[np.nda
 def numbers(x: Tensor) -> np.ndarray:
     """The memory of a channels-last map, flat; bfloat16 as uint16."""
     flat = x.detach().permute(0, 2, 3, 4, 1).view(-1)
-    array: np.ndarray = flat.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else flat.numpy()
+    array: np.ndarray = (
+        flat.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else flat.numpy()
+    )
     return array
 
 
 def pieces(x: Tensor) -> list[tuple[int, int, int]]:
-    """(sample, first voxel, number of voxels) of the units of a map; voxels count through all samples."""
+    """(sample, first voxel, number of voxels) of the units of a map; voxels count through all
+    samples.
+    """
     voxels = x[0, 0].numel()
     step = max(1024, _UNIT // x.shape[1])
     return [

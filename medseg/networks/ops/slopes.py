@@ -1,4 +1,6 @@
-"""Logits of the voxels of cells to which each voxel's own number is added, times a slope of its cell for each class."""
+"""Logits of the voxels of cells to which each voxel's own number is added, times a slope of its
+cell for each class.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from medseg.networks.ops.loss import flat
 
 
 def add_slopes(logits: Tensor, slopes: Tensor, own: Tensor) -> Tensor:
-    """logits (B, K · V, D, H, W), V of the first class first, plus slopes (B, K, D, H, W) times own (B, V, D, H, W).
+    """logits (B, K · V, D, H, W), V of the first class first, plus slopes (B, K, D, H, W) times own
+    (B, V, D, H, W).
 
     On a CPU with channels innermost it is done in place.
     """
@@ -22,7 +25,9 @@ def add_slopes(logits: Tensor, slopes: Tensor, own: Tensor) -> Tensor:
         result: Tensor = _AddSlopes.apply(logits, slopes, own)
         return result
     b, k, *sizes = slopes.shape
-    return logits + (slopes[:, :, None] * own[:, None]).to(logits.dtype).reshape(b, k * own.shape[1], *sizes)
+    return logits + (slopes[:, :, None] * own[:, None]).to(logits.dtype).reshape(
+        b, k * own.shape[1], *sizes
+    )
 
 
 def can_fuse_slopes(logits: Tensor, own: Tensor) -> bool:

@@ -1,7 +1,9 @@
-"""3D Slicer module MedSeg: run medseg on the active volume and show the result with names and colours.
+"""3D Slicer module MedSeg: run medseg on the active volume and show the result with names and
+colours.
 
-Slicer finds it once this file's folder is in Edit > Application Settings > Modules > Additional module paths. medseg
-itself may be installed anywhere: the module runs its command line. What needs no Slicer is in `MedSegLib`.
+Slicer finds it once this file's folder is in Edit > Application Settings > Modules > Additional
+module paths. medseg itself may be installed anywhere: the module runs its command line. What needs
+no Slicer is in `MedSegLib`.
 """
 
 from __future__ import annotations
@@ -34,8 +36,12 @@ class MedSeg(ScriptedLoadableModule):
         parent.title = "MedSeg"
         parent.categories = ["Segmentation"]
         parent.contributors = ["the medseg developers"]
-        parent.helpText = "Segments the active volume with medseg on this computer; nothing is sent anywhere."
-        parent.acknowledgementText = "Research software, not a medical device: look at every result."
+        parent.helpText = (
+            "Segments the active volume with medseg on this computer; nothing is sent anywhere."
+        )
+        parent.acknowledgementText = (
+            "Research software, not a medical device: look at every result."
+        )
 
 
 class MedSegWidget(ScriptedLoadableModuleWidget):
@@ -74,7 +80,9 @@ class MedSegWidget(ScriptedLoadableModuleWidget):
         self.command = ctk.ctkPathLineEdit()
         self.command.filters = ctk.ctkPathLineEdit.Files
         self.command.currentPath = qt.QSettings().value(_COMMAND_SETTING, "") or ""
-        self.command.toolTip = "The medseg program; empty: the one on the path, or in Slicer's Python."
+        self.command.toolTip = (
+            "The medseg program; empty: the one on the path, or in Slicer's Python."
+        )
         inner.addRow("medseg program:", self.command)
 
         self.apply_button = qt.QPushButton("Apply")
@@ -136,7 +144,9 @@ class MedSegWidget(ScriptedLoadableModuleWidget):
         own = self.model.currentText == _OWN_MODEL
         model = self.folder.currentPath if own else self.model.currentText
         try:
-            self.logic.start(volume, model, self.device.currentText, self.tidy.checked, self.command.currentPath)
+            self.logic.start(
+                volume, model, self.device.currentText, self.tidy.checked, self.command.currentPath
+            )
         except CommandError as error:
             slicer.util.errorDisplay(str(error))
             return
@@ -182,7 +192,9 @@ class MedSegLogic(ScriptedLoadableModuleLogic):
         """The models that come with medseg. Raises `CommandError`."""
         return list_models(self._command(program), self._environment())
 
-    def start(self, volume: Any, model: str, device: str = "auto", cleanup: bool = True, program: str = "") -> None:
+    def start(
+        self, volume: Any, model: str, device: str = "auto", cleanup: bool = True, program: str = ""
+    ) -> None:
         """Segment a scalar volume node with a model's name or folder. Raises `CommandError`."""
         if self.running:
             raise CommandError("a run is at work already; wait for it or cancel it")
@@ -193,9 +205,16 @@ class MedSegLogic(ScriptedLoadableModuleLogic):
         self._volume = volume
         scan = self._folder / "scan.nrrd"  # names nobody
         try:
-            if not slicer.util.exportNode(volume, str(scan), {"useCompression": 0}) or not scan.is_file():
-                raise CommandError("the volume could not be handed over; save it and run medseg on the file")
-            arguments = infer_command(command, scan, self._folder / "labels.seg.nrrd", model, device, cleanup)
+            if (
+                not slicer.util.exportNode(volume, str(scan), {"useCompression": 0})
+                or not scan.is_file()
+            ):
+                raise CommandError(
+                    "the volume could not be handed over; save it and run medseg on the file"
+                )
+            arguments = infer_command(
+                command, scan, self._folder / "labels.seg.nrrd", model, device, cleanup
+            )
             self._run = Run(arguments, self._environment())
         except CommandError:
             self._tidy()
@@ -227,7 +246,9 @@ class MedSegLogic(ScriptedLoadableModuleLogic):
         self._tidy()
 
     def finish(self) -> Any:
-        """Load the result as a segmentation of the volume. Raises `CommandError` with medseg's sentence."""
+        """Load the result as a segmentation of the volume. Raises `CommandError` with medseg's
+        sentence.
+        """
         assert self._run is not None
         assert self._folder is not None
         try:

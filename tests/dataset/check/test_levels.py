@@ -1,4 +1,6 @@
-"""Channels that are not what they are called: CT that is not in Hounsfield units, padding that is no intensity."""
+"""Channels that are not what they are called: CT that is not in Hounsfield units, padding that is
+no intensity.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ from medseg.volume import Volume
 
 
 def head(seed: int, noise: float = 15.0) -> tuple[NDArray, NDArray]:
-    """A CT head in air, in Hounsfield units: brain in a skull, with a ventricle; and labels of the two."""
+    """A CT head in air, in Hounsfield units: brain in a skull, with a ventricle; and labels of the
+    two.
+    """
     random = np.random.default_rng(seed)
     shape = (40, 44, 36)
     at = np.indices(shape).astype(float)
@@ -36,13 +40,21 @@ def head(seed: int, noise: float = 15.0) -> tuple[NDArray, NDArray]:
 
 
 def chest(seed: int, noise: float = 25.0) -> tuple[NDArray, NDArray]:
-    """A CT body with two lungs that fills its field of view, so that lungs are all the air there is."""
+    """A CT body with two lungs that fills its field of view, so that lungs are all the air there
+    is.
+    """
     random = np.random.default_rng(seed)
     shape = (48, 36, 30)
     at = np.indices(shape).astype(float)
     hu, labels = np.full(shape, 45.0), np.zeros(shape, np.uint8)
     for value, x in ((1, 14), (2, 34)):
-        where = sum(((a - c) / r) ** 2 for a, c, r in zip(at, (x + random.uniform(-1, 1), 18, 15), (8, 11, 12))) < 1
+        where = (
+            sum(
+                ((a - c) / r) ** 2
+                for a, c, r in zip(at, (x + random.uniform(-1, 1), 18, 15), (8, 11, 12))
+            )
+            < 1
+        )
         hu[where], labels[where] = -820, value
     hu[22:26, 28:34] = 700
     hu[:, :4] = -100
@@ -70,7 +82,10 @@ def dataset(
     """What is found of units and padding in a set of changed scans."""
     for number in range(count):
         image, labels = scan(number)
-        put(Volume(np.asfortranarray(change(number, image)), np.eye(4)), folder / f"imagesTr/c{number}_0000.nii.gz")
+        put(
+            Volume(np.asfortranarray(change(number, image)), np.eye(4)),
+            folder / f"imagesTr/c{number}_0000.nii.gz",
+        )
         put(Volume(np.asfortranarray(labels), np.eye(4)), folder / f"labelsTr/c{number}.nii.gz")
     content = {
         "channel_names": {"0": channel},
@@ -108,7 +123,9 @@ def test_padding_of_ct_is_no_finding(padding: int, tmp_path: Path):
 
 @pytest.mark.parametrize("scan", SCANS.values(), ids=SCANS)
 @pytest.mark.parametrize(("offset", "high"), [(1024, (1, 4)), (1000, (0,)), (1024, (0, 1, 2, 3))])
-def test_scans_that_lie_higher_are_named(scan: Callable, offset: int, high: tuple[int, ...], tmp_path: Path):
+def test_scans_that_lie_higher_are_named(
+    scan: Callable, offset: int, high: tuple[int, ...], tmp_path: Path
+):
     found = dataset(tmp_path, scan, lambda n, image: stored(image + offset * (n in high)))
     assert {one.case for one in found} == {f"c{n}" for n in high}
     for one in found:
@@ -121,11 +138,21 @@ def test_scans_that_lie_higher_are_named(scan: Callable, offset: int, high: tupl
     ("name", "change"),
     [
         ("higher", lambda image: stored(image + 1024)),
-        ("scaled to one", lambda image: ((np.clip(image, -1000, 1000) + 1000) / 2000).astype(np.float32)),
-        ("in bytes", lambda image: np.rint((np.clip(image, -1000, 1000) + 1000) / 2000 * 255).astype(np.uint8)),
+        (
+            "scaled to one",
+            lambda image: ((np.clip(image, -1000, 1000) + 1000) / 2000).astype(np.float32),
+        ),
+        (
+            "in bytes",
+            lambda image: np.rint((np.clip(image, -1000, 1000) + 1000) / 2000 * 255).astype(
+                np.uint8
+            ),
+        ),
     ],
 )
-def test_sets_of_which_no_scan_is_in_hounsfield_units_get_one_warning(name: str, change: Callable, tmp_path: Path):
+def test_sets_of_which_no_scan_is_in_hounsfield_units_get_one_warning(
+    name: str, change: Callable, tmp_path: Path
+):
     found = dataset(tmp_path, head, lambda n, image: change(image))
     assert [(one.case, one.kind, one.severity) for one in found] == [("", "units", "warning")]
 
@@ -162,7 +189,9 @@ def mr(seed: int) -> tuple[NDArray, NDArray]:
 @pytest.mark.parametrize("kind", [np.float32, np.int16])
 def test_a_constant_around_mr_is_padding_unless_it_is_0(value: float, kind: type, tmp_path: Path):
     def pad(number: int, image: NDArray) -> NDArray:
-        return (framed(value)(image) if number in (1, 5) else framed(0)(image) if number == 2 else image).astype(kind)
+        return (
+            framed(value)(image) if number in (1, 5) else framed(0)(image) if number == 2 else image
+        ).astype(kind)
 
     found = dataset(tmp_path, mr, pad, channel="MRI")
     assert {(one.case, one.kind, one.severity) for one in found} == {
@@ -172,7 +201,9 @@ def test_a_constant_around_mr_is_padding_unless_it_is_0(value: float, kind: type
 
 
 def test_padding_of_all_scans_is_one_line(tmp_path: Path):
-    found = dataset(tmp_path, mr, lambda n, image: framed(-7.0)(image).astype(np.float32), channel="T1")
+    found = dataset(
+        tmp_path, mr, lambda n, image: framed(-7.0)(image).astype(np.float32), channel="T1"
+    )
     assert [(one.case, one.kind) for one in found] == [("", "padding")]
     assert "6 of 6" in found[0].message
 
@@ -180,9 +211,12 @@ def test_padding_of_all_scans_is_one_line(tmp_path: Path):
 @pytest.mark.parametrize(
     "data",
     [
-        np.random.default_rng(0).integers(0, 30, (20, 20, 20)).astype(np.uint8),  # few values, each of them often
+        np.random.default_rng(0)
+        .integers(0, 30, (20, 20, 20))
+        .astype(np.uint8),  # few values, each of them often
         np.random.default_rng(1).normal(0, 1, (20, 20, 20)).astype(np.float32),
-        (np.random.default_rng(2).random((20, 20, 20)) * 900).astype(np.int16) * (np.indices((20,) * 3)[0] > 8),
+        (np.random.default_rng(2).random((20, 20, 20)) * 900).astype(np.int16)
+        * (np.indices((20,) * 3)[0] > 8),
         np.zeros((8, 8, 8), np.float32),
         np.full((8, 8, 8), np.nan, np.float32),
         (np.indices((9, 9, 9))[0] % 3).astype(np.float32),
@@ -193,8 +227,12 @@ def test_images_as_they_are_have_no_padding(data: NDArray):
     assert levels_of("c", "MRI", data).padding is None
 
 
-@pytest.mark.parametrize(("name", "cases"), [("some", {"ct_002", "ct_005"}), ("all", {""}), ("none", set())])
-def test_the_case_of_ct_that_is_no_hu(name: str, cases: set[str], shared_data: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("name", "cases"), [("some", {"ct_002", "ct_005"}), ("all", {""}), ("none", set())]
+)
+def test_the_case_of_ct_that_is_no_hu(
+    name: str, cases: set[str], shared_data: Path, tmp_path: Path
+):
     make = shared_data / "cases/work/ct-not-hu/make.py"
     subprocess.run([sys.executable, make, tmp_path], check=True, cwd=ROOT, timeout=600)
     findings = check_dataset(read_dataset(tmp_path / name)).findings

@@ -1,4 +1,6 @@
-"""Structures that few cases hold accuse nobody of mirroring, and cases that are mirrored are found beside them."""
+"""Structures that few cases hold accuse nobody of mirroring, and cases that are mirrored are found
+beside them.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def test_a_large_structure_of_few_accuses_nobody(holders: tuple[int, ...], tmp_p
 
 @pytest.mark.parametrize("lacking", [1, 2])
 @pytest.mark.parametrize("holders", [(1, 6), (0, 4, 8, 12), tuple(range(0, 20, 2))])
-def test_one_of_two_structures_in_few_accuses_nobody(lacking: int, holders: tuple[int, ...], tmp_path: Path):
+def test_one_of_two_structures_in_few_accuses_nobody(
+    lacking: int, holders: tuple[int, ...], tmp_path: Path
+):
     def change(number: int, labels: NDArray) -> NDArray:
         return labels if number in holders else np.where(labels == lacking, 0, labels)
 
@@ -62,7 +66,9 @@ def test_one_of_two_structures_in_few_accuses_nobody(lacking: int, holders: tupl
 
 
 @pytest.mark.parametrize("mirrored", [4, 7, 16])
-def test_labels_that_are_mirrored_are_found_where_some_cases_lack_a_structure(mirrored: int, tmp_path: Path):
+def test_labels_that_are_mirrored_are_found_where_some_cases_lack_a_structure(
+    mirrored: int, tmp_path: Path
+):
     holders = (0, 7, 11)
 
     def change(number: int, labels: NDArray) -> NDArray:

@@ -59,7 +59,8 @@ ACTIVATIONS = {"none": [], "relu": [nn.ReLU()], "leaky": [nn.LeakyReLU(0.01, inp
 @settings(max_examples=60, deadline=None)
 def test_one_convolution_of_any_size(shape, blocks, norm, activation, bias):
     batch, *size = shape
-    if norm != "none" and min(size) * max(size) < 4:  # a norm of a few voxels magnifies any rounding
+    # A norm of a few voxels magnifies any rounding.
+    if norm != "none" and min(size) * max(size) < 4:
         size = [length + 3 for length in size]
     channels, features = (16 * n for n in blocks)
     conv = nn.Conv3d(channels, features, 3, 1, 1, bias=bias)
@@ -108,8 +109,12 @@ def test_a_transposed_convolution_of_any_size(shape, blocks, bias, before):
     batch, *size = shape
     size[2] += 3  # a norm of a few voxels magnifies any rounding
     channels, features = (16 * n for n in blocks)
-    up = nn.ConvTranspose3d(2 * channels if before == "two maps" else channels, features, 2, 2, bias=bias)
-    norm = nn.Sequential(nn.Conv3d(channels, channels, 3, 1, 1), InstanceNorm(channels), nn.LeakyReLU(0.1))
+    up = nn.ConvTranspose3d(
+        2 * channels if before == "two maps" else channels, features, 2, 2, bias=bias
+    )
+    norm = nn.Sequential(
+        nn.Conv3d(channels, channels, 3, 1, 1), InstanceNorm(channels), nn.LeakyReLU(0.1)
+    )
     network = nn.ModuleList([norm, up])
     x = torch.randn(batch, channels, *size)
 
@@ -133,7 +138,9 @@ def test_a_norm_with_weights_and_a_mean_far_from_zero(always):
     assert error(network, accelerate(network), torch.randn(2, 16, 9, 12, 10)) < 1e-4
 
 
-@pytest.mark.parametrize(("arguments", "channels"), [({}, 1), ({"residual": True}, 2), ({"stem": 2}, 1)])
+@pytest.mark.parametrize(
+    ("arguments", "channels"), [({}, 1), ({"residual": True}, 2), ({"stem": 2}, 1)]
+)
 def test_networks(arguments, channels, always):
     network = UNet(channels, 5, features=(16, 32, 48), **arguments).eval()
     for parameter in network.parameters():
@@ -188,7 +195,9 @@ def test_norms_over_several_channels_or_with_running_statistics_stay():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_types_run_the_original_modules(dtype):
-    network = nn.Sequential(nn.Conv3d(16, 16, 3, 1, 1), InstanceNorm(16), nn.LeakyReLU(0.01)).to(dtype)
+    network = nn.Sequential(nn.Conv3d(16, 16, 3, 1, 1), InstanceNorm(16), nn.LeakyReLU(0.01)).to(
+        dtype
+    )
     x = torch.randn(1, 16, 12, 12, 12).to(dtype)
     assert torch.equal(accelerate(network)(x), network(x))
 
@@ -208,7 +217,9 @@ def test_a_network_in_bfloat16_is_as_close_as_pytorch_s_own(features):
         return Halved()
 
     reference = copy.deepcopy(network).double()(x.double())
-    errors = [(halved(one)(x).double() - reference).square().mean().sqrt() for one in (network, fast)]
+    errors = [
+        (halved(one)(x).double() - reference).square().mean().sqrt() for one in (network, fast)
+    ]
     assert 0 < float(errors[1]) < 1.5 * float(errors[0])
     assert float(errors[1]) < 0.05 * float(reference.std())
     assert torch.equal(halved(fast)(x), halved(fast)(x))
@@ -218,7 +229,9 @@ def test_a_network_in_bfloat16_is_as_close_as_pytorch_s_own(features):
 @pytest.mark.parametrize("norm", [True, False])
 def test_joined_maps_in_bfloat16_are_convolved_one_by_one(norm):
     """Close to float64, and no further from it than the convolution of the joined map."""
-    conv = nn.Sequential(nn.Conv3d(48, 32, 3, 1, 1), *([InstanceNorm(32), nn.LeakyReLU(0.01)] if norm else []))
+    conv = nn.Sequential(
+        nn.Conv3d(48, 32, 3, 1, 1), *([InstanceNorm(32), nn.LeakyReLU(0.01)] if norm else [])
+    )
     fast = accelerate(conv)
     a, b = (torch.randn(2, channels, 6, 7, 5).bfloat16() for channels in (16, 32))
     before = [Deferred(fast_conv._sources(x)) for x in (a, b)]
@@ -244,7 +257,9 @@ def test_a_convolution_of_few_channels_in_bfloat16(channels):
 
 
 def test_joining_maps_does_not_import_what_it_does_not_need():
-    """PyTorch imports its distributed tensors, half a second, on the way to a `__torch_dispatch__`."""
+    """PyTorch imports its distributed tensors, half a second, on the way to a
+    `__torch_dispatch__`.
+    """
     code = (
         "import sys, torch\n"
         "from medseg.inference.backends.accelerate import accelerate\n"
@@ -269,7 +284,9 @@ def test_other_transposed_convolutions_and_a_shared_one():
 
 def test_gradients_still_flow():
     with torch.inference_mode(False), torch.enable_grad():
-        network = accelerate(nn.Sequential(nn.Conv3d(16, 16, 3, 1, 1), InstanceNorm(16), nn.LeakyReLU(0.01)))
+        network = accelerate(
+            nn.Sequential(nn.Conv3d(16, 16, 3, 1, 1), InstanceNorm(16), nn.LeakyReLU(0.01))
+        )
         x = torch.randn(1, 16, 5, 5, 5, requires_grad=True)
         network(x).sum().backward()
         assert x.grad is not None
@@ -283,14 +300,20 @@ def test_a_deferred_map_may_be_used_twice_and_in_any_operation(always):
     expected = conv(x)
     joined = torch.cat((x, y), 1)
     assert isinstance(joined, Deferred)
-    for result, wanted in ((y + 1, expected + 1), (2 * y, 2 * expected), (joined + 0, torch.cat((x, expected), 1))):
+    for result, wanted in (
+        (y + 1, expected + 1),
+        (2 * y, 2 * expected),
+        (joined + 0, torch.cat((x, expected), 1)),
+    ):
         assert torch.allclose(result, wanted, atol=1e-4)
     again = accelerate(nn.Sequential(nn.Conv3d(32, 16, 3, 1, 1)))
     assert torch.allclose(again(joined), again[0].conv(torch.cat((x, expected), 1)), atol=1e-4)
 
 
 def test_a_not_a_number_is_not_hidden(always):
-    network = accelerate(nn.Sequential(nn.Conv3d(16, 16, 3, 1, 1), InstanceNorm(16), nn.LeakyReLU(0.01)))
+    network = accelerate(
+        nn.Sequential(nn.Conv3d(16, 16, 3, 1, 1), InstanceNorm(16), nn.LeakyReLU(0.01))
+    )
     x = torch.randn(1, 16, 8, 8, 8)
     x[0, 3, 4, 4, 4] = float("nan")
     assert (network(x) + 0).isnan().any()

@@ -1,4 +1,6 @@
-"""What runs networks: heads applied last, ensembles, mirroring, and what happens when memory or numbers run out."""
+"""What runs networks: heads applied last, ensembles, mirroring, and what happens when memory or
+numbers run out.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,12 @@ from torch import Tensor, nn
 from making import networks as tiny
 from medseg.errors import BadConfig, BadModel, DataWarning, NotEnoughMemory
 from medseg.inference.backends.activations import activation_bytes
-from medseg.inference.backends.opening import BACKENDS, _openvino_pays, blended_features, open_models
+from medseg.inference.backends.opening import (
+    BACKENDS,
+    _openvino_pays,
+    blended_features,
+    open_models,
+)
 from medseg.inference.backends.openvino import openvino_core
 from medseg.inference.backends.predictor import Predictor, deferred_width
 from medseg.inference.backends.pytorch import _Torch, choose_precision, open_torch
@@ -81,7 +88,9 @@ def logits_of(predictor: Predictor, x: Tensor) -> np.ndarray:
     logits, slopes = made(predictor.head.weights, predictor.head.bias), predictor.head.slopes
     if slopes is not None:
         own = features[:, None, slopes.own : slopes.own + 8].numpy()
-        logits = logits + (made(slopes.weights, slopes.bias)[:, :, None] * own).reshape(logits.shape)
+        logits = logits + (made(slopes.weights, slopes.bias)[:, :, None] * own).reshape(
+            logits.shape
+        )
     return unfold_cells(torch.from_numpy(logits), predictor.cell).numpy()
 
 
@@ -112,13 +121,18 @@ THICK = {
     "kernels": [[3, 3, 1], [3] * 3, [3] * 3],
 }
 PATCH = (32, 32, 64)
-#: On OpenVINO only one network with shortcuts, which ended the process, and one of unequal axes: compiling takes long.
-RUNS = [("torch", name) for name in (*MODELS, "thick")] + [("openvino", name) for name in ("resenc_unet", "thick")]
+#: On OpenVINO only one network with shortcuts, which ended the process, and one of unequal axes:
+#: compiling takes long.
+RUNS = [("torch", name) for name in (*MODELS, "thick")] + [
+    ("openvino", name) for name in ("resenc_unet", "thick")
+]
 
 
 @pytest.mark.parametrize(("backend", "architecture"), RUNS)
 def test_every_architecture_runs(tmp_path: Path, architecture: str, backend: str):
-    """Whether or not it has a head that can be applied last, on several channels and patches of unequal sides."""
+    """Whether or not it has a head that can be applied last, on several channels and patches of
+    unequal sides.
+    """
     if backend == "openvino":
         pytest.importorskip("openvino")
     if architecture in ("unetr", "swin_unetr", "segresnet", "mednext"):
@@ -126,7 +140,9 @@ def test_every_architecture_runs(tmp_path: Path, architecture: str, backend: str
     options = THICK if architecture == "thick" else small(architecture, PATCH)
     options.pop("deep_supervision", None)
     name = "unet" if architecture == "thick" else architecture
-    checkpoint = load_checkpoint(str(tiny.save_two_channel_network(tmp_path / "m", name, options, PATCH)))
+    checkpoint = load_checkpoint(
+        str(tiny.save_two_channel_network(tmp_path / "m", name, options, PATCH))
+    )
     x = torch.rand(1, 2, *PATCH, generator=torch.Generator().manual_seed(0))
     predictor = BACKENDS[backend](checkpoint, CPU, torch.float32)
     assert close(logits_of(predictor, x), truth(checkpoint, x), 1e-3)
@@ -134,23 +150,36 @@ def test_every_architecture_runs(tmp_path: Path, architecture: str, backend: str
     assert activation_bytes(checkpoint) > 4 * 3 * np.prod(PATCH)
 
 
-def test_a_network_that_openvino_cannot_run_is_refused_and_auto_goes_on_without_it(others: list[Checkpoint]):
+def test_a_network_that_openvino_cannot_run_is_refused_and_auto_goes_on_without_it(
+    others: list[Checkpoint],
+):
     pytest.importorskip("openvino")
-    refusal = mock.patch("openvino.convert_model", side_effect=RuntimeError("no such operation\nat line 3"))
-    with refusal, pytest.raises(BadConfig, match=r"OpenVINO cannot run .* \(no such operation\); use --backend torch"):
+    refusal = mock.patch(
+        "openvino.convert_model", side_effect=RuntimeError("no such operation\nat line 3")
+    )
+    with (
+        refusal,
+        pytest.raises(
+            BadConfig, match=r"OpenVINO cannot run .* \(no such operation\); use --backend torch"
+        ),
+    ):
         open_models(others[:1], backend="openvino", device="cpu")
     with refusal, mock.patch("medseg.inference.backends.opening._openvino_pays", return_value=True):
         assert open_models(others[:1], device="cpu", precision="auto").backend == "torch"
 
 
-def test_exact_fp32_is_within_a_ten_thousandth_of_the_spread(unet: Checkpoint, others: list[Checkpoint]):
+def test_exact_fp32_is_within_a_ten_thousandth_of_the_spread(
+    unet: Checkpoint, others: list[Checkpoint]
+):
     for checkpoint in (unet, others[0]):
         predictor = open_models([checkpoint], precision="fp32", device="cpu")
         assert close(logits_of(predictor, patches()), truth(checkpoint, patches()), 1e-4)
 
 
 def test_openvino_has_one_core_that_is_never_freed(unet: Checkpoint, others: list[Checkpoint]):
-    """Its plugin frees the stack that signal handlers run on together with a core: Ctrl-C crashed after that."""
+    """Its plugin frees the stack that signal handlers run on together with a core: Ctrl-C crashed
+    after that.
+    """
     openvino = pytest.importorskip("openvino")
     openvino_core.cache_clear()
     with mock.patch.object(openvino, "Core", side_effect=openvino.Core) as made:
@@ -160,7 +189,9 @@ def test_openvino_has_one_core_that_is_never_freed(unet: Checkpoint, others: lis
     assert openvino_core() is openvino_core()
 
 
-def test_openvino_that_is_not_installed_says_how_to_get_it(unet: Checkpoint, monkeypatch: pytest.MonkeyPatch):
+def test_openvino_that_is_not_installed_says_how_to_get_it(
+    unet: Checkpoint, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BadConfig, match="pip install"):
         open_models([unet], backend="openvino", device="cpu")
@@ -193,7 +224,9 @@ def test_an_ensemble_is_the_mean_of_the_logits(others: list[Checkpoint]):
 
 @pytest.mark.parametrize("precision", ["fp32", "auto", "bf16"])
 @pytest.mark.parametrize("which", [(0,), (0, 1), (2, 0)])
-def test_own_intensities_are_blended_and_multiplied_last(sloped: list[Checkpoint], which: tuple[int, ...], precision):
+def test_own_intensities_are_blended_and_multiplied_last(
+    sloped: list[Checkpoint], which: tuple[int, ...], precision
+):
     models = [sloped[n] for n in which]
     expected = np.mean([truth(one, patches()) for one in models], 0)
     joined = open_models(models, device="cpu", precision=precision)
@@ -214,7 +247,11 @@ def test_models_whose_cells_differ_are_averaged_by_their_logits(tmp_path: Path):
     common = {"features": [4, 8], "encoder_blocks": [1, 1], "decoder_blocks": [1]}
     models = [
         load_checkpoint(
-            str(tiny.save_two_channel_network(tmp_path / str(stem), "unet", common | {"stem": stem}, PATCH))
+            str(
+                tiny.save_two_channel_network(
+                    tmp_path / str(stem), "unet", common | {"stem": stem}, PATCH
+                )
+            )
         )
         for stem in (1, 2)
     ]
@@ -233,7 +270,9 @@ def test_mirroring_is_the_mean_of_all_mirrored_answers_mirrored_back(others: lis
 
 
 class Full(nn.Module):
-    """Runs out of memory at certain calls, as a GPU does, and with more than `most` patches at once."""
+    """Runs out of memory at certain calls, as a GPU does, and with more than `most` patches at
+    once.
+    """
 
     def __init__(self, at: set[int], most: int = 100) -> None:
         super().__init__()
@@ -258,7 +297,10 @@ def on_gpu(network: nn.Module) -> _Torch:
 def test_out_of_memory_halves_the_batch_then_goes_to_the_cpu_and_says_so(at: int):
     expected = [torch.cat((x, -x), 1) for x in [patches(4)] * 5]
     run = on_gpu(Full({at}))
-    with mock.patch.object(Tensor, "to", lambda self, *rest, **named: self), pytest.warns(DataWarning) as told:
+    with (
+        mock.patch.object(Tensor, "to", lambda self, *rest, **named: self),
+        pytest.warns(DataWarning) as told,
+    ):
         results = [run(patches(4)) for _ in range(5)]
     assert all(torch.equal(a, b) for a, b in zip(results, expected))
     assert run.most == 2
@@ -267,7 +309,10 @@ def test_out_of_memory_halves_the_batch_then_goes_to_the_cpu_and_says_so(at: int
 
 def test_out_of_memory_with_one_window_moves_to_the_cpu():
     run = on_gpu(Full({0}))
-    with mock.patch.object(Tensor, "to", lambda self, *rest, **named: self), pytest.warns(DataWarning, match="CPU"):
+    with (
+        mock.patch.object(Tensor, "to", lambda self, *rest, **named: self),
+        pytest.warns(DataWarning, match="CPU"),
+    ):
         result = run(patches(1))
     assert run.device.type == "cpu"
     assert torch.equal(result, torch.cat((patches(1), -patches(1)), 1))
@@ -318,10 +363,13 @@ def test_precision_is_chosen_by_trying_and_fp16_on_a_cpu_is_refused():
     assert choose_precision("auto", torch.device("cuda")) == torch.float16
 
 
-def test_openvino_is_tried_only_where_it_is_installed_and_can_save_its_start(others: list[Checkpoint]):
+def test_openvino_is_tried_only_where_it_is_installed_and_can_save_its_start(
+    others: list[Checkpoint],
+):
     predictor = open_torch(others[0], CPU, torch.float32)
     for there, seconds, windows, expected in (
-        (True, 2.0, 100, True), (False, 2.0, 100, False), (True, 0.1, 100, False), (True, 1000.0, 1, False),
+        (True, 2.0, 100, True), (False, 2.0, 100, False), (True, 0.1, 100, False), (True, 1000.0, 1,
+        False),
     ):  # fmt: skip
         with (
             mock.patch("importlib.util.find_spec", return_value=object() if there else None),
@@ -331,7 +379,9 @@ def test_openvino_is_tried_only_where_it_is_installed_and_can_save_its_start(oth
 
 
 def test_activation_bytes_are_the_most_that_live_at_once(others: list[Checkpoint]):
-    """By hand for a network of two convolutions: while the second runs, its input and its output live."""
+    """By hand for a network of two convolutions: while the second runs, its input and its output
+    live.
+    """
 
     class Two(nn.Sequential):
         def __init__(self, channels: int, classes: int) -> None:
@@ -344,11 +394,19 @@ def test_activation_bytes_are_the_most_that_live_at_once(others: list[Checkpoint
         assert activation_bytes(others[0], 3) == 3 * 4 * 16**3 * (5 + 3)
 
 
-@pytest.mark.parametrize("options", [{"features": [4, 8]}, {"features": [4, 8], "residual": True}, {"stem": 2}])
-def test_activation_bytes_are_those_that_pytorch_itself_works_out(options, tmp_path: Path, monkeypatch):
-    """Shapes of convolutions, norms and joins are worked out here, so that half of PyTorch's compiler stays away."""
+@pytest.mark.parametrize(
+    "options", [{"features": [4, 8]}, {"features": [4, 8], "residual": True}, {"stem": 2}]
+)
+def test_activation_bytes_are_those_that_pytorch_itself_works_out(
+    options, tmp_path: Path, monkeypatch
+):
+    """Shapes of convolutions, norms and joins are worked out here, so that half of PyTorch's
+    compiler stays away.
+    """
     options = {"features": [4, 8], "encoder_blocks": [1, 2], "decoder_blocks": [1]} | options
-    checkpoint = load_checkpoint(str(tiny.save_two_channel_network(tmp_path / "m", "unet", options, PATCH)))
+    checkpoint = load_checkpoint(
+        str(tiny.save_two_channel_network(tmp_path / "m", "unet", options, PATCH))
+    )
     ours = [activation_bytes(checkpoint, 2, deferred) for deferred in (False, True)]
     monkeypatch.setattr("medseg.inference.backends.activations._SHAPED", {})
     assert ours == [activation_bytes(checkpoint, 2, deferred) for deferred in (False, True)]

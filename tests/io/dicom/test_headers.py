@@ -1,4 +1,6 @@
-"""Every tag that is read, removed, emptied, of a wrong type and too many: a clear refusal or the right volume."""
+"""Every tag that is read, removed, emptied, of a wrong type and too many: a clear refusal or the
+right volume.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,13 @@ from medseg.io.dicom.slices import TAGS
 
 #: Tags inside functional groups: sequence and tag.
 NESTED = [
-    ("PixelMeasuresSequence", "PixelSpacing"), ("PlaneOrientationSequence", "ImageOrientationPatient"),
-    ("PlanePositionSequence", "ImagePositionPatient"), ("PixelValueTransformationSequence", "RescaleSlope"),
+    ("PixelMeasuresSequence", "PixelSpacing"), ("PlaneOrientationSequence",
+    "ImageOrientationPatient"),
+    ("PlanePositionSequence", "ImagePositionPatient"), ("PixelValueTransformationSequence",
+    "RescaleSlope"),
     ("PixelValueTransformationSequence", "RescaleIntercept"), ("FrameContentSequence", "StackID"),
-    ("FrameContentSequence", "TemporalPositionIndex"), ("FrameContentSequence", "DimensionIndexValues"),
+    ("FrameContentSequence", "TemporalPositionIndex"), ("FrameContentSequence",
+    "DimensionIndexValues"),
     ("MREchoSequence", "EffectiveEchoTime"), ("MRImageFrameTypeSequence", "FrameType"),
 ]  # fmt: skip
 MADE = {
@@ -51,7 +56,14 @@ def of_a_wrong_type(dataset: Dataset, tag: int | str) -> None:
 
 def too_many(dataset: Dataset, tag: int | str) -> None:
     kind = vr_of(tag)
-    values = {"DS": ["1"] * 99, "IS": ["1"] * 99, "US": [1] * 99, "UI": ["1.2.3"] * 9, "FD": [1.0] * 99, "UL": [1] * 99}
+    values = {
+        "DS": ["1"] * 99,
+        "IS": ["1"] * 99,
+        "US": [1] * 99,
+        "UI": ["1.2.3"] * 9,
+        "FD": [1.0] * 99,
+        "UL": [1] * 99,
+    }
     found = values.get(kind)
     dataset.add_new(Tag(tag), kind if found else "CS", found or ["A"] * 99)
 
@@ -69,7 +81,11 @@ def outcome(contents: list[bytes], folder, expected) -> str:
         try:
             volume = io.read(folder)
         except BadFile as error:
-            assert str(error).startswith(str(folder)) and NAME not in str(error) and len(str(error)) > 40
+            assert (
+                str(error).startswith(str(folder))
+                and NAME not in str(error)
+                and len(str(error)) > 40
+            )
             return "refused"
     assert volume.shape == expected.shape
     assert np.array_equal(volume.data, expected.data)
@@ -77,7 +93,9 @@ def outcome(contents: list[bytes], folder, expected) -> str:
     return "right"
 
 
-def spoilt(pieces: list[Dataset], contents: list[bytes], spoil, tag: int | str, every: bool) -> list[bytes]:
+def spoilt(
+    pieces: list[Dataset], contents: list[bytes], spoil, tag: int | str, every: bool
+) -> list[bytes]:
     """The files with a tag of all of them, or of the last slice, spoilt."""
     out = []
     for n, piece in enumerate(pieces):
@@ -107,7 +125,13 @@ def test_every_tag(tmp_path, kind, spoil):
     seen = set()
     for number, tag in enumerate([*TAGS, "PixelData"]):
         for every in (False, True):
-            seen.add(outcome(spoilt(pieces, contents, spoil, tag, every), tmp_path / f"{number}{every}", expected))
+            seen.add(
+                outcome(
+                    spoilt(pieces, contents, spoil, tag, every),
+                    tmp_path / f"{number}{every}",
+                    expected,
+                )
+            )
     assert seen == {"right", "refused"}
 
 
@@ -117,7 +141,11 @@ def test_every_tag_of_functional_groups(tmp_path, spoil, shared):
     pieces = [enhanced([series()])]
     for number, (sequence, tag) in enumerate(NESTED):
         piece = copy.deepcopy(pieces[0])
-        groups = piece.SharedFunctionalGroupsSequence if shared else piece.PerFrameFunctionalGroupsSequence[-1:]
+        groups = (
+            piece.SharedFunctionalGroupsSequence
+            if shared
+            else piece.PerFrameFunctionalGroupsSequence[-1:]
+        )
         for group in groups:
             if sequence in group:
                 with warnings.catch_warnings():

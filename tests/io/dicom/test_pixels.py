@@ -1,4 +1,6 @@
-"""Pixels of DICOM: transfer syntaxes, signs, padding, inverted values, and decoders that fail or are fooled."""
+"""Pixels of DICOM: transfer syntaxes, signs, padding, inverted values, and decoders that fail or
+are fooled.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,18 @@ from pydicom.uid import (
     RLELossless,
 )  # fmt: skip
 
-from making.dicom import ENHANCED_MR, NAME, PT, change, content_of, enhanced, rewritten, save, series, truth
+from making.dicom import (
+    ENHANCED_MR,
+    NAME,
+    PT,
+    change,
+    content_of,
+    enhanced,
+    rewritten,
+    save,
+    series,
+    truth,
+)
 from making.fuzzing import mutated
 from medseg import io
 from medseg.errors import BadFile, DataWarning
@@ -48,7 +61,13 @@ def compressed(pieces: list[Dataset], syntax: str) -> list[Dataset]:
 
 
 @pytest.mark.parametrize(
-    "syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
+    "syntax",
+    [
+        ImplicitVRLittleEndian,
+        ExplicitVRLittleEndian,
+        ExplicitVRBigEndian,
+        DeflatedExplicitVRLittleEndian,
+    ],
 )
 @pytest.mark.parametrize("bits", [8, 16])
 def test_native_transfer_syntaxes(tmp_path, syntax, bits):
@@ -56,7 +75,12 @@ def test_native_transfer_syntaxes(tmp_path, syntax, bits):
     expected = truth(pieces).data
     if bits == 8:
         for piece in pieces:
-            piece.BitsAllocated, piece.BitsStored, piece.HighBit, piece.PixelRepresentation = 8, 8, 7, 0
+            piece.BitsAllocated, piece.BitsStored, piece.HighBit, piece.PixelRepresentation = (
+                8,
+                8,
+                7,
+                0,
+            )
             piece.PixelData = piece.PixelData[::2]
         raw = [np.frombuffer(piece.PixelData, np.uint8).reshape(4, 3).T for piece in pieces]
         expected = np.stack(raw, axis=2).astype(np.int16) - 1024
@@ -83,7 +107,11 @@ def jpeg(path: Path, kind: str) -> None:
     """Compress a file in place with GDCM, in whose names a kind of JPEG is given."""
     import gdcm
 
-    reader, change_, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader, change_, writer = (
+        gdcm.ImageReader(),
+        gdcm.ImageChangeTransferSyntax(),
+        gdcm.ImageWriter(),
+    )
     reader.SetFileName(str(path))
     assert reader.Read()
     change_.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, kind)))
@@ -99,7 +127,9 @@ def jpeg(path: Path, kind: str) -> None:
 @pytest.mark.parametrize(("bits", "signed"), [(12, 0), (16, 0), (16, 1)])
 def test_lossless_jpeg(tmp_path, kind, bits, signed):
     pytest.importorskip("gdcm", reason="GDCM is in the extra dicom-codecs")
-    pieces = change(series(3, 40, 50), PixelRepresentation=signed, BitsStored=bits, HighBit=bits - 1)
+    pieces = change(
+        series(3, 40, 50), PixelRepresentation=signed, BitsStored=bits, HighBit=bits - 1
+    )
     for piece in pieces:
         values = np.frombuffer(piece.PixelData, np.int16)
         piece.PixelData = (values if signed else values + 1000).astype(np.int16).tobytes()
@@ -114,7 +144,9 @@ def test_lossless_jpeg(tmp_path, kind, bits, signed):
 def test_baseline_jpeg_stays_close(tmp_path):
     pytest.importorskip("gdcm", reason="GDCM is in the extra dicom-codecs")
     smooth = (np.add.outer(np.arange(32), np.arange(48)) * 2).astype(np.uint8)
-    pieces = change(series(3, 32, 48), BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0)
+    pieces = change(
+        series(3, 32, 48), BitsAllocated=8, BitsStored=8, HighBit=7, PixelRepresentation=0
+    )
     for piece in change(pieces, RescaleIntercept=0):
         piece.PixelData = smooth.tobytes()
     folder = save(pieces, tmp_path / "s")
@@ -131,7 +163,15 @@ def test_jpeg_that_no_free_decoder_reads_is_refused_with_the_remedy(tmp_path):
     source = pydicom.dcmread(pydicom.data.get_testdata_file("JPEG-lossy.dcm", download=False))
     pieces = series(3)
     for piece in pieces:
-        for tag in ("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PixelData"):
+        for tag in (
+            "Rows",
+            "Columns",
+            "BitsAllocated",
+            "BitsStored",
+            "HighBit",
+            "PixelRepresentation",
+            "PixelData",
+        ):
             setattr(piece, tag, source.get(tag))
         piece["PixelData"].VR, piece["PixelData"].is_undefined_length = "OB", True
         piece.file_meta.TransferSyntaxUID = source.file_meta.TransferSyntaxUID
@@ -163,13 +203,22 @@ def test_frames_of_compressed_multi_frame_files(tmp_path, table, pieces_per_fram
         compressed([pieces[g.FrameContentSequence[0].InStackPositionNumber - 1]], RLELossless)[0]
         for g in whole.PerFrameFunctionalGroupsSequence
     ]
-    packed = [next(pydicom.encaps.generate_frames(frame.PixelData, number_of_frames=1)) for frame in frames]
+    packed = [
+        next(pydicom.encaps.generate_frames(frame.PixelData, number_of_frames=1))
+        for frame in frames
+    ]
     whole.file_meta.TransferSyntaxUID = RLELossless
     if table == "extended":
         content, offsets, lengths = encapsulate_extended(packed)
-        whole.PixelData, whole.ExtendedOffsetTable, whole.ExtendedOffsetTableLengths = content, offsets, lengths
+        whole.PixelData, whole.ExtendedOffsetTable, whole.ExtendedOffsetTableLengths = (
+            content,
+            offsets,
+            lengths,
+        )
     else:
-        whole.PixelData = encapsulate(packed, fragments_per_frame=pieces_per_frame, has_bot=table == "basic")
+        whole.PixelData = encapsulate(
+            packed, fragments_per_frame=pieces_per_frame, has_bot=table == "basic"
+        )
     whole["PixelData"].is_undefined_length = True
     whole.save_as(tmp_path / "x.dcm", enforce_file_format=True)
 
@@ -200,9 +249,17 @@ def test_inverted_values_are_turned_over_and_that_is_said(tmp_path, bits, signed
 def test_inverted_values_agree_with_simpleitk(tmp_path):
     import SimpleITK as sitk  # noqa: N813
 
-    pieces = change(series(), PhotometricInterpretation="MONOCHROME1", PixelRepresentation=0, BitsStored=12, HighBit=11)
+    pieces = change(
+        series(),
+        PhotometricInterpretation="MONOCHROME1",
+        PixelRepresentation=0,
+        BitsStored=12,
+        HighBit=11,
+    )
     for piece in pieces:
-        piece.PixelData = (np.frombuffer(piece.PixelData, np.int16) + 1000).astype(np.uint16).tobytes()
+        piece.PixelData = (
+            (np.frombuffer(piece.PixelData, np.int16) + 1000).astype(np.uint16).tobytes()
+        )
     folder = save(pieces, tmp_path / "s")
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
@@ -215,7 +272,13 @@ def test_inverted_values_agree_with_simpleitk(tmp_path):
 
 @pytest.mark.parametrize(
     ("padding", "limit", "gone"),
-    [(-2000, None, True), (63536, None, True), (-2000, -1500, True), (-1500, -2000, True), (0, None, False)],
+    [
+        (-2000, None, True),
+        (63536, None, True),
+        (-2000, -1500, True),
+        (-1500, -2000, True),
+        (0, None, False),
+    ],
 )
 def test_padding_becomes_the_lowest_value_of_the_rest(tmp_path, padding, limit, gone):
     pieces = series()
@@ -291,7 +354,9 @@ def test_a_codestream_that_ends_early_is_refused(tmp_path):
         io.read(save(pieces, tmp_path / "s"))
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(21, 30), (20, 31), (10, 60), (2000, 3000), (60000, 60000)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(21, 30), (20, 31), (10, 60), (2000, 3000), (60000, 60000)]
+)
 def test_compressed_pixels_of_another_size_are_refused(tmp_path, rows, columns):
     pieces = compressed(series(3, 20, 30), JPEGLSLossless)
     change(pieces, Rows=rows, Columns=columns)
@@ -310,14 +375,17 @@ def children() -> str:
 def child_of(action: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the decoding child do something bad with the first frame it gets."""
     script = tmp_path / "child.py"
-    script.write_text(f"import os, sys, time, signal, resource\nsys.stdin.buffer.read(16)\n{action}\n")
+    script.write_text(
+        f"import os, sys, time, signal, resource\nsys.stdin.buffer.read(16)\n{action}\n"
+    )
     monkeypatch.setattr(dicom_pixels, "_DECODER", script)
 
 
 @pytest.mark.parametrize(
     "action",
     [
-        "os.kill(os.getpid(), signal.SIGSEGV)", "os.kill(os.getpid(), signal.SIGFPE)", "sys.exit(1)", "os.abort()",
+        "os.kill(os.getpid(), signal.SIGSEGV)", "os.kill(os.getpid(), signal.SIGFPE)",
+        "sys.exit(1)", "os.abort()",
         "sys.stdout.write('x' * 100)", "sys.stdout.buffer.write(b'\\xff' * 8)", "time.sleep(100)",
         "sys.stdout.buffer.write((24).to_bytes(8, 'little') + b'short')",
     ],
@@ -338,7 +406,9 @@ def test_a_decoder_that_crashes_hangs_or_lies_is_a_bad_file(tmp_path, monkeypatc
 def test_one_child_serves_a_series_and_none_an_uncompressed_one(tmp_path, monkeypatch):
     started = []
     original = subprocess.Popen
-    monkeypatch.setattr(dicom_pixels.subprocess, "Popen", lambda *a, **k: started.append(1) or original(*a, **k))
+    monkeypatch.setattr(
+        dicom_pixels.subprocess, "Popen", lambda *a, **k: started.append(1) or original(*a, **k)
+    )
 
     io.read(save(series(), tmp_path / "native"))
     assert not started
@@ -357,11 +427,16 @@ def test_the_child_may_not_take_much_memory():
         "syntax": str(RLELossless), "photometric": "MONOCHROME2", "rows": 60000, "columns": 60000,
         "bits_allocated": 16, "bits_stored": 16, "pixel_representation": 0, "dtype": "<u2",
     }  # fmt: skip
-    text, frame = json.dumps(about).encode(), struct.pack("<16I", 2, 64, 70, *([0] * 13)) + bytes(20)
+    text, frame = (
+        json.dumps(about).encode(),
+        struct.pack("<16I", 2, 64, 70, *([0] * 13)) + bytes(20),
+    )
     request = struct.pack("<QQ", len(text), len(frame)) + text + frame
     command = [sys.executable, "-P", str(dicom_pixels._DECODER), str(200 << 20)]
 
-    answer = subprocess.run(command, input=request, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30)
+    answer = subprocess.run(
+        command, input=request, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30
+    )
 
     assert answer.stdout == bytes(8)
 
@@ -423,12 +498,15 @@ def _enhanced(pieces: list[Dataset]) -> list[bytes]:
 @pytest.mark.parametrize(
     ("made", "count"),
     [
-        (_native, 80), (_deflated, 40), (_enhanced, 40), (_packed(RLELossless), 20), (_packed(JPEGLSLossless), 20),
+        (_native, 80), (_deflated, 40), (_enhanced, 40), (_packed(RLELossless), 20),
+        (_packed(JPEGLSLossless), 20),
         (_packed(JPEG2000Lossless), 20),
     ],
     ids=["native", "deflated", "enhanced", "RLE", "JPEG-LS", "JPEG 2000"],
 )  # fmt: skip
-def test_mutated_and_truncated_files_give_a_bad_file_or_the_volume_in_its_place(tmp_path, made, count):
+def test_mutated_and_truncated_files_give_a_bad_file_or_the_volume_in_its_place(
+    tmp_path, made, count
+):
     pieces = series(4, 40, 50)
     expected = truth(pieces)
     contents = made(pieces)
@@ -440,9 +518,12 @@ def test_mutated_and_truncated_files_give_a_bad_file_or_the_volume_in_its_place(
     for turn in range(count):
         cut = turn % 2
         content = contents[-1]
-        victim.write_bytes(content[: chance.randrange(len(content))] if cut else mutated(content, chance, 900))
+        victim.write_bytes(
+            content[: chance.randrange(len(content))] if cut else mutated(content, chance, 900)
+        )
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("error")  # pydicom's warnings quote the header, so none may come through
+            # Pydicom's warnings quote the header, so none may come through.
+            warnings.simplefilter("error")
             warnings.simplefilter("always", DataWarning)
             try:
                 volume = io.read(tmp_path)

@@ -1,4 +1,6 @@
-"""Real series: those of dicom2nifti against its results, CT, MR and PET of patients against their NIfTI."""
+"""Real series: those of dicom2nifti against its results, CT, MR and PET of patients against their
+NIfTI.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,20 @@ from medseg.volume import Volume, reorient
 
 ONE = [
     "anatomical/001", "anatomical/001_implicit", "ge/anatomical/001", "ge/anatomical/001_implicit",
-    "generic/anatomical/001", "generic/anatomical/001_implicit", "generic/anatomical/002_non_isotropic",
+    "generic/anatomical/001", "generic/anatomical/001_implicit",
+    "generic/anatomical/002_non_isotropic",
     "generic/compressed/001", "generic/compressed_j2k/001", "generic/compressed_jpeg/001",
     "generic/compressed_jpegls/001", "generic/compressed_rle/001", "hitachi/anatomical/001",
-    "hitachi/anatomical/001_implicit", "hyperfine/anatomical/001", "siemens_multiframe/anatomical/001",
+    "hitachi/anatomical/001_implicit", "hyperfine/anatomical/001",
+    "siemens_multiframe/anatomical/001",
 ]  # fmt: skip
-SEVERAL = {"ge/dti/001": 2, "ge/dti/001_implicit": 2, "ge/dti/002": 4, "ge/fmri/001": 2, "ge/fmri/001_implicit": 2}
+SEVERAL = {
+    "ge/dti/001": 2,
+    "ge/dti/001_implicit": 2,
+    "ge/dti/002": 4,
+    "ge/fmri/001": 2,
+    "ge/fmri/001_implicit": 2,
+}
 REFUSED = {
     "failing/gantrytilting/001": r"slant of 14\.0 degrees \(gantry tilt\).*--repair",
     "failing/notavolume/001": "4 slices all lie at the same place",
@@ -70,7 +80,11 @@ def test_series_that_are_no_volume(shared_data, name):
 
 def test_everything_in_one_zip(shared_data, tmp_path):
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as file:
-        for name in ("hitachi/anatomical/001", "generic/compressed_j2k/001", "hyperfine/anatomical/001"):
+        for name in (
+            "hitachi/anatomical/001",
+            "generic/compressed_j2k/001",
+            "hyperfine/anatomical/001",
+        ):
             for path in sorted((shared_data / "dicom" / name).iterdir()):
                 file.write(path, f"{name}/{path.name}")
 
@@ -102,5 +116,8 @@ def test_ct_pet_and_mr_of_patients(shared_data, tmp_path, patient):
         for scan in (together, alone):
             assert np.allclose(scan.affine, expected.affine, atol=1e-4)
             assert np.allclose(
-                scan.data, expected.data, rtol=1e-5 if kind == "PET" else 0, atol=0 if kind != "PET" else 1e-9
+                scan.data,
+                expected.data,
+                rtol=1e-5 if kind == "PET" else 0,
+                atol=0 if kind != "PET" else 1e-9,
             )

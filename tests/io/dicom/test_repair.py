@@ -15,12 +15,15 @@ from medseg import io
 from medseg.errors import BadFile, DataWarning
 from medseg.volume import LPS, Volume, reorient
 
-#: HU per mm of a scene that is linear in space, so that linear interpolation is exact: along rows, columns, normal.
+#: HU per mm of a scene that is linear in space, so that linear interpolation is exact: along rows,
+#: columns, normal.
 SLOPES = (3.0, -5.0, 8.0)
 
 
 def scene(offsets: list[float], sideways: list[tuple[float, float]] | None = None) -> list[Dataset]:
-    """Slices of 20 x 24 pixels at places in mm along the normal, shifted in their plane, of the linear scene."""
+    """Slices of 20 x 24 pixels at places in mm along the normal, shifted in their plane, of the
+    linear scene.
+    """
     pieces = series(len(offsets), 20, 24)
     shifts = sideways or [(0.0, 0.0)] * len(offsets)
     for piece, offset, (right, down) in zip(pieces, offsets, shifts, strict=True):
@@ -56,7 +59,9 @@ def test_missing_slices_are_interpolated_and_the_others_stay_exact(tmp_path, gon
     expected = truth(whole)
     pieces = [piece for n, piece in enumerate(whole) if n not in gone]
 
-    volume = repaired(pieces, tmp_path / "s", f"{len(gone)} of 9 slices were missing and were interpolated")
+    volume = repaired(
+        pieces, tmp_path / "s", f"{len(gone)} of 9 slices were missing and were interpolated"
+    )
 
     assert volume.data.dtype == expected.data.dtype
     assert np.allclose(volume.affine, expected.affine, atol=1e-5)
@@ -93,7 +98,9 @@ def test_uneven_distances_are_resampled_along_the_normal(tmp_path):
     volume = repaired(scene(offsets), tmp_path / "s", "uneven distances")
 
     spacing = volume.spacing_mm
-    assert np.isclose(spacing[2] * (volume.shape[2] - 1), 16) and np.allclose(spacing[:2], (0.7, 0.9))
+    assert np.isclose(spacing[2] * (volume.shape[2] - 1), 16) and np.allclose(
+        spacing[:2], (0.7, 0.9)
+    )
     assert np.abs(volume.data - expected_at(volume)).max() <= 1
     step = np.rint(volume.spacing_mm[2] * 1e6)
     assert abs(step - 2.25e6) < 0.1e6
@@ -119,7 +126,9 @@ def test_a_slanted_stack_is_made_straight(tmp_path, per_slice):
 def test_slices_off_the_straight_line_are_moved_back(tmp_path):
     sideways = [(0.0, 0.0), (0.3, 0.0), (-0.2, 0.4), (0.1, 0.1), (0.0, 0.0)]
 
-    volume = repaired(scene([0, 2.5, 5, 7.5, 10], sideways), tmp_path / "s", "a slant of 0.0 degrees")
+    volume = repaired(
+        scene([0, 2.5, 5, 7.5, 10], sideways), tmp_path / "s", "a slant of 0.0 degrees"
+    )
 
     inside = volume.data > volume.data.min()
     assert np.abs(volume.data - expected_at(volume))[inside].max() <= 1
@@ -131,7 +140,9 @@ def test_everything_at_once(tmp_path):
     pieces.append(copy.deepcopy(pieces[1]))
     pieces[-1].SOPInstanceUID = generate_uid()
 
-    volume = repaired(pieces, tmp_path / "s", "1 slices stored twice.*1 of 9 slices were missing.*slant")
+    volume = repaired(
+        pieces, tmp_path / "s", "1 slices stored twice.*1 of 9 slices were missing.*slant"
+    )
 
     inside = volume.data > volume.data.min()
     assert np.abs(volume.data - expected_at(volume))[inside].max() <= 1
@@ -182,7 +193,8 @@ def _no_place(pieces: list[Dataset]) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [_too_few, _half_missing, _far_away, _nearly_the_same_place, _far_aside, _colour, _no_place]
+    "spoil",
+    [_too_few, _half_missing, _far_away, _nearly_the_same_place, _far_aside, _colour, _no_place],
 )
 def test_what_is_not_well_defined_is_refused_with_repair_too(tmp_path, spoil):
     pieces = scene([2.5 * n for n in range(9)])
@@ -199,12 +211,16 @@ def test_what_is_not_well_defined_is_refused_with_repair_too(tmp_path, spoil):
 def test_an_even_stack_is_not_touched(tmp_path):
     pieces = series()
 
-    assert np.array_equal(io.read(save(pieces, tmp_path / "s"), repair=True).data, truth(pieces).data)
+    assert np.array_equal(
+        io.read(save(pieces, tmp_path / "s"), repair=True).data, truth(pieces).data
+    )
 
 
 @pytest.mark.parametrize("name", ["gantrytilting/001", "sliceincrement/001", "sliceincrement/002"])
 def test_real_uneven_series_are_repaired(shared_data, name):
-    """Where slices lie is taken from the headers: each slice's centre voxel is found again where it was."""
+    """Where slices lie is taken from the headers: each slice's centre voxel is found again where it
+    was.
+    """
     import pydicom
 
     folder = shared_data / "dicom/failing" / name
@@ -217,7 +233,9 @@ def test_real_uneven_series_are_repaired(shared_data, name):
         piece = pydicom.dcmread(file)
         along, down = np.reshape([float(x) for x in piece.ImageOrientationPatient], (2, 3))
         spacing = [float(x) for x in piece.PixelSpacing]
-        values = piece.pixel_array.astype(float) * float(piece.RescaleSlope) + float(piece.RescaleIntercept)
+        values = piece.pixel_array.astype(float) * float(piece.RescaleSlope) + float(
+            piece.RescaleIntercept
+        )
         origin = np.array([float(x) for x in piece.ImagePositionPatient])
         index = []
         for row, column in ((200, 256), (256, 200), (300, 300)):
@@ -225,7 +243,8 @@ def test_real_uneven_series_are_repaired(shared_data, name):
             index.append((to_voxel @ (*world, 1))[:3])
         places = np.array(index)
         k = places[:, 2]
-        assert np.abs(k - np.rint(k)).max() < 2e-3  # the slices that are there lie on slices of the new grid
+        # The slices that are there lie on slices of the new grid.
+        assert np.abs(k - np.rint(k)).max() < 2e-3
         for (row, column), (x, y, z) in zip(((200, 256), (256, 200), (300, 300)), places):
             block = values[row - 2 : row + 3, column - 2 : column + 3]
             i, j = round(x), round(y)
@@ -234,7 +253,9 @@ def test_real_uneven_series_are_repaired(shared_data, name):
 
 
 def test_a_missing_slice_of_a_tilted_series_agrees_with_another_program(shared_data):
-    """dicom2nifti resampled sliceincrement/002 itself, on a grid of its own; compared where both know the scan."""
+    """dicom2nifti resampled sliceincrement/002 itself, on a grid of its own; compared where both
+    know the scan.
+    """
     path = shared_data / "dicom/failing/sliceincrement/002_ground_truth.nii.gz"
     image = nib.load(path)
     other = reorient(Volume(np.asanyarray(image.dataobj), image.affine))

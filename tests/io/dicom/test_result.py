@@ -1,4 +1,6 @@
-"""DICOM results: SEG, RTSTRUCT and SR hold the labels exactly, are valid, and say nothing that they need not say."""
+"""DICOM results: SEG, RTSTRUCT and SR hold the labels exactly, are valid, and say nothing that they
+need not say.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ KINDS = {
 }
 
 
-def there_and_back(labels: Volume, path: Path, folder: Path, options: DicomOptions | None = None) -> Volume:
+def there_and_back(
+    labels: Volume, path: Path, folder: Path, options: DicomOptions | None = None
+) -> Volume:
     io.write(labels, path, table=TABLE, source=folder, options=options)
     return io.read_labels(path, source=folder if ".rtstruct" in path.name else None)
 
@@ -53,11 +57,15 @@ def test_48_orientations_go_through_nifti_seg_seg_nrrd_and_rtstruct_unchanged(tm
         turned = reorient(labels, orientation)
         io.write(turned, tmp_path / "a.nii.gz")
         options = DicomOptions(seg_type="binary" if number % 16 else "labelmap")
-        found = there_and_back(io.read_labels(tmp_path / "a.nii.gz"), tmp_path / "b.dcm", folder, options)
+        found = there_and_back(
+            io.read_labels(tmp_path / "a.nii.gz"), tmp_path / "b.dcm", folder, options
+        )
         assert np.array_equal(found.data, labels.data), orientation
         assert grid_distance_mm(found, labels) < 1e-6
         io.write(found, tmp_path / "c.seg.nrrd", table=io.embedded_table(tmp_path / "b.dcm"))
-        found = there_and_back(io.read_labels(tmp_path / "c.seg.nrrd"), tmp_path / "d.rtstruct.dcm", folder)
+        found = there_and_back(
+            io.read_labels(tmp_path / "c.seg.nrrd"), tmp_path / "d.rtstruct.dcm", folder
+        )
         assert np.array_equal(found.data, labels.data), orientation
         assert grid_distance_mm(found, labels) < 1e-6
         for value, place in centroids(found).items():
@@ -65,7 +73,9 @@ def test_48_orientations_go_through_nifti_seg_seg_nrrd_and_rtstruct_unchanged(tm
 
 
 @given(affine=affines())
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_any_geometry(tmp_path_factory, affine):
     lps = LPS @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
@@ -90,7 +100,13 @@ def test_any_geometry(tmp_path_factory, affine):
 def test_extremes(tmp_path, suffix, where):
     folder, grid = source(tmp_path / "scan", count=4)
     data = np.zeros(grid.shape, np.uint8)
-    place = {"nowhere": (), "one voxel": (5, 6, 2), "last slice": (..., 3), "everywhere": ..., "middle": (..., [1, 2])}
+    place = {
+        "nowhere": (),
+        "one voxel": (5, 6, 2),
+        "last slice": (..., 3),
+        "everywhere": ...,
+        "middle": (..., [1, 2]),
+    }
     if where != "nowhere":
         data[place[where]] = 2
 
@@ -127,14 +143,19 @@ def test_objects_are_valid(tmp_path, kind):
 
 def test_names_colours_and_codes_come_back(tmp_path):
     folder, grid = source(tmp_path / "scan")
-    present = LabelTable(tuple(sorted((label for label in TABLE.labels if label.value != 7), key=lambda x: x.value)))
+    present = LabelTable(
+        tuple(sorted((label for label in TABLE.labels if label.value != 7), key=lambda x: x.value))
+    )
     for kind, (suffix, options) in KINDS.items():
         path = tmp_path / f"{kind}{suffix}"
         io.write(phantom(grid), path, table=TABLE, source=folder, options=options)
 
         assert io.embedded_table(path) == present
         dataset = pydicom.dcmread(path)
-        schemes = [item.CodingSchemeDesignator for item in dataset.get("CodingSchemeIdentificationSequence", ())]
+        schemes = [
+            item.CodingSchemeDesignator
+            for item in dataset.get("CodingSchemeIdentificationSequence", ())
+        ]
         assert schemes == ["99MEDSEG"]
 
 
@@ -155,7 +176,13 @@ def test_colours_are_those_of_highdicom_and_of_a_label_map_by_dcmqi():
     from highdicom.color import CIELabColor
 
     chance = np.random.default_rng(3)
-    for color in [*chance.integers(0, 256, (300, 3)).tolist(), [0, 0, 0], [255, 255, 255], [255, 0, 0], [0, 0, 255]]:
+    for color in [
+        *chance.integers(0, 256, (300, 3)).tolist(),
+        [0, 0, 0],
+        [255, 255, 255],
+        [255, 0, 0],
+        [0, 0, 255],
+    ]:
         assert tuple(cielab(tuple(color))) == CIELabColor.from_rgb(*color).value
         assert rgb(cielab(tuple(color))) == tuple(color)
     assert rgb([41661, 41167, 40792]) == (221, 130, 101)
@@ -186,14 +213,32 @@ def test_dcmqi_reads_the_same(tmp_path, seg_type):
     tool = program("segimage2itkimage")
     folder, grid = source(tmp_path / "scan")
     labels = phantom(grid)
-    io.write(labels, tmp_path / "x.dcm", table=TABLE, source=folder, options=DicomOptions(seg_type=seg_type))
+    io.write(
+        labels,
+        tmp_path / "x.dcm",
+        table=TABLE,
+        source=folder,
+        options=DicomOptions(seg_type=seg_type),
+    )
 
-    command = [tool, "--inputDICOM", tmp_path / "x.dcm", "--outputDirectory", tmp_path, "--prefix", "q", "-t", "nrrd"]
+    command = [
+        tool,
+        "--inputDICOM",
+        tmp_path / "x.dcm",
+        "--outputDirectory",
+        tmp_path,
+        "--prefix",
+        "q",
+        "-t",
+        "nrrd",
+    ]
     subprocess.run([*command, "--mergeSegments"], check=True, capture_output=True, timeout=60)
 
     about = json.loads((tmp_path / "q-meta.json").read_text())
     segments = [segment for group in about["segmentAttributes"] for segment in group]
-    named = {segment["labelID"]: int(segment["SegmentDescription"].split()[-1]) for segment in segments}
+    named = {
+        segment["labelID"]: int(segment["SegmentDescription"].split()[-1]) for segment in segments
+    }
     image = sitk.ReadImage(str(tmp_path / "q-1.nrrd"))
     merged = io.read(tmp_path / "q-1.nrrd")
     theirs = merged.with_data(np.vectorize(lambda number: named.get(number, 0))(merged.data))
@@ -205,7 +250,9 @@ def test_dcmqi_reads_the_same(tmp_path, seg_type):
 
 
 def test_pydicom_seg_reads_the_same(tmp_path):
-    reader = pytest.importorskip("pydicom_seg", reason="pydicom-seg needs pydicom below 3", exc_type=ImportError)
+    reader = pytest.importorskip(
+        "pydicom_seg", reason="pydicom-seg needs pydicom below 3", exc_type=ImportError
+    )
     folder, grid = source(tmp_path / "scan")
     labels = phantom(grid)
     io.write(labels, tmp_path / "x.dcm", table=TABLE, source=folder)
@@ -238,12 +285,16 @@ def test_references_are_to_the_images_of_the_series_each_to_its_own(tmp_path, su
     assert dataset.StudyInstanceUID == "1.2.3.4"
     assert dataset.SeriesInstanceUID not in {d.SeriesInstanceUID for d in images.values()}
     for frame in dataset.get("PerFrameFunctionalGroupsSequence", ()):
-        image = images[frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID]
+        image = images[
+            frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
+        ]
         assert frame.PlanePositionSequence[0].ImagePositionPatient == image.ImagePositionPatient
     for roi in dataset.get("ROIContourSequence", ()):
         for contour in roi.ContourSequence:
             image = images[contour.ContourImageSequence[0].ReferencedSOPInstanceUID]
-            points = np.array(contour.ContourData, float).reshape(-1, 3) - np.array(image.ImagePositionPatient, float)
+            points = np.array(contour.ContourData, float).reshape(-1, 3) - np.array(
+                image.ImagePositionPatient, float
+            )
             along, down = np.reshape(np.array(image.ImageOrientationPatient, float), (2, 3))
             assert np.abs(points @ np.cross(along, down)).max() < 1e-3  # on the plane of its image
             assert len(points) == contour.NumberOfContourPoints >= 3
@@ -268,10 +319,16 @@ def test_frames_of_an_enhanced_file_are_referred_to_by_number(tmp_path, suffix):
         reference = frame.DerivationImageSequence[0].SourceImageSequence[0]
         assert reference.ReferencedSOPInstanceUID == file.SOPInstanceUID
         assert reference.ReferencedSOPClassUID == file.SOPClassUID
-        expected = frames[reference.ReferencedFrameNumber - 1].PlanePositionSequence[0].ImagePositionPatient
+        expected = (
+            frames[reference.ReferencedFrameNumber - 1]
+            .PlanePositionSequence[0]
+            .ImagePositionPatient
+        )
         assert frame.PlanePositionSequence[0].ImagePositionPatient == expected
         seen += 1
-    for contour in (c for roi in dataset.get("ROIContourSequence", ()) for c in roi.ContourSequence):
+    for contour in (
+        c for roi in dataset.get("ROIContourSequence", ()) for c in roi.ContourSequence
+    ):
         number = contour.ContourImageSequence[0].ReferencedFrameNumber
         start = np.array(frames[number - 1].PlanePositionSequence[0].ImagePositionPatient, float)
         points = np.array(contour.ContourData, float).reshape(-1, 3) - start
@@ -300,16 +357,22 @@ def test_deterministic_results_are_the_same_file_and_others_are_new_objects(tmp_
     assert not set(uids(written(labels, False))) & set(uids(written(labels, False)))
 
 
-#: Where texts of the source may go; the standard wants these (type 2) in every object of the same study.
+#: Where texts of the source may go; the standard wants these (type 2) in every object of the same
+#: study.
 ALLOWED = {*CARRIED, "PositionReferenceIndicator"}
 
 
 def planted(folder: Path) -> Path:
-    """A series with a sentinel in every text tag of PS3.6 that a slice can take, private ones, and its file names."""
+    """A series with a sentinel in every text tag of PS3.6 that a slice can take, private ones, and
+    its file names.
+    """
     pieces = make.as_mr(make.series(6, 13, 11))
     names = []
     for tag, (kind, _, _, _, name) in sorted(pydicom.datadict.DicomDictionary.items()):
-        texts = kind in ("LO", "SH", "ST", "LT", "UT", "UC", "PN", "AE") and name not in ("", "CodingSchemeDesignator")
+        texts = kind in ("LO", "SH", "ST", "LT", "UT", "UC", "PN", "AE") and name not in (
+            "",
+            "CodingSchemeDesignator",
+        )
         if texts and tag >> 16 in (0x08, 0x10, 0x12, 0x18, 0x20, 0x32, 0x38, 0x40):
             names.append(name)
     for number, name in enumerate(names):
@@ -344,19 +407,36 @@ def test_only_what_the_standard_requires_comes_from_the_source(tmp_path, deident
         if path.suffix == ".dcm":
             assert errors(path) == []
             dataset = pydicom.dcmread(path)
-            carrying = {e.keyword for e in dataset.iterall() if "ZQ" in str(e.value) and e.VR != "SQ"}
+            carrying = {
+                e.keyword for e in dataset.iterall() if "ZQ" in str(e.value) and e.VR != "SQ"
+            }
             assert carrying <= (set() if deidentify else ALLOWED)
             for name in () if deidentify else CARRIED:
-                assert str(dataset.get(name)) == str(pydicom.dcmread(next(folder.iterdir())).get(name)) or name in (
+                assert str(dataset.get(name)) == str(
+                    pydicom.dcmread(next(folder.iterdir())).get(name)
+                ) or name in (
                     "StudyDate",  # the planted one is no date
                     "PatientSex",
                 )
             if deidentify:
                 for secret in (b"19120304", b"111213"):
                     assert secret not in content
-                references = every_reference(dataset) | {dataset.StudyInstanceUID, dataset.get("FrameOfReferenceUID")}
-                originals = {str(e.value) for f in folder.iterdir() for e in pydicom.dcmread(f) if e.VR == "UI"}
-                classes = {str(e.value) for f in folder.iterdir() for e in pydicom.dcmread(f) if "Class" in e.keyword}
+                references = every_reference(dataset) | {
+                    dataset.StudyInstanceUID,
+                    dataset.get("FrameOfReferenceUID"),
+                }
+                originals = {
+                    str(e.value)
+                    for f in folder.iterdir()
+                    for e in pydicom.dcmread(f)
+                    if e.VR == "UI"
+                }
+                classes = {
+                    str(e.value)
+                    for f in folder.iterdir()
+                    for e in pydicom.dcmread(f)
+                    if "Class" in e.keyword
+                }
                 assert not references & (originals - classes)
         else:
             assert b"ZQ" not in content
@@ -368,21 +448,30 @@ def test_deidentified_results_of_one_run_belong_together(tmp_path):
     folder, grid = source(tmp_path / "scan")
     for suffix in (".dcm", ".rtstruct.dcm"):
         options = DicomOptions(deidentify=True)
-        io.write(phantom(grid), tmp_path / f"x{suffix}", table=TABLE, source=folder, options=options)
+        io.write(
+            phantom(grid), tmp_path / f"x{suffix}", table=TABLE, source=folder, options=options
+        )
 
     one, other = pydicom.dcmread(tmp_path / "x.dcm"), pydicom.dcmread(tmp_path / "x.rtstruct.dcm")
 
     for name in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "PatientName"):
-        assert one[name].value == other[name].value != pydicom.dcmread(next(folder.iterdir()))[name].value
+        assert (
+            one[name].value
+            == other[name].value
+            != pydicom.dcmread(next(folder.iterdir()))[name].value
+        )
     assert one.PatientIdentityRemoved == "YES"
     assert every_reference(one) < every_reference(other)  # which also names the study
 
 
 def test_odd_headers_of_the_source_are_no_obstacle(tmp_path):
     folder, grid = source(
-        tmp_path / "scan", PatientName="A" * 70, PatientID="B" * 70, PatientSex="female", PatientBirthDate="1970-01-01",
-        StudyTime="25h", SpecificCharacterSet="ISO_IR 100", StudyID="Ä" * 20, LossyImageCompression="01",
-        LossyImageCompressionRatio="10", LossyImageCompressionMethod="ISO_10918_1", FrameOfReferenceUID="1.2.03.4",
+        tmp_path / "scan", PatientName="A" * 70, PatientID="B" * 70, PatientSex="female",
+        PatientBirthDate="1970-01-01",
+        StudyTime="25h", SpecificCharacterSet="ISO_IR 100", StudyID="Ä" * 20,
+        LossyImageCompression="01",
+        LossyImageCompressionRatio="10", LossyImageCompressionMethod="ISO_10918_1",
+        FrameOfReferenceUID="1.2.03.4",
     )  # fmt: skip
     for suffix in (".dcm", ".rtstruct.dcm"):
         with warnings.catch_warnings():
@@ -390,7 +479,11 @@ def test_odd_headers_of_the_source_are_no_obstacle(tmp_path):
             found = there_and_back(phantom(grid), tmp_path / f"x{suffix}", folder)
         assert np.array_equal(found.data, phantom(grid).data)
         dataset = pydicom.dcmread(tmp_path / f"x{suffix}")
-        assert (dataset.PatientName, dataset.PatientID, dataset.StudyID) == ("A" * 70, "B" * 70, "Ä" * 16)
+        assert (dataset.PatientName, dataset.PatientID, dataset.StudyID) == (
+            "A" * 70,
+            "B" * 70,
+            "Ä" * 16,
+        )
         assert (dataset.PatientSex, dataset.PatientBirthDate, dataset.StudyTime) == ("", "", "")
     assert pydicom.dcmread(tmp_path / "x.dcm").LossyImageCompression == "01"
 
@@ -400,8 +493,16 @@ def test_odd_headers_of_the_source_are_no_obstacle(tmp_path):
     ("change", "error", "reason"),
     [
         (lambda labels: Volume(labels.data, labels.affine + np.eye(4)[[0, 0, 0, 0]] * 0), None, ""),
-        (lambda labels: Volume(labels.data, labels.affine @ np.diag([1.1, 1, 1, 1])), BadOutput, "another grid"),
-        (lambda labels: Volume(labels.data, shifted(labels.affine, 0.4)), BadOutput, "another grid"),
+        (
+            lambda labels: Volume(labels.data, labels.affine @ np.diag([1.1, 1, 1, 1])),
+            BadOutput,
+            "another grid",
+        ),
+        (
+            lambda labels: Volume(labels.data, shifted(labels.affine, 0.4)),
+            BadOutput,
+            "another grid",
+        ),
         (lambda labels: Volume(labels.data, shifted(labels.affine, 1)), BadOutput, "reach beyond"),
         (lambda labels: labels.with_data(labels.data - 0.5), BadOutput, "label map"),
         (lambda labels: labels.with_data(-labels.data.astype(int)), BadOutput, "negative"),
@@ -476,15 +577,19 @@ def test_a_source_without_a_frame_of_reference_gets_one_that_all_its_results_sha
 def test_runs_are_packed_as_every_decoder_knows_them(rows, columns):
     chance = np.random.default_rng(4)
     for highest in (1, 3, 60000):
-        frame = np.repeat(chance.integers(0, highest + 1, (rows, columns)), chance.integers(1, 300), axis=1)[
-            :, :columns
-        ]
+        frame = np.repeat(
+            chance.integers(0, highest + 1, (rows, columns)), chance.integers(1, 300), axis=1
+        )[:, :columns]
         frame = frame.astype(np.uint16 if highest > 255 else np.uint8)
         packed = _packed(frame)
 
-        unpacked = pydicom.pixels.decoders.rle._rle_decode_frame(packed, rows, columns, 1, 8 * frame.itemsize)
+        unpacked = pydicom.pixels.decoders.rle._rle_decode_frame(
+            packed, rows, columns, 1, 8 * frame.itemsize
+        )
 
-        assert np.array_equal(np.frombuffer(bytes(unpacked), frame.dtype).reshape(frame.shape), frame)
+        assert np.array_equal(
+            np.frombuffer(bytes(unpacked), frame.dtype).reshape(frame.shape), frame
+        )
 
 
 def test_the_source_must_be_given_and_be_dicom(tmp_path):
@@ -495,7 +600,12 @@ def test_the_source_must_be_given_and_be_dicom(tmp_path):
     with pytest.raises(BadFile, match=r"scan\.nii\.gz"):
         io.write(phantom(grid), tmp_path / "x.dcm", source=tmp_path / "scan.nii.gz")
     with pytest.raises(BadConfig, match="fractional"):
-        io.write(phantom(grid), tmp_path / "x.dcm", source=folder, options=DicomOptions(seg_type="fractional"))
+        io.write(
+            phantom(grid),
+            tmp_path / "x.dcm",
+            source=folder,
+            options=DicomOptions(seg_type="fractional"),
+        )
     assert not (tmp_path / "x.dcm").exists()
 
 
@@ -523,18 +633,29 @@ def test_infer_refuses_dicom_results_of_what_is_no_dicom_before_any_work(tmp_pat
 
 def test_a_report_gives_the_volumes_and_dcmqi_reads_it(tmp_path):
     folder, _ = source(tmp_path / "scan", count=8, rows=20, columns=20)
-    content = infer(Job(scan=folder, labels=tmp_path / "r.dcm"), "kmeans", Settings(), Extras(also=("sr", "rtstruct")))
+    content = infer(
+        Job(scan=folder, labels=tmp_path / "r.dcm"),
+        "kmeans",
+        Settings(),
+        Extras(also=("sr", "rtstruct")),
+    )
     subprocess.run(
-        [program("tid1500reader"), "--inputDICOM", tmp_path / "r.sr.dcm", "--outputMetadata", tmp_path / "r.json"],
+        [program("tid1500reader"), "--inputDICOM", tmp_path / "r.sr.dcm", "--outputMetadata",
+        tmp_path / "r.json"],
         check=True, capture_output=True, timeout=60,
     )  # fmt: skip
 
     groups = json.loads((tmp_path / "r.json").read_text())["Measurements"]
-    segments = {item.SegmentNumber: item for item in pydicom.dcmread(tmp_path / "r.dcm").SegmentSequence}
+    segments = {
+        item.SegmentNumber: item for item in pydicom.dcmread(tmp_path / "r.dcm").SegmentSequence
+    }
     volumes = {}
     for group in groups:
         (measured,) = group["measurementItems"]
-        assert (measured["quantity"]["CodeMeaning"], measured["units"]["CodeValue"]) == ("Volume", "mL")
+        assert (measured["quantity"]["CodeMeaning"], measured["units"]["CodeValue"]) == (
+            "Volume",
+            "mL",
+        )
         assert group["TrackingUniqueIdentifier"] == segments[group["ReferencedSegment"]].TrackingUID
         volumes[segments[group["ReferencedSegment"]].SegmentLabel] = float(measured["value"])
     assert volumes == {row["name"]: row["ml"] for row in content["structures"] if row["voxels"]}
@@ -550,36 +671,55 @@ def test_a_report_refers_to_the_segments_of_a_label_map_by_number(tmp_path):
     extras = Extras(also=("sr",), dicom=DicomOptions(seg_type="labelmap"))
     infer(Job(scan=folder, labels=tmp_path / "r.dcm"), "kmeans", Settings(), extras)
 
-    # PS3.3 has label maps among the segmentations that may be referred to so; dciodvfy does not know them yet.
+    # PS3.3 has label maps among the segmentations that may be referred to so; dciodvfy does not
+    # know them yet.
     unaware = "not segmentation - attribute <ReferencedSegmentNumber>"
     assert [line for line in errors(tmp_path / "r.sr.dcm") if unaware not in line] == []
-    report, segments = pydicom.dcmread(tmp_path / "r.sr.dcm"), pydicom.dcmread(tmp_path / "r.dcm").SegmentSequence
+    report, segments = (
+        pydicom.dcmread(tmp_path / "r.sr.dcm"),
+        pydicom.dcmread(tmp_path / "r.dcm").SegmentSequence,
+    )
     named = [int(e.value) for e in report.iterall() if e.keyword == "ReferencedSegmentNumber"]
     assert named == [item.SegmentNumber for item in segments if item.SegmentNumber]
 
 
 def test_results_and_source_agree_about_patient_study_and_frame_of_reference(tmp_path):
-    folder, _ = source(tmp_path / "scan", count=8, rows=20, columns=20, PositionReferenceIndicator="XY")
-    infer(Job(scan=folder, labels=tmp_path / "r.dcm"), "otsu", Settings(), Extras(also=("sr", "rtstruct")))
+    folder, _ = source(
+        tmp_path / "scan", count=8, rows=20, columns=20, PositionReferenceIndicator="XY"
+    )
+    infer(
+        Job(scan=folder, labels=tmp_path / "r.dcm"),
+        "otsu",
+        Settings(),
+        Extras(also=("sr", "rtstruct")),
+    )
     files = [*folder.iterdir(), *tmp_path.glob("*.dcm")]
 
-    ran = subprocess.run([program("dcentvfy"), *files], capture_output=True, text=True, errors="replace", timeout=60)
+    ran = subprocess.run(
+        [program("dcentvfy"), *files], capture_output=True, text=True, errors="replace", timeout=60
+    )
 
     assert len(files) == 11
     told = [line for line in (ran.stdout + ran.stderr).splitlines() if line.startswith("Error")]
-    assert [line for line in told if "referenced - 1.2.3.4 " not in line] == []  # a structure set names the study so
+    assert [
+        line for line in told if "referenced - 1.2.3.4 " not in line
+    ] == []  # a structure set names the study so
 
 
 def test_names_in_other_scripts_stay_as_they_are(tmp_path):
     name = "Yamada^Tarou=山田^太郎=やまだ^たろう"
-    folder, grid = source(tmp_path / "scan", SpecificCharacterSet=["", "ISO 2022 IR 87"], PatientName=name)
+    folder, grid = source(
+        tmp_path / "scan", SpecificCharacterSet=["", "ISO 2022 IR 87"], PatientName=name
+    )
     for suffix in (".dcm", ".rtstruct.dcm"):
         io.write(phantom(grid), tmp_path / f"x{suffix}", source=folder)
         assert str(pydicom.dcmread(tmp_path / f"x{suffix}").PatientName) == name
         assert errors(tmp_path / f"x{suffix}") == []
 
 
-@pytest.mark.parametrize("number", [0.1, -1234.567890123, 1e-9, -0.0, 123456789012345.6, 1 / 3, -1e-7, 1e17])
+@pytest.mark.parametrize(
+    "number", [0.1, -1234.567890123, 1e-9, -0.0, 123456789012345.6, 1 / 3, -1e-7, 1e17]
+)
 def test_decimal_strings_are_valid_and_close(number):
     words = decimal(number, 9)
 
@@ -598,7 +738,10 @@ def test_segments_and_structures_are_given_one_by_one(tmp_path):
     labels = phantom(grid)
     for name in ("x.dcm", "x.rtstruct.dcm"):
         io.write(labels, tmp_path / name, table=TABLE, source=folder)
-    for found in (read_segments(tmp_path / "x.dcm"), read_structures(tmp_path / "x.rtstruct.dcm", source=folder)):
+    for found in (
+        read_segments(tmp_path / "x.dcm"),
+        read_structures(tmp_path / "x.rtstruct.dcm", source=folder),
+    ):
         assert [label.value for label, _ in found] == [2, 5, 41, 300]
         for label, mask in found:
             assert np.array_equal(mask.data, labels.data == label.value)

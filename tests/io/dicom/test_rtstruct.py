@@ -1,4 +1,6 @@
-"""Structure sets: outlines with every kind of hole, and contours of others read as the standard says."""
+"""Structure sets: outlines with every kind of hole, and contours of others read as the standard
+says.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def filled(outline: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def winding(outline: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """How often a closed polygon goes around every pixel's centre, by the angles its corners are seen under."""
+    """How often a closed polygon goes around every pixel's centre, by the angles its corners are
+    seen under.
+    """
     rows, columns = np.mgrid[: shape[0], : shape[1]]
     seen = np.arctan2(outline[:, 0] - rows[..., None], outline[:, 1] - columns[..., None])
     turns = np.diff(np.concatenate([seen, seen[..., :1]], axis=-1), axis=-1)
@@ -66,7 +70,9 @@ def test_the_outline_of_one_pixel_is_halfway_to_its_neighbours():
     assert outlines(np.zeros((3, 3), bool)) == []
 
 
-def structure_set(folder: Path, path: Path, *contours: np.ndarray, kind: str = "CLOSED_PLANAR") -> Path:
+def structure_set(
+    folder: Path, path: Path, *contours: np.ndarray, kind: str = "CLOSED_PLANAR"
+) -> Path:
     """A structure set of one structure with contours given as (P, 3) voxels of the series."""
     grid = io.read(folder)
     data = np.zeros(grid.shape, np.uint8)
@@ -96,7 +102,13 @@ def box(low: float, high: float, k: float = 2) -> np.ndarray:
 def test_contours_inside_contours_are_holes_and_centres_decide(tmp_path, kind):
     folder, grid = source(tmp_path / "scan")
     path = structure_set(
-        folder, tmp_path / "x.rtstruct.dcm", box(1.6, 8.4), box(3.4, 6.6), box(4.6, 5.4), box(1, 3, k=4), kind=kind
+        folder,
+        tmp_path / "x.rtstruct.dcm",
+        box(1.6, 8.4),
+        box(3.4, 6.6),
+        box(4.6, 5.4),
+        box(1, 3, k=4),
+        kind=kind,
     )
 
     found = io.read_labels(path, source=folder).data
@@ -105,7 +117,9 @@ def test_contours_inside_contours_are_holes_and_centres_decide(tmp_path, kind):
     expected[2:9, 2:9, 2] = 1
     expected[4:7, 4:7, 2] = 0
     expected[5, 5, 2] = 1
-    expected[1:3, 1:3, 4] = 1  # a centre on a contour counts where the inside is right of it or below
+    expected[1:3, 1:3, 4] = (
+        1  # a centre on a contour counts where the inside is right of it or below
+    )
     assert np.array_equal(found, expected)
 
 
@@ -130,7 +144,12 @@ def test_open_contours_and_points_are_passed_over_with_a_warning(tmp_path):
         assert not io.read_labels(path, source=folder).data.any()
 
 
-BEYOND = {"after": [6, 7, 8.3], "before": [-1, -2.5], "on both sides": [-1, 6, 1e4], "just beyond": [5.6]}
+BEYOND = {
+    "after": [6, 7, 8.3],
+    "before": [-1, -2.5],
+    "on both sides": [-1, 6, 1e4],
+    "just beyond": [5.6],
+}
 
 
 @pytest.mark.parametrize("beyond", BEYOND.values(), ids=BEYOND)
@@ -139,7 +158,9 @@ def test_contours_beyond_the_first_or_last_slice_are_left_out_with_a_warning(tmp
     contours = [box(1.6, 4.4, k) for k in (0, 5, *beyond)]
     path = structure_set(folder, tmp_path / "x.rtstruct.dcm", *contours)
 
-    with pytest.warns(DataWarning, match=f"beyond the first or the last image, left out: {len(beyond)}$"):
+    with pytest.warns(
+        DataWarning, match=f"beyond the first or the last image, left out: {len(beyond)}$"
+    ):
         found = io.read_labels(path, source=folder).data
     with pytest.warns(DataWarning, match="left out"):
         ((_, mask),) = read_structures(path, source=folder)
@@ -152,7 +173,9 @@ def test_contours_beyond_the_first_or_last_slice_are_left_out_with_a_warning(tmp
 @pytest.mark.parametrize("k", [2.3, 5.4, -0.4])
 def test_contours_between_slices_stay_refused_beside_others_that_lie_on_them(tmp_path, k):
     folder, _ = source(tmp_path / "scan")
-    path = structure_set(folder, tmp_path / "x.rtstruct.dcm", box(2, 4, 1), box(2, 4, 7), box(2, 4, k))
+    path = structure_set(
+        folder, tmp_path / "x.rtstruct.dcm", box(2, 4, 1), box(2, 4, 7), box(2, 4, k)
+    )
 
     with pytest.raises(BadFile, match="do not lie on slices"):
         io.read_labels(path, source=folder)
@@ -220,7 +243,10 @@ def test_structures_of_another_frame_of_reference_are_not_put_on_these_images(tm
     path = structure_set(folder, tmp_path / "x.rtstruct.dcm", box(1.6, 8.4))
     two_structures(path, "1.2.3.4")
 
-    with pytest.raises(BadFile, match=r"in another frame of reference than the others.*--segment \(all but number 2\)"):
+    with pytest.raises(
+        BadFile,
+        match=r"in another frame of reference than the others.*--segment \(all but number 2\)",
+    ):
         io.read_labels(path, source=folder)
     assert io.read_labels(path, source=folder, segments=["1"]).data.sum() == 49
     with pytest.raises(BadFile, match="was drawn in another frame of reference"):
@@ -314,7 +340,9 @@ def test_structures_that_overlap_are_refused_unless_chosen(tmp_path):
         io.read_labels(path, source=folder)
 
     assert io.embedded_table(path).names == {1: "label 1", 2: "other"}  # no label can be 70000
-    assert np.unique(io.read_labels(path, source=folder, segments=["1", "other"]).data).tolist() == [0, 2]
+    assert np.unique(
+        io.read_labels(path, source=folder, segments=["1", "other"]).data
+    ).tolist() == [0, 2]
     assert [mask.data.sum() for _, mask in read_structures(path, source=folder)] == [25, 25]
 
 
@@ -345,7 +373,9 @@ def test_real_structure_sets_equal_the_masks_beside_them(shared_data, patient, k
     folder = shared_data / "rtstruct" / patient
     expected = io.read_labels(folder / "nifti" / f"{kind}_mask.nii.gz")
 
-    found = io.read_labels(folder / "dicom" / kind / "mask/RS.dcm", source=folder / "dicom" / kind / "image")
+    found = io.read_labels(
+        folder / "dicom" / kind / "mask/RS.dcm", source=folder / "dicom" / kind / "image"
+    )
 
     expected = reorient(expected, found.orientation)
     assert np.array_equal(found.data > 0, expected.data > 0)

@@ -21,21 +21,30 @@ from medseg.io.dicom.seg import read_segments
 from medseg.volume import Volume, grid_distance_mm, reorient, same_grid
 
 
-def by_highdicom(folder: Path, path: Path, pixels: np.ndarray, kind: str = "BINARY", **options: Any) -> Path:
-    """A segmentation of stacked masks (slices, rows, columns, segments) as highdicom writes it by itself."""
+def by_highdicom(
+    folder: Path, path: Path, pixels: np.ndarray, kind: str = "BINARY", **options: Any
+) -> Path:
+    """A segmentation of stacked masks (slices, rows, columns, segments) as highdicom writes it by
+    itself.
+    """
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
     images = [pydicom.dcmread(file) for file in folder.iterdir()]
-    images.sort(key=lambda image: float(make.OBLIQUE[:, 2] @ np.array(image.ImagePositionPatient, float)))
+    images.sort(
+        key=lambda image: float(make.OBLIQUE[:, 2] @ np.array(image.ImagePositionPatient, float))
+    )
     descriptions = [
-        hd.seg.SegmentDescription(n + 1, f"segment {n + 1}", codes.SCT.Tissue, codes.SCT.Tissue, "MANUAL")
+        hd.seg.SegmentDescription(
+            n + 1, f"segment {n + 1}", codes.SCT.Tissue, codes.SCT.Tissue, "MANUAL"
+        )
         for n in range(pixels.shape[3])
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = hd.seg.Segmentation(
-            images, pixels, kind, descriptions, pydicom.uid.generate_uid(), 1, pydicom.uid.generate_uid(), 1, "m", "m",
+            images, pixels, kind, descriptions, pydicom.uid.generate_uid(), 1,
+            pydicom.uid.generate_uid(), 1, "m", "m",
             "1", "1", **options,
         )  # fmt: skip
     made.save_as(path)
@@ -78,7 +87,9 @@ def test_segments_that_overlap_are_refused_with_their_count_unless_chosen(tmp_pa
 def test_slices_without_frames_are_background_and_the_rest_keeps_its_place(tmp_path):
     folder, grid = source(tmp_path / "scan", count=9)
     stacked = np.zeros((9, 13, 11, 1), np.uint8)
-    stacked[[1, 4, 7], 5, 6] = 1  # three slices, three apart: only the spacing that the file gives tells
+    stacked[[1, 4, 7], 5, 6] = (
+        1  # three slices, three apart: only the spacing that the file gives tells
+    )
 
     found = io.read_labels(by_highdicom(folder, tmp_path / "x.dcm", stacked))
 
@@ -93,7 +104,9 @@ def test_without_a_spacing_that_fits_the_frames_give_it(tmp_path):
     stacked = masks(grid, BOXES[0])
     for value in ("", "0.7", "-1"):
         dataset = pydicom.dcmread(by_highdicom(folder, tmp_path / "x.dcm", stacked))
-        dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SpacingBetweenSlices = value
+        dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[
+            0
+        ].SpacingBetweenSlices = value
         dataset.save_as(tmp_path / "x.dcm")
 
         found = io.read(tmp_path / "x.dcm")
@@ -116,13 +129,22 @@ def without(path: Path, *tags: str, **values: object) -> Path:
 
 
 #: Slices with a frame, of a scan with 2.5 mm between slices that are 2.5 mm thick.
-SPARSE = {"two far apart": [2, 6], "every second": [1, 3, 5, 7], "uneven": [0, 3, 8], "two pairs": [1, 2, 7, 8]}
+SPARSE = {
+    "two far apart": [2, 6],
+    "every second": [1, 3, 5, 7],
+    "uneven": [0, 3, 8],
+    "two pairs": [1, 2, 7, 8],
+}
 
 
 @pytest.mark.parametrize("here", SPARSE.values(), ids=SPARSE)
-@pytest.mark.parametrize("lacking", [(), ("SpacingBetweenSlices",), ("SpacingBetweenSlices", "SliceThickness")])
+@pytest.mark.parametrize(
+    "lacking", [(), ("SpacingBetweenSlices",), ("SpacingBetweenSlices", "SliceThickness")]
+)
 def test_frames_on_distant_slices_lie_where_they_are_or_ask_for_the_images(tmp_path, here, lacking):
-    """The gap between two frames is one slice or several; with the images nothing has to be known of it."""
+    """The gap between two frames is one slice or several; with the images nothing has to be known
+    of it.
+    """
     folder, grid = source(tmp_path / "scan", count=9)
     stacked = np.zeros((9, 13, 11, 1), np.uint8)
     stacked[here, 5:8, 6:9] = 1
@@ -144,7 +166,8 @@ def test_frames_on_distant_slices_lie_where_they_are_or_ask_for_the_images(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("thickness", "right"), [("2.5", True), ("2.3", True), ("5", True), ("2", False), ("1.25", False)]
+    ("thickness", "right"),
+    [("2.5", True), ("2.3", True), ("5", True), ("2", False), ("1.25", False)],
 )
 def test_neighbouring_frames_give_the_distance_only_where_they_touch(tmp_path, thickness, right):
     folder, grid = source(tmp_path / "scan", count=9)
@@ -166,7 +189,9 @@ def test_a_rounded_distance_that_adds_up_is_confirmed_by_the_frames(tmp_path):
 
     found = io.read(without(path, "SliceThickness", SpacingBetweenSlices="2.51"))
 
-    assert found.spacing_mm == pytest.approx(grid.spacing_mm, abs=1e-4) and found.shape == grid.shape
+    assert (
+        found.spacing_mm == pytest.approx(grid.spacing_mm, abs=1e-4) and found.shape == grid.shape
+    )
     with pytest.raises(BadFile, match="--source"):
         io.read(without(path, "SliceThickness", SpacingBetweenSlices="2.56"))
 
@@ -175,7 +200,13 @@ def test_a_rounded_distance_that_adds_up_is_confirmed_by_the_frames(tmp_path):
 def test_frames_beyond_the_images_are_left_out_with_a_warning(tmp_path, seg_type):
     folder, grid = source(tmp_path / "scan", count=9)
     labels = phantom(grid)
-    io.write(labels, tmp_path / "x.dcm", table=TABLE, source=folder, options=DicomOptions(seg_type=seg_type))
+    io.write(
+        labels,
+        tmp_path / "x.dcm",
+        table=TABLE,
+        source=folder,
+        options=DicomOptions(seg_type=seg_type),
+    )
     fewer = cropped(folder, tmp_path / "fewer", 2, 7)
 
     with pytest.warns(DataWarning, match="labelled pixels beyond the images, left out") as caught:
@@ -215,7 +246,9 @@ def test_a_segmentation_wholly_beyond_the_images_or_between_their_slices_is_refu
 @pytest.mark.parametrize("flips", [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize("swap", [False, True])
 def test_frames_turned_against_the_images_are_put_on_them(tmp_path, flips, swap):
-    """Frames may begin at another corner and run along the other axis; sparse ones and without a distance as well."""
+    """Frames may begin at another corner and run along the other axis; sparse ones and without a
+    distance as well.
+    """
     folder, grid = source(tmp_path / "scan", count=9, rows=13, columns=11)
     stacked = np.random.default_rng(1).integers(0, 2, (9, 13, 11, 1)).astype(np.uint8)
     stacked[[2, 3, 5, 6, 7]] = 0
@@ -227,14 +260,19 @@ def test_frames_turned_against_the_images_are_put_on_them(tmp_path, flips, swap)
         position = np.array([float(x) for x in frame.PlanePositionSequence[0].ImagePositionPatient])
         position = position + along * 10 * flips[0] + down * 12 * flips[1]
         frame.PlanePositionSequence[0].ImagePositionPatient = [f"{x:.6f}" for x in position]
-    axes = [make.OBLIQUE[:, 0] * (-1 if flips[0] else 1), make.OBLIQUE[:, 1] * (-1 if flips[1] else 1)]
+    axes = [
+        make.OBLIQUE[:, 0] * (-1 if flips[0] else 1),
+        make.OBLIQUE[:, 1] * (-1 if flips[1] else 1),
+    ]
     pixels = pixels[:, :: -1 if flips[1] else 1, :: -1 if flips[0] else 1]
     shared = dataset.SharedFunctionalGroupsSequence[0]
     if swap:
         axes, pixels = axes[::-1], pixels.transpose(0, 2, 1)
         dataset.Rows, dataset.Columns = dataset.Columns, dataset.Rows
         shared.PixelMeasuresSequence[0].PixelSpacing = [0.7, 0.9]
-    shared.PlaneOrientationSequence[0].ImageOrientationPatient = [f"{x:.9f}" for axis in axes for x in axis]
+    shared.PlaneOrientationSequence[0].ImageOrientationPatient = [
+        f"{x:.9f}" for axis in axes for x in axis
+    ]
     dataset.PixelData = pydicom.pixels.pack_bits(np.ascontiguousarray(pixels), pad=True)
     dataset.save_as(path)
     without(path, "SpacingBetweenSlices")
@@ -345,7 +383,9 @@ def test_the_case_of_a_sparse_segmentation(shared_data):
 def test_fractions_of_at_least_one_half_become_labels_with_a_warning(tmp_path):
     folder, grid = source(tmp_path / "scan")
     fractions = np.linspace(0, 1, 6 * 13 * 11).reshape(6, 13, 11, 1).astype(np.float32)
-    path = by_highdicom(folder, tmp_path / "x.dcm", fractions, "FRACTIONAL", max_fractional_value=200)
+    path = by_highdicom(
+        folder, tmp_path / "x.dcm", fractions, "FRACTIONAL", max_fractional_value=200
+    )
 
     with pytest.warns(DataWarning, match="fractional"):
         found = io.read(path)
@@ -423,10 +463,26 @@ def in_segment(n: int, **tags: object) -> Change:
         ("binary", changed(BitsAllocated=32), "stored in a way"),
         ("binary", changed(SegmentationType="PAINTED"), "does not know"),
         ("binary", changed(Rows=0), "axis"),
-        ("binary", in_frame(0, "PlanePositionSequence", ImagePositionPatient=[0, 0, 1e9]), "apart|distances|straight"),
-        ("binary", in_frame(1, "PlanePositionSequence", ImagePositionPatient=[5, 5, 5]), "distances|straight"),
-        ("binary", in_frame(1, "PlanePositionSequence", ImagePositionPatient=[]), "patient's space"),
-        ("binary", in_frame(0, "SegmentIdentificationSequence", ReferencedSegmentNumber=9), "does not describe"),
+        (
+            "binary",
+            in_frame(0, "PlanePositionSequence", ImagePositionPatient=[0, 0, 1e9]),
+            "apart|distances|straight",
+        ),
+        (
+            "binary",
+            in_frame(1, "PlanePositionSequence", ImagePositionPatient=[5, 5, 5]),
+            "distances|straight",
+        ),
+        (
+            "binary",
+            in_frame(1, "PlanePositionSequence", ImagePositionPatient=[]),
+            "patient's space",
+        ),
+        (
+            "binary",
+            in_frame(0, "SegmentIdentificationSequence", ReferencedSegmentNumber=9),
+            "does not describe",
+        ),
         ("binary", in_segment(1, SegmentNumber=1), "same number"),
         ("binary", in_segment(0, SegmentNumber=0, SegmentDescription=""), "not describe|between 1"),
         ("labelmap", in_segment(1, SegmentNumber=77), "does not name"),
@@ -445,9 +501,12 @@ def test_a_segmentation_that_is_not_sure_is_refused(tmp_path, seg_type, change, 
     change(dataset)
     dataset.save_as(path)
 
-    if reason is None:  # 5 then is the background, or the background has no code: both are no structure
+    # 5 then is the background, or the background has no code: both are no structure.
+    if reason is None:
         found = io.read(path).data
-        assert np.array_equal(found, labels.data) or np.array_equal(found, np.where(labels.data == 5, 0, labels.data))
+        assert np.array_equal(found, labels.data) or np.array_equal(
+            found, np.where(labels.data == 5, 0, labels.data)
+        )
         return
     with pytest.raises(BadFile, match=reason) as caught:
         io.read(path)
@@ -459,7 +518,9 @@ def test_a_segmentation_that_is_not_sure_is_refused(tmp_path, seg_type, change, 
 def test_mutations_raise_only_bad_file(tmp_path, seg_type):
     folder, grid = source(tmp_path / "scan")
     path = tmp_path / "x.dcm"
-    io.write(phantom(grid), path, table=TABLE, source=folder, options=DicomOptions(seg_type=seg_type))
+    io.write(
+        phantom(grid), path, table=TABLE, source=folder, options=DicomOptions(seg_type=seg_type)
+    )
     if seg_type == "labelmap":  # decoded, so that not every case waits for a decoder
         dataset = pydicom.dcmread(path)
         dataset.decompress()
@@ -469,7 +530,8 @@ def test_mutations_raise_only_bad_file(tmp_path, seg_type):
     for _ in range(120):
         path.write_bytes(mutated(content, chance, len(content)))
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # pydicom's warnings quote the header, so none may come through
+            # Pydicom's warnings quote the header, so none may come through.
+            warnings.simplefilter("error")
             warnings.simplefilter("ignore", DataWarning)
             try:
                 io.read(path)
@@ -519,8 +581,11 @@ PAIRS = {
 @pytest.mark.parametrize("name", PAIRS)
 def test_real_segmentations_equal_the_volumes_beside_them(shared_data, name):
     expected = io.read_labels(shared_data / "dicom_seg" / PAIRS[name])
-    if "ppv5" in name:  # dcmqi shows the padding value, 5, where there is no frame; PS3.3 C.8.20.2.4: it is background
-        expected = expected.with_data(np.where(expected.data == 5, 0, expected.data).astype(np.uint8))
+    # dcmqi shows the padding value, 5, where there is no frame; PS3.3 C.8.20.2.4: it is background
+    if "ppv5" in name:
+        expected = expected.with_data(
+            np.where(expected.data == 5, 0, expected.data).astype(np.uint8)
+        )
 
     found = io.read(shared_data / "dicom_seg" / name)
 
@@ -529,7 +594,10 @@ def test_real_segmentations_equal_the_volumes_beside_them(shared_data, name):
 
 
 def test_real_segments_that_overlap_equal_the_volumes_beside_them(shared_data):
-    found = {label.value: mask for label, mask in read_segments(shared_data / "dicom_seg/partial_overlaps.dcm")}
+    found = {
+        label.value: mask
+        for label, mask in read_segments(shared_data / "dicom_seg/partial_overlaps.dcm")
+    }
     for number in (1, 2, 3):
         layer = io.read_labels(shared_data / f"dicom_seg/partial_overlaps-{number}.nrrd")
         for value in set(np.unique(layer.data).tolist()) - {0}:

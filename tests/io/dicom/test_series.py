@@ -1,4 +1,6 @@
-"""Several volumes in one source: how they are found, numbered, listed and chosen; multi-frame files and mosaics."""
+"""Several volumes in one source: how they are found, numbered, listed and chosen; multi-frame files
+and mosaics.
+"""
 
 from __future__ import annotations
 
@@ -47,16 +49,24 @@ def read_all(path: Path) -> dict[str, Volume]:
 def equal(volume: Volume, pieces: list[Dataset]) -> bool:
     expected = truth(pieces)
     same_place = np.allclose(volume.affine, expected.affine, atol=1e-6)
-    return volume.shape == expected.shape and np.array_equal(volume.data, expected.data) and same_place
+    return (
+        volume.shape == expected.shape and np.array_equal(volume.data, expected.data) and same_place
+    )
 
 
 def test_several_series_are_listed_and_chosen(tmp_path):
-    first, second = change(series(seed=2), SeriesNumber=5), change(as_mr(series(6, seed=3)), SeriesNumber=2)
+    first, second = (
+        change(series(seed=2), SeriesNumber=5),
+        change(as_mr(series(6, seed=3)), SeriesNumber=2),
+    )
     folder = save(first + second, tmp_path / "s")
 
     found = io.list_volumes(folder)
 
-    assert [(v.number, v.modality, v.shape) for v in found] == [("1", "MR", (3, 4, 6)), ("2", "CT", (3, 4, 5))]
+    assert [(v.number, v.modality, v.shape) for v in found] == [
+        ("1", "MR", (3, 4, 6)),
+        ("2", "CT", (3, 4, 5)),
+    ]
     assert (
         np.allclose(found[1].spacing_mm, (0.7, 0.9, 2.5))
         and found[1].orientation == io.read(folder, series="2").orientation
@@ -64,7 +74,9 @@ def test_several_series_are_listed_and_chosen(tmp_path):
     assert equal(io.read(folder, series="1"), second)
     assert equal(io.read(folder, series=2), first)
     assert equal(io.read(folder, series=str(first[0].SeriesInstanceUID)), first)
-    with pytest.raises(BadFile, match=r"holds 2 volumes of 2 series; choose one with --series \(1, 2;"):
+    with pytest.raises(
+        BadFile, match=r"holds 2 volumes of 2 series; choose one with --series \(1, 2;"
+    ):
         io.read(folder)
     for wrong in ("3", "0", "1.1", "x", ""):
         with pytest.raises(BadFile, match="no such series" if wrong else "choose one"):
@@ -87,10 +99,12 @@ def test_numbers_do_not_depend_on_file_names(tmp_path):
     ("tag", "values"),
     [
         ("EchoTime", (10, 80)), ("EchoNumbers", (1, 2)), ("TemporalPositionIdentifier", (1, 2)),
-        ("TriggerTime", (0, 300)), ("DiffusionBValue", (0.0, 1000.0)), ("AcquisitionNumber", (1, 2)),
+        ("TriggerTime", (0, 300)), ("DiffusionBValue", (0.0, 1000.0)), ("AcquisitionNumber", (1,
+        2)),
         ("InversionTime", (100, 900)),
         ("FlipAngle", (5, 20)), ("DiffusionGradientOrientation", ([1.0, 0, 0], [0, 1.0, 0])),
-        ("ImageType", (["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"])), ("FrameReferenceTime", (0, 5e3)),
+        ("ImageType", (["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"])),
+        ("FrameReferenceTime", (0, 5e3)),
     ],
 )  # fmt: skip
 def test_volumes_of_a_series_are_told_apart_by(tmp_path, tag, values):
@@ -103,7 +117,10 @@ def test_volumes_of_a_series_are_told_apart_by(tmp_path, tag, values):
     assert list(volumes) == ["1.1", "1.2"]
     assert equal(volumes["1.1"], first) and equal(volumes["1.2"], second)
     assert equal(io.read(folder, volume_index=1), second)
-    with pytest.raises(BadFile, match=r"holds 2 volumes of different .* in one series; choose one with --series \(1.1"):
+    with pytest.raises(
+        BadFile,
+        match=r"holds 2 volumes of different .* in one series; choose one with --series \(1.1",
+    ):
         io.read(folder)
     with pytest.raises(BadFile, match="no volume 2"):
         io.read(folder, volume_index=2)
@@ -112,7 +129,9 @@ def test_volumes_of_a_series_are_told_apart_by(tmp_path, tag, values):
 def test_several_tags_together_tell_volumes_apart(tmp_path):
     base = change(as_mr(series()), InstanceNumber=1)
     made = {
-        (echo, time): another(base, 10 * echo + time, EchoNumbers=echo, TemporalPositionIdentifier=time)
+        (echo, time): another(
+            base, 10 * echo + time, EchoNumbers=echo, TemporalPositionIdentifier=time
+        )
         for echo in (1, 2)
         for time in (1, 2, 3)
     }
@@ -154,7 +173,11 @@ def test_volumes_that_nothing_tells_apart_are_refused(tmp_path, numbers):
 def test_an_acquisition_number_that_changes_within_a_volume_does_not_part_it(tmp_path):
     pieces = series(6)
     for n, piece in enumerate(pieces):
-        piece.AcquisitionNumber, piece.TriggerTime, piece.AcquisitionTime = n // 3, n * 10, f"1010{n:02d}"
+        piece.AcquisitionNumber, piece.TriggerTime, piece.AcquisitionTime = (
+            n // 3,
+            n * 10,
+            f"1010{n:02d}",
+        )
 
     assert equal(io.read(save(pieces, tmp_path / "s")), pieces)
 
@@ -174,10 +197,14 @@ def test_localizers_and_screenshots_are_set_aside(tmp_path):
     pieces = series()
     scouts = change(series(2, 6, 6, seed=4), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     same_series = change(another(pieces[:1], 3), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    shots = change(series(1, seed=5), SOPClassUID="1.2.840.10008.5.1.4.1.1.7", PhotometricInterpretation="RGB")
+    shots = change(
+        series(1, seed=5), SOPClassUID="1.2.840.10008.5.1.4.1.1.7", PhotometricInterpretation="RGB"
+    )
     folder = save(pieces + scouts + same_series + shots, tmp_path / "s")
 
-    with pytest.warns(DataWarning, match="set aside localizers and images that are no CT, MR or PET: 4"):
+    with pytest.warns(
+        DataWarning, match="set aside localizers and images that are no CT, MR or PET: 4"
+    ):
         volume = io.read(folder)
 
     assert equal(volume, pieces)
@@ -185,7 +212,11 @@ def test_localizers_and_screenshots_are_set_aside(tmp_path):
 
 def test_a_screenshot_in_the_series_itself_is_not_mixed_in(tmp_path):
     pieces = series()
-    shot = change(another(pieces[:1], 3), SOPClassUID="1.2.840.10008.5.1.4.1.1.7", PhotometricInterpretation="RGB")
+    shot = change(
+        another(pieces[:1], 3),
+        SOPClassUID="1.2.840.10008.5.1.4.1.1.7",
+        PhotometricInterpretation="RGB",
+    )
     folder = save(pieces + change(shot, SamplesPerPixel=3), tmp_path / "s")
 
     with pytest.raises(BadFile, match="different kinds of image in one series"):
@@ -214,7 +245,13 @@ def test_orientations_and_sizes_of_one_series_are_volumes_of_their_own(tmp_path)
 def test_a_list_says_what_cannot_be_read_and_nothing_of_the_patient(tmp_path):
     good, bad, odd = series(), series(seed=2), series(seed=3)
     for number, pieces in enumerate((good, bad, odd), 1):
-        change(pieces, SeriesNumber=number, SeriesDescription=NAME, StudyDescription=NAME, ProtocolName=NAME)
+        change(
+            pieces,
+            SeriesNumber=number,
+            SeriesDescription=NAME,
+            StudyDescription=NAME,
+            ProtocolName=NAME,
+        )
     del bad[2]
     odd[0].PhotometricInterpretation = "RGB"
     folder = save(good + bad + odd, tmp_path / "s")
@@ -254,7 +291,9 @@ def test_ordered_slices_follow_the_voxels(tmp_path):
 
     for number, pieces in (("1.1", first), ("1.2", second)):
         volume, slices = io.read(folder, series=number), dicom.ordered_slices(folder, series=number)
-        assert [piece.sop_instance for piece in slices] == [piece.SOPInstanceUID for piece in pieces]
+        assert [piece.sop_instance for piece in slices] == [
+            piece.SOPInstanceUID for piece in pieces
+        ]
         for k, piece in enumerate(slices):
             assert np.allclose((LPS @ volume.affine)[:3] @ (0, 0, k, 1), piece.position, atol=1e-5)
             assert pydicom.dcmread(piece.path).PixelData == pieces[k].PixelData
@@ -295,9 +334,11 @@ def test_several_volumes_in_one_enhanced_file(tmp_path):
 @pytest.mark.parametrize(
     ("sequence", "tag", "values"),
     [
-        ("MREchoSequence", "EffectiveEchoTime", (10.0, 80.0)), ("FrameContentSequence", "StackID", ("1", "2")),
+        ("MREchoSequence", "EffectiveEchoTime", (10.0, 80.0)), ("FrameContentSequence", "StackID",
+        ("1", "2")),
         ("MRDiffusionSequence", "DiffusionBValue", (0.0, 800.0)),
-        ("MRImageFrameTypeSequence", "FrameType", (["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "PHASE"])),
+        ("MRImageFrameTypeSequence", "FrameType", (["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL",
+        "PRIMARY", "PHASE"])),
         ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime", (0.0, 400.0)),
         ("FrameContentSequence", "DimensionIndexValues", ([1, 1], [2, 1])),
     ],
@@ -329,14 +370,18 @@ def test_each_frame_has_its_own_scale(tmp_path):
     whole = enhanced([pieces], shuffle=0)
     del whole.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence
     for n, group in enumerate(whole.PerFrameFunctionalGroupsSequence):
-        group.PixelValueTransformationSequence = Sequence([item(RescaleSlope=f"{n + 0.5}", RescaleIntercept=f"{-n}")])
+        group.PixelValueTransformationSequence = Sequence(
+            [item(RescaleSlope=f"{n + 0.5}", RescaleIntercept=f"{-n}")]
+        )
     whole.save_as(tmp_path / "x.dcm", enforce_file_format=True)
     frames = np.frombuffer(whole.PixelData, np.int16).reshape(5, 4, 3)
 
     volume = io.read(tmp_path / "x.dcm")
 
     for k, piece in enumerate(dicom.ordered_slices(tmp_path / "x.dcm")):
-        assert np.allclose(volume.data[..., k], frames[piece.frame].T * (piece.frame + 0.5) - piece.frame)
+        assert np.allclose(
+            volume.data[..., k], frames[piece.frame].T * (piece.frame + 0.5) - piece.frame
+        )
 
 
 def test_an_enhanced_series_of_one_file_per_volume(tmp_path):
@@ -369,7 +414,10 @@ def _empty_shared(whole: Dataset) -> None:
 
 
 def _bad_place(whole: Dataset) -> None:
-    whole.PerFrameFunctionalGroupsSequence[2].PlanePositionSequence[0].ImagePositionPatient = ["1", "2"]
+    whole.PerFrameFunctionalGroupsSequence[2].PlanePositionSequence[0].ImagePositionPatient = [
+        "1",
+        "2",
+    ]
 
 
 def _one_more_frame(whole: Dataset) -> None:
@@ -381,7 +429,9 @@ def _less_pixels(whole: Dataset) -> None:
 
 
 def _moved_frame(whole: Dataset) -> None:
-    whole.PerFrameFunctionalGroupsSequence[2].PlanePositionSequence[0].ImagePositionPatient = place(200)
+    whole.PerFrameFunctionalGroupsSequence[2].PlanePositionSequence[0].ImagePositionPatient = place(
+        200
+    )
 
 
 def _tilted(whole: Dataset) -> None:
@@ -395,7 +445,8 @@ def _tilted(whole: Dataset) -> None:
     [
         (_drop_groups, "where each of its frames"), (_drop_last_group, "where each of its frames"),
         (_drop_place, "where its slice lies"), (_empty_shared, "where its slice lies|scaled"),
-        (_bad_place, "ImagePositionPatient is not what"), (_one_more_frame, "where each of its frames"),
+        (_bad_place, "ImagePositionPatient is not what"), (_one_more_frame,
+        "where each of its frames"),
         (_less_pixels, "too short"), (_moved_frame, "missing|distances"), (_tilted, "gantry tilt"),
     ],
 )  # fmt: skip
@@ -408,8 +459,12 @@ def test_an_enhanced_file_that_is_not_sure_is_refused(tmp_path, spoil, reason):
         io.read(tmp_path / "x.dcm")
 
 
-def mosaic(count: int = 5, *, header: bool = True, flip: bool = False, step: float = 3.0) -> tuple[Dataset, Volume]:
-    """A Siemens mosaic of `count` tiles of 6 x 8 pixels and the volume that it is, in LPS built tile by tile."""
+def mosaic(
+    count: int = 5, *, header: bool = True, flip: bool = False, step: float = 3.0
+) -> tuple[Dataset, Volume]:
+    """A Siemens mosaic of `count` tiles of 6 x 8 pixels and the volume that it is, in LPS built
+    tile by tile.
+    """
     across = int(np.ceil(np.sqrt(count)))
     values = np.random.default_rng(3).integers(0, 4000, (count, 8, 6)).astype(np.uint16)
     along, down, normal = np.array([0.8, 0.6, 0]), np.array([0, 0, -1.0]), np.array([-0.6, 0.8, 0])
@@ -430,14 +485,18 @@ def mosaic(count: int = 5, *, header: bool = True, flip: bool = False, step: flo
     piece.PixelData = picture.tobytes()
     if header:
         piece.add_new(0x00290010, "LO", "SIEMENS CSA HEADER")
-        piece.add_new(0x00291010, "OB", csa({"NumberOfImagesInMosaic": [count], "SliceNormalVector": normal}))
+        piece.add_new(
+            0x00291010, "OB", csa({"NumberOfImagesInMosaic": [count], "SliceNormalVector": normal})
+        )
     affine = np.eye(4)
     affine[:3] = np.stack([along * 1.5, down * 2.0, normal * step, start], axis=1)
     return piece, Volume(values.transpose(2, 1, 0), LPS @ affine)
 
 
 def protocol(piece: Dataset, volume: Volume, *, reverse: bool = False) -> None:
-    """Put the slices' places into Siemens' series header instead of the direction into the image header."""
+    """Put the slices' places into Siemens' series header instead of the direction into the image
+    header.
+    """
     del piece[0x00290010], piece[0x00291010]
     middle = (volume.shape[0] / 2, volume.shape[1] / 2)
     count = volume.shape[2]
@@ -448,7 +507,9 @@ def protocol(piece: Dataset, volume: Volume, *, reverse: bool = False) -> None:
             if abs(x) > 1e-9:  # Siemens leaves zeros out
                 lines.append(f"sSliceArray.asSlice[{n}].sPosition.{name}\t = \t{x:.8g}")
     piece.add_new(
-        0x00291020, "OB", ("noise\0### ASCCONV BEGIN ###\n" + "\n".join(lines) + "\n### ASCCONV END").encode()
+        0x00291020,
+        "OB",
+        ("noise\0### ASCCONV BEGIN ###\n" + "\n".join(lines) + "\n### ASCCONV END").encode(),
     )
 
 
@@ -457,7 +518,9 @@ def csa(elements: dict[str, object]) -> bytes:
     out = b"SV10\4\3\2\1" + struct.pack("<II", len(elements), 77)
     for name, values in elements.items():
         texts = [f"{value:.8f}".encode() + b"\0" for value in values]
-        out += name.encode().ljust(64, b"\0") + struct.pack("<i4siii", len(texts), b"FD\0\0", 4, len(texts), 77)
+        out += name.encode().ljust(64, b"\0") + struct.pack(
+            "<i4siii", len(texts), b"FD\0\0", 4, len(texts), 77
+        )
         for text in texts:
             out += struct.pack("<iiii", len(text), len(text), 77, len(text)) + text.ljust(
                 (len(text) + 3) // 4 * 4, b"\0"
@@ -532,7 +595,9 @@ def test_mosaics_of_a_series_are_its_volumes(tmp_path):
 
 
 def _odd_count(piece: Dataset) -> None:
-    piece[0x00291010].value = csa({"NumberOfImagesInMosaic": [50], "SliceNormalVector": [-0.6, 0.8, 0]})
+    piece[0x00291010].value = csa(
+        {"NumberOfImagesInMosaic": [50], "SliceNormalVector": [-0.6, 0.8, 0]}
+    )
 
 
 def _odd_normal(piece: Dataset) -> None:
@@ -564,7 +629,9 @@ def test_a_mosaic_whose_geometry_is_not_sure_is_refused(tmp_path, spoil):
 @pytest.mark.filterwarnings("ignore:Unable to find Philips private scale factor")
 @pytest.mark.parametrize("name", ["siemens_dwi_0", "siemens_dwi_1000", "philips_mprage"])
 def test_real_mosaics_and_multi_frame_files_agree_with_nibabel(tmp_path, name):
-    """The files come with nibabel (MIT); philips_mprage holds one frame fewer of pixels than its header says."""
+    """The files come with nibabel (MIT); philips_mprage holds one frame fewer of pixels than its
+    header says.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nibabel calls its DICOM readers experimental
         from nibabel.nicom import dicomwrappers
@@ -586,7 +653,10 @@ def test_real_mosaics_and_multi_frame_files_agree_with_nibabel(tmp_path, name):
 def test_info_lists_and_convert_chooses(tmp_path, capsys, monkeypatch):
     from medseg.cli.app import main
 
-    first, second = change(series(), SeriesNumber=1, SeriesDescription=NAME), change(series(seed=2), SeriesNumber=2)
+    first, second = (
+        change(series(), SeriesNumber=1, SeriesDescription=NAME),
+        change(series(seed=2), SeriesNumber=2),
+    )
     del second[1]
     folder = save(first + second, tmp_path / "s")
 
@@ -619,7 +689,9 @@ def test_info_lists_and_convert_chooses(tmp_path, capsys, monkeypatch):
     assert code == 3 and "--repair" in err and not (tmp_path / "y.nii").exists()
     with warnings.catch_warnings():
         warnings.simplefilter("always", DataWarning)
-        code, _, err = run("convert", str(folder), str(tmp_path / "y.nii"), "--series", "2", "--repair")
+        code, _, err = run(
+            "convert", str(folder), str(tmp_path / "y.nii"), "--series", "2", "--repair"
+        )
     assert code == 0 and "1 of 5 slices were missing" in err
     assert io.read(tmp_path / "y.nii").shape == (3, 4, 5)
     code, _, err = run("convert", str(tmp_path / "x.nii"), str(tmp_path / "z.nii"), "--suv")
@@ -627,7 +699,9 @@ def test_info_lists_and_convert_chooses(tmp_path, capsys, monkeypatch):
 
 
 def test_info_tells_series_apart_and_describes_them_to_eyes_alone(tmp_path, capsys, monkeypatch):
-    """Two MR of one grid: by folder and number everywhere, by description where a person reads it and nowhere else."""
+    """Two MR of one grid: by folder and number everywhere, by description where a person reads it
+    and nowhere else.
+    """
     from medseg import cli
 
     told = f"T1 {NAME}\x1b[31m"
@@ -648,7 +722,11 @@ def test_info_tells_series_apart_and_describes_them_to_eyes_alone(tmp_path, caps
 
     found = io.list_volumes(folder)
     assert [(one.series_number, one.folder) for one in found] == [(4, "anat"), (7, "b")]
-    assert [one.description for one in found] == [f"T1 {NAME}[31m", "FLAIR"]  # without what steers a terminal
+    # Without what steers a terminal.
+    assert [one.description for one in found] == [
+        f"T1 {NAME}[31m",
+        "FLAIR",
+    ]
     assert NAME not in repr(found)
     shown, piped = info(terminal=True), info(terminal=False)
     assert all(word in shown for word in ("anat", "FLAIR", f"T1 {NAME}", "description"))
@@ -691,7 +769,9 @@ def test_what_repair_did_is_in_the_record_without_names(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [NAME]
     record = infer(job, "otsu", Settings(), Extras(repair=True))
 
-    assert record["warnings"] == ["the scan: was repaired: 1 of 9 slices were missing and were interpolated"]
+    assert record["warnings"] == [
+        "the scan: was repaired: 1 of 9 slices were missing and were interpolated"
+    ]
     assert record["settings"]["repair"] is True
     assert NAME not in (tmp_path / "out.json").read_text()
     assert io.read(tmp_path / "out.nii.gz").shape == (24, 20, 9)
@@ -704,8 +784,14 @@ def test_nothing_of_the_patient_is_in_what_is_printed_or_written(tmp_path, capsy
     pieces = series(5, 20, 24)
     sentinels = []
     for piece in pieces:
-        for number, (tag, (kind, count, *_)) in enumerate(sorted(pydicom.datadict.DicomDictionary.items())):
-            if kind in ("LO", "SH", "LT", "ST", "UT", "PN", "UC") and 0x00080000 < tag < 0x00400000 and count == "1":
+        for number, (tag, (kind, count, *_)) in enumerate(
+            sorted(pydicom.datadict.DicomDictionary.items())
+        ):
+            if (
+                kind in ("LO", "SH", "LT", "ST", "UT", "PN", "UC")
+                and 0x00080000 < tag < 0x00400000
+                and count == "1"
+            ):
                 sentinel = f"SENTINEL{number}"
                 sentinels.append(sentinel)
                 piece.add_new(tag, kind, sentinel)
@@ -714,7 +800,12 @@ def test_nothing_of_the_patient_is_in_what_is_printed_or_written(tmp_path, capsy
     folder = save(pieces, tmp_path / "s")
     broken = save([*pieces, series(1)[0]], tmp_path / "t")
 
-    runs = [["info", folder], ["info", "--json", folder], ["convert", folder, tmp_path / "x.nrrd"], ["info", broken]]
+    runs = [
+        ["info", folder],
+        ["info", "--json", folder],
+        ["convert", folder, tmp_path / "x.nrrd"],
+        ["info", broken],
+    ]
     runs.append(["infer", folder, "-o", tmp_path / "y.nii.gz", "-m", "otsu", "--json"])
     for words in runs:
         monkeypatch.setattr("sys.argv", ["medseg", *map(str, words)])
@@ -732,7 +823,10 @@ def test_info_says_once_what_was_passed_over(tmp_path, capsys, monkeypatch):
     from medseg.cli.app import main
 
     report = empty("1.2.840.10008.5.1.4.1.1.481.3")
-    one, two = save([*series(), report], tmp_path / "s"), save([*series(), *series(), report], tmp_path / "t")
+    one, two = (
+        save([*series(), report], tmp_path / "s"),
+        save([*series(), *series(), report], tmp_path / "t"),
+    )
 
     for folder in (one, two):
         monkeypatch.setattr("sys.argv", ["medseg", "info", str(folder)])

@@ -1,4 +1,6 @@
-"""Where DICOM comes from: folders, lists, zips, DICOMDIRs and single files; and attacks through them."""
+"""Where DICOM comes from: folders, lists, zips, DICOMDIRs and single files; and attacks through
+them.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,13 @@ def test_ordered_slices_of_a_zip_can_be_opened_again(tmp_path):
     found = dicom.ordered_slices(path)
 
     assert [piece.sop_instance for piece in found] == [piece.SOPInstanceUID for piece in pieces]
-    assert [dicom.read_header(path, piece).InstanceNumber for piece in found] == [100, 99, 98, 97, 96]
+    assert [dicom.read_header(path, piece).InstanceNumber for piece in found] == [
+        100,
+        99,
+        98,
+        97,
+        96,
+    ]
 
 
 def test_names_in_a_zip_are_not_in_messages(tmp_path):
@@ -100,14 +108,18 @@ def test_names_in_a_zip_are_not_in_messages(tmp_path):
     assert NAME not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["../out.dcm", "/tmp/out.dcm", "a/../../out.dcm", "C:\\out.dcm", "x" * 300 + ".dcm"])
+@pytest.mark.parametrize(
+    "name", ["../out.dcm", "/tmp/out.dcm", "a/../../out.dcm", "C:\\out.dcm", "x" * 300 + ".dcm"]
+)
 def test_a_zip_cannot_write_anywhere(tmp_path, name):
     pieces = series()
     contents = as_contents(pieces)
     contents[name] = contents.pop(next(iter(contents)))
     opened: list[str] = []
     watching = [True]
-    sys.addaudithook(lambda event, args: opened.append(str(args)) if watching[0] and event == "open" else None)
+    sys.addaudithook(
+        lambda event, args: opened.append(str(args)) if watching[0] and event == "open" else None
+    )
     (tmp_path / "in").mkdir()
     path = zipped(tmp_path / "in" / "s.zip", contents)
     opened.clear()
@@ -154,7 +166,10 @@ def test_a_directory_that_claims_to_be_huge_is_refused_before_it_is_read(tmp_pat
 def bomb(head: bytes, megabytes: int) -> bytes:
     """A deflated zip whose one member is a file's beginning followed by zeros."""
     buffer = bytes_io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file, file.open("a.dcm", "w") as member:
+    with (
+        zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file,
+        file.open("a.dcm", "w") as member,
+    ):
         member.write(head)
         for _ in range(megabytes):
             member.write(bytes(1 << 20))
@@ -200,8 +215,28 @@ def forged(content: bytes, field: int, value: int) -> bytes:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [(20, 10), (20, 2**32 - 2), (24, 10), (24, 2**32 - 2), (16, 12345), (42, 2**31), (8, 1), (8, 12), (10, 99)],
-    ids=["packed small", "packed huge", "size small", "size huge", "crc", "offset", "encrypted", "flags", "method"],
+    [
+        (20, 10),
+        (20, 2**32 - 2),
+        (24, 10),
+        (24, 2**32 - 2),
+        (16, 12345),
+        (42, 2**31),
+        (8, 1),
+        (8, 12),
+        (10, 99),
+    ],
+    ids=[
+        "packed small",
+        "packed huge",
+        "size small",
+        "size huge",
+        "crc",
+        "offset",
+        "encrypted",
+        "flags",
+        "method",
+    ],
 )
 def test_forged_sizes_checksums_and_places_do_no_harm(tmp_path, field, value):
     pieces = series(5, 32, 32)
@@ -227,7 +262,9 @@ def test_zips_in_zips_are_left_alone(tmp_path):
         io.read(tmp_path / "inner.zip")
 
 
-@pytest.mark.parametrize("content", [b"PK\x03\x04", b"PK\x03\x04" + bytes(100), b"PK\x05\x06" + bytes(18), b"text"])
+@pytest.mark.parametrize(
+    "content", [b"PK\x03\x04", b"PK\x03\x04" + bytes(100), b"PK\x05\x06" + bytes(18), b"text"]
+)
 def test_what_is_no_zip_is_refused(tmp_path, content):
     (tmp_path / "s.zip").write_bytes(content)
 
@@ -248,7 +285,12 @@ def test_a_truncated_zip_is_refused(tmp_path, cut):
 def with_dicomdir(pieces: list[Dataset], folder: Path) -> Path:
     files = FileSet()
     for piece in pieces:
-        piece.StudyDate, piece.StudyTime, piece.StudyID, piece.SeriesNumber = "20200101", "101010", "1", 1
+        piece.StudyDate, piece.StudyTime, piece.StudyID, piece.SeriesNumber = (
+            "20200101",
+            "101010",
+            "1",
+            1,
+        )
         files.add(piece)
     files.write(folder)
     return folder / "DICOMDIR"
@@ -264,7 +306,9 @@ def test_a_dicomdir_names_the_files(tmp_path):
 
     assert np.array_equal(volume.data, expected.data)
     assert np.allclose(volume.affine, expected.affine, atol=1e-6)
-    assert [piece.sop_instance for piece in dicom.ordered_slices(path)] == [piece.SOPInstanceUID for piece in pieces]
+    assert [piece.sop_instance for piece in dicom.ordered_slices(path)] == [
+        piece.SOPInstanceUID for piece in pieces
+    ]
 
 
 def test_a_dicomdir_in_a_folder_is_no_object_to_warn_about(tmp_path):

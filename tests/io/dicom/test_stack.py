@@ -1,4 +1,6 @@
-"""One stack is one volume: what may differ from slice to slice, what may not, and what is a volume of its own."""
+"""One stack is one volume: what may differ from slice to slice, what may not, and what is a volume
+of its own.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +53,13 @@ def read_all(path: Path) -> list[Volume]:
 
 
 def is_near(volume: Volume, pieces: list[Dataset], voxels: float = 0.1) -> bool:
-    """Whether the voxels are those of slices, and no corner lies further off than a part of a voxel."""
-    slices = [np.frombuffer(piece.PixelData, np.int16).reshape(piece.Rows, piece.Columns).T for piece in pieces]
+    """Whether the voxels are those of slices, and no corner lies further off than a part of a
+    voxel.
+    """
+    slices = [
+        np.frombuffer(piece.PixelData, np.int16).reshape(piece.Rows, piece.Columns).T
+        for piece in pieces
+    ]
     expected = np.stack(slices, axis=2) + int(pieces[0].get("RescaleIntercept", 0))
     if not np.array_equal(volume.data, expected):
         return False
@@ -60,7 +67,9 @@ def is_near(volume: Volume, pieces: list[Dataset], voxels: float = 0.1) -> bool:
 
 
 def corners_off(volume: Volume, pieces: list[Dataset]) -> float:
-    """How many voxels the corners of slices lie off those of a volume, by what each header itself says."""
+    """How many voxels the corners of slices lie off those of a volume, by what each header itself
+    says.
+    """
     to_voxels = np.linalg.inv(LPS @ volume.affine)
     worst = 0.0
     for k, piece in enumerate(pieces):
@@ -68,13 +77,19 @@ def corners_off(volume: Volume, pieces: list[Dataset]) -> float:
         start = np.array([float(x) for x in piece.ImagePositionPatient])
         for i in (0, piece.Columns - 1):
             for j in (0, piece.Rows - 1):
-                there = start + along * float(piece.PixelSpacing[1]) * i + down * float(piece.PixelSpacing[0]) * j
+                there = (
+                    start
+                    + along * float(piece.PixelSpacing[1]) * i
+                    + down * float(piece.PixelSpacing[0]) * j
+                )
                 worst = max(worst, float(np.abs((to_voxels @ (*there, 1))[:3] - (i, j, k)).max()))
     return worst
 
 
 def turned(piece: Dataset, axis: int, radians: float, about_centre: bool = False) -> None:
-    """Turn a slice of `series` about an axis of its own: 0 its rows, 1 its columns, 2 its normal."""
+    """Turn a slice of `series` about an axis of its own: 0 its rows, 1 its columns, 2 its
+    normal.
+    """
     one, two = (axis + 1) % 3, (axis + 2) % 3
     turn = np.eye(3)
     turn[[one, two], [one, two]] = np.cos(radians)
@@ -138,7 +153,9 @@ def test_slices_stored_in_different_formats_are_one_volume(tmp_path, formats, or
 
 def test_values_of_different_signs_and_the_largest_ones_survive_each_other(tmp_path):
     pieces = change(series(5), RescaleIntercept=0)
-    stored = [np.array([[-32768, 32767, -1]] * 4), np.array([[0, 65535, 40000]] * 4)] * 2 + [np.array([[1, 2, 3]] * 4)]
+    stored = [np.array([[-32768, 32767, -1]] * 4), np.array([[0, 65535, 40000]] * 4)] * 2 + [
+        np.array([[1, 2, 3]] * 4)
+    ]
     for n, (piece, values) in enumerate(zip(pieces, stored)):
         piece.PixelRepresentation = int(n % 2 == 0)
         piece.PixelData = values.astype(np.int16 if n % 2 == 0 else np.uint16).tobytes()
@@ -161,7 +178,9 @@ def test_scales_and_padding_of_each_format_are_its_own(tmp_path):
     volume, _ = read(save(pieces, tmp_path / "s"))
 
     for n in range(6):
-        values = np.random.default_rng(n).integers(1, 200, (4, 3)).T * (2 if n % 2 else 1) - (100 if n % 2 else 0)
+        values = np.random.default_rng(n).integers(1, 200, (4, 3)).T * (2 if n % 2 else 1) - (
+            100 if n % 2 else 0
+        )
         inside = np.ones((3, 4), bool)
         inside[0, 0] = False
         assert np.array_equal(volume.data[..., n][inside], values[inside])
@@ -195,7 +214,12 @@ def test_two_complete_volumes_that_only_their_formats_tell_apart_stay_two(tmp_pa
 
 
 def test_a_frame_of_reference_that_some_slices_lack_is_that_of_all(tmp_path):
-    for name, lacking in {"first": [0], "last": [9], "block": [0, 1, 2, 3, 4], "odd": [1, 3, 5, 7, 9]}.items():
+    for name, lacking in {
+        "first": [0],
+        "last": [9],
+        "block": [0, 1, 2, 3, 4],
+        "odd": [1, 3, 5, 7, 9],
+    }.items():
         pieces = series(10)
         for n in lacking:
             pieces[n].FrameOfReferenceUID = ""
@@ -207,7 +231,9 @@ def test_a_frame_of_reference_that_some_slices_lack_is_that_of_all(tmp_path):
 
         assert is_near(volume, pieces) and said == []  # an empty UID contradicts nothing
         origin = open_origin(tmp_path / name)
-        named = next(piece.FrameOfReferenceUID for n, piece in enumerate(pieces) if n not in lacking)
+        named = next(
+            piece.FrameOfReferenceUID for n, piece in enumerate(pieces) if n not in lacking
+        )
         assert origin.frame_of_reference == named
         assert origin.has_frame_of_reference
 
@@ -221,7 +247,11 @@ def test_frames_of_reference_of_every_slice_are_passed_over_with_a_warning(tmp_p
     volume, said = read(save(pieces, tmp_path / "s"))
 
     assert is_near(volume, pieces)
-    assert len(said) == 1 and "Frame of Reference UID of its own" in said[0] and said[0].endswith(": 6")
+    assert (
+        len(said) == 1
+        and "Frame of Reference UID of its own" in said[0]
+        and said[0].endswith(": 6")
+    )
     with pytest.warns(DataWarning, match="has no frame of reference"):
         assert not open_origin(tmp_path / "s").has_frame_of_reference
 
@@ -235,13 +265,17 @@ SHARED = {
 
 
 @pytest.mark.parametrize("numbers", SHARED.values(), ids=SHARED)
-def test_several_frames_of_reference_in_one_stack_are_refused_by_name_unless_repaired(tmp_path, numbers):
+def test_several_frames_of_reference_in_one_stack_are_refused_by_name_unless_repaired(
+    tmp_path, numbers
+):
     pieces = series(10)
     for piece, number in zip(pieces, numbers):
         piece.FrameOfReferenceUID = f"1.2.3.{number}"
     folder = save(pieces, tmp_path / "s")
 
-    with pytest.raises(BadFile, match=r"different coordinate systems by their Frame of Reference UIDs.*--repair"):
+    with pytest.raises(
+        BadFile, match=r"different coordinate systems by their Frame of Reference UIDs.*--repair"
+    ):
         io.read(folder)
     assert read_all(folder) == [] and len(io.list_volumes(folder)) == 1
 
@@ -270,18 +304,24 @@ def test_stacks_with_frames_of_reference_of_their_own_stay_two(tmp_path):
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("about_centre", [False, True])
 @pytest.mark.parametrize("pattern", ["turns", "random", "drift"])
-def test_orientations_that_wobble_by_less_than_a_pixel_sees_are_one_volume(tmp_path, axis, about_centre, pattern):
+def test_orientations_that_wobble_by_less_than_a_pixel_sees_are_one_volume(
+    tmp_path, axis, about_centre, pattern
+):
     pieces = series(9, 40, 60)
     chance = np.random.default_rng(5)
     for n, piece in enumerate(pieces):
-        size = {"turns": (0, 1, -1)[n % 3], "random": chance.uniform(-1, 1), "drift": n / 4 - 1}[pattern]
+        size = {"turns": (0, 1, -1)[n % 3], "random": chance.uniform(-1, 1), "drift": n / 4 - 1}[
+            pattern
+        ]
         turned(piece, axis, 8e-4 * size, about_centre)
 
     volume, said = read(save(pieces, tmp_path / "s"))
 
     assert is_near(volume, pieces)
     assert len(said) == 1 and "orientations of its slices wobble by up to" in said[0]
-    assert [piece.sop_instance for piece in dicom.ordered_slices(tmp_path / "s")] == [p.SOPInstanceUID for p in pieces]
+    assert [piece.sop_instance for piece in dicom.ordered_slices(tmp_path / "s")] == [
+        p.SOPInstanceUID for p in pieces
+    ]
 
 
 @pytest.mark.parametrize("spacings", [([0.9, 0.7], [0.9, 0.7004]), ([0.9, 0.7], [0.9003, 0.7003])])
@@ -298,7 +338,9 @@ def test_pixel_spacings_that_wobble_by_less_than_a_pixel_sees_are_one_volume(tmp
 @pytest.mark.parametrize("radians", [0.004, 0.02, 0.1])
 @pytest.mark.parametrize("pattern", [[0, 1], [0, 1, -1], [0, 0, 0, 0, 1]])
 def test_orientations_that_wobble_by_more_are_refused_by_name(tmp_path, radians, pattern):
-    """How far a pixel moves decides: the same angle that is nothing in a small slice is much in a large one."""
+    """How far a pixel moves decides: the same angle that is nothing in a small slice is much in a
+    large one.
+    """
     pieces = series(9, 150, 150)
     for n, piece in enumerate(pieces):
         turned(piece, 2, radians * pattern[n % len(pattern)], about_centre=True)
@@ -383,7 +425,9 @@ def test_slices_that_differ_and_lie_between_one_another_are_no_volumes(tmp_path,
         HARD[what](pieces[n])
     folder = save(pieces, tmp_path / "s")
 
-    with pytest.raises(BadFile, match=f"(one stack but|which move pixels).*{what}|{what}.*(take the slices|pixels)"):
+    with pytest.raises(
+        BadFile, match=f"(one stack but|which move pixels).*{what}|{what}.*(take the slices|pixels)"
+    ):
         io.read(folder)
     assert read_all(folder) == []
     assert not any(one.repairable for one in io.list_volumes(folder))
@@ -400,7 +444,9 @@ def test_a_missing_slice_does_not_hide_that_parts_are_one_stack(tmp_path):
 
 def test_image_types_that_take_turns_are_no_volumes_of_their_own(tmp_path):
     pieces = as_mr(series(10))
-    every_second(ImageType=(["ORIGINAL", "PRIMARY", "M", "ND"], ["ORIGINAL", "PRIMARY", "M", "NORM"]))(pieces)
+    every_second(
+        ImageType=(["ORIGINAL", "PRIMARY", "M", "ND"], ["ORIGINAL", "PRIMARY", "M", "NORM"])
+    )(pieces)
 
     with pytest.raises(BadFile, match="one stack but are of different image types"):
         io.read(save(pieces, tmp_path / "s"))
@@ -418,10 +464,13 @@ def test_echo_times_that_differ_by_rounding_are_one_echo(tmp_path, times):
 @pytest.mark.parametrize(
     "values",
     [
-        {"WindowCenter": (40, 400), "WindowWidth": (80, 1500)}, {"RescaleIntercept": (-1024, -1023)},
+        {"WindowCenter": (40, 400), "WindowWidth": (80, 1500)}, {"RescaleIntercept": (-1024,
+        -1023)},
         {"AcquisitionNumber": (1, 2)}, {"InstanceNumber": (1, 2)}, {"TriggerTime": (0, 500)},
-        {"SliceThickness": ("2.5", "2.6")}, {"KVP": (100, 120)}, {"ImageType": (["ORIGINAL"], ["DERIVED"])},
-        {"SmallestImagePixelValue": (0, 1)}, {"Modality": ("CT", "")}, {"AcquisitionTime": ("101010", "101011")},
+        {"SliceThickness": ("2.5", "2.6")}, {"KVP": (100, 120)}, {"ImageType": (["ORIGINAL"],
+        ["DERIVED"])},
+        {"SmallestImagePixelValue": (0, 1)}, {"Modality": ("CT", "")},
+        {"AcquisitionTime": ("101010", "101011")},
     ],
 )  # fmt: skip
 def test_what_may_differ_from_slice_to_slice_parts_nothing(tmp_path, values):
@@ -442,7 +491,9 @@ def test_what_may_differ_from_slice_to_slice_parts_nothing(tmp_path, values):
 def test_a_thin_and_a_thick_stack_of_the_same_body_stay_two(tmp_path):
     for name, shift in {"at shared places": 0.0, "between": 0.4}.items():
         thin = series(26, 8, 6, step_mm=1.0)
-        thick = change(another(series(6, 4, 3, step_mm=5.0), 3), SeriesInstanceUID=thin[0].SeriesInstanceUID)
+        thick = change(
+            another(series(6, 4, 3, step_mm=5.0), 3), SeriesInstanceUID=thin[0].SeriesInstanceUID
+        )
         for n, piece in enumerate(thick):
             piece.ImagePositionPatient = place(shift + 5.0 * n)
 
@@ -454,7 +505,9 @@ def test_a_thin_and_a_thick_stack_of_the_same_body_stay_two(tmp_path):
 
 def test_stacks_one_behind_the_other_with_pixels_of_their_own_stay_two(tmp_path):
     first, second = series(5), series(5, 8, 6, seed=3)
-    for n, piece in enumerate(change(second, SeriesInstanceUID=first[0].SeriesInstanceUID, PixelSpacing=[0.5, 0.4])):
+    for n, piece in enumerate(
+        change(second, SeriesInstanceUID=first[0].SeriesInstanceUID, PixelSpacing=[0.5, 0.4])
+    ):
         piece.ImagePositionPatient = place(2.5 * (n + 5))
 
     volumes = read_all(save(first + second, tmp_path / "s"))
@@ -486,8 +539,12 @@ def test_stacks_side_by_side_stay_two(tmp_path):
 # --- Files that hold many slices, under whatever class
 
 
-def in_one_file(pieces: list[Dataset], sop_class: str, *, top_level: bool = False, seed: int = 2) -> Dataset:
-    """All slices as frames of one file; what they share in the shared groups, or at the top level."""
+def in_one_file(
+    pieces: list[Dataset], sop_class: str, *, top_level: bool = False, seed: int = 2
+) -> Dataset:
+    """All slices as frames of one file; what they share in the shared groups, or at the top
+    level.
+    """
     whole = enhanced([pieces], sop_class, seed)
     for group in whole.PerFrameFunctionalGroupsSequence:
         del group.FrameContentSequence
@@ -502,7 +559,9 @@ def in_one_file(pieces: list[Dataset], sop_class: str, *, top_level: bool = Fals
 
 @pytest.mark.parametrize("sop_class", [CT, MR, *XRAY_3D, CAPTURES])
 @pytest.mark.parametrize("top_level", [False, True])
-def test_frames_with_places_of_their_own_are_a_volume_under_every_class(tmp_path, sop_class, top_level):
+def test_frames_with_places_of_their_own_are_a_volume_under_every_class(
+    tmp_path, sop_class, top_level
+):
     pieces = series(7)
     path = tmp_path / "x.dcm"
     in_one_file(pieces, sop_class, top_level=top_level).save_as(path, enforce_file_format=True)
@@ -521,7 +580,9 @@ def _no_groups(whole: Dataset) -> None:
 
 
 def _one_without_a_place(whole: Dataset) -> None:
-    whole.ImagePositionPatient = whole.PerFrameFunctionalGroupsSequence[3].PlanePositionSequence[0].ImagePositionPatient
+    whole.ImagePositionPatient = (
+        whole.PerFrameFunctionalGroupsSequence[3].PlanePositionSequence[0].ImagePositionPatient
+    )
     del whole.PerFrameFunctionalGroupsSequence[3].PlanePositionSequence
 
 
@@ -538,7 +599,8 @@ def _frame_twice(whole: Dataset) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (_no_groups, "where each of its frames"), (_one_without_a_place, "where"), (_no_turn, "where"),
+        (_no_groups, "where each of its frames"), (_one_without_a_place, "where"), (_no_turn,
+        "where"),
         (_frame_twice, "same place"),
     ],
 )  # fmt: skip
@@ -596,7 +658,9 @@ def _pair(step: str | None, thickness: str | None, apart: float = 2.5) -> list[D
     return pieces
 
 
-@pytest.mark.parametrize(("step", "thickness"), [("2.5", None), ("2.5", "2"), (None, "2.5"), ("2.51", "9")])
+@pytest.mark.parametrize(
+    ("step", "thickness"), [("2.5", None), ("2.5", "2"), (None, "2.5"), ("2.51", "9")]
+)
 def test_two_slices_whose_distance_the_headers_confirm_are_a_volume(tmp_path, step, thickness):
     pieces = _pair(step, thickness)
 
@@ -606,7 +670,8 @@ def test_two_slices_whose_distance_the_headers_confirm_are_a_volume(tmp_path, st
 
 
 @pytest.mark.parametrize(
-    ("step", "thickness"), [(None, None), ("1.25", None), ("1.25", "2.5"), (None, "1.25"), (None, "5"), ("0", None)]
+    ("step", "thickness"),
+    [(None, None), ("1.25", None), ("1.25", "2.5"), (None, "1.25"), (None, "5"), ("0", None)],
 )
 def test_two_slices_whose_distance_nothing_confirms_stay_refused(tmp_path, step, thickness):
     with pytest.raises(BadFile, match="2 slices, too few"):
@@ -615,7 +680,13 @@ def test_two_slices_whose_distance_nothing_confirms_stay_refused(tmp_path, step,
 
 def test_one_slice_is_a_volume_only_where_its_step_is_known(tmp_path):
     for n, (step, thickness, right) in enumerate(
-        [("3", "2.5", True), ("2.5", "2.5", True), (None, "2.5", False), ("0.3", "2.5", False), ("3", None, False)]
+        [
+            ("3", "2.5", True),
+            ("2.5", "2.5", True),
+            (None, "2.5", False),
+            ("0.3", "2.5", False),
+            ("3", None, False),
+        ]
     ):
         pieces = _pair(step, thickness)[:1]
         folder = save(pieces, tmp_path / str(n))
@@ -636,7 +707,13 @@ def test_an_enhanced_file_of_two_frames_whose_distance_is_known_is_a_volume(tmp_
     assert is_near(read(tmp_path / "x.dcm")[0], pieces, 1e-5)
 
     whole.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = Sequence(
-        [item(PixelSpacing=pieces[0].PixelSpacing, SliceThickness="2.5", SpacingBetweenSlices="1.25")]
+        [
+            item(
+                PixelSpacing=pieces[0].PixelSpacing,
+                SliceThickness="2.5",
+                SpacingBetweenSlices="1.25",
+            )
+        ]
     )
     whole.save_as(tmp_path / "x.dcm", enforce_file_format=True)
     with pytest.raises(BadFile, match="too few"):
@@ -654,7 +731,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("case", "name"), [(case, name) for case, names in CASES.items() for name in names])
+@pytest.mark.parametrize(
+    ("case", "name"), [(case, name) for case, names in CASES.items() for name in names]
+)
 def test_cases_of_one_stack_are_one_volume(shared_data, case, name):
     folder = shared_data / "cases/files" / case
     expected = io.read(folder / "expected.nii.gz")

@@ -15,13 +15,17 @@ from medseg.errors import BadFile
 def pet() -> list[Dataset]:
     """60 kg, 300 MBq of F-18 at 10:00, series from 11:00."""
     pieces = change(
-        series(), SOPClassUID=PT, Modality="PT", RescaleIntercept=0, Units="BQML", DecayCorrection="START",
-        PatientWeight="60", SeriesDate="20200102", SeriesTime="110000.00", AcquisitionDate="20200102",
+        series(), SOPClassUID=PT, Modality="PT", RescaleIntercept=0, Units="BQML",
+        DecayCorrection="START",
+        PatientWeight="60", SeriesDate="20200102", SeriesTime="110000.00",
+        AcquisitionDate="20200102",
     )  # fmt: skip
     for n, piece in enumerate(pieces):
         piece.RescaleSlope, piece.AcquisitionTime = f"{n + 0.5}", f"1105{n:02d}"
         dose = item(
-            RadiopharmaceuticalStartTime="100000.00", RadionuclideTotalDose="300000000", RadionuclideHalfLife="6586.2"
+            RadiopharmaceuticalStartTime="100000.00",
+            RadionuclideTotalDose="300000000",
+            RadionuclideHalfLife="6586.2",
         )
         piece.RadiopharmaceuticalInformationSequence = Sequence([dose])
     return pieces
@@ -62,7 +66,9 @@ def test_a_start_with_date_goes_over_midnight(tmp_path):
 
 
 def test_values_corrected_to_the_injection_need_no_decay(tmp_path):
-    assert factor_of(change(pet(), DecayCorrection="ADMIN"), tmp_path / "s") == pytest.approx(60_000 / 300e6, rel=1e-5)
+    assert factor_of(change(pet(), DecayCorrection="ADMIN"), tmp_path / "s") == pytest.approx(
+        60_000 / 300e6, rel=1e-5
+    )
 
 
 def test_uptake_values_stay_as_they_are(tmp_path):
@@ -87,13 +93,17 @@ def _tags(**values: object):
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (_tags(SOPClassUID="1.2.840.10008.5.1.4.1.1.2"), "is no PET"), (_tags(Units="CNTS"), "not in Bq/mL"),
+        (_tags(SOPClassUID="1.2.840.10008.5.1.4.1.1.2"), "is no PET"), (_tags(Units="CNTS"),
+        "not in Bq/mL"),
         (_tags(Units=""), "not in Bq/mL"), (_tags(PatientWeight=None), "body weight"),
         (_tags(PatientWeight="0"), "body weight"), (_tags(PatientWeight="-1"), "body weight"),
-        (_dose(RadionuclideTotalDose=None), "dose"), (_dose(RadionuclideHalfLife=None), "half-life"),
-        (_tags(DecayCorrection="NONE"), "not corrected for decay"), (_tags(DecayCorrection=""), "not corrected"),
+        (_dose(RadionuclideTotalDose=None), "dose"), (_dose(RadionuclideHalfLife=None),
+        "half-life"),
+        (_tags(DecayCorrection="NONE"), "not corrected for decay"), (_tags(DecayCorrection=""),
+        "not corrected"),
         (_tags(SeriesTime=""), "to which time"), (_tags(SeriesTime="120000"), "to which time"),
-        (_tags(AcquisitionTime=None), "to which time"), (_dose(RadiopharmaceuticalStartTime=None), "when the dose"),
+        (_tags(AcquisitionTime=None), "to which time"), (_dose(RadiopharmaceuticalStartTime=None),
+        "when the dose"),
         (_dose(RadiopharmaceuticalStartDateTime="20200102120000"), "contradict"),
         (_dose(RadiopharmaceuticalStartDateTime="20191231100000"), "contradict"),
         (_tags(RadiopharmaceuticalInformationSequence=[]), "dose and half-life"),

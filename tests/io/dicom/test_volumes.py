@@ -64,7 +64,9 @@ def test_any_orientation_is_placed_right(tmp_path_factory, affine, sop_class, ba
 
     found = np.argwhere(volume.data == 5000 - 1024)
     assert len(found) == 1
-    assert np.allclose((volume.affine @ (*found[0], 1))[:3], (affine @ (2, 3, marker, 1))[:3], atol=1e-3)
+    assert np.allclose(
+        (volume.affine @ (*found[0], 1))[:3], (affine @ (2, 3, marker, 1))[:3], atol=1e-3
+    )
 
 
 def test_each_slice_of_pet_has_its_own_scale(tmp_path):
@@ -91,7 +93,8 @@ def test_unused_bits_and_signs_are_read_right(tmp_path, bits, signed):
         piece.BitsAllocated = 8 if bits == 8 else 16
         stored = values[number] & ((1 << bits) - 1)
         if bits == 12:
-            stored = stored | (np.arange(12).reshape(4, 3) << 12)  # what an old scanner leaves in the unused bits
+            # What an old scanner leaves in the unused bits.
+            stored = stored | (np.arange(12).reshape(4, 3) << 12)
         piece.PixelData = stored.astype(np.uint8 if bits == 8 else np.uint16).tobytes()
         piece.RescaleIntercept = 0
 
@@ -145,7 +148,9 @@ Change = Callable[[list[Dataset]], object]
 
 def _set(**values: object) -> Change:
     """Change tags of every slice."""
-    return lambda pieces: [setattr(piece, tag, value) for piece in pieces for tag, value in values.items()]
+    return lambda pieces: [
+        setattr(piece, tag, value) for piece in pieces for tag, value in values.items()
+    ]
 
 
 def _set_one(**values: object) -> Change:
@@ -238,7 +243,12 @@ def _all_at_one_place(pieces: list[Dataset]) -> None:
         (_set_one(Rows=5), "sizes"),
         (_drop("Rows"), "axis"),
         (lambda pieces: pieces[4].__delattr__("Rows"), "axis"),
-        (lambda pieces: [p.__setattr__("SOPClassUID", "1.2.3") or p.__delattr__("Rows") for p in pieces], "no DICOM"),
+        (
+            lambda pieces: [
+                p.__setattr__("SOPClassUID", "1.2.3") or p.__delattr__("Rows") for p in pieces
+            ],
+            "no DICOM",
+        ),
         (_drop("BitsStored"), "stored in a way"),
         (_drop("PhotometricInterpretation"), "colour"),
         (_drop("SOPClassUID"), "CT, MR or PET"),
@@ -279,7 +289,8 @@ def test_300_mutations_of_a_slice_raise_only_bad_file_and_never_move_the_scan(tm
     for _ in range(300):
         victim.write_bytes(mutated(content, chance, len(content)))
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # pydicom's warnings quote the header, so none may come through
+            # Pydicom's warnings quote the header, so none may come through.
+            warnings.simplefilter("error")
             warnings.simplefilter("ignore", DataWarning)
             try:
                 volume = io.read(folder)
@@ -287,7 +298,8 @@ def test_300_mutations_of_a_slice_raise_only_bad_file_and_never_move_the_scan(tm
                 refused += 1
                 assert NAME not in str(error)
             else:
-                # The other slices hold the geometry in place; an end slice may be lost, which shows in the shape.
+                # The other slices hold the geometry in place; an end slice may be lost, which shows
+                # in the shape.
                 assert np.allclose(volume.spacing_mm, expected.spacing_mm, rtol=0.02)
 
     assert refused > 50

@@ -1,4 +1,6 @@
-"""The loss in one pass over channels-last logits, against its definition in float64; networks that hand it cells."""
+"""The loss in one pass over channels-last logits, against its definition in float64; networks that
+hand it cells.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def defined(logits: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:
-    """Dice plus cross-entropy of (B, K, D, H, W) over the voxels whose label is no less than 0, step by step."""
+    """Dice plus cross-entropy of (B, K, D, H, W) over the voxels whose label is no less than 0,
+    step by step.
+    """
     counts = (labels >= 0)[:, None].to(logits.dtype)
     truth = torch.zeros_like(logits).scatter_(1, labels.clamp(min=0)[:, None], 1.0) * counts
     log_p = logits.log_softmax(1)
@@ -28,12 +32,16 @@ def defined(logits: Tensor, labels: Tensor, smooth: float = 1.0) -> Tensor:
     return 1 - dice.mean() - (log_p * truth).sum() / counts.sum().clamp(min=1)
 
 
-def sample(shape, classes: int, fold: int, half: bool, ignored: bool, seed: int) -> tuple[Tensor, Tensor]:
+def sample(
+    shape, classes: int, fold: int, half: bool, ignored: bool, seed: int
+) -> tuple[Tensor, Tensor]:
     """What a network's head gives (B, classes · fold³, d, h, w), and labels (B, d · fold, ...)."""
     generator = torch.Generator().manual_seed(seed)
     batch, *size = shape
     head = 4 * torch.randn(batch, classes * fold**3, *size, generator=generator)
-    labels = torch.randint(-1 if ignored else 0, classes, (batch, *(n * fold for n in size)), generator=generator)
+    labels = torch.randint(
+        -1 if ignored else 0, classes, (batch, *(n * fold for n in size)), generator=generator
+    )
     return channels_last(head.bfloat16() if half else head), labels
 
 
@@ -60,7 +68,9 @@ def test_value_and_gradient_are_those_of_the_definition(shape, classes, fold, ha
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert ours.grad.dtype == head.dtype
     largest = float(exact.grad.abs().max())
-    assert float((ours.grad.double() - exact.grad).abs().max()) <= (0.005 if half else 1e-5) * largest
+    assert (
+        float((ours.grad.double() - exact.grad).abs().max()) <= (0.005 if half else 1e-5) * largest
+    )
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -75,7 +85,9 @@ def test_hits_are_those_of_the_first_largest_logit(half, fold):
     assert found[0] > 0 and found[1] == 0
     assert truth.tolist() == torch.bincount(labels[known], minlength=5).tolist()
     assert both.tolist() == torch.bincount(labels[known & (best == labels)], minlength=5).tolist()
-    assert hard_dice(cells, labels) == pytest.approx(hard_dice(unfolded(cells).contiguous(), labels))
+    assert hard_dice(cells, labels) == pytest.approx(
+        hard_dice(unfolded(cells).contiguous(), labels)
+    )
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -123,7 +135,9 @@ def test_other_logits_take_the_plain_way():
     cells = folded_cells(head.contiguous(), 2)  # classes outermost
     assert not can_fuse_loss(cells)
     assert not can_fuse_loss(channels_last(torch.randn(1, 3, 4, 4, 4, dtype=torch.float64)))
-    assert float(dice_cross_entropy(cells, labels)) == pytest.approx(float(defined(unfolded(cells), labels)), rel=1e-5)
+    assert float(dice_cross_entropy(cells, labels)) == pytest.approx(
+        float(defined(unfolded(cells), labels)), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -145,6 +159,8 @@ def test_a_network_that_leaves_its_cells_folded_learns_the_same(deep, half):
         losses.append(loss.item())
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < (0.03 if half else 1e-4)
+    assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < (
+        0.03 if half else 1e-4
+    )
     network.eval()
     assert network(x).shape == (2, 3, 12, 12, 16)

@@ -27,10 +27,16 @@ def a_norm(channels: int) -> InstanceNorm:
     return norm
 
 
-def results(x: torch.Tensor, norm: nn.GroupNorm, slope: float, down: torch.Tensor, fused: bool) -> list[torch.Tensor]:
+def results(
+    x: torch.Tensor, norm: nn.GroupNorm, slope: float, down: torch.Tensor, fused: bool
+) -> list[torch.Tensor]:
     """The map and the gradients of x, weight and bias."""
     x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    y = norm_activate(x, norm, slope) if fused else F.leaky_relu(nn.GroupNorm.forward(norm, x), slope)
+    y = (
+        norm_activate(x, norm, slope)
+        if fused
+        else F.leaky_relu(nn.GroupNorm.forward(norm, x), slope)
+    )
     norm.zero_grad()
     (y * down).sum().backward()
     return [y.detach(), x.grad, norm.weight.grad.clone(), norm.bias.grad.clone()]
@@ -83,7 +89,8 @@ def test_bfloat16_is_rounded_to_nearest_even_and_keeps_what_is_not_finite():
     norm = InstanceNorm(16)
     x = channels_last(torch.randn(1, 16, 9, 9, 9)).bfloat16()
     y, exact = norm_activate(x, norm), F.group_norm(x.float(), 16, norm.weight, norm.bias)
-    # The two differ in the last bits of float32, so only numbers between two of bfloat16 may go the other way.
+    # The two differ in the last bits of float32, so only numbers between two of bfloat16 may go the
+    # other way.
     assert float((y == exact.bfloat16()).float().mean()) > 0.999
     x[0, 3, 4, 4, 4] = torch.inf
     assert torch.isnan(norm_activate(x, norm)[0, 3]).any()

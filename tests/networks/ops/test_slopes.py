@@ -1,4 +1,6 @@
-"""Slopes on each voxel's own number: the compiled loops give what the definition gives, and so do their gradients."""
+"""Slopes on each voxel's own number: the compiled loops give what the definition gives, and so do
+their gradients.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,17 @@ def made(dtype: torch.dtype = torch.float32, classes: int = 5) -> tuple[Tensor, 
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-7)])
-def test_compiled_slopes_and_their_gradients_are_those_of_the_definition(dtype: torch.dtype, bound: float):
+def test_compiled_slopes_and_their_gradients_are_those_of_the_definition(
+    dtype: torch.dtype, bound: float
+):
     logits, slope, own = made(dtype)
     weight = torch.randn_like(logits)
     found = []
     for fused in (True, False):
-        a, b = logits.clone(memory_format=torch.preserve_format).requires_grad_(), slope.clone().requires_grad_()
+        a, b = (
+            logits.clone(memory_format=torch.preserve_format).requires_grad_(),
+            slope.clone().requires_grad_(),
+        )
         begin = a * 1  # in place on what came before
         if not fused:
             begin = begin.contiguous()
@@ -50,7 +57,12 @@ def test_each_voxel_gets_the_slope_of_its_cell_times_its_own_intensity():
     with torch.no_grad():
         assert torch.equal(network(x), plain(x))  # no slopes yet
         torch.nn.init.normal_(network.slope.weight)
-        slope = network.slope(plain.features(x)).repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
+        slope = (
+            network.slope(plain.features(x))
+            .repeat_interleave(2, 2)
+            .repeat_interleave(2, 3)
+            .repeat_interleave(2, 4)
+        )
         assert torch.allclose(network(x), plain(x) + slope * (16 * x - 8), atol=1e-5)
 
 

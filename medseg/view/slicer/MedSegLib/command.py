@@ -1,6 +1,8 @@
-"""Run the medseg command line as a child process: models, progress, cancel, and errors as one sentence.
+"""Run the medseg command line as a child process: models, progress, cancel, and errors as one
+sentence.
 
-Nothing but the standard library: 3D Slicer's own Python runs this, and medseg may live in another Python.
+Nothing but the standard library: 3D Slicer's own Python runs this, and medseg may live in another
+Python.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ class Model(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where a run is: what it does, the share done (None if unknown), and the lines said since the last look."""
+    """Where a run is: what it does, the share done (None if unknown), and the lines said since the
+    last look.
+    """
 
     what: str
     share: float | None
@@ -40,49 +44,86 @@ class State(NamedTuple):
 
 
 def find_command(chosen: str = "", python: str | None = None) -> list[str]:
-    """The command that starts medseg: the program `chosen`, or what is on the path, or medseg in the Python `python`.
+    """The command that starts medseg: the program `chosen`, or what is on the path, or medseg in
+    the Python `python`.
 
     Raises `CommandError` if there is none.
     """
     if chosen.strip():
         found = shutil.which(chosen.strip())
         if found is None:
-            raise CommandError(f"{chosen.strip()} is not a program; choose the medseg program in the module's settings")
+            raise CommandError(
+                f"{chosen.strip()} is not a program; choose the medseg program in the module's"
+                " settings"
+            )
         return [found]
     found = shutil.which("medseg")
     if found is not None:
         return [found]
     if python is not None and _answers([python, "-m", "medseg", "version"]):
         return [python, "-m", "medseg"]
-    raise CommandError("medseg was not found; install it, or choose the medseg program in the module's settings")
+    raise CommandError(
+        "medseg was not found; install it, or choose the medseg program in the module's settings"
+    )
 
 
-def list_models(command: Sequence[str], environment: Mapping[str, str] | None = None) -> list[Model]:
+def list_models(
+    command: Sequence[str], environment: Mapping[str, str] | None = None
+) -> list[Model]:
     """The models that come with medseg. Raises `CommandError`."""
     try:
         done = subprocess.run(
-            [*command, "models", "--json"], capture_output=True, text=True, timeout=_QUESTION_S, env=environment
+            [*command, "models", "--json"],
+            capture_output=True,
+            text=True,
+            timeout=_QUESTION_S,
+            env=environment,
         )
     except (OSError, subprocess.TimeoutExpired):
-        raise CommandError(f"{command[0]} cannot be started; choose the medseg program in the settings") from None
+        raise CommandError(
+            f"{command[0]} cannot be started; choose the medseg program in the settings"
+        ) from None
     try:
-        return [Model(str(row["name"]), int(row["structures"]), str(row["about"])) for row in json.loads(done.stdout)]
+        return [
+            Model(str(row["name"]), int(row["structures"]), str(row["about"]))
+            for row in json.loads(done.stdout)
+        ]
     except (ValueError, KeyError, TypeError):
-        raise CommandError(_sentence(done.stderr.splitlines()) or "medseg did not say which models it has") from None
+        raise CommandError(
+            _sentence(done.stderr.splitlines()) or "medseg did not say which models it has"
+        ) from None
 
 
 def infer_command(
-    command: Sequence[str], scan: Path, output: Path, model: str = "brain", device: str = "auto", cleanup: bool = True
+    command: Sequence[str],
+    scan: Path,
+    output: Path,
+    model: str = "brain",
+    device: str = "auto",
+    cleanup: bool = True,
 ) -> list[str]:
     """The arguments that segment `scan` into `output` and say how far they are."""
-    arguments = ["infer", str(scan), "-o", str(output), "--model", model, "--device", device, "--progress", "json"]
+    arguments = [
+        "infer",
+        str(scan),
+        "-o",
+        str(output),
+        "--model",
+        model,
+        "--device",
+        device,
+        "--progress",
+        "json",
+    ]
     return [*command, *arguments, *([] if cleanup else ["--no-cleanup"])]
 
 
 class Run:
     """A command at work. Look at it from time to time; nothing here waits."""
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, arguments: Sequence[str], environment: Mapping[str, str] | None = None
+    ) -> None:
         """Start it. Raises `CommandError` if it cannot be started."""
         try:
             self._process = subprocess.Popen(
@@ -96,7 +137,9 @@ class Run:
                 env=environment,
             )
         except OSError:
-            raise CommandError(f"{arguments[0]} cannot be started; choose the medseg program in the settings") from None
+            raise CommandError(
+                f"{arguments[0]} cannot be started; choose the medseg program in the settings"
+            ) from None
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._said: list[str] = []
         self._what = "starting"
@@ -126,7 +169,9 @@ class Run:
         return self._cancelled
 
     def cancel(self) -> None:
-        """Tell it to stop; it leaves nothing half-written. What does not stop in `PATIENCE_S` is killed."""
+        """Tell it to stop; it leaves nothing half-written. What does not stop in `PATIENCE_S` is
+        killed.
+        """
         self._cancelled = True
         if self.running:
             self._process.terminate()
@@ -135,14 +180,18 @@ class Run:
             timer.start()
 
     def finish(self) -> None:
-        """Wait for its end. Raises `CommandError` with what it said if it failed or was cancelled."""
+        """Wait for its end. Raises `CommandError` with what it said if it failed or was
+        cancelled.
+        """
         code = self._process.wait()
         self._reader.join()
         self.look()
         if self._cancelled:
             raise CommandError("stopped; nothing was changed")
         if code != 0:
-            raise CommandError(_sentence(self._said) or f"medseg ended with exit code {code} and said nothing")
+            raise CommandError(
+                _sentence(self._said) or f"medseg ended with exit code {code} and said nothing"
+            )
 
     def _read(self) -> None:
         assert self._process.stderr is not None

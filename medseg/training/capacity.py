@@ -1,0 +1,161 @@
+"""What this machine can train: how fast, by trying, and how much fits into its memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from medseg.config import Config
+from medseg.errors import NotEnoughMemory
+from medseg.networks import build_model, patch_multiples
+from medseg.training.processes import innermost_channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Where training will run: the kind of device, its memory that may be used, and processes that
+    share a step.
+    """
+
+    device: str
+    memory_bytes: int
+    processes: int = 1
+
+
+@cache
+def seconds_a_voxel(machine: Machine, channels: int) -> float:
+    """How long a voxel of a patch takes in training with the plain U-Net of this machine, by
+    trying.
+
+    On a CPU one thread's own time is measured, in the faster arithmetic, and shared out over the
+    threads, at 80 % of what they could do: whatever else the machine does at the moment then does
+    not change the plan.
+    """
+    device, threads = torch.device(machine.device), torch.get_num_threads()
+    on_gpu = machine.device == "cuda"
+    base, edge = (32, 96) if on_gpu else (16, 32)
+    network = build_model("unet", channels, 3, features=[base, 2 * base, 4 * base, 8 * base]).to(
+        device
+    )
+    network = innermost_channels(network, device).train()
+    # Two patches, as in training: one alone takes oneDNN twice as long a patch.
+    x = torch.rand(2, channels, edge, edge, edge, device=device)
+    clock = time.perf_counter if on_gpu else time.thread_time
+
+    def seconds(half: bool) -> float:
+        images = x.to(memory_format=torch.channels_last_3d) if half else x
+        times = []
+        for _ in range(4):
+            begun = clock()
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                out = network(images)
+            out.float().square().mean().backward()
+            if on_gpu:
+                torch.cuda.synchronize()
+            times.append(clock() - begun)
+        return min(times[1:])
+
+    if on_gpu:
+        return seconds(True) / (2 * edge**3) / machine.processes
+    torch.set_num_threads(1)
+    try:
+        arithmetics = (False, True) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (False,)
+        fastest = min(seconds(half) for half in arithmetics)
+    finally:
+        torch.set_num_threads(threads)
+    shared = 1.0 if threads == 1 else 0.8 * min(threads, 16)
+    return fastest / (2 * edge**3) / shared / machine.processes
+
+
+def check_memory(config: Config, channels: int, outputs: int, machine: Machine) -> int:
+    """The bytes training will need; `NotEnoughMemory` if that is more than there is, saying what
+    would fit.
+    """
+    network = (config.model.name, config.model.options, channels, outputs)
+    patch, batch = list(config.model.patch), config.train.batch
+    needed = training_bytes(*network, patch, batch // machine.processes, machine.device)
+    if needed <= machine.memory_bytes:
+        return needed
+    with torch.device("meta"):
+        multiple = patch_multiples(build_model(network[0], channels, outputs, **network[1]))
+    fits = ""
+    while not fits and (
+        batch > machine.processes or max(n // m for n, m in zip(patch, multiple)) > 2
+    ):
+        if batch > machine.processes:
+            batch = max(machine.processes, batch // 2 // machine.processes * machine.processes)
+        else:
+            axis = max(range(3), key=lambda axis: patch[axis] / multiple[axis])
+            patch[axis] = max(
+                multiple[axis], int(0.8 * patch[axis]) // multiple[axis] * multiple[axis]
+            )
+        if (
+            training_bytes(*network, patch, batch // machine.processes, machine.device)
+            <= machine.memory_bytes
+        ):
+            fits = (
+                f"; --set train.batch={batch} --set model.patch=[{','.join(map(str, patch))}]"
+                " would fit"
+            )
+    shown = " x ".join(map(str, config.model.patch))
+    raise NotEnoughMemory(
+        f"training needs about {needed / 1e9:.1f} GB for patches of {shown} and a batch of"
+        f" {config.train.batch}, but {machine.memory_bytes / 1e9:.1f} GB may be used"
+        + (fits or "; choose a smaller network")
+    )
+
+
+def training_bytes(
+    architecture: str,
+    options: Mapping[str, Any],
+    channels: int,
+    outputs: int,
+    patch: Sequence[int],
+    batch: int,
+    device: str = "cpu",
+) -> int:
+    """Forecast of the memory a step needs at its peak: tensors kept for backward, weights,
+    gradients, AdamW, averages.
+
+    Computed on tensors without content, so it takes neither memory nor long.
+    """
+    # Built first and then emptied: not every layer of MONAI's can be made without content.
+    network = build_model(architecture, channels, outputs, **options).to("meta").train()
+    x = torch.empty(batch, channels, *patch, device="meta")
+    weights = sum(p.numel() * p.element_size() for p in network.parameters())
+    kept = _saved_bytes(network, x)
+    share = 0.6 if device == "cuda" else 1.0  # autocast keeps half as much of most
+    logits = 4 * batch * outputs * int(np.prod(patch)) * 4
+    # What backward needs on top: gradients of the largest activations, and copies in another
+    # layout.
+    return int(_RESIDENT[device] + 6 * weights + share * 1.25 * kept + logits)
+
+
+#: The process before it trains: Python, torch, compiled kernels; on a GPU its context and cuDNN's
+#: room.
+_RESIDENT = {"cpu": 600_000_000, "cuda": 1_500_000_000}
+
+
+def _saved_bytes(network: nn.Module, x: torch.Tensor) -> int:
+    """Bytes of all tensors that autograd keeps of one forward pass."""
+    seen: dict[int, int] = {}
+    held = []  # so that no storage's number is given to another one
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage._cdata] = storage.nbytes()
+        held.append(storage)
+        return tensor
+
+    weights = {p.untyped_storage()._cdata for p in network.parameters()}
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(x)
+    return sum(size for key, size in seen.items() if key not in weights)
