@@ -169,7 +169,9 @@ def test_another_package_is_entered_by_its_door(path: Path):
             assert module not in PACKAGES or path.name == "__init__.py", (
                 f"{module} imports from its own door"
             )
-        elif module in DOORS and what:
+        elif module in DOORS and not what:
+            continue  # the door as a whole has nothing but what it hands out
+        elif module in DOORS:
             assert what in handed_out(module), f"{module} does not hand out {what}"
         else:
             package, _, whole = module.rpartition(".")

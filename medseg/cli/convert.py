@@ -84,16 +84,7 @@ def convert(
     JSON. OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set, of the series
     given with --source.
     """
-    from medseg.io import (
-        DicomOptions,
-        Overlap,
-        embedded_table,
-        label_kind,
-        read,
-        read_masks,
-        write,
-        write_segments,
-    )
+    from medseg import io
     from medseg.labels import LabelTable
     from medseg.models import is_model, load_models, write_models
 
@@ -101,11 +92,11 @@ def convert(
     if is_model(path):
         write_models(load_models([str(path)]), target)
         return
-    table = LabelTable.read(labels) if labels else embedded_table(path)
+    table = LabelTable.read(labels) if labels else io.embedded_table(path)
     # Then the options for DICOM are about the source alone.
-    about_source = source is not None and not label_kind(path)
+    about_source = source is not None and not io.label_kind(path)
     try:
-        scan = read(
+        scan = io.read(
             path,
             volume_index=volume,
             assume_geometry=assume_geometry,
@@ -115,12 +106,13 @@ def convert(
             source=source,
             segments=segment,
         )
-    except Overlap:
+    except io.Overlap:
         if not target.name.lower().endswith(".seg.nrrd"):
             raise
-        write_segments(read_masks(path, source=source, series=series, repair=repair), target)
+        masks = io.read_masks(path, source=source, series=series, repair=repair)
+        io.write_segments(masks, target)
         return
-    options = DicomOptions(
+    options = io.DicomOptions(
         seg_type=seg_type,
         deidentify=deidentify,
         deterministic=deterministic,
@@ -128,7 +120,7 @@ def convert(
         series=series,
         repair=repair,
     )
-    write(scan, target, table=table, source=source, options=options)
+    io.write(scan, target, table=table, source=source, options=options)
 
 
 def info(

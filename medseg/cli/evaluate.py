@@ -91,25 +91,18 @@ def evaluate(
     """Score label maps against references: scores.csv, summary.json, and report.html with plots and
     worst cases.
     """
-    from medseg.evaluation import (
-        LesionOptions,
-        Options,
-        evaluate as score_folders,
-        find_table,
-        parse_structures,
-        summary_table,
-    )
+    from medseg import evaluation
 
-    known = find_table(table, reference, prediction)
-    options = Options(
-        structures=parse_structures(labels, known) if labels else None,
+    known = evaluation.find_table(table, reference, prediction)
+    options = evaluation.Options(
+        structures=evaluation.parse_structures(labels, known) if labels else None,
         ignore=ignore,
         surface=surface,  # type: ignore[arg-type]
         percentiles=tuple(percentile or (95,)),
         tolerance_mm=_tolerances(tolerance),
         empty=empty,  # type: ignore[arg-type]
         lesions=tuple(lesions or ()),
-        lesion_options=LesionOptions(
+        lesion_options=evaluation.LesionOptions(
             matching=lesion_matching,  # type: ignore[arg-type]
             min_iou=lesion_iou,
             connectivity=lesion_connectivity,
@@ -123,7 +116,7 @@ def evaluate(
         number_cases=number_cases,
     )
     with bar(quiet) as progress:
-        result = score_folders(
+        result = evaluation.evaluate(
             reference, prediction, output, options, known, progress, volume_index=volume
         )
     for problem in result.problems:
@@ -132,7 +125,7 @@ def evaluate(
     if as_json:
         print_json(result.summary)
     else:
-        print_rows(*summary_table(result.summary))
+        print_rows(*evaluation.summary_table(result.summary))
 
 
 def compare(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -39,6 +39,17 @@ from medseg.machine import keep_memory
 
 if TYPE_CHECKING:
     from medseg.inference import Extras, Job, Model, Settings
+
+#: The words that an option takes.
+_WORDS = {
+    "--device": ("auto", "cpu", "cuda"),
+    "--precision": ("auto", "fp32", "bf16", "fp16"),
+    "--seg-type": ("binary", "labelmap"),
+    "--progress": ("auto", "json"),
+    "--backend": ("auto", "torch", "openvino"),
+    "--orientation": ("auto", "stored", "RAS", "LPS", "LAS"),
+    "--checkpoint": ("final", "best", "latest"),
+}
 
 
 def infer(
@@ -181,58 +192,52 @@ def infer(
     run record (.json). Of DICOM, OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a
     structure set.
     """
-    from medseg.inference import (
-        Extras,
-        Settings,
-        channel_names,
-        check_also,
-        labels_named,
-        list_jobs,
-        load_model,
-    )
+    from medseg import inference
     from medseg.io import DicomOptions
 
-    check_one_of("--device", device, ("auto", "cpu", "cuda"))
-    check_one_of("--precision", precision, ("auto", "fp32", "bf16", "fp16"))
-    check_one_of("--seg-type", seg_type, ("binary", "labelmap"))
-    check_one_of("--progress", show_progress, ("auto", "json"))
-    check_one_of("--backend", backend, ("auto", "torch", "openvino"))
-    check_one_of("--orientation", orientation, ("auto", "stored", "RAS", "LPS", "LAS"))
-    check_one_of("--checkpoint", checkpoint_name, ("final", "best", "latest"))
+    words = {
+        "--device": device, "--precision": precision, "--seg-type": seg_type,
+        "--progress": show_progress, "--backend": backend, "--orientation": orientation,
+        "--checkpoint": checkpoint_name,
+    }  # fmt: skip
+    _check_words(words)
     memory_bytes = parse_bytes(max_memory, "--max-memory") if max_memory else None
-    extras = Extras(
+    extras = inference.Extras(
         preview=preview, instances=instances, volume_index=volume, assume_geometry=assume_geometry,
-        series=series,
-        repair=repair, suv=suv, also=_kinds(also),
+        series=series, repair=repair, suv=suv, also=_kinds(also),
         dicom=DicomOptions(seg_type=seg_type, deidentify=deidentify, deterministic=deterministic),
     )  # fmt: skip
-    loaded = load_model(*model, folds=parse_folds(folds), checkpoint=checkpoint_name)
-    settings = Settings(
+    loaded = inference.load_model(*model, folds=parse_folds(folds), checkpoint=checkpoint_name)
+    settings = inference.Settings(
         device=device, precision=precision, overlap=overlap, cleanup=cleanup, backend=backend,
-        batch=batch, tta=tta,
-        max_memory_bytes=memory_bytes,
+        batch=batch, tta=tta, max_memory_bytes=memory_bytes,
         probabilities=parse_values(probabilities) if probabilities else (),
         uncertainty=uncertainty, exact=exact, orientation=orientation, postprocess=postprocess,
-        roi=labels_named(loaded, roi.split(",")) if roi else (),
+        roi=inference.labels_named(loaded, roi.split(",")) if roi else (),
     )  # fmt: skip
-    check_also(loaded, extras.also)
+    inference.check_also(loaded, extras.also)
     from_pacs = fetched(
         inputs, Path(output) if output else None, push=push, credentials=credentials,
-        authority=authority,
-        plain_http=plain_http, quiet=quiet,
+        authority=authority, plain_http=plain_http, quiet=quiet,
     )  # fmt: skip
     with from_pacs as remote:
         is_folder = output is not None and output.endswith("/")
-        names = channel_names(loaded)
-        jobs = list_jobs(
-            remote.inputs, remote.output, names=names, channels=channel or (), is_folder=is_folder
-        )
+        jobs = inference.list_jobs(
+            remote.inputs, remote.output, names=inference.channel_names(loaded),
+            channels=channel or (), is_folder=is_folder,
+        )  # fmt: skip
         work = _Work(
             model=loaded, settings=settings, extras=extras, remote=remote, several=len(jobs) > 1,
             skip_existing=skip_existing, json_progress=show_progress == "json", as_json=as_json,
             quiet=quiet,
         )  # fmt: skip
         work.do_all(jobs)
+
+
+def _check_words(words: Mapping[str, str]) -> None:
+    """Raise `typer.BadParameter` for an option with a word that it does not take."""
+    for option, word in words.items():
+        check_one_of(option, word, _WORDS[option])
 
 
 def _kinds(also: str) -> tuple[str, ...]:

@@ -104,12 +104,9 @@ def train(
     changes |= {"train.deterministic": True} if deterministic else {}
     if data.suffix.lower() in (".yaml", ".yml"):
         asked = {
-            "--model": model,
-            "--config": config,
-            "--fold": fold,
-            "--folds": folds,
+            "--model": model, "--config": config, "--fold": fold, "--folds": folds,
             "--finetune": finetune,
-        }
+        }  # fmt: skip
         refused = [name for name, value in asked.items() if value is not None]
         if refused:
             raise BadConfig(

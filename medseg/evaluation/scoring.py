@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -82,19 +82,17 @@ def evaluate(
     masked = masked_cases(reference, prediction, table)
     table = _table_with_masks(masked, table, reference, prediction)
     if options.structures is None and table is not None:
-        options = replace(
-            options, structures={label.name: (label.value,) for label in table.labels}
-        )
+        structures = {label.name: (label.value,) for label in table.labels}
+        options = replace(options, structures=structures)
     _check_names(options)
     values = {label.name: label.value for label in table.labels} if table else {}
+    volume = {} if volume_index is None else {"volume": volume_index}
     reader = LabelReader(values=values, volume_index=volume_index)
     pairs, missing, extra = match_cases(reference, prediction, masked)
     if options.number_cases:
         pairs, missing, extra = numbered(pairs, missing, extra)
     cases, failed = _score_all(pairs, options, reader=reader, progress=progress)
-    problems = [f"{case}: there is no prediction" for case in missing]
-    problems += [f"{case}: there is no reference" for case in extra]
-    problems += [f"{case}: {error}" for case, error in failed.items()]
+    problems = _why_not_scored(missing, extra, failed)
     if not cases:
         raise BadFile(f"{prediction}: no case could be scored; the first problem was {problems[0]}")
     problems += _problems_of(cases, named=table is not None)
@@ -105,19 +103,16 @@ def evaluate(
             "without_prediction": missing,
             "without_reference": extra,
             "failed": failed,
-            "turned_or_resampled": {
-                case: one.grid_note for case, one in cases.items() if one.grid_note
-            },
+            "turned_or_resampled": _grid_notes(cases),
         },
         "problems": problems,
-        "options": (
-            _plain(asdict(options)) | ({} if volume_index is None else {"volume": volume_index})
-        ),
+        "options": _plain(asdict(options)) | volume,
         **summarise(rows, options.bootstrap, options.seed),
     }
     evaluation = Evaluation(rows, summary, problems)
     if output is not None:
-        write_evaluation(evaluation, output, {case: pairs[case] for case in cases}, options, reader)
+        scored = {case: pairs[case] for case in cases}
+        write_evaluation(evaluation, output, scored, options, reader)
     return evaluation
 
 
@@ -355,3 +350,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, tuple | list) else value
+
+
+def _grid_notes(cases: Mapping[str, Any]) -> dict[str, str]:
+    """Of each case whose prediction lay on another grid: what was done about it."""
+    return {case: scored.grid_note for case, scored in cases.items() if scored.grid_note}
+
+
+def _why_not_scored(
+    missing: Iterable[str], extra: Iterable[str], failed: Mapping[str, Any]
+) -> list[str]:
+    """A sentence for each case without a score."""
+    return [
+        *(f"{case}: there is no prediction" for case in missing),
+        *(f"{case}: there is no reference" for case in extra),
+        *(f"{case}: {error}" for case, error in failed.items()),
+    ]

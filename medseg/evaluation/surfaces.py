@@ -277,6 +277,16 @@ def _mark(kernel: Any, labels: NDArray, elements: NDArray, start: int, stop: int
     kernel(labels, start, stop, elements)
 
 
+def _with_neighbours(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """What lies in each block or in one of the 26 around it, a bit a label."""
+    reach = bits.copy()
+    for axis in range(3):
+        before, spread = np.moveaxis(reach.copy(), axis, 0), np.moveaxis(reach, axis, 0)
+        spread[1:] |= before[:-1]
+        spread[:-1] |= before[1:]
+    return reach
+
+
 def _one_way(
     elements: NDArray[np.uint8],
     labels: NDArray[np.uint8],
@@ -300,27 +310,14 @@ def _one_way(
         lambda start, stop: presence(others, other_labels, block, start, stop, bits), len(bits)
     )
     highest = max(int(labels.max()), *values) + 1
-    reach = bits.copy()
-    for axis in range(3):
-        before, spread = np.moveaxis(reach.copy(), axis, 0), np.moveaxis(reach, axis, 0)
-        spread[1:] |= before[:-1]
-        spread[:-1] |= before[1:]
+    reach = _with_neighbours(bits)
 
     def search(start: int, stop: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         histogram = np.zeros((highest, len(offsets)), np.int64)
         far = nearest(
-            elements,
-            labels,
-            others,
-            other_labels,
-            reach,
-            block,
-            offsets,
-            weights,
-            start,
-            stop,
+            elements, labels, others, other_labels, reach, block, offsets, weights, start, stop,
             histogram,
-        )
+        )  # fmt: skip
         return histogram, far
 
     parts = in_slabs(search, len(elements))

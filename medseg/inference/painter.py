@@ -102,16 +102,11 @@ class Painter:
             # Weights (F, voxels of a cell, K), so that the logits of a voxel are summed up
             # together.
             weights = head.weights.reshape(outputs, cell**3, -1).transpose(2, 1, 0)
-            self._unfold = (
-                np.ascontiguousarray(weights),
-                np.ascontiguousarray(head.bias.reshape(outputs, -1).T),
-            )
+            bias = head.bias.reshape(outputs, -1).T
+            self._unfold = np.ascontiguousarray(weights), np.ascontiguousarray(bias)
             if head.slopes is not None:
-                self._slopes = (
-                    np.ascontiguousarray(head.slopes.weights.T),
-                    head.slopes.bias,
-                    head.slopes.own,
-                )
+                slopes = np.ascontiguousarray(head.slopes.weights.T)
+                self._slopes = slopes, head.slopes.bias, head.slopes.own
             head = None
         self._headed = head is not None
         self._weights = (
@@ -119,9 +114,8 @@ class Painter:
         )
         self._bias = head.bias if head else np.empty(outputs, np.float32)
         self._certain = np.zeros((outputs + 1, 2))
-        self._plane: NDArray[np.float32] | None = (
-            None  # (Y, Z, F): the last plane of the row before
-        )
+        # (Y, Z, F): the last plane of the row before.
+        self._plane: NDArray[np.float32] | None = None
         # (X, Z, F): the last plane of the column before.
         self._line = np.zeros((0, 0, 0), np.float32)
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from medseg.inference.backends.predictor import Predictor
     from medseg.inference.painter import Painter
-    from medseg.models import Checkpoint, ModelSet
+    from medseg.models import Checkpoint, ModelSet, ModelSpec
 
 
 @dataclass
@@ -366,6 +366,13 @@ def _cleaned(
     return labels
 
 
+def _of_air(spec: ModelSpec, predictor: Predictor) -> list[float]:
+    """What a predictor would say of a voxel of background."""
+    if predictor.head is not None:
+        return [0.0] * predictor.features + [1.0]
+    return [NEVER if spec.regions else 0.0] + [NEVER] * (spec.outputs - 1)
+
+
 def _paint_windows(
     painter: Painter,
     predictor: Predictor,
@@ -400,13 +407,7 @@ def _paint_windows(
         with clock("paint"):
             painter.add(x, y, data)
 
-    empty = None
-    if spec.skip_empty:
-        air = [0.0] * predictor.features + [1.0]
-        if predictor.head is None:
-            air = [NEVER] * spec.outputs
-            air[0] = NEVER if spec.regions else 0.0
-        empty = (CONTENT_ABOVE, air)
+    empty = (CONTENT_ABOVE, _of_air(spec, predictor)) if spec.skip_empty else None
     device = made.device
     start = time.perf_counter()
     with ThreadPoolExecutor(1) as beside:

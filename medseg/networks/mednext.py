@@ -40,12 +40,9 @@ def mednext(
     check_numbers("blocks_up", blocks_up, most=64, count=levels)
     check_number("blocks_bottleneck", blocks_bottleneck, 64)
     check_number("bottleneck_expansion_ratio", bottleneck_expansion_ratio, 16)
-    for name, ratio in (
-        ("encoder_expansion_ratio", encoder_expansion_ratio),
-        ("decoder_expansion_ratio", decoder_expansion_ratio),
-    ):
+    for way, ratio in (("encoder", encoder_expansion_ratio), ("decoder", decoder_expansion_ratio)):
         ratios = [ratio] * levels if isinstance(ratio, int) else ratio
-        check_numbers(name, ratios, most=16, count=levels)
+        check_numbers(f"{way}_expansion_ratio", ratios, most=16, count=levels)
     if kernel_size % 2 == 0:
         raise ValueError(f"kernel_size {kernel_size} is not odd")
     network = assemble(

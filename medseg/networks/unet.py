@@ -56,12 +56,8 @@ class UNet(nn.Module):
         _check_stem(stem, channels, own_intensity)
         step = _steps(levels, strides)
         kernel = _kernels(levels, kernels, step)
-        self.channels, self.classes, self.stem, self.deep_supervision = (
-            channels,
-            classes,
-            stem,
-            deep_supervision,
-        )
+        self.channels, self.classes = channels, classes
+        self.stem, self.deep_supervision = stem, deep_supervision
         #: Whether in training the finest logits stay (B, classes, d, 2, h, 2, w, 2) where the stem
         #: is 2: saves a copy.
         self.folded = False
@@ -70,34 +66,19 @@ class UNet(nn.Module):
 
         block = Residual if residual else conv
         inputs = [channels, *features[:-1]]
-        first_steps: list[int | Three] = [stem, *step[1:]]
+        steps: list[int | Three] = [stem, *step[1:]]
+        shapes = zip(inputs, features, steps, kernel, encoder_blocks)
         self.encoder = nn.ModuleList(
-            _level(
-                block,
-                inputs[n],
-                features[n],
-                step=first_steps[n],
-                kernel=kernel[n],
-                blocks=encoder_blocks[n],
-            )
-            for n in range(levels)
+            _level(block, before, after, step=stride, kernel=size, blocks=blocks)
+            for before, after, stride, size, blocks in shapes
         )
         self.up = nn.ModuleList(
-            nn.ConvTranspose3d(
-                features[n + 1], features[n], kernel_size=step[n + 1], stride=step[n + 1]
-            )
-            for n in range(levels - 1)
+            nn.ConvTranspose3d(coarse, fine, kernel_size=stride, stride=stride)
+            for fine, coarse, stride in zip(features, features[1:], step[1:])
         )
         self.decoder = nn.ModuleList(
-            _level(
-                conv,
-                2 * features[n],
-                features[n],
-                step=1,
-                kernel=kernel[n],
-                blocks=decoder_blocks[n],
-            )
-            for n in range(levels - 1)
+            _level(conv, 2 * fine, fine, step=1, kernel=size, blocks=blocks)
+            for fine, size, blocks in zip(features, kernel, decoder_blocks)
         )
         self.head = nn.Conv3d(features[0], classes * stem**3, 1)
         self.slope = _slopes_of_nothing(features[0], classes) if own_intensity else None

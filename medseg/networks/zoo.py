@@ -61,21 +61,11 @@ DEEP_SUPERVISION = frozenset(
 )
 
 
-def small(name: str, patch: Sequence[int]) -> dict[str, Any]:
-    """Options of the named network that train on a laptop in minutes, 1 to 6 million weights.
-
-    The networks that halve the image as often as is useful halve it up to three times, fewer where
-    `patch` (X, Y, Z) cannot be halved so often. `unetr` needs multiples of 16 and `swin_unetr` of
-    32: ask `check_patch`.
-    """
-    halvings = 0
-    while halvings < 3 and all(
-        size % 2 ** (halvings + 1) == 0 and size >= 2 ** (halvings + 2) for size in patch
-    ):
-        halvings += 1
+def _small_options(halvings: int, patch: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """By network; the image is halved so often."""
     levels = halvings + 1
     features = [16, 32, 64, 128][:levels]
-    options: dict[str, dict[str, Any]] = {
+    return {
         "unet": {"features": features},
         "resenc_unet": {"features": features, "encoder_blocks": [1, 2, 2, 2][:levels]},
         "fcn": {
@@ -110,24 +100,13 @@ def small(name: str, patch: Sequence[int]) -> dict[str, Any]:
             "mask_width": 32,
             "points": 4096,
         },
-        "unetr": {
-            "patch": list(patch),
-            "feature_size": 16,
-            "hidden_size": 144,
-            "mlp_dim": 576,
-            "num_heads": 4,
-        },
+        "unetr": {"patch": list(patch), "feature_size": 16, "hidden_size": 144}
+        | {"mlp_dim": 576, "num_heads": 4},
         "swin_unetr": {"feature_size": 12, "window_size": 4},
         "segresnet": {"init_filters": 16, "blocks_down": [1, 2, 2, 2][: max(2, levels)]},
-        "nnunet": (
-            _cubes(levels)
-            | {
-                "features": features,
-                "encoder_blocks": [2] * levels,
-                "decoder_blocks": [2] * halvings,
-                "bias": False,
-            }
-        ),
+        "nnunet": _cubes(levels)
+        | {"features": features, "bias": False}
+        | {"encoder_blocks": [2] * levels, "decoder_blocks": [2] * halvings},
         "mednext": {
             "init_filters": 16,
             "blocks_down": [1, 2, 2][: max(1, halvings)],
@@ -136,6 +115,21 @@ def small(name: str, patch: Sequence[int]) -> dict[str, Any]:
             "blocks_up": [2, 2, 1][-max(1, halvings) :],
         },
     }
+
+
+def small(name: str, patch: Sequence[int]) -> dict[str, Any]:
+    """Options of the named network that train on a laptop in minutes, 1 to 6 million weights.
+
+    The networks that halve the image as often as is useful halve it up to three times, fewer where
+    `patch` (X, Y, Z) cannot be halved so often. `unetr` needs multiples of 16 and `swin_unetr` of
+    32: ask `check_patch`.
+    """
+    halvings = 0
+    while halvings < 3 and all(
+        size % 2 ** (halvings + 1) == 0 and size >= 2 ** (halvings + 2) for size in patch
+    ):
+        halvings += 1
+    options = _small_options(halvings, patch)
     if name not in options:
         raise BadModel(f"there is no small '{name}'; there is one of {', '.join(sorted(options))}")
     return options[name] | ({"deep_supervision": True} if name in DEEP_SUPERVISION else {})

@@ -77,52 +77,33 @@ def begin(
     about = [finding for fold in folds for finding in _about_split(dataset, splits[fold], holdings)]
     about = list(dict.fromkeys(about))
     events.found(dataset, [*check.findings, *about])
-    _refuse_errors(
-        request, dataset, [*check.errors, *(one for one in about if one.severity == "error")]
-    )
+    _refuse_errors(request, dataset, [*check.errors, *filter(_is_error, about)])
     for finding in about:
         warnings.warn(finding.message, DataWarning, stacklevel=2)
     training, validation = splits[number]
     machine = _machine(request, processes)
     start = load_checkpoint(request.finetune) if request.finetune else None
-    if start is not None:
-        fixed = _adopted(start, dataset) | fixed
+    fixed = fixed if start is None else _adopted(start, dataset) | fixed
     found = fingerprint(check, training)
-    choices = make_plan(
-        dataset,
-        found,
-        machine,
-        architecture=str(fixed.get("model.name") or request.architecture or "unet"),
-        fixed=fixed,
-        judged=any(holdings.get(name) for name in validation),
-    )
+    architecture = str(fixed.get("model.name") or request.architecture or "unet")
+    judged = any(holdings.get(name) for name in validation)
+    choices = make_plan(dataset, found, machine, architecture, fixed=fixed, judged=judged)
     config = _config(request, dataset, choices, fixed=fixed, validation=validation, start=start)
-    check_memory(
-        config,
-        len(dataset.channels),
-        outputs=len(dataset.regions) or len(dataset.table.labels) + 1,
-        machine=machine,
-    )
+    outputs = len(dataset.regions) or len(dataset.table.labels) + 1
+    check_memory(config, len(dataset.channels), outputs=outputs, machine=machine)
     _check_time(
-        config,
-        dataset,
-        machine,
-        request=request,
-        checked_s=checked_s,
-        began=began,
+        config, dataset, machine, request=request, checked_s=checked_s, began=began,
         cases=len(training),
-    )
+    )  # fmt: skip
     events.planned(choices, config)
     write_json(run / "plan.json", as_json(choices, found))
     write_json(run / "splits.json", {"training": training, "validation": validation})
     identity = identity_of(
-        dataset,
-        digests=check.digests,
+        dataset, digests=check.digests,
         holdings={name: sorted(held) for name, held in holdings.items()},
-        folds=None if dataset.splits else len(splits),
-        fold=number,
+        folds=None if dataset.splits else len(splits), fold=number,
         start=start.spec.sha256 if start is not None else None,
-    )
+    )  # fmt: skip
     write_identity(run, identity)
     record_config(config, run)  # last of all: where it is, the rest is
 
@@ -306,3 +287,7 @@ def write_json(path: Path, content: Any) -> None:
     """Write a file of JSON whole or not at all."""
     with atomic_write(path) as handle:
         handle.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def _is_error(finding: Finding) -> bool:
+    return finding.severity == "error"

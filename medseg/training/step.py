@@ -104,32 +104,21 @@ class Run:
             start_from(config.start_from, network)
         thinnest = THIN
         if settings.precision == "auto":  # asked before the network is spread over processes
-            thinnest = thinnest_map(
-                network, source.channels, patch=config.model.patch, device=device
-            )
+            patch = config.model.patch
+            thinnest = thinnest_map(network, source.channels, patch=patch, device=device)
         network, parallel = processes.spread(network.to(device).train(), settings.parallel)
         optimizer = make_optimizer(settings, network)
         averages = {key: value.detach().clone() for key, value in network.state_dict().items()}
         best: dict[str, Tensor] = {}
         facts = restore_run(
-            run=folder,
-            network=network,
-            optimizer=optimizer,
-            average=averages,
-            best=best,
+            run=folder, network=network, optimizer=optimizer, average=averages, best=best,
             processes=processes,
-        )
+        )  # fmt: skip
         if "precision" not in facts:  # one trial for all processes and for the whole run
-            chosen = (
-                choose_training_precision(config, device, thinnest)
-                if processes.first
-                else PRECISIONS[0]
-            )
-            facts["precision"] = PRECISIONS[round(processes.first_says(PRECISIONS.index(chosen)))]
+            facts["precision"] = _agreed_precision(config, processes, thinnest)
         precision = facts["precision"]
-        scaler = torch.amp.GradScaler(
-            device.type, enabled=precision == "fp16" and device.type == "cuda"
-        )
+        is_scaled = precision == "fp16" and device.type == "cuda"
+        scaler = torch.amp.GradScaler(device.type, enabled=is_scaled)
         if scaler.is_enabled() and "scaler" in facts:
             scaler.load_state_dict(facts["scaler"])
         if processes.first:
@@ -137,20 +126,12 @@ class Run:
             # What a killed process left half-written; the lock says that nobody writes.
             sweep(folder, min_age_s=0)
         return cls(
-            config=config,
-            folder=folder,
-            source=source,
-            processes=processes,
-            network=network,
-            parallel=parallel,
-            optimizer=optimizer,
-            scaler=scaler,
-            average_weights=averages,
-            best=best,
-            facts=facts,
+            config=config, folder=folder, source=source, processes=processes, network=network,
+            parallel=parallel, optimizer=optimizer, scaler=scaler, average_weights=averages,
+            best=best, facts=facts,
             clock=RunClock(settings=settings, facts=facts, began=began, reserve=reserve),
             channels_last=is_channels_last(network, precision, device),
-        )
+        )  # fmt: skip
 
     @property
     def step(self) -> int:
@@ -421,3 +402,11 @@ def _named(scores: Mapping[str, float]) -> dict[str, Any]:
 def mix(seed: int, step: int, sample: int) -> int:
     """A seed for each (seed, step, sample) that no other triple of a run shares."""
     return (seed * 1_000_003 + step) * 4096 + sample
+
+
+def _agreed_precision(config: Config, processes: Processes, thinnest: int) -> str:
+    """What the first process finds fastest, for all of them."""
+    chosen = PRECISIONS[0]
+    if processes.first:
+        chosen = choose_training_precision(config, processes.device, thinnest)
+    return PRECISIONS[round(processes.first_says(PRECISIONS.index(chosen)))]

@@ -109,12 +109,7 @@ def prepare(
         "slope": slope,
         "intercept": intercept,
         "unit": contrast.unit,
-        "window": {
-            "low": contrast.low,
-            "high": contrast.high,
-            "min": contrast.least,
-            "max": contrast.most,
-        },
+        "window": _window(contrast),
         "start": start,
         "turn": TURN,
         "served": False,
@@ -345,3 +340,9 @@ def _inline(script: str) -> str:
 def _source(text: str) -> str:
     """How a Content-Security-Policy names a script or a style by its content."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
+
+
+def _window(contrast: Contrast) -> dict[str, float]:
+    """The intensities that are black and white at first, and the least and most there are."""
+    low, high, least, most = contrast.low, contrast.high, contrast.least, contrast.most
+    return {"low": low, "high": high, "min": least, "max": most}

@@ -67,11 +67,9 @@ class _NormActivate(torch.autograd.Function):
         voxels = x[0, 0].numel()
         blocks = channels // LANES
         source, down, units = numbers(x), numbers(grad), pieces(x)
-        centre, flat_scale, flat_shift = (
-            mean.astype(np.float32).ravel(),
-            scale.ravel(),
-            shift.ravel(),
-        )
+        centre = mean.astype(np.float32).ravel()
+        about = {"blocks": channels // LANES, "slope": slope}
+        about |= {"scale": scale.ravel(), "shift": shift.ravel()}
         sums = np.empty((len(units), blocks * 2 * LANES))
 
         def measure(n: int) -> None:
@@ -81,21 +79,16 @@ class _NormActivate(torch.autograd.Function):
                 down,
                 first=first,
                 count=count,
-                blocks=blocks,
-                scale=flat_scale,
-                shift=flat_shift,
                 sample=sample,
-                slope=slope,
                 centre=centre,
                 sums=sums[n],
+                **about,
             )
 
         in_parallel(measure, len(units), torch.get_num_threads())
         per_sample = sums.reshape(batch, -1, blocks, 2, LANES).sum(1)
-        total, weighted = (
-            per_sample[:, :, 0].reshape(batch, -1),
-            per_sample[:, :, 1].reshape(batch, -1),
-        )
+        total = per_sample[:, :, 0].reshape(batch, -1)
+        weighted = per_sample[:, :, 1].reshape(batch, -1)
         per_voxel = -scale * rate**2 * weighted / voxels
         constant = (-scale * total / voxels - per_voxel * mean).astype(np.float32).ravel()
         per_voxel = per_voxel.astype(np.float32).ravel()
@@ -109,14 +102,11 @@ class _NormActivate(torch.autograd.Function):
                 down,
                 first=first,
                 count=count,
-                blocks=blocks,
-                scale=flat_scale,
-                shift=flat_shift,
                 sample=sample,
-                slope=slope,
                 per_voxel=per_voxel,
                 constant=constant,
                 out=target,
+                **about,
             )
 
         in_parallel(work, len(units), torch.get_num_threads())
