@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medseg.cli.options import Json, Quiet
-from medseg.cli.show import bar, grouped, print_json, print_line, print_rows, tell
-from medseg.text import harmless
+from medseg.cli.show import (
+    bar_of_cases,
+    grouped,
+    print_json,
+    print_line,
+    print_rows,
+    print_table,
+    tell,
+)
 
 if TYPE_CHECKING:
     from medseg.dataset import CaseFacts, Check, Dataset, Finding
@@ -47,7 +54,7 @@ def check(
     """
     from medseg.dataset import check_dataset, read_dataset
 
-    with bar(quiet) as progress:
+    with bar_of_cases(quiet) as progress:
         found = read_dataset(dataset, progress)
         result = check_dataset(found, progress)
     done: list[str] | None = None
@@ -95,19 +102,8 @@ def _show(dataset: Dataset, result: Check) -> None:
 
 
 def _list_findings(findings: Sequence[Finding]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for _ in range(3):
-        table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for cases, one in grouped(findings):
-        table.add_row(
-            *(Text(harmless(cell)) for cell in (one.severity, cases, one.kind, one.message))
-        )
-    Console().print(table)
+    rows = [(one.severity, cases, one.kind, one.message) for cases, one in grouped(findings)]
+    print_table("", [""] * 4, rows, unbroken=range(3))
 
 
 def _row(facts: CaseFacts, kinds: list[str]) -> dict[str, Any]:

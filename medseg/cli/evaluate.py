@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from medseg.cli.options import Json, Quiet, VolumeIndex
-from medseg.cli.show import bar, print_json, print_rows, tell
+from medseg.cli.show import bar_of_cases, print_json, print_rows, tell
 from medseg.errors import BadConfig
 from medseg.text import decimal_number, whole_number
 
@@ -94,7 +94,7 @@ def evaluate(
     from medseg import evaluation
 
     known = evaluation.find_table(table, reference, prediction)
-    options = evaluation.Options(
+    options = evaluation.EvaluationOptions(
         structures=evaluation.parse_structures(labels, known) if labels else None,
         ignore=ignore,
         surface=surface,  # type: ignore[arg-type]
@@ -115,7 +115,7 @@ def evaluate(
         seed=seed,
         number_cases=number_cases,
     )
-    with bar(quiet) as progress:
+    with bar_of_cases(quiet) as progress:
         result = evaluation.evaluate(
             reference, prediction, output, options, known, progress, volume_index=volume
         )

@@ -81,7 +81,7 @@ def listen(
     What was received and not delivered by then stays in the spool, and a new start goes on with it.
     """
     from medseg.inference import load_model
-    from medseg.pacs import Limits, Listener, Options, segment_in_child
+    from medseg.pacs import Limits, Listener, NodeOptions, segment_in_child
 
     deliver = _deliveries(output, reply_to, title)
     if not (host in ("localhost", "::1") or host.startswith("127.") or peer):
@@ -91,7 +91,7 @@ def listen(
     chosen = str(Path(model).resolve()) if Path(model).is_dir() else model
     most = int(max_gb * 2**30)
     limits = Limits(instances=max_instances, instance_bytes=min(2**29, most), total_bytes=most)
-    options = Options(
+    options = NodeOptions(
         port=port, host=host, title=title, callers=tuple(caller or ()), peers=tuple(peer or ()),
         quiet_s=quiet_s, associations=associations, series=max_series, limits=limits,
     )  # fmt: skip

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from medseg.progress import Progress, silent
 from medseg.text import harmless
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress, TaskID
     from rich.text import Text
 
     from medseg.dataset import Finding
@@ -22,12 +22,16 @@ if TYPE_CHECKING:
 
 def print_table(
     title: str,
-    columns: tuple[str, ...],
-    rows: Sequence[tuple[str | Text, ...]],
-    right: tuple[int, ...] = (),
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str | Text]],
+    right: Collection[int] = (),
+    *,
+    unbroken: Collection[int] = (),
+    on_stderr: bool = False,
 ) -> None:
-    """A table on stdout under a title, `right` its columns that are aligned right; text is made
-    harmless.
+    """A table on stdout, or stderr, under a title; text is made harmless.
+
+    right: which columns are aligned right; unbroken: which of them are never wrapped.
     """
     from rich.console import Console
     from rich.table import Table
@@ -35,12 +39,33 @@ def print_table(
 
     table = Table(show_header=any(columns), box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for number, name in enumerate(columns):
-        table.add_column(name, justify="right" if number in right else "left", overflow="fold")
+        table.add_column(
+            Text(harmless(name)),
+            justify="right" if number in right else "left",
+            overflow="fold",
+            no_wrap=number in unbroken,
+        )
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(harmless(cell)) for cell in row))
-    console = Console(soft_wrap=False)
-    console.print(Text(harmless(title), style="bold"), soft_wrap=True)
+    console = Console(stderr=on_stderr)
+    if title:
+        console.print(Text(harmless(title), style="bold"), soft_wrap=True)
     console.print(table)
+
+
+def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table on stdout, its columns the keys of the rows."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+    print_table(title, columns, cells, right=range(1, len(columns)))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(f"{one:.4g}" for one in value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
 
 
 def tell(text: object, quiet: bool = False) -> None:
@@ -61,32 +86,83 @@ def print_line(text: object) -> None:
 ScanProgress = tuple[Callable[[str], None], Progress]
 
 
+class _Bar:
+    """A bar on stderr, where that is a terminal, and lines above it."""
+
+    def __init__(self, bar: RichProgress, task: TaskID) -> None:
+        self._bar, self._task = bar, task
+
+    def update(self, what: str, done: float, total: float | None, text: str = "") -> None:
+        """What is done, how much of how much, and a text after the bar."""
+        self._bar.update(
+            self._task, completed=done, total=total, what=harmless(what), text=harmless(text)
+        )
+
+    def say(self, text: str) -> None:
+        """A line, also where there is no terminal."""
+        self._bar.console.print(harmless(text), markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _bar_of(*parts: str) -> Iterator[_Bar]:
+    """A bar with these parts around it, from left to right."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress as RichProgress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    known = {
+        "what": TextColumn("{task.fields[what]:<12}", markup=False),
+        "bar": BarColumn(),
+        "share": TextColumn("{task.percentage:3.0f}%"),
+        "count": MofNCompleteColumn(),
+        "left": TimeRemainingColumn(),
+        "text": TextColumn("{task.fields[text]}", markup=False),
+    }
+    console = Console(stderr=True)
+    columns = [known[part] for part in parts]
+    is_hidden = not console.is_terminal
+    with RichProgress(*columns, console=console, transient=True, disable=is_hidden) as bar:
+        yield _Bar(bar, bar.add_task("", total=None, what="", text=""))
+
+
 @contextmanager
 def bar_of_scan(quiet: bool, scan: Path | str) -> Iterator[ScanProgress]:
     """Lines and a bar on stderr for one scan; nothing at all when quiet."""
     if quiet:
         yield (lambda text: None), silent
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress as RichProgress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f}%"),
-    )
-    console = Console(stderr=True)
-    shown = console.is_terminal
-    with RichProgress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not shown
-    ) as bar:
-        task = bar.add_task("starting", total=None)
+    with _bar_of("what", "bar", "share", "left") as bar:
 
         def progress(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total if total > 1 else None)
+            bar.update(what, done, total if total > 1 else None)
 
-        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-        yield (lambda text: say(harmless(f"{scan}: {text}"))), progress
+        progress("starting", 0, 0)
+        yield (lambda text: bar.say(f"{scan}: {text}")), progress
+
+
+@contextmanager
+def bar_of_cases(quiet: bool) -> Iterator[Progress]:
+    """A bar over cases on stderr, with the name of the one that was done last."""
+    if quiet:
+        yield silent
+        return
+    with _bar_of("bar", "count", "left", "text") as bar:
+        yield lambda case, done, total: bar.update("", done, total, case)
+
+
+@contextmanager
+def bar_of_stages(quiet: bool) -> Iterator[Callable[[str, float, str], None]]:
+    """A bar on stderr; called with what is done, the share that is done, and a text."""
+    if quiet:
+        yield lambda what, share, text: None
+        return
+    with _bar_of("what", "bar", "share", "text") as bar:
+        yield lambda what, share, text: bar.update(what, share, 1.0, text)
 
 
 @contextmanager
@@ -170,63 +246,3 @@ def print_json(value: Any) -> None:
     import json
 
     print(json.dumps(value))
-
-
-def print_rows(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    """A table on stdout, its columns the keys of the rows."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    def cell(value: Any) -> Text:
-        if isinstance(value, list):
-            return Text(" to ".join(f"{one:.4g}" for one in value))
-        return Text(
-            "" if value is None else f"{value:.4g}" if isinstance(value, float) else harmless(value)
-        )
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    for column in columns:
-        table.add_column(
-            Text(harmless(column)),
-            overflow="fold",
-            justify="left" if column == columns[0] else "right",
-        )
-    for row in rows:
-        table.add_row(*(cell(row.get(column)) for column in columns))
-    console = Console()
-    if title:
-        console.print(Text(harmless(title), style="bold"))
-    console.print(table)
-
-
-@contextmanager
-def bar(quiet: bool) -> Iterator[Progress]:
-    """A progress bar over cases on stderr."""
-    if quiet:
-        yield silent
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress as RichProgress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
-    console = Console(stderr=True)
-    with RichProgress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda case, done, total: bar.update(
-            task, completed=done, total=total, description=harmless(case)
-        )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medseg.cli.options import Quiet, parse_bytes, parse_seconds
-from medseg.cli.show import grouped, print_line, print_rows
+from medseg.cli.show import bar_of_stages, grouped, print_line, print_rows, print_table, tell
 from medseg.errors import BadConfig
 from medseg.machine import keep_memory
-from medseg.text import harmless
 
 if TYPE_CHECKING:
     from medseg.config import Config
@@ -140,7 +138,7 @@ def train(
 def _train_dataset(request: Request, quiet: bool) -> None:
     from medseg.training import Events, train_folds
 
-    with _progress(quiet) as progress:
+    with bar_of_stages(quiet) as progress:
         show = _Show(quiet, progress)
         events = Events(
             found=show.found,
@@ -185,7 +183,7 @@ def _train_config(
         )
     from medseg.training import train as run_loop
 
-    with _progress(quiet) as progress:
+    with bar_of_stages(quiet) as progress:
         print_line(run_loop(settings, run, began=began, progress=_Show(quiet, progress).training))
 
 
@@ -214,8 +212,7 @@ class _Show:
 
     def say(self, text: str) -> None:
         """A line of text."""
-        if not self.quiet:
-            _console().print(harmless(text), markup=False, highlight=False)
+        tell(text, self.quiet)
 
     def reading(self, what: str, done: int, count: int) -> None:
         """Cases done."""
@@ -241,20 +238,8 @@ class _Show:
         """The plan, with its reasons."""
         if self.quiet:
             return
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for name in ("setting", "value", "because"):
-            table.add_column(name, overflow="fold")
-        for choice in choices:
-            table.add_row(
-                *(
-                    Text(harmless(text))
-                    for text in (choice.key, _short(choice.value), choice.reason)
-                )
-            )
-        _console().print(table)
+        rows = [(choice.key, _short(choice.value), choice.reason) for choice in choices]
+        print_table("", ("setting", "value", "because"), rows, on_stderr=True)
 
     def training(self, share: float, facts: Mapping[str, Any]) -> None:
         """Where the run stands."""
@@ -289,32 +274,3 @@ def _short(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(_short(one) for one in value) + "]"
     return str(value)
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, float, str], None]]:
-    """A bar on stderr, where that is a terminal; called with what is done, the share that is done,
-    and a text.
-    """
-    if quiet:
-        yield lambda what, share, text: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-    text = TextColumn("{task.description}", markup=False)
-    columns = (TextColumn("{task.fields[what]}"), BarColumn(), TaskProgressColumn(), text)
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task("", total=1.0, what="")
-        yield lambda what, share, text: bar.update(
-            task, completed=share, description=harmless(text), what=what
-        )

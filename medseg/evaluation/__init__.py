@@ -9,6 +9,7 @@ from medseg import door
 if TYPE_CHECKING:
     from medseg.evaluation.comparison import compare as compare
     from medseg.evaluation.lesions import LesionOptions as LesionOptions
+    from medseg.evaluation.metrics import score_titles as score_titles
     from medseg.evaluation.pairs import (
         find_table as find_table,
         parse_structures as parse_structures,
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from medseg.evaluation.scoring import evaluate as evaluate, write_evaluation as write_evaluation
     from medseg.evaluation.summary import (
         Evaluation as Evaluation,
-        Options as Options,
+        EvaluationOptions as EvaluationOptions,
         read_scores as read_scores,
         summarise as summarise,
         summary_table as summary_table,
@@ -31,9 +32,10 @@ __getattr__, __dir__ = door(
     {
         "comparison": ("compare",),
         "lesions": ("LesionOptions",),
+        "metrics": ("score_titles",),
         "pairs": ("find_table", "parse_structures"),
         "reading": ("read_label_map", "refuse_folder"),
         "scoring": ("evaluate", "write_evaluation"),
-        "summary": ("Evaluation", "Options", "read_scores", "summarise", "summary_table"),
+        "summary": ("Evaluation", "EvaluationOptions", "read_scores", "summarise", "summary_table"),
     },
 )

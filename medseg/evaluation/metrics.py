@@ -125,8 +125,8 @@ class Metric:
     function: of a `Pair`; None for scores of lesions, which `lesion_scores` gives. better: which
     way, and by its size where values have a sign; "" where it says nothing about which method is
     better. least, most: between which values it lies, None for no limit; empty: of perfect and of
-    worst empty masks, None for a score that they do not decide. plotted: whether the report draws
-    it.
+    worst empty masks, None for a score that they do not decide. title: what a
+    model's card calls it; only scores that have one are in the card, and drawn in the report.
     """
 
     function: Function | None = None
@@ -135,32 +135,30 @@ class Metric:
     least: float | None = None
     most: float | None = None
     empty: tuple[float, float] | None = None
-    plotted: bool = False
+    title: str = ""
 
 
-def _share(function: Function | None, *, of_lesions: bool = False, plotted: bool = False) -> Metric:
+def _share(function: Function | None, *, of_lesions: bool = False, title: str = "") -> Metric:
     """A score from 0 to 1 of which more is better."""
     empty = None if of_lesions else (1.0, 0.0)
     return Metric(
-        function=function, better="more", least=0.0, most=1.0, empty=empty, plotted=plotted
-    )
+        function=function, better="more", least=0.0, most=1.0, empty=empty, title=title
+    )  # fmt: skip
 
 
-def _distance(
-    function: Function | None, *, of_lesions: bool = False, plotted: bool = False
-) -> Metric:
+def _distance(function: Function | None, *, of_lesions: bool = False, title: str = "") -> Metric:
     """A distance in mm, of which less is better; infinite where a map lacks the structure."""
     empty = None if of_lesions else (0.0, float("inf"))
     return Metric(
-        function=function, unit="mm", better="less", least=0.0, empty=empty, plotted=plotted
-    )
+        function=function, unit="mm", better="less", least=0.0, empty=empty, title=title
+    )  # fmt: skip
 
 
 #: Every column of scores, in the order of scores.csv. A new one is a function of a `Pair` and a
 #: line here; statistics, limits, directions, plots and `medseg compare` follow.
 METRICS: dict[str, Metric] = {
     "dice": _share(
-        lambda pair: _ratio(2 * pair.n_both, pair.n_reference + pair.n_prediction), plotted=True
+        lambda pair: _ratio(2 * pair.n_both, pair.n_reference + pair.n_prediction), title="Dice"
     ),
     "iou": _share(
         lambda pair: _ratio(pair.n_both, pair.n_reference + pair.n_prediction - pair.n_both)
@@ -184,18 +182,18 @@ METRICS: dict[str, Metric] = {
     ),
     "hausdorff_mm": _distance(lambda pair: hausdorff(pair.distances)),
     # A column for each percentile that is asked for.
-    "hausdorff95_mm": _distance(None, plotted=True),
-    "assd_mm": _distance(lambda pair: assd(pair.distances), plotted=True),
+    "hausdorff95_mm": _distance(None, title="95 % Hausdorff distance, mm"),
+    "assd_mm": _distance(lambda pair: assd(pair.distances), title="mean surface distance, mm"),
     "masd_mm": _distance(lambda pair: masd(pair.distances)),
     "surface_dice": _share(
-        lambda pair: surface_dice(pair.distances, pair.tolerance_mm), plotted=True
+        lambda pair: surface_dice(pair.distances, pair.tolerance_mm), title="surface Dice"
     ),
     "lesions_reference": Metric(),
     "lesions_prediction": Metric(),
     "lesions_found": Metric(better="more"),
     "lesions_missed": Metric(better="less", least=0.0),
     "lesions_invented": Metric(better="less", least=0.0),
-    "lesion_f1": _share(None, of_lesions=True, plotted=True),
+    "lesion_f1": _share(None, of_lesions=True, title="F1 of lesions"),
     "lesion_sq": _share(None, of_lesions=True),
     "lesion_pq": _share(None, of_lesions=True),
     "lesion_dice": _share(None, of_lesions=True),
@@ -212,12 +210,16 @@ def metric_of(column: str) -> Metric | None:
     return METRICS.get(column)
 
 
+def score_titles() -> dict[str, str]:
+    """The scores of a model's card, and what it calls them."""
+    return {name: metric.title for name, metric in METRICS.items() if metric.title}
+
+
 def plotted_columns() -> list[str]:
     """The scores that get a plot where there are any: shares, then distances, then those of
     lesions.
     """
-    plotted = [name for name, metric in METRICS.items() if metric.plotted]
-    return sorted(plotted, key=lambda name: (name.startswith("lesion"), METRICS[name].unit))
+    return sorted(score_titles(), key=lambda name: (name.startswith("lesion"), METRICS[name].unit))
 
 
 def _scores_of(pair: Pair, percentiles: Sequence[float]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from medseg.volume import reorient
 
 if TYPE_CHECKING:
     from medseg.evaluation.reading import LabelReader
-    from medseg.evaluation.summary import Evaluation, Options
+    from medseg.evaluation.summary import Evaluation, EvaluationOptions
 
 #: Cases that get pictures.
 WORST_CASES = 3
@@ -52,7 +52,7 @@ img{image-rendering:pixelated;background:#000}
 def report_html(
     result: Evaluation,
     pairs: Mapping[str, tuple[Path, Path]],
-    options: Options,
+    options: EvaluationOptions,
     reader: LabelReader,
 ) -> str:
     """The page as text. `pairs`: files of the scored cases, of which the worst are read again for
@@ -204,7 +204,7 @@ def _box_plot(rows: Sequence[Mapping[str, Any]], name: str) -> str:
 def _worst(
     rows: Sequence[Mapping[str, Any]],
     pairs: Mapping[str, tuple[Path, Path]],
-    options: Options,
+    options: EvaluationOptions,
     reader: LabelReader,
 ) -> str:
     """Pictures of the cases of least mean Dice, through the structure of least Dice of each."""

@@ -24,7 +24,7 @@ from medseg.evaluation.reading import (
     masks_in,
     table_of_masks,
 )
-from medseg.evaluation.summary import Evaluation, Options, scores_csv, summarise
+from medseg.evaluation.summary import Evaluation, EvaluationOptions, scores_csv, summarise
 from medseg.files import atomic_write, written_together
 from medseg.labels import LabelTable
 from medseg.progress import Progress, silent
@@ -60,7 +60,7 @@ def evaluate(
     reference: str | Path,
     prediction: str | Path,
     output: str | Path | None = None,
-    options: Options | None = None,
+    options: EvaluationOptions | None = None,
     table: LabelTable | None = None,
     progress: Progress = silent,
     *,
@@ -77,7 +77,7 @@ def evaluate(
     case on two grids, `BadConfig` for options that contradict the data, `BadOutput` for a place
     that cannot be written.
     """
-    options = options or Options()
+    options = options or EvaluationOptions()
     reference, prediction = Path(reference), Path(prediction)
     masked = masked_cases(reference, prediction, table)
     table = _table_with_masks(masked, table, reference, prediction)
@@ -118,7 +118,7 @@ def evaluate(
 
 def _score_all(
     pairs: Mapping[str, tuple[Path, Path]],
-    options: Options,
+    options: EvaluationOptions,
     *,
     reader: LabelReader,
     progress: Progress,
@@ -186,7 +186,7 @@ def _problems_of(cases: Mapping[str, _Case], *, named: bool) -> list[str]:
     return problems
 
 
-def _check_names(options: Options) -> None:
+def _check_names(options: EvaluationOptions) -> None:
     """Raise `BadConfig` if lesions or tolerances name a structure that is not scored."""
     tolerances = options.tolerance_mm if isinstance(options.tolerance_mm, Mapping) else {}
     if options.structures is None:
@@ -197,7 +197,7 @@ def _check_names(options: Options) -> None:
 
 
 def _in_parallel(
-    pairs: Mapping[str, tuple[Path, Path]], options: Options, reader: LabelReader
+    pairs: Mapping[str, tuple[Path, Path]], options: EvaluationOptions, reader: LabelReader
 ) -> Iterator[tuple[str, _Case | MedsegError]]:
     """Score the cases on threads (reading and scoring release the interpreter lock), and yield them
     in order.
@@ -223,7 +223,12 @@ def _in_parallel(
 
 
 def _score_case(
-    case: str, reference_path: Path, prediction_path: Path, *, options: Options, reader: LabelReader
+    case: str,
+    reference_path: Path,
+    prediction_path: Path,
+    *,
+    options: EvaluationOptions,
+    reader: LabelReader,
 ) -> _Case:
     reference = reader.read(reference_path)
     prediction, note = on_grid_of(reference, reader.read(prediction_path), options.resample)
@@ -287,7 +292,7 @@ def _values(labels: NDArray) -> NDArray[np.int64]:
     return np.flatnonzero(there)
 
 
-def _with_absent(cases: Mapping[str, _Case], options: Options) -> list[dict[str, Any]]:
+def _with_absent(cases: Mapping[str, _Case], options: EvaluationOptions) -> list[dict[str, Any]]:
     """The rows of all cases, with one of status both_empty for each structure that only other cases
     have.
     """
@@ -325,7 +330,7 @@ def write_evaluation(
     result: Evaluation,
     output: str | Path,
     pairs: Mapping[str, tuple[Path, Path]],
-    options: Options,
+    options: EvaluationOptions,
     reader: LabelReader | None = None,
 ) -> None:
     """Write scores.csv, summary.json and report.html to a folder: all three, or none where one

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile
 from medseg.evaluation.lesions import LesionOptions
-from medseg.evaluation.metrics import METRICS, Empty
+from medseg.evaluation.metrics import Empty, score_titles
 from medseg.evaluation.surfaces import Surface
 from medseg.files import read_text
 from medseg.text import decimal_number, from_cell, to_cell
@@ -32,7 +32,7 @@ NOT_SCORES = (
 
 
 @dataclass(frozen=True)
-class Options:
+class EvaluationOptions:
     """How an evaluation is done; all of it is written to summary.json.
 
     structures: name to the labels whose union it is; None for every label of the references, named
@@ -76,7 +76,7 @@ def summary_table(summary: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]
 
     Columns excluded and infinite count the cases that the mean of any of them leaves out.
     """
-    shown = [name for name, metric in METRICS.items() if metric.plotted]
+    shown = list(score_titles())
     rows = []
     for structure, scores in summary["structures"].items():
         there = [name for name in shown if name in scores]

@@ -22,14 +22,6 @@ from medseg.version import versions
 #: What stands before everything that is left to a person; search for it before the model is passed
 #: on.
 TO_COMPLETE = "To be completed by a person"
-#: Scores of the table: name in an evaluation's summary -> column.
-_COLUMNS = {
-    "dice": "Dice",
-    "hausdorff95_mm": "95 % Hausdorff distance, mm",
-    "assd_mm": "mean surface distance, mm",
-    "surface_dice": "surface Dice",
-    "lesion_f1": "F1 of lesions",
-}
 _DESCRIPTION = "A model for segmenting medical images, trained with medseg."
 _ARITHMETIC = {
     "percentiles": "scaled so that percentiles 0.5 and 99.5 of the scan become 0 and 1",
@@ -43,7 +35,8 @@ def model_card(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> str:
 
     facts, each may be missing: cases ({"training": n, "validation": n}), layout of the data set,
     fingerprint (see `training.plan.Fingerprint.as_json`), steps, training_seconds, few_passes (a
-    sentence where they were too few), scores (the summary of an evaluation).
+    sentence where they were too few), scores (the summary of an evaluation), score_titles (which
+    scores of it the card shows, and what it calls them).
     """
     spec, table = checkpoint.spec, checkpoint.table
     scores = facts.get("scores") or {}
@@ -77,7 +70,7 @@ def model_card(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> str:
         "## Training",
         _training(checkpoint, facts),
         "## Scores",
-        _scores(scores, spec.cleanup),
+        _scores(scores, facts.get("score_titles", {}), spec.cleanup),
         "## Limits",
         _open(
             "on which scans it fails, with examples",
@@ -218,7 +211,11 @@ def _parameters(spec: ModelSpec) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _scores(scores: Mapping[str, Any], cleanup: Sequence[Mapping[str, Any]]) -> str:
+def _scores(
+    scores: Mapping[str, Any],
+    titles: Mapping[str, str],
+    cleanup: Sequence[Mapping[str, Any]],
+) -> str:
     structures = scores.get("structures", {})
     if not structures:
         return f"No scan was kept apart to score it.\n\n{_open('scores on scans it has not seen')}"
@@ -234,34 +231,36 @@ def _scores(scores: Mapping[str, Any], cleanup: Sequence[Mapping[str, Any]]) -> 
             f"The labels were cleaned up: {steps}. Training chooses such steps on these same "
             "scans, which makes the scores slightly too good."
         )
-    if left_out := _most_left_out(structures):
+    if left_out := _most_left_out(structures, titles):
         sentences.append(
             f"Scans left out of a mean because a structure is missing there: up to {left_out}."
         )
     if failed := len(scores.get("cases", {}).get("failed", ())):
         sentences.append(f"Scans that could not be scored: {failed}.")
-    return f"{_table_of_scores(structures, overall)}\n\n{' '.join(sentences)}"
+    return f"{_table_of_scores(structures, overall, titles)}\n\n{' '.join(sentences)}"
 
 
-def _columns(structures: Mapping[str, Any]) -> list[str]:
+def _columns(structures: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
     """The scores that any structure has, in the order of the table."""
-    return [column for column in _COLUMNS if any(column in one for one in structures.values())]
+    return [column for column in titles if any(column in one for one in structures.values())]
 
 
-def _table_of_scores(structures: Mapping[str, Any], overall: Mapping[str, Any]) -> str:
+def _table_of_scores(
+    structures: Mapping[str, Any], overall: Mapping[str, Any], titles: Mapping[str, str]
+) -> str:
     """A row a structure, and one of means over them."""
-    columns = _columns(structures)
+    columns = _columns(structures, titles)
     rows = [
         (name, sum(one["status"].values()), *(_statistic(one.get(column)) for column in columns))
         for name, one in structures.items()
     ]
     rows.append(("mean", "", *(_number(overall.get(column)) for column in columns)))
-    return _table(("structure", "scans", *(_COLUMNS[column] for column in columns)), rows)
+    return _table(("structure", "scans", *(titles[column] for column in columns)), rows)
 
 
-def _most_left_out(structures: Mapping[str, Any]) -> int:
+def _most_left_out(structures: Mapping[str, Any], titles: Mapping[str, str]) -> int:
     """How many scans the mean with the fewest is without."""
-    scores = [one[column] for one in structures.values() for column in _COLUMNS if column in one]
+    scores = [one[column] for one in structures.values() for column in titles if column in one]
     return max((score["n_excluded"] + score["n_inf"] for score in scores), default=0)
 
 

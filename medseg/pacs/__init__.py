@@ -13,7 +13,7 @@ if TYPE_CHECKING:
         parse_address as parse_address,
         read_access as read_access,
     )
-    from medseg.pacs.inbox import Options as Options
+    from medseg.pacs.inbox import NodeOptions as NodeOptions
     from medseg.pacs.node import (
         Listener as Listener,
         keep_in as keep_in,
@@ -25,7 +25,7 @@ __getattr__, __dir__ = door(
     __name__,
     {
         "client": ("Access", "Limits", "Pacs", "is_address", "parse_address", "read_access"),
-        "inbox": ("Options",),
+        "inbox": ("NodeOptions",),
         "node": ("Listener", "keep_in", "segment_in_child", "send_to"),
     },
 )

@@ -43,7 +43,7 @@ _FOREVER = float("inf")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class NodeOptions:
     """Where to listen, to whom, and how much to take in."""
 
     port: int
@@ -138,7 +138,7 @@ class Inbox:
     """
 
     def __init__(
-        self, folder: Path, options: Options, clock: Callable[[], float] = time.monotonic
+        self, folder: Path, options: NodeOptions, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._folder, self._options, self._clock = folder, options, clock
         self._lock = threading.Lock()

@@ -25,7 +25,7 @@ from typing import Any
 from medseg.errors import BadConfig, BadFile, BadOutput, Interrupted, MedsegError
 from medseg.files import atomic_write, private_folder
 from medseg.pacs.client import Limits, quiet_logs
-from medseg.pacs.inbox import NO_ROOM, NOT_UNDERSTOOD, STORED, Inbox, Options, Series, spool
+from medseg.pacs.inbox import NO_ROOM, NOT_UNDERSTOOD, STORED, Inbox, NodeOptions, Series, spool
 
 __all__ = [
     "NOT_UNDERSTOOD",
@@ -34,7 +34,7 @@ __all__ = [
     "Inbox",
     "Limits",
     "Listener",
-    "Options",
+    "NodeOptions",
     "Series",
     "application_entity",
     "keep_in",
@@ -78,7 +78,7 @@ class Listener:
 
     def __init__(
         self,
-        options: Options,
+        options: NodeOptions,
         segment: Callable[[Path, Path], None],
         deliver: Callable[[str, Sequence[Path]], None],
         say: Callable[[str], None],

@@ -15,7 +15,13 @@ from typing import Any
 from medseg.config import Config, make_config, override, read_settings
 from medseg.dataset import Dataset, Split, covering, read_dataset
 from medseg.errors import BadConfig, BadModel, DataWarning
-from medseg.evaluation import Evaluation, read_scores, summarise, write_evaluation
+from medseg.evaluation import (
+    Evaluation,
+    read_scores,
+    score_titles,
+    summarise,
+    write_evaluation,
+)
 from medseg.files import atomic_write, sweep
 from medseg.models import change_spec, load_checkpoint, model_card
 from medseg.text import read_json
@@ -339,7 +345,11 @@ def _finish(
     (run / "prepared").rmdir()
     # Last of all, for a run with a card counts as finished.
     with atomic_write(run / "model" / "README.md") as handle:
-        scores = {"scores": evaluation.summary if evaluation else None}
-        text = model_card(load_checkpoint(str(run / "model")), card | scores | {"few_passes": told})
+        about = {
+            "scores": evaluation.summary if evaluation else None,
+            "score_titles": score_titles(),
+            "few_passes": told,
+        }
+        text = model_card(load_checkpoint(str(run / "model")), card | about)
         handle.write(text.encode())
     return Outcome(run=run, models=(run / "model",), evaluation=evaluation, pairs=pairs)

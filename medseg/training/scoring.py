@@ -16,7 +16,7 @@ import torch
 
 from medseg.config import Config
 from medseg.dataset import Case, Dataset, read_case_labels, read_channels
-from medseg.evaluation import Evaluation, Options, evaluate, summarise, write_evaluation
+from medseg.evaluation import Evaluation, EvaluationOptions, evaluate, summarise, write_evaluation
 from medseg.files import private_folder
 from medseg.inference import Settings, segment
 from medseg.io import is_slicer_segmentation, read_labels, write
@@ -138,9 +138,9 @@ def _chosen(
     return chosen
 
 
-def scoring_options(dataset: Dataset) -> Options:
+def scoring_options(dataset: Dataset) -> EvaluationOptions:
     """How the label maps of a data set are scored."""
-    return Options(structures=structures_of(dataset), ignore=dataset.ignore)
+    return EvaluationOptions(structures=structures_of(dataset), ignore=dataset.ignore)
 
 
 def score_validation(

@@ -17,7 +17,7 @@ from making import networks as tiny
 from medseg.errors import BadConfig, BadFile
 from medseg.evaluation.pairs import find_table, match_cases
 from medseg.evaluation.scoring import evaluate
-from medseg.evaluation.summary import Options
+from medseg.evaluation.summary import EvaluationOptions
 from medseg.labels import Label, LabelTable
 
 
@@ -193,7 +193,9 @@ def test_a_structure_without_a_mask_in_a_reference_is_not_scored_there(tmp_path:
     save_masks(tmp_path / "data" / "s2" / "segmentations", labels(), {"one": 1})
     for case in ("s1", "s2"):
         save_masks(tmp_path / "theirs" / case, shifted(), {"one": 1, "two": 2})
-    result = evaluate(tmp_path / "data", tmp_path / "theirs", options=Options(empty="best_worst"))
+    result = evaluate(
+        tmp_path / "data", tmp_path / "theirs", options=EvaluationOptions(empty="best_worst")
+    )
     assert [(row["case"], row["structure"]) for row in result.rows] == [
         ("s1", "one"),
         ("s1", "two"),
@@ -287,9 +289,9 @@ def test_nothing_is_told_of_values_that_are_in_common_or_made_so_or_not_there(tm
     save(labels() * 0, tmp_path / "empty.nii.gz")
     save((labels() > 0) * np.uint8(255), tmp_path / "mask.nii.gz")
     for name, options in (
-        ("half", Options()),
-        ("empty", Options()),
-        ("mask", Options(structures={"mask": (1, 2, 255)})),
+        ("half", EvaluationOptions()),
+        ("empty", EvaluationOptions()),
+        ("mask", EvaluationOptions(structures={"mask": (1, 2, 255)})),
     ):
         assert (
             evaluate(tmp_path / "r.nii.gz", tmp_path / f"{name}.nii.gz", options=options).problems

@@ -20,7 +20,7 @@ from medseg.errors import BadConfig, BadFile, BadGeometry, DataWarning
 from medseg.evaluation.pairs import find_table, on_grid_of, parse_structures
 from medseg.evaluation.report import COLORS
 from medseg.evaluation.scoring import evaluate
-from medseg.evaluation.summary import Options, read_scores, summarise
+from medseg.evaluation.summary import EvaluationOptions, read_scores, summarise
 from medseg.io import read_labels, write
 from medseg.labels import Label, LabelTable
 from medseg.volume import Volume, reorient
@@ -114,7 +114,10 @@ def test_a_folder_of_fifty_says_exactly_what_is_wrong(folders, tmp_path):
 def test_the_same_options_give_the_same_files(folders, tmp_path):
     for name in ("one", "two"):
         evaluate(
-            folders / "reference", folders / "prediction", tmp_path / name, Options(bootstrap=200)
+            folders / "reference",
+            folders / "prediction",
+            tmp_path / name,
+            EvaluationOptions(bootstrap=200),
         )
     for file in ("scores.csv", "summary.json", "report.html"):
         assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
@@ -132,7 +135,7 @@ def test_a_missed_structure_is_counted_and_not_dropped(tmp_path):
         ("best_worst", 0, 1, 0),
         ("diagonal", 0, 0, None),
     ):
-        result = evaluate(tmp_path / "r", tmp_path / "p", options=Options(empty=rule))
+        result = evaluate(tmp_path / "r", tmp_path / "p", options=EvaluationOptions(empty=rule))
         one = result.summary["structures"]["label 1"]
         distance = one["hausdorff95_mm"]
         assert (distance["n_excluded"], distance["n_inf"]) == (excluded, infinite)
@@ -147,7 +150,9 @@ def test_other_grids_are_refused_by_name_and_resampled_on_request(tmp_path):
     save(tmp_path / "p.nii.gz", cube(4), np.diag([1.0, 1.0, 5.0, 1.0]))
     with pytest.raises(BadGeometry, match=r"1 x 1 x 5 mm.*1 x 1 x 2 mm.*--resample"):
         evaluate(tmp_path / "r.nii.gz", tmp_path / "p.nii.gz")
-    result = evaluate(tmp_path / "r.nii.gz", tmp_path / "p.nii.gz", options=Options(resample=True))
+    result = evaluate(
+        tmp_path / "r.nii.gz", tmp_path / "p.nii.gz", options=EvaluationOptions(resample=True)
+    )
     assert "resampled" in result.problems[0] and result.summary["options"]["resample"] is True
     assert 0 < result.rows[0]["dice"] < 1
 
@@ -167,7 +172,9 @@ def test_regions_ignored_labels_and_names(tmp_path):
     table = LabelTable((Label(1, "core", (255, 0, 0)), Label(2, "edema", (0, 255, 0))))
     structures = parse_structures("tumour=core+edema,core,2", table)
     assert structures == {"tumour": (1, 2), "core": (1,), "edema": (2,)}
-    options = Options(structures=structures, ignore=9, tolerance_mm={"core": 3.0, "": 2.0})
+    options = EvaluationOptions(
+        structures=structures, ignore=9, tolerance_mm={"core": 3.0, "": 2.0}
+    )
     rows = {
         row["structure"]: row
         for row in evaluate(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", options=options).rows

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from medseg.evaluation.metrics import score_titles
 from medseg.evaluation.summary import summarise
 from medseg.labels import Code, Label, LabelTable
 from medseg.models.card import TO_COMPLETE, model_card
@@ -67,7 +68,7 @@ def facts(**changes):
             "spacing_range_mm": [[0.9, 1.0, 1.0], [1.1, 1.0, 2.0]], "intensities": [{"mean": 1.0}],
             "zeros": 0.1,
         },
-        "scores": evaluated(),
+        "scores": evaluated(), "score_titles": score_titles(),
     }  # fmt: skip
     return {**found, **changes}
 

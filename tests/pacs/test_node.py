@@ -51,7 +51,7 @@ class Node:
         self.lines: list[str] = []
         self.received: list[list[Path]] = []
         self.delivered: list[list[str]] = []
-        chosen = listen.Options(**({"port": 0, "quiet_s": 0.3, "title": "MEDSEG"} | options))  # type: ignore[arg-type]
+        chosen = listen.NodeOptions(**({"port": 0, "quiet_s": 0.3, "title": "MEDSEG"} | options))  # type: ignore[arg-type]
         self.listener = listen.Listener(
             chosen, segment or self.segment, deliver or self.deliver, self.lines.append, spool
         )
@@ -265,7 +265,7 @@ def clock() -> Clock:
 def inbox(tmp_path: Path, clock: Clock) -> listen.Inbox:
     limits = Limits(instances=6, instance_bytes=10_000, total_bytes=100_000)
     return listen.Inbox(
-        tmp_path, listen.Options(port=0, quiet_s=10, series=2, limits=limits), clock
+        tmp_path, listen.NodeOptions(port=0, quiet_s=10, series=2, limits=limits), clock
     )
 
 
@@ -472,10 +472,14 @@ def test_a_series_cut_off_by_a_stop_goes_on_when_its_sender_sends_the_rest(tmp_p
 def test_a_killed_node_loses_nothing_that_it_acknowledged(tmp_path: Path):
     """SIGKILL leaves no time for anything: what was acknowledged lies on the disk already."""
     program = (
-        "import sys, threading\nfrom pathlib import Path\nfrom medseg.pacs import node as"
-        " listen\nnode = listen.Listener(listen.Options(port=0, quiet_s=600), None, None, print,"
-        " Path(sys.argv[1]))\nthreading.Thread(target=lambda: (node.listening.wait(), print('PORT',"
-        " node.port, flush=True))).start()\nnode.run()"
+        "import sys, threading\n"
+        "from pathlib import Path\n"
+        "from medseg.pacs.node import Listener, NodeOptions\n"
+        "options = NodeOptions(port=0, quiet_s=600)\n"
+        "node = Listener(options, None, None, print, Path(sys.argv[1]))\n"
+        "def tell(): node.listening.wait(); print('PORT', node.port, flush=True)\n"
+        "threading.Thread(target=tell).start()\n"
+        "node.run()\n"
     )
     pieces, others = series(), series(3)
     with tiny.start("-c", program, tmp_path / "spool") as child:
