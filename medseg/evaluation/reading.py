@@ -92,8 +92,7 @@ def _look_like_classes(path: str | Path, count: int) -> bool:
     return True
 
 
-# Folders of masks
-# --------------------------------------------------------------------------------------------------
+# Folders of masks ---------------------------------------------------------------------------------
 
 
 def masks_in(folder: Path) -> dict[str, Path]:

@@ -205,6 +205,7 @@ def origin_of(job: Job, volume: Volume, model: Model, extras: Extras) -> Origin:
         family=_FAMILIES.get(identity["name"], extras.dicom.family),
         series=extras.series,
         volume_index=extras.volume_index,
+        repair=extras.repair,
     )
     origin = open_origin(job.scan, options)
     check_grid(origin, volume, job.scan)

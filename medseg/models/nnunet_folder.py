@@ -149,7 +149,7 @@ def _refuse(root: Path, path: Path) -> None:
     )
 
 
-# ---------------------------------------------------------------- parts
+# Parts --------------------------------------------------------------------------------------------
 
 
 def _parts(root: Path, folders: Sequence[Path]) -> Found | None:
@@ -231,7 +231,7 @@ def _listed_part(entry: Any, folder: Path, labels: Mapping[str, Any], *, path: P
     return Part(folder=folder, labels=own)
 
 
-# ---------------------------------------------------------------- folds and checkpoints
+# Folds and checkpoints ----------------------------------------------------------------------------
 
 
 def fold_files(folder: Path, *, folds: Sequence[str] = (), checkpoint: str = "final") -> list[Path]:
@@ -288,7 +288,7 @@ def postprocessing_file(folder: Path) -> Path | None:
     return next(iter(sorted(folder.glob("crossval_results*/postprocessing.json"))), None)
 
 
-# ---------------------------------------------------------------- archives
+# Archives -----------------------------------------------------------------------------------------
 
 _HELD = ExitStack()
 atexit.register(_HELD.close)

@@ -135,8 +135,7 @@ def _config(
     return make_config(override(content, settings), str(request.config or request.data))
 
 
-# Splits
-# --------------------------------------------------------------------------------------------------
+# Splits -------------------------------------------------------------------------------------------
 
 
 def _holdings(dataset: Dataset, check: Check) -> dict[str, frozenset[str]]:
@@ -205,8 +204,7 @@ def _about_split(dataset: Dataset, split: Split, holdings: Holdings) -> list[Fin
     return findings
 
 
-# Machine, time and model
-# ----------------------------------------------------------------------------------------------
+# Machine, time and model --------------------------------------------------------------------------
 
 
 def _machine(request: Request, processes: Processes) -> Machine:

@@ -117,8 +117,7 @@ def _stamps(case: Case) -> Stamps:
     )
 
 
-# On disk
-# --------------------------------------------------------------------------------------------------
+# On disk ------------------------------------------------------------------------------------------
 
 
 def write_identity(run: Path, identity: Identity) -> None:
@@ -149,8 +148,7 @@ def _frozen(content: Mapping[str, Any]) -> dict[str, Any]:
     return {str(key): freeze(value) for key, value in content.items()}
 
 
-# Compared
-# --------------------------------------------------------------------------------------------------
+# Compared -----------------------------------------------------------------------------------------
 
 
 def check_same_data(run: Path, dataset: Dataset, progress: Progress = silent) -> None:

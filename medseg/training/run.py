@@ -25,7 +25,7 @@ from medseg.evaluation import (
 from medseg.files import atomic_write, sweep
 from medseg.models import change_spec, load_checkpoint, model_card
 from medseg.text import read_json
-from medseg.training.beginning import begin, folds_of, splits_of
+from medseg.training.beginning import begin, fold_number, folds_of, splits_of
 from medseg.training.identity import (
     NAME as IDENTITY,
     check_same_data,
@@ -183,8 +183,7 @@ def _own_folder(run: Path) -> Iterator[None]:
             run.rmdir()
 
 
-# Going on
-# --------------------------------------------------------------------------------------------------
+# Going on -----------------------------------------------------------------------------------------
 
 
 def _check_same(request: Request, dataset: Dataset, run: Path, *, events: Events) -> None:
@@ -198,11 +197,17 @@ def _check_same(request: Request, dataset: Dataset, run: Path, *, events: Events
         dataset,
         folds=None if request.folds is None else folds_of(request, dataset),
         fold=request.fold,
-        split_of=lambda fold: splits_of(request, dataset)[fold][1],
+        split_of=lambda fold: _held_out(request, dataset, fold),
     )
     check_same_data(
         run, dataset, lambda name, done, count: events.reading("comparing", done, count)
     )
+
+
+def _held_out(request: Request, dataset: Dataset, fold: int) -> list[str]:
+    """The cases that a fold validates with. Raises `BadConfig` if there is no such fold."""
+    splits = splits_of(request, dataset)
+    return list(splits[fold_number(replace(request, fold=fold), splits)][1])
 
 
 def _recorded(request: Request, run: Path) -> tuple[Config, Split]:
@@ -242,8 +247,7 @@ def _recalled(run: Path, dataset: Dataset, validation: Sequence[str]) -> Outcome
     return Outcome(run=run, models=models, evaluation=evaluation, pairs=pairs)
 
 
-# The run itself
-# --------------------------------------------------------------------------------------------------
+# The run itself -----------------------------------------------------------------------------------
 
 
 def _prepare(

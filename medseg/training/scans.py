@@ -112,8 +112,7 @@ class ScanSource:
         self._prepare(progress)
         self._permutations: dict[int, list[int]] = {}
 
-    # Preparation
-    # ----------------------------------------------------------------------------------------------
+    # Preparation ----------------------------------------------------------------------------------
 
     def _prepare(self, progress: Progress) -> None:
         """Write what is missing in the store, several cases at a time."""
@@ -201,8 +200,7 @@ class ScanSource:
             )
         return classes.astype(kind)
 
-    # Training
-    # ----------------------------------------------------------------------------------------------
+    # Training -------------------------------------------------------------------------------------
 
     def batch(self, step: int, seeds: list[int], samples: range, device: torch.device) -> Batch:
         """Patches (B, C, X, Y, Z) and their classes (B, X, Y, Z) int64; see `Source`.
@@ -326,8 +324,7 @@ class ScanSource:
         ]
         return torch.tensor(rows, device=device)
 
-    # Validation
-    # ----------------------------------------------------------------------------------------------
+    # Validation -----------------------------------------------------------------------------------
 
     def spec(self) -> dict[str, Any]:
         """What `ModelSpec` needs to know of the data."""

@@ -34,8 +34,7 @@ def results(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*_seg.nii.gz"))
 
 
-# Failures of one of several
-# ------------------------------------------------------------------------------------------
+# Failures of one of several -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -125,8 +124,7 @@ def test_a_name_too_long_is_one_scans_failure_and_known_before_any_work(
     assert ran.code == 4 and ran.err.count("\n") == 1
 
 
-# What is done again
-# --------------------------------------------------------------------------------------------------
+# What is done again -------------------------------------------------------------------------------
 
 
 def test_what_is_there_is_skipped_only_if_it_would_be_the_same(tmp_path: Path):
@@ -174,8 +172,7 @@ def test_a_model_trained_further_makes_results_again(tmp_path: Path):
     assert tiny.medseg(*command).out != ""
 
 
-# What is kept from scan to scan
-# --------------------------------------------------------------------------------------
+# What is kept from scan to scan -------------------------------------------------------------------
 
 
 def test_a_network_is_opened_once_for_many_scans_and_versions_are_looked_up_once(
@@ -225,8 +222,7 @@ def test_a_network_that_had_to_step_down_is_opened_anew(
     )
 
 
-# Names
-# --------------------------------------------------------------------------------------------------
+# Names --------------------------------------------------------------------------------------------
 
 
 def test_a_slash_at_the_end_makes_a_folder_whatever_its_name(tmp_path: Path):

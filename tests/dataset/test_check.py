@@ -390,8 +390,7 @@ def test_isolation_is_the_distance_to_a_near_neighbour(count: int):
     assert np.allclose(_isolation(values), expected)
 
 
-# Corrected copies
-# --------------------------------------------------------------------------------------------------
+# Corrected copies ---------------------------------------------------------------------------------
 
 
 def digest_of(folder: Path) -> str:

@@ -52,8 +52,7 @@ def dice_of(reference: Path, prediction: Path, **options: object) -> dict[str, f
     return {row["structure"]: row["dice"] for row in result.rows}
 
 
-# Several volumes in a file
-# -------------------------------------------------------------------------------------------
+# Several volumes in a file ------------------------------------------------------------------------
 
 
 def one_hot(kind: str) -> np.ndarray:
@@ -131,8 +130,7 @@ def test_clean_says_what_a_folder_holds_and_takes_the_volume_that_is_advised(tmp
     assert "largest value wins" in tiny.medseg(*command).err
 
 
-# Masks by structure
-# --------------------------------------------------------------------------------------------------
+# Masks by structure -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -214,8 +212,7 @@ def test_a_label_map_among_masks_is_named(tmp_path: Path):
         evaluate(tmp_path / "data", tmp_path / "theirs")
 
 
-# Names that differ
-# --------------------------------------------------------------------------------------------------
+# Names that differ --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -253,8 +250,7 @@ def test_names_without_a_pair_are_told_with_one_of_each_side(tmp_path: Path):
         evaluate(tmp_path / "r", tmp_path / "p")
 
 
-# Values that differ
-# --------------------------------------------------------------------------------------------------
+# Values that differ -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -299,8 +295,7 @@ def test_nothing_is_told_of_values_that_are_in_common_or_made_so_or_not_there(tm
         )
 
 
-# Cases that were seen
-# ------------------------------------------------------------------------------------------------
+# Cases that were seen -----------------------------------------------------------------------------
 
 
 def test_the_one_hot_case_is_refused_as_it_should_be(shared_data: Path, tmp_path: Path):

@@ -238,7 +238,7 @@ def test_a_wrong_number_of_scans_names_the_channels(tmp_path):
         segment(read(write_scan(tmp_path / "scan.nii.gz")), load_models([str(folder)]), EXACT)
 
 
-# ---------------------------------------------------------------- nnU-Net's own labels
+# NnU-Net's own labels -----------------------------------------------------------------------------
 
 
 def scans_of(folder: Path) -> dict[str, list[Path]]:

@@ -28,8 +28,7 @@ def results(inputs: list[Path], output: Path | None, **options: object) -> list[
     return [job.labels.name for job in list_jobs(inputs, output, **options)]  # type: ignore[arg-type]
 
 
-# Links
-# --------------------------------------------------------------------------------------------------
+# Links --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("given", ["sub-01_T1w.nii.gz", "scan.mha", "scan.v2.nrrd"])
@@ -77,8 +76,7 @@ def test_a_link_to_what_was_not_fetched_is_the_failure_of_that_scan(tmp_path: Pa
     assert len(jobs) == others + 1
 
 
-# Folders
-# --------------------------------------------------------------------------------------------------
+# Folders ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["results.v2", "run.2024-05", "T1.anat", "0.5mm", "a.b.c"])
@@ -146,8 +144,7 @@ def test_hidden_files_are_no_scans(tmp_path: Path):
     assert [job.scan.name for job in list_jobs([tmp_path], None)] == ["a.nii.gz"]
 
 
-# Scans of one name
-# --------------------------------------------------------------------------------------------------
+# Scans of one name --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -200,8 +197,7 @@ def test_a_scan_that_is_named_twice_is_done_once(tmp_path: Path):
     ]
 
 
-# Channels
-# --------------------------------------------------------------------------------------------------
+# Channels -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ beside it.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import resource
@@ -14,16 +15,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom.uid import generate_uid
 
-from making import networks as tiny
+from making import dicom, networks as tiny
 from medseg import files
-from medseg.errors import BadOutput
+from medseg.errors import BadOutput, DataWarning
 from medseg.inference.existing import why_again
 from medseg.inference.jobs import Extras, Job, list_jobs
 from medseg.inference.record import read_record
 from medseg.inference.results import check_job, describes, result_files
 from medseg.inference.run import infer
 from medseg.inference.settings import Settings
+from medseg.io import read
 
 EVERYTHING = ("a.labels.csv", "a.nii.gz", "a.objects.nii.gz", "a.json", "a.png")
 
@@ -52,8 +55,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-# Together or not at all
-# ----------------------------------------------------------------------------------------------
+# Together or not at all ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fails_at", range(12))
@@ -200,8 +202,7 @@ def test_what_an_earlier_run_left_beside_new_labels_is_told(tmp_path: Path):
     assert infer(same, "kmeans", Settings(), Extras(instances=True))["notes"] == []
 
 
-# The record is about the labels
-# --------------------------------------------------------------------------------------
+# The record is about the labels -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.labels.csv", "a.objects.nii.gz"])
@@ -251,8 +252,7 @@ def test_a_result_is_made_again_only_for_another_answer(
     assert why_again(job, "otsu", Settings(), Extras()) == "it was made from another scan"
 
 
-# Names that are too long
-# ---------------------------------------------------------------------------------------------
+# Names that are too long --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -302,3 +302,18 @@ def test_the_record_holds_a_hash_of_every_file_but_no_name(tmp_path: Path):
     record = json.loads(job.beside(".json").read_text())
     assert set(record["files_sha256"]) == {".nii.gz", ".labels.csv", ".objects.nii.gz"}
     assert "patient_name" not in json.dumps(record)
+
+
+def test_a_repaired_series_gives_results_that_refer_to_it(tmp_path: Path):
+    """Slices stored twice: what refers to them names one of each pair."""
+    pieces = dicom.series(8, 20, 24)
+    copies = copy.deepcopy([pieces[1], pieces[3]])
+    for piece in copies:
+        piece.SOPInstanceUID = generate_uid()
+    series = dicom.save([*pieces, *copies], tmp_path / "series")
+    (job,) = list_jobs([series], tmp_path / "labels.dcm")
+    record = infer(job, "kmeans", Settings(), Extras(repair=True))
+    assert any("2 slices stored twice were dropped" in text for text in record["warnings"])
+    with pytest.warns(DataWarning, match="2 slices stored twice were dropped"):
+        labels = read(job.labels, source=series, repair=True)
+    assert labels.shape == dicom.truth(pieces).shape and len(np.unique(labels.data)) > 1

@@ -160,8 +160,7 @@ def test_scores_of_structures_that_are_there_somewhere_count_what_was_invented()
     }  # fmt: skip
 
 
-# Little time
-# --------------------------------------------------------------------------------------------------
+# Little time --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("time", ["1s", "3s", "9s"])
@@ -256,8 +255,7 @@ def test_minutes_are_whole_and_enough():
     ]
 
 
-# Cases as people had them
-# ---------------------------------------------------------------------------------------------
+# Cases as people had them -------------------------------------------------------------------------
 
 
 def make(shared_data: Path, case: str, folder: Path) -> Path:

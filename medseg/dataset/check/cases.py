@@ -133,8 +133,7 @@ def _measure_all(dataset: Dataset, progress: Progress) -> list[_Measured]:
     return measured
 
 
-# One case
-# --------------------------------------------------------------------------------------------------
+# One case -----------------------------------------------------------------------------------------
 
 
 def _measure(dataset: Dataset, case: Case) -> _Measured:

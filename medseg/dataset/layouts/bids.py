@@ -18,8 +18,7 @@ from medseg.io import read, read_labels, strip_suffix
 from medseg.labels import LabelTable
 from medseg.volume import turned_onto
 
-# BIDS
-# --------------------------------------------------------------------------------------------------
+# BIDS ---------------------------------------------------------------------------------------------
 
 
 def find_bids(path: Path) -> Dataset | None:

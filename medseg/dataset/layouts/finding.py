@@ -72,8 +72,7 @@ def column_name(name: str) -> str:
     return _COLUMN_NAMES.get(name.lower(), name.lower())
 
 
-# What labels mean
-# --------------------------------------------------------------------------------------------------
+# What labels mean ---------------------------------------------------------------------------------
 
 
 def table_of(path: Path, names: Mapping[int, str], *, keep_order: bool = False) -> LabelTable:
@@ -102,8 +101,7 @@ def united_table(path: Path, tables: Sequence[LabelTable]) -> LabelTable:
     return LabelTable(tuple(labels[value] for value in sorted(labels)))
 
 
-# Files
-# --------------------------------------------------------------------------------------------------
+# Files --------------------------------------------------------------------------------------------
 
 
 def read_description(path: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -46,8 +46,7 @@ LABEL_FOLDERS = (
 _IMAGE_ENDING = re.compile(r"[-_. ]?(images?|img|scan|volume)$", re.IGNORECASE)
 
 
-# Folders
-# --------------------------------------------------------------------------------------------------
+# Folders ------------------------------------------------------------------------------------------
 
 
 def find_totalsegmentator(path: Path) -> Dataset | None:

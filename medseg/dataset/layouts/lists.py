@@ -24,8 +24,7 @@ from medseg.io import strip_suffix
 from medseg.labels import LabelTable
 from medseg.text import read_json
 
-# Lists
-# --------------------------------------------------------------------------------------------------
+# Lists --------------------------------------------------------------------------------------------
 
 
 def find_datalist(path: Path) -> Dataset | None:

@@ -26,8 +26,7 @@ from medseg.io import is_readable_name, strip_suffix
 from medseg.labels import LabelTable
 from medseg.text import read_json
 
-# nnU-Net and Decathlon
-# -----------------------------------------------------------------------------------------------
+# nnU-Net and Decathlon ----------------------------------------------------------------------------
 
 
 def find_nnunet(path: Path) -> Dataset | None:
