@@ -14,13 +14,18 @@ import pytest
 GOLDEN = Path(__file__).parent / "golden"
 
 
+def loaded(name: str) -> Any:
+    """A program of `golden/` as a module."""
+    spec = importlib.util.spec_from_file_location(name, GOLDEN / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def now() -> dict[str, Any]:
-    spec = importlib.util.spec_from_file_location("make_interface", GOLDEN / "make_interface.py")
-    assert spec and spec.loader
-    maker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(maker)
-    return maker.interface()
+    return loaded("make_interface").interface()
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +44,8 @@ def test_every_command_says_the_same_of_itself(now: dict[str, Any], before: dict
 )
 def test_names_and_keys_are_the_same(part: str, now: dict[str, Any], before: dict[str, Any]):
     assert now[part] == before[part]
+
+
+def test_the_reference_says_what_the_docstrings_say():
+    maker = loaded("make_reference")
+    assert maker.FILE.read_text(encoding="utf-8") == maker.reference()
