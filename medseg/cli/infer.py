@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 #: The words that an option takes.
 _WORDS = {
-    "--device": ("auto", "cpu", "cuda"),
     "--precision": ("auto", "fp32", "bf16", "fp16"),
     "--seg-type": ("binary", "labelmap"),
     "--progress": ("auto", "json"),
@@ -91,7 +90,7 @@ def infer(
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")
+        str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where the network runs.")
     ] = "auto",
     precision: Annotated[
         str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Arithmetic of the network.")
@@ -196,7 +195,7 @@ def infer(
     from medseg.io import DicomOptions
 
     words = {
-        "--device": device, "--precision": precision, "--seg-type": seg_type,
+        "--precision": precision, "--seg-type": seg_type,
         "--progress": show_progress, "--backend": backend, "--orientation": orientation,
         "--checkpoint": checkpoint_name,
     }  # fmt: skip

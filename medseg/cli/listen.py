@@ -45,7 +45,7 @@ def listen(
         str, typer.Option("--model", "-m", help="A name from `medseg models`, or a model folder.")
     ] = "brain",
     device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda", help="Where the network runs.")
+        str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where the network runs.")
     ] = "auto",
     also: Annotated[
         str, typer.Option("--also", metavar="rtstruct,sr", help="Also make these beside the SEG.")
@@ -81,6 +81,7 @@ def listen(
     What was received and not delivered by then stays in the spool, and a new start goes on with it.
     """
     from medseg.inference import load_model
+    from medseg.inference import Settings
     from medseg.pacs import Limits, Listener, NodeOptions, segment_in_child
 
     deliver = _deliveries(output, reply_to, title)
@@ -95,6 +96,7 @@ def listen(
         port=port, host=host, title=title, callers=tuple(caller or ()), peers=tuple(peer or ()),
         quiet_s=quiet_s, associations=associations, series=max_series, limits=limits,
     )  # fmt: skip
+    Settings(device=device)  # refuses a word that names none before anything is received
     segment = segment_in_child(["--model", chosen, "--device", device, "--also", also], timeout_s)
     Listener(options, segment, deliver, tell, spool or _usual_spool(output, port)).run()
 

@@ -82,7 +82,7 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
 
     checkpoints = as_list(model)
     check_settings(checkpoints, settings)
-    device = choose_device(settings.device)  # type: ignore[arg-type]
+    device = choose_device(settings.device)
     laid = _lay(volumes, checkpoints, settings, device)
     for stripes in _STRIPES:
         needed = memory_needed(volume, laid, checkpoints, settings, device.type, stripes)

@@ -61,9 +61,8 @@ def gmm_classes(counts: NDArray, centres: NDArray, classes: int) -> NDArray:
     for _ in range(500):
         weight = (share * counts[:, None]).sum(0) + 1e-12
         mean = (share * (counts * centres)[:, None]).sum(0) / weight
-        variance = (share * counts[:, None] * (centres[:, None] - mean) ** 2).sum(
-            0
-        ) / weight + width**2
+        squares = (centres[:, None] - mean) ** 2
+        variance = (share * counts[:, None] * squares).sum(0) / weight + width**2
         score = (
             np.log(weight)
             - 0.5 * np.log(variance)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import BadFile
+from medseg.errors import BadFile, NotEnoughMemory
 from medseg.inference.forecast import Plan, plan, window_count
 from medseg.inference.frame import Frame
 from medseg.inference.intensity import INTENSITY_MODELS, intensity_table
@@ -300,7 +300,7 @@ def _segment_with_network(
             way = own_way(volumes, spec, settings)
     with clock("load"):
         predictor = _opened(checkpoints, settings, made)
-    batch = settings.batch or (4 if made.device == "cuda" else 1)
+    batch = settings.batch or (4 if made.device.startswith("cuda") else 1)
     painter = way.painter(predictor)
     _paint_windows(painter, predictor, way, checkpoints[0], made, batch, clock, progress)
     with clock("paint"):
@@ -323,7 +323,7 @@ def _opened(checkpoints: Sequence[Checkpoint], settings: Settings, made: Plan) -
     if made.half:  # each fold's logits are rounded on their own before they are averaged
         return open_apart(
             checkpoints,
-            device=settings.device,  # type: ignore[arg-type]
+            device=settings.device,
             mirror=mirror,
             exact=settings.exact,
         )
@@ -331,7 +331,7 @@ def _opened(checkpoints: Sequence[Checkpoint], settings: Settings, made: Plan) -
     return open_models(
         checkpoints,
         backend=settings.backend,
-        device=settings.device,  # type: ignore[arg-type]
+        device=settings.device,
         precision="fp32" if chosen else settings.precision,  # type: ignore[arg-type]
         mirror=mirror,
         windows=made.windows,
@@ -373,6 +373,21 @@ def _of_air(spec: ModelSpec, predictor: Predictor) -> list[float]:
     return [NEVER if spec.regions else 0.0] + [NEVER] * (spec.outputs - 1)
 
 
+def _predicted(
+    predictor: Predictor, clock: _Clock, what: str, patches: torch.Tensor
+) -> torch.Tensor:
+    """The features of patches. Raises `NotEnoughMemory`."""
+    from medseg.inference.backends.pytorch import is_out_of_memory
+
+    try:
+        with clock("network"):
+            return predictor(patches)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    raise NotEnoughMemory(f"there is no memory for {what}; use --batch 1 or --device cpu")
+
+
 def _paint_windows(
     painter: Painter,
     predictor: Predictor,
@@ -393,10 +408,7 @@ def _paint_windows(
     image = way.image
     windows = plan_windows(image.shape[1:], spec.patch, way.overlap, predictor.cell, way.layout)
     total, done = window_count(windows, made.stripes), 0
-
-    def predict(patches: torch.Tensor) -> torch.Tensor:
-        with clock("network"):
-            return predictor(patches)
+    predict = partial(_predicted, predictor, clock, f"windows of {spec.name} on {made.device}")
 
     def count(number: int) -> None:
         nonlocal done

@@ -4,6 +4,7 @@ computed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -24,9 +25,27 @@ Model: TypeAlias = "Checkpoint | Sequence[Checkpoint] | ModelSet | str"
 Scans: TypeAlias = Volume | Sequence[Volume]
 
 
+#: The words that a setting takes.
+_WORDS = {
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "backend": ("auto", "torch", "openvino"),
+    "orientation": ("auto", "stored", "RAS", "LPS", "LAS"),
+}
+
+
+def check_device(device: str) -> None:
+    """Raise `BadConfig` for a word that names no device."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", str(device)):
+        raise BadConfig(
+            f"there is no device '{device}'; use auto, cpu, cuda, or cuda:N for one of several"
+        )
+
+
 @dataclass(frozen=True)
 class Settings:
-    """How to run a model; see `medseg infer --help`."""
+    """How to run a model; see `medseg infer --help`. Raises `BadConfig` for words that are none of
+    a setting's.
+    """
 
     device: str = "auto"
     precision: str = "auto"
@@ -34,23 +53,26 @@ class Settings:
     cleanup: bool = True
     backend: str = "auto"
     batch: int = 0  # windows at a time; 0: what suits the device
-    tta: bool | None = (
-        None  # None: of foreign models as they were trained, but on a CPU; of others no
-    )
+    # None: of foreign models as they were trained, but on a CPU; of others no.
+    tta: bool | None = None
     max_memory_bytes: int | None = None
     probabilities: tuple[int, ...] = ()  # label values
     uncertainty: bool = False
     exact: bool = False  # foreign models to the last bit, in half precision where they are
-    orientation: str = (
-        "auto"  # what a foreign model sees a scan turned to; or stored, RAS, LPS, LAS
-    )
+    # What a foreign model sees a scan turned to; or stored, RAS, LPS, LAS.
+    orientation: str = "auto"
     from_dicom: bool = False  # the scan has no stored order of its own
-    roi: tuple[
-        int, ...
-    ] = ()  # only these labels; models of a set that find none of them are not run
-    postprocess: bool = (
-        False  # keep the largest parts as a foreign model's cross-validation advises
-    )
+    # Only these labels; models of a set that find none of them are not run.
+    roi: tuple[int, ...] = ()
+    # Keep the largest parts as a foreign model's cross-validation advises.
+    postprocess: bool = False
+
+    def __post_init__(self) -> None:
+        check_device(self.device)
+        for name, words in _WORDS.items():
+            word = getattr(self, name)
+            if word not in words:
+                raise BadConfig(f"there is no {name} '{word}'; use {', '.join(words)}")
 
     def share(self, spec: ModelSpec) -> float:
         """By which share windows overlap."""
@@ -160,9 +182,8 @@ def mirror_axes(checkpoints: Sequence[Checkpoint]) -> tuple[int, ...]:
     has a side.
     """
     axes = set.intersection(*(set(one.spec.mirror) for one in checkpoints))
-    if checkpoints[
-        0
-    ].spec.recipe:  # what nnU-Net mirrored in training it mirrors here, sides or not
+    # What nnU-Net mirrored in training it mirrors here, sides or not.
+    if checkpoints[0].spec.recipe:
         return tuple(sorted(axes))
     lateral = any(one.table.mirror_pairs() for one in checkpoints)
     return tuple(sorted(axes - ({0} if lateral else set())))

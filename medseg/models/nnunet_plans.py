@@ -316,6 +316,7 @@ def _network(raw: Mapping[str, Any], where: str, dimension: int) -> NetworkPlan:
     norm = options.get("norm_op_kwargs") or {}
     activation = options.get("nonlin_kwargs") or {}
     relu = str(options.get("nonlin", "")).endswith(".ReLU")
+    slope = _numbers([activation.get("negative_slope", 0.01)], f"{where}: negative_slope")[0]
     return _checked(
         NetworkPlan(
             residual=residual,
@@ -333,13 +334,7 @@ def _network(raw: Mapping[str, Any], where: str, dimension: int) -> NetworkPlan:
             bias=bool(options.get("conv_bias", False)),
             norm="batch" if "BatchNorm" in str(options.get("norm_op")) else "instance",
             eps=_numbers([norm.get("eps", 1e-5)], f"{where}: eps")[0],
-            slope=(
-                0.0
-                if relu
-                else _numbers([activation.get("negative_slope", 0.01)], f"{where}: negative_slope")[
-                    0
-                ]
-            ),
+            slope=0.0 if relu else slope,
         ),
         where,
     )

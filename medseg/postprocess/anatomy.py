@@ -229,7 +229,6 @@ def _middle(
     if not values:
         return None
     weights = np.array([counts[value] for value in values], float)
-    middle: NDArray[np.float64] = (np.array([places[v] for v in values]) * weights[:, None]).sum(
-        0
-    ) / weights.sum()
+    weighted = np.array([places[value] for value in values]) * weights[:, None]
+    middle: NDArray[np.float64] = weighted.sum(0) / weights.sum()
     return middle

@@ -15,7 +15,6 @@ from medseg.errors import BadConfig
 from medseg.inference.backends.kept import kept_open
 from medseg.inference.backends.openvino import open_openvino
 from medseg.inference.backends.predictor import (
-    Device,
     Precision,
     Predictor,
     choose_device,
@@ -42,7 +41,7 @@ def open_models(
     checkpoints: Sequence[Checkpoint],
     *,
     backend: str = "auto",
-    device: Device = "auto",
+    device: str = "auto",
     precision: Precision = "auto",
     mirror: Sequence[int] = (),
     windows: int = 0,
@@ -79,7 +78,7 @@ def open_anew(
     checkpoints: Sequence[Checkpoint],
     *,
     backend: str = "auto",
-    device: Device = "auto",
+    device: str = "auto",
     precision: Precision = "auto",
     mirror: Sequence[int] = (),
     windows: int = 0,
@@ -142,7 +141,7 @@ def _may_defer(predictors: Sequence[Predictor], outputs: int, *, mirrored: bool)
 def open_apart(
     checkpoints: Sequence[Checkpoint],
     *,
-    device: Device = "auto",
+    device: str = "auto",
     mirror: Sequence[int] = (),
     exact: bool = False,
 ) -> Predictor:

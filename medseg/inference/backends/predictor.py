@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from medseg.errors import BadConfig
 from medseg.inference.painter import Head, Slopes
+from medseg.inference.settings import check_device
 from medseg.inference.window import Predict
 from medseg.models import Checkpoint
 
-Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 #: Networks up to this wide hand over their features even where they have fewer classes: adding up
 #: 16 channels instead of 2 costs a few per cent of a run, and memory is then the same for 2 classes
@@ -43,15 +43,22 @@ class Predictor:
         return self.run(patches)
 
 
-def choose_device(device: Device) -> torch.device:
-    """The device asked for; 'auto' is a GPU where there is one. Raises `BadConfig` if there is none
-    to be had.
+def choose_device(device: str) -> torch.device:
+    """The device asked for: 'cpu', 'cuda', 'cuda:N', or 'auto' for a GPU where there is one. Raises
+    `BadConfig` for another word, and for a device that is not here.
     """
-    if device == "cuda" and not torch.cuda.is_available():
+    is_there = torch.cuda.is_available()
+    check_device(device)
+    if device == "auto":
+        return torch.device("cuda" if is_there else "cpu")
+    if device == "cpu":
+        return torch.device("cpu")
+    if not is_there:
         raise BadConfig("there is no CUDA device here; use --device cpu")
-    return torch.device(
-        "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
-    )
+    count = torch.cuda.device_count()
+    if int(device.partition(":")[2] or 0) >= count:
+        raise BadConfig(f"there is no {device} here; its CUDA devices are cuda:0 to {count - 1}")
+    return torch.device(device)
 
 
 def seconds_of(work: Callable[[], Any], tries: int = 3) -> float:

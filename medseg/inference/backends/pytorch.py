@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from functools import cache
 
 import torch
@@ -90,6 +92,23 @@ def open_torch(
     return Predictor(run, width or checkpoint.spec.outputs, head, "torch", name_of(dtype), cell)
 
 
+#: What PyTorch, cuBLAS and cuDNN say where memory is all they lack.
+_NO_MEMORY = (
+    "out of memory",
+    "DefaultCPUAllocator",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "nable to find an engine to execute",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of PyTorch says, in any of its ways, that there is not enough memory."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    )
+
+
 #: How often a network of this process had to step down.
 _STEPS_DOWN = [0]
 
@@ -111,7 +130,13 @@ class _Torch:
     ) -> None:
         self.name, self.exact, self.most = name, exact, 2**31
         self.plain = network  # on the CPU, float32, as loaded
-        self.place(device, dtype)
+        try:
+            self.place(device, dtype)
+            return
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or device.type == "cpu":
+                raise
+        self._to_the_cpu()
 
     def place(self, device: torch.device, dtype: torch.dtype) -> None:
         """Make the network ready for a device and an arithmetic."""
@@ -121,41 +146,45 @@ class _Torch:
                 self.plain if self.exact and dtype == torch.float32 else accelerate(self.plain)
             )
         else:
-            self.network = _channels_last(self.plain.to(device))
+            # A copy, for `to` moves a module where it is, and the CPU may have to go on with it.
+            self.network = _channels_last(deepcopy(self.plain).to(device))
 
     def __call__(self, patches: Tensor) -> Tensor:
         """Features of patches, whatever memory and arithmetic allow."""
         if len(patches) > self.most:
-            return torch.cat([self(part) for part in patches.split(self.most)])
+            parts = [self(part) for part in patches.split(self.most)]
+            # The CPU may have taken over between two of them.
+            is_split = len({part.device for part in parts}) > 1
+            return torch.cat([part.cpu() for part in parts] if is_split else parts)
         try:
             return self.finite(patches.to(self.device))
-        except torch.OutOfMemoryError:
-            # outside of the handler, so that nothing of the failed run is kept alive by the
-            # traceback
-            pass
         except RuntimeError as error:
-            if "DefaultCPUAllocator" not in str(error):
+            if not is_out_of_memory(error):
                 raise
-            raise NotEnoughMemory(
-                f"the network of {self.name} does not fit into memory; use --max-memory"
-            ) from None
+            # What follows stands outside of the handler, so that nothing of the failed run is kept
+            # alive by the traceback.
         if self.device.type == "cpu":
             raise NotEnoughMemory(
-                f"the network of {self.name} does not fit into the memory of this machine"
+                f"the network of {self.name} does not fit into memory; use --max-memory"
             )
         torch.cuda.empty_cache()
-        _STEPS_DOWN[0] += 1
         if len(patches) > 1:
             self.most = len(patches) // 2
+            _STEPS_DOWN[0] += 1
             warnings.warn(
                 f"the GPU ran out of memory; windows go {self.most} at a time",
                 DataWarning,
                 stacklevel=2,
             )
         else:
-            self.place(torch.device("cpu"), choose_precision("auto", torch.device("cpu")))
-            warnings.warn("the GPU ran out of memory; the CPU goes on", DataWarning, stacklevel=2)
+            self._to_the_cpu()
         return self(patches)
+
+    def _to_the_cpu(self) -> None:
+        _STEPS_DOWN[0] += 1
+        cpu = torch.device("cpu")
+        self.place(cpu, choose_precision("auto", cpu))
+        warnings.warn("the GPU ran out of memory; the CPU goes on", DataWarning, stacklevel=3)
 
     def finite(self, x: Tensor) -> Tensor:
         """The network's answer if it is finite, else the answer in fp32; `BadModel` if that is not
@@ -177,9 +206,17 @@ class _Torch:
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32),
+            _whole_float32() if self.exact else nullcontext(),
         ):
             features: Tensor = self.network(x)
         return features
+
+
+def _whole_float32() -> AbstractContextManager[None]:
+    """Convolutions on a GPU without TF32, which keeps 10 bits of float32's 23 (PyTorch's notes on
+    CUDA semantics).
+    """
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 def _channels_last(network: nn.Module) -> nn.Module:

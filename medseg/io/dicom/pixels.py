@@ -65,9 +65,8 @@ def stored_pixels(source: Source, slices: Iterable[Slice]) -> Iterator[NDArray]:
     with _Decoder() as decoder:
         held: Entry | None = None
         opened: _Opened | None = None
-        whole: tuple[int, NDArray] | None = (
-            None  # the last frame read, of which a mosaic's tiles are cut
-        )
+        # The last frame read, of which a mosaic's tiles are cut.
+        whole: tuple[int, NDArray] | None = None
         try:
             for piece in slices:
                 where = source.where(piece.entry)

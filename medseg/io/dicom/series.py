@@ -29,14 +29,12 @@ class Found:
 
     number: str  # N for a series, N.M for a volume of a series that holds several
     slices: tuple[Slice, ...]
-    affine: NDArray[np.float64] | None = (
-        None  # voxel index to RAS+ mm; None where the slices do not say
-    )
+    # Voxel index to RAS+ mm; None where the slices do not say.
+    affine: NDArray[np.float64] | None = None
     problem: str = ""  # why it cannot be read as it is: a sentence after the name of the source
     differs: str = ""  # in what it differs from the others of its series
-    problem_of_slice: bool = (
-        False  # whether the problem lies in the slices, not in how they lie together
-    )
+    # Whether the problem lies in the slices, not in how they lie together.
+    problem_of_slice: bool = False
     remarks: tuple[str, ...] = ()  # what its headers disagree in without consequence
     assumed: str = ""  # what `repair` takes for granted, in words
 

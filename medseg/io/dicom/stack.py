@@ -47,9 +47,8 @@ class Stack:
     """
 
     slices: list[Slice]
-    affine: NDArray[np.float64] | None = (
-        None  # voxel index to RAS+ mm; None where the slices are uneven
-    )
+    # Voxel index to RAS+ mm; None where the slices are uneven.
+    affine: NDArray[np.float64] | None = None
     problem: str = ""  # why there is no affine
     remarks: tuple[str, ...] = ()
     conflict: str = ""

@@ -52,9 +52,8 @@ class Listed:
     """
 
     number: str  # what `series` takes: N, or N.M for a volume of a series that holds several
-    modality: (
-        str  # CT, MR, PT, XA, DX, MG, OT (secondary captures), or '' for images that are no scans
-    )
+    # CT, MR, PT, XA, DX, MG, OT (secondary captures), or '' for images that are no scans.
+    modality: str
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float] | None  # None where it cannot be said
     orientation: str

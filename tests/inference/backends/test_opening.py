@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -24,8 +25,9 @@ from medseg.inference.backends.opening import (
     open_models,
 )
 from medseg.inference.backends.openvino import openvino_core
-from medseg.inference.backends.predictor import Predictor, deferred_width
+from medseg.inference.backends.predictor import Predictor, choose_device, deferred_width
 from medseg.inference.backends.pytorch import _Torch, choose_precision, open_torch
+from medseg.inference.settings import Settings
 from medseg.models.folder import Checkpoint, load_checkpoint
 from medseg.networks.layers import unfold_cells
 from medseg.networks.unet import UNet
@@ -316,6 +318,79 @@ def test_out_of_memory_with_one_window_moves_to_the_cpu():
         result = run(patches(1))
     assert run.device.type == "cpu"
     assert torch.equal(result, torch.cat((patches(1), -patches(1)), 1))
+
+
+def test_the_network_on_the_cpu_stays_there_when_another_is_placed_on_a_device():
+    """The device `meta` stands for a card: everything moves there and nothing is computed."""
+    network = nn.Conv3d(1, 2, 1)
+    expected = network(patches(1))
+    run = _Torch(network, "two", torch.device("meta"), torch.float32, exact=True)
+    assert {weights.device.type for weights in run.network.parameters()} == {"meta"}
+    assert {weights.device.type for weights in run.plain.parameters()} == {"cpu"}
+    run.place(CPU, torch.float32)
+    assert torch.equal(run(patches(1)), expected)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("Unable to find an engine to execute this computation"),
+    ],
+    ids=["torch", "cublas", "cudnn", "no engine"],
+)
+def test_every_way_of_saying_that_memory_is_short_is_understood(error: RuntimeError):
+    class Short(nn.Module):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls == 1:
+                raise error
+            return -x
+
+    run = on_gpu(Short())
+    to = mock.patch.object(Tensor, "to", lambda self, *rest, **named: self)
+    with to, pytest.warns(DataWarning, match="2 at a time"):
+        assert torch.equal(run(patches(4)), -patches(4))
+
+
+def test_a_card_without_room_for_the_weights_leaves_the_work_to_the_cpu():
+    class Heavy(nn.Conv3d):
+        def to(self, *rest: Any, **named: Any) -> nn.Module:
+            if rest and isinstance(rest[0], torch.device) and rest[0].type == "meta":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().to(*rest, **named)
+
+    network = Heavy(1, 2, 1)
+    with pytest.warns(DataWarning, match="the CPU goes on"):
+        run = _Torch(network, "heavy", torch.device("meta"), torch.float32, exact=True)
+    assert run.device == CPU and run(patches(1)).shape[1] == 2
+
+
+@pytest.mark.parametrize("device", ["gpu", "CUDA", "cuda:x", "cuda:", "mps", "cuda:-1", "", "0"])
+def test_a_device_that_is_none_is_refused_and_not_run_on_the_cpu(device: str):
+    with pytest.raises(BadConfig, match=f"no device '{device}'; use auto, cpu, cuda"):
+        choose_device(device)
+    with pytest.raises(BadConfig, match="no device"):
+        Settings(device=device)
+
+
+def test_cards_are_called_by_their_numbers():
+    here = mock.patch.multiple(
+        torch.cuda, is_available=lambda: True, device_count=lambda: 2, spec_set=True
+    )
+    with here:
+        assert choose_device("cuda:1") == torch.device("cuda", 1)
+        assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
+        with pytest.raises(BadConfig, match="no cuda:2 here; its CUDA devices are cuda:0 to 1"):
+            choose_device("cuda:2")
+    with mock.patch.object(torch.cuda, "is_available", return_value=False):
+        assert choose_device("auto") == CPU
+        with pytest.raises(BadConfig, match="no CUDA device here"):
+            choose_device("cuda:0")
 
 
 def test_only_out_of_memory_is_caught():

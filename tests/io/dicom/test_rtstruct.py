@@ -117,9 +117,8 @@ def test_contours_inside_contours_are_holes_and_centres_decide(tmp_path, kind):
     expected[2:9, 2:9, 2] = 1
     expected[4:7, 4:7, 2] = 0
     expected[5, 5, 2] = 1
-    expected[1:3, 1:3, 4] = (
-        1  # a centre on a contour counts where the inside is right of it or below
-    )
+    # A centre on a contour counts where the inside is right of it or below.
+    expected[1:3, 1:3, 4] = 1
     assert np.array_equal(found, expected)
 
 

@@ -87,9 +87,8 @@ def test_segments_that_overlap_are_refused_with_their_count_unless_chosen(tmp_pa
 def test_slices_without_frames_are_background_and_the_rest_keeps_its_place(tmp_path):
     folder, grid = source(tmp_path / "scan", count=9)
     stacked = np.zeros((9, 13, 11, 1), np.uint8)
-    stacked[[1, 4, 7], 5, 6] = (
-        1  # three slices, three apart: only the spacing that the file gives tells
-    )
+    # Three slices, three apart: only the spacing that the file gives tells.
+    stacked[[1, 4, 7], 5, 6] = 1
 
     found = io.read_labels(by_highdicom(folder, tmp_path / "x.dcm", stacked))
 
