@@ -107,13 +107,7 @@ def infer(
             addition.consider(forecast.windows, forecast.memory_bytes)
 
         try:
-            result = segment(
-                scan.volumes,
-                model,
-                settings,
-                progress=progress,
-                announce=planned,
-            )
+            result = segment(scan.volumes, model, settings, progress=progress, announce=planned)
         except BadFile as error:  # what is wrong with the voxels is known before the file's name is
             raise BadFile(f"{job.scan}: {error}") from None
     messages = _without_names(
