@@ -36,7 +36,7 @@ from medseg.cli.options import (
     parse_seconds,
     parse_values,
 )
-from medseg.cli.show import bar, print_json, print_line, tell
+from medseg.cli.show import bar_of_cases, print_json, print_line, tell
 from medseg.errors import BadConfig
 from medseg.progress import Progress
 
@@ -324,7 +324,7 @@ class _Run:
 def _far(quiet: bool) -> Iterator[Progress]:
     """How far it is: a bar, or where nobody sees one a few lines on stderr."""
     if quiet or sys.stderr.isatty():
-        with bar(quiet) as progress:
+        with bar_of_cases(quiet) as progress:
             yield progress
         return
     yield _lines(time.monotonic)
