@@ -13,6 +13,7 @@ import warnings
 
 import typer
 
+from medseg.cli.batch import batch
 from medseg.cli.check import check
 from medseg.cli.convert import convert, info
 from medseg.cli.evaluate import clean, compare, evaluate
@@ -41,8 +42,8 @@ app = typer.Typer(
 )
 #: In the order of `medseg --help`.
 for _command in (
-    infer, convert, info, models, version, train, check, export, evaluate, compare, clean, view,
-    listen,
+    infer, batch, convert, info, models, version, train, check, export, evaluate, compare, clean,
+    view, listen,
 ):  # fmt: skip
     app.command(cls=Command)(_command)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,9 +27,10 @@ from medseg.cli.options import (
     Series,
     Suv,
     VolumeIndex,
-    check_one_of,
+    check_words,
     parse_bytes,
     parse_folds,
+    parse_kinds,
     parse_values,
 )
 from medseg.cli.remote import Authority, Credentials, PlainHttp, Push, Remote, fetched
@@ -39,16 +40,6 @@ from medseg.machine import keep_memory
 
 if TYPE_CHECKING:
     from medseg.inference import Extras, Job, Model, Settings
-
-#: The words that an option takes.
-_WORDS = {
-    "--precision": ("auto", "fp32", "bf16", "fp16"),
-    "--seg-type": ("binary", "labelmap"),
-    "--progress": ("auto", "json"),
-    "--backend": ("auto", "torch", "openvino"),
-    "--orientation": ("auto", "stored", "RAS", "LPS", "LAS"),
-    "--checkpoint": ("final", "best", "latest"),
-}
 
 
 def infer(
@@ -199,11 +190,11 @@ def infer(
         "--progress": show_progress, "--backend": backend, "--orientation": orientation,
         "--checkpoint": checkpoint_name,
     }  # fmt: skip
-    _check_words(words)
+    check_words(words)
     memory_bytes = parse_bytes(max_memory, "--max-memory") if max_memory else None
     extras = inference.Extras(
         preview=preview, instances=instances, volume_index=volume, assume_geometry=assume_geometry,
-        series=series, repair=repair, suv=suv, also=_kinds(also),
+        series=series, repair=repair, suv=suv, also=parse_kinds(also),
         dicom=DicomOptions(seg_type=seg_type, deidentify=deidentify, deterministic=deterministic),
     )  # fmt: skip
     loaded = inference.load_model(*model, folds=parse_folds(folds), checkpoint=checkpoint_name)
@@ -231,22 +222,6 @@ def infer(
             quiet=quiet,
         )  # fmt: skip
         work.do_all(jobs)
-
-
-def _check_words(words: Mapping[str, str]) -> None:
-    """Raise `typer.BadParameter` for an option with a word that it does not take."""
-    for option, word in words.items():
-        check_one_of(option, word, _WORDS[option])
-
-
-def _kinds(also: str) -> tuple[str, ...]:
-    """What `--also` asks for."""
-    from medseg.inference import BRAIN_RESULTS, DICOM_RESULTS
-
-    kinds = tuple(kind.strip().lower() for kind in also.split(",") if kind.strip())
-    for kind in kinds:
-        check_one_of("--also", kind, (*DICOM_RESULTS, *BRAIN_RESULTS))
-    return kinds
 
 
 @dataclass(frozen=True, kw_only=True)

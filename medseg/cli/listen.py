@@ -80,8 +80,7 @@ def listen(
     Listens on this machine alone unless told otherwise. Runs until stopped by Ctrl-C or SIGTERM.
     What was received and not delivered by then stays in the spool, and a new start goes on with it.
     """
-    from medseg.inference import load_model
-    from medseg.inference import Settings
+    from medseg.inference import Settings, load_model
     from medseg.pacs import Limits, Listener, NodeOptions, segment_in_child
 
     deliver = _deliveries(output, reply_to, title)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Annotated, Any
 
@@ -101,6 +101,24 @@ def check_one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
         raise typer.BadParameter(f"'{value}' is not one of {', '.join(allowed)}", param_hint=option)
 
 
+#: The words that an option takes.
+_WORDS = {
+    "--precision": ("auto", "fp32", "bf16", "fp16"),
+    "--seg-type": ("binary", "labelmap"),
+    "--progress": ("auto", "json"),
+    "--backend": ("auto", "torch", "openvino"),
+    "--orientation": ("auto", "stored", "RAS", "LPS", "LAS"),
+    "--checkpoint": ("final", "best", "latest"),
+    "--layout": ("auto", "cases", "bids"),
+}
+
+
+def check_words(words: Mapping[str, str]) -> None:
+    """Raise `typer.BadParameter` for an option with a word that it does not take."""
+    for option, word in words.items():
+        check_one_of(option, word, _WORDS[option])
+
+
 def parse_values(text: str) -> tuple[int, ...]:
     """Label values such as 17,53."""
     try:
@@ -116,7 +134,7 @@ Quiet = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of a table.")]
 
 
-def parse_seconds(text: str) -> float:
+def parse_seconds(text: str, option: str = "--time") -> float:
     """A time such as 30m, 1.5h, 90s, 1h30m, or a number of minutes."""
     import re
 
@@ -132,7 +150,7 @@ def parse_seconds(text: str) -> float:
     )
     if not match or total <= 0:
         raise typer.BadParameter(
-            f"'{text}' is not a time such as 30m, 8h or 1h30m", param_hint="--time"
+            f"'{text}' is not a time such as 30m, 8h or 1h30m", param_hint=option
         )
     return total
 
@@ -201,3 +219,13 @@ def parse_folds(text: str | None) -> tuple[str, ...]:
             f"'{text}' is not a list of folds such as 0,3 or all", param_hint="--folds"
         )
     return tuple(dict.fromkeys(folds))
+
+
+def parse_kinds(also: str) -> tuple[str, ...]:
+    """What `--also` asks for."""
+    from medseg.inference import BRAIN_RESULTS, DICOM_RESULTS
+
+    kinds = tuple(kind.strip().lower() for kind in also.split(",") if kind.strip())
+    for kind in kinds:
+        check_one_of("--also", kind, (*DICOM_RESULTS, *BRAIN_RESULTS))
+    return kinds

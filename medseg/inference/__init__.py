@@ -5,6 +5,11 @@ from typing import TYPE_CHECKING
 from medseg import door
 
 if TYPE_CHECKING:
+    from medseg.inference.arithmetic import (
+        limit_threads as limit_threads,
+        settle_auto as settle_auto,
+        use_settled as use_settled,
+    )
     from medseg.inference.backends.kept import models_kept_open as models_kept_open
     from medseg.inference.existing import why_again as why_again
     from medseg.inference.exports import export as export
@@ -13,6 +18,7 @@ if TYPE_CHECKING:
         Extras as Extras,
         Job as Job,
         given_name as given_name,
+        is_result_name as is_result_name,
         list_jobs as list_jobs,
     )
     from medseg.inference.preprocess import (
@@ -20,36 +26,58 @@ if TYPE_CHECKING:
         prepare as prepare,
         scale_to_percentiles as scale_to_percentiles,
     )
-    from medseg.inference.record import describe as describe
+    from medseg.inference.record import (
+        FORMAT as FORMAT,
+        describe as describe,
+        file_hash as file_hash,
+        finished_now as finished_now,
+        voxel_hash as voxel_hash,
+    )
     from medseg.inference.results import (
         BRAIN_RESULTS as BRAIN_RESULTS,
         DICOM_RESULTS as DICOM_RESULTS,
+        brain_of as brain_of,
         check_also as check_also,
         check_job as check_job,
         dicom_results as dicom_results,
+        identity_of as identity_of,
     )
-    from medseg.inference.run import infer as infer, load_model as load_model
+    from medseg.inference.run import (
+        Addition as Addition,
+        infer as infer,
+        load_model as load_model,
+    )
     from medseg.inference.segmentation import Segmentation as Segmentation, segment as segment
     from medseg.inference.settings import (
         Model as Model,
         Settings as Settings,
         channel_names as channel_names,
+        label_table as label_table,
         labels_named as labels_named,
     )
 
 __getattr__, __dir__ = door(
     __name__,
     {
+        "arithmetic": ("limit_threads", "settle_auto", "use_settled"),
         "backends.kept": ("models_kept_open",),
         "existing": ("why_again",),
         "exports": ("export",),
         "intensity": ("INTENSITY_MODELS",),
-        "jobs": ("Extras", "Job", "given_name", "list_jobs"),
+        "jobs": ("Extras", "Job", "given_name", "is_result_name", "list_jobs"),
         "preprocess": ("labels_on_grid", "prepare", "scale_to_percentiles"),
-        "record": ("describe",),
-        "results": ("BRAIN_RESULTS", "DICOM_RESULTS", "check_also", "check_job", "dicom_results"),
-        "run": ("infer", "load_model"),
+        "record": ("FORMAT", "describe", "file_hash", "finished_now", "voxel_hash"),
+        "results": (
+            "BRAIN_RESULTS",
+            "DICOM_RESULTS",
+            "brain_of",
+            "check_also",
+            "check_job",
+            "dicom_results",
+            "identity_of",
+        ),
+        "run": ("Addition", "infer", "load_model"),
         "segmentation": ("Segmentation", "segment"),
-        "settings": ("Model", "Settings", "channel_names", "labels_named"),
+        "settings": ("Model", "Settings", "channel_names", "label_table", "labels_named"),
     },
 )

@@ -40,7 +40,7 @@ def why_again(job: Job, model: Model, settings: Settings, extras: Extras) -> str
     """
     if not job.labels.exists():
         return "there is no result"
-    record = read_record(job.beside(".json"))
+    record = read_record(job.record_file)
     if record is None:
         return "there is no record beside the result"
     if not describes(record, job):

@@ -49,13 +49,21 @@ class Job:
     """One scan and where its results go.
 
     channels: the files of a model's further channels, in its order. problem: what is wrong with
-    these files, known before any is read; a job that has one cannot be done.
+    these files, known before any is read; a job that has one cannot be done. record: where the run
+    record goes, None for beside the labels. has_table: whether the label table goes there, too.
     """
 
     scan: Path
     labels: Path
     channels: tuple[Path, ...] = ()
     problem: MedsegError | None = None
+    record: Path | None = None
+    has_table: bool = True
+
+    @property
+    def record_file(self) -> Path:
+        """Where the run record goes."""
+        return self.record or self.beside(".json")
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -286,7 +294,12 @@ def _stem_of_scan(name: str) -> str:
     ):
         return ""
     stem = strip_suffix(name)
-    return "" if _RESULT_NAME.search(stem) else stem
+    return "" if is_result_name(name) else stem
+
+
+def is_result_name(name: str) -> bool:
+    """Whether an earlier run called a result so."""
+    return _RESULT_NAME.search(strip_suffix(name)) is not None
 
 
 def _is_segmentation(path: str) -> bool:

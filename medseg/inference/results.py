@@ -109,7 +109,7 @@ def write_results(
                 hashes[ending] = file_hash(staged)
         record["files_sha256"] = hashes
         finish()
-        write_record(stage(job.beside(".json")), record)
+        write_record(stage(job.record_file), record)
 
 
 def describes(record: dict[str, Any] | None, job: Job) -> bool:
@@ -143,7 +143,8 @@ def _ending(job: Job, path: Path) -> str:
 
 def result_files(job: Job, settings: Settings, extras: Extras) -> list[Path]:
     """Every file that a job writes; the record is the last."""
-    files = [job.labels, job.beside(".labels.csv"), *dicom_results(job, extras.also).values()]
+    files = [job.labels, *dicom_results(job, extras.also).values()]
+    files += [job.beside(".labels.csv")] if job.has_table else []
     files += [job.beside(BRAIN_RESULTS[kind]) for kind in extras.also if kind in BRAIN_RESULTS]
     files += [job.beside(f".probability_{value}.nii.gz") for value in settings.probabilities]
     if settings.uncertainty:
@@ -152,7 +153,7 @@ def result_files(job: Job, settings: Settings, extras: Extras) -> list[Path]:
         files.append(job.beside(".objects.nii.gz"))
     if extras.preview:
         files.append(extras.preview)
-    return [*dict.fromkeys(files), job.beside(".json")]
+    return [*dict.fromkeys(files), job.record_file]
 
 
 def leftovers(job: Job, files: Sequence[Path]) -> list[str]:

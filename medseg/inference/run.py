@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.inference import record
@@ -56,6 +56,28 @@ def load_model(*names: str, folds: Sequence[str] = (), checkpoint: str = "final"
     return load_models(names, folds=folds, checkpoint=checkpoint)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Addition:
+    """What a program adds to a job of its own.
+
+    about: what its record begins with. consider: called with windows and bytes of memory of each
+    network's plan before anything is computed, and may raise. complete: called with scan, result
+    and record before anything is written. writes: each says of scan and result which file else is
+    written with the others, and how.
+    """
+
+    about: Mapping[str, Any] = field(default_factory=dict)
+    consider: Callable[[int, int], None] = lambda windows, memory_bytes: None
+    complete: Callable[[Sequence[Volume], Segmentation, dict[str, Any]], None] = (
+        lambda volumes, result, content: None
+    )
+    writes: Sequence[Callable[[Sequence[Volume], Segmentation], Write]] = ()
+
+
+#: A file and what writes it.
+Write: TypeAlias = tuple[Path, Callable[[Path], None]]
+
+
 def infer(
     job: Job,
     model: Model,
@@ -64,6 +86,7 @@ def infer(
     *,
     announce: Callable[[str], None] = lambda text: None,
     progress: Progress = silent,
+    addition: Addition = Addition(),
 ) -> dict[str, Any]:
     """Segment one scan and write its results; returns the run record.
 
@@ -78,20 +101,21 @@ def infer(
         warnings.simplefilter("always", DataWarning)
         scan = _read(job, model, extras, progress)
         settings = replace(settings, from_dicom=is_dicom_source(job.scan))
+
+        def planned(forecast: Plan) -> None:
+            announce(_announcement(scan.volumes, forecast))
+            addition.consider(forecast.windows, forecast.memory_bytes)
+
         try:
-            result = segment(
-                scan.volumes,
-                model,
-                settings,
-                progress=progress,
-                announce=lambda forecast: announce(_announcement(scan.volumes, forecast)),
-            )
+            result = segment(scan.volumes, model, settings, progress=progress, announce=planned)
         except BadFile as error:  # what is wrong with the voxels is known before the file's name is
             raise BadFile(f"{job.scan}: {error}") from None
     messages = _without_names(
         [str(w.message) for w in caught if issubclass(w.category, DataWarning)], job
     )
-    content = _record_of(scan.volumes, model, settings, extras, result, messages)
+    content = {"format": record.FORMAT, **addition.about}
+    content |= _record_of(scan.volumes, model, settings, extras, result, messages)
+    addition.complete(scan.volumes, result, content)
     progress("writing", 0, 1)
     begun = time.perf_counter()
     for ending in leftovers(job, result_files(job, settings, extras)):
@@ -106,7 +130,9 @@ def infer(
         content["peak_memory_bytes"] = peak_memory_bytes()
         content["finished"] = record.finished_now()
 
-    write_results(job, _writes(job, scan, model, extras, result, content), content, finish)
+    writes = _writes(job, scan, model, extras, result, content)
+    writes += [write_of(scan.volumes, result) for write_of in addition.writes]
+    write_results(job, writes, content, finish)
     return content
 
 
@@ -147,7 +173,6 @@ def _record_of(
     if brain:
         messages = messages + anatomy.implausible(result.labels, result.table, brain, structures)
     return {
-        "format": record.FORMAT,
         "versions": versions(),
         "model": identity_of(model),
         **inputs_of(volumes, model),
@@ -192,7 +217,8 @@ def _writes(
             write_preview(path, scan.volumes[0], result.labels, result.table)
 
         writes.append((extras.preview, draw))
-    writes.append((job.beside(".labels.csv"), result.table.write))
+    if job.has_table:
+        writes.append((job.beside(".labels.csv"), result.table.write))
     if not job.labels.name.lower().endswith(".dcm"):
         writes.append((job.labels, partial(write, result.labels, table=result.table)))
     if scan.origin:

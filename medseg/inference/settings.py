@@ -15,6 +15,7 @@ from medseg.volume import Volume
 if TYPE_CHECKING:
     from typing import TypeGuard
 
+    from medseg.labels import LabelTable
     from medseg.models import Checkpoint, ModelSet, ModelSpec
 
 
@@ -93,13 +94,22 @@ def as_list(model: Checkpoint | Sequence[Checkpoint] | ModelSet) -> list[Checkpo
     return list(model) if isinstance(model, Sequence) else [model]  # type: ignore[list-item]
 
 
+def label_table(model: Model) -> LabelTable:
+    """What the values of a model's labels mean."""
+    if isinstance(model, str):
+        from medseg.inference.intensity import intensity_table
+
+        return intensity_table(model)
+    return model.table if is_set(model) else as_list(model)[0].table
+
+
 def labels_named(model: Model, names: Sequence[str]) -> tuple[int, ...]:
     """The values of a model's labels by their names, in any case, or by numbers. Raises `BadConfig`
     for others.
     """
     if isinstance(model, str):
         raise BadConfig(f"--roi: {model} finds intensities, not structures")
-    table = model.table if is_set(model) else as_list(model)[0].table
+    table = label_table(model)
     values = {label.name.casefold(): label.value for label in table.labels}
     found = []
     for name in (part.strip() for part in names if part.strip()):

@@ -40,9 +40,23 @@ def in_parallel(work: Callable[[int], None], units: int, workers: int) -> None:
         helper.result()
 
 
+#: The most threads that this process wants to use; empty: as many as there are cores.
+_LIMIT: list[int] = []
+
+
+def limit_threads(count: int) -> None:
+    """Let loops that share out work use so many threads at most, as where several processes share
+    cores.
+    """
+    _LIMIT[:] = [count]
+
+
 def threads() -> int:
-    """Processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processor cores this process may use, and wants to."""
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return min([cores, *_LIMIT])
 
 
 def in_slabs(

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
         write_page as write_page,
     )
     from medseg.view.png import png_bytes as png_bytes
-    from medseg.view.preview import write_preview as write_preview
+    from medseg.view.preview import (
+        write_preview as write_preview,
+        write_strip as write_strip,
+    )
     from medseg.view.scene import write_scene as write_scene
     from medseg.view.server import PageServer as PageServer
 
@@ -22,7 +25,7 @@ __getattr__, __dir__ = door(
         "lettering": ("letters", "write_text"),
         "page": ("full_table", "prepare", "write_page"),
         "png": ("png_bytes",),
-        "preview": ("write_preview",),
+        "preview": ("write_preview", "write_strip"),
         "scene": ("write_scene",),
         "server": ("PageServer",),
     },

@@ -80,6 +80,15 @@ def write_preview(path: str | Path, scan: Volume, labels: Volume, table: LabelTa
     write_png(path, contact_sheet(scan, labels, table))
 
 
+def write_strip(path: str | Path, scan: Volume, labels: Volume, table: LabelTable) -> None:
+    """Write one slice of each plane with labels over it, side by side, as a small PNG. Raises
+    `BadOutput`.
+    """
+    sheet = contact_sheet(scan, labels, table, columns=1)
+    tiles = sheet.reshape(-1, _TILE, _TILE, 3)
+    write_png(path, np.hstack(list(tiles[1::2])))
+
+
 def _turned(
     plane: NDArray, across: int, up: int, spacing_mm: tuple[float, float, float]
 ) -> NDArray:

@@ -24,12 +24,22 @@ from medseg.inference.backends.predictor import (
 from medseg.machine import has_matrix_units
 from medseg.models import Checkpoint
 
+#: What 'auto' means in this process, where somebody else has tried it for all.
+_SETTLED: list[torch.dtype] = []
+
+
+def settle_precision(dtype: torch.dtype) -> None:
+    """Let 'auto' mean this arithmetic in this process, whatever would be faster here."""
+    _SETTLED[:] = [dtype]
+
 
 def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
     """The arithmetic of the network: 'auto' is fp16 on a GPU; on a CPU bf16 where that is faster,
     else fp32.
     """
     if precision == "auto":
+        if _SETTLED:
+            return _SETTLED[0]
         if device.type == "cuda":
             return torch.float16
         return torch.bfloat16 if _bf16_is_faster() else torch.float32

@@ -1,0 +1,34 @@
+"""From thousands of scans to one table."""
+
+from typing import TYPE_CHECKING
+
+from medseg import door
+
+if TYPE_CHECKING:
+    from medseg.cohort.cases import Case as Case, Cohort as Cohort
+    from medseg.cohort.course import Limits as Limits
+    from medseg.cohort.part import (
+        RETRIES as RETRIES,
+        Choice as Choice,
+        Result as Result,
+        Sorted as Sorted,
+        plan_part as plan_part,
+        run_part as run_part,
+    )
+    from medseg.cohort.reading import Wanted as Wanted, read_any as read_any
+    from medseg.cohort.request import Request as Request, read_cohort as read_cohort
+    from medseg.cohort.resources import cores_here as cores_here, usable_bytes as usable_bytes
+    from medseg.cohort.shards import parse_shard as parse_shard
+
+__getattr__, __dir__ = door(
+    __name__,
+    {
+        "part": ("RETRIES", "Choice", "Result", "Sorted", "plan_part", "run_part"),
+        "cases": ("Case", "Cohort"),
+        "course": ("Limits",),
+        "reading": ("Wanted", "read_any"),
+        "request": ("Request", "read_cohort"),
+        "resources": ("cores_here", "usable_bytes"),
+        "shards": ("parse_shard",),
+    },
+)

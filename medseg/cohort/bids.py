@@ -1,0 +1,82 @@
+"""Results in BIDS form: the files that make a folder of segmentations a derivative data set.
+
+Brain Imaging Data Structure 1.10, Derivatives: `dataset_description.json`, `dseg.tsv` once for all
+by the inheritance principle, and beside each `_dseg.nii.gz` a JSON file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medseg.cohort.cases import Case
+from medseg.cohort.places import Places
+from medseg.files import atomic_write
+from medseg.labels import LabelTable
+from medseg.version import __version__
+
+if TYPE_CHECKING:
+    from medseg.inference import Segmentation
+
+_VERSION = "1.10.0"
+#: What in the folder is not BIDS.
+_IGNORED = (
+    "cases/", "records/", "attempts/", "log/", "pages/", "cohort.json", "arithmetic.json",
+    "labels.csv", "table*", "report.html",
+)  # fmt: skip
+
+
+def write_dataset(
+    places: Places, source: Path, model: Mapping[str, Any], table: LabelTable
+) -> None:
+    """Write what a derivative data set has once, unless it is there. Raises `BadOutput`.
+
+    source: the raw data set, or the list that names the images. model: its name and hashes.
+    """
+    description = {
+        "Name": f"Segmentations of {source.resolve().name} by medseg",
+        "BIDSVersion": _VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [
+            {"Name": "medseg", "Version": __version__, "Description": f"model {model['name']}"}
+        ],
+    }
+    _write_once(places.out / "dataset_description.json", _as_json(description))
+    _write_once(places.out / ".bidsignore", "\n".join(_IGNORED) + "\n")
+    text = (
+        "This folder was written by medseg. Each _dseg.nii.gz is a label map on its image's grid.\n"
+    )
+    _write_once(places.out / "README", text)
+    rows = ["index\tname\tcolor"]
+    rows += [f"{one.value}\t{one.name}\t#{bytes(one.color).hex()}" for one in table.labels]
+    _write_once(places.out / f"desc-{places.bids}_dseg.tsv", "\n".join(rows) + "\n")
+
+
+def write_sidecar(path: Path, *, case: Case, result: Segmentation) -> None:
+    """Write the JSON file beside a label map: what it was made from, and by which model."""
+    image = Path(case.images[0])
+    below = [*image.parts]
+    start = next((n for n, part in enumerate(below) if part.startswith("sub-")), len(below) - 1)
+    content = {
+        "Sources": [f"bids:raw:{'/'.join(below[start:])}"],
+        "SpatialReference": "orig",
+        "Manual": False,
+        "Resolution": "that of the image",
+        "Model": result.plan.model,
+        "Structures": {label.name: label.value for label in result.table.labels},
+    }
+    with atomic_write(path) as file:
+        file.write(_as_json(content).encode())
+
+
+def _as_json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _write_once(path: Path, text: str) -> None:
+    if path.exists():
+        return
+    with atomic_write(path) as file:
+        file.write(text.encode())

@@ -1,0 +1,159 @@
+"""The cases of a cohort: their names, which are unique and kept, and what belongs to each."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medseg.errors import BadConfig
+from medseg.text import harmless
+
+#: Most bytes of a name: files are called NAME with an ending, within the 255 of file systems.
+MOST_NAME_BYTES = 180
+#: Cases or rows that a message names.
+_NAMED = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One case: the files of its channels, and what the list says of it.
+
+    images: a file or folder for each channel. carried: values of the list's further columns, in the
+    order of `Cohort.columns`. problem: why it cannot be done, known from the list alone.
+    """
+
+    name: str
+    images: tuple[str, ...]
+    group: str = ""
+    series: str = ""
+    volume: int | None = None
+    carried: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """Cases in the order of their names, and the names of the columns carried along.
+
+    kind: 'list', 'bids' or 'folder'. source: what was given.
+    """
+
+    source: Path
+    kind: str
+    cases: tuple[Case, ...]
+    columns: tuple[str, ...] = ()
+
+    @property
+    def sha256(self) -> str:
+        """Of all that is known of the cases."""
+        digest = hashlib.sha256(repr(self.columns).encode())
+        for case in self.cases:
+            digest.update(repr(as_row(case)).encode())
+        return digest.hexdigest()
+
+
+def as_row(case: Case) -> list[Any]:
+    """A case as values for JSON; `from_row` reads them."""
+    images = list(case.images)
+    return [
+        case.name,
+        images,
+        case.group,
+        case.series,
+        case.volume,
+        list(case.carried),
+        case.problem,
+    ]
+
+
+def from_row(row: Sequence[Any]) -> Case:
+    """A case from the values of `as_row`. Raises `ValueError` for others."""
+    name, images, group, series, volume, carried, problem = row
+    return Case(
+        name=str(name),
+        images=tuple(map(str, images)),
+        group=str(group),
+        series=str(series),
+        volume=None if volume is None else int(volume),
+        carried=tuple(map(str, carried)),
+        problem=str(problem),
+    )
+
+
+def make_cohort(
+    source: Path, kind: str, cases: Iterable[Case], columns: Sequence[str] = ()
+) -> Cohort:
+    """The cohort of these cases. Raises `BadConfig` for none, for names twice, and for bad ones."""
+    known = sorted(cases, key=lambda case: case.name)
+    if not known:
+        raise BadConfig(
+            f"{source}: holds no case; give a list, a BIDS data set or a folder of scans"
+        )
+    for case in known:
+        check_name(source, case.name)
+    twice = [name for name, count in Counter(case.name for case in known).items() if count > 1]
+    if twice:
+        named = ", ".join(harmless(name) for name in twice[:_NAMED])
+        more = f" and {len(twice) - _NAMED} more" if len(twice) > _NAMED else ""
+        raise BadConfig(
+            f"{source}: {len(twice)} names of cases are there more than once: {named}{more}; "
+            "give each row a name of its own in the column 'case'"
+        )
+    return Cohort(source=source, kind=kind, cases=tuple(known), columns=tuple(columns))
+
+
+def check_name(source: Path, name: str) -> None:
+    """Raise `BadConfig` for what cannot be the name of a file everywhere."""
+    shown = harmless(name)
+    odd = not name.strip() or name.startswith((".", "-")) or shown != name or name != name.strip()
+    if odd or any(letter in name for letter in '/\\:*?"<>|'):
+        raise BadConfig(
+            f"{source}: '{shown[:60]}' cannot name a case, whose files are called so; use letters, "
+            "digits, - and _"
+        )
+    if len(os.fsencode(name)) > MOST_NAME_BYTES:
+        raise BadConfig(
+            f"{source}: the name '{shown[:30]}...' of a case is longer than {MOST_NAME_BYTES} bytes"
+        )
+
+
+def told_apart(cases: Sequence[Case]) -> list[Case]:
+    """The cases of a folder, those of one name with a part of the hash of their files behind it.
+
+    So a name depends on where a scan lies alone, and not on how many others there are.
+    """
+    names = Counter(case.name for case in cases)
+    return [
+        replace(case, name=f"{case.name}-{_short_hash(case)}") if names[case.name] > 1 else case
+        for case in cases
+    ]
+
+
+def short_name(name: str) -> str:
+    """A name made of a path as a file can have it: odd letters as _, the middle of a long one left
+    out.
+    """
+    letters = [
+        "_" if letter in '/\\:*?"<>|' or harmless(letter) != letter else letter for letter in name
+    ]
+    plain = "".join(letters).strip().lstrip(".-") or "scan"
+    if len(os.fsencode(plain)) <= MOST_NAME_BYTES - 16:
+        return plain
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:12]
+    begin = os.fsencode(plain)[:70].decode(errors="ignore")
+    return f"{begin}-{digest}-{os.fsencode(plain)[-70:].decode(errors='ignore')}"
+
+
+def part_of(cases: Sequence[Case], part: tuple[int, int]) -> list[Case]:
+    """The cases of part i of n, 0 <= i < n: every n-th, so that all parts are of one size."""
+    return list(cases[part[0] :: part[1]])
+
+
+def _short_hash(case: Case) -> str:
+    told = "\0".join((*case.images, case.series, str(case.volume)))
+    return hashlib.sha256(told.encode(errors="surrogateescape")).hexdigest()[:8]

@@ -1,0 +1,202 @@
+"""A cohort as a list: CSV, TSV, JSONL or Parquet, a row for each case."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medseg.cohort.cases import Case, Cohort, make_cohort
+from medseg.errors import BadConfig, BadFile
+from medseg.files import read_bytes
+from medseg.inference import given_name
+from medseg.text import from_cell, harmless, parse_json, whole_number
+
+#: Endings of lists.
+LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+#: Columns with a meaning; those of images are 'image' and 'image_NAME' besides.
+_KNOWN = ("case", "group", "series", "volume")
+#: What makes an address of a name.
+_ADDRESS = "://"
+MAX_LIST_BYTES = 1 << 30
+
+
+def read_list(path: Path, channels: Sequence[str] = ("",)) -> Cohort:
+    """The cohort of a list. channels: the model's, '' where it does not name them.
+
+    Columns are `case` (without it, the name of the first file), `image`, or `image_T1`,
+    `image_FLAIR` ... as the model names its channels (or image_0, image_1 ... in its order), and
+    where wanted `group`, `series` and `volume`; others are carried along. Files are named seen from
+    the list's folder. Raises `BadFile`, `BadConfig`.
+    """
+    rows = _rows(path)
+    header = next(rows)
+    places = _columns(path, header)
+    images = _image_columns(path, header, channels)
+    carried = [n for n, name in enumerate(header) if n not in (*places.values(), *images)]
+    cases = [
+        _case(path, number, row, places=places, images=images, carried=carried)
+        for number, row in enumerate(rows, 2)
+    ]
+    names = tuple(harmless(header[n].strip()) for n in carried)
+    return make_cohort(path, "list", cases, names)
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    """The names of the columns, then the values of each row."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return _parquet_rows(path)
+    try:
+        text = read_bytes(path, max_bytes=MAX_LIST_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise BadFile(f"{path}: is not text in UTF-8; save the list as UTF-8") from None
+    return _json_rows(path, text) if suffix == ".jsonl" else _table_rows(path, text)
+
+
+def _table_rows(path: Path, text: str) -> Iterator[list[str]]:
+    first = text.partition("\n")[0]
+    delimiter = ";" if ";" in first and "," not in first else ","
+    if path.suffix.lower() == ".tsv":
+        delimiter = "\t"
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    width = 0
+    try:
+        for row in reader:
+            if not any(cell.strip() for cell in row):
+                continue
+            width = width or len(row)
+            if len(row) != width:
+                raise BadFile(
+                    f"{path}: line {reader.line_num} has {len(row)} columns and the first {width}; "
+                    "put quotes around a value that holds the delimiter"
+                )
+            yield row
+    except csv.Error as error:
+        raise BadFile(f"{path}: line {reader.line_num} cannot be read: {error}") from None
+    if not width:
+        raise BadFile(f"{path}: is empty; its first line names the columns: case,image")
+
+
+def _json_rows(path: Path, text: str) -> Iterator[list[str]]:
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = parse_json(line)
+        except ValueError as error:
+            raise BadFile(f"{path}: line {number} is not JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise BadFile(f'{path}: line {number} is no JSON object; write {{"case": ...}}')
+        records.append(record)
+    yield from _of_mappings(path, records)
+
+
+def _parquet_rows(path: Path) -> Iterator[list[str]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise BadConfig(
+            f'{path}: to read Parquet, pip install "medseg[parquet]", or give the list as CSV'
+        ) from None
+    try:
+        records = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadFile(f"{path}: cannot be read as Parquet: {harmless(error)[:200]}") from None
+    yield from _of_mappings(path, records)
+
+
+def _of_mappings(path: Path, records: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
+    if not records:
+        raise BadFile(f"{path}: holds no row")
+    names = list(dict.fromkeys(str(key) for record in records for key in record))
+    yield names
+    for record in records:
+        yield [_as_text(record.get(name)) for name in names]
+
+
+def _as_text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _columns(path: Path, header: Sequence[str]) -> dict[str, int]:
+    """Where the columns with a meaning stand."""
+    names = [name.strip().lower() for name in header]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise BadFile(f"{path}: two columns are called '{harmless(twice[0])}'; rename one of them")
+    return {name: names.index(name) for name in _KNOWN if name in names}
+
+
+def _image_columns(path: Path, header: Sequence[str], channels: Sequence[str]) -> list[int]:
+    """Where the columns of the model's channels stand, in its order."""
+    places = {name.strip().lower(): n for n, name in enumerate(header)}
+    if "image" in places and not any(name.startswith("image_") for name in places):
+        return [places["image"]]
+    wanted = []
+    for number, channel in enumerate(channels):
+        names = [f"image_{channel.lower()}", f"image_{number}", f"image_{number:04d}"]
+        found = [places[name] for name in names if name in places]
+        if len(channels) == 1 and not found:
+            found = [places[name] for name in ("image", *sorted(places)) if name in places]
+            found = [n for n in found if header[n].strip().lower().startswith("image")]
+            if len(found) > 1 and "image" not in places:
+                found = []
+        if not found:
+            name = f"image_{channel}" if len(channels) > 1 and channel else "image"
+            raise BadFile(
+                f"{path}: has no column '{name}' with the scans; its columns are "
+                f"{', '.join(harmless(one) for one in header)[:200]}"
+            )
+        wanted.append(found[0])
+    return wanted
+
+
+def _case(
+    path: Path,
+    number: int,
+    row: Sequence[str],
+    *,
+    places: Mapping[str, int],
+    images: Sequence[int],
+    carried: Sequence[int],
+) -> Case:
+    """The case of a row."""
+    values = {name: from_cell(row[n]).strip() for name, n in places.items()}
+    named = [row[n].strip() for n in images]
+    files = tuple(_located(path.parent, name) for name in named)
+    problem = "" if all(named) else f"row {number} of the list names no file for every channel"
+    name = values.get("case") or (given_name(Path(files[0])) if named[0] else "")
+    if not name:
+        raise BadFile(f"{path}: row {number} has neither a name nor a file")
+    return Case(
+        name=name,
+        images=files,
+        group=values.get("group", ""),
+        series=values.get("series", ""),
+        volume=_volume(path, number, values.get("volume", "")),
+        carried=tuple(row[n] for n in carried),
+        problem=problem,
+    )
+
+
+def _located(folder: Path, name: str) -> str:
+    """A file of a list, seen from the list's folder; an address as it is."""
+    return name if _ADDRESS in name else str(folder / name)
+
+
+def _volume(path: Path, number: int, text: str) -> int | None:
+    if not text:
+        return None
+    try:
+        value = whole_number(text)
+    except ValueError as error:
+        raise BadFile(f"{path}: row {number}, column 'volume': {error}") from None
+    if value < 0:
+        raise BadFile(f"{path}: row {number}, column 'volume': volumes are numbered from 0")
+    return value

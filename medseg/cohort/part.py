@@ -1,0 +1,230 @@
+"""A cohort, or a part of it: what is done already, what is to be done, and doing it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medseg.cohort import attempts
+from medseg.cohort.bids import write_dataset
+from medseg.cohort.cases import Case, Cohort, part_of
+from medseg.cohort.course import Came, Course, Item, Limits
+from medseg.cohort.places import Places
+from medseg.cohort.records import names_on_shelves, read_outcome, write_failure
+from medseg.cohort.request import Request, settled_arithmetic, write_cohort
+from medseg.errors import BadConfig, BadOutput
+from medseg.labels import LabelTable
+from medseg.progress import Progress, silent
+
+#: What `--retry` may name.
+RETRIES = ("failed", "lost", "timeout", "memory", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which cases of a cohort are done. part: i of n, 0 <= i < n. retry: statuses that are tried
+    again. keep_others: whether results of other models and settings stay.
+    """
+
+    part: tuple[int, int] = (0, 1)
+    retry: tuple[str, ...] = ()
+    keep_others: bool = False
+
+    @property
+    def part_name(self) -> str:
+        """As `--shard` has it."""
+        return f"{self.part[0]}/{self.part[1]}"
+
+
+@dataclass(kw_only=True)
+class Sorted:
+    """The cases of a part by what is to be done with them.
+
+    kept: how many stay in which status. failures: of those the ones that are not done. changed:
+    cases whose result is of another model, setting or scan, and is made anew.
+    """
+
+    items: list[Item] = field(default_factory=list)
+    kept: Counter[str] = field(default_factory=Counter)
+    failures: list[tuple[str, str, str]] = field(default_factory=list)
+    lost: list[Item] = field(default_factory=list)
+    changed: int = 0
+    missing: int = 0
+    input_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came of a part: cases by status, sentences about those that are not done, why it stopped
+    early.
+    """
+
+    counts: Counter[str]
+    failures: Sequence[tuple[str, str, str]]
+    total: int
+    stopped: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every case is done, 3 where some are not."""
+        return 0 if self.counts["done"] + self.counts["skipped"] == self.total else 3
+
+
+def run_part(
+    cohort: Cohort,
+    out: Path,
+    request: Request,
+    choice: Choice,
+    limits: Limits,
+    table: LabelTable,
+    *,
+    progress: Progress = silent,
+    announce: Any = None,
+    command: Any = None,
+) -> Result:
+    """Do the cases of a part that are not done. table: of the model's labels. announce: gets
+    `Sorted` before any is.
+
+    Raises `BadOutput` where nothing can be written, `BadConfig` and `BadModel` where no case could
+    be done, `Interrupted` when it is stopped. What is done by then stays, and the same call goes
+    on.
+    """
+    places = request.places(out)
+    check_output(cohort, out)
+    _make(out)
+    write_cohort(places, cohort, request)
+    if not places.table.exists():
+        table.write(places.table)
+    if request.layout == "bids":
+        write_dataset(places, cohort.source, request.model, table)
+    part = part_of(cohort.cases, choice.part)
+    course = Course(out, request, limits, part=choice.part_name, command=command)
+    try:
+        arithmetic = request.arithmetic(course.settle()) or ""
+        found = sort_cases(part, places, request, choice, arithmetic)
+        for item in found.lost:
+            _write_lost(places, item, choice.part_name)
+        if announce is not None:
+            announce(found)
+        came = course.run(found.items, progress) if found.items else Came()
+    finally:
+        course.close()
+    counts = found.kept + came.counts
+    counts["waiting"] = len(part) - counts.total()
+    failures = sorted([*found.failures, *came.failures])
+    return Result(counts=counts, failures=failures, total=len(part), stopped=came.stopped)
+
+
+def plan_part(cohort: Cohort, out: Path, request: Request, choice: Choice) -> Sorted:
+    """What `run_part` would do. Writes nothing and opens no scan."""
+    check_output(cohort, out)
+    places = request.places(out)
+    arithmetic = request.arithmetic(settled_arithmetic(places)) or ""
+    return sort_cases(part_of(cohort.cases, choice.part), places, request, choice, arithmetic)
+
+
+def sort_cases(
+    cases: Sequence[Case], places: Places, request: Request, choice: Choice, arithmetic: str
+) -> Sorted:
+    """What is to be done with each of the cases, by the records and attempts in the output."""
+    recorded = set(names_on_shelves(places.out / "records"))
+    attempted = set(names_on_shelves(places.out / "attempts"))
+    found = Sorted()
+    for case in cases:
+        key = request.key(case, arithmetic)
+        _count_inputs(case, found)
+        item = Item(case=case, key=key)
+        number = 0
+        if f"{case.name}.json" in recorded:
+            number = _sort_recorded(case, item, places, choice, found)
+            if number < 0:
+                continue
+        if case.name in attempted:
+            history = attempts.history(places.attempts(case.name), key, number)
+            item.begun, item.deaths = history.begun, history.deaths
+            item.is_suspect = history.is_suspect
+            if history.is_lost:
+                found.lost.append(item)
+                found.kept["lost"] += 1
+                found.failures.append((case.name, "lost", _LOST))
+                continue
+        found.items.append(item)
+    return found
+
+
+#: What is said of a case that took its process along in earlier runs.
+_LOST = "every attempt at it ended without a result, with the process that worked on it"
+
+
+def _sort_recorded(case: Case, item: Item, places: Places, choice: Choice, found: Sorted) -> int:
+    """-1 if a case with a record stays as it is, else the number of the attempt that left it."""
+    outcome = read_outcome(places.record(case.name))
+    if outcome is None:
+        return 0
+    if outcome.key != item.key:
+        if choice.keep_others and outcome.status == "done":
+            found.kept["skipped"] += 1
+            return -1
+        found.changed += outcome.status == "done"
+        return outcome.attempt
+    if outcome.status == "done":
+        if places.labels(case).exists():
+            found.kept["done"] += 1
+            return -1
+        return outcome.attempt
+    if outcome.status in choice.retry or "all" in choice.retry:
+        item.times = 2 if outcome.status in ("timeout", "memory") else 1
+        return outcome.attempt
+    found.kept[outcome.status] += 1
+    found.failures.append((case.name, outcome.status, outcome.error))
+    return -1
+
+
+def check_output(cohort: Cohort, out: Path) -> None:
+    """Raise `BadConfig` if results would lie among the scans, or on one, and `BadOutput` for a
+    file.
+    """
+    if out.exists() and not out.is_dir():
+        raise BadOutput(f"{out}: is a file; give a folder with -o")
+    place = os.path.realpath(out)
+    inside = f"{place}{os.sep}"
+    for folder, name in _folders_of(cohort.cases):
+        if f"{os.path.realpath(folder)}{os.sep}".startswith(inside):
+            raise BadConfig(f"{name}: lies in the output folder {out}; choose another with -o")
+
+
+def _folders_of(cases: Collection[Case]) -> Iterator[tuple[str, str]]:
+    """The folders of the scans, each with a scan in it."""
+    folders = {
+        os.path.split(name)[0]: name for case in cases for name in case.images if "://" not in name
+    }
+    yield from folders.items()
+
+
+def _count_inputs(case: Case, found: Sorted) -> None:
+    for name in case.images:
+        if "://" in name:
+            continue
+        try:
+            found.input_bytes += os.stat(name).st_size  # noqa: PTH116 - text is faster
+        except OSError:
+            found.missing += 1
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadOutput(
+            f"{out}: cannot be made: {error.strerror}; choose another with -o"
+        ) from None
+
+
+def _write_lost(places: Places, item: Item, part: str) -> None:
+    about = {"case": item.case.name, "key": item.key, "attempt": item.begun, "part": part}
+    path = places.record(item.case.name)
+    write_failure(path, about, status="lost", error=_LOST, error_kind="")

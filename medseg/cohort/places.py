@@ -1,0 +1,101 @@
+"""What lies where in the output of a cohort.
+
+    OUT/cohort.json, labels.csv     what was asked for; what the values of labels mean
+    OUT/cases/ab/CASE/              the files of a case; `ab`: two hex digits of a hash of its name
+    OUT/records/ab/CASE.json        its record, written last; it alone says that a case is done
+    OUT/attempts/ab/CASE            a line for each attempt begun
+    OUT/log/PART.jsonl              what a part did, for people
+    OUT/table.csv, report.html ...  made by `medseg gather`
+
+In BIDS form the labels lie in `sub-01/ses-2/anat/` instead, and all but they is listed in
+`.bidsignore`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from medseg.cohort.cases import Case
+from medseg.cohort.folders import entities_of
+
+#: Entities that may come before the suffix of a derivative, in the order of BIDS 1.10, appendix IX.
+_ENTITIES = (
+    "sub", "ses", "sample", "task", "tracksys", "acq", "ce", "trc", "stain", "rec", "dir", "run",
+    "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """The paths of a cohort's output. bids: what a segmentation's `desc` is, '' for the plain form.
+
+    several: images of several suffixes are segmented, so that their names say which.
+    """
+
+    out: Path
+    bids: str = ""
+    several: bool = False
+
+    @property
+    def cohort(self) -> Path:
+        """What was asked for."""
+        return self.out / "cohort.json"
+
+    @property
+    def table(self) -> Path:
+        """What the values of labels mean."""
+        return self.out / "labels.csv"
+
+    def record(self, name: str) -> Path:
+        """The record of a case, whatever became of it."""
+        return self.out / "records" / shelf(name) / f"{name}.json"
+
+    def attempts(self, name: str) -> Path:
+        """The attempts at a case."""
+        return self.out / "attempts" / shelf(name) / name
+
+    def picture(self, name: str) -> Path:
+        """The picture of a case in the report."""
+        return self.out / "cases" / shelf(name) / name / f"{name}.png"
+
+    def log(self, part: str) -> Path:
+        """What a part did."""
+        return self.out / "log" / f"{part.replace('/', '-of-')}.jsonl"
+
+    def labels(self, case: Case) -> Path:
+        """The label map of a case."""
+        name = case.name
+        if not self.bids or not case.images:
+            return self.out / "cases" / shelf(name) / name / f"{name}_seg.nii.gz"
+        source = Path(case.images[0])
+        entities, suffix = entities_of(source.name)
+        description = self.bids + (_plain(suffix) if self.several else "")
+        pairs = [f"{key}-{entities[key]}" for key in _ENTITIES if key in entities]
+        stem = "_".join((*pairs, f"desc-{description}", "dseg"))
+        folders = [f"{key}-{entities[key]}" for key in ("sub", "ses") if key in entities]
+        return self.out.joinpath(*folders, source.parent.name, f"{stem}.nii.gz")
+
+    def homes(self, case: Case) -> list[Path]:
+        """The folders into which a case is written."""
+        name = case.name
+        folders = [self.labels(case).parent, self.picture(name).parent, self.record(name).parent]
+        return list(dict.fromkeys(folders))
+
+
+def shelf(name: str) -> str:
+    """Two hex digits, so that no folder holds more than about a 256th of the cases."""
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:2]
+
+
+def bids_description(model: str, suffixes: Sequence[str]) -> tuple[str, bool]:
+    """`Places.bids` and `Places.several` for a model's name and the suffixes of the images."""
+    return _plain(model) or "medseg", len(set(suffixes)) > 1
+
+
+def _plain(text: str) -> str:
+    """Letters and digits alone, as values of BIDS entities are."""
+    return re.sub(r"[^A-Za-z0-9]", "", text)

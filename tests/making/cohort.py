@@ -1,0 +1,98 @@
+"""Cohorts for tests: made-up scans, a worker that needs no network, and cases that are trouble."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from making.places import ROOT
+from medseg.cohort.cases import Case, Cohort, make_cohort
+from medseg.cohort.request import Request
+from medseg.labels import Label, LabelTable
+
+TABLE = LabelTable((Label(1, "a", (200, 30, 30)),))
+#: A worker that does what the name of a file says, and else writes a record; see `stand_in`.
+COMMAND = (
+    sys.executable,
+    "-c",
+    f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]; "
+    "from making.cohort import stand_in; stand_in()",
+)
+
+
+def make_list(folder: Path, names: list[str]) -> Cohort:
+    """Cases of which each has a small file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        path = folder / f"{name}.nii"
+        if not path.exists():  # else it would be another scan
+            path.write_text(name)
+    cases = [Case(name=name, images=(str(folder / f"{name}.nii"),)) for name in names]
+    return make_cohort(folder, "list", cases)
+
+
+def a_request(**changes: Any) -> Request:
+    """A request to a model by intensity, whose arithmetic is settled from the start."""
+    from medseg.inference import Settings
+
+    settings = Settings(device="cpu", precision="fp32")
+    values: dict[str, Any] = {"models": ("otsu",), "model": {"name": "otsu"}, "settings": settings}
+    return Request(**(values | changes))
+
+
+def stand_in() -> None:
+    """A worker whose work is made up, by the name of the case.
+
+    At kills... the process dies, at once... the first time; at slow... it sleeps, at large... it
+    takes memory; heavy... is put off, bad... fails, and of full... nothing can be written.
+    """
+    from unittest import mock
+
+    from medseg.cohort import worker
+
+    with (
+        mock.patch.object(worker, "do", _made_up),
+        mock.patch("medseg.inference.load_model", lambda *names, **rest: "otsu"),
+        mock.patch("medseg.inference.limit_threads", lambda count: None),
+        mock.patch("medseg.inference.use_settled", lambda settled: None),
+    ):
+        worker.main()
+
+
+def _made_up(task: Any, own: Any, wait_s: float = 0.0) -> Any:
+    from medseg.cohort.records import write_failure
+    from medseg.cohort.work import Ended
+
+    name, places = task.case.name, own.request.places(own.out)
+    if name.startswith("kills") or (name.startswith("once") and task.attempt == 1):
+        (places.labels(task.case).parent).mkdir(parents=True, exist_ok=True)
+        (places.labels(task.case).parent / f".medseg-{'0' * 24}").write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name.startswith("slow"):
+        time.sleep(600)
+    if name.startswith("large"):
+        held = np.ones(40_000_000)
+        time.sleep(600 + held[0])
+    if name.startswith("heavy") and not task.is_alone:
+        return Ended(status="put off", seconds=0.1)
+    if name.startswith("full"):
+        return Ended(status="stop", error="the disk is full", exit_code=4)
+    about = {"case": name, "key": task.key, "attempt": task.attempt, "alone": task.is_alone}
+    about |= {"pid": os.getpid()}
+    status, error = ("failed", "it is bad") if name.startswith("bad") else ("done", "")
+    places.labels(task.case).parent.mkdir(parents=True, exist_ok=True)
+    places.labels(task.case).write_bytes(name.encode())
+    write_failure(places.record(name), about, status=status, error=error)
+    return Ended(status=status, error=error, seconds=0.01, windows=8, memory_bytes=1000)
+
+
+def environment() -> dict[str, str]:
+    """Variables with which another process finds medseg and what tests make."""
+    path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    return os.environ | {"PYTHONPATH": path}
