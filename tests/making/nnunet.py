@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+#: The weights once more without anything else, which PyTorch reads without unpickling.
+WEIGHTS_ALONE = "weights_alone.pt"
 #: A small plain network: two stages, features 4 and 6.
 PLAIN: dict[str, Any] = {
     "n_stages": 2,
@@ -227,5 +229,6 @@ def write_model(
         state = weights(arguments, len(data["channel_names"]) + previous, outputs, seed)
         target = folder / f"fold_{fold}"
         target.mkdir()
+        torch.save(state, target / WEIGHTS_ALONE)
         torch.save(checkpoint(state, configuration) | dict(saved or {}), target / name)
     return folder

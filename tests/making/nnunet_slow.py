@@ -19,6 +19,8 @@ import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
+from making import nnunet as making
+
 
 def _network(
     state: dict[str, torch.Tensor], arguments: dict[str, Any], x: torch.Tensor
@@ -94,7 +96,7 @@ def slow_labels(folder: Path, scan: Path, *, mirror: Sequence[int] = ()) -> np.n
     total: Any = None
     folds = sorted(folder.glob("fold_[0-9]"))
     for fold in folds:
-        saved = torch.load(fold / "checkpoint_final.pth", weights_only=False)["network_weights"]
+        saved = torch.load(fold / making.WEIGHTS_ALONE, weights_only=True)
         arguments = raw["architecture"]["arch_kwargs"]
         heads = saved[f"decoder.seg_layers.{arguments['n_stages'] - 2}.bias"].shape[0]
         sums, count = (
