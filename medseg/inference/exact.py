@@ -64,34 +64,52 @@ class HalfSums:
 
     def add(self, features: Tensor, weights: Sequence[NDArray[np.float32]], z: int) -> None:
         """Add one window (F, X, Y, Z) at depth z of the current column; the weights are this
-        class's own."""
+        class's own.
+        """
         _, across, up = self._weights.shape
         place = (slice(None), slice(self._at, self._at + across), slice(z, z + up))
-        self._sums[(slice(None), *place)] += features.to("cpu", torch.float32) * self._weights
+        widened = self._weights.float()
+        for total, one in zip(self._sums, features):  # so much at a time as stays in the cache
+            target = total[place]
+            product = one.to("cpu", torch.float32) * widened
+            target.copy_(product.add_(target.float()))  # summed in float32, rounded once
         self._count[place] += self._weights
 
     def finish(
         self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]
     ) -> NDArray[np.float32]:
         """The means (X, Y, Z, K) of the next `finished` planes of the row, those from `first`
-        on."""
+        on.
+        """
+        from medseg.kernels.rounding import planes_last
+
         along, across, up = (len(scale) for scale in scales)
         start = self._at + first
         place = (slice(0, along), slice(start, start + across), slice(0, up))
         self._at += finished
-        means = self._sums[(slice(None), *place)] / self._count[place]
-        if bool(torch.isinf(means).any()):
-            raise BadModel(
-                "the model's values on this scan are too large for half precision; leave out"
-                " --exact"
-            )
-        if self._folds > 1:
-            each = means.unflatten(0, (self._folds, -1))
-            means = each[0]
-            for one in each[1:]:
-                means = means + one
-            means = means / self._folds
-        return means.permute(1, 2, 3, 0).to(torch.float32).contiguous().numpy()
+        count = self._count[place].float()
+        outputs = len(self._sums) // self._folds
+        found = torch.empty((outputs, *count.shape))
+        for n, target in enumerate(found):
+            for fold in range(self._folds):
+                mean = (self._sums[fold * outputs + n][place].float() / count).half()
+                if bool(torch.isinf(mean).any()):
+                    raise BadModel(
+                        "the model's values on this scan are too large for half precision;"
+                        " leave out --exact"
+                    )
+                if fold:
+                    mean = (target + mean).half()
+                target.copy_(mean)
+            if self._folds > 1:
+                target.copy_((target / self._folds).half())
+        out = np.empty((*count.shape, outputs), np.float32)
+        in_slabs(
+            lambda a, b: planes_last(a, b, found.numpy(), out),
+            len(out),
+            workers=torch.get_num_threads(),
+        )
+        return out
 
     def end_row(self, deep: int) -> None:
         """Begin a new row, which adds to the last `deep` planes of this one."""

@@ -75,6 +75,8 @@ class Settings:
             if word not in words:
                 raise BadConfig(f"there is no {name} '{word}'; use {', '.join(words)}")
 
+    every_output: bool = False  # probabilities of every output, for the mean of several models
+
     def share(self, spec: ModelSpec) -> float:
         """By which share windows overlap."""
         if self.overlap is not None:

@@ -157,6 +157,8 @@ def _own_painter(
 
 def _wanted(spec: ModelSpec, settings: Settings) -> list[int] | None:
     """The outputs whose probabilities are asked for; None where no map is."""
+    if settings.every_output:
+        return list(range(spec.outputs))
     wanted = [spec.classes.index(value) - spec.regions for value in settings.probabilities]
     return wanted if wanted or settings.uncertainty else None
 

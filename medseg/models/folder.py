@@ -50,6 +50,11 @@ class Checkpoint:
         """Of the weights as they are stored, in half precision."""
         return (self.folder / "model.safetensors").stat().st_size
 
+    @property
+    def family(self) -> Path:
+        """The folder of the model whose fold this is; of a model without folds its own."""
+        return self.folder.parent if self.folder.name.startswith(FOLD) else self.folder
+
     def outline(self) -> nn.Module:
         """The network in evaluation mode without memory for its weights (torch's device meta).
 

@@ -210,6 +210,11 @@ class ForeignCheckpoint(Checkpoint):
         """Of the weights in half precision, as if they were stored so."""
         return sum(2 * value.numel() for value in self.foreign.saved[self.fold].weights.values())
 
+    @property
+    def family(self) -> Path:
+        """The folder of the model, which all its folds share."""
+        return self.foreign.folder
+
     def outline(self) -> nn.Module:
         """The network in evaluation mode without memory for its weights. Raises `BadModel`."""
         return _fitted(self.foreign, self.fold)[0].eval()

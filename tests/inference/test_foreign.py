@@ -14,7 +14,7 @@ import pytest
 from scipy import ndimage
 
 from making import nnunet as making
-from making.nnunet_slow import slow_labels
+from making.nnunet_slow import slow_labels, slow_mean
 from medseg.errors import BadConfig, BadModel
 from medseg.inference import Settings, labels_named, segment
 from medseg.io import read
@@ -196,6 +196,63 @@ def test_only_what_is_asked_for_is_run_and_kept(tmp_path):
     single = load_models([str(next(root.iterdir()))])
     with pytest.raises(BadConfig, match="pancreas"):
         labels_named(single, ["pancreas"])
+
+
+MEANS: dict[str, list[dict[str, Any]]] = {
+    "plans": [
+        {},
+        {"plan": making.plans(spacing=[1.4, 1.0, 1.2], patch_size=[12, 16, 12]), "folds": ("1",)},
+    ],
+    "folds": [{"folds": ("0", "1")}, {"folds": ("2",)}],
+    "regions": [
+        {
+            "data": making.dataset(
+                {"background": 0, "all": [1, 2], "some": [2]}, regions_class_order=[1, 2]
+            ),
+            "plan": making.plans(spacing=spacing),
+            "folds": (fold,),
+        }
+        for fold, spacing in (("0", [1.0, 1.0, 1.0]), ("1", [1.3, 0.9, 1.1]))
+    ],
+}
+
+
+@pytest.mark.parametrize("case", MEANS)
+def test_models_of_several_plans_are_averaged_as_probabilities_to_the_voxel(tmp_path, case):
+    folders = [making.write_model(tmp_path / f"m{n}", **one) for n, one in enumerate(MEANS[case])]
+    scan = write_scan(tmp_path / "scan.nii.gz")
+    want = slow_mean(folders, scan)
+    alone = [slow_labels(folder, scan) for folder in folders]
+    assert all((one != want).mean() > 0.01 for one in alone)
+    models = load_models([str(folder) for folder in folders])
+    told: list[str] = []
+    settings = Settings(exact=True, probabilities=(1, 2), uncertainty=True)
+    result = segment(read(scan), models, settings, announce=lambda made: told.append(made.model))
+    np.testing.assert_array_equal(result.labels.data, want)
+    assert len(told) == 2
+    assert set(result.maps) == {"probability_1", "probability_2", "uncertainty"}
+    sure = result.maps["probability_2"].data > 0.6
+    assert sure.any() and (result.labels.data[sure] == 2).all()
+    assert result.maps["uncertainty"].data.max() <= 1.001
+    fast = segment(read(scan), models).labels.data
+    assert (fast != want).mean() < 1e-3
+
+
+def test_means_of_what_does_not_belong_together_are_refused(tmp_path):
+    first = making.write_model(tmp_path / "first")
+    other = making.write_model(tmp_path / "other", data=making.dataset({"background": 0, "a": 1}))
+    named = making.write_model(
+        tmp_path / "named", data=making.dataset({"background": 0, "liver": 1, "lung": 2})
+    )
+    scan = read(write_scan(tmp_path / "scan.nii.gz"))
+    for one, word in ((other, "classes"), (named, "name")):
+        with pytest.raises(BadModel, match=word):
+            segment(scan, load_models([str(first), str(one)]))
+    again = making.write_model(tmp_path / "again", folds=("1",))
+    models = load_models([str(first), str(again)])
+    for changes in ({"precision": "bf16"}, {"postprocess": True}, {"probabilities": (9,)}):
+        with pytest.raises(BadConfig):
+            segment(scan, models, Settings(**changes))
 
 
 def test_probabilities_and_uncertainty_come_on_the_scans_grid(tmp_path):
