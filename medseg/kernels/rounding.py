@@ -64,7 +64,7 @@ def sure_classes(low, high, block, regions, out):  # type: ignore[no-untyped-def
 
 @njit(cache=True, nogil=True)
 def planes_last(low, high, source, out):  # type: ignore[no-untyped-def]
-    """out[low:high] (X, Y, Z, K) of source (K, X, Y, Z), float32, a few voxels of all K at a time."""
+    """out[low:high] (X, Y, Z, K) of source (K, X, Y, Z), float32: a few voxels at a time."""
     lanes = 16
     for x in range(low, high):
         for y in range(out.shape[1]):
