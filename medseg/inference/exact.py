@@ -125,11 +125,14 @@ class HalfPainter(Painter):
     """Labels of logits that are interpolated in float64, one by one, and rounded before they are
     compared."""
 
-    def __init__(self, *arguments: Any, halved: bool = True, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, halved: bool = True, raw: bool = False, **options: Any
+    ) -> None:
         """As `Painter`, without a head, and between parallel grids. halved: rounded to half
-        precision."""
+        precision. raw: the maps hold the rounded logits of all outputs.
+        """
         super().__init__(*arguments, **options)
-        self._halved = halved
+        self._halved, self._raw = halved, raw
 
     def _paint(self, x: int, y: int, block: NDArray[np.float32], inner: bool = False) -> None:
         from medseg.kernels.painting import agree, certainty
@@ -170,6 +173,6 @@ class HalfPainter(Painter):
         )
 
         def work(a: int, b: int) -> None:
-            paint_rounded(first_i + a, first_i + b, first_j, last_j, *rest, self.values)
+            paint_rounded(first_i + a, first_i + b, first_j, last_j, *rest, self.values, self._raw)
 
         in_slabs(work, last_i - first_i, workers=self._workers)

@@ -352,7 +352,7 @@ def _segment_with_network(
     with clock("paint"):
         labels = volume.with_data(way.back(painter.labels))
     if average is not None:
-        average.add(way.back(data) for data in painter.maps[:-1])
+        average.add(painter.maps[:-1], way.back)
         return Segmentation(labels, checkpoints[0].table, made, clock.seconds)
     labels = _cleaned(labels, volume, checkpoints[0], settings, clock, progress)
     names = [f"probability_{value}" for value in settings.probabilities] + [

@@ -75,7 +75,7 @@ class Settings:
             if word not in words:
                 raise BadConfig(f"there is no {name} '{word}'; use {', '.join(words)}")
 
-    every_output: bool = False  # probabilities of every output, for the mean of several models
+    every_output: bool = False  # maps of the logits of every output, for a mean of models
 
     def share(self, spec: ModelSpec) -> float:
         """By which share windows overlap."""

@@ -7,7 +7,7 @@ the largest, the first of equal ones; of regions those above a half (nnunetv2 2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,10 +71,18 @@ class Average:
         self._spec, self._count = spec, 0
         self._total = np.zeros((spec.outputs, *shape), np.float32)
 
-    def add(self, probabilities: Iterable[NDArray[np.float32]]) -> None:
-        """Add one model's, an array (I, J, K) for each output."""
-        for total, one in zip(self._total, probabilities, strict=True):
-            total += one
+    def add(self, logits: NDArray[np.float32], back: Callable[[NDArray], NDArray]) -> None:
+        """Add one model's logits (K, ...), which become probabilities in place; back: from their
+        grid to the scan's, 0 where a model saw nothing.
+        """
+        import torch
+
+        values = torch.from_numpy(logits)
+        for n in range(values.shape[1]):  # plane by plane, by the functions that nnU-Net uses
+            plane = values[:, n]
+            plane.copy_(torch.sigmoid(plane) if self._spec.regions else torch.softmax(plane, 0))
+        for total, one in zip(self._total, logits, strict=True):
+            total += back(one)
         self._count += 1
 
     def labels(self) -> NDArray:

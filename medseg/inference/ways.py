@@ -245,9 +245,8 @@ def _frame_painter(
         # PyTorch's resampling leaves logits in float32; scikit-image's are stored as half
         # precision.
         halved = frame.logits.scheme != "linear"
-        return HalfPainter(
-            painted.shape, painted.to_model, frame.shape, spec.classes, halved=halved, **shared
-        )
+        shared |= {"halved": halved, "raw": settings.every_output}
+        return HalfPainter(painted.shape, painted.to_model, frame.shape, spec.classes, **shared)
     return Painter(
         painted.shape, painted.to_model, frame.shape, spec.classes, head=predictor.head, **shared
     )

@@ -78,7 +78,7 @@ def planes_last(low, high, source, out):  # type: ignore[no-untyped-def]
 @njit(cache=True, nogil=True)
 def paint_rounded(  # type: ignore[no-untyped-def]
     low, high, left, right, labels, maps, zooms, block, cells, origin, size, regions, halved,
-    wanted, values,
+    wanted, values, raw,
 ):  # fmt: skip
     """Labels, and maps, of voxels whose eight neighbours on the model's grid all lie in `block`; as
     `paint` does it.
@@ -87,6 +87,7 @@ def paint_rounded(  # type: ignore[no-untyped-def]
     zooms: (3,) voxels of the model's grid for one here, cell centres on cell centres as scipy
     counts. halved: interpolated logits are rounded to half precision, else to float32.
     wanted: outputs whose probabilities maps (M, I, J, K) get, and last the entropy; M = 0: none.
+    raw: the maps get the rounded logits of all outputs instead.
     """
     outputs = block.shape[3]
     logits = np.empty(outputs)
@@ -120,7 +121,10 @@ def paint_rounded(  # type: ignore[no-untyped-def]
                     for n in range(outputs):
                         logits[n] = round_half(logits[n]) if halved else np.float32(logits[n])
                 labels[i, j, k] = values[_chosen(logits, regions, halved)]
-                if maps.shape[0]:
+                if raw:
+                    for n in range(outputs):
+                        maps[n, i, j, k] = logits[n]
+                elif maps.shape[0]:
                     _confide(logits, regions, wanted, maps[:, i, j, k])
 
 

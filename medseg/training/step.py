@@ -101,12 +101,9 @@ class Run:
         if isinstance(network, Folding):
             network.folded = True
         if config.start_from:
-            start_from(
-                config.start_from,
-                network,
-                names=[label.name for label in source.table.labels],
-                regions=source.membership is not None,
-            )
+            names = [label.name for label in source.table.labels]
+            regions = source.membership is not None
+            start_from(config.start_from, network, names=names, regions=regions)
         thinnest = THIN
         if settings.precision == "auto":  # asked before the network is spread over processes
             patch = config.model.patch
