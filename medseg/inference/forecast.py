@@ -142,7 +142,7 @@ def _lay(
             grid=grid, windows=windows, precision=precision.removeprefix("torch."), mirror=mirror
         )
     orientation = orientation_for(spec.recipe, settings.orientation, dicom=settings.from_dicom)
-    frame = lay_frame(volumes, spec.recipe, orientation)
+    frame = lay_frame(volumes, spec.recipe, orientation, region=settings.region, patch=spec.patch)
     shape = [max(size, patch) for size, patch in zip(frame.shape, spec.patch)]
     windows = plan_windows(shape, spec.patch, share, 1, spec.recipe.layout)
     work = multiply_adds(spec) * windows.count * len(checkpoints) * 2 ** len(mirror)
@@ -158,8 +158,15 @@ def _lay(
         precision=precision,
         mirror=mirror,
         half=rounded or _rounds(checkpoints, precision, device.type, features),
-        taken=taken_of(checkpoints, mirror, orientation),
+        taken=taken_of(checkpoints, mirror, orientation) + _about_region(frame, settings),
     )
+
+
+def _about_region(frame: Frame, settings: Settings) -> tuple[str, ...]:
+    if settings.region is None:
+        return ()
+    shown = " x ".join(str(side.stop - side.start) for side in frame.box)
+    return (f"only {shown} voxels around what is asked for",)
 
 
 def multiply_adds(spec: ModelSpec) -> float:

@@ -18,6 +18,7 @@ from medseg.inference.forecast import Plan, plan, window_count
 from medseg.inference.frame import Frame
 from medseg.inference.intensity import INTENSITY_MODELS, intensity_table
 from medseg.inference.preprocess import on_one_grid
+from medseg.inference.region import region_around, region_of
 from medseg.inference.settings import (
     Model,
     Scans,
@@ -85,6 +86,13 @@ def segment(
         model = load_models([model])
     check_channels(volumes, model)
     volumes = _checked_channels(volumes, channel_names(model))
+    region = region_around(volumes, model, settings, run=partial(segment, progress=progress))
+    if region is not None:
+        box, seconds = region
+        settings = replace(settings, region=box)
+        result = segment(volumes, model, settings, progress=progress, announce=announce)
+        result.seconds["locate"] = seconds
+        return result
     if is_set(model):
         return _segment_with_set(volumes, model, settings, progress, announce)
     if not isinstance(model, str) and as_list(model)[0].spec.locate is not None:
@@ -171,7 +179,15 @@ def _first_stage(
     recipe = checkpoint.spec.recipe
     if recipe is None or not recipe.previous:
         return None
-    plain = replace(settings, probabilities=(), uncertainty=False, postprocess=False, roi=())
+    plain = replace(
+        settings,
+        probabilities=(),
+        uncertainty=False,
+        postprocess=False,
+        roi=(),
+        region=None,
+        every_output=False,
+    )
     return segment(volumes, checkpoint.first_stage(), plain, progress=progress)
 
 
@@ -289,26 +305,6 @@ def _segment_located(
         else:
             result.labels = volume.with_data(whole)
     return result
-
-
-def region_of(
-    labels: Volume, values: Sequence[int], margin_mm: float
-) -> tuple[slice, slice, slice]:
-    """The box around labels with a margin, cut at the volume's edges; the whole volume if none of
-    them is there.
-    """
-    box = []
-    for axis in range(3):
-        others = tuple({0, 1, 2} - {axis})
-        planes = np.flatnonzero(np.isin(labels.data, values).any(axis=others))
-        margin = int(np.ceil(margin_mm / labels.spacing_mm[axis]))
-        ends = (
-            (planes[0] - margin, planes[-1] + 1 + margin)
-            if len(planes)
-            else (0, labels.shape[axis])
-        )
-        box.append(slice(max(0, int(ends[0])), min(labels.shape[axis], int(ends[1]))))
-    return box[0], box[1], box[2]
 
 
 class _Clock:
