@@ -211,6 +211,9 @@ class ModelConfig(_Strict):
         default="percentiles",
         description="or for each channel {scheme: zscore}, {scheme: ct, low: ...}",
     )
+    recipe: dict[str, Any] | None = Field(
+        default=None, description="how a model of another program that is gone on from sees scans"
+    )
 
 
 class TrainConfig(_Strict):

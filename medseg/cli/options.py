@@ -206,7 +206,8 @@ Roi = Annotated[
     typer.Option(
         "--roi", metavar="NAMES",
         help="Only these structures, by name or number: liver,spleen. Of a set of models, "
-        "those that find none of them are not run."
+        "those that find none of them are not run; where a coarse model lies beside, only the "
+        "region around them is computed.",
     ),
 ]  # fmt: skip
 

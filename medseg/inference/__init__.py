@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from medseg.inference.backends.kept import models_kept_open as models_kept_open
     from medseg.inference.existing import why_again as why_again
     from medseg.inference.exports import export as export
+    from medseg.inference.inputs import (
+        network_input as network_input,
+        network_labels as network_labels,
+    )
     from medseg.inference.intensity import INTENSITY_MODELS as INTENSITY_MODELS
     from medseg.inference.jobs import (
         Extras as Extras,
@@ -63,6 +67,7 @@ __getattr__, __dir__ = door(
         "backends.kept": ("models_kept_open",),
         "existing": ("why_again",),
         "exports": ("export",),
+        "inputs": ("network_input", "network_labels"),
         "intensity": ("INTENSITY_MODELS",),
         "jobs": ("Extras", "Job", "given_name", "is_result_name", "list_jobs"),
         "preprocess": ("labels_on_grid", "prepare", "scale_to_percentiles"),

@@ -64,34 +64,52 @@ class HalfSums:
 
     def add(self, features: Tensor, weights: Sequence[NDArray[np.float32]], z: int) -> None:
         """Add one window (F, X, Y, Z) at depth z of the current column; the weights are this
-        class's own."""
+        class's own.
+        """
         _, across, up = self._weights.shape
         place = (slice(None), slice(self._at, self._at + across), slice(z, z + up))
-        self._sums[(slice(None), *place)] += features.to("cpu", torch.float32) * self._weights
+        widened = self._weights.float()
+        for total, one in zip(self._sums, features):  # so much at a time as stays in the cache
+            target = total[place]
+            product = one.to("cpu", torch.float32) * widened
+            target.copy_(product.add_(target.float()))  # summed in float32, rounded once
         self._count[place] += self._weights
 
     def finish(
         self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]
     ) -> NDArray[np.float32]:
         """The means (X, Y, Z, K) of the next `finished` planes of the row, those from `first`
-        on."""
+        on.
+        """
+        from medseg.kernels.rounding import planes_last
+
         along, across, up = (len(scale) for scale in scales)
         start = self._at + first
         place = (slice(0, along), slice(start, start + across), slice(0, up))
         self._at += finished
-        means = self._sums[(slice(None), *place)] / self._count[place]
-        if bool(torch.isinf(means).any()):
-            raise BadModel(
-                "the model's values on this scan are too large for half precision; leave out"
-                " --exact"
-            )
-        if self._folds > 1:
-            each = means.unflatten(0, (self._folds, -1))
-            means = each[0]
-            for one in each[1:]:
-                means = means + one
-            means = means / self._folds
-        return means.permute(1, 2, 3, 0).to(torch.float32).contiguous().numpy()
+        count = self._count[place].float()
+        outputs = len(self._sums) // self._folds
+        found = torch.empty((outputs, *count.shape))
+        for n, target in enumerate(found):
+            for fold in range(self._folds):
+                mean = (self._sums[fold * outputs + n][place].float() / count).half()
+                if bool(torch.isinf(mean).any()):
+                    raise BadModel(
+                        "the model's values on this scan are too large for half precision;"
+                        " leave out --exact"
+                    )
+                if fold:
+                    mean = (target + mean).half()
+                target.copy_(mean)
+            if self._folds > 1:
+                target.copy_((target / self._folds).half())
+        out = np.empty((*count.shape, outputs), np.float32)
+        in_slabs(
+            lambda a, b: planes_last(a, b, found.numpy(), out),
+            len(out),
+            workers=torch.get_num_threads(),
+        )
+        return out
 
     def end_row(self, deep: int) -> None:
         """Begin a new row, which adds to the last `deep` planes of this one."""
@@ -107,11 +125,14 @@ class HalfPainter(Painter):
     """Labels of logits that are interpolated in float64, one by one, and rounded before they are
     compared."""
 
-    def __init__(self, *arguments: Any, halved: bool = True, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, halved: bool = True, raw: bool = False, **options: Any
+    ) -> None:
         """As `Painter`, without a head, and between parallel grids. halved: rounded to half
-        precision."""
+        precision. raw: the maps hold the rounded logits of all outputs.
+        """
         super().__init__(*arguments, **options)
-        self._halved = halved
+        self._halved, self._raw = halved, raw
 
     def _paint(self, x: int, y: int, block: NDArray[np.float32], inner: bool = False) -> None:
         from medseg.kernels.painting import agree, certainty
@@ -152,6 +173,6 @@ class HalfPainter(Painter):
         )
 
         def work(a: int, b: int) -> None:
-            paint_rounded(first_i + a, first_i + b, first_j, last_j, *rest, self.values)
+            paint_rounded(first_i + a, first_i + b, first_j, last_j, *rest, self.values, self._raw)
 
         in_slabs(work, last_i - first_i, workers=self._workers)

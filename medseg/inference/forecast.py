@@ -142,11 +142,13 @@ def _lay(
             grid=grid, windows=windows, precision=precision.removeprefix("torch."), mirror=mirror
         )
     orientation = orientation_for(spec.recipe, settings.orientation, dicom=settings.from_dicom)
-    frame = lay_frame(volumes, spec.recipe, orientation)
+    frame = lay_frame(volumes, spec.recipe, orientation, region=settings.region, patch=spec.patch)
     shape = [max(size, patch) for size, patch in zip(frame.shape, spec.patch)]
     windows = plan_windows(shape, spec.patch, share, 1, spec.recipe.layout)
     work = multiply_adds(spec) * windows.count * len(checkpoints) * 2 ** len(mirror)
-    if settings.exact or (settings.precision == "auto" and device.type == "cpu" and work < LIGHT):
+    light = settings.precision == "auto" and device.type == "cpu" and work < LIGHT
+    rounded = settings.exact or settings.every_output
+    if rounded or light:
         precision = "float32"
     else:
         precision = str(choose_precision(settings.precision, device)).removeprefix("torch.")  # type: ignore[arg-type]
@@ -155,9 +157,16 @@ def _lay(
         windows=windows,
         precision=precision,
         mirror=mirror,
-        half=settings.exact or _rounds(checkpoints, precision, device.type, features),
-        taken=taken_of(checkpoints, mirror, orientation),
+        half=rounded or _rounds(checkpoints, precision, device.type, features),
+        taken=taken_of(checkpoints, mirror, orientation) + _about_region(frame, settings),
     )
+
+
+def _about_region(frame: Frame, settings: Settings) -> tuple[str, ...]:
+    if settings.region is None:
+        return ()
+    shown = " x ".join(str(side.stop - side.start) for side in frame.box)
+    return (f"only {shown} voxels around what is asked for",)
 
 
 def multiply_adds(spec: ModelSpec) -> float:
@@ -269,7 +278,7 @@ def memory_needed(
         sums = _half_sums_bytes(windows, features, stripes)
     else:
         sums = _sums_bytes(windows, features, stripes) + _cells_bytes(windows, spec.outputs, cell)
-    maps = _maps_bytes(volume.data.size, settings)
+    maps = _maps_bytes(volume.data.size, settings, spec)
     labels = _label_bytes(volume.data.size, spec, grid)
     resampling = image + _resampling_bytes(grid, exact=settings.exact)
     painting = labels + maps + sums + image + (network if device == "cpu" else 0)
@@ -333,8 +342,10 @@ def _half_sums_bytes(windows: Windows, features: int, stripes: int) -> int:
     return 2 * (features + 1) * row * rows + 4 * features * depth * 4 * _block_voxels(windows)
 
 
-def _maps_bytes(voxels: int, settings: Settings) -> int:
+def _maps_bytes(voxels: int, settings: Settings, spec: ModelSpec) -> int:
     """Bytes of the maps that are asked for; with probabilities one more while they are made."""
+    if settings.every_output:  # those of this model, their sum, and one on its way from there
+        return 4 * voxels * (2 * spec.outputs + 2)
     count = len(settings.probabilities) + settings.uncertainty + bool(settings.probabilities)
     return 4 * voxels * count
 

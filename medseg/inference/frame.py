@@ -31,12 +31,14 @@ class Frame:
 
     turned: the first scan as it is turned. axes: the axis of the turned scan along each of the
     network's. box: what is kept of the scan. shape: of the network's array, before it is padded.
+    measured: what intensities are scaled by, box or more.
     """
 
     scan: Volume
     turned: Volume
     axes: Shape
     box: Box
+    measured: Box
     spacing_mm: tuple[float, float, float]
     target_mm: tuple[float, float, float]
     shape: Shape
@@ -75,11 +77,20 @@ class Frame:
         whole = whole.transpose(np.argsort(self.axes))
         return reorient(Volume(whole, self.turned.affine), self.scan.orientation).data
 
-    def seen(self, volume: Volume) -> NDArray:
+    def seen(self, volume: Volume, box: Box | None = None) -> NDArray:
         """A volume on the scan's grid, turned, its axes in the network's order, and cropped (a
-        view)."""
+        view); box: `measured`, or by default `box`."""
         turned = reorient(volume, self.turned.orientation).data
-        return turned.transpose(self.axes)[self.box]
+        return turned.transpose(self.axes)[box or self.box]
+
+    @property
+    def inner(self) -> Box:
+        """Where `box` lies in `measured`."""
+        a, b, c = (
+            slice(one.start - all_.start, one.stop - all_.start)
+            for one, all_ in zip(self.box, self.measured)
+        )
+        return a, b, c
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +113,31 @@ def orientation_for(recipe: Recipe, asked: str = "auto", *, dicom: bool) -> str:
     return "LPS" if dicom else "stored"
 
 
-def lay_frame(volumes: Sequence[Volume], recipe: Recipe, orientation: str) -> Frame:
-    """The frame of the scans of one case on one grid."""
+def lay_frame(
+    volumes: Sequence[Volume],
+    recipe: Recipe,
+    orientation: str,
+    *,
+    region: Box | None = None,
+    patch: Sequence[int] = (1, 1, 1),
+) -> Frame:
+    """The frame of the scans of one case on one grid.
+
+    region: only this part of the scan is kept, and around it as much as fills a patch (voxels of
+    the network's grid), so that windows see what lies there and no padding.
+    """
     scan = volumes[0]
     turned = scan if orientation == "stored" else reorient(scan, orientation)
     arrays = [one if orientation == "stored" else reorient(one, orientation) for one in volumes]
     a, b, c = recipe.axes
-    box = CROPS[recipe.crop]([one.data.transpose(recipe.axes) for one in arrays])
+    measured = CROPS[recipe.crop]([one.data.transpose(recipe.axes) for one in arrays])
     stated = turned.stated_spacing_mm
     spacing = (stated[a], stated[b], stated[c])
     target = [own if wanted is None else wanted for own, wanted in zip(spacing, recipe.spacing_mm)]
+    box = measured
+    if region is not None:
+        least = [int(np.ceil(n * mm / own)) for n, mm, own in zip(patch, target, spacing)]
+        box = _within(measured, _turned_box(scan, turned, region, recipe.axes), least)
     size = [side.stop - side.start for side in box]
     shape = [max(1, round(mm / wanted * n)) for mm, wanted, n in zip(spacing, target, size)]
     if recipe.image.scheme == "none":
@@ -121,11 +147,34 @@ def lay_frame(volumes: Sequence[Volume], recipe: Recipe, orientation: str) -> Fr
         turned=turned,
         axes=recipe.axes,
         box=box,
+        measured=measured,
         spacing_mm=spacing,
         target_mm=(target[0], target[1], target[2]),
         shape=(shape[0], shape[1], shape[2]),
         logits=recipe.logits,
     )
+
+
+def _turned_box(scan: Volume, turned: Volume, region: Box, axes: Shape) -> Box:
+    """A box of the scan's voxels along the network's axes."""
+    inside = np.zeros(scan.shape, bool)
+    inside[region] = True
+    seen = reorient(scan.with_data(inside), turned.orientation).data.transpose(axes)
+    return _nonzero([seen])
+
+
+def _within(whole: Box, part: Box, least: Sequence[int]) -> Box:
+    """The part, grown to at least so many voxels along each axis, as far as the whole allows."""
+    box = []
+    for all_, one, length in zip(whole, part, least):
+        start, stop = max(one.start, all_.start), min(one.stop, all_.stop)
+        if start >= stop:  # what is looked for lies where there is nothing
+            start, stop = all_.start, all_.stop
+        start = max(all_.start, min(start - (length - (stop - start)) // 2, start))
+        stop = min(all_.stop, max(stop, start + length))
+        start = max(all_.start, min(start, stop - length))
+        box.append(slice(start, stop))
+    return box[0], box[1], box[2]
 
 
 def _nonzero(arrays: Sequence[NDArray]) -> Box:
@@ -176,7 +225,7 @@ def prepare_frame(
 ) -> NDArray[np.float32]:
     """The network's input (C, A, B, C) float32 of the scans of one case: scaled, then resampled."""
     out = np.empty((len(volumes), *frame.shape), np.float32)
-    views = [frame.seen(volume) for volume in volumes]
+    views = [frame.seen(volume, frame.measured) for volume in volumes]
     masked = any(channel.masked for channel in recipe.channels)
     mask = content_mask(views) if masked else None
     for view, channel, target in zip(views, recipe.channels, out):
@@ -185,6 +234,8 @@ def prepare_frame(
         SCALES[channel.scheme](image, channel, mask if channel.masked else None)
         if not np.isfinite(image.sum(dtype=np.float64)):
             raise BadFile("holds voxels that are not finite numbers; check the scan")
+        if frame.box != frame.measured:
+            image = np.ascontiguousarray(image[frame.inner])
         target[:] = regrid(
             image, frame.shape, recipe.image, frame.spacing_mm, frame.target_mm, exact=exact
         )

@@ -231,7 +231,7 @@ def settings_of(settings: Settings, model: Model) -> dict[str, Any]:
     where asked for.
     """
     asked = asdict(settings)
-    for key in (*FOREIGN_KEYS, "from_dicom", "roi"):
+    for key in (*FOREIGN_KEYS, "from_dicom", "roi", "region", "every_output"):
         del asked[key]
     if not isinstance(model, str):
         asked["overlap"] = settings.share(as_list(model)[0].spec)

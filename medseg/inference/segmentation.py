@@ -18,6 +18,7 @@ from medseg.inference.forecast import Plan, plan, window_count
 from medseg.inference.frame import Frame
 from medseg.inference.intensity import INTENSITY_MODELS, intensity_table
 from medseg.inference.preprocess import on_one_grid
+from medseg.inference.region import region_around, region_of
 from medseg.inference.settings import (
     Model,
     Scans,
@@ -29,6 +30,7 @@ from medseg.inference.settings import (
     check_set,
     is_set,
 )
+from medseg.inference.together import Average, check_together, groups_of
 from medseg.inference.ways import CONTENT_ABOVE, NEVER, Way, foreign_way, own_way
 from medseg.labels import LabelTable
 from medseg.postprocess import clean, keep_largest_together, separate_fluid
@@ -84,20 +86,69 @@ def segment(
         model = load_models([model])
     check_channels(volumes, model)
     volumes = _checked_channels(volumes, channel_names(model))
+    region = region_around(volumes, model, settings, run=partial(segment, progress=progress))
+    if region is not None:
+        box, seconds = region
+        settings = replace(settings, region=box)
+        result = segment(volumes, model, settings, progress=progress, announce=announce)
+        result.seconds["locate"] = seconds
+        return result
     if is_set(model):
         return _segment_with_set(volumes, model, settings, progress, announce)
     if not isinstance(model, str) and as_list(model)[0].spec.locate is not None:
         return _segment_located(volumes, as_list(model), settings, progress, announce)
-    made = plan(volumes, model, settings)
-    announce(made)
     if isinstance(model, str):
+        made = plan(volumes, model, settings)
+        announce(made)
         return _segment_by_intensity(volumes[0], model, made)
     checkpoints = as_list(model)
+    groups = groups_of(checkpoints)
+    if len(groups) > 1:
+        return _segment_together(volumes, groups, settings, progress, announce)
+    made = plan(volumes, checkpoints, settings)
+    announce(made)
     before = _first_stage(volumes, checkpoints[0], settings, progress)
     previous = None if before is None else before.labels
     result = _segment_with_network(volumes, checkpoints, settings, made, progress, previous)
     if before is not None:
         result.seconds["first stage"] = sum(before.seconds.values())
+    return _only(result, settings.roi) if settings.roi else result
+
+
+def _segment_together(
+    volumes: Sequence[Volume],
+    groups: Sequence[Sequence[Checkpoint]],
+    settings: Settings,
+    progress: Progress,
+    announce: Callable[[Plan], None],
+) -> Segmentation:
+    """The mean of several models' probabilities; all are planned before one is run."""
+    check_together(groups, settings)
+    first, volume = groups[0][0], volumes[0]
+    inner = replace(settings, probabilities=(), uncertainty=False, roi=(), every_output=True)
+    plans = [plan(volumes, checkpoints, inner) for checkpoints in groups]
+    average, seconds = Average(first.spec, volume.shape), dict[str, float]()
+    for checkpoints, made in zip(groups, plans):
+        announce(made)
+        before = _first_stage(volumes, checkpoints[0], settings, progress)
+        previous = None if before is None else before.labels
+        part = _segment_with_network(
+            volumes, checkpoints, inner, made, progress, previous, average=average
+        )
+        for name, spent in part.seconds.items():
+            seconds[name] = seconds.get(name, 0.0) + spent
+        if before is not None:
+            spent = sum(before.seconds.values())
+            seconds["first stage"] = seconds.get("first stage", 0.0) + spent
+    data, clock = average.labels(), _Clock()
+    confidence = average.confidence(data)
+    labels = _cleaned(volume.with_data(data), volume, first, settings, clock, progress)
+    maps = {name: volume.with_data(one) for name, one in average.maps(settings).items()}
+    largest = max(plans, key=lambda one: one.memory_bytes)
+    taken = tuple(fact for one in plans for fact in one.taken)
+    made = replace(largest, precision="float32", backend="torch", taken=taken)
+    seconds |= clock.seconds
+    result = Segmentation(labels, first.table, made, seconds, maps, confidence)
     return _only(result, settings.roi) if settings.roi else result
 
 
@@ -128,7 +179,15 @@ def _first_stage(
     recipe = checkpoint.spec.recipe
     if recipe is None or not recipe.previous:
         return None
-    plain = replace(settings, probabilities=(), uncertainty=False, postprocess=False, roi=())
+    plain = replace(
+        settings,
+        probabilities=(),
+        uncertainty=False,
+        postprocess=False,
+        roi=(),
+        region=None,
+        every_output=False,
+    )
     return segment(volumes, checkpoint.first_stage(), plain, progress=progress)
 
 
@@ -248,26 +307,6 @@ def _segment_located(
     return result
 
 
-def region_of(
-    labels: Volume, values: Sequence[int], margin_mm: float
-) -> tuple[slice, slice, slice]:
-    """The box around labels with a margin, cut at the volume's edges; the whole volume if none of
-    them is there.
-    """
-    box = []
-    for axis in range(3):
-        others = tuple({0, 1, 2} - {axis})
-        planes = np.flatnonzero(np.isin(labels.data, values).any(axis=others))
-        margin = int(np.ceil(margin_mm / labels.spacing_mm[axis]))
-        ends = (
-            (planes[0] - margin, planes[-1] + 1 + margin)
-            if len(planes)
-            else (0, labels.shape[axis])
-        )
-        box.append(slice(max(0, int(ends[0])), min(labels.shape[axis], int(ends[1]))))
-    return box[0], box[1], box[2]
-
-
 class _Clock:
     """Seconds of what overlaps nothing else, by name."""
 
@@ -288,7 +327,10 @@ def _segment_with_network(
     made: Plan,
     progress: Progress,
     previous: Volume | None = None,
+    *,
+    average: Average | None = None,
 ) -> Segmentation:
+    """average: gets the probabilities of every output."""
     spec, clock, volume = checkpoints[0].spec, _Clock(), volumes[0]
     progress("resampling", 0, 1)
     with clock("resample"):
@@ -305,6 +347,9 @@ def _segment_with_network(
     _paint_windows(painter, predictor, way, checkpoints[0], made, batch, clock, progress)
     with clock("paint"):
         labels = volume.with_data(way.back(painter.labels))
+    if average is not None:
+        average.add(painter.maps[:-1], way.back)
+        return Segmentation(labels, checkpoints[0].table, made, clock.seconds)
     labels = _cleaned(labels, volume, checkpoints[0], settings, clock, progress)
     names = [f"probability_{value}" for value in settings.probabilities] + [
         "uncertainty"

@@ -75,6 +75,9 @@ class Settings:
             if word not in words:
                 raise BadConfig(f"there is no {name} '{word}'; use {', '.join(words)}")
 
+    region: tuple[slice, slice, slice] | None = None  # the part of a scan that is looked at
+    every_output: bool = False  # maps of the logits of every output, for a mean of models
+
     def share(self, spec: ModelSpec) -> float:
         """By which share windows overlap."""
         if self.overlap is not None:

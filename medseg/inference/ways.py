@@ -157,6 +157,8 @@ def _own_painter(
 
 def _wanted(spec: ModelSpec, settings: Settings) -> list[int] | None:
     """The outputs whose probabilities are asked for; None where no map is."""
+    if settings.every_output:
+        return list(range(spec.outputs))
     wanted = [spec.classes.index(value) - spec.regions for value in settings.probabilities]
     return wanted if wanted or settings.uncertainty else None
 
@@ -243,9 +245,8 @@ def _frame_painter(
         # PyTorch's resampling leaves logits in float32; scikit-image's are stored as half
         # precision.
         halved = frame.logits.scheme != "linear"
-        return HalfPainter(
-            painted.shape, painted.to_model, frame.shape, spec.classes, halved=halved, **shared
-        )
+        shared |= {"halved": halved, "raw": settings.every_output}
+        return HalfPainter(painted.shape, painted.to_model, frame.shape, spec.classes, **shared)
     return Painter(
         painted.shape, painted.to_model, frame.shape, spec.classes, head=predictor.head, **shared
     )

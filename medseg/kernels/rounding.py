@@ -63,9 +63,22 @@ def sure_classes(low, high, block, regions, out):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True, nogil=True)
+def planes_last(low, high, source, out):  # type: ignore[no-untyped-def]
+    """out[low:high] (X, Y, Z, K) of source (K, X, Y, Z), float32: a few voxels at a time."""
+    lanes = 16
+    for x in range(low, high):
+        for y in range(out.shape[1]):
+            for first in range(0, out.shape[2], lanes):
+                last = min(first + lanes, out.shape[2])
+                for k in range(out.shape[3]):
+                    for z in range(first, last):
+                        out[x, y, z, k] = source[k, x, y, z]
+
+
+@njit(cache=True, nogil=True)
 def paint_rounded(  # type: ignore[no-untyped-def]
     low, high, left, right, labels, maps, zooms, block, cells, origin, size, regions, halved,
-    wanted, values,
+    wanted, values, raw,
 ):  # fmt: skip
     """Labels, and maps, of voxels whose eight neighbours on the model's grid all lie in `block`; as
     `paint` does it.
@@ -74,58 +87,96 @@ def paint_rounded(  # type: ignore[no-untyped-def]
     zooms: (3,) voxels of the model's grid for one here, cell centres on cell centres as scipy
     counts. halved: interpolated logits are rounded to half precision, else to float32.
     wanted: outputs whose probabilities maps (M, I, J, K) get, and last the entropy; M = 0: none.
+    raw: the maps get the rounded logits of all outputs instead.
     """
     outputs = block.shape[3]
     logits = np.empty(outputs)
     for i in range(low, high):
-        x = min(max((i + 0.5) * zooms[0] - 0.5, 0.0), size[0] - 1.0)
-        x0 = int(np.floor(x))
-        fx = x - x0
-        x1 = min(x0 + 1, size[0] - 1)
+        x0, x1, fx = _neighbours(i, zooms[0], size[0])
         if min(x0, max(size[0] - 2, 0)) < origin[0] or x1 >= origin[0] + block.shape[0]:
             continue
         for j in range(left, right):
-            y = min(max((j + 0.5) * zooms[1] - 0.5, 0.0), size[1] - 1.0)
-            y0 = int(np.floor(y))
-            fy = y - y0
-            y1 = min(y0 + 1, size[1] - 1)
+            y0, y1, fy = _neighbours(j, zooms[1], size[1])
             if min(y0, max(size[1] - 2, 0)) < origin[1] or y1 >= origin[1] + block.shape[1]:
                 continue
             a0, a1, b0, b1 = x0 - origin[0], x1 - origin[0], y0 - origin[1], y1 - origin[1]
             for k in range(labels.shape[2]):
-                z = min(max((k + 0.5) * zooms[2] - 0.5, 0.0), size[2] - 1.0)
-                z0 = int(np.floor(z))
-                fz = z - z0
-                z1 = min(z0 + 1, size[2] - 1)
+                z0, z1, fz = _neighbours(k, zooms[2], size[2])
                 sure = cells[a0, b0, z0]
                 if sure != 65535 and not maps.shape[0]:
                     labels[i, j, k] = values[sure]
                     continue
-                gx, gy, gz = 1.0 - fx, 1.0 - fy, 1.0 - fz
-                for n in range(outputs):
-                    # Factor by factor and neighbour by neighbour in scipy's order, so that ties
-                    # round alike.
-                    total = np.float64(block[a0, b0, z0, n]) * gx * gy * gz
-                    total += np.float64(block[a0, b0, z1, n]) * gx * gy * fz
-                    total += np.float64(block[a0, b1, z0, n]) * gx * fy * gz
-                    total += np.float64(block[a0, b1, z1, n]) * gx * fy * fz
-                    total += np.float64(block[a1, b0, z0, n]) * fx * gy * gz
-                    total += np.float64(block[a1, b0, z1, n]) * fx * gy * fz
-                    total += np.float64(block[a1, b1, z0, n]) * fx * fy * gz
-                    total += np.float64(block[a1, b1, z1, n]) * fx * fy * fz
-                    logits[n] = round_half(total) if halved else np.float64(np.float32(total))
-                chosen = 0
-                if regions:
-                    for n in range(outputs):
-                        if logits[n] > (SMALLEST_HALF if halved else 0.0):
-                            chosen = n + 1
-                else:
-                    for n in range(1, outputs):
-                        if logits[n] > logits[chosen]:
-                            chosen = n
-                labels[i, j, k] = values[chosen]
+                # Neighbour by neighbour in scipy's order, so that ties round alike; those without
+                # weight add nothing. A line (2, K) along the last axis is two of them.
+                gx, gy = 1.0 - fx, 1.0 - fy
+                logits[:] = 0.0
+                _add_line(logits, block[a0, b0, z0], block[a0, b0, z1], gx, gy, fz)
+                if fy > 0:
+                    _add_line(logits, block[a0, b1, z0], block[a0, b1, z1], gx, fy, fz)
+                if fx > 0:
+                    _add_line(logits, block[a1, b0, z0], block[a1, b0, z1], fx, gy, fz)
+                if fx > 0 and fy > 0:
+                    _add_line(logits, block[a1, b1, z0], block[a1, b1, z1], fx, fy, fz)
                 if maps.shape[0]:
+                    for n in range(outputs):
+                        logits[n] = round_half(logits[n]) if halved else np.float32(logits[n])
+                labels[i, j, k] = values[_chosen(logits, regions, halved)]
+                if raw:
+                    for n in range(outputs):
+                        maps[n, i, j, k] = logits[n]
+                elif maps.shape[0]:
                     _confide(logits, regions, wanted, maps[:, i, j, k])
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _neighbours(at, zoom, size):  # type: ignore[no-untyped-def]
+    """The voxels of an axis between which one of the scan lies, and the weight of the upper one.
+
+    Beyond the ends both are the last, and still share the weight, as they do in scipy.
+    """
+    place = (at + 0.5) * zoom - 0.5
+    first = int(np.floor(place))
+    return min(max(first, 0), size - 1), min(max(first + 1, 0), size - 1), place - first
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _add_line(total, lower, upper, x, y, fz):  # type: ignore[no-untyped-def]
+    """Add two neighbours (K,) along the last axis; factor by factor, as scipy multiplies."""
+    gz = 1.0 - fz
+    for n in range(len(total)):
+        total[n] += np.float64(lower[n]) * x * y * gz
+    if fz > 0:
+        for n in range(len(total)):
+            total[n] += np.float64(upper[n]) * x * y * fz
+
+
+@njit(cache=True, nogil=True)
+def _chosen(logits, regions, halved):  # type: ignore[no-untyped-def]
+    """The class of rounded logits (K,): the first of the largest, or the last region above 0."""
+    if regions:
+        chosen = 0
+        for n in range(len(logits)):
+            value = logits[n]
+            if halved and 0 < value < 2.0**-13:
+                value = round_half(value) - SMALLEST_HALF
+            if not halved:
+                value = np.float32(value)
+            if value > 0:
+                chosen = n + 1
+        return chosen
+    most = logits[0]
+    for n in range(1, len(logits)):
+        if logits[n] > most:
+            most = logits[n]
+    # Rounding keeps the order, so only what is nearly as large can become equal.
+    near = most - (2.0**-9 * abs(most) + 2.0**-23)
+    largest = round_half(most) if halved else np.float64(np.float32(most))
+    for n in range(len(logits)):
+        if logits[n] >= near:
+            value = round_half(logits[n]) if halved else np.float64(np.float32(logits[n]))
+            if value == largest:
+                return n
+    return 0
 
 
 @njit(cache=True, nogil=True)

@@ -6,6 +6,7 @@ from medseg import door
 
 if TYPE_CHECKING:
     from medseg.models.card import model_card as model_card
+    from medseg.models.coarse import plain_name as plain_name
     from medseg.models.conversion import facts_of as facts_of, write_models as write_models
     from medseg.models.folder import (
         Checkpoint as Checkpoint,
@@ -37,6 +38,7 @@ __getattr__, __dir__ = door(
     __name__,
     {
         "card": ("model_card",),
+        "coarse": ("plain_name",),
         "conversion": ("facts_of", "write_models"),
         "folder": (
             "Checkpoint",

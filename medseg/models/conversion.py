@@ -11,13 +11,21 @@ import json
 import secrets
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BadModel, BadOutput
 from medseg.files import TEMPORARY, atomic_write
 from medseg.labels import LabelTable
-from medseg.models.folder import FIRST_STAGE, FOLD, Checkpoint, load_checkpoints, save_checkpoint
+from medseg.models.folder import (
+    COARSE,
+    FIRST_STAGE,
+    FOLD,
+    Checkpoint,
+    load_checkpoints,
+    save_checkpoint,
+)
 from medseg.models.sets import ModelSet
 
 if TYPE_CHECKING:
@@ -42,6 +50,7 @@ def write_models(models: Sequence[Checkpoint] | ModelSet, target: Path) -> None:
             _write_set(models, folder)
         else:
             _write_folds(models, folder)
+            _write_coarse(models[0].coarse(), folder)
         if target.exists():
             target.rmdir()
         folder.replace(target)
@@ -62,6 +71,12 @@ def _write_set(models: ModelSet, folder: Path) -> None:
     content = {"format": "medseg-set-1", "name": models.name, "models": names, "labels": labels}
     with atomic_write(folder / SET_FILE) as handle:
         handle.write((json.dumps(content, indent=1) + "\n").encode())
+    _write_coarse(models.coarse(), folder)
+
+
+def _write_coarse(coarse: Sequence[Checkpoint], folder: Path) -> None:
+    if coarse:
+        _write_folds(coarse, folder / COARSE)
 
 
 def _write_folds(checkpoints: Sequence[Checkpoint], folder: Path) -> None:
@@ -91,7 +106,9 @@ def read_set(folder: Path) -> ModelSet:
             raise BadModel(
                 f"{path}: its labels are not those of its models; convert the models again"
             )
-    return ModelSet(name=title, models=models, labels=tables, table=table)
+    there = (folder / COARSE).is_dir()
+    coarse = partial(load_checkpoints, str(folder / COARSE)) if there else list
+    return ModelSet(name=title, models=models, labels=tables, table=table, coarse=coarse)
 
 
 def _read_set_file(path: Path) -> tuple[str, list[str], tuple[dict[int, int], ...]]:

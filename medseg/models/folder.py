@@ -32,6 +32,8 @@ BUNDLED = Path(__file__).parents[1] / "bundled"
 #: Folder inside a model's in which the first stage of a cascade lies, and the beginning of those of
 #: several folds.
 FIRST_STAGE, FOLD = "first_stage", "fold_"
+#: Folder inside a model's, or a set's, in which a coarse model of the same task lies.
+COARSE = "coarse"
 MAX_WEIGHTS = 8_000_000_000
 #: Most bytes of a model's JSON, and of the JSON at the beginning of its weights.
 MAX_SPEC = 1_000_000
@@ -49,6 +51,11 @@ class Checkpoint:
     def weight_bytes(self) -> int:
         """Of the weights as they are stored, in half precision."""
         return (self.folder / "model.safetensors").stat().st_size
+
+    @property
+    def family(self) -> Path:
+        """The folder of the model whose fold this is; of a model without folds its own."""
+        return self.folder.parent if self.folder.name.startswith(FOLD) else self.folder
 
     def outline(self) -> nn.Module:
         """The network in evaluation mode without memory for its weights (torch's device meta).
@@ -125,6 +132,12 @@ class Checkpoint:
         return load_checkpoints(
             str(inside if inside.is_dir() else self.folder.parent / FIRST_STAGE)
         )
+
+    def coarse(self) -> list[Checkpoint]:
+        """A model of the same task with larger voxels, to find what is looked for; [] for none."""
+        folder = self.family / COARSE
+        is_there = self.spec.recipe is not None and (folder / "model.json").is_file()
+        return load_checkpoints(str(folder)) if is_there else []
 
     def postprocessing(self) -> list[list[int]]:
         """The groups of labels of which only the largest part shall stay, in order, if asked for;

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BadModel
 from medseg.models.anatomy import table_of
+from medseg.models.coarse import coarsest
 from medseg.models.folder import Checkpoint, sha256_of
 from medseg.models.nnunet_folder import (
     Found,
@@ -210,6 +211,11 @@ class ForeignCheckpoint(Checkpoint):
         """Of the weights in half precision, as if they were stored so."""
         return sum(2 * value.numel() for value in self.foreign.saved[self.fold].weights.values())
 
+    @property
+    def family(self) -> Path:
+        """The folder of the model, which all its folds share."""
+        return self.foreign.folder
+
     def outline(self) -> nn.Module:
         """The network in evaluation mode without memory for its weights. Raises `BadModel`."""
         return _fitted(self.foreign, self.fold)[0].eval()
@@ -224,11 +230,32 @@ class ForeignCheckpoint(Checkpoint):
         beside it."""
         return list(_first_stage(self.foreign))
 
+    def coarse(self) -> list[Checkpoint]:
+        """A model with larger voxels and the same structures beside this one; [] for none."""
+        return _coarse_beside(self.foreign)
+
     def postprocessing(self) -> list[list[int]]:
         """What the model's cross-validation found to be worth it; nnU-Net itself leaves it out when
         it predicts."""
         path = postprocessing_file(self.foreign.folder)
         return read_postprocessing(path) if path else []
+
+
+def _coarse_beside(foreign: Foreign) -> list[Checkpoint]:
+    """Of the same dataset, or of one beside it. A cascade sees the labels of its whole scan, so it
+    has none.
+    """
+    if foreign.recipe.previous or foreign.configuration.dimension == 2:
+        return []
+    beside = model_folders(foreign.folder.parent)
+    folder = coarsest(beside, [foreign.folder])
+    if folder is None and foreign.folder.parent.name.startswith("Dataset"):
+        folder = coarsest(model_folders(foreign.folder.parent.parent), [foreign.folder])
+    return _coarse_of(folder)
+
+
+def _coarse_of(folder: Path | None) -> list[Checkpoint]:
+    return [] if folder is None else list(checkpoints_of(read_foreign(folder), mirrored=False))
 
 
 def _first_stage(foreign: Foreign) -> list[ForeignCheckpoint]:
@@ -344,4 +371,5 @@ def load_nnunet(
         models=tuple(map(tuple, models)),
         labels=tuple(labels),
         table=table_of(names),
+        coarse=lambda: _coarse_of(coarsest(found.others, [part.folder for part in found.parts])),
     )

@@ -20,6 +20,7 @@ from typing import Any
 
 from medseg.errors import BadConfig, BadModel
 from medseg.files import private_folder
+from medseg.models.coarse import same_task
 from medseg.models.nnunet_plans import read_json
 
 #: Largest number of bytes taken out of one archive, and of its entries.
@@ -50,6 +51,7 @@ class Found:
     mirrored: bool = True
     folds: tuple[str, ...] = ()
     several: bool = False  # whether it is a set of parts
+    others: tuple[Path, ...] = ()  # of the same task as a set, at other spacings
 
 
 def is_nnunet(path: Path) -> bool:
@@ -165,10 +167,11 @@ def _parts(root: Path, folders: Sequence[Path]) -> Found | None:
 
 def _named_parts(root: Path, folders: Sequence[Path]) -> Found | None:
     """A set of parts from the names of its folders, as TotalSegmentator gives them."""
-    matches = [match for folder in folders if (match := _PART.match(_dataset(folder)))]
-    if len(folders) < 2 or len(matches) < len(folders):
+    found = {folder: match for folder in folders if (match := _PART.match(_dataset(folder)))}
+    matches, others = list(found.values()), [folder for folder in folders if folder not in found]
+    if len(found) < 2 or not all(same_task(one, list(found)) for one in others):
         return None
-    ordered = sorted(zip(folders, matches), key=lambda pair: int(pair[1]["number"]))
+    ordered = sorted(found.items(), key=lambda pair: int(pair[1]["number"]))
     numbers = [int(match["number"]) for _, match in ordered]
     sets = {match["set"] for match in matches}
     if numbers != list(range(1, len(numbers) + 1)) or len(sets) > 1:
@@ -179,7 +182,14 @@ def _named_parts(root: Path, folders: Sequence[Path]) -> Found | None:
     # TotalSegmentator predicts its sets without mirroring, fold 0, with windows that overlap by a
     # fifth.
     parts = tuple(Part(folder=folder, labels=None) for folder, _ in ordered)
-    return Found(parts=parts, overlap=1 - 0.8, mirrored=False, folds=("0",), several=True)
+    return Found(
+        parts=parts,
+        overlap=1 - 0.8,
+        mirrored=False,
+        folds=("0",),
+        several=True,
+        others=tuple(others),
+    )
 
 
 def _dataset(folder: Path) -> str:
@@ -195,7 +205,10 @@ def _listed_parts(path: Path, folders: Sequence[Path]) -> Found | None:
         raise BadModel(f"{path}: does not list parts and labels")
     by_name = {_dataset(folder): folder for folder in folders}
     named = [entry.get("model") if isinstance(entry, dict) else None for entry in entries]
-    if set(named) != set(by_name) or len(named) != len(folders):
+    if not set(named) <= set(by_name) or len(set(named)) < len(named):
+        return None
+    others = [folder for name, folder in by_name.items() if name not in named]
+    if not all(same_task(one, [by_name[str(name)] for name in named]) for one in others):
         return None
     parts = [_listed_part(entry, by_name[entry["model"]], labels, path=path) for entry in entries]
     overlap = _listed_overlap(content, path)
@@ -207,6 +220,7 @@ def _listed_parts(path: Path, folders: Sequence[Path]) -> Found | None:
         mirrored=bool(content.get("mirroring", False)),
         folds=tuple(str(fold) for fold in folds),
         several=True,
+        others=tuple(others),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from medseg.labels import LabelTable
@@ -13,13 +13,15 @@ from medseg.models.folder import Checkpoint
 class ModelSet:
     """Models that see the same scan; what they find is laid over each other in order, in one table.
 
-    labels: for each model, the set's label for each of its own.
+    labels: for each model, the set's label for each of its own. coarse: gives a model of the same
+    task with larger voxels, to find what is looked for; nothing where there is none.
     """
 
     name: str
     models: tuple[tuple[Checkpoint, ...], ...]
     labels: tuple[Mapping[int, int], ...]
     table: LabelTable
+    coarse: Callable[[], list[Checkpoint]] = list
 
     def only(self, values: Sequence[int]) -> ModelSet:
         """The set without models that find none of these labels, and without the other labels."""
@@ -32,4 +34,5 @@ class ModelSet:
                 {own: out for own, out in self.labels[n].items() if out in wanted} for n in kept
             ),
             table=LabelTable(tuple(label for label in self.table.labels if label.value in wanted)),
+            coarse=self.coarse,
         )

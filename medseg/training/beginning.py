@@ -25,13 +25,13 @@ from medseg.dataset import (
     split_cases,
     usual_folds,
 )
-from medseg.errors import BadConfig, BadFile, BadModel, DataWarning
+from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.files import atomic_write
 from medseg.machine import free_bytes
-from medseg.models import Checkpoint, load_checkpoint
-from medseg.networks import DEEP_SUPERVISION
+from medseg.models import Checkpoint
 from medseg.training.capacity import Machine, check_memory
 from medseg.training.identity import identity_of, used_cases, write_identity
+from medseg.training.origin import adopted, read_start, where_it_lies
 from medseg.training.plan import (
     Choice,
     as_json,
@@ -82,8 +82,8 @@ def begin(
         warnings.warn(finding.message, DataWarning, stacklevel=2)
     training, validation = splits[number]
     machine = _machine(request, processes)
-    start = load_checkpoint(request.finetune) if request.finetune else None
-    fixed = fixed if start is None else _adopted(start, dataset) | fixed
+    start = read_start(request.finetune) if request.finetune else None
+    fixed = fixed if start is None else adopted(start, dataset) | fixed
     found = fingerprint(check, training)
     architecture = str(fixed.get("model.name") or request.architecture or "unet")
     judged = any(holdings.get(name) for name in validation)
@@ -130,7 +130,8 @@ def _config(
         "hold_out": list(validation),
     }
     if request.finetune:
-        content["start_from"] = str(start.folder if start else request.finetune)
+        where = where_it_lies(start, request.finetune) if start else request.finetune
+        content["start_from"] = where
     settings = as_settings(choices) | dict(fixed)
     return make_config(override(content, settings), str(request.config or request.data))
 
@@ -248,37 +249,6 @@ def _check_time(
         f" reading, scoring and {LEAST_PASSES} passes over the {cases} cases take about"
         f" {needed_s:.0f}; give --time {in_minutes(1.5 * needed_s)} or more"
     )
-
-
-def _adopted(checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:
-    """What a model to go on from decides: the network, and the grid and intensities it knows."""
-    spec = checkpoint.spec
-    if spec.recipe is not None:
-        raise BadModel(
-            f"the model {spec.name} is nnU-Net's, which sees scans in another way than training"
-            " does"
-        )
-    if spec.channels != len(dataset.channels):
-        raise BadModel(
-            f"the model {spec.name} takes {spec.channels} channels and the data have"
-            f" {len(dataset.channels)}"
-        )
-    options = dict(spec.options)
-    if spec.architecture in DEEP_SUPERVISION:
-        options["deep_supervision"] = True
-    intensity = (
-        spec.intensity
-        if isinstance(spec.intensity, str)
-        else [one.model_dump() for one in spec.intensity]
-    )
-    return {
-        "model.name": spec.architecture,
-        "model.options": options,
-        "model.patch": list(spec.patch),
-        "model.spacing_mm": list(spec.spacing),
-        "model.grid": spec.grid,
-        "model.intensity": intensity,
-    }
 
 
 def write_json(path: Path, content: Any) -> None:

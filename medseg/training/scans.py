@@ -28,14 +28,13 @@ from medseg.config import Config
 from medseg.dataset import Case, Dataset, load_case, read_case_labels, read_channels
 from medseg.errors import BadConfig, BadFile
 from medseg.files import atomic_write
-from medseg.inference import Settings, labels_on_grid, prepare, segment
+from medseg.inference import Settings, network_input, network_labels, segment
 from medseg.models import Checkpoint, ModelSpec
 from medseg.networks import build_model
 from medseg.progress import Progress, silent
 from medseg.training.augment import draw_patches
 from medseg.training.losses import IGNORE, segmentation_loss
 from medseg.training.source import Batch, network_spec
-from medseg.volume import Volume
 
 #: Voxels of each label, at most, that are remembered for every case, to centre patches on.
 POSITIONS = 2000
@@ -147,6 +146,7 @@ class ScanSource:
             model,
             self.classes,
         ]
+        told += [] if self.config.model.recipe is None else [self.config.model.recipe]
         told += [
             self.dataset.regions,
             self.dataset.ignore,
@@ -156,8 +156,9 @@ class ScanSource:
 
     def _prepare_case(self, case: Case, key: str) -> None:
         volumes, labels = load_case(self.dataset, case)
-        image, grid = self.prepare(volumes)
-        classes = self._classes_of(labels_on_grid(labels, grid), case)
+        spec = self._spec()
+        image, grid = network_input(volumes, spec, names=self.dataset.channels)
+        classes = self._classes_of(network_labels(labels, grid, spec), case)
         points = _points(classes, int(key[:12], 16))
         free = shutil.disk_usage(self.store).free
         if free < 2 * image.nbytes:
@@ -169,17 +170,6 @@ class ScanSource:
         for name, array in (("image", image.numpy()), ("labels", classes), ("points", points)):
             with atomic_write(self.store / f"{key}.{name}.npy") as handle:
                 np.lib.format.write_array(handle, np.ascontiguousarray(array), allow_pickle=False)
-
-    def prepare(self, volumes: Sequence[Volume]) -> tuple[Tensor, Any]:
-        """The network's input of a case and its grid, as inference makes them."""
-        spec = self._spec()
-        return prepare(
-            volumes,
-            spec.spacing,
-            spec.grid,
-            intensity=spec.intensities,
-            names=self.dataset.channels,
-        )
 
     def _classes_of(self, values: NDArray, case: Case) -> NDArray:
         """Label values as classes: 0 and on, `IGNORE` where the data set says so. Raises `BadFile`

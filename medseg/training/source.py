@@ -76,7 +76,9 @@ def network_spec(config: Config, source: Source) -> dict[str, Any]:
     options = {
         key: value for key, value in config.model.options.items() if key != "deep_supervision"
     }
+    recipe = {} if config.model.recipe is None else {"recipe": config.model.recipe}
     return {
+        **recipe,
         "name": config.name,
         "architecture": config.model.name,
         "options": options,

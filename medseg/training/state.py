@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from medseg.config import Config, read_settings
 from medseg.errors import BadConfig, BadFile, BadModel, DataWarning, Interrupted
 from medseg.files import atomic_write, read_bytes
-from medseg.models import load_checkpoint
 from medseg.text import parse_json
 from medseg.training.processes import Processes, whole
 
@@ -140,42 +139,6 @@ def _check_fit(run: Path, tensors: dict[str, Tensor], network: nn.Module) -> Non
         )
 
 
-def start_from(source: Path, network: nn.Module) -> None:
-    """Give the network the weights of a run (its averages) or of a model, as far as names and
-    shapes agree.
-
-    A `DataWarning` names what was not loaded: heads for other labels. Raises `BadModel` if less
-    than half fits.
-    """
-    if (source / "state.safetensors").is_file():
-        tensors, _ = load_state(source / "state.safetensors")
-        weights = {
-            key.removeprefix("average."): value
-            for key, value in tensors.items()
-            if key.startswith("average.")
-        }
-    else:
-        weights = load_checkpoint(str(source)).network().state_dict()
-    own = network.state_dict()
-    fitting = {
-        key: value for key, value in weights.items() if key in own and own[key].shape == value.shape
-    }
-    if 2 * len(fitting) < len(own):
-        raise BadModel(
-            f"the weights of {source} do not fit this network; it needs one of the same kind and"
-            " size"
-        )
-    new = [key for key in own if key not in fitting]
-    network.load_state_dict(fitting, strict=False)
-    if new:
-        shown = ", ".join(new[:4]) + (" ..." if len(new) > 4 else "")
-        warnings.warn(
-            f"{len(fitting)} of {len(own)} tensors were taken from {source}; new are {shown}",
-            DataWarning,
-            stacklevel=2,
-        )
-
-
 #: Settings that do not touch the weights of a step: how long to train, and what only describes the
 #: model.
 _FREE = ("train.steps", "train.time_s", "card", "description", "fluid", "brain", "cleanup")
@@ -222,7 +185,10 @@ def record_config(config: Config, run: Path) -> None:
 
 
 def _content(config: Config) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={"data", "labels", "start_from"})
+    content = config.model_dump(mode="json", exclude={"data", "labels", "start_from"})
+    if config.model.recipe is None:  # as runs of earlier versions have recorded it
+        del content["model"]["recipe"]
+    return content
 
 
 def _differences(a: Any, b: Any, prefix: str = "") -> set[str]:

@@ -27,6 +27,7 @@ from medseg.training.clock import RunClock, is_time_to_validate
 from medseg.training.curves import draw_curves
 from medseg.training.identity import check_same_maps
 from medseg.training.losses import hard_dice
+from medseg.training.origin import start_from
 from medseg.training.precision import (
     PRECISIONS,
     THIN,
@@ -42,7 +43,6 @@ from medseg.training.state import (
     check_same_run,
     restore_run,
     save_run,
-    start_from,
     state_of,
     truncate_metrics,
 )
@@ -101,7 +101,9 @@ class Run:
         if isinstance(network, Folding):
             network.folded = True
         if config.start_from:
-            start_from(config.start_from, network)
+            names = [label.name for label in source.table.labels]
+            regions = source.membership is not None
+            start_from(config.start_from, network, names=names, regions=regions)
         thinnest = THIN
         if settings.precision == "auto":  # asked before the network is spread over processes
             patch = config.model.patch

@@ -4,19 +4,22 @@ have."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from making import nnunet as making
-from making.nnunet_slow import slow_labels
+from making.nnunet_slow import slow_labels, slow_mean
 from medseg.errors import BadConfig, BadModel
 from medseg.inference import Settings, labels_named, segment
 from medseg.io import read
 from medseg.models import load_models
+from medseg.postprocess import keep_largest_together
 from medseg.volume import Volume, reorient
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -195,6 +198,63 @@ def test_only_what_is_asked_for_is_run_and_kept(tmp_path):
         labels_named(single, ["pancreas"])
 
 
+MEANS: dict[str, list[dict[str, Any]]] = {
+    "plans": [
+        {},
+        {"plan": making.plans(spacing=[1.4, 1.0, 1.2], patch_size=[12, 16, 12]), "folds": ("1",)},
+    ],
+    "folds": [{"folds": ("0", "1")}, {"folds": ("2",)}],
+    "regions": [
+        {
+            "data": making.dataset(
+                {"background": 0, "all": [1, 2], "some": [2]}, regions_class_order=[1, 2]
+            ),
+            "plan": making.plans(spacing=spacing),
+            "folds": (fold,),
+        }
+        for fold, spacing in (("0", [1.0, 1.0, 1.0]), ("1", [1.3, 0.9, 1.1]))
+    ],
+}
+
+
+@pytest.mark.parametrize("case", MEANS)
+def test_models_of_several_plans_are_averaged_as_probabilities_to_the_voxel(tmp_path, case):
+    folders = [making.write_model(tmp_path / f"m{n}", **one) for n, one in enumerate(MEANS[case])]
+    scan = write_scan(tmp_path / "scan.nii.gz")
+    want = slow_mean(folders, scan)
+    alone = [slow_labels(folder, scan) for folder in folders]
+    assert all((one != want).mean() > 0.01 for one in alone)
+    models = load_models([str(folder) for folder in folders])
+    told: list[str] = []
+    settings = Settings(exact=True, probabilities=(1, 2), uncertainty=True)
+    result = segment(read(scan), models, settings, announce=lambda made: told.append(made.model))
+    np.testing.assert_array_equal(result.labels.data, want)
+    assert len(told) == 2
+    assert set(result.maps) == {"probability_1", "probability_2", "uncertainty"}
+    sure = result.maps["probability_2"].data > 0.55
+    assert sure.any() and (result.labels.data[sure] == 2).all()
+    assert result.maps["uncertainty"].data.max() <= 1.001
+    fast = segment(read(scan), models).labels.data
+    assert (fast != want).mean() < 1e-3
+
+
+def test_means_of_what_does_not_belong_together_are_refused(tmp_path):
+    first = making.write_model(tmp_path / "first")
+    other = making.write_model(tmp_path / "other", data=making.dataset({"background": 0, "a": 1}))
+    named = making.write_model(
+        tmp_path / "named", data=making.dataset({"background": 0, "liver": 1, "lung": 2})
+    )
+    scan = read(write_scan(tmp_path / "scan.nii.gz"))
+    for one, word in ((other, "classes"), (named, "name")):
+        with pytest.raises(BadModel, match=word):
+            segment(scan, load_models([str(first), str(one)]))
+    again = making.write_model(tmp_path / "again", folds=("1",))
+    models = load_models([str(first), str(again)])
+    for changes in ({"precision": "bf16"}, {"postprocess": True}, {"probabilities": (9,)}):
+        with pytest.raises(BadConfig):
+            segment(scan, models, Settings(**changes))
+
+
 def test_probabilities_and_uncertainty_come_on_the_scans_grid(tmp_path):
     folder, scan = (
         making.write_model(tmp_path / "model"),
@@ -248,26 +308,25 @@ def scans_of(folder: Path) -> dict[str, list[Path]]:
     return files
 
 
-#: Expectation -> model below its folder, options of loading, settings. The untrained one is
-#: `refuse`.
-KNOWN: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "aniso_separate_z/expected": ("model/*/*", {}, {"tta": False}),
-    "cascade/expected_lowres": ("model/*/*lowres", {}, {}),
-    "cascade/expected": ("model/*/*cascade_fullres", {}, {}),
-    "config_2d/expected": ("model", {}, {}),
-    "exported_zip/expected": ("model.zip", {}, {}),
-    "exported_zip/expected_postprocessed": ("model.zip", {}, {"postprocess": True}),
-    "plain_old/expected": ("model/Dataset901_Plain", {}, {}),
-    "refuse/expected": ("good", {}, {}),
-    "regions_2ch/expected": ("model/*/*", {}, {}),
-    "reorienting_reader/expected": ("model/*/*", {}, {}),
-    "resenc_fold_all/expected": ("model/*/*", {}, {}),
-    "resenc_fold_all/expected_no_tta": ("model/*/*", {}, {"tta": False}),
-    "resenc_fold_all/expected_checkpoint_best": ("model/*/*", {"checkpoint": "best"}, {}),
-    "three_to_one/expected": ("model/*/*", {}, {}),
-    "total_parts/expected": ("results", {}, {}),
-    "transposed_2folds/expected": ("model/*/*", {}, {}),
-    "transposed_2folds/expected_fold_3": ("model/*/*", {"folds": ("3",)}, {}),
+#: Expectation -> model below its folder, options of loading, settings, and how many of its scans
+#: are also computed by default: each trained network once, and none whose weights are random.
+KNOWN: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
+    "aniso_separate_z/expected": ("model/*/*", {}, {"tta": False}, 4),
+    "cascade/expected_lowres": ("model/*/*lowres", {}, {}, 1),
+    "cascade/expected": ("model/*/*cascade_fullres", {}, {}, 1),
+    "config_2d/expected": ("model", {}, {}, 2),
+    "exported_zip/expected": ("model.zip", {}, {}, 1),
+    "plain_old/expected": ("model/Dataset901_Plain", {}, {}, 2),
+    "refuse/expected": ("good", {}, {}, 0),
+    "regions_2ch/expected": ("model/*/*", {}, {}, 1),
+    "reorienting_reader/expected": ("model/*/*", {}, {}, 2),
+    "resenc_fold_all/expected": ("model/*/*", {}, {}, 0),
+    "resenc_fold_all/expected_no_tta": ("model/*/*", {}, {"tta": False}, 2),
+    "resenc_fold_all/expected_checkpoint_best": ("model/*/*", {"checkpoint": "best"}, {}, 0),
+    "three_to_one/expected": ("model/*/*", {}, {}, 2),
+    "total_parts/expected": ("results", {}, {}, 2),
+    "transposed_2folds/expected": ("model/*/*", {}, {}, 1),
+    "transposed_2folds/expected_fold_3": ("model/*/*", {"folds": ("3",)}, {}, 0),
 }
 
 
@@ -275,21 +334,31 @@ KNOWN: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 def test_every_voxel_is_nnunets_own_exactly_and_nearly_all_by_default(shared_data, name):
     place, expected = name.split("/")
     root = shared_data / "interop_nnunet" / place
-    pattern, loading, settings = KNOWN[name]
+    pattern, loading, settings, by_default = KNOWN[name]
     models = load_models([str(next(root.glob(pattern)))], **loading)
     mirrored = not hasattr(models, "models") and bool(models[0].spec.mirror)
-    for case, files in scans_of(root).items():
-        if not (root / expected / f"{case}.nii.gz").exists():
-            continue
+    cases = {
+        case: files
+        for case, files in scans_of(root).items()
+        if (root / expected / f"{case}.nii.gz").exists()
+    }
+    assert cases
+    also_fast = list(cases)[-by_default:] if by_default else []  # the last are the smaller ones
+    for case, files in cases.items():
         want = np.asarray(nib.load(root / expected / f"{case}.nii.gz").dataobj)
         volumes = [read(file) for file in files]
-        exact = np.asarray(segment(volumes, models, Settings(exact=True, **settings)).labels.data)
-        assert (exact != want).sum() <= want.size // 50_000
-        if place == "refuse":  # random weights
+        exact = segment(volumes, models, Settings(exact=True, **settings)).labels
+        assert (exact.data != want).sum() <= want.size // 50_000
+        cleaned = root / f"{expected}_postprocessed" / f"{case}.nii.gz"
+        if cleaned.exists():
+            for group in models[0].postprocessing():
+                exact = keep_largest_together(exact, group)
+            wanted = np.asarray(nib.load(cleaned).dataobj)
+            assert (exact.data != wanted).sum() <= want.size // 50_000
+        if case not in also_fast:
             continue
-        default = np.asarray(
-            segment(volumes, models, Settings(**({"tta": mirrored} | settings))).labels.data
-        )
+        fast = Settings(**({"tta": mirrored} | settings))
+        default = np.asarray(segment(volumes, models, fast).labels.data)
         assert (default != want).mean() <= 1e-4
         assert min(dices(default, want)) >= 0.995
 
@@ -340,6 +409,24 @@ def test_what_must_be_refused_is_refused_in_one_sentence(shared_data, tmp_path, 
     assert not list(tmp_path.iterdir())
     models = load_models([str(root / "unknown_trainer_same_network")])
     assert models[0].spec.card["notes"]
+
+
+def test_postprocessing_that_is_asked_for_keeps_the_largest_part(tmp_path):
+    folder = making.write_model(tmp_path / "model")
+    advice = {
+        "postprocessing_fns": ["remove_all_but_largest_component_from_segmentation"],
+        "postprocessing_kwargs": [{"labels_or_regions": 2}],
+    }
+    (folder / "crossval_results_folds_0").mkdir()
+    (folder / "crossval_results_folds_0" / "postprocessing.json").write_text(json.dumps(advice))
+    scan = write_scan(tmp_path / "scan.nii.gz")
+    plain, kept = (found(folder, scan, replace(EXACT, postprocess=one)) for one in (False, True))
+    parts, count = ndimage.label(plain == 2, np.ones((3, 3, 3)))
+    sizes = np.bincount(parts.ravel())
+    largest = 1 + np.flatnonzero(sizes[1:] == sizes[1:].max())  # of equal ones all, as nnU-Net does
+    assert count > len(largest)
+    wanted = np.where((plain == 2) & ~np.isin(parts, largest), 0, plain)
+    np.testing.assert_array_equal(kept, wanted)
 
 
 def test_a_volume_made_in_memory_is_taken_as_it_is_stored(tmp_path):

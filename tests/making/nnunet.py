@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+#: The weights once more without anything else, which PyTorch reads without unpickling.
+WEIGHTS_ALONE = "weights_alone.pt"
 #: A small plain network: two stages, features 4 and 6.
 PLAIN: dict[str, Any] = {
     "n_stages": 2,
@@ -177,6 +179,32 @@ def weights(
     return state
 
 
+def bright_weights(
+    arguments: Mapping[str, Any], channels: int, outputs: int, seed: int = 0
+) -> dict[str, Tensor]:
+    """Weights of a plain network that finds the first label where the first channel is 2 standard
+    deviations brighter than the mean of a window, and nothing else.
+    """
+    state = weights(arguments, channels, outputs, seed)
+    for key, value in state.items():
+        if ".all_modules." in key or key.startswith("decoder.encoder."):
+            continue  # the same tensors again
+        value.zero_()
+        if key.endswith("norm.weight"):
+            value.fill_(1)
+        if not key.endswith("conv.weight"):
+            continue
+        middle = tuple(size // 2 for size in value.shape[2:])
+        # Behind the features from below lie those of the skip, of which there are as many.
+        first = value.shape[1] // 2 if "decoder.stages" in key and ".convs.0." in key else 0
+        value[(slice(None), first, *middle)] = 1
+    last = f"decoder.seg_layers.{arguments['n_stages'] - 2}"
+    state[f"{last}.weight"][1, 0] = 1
+    state[f"{last}.bias"][1:] = -100
+    state[f"{last}.bias"][1] = -2
+    return state
+
+
 def checkpoint(
     state: Mapping[str, Any], configuration: str = "3d_fullres", **changes: Any
 ) -> dict[str, Any]:
@@ -206,6 +234,7 @@ def write_model(
     saved: Mapping[str, Any] | None = None,
     previous: int = 0,
     name: str = "checkpoint_final.pth",
+    make_weights: Any = weights,
 ) -> Path:
     """A model folder; `saved` are changes of the checkpoints. previous: channels that a first stage
     adds."""
@@ -224,8 +253,9 @@ def write_model(
     outputs = len([key for key in data["labels"] if key != "ignore"]) - several
     for fold in folds:
         seed = 100 if fold == "all" else int(fold)
-        state = weights(arguments, len(data["channel_names"]) + previous, outputs, seed)
+        state = make_weights(arguments, len(data["channel_names"]) + previous, outputs, seed)
         target = folder / f"fold_{fold}"
         target.mkdir()
+        torch.save(state, target / WEIGHTS_ALONE)
         torch.save(checkpoint(state, configuration) | dict(saved or {}), target / name)
     return folder

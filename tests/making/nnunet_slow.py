@@ -19,6 +19,8 @@ import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
+from making import nnunet as making
+
 
 def _network(
     state: dict[str, torch.Tensor], arguments: dict[str, Any], x: torch.Tensor
@@ -57,11 +59,54 @@ def _zoom(x: np.ndarray, shape: Sequence[int], order: int) -> np.ndarray:
     return np.clip(out, x.min(), x.max())
 
 
-@torch.inference_mode()
 def slow_labels(folder: Path, scan: Path, *, mirror: Sequence[int] = ()) -> np.ndarray:
     """Labels (I, J, K) of a scan by the model of a folder, all its numbered folds."""
-    plan = json.loads((folder / "plans.json").read_text())
-    data = json.loads((folder / "dataset.json").read_text())
+    plan, data = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("plans", "dataset")
+    )
+    wide, box, whole = _wide_logits(folder, plan, scan, mirror)
+    labels = np.zeros(whole, np.uint8)
+    if "regions_class_order" in data:
+        inside = torch.sigmoid(torch.from_numpy(wide).float()).numpy() > 0.5
+        labels[box] = _painted(inside, data["regions_class_order"])
+    else:
+        labels[box] = wide.argmax(0)
+    return labels.transpose(np.argsort(plan["transpose_forward"])).transpose(2, 1, 0)
+
+
+def slow_mean(folders: Sequence[Path], scan: Path) -> np.ndarray:
+    """Labels (I, J, K) of the mean of several models' probabilities, for plans that transpose
+    nothing.
+    """
+    total: Any = 0
+    for folder in folders:
+        plan, data = (
+            json.loads((folder / f"{name}.json").read_text()) for name in ("plans", "dataset")
+        )
+        wide, box, whole = _wide_logits(folder, plan, scan, ())
+        logits = torch.from_numpy(wide).float()
+        regions = "regions_class_order" in data
+        total = total + (torch.sigmoid(logits) if regions else torch.softmax(logits, 0)).numpy()
+    mean = total / np.float32(len(folders))
+    labels = np.zeros(whole, np.uint8)
+    labels[box] = _painted(mean > 0.5, data["regions_class_order"]) if regions else mean.argmax(0)
+    return labels.transpose(2, 1, 0)
+
+
+def _painted(inside: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    labels = np.zeros(inside.shape[1:], np.uint8)
+    for one, value in zip(inside, values):
+        labels[one] = value
+    return labels
+
+
+@torch.inference_mode()
+def _wide_logits(
+    folder: Path, plan: Any, scan: Path, mirror: Sequence[int]
+) -> tuple[Any, Any, Any]:
+    """Logits (K, ...) on the scan's transposed and cropped grid, float16; the box, and the shape
+    before it was cropped.
+    """
     raw = plan["configurations"]["3d_fullres"]
     image = nib.load(scan)
     order = plan["transpose_forward"]
@@ -94,7 +139,7 @@ def slow_labels(folder: Path, scan: Path, *, mirror: Sequence[int] = ()) -> np.n
     total: Any = None
     folds = sorted(folder.glob("fold_[0-9]"))
     for fold in folds:
-        saved = torch.load(fold / "checkpoint_final.pth", weights_only=False)["network_weights"]
+        saved = torch.load(fold / making.WEIGHTS_ALONE, weights_only=True)
         arguments = raw["architecture"]["arch_kwargs"]
         heads = saved[f"decoder.seg_layers.{arguments['n_stages'] - 2}.bias"].shape[0]
         sums, count = (
@@ -124,14 +169,4 @@ def slow_labels(folder: Path, scan: Path, *, mirror: Sequence[int] = ()) -> np.n
             for one in logits
         ]
     )
-    labels = np.zeros(whole, np.uint8)
-    if "regions_class_order" in data:
-        inside = np.zeros(x.shape, np.uint8)
-        for one, value in zip(
-            torch.sigmoid(torch.from_numpy(wide).float()).numpy() > 0.5, data["regions_class_order"]
-        ):
-            inside[one] = value
-        labels[box] = inside
-    else:
-        labels[box] = wide.argmax(0)
-    return labels.transpose(np.argsort(order)).transpose(2, 1, 0)
+    return wide, box, whole

@@ -1,0 +1,55 @@
+"""What a model's network sees of a case, and its labels on the same grid: for training, by the
+functions of inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.inference.frame import Frame, lay_frame, orientation_for, prepare_frame
+from medseg.inference.preprocess import ModelGrid, labels_on_grid, prepare
+from medseg.inference.regrid import regrid
+from medseg.volume import Volume
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from medseg.models import ModelSpec
+
+
+def network_input(
+    volumes: Sequence[Volume], spec: ModelSpec, names: Sequence[str] = ()
+) -> tuple[Tensor, ModelGrid | Frame]:
+    """The network's input (C, X, Y, Z) float32 of the scans of one case, and where it lies.
+
+    names: of the channels. Raises `BadFile` as `prepare` and `prepare_frame` do.
+    """
+    import torch
+
+    if spec.recipe is None:
+        return prepare(volumes, spec.spacing, spec.grid, intensity=spec.intensities, names=names)
+    frame = lay_frame(volumes, spec.recipe, orientation_for(spec.recipe, dicom=False))
+    return torch.from_numpy(prepare_frame(volumes, spec.recipe, frame, exact=False)), frame
+
+
+def network_labels(labels: Volume, grid: ModelGrid | Frame, spec: ModelSpec) -> NDArray:
+    """A label map (X, Y, Z) where `network_input` lies, its dtype kept; of models with a recipe
+    resampled as the recipe says.
+    """
+    if not isinstance(grid, Frame):
+        return labels_on_grid(labels, grid)
+    assert spec.recipe is not None
+    found = regrid(
+        grid.seen(labels).astype(np.float32),
+        grid.shape,
+        spec.recipe.labels,
+        grid.spacing_mm,
+        grid.target_mm,
+        exact=True,
+        labels=True,
+    )
+    return found.astype(labels.data.dtype)

@@ -1,0 +1,176 @@
+"""The model that a run goes on from: its plan, and its weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medseg.dataset import Dataset
+from medseg.errors import BadModel, DataWarning
+from medseg.io import is_dicom_source
+from medseg.labels import is_lateral
+from medseg.models import Checkpoint, ModelSpec, load_models
+from medseg.networks import DEEP_SUPERVISION
+from medseg.training.state import load_state
+
+#: The last layer of networks of other programs, which makes one number of each output.
+_HEAD = ("head.weight", "head.bias")
+
+
+def read_start(name: str) -> Checkpoint:
+    """The model of a name, a folder or a zip, of several folds the first. Raises `BadModel`."""
+    models = load_models([name])
+    if not isinstance(models, list):
+        raise BadModel(f"{name}: is a set of {len(models.models)} models; go on from one of them")
+    recipe = models[0].spec.recipe
+    if recipe is not None and recipe.previous:
+        raise BadModel(
+            f"{name}: is the second stage of a cascade, which sees the labels of its first one;"
+            " go on from its first stage or from a model that needs none"
+        )
+    return models[0]
+
+
+def where_it_lies(start: Checkpoint, name: str) -> str:
+    """What a config keeps of a start: an archive by its own name, not what it was unpacked to."""
+    return name if start.spec.recipe is not None else str(start.folder)
+
+
+def adopted(start: Checkpoint, dataset: Dataset) -> dict[str, Any]:
+    """What a model to go on from decides, as dotted settings: the network, and the grid and
+    intensities it knows. Raises `BadModel` if it takes other scans.
+    """
+    spec = start.spec
+    if spec.channels != len(dataset.channels):
+        raise BadModel(
+            f"the model {spec.name} takes {spec.channels} channels and the data have"
+            f" {len(dataset.channels)}"
+        )
+    options = dict(spec.options)
+    if spec.architecture in DEEP_SUPERVISION:
+        options["deep_supervision"] = True
+    intensity = (
+        spec.intensity
+        if isinstance(spec.intensity, str)
+        else [one.model_dump() for one in spec.intensity]
+    )
+    return {
+        "model.name": spec.architecture,
+        "model.options": options,
+        "model.patch": list(spec.patch),
+        "model.spacing_mm": list(spec.spacing),
+        "model.grid": spec.grid,
+        "model.intensity": intensity,
+    } | _of_recipe(spec, dataset)
+
+
+def _of_recipe(spec: ModelSpec, dataset: Dataset) -> dict[str, Any]:
+    """What the plan of another program decides beside the rest."""
+    if spec.recipe is None:
+        return {}
+    recipe = spec.recipe.model_dump(mode="json")
+    first = dataset.cases[0].images[0] if dataset.cases else None
+    if recipe["orientation"] == "auto" and first is not None and is_dicom_source(first):
+        recipe["orientation"] = "LPS"  # as inference turns DICOM
+    # Where left and right lie in a scan as it is stored is not known, so structures with a side
+    # cannot change places.
+    sided = any(is_lateral(label.name) for label in dataset.table.labels)
+    settings: dict[str, Any] = {
+        "model.recipe": recipe,
+        "augment.mirror": [] if sided else list(spec.mirror),
+    }
+    if spec.patch[0] == 1:  # planes of a 2d network stay planes
+        settings |= {"augment.rotation_degrees": [30.0, 0.0, 0.0], "augment.elastic_share": 0.0}
+    return settings
+
+
+def start_from(source: Path, network: nn.Module, *, names: Sequence[str], regions: bool) -> None:
+    """Give the network the weights of a run (its averages) or of a model, as far as names and
+    shapes agree; of a model of another program the outputs of structures of the same name.
+
+    names: of the structures in the order of the outputs, without background; regions: whether they
+    may overlap. A `DataWarning` names what was not loaded: heads for other labels. Raises
+    `BadModel` if less than half fits.
+    """
+    if (source / "state.safetensors").is_file():
+        tensors, _ = load_state(source / "state.safetensors")
+        weights = {
+            key.removeprefix("average."): value
+            for key, value in tensors.items()
+            if key.startswith("average.")
+        }
+        taken: list[str] | None = None
+    else:
+        start = read_start(str(source))
+        weights, taken = start.network().state_dict(), None
+        if start.spec.recipe is not None:
+            taken = _head_by_name(start, weights, network, names=names, regions=regions)
+    own = network.state_dict()
+    fitting = {
+        key: value for key, value in weights.items() if key in own and own[key].shape == value.shape
+    }
+    if 2 * len(fitting) < len(own):
+        raise BadModel(
+            f"the weights of {source} do not fit this network; it needs one of the same kind and"
+            " size"
+        )
+    new = [key for key in own if key not in fitting]
+    network.load_state_dict(fitting, strict=False)
+    if taken is not None:
+        _tell_outputs(source, names, taken)
+    if new:
+        shown = ", ".join(new[:4]) + (" ..." if len(new) > 4 else "")
+        warnings.warn(
+            f"{len(fitting)} of {len(own)} tensors were taken from {source}; new are {shown}",
+            DataWarning,
+            stacklevel=2,
+        )
+
+
+@torch.no_grad()
+def _head_by_name(
+    start: Checkpoint,
+    weights: dict[str, Tensor],
+    network: nn.Module,
+    *,
+    names: Sequence[str],
+    regions: bool,
+) -> list[str]:
+    """Put a head for the new structures into `weights`: the old rows where the names are equal,
+    fresh ones elsewhere. Returns the names of the structures that were found.
+    """
+    spec, own = start.spec, network.state_dict()
+    before = [_plain(start.table.names[value]) for value in spec.classes[1:]]
+    alike = spec.regions == regions  # else a number means another probability
+    rows = {n: before.index(_plain(name)) for n, name in enumerate(names) if _plain(name) in before}
+    rows = rows if alike else {}
+    for key in _HEAD:
+        if key not in weights or key not in own:
+            continue
+        old, new = weights[key], own[key].clone()
+        for row, former in rows.items():
+            new[row + (not regions)] = old[former + (not regions)]
+        if alike and not regions:
+            new[0] = old[0]  # the background
+        weights[key] = new
+    return [names[row] for row in rows]
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace(" ", "_").replace("-", "_")
+
+
+def _tell_outputs(source: Path, names: Sequence[str], taken: Sequence[str]) -> None:
+    fresh = [name for name in names if name not in taken]
+    if fresh:
+        known = f"knows {', '.join(taken)}" if taken else "knows none of these structures"
+        warnings.warn(
+            f"{source} {known}; new outputs, which begin at random, are {', '.join(fresh)}",
+            DataWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,198 @@
+"""A run that goes on from a model of nnU-Net: its plan, its weights, and a head for the new
+structures.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from making import networks as tiny, nnunet as making, phantoms
+from medseg.dataset import read_dataset
+from medseg.errors import BadModel
+from medseg.inference import Settings, network_input, network_labels, segment
+from medseg.io import read
+from medseg.models import load_models
+from medseg.networks import build_model
+from medseg.training.origin import adopted, read_start, start_from
+from medseg.volume import Volume
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+#: Outputs of the model, in order, and structures of the data, of which one is known.
+LABELS = {"background": 0, "liver": 1, "Left Kidney": 2}
+NEW = {"spleen": 1, "left_kidney": 2}
+SHORT = [
+    "--set", "train.steps=2", "--set", "train.batch=1", "--set", "train.validate_every=2",
+    "--set", "train.validate_samples=1", "--set", "train.precision=fp32", "--quiet",
+]  # fmt: skip
+
+
+def model(folder: Path, **options: object) -> Path:
+    options = {"data": making.dataset(LABELS, channels=("MRI",))} | options
+    return making.write_model(folder, **options)
+
+
+def test_a_run_takes_plan_and_weights_and_its_model_is_used_as_any_other(tmp_path):
+    """A transposed plan with its own spacing, and mirroring, which sides forbid."""
+    plan = making.plans(spacing=[1.2, 1.0, 0.9]) | {
+        "transpose_forward": [1, 0, 2],
+        "transpose_backward": [1, 0, 2],
+    }
+    folder = model(tmp_path / "m", plan=plan, saved={"inference_allowed_mirroring_axes": (0, 1)})
+    data = phantoms.dataset(tmp_path / "data", 4, labels=NEW)
+    run = tmp_path / "run"
+    ran = tiny.medseg("train", data, "-o", run, "--finetune", folder, *SHORT)
+    assert ran.code == 0, ran.err
+    assert "left_kidney" in ran.err and "spleen" in ran.err
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["model"]["patch"] == [16, 12, 20]
+    assert config["augment"]["mirror"] == []
+    spec = json.loads((run / "model" / "model.json").read_text())
+    assert spec["architecture"] == "nnunet" and spec["classes"] == [0, 1, 2]
+    assert spec["recipe"]["axes"] == [1, 2, 0]
+    assert spec["recipe"]["spacing_mm"] == [1.2, 1.0, 0.9]
+    # Two small steps: the network is still the one that was gone on from, but for its head.
+    before = load_models([str(folder)])[0].network().state_dict()
+    after = load_models([str(run / "model")])[0].network().state_dict()
+    for key in ("encoder.0.0.conv.weight", "up.0.weight"):
+        assert (
+            torch.nn.functional.cosine_similarity(
+                before[key].flatten(), after[key].flatten(), dim=0
+            )
+            > 0.99
+        )
+    (validated,) = (run / "validation").glob("*.nii.gz")
+    scan = read(data / "imagesTr" / validated.name)
+    found = segment(scan, load_models([str(run)]), Settings(cleanup=False)).labels.data
+    assert (found == read(validated).data).mean() > 0.99
+    again = tiny.medseg("train", data, "-o", run, "--finetune", folder, *SHORT)
+    assert again.code == 0
+    other = model(tmp_path / "other", folds=("1",))
+    assert tiny.medseg("train", data, "-o", run, "--finetune", other, *SHORT).code != 0
+
+
+def test_outputs_of_the_same_name_keep_their_weights_and_others_begin_anew(tmp_path):
+    start = read_start(str(model(tmp_path / "m")))
+    torch.manual_seed(5)
+    network = build_model("nnunet", 1, 4, **start.spec.options)
+    fresh = network.head.weight.detach().clone()
+    with pytest.warns(match="left kidney.*spleen"):
+        start_from(tmp_path / "m", network, names=["left kidney", "spleen", "LIVER"], regions=False)
+    old = start.network().state_dict()
+    for row, former in ((0, 0), (1, 2), (3, 1)):
+        torch.testing.assert_close(network.head.weight[row], old["head.weight"][former])
+        torch.testing.assert_close(network.head.bias[row], old["head.bias"][former])
+    torch.testing.assert_close(network.head.weight[2], fresh[2])
+    torch.testing.assert_close(
+        network.state_dict()["decoder.0.1.conv.weight"], old["decoder.0.1.conv.weight"]
+    )
+    # Numbers of classes mean nothing for regions that overlap.
+    regions = build_model("nnunet", 1, 2, **start.spec.options)
+    fresh = regions.head.weight.detach().clone()
+    with pytest.warns(match="none"):
+        start_from(tmp_path / "m", regions, names=["liver", "spleen"], regions=True)
+    torch.testing.assert_close(regions.head.weight, fresh)
+
+
+def test_a_network_sees_in_training_what_it_sees_in_inference(tmp_path):
+    """And the labels lie where the image does: an image that shows its labels says so."""
+    plan = making.plans(spacing=[1.5, 0.8, 1.0], normalization_schemes=["NoNormalization"]) | {
+        "transpose_forward": [2, 0, 1],
+        "transpose_backward": [1, 2, 0],
+    }
+    spec = read_start(str(model(tmp_path / "m", plan=plan))).spec
+    labels = np.zeros((30, 26, 28), np.uint8)
+    labels[6:20, 5:15, 8:22] = 1
+    labels[12:16, 9:20, 10:18] = 2
+    scan = Volume(labels.astype(np.float32) + 1, np.diag([-1.0, -1.2, 1.1, 1.0]))
+    image, frame = network_input([scan], spec)
+    seen = network_labels(scan.with_data(labels), frame, spec)
+    assert image.shape[1:] == seen.shape == frame.shape
+    assert (np.round(image[0].numpy()) - 1 == seen).mean() > 0.97
+    assert (frame.back(frame_labels(seen, frame.cropped)) == labels).mean() > 0.95
+
+
+def frame_labels(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The nearest of the network's voxels for each of the scan's."""
+    for axis, size in enumerate(shape):
+        at = (np.arange(size) + 0.5) * labels.shape[axis] / size
+        labels = labels.take(at.astype(int), axis)
+    return labels
+
+
+def test_planes_of_a_flat_network_stay_planes(tmp_path):
+    data = phantoms.dataset(tmp_path / "data", 4, labels=NEW)
+    folder = model(tmp_path / "m", plan=making.plans(making.FLAT))
+    settings = adopted(read_start(str(folder)), read_dataset(data))
+    assert settings["augment.rotation_degrees"][1:] == [0.0, 0.0]
+    ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--finetune", folder, *SHORT)
+    assert ran.code == 0, ran.err
+    assert json.loads((tmp_path / "run" / "model" / "model.json").read_text())["patch"][0] == 1
+
+
+def test_an_archive_is_gone_on_from_by_its_own_name(tmp_path):
+    model(tmp_path / "m" / "nnUNetTrainer__nnUNetPlans__3d_fullres", folds=("0", "1"))
+    archive = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "m"))
+    data = phantoms.dataset(tmp_path / "data", 4, labels=NEW)
+    ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--finetune", archive, *SHORT)
+    assert ran.code == 0, ran.err
+
+
+def test_what_cannot_be_gone_on_from_is_refused_by_name(tmp_path):
+    for n in (1, 2):
+        part = tmp_path / "set" / f"Dataset29{n}_T_part{n}_x"
+        model(part / "nnUNetTrainer__nnUNetPlans__3d_fullres")
+    plan = making.plans()
+    plan["configurations"]["3d_lowres"] = plan["configurations"]["3d_fullres"]
+    plan["configurations"]["3d_cascade_fullres"] = {
+        "inherits_from": "3d_fullres",
+        "previous_stage": "3d_lowres",
+    }
+    saved = {"init_args": {"configuration": "3d_cascade_fullres"}}
+    model(tmp_path / "cascade", plan=plan, saved=saved, previous=2)
+    for name, word in (("set", "one of them"), ("cascade", "cascade")):
+        with pytest.raises(BadModel, match=word):
+            read_start(str(tmp_path / name))
+    data = phantoms.dataset(tmp_path / "data", 4, labels=NEW, modalities=("T1", "T2"))
+    ran = tiny.medseg(
+        "train", data, "-o", tmp_path / "run", "--finetune", model(tmp_path / "m"), *SHORT
+    )
+    assert ran.code == 6 and "takes 1 channels" in ran.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_trained_model_of_nnunet_is_gone_on_from_with_real_scans(shared_data, tmp_path):
+    """The hippocampus model on three scans of its own data set: it still finds what it knew."""
+    source = shared_data / "hippocampus"
+    listed = json.loads((source / "dataset.json").read_text())
+    for part in ("imagesTr", "labelsTr"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+    names = [f"hippocampus_{n:03d}.nii.gz" for n in (1, 3, 4)]
+    for name in names:
+        for part in ("imagesTr", "labelsTr"):
+            shutil.copy(source / part / name, tmp_path / "data" / part / name)
+    listed["training"] = [{"image": f"./imagesTr/{n}", "label": f"./labelsTr/{n}"} for n in names]
+    listed |= {"numTraining": 3, "test": [], "numTest": 0}
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(listed))
+    start = load_models([str(shared_data / "nnunet_model" / "model")])[0]
+    assert {"anterior", "posterior"} <= {name.casefold() for name in start.table.names.values()}
+    run = tmp_path / "run"
+    ran = tiny.medseg(
+        "train", tmp_path / "data", "-o", run, "--finetune",
+        shared_data / "nnunet_model" / "model", *SHORT, "--set", "train.learning_rate=1e-6",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "new outputs" not in ran.err
+    (validated,) = (run / "validation").glob("*.nii.gz")
+    found = read(validated).data
+    want = read(shared_data / "nnunet_model" / "cases" / "plain" / validated.name).data
+    for value in (1, 2):  # what nnU-Net itself finds with the weights that were gone on from
+        both = ((found == value) & (want == value)).sum()
+        assert 2 * both / ((found == value).sum() + (want == value).sum()) > 0.98
