@@ -18,6 +18,7 @@ from medseg.cli.check import check
 from medseg.cli.convert import convert, info
 from medseg.cli.evaluate import clean, compare, evaluate
 from medseg.cli.export import export
+from medseg.cli.gather import gather, volumes
 from medseg.cli.infer import infer
 from medseg.cli.listen import listen
 from medseg.cli.models import models, version
@@ -42,8 +43,8 @@ app = typer.Typer(
 )
 #: In the order of `medseg --help`.
 for _command in (
-    infer, batch, convert, info, models, version, train, check, export, evaluate, compare, clean,
-    view, listen,
+    infer, batch, gather, volumes, convert, info, models, version, train, check, export, evaluate,
+    compare, clean, view, listen,
 ):  # fmt: skip
     app.command(cls=Command)(_command)
 

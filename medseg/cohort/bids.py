@@ -49,9 +49,9 @@ def write_dataset(
         "This folder was written by medseg. Each _dseg.nii.gz is a label map on its image's grid.\n"
     )
     _write_once(places.out / "README", text)
-    rows = ["index\tname\tcolor"]
-    rows += [f"{one.value}\t{one.name}\t#{bytes(one.color).hex()}" for one in table.labels]
-    _write_once(places.out / f"desc-{places.bids}_dseg.tsv", "\n".join(rows) + "\n")
+    names = places.out / f"desc-{places.bids}_dseg.tsv"
+    if not names.exists():
+        table.write(names)
 
 
 def write_sidecar(path: Path, *, case: Case, result: Segmentation) -> None:

@@ -96,3 +96,64 @@ def environment() -> dict[str, str]:
     """Variables with which another process finds medseg and what tests make."""
     path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
     return os.environ | {"PYTHONPATH": path}
+
+
+def write_records(out: Path, listed: Path, count: int, outliers: int = 0) -> list[str]:
+    """The output of a cohort of made-up heads, as if all were done; returns the names of outliers.
+
+    Volumes of 32 structures vary together by 10 % and each by 6 %, confidence by 1 %. An outlier
+    has a structure of a third or three times its volume, or none of one, or one that is not
+    confident.
+    """
+    import json
+
+    from medseg.cohort.cases import Case, make_cohort
+    from medseg.cohort.places import Places
+    from medseg.cohort.request import write_cohort
+    from medseg.inference import FORMAT
+
+    names = [f"{side} part{n:02d}" for n in range(16) for side in ("left", "right")]
+    table = LabelTable(tuple(Label(n + 1, name, (9, 9, 9)) for n, name in enumerate(names)))
+    request, places = a_request(), Places(out=out)
+    cases = [
+        Case(name=f"c{n:06d}", images=(f"/data/c{n:06d}.nii.gz",), carried=(str(n % 7),))
+        for n in range(count)
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    write_cohort(places, make_cohort(listed, "list", cases, ("site",)), request)
+    table.write(places.table)
+    chance = np.random.default_rng(0)
+    usual = chance.uniform(0.5, 200, 16).repeat(2)
+    spread = np.exp(chance.normal(0, 0.1, (count, 1)) + chance.normal(0, 0.06, (count, 32)))
+    volumes, sure = usual * spread, chance.normal(0.9, 0.01, (count, 32))
+    planted = np.sort(chance.permutation(count)[:outliers])
+    for number, row in enumerate(planted):
+        part = int(chance.integers(32))
+        volumes[row, part] *= (3.0, 1 / 3, 0.0, 1.0)[number % 4]
+        sure[row, part] -= 0.3 * (number % 4 == 3)
+    key = request.key(cases[0], "cpu float32 exact torch")
+    about = {
+        "key": key, "attempt": 1, "part": "0/1", "worker": "00", "device_name": "a processor",
+        "settings_sha256": request.settings_sha256, "started": "2026-01-01T00:00:00+00:00",
+        "status": "done", "versions": {"medseg": "0.1.0", "torch": "2.10"},
+    }  # fmt: skip
+    scan = {"voxels_sha256": "0" * 64, "shape": [256, 256, 180], "spacing_mm": [1.0, 1.0, 1.0]}
+    rest = {
+        "settings": {"precision": "float32", "backend": "torch"}, "warnings": [], "notes": [],
+        "seconds": {"read": 0.1, "network": 1.5, "write": 0.1}, "peak_memory_bytes": 10**9,
+        "finished": "2026-01-01T00:00:02+00:00", "model": {"name": "otsu"},
+        "input": scan | {"orientation": "RAS"},
+    }  # fmt: skip
+    intensities = {"mean": 100.0, "sd": 10.0, "median": 100.0}
+    for n, case in enumerate(cases):
+        structures = [
+            {"value": v + 1, "name": names[v], "voxels": int(1000 * ml), "ml": round(float(ml), 3)}
+            | {"confidence": round(float(sure[n, v]), 3)}
+            | intensities
+            for v, ml in enumerate(volumes[n])
+        ]
+        record = {"format": FORMAT, "case": case.name} | about | rest | {"structures": structures}
+        path = places.record(case.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record, indent=1))
+    return [cases[row].name for row in planted]

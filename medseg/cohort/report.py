@@ -1,0 +1,270 @@
+"""The report of a cohort: a page of numbers and a list to search, and pages of 50 cases with their
+pictures.
+
+The most suspicious come first. Pictures were made by the workers; no scan is opened here. Plots are
+SVG made here, and nothing is fetched from anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape as escape_html
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.cohort.places import Places
+from medseg.cohort.suspicion import Suspicion
+from medseg.cohort.table import Table
+from medseg.files import atomic_write
+from medseg.text import harmless
+
+#: Cases on a page.
+PER_PAGE = 50
+#: Structures whose volumes are drawn, and bars of each plot.
+_PLOTS, _BARS = 60, 24
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222}
+table{border-collapse:collapse;margin:1rem 0}
+td,th{padding:.2rem .7rem;text-align:left;border-bottom:1px solid #ddd}
+td.n{text-align:right}.mix{background:#fff3cd;padding:.5rem 1rem}.bad{color:#a00}
+section{border-top:1px solid #ddd;padding:.6rem 0}section img{background:#000;max-width:100%}
+code{font-size:12px;background:#f3f3f3;padding:.1rem .3rem}nav a{margin-right:.8rem}
+figure{display:inline-block;margin:.4rem .8rem .4rem 0}figcaption{font-size:12px;max-width:11rem}
+input,select{font:inherit;padding:.2rem .5rem}
+"""
+#: Searches the list of all cases, which stands in the page: [name, status, score, why, page, row].
+_SCRIPT = """
+const by=id=>document.getElementById(id),rows=JSON.parse(by('rows').textContent);
+function cell(line,child){const td=document.createElement('td');td.append(child);line.append(td)}
+function show(){
+  const word=by('word').value.toLowerCase(),kind=by('kind').value;
+  const fits=rows.filter(r=>(!kind||r[1]===kind)&&(r[0]+' '+r[3]).toLowerCase().includes(word));
+  by('found').textContent='';
+  for(const r of fits.slice(0,200)){
+    const line=document.createElement('tr'),a=document.createElement('a');
+    a.textContent=r[0];a.href='pages/'+r[4]+'.html#c'+r[5];
+    cell(line,a);for(const text of r.slice(1,4))cell(line,text);by('found').append(line)}
+  by('count').textContent=fits.length+' of '+rows.length+' cases'+
+    (fits.length>200?', the first 200 are shown':'')}
+by('word').oninput=by('kind').onchange=show;show();
+"""
+#: What should be the same for all cases.
+_ALIKE = (
+    "model", "model_sha256", "settings_sha256", "precision", "backend", "device", "medseg", "torch",
+)  # fmt: skip
+
+
+def write_report(table: Table, suspicion: Suspicion, places: Places) -> int:
+    """Write `report.html` and `pages/`; returns how many pages. Raises `BadOutput`."""
+    order = _order(table, suspicion)
+    pages = [order[at : at + PER_PAGE] for at in range(0, len(order), PER_PAGE)]
+    (places.out / "pages").mkdir(parents=True, exist_ok=True)
+    for number, rows in enumerate(pages, 1):
+        text = _page(table, suspicion, places, rows, number, len(pages))
+        _write(places.out / "pages" / f"{number}.html", text)
+    number = len(pages) + 1
+    while (old := places.out / "pages" / f"{number}.html").exists():  # of a longer list
+        old.unlink()
+        number += 1
+    _write(places.out / "report.html", _index(table, suspicion, order))
+    return len(pages)
+
+
+def _order(table: Table, suspicion: Suspicion) -> list[int]:
+    """The rows with the most suspicious first, then what is not done, then what waits."""
+    statuses = table.texts["status"]
+    rank = {"done": 0, "skipped": 0, "waiting": 2}
+    rows = range(len(table))
+    return sorted(rows, key=lambda n: (rank.get(statuses[n], 1), -suspicion.scores[n], n))
+
+
+# The first page ----------------------------------------------------------------------------------
+
+
+def _index(table: Table, suspicion: Suspicion, order: Sequence[int]) -> str:
+    statuses = Counter(table.texts["status"])
+    parts = [_mixes(table), "<h2>Cases</h2>", _counts(("status", "cases"), statuses)]
+    kinds = Counter(
+        (status, kind, error)
+        for status, kind, error in zip(
+            table.texts["status"], table.texts["error_kind"], table.texts["error"]
+        )
+        if error
+    )
+    if kinds:
+        rows = [(*key, count) for key, count in kinds.most_common(40)]
+        parts += ["<h2>What went wrong</h2>", _table(("status", "kind", "error", "cases"), rows)]
+    parts += [_times(table), _search(table, suspicion, order, sorted(statuses)), _volumes(table)]
+    return _html(f"Cohort of {len(table)} cases", "".join(parts))
+
+
+def _mixes(table: Table) -> str:
+    """What differs between cases that were computed: precisions, devices, versions."""
+    told = []
+    done = [n for n, status in enumerate(table.texts["status"]) if status in ("done", "skipped")]
+    for column in (
+        "model",
+        "model_sha256",
+        "settings_sha256",
+        "precision",
+        "backend",
+        "device",
+        "medseg",
+        "torch",
+    ):
+        kinds = Counter(table.texts[column][n] for n in done)
+        if len(kinds) > 1:
+            names = ", ".join(f"{kind[:40]} ({count})" for kind, count in kinds.most_common(4))
+            told.append(f"{column}: {names}")
+    if not told:
+        return ""
+    items = "".join(f"<li>{_escape(one)}</li>" for one in told)
+    return f'<div class="mix"><b>Not all cases were computed alike:</b><ul>{items}</ul></div>'
+
+
+def _times(table: Table) -> str:
+    """Seconds of a case by what they went to, and memory."""
+    rows = []
+    for name in table.numbers:
+        some = table.numbers[name][np.isfinite(table.numbers[name])]
+        if name.endswith("_s") and some.size:
+            low, middle, high = np.percentile(some, (5, 50, 95))
+            rows.append((name.removesuffix("_s"), f"{middle:.3g}", f"{low:.3g} to {high:.3g}"))
+    peak = table.numbers["peak_memory_bytes"]
+    if np.isfinite(peak).any():
+        rows.append(("largest memory, GB", f"{np.nanmax(peak) / 1e9:.2f}", ""))
+    head = ("seconds of a case", "median", "5 to 95 % of cases")
+    return "<h2>Time and memory</h2>" + _table(head, rows) if rows else ""
+
+
+def _search(
+    table: Table, suspicion: Suspicion, order: Sequence[int], statuses: Sequence[str]
+) -> str:
+    """Every case, most suspicious first, to be searched by name, reason and status."""
+    rows = []
+    for place, row in enumerate(order):
+        why = suspicion.reasons[row] or table.texts["error"][row]
+        score = float(suspicion.scores[row])
+        name, status = table.cases[row].name, table.texts["status"][row]
+        rows.append([name, status, score, why, place // PER_PAGE + 1, row])
+    data = json.dumps(rows, separators=(",", ":")).replace("<", "\\u003c")
+    options = "".join(f"<option>{_escape(one)}</option>" for one in statuses)
+    pages = -(-len(order) // PER_PAGE)
+    heads = "".join(f"<th>{name}</th>" for name in ("case", "status", "suspicion", "why"))
+    return (
+        "<h2>Most suspicious first</h2><p>Suspicion is for sorting, and no verdict."
+        f' <a href="pages/1.html">{pages} pages with pictures</a></p>'
+        '<p><input id="word" placeholder="name or reason"> <select id="kind">'
+        f'<option value="">any status</option>{options}</select> <span id="count"></span></p>'
+        f'<table><thead><tr>{heads}</tr></thead><tbody id="found"></tbody></table>'
+        f'<script type="application/json" id="rows">{data}</script><script>{_SCRIPT}</script>'
+    )
+
+
+def _volumes(table: Table) -> str:
+    """How the volume of each structure is distributed."""
+    plots = []
+    for value in table.values[:_PLOTS]:
+        ml = table.structures["ml", value]
+        some = ml[np.isfinite(ml)]
+        if some.size:
+            caption = f"{table.names[value]}: median {np.median(some):.3g} mL"
+            plots.append(
+                f"<figure>{_histogram(some)}<figcaption>{_escape(caption)}</figcaption></figure>"
+            )
+    return "<h2>Volumes</h2>" + "".join(plots) if plots else ""
+
+
+def _histogram(numbers: NDArray[np.float64]) -> str:
+    low, high = float(numbers.min()), float(numbers.max())
+    counts, _ = np.histogram(numbers, _BARS, (low, high if high > low else low + 1))
+    width, height = 180, 50
+    step = width / _BARS
+    bars = ""
+    for n, bar in enumerate((height * counts / counts.max()).tolist()):
+        place = f'x="{n * step:.1f}" y="{height - bar:.1f}"'
+        bars += f'<rect {place} width="{step - 1:.1f}" height="{bar:.1f}" fill="#58a"/>'
+    ends = (
+        f'<text x="0" y="{height + 12}">{low:.3g}</text>'
+        f'<text x="{width}" y="{height + 12}" text-anchor="end">{high:.3g}</text>'
+    )
+    return f'<svg width="{width}" height="{height + 14}" font-size="10">{bars}{ends}</svg>'
+
+
+# Pages of cases
+# ------------------------------------------------------------------------------------
+
+
+def _page(
+    table: Table,
+    suspicion: Suspicion,
+    places: Places,
+    rows: Sequence[int],
+    number: int,
+    count: int,
+) -> str:
+    links = ['<a href="../report.html">all</a>']
+    for text, other in (("before", number - 1), ("after", number + 1)):
+        if 1 <= other <= count:
+            links.append(f'<a href="{other}.html">{text}</a>')
+    navigation = f"<nav>{' '.join(links)} page {number} of {count}</nav>"
+    cases = "".join(_case(table, suspicion, places, row) for row in rows)
+    return _html(f"Cases, page {number} of {count}", f"{navigation}{cases}{navigation}")
+
+
+def _case(table: Table, suspicion: Suspicion, places: Places, row: int) -> str:
+    case, status = table.cases[row], table.texts["status"][row]
+    name = _escape(case.name)
+    score = f"suspicion {suspicion.scores[row]:.1f}"
+    parts = [f'<section id="c{row}"><b>{name}</b> {_escape(status)}, {score}']
+    parts.append(f"<br>{_escape(suspicion.reasons[row])}" if suspicion.reasons[row] else "")
+    error = table.texts["error"][row]
+    parts.append(f'<br><span class="bad">{_escape(error)}</span>' if error else "")
+    if labels := table.texts["labels"][row]:
+        picture = places.picture(case.name)
+        if picture.exists():
+            source = quote(picture.relative_to(places.out).as_posix())
+            parts.append(f'<br><img loading="lazy" src="../{source}" alt="{name} with its labels">')
+        viewer = places.out / "pages" / "viewer" / f"{case.name}.html"
+        if viewer.exists():
+            parts.append(f'<br><a href="viewer/{quote(viewer.name)}">open in the viewer</a>')
+        elif case.images:
+            command = f"medseg view '{case.images[0]}' '{places.out / labels}'"
+            parts.append(f"<br>to look at it: <code>{_escape(command)}</code>")
+    return "".join(parts) + "</section>"
+
+
+def _counts(head: Sequence[str], counts: Mapping[str, int]) -> str:
+    return _table(head, sorted(counts.items()))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    titles = "".join(f"<th>{_escape(title)}</th>" for title in head)
+    lines = "".join(f"<tr>{''.join(map(_td, row))}</tr>" for row in rows)
+    return f"<table><tr>{titles}</tr>{lines}</table>"
+
+
+def _td(value: Any) -> str:
+    return f'<td class="n">{value}</td>' if isinstance(value, int) else f"<td>{_escape(value)}</td>"
+
+
+def _escape(text: object) -> str:
+    return escape_html(harmless(text))
+
+
+def _html(title: str, content: str) -> str:
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_escape(title)}</title>'
+        f"<style>{_STYLE}</style><h1>{_escape(title)}</h1>{content}</html>\n"
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode())

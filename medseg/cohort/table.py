@@ -1,0 +1,267 @@
+"""The table of a cohort: a row for every case of its list, made anew from the records each time."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medseg.cohort import attempts
+from medseg.cohort.cases import Case, Cohort
+from medseg.cohort.places import Places
+from medseg.cohort.records import load, outcome_of
+from medseg.cohort.request import Request
+from medseg.errors import BadConfig
+from medseg.files import atomic_write
+from medseg.labels import LabelTable
+from medseg.text import harmless, to_cell
+
+#: Texts of a row beside those of the list.
+TEXTS = (
+    "status", "error", "error_kind", "worker", "part", "device", "started", "finished",
+    "input_sha256", "shape", "spacing_mm", "orientation", "model", "model_sha256",
+    "settings_sha256", "medseg", "torch", "precision", "backend", "labels", "labels_sha256",
+    "warnings",
+)  # fmt: skip
+#: Numbers of a row beside those of structures.
+NUMBERS = (
+    "attempts", "read_s", "wait_s", "resample_s", "load_s", "network_s", "paint_s", "clean_s",
+    "write_s", "total_s", "peak_memory_bytes", "n_warnings",
+)  # fmt: skip
+#: Of these numbers those that are whole.
+_WHOLE = ("attempts", "peak_memory_bytes", "n_warnings")
+#: What is known of each structure, as columns such as ml_17.
+MEASURES = ("ml", "confidence", "mean", "sd", "median")
+#: Between the warnings of a row.
+_BETWEEN = " | "
+
+
+@dataclass(kw_only=True)
+class Table:
+    """The rows of a cohort, column by column, so that 40,000 are some ten megabytes.
+
+    texts: column to a text a case. numbers: column to (cases) float64, NaN where nothing is known.
+    structures: (measure, value) to the same. totals: name to mL. names: of structures by value.
+    """
+
+    cases: tuple[Case, ...]
+    carried: tuple[str, ...]
+    texts: dict[str, list[str]]
+    numbers: dict[str, NDArray[np.float64]]
+    structures: dict[tuple[str, int], NDArray[np.float64]]
+    names: dict[int, str]
+    totals: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @property
+    def values(self) -> list[int]:
+        """The values of all structures."""
+        return sorted(self.names)
+
+    def columns(self) -> Iterator[tuple[str, Callable[[int], Any]]]:
+        """The name of every column, with what gives its value for a row."""
+        yield "case", [case.name for case in self.cases].__getitem__
+        yield "group", [case.group for case in self.cases].__getitem__
+        for place, name in enumerate(self.carried):
+            yield name, [case.carried[place] for case in self.cases].__getitem__
+        for name, some in self.texts.items():
+            yield name, some.__getitem__
+        for name, numbers in self.numbers.items():
+            yield name, partial(_cell, numbers, whole=name in _WHOLE)
+        for (measure, value), numbers in sorted(self.structures.items(), key=_by_measure):
+            yield f"{measure}_{value}", partial(_cell, numbers)
+        for name, numbers in self.totals.items():
+            yield f"total_{name.replace(' ', '_')}", partial(_cell, numbers)
+
+
+def _by_measure(item: tuple[tuple[str, int], Any]) -> tuple[int, int]:
+    (measure, value), _ = item
+    return MEASURES.index(measure), value
+
+
+def read_table(cohort: Cohort, request: Request, places: Places) -> Table:
+    """The table of all cases, from their records alone."""
+    count = len(cohort.cases)
+    label_table = LabelTable.read(places.table) if places.table.is_file() else LabelTable(())
+    names = {label.value: label.name for label in label_table.labels}
+    table = Table(
+        cases=cohort.cases,
+        carried=_own_names(cohort.columns),
+        texts={name: [""] * count for name in TEXTS},
+        numbers={name: np.full(count, np.nan) for name in NUMBERS},
+        structures={(m, v): np.full(count, np.nan) for m in MEASURES for v in sorted(names)},
+        names=names,
+    )
+    for row, case in enumerate(cohort.cases):
+        record = load(places.record(case.name))
+        outcome = None if record is None else outcome_of(record)
+        if record is None or outcome is None:
+            table.texts["status"][row] = "waiting"
+            tried = attempts.history(places.attempts(case.name), "")
+            table.numbers["attempts"][row] = tried.begun
+            continue
+        _fill(table, row, record, outcome.status)
+        if outcome.status == "done":
+            table.texts["labels"][row] = str(places.labels(case).relative_to(places.out))
+            if record.get("settings_sha256") != request.settings_sha256:
+                table.texts["status"][row] = "skipped"
+    return table
+
+
+def _fill(table: Table, row: int, record: Mapping[str, Any], status: str) -> None:
+    """Put what a record says into a row."""
+    model, scan = _part(record, "model"), _part(record, "input")
+    versions, settings = _part(record, "versions"), _part(record, "settings")
+    warnings = record.get("warnings") or []
+    found = {
+        "status": status,
+        "device": record.get("device_name"),
+        "input_sha256": scan.get("voxels_sha256"),
+        "shape": scan.get("shape"),
+        "spacing_mm": scan.get("spacing_mm"),
+        "orientation": scan.get("orientation"),
+        "model": model.get("name"),
+        "model_sha256": model.get("weights_sha256"),
+        "medseg": versions.get("medseg"),
+        "torch": versions.get("torch"),
+        "precision": settings.get("precision"),
+        "backend": settings.get("backend"),
+        "warnings": _BETWEEN.join(map(str, warnings)),
+    }
+    plain = ("error", "error_kind", "worker", "part", "started", "finished")
+    found |= {name: record.get(name) for name in (*plain, "settings_sha256", "labels_sha256")}
+    for name, value in found.items():
+        table.texts[name][row] = _as_text(value)
+    _fill_numbers(table, row, record, len(warnings))
+    for one in record.get("structures") or ():
+        value = one.get("value")
+        if value not in table.names:
+            _add_structure(table, value, str(one.get("name", value)))
+        for measure in MEASURES:
+            if (number := one.get(measure)) is not None:
+                table.structures[measure, value][row] = number
+    for one in record.get("totals") or ():
+        if one["name"] not in table.totals:
+            table.totals[one["name"]] = np.full(len(table), np.nan)
+        table.totals[one["name"]][row] = one["ml"]
+
+
+def _fill_numbers(table: Table, row: int, record: Mapping[str, Any], n_warnings: int) -> None:
+    seconds = _part(record, "seconds")
+    numbers = table.numbers
+    for name, spent in seconds.items():
+        if f"{name}_s" in numbers:
+            numbers[f"{name}_s"][row] = spent
+    numbers["total_s"][row] = seconds.get("total", sum(seconds.values()))
+    numbers["attempts"][row] = record.get("attempt", np.nan)
+    numbers["n_warnings"][row] = n_warnings
+    for name in ("wait_s", "peak_memory_bytes"):
+        if name in record:
+            numbers[name][row] = record[name]
+
+
+def _add_structure(table: Table, value: int, name: str) -> None:
+    """Columns for a structure that the table of the model does not have."""
+    table.names[value] = name
+    for measure in MEASURES:
+        table.structures[measure, value] = np.full(len(table), np.nan)
+
+
+def write_wide(table: Table, path: Path, more: Mapping[str, Sequence[Any]]) -> None:
+    """A CSV of a row for each case. more: further columns. Raises `BadOutput`."""
+    columns = [*table.columns(), *((name, some.__getitem__) for name, some in more.items())]
+    with _csv_writer(path) as writer:
+        writer.writerow([to_cell(name) for name, _ in columns])
+        for row in range(len(table)):
+            writer.writerow([to_cell(value_of(row)) for _, value_of in columns])
+
+
+def write_long(table: Table, path: Path) -> None:
+    """A CSV of a row for each structure of each case that has labels. Raises `BadOutput`."""
+    measured = [
+        (value, to_cell(name), [table.structures[measure, value] for measure in MEASURES])
+        for value, name in sorted(table.names.items())
+    ]
+    with _csv_writer(path) as writer:
+        writer.writerow(("case", "value", "name", *MEASURES))
+        for row, case in enumerate(table.cases):
+            own = to_cell(case.name)
+            for value, name, columns in measured:
+                ml, *others = [_cell(numbers, row) for numbers in columns]
+                if ml != "":  # no volume, no labels
+                    writer.writerow((own, value, name, ml, *others))
+
+
+@contextmanager
+def _csv_writer(path: Path) -> Iterator[Any]:
+    """What writes rows into a file that appears whole or not at all."""
+    with atomic_write(path) as file:
+        text = io.TextIOWrapper(file, "utf-8", newline="")
+        try:
+            yield csv.writer(text, lineterminator="\n")
+            text.flush()
+        finally:
+            text.detach()
+
+
+def write_parquet(table: Table, path: Path, more: Mapping[str, Sequence[Any]]) -> bool:
+    """The same as Parquet, names of structures in its metadata; False where there is no pyarrow.
+
+    Raises `BadOutput`.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        return False
+    arrays: dict[str, Any] = {}
+    for name, value_of in table.columns():
+        arrays[name] = [None if (v := value_of(n)) == "" else v for n in range(len(table))]
+    arrays |= {name: list(some) for name, some in more.items()}
+    names = json.dumps({str(value): name for value, name in sorted(table.names.items())})
+    made = pyarrow.table(arrays).replace_schema_metadata({"medseg_structures": names})
+    with atomic_write(path) as file:
+        parquet.write_table(made, file, compression="zstd")
+    return True
+
+
+def _own_names(columns: Sequence[str]) -> tuple[str, ...]:
+    """The names of carried columns, with list_ before those that are columns of ours."""
+    ours = {"case", "group", "suspicion", "why", *TEXTS, *NUMBERS}
+    names = tuple(f"list_{name}" if name.lower() in ours else name for name in columns)
+    if len(set(names)) < len(names):
+        raise BadConfig(f"two columns of the list are called {harmless(names[0])}; rename one")
+    return names
+
+
+def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = record.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _as_text(value: Any) -> str:
+    """A value in a cell: axes joined by x, several hashes by +."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ("+" if value and isinstance(value[0], str) else "x").join(f"{one}" for one in value)
+    return str(value)
+
+
+def _cell(numbers: NDArray[np.float64], row: int, whole: bool = False) -> Any:
+    """A number in a cell: '' for NaN."""
+    number = numbers.item(row)
+    if number != number:
+        return ""
+    return int(number) if whole else number

@@ -1,0 +1,116 @@
+"""Volumes of label maps that exist, in the rows of a cohort's table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg.cohort.measures import add_intensities, structure_intensities
+from medseg.config import BrainSpec
+from medseg.errors import BadConfig, BadFile, MedsegError
+from medseg.io import embedded_table, is_readable_name, read, read_labels, strip_suffix
+from medseg.labels import LabelTable
+from medseg.postprocess import anatomy, structure_volumes
+from medseg.volume import same_grid
+
+
+def list_label_maps(paths: Sequence[Path]) -> list[Path]:
+    """The label maps that files and folders stand for, in order. Raises `BadFile` for what is not
+    there.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise BadFile(f"{path}: there is no such file or folder; check the name")
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(one for one in path.rglob("*") if one.is_file() and is_readable_name(one))
+        inside = [one for one in inside if not any(part.startswith(".") for part in one.parts)]
+        if not inside:
+            raise BadFile(f"{path}: holds no label map")
+        results = [one for one in inside if strip_suffix(one).endswith(("_seg", "_dseg"))]
+        inside = results or inside  # beside results lie their scans
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+def measure_label_map(
+    path: Path,
+    *,
+    table: LabelTable | None = None,
+    brain: BrainSpec | None = None,
+    scan: Path | None = None,
+) -> dict[str, Any]:
+    """One label map as a record has it: structures with voxels, mL and intensities, and totals of a
+    brain.
+
+    table: what its values mean; without one, what lies in it or beside it, or numbers. scan: whose
+    intensities are measured, on the same grid. Raises `BadFile`.
+    """
+    labels = read_labels(path)
+    known = (
+        table
+        or embedded_table(path)
+        or _table_beside(path)
+        or LabelTable.from_values(int(value) for value in np.unique(labels.data) if value)
+    )
+    structures = structure_volumes(labels, known)
+    if scan is not None:
+        image = read(scan)
+        if not same_grid(image, labels):
+            raise BadFile(f"{scan}: does not lie on the grid of {path}; give its own scan")
+        add_intensities(structures, structure_intensities(image, labels, known.values))
+    content: dict[str, Any] = {
+        "case": strip_suffix(path),
+        "labels": str(path),
+        "structures": structures,
+    }
+    if brain is not None:
+        content["totals"] = anatomy.totals(structures, brain)
+    return content
+
+
+def measure_all(
+    paths: Sequence[Path], scans: Sequence[Path], table: LabelTable | None, brain: BrainSpec | None
+) -> Iterator[tuple[Path, dict[str, Any] | MedsegError]]:
+    """Every label map with what was measured, or with what is wrong with it. Raises `BadConfig`."""
+    if scans and len(scans) != len(paths):
+        raise BadConfig(f"{len(paths)} label maps and {len(scans)} scans; give a --scan for each")
+    for number, path in enumerate(paths):
+        scan = scans[number] if scans else None
+        try:
+            yield path, measure_label_map(path, table=table, brain=brain, scan=scan)
+        except MedsegError as error:
+            yield path, error
+
+
+def wide_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each label map, with the columns of a cohort's table: ml_17, mean_17,
+    total_grey_matter.
+    """
+    rows = []
+    for record in records:
+        row: dict[str, Any] = {"case": record["case"], "labels": record["labels"]}
+        for one in record["structures"]:
+            for measure in ("ml", "mean", "sd", "median"):
+                if measure in one:
+                    row[f"{measure}_{one['value']}"] = one[measure]
+        for one in record.get("totals", ()):
+            row[f"total_{one['name'].replace(' ', '_')}"] = one["ml"]
+        rows.append(row)
+    return rows
+
+
+def long_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each structure of each label map."""
+    return [{"case": one["case"]} | row for one in records for row in one["structures"]]
+
+
+def _table_beside(path: Path) -> LabelTable | None:
+    """The label table that `medseg infer` writes beside its labels."""
+    beside = path.with_name(f"{strip_suffix(path)}.labels.csv")
+    return LabelTable.read(beside) if beside.is_file() else None

@@ -1,0 +1,188 @@
+"""The table and the report of a cohort: a row for every case, equal bytes, outliers first."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from making import networks as tiny
+from making.cohort import write_records
+from medseg.cohort.gather import gather_cohort
+from medseg.cohort.measures import structure_intensities
+from medseg.cohort.records import write_failure
+from medseg.cohort.request import read_cohort
+from medseg.errors import BadConfig, BadFile
+from medseg.volume import Volume
+
+
+@pytest.fixture(scope="module")
+def gathered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 made-up heads with 8 outliers, of which one case failed and two wait."""
+    folder = tmp_path_factory.mktemp("gathered")
+    planted = write_records(folder / "out", folder / "list.csv", 200, outliers=8)
+    cohort, request = read_cohort(folder / "out")
+    usual = [case for case in cohort.cases if case.name not in planted]
+    places = request.places(folder / "out")
+    about = {"case": usual[0].name, "key": "0", "attempt": 2}
+    path = places.record(usual[0].name)
+    write_failure(path, about, status="failed", error="<b>it is cut off</b>", error_kind="BadFile")
+    for case in usual[1:3]:
+        places.record(case.name).unlink()
+    (folder / "planted.json").write_text(json.dumps(planted))
+    gather_cohort(folder / "out")
+    return folder
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_case_of_the_list_has_a_row_whatever_became_of_it(gathered: Path):
+    rows = rows_of(gathered / "out" / "table.csv")
+    assert len(rows) == 200
+    statuses = [row["status"] for row in rows]
+    assert {one: statuses.count(one) for one in set(statuses)} == {
+        "done": 197, "failed": 1, "waiting": 2,
+    }  # fmt: skip
+    failed = next(row for row in rows if row["status"] == "failed")
+    assert (failed["error"], failed["attempts"]) == ("<b>it is cut off</b>", "2")
+    assert failed["ml_1"] == ""
+    assert {f"{what}_{n}" for what in ("ml", "confidence") for n in range(1, 33)} <= set(rows[0])
+    assert rows[3]["site"] == str(3 % 7)
+
+
+def test_the_long_table_has_the_same_numbers(gathered: Path):
+    wide = {row["case"]: row for row in rows_of(gathered / "out" / "table.csv")}
+    long = rows_of(gathered / "out" / "table_long.csv")
+    assert len(long) == 197 * 32
+    for row in long[::61]:
+        assert wide[row["case"]][f"ml_{row['value']}"] == row["ml"]
+    assert {row["name"] for row in long} >= {"left part00", "right part15"}
+
+
+def test_gathered_twice_the_bytes_are_the_same(gathered: Path):
+    def digest() -> str:
+        files = sorted(gathered.glob("out/table*")) + sorted(gathered.glob("out/**/*.html"))
+        return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+    first = digest()
+    gather_cohort(gathered / "out")
+    assert digest() == first
+
+
+def test_planted_outliers_come_first_and_the_report_says_why(gathered: Path):
+    planted = json.loads((gathered / "planted.json").read_text())
+    text = (gathered / "out" / "report.html").read_text()
+    rows = json.loads(text.split('id="rows">')[1].split("</script>")[0])
+    assert len(rows) == 200
+    assert {row[0] for row in rows[:12]} >= set(planted)
+    whys = " ".join(row[3] for row in rows[:12])
+    assert "volume of" in whys
+    assert "no " in whys
+    assert "confidence of" in whys
+    assert [row[1] for row in rows[-3:]] == ["failed", "waiting", "waiting"]
+
+
+def test_pages_hold_fifty_cases_each_and_nothing_of_a_record_is_markup(gathered: Path):
+    pages = sorted((gathered / "out" / "pages").glob("*.html"), key=lambda path: int(path.stem))
+    counts = [page.read_text().count("<section") for page in pages]
+    assert counts == [50, 50, 50, 50]
+    whole = "".join(path.read_text() for path in (*pages, gathered / "out" / "report.html"))
+    assert "<b>it is cut off" not in whole
+    assert "&lt;b&gt;it is cut off" in whole
+    assert "http://" not in whole.replace("http://www.w3.org", "")
+    assert "https://" not in whole
+
+
+def test_cases_that_were_computed_otherwise_are_told_of_at_the_top(gathered: Path, tmp_path: Path):
+    write_records(tmp_path / "out", tmp_path / "list.csv", 12)
+    assert "Not all cases were computed alike" not in report(tmp_path)
+    path = next((tmp_path / "out" / "records").rglob("*.json"))
+    content = json.loads(path.read_text())
+    content["settings"]["precision"] = "bfloat16"
+    content["settings_sha256"] = "another"
+    path.write_text(json.dumps(content))
+    text = report(tmp_path)
+    assert "precision: float32 (11), bfloat16 (1)" in text
+    statuses = [row["status"] for row in rows_of(tmp_path / "out" / "table.csv")]
+    assert statuses.count("skipped") == 1
+
+
+def report(folder: Path) -> str:
+    gather_cohort(folder / "out")
+    return (folder / "out" / "report.html").read_text()
+
+
+def test_parquet_has_the_same_rows(gathered: Path):
+    parquet = pytest.importorskip("pyarrow.parquet", reason='pip install "medseg[parquet]"')
+    table = parquet.read_table(gathered / "out" / "table.parquet")
+    rows = rows_of(gathered / "out" / "table.csv")
+    assert table.column_names == list(rows[0])
+    assert [str(v) for v in table["case"].to_pylist()] == [row["case"] for row in rows]
+    assert table["ml_1"].to_pylist()[5] == float(rows[5]["ml_1"])
+
+
+def test_what_is_no_output_of_a_cohort_is_refused(gathered: Path, tmp_path: Path):
+    with pytest.raises(BadFile, match=r"no cohort\.json"):
+        gather_cohort(tmp_path)
+    with pytest.raises(BadConfig, match="it carries site"):
+        gather_cohort(gathered / "out", by="age")
+    gather_cohort(gathered / "out", by="site")
+    (tmp_path / "cohort.json").write_text('{"format": "medseg-cohort-1", "cases": 3}')
+    with pytest.raises(BadFile, match="is not what"):
+        gather_cohort(tmp_path)
+
+
+def test_intensities_are_those_that_masks_give():
+    chance = np.random.default_rng(3)
+    data = chance.normal(0, 100, (7, 8, 9)).astype(np.float32)
+    labels = chance.integers(0, 5, data.shape).astype(np.uint8)
+    found = structure_intensities(
+        Volume(data, np.eye(4)), Volume(labels, np.eye(4)), values=(1, 2, 4, 9)
+    )
+    assert set(found) == {1, 2, 4}
+    for value, row in found.items():
+        inside = data[labels == value].astype(np.float64)
+        expected = (inside.mean(), inside.std(), np.median(inside))
+        assert (row["mean"], row["sd"], row["median"]) == pytest.approx(expected, rel=1e-5)
+    assert structure_intensities(Volume(data, np.eye(4)), Volume(labels * 0, np.eye(4)), (1,)) == {}
+
+
+def test_volumes_of_label_maps_that_exist_are_the_rows_of_a_cohort(tmp_path: Path):
+    chance = np.random.default_rng(1)
+    (tmp_path / "labels").mkdir()
+    for name in ("a", "b"):
+        data = chance.integers(0, 3, (9, 8, 7)).astype(np.uint8)
+        tiny.save_nifti(tmp_path / "labels" / f"{name}_seg.nii.gz", data, tiny.affine_of())
+        scan = chance.normal(9, 2, data.shape).astype(np.float32)
+        tiny.save_nifti(tmp_path / "labels" / f"{name}.nii.gz", scan, tiny.affine_of())
+    ran = tiny.medseg("volumes", tmp_path / "labels", "-o", tmp_path / "volumes.csv")
+    assert ran.code == 0
+    rows = rows_of(tmp_path / "volumes.csv")
+    assert [row["case"] for row in rows] == ["a_seg", "b_seg"]
+    labels = Volume(data, tiny.affine_of())
+    for value in (1, 2):
+        ml = (data == value).sum() * labels.voxel_mm3 / 1000
+        assert float(rows[1][f"ml_{value}"]) == pytest.approx(ml, abs=1e-3)
+    one = tmp_path / "labels" / "b_seg.nii.gz"
+    ran = tiny.medseg("volumes", one, "--scan", tmp_path / "labels" / "b.nii.gz", "--json")
+    structures = json.loads(ran.out)[0]["structures"]
+    assert structures[0]["mean"] == pytest.approx(scan[data == 1].mean(), rel=1e-4)
+
+
+def test_a_label_map_that_cannot_be_read_stops_no_other(tmp_path: Path):
+    data = np.ones((4, 4, 4), np.uint8)
+    tiny.save_nifti(tmp_path / "a_seg.nii.gz", data, tiny.affine_of())
+    (tmp_path / "b_seg.nii.gz").write_bytes(b"no")
+    ran = tiny.medseg("volumes", tmp_path, "-o", tmp_path / "v.csv")
+    assert ran.code == 3
+    assert "b_seg.nii.gz" in ran.err
+    assert len(rows_of(tmp_path / "v.csv")) == 1
+    assert tiny.medseg("volumes", tmp_path / "none").code == 3
+    assert tiny.medseg("volumes", tmp_path / "a_seg.nii.gz", "-o", tmp_path / "v.doc").code == 5
