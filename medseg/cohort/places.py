@@ -50,17 +50,19 @@ class Places:
         """What the values of labels mean."""
         return self.out / "labels.csv"
 
+    # Paths are made of texts here, which is several times as fast: there are 40,000 of each kind.
+
     def record(self, name: str) -> Path:
         """The record of a case, whatever became of it."""
-        return self.out / "records" / shelf(name) / f"{name}.json"
+        return Path(f"{self.out}/records/{shelf(name)}/{name}.json")
 
     def attempts(self, name: str) -> Path:
         """The attempts at a case."""
-        return self.out / "attempts" / shelf(name) / name
+        return Path(f"{self.out}/attempts/{shelf(name)}/{name}")
 
     def picture(self, name: str) -> Path:
         """The picture of a case in the report."""
-        return self.out / "cases" / shelf(name) / name / f"{name}.png"
+        return Path(f"{self.out}/cases/{shelf(name)}/{name}/{name}.png")
 
     def log(self, part: str) -> Path:
         """What a part did."""
@@ -70,7 +72,7 @@ class Places:
         """The label map of a case."""
         name = case.name
         if not self.bids or not case.images:
-            return self.out / "cases" / shelf(name) / name / f"{name}_seg.nii.gz"
+            return Path(f"{self.out}/cases/{shelf(name)}/{name}/{name}_seg.nii.gz")
         source = Path(case.images[0])
         entities, suffix = entities_of(source.name)
         description = self.bids + (_plain(suffix) if self.several else "")

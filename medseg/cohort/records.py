@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,15 @@ from medseg.version import versions
 #: What may become of a case. 'skipped': kept although it was made by another model or with other
 #: settings.
 STATUSES = ("done", "failed", "lost", "timeout", "memory", "skipped", "waiting")
+#: Bytes within which the first lines of a record lie, and those lines. In a string of JSON no line
+#: ends, so that what looks like one is one.
+_HEAD = 2000
+_FIRST_LINE = f'{{\n "format": "{RECORD_FORMAT}",\n'.encode()
+_HEAD_LINES = (
+    re.compile(rb'\n "key": "([0-9a-f]{64})",\n'),
+    re.compile(rb'\n "attempt": ([0-9]{1,9}),\n'),
+    re.compile(rb'\n "status": "done",\n'),
+)
 #: Frames of a foreign error that are kept.
 _FRAMES = 6
 
@@ -44,7 +54,20 @@ def write_failure(path: Path, about: Mapping[str, Any], **facts: Any) -> None:
 
 
 def read_outcome(path: Path) -> Outcome | None:
-    """What a record says; None where there is none, or no whole one."""
+    """What a record says; None where there is none, or no whole one.
+
+    Of one that is done no more is looked at than its first lines, which is many times as fast.
+    """
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - a text is faster, of 40,000
+            text = file.read()
+    except OSError:
+        return None
+    begin = text[:_HEAD]
+    lines = [pattern.search(begin) for pattern in _HEAD_LINES]
+    if text.endswith(b"}\n") and all(lines) and begin.startswith(_FIRST_LINE):
+        key, attempt = (line[1].decode() for line in lines[:2] if line is not None)
+        return Outcome(status="done", key=key, attempt=int(attempt))
     content = load(path)
     return None if content is None else outcome_of(content)
 

@@ -8,12 +8,13 @@ SVG made here, and nothing is fetched from anywhere.
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape as escape_html
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -229,11 +230,11 @@ def _case(table: Table, suspicion: Suspicion, places: Places, row: int) -> str:
     if labels := table.texts["labels"][row]:
         picture = places.picture(case.name)
         if picture.exists():
-            source = quote(picture.relative_to(places.out).as_posix())
+            source = _address(picture.relative_to(places.out).as_posix())
             parts.append(f'<br><img loading="lazy" src="../{source}" alt="{name} with its labels">')
         viewer = places.out / "pages" / "viewer" / f"{case.name}.html"
         if viewer.exists():
-            parts.append(f'<br><a href="viewer/{quote(viewer.name)}">open in the viewer</a>')
+            parts.append(f'<br><a href="viewer/{_address(viewer.name)}">open in the viewer</a>')
         elif case.images:
             command = f"medseg view '{case.images[0]}' '{places.out / labels}'"
             parts.append(f"<br>to look at it: <code>{_escape(command)}</code>")
@@ -252,6 +253,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _td(value: Any) -> str:
     return f'<td class="n">{value}</td>' if isinstance(value, int) else f"<td>{_escape(value)}</td>"
+
+
+def _address(path: str) -> str:
+    """A path below as an address: what is not plain in percent (RFC 3986)."""
+    plain = re.compile(rb"[A-Za-z0-9/._~-]")
+    letters = (bytes([one]) for one in os.fsencode(path))
+    return "".join(one.decode() if plain.match(one) else f"%{one[0]:02X}" for one in letters)
 
 
 def _escape(text: object) -> str:

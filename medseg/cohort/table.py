@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,9 @@ NUMBERS = (
 _WHOLE = ("attempts", "peak_memory_bytes", "n_warnings")
 #: What is known of each structure, as columns such as ml_17.
 MEASURES = ("ml", "confidence", "mean", "sd", "median")
+_MEASURES = set(MEASURES)
+#: Rows that are written at a time.
+_ROWS = 1000
 #: Between the warnings of a row.
 _BETWEEN = " | "
 
@@ -69,20 +72,36 @@ class Table:
         """The values of all structures."""
         return sorted(self.names)
 
-    def columns(self) -> Iterator[tuple[str, Callable[[int], Any]]]:
-        """The name of every column, with what gives its value for a row."""
-        yield "case", [case.name for case in self.cases].__getitem__
-        yield "group", [case.group for case in self.cases].__getitem__
+    def columns(self) -> Iterator[tuple[str, Cells]]:
+        """The name of every column, with what gives its cells for the rows from one to another."""
+        yield "case", _texts([case.name for case in self.cases])
+        yield "group", _texts([case.group for case in self.cases])
         for place, name in enumerate(self.carried):
-            yield name, [case.carried[place] for case in self.cases].__getitem__
+            yield name, _texts([case.carried[place] for case in self.cases])
         for name, some in self.texts.items():
-            yield name, some.__getitem__
+            yield name, _texts(some)
         for name, numbers in self.numbers.items():
-            yield name, partial(_cell, numbers, whole=name in _WHOLE)
+            yield name, partial(_cells, numbers, name in _WHOLE)
         for (measure, value), numbers in sorted(self.structures.items(), key=_by_measure):
-            yield f"{measure}_{value}", partial(_cell, numbers)
+            yield f"{measure}_{value}", partial(_cells, numbers, False)
         for name, numbers in self.totals.items():
-            yield f"total_{name.replace(' ', '_')}", partial(_cell, numbers)
+            yield f"total_{name.replace(' ', '_')}", partial(_cells, numbers, False)
+
+
+#: The cells of a column for the rows from one to another, without that.
+Cells: TypeAlias = Callable[[int, int], list[Any]]
+
+
+def _texts(texts: Sequence[str]) -> Cells:
+    return lambda start, stop: [to_cell(text) for text in texts[start:stop]]
+
+
+def _cells(numbers: NDArray[np.float64], whole: bool, start: int, stop: int) -> list[Any]:
+    """Numbers as cells: '' for NaN."""
+    some = numbers[start:stop].tolist()
+    if whole:
+        return ["" if one != one else int(one) for one in some]
+    return ["" if one != one else one for one in some]
 
 
 def _by_measure(item: tuple[tuple[str, int], Any]) -> tuple[int, int]:
@@ -148,9 +167,8 @@ def _fill(table: Table, row: int, record: Mapping[str, Any], status: str) -> Non
         value = one.get("value")
         if value not in table.names:
             _add_structure(table, value, str(one.get("name", value)))
-        for measure in MEASURES:
-            if (number := one.get(measure)) is not None:
-                table.structures[measure, value][row] = number
+        for measure in one.keys() & _MEASURES:
+            table.structures[measure, value][row] = one[measure]
     for one in record.get("totals") or ():
         if one["name"] not in table.totals:
             table.totals[one["name"]] = np.full(len(table), np.nan)
@@ -180,27 +198,41 @@ def _add_structure(table: Table, value: int, name: str) -> None:
 
 def write_wide(table: Table, path: Path, more: Mapping[str, Sequence[Any]]) -> None:
     """A CSV of a row for each case. more: further columns. Raises `BadOutput`."""
-    columns = [*table.columns(), *((name, some.__getitem__) for name, some in more.items())]
+    columns = [*table.columns(), *((name, _texts(some)) for name, some in more.items())]
     with _csv_writer(path) as writer:
         writer.writerow([to_cell(name) for name, _ in columns])
-        for row in range(len(table)):
-            writer.writerow([to_cell(value_of(row)) for _, value_of in columns])
+        for start, stop in _pieces(len(table)):
+            writer.writerows(zip(*(cells(start, stop) for _, cells in columns)))
 
 
 def write_long(table: Table, path: Path) -> None:
     """A CSV of a row for each structure of each case that has labels. Raises `BadOutput`."""
-    measured = [
-        (value, to_cell(name), [table.structures[measure, value] for measure in MEASURES])
-        for value, name in sorted(table.names.items())
-    ]
     with _csv_writer(path) as writer:
         writer.writerow(("case", "value", "name", *MEASURES))
-        for row, case in enumerate(table.cases):
-            own = to_cell(case.name)
-            for value, name, columns in measured:
-                ml, *others = [_cell(numbers, row) for numbers in columns]
-                if ml != "":  # no volume, no labels
-                    writer.writerow((own, value, name, ml, *others))
+        for start, stop in _pieces(len(table)):
+            cases = [to_cell(case.name) for case in table.cases[start:stop]]
+            structures = [
+                (
+                    value,
+                    to_cell(name),
+                    *tuple(
+                        _cells(table.structures[m, value], False, start, stop) for m in MEASURES
+                    ),
+                )
+                for value, name in sorted(table.names.items())
+            ]
+            writer.writerows(
+                (case, value, name, ml[row], sure[row], mean[row], sd[row], median[row])
+                for row, case in enumerate(cases)
+                for value, name, ml, sure, mean, sd, median in structures
+                if ml[row] != ""  # no volume, no labels
+            )
+
+
+def _pieces(count: int) -> Iterator[tuple[int, int]]:
+    """Some rows at a time, so that no second table is held."""
+    for start in range(0, count, _ROWS):
+        yield start, min(count, start + _ROWS)
 
 
 @contextmanager
@@ -225,9 +257,10 @@ def write_parquet(table: Table, path: Path, more: Mapping[str, Sequence[Any]]) -
         from pyarrow import parquet
     except ImportError:
         return False
-    arrays: dict[str, Any] = {}
-    for name, value_of in table.columns():
-        arrays[name] = [None if (v := value_of(n)) == "" else v for n in range(len(table))]
+    arrays: dict[str, Any] = {
+        name: [None if one == "" else one for one in cells(0, len(table))]
+        for name, cells in table.columns()
+    }
     arrays |= {name: list(some) for name, some in more.items()}
     names = json.dumps({str(value): name for value, name in sorted(table.names.items())})
     made = pyarrow.table(arrays).replace_schema_metadata({"medseg_structures": names})
@@ -257,11 +290,3 @@ def _as_text(value: Any) -> str:
     if isinstance(value, list):
         return ("+" if value and isinstance(value[0], str) else "x").join(f"{one}" for one in value)
     return str(value)
-
-
-def _cell(numbers: NDArray[np.float64], row: int, whole: bool = False) -> Any:
-    """A number in a cell: '' for NaN."""
-    number = numbers.item(row)
-    if number != number:
-        return ""
-    return int(number) if whole else number
