@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -118,8 +119,60 @@ def outliers(folder: Path, count: int) -> None:
     print("ranks of the planted:", sorted(order.index(name) + 1 for name in planted))
 
 
+def kills(folder: Path, count: int) -> None:
+    save_unet(folder / "model")
+    (folder / "scans").mkdir()
+    chance = np.random.default_rng()
+    for n in range(count):
+        data = chance.normal(100, 20, (16, 16, 16)).astype(np.float32)
+        save_nifti(folder / "scans" / f"s{n:03d}.nii.gz", data, affine_of())
+    batch = ("batch", folder / "scans", "-m", folder / "model", "--workers", "1")
+    show("plain", medseg(*batch, "-o", folder / "plain"))
+    killed = 0
+    for turn in range(8):
+        parts = [_start(*batch, "-o", folder / "out", "--shard", f"{n}/4") for n in range(4)]
+        while any(part.poll() is None for part in parts):
+            time.sleep(float(chance.uniform(0.2, 2.0)))
+            begun = len(list((folder / "out").glob("attempts/*/*")))
+            alive = [part for part in parts if part.poll() is None]
+            if killed < 5 and alive and begun > killed * count // 6:
+                _kill_one(alive[int(chance.integers(len(alive)))], worker=bool(chance.integers(2)))
+                killed += 1
+        codes = [part.returncode for part in parts]
+        print("turn", turn, "exits", codes, "kills so far", killed, flush=True)
+        if killed == 5 and codes == [0] * 4:
+            break
+    again = [
+        path.name
+        for path in sorted((folder / "out").glob("attempts/*/*"))
+        if path.read_text().count('"begun"') > 1
+    ]
+    labels = sorted((folder / "out" / "cases").glob("*/*/*_seg.nii.gz"))
+    plain = sorted((folder / "plain" / "cases").glob("*/*/*_seg.nii.gz"))
+    equal = [a.read_bytes() == b.read_bytes() for a, b in zip(labels, plain)]
+    print(
+        "records:", len(list((folder / "out").glob("records/*/*.json"))), "done twice:", len(again)
+    )
+    print("labels equal to the bit:", sum(equal), "of", len(plain))
+    print("temporary files:", len(list((folder / "out").rglob(".medseg-*"))))
+
+
+def _start(*arguments: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "medseg", *map(str, arguments)]
+    null = subprocess.DEVNULL
+    return subprocess.Popen(command, env=environment(), stdout=null, stderr=null)
+
+
+def _kill_one(part: subprocess.Popen[bytes], *, worker: bool) -> None:
+    """Kill a part, or its worker."""
+    place = Path(f"/proc/{part.pid}/task/{part.pid}/children")
+    pids = [int(one) for one in place.read_text().split()] if worker else []
+    with suppress(OSError):
+        os.kill((pids or [part.pid])[0], signal.SIGKILL)
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        {"records": records, "scans": scans, "outliers": outliers}[sys.argv[1]](
+        {"records": records, "scans": scans, "outliers": outliers, "kills": kills}[sys.argv[1]](
             Path(place), int(sys.argv[2])
         )

@@ -139,6 +139,23 @@ def test_a_killed_run_goes_on_where_it_was(scans: Path, done: tiny.Ran):
     assert not list((scans / "killed").rglob(".medseg-*"))
 
 
+def test_a_disk_that_fills_stops_the_run_at_once_and_the_same_command_goes_on(scans: Path):
+    """The system lets no file grow beyond 4 kB, which pictures do and records do not."""
+    arguments = ("batch", scans / "list.csv", "-o", scans / "full", "-m", scans / "model")
+    command = [sys.executable, "-m", "medseg", *map(str, arguments), "--workers", "1"]
+    limited = subprocess.run(
+        ["bash", "-c", 'ulimit -f 4; exec "$@"', "bash", *command],
+        env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert limited.returncode == 4
+    assert "the disk is full or a size limit is reached" in limited.stderr
+    assert len(list((scans / "full").glob("attempts/*/*"))) == 1
+    assert not list((scans / "full").glob("records/*/*.json"))
+    assert not list((scans / "full").rglob(".medseg-*"))
+    again = batch(scans, "--workers", 1, out="full")
+    assert again.out.splitlines()[0].endswith("of 6 cases 4 done, 2 failed")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
