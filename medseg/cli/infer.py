@@ -12,6 +12,7 @@ import typer
 
 from medseg.cli.options import (
     AssumeGeometry,
+    At,
     CheckpointName,
     Deidentify,
     Deterministic,
@@ -30,6 +31,7 @@ from medseg.cli.options import (
     check_words,
     parse_bytes,
     parse_folds,
+    parse_heights,
     parse_kinds,
     parse_values,
 )
@@ -157,9 +159,11 @@ def infer(
             "--also",
             metavar="KINDS",
             help="Also write these: of DICOM seg,rtstruct,sr; "
-            "of a brain brain-mask,intracranial-mask,stripped,tissue,volumes.",
+            "of a brain brain-mask,intracranial-mask,stripped,tissue,volumes; of ct-tissues "
+            "volumes.",
         ),
     ] = "",
+    at: At = None,
     seg_type: SegType = "binary",
     deidentify: Deidentify = False,
     deterministic: Deterministic = False,
@@ -194,7 +198,7 @@ def infer(
     memory_bytes = parse_bytes(max_memory, "--max-memory") if max_memory else None
     extras = inference.Extras(
         preview=preview, instances=instances, volume_index=volume, assume_geometry=assume_geometry,
-        series=series, repair=repair, suv=suv, also=parse_kinds(also),
+        series=series, repair=repair, suv=suv, also=parse_kinds(also), at_mm=parse_heights(at),
         dicom=DicomOptions(seg_type=seg_type, deidentify=deidentify, deterministic=deterministic),
     )  # fmt: skip
     loaded = inference.load_model(*model, folds=parse_folds(folds), checkpoint=checkpoint_name)
@@ -326,16 +330,38 @@ class _Work:
         return replace(self.extras, preview=self.extras.preview / f"{strip_suffix(job.labels)}.png")
 
 
+#: What may be measured of structures, and the head of its column.
+_MEASURED = {"mean_hu": "mean HU", "laa_950_percent": "LAA-950 %"}
+
+
 def _show_result(labels: Path | str, content: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json({"labels": str(labels)} | content)
         return
-    rows = [(str(s["value"]), s["name"], f"{s['ml']:.2f}") for s in content["structures"]]
+    measured = [
+        name
+        for name in _MEASURED
+        if any(name in row for row in (*content["structures"], *content.get("totals", ())))
+    ]
+    shown = content["structures"] + (content.get("totals", []) if measured else [])
+    rows = [
+        (
+            str(row.get("value", "")),
+            row["name"],
+            f"{row['ml']:.2f}",
+            *(f"{row[name]:g}" if name in row else "" for name in measured),
+        )
+        for row in shown
+    ]
     seconds = sum(content["seconds"].values())
     peak = content["peak_memory_bytes"] / 1e9
     print_table(
         f"{labels}  ({seconds:.1f} s, {peak:.1f} GB)",
-        ("label", "structure", "mL"),
+        ("label", "structure", "mL", *(_MEASURED[name] for name in measured)),
         rows,
-        right=(0, 2),
+        right=(0, 2, 3, 4),
     )
+    for level in content.get("levels", []):
+        rows = [(one["name"], f"{one['cm2']:.2f}") for one in level["structures"] if one["cm2"]]
+        title = f"slice {level['slice']} at {level['mm']:g} mm"
+        print_table(title, ("structure", "cm2"), rows, right=(1,))

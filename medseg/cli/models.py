@@ -23,7 +23,7 @@ def models(
     """List the models that come with medseg, or those in a folder."""
     import json
 
-    from medseg.inference import INTENSITY_MODELS
+    from medseg.inference import UNTRAINED
     from medseg.models import bundled_models, list_models, load_checkpoint
 
     if folder is not None:
@@ -40,9 +40,8 @@ def models(
     for name in bundled_models():
         spec = load_checkpoint(name).spec
         rows.append({"name": name, "structures": len(spec.classes) - 1, "about": spec.description})
-    for name, (function, classes) in INTENSITY_MODELS.items():
-        about = (function.__doc__ or "").split("\n")[0]
-        rows.append({"name": name, "structures": classes - 1, "about": about})
+    for name, model in UNTRAINED.items():
+        rows.append({"name": name, "structures": len(model.table), "about": model.about})
     if as_json:
         print(json.dumps(rows))
     else:

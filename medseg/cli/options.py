@@ -95,6 +95,31 @@ Suv = Annotated[
 ]
 
 
+At = Annotated[
+    str | None,
+    typer.Option(
+        "--at",
+        metavar="MM,MM",
+        help=(
+            "Also areas of all structures in the axial slices at these heights (mm along S, as"
+            " viewers show them), e.g. --at=-120.5,30."
+        ),
+    ),
+]
+
+
+def parse_heights(text: str | None) -> tuple[float, ...]:
+    """Heights in mm such as -120.5,30."""
+    try:
+        heights = tuple(decimal_number(part.strip()) for part in (text or "").split(",") if text)
+        if not all(abs(one) < 1e6 for one in heights):  # nor nan
+            raise ValueError(text)
+        return tuple(dict.fromkeys(heights))
+    except ValueError:
+        shown = f"'{harmless(text)}' is not a list of heights in mm such as -120.5,30"
+        raise typer.BadParameter(shown, param_hint="--at") from None
+
+
 def check_one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise `typer.BadParameter` for a value that is not allowed."""
     if value not in allowed:

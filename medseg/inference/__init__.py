@@ -17,7 +17,6 @@ if TYPE_CHECKING:
         network_input as network_input,
         network_labels as network_labels,
     )
-    from medseg.inference.intensity import INTENSITY_MODELS as INTENSITY_MODELS
     from medseg.inference.jobs import (
         Extras as Extras,
         Job as Job,
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
         label_table as label_table,
         labels_named as labels_named,
     )
+    from medseg.inference.untrained import UNTRAINED as UNTRAINED
 
 __getattr__, __dir__ = door(
     __name__,
@@ -68,7 +68,6 @@ __getattr__, __dir__ = door(
         "existing": ("why_again",),
         "exports": ("export",),
         "inputs": ("network_input", "network_labels"),
-        "intensity": ("INTENSITY_MODELS",),
         "jobs": ("Extras", "Job", "given_name", "is_result_name", "list_jobs"),
         "preprocess": ("labels_on_grid", "prepare", "scale_to_percentiles"),
         "record": ("FORMAT", "describe", "file_hash", "finished_now", "voxel_hash"),
@@ -84,5 +83,6 @@ __getattr__, __dir__ = door(
         "run": ("Addition", "infer", "load_model"),
         "segmentation": ("Segmentation", "segment"),
         "settings": ("Model", "Settings", "channel_names", "label_table", "labels_named"),
+        "untrained": ("UNTRAINED",),
     },
 )

@@ -25,6 +25,7 @@ from medseg.inference.settings import (
     mirror_axes,
     mirroring,
 )
+from medseg.inference.untrained import UNTRAINED
 from medseg.machine import free_bytes, resident_bytes
 from medseg.volume import Volume
 
@@ -75,9 +76,10 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
     volume = volumes[0]
     check_channels(volumes, model)
     if isinstance(model, str):
-        needed = resident_bytes() + 100_000_000 + 3 * volume.data.size
+        chosen = UNTRAINED[model]
+        needed = resident_bytes() + 100_000_000 + chosen.bytes_per_voxel * volume.data.size
         _check_memory(needed, limit, settings)
-        return Plan(model, "cpu", "histogram", None, 0, needed)
+        return Plan(model, "cpu", "rules" if chosen.structures else "histogram", None, 0, needed)
     from medseg.inference.backends.predictor import choose_device
 
     checkpoints = as_list(model)

@@ -87,6 +87,7 @@ class Extras:
     repair: bool = False
     suv: bool = False
     also: tuple[str, ...] = ()
+    at_mm: tuple[float, ...] = ()
     dicom: DicomOptions = field(default_factory=DicomOptions)
 
 

@@ -15,6 +15,7 @@ from medseg.inference.jobs import Extras, Job
 from medseg.inference.record import file_hash, write_record
 from medseg.inference.segmentation import Segmentation
 from medseg.inference.settings import Model, Settings, as_list, is_set
+from medseg.inference.untrained import CT_TISSUES, UNTRAINED
 from medseg.io import is_dicom_source, strip_suffix, write
 from medseg.postprocess import anatomy, structure_volumes
 from medseg.volume import Volume
@@ -38,8 +39,6 @@ BRAIN_RESULTS = {
 _DATA_FILE = len(".0123456789abcdef.raw.gz") - len(".nhdr")
 #: What the path of a file has more while it is being written.
 _PRIVATE = len("/.medseg-") + 24 + 8
-#: Algorithm families (CID 7162) of the intensity models; networks are Artificial Intelligence.
-_FAMILIES = {"otsu": "123105", "kmeans": "123107", "gmm": "123107"}
 
 
 def brain_of(model: Model) -> BrainSpec | None:
@@ -50,6 +49,8 @@ def brain_of(model: Model) -> BrainSpec | None:
 def check_also(model: Model, also: Sequence[str]) -> None:
     """Raise `BadConfig` for what only a model of the brain can give."""
     asked = [kind for kind in also if kind in BRAIN_RESULTS]
+    if model == CT_TISSUES:
+        asked = [kind for kind in asked if kind != "volumes"]
     if asked and brain_of(model) is None:
         raise BadConfig(
             f"--also {asked[0]}: the model {identity_of(model)['name']} does not say which labels"
@@ -203,7 +204,7 @@ def origin_of(job: Job, volume: Volume, model: Model, extras: Extras) -> Origin:
         extras.dicom,
         model=identity["name"],
         version=hashes if isinstance(hashes, str) else "+".join(one[:16] for one in hashes),
-        family=_FAMILIES.get(identity["name"], extras.dicom.family),
+        family=UNTRAINED[model].family if isinstance(model, str) else extras.dicom.family,
         series=extras.series,
         volume_index=extras.volume_index,
         repair=extras.repair,

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.inference import record
 from medseg.inference.forecast import Plan
-from medseg.inference.intensity import INTENSITY_MODELS
 from medseg.inference.jobs import Extras, Job
 from medseg.inference.results import (
+    BRAIN_RESULTS,
     brain_of,
     brain_writes,
     check_also,
@@ -29,9 +29,11 @@ from medseg.inference.results import (
 )
 from medseg.inference.segmentation import Segmentation, segment
 from medseg.inference.settings import Model, Settings, as_list, channel_names
+from medseg.inference.tissues.measures import measure, write_table
+from medseg.inference.untrained import CT_TISSUES, UNTRAINED
 from medseg.io import DicomOptions, SeveralVolumes, is_dicom_source, read, write
 from medseg.machine import peak_memory_bytes
-from medseg.postprocess import anatomy, face, structure_volumes
+from medseg.postprocess import anatomy, areas_at, face, slices_at, structure_volumes
 from medseg.progress import Progress, silent
 from medseg.version import versions
 from medseg.volume import Volume
@@ -49,7 +51,7 @@ def load_model(*names: str, folds: Sequence[str] = (), checkpoint: str = "final"
 
     folds, checkpoint: of models of nnU-Net. Raises `BadModel`.
     """
-    if names[0] in INTENSITY_MODELS and len(names) == 1:
+    if names[0] in UNTRAINED and len(names) == 1:
         return names[0]
     from medseg.models import load_models
 
@@ -101,6 +103,7 @@ def infer(
         warnings.simplefilter("always", DataWarning)
         scan = _read(job, model, extras, progress)
         settings = replace(settings, from_dicom=is_dicom_source(job.scan))
+        slices_at(scan.volumes[0], extras.at_mm)  # heights outside the scan are refused
 
         def planned(forecast: Plan) -> None:
             announce(_announcement(scan.volumes, forecast))
@@ -170,8 +173,13 @@ def _record_of(
     for row in structures:
         if row["value"] in result.confidence and row["voxels"]:
             row["confidence"] = round(result.confidence[row["value"]], 3)
+    totals: list[dict[str, Any]] = []
     if brain:
         messages = messages + anatomy.implausible(result.labels, result.table, brain, structures)
+        totals = anatomy.totals(structures, brain)
+    elif model == CT_TISSUES:
+        totals = measure(volumes[0], result.labels, structures)
+    levels = areas_at(volumes[0], result.labels, result.table, extras.at_mm)
     return {
         "versions": versions(),
         "model": identity_of(model),
@@ -184,7 +192,8 @@ def _record_of(
         "warnings": messages,
         "notes": [face.NOTE] if face.shows_face(volumes[0], result.labels, result.table) else [],
         "structures": structures,
-        **({"totals": anatomy.totals(structures, brain)} if brain else {}),
+        **({"totals": totals} if totals else {}),
+        **({"levels": levels} if levels else {}),
     }
 
 
@@ -208,6 +217,9 @@ def _writes(
         writes += brain_writes(
             job, extras.also, scan.volumes[0], result, content["structures"], brain
         )
+    elif "volumes" in extras.also:
+        tables = (content["structures"], content.get("totals", []), content.get("levels", []))
+        writes.append((job.beside(BRAIN_RESULTS["volumes"]), partial(_write_table, tables=tables)))
     for name, volume_map in result.maps.items():
         writes.append((job.beside(f".{name}.nii.gz"), partial(write, volume_map)))
     if extras.preview:
@@ -224,6 +236,11 @@ def _writes(
     if scan.origin:
         writes += dicom_writes(scan.dicom, result, scan.origin)
     return writes
+
+
+def _write_table(path: Path, *, tables: tuple[list[dict[str, Any]], ...]) -> None:
+    structures, totals, levels = tables
+    write_table(path, structures, totals, levels)
 
 
 def settings_of(settings: Settings, model: Model) -> dict[str, Any]:
@@ -300,7 +317,7 @@ def inputs_of(volumes: Sequence[Volume], model: Model) -> dict[str, Any]:
 
 
 #: What `chosen_extras` may hold.
-EXTRA_KEYS = ("repair", "suv", "seg_type", "deidentify", "deterministic")
+EXTRA_KEYS = ("repair", "suv", "seg_type", "deidentify", "deterministic", "at_mm")
 
 
 def chosen_extras(extras: Extras) -> dict[str, Any]:
@@ -308,7 +325,8 @@ def chosen_extras(extras: Extras) -> dict[str, Any]:
     was.
     """
     of_dicom = ("seg_type", "deidentify", "deterministic")
-    values = {"repair": extras.repair, "suv": extras.suv} | {
+    at_mm = list(extras.at_mm) or False
+    values = {"repair": extras.repair, "suv": extras.suv, "at_mm": at_mm} | {
         key: getattr(extras.dicom, key) for key in of_dicom
     }
     usual = {"seg_type": DicomOptions().seg_type}
@@ -338,6 +356,8 @@ def _announcement(volumes: Sequence[Volume], plan: Plan) -> str:
     how = (
         f"up to {plan.windows} windows on {plan.device}, {plan.precision}"
         if plan.windows
+        else "by rules"
+        if plan.precision == "rules"
         else "by intensity"
     )
     how += f", in {plan.stripes} parts to save memory" if plan.stripes > 1 else ""

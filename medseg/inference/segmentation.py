@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from medseg.errors import BadFile, NotEnoughMemory
 from medseg.inference.forecast import Plan, plan, window_count
 from medseg.inference.frame import Frame
-from medseg.inference.intensity import INTENSITY_MODELS, intensity_table
 from medseg.inference.preprocess import on_one_grid
 from medseg.inference.region import region_around, region_of
 from medseg.inference.settings import (
@@ -31,6 +30,7 @@ from medseg.inference.settings import (
     is_set,
 )
 from medseg.inference.together import Average, check_together, groups_of
+from medseg.inference.untrained import UNTRAINED
 from medseg.inference.ways import CONTENT_ABOVE, NEVER, Way, foreign_way, own_way
 from medseg.labels import LabelTable
 from medseg.postprocess import clean, keep_largest_together, separate_fluid
@@ -70,8 +70,9 @@ def segment(
     progress: Progress = silent,
     announce: Callable[[Plan], None] = lambda plan: None,
 ) -> Segmentation:
-    """Segment a scan with a checkpoint, a model by its name or folder, or by intensity ('otsu',
-    'kmeans', 'gmm').
+    """Segment a scan with a checkpoint, or with a model by its name or folder.
+
+    The names include those of models without weights: 'ct-tissues', 'otsu', 'kmeans', 'gmm'.
 
     Models of several channels take a scan for each, in the model's order and on one grid. Several
     checkpoints of one task are averaged. The labels lie on the scan's own grid: same shape, same
@@ -80,7 +81,7 @@ def segment(
     values or do not belong together, `NotEnoughMemory` before anything is computed.
     """
     volumes = as_volumes(scan)
-    if isinstance(model, str) and model not in INTENSITY_MODELS:
+    if isinstance(model, str) and model not in UNTRAINED:
         from medseg.models import load_models
 
         model = load_models([model])
@@ -100,7 +101,7 @@ def segment(
     if isinstance(model, str):
         made = plan(volumes, model, settings)
         announce(made)
-        return _segment_by_intensity(volumes[0], model, made)
+        return _only_asked(_segment_untrained(volumes[0], model, made), settings)
     checkpoints = as_list(model)
     groups = groups_of(checkpoints)
     if len(groups) > 1:
@@ -112,7 +113,7 @@ def segment(
     result = _segment_with_network(volumes, checkpoints, settings, made, progress, previous)
     if before is not None:
         result.seconds["first stage"] = sum(before.seconds.values())
-    return _only(result, settings.roi) if settings.roi else result
+    return _only_asked(result, settings)
 
 
 def _segment_together(
@@ -164,12 +165,12 @@ def _checked_channels(volumes: Sequence[Volume], names: Sequence[str]) -> list[V
     return volumes
 
 
-def _segment_by_intensity(volume: Volume, model: str, made: Plan) -> Segmentation:
+def _segment_untrained(volume: Volume, model: str, made: Plan) -> Segmentation:
     start = time.perf_counter()
-    function, classes = INTENSITY_MODELS[model]
-    labels = function(volume, classes)
+    chosen = UNTRAINED[model]
+    labels = chosen.run(volume)
     seconds = {"network": time.perf_counter() - start}
-    return Segmentation(labels, intensity_table(model), made, seconds)
+    return Segmentation(labels, chosen.table, made, seconds)
 
 
 def _first_stage(
@@ -189,6 +190,11 @@ def _first_stage(
         every_output=False,
     )
     return segment(volumes, checkpoint.first_stage(), plain, progress=progress)
+
+
+def _only_asked(result: Segmentation, settings: Settings) -> Segmentation:
+    """The segmentation with the labels that the settings ask for."""
+    return _only(result, settings.roi) if settings.roi else result
 
 
 def _only(result: Segmentation, values: Sequence[int]) -> Segmentation:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from medseg.errors import BadConfig, BadModel
+from medseg.inference.untrained import UNTRAINED
 from medseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -100,9 +101,7 @@ def as_list(model: Checkpoint | Sequence[Checkpoint] | ModelSet) -> list[Checkpo
 def label_table(model: Model) -> LabelTable:
     """What the values of a model's labels mean."""
     if isinstance(model, str):
-        from medseg.inference.intensity import intensity_table
-
-        return intensity_table(model)
+        return UNTRAINED[model].table
     return model.table if is_set(model) else as_list(model)[0].table
 
 
@@ -110,7 +109,7 @@ def labels_named(model: Model, names: Sequence[str]) -> tuple[int, ...]:
     """The values of a model's labels by their names, in any case, or by numbers. Raises `BadConfig`
     for others.
     """
-    if isinstance(model, str):
+    if isinstance(model, str) and not UNTRAINED[model].structures:
         raise BadConfig(f"--roi: {model} finds intensities, not structures")
     table = label_table(model)
     values = {label.name.casefold(): label.value for label in table.labels}

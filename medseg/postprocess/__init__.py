@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         look_up as look_up,
     )
     from medseg.postprocess.fluid import separate_fluid as separate_fluid
+    from medseg.postprocess.levels import areas_at as areas_at, slices_at as slices_at
     from medseg.postprocess.volumes import structure_volumes as structure_volumes
 
 __getattr__, __dir__ = door(
@@ -34,6 +35,7 @@ __getattr__, __dir__ = door(
             "look_up",
         ),
         "fluid": ("separate_fluid",),
+        "levels": ("areas_at", "slices_at"),
         "volumes": ("structure_volumes",),
     },
 )

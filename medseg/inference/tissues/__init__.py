@@ -1,0 +1,1 @@
+"""CT by rules: body, lungs, airways, bone, fat, muscle and gas. See docs/ct-tissues.md."""
