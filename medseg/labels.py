@@ -30,6 +30,14 @@ _CODE_COLUMNS = {  # field of Label -> Slicer's column prefix
     "region": "Region",
     "region_modifier": "RegionModifier",
 }
+#: The same columns as tables of MONAIAuto3DSeg and TotalSegmentator in Slicer call them.
+_DICOM_COLUMNS = {
+    "category": "SegmentedPropertyCategoryCodeSequence",
+    "type": "SegmentedPropertyTypeCodeSequence",
+    "type_modifier": "SegmentedPropertyTypeModifierCodeSequence",
+    "region": "AnatomicRegionSequence",
+    "region_modifier": "AnatomicRegionModifierSequence",
+}
 _CODE_PARTS = ("CodingScheme", "CodeValue", "CodeMeaning")
 _COLUMNS = ["LabelValue", "Name", "Color_R", "Color_G", "Color_B", "Color_A"] + [
     f"{prefix}_{part}" for prefix in _CODE_COLUMNS.values() for part in _CODE_PARTS
@@ -193,7 +201,11 @@ def _color_part(text: str) -> int:
 
 def _parse_csv(text: str) -> list[Label]:
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    missing = [column for column in _COLUMNS[:5] if column not in (rows.fieldnames or [])]
+    names = list(rows.fieldnames or [])
+    # Slicer's tables of models call their codes as DICOM does, and leave colours to Slicer.
+    of_dicom = any(f"{prefix}.CodeValue" in names for prefix in _DICOM_COLUMNS.values())
+    colored = "Color_R" in names or not of_dicom
+    missing = [column for column in _COLUMNS[: 5 if colored else 2] if column not in names]
     if missing:
         raise ValueError(f"the column '{missing[0]}' is missing")
     labels = []
@@ -202,20 +214,27 @@ def _parse_csv(text: str) -> list[Label]:
             raise ValueError(
                 f"line {rows.line_num} does not have as many columns as the first line"
             )
-        color = (
-            _color_part(row["Color_R"]),
-            _color_part(row["Color_G"]),
-            _color_part(row["Color_B"]),
-        )
-        codes = {field: _code(row, prefix) for field, prefix in _CODE_COLUMNS.items()}
-        labels.append(
-            Label(whole_number(row["LabelValue"]), from_cell(row["Name"].strip()), color, **codes)
-        )
+        value = whole_number(row["LabelValue"])
+        color = _distinct_color(value)
+        if colored:
+            red, green, blue = (_color_part(row[f"Color_{part}"]) for part in "RGB")
+            color = red, green, blue
+        codes = {
+            field: _code(row, prefix) or _dicom_code(row, _DICOM_COLUMNS[field])
+            for field, prefix in _CODE_COLUMNS.items()
+        }
+        labels.append(Label(value, from_cell(row["Name"].strip()), color, **codes))
     return labels
 
 
 def _code(row: dict[str, str], prefix: str) -> Code | None:
     code = Code(*(from_cell(row.get(f"{prefix}_{part}", "").strip()) for part in _CODE_PARTS))
+    return code if code.value else None
+
+
+def _dicom_code(row: dict[str, str], prefix: str) -> Code | None:
+    parts = ("CodingSchemeDesignator", "CodeValue", "CodeMeaning")
+    code = Code(*(from_cell(row.get(f"{prefix}.{part}", "").strip()) for part in parts))
     return code if code.value else None
 
 

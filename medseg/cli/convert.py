@@ -38,7 +38,8 @@ def convert(
         typer.Argument(
             metavar="INPUT",
             help=(
-                "A scan, a label map, a DICOM folder, DICOM SEG or RTSTRUCT; or a model of nnU-Net."
+                "A scan, a label map, a DICOM folder, DICOM SEG or RTSTRUCT; or a model of nnU-Net"
+                " or MONAI."
             ),
         ),
     ],
@@ -80,9 +81,9 @@ def convert(
 ) -> None:
     """Convert a volume to another format; voxels and geometry stay as they are.
 
-    Of a model of nnU-Net, a folder or zip, OUTPUT is a folder in medseg's own form: safetensors and
-    JSON. OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set, of the series
-    given with --source.
+    Of a model of nnU-Net or MONAI, a folder or zip, OUTPUT is a folder in medseg's own form:
+    safetensors and JSON. OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure
+    set, of the series given with --source.
     """
     from medseg import io
     from medseg.labels import LabelTable
@@ -140,8 +141,8 @@ def info(
 ) -> None:
     """Say what is in a file: grid, orientation, intensities. DICOM with several volumes is listed.
 
-    Of a model, medseg's or nnU-Net's: what it was trained for and how, and what of it would be
-    used.
+    Of a model, medseg's, nnU-Net's or MONAI's: what it was trained for and how, and what of it
+    would be used.
     """
     import json
 

@@ -66,7 +66,8 @@ def infer(
             "--model",
             "-m",
             help=(
-                "A name from `medseg models`, a model folder, or a folder or zip of nnU-Net;"
+                "A name from `medseg models`, a model folder, or a folder or zip of nnU-Net or"
+                " MONAI;"
                 " several are averaged."
             ),
         ),

@@ -15,7 +15,8 @@ def models(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[FOLDER]", help="List the models in this folder, medseg's and nnU-Net's."
+            metavar="[FOLDER]",
+            help="List the models in this folder, medseg's, nnU-Net's and MONAI's.",
         ),
     ] = None,
     as_json: Json = False,

@@ -4,8 +4,8 @@ not do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from medseg.errors import NotEnoughMemory
 from medseg.inference.frame import Frame, lay_frame, orientation_for
+from medseg.inference.journey import Journey, lay_journey
 from medseg.inference.preprocess import ModelGrid, model_grid
 from medseg.inference.settings import (
     Model,
@@ -27,6 +28,7 @@ from medseg.inference.settings import (
 )
 from medseg.inference.untrained import UNTRAINED
 from medseg.machine import free_bytes, resident_bytes
+from medseg.models import Recipe, StepRecipe
 from medseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class Plan:
     model: str
     device: str
     precision: str
-    grid: ModelGrid | Frame | None
+    grid: ModelGrid | Frame | Journey | None
     windows: int
     memory_bytes: int
     stripes: int = 1
@@ -62,6 +64,7 @@ class Plan:
     mirror: tuple[int, ...] = ()
     # sums and logits are rounded to half precision, as a foreign model's own program does
     half: bool = False
+    plain: bool = False  # PyTorch's own arithmetic in float32, every output on its own
 
 
 def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
@@ -99,6 +102,7 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
             taken=laid.taken,
             mirror=laid.mirror,
             half=laid.half,
+            plain=laid.plain,
         )
         if needed <= limit:
             return made
@@ -110,14 +114,16 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
 class Laid:
     """How a scan will be computed, but for stripes: grid, windows, arithmetic, mirrored axes.
 
-    half: sums in half precision. taken: what is said of a foreign model.
+    half: sums in half precision. plain: no arithmetic but PyTorch's own. taken: what is said of a
+    foreign model.
     """
 
-    grid: ModelGrid | Frame
+    grid: ModelGrid | Frame | Journey
     windows: Windows
     precision: str
     mirror: tuple[int, ...]
     half: bool = False
+    plain: bool = False
     taken: tuple[str, ...] = ()
 
 
@@ -128,21 +134,81 @@ def _lay(
     device: torch.device,
 ) -> Laid:
     """The grid, the windows and the arithmetic."""
+    return _LAYING[type(checkpoints[0].spec.recipe)](volumes, checkpoints, settings, device)
+
+
+def _lay_own(
+    volumes: Sequence[Volume],
+    checkpoints: Sequence[Checkpoint],
+    settings: Settings,
+    device: torch.device,
+) -> Laid:
     from medseg.inference.backends.opening import blended_features
-    from medseg.inference.backends.pytorch import choose_precision
     from medseg.inference.window import plan_windows
 
     spec = checkpoints[0].spec
     mirror = mirroring(checkpoints, settings, device.type)
-    features, cell = blended_features(checkpoints, bool(mirror))
+    _, cell = blended_features(checkpoints, bool(mirror))
+    grid = model_grid(volumes[0], spec.spacing, spec.grid)
+    windows = plan_windows(grid.shape, spec.patch, settings.share(spec), cell)
+    return Laid(grid=grid, windows=windows, precision=_precision(settings, device), mirror=mirror)
+
+
+def _precision(settings: Settings, device: torch.device) -> str:
+    """The arithmetic of the network: 'float32', for example."""
+    from medseg.inference.backends.pytorch import choose_precision
+
+    return str(choose_precision(settings.precision, device)).removeprefix("torch.")  # type: ignore[arg-type]
+
+
+def _lay_journey(
+    volumes: Sequence[Volume],
+    checkpoints: Sequence[Checkpoint],
+    settings: Settings,
+    device: torch.device,
+) -> Laid:
+    from medseg.inference.ending import window_of
+    from medseg.inference.window import plan_windows
+
+    spec = checkpoints[0].spec
+    recipe = spec.recipe
+    assert isinstance(recipe, StepRecipe)
+    journey = lay_journey(volumes, recipe, dicom=settings.from_dicom)
+    patch = window_of(recipe, spec.patch, journey.shape)
+    shape = [max(size, side) for size, side in zip(journey.shape, patch)]
+    windows = plan_windows(shape, patch, settings.share(spec), 1, recipe.layout)
+    plain = settings.exact or settings.precision == "fp32"
+    # bfloat16 changed 0.01 to 2 % of the voxels of such models; who wants it asks for it.
+    single = plain or (settings.precision == "auto" and device.type == "cpu")
+    turned = journey.orientation
+    return Laid(
+        grid=journey,
+        windows=windows,
+        precision="float32" if single else _precision(settings, device),
+        mirror=mirroring(checkpoints, settings, device.type),
+        plain=plain,
+        taken=(
+            str(spec.card.get("made_by", "MONAI")),
+            str(spec.card.get("network", spec.architecture)),
+            "scan as it is stored" if turned == "stored" else f"scan turned to {turned}",
+        ),
+    )
+
+
+def _lay_frame(
+    volumes: Sequence[Volume],
+    checkpoints: Sequence[Checkpoint],
+    settings: Settings,
+    device: torch.device,
+) -> Laid:
+    from medseg.inference.backends.opening import blended_features
+    from medseg.inference.window import plan_windows
+
+    spec = checkpoints[0].spec
+    assert isinstance(spec.recipe, Recipe)
+    mirror = mirroring(checkpoints, settings, device.type)
+    features, _ = blended_features(checkpoints, bool(mirror))
     share = settings.share(spec)
-    if spec.recipe is None:
-        precision = str(choose_precision(settings.precision, device))  # type: ignore[arg-type]
-        grid = model_grid(volumes[0], spec.spacing, spec.grid)
-        windows = plan_windows(grid.shape, spec.patch, share, cell)
-        return Laid(
-            grid=grid, windows=windows, precision=precision.removeprefix("torch."), mirror=mirror
-        )
     orientation = orientation_for(spec.recipe, settings.orientation, dicom=settings.from_dicom)
     frame = lay_frame(volumes, spec.recipe, orientation, region=settings.region, patch=spec.patch)
     shape = [max(size, patch) for size, patch in zip(frame.shape, spec.patch)]
@@ -150,10 +216,7 @@ def _lay(
     work = multiply_adds(spec) * windows.count * len(checkpoints) * 2 ** len(mirror)
     light = settings.precision == "auto" and device.type == "cpu" and work < LIGHT
     rounded = settings.exact or settings.every_output
-    if rounded or light:
-        precision = "float32"
-    else:
-        precision = str(choose_precision(settings.precision, device)).removeprefix("torch.")  # type: ignore[arg-type]
+    precision = "float32" if rounded or light else _precision(settings, device)
     return Laid(
         grid=frame,
         windows=windows,
@@ -169,6 +232,14 @@ def _about_region(frame: Frame, settings: Settings) -> tuple[str, ...]:
         return ()
     shown = " x ".join(str(side.stop - side.start) for side in frame.box)
     return (f"only {shown} voxels around what is asked for",)
+
+
+#: Kind of a model's recipe -> how its scans are laid.
+_LAYING: dict[type, Callable[..., Laid]] = {
+    type(None): _lay_own,
+    Recipe: _lay_frame,
+    StepRecipe: _lay_journey,
+}
 
 
 def multiply_adds(spec: ModelSpec) -> float:
@@ -267,12 +338,15 @@ def memory_needed(
 
     spec, grid, windows = checkpoints[0].spec, laid.grid, laid.windows
     features, cell = blended_features(checkpoints, bool(laid.mirror))
-    if laid.half:
+    if laid.half or laid.plain:
         features, cell = spec.outputs * len(checkpoints), 1
-    deferred = (features, cell) != (spec.outputs, 1) and not laid.half
+    deferred = (features, cell) != (spec.outputs, 1) and not (laid.half or laid.plain)
     features += spec.skip_empty
+    features += isinstance(grid, Journey)  # weights of windows are added up, too
     image = _image_bytes(grid, spec, cell)
-    activations = activation_bytes(checkpoints[0], max(1, settings.batch), deferred)
+    activations = activation_bytes(
+        _with_patch(checkpoints[0], windows, cell), max(1, settings.batch), deferred
+    )
     bfloat = laid.precision == "bfloat16" and device == "cpu"
     network = _network_bytes(checkpoints, activations, bfloat=bfloat)
     network += 4 * features * int(np.prod(windows.patch))  # of one window
@@ -290,10 +364,18 @@ def memory_needed(
     return resident_bytes() + _LIBRARIES_BYTES + max(resampling, painting, cleaning)
 
 
-def _image_bytes(grid: ModelGrid | Frame, spec: ModelSpec, cell: int) -> int:
+def _with_patch(checkpoint: Checkpoint, windows: Windows, cell: int) -> Checkpoint:
+    """A model whose windows are those of a run, where they are as large as the image."""
+    patch = tuple(side * cell for side in windows.patch)
+    if not isinstance(checkpoint.spec.recipe, StepRecipe) or patch == checkpoint.spec.patch:
+        return checkpoint
+    return replace(checkpoint, spec=checkpoint.spec.model_copy(update={"patch": patch}))
+
+
+def _image_bytes(grid: ModelGrid | Frame | Journey, spec: ModelSpec, cell: int) -> int:
     """Bytes of the channels on the network's grid, and of their copy where they are padded."""
     image = 4 * spec.inputs * int(np.prod(grid.shape))
-    if isinstance(grid, Frame) and any(size < p for size, p in zip(grid.shape, spec.patch)):
+    if not isinstance(grid, ModelGrid) and any(size < p for size, p in zip(grid.shape, spec.patch)):
         image *= 2
     if any(size % cell for size in grid.shape):  # cells reach beyond the image
         image *= 2
@@ -352,16 +434,21 @@ def _maps_bytes(voxels: int, settings: Settings, spec: ModelSpec) -> int:
     return 4 * voxels * count
 
 
-def _label_bytes(voxels: int, spec: ModelSpec, grid: ModelGrid | Frame) -> int:
+def _label_bytes(voxels: int, spec: ModelSpec, grid: ModelGrid | Frame | Journey) -> int:
     """Bytes of the labels; in a frame as they are painted, and as they lie in the scan."""
     each = 1 if max(spec.classes) < 256 else 2
-    return voxels * each * (2 if isinstance(grid, Frame) else 1)
+    return voxels * each * (1 if isinstance(grid, ModelGrid) else 2)
 
 
-def _resampling_bytes(grid: ModelGrid | Frame, *, exact: bool) -> int:
+def _resampling_bytes(grid: ModelGrid | Frame | Journey, *, exact: bool) -> int:
     """Bytes that the way to the network's grid takes beside the result."""
     if isinstance(grid, Frame):
         return _regridding(grid, exact=exact)
+    if isinstance(
+        grid, Journey
+    ):  # every channel in float32 before and after a step, one in 64 bits
+        there, here = grid.scan.data.size, int(np.prod(grid.shape))
+        return (8 * grid.inputs + 8) * max(there, here) + 200_000_000
     return 2 * 4 * 64 * grid.shape[1] * grid.shape[2]
 
 

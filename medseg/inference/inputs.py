@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.errors import BadModel
 from medseg.inference.frame import Frame, lay_frame, orientation_for, prepare_frame
 from medseg.inference.preprocess import ModelGrid, labels_on_grid, prepare
 from medseg.inference.regrid import regrid
+from medseg.models import Recipe
 from medseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ def network_input(
 
     if spec.recipe is None:
         return prepare(volumes, spec.spacing, spec.grid, intensity=spec.intensities, names=names)
+    if not isinstance(spec.recipe, Recipe):
+        raise BadModel(f"the model {spec.name} is MONAI's, and those are run, not trained further")
     frame = lay_frame(volumes, spec.recipe, orientation_for(spec.recipe, dicom=False))
     return torch.from_numpy(prepare_frame(volumes, spec.recipe, frame, exact=False)), frame
 
@@ -42,7 +46,7 @@ def network_labels(labels: Volume, grid: ModelGrid | Frame, spec: ModelSpec) -> 
     """
     if not isinstance(grid, Frame):
         return labels_on_grid(labels, grid)
-    assert spec.recipe is not None
+    assert isinstance(spec.recipe, Recipe)
     found = regrid(
         grid.seen(labels).astype(np.float32),
         grid.shape,

@@ -300,4 +300,11 @@ def identity_of(model: Model) -> dict[str, Any]:
     specs = [one.spec for one in as_list(model)]
     hashes = [spec.sha256 for spec in specs]
     name = model.name if is_set(model) else specs[0].name
-    return {"name": name, "weights_sha256": hashes[0] if len(hashes) == 1 else hashes}
+    from medseg.models import first_line
+
+    licences = {
+        key: first_line(specs[0].card[key])
+        for key in ("license", "data_license")
+        if specs[0].card.get(key)
+    }
+    return {"name": name, "weights_sha256": hashes[0] if len(hashes) == 1 else hashes} | licences

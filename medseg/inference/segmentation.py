@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadFile, NotEnoughMemory
+from medseg.inference.ending import journey_way
 from medseg.inference.forecast import Plan, plan, window_count
 from medseg.inference.frame import Frame
-from medseg.inference.preprocess import on_one_grid
+from medseg.inference.journey import Journey
+from medseg.inference.preprocess import ModelGrid, on_one_grid
 from medseg.inference.region import region_around, region_of
 from medseg.inference.settings import (
     Model,
@@ -313,6 +315,14 @@ def _segment_located(
     return result
 
 
+#: Kind of a model's grid -> what makes the network's input on it, and the way back.
+WAYS: dict[type, Callable[..., Way]] = {
+    ModelGrid: own_way,
+    Frame: foreign_way,
+    Journey: journey_way,
+}
+
+
 class _Clock:
     """Seconds of what overlaps nothing else, by name."""
 
@@ -337,15 +347,10 @@ def _segment_with_network(
     average: Average | None = None,
 ) -> Segmentation:
     """average: gets the probabilities of every output."""
-    spec, clock, volume = checkpoints[0].spec, _Clock(), volumes[0]
+    clock, volume = _Clock(), volumes[0]
     progress("resampling", 0, 1)
     with clock("resample"):
-        if isinstance(made.grid, Frame):
-            way = foreign_way(
-                volumes, checkpoints, settings, made.grid, half=made.half, previous=previous
-            )
-        else:
-            way = own_way(volumes, spec, settings)
+        way = WAYS[type(made.grid)](volumes, checkpoints, settings, made, previous)
     with clock("load"):
         predictor = _opened(checkpoints, settings, made)
     batch = settings.batch or (4 if made.device.startswith("cuda") else 1)
@@ -371,14 +376,15 @@ def _opened(checkpoints: Sequence[Checkpoint], settings: Settings, made: Plan) -
     from medseg.inference.backends.opening import open_apart, open_models
 
     mirror = made.mirror
-    if made.half:  # each fold's logits are rounded on their own before they are averaged
+    # Each fold's logits are rounded on their own before they are averaged.
+    if made.half or (made.plain and len(checkpoints) == 1):
         return open_apart(
             checkpoints,
             device=settings.device,
             mirror=mirror,
-            exact=settings.exact,
+            exact=settings.exact or made.plain,
         )
-    chosen = settings.precision == "auto" and made.precision == "float32" and made.taken
+    chosen = settings.precision == "auto" and made.precision == "float32" and bool(made.taken)
     return open_models(
         checkpoints,
         backend=settings.backend,
@@ -386,7 +392,7 @@ def _opened(checkpoints: Sequence[Checkpoint], settings: Settings, made: Plan) -
         precision="fp32" if chosen else settings.precision,  # type: ignore[arg-type]
         mirror=mirror,
         windows=made.windows,
-        exact=False if chosen else None,
+        exact=made.plain if chosen else None,
     )
 
 
@@ -457,7 +463,7 @@ def _paint_windows(
 
     spec = checkpoint.spec
     image = way.image
-    windows = plan_windows(image.shape[1:], spec.patch, way.overlap, predictor.cell, way.layout)
+    windows = plan_windows(image.shape[1:], way.patch, way.overlap, predictor.cell, way.layout)
     total, done = window_count(windows, made.stripes), 0
     predict = partial(_predicted, predictor, clock, f"windows of {spec.name} on {made.device}")
 

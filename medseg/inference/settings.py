@@ -79,7 +79,7 @@ class Settings:
     region: tuple[slice, slice, slice] | None = None  # the part of a scan that is looked at
     every_output: bool = False  # maps of the logits of every output, for a mean of models
 
-    def share(self, spec: ModelSpec) -> float:
+    def share(self, spec: ModelSpec) -> float | tuple[float, float, float]:
         """By which share windows overlap."""
         if self.overlap is not None:
             return self.overlap
@@ -217,18 +217,18 @@ def mirroring(
 
 def _check_foreign(spec: ModelSpec, settings: Settings) -> None:
     """Raise `BadConfig` for what is only for models of other programs, or not for them."""
-    if spec.recipe is None:
-        asked = {
-            "--exact": settings.exact,
-            "--orientation": settings.orientation != "auto",
-            "--postprocess": settings.postprocess,
-        }
-        for option, given in asked.items():
-            if given:
-                raise BadConfig(
-                    f"{option} is for models of nnU-Net, and {spec.name} is medseg's own"
-                )
-        return
+    from medseg.models import Recipe
+
+    of_nnunet = isinstance(spec.recipe, Recipe)
+    asked = {
+        "--exact": settings.exact and spec.recipe is None,
+        "--orientation": settings.orientation != "auto" and not of_nnunet,
+        "--postprocess": settings.postprocess and not of_nnunet,
+    }
+    whose = "medseg's own" if spec.recipe is None else "MONAI's"
+    for option, given in asked.items():
+        if given:
+            raise BadConfig(f"{option} is for models of nnU-Net, and {spec.name} is {whose}")
     if settings.exact and settings.precision not in ("auto", "fp32"):
         raise BadConfig("--exact computes in float32 as nnU-Net does; leave out --precision")
     if settings.exact and settings.backend == "openvino":

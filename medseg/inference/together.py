@@ -36,7 +36,11 @@ def check_together(groups: Sequence[Sequence[Checkpoint]], settings: Settings) -
     """Raise `BadModel` for models of different tasks, `BadConfig` for what their mean cannot be
     made with.
     """
+    from medseg.models import StepRecipe
+
     first = groups[0][0]
+    if any(isinstance(one.spec.recipe, StepRecipe) for group in groups for one in group):
+        raise BadConfig("models of MONAI are not averaged with others; give one at a time with -m")
     for other in (group[0] for group in groups[1:]):
         for what in ("channels", "classes", "regions"):
             if getattr(first.spec, what) != getattr(other.spec, what):

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from medseg.inference.frame import Frame, content_mask, one_hot, prepare_frame
 from medseg.inference.preprocess import ModelGrid, prepare, scan_to_grid
 from medseg.inference.settings import Settings
+from medseg.models import Recipe
 from medseg.volume import Volume
 
 if TYPE_CHECKING:
     import torch
 
     from medseg.inference.backends.predictor import Predictor
+    from medseg.inference.forecast import Plan
     from medseg.inference.painter import Painter
     from medseg.inference.window import Block, MakeSums
     from medseg.models import Checkpoint, ModelSpec
@@ -40,7 +42,8 @@ NEVER = -1e4
 class Way:
     """image: (C, X, Y, Z) over which windows are laid; after that it may be dropped.
 
-    low, size: what of it is the scan's, where it was padded. layout, weighting: names of `window`.
+    low, size: what of it is the scan's, where it was padded. patch: the sides of a window. layout,
+    weighting: names of `window`.
     painter: what paints a predictor's answers. back: what was painted, (X, Y, Z) to the scan's own
     grid (I, J, K).
     """
@@ -48,9 +51,10 @@ class Way:
     image: torch.Tensor
     low: tuple[int, ...]
     size: tuple[int, ...]
+    patch: tuple[int, int, int]
     layout: str
     weighting: str
-    overlap: float
+    overlap: float | tuple[float, float, float]
     painter: Callable[[Predictor], Painter]
     back: Callable[[NDArray], NDArray]
     make_sums: MakeSums | None = None
@@ -94,8 +98,15 @@ def content_box(image: torch.Tensor) -> tuple[slice, slice, slice]:
     return box[0], box[1], box[2]
 
 
-def own_way(volumes: Sequence[Volume], spec: ModelSpec, settings: Settings) -> Way:
+def own_way(
+    volumes: Sequence[Volume],
+    checkpoints: Sequence[Checkpoint],
+    settings: Settings,
+    made: Plan,
+    previous: Volume | None,
+) -> Way:
     """The way of medseg's own models, whose grid lies along the world's axes or the scan's."""
+    spec = checkpoints[0].spec
     image, grid = prepare(
         volumes, spec.spacing, spec.grid, spec.intensities, names=spec.channel_names
     )
@@ -106,6 +117,7 @@ def own_way(volumes: Sequence[Volume], spec: ModelSpec, settings: Settings) -> W
         image=cut,
         low=(0, 0, 0),
         size=tuple(cut.shape[1:]),
+        patch=spec.patch,
         layout="even",
         weighting="floored",
         overlap=settings.share(spec),
@@ -147,7 +159,7 @@ def _own_painter(
         spec.classes,
         head=head,
         regions=spec.regions,
-        wanted=_wanted(spec, settings),
+        wanted=wanted_outputs(spec, settings),
         limits=limits,
         certain=True,
         cell=predictor.cell,
@@ -155,7 +167,7 @@ def _own_painter(
     )
 
 
-def _wanted(spec: ModelSpec, settings: Settings) -> list[int] | None:
+def wanted_outputs(spec: ModelSpec, settings: Settings) -> list[int] | None:
     """The outputs whose probabilities are asked for; None where no map is."""
     if settings.every_output:
         return list(range(spec.outputs))
@@ -167,21 +179,18 @@ def foreign_way(
     volumes: Sequence[Volume],
     checkpoints: Sequence[Checkpoint],
     settings: Settings,
-    frame: Frame,
-    *,
-    half: bool,
+    made: Plan,
     previous: Volume | None,
 ) -> Way:
-    """The way of a model with a recipe; previous: the labels of its first stage, on the scan's
-    grid.
+    """The way of a model of nnU-Net; previous: the labels of its first stage, on the scan's grid.
 
-    half: sums and logits in half precision.
+    With `made.half` sums and logits are in half precision.
     """
     import torch
 
     spec = checkpoints[0].spec
-    recipe = spec.recipe
-    assert recipe is not None
+    recipe, frame, half = spec.recipe, made.grid, made.half
+    assert isinstance(recipe, Recipe) and isinstance(frame, Frame)
     array = prepare_frame(volumes, recipe, frame, exact=settings.exact)
     if previous is not None:
         mask = content_mask([frame.seen(volume) for volume in volumes])
@@ -196,6 +205,7 @@ def foreign_way(
         image=image,
         low=low,
         size=frame.shape,
+        patch=spec.patch,
         layout=recipe.layout,
         weighting=recipe.weights,
         overlap=settings.share(spec),
@@ -235,7 +245,7 @@ def _frame_painter(
     painted = frame.painted()
     shared: dict[str, Any] = {
         "regions": spec.regions,
-        "wanted": _wanted(spec, settings),
+        "wanted": wanted_outputs(spec, settings),
         "certain": True,
         "workers": torch.get_num_threads(),
     }

@@ -71,6 +71,15 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
     return [round(n * (size - patch) / (count - 1)) for n in range(count)]
 
 
+def stepped_starts(size: int, patch: int, overlap: float) -> list[int]:
+    """Where MONAI's windows begin along one axis: whole steps from 0 on; the last one is moved back
+    to end where the axis does."""
+    if size <= patch:
+        return [0]
+    step = max(1, int(patch * (1 - overlap)))
+    return [*range(0, size - patch, step), size - patch]
+
+
 def nnunet_starts(size: int, patch: int, overlap: float) -> list[int]:
     """Where nnU-Net's windows begin along one axis; a patch of one plane (2d) steps from plane to
     plane.
@@ -88,11 +97,16 @@ def nnunet_starts(size: int, patch: int, overlap: float) -> list[int]:
 LAYOUTS: dict[str, Callable[[int, int, float], list[int]]] = {
     "even": window_starts,
     "nnunet": nnunet_starts,
+    "stepped": stepped_starts,
 }
 
 
 def plan_windows(
-    shape: Sequence[int], patch: Sequence[int], overlap: float, cell: int = 1, layout: str = "even"
+    shape: Sequence[int],
+    patch: Sequence[int],
+    overlap: float | Sequence[float],
+    cell: int = 1,
+    layout: str = "even",
 ) -> Windows:
     """Windows of `patch` voxels over an image of `shape`, counted in cells of `cell` voxels along
     each axis.
@@ -100,7 +114,9 @@ def plan_windows(
     layout: a name in `LAYOUTS`.
     """
     shape, patch = [-(-size // cell) for size in shape], [size // cell for size in patch]
-    starts = [tuple(LAYOUTS[layout](size, p, overlap)) for size, p in zip(shape, patch)]
+    shares = [overlap] * 3 if isinstance(overlap, int | float) else list(overlap)
+    places = zip(shape, patch, shares)
+    starts = [tuple(LAYOUTS[layout](size, p, share)) for size, p, share in places]
     return Windows(tuple(shape), tuple(patch), tuple(starts))  # type: ignore[arg-type]
 
 
@@ -127,6 +143,7 @@ def impulse_weights(patch: int) -> Tensor:
 WEIGHTS: dict[str, Callable[[int], Tensor]] = {
     "floored": gaussian_weights,
     "nnunet": impulse_weights,
+    "constant": torch.ones,
 }
 
 
@@ -397,6 +414,56 @@ class _Sums:
         # Planes beyond the image were never finished; finishing empties the others.
         if self._padded:
             self._column.zero_()
+
+
+def gaussian_map(patch: Sequence[int], sigma_scale: Sequence[float]) -> Tensor:
+    """(X, Y, Z) MONAI's weights of a window: the product of three Gaussians, never below 1/1000.
+
+    sigma_scale: standard deviations as shares of the window's sides. The limit is one of the
+    product, which therefore is none of its three lines.
+    """
+    weights = torch.ones(())
+    for length, scale in zip(patch, sigma_scale):
+        at = torch.arange(-(length - 1) / 2.0, (length - 1) / 2.0 + 1, dtype=torch.float32)
+        weights = weights.unsqueeze(-1) * torch.exp(at**2 / (-2 * (length * scale) ** 2))
+    return weights.clamp_(min=max(float(weights.min()), 1e-3))
+
+
+class MappedSums:
+    """Sums for weights that are no product of three lines: they are added up as one more
+    feature."""
+
+    def __init__(
+        self,
+        windows: Windows,
+        columns: Sequence[int],
+        features: int,
+        *,
+        weights: Tensor,
+        device: torch.device,
+    ) -> None:
+        self._sums = _Sums(windows, columns, features + 1, device)
+        self._weights = weights
+        self._ones = [np.ones(length, np.float32) for length in weights.shape]
+
+    def add(self, features: Tensor, weights: Sequence[NDArray[np.float32]], z: int) -> None:
+        """Add one window (F, X, Y, Z) at depth z; the weights are this class's own."""
+        shares = self._weights.to(features.device)
+        weighted = torch.cat((features.float() * shares, shares[None]))
+        self._sums.add(weighted, self._ones, z)
+
+    def finish(
+        self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """The means of the next planes, which no later window of this row touches."""
+        plain = [np.ones(len(scale), np.float32) for scale in scales]
+        sums = self._sums.finish(y, finished, first, plain)
+        means: NDArray[np.float32] = sums[..., :-1] / sums[..., -1:]
+        return means
+
+    def end_row(self, deep: int) -> None:
+        """Begin a new row of windows."""
+        self._sums.end_row(deep)
 
 
 def _is_read_as_it_is(window: Tensor, features: int) -> bool:

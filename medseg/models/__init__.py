@@ -7,7 +7,11 @@ from medseg import door
 if TYPE_CHECKING:
     from medseg.models.card import model_card as model_card
     from medseg.models.coarse import plain_name as plain_name
-    from medseg.models.conversion import facts_of as facts_of, write_models as write_models
+    from medseg.models.conversion import (
+        facts_of as facts_of,
+        first_line as first_line,
+        write_models as write_models,
+    )
     from medseg.models.folder import (
         Checkpoint as Checkpoint,
         bundled_models as bundled_models,
@@ -33,13 +37,24 @@ if TYPE_CHECKING:
         PercentileScale as PercentileScale,
         ZScore as ZScore,
     )
+    from medseg.models.steps import (
+        Crop as Crop,
+        Curve as Curve,
+        Ending as Ending,
+        Extent as Extent,
+        Range as Range,
+        Space as Space,
+        Standard as Standard,
+        StepRecipe as StepRecipe,
+        Turn as Turn,
+    )
 
 __getattr__, __dir__ = door(
     __name__,
     {
         "card": ("model_card",),
         "coarse": ("plain_name",),
-        "conversion": ("facts_of", "write_models"),
+        "conversion": ("facts_of", "first_line", "write_models"),
         "folder": (
             "Checkpoint",
             "bundled_models",
@@ -50,6 +65,17 @@ __getattr__, __dir__ = door(
         "loading": ("is_model", "list_models", "load_models"),
         "recipe": ("ChannelScale", "Recipe", "Resampling"),
         "sets": ("ModelSet",),
+        "steps": (
+            "Crop",
+            "Curve",
+            "Ending",
+            "Extent",
+            "Range",
+            "Space",
+            "Standard",
+            "StepRecipe",
+            "Turn",
+        ),
         "spec": ("FixedScale", "GridKind", "ModelSpec", "PercentileScale", "ZScore"),
     },
 )

@@ -26,6 +26,7 @@ from medseg.models.folder import (
     load_checkpoints,
     save_checkpoint,
 )
+from medseg.models.recipe import Recipe
 from medseg.models.sets import ModelSet
 
 if TYPE_CHECKING:
@@ -135,9 +136,12 @@ def facts_of(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
     spec = checkpoints[0].spec
     facts: dict[str, Any] = {"name": spec.name, "about": spec.description}
     card = spec.card
-    for key in ("trainer", "plans", "configuration"):
-        if card.get(key):
+    for key in ("made_by", "version", "authors", "trainer", "plans", "configuration"):
+        if card.get(key) and (key != "made_by" or spec.architecture != "nnunet"):
             facts[key] = card[key]
+    for key in ("license", "data_license"):
+        if card.get(key):
+            facts[key] = first_line(card[key])
     if card.get("fold") is not None:
         facts["folds"] = [one.spec.card.get("fold") for one in checkpoints]
         facts["checkpoint"] = card.get("checkpoint")
@@ -152,7 +156,8 @@ def facts_of(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
         "weights_sha256": [one.spec.sha256 for one in checkpoints],
     }
     if spec.recipe is not None:
-        facts["axes"] = list(spec.recipe.axes)
+        if isinstance(spec.recipe, Recipe):
+            facts["axes"] = list(spec.recipe.axes)
         facts["orientation"] = spec.recipe.orientation
         facts["overlapping_regions"] = spec.regions
         facts["first_stage"] = bool(spec.recipe.previous)
@@ -161,7 +166,15 @@ def facts_of(checkpoints: Sequence[Checkpoint]) -> dict[str, Any]:
     return facts
 
 
+def first_line(text: Any) -> str:
+    """The first line of a licence that says something."""
+    lines = (line.strip() for line in str(text).splitlines())
+    return next((line for line in lines if line), "")[:200]
+
+
 def _network(spec: ModelSpec) -> str:
+    if spec.architecture == "bundle":
+        return str(spec.options.get("network"))
     if spec.architecture != "nnunet":
         return spec.architecture
     kind = "ResidualEncoderUNet" if spec.options.get("residual") else "PlainConvUNet"

@@ -121,6 +121,7 @@ class Checkpoint:
                 for key, value in state.items()
             },
             assign=True,
+            strict=False,  # names were compared; batch norms would miss what they count
         )
         return network.eval()
 

@@ -37,18 +37,36 @@ def load_models(
                 return _alone(loaded, name, names)
             found += loaded
             continue
-        from medseg.models.nnunet_folder import is_nnunet
-
-        if not is_nnunet(path):
+        foreign = _foreign(path, folds=folds, checkpoint=checkpoint)
+        if foreign is None:
             found.append(load_checkpoint(name))  # which says what there is
             continue
-        from medseg.models.nnunet import load_nnunet
-
-        foreign = load_nnunet(path, folds=folds, checkpoint=checkpoint)
-        if not isinstance(foreign, list):
+        if not isinstance(foreign, Sequence):
             return _alone(foreign, name, names)
         found += foreign
     return found
+
+
+def _foreign(
+    path: Path, *, folds: Sequence[str], checkpoint: str
+) -> Sequence[Checkpoint] | ModelSet | None:
+    """The model of another program that a path holds, if it holds one."""
+    from medseg.models.auto3dseg import is_auto3dseg, load_auto3dseg
+    from medseg.models.bundle import is_bundle, load_bundle
+    from medseg.models.nnunet_folder import is_nnunet
+
+    for is_one, load in ((is_bundle, load_bundle), (is_auto3dseg, load_auto3dseg)):
+        if is_one(path):
+            if folds or checkpoint != "final":
+                raise BadConfig(
+                    f"--folds and --checkpoint are for models of nnU-Net, and {path} is MONAI's"
+                )
+            return load(path)
+    if not is_nnunet(path):
+        return None
+    from medseg.models.nnunet import load_nnunet
+
+    return load_nnunet(path, folds=folds, checkpoint=checkpoint)
 
 
 def _own(path: Path, name: str) -> list[Checkpoint] | ModelSet:
@@ -71,7 +89,13 @@ def _is_own(path: Path) -> bool:
 
 
 def is_model(path: Path) -> bool:
-    """Whether a path holds a model, of medseg's or of nnU-Net, judged by the names of its files."""
+    """Whether a path holds a model, of medseg's or of another program, judged by the names of its
+    files."""
+    from medseg.models.auto3dseg import is_auto3dseg
+    from medseg.models.bundle import is_bundle
+
+    if is_bundle(path) or (is_auto3dseg(path) and not _is_own(path)):
+        return True
     if path.is_file():
         return path.suffix.lower() == ".zip" and _holds_plans(path)
     if not path.is_dir():
@@ -105,16 +129,25 @@ def list_models(root: Path) -> list[dict[str, str]]:
 
     Raises `BadModel` if the folder holds none.
     """
+    from medseg.models.auto3dseg import is_auto3dseg
+    from medseg.models.bundle import is_bundle
     from medseg.models.nnunet_folder import model_folders
+
+    def of_monai(place: Path) -> bool:
+        return is_bundle(place) or is_auto3dseg(place)
 
     if not root.is_dir():
         raise BadModel(f"{root}: is no folder of models")
     beside = [root, *sorted(entry for entry in root.iterdir() if entry.is_dir())]
     own = [entry for entry in beside if _is_own(entry)]
-    places = [*own, *(folder for folder in model_folders(root) if folder not in own)]
-    places += sorted(entry for entry in root.glob("*.zip") if _holds_plans(entry))
+    monai = [one for one in beside[1:] if one not in own and of_monai(one)]
+    if not monai and root not in own and of_monai(root):
+        monai = [root]
+    places = [*own, *monai, *(folder for folder in model_folders(root) if folder not in own)]
+    zips = sorted(root.glob("*.zip"))
+    places += [entry for entry in zips if _holds_plans(entry) or of_monai(entry)]
     if not places:
-        raise BadModel(f"{root}: holds no model of medseg or nnU-Net")
+        raise BadModel(f"{root}: holds no model of medseg, nnU-Net or MONAI")
     return [_row(place, root) for place in places]
 
 

@@ -7,24 +7,17 @@ name one of it.
 
 from __future__ import annotations
 
-import atexit
 import re
-import stat
-import zipfile
-import zlib
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medseg.errors import BadConfig, BadModel
-from medseg.files import private_folder
+from medseg.models.archives import unpacked
 from medseg.models.coarse import same_task
 from medseg.models.nnunet_plans import read_json
 
-#: Largest number of bytes taken out of one archive, and of its entries.
-MAX_ARCHIVE_BYTES, MAX_ENTRIES = 24_000_000_000, 100_000
 #: What is taken out of an archive; anything else in it, pickles first of all, stays there.
 _NEEDED = re.compile(r"(plans|dataset|parts|postprocessing)\.json|checkpoint_\w+\.pth")
 #: A model of a set of models that see the same scan, as TotalSegmentator names them.
@@ -304,81 +297,22 @@ def postprocessing_file(folder: Path) -> Path | None:
 
 # Archives -----------------------------------------------------------------------------------------
 
-_HELD = ExitStack()
-atexit.register(_HELD.close)
-_OPENED: dict[tuple[Path, int, int], Path] = {}
-
 
 def _unpacked(path: Path) -> Path:
-    """A private folder with the plans and checkpoints of a zip; it is gone when the process
-    ends."""
-    try:
-        state = path.stat()
-        key = (path.resolve(), state.st_mtime_ns, state.st_size)
-        if key in _OPENED:
-            return _OPENED[key]
-        with zipfile.ZipFile(path) as archive:
-            wanted = _members(archive, path)
-            folder = _HELD.enter_context(private_folder())
-            left = MAX_ARCHIVE_BYTES
-            for entry in wanted:
-                left -= _extract(archive, entry, folder, left)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError):
-        raise BadModel(f"{path}: is damaged or no zip; fetch the model again") from None
-    except OSError as error:
-        raise BadModel(f"{path}: cannot be read or unpacked ({error.strerror})") from None
-    _OPENED[key] = folder
-    return folder
+    """A private folder with the plans and checkpoints of a zip."""
+    return unpacked(path, is_needed=_is_needed, nothing=_no_model_in)
 
 
-def _members(archive: zipfile.ZipFile, path: Path) -> list[zipfile.ZipInfo]:
-    """The entries that are needed. Raises `BadModel` if any entry of the archive is not what it
-    should be."""
-    entries = archive.infolist()
-    if len(entries) > MAX_ENTRIES:
-        raise BadModel(f"{path}: holds {len(entries)} files, more than the {MAX_ENTRIES} allowed")
-    for entry in entries:
-        _check_entry(entry, path)
-    wanted = [entry for entry in entries if _is_needed(entry)]
-    if "plans.json" not in map(_base_name, wanted):
-        raise _no_model_in(entries, path)
-    if sum(entry.file_size for entry in wanted) > MAX_ARCHIVE_BYTES:
-        raise BadModel(f"{path}: unpacks to more than the {MAX_ARCHIVE_BYTES / 1e9:.0f} GB allowed")
-    return wanted
+def _is_needed(parts: tuple[str, ...]) -> bool:
+    return bool(_NEEDED.fullmatch(parts[-1]))
 
 
-def _base_name(entry: zipfile.ZipInfo) -> str:
-    return PurePosixPath(entry.filename).name
-
-
-def _check_entry(entry: zipfile.ZipInfo, path: Path) -> None:
-    """Raise `BadModel` for an entry that would lie elsewhere, is a link, or is encrypted."""
-    name = entry.filename
-    odd = "\\" in name or "\0" in name or ":" in name.split("/", 1)[0]
-    if odd or name.startswith("/") or ".." in PurePosixPath(name).parts:
-        raise BadModel(
-            f"{path}: holds {name!r:.120}, which would lie outside its folder; it is not unpacked"
-        )
-    if stat.S_ISLNK(entry.external_attr >> 16):
-        raise BadModel(f"{path}: holds the link {name!r:.120}; it is not unpacked")
-    if entry.flag_bits & 1:
-        raise BadModel(f"{path}: is encrypted; unpack it first")
-
-
-def _is_needed(entry: zipfile.ZipInfo) -> bool:
-    if entry.is_dir() or not _NEEDED.fullmatch(_base_name(entry)):
-        return False
-    return PurePosixPath(entry.filename).parts[0] != "__MACOSX"
-
-
-def _no_model_in(entries: Sequence[zipfile.ZipInfo], path: Path) -> BadModel:
-    """What to say of an archive without any plans."""
-    archives = [entry.filename for entry in entries if entry.filename.lower().endswith(".zip")]
-    if archives:
-        return BadModel(
-            f"{path}: holds the archive {archives[0]!r:.120}; unpack the outer one and give that"
-        )
-    if not {"plans.pkl", "model_final_checkpoint.model"}.isdisjoint(map(_base_name, entries)):
+def _no_model_in(names: Sequence[str], path: Path) -> BadModel | None:
+    """What to say of an archive without any plans; None where there are some."""
+    bare = {PurePosixPath(name).name for name in names}
+    if "plans.json" in bare:
+        return None
+    if not {"plans.pkl", "model_final_checkpoint.model"}.isdisjoint(bare):
         return BadModel(
             f"{path}: was made by nnU-Net v1, which stores pickles, and those are not opened; "
             "convert it with nnU-Net or ask its authors for a model of v2"
@@ -386,23 +320,6 @@ def _no_model_in(entries: Sequence[zipfile.ZipInfo], path: Path) -> BadModel:
     return BadModel(
         f"{path}: holds no model of nnU-Net v2 (a folder with plans.json, dataset.json and fold_0)"
     )
-
-
-def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, folder: Path, most: int) -> int:
-    """Unpack one entry; returns how many bytes it held, whatever it claimed."""
-    target = folder.joinpath(*PurePosixPath(entry.filename).parts)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with archive.open(entry) as source, target.open("xb") as sink:
-        while piece := source.read(1 << 20):
-            count += len(piece)
-            if count > most:
-                raise BadModel(
-                    f"{archive.filename}: unpacks to more than the {MAX_ARCHIVE_BYTES / 1e9:.0f} GB"
-                    " allowed"
-                )
-            sink.write(piece)
-    return count
 
 
 def read_postprocessing(path: Path) -> list[list[int]]:

@@ -78,6 +78,11 @@ class Recipe(BaseModel):
         default=(), description="labels of the first stage that are further channels"
     )
 
+    @property
+    def inputs(self) -> int:
+        """Scans of a case, one for each channel."""
+        return len(self.channels)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         if sorted(self.axes) != [0, 1, 2]:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from medseg.config import BrainSpec, FluidSpec
 from medseg.models.recipe import Recipe
+from medseg.models.steps import StepRecipe
 
 _Size = Annotated[int, Field(ge=1, le=1024)]
 _Spacing = Annotated[float, Field(gt=0.01, lt=30)]
@@ -112,7 +113,9 @@ class ModelSpec(BaseModel):
         default=False, description="windows of nothing but air are background, unseen"
     )
     locate: LocateSpec | None = None
-    recipe: Recipe | None = Field(default=None, description="how a foreign model sees a scan")
+    recipe: Recipe | StepRecipe | None = Field(
+        default=None, description="how a foreign model sees a scan"
+    )
     fluid: FluidSpec | None = None
     brain: BrainSpec | None = None
     cleanup: tuple[dict[str, Any], ...] = ()
@@ -129,7 +132,7 @@ class ModelSpec(BaseModel):
             raise ValueError(
                 f"intensity has {len(self.intensities)} entries for {self.channels} channels"
             )
-        if self.recipe and (len(self.recipe.channels) != self.channels or self.skip_empty):
+        if self.recipe and (self.recipe.inputs != self.channels or self.skip_empty):
             raise ValueError("a recipe scales every channel, and leaves no window out")
         if self.skip_empty and not self.dark_air:
             raise ValueError("skip_empty needs intensity 'percentiles', for which air is 0")

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         conv as conv,
         likes_channels_last as likes_channels_last,
     )
+    from medseg.networks.monai import as_group_norms as as_group_norms
     from medseg.networks.zoo import (
         DEEP_SUPERVISION as DEEP_SUPERVISION,
         FLOAT32_ON_CPU as FLOAT32_ON_CPU,
@@ -24,6 +25,7 @@ __getattr__, __dir__ = door(
     __name__,
     {
         "layers": ("Block", "conv", "likes_channels_last"),
+        "monai": ("as_group_norms",),
         "zoo": (
             "DEEP_SUPERVISION",
             "FLOAT32_ON_CPU",

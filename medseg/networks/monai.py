@@ -31,7 +31,7 @@ class Bound(nn.Module):
         network: nn.Module,
         channels: int,
         head: nn.Conv3d,
-        multiple: int,
+        multiple: int | Sequence[int],
         *,
         deep_heads: Sequence[nn.Conv3d] = (),
         size: Sequence[int] | None = None,
@@ -39,7 +39,8 @@ class Bound(nn.Module):
         super().__init__()
         self.network, self.head, self.deep_heads = network, head, nn.ModuleList(deep_heads)
         self.channels, self.classes = channels, head.out_channels
-        self.multiple, self.size = multiple, None if size is None else tuple(size)
+        self.multiple = multiple if isinstance(multiple, int) else tuple(multiple)
+        self.size = None if size is None else tuple(size)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits, or in training with deep supervision a list of them, finest first."""
@@ -65,10 +66,10 @@ class Bound(nn.Module):
         return outputs
 
 
-def assemble(architecture: str, name: str, **arguments: Any) -> Any:
+def assemble(architecture: str, name: str, *, own_norms: bool = False, **arguments: Any) -> Any:
     """The network `name` of `monai.networks.nets`; its constants are no part of its weights, and
-    its instance norms are fast on a CPU. Raises `BadModel` naming the extra where MONAI is not
-    installed.
+    its instance norms are fast on a CPU, or with `own_norms` MONAI's own to the last digit. Raises
+    `BadModel` naming the extra where MONAI is not installed.
 
     On the meta device only the weights are left out: constants are needed, and come in no
     checkpoint.
@@ -84,16 +85,24 @@ def assemble(architecture: str, name: str, **arguments: Any) -> Any:
             f"the architecture '{architecture}' needs MONAI, which is not installed or not"
             ' complete; install it with pip install "medseg[monai]"'
         ) from None
+    if not own_norms:
+        as_group_norms(network)
+    for module in network.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            learnt = name in ("running_mean", "running_var")
+            module.register_buffer(name, buffer.to("meta") if learnt and meta else buffer, learnt)
+        for name, weight in list(module.named_parameters(recurse=False)) if meta else ():
+            setattr(module, name, nn.Parameter(weight.to("meta")))
+    return network
+
+
+def as_group_norms(network: nn.Module) -> None:
+    """Put group norms in the place of instance norms that take their statistics from what they
+    see."""
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.InstanceNorm3d) and not child.track_running_stats:
                 setattr(module, name, _group_norm(child))
-    for module in network.modules():
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            module.register_buffer(name, buffer, persistent=False)
-        for name, weight in list(module.named_parameters(recurse=False)) if meta else ():
-            setattr(module, name, nn.Parameter(weight.to("meta")))
-    return network
 
 
 def _group_norm(norm: nn.InstanceNorm3d) -> nn.GroupNorm:

@@ -5,6 +5,7 @@ trains."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
@@ -19,13 +20,17 @@ def segresnet(
     init_filters: int = 32,
     blocks_down: Sequence[int] = (1, 2, 2, 4, 4),
     deep_supervision: bool = False,
+    norm: str | Sequence[Any] = "instance",
+    resolution: Sequence[float] | None = None,
+    own_norms: bool = False,
 ) -> Bound:
     """(B, channels, D, H, W) to logits (B, classes, D, H, W), halved as often as `blocks_down` is
     long, less one.
 
-    Options are those of `monai.networks.nets.SegResNetDS`, with instance norm. In training mode
-    with `deep_supervision` a list of logits of every level of the decoder, finest first, each half
-    the size of the one before.
+    Options are those of `monai.networks.nets.SegResNetDS`; with `own_norms` its instance norms
+    compute as MONAI's do, to the last digit, and slower. In training mode with `deep_supervision` a
+    list of logits of every level of the decoder, finest first, each half the size of the one
+    before.
     """
     check_number("init_filters", init_filters, 512)
     check_numbers("blocks_down", blocks_down, 64)
@@ -40,11 +45,15 @@ def segresnet(
         out_channels=classes,
         init_filters=init_filters,
         blocks_down=tuple(blocks_down),
-        norm="instance",
+        norm=norm if isinstance(norm, str) else tuple(norm),
         dsdepth=depth,
+        own_norms=own_norms,
+        **({} if resolution is None else {"resolution": tuple(resolution)}),
     )
     heads = []
     for level in list(network.up_layers)[::-1][:depth]:
         heads.append(level["head"])
         level["head"] = nn.Identity()
-    return Bound(network, channels, heads[0], multiple=2**halvings, deep_heads=heads[1:])
+    sizes = [int(n) for n in network.shape_factor()]
+    multiple = sizes[0] if len(set(sizes)) == 1 else sizes
+    return Bound(network, channels, heads[0], multiple=multiple, deep_heads=heads[1:])

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from medseg.errors import BadModel
+from medseg.networks.bundles import bundle_network
 from medseg.networks.deeplab import DeepLab
 from medseg.networks.fcn import FCN
 from medseg.networks.mask2former import Mask2Former
@@ -34,6 +35,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mednext": mednext,
     "nnunet": NnUNet,
 }
+#: Networks of other programs that are run and not trained.
+RUN_ALONE: dict[str, Callable[..., nn.Module]] = {"bundle": bundle_network}
 
 _CONVOLUTIONS = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-2, "warmup": 50}
 _TRANSFORMERS = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-2, "warmup": 100}
@@ -147,10 +150,11 @@ def build_model(name: str, channels: int, classes: int, /, **options: Any) -> nn
     """The named network with fresh weights. Raises `BadModel` for a name or an option that does not
     exist.
     """
-    if name not in MODELS:
+    builders = MODELS | RUN_ALONE
+    if name not in builders:
         raise BadModel(f"there is no architecture '{name}'; medseg has {', '.join(sorted(MODELS))}")
     try:
-        return MODELS[name](channels, classes, **options)
+        return builders[name](channels, classes, **options)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise BadModel(f"the architecture '{name}' cannot be built: {error}") from None
 

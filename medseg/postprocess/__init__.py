@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from medseg.postprocess.cleanup import (
         check_steps as check_steps,
         clean as clean,
+        keep_largest as keep_largest,
         keep_largest_together as keep_largest_together,
     )
     from medseg.postprocess.components import (
@@ -26,7 +27,7 @@ __getattr__, __dir__ = door(
     __name__,
     {
         "": ("anatomy", "face"),
-        "cleanup": ("check_steps", "clean", "keep_largest_together"),
+        "cleanup": ("check_steps", "clean", "keep_largest", "keep_largest_together"),
         "components": (
             "Components",
             "connected_components",

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from medseg.kernels.threads import in_parallel
-from medseg.networks import Block
+from medseg.networks import Block, as_group_norms
 from medseg.networks.ops.norm import LANES, combined, moments, numbers, settle
 
 #: Mean and variance (B, C) of a map.
@@ -54,6 +54,7 @@ def accelerate(network: nn.Module) -> nn.Module:
     left as it is.
     """
     network = copy.deepcopy(network).eval()
+    as_group_norms(network)
     _replace(network, {})
     return network
 

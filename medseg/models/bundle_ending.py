@@ -1,0 +1,252 @@
+"""The transforms after a MONAI bundle's network as one decision: an allow-list, in the orders that
+lead to labels."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from medseg.errors import BadModel
+from medseg.models.bundle_config import Config, parsed
+from medseg.models.bundle_parts import Given, composed, keys_of
+from medseg.models.steps import Ending
+
+
+@dataclass(kw_only=True)
+class Decision:
+    """What becomes of the outputs, as far as the steps have been read.
+
+    regions: outputs above a threshold, of which later ones lie on top. values: with a nested
+    `where`, the label of each output in `order`. notes: for people.
+    """
+
+    outputs: int
+    activation: Literal["none", "softmax", "sigmoid"] = "none"
+    late: Literal["none", "softmax", "sigmoid"] = "none"  # after outputs went back
+    decided: bool = False
+    regions: bool = False
+    threshold: float = 0.5
+    order: tuple[int, ...] = ()
+    values: tuple[int, ...] = ()
+    back: bool = False
+    linear: bool = False
+    inner: tuple[int, ...] = ()
+    outer: tuple[int, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+    def ending(self) -> Ending:
+        """As a recipe has it."""
+        return Ending(
+            activation=self.activation,
+            threshold=self.threshold,
+            interpolate=self.linear,
+            order=self.order,
+            inner=self.inner,
+            outer=self.outer,
+        )
+
+
+def read_ending(config: Config, outputs: int, *, resampled: bool) -> Decision:
+    """What is done with the outputs. Raises `BadModel` for a transform that is not on the list, or
+    an order that leads to no labels.
+
+    resampled: the steps before change the grid, so that something has to lead back.
+    """
+    made = Decision(outputs=outputs)
+    for part in composed(config, "postprocessing", AFTER):
+        given = Given(config=config, part=part)
+        work = AFTER[part.name]
+        if work is None:  # it saves, and its arguments say where to
+            continue
+        keys = keys_of(given)
+        if "pred" not in keys:
+            raise config.refuse(
+                f"{part.where}: {part.name} is about {', '.join(keys)}, and the outputs are pred"
+            )
+        work(given, keys, made)
+        given.done()
+    if not made.decided:
+        raise config.refuse("its postprocessing does not say how outputs become labels")
+    if resampled and not made.back:
+        raise config.refuse(
+            "its postprocessing does not bring labels back to the scan's grid (Invertd)"
+        )
+    if not made.regions and outputs < 2:
+        raise config.refuse("takes the largest of one output, which is always the same")
+    return made
+
+
+def _activate(given: Given, keys: Sequence[str], made: Decision) -> None:
+    flags = {name: given.single(name, False, keys, "pred") for name in ("softmax", "sigmoid")}
+    given.must_be("other", None)
+    names = [name for name, on in flags.items() if on is True]
+    if made.decided or len(names) > 1 or any(type(on) is not bool for on in flags.values()):
+        raise given.no(names[0] if names else "softmax", flags)
+    for name in names:
+        kind: Literal["softmax", "sigmoid"] = "softmax" if name == "softmax" else "sigmoid"
+        if made.activation != "none" or made.late != "none":
+            raise given.no(name, True)
+        if made.linear:
+            made.late = kind
+        else:
+            made.activation = kind
+
+
+def _invert(given: Given, keys: Sequence[str], made: Decision) -> None:
+    config = given.config
+    wanted = config.followed(given.part.arguments.get("transform"), given.part.where)
+    given.must_be("post_func", None)
+    if made.back or wanted is not config.followed(
+        config.tree.get("preprocessing"), "preprocessing"
+    ):
+        raise given.no("transform", given.part.arguments.get("transform"))
+    nearest = given.single("nearest_interp", True, keys, "pred")
+    if type(nearest) is not bool:
+        raise given.no("nearest_interp", nearest)
+    made.back = True
+    if made.decided and not nearest:
+        made.notes.append(
+            "the bundle interpolates the numbers of labels, which makes labels that are not there;"
+            " medseg takes the nearest voxel's"
+        )
+    made.linear = not nearest and not made.decided
+
+
+def _decide(given: Given, keys: Sequence[str], made: Decision) -> None:
+    largest = given.single("argmax", False, keys, "pred")
+    threshold = given.single("threshold", None, keys, "pred")
+    given.must_be("to_onehot", None)
+    given.must_be("rounding", None)
+    if type(largest) is not bool or (threshold is not None and (largest or made.decided)):
+        raise given.no("threshold", threshold)
+    if threshold is None and not largest:
+        return
+    if made.decided:
+        raise given.no("argmax", largest)
+    made.decided = True
+    if largest:
+        return  # a softmax after the way back changes nothing about which is largest
+    if type(threshold) not in (int, float) or not math.isfinite(threshold):
+        raise given.no("threshold", threshold)
+    made.regions, made.threshold = True, float(threshold)
+    if made.late == "sigmoid" and 0 < threshold < 1:
+        made.threshold = math.log(threshold / (1 - threshold))
+    elif made.late != "none":
+        raise given.no("threshold", threshold)
+
+
+def _largest_parts(given: Given, keys: Sequence[str], made: Decision) -> None:
+    labels = given("applied_labels")
+    labels = [labels] if type(labels) is int else labels
+    everything = list(made.values) or list(range(1, made.outputs))
+    chosen = everything if labels is None else labels
+    plain = isinstance(chosen, list) and all(type(n) is int and 0 <= n <= 65535 for n in chosen)
+    if not plain or not made.decided or (made.regions and not made.values):
+        raise given.no("applied_labels", labels)
+    given.must_be("independent", True)
+    given.must_be("connectivity", None, 3)
+    given.must_be("num_components", 1)
+    given.must_be("is_onehot", None, False)
+    kept = tuple(n for n in chosen if n)
+    if made.back:
+        made.outer = tuple(dict.fromkeys((*made.outer, *kept)))
+    else:
+        made.inner = tuple(dict.fromkeys((*made.inner, *kept)))
+
+
+def _choose(given: Given, keys: Sequence[str], made: Decision) -> None:
+    """`Lambdad` of a nested `where`: the outermost condition wins, so it is painted last."""
+    function = given.part.arguments.get("func")
+    given.must_be("overwrite", True)
+    given.must_be("inv_func", None)
+    given("func") if not isinstance(function, str) else given.leave("func")
+    if not isinstance(function, str) or made.values or (made.decided and not made.regions):
+        raise given.no("func", function)
+    pairs = nested_where(function, given.config.refuse, given.part.where)
+    if any(output >= made.outputs for output, _ in pairs):
+        raise given.no("func", function)
+    if not made.decided:  # outputs themselves are compared with 0
+        if made.late != "none" or made.activation != "none":
+            raise given.no("func", function)
+        made.decided, made.regions = True, True
+        made.threshold = math.ulp(0.0)
+    made.order = tuple(output for output, _ in reversed(pairs))
+    made.values = tuple(value for _, value in reversed(pairs))
+
+
+def nested_where(text: str, refuse: Callable[[str], BadModel], where: str) -> list[tuple[int, int]]:
+    """(output, label) of each condition of `lambda x: torch.where(x[[k]] > 0, label, ...)`.
+
+    From the outermost to the innermost, which ends in 0. Raises what `refuse` makes for any other
+    function.
+    """
+    wrong = refuse(
+        f"{where}: Lambdad runs {text!r:.80}; medseg knows nested torch.where(x[[k]] > 0, label,"
+        " ...) alone"
+    )
+    tree = parsed(text.removeprefix("$"), text, refuse, where)
+    if not isinstance(tree, ast.Lambda) or not _takes_one(tree.args):
+        raise wrong
+    name, node = tree.args.args[0].arg, tree.body
+    pairs: list[tuple[int, int]] = []
+    while isinstance(node, ast.Call) and len(pairs) < 64:
+        if ast.unparse(node.func) != "torch.where" or len(node.args) != 3 or node.keywords:
+            raise wrong
+        output = _compared(node.args[0], name)
+        label = _whole(node.args[1])
+        if output is None or label is None or not 1 <= label <= 65535:
+            raise wrong
+        pairs.append((output, label))
+        node = node.args[2]
+    outputs, labels = {output for output, _ in pairs}, {label for _, label in pairs}
+    if _whole(node) != 0 or not pairs or min(len(outputs), len(labels)) < len(pairs):
+        raise wrong
+    return pairs
+
+
+def _takes_one(arguments: ast.arguments) -> bool:
+    more = (arguments.posonlyargs, arguments.kwonlyargs, arguments.defaults, arguments.kw_defaults)
+    return len(arguments.args) == 1 and not any(more) and not (arguments.vararg or arguments.kwarg)
+
+
+def _compared(node: ast.expr, name: str) -> int | None:
+    """The k of `x[[k]] > 0`."""
+    if not isinstance(node, ast.Compare) or len(node.ops) != 1:
+        return None
+    left = node.left
+    plain = isinstance(node.ops[0], ast.Gt) and _whole(node.comparators[0]) == 0
+    if not plain or not isinstance(left, ast.Subscript) or not isinstance(left.value, ast.Name):
+        return None
+    index = left.slice
+    if left.value.id != name or not isinstance(index, ast.List) or len(index.elts) != 1:
+        return None
+    found = _whole(index.elts[0])
+    return found if found is not None and found >= 0 else None
+
+
+def _whole(node: ast.expr) -> int | None:
+    """The whole number that a constant is, 4.0 as well as 4."""
+    value = node.value if isinstance(node, ast.Constant) else None
+    if type(value) is float and value.is_integer():
+        return int(value)
+    return value if type(value) is int else None
+
+
+def _leave(given: Given, keys: Sequence[str], made: Decision) -> None:
+    given("dtype")
+
+
+#: Transform -> what it adds to the decision; None: nothing, whatever it is told.
+AFTER: dict[str, Callable[[Given, Sequence[str], Decision], None] | None] = {
+    "Activationsd": _activate,
+    "Invertd": _invert,
+    "AsDiscreted": _decide,
+    "KeepLargestConnectedComponentd": _largest_parts,
+    "Lambdad": _choose,
+    "EnsureTyped": _leave,
+    "ToDeviced": _leave,
+    "SaveImaged": None,
+}

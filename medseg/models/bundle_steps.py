@@ -1,0 +1,144 @@
+"""The transforms before a MONAI bundle's network as steps of a recipe: an allow-list."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from medseg.models.bundle_config import Config
+from medseg.models.bundle_parts import Given, composed, keys_of
+from medseg.models.steps import Crop, Extent, Range, Space, Standard, Turn
+
+
+def read_steps(config: Config) -> tuple[Any, ...]:
+    """The steps before the network. Raises `BadModel` for a transform that is not on the list."""
+    steps: list[Any] = []
+    key: str | None = None
+    for part in composed(config, "preprocessing", BEFORE):
+        given = Given(config=config, part=part)
+        keys = keys_of(given)
+        if key is None:
+            key = keys[0]
+        if key not in keys:
+            raise config.refuse(
+                f"{part.where}: {part.name} is about {', '.join(keys)}, and the scan is {key}"
+            )
+        steps += BEFORE[part.name](given, keys, key)
+        given.done()
+    return tuple(steps)
+
+
+def _nothing(given: Given, keys: Sequence[str], key: str) -> list[Any]:
+    given("dtype")
+    return []
+
+
+def _orientation(given: Given, keys: Sequence[str], key: str) -> list[Any]:
+    given.must_be("as_closest_canonical", False, True)
+    letters = "RAS" if given("as_closest_canonical", False) else given("axcodes")
+    places = ["RL", "AP", "SI"]
+    ends = letters if isinstance(letters, str) else ""
+    kinds = sorted(n for letter in ends for n, pair in enumerate(places) if letter in pair)
+    if kinds != [0, 1, 2]:
+        raise given.no("axcodes", letters)
+    labels = given("labels")
+    if labels not in (None, [["L", "R"], ["P", "A"], ["I", "S"]]):
+        raise given.no("labels", labels)
+    return [Turn(orientation=ends)]
+
+
+def _spacing(given: Given, keys: Sequence[str], key: str) -> list[Any]:
+    millimetres = given.three("pixdim")
+    if any(mm > 0 and not 0.01 < mm < 1000 for mm in millimetres):
+        raise given.no("pixdim", list(millimetres))
+    limits: dict[str, Any] = {}
+    for name, end in (("low_mm", "min_pixdim"), ("high_mm", "max_pixdim")):
+        if given(end) is not None:
+            limits[name] = given.three(end)
+    mode = given.single("mode", "bilinear", keys, key)
+    if mode not in ("bilinear", "nearest"):
+        raise given.no("mode", mode)
+    for name, wanted in (
+        ("diagonal", False),
+        ("padding_mode", "border"),
+        ("align_corners", False),
+        ("scale_extent", False),
+        ("recompute_affine", False),
+        ("ensure_same_shape", True),
+    ):
+        value = given.single(name, wanted, keys, key)
+        if value != wanted:
+            raise given.no(name, value)
+    dtype = given.single("dtype", "float64", keys, key)
+    if dtype not in ("float64", "float32", None):
+        raise given.no("dtype", dtype)
+    spacing = [None if mm <= 0 else mm for mm in millimetres]
+    return [
+        Space(
+            spacing_mm=(spacing[0], spacing[1], spacing[2]),
+            nearest=mode == "nearest",
+            single=dtype != "float64",
+            **limits,
+        )
+    ]
+
+
+def _crop(given: Given, keys: Sequence[str], key: str) -> list[Any]:
+    if given("source_key", key) != key:
+        raise given.no("source_key", given("source_key"))
+    given.must_be("select_fn", None)
+    given.must_be("channel_indices", None)
+    given.must_be("k_divisible", 1)
+    given.must_be("mode", "constant")
+    given.must_be("start_coord_key", "foreground_start_coord", None)
+    given.must_be("end_coord_key", "foreground_end_coord", None)
+    margin = given.three("margin", 0)
+    if any(n < 0 or n != int(n) or n > 1024 for n in margin):
+        raise given.no("margin", list(margin))
+    a, b, c = (int(n) for n in margin)
+    return [Crop(margin=(a, b, c), beyond=not given.flag("allow_smaller", False))]
+
+
+def _range(given: Given, keys: Sequence[str], key: str) -> list[Any]:
+    _check_float32(given)
+    low, high = given.number("a_min"), given.number("a_max")
+    if low == high:
+        raise given.no("a_max", high)
+    ends = [given.number(name) for name in ("b_min", "b_max")]
+    clip = given.flag("clip", False)
+    return [Range(low=low, high=high, to_low=ends[0], to_high=ends[1], clip=clip)]
+
+
+def _standard(given: Given, keys: Sequence[str], key: str) -> list[Any]:
+    _check_float32(given)
+    given.must_be("subtrahend", None)
+    given.must_be("divisor", None)
+    nonzero, each = given.flag("nonzero", False), given.flag("channel_wise", False)
+    return [Standard(nonzero=nonzero, each=each)]
+
+
+def _extent(given: Given, keys: Sequence[str], key: str) -> list[Any]:
+    _check_float32(given)
+    given.must_be("factor", None)
+    each = given.flag("channel_wise", False)
+    return [Extent(to_low=given.number("minv", 0), to_high=given.number("maxv", 1), each=each)]
+
+
+def _check_float32(given: Given) -> None:
+    given.must_be("dtype", "float32", None)
+
+
+#: Transform -> the steps of a recipe that it stands for.
+BEFORE: dict[str, Callable[[Given, Sequence[str], str], list[Any]]] = {
+    "LoadImaged": _nothing,
+    "EnsureChannelFirstd": _nothing,
+    "EnsureTyped": _nothing,
+    "CastToTyped": _nothing,
+    "ToDeviced": _nothing,
+    "Orientationd": _orientation,
+    "Spacingd": _spacing,
+    "CropForegroundd": _crop,
+    "ScaleIntensityRanged": _range,
+    "NormalizeIntensityd": _standard,
+    "ScaleIntensityd": _extent,
+}
