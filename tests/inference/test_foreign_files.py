@@ -141,7 +141,8 @@ def test_several_channels_come_by_name_or_one_by_one(tmp_path):
     (together,) = (tmp_path / "out").glob("*_seg.nii.gz")
     np.testing.assert_array_equal(read_labels(one).data, read_labels(together).data)
     assert len(np.unique(read_labels(one).data)) > 1
-    ran = infer(first, "-o", tmp_path / "none.nii.gz", "-m", folder)
+    alone = first.rename(tmp_path / "alone.nii.gz")
+    ran = infer(alone, "-o", tmp_path / "none.nii.gz", "-m", folder)
     assert ran.code != 0 and "T1" in ran.err and "FLAIR" in ran.err
 
 
