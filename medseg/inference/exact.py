@@ -35,11 +35,12 @@ def half_weights(patch: Sequence[int]) -> Tensor:
     from scipy import ndimage
 
     lengths = [length for length in patch if length > 1] if patch[0] == 1 else list(patch)
-    impulse = np.zeros(lengths)
-    impulse[tuple(length // 2 for length in lengths)] = 1
-    smooth = ndimage.gaussian_filter(
-        impulse, [length / 8 for length in lengths], 0, mode="constant", cval=0
-    )
+    smooth = np.ones(())
+    for length in lengths:  # axis by axis, as the filter would go over all of the window
+        impulse = np.zeros(length)
+        impulse[length // 2] = 1
+        line = ndimage.gaussian_filter1d(impulse, length / 8, mode="constant", cval=0)
+        smooth = smooth[..., None] * line
     weights = torch.from_numpy(smooth / (smooth.max() / 10)).to(torch.half)
     weights[weights == 0] = weights[weights != 0].min()
     return weights.reshape(tuple(patch))

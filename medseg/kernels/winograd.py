@@ -517,15 +517,13 @@ def pack_weights(weight: np.ndarray) -> np.ndarray:
     for n, p in enumerate(points):
         g[n, :] = np.array([1, p, p * p]) / np.prod(p - np.delete(points, n))
     g[-1, 2] = 1
-    spread = np.einsum("ai,bj,ck,oxijk->abcxo", g, g, g, weight.astype(np.float64), optimize=True)
     outputs, inputs = weight.shape[:2]
-    spread = spread.reshape(POINTS, inputs, outputs).astype(np.float32)
-    pairs = outputs // (2 * LANES) * 2 * LANES
-    paired = (
-        spread[..., :pairs]
-        .reshape(POINTS, inputs, -1, 2 * LANES)
-        .transpose(0, 2, 1, 3)
-        .reshape(POINTS, -1)
-    )
-    last = spread[..., pairs:].reshape(POINTS, -1)
-    return np.concatenate((paired, last), 1).ravel()
+    out = np.empty((INPUT, INPUT, INPUT, inputs * outputs), np.float32)
+    for first in range(0, outputs, 2 * LANES):  # a row's outputs at a time stay in the cache
+        block = weight[first : first + 2 * LANES].transpose(2, 3, 4, 1, 0)
+        spread = np.matmul(g, block.reshape(3, 3, 3, -1).astype(np.float64))
+        spread = np.matmul(g, spread.transpose(0, 2, 1, 3))
+        spread = np.matmul(g, spread.transpose(1, 2, 0, 3))
+        begin = first * inputs
+        out[..., begin : begin + spread.shape[-1]] = spread.transpose(2, 1, 0, 3)
+    return out.ravel()

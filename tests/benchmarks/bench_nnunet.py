@@ -107,8 +107,10 @@ def with_medseg(folder: Path, scan: Path, *, exact: bool) -> np.ndarray:
     """Labels (I, J, K) by medseg, in float32 or whatever it chooses."""
     from medseg.inference import Settings, segment
     from medseg.io import read
+    from medseg.machine import keep_memory
     from medseg.models import load_models
 
+    keep_memory()  # as the command line does
     model, volume = load_models([str(folder)]), read(scan)
     begin()
     return np.asarray(
