@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _VERSION = "1.10.0"
 #: What in the folder is not BIDS.
 _IGNORED = (
-    "cases/", "records/", "attempts/", "log/", "pages/", "cohort.json", "arithmetic.json",
-    "labels.csv", "table*", "report.html",
+    "cases", "records", "attempts", "log", "pages", "cohort.json", "arithmetic.json", "labels.csv",
+    "table*", "report.html",
 )  # fmt: skip
 
 

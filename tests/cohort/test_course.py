@@ -18,7 +18,8 @@ from medseg.cohort.attempts import begin, history
 from medseg.cohort.course import Came, Limits
 from medseg.cohort.part import Choice, Result, run_part
 from medseg.cohort.resources import Measured, choose_workers
-from medseg.errors import BadOutput, Interrupted
+from medseg.errors import BadOutput, Interrupted, MedsegError
+from medseg.inference import Settings
 
 ALL = Choice()
 
@@ -186,6 +187,30 @@ def test_parts_share_the_cases_out_and_know_of_each_other(tmp_path: Path):
         assert result.exit_code == 0
     assert all(begun(tmp_path, name) == 1 for name in names)
     assert run(tmp_path, names).counts["done"] == 7
+
+
+def test_workers_are_chosen_by_the_first_cases_and_all_are_done(tmp_path: Path):
+    names = [f"c{n:02}" for n in range(9)] + ["kills"]
+    chosen = mock.patch.object(course, "choose_workers", return_value=(2, 1))
+    hire = mock.patch.object(course.Staff, "hire", autospec=True, side_effect=course.Staff.hire)
+    cores = mock.patch.object(course, "cores_here", return_value=2)
+    with chosen as choosing, cores, hire as hiring:
+        result = run(tmp_path, names, workers=0)
+    assert result.counts == {"done": 9, "lost": 1, "waiting": 0}
+    (measured,) = choosing.call_args.args
+    assert measured.all_threads_s > 0
+    assert measured.memory_bytes == 1000
+    assert choosing.call_args.kwargs["cases_left"] == 7
+    threads = [call.args[1] for call in hiring.call_args_list]
+    assert threads[:2] == [2, 1]
+
+
+def test_a_first_worker_that_dies_is_replaced_until_it_is_clear_that_none_starts(tmp_path: Path):
+    command = (COMMAND[0], "-c", "import sys; sys.exit('no such library')")
+    cohort = make_list(tmp_path, ["a"])
+    request = a_request(settings=Settings())  # so that a worker has to settle what 'auto' means
+    with pytest.raises(MedsegError, match="no such library"):
+        run_part(cohort, tmp_path / "out", request, Choice(), Limits(), TABLE, command=command)
 
 
 def test_results_never_lie_among_the_scans(tmp_path: Path):
