@@ -375,7 +375,8 @@ def dices(one: np.ndarray, other: np.ndarray) -> list[float]:
 def test_the_hippocampus_is_nnunets_to_the_voxel(shared_data, kind):
     models = load_models([str(shared_data / "nnunet_model" / "model")])
     settings = Settings(exact=True, tta=kind == "mirrored")
-    for expected in sorted((shared_data / "nnunet_model" / "cases" / kind).glob("*.nii.gz")):
+    cases = sorted((shared_data / "nnunet_model" / "cases" / kind).glob("*.nii.gz"))
+    for expected in cases[: 2 if kind == "mirrored" else 4]:  # eight networks a window
         scan = read(shared_data / "hippocampus" / "imagesTr" / expected.name)
         want = np.asarray(nib.load(expected).dataobj)
         assert (segment(scan, models, settings).labels.data != want).sum() <= want.size // 50_000
