@@ -196,16 +196,15 @@ def infer(
     from medseg.io import DicomOptions
 
     words = {
-        "--precision": precision, "--seg-type": seg_type,
-        "--progress": show_progress, "--backend": backend, "--orientation": orientation,
-        "--checkpoint": checkpoint_name,
+        "--precision": precision, "--seg-type": seg_type, "--progress": show_progress,
+        "--backend": backend, "--orientation": orientation, "--checkpoint": checkpoint_name,
     }  # fmt: skip
     check_words(words)
     memory_bytes = parse_bytes(max_memory, "--max-memory") if max_memory else None
     extras = inference.Extras(
-        preview=preview, instances=instances, volume_index=volume, assume_geometry=assume_geometry,
-        series=series, repair=repair, suv=suv, also=parse_kinds(also), at_mm=parse_heights(at),
-        force=force,
+        preview=preview, instances=instances, volume_index=volume, series=series, repair=repair,
+        assume_geometry=assume_geometry, suv=suv, also=parse_kinds(also), force=force,
+        at_mm=parse_heights(at),
         dicom=DicomOptions(seg_type=seg_type, deidentify=deidentify, deterministic=deterministic),
     )  # fmt: skip
     names = _model_names(model, roi=roi, labels=probabilities, channels=channel, also=also)
@@ -223,10 +222,9 @@ def infer(
         authority=authority, plain_http=plain_http, quiet=quiet,
     )  # fmt: skip
     with from_pacs as remote:
-        is_folder = output is not None and output.endswith("/")
         jobs = inference.list_jobs(
             remote.inputs, remote.output, names=inference.channel_names(loaded),
-            channels=channel or (), is_folder=is_folder,
+            channels=channel or (), is_folder=(output or "").endswith("/"),
         )  # fmt: skip
         work = _Work(
             model=loaded, settings=settings, extras=extras, remote=remote, several=len(jobs) > 1,

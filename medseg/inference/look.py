@@ -239,7 +239,10 @@ def fitting(
     """
     if model != AUTO and not bundled_brain(model):
         return model, None
-    seen = look(job, volumes, model, settings, extras)
+    try:
+        seen = look(job, volumes, model, settings, extras)
+    except BadFile as error:  # the voxels are known, and the file's name is here
+        raise BadFile(f"{job.scan}: {error}") from None
     if model != AUTO:
         reason = refusal(seen, model)
         if reason and not extras.force:

@@ -62,7 +62,10 @@ def phantoms() -> Iterator[tuple[str, Volume, str]]:
     """Bodies, simple shapes and noise."""
     random = np.random.default_rng(0)
     affine, shape = grid(low_mm=(-190, -150, -100), high_mm=(190, 150, 100), spacing_mm=(3, 3, 3))
-    for name, body in (("trunk", trunk(affine, shape, noise=10)), ("legs", legs(affine, shape))):
+    for name, body in (
+        ("trunk", trunk(affine, shape, noise=10)),
+        ("legs", legs(affine, shape, noise=10)),
+    ):
         yield f"CT of {name}", body.scan, "CT"
         mr = np.array([0, 40, 40, 10, 30, 900, 900, 800, 400, 450, 10], np.float32)[body.truth]
         mr += np.abs(random.normal(0, 20, shape)).astype(np.float32)

@@ -179,6 +179,12 @@ def test_infer_without_a_model_says_what_it_sees_where_nothing_fits(tmp_path: Pa
     assert not list(tmp_path.glob("*_seg*"))
 
 
+def test_what_is_no_image_is_told_with_its_name(tmp_path: Path):
+    write(Volume(np.ones((20, 20, 20), np.int16), np.eye(4)), tmp_path / "flat.nii.gz")
+    ran = tiny.medseg("infer", tmp_path / "flat.nii.gz", "-q")
+    assert ran.code in (3, 5) and "flat.nii.gz" in ran.err and ran.err.count("\n") == 1
+
+
 def test_a_brain_model_on_ct_is_refused_unless_forced_and_strict_tells_by_its_code(tmp_path: Path):
     ct = body()
     piece = Volume(ct.data[30:50, :24, 10:30].copy(), ct.affine)
