@@ -2,7 +2,8 @@
 
 Results go to stdout (`--json` for machines), progress, announcements and warnings to stderr. Exit
 codes: 0 done, 1 other failure, 2 wrong usage, 3 bad input file, 4 output cannot be written, 5 bad
-settings, 6 bad model, 7 not enough memory, 130 and 143 stopped by Ctrl-C and SIGTERM.
+settings, 6 bad model, 7 not enough memory, 8 doubts about a result (`infer --strict`), 130 and 143
+stopped by Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations

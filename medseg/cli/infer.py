@@ -61,17 +61,16 @@ def infer(
         ),
     ] = None,
     model: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--model",
             "-m",
             help=(
                 "A name from `medseg models`, a model folder, or a folder or zip of nnU-Net or"
-                " MONAI;"
-                " several are averaged."
+                " MONAI; several are averaged. Default: what suits the scan, brain or ct-tissues."
             ),
         ),
-    ] = ["brain"],  # noqa: B006
+    ] = None,
     channel: Annotated[
         list[Path] | None,
         typer.Option(
@@ -165,6 +164,12 @@ def infer(
         ),
     ] = "",
     at: At = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also where the model makes no sense for the scan.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 8 if there are doubts about a result.")
+    ] = False,
     seg_type: SegType = "binary",
     deidentify: Deidentify = False,
     deterministic: Deterministic = False,
@@ -191,18 +196,19 @@ def infer(
     from medseg.io import DicomOptions
 
     words = {
-        "--precision": precision, "--seg-type": seg_type,
-        "--progress": show_progress, "--backend": backend, "--orientation": orientation,
-        "--checkpoint": checkpoint_name,
+        "--precision": precision, "--seg-type": seg_type, "--progress": show_progress,
+        "--backend": backend, "--orientation": orientation, "--checkpoint": checkpoint_name,
     }  # fmt: skip
     check_words(words)
     memory_bytes = parse_bytes(max_memory, "--max-memory") if max_memory else None
     extras = inference.Extras(
-        preview=preview, instances=instances, volume_index=volume, assume_geometry=assume_geometry,
-        series=series, repair=repair, suv=suv, also=parse_kinds(also), at_mm=parse_heights(at),
+        preview=preview, instances=instances, volume_index=volume, series=series, repair=repair,
+        assume_geometry=assume_geometry, suv=suv, also=parse_kinds(also), force=force,
+        at_mm=parse_heights(at),
         dicom=DicomOptions(seg_type=seg_type, deidentify=deidentify, deterministic=deterministic),
     )  # fmt: skip
-    loaded = inference.load_model(*model, folds=parse_folds(folds), checkpoint=checkpoint_name)
+    names = _model_names(model, roi=roi, labels=probabilities, channels=channel, also=also)
+    loaded = inference.load_model(*names, folds=parse_folds(folds), checkpoint=checkpoint_name)
     settings = inference.Settings(
         device=device, precision=precision, overlap=overlap, cleanup=cleanup, backend=backend,
         batch=batch, tta=tta, max_memory_bytes=memory_bytes,
@@ -216,17 +222,39 @@ def infer(
         authority=authority, plain_http=plain_http, quiet=quiet,
     )  # fmt: skip
     with from_pacs as remote:
-        is_folder = output is not None and output.endswith("/")
         jobs = inference.list_jobs(
             remote.inputs, remote.output, names=inference.channel_names(loaded),
-            channels=channel or (), is_folder=is_folder,
+            channels=channel or (), is_folder=(output or "").endswith("/"),
         )  # fmt: skip
         work = _Work(
             model=loaded, settings=settings, extras=extras, remote=remote, several=len(jobs) > 1,
             skip_existing=skip_existing, json_progress=show_progress == "json", as_json=as_json,
-            quiet=quiet,
+            quiet=quiet, strict=strict,
         )  # fmt: skip
         work.do_all(jobs)
+
+
+def _model_names(
+    model: Sequence[str] | None,
+    *,
+    roi: str | None,
+    labels: str | None,
+    channels: Sequence[Path] | None,
+    also: str,
+) -> list[str]:
+    """The models asked for; none where the scan decides. Who asks for labels of a brain, its masks
+    or further channels means `brain`.
+    """
+    if model:
+        return list(model)
+    of_brain = [kind for kind in parse_kinds(also) if kind in _OF_A_BRAIN]
+    return ["brain"] if roi or labels or channels or of_brain else []
+
+
+#: What `--also` may ask for that only a brain has.
+_OF_A_BRAIN = ("brain-mask", "intracranial-mask", "stripped", "tissue")
+#: The exit code of `--strict` where a record holds doubts.
+_DOUBTS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +270,7 @@ class _Work:
     json_progress: bool
     as_json: bool
     quiet: bool
+    strict: bool
 
     def do_all(self, jobs: Sequence[Job]) -> None:
         """Do every job; what fails in one of several is told, and the others are done. The last
@@ -253,10 +282,11 @@ class _Work:
         keep_memory()
         failed: list[str] = []
         exit_code = 0
+        doubtful = False
         with models_kept_open():
             for job in jobs:
                 try:
-                    self.do(job)
+                    doubtful |= self.do(job)
                 except (Interrupted, BrokenPipeError):
                     raise
                 except Exception as error:  # whatever it is, it is the failure of this scan
@@ -271,6 +301,8 @@ class _Work:
             for name in failed:
                 tell(f"  {name}")
             raise typer.Exit(exit_code)
+        if self.strict and doubtful:
+            raise typer.Exit(_DOUBTS)
 
     def _checked(self, job: Job) -> Job:
         """The job, with what would keep its results from being written as its problem; of a single
@@ -298,8 +330,10 @@ class _Work:
             return replace(job, problem=error)
         return job
 
-    def do(self, job: Job) -> None:
-        """Segment one scan, send its results on if that was asked for, and show them."""
+    def do(self, job: Job) -> bool:
+        """Segment one scan, send its results on if that was asked for, and show them; whether its
+        record holds doubts.
+        """
         from medseg.inference import infer as infer_scan, why_again
 
         name, extras = self.remote.name(job.scan), self._extras_of(job)
@@ -307,7 +341,7 @@ class _Work:
             reason = why_again(job, self.model, self.settings, extras)
             if not reason:
                 tell(f"{name}: {job.labels} is there, skipped", self.quiet)
-                return
+                return False
             if job.labels.exists():
                 tell(f"{name}: {job.labels} is there and is made again: {reason}", self.quiet)
         shown = json_progress(name) if self.json_progress else bar_of_scan(self.quiet, name)
@@ -321,6 +355,7 @@ class _Work:
         for text in content["notes"]:
             tell(f"note: {name}: {text}", self.quiet)
         _show_result(self.remote.name(job.labels), content, self.as_json)
+        return bool(content.get("doubts"))
 
     def _extras_of(self, job: Job) -> Extras:
         """Those of one scan: of several, each gets a picture of its own."""

@@ -17,10 +17,12 @@ from medseg.inference.run import (
     FOREIGN_KEYS,
     chosen_extras,
     inputs_of,
+    load_model,
     read_scans,
     settings_of,
 )
 from medseg.inference.settings import Model, Settings, channel_names
+from medseg.inference.untrained import AUTO, CHOSEN
 
 #: Settings that change how long a run takes and how much memory, but not its results.
 _WITHOUT_EFFECT = {"batch", "max_memory_bytes"}
@@ -45,6 +47,12 @@ def why_again(job: Job, model: Model, settings: Settings, extras: Extras) -> str
         return "there is no record beside the result"
     if not describes(record, job):
         return "the record beside the result is not about it"
+    if model == AUTO:
+        made_by = record.get("model")
+        name = made_by.get("name") if isinstance(made_by, Mapping) else None
+        if name not in CHOSEN:
+            return "it was made by another model"
+        model = load_model(name)
     if record.get("model") != identity_of(model):
         return "it was made by another model"
     missing = [path for path in result_files(job, settings, extras) if not path.exists()]

@@ -88,6 +88,7 @@ class Extras:
     suv: bool = False
     also: tuple[str, ...] = ()
     at_mm: tuple[float, ...] = ()
+    force: bool = False  # also where the model makes no sense for the scan
     dicom: DicomOptions = field(default_factory=DicomOptions)
 
 

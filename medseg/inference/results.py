@@ -15,7 +15,7 @@ from medseg.inference.jobs import Extras, Job
 from medseg.inference.record import file_hash, write_record
 from medseg.inference.segmentation import Segmentation
 from medseg.inference.settings import Model, Settings, as_list, is_set
-from medseg.inference.untrained import CT_TISSUES, UNTRAINED
+from medseg.inference.untrained import AUTO, CT_TISSUES, UNTRAINED
 from medseg.io import is_dicom_source, strip_suffix, write
 from medseg.postprocess import anatomy, structure_volumes
 from medseg.volume import Volume
@@ -49,7 +49,7 @@ def brain_of(model: Model) -> BrainSpec | None:
 def check_also(model: Model, also: Sequence[str]) -> None:
     """Raise `BadConfig` for what only a model of the brain can give."""
     asked = [kind for kind in also if kind in BRAIN_RESULTS]
-    if model == CT_TISSUES:
+    if model in (AUTO, CT_TISSUES):
         asked = [kind for kind in asked if kind != "volumes"]
     if asked and brain_of(model) is None:
         raise BadConfig(

@@ -14,6 +14,7 @@ from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.inference import record
 from medseg.inference.forecast import Plan
 from medseg.inference.jobs import Extras, Job
+from medseg.inference.look import Seen, fitting
 from medseg.inference.results import (
     BRAIN_RESULTS,
     brain_of,
@@ -30,7 +31,7 @@ from medseg.inference.results import (
 from medseg.inference.segmentation import Segmentation, segment
 from medseg.inference.settings import Model, Settings, as_list, channel_names
 from medseg.inference.tissues.measures import measure, write_table
-from medseg.inference.untrained import CT_TISSUES, UNTRAINED
+from medseg.inference.untrained import AUTO, CT_TISSUES, UNTRAINED
 from medseg.io import DicomOptions, SeveralVolumes, is_dicom_source, read, write
 from medseg.machine import peak_memory_bytes
 from medseg.postprocess import anatomy, areas_at, face, slices_at, structure_volumes
@@ -46,11 +47,13 @@ FOREIGN_KEYS = ("exact", "orientation", "postprocess")
 
 
 def load_model(*names: str, folds: Sequence[str] = (), checkpoint: str = "final") -> Model:
-    """The checkpoints of bundled models and model folders, a set of models, or an intensity model's
-    name.
+    """The checkpoints of bundled models and model folders, a set of models, or the name of one
+    without weights; without names 'auto', which chooses by the scan.
 
     folds, checkpoint: of models of nnU-Net. Raises `BadModel`.
     """
+    if not names:
+        return AUTO
     if names[0] in UNTRAINED and len(names) == 1:
         return names[0]
     from medseg.models import load_models
@@ -101,8 +104,9 @@ def infer(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", DataWarning)
-        scan = _read(job, model, extras, progress)
         settings = replace(settings, from_dicom=is_dicom_source(job.scan))
+        scan = _read(job, model, settings, extras, progress)
+        model = scan.model
         slices_at(scan.volumes[0], extras.at_mm)  # heights outside the scan are refused
 
         def planned(forecast: Plan) -> None:
@@ -117,7 +121,7 @@ def infer(
         [str(w.message) for w in caught if issubclass(w.category, DataWarning)], job
     )
     content = {"format": record.FORMAT, **addition.about}
-    content |= _record_of(scan.volumes, model, settings, extras, result, messages)
+    content |= _record_of(scan, settings, extras, result, messages)
     addition.complete(scan.volumes, result, content)
     progress("writing", 0, 1)
     begun = time.perf_counter()
@@ -127,7 +131,7 @@ def infer(
         )
 
     def finish() -> None:
-        seconds = {"read": scan.seconds, **result.seconds, "write": time.perf_counter() - begun}
+        seconds = {**scan.seconds, **result.seconds, "write": time.perf_counter() - begun}
         content["seconds"] = {key: round(value, 3) for key, value in seconds.items()}
         content["forecast_memory_bytes"] = result.plan.memory_bytes
         content["peak_memory_bytes"] = peak_memory_bytes()
@@ -141,41 +145,52 @@ def infer(
 
 @dataclass(frozen=True, kw_only=True)
 class _Scan:
-    """What was read of a job: its channels, the series that DICOM results refer to, and how long it
-    took.
+    """What was read of a job: its channels, the series that DICOM results refer to, how long it
+    took; the model for it, and what was seen for that.
     """
 
     volumes: list[Volume]
+    model: Model
+    seen: Seen | None
     dicom: dict[str, Path]
     origin: Origin | None
-    seconds: float
+    seconds: dict[str, float]
 
 
-def _read(job: Job, model: Model, extras: Extras, progress: Progress) -> _Scan:
+def _read(job: Job, model: Model, settings: Settings, extras: Extras, progress: Progress) -> _Scan:
     begun = time.perf_counter()
     progress("reading", 0, 1)
     volumes = read_scans(job, channel_names(model), extras)
+    read = time.perf_counter()
+    model, seen = fitting(job, volumes, model, settings, extras)
+    looked = time.perf_counter()
+    check_also(model, extras.also)
     dicom = dicom_results(job, extras.also)
     origin = origin_of(job, volumes[0], model, extras) if dicom else None
-    return _Scan(volumes=volumes, dicom=dicom, origin=origin, seconds=time.perf_counter() - begun)
+    seconds = {"read": read - begun + time.perf_counter() - looked}
+    seconds |= {"look": looked - read} if seen else {}
+    return _Scan(
+        volumes=volumes, model=model, seen=seen, dicom=dicom, origin=origin, seconds=seconds
+    )
 
 
 def _record_of(
-    volumes: Sequence[Volume],
-    model: Model,
+    scan: _Scan,
     settings: Settings,
     extras: Extras,
     result: Segmentation,
     messages: list[str],
 ) -> dict[str, Any]:
     """What is known of a run before its results are written."""
+    volumes, model, seen = scan.volumes, scan.model, scan.seen
     brain, structures = brain_of(model), structure_volumes(result.labels, result.table)
+    against = seen.doubts(model) if seen else []
     for row in structures:
         if row["value"] in result.confidence and row["voxels"]:
             row["confidence"] = round(result.confidence[row["value"]], 3)
     totals: list[dict[str, Any]] = []
     if brain:
-        messages = messages + anatomy.implausible(result.labels, result.table, brain, structures)
+        against += anatomy.implausible(result.labels, result.table, brain, structures)
         totals = anatomy.totals(structures, brain)
     elif model == CT_TISSUES:
         totals = measure(volumes[0], result.labels, structures)
@@ -189,7 +204,9 @@ def _record_of(
             | {key: getattr(result.plan, key) for key in ("device", "precision", "backend")}
             | chosen_extras(extras)
         ),
-        "warnings": messages,
+        "warnings": messages + against,
+        **({"seen": seen.recorded()} if seen else {}),
+        **({"doubts": against} if seen or brain else {}),
         "notes": [face.NOTE] if face.shows_face(volumes[0], result.labels, result.table) else [],
         "structures": structures,
         **({"totals": totals} if totals else {}),

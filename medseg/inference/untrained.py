@@ -12,6 +12,10 @@ from medseg.volume import Volume
 
 #: CT by rules.
 CT_TISSUES = "ct-tissues"
+#: Stands for the model that suits the scan; `medseg.inference.look` chooses it.
+AUTO = "auto"
+#: What may be chosen.
+CHOSEN = ("brain", CT_TISSUES)
 
 
 @dataclass(frozen=True, kw_only=True)
