@@ -75,14 +75,16 @@ def interpolate(
         if outside is None:
             raise ValueError("between grids that are not parallel, points outside need a value")
         if order == 0:
-            return _nearest_oblique(data, step, shape, outside)
-        return _oblique(data, step, shape, order, outside, points)
+            return _nearest_oblique(data, step, shape, outside=outside)
+        return _oblique(data, step, shape=shape, order=order, outside=outside, points=points)
     sources = np.argsort(axes)  # for each output axis, the input axis along which it runs
     scales, offsets = step[sources, range(3)], step[sources, 3]
     data = data.transpose(sources)
     if order == 0:
         return _nearest(data, scales, offsets, shape, outside)
-    return _separable(data, scales, offsets, shape, order, outside, points)
+    return _separable(
+        data, scales, offsets=offsets, shape=shape, order=order, outside=outside, points=points
+    )
 
 
 def _matching_axes(matrix: NDArray[np.float64]) -> tuple[int, ...]:
@@ -105,7 +107,15 @@ def _separable(
     """
     edge = outside is None
     operators = [
-        axis_operator(data.shape[n], shape[n], scales[n], offsets[n], order, points[n], edge=edge)
+        axis_operator(
+            data.shape[n],
+            shape[n],
+            scale=scales[n],
+            offset=offsets[n],
+            order=order,
+            points=points[n],
+            edge=edge,
+        )
         for n in range(3)
     ]
     # The axis that is contiguous comes last.

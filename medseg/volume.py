@@ -114,7 +114,7 @@ class Volume:
         """The same grid with other voxels of the same shape."""
         if data.shape != self.data.shape:
             raise BadGeometry(f"shape {data.shape} does not fit a grid of {self.data.shape}")
-        return Volume(data, self.affine, self.space, self.header_spacing_mm)
+        return Volume(data, self.affine, self.space, header_spacing_mm=self.header_spacing_mm)
 
 
 def check_affine(affine: ArrayLike) -> NDArray[np.float64]:
@@ -201,7 +201,7 @@ def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
     stated = volume.header_spacing_mm
     if stated is not None:
         stated = (stated[order[0]], stated[order[1]], stated[order[2]])
-    return Volume(data, volume.affine @ step, volume.space, stated)
+    return Volume(data, volume.affine @ step, volume.space, header_spacing_mm=stated)
 
 
 def _turns(now: str, wanted: str) -> tuple[list[int], list[bool]]:
@@ -321,7 +321,9 @@ def crop(volume: Volume, start: tuple[int, int, int], shape: tuple[int, int, int
     slices = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
     affine = volume.affine.copy()
     affine[:3, 3] = (volume.affine @ (*start, 1.0))[:3]
-    return Volume(volume.data[slices], affine, volume.space, volume.header_spacing_mm)
+    return Volume(
+        volume.data[slices], affine, volume.space, header_spacing_mm=volume.header_spacing_mm
+    )
 
 
 def _plain(numbers: ArrayLike) -> str:

@@ -208,7 +208,7 @@ def batch(
         probabilities=parse_values(probabilities) if probabilities else (), postprocess=postprocess,
         roi=inference.labels_named(loaded, roi.split(",")) if roi else (),
     )  # fmt: skip
-    known = cohorts.read_any(cohort, _wanted(loaded, suffix, only or (), series == "all"))
+    known = cohorts.read_any(cohort, _wanted(loaded, suffix, only or (), every=series == "all"))
     request = cohorts.Request(
         models=_absolute(model), model=inference.identity_of(loaded), folds=parse_folds(folds),
         checkpoint=checkpoint_name, settings=settings, extras=extras, pictures=pictures,
@@ -246,16 +246,16 @@ class _Run:
         from medseg.cohort import plan_part, run_part
 
         if dry_run:
-            self._show_plan(plan_part(self.cohort, self.output, self.request, self.choice))
+            self._show_plan(plan_part(self.cohort, self.output, self.request, choice=self.choice))
             return
         with _far(self.quiet) as progress:
             result = run_part(
                 self.cohort,
                 self.output,
-                self.request,
-                self.choice,
-                limits,
-                self.table,
+                request=self.request,
+                choice=self.choice,
+                limits=limits,
+                table=self.table,
                 progress=progress,
                 announce=self._announce,
             )

@@ -85,7 +85,7 @@ def volumes(
     records: list[dict[str, Any]] = []
     code = 0
     with bar_of_cases(quiet) as progress:
-        for path, found in measure_all(paths, scan or (), known, brain):
+        for path, found in measure_all(paths, scan or (), known, brain=brain):
             progress(path.name, len(records), len(paths))
             if isinstance(found, MedsegError):
                 text, exit_code = explain(found)

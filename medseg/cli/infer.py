@@ -338,7 +338,7 @@ class _Work:
 
         name, extras = self.remote.name(job.scan), self._extras_of(job)
         if self.skip_existing and job.problem is None:
-            reason = why_again(job, self.model, self.settings, extras)
+            reason = why_again(job, self.model, self.settings, extras=extras)
             if not reason:
                 tell(f"{name}: {job.labels} is there, skipped", self.quiet)
                 return False

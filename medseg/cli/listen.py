@@ -97,7 +97,7 @@ def listen(
     )  # fmt: skip
     Settings(device=device)  # refuses a word that names none before anything is received
     segment = segment_in_child(["--model", chosen, "--device", device, "--also", also], timeout_s)
-    Listener(options, segment, deliver, tell, spool or _usual_spool(output, port)).run()
+    Listener(options, segment, deliver, say=tell, spool=spool or _usual_spool(output, port)).run()
 
 
 def _deliveries(

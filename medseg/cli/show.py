@@ -152,7 +152,7 @@ def bar_of_cases(quiet: bool) -> Iterator[Progress]:
         yield silent
         return
     with _bar_of("bar", "count", "left", "text") as bar:
-        yield lambda case, done, total: bar.update("", done, total, case)
+        yield lambda case, done, total: bar.update("", done, total, text=case)
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def bar_of_stages(quiet: bool) -> Iterator[Callable[[str, float, str], None]]:
         yield lambda what, share, text: None
         return
     with _bar_of("what", "bar", "share", "text") as bar:
-        yield lambda what, share, text: bar.update(what, share, 1.0, text)
+        yield lambda what, share, text: bar.update(what, share, 1.0, text=text)
 
 
 @contextmanager

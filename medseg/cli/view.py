@@ -172,7 +172,7 @@ def _write(path: Path, scan: Volume, labels: Volume, table: LabelTable | None, t
     elif path.suffix.lower() == _SCENE:
         from medseg.view import write_scene
 
-        write_scene(path, scan, labels, full_table(labels, table), title=title)
+        write_scene(path, scan, labels, table=full_table(labels, table), title=title)
     else:
         from medseg.view import write_preview
         from medseg.volume import resample, same_grid
@@ -182,7 +182,7 @@ def _write(path: Path, scan: Volume, labels: Volume, table: LabelTable | None, t
             if same_grid(scan, labels)
             else resample(labels, scan.affine, scan.shape, order=0)
         )
-        write_preview(path, scan, on_grid, full_table(labels, table))
+        write_preview(path, scan, on_grid, table=full_table(labels, table))
 
 
 def _serve(

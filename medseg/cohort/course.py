@@ -336,7 +336,7 @@ class Course:
                 if why == "timeout"
                 else "its worker held more memory than a case may (--case-memory)"
             )
-            self._fail(item, why, error, hand)
+            self._fail(item, why, error, hand=hand)
             return
         attempts.end(self._places.attempts(item.case.name), number=item.begun, how="died")
         item.deaths += 1
@@ -347,7 +347,7 @@ class Course:
             return
         how = _spoken(status)
         error = f"the process that worked on it ended {item.deaths} times, the last time {how}"
-        self._fail(item, "lost", error, hand)
+        self._fail(item, "lost", error, hand=hand)
 
     def _fail(self, item: Item, status: str, error: str, hand: Hand) -> None:
         about = {"case": item.case.name, "key": item.key, "attempt": item.begun}

@@ -78,7 +78,7 @@ def read_bids(
                     problem=problem,
                 )
             )
-    return make_cohort(folder, "bids", cases, columns)
+    return make_cohort(folder, "bids", cases, columns=columns)
 
 
 def entities_of(name: str) -> tuple[dict[str, str], str]:

@@ -42,7 +42,7 @@ def read_list(path: Path, channels: Sequence[str] = ("",)) -> Cohort:
         for number, row in enumerate(rows, 2)
     ]
     names = tuple(harmless(header[n].strip()) for n in carried)
-    return make_cohort(path, "list", cases, names)
+    return make_cohort(path, "list", cases, columns=names)
 
 
 def _rows(path: Path) -> Iterator[list[str]]:

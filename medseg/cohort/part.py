@@ -100,12 +100,12 @@ def run_part(
     if not places.table.exists():
         table.write(places.table)
     if request.layout == "bids":
-        write_dataset(places, cohort.source, request.model, table)
+        write_dataset(places, cohort.source, request.model, table=table)
     part = part_of(cohort.cases, choice.part)
     course = Course(out, request, limits, part=choice.part_name, command=command)
     try:
         arithmetic = request.arithmetic(course.settle()) or ""
-        found = sort_cases(part, places, request, choice, arithmetic)
+        found = sort_cases(part, places, request, choice=choice, arithmetic=arithmetic)
         for item in found.lost:
             _write_lost(places, item, choice.part_name)
         if announce is not None:
@@ -124,7 +124,9 @@ def plan_part(cohort: Cohort, out: Path, request: Request, choice: Choice) -> So
     check_output(cohort, out)
     places = request.places(out)
     arithmetic = request.arithmetic(settled_arithmetic(places)) or ""
-    return sort_cases(part_of(cohort.cases, choice.part), places, request, choice, arithmetic)
+    return sort_cases(
+        part_of(cohort.cases, choice.part), places, request, choice=choice, arithmetic=arithmetic
+    )
 
 
 def sort_cases(
@@ -140,7 +142,7 @@ def sort_cases(
         item = Item(case=case, key=key)
         number = 0
         if f"{case.name}.json" in recorded:
-            number = _sort_recorded(case, item, places, choice, found)
+            number = _sort_recorded(case, item, places, choice=choice, found=found)
             if number < 0:
                 continue
         if case.name in attempted:

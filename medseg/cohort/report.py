@@ -67,7 +67,7 @@ def write_report(table: Table, suspicion: Suspicion, places: Places) -> int:
     pages = [order[at : at + PER_PAGE] for at in range(0, len(order), PER_PAGE)]
     (places.out / "pages").mkdir(parents=True, exist_ok=True)
     for number, rows in enumerate(pages, 1):
-        text = _page(table, suspicion, places, rows, number, len(pages))
+        text = _page(table, suspicion, places=places, rows=rows, number=number, count=len(pages))
         _write(places.out / "pages" / f"{number}.html", text)
     number = len(pages) + 1
     while (old := places.out / "pages" / f"{number}.html").exists():  # of a longer list
@@ -101,7 +101,11 @@ def _index(table: Table, suspicion: Suspicion, order: Sequence[int]) -> str:
     if kinds:
         rows = [(*key, count) for key, count in kinds.most_common(40)]
         parts += ["<h2>What went wrong</h2>", _table(("status", "kind", "error", "cases"), rows)]
-    parts += [_times(table), _search(table, suspicion, order, sorted(statuses)), _volumes(table)]
+    parts += [
+        _times(table),
+        _search(table, suspicion, order, statuses=sorted(statuses)),
+        _volumes(table),
+    ]
     return _html(f"Cohort of {len(table)} cases", "".join(parts))
 
 

@@ -50,7 +50,7 @@ def suspicion_of(table: Table, by: str = "") -> Suspicion:
     for rows in _groups(table, by):
         for name, numbers, least in features:
             z = _robust_z(numbers[rows], least)
-            _keep_largest(largest, names, rows, z, name)
+            _keep_largest(largest, names, rows, z=z, name=name)
     scores = largest.mean(axis=0)
     reasons = [
         [f"{names[k, n]} (z {largest[k, n]:.1f})" for k in range(_TOLD) if largest[k, n] >= 2]

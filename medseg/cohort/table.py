@@ -162,7 +162,7 @@ def _fill(table: Table, row: int, record: Mapping[str, Any], status: str) -> Non
     found |= {name: record.get(name) for name in (*plain, "settings_sha256", "labels_sha256")}
     for name, value in found.items():
         table.texts[name][row] = _as_text(value)
-    _fill_numbers(table, row, record, len(warnings))
+    _fill_numbers(table, row, record, n_warnings=len(warnings))
     for one in record.get("structures") or ():
         value = one.get("value")
         if value not in table.names:
@@ -216,7 +216,8 @@ def write_long(table: Table, path: Path) -> None:
                     value,
                     to_cell(name),
                     *tuple(
-                        _cells(table.structures[m, value], False, start, stop) for m in MEASURES
+                        _cells(table.structures[m, value], False, start, stop=stop)
+                        for m in MEASURES
                     ),
                 )
                 for value, name in sorted(table.names.items())

@@ -195,7 +195,7 @@ def _picture(
     from medseg.view import write_strip
 
     def draw(staged: Path) -> None:
-        write_strip(staged, volumes[0], result.labels, result.table)
+        write_strip(staged, volumes[0], result.labels, table=result.table)
 
     return path, draw
 

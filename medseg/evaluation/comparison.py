@@ -94,7 +94,8 @@ def compare(
     )
     found = stats.rankdata(ranks.mean(axis=0), method="min")
     rows = [
-        _method_row(methods[m], values[:, m], ranks[:, m], found[m], drawn[:, m]) for m in order
+        _method_row(methods[m], values[:, m], ranks[:, m], rank=found[m], drawn=drawn[:, m])
+        for m in order
     ]
     tau = np.nan_to_num([stats.kendalltau(found, one).statistic for one in drawn], nan=0.0)
     agreement = (
@@ -102,8 +103,9 @@ def compare(
     )
     tests = _tests(methods, np.abs(values) if _less_is_better(score) else values)
     return Comparison(
-        score, rows, tests, agreement, len(cases), len(common) - len(defined), problems
-    )
+        score, rows, tests=tests, kendall_tau=agreement, n_cases=len(cases),
+        n_excluded=len(common) - len(defined), problems=problems,
+    )  # fmt: skip
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -99,7 +99,7 @@ def lesion_scores(
         total = int(mine.sum()) + int(found.sum())
         dice.append(2 * both / total)
         iou_found.append(both / (total - both))
-        measured = surface_distances(mine, found, spacing_mm, [[1]], surface=surface)[0]
+        measured = surface_distances(mine, found, spacing_mm, structures=[[1]], surface=surface)[0]
         distance.append(hausdorff(measured, 95))
     counts = len(ours_count), len(theirs_count), len(np.setdiff1d(theirs_count, second))
     return _lesion_row(

@@ -58,9 +58,9 @@ def score(
     if empty not in ("nan", "best_worst", "diagonal"):
         raise BadConfig(f"the rule for empty masks is nan, best_worst or diagonal, not '{empty}'")
     sets = list(structures.values())
-    counts = overlaps(reference, prediction, sets, ignore)
+    counts = overlaps(reference, prediction, sets, ignore=ignore)
     distances = surface_distances(
-        reference, prediction, spacing_mm, sets, surface=surface, ignore=ignore
+        reference, prediction, spacing_mm, structures=sets, surface=surface, ignore=ignore
     )
     diagonal_mm = float(np.sqrt(((np.array(reference.shape) * spacing_mm) ** 2).sum()))
     results = {}

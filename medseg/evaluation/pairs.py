@@ -92,11 +92,11 @@ def _rename_certain(ours: dict[str, Path], theirs: dict[str, Path]) -> None:
         for name in sorted(set(one) - set(other)):
             match = _NUMBERED.fullmatch(name)
             if match and match["number"] == "0000" and numbers[match["case"]] == 1:
-                _rename(one, other, name, match["case"])
+                _rename(one, other, name, new=match["case"])
         for case, folder in list(one.items()):
             if folder.name == MASK_FOLDER:
                 for image in files_of_volumes(folder.parent):
-                    _rename(other, one, f"{case}_{strip_suffix(image)}", case)
+                    _rename(other, one, f"{case}_{strip_suffix(image)}", new=case)
 
 
 def _rename(cases: dict[str, Path], other: Mapping[str, Path], name: str, new: str) -> None:

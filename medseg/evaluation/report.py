@@ -75,7 +75,7 @@ def report_html(
         plot = _box_plot(result.rows, name)
         if plot:
             parts.append(f"<h2>{escape(name)}</h2>{plot}")
-    parts.append(_worst(result.rows, pairs, options, reader))
+    parts.append(_worst(result.rows, pairs, options, reader=reader))
     parts.append("<h2>All cases</h2>" + _case_table(result.rows))
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>medseg evaluation</title>'
@@ -228,7 +228,7 @@ def _worst(
         reference, prediction = reorient(reference, "LAS"), reorient(prediction, "LAS")
         for axis, plane in enumerate(("sagittal", "coronal", "axial")):
             picture, place = _overlay(
-                reference.data, prediction.data, labels, axis, reference.spacing_mm
+                reference.data, prediction.data, labels, axis=axis, spacing_mm=reference.spacing_mm
             )
             at_mm = float((reference.affine @ [*(place * (a == axis) for a in range(3)), 1])[axis])
             source = base64.b64encode(png_bytes(picture)).decode()

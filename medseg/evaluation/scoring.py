@@ -80,7 +80,7 @@ def evaluate(
     options = options or EvaluationOptions()
     reference, prediction = Path(reference), Path(prediction)
     masked = masked_cases(reference, prediction, table)
-    table = _table_with_masks(masked, table, reference, prediction)
+    table = _table_with_masks(masked, table, reference, prediction=prediction)
     if options.structures is None and table is not None:
         structures = {label.name: (label.value,) for label in table.labels}
         options = replace(options, structures=structures)
@@ -112,7 +112,7 @@ def evaluate(
     evaluation = Evaluation(rows, summary, problems)
     if output is not None:
         scored = {case: pairs[case] for case in cases}
-        write_evaluation(evaluation, output, scored, options, reader)
+        write_evaluation(evaluation, output, scored, options=options, reader=reader)
     return evaluation
 
 
@@ -256,7 +256,11 @@ def _score_case(
             if options.ignore is not None:
                 masks = [mask & (reference.data != options.ignore) for mask in masks]
             scores[name] |= lesion_scores(
-                masks[0], masks[1], reference.spacing_mm, options.lesion_options, options.surface
+                masks[0],
+                masks[1],
+                reference.spacing_mm,
+                options=options.lesion_options,
+                surface=options.surface,
             )
     known = {value for labels in structures.values() for value in labels}
     known |= {reader.values[name] for name in not_annotated if name in reader.values}
@@ -342,7 +346,7 @@ def write_evaluation(
     texts = {
         "scores.csv": scores_csv(result.rows),
         "summary.json": json.dumps(result.summary, indent=1, allow_nan=False) + "\n",
-        "report.html": report_html(result, pairs, options, reader or LabelReader()),
+        "report.html": report_html(result, pairs, options, reader=reader or LabelReader()),
     }
     with written_together() as stage:
         for name, text in texts.items():

@@ -73,7 +73,7 @@ def overlaps(
     reference count nowhere.
     """
     counts = np.zeros((len(structures), 3), np.int64)
-    for rows, values, first, second in _passes(reference, prediction, structures, ignore):
+    for rows, values, first, second in _passes(reference, prediction, structures, ignore=ignore):
         counts[rows] = _overlap(first, second)[values]
     return counts
 
@@ -101,8 +101,10 @@ def surface_distances(
     if is_reversed(reference):
         spacing = spacing[::-1].copy()
     results: dict[int, SurfaceDistances] = {}
-    for rows, values, first, second in _passes(reference, prediction, structures, ignore):
-        results.update(zip(rows, _both_ways(first, second, spacing, values, surface)))
+    for rows, values, first, second in _passes(reference, prediction, structures, ignore=ignore):
+        results.update(
+            zip(rows, _both_ways(first, second, spacing, values=values, surface=surface))
+        )
     return [results[row] for row in range(len(structures))]
 
 
@@ -116,7 +118,9 @@ def hausdorff(distances: SurfaceDistances, percentile: float = 100) -> float:
     if missing is not None:
         return missing
     both = (distances.from_reference, distances.from_prediction)
-    return max(_percentile(mm, weight, percentile, distances.surface) for mm, weight in both)
+    return max(
+        _percentile(mm, weight, percentile, surface=distances.surface) for mm, weight in both
+    )
 
 
 def assd(distances: SurfaceDistances) -> float:
@@ -268,8 +272,28 @@ def _both_ways(
     maps = [np.empty([n + margin for n in first.shape], np.uint8) for _ in range(2)]
     for labels, elements in zip((first, second), maps):
         in_slabs(partial(_mark, mark, labels, elements), len(elements))
-    there = _one_way(maps[0], first, maps[1], second, spacing, offsets, length, weights, values)
-    back = _one_way(maps[1], second, maps[0], first, spacing, offsets, length, weights, values)
+    there = _one_way(
+        maps[0],
+        first,
+        others=maps[1],
+        other_labels=second,
+        spacing=spacing,
+        offsets=offsets,
+        length=length,
+        weights=weights,
+        values=values,
+    )
+    back = _one_way(
+        maps[1],
+        second,
+        others=maps[0],
+        other_labels=first,
+        spacing=spacing,
+        offsets=offsets,
+        length=length,
+        weights=weights,
+        values=values,
+    )
     return [SurfaceDistances(one, other, surface) for one, other in zip(there, back)]
 
 

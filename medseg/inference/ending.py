@@ -69,7 +69,7 @@ def journey_way(
         layout=recipe.layout,
         weighting="constant",
         overlap=settings.share(spec),
-        painter=lambda predictor: _painter(spec, predictor, settings, journey),
+        painter=lambda predictor: _painter(spec, predictor, settings, journey=journey),
         back=partial(_back, journey=journey, ending=recipe.ending),
         make_sums=make_sums,
     )

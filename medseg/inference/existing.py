@@ -58,7 +58,7 @@ def why_again(job: Job, model: Model, settings: Settings, extras: Extras) -> str
     missing = [path for path in result_files(job, settings, extras) if not path.exists()]
     if missing:
         return f"{missing[0].name} is not there"
-    different = _different_settings(record.get("settings"), model, settings, extras)
+    different = _different_settings(record.get("settings"), model, settings, extras=extras)
     if different:
         return f"it was made with another {different}"
     with warnings.catch_warnings():

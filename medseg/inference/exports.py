@@ -143,7 +143,7 @@ def export(checkpoint: Checkpoint, path: Path) -> Exported:
         handle.write(content)
     with atomic_write(beside) as handle:
         handle.write((json.dumps(facts, indent=1) + "\n").encode())
-    return Exported(path, beside, runtime, difference, any_batch)
+    return Exported(path, beside, runtime, difference=difference, any_batch=any_batch)
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -82,23 +82,37 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
         chosen = UNTRAINED[model]
         needed = resident_bytes() + 100_000_000 + chosen.bytes_per_voxel * volume.data.size
         _check_memory(needed, limit, settings)
-        return Plan(model, "cpu", "rules" if chosen.structures else "histogram", None, 0, needed)
+        return Plan(
+            model,
+            "cpu",
+            precision="rules" if chosen.structures else "histogram",
+            grid=None,
+            windows=0,
+            memory_bytes=needed,
+        )
     from medseg.inference.backends.predictor import choose_device
 
     checkpoints = as_list(model)
     check_settings(checkpoints, settings)
     device = choose_device(settings.device)
-    laid = _lay(volumes, checkpoints, settings, device)
+    laid = _lay(volumes, checkpoints, settings, device=device)
     for stripes in _STRIPES:
-        needed = memory_needed(volume, laid, checkpoints, settings, device.type, stripes)
+        needed = memory_needed(
+            volume,
+            laid,
+            checkpoints=checkpoints,
+            settings=settings,
+            device=device.type,
+            stripes=stripes,
+        )
         made = Plan(
             checkpoints[0].spec.name,
             str(device),
-            laid.precision,
-            laid.grid,
-            window_count(laid.windows, stripes),
-            needed,
-            stripes,
+            precision=laid.precision,
+            grid=laid.grid,
+            windows=window_count(laid.windows, stripes),
+            memory_bytes=needed,
+            stripes=stripes,
             taken=laid.taken,
             mirror=laid.mirror,
             half=laid.half,
@@ -150,7 +164,7 @@ def _lay_own(
     mirror = mirroring(checkpoints, settings, device.type)
     _, cell = blended_features(checkpoints, bool(mirror))
     grid = model_grid(volumes[0], spec.spacing, spec.grid)
-    windows = plan_windows(grid.shape, spec.patch, settings.share(spec), cell)
+    windows = plan_windows(grid.shape, spec.patch, settings.share(spec), cell=cell)
     return Laid(grid=grid, windows=windows, precision=_precision(settings, device), mirror=mirror)
 
 
@@ -176,7 +190,7 @@ def _lay_journey(
     journey = lay_journey(volumes, recipe, dicom=settings.from_dicom)
     patch = window_of(recipe, spec.patch, journey.shape)
     shape = [max(size, side) for size, side in zip(journey.shape, patch)]
-    windows = plan_windows(shape, patch, settings.share(spec), 1, recipe.layout)
+    windows = plan_windows(shape, patch, settings.share(spec), cell=1, layout=recipe.layout)
     plain = settings.exact or settings.precision == "fp32"
     # bfloat16 changed 0.01 to 2 % of the voxels of such models; who wants it asks for it.
     single = plain or (settings.precision == "auto" and device.type == "cpu")
@@ -212,7 +226,7 @@ def _lay_frame(
     orientation = orientation_for(spec.recipe, settings.orientation, dicom=settings.from_dicom)
     frame = lay_frame(volumes, spec.recipe, orientation, region=settings.region, patch=spec.patch)
     shape = [max(size, patch) for size, patch in zip(frame.shape, spec.patch)]
-    windows = plan_windows(shape, spec.patch, share, 1, spec.recipe.layout)
+    windows = plan_windows(shape, spec.patch, share, cell=1, layout=spec.recipe.layout)
     work = multiply_adds(spec) * windows.count * len(checkpoints) * 2 ** len(mirror)
     light = settings.precision == "auto" and device.type == "cpu" and work < LIGHT
     rounded = settings.exact or settings.every_output
@@ -222,7 +236,7 @@ def _lay_frame(
         windows=windows,
         precision=precision,
         mirror=mirror,
-        half=rounded or _rounds(checkpoints, precision, device.type, features),
+        half=rounded or _rounds(checkpoints, precision, device.type, features=features),
         taken=taken_of(checkpoints, mirror, orientation) + _about_region(frame, settings),
     )
 

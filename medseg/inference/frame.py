@@ -137,7 +137,7 @@ def lay_frame(
     box = measured
     if region is not None:
         least = [int(np.ceil(n * mm / own)) for n, mm, own in zip(patch, target, spacing)]
-        box = _within(measured, _turned_box(scan, turned, region, recipe.axes), least)
+        box = _within(measured, _turned_box(scan, turned, region, axes=recipe.axes), least)
     size = [side.stop - side.start for side in box]
     shape = [max(1, round(mm / wanted * n)) for mm, wanted, n in zip(spacing, target, size)]
     if recipe.image.scheme == "none":
@@ -237,7 +237,12 @@ def prepare_frame(
         if frame.box != frame.measured:
             image = np.ascontiguousarray(image[frame.inner])
         target[:] = regrid(
-            image, frame.shape, recipe.image, frame.spacing_mm, frame.target_mm, exact=exact
+            image,
+            frame.shape,
+            recipe.image,
+            current=frame.spacing_mm,
+            new=frame.target_mm,
+            exact=exact,
         )
     return out
 
@@ -301,6 +306,12 @@ def one_hot(
     seen = frame.seen(labels).astype(np.float32)
     seen[(seen == 0) & ~mask] = -1
     on_grid = regrid(
-        seen, frame.shape, recipe.labels, frame.spacing_mm, frame.target_mm, exact=True, labels=True
+        seen,
+        frame.shape,
+        recipe.labels,
+        current=frame.spacing_mm,
+        new=frame.target_mm,
+        exact=True,
+        labels=True,
     )
     return np.stack([on_grid == value for value in values]).astype(np.float32)

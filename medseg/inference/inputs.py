@@ -51,8 +51,8 @@ def network_labels(labels: Volume, grid: ModelGrid | Frame, spec: ModelSpec) -> 
         grid.seen(labels).astype(np.float32),
         grid.shape,
         spec.recipe.labels,
-        grid.spacing_mm,
-        grid.target_mm,
+        current=grid.spacing_mm,
+        new=grid.target_mm,
         exact=True,
         labels=True,
     )

@@ -100,21 +100,23 @@ def _apply(volume: Volume, class_of_bin: NDArray, low: float, high: float) -> Vo
 def otsu(volume: Volume, classes: int = 2) -> Volume:
     """Foreground 1 where the scan is brighter than Otsu's threshold of all its voxels."""
     volume, counts, centres, low, high = _histogram(volume)
-    return _apply(volume, (centres > otsu_threshold(counts, centres)).astype(np.uint8), low, high)
+    return _apply(
+        volume, (centres > otsu_threshold(counts, centres)).astype(np.uint8), low, high=high
+    )
 
 
 def kmeans(volume: Volume, classes: int = 4) -> Volume:
     """Classes 0 (darkest) to `classes` - 1 by k-means of the intensities."""
     volume, counts, centres, low, high = _histogram(volume)
     return _apply(
-        volume, np.digitize(centres, kmeans_thresholds(counts, centres, classes)), low, high
+        volume, np.digitize(centres, kmeans_thresholds(counts, centres, classes)), low, high=high
     )
 
 
 def gmm(volume: Volume, classes: int = 4) -> Volume:
     """Classes 0 (darkest) to `classes` - 1 by a mixture of Gaussians of the intensities."""
     volume, counts, centres, low, high = _histogram(volume)
-    return _apply(volume, gmm_classes(counts, centres, classes), low, high)
+    return _apply(volume, gmm_classes(counts, centres, classes), low, high=high)
 
 
 #: Name on the command line -> (function, classes it makes, background included).

@@ -391,7 +391,7 @@ def _grouped(scans: Sequence[_Given], names: Sequence[str], folders: _Folders) -
             continue
         key = (folder, match["case"])
         if key not in cases:
-            cases[key] = _channel_files(scan.path, match["case"], names, folders)
+            cases[key] = _channel_files(scan.path, match["case"], names, folders=folders)
         if scan.problem is not None and cases[key].problem is None:
             cases[key] = replace(cases[key], problem=scan.problem)
     return list(cases.values())

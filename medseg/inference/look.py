@@ -172,7 +172,7 @@ def look_for_head(volume: Volume, settings: Settings) -> Head:
     here = [row for row in rows if row["value"] in brain and row["voxels"]]
     ml = sum(row["ml"] for row in here)
     confidence = [found.confidence.get(row["value"], 0.0) for row in here] or [0.0]
-    doubts = anatomy.implausible(found.labels, found.table, spec, rows)
+    doubts = anatomy.implausible(found.labels, found.table, spec, structures=rows)
     likely = ml >= LIKELY_ML and len(here) >= LIKELY_STRUCTURES
     return Head(
         is_brain=not doubts,

@@ -85,7 +85,11 @@ def _grid_of_scan(volume: Volume, spacing: NDArray[np.float64]) -> ModelGrid:
     step[:3, 3] = (size - 1) / 2 - ratio * ((shape - 1) / 2)
     fine = np.clip(np.round(ratio), 1, 8).astype(int)
     return ModelGrid(
-        turned.affine @ step, tuple(shape.tolist()), tuple(fine.tolist()), step, turned.shape
+        turned.affine @ step,
+        tuple(shape.tolist()),
+        tuple(fine.tolist()),
+        step=step,
+        scan_shape=turned.shape,
     )
 
 
@@ -103,7 +107,9 @@ def to_model_grid(
     for x in range(0, grid.shape[0], _PLANES):
         shape = (min(_PLANES, grid.shape[0] - x), *grid.shape[1:])
         if grid.step is not None:
-            out[x : x + shape[0]] = _on_own_axes(volume, grid.step, x, shape, 1, grid.fine)
+            out[x : x + shape[0]] = _on_own_axes(
+                volume, grid.step, first=x, shape=shape, order=1, points=grid.fine
+            )
             continue
         affine = grid.affine.copy()
         affine[:3, 3] += grid.affine[:3, 0] * x
@@ -137,7 +143,7 @@ def labels_on_grid(labels: Volume, grid: ModelGrid) -> NDArray:
     if grid.step is not None and turned.shape == grid.scan_shape:
         scan = Volume(turned.data, grid.affine @ np.linalg.inv(grid.step))
         if same_grid(scan, turned, tolerance_mm(turned)):
-            return _on_own_axes(labels, grid.step, 0, grid.shape, 0)
+            return _on_own_axes(labels, grid.step, 0, shape=grid.shape, order=0)
     return resample(labels, grid.affine, grid.shape, order=0).data
 
 

@@ -74,7 +74,7 @@ def regrid(
     one: _Resample = _labels if labels else partial(_spline, exact=exact)
     if axis is None:
         return one(data, shape, resampling.order)
-    return _by_planes(one, data, shape, resampling, axis=axis)
+    return _by_planes(one, data, shape, resampling=resampling, axis=axis)
 
 
 def _by_planes(

@@ -230,7 +230,7 @@ def dicom_writes(
     if "sr" in wanted:
         ml = {row["value"]: row["ml"] for row in structure_volumes(result.labels, result.table)}
         datasets["sr"] = report_dataset(
-            datasets["seg"], origin, ml, wanted["sr"], table=result.table
+            datasets["seg"], origin, ml, path=wanted["sr"], table=result.table
         )
     return [(wanted[kind], partial(save, dataset)) for kind, dataset in datasets.items()]
 

@@ -121,7 +121,7 @@ def infer(
         [str(w.message) for w in caught if issubclass(w.category, DataWarning)], job
     )
     content = {"format": record.FORMAT, **addition.about}
-    content |= _record_of(scan, settings, extras, result, messages)
+    content |= _record_of(scan, settings, extras, result=result, messages=messages)
     addition.complete(scan.volumes, result, content)
     progress("writing", 0, 1)
     begun = time.perf_counter()
@@ -137,9 +137,9 @@ def infer(
         content["peak_memory_bytes"] = peak_memory_bytes()
         content["finished"] = record.finished_now()
 
-    writes = _writes(job, scan, model, extras, result, content)
+    writes = _writes(job, scan, model=model, extras=extras, result=result, content=content)
     writes += [write_of(scan.volumes, result) for write_of in addition.writes]
-    write_results(job, writes, content, finish)
+    write_results(job, writes, content, finish=finish)
     return content
 
 
@@ -162,11 +162,11 @@ def _read(job: Job, model: Model, settings: Settings, extras: Extras, progress: 
     progress("reading", 0, 1)
     volumes = read_scans(job, channel_names(model), extras)
     read = time.perf_counter()
-    model, seen = fitting(job, volumes, model, settings, extras)
+    model, seen = fitting(job, volumes, model, settings=settings, extras=extras)
     looked = time.perf_counter()
     check_also(model, extras.also)
     dicom = dicom_results(job, extras.also)
-    origin = origin_of(job, volumes[0], model, extras) if dicom else None
+    origin = origin_of(job, volumes[0], model, extras=extras) if dicom else None
     seconds = {"read": read - begun + time.perf_counter() - looked}
     seconds |= {"look": looked - read} if seen else {}
     return _Scan(
@@ -190,11 +190,11 @@ def _record_of(
             row["confidence"] = round(result.confidence[row["value"]], 3)
     totals: list[dict[str, Any]] = []
     if brain:
-        against += anatomy.implausible(result.labels, result.table, brain, structures)
+        against += anatomy.implausible(result.labels, result.table, brain, structures=structures)
         totals = anatomy.totals(structures, brain)
     elif model == CT_TISSUES:
         totals = measure(volumes[0], result.labels, structures)
-    levels = areas_at(volumes[0], result.labels, result.table, extras.at_mm)
+    levels = areas_at(volumes[0], result.labels, result.table, heights_mm=extras.at_mm)
     return {
         "versions": versions(),
         "model": identity_of(model),
@@ -232,7 +232,12 @@ def _writes(
     brain = brain_of(model)
     if brain:
         writes += brain_writes(
-            job, extras.also, scan.volumes[0], result, content["structures"], brain
+            job,
+            extras.also,
+            volume=scan.volumes[0],
+            result=result,
+            structures=content["structures"],
+            brain=brain,
         )
     elif "volumes" in extras.also:
         tables = (content["structures"], content.get("totals", []), content.get("levels", []))
@@ -243,7 +248,7 @@ def _writes(
         from medseg.view import write_preview
 
         def draw(path: Path) -> None:
-            write_preview(path, scan.volumes[0], result.labels, result.table)
+            write_preview(path, scan.volumes[0], result.labels, table=result.table)
 
         writes.append((extras.preview, draw))
     if job.has_table:
@@ -257,7 +262,7 @@ def _writes(
 
 def _write_table(path: Path, *, tables: tuple[list[dict[str, Any]], ...]) -> None:
     structures, totals, levels = tables
-    write_table(path, structures, totals, levels)
+    write_table(path, structures, totals, levels=levels)
 
 
 def settings_of(settings: Settings, model: Model) -> dict[str, Any]:

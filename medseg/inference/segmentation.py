@@ -97,9 +97,11 @@ def segment(
         result.seconds["locate"] = seconds
         return result
     if is_set(model):
-        return _segment_with_set(volumes, model, settings, progress, announce)
+        return _segment_with_set(volumes, model, settings, progress=progress, announce=announce)
     if not isinstance(model, str) and as_list(model)[0].spec.locate is not None:
-        return _segment_located(volumes, as_list(model), settings, progress, announce)
+        return _segment_located(
+            volumes, as_list(model), settings, progress=progress, announce=announce
+        )
     if isinstance(model, str):
         made = plan(volumes, model, settings)
         announce(made)
@@ -107,12 +109,14 @@ def segment(
     checkpoints = as_list(model)
     groups = groups_of(checkpoints)
     if len(groups) > 1:
-        return _segment_together(volumes, groups, settings, progress, announce)
+        return _segment_together(volumes, groups, settings, progress=progress, announce=announce)
     made = plan(volumes, checkpoints, settings)
     announce(made)
     before = _first_stage(volumes, checkpoints[0], settings, progress)
     previous = None if before is None else before.labels
-    result = _segment_with_network(volumes, checkpoints, settings, made, progress, previous)
+    result = _segment_with_network(
+        volumes, checkpoints, settings=settings, made=made, progress=progress, previous=previous
+    )
     if before is not None:
         result.seconds["first stage"] = sum(before.seconds.values())
     return _only_asked(result, settings)
@@ -136,7 +140,13 @@ def _segment_together(
         before = _first_stage(volumes, checkpoints[0], settings, progress)
         previous = None if before is None else before.labels
         part = _segment_with_network(
-            volumes, checkpoints, inner, made, progress, previous, average=average
+            volumes,
+            checkpoints,
+            settings=inner,
+            made=made,
+            progress=progress,
+            previous=previous,
+            average=average,
         )
         for name, spent in part.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + spent
@@ -145,13 +155,22 @@ def _segment_together(
             seconds["first stage"] = seconds.get("first stage", 0.0) + spent
     data, clock = average.labels(), _Clock()
     confidence = average.confidence(data)
-    labels = _cleaned(volume.with_data(data), volume, first, settings, clock, progress)
+    labels = _cleaned(
+        volume.with_data(data),
+        volume,
+        checkpoint=first,
+        settings=settings,
+        clock=clock,
+        progress=progress,
+    )
     maps = {name: volume.with_data(one) for name, one in average.maps(settings).items()}
     largest = max(plans, key=lambda one: one.memory_bytes)
     taken = tuple(fact for one in plans for fact in one.taken)
     made = replace(largest, precision="float32", backend="torch", taken=taken)
     seconds |= clock.seconds
-    result = Segmentation(labels, first.table, made, seconds, maps, confidence)
+    result = Segmentation(
+        labels, first.table, plan=made, seconds=seconds, maps=maps, confidence=confidence
+    )
     return _only(result, settings.roi) if settings.roi else result
 
 
@@ -172,7 +191,7 @@ def _segment_untrained(volume: Volume, model: str, made: Plan) -> Segmentation:
     chosen = UNTRAINED[model]
     labels = chosen.run(volume)
     seconds = {"network": time.perf_counter() - start}
-    return Segmentation(labels, chosen.table, made, seconds)
+    return Segmentation(labels, chosen.table, made, seconds=seconds)
 
 
 def _first_stage(
@@ -303,7 +322,7 @@ def _segment_located(
     parts = [crop(one, start, tuple(side.stop - side.start for side in box)) for one in volumes]
     made = plan(parts, checkpoints, settings)
     announce(made)
-    result = _segment_with_network(parts, checkpoints, settings, made, progress)
+    result = _segment_with_network(parts, checkpoints, settings, made=made, progress=progress)
     result.seconds["locate"] = sum(found.seconds.values())
     for name, inside in {"": result.labels, **result.maps}.items():
         whole = np.zeros(volume.shape, inside.data.dtype)
@@ -355,20 +374,36 @@ def _segment_with_network(
         predictor = _opened(checkpoints, settings, made)
     batch = settings.batch or (4 if made.device.startswith("cuda") else 1)
     painter = way.painter(predictor)
-    _paint_windows(painter, predictor, way, checkpoints[0], made, batch, clock, progress)
+    _paint_windows(
+        painter,
+        predictor,
+        way=way,
+        checkpoint=checkpoints[0],
+        made=made,
+        batch=batch,
+        clock=clock,
+        progress=progress,
+    )
     with clock("paint"):
         labels = volume.with_data(way.back(painter.labels))
     if average is not None:
         average.add(painter.maps[:-1], way.back)
-        return Segmentation(labels, checkpoints[0].table, made, clock.seconds)
-    labels = _cleaned(labels, volume, checkpoints[0], settings, clock, progress)
+        return Segmentation(labels, checkpoints[0].table, made, seconds=clock.seconds)
+    labels = _cleaned(
+        labels, volume, checkpoint=checkpoints[0], settings=settings, clock=clock, progress=progress
+    )
     names = [f"probability_{value}" for value in settings.probabilities] + [
         "uncertainty"
     ] * settings.uncertainty
     maps = {name: volume.with_data(way.back(data)) for name, data in zip(names, painter.maps)}
     made = replace(made, precision=predictor.precision, backend=predictor.backend)
     return Segmentation(
-        labels, checkpoints[0].table, made, clock.seconds, maps, painter.confidence()
+        labels,
+        checkpoints[0].table,
+        plan=made,
+        seconds=clock.seconds,
+        maps=maps,
+        confidence=painter.confidence(),
     )
 
 
@@ -410,7 +445,7 @@ def _cleaned(
     spec = checkpoint.spec
     if settings.cleanup and spec.fluid:
         with clock("refine"):
-            labels = separate_fluid(labels, volume, spec.fluid.tissue, spec.fluid.value)
+            labels = separate_fluid(labels, volume, spec.fluid.tissue, fluid=spec.fluid.value)
     if settings.cleanup and spec.cleanup:
         progress("cleaning up", 0, 1)
         with clock("cleanup"):
@@ -463,7 +498,9 @@ def _paint_windows(
 
     spec = checkpoint.spec
     image = way.image
-    windows = plan_windows(image.shape[1:], way.patch, way.overlap, predictor.cell, way.layout)
+    windows = plan_windows(
+        image.shape[1:], way.patch, way.overlap, cell=predictor.cell, layout=way.layout
+    )
     total, done = window_count(windows, made.stripes), 0
     predict = partial(_predicted, predictor, clock, f"windows of {spec.name} on {made.device}")
 

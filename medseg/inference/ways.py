@@ -121,7 +121,9 @@ def own_way(
         layout="even",
         weighting="floored",
         overlap=settings.share(spec),
-        painter=lambda predictor: _own_painter(volumes[0], spec, predictor, settings, grid, box),
+        painter=lambda predictor: _own_painter(
+            volumes[0], spec, predictor=predictor, settings=settings, grid=grid, box=box
+        ),
         back=lambda painted: painted,
     )
 
@@ -156,7 +158,7 @@ def _own_painter(
         volume.shape,
         scan_to_grid(volume, grid, [side.start for side in box]),
         [side.stop - side.start for side in box],
-        spec.classes,
+        values=spec.classes,
         head=head,
         regions=spec.regions,
         wanted=wanted_outputs(spec, settings),
@@ -194,7 +196,9 @@ def foreign_way(
     array = prepare_frame(volumes, recipe, frame, exact=settings.exact)
     if previous is not None:
         mask = content_mask([frame.seen(volume) for volume in volumes])
-        array = np.concatenate((array, one_hot(previous, recipe.previous, recipe, frame, mask)))
+        array = np.concatenate(
+            (array, one_hot(previous, recipe.previous, recipe, frame=frame, mask=mask))
+        )
     low, image = _padded(torch.from_numpy(array), spec.patch, recipe.padding)
     make_sums: MakeSums | None = None
     if half:
@@ -209,7 +213,7 @@ def foreign_way(
         layout=recipe.layout,
         weighting=recipe.weights,
         overlap=settings.share(spec),
-        painter=lambda predictor: _frame_painter(spec, predictor, settings, frame, half=half),
+        painter=lambda predictor: _frame_painter(spec, predictor, settings, frame=frame, half=half),
         back=frame.back,
         make_sums=make_sums,
     )
@@ -258,5 +262,10 @@ def _frame_painter(
         shared |= {"halved": halved, "raw": settings.every_output}
         return HalfPainter(painted.shape, painted.to_model, frame.shape, spec.classes, **shared)
     return Painter(
-        painted.shape, painted.to_model, frame.shape, spec.classes, head=predictor.head, **shared
+        painted.shape,
+        painted.to_model,
+        frame.shape,
+        values=spec.classes,
+        head=predictor.head,
+        **shared,
     )

@@ -215,7 +215,7 @@ def sliding_window(
     ends_y = (*columns[1:], min(columns[-1] + windows.patch[1], windows.shape[1]))
     for x, end_x in zip(rows, ends_x):
         for y, end_y in zip(columns, ends_y):
-            column = _column(image, windows, (x, y), cell)
+            column = _column(image, windows, (x, y), cell=cell)
             for places, features in _predicted(predict, column, batch, empty):
                 if sums is None:
                     count = len(features[0]) if empty is None else len(empty[1])
@@ -442,7 +442,7 @@ class MappedSums:
         weights: Tensor,
         device: torch.device,
     ) -> None:
-        self._sums = _Sums(windows, columns, features + 1, device)
+        self._sums = _Sums(windows, columns, features + 1, device=device)
         self._weights = weights
         self._ones = [np.ones(length, np.float32) for length in weights.shape]
 

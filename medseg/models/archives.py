@@ -44,7 +44,7 @@ def unpacked(
             folder = _HELD.enter_context(private_folder())
             left = MAX_ARCHIVE_BYTES
             for entry in wanted:
-                left -= _extract(archive, entry, folder, left)
+                left -= _extract(archive, entry, folder, most=left)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError):
         raise BadModel(f"{path}: is damaged or no zip; fetch the model again") from None
     except OSError as error:

@@ -139,7 +139,7 @@ def load_auto3dseg(path: Path) -> list[WeightsCheckpoint]:
 
     state = state_of(content, ("state_dict",), file)
     expected = {key: value.shape for key, value in network.state_dict().items()}
-    weights = fitted(state, expected, file, medseg_name)
+    weights = fitted(state, expected, file, name_of=medseg_name)
     spec = spec.model_copy(update={"sha256": sha256_of(file)})
     return [WeightsCheckpoint(spec, table, file.parent, weights=weights)]
 
@@ -156,7 +156,7 @@ def _spec(settings: _Settings, path: Path, table: LabelTable) -> tuple[ModelSpec
     regions = settings.flag("sigmoid", False)
     modes, names = _modes(settings, inputs)
     tumours = "brats" in f"{path.name} {settings.path.parent.name}".casefold()
-    order, values = _regions(settings, outputs, table, tumours) if regions else ((), ())
+    order, values = _regions(settings, outputs, table, tumours=tumours) if regions else ((), ())
     classes = (0, *values) if regions else tuple(range(outputs))
     whole_head = "whole-head" in f"{path.name} {settings.path.parent.name}".casefold()
     roi = settings.numbers("roi_size", 3)

@@ -187,7 +187,7 @@ def _checkpoint(bundle: Bundle, path: Path) -> WeightsCheckpoint:
     content = load_plain(bundle.weights)
     state = state_of(content, ("model", "state_dict", "network", "net"), bundle.weights)
     expected = {key: value.shape for key, value in network.state_dict().items()}
-    weights = fitted(state, expected, bundle.weights, lambda key: f"network.{key}")
+    weights = fitted(state, expected, bundle.weights, name_of=lambda key: f"network.{key}")
     spec = spec.model_copy(update={"sha256": sha256_of(bundle.weights)})
     return WeightsCheckpoint(spec, table_of(names), bundle.folder, weights=weights)
 

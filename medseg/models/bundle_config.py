@@ -141,13 +141,13 @@ class Config:
         if raw.startswith("%"):
             raise self.refuse(f"{where} takes its text from elsewhere ({raw:.80}); medseg does not")
         if raw.startswith("$"):
-            return self._expression(raw[1:], where, stack, depth)
+            return self._expression(raw[1:], where, stack, depth=depth)
         found = _REFERENCE.fullmatch(raw.strip())
         if found is None:
             if raw.startswith("@"):
                 raise self.refuse(f"{where} refers to {raw:.80}, which medseg does not understand")
             return raw
-        return self._reference(found[1], where, stack, depth)
+        return self._reference(found[1], where, stack, depth=depth)
 
     def _reference(self, name: str, where: str, stack: tuple[str, ...], depth: int) -> Any:
         target, stack = self._referred(name, where, stack)
@@ -180,7 +180,7 @@ class Config:
             names.append(found[1])
             return f"{_PLACE}{len(names) - 1}"
 
-        tree = parsed(_REFERENCE.sub(placed, text), text, self.refuse, where)
+        tree = parsed(_REFERENCE.sub(placed, text), text, self.refuse, where=where)
         allowed = _Allowed(
             shown=text, where=where, refuse=self.refuse, names=names, config=self, stack=stack
         )
@@ -268,7 +268,7 @@ class _Allowed:
             number = self._number(name)
             if number is None:
                 return _KNOWN_NAMES[name]
-            return self.config._reference(self.names[number], self.where, self.stack, depth)
+            return self.config._reference(self.names[number], self.where, self.stack, depth=depth)
         if isinstance(node, ast.List):
             return [self.worked_out(one, depth) for one in node.elts]
         if isinstance(node, ast.UnaryOp):

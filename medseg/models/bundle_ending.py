@@ -80,7 +80,7 @@ def read_ending(config: Config, outputs: int, *, resampled: bool) -> Decision:
 
 
 def _activate(given: Given, keys: Sequence[str], made: Decision) -> None:
-    flags = {name: given.single(name, False, keys, "pred") for name in ("softmax", "sigmoid")}
+    flags = {name: given.single(name, False, keys, key="pred") for name in ("softmax", "sigmoid")}
     given.must_be("other", None)
     names = [name for name, on in flags.items() if on is True]
     if made.decided or len(names) > 1 or any(type(on) is not bool for on in flags.values()):
@@ -103,7 +103,7 @@ def _invert(given: Given, keys: Sequence[str], made: Decision) -> None:
         config.tree.get("preprocessing"), "preprocessing"
     ):
         raise given.no("transform", given.part.arguments.get("transform"))
-    nearest = given.single("nearest_interp", True, keys, "pred")
+    nearest = given.single("nearest_interp", True, keys, key="pred")
     if type(nearest) is not bool:
         raise given.no("nearest_interp", nearest)
     made.back = True
@@ -116,8 +116,8 @@ def _invert(given: Given, keys: Sequence[str], made: Decision) -> None:
 
 
 def _decide(given: Given, keys: Sequence[str], made: Decision) -> None:
-    largest = given.single("argmax", False, keys, "pred")
-    threshold = given.single("threshold", None, keys, "pred")
+    largest = given.single("argmax", False, keys, key="pred")
+    threshold = given.single("threshold", None, keys, key="pred")
     given.must_be("to_onehot", None)
     given.must_be("rounding", None)
     if type(largest) is not bool or (threshold is not None and (largest or made.decided)):
@@ -187,7 +187,7 @@ def nested_where(text: str, refuse: Callable[[str], BadModel], where: str) -> li
         f"{where}: Lambdad runs {text!r:.80}; medseg knows nested torch.where(x[[k]] > 0, label,"
         " ...) alone"
     )
-    tree = parsed(text.removeprefix("$"), text, refuse, where)
+    tree = parsed(text.removeprefix("$"), text, refuse, where=where)
     if not isinstance(tree, ast.Lambda) or not _takes_one(tree.args):
         raise wrong
     name, node = tree.args.args[0].arg, tree.body

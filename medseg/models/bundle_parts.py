@@ -153,7 +153,7 @@ def composed(config: Config, name: str, known: Mapping[str, Any]) -> list[Compon
     if not config.has(name):
         return []
     known_here = {"Compose": None, **known}
-    part = config.component(config.tree[name], name, known_here, HOMES["transform"])
+    part = config.component(config.tree[name], name, known_here, homes=HOMES["transform"])
     if part is None:
         return []
     if part.name != "Compose":
@@ -166,7 +166,7 @@ def composed(config: Config, name: str, known: Mapping[str, Any]) -> list[Compon
             raise config.refuse(f"{name}: Compose has {key}, which medseg does not run")
     raw = _listed(config, part.arguments.get("transforms"), f"{name}#transforms")
     found = [
-        config.component(one, f"{name}#transforms#{n}", known, HOMES["transform"])
+        config.component(one, f"{name}#transforms#{n}", known, homes=HOMES["transform"])
         for n, one in enumerate(raw)
     ]
     return [one for one in found if one is not None]
@@ -200,7 +200,9 @@ def read_network(config: Config) -> Network:
     """The bundle's network. Raises `BadModel` for one that is not on the list."""
     if not config.has("network_def"):
         raise config.refuse("has no network_def, which says what the weights belong to")
-    part = config.component(config.tree["network_def"], "network_def", NETWORKS, HOMES["network"])
+    part = config.component(
+        config.tree["network_def"], "network_def", NETWORKS, homes=HOMES["network"]
+    )
     if part is None:
         raise config.refuse("network_def is disabled; there is no network to run")
     arguments = {
@@ -254,7 +256,7 @@ def read_inferer(config: Config) -> Inferer:
     if not config.has("inferer"):
         raise config.refuse("has no inferer, which says in which windows the network is run")
     known = ("SlidingWindowInferer", "SlidingWindowInfererAdapt", "SimpleInferer")
-    part = config.component(config.tree["inferer"], "inferer", known, HOMES["inferer"])
+    part = config.component(config.tree["inferer"], "inferer", known, homes=HOMES["inferer"])
     if part is None:
         raise config.refuse("inferer is disabled; there is no way to run the network")
     given = Given(config=config, part=part)

@@ -55,7 +55,7 @@ def _spacing(given: Given, keys: Sequence[str], key: str) -> list[Any]:
     for name, end in (("low_mm", "min_pixdim"), ("high_mm", "max_pixdim")):
         if given(end) is not None:
             limits[name] = given.three(end)
-    mode = given.single("mode", "bilinear", keys, key)
+    mode = given.single("mode", "bilinear", keys, key=key)
     if mode not in ("bilinear", "nearest"):
         raise given.no("mode", mode)
     for name, wanted in (
@@ -66,10 +66,10 @@ def _spacing(given: Given, keys: Sequence[str], key: str) -> list[Any]:
         ("recompute_affine", False),
         ("ensure_same_shape", True),
     ):
-        value = given.single(name, wanted, keys, key)
+        value = given.single(name, wanted, keys, key=key)
         if value != wanted:
             raise given.no(name, value)
-    dtype = given.single("dtype", "float64", keys, key)
+    dtype = given.single("dtype", "float64", keys, key=key)
     if dtype not in ("float64", "float32", None):
         raise given.no("dtype", dtype)
     spacing = [None if mm <= 0 else mm for mm in millimetres]

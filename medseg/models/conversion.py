@@ -88,7 +88,7 @@ def _write_folds(checkpoints: Sequence[Checkpoint], folder: Path) -> None:
         spec["card"] = spec["card"] | {"source_sha256": one.spec.sha256}
         if groups:
             spec["card"]["postprocessing"] = groups
-        save_checkpoint(place, spec, dict(one.network().state_dict()), one.table, half=False)
+        save_checkpoint(place, spec, dict(one.network().state_dict()), table=one.table, half=False)
     recipe = checkpoints[0].spec.recipe
     if recipe is not None and recipe.previous:
         _write_folds(checkpoints[0].first_stage(), folder / FIRST_STAGE)

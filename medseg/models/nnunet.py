@@ -100,7 +100,7 @@ def read_foreign(
         plans, _configuration_name(first, folder, plans), len(outputs.channel_names)
     )
     network = replace(planned.network, norm="batch") if has_batch_norm(first) else planned.network
-    recipe = _recipe(folder, plans, planned, outputs, found)
+    recipe = _recipe(folder, plans, planned, outputs=outputs, found=found)
     saved = [first, *(load_saved(file) for file in files[1:])]
     for other in saved[1:]:
         if other.configuration != first.configuration or other.mirror != first.mirror:

@@ -198,9 +198,9 @@ def configuration(plans: Plans, name: str, channels: int) -> Configuration:
         ),
         spacing_mm=(None, spacing[0], spacing[1]) if flat else (spacing[0], spacing[1], spacing[2]),
         channels=_channels(plans, raw, where, channels),
-        image=_resampling(raw, "data", 3, where),
-        labels=_resampling(raw, "seg", 1, where),
-        logits=_resampling(raw, "probabilities", 1, where),
+        image=_resampling(raw, "data", 3, where=where),
+        labels=_resampling(raw, "seg", 1, where=where),
+        logits=_resampling(raw, "probabilities", 1, where=where),
         previous_stage=_previous(raw, where),
         network=_network(raw, where, dimension),
     )

@@ -123,9 +123,9 @@ class ResidualBlock(nn.Module):
 
 def _threes(name: str, threes: Sequence[Sequence[int]], most: int, stages: int) -> list[Three]:
     """Three numbers a stage. Raises `ValueError`."""
-    check_number(f"entries of {name}", len(threes), stages, stages)
+    check_number(f"entries of {name}", len(threes), stages, least=stages)
     for three in threes:
-        check_numbers(name, three, most, 3)
+        check_numbers(name, three, most, count=3)
     return [(three[0], three[1], three[2]) for three in threes]
 
 
@@ -163,8 +163,8 @@ class NnUNet(nn.Module):
         super().__init__()
         stages = len(features)
         check_numbers("features", features, 4096)
-        check_numbers("encoder_blocks", encoder_blocks, 64, stages)
-        check_numbers("decoder_blocks", decoder_blocks, 64, stages - 1)
+        check_numbers("encoder_blocks", encoder_blocks, 64, count=stages)
+        check_numbers("decoder_blocks", decoder_blocks, 64, count=stages - 1)
         kernel, stride = (
             _threes("kernels", kernels, 15, stages),
             _threes("strides", strides, 64, stages),
@@ -229,11 +229,11 @@ class NnUNet(nn.Module):
                 nn.Conv3d(channels, features, 1, bias=False), self._normed(features), None
             )
         return ResidualBlock(
-            self._block(channels, features, kernel, stride),
+            self._block(channels, features, kernel, stride=stride),
             self._block(features, features, kernel, active=False),
             None if stride == (1, 1, 1) else Pool(stride),
-            project,
-            self._slope,
+            project=project,
+            slope=self._slope,
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def parse_address(text: str | Path, *, plain_http: bool = False) -> Address:
         )
     port = f":{found['port']}" if found["port"] else ""
     root = f"{'https' if encrypted else 'http'}://{found['host']}{port}{found['root']}"
-    return Address(root, found["study"], found["series"], encrypted, loopback)
+    return Address(root, found["study"], found["series"], encrypted=encrypted, loopback=loopback)
 
 
 def read_access(path: str | Path) -> Access:

@@ -173,7 +173,7 @@ class Inbox:
             status, uid = (NO_ROOM if isinstance(error, OSError) else NOT_UNDERSTOOD), ""
         with self._lock:
             if uid:
-                status = self._sort_in(sender, instance, uid, path)
+                status = self._sort_in(sender, instance, uid, path=path)
             else:
                 status = status or NOT_UNDERSTOOD
                 self._spoil(sender, "some of what was sent with it could not be read")

@@ -87,7 +87,9 @@ def begin(
     found = fingerprint(check, training)
     architecture = str(fixed.get("model.name") or request.architecture or "unet")
     judged = any(holdings.get(name) for name in validation)
-    choices = make_plan(dataset, found, machine, architecture, fixed=fixed, judged=judged)
+    choices = make_plan(
+        dataset, found, machine, architecture=architecture, fixed=fixed, judged=judged
+    )
     config = _config(request, dataset, choices, fixed=fixed, validation=validation, start=start)
     outputs = len(dataset.regions) or len(dataset.table.labels) + 1
     check_memory(config, len(dataset.channels), outputs=outputs, machine=machine)

@@ -39,13 +39,13 @@ def contrast_of(data: NDArray) -> Contrast:
     air = float((sample < -500).mean())
     if -3100 <= least <= -500 and most < 32768 and soft > 0.01 and air > 0.001:
         low, high = CT_WINDOW
-        return Contrast(low, high, min(-1024.0, least), max(most, high), " HU")
+        return Contrast(low, high, min(-1024.0, least), most=max(most, high), unit=" HU")
     low, high = (float(value) for value in np.percentile(sample, (1, 99.7)))
     if high <= low:
         low, high = least, most
     if high <= low:
         high = low + 1
-    return Contrast(low, high, min(least, low), max(most, high), "")
+    return Contrast(low, high, min(least, low), most=max(most, high), unit="")
 
 
 def _sample(data: NDArray) -> NDArray[np.float32]:

@@ -94,7 +94,7 @@ def prepare(
         stored.size > max_voxels or max(stored.shape) > MAX_EMBEDDED_AXIS
     ):
         scan, shown, contrast, slope, intercept, said = _preview(
-            scan, shown, contrast, slope, intercept, max_voxels
+            scan, shown, contrast=contrast, slope=slope, intercept=intercept, max_voxels=max_voxels
         )
         notes += said
     start = (
@@ -295,7 +295,7 @@ def _preview(
         ),
         "Volumes are those of the whole labels. The scan in full: medseg view --serve.",
     ]
-    kept = Contrast(low, high, least, most, contrast.unit)
+    kept = Contrast(low, high, least, most=most, unit=contrast.unit)
     return thin[0], thin[1], kept, (most - least) / 255, least, said
 
 

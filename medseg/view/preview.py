@@ -119,5 +119,5 @@ def _lettered(tile: NDArray[np.uint8], letters: str) -> NDArray[np.uint8]:
     for letter, (top, left) in zip(
         letters, ((middle, 2), (middle, -14), (2, middle), (-16, middle))
     ):
-        write_text(tile, top % _TILE, left % _TILE, letter, (255, 220, 0))
+        write_text(tile, top % _TILE, left % _TILE, text=letter, color=(255, 220, 0))
     return tile

@@ -70,7 +70,7 @@ def write_scene(
         ):
             archive.writestr(
                 _member("case/case.mrml", zipfile.ZIP_DEFLATED),
-                scene_xml(scan, labels, table, title),
+                scene_xml(scan, labels, table, title=title),
             )
             for member, source in members.items():  # gzipped already, but for the colours
                 with (
@@ -118,7 +118,7 @@ def scene_xml(
         root,
         (low + high) / 2 if centre is None else centre,
         float((high - low).max()),
-        scan.spacing_mm,
+        spacing_mm=scan.spacing_mm,
     )
     ElementTree.indent(root, " ")
     return ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True) + b"\n"

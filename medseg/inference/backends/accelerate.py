@@ -200,7 +200,7 @@ class Deferred(Tensor):
     def settle(self) -> Tensor:
         """The tensor that this stands for."""
         if len(self.sources) > 1:
-            joined = _empty(self.shape[0], self.shape[1], tuple(self.shape[2:]), self.dtype)
+            joined = _empty(self.shape[0], self.shape[1], tuple(self.shape[2:]), dtype=self.dtype)
             channel = 0
             for source in self.sources:
                 source.settle_into(joined, channel)
@@ -318,7 +318,7 @@ class FastConv(nn.Module):
         if self.norm is None and self.slope == 1:
             return y
         scale, shift = self._normalisation(y, spread)
-        return Deferred([_Source(y, scale, shift, self.slope)])
+        return Deferred([_Source(y, scale, shift, slope=self.slope)])
 
     def _convolved(self, x: Tensor, *, half: bool) -> tuple[Tensor, _Spread | None]:
         """The convolution by what is fastest, and its spread where that is known already."""
@@ -356,7 +356,7 @@ class FastConv(nn.Module):
         y = F.conv3d(maps[0], weights[0], bias, conv.stride, conv.padding, conv.dilation)
         y = y.contiguous(memory_format=torch.channels_last_3d)
         for other, weight in zip(maps[1:], weights[1:]):
-            _add_convolution(y, other, weight, conv)
+            _add_convolution(y, other, weight, conv=conv)
         return y
 
     def _plainly(self, x: Tensor) -> Tensor:
@@ -423,7 +423,7 @@ class FastConv(nn.Module):
         padded[:, :, 1:-1, 1:-1, 1 : size[2] + 1] = x
         around = padded.view(-1).numpy()
         outputs = conv.out_channels // LANES
-        y = _empty(batch, conv.out_channels, size, dtype)
+        y = _empty(batch, conv.out_channels, size, dtype=dtype)
         flat, bias = numbers(y), self._bias()
         rows, most = size[0] * size[1], max(1, _DIRECT_VOXELS // size[2])
         units = [

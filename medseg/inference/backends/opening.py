@@ -154,7 +154,9 @@ def open_apart(
     if len(each) == 1:
         return each[0]
     run: Predict = lambda x: torch.cat([one(x) for one in each], 1)  # noqa: E731
-    return Predictor(run, sum(one.features for one in each), None, "torch", each[0].precision)
+    return Predictor(
+        run, sum(one.features for one in each), None, backend="torch", precision=each[0].precision
+    )
 
 
 def blended_features(checkpoints: Sequence[Checkpoint], mirrored: bool = False) -> tuple[int, int]:
@@ -207,7 +209,9 @@ def _ensemble(predictors: list[Predictor]) -> Predictor:
         )
         width = sum(one.features for one in predictors)
         run: Predict = lambda x: torch.cat([one(x) for one in predictors], 1)  # noqa: E731
-        return Predictor(run, width, head, first.backend, first.precision, first.cell)
+        return Predictor(
+            run, width, head=head, backend=first.backend, precision=first.precision, cell=first.cell
+        )
 
     def mean(x: Tensor) -> Tensor:
         total = predictors[0](x).float()
@@ -215,7 +219,7 @@ def _ensemble(predictors: list[Predictor]) -> Predictor:
             total = total + one(x).float()
         return total / count
 
-    return Predictor(mean, first.features, None, first.backend, first.precision)
+    return Predictor(mean, first.features, None, backend=first.backend, precision=first.precision)
 
 
 def _side_by_side(
@@ -261,8 +265,8 @@ def _mirrored(predictor: Predictor, axes: Sequence[int]) -> Predictor:
     return Predictor(
         run,
         predictor.features,
-        predictor.head,
-        predictor.backend,
-        predictor.precision,
-        predictor.cell,
+        head=predictor.head,
+        backend=predictor.backend,
+        precision=predictor.precision,
+        cell=predictor.cell,
     )

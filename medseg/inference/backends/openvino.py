@@ -67,10 +67,10 @@ def open_openvino(
     return Predictor(
         run,
         width or spec.outputs,
-        head,
-        "openvino",
-        "float32" if hint == "f32" else "bfloat16",
-        cell,
+        head=head,
+        backend="openvino",
+        precision="float32" if hint == "f32" else "bfloat16",
+        cell=cell,
     )
 
 

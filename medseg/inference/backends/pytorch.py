@@ -99,7 +99,14 @@ def open_torch(
     network = checkpoint.network()
     width, cell, head = deferred_head(network) if defer else (0, 1, None)
     run = _Torch(Body(network) if head else network, checkpoint.spec.name, device, dtype, exact)
-    return Predictor(run, width or checkpoint.spec.outputs, head, "torch", name_of(dtype), cell)
+    return Predictor(
+        run,
+        width or checkpoint.spec.outputs,
+        head=head,
+        backend="torch",
+        precision=name_of(dtype),
+        cell=cell,
+    )
 
 
 #: What PyTorch, cuBLAS and cuDNN say where memory is all they lack.

@@ -58,14 +58,14 @@ def find_air(scan: Scan, body: Body) -> Air:
     labels = np.where(body.inside & (hu < AIR_BELOW), GAS, 0).astype(np.uint8)
     if not labels.any():
         return Air(labels=labels, filled=labels, airways=None, box=None)
-    first = _lung_like(labels == GAS, hu, body, spacing_mm)
+    first = _lung_like(labels == GAS, hu, body, spacing_mm=spacing_mm)
     lung_hu = float(np.median(hu[first])) if first.any() else None
-    airways, box = _airways(scan, body, first, lung_hu)
+    airways, box = _airways(scan, body, first, lung_hu=lung_hu)
     if airways is not None and box is not None:
         labels[_in_blocks(airways, box, scan) & (labels != 0)] = AIRWAYS
     # A wall thinner than a block does not part lung from airway: the blocks beside do.
     near = spread(np.where(labels == AIRWAYS, 1, 0).astype(np.uint8), labels == GAS, 1)
-    lungs = _lung_like((labels == GAS) & (near == 0), hu, body, spacing_mm)
+    lungs = _lung_like((labels == GAS) & (near == 0), hu, body, spacing_mm=spacing_mm)
     lungs |= (spread(lungs.astype(np.uint8), (labels == GAS) & (near != 0), 2) != 0) & (
         hu > lumen_below(lung_hu)
     )
@@ -138,7 +138,7 @@ def _airways(
         slice(max(0, start - off), min(n, int(s.stop) * int(f) - off))
         for start, off, s, f, n in zip(starts, offsets, blocks, factors, whole.shape, strict=True)
     )
-    inside = _on_voxels(body.inside, box, factors, offsets)
+    inside = _on_voxels(body.inside, box, factors, offsets=offsets)
     window = Window(
         hu=whole.data,
         box=box,  # type: ignore[arg-type]

@@ -62,14 +62,14 @@ def find_airways(window: Window, below: float, bottom: int | None) -> Mask | Non
     sections = _sections(numbers, count, window)
     links = _links(numbers)
     round_ones = sections.is_trachea(window)
-    chain = _longest(links, round_ones, sections.slice_of, window.spacing_mm[2])
+    chain = _longest(links, round_ones, sections.slice_of, spacing_mm=window.spacing_mm[2])
     if not chain:
         return None
     if bottom is not None and min(sections.slice_of[n] for n in chain) > bottom:
         return None
     keep = np.zeros(count + 1, bool)
     keep[chain] = True
-    keep[_branches(links, chain, sections, window.spacing_mm[2])] = True
+    keep[_branches(links, chain, sections, spacing_mm=window.spacing_mm[2])] = True
     return _to_the_wall(keep[numbers], window)
 
 

@@ -43,7 +43,7 @@ def ct_tissues(volume: Volume) -> Volume:
     spacing_mm = scan.spacing_mm
     body = find_body(scan.blocks.data, spacing_mm)
     air = find_air(scan, body)
-    solid = find_solid(scan.blocks.data, body, air, spacing_mm)
+    solid = find_solid(scan.blocks.data, body, air, spacing_mm=spacing_mm)
     outside = ~body.whole & (scan.blocks.data < AIR_BELOW)
     labels = _painted(scan, _grown(air.labels, outside), air, solid, body.whole)
     _lay_airways(labels, scan, air)

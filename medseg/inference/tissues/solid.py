@@ -67,15 +67,15 @@ def find_solid(
 ) -> Solid:
     """What fat and lean tissue are called, and where bone is."""
     bone, marrow = find_bone(hu, body.tissue, spacing_mm)
-    wall = find_wall(hu, body, bone | marrow, spacing_mm)
-    kinds = _kinds_of_slices(body, air, bone, wall.filled, spacing_mm)
+    wall = find_wall(hu, body, bone | marrow, spacing_mm=spacing_mm)
+    kinds = _kinds_of_slices(body, air, bone, filled=wall.filled, spacing_mm=spacing_mm)
     fat = np.full(hu.shape, OTHER_FAT, np.uint8)
     fat[~wall.filled | wall.under_skin] = SUBCUTANEOUS_FAT
     cavity = _cavity_of_fat(wall, kinds, spacing_mm)
     fat[cavity & ~wall.under_skin] = VISCERAL_FAT
     lean = np.full(hu.shape, SOFT_TISSUE, np.uint8)
     muscle = wall.filled & kinds.limb & body.whole
-    in_wall = wall.filled & kinds.trunk & ~_cavity_of_lean(wall, kinds, air, spacing_mm)
+    in_wall = wall.filled & kinds.trunk & ~_cavity_of_lean(wall, kinds, air, spacing_mm=spacing_mm)
     lean[muscle | in_wall] = MUSCLE_LABEL
     if kinds.lies_open:  # no skin anywhere: a piece from within, of which nothing is known
         fat[:], lean[:] = OTHER_FAT, SOFT_TISSUE
@@ -112,7 +112,7 @@ def find_bone(
         bone = bone | _enclosed(bright & has_rind[numbers] & ~near, bone, spacing_mm)
     else:
         bone = bright
-    return bone, _marrow(hu, bone, tissue, spacing_mm)
+    return bone, _marrow(hu, bone, tissue, spacing_mm=spacing_mm)
 
 
 def _enclosed(rest: Mask, bone: Mask, spacing_mm: NDArray[np.float64]) -> Mask:

@@ -67,7 +67,7 @@ TISSUES = LabelTable(
             category=_STRUCTURE,
             type=Code("SCT", "89187006", "Airway structure"),
         ),
-        _tissue(BONE, "bone", (241, 214, 145), Code("SCT", "3138006", "Bone")),
+        _tissue(BONE, "bone", (241, 214, 145), kind=Code("SCT", "3138006", "Bone")),
         Label(
             SUBCUTANEOUS_FAT,
             "subcutaneous fat",
@@ -76,13 +76,16 @@ TISSUES = LabelTable(
             type=_FAT,
             region=Code("SCT", "71966008", "Subcutaneous tissue"),
         ),
-        _tissue(VISCERAL_FAT, "visceral fat", (235, 150, 60), _FAT),
-        _tissue(OTHER_FAT, "other fat", (190, 180, 110), _FAT),
+        _tissue(VISCERAL_FAT, "visceral fat", (235, 150, 60), kind=_FAT),
+        _tissue(OTHER_FAT, "other fat", (190, 180, 110), kind=_FAT),
         _tissue(
-            MUSCLE_LABEL, "muscle", (192, 104, 88), Code("SCT", "127954009", "Skeletal muscle")
+            MUSCLE_LABEL, "muscle", (192, 104, 88), kind=Code("SCT", "127954009", "Skeletal muscle")
         ),
         _tissue(
-            SOFT_TISSUE, "other soft tissue", (150, 98, 83), Code("SCT", "87784001", "Soft tissue")
+            SOFT_TISSUE,
+            "other soft tissue",
+            (150, 98, 83),
+            kind=Code("SCT", "87784001", "Soft tissue"),
         ),
         Label(
             GAS,

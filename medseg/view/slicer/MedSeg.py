@@ -213,7 +213,12 @@ class MedSegLogic(ScriptedLoadableModuleLogic):
                     "the volume could not be handed over; save it and run medseg on the file"
                 )
             arguments = infer_command(
-                command, scan, self._folder / "labels.seg.nrrd", model, device, cleanup
+                command,
+                scan,
+                output=self._folder / "labels.seg.nrrd",
+                model=model,
+                device=device,
+                cleanup=cleanup,
             )
             self._run = Run(arguments, self._environment())
         except CommandError:
