@@ -155,5 +155,5 @@ def write_records(out: Path, listed: Path, count: int, outliers: int = 0) -> lis
         record = {"format": FORMAT, "case": case.name} | about | rest | {"structures": structures}
         path = places.record(case.name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(record, indent=1))
+        path.write_text(json.dumps(record, indent=1) + "\n")
     return [cases[row].name for row in planted]
