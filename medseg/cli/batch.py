@@ -194,7 +194,7 @@ def batch(
         "--precision": precision, "--seg-type": seg_type, "--layout": layout,
         "--backend": backend, "--orientation": orientation, "--checkpoint": checkpoint_name,
     }  # fmt: skip
-    check_words(words)
+    check_words(words, device)
     extras = inference.Extras(
         instances=instances, volume_index=volume, assume_geometry=assume_geometry,
         series=None if series == "all" else series, repair=repair, suv=suv, also=parse_kinds(also),

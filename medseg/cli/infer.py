@@ -199,7 +199,7 @@ def infer(
         "--precision": precision, "--seg-type": seg_type, "--progress": show_progress,
         "--backend": backend, "--orientation": orientation, "--checkpoint": checkpoint_name,
     }  # fmt: skip
-    check_words(words)
+    check_words(words, device)
     memory_bytes = parse_bytes(max_memory, "--max-memory") if max_memory else None
     extras = inference.Extras(
         preview=preview, instances=instances, volume_index=volume, series=series, repair=repair,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from medseg.errors import BadConfig
 from medseg.text import decimal_number, harmless, whole_number
 
 
@@ -138,10 +139,16 @@ _WORDS = {
 }
 
 
-def check_words(words: Mapping[str, str]) -> None:
+def check_words(words: Mapping[str, str], device: str) -> None:
     """Raise `typer.BadParameter` for an option with a word that it does not take."""
+    from medseg.inference import check_device
+
     for option, word in words.items():
         check_one_of(option, word, _WORDS[option])
+    try:
+        check_device(device)
+    except BadConfig as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from None
 
 
 def parse_values(text: str) -> tuple[int, ...]:

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         Model as Model,
         Settings as Settings,
         channel_names as channel_names,
+        check_device as check_device,
         label_table as label_table,
         labels_named as labels_named,
     )
@@ -82,7 +83,14 @@ __getattr__, __dir__ = door(
         ),
         "run": ("Addition", "infer", "load_model"),
         "segmentation": ("Segmentation", "segment"),
-        "settings": ("Model", "Settings", "channel_names", "label_table", "labels_named"),
+        "settings": (
+            "Model",
+            "Settings",
+            "channel_names",
+            "check_device",
+            "label_table",
+            "labels_named",
+        ),
         "untrained": ("UNTRAINED",),
     },
 )

@@ -345,7 +345,7 @@ def test_too_little_memory_is_told_before_anything_is_computed(
     scan: Path, model: Path, monkeypatch
 ):
     monkeypatch.setattr("medseg.inference.backends.pytorch.open_torch", None)
-    monkeypatch.setattr("medseg.inference.forecast.memory_needed", lambda *arguments: 10**15)
+    monkeypatch.setattr("medseg.inference.forecast.memory_needed", lambda *_, **__: 10**15)
     before = everything(scan.parent)
     assert_refused(tiny.medseg("infer", scan, "-m", model, "-q", "--device", "cpu"), 7, "GB")
     assert everything(scan.parent) == before

@@ -315,7 +315,7 @@ def test_less_memory_gives_the_same_labels_in_parts(unet: Checkpoint):
     scan = scan_of(shape=(40, 44, 36))
     whole = segment(scan, unet, EXACT)
     sizes = iter([10**12, 10**12, 10**7])  # what one, two and three parts need
-    with mock.patch("medseg.inference.forecast.memory_needed", lambda *arguments: next(sizes)):
+    with mock.patch("medseg.inference.forecast.memory_needed", lambda *_, **__: next(sizes)):
         parts = segment(scan, unet, Settings("cpu", "fp32", max_memory_bytes=10**8))
     assert (whole.plan.stripes, parts.plan.stripes) == (1, 3)
     assert parts.plan.windows > whole.plan.windows

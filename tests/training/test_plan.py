@@ -18,7 +18,7 @@ from medseg.errors import BadConfig, NotEnoughMemory
 from medseg.labels import Label, LabelTable
 from medseg.networks.zoo import MODELS, build_model, check_patch
 from medseg.training import plan as planning
-from medseg.training.capacity import Machine, check_memory, training_bytes
+from medseg.training.capacity import Machine, _saved_bytes, check_memory, training_bytes
 from medseg.training.plan import (
     Choice,
     Fingerprint,
@@ -231,7 +231,7 @@ def test_the_forecast_counts_what_autograd_keeps():
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     measured = sum(size for at, size in kept.items() if at not in weights)
     meta = build_model("unet", 1, 2, **options).to("meta").train()
-    forecast = planning._saved_bytes(meta, torch.empty(2, 1, 16, 16, 16, device="meta"))
+    forecast = _saved_bytes(meta, torch.empty(2, 1, 16, 16, 16, device="meta"))
     assert forecast == pytest.approx(measured, rel=0.05)
     del out
 
