@@ -59,6 +59,18 @@ def keep_memory() -> None:
     mallopt(top_pad, 64 * 2**20)
 
 
+def give_memory_back() -> None:
+    """Return freed memory to the system, between models that reuse little of each other's: what
+    `keep_memory` keeps lies in pieces, and grew from one to the next. glibc only.
+    """
+    import ctypes
+    import gc
+
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def has_matrix_units() -> bool:
     """Whether this CPU has AMX tiles, with which oneDNN convolves bfloat16 several times faster
     than float32.

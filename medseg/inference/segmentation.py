@@ -35,6 +35,7 @@ from medseg.inference.together import Average, check_together, groups_of
 from medseg.inference.untrained import UNTRAINED
 from medseg.inference.ways import CONTENT_ABOVE, NEVER, Way, foreign_way, own_way
 from medseg.labels import LabelTable
+from medseg.machine import give_memory_back
 from medseg.postprocess import clean, keep_largest_together, separate_fluid
 from medseg.progress import Progress, silent
 from medseg.volume import Volume, crop
@@ -251,6 +252,8 @@ def _segment_with_set(
         part = replace(
             settings, probabilities=tuple(own[v] for v in settings.probabilities if v in own)
         )
+        if plans:
+            give_memory_back()
         found = segment(volumes, checkpoints, part, progress=progress, announce=announce)
         table = np.zeros(max(checkpoints[0].spec.classes) + 1, labels.dtype)
         table[list(values)] = list(values.values())
