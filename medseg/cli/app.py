@@ -11,6 +11,7 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 
 import typer
 
@@ -29,25 +30,47 @@ from medseg.cli.train import train
 from medseg.cli.view import view
 from medseg.errors import Interrupted
 
-app = typer.Typer(
-    name="medseg",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="Segment medical images: one command from a scan to labels you can trust.",
-    epilog=(
-        "Nothing is sent anywhere: only listen, and infer where you name a PACS, open a network"
-        " connection."
-    ),
-)
 #: In the order of `medseg --help`.
-for _command in (
+COMMANDS: tuple[Callable[..., None], ...] = (
     infer, batch, gather, volumes, convert, info, models, version, train, check, export, evaluate,
     compare, clean, view, listen,
-):  # fmt: skip
-    app.command(cls=Command)(_command)
+)  # fmt: skip
+
+
+def make_app(only: str | None = None) -> typer.Typer:
+    """The command line. only: of all commands but this one nothing is known but what they do, for
+    reading the options of all takes longer than the help of one.
+    """
+    app = typer.Typer(
+        name="medseg",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Segment medical images: one command from a scan to labels you can trust.",
+        epilog=(
+            "Nothing is sent anywhere: only listen, and infer where you name a PACS, open a network"
+            " connection."
+        ),
+    )
+    for command in COMMANDS:
+        is_whole = only is None or command.__name__ == only
+        app.command(cls=Command)(command if is_whole else _titled(command))
+    return app
+
+
+def _titled(command: Callable[..., None]) -> Callable[[], None]:
+    """A command's name and help without its options."""
+
+    def title() -> None:
+        pass
+
+    title.__name__, title.__doc__ = command.__name__, command.__doc__
+    return title
+
+
+app = make_app()
 
 
 def main() -> None:
@@ -57,7 +80,7 @@ def main() -> None:
             signal.signal(number, _interrupt)
     warnings.showwarning = show_warning
     try:
-        app()
+        make_app(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))()
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
