@@ -162,9 +162,9 @@ def commands() -> dict[str, set[str]]:
     """Command -> its options, as the command line has them."""
     from typer.main import get_command
 
-    from medseg.cli.app import app
+    from medseg.cli.app import make_app
 
-    known: Any = get_command(app)
+    known: Any = get_command(make_app())
     return {
         name: (
             {option for one in command.params for option in (*one.opts, *one.secondary_opts)}

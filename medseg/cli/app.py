@@ -70,9 +70,6 @@ def _titled(command: Callable[..., None]) -> Callable[[], None]:
     return title
 
 
-app = make_app()
-
-
 def main() -> None:
     """Run the command line and exit."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

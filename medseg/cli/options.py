@@ -127,13 +127,10 @@ def check_one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
         raise typer.BadParameter(f"'{value}' is not one of {', '.join(allowed)}", param_hint=option)
 
 
-#: The words that an option takes.
+#: The words of options that are no settings of `medseg.Settings`.
 _WORDS = {
-    "--precision": ("auto", "fp32", "bf16", "fp16"),
     "--seg-type": ("binary", "labelmap"),
     "--progress": ("auto", "json"),
-    "--backend": ("auto", "torch", "openvino"),
-    "--orientation": ("auto", "stored", "RAS", "LPS", "LAS"),
     "--checkpoint": ("final", "best", "latest"),
     "--layout": ("auto", "cases", "bids"),
 }
@@ -141,10 +138,11 @@ _WORDS = {
 
 def check_words(words: Mapping[str, str], device: str) -> None:
     """Raise `typer.BadParameter` for an option with a word that it does not take."""
-    from medseg.inference import check_device
+    from medseg.inference import SETTING_WORDS, check_device
 
+    known = _WORDS | {f"--{name}": allowed for name, allowed in SETTING_WORDS.items()}
     for option, word in words.items():
-        check_one_of(option, word, _WORDS[option])
+        check_one_of(option, word, known[option])
     try:
         check_device(device)
     except BadConfig as error:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     )
     from medseg.inference.segmentation import Segmentation as Segmentation, segment as segment
     from medseg.inference.settings import (
+        SETTING_WORDS as SETTING_WORDS,
         Model as Model,
         Settings as Settings,
         channel_names as channel_names,
@@ -85,6 +86,7 @@ __getattr__, __dir__ = door(
         "segmentation": ("Segmentation", "segment"),
         "settings": (
             "Model",
+            "SETTING_WORDS",
             "Settings",
             "channel_names",
             "check_device",

@@ -1,8 +1,8 @@
 """What is this scan: CT or not, a head or not; and with that which model, or a refusal.
 
 Only what is certain decides. What DICOM says is its modality is believed, and values that are
-Hounsfield units beyond doubt are CT. Whether there is a head is asked of the small brain model,
-in a second: a brain with everything where it belongs is one; nothing like a brain in a scan with
+Hounsfield units beyond doubt are CT. Whether there is a head is asked of the small brain model:
+a brain with everything where it belongs is one; nothing like a brain in a scan with
 room for one is none. Everything between is a doubt, which is written down and stops nothing.
 """
 
@@ -160,12 +160,13 @@ def look_for_head(volume: Volume, settings: Settings) -> Head:
     quick = Settings(
         device=settings.device, overlap=0.0, max_memory_bytes=settings.max_memory_bytes
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DataWarning)
-        found = segment(volume, LOOKS, quick)
     from medseg.models import load_checkpoint
 
-    spec = load_checkpoint(LOOKS).spec.brain
+    model = load_checkpoint(LOOKS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        found = segment(volume, model, quick)
+    spec = model.spec.brain
     assert spec is not None
     rows = structure_volumes(found.labels, found.table)
     brain = spec.csf + spec.grey + spec.white
@@ -196,7 +197,8 @@ def look(
 ) -> Seen:
     """What is certain about a scan, as far as the model asks for it.
 
-    `brain` takes a minute, and a look for a head a second; `brain-fast` is that look itself.
+    The look for a head is made before `brain`, which takes several times as long; `brain-fast` is
+    that look itself.
     """
     modality = modality_of(job, volumes[0], extras)
     could_refuse = bundled_brain(model) == BRAIN and has_room(volumes[0])

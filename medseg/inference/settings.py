@@ -28,7 +28,7 @@ Scans: TypeAlias = Volume | Sequence[Volume]
 
 
 #: The words that a setting takes.
-_WORDS = {
+SETTING_WORDS = {
     "precision": ("auto", "fp32", "bf16", "fp16"),
     "backend": ("auto", "torch", "openvino"),
     "orientation": ("auto", "stored", "RAS", "LPS", "LAS"),
@@ -71,7 +71,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_device(self.device)
-        for name, words in _WORDS.items():
+        for name, words in SETTING_WORDS.items():
             word = getattr(self, name)
             if word not in words:
                 raise BadConfig(f"there is no {name} '{word}'; use {', '.join(words)}")

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import re
 import struct
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BadModel
+from medseg.models.weights import is_archive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Largest checkpoint that is opened.
-MAX_CHECKPOINT_BYTES = 8_000_000_000
 #: Type code of a numpy number -> code of `struct`.
 _CODES = {
     "f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u8": "Q",
@@ -127,21 +125,7 @@ def _mirror(axes: Any, path: Path) -> tuple[int, ...] | None:
 
 def _load(path: Path) -> dict[str, Any]:
     """The checkpoint's dict, mapped into memory."""
-    try:
-        size = path.stat().st_size
-        whole = zipfile.is_zipfile(path)
-    except OSError as error:
-        raise BadModel(f"{path}: cannot be read ({error.strerror})") from None
-    if size > MAX_CHECKPOINT_BYTES:
-        raise BadModel(
-            f"{path}: holds {size / 1e9:.1f} GB, more than the {MAX_CHECKPOINT_BYTES / 1e9:.0f}"
-            " allowed"
-        )
-    if path.open("rb").read(40).startswith(b"version https://git-lfs"):
-        raise BadModel(
-            f"{path}: is a pointer that Git LFS left in place of the file; fetch the file itself"
-        )
-    if not whole:
+    if not is_archive(path):
         raise BadModel(
             f"{path}: is damaged or no checkpoint of nnU-Net v2 (a zip that PyTorch wrote); fetch"
             " it again"

@@ -28,6 +28,19 @@ def load_plain(path: Path) -> dict[str, Any]:
 
     Raises `BadModel` for files that are damaged, are code, or name what is no number or tensor.
     """
+    whole = is_archive(path)
+    if whole and _is_script(path):
+        raise BadModel(f"{path}: is TorchScript, which is code, and medseg does not run it")
+    content = _loaded(path, whole=whole)
+    if not isinstance(content, dict):
+        raise BadModel(f"{path}: holds no weights with names; fetch the model again")
+    return content
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file of weights is a zip, as PyTorch has written them since 1.6. Raises `BadModel`
+    for one that cannot be read, is too large, or was never fetched.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -37,18 +50,14 @@ def load_plain(path: Path) -> dict[str, Any]:
         raise BadModel(f"{path}: cannot be read ({error.strerror})") from None
     if size > MAX_WEIGHTS_BYTES:
         raise BadModel(
-            f"{path}: holds {size / 1e9:.1f} GB, more than {MAX_WEIGHTS_BYTES / 1e9:.0f} GB allowed"
+            f"{path}: holds {size / 1e9:.1f} GB, more than the {MAX_WEIGHTS_BYTES / 1e9:.0f}"
+            " allowed"
         )
     if start.startswith(b"version https://git-lfs"):
         raise BadModel(
             f"{path}: is a pointer that Git LFS left in place of the file; fetch the file itself"
         )
-    if whole and _is_script(path):
-        raise BadModel(f"{path}: is TorchScript, which is code, and medseg does not run it")
-    content = _loaded(path, whole=whole)
-    if not isinstance(content, dict):
-        raise BadModel(f"{path}: holds no weights with names; fetch the model again")
-    return content
+    return whole
 
 
 def _is_script(path: Path) -> bool:

@@ -36,9 +36,9 @@ def commands() -> list[str]:
     """The names of all commands."""
     from typer.main import get_command
 
-    from medseg.cli.app import app
+    from medseg.cli.app import make_app
 
-    return sorted(get_command(app).commands)  # type: ignore[attr-defined]
+    return sorted(get_command(make_app()).commands)  # type: ignore[attr-defined]
 
 
 def keys(content: Any) -> Any:

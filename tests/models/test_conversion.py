@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from making import nnunet as making
-from medseg.cli.app import app
+from medseg.cli.app import make_app
 from medseg.errors import BadModel, BadOutput
 from medseg.inference import Settings, segment
 from medseg.models import is_model, list_models, load_models, write_models
@@ -106,12 +106,15 @@ def test_the_command_line_converts_describes_and_lists(tmp_path):
     (tmp_path / "models" / "broken" / "plans.json").write_text("{")
     (tmp_path / "models" / "broken" / "dataset.json").write_text("{}")
     run = CliRunner()
-    assert run.invoke(app, ["convert", str(model), str(tmp_path / "models" / "own")]).exit_code == 0
-    said = json.loads(run.invoke(app, ["info", str(model), "--json"]).stdout)
+    assert (
+        run.invoke(make_app(), ["convert", str(model), str(tmp_path / "models" / "own")]).exit_code
+        == 0
+    )
+    said = json.loads(run.invoke(make_app(), ["info", str(model), "--json"]).stdout)
     assert said["kind"] == "model"
     assert said["models"][0]["folds"] == ["0", "1"]
     assert said["models"][0]["labels"] == {"1": "liver", "2": "spleen"}
-    rows = json.loads(run.invoke(app, ["models", str(tmp_path / "models"), "--json"]).stdout)
+    rows = json.loads(run.invoke(make_app(), ["models", str(tmp_path / "models"), "--json"]).stdout)
     assert {row["path"] for row in rows} == {"mine", "own", "broken"}
     assert next(row for row in rows if row["path"] == "broken")["about"].startswith(
         "cannot be used"
