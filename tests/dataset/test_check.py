@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from making import datasets as made
 from making.datasets import make_case, put, put_json
-from medseg.cli.app import app
+from medseg.cli.app import make_app
 from medseg.dataset.cases import load_case
 from medseg.dataset.check.cases import check_dataset
 from medseg.dataset.check.duplicates import _same_values
@@ -519,10 +519,12 @@ def test_fix_refuses_places_that_are_taken_or_inside(folder: Path, tmp_path: Pat
 
 def test_the_command(sound: Path, folder: Path, tmp_path: Path):
     run = CliRunner().invoke
-    clean = run(app, ["check", str(sound), "--quiet"])
+    clean = run(make_app(), ["check", str(sound), "--quiet"])
     assert clean.exit_code == 0 and "nothing found" in clean.stdout and "case_23" in clean.stdout
     case = spoil(folder, "label a little shifted", 1)
-    found = run(app, ["check", str(folder), "--json", "--quiet", "--fix", str(tmp_path / "out")])
+    found = run(
+        make_app(), ["check", str(folder), "--json", "--quiet", "--fix", str(tmp_path / "out")]
+    )
     assert found.exit_code == 3
     content = json.loads(found.stdout)
     assert (
@@ -532,8 +534,8 @@ def test_the_command(sound: Path, folder: Path, tmp_path: Path):
     )
     assert content["findings"][0]["case"] == case.name and content["findings"][0]["fixable"]
     assert len(content["fixed"]) == 1
-    assert run(app, ["check", str(tmp_path / "out"), "--quiet"]).exit_code == 0
-    shown = run(app, ["check", str(folder), "--quiet"])
+    assert run(make_app(), ["check", str(tmp_path / "out"), "--quiet"]).exit_code == 0
+    shown = run(make_app(), ["check", str(folder), "--quiet"])
     assert shown.exit_code == 3 and "1 errors, 0 warnings" in shown.stdout
 
 
