@@ -22,6 +22,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from medseg.kernels.compiled import njit
+from medseg.kernels.threads import in_parallel
 from medseg.kernels.vectors import (
     INT,
     LANES,
@@ -68,19 +69,6 @@ def _from_points(m: list[Lanes]) -> list[Lanes]:
         zero.plus(0.5, s).plus(2.0, wide_s),
         m[5].plus(near**3, t).plus(far**3, wide_t),
     ]
-
-
-def point_weights(weight: np.ndarray) -> np.ndarray:
-    """Weights (outputs, inputs, 3, 3, 3) at the 216 points: G w along each axis in float64; (216,
-    inputs, outputs).
-    """
-    points = np.array([0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5)])
-    g = np.zeros((INPUT, 3))
-    for n, p in enumerate(points):
-        g[n] = np.array([1, p, p * p]) / np.prod(p - np.delete(points, n))
-    g[-1, 2] = 1
-    spread = np.einsum("ai,bj,ck,oxijk->abcxo", g, g, g, weight.astype(np.float64), optimize=True)
-    return spread.reshape(POINTS, *spread.shape[3:])
 
 
 @emitted
@@ -506,7 +494,7 @@ def pack_double_weights(weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(blocks.transpose(3, 4, 1, 0, 5, 2)).ravel()
 
 
-def pack_weights(weight: np.ndarray) -> np.ndarray:
+def pack_weights(weight: np.ndarray, threads: int = 1) -> np.ndarray:
     """Weights (outputs, inputs, 3, 3, 3) as `convolve_unit` reads them: at 216 points, two blocks
     of outputs a row.
 
@@ -519,11 +507,15 @@ def pack_weights(weight: np.ndarray) -> np.ndarray:
     g[-1, 2] = 1
     outputs, inputs = weight.shape[:2]
     out = np.empty((INPUT, INPUT, INPUT, inputs * outputs), np.float32)
-    for first in range(0, outputs, 2 * LANES):  # a row's outputs at a time stay in the cache
+
+    def pack(row: int) -> None:  # a row's outputs at a time stay in the cache
+        first = row * 2 * LANES
         block = weight[first : first + 2 * LANES].transpose(2, 3, 4, 1, 0)
         spread = np.matmul(g, block.reshape(3, 3, 3, -1).astype(np.float64))
         spread = np.matmul(g, spread.transpose(0, 2, 1, 3))
         spread = np.matmul(g, spread.transpose(1, 2, 0, 3))
         begin = first * inputs
         out[..., begin : begin + spread.shape[-1]] = spread.transpose(2, 1, 0, 3)
+
+    in_parallel(pack, -(-outputs // (2 * LANES)), threads)
     return out.ravel()

@@ -145,7 +145,7 @@ def _mlflow(run: Path, start: int) -> tuple[Log, Close]:
         now = int(1000 * time.time())
         named = {re.sub(r"[^\w\-. /]", "_", name): value for name, value in numbers.items()}
         client.log_batch(
-            number, [Metric(name, value, now, least=step) for name, value in named.items()]
+            number, [Metric(name, value, timestamp=now, step=step) for name, value in named.items()]
         )
 
     return log, lambda finished: client.set_terminated(number, "FINISHED" if finished else "FAILED")

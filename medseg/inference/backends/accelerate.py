@@ -53,7 +53,9 @@ def accelerate(network: nn.Module) -> nn.Module:
     gradients, run the original modules. The network itself is not changed; what does not match is
     left as it is.
     """
-    network = copy.deepcopy(network).eval()
+    # Weights are never written here, so the copy shares them: they may be a gigabyte.
+    weights = [*network.parameters(), *network.buffers()]
+    network = copy.deepcopy(network, {id(weight): weight for weight in weights}).eval()
     as_group_norms(network)
     _replace(network, {})
     return network
@@ -381,7 +383,9 @@ class FastConv(nn.Module):
 
         conv = self.conv
         if self._packed is None:
-            self._packed = pack_weights(conv.weight.detach().numpy())
+            self._packed = pack_weights(
+                conv.weight.detach().numpy(), threads=torch.get_num_threads()
+            )
         packed = self._packed
         sources = _sources(x)
         if len(sources) > 2 or any(source.map.shape[1] % LANES for source in sources):
