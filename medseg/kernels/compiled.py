@@ -20,6 +20,7 @@ from typing import Any
 
 import numba
 from numba.core.caching import FunctionCache
+from numba.core.runtime import rtsys
 
 from medseg.errors import DataWarning
 
@@ -49,7 +50,11 @@ class _Cache(FunctionCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """The compiled function, or None if it has to be compiled."""
         try:
-            return super().load_overload(sig, target_context)
+            # numba's own method also loads all that compiling needs: 55 MB and a second of CPU,
+            # which code that is compiled already has no use for. A compilation loads it itself.
+            rtsys.initialize(target_context)
+            with self._guard_against_spurious_io_errors():
+                return self._load_overload(sig, target_context)
         except Exception:  # a damaged pickle raises anything
             with suppress(OSError):  # then saving fails too, and says so
                 self.flush()
