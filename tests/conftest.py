@@ -39,9 +39,9 @@ def one_thread() -> Iterator[None]:
 def known_networks() -> Iterator[None]:
     """The networks of `making.networks.KNOWN` count as architectures."""
     from making.networks import KNOWN
-    from medseg.networks.zoo import MODELS
+    from medseg.networks.zoo import NETWORKS
 
-    with mock.patch.dict(MODELS, KNOWN):
+    with mock.patch.dict(NETWORKS, KNOWN):
         yield
 
 

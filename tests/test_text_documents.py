@@ -14,7 +14,7 @@ from medseg.config import load_config
 from medseg.dataset import read_dataset
 from medseg.errors import BadConfig, BadFile, BadModel
 from medseg.networks import small
-from medseg.networks.zoo import MODELS
+from medseg.networks.zoo import NETWORKS
 from medseg.text import MAX_DEPTH, parse_json, parse_yaml, read_json, read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -402,24 +402,24 @@ def odd(options: dict) -> list[dict]:
 MEASURED = """
 import json, resource, sys
 import torch
-from medseg.networks import build_model
+from medseg.networks import build_network
 from medseg.errors import BadModel
 name, variants = sys.argv[1], json.load(open(sys.argv[2]))
 resource.setrlimit(resource.RLIMIT_CPU, (600, 600))
 with torch.device("meta"):
-    build_model(name, 1, 3, **variants.pop(0))
+    build_network(name, 1, 3, **variants.pop(0))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for options in variants:
     try:
         with torch.device("meta"):
-            build_model(name, 1, 3, **options)
+            build_network(name, 1, 3, **options)
     except BadModel:
         pass
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NETWORKS)
 def test_odd_options_of_any_network_end_soon_in_a_network_or_an_error_of_ours(
     name: str, tmp_path: Path
 ):

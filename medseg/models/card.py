@@ -204,10 +204,10 @@ def _training(checkpoint: Checkpoint, facts: Mapping[str, Any]) -> str:
 def _parameters(spec: ModelSpec) -> int:
     import torch
 
-    from medseg.networks import build_model
+    from medseg.networks import build_network
 
     with torch.device("meta"):
-        network = build_model(spec.architecture, spec.inputs, spec.outputs, **spec.options)
+        network = build_network(spec.architecture, spec.inputs, spec.outputs, **spec.options)
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -71,11 +71,11 @@ class Checkpoint:
         """
         import torch
 
-        from medseg.networks import build_model, check_patch
+        from medseg.networks import build_network, check_patch
 
         spec = self.spec
         with torch.device("meta"):
-            network = build_model(spec.architecture, spec.inputs, spec.outputs, **spec.options)
+            network = build_network(spec.architecture, spec.inputs, spec.outputs, **spec.options)
         check_patch(network, spec.patch)
         expected = {key: list(value.shape) for key, value in network.state_dict().items()}
         stored = _stored_shapes(self.folder)

@@ -177,11 +177,11 @@ def _fitted(foreign: Foreign, fold: int) -> tuple[nn.Module, dict[str, Tensor]]:
     """The network without weights, and those of a fold under its names."""
     import torch
 
-    from medseg.networks import build_model, check_patch
+    from medseg.networks import build_network, check_patch
 
     outputs = len(foreign.outputs.values) - foreign.outputs.regions
     with torch.device("meta"):  # shapes are compared before any memory is taken
-        network = build_model("nnunet", foreign.channels, outputs, **_options(foreign.network))
+        network = build_network("nnunet", foreign.channels, outputs, **_options(foreign.network))
     check_patch(network, foreign.configuration.patch)
     state = fitted_state(
         foreign.saved[fold], {key: value.shape for key, value in network.state_dict().items()}

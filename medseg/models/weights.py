@@ -193,9 +193,9 @@ def bare_network(spec: ModelSpec) -> nn.Module:
     built, or takes no such windows."""
     import torch
 
-    from medseg.networks import build_model, check_patch
+    from medseg.networks import build_network, check_patch
 
     with torch.device("meta"):  # shapes are compared before any memory is taken
-        network = build_model(spec.architecture, spec.inputs, spec.outputs, **spec.options)
+        network = build_network(spec.architecture, spec.inputs, spec.outputs, **spec.options)
     check_patch(network, spec.patch)
     return network

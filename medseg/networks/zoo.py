@@ -1,4 +1,4 @@
-"""The architectures, by name. A new one is a file here, a line in `MODELS` and one in
+"""The architectures, by name. A new one is a file here, a line in `NETWORKS` and one in
 `TRAINING`.
 """
 
@@ -22,7 +22,7 @@ from medseg.networks.unet import UNet
 from medseg.networks.unetr import unetr
 
 #: Name in a config or a model's JSON -> builder(channels, classes, **options).
-MODELS: dict[str, Callable[..., nn.Module]] = {
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
     "resenc_unet": resenc_unet,
     "fcn": FCN,
@@ -146,13 +146,15 @@ def _cubes(levels: int) -> dict[str, Any]:
     }
 
 
-def build_model(name: str, channels: int, classes: int, /, **options: Any) -> nn.Module:
+def build_network(name: str, channels: int, classes: int, /, **options: Any) -> nn.Module:
     """The named network with fresh weights. Raises `BadModel` for a name or an option that does not
     exist.
     """
-    builders = MODELS | RUN_ALONE
+    builders = NETWORKS | RUN_ALONE
     if name not in builders:
-        raise BadModel(f"there is no architecture '{name}'; medseg has {', '.join(sorted(MODELS))}")
+        raise BadModel(
+            f"there is no architecture '{name}'; medseg has {', '.join(sorted(NETWORKS))}"
+        )
     try:
         return builders[name](channels, classes, **options)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:

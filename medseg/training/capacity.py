@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from medseg.config import Config
 from medseg.errors import NotEnoughMemory
-from medseg.networks import build_model, patch_multiples
+from medseg.networks import build_network, patch_multiples
 from medseg.training.processes import innermost_channels
 
 
@@ -42,7 +42,7 @@ def seconds_a_voxel(machine: Machine, channels: int) -> float:
     device, threads = torch.device(machine.device), torch.get_num_threads()
     on_gpu = machine.device == "cuda"
     base, edge = (32, 96) if on_gpu else (16, 32)
-    network = build_model("unet", channels, 3, features=[base, 2 * base, 4 * base, 8 * base]).to(
+    network = build_network("unet", channels, 3, features=[base, 2 * base, 4 * base, 8 * base]).to(
         device
     )
     network = innermost_channels(network, device).train()
@@ -85,7 +85,7 @@ def check_memory(config: Config, channels: int, outputs: int, machine: Machine) 
     if needed <= machine.memory_bytes:
         return needed
     with torch.device("meta"):
-        multiple = patch_multiples(build_model(network[0], channels, outputs, **network[1]))
+        multiple = patch_multiples(build_network(network[0], channels, outputs, **network[1]))
     fits = ""
     while not fits and (
         batch > machine.processes or max(n // m for n, m in zip(patch, multiple)) > 2
@@ -128,7 +128,7 @@ def training_bytes(
     Computed on tensors without content, so it takes neither memory nor long.
     """
     # Built first and then emptied: not every layer of MONAI's can be made without content.
-    network = build_model(architecture, channels, outputs, **options).to("meta").train()
+    network = build_network(architecture, channels, outputs, **options).to("meta").train()
     x = torch.empty(batch, channels, *patch, device="meta")
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
     kept = _saved_bytes(network, x)

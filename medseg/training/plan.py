@@ -20,7 +20,7 @@ from medseg.config import Config
 from medseg.dataset import Check, Dataset
 from medseg.errors import BadConfig, BadFile
 from medseg.labels import is_lateral
-from medseg.networks import TRAINING, build_model, patch_multiples, small
+from medseg.networks import TRAINING, build_network, patch_multiples, small
 from medseg.training.capacity import Machine, seconds_a_voxel
 
 #: Patches that a run should see at least; fewer and it is better to make each of them cheaper.
@@ -420,7 +420,9 @@ def _multiples(
     if options is None and architecture in ("unet", "resenc_unet"):
         return np.prod(pooling, 0) if len(pooling) else np.ones(3, int)
     with torch.device("meta"):
-        network = build_model(architecture, 1, 2, **(options or small(architecture, (64, 64, 64))))
+        network = build_network(
+            architecture, 1, 2, **(options or small(architecture, (64, 64, 64)))
+        )
     return np.array(patch_multiples(network))
 
 

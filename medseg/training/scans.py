@@ -30,7 +30,7 @@ from medseg.errors import BadConfig, BadFile
 from medseg.files import atomic_write
 from medseg.inference import Settings, network_input, network_labels, segment
 from medseg.models import Checkpoint, ModelSpec
-from medseg.networks import build_model
+from medseg.networks import build_network
 from medseg.progress import Progress, silent
 from medseg.training.augment import draw_patches
 from medseg.training.losses import IGNORE, segmentation_loss
@@ -57,7 +57,7 @@ class Trained(Checkpoint):
         """
         spec = self.spec
         with torch.device("meta"):
-            network = build_model(spec.architecture, spec.channels, spec.outputs, **spec.options)
+            network = build_network(spec.architecture, spec.channels, spec.outputs, **spec.options)
         return network.to("meta").eval()
 
     def network(self) -> nn.Module:

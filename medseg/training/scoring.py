@@ -21,7 +21,7 @@ from medseg.files import private_folder
 from medseg.inference import Settings, segment
 from medseg.io import is_slicer_segmentation, read_labels, write
 from medseg.models import load_checkpoint
-from medseg.networks import build_model
+from medseg.networks import build_network
 from medseg.postprocess import clean
 from medseg.training.processes import Processes
 from medseg.training.scans import ScanSource, Score, mean_scores, structures_of
@@ -42,7 +42,7 @@ def rehearse(config: Config, source: ScanSource, processes: Processes) -> Callab
     """
     cases, fixed_s, warm_s = len(source.validation), 0.0, 0.0
     if processes.first and cases:
-        network = build_model(
+        network = build_network(
             config.model.name, source.channels, source.outputs, **config.model.options
         ).eval()
         with torch.no_grad():

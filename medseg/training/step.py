@@ -20,7 +20,7 @@ from medseg.config import Config, TrainConfig
 from medseg.errors import BadConfig
 from medseg.files import sweep
 from medseg.models import save_checkpoint
-from medseg.networks import build_model, check_patch
+from medseg.networks import build_network, check_patch
 from medseg.postprocess import check_steps
 from medseg.progress import Report
 from medseg.training.clock import RunClock, is_time_to_validate
@@ -94,7 +94,7 @@ class Run:
         check_steps([] if config.cleanup == "auto" else config.cleanup)
         source = source or _rendered(config, folder, processes)
         torch.manual_seed(settings.seed)
-        network = build_model(
+        network = build_network(
             config.model.name, source.channels, source.outputs, **config.model.options
         )
         check_patch(network, config.model.patch)

@@ -45,11 +45,11 @@ def save_model(folder: Path, classes: int, features: list[int], patch: list[int]
     import torch
 
     from medseg.models.folder import save_checkpoint
-    from medseg.networks.zoo import build_model
+    from medseg.networks.zoo import build_network
 
     torch.manual_seed(0)
     options = {"features": features}
-    network = build_model("unet", 1, classes, **options)
+    network = build_network("unet", 1, classes, **options)
     spec = {
         "name": "bench",
         "architecture": "unet",

@@ -39,7 +39,7 @@ def main() -> None:
     from medseg.dataset.reading import read_dataset
     from medseg.dataset.splits import split_cases
     from medseg.machine import free_bytes
-    from medseg.networks.zoo import build_model
+    from medseg.networks.zoo import build_network
     from medseg.training.capacity import Machine
     from medseg.training.losses import segmentation_loss
     from medseg.training.plan import as_settings, fingerprint, make_plan
@@ -72,7 +72,7 @@ def main() -> None:
     )
     config = make_config(override({"name": "bench", "data": str(options.dataset)}, chosen), "plan")
     device = torch.device("cpu")
-    network = build_model(
+    network = build_network(
         config.model.name, len(data.channels), len(data.table.labels) + 1, **config.model.options
     )
     network.train()

@@ -125,10 +125,10 @@ def make_model(folder: Path, options: argparse.Namespace) -> None:
 
     from medseg.labels import Label, LabelTable
     from medseg.models.folder import save_checkpoint
-    from medseg.networks.zoo import build_model
+    from medseg.networks.zoo import build_network
 
     torch.manual_seed(0)
-    network = build_model("unet", 1, options.classes, features=options.features)
+    network = build_network("unet", 1, options.classes, features=options.features)
     spec = {
         "name": "bench",
         "architecture": "unet",

@@ -358,10 +358,10 @@ def main() -> None:
     if options.child:
         child(options)
         return
-    from medseg.networks.zoo import MODELS
+    from medseg.networks.zoo import NETWORKS
 
     pythons = dict(text.split("=", 1) for text in options.python_of)
-    names = options.only or [*MODELS, *PEERS]
+    names = options.only or [*NETWORKS, *PEERS]
     needed = {"nnunet": "nnunetv2", "monai_dynunet": "monai"}
     for name in [n for n in names if n in needed and n not in pythons and not find_spec(needed[n])]:
         print(f"{name}: {needed[name]} is not installed, left out")

@@ -373,8 +373,8 @@ def test_a_stopped_process_ends_by_itself_and_leaves_nothing(tmp_path: Path):
     tiny.save_known(tmp_path / "model")
     program = (
         "import sys, time, pathlib; from making import networks as tiny; from medseg.networks.zoo"
-        " import MODELS\ndef slow(self, x):\n    pathlib.Path(folder + '/begun').touch();"
-        " time.sleep(60)\ntiny.Nearest.forward = slow; MODELS.update(tiny.KNOWN)\nfolder ="
+        " import NETWORKS\ndef slow(self, x):\n    pathlib.Path(folder + '/begun').touch();"
+        " time.sleep(60)\ntiny.Nearest.forward = slow; NETWORKS.update(tiny.KNOWN)\nfolder ="
         " sys.argv[1]\nsys.argv = ['medseg', 'infer', folder + '/scan.nii.gz', '-m', folder +"
         " '/model', '-q']\nfrom medseg.cli.app import main; main()"
     )

@@ -17,7 +17,7 @@ from medseg.inference import Settings, scale_to_percentiles, segment
 from medseg.inference.intensity import INTENSITY_MODELS
 from medseg.inference.preprocess import prepare
 from medseg.models import FixedScale, PercentileScale, ZScore, load_checkpoint
-from medseg.networks.zoo import MODELS
+from medseg.networks.zoo import NETWORKS
 from medseg.postprocess import separate_fluid
 from medseg.volume import Volume, computable
 
@@ -46,7 +46,7 @@ def agreement(a: Volume, b: Volume) -> float:
 
 
 def labels_of(scan: Volume, model: Any) -> Volume:
-    with mock.patch.dict(MODELS, tiny.KNOWN):
+    with mock.patch.dict(NETWORKS, tiny.KNOWN):
         return segment(scan, model, Settings("cpu", "fp32")).labels
 
 

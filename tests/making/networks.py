@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from making.places import ROOT
 from medseg.labels import Label, LabelTable
 from medseg.models.folder import save_checkpoint
-from medseg.networks.zoo import MODELS, build_model
+from medseg.networks.zoo import NETWORKS, build_network
 from medseg.volume import Volume
 
 #: Label values of the tiny models: background and two structures that mirror each other by name.
@@ -72,7 +72,7 @@ class NotANumber(nn.Module):
         return torch.log(self.weight.view(1, -1, 1, 1, 1) * x[:, :1]) * 0
 
 
-#: What `with mock.patch.dict(MODELS, KNOWN)` adds to the architectures.
+#: What `with mock.patch.dict(NETWORKS, KNOWN)` adds to the architectures.
 KNOWN: dict[str, Any] = {"nearest": Nearest, "per_channel": PerChannel, "not_a_number": NotANumber}
 
 
@@ -81,7 +81,7 @@ def save_unet(folder: Path, **changes: Any) -> Path:
     written.
     """
     torch.manual_seed(0)
-    network = build_model("unet", 1, len(CLASSES), **UNET_OPTIONS)
+    network = build_network("unet", 1, len(CLASSES), **UNET_OPTIONS)
     with torch.no_grad():  # so that no class always wins
         network.head.weight.mul_(4)
     spec = {
@@ -133,7 +133,7 @@ def save_two_channel_network(
         "patch": patch,
         "channels": 2,
     }
-    network = build_model(architecture, 2, len(CLASSES), **options)
+    network = build_network(architecture, 2, len(CLASSES), **options)
     save_checkpoint(
         folder,
         fields | {"classes": CLASSES, "spacing_mm": 2.0} | changes,
@@ -252,7 +252,7 @@ def medseg(*arguments: object) -> Ran:
     code = 0
     with (
         warnings.catch_warnings(),
-        mock.patch.dict(MODELS, KNOWN),
+        mock.patch.dict(NETWORKS, KNOWN),
         mock.patch.object(sys, "argv", ["medseg", *map(str, arguments)]),
         redirect_stdout(out),
         redirect_stderr(err),

@@ -17,7 +17,7 @@ from medseg.labels import Code, Label, LabelTable
 from medseg.models.card import TO_COMPLETE, model_card
 from medseg.models.folder import Checkpoint
 from medseg.models.spec import ModelSpec
-from medseg.networks.zoo import build_model
+from medseg.networks.zoo import build_network
 
 TABLE = LabelTable(
     (
@@ -104,7 +104,7 @@ def test_what_training_knows_is_in_the_card():
     spec = {"mirror": (0, 2), "cleanup": ({"step": "keep_largest", "labels": [1]},)}
     _, body = parts_of(model_card(checkpoint(**spec), facts(scores=summary)))
 
-    network = build_model("unet", 1, 3, **OPTIONS)
+    network = build_network("unet", 1, 3, **OPTIONS)
     assert f"unet, {sum(p.numel() for p in network.parameters()):,} parameters" in body
     for text in ("156 scans to train from and 12 others to validate", "4,321 steps in 29 minutes",
     "decathlon",

@@ -23,7 +23,7 @@ from medseg.errors import BadModel
 from medseg.models.folder import BUNDLED, bundled_models, load_checkpoint, save_checkpoint
 from medseg.models.spec import FixedScale, PercentileScale, ZScore
 from medseg.networks.unet import UNet
-from medseg.networks.zoo import build_model
+from medseg.networks.zoo import build_network
 from medseg.training.state import load_state, save_state
 
 pytestmark = pytest.mark.usefixtures("known_networks", "one_thread")
@@ -42,7 +42,7 @@ def replace_weights(folder: Path, content: bytes) -> None:
 
 def test_a_saved_model_comes_back_with_weights_in_half_precision(tmp_path: Path):
     torch.manual_seed(3)
-    network = build_model("unet", 1, 3, **tiny.UNET_OPTIONS)
+    network = build_network("unet", 1, 3, **tiny.UNET_OPTIONS)
     spec: dict[str, Any] = {
         "name": "round-trip",
         "description": "words",
@@ -329,7 +329,7 @@ def test_channels_spacings_grids_and_intensities_are_kept(tmp_path: Path):
         "intensity": ({"scheme": "percentiles"}, {"scheme": "zscore", "nonzero": True}, window),
     }
     network = UNet(3, 3, **tiny.UNET_OPTIONS)
-    with mock.patch.object(tiny, "build_model", return_value=network):
+    with mock.patch.object(tiny, "build_network", return_value=network):
         spec = load_checkpoint(str(tiny.save_unet(tmp_path / "model", **fields))).spec
     assert (spec.channels, spec.channel_names, spec.grid) == (3, ("T1", "T2", "CT"), "scan")
     assert spec.spacing == spec.spacing_mm == (0.5, 1.0, 6.0)

@@ -10,7 +10,7 @@ from torch import nn
 from medseg.errors import BadModel
 from medseg.networks.layers import InstanceNorm, unfold_cells
 from medseg.networks.unet import UNet
-from medseg.networks.zoo import MODELS, build_model, check_patch
+from medseg.networks.zoo import NETWORKS, build_network, check_patch
 from medseg.training.losses import deep_supervision
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -29,7 +29,7 @@ FEATURES = [4, 6, 8]
 
 def network_of(variant: str, classes: int = 3, channels: int = 1) -> nn.Module:
     torch.manual_seed(0)
-    return build_model("unet", channels, classes, features=FEATURES, **VARIANTS[variant])
+    return build_network("unet", channels, classes, features=FEATURES, **VARIANTS[variant])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -142,8 +142,8 @@ def test_the_same_seed_gives_the_same_weights():
 
 
 def test_an_unknown_architecture_is_refused_with_the_known_ones():
-    with pytest.raises(BadModel, match=r"'vnet'.*" + sorted(MODELS)[0]):
-        build_model("vnet", 1, 2)
+    with pytest.raises(BadModel, match=r"'vnet'.*" + sorted(NETWORKS)[0]):
+        build_network("vnet", 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones():
 )
 def test_options_that_make_no_network_are_refused(options: dict):
     with torch.device("meta"), pytest.raises(BadModel, match="unet"):
-        build_model("unet", 1, 2, **options)
+        build_network("unet", 1, 2, **options)
 
 
 @pytest.mark.parametrize(

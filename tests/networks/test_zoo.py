@@ -26,9 +26,9 @@ from medseg.networks import mask2former as m2f
 from medseg.networks.layers import Attention, resize
 from medseg.networks.zoo import (
     DEEP_SUPERVISION,
-    MODELS,
+    NETWORKS,
     TRAINING,
-    build_model,
+    build_network,
     check_patch,
     patch_multiples,
     small,
@@ -108,12 +108,12 @@ def _each(names: Any) -> list[Any]:
     return [pytest.param(name, marks=missing if name in MONAI else ()) for name in sorted(names)]
 
 
-every = pytest.mark.parametrize("name", _each(MODELS))
+every = pytest.mark.parametrize("name", _each(NETWORKS))
 
 
 def network_of(name: str, channels: int = 1, classes: int = 3, **more: Any) -> nn.Module:
     torch.manual_seed(0)
-    return build_model(name, channels, classes, **(TINY[name][0] | more))
+    return build_network(name, channels, classes, **(TINY[name][0] | more))
 
 
 def sample_of(name: str, batch: int = 2, channels: int = 1) -> tuple[Tensor, Tensor]:
@@ -149,7 +149,7 @@ def saved(name: str, network: nn.Module, folder: Path) -> Checkpoint:
 
 
 def test_every_architecture_is_tested_and_has_its_training():
-    assert MODELS.keys() == TINY.keys() == TRAINING.keys()
+    assert NETWORKS.keys() == TINY.keys() == TRAINING.keys()
     for values in TRAINING.values():
         assert values.keys() == {"optimizer", "learning_rate", "weight_decay", "warmup"}
 
@@ -325,7 +325,7 @@ def test_small_networks_fit_their_patch(name: str, patch: tuple[int, int, int]):
     if patch != (64, 64, 64) and name in ("unetr", "swin_unetr"):
         patch = {"unetr": (48, 64, 48), "swin_unetr": (32, 64, 32)}[name]
     with torch.device("meta"):
-        network = build_model(name, 1, 3, **small(name, patch))
+        network = build_network(name, 1, 3, **small(name, patch))
     check_patch(network, patch)
     assert parameters_and_flops(network, patch)[0] < 7e6
     if min(patch) > 16:
@@ -339,7 +339,7 @@ def test_each_architecture_has_a_config_that_builds(name: str):
     assert content["train"] == TRAINING[name]
     assert content["model"].keys() == {"name", "options"}
     with torch.device("meta"):
-        network = build_model(content["model"]["name"], 1, 3, **content["model"]["options"])
+        network = build_network(content["model"]["name"], 1, 3, **content["model"]["options"])
         assert content["model"]["name"] == name
     assert parameters_and_flops(network, (96, 96, 96))[0] > 1e6
 
@@ -390,7 +390,7 @@ THICK = {"strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]], "kernels": [[1, 3, 3], [1
 @pytest.mark.parametrize("name", ["unet", "resenc_unet"])
 def test_strides_and_kernels_serve_thick_slices(name: str):
     options = {"features": [4, 6, 8], "deep_supervision": True, **THICK}
-    network = build_model(name, 1, 3, **options)
+    network = build_network(name, 1, 3, **options)
     assert patch_multiples(network) == network.multiple == (2, 4, 4)
     image = torch.randn(1, 1, 6, 16, 20)
     assert [tuple(y.shape[2:]) for y in network.train()(image)] == [(6, 16, 20), (6, 8, 10)]
@@ -423,7 +423,7 @@ def test_strides_and_kernels_serve_thick_slices(name: str):
 )
 def test_strides_and_kernels_that_make_no_network_are_refused(options: dict[str, Any]):
     with pytest.raises(BadModel, match="unet"):
-        build_model("unet", 1, 2, features=[4, 6, 8], **options)
+        build_network("unet", 1, 2, features=[4, 6, 8], **options)
 
 
 def said_of(labels: Tensor, kinds: list[int], numbers: list[int], classes: int = 3) -> m2f.Masks:

@@ -23,7 +23,7 @@ from making.configs import CONFIG, STEPS, make_config
 from medseg.config import Config, load_config
 from medseg.errors import BadConfig, BadModel, DataWarning, Interrupted
 from medseg.models.folder import load_checkpoint
-from medseg.networks.zoo import build_model
+from medseg.networks.zoo import build_network
 from medseg.training.clock import learning_rate
 from medseg.training.loop import train
 from medseg.training.precision import THIN, choose_training_precision, thinnest_map
@@ -505,7 +505,7 @@ def test_thin_maps_are_trained_in_float32_where_bfloat16_has_wrong_gradients(mon
     """
     monkeypatch.setattr("medseg.training.precision.has_matrix_units", lambda: False)
     config = load_config(make_config(tmp_path), {"train.precision": "auto"})
-    network, cpu = build_model("unet", 1, 2, features=(4, 4, 4)), torch.device("cpu")
+    network, cpu = build_network("unet", 1, 2, features=(4, 4, 4)), torch.device("cpu")
     assert thinnest_map(network, 1, (8, 12, 12), cpu) == 2
     assert thinnest_map(network, 1, (12, 12, 16), cpu) == THIN == 3
     assert choose_training_precision(config, cpu, 2) == "fp32"

@@ -19,7 +19,7 @@ from medseg.errors import BadModel
 from medseg.inference import Settings, network_input, network_labels, segment
 from medseg.io import read
 from medseg.models import load_models
-from medseg.networks import build_model
+from medseg.networks import build_network
 from medseg.training.origin import adopted, read_start, start_from
 from medseg.volume import Volume
 
@@ -81,7 +81,7 @@ def test_a_run_takes_plan_and_weights_and_its_model_is_used_as_any_other(tmp_pat
 def test_outputs_of_the_same_name_keep_their_weights_and_others_begin_anew(tmp_path):
     start = read_start(str(model(tmp_path / "m")))
     torch.manual_seed(5)
-    network = build_model("nnunet", 1, 4, **start.spec.options)
+    network = build_network("nnunet", 1, 4, **start.spec.options)
     fresh = network.head.weight.detach().clone()
     with pytest.warns(match="left kidney.*spleen"):
         start_from(tmp_path / "m", network, names=["left kidney", "spleen", "LIVER"], regions=False)
@@ -94,7 +94,7 @@ def test_outputs_of_the_same_name_keep_their_weights_and_others_begin_anew(tmp_p
         network.state_dict()["decoder.0.1.conv.weight"], old["decoder.0.1.conv.weight"]
     )
     # Numbers of classes mean nothing for regions that overlap.
-    regions = build_model("nnunet", 1, 2, **start.spec.options)
+    regions = build_network("nnunet", 1, 2, **start.spec.options)
     fresh = regions.head.weight.detach().clone()
     with pytest.warns(match="none"):
         start_from(tmp_path / "m", regions, names=["liver", "spleen"], regions=True)

@@ -16,7 +16,7 @@ from medseg.config import make_config, override
 from medseg.dataset.cases import Case, Dataset
 from medseg.errors import BadConfig, NotEnoughMemory
 from medseg.labels import Label, LabelTable
-from medseg.networks.zoo import MODELS, build_model, check_patch
+from medseg.networks.zoo import NETWORKS, build_network, check_patch
 from medseg.training import plan as planning
 from medseg.training.capacity import Machine, _saved_bytes, check_memory, training_bytes
 from medseg.training.plan import (
@@ -108,7 +108,7 @@ def test_slices_that_are_far_apart_are_prepared_at_the_finer_tenth_and_halved_la
     assert strides[0] == [1, 1, 1]
     assert strides[1] == [2, 2, 1]
     assert chosen["model.options"]["kernels"][0] == [3, 3, 1]
-    network = build_model("unet", 1, 3, **chosen["model.options"])
+    network = build_network("unet", 1, 3, **chosen["model.options"])
     check_patch(network, chosen["model.patch"])
     assert chosen["model.patch"][2] < chosen["model.patch"][0]
 
@@ -149,7 +149,7 @@ def test_mirroring_follows_the_names_of_the_structures(names: tuple[str, ...], m
     assert planned(cases(64, 1), dataset=data_of(table))["augment.mirror"] == mirror
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(NETWORKS))
 @pytest.mark.parametrize("size", [(16, 16, 16), (35, 50, 36), (100, 120, 90)])
 def test_every_architecture_gets_a_patch_that_it_takes_and_options_it_knows(
     name: str, size: tuple[int, int, int]
@@ -158,7 +158,7 @@ def test_every_architecture_gets_a_patch_that_it_takes_and_options_it_knows(
         pytest.importorskip("monai")
     chosen = planned(cases(size, 1), architecture=name, train__time_s=7200)
     with torch.device("meta"):
-        check_patch(build_model(name, 1, 3, **chosen["model.options"]), chosen["model.patch"])
+        check_patch(build_network(name, 1, 3, **chosen["model.options"]), chosen["model.patch"])
 
 
 def test_what_a_person_fixed_stays_and_the_rest_follows_from_it():
@@ -219,7 +219,7 @@ def test_memory_that_is_not_there_is_refused_with_settings_that_fit():
 def test_the_forecast_counts_what_autograd_keeps():
     """Against the tensors of a real forward pass, each storage once."""
     options = {"features": [8, 16], "encoder_blocks": [1, 1], "decoder_blocks": [1]}
-    network = build_model("unet", 1, 2, **options).train()
+    network = build_network("unet", 1, 2, **options).train()
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -230,7 +230,7 @@ def test_the_forecast_counts_what_autograd_keeps():
         out = network(torch.rand(2, 1, 16, 16, 16))
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
     measured = sum(size for at, size in kept.items() if at not in weights)
-    meta = build_model("unet", 1, 2, **options).to("meta").train()
+    meta = build_network("unet", 1, 2, **options).to("meta").train()
     forecast = _saved_bytes(meta, torch.empty(2, 1, 16, 16, 16, device="meta"))
     assert forecast == pytest.approx(measured, rel=0.05)
     del out

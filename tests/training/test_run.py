@@ -595,11 +595,11 @@ def test_all_folds_make_a_model_each_and_scores_of_every_case(data: Path, tmp_pa
 
 
 def test_every_architecture_trains_and_infers_by_the_same_two_commands(tmp_path: Path):
-    from medseg.networks.zoo import MODELS
+    from medseg.networks.zoo import NETWORKS
 
     pytest.importorskip("monai")
     data = phantoms.dataset(tmp_path / "data", 3, shape=(16, 16, 16))
-    for name in MODELS:
+    for name in NETWORKS:
         run = tmp_path / name
         steps = [
             "--set",

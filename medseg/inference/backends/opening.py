@@ -165,13 +165,13 @@ def blended_features(checkpoints: Sequence[Checkpoint], mirrored: bool = False) 
 
     Found without loading any weights. mirrored: whether patches are also predicted mirrored.
     """
-    from medseg.networks import build_model
+    from medseg.networks import build_network
 
     outputs = checkpoints[0].spec.outputs
     found = []
     for one in checkpoints:
         with torch.device("meta"):
-            network = build_model(
+            network = build_network(
                 one.spec.architecture, one.spec.inputs, outputs, **one.spec.options
             )
         found.append(deferred_width(network))

@@ -31,7 +31,7 @@ from medseg.inference.settings import Settings
 from medseg.models.folder import Checkpoint, load_checkpoint
 from medseg.networks.layers import unfold_cells
 from medseg.networks.unet import UNet
-from medseg.networks.zoo import MODELS, small
+from medseg.networks.zoo import NETWORKS, small
 
 pytestmark = pytest.mark.usefixtures("known_networks", "one_thread")
 
@@ -51,7 +51,7 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
     for seed in (1, 2):
         torch.manual_seed(seed)
         network = UNet(1, 3, **STEMLESS)
-        with mock.patch.object(tiny, "build_model", return_value=network):
+        with mock.patch.object(tiny, "build_network", return_value=network):
             folder = tiny.save_unet(tmp_path_factory.mktemp("models") / str(seed), options=STEMLESS)
         made.append(load_checkpoint(str(folder)))
     return made
@@ -68,7 +68,7 @@ def sloped(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
         if network.slope is not None:
             nn.init.normal_(network.slope.weight)
             nn.init.normal_(network.slope.bias)
-        with mock.patch.object(tiny, "build_model", return_value=network):
+        with mock.patch.object(tiny, "build_network", return_value=network):
             folder = tiny.save_unet(tmp_path_factory.mktemp("models") / str(seed), options=options)
         made.append(load_checkpoint(str(folder)))
     return made
@@ -125,7 +125,7 @@ THICK = {
 PATCH = (32, 32, 64)
 #: On OpenVINO only one network with shortcuts, which ended the process, and one of unequal axes:
 #: compiling takes long.
-RUNS = [("torch", name) for name in (*MODELS, "thick")] + [
+RUNS = [("torch", name) for name in (*NETWORKS, "thick")] + [
     ("openvino", name) for name in ("resenc_unet", "thick")
 ]
 
