@@ -76,6 +76,9 @@ class Volume:
             raise BadGeometry(f"a volume has 3 dimensions, not {self.data.ndim}")
         object.__setattr__(self, "affine", check_affine(self.affine))
 
+    def __repr__(self) -> str:
+        return f"<Volume of {self.data.dtype}: {describe_grid(self)}>"
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Voxels along (i, j, k)."""

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from medseg import logs
 from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.inference import record
 from medseg.inference.forecast import Plan
@@ -110,16 +111,44 @@ def infer(
         slices_at(scan.volumes[0], extras.at_mm)  # heights outside the scan are refused
 
         def planned(forecast: Plan) -> None:
-            announce(_announcement(scan.volumes, forecast))
+            text = _announcement(scan.volumes, forecast)
+            logs.info(__name__, "%s", text)
+            announce(text)
             addition.consider(forecast.windows, forecast.memory_bytes)
 
         try:
             result = segment(scan.volumes, model, settings, progress=progress, announce=planned)
         except BadFile as error:  # what is wrong with the voxels is known before the file's name is
             raise BadFile(f"{job.scan}: {error}") from None
-    messages = _without_names(
-        [str(w.message) for w in caught if issubclass(w.category, DataWarning)], job
+    texts = [str(one.message) for one in caught if issubclass(one.category, DataWarning)]
+    return write_job(
+        job,
+        scan,
+        settings=settings,
+        extras=extras,
+        result=result,
+        messages=_without_names(texts, job),
+        addition=addition,
+        progress=progress,
     )
+
+
+def write_job(
+    job: Job,
+    scan: Scan,
+    *,
+    settings: Settings,
+    extras: Extras,
+    result: Segmentation,
+    messages: list[str],
+    addition: Addition = Addition(),
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Write the results of a job, together or none; returns the run record.
+
+    messages: warnings about the scan, without names of files. Raises `BadOutput`.
+    """
+    model = scan.model
     content = {"format": record.FORMAT, **addition.about}
     content |= _record_of(scan, settings, extras, result=result, messages=messages)
     addition.complete(scan.volumes, result, content)
@@ -140,11 +169,22 @@ def infer(
     writes = _writes(job, scan, model=model, extras=extras, result=result, content=content)
     writes += [write_of(scan.volumes, result) for write_of in addition.writes]
     write_results(job, writes, content, finish=finish)
+    _log(content)
     return content
 
 
+def _log(content: Mapping[str, Any]) -> None:
+    """Tell what came of a job."""
+    for text in content["warnings"]:
+        logs.warning(__name__, "%s", text)
+    for text in content["notes"]:
+        logs.info(__name__, "%s", text)
+    spent = ", ".join(f"{part} {seconds:g} s" for part, seconds in content["seconds"].items())
+    logs.info(__name__, "done: %s; %.1f GB", spent, content["peak_memory_bytes"] / 1e9)
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Scan:
+class Scan:
     """What was read of a job: its channels, the series that DICOM results refer to, how long it
     took; the model for it, and what was seen for that.
     """
@@ -157,7 +197,7 @@ class _Scan:
     seconds: dict[str, float]
 
 
-def _read(job: Job, model: Model, settings: Settings, extras: Extras, progress: Progress) -> _Scan:
+def _read(job: Job, model: Model, settings: Settings, extras: Extras, progress: Progress) -> Scan:
     begun = time.perf_counter()
     progress("reading", 0, 1)
     volumes = read_scans(job, channel_names(model), extras)
@@ -169,13 +209,13 @@ def _read(job: Job, model: Model, settings: Settings, extras: Extras, progress: 
     origin = origin_of(job, volumes[0], model, extras=extras) if dicom else None
     seconds = {"read": read - begun + time.perf_counter() - looked}
     seconds |= {"look": looked - read} if seen else {}
-    return _Scan(
+    return Scan(
         volumes=volumes, model=model, seen=seen, dicom=dicom, origin=origin, seconds=seconds
     )
 
 
 def _record_of(
-    scan: _Scan,
+    scan: Scan,
     settings: Settings,
     extras: Extras,
     result: Segmentation,
@@ -216,7 +256,7 @@ def _record_of(
 
 def _writes(
     job: Job,
-    scan: _Scan,
+    scan: Scan,
     model: Model,
     extras: Extras,
     result: Segmentation,

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medseg import logs
 from medseg.errors import BadFile, BadOutput
 from medseg.files import open_file, sweep
 from medseg.io.dicom.headers import is_dicom
@@ -152,7 +153,9 @@ def read(
         dicom=dicom,
         segments=segments,
     )
-    return finite(name_of(path), volume)
+    volume = finite(name_of(path), volume)
+    logs.debug(__name__, "read %r", volume)
+    return volume
 
 
 def read_as_stored(path: Paths, *, volume_index: int | None = None) -> Volume:
@@ -201,6 +204,7 @@ def write(
     sweep(Path(path).parent)
     dicom = {"source": source, "options": options} if suffix.endswith(".dcm") else {}
     WRITERS[suffix](volume, path, table=table, **dicom)
+    logs.debug(__name__, "wrote %r as %s", volume, suffix)
 
 
 def embedded_table(path: str | Path) -> LabelTable | None:
