@@ -343,7 +343,9 @@ def test_only_what_exchanges_files_or_millimetres_with_others_uses_that_constant
             for module, name in imports(tree_of(path), whole=True)
         )
     }
-    assert users <= {"io.nrrd", "io.metaimage", "io.slicer", "io.dicom.stack", "io.dicom.grid"}
+    assert users <= {
+        "io.nrrd", "io.metaimage", "io.slicer", "io.objects", "io.dicom.stack", "io.dicom.grid",
+    }  # fmt: skip
 
 
 def test_environment_variables_steer_nothing():

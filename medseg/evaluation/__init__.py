@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from medseg import door
 
 if TYPE_CHECKING:
-    from medseg.evaluation.comparison import compare as compare
+    from medseg.evaluation.comparison import Comparison as Comparison, compare as compare
     from medseg.evaluation.lesions import LesionOptions as LesionOptions
     from medseg.evaluation.metrics import score_titles as score_titles
     from medseg.evaluation.pairs import (
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = door(
     __name__,
     {
-        "comparison": ("compare",),
+        "comparison": ("Comparison", "compare"),
         "lesions": ("LesionOptions",),
         "metrics": ("score_titles",),
         "pairs": ("find_table", "parse_structures"),

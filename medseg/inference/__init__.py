@@ -11,8 +11,10 @@ if TYPE_CHECKING:
         use_settled as use_settled,
     )
     from medseg.inference.backends.kept import models_kept_open as models_kept_open
+    from medseg.inference.call import in_python as in_python, segment_scan as segment_scan
     from medseg.inference.existing import why_again as why_again
     from medseg.inference.exports import export as export
+    from medseg.inference.forecast import Plan as Plan
     from medseg.inference.inputs import (
         network_input as network_input,
         network_labels as network_labels,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
         finished_now as finished_now,
         voxel_hash as voxel_hash,
     )
+    from medseg.inference.result import Segmentation as Segmentation
     from medseg.inference.results import (
         BRAIN_RESULTS as BRAIN_RESULTS,
         DICOM_RESULTS as DICOM_RESULTS,
@@ -49,18 +52,22 @@ if TYPE_CHECKING:
         Addition as Addition,
         infer as infer,
         load_model as load_model,
+        read_scans as read_scans,
     )
-    from medseg.inference.segmentation import Segmentation as Segmentation, segment as segment
+    from medseg.inference.segmentation import segment as segment
     from medseg.inference.settings import (
         SETTING_WORDS as SETTING_WORDS,
         Model as Model,
         Settings as Settings,
+        as_list as as_list,
         channel_names as channel_names,
         check_device as check_device,
+        is_set as is_set,
         label_table as label_table,
         labels_named as labels_named,
     )
-    from medseg.inference.untrained import UNTRAINED as UNTRAINED
+    from medseg.inference.tables import Table as Table, as_html as as_html, make_table as make_table
+    from medseg.inference.untrained import AUTO as AUTO, UNTRAINED as UNTRAINED
 
 __getattr__, __dir__ = door(
     __name__,
@@ -68,7 +75,9 @@ __getattr__, __dir__ = door(
         "arithmetic": ("limit_threads", "settle_auto", "use_settled"),
         "backends.kept": ("models_kept_open",),
         "existing": ("why_again",),
+        "call": ("in_python", "segment_scan"),
         "exports": ("export",),
+        "forecast": ("Plan",),
         "inputs": ("network_input", "network_labels"),
         "jobs": ("Extras", "Job", "given_name", "is_result_name", "list_jobs"),
         "preprocess": ("labels_on_grid", "prepare", "scale_to_percentiles"),
@@ -82,17 +91,21 @@ __getattr__, __dir__ = door(
             "dicom_results",
             "identity_of",
         ),
-        "run": ("Addition", "infer", "load_model"),
-        "segmentation": ("Segmentation", "segment"),
+        "run": ("Addition", "infer", "load_model", "read_scans"),
+        "result": ("Segmentation",),
+        "segmentation": ("segment",),
         "settings": (
             "Model",
             "SETTING_WORDS",
             "Settings",
+            "as_list",
             "channel_names",
             "check_device",
+            "is_set",
             "label_table",
             "labels_named",
         ),
-        "untrained": ("UNTRAINED",),
+        "tables": ("Table", "as_html", "make_table"),
+        "untrained": ("AUTO", "UNTRAINED"),
     },
 )

@@ -131,9 +131,9 @@ def is_noise(volume: Volume) -> bool:
     return True
 
 
-def modality_of(job: Job, volume: Volume, extras: Extras) -> str:
-    """The modality, as DICOM codes it; '' unless it is certain."""
-    if is_dicom_source(job.scan):
+def modality_of(job: Job | None, volume: Volume, extras: Extras) -> str:
+    """The modality, as DICOM codes it; '' unless it is certain. job: None for a scan in memory."""
+    if job is not None and is_dicom_source(job.scan):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DataWarning)  # said when it was read
             try:
@@ -193,7 +193,7 @@ def bundled_brain(model: Model) -> str:
 
 
 def look(
-    job: Job, volumes: Sequence[Volume], model: Model, settings: Settings, extras: Extras
+    job: Job | None, volumes: Sequence[Volume], model: Model, settings: Settings, extras: Extras
 ) -> Seen:
     """What is certain about a scan, as far as the model asks for it.
 
@@ -232,7 +232,7 @@ def refusal(seen: Seen, model: Model) -> str:
 
 
 def fitting(
-    job: Job, volumes: Sequence[Volume], model: Model, settings: Settings, extras: Extras
+    job: Job | None, volumes: Sequence[Volume], model: Model, settings: Settings, extras: Extras
 ) -> tuple[Model, Seen | None]:
     """The model, or the one that suits the scan instead of 'auto', and what was seen.
 
@@ -241,23 +241,24 @@ def fitting(
     """
     if model != AUTO and not bundled_brain(model):
         return model, None
+    name = f"{job.scan}: " if job is not None else ""
     try:
         seen = look(job, volumes, model, settings, extras)
     except BadFile as error:  # the voxels are known, and the file's name is here
-        raise BadFile(f"{job.scan}: {error}") from None
+        raise BadFile(f"{name}{error}") from None
     if model != AUTO:
         reason = refusal(seen, model)
         if reason and not extras.force:
             raise BadConfig(
-                f"{job.scan}: {reason}; see medseg models, or use --force to compute all the same"
+                f"{name}{reason}; see medseg models, or use --force to compute all the same"
             )
         return model, replace(seen, forced=reason)
     try:
-        name = choose(seen)
+        suitable = choose(seen)
     except BadConfig as error:
-        raise BadConfig(f"{job.scan}: {error}") from None
-    if name == CT_TISSUES:
-        return name, seen
+        raise BadConfig(f"{name}{error}") from None
+    if suitable == CT_TISSUES:
+        return suitable, seen
     from medseg.models import load_models
 
-    return load_models([name]), seen
+    return load_models([suitable]), seen

@@ -13,7 +13,7 @@ from medseg.errors import BadConfig, BadFile, BadOutput
 from medseg.files import written_together
 from medseg.inference.jobs import Extras, Job
 from medseg.inference.record import file_hash, write_record
-from medseg.inference.segmentation import Segmentation
+from medseg.inference.result import Segmentation
 from medseg.inference.settings import Model, Settings, as_list, is_set
 from medseg.inference.untrained import AUTO, CT_TISSUES, UNTRAINED
 from medseg.io import is_dicom_source, strip_suffix, write

@@ -16,6 +16,7 @@ from medseg.inference import record
 from medseg.inference.forecast import Plan
 from medseg.inference.jobs import Extras, Job
 from medseg.inference.look import Seen, fitting
+from medseg.inference.result import Segmentation
 from medseg.inference.results import (
     BRAIN_RESULTS,
     brain_of,
@@ -29,7 +30,7 @@ from medseg.inference.results import (
     result_files,
     write_results,
 )
-from medseg.inference.segmentation import Segmentation, segment
+from medseg.inference.segmentation import segment
 from medseg.inference.settings import Model, Settings, as_list, channel_names
 from medseg.inference.tissues.measures import measure, write_table
 from medseg.inference.untrained import AUTO, CT_TISSUES, UNTRAINED
@@ -111,7 +112,7 @@ def infer(
         slices_at(scan.volumes[0], extras.at_mm)  # heights outside the scan are refused
 
         def planned(forecast: Plan) -> None:
-            text = _announcement(scan.volumes, forecast)
+            text = announcement(scan.volumes, forecast)
             logs.info(__name__, "%s", text)
             announce(text)
             addition.consider(forecast.windows, forecast.memory_bytes)
@@ -224,13 +225,12 @@ def _record_of(
     """What is known of a run before its results are written."""
     volumes, model, seen = scan.volumes, scan.model, scan.seen
     brain, structures = brain_of(model), structure_volumes(result.labels, result.table)
-    against = seen.doubts(model) if seen else []
+    against = doubts_about(result, model, seen, structures=structures)
     for row in structures:
         if row["value"] in result.confidence and row["voxels"]:
             row["confidence"] = round(result.confidence[row["value"]], 3)
     totals: list[dict[str, Any]] = []
     if brain:
-        against += anatomy.implausible(result.labels, result.table, brain, structures=structures)
         totals = anatomy.totals(structures, brain)
     elif model == CT_TISSUES:
         totals = measure(volumes[0], result.labels, structures)
@@ -252,6 +252,20 @@ def _record_of(
         **({"totals": totals} if totals else {}),
         **({"levels": levels} if levels else {}),
     }
+
+
+def doubts_about(
+    result: Segmentation,
+    model: Model,
+    seen: Seen | None,
+    *,
+    structures: Sequence[dict[str, Any]],
+) -> list[str]:
+    """What speaks against a result, a sentence each: of the scan, and of where structures lie."""
+    doubts = seen.doubts(model) if seen else []
+    if brain := brain_of(model):
+        doubts += anatomy.implausible(result.labels, result.table, brain, structures=structures)
+    return doubts
 
 
 def _writes(
@@ -410,7 +424,8 @@ def _without_names(messages: Sequence[str], job: Job) -> list[str]:
     return texts
 
 
-def _announcement(volumes: Sequence[Volume], plan: Plan) -> str:
+def announcement(volumes: Sequence[Volume], plan: Plan) -> str:
+    """A line about what will be done."""
     volume = volumes[0]
     several = f"{len(volumes)} channels of " if len(volumes) > 1 else ""
     shape = " x ".join(str(n) for n in volume.shape)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from medseg.inference.frame import Frame
 from medseg.inference.journey import Journey
 from medseg.inference.preprocess import ModelGrid, on_one_grid
 from medseg.inference.region import region_around, region_of
+from medseg.inference.result import Segmentation
 from medseg.inference.settings import (
     Model,
     Scans,
@@ -46,23 +47,6 @@ if TYPE_CHECKING:
     from medseg.inference.backends.predictor import Predictor
     from medseg.inference.painter import Painter
     from medseg.models import Checkpoint, ModelSet, ModelSpec
-
-
-@dataclass
-class Segmentation:
-    """Labels on the scan's grid, what they mean, and how long each part took in seconds.
-
-    maps: what was asked for beside the labels, on the same grid, float32: 'probability_VALUE',
-    'uncertainty' (0 to 1). confidence: of each label found by a network, how probable it held it
-    where it chose it, before cleaning up.
-    """
-
-    labels: Volume
-    table: LabelTable
-    plan: Plan
-    seconds: dict[str, float] = field(default_factory=dict)
-    maps: dict[str, Volume] = field(default_factory=dict)
-    confidence: dict[int, float] = field(default_factory=dict)
 
 
 def segment(

@@ -5,9 +5,11 @@ computed.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral
+from types import NoneType
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from medseg.errors import BadConfig, BadModel
 from medseg.inference.untrained import UNTRAINED
@@ -27,6 +29,8 @@ Model: TypeAlias = "Checkpoint | Sequence[Checkpoint] | ModelSet | str"
 Scans: TypeAlias = Volume | Sequence[Volume]
 
 
+#: The largest share by which windows may overlap.
+MOST_OVERLAP = 0.9
 #: The words that a setting takes.
 SETTING_WORDS = {
     "precision": ("auto", "fp32", "bf16", "fp16"),
@@ -43,7 +47,39 @@ def check_device(device: str) -> None:
         )
 
 
-@dataclass(frozen=True)
+_ANY = (lambda value: True, "True or False")
+#: Setting -> of which types its values are, which of these are right, and what is said of others.
+_RIGHT: dict[str, tuple[tuple[type, ...], Callable[[Any], bool], str]] = {
+    "overlap": (
+        (int, float, NoneType),
+        lambda value: value is None or 0 <= value <= MOST_OVERLAP,
+        f"a share from 0 to {MOST_OVERLAP}",
+    ),
+    "batch": ((int,), lambda value: value >= 0, "a number of windows, or 0 for what suits"),
+    "max_memory_bytes": (
+        (int, float, NoneType),
+        lambda value: value is None or value > 0,
+        "a number of bytes such as 4e9",
+    ),
+    "tta": ((bool, NoneType), *_ANY),
+    **dict.fromkeys(
+        ("cleanup", "uncertainty", "exact", "postprocess", "from_dicom"), ((bool,), *_ANY)
+    ),
+}
+
+
+def _label_values(name: str, values: Any) -> tuple[int, ...]:
+    """The values as a tuple. Raises `BadConfig` for what are no label values."""
+    several = tuple(values) if isinstance(values, Iterable) else (None,)
+    if any(isinstance(one, bool) or not isinstance(one, Integral) for one in several):
+        raise BadConfig(
+            f"{name} are label values such as (17, 53), and {values!r:.40} was given; the label"
+            " table of the model says which there are"
+        )
+    return tuple(int(one) for one in several)
+
+
+@dataclass(frozen=True, repr=False)
 class Settings:
     """How to run a model; see `medseg infer --help`. Raises `BadConfig` for words that are none of
     a setting's.
@@ -69,15 +105,32 @@ class Settings:
     # Keep the largest parts as a foreign model's cross-validation advises.
     postprocess: bool = False
 
+    region: tuple[slice, slice, slice] | None = None  # the part of a scan that is looked at
+    every_output: bool = False  # maps of the logits of every output, for a mean of models
+
     def __post_init__(self) -> None:
         check_device(self.device)
         for name, words in SETTING_WORDS.items():
             word = getattr(self, name)
             if word not in words:
                 raise BadConfig(f"there is no {name} '{word}'; use {', '.join(words)}")
+        for name, (kinds, is_right, right) in _RIGHT.items():
+            value = getattr(self, name)
+            is_kind = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+            if not (is_kind and is_right(value)):
+                raise BadConfig(f"{name} is {right}, and {value!r:.40} was given")
+        for name in ("probabilities", "roi"):
+            object.__setattr__(self, name, _label_values(name, getattr(self, name)))
+        if self.max_memory_bytes is not None:  # 4e9 is how people write it
+            object.__setattr__(self, "max_memory_bytes", int(self.max_memory_bytes))
 
-    region: tuple[slice, slice, slice] | None = None  # the part of a scan that is looked at
-    every_output: bool = False  # maps of the logits of every output, for a mean of models
+    def __repr__(self) -> str:
+        changes = [
+            f"{one.name}={value!r}"
+            for one in fields(self)
+            if (value := getattr(self, one.name)) != one.default
+        ]
+        return f"Settings({', '.join(changes)})"
 
     def share(self, spec: ModelSpec) -> float | tuple[float, float, float]:
         """By which share windows overlap."""

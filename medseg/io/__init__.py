@@ -32,6 +32,18 @@ if TYPE_CHECKING:
     from medseg.io.nifti import stored_sizes as stored_sizes
     from medseg.io.nifti_writing import write_nifti as write_nifti
     from medseg.io.nrrd import write_nrrd as write_nrrd
+    from medseg.io.objects import (
+        ScanLike as ScanLike,
+        as_labels as as_labels,
+        as_path as as_path,
+        as_volume as as_volume,
+        as_volumes as as_volumes,
+        is_one_scan as is_one_scan,
+        is_path as is_path,
+        to_nibabel as to_nibabel,
+        to_sitk as to_sitk,
+        what_is as what_is,
+    )
     from medseg.io.slicer import (
         read_table as read_table,
         write_seg_nrrd as write_seg_nrrd,
@@ -66,6 +78,18 @@ __getattr__, __dir__ = door(
         "nifti": ("stored_sizes",),
         "nifti_writing": ("write_nifti",),
         "nrrd": ("write_nrrd",),
+        "objects": (
+            "ScanLike",
+            "as_labels",
+            "as_path",
+            "as_volume",
+            "as_volumes",
+            "is_one_scan",
+            "is_path",
+            "to_nibabel",
+            "to_sitk",
+            "what_is",
+        ),
         "slicer": ("read_table", "write_seg_nrrd", "write_segments"),
         "voxels": ("digest",),
     },

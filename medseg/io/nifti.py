@@ -186,6 +186,22 @@ def _read(
     return data, affine, space
 
 
+def place_by_header(name: str, data: NDArray, header: bytes) -> Volume:
+    """Voxels (I, J, K) where the bytes of a NIfTI header of theirs say, judged as those of a file.
+    Raises `BadFile`.
+    """
+    for order in ("<", ">"):
+        version = _VERSIONS.get(struct.unpack_from(order + "i", header)[0])
+        if version is None:
+            continue
+        fields, is_single = _unpack(version.layout, order, header), version.layout is NIFTI1
+        i, j, k = data.shape
+        affine, space = _affine(name, fields, (i, j, k), assumed=None, single=is_single)
+        volume = make_volume(name, data, affine, space=space)
+        return replace(volume, header_spacing_mm=_stated_spacing(fields, volume))
+    raise BadFile(f"{name}: its header is not that of NIfTI; give a pair (array, affine)")
+
+
 def stored_sizes(path: str | Path) -> tuple[int, ...]:
     """The lengths of all axes as the header gives them, those of length 1 too. Raises `BadFile`."""
     headers, voxels = _pair(path)

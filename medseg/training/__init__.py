@@ -7,7 +7,11 @@ from medseg import door
 if TYPE_CHECKING:
     from medseg.training.loop import train as train
     from medseg.training.plan import Choice as Choice
-    from medseg.training.request import Events as Events, Request as Request
+    from medseg.training.request import (
+        Events as Events,
+        Outcome as Outcome,
+        Request as Request,
+    )
     from medseg.training.run import train_dataset as train_dataset, train_folds as train_folds
 
 __getattr__, __dir__ = door(
@@ -15,7 +19,7 @@ __getattr__, __dir__ = door(
     {
         "loop": ("train",),
         "plan": ("Choice",),
-        "request": ("Events", "Request"),
+        "request": ("Events", "Outcome", "Request"),
         "run": ("train_dataset", "train_folds"),
     },
 )

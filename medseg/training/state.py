@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -233,8 +234,14 @@ def locked(run: Path, processes: Processes) -> Iterator[None]:
 
 @contextmanager
 def stoppable() -> Iterator[Callable[[], int]]:
-    """Ctrl-C and SIGTERM let the step finish and the state be saved; a second one stops at once."""
+    """Ctrl-C and SIGTERM let the step finish and the state be saved; a second one stops at once.
+
+    Only the main thread is told of signals; training in another one goes on until its end.
+    """
     asked = 0
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
 
     def ask(number: int, frame: object) -> None:
         nonlocal asked

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from medseg import door
 
 if TYPE_CHECKING:
+    from medseg.view.figure import draw_figure as draw_figure
     from medseg.view.lettering import letters as letters, write_text as write_text
     from medseg.view.page import (
         full_table as full_table,
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     )
     from medseg.view.png import png_bytes as png_bytes
     from medseg.view.preview import (
+        strip_png as strip_png,
         write_preview as write_preview,
         write_strip as write_strip,
     )
@@ -22,11 +24,13 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = door(
     __name__,
     {
+        "figure": ("draw_figure",),
         "lettering": ("letters", "write_text"),
         "page": ("full_table", "prepare", "write_page"),
         "png": ("png_bytes",),
-        "preview": ("write_preview", "write_strip"),
+        "preview": ("strip_png", "write_preview", "write_strip"),
         "scene": ("write_scene",),
         "server": ("PageServer",),
     },
+    called="view",
 )

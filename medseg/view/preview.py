@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from medseg.labels import LabelTable
 from medseg.view.contrast import contrast_of
 from medseg.view.lettering import write_text
-from medseg.view.png import write_png
+from medseg.view.png import png_bytes, write_png
 from medseg.volume import Volume, reorient
 
 _TILE = 220  # pixels
 #: Plane -> (axis it cuts, axis across the picture, axis up it, letters left, right, top, bottom).
-_PLANES = {"axial": (2, 0, 1, "RLAP"), "coronal": (1, 0, 2, "RLSI"), "sagittal": (0, 1, 2, "APSI")}
+PLANES = {"axial": (2, 0, 1, "RLAP"), "coronal": (1, 0, 2, "RLSI"), "sagittal": (0, 1, 2, "APSI")}
 
 
 def contact_sheet(
@@ -35,7 +35,7 @@ def contact_sheet(
         colors[label.value] = label.color
     low, high = contrast_of(image.data)[:2]
     rows = []
-    for axis, across, up, letters in _PLANES.values():
+    for axis, across, up, letters in PLANES.values():
         plain: list[NDArray] = []
         over: list[NDArray] = []
         for at in slices_that_matter(mask.data, axis, columns):
@@ -81,12 +81,20 @@ def write_preview(path: str | Path, scan: Volume, labels: Volume, table: LabelTa
 
 
 def write_strip(path: str | Path, scan: Volume, labels: Volume, table: LabelTable) -> None:
-    """Write one slice of each plane with labels over it, side by side, as a small PNG. Raises
-    `BadOutput`.
-    """
+    """Write `strip` as a small PNG. Raises `BadOutput`."""
+    write_png(path, strip(scan, labels, table))
+
+
+def strip_png(scan: Volume, labels: Volume, table: LabelTable) -> bytes:
+    """`strip` as the bytes of a PNG."""
+    return png_bytes(strip(scan, labels, table))
+
+
+def strip(scan: Volume, labels: Volume, table: LabelTable) -> NDArray[np.uint8]:
+    """One slice of each plane with labels over it, side by side, as RGB (rows, columns, 3)."""
     sheet = contact_sheet(scan, labels, table, columns=1)
     tiles = sheet.reshape(-1, _TILE, _TILE, 3)
-    write_png(path, np.hstack(list(tiles[1::2])))
+    return np.hstack(list(tiles[1::2]))
 
 
 def _turned(

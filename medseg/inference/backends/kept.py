@@ -14,11 +14,13 @@ MOST_OPEN = 2
 
 
 @contextmanager
-def models_kept_open() -> Iterator[None]:
-    """Within this block the same models are opened once for all scans. For one thread; a library
-    decides for itself.
+def models_kept_open(open_before: dict[Hashable, Any] | None = None) -> Iterator[None]:
+    """Within this block the same models are opened once for all scans. For one thread at a time; a
+    library decides for itself.
+
+    open_before: what such a block left open, empty at first; it goes on with that.
     """
-    token = _OPEN.set({})
+    token = _OPEN.set({} if open_before is None else open_before)
     try:
         yield
     finally:

@@ -1,0 +1,126 @@
+"""Cohorts from Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Unpack
+
+from medseg.api.segmenting import Changes, ModelLike, model_of, named_values, settings_of
+from medseg.errors import BadConfig
+from medseg.inference import Extras, Settings, channel_names, check_also, identity_of, label_table
+from medseg.io import as_path, is_path, what_is
+from medseg.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from medseg.cohort import Cohort, Result
+
+
+def batch(
+    cohort: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    model: ModelLike = "brain",
+    settings: Settings | None = None,
+    *,
+    part: tuple[int, int] = (0, 1),
+    workers: int = 0,
+    retry: Sequence[str] = (),
+    keep_others: bool = False,
+    verify: bool = False,
+    max_failed: int | Fraction | None = None,
+    case_time_s: float = 0.0,
+    case_memory_bytes: int | None = None,
+    total_memory_bytes: int | None = None,
+    layout: Literal["auto", "cases", "bids"] = "auto",
+    suffixes: Sequence[str] = (),
+    filters: Mapping[str, str] | None = None,
+    every_series: bool = False,
+    pictures: bool = True,
+    extras: Extras | None = None,
+    progress: Progress = silent,
+    **changes: Unpack[Changes],
+) -> Result:
+    """Segment a cohort in several processes, as `medseg batch` does; the same call goes on where an
+    interrupted one stopped.
+
+    cohort: a list (.csv, .tsv, .jsonl, .parquet), a BIDS data set or a folder tree. model: names
+    and folders. settings, changes: as of `segment`. part: i of n, counted from 0. workers:
+    processes, 0 for as many as measurement says. retry: 'failed', 'lost', 'timeout', 'memory' or
+    'all'. max_failed: stop early when more cases have failed; a share as `Fraction(5, 100)`.
+    suffixes, filters: of a BIDS data set. every_series: of folders of DICOM each volume. extras:
+    what is written beside the labels. Returns how many cases are done and why others are not.
+    Raises `BadFile`, `BadConfig`, `BadModel`, `BadOutput`, `Interrupted`.
+    """
+    from medseg.cohort import Choice, Limits, Request, Wanted, read_any, run_part
+
+    names = _names(model)
+    loaded, extras = model_of(list(names)), extras or Extras()
+    check_also(loaded, extras.also)
+    asked = named_values(settings_of(settings, changes), changes, loaded)
+    wanted = Wanted(
+        channels=tuple(channel_names(loaded)),
+        suffixes=tuple(suffixes),
+        filters=dict(filters or {}),
+        every_series=every_series,
+    )
+    cases = read_any(as_path(cohort, "a cohort"), wanted)
+    request = Request(
+        models=names,
+        model=identity_of(loaded),
+        settings=asked,
+        extras=extras,
+        pictures=pictures,
+        verify=verify,
+        layout=_layout(layout, cases),
+        several=len(suffixes) > 1,
+    )
+    limits = Limits(
+        workers=workers,
+        memory_bytes=total_memory_bytes,
+        case_time_s=case_time_s,
+        case_memory_bytes=case_memory_bytes,
+        **_most(max_failed),
+    )
+    return run_part(
+        cases,
+        as_path(output, "output"),
+        request=request,
+        choice=Choice(part=part, retry=tuple(retry), keep_others=keep_others),
+        limits=limits,
+        table=label_table(loaded),
+        progress=progress,
+    )
+
+
+def _names(model: Any) -> tuple[str, ...]:
+    """Names and folders of models, which each process loads for itself; folders by their whole
+    path. Raises `BadConfig`.
+    """
+    several = model if isinstance(model, list | tuple) else [model]
+    if not several or not all(is_path(one) for one in several):
+        raise BadConfig(
+            "each process of a cohort loads its model itself, so give names or folders;"
+            f" this is {what_is(model)}"
+        )
+    names = [os.fspath(one) for one in several]
+    return tuple(str(Path(name).resolve()) if Path(name).exists() else name for name in names)
+
+
+def _layout(asked: str, cohort: Cohort) -> str:
+    if asked == "auto":
+        return "bids" if cohort.kind == "bids" else "cases"
+    if asked == "bids" and cohort.kind != "bids":
+        raise BadConfig("layout 'bids' is for a BIDS data set, whose names say where results lie")
+    if asked not in ("cases", "bids"):
+        raise BadConfig(f"there is no layout '{asked}'; use auto, cases or bids")
+    return asked
+
+
+def _most(max_failed: int | Fraction | None) -> dict[str, Any]:
+    if max_failed is None:
+        return {}
+    if isinstance(max_failed, int):
+        return {"max_failed": max_failed}
+    return {"max_failed_share": float(max_failed)}

@@ -1,0 +1,74 @@
+"""Files of one format to another, from Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from medseg import io
+from medseg.errors import BadConfig
+from medseg.inference import Segmentation
+from medseg.labels import LabelTable
+from medseg.models import is_model, load_models, write_models
+
+
+def convert(
+    scan: io.ScanLike | Segmentation,
+    target: str | os.PathLike[str],
+    *,
+    labels: LabelTable | str | os.PathLike[str] | None = None,
+    source: str | os.PathLike[str] | None = None,
+    segment: Sequence[str] = (),
+    volume_index: int | None = None,
+    assume_geometry: str | None = None,
+    series: str | int | None = None,
+    repair: bool = False,
+    suv: bool = False,
+    options: io.DicomOptions | None = None,
+) -> Path:
+    """Write a scan or a label map in another format, as `medseg convert` does, and return the file;
+    voxels and geometry stay as they are.
+
+    scan: a path, or any other form of a scan. target: its suffix decides the format; of a model of
+    nnU-Net or MONAI a folder. labels: names and colours for `.seg.nrrd` and `.dcm`. source: the
+    DICOM images that DICOM labels are about. segment: only these structures, laid on top of each
+    other in order. The others are as of `medseg.read`. Raises `BadFile`, `BadConfig`, `BadOutput`.
+    """
+    place = io.as_path(target, "target")
+    about = None if source is None else io.as_path(source, "source")
+    table = labels if isinstance(labels, LabelTable) else None
+    if labels is not None and table is None:
+        table = LabelTable.read(io.as_path(labels, "labels"))
+    if not io.is_path(scan):
+        if isinstance(scan, Segmentation):
+            table, scan = table or scan.table, scan.labels
+        if segment or volume_index is not None or assume_geometry or series or repair or suv:
+            raise BadConfig("segment, volume_index, series and the like are about files")
+        io.write(io.as_volume(scan), place, table=table, source=about, options=options)
+        return place
+    path = Path(scan)
+    if is_model(path):
+        write_models(load_models([str(path)]), place)
+        return place
+    # Then the options for DICOM are about the source alone.
+    about_source = about is not None and not io.label_kind(path)
+    try:
+        volume = io.read(
+            path,
+            volume_index=volume_index,
+            assume_geometry=assume_geometry,
+            series=None if about_source else series,
+            repair=repair and not about_source,
+            suv=suv,
+            source=about,
+            segments=list(segment) or None,
+        )
+    except io.Overlap:
+        if not place.name.lower().endswith(".seg.nrrd"):
+            raise
+        io.write_segments(io.read_masks(path, source=about, series=series, repair=repair), place)
+        return place
+    table = table or io.embedded_table(path)
+    io.write(volume, place, table=table, source=about, options=options)
+    return place

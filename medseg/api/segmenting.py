@@ -1,0 +1,315 @@
+"""Segmenting from Python: any form of a scan in, labels with all that belongs to them out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
+
+from medseg.errors import BadConfig, BadFile
+from medseg.inference import (
+    AUTO,
+    UNTRAINED,
+    Extras,
+    Job,
+    Model,
+    Plan,
+    Segmentation,
+    Settings,
+    as_list,
+    channel_names,
+    in_python,
+    is_set,
+    label_table,
+    labels_named,
+    load_model,
+    models_kept_open,
+    read_scans,
+    segment_scan,
+)
+from medseg.io import ScanLike, as_volume, as_volumes, is_one_scan, is_path, what_is
+from medseg.models import bundled_models
+from medseg.progress import Progress, silent
+from medseg.volume import Volume
+
+if TYPE_CHECKING:
+    from medseg.labels import LabelTable
+
+#: A name, a folder, several of them to be averaged, what `medseg.load` returned, or checkpoints.
+ModelLike: TypeAlias = "str | os.PathLike[str] | Segmenter | Model | Sequence[str] | None"
+#: One call computes at a time: it uses all cores, and its forecast of memory is about itself alone.
+_COMPUTING = RLock()
+
+
+class Changes(TypedDict, total=False):
+    """The settings of `Settings` as keywords. Label values of `roi` and `probabilities` may be the
+    names of structures.
+    """
+
+    device: str
+    precision: str
+    overlap: float | None
+    cleanup: bool
+    backend: str
+    batch: int
+    tta: bool | None
+    max_memory_bytes: int | None
+    probabilities: Sequence[int | str]
+    uncertainty: bool
+    exact: bool
+    orientation: str
+    roi: Sequence[int | str]
+    postprocess: bool
+
+
+def segment(
+    scan: ScanLike,
+    model: ModelLike = None,
+    settings: Settings | None = None,
+    *,
+    force: bool = False,
+    progress: Progress = silent,
+    announce: Callable[[Plan], None] = lambda plan: None,
+    **changes: Unpack[Changes],
+) -> Segmentation:
+    """Segment a scan; without a model with the one that suits it, as `medseg infer` chooses.
+
+    scan: a path (file or DICOM folder), a `Volume`, an image of nibabel or SimpleITK, a pair of an
+    array or tensor (I, J, K) and an affine (4, 4) to RAS+ mm, or a list of these, one for each
+    channel of the model, in its order and on one grid. model: a name such as 'brain', 'ct-tissues'
+    or 'otsu', a folder or zip of a model, several to be averaged, or what `load` returned.
+    settings: see `Settings`; single ones may be given by name: `device="cpu"`. force: also where
+    the model makes no sense for the scan. announce: is told the plan before it is carried out.
+
+    The labels lie on the scan's own grid: same shape, same affine. What speaks against them is
+    warned of (`DataWarning`) and stands in `doubts`. Calls from several threads wait for each
+    other. Raises `BadFile` for scans that are no images or whose place is not certain, `BadConfig`
+    for what is no scan, too few or too many channels, settings that do not fit, and where no model
+    suits, `BadModel`, `NotEnoughMemory` before anything is computed.
+    """
+    asked = settings_of(settings, changes)
+    if isinstance(model, Segmenter):
+        return model(scan, settings, force=force, progress=progress, announce=announce, **changes)
+    with _COMPUTING:
+        return _segment(
+            scan, model_of(model), asked,
+            changes=changes, force=force, progress=progress, announce=announce,
+        )  # fmt: skip
+
+
+class Segmenter:
+    """A model that stays loaded: called with a scan it does what `segment` does.
+
+    It may be called from several threads, which wait for each other. `name`, `table` (what its
+    labels mean) and `channels` (what scans it takes, '' where it does not say) describe it.
+    """
+
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self.model, self.settings = model, settings
+        self._open: dict[Any, Any] = {}
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return _name(self.model)
+
+    @property
+    def table(self) -> LabelTable:
+        """What the values of its labels mean."""
+        return label_table(self.model)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """What each scan is that it takes, in order; '' where it does not say."""
+        return tuple(channel_names(self.model))
+
+    def __call__(
+        self,
+        scan: ScanLike,
+        settings: Settings | None = None,
+        *,
+        force: bool = False,
+        progress: Progress = silent,
+        announce: Callable[[Plan], None] = lambda plan: None,
+        **changes: Unpack[Changes],
+    ) -> Segmentation:
+        """Segment a scan as `medseg.segment` does, with the settings of `medseg.load` unless others
+        are given.
+        """
+        asked = settings_of(settings or self.settings, changes)
+        with _COMPUTING, models_kept_open(self._open):
+            return _segment(
+                scan, self.model, asked,
+                changes=changes, force=force, progress=progress, announce=announce,
+            )  # fmt: skip
+
+    def __repr__(self) -> str:
+        names = ", ".join(name for name in self.channels if name)
+        takes = f"{len(self.channels)} channels" if len(self.channels) > 1 else "one scan"
+        return (
+            f"<Segmenter {self.name}: {takes}{f' ({names})' if names else ''} to"
+            f" {len(self.table)} structures>"
+        )
+
+
+def load(
+    model: ModelLike = "brain",
+    *more: str | os.PathLike[str],
+    folds: Sequence[int | str] = (),
+    checkpoint: str = "final",
+    settings: Settings | None = None,
+    **changes: Unpack[Changes],
+) -> Segmenter:
+    """A model that stays loaded between calls: `model = load("brain"); model(scan)`.
+
+    model, more: names and folders as of `segment`; several are averaged. folds, checkpoint: of
+    models of nnU-Net. settings, changes: for all calls that give no others. Raises `BadModel`,
+    `BadConfig`.
+    """
+    if isinstance(model, Segmenter):
+        asked = settings_of(settings or model.settings, changes)
+        return Segmenter(model.model, named_values(asked, changes, model.model))
+    if checkpoint not in ("final", "best", "latest"):
+        raise BadConfig(f"there is no checkpoint '{checkpoint}'; use final, best or latest")
+    loaded = model_of(
+        [model, *more] if more else model, folds=[str(one) for one in folds], checkpoint=checkpoint
+    )
+    if loaded == AUTO:
+        raise BadConfig("name a model to load; which one suits a scan, medseg.segment chooses")
+    return Segmenter(loaded, named_values(settings_of(settings, changes), changes, loaded))
+
+
+def model_of(
+    model: ModelLike | Sequence[Any], *, folds: Sequence[str] = (), checkpoint: str = "final"
+) -> Model:
+    """The model that is meant; 'auto' for none. Raises `BadModel`, and `BadConfig` for what is no
+    model.
+    """
+    if model is None or (isinstance(model, str) and model == AUTO):
+        return AUTO
+    if isinstance(model, Segmenter):
+        return model.model
+    several: list[Any] = list(model) if isinstance(model, list | tuple) else [model]
+    if several and all(is_path(one) for one in several):
+        names = [os.fspath(one) for one in several]
+        return load_model(*names, folds=folds, checkpoint=checkpoint)
+    is_loaded = several and all(hasattr(one, "spec") for one in several)
+    if is_loaded or hasattr(model, "models"):
+        loaded: Any = model
+        return loaded
+    raise BadConfig(
+        f"a model is a name such as 'brain', a folder or what medseg.load returns; this is"
+        f" {what_is(model)}"
+    )
+
+
+#: Settings whose values may be names of structures.
+_BY_NAME = ("roi", "probabilities")
+
+
+def settings_of(settings: Settings | None, changes: Changes) -> Settings:
+    """The settings with changes, all but those that may be names of structures. Raises `BadConfig`
+    for wrong values, `TypeError` for a name that no setting has.
+    """
+    if settings is not None and not isinstance(settings, Settings):
+        raise BadConfig(f"settings are a medseg.Settings, and this is {what_is(settings)}")
+    names = {one.name for one in fields(Settings)}
+    for name in changes:
+        if name not in names:
+            near = get_close_matches(name, names, 1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise TypeError(f"there is no setting '{name}'{meant}")
+    plain: dict[str, Any] = {key: one for key, one in changes.items() if key not in _BY_NAME}
+    return replace(settings or Settings(), **plain)
+
+
+def named_values(settings: Settings, changes: Changes, model: Model) -> Settings:
+    """The settings with the values of the structures that are named. Raises `BadConfig`."""
+    given: dict[str, Any] = {key: one for key, one in changes.items() if key in _BY_NAME}
+    values: dict[str, Any] = {}
+    for key, names in given.items():
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            raise BadConfig(f"{key} is a list of names or values, and this is {what_is(names)}")
+        if all(isinstance(one, int) for one in names):
+            values[key] = tuple(names)
+            continue
+        try:
+            values[key] = labels_named(model, [str(one) for one in names])
+        except BadConfig as error:
+            raise BadConfig(str(error).replace("--roi", key)) from None
+    return replace(settings, **values)
+
+
+def _segment(
+    scan: ScanLike,
+    model: Model,
+    settings: Settings,
+    *,
+    changes: Changes,
+    force: bool,
+    progress: Progress,
+    announce: Callable[[Plan], None],
+) -> Segmentation:
+    is_about_labels = settings.roi or settings.probabilities or any(map(changes.get, _BY_NAME))
+    if model == AUTO and is_about_labels:  # as `medseg infer` understands it
+        model = load_model("brain")
+    try:
+        volumes, source = _read(scan, model)
+        asked = named_values(settings, changes, model)
+        return segment_scan(
+            volumes, model, asked,
+            source=source, force=force, progress=progress, announce=announce,
+        )  # fmt: skip
+    except BadConfig as error:
+        raise in_python(error) from None
+
+
+def _read(scan: object, model: Model) -> tuple[list[Volume], Path | None]:
+    """The channels of a scan, and the file of the first where it is one. Raises `BadConfig` for
+    what is no scan, or has another number of channels than the model takes.
+    """
+    names = channel_names(model)
+    if is_path(scan):
+        path = Path(os.fspath(scan))
+        if isinstance(scan, str) and not path.exists():
+            raise BadFile(_no_file(scan))
+        return read_scans(Job(scan=path, labels=path), names, Extras()), path
+    if is_one_scan(scan) or not isinstance(scan, list | tuple):
+        volumes = as_volumes(scan)
+        _check_count(len(volumes), f"{what_is(scan)} of {len(volumes)} volumes", model)
+        return volumes, None
+    _check_count(len(scan), what_is(scan), model)
+    if all(is_path(one) for one in scan):
+        first, *rest = (Path(os.fspath(one)) for one in scan)
+        job = Job(scan=first, labels=first, channels=tuple(rest))
+        return read_scans(job, names, Extras()), first
+    return [as_volume(one) for one in scan], None
+
+
+def _no_file(text: str) -> str:
+    models = (*UNTRAINED, *bundled_models())
+    meant = f"; to use the model of this name: segment(scan, {text!r})" if text in models else ""
+    return f"{text!r} is a text that names no file or folder{meant or '; check the name'}"
+
+
+def _check_count(count: int, given: str, model: Model) -> None:
+    names = channel_names(model)
+    if count == len(names):
+        return
+    title = "a model that is chosen by the scan" if model == AUTO else f"the model {_name(model)}"
+    listed = f" ({', '.join(names)})" if any(names) else ""
+    wanted = "1 scan" if len(names) == 1 else f"{len(names)} scans{listed}, in this order"
+    raise BadConfig(
+        f"{title} takes {wanted}, and {given} is given; call it for each of several scans, or"
+        " medseg.batch for many"
+    )
+
+
+def _name(model: Model) -> str:
+    if isinstance(model, str):
+        return model
+    return model.name if is_set(model) else as_list(model)[0].spec.name

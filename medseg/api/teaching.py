@@ -1,0 +1,128 @@
+"""Checking a data set and training on it from Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from medseg.errors import BadConfig
+from medseg.io import as_path
+from medseg.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from medseg.dataset import Check
+    from medseg.training import Events, Outcome
+
+
+def check(
+    dataset: str | os.PathLike[str],
+    *,
+    fix: str | os.PathLike[str] | None = None,
+    progress: Progress = silent,
+) -> Check:
+    """Check a data set before training, as `medseg check` does: files, geometry, labels,
+    duplicates, leaks, mirrored cases, outliers.
+
+    fix: a folder for a copy in which everything certain is corrected. The data set itself is never
+    changed. What must be solved before training stands in `errors` of what is returned, all in
+    `findings`. Raises `BadFile` for what is no data set.
+    """
+    from medseg.dataset import check_dataset, read_dataset, write_fixed
+
+    cases = read_dataset(as_path(dataset, "a data set"), progress)
+    result = check_dataset(cases, progress)
+    if fix is not None:
+        write_fixed(cases, result, as_path(fix, "fix"))
+    return result
+
+
+def train(
+    data: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    time_s: float | None = None,
+    model: str | None = None,
+    config: str | os.PathLike[str] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    fold: int | None = None,
+    folds: int | None = None,
+    finetune: str | os.PathLike[str] | None = None,
+    max_memory_bytes: int | None = None,
+    seed: int | None = None,
+    deterministic: bool = False,
+    track: tuple[str, ...] = (),
+    resume: bool = True,
+    anyway: bool = False,
+    events: Events | None = None,
+) -> Outcome:
+    """Train a model, as `medseg train` does; the same call goes on where an interrupted run
+    stopped.
+
+    data: a data set as you have it, or a config of label maps (.yaml). output: the run folder, by
+    default runs/NAME. time_s: all it may take, planning and scoring included. model: the
+    architecture. changes: settings of a config by their dotted names: `{"train.batch": 4}`. folds
+    without a fold: a model for each. events: who is told what happens. The model is left in
+    RUN/model, scored, and stands in `models` of what is returned; `medseg.load(outcome.run)` uses
+    it. Raises `BadFile` for data with errors, `BadConfig`, `NotEnoughMemory` before it begins.
+    """
+    began = monotonic()  # before torch is loaded, which counts into the time
+    place, run = as_path(data, "data"), None if output is None else as_path(output, "output")
+    settings = dict(changes or {})
+    settings |= {"train.seed": seed} if seed is not None else {}
+    settings |= {"train.deterministic": True} if deterministic else {}
+    if place.suffix.lower() in (".yaml", ".yml"):
+        others = {"model": model, "config": config, "fold": fold, "folds": folds}
+        wrong = [name for name, one in (others | {"finetune": finetune}).items() if one is not None]
+        if wrong:
+            raise BadConfig(f"{wrong[0]} goes with a data set; {place} is a config, set it there")
+        settings |= {"train.time_s": time_s, "train.steps": None} if time_s else {}
+        return _train_config(place, run, settings, resume=resume, events=events, began=began)
+    from medseg.training import Request, train_folds
+
+    request = Request(
+        data=place,
+        run=run,
+        config=None if config is None else as_path(config, "config"),
+        overrides=settings,
+        architecture=model,
+        time_s=time_s,
+        folds=folds,
+        fold=fold,
+        every_fold=folds is not None and fold is None,
+        finetune=None if finetune is None else os.fspath(finetune),
+        memory_bytes=max_memory_bytes,
+        track=tuple(track),
+        resume=resume,
+        anyway=anyway,
+        began=began,
+    )
+    outcome = train_folds(request, events)
+    if outcome is None:
+        raise BadConfig("this is a further process of torchrun's; only the first has the outcome")
+    return outcome
+
+
+def _train_config(
+    path: Path,
+    output: Path | None,
+    changes: dict[str, Any],
+    *,
+    resume: bool,
+    events: Events | None,
+    began: float,
+) -> Outcome:
+    """Train from label maps, of which a config says all."""
+    from medseg.config import load_config, read_settings
+    from medseg.training import Events, Outcome, train as train_in
+
+    if "synth" not in read_settings(path):
+        raise BadConfig(f"{path} has no synth, so it trains from scans: give them, and config=")
+    settings = load_config(path, changes)
+    run = output or Path("runs") / settings.name
+    if not resume and (run / "config.yaml").exists():
+        raise BadConfig(f"{run} holds a run; choose another output, or leave resume out")
+    model = train_in(settings, run, began=began, progress=(events or Events()).training)
+    return Outcome(run=run, models=(model,), evaluation=None)
