@@ -23,6 +23,8 @@ from medseg.text import decimal_number, from_cell, harmless, to_cell, whole_numb
 
 #: Largest label value a table or a label map may hold.
 MAX_VALUE = 65535
+#: Labels that `repr` names.
+_SHOWN = 4
 _CODE_COLUMNS = {  # field of Label -> Slicer's column prefix
     "category": "Category",
     "type": "Type",
@@ -69,7 +71,7 @@ class Label:
     region_modifier: Code | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LabelTable:
     """The structures of a label map, without the background. Raises `BadConfig` for values twice or
     out of range.
@@ -91,6 +93,11 @@ class LabelTable:
         if len(set(values)) != len(values):
             twice = next(value for value in values if values.count(value) > 1)
             raise BadConfig(f"label value {twice} is used twice")
+
+    def __repr__(self) -> str:
+        some = ", ".join(f"{one.value} {harmless(one.name)}" for one in self.labels[:_SHOWN])
+        more = ", ..." if len(self) > _SHOWN else ""
+        return f"<LabelTable of {len(self)}: {some}{more}>"
 
     def __getitem__(self, value: int) -> Label:
         for label in self.labels:

@@ -15,7 +15,7 @@ from medseg.io import as_path, is_path, what_is
 from medseg.progress import Progress, silent
 
 if TYPE_CHECKING:
-    from medseg.cohort import Cohort, Result
+    from medseg.cohort import Cohort, Result, Wanted
 
 
 def batch(
@@ -42,56 +42,39 @@ def batch(
     progress: Progress = silent,
     **changes: Unpack[Changes],
 ) -> Result:
-    """Segment a cohort in several processes, as `medseg batch` does; the same call goes on where an
-    interrupted one stopped.
+    """Segment a cohort in several processes, as `medseg batch` does; called again it goes on.
 
-    cohort: a list (.csv, .tsv, .jsonl, .parquet), a BIDS data set or a folder tree. model: names
-    and folders. settings, changes: as of `segment`. part: i of n, counted from 0. workers:
-    processes, 0 for as many as measurement says. retry: 'failed', 'lost', 'timeout', 'memory' or
-    'all'. max_failed: stop early when more cases have failed; a share as `Fraction(5, 100)`.
-    suffixes, filters: of a BIDS data set. every_series: of folders of DICOM each volume. extras:
-    what is written beside the labels. Returns how many cases are done and why others are not.
-    Raises `BadFile`, `BadConfig`, `BadModel`, `BadOutput`, `Interrupted`.
+    cohort: a list (.csv, .tsv, .jsonl, .parquet), a BIDS data set or a folder tree. settings,
+    changes: as of `segment`. part: i of n, from 0. workers: 0 for what measurement says. retry:
+    'failed', 'lost', 'timeout', 'memory', 'all'. max_failed: stop early when more have failed; a
+    share as `Fraction(5, 100)`. suffixes, filters: of BIDS. every_series: each volume of DICOM.
+    extras: what is written beside the labels. Raises `BadFile`, `BadConfig`, `BadModel`,
+    `BadOutput`, `Interrupted`.
     """
-    from medseg.cohort import Choice, Limits, Request, Wanted, read_any, run_part
+    from medseg.cohort import Choice, Limits, Request, Wanted, run_part
 
-    names = _names(model)
-    loaded, extras = model_of(list(names)), extras or Extras()
+    names, extras = _names(model), extras or Extras()
+    loaded = model_of(list(names))
     check_also(loaded, extras.also)
-    asked = named_values(settings_of(settings, changes), changes, loaded)
     wanted = Wanted(
-        channels=tuple(channel_names(loaded)),
-        suffixes=tuple(suffixes),
-        filters=dict(filters or {}),
-        every_series=every_series,
-    )
-    cases = read_any(as_path(cohort, "a cohort"), wanted)
+        channels=tuple(channel_names(loaded)), suffixes=tuple(suffixes),
+        filters=dict(filters or {}), every_series=every_series,
+    )  # fmt: skip
+    cases, form = _cases(cohort, wanted, layout)
     request = Request(
-        models=names,
-        model=identity_of(loaded),
-        settings=asked,
-        extras=extras,
-        pictures=pictures,
-        verify=verify,
-        layout=_layout(layout, cases),
+        models=names, model=identity_of(loaded), extras=extras, pictures=pictures, verify=verify,
+        settings=named_values(settings_of(settings, changes), changes, loaded), layout=form,
         several=len(suffixes) > 1,
-    )
+    )  # fmt: skip
     limits = Limits(
-        workers=workers,
-        memory_bytes=total_memory_bytes,
-        case_time_s=case_time_s,
-        case_memory_bytes=case_memory_bytes,
-        **_most(max_failed),
-    )
+        workers=workers, memory_bytes=total_memory_bytes, case_time_s=case_time_s,
+        case_memory_bytes=case_memory_bytes, **_most(max_failed),
+    )  # fmt: skip
+    choice = Choice(part=part, retry=tuple(retry), keep_others=keep_others)
     return run_part(
-        cases,
-        as_path(output, "output"),
-        request=request,
-        choice=Choice(part=part, retry=tuple(retry), keep_others=keep_others),
-        limits=limits,
-        table=label_table(loaded),
-        progress=progress,
-    )
+        cases, as_path(output, "output"), request=request, choice=choice, limits=limits,
+        table=label_table(loaded), progress=progress,
+    )  # fmt: skip
 
 
 def _names(model: Any) -> tuple[str, ...]:
@@ -108,14 +91,16 @@ def _names(model: Any) -> tuple[str, ...]:
     return tuple(str(Path(name).resolve()) if Path(name).exists() else name for name in names)
 
 
-def _layout(asked: str, cohort: Cohort) -> str:
-    if asked == "auto":
-        return "bids" if cohort.kind == "bids" else "cases"
-    if asked == "bids" and cohort.kind != "bids":
+def _cases(cohort: str | os.PathLike[str], wanted: Wanted, layout: str) -> tuple[Cohort, str]:
+    """The cases, and the form of the output. Raises `BadFile`, `BadConfig`."""
+    from medseg.cohort import read_any
+
+    if layout not in ("auto", "cases", "bids"):
+        raise BadConfig(f"there is no layout '{layout}'; use auto, cases or bids")
+    cases = read_any(as_path(cohort, "a cohort"), wanted)
+    if layout == "bids" and cases.kind != "bids":
         raise BadConfig("layout 'bids' is for a BIDS data set, whose names say where results lie")
-    if asked not in ("cases", "bids"):
-        raise BadConfig(f"there is no layout '{asked}'; use auto, cases or bids")
-    return asked
+    return cases, "bids" if layout != "cases" and cases.kind == "bids" else "cases"
 
 
 def _most(max_failed: int | Fraction | None) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from medseg.inference import (
     segment_scan,
 )
 from medseg.io import ScanLike, as_volume, as_volumes, is_one_scan, is_path, what_is
-from medseg.models import bundled_models
+from medseg.models import known_models
 from medseg.progress import Progress, silent
 from medseg.volume import Volume
 
@@ -291,7 +291,7 @@ def _read(scan: object, model: Model) -> tuple[list[Volume], Path | None]:
 
 
 def _no_file(text: str) -> str:
-    models = (*UNTRAINED, *bundled_models())
+    models = (*UNTRAINED, *known_models())
     meant = f"; to use the model of this name: segment(scan, {text!r})" if text in models else ""
     return f"{text!r} is a text that names no file or folder{meant or '; check the name'}"
 

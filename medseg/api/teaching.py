@@ -83,22 +83,12 @@ def train(
     from medseg.training import Request, train_folds
 
     request = Request(
-        data=place,
-        run=run,
-        config=None if config is None else as_path(config, "config"),
-        overrides=settings,
-        architecture=model,
-        time_s=time_s,
-        folds=folds,
-        fold=fold,
-        every_fold=folds is not None and fold is None,
-        finetune=None if finetune is None else os.fspath(finetune),
-        memory_bytes=max_memory_bytes,
-        track=tuple(track),
-        resume=resume,
+        data=place, run=run, overrides=settings, architecture=model, time_s=time_s, folds=folds,
+        config=None if config is None else as_path(config, "config"), fold=fold, began=began,
+        finetune=None if finetune is None else os.fspath(finetune), memory_bytes=max_memory_bytes,
+        every_fold=folds is not None and fold is None, track=tuple(track), resume=resume,
         anyway=anyway,
-        began=began,
-    )
+    )  # fmt: skip
     outcome = train_folds(request, events)
     if outcome is None:
         raise BadConfig("this is a further process of torchrun's; only the first has the outcome")

@@ -65,7 +65,7 @@ class Case:
     numbers: tuple[tuple[int, int], ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Dataset:
     """Annotated cases and what their labels mean.
 
@@ -90,6 +90,13 @@ class Dataset:
     unlabelled: tuple[Case, ...] = ()
     findings: tuple[Finding, ...] = ()
     source: Path | None = None
+
+    def __repr__(self) -> str:
+        channels = " + ".join(self.channels)
+        return (
+            f"<Dataset {self.name} ({self.layout}): {len(self.cases)} cases of {channels},"
+            f" {len(self.table)} structures>"
+        )
 
     def __getitem__(self, name: str) -> Case:
         for case in self.cases:

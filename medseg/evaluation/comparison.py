@@ -26,7 +26,7 @@ from medseg.evaluation.summary import read_scores, score_columns
 ROUNDING = 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """What a comparison found.
 
@@ -45,6 +45,10 @@ class Comparison:
     n_cases: int
     n_excluded: int
     problems: list[str]
+
+    def __repr__(self) -> str:
+        order = " > ".join(str(one["method"]) for one in self.methods)
+        return f"<Comparison by {self.score} over {self.n_cases} cases: {order}>"
 
 
 def compare(

@@ -57,7 +57,7 @@ class EvaluationOptions:
     number_cases: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """What an evaluation found.
 
@@ -69,6 +69,14 @@ class Evaluation:
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
     problems: list[str]
+
+    def __repr__(self) -> str:
+        cases = len({row["case"] for row in self.rows})
+        mean = self.summary.get("mean_over_structures", {}).get("dice")
+        dice = "" if mean is None else f", mean Dice {mean:.3f}"
+        structures = len({row["structure"] for row in self.rows})
+        problems = f"; {len(self.problems)} problems" if self.problems else ""
+        return f"<Evaluation of {cases} cases, {structures} structures{dice}{problems}>"
 
 
 def summary_table(summary: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:

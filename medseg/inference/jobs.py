@@ -17,13 +17,13 @@ from pathlib import Path
 
 from medseg.errors import BadConfig, BadFile, BadOutput, MedsegError
 from medseg.io import (
-    WRITERS,
     DicomOptions,
     describe_no_dicom,
     example_folder,
     is_readable_name,
     is_slicer_segmentation,
     strip_suffix,
+    written_suffixes,
 )
 
 #: The name of one channel's file as nnU-Net and many data sets have it: CASE_0000, CASE_0001, ...
@@ -454,13 +454,13 @@ def _is_folder(output: Path) -> bool:
     if _is_dir(output):
         return True
     lower = output.name.lower()
-    if any(lower.endswith(suffix) and len(lower) > len(suffix) for suffix in WRITERS):
+    if any(lower.endswith(suffix) and len(lower) > len(suffix) for suffix in written_suffixes()):
         return False
     suffix = output.suffix.lower()
-    known = [*WRITERS, *_FILE_SUFFIXES]
+    known = [*written_suffixes(), *_FILE_SUFFIXES]
     letters = suffix[1:].isalpha()  # a slip of the pen, as in .nrdd
     if suffix in _FILE_SUFFIXES or (letters and get_close_matches(suffix, known, cutoff=0.8)):
-        listed = ", ".join(sorted(WRITERS))
+        listed = ", ".join(sorted(written_suffixes()))
         raise BadOutput(
             f"{output}: medseg does not write this format; use one of {listed}; if it is a folder,"
             " end its name with /"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from medseg import door
 
 if TYPE_CHECKING:
+    from medseg.io.added import Reader as Reader, Writer as Writer
     from medseg.io.contents import (
         describe_no_dicom as describe_no_dicom,
         example_folder as example_folder,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         read_masks as read_masks,
         strip_suffix as strip_suffix,
         write as write,
+        written_suffixes as written_suffixes,
     )
     from medseg.io.nifti import stored_sizes as stored_sizes
     from medseg.io.nifti_writing import write_nifti as write_nifti
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = door(
     __name__,
     {
+        "added": ("Reader", "Writer"),
         "contents": ("describe_no_dicom", "example_folder"),
         "formats": (
             "DicomOptions",
@@ -74,6 +77,7 @@ __getattr__, __dir__ = door(
             "read_masks",
             "strip_suffix",
             "write",
+            "written_suffixes",
         ),
         "nifti": ("stored_sizes",),
         "nifti_writing": ("write_nifti",),

@@ -7,14 +7,15 @@ holds; the checks of the values that all formats share are made here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg import logs
+from medseg import extensions, logs
 from medseg.errors import BadFile, BadOutput
 from medseg.files import open_file, sweep
+from medseg.io.added import added_reader, added_suffixes, added_writer
 from medseg.io.dicom.headers import is_dicom
 from medseg.io.dicom.result import DicomOptions, class_of
 from medseg.io.dicom.rtstruct import (
@@ -54,7 +55,7 @@ __all__ = [
     "READERS", "WRITERS", "DicomOptions", "Overlap", "Paths", "SeveralVolumes", "embedded_table",
     "is_dicom_source",
     "is_readable_name", "is_slicer_segmentation", "label_kind", "list_volumes", "read",
-    "read_as_stored", "read_labels", "read_masks", "strip_suffix", "write",
+    "read_as_stored", "read_labels", "read_masks", "strip_suffix", "write", "written_suffixes",
 ]  # fmt: skip
 
 #: Suffix to reader: `reader(path, volume_index=None, assume_geometry=None) -> Volume`. Longer
@@ -200,10 +201,12 @@ def write(
     """
     suffix = _suffix(path, WRITERS)
     if suffix is None:
-        raise BadOutput(f"{path}: medseg does not write this format; use one of {_listed(WRITERS)}")
+        listed = ", ".join(sorted(written_suffixes()))
+        raise BadOutput(f"{path}: medseg does not write this format; use one of {listed}")
     sweep(Path(path).parent)
     dicom = {"source": source, "options": options} if suffix.endswith(".dcm") else {}
-    WRITERS[suffix](volume, path, table=table, **dicom)
+    writer = WRITERS.get(suffix) or added_writer(suffix)
+    writer(volume, path, table=table, **dicom)
     logs.debug(__name__, "wrote %r as %s", volume, suffix)
 
 
@@ -250,7 +253,7 @@ def is_dicom_source(path: Paths) -> bool:
         return True
     suffix = _suffix(path, READERS)
     if suffix and suffix not in _VOXELS_ONLY:
-        return READERS[suffix] is read_dicom
+        return READERS.get(suffix) is read_dicom
     with open_file(path) as file:
         start = file.read(132)
     # Old files have no preamble.
@@ -312,13 +315,13 @@ def _raw(
     if is_dicom_source(path):
         reader = partial(read_dicom, **(dicom or {}))
     else:
-        known = READERS.get(_suffix(str(path), READERS) or "")
-        if known is None:
+        suffix = _suffix(str(path), READERS)
+        if suffix is None:
             raise _unknown(str(path))
         if dicom:
             flags = ", ".join(f"--{name}" for name in dicom)
             raise BadFile(f"{path}: is no DICOM, for which alone {flags} is meant; leave it out")
-        reader = known
+        reader = READERS.get(suffix) or added_reader(suffix)
     return _read_with(reader, path, options)
 
 
@@ -332,15 +335,26 @@ def _read_with(reader: Callable[..., Volume], path: Paths, options: dict[str, An
         ) from None
 
 
+def written_suffixes() -> tuple[str, ...]:
+    """The suffixes of all formats that are written."""
+    return (*WRITERS, *added_suffixes(extensions.WRITERS))
+
+
 def _suffix(path: str | Path, known: dict[str, Callable]) -> str | None:
+    """The suffix of a name among medseg's own, or else among those of installed packages."""
     name = Path(path).name.lower()
-    return next(
-        (suffix for suffix in known if name.endswith(suffix) and len(name) > len(suffix)), None
+    own = _ending(name, known)
+    if own is not None:
+        return own
+    return _ending(
+        name, added_suffixes(extensions.READERS if known is READERS else extensions.WRITERS)
     )
 
 
-def _listed(known: dict[str, Callable]) -> str:
-    return ", ".join(sorted(known))
+def _ending(name: str, suffixes: Iterable[str]) -> str | None:
+    return next(
+        (suffix for suffix in suffixes if name.endswith(suffix) and len(name) > len(suffix)), None
+    )
 
 
 def _unknown(path: str | Path) -> BadFile:
@@ -350,5 +364,5 @@ def _unknown(path: str | Path) -> BadFile:
         return BadFile(f"{path}: is a 2-D picture, not a scan; give the volume it was made from")
     return BadFile(
         f"{path}: medseg does not read this kind of file; give a DICOM folder or one of"
-        f" {_listed(READERS)}"
+        f" {', '.join(sorted((*READERS, *added_suffixes(extensions.READERS))))}"
     )

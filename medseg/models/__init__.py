@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         Checkpoint as Checkpoint,
         bundled_models as bundled_models,
         change_spec as change_spec,
+        known_models as known_models,
         load_checkpoint as load_checkpoint,
         save_checkpoint as save_checkpoint,
     )
@@ -59,6 +60,7 @@ __getattr__, __dir__ = door(
             "Checkpoint",
             "bundled_models",
             "change_spec",
+            "known_models",
             "load_checkpoint",
             "save_checkpoint",
         ),

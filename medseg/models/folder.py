@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
+from medseg import extensions
 from medseg.errors import BadConfig, BadFile, BadModel
 from medseg.files import atomic_write, open_file
 from medseg.labels import LabelTable
@@ -39,13 +40,16 @@ MAX_WEIGHTS = 8_000_000_000
 MAX_SPEC = 1_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Checkpoint:
     """A model read from its folder and verified; `network()` builds it."""
 
     spec: ModelSpec
     table: LabelTable
     folder: Path
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {str(self.folder)!r}: {self.spec!r}>"
 
     @property
     def weight_bytes(self) -> int:
@@ -152,8 +156,29 @@ def bundled_models() -> list[str]:
     return sorted(folder.name for folder in BUNDLED.iterdir() if (folder / "model.json").is_file())
 
 
+def known_models() -> list[str]:
+    """Names of the models that come with medseg, and of those of installed packages."""
+    own = bundled_models()
+    return [*own, *(name for name in extensions.added(extensions.MODELS) if name not in own)]
+
+
+def installed_folder(name: str) -> Path | None:
+    """The folder of a model of an installed package; None where there is none of that name."""
+    if name in bundled_models() or Path(name).exists():
+        return None
+    if name not in extensions.added(extensions.MODELS):
+        return None
+    added = extensions.load(extensions.MODELS, name)
+    folder = added() if callable(added) else added
+    if not isinstance(folder, str | Path):
+        package = extensions.package_of(extensions.MODELS, name)
+        raise BadModel(f"the package {package} adds the model '{name}' and names no folder for it")
+    return Path(folder)
+
+
 def load_checkpoint(name: str) -> Checkpoint:
-    """The model of a folder, of a training run's folder, or of a bundled name.
+    """The model of a folder, of a training run's folder, of a bundled name, or of one that an
+    installed package adds.
 
     Raises `BadModel` if there is none or it is damaged.
     """
@@ -182,7 +207,7 @@ def load_checkpoint(name: str) -> Checkpoint:
 
 def _folder_of(name: str) -> Path:
     """The folder that holds the model of a name. Raises `BadModel` if there is none."""
-    folder = BUNDLED / name if name in bundled_models() else Path(name)
+    folder = BUNDLED / name if name in bundled_models() else installed_folder(name) or Path(name)
     for place in (folder, folder / "model"):
         if (place / "model.json").is_file():
             return place
@@ -191,7 +216,7 @@ def _folder_of(name: str) -> Path:
             f"the model '{name}' is nnU-Net's: infer, convert and info read it, and nothing else"
             " does"
         )
-    known = ", ".join(bundled_models())
+    known = ", ".join(known_models())
     raise BadModel(
         f"there is no model '{name}': give a model folder, or one that comes with medseg ({known})"
     )

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medseg.errors import BadConfig, BadModel, MedsegError
-from medseg.models.folder import FOLD, Checkpoint, bundled_models, load_checkpoint, load_checkpoints
+from medseg.models.folder import (
+    FOLD,
+    Checkpoint,
+    bundled_models,
+    installed_folder,
+    load_checkpoint,
+    load_checkpoints,
+)
 
 if TYPE_CHECKING:
     from medseg.models.sets import ModelSet
@@ -24,7 +31,8 @@ def load_models(
     others.
     """
     found: list[Checkpoint] = []
-    for name in names:
+    for given in names:
+        name = str(installed_folder(given) or given)
         path = Path(name)
         if name in bundled_models() or _is_own(path):
             if folds or checkpoint != "final":

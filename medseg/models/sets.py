@@ -9,7 +9,7 @@ from medseg.labels import LabelTable
 from medseg.models.folder import Checkpoint
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ModelSet:
     """Models that see the same scan; what they find is laid over each other in order, in one table.
 
@@ -22,6 +22,9 @@ class ModelSet:
     labels: tuple[Mapping[int, int], ...]
     table: LabelTable
     coarse: Callable[[], list[Checkpoint]] = list
+
+    def __repr__(self) -> str:
+        return f"<ModelSet {self.name}: {len(self.models)} models to {len(self.table)} structures>"
 
     def only(self, values: Sequence[int]) -> ModelSet:
         """The set without models that find none of these labels, and without the other labels."""

@@ -138,6 +138,16 @@ class ModelSpec(BaseModel):
             raise ValueError("skip_empty needs intensity 'percentiles', for which air is 0")
         return self
 
+    def __repr__(self) -> str:
+        scans = ", ".join(self.channel_names) or f"{self.channels} channels" * (self.channels > 1)
+        spacing = " x ".join(f"{edge:.3g}" for edge in self.spacing)
+        return (
+            f"<ModelSpec {self.name}: {self.architecture}, {scans or 'one scan'} to"
+            f" {len(self.classes) - 1} structures, {spacing} mm, {self.grid} grid>"
+        )
+
+    __str__ = __repr__
+
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Edges of a voxel of the model's grid in mm along (R, A, S)."""

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from medseg.networks.zoo import (
         DEEP_SUPERVISION as DEEP_SUPERVISION,
         FLOAT32_ON_CPU as FLOAT32_ON_CPU,
-        TRAINING as TRAINING,
         build_network as build_network,
         check_patch as check_patch,
+        known_networks as known_networks,
         patch_multiples as patch_multiples,
         small as small,
+        training_of as training_of,
     )
 
 __getattr__, __dir__ = door(
@@ -29,11 +30,12 @@ __getattr__, __dir__ = door(
         "zoo": (
             "DEEP_SUPERVISION",
             "FLOAT32_ON_CPU",
-            "TRAINING",
             "build_network",
             "check_patch",
+            "known_networks",
             "patch_multiples",
             "small",
+            "training_of",
         ),
     },
 )

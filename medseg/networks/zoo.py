@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from medseg import extensions
 from medseg.errors import BadModel
 from medseg.networks.bundles import bundle_network
 from medseg.networks.deeplab import DeepLab
@@ -133,9 +134,26 @@ def small(name: str, patch: Sequence[int]) -> dict[str, Any]:
     ):
         halvings += 1
     options = _small_options(halvings, patch)
+    if name not in options and name in extensions.added(extensions.NETWORKS):
+        return dict(getattr(extensions.load(extensions.NETWORKS, name), "small", {}))
     if name not in options:
         raise BadModel(f"there is no small '{name}'; there is one of {', '.join(sorted(options))}")
     return options[name] | ({"deep_supervision": True} if name in DEEP_SUPERVISION else {})
+
+
+def known_networks() -> tuple[str, ...]:
+    """The networks that can be trained, with those of installed packages."""
+    return (
+        *MODELS,
+        *(name for name in extensions.added(extensions.NETWORKS) if name not in MODELS),
+    )
+
+
+def training_of(name: str) -> dict[str, Any]:
+    """How a network is trained; one of an installed package may say so in its `training`."""
+    if name in TRAINING:
+        return TRAINING[name]
+    return _CONVOLUTIONS | getattr(extensions.load(extensions.NETWORKS, name), "training", {})
 
 
 def _cubes(levels: int) -> dict[str, Any]:
@@ -147,16 +165,17 @@ def _cubes(levels: int) -> dict[str, Any]:
 
 
 def build_network(name: str, channels: int, classes: int, /, **options: Any) -> nn.Module:
-    """The named network with fresh weights. Raises `BadModel` for a name or an option that does not
-    exist.
+    """The named network, or that of an installed package, with fresh weights. Raises `BadModel` for
+    a name or an option that does not exist.
     """
-    builders = NETWORKS | RUN_ALONE
-    if name not in builders:
-        raise BadModel(
-            f"there is no architecture '{name}'; medseg has {', '.join(sorted(NETWORKS))}"
-        )
+    builder = (NETWORKS | RUN_ALONE).get(name)
+    if builder is None:
+        if name not in known_networks():
+            listed = ", ".join(sorted(known_networks()))
+            raise BadModel(f"there is no architecture '{name}'; medseg has {listed}")
+        builder = extensions.load(extensions.NETWORKS, name)
     try:
-        return builders[name](channels, classes, **options)
+        return builder(channels, classes, **options)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise BadModel(f"the architecture '{name}' cannot be built: {error}") from None
 

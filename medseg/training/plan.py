@@ -20,7 +20,7 @@ from medseg.config import Config
 from medseg.dataset import Check, Dataset
 from medseg.errors import BadConfig, BadFile
 from medseg.labels import is_lateral
-from medseg.networks import TRAINING, build_network, patch_multiples, small
+from medseg.networks import build_network, known_networks, patch_multiples, small, training_of
 from medseg.training.capacity import Machine, seconds_a_voxel
 
 #: Patches that a run should see at least; fewer and it is better to make each of them cheaper.
@@ -141,10 +141,9 @@ def make_plan(
     fixed: dotted settings that a person made. judged: whether a validation scan holds any
     structure, so that scores in between can choose the weights.
     """
-    if architecture not in TRAINING:
-        raise BadConfig(
-            f"there is no architecture '{architecture}'; medseg has {', '.join(sorted(TRAINING))}"
-        )
+    if architecture not in known_networks():
+        listed = ", ".join(sorted(known_networks()))
+        raise BadConfig(f"there is no architecture '{architecture}'; medseg has {listed}")
     plan = _Plan(dict(fixed or {}))
     time_s = _duration(plan, machine)
     sizes = ("model.patch", "model.options", "model.spacing_mm", "train.steps")
@@ -227,7 +226,7 @@ def _choose_network(
     )
     plan.choose("model.options", *options)
     for key in ("optimizer", "learning_rate", "weight_decay"):
-        plan.choose(f"train.{key}", TRAINING[architecture][key], f"usual for {architecture}")
+        plan.choose(f"train.{key}", training_of(architecture)[key], f"usual for {architecture}")
     plan.choose("train.schedule", "poly", "the rate falls all along, so that it ends with the time")
 
 
@@ -244,7 +243,7 @@ def _choose_steps(
     steps: float = plan.get("train.steps") or 0.75 * time_s / (
         seconds_a_patch * plan["train.batch"]
     )
-    warmup = max(1, min(TRAINING[architecture]["warmup"], round(steps / 20)))
+    warmup = max(1, min(training_of(architecture)["warmup"], round(steps / 20)))
     plan.choose("train.warmup", warmup, f"usual for {architecture}, at most a twentieth of the run")
     ema = round(1 - min(0.01, max(0.001, 10 / max(steps, 1))), 4)
     plan.choose("train.ema", ema, "averages weights over the last few per cent of the run")

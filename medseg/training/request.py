@@ -90,7 +90,7 @@ class Events:
     say: Callable[[str], None] = _nothing
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Outcome:
     """Finished training: the run folder, the models in it, their scores (None if nothing was held
     out), and for each scored case the files of its true and its found labels."""
@@ -99,3 +99,8 @@ class Outcome:
     models: tuple[Path, ...]
     evaluation: Evaluation | None
     pairs: Mapping[str, tuple[Path, Path]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        models = f"{len(self.models)} models" if len(self.models) > 1 else "a model"
+        scored = f", {self.evaluation!r}" if self.evaluation is not None else ""
+        return f"<Outcome in {str(self.run)!r}: {models}{scored}>"

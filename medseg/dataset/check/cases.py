@@ -53,7 +53,7 @@ class Digests(NamedTuple):
     labels: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Check:
     """What `check_dataset` found: findings, errors first, facts of every case that could be read,
     and its digests.
@@ -62,6 +62,10 @@ class Check:
     findings: tuple[Finding, ...]
     facts: tuple[CaseFacts, ...]
     digests: Mapping[str, Digests] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        warnings = len(self.findings) - len(self.errors)
+        return f"<Check of {len(self.facts)} cases: {len(self.errors)} errors, {warnings} warnings>"
 
     @property
     def errors(self) -> tuple[Finding, ...]:
