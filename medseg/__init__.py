@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     )
     from medseg.errors import DataWarning, MedsegError
     from medseg.inference import Segmentation, Settings
-    from medseg.io import as_volume, read, read_labels, to_nibabel, to_sitk, write
+    from medseg.io import (
+        Reader,
+        Writer,
+        as_volume,
+        read,
+        read_labels,
+        to_nibabel,
+        to_sitk,
+        write,
+    )
     from medseg.labels import Label, LabelTable
     from medseg.version import __version__
     from medseg.volume import Volume
@@ -69,10 +78,12 @@ __all__ = [
     "Label",
     "LabelTable",
     "MedsegError",
+    "Reader",
     "Segmentation",
     "Segmenter",
     "Settings",
     "Volume",
+    "Writer",
     "__version__",
     "as_volume",
     "batch",
@@ -109,7 +120,16 @@ __getattr__, __dir__ = door(
         ),
         "errors": ("DataWarning", "MedsegError"),
         "inference": ("Segmentation", "Settings"),
-        "io": ("as_volume", "read", "read_labels", "to_nibabel", "to_sitk", "write"),
+        "io": (
+            "Reader",
+            "Writer",
+            "as_volume",
+            "read",
+            "read_labels",
+            "to_nibabel",
+            "to_sitk",
+            "write",
+        ),
         "labels": ("Label", "LabelTable"),
         "version": ("__version__",),
         "volume": ("Volume",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,16 +28,23 @@ def draw_figure(scan: Volume, labels: Volume, table: LabelTable) -> Figure:
     Raises `BadConfig` where matplotlib is not installed.
     """
     try:
-        if "IPython" in sys.modules:  # only then does a notebook show figures
-            import matplotlib.pyplot  # noqa: F401
         from matplotlib.figure import Figure
     except ImportError:
         raise BadConfig(
             "a plot needs matplotlib, which is not here: pip install medseg[plot]"
         ) from None
+
+    class Shown(Figure):
+        """A figure that a notebook shows without a backend of matplotlib."""
+
+        def _repr_png_(self) -> bytes:
+            content = BytesIO()
+            self.savefig(content, format="png", dpi=100)
+            return content.getvalue()
+
     image, mask = reorient(scan, "RAS"), reorient(labels, "RAS")
     low, high = contrast_of(image.data)[:2]
-    figure = Figure(figsize=(11, 4), layout="constrained", facecolor="white")
+    figure = Shown(figsize=(11, 4), layout="constrained", facecolor="white")
     axes = figure.subplots(1, len(PLANES))
     for one, (name, plane) in zip(axes, PLANES.items()):
         _draw_plane(one, image, mask, table=table, plane=plane, limits=(low, high))
