@@ -17,7 +17,7 @@ from medseg.volume import Volume
 class Reader(Protocol):
     """What reads a format: a function, or an object of a subclass of this.
 
-    An installed package adds it by an entry point of the group `medseg.readers` whose name is the
+    An installed package adds it by an entry point of the group 'medseg.readers' whose name is the
     suffix.
     """
 
@@ -34,7 +34,7 @@ class Reader(Protocol):
 class Writer(Protocol):
     """What writes a format: a function, or an object of a subclass of this.
 
-    An installed package adds it by an entry point of the group `medseg.writers` whose name is the
+    An installed package adds it by an entry point of the group 'medseg.writers' whose name is the
     suffix.
     """
 

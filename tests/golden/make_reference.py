@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import is_dataclass
+from functools import cached_property
 from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-import medseg
+import medseg.api
 
 FILE = Path(__file__).resolve().parents[2] / "docs" / "reference.md"
 HEAD = """# Public names
@@ -32,7 +33,8 @@ def _default(value: Any) -> str:
 
 
 def _argument(one: inspect.Parameter) -> str:
-    typed = f"{one.name}: {one.annotation}"
+    stars = "**" if one.kind is one.VAR_KEYWORD else "*" if one.kind is one.VAR_POSITIONAL else ""
+    typed = f"{stars}{one.name}: {one.annotation}"
     return typed if one.default is one.empty else f"{typed} = {_default(one.default)}"
 
 
@@ -40,8 +42,10 @@ def signature(name: str, value: Any) -> str:
     """How something is called, an argument a line where that is longer than 100 columns."""
     parameters = list(inspect.signature(value).parameters.values())
     shown = [_argument(one) for one in parameters if one.name != "self"]
+    starred = any(one.kind is one.VAR_POSITIONAL for one in parameters)
     first_by_name = next(
-        (n for n, one in enumerate(parameters) if one.kind is one.KEYWORD_ONLY), None
+        (n for n, one in enumerate(parameters) if one.kind is one.KEYWORD_ONLY and not starred),
+        None,
     )
     if first_by_name is not None:
         shown.insert(first_by_name - (len(parameters) - len(shown)), "*")
@@ -61,11 +65,12 @@ def members(value: type) -> list[str]:
     """A line for each public method and property of a class, in the order of the source."""
     lines = []
     for name, member in vars(value).items():
-        kinds = (property, classmethod, staticmethod, FunctionType)
+        kinds = (property, cached_property, classmethod, staticmethod, FunctionType)
         if name.startswith("_") or not isinstance(member, kinds):
             continue
-        function = member.fget if isinstance(member, property) else getattr(value, name)
-        title = name if isinstance(member, property) else signature(name, function)
+        is_value = isinstance(member, property | cached_property)
+        function = member if is_value else getattr(value, name)
+        title = name if is_value else signature(name, function)
         lines.append(f"- `{' '.join(title.split())}`: {' '.join(text_of(function).split())}")
     return lines
 
@@ -73,9 +78,12 @@ def members(value: type) -> list[str]:
 def section(name: str) -> str:
     """What is said of one public name."""
     value = getattr(medseg, name)
+    if inspect.ismodule(value):  # a package that has the name of what it does when it is called
+        value = getattr(medseg.api, name)
     if isinstance(value, str):
         return f"## `{name}`\n\nThe version of medseg, a text.\n"
-    has_arguments = not (inspect.isclass(value) and issubclass(value, Exception))
+    is_called = not getattr(value, "_is_protocol", False)
+    has_arguments = is_called and not (inspect.isclass(value) and issubclass(value, Exception))
     call = f"```python\n{signature(name, value)}\n```\n\n" if has_arguments else ""
     inside = members(value) if inspect.isclass(value) and has_arguments else []
     lines = "\n".join(inside) + "\n" if inside else ""
