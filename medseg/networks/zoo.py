@@ -144,8 +144,8 @@ def small(name: str, patch: Sequence[int]) -> dict[str, Any]:
 def known_networks() -> tuple[str, ...]:
     """The networks that can be trained, with those of installed packages."""
     return (
-        *MODELS,
-        *(name for name in extensions.added(extensions.NETWORKS) if name not in MODELS),
+        *NETWORKS,
+        *(name for name in extensions.added(extensions.NETWORKS) if name not in NETWORKS),
     )
 
 
