@@ -156,7 +156,8 @@ def what_is(thing: object) -> str:
         return "an image of SimpleITK"
     kind = type(thing)
     home = "" if kind.__module__ == "builtins" else f"{kind.__module__.split('.')[0]}."
-    return f"a {home}{kind.__qualname__}"
+    name = f"{home}{kind.__qualname__}"
+    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 #: In this order; a bool is an int.
