@@ -53,8 +53,10 @@ def batch(
     """
     from medseg.cohort import Choice, Limits, Request, Wanted, run_part
 
-    names, extras = _names(model), extras or Extras()
+    plain, extras = settings_of(settings, changes), extras or Extras()
+    names = _names(model)
     loaded = model_of(list(names))
+    asked = named_values(plain, changes, loaded)
     check_also(loaded, extras.also)
     wanted = Wanted(
         channels=tuple(channel_names(loaded)), suffixes=tuple(suffixes),
@@ -62,9 +64,8 @@ def batch(
     )  # fmt: skip
     cases, form = _cases(cohort, wanted, layout)
     request = Request(
-        models=names, model=identity_of(loaded), extras=extras, pictures=pictures, verify=verify,
-        settings=named_values(settings_of(settings, changes), changes, loaded), layout=form,
-        several=len(suffixes) > 1,
+        models=names, model=identity_of(loaded), settings=asked, extras=extras, layout=form,
+        pictures=pictures, verify=verify, several=len(suffixes) > 1,
     )  # fmt: skip
     limits = Limits(
         workers=workers, memory_bytes=total_memory_bytes, case_time_s=case_time_s,
