@@ -216,6 +216,11 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def counted(count: int, thing: str) -> str:
+    """'1 case', '2 cases'."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
 def to_cell(value: Any) -> Any:
     """A value for a table: text harmless, and with an apostrophe before what a spreadsheet would
     take for a formula.

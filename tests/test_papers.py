@@ -40,6 +40,12 @@ MADE = set(
 )
 
 
+#: Groups of entry points, which look like modules.
+GROUPS = set(
+    re.findall(r'"(medseg\.\w+)"', (PACKAGE / "extensions.py").read_text(encoding="utf-8"))
+)
+
+
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -125,7 +131,7 @@ def test_modules_and_names_in_backquotes_are_there(path: Path):
         for word in words(path)
         if re.fullmatch(r"medseg(\.[A-Za-z_]\w*)+\.?", word)
     }
-    assert [name for name in sorted(dotted) if not is_there(name)] == []
+    assert [name for name in sorted(dotted - GROUPS) if not is_there(name)] == []
 
 
 @pytest.mark.parametrize("path", [*PAPERS, *CODE], ids=name_of)

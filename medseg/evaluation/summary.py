@@ -17,7 +17,7 @@ from medseg.evaluation.lesions import LesionOptions
 from medseg.evaluation.metrics import Empty, score_titles
 from medseg.evaluation.surfaces import Surface
 from medseg.files import read_text
-from medseg.text import decimal_number, from_cell, to_cell
+from medseg.text import counted, decimal_number, from_cell, to_cell
 
 #: Columns of scores.csv that are not scores.
 NOT_SCORES = (
@@ -75,8 +75,9 @@ class Evaluation:
         mean = self.summary.get("mean_over_structures", {}).get("dice")
         dice = "" if mean is None else f", mean Dice {mean:.3f}"
         structures = len({row["structure"] for row in self.rows})
-        problems = f"; {len(self.problems)} problems" if self.problems else ""
-        return f"<Evaluation of {cases} cases, {structures} structures{dice}{problems}>"
+        problems = f"; {counted(len(self.problems), 'problem')}" if self.problems else ""
+        of = f"{counted(cases, 'case')}, {counted(structures, 'structure')}"
+        return f"<Evaluation of {of}{dice}{problems}>"
 
 
 def summary_table(summary: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:

@@ -37,6 +37,7 @@ from medseg.dataset.check.structures import absent_structures, separate_parts, s
 from medseg.errors import MedsegError
 from medseg.io import digest, read_as_stored, stored_sizes
 from medseg.progress import Progress, silent
+from medseg.text import counted
 from medseg.volume import Volume, describe_grid, grid_distance_mm, turned_onto
 
 #: A label whose header is off by less than this part of a voxel lies on its image's grid; --fix
@@ -64,8 +65,9 @@ class Check:
     digests: Mapping[str, Digests] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        warnings = len(self.findings) - len(self.errors)
-        return f"<Check of {len(self.facts)} cases: {len(self.errors)} errors, {warnings} warnings>"
+        errors, warnings = len(self.errors), len(self.findings) - len(self.errors)
+        found = f"{counted(errors, 'error')}, {counted(warnings, 'warning')}"
+        return f"<Check of {counted(len(self.facts), 'case')}: {found}>"
 
     @property
     def errors(self) -> tuple[Finding, ...]:

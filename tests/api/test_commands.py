@@ -1,0 +1,184 @@
+"""The commands from Python: one call each, with what the command line gives."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import medseg
+from making import configs, datasets, networks as tiny
+from medseg.errors import BadConfig, BadFile, BadOutput
+
+COMMANDS = ("batch", "check", "clean", "compare", "convert", "evaluate", "train", "view")
+
+
+def labels_of(shape: tuple[int, int, int] = (12, 13, 14)) -> medseg.Volume:
+    data = np.zeros(shape, np.uint8)
+    data[2:7, 2:8, 2:9] = 1
+    data[8:11, 8:11, 8:12] = 2
+    data[0, 0, 0] = 1  # a stray
+    return medseg.Volume(data, tiny.affine_of())
+
+
+TABLE = medseg.LabelTable((medseg.Label(1, "liver", (9, 8, 7)), medseg.Label(2, "cyst", (1, 2, 3))))
+
+
+def test_the_calls_are_called_like_the_commands():
+    from medseg.cli.app import COMMANDS as ON_THE_COMMAND_LINE
+
+    names = {command.__name__ for command in ON_THE_COMMAND_LINE}
+    assert set(COMMANDS) <= names and set(COMMANDS) <= set(dir(medseg))
+    for name in COMMANDS:
+        assert callable(getattr(medseg, name))
+
+
+def test_the_package_of_pictures_can_be_called_and_is_still_a_package(tmp_path: Path):
+    import medseg.view as package
+    from medseg.view import write_page
+
+    assert inspect.ismodule(package) and package is medseg.view and callable(write_page)
+    with pytest.raises(BadOutput, match=r"ends in \.html, \.mrb \(3D Slicer\) or \.png"):
+        medseg.view(labels_of(), labels_of(), tmp_path / "view.pdf")
+
+
+def test_evaluate_gives_the_scores_of_the_command_for_files_and_for_what_is_in_memory(
+    tmp_path: Path,
+):
+    truth, found = labels_of(), labels_of()
+    found.data[3, 3] = 0
+    medseg.write(truth, tmp_path / "truth.nii.gz")
+    medseg.write(found, tmp_path / "found.nii.gz")
+    files = (tmp_path / "truth.nii.gz", tmp_path / "found.nii.gz")
+    assert tiny.medseg("evaluate", *files, "-o", tmp_path / "cli", "-q").code == 0
+    with (tmp_path / "cli" / "scores.csv").open() as file:
+        expected = [float(row["dice"]) for row in csv.DictReader(file)]
+
+    of_files = medseg.evaluate(*files, tmp_path / "out", bootstrap=0)
+    of_volumes = medseg.evaluate(truth, found, labels={"liver": [1], "cyst": [2]}, table=TABLE)
+    mixed = medseg.evaluate(files[0], (found.data, found.affine), labels="1,2")
+    for one in (of_files, of_volumes, mixed):
+        assert np.allclose([row["dice"] for row in one.rows], expected)
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert [row["structure"] for row in of_volumes.rows] == ["liver", "cyst"]
+    assert repr(of_volumes).startswith("<Evaluation of 1 case, 2 structures, mean Dice 0.9")
+    with pytest.raises(TypeError, match="no option 'tolerance'; there are bootstrap, empty"):
+        medseg.evaluate(*files, tolerance=2)  # type: ignore[call-arg]
+    with pytest.raises(BadConfig, match="3 is a number; give a path"):
+        medseg.evaluate(truth, 3)  # type: ignore[arg-type]
+
+
+def test_compare_ranks_methods(tmp_path: Path):
+    for name, dice in (("good", 0.9), ("poor", 0.5)):
+        rows = [f"case{n},liver,{dice + n / 100}" for n in range(6)]
+        text = "\n".join(["case,structure,dice", *rows])
+        (tmp_path / f"{name}.csv").write_text(text, encoding="utf-8")
+    result = medseg.compare([tmp_path / "poor.csv", tmp_path / "good.csv"], bootstrap=50)
+    assert repr(result) == "<Comparison by dice over 6 cases: good > poor>"
+    with pytest.raises(BadConfig, match="a list of two files or more, and this is a text"):
+        medseg.compare("good.csv")  # type: ignore[arg-type]
+
+
+def test_clean_is_what_the_command_does_to_files_and_to_what_is_in_memory(tmp_path: Path):
+    medseg.write(labels_of(), tmp_path / "in.nii.gz")
+    options = ("--keep-largest", "--labels", "1")
+    out = tmp_path / "cli.nii.gz"
+    assert tiny.medseg("clean", tmp_path / "in.nii.gz", "-o", out, *options).code == 0
+    for one in (labels_of(), tmp_path / "in.nii.gz", (labels_of().data, labels_of().affine)):
+        cleaned = medseg.clean(one, tmp_path / "out.nii.gz", keep_largest=True, only=[1])
+        assert np.array_equal(cleaned.data, medseg.read_labels(out).data)
+        assert np.array_equal(medseg.read_labels(tmp_path / "out.nii.gz").data, cleaned.data)
+    assert cleaned.data[0, 0, 0] == 0
+    with pytest.raises(BadConfig, match="say what to do: keep_largest"):
+        medseg.clean(labels_of())
+
+
+def test_check_finds_what_the_command_finds(tmp_path: Path):
+    data = datasets.decathlon(tmp_path / "data", count=3)
+    (data / "labelsTr" / "case_1.nii.gz").write_bytes(b"damaged")
+    found = medseg.check(data)
+    told = json.loads(tiny.medseg("check", data, "--json", "-q").out)
+    assert len(found.errors) == told["errors"] > 0
+    assert repr(found) == "<Check of 3 cases: 1 error, 0 warnings>"
+    with pytest.raises(BadConfig, match="a data set is a path, and this is a list of 1 path"):
+        medseg.check([tmp_path / "a.nii"])  # type: ignore[arg-type]
+
+
+def test_convert_writes_what_the_command_writes(tmp_path: Path):
+    scan = tiny.save_scan(tmp_path / "scan.nii.gz")
+    assert tiny.medseg("convert", scan, tmp_path / "cli.mha").code == 0
+    for one in (scan, medseg.read(scan), (medseg.read(scan).data, medseg.read(scan).affine)):
+        written = medseg.convert(one, tmp_path / "python.mha")
+        assert written.read_bytes() == (tmp_path / "cli.mha").read_bytes()
+    medseg.write(labels_of(), tmp_path / "labels.nii.gz")
+    named = medseg.convert(tmp_path / "labels.nii.gz", tmp_path / "a.seg.nrrd", labels=TABLE)
+    assert medseg.evaluate(named, named).rows[0]["structure"] == "liver"
+    with pytest.raises(BadConfig, match="are about files"):
+        medseg.convert(labels_of(), tmp_path / "b.nii.gz", repair=True)
+
+
+@pytest.mark.parametrize("suffix", [".html", ".mrb", ".png"])
+def test_view_writes_a_page_a_scene_or_a_picture(suffix: str, tmp_path: Path):
+    scan = tiny.save_scan(tmp_path / "scan.nii.gz")
+    result = medseg.segment(scan, "otsu")
+    saved = result.save(tmp_path / "labels.nii.gz")
+    whole = medseg.view(result, output=tmp_path / f"result{suffix}")
+    parts = medseg.view(scan, saved, tmp_path / f"parts{suffix}")
+    assert whole.stat().st_size > 1000 and parts.stat().st_size > 1000
+    if suffix == ".png":
+        assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_view_says_what_it_needs(tmp_path: Path):
+    scan = tiny.save_scan(tmp_path / "scan.nii.gz")
+    with pytest.raises(BadConfig, match="give the labels too"):
+        medseg.view(scan)
+    with pytest.raises(BadConfig, match="open_page shows a page"):
+        medseg.view(scan, scan, "a.png", open_page=True)
+
+
+def test_train_trains_in_any_thread_and_load_takes_what_comes_of_it(tmp_path: Path):
+    """From a config of label maps; training on scans is the same call of `medseg.training`."""
+    path = configs.make_config(tmp_path)
+    outcomes: list[Any] = []
+    thread = threading.Thread(
+        target=lambda: outcomes.append(
+            medseg.train(path, tmp_path / "run", changes={"train.steps": 2}, seed=3)
+        )
+    )
+    thread.start()
+    thread.join()
+    (outcome,) = outcomes
+    assert outcome.models == (tmp_path / "run" / "model",) and outcome.evaluation is None
+    assert medseg.load(outcome.run).model == medseg.load(outcome.models[0]).model
+    for wrong, says in (
+        ({"fold": 1}, "fold goes with a data set"),
+        ({"model": "unet"}, "model goe"),
+    ):
+        with pytest.raises(BadConfig, match=says):
+            medseg.train(path, tmp_path / "other", **wrong)
+    with pytest.raises(BadConfig, match="choose another output"):
+        medseg.train(path, tmp_path / "run", resume=False)
+    with pytest.raises(BadFile):
+        medseg.train(tmp_path / "nothing")
+
+
+def test_batch_does_a_cohort_and_goes_on(tmp_path: Path):
+    scan = tiny.save_scan(tmp_path / "scan.nii.gz")
+    text = f"case,image_0\none,{scan}\ntwo,{scan}\nthree,{tmp_path / 'none.nii'}\n"
+    (tmp_path / "list.csv").write_text(text, encoding="utf-8")
+    result = medseg.batch(
+        tmp_path / "list.csv", tmp_path / "out", "otsu", workers=1, pictures=False
+    )
+    assert (result.counts["done"], result.total) == (2, 3)
+    assert [name for name, _, _ in result.failures] == ["three"]
+    again = medseg.batch(tmp_path / "list.csv", tmp_path / "out", "otsu", workers=1, pictures=False)
+    assert again.counts == result.counts
+    with pytest.raises(BadConfig, match="loads its model itself"):
+        medseg.batch(tmp_path / "list.csv", tmp_path / "out", medseg.load("brain"))
