@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from medseg import logs
 from medseg.cohort import attempts
 from medseg.cohort.cases import Case
 from medseg.cohort.log import Log
@@ -360,6 +361,7 @@ class Course:
     def _count(self, item: Item, status: str, error: str, **facts: Any) -> None:
         self.came.counts[status] += 1
         self._log.add("", status, item.case.name, **facts)
+        logs.info(__name__, "case %d: %s", self.came.counts.total(), status)
         if status == "done":
             return
         self.came.failures.append((item.case.name, status, error))

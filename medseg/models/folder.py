@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
-from medseg import extensions
+from medseg import extensions, logs
 from medseg.errors import BadConfig, BadFile, BadModel
 from medseg.files import atomic_write, open_file
 from medseg.labels import LabelTable
@@ -202,6 +202,7 @@ def load_checkpoint(name: str) -> Checkpoint:
             f"the weights in {folder} hold {size} bytes, more than the {MAX_WEIGHTS} allowed"
         )
     _check_classes(folder, spec.classes, table)
+    logs.debug(__name__, "%r of weights %.12s", spec, spec.sha256)
     return Checkpoint(spec, table, folder)
 
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from medseg import logs
 from medseg.errors import BadConfig, BadFile, BadOutput, Interrupted, MedsegError
 from medseg.files import atomic_write, private_folder
 from medseg.pacs.client import Limits, quiet_logs
@@ -169,9 +170,11 @@ class Listener:
                 else "it is tried again at the next start"
             )
             self._say(f"{name}: kept: {why.replace(str(series.folder), 'it')}; {again}")
+            logs.warning(__name__, "%s: kept after %s; %s", name, type(error).__name__, again)
             return
         inbox.remove(series)
         self._say(f"{name}: delivered")
+        logs.info(__name__, "%s: delivered", name)
 
     def _make_results(self, series: Series) -> None:
         begun = time.perf_counter()
@@ -182,7 +185,9 @@ class Listener:
             part.replace(series.results)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-        self._say(f"series {series.number}: segmented in {time.perf_counter() - begun:.1f} s")
+        spent_s = time.perf_counter() - begun
+        self._say(f"series {series.number}: segmented in {spent_s:.1f} s")
+        logs.info(__name__, "series %d: segmented in %.1f s", series.number, spent_s)
 
     def _serve(self, inbox: Inbox) -> Any:
         """The running server, which fills the inbox."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medseg import logs
 from medseg.config import Config, TrainConfig
 from medseg.errors import BadConfig
 from medseg.files import sweep
@@ -230,6 +231,7 @@ class Run:
         if done % settings.log_every == 0 or self.position >= 1:
             row = _mean_facts(facts, (done - 1) % settings.log_every + 1, rate)
             self.log.append({**row, "seconds_a_step": round(self.clock.pace, 3)})
+            logs.info(__name__, "%s", row)
             facts["loss"] = facts["dice"] = 0.0
             track(done, row)
             progress(
@@ -239,6 +241,7 @@ class Run:
             scores = self._validate()
             if scores:
                 self.log.append({"step": done, **_named(scores)})
+                logs.info(__name__, "step %d: validation Dice %.3f", done, scores["mean"])
                 track(done, {f"validation/{name}": score for name, score in scores.items()})
                 progress(self.position, {"step": done, "validation": scores})
 

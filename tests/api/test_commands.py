@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import inspect
 import json
+import logging
 import threading
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,11 @@ def test_view_says_what_it_needs(tmp_path: Path):
         medseg.view(scan, scan, "a.png", open_page=True)
 
 
-def test_train_trains_in_any_thread_and_load_takes_what_comes_of_it(tmp_path: Path):
+def test_train_trains_in_any_thread_and_load_takes_what_comes_of_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     """From a config of label maps; training on scans is the same call of `medseg.training`."""
+    caplog.set_level(logging.INFO, logger="medseg")
     path = configs.make_config(tmp_path)
     outcomes: list[Any] = []
     thread = threading.Thread(
@@ -155,6 +159,8 @@ def test_train_trains_in_any_thread_and_load_takes_what_comes_of_it(tmp_path: Pa
     thread.start()
     thread.join()
     (outcome,) = outcomes
+    told = [one.getMessage() for one in caplog.records if one.name == "medseg.training.step"]
+    assert any("'step': 2, 'loss': " in text for text in told)
     assert outcome.models == (tmp_path / "run" / "model",) and outcome.evaluation is None
     assert medseg.load(outcome.run).model == medseg.load(outcome.models[0]).model
     for wrong, says in (
@@ -169,7 +175,8 @@ def test_train_trains_in_any_thread_and_load_takes_what_comes_of_it(tmp_path: Pa
         medseg.train(tmp_path / "nothing")
 
 
-def test_batch_does_a_cohort_and_goes_on(tmp_path: Path):
+def test_batch_does_a_cohort_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, logger="medseg")
     scan = tiny.save_scan(tmp_path / "scan.nii.gz")
     text = f"case,image_0\none,{scan}\ntwo,{scan}\nthree,{tmp_path / 'none.nii'}\n"
     (tmp_path / "list.csv").write_text(text, encoding="utf-8")
@@ -178,6 +185,8 @@ def test_batch_does_a_cohort_and_goes_on(tmp_path: Path):
     )
     assert (result.counts["done"], result.total) == (2, 3)
     assert [name for name, _, _ in result.failures] == ["three"]
+    told = [one.getMessage() for one in caplog.records if one.name == "medseg.cohort.course"]
+    assert [text.split(": ")[0] for text in told] == ["case 1", "case 2", "case 3"]
     again = medseg.batch(tmp_path / "list.csv", tmp_path / "out", "otsu", workers=1, pictures=False)
     assert again.counts == result.counts
     with pytest.raises(BadConfig, match="loads its model itself"):
