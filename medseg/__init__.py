@@ -70,6 +70,11 @@ def _make_callable(package: Any, name: str) -> None:
         def __call__(self, *arguments: Any, **named: Any) -> Any:
             return getattr(import_module("medseg.api"), name)(*arguments, **named)
 
+        @property
+        def __signature__(self) -> Any:
+            function = getattr(import_module("medseg.api"), name)
+            return import_module("inspect").signature(function)
+
     package.__class__ = Called
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from difflib import get_close_matches
@@ -10,7 +11,7 @@ from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 
-from medseg.errors import BadConfig, BadFile
+from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.inference import (
     AUTO,
     UNTRAINED,
@@ -30,6 +31,7 @@ from medseg.inference import (
     models_kept_open,
     read_scans,
     segment_scan,
+    without_names,
 )
 from medseg.io import ScanLike, as_volume, as_volumes, is_one_scan, is_path, what_is
 from medseg.models import known_models
@@ -258,14 +260,28 @@ def _segment(
     if model == AUTO and is_about_labels:  # as `medseg infer` understands it
         model = load_model("brain")
     try:
-        volumes, source = _read(scan, model)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", DataWarning)
+            volumes, source = _read(scan, model)
+        for one in caught:  # to who called, and for the record of what may be saved
+            warnings.warn(one.message, one.category, stacklevel=3)
         asked = named_values(settings, changes, model)
         return segment_scan(
-            volumes, model, asked,
+            volumes, model, asked, messages=_messages(caught, scan),
             source=source, force=force, progress=progress, announce=announce,
         )  # fmt: skip
     except BadConfig as error:
         raise in_python(error) from None
+
+
+def _messages(caught: Sequence[warnings.WarningMessage], scan: object) -> list[str]:
+    """What was said about the data while it was read, without the names of its files."""
+    texts = [str(one.message) for one in caught if issubclass(one.category, DataWarning)]
+    files = [Path(os.fspath(one)) for one in (scan if isinstance(scan, list | tuple) else [scan])
+             if is_path(one)]  # fmt: skip
+    if not files:
+        return texts
+    return without_names(texts, Job(scan=files[0], labels=files[0], channels=tuple(files[1:])))
 
 
 def _read(scan: object, model: Model) -> tuple[list[Volume], Path | None]:

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         infer as infer,
         load_model as load_model,
         read_scans as read_scans,
+        without_names as without_names,
     )
     from medseg.inference.segmentation import segment as segment
     from medseg.inference.settings import (
@@ -91,7 +92,7 @@ __getattr__, __dir__ = door(
             "dicom_results",
             "identity_of",
         ),
-        "run": ("Addition", "infer", "load_model", "read_scans"),
+        "run": ("Addition", "infer", "load_model", "read_scans", "without_names"),
         "result": ("Segmentation",),
         "segmentation": ("segment",),
         "settings": (

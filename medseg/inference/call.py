@@ -42,13 +42,15 @@ def segment_scan(
     settings: Settings,
     *,
     source: Path | None = None,
+    messages: Sequence[str] = (),
     force: bool = False,
     progress: Progress = silent,
     announce: Callable[[Plan], None] = lambda plan: None,
 ) -> Segmentation:
     """Labels for the channels of a scan, with the model that suits it where that is 'auto'.
 
-    source: the file or folder it was read from. force: also where the model makes no sense for the
+    source: the file or folder it was read from. messages: warnings about it, without names,
+    for the record of what is saved. force: also where the model makes no sense for the
     scan. What speaks against the result is a `DataWarning` each, and stands in its `doubts`. Raises
     as `medseg.inference.segment`, and `BadConfig` where no model suits or this one cannot.
     """
@@ -77,12 +79,18 @@ def segment_scan(
         volumes=list(volumes), model=model, seen=seen, dicom={}, origin=None,
         seconds={"look": looked_s} if seen else {},
     )  # fmt: skip
-    writer = partial(_write, scan=scan, settings=settings, source=source)
+    writer = partial(_write, scan=scan, settings=settings, source=source, messages=tuple(messages))
     return replace(result, scan=volumes[0], doubts=tuple(doubts), writer=writer)
 
 
 def _write(
-    result: Segmentation, path: Path, *, scan: Scan, settings: Settings, source: Path | None
+    result: Segmentation,
+    path: Path,
+    *,
+    scan: Scan,
+    settings: Settings,
+    source: Path | None,
+    messages: Sequence[str],
 ) -> dict[str, Any]:
     """Write a result as `infer` writes its own; returns the record."""
     job, extras = Job(scan=source or Path(), labels=path), Extras()
@@ -96,7 +104,9 @@ def _write(
     if dicom:
         origin = origin_of(job, scan.volumes[0], scan.model, extras)
         scan = replace(scan, dicom=dicom, origin=origin)
-    return write_job(job, scan, settings=settings, extras=extras, result=result, messages=[])
+    return write_job(
+        job, scan, settings=settings, extras=extras, result=result, messages=list(messages)
+    )
 
 
 def in_python(error: BadConfig) -> BadConfig:

@@ -128,7 +128,7 @@ def infer(
         settings=settings,
         extras=extras,
         result=result,
-        messages=_without_names(texts, job),
+        messages=without_names(texts, job),
         addition=addition,
         progress=progress,
     )
@@ -409,7 +409,7 @@ def chosen_extras(extras: Extras) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value != usual.get(key, False)}
 
 
-def _without_names(messages: Sequence[str], job: Job) -> list[str]:
+def without_names(messages: Sequence[str], job: Job) -> list[str]:
     """Warnings with other words for the files they begin with: the record must not hold a name."""
     words = {
         str(path): f"channel {n + 1}" if job.channels else "the scan"

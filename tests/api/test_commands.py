@@ -45,6 +45,7 @@ def test_the_package_of_pictures_can_be_called_and_is_still_a_package(tmp_path: 
     from medseg.view import write_page
 
     assert inspect.ismodule(package) and package is medseg.view and callable(write_page)
+    assert list(inspect.signature(medseg.view).parameters)[:3] == ["scan", "labels", "output"]
     with pytest.raises(BadOutput, match=r"ends in \.html, \.mrb \(3D Slicer\) or \.png"):
         medseg.view(labels_of(), labels_of(), tmp_path / "view.pdf")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 import threading
 from pathlib import Path
@@ -201,6 +202,24 @@ def test_the_saved_result_is_what_infer_writes(model: Path, scan: Path, tmp_path
     for key in ("input", "model", "settings", "structures", "files_sha256", "versions"):
         assert records[0][key] == records[1][key], key
     assert saved == tmp_path / "python.nii.gz"
+
+
+def test_what_is_said_of_the_data_is_heard_and_stands_in_the_record(model: Path, tmp_path: Path):
+    data = tiny.phantom()
+    data[0, 0, 0] = np.nan
+    scan = tiny.save_nifti(tmp_path / "named.nii.gz", data, tiny.affine_of())
+    for one, begins in ((scan, "the scan: 1 of"), ((data, tiny.affine_of()), "a pair of an array")):
+        with pytest.warns(DataWarning, match="are not finite") as heard:
+            result = medseg.segment(one, model)
+        assert heard[0].filename == __file__
+        result.save(tmp_path / "labels.nii.gz")
+        record = json.loads((tmp_path / "labels.json").read_text(encoding="utf-8"))
+        assert [text[: len(begins)] for text in record["warnings"]] == [begins]
+
+
+def test_a_result_can_be_sent_to_another_process(model: Path, scan: Path, tmp_path: Path):
+    result = pickle.loads(pickle.dumps(medseg.segment(scan, model)))
+    assert result.save(tmp_path / "labels.nii.gz").is_file()
 
 
 def test_dicom_is_written_only_of_dicom(model: Path, scan: Path, tmp_path: Path):
