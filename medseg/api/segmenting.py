@@ -33,9 +33,18 @@ from medseg.inference import (
     segment_scan,
     without_names,
 )
-from medseg.io import ScanLike, as_volume, as_volumes, is_one_scan, is_path, what_is
+from medseg.io import (
+    ScanLike,
+    as_volume,
+    as_volumes,
+    is_one_scan,
+    is_path,
+    is_readable_name,
+    what_is,
+)
 from medseg.models import known_models
 from medseg.progress import Progress, silent
+from medseg.text import counted
 from medseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -154,7 +163,7 @@ class Segmenter:
         takes = f"{len(self.channels)} channels" if len(self.channels) > 1 else "one scan"
         return (
             f"<Segmenter {self.name}: {takes}{f' ({names})' if names else ''} to"
-            f" {len(self.table)} structures>"
+            f" {counted(len(self.table), 'structure')}>"
         )
 
 
@@ -236,14 +245,18 @@ def named_values(settings: Settings, changes: Changes, model: Model) -> Settings
     for key, names in given.items():
         if isinstance(names, str) or not isinstance(names, Sequence):
             raise BadConfig(f"{key} is a list of names or values, and this is {what_is(names)}")
-        if all(isinstance(one, int) for one in names):
-            values[key] = tuple(names)
-            continue
-        try:
-            values[key] = labels_named(model, [str(one) for one in names])
-        except BadConfig as error:
-            raise BadConfig(str(error).replace("--roi", key)) from None
+        values[key] = _values_of(names, model, key)
+    if settings.roi and "roi" not in values:
+        _values_of(settings.roi, model, "roi")
     return replace(settings, **values)
+
+
+def _values_of(names: Sequence[int | str], model: Model, setting: str) -> tuple[int, ...]:
+    """The values of labels by names or values, which the model has. Raises `BadConfig`."""
+    try:
+        return labels_named(model, [str(one) for one in names])
+    except BadConfig as error:
+        raise BadConfig(str(error).replace("--roi", setting)) from None
 
 
 def _segment(
@@ -270,7 +283,7 @@ def _segment(
             volumes, model, asked, messages=_messages(caught, scan),
             source=source, force=force, progress=progress, announce=announce,
         )  # fmt: skip
-    except BadConfig as error:
+    except (BadConfig, BadFile) as error:
         raise in_python(error) from None
 
 
@@ -293,6 +306,11 @@ def _read(scan: object, model: Model) -> tuple[list[Volume], Path | None]:
         path = Path(os.fspath(scan))
         if isinstance(scan, str) and not path.exists():
             raise BadFile(_no_file(scan))
+        if count := _scans_in(path):
+            raise BadFile(
+                f"{path}: is a folder of {counted(count, 'scan')}; give one of them, or the folder"
+                " to medseg.batch"
+            )
         return read_scans(Job(scan=path, labels=path), names, Extras()), path
     if is_one_scan(scan) or not isinstance(scan, list | tuple):
         volumes = as_volumes(scan)
@@ -304,6 +322,14 @@ def _read(scan: object, model: Model) -> tuple[list[Volume], Path | None]:
         job = Job(scan=first, labels=first, channels=tuple(rest))
         return read_scans(job, names, Extras()), first
     return [as_volume(one) for one in scan], None
+
+
+def _scans_in(path: Path) -> int:
+    """How many scans lie in a folder, DICOM aside, as `medseg infer` counts them."""
+    if not path.is_dir():
+        return 0
+    names = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
+    return sum(is_readable_name(one) and not one.lower().endswith(".dcm") for one in names)
 
 
 def _no_file(text: str) -> str:

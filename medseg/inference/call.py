@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medseg import logs
-from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning
+from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, MedsegError
 from medseg.inference.forecast import Plan
 from medseg.inference.jobs import Extras, Job
 from medseg.inference.look import fitting
@@ -33,6 +33,11 @@ _IN_PYTHON = {
     "choose one with -m": "choose one with model=",
     "see --channel": "give a list of channels",
     "--roi:": "roi:",
+    "--volume N": "medseg.read(path, volume_index=N)",
+    "--series N": "medseg.read(path, series=N)",
+    "--series": "medseg.read(path, series=)",
+    "--assume-geometry": "medseg.read(path, assume_geometry=):",
+    "--repair": "medseg.read(path, repair=True)",
 }
 
 
@@ -109,9 +114,11 @@ def _write(
     )
 
 
-def in_python(error: BadConfig) -> BadConfig:
+def in_python(error: MedsegError) -> MedsegError:
     """The error with the words of Python for options of the command line."""
     text = str(error)
     for option, words in _IN_PYTHON.items():
         text = text.replace(option, words)
-    return type(error)(text)
+    if text == str(error):
+        return error
+    return (BadFile if isinstance(error, BadFile) else BadConfig)(text)

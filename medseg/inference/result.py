@@ -13,6 +13,7 @@ from medseg.inference.tables import Table, make_table
 from medseg.inference.untrained import CT_TISSUES
 from medseg.labels import LabelTable
 from medseg.postprocess import structure_volumes
+from medseg.text import counted
 from medseg.volume import Volume, describe_grid
 
 if TYPE_CHECKING:
@@ -52,10 +53,11 @@ class Segmentation:
         there = [row for row in self.structures if row["voxels"]]
         ml = sum(row["ml"] for row in there)
         spent = f" in {sum(self.seconds.values()):.1f} s" if self.seconds else ""
-        doubts = f", {len(self.doubts)} doubts" if self.doubts else ""
+        doubts = f", {counted(len(self.doubts), 'doubt')}" if self.doubts else ""
+        found = f"{len(there)} of {counted(len(self.table), 'structure')}"
         return (
-            f"<Segmentation by {self.plan.model}{spent}: {len(there)} of {len(self.table)}"
-            f" structures, {ml:.1f} mL{doubts}; {describe_grid(self.labels)}>"
+            f"<Segmentation by {self.plan.model}{spent}: {found}, {ml:.1f} mL{doubts};"
+            f" {describe_grid(self.labels)}>"
         )
 
     @cached_property
@@ -125,7 +127,8 @@ class Segmentation:
         picture = ""
         if self.scan is not None:
             content = base64.b64encode(strip_png(self.scan, self.labels, self.table)).decode()
-            picture = f'<img alt="slices with labels" src="data:image/png;base64,{content}">'
+            source = f"data:image/png;base64,{content}"
+            picture = f'<img alt="slices with labels" style="max-width:100%" src="{source}">'
         there = [row for row in self.structures if row["voxels"]]
         return f"<div>{picture}{as_html(there, title=repr(self), most=_ROWS)}</div>"
 

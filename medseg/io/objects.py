@@ -235,6 +235,13 @@ def _is_pair(thing: object) -> bool:
     return is_rows and all(isinstance(row, list | tuple) and len(row) == 4 for row in affine)
 
 
+def _is_broken_pair(thing: object) -> bool:
+    """Whether something was meant as a pair, and its affine is none."""
+    if not isinstance(thing, tuple) or len(thing) != 2 or not _is_array(thing[0]):
+        return False
+    return not _is_pair(thing) and not (_is_array(thing[1]) and len(thing[1].shape) >= 3)
+
+
 def _is_meta_tensor(thing: object) -> bool:
     return _is_tensor(thing) and _is_tensor(getattr(thing, "affine", None))
 
@@ -262,6 +269,10 @@ def _of_pair(pair: Sequence[Any]) -> list[Volume]:
             " list of pairs (array, affine)"
         )
     return [_volume(what_is(pair[0]), data, _numbers(pair[1]))]
+
+
+def _of_broken_pair(pair: Sequence[Any]) -> list[Volume]:
+    raise BadConfig(f"an affine is an array of shape (4, 4), and this is {what_is(pair[1])}")
 
 
 def _volume(name: str, data: NDArray[Any], affine: NDArray[Any]) -> Volume:
@@ -342,6 +353,7 @@ def _of_sitk(image: SimpleITK.Image) -> list[Volume]:
 
 _KINDS: tuple[tuple[Callable[[object], bool], Callable[[Any], list[Volume]]], ...] = (
     (_is_pair, _of_pair),
+    (_is_broken_pair, _of_broken_pair),
     (_is_meta_tensor, _of_meta_tensor),
     (lambda thing: _is_of("nibabel", "spatialimages.SpatialImage", thing), _of_nibabel),
     (lambda thing: _is_of("SimpleITK", "Image", thing), _of_sitk),

@@ -117,6 +117,29 @@ def test_the_names_of_settings_are_those_of_settings():
         medseg.segment("scan.nii", overlapp=0.5)  # type: ignore[call-arg]
 
 
+def test_a_value_that_no_structure_has_is_refused_however_it_is_given(model: Path, scan: Path):
+    for settings in (None, medseg.Settings(roi=(999,))):
+        changes: Any = {} if settings else {"roi": [999]}
+        with pytest.raises(BadConfig, match="roi: the model has no structure '999'"):
+            medseg.segment(scan, model, settings, **changes)
+        with pytest.raises(BadConfig, match="roi: the model has no structure '999'"):
+            medseg.load(model, settings=settings, **changes)
+
+
+def test_what_holds_several_scans_says_how_one_is_chosen(model: Path, tmp_path: Path):
+    for name in ("one", "two"):
+        tiny.save_scan(tmp_path / f"{name}.nii.gz")
+    with pytest.raises(BadFile, match=r"is a folder of 2 scans; .* to medseg\.batch"):
+        medseg.segment(tmp_path, model)
+    several = np.stack([tiny.phantom(), tiny.phantom(seed=1)], -1)
+    path = tiny.save_nifti(tmp_path / "four.nii", several, tiny.affine_of())
+    with pytest.raises(BadFile, match=r"choose one with medseg\.read\(path, volume_index=N\)"):
+        medseg.segment(path, model)
+    assert (
+        medseg.segment(medseg.read(path, volume_index=1), model).labels.shape == several.shape[:3]
+    )
+
+
 def test_numbers_of_numpy_are_settings():
     settings = medseg.Settings(probabilities=[np.int64(3)], max_memory_bytes=4e9)  # type: ignore[arg-type]
     assert settings.probabilities == (3,) and settings.max_memory_bytes == 4_000_000_000

@@ -190,6 +190,8 @@ def test_numbers_that_are_not_finite_are_replaced_with_a_warning():
         (Volume, "the class Volume"),
         (print, "builtin_function_or_method"),
         (object(), "an object"),
+        ((np.zeros((3, 4, 5)), None), r"an affine is .* and this is nothing \(None\)"),
+        ((np.zeros((3, 4, 5)), np.eye(3)), r"and this is an array of shape \(3, 3\)"),
         (np, "a module"),
     ],
 )
