@@ -326,7 +326,7 @@ def _read(scan: object, model: Model) -> tuple[list[Volume], Path | None]:
 
 def _scans_in(path: Path) -> int:
     """How many scans lie in a folder, DICOM aside, as `medseg infer` counts them."""
-    if not path.is_dir():
+    if not path.is_dir() or not os.access(path, os.R_OK | os.X_OK):
         return 0
     names = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
     return sum(is_readable_name(one) and not one.lower().endswith(".dcm") for one in names)
