@@ -5,8 +5,7 @@ LLVM's vectoriser does not find the best code for such loops. A vector is one re
 several elsewhere. Memory is float32, or bfloat16 in arrays of uint16: the upper half of a float32,
 rounded to nearest even.
 
-numba caches compiled code by the file of the function: who changes this one must touch those that
-use it.
+Code that was compiled with another version of this file is not used (`medseg.kernels.stamps`).
 """
 
 from __future__ import annotations
