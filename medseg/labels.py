@@ -1,19 +1,23 @@
 """Label tables: what each value of a label map means, its colour and its code, and which structures
 mirror which.
 
-Slicer's `labels.csv` is the main form (https://slicer.readthedocs.io, Colors module); Slicer's and
-FreeSurfer's colour tables (`.ctbl`, `.txt`) and BIDS `dseg.tsv` are read and written too. Value 0
-is the background and is no structure.
+Slicer's `labels.csv` is the main form (https://slicer.readthedocs.io, Colors module). Slicer's
+colour table (`.ctbl`), FreeSurfer's lookup table (`.txt`, FreeSurferColorLUT.txt in
+https://github.com/freesurfer/freesurfer), ITK-SNAP's label description file (`.label`, as ITK-SNAP
+3 and 4 write it) and BIDS `dseg.tsv` are read and written too. Value 0 is the background and is no
+structure.
 """
 
 from __future__ import annotations
 
 import colorsys
 import csv
+import difflib
 import io
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,6 +125,46 @@ class LabelTable:
         """Value to name."""
         return {label.value: label.name for label in self.labels}
 
+    def value_of(self, text: str) -> int:
+        """The value of a structure by its number or its name, in any case and with blanks, hyphens
+        or underscores between its words. Raises `BadConfig` for what is not there, or there twice.
+        """
+        plain = text.strip()
+        if plain.isascii() and plain.isdigit() and int(plain) in self:
+            return int(plain)
+        for same in (str, _loosely):
+            values = [label.value for label in self.labels if same(label.name) == same(plain)]
+            if len(values) == 1:
+                return values[0]
+            if values:
+                told = ", ".join(map(str, values))
+                raise BadConfig(f"several labels are called '{harmless(plain)}': {told}; give one")
+        raise BadConfig(f"there is no structure '{harmless(plain)}'; {self._near(plain)}")
+
+    def _near(self, text: str) -> str:
+        """The structures that may have been meant, in words."""
+        names = {_loosely(label.name): label.name for label in self.labels}
+        near = difflib.get_close_matches(_loosely(text), names, 3, 0.6)
+        near += [one for one in names if _loosely(text) in one and one not in near][: 3 - len(near)]
+        if near:
+            return f"did you mean {' or '.join(harmless(names[one]) for one in near)}?"
+        some = ", ".join(harmless(label.name) for label in self.labels[:8])
+        return f"there are {some}" + (" ..." if len(self) > 8 else "")
+
+    def over(self, other: LabelTable) -> LabelTable:
+        """Another table, with the names and colours of this one where it has the value; codes stay
+        those of the other, for they say what a value means.
+        """
+        mine = {label.value: label for label in self.labels}
+        return LabelTable(
+            tuple(
+                replace(label, name=mine[label.value].name, color=mine[label.value].color)
+                if label.value in mine
+                else label
+                for label in other.labels
+            )
+        )
+
     def mirror_pairs(self) -> dict[int, int]:
         """Value to value of the same structure on the other side, both ways, for names that differ
         only in the side.
@@ -147,13 +191,13 @@ class LabelTable:
 
     @classmethod
     def read(cls, path: str | Path) -> LabelTable:
-        """A table from Slicer's `.csv`, a colour table `.ctbl`/`.txt`, or a BIDS `.tsv`. Raises
-        `BadFile`.
+        """A table from Slicer's `.csv` or `.ctbl`, FreeSurfer's `.txt`, ITK-SNAP's `.label` or
+        BIDS' `.tsv`. Raises `BadFile`, which names the line.
         """
         parse = _PARSERS.get(Path(path).suffix.lower())
         if parse is None:
             raise BadFile(
-                f"{path}: is not a label table; a table ends in .csv, .ctbl, .txt or .tsv"
+                f"{path}: is not a label table; a table ends in .csv, .ctbl, .txt, .label or .tsv"
             )
         text = read_text(path)
         try:
@@ -166,12 +210,12 @@ class LabelTable:
         return table
 
     def write(self, path: str | Path) -> None:
-        """Write Slicer's `.csv`, a colour table `.ctbl`/`.txt`, or a BIDS `.tsv`, whole or not at
-        all.
+        """Write Slicer's `.csv` or `.ctbl`, FreeSurfer's `.txt`, ITK-SNAP's `.label` or a BIDS
+        `.tsv`, whole or not at all.
         """
         form = _FORMS.get(Path(path).suffix.lower())
         if form is None:
-            raise BadOutput(f"{path}: a label table ends in .csv, .ctbl, .txt or .tsv")
+            raise BadOutput(f"{path}: a label table ends in .csv, .ctbl, .txt, .label or .tsv")
         with atomic_write(path) as file:
             file.write(form(self.labels).encode())
 
@@ -179,6 +223,26 @@ class LabelTable:
 def is_lateral(name: str) -> bool:
     """Whether a structure's name says left or right."""
     return _mirrored(_words(name)) != _words(name)
+
+
+def is_label_table(path: str | Path) -> bool:
+    """Whether a file is called as label tables are."""
+    return Path(path).suffix.lower() in _PARSERS
+
+
+def same_name(text: str, names: Iterable[str]) -> str:
+    """The one of names that is the same, else the only one that is but for case and what stands
+    between its words; '' where there is none or are several.
+    """
+    every = list(names)
+    if text in every:
+        return text
+    same = [name for name in every if _loosely(name) == _loosely(text)]
+    return same[0] if len(same) == 1 else ""
+
+
+def _loosely(name: str) -> str:
+    return " ".join(re.split(r"[\s_-]+", name.strip().casefold()))
 
 
 def _words(name: str) -> tuple[str, ...]:
@@ -221,11 +285,11 @@ def _parse_csv(text: str) -> list[Label]:
             raise ValueError(
                 f"line {rows.line_num} does not have as many columns as the first line"
             )
-        value = whole_number(row["LabelValue"])
-        color = _distinct_color(value)
-        if colored:
-            red, green, blue = (_color_part(row[f"Color_{part}"]) for part in "RGB")
-            color = red, green, blue
+        with _line(rows.line_num):
+            value = whole_number(row["LabelValue"])
+            color = _distinct_color(value)
+            if colored:
+                color = _color(*(row[f"Color_{part}"] for part in "RGB"))
         codes = {
             field: _code(row, prefix) or _dicom_code(row, _DICOM_COLUMNS[field])
             for field, prefix in _CODE_COLUMNS.items()
@@ -256,17 +320,39 @@ def _format_csv(labels: tuple[Label, ...]) -> str:
     return out.getvalue()
 
 
+@contextmanager
+def _line(number: int) -> Iterator[None]:
+    """What is wrong inside is wrong with this line."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from None
+
+
+def _color(red: str, green: str, blue: str) -> tuple[int, int, int]:
+    color = _color_part(red), _color_part(green), _color_part(blue)
+    if not all(0 <= part <= 255 for part in color):
+        raise ValueError(f"the colour {red} {green} {blue} is not three numbers from 0 to 255")
+    return color
+
+
+def _rows(text: str) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a table that are neither empty nor a comment."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            yield number, line.strip()
+
+
 def _parse_ctbl(text: str) -> list[Label]:
     labels = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in _rows(text):
         words = line.split()
-        if not words or words[0].startswith("#"):
-            continue
-        if len(words) not in (5, 6):
-            raise ValueError(f"line {number} is not 'value name R G B A'")
-        red, green, blue = (_color_part(word) for word in words[2:5])
-        # Slicer writes blanks in names as underscores and reads them back as blanks.
-        labels.append(Label(whole_number(words[0]), words[1].replace("_", " "), (red, green, blue)))
+        with _line(number):
+            if len(words) not in (5, 6):
+                raise ValueError("it is not 'value name R G B A'")
+            # Slicer writes blanks in names as underscores and reads them back as blanks.
+            name = words[1].replace("_", " ")
+            labels.append(Label(whole_number(words[0]), name, _color(*words[2:5])))
     return labels
 
 
@@ -274,8 +360,91 @@ def _format_ctbl(labels: tuple[Label, ...]) -> str:
     lines = ["# Color table file", "0 Background 0 0 0 0"]
     for label in labels:
         red, green, blue = label.color
+        name = "_".join(harmless(label.name).split())
+        lines.append(f"{label.value} {name} {red} {green} {blue} 255")
+    return "\n".join(lines) + "\n"
+
+
+def _parse_txt(text: str) -> list[Label]:
+    """FreeSurfer's lookup table; or one of the others that are called .txt too."""
+    if text.startswith("# Color table file"):
+        return _parse_ctbl(text)
+    first = next((line for _, line in _rows(text)), "")
+    if '"' in first:
+        return _parse_label(text)
+    has_blanks = text.startswith(_WITH_BLANKS)
+    labels: dict[int, Label] = {}
+    for number, line in _rows(text):
+        words = line.partition(" #")[0].split()
+        with _line(number):
+            if len(words) not in (5, 6, 7):  # 7: with the type of tissue
+                raise ValueError("it is not 'value name R G B A'")
+            name = words[1].replace("_", " ") if has_blanks else words[1]
+            label = Label(whole_number(words[0]), name, _color(*words[2:5]))
+            _add(labels, label)
+    return list(labels.values())
+
+
+def _add(labels: dict[int, Label], label: Label) -> None:
+    """Add a line of a table that other programs maintain: the same again is no harm, and a value
+    that no label map holds is of no use.
+    """
+    if label.value > MAX_VALUE:
+        return
+    if labels.setdefault(label.value, label) != label:
+        raise ValueError(f"the value {label.value} is there twice, with another name or colour")
+
+
+#: The first line of a table in FreeSurfer's form whose names had blanks, which it cannot hold.
+_WITH_BLANKS = "# Blanks in names are written as underscores."
+
+
+def _format_txt(labels: tuple[Label, ...]) -> str:
+    names = [" ".join(harmless(label.name).split()) for label in labels]
+    blanks = any(" " in name for name in names)
+    # Where some names have underscores of their own, hyphens stand for blanks, as in FreeSurfer.
+    is_marked = blanks and not any("_" in name for name in names)
+    lines = [_WITH_BLANKS] if is_marked else []
+    lines += [f"#No. {'Label Name:':<48}R   G   B   A", f"{0:<5}{'Unknown':<48}0   0   0   0"]
+    for label, name in zip(labels, names):
+        red, green, blue = label.color
+        told = name.replace(" ", "_" if is_marked else "-")
+        # The last number is 0 in all of FreeSurfer's tables, and means that nothing shines through.
+        lines.append(f"{label.value:<5} {told:<47} {red:<3} {green:<3} {blue:<3} 0")
+    return "\n".join(lines) + "\n"
+
+
+_ITKSNAP = re.compile(r'(\S+)\s+(\S+)\s+(\S+)\s+(\S+)\s+(\S+)\s+([01])\s+([01])\s+"(.*)"')
+
+
+def _parse_label(text: str) -> list[Label]:
+    labels: dict[int, Label] = {}
+    for number, line in _rows(text):
+        match = _ITKSNAP.fullmatch(line)
+        with _line(number):
+            if match is None:
+                raise ValueError("it is not 'value R G B A visible mesh \"name\"'")
+            decimal_number(match[5])
+            color = _color(match[2], match[3], match[4])
+            _add(labels, Label(whole_number(match[1]), match[8].strip(), color))
+    return list(labels.values())
+
+
+def _format_label(labels: tuple[Label, ...]) -> str:
+    rule = "#" * 48
+    lines = [
+        rule,
+        "# ITK-SnAP Label Description File",
+        "# File format:",
+        "# IDX   -R-  -G-  -B-  -A--  VIS MSH  LABEL",
+        rule,
+        '    0     0    0    0        0  0  0    "Clear Label"',
+    ]
+    for label in labels:
+        red, green, blue = label.color
+        name = " ".join(harmless(label.name).replace('"', "'").split())
         lines.append(
-            f"{label.value} {'_'.join(harmless(label.name).split())} {red} {green} {blue} 255"
+            f'{label.value:>5}   {red:>3}  {green:>3}  {blue:>3}        1  1  1    "{name}"'
         )
     return "\n".join(lines) + "\n"
 
@@ -291,13 +460,14 @@ def _parse_tsv(text: str) -> list[Label]:
             raise ValueError(
                 f"line {rows.line_num} does not have as many columns as the first line"
             )
-        value, color = whole_number(row["index"]), row.get("color") or ""
-        if color in ("", "n/a"):
-            parts = _distinct_color(value)
-        elif re.fullmatch("#[0-9a-fA-F]{6}", color):
-            parts = (int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16))
-        else:
-            raise ValueError(f"the colour '{color}' is not of the form #rrggbb")
+        with _line(rows.line_num):
+            value, color = whole_number(row["index"]), row.get("color") or ""
+            if color in ("", "n/a"):
+                parts = _distinct_color(value)
+            elif re.fullmatch("#[0-9a-fA-F]{6}", color):
+                parts = (int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16))
+            else:
+                raise ValueError(f"the colour '{color}' is not of the form #rrggbb")
         labels.append(Label(value, from_cell(row["name"].strip()), parts))
     return labels
 
@@ -311,5 +481,17 @@ def _format_tsv(labels: tuple[Label, ...]) -> str:
     return "\n".join(lines) + "\n"
 
 
-_PARSERS = {".csv": _parse_csv, ".ctbl": _parse_ctbl, ".txt": _parse_ctbl, ".tsv": _parse_tsv}
-_FORMS = {".csv": _format_csv, ".ctbl": _format_ctbl, ".txt": _format_ctbl, ".tsv": _format_tsv}
+_PARSERS = {
+    ".csv": _parse_csv,
+    ".ctbl": _parse_ctbl,
+    ".txt": _parse_txt,
+    ".label": _parse_label,
+    ".tsv": _parse_tsv,
+}
+_FORMS = {
+    ".csv": _format_csv,
+    ".ctbl": _format_ctbl,
+    ".txt": _format_txt,
+    ".label": _format_label,
+    ".tsv": _format_tsv,
+}

@@ -21,6 +21,7 @@ from scipy import stats
 from medseg.errors import BadConfig, BadFile
 from medseg.evaluation.metrics import metric_of
 from medseg.evaluation.summary import read_scores, score_columns
+from medseg.labels import same_name
 
 #: By how much a share may exceed 1 as other programs round.
 ROUNDING = 1e-6
@@ -189,9 +190,13 @@ def _values(path: str | Path, score: str, structure: str | None) -> dict[tuple[s
             f" {', '.join(names)}"
         )
     if structure is not None:
-        rows = [row for row in rows if row["structure"] == structure]
-        if not rows:
-            raise BadConfig(f"{path}: has no structure '{structure}'")
+        structures = list(dict.fromkeys(row["structure"] for row in rows))
+        number = f"label {structure.strip()}" if structure.strip().isdigit() else structure
+        same = same_name(structure, structures) or same_name(number, structures)
+        if not same:
+            told = ", ".join(structures[:8]) + (" ..." if len(structures) > 8 else "")
+            raise BadConfig(f"{path}: has no structure '{structure}'; it has {told}")
+        rows = [row for row in rows if row["structure"] == same]
     found: dict[tuple[str, str], float] = {}
     for row in rows:
         place = (row["case"], row["structure"])

@@ -164,11 +164,13 @@ def parse_structures(text: str, table: LabelTable | None = None) -> dict[str, tu
         name, equals, union = (piece.strip() for piece in part.partition("="))
         try:
             parts = (union if equals else name).split("+")
-            labels = tuple(values[one] if one in values else whole_number(one) for one in parts)
+            labels = tuple(values[one] if one in values else _value(one, table) for one in parts)
         except ValueError:
             raise BadConfig(
                 f"'{part.strip()}' is no structure; write 3, liver=1 or tumour=1+2+3"
             ) from None
+        except BadConfig as error:
+            raise BadConfig(f"'{part.strip()}': {error}") from None
         if not all(0 <= label <= 65_535 for label in labels):
             raise BadConfig(f"'{part.strip()}' has a label that is not 0 to 65535")
         if not equals and len(labels) == 1:
@@ -177,6 +179,16 @@ def parse_structures(text: str, table: LabelTable | None = None) -> dict[str, tu
             raise BadConfig(f"the structure '{name}' is given twice")
         structures[name] = labels
     return structures
+
+
+def _value(text: str, table: LabelTable | None) -> int:
+    """The value that a number or a name stands for. Raises `ValueError`, `BadConfig`."""
+    try:
+        return whole_number(text)
+    except ValueError:
+        if table is None or not text:
+            raise
+    return table.value_of(text)
 
 
 def on_grid_of(

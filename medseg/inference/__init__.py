@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from medseg.inference.results import (
         BRAIN_RESULTS as BRAIN_RESULTS,
         DICOM_RESULTS as DICOM_RESULTS,
+        TABLE_RESULTS as TABLE_RESULTS,
         brain_of as brain_of,
         check_also as check_also,
         check_job as check_job,
@@ -85,6 +86,7 @@ __getattr__, __dir__ = door(
         "record": ("FORMAT", "describe", "file_hash", "finished_now", "voxel_hash"),
         "results": (
             "BRAIN_RESULTS",
+            "TABLE_RESULTS",
             "DICOM_RESULTS",
             "brain_of",
             "check_also",

@@ -25,6 +25,7 @@ from medseg.io import (
     strip_suffix,
     written_suffixes,
 )
+from medseg.labels import LabelTable
 
 #: The name of one channel's file as nnU-Net and many data sets have it: CASE_0000, CASE_0001, ...
 _CHANNEL_NAME = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
@@ -88,6 +89,7 @@ class Extras:
     suv: bool = False
     also: tuple[str, ...] = ()
     at_mm: tuple[float, ...] = ()
+    table: LabelTable | None = None  # names and colours of labels, instead of the model's
     force: bool = False  # also where the model makes no sense for the scan
     dicom: DicomOptions = field(default_factory=DicomOptions)
 

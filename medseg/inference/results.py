@@ -35,6 +35,8 @@ BRAIN_RESULTS = {
     "tissue": ".tissue.nii.gz",
     "volumes": ".volumes.csv",
 }
+#: Other forms of the label table it may ask for: FreeSurfer's, ITK-SNAP's.
+TABLE_RESULTS = {"lut": ".lut.txt", "itksnap": ".label"}
 #: What the name of a data file has more than that of its header, .nhdr or .mhd: a hash.
 _DATA_FILE = len(".0123456789abcdef.raw.gz") - len(".nhdr")
 #: What the path of a file has more while it is being written.
@@ -146,7 +148,8 @@ def result_files(job: Job, settings: Settings, extras: Extras) -> list[Path]:
     """Every file that a job writes; the record is the last."""
     files = [job.labels, *dicom_results(job, extras.also).values()]
     files += [job.beside(".labels.csv")] if job.has_table else []
-    files += [job.beside(BRAIN_RESULTS[kind]) for kind in extras.also if kind in BRAIN_RESULTS]
+    beside = BRAIN_RESULTS | TABLE_RESULTS
+    files += [job.beside(beside[kind]) for kind in extras.also if kind in beside]
     files += [job.beside(f".probability_{value}.nii.gz") for value in settings.probabilities]
     if settings.uncertainty:
         files.append(job.beside(".uncertainty.nii.gz"))
@@ -166,6 +169,7 @@ def leftovers(job: Job, files: Sequence[Path]) -> list[str]:
         ".uncertainty.nii.gz",
         *BRAIN_RESULTS.values(),
         *DICOM_RESULTS.values(),
+        *TABLE_RESULTS.values(),
     ]
     return [
         ending

@@ -19,6 +19,7 @@ from medseg.inference.look import Seen, fitting
 from medseg.inference.result import Segmentation
 from medseg.inference.results import (
     BRAIN_RESULTS,
+    TABLE_RESULTS,
     brain_of,
     brain_writes,
     check_also,
@@ -121,6 +122,8 @@ def infer(
             result = segment(scan.volumes, model, settings, progress=progress, announce=planned)
         except BadFile as error:  # what is wrong with the voxels is known before the file's name is
             raise BadFile(f"{job.scan}: {error}") from None
+    if extras.table:
+        result = replace(result, table=extras.table.over(result.table))
     texts = [str(one.message) for one in caught if issubclass(one.category, DataWarning)]
     return write_job(
         job,
@@ -307,6 +310,9 @@ def _writes(
         writes.append((extras.preview, draw))
     if job.has_table:
         writes.append((job.beside(".labels.csv"), result.table.write))
+    for kind, ending in TABLE_RESULTS.items():
+        if kind in extras.also:
+            writes.append((job.beside(ending), result.table.write))
     if not job.labels.name.lower().endswith(".dcm"):
         writes.append((job.labels, partial(write, result.labels, table=result.table)))
     if scan.origin:
@@ -393,7 +399,7 @@ def inputs_of(volumes: Sequence[Volume], model: Model) -> dict[str, Any]:
 
 
 #: What `chosen_extras` may hold.
-EXTRA_KEYS = ("repair", "suv", "seg_type", "deidentify", "deterministic", "at_mm")
+EXTRA_KEYS = ("repair", "suv", "seg_type", "deidentify", "deterministic", "at_mm", "table")
 
 
 def chosen_extras(extras: Extras) -> dict[str, Any]:
@@ -402,9 +408,9 @@ def chosen_extras(extras: Extras) -> dict[str, Any]:
     """
     of_dicom = ("seg_type", "deidentify", "deterministic")
     at_mm = list(extras.at_mm) or False
-    values = {"repair": extras.repair, "suv": extras.suv, "at_mm": at_mm} | {
-        key: getattr(extras.dicom, key) for key in of_dicom
-    }
+    names = [list(one) for one in extras.table.names.items()] if extras.table else False
+    read = {"repair": extras.repair, "suv": extras.suv, "at_mm": at_mm, "table": names}
+    values = read | {key: getattr(extras.dicom, key) for key in of_dicom}
     usual = {"seg_type": DicomOptions().seg_type}
     return {key: value for key, value in values.items() if value != usual.get(key, False)}
 

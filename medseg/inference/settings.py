@@ -158,27 +158,18 @@ def label_table(model: Model) -> LabelTable:
     return model.table if is_set(model) else as_list(model)[0].table
 
 
-def labels_named(model: Model, names: Sequence[str]) -> tuple[int, ...]:
-    """The values of a model's labels by their names, in any case, or by numbers. Raises `BadConfig`
-    for others.
+def labels_named(model: Model, names: Sequence[str], *, option: str = "--roi") -> tuple[int, ...]:
+    """The values of a model's labels by their names or numbers; see `LabelTable.value_of`. Raises
+    `BadConfig`.
     """
     if isinstance(model, str) and not UNTRAINED[model].structures:
-        raise BadConfig(f"--roi: {model} finds intensities, not structures")
+        raise BadConfig(f"{option}: {model} finds intensities, not structures")
     table = label_table(model)
-    values = {label.name.casefold(): label.value for label in table.labels}
-    found = []
-    for name in (part.strip() for part in names if part.strip()):
-        plain = name.casefold()
-        value = (
-            int(name) if name.isdigit() else values.get(plain, values.get(plain.replace(" ", "_")))
-        )
-        if value is None or value not in table:
-            some = ", ".join(label.name for label in table.labels[:8]) + (
-                " ..." if len(table) > 8 else ""
-            )
-            raise BadConfig(f"--roi: the model has no structure '{name}'; it has {some}")
-        found.append(value)
-    return tuple(dict.fromkeys(found))
+    try:
+        values = [table.value_of(name) for name in names if name.strip()]
+    except BadConfig as error:
+        raise BadConfig(f"{option}: the model: {error}") from None
+    return tuple(dict.fromkeys(values))
 
 
 def as_volumes(scan: Scans) -> list[Volume]:
