@@ -12,29 +12,66 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
+from typing import Annotated
 
 import typer
 
-from medseg.cli.batch import batch
-from medseg.cli.check import check
-from medseg.cli.convert import convert, info
-from medseg.cli.evaluate import clean, compare, evaluate
-from medseg.cli.export import export
-from medseg.cli.gather import gather, volumes
-from medseg.cli.infer import infer
-from medseg.cli.listen import listen
-from medseg.cli.models import models, version
-from medseg.cli.options import Command
-from medseg.cli.show import explain, show_warning
-from medseg.cli.train import train
-from medseg.cli.view import view
+from medseg.cli.command import Command, Program, with_groups
 from medseg.errors import Interrupted
 
-#: In the order of `medseg --help`.
-COMMANDS: tuple[Callable[..., None], ...] = (
-    infer, batch, gather, volumes, convert, info, models, version, train, check, export, evaluate,
-    compare, clean, view, listen,
-)  # fmt: skip
+#: What each command does in a word or two, by the panels of `medseg --help` and in their order. A
+#: command's module is loaded when it is called.
+PANELS: dict[str, dict[str, str]] = {
+    "Segment": {
+        "infer": "Segment scans",
+        "batch": "Segment a cohort",
+        "gather": "Make the table and the report of a cohort, from its records alone",
+        "volumes": "Measure label maps that exist",
+    },
+    "Look and convert": {
+        "view": "Look at a scan with its labels over it",
+        "info": "Say what is in a file",
+        "convert": "Convert a volume to another format",
+    },
+    "Evaluate": {
+        "evaluate": "Score label maps against references",
+        "compare": "Compare methods on the same cases",
+        "clean": "Clean up a label map",
+    },
+    "Models": {
+        "models": "List the models that come with medseg, or those in a folder",
+        "train": "Train a model",
+        "check": "Check a dataset before training",
+        "export": "Write a model's network as ONNX, for other programs",
+    },
+    "Connect": {"listen": "Be a DICOM node"},
+    "The program": {
+        "version": "Print medseg's version",
+        "schema": "Print the JSON Schema of what medseg writes",
+        "completion": "Print a script for a shell",
+    },
+    "": {"complete": "Print what fits as the last of these words; for the shell"},
+}
+#: Modules that hold a command of another name.
+_HOMES = {
+    "complete": "completion",
+    "volumes": "gather",
+    "info": "convert",
+    "compare": "evaluate",
+    "clean": "evaluate",
+    "version": "models",
+}
+#: Commands that say nothing of what they do.
+_BARE = ("version", "schema", "completion", "complete")
+
+
+def command_named(name: str) -> Callable[..., None]:
+    """A command's function."""
+    command: Callable[..., None] = getattr(
+        import_module(f"medseg.cli.{_HOMES.get(name, name)}"), name
+    )
+    return command
 
 
 def make_app(only: str | None = None) -> typer.Typer:
@@ -43,30 +80,58 @@ def make_app(only: str | None = None) -> typer.Typer:
     """
     app = typer.Typer(
         name="medseg",
+        cls=Program,
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
-        help="Segment medical images: one command from a scan to labels you can trust.",
         epilog=(
             "Nothing is sent anywhere: only listen, and infer where you name a PACS, open a network"
             " connection."
         ),
     )
-    for command in COMMANDS:
-        is_whole = only is None or command.__name__ == only
-        app.command(cls=Command)(command if is_whole else _titled(command))
+    app.callback()(_program)
+    for panel, titles in PANELS.items():
+        for name, title in titles.items():
+            add = app.command(name, cls=Command, rich_help_panel=panel, hidden=not panel)
+            if only is not None and name != only:
+                add(_titled(name, title))
+            else:
+                command = command_named(name)
+                add(command if name in _BARE else with_groups(command))
     return app
 
 
-def _titled(command: Callable[..., None]) -> Callable[[], None]:
-    """A command's name and help without its options."""
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        command_named("version")()
+        raise typer.Exit
+
+
+def _program(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            "-V",
+            is_eager=True,
+            callback=_print_version,
+            help="Print medseg's version.",
+        ),
+    ] = False,
+) -> None:
+    """Segment medical images: one command from a scan to labels you can trust."""
+    return
+
+
+def _titled(name: str, text: str) -> Callable[[], None]:
+    """A command's name and what it does, without its options."""
 
     def title() -> None:
         pass
 
-    title.__name__, title.__doc__ = command.__name__, command.__doc__
+    title.__name__, title.__doc__ = name, text
     return title
 
 
@@ -75,6 +140,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as after nohup
             signal.signal(number, _interrupt)
+    from medseg.cli.show import explain, show_warning
+
     warnings.showwarning = show_warning
     try:
         make_app(next((word for word in sys.argv[1:] if not word.startswith("-")), ""))()

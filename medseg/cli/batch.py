@@ -4,51 +4,46 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from medseg.cli.options import (
-    AssumeGeometry,
-    CheckpointName,
-    Deidentify,
-    Deterministic,
-    Exact,
-    Folds,
+    CohortModel,
+    Dicom,
     Json,
-    Orientation,
-    Postprocess,
+    Network,
+    OfNnunet,
+    Output,
     Quiet,
-    Repair,
+    Reading,
+    Results,
     Roi,
-    SegType,
-    Suv,
-    VolumeIndex,
+    check_choices,
     check_one_of,
-    check_words,
+    extras_of,
+    in_panel,
     parse_bytes,
     parse_folds,
-    parse_kinds,
     parse_seconds,
-    parse_values,
+    settings_of,
 )
-from medseg.cli.show import bar_of_cases, print_json, print_line, tell
+from medseg.cli.show import bar_of_cases, lines_of_cases, print_json, print_line, tell
 from medseg.errors import BadConfig
 from medseg.progress import Progress
 
 if TYPE_CHECKING:
     from medseg.cohort import Choice, Cohort, Request, Result, Sorted, Wanted
-    from medseg.inference import Model
+    from medseg.inference import Model as Loaded
     from medseg.labels import LabelTable
 
+_COHORT, _WORKERS = "What belongs to the cohort", "Workers and limits"
 #: Cases that the last lines name.
 _NAMED = 12
-#: Lines about how far it is, where nobody looks at a bar.
-_LINES = 10
 
 
 def batch(
@@ -59,125 +54,90 @@ def batch(
             help="A list (.csv, .tsv, .jsonl, .parquet), a BIDS data set, or a folder tree.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
-    model: Annotated[
-        list[str],
-        typer.Option("--model", "-m", help="As of `medseg infer`; several are averaged."),
-    ] = ["brain"],  # noqa: B006
-    shard: Annotated[
-        str,
-        typer.Option(
-            metavar="I/N|auto", help="Only part I of N, from 0; auto: as a scheduler says."
-        ),
-    ] = "0/1",
-    workers: Annotated[
-        str,
-        typer.Option(metavar="N|auto", help="Processes; auto: by measurement of the first scans."),
-    ] = "auto",
+    output: Output,
+    model: CohortModel = None,
+    roi: Roi = None,
     retry: Annotated[
         str,
         typer.Option(metavar="KINDS", help="Do these again: failed,lost,timeout,memory or all."),
     ] = "",
-    keep_others: Annotated[
-        bool, typer.Option("--keep-others", help="Keep results of other models and settings.")
-    ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify", help="Know scans by their content, not by size and time.")
-    ] = False,
-    max_failed: Annotated[
-        str | None,
-        typer.Option(metavar="N|P%", help="Stop early when more cases than this have failed."),
-    ] = None,
-    case_time: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME", help="Most time of a case, such as 10m. Default: by the others."
-        ),
-    ] = None,
-    case_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Most memory of a case, such as 8GB.")
-    ] = None,
-    max_memory: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Most memory of all workers. Default: what is free."),
-    ] = None,
-    grace: Annotated[
-        str, typer.Option(metavar="TIME", help="After SIGTERM, finish what is in hand for so long.")
-    ] = "30s",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
     ] = False,
-    layout: Annotated[
-        str,
-        typer.Option(metavar="auto|cases|bids", help="Form of the output; auto: BIDS for BIDS."),
-    ] = "auto",
+    *,
+    keep_others: Annotated[
+        bool, in_panel(_COHORT, "--keep-others", help="Keep results of other models and settings.")
+    ] = False,
+    verify: Annotated[
+        bool,
+        in_panel(_COHORT, "--verify", help="Know scans by their content, not by size and time."),
+    ] = False,
+    pictures: Annotated[
+        bool, in_panel(_COHORT, "--pictures/--no-pictures", help="A small picture of each case.")
+    ] = True,
     suffix: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="BIDS: which images. Default: T1w.")
+        str | None, in_panel(_COHORT, metavar="NAMES", help="BIDS: which images. Default: T1w.")
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(
-            "--filter", metavar="ENTITY=VALUE", help="BIDS: only these, e.g. ses=2; again."
+        in_panel(
+            _COHORT, "--filter", metavar="ENTITY=VALUE", help="BIDS: only these, e.g. ses=2; again."
         ),
     ] = None,
     series: Annotated[
         str | None,
-        typer.Option(
-            metavar="all|N|UID", help="Which volume of DICOM folders; all: each is a case."
+        in_panel(
+            _COHORT, metavar="all|N|UID", help="Which volume of DICOM folders; all: each is a case."
         ),
     ] = None,
-    pictures: Annotated[
-        bool, typer.Option("--pictures/--no-pictures", help="A small picture of each case.")
-    ] = True,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where the network runs.")
-    ] = "auto",
-    precision: Annotated[
+    layout: Annotated[
         str,
-        typer.Option(
-            metavar="auto|fp32|bf16|fp16", help="Arithmetic, settled once for the cohort."
+        in_panel(
+            _COHORT, metavar="auto|cases|bids", help="Form of the output; auto: BIDS for BIDS."
         ),
     ] = "auto",
-    backend: Annotated[
-        str, typer.Option(metavar="auto|torch|openvino", help="What runs the network.")
+    shard: Annotated[
+        str,
+        in_panel(
+            _WORKERS,
+            metavar="I/N|auto",
+            help="Only part I of N, from 0; auto: as a scheduler says.",
+        ),
+    ] = "0/1",
+    workers: Annotated[
+        str,
+        in_panel(
+            _WORKERS, metavar="N|auto", help="Processes; auto: by measurement of the first scans."
+        ),
     ] = "auto",
-    overlap: Annotated[
-        float | None, typer.Option(min=0, max=0.9, help="Share by which windows overlap.")
+    case_time: Annotated[
+        str | None,
+        in_panel(
+            _WORKERS,
+            metavar="TIME",
+            help="Most time of a case, such as 10m. Default: by the others.",
+        ),
     ] = None,
-    windows: Annotated[
-        int, typer.Option("--batch", min=0, help="Windows at a time; 0: what suits the device.")
-    ] = 0,
-    tta: Annotated[
-        bool | None, typer.Option("--tta/--no-tta", help="Also predict mirrored; slower.")
+    case_memory: Annotated[
+        str | None, in_panel(_WORKERS, metavar="SIZE", help="Most memory of a case, such as 8GB.")
     ] = None,
-    exact: Exact = False,
-    folds: Folds = None,
-    checkpoint_name: CheckpointName = "final",
-    orientation: Orientation = "auto",
-    postprocess: Postprocess = False,
-    roi: Roi = None,
-    probabilities: Annotated[
-        str | None, typer.Option(metavar="LABELS", help="Also write probabilities of these labels.")
+    grace: Annotated[
+        str,
+        in_panel(
+            _WORKERS, metavar="TIME", help="After SIGTERM, finish what is in hand for so long."
+        ),
+    ] = "30s",
+    max_failed: Annotated[
+        str | None,
+        in_panel(
+            _WORKERS, metavar="N|P%", help="Stop early when more cases than this have failed."
+        ),
     ] = None,
-    uncertainty: Annotated[
-        bool, typer.Option("--uncertainty", help="Also write how unsure the model is, 0 to 1.")
-    ] = False,
-    cleanup: Annotated[
-        bool, typer.Option("--cleanup/--no-cleanup", help="Clean up as the model says.")
-    ] = True,
-    instances: Annotated[
-        bool, typer.Option("--instances", help="Also number separate objects.")
-    ] = False,
-    volume: VolumeIndex = None,
-    assume_geometry: AssumeGeometry = None,
-    repair: Repair = False,
-    suv: Suv = False,
-    also: Annotated[
-        str, typer.Option("--also", metavar="KINDS", help="Also write these, as of `medseg infer`.")
-    ] = "",
-    seg_type: SegType = "binary",
-    deidentify: Deidentify = False,
-    deterministic: Deterministic = False,
+    results: Results,
+    network: Network,
+    reading: Reading,
+    nnunet: OfNnunet,
+    dicom: Dicom,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -186,36 +146,35 @@ def batch(
 
     A case is done when its record is there, and what failed is known and not tried again. `medseg
     gather` makes the table and the report.
+
+    Examples:
+    medseg batch bids/ -o results/
+    medseg batch list.csv -o results/ --model brain-fast --workers 4
     """
     from medseg import cohort as cohorts, inference
-    from medseg.io import DicomOptions
 
-    words = {
-        "--precision": precision, "--seg-type": seg_type, "--layout": layout,
-        "--backend": backend, "--orientation": orientation, "--checkpoint": checkpoint_name,
-    }  # fmt: skip
-    check_words(words, device)
-    extras = inference.Extras(
-        instances=instances, volume_index=volume, assume_geometry=assume_geometry,
-        series=None if series == "all" else series, repair=repair, suv=suv, also=parse_kinds(also),
-        dicom=DicomOptions(seg_type=seg_type, deidentify=deidentify, deterministic=deterministic),
-    )  # fmt: skip
-    loaded = inference.load_model(*model, folds=parse_folds(folds), checkpoint=checkpoint_name)
+    check_choices(network, nnunet, dicom)
+    check_one_of("--layout", layout, ("auto", "cases", "bids"))
+    chosen = model or ["brain"]
+    extras = extras_of(
+        reading=reading, dicom=dicom, results=results, series=None if series == "all" else series
+    )
+    loaded = inference.load_model(
+        *chosen, folds=parse_folds(nnunet.folds), checkpoint=nnunet.checkpoint
+    )
     inference.check_also(loaded, extras.also)
-    settings = inference.Settings(
-        device=device, precision=precision, overlap=overlap, cleanup=cleanup, backend=backend,
-        batch=windows, tta=tta, uncertainty=uncertainty, exact=exact, orientation=orientation,
-        probabilities=parse_values(probabilities) if probabilities else (), postprocess=postprocess,
-        roi=inference.labels_named(loaded, roi.split(",")) if roi else (),
-    )  # fmt: skip
+    # The most memory is that of all workers, not of each.
+    one = replace(network, max_memory=None)
+    settings = settings_of(loaded, network=one, nnunet=nnunet, results=results, roi=roi)
     known = cohorts.read_any(cohort, _wanted(loaded, suffix, only or (), every=series == "all"))
     request = cohorts.Request(
-        models=_absolute(model), model=inference.identity_of(loaded), folds=parse_folds(folds),
-        checkpoint=checkpoint_name, settings=settings, extras=extras, pictures=pictures,
+        models=_absolute(chosen), model=inference.identity_of(loaded),
+        folds=parse_folds(nnunet.folds),
+        checkpoint=nnunet.checkpoint, settings=settings, extras=extras, pictures=pictures,
         verify=verify, layout=_layout(layout, known), several="," in (suffix or ""),
     )  # fmt: skip
     limits = cohorts.Limits(
-        workers=_workers(workers), memory_bytes=_size(max_memory, "--max-memory"),
+        workers=_workers(workers), memory_bytes=network.max_memory_bytes,
         case_time_s=parse_seconds(case_time, "--case-time") if case_time else 0,
         case_memory_bytes=_size(case_memory, "--case-memory"),
         grace_s=parse_seconds(grace, "--grace"), **_most(max_failed),
@@ -327,33 +286,7 @@ def _far(quiet: bool) -> Iterator[Progress]:
         with bar_of_cases(quiet) as progress:
             yield progress
         return
-    yield _lines(time.monotonic)
-
-
-def _lines(clock: Callable[[], float]) -> Progress:
-    """A line for every tenth that is done, with the time that is left as it went so far."""
-    said = [0]
-    first: list[tuple[float, int]] = []
-
-    def progress(what: str, done: int, total: int) -> None:
-        if done and not first:
-            first.append((clock(), done))  # from here on, so that starting up is not counted
-        step = done * _LINES // max(total, 1)
-        if step > said[0] and done < total:
-            said[0] = step
-            since, already = first[0]
-            left_s = (clock() - since) / max(1, done - already) * (total - done)
-            tell(f"{done} of {total} cases, " + f"{what}, " * bool(what) + _time_left(left_s))
-
-    return progress
-
-
-def _time_left(seconds: float) -> str:
-    if seconds < 90:
-        return f"about {seconds:.0f} s left"
-    if seconds < 5400:
-        return f"about {seconds / 60:.0f} min left"
-    return f"about {seconds / 3600:.1f} h left"
+    yield lines_of_cases(time.monotonic)
 
 
 def _absolute(models: Sequence[str]) -> tuple[str, ...]:
@@ -361,7 +294,7 @@ def _absolute(models: Sequence[str]) -> tuple[str, ...]:
     return tuple(str(Path(name).resolve()) if Path(name).exists() else name for name in models)
 
 
-def _wanted(model: Model, suffix: str | None, filters: Sequence[str], every: bool) -> Wanted:
+def _wanted(model: Loaded, suffix: str | None, filters: Sequence[str], every: bool) -> Wanted:
     """Which files of a cohort are cases."""
     from medseg.cohort import Wanted
     from medseg.inference import channel_names

@@ -51,6 +51,9 @@ def check(
 
     Ends with 0 if nothing must be solved before training, else with 3. The dataset itself is never
     changed.
+
+    Example:
+    medseg check dataset/ --fix corrected/
     """
     from medseg.dataset import check_dataset, read_dataset
 

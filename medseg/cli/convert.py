@@ -5,31 +5,22 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli.options import (
-    AssumeGeometry,
-    Deidentify,
-    Deterministic,
-    Json,
-    Repair,
-    SegType,
-    Series,
-    Suv,
-    VolumeIndex,
-    check_one_of,
-)
+from medseg.cli.options import Dicom, Json, Reading, Series, check_choices, structure_value
 from medseg.cli.show import print_table, show_warning
-from medseg.errors import BadFile, DataWarning
+from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.text import harmless
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from medseg.io.dicom import Listed
+    from medseg.labels import LabelTable
 
 
 def convert(
@@ -37,10 +28,7 @@ def convert(
         Path,
         typer.Argument(
             metavar="INPUT",
-            help=(
-                "A scan, a label map, a DICOM folder, DICOM SEG or RTSTRUCT; or a model of nnU-Net"
-                " or MONAI."
-            ),
+            help="A scan, label map, DICOM, label table, or model of nnU-Net or MONAI.",
         ),
     ],
     target: Annotated[
@@ -50,7 +38,7 @@ def convert(
         Path | None,
         typer.Option(
             metavar="TABLE",
-            help="Names and colours for .seg.nrrd and .dcm: .csv, .ctbl or dseg .tsv.",
+            help="Names and colours for .seg.nrrd, .dcm and tables; any label table.",
         ),
     ] = None,
     source: Annotated[
@@ -60,8 +48,8 @@ def convert(
     segment: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME|NUMBER",
-            help="Only this segment or structure; again for more, laid on top.",
+            metavar="STRUCTURE",
+            help="Only this, by name or number; again: on top.",
         ),
     ] = None,
     nearest: Annotated[
@@ -70,58 +58,106 @@ def convert(
             "--nearest", help="Put labels of another grid on the source's by nearest neighbour."
         ),
     ] = False,
-    volume: VolumeIndex = None,
-    assume_geometry: AssumeGeometry = None,
+    *,
+    reading: Reading,
     series: Series = None,
-    repair: Repair = False,
-    suv: Suv = False,
-    seg_type: SegType = "binary",
-    deidentify: Deidentify = False,
-    deterministic: Deterministic = False,
+    dicom: Dicom,
 ) -> None:
-    """Convert a volume to another format; voxels and geometry stay as they are.
+    """Convert a volume to another format: voxels and geometry stay as they are.
 
-    Of a model of nnU-Net or MONAI, a folder or zip, OUTPUT is a folder in medseg's own form:
-    safetensors and JSON. OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure
-    set, of the series given with --source.
+    OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a structure set, of the series of
+    --source. A model becomes a folder. Label tables are .csv, .tsv, .ctbl, .txt (FreeSurfer) and
+    .label (ITK-SNAP).
+
+    Examples:
+    medseg convert scan.mgz scan.nii.gz
+    medseg convert FreeSurferColorLUT.txt labels.label
     """
     from medseg import io
-    from medseg.labels import LabelTable
+    from medseg.labels import LabelTable, is_label_table, same_name
     from medseg.models import is_model, load_models, write_models
 
-    check_one_of("--seg-type", seg_type, ("binary", "labelmap"))
+    check_choices(dicom)
     if is_model(path):
         write_models(load_models([str(path)]), target)
         return
-    table = LabelTable.read(labels) if labels else io.embedded_table(path)
-    # Then the options for DICOM are about the source alone.
+    if is_label_table(target):
+        _table_of(path, labels).write(target)
+        return
+    embedded = io.embedded_table(path)
+    table = LabelTable.read(labels) if labels else embedded
+    if segment and embedded is None and not io.label_kind(path):
+        _write_chosen(path, target, names=segment, table=table, volume_index=reading.volume)
+        return
+    if embedded and segment:
+        segment = [same_name(one, embedded.names.values()) or one for one in segment]
+    # Of labels in DICOM the options for DICOM are about the source alone.
     about_source = source is not None and not io.label_kind(path)
+    asked = _asked(reading, None if about_source else series)
+    asked |= {"repair": False} if about_source else {}
     try:
-        scan = io.read(
-            path,
-            volume_index=volume,
-            assume_geometry=assume_geometry,
-            series=None if about_source else series,
-            repair=repair and not about_source,
-            suv=suv,
-            source=source,
-            segments=segment,
-        )
+        scan = io.read(path, source=source, segments=segment, **asked)
     except io.Overlap:
         if not target.name.lower().endswith(".seg.nrrd"):
             raise
-        masks = io.read_masks(path, source=source, series=series, repair=repair)
+        masks = io.read_masks(path, source=source, series=series, repair=reading.repair)
         io.write_segments(masks, target)
         return
     options = io.DicomOptions(
-        seg_type=seg_type,
-        deidentify=deidentify,
-        deterministic=deterministic,
-        nearest=nearest,
-        series=series,
-        repair=repair,
+        **asdict(dicom), nearest=nearest, series=series, repair=reading.repair
     )
     io.write(scan, target, table=table, source=source, options=options)
+
+
+def _asked(reading: Reading, series: str | None) -> dict[str, Any]:
+    """What `io.read` is told of how to read."""
+    return {
+        "volume_index": reading.volume,
+        "assume_geometry": reading.assume_geometry,
+        "series": series,
+        "repair": reading.repair,
+        "suv": reading.suv,
+    }
+
+
+def _write_chosen(
+    path: Path,
+    target: Path,
+    *,
+    names: Sequence[str],
+    table: LabelTable | None,
+    volume_index: int | None,
+) -> None:
+    """Write the structures of a plain label map that are named, by a table or by what lies beside
+    it. Raises `BadConfig` for one that it has not.
+    """
+    import numpy as np
+
+    from medseg import io
+    from medseg.evaluation import find_table
+
+    labels = io.read_labels(path, volume_index=volume_index)
+    table = table or find_table(None, path, path)
+    values = [structure_value(name, table, "--segment") for name in names]
+    for name, value in zip(names, values):
+        if not (labels.data == value).any():
+            raise BadConfig(f"{path}: holds no voxel of {name}; leave it out")
+    chosen = labels.with_data(np.where(np.isin(labels.data, values), labels.data, 0))
+    io.write(chosen, target, table=table)
+
+
+def _table_of(path: Path, labels: Path | None) -> LabelTable:
+    """The label table in a file, or beside a label map. Raises `BadFile`."""
+    from medseg.evaluation import find_table
+    from medseg.io import embedded_table
+    from medseg.labels import LabelTable, is_label_table
+
+    if labels or is_label_table(path):
+        return LabelTable.read(labels or path)
+    table = embedded_table(path) or find_table(None, path, path)
+    if table is None:
+        raise BadFile(f"{path}: holds no label table, and none lies beside it; give one")
+    return table
 
 
 def info(
@@ -132,17 +168,18 @@ def info(
             help="Scans, label maps, DICOM folders, zips and DICOMDIRs; or models.",
         ),
     ],
-    volume: VolumeIndex = None,
-    assume_geometry: AssumeGeometry = None,
+    *,
+    reading: Reading,
     series: Series = None,
-    repair: Repair = False,
-    suv: Suv = False,
     as_json: Json = False,
 ) -> None:
     """Say what is in a file: grid, orientation, intensities. DICOM with several volumes is listed.
 
     Of a model, medseg's, nnU-Net's or MONAI's: what it was trained for and how, and what of it
     would be used.
+
+    Example:
+    medseg info scan.nii.gz dicom/
     """
     import json
 
@@ -157,18 +194,11 @@ def info(
         if kind := label_kind(path):
             _print_structures(path, kind, as_json)
             continue
-        if series is None and volume is None and (found := _several_volumes(path)):
+        if series is None and reading.volume is None and (found := _several_volumes(path)):
             _print_volumes(path, found, as_json)
             continue
         try:
-            scan = read(
-                path,
-                volume_index=volume,
-                assume_geometry=assume_geometry,
-                series=series,
-                repair=repair,
-                suv=suv,
-            )
+            scan = read(path, **_asked(reading, series))
         except Overlap:  # no one label map, but its structures can be listed
             _print_structures(path, "segmentation whose structures overlap", as_json)
             continue
@@ -253,7 +283,6 @@ def _several_volumes(path: Path) -> list[Listed]:
 def _print_volumes(path: Path, found: Sequence[Listed], as_json: bool) -> None:
     if as_json:
         import json
-        from dataclasses import asdict
 
         # The description may name a person, and what is printed here may end in a file.
         listed = [

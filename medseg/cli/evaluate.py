@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli.options import Json, Quiet, VolumeIndex
+from medseg.cli.options import Json, Quiet, Table, Volume, in_panel, structure_value
 from medseg.cli.show import bar_of_cases, print_json, print_rows, tell
 from medseg.errors import BadConfig
-from medseg.text import decimal_number, whole_number
+from medseg.labels import same_name
+from medseg.text import decimal_number
 
+if TYPE_CHECKING:
+    from medseg.labels import LabelTable
+
+_SCORES, _LESIONS, _STATISTICS = "How is scored", "Lesions", "Statistics"
 Labels = Annotated[
     str | None,
     typer.Option(
-        metavar="LIST", help="Structures: 1,2 or liver=1,tumour=1+2+3 or names of the table."
+        metavar="STRUCTURES", help="Only these: 1,2 or liver=1,tumour=1+2+3 or names of the table."
     ),
 ]
 
@@ -29,56 +35,76 @@ def evaluate(
     prediction: Annotated[
         Path, typer.Argument(metavar="PREDICTION", help="The same of what is to be scored.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
-        "evaluation"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the results.")
+    ] = Path("evaluation"),
     labels: Labels = None,
-    table: Annotated[
-        Path | None, typer.Option(help="Label table. Default: what lies beside the labels.")
-    ] = None,
+    table: Table = None,
     ignore: Annotated[
-        int | None, typer.Option(metavar="LABEL", help="Where the reference has it, do not score.")
+        str | None,
+        in_panel(
+            _SCORES,
+            metavar="STRUCTURE",
+            help="Where the reference has this, by name or number, do not score.",
+        ),
     ] = None,
     surface: Annotated[
-        str, typer.Option(metavar="surfel|voxel", help="What a surface is made of.")
+        str, in_panel(_SCORES, metavar="surfel|voxel", help="What a surface is made of.")
     ] = "surfel",
     percentile: Annotated[
-        list[float] | None, typer.Option(help="Hausdorff percentiles. Default: 95.")
+        list[float] | None,
+        in_panel(_SCORES, metavar="PERCENT", help="Hausdorff percentiles. Default: 95."),
     ] = None,
     tolerance: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="MM", help="Of the surface Dice: 1 or liver=2.5, repeatable. Default: 1."
+        in_panel(
+            _SCORES,
+            metavar="MM",
+            help="Of the surface Dice: 1 or liver=2.5, repeatable. Default: 1.",
         ),
     ] = None,
     empty: Annotated[
-        str, typer.Option(metavar="nan|best_worst|diagonal", help="What empty masks score.")
+        str, in_panel(_SCORES, metavar="nan|best_worst|diagonal", help="What empty masks score.")
     ] = "nan",
     lesions: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Also score by lesion, repeatable.")
+        list[str] | None,
+        in_panel(
+            _LESIONS,
+            metavar="STRUCTURE",
+            help="Also score this by lesion, by name or number; again for more.",
+        ),
     ] = None,
     lesion_matching: Annotated[
-        str, typer.Option(metavar="overlap|iou", help="Which lesions match.")
+        str, in_panel(_LESIONS, metavar="overlap|iou", help="Which lesions match.")
     ] = "overlap",
-    lesion_iou: Annotated[float, typer.Option(help="Least IoU of a match.")] = 0.5,
+    lesion_iou: Annotated[
+        float, in_panel(_LESIONS, metavar="SHARE", help="Least IoU of a match.")
+    ] = 0.5,
     lesion_connectivity: Annotated[
-        int, typer.Option(metavar="6|18|26", help="What touches is one lesion.")
+        int, in_panel(_LESIONS, metavar="6|18|26", help="What touches is one lesion.")
     ] = 26,
-    lesion_min_mm3: Annotated[float, typer.Option(help="Leave out smaller lesions.")] = 0,
+    lesion_min_mm3: Annotated[
+        float, in_panel(_LESIONS, metavar="MM3", help="Leave out smaller lesions.")
+    ] = 0,
     lesion_dilation: Annotated[
-        int, typer.Option(help="Grow reference lesions by voxels before matching.")
+        int,
+        in_panel(
+            _LESIONS, metavar="VOXELS", help="Grow reference lesions by voxels before matching."
+        ),
     ] = 0,
     lesion_penalty_mm: Annotated[
-        float, typer.Option(help="HD95 of missed and invented lesions.")
+        float, in_panel(_LESIONS, metavar="MM", help="HD95 of missed and invented lesions.")
     ] = 374,
     resample: Annotated[
-        bool, typer.Option("--resample", help="Score a prediction on another grid all the same.")
+        bool,
+        in_panel(_SCORES, "--resample", help="Score a prediction on another grid all the same."),
     ] = False,
-    volume: VolumeIndex = None,
+    volume: Volume = None,
     bootstrap: Annotated[
-        int, typer.Option(min=0, help="Resamplings of cases for the intervals.")
+        int,
+        in_panel(_STATISTICS, min=0, metavar="N", help="Resamplings of cases for the intervals."),
     ] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the resamplings.")] = 0,
+    seed: Annotated[int, in_panel(_STATISTICS, metavar="N", help="Of the resamplings.")] = 0,
     number_cases: Annotated[
         bool,
         typer.Option(
@@ -90,18 +116,24 @@ def evaluate(
 ) -> None:
     """Score label maps against references: scores.csv, summary.json, and report.html with plots and
     worst cases.
+
+    Examples:
+    medseg evaluate truth/ labels/ -o report/
+    medseg evaluate truth.nii.gz labels.nii.gz --labels liver,tumour
     """
     from medseg import evaluation
 
     known = evaluation.find_table(table, reference, prediction)
+    structures = evaluation.parse_structures(labels, known) if labels else None
+    name_of = partial(_scored_name, structures=structures, table=known)
     options = evaluation.EvaluationOptions(
-        structures=evaluation.parse_structures(labels, known) if labels else None,
-        ignore=ignore,
+        structures=structures,
+        ignore=structure_value(ignore, known, "--ignore") if ignore else None,
         surface=surface,  # type: ignore[arg-type]
         percentiles=tuple(percentile or (95,)),
-        tolerance_mm=_tolerances(tolerance),
+        tolerance_mm=_tolerances(tolerance, name_of),
         empty=empty,  # type: ignore[arg-type]
-        lesions=tuple(lesions or ()),
+        lesions=tuple(name_of(one, option="--lesions") for one in lesions or ()),
         lesion_options=evaluation.LesionOptions(
             matching=lesion_matching,  # type: ignore[arg-type]
             min_iou=lesion_iou,
@@ -133,18 +165,28 @@ def compare(
         list[Path],
         typer.Argument(metavar="SCORES...", help="The scores.csv of two methods or more."),
     ],
-    score: Annotated[str, typer.Option(help="The column to compare by.")] = "dice",
+    score: Annotated[
+        str, typer.Option(metavar="COLUMN", help="The column to compare by.")
+    ] = "dice",
     structure: Annotated[
-        str | None, typer.Option(help="Only this structure. Default: the mean over all.")
+        str | None,
+        typer.Option(
+            metavar="STRUCTURE",
+            help="Only this, by name or number. Default: the mean over all.",
+        ),
     ] = None,
     bootstrap: Annotated[
-        int, typer.Option(min=0, help="Resamplings of cases for the stability.")
+        int,
+        in_panel(_STATISTICS, min=0, metavar="N", help="Resamplings of cases for the stability."),
     ] = 1000,
-    seed: Annotated[int, typer.Option(help="Of the resamplings.")] = 0,
+    seed: Annotated[int, in_panel(_STATISTICS, metavar="N", help="Of the resamplings.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Compare methods on the same cases: ranking, its stability, and paired Wilcoxon tests with
     Holm's correction.
+
+    Example:
+    medseg compare a/scores.csv b/scores.csv
     """
     from medseg.evaluation import compare as compare_methods
 
@@ -167,18 +209,28 @@ def compare(
 def clean(
     labels: Annotated[Path, typer.Argument(metavar="LABELS", help="A label map.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Where to; the suffix decides the format.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Where to; the suffix decides the format."
+        ),
     ],
     only: Annotated[
-        str | None, typer.Option("--labels", metavar="LIST", help="Only these labels, e.g. 1,2.")
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="STRUCTURES",
+            help="Only these, by name or number: 1,liver. Default: all.",
+        ),
     ] = None,
     keep_largest: Annotated[
         bool, typer.Option("--keep-largest", help="Keep the largest part of each label.")
     ] = False,
     keep: Annotated[
-        int | None, typer.Option(min=1, help="Keep so many parts of each label.")
+        int | None, typer.Option(min=1, metavar="N", help="Keep so many parts of each label.")
     ] = None,
-    min_mm3: Annotated[float | None, typer.Option(min=0, help="Drop smaller parts.")] = None,
+    min_mm3: Annotated[
+        float | None, typer.Option(min=0, metavar="MM3", help="Drop smaller parts.")
+    ] = None,
     fill_holes: Annotated[
         bool, typer.Option("--fill-holes", help="Fill holes with the label around them.")
     ] = False,
@@ -188,11 +240,15 @@ def clean(
     connectivity: Annotated[
         int, typer.Option(metavar="6|18|26", help="What touches is one part.")
     ] = 26,
-    volume: VolumeIndex = None,
+    volume: Volume = None,
     as_json: Json = False,
 ) -> None:
-    """Clean up a label map: keep the largest parts, drop small ones, fill holes, in this order."""
-    from medseg.evaluation import read_label_map, refuse_folder
+    """Clean up a label map: keep the largest parts, drop small ones, fill holes, in this order.
+
+    Example:
+    medseg clean labels.nii.gz -o clean.nii.gz --labels liver --keep-largest
+    """
+    from medseg.evaluation import find_table, read_label_map, refuse_folder
     from medseg.io import embedded_table, write
     from medseg.postprocess import clean as clean_labels
 
@@ -205,8 +261,9 @@ def clean(
         steps.append({"step": "fill_holes", "overwrite": overwrite})
     if not steps:
         raise BadConfig("say what to do: --keep-largest, --keep, --min-mm3 or --fill-holes")
-    chosen = {"labels": _label_list(only)} if only else {}
     refuse_folder(labels)
+    table = find_table(None, labels, labels)
+    chosen = {"labels": _values(only, table)} if only else {}
     before = read_label_map(labels, volume)
     after = clean_labels(before, [step | chosen for step in steps])
     write(after, output, table=embedded_table(labels))
@@ -215,19 +272,43 @@ def clean(
     print_json(row) if as_json else print_rows("", [row | {"steps": ", ".join(row["steps"])}])
 
 
-def _tolerances(texts: Sequence[str] | None) -> float | dict[str, float]:
+def _scored_name(
+    text: str, structures: Mapping[str, Any] | None, table: LabelTable | None, option: str
+) -> str:
+    """What the scores call a structure that is given by its name or number. Raises `BadConfig`."""
+    if structures is not None:
+        return _name_among(text, structures, table)
+    if table is None and text.startswith("label "):
+        return text  # as structures without a table are called
+    value = structure_value(text, table, option)
+    return table.names.get(value, f"label {value}") if table else f"label {value}"
+
+
+def _name_among(text: str, structures: Mapping[str, Any], table: LabelTable | None) -> str:
+    """The name of one of the structures that were asked for; what is none is refused later."""
+    if same := same_name(text, structures):
+        return same
+    try:
+        value = structure_value(text, table, "")
+    except BadConfig:
+        return text
+    return next((name for name, one in structures.items() if one == (value,)), text)
+
+
+def _tolerances(
+    texts: Sequence[str] | None, name_of: Callable[..., str]
+) -> float | dict[str, float]:
     found: dict[str, float] = {}
     for text in texts or ("1",):
         name, _, number = text.rpartition("=")
         try:
-            found[name.strip()] = decimal_number(number)
+            tolerance_mm = decimal_number(number)
         except ValueError:
             raise BadConfig(f"--tolerance {text}: write 1 or liver=2.5, in mm") from None
+        name = name.strip()
+        found[name_of(name, option="--tolerance") if name else ""] = tolerance_mm
     return found.get("", 1.0) if set(found) <= {""} else found
 
 
-def _label_list(text: str) -> list[int]:
-    try:
-        return [whole_number(part) for part in text.split(",")]
-    except ValueError:
-        raise BadConfig(f"--labels {text}: write whole numbers, e.g. 1,2") from None
+def _values(text: str, table: LabelTable | None) -> list[int]:
+    return [structure_value(part, table, "--labels") for part in text.split(",")]

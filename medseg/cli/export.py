@@ -18,15 +18,20 @@ def export(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="A name that ends in .onnx. Default: NAME.onnx."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="A name that ends in .onnx. Default: NAME.onnx."
+        ),
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a model's network as ONNX, for other programs, and beside it as JSON what happens
+    """Write a model's network as ONNX, for other programs: and beside it as JSON what happens
     before and after it.
 
     The result is run and compared with PyTorch where onnxruntime or OpenVINO is installed.
+
+    Example:
+    medseg export brain -o brain.onnx
     """
     import json
 

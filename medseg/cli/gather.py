@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli.options import Json, Quiet
+from medseg.cli.options import Json, Quiet, Table
 from medseg.cli.show import bar_of_cases, explain, print_json, print_line, print_rows, tell
 from medseg.errors import BadConfig, MedsegError
 from medseg.text import to_cell
@@ -33,6 +33,9 @@ def gather(
     table.csv has a row for every case of the list, table_long.csv one for each structure, and with
     pyarrow table.parquet is the same as table.csv. report.html shows the most suspicious cases
     first.
+
+    Example:
+    medseg gather results/ --by site
     """
     from medseg.cohort import gather_cohort
 
@@ -57,12 +60,15 @@ def volumes(
         list[Path] | None,
         typer.Option(metavar="SCAN", help="Its scan, for intensities; once for each label map."),
     ] = None,
-    table: Annotated[
-        Path | None, typer.Option(help="Label table. Default: what lies beside the labels.")
-    ] = None,
+    table: Table = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Whose labels they are: names, and totals of a brain."),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="Whose labels they are: names, and totals of a brain.",
+        ),
     ] = None,
     long: Annotated[
         bool, typer.Option("--long", help="A row for each structure, not for each label map.")
@@ -72,6 +78,9 @@ def volumes(
 ) -> None:
     """Measure label maps that exist: volume of each structure, intensity in a scan, totals of a
     brain.
+
+    Example:
+    medseg volumes labels/ -o volumes.csv
     """
     from medseg.cohort import list_label_maps, long_rows, measure_all, wide_rows
     from medseg.labels import LabelTable

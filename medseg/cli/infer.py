@@ -11,211 +11,159 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medseg.cli.options import (
-    AssumeGeometry,
-    At,
-    CheckpointName,
-    Deidentify,
-    Deterministic,
-    Exact,
-    Folds,
+    Dicom,
     Json,
-    Orientation,
-    Postprocess,
+    Model,
+    Network,
+    OfNnunet,
     Quiet,
-    Repair,
+    Reading,
+    Results,
     Roi,
-    SegType,
     Series,
-    Suv,
-    VolumeIndex,
-    check_words,
-    parse_bytes,
+    Telling,
+    check_choices,
+    check_one_of,
+    extras_of,
+    in_panel,
     parse_folds,
     parse_heights,
     parse_kinds,
-    parse_values,
+    settings_of,
 )
 from medseg.cli.remote import Authority, Credentials, PlainHttp, Push, Remote, fetched
-from medseg.cli.show import bar_of_scan, explain, json_progress, print_json, print_table, tell
+from medseg.cli.show import (
+    Course,
+    bar_of_scan,
+    explain,
+    json_progress,
+    print_json,
+    print_table,
+    tell,
+    tell_event,
+)
 from medseg.errors import BadConfig, BadOutput, Interrupted, MedsegError
 from medseg.machine import keep_memory
 
 if TYPE_CHECKING:
-    from medseg.inference import Extras, Job, Model, Settings
+    from medseg.inference import Extras, Job, Model as Loaded, Settings
 
 
 def infer(
     inputs: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="SCAN...", help="Scans, folders of scans, DICOM folders, or dicomweb://..."
-        ),
+        typer.Argument(metavar="SCAN...", help="Scans, folders, DICOM folders, or dicomweb://..."),
     ],
     output: Annotated[
         str | None,  # as it was typed, because a path loses the / at its end
         typer.Option(
             "--output",
             "-o",
-            metavar="<path>",
+            metavar="PATH",
             help="A file (its suffix is the format) or a folder. Default: SCAN_seg.nii.gz.",
         ),
     ] = None,
-    model: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help=(
-                "A name from `medseg models`, a model folder, or a folder or zip of nnU-Net or"
-                " MONAI; several are averaged. Default: what suits the scan, brain or ct-tissues."
-            ),
-        ),
-    ] = None,
-    channel: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="SCAN",
-            help=(
-                "The next channel of a model that takes several, in its order; again for more. Not"
-                " needed for files "
-                "called CASE_0000, CASE_0001 ... or for one 4-D file."
-            ),
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where the network runs.")
-    ] = "auto",
-    precision: Annotated[
-        str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Arithmetic of the network.")
-    ] = "auto",
-    backend: Annotated[
-        str, typer.Option(metavar="auto|torch|openvino", help="What runs the network.")
-    ] = "auto",
-    max_memory: Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Use no more than this, e.g. 4GB; may take longer."),
-    ] = None,
-    overlap: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=0.9, help="Share by which windows overlap. Default: 0.5, or the model's."
-        ),
-    ] = None,
-    batch: Annotated[
-        int, typer.Option(min=0, help="Windows at a time; 0: what suits the device.")
-    ] = 0,
-    tta: Annotated[
-        bool | None,
-        typer.Option(
-            "--tta/--no-tta",
-            help=(
-                "Also predict mirrored, along the axes the model allows; slower. Default: no;"
-                " models of nnU-Net as "
-                "they were trained with --exact and on a GPU."
-            ),
-        ),
-    ] = None,
-    exact: Exact = False,
-    folds: Folds = None,
-    checkpoint_name: CheckpointName = "final",
-    orientation: Orientation = "auto",
-    postprocess: Postprocess = False,
+    model: Model = None,
     roi: Roi = None,
-    probabilities: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LABELS", help="Also write probabilities of these labels, e.g. 17,53."
-        ),
-    ] = None,
-    uncertainty: Annotated[
-        bool, typer.Option("--uncertainty", help="Also write how unsure the model is, 0 to 1.")
-    ] = False,
-    cleanup: Annotated[
-        bool, typer.Option("--cleanup/--no-cleanup", help="Clean up as the model says.")
-    ] = True,
-    instances: Annotated[
-        bool,
-        typer.Option(
-            "--instances", help="Also number separate objects; the record gets their boxes."
-        ),
-    ] = False,
-    skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Skip scans that have a result.")
-    ] = False,
     preview: Annotated[
         Path | None,
         typer.Option(
             metavar="PNG", help="Also draw slices with labels (a folder for several scans)."
         ),
     ] = None,
-    volume: VolumeIndex = None,
-    assume_geometry: AssumeGeometry = None,
-    series: Series = None,
-    repair: Repair = False,
-    suv: Suv = False,
-    also: Annotated[
-        str,
-        typer.Option(
-            "--also",
-            metavar="KINDS",
-            help="Also write these: of DICOM seg,rtstruct,sr; "
-            "of a brain brain-mask,intracranial-mask,stripped,tissue,volumes; of ct-tissues "
-            "volumes.",
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Skip scans that have a result.")
+    ] = False,
+    *,
+    results: Results,
+    at: Annotated[
+        str | None,
+        in_panel(
+            Results.PANEL,
+            metavar="MM,MM",
+            help=(
+                "Areas of all structures in the axial slices at these heights (mm along S, as"
+                " viewers show them), e.g. --at=-120.5,30."
+            ),
         ),
-    ] = "",
-    at: At = None,
+    ] = None,
+    table: Annotated[
+        Path | None,
+        in_panel(
+            Results.PANEL,
+            metavar="TABLE",
+            help=(
+                "Names and colours of the labels by this table, such as FreeSurferColorLUT.txt,"
+                " where it has them."
+            ),
+        ),
+    ] = None,
+    network: Network,
     force: Annotated[
-        bool, typer.Option("--force", help="Also where the model makes no sense for the scan.")
+        bool,
+        in_panel(
+            Network.PANEL, "--force", help="Also where the model makes no sense for the scan."
+        ),
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit with 8 if there are doubts about a result.")
+        bool,
+        in_panel(Network.PANEL, "--strict", help="Exit with 8 if there are doubts about a result."),
     ] = False,
-    seg_type: SegType = "binary",
-    deidentify: Deidentify = False,
-    deterministic: Deterministic = False,
+    reading: Reading,
+    series: Series = None,
+    channel: Annotated[
+        list[Path] | None,
+        in_panel(
+            Reading.PANEL,
+            metavar="SCAN",
+            help=(
+                "The next channel of a model that takes several, in its order; again for more. Not"
+                " needed for files called CASE_0000, CASE_0001 ... or for one 4-D file."
+            ),
+        ),
+    ] = None,
+    nnunet: OfNnunet,
+    dicom: Dicom,
     push: Push = False,
     credentials: Credentials = None,
     authority: Authority = None,
     plain_http: PlainHttp = False,
-    show_progress: Annotated[
+    progress: Annotated[
         str,
-        typer.Option(
-            "--progress", metavar="auto|json", help="json: a line of JSON on stderr for every step."
+        in_panel(
+            Telling.PANEL,
+            metavar="auto|json",
+            help="json: a line of JSON on stderr for every step.",
         ),
     ] = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Segment scans.
+    """Segment scans: a label map on each scan's own grid, and beside it the label table
+    (.labels.csv) and the run record (.json). Of DICOM, OUTPUT.dcm is a DICOM segmentation and
+    OUTPUT.rtstruct.dcm a structure set.
 
-    Writes a label map on each scan's own grid, and beside it the label table (.labels.csv) and the
-    run record (.json). Of DICOM, OUTPUT.dcm is a DICOM segmentation and OUTPUT.rtstruct.dcm a
-    structure set.
+    Examples:
+    medseg infer scan.nii.gz
+    medseg infer scans/ -o labels/ --model brain-fast
     """
     from medseg import inference
-    from medseg.io import DicomOptions
+    from medseg.labels import LabelTable
 
-    words = {
-        "--precision": precision, "--seg-type": seg_type, "--progress": show_progress,
-        "--backend": backend, "--orientation": orientation, "--checkpoint": checkpoint_name,
-    }  # fmt: skip
-    check_words(words, device)
-    memory_bytes = parse_bytes(max_memory, "--max-memory") if max_memory else None
-    extras = inference.Extras(
-        preview=preview, instances=instances, volume_index=volume, series=series, repair=repair,
-        assume_geometry=assume_geometry, suv=suv, also=parse_kinds(also), force=force,
-        at_mm=parse_heights(at),
-        dicom=DicomOptions(seg_type=seg_type, deidentify=deidentify, deterministic=deterministic),
+    check_choices(network, nnunet, dicom)
+    check_one_of("--progress", progress, ("auto", "json"))
+    _ = network.max_memory_bytes  # a size that is none is wrong usage before a model is read
+    extras = extras_of(
+        reading=reading, dicom=dicom, results=results, series=series, preview=preview,
+        force=force, at_mm=parse_heights(at), table=LabelTable.read(table) if table else None,
     )  # fmt: skip
-    names = _model_names(model, roi=roi, labels=probabilities, channels=channel, also=also)
-    loaded = inference.load_model(*names, folds=parse_folds(folds), checkpoint=checkpoint_name)
-    settings = inference.Settings(
-        device=device, precision=precision, overlap=overlap, cleanup=cleanup, backend=backend,
-        batch=batch, tta=tta, max_memory_bytes=memory_bytes,
-        probabilities=parse_values(probabilities) if probabilities else (),
-        uncertainty=uncertainty, exact=exact, orientation=orientation, postprocess=postprocess,
-        roi=inference.labels_named(loaded, roi.split(",")) if roi else (),
-    )  # fmt: skip
+    names = _model_names(
+        model, roi=roi, labels=results.probabilities, channels=channel, also=results.also
+    )
+    loaded = inference.load_model(
+        *names, folds=parse_folds(nnunet.folds), checkpoint=nnunet.checkpoint
+    )
+    settings = settings_of(loaded, network=network, nnunet=nnunet, results=results, roi=roi)
     inference.check_also(loaded, extras.also)
     from_pacs = fetched(
         inputs, Path(output) if output else None, push=push, credentials=credentials,
@@ -228,7 +176,7 @@ def infer(
         )  # fmt: skip
         work = _Work(
             model=loaded, settings=settings, extras=extras, remote=remote, several=len(jobs) > 1,
-            skip_existing=skip_existing, json_progress=show_progress == "json", as_json=as_json,
+            skip_existing=skip_existing, json_progress=progress == "json", as_json=as_json,
             quiet=quiet, strict=strict,
         )  # fmt: skip
         work.do_all(jobs)
@@ -261,7 +209,7 @@ _DOUBTS = 8
 class _Work:
     """How scans are segmented, and what is shown of it."""
 
-    model: Model
+    model: Loaded
     settings: Settings
     extras: Extras
     remote: Remote
@@ -283,10 +231,11 @@ class _Work:
         failed: list[str] = []
         exit_code = 0
         doubtful = False
+        course = Course(len(jobs))
         with models_kept_open():
-            for job in jobs:
+            for number, job in enumerate(jobs):
                 try:
-                    doubtful |= self.do(job)
+                    doubtful |= self.do(job, course)
                 except (Interrupted, BrokenPipeError):
                     raise
                 except Exception as error:  # whatever it is, it is the failure of this scan
@@ -296,6 +245,7 @@ class _Work:
                     print(text, file=sys.stderr)
                     failed.append(str(self.remote.name(job.scan)))
                     exit_code = exit_code or code
+                self._tell_course(course, number + 1)
         if failed:
             tell(f"medseg: {len(failed)} of {len(jobs)} scans failed:")
             for name in failed:
@@ -330,7 +280,17 @@ class _Work:
             return replace(job, problem=error)
         return job
 
-    def do(self, job: Job) -> bool:
+    def _tell_course(self, course: Course, done: int) -> None:
+        """Of several scans, how many are done and how long the others will take."""
+        course.at(done)
+        if not self.several or done == course.total:
+            return
+        if self.json_progress:
+            tell_event(event="scans", done=done, total=course.total)
+        else:
+            tell(course.words("scans"), self.quiet)
+
+    def do(self, job: Job, course: Course) -> bool:
         """Segment one scan, send its results on if that was asked for, and show them; whether its
         record holds doubts.
         """
@@ -344,7 +304,8 @@ class _Work:
                 return False
             if job.labels.exists():
                 tell(f"{name}: {job.labels} is there and is made again: {reason}", self.quiet)
-        shown = json_progress(name) if self.json_progress else bar_of_scan(self.quiet, name)
+        where = f"scan {course.done + 1} of {course.total}" if self.several else ""
+        shown = json_progress(name) if self.json_progress else bar_of_scan(self.quiet, name, where)
         with shown as (announce, progress):
             content = infer_scan(
                 job, self.model, self.settings, extras, announce=announce, progress=progress

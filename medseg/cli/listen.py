@@ -11,8 +11,22 @@ from typing import Annotated
 
 import typer
 
+from medseg.cli.options import (
+    Dicom,
+    Network,
+    OfNnunet,
+    OneModel,
+    Results,
+    check_choices,
+    in_panel,
+    parse_folds,
+    settings_of,
+    words_of,
+)
 from medseg.cli.show import tell
 from medseg.errors import BadConfig
+
+_CALLERS, _LIMITS = "Who may call", "Limits"
 
 
 def listen(
@@ -24,70 +38,107 @@ def listen(
         str | None,
         typer.Option(metavar="HOST:PORT:TITLE", help="The DICOM node that results are sent to."),
     ] = None,
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="To listen on; 0 takes a free one.")
-    ] = 11112,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on. Other than loopback needs --peer.")
-    ] = "127.0.0.1",
-    title: Annotated[
-        str, typer.Option(help="Our application entity title; calls for another are refused.")
-    ] = "MEDSEG",
-    caller: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TITLE", help="Only this title may call, repeatable. Default: any."),
-    ] = None,
-    peer: Annotated[
-        list[str] | None,
-        typer.Option(metavar="IP", help="Only this address may connect, repeatable."),
-    ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="A name from `medseg models`, or a model folder.")
-    ] = "brain",
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where the network runs.")
-    ] = "auto",
+    model: OneModel = "brain",
     also: Annotated[
         str, typer.Option("--also", metavar="rtstruct,sr", help="Also make these beside the SEG.")
     ] = "",
+    port: Annotated[
+        int,
+        typer.Option(min=0, max=65535, metavar="N", help="To listen on; 0 takes a free one."),
+    ] = 11112,
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST", help="Address to listen on. Other than loopback needs --peer."
+        ),
+    ] = "127.0.0.1",
+    title: Annotated[
+        str,
+        in_panel(
+            _CALLERS,
+            metavar="TITLE",
+            help="Our application entity title; calls for another are refused.",
+        ),
+    ] = "MEDSEG",
+    caller: Annotated[
+        list[str] | None,
+        in_panel(
+            _CALLERS, metavar="TITLE", help="Only this title may call, repeatable. Default: any."
+        ),
+    ] = None,
+    peer: Annotated[
+        list[str] | None,
+        in_panel(_CALLERS, metavar="IP", help="Only this address may connect, repeatable."),
+    ] = None,
+    *,
     quiet_s: Annotated[
-        float, typer.Option(min=0.1, help="A series is complete when nothing came for so long.")
+        float,
+        in_panel(
+            _LIMITS,
+            min=0.1,
+            metavar="SECONDS",
+            help="A series is complete when nothing came for so long.",
+        ),
     ] = 10,
-    timeout_s: Annotated[float, typer.Option(min=1, help="Give a series up after so long.")] = 3600,
-    associations: Annotated[int, typer.Option(min=1, max=100, help="Most senders at a time.")] = 4,
+    timeout_s: Annotated[
+        float, in_panel(_LIMITS, min=1, metavar="SECONDS", help="Give a series up after so long.")
+    ] = 3600,
+    associations: Annotated[
+        int, in_panel(_LIMITS, min=1, max=100, metavar="N", help="Most senders at a time.")
+    ] = 4,
     max_series: Annotated[
-        int, typer.Option(min=1, help="Most series received or waiting at a time.")
+        int,
+        in_panel(_LIMITS, min=1, metavar="N", help="Most series received or waiting at a time."),
     ] = 20,
-    max_instances: Annotated[int, typer.Option(min=1, help="Most instances of a series.")] = 5000,
+    max_instances: Annotated[
+        int, in_panel(_LIMITS, min=1, metavar="N", help="Most instances of a series.")
+    ] = 5000,
     max_gb: Annotated[
-        float, typer.Option(min=0.001, help="Most data received, waiting or kept at a time.")
+        float,
+        in_panel(
+            _LIMITS,
+            min=0.001,
+            metavar="GB",
+            help="Most data received, waiting or kept at a time.",
+        ),
     ] = 8,
     spool: Annotated[
         Path | None,
-        typer.Option(
+        in_panel(
+            _LIMITS,
             metavar="FOLDER",
             help=(
                 "Where series lie until their results are delivered, private; a new start goes on"
-                " with them. "
-                "Default: .medseg-spool in the folder of -o, else below the temporary folder."
+                " with them. Default: .medseg-spool in the folder of -o, else below the temporary"
+                " folder."
             ),
         ),
     ] = None,
+    network: Network,
+    nnunet: OfNnunet,
+    dicom: Dicom,
 ) -> None:
     """Be a DICOM node: receive series (C-STORE), segment each, send the result on or write it to a
     folder.
 
     Listens on this machine alone unless told otherwise. Runs until stopped by Ctrl-C or SIGTERM.
     What was received and not delivered by then stays in the spool, and a new start goes on with it.
+
+    Examples:
+    medseg listen -o results/ --peer 10.0.0.7 --host 10.0.0.9
+    medseg listen --reply-to 127.0.0.1:4242:ORTHANC
     """
-    from medseg.inference import Settings, load_model
+    from medseg.inference import load_model
     from medseg.pacs import Limits, Listener, NodeOptions, segment_in_child
 
     deliver = _deliveries(output, reply_to, title)
     if not (host in ("localhost", "::1") or host.startswith("127.") or peer):
         raise BadConfig("listening to other machines needs --peer IP for each that may connect")
     _check_kinds(also)
-    load_model(model)  # a wrong name is better known now than when the first series is there
+    # What is wrong is better known now than when the first series is there.
+    check_choices(network, nnunet, dicom)
+    loaded = load_model(model, folds=parse_folds(nnunet.folds), checkpoint=nnunet.checkpoint)
+    settings_of(loaded, network=network, nnunet=nnunet, results=Results(), roi=None)
     chosen = str(Path(model).resolve()) if Path(model).is_dir() else model
     most = int(max_gb * 2**30)
     limits = Limits(instances=max_instances, instance_bytes=min(2**29, most), total_bytes=most)
@@ -95,8 +146,8 @@ def listen(
         port=port, host=host, title=title, callers=tuple(caller or ()), peers=tuple(peer or ()),
         quiet_s=quiet_s, associations=associations, series=max_series, limits=limits,
     )  # fmt: skip
-    Settings(device=device)  # refuses a word that names none before anything is received
-    segment = segment_in_child(["--model", chosen, "--device", device, "--also", also], timeout_s)
+    words = [*words_of(network), *words_of(nnunet), *words_of(dicom)]
+    segment = segment_in_child(["--model", chosen, "--also", also, *words], timeout_s)
     Listener(options, segment, deliver, say=tell, spool=spool or _usual_spool(output, port)).run()
 
 

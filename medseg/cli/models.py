@@ -15,13 +15,17 @@ def models(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[FOLDER]",
+            metavar="FOLDER",
             help="List the models in this folder, medseg's, nnU-Net's and MONAI's.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the models that come with medseg, or those in a folder."""
+    """List the models that come with medseg, or those in a folder.
+
+    Example:
+    medseg models
+    """
     import json
 
     from medseg.inference import UNTRAINED

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from medseg.cli.options import in_panel
 from medseg.errors import BadConfig, Interrupted, MedsegError
 
 if TYPE_CHECKING:
@@ -18,25 +17,25 @@ if TYPE_CHECKING:
     from medseg.pacs import Access, Pacs
 
 
+_PACS = "Scans from a PACS"
 Push = Annotated[
-    bool, typer.Option("--push", help="Send the result back to the PACS the scan came from.")
+    bool, in_panel(_PACS, "--push", help="Send the result back to the PACS the scan came from.")
 ]
 Credentials = Annotated[
     str | None,
-    typer.Option(
+    in_panel(
+        _PACS,
         metavar="FILE|ask",
-        help="For the PACS: a file with 'Bearer TOKEN' or 'Basic USER:PASSWORD', or ask.",
+        help="A file with 'Bearer TOKEN' or 'Basic USER:PASSWORD', or ask.",
     ),
 ]
 Authority = Annotated[
     Path | None,
-    typer.Option(metavar="PEM", help="For the PACS: certificate of the authority to trust."),
+    in_panel(_PACS, metavar="PEM", help="Certificate of the authority to trust."),
 ]
 PlainHttp = Annotated[
     bool,
-    typer.Option(
-        "--plain-http", help="For the PACS: allow dicomweb+http:// to other machines, unencrypted."
-    ),
+    in_panel(_PACS, "--plain-http", help="Allow dicomweb+http:// to other machines, unencrypted."),
 ]
 
 

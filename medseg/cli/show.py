@@ -7,8 +7,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from medseg.cli.help import is_colored
 from medseg.errors import DataWarning, MedsegError, NotEnoughMemory
 from medseg.progress import Progress, silent
 from medseg.text import harmless
@@ -47,7 +49,8 @@ def print_table(
         )
     for row in rows:
         table.add_row(*(cell if isinstance(cell, Text) else Text(harmless(cell)) for cell in row))
-    console = Console(stderr=on_stderr)
+    stream = sys.stderr if on_stderr else sys.stdout
+    console = Console(stderr=on_stderr, color_system="auto" if is_colored(stream) else None)
     if title:
         console.print(Text(harmless(title), style="bold"), soft_wrap=True)
     console.print(table)
@@ -131,25 +134,95 @@ def _bar_of(*parts: str) -> Iterator[_Bar]:
 
 
 @contextmanager
-def bar_of_scan(quiet: bool, scan: Path | str) -> Iterator[ScanProgress]:
-    """Lines and a bar on stderr for one scan; nothing at all when quiet."""
+def bar_of_scan(quiet: bool, scan: Path | str, course: str = "") -> Iterator[ScanProgress]:
+    """Lines and a bar on stderr for one scan; nothing at all when quiet. course: where it stands
+    among several, after the bar.
+    """
     if quiet:
         yield (lambda text: None), silent
         return
-    with _bar_of("what", "bar", "share", "left") as bar:
+    with _bar_of("what", "bar", "share", "left", "text") as bar:
 
         def progress(what: str, done: int, total: int) -> None:
-            bar.update(what, done, total if total > 1 else None)
+            bar.update(what, done, total if total > 1 else None, text=course)
 
         progress("starting", 0, 0)
         yield (lambda text: bar.say(f"{scan}: {text}")), progress
 
 
+class Course:
+    """How far a list of things to do is: n of N, and the time left as it went so far.
+
+    What is done before the first is not counted, so that starting up is not.
+    """
+
+    def __init__(self, total: int, clock: Callable[[], float] = monotonic) -> None:
+        self.total, self.done = total, 0
+        self._clock, self._since = clock, clock()
+        self._first = 0
+
+    def at(self, done: int) -> None:
+        """So many are done now."""
+        if done and not self._first:
+            self._first, self._since = done, self._clock()
+        self.done = done
+
+    @property
+    def left(self) -> str:
+        """The time left, in words; '' where nothing is known of it."""
+        measured = self.done - self._first
+        if not self.total - self.done or not measured:
+            return ""
+        return time_left((self._clock() - self._since) / measured * (self.total - self.done))
+
+    def words(self, noun: str) -> str:
+        """Such as '3 of 12 scans, about 4 min left'."""
+        return f"{self.done} of {self.total} {noun}" + (f", {self.left}" if self.left else "")
+
+
+def time_left(seconds: float) -> str:
+    """A time to wait in words."""
+    if seconds < 90:
+        return f"about {seconds:.0f} s left"
+    if seconds < 5400:
+        return f"about {seconds / 60:.0f} min left"
+    return f"about {seconds / 3600:.1f} h left"
+
+
+#: Lines about how far it is, where nobody looks at a bar.
+_LINES = 10
+#: Where a command is short, nobody waits for lines.
+_BETWEEN_LINES_S = 10.0
+
+
+def lines_of_cases(clock: Callable[[], float], between_s: float = 0) -> Progress:
+    """A line on stderr for every tenth that is done, `between_s` after the one before."""
+    state = {"said": 0.0, "at": clock()}
+    course: list[Course] = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        if not course or course[0].total != total:
+            course[:] = [Course(total, clock)]
+        course[0].at(done)
+        step = done * _LINES // max(total, 1)
+        if step > state["said"] and done < total and clock() - state["at"] >= between_s:
+            state["said"], state["at"] = step, clock()
+            words = [f"{done} of {total} cases", what, course[0].left]
+            tell(", ".join(word for word in words if word))
+
+    return progress
+
+
 @contextmanager
 def bar_of_cases(quiet: bool) -> Iterator[Progress]:
-    """A bar over cases on stderr, with the name of the one that was done last."""
+    """A bar over cases on stderr, with the name of the one that was done last; lines, where it is
+    no terminal.
+    """
     if quiet:
         yield silent
+        return
+    if not sys.stderr.isatty():
+        yield lines_of_cases(monotonic, _BETWEEN_LINES_S)
         return
     with _bar_of("bar", "count", "left", "text") as bar:
         yield lambda case, done, total: bar.update("", done, total, text=case)
@@ -170,20 +243,22 @@ def json_progress(scan: Path | str) -> Iterator[ScanProgress]:
     """What happens to one scan as lines of JSON on stderr, for programs; the same whole per cent is
     not said twice.
     """
-    import json
-
     said: list[tuple[str, int]] = []
-
-    def say(**event: Any) -> None:
-        print(json.dumps(event), file=sys.stderr, flush=True)
 
     def progress(what: str, done: int, total: int) -> None:
         now = (what, 100 * done // max(total, 1))
         if said[-1:] != [now]:
             said.append(now)
-            say(event="progress", what=what, done=done, total=total)
+            tell_event(event="progress", what=what, done=done, total=total)
 
-    yield (lambda text: say(event="announcement", scan=str(scan), text=text)), progress
+    yield (lambda text: tell_event(event="announcement", scan=str(scan), text=text)), progress
+
+
+def tell_event(**event: Any) -> None:
+    """What happens as a line of JSON on stderr, for programs."""
+    import json
+
+    print(json.dumps(event), file=sys.stderr, flush=True)
 
 
 def show_warning(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli.options import Quiet, parse_bytes, parse_seconds
+from medseg.cli.options import Quiet, in_panel, parse_bytes, parse_seconds
 from medseg.cli.show import bar_of_stages, grouped, print_line, print_rows, print_table, tell
 from medseg.errors import BadConfig
 from medseg.machine import keep_memory
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from medseg.training import Choice, Request
 
 
+_PLAN, _FOLDS, _RUN = "How is trained", "Parts of the cases", "The run"
+
+
 def train(
     data: Annotated[
         Path,
@@ -29,7 +32,10 @@ def train(
         ),
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The run folder. Default: runs/NAME.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="The run folder. Default: runs/NAME."
+        ),
     ] = None,
     time: Annotated[
         str | None,
@@ -38,23 +44,29 @@ def train(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The architecture; see the README.")
+        str | None,
+        typer.Option("--model", "-m", metavar="NAME", help="The architecture; see the README."),
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option("--config", metavar="YAML", help="Some or all settings; the rest is planned."),
+        in_panel(
+            _PLAN, "--config", metavar="YAML", help="Some or all settings; the rest is planned."
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting: --set train.batch=4"),
+        in_panel(_PLAN, "--set", metavar="KEY=VALUE", help="Change a setting: --set train.batch=4"),
     ] = None,
     fold: Annotated[
-        int | None, typer.Option(min=0, help="Which part of the cases validates. Default: 0.")
+        int | None,
+        in_panel(_FOLDS, min=0, metavar="N", help="Which part of the cases validates. Default: 0."),
     ] = None,
     folds: Annotated[
         int | None,
-        typer.Option(
+        in_panel(
+            _FOLDS,
             min=2,
+            metavar="N",
             help="Split into so many parts; without --fold, a model for each. Usually 5 to 10.",
         ),
     ] = None,
@@ -63,37 +75,43 @@ def train(
         typer.Option(metavar="MODEL", help="Go on from this model: its plan and its weights."),
     ] = None,
     max_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Use no more than this, e.g. 8GB.")
+        str | None, in_panel(_PLAN, metavar="SIZE", help="Use no more than this, e.g. 8GB.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Another seed, other random numbers.")
+        int | None, in_panel(_PLAN, min=0, metavar="N", help="Another seed, other random numbers.")
     ] = None,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="The same bits again, on a GPU too.")
+        bool, in_panel(_PLAN, "--deterministic", help="The same bits again, on a GPU too.")
     ] = False,
     track: Annotated[
         list[str] | None,
-        typer.Option(metavar="tensorboard|mlflow", help="Log there too, beside metrics.jsonl."),
+        in_panel(_RUN, metavar="tensorboard|mlflow", help="Log there too, beside metrics.jsonl."),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option(
-            "--resume/--no-resume", help="Go on with the run in the folder, or refuse one."
+        in_panel(
+            _RUN, "--resume/--no-resume", help="Go on with the run in the folder, or refuse one."
         ),
     ] = True,
     anyway: Annotated[
         bool,
-        typer.Option(
-            "--anyway", help="Train although medseg check finds errors that can be trained with."
+        in_panel(
+            _RUN,
+            "--anyway",
+            help="Train although medseg check finds errors that can be trained with.",
         ),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model; the same command goes on where an interrupted run stopped.
+    """Train a model: the same command goes on where an interrupted run stopped.
 
     A data set is a folder as you have it: nnU-Net, Decathlon, BIDS, TotalSegmentator, images/ and
     labels/, or a list (CSV, TSV, JSON). It is checked, the run is planned for this machine and
     time, and the model is left in RUN/model, scored: medseg infer --model RUN.
+
+    Examples:
+    medseg train dataset/
+    medseg train dataset/ -o runs/liver --time 8h
     """
     began = monotonic()  # before torch is loaded, which counts into the time
     keep_memory()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from medseg.cli.options import Quiet
+from medseg.cli.options import AssumeGeometry, Quiet, Table, Volume as VolumeIndex, in_panel
 from medseg.cli.show import print_line, tell
 from medseg.errors import BadConfig, BadFile, BadOutput, Interrupted
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _PAGE, _SCENE, _SHEET = ".html", ".mrb", ".png"
 _MODULE = Path(__file__).parents[1] / "view" / "slicer"
+
+
+_SHOWN, _MORE = "The page in the browser", "What is shown"
 
 
 def view(
@@ -34,24 +37,33 @@ def view(
         typer.Option(
             "--output",
             "-o",
+            metavar="FILE",
             help="A page .html, a Slicer scene .mrb or a picture .png. Default: a page.",
         ),
     ] = None,
-    table: Annotated[
-        Path | None, typer.Option(help="Label table. Default: what lies beside the labels.")
-    ] = None,
+    table: Table = None,
     title: Annotated[
-        str, typer.Option(help="What the page or the scan in Slicer is called; it names nobody.")
+        str,
+        in_panel(
+            _MORE,
+            metavar="TEXT",
+            help="What the page or the scan in Slicer is called; it names nobody.",
+        ),
     ] = "",
-    open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    open_: Annotated[
+        bool, in_panel(_SHOWN, "--open", help="Open the page in the browser.")
+    ] = False,
     serve: Annotated[
         bool,
-        typer.Option(
-            "--serve", help="Show the scan in full from this machine until Ctrl-C; write no page."
+        in_panel(
+            _SHOWN,
+            "--serve",
+            help="Show the scan in full from this machine until Ctrl-C; write no page.",
         ),
     ] = False,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Of --serve. Default: a free one.")
+        int,
+        in_panel(_SHOWN, min=0, max=65535, metavar="N", help="Of --serve. Default: a free one."),
     ] = 0,
     slicer: Annotated[
         bool, typer.Option("--slicer", help="Write a scene for 3D Slicer (.mrb).")
@@ -61,27 +73,27 @@ def view(
     ] = None,
     slicer_module: Annotated[
         bool,
-        typer.Option(
-            "--slicer-module", help="Print the folder of the module for 3D Slicer, and end."
+        in_panel(
+            _MORE,
+            "--slicer-module",
+            help=(
+                "Print the folder of the module for 3D Slicer, and end. It goes into Edit >"
+                " Application Settings > Modules > Additional module paths."
+            ),
         ),
     ] = False,
-    volume: Annotated[
-        int | None,
-        typer.Option("--volume", min=0, help="Which volume of a file that holds several, from 0."),
-    ] = None,
-    assume_geometry: Annotated[
-        str | None,
-        typer.Option(
-            metavar="sform|qform|pixdim", help="What to trust where a header contradicts itself."
-        ),
-    ] = None,
+    volume: VolumeIndex = None,
+    assume_geometry: AssumeGeometry = None,
     quiet: Quiet = False,
 ) -> None:
     """Look at a scan with its labels over it: one page that needs no network, a scene for 3D
     Slicer, or a picture.
 
-    The page holds the scan, so treat it like the scan itself. Slicer finds the module once its
-    folder is in Edit > Application Settings > Modules > Additional module paths.
+    The page holds the scan, so treat it like the scan itself.
+
+    Examples:
+    medseg view scan.nii.gz
+    medseg view scan.nii.gz labels.nii.gz --png slices.png
     """
     if slicer_module:
         print(_MODULE)
