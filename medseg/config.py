@@ -211,8 +211,10 @@ class ModelConfig(_Strict):
         default="percentiles",
         description="or for each channel {scheme: zscore}, {scheme: ct, low: ...}",
     )
-    recipe: dict[str, Any] | None = Field(
-        default=None, description="how a model of another program that is gone on from sees scans"
+    recipe: dict[str, Any] | Literal["monai"] | None = Field(
+        default=None,
+        description="how a model of another program that is gone on from sees scans; monai: as"
+        " MONAI's bundles do, for models that are to be exported as one",
     )
 
 

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
         use_settled as use_settled,
     )
     from medseg.inference.backends.kept import models_kept_open as models_kept_open
+    from medseg.inference.bundles import (
+        write_bundle as write_bundle,
+        write_torchscript as write_torchscript,
+    )
     from medseg.inference.call import in_python as in_python, segment_scan as segment_scan
     from medseg.inference.existing import why_again as why_again
     from medseg.inference.exports import export as export
@@ -76,6 +80,7 @@ __getattr__, __dir__ = door(
     {
         "arithmetic": ("limit_threads", "settle_auto", "use_settled"),
         "backends.kept": ("models_kept_open",),
+        "bundles": ("write_bundle", "write_torchscript"),
         "existing": ("why_again",),
         "call": ("in_python", "segment_scan"),
         "exports": ("export",),

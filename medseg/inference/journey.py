@@ -119,7 +119,8 @@ class Journey:
     """Where a network's array lies in a scan. shape: its own, at most, until `travel` has been
     there.
 
-    moves: what was done to the array's grid, in order, ready to be undone.
+    moves: what was done to the array's grid, in order, ready to be undone. affine: (4, 4) from the
+    network's indices to RAS mm, of a journey that was gone.
     """
 
     scan: Volume
@@ -127,6 +128,7 @@ class Journey:
     inputs: int
     shape: Shape
     moves: tuple[Move, ...] = ()
+    affine: NDArray[np.float64] | None = None
 
     @property
     def orientation(self) -> str:

@@ -37,7 +37,8 @@ def travel(volumes: Sequence[Volume], journey: Journey) -> tuple[Tensor, Journey
         image = STEPS[type(step)](image, step, grid)
     if not bool(torch.isfinite(image.sum(dtype=torch.float64))):
         raise BadFile("does not become finite numbers by the model's scaling; check the scan")
-    return image, replace(journey, shape=grid.shape, moves=ready(grid))
+    affine = grid.affine.numpy()
+    return image, replace(journey, shape=grid.shape, moves=ready(grid), affine=affine)
 
 
 def _turn(image: Tensor, step: Turn, grid: Grid) -> Tensor:

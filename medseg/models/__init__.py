@@ -5,6 +5,12 @@ from typing import TYPE_CHECKING
 from medseg import door
 
 if TYPE_CHECKING:
+    from medseg.models.bundle_writing import (
+        bundle_config as bundle_config,
+        bundle_metadata as bundle_metadata,
+        bundle_notes as bundle_notes,
+        bundle_recipe as bundle_recipe,
+    )
     from medseg.models.card import model_card as model_card
     from medseg.models.coarse import plain_name as plain_name
     from medseg.models.conversion import (
@@ -24,7 +30,9 @@ if TYPE_CHECKING:
         is_model as is_model,
         list_models as list_models,
         load_models as load_models,
+        load_single as load_single,
     )
+    from medseg.models.monai_steps import monai_recipe as monai_recipe
     from medseg.models.recipe import (
         ChannelScale as ChannelScale,
         Recipe as Recipe,
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
     from medseg.models.spec import (
         FixedScale as FixedScale,
         GridKind as GridKind,
+        IntensitySpec as IntensitySpec,
         ModelSpec as ModelSpec,
         PercentileScale as PercentileScale,
         ZScore as ZScore,
@@ -53,6 +62,12 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = door(
     __name__,
     {
+        "bundle_writing": (
+            "bundle_config",
+            "bundle_metadata",
+            "bundle_notes",
+            "bundle_recipe",
+        ),
         "card": ("model_card",),
         "coarse": ("plain_name",),
         "conversion": ("facts_of", "first_line", "write_models"),
@@ -64,7 +79,8 @@ __getattr__, __dir__ = door(
             "load_checkpoint",
             "save_checkpoint",
         ),
-        "loading": ("is_model", "list_models", "load_models"),
+        "loading": ("is_model", "list_models", "load_models", "load_single"),
+        "monai_steps": ("monai_recipe",),
         "recipe": ("ChannelScale", "Recipe", "Resampling"),
         "sets": ("ModelSet",),
         "steps": (
@@ -78,6 +94,13 @@ __getattr__, __dir__ = door(
             "StepRecipe",
             "Turn",
         ),
-        "spec": ("FixedScale", "GridKind", "ModelSpec", "PercentileScale", "ZScore"),
+        "spec": (
+            "FixedScale",
+            "GridKind",
+            "IntensitySpec",
+            "ModelSpec",
+            "PercentileScale",
+            "ZScore",
+        ),
     },
 )

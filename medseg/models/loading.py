@@ -174,3 +174,11 @@ def _row(place: Path, root: Path) -> dict[str, str]:
         "structures": str(len(table)),
         "about": about + folds,
     }
+
+
+def load_single(name: str) -> Checkpoint:
+    """The one checkpoint of a model. Raises `BadModel` for several folds and for sets of models."""
+    models = load_models([name])
+    if not isinstance(models, list) or len(models) > 1:
+        raise BadModel(f"{name}: is several networks; this takes a model of one")
+    return models[0]

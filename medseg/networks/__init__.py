@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from medseg.networks.zoo import (
         DEEP_SUPERVISION as DEEP_SUPERVISION,
         FLOAT32_ON_CPU as FLOAT32_ON_CPU,
+        RUN_ALONE as RUN_ALONE,
         build_network as build_network,
         check_patch as check_patch,
         known_networks as known_networks,
@@ -30,6 +31,7 @@ __getattr__, __dir__ = door(
         "zoo": (
             "DEEP_SUPERVISION",
             "FLOAT32_ON_CPU",
+            "RUN_ALONE",
             "build_network",
             "check_patch",
             "known_networks",

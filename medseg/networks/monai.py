@@ -85,6 +85,7 @@ def assemble(architecture: str, name: str, *, own_norms: bool = False, **argumen
             f"the architecture '{architecture}' needs MONAI, which is not installed or not"
             ' complete; install it with pip install "medseg[monai]"'
         ) from None
+    network.arguments = arguments  # type: ignore[assignment]  # for those who build it elsewhere
     if not own_norms:
         as_group_norms(network)
     for module in network.modules():

@@ -15,7 +15,7 @@ from medseg.errors import BadModel, DataWarning
 from medseg.io import is_dicom_source
 from medseg.labels import is_lateral
 from medseg.models import Checkpoint, ModelSpec, load_models
-from medseg.networks import DEEP_SUPERVISION
+from medseg.networks import DEEP_SUPERVISION, RUN_ALONE
 from medseg.training.state import load_state
 
 #: The last layer of networks of other programs, which makes one number of each output.
@@ -27,6 +27,11 @@ def read_start(name: str) -> Checkpoint:
     models = load_models([name])
     if not isinstance(models, list):
         raise BadModel(f"{name}: is a set of {len(models.models)} models; go on from one of them")
+    if models[0].spec.architecture in RUN_ALONE:
+        raise BadModel(
+            f"{name}: is a bundle of MONAI, whose network medseg runs and does not train; go on"
+            " from one of medseg's, nnU-Net's or Auto3DSeg's models"
+        )
     recipe = models[0].spec.recipe
     if recipe is not None and recipe.previous:
         raise BadModel(
@@ -75,7 +80,7 @@ def _of_recipe(spec: ModelSpec, dataset: Dataset) -> dict[str, Any]:
         return {}
     recipe = spec.recipe.model_dump(mode="json")
     first = dataset.cases[0].images[0] if dataset.cases else None
-    if recipe["orientation"] == "auto" and first is not None and is_dicom_source(first):
+    if spec.recipe.orientation == "auto" and first is not None and is_dicom_source(first):
         recipe["orientation"] = "LPS"  # as inference turns DICOM
     # Where left and right lie in a scan as it is stored is not known, so structures with a side
     # cannot change places.

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from medseg.config import Config
+from medseg.config import Config, ModelConfig
+from medseg.errors import BadConfig
 from medseg.labels import LabelTable
+from medseg.models import IntensitySpec, monai_recipe
 
 
 class Batch(NamedTuple):
@@ -76,17 +79,34 @@ def network_spec(config: Config, source: Source) -> dict[str, Any]:
     options = {
         key: value for key, value in config.model.options.items() if key != "deep_supervision"
     }
-    recipe = {} if config.model.recipe is None else {"recipe": config.model.recipe}
-    return {
-        **recipe,
-        "name": config.name,
-        "architecture": config.model.name,
-        "options": options,
-        "patch": config.model.patch,
-        "spacing_mm": config.model.spacing_mm,
-        "grid": config.model.grid,
-        "intensity": config.model.intensity,
-    } | source.spec()
+    source_fields = source.spec()
+    return (
+        {
+            "name": config.name,
+            "architecture": config.model.name,
+            "options": options,
+            "patch": config.model.patch,
+            "spacing_mm": config.model.spacing_mm,
+            "grid": config.model.grid,
+            "intensity": config.model.intensity,
+        }
+        | source_fields
+        | _recipe(config.model, regions=source_fields.get("regions", False))
+    )
+
+
+def _recipe(model: ModelConfig, *, regions: bool) -> dict[str, Any]:
+    """The recipe among the fields of `ModelSpec`. Raises `BadConfig` for what MONAI cannot do."""
+    if model.recipe != "monai":
+        return {} if model.recipe is None else {"recipe": model.recipe}
+    if model.grid != "scan" or isinstance(model.intensity, str):
+        raise BadConfig(
+            "model.recipe=monai needs model.grid=scan and intensities of the scheme zscore or ct:"
+            " MONAI has nothing like the others"
+        )
+    scales = TypeAdapter(tuple[IntensitySpec, ...]).validate_python(model.intensity)
+    recipe = monai_recipe(model.spacing_mm, scales, regions=regions)
+    return {"recipe": recipe.model_dump(mode="json")}
 
 
 def model_spec(config: Config, source: Source) -> dict[str, Any]:
