@@ -18,12 +18,18 @@ def versions() -> dict[str, str]:
 def _installed() -> dict[str, str]:
     """Looked up once in a process: finding out takes longer than some scans."""
     import platform
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import PackageNotFoundError, distribution
 
     found = {"medseg": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
-        except PackageNotFoundError:
+            text = distribution(name).read_text("METADATA") or ""
+            # Of a metadata file only this line: parsing all of it takes longer than some scans.
+            found[name] = next(
+                line.partition(":")[2].strip()
+                for line in text.splitlines()
+                if line.startswith("Version:")
+            )
+        except (PackageNotFoundError, StopIteration):
             continue
     return found

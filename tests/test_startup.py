@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from making import networks as tiny
+from medseg.kernels.stamps import kind_of_processor
 
 #: Packages that take from a tenth of a second to several seconds.
 WATCHED = (
     "torch", "scipy", "numba", "sympy", "matplotlib", "pydicom", "nibabel", "SimpleITK", "cc3d",
     "safetensors", "yaml",
-    "rich", "scipy.ndimage",
+    "rich", "scipy.ndimage", "scipy.linalg", "torch._dynamo", "torch._inductor",
 )  # fmt: skip
 
 
@@ -50,7 +51,31 @@ def test_infer_imports_no_package_that_it_does_not_use(scan: Path, tmp_path: Pat
     model = tiny.save_unet(tmp_path / "model")
     loaded = loaded_by("infer", scan, "-m", model, "-o", tmp_path / "seg.nii.gz", "--quiet")
     assert "torch" in loaded
-    assert not loaded & {"matplotlib", "pydicom", "nibabel", "SimpleITK", "scipy.ndimage"}
+    others = {"matplotlib", "pydicom", "nibabel", "SimpleITK", "scipy.ndimage", "sympy"}
+    assert not loaded & (others | {"torch._dynamo", "torch._inductor"})
+
+
+@pytest.mark.skipif(not kind_of_processor(), reason="no code is compiled ahead here")
+def test_kernels_that_are_compiled_already_load_no_linear_algebra(tmp_path: Path):
+    """scipy.linalg, which numba asks for on import, takes as long as all kernels together."""
+    program = (
+        "import sys\nimport numpy as np\nfrom medseg.kernels.rendering import filled\n"
+        "out = np.zeros(4, np.float32)\nfilled(np.float32([1, 2]), 2, out)\n"
+        "print(sum(filled.stats.cache_hits.values()), 'scipy.linalg' in sys.modules)"
+    )
+    tiny.run_child("-c", program)  # compiles, unless that was done before
+    assert tiny.run_child("-c", program).out.split() == ["1", "False"]
+
+
+def test_looking_for_circles_does_not_interrupt_imports():
+    """A million objects of imports are none; looking through them took a tenth of a short run."""
+    program = (
+        "import gc\nfrom medseg.cli.app import main\n"
+        "import sys\nsys.argv = ['medseg', 'version']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print(gc.isenabled(), gc.get_threshold()[0] >= 100_000)"
+    )
+    assert tiny.run_child("-c", program).out.split()[-2:] == ["True", "True"]
 
 
 def test_loading_weights_imports_no_algebra(tmp_path: Path):

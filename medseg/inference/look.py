@@ -158,7 +158,10 @@ def look_for_head(volume: Volume, settings: Settings) -> Head:
         nothing = "neighbouring voxels have nothing in common: this is noise"
         return Head(is_brain=False, is_likely=False, is_none=has_room(volume), doubts=(nothing,))
     quick = Settings(
-        device=settings.device, overlap=0.0, max_memory_bytes=settings.max_memory_bytes
+        device=settings.device,
+        overlap=0.0,
+        max_memory_bytes=settings.max_memory_bytes,
+        backend="torch",  # eight windows at most: a trial of another would be a ninth of the look
     )
     from medseg.models import load_checkpoint
 

@@ -23,6 +23,9 @@ from medseg.volume import Volume
 
 #: What a record says it is.
 FORMAT = "medseg-record-1"
+#: Planes that are hashed at a time: where they are not as they lie in memory, sixteen are turned
+#: several times faster than one by one.
+_PLANES = 16
 
 
 def voxel_hash(volume: Volume) -> str:
@@ -31,8 +34,10 @@ def voxel_hash(volume: Volume) -> str:
     """
     digest = hashlib.sha256(f"{volume.data.dtype.name} {volume.shape}".encode())
     digest.update(volume.affine.astype("<f8").tobytes())
-    for plane in volume.data:
-        digest.update(np.ascontiguousarray(plane, plane.dtype.newbyteorder("<")).data)
+    little_endian = volume.data.dtype.newbyteorder("<")
+    for first in range(0, volume.shape[0], _PLANES):
+        planes = volume.data[first : first + _PLANES]
+        digest.update(np.ascontiguousarray(planes, little_endian).data)
     return digest.hexdigest()
 
 

@@ -107,6 +107,7 @@ class _Cache(FunctionCache):
             # numba's own method also loads all that compiling needs: 55 MB and a second of CPU,
             # which code that is compiled already has no use for. A compilation loads it itself.
             rtsys.initialize(target_context)
+            _spare_linear_algebra()
             with self._guard_against_spurious_io_errors():
                 return self._load_overload(sig, target_context)
         except Exception:  # a damaged pickle raises anything
@@ -120,6 +121,22 @@ class _Cache(FunctionCache):
             super().save_overload(sig, data)
         except OSError as error:
             _warn(error.strerror or "its folder cannot be written")
+
+
+@cache
+def _spare_linear_algebra() -> None:
+    """Load numba's functions of arrays, which compiled code names, without scipy.linalg.
+
+    On import they only ask whether it is there, by loading it: 0.2 s of CPU and 20 MB. medseg
+    depends on scipy, and compiling what multiplies matrices asks again.
+    """
+    from numba.np import linalg
+
+    asks, linalg.ensure_blas = linalg.ensure_blas, lambda: None
+    try:
+        import numba.np.arraymath
+    finally:
+        linalg.ensure_blas = numba.np.arraymath.ensure_blas = asks
 
 
 class _Ahead:
