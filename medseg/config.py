@@ -341,13 +341,13 @@ def override(content: dict[str, Any], overrides: dict[str, Any]) -> dict[str, An
     """`content` changed in place by dotted keys. Raises `BadConfig` where a key lies below
     something not a group.
     """
-    for dotted, value in overrides.items():
-        *parents, last = dotted.split(".")
+    for setting, value in overrides.items():
+        *parents, last = setting.split(".")
         branch = content
         for key in parents:
             branch = branch.setdefault(key, {})
             if not isinstance(branch, dict):
-                raise BadConfig(f"{dotted} cannot be set: {key} is not a group of settings")
+                raise BadConfig(f"{setting} cannot be set: {key} is not a group of settings")
         branch[last] = value
     return content
 
@@ -361,6 +361,6 @@ def make_config(content: dict[str, Any], origin: str) -> Config:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        said = first["msg"].removeprefix("Value error, ")
-        told = f": {where}: {said}, not {first['input']!r:.60}" if where else f": {said}"
-        raise BadConfig(f"{origin}{told}") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        detail = f": {where}: {reason}, not {first['input']!r:.60}" if where else f": {reason}"
+        raise BadConfig(f"{origin}{detail}") from None

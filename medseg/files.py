@@ -77,7 +77,7 @@ def sweep(folder: str | Path, *, min_age_s: float = 60) -> int:
     """Remove temporary files that killed runs left in `folder`; returns how many. Files in use are
     left alone.
     """
-    removed = 0
+    count = 0
     with suppress(OSError):
         for path in Path(folder).glob(f"{TEMPORARY}*"):
             if not re.fullmatch(r"\.medseg-[0-9a-f]{24}", path.name):
@@ -86,8 +86,8 @@ def sweep(folder: str | Path, *, min_age_s: float = 60) -> int:
                 if time.time() - os.fstat(file.fileno()).st_mtime >= min_age_s:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
                     path.unlink()
-                    removed += 1
-    return removed
+                    count += 1
+    return count
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def written_together() -> Iterator[Callable[[str | Path], Path]]:
     """
     files: list[tuple[Path, Path]] = []  # where it is written, where it appears
     folders: dict[Path, Path] = {}  # of final files: the private folder in it
-    made: list[Path] = []
+    new_folders: list[Path] = []
     with ExitStack() as stack:
 
         def stage(path: str | Path) -> Path:
@@ -113,7 +113,7 @@ def written_together() -> Iterator[Callable[[str | Path], Path]]:
                 if final.exists() and not final.is_file():
                     raise BadOutput(f"{path}: is not an ordinary file; choose another name")
                 if home not in folders:
-                    made.extend(_make_folder(home))
+                    new_folders.extend(_make_folder(home))
                     folders[home] = stack.enter_context(private_folder(home))
             except OSError as error:
                 raise BadOutput(f"{path}: cannot be written: {_remedy(error, home)}") from None
@@ -135,7 +135,7 @@ def written_together() -> Iterator[Callable[[str | Path], Path]]:
             ) from None
         finally:
             stack.close()
-            for folder in reversed(made):
+            for folder in reversed(new_folders):
                 with suppress(OSError):  # it is not empty where all went well
                     folder.rmdir()
 
@@ -175,10 +175,10 @@ def _with_data_files(
     files: Sequence[tuple[Path, Path]], folders: Mapping[Path, Path]
 ) -> list[tuple[Path, Path]]:
     """The files with those that were written beside them, which a header refers to and go first."""
-    named = {path for path, _ in files}
+    paths = {path for path, _ in files}
     every = list(files)
     for home, folder in folders.items():
-        beside = sorted(path for path in folder.iterdir() if path not in named)
+        beside = sorted(path for path in folder.iterdir() if path not in paths)
         every = [*((path, home / path.name) for path in beside), *every]
     return every
 
@@ -236,7 +236,7 @@ def sweep_folders(place: str | Path, *, min_age_s: float = 60) -> int:
     """Remove private folders that killed processes of this user left in `place`; returns how
     many.
     """
-    removed = 0
+    count = 0
     with suppress(OSError):
         for path in Path(place).glob(f"{TEMPORARY}*"):
             if not re.fullmatch(r"\.medseg-[0-9a-f]{24}", path.name):
@@ -249,10 +249,10 @@ def sweep_folders(place: str | Path, *, min_age_s: float = 60) -> int:
                         # Fails while its owner lives.
                         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                         shutil.rmtree(path)
-                        removed += 1
+                        count += 1
                 finally:
                     os.close(descriptor)
-    return removed
+    return count
 
 
 def gzip_writer(file: BinaryIO) -> tuple[Callable[[bytes | memoryview], None], Callable[[], None]]:
@@ -299,15 +299,15 @@ def inside(folder: str | Path, name: str) -> Path:
         )
     path = Path(folder) / name
     try:
-        resolved, home = path.resolve(strict=True), Path(folder).resolve(strict=True)
+        target, home = path.resolve(strict=True), Path(folder).resolve(strict=True)
     except (OSError, RuntimeError, ValueError):
         raise BadFile(f"its data file '{path.name}' is missing; put it beside its header") from None
-    if not resolved.is_relative_to(home):
+    if not target.is_relative_to(home):
         raise BadFile(
             f"its data file '{path.name}' is a link out of its folder; put the data beside its"
             " header"
         )
-    if not resolved.is_file():
+    if not target.is_file():
         raise BadFile(
             f"its data file '{path.name}' is not an ordinary file; put the data beside its header"
         )

@@ -184,9 +184,9 @@ class LabelTable:
         """A table for values whose meaning is unknown: 'label 3', with colours that tell them
         apart.
         """
-        wanted = sorted({int(value) for value in values} - {0})
+        foreground = sorted({int(value) for value in values} - {0})
         return cls(
-            tuple(Label(value, f"label {value}", _distinct_color(value)) for value in wanted)
+            tuple(Label(value, f"label {value}", _distinct_color(value)) for value in foreground)
         )
 
     @classmethod

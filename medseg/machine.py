@@ -77,5 +77,5 @@ def has_matrix_units() -> bool:
     """
     import torch
 
-    asked = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private, so it may go
-    return bool(asked is not None and asked())
+    query = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private, so it may go
+    return bool(query is not None and query())

@@ -141,8 +141,8 @@ def _separable(
             block, a.first[start:stop] - low, a.weights[start:stop], *b[:2], *c[:2], out[start:stop]
         )
         if outside:
-            covered = a.inside[start:stop, None, None] * b.inside[:, None] * c.inside
-            out[start:stop] += np.float32(outside) * (1 - covered)
+            coverage = a.inside[start:stop, None, None] * b.inside[:, None] * c.inside
+            out[start:stop] += np.float32(outside) * (1 - coverage)
 
     ratio = max(1.0, len(data) / len(out))
     in_slabs(work, len(out), _slabs_per_thread(len(out) * ratio * data[0].size, len(out)))
@@ -192,16 +192,16 @@ def axis_operator(
     places = np.abs(places) % period
     places = np.where(places >= size, period - places, places)  # mirrored at the outermost centres
     weights = np.where(inside[..., None], weights, 0) / points
-    used = weights != 0
+    nonzero = weights != 0
     # An output that is outside looks where its neighbours do.
-    looked_at = used | ~used.any((1, 2), keepdims=True)
+    looked_at = nonzero | ~nonzero.any((1, 2), keepdims=True)
     lowest = np.where(looked_at, places, size - 1).min((1, 2))
     highest = np.where(looked_at, places, 0).max((1, 2))
     taps = int((highest - lowest).max()) + 1
     first = np.clip(lowest, 0, size - taps)
     dense = np.zeros((outputs, taps))
     row = np.broadcast_to(np.arange(outputs)[:, None, None], places.shape)
-    np.add.at(dense, (row[used], (places - first[:, None, None])[used]), weights[used])
+    np.add.at(dense, (row[nonzero], (places - first[:, None, None])[nonzero]), weights[nonzero])
     return AxisOperator(first, dense.astype(np.float32), inside.mean(1).astype(np.float32))
 
 

@@ -99,10 +99,10 @@ class ByteStream:
                 f"{self.name}: not enough memory for its {count / 2**30:.3g} GB of data"
             ) from None
         view = memoryview(buffer)
-        done = 0 if self._packing else self._read_into(view)
-        for piece in self._pieces(count - done):
-            view[done : done + len(piece)] = piece
-            done += len(piece)
+        position = 0 if self._packing else self._read_into(view)
+        for piece in self._pieces(count - position):
+            view[position : position + len(piece)] = piece
+            position += len(piece)
         return buffer
 
     def skip(self, count: int) -> None:
@@ -164,8 +164,8 @@ class ByteStream:
                     f"{self.name}: the compressed data ends early; it is incomplete, get the file"
                     " again"
                 )
-            packed, self._waiting = self._waiting, b""
-            piece = self._unpack(packed, count)
+            chunk, self._waiting = self._waiting, b""
+            piece = self._unpack(chunk, count)
             if piece:
                 return piece
 
@@ -214,11 +214,11 @@ class ByteStream:
         were.
         """
         try:
-            done: int = self._file.readinto(view)  # type: ignore[attr-defined]
+            length: int = self._file.readinto(view)  # type: ignore[attr-defined]
         except OSError as error:
             raise BadFile(f"{self.name}: cannot be read: {error.strerror}") from None
-        self._taken += done
-        return done
+        self._taken += length
+        return length
 
     def _from_disk(self, count: int) -> bytes:
         try:

@@ -118,12 +118,12 @@ def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The last value of a key wins in JSON, so that a slip of the pen would lose the first one in
     silence.
     """
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         for key, value in pairs:
-            if found[key] != value or type(found[key]) is not type(value):
+            if mapping[key] != value or type(mapping[key]) is not type(value):
                 raise ValueError(f"the key {key!r:.60} is given two values")
-    return found
+    return mapping
 
 
 def _walk(value: Any) -> Iterator[Any]:
@@ -156,7 +156,7 @@ def _check_events(events: Iterable[Any]) -> None:
     import yaml
 
     count = 0
-    opened: list[
+    stack: list[
         tuple[str | None, int]
     ] = []  # anchors of the collections around, and the values before each
     sizes: dict[str | None, int] = {}  # values below an anchor
@@ -168,15 +168,15 @@ def _check_events(events: Iterable[Any]) -> None:
                 )
             count += sizes[event.anchor]
         elif isinstance(event, yaml.CollectionStartEvent):
-            opened.append((event.anchor, count))
+            stack.append((event.anchor, count))
             count += 1
         elif isinstance(event, yaml.ScalarEvent):
             count += 1
             sizes[event.anchor] = 1
         elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = opened.pop()
+            anchor, before = stack.pop()
             sizes[anchor] = count - before
-        if len(opened) > MAX_DEPTH:
+        if len(stack) > MAX_DEPTH:
             raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
         if count > MAX_VALUES:
             raise ValueError(f"it holds more than {MAX_VALUES} values, with those of aliases")
@@ -227,8 +227,8 @@ def to_cell(value: Any) -> Any:
     """
     if not isinstance(value, str):
         return value
-    shown = harmless(value)  # of a tab or line break at the beginning too
-    return f"'{shown}" if _FORMULA.match(shown) else shown
+    cell = harmless(value)  # of a tab or line break at the beginning too
+    return f"'{cell}" if _FORMULA.match(cell) else cell
 
 
 def from_cell(text: str) -> str:

@@ -20,16 +20,16 @@ def _installed() -> dict[str, str]:
     import platform
     from importlib.metadata import PackageNotFoundError, distribution
 
-    found = {"medseg": __version__, "python": platform.python_version()}
+    packages = {"medseg": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
             text = distribution(name).read_text("METADATA") or ""
             # Of a metadata file only this line: parsing all of it takes longer than some scans.
-            found[name] = next(
+            packages[name] = next(
                 line.partition(":")[2].strip()
                 for line in text.splitlines()
                 if line.startswith("Version:")
             )
         except (PackageNotFoundError, StopIteration):
             continue
-    return found
+    return packages

@@ -201,10 +201,10 @@ def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
         step[old, 3] = volume.data.shape[old] - 1 if flip else 0
     slices = tuple(slice(None, None, -1) if flip else slice(None) for flip in flips)
     data = volume.data.transpose(order)[slices]
-    stated = volume.header_spacing_mm
-    if stated is not None:
-        stated = (stated[order[0]], stated[order[1]], stated[order[2]])
-    return Volume(data, volume.affine @ step, volume.space, header_spacing_mm=stated)
+    spacing_mm = volume.header_spacing_mm
+    if spacing_mm is not None:
+        spacing_mm = (spacing_mm[order[0]], spacing_mm[order[1]], spacing_mm[order[2]])
+    return Volume(data, volume.affine @ step, volume.space, header_spacing_mm=spacing_mm)
 
 
 def _turns(now: str, wanted: str) -> tuple[list[int], list[bool]]:
@@ -246,8 +246,8 @@ def turned_onto(volume: Volume, grid: Volume) -> Volume | None:
     """
     if same_grid(grid, volume, tolerance_mm(grid)):
         return volume
-    turned = reorient(volume, grid.orientation)
-    return turned if same_grid(grid, turned, tolerance_mm(grid)) else None
+    along_grid = reorient(volume, grid.orientation)
+    return along_grid if same_grid(grid, along_grid, tolerance_mm(grid)) else None
 
 
 def describe_grid(volume: Volume) -> str:

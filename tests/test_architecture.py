@@ -279,7 +279,9 @@ def test_nothing_dangerous_is_called_or_imported(path: Path):
                 and name_of(path) in ("models.nnunet_weights", "models.weights")
                 and safely
             )
-            assert called not in FORBIDDEN_CALLS or stand_ins, where
+            # What MONAI's bundles keep weights in; medseg writes it and reads it as plain tensors.
+            state = called == "torch.save" and name_of(path) == "inference.bundles"
+            assert called not in FORBIDDEN_CALLS or stand_ins or state, where
             assert called.rpartition(".")[2] not in FORBIDDEN_METHODS, where
             for keyword in node.keywords:
                 text = f"{keyword.arg}={ast.unparse(keyword.value)}"
@@ -364,4 +366,6 @@ def test_environment_variables_steer_nothing():
             text = text.replace('os.environ.get(name, "")', "")
         if name_of(path) == "cli.help":  # reads what says that a terminal wants no colours
             text = re.sub(r'os\.environ\.get\("(NO_COLOR|TERM)"\)', "", text)
+        if name_of(path) == "kernels.hatch_build":  # hands it on to the process that compiles
+            text = re.sub(r'os\.environ\.get\("PYTHONPATH", ""\)|os\.environ \|', "", text)
         assert not re.search(r"os\.environ|getenv", text), name_of(path)

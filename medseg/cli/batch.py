@@ -159,19 +159,21 @@ def batch(
     extras = extras_of(
         reading=reading, dicom=dicom, results=results, series=None if series == "all" else series
     )
-    loaded = inference.load_model(
+    segmenter = inference.load_model(
         *chosen, folds=parse_folds(nnunet.folds), checkpoint=nnunet.checkpoint
     )
-    inference.check_also(loaded, extras.also)
+    inference.check_also(segmenter, extras.also)
     # The most memory is that of all workers, not of each.
     one = replace(network, max_memory=None)
-    settings = settings_of(loaded, network=one, nnunet=nnunet, results=results, roi=roi)
-    known = cohorts.read_any(cohort, _wanted(loaded, suffix, only or (), every=series == "all"))
+    settings = settings_of(segmenter, network=one, nnunet=nnunet, results=results, roi=roi)
+    case_list = cohorts.read_any(
+        cohort, _wanted(segmenter, suffix, only or (), every=series == "all")
+    )
     request = cohorts.Request(
-        models=_absolute(chosen), model=inference.identity_of(loaded),
+        models=_absolute(chosen), model=inference.identity_of(segmenter),
         folds=parse_folds(nnunet.folds),
         checkpoint=nnunet.checkpoint, settings=settings, extras=extras, pictures=pictures,
-        verify=verify, layout=_layout(layout, known), several="," in (suffix or ""),
+        verify=verify, layout=_layout(layout, case_list), several="," in (suffix or ""),
     )  # fmt: skip
     limits = cohorts.Limits(
         workers=_workers(workers), memory_bytes=network.max_memory_bytes,
@@ -181,7 +183,7 @@ def batch(
     )  # fmt: skip
     part = cohorts.parse_shard(shard)
     run = _Run(
-        cohort=known, output=output, request=request, table=inference.label_table(loaded),
+        cohort=case_list, output=output, request=request, table=inference.label_table(segmenter),
         choice=cohorts.Choice(part=part, retry=_retries(retry), keep_others=keep_others),
         as_json=as_json, quiet=quiet,
     )  # fmt: skip
@@ -249,11 +251,11 @@ class _Run:
         if self.as_json:
             print_json(facts)
             return
-        kept = ", ".join(f"{count} {status}" for status, count in sorted(found.kept.items()))
+        tally = ", ".join(f"{count} {status}" for status, count in sorted(found.kept.items()))
         print_line(
             f"{len(self.cohort.cases)} cases in the list; this is part {self.choice.part_name}"
         )
-        print_line(f"to do: {len(found.items)}" + (f"; kept: {kept}" if kept else ""))
+        print_line(f"to do: {len(found.items)}" + (f"; kept: {tally}" if tally else ""))
         if found.changed:
             print_line(f"done anew, since scan, model or settings changed: {found.changed}")
         if found.missing:
@@ -271,8 +273,8 @@ class _Run:
             return
         if result.stopped:
             print_line(f"stopped early: {result.stopped}")
-        shown = [f"{count} {status}" for status, count in sorted(result.counts.items()) if count]
-        print_line(f"{self.output}: of {result.total} cases {', '.join(shown) or 'none'}")
+        tallies = [f"{count} {status}" for status, count in sorted(result.counts.items()) if count]
+        print_line(f"{self.output}: of {result.total} cases {', '.join(tallies) or 'none'}")
         for name, status, error in result.failures[:_NAMED]:
             print_line(f"  {name}: {status}: {error}")
         if len(result.failures) > _NAMED:

@@ -58,28 +58,28 @@ def check(
     from medseg.dataset import check_dataset, read_dataset
 
     with bar_of_cases(quiet) as progress:
-        found = read_dataset(dataset, progress)
-        result = check_dataset(found, progress)
-    done: list[str] | None = None
+        contents = read_dataset(dataset, progress)
+        result = check_dataset(contents, progress)
+    corrections: list[str] | None = None
     if fix is not None:
         from medseg.dataset import write_fixed
 
-        done = write_fixed(found, result, fix)
+        corrections = write_fixed(contents, result, fix)
     if as_json:
         head: dict[str, Any] = {
-            "dataset": found.name,
-            "layout": found.layout,
-            "channels": list(found.channels),
+            "dataset": contents.name,
+            "layout": contents.layout,
+            "channels": list(contents.channels),
         }
-        labels = {str(value): name for value, name in found.table.names.items()}
-        fixed = {} if done is None else {"fixed": done}
-        print_json(head | {"labels": labels} | result.as_dict() | fixed)
+        labels = {str(value): name for value, name in contents.table.names.items()}
+        fixes = {} if corrections is None else {"fixed": corrections}
+        print_json(head | {"labels": labels} | result.as_dict() | fixes)
     else:
-        _show(found, result)
-        for text in done or ():
+        _show(contents, result)
+        for text in corrections or ():
             print_line(text)
-    if done is not None and not quiet:
-        tell(f"{fix} holds a copy with {len(done)} corrections")
+    if corrections is not None and not quiet:
+        tell(f"{fix} holds a copy with {len(corrections)} corrections")
     if result.errors:
         raise typer.Exit(3)
 
@@ -89,9 +89,9 @@ def _show(dataset: Dataset, result: Check) -> None:
     for finding in result.findings:
         kinds.setdefault(finding.case, []).append(finding.kind)
     names = [label.name for label in dataset.table.labels]
-    told = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    structures = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     title = (
-        f"{dataset.name}: {len(dataset.cases)} cases, {' + '.join(dataset.channels)}, {told}"
+        f"{dataset.name}: {len(dataset.cases)} cases, {' + '.join(dataset.channels)}, {structures}"
         f" ({dataset.layout} layout)"
     )
     print_rows(title, [_row(one, kinds.get(one.case, [])) for one in result.facts])

@@ -194,8 +194,8 @@ def info(
         if kind := label_kind(path):
             _print_structures(path, kind, as_json)
             continue
-        if series is None and reading.volume is None and (found := _several_volumes(path)):
-            _print_volumes(path, found, as_json)
+        if series is None and reading.volume is None and (volumes := _several_volumes(path)):
+            _print_volumes(path, volumes, as_json)
             continue
         try:
             scan = read(path, **_asked(reading, series))
@@ -267,17 +267,17 @@ def _several_volumes(path: Path) -> list[Listed]:
 
     if not is_dicom_source(path):
         return []
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as messages:
         warnings.simplefilter("always", DataWarning)
         try:
-            found = list_volumes(path)
+            volumes = list_volumes(path)
         except BadFile:  # `read` says why
             return []
-    if len(found) < 2:  # what there is to say is said when it is read
+    if len(volumes) < 2:  # what there is to say is said when it is read
         return []
-    for warning in caught:
+    for warning in messages:
         show_warning(warning.message, warning.category)
-    return found
+    return volumes
 
 
 def _print_volumes(path: Path, found: Sequence[Listed], as_json: bool) -> None:
@@ -285,11 +285,11 @@ def _print_volumes(path: Path, found: Sequence[Listed], as_json: bool) -> None:
         import json
 
         # The description may name a person, and what is printed here may end in a file.
-        listed = [
+        facts = [
             {key: value for key, value in asdict(one).items() if key != "description"}
             for one in found
         ]
-        print(json.dumps({"file": str(path), "volumes": listed}))
+        print(json.dumps({"file": str(path), "volumes": facts}))
         return
     rows = []
     for_eyes = sys.stdout.isatty()
@@ -318,11 +318,11 @@ def _print_volumes(path: Path, found: Sequence[Listed], as_json: bool) -> None:
         "cannot be read because",
     )
     # A column that is empty, such as the folder where there is but one, says nothing.
-    kept = [
+    indices = [
         n for n in range(len(columns)) if any(row[n] for row in rows) or columns[n] == columns[-1]
     ]
     print_table(
-        title, tuple(columns[n] for n in kept), [tuple(row[n] for n in kept) for row in rows]
+        title, tuple(columns[n] for n in indices), [tuple(row[n] for n in indices) for row in rows]
     )
 
 

@@ -123,12 +123,12 @@ def evaluate(
     """
     from medseg import evaluation
 
-    known = evaluation.find_table(table, reference, prediction)
-    structures = evaluation.parse_structures(labels, known) if labels else None
-    name_of = partial(_scored_name, structures=structures, table=known)
+    label_table = evaluation.find_table(table, reference, prediction)
+    structures = evaluation.parse_structures(labels, label_table) if labels else None
+    name_of = partial(_scored_name, structures=structures, table=label_table)
     options = evaluation.EvaluationOptions(
         structures=structures,
-        ignore=structure_value(ignore, known, "--ignore") if ignore else None,
+        ignore=structure_value(ignore, label_table, "--ignore") if ignore else None,
         surface=surface,  # type: ignore[arg-type]
         percentiles=tuple(percentile or (95,)),
         tolerance_mm=_tolerances(tolerance, name_of),
@@ -149,7 +149,7 @@ def evaluate(
     )
     with bar_of_cases(quiet) as progress:
         result = evaluation.evaluate(
-            reference, prediction, output, options, known, progress, volume_index=volume
+            reference, prediction, output, options, label_table, progress, volume_index=volume
         )
     for problem in result.problems:
         tell(f"note: {problem}")
@@ -263,9 +263,9 @@ def clean(
         raise BadConfig("say what to do: --keep-largest, --keep, --min-mm3 or --fill-holes")
     refuse_folder(labels)
     table = find_table(None, labels, labels)
-    chosen = {"labels": _values(only, table)} if only else {}
+    selection = {"labels": _values(only, table)} if only else {}
     before = read_label_map(labels, volume)
-    after = clean_labels(before, [step | chosen for step in steps])
+    after = clean_labels(before, [step | selection for step in steps])
     write(after, output, table=embedded_table(labels))
     row: dict[str, Any] = {"output": str(output), "steps": [step["step"] for step in steps]}
     row["voxels_changed"] = int((before.data != after.data).sum())
@@ -298,7 +298,7 @@ def _name_among(text: str, structures: Mapping[str, Any], table: LabelTable | No
 def _tolerances(
     texts: Sequence[str] | None, name_of: Callable[..., str]
 ) -> float | dict[str, float]:
-    found: dict[str, float] = {}
+    tolerances_mm: dict[str, float] = {}
     for text in texts or ("1",):
         name, _, number = text.rpartition("=")
         try:
@@ -306,8 +306,8 @@ def _tolerances(
         except ValueError:
             raise BadConfig(f"--tolerance {text}: write 1 or liver=2.5, in mm") from None
         name = name.strip()
-        found[name_of(name, option="--tolerance") if name else ""] = tolerance_mm
-    return found.get("", 1.0) if set(found) <= {""} else found
+        tolerances_mm[name_of(name, option="--tolerance") if name else ""] = tolerance_mm
+    return tolerances_mm.get("", 1.0) if set(tolerances_mm) <= {""} else tolerances_mm
 
 
 def _values(text: str, table: LabelTable | None) -> list[int]:

@@ -69,23 +69,23 @@ def export(
     from medseg.models import load_checkpoint
 
     checkpoint = load_checkpoint(model)
-    done = run(checkpoint, output or Path(f"{checkpoint.spec.name}.onnx"))
+    outcome = run(checkpoint, output or Path(f"{checkpoint.spec.name}.onnx"))
     if as_json:
         facts = {
-            "network": str(done.network),
-            "description": str(done.description),
-            "any_batch": done.any_batch,
+            "network": str(outcome.network),
+            "description": str(outcome.description),
+            "any_batch": outcome.any_batch,
         }
-        print(json.dumps(facts | {"runtime": done.runtime, "difference": done.difference}))
+        print(json.dumps(facts | {"runtime": outcome.runtime, "difference": outcome.difference}))
         return
-    for path in (done.network, done.description):
+    for path in (outcome.network, outcome.description):
         print_line(path)
     if quiet:
         return
-    if done.runtime:
+    if outcome.runtime:
         text = (
-            f"checked with {done.runtime}: its logits differ from PyTorch's by"
-            f" {done.difference:.0e} of their spread"
+            f"checked with {outcome.runtime}: its logits differ from PyTorch's by"
+            f" {outcome.difference:.0e} of their spread"
         )
     else:
         text = "not run, because neither onnxruntime nor openvino is installed"

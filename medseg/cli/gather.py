@@ -39,14 +39,14 @@ def gather(
     """
     from medseg.cohort import gather_cohort
 
-    found = gather_cohort(folder, by=by)
-    counts = dict(sorted(found.counts.items()))
+    summary = gather_cohort(folder, by=by)
+    counts = dict(sorted(summary.counts.items()))
     if as_json:
-        print_json({"cases": len(found.table), "counts": counts, "files": list(found.files)})
+        print_json({"cases": len(summary.table), "counts": counts, "files": list(summary.files)})
         return
-    told = ", ".join(f"{count} {status}" for status, count in counts.items())
-    print_line(f"{len(found.table)} cases: {told}")
-    tell(f"{', '.join(found.files)} are in {folder}", quiet)
+    tally = ", ".join(f"{count} {status}" for status, count in counts.items())
+    print_line(f"{len(summary.table)} cases: {tally}")
+    tell(f"{', '.join(summary.files)} are in {folder}", quiet)
 
 
 def volumes(
@@ -85,23 +85,23 @@ def volumes(
     from medseg.cohort import list_label_maps, long_rows, measure_all, wide_rows
     from medseg.labels import LabelTable
 
-    known = LabelTable.read(table) if table else None
+    label_table = LabelTable.read(table) if table else None
     brain = None
     if model:
         own, brain = _of_model(model)
-        known = known or own
+        label_table = label_table or own
     paths = list_label_maps(labels)
     records: list[dict[str, Any]] = []
     code = 0
     with bar_of_cases(quiet) as progress:
-        for path, found in measure_all(paths, scan or (), known, brain=brain):
+        for path, outcome in measure_all(paths, scan or (), label_table, brain=brain):
             progress(path.name, len(records), len(paths))
-            if isinstance(found, MedsegError):
-                text, exit_code = explain(found)
+            if isinstance(outcome, MedsegError):
+                text, exit_code = explain(outcome)
                 tell(text)
                 code = code or exit_code
             else:
-                records.append(found)
+                records.append(outcome)
     rows = long_rows(records) if long else wide_rows(records)
     if output:
         _write_csv(output, rows)

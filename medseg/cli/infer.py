@@ -160,22 +160,22 @@ def infer(
     names = _model_names(
         model, roi=roi, labels=results.probabilities, channels=channel, also=results.also
     )
-    loaded = inference.load_model(
+    segmenter = inference.load_model(
         *names, folds=parse_folds(nnunet.folds), checkpoint=nnunet.checkpoint
     )
-    settings = settings_of(loaded, network=network, nnunet=nnunet, results=results, roi=roi)
-    inference.check_also(loaded, extras.also)
+    settings = settings_of(segmenter, network=network, nnunet=nnunet, results=results, roi=roi)
+    inference.check_also(segmenter, extras.also)
     from_pacs = fetched(
         inputs, Path(output) if output else None, push=push, credentials=credentials,
         authority=authority, plain_http=plain_http, quiet=quiet,
     )  # fmt: skip
     with from_pacs as remote:
         jobs = inference.list_jobs(
-            remote.inputs, remote.output, names=inference.channel_names(loaded),
+            remote.inputs, remote.output, names=inference.channel_names(segmenter),
             channels=channel or (), is_folder=(output or "").endswith("/"),
         )  # fmt: skip
         work = _Work(
-            model=loaded, settings=settings, extras=extras, remote=remote, several=len(jobs) > 1,
+            model=segmenter, settings=settings, extras=extras, remote=remote, several=len(jobs) > 1,
             skip_existing=skip_existing, json_progress=progress == "json", as_json=as_json,
             quiet=quiet, strict=strict,
         )  # fmt: skip
@@ -228,7 +228,7 @@ class _Work:
 
         jobs = [self._checked(job) for job in jobs]
         keep_memory()
-        failed: list[str] = []
+        failures: list[str] = []
         exit_code = 0
         doubtful = False
         course = Course(len(jobs))
@@ -243,12 +243,12 @@ class _Work:
                         raise
                     text, code = explain(error)
                     print(text, file=sys.stderr)
-                    failed.append(str(self.remote.name(job.scan)))
+                    failures.append(str(self.remote.name(job.scan)))
                     exit_code = exit_code or code
                 self._tell_course(course, number + 1)
-        if failed:
-            tell(f"medseg: {len(failed)} of {len(jobs)} scans failed:")
-            for name in failed:
+        if failures:
+            tell(f"medseg: {len(failures)} of {len(jobs)} scans failed:")
+            for name in failures:
                 tell(f"  {name}")
             raise typer.Exit(exit_code)
         if self.strict and doubtful:
@@ -305,8 +305,10 @@ class _Work:
             if job.labels.exists():
                 tell(f"{name}: {job.labels} is there and is made again: {reason}", self.quiet)
         where = f"scan {course.done + 1} of {course.total}" if self.several else ""
-        shown = json_progress(name) if self.json_progress else bar_of_scan(self.quiet, name, where)
-        with shown as (announce, progress):
+        display = (
+            json_progress(name) if self.json_progress else bar_of_scan(self.quiet, name, where)
+        )
+        with display as (announce, progress):
             content = infer_scan(
                 job, self.model, self.settings, extras, announce=announce, progress=progress
             )
@@ -335,26 +337,26 @@ def _show_result(labels: Path | str, content: dict[str, Any], as_json: bool) -> 
     if as_json:
         print_json({"labels": str(labels)} | content)
         return
-    measured = [
+    measures = [
         name
         for name in _MEASURED
         if any(name in row for row in (*content["structures"], *content.get("totals", ())))
     ]
-    shown = content["structures"] + (content.get("totals", []) if measured else [])
+    structures = content["structures"] + (content.get("totals", []) if measures else [])
     rows = [
         (
             str(row.get("value", "")),
             row["name"],
             f"{row['ml']:.2f}",
-            *(f"{row[name]:g}" if name in row else "" for name in measured),
+            *(f"{row[name]:g}" if name in row else "" for name in measures),
         )
-        for row in shown
+        for row in structures
     ]
     seconds = sum(content["seconds"].values())
     peak = content["peak_memory_bytes"] / 1e9
     print_table(
         f"{labels}  ({seconds:.1f} s, {peak:.1f} GB)",
-        ("label", "structure", "mL", *(_MEASURED[name] for name in measured)),
+        ("label", "structure", "mL", *(_MEASURED[name] for name in measures)),
         rows,
         right=(0, 2, 3, 4),
     )

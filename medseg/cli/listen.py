@@ -139,7 +139,7 @@ def listen(
     check_choices(network, nnunet, dicom)
     loaded = load_model(model, folds=parse_folds(nnunet.folds), checkpoint=nnunet.checkpoint)
     settings_of(loaded, network=network, nnunet=nnunet, results=Results(), roi=None)
-    chosen = str(Path(model).resolve()) if Path(model).is_dir() else model
+    model_name = str(Path(model).resolve()) if Path(model).is_dir() else model
     most = int(max_gb * 2**30)
     limits = Limits(instances=max_instances, instance_bytes=min(2**29, most), total_bytes=most)
     options = NodeOptions(
@@ -147,7 +147,7 @@ def listen(
         quiet_s=quiet_s, associations=associations, series=max_series, limits=limits,
     )  # fmt: skip
     words = [*words_of(network), *words_of(nnunet), *words_of(dicom)]
-    segment = segment_in_child(["--model", chosen, "--also", also, *words], timeout_s)
+    segment = segment_in_child(["--model", model_name, "--also", also, *words], timeout_s)
     Listener(options, segment, deliver, say=tell, spool=spool or _usual_spool(output, port)).run()
 
 

@@ -32,11 +32,11 @@ def models(
     from medseg.models import bundled_models, list_models, load_checkpoint
 
     if folder is not None:
-        found = list_models(folder)
+        entries = list_models(folder)
         if as_json:
-            print(json.dumps(found))
+            print(json.dumps(entries))
         else:
-            rows_of_folder = [tuple(row.values()) for row in found]
+            rows_of_folder = [tuple(row.values()) for row in entries]
             print_table(
                 f"Models in {folder}", ("path", "name", "structures", "about"), rows_of_folder
             )

@@ -439,8 +439,8 @@ def parse_heights(text: str | None) -> tuple[float, ...]:
             raise ValueError(text)
         return tuple(dict.fromkeys(heights))
     except ValueError:
-        shown = f"'{harmless(text)}' is not a list of heights in mm such as -120.5,30"
-        raise typer.BadParameter(shown, param_hint="--at") from None
+        message = f"'{harmless(text)}' is not a list of heights in mm such as -120.5,30"
+        raise typer.BadParameter(message, param_hint="--at") from None
 
 
 def check_one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:

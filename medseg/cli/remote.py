@@ -103,8 +103,10 @@ def fetched(
             count = pacs.fetch(series, Limits())
             if not quiet:
                 print(f"received {count} instances from the PACS", file=sys.stderr)
-            kept = output or temporary / "result.dcm"
-            yield Remote(inputs=[series], output=kept, pacs=pacs if push else None, names=names)
+            destination = output or temporary / "result.dcm"
+            yield Remote(
+                inputs=[series], output=destination, pacs=pacs if push else None, names=names
+            )
         except Interrupted:
             raise
         except MedsegError as error:  # the names of temporary files tell nobody anything

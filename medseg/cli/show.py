@@ -118,7 +118,7 @@ def _bar_of(*parts: str) -> Iterator[_Bar]:
         TimeRemainingColumn,
     )
 
-    known = {
+    column_of = {
         "what": TextColumn("{task.fields[what]:<12}", markup=False),
         "bar": BarColumn(),
         "share": TextColumn("{task.percentage:3.0f}%"),
@@ -127,7 +127,7 @@ def _bar_of(*parts: str) -> Iterator[_Bar]:
         "text": TextColumn("{task.fields[text]}", markup=False),
     }
     console = Console(stderr=True)
-    columns = [known[part] for part in parts]
+    columns = [column_of[part] for part in parts]
     is_hidden = not console.is_terminal
     with RichProgress(*columns, console=console, transient=True, disable=is_hidden) as bar:
         yield _Bar(bar, bar.add_task("", total=None, what="", text=""))
@@ -243,12 +243,12 @@ def json_progress(scan: Path | str) -> Iterator[ScanProgress]:
     """What happens to one scan as lines of JSON on stderr, for programs; the same whole per cent is
     not said twice.
     """
-    said: list[tuple[str, int]] = []
+    steps: list[tuple[str, int]] = []
 
     def progress(what: str, done: int, total: int) -> None:
         now = (what, 100 * done // max(total, 1))
-        if said[-1:] != [now]:
-            said.append(now)
+        if steps[-1:] != [now]:
+            steps.append(now)
             tell_event(event="progress", what=what, done=done, total=total)
 
     yield (lambda text: tell_event(event="announcement", scan=str(scan), text=text)), progress

@@ -119,14 +119,14 @@ def train(
     changes |= {"train.seed": seed} if seed is not None else {}
     changes |= {"train.deterministic": True} if deterministic else {}
     if data.suffix.lower() in (".yaml", ".yml"):
-        asked = {
+        options = {
             "--model": model, "--config": config, "--fold": fold, "--folds": folds,
             "--finetune": finetune,
         }  # fmt: skip
-        refused = [name for name, value in asked.items() if value is not None]
-        if refused:
+        conflicts = [name for name, value in options.items() if value is not None]
+        if conflicts:
             raise BadConfig(
-                f"{refused[0]} goes with a data set; {data} is a config, so set it there"
+                f"{conflicts[0]} goes with a data set; {data} is a config, so set it there"
             )
         changes |= {"train.time_s": parse_seconds(time), "train.steps": None} if time else {}
         _train_config(data, output, changes, resume=resume, quiet=quiet, began=began)

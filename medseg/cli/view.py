@@ -111,13 +111,13 @@ def view(
     from medseg.io import read, read_labels
 
     volumes = read(scan, volume_index=volume, assume_geometry=assume_geometry), read_labels(labels)
-    known = find_table(table, labels, labels)
+    label_table = find_table(table, labels, labels)
     for path in (target, png):
         if path is not None:
-            _write(path, *volumes, known, title)
+            _write(path, *volumes, label_table, title)
             print_line(path)
     if serve:
-        _serve(*volumes, known, title, port, open_, quiet)
+        _serve(*volumes, label_table, title, port, open_, quiet)
     elif open_ and target:
         _open(target.resolve().as_uri())
 

@@ -60,11 +60,11 @@ def history(path: Path, key: str, recorded: int = 0) -> History:
     """
     lines = _lines(path)
     ends = {line.get("ended"): line.get("how") for line in lines if "ended" in line}
-    begun = [line for line in lines if isinstance(line.get("begun"), int)]
-    same = [line["begun"] for line in begun if line.get("key") == key[:16]]
+    starts = [line for line in lines if isinstance(line.get("begun"), int)]
+    same = [line["begun"] for line in starts if line.get("key") == key[:16]]
     pending = [number for number in same if number > recorded]
     return History(
-        begun=max((line["begun"] for line in begun), default=0),
+        begun=max((line["begun"] for line in starts), default=0),
         deaths=sum(ends.get(number) == "died" for number in pending),
         vanished=sum(number not in ends for number in pending),
     )
@@ -93,12 +93,12 @@ def _lines(path: Path) -> Sequence[dict[str, Any]]:
         texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    found = []
+    lines = []
     for text in texts:
         try:
             line = json.loads(text)
         except ValueError:
             continue
         if isinstance(line, dict):
-            found.append(line)
-    return found
+            lines.append(line)
+    return lines

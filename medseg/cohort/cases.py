@@ -89,36 +89,38 @@ def make_cohort(
     source: Path, kind: str, cases: Iterable[Case], columns: Sequence[str] = ()
 ) -> Cohort:
     """The cohort of these cases. Raises `BadConfig` for none, for names twice, and for bad ones."""
-    known = sorted(cases, key=lambda case: case.name)
-    if not known:
+    sorted_cases = sorted(cases, key=lambda case: case.name)
+    if not sorted_cases:
         raise BadConfig(
             f"{source}: holds no case; give a list, a BIDS data set or a folder of scans"
         )
-    for case in known:
+    for case in sorted_cases:
         check_name(source, case.name)
-    twice = [name for name, count in Counter(case.name for case in known).items() if count > 1]
+    twice = [
+        name for name, count in Counter(case.name for case in sorted_cases).items() if count > 1
+    ]
     if twice:
-        named = ", ".join(harmless(name) for name in twice[:_NAMED])
+        names = ", ".join(harmless(name) for name in twice[:_NAMED])
         more = f" and {len(twice) - _NAMED} more" if len(twice) > _NAMED else ""
         raise BadConfig(
-            f"{source}: {len(twice)} names of cases are there more than once: {named}{more}; "
+            f"{source}: {len(twice)} names of cases are there more than once: {names}{more}; "
             "give each row a name of its own in the column 'case'"
         )
-    return Cohort(source=source, kind=kind, cases=tuple(known), columns=tuple(columns))
+    return Cohort(source=source, kind=kind, cases=tuple(sorted_cases), columns=tuple(columns))
 
 
 def check_name(source: Path, name: str) -> None:
     """Raise `BadConfig` for what cannot be the name of a file everywhere."""
-    shown = harmless(name)
-    odd = not name.strip() or name.startswith((".", "-")) or shown != name or name != name.strip()
+    text = harmless(name)
+    odd = not name.strip() or name.startswith((".", "-")) or text != name or name != name.strip()
     if odd or any(letter in name for letter in '/\\:*?"<>|'):
         raise BadConfig(
-            f"{source}: '{shown[:60]}' cannot name a case, whose files are called so; use letters, "
+            f"{source}: '{text[:60]}' cannot name a case, whose files are called so; use letters, "
             "digits, - and _"
         )
     if len(os.fsencode(name)) > MOST_NAME_BYTES:
         raise BadConfig(
-            f"{source}: the name '{shown[:30]}...' of a case is longer than {MOST_NAME_BYTES} bytes"
+            f"{source}: the name '{text[:30]}...' of a case is longer than {MOST_NAME_BYTES} bytes"
         )
 
 
@@ -155,5 +157,5 @@ def part_of(cases: Sequence[Case], part: tuple[int, int]) -> list[Case]:
 
 
 def _short_hash(case: Case) -> str:
-    told = "\0".join((*case.images, case.series, str(case.volume)))
-    return hashlib.sha256(told.encode(errors="surrogateescape")).hexdigest()[:8]
+    identity = "\0".join((*case.images, case.series, str(case.volume)))
+    return hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:8]

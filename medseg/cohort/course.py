@@ -111,8 +111,8 @@ class Course:
         self.came = Came()
 
     def _first_workers(self) -> tuple[int, int]:
-        asked = self._limits.workers
-        return (asked, max(1, self._cores // asked)) if asked else (1, self._cores)
+        workers = self._limits.workers
+        return (workers, max(1, self._cores // workers)) if workers else (1, self._cores)
 
     def settle(self) -> dict[str, str]:
         """What 'auto' means in this cohort, found by a first worker if nobody has yet."""
@@ -141,8 +141,8 @@ class Course:
                 for hand, message in self._staff.listen(_LOOK_S):
                     self._hear(hand, message)
                 self._look()
-                ended = sum(self.came.counts.values())
-                progress(self._in_words(), ended, total)
+                count = sum(self.came.counts.values())
+                progress(self._in_words(), count, total)
         except Interrupted as stop:
             self._wind_down(self._limits.grace_s if stop.exit_code == 143 else 0.0)
             raise
@@ -171,9 +171,9 @@ class Course:
             self._alone = True
             for hand in list(self._staff.hands):
                 self._staff.dismiss(hand)
-        wanted = 1 if self._alone else min(self._workers, len(self._waiting) + len(self._busy()))
+        workers = 1 if self._alone else min(self._workers, len(self._waiting) + len(self._busy()))
         threads = self._cores if self._alone else self._threads
-        while len(self._staff.hands) < wanted:
+        while len(self._staff.hands) < workers:
             self._staff.hire(threads, self._settled)
 
     def _hand_out(self) -> None:
@@ -307,23 +307,23 @@ class Course:
         if len(self._trials) < _TRIALS:
             return
         if self._settled.get("device", self._request.settings.device) == "cuda":
-            chosen = (1, self._cores)  # processes that share a GPU also share its memory
+            staffing = (1, self._cores)  # processes that share a GPU also share its memory
         else:
             units = statistics.median(self._windows) if self._windows else 1
-            measured = Measured(
+            costs = Measured(
                 all_threads_s=self._trials[1] * units,
                 one_thread_s=self._trials[2] * units,
                 start_s=self._start_s,
                 memory_bytes=self._most_bytes,
             )
-            held = sum(hand.resident_bytes() for hand in self._staff.hands)
-            chosen = choose_workers(
-                measured,
+            staff_bytes = sum(hand.resident_bytes() for hand in self._staff.hands)
+            staffing = choose_workers(
+                costs,
                 cores=self._cores,
-                memory_bytes=usable_bytes(self._limits.memory_bytes) + held,
+                memory_bytes=usable_bytes(self._limits.memory_bytes) + staff_bytes,
                 cases_left=len(self._waiting),
             )
-        self._workers, self._threads = chosen
+        self._workers, self._threads = staffing
         for hand in self._staff.hands:
             hand.tell(threads=self._threads)
 
@@ -365,12 +365,12 @@ class Course:
         if status == "done":
             return
         self.came.failures.append((item.case.name, status, error))
-        ended = self.came.counts.total()
-        failed = ended - self.came.counts["done"]
+        total = self.came.counts.total()
+        failures = total - self.came.counts["done"]
         most, share = self._limits.max_failed, self._limits.max_failed_share
-        above = share is not None and ended >= _ENOUGH_FOR_SHARE and failed > share * ended
-        if above or (most is not None and failed > most):
-            self.came.stopped = f"{failed} of {ended} cases failed, more than --max-failed allows"
+        above = share is not None and total >= _ENOUGH_FOR_SHARE and failures > share * total
+        if above or (most is not None and failures > most):
+            self.came.stopped = f"{failures} of {total} cases failed, more than --max-failed allows"
 
     # Ends --------------------------------------------------------------------------------------
 
@@ -392,8 +392,8 @@ class Course:
             sweep_folders(home, min_age_s=0)
 
     def _in_words(self) -> str:
-        failed = len(self.came.failures)
-        return f"{failed} failed" if failed else ""
+        count = len(self.came.failures)
+        return f"{count} failed" if count else ""
 
 
 def _spoken(status: int) -> str:

@@ -49,22 +49,22 @@ def read_bids(
     are carried along. Raises `BadConfig` where no image fits.
     """
     suffixes = tuple(suffixes) or ("T1w",)
-    found: dict[tuple[str, ...], dict[str, str]] = {}
-    seen: set[str] = set()
+    by_entities: dict[tuple[str, ...], dict[str, str]] = {}
+    all_suffixes: set[str] = set()
     for path in _bids_images(folder):
         pairs, suffix = entities_of(Path(path).name)
-        seen.add(suffix)
+        all_suffixes.add(suffix)
         if suffix in suffixes and _fits(pairs, filters or {}):
-            found.setdefault(tuple(f"{k}-{v}" for k, v in pairs.items()), {})[suffix] = path
-    if not found:
-        there = ", ".join(sorted(harmless(one) for one in seen)[:12]) or "none"
+            by_entities.setdefault(tuple(f"{k}-{v}" for k, v in pairs.items()), {})[suffix] = path
+    if not by_entities:
+        there = ", ".join(sorted(harmless(one) for one in all_suffixes)[:12]) or "none"
         raise BadConfig(
             f"{folder}: holds no image of {', '.join(suffixes)} that fits; there are images "
             f"of these kinds: {there}; choose with --suffix and --filter"
         )
     columns, people = _participants(folder)
     cases = []
-    for entities, images in found.items():
+    for entities, images in by_entities.items():
         subject = entities[0]
         missing = [suffix for suffix in suffixes if suffix not in images] if together else []
         problem = f"there is no {missing[0]} of {'_'.join(entities)}" if missing else ""
@@ -130,12 +130,12 @@ def _series_of(case: Case) -> list[Case]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DataWarning)  # reading says it again
-            listed = [one for one in list_volumes(case.images[0]) if one.modality]
+            series = [one for one in list_volumes(case.images[0]) if one.modality]
     except MedsegError as error:
         return [replace(case, problem=str(error).replace(case.images[0], case.name))]
-    if len(listed) <= 1:
+    if len(series) <= 1:
         return [case]
-    return [replace(case, name=f"{case.name}_{one.number}", series=one.number) for one in listed]
+    return [replace(case, name=f"{case.name}_{one.number}", series=one.number) for one in series]
 
 
 def _folders_below(folder: Path) -> Iterator[tuple[str, list[str]]]:

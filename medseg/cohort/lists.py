@@ -36,12 +36,12 @@ def read_list(path: Path, channels: Sequence[str] = ("",)) -> Cohort:
     header = next(rows)
     places = _columns(path, header)
     images = _image_columns(path, header, channels)
-    carried = [n for n, name in enumerate(header) if n not in (*places.values(), *images)]
+    extra_columns = [n for n, name in enumerate(header) if n not in (*places.values(), *images)]
     cases = [
-        _case(path, number, row, places=places, images=images, carried=carried)
+        _case(path, number, row, places=places, images=images, carried=extra_columns)
         for number, row in enumerate(rows, 2)
     ]
-    names = tuple(harmless(header[n].strip()) for n in carried)
+    names = tuple(harmless(header[n].strip()) for n in extra_columns)
     return make_cohort(path, "list", cases, columns=names)
 
 
@@ -138,23 +138,23 @@ def _image_columns(path: Path, header: Sequence[str], channels: Sequence[str]) -
     places = {name.strip().lower(): n for n, name in enumerate(header)}
     if "image" in places and not any(name.startswith("image_") for name in places):
         return [places["image"]]
-    wanted = []
+    columns = []
     for number, channel in enumerate(channels):
         names = [f"image_{channel.lower()}", f"image_{number}", f"image_{number:04d}"]
-        found = [places[name] for name in names if name in places]
-        if len(channels) == 1 and not found:
-            found = [places[name] for name in ("image", *sorted(places)) if name in places]
-            found = [n for n in found if header[n].strip().lower().startswith("image")]
-            if len(found) > 1 and "image" not in places:
-                found = []
-        if not found:
+        matches = [places[name] for name in names if name in places]
+        if len(channels) == 1 and not matches:
+            matches = [places[name] for name in ("image", *sorted(places)) if name in places]
+            matches = [n for n in matches if header[n].strip().lower().startswith("image")]
+            if len(matches) > 1 and "image" not in places:
+                matches = []
+        if not matches:
             name = f"image_{channel}" if len(channels) > 1 and channel else "image"
             raise BadFile(
                 f"{path}: has no column '{name}' with the scans; its columns are "
                 f"{', '.join(harmless(one) for one in header)[:200]}"
             )
-        wanted.append(found[0])
-    return wanted
+        columns.append(matches[0])
+    return columns
 
 
 def _case(
@@ -168,10 +168,10 @@ def _case(
 ) -> Case:
     """The case of a row."""
     values = {name: from_cell(row[n]).strip() for name, n in places.items()}
-    named = [row[n].strip() for n in images]
-    files = tuple(_located(path.parent, name) for name in named)
-    problem = "" if all(named) else f"row {number} of the list names no file for every channel"
-    name = values.get("case") or (given_name(Path(files[0])) if named[0] else "")
+    names = [row[n].strip() for n in images]
+    files = tuple(_located(path.parent, name) for name in names)
+    problem = "" if all(names) else f"row {number} of the list names no file for every channel"
+    name = values.get("case") or (given_name(Path(files[0])) if names[0] else "")
     if not name:
         raise BadFile(f"{path}: row {number} has neither a name nor a file")
     return Case(

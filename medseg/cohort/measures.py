@@ -23,15 +23,15 @@ def structure_intensities(
     numbers = scan.data[inside]
     order = np.argsort(names, kind="stable")
     names, numbers = names[order], numbers[order]
-    found: dict[int, dict[str, float]] = {}
+    intensities: dict[int, dict[str, float]] = {}
     for value, some in _groups(names, numbers):
         exact = some.astype(np.float64)
-        found[value] = {
+        intensities[value] = {
             "mean": _short(exact.mean()),
             "sd": _short(exact.std()),
             "median": _short(np.median(exact)),
         }
-    return found
+    return intensities
 
 
 def add_intensities(

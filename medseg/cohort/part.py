@@ -105,17 +105,17 @@ def run_part(
     course = Course(out, request, limits, part=choice.part_name, command=command)
     try:
         arithmetic = request.arithmetic(course.settle()) or ""
-        found = sort_cases(part, places, request, choice=choice, arithmetic=arithmetic)
-        for item in found.lost:
+        worklist = sort_cases(part, places, request, choice=choice, arithmetic=arithmetic)
+        for item in worklist.lost:
             _write_lost(places, item, choice.part_name)
         if announce is not None:
-            announce(found)
-        came = course.run(found.items, progress) if found.items else Came()
+            announce(worklist)
+        came = course.run(worklist.items, progress) if worklist.items else Came()
     finally:
         course.close()
-    counts = found.kept + came.counts
+    counts = worklist.kept + came.counts
     counts["waiting"] = len(part) - counts.total()
-    failures = sorted([*found.failures, *came.failures])
+    failures = sorted([*worklist.failures, *came.failures])
     return Result(counts=counts, failures=failures, total=len(part), stopped=came.stopped)
 
 
@@ -133,29 +133,29 @@ def sort_cases(
     cases: Sequence[Case], places: Places, request: Request, choice: Choice, arithmetic: str
 ) -> Sorted:
     """What is to be done with each of the cases, by the records and attempts in the output."""
-    recorded = set(names_on_shelves(places.out / "records"))
-    attempted = set(names_on_shelves(places.out / "attempts"))
-    found = Sorted()
+    record_names = set(names_on_shelves(places.out / "records"))
+    attempt_names = set(names_on_shelves(places.out / "attempts"))
+    worklist = Sorted()
     for case in cases:
         key = request.key(case, arithmetic)
-        _count_inputs(case, found)
+        _count_inputs(case, worklist)
         item = Item(case=case, key=key)
         number = 0
-        if f"{case.name}.json" in recorded:
-            number = _sort_recorded(case, item, places, choice=choice, found=found)
+        if f"{case.name}.json" in record_names:
+            number = _sort_recorded(case, item, places, choice=choice, found=worklist)
             if number < 0:
                 continue
-        if case.name in attempted:
+        if case.name in attempt_names:
             history = attempts.history(places.attempts(case.name), key, number)
             item.begun, item.deaths = history.begun, history.deaths
             item.is_suspect = history.is_suspect
             if history.is_lost:
-                found.lost.append(item)
-                found.kept["lost"] += 1
-                found.failures.append((case.name, "lost", _LOST))
+                worklist.lost.append(item)
+                worklist.kept["lost"] += 1
+                worklist.failures.append((case.name, "lost", _LOST))
                 continue
-        found.items.append(item)
-    return found
+        worklist.items.append(item)
+    return worklist
 
 
 #: What is said of a case that took its process along in earlier runs.

@@ -47,8 +47,8 @@ def write_failure(path: Path, about: Mapping[str, Any], **facts: Any) -> None:
     about: case, key and attempt. facts: status, error, error_kind and whatever else is known.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    finished = {"versions": versions(), "finished": finished_now()}
-    content = {"format": RECORD_FORMAT, **about, **facts, **finished}
+    provenance = {"versions": versions(), "finished": finished_now()}
+    content = {"format": RECORD_FORMAT, **about, **facts, **provenance}
     with atomic_write(path) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())
 

@@ -111,8 +111,8 @@ def _index(table: Table, suspicion: Suspicion, order: Sequence[int]) -> str:
 
 def _mixes(table: Table) -> str:
     """What differs between cases that were computed: precisions, devices, versions."""
-    told = []
-    done = [n for n, status in enumerate(table.texts["status"]) if status in ("done", "skipped")]
+    differences = []
+    rows = [n for n, status in enumerate(table.texts["status"]) if status in ("done", "skipped")]
     for column in (
         "model",
         "model_sha256",
@@ -123,13 +123,13 @@ def _mixes(table: Table) -> str:
         "medseg",
         "torch",
     ):
-        kinds = Counter(table.texts[column][n] for n in done)
+        kinds = Counter(table.texts[column][n] for n in rows)
         if len(kinds) > 1:
             names = ", ".join(f"{kind[:40]} ({count})" for kind, count in kinds.most_common(4))
-            told.append(f"{column}: {names}")
-    if not told:
+            differences.append(f"{column}: {names}")
+    if not differences:
         return ""
-    items = "".join(f"<li>{_escape(one)}</li>" for one in told)
+    items = "".join(f"<li>{_escape(one)}</li>" for one in differences)
     return f'<div class="mix"><b>Not all cases were computed alike:</b><ul>{items}</ul></div>'
 
 

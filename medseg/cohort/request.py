@@ -64,19 +64,19 @@ class Request:
         Those are its name, the size and time of its files (or with `verify` their content), the
         model, the settings that change labels, the arithmetic and the version of medseg.
         """
-        told = [case.name, case.series, case.volume, _inputs(case, self.verify)]
-        text = json.dumps([*told, self._settings_text, arithmetic, __version__], sort_keys=True)
+        identity = [case.name, case.series, case.volume, _inputs(case, self.verify)]
+        text = json.dumps([*identity, self._settings_text, arithmetic, __version__], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def arithmetic(self, settled: Mapping[str, str]) -> str | None:
         """Device and precision in words, None where 'auto' is not settled yet."""
-        asked = self.settings
-        device = settled.get("device") if asked.device == "auto" else asked.device
-        precision = _PRECISIONS.get(asked.precision, settled.get("precision"))
+        settings = self.settings
+        device = settled.get("device") if settings.device == "auto" else settings.device
+        precision = _PRECISIONS.get(settings.precision, settled.get("precision"))
         if device is None or precision is None:
             return None
-        exact = " exact" if asked.precision == "fp32" else ""
-        backend = "torch" if asked.backend == "auto" else asked.backend
+        exact = " exact" if settings.precision == "fp32" else ""
+        backend = "torch" if settings.backend == "auto" else settings.backend
         return f"{device} {precision}{exact} {backend}"
 
     @property

@@ -85,11 +85,11 @@ def _free_in_group() -> int:
     for place in _groups():
         with suppress(OSError, ValueError):
             most = int((place / "memory.max").read_text(encoding="ascii"))
-            held = int((place / "memory.current").read_text(encoding="ascii"))
+            usage = int((place / "memory.current").read_text(encoding="ascii"))
             for line in (place / "memory.stat").read_text(encoding="ascii").splitlines():
                 if line.startswith("inactive_file "):  # of files, given back when it is wanted
-                    held -= int(line.split()[1])
-            free = min(free, max(0, most - held))
+                    usage -= int(line.split()[1])
+            free = min(free, max(0, most - usage))
     return free
 
 

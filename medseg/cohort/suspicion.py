@@ -71,16 +71,16 @@ def _features(table: Table) -> list[tuple[str, NDArray[np.float64], float]]:
     with np.errstate(invalid="ignore", divide="ignore"):
         logs = np.log(volumes)
         whole = np.log(volumes.sum(axis=0))
-    found = [("the whole volume", whole, _LEAST_OF_LOG)]
+    features = [("the whole volume", whole, _LEAST_OF_LOG)]
     by_value = dict(zip(values, logs))
     for value, name in sorted(table.names.items()):
-        found.append((f"volume of {name}", by_value[value] - whole, _LEAST_OF_LOG))
+        features.append((f"volume of {name}", by_value[value] - whole, _LEAST_OF_LOG))
         confidence = table.structures["confidence", value]
-        found.append((f"confidence of {name}", confidence, _LEAST_OF_CONFIDENCE))
+        features.append((f"confidence of {name}", confidence, _LEAST_OF_CONFIDENCE))
     for value, partner in _pairs(table):
         name = f"{table.names[value]} against the other side"
-        found.append((name, by_value[value] - by_value[partner], _LEAST_OF_LOG))
-    return [(name, np.where(np.isfinite(one), one, np.nan), least) for name, one, least in found]
+        features.append((name, by_value[value] - by_value[partner], _LEAST_OF_LOG))
+    return [(name, np.where(np.isfinite(one), one, np.nan), least) for name, one, least in features]
 
 
 def _pairs(table: Table) -> list[tuple[int, int]]:
@@ -90,13 +90,13 @@ def _pairs(table: Table) -> list[tuple[int, int]]:
 
 def _robust_z(numbers: NDArray[np.float64], least_spread: float) -> NDArray[np.float64]:
     """Distance from the median in robust standard deviations; 0 where nothing is known."""
-    known = np.isfinite(numbers)
-    if known.sum() < _ENOUGH:
+    finite = np.isfinite(numbers)
+    if finite.sum() < _ENOUGH:
         return np.zeros_like(numbers)
-    median = np.median(numbers[known])
-    spread = 1.4826 * np.median(np.abs(numbers[known] - median))
+    median = np.median(numbers[finite])
+    spread = 1.4826 * np.median(np.abs(numbers[finite] - median))
     z = np.abs(numbers - median) / max(spread, least_spread)
-    return np.where(known, np.minimum(z, _MOST), 0.0)
+    return np.where(finite, np.minimum(z, _MOST), 0.0)
 
 
 def _keep_largest(
@@ -140,8 +140,8 @@ def _add_points(table: Table, scores: NDArray[np.float64], reasons: list[list[st
 def _groups(table: Table, by: str) -> Sequence[NDArray[np.intp]]:
     """The rows of cases that are compared with each other."""
     if by and by not in table.carried:
-        known = ", ".join(table.carried) or "none"
-        raise BadConfig(f"--by {by}: the list has no such column; it carries {known}")
+        columns = ", ".join(table.carried) or "none"
+        raise BadConfig(f"--by {by}: the list has no such column; it carries {columns}")
     place = table.carried.index(by) if by else -1
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
     for row, case in enumerate(table.cases):

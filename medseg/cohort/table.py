@@ -127,8 +127,8 @@ def read_table(cohort: Cohort, request: Request, places: Places) -> Table:
         outcome = None if record is None else outcome_of(record)
         if record is None or outcome is None:
             table.texts["status"][row] = "waiting"
-            tried = attempts.history(places.attempts(case.name), "")
-            table.numbers["attempts"][row] = tried.begun
+            history = attempts.history(places.attempts(case.name), "")
+            table.numbers["attempts"][row] = history.begun
             continue
         _fill(table, row, record, outcome.status)
         if outcome.status == "done":
@@ -143,7 +143,7 @@ def _fill(table: Table, row: int, record: Mapping[str, Any], status: str) -> Non
     model, scan = _part(record, "model"), _part(record, "input")
     versions, settings = _part(record, "versions"), _part(record, "settings")
     warnings = record.get("warnings") or []
-    found = {
+    facts = {
         "status": status,
         "device": record.get("device_name"),
         "input_sha256": scan.get("voxels_sha256"),
@@ -159,8 +159,8 @@ def _fill(table: Table, row: int, record: Mapping[str, Any], status: str) -> Non
         "warnings": _BETWEEN.join(map(str, warnings)),
     }
     plain = ("error", "error_kind", "worker", "part", "started", "finished")
-    found |= {name: record.get(name) for name in (*plain, "settings_sha256", "labels_sha256")}
-    for name, value in found.items():
+    facts |= {name: record.get(name) for name in (*plain, "settings_sha256", "labels_sha256")}
+    for name, value in facts.items():
         table.texts[name][row] = _as_text(value)
     _fill_numbers(table, row, record, n_warnings=len(warnings))
     for one in record.get("structures") or ():
@@ -178,9 +178,9 @@ def _fill(table: Table, row: int, record: Mapping[str, Any], status: str) -> Non
 def _fill_numbers(table: Table, row: int, record: Mapping[str, Any], n_warnings: int) -> None:
     seconds = _part(record, "seconds")
     numbers = table.numbers
-    for name, spent in seconds.items():
+    for name, duration_s in seconds.items():
         if f"{name}_s" in numbers:
-            numbers[f"{name}_s"][row] = spent
+            numbers[f"{name}_s"][row] = duration_s
     numbers["total_s"][row] = seconds.get("total", sum(seconds.values()))
     numbers["attempts"][row] = record.get("attempt", np.nan)
     numbers["n_warnings"][row] = n_warnings
@@ -264,9 +264,9 @@ def write_parquet(table: Table, path: Path, more: Mapping[str, Sequence[Any]]) -
     }
     arrays |= {name: list(some) for name, some in more.items()}
     names = json.dumps({str(value): name for value, name in sorted(table.names.items())})
-    made = pyarrow.table(arrays).replace_schema_metadata({"medseg_structures": names})
+    arrow_table = pyarrow.table(arrays).replace_schema_metadata({"medseg_structures": names})
     with atomic_write(path) as file:
-        parquet.write_table(made, file, compression="zstd")
+        parquet.write_table(arrow_table, file, compression="zstd")
     return True
 
 
@@ -280,8 +280,8 @@ def _own_names(columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = record.get(name)
-    return found if isinstance(found, Mapping) else {}
+    part = record.get(name)
+    return part if isinstance(part, Mapping) else {}
 
 
 def _as_text(value: Any) -> str:

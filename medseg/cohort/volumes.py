@@ -21,12 +21,12 @@ def list_label_maps(paths: Sequence[Path]) -> list[Path]:
     """The label maps that files and folders stand for, in order. Raises `BadFile` for what is not
     there.
     """
-    found: list[Path] = []
+    label_maps: list[Path] = []
     for path in paths:
         if not path.exists():
             raise BadFile(f"{path}: there is no such file or folder; check the name")
         if not path.is_dir():
-            found.append(path)
+            label_maps.append(path)
             continue
         inside = sorted(one for one in path.rglob("*") if one.is_file() and is_readable_name(one))
         inside = [one for one in inside if not any(part.startswith(".") for part in one.parts)]
@@ -34,8 +34,8 @@ def list_label_maps(paths: Sequence[Path]) -> list[Path]:
             raise BadFile(f"{path}: holds no label map")
         results = [one for one in inside if strip_suffix(one).endswith(("_seg", "_dseg"))]
         inside = results or inside  # beside results lie their scans
-        found += inside
-    return list(dict.fromkeys(found))
+        label_maps += inside
+    return list(dict.fromkeys(label_maps))
 
 
 def measure_label_map(
@@ -52,18 +52,18 @@ def measure_label_map(
     intensities are measured, on the same grid. Raises `BadFile`.
     """
     labels = read_labels(path)
-    known = (
+    label_table = (
         table
         or embedded_table(path)
         or _table_beside(path)
         or LabelTable.from_values(int(value) for value in np.unique(labels.data) if value)
     )
-    structures = structure_volumes(labels, known)
+    structures = structure_volumes(labels, label_table)
     if scan is not None:
         image = read(scan)
         if not same_grid(image, labels):
             raise BadFile(f"{scan}: does not lie on the grid of {path}; give its own scan")
-        add_intensities(structures, structure_intensities(image, labels, known.values))
+        add_intensities(structures, structure_intensities(image, labels, label_table.values))
     content: dict[str, Any] = {
         "case": strip_suffix(path),
         "labels": str(path),

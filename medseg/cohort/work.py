@@ -81,19 +81,19 @@ class _PutOff(MedsegError):
 def do(task: Task, worker: Worker, wait_s: float = 0.0) -> Ended:
     """Do one case. Whatever goes wrong with it is written to its record, and told."""
     places, case = worker.request.places(worker.out), task.case
-    begun = time.perf_counter()
+    start = time.perf_counter()
     about = _about(task, worker)
-    known: dict[str, int] = {}
+    usage: dict[str, int] = {}
     with suppress(OSError):  # the peak of this case alone
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
     def ended(status: str, error: str = "", exit_code: int = 0) -> Ended:
-        seconds = time.perf_counter() - begun
-        return Ended(status=status, error=error, exit_code=exit_code, seconds=seconds, **known)
+        seconds = time.perf_counter() - start
+        return Ended(status=status, error=error, exit_code=exit_code, seconds=seconds, **usage)
 
     try:
         with _at_hand(case) as files:
-            _segment(task, worker, files, about | {"status": "done"}, known, wait_s)
+            _segment(task, worker, files, about | {"status": "done"}, usage, wait_s)
         return ended("done")
     except Interrupted:
         raise
@@ -113,7 +113,7 @@ def do(task: Task, worker: Worker, wait_s: float = 0.0) -> Ended:
         }
         if not isinstance(error, MedsegError):
             facts["frames"] = frames_of(error)
-        facts["seconds"] = {"total": round(time.perf_counter() - begun, 3)}
+        facts["seconds"] = {"total": round(time.perf_counter() - start, 3)}
         try:
             write_failure(places.record(case.name), about, **facts)
         except BadOutput as problem:
@@ -161,8 +161,8 @@ def _segment(
 
     def complete(volumes: Sequence[Volume], result: Segmentation, content: dict[str, Any]) -> None:
         values = [row["value"] for row in content["structures"] if row["voxels"]]
-        found = structure_intensities(volumes[0], result.labels, values)
-        add_intensities(content["structures"], found)
+        intensities = structure_intensities(volumes[0], result.labels, values)
+        add_intensities(content["structures"], intensities)
         content["labels_sha256"] = voxel_hash(result.labels)
         content["wait_s"] = round(wait_s, 3)
 

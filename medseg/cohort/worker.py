@@ -69,15 +69,15 @@ def _serve(messages: Messages, out: TextIO) -> None:
     request = request_from_json(hello["request"])
     limit_threads(hello["threads"])
     model = load_model(*request.models, folds=request.folds, checkpoint=request.checkpoint)
-    found = settle_auto(model, request.settings, hello["settled"])
-    _say(out, event="ready", settled=found)
+    own_choice = settle_auto(model, request.settings, hello["settled"])
+    _say(out, event="ready", settled=own_choice)
     message = messages.get()
     if message is None:
         return
-    settled = message["settled"]
-    use_settled(settled)
+    choice = message["settled"]
+    use_settled(choice)
     backend = "torch" if request.settings.backend == "auto" else request.settings.backend
-    device = settled.get("device", request.settings.device)
+    device = choice.get("device", request.settings.device)
     if request.settings.device == "auto":
         request = replace(request, settings=replace(request.settings, device=device))
     request = replace(request, settings=replace(request.settings, backend=backend))
@@ -96,8 +96,8 @@ def _serve(messages: Messages, out: TextIO) -> None:
                 continue
             _read_ahead(message.get("next", ()))
             wait_s = time.perf_counter() - idle_since
-            ended = do(task_of(message["task"]), worker, wait_s)
-            _say(out, event="ended", **asdict(ended))
+            outcome = do(task_of(message["task"]), worker, wait_s)
+            _say(out, event="ended", **asdict(outcome))
             idle_since = time.perf_counter()
 
 

@@ -130,9 +130,9 @@ def read_channels(dataset: Dataset, case: Case) -> list[Volume]:
         path = case.images[0]
         return [read(path, volume_index=index) for index in range(len(dataset.channels))]
     if len(case.images) != len(dataset.channels):
-        wanted = f"{len(dataset.channels)} channels ({', '.join(dataset.channels)})"
+        channels = f"{len(dataset.channels)} channels ({', '.join(dataset.channels)})"
         raise BadFile(
-            f"{case.images[0]}: case {case.name} has {len(case.images)} images where {wanted} are"
+            f"{case.images[0]}: case {case.name} has {len(case.images)} images where {channels} are"
             " expected"
         )
     first = read(case.images[0])
@@ -150,7 +150,7 @@ def read_case_labels(case: Case, image: Volume) -> Volume:
     if case.label is not None:
         labels = read_label_file(case)
         return onto(labels, image, path=case.label, image_path=case.images[0])
-    merged, overlap = merge_masks(case, image)
+    label_map, overlap = merge_masks(case, image)
     if overlap:
         warnings.warn(
             f"{case.masks[0][1].parent}: masks overlap in {overlap} voxels, which went to the"
@@ -158,7 +158,7 @@ def read_case_labels(case: Case, image: Volume) -> Volume:
             DataWarning,
             stacklevel=2,
         )
-    return merged
+    return label_map
 
 
 def read_label_file(case: Case, *, volume_index: int | None = None) -> Volume:
@@ -203,9 +203,9 @@ def onto(volume: Volume, image: Volume, path: Path, image_path: Path) -> Volume:
     """A volume on the grid of its image, turned if it is stored in another orientation. Raises
     `BadFile` otherwise.
     """
-    fitted = fit(volume, image, path=path, image_path=image_path)
-    if fitted is not None:
-        return fitted
+    on_grid = fit(volume, image, path=path, image_path=image_path)
+    if on_grid is not None:
+        return on_grid
     raise BadFile(
         f"{path}: has {describe_grid(volume)}, but its image {image_path.name} has"
         f" {describe_grid(image)}; put both on one grid (medseg check says more)"
@@ -220,24 +220,24 @@ def fit(volume: Volume, image: Volume, path: Path, image_path: Path) -> Volume |
     format says so and nothing else is; a label map of another format that is too small may as well
     not be finished. Raises `BadFile` for labels outside the image.
     """
-    turned = turned_onto(volume, image)
-    if turned is not None:
-        return image.with_data(turned.data)
+    along_image = turned_onto(volume, image)
+    if along_image is not None:
+        return image.with_data(along_image.data)
     if not is_slicer_segmentation(path):
         return None
-    turned = reorient(volume, image.orientation)
-    start = np.rint((np.linalg.inv(image.affine) @ turned.affine)[:3, 3]).astype(int)
-    shifted = image.affine.copy()
-    shifted[:3, 3] = (image.affine @ (*start, 1.0))[:3]
-    if grid_distance_mm(turned, Volume(turned.data, shifted)) > tolerance_mm(image):
+    along_image = reorient(volume, image.orientation)
+    start = np.rint((np.linalg.inv(image.affine) @ along_image.affine)[:3, 3]).astype(int)
+    affine = image.affine.copy()
+    affine[:3, 3] = (image.affine @ (*start, 1.0))[:3]
+    if grid_distance_mm(along_image, Volume(along_image.data, affine)) > tolerance_mm(image):
         return None
-    whole = np.zeros(image.shape, turned.data.dtype, order="F")
-    low, high = np.maximum(start, 0), np.minimum(start + turned.shape, image.shape)
+    whole = np.zeros(image.shape, along_image.data.dtype, order="F")
+    low, high = np.maximum(start, 0), np.minimum(start + along_image.shape, image.shape)
     if (high > low).all():
         here = tuple(slice(a, b) for a, b in zip(low, high))
         there = tuple(slice(a, b) for a, b in zip(low - start, high - start))
-        whole[here] = turned.data[there]
-    outside = int(np.count_nonzero(turned.data)) - int(np.count_nonzero(whole))
+        whole[here] = along_image.data[there]
+    outside = int(np.count_nonzero(along_image.data)) - int(np.count_nonzero(whole))
     if outside:
         where = f"lie outside its image {image_path.name}"
         raise BadFile(

@@ -33,11 +33,11 @@ def _about_keys(file: Path) -> Iterator[Finding]:
     not certain.
     """
     for key, values in _doubled(file):
-        told = ", ".join(f"{json.dumps(value):.30}" for value in values[:3])
+        texts = ", ".join(f"{json.dumps(value):.30}" for value in values[:3])
         same = all(value == values[0] for value in values)
         severity = "warning" if same else "error"
         message = (
-            f"{file}: has the key '{key:.60}' {len(values)} times ({told}); keep the one that is"
+            f"{file}: has the key '{key:.60}' {len(values)} times ({texts}); keep the one that is"
             " meant"
         )
         yield Finding(case="", kind="doubled key", severity=severity, message=message)
@@ -47,13 +47,13 @@ def _doubled(file: Path) -> list[tuple[str, list[Any]]]:
     """(key, its values) of every key that one JSON object, or the first line of a list, has more
     than once.
     """
-    doubled: list[tuple[str, list[Any]]] = []
+    duplicates: list[tuple[str, list[Any]]] = []
 
     def note(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         values: dict[str, list[Any]] = {}
         for key, value in pairs:
             values.setdefault(key, []).append(value)
-        doubled.extend((key, many) for key, many in values.items() if len(many) > 1)
+        duplicates.extend((key, many) for key, many in values.items() if len(many) > 1)
         return dict(pairs)
 
     text, suffix = read_text(file), file.suffix.lower()
@@ -66,7 +66,7 @@ def _doubled(file: Path) -> list[tuple[str, list[Any]]]:
         delimiter = "\t" if suffix == ".tsv" else ";" if ";" in first else ","
         names = next(csv.reader([first], delimiter=delimiter), [])
         note([(column_name(name.strip()), name.strip()) for name in names if name.strip()])
-    return doubled
+    return duplicates
 
 
 def _parse(file: Path, text: str, note: Any) -> None:
@@ -82,11 +82,11 @@ def _about_count(dataset: Dataset) -> list[Finding]:
     if file is None or file.name != "dataset.json":
         return []
     content = read_json(file, last_wins=True)
-    said = content.get("numTraining") if isinstance(content, dict) else None
-    if not isinstance(said, int) or said == len(dataset.cases):
+    count = content.get("numTraining") if isinstance(content, dict) else None
+    if not isinstance(count, int) or count == len(dataset.cases):
         return []
     message = (
-        f"{file}: says numTraining {said}, and {len(dataset.cases)} cases with an image and labels"
+        f"{file}: says numTraining {count}, and {len(dataset.cases)} cases with an image and labels"
         " are here"
     )
     return [Finding(case="", kind="count", severity="warning", message=message)]

@@ -56,12 +56,12 @@ def _values_by_name(file: Path, table: LabelTable) -> dict[str, int]:
 
 def numbers_agree(named: Mapping[Path, LabelTable]) -> bool:
     """Whether every name has one value, or the same ones, in all files that have it."""
-    found: dict[str, set[int]] = {}
+    values_of: dict[str, set[int]] = {}
     for table in named.values():
         own: dict[str, set[int]] = {}
         for label in table.labels:
             own.setdefault(_plain_name(label.name), set()).add(label.value)
-        if any(found.setdefault(name, values) != values for name, values in own.items()):
+        if any(values_of.setdefault(name, values) != values for name, values in own.items()):
             return False
     return True
 
@@ -102,17 +102,17 @@ def numbered_as(case: Case, named: Mapping[Path, LabelTable], table: LabelTable)
     file, own = case.label, _own_table(case, named)
     if file is None or own is None or _is_named_alike(own, table):
         return case
-    wanted = {_plain_name(label.name): label.value for label in table.labels}
-    numbers = {label.value: wanted.get(_plain_name(label.name)) for label in own.labels}
+    value_of = {_plain_name(label.name): label.value for label in table.labels}
+    numbers = {label.value: value_of.get(_plain_name(label.name)) for label in own.labels}
     if all(after in (None, before) for before, after in numbers.items()):
         return case
     _values_by_name(file, own)
     pairs = []
     for before, after in numbers.items():
         if after is None:
-            known = ", ".join(label.name for label in table.labels[:8])
+            names = ", ".join(label.name for label in table.labels[:8])
             raise BadFile(
-                f"{file}: names '{own[before].name}', which the data set does not know ({known}), "
+                f"{file}: names '{own[before].name}', which the data set does not know ({names}), "
                 "and numbers the others differently; rename it in 3D Slicer"
             )
         pairs.append((before, after))

@@ -50,9 +50,9 @@ def detect(path: Path, progress: Progress = silent) -> Dataset:
     if not path.exists():
         raise BadFile(f"{path}: does not exist")
     for layout, find in LAYOUTS.items():
-        found = find(path)
-        if found is not None:
-            return _finish(replace(found, layout=layout), progress)
+        dataset = find(path)
+        if dataset is not None:
+            return _finish(replace(dataset, layout=layout), progress)
     if path.is_file():
         raise BadFile(
             f"{path}: is not a dataset; give a folder, a dataset.json, a MONAI datalist, or a CSV,"
@@ -79,14 +79,14 @@ def _finish(dataset: Dataset, progress: Progress) -> Dataset:
             f"{dataset.folder}: holds no case with an image and labels ({dataset.layout}"
             f" layout){why}"
         )
-    table, named = dataset.table, tables_in(cases)
+    table, tables = dataset.table, tables_in(cases)
     if not len(table) and not dataset.regions:
         table = _table_beside(dataset, cases, findings) or _table_from_files(
-            dataset, cases, named=named, progress=progress
+            dataset, cases, named=tables, progress=progress
         )
     if not dataset.regions:
-        cases = [numbered_as(case, named, table) for case in cases]
-        findings += names_lacking(cases, named, table)
+        cases = [numbered_as(case, tables, table) for case in cases]
+        findings += names_lacking(cases, tables, table)
     dataset = replace(dataset, cases=tuple(cases), table=table, findings=tuple(findings))
     return replace(dataset, splits=_usable(dataset.splits, names, cases) or _column_splits(cases))
 
@@ -132,9 +132,9 @@ def _usable(splits: _Splits, names: Iterable[str], cases: Sequence[Case]) -> _Sp
     """Given splits without the cases that were left out. Raises `BadFile` for names that the
     dataset does not have.
     """
-    known, there = set(names), {case.name for case in cases}
+    all_names, there = set(names), {case.name for case in cases}
     for name in chain.from_iterable(chain.from_iterable(splits)):
-        if name not in known:
+        if name not in all_names:
             raise BadFile(
                 f"the splits name a case '{name}' that the dataset does not have; correct the"
                 " splits"
@@ -230,11 +230,11 @@ def _table_from_files(
         )
     values: set[int] = set()
     with ThreadPoolExecutor() as pool:
-        for done, (file, found) in enumerate(
+        for number, (file, file_values) in enumerate(
             zip(files, pool.map(_values_in, files), strict=True), 1
         ):
-            values |= found
-            progress(strip_suffix(file), done, len(files))
+            values |= file_values
+            progress(strip_suffix(file), number, len(files))
     if not values - {0}:
         raise BadFile(f"{dataset.folder}: no label map holds anything but background")
     return LabelTable.from_values(values)

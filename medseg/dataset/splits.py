@@ -144,7 +144,7 @@ class _Deal:
 
     def _is_full(self, part: int, group: str) -> bool:
         after = self.filled[part] + self.sizes[group] - self.room
-        larger = sum(filled > self.room for filled in self.filled)
+        larger = sum(count > self.room for count in self.filled)
         return after > (1 if larger < self.larger else 0)
 
     def _part_for(self, group: str, rarest: str) -> int:
@@ -187,9 +187,9 @@ class _Deal:
         """
         lacks = 0
         for structure, count in self.holders.items():
-            held = [counts[structure] for counts in self.counts]
-            first = held[0] in (0, sum(held)) if count > 1 else held[0] > 0
-            others = sum(one in (0, sum(held)) for one in held[1:]) if count > 1 else 0
+            by_part = [counts[structure] for counts in self.counts]
+            first = by_part[0] in (0, sum(by_part)) if count > 1 else by_part[0] > 0
+            others = sum(one in (0, sum(by_part)) for one in by_part[1:]) if count > 1 else 0
             lacks += len(self.dealt) * first + others
         return lacks
 
@@ -236,13 +236,13 @@ def covering(names: Sequence[str], count: int, holdings: Holdings) -> list[str]:
     """So many of the names, the first ones if they hold all that the names hold, else chosen so
     that they hold most.
     """
-    chosen = list(names[:count])
-    if _held(names, holdings) == _held(chosen, holdings):
-        return chosen
-    chosen, present = [], set[str]()
+    selection = list(names[:count])
+    if _held(names, holdings) == _held(selection, holdings):
+        return selection
+    selection, present = [], set[str]()
     for _ in range(min(count, len(names))):
-        rest = [name for name in names if name not in chosen]
+        rest = [name for name in names if name not in selection]
         best = max(rest, key=lambda name: len(set(holdings.get(name, ())) - present))
-        chosen.append(best)
+        selection.append(best)
         present |= set(holdings.get(best, ()))
-    return sorted(chosen, key=list(names).index)
+    return sorted(selection, key=list(names).index)

@@ -80,13 +80,13 @@ def compare(
                 problems.append(
                     f"{method} has no score of {', '.join(cases)}, which {other} has; not compared"
                 )
-    defined = sorted(key for key in common if not any(np.isnan(table[key]) for table in tables))
-    if len({case for case, _ in defined}) < 2:
+    keys = sorted(key for key in common if not any(np.isnan(table[key]) for table in tables))
+    if len({case for case, _ in keys}) < 2:
         raise BadConfig(f"there are fewer than two cases in which every method has a {score}")
-    cases = sorted({case for case, _ in defined})
+    cases = sorted({case for case, _ in keys})
     values = np.array(
         [
-            [np.mean([table[key] for key in defined if key[0] == case]) for table in tables]
+            [np.mean([table[key] for key in keys if key[0] == case]) for table in tables]
             for case in cases
         ]
     )
@@ -94,31 +94,31 @@ def compare(
     ranks = stats.rankdata(costs, axis=1)
     order = np.argsort(ranks.mean(axis=0), kind="stable")
     draws = np.random.default_rng(seed).integers(len(cases), size=(bootstrap, len(cases)))
-    drawn = (
+    resamples = (
         stats.rankdata(ranks[draws].mean(axis=1), axis=1, method="min") if bootstrap else ranks[:0]
     )
-    found = stats.rankdata(ranks.mean(axis=0), method="min")
+    places = stats.rankdata(ranks.mean(axis=0), method="min")
     rows = [
-        _method_row(methods[m], values[:, m], ranks[:, m], rank=found[m], drawn=drawn[:, m])
+        _method_row(methods[m], values[:, m], ranks[:, m], rank=places[m], drawn=resamples[:, m])
         for m in order
     ]
-    tau = np.nan_to_num([stats.kendalltau(found, one).statistic for one in drawn], nan=0.0)
+    tau = np.nan_to_num([stats.kendalltau(places, one).statistic for one in resamples], nan=0.0)
     agreement = (
         {"mean": float(tau.mean()), "p2_5": float(np.percentile(tau, 2.5))} if bootstrap else {}
     )
     tests = _tests(methods, np.abs(values) if _less_is_better(score) else values)
     return Comparison(
         score, rows, tests=tests, kendall_tau=agreement, n_cases=len(cases),
-        n_excluded=len(common) - len(defined), problems=problems,
+        n_excluded=len(common) - len(keys), problems=problems,
     )  # fmt: skip
 
 
 def holm(p: Sequence[float]) -> list[float]:
     """P values corrected for their number (Holm, Scandinavian Journal of Statistics 1979)."""
     order = np.argsort(p, kind="stable")
-    corrected = np.maximum.accumulate((len(p) - np.arange(len(p))) * np.asarray(p, float)[order])
+    p_holm = np.maximum.accumulate((len(p) - np.arange(len(p))) * np.asarray(p, float)[order])
     result = np.empty(len(p))
-    result[order] = np.minimum(corrected, 1)
+    result[order] = np.minimum(p_holm, 1)
     return [float(one) for one in result]
 
 
@@ -142,8 +142,8 @@ def _tests(methods: Sequence[str], values: NDArray[np.float64]) -> list[dict[str
                 "p": p,
             }
         )
-    for row, corrected in zip(rows, holm(p_values)):
-        row["p_holm"] = corrected
+    for row, p_holm in zip(rows, holm(p_values)):
+        row["p_holm"] = p_holm
     return rows
 
 
@@ -197,20 +197,20 @@ def _values(path: str | Path, score: str, structure: str | None) -> dict[tuple[s
             told = ", ".join(structures[:8]) + (" ..." if len(structures) > 8 else "")
             raise BadConfig(f"{path}: has no structure '{structure}'; it has {told}")
         rows = [row for row in rows if row["structure"] == same]
-    found: dict[tuple[str, str], float] = {}
+    scores: dict[tuple[str, str], float] = {}
     for row in rows:
         place = (row["case"], row["structure"])
         if score not in row:
             continue
-        if place in found:
+        if place in scores:
             raise BadFile(f"{path}: has two rows of {place[0]}, {place[1]}; keep the right one")
-        found[place] = row[score]
+        scores[place] = row[score]
         if wrong := _absurd(score, row[score]):
             raise BadFile(
                 f"{path}: {score} of {place[0]}, {place[1]} is {row[score]:g}, {wrong}; correct the"
                 " scores"
             )
-    return found
+    return scores
 
 
 def _absurd(score: str, value: float) -> str:

@@ -70,12 +70,12 @@ def lesion_scores(
     """
     options = options or LesionOptions()
     voxel_mm3 = float(np.prod(spacing_mm))
-    grown = _grown(reference, options)
-    ours, our_parts = connected_components(grown, options.connectivity)
+    reach = _grown(reference, options)
+    ours, our_parts = connected_components(reach, options.connectivity)
     theirs, their_parts = connected_components(prediction, options.connectivity)
     ours, theirs = np.ascontiguousarray(ours), np.ascontiguousarray(theirs)
-    touched = grown & prediction
-    first, second, shared = _shared(ours[touched], theirs[touched])
+    contact = reach & prediction
+    first, second, shared = _shared(ours[contact], theirs[contact])
     # Lesions are as large as they were before they grew.
     our_voxels = np.bincount(ours[reference], minlength=len(our_parts) + 1)
     their_voxels = np.append(0, their_parts.voxels)
@@ -94,13 +94,13 @@ def lesion_scores(
             continue
         box = _box(our_parts, int(lesion) - 1, [(their_parts, int(match) - 1) for match in matches])
         mine = (ours[box] == lesion) & reference[box]
-        found = np.isin(theirs[box], matches)
-        both = int((mine & found).sum())
-        total = int(mine.sum()) + int(found.sum())
+        other = np.isin(theirs[box], matches)
+        both = int((mine & other).sum())
+        total = int(mine.sum()) + int(other.sum())
         dice.append(2 * both / total)
         iou_found.append(both / (total - both))
-        measured = surface_distances(mine, found, spacing_mm, structures=[[1]], surface=surface)[0]
-        distance.append(hausdorff(measured, 95))
+        surfaces = surface_distances(mine, other, spacing_mm, structures=[[1]], surface=surface)[0]
+        distance.append(hausdorff(surfaces, 95))
     counts = len(ours_count), len(theirs_count), len(np.setdiff1d(theirs_count, second))
     return _lesion_row(
         *counts, dice=dice, iou=iou_found, distance_mm=distance, penalty_mm=options.penalty_mm
@@ -112,8 +112,8 @@ def _grown(reference: NDArray[np.bool_], options: LesionOptions) -> NDArray[np.b
     if options.matching != "overlap" or not options.dilation:
         return reference
     near = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[options.connectivity])
-    grown: NDArray[np.bool_] = ndimage.binary_dilation(reference, near, iterations=options.dilation)
-    return grown
+    reach: NDArray[np.bool_] = ndimage.binary_dilation(reference, near, iterations=options.dilation)
+    return reach
 
 
 def _large_enough(sizes_mm3: NDArray, options: LesionOptions) -> NDArray[np.int64]:

@@ -64,13 +64,13 @@ def score(
     )
     diagonal_mm = float(np.sqrt(((np.array(reference.shape) * spacing_mm) ** 2).sum()))
     results = {}
-    for name, (n_reference, n_prediction, n_both), found in zip(
+    for name, (n_reference, n_prediction, n_both), structure_distances in zip(
         structures, counts.tolist(), distances
     ):
         pair = Pair(
             n_reference=n_reference, n_prediction=n_prediction, n_both=n_both,
             voxel_mm3=float(np.prod(spacing_mm)),
-            distances=found, tolerance_mm=_tolerance_of(name, tolerance_mm),
+            distances=structure_distances, tolerance_mm=_tolerance_of(name, tolerance_mm),
         )  # fmt: skip
         row = _scores_of(pair, percentiles)
         undefined = row["status"] != "ok" and empty != "nan"

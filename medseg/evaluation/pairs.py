@@ -199,15 +199,15 @@ def on_grid_of(
     The same grid stored along other axes is turned, which loses nothing. Raises `BadGeometry`
     naming both grids if they differ, unless nearest-neighbour resampling was asked for.
     """
-    turned = turned_onto(prediction, reference)
-    if turned is prediction:
+    volume = turned_onto(prediction, reference)
+    if volume is prediction:
         return prediction, ""
-    if turned is not None:
+    if volume is not None:
         note = (
             f"the prediction is stored as {prediction.orientation}; it was turned to"
             f" {reference.orientation}"
         )
-        return turned, f"{note} without loss"
+        return volume, f"{note} without loss"
     grids = (
         f"the prediction has {describe_grid(prediction)}, the reference {describe_grid(reference)}"
     )
@@ -215,8 +215,8 @@ def on_grid_of(
         raise BadGeometry(
             f"{grids}; these are different grids, and --resample compares them nevertheless"
         )
-    moved = resample(prediction, reference.affine, reference.shape, order=0)
-    return moved, f"{grids}; the prediction was resampled to the nearest voxel"
+    on_grid = resample(prediction, reference.affine, reference.shape, order=0)
+    return on_grid, f"{grids}; the prediction was resampled to the nearest voxel"
 
 
 def find_table(path: str | Path | None, reference: Path, prediction: Path) -> LabelTable | None:
@@ -239,15 +239,15 @@ def find_table(path: str | Path | None, reference: Path, prediction: Path) -> La
         )
         if (folder / "labels.csv").is_file():
             return LabelTable.read(folder / "labels.csv")
-        found = sorted(
+        files = sorted(
             file for file in folder.glob(glob.escape(pattern) if place.is_file() else pattern)
         )
-        if found and len({read_text(file) for file in found}) == 1:
-            return LabelTable.read(found[0])
+        if files and len({read_text(file) for file in files}) == 1:
+            return LabelTable.read(files[0])
     if reference.is_dir() and prediction.is_dir():
-        masked = masked_cases(reference, prediction, None)
-        if masked.sides == 2:
-            return table_of_masks(masked.names, None)
+        masks = masked_cases(reference, prediction, None)
+        if masks.sides == 2:
+            return table_of_masks(masks.names, None)
     return None
 
 

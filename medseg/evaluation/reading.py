@@ -76,8 +76,8 @@ def read_label_map(path: str | Path, volume_index: int | None = None) -> Volume:
 
 def refuse_folder(path: Path) -> None:
     """Raise `BadFile` for a folder that holds no DICOM, where one label map is meant."""
-    if path.is_dir() and (held := describe_no_dicom(path)):
-        raise BadFile(f"{path}: is a folder, which holds {held}; give one label map at a time")
+    if path.is_dir() and (content := describe_no_dicom(path)):
+        raise BadFile(f"{path}: is a folder, which holds {content}; give one label map at a time")
 
 
 def _look_like_classes(path: str | Path, count: int) -> bool:
@@ -176,19 +176,19 @@ def masked_cases(reference: Path, prediction: Path, table: LabelTable | None) ->
             (certain if folder.name == MASK_FOLDER else possible[number]).update(
                 masks[number][case]
             )
-    known = certain | (possible[0] & possible[1])
-    found = [
+    structures = certain | (possible[0] & possible[1])
+    folders = [
         {
             case: folder
             for case, folder in side.items()
-            if folder.name == MASK_FOLDER or known & set(masks[number][case])
+            if folder.name == MASK_FOLDER or structures & set(masks[number][case])
         }
         for number, side in enumerate(sides)
     ]
     names = {
-        name for number, side in enumerate(found) for case in side for name in masks[number][case]
+        name for number, side in enumerate(folders) for case in side for name in masks[number][case]
     }
-    return MaskedCases(reference=found[0], prediction=found[1], names=names)
+    return MaskedCases(reference=folders[0], prediction=folders[1], names=names)
 
 
 def table_of_masks(names: Iterable[str], table: LabelTable | None) -> LabelTable:
@@ -197,9 +197,9 @@ def table_of_masks(names: Iterable[str], table: LabelTable | None) -> LabelTable
     `BadConfig` for too many.
     """
     labels = list(table.labels) if table else []
-    known = {label.name for label in labels}
+    table_names = {label.name for label in labels}
     first = max((label.value for label in labels), default=0) + 1
-    values = dict(enumerate(sorted(set(names) - known), first))
+    values = dict(enumerate(sorted(set(names) - table_names), first))
     if max(values, default=0) > MAX_VALUE:
         raise BadConfig("there are more structures than a label map can hold values")
     colors = LabelTable.from_values(values)

@@ -79,8 +79,8 @@ def evaluate(
     """
     options = options or EvaluationOptions()
     reference, prediction = Path(reference), Path(prediction)
-    masked = masked_cases(reference, prediction, table)
-    table = _table_with_masks(masked, table, reference, prediction=prediction)
+    masks = masked_cases(reference, prediction, table)
+    table = _table_with_masks(masks, table, reference, prediction=prediction)
     if options.structures is None and table is not None:
         structures = {label.name: (label.value,) for label in table.labels}
         options = replace(options, structures=structures)
@@ -88,11 +88,11 @@ def evaluate(
     values = {label.name: label.value for label in table.labels} if table else {}
     volume = {} if volume_index is None else {"volume": volume_index}
     reader = LabelReader(values=values, volume_index=volume_index)
-    pairs, missing, extra = match_cases(reference, prediction, masked)
+    pairs, missing, extra = match_cases(reference, prediction, masks)
     if options.number_cases:
         pairs, missing, extra = numbered(pairs, missing, extra)
-    cases, failed = _score_all(pairs, options, reader=reader, progress=progress)
-    problems = _why_not_scored(missing, extra, failed)
+    cases, failures = _score_all(pairs, options, reader=reader, progress=progress)
+    problems = _why_not_scored(missing, extra, failures)
     if not cases:
         raise BadFile(f"{prediction}: no case could be scored; the first problem was {problems[0]}")
     problems += _problems_of(cases, named=table is not None)
@@ -102,7 +102,7 @@ def evaluate(
             "scored": list(cases),
             "without_prediction": missing,
             "without_reference": extra,
-            "failed": failed,
+            "failed": failures,
             "turned_or_resampled": _grid_notes(cases),
         },
         "problems": problems,
@@ -111,8 +111,8 @@ def evaluate(
     }
     evaluation = Evaluation(rows, summary, problems)
     if output is not None:
-        scored = {case: pairs[case] for case in cases}
-        write_evaluation(evaluation, output, scored, options=options, reader=reader)
+        paths = {case: pairs[case] for case in cases}
+        write_evaluation(evaluation, output, paths, options=options, reader=reader)
     return evaluation
 
 
@@ -127,16 +127,16 @@ def _score_all(
     it is raised.
     """
     cases: dict[str, _Case] = {}
-    failed: dict[str, str] = {}
-    for done, (case, result) in enumerate(_in_parallel(pairs, options, reader), start=1):
+    failures: dict[str, str] = {}
+    for count, (case, result) in enumerate(_in_parallel(pairs, options, reader), start=1):
         if isinstance(result, _Case):
             cases[case] = result
         elif len(pairs) == 1:
             raise result
         else:
-            failed[case] = without_names(str(result), *pairs[case])
-        progress(case, done, len(pairs))
-    return cases, failed
+            failures[case] = without_names(str(result), *pairs[case])
+        progress(case, count, len(pairs))
+    return cases, failures
 
 
 def _table_with_masks(
@@ -262,12 +262,12 @@ def _score_case(
                 options=options.lesion_options,
                 surface=options.surface,
             )
-    known = {value for labels in structures.values() for value in labels}
-    known |= {reader.values[name] for name in not_annotated if name in reader.values}
+    structure_values = {value for labels in structures.values() for value in labels}
+    structure_values |= {reader.values[name] for name in not_annotated if name in reader.values}
     return _Case(
         rows=[{"case": case, "structure": name, **row} for name, row in scores.items()],
         grid_note=note,
-        strays=[value for value in present if value not in known],
+        strays=[value for value in present if value not in structure_values],
         values=(values[0], values[1]),
         spacing_mm=reference.spacing_mm,
         not_annotated=not_annotated,
@@ -311,8 +311,8 @@ def _with_absent(cases: Mapping[str, _Case], options: EvaluationOptions) -> list
     nothing = np.zeros((1, 1, 1), np.uint8)
     for case, one in cases.items():
         there = {row["structure"]: row for row in one.rows}
-        scored = [name for name in names if name not in one.not_annotated]
-        lacking = {name: names[name] for name in scored if name not in there}
+        structures = [name for name in names if name not in one.not_annotated]
+        lacking = {name: names[name] for name in structures if name not in there}
         absent: dict[str, dict[str, Any]] = {}
         if lacking:
             absent = score(
@@ -325,7 +325,8 @@ def _with_absent(cases: Mapping[str, _Case], options: EvaluationOptions) -> list
                 empty=options.empty,
             )
         rows += [
-            there.get(name) or {"case": case, "structure": name, **absent[name]} for name in scored
+            there.get(name) or {"case": case, "structure": name, **absent[name]}
+            for name in structures
         ]
     return rows
 
@@ -363,7 +364,7 @@ def _plain(value: Any) -> Any:
 
 def _grid_notes(cases: Mapping[str, Any]) -> dict[str, str]:
     """Of each case whose prediction lay on another grid: what was done about it."""
-    return {case: scored.grid_note for case, scored in cases.items() if scored.grid_note}
+    return {case: one.grid_note for case, one in cases.items() if one.grid_note}
 
 
 def _why_not_scored(

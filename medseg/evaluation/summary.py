@@ -85,10 +85,10 @@ def summary_table(summary: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]
 
     Columns excluded and infinite count the cases that the mean of any of them leaves out.
     """
-    shown = list(score_titles())
+    columns = list(score_titles())
     rows = []
     for structure, scores in summary["structures"].items():
-        there = [name for name in shown if name in scores]
+        there = [name for name in columns if name in scores]
         row: dict[str, Any] = {"structure": structure} | {
             name: scores[name]["mean"] for name in there
         }
@@ -167,9 +167,9 @@ def _statistics(values: NDArray[np.float64], times: NDArray[np.int64] | None) ->
         return counts | dict.fromkeys(("mean", "sd", "median", "q1", "q3", "ci95"))
     interval = None
     if times is not None and len(good) > 1:
-        drawn = times[:, finite]
-        some = drawn.sum(axis=1) > 0
-        means = drawn[some] @ good / drawn[some].sum(axis=1)
+        weights = times[:, finite]
+        some = weights.sum(axis=1) > 0
+        means = weights[some] @ good / weights[some].sum(axis=1)
         interval = [float(q) for q in np.percentile(means, (2.5, 97.5))]
     q1, median, q3 = (float(q) for q in np.percentile(good, (25, 50, 75)))
     sd = float(good.std(ddof=1)) if len(good) > 1 else None

@@ -218,11 +218,11 @@ def _passes(
         return
     waiting = list(range(len(sets)))
     while waiting:
-        rows, taken = [], set[int]()
+        rows, pass_values = [], set[int]()
         for row in waiting:
-            if len(rows) < MAX_LABELS and not taken & sets[row]:
+            if len(rows) < MAX_LABELS and not pass_values & sets[row]:
                 rows.append(row)
-                taken |= sets[row]
+                pass_values |= sets[row]
         waiting = [row for row in waiting if row not in rows]
         table = np.zeros(65_536, np.uint8)
         for label, row in enumerate(rows, start=1):
@@ -435,14 +435,14 @@ def surfel_areas(spacing_mm: Sequence[float] | NDArray) -> NDArray[np.float64]:
         cube = np.zeros(8, bool)
         cube[[int(digit) for digit in inside]] = True
         for axes in permutations(range(3)):
-            turned = cube.reshape(2, 2, 2).transpose(axes)
+            block = cube.reshape(2, 2, 2).transpose(axes)
             area = (
                 corners * corner
                 + along @ np.take(pieces, axes)
                 + across @ np.take(halves, axes) / 2
             )
             for flips in product((1, -1), repeat=3):
-                bits = turned[:: flips[0], :: flips[1], :: flips[2]].ravel()
+                bits = block[:: flips[0], :: flips[1], :: flips[2]].ravel()
                 code = int(bits @ (1 << np.arange(8)))
                 areas[code] = areas[255 - code] = area
     return areas

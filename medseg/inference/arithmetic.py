@@ -24,8 +24,8 @@ def settle_auto(model: Model, settings: Settings, known: Mapping[str, str]) -> d
     from medseg.inference.backends.predictor import choose_device
     from medseg.inference.backends.pytorch import choose_precision
 
-    asked = settings.device if settings.device != "auto" else known.get("device", "auto")
-    device = choose_device(asked)
+    device_name = settings.device if settings.device != "auto" else known.get("device", "auto")
+    device = choose_device(device_name)
     precision = known.get("precision") or str(choose_precision("auto", device)).partition(".")[2]
     can = (
         precision != "bfloat16"

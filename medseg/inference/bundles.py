@@ -22,10 +22,11 @@ from medseg.io import read, write
 from medseg.models import (
     Checkpoint,
     ModelSpec,
-    bundle_config,
     bundle_metadata,
     bundle_notes,
     bundle_recipe,
+    inference_config,
+    load_plain,
 )
 from medseg.version import __version__
 
@@ -84,16 +85,16 @@ def write_bundle(
             shares = [_equal_share(checkpoint, case, place) for case in cases]
             known = [share for share in shares if share is not None]
             equal = float(np.mean(known)) if known else None
-            written = Written(
+            bundle = Written(
                 folder=folder, scans=len(known), equal=equal, promised=promised, notes=notes
             )
-            (place / "docs" / "README.md").write_text(_readme(checkpoint.spec, written))
+            (place / "docs" / "README.md").write_text(_readme(checkpoint.spec, bundle))
             shutil.copytree(place, folder, dirs_exist_ok=True)
     except OSError as error:
         raise BadOutput(
             f"{folder}: cannot be written ({error.strerror}); choose another place"
         ) from None
-    return written
+    return bundle
 
 
 def write_torchscript(checkpoint: Checkpoint, path: Path) -> float:
@@ -107,10 +108,10 @@ def write_torchscript(checkpoint: Checkpoint, path: Path) -> float:
     from medseg.files import atomic_write
 
     network = checkpoint.network()
-    traced, difference = _traced(network, checkpoint.spec)
+    script, difference = _traced(network, checkpoint.spec)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as handle:
-        handle.write(traced)
+        handle.write(script)
     return difference
 
 
@@ -122,7 +123,7 @@ def _write_files(checkpoint: Checkpoint, recipe: StepRecipe, place: Path) -> Non
     for name in ("configs", "models", "docs"):
         (place / name).mkdir()
     network_def, has_weights = _write_network(checkpoint, place / "models")
-    config = bundle_config(spec, recipe, network_def, has_weights=has_weights)
+    config = inference_config(spec, recipe, network_def, has_weights=has_weights)
     _write_json(place / "configs" / "inference.json", config)
     _write_json(place / "configs" / "metadata.json", bundle_metadata(checkpoint))
     licence = spec.card.get("license")
@@ -202,15 +203,15 @@ def _traced(network: nn.Module, spec: ModelSpec) -> tuple[bytes, float]:
     try:
         with warnings.catch_warnings(), torch.inference_mode(mode=False), torch.no_grad():
             warnings.simplefilter("ignore")  # tracing warns of every size that it keeps
-            traced = torch.jit.trace(network, patches, check_trace=False)
+            script = torch.jit.trace(network, patches, check_trace=False)
             file = io.BytesIO()
-            torch.jit.save(traced, file)
+            torch.jit.save(script, file)
     except RuntimeError as error:
         first = str(error).strip().splitlines()[0]
         raise BadModel(
             f"the architecture '{spec.architecture}' of {spec.name} cannot be traced: {first}"
         ) from None
-    return file.getvalue(), _check_equal(traced, network, spec)
+    return file.getvalue(), _check_equal(script, network, spec)
 
 
 def _patches(spec: ModelSpec, count: int) -> Any:
@@ -281,14 +282,14 @@ def _by_monai(case: Sequence[Volume], bundle: Path) -> np.ndarray:
         item = parser.get_parsed_content("preprocessing")({"image": image})
         network = parser.get_parsed_content("network").eval()
         if "checkpointloader" in parser.config:
-            weights = torch.load(bundle / "models" / "model.pt", weights_only=True)
+            weights = load_plain(bundle / "models" / "model.pt")
             network.load_state_dict(weights)
         with torch.inference_mode():
             pred = parser.get_parsed_content("inferer")(item["image"][None], network)
-        done = parser.get_parsed_content("postprocessing")(
+        result = parser.get_parsed_content("postprocessing")(
             {"image": item["image"], "pred": pred[0]}
         )
-        return np.asarray(done["pred"])[0].astype(np.int64)
+        return np.asarray(result["pred"])[0].astype(np.int64)
 
 
 def _readme(spec: ModelSpec, written: Written) -> str:

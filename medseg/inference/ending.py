@@ -146,10 +146,10 @@ def _back(painted: NDArray, *, journey: Journey, ending: Ending) -> NDArray:
     if labels and ending.inner:
         painted = keep_largest(painted, ending.inner, count=ending.parts)
     back = journey.back_from_target if ending.interpolate else journey.back
-    found = back(painted)
+    array = back(painted)
     if labels and ending.outer:
-        found = keep_largest(found, ending.outer, count=ending.parts)
-    return found
+        array = keep_largest(array, ending.outer, count=ending.parts)
+    return array
 
 
 class OutputPainter(Painter):
@@ -197,8 +197,8 @@ class OutputPainter(Painter):
         outputs = ACTIVATIONS[self._ending.activation](outputs)
         if self._ending.order:
             outputs = outputs[..., list(self._ending.order)]
-        made: NDArray[np.float32] = outputs.contiguous().numpy()
-        return made
+        values: NDArray[np.float32] = outputs.contiguous().numpy()
+        return values
 
     def _paint(self, x: int, y: int, block: NDArray[np.float32], inner: bool = False) -> None:
         from medseg.kernels.outputs import choose_outputs, paint_outputs
@@ -212,12 +212,12 @@ class OutputPainter(Painter):
         if self._asked and inner:
             self._count(block, best)
         (first_i, last_i), (first_j, last_j) = self._reach((x, y), block.shape)
-        wanted = np.zeros(0, np.int64) if self._wanted is None else self._wanted
+        map_outputs = np.zeros(0, np.int64) if self._wanted is None else self._wanted
         origin = np.array((x, y), np.int64)
         shares = self._ending.activation != "none"
         rest = (
             *(self.labels, self.maps, self._matrix, block, cells, origin, self._size),
-            *(self._low, self._high, *rule, shares, wanted, self.values),
+            *(self._low, self._high, *rule, shares, map_outputs, self.values),
         )
 
         def work(a: int, b: int) -> None:

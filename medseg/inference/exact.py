@@ -69,10 +69,10 @@ class HalfSums:
         """
         _, across, up = self._weights.shape
         place = (slice(None), slice(self._at, self._at + across), slice(z, z + up))
-        widened = self._weights.float()
+        float_weights = self._weights.float()
         for total, one in zip(self._sums, features):  # so much at a time as stays in the cache
             target = total[place]
-            product = one.to("cpu", torch.float32) * widened
+            product = one.to("cpu", torch.float32) * float_weights
             target.copy_(product.add_(target.float()))  # summed in float32, rounded once
         self._count[place] += self._weights
 
@@ -90,8 +90,8 @@ class HalfSums:
         self._at += finished
         count = self._count[place].float()
         outputs = len(self._sums) // self._folds
-        found = torch.empty((outputs, *count.shape))
-        for n, target in enumerate(found):
+        means = torch.empty((outputs, *count.shape))
+        for n, target in enumerate(means):
             for fold in range(self._folds):
                 mean = (self._sums[fold * outputs + n][place].float() / count).half()
                 if bool(torch.isinf(mean).any()):
@@ -106,7 +106,7 @@ class HalfSums:
                 target.copy_((target / self._folds).half())
         out = np.empty((*count.shape, outputs), np.float32)
         in_slabs(
-            lambda a, b: planes_last(a, b, found.numpy(), out),
+            lambda a, b: planes_last(a, b, means.numpy(), out),
             len(out),
             workers=torch.get_num_threads(),
         )
@@ -115,10 +115,10 @@ class HalfSums:
     def end_row(self, deep: int) -> None:
         """Begin a new row, which adds to the last `deep` planes of this one."""
         for sums in (self._sums, self._count[None]):
-            kept = sums[:, sums.shape[1] - deep :].clone() if deep > 0 else None
+            tail = sums[:, sums.shape[1] - deep :].clone() if deep > 0 else None
             sums.zero_()
-            if kept is not None:
-                sums[:, :deep] = kept
+            if tail is not None:
+                sums[:, :deep] = tail
         self._at = 0
 
 
@@ -149,15 +149,15 @@ class HalfPainter(Painter):
         in_slabs(lambda a, b: agree(a, b, sure, cells), len(block), workers=self._workers)
         if self._asked and inner:
             head = (self._weights, self._bias, False, self._regions)
-            known = np.where(sure == _UNSURE, 0, sure)
+            classes = np.where(sure == _UNSURE, 0, sure)
             parts = in_slabs(
-                lambda a, b: certainty(a, b, block, *head, known, EVERY),
+                lambda a, b: certainty(a, b, block, *head, classes, EVERY),
                 len(block),
                 workers=self._workers,
             )
             self._certain += sum(parts)
         (first_i, last_i), (first_j, last_j) = self._reach((x, y), block.shape)
-        wanted = np.zeros(0, np.int64) if self._wanted is None else self._wanted
+        map_outputs = np.zeros(0, np.int64) if self._wanted is None else self._wanted
         origin = np.array((x, y), np.int64)
         zooms = np.ascontiguousarray(np.diagonal(self._matrix[:, :3]))
         rest = (
@@ -170,7 +170,7 @@ class HalfPainter(Painter):
             self._size,
             self._regions,
             self._halved,
-            wanted,
+            map_outputs,
         )
 
         def work(a: int, b: int) -> None:

@@ -74,8 +74,8 @@ def _different_settings(before: object, model: Model, settings: Settings, extras
     """The first setting that differs from those of a record; '' if none does."""
     if not isinstance(before, Mapping):
         return "setting"
-    asked = _asked(model, settings, extras, foreign="taken" in before)
-    for key, value in asked.items():
+    request = _asked(model, settings, extras, foreign="taken" in before)
+    for key, value in request.items():
         if key in _CHOSEN:
             if value == "auto" or isinstance(model, str):  # by intensity there is no choice
                 continue
@@ -89,13 +89,13 @@ def _asked(model: Model, settings: Settings, extras: Extras, *, foreign: bool) -
     """The settings as a record has them, but for what is chosen; foreign: by a model of another
     program.
     """
-    asked = {key: _as_json(value) for key, value in settings_of(settings, model).items()}
-    asked["roi"] = list(settings.roi) or None
+    request = {key: _as_json(value) for key, value in settings_of(settings, model).items()}
+    request["roi"] = list(settings.roi) or None
     if foreign:
-        asked |= {key: getattr(settings, key) for key in FOREIGN_KEYS}
+        request |= {key: getattr(settings, key) for key in FOREIGN_KEYS}
     if settings.tta is None:  # the model and the device decide, and they are compared
-        del asked["tta"]
-    return asked | dict.fromkeys(EXTRA_KEYS) | chosen_extras(extras)
+        del request["tta"]
+    return request | dict.fromkeys(EXTRA_KEYS) | chosen_extras(extras)
 
 
 def _as_json(value: Any) -> Any:

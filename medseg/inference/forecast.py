@@ -79,49 +79,49 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
     volume = volumes[0]
     check_channels(volumes, model)
     if isinstance(model, str):
-        chosen = UNTRAINED[model]
-        needed = resident_bytes() + 100_000_000 + chosen.bytes_per_voxel * volume.data.size
-        _check_memory(needed, limit, settings)
+        method = UNTRAINED[model]
+        peak_bytes = resident_bytes() + 100_000_000 + method.bytes_per_voxel * volume.data.size
+        _check_memory(peak_bytes, limit, settings)
         return Plan(
             model,
             "cpu",
-            precision="rules" if chosen.structures else "histogram",
+            precision="rules" if method.structures else "histogram",
             grid=None,
             windows=0,
-            memory_bytes=needed,
+            memory_bytes=peak_bytes,
         )
     from medseg.inference.backends.predictor import choose_device
 
     checkpoints = as_list(model)
     check_settings(checkpoints, settings)
     device = choose_device(settings.device)
-    laid = _lay(volumes, checkpoints, settings, device=device)
+    layout = _lay(volumes, checkpoints, settings, device=device)
     for stripes in _STRIPES:
-        needed = memory_needed(
+        peak_bytes = memory_needed(
             volume,
-            laid,
+            layout,
             checkpoints=checkpoints,
             settings=settings,
             device=device.type,
             stripes=stripes,
         )
-        made = Plan(
+        forecast = Plan(
             checkpoints[0].spec.name,
             str(device),
-            precision=laid.precision,
-            grid=laid.grid,
-            windows=window_count(laid.windows, stripes),
-            memory_bytes=needed,
+            precision=layout.precision,
+            grid=layout.grid,
+            windows=window_count(layout.windows, stripes),
+            memory_bytes=peak_bytes,
             stripes=stripes,
-            taken=laid.taken,
-            mirror=laid.mirror,
-            half=laid.half,
-            plain=laid.plain,
+            taken=layout.taken,
+            mirror=layout.mirror,
+            half=layout.half,
+            plain=layout.plain,
         )
-        if needed <= limit:
-            return made
-    _check_memory(needed, limit, settings)
-    return made
+        if peak_bytes <= limit:
+            return forecast
+    _check_memory(peak_bytes, limit, settings)
+    return forecast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +194,7 @@ def _lay_journey(
     plain = settings.exact or settings.precision == "fp32"
     # bfloat16 changed 0.01 to 2 % of the voxels of such models; who wants it asks for it.
     single = plain or (settings.precision == "auto" and device.type == "cpu")
-    turned = journey.orientation
+    orientation = journey.orientation
     return Laid(
         grid=journey,
         windows=windows,
@@ -204,7 +204,7 @@ def _lay_journey(
         taken=(
             str(spec.card.get("made_by", "MONAI")),
             str(spec.card.get("network", spec.architecture)),
-            "scan as it is stored" if turned == "stored" else f"scan turned to {turned}",
+            "scan as it is stored" if orientation == "stored" else f"scan turned to {orientation}",
         ),
     )
 
@@ -244,8 +244,8 @@ def _lay_frame(
 def _about_region(frame: Frame, settings: Settings) -> tuple[str, ...]:
     if settings.region is None:
         return ()
-    shown = " x ".join(str(side.stop - side.start) for side in frame.box)
-    return (f"only {shown} voxels around what is asked for",)
+    size = " x ".join(str(side.stop - side.start) for side in frame.box)
+    return (f"only {size} voxels around what is asked for",)
 
 
 #: Kind of a model's recipe -> how its scans are laid.
@@ -299,13 +299,12 @@ def taken_of(
         f"fold {folds}" if len(checkpoints) == 1 else f"folds {folds}",
         str(card.get("checkpoint", "")),
     ]
-    allowed = mirror_axes(checkpoints)
+    axes = mirror_axes(checkpoints)
     if mirror:
         facts.append(f"mirrored along axes {', '.join(map(str, mirror))}")
-    elif allowed:
+    elif axes:
         facts.append(
-            f"not mirrored; --tta mirrors as in training and takes {2 ** len(allowed)} times as"
-            " long"
+            f"not mirrored; --tta mirrors as in training and takes {2 ** len(axes)} times as long"
         )
     else:
         facts.append("not mirrored, as in training")
@@ -468,14 +467,16 @@ def _resampling_bytes(grid: ModelGrid | Frame | Journey, *, exact: bool) -> int:
 
 def _regridding(frame: Frame, *, exact: bool) -> int:
     """Bytes that one channel takes on its way to the network's grid beside the result."""
-    cropped = int(np.prod(frame.cropped))
+    cropped_voxels = int(np.prod(frame.cropped))
     if frame.cropped == frame.shape:
-        return 4 * cropped
-    padded = int(np.prod([n + 24 for n in frame.cropped]))
+        return 4 * cropped_voxels
+    padded_voxels = int(np.prod([n + 24 for n in frame.cropped]))
     # In float32: the scan, padded, its spline's coefficients. By scipy: in float64, padded,
     # filtered, and the result.
-    return 4 * cropped + (
-        8 * (cropped + 2 * padded) + 16 * int(np.prod(frame.shape)) if exact else 8 * padded
+    return 4 * cropped_voxels + (
+        8 * (cropped_voxels + 2 * padded_voxels) + 16 * int(np.prod(frame.shape))
+        if exact
+        else 8 * padded_voxels
     )
 
 

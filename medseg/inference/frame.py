@@ -71,8 +71,8 @@ class Frame:
         for axis, places in enumerate(self.painted().places):
             if places is not None and len(places) != painted.shape[axis]:
                 painted = painted.take(places, axis)
-        turned = [self.turned.shape[axis] for axis in self.axes]
-        whole = np.zeros(turned, painted.dtype)
+        shape = [self.turned.shape[axis] for axis in self.axes]
+        whole = np.zeros(shape, painted.dtype)
         whole[self.box] = painted
         whole = whole.transpose(np.argsort(self.axes))
         return reorient(Volume(whole, self.turned.affine), self.scan.orientation).data
@@ -80,8 +80,8 @@ class Frame:
     def seen(self, volume: Volume, box: Box | None = None) -> NDArray:
         """A volume on the scan's grid, turned, its axes in the network's order, and cropped (a
         view); box: `measured`, or by default `box`."""
-        turned = reorient(volume, self.turned.orientation).data
-        return turned.transpose(self.axes)[box or self.box]
+        data = reorient(volume, self.turned.orientation).data
+        return data.transpose(self.axes)[box or self.box]
 
     @property
     def inner(self) -> Box:
@@ -127,27 +127,27 @@ def lay_frame(
     the network's grid), so that windows see what lies there and no padding.
     """
     scan = volumes[0]
-    turned = scan if orientation == "stored" else reorient(scan, orientation)
+    turned_scan = scan if orientation == "stored" else reorient(scan, orientation)
     arrays = [one if orientation == "stored" else reorient(one, orientation) for one in volumes]
     a, b, c = recipe.axes
-    measured = CROPS[recipe.crop]([one.data.transpose(recipe.axes) for one in arrays])
-    stated = turned.stated_spacing_mm
-    spacing = (stated[a], stated[b], stated[c])
-    target = [own if wanted is None else wanted for own, wanted in zip(spacing, recipe.spacing_mm)]
-    box = measured
+    crop_box = CROPS[recipe.crop]([one.data.transpose(recipe.axes) for one in arrays])
+    scan_spacing_mm = turned_scan.stated_spacing_mm
+    spacing = (scan_spacing_mm[a], scan_spacing_mm[b], scan_spacing_mm[c])
+    target = [own if new_mm is None else new_mm for own, new_mm in zip(spacing, recipe.spacing_mm)]
+    box = crop_box
     if region is not None:
         least = [int(np.ceil(n * mm / own)) for n, mm, own in zip(patch, target, spacing)]
-        box = _within(measured, _turned_box(scan, turned, region, axes=recipe.axes), least)
+        box = _within(crop_box, _turned_box(scan, turned_scan, region, axes=recipe.axes), least)
     size = [side.stop - side.start for side in box]
-    shape = [max(1, round(mm / wanted * n)) for mm, wanted, n in zip(spacing, target, size)]
+    shape = [max(1, round(mm / new_mm * n)) for mm, new_mm, n in zip(spacing, target, size)]
     if recipe.image.scheme == "none":
         shape = size
     return Frame(
         scan=scan,
-        turned=turned,
+        turned=turned_scan,
         axes=recipe.axes,
         box=box,
-        measured=measured,
+        measured=crop_box,
         spacing_mm=spacing,
         target_mm=(target[0], target[1], target[2]),
         shape=(shape[0], shape[1], shape[2]),
@@ -159,8 +159,8 @@ def _turned_box(scan: Volume, turned: Volume, region: Box, axes: Shape) -> Box:
     """A box of the scan's voxels along the network's axes."""
     inside = np.zeros(scan.shape, bool)
     inside[region] = True
-    seen = reorient(scan.with_data(inside), turned.orientation).data.transpose(axes)
-    return _nonzero([seen])
+    mask = reorient(scan.with_data(inside), turned.orientation).data.transpose(axes)
+    return _nonzero([mask])
 
 
 def _within(whole: Box, part: Box, least: Sequence[int]) -> Box:
@@ -186,9 +186,9 @@ def _nonzero(arrays: Sequence[NDArray]) -> Box:
         planes = np.zeros(arrays[0].shape[axis], bool)
         for array in arrays:
             planes |= array.any(axis=others)
-        found = np.flatnonzero(planes)
+        indices = np.flatnonzero(planes)
         box.append(
-            slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, len(planes))
+            slice(int(indices[0]), int(indices[-1]) + 1) if len(indices) else slice(0, len(planes))
         )
     return box[0], box[1], box[2]
 
@@ -303,10 +303,10 @@ def one_hot(
 ) -> NDArray:
     """The channels (N, A, B, C) of 0 and 1 that a first stage's labels make for the second (section
     7)."""
-    seen = frame.seen(labels).astype(np.float32)
-    seen[(seen == 0) & ~mask] = -1
+    array = frame.seen(labels).astype(np.float32)
+    array[(array == 0) & ~mask] = -1
     on_grid = regrid(
-        seen,
+        array,
         frame.shape,
         recipe.labels,
         current=frame.spacing_mm,

@@ -51,7 +51,7 @@ def network_labels(labels: Volume, grid: ModelGrid | Frame | Journey, spec: Mode
     if not isinstance(grid, Frame):
         return labels_on_grid(labels, grid)
     assert isinstance(spec.recipe, Recipe)
-    found = regrid(
+    on_grid = regrid(
         grid.seen(labels).astype(np.float32),
         grid.shape,
         spec.recipe.labels,
@@ -60,4 +60,4 @@ def network_labels(labels: Volume, grid: ModelGrid | Frame | Journey, spec: Mode
         exact=True,
         labels=True,
     )
-    return found.astype(labels.data.dtype)
+    return on_grid.astype(labels.data.dtype)

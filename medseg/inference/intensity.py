@@ -41,12 +41,12 @@ def kmeans_thresholds(counts: NDArray, centres: NDArray, classes: int) -> list[f
     for _ in range(500):
         group = np.abs(centres[:, None] - means).argmin(1)
         weight = np.bincount(group, counts, classes)
-        moved = np.where(
+        new_means = np.where(
             weight > 0, np.bincount(group, counts * centres, classes) / np.maximum(weight, 1), means
         )
-        if np.allclose(moved, means, rtol=0, atol=1e-9 * np.ptp(centres)):
+        if np.allclose(new_means, means, rtol=0, atol=1e-9 * np.ptp(centres)):
             break
-        means = np.sort(moved)
+        means = np.sort(new_means)
     return ((means[1:] + means[:-1]) / 2).tolist()
 
 

@@ -242,10 +242,10 @@ def _scans(inputs: Sequence[Path], folders: _Folders) -> list[_Given]:
     for path in inputs:
         if not _is_dir(path):
             problem = _problem_of(path)
-            given = _Given(
+            entry = _Given(
                 path=path, name=strip_suffix(path), is_file=problem is None, problem=problem
             )
-            scans.setdefault(path, given)
+            scans.setdefault(path, entry)
             continue
         inside, links = folders.scans(path), folders.links(path)
         for name, stem in inside.items():
@@ -276,15 +276,15 @@ def _problem_of(path: Path) -> MedsegError | None:
 
 def _problem_of_folder(folder: Path) -> MedsegError | None:
     """What is wrong with a folder that holds no scan, unless it is one of DICOM."""
-    held = describe_no_dicom(folder)
-    if not held:
+    contents = describe_no_dicom(folder)
+    if not contents:
         return None
     example = example_folder(folder)
     if example is not None:
         return BadFile(
-            f"{folder}: holds {held}; give the folder that holds the scans, e.g. {example}"
+            f"{folder}: holds {contents}; give the folder that holds the scans, e.g. {example}"
         )
-    return BadFile(f"{folder}: holds {held}; give scans, a folder of them or one of DICOM")
+    return BadFile(f"{folder}: holds {contents}; give scans, a folder of them or one of DICOM")
 
 
 def _stem_of_scan(name: str) -> str:
@@ -405,10 +405,10 @@ def _channel_files(scan: Path, case: str, names: Sequence[str], folders: _Folder
     """
     folder = scan.parent
     files = folders.channels(folder).get(case, {})
-    wanted = [
+    descriptions = [
         f"{case}_{number:04d}" + (f" ({name})" if name else "") for number, name in enumerate(names)
     ]
-    problem = _channel_problem(folder, files, wanted)
+    problem = _channel_problem(folder, files, descriptions)
     if problem is not None:
         return _Case(files=(scan,), name=case, problem=problem)
     paths = tuple(files[number][0] for number in range(len(names)))
@@ -432,10 +432,8 @@ def _channel_problem(
         )
     missing = [name for number, name in enumerate(wanted) if number not in files]
     if missing:
-        listed = ", ".join(missing)
-        return BadFile(
-            f"{folder}: the model takes {len(wanted)} channels and {listed} is not there"
-        )
+        names = ", ".join(missing)
+        return BadFile(f"{folder}: the model takes {len(wanted)} channels and {names} is not there")
     if len(files) > len(wanted):
         last = files[max(files)][0]
         return BadFile(f"{last}: the model takes {len(wanted)} channels only: {', '.join(wanted)}")
@@ -459,12 +457,12 @@ def _is_folder(output: Path) -> bool:
     if any(lower.endswith(suffix) and len(lower) > len(suffix) for suffix in written_suffixes()):
         return False
     suffix = output.suffix.lower()
-    known = [*written_suffixes(), *_FILE_SUFFIXES]
+    suffixes = [*written_suffixes(), *_FILE_SUFFIXES]
     letters = suffix[1:].isalpha()  # a slip of the pen, as in .nrdd
-    if suffix in _FILE_SUFFIXES or (letters and get_close_matches(suffix, known, cutoff=0.8)):
-        listed = ", ".join(sorted(written_suffixes()))
+    if suffix in _FILE_SUFFIXES or (letters and get_close_matches(suffix, suffixes, cutoff=0.8)):
+        formats = ", ".join(sorted(written_suffixes()))
         raise BadOutput(
-            f"{output}: medseg does not write this format; use one of {listed}; if it is a folder,"
+            f"{output}: medseg does not write this format; use one of {formats}; if it is a folder,"
             " end its name with /"
         )
     return True

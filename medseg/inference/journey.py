@@ -47,8 +47,8 @@ class Turned:
 
     def undone(self, array: NDArray) -> NDArray:
         """An array of the new axes along the old ones (a view)."""
-        turned = array.transpose(np.argsort(self.order))
-        return turned[tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)]
+        view = array.transpose(np.argsort(self.order))
+        return view[tuple(slice(None, None, -1) if flip else slice(None) for flip in self.flips)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,10 +234,10 @@ class Grid:
         now = orientation_of(self.affine.numpy())
         places = ["RL", "AP", "SI"]
         kinds = [next(n for n, pair in enumerate(places) if letter in pair) for letter in now]
-        wanted = [
+        new_kinds = [
             next(n for n, p in enumerate(places) if letter in p) for letter in step.orientation
         ]
-        order = [kinds.index(kind) for kind in wanted]
+        order = [kinds.index(kind) for kind in new_kinds]
         flips = [now[old] != letter for old, letter in zip(order, step.orientation)]
         back = [flips[order.index(axis)] for axis in range(3)]
         matrix = np.zeros((4, 4))
@@ -245,43 +245,43 @@ class Grid:
         for new, old in enumerate(order):
             matrix[old, new] = -1 if back[old] else 1
             matrix[old, 3] = self.shape[old] - 1 if back[old] else 0
-        made = Turned(
+        move = Turned(
             order=(order[0], order[1], order[2]),
             flips=(back[0], back[1], back[2]),
             before=self.shape,
         )
-        self.move(made, matrix)
-        return made
+        self.move(move, matrix)
+        return move
 
     def space(self, step: Space) -> tuple[Spaced, NDArray[np.float64]]:
         """Change the spacing: the move, and (4, 4) from the new indices to the old ones."""
         import torch
 
         affine, before = self.affine.numpy().copy(), self.shape
-        wanted = _spacing(affine, step)
-        matrix = _zoomed(affine, wanted)
+        spacing = _spacing(affine, step)
+        matrix = _zoomed(affine, spacing)
         shape, offset = _shape_and_offset(before, affine, matrix)
         matrix[:3, 3] = offset
         theta = np.linalg.solve(affine, matrix)
         same = before == shape and (_alike(affine, matrix) or _alike(theta, np.eye(4)))
-        made = Spaced(before=before, after=shape, affine=affine, single=step.single, same=same)
-        self.moves.append(made)
+        move = Spaced(before=before, after=shape, affine=affine, single=step.single, same=same)
+        self.moves.append(move)
         self.shape = shape
         if not same:
             self.affine = self.affine @ torch.from_numpy(theta)
-        return made, theta
+        return move, theta
 
     def cut(self, start: Shape, after: Shape) -> Cut:
         """Keep a box, part of which may lie outside: first what is inside, then zeros around."""
-        made = Cut(start=start, before=self.shape, after=after)
+        move = Cut(start=start, before=self.shape, after=after)
         first, second = np.eye(4), np.eye(4)
         first[:3, 3] = [max(0, n) for n in start]
         second[:3, 3] = [min(0, n) for n in start]
-        self.move(made, first)
+        self.move(move, first)
         import torch
 
         self.affine = self.affine @ torch.from_numpy(second)
-        return made
+        return move
 
 
 def _alike(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:
@@ -325,21 +325,21 @@ def _shape_and_offset(
     ends = [(0.0, n - 1.0) for n in shape]
     corners = np.array(list(product(*ends))).T
     corners = np.concatenate((corners, np.ones_like(corners[:1])))
-    seen = np.linalg.solve(new, old) @ corners
+    new_corners = np.linalg.solve(new, old) @ corners
     world = old @ corners
-    indices = seen[:-1] / seen[-1]
+    indices = new_corners[:-1] / new_corners[-1]
     size = np.round(np.ptp(indices, axis=1) + 1.0)
-    found = None
+    offset = None
     for n in range(corners.shape[1]):
-        least = np.min(seen[:-1] - seen[:-1, n : n + 1], 1)
+        least = np.min(new_corners[:-1] - new_corners[:-1, n : n + 1], 1)
         if np.allclose(least, 0.0, rtol=0, atol=_SAME_CORNER):
-            found = world[:-1, n]
+            offset = world[:-1, n]
             break
-    if found is None:
+    if offset is None:
         middle = np.array(shape, float) / 2.0
-        found = old[:3, :3] @ middle + old[:3, 3] - new[:3, :3] @ (size / 2.0)
+        offset = old[:3, :3] @ middle + old[:3, 3] - new[:3, :3] @ (size / 2.0)
     a, b, c = (int(n) for n in size)
-    return (a, b, c), found
+    return (a, b, c), offset
 
 
 def ready(grid: Grid) -> tuple[Move, ...]:

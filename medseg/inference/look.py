@@ -81,8 +81,8 @@ class Seen:
         """For the record."""
         head = self.head
         answer = None if head is None or not (head.is_brain or head.is_none) else head.is_brain
-        forced = {"forced": True} if self.forced else {}
-        return {"modality": self.modality or None, "head": answer} | forced
+        extra = {"forced": True} if self.forced else {}
+        return {"modality": self.modality or None, "head": answer} | extra
 
     def __str__(self) -> str:
         if self.modality == "CT":
@@ -137,12 +137,12 @@ def modality_of(job: Job | None, volume: Volume, extras: Extras) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DataWarning)  # said when it was read
             try:
-                listed = list_volumes(job.scan)
+                series = list_volumes(job.scan)
             except BadFile:
-                listed = []
-        wanted = [one for one in listed if extras.series in (one.number, one.number.split(".")[0])]
-        found = {one.modality for one in wanted or listed if not one.problem or extras.repair}
-        if len(found) == 1 and (modality := found.pop()):
+                series = []
+        matches = [one for one in series if extras.series in (one.number, one.number.split(".")[0])]
+        modalities = {one.modality for one in matches or series if not one.problem or extras.repair}
+        if len(modalities) == 1 and (modality := modalities.pop()):
             return modality
     return "CT" if is_hounsfield(volume) else ""
 
@@ -168,15 +168,15 @@ def look_for_head(volume: Volume, settings: Settings) -> Head:
     model = load_checkpoint(LOOKS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
-        found = segment(volume, model, quick)
+        segmentation = segment(volume, model, quick)
     spec = model.spec.brain
     assert spec is not None
-    rows = structure_volumes(found.labels, found.table)
+    rows = structure_volumes(segmentation.labels, segmentation.table)
     brain = spec.csf + spec.grey + spec.white
     here = [row for row in rows if row["value"] in brain and row["voxels"]]
     ml = sum(row["ml"] for row in here)
-    confidence = [found.confidence.get(row["value"], 0.0) for row in here] or [0.0]
-    doubts = anatomy.implausible(found.labels, found.table, spec, structures=rows)
+    confidence = [segmentation.confidence.get(row["value"], 0.0) for row in here] or [0.0]
+    doubts = anatomy.implausible(segmentation.labels, segmentation.table, spec, structures=rows)
     likely = ml >= LIKELY_ML and len(here) >= LIKELY_STRUCTURES
     return Head(
         is_brain=not doubts,
@@ -246,22 +246,22 @@ def fitting(
         return model, None
     name = f"{job.scan}: " if job is not None else ""
     try:
-        seen = look(job, volumes, model, settings, extras)
+        findings = look(job, volumes, model, settings, extras)
     except BadFile as error:  # the voxels are known, and the file's name is here
         raise BadFile(f"{name}{error}") from None
     if model != AUTO:
-        reason = refusal(seen, model)
+        reason = refusal(findings, model)
         if reason and not extras.force:
             raise BadConfig(
                 f"{name}{reason}; see medseg models, or use --force to compute all the same"
             )
-        return model, replace(seen, forced=reason)
+        return model, replace(findings, forced=reason)
     try:
-        suitable = choose(seen)
+        suitable = choose(findings)
     except BadConfig as error:
         raise BadConfig(f"{name}{error}") from None
     if suitable == CT_TISSUES:
-        return suitable, seen
+        return suitable, findings
     from medseg.models import load_models
 
-    return load_models([suitable]), seen
+    return load_models([suitable]), findings

@@ -126,9 +126,9 @@ class Painter:
         The mean over voxels of the model's grid, of about every eighth. Nothing unless asked for
         (`certain`).
         """
-        counted = [n for n in range(1, len(self.values)) if self._certain[n, 1]]
+        classes = [n for n in range(1, len(self.values)) if self._certain[n, 1]]
         return {
-            int(self.values[n]): float(self._certain[n, 0] / self._certain[n, 1]) for n in counted
+            int(self.values[n]): float(self._certain[n, 0] / self._certain[n, 1]) for n in classes
         }
 
     def begin_part(self) -> None:
@@ -193,10 +193,10 @@ class Painter:
         in_slabs(lambda a, b: choose(a, b, block, *head, best), len(block), workers=self._workers)
         in_slabs(lambda a, b: agree(a, b, best, cells), len(block), workers=self._workers)
         if self._wanted is not None:
-            wanted = self._wanted
+            map_outputs = self._wanted
             field = np.empty((*block.shape[:3], len(self.maps)), np.float32)
             in_slabs(
-                lambda a, b: confidence(a, b, block, *head, wanted, field),
+                lambda a, b: confidence(a, b, block, *head, map_outputs, field),
                 len(block),
                 workers=self._workers,
             )
@@ -224,16 +224,16 @@ class Painter:
         """
         ends = [np.array((0, n - 1)) for n in self.labels.shape]
         corners = np.stack(np.meshgrid(*ends, indexing="ij"), -1).reshape(-1, 3)
-        seen = corners @ self._matrix[:, :3].T + self._matrix[:, 3]
-        low, high = seen.min(0), seen.max(0)
+        model_corners = corners @ self._matrix[:, :3].T + self._matrix[:, 3]
+        low, high = model_corners.min(0), model_corners.max(0)
         for axis, (first, count) in enumerate(zip(origin, shape)):
             if first > 0:
                 low[axis] = max(low[axis], first)
             if first + count < self._size[axis]:
                 high[axis] = min(high[axis], first + count - 1)
         box = np.stack(np.meshgrid(*zip(low, high), indexing="ij"), -1).reshape(-1, 3)
-        found = (box - self._matrix[:, 3]) @ np.linalg.inv(self._matrix[:, :3]).T
-        first, last = np.floor(found.min(0) - 0.01), np.ceil(found.max(0) + 0.01)
+        scan_corners = (box - self._matrix[:, 3]) @ np.linalg.inv(self._matrix[:, :3]).T
+        first, last = np.floor(scan_corners.min(0) - 0.01), np.ceil(scan_corners.max(0) + 0.01)
         limits = self.labels.shape
         spans = [(max(0, int(first[a])), min(limits[a], int(last[a]) + 1)) for a in (0, 1)]
         return [(begin, max(begin, end)) for begin, end in spans]

@@ -76,20 +76,20 @@ def model_grid(
 
 
 def _grid_of_scan(volume: Volume, spacing: NDArray[np.float64]) -> ModelGrid:
-    turned = reorient(volume)
-    ratio = spacing / turned.spacing_mm
+    canonical = reorient(volume)
+    ratio = spacing / canonical.spacing_mm
     ratio[np.abs(ratio - 1) < SAME_SPACING] = 1.0
-    size = np.array(turned.shape)
+    size = np.array(canonical.shape)
     shape = np.maximum(1, np.ceil(size / ratio - 1e-3)).astype(int)
     step = np.diag([*ratio, 1.0])
     step[:3, 3] = (size - 1) / 2 - ratio * ((shape - 1) / 2)
     fine = np.clip(np.round(ratio), 1, 8).astype(int)
     return ModelGrid(
-        turned.affine @ step,
+        canonical.affine @ step,
         tuple(shape.tolist()),
         tuple(fine.tolist()),
         step=step,
-        scan_shape=turned.shape,
+        scan_shape=canonical.shape,
     )
 
 
@@ -139,10 +139,10 @@ def labels_on_grid(labels: Volume, grid: ModelGrid) -> NDArray:
     """A label map on a model's grid, its dtype kept: the nearest voxel, 0 outside; a copy where
     grids are equal.
     """
-    turned = reorient(labels)
-    if grid.step is not None and turned.shape == grid.scan_shape:
-        scan = Volume(turned.data, grid.affine @ np.linalg.inv(grid.step))
-        if same_grid(scan, turned, tolerance_mm(turned)):
+    canonical = reorient(labels)
+    if grid.step is not None and canonical.shape == grid.scan_shape:
+        scan = Volume(canonical.data, grid.affine @ np.linalg.inv(grid.step))
+        if same_grid(scan, canonical, tolerance_mm(canonical)):
             return _on_own_axes(labels, grid.step, 0, shape=grid.shape, order=0)
     return resample(labels, grid.affine, grid.shape, order=0).data
 
@@ -173,14 +173,14 @@ def on_one_grid(volumes: Sequence[Volume], names: Sequence[str] = ()) -> list[Vo
     first = volumes[0]
     turned_volumes = [first]
     for n, volume in enumerate(volumes[1:], 1):
-        turned = turned_onto(volume, first)
-        if turned is None:
+        turned_volume = turned_onto(volume, first)
+        if turned_volume is None:
             what, other = (names[i] if names else f"channel {i + 1}" for i in (n, 0))
             raise BadFile(
                 f"{what} lies on another grid than {other}; register and resample the scans to one"
                 " grid"
             )
-        turned_volumes.append(first.with_data(turned.data))
+        turned_volumes.append(first.with_data(turned_volume.data))
     return turned_volumes
 
 
@@ -282,8 +282,8 @@ def prepare(
     if len(schemes) != len(volumes):
         raise BadFile(f"{len(volumes)} scans are given where {len(schemes)} are wanted")
     volumes = on_one_grid(volumes, names)
-    made = model_grid(volumes[0], spacing_mm, grid)
-    image = np.empty((len(volumes), *made.shape), np.float32)
+    target_grid = model_grid(volumes[0], spacing_mm, grid)
+    image = np.empty((len(volumes), *target_grid.shape), np.float32)
     for n, (volume, scheme, channel) in enumerate(zip(volumes, schemes, image)):
         if not isinstance(scheme, FixedScale):  # which is for one unit
             volume = _computable(volume, names[n] if names else "the scan")
@@ -291,10 +291,10 @@ def prepare(
         dark = isinstance(scheme, PercentileScale) or (
             isinstance(scheme, ZScore) and scheme.nonzero
         )
-        outside = 0.0 if dark or made.step is not None else float(volume.data.min())
-        to_model_grid(volume, made, outside=outside, out=channel)
+        outside = 0.0 if dark or target_grid.step is not None else float(volume.data.min())
+        to_model_grid(volume, target_grid, outside=outside, out=channel)
         scale_intensity(channel, scheme, names[n] if names else "the scan")
-    return torch.from_numpy(image), made
+    return torch.from_numpy(image), target_grid
 
 
 def percentile_range(

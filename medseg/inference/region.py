@@ -35,20 +35,20 @@ def region_around(
     if not coarse:
         return None
     table = model.table if is_set(model) else as_list(model)[0].table
-    known = {plain_name(label.name): label.value for label in coarse[0].table.labels}
-    values = [known.get(plain_name(table.names[value])) for value in settings.roi]
-    wanted = [value for value in values if value is not None]
-    if len(wanted) < len(values):
+    values_by_name = {plain_name(label.name): label.value for label in coarse[0].table.labels}
+    values = [values_by_name.get(plain_name(table.names[value])) for value in settings.roi]
+    targets = [value for value in values if value is not None]
+    if len(targets) < len(values):
         return None
     plain = replace(
         settings, roi=(), probabilities=(), uncertainty=False, postprocess=False, tta=None
     )
-    found = run(volumes, coarse, plain)
-    counts = np.bincount(found.labels.data.ravel(order="K"), minlength=max(wanted) + 1)
-    if not all(counts[value] for value in wanted):
+    segmentation = run(volumes, coarse, plain)
+    counts = np.bincount(segmentation.labels.data.ravel(order="K"), minlength=max(targets) + 1)
+    if not all(counts[value] for value in targets):
         return None
     margin_mm = max(MARGIN_MM, MARGIN_VOXELS * max(coarse[0].spec.spacing))
-    return region_of(found.labels, wanted, margin_mm), sum(found.seconds.values())
+    return region_of(segmentation.labels, targets, margin_mm), sum(segmentation.seconds.values())
 
 
 def region_of(labels: Volume, values: Sequence[int], margin_mm: float) -> Box:

@@ -89,16 +89,16 @@ def _by_planes(
     old, new = data.shape[axis], shape[axis]
     plane = (*shape[:axis], *shape[axis + 1 :])
     across = _across(old, new, resampling.order_across)
-    needed = range(old) if across is None else sorted(set(across.tolist()))
-    stored = np.moveaxis(data, axis, 0)
-    planes = {n: one(np.ascontiguousarray(stored[n]), plane, resampling.order) for n in needed}
+    indices = range(old) if across is None else sorted(set(across.tolist()))
+    slices = np.moveaxis(data, axis, 0)
+    planes = {n: one(np.ascontiguousarray(slices[n]), plane, resampling.order) for n in indices}
     if across is not None:
         return np.stack([planes[n] for n in across.tolist()], axis)
     from scipy import ndimage
 
     at = old / new * (np.arange(new) + 0.5) - 0.5
     grid = np.meshgrid(at, *(np.arange(n) for n in plane), indexing="ij")
-    stack = np.stack([planes[n] for n in needed]).astype(np.float64)
+    stack = np.stack([planes[n] for n in indices]).astype(np.float64)
     values = ndimage.map_coordinates(stack, grid, order=resampling.order_across, mode="nearest")
     return np.moveaxis(values, 0, axis).astype(np.float32)
 
@@ -115,18 +115,18 @@ def _spline(data: NDArray, shape: Sequence[int], order: int, *, exact: bool) -> 
     if data.shape == tuple(shape):  # scipy would filter and evaluate at the samples
         return data.astype(np.float32)
     fast = not exact and order in (1, 3)
-    found = _fast(data, shape, order) if fast else _zoom(data.astype(np.float64), shape, order)
-    return np.clip(found, data.min(), data.max(), out=found).astype(np.float32, copy=False)
+    values = _fast(data, shape, order) if fast else _zoom(data.astype(np.float64), shape, order)
+    return np.clip(values, data.min(), data.max(), out=values).astype(np.float32, copy=False)
 
 
 def _zoom(data: NDArray[np.float64], shape: Sequence[int], order: int) -> NDArray[np.float64]:
     from scipy import ndimage
 
     factors = [1 / (old / new) for old, new in zip(data.shape, shape)]
-    found: NDArray[np.float64] = ndimage.zoom(
+    values: NDArray[np.float64] = ndimage.zoom(
         data, factors, order=order, mode="nearest", grid_mode=True
     )
-    return found
+    return values
 
 
 def _fast(data: NDArray, shape: Sequence[int], order: int) -> NDArray[np.float32]:
@@ -135,17 +135,15 @@ def _fast(data: NDArray, shape: Sequence[int], order: int) -> NDArray[np.float32
     pad = _PAD if order == 3 else 0
     flat = data.ndim == 2
     data = data[None] if flat else data
-    padded = np.pad(
-        data, [(0, 0) if flat and n == 0 else (pad, pad) for n in range(3)], mode="edge"
-    )
+    array = np.pad(data, [(0, 0) if flat and n == 0 else (pad, pad) for n in range(3)], mode="edge")
     step = np.eye(4)
-    wanted = (1, *shape) if flat else tuple(shape)
+    size = (1, *shape) if flat else tuple(shape)
     for n in range(3):
-        zoom = data.shape[n] / wanted[n]
+        zoom = data.shape[n] / size[n]
         step[n, n] = zoom
         step[n, 3] = 0.5 * zoom - 0.5 + (0 if flat and n == 0 else pad)
-    found = interpolate(padded, step, (wanted[0], wanted[1], wanted[2]), order=order, outside=None)
-    return found[0] if flat else found
+    values = interpolate(array, step, (size[0], size[1], size[2]), order=order, outside=None)
+    return values[0] if flat else values
 
 
 def _labels(data: NDArray, shape: Sequence[int], order: int) -> NDArray[np.float32]:
@@ -156,15 +154,15 @@ def _labels(data: NDArray, shape: Sequence[int], order: int) -> NDArray[np.float
     nearest = _zoom(data.astype(np.float64), shape, 0)
     if order == 0:
         return nearest.astype(np.float32)
-    found, best = np.zeros(shape), np.full(shape, -np.inf)
+    labels, best = np.zeros(shape), np.full(shape, -np.inf)
     agrees = np.zeros(shape, bool)
     for value in np.unique(data):
         score = np.clip(_zoom((data == value).astype(np.float64), shape, order), 0, 1)
         tie = agrees | ((score == best) & (nearest == value))
         agrees = np.where(score > best, nearest == value, tie)
-        found[score > best] = value
+        labels[score > best] = value
         best = np.maximum(best, score)
-    return np.where(agrees, nearest, found).astype(np.float32)
+    return np.where(agrees, nearest, labels).astype(np.float32)
 
 
 def _linear(

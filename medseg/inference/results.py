@@ -50,12 +50,12 @@ def brain_of(model: Model) -> BrainSpec | None:
 
 def check_also(model: Model, also: Sequence[str]) -> None:
     """Raise `BadConfig` for what only a model of the brain can give."""
-    asked = [kind for kind in also if kind in BRAIN_RESULTS]
+    kinds = [kind for kind in also if kind in BRAIN_RESULTS]
     if model in (AUTO, CT_TISSUES):
-        asked = [kind for kind in asked if kind != "volumes"]
-    if asked and brain_of(model) is None:
+        kinds = [kind for kind in kinds if kind != "volumes"]
+    if kinds and brain_of(model) is None:
         raise BadConfig(
-            f"--also {asked[0]}: the model {identity_of(model)['name']} does not say which labels"
+            f"--also {kinds[0]}: the model {identity_of(model)['name']} does not say which labels"
             " are brain"
         )
 
@@ -105,11 +105,11 @@ def write_results(
     hashes: dict[str, str] = {}
     with written_together() as stage:
         for path, action in writes:
-            staged = stage(path)
-            action(staged)
+            temporary_path = stage(path)
+            action(temporary_path)
             ending = _ending(job, path)
             if ending:
-                hashes[ending] = file_hash(staged)
+                hashes[ending] = file_hash(temporary_path)
         record["files_sha256"] = hashes
         finish()
         write_record(stage(job.record_file), record)
@@ -126,7 +126,7 @@ def describes(record: dict[str, Any] | None, job: Job) -> bool:
     if not isinstance(hashes, dict) or _ending(job, job.labels) not in hashes:
         return False
     try:
-        return all(file_hash(job.beside(ending)) == known for ending, known in hashes.items())
+        return all(file_hash(job.beside(ending)) == digest for ending, digest in hashes.items())
     except BadFile:
         return False
 

@@ -104,7 +104,7 @@ def infer(
     if job.problem is not None:
         raise job.problem
     check_also(model, extras.also)
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as notices:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", DataWarning)
         settings = replace(settings, from_dicom=is_dicom_source(job.scan))
@@ -124,7 +124,7 @@ def infer(
             raise BadFile(f"{job.scan}: {error}") from None
     if extras.table:
         result = replace(result, table=extras.table.over(result.table))
-    texts = [str(one.message) for one in caught if issubclass(one.category, DataWarning)]
+    texts = [str(one.message) for one in notices if issubclass(one.category, DataWarning)]
     return write_job(
         job,
         scan,
@@ -202,19 +202,19 @@ class Scan:
 
 
 def _read(job: Job, model: Model, settings: Settings, extras: Extras, progress: Progress) -> Scan:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     progress("reading", 0, 1)
     volumes = read_scans(job, channel_names(model), extras)
-    read = time.perf_counter()
-    model, seen = fitting(job, volumes, model, settings=settings, extras=extras)
-    looked = time.perf_counter()
+    look_start = time.perf_counter()
+    model, findings = fitting(job, volumes, model, settings=settings, extras=extras)
+    look_end = time.perf_counter()
     check_also(model, extras.also)
     dicom = dicom_results(job, extras.also)
     origin = origin_of(job, volumes[0], model, extras=extras) if dicom else None
-    seconds = {"read": read - begun + time.perf_counter() - looked}
-    seconds |= {"look": looked - read} if seen else {}
+    seconds = {"read": look_start - start + time.perf_counter() - look_end}
+    seconds |= {"look": look_end - look_start} if findings else {}
     return Scan(
-        volumes=volumes, model=model, seen=seen, dicom=dicom, origin=origin, seconds=seconds
+        volumes=volumes, model=model, seen=findings, dicom=dicom, origin=origin, seconds=seconds
     )
 
 
@@ -226,9 +226,9 @@ def _record_of(
     messages: list[str],
 ) -> dict[str, Any]:
     """What is known of a run before its results are written."""
-    volumes, model, seen = scan.volumes, scan.model, scan.seen
+    volumes, model, findings = scan.volumes, scan.model, scan.seen
     brain, structures = brain_of(model), structure_volumes(result.labels, result.table)
-    against = doubts_about(result, model, seen, structures=structures)
+    against = doubts_about(result, model, findings, structures=structures)
     for row in structures:
         if row["value"] in result.confidence and row["voxels"]:
             row["confidence"] = round(result.confidence[row["value"]], 3)
@@ -248,8 +248,8 @@ def _record_of(
             | chosen_extras(extras)
         ),
         "warnings": messages + against,
-        **({"seen": seen.recorded()} if seen else {}),
-        **({"doubts": against} if seen or brain else {}),
+        **({"seen": findings.recorded()} if findings else {}),
+        **({"doubts": against} if findings or brain else {}),
         "notes": [face.NOTE] if face.shows_face(volumes[0], result.labels, result.table) else [],
         "structures": structures,
         **({"totals": totals} if totals else {}),
@@ -329,17 +329,17 @@ def settings_of(settings: Settings, model: Model) -> dict[str, Any]:
     """The settings as a record holds them, but for what a run decides; those of foreign models only
     where asked for.
     """
-    asked = asdict(settings)
+    values = asdict(settings)
     for key in (*FOREIGN_KEYS, "from_dicom", "roi", "region", "every_output"):
-        del asked[key]
+        del values[key]
     if not isinstance(model, str):
-        asked["overlap"] = settings.share(as_list(model)[0].spec)
+        values["overlap"] = settings.share(as_list(model)[0].spec)
     elif settings.overlap is None:
-        asked["overlap"] = 0.5
-    asked["tta"] = bool(settings.tta)
+        values["overlap"] = 0.5
+    values["tta"] = bool(settings.tta)
     if settings.roi:
-        asked["roi"] = list(settings.roi)
-    return asked
+        values["roi"] = list(settings.roi)
+    return values
 
 
 def _recorded(settings: Settings, model: Model, plan: Plan) -> dict[str, Any]:
@@ -373,10 +373,10 @@ def read_scans(job: Job, names: Sequence[str], extras: Extras) -> list[Volume]:
         if len(names) == 1 or job.channels:
             raise
         if several.count != len(names):
-            listed = f" ({', '.join(names)})" if all(names) else ""
+            detail = f" ({', '.join(names)})" if all(names) else ""
             raise BadConfig(
                 f"{job.scan}: holds {several.count} volumes, and the model takes {len(names)}"
-                f" channels{listed}"
+                f" channels{detail}"
             ) from None
         return [
             read(job.scan, volume_index=n, assume_geometry=extras.assume_geometry)

@@ -41,14 +41,14 @@ def resampled(
     target = torch.from_numpy(out)
     for first, places in _places(normal, shape, torch.get_num_threads()):
         several = source.expand(len(places), *source.shape[1:])
-        found = F.grid_sample(
+        samples = F.grid_sample(
             several,
             places,
             mode="nearest" if nearest else "bilinear",
             padding_mode="border",
             align_corners=False,
         )
-        planes = found[:, 0].flatten(0, 1)
+        planes = samples[:, 0].flatten(0, 1)
         target[first : first + len(planes)] = planes.to(target.dtype)
     return out
 
@@ -94,8 +94,8 @@ def _places(normal: Tensor, shape: Sequence[int], parts: int) -> Iterator[tuple[
         grid = torch.empty((count, height, width, 4), dtype=normal.dtype)
         grid[..., 0], grid[..., 1] = base[0], base[1][:, None]
         grid[..., 2], grid[..., 3] = along[first : first + count, None, None], 1
-        found = grid.view(1, -1, 4).bmm(normal.T[None])
-        yield first, found.view(several, count // several, height, width, 3)
+        places = grid.view(1, -1, 4).bmm(normal.T[None])
+        yield first, places.view(several, count // several, height, width, 3)
         first += count
 
 

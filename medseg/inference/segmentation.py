@@ -88,19 +88,19 @@ def segment(
             volumes, as_list(model), settings, progress=progress, announce=announce
         )
     if isinstance(model, str):
-        made = plan(volumes, model, settings)
-        announce(made)
-        return _only_asked(_segment_untrained(volumes[0], model, made), settings)
+        forecast = plan(volumes, model, settings)
+        announce(forecast)
+        return _only_asked(_segment_untrained(volumes[0], model, forecast), settings)
     checkpoints = as_list(model)
     groups = groups_of(checkpoints)
     if len(groups) > 1:
         return _segment_together(volumes, groups, settings, progress=progress, announce=announce)
-    made = plan(volumes, checkpoints, settings)
-    announce(made)
+    forecast = plan(volumes, checkpoints, settings)
+    announce(forecast)
     before = _first_stage(volumes, checkpoints[0], settings, progress)
     previous = None if before is None else before.labels
     result = _segment_with_network(
-        volumes, checkpoints, settings=settings, made=made, progress=progress, previous=previous
+        volumes, checkpoints, settings=settings, made=forecast, progress=progress, previous=previous
     )
     if before is not None:
         result.seconds["first stage"] = sum(before.seconds.values())
@@ -120,24 +120,24 @@ def _segment_together(
     inner = replace(settings, probabilities=(), uncertainty=False, roi=(), every_output=True)
     plans = [plan(volumes, checkpoints, inner) for checkpoints in groups]
     average, seconds = Average(first.spec, volume.shape), dict[str, float]()
-    for checkpoints, made in zip(groups, plans):
-        announce(made)
+    for checkpoints, forecast in zip(groups, plans):
+        announce(forecast)
         before = _first_stage(volumes, checkpoints[0], settings, progress)
         previous = None if before is None else before.labels
         part = _segment_with_network(
             volumes,
             checkpoints,
             settings=inner,
-            made=made,
+            made=forecast,
             progress=progress,
             previous=previous,
             average=average,
         )
-        for name, spent in part.seconds.items():
-            seconds[name] = seconds.get(name, 0.0) + spent
+        for name, duration_s in part.seconds.items():
+            seconds[name] = seconds.get(name, 0.0) + duration_s
         if before is not None:
-            spent = sum(before.seconds.values())
-            seconds["first stage"] = seconds.get("first stage", 0.0) + spent
+            duration_s = sum(before.seconds.values())
+            seconds["first stage"] = seconds.get("first stage", 0.0) + duration_s
     data, clock = average.labels(), _Clock()
     confidence = average.confidence(data)
     labels = _cleaned(
@@ -150,11 +150,11 @@ def _segment_together(
     )
     maps = {name: volume.with_data(one) for name, one in average.maps(settings).items()}
     largest = max(plans, key=lambda one: one.memory_bytes)
-    taken = tuple(fact for one in plans for fact in one.taken)
-    made = replace(largest, precision="float32", backend="torch", taken=taken)
+    facts = tuple(fact for one in plans for fact in one.taken)
+    forecast = replace(largest, precision="float32", backend="torch", taken=facts)
     seconds |= clock.seconds
     result = Segmentation(
-        labels, first.table, plan=made, seconds=seconds, maps=maps, confidence=confidence
+        labels, first.table, plan=forecast, seconds=seconds, maps=maps, confidence=confidence
     )
     return _only(result, settings.roi) if settings.roi else result
 
@@ -173,10 +173,10 @@ def _checked_channels(volumes: Sequence[Volume], names: Sequence[str]) -> list[V
 
 def _segment_untrained(volume: Volume, model: str, made: Plan) -> Segmentation:
     start = time.perf_counter()
-    chosen = UNTRAINED[model]
-    labels = chosen.run(volume)
+    method = UNTRAINED[model]
+    labels = method.run(volume)
     seconds = {"network": time.perf_counter() - start}
-    return Segmentation(labels, chosen.table, made, seconds=seconds)
+    return Segmentation(labels, method.table, made, seconds=seconds)
 
 
 def _first_stage(
@@ -238,17 +238,19 @@ def _segment_with_set(
         )
         if plans:
             give_memory_back()
-        found = segment(volumes, checkpoints, part, progress=progress, announce=announce)
+        segmentation = segment(volumes, checkpoints, part, progress=progress, announce=announce)
         table = np.zeros(max(checkpoints[0].spec.classes) + 1, labels.dtype)
         table[list(values)] = list(values.values())
-        _lay_over(labels, found.labels.data, table)
-        for name, seconds_spent in found.seconds.items():
-            seconds[name] = seconds.get(name, 0.0) + seconds_spent
-        _add_maps(maps, found.maps, values)
+        _lay_over(labels, segmentation.labels.data, table)
+        for name, duration_s in segmentation.seconds.items():
+            seconds[name] = seconds.get(name, 0.0) + duration_s
+        _add_maps(maps, segmentation.maps, values)
         confidence |= {
-            values[value]: share for value, share in found.confidence.items() if value in values
+            values[value]: share
+            for value, share in segmentation.confidence.items()
+            if value in values
         }
-        plans.append(found.plan)
+        plans.append(segmentation.plan)
     largest = max(plans, key=lambda one: one.memory_bytes)
     return Segmentation(
         labels=volumes[0].with_data(labels),
@@ -300,17 +302,19 @@ def _segment_located(
     assert locate is not None
     coarse = load_checkpoint(str(checkpoints[0].folder / locate.folder))
     plain = replace(settings, tta=False, probabilities=(), uncertainty=False)
-    found = segment(
+    coarse_segmentation = segment(
         volumes[: 1 if coarse.spec.channels == 1 else None], coarse, plain, progress=progress
     )
     volume = volumes[0]
-    box = region_of(found.labels, locate.labels or coarse.spec.classes[1:], locate.margin_mm)
+    box = region_of(
+        coarse_segmentation.labels, locate.labels or coarse.spec.classes[1:], locate.margin_mm
+    )
     start = (box[0].start, box[1].start, box[2].start)
     parts = [crop(one, start, tuple(side.stop - side.start for side in box)) for one in volumes]
-    made = plan(parts, checkpoints, settings)
-    announce(made)
-    result = _segment_with_network(parts, checkpoints, settings, made=made, progress=progress)
-    result.seconds["locate"] = sum(found.seconds.values())
+    forecast = plan(parts, checkpoints, settings)
+    announce(forecast)
+    result = _segment_with_network(parts, checkpoints, settings, made=forecast, progress=progress)
+    result.seconds["locate"] = sum(coarse_segmentation.seconds.values())
     for name, inside in {"": result.labels, **result.maps}.items():
         whole = np.zeros(volume.shape, inside.data.dtype)
         whole[box] = inside.data
@@ -520,9 +524,9 @@ def _paint_windows(
                 behind = beside.submit(paint, block.x, block.y, block.data)
             if behind is not None:
                 behind.result()
-    spent = time.perf_counter() - start
+    duration_s = time.perf_counter() - start
     clock.seconds["blend"] = max(
-        0.0, spent - clock.seconds.get("network", 0.0) - clock.seconds.get("paint", 0.0)
+        0.0, duration_s - clock.seconds.get("network", 0.0) - clock.seconds.get("paint", 0.0)
     )
 
 

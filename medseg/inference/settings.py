@@ -190,12 +190,12 @@ def check_channels(volumes: Sequence[Volume], model: Model) -> None:
     names = channel_names(model)
     if len(volumes) != len(names):
         title = model if isinstance(model, str) else as_list(model)[0].spec.name
-        listed = f" ({', '.join(names)})" if any(names) else ""
-        wanted = "1 scan" if len(names) == 1 else f"{len(names)} scans"
-        order = " in this order" if len(names) > 1 and listed else ""
+        detail = f" ({', '.join(names)})" if any(names) else ""
+        scans = "1 scan" if len(names) == 1 else f"{len(names)} scans"
+        order = " in this order" if len(names) > 1 and detail else ""
         count = "1 is" if len(volumes) == 1 else f"{len(volumes)} are"
         raise BadConfig(
-            f"the model {title} takes {wanted}{listed}{order} and {count} given; see --channel"
+            f"the model {title} takes {scans}{detail}{order} and {count} given; see --channel"
         )
 
 
@@ -264,13 +264,13 @@ def _check_foreign(spec: ModelSpec, settings: Settings) -> None:
     from medseg.models import Recipe
 
     of_nnunet = isinstance(spec.recipe, Recipe)
-    asked = {
+    options = {
         "--exact": settings.exact and spec.recipe is None,
         "--orientation": settings.orientation != "auto" and not of_nnunet,
         "--postprocess": settings.postprocess and not of_nnunet,
     }
     whose = "medseg's own" if spec.recipe is None else "MONAI's"
-    for option, given in asked.items():
+    for option, given in options.items():
         if given:
             raise BadConfig(f"{option} is for models of nnU-Net, and {spec.name} is {whose}")
     if settings.exact and settings.precision not in ("auto", "fp32"):

@@ -94,28 +94,28 @@ class Average:
         self._total /= self._count
         self._count = 1
         values = np.array(self._spec.classes, np.uint8 if max(self._spec.classes) < 256 else "u2")
-        found = np.zeros(self._total.shape[1:], values.dtype, order="F")
-        for k in range(found.shape[2]):  # plane by plane: no copy of all outputs
+        label_map = np.zeros(self._total.shape[1:], values.dtype, order="F")
+        for k in range(label_map.shape[2]):  # plane by plane: no copy of all outputs
             mean = self._total[..., k]
             if not self._spec.regions:
-                found[..., k] = values[mean.argmax(0)]
+                label_map[..., k] = values[mean.argmax(0)]
                 continue
             for value, inside in zip(values[1:], mean > 0.5):
-                found[..., k][inside] = value
-        return found
+                label_map[..., k][inside] = value
+        return label_map
 
     def maps(self, settings: Settings) -> dict[str, NDArray[np.float32]]:
         """The maps that are asked for, by name, after `labels`."""
         spec = self._spec
-        found = {
+        by_name = {
             f"probability_{value}": self._total[spec.classes.index(value) - spec.regions].copy()
             for value in settings.probabilities
         }
         if settings.uncertainty:
-            found["uncertainty"] = np.stack(
+            by_name["uncertainty"] = np.stack(
                 [self._entropy(self._total[..., k]) for k in range(self._total.shape[3])], -1
             )
-        return found
+        return by_name
 
     def _entropy(self, mean: NDArray[np.float32]) -> NDArray[np.float32]:
         """How unsure the mean of a plane (K, I, J) is, from 0 to 1; of regions the most unsure."""
@@ -129,9 +129,9 @@ class Average:
     def confidence(self, labels: NDArray) -> dict[int, float]:
         """Of each label, its mean probability where it was chosen."""
         spec = self._spec
-        found = {}
+        confidences = {}
         for n, value in enumerate(spec.classes[1:], 1):
             inside = labels == value
             if inside.any():
-                found[value] = float(self._total[n - spec.regions][inside].mean())
-        return found
+                confidences[value] = float(self._total[n - spec.regions][inside].mean())
+        return confidences

@@ -42,20 +42,20 @@ def travel(volumes: Sequence[Volume], journey: Journey) -> tuple[Tensor, Journey
 
 
 def _turn(image: Tensor, step: Turn, grid: Grid) -> Tensor:
-    made = grid.turn(step)
-    flipped = [axis + 1 for axis, flip in enumerate(made.flips) if flip]
-    image = image.flip(flipped) if flipped else image
-    return image.permute(0, *(axis + 1 for axis in made.order))
+    move = grid.turn(step)
+    axes = [axis + 1 for axis, flip in enumerate(move.flips) if flip]
+    image = image.flip(axes) if axes else image
+    return image.permute(0, *(axis + 1 for axis in move.order))
 
 
 def _space(image: Tensor, step: Space, grid: Grid) -> Tensor:
     import torch
 
-    made, theta = grid.space(step)
-    if made.same:
+    move, theta = grid.space(step)
+    if move.same:
         return image
     channels = [
-        resampled(one.numpy(), theta, made.after, nearest=step.nearest, single=step.single)
+        resampled(one.numpy(), theta, move.after, nearest=step.nearest, single=step.single)
         for one in image
     ]
     return torch.from_numpy(np.stack(channels))
@@ -64,10 +64,10 @@ def _space(image: Tensor, step: Space, grid: Grid) -> Tensor:
 def _crop(image: Tensor, step: Crop, grid: Grid) -> Tensor:
     from torch.nn import functional as F
 
-    filled = (image > 0).any(0)
+    foreground = (image > 0).any(0)
     start, after = [], []
     for axis in range(3):
-        planes = filled.any(dim=tuple({0, 1, 2} - {axis})).nonzero()
+        planes = foreground.any(dim=tuple({0, 1, 2} - {axis})).nonzero()
         if not len(planes):
             raise BadFile("has no voxel above 0 to crop to; check the scan")
         low = int(planes[0]) - step.margin[axis]
@@ -76,11 +76,11 @@ def _crop(image: Tensor, step: Crop, grid: Grid) -> Tensor:
             low, high = max(low, 0), min(high, grid.shape[axis])
         start.append(low)
         after.append(high - low)
-    made = grid.cut((start[0], start[1], start[2]), (after[0], after[1], after[2]))
-    sides = [slice(max(0, a), min(n, a + count)) for a, count, n in zip(start, after, made.before)]
+    move = grid.cut((start[0], start[1], start[2]), (after[0], after[1], after[2]))
+    sides = [slice(max(0, a), min(n, a + count)) for a, count, n in zip(start, after, move.before)]
     cut = image[:, sides[0], sides[1], sides[2]]
     missing = [
-        (max(0, -a), max(0, a + count - n)) for a, count, n in zip(start, after, made.before)
+        (max(0, -a), max(0, a + count - n)) for a, count, n in zip(start, after, move.before)
     ]
     pads = [n for pair in missing[::-1] for n in pair]
     return F.pad(cut, pads) if any(pads) else cut

@@ -74,9 +74,9 @@ class Way:
                 for length, low, size, at in zip(block.data.shape, self.low, self.size, begin)
             ]
             if all(a < b for a, b in zip(first, last)):
-                kept = block.data[tuple(slice(a, b) for a, b in zip(first, last))]
+                part = block.data[tuple(slice(a, b) for a, b in zip(first, last))]
                 x, y = (at + a - low for at, a, low in zip(begin[:2], first[:2], self.low[:2]))
-                yield Block(x, y, np.ascontiguousarray(kept))
+                yield Block(x, y, np.ascontiguousarray(part))
 
 
 def content_box(image: torch.Tensor) -> tuple[slice, slice, slice]:
@@ -86,13 +86,13 @@ def content_box(image: torch.Tensor) -> tuple[slice, slice, slice]:
     Windows are laid over this part, so that air around a head, however much of it a scan has,
     changes nothing: instance norm would otherwise see another mean with every margin.
     """
-    filled = image[0] > CONTENT_ABOVE
+    content = image[0] > CONTENT_ABOVE
     for channel in image[1:]:
-        filled |= channel > CONTENT_ABOVE
+        content |= channel > CONTENT_ABOVE
     box = []
     for axis in range(3):
-        planes = filled.any(dim=tuple({0, 1, 2} - {axis})).nonzero()
-        size = filled.shape[axis]
+        planes = content.any(dim=tuple({0, 1, 2} - {axis})).nonzero()
+        size = content.shape[axis]
         first, last = (int(planes[0]), int(planes[-1])) if len(planes) else (0, size - 1)
         box.append(slice(max(0, first - CONTENT_MARGIN), min(size, last + 1 + CONTENT_MARGIN)))
     return box[0], box[1], box[2]
@@ -173,8 +173,8 @@ def wanted_outputs(spec: ModelSpec, settings: Settings) -> list[int] | None:
     """The outputs whose probabilities are asked for; None where no map is."""
     if settings.every_output:
         return list(range(spec.outputs))
-    wanted = [spec.classes.index(value) - spec.regions for value in settings.probabilities]
-    return wanted if wanted or settings.uncertainty else None
+    outputs = [spec.classes.index(value) - spec.regions for value in settings.probabilities]
+    return outputs if outputs or settings.uncertainty else None
 
 
 def foreign_way(
@@ -246,7 +246,7 @@ def _frame_painter(
 
     from medseg.inference.painter import Painter
 
-    painted = frame.painted()
+    target = frame.painted()
     shared: dict[str, Any] = {
         "regions": spec.regions,
         "wanted": wanted_outputs(spec, settings),
@@ -260,10 +260,10 @@ def _frame_painter(
         # precision.
         halved = frame.logits.scheme != "linear"
         shared |= {"halved": halved, "raw": settings.every_output}
-        return HalfPainter(painted.shape, painted.to_model, frame.shape, spec.classes, **shared)
+        return HalfPainter(target.shape, target.to_model, frame.shape, spec.classes, **shared)
     return Painter(
-        painted.shape,
-        painted.to_model,
+        target.shape,
+        target.to_model,
         frame.shape,
         values=spec.classes,
         head=predictor.head,

@@ -317,10 +317,10 @@ class _Sums:
     ) -> None:
         rows = windows.starts[0]
         patch_x, patch_y, depth = windows.patch[0], windows.patch[1], windows.padded[2]
-        carried = max((patch_x - (b - a) for a, b in pairwise(rows)), default=0)
+        overlap = max((patch_x - (b - a) for a, b in pairwise(rows)), default=0)
         self._first = columns[0]
         width = columns[-1] + patch_y - columns[0]
-        shapes = ((patch_x, patch_y, depth, features), (max(0, carried), width, depth, features))
+        shapes = ((patch_x, patch_y, depth, features), (max(0, overlap), width, depth, features))
         self._compiled = _uses_kernels(device)
         try:
             self._column, self._carry = (torch.zeros(shape, device=device) for shape in shapes)
@@ -401,8 +401,8 @@ class _Sums:
             self._column[:, ring] = 0
             sums[: self._carried] += self._carry[: self._carried, at : at + finished]
             a, b, c = (torch.from_numpy(scale).to(sums.device) for scale in scales)
-            done = sums[: shape[0], first : first + shape[1], : shape[2]]
-            out = (done * (a[:, None, None] * b[:, None] * c)[..., None]).cpu().numpy()
+            part = sums[: shape[0], first : first + shape[1], : shape[2]]
+            out = (part * (a[:, None, None] * b[:, None] * c)[..., None]).cpu().numpy()
             if deep > 0 and len(self._carry):
                 self._carry[:deep, at : at + finished] = sums[shape[0] :]
         self._turn = (self._turn + finished) % self._column.shape[1]
@@ -449,8 +449,8 @@ class MappedSums:
     def add(self, features: Tensor, weights: Sequence[NDArray[np.float32]], z: int) -> None:
         """Add one window (F, X, Y, Z) at depth z; the weights are this class's own."""
         shares = self._weights.to(features.device)
-        weighted = torch.cat((features.float() * shares, shares[None]))
-        self._sums.add(weighted, self._ones, z)
+        products = torch.cat((features.float() * shares, shares[None]))
+        self._sums.add(products, self._ones, z)
 
     def finish(
         self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]

@@ -28,14 +28,14 @@ def describe_no_dicom(folder: str | Path) -> str:
     """
     scans: Counter[str] = Counter()
     others: Counter[str] = Counter()
-    opened = 0
+    tries = 0
     for place, name in _files_below(folder):
         path = Path(place) / name
         if is_readable_name(name) and not name.lower().endswith(".dcm"):
             scans[os.path.relpath(place, folder)] += 1
             continue
-        opened += 1
-        if opened > MOST_OPENED or _may_be_dicom(path):
+        tries += 1
+        if tries > MOST_OPENED or _may_be_dicom(path):
             return ""
         others[path.suffix.lower() or "no suffix"] += 1
     if scans:

@@ -264,8 +264,10 @@ def label_kind(path: Paths) -> str:
     """'SEG' or 'RTSTRUCT' for a DICOM file that holds such an object, else ''."""
     if not isinstance(path, str | Path) or not Path(path).is_file() or not is_dicom_source(path):
         return ""
-    found = class_of(path) if READERS.get(_suffix(path, READERS) or ".dcm") is read_dicom else ""
-    return "SEG" if found in SEG_CLASSES else "RTSTRUCT" if found == RTSTRUCT_CLASS else ""
+    sop_class = (
+        class_of(path) if READERS.get(_suffix(path, READERS) or ".dcm") is read_dicom else ""
+    )
+    return "SEG" if sop_class in SEG_CLASSES else "RTSTRUCT" if sop_class == RTSTRUCT_CLASS else ""
 
 
 def read_masks(

@@ -141,11 +141,11 @@ def _read_header(path: str | Path) -> _Header:
     fields, start = _fields(path, head)
     if fields.get("objecttype", "Image").lower() != "image":
         raise BadFile(f"{path}: is a MetaIO object but not an image; give the scan itself")
-    listed: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     if fields["elementdatafile"].split()[:1] == ["LIST"]:
         lines = head[start:].decode("utf-8", "replace").splitlines()
-        listed = tuple(line.strip() for line in lines if line.strip())
-    return _Header(fields=fields, start=start, listed=listed)
+        files = tuple(line.strip() for line in lines if line.strip())
+    return _Header(fields=fields, start=start, listed=files)
 
 
 def _fields(path: str | Path, head: bytes) -> tuple[dict[str, str], int]:
@@ -255,14 +255,14 @@ def _listed_dimension(path: str | Path, words: list[str], *, first: int, dimensi
     """How many of the axes each listed file has, by the words after LIST; without, all but one."""
     if not words:
         return dimension - 1
-    given = re.fullmatch(r"(\d)[Dd]?", words[0]) if len(words) == 1 else None
+    match = re.fullmatch(r"(\d)[Dd]?", words[0]) if len(words) == 1 else None
     # Slabs of as many dimensions as the image are read differently by MetaIO itself.
-    if given is None or first + int(given[1]) >= dimension:
+    if match is None or first + int(match[1]) >= dimension:
         raise BadFile(
             f"{path}: its header lists its data files in a way that is not known; correct the"
             " header"
         )
-    return first + int(given[1])
+    return first + int(match[1])
 
 
 def _affine(
@@ -359,23 +359,23 @@ def write_metaimage(volume: Volume, path: str | Path, *, table: LabelTable | Non
     if dtype.str[1:] not in _WRITTEN:
         raise BadOutput(f"{path}: MetaImage cannot hold values of type {dtype}")
     packer = compressor("zlib")
-    packed = [packer.compress(piece) for piece in slabs(volume.data, dtype.newbyteorder("<"))]
-    packed.append(packer.flush())  # in memory, because the header gives its size
+    pieces = [packer.compress(piece) for piece in slabs(volume.data, dtype.newbyteorder("<"))]
+    pieces.append(packer.flush())  # in memory, because the header gives its size
     name = "LOCAL"
     if str(path).lower().endswith(".mhd"):
         name = f"{Path(path).stem}.{digest(volume.data, dtype)}.zraw"
         with atomic_write(Path(path).with_name(name)) as file:
-            file.writelines(packed)
+            file.writelines(pieces)
     with atomic_write(path) as file:
         text = _header_text(
             volume,
             kind=_WRITTEN[dtype.str[1:]],
-            packed_size=sum(map(len, packed)),
+            packed_size=sum(map(len, pieces)),
             data_file=name,
         )
         file.write(text.encode())
         if name == "LOCAL":
-            file.writelines(packed)
+            file.writelines(pieces)
 
 
 def _header_text(volume: Volume, *, kind: str, packed_size: int, data_file: str) -> str:

@@ -117,7 +117,7 @@ def read_nifti(
     `assume_geometry` ('sform', 'qform' or 'pixdim') decides where the voxels lie if the header says
     nothing or contradicts itself.
     """
-    mended: list[str] = []
+    repairs: list[str] = []
     headers, voxels = _pair(path)
     if headers != voxels:
         with ByteStream(headers, packing=_packing(headers), owner=path) as stream:
@@ -130,14 +130,14 @@ def read_nifti(
                 stream,
                 volume_index=volume_index,
                 assumed=assume_geometry,
-                mended=mended,
+                mended=repairs,
             )
     else:
         packing = _packing(path)
         # What it is, its first bytes say: the header is checked as any other.
         if packing and not is_gzip(path):
             packing = None
-            mended.append("it is not gzipped, whatever its name, and was read as it is")
+            repairs.append("it is not gzipped, whatever its name, and was read as it is")
         with ByteStream(path, packing=packing) as stream:
             header = _read_header(path, stream, pair=False)
             data, affine, space = _read(
@@ -146,10 +146,10 @@ def read_nifti(
                 stream,
                 volume_index=volume_index,
                 assumed=assume_geometry,
-                mended=mended,
+                mended=repairs,
             )
-    slope, intercept = _scaling(path, header.fields, mended)
-    for what in mended:
+    slope, intercept = _scaling(path, header.fields, repairs)
+    for what in repairs:
         warnings.warn(f"{path}: {what}", DataWarning, stacklevel=3)
     data = rescale(path, data, slope=slope, intercept=intercept)
     volume = make_volume(path, data, affine, space=space)
@@ -227,12 +227,12 @@ def _pair(path: str | Path) -> tuple[Path, Path]:
     other = ".img" if ending.lower() == ".hdr" else ".hdr"
     other = other.upper() if ending.isupper() else other
     names = [f"{name[:-4]}{other}", f"{name[:-4]}{other}.gz"]
-    found = [path.with_name(one) for one in names if path.with_name(one).exists()]
-    if len(found) != 1:
+    partners = [path.with_name(one) for one in names if path.with_name(one).exists()]
+    if len(partners) != 1:
         both = f"both {names[0]} and {names[1]} lie beside it; keep one"
-        what = both if found else f"{names[0]} is missing beside it"
+        what = both if partners else f"{names[0]} is missing beside it"
         raise BadFile(f"{path}: is one file of a pair, and {what}")
-    return (path, found[0]) if other.lower() == ".img" else (found[0], path)
+    return (path, partners[0]) if other.lower() == ".img" else (partners[0], path)
 
 
 def _read_header(path: str | Path, stream: ByteStream, *, pair: bool) -> _Header:
@@ -408,12 +408,12 @@ def _affine(
         codes = {name: fields[f"{name}_code"] for name in ("sform", "qform")}
         if not all(0 <= code <= 5 for code in codes.values()):
             raise BadFile(f"{path}: its header gives an unknown kind of geometry; {_ASSUME}")
-        placed = {name: make[name](path, fields) for name, code in codes.items() if code > 0}
-        if not placed:
+        affines = {name: make[name](path, fields) for name, code in codes.items() if code > 0}
+        if not affines:
             raise BadFile(f"{path}: its header does not say where the voxels lie; {_ASSUME}")
-        affine = next(iter(placed.values()))
+        affine = next(iter(affines.values()))
         space = Space(qform_code=codes["qform"], sform_code=codes["sform"])
-        _check_agreement(path, placed, fields, shape=shape)
+        _check_agreement(path, affines, fields, shape=shape)
     affine = scale * affine
     # NIfTI-1 stores float32: rounded to it here, every affine read can be written back exactly.
     return (affine.astype(np.float32).astype(np.float64) if single else affine), space

@@ -52,12 +52,12 @@ def _pieces(header: bytes, data: NDArray, dtype: np.dtype) -> Iterator[bytes | m
 def _header_bytes(volume: Volume, datatype: int, itemsize: int) -> bytes:
     two = max(volume.shape) > 32767
     layout, length = (NIFTI2, 544) if two else (NIFTI1, 352)
-    stored = volume.affine if two else volume.affine.astype(np.float32).astype(np.float64)
-    spacing = spacing_of(stored)
-    quaternion, handedness = _quaternion(stored)
+    affine = volume.affine if two else volume.affine.astype(np.float32).astype(np.float64)
+    spacing = spacing_of(affine)
+    quaternion, handedness = _quaternion(affine)
     codes = volume.space
     if codes.sform_code == 0:
-        exact = None if two else _exact_qform(stored, quaternion, spacing, handedness=handedness)
+        exact = None if two else _exact_qform(affine, quaternion, spacing, handedness=handedness)
         if (
             exact is None
         ):  # then only the sform can say where the voxels lie, and it leads to the same space
@@ -75,8 +75,8 @@ def _header_bytes(volume: Volume, datatype: int, itemsize: int) -> bytes:
         "qform_code": (codes.qform_code,),
         "sform_code": (codes.sform_code,),
         "quatern": quaternion,
-        "qoffset": tuple(stored[:3, 3]),
-        "srow": tuple(stored[:3].ravel()),
+        "qoffset": tuple(affine[:3, 3]),
+        "srow": tuple(affine[:3].ravel()),
     }
     raw = bytearray(length)
     raw[:4] = struct.pack("<i", 540 if two else 348)
@@ -84,8 +84,8 @@ def _header_bytes(volume: Volume, datatype: int, itemsize: int) -> bytes:
     raw[344:348] = raw[344:348] if two else b"n+1\0"
     for name, values in fields.items():
         offset, code = layout[name]
-        packed = struct.pack("<" + code, *values)
-        raw[offset : offset + len(packed)] = packed
+        data = struct.pack("<" + code, *values)
+        raw[offset : offset + len(data)] = data
     return bytes(raw)
 
 

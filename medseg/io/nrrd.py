@@ -151,8 +151,8 @@ def parse_header(path: str | Path) -> Header:
             continue
         name = _add_line(path, line, fields=fields, keys=keys)
         if name == "datafile" and fields[name].split()[:1] == ["LIST"]:  # always the last field
-            listed = filter(None, map(str.strip, lines[number:]))
-            return Header(fields=fields, keys=keys, start=len(head), listed=tuple(listed))
+            files = filter(None, map(str.strip, lines[number:]))
+            return Header(fields=fields, keys=keys, start=len(head), listed=tuple(files))
     return Header(fields=fields, keys=keys, start=start)
 
 
@@ -232,8 +232,8 @@ def read_data(path: str | Path, header: Header, layout: Layout) -> NDArray:
             f"{path}: its data is in the encoding '{encoding[:20]}'; save it with raw or gzip"
             " encoding"
         )
-    lines, skipped = (_skip(path, fields, name) for name in ("lineskip", "byteskip"))
-    if lines < 0 or skipped < (-1 if encoding == "raw" else 0):
+    lines, byteskip = (_skip(path, fields, name) for name in ("lineskip", "byteskip"))
+    if lines < 0 or byteskip < (-1 if encoding == "raw" else 0):
         raise BadFile(
             f"{path}: its header says to skip in a way that NRRD does not know; correct the header"
         )
@@ -244,8 +244,8 @@ def read_data(path: str | Path, header: Header, layout: Layout) -> NDArray:
         packing=None if encoding == "raw" else "gzip",
         start=0 if files else header.start,
         lines=lines,
-        skipped=max(skipped, 0),
-        at_end=skipped == -1,
+        skipped=max(byteskip, 0),
+        at_end=byteskip == -1,
     )
     return read_placed(path, place, dtype=layout.dtype, sizes=layout.sizes)
 
@@ -457,8 +457,8 @@ def _mm_per_unit(path: str | Path, names: Sequence[str]) -> NDArray[np.float64]:
                 f"{path}: its lengths are in '{name[:20]}', which is no unit that medseg knows; "
                 "write them in mm into its header, which is text"
             )
-    known = {size for size in sizes if size is not None}
-    if None in sizes and not known <= {1.0}:
+    units_mm = {size for size in sizes if size is not None}
+    if None in sizes and not units_mm <= {1.0}:
         raise BadFile(
             f"{path}: its header names a unit for some of its axes only; correct the header"
         )

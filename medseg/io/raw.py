@@ -162,14 +162,14 @@ def _read_file(
     if place.lines:
         start = after_lines(file, start=start, lines=place.lines)
     if place.at_end:
-        wanted = math.prod(sizes) * count * dtype.itemsize
-        if size_in_bytes(file) - start < wanted:
+        byte_count = math.prod(sizes) * count * dtype.itemsize
+        if size_in_bytes(file) - start < byte_count:
             raise BadFile(
                 f"{path}: its data file {file.name} is too short for what the header claims "
-                f"({wanted} bytes of data); "
+                f"({byte_count} bytes of data); "
                 "it is damaged or incomplete, get it again"
             )
-        start = size_in_bytes(file) - wanted
+        start = size_in_bytes(file) - byte_count
     with ByteStream(file, packing=place.packing, start=start, owner=path) as stream:
         stream.skip(place.skipped)
         data = read_voxels(stream, dtype, tuple(sizes), count=count, index=index)

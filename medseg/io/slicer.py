@@ -74,18 +74,22 @@ def read_seg_nrrd(
     value, laid over each other in this order, the later over the earlier; without it, segments that
     overlap are refused (`Overlap`).
     """
-    header, layout, known = _parse(path, assume_geometry)
+    header, layout, all_segments = _parse(path, assume_geometry)
     if volume_index not in (None, 0):
         raise BadFile(f"{path}: is one segmentation, there is no volume {volume_index} in it")
     if segments is not None:
-        by_value = {segment.label.value: segment for segment in known}
-        wanted = [by_value[value] for value in chosen(path, _table(path, known), segments)]
+        by_value = {segment.label.value: segment for segment in all_segments}
+        selection = [
+            by_value[value] for value in chosen(path, _table(path, all_segments), segments)
+        ]
     layers = _layers(path, header, layout)
     for number, layer in enumerate(layers):
-        there = [segment for segment in known if segment.layer == number]
+        there = [segment for segment in all_segments if segment.layer == number]
         _check_layer(path, layer, segments=there, layout=layout)
-    painted = _merged(path, layers, known) if segments is None else _painted(layers, wanted)
-    return labels_only(path, make_volume(path, painted, layout.affine))
+    labels = (
+        _merged(path, layers, all_segments) if segments is None else _painted(layers, selection)
+    )
+    return labels_only(path, make_volume(path, labels, layout.affine))
 
 
 def _check_layer(
@@ -101,9 +105,9 @@ def _check_layer(
             DataWarning,
             stacklevel=3,
         )
-    named = np.zeros(65536, bool)
-    named[[0, *(segment.stored for segment in segments)]] = True
-    if not named[values].all():
+    is_named = np.zeros(65536, bool)
+    is_named[[0, *(segment.stored for segment in segments)]] = True
+    if not is_named[values].all():
         raise BadFile(
             f"{path}: holds label values that it does not name; export the segmentation again"
         )
@@ -111,27 +115,27 @@ def _check_layer(
 
 def _merged(path: str | Path, layers: NDArray, segments: Sequence[_Segment]) -> NDArray:
     """All segments as one label map. Raises `Overlap` where layers share voxels."""
-    merged = np.zeros(layers.shape[1:], np.uint16, order="F")
+    labels = np.zeros(layers.shape[1:], np.uint16, order="F")
     shared = 0
     for number, layer in enumerate(layers):
         new_value = np.zeros(65536, np.uint16)
         for segment in segments:
             if segment.layer == number:
                 new_value[segment.stored] = segment.label.value
-        translated = new_value[layer.astype(np.uint16, copy=False)]
-        shared += int(np.count_nonzero((merged > 0) & (translated > 0)))
-        np.maximum(merged, translated, out=merged)
+        layer_labels = new_value[layer.astype(np.uint16, copy=False)]
+        shared += int(np.count_nonzero((labels > 0) & (layer_labels > 0)))
+        np.maximum(labels, layer_labels, out=labels)
     if shared:
         raise Overlap(path, shared)
-    return merged
+    return labels
 
 
 def _painted(layers: NDArray, segments: Sequence[_Segment]) -> NDArray:
     """Segments laid over each other as one label map, later ones over earlier."""
-    painted = np.zeros(layers.shape[1:], np.uint16, order="F")
+    labels = np.zeros(layers.shape[1:], np.uint16, order="F")
     for segment in segments:
-        painted[layers[segment.layer] == segment.stored] = segment.label.value
-    return painted
+        labels[layers[segment.layer] == segment.stored] = segment.label.value
+    return labels
 
 
 def read_segments(
@@ -177,14 +181,14 @@ def _reaches_out(values: NDArray, extents: Sequence[tuple[int, ...]]) -> bool:
     """
     if not extents or not all(extents):
         return False
-    filled = [
+    boxes = [
         extent
         for extent in extents
         if all(extent[2 * axis] <= extent[2 * axis + 1] for axis in range(3))
     ]
     inside = 0
-    if filled:
-        low, high = np.min(filled, axis=0)[::2], np.max(filled, axis=0)[1::2]
+    if boxes:
+        low, high = np.min(boxes, axis=0)[::2], np.max(boxes, axis=0)[1::2]
         box = tuple(slice(max(0, int(a)), max(0, int(b) + 1)) for a, b in zip(low, high))
         inside = int(np.count_nonzero(values[box]))
     return int(np.count_nonzero(values)) > inside
@@ -219,10 +223,10 @@ def _in_layers(
     """The segments, each in its layer out of `count`. Raises `BadFile` where the header leaves open
     which that is.
     """
-    given = [f"Segment{number}_Layer" in keys for number in range(len(segments))]
-    if all(given) or (count == 1 and not any(given)):
+    has_layer = [f"Segment{number}_Layer" in keys for number in range(len(segments))]
+    if all(has_layer) or (count == 1 and not any(has_layer)):
         return segments
-    if any(given) or count != len(segments):
+    if any(has_layer) or count != len(segments):
         raise BadFile(
             f"{path}: does not say of all segments in which layer they are; export the segmentation"
             " again"
@@ -302,10 +306,12 @@ def write_seg_nrrd(
         raise BadOutput(f"{error}; a .seg.nrrd holds a label map only") from None
     boxes = ndimage.find_objects(labels.data)
     present = [value for value, box in enumerate(boxes, 1) if box is not None]
-    known = table.labels if table is not None else ()
-    named = {label.value for label in known}
-    unnamed = LabelTable.from_values(value for value in present if value not in named).labels
-    segments = sorted((*known, *unnamed), key=lambda label: label.value)
+    table_labels = table.labels if table is not None else ()
+    table_values = {label.value for label in table_labels}
+    other_labels = LabelTable.from_values(
+        value for value in present if value not in table_values
+    ).labels
+    segments = sorted((*table_labels, *other_labels), key=lambda label: label.value)
     dtype = _label_dtype(segments)
     lines = _common_lines(surfaces)
     for number, label in enumerate(segments):

@@ -61,19 +61,19 @@ def chosen(path: str | Path, table: LabelTable, segments: Sequence[str] | None) 
         return list(table.values)
     values = []
     for word in segments:
-        named = [
+        matches = [
             label.value
             for label in table.labels
             if label.name.casefold() == word.strip().casefold()
         ]
-        if not named and word.strip().isdecimal() and int(word) in table:
-            named = [int(word)]
-        if len(named) != 1:
-            what = "several segments" if named else "no segment"
+        if not matches and word.strip().isdecimal() and int(word) in table:
+            matches = [int(word)]
+        if len(matches) != 1:
+            what = "several segments" if matches else "no segment"
             there = "; ".join(f"{label.value} {label.name}" for label in table.labels)
             there = there if len(there) <= 120 else "those that `medseg info` lists"
             raise BadFile(f"{path}: has {what} '{word}', by name or number; it has {there}")
-        values += named
+        values += matches
     return values
 
 
@@ -273,13 +273,13 @@ def slabs(data: NDArray, dtype: np.dtype) -> Iterator[memoryview]:
 
     Where they lie in memory like that already, they are not copied at all.
     """
-    turned = data.T  # (k, j, i)
-    if turned.flags.c_contiguous:
-        for plane in turned:
+    planes = data.T  # (k, j, i)
+    if planes.flags.c_contiguous:
+        for plane in planes:
             yield np.ascontiguousarray(plane, dtype).reshape(-1).view(np.uint8).data
         return
-    for k in range(0, len(turned), _PLANES):
-        part = turned[k : k + _PLANES]
+    for k in range(0, len(planes), _PLANES):
+        part = planes[k : k + _PLANES]
         block = np.empty(part.shape, dtype)
         # Line by line, so that what is read once from memory is still near when needed.
         for j in range(part.shape[1]):

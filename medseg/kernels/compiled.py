@@ -1,6 +1,6 @@
 """numba's `njit` for every kernel, and the one place that decides where compiled code is kept.
 
-Code that was compiled when medseg was installed lies in `medseg/kernels/ahead/` and is only read
+Code that was compiled when medseg was installed lies in the folder `ahead` and is only read
 (`medseg.kernels.build`). What is not there is compiled at its first call and kept where numba keeps
 it: beside the source or in the user's cache. A package that is read-only and a home that is not
 writable leave neither. Then it goes below the temporary folder into a private folder, or is not
@@ -211,12 +211,12 @@ def _usual_cache(function: Callable[..., Any], stamp: str) -> _Cache | None:
     the home.
     """
     try:
-        found = _Cache(function, stamp)
+        disk_cache = _Cache(function, stamp)
         owners = {os.geteuid(), Path(function.__code__.co_filename).stat().st_uid}
-        about = Path(found.cache_path).stat()
+        about = Path(disk_cache.cache_path).stat()
     except (RuntimeError, OSError):  # no place, or one that went away just now
         return None
-    return found if about.st_uid in owners and not about.st_mode & stat.S_IWOTH else None
+    return disk_cache if about.st_uid in owners and not about.st_mode & stat.S_IWOTH else None
 
 
 def _private_cache(function: Callable[..., Any], stamp: str) -> _Cache | None:

@@ -109,8 +109,8 @@ def regions_of_runs(first, value, begin, height, width):  # type: ignore[no-unty
     rows = len(begin) - 1
     parent = np.arange(len(first))
     pairs = np.empty(1024, np.uint64)
-    found = 0
-    seen = np.zeros(4096, np.uint64)
+    pair_count = 0
+    memory = np.zeros(4096, np.uint64)
     region = np.zeros(len(first), np.int64)
     count = 0
     # First join runs of one label, then, when regions are known, list who touches whom.
@@ -128,7 +128,9 @@ def regions_of_runs(first, value, begin, height, width):  # type: ignore[no-unty
                                 one, two = _root(parent, run), _root(parent, other)
                                 parent[max(one, two)] = min(one, two)
                         elif region[run] != region[other]:
-                            found, pairs = _add_pair(region[run], region[other], found, pairs, seen)
+                            pair_count, pairs = _add_pair(
+                                region[run], region[other], pair_count, pairs, memory
+                            )
                         other_stop = first[other + 1] if other + 1 < other_end else width
                         if other_stop > end:
                             break
@@ -155,8 +157,10 @@ def regions_of_runs(first, value, begin, height, width):  # type: ignore[no-unty
             entry[1] += (width if last else first[run + 1]) - first[run]
             entry[2] |= edge or last or first[run] == 0
             if not last:
-                found, pairs = _add_pair(region[run], region[run + 1], found, pairs, seen)
-    return region, table, pairs[:found]
+                pair_count, pairs = _add_pair(
+                    region[run], region[run + 1], pair_count, pairs, memory
+                )
+    return region, table, pairs[:pair_count]
 
 
 @njit(cache=True, nogil=True)
@@ -193,10 +197,10 @@ def _add_pair(one, two, found, pairs, seen):  # type: ignore[no-untyped-def]
         return found, pairs
     seen[slot] = pair
     if found == pairs.size:
-        grown = np.empty(2 * found, np.uint64)
+        new_pairs = np.empty(2 * found, np.uint64)
         for n in range(found):
-            grown[n] = pairs[n]
-        pairs = grown
+            new_pairs[n] = pairs[n]
+        pairs = new_pairs
     pairs[found] = pair
     return found + 1, pairs
 

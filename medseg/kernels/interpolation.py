@@ -146,18 +146,18 @@ def filter_rows(values):  # type: ignore[no-untyped-def]
     Sixteen rows are turned into columns, filtered as such and turned back.
     """
     rows, n = values.shape
-    turned = np.empty((n, 16), np.float32)
+    columns = np.empty((n, 16), np.float32)
     for start in range(0, rows, 16):
         count = min(16, rows - start)
         for r in range(count):
             row = values[start + r]
             for k in range(n):
-                turned[k, r] = row[k]
-        filter_columns(turned, 0, count)
+                columns[k, r] = row[k]
+        filter_columns(columns, 0, count)
         for r in range(count):
             row = values[start + r]
             for k in range(n):
-                row[k] = turned[k, r]
+                row[k] = columns[k, r]
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})

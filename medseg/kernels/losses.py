@@ -156,17 +156,17 @@ def sum_loss(x, shift, classes, size, fold, sample, row, rows, labels, sums):  #
     sums (3 · classes + 1) float64; size: cells of a sample along each axis; fold: voxels of a cell
     along each axis.
     """
-    bits, p, top, found = _room(classes, fold**3)
+    bits, p, top, targets = _room(classes, fold**3)
     voxels, most = len(top), len(top) // fold**3
     total, powers = np.empty(voxels, np.float32), np.empty(voxels, np.int32)
     right, counts = np.empty(voxels, np.float32), np.empty(voxels, np.float32)
     sums[:] = 0
     for line in range(row, row + rows):
         for cell in range(0, size[2], most):
-            count, _ = _fetch(x, shift, size, fold, sample, line, cell, labels, bits, p, found)
+            count, _ = _fetch(x, shift, size, fold, sample, line, cell, labels, bits, p, targets)
             for n in range(count):
-                right[n] = p[max(found[n], 0), n]
-                counts[n] = np.float32(found[n] >= 0)
+                right[n] = p[max(targets[n], 0), n]
+                counts[n] = np.float32(targets[n] >= 0)
             _softmax(p, classes, count, top, total, powers)
             for k in range(classes):
                 near = np.float32(0)
@@ -175,9 +175,9 @@ def sum_loss(x, shift, classes, size, fold, sample, row, rows, labels, sums):  #
                 sums[k] += near
             entropy = 0.0
             for n in range(count):
-                if found[n] >= 0:
-                    sums[classes + found[n]] += p[found[n], n]
-                    sums[2 * classes + found[n]] += 1
+                if targets[n] >= 0:
+                    sums[classes + targets[n]] += p[targets[n], n]
+                    sums[2 * classes + targets[n]] += 1
                     entropy += np.log(total[n]) - (right[n] - top[n])
             sums[3 * classes] += entropy
 
@@ -202,19 +202,19 @@ def slope_of_loss(  # type: ignore[no-untyped-def]
     """Writes the gradient of a unit's logits to `out`, laid out as x; see `ops.loss` for what it is
     made of.
     """
-    bits, p, top, found = _room(classes, fold**3)
+    bits, p, top, targets = _room(classes, fold**3)
     voxels, most = len(top), len(top) // fold**3
     total, powers = np.empty(voxels, np.float32), np.empty(voxels, np.int32)
     truth, factors = np.empty(voxels, np.float32), np.empty(voxels, np.float32)
     for line in range(row, row + rows):
         for cell in range(0, size[2], most):
-            count, at = _fetch(x, shift, size, fold, sample, line, cell, labels, bits, p, found)
+            count, at = _fetch(x, shift, size, fold, sample, line, cell, labels, bits, p, targets)
             _softmax(p, classes, count, top, total, powers)
             for n in range(count):
-                k = max(found[n], 0)
+                k = max(targets[n], 0)
                 truth[n] = at_truth[sample, k] * p[k, n]
                 top[n] = truth[n] - share
-                factors[n] = factor if found[n] >= 0 else np.float32(0)
+                factors[n] = factor if targets[n] >= 0 else np.float32(0)
             for k in range(classes):
                 each = everywhere[sample, k]
                 for n in range(count):
@@ -226,7 +226,7 @@ def slope_of_loss(  # type: ignore[no-untyped-def]
                 for n in range(count):
                     p[k, n] = p[k, n] * (each - top[n]) * factors[n]
             for n in range(count):
-                p[max(found[n], 0), n] += (truth[n] - share) * factors[n]
+                p[max(targets[n], 0), n] += (truth[n] - share) * factors[n]
             _by_cell(p.reshape(classes, most, fold**3), shift, bits, out[at : at + count * classes])
 
 
@@ -235,13 +235,13 @@ def count_hits(x, shift, classes, size, fold, sample, row, rows, labels, counts)
     """Of a unit: voxels of each class that were found, that are, and that are both; counts (3 ·
     classes) int64.
     """
-    bits, p, top, found = _room(classes, fold**3)
+    bits, p, top, targets = _room(classes, fold**3)
     voxels, most = len(top), len(top) // fold**3
     best = np.empty(voxels, np.int32)
     counts[:] = 0
     for line in range(row, row + rows):
         for cell in range(0, size[2], most):
-            count, _ = _fetch(x, shift, size, fold, sample, line, cell, labels, bits, p, found)
+            count, _ = _fetch(x, shift, size, fold, sample, line, cell, labels, bits, p, targets)
             for n in range(count):
                 top[n] = p[0, n]
                 best[n] = 0
@@ -251,7 +251,7 @@ def count_hits(x, shift, classes, size, fold, sample, row, rows, labels, counts)
                     top[n] = p[k, n] if more else top[n]
                     best[n] = k if more else best[n]
             for n in range(count):
-                if found[n] >= 0:
+                if targets[n] >= 0:
                     counts[best[n]] += 1
-                    counts[classes + found[n]] += 1
-                    counts[2 * classes + found[n]] += best[n] == found[n]
+                    counts[classes + targets[n]] += 1
+                    counts[2 * classes + targets[n]] += best[n] == targets[n]

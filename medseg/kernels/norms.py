@@ -53,15 +53,15 @@ def _measure_slope(
         broadcast(builder, slope),
         centre.load(),
     )
-    total, weighted = Sum(builder, sums), Sum(builder, sums.at(LANES))
+    total, moment = Sum(builder, sums), Sum(builder, sums.at(LANES))
     with loop(builder, count) as n:
         at = builder.mul(n.index, column)
         voxel, down = x.load(at), grad.load(at)
         before = _before(builder, offset.plus(factor, voxel), down, leak)
         total.add(before)
-        weighted.add(before, voxel - middle)
+        moment.add(before, voxel - middle)
     total.store()
-    weighted.store()
+    moment.store()
 
 
 @emitted
@@ -82,9 +82,9 @@ def _settle_slope(
 
 def _before(builder: Any, y: Any, grad: Any, leak: Any) -> Any:
     """The gradient in front of a leaky ReLU that got y."""
-    leaked = builder.fmul(grad.value, leak.value)
+    product = builder.fmul(grad.value, leak.value)
     return Lanes(
-        builder, builder.select(builder.fcmp_ordered(">", y.value, ZERO), grad.value, leaked)
+        builder, builder.select(builder.fcmp_ordered(">", y.value, ZERO), grad.value, product)
     )
 
 

@@ -24,16 +24,16 @@ def _cell(at, size):  # type: ignore[no-untyped-def]
 def chosen_of(outputs, regions, threshold):  # type: ignore[no-untyped-def]
     """The first of the largest outputs (K,); of regions 1 + the last one not below the threshold, 0
     where none is."""
-    chosen = 0
+    number = 0
     if regions:
         for n in range(len(outputs)):
             if outputs[n] >= threshold:
-                chosen = n + 1
+                number = n + 1
     else:
         for n in range(1, len(outputs)):
-            if outputs[n] > outputs[chosen]:
-                chosen = n
-    return chosen
+            if outputs[n] > outputs[number]:
+                number = n
+    return number
 
 
 @njit(cache=True, nogil=True)
@@ -61,7 +61,7 @@ def paint_outputs(  # type: ignore[no-untyped-def]
     interpolated with. shares: outputs are probabilities, else logits, for `wanted` (M - 1,) maps.
     """
     outputs = block.shape[3]
-    found = np.empty(outputs, np.float32)
+    mixture = np.empty(outputs, np.float32)
     for i in range(low, high):
         for j in range(left, right):
             for k in range(labels.shape[2]):
@@ -102,10 +102,10 @@ def paint_outputs(  # type: ignore[no-untyped-def]
                     total += np.float64(block[a1, b0, z1, n]) * (fx * gy * fz)
                     total += np.float64(block[a1, b1, z0, n]) * (fx * fy * gz)
                     total += np.float64(block[a1, b1, z1, n]) * (fx * fy * fz)
-                    found[n] = np.float32(total * share)
-                labels[i, j, k] = values[chosen_of(found, regions, threshold)]
+                    mixture[n] = np.float32(total * share)
+                labels[i, j, k] = values[chosen_of(mixture, regions, threshold)]
                 if maps.shape[0]:
-                    confide(found, regions, shares, wanted, maps[:, i, j, k])
+                    confide(mixture, regions, shares, wanted, maps[:, i, j, k])
 
 
 @njit(cache=True, nogil=True)
@@ -149,19 +149,19 @@ def count_outputs(block, best, regions, shares, sums):  # type: ignore[no-untype
     for a in range(block.shape[0]):
         for b in range(block.shape[1]):
             for c in range(block.shape[2]):
-                chosen = best[a, b, c]
-                if chosen == 0:
+                number = best[a, b, c]
+                if number == 0:
                     continue
                 outputs = block[a, b, c]
                 if regions:
-                    p = outputs[chosen - 1]
+                    p = outputs[number - 1]
                     p = p if shares else 1 / (1 + np.exp(-p))
                 elif shares:
-                    p = outputs[chosen]
+                    p = outputs[number]
                 else:
                     total = 0.0
                     for k in range(len(outputs)):
-                        total += np.exp(outputs[k] - outputs[chosen])
+                        total += np.exp(outputs[k] - outputs[number])
                     p = 1 / total
-                sums[chosen, 0] += p
-                sums[chosen, 1] += 1
+                sums[number, 0] += p
+                sums[number, 1] += 1

@@ -165,7 +165,7 @@ def _compare_two(
     for n in range(_RUN // LANES):
         largest = most.load(n * LANES).value
         where = builder.gep(place, [INT(n)])
-        chosen = builder.load(where, align=4)
+        numbers = builder.load(where, align=4)
         for k, totals in zip(pair, sums):
             value = builder.load(totals[n])
             larger = builder.fcmp_ordered(">", value, largest)
@@ -173,12 +173,12 @@ def _compare_two(
                 ir.Constant(WORDS, ir.Undefined), builder.trunc(k, _WORD), _WORD(0)
             )
             number = builder.shuffle_vector(number, number, ir.Constant(WORDS, [0] * LANES))
-            largest, chosen = (
+            largest, numbers = (
                 builder.select(larger, value, largest),
-                builder.select(larger, number, chosen),
+                builder.select(larger, number, numbers),
             )
         most.store(Lanes(builder, largest), n * LANES)
-        builder.store(chosen, where, align=4)
+        builder.store(numbers, where, align=4)
 
 
 @njit(cache=True, nogil=True)
@@ -223,17 +223,17 @@ def _classes(turned, weights, bias, headed, regions, logits, most, out):  # type
 def choose(low, high, block, weights, bias, headed, regions, out):  # type: ignore[no-untyped-def]
     """out[low:high] (X, Y, Z) uint16: the class chosen at every voxel of block (X, Y, Z, F)."""
     width = block.shape[3]
-    turned = np.zeros((width, _RUN), np.float32)
+    features = np.zeros((width, _RUN), np.float32)
     logits, most = np.empty(_RUN, np.float32), np.empty(_RUN, np.float32)
-    found = np.empty(_RUN, np.int32)
+    classes = np.empty(_RUN, np.int32)
     direct = not headed and not regions and width >= LANES
     flat = block.reshape(-1)
-    voxels, chosen, rows = block.reshape(-1, width), out.reshape(-1), turned.reshape(-1)
+    voxels, flat_out, rows = block.reshape(-1, width), out.reshape(-1), features.reshape(-1)
     plane = block.shape[1] * block.shape[2]
     if direct:
         for n in range(low * plane, high * plane):
-            _first_largest(flat, n * width, flat, n * width, np.float32(0), width, found, 0)
-            chosen[n] = found[0]
+            _first_largest(flat, n * width, flat, n * width, np.float32(0), width, classes, 0)
+            flat_out[n] = classes[0]
         return
     for begin in range(low * plane, high * plane, _RUN):
         run = voxels[begin : min(begin + _RUN, high * plane)]
@@ -244,11 +244,11 @@ def choose(low, high, block, weights, bias, headed, regions, out):  # type: igno
         else:
             for n in range(len(run)):
                 for f in range(width):
-                    turned[f, n] = run[n, f]
-        _classes(turned, weights, bias, headed, regions, logits, most, found)
-        target = chosen[begin : begin + len(run)]
+                    features[f, n] = run[n, f]
+        _classes(features, weights, bias, headed, regions, logits, most, classes)
+        target = flat_out[begin : begin + len(run)]
         for n in range(len(run)):
-            target[n] = found[n]
+            target[n] = classes[n]
 
 
 @emitted
@@ -401,19 +401,19 @@ def certainty(low, high, block, weights, bias, headed, regions, best, step):  # 
     for a in range(low + -low % step, high, step):
         for b in range(0, block.shape[1], step):
             for c in range(0, block.shape[2], step):
-                chosen = best[a, b, c]
-                if chosen == 0:
+                number = best[a, b, c]
+                if number == 0:
                     continue
                 _logits(block[a, b, c], weights, bias, headed, logits)
                 if regions:
-                    p = 1 / (1 + np.exp(-logits[chosen - 1]))
+                    p = 1 / (1 + np.exp(-logits[number - 1]))
                 else:
                     total = 0.0
                     for k in range(len(logits)):
-                        total += np.exp(logits[k] - logits[chosen])
+                        total += np.exp(logits[k] - logits[number])
                     p = 1 / total
-                sums[chosen, 0] += p
-                sums[chosen, 1] += 1
+                sums[number, 0] += p
+                sums[number, 1] += 1
     return sums
 
 
@@ -526,9 +526,9 @@ def paint(  # type: ignore[no-untyped-def]
     class; of regions of none, and then of each.
     """
     width = block.shape[3]
-    mixed, turned = np.zeros((_RUN, width), np.float32), np.zeros((width, _RUN), np.float32)
+    mixtures, features = np.zeros((_RUN, width), np.float32), np.zeros((width, _RUN), np.float32)
     logits, most = np.empty(_RUN, np.float32), np.empty(_RUN, np.float32)
-    found, places = np.empty(_RUN, np.int32), np.empty((_RUN, 3), np.int32)
+    classes, places = np.empty(_RUN, np.int32), np.empty((_RUN, 3), np.int32)
     across, lower, flat = np.empty(2 * width, np.float32), 0, block.reshape(-1)
     direct = not headed and not regions and width >= LANES
     pending = 0  # voxels that are mixed and not yet painted
@@ -613,21 +613,23 @@ def paint(  # type: ignore[no-untyped-def]
                 upper = 1 - lower
                 if direct:
                     _first_largest(
-                        across, lower * width, across, upper * width, fz, width, found, 0
+                        across, lower * width, across, upper * width, fz, width, classes, 0
                     )
-                    labels[i, j, k] = values[found[0]]
+                    labels[i, j, k] = values[classes[0]]
                     continue
                 for f in range(width):
-                    mixed[pending, f] = (one - fz) * across[lower * width + f] + fz * across[
+                    mixtures[pending, f] = (one - fz) * across[lower * width + f] + fz * across[
                         upper * width + f
                     ]
                 places[pending, 0], places[pending, 1], places[pending, 2] = i, j, k
                 pending += 1
                 if pending == _RUN:
-                    _settle(mixed, turned, weights, bias, headed, regions, logits, most, found)
+                    _settle(
+                        mixtures, features, weights, bias, headed, regions, logits, most, classes
+                    )
                     for n in range(pending):
-                        labels[places[n, 0], places[n, 1], places[n, 2]] = values[found[n]]
+                        labels[places[n, 0], places[n, 1], places[n, 2]] = values[classes[n]]
                     pending = 0
-    _settle(mixed, turned, weights, bias, headed, regions, logits, most, found)
+    _settle(mixtures, features, weights, bias, headed, regions, logits, most, classes)
     for n in range(pending):
-        labels[places[n, 0], places[n, 1], places[n, 2]] = values[found[n]]
+        labels[places[n, 0], places[n, 1], places[n, 2]] = values[classes[n]]

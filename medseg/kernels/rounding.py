@@ -45,21 +45,21 @@ def sure_classes(low, high, block, regions, out):  # type: ignore[no-untyped-def
         for b in range(block.shape[1]):
             for c in range(block.shape[2]):
                 logits = block[a, b, c]
-                sure, chosen = True, 0
+                sure, number = True, 0
                 if regions:
                     for n in range(len(logits)):
                         if logits[n] > 0:
-                            chosen = n + 1
+                            number = n + 1
                             sure = sure and logits[n] > 2.0**-14
                 else:
                     for n in range(1, len(logits)):
-                        if logits[n] > logits[chosen]:
-                            chosen = n
-                    most = logits[chosen]
+                        if logits[n] > logits[number]:
+                            number = n
+                    most = logits[number]
                     for n in range(len(logits)):
                         apart = 2.0**-9 * max(abs(logits[n]), abs(most)) + 2.0**-23
-                        sure = sure and (n == chosen or most - logits[n] > apart)
-                out[a, b, c] = chosen if sure else 65535
+                        sure = sure and (n == number or most - logits[n] > apart)
+                out[a, b, c] = number if sure else 65535
 
 
 @njit(cache=True, nogil=True)
@@ -154,7 +154,7 @@ def _add_line(total, lower, upper, x, y, fz):  # type: ignore[no-untyped-def]
 def _chosen(logits, regions, halved):  # type: ignore[no-untyped-def]
     """The class of rounded logits (K,): the first of the largest, or the last region above 0."""
     if regions:
-        chosen = 0
+        number = 0
         for n in range(len(logits)):
             value = logits[n]
             if halved and 0 < value < 2.0**-13:
@@ -162,8 +162,8 @@ def _chosen(logits, regions, halved):  # type: ignore[no-untyped-def]
             if not halved:
                 value = np.float32(value)
             if value > 0:
-                chosen = n + 1
-        return chosen
+                number = n + 1
+        return number
     most = logits[0]
     for n in range(1, len(logits)):
         if logits[n] > most:

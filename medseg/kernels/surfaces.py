@@ -23,12 +23,12 @@ def border_map(labels, start, stop, out):  # type: ignore[no-untyped-def]
     """
     depth, height, width = labels.shape
     nothing = np.zeros(width, np.uint8)
-    padded = np.zeros(width + 2, np.uint8)
+    padded_row = np.zeros(width + 2, np.uint8)
     for a in range(start, stop):
         for b in range(height):
             row = labels[a, b]
             for c in range(width):
-                padded[c + 1] = row[c]
+                padded_row[c + 1] = row[c]
             above = labels[a - 1, b] if a else nothing
             below = labels[a + 1, b] if a + 1 < depth else nothing
             before = labels[a, b - 1] if b else nothing
@@ -40,8 +40,8 @@ def border_map(labels, start, stop, out):  # type: ignore[no-untyped-def]
                     | (one ^ below[c])
                     | (one ^ before[c])
                     | (one ^ after[c])
-                    | (one ^ padded[c])
-                    | (one ^ padded[c + 2])
+                    | (one ^ padded_row[c])
+                    | (one ^ padded_row[c + 2])
                 )
                 out[a, b, c] = one if differs else np.uint8(0)
 
@@ -264,7 +264,7 @@ def nearest_far(numbers, value, groups, blocks, block, others, other_labels, spa
     distance = np.full(len(numbers), np.inf)
     first = np.full(len(blocks), -1)
     last = np.zeros(len(blocks), np.int64)
-    listed = np.empty((1024, 3), np.float64)
+    points = np.empty((1024, 3), np.float64)
     count = 0
     height, width = others.shape[1], others.shape[2]
     group_boxes, boxes = np.empty((len(groups), 6)), np.empty((len(blocks), 6))
@@ -314,28 +314,28 @@ def nearest_far(numbers, value, groups, blocks, block, others, other_labels, spa
                                 if there == value or (
                                     there == SEVERAL and is_around(other_labels, i, j, k, value)
                                 ):
-                                    if count == len(listed):
-                                        listed = _twice_as_long(listed)
-                                    listed[count, 0] = i * spacing[0]
-                                    listed[count, 1] = j * spacing[1]
-                                    listed[count, 2] = k * spacing[2]
+                                    if count == len(points):
+                                        points = _twice_as_long(points)
+                                    points[count, 0] = i * spacing[0]
+                                    points[count, 1] = j * spacing[1]
+                                    points[count, 2] = k * spacing[2]
                                     for axis in range(3):
-                                        boxes[m, axis] = min(boxes[m, axis], listed[count, axis])
+                                        boxes[m, axis] = min(boxes[m, axis], points[count, axis])
                                         boxes[m, 3 + axis] = max(
-                                            boxes[m, 3 + axis], listed[count, axis]
+                                            boxes[m, 3 + axis], points[count, axis]
                                         )
                                     count += 1
                     last[m] = count
                 for e in range(first[m], last[m]):
-                    squared = (
-                        (at[0] - listed[e, 0]) ** 2
-                        + (at[1] - listed[e, 1]) ** 2
-                        + (at[2] - listed[e, 2]) ** 2
+                    square = (
+                        (at[0] - points[e, 0]) ** 2
+                        + (at[1] - points[e, 1]) ** 2
+                        + (at[2] - points[e, 2]) ** 2
                     )
-                    if squared < best:
-                        best = squared
+                    if square < best:
+                        best = square
                         for axis in range(3):
-                            guess[axis] = listed[e, axis]
+                            guess[axis] = points[e, axis]
         distance[n] = np.sqrt(best)
     return distance
 

@@ -84,18 +84,18 @@ def distances_in_rows(target, spacing, out, start, stop):  # type: ignore[no-unt
     line, result = np.empty(height, np.float32), np.empty(height, np.float32)
     for a in range(start, stop):
         for b in range(height):
-            seen = -1
+            nearest = -1
             for c in range(width):
                 if target[a, b, c]:
-                    seen = c
-                step = (c - seen) * spacing[2]
-                out[a, b, c] = step * step if seen >= 0 else FAR
-            seen = -1
+                    nearest = c
+                step = (c - nearest) * spacing[2]
+                out[a, b, c] = step * step if nearest >= 0 else FAR
+            nearest = -1
             for c in range(width - 1, -1, -1):
                 if target[a, b, c]:
-                    seen = c
-                if seen >= 0:
-                    step = (seen - c) * spacing[2]
+                    nearest = c
+                if nearest >= 0:
+                    step = (nearest - c) * spacing[2]
                     out[a, b, c] = min(out[a, b, c], step * step)
         for c in range(width):
             for b in range(height):
@@ -126,7 +126,7 @@ def spread_once(labels, allowed, out, start, stop):  # type: ignore[no-untyped-d
 
     The largest label wins. Returns how many voxels got one.
     """
-    changed = 0
+    count = 0
     depth, height, width = labels.shape
     for a in range(start, stop):
         for b in range(height):
@@ -145,9 +145,9 @@ def spread_once(labels, allowed, out, start, stop):  # type: ignore[no-untyped-d
                         value = max(value, labels[a, b, c - 1])
                     if c + 1 < width:
                         value = max(value, labels[a, b, c + 1])
-                    changed += value != 0
+                    count += value != 0
                 out[a, b, c] = value
-    return changed
+    return count
 
 
 @njit(cache=True, nogil=True)

@@ -52,9 +52,9 @@ class Lanes:
 
     def activated(self, slope: Lanes) -> Lanes:
         """Leaky ReLU of a slope from 0 to 1; NaN stays."""
-        leaked = self.builder.fmul(self.value, slope.value)
-        positive = self.builder.fcmp_ordered(">", self.value, leaked)
-        return Lanes(self.builder, self.builder.select(positive, self.value, leaked))
+        product = self.builder.fmul(self.value, slope.value)
+        positive = self.builder.fcmp_ordered(">", self.value, product)
+        return Lanes(self.builder, self.builder.select(positive, self.value, product))
 
 
 class Memory:
@@ -87,8 +87,8 @@ class Memory:
             bits, sixteen = b.bitcast(value, WORDS), ir.Constant(WORDS, [16] * LANES)
             odd = b.and_(b.lshr(bits, sixteen), ir.Constant(WORDS, [1] * LANES))
             # A NaN that arithmetic makes stays one: its low bits are zero.
-            rounded = b.add(bits, b.add(odd, ir.Constant(WORDS, [0x7FFF] * LANES)))
-            value = b.trunc(b.lshr(rounded, sixteen), HALVES)
+            rounded_bits = b.add(bits, b.add(odd, ir.Constant(WORDS, [0x7FFF] * LANES)))
+            value = b.trunc(b.lshr(rounded_bits, sixteen), HALVES)
         b.store(
             value,
             b.bitcast(self.at(offset).pointer, kind.as_pointer()),

@@ -190,13 +190,13 @@ def _direct(voxels: int) -> Any:
                         source.broadcast(n + k), factor
                     )
                     builder.store(voxel.value, total)
-        measured = Moments(builder, moments)
+        tally = Moments(builder, moments)
         for n, total in enumerate(sums):
             with builder.if_then(builder.icmp_signed("<", ir.Constant(INT, n), width), likely=True):
                 voxel = Lanes(builder, builder.load(total))
                 y.stream(voxel, builder.mul(column, ir.Constant(INT, n)))
-                measured.add(voxel)
-        measured.store()
+                tally.add(voxel)
+        tally.store()
 
     return emitted(direct)
 

@@ -6,10 +6,10 @@ from medseg import door
 
 if TYPE_CHECKING:
     from medseg.models.bundle_writing import (
-        bundle_config as bundle_config,
         bundle_metadata as bundle_metadata,
         bundle_notes as bundle_notes,
         bundle_recipe as bundle_recipe,
+        inference_config as inference_config,
     )
     from medseg.models.card import model_card as model_card
     from medseg.models.coarse import plain_name as plain_name
@@ -58,12 +58,13 @@ if TYPE_CHECKING:
         StepRecipe as StepRecipe,
         Turn as Turn,
     )
+    from medseg.models.weights import load_plain as load_plain
 
 __getattr__, __dir__ = door(
     __name__,
     {
         "bundle_writing": (
-            "bundle_config",
+            "inference_config",
             "bundle_metadata",
             "bundle_notes",
             "bundle_recipe",
@@ -83,6 +84,7 @@ __getattr__, __dir__ = door(
         "monai_steps": ("monai_recipe",),
         "recipe": ("ChannelScale", "Recipe", "Resampling"),
         "sets": ("ModelSet",),
+        "weights": ("load_plain",),
         "steps": (
             "Crop",
             "Curve",

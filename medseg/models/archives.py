@@ -40,10 +40,10 @@ def unpacked(
         if key in _OPENED:
             return _OPENED[key]
         with zipfile.ZipFile(path) as archive:
-            wanted = _members(archive, path, is_needed, nothing)
+            members = _members(archive, path, is_needed, nothing)
             folder = _HELD.enter_context(private_folder())
             left = MAX_ARCHIVE_BYTES
-            for entry in wanted:
+            for entry in members:
                 left -= _extract(archive, entry, folder, most=left)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError):
         raise BadModel(f"{path}: is damaged or no zip; fetch the model again") from None
@@ -75,7 +75,7 @@ def _members(
         raise BadModel(f"{path}: holds {len(entries)} files, more than the {MAX_ENTRIES} allowed")
     for entry in entries:
         _check_entry(entry, path)
-    wanted = [
+    members = [
         entry
         for entry in entries
         if not entry.is_dir() and _parts(entry)[0] != "__MACOSX" and is_needed(_parts(entry))
@@ -91,9 +91,9 @@ def _members(
                 f"{path}: holds the archive {inner[0]!r:.120}; unpack the outer one and give that"
             )
         )
-    if sum(entry.file_size for entry in wanted) > MAX_ARCHIVE_BYTES:
+    if sum(entry.file_size for entry in members) > MAX_ARCHIVE_BYTES:
         raise BadModel(f"{path}: unpacks to more than the {MAX_ARCHIVE_BYTES / 1e9:.0f} GB allowed")
-    return wanted
+    return members
 
 
 def _parts(entry: zipfile.ZipInfo) -> tuple[str, ...]:

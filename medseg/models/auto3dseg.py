@@ -52,12 +52,12 @@ def _has_model(names: Sequence[str]) -> bool:
 
 def _model_file(folder: Path) -> Path | None:
     """The one `model.pt` in a folder or not far below it; beside it lies `labels.csv`."""
-    found = []
+    files = []
     for depth in range(_FOLDERS + 1):
-        found += sorted(folder.glob("*/" * depth + "model.pt"))
-    found = [path for path in found if (path.parent / "labels.csv").is_file()]
+        files += sorted(folder.glob("*/" * depth + "model.pt"))
+    files = [path for path in files if (path.parent / "labels.csv").is_file()]
     alone = [folder / "model.pt"] if (folder / "model.pt").is_file() else []
-    return found[0] if len(found) == 1 else next(iter(alone), None)
+    return files[0] if len(files) == 1 else next(iter(alone), None)
 
 
 def _is_needed(parts: tuple[str, ...]) -> bool:
@@ -138,8 +138,8 @@ def load_auto3dseg(path: Path) -> list[WeightsCheckpoint]:
         return f"head.{head[2]}" if int(head[1]) == last else None
 
     state = state_of(content, ("state_dict",), file)
-    expected = {key: value.shape for key, value in network.state_dict().items()}
-    weights = fitted(state, expected, file, name_of=medseg_name)
+    shapes = {key: value.shape for key, value in network.state_dict().items()}
+    weights = fitted(state, shapes, file, name_of=medseg_name)
     spec = spec.model_copy(update={"sha256": sha256_of(file)})
     return [WeightsCheckpoint(spec, table, file.parent, weights=weights)]
 
@@ -207,9 +207,9 @@ def _spec(settings: _Settings, path: Path, table: LabelTable) -> tuple[ModelSpec
 def _named(table: LabelTable, values: Sequence[int]) -> LabelTable:
     """The structures of a model in the table's order; those that it leaves out are called by their
     numbers."""
-    kept = [label for label in table.labels if label.value in values]
+    labels = [label for label in table.labels if label.value in values]
     left = {value: f"label {value}" for value in values if value not in table}
-    return LabelTable((*kept, *table_of(left).labels))
+    return LabelTable((*labels, *table_of(left).labels))
 
 
 def _network(settings: _Settings) -> tuple[dict[str, Any], int, int]:
@@ -229,13 +229,13 @@ def _network(settings: _Settings) -> tuple[dict[str, Any], int, int]:
     plain = network_of("SegResNetDS", arguments, settings.refuse)
     left = dict(plain.arguments)
     left.pop("dsdepth", None)  # coarser outputs, for training
-    for key, wanted in (
+    for key, values in (
         ("act", ("relu", "RELU")),
         ("preprocess", (None,)),
         ("upsample_mode", ("deconv",)),
         ("blocks_up", (None,)),
     ):
-        if left.pop(key, wanted[0]) not in wanted:
+        if left.pop(key, values[0]) not in values:
             raise settings.refuse(
                 f"its network has {key} {arguments[key]!r:.60}; medseg knows none"
             )
@@ -311,10 +311,10 @@ def _scaling(settings: _Settings, mode: str, channels: tuple[int, ...] | None) -
             Curve(function="logistic", channels=channels),
         ]
     if mode in ("meanstd", "mri", "meanstdtanh"):
-        found: list[Any] = [Standard(nonzero=True, each=channels is None, channels=channels)]
+        steps: list[Any] = [Standard(nonzero=True, each=channels is None, channels=channels)]
         if mode == "meanstdtanh":
-            found.append(Curve(function="tanh", channels=channels))
-        return found
+            steps.append(Curve(function="tanh", channels=channels))
+        return steps
     return [Curve(function="counts", channels=channels)] if mode == "pet" else []
 
 
@@ -327,11 +327,11 @@ def _regions(
     later, smaller one is its own. Of BraTS, where the config does not say, the whole tumour lies
     below the core, and that below what enhances, as in the extension.
     """
-    listed = settings.content.get("class_index")
-    if isinstance(listed, list | tuple) and len(listed) == outputs:
+    groups = settings.content.get("class_index")
+    if isinstance(groups, list | tuple) and len(groups) == outputs:
         sets = [
             {n for n in (one if isinstance(one, list | tuple) else [one]) if type(n) is int}
-            for one in listed
+            for one in groups
         ]
         order = sorted(range(outputs), key=lambda n: -len(sets[n]))
         own = [
@@ -339,7 +339,7 @@ def _regions(
         ]
         if not all(len(one) == 1 for one in own):
             raise settings.refuse(
-                f"its class_index {listed!r:.80} does not say which label each region has alone"
+                f"its class_index {groups!r:.80} does not say which label each region has alone"
             )
         return tuple(order), tuple(next(iter(one)) for one in own)
     if tumours and outputs == 3 and set(table.values) == {1, 2, 3}:

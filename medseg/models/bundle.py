@@ -186,8 +186,8 @@ def _checkpoint(bundle: Bundle, path: Path) -> WeightsCheckpoint:
     network = bare_network(spec)
     content = load_plain(bundle.weights)
     state = state_of(content, ("model", "state_dict", "network", "net"), bundle.weights)
-    expected = {key: value.shape for key, value in network.state_dict().items()}
-    weights = fitted(state, expected, bundle.weights, name_of=lambda key: f"network.{key}")
+    shapes = {key: value.shape for key, value in network.state_dict().items()}
+    weights = fitted(state, shapes, bundle.weights, name_of=lambda key: f"network.{key}")
     spec = spec.model_copy(update={"sha256": sha256_of(bundle.weights)})
     return WeightsCheckpoint(spec, table_of(names), bundle.folder, weights=weights)
 
@@ -195,13 +195,13 @@ def _checkpoint(bundle: Bundle, path: Path) -> WeightsCheckpoint:
 def _outputs(bundle: Bundle) -> tuple[dict[int, str], tuple[int, ...]]:
     """Names by label, and the label of each output (of regions in the order in which they are
     painted), background first."""
-    made, count = bundle.decision, bundle.network.outputs
+    decision, count = bundle.decision, bundle.network.outputs
     channels = _channel_names(bundle.metadata, "outputs")
 
     def named(output: int, value: int) -> str:
         return channels.get(output, "").strip() or f"label {value}"
 
-    if not made.regions:
+    if not decision.regions:
         first = channels.get(0, "background").strip().casefold()
         if first.replace("_", " ") not in _BACKGROUND:
             raise bundle.config.refuse(
@@ -210,18 +210,18 @@ def _outputs(bundle: Bundle) -> tuple[dict[int, str], tuple[int, ...]]:
             )
         values = tuple(range(count))
         return {value: named(value, value) for value in values[1:]}, values
-    order = made.order or tuple(range(count))
-    labels = made.values or tuple(range(1, count + 1))
+    order = decision.order or tuple(range(count))
+    labels = decision.values or tuple(range(1, count + 1))
     return {v: named(output, v) for output, v in zip(order, labels)}, (0, *labels)
 
 
 def _channel_names(metadata: Mapping[str, Any], side: str) -> dict[int, str]:
     """Number to name of the channels of the network's inputs or outputs, as far as told."""
-    found: Any = metadata.get("network_data_format")
-    found = found.get(side) if isinstance(found, dict) else None
-    first = next(iter(found.values()), None) if isinstance(found, dict) else None
-    if isinstance(found, dict) and "pred" in found:
-        first = found["pred"]
+    data_format: Any = metadata.get("network_data_format")
+    data_format = data_format.get(side) if isinstance(data_format, dict) else None
+    first = next(iter(data_format.values()), None) if isinstance(data_format, dict) else None
+    if isinstance(data_format, dict) and "pred" in data_format:
+        first = data_format["pred"]
     table = first.get("channel_def") if isinstance(first, dict) else None
     if not isinstance(table, dict):
         return {}
@@ -265,9 +265,9 @@ def _spec(bundle: Bundle, path: Path, values: tuple[int, ...]) -> ModelSpec:
 def _card(bundle: Bundle) -> dict[str, Any]:
     """What is to be kept of a bundle: who made it, when, and what may be done with it."""
     facts = bundle.metadata
-    known = ("version", "authors", "copyright", "intended_use", "data_source", "monai_version")
+    keys = ("version", "authors", "copyright", "intended_use", "data_source", "monai_version")
     card: dict[str, Any] = {"made_by": "MONAI bundle", "network": bundle.network.name}
-    card |= {key: text for key in known if (text := _text(facts.get(key)))}
+    card |= {key: text for key in keys if (text := _text(facts.get(key)))}
     card |= licences(bundle.folder)
     card["notes"] = list(bundle.decision.notes)
     return card
@@ -279,7 +279,7 @@ def licences(folder: Path) -> dict[str, str]:
         "license": ("LICENSE", "LICENSE.txt", "LICENSE.md", "license.txt", "LICENCE"),
         "data_license": ("docs/data_license.txt", "docs/data_license.md", "data_license.txt"),
     }
-    found = {}
+    texts = {}
     for key, names in places.items():
         for name in names:
             if (folder / name).is_file():
@@ -287,10 +287,10 @@ def licences(folder: Path) -> dict[str, str]:
                     text = read_text(folder / name, max_bytes=1 << 20)
                 except BadFile as error:
                     raise BadModel(str(error)) from None
-                found[key] = "\n".join(harmless(line) for line in text.strip().splitlines())
-                found[key] = found[key][:_MAX_LICENCE]
+                texts[key] = "\n".join(harmless(line) for line in text.strip().splitlines())
+                texts[key] = texts[key][:_MAX_LICENCE]
                 break
-    return found
+    return texts
 
 
 def _text(value: Any) -> str:

@@ -93,10 +93,10 @@ class Config:
         while isinstance(raw, str):
             self._count(where, len(stack))
             text = raw.strip()
-            found = _REFERENCE.fullmatch(text.removeprefix("$").strip())
-            if found is None or not text.startswith(("@", "$")):
+            match = _REFERENCE.fullmatch(text.removeprefix("$").strip())
+            if match is None or not text.startswith(("@", "$")):
                 break
-            raw, stack = self._referred(found[1], where, stack)
+            raw, stack = self._referred(match[1], where, stack)
         return raw
 
     def component(
@@ -121,9 +121,9 @@ class Config:
         plain = target if isinstance(target, str) else ""
         name = next((plain.removeprefix(h) for h in homes if plain.startswith(h)), plain)
         if name not in known:
-            listed = ", ".join(sorted(known))
+            names = ", ".join(sorted(known))
             raise self.refuse(
-                f"{where} wants {_shown(target)}, which medseg does not run; it knows {listed}"
+                f"{where} wants {_shown(target)}, which medseg does not run; it knows {names}"
             )
         if mode != "default":
             raise self.refuse(f"{where} has the mode {_shown(mode)}; medseg knows only default")
@@ -142,12 +142,12 @@ class Config:
             raise self.refuse(f"{where} takes its text from elsewhere ({raw:.80}); medseg does not")
         if raw.startswith("$"):
             return self._expression(raw[1:], where, stack, depth=depth)
-        found = _REFERENCE.fullmatch(raw.strip())
-        if found is None:
+        match = _REFERENCE.fullmatch(raw.strip())
+        if match is None:
             if raw.startswith("@"):
                 raise self.refuse(f"{where} refers to {raw:.80}, which medseg does not understand")
             return raw
-        return self._reference(found[1], where, stack, depth=depth)
+        return self._reference(match[1], where, stack, depth=depth)
 
     def _reference(self, name: str, where: str, stack: tuple[str, ...], depth: int) -> Any:
         target, stack = self._referred(name, where, stack)
@@ -163,15 +163,15 @@ class Config:
         if name in stack:
             circle = " -> ".join(f"@{one}" for one in (*stack[stack.index(name) :], name))
             raise self.refuse(f"{where} refers to itself: {circle:.200}")
-        found: Any = self.tree
+        node: Any = self.tree
         for part in name.split("#"):
-            if isinstance(found, dict) and part in found:
-                found = found[part]
-            elif isinstance(found, list) and part.isdecimal() and int(part) < len(found):
-                found = found[int(part)]
+            if isinstance(node, dict) and part in node:
+                node = node[part]
+            elif isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+                node = node[int(part)]
             else:
                 raise self.refuse(f"{where} refers to @{name:.80}, and there is no such place")
-        return found, (*stack, name)
+        return node, (*stack, name)
 
     def _expression(self, text: str, where: str, stack: tuple[str, ...], depth: int) -> Any:
         names: list[str] = []
@@ -181,11 +181,11 @@ class Config:
             return f"{_PLACE}{len(names) - 1}"
 
         tree = parsed(_REFERENCE.sub(placed, text), text, self.refuse, where=where)
-        allowed = _Allowed(
+        expression = _Allowed(
             shown=text, where=where, refuse=self.refuse, names=names, config=self, stack=stack
         )
-        allowed.check(tree)
-        return allowed.worked_out(tree, depth + 1)
+        expression.check(tree)
+        return expression.worked_out(tree, depth + 1)
 
 
 def parsed(text: str, shown: str, refuse: Callable[[str], BadModel], where: str) -> ast.expr:
@@ -276,13 +276,13 @@ class _Allowed:
         if isinstance(node, ast.BinOp):
             return self._sum(self.worked_out(node.left, depth), self.worked_out(node.right, depth))
         if isinstance(node, ast.IfExp):
-            chosen = node.body if self.worked_out(node.test, depth) else node.orelse
-            return self.worked_out(chosen, depth)
+            branch = node.body if self.worked_out(node.test, depth) else node.orelse
+            return self.worked_out(branch, depth)
         assert isinstance(node, ast.Call)
-        measured = self.worked_out(node.args[0], depth)
-        if not isinstance(measured, str | list | dict):
+        argument = self.worked_out(node.args[0], depth)
+        if not isinstance(argument, str | list | dict):
             raise self._no("measures what has no length")
-        return len(measured)
+        return len(argument)
 
     def _unary(self, node: ast.UnaryOp, depth: int) -> Any:
         value = self.worked_out(node.operand, depth)

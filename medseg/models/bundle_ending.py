@@ -55,7 +55,7 @@ def read_ending(config: Config, outputs: int, *, resampled: bool) -> Decision:
 
     resampled: the steps before change the grid, so that something has to lead back.
     """
-    made = Decision(outputs=outputs)
+    decision = Decision(outputs=outputs)
     for part in composed(config, "postprocessing", AFTER):
         given = Given(config=config, part=part)
         work = AFTER[part.name]
@@ -66,17 +66,17 @@ def read_ending(config: Config, outputs: int, *, resampled: bool) -> Decision:
             raise config.refuse(
                 f"{part.where}: {part.name} is about {', '.join(keys)}, and the outputs are pred"
             )
-        work(given, keys, made)
+        work(given, keys, decision)
         given.done()
-    if not made.decided:
+    if not decision.decided:
         raise config.refuse("its postprocessing does not say how outputs become labels")
-    if resampled and not made.back:
+    if resampled and not decision.back:
         raise config.refuse(
             "its postprocessing does not bring labels back to the scan's grid (Invertd)"
         )
-    if not made.regions and outputs < 2:
+    if not decision.regions and outputs < 2:
         raise config.refuse("takes the largest of one output, which is always the same")
-    return made
+    return decision
 
 
 def _activate(given: Given, keys: Sequence[str], made: Decision) -> None:
@@ -97,9 +97,9 @@ def _activate(given: Given, keys: Sequence[str], made: Decision) -> None:
 
 def _invert(given: Given, keys: Sequence[str], made: Decision) -> None:
     config = given.config
-    wanted = config.followed(given.part.arguments.get("transform"), given.part.where)
+    transform = config.followed(given.part.arguments.get("transform"), given.part.where)
     given.must_be("post_func", None)
-    if made.back or wanted is not config.followed(
+    if made.back or transform is not config.followed(
         config.tree.get("preprocessing"), "preprocessing"
     ):
         raise given.no("transform", given.part.arguments.get("transform"))
@@ -142,19 +142,19 @@ def _largest_parts(given: Given, keys: Sequence[str], made: Decision) -> None:
     labels = given("applied_labels")
     labels = [labels] if type(labels) is int else labels
     everything = list(made.values) or list(range(1, made.outputs))
-    chosen = everything if labels is None else labels
-    plain = isinstance(chosen, list) and all(type(n) is int and 0 <= n <= 65535 for n in chosen)
+    values = everything if labels is None else labels
+    plain = isinstance(values, list) and all(type(n) is int and 0 <= n <= 65535 for n in values)
     if not plain or not made.decided or (made.regions and not made.values):
         raise given.no("applied_labels", labels)
     given.must_be("independent", True)
     given.must_be("connectivity", None, 3)
     given.must_be("num_components", 1)
     given.must_be("is_onehot", None, False)
-    kept = tuple(n for n in chosen if n)
+    foreground = tuple(n for n in values if n)
     if made.back:
-        made.outer = tuple(dict.fromkeys((*made.outer, *kept)))
+        made.outer = tuple(dict.fromkeys((*made.outer, *foreground)))
     else:
-        made.inner = tuple(dict.fromkeys((*made.inner, *kept)))
+        made.inner = tuple(dict.fromkeys((*made.inner, *foreground)))
 
 
 def _choose(given: Given, keys: Sequence[str], made: Decision) -> None:
@@ -223,8 +223,8 @@ def _compared(node: ast.expr, name: str) -> int | None:
     index = left.slice
     if left.value.id != name or not isinstance(index, ast.List) or len(index.elts) != 1:
         return None
-    found = _whole(index.elts[0])
-    return found if found is not None and found >= 0 else None
+    number = _whole(index.elts[0])
+    return number if number is not None and number >= 0 else None
 
 
 def _whole(node: ast.expr) -> int | None:

@@ -158,18 +158,18 @@ def composed(config: Config, name: str, known: Mapping[str, Any]) -> list[Compon
         return []
     if part.name != "Compose":
         return [part]
-    given = {key: raw for key, raw in part.arguments.items() if key != "transforms"}
-    for key in given:
+    options = {key: raw for key, raw in part.arguments.items() if key != "transforms"}
+    for key in options:
         if key not in ("map_items", "unpack_items", "log_stats", "lazy", "overrides"):
             raise config.refuse(f"{name}: Compose has {key}, which medseg does not know")
-        if config.value(given[key], f"{name}#{key}") not in (True, False, None, [], {}):
+        if config.value(options[key], f"{name}#{key}") not in (True, False, None, [], {}):
             raise config.refuse(f"{name}: Compose has {key}, which medseg does not run")
     raw = _listed(config, part.arguments.get("transforms"), f"{name}#transforms")
-    found = [
+    components = [
         config.component(one, f"{name}#transforms#{n}", known, homes=HOMES["transform"])
         for n, one in enumerate(raw)
     ]
-    return [one for one in found if one is not None]
+    return [one for one in components if one is not None]
 
 
 def _listed(config: Config, raw: Any, where: str, depth: int = 0) -> list[Any]:
@@ -255,8 +255,8 @@ def read_inferer(config: Config) -> Inferer:
     """How windows are laid. Raises `BadModel` for an inferer that is not on the list."""
     if not config.has("inferer"):
         raise config.refuse("has no inferer, which says in which windows the network is run")
-    known = ("SlidingWindowInferer", "SlidingWindowInfererAdapt", "SimpleInferer")
-    part = config.component(config.tree["inferer"], "inferer", known, homes=HOMES["inferer"])
+    names = ("SlidingWindowInferer", "SlidingWindowInfererAdapt", "SimpleInferer")
+    part = config.component(config.tree["inferer"], "inferer", names, homes=HOMES["inferer"])
     if part is None:
         raise config.refuse("inferer is disabled; there is no way to run the network")
     given = Given(config=config, part=part)
@@ -276,7 +276,7 @@ def read_inferer(config: Config) -> Inferer:
     sigma = given.three("sigma_scale", 0.125)
     if not all(0 < share < 100 for share in sigma):
         raise given.no("sigma_scale", list(sigma))
-    found = _inferer(
+    inferer = _inferer(
         (int(roi[0]), int(roi[1]), int(roi[2])),
         overlap=overlap[0] if len(set(overlap)) == 1 else overlap,
         weights=given("mode", "constant"),
@@ -285,7 +285,7 @@ def read_inferer(config: Config) -> Inferer:
         padding_value=given.number("cval", 0.0),
     )
     given.done()
-    return found
+    return inferer
 
 
 #: What a window counts as before it is known how large an image is.

@@ -58,7 +58,7 @@ def _spacing(given: Given, keys: Sequence[str], key: str) -> list[Any]:
     mode = given.single("mode", "bilinear", keys, key=key)
     if mode not in ("bilinear", "nearest"):
         raise given.no("mode", mode)
-    for name, wanted in (
+    for name, default in (
         ("diagonal", False),
         ("padding_mode", "border"),
         ("align_corners", False),
@@ -66,8 +66,8 @@ def _spacing(given: Given, keys: Sequence[str], key: str) -> list[Any]:
         ("recompute_affine", False),
         ("ensure_same_shape", True),
     ):
-        value = given.single(name, wanted, keys, key=key)
-        if value != wanted:
+        value = given.single(name, default, keys, key=key)
+        if value != default:
             raise given.no(name, value)
     dtype = given.single("dtype", "float64", keys, key=key)
     if dtype not in ("float64", "float32", None):

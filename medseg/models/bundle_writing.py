@@ -84,7 +84,37 @@ def _largest_of(step: Mapping[str, Any], spec: ModelSpec) -> list[int] | None:
     return [int(value) for value in step.get("labels") or spec.classes[1:]]
 
 
-def bundle_config(
+#: What runs the parts together: nothing of it depends on the model.
+_WORKFLOW: dict[str, Any] = {
+    "dataset": {
+        "_target_": "Dataset",
+        "data": "$[{'image': i} for i in @datalist]",
+        "transform": "@preprocessing",
+    },
+    "dataloader": {
+        "_target_": "DataLoader",
+        "dataset": "@dataset",
+        "batch_size": 1,
+        "shuffle": False,
+        "num_workers": 0,
+    },
+    "handlers": [{"_target_": "StatsHandler", "iteration_log": False}],
+    "evaluator": {
+        "_target_": "SupervisedEvaluator",
+        "device": "@device",
+        "val_data_loader": "@dataloader",
+        "network": "@network",
+        "inferer": "@inferer",
+        "postprocessing": "@postprocessing",
+        "val_handlers": "@handlers",
+        "amp": False,
+    },
+    "initialize": ["$monai.utils.set_determinism(seed=0)"],
+    "run": ["$@evaluator.run()"],
+}
+
+
+def inference_config(
     spec: ModelSpec, recipe: StepRecipe, network_def: dict[str, Any], *, has_weights: bool
 ) -> dict[str, Any]:
     """`inference.json`. network_def: what makes the network; has_weights: they lie beside it, in
@@ -106,18 +136,6 @@ def bundle_config(
                 {"_target_": "EnsureTyped", "keys": "image"},
             ]
         ),
-        "dataset": {
-            "_target_": "Dataset",
-            "data": "$[{'image': i} for i in @datalist]",
-            "transform": "@preprocessing",
-        },
-        "dataloader": {
-            "_target_": "DataLoader",
-            "dataset": "@dataset",
-            "batch_size": 1,
-            "shuffle": False,
-            "num_workers": 0,
-        },
         "inferer": {
             "_target_": "SlidingWindowInferer",
             "roi_size": [-1 if whole else size for whole, size in zip(recipe.whole, spec.patch)],
@@ -131,27 +149,14 @@ def bundle_config(
             "cval": recipe.padding_value,
         },
         "postprocessing": _composed(_ending(spec, recipe.ending)),
-        "handlers": [{"_target_": "StatsHandler", "iteration_log": False}],
-        "evaluator": {
-            "_target_": "SupervisedEvaluator",
-            "device": "@device",
-            "val_data_loader": "@dataloader",
-            "network": "@network",
-            "inferer": "@inferer",
-            "postprocessing": "@postprocessing",
-            "val_handlers": "@handlers",
-            "amp": False,
-        },
-        "initialize": ["$monai.utils.set_determinism(seed=0)"],
-        "run": ["$@evaluator.run()"],
-    }
+    } | _WORKFLOW
     if has_weights:
         config["checkpointloader"] = {
             "_target_": "CheckpointLoader",
             "load_path": "$@bundle_root + '/models/model.pt'",
             "load_dict": {"model": "@network"},
         }
-        config["initialize"].append("$@checkpointloader(@evaluator)")
+        config["initialize"] = [*_WORKFLOW["initialize"], "$@checkpointloader(@evaluator)"]
     return config
 
 
@@ -170,19 +175,19 @@ def _composed(transforms: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _space(step: Space) -> dict[str, Any]:
-    written = {
+    transform = {
         "_target_": "Spacingd",
         "keys": "image",
         "pixdim": [-1.0 if mm is None else mm for mm in step.spacing_mm],
         "mode": "nearest" if step.nearest else "bilinear",
     }
     if step.low_mm is not None:
-        written["min_pixdim"] = list(step.low_mm)
+        transform["min_pixdim"] = list(step.low_mm)
     if step.high_mm is not None:
-        written["max_pixdim"] = list(step.high_mm)
+        transform["max_pixdim"] = list(step.high_mm)
     if step.single:
-        written["dtype"] = "$numpy.float32"
-    return written
+        transform["dtype"] = "$numpy.float32"
+    return transform
 
 
 #: Step of a recipe -> the transform of MONAI that it is.
@@ -238,16 +243,16 @@ def _ending(spec: ModelSpec, ending: Ending) -> list[dict[str, Any]]:
     activation = ending.activation != "none"
     parts = [{"_target_": "Activationsd", "keys": "pred", ending.activation: True}]
     parts = parts if activation else []
-    decide, decided = _decision(spec, ending)
+    decide, labels = _decision(spec, ending)
     inner = _kept(ending.inner)
     steps = [*parts, invert, *decide] if ending.interpolate else [*parts, *decide, *inner, invert]
     steps += _kept(ending.outer)
-    if decided != spec.classes:
+    if labels != spec.classes:
         steps.append(
             {
                 "_target_": "MapLabelValued",
                 "keys": "pred",
-                "orig_labels": list(decided),
+                "orig_labels": list(labels),
                 "target_labels": list(spec.classes),
             }
         )

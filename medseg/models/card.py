@@ -151,7 +151,7 @@ def _labels(spec: ModelSpec, table: LabelTable) -> str:
 
 
 def _data(facts: Mapping[str, Any]) -> str:
-    cases, found = facts.get("cases", {}), facts.get("fingerprint") or {}
+    cases, fingerprint = facts.get("cases", {}), facts.get("fingerprint") or {}
     lines = []
     if cases:
         lines.append(
@@ -160,13 +160,13 @@ def _data(facts: Mapping[str, Any]) -> str:
         )
         if facts.get("layout"):
             lines[-1] += f", from a data set of the layout {facts['layout']}"
-    if "median_shape" in found:
-        shape = " x ".join(f"{n:g}" for n in found["median_shape"])
-        spacing = " x ".join(f"{mm:g}" for mm in found["median_spacing_mm"])
+    if "median_shape" in fingerprint:
+        shape = " x ".join(f"{n:g}" for n in fingerprint["median_shape"])
+        spacing = " x ".join(f"{mm:g}" for mm in fingerprint["median_spacing_mm"])
         lines.append(
             f"the median scan has {shape} voxels of {spacing} mm along right, anterior, superior"
         )
-        low, high = found["spacing_range_mm"]
+        low, high = fingerprint["spacing_range_mm"]
         if low != high:
             ranges = ", ".join(f"{a:g} to {b:g}" if a != b else f"{a:g}" for a, b in zip(low, high))
             lines[-1] += f" (spacings from {ranges})"
@@ -235,8 +235,8 @@ def _scores(
         sentences.append(
             f"Scans left out of a mean because a structure is missing there: up to {left_out}."
         )
-    if failed := len(scores.get("cases", {}).get("failed", ())):
-        sentences.append(f"Scans that could not be scored: {failed}.")
+    if failures := len(scores.get("cases", {}).get("failed", ())):
+        sentences.append(f"Scans that could not be scored: {failures}.")
     return f"{_table_of_scores(structures, overall, titles)}\n\n{' '.join(sentences)}"
 
 

@@ -32,8 +32,8 @@ def same_task(folder: Path, fine: Sequence[Path]) -> bool:
     except MedsegError:
         return False
     names = {plain_name(name) for name in own.names.values()}
-    wanted = {plain_name(name) for one in others for name in one.names.values()}
-    return wanted <= names and all(one.channel_names == own.channel_names for one in others)
+    fine_names = {plain_name(name) for one in others for name in one.names.values()}
+    return fine_names <= names and all(one.channel_names == own.channel_names for one in others)
 
 
 def coarsest(folders: Sequence[Path], fine: Sequence[Path]) -> Path | None:
@@ -69,9 +69,9 @@ def _voxel_mm3(folder: Path) -> float | None:
         name = last if last in names else names[0]
         if last not in names and len(names) > 1:
             return None
-        planned = configuration(plans, name, len(outputs.channel_names))
+        plan = configuration(plans, name, len(outputs.channel_names))
     except MedsegError:
         return None
-    if planned.previous_stage or planned.dimension == 2:
+    if plan.previous_stage or plan.dimension == 2:
         return None
-    return float(np.prod([mm for mm in planned.spacing_mm if mm is not None]))
+    return float(np.prod([mm for mm in plan.spacing_mm if mm is not None]))

@@ -217,9 +217,9 @@ def _folder_of(name: str) -> Path:
             f"the model '{name}' is nnU-Net's: infer, convert and info read it, and nothing else"
             " does"
         )
-    known = ", ".join(known_models())
+    names = ", ".join(known_models())
     raise BadModel(
-        f"there is no model '{name}': give a model folder, or one that comes with medseg ({known})"
+        f"there is no model '{name}': give a model folder, or one that comes with medseg ({names})"
     )
 
 
@@ -309,12 +309,12 @@ def save_checkpoint(
             for key, value in state.items()
         }
     )
-    checked = ModelSpec(**spec, sha256=hashlib.sha256(content).hexdigest())
+    model_spec = ModelSpec(**spec, sha256=hashlib.sha256(content).hexdigest())
     table.write(folder / "labels.csv")
     with atomic_write(folder / "model.safetensors") as handle:
         handle.write(content)
     with atomic_write(folder / "model.json") as handle:
-        handle.write(_json_of(checked))
+        handle.write(_json_of(model_spec))
 
 
 def _json_of(spec: ModelSpec) -> bytes:
@@ -328,8 +328,8 @@ def _json_of(spec: ModelSpec) -> bytes:
 
 def change_spec(folder: Path, **changes: Any) -> None:
     """Change fields of a model's JSON that do not touch its weights: cleanup, card, description."""
-    checked = ModelSpec.model_validate(
+    model_spec = ModelSpec.model_validate(
         read_json(folder / "model.json", BadModel, max_bytes=MAX_SPEC) | changes
     )
     with atomic_write(folder / "model.json") as handle:
-        handle.write(_json_of(checked))
+        handle.write(_json_of(model_spec))

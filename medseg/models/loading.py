@@ -30,7 +30,7 @@ def load_models(
     folds, checkpoint: of nnU-Net's models, see `load_nnunet`; `BadConfig` where they are given for
     others.
     """
-    found: list[Checkpoint] = []
+    checkpoints: list[Checkpoint] = []
     for given in names:
         name = str(installed_folder(given) or given)
         path = Path(name)
@@ -40,19 +40,19 @@ def load_models(
                     f"--folds and --checkpoint are for models of nnU-Net, and {name} is"
                     " medseg's own"
                 )
-            loaded: list[Checkpoint] | ModelSet = _own(path, name)
-            if not isinstance(loaded, list):
-                return _alone(loaded, name, names)
-            found += loaded
+            own: list[Checkpoint] | ModelSet = _own(path, name)
+            if not isinstance(own, list):
+                return _alone(own, name, names)
+            checkpoints += own
             continue
         foreign = _foreign(path, folds=folds, checkpoint=checkpoint)
         if foreign is None:
-            found.append(load_checkpoint(name))  # which says what there is
+            checkpoints.append(load_checkpoint(name))  # which says what there is
             continue
         if not isinstance(foreign, Sequence):
             return _alone(foreign, name, names)
-        found += foreign
-    return found
+        checkpoints += foreign
+    return checkpoints
 
 
 def _foreign(

@@ -96,13 +96,13 @@ def read_foreign(
     files = fold_files(folder, folds=folds, checkpoint=checkpoint)
     first = load_saved(files[0])
     note = check_trainer(first)
-    planned = configuration(
+    plan = configuration(
         plans, _configuration_name(first, folder, plans), len(outputs.channel_names)
     )
-    network = replace(planned.network, norm="batch") if has_batch_norm(first) else planned.network
-    recipe = _recipe(folder, plans, planned, outputs=outputs, found=found)
-    saved = [first, *(load_saved(file) for file in files[1:])]
-    for other in saved[1:]:
+    network = replace(plan.network, norm="batch") if has_batch_norm(first) else plan.network
+    recipe = _recipe(folder, plans, plan, outputs=outputs, found=found)
+    states = [first, *(load_saved(file) for file in files[1:])]
+    for other in states[1:]:
         if other.configuration != first.configuration or other.mirror != first.mirror:
             raise BadModel(
                 f"{other.path}: is of another configuration than {first.path}; give one with"
@@ -111,9 +111,9 @@ def read_foreign(
     return Foreign(
         folder=folder,
         plans=plans,
-        configuration=planned,
+        configuration=plan,
         outputs=outputs,
-        saved=tuple(saved),
+        saved=tuple(states),
         recipe=recipe,
         network=network,
         notes=(note,) if note else (),
@@ -140,7 +140,7 @@ def _configuration_name(saved: Saved, folder: Path, plans: Plans) -> str:
 def _recipe(
     folder: Path, plans: Plans, planned: Configuration, outputs: Outputs, found: Found | None
 ) -> Recipe:
-    transposed = [2 - axis for axis in plans.transpose]  # nnU-Net counts k, j, i
+    axes = [2 - axis for axis in plans.transpose]  # nnU-Net counts k, j, i
     names = f"{folder.parent.name} {plans.content.get('dataset_name')}"
     turned = plans.reader.endswith("WithReorient") or bool(_TURNED_SETS.search(names))
     logits = planned.logits
@@ -150,7 +150,7 @@ def _recipe(
         )
     return Recipe(
         orientation="RAS" if turned else "auto",
-        axes=(transposed[0], transposed[1], transposed[2]),  # type: ignore[arg-type]
+        axes=(axes[0], axes[1], axes[2]),  # type: ignore[arg-type]
         spacing_mm=planned.spacing_mm,
         crop="nonzero",
         channels=planned.channels,
@@ -261,14 +261,14 @@ def _coarse_of(folder: Path | None) -> list[Checkpoint]:
 def _first_stage(foreign: Foreign) -> list[ForeignCheckpoint]:
     """The checkpoints of a cascade's first stage, of the same trainer and plans, beside its
     second."""
-    wanted = foreign.configuration.previous_stage
+    stage = foreign.configuration.previous_stage
     beside = [folder for folder in model_folders(foreign.folder.parent) if folder != foreign.folder]
     prefix = foreign.folder.name.rsplit("__", 1)[0]
-    folder = next((one for one in beside if one.name == f"{prefix}__{wanted}"), None)
+    folder = next((one for one in beside if one.name == f"{prefix}__{stage}"), None)
     if folder is None:
         raise BadModel(
             f"{foreign.folder}: is the second stage of a cascade, and its first,"
-            f" {prefix}__{wanted}, is not beside it"
+            f" {prefix}__{stage}, is not beside it"
         )
     return checkpoints_of(read_foreign(folder))
 
@@ -280,31 +280,33 @@ def checkpoints_of(foreign: Foreign, *, mirrored: bool = True) -> list[ForeignCh
     is touched.
     """
     table = table_of(foreign.outputs.names)
-    found = []
+    checkpoints = []
     for fold, saved in enumerate(foreign.saved):
         check_finite(saved, _fitted(foreign, fold)[1])
         digest = sha256_of(saved.path)
         spec = _spec(foreign, digest, saved, mirrored=mirrored)
-        found.append(ForeignCheckpoint(spec, table, foreign.folder, foreign=foreign, fold=fold))
-    return found
+        checkpoints.append(
+            ForeignCheckpoint(spec, table, foreign.folder, foreign=foreign, fold=fold)
+        )
+    return checkpoints
 
 
 def _spec(foreign: Foreign, digest: str, saved: Saved, *, mirrored: bool) -> ModelSpec:
-    planned, outputs = foreign.configuration, foreign.outputs
-    own, *others = planned.spacing_mm
+    plan, outputs = foreign.configuration, foreign.outputs
+    own, *others = plan.spacing_mm
     spacing = [min(max(mm, 0.011), 29.9) for mm in (own or others[0], *others)]
-    flat = planned.dimension == 2
+    flat = plan.dimension == 2
     mirror = tuple(axis + flat for axis in foreign.mirror) if mirrored else ()
     return ModelSpec.model_validate(
         {
             "name": _name(foreign),
-            "description": f"{foreign.trainer}, {foreign.plans.name}, {planned.name}, of nnU-Net",
+            "description": f"{foreign.trainer}, {foreign.plans.name}, {plan.name}, of nnU-Net",
             "architecture": "nnunet",
             "options": _options(foreign.network),
             "channels": len(outputs.channel_names),
             "channel_names": outputs.channel_names,
             "classes": outputs.values,
-            "patch": planned.patch,
+            "patch": plan.patch,
             "spacing_mm": tuple(spacing),
             "regions": outputs.regions,
             "mirror": mirror,
@@ -314,7 +316,7 @@ def _spec(foreign: Foreign, digest: str, saved: Saved, *, mirrored: bool) -> Mod
                 "made_by": "nnU-Net v2",
                 "trainer": foreign.trainer,
                 "plans": foreign.plans.name,
-                "configuration": planned.name,
+                "configuration": plan.name,
                 "fold": saved.path.parent.name.removeprefix("fold_"),
                 "checkpoint": saved.path.stem,
                 "reader": foreign.plans.reader,
@@ -339,20 +341,20 @@ def load_nnunet(
 
     folds: '0', 'all'; by default all there are. checkpoint: 'final', 'best' or 'latest'.
     """
-    found = find_model(path)
-    chosen = tuple(folds) or found.folds
+    source = find_model(path)
+    fold_names = tuple(folds) or source.folds
     models = [
         checkpoints_of(
-            read_foreign(part.folder, folds=chosen, checkpoint=checkpoint, found=found),
-            mirrored=found.mirrored,
+            read_foreign(part.folder, folds=fold_names, checkpoint=checkpoint, found=source),
+            mirrored=source.mirrored,
         )
-        for part in found.parts
+        for part in source.parts
     ]
-    if not found.several:
+    if not source.several:
         return models[0]
     labels: list[dict[int, int]] = []
-    names: dict[int, str] = dict(found.names or {})
-    for part, model in zip(found.parts, models):
+    names: dict[int, str] = dict(source.names or {})
+    for part, model in zip(source.parts, models):
         own = part.labels
         if own is None:  # one after the other, as TotalSegmentator counts them
             start = max((value for one in labels for value in one.values()), default=0)
@@ -371,5 +373,5 @@ def load_nnunet(
         models=tuple(map(tuple, models)),
         labels=tuple(labels),
         table=table_of(names),
-        coarse=lambda: _coarse_of(coarsest(found.others, [part.folder for part in found.parts])),
+        coarse=lambda: _coarse_of(coarsest(source.others, [part.folder for part in source.parts])),
     )

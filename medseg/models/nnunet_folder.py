@@ -66,10 +66,8 @@ def find_model(path: Path) -> Found:
     if parts is not None:
         return parts
     if len(folders) > 1:
-        listed = "; ".join(str(folder.relative_to(root)) for folder in folders[:12])
-        raise BadModel(
-            f"{path}: holds {len(folders)} models of nnU-Net; name one of them: {listed}"
-        )
+        names = "; ".join(str(folder.relative_to(root)) for folder in folders[:12])
+        raise BadModel(f"{path}: holds {len(folders)} models of nnU-Net; name one of them: {names}")
     return Found(parts=(Part(folder=folders[0], labels=None),))
 
 
@@ -77,13 +75,13 @@ def model_folders(root: Path) -> list[Path]:
     """The folders at or below `root` that hold plans.json and dataset.json."""
     if (root / "plans.json").is_file() and (root / "dataset.json").is_file():
         return [root]
-    found: list[Path] = []
+    models: list[Path] = []
     level = [root]
     for _ in range(_DEPTH):
         level = sorted(entry for folder in level for entry in _folders(folder))
-        found += [folder for folder in level if _is_model(folder)]
+        models += [folder for folder in level if _is_model(folder)]
         level = [folder for folder in level if not _is_model(folder)]
-    return found
+    return models
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -101,9 +99,9 @@ def _version_one(root: Path) -> Path | None:
     """A file that only nnU-Net v1 writes."""
     for pattern in ("plans.pkl", "model_final_checkpoint.model", "model_best.model"):
         for prefix in ("", "*/", "*/*/", "*/*/*/"):
-            found = next(iter(sorted(root.glob(prefix + pattern))), None)
-            if found is not None:
-                return found
+            file = next(iter(sorted(root.glob(prefix + pattern))), None)
+            if file is not None:
+                return file
     return None
 
 
@@ -152,29 +150,32 @@ def _parts(root: Path, folders: Sequence[Path]) -> Found | None:
     none."""
     for place in (root, root.parent):
         if (place / "parts.json").is_file():
-            found = _listed_parts(place / "parts.json", folders)
-            if found is not None:
-                return found
+            parts = _listed_parts(place / "parts.json", folders)
+            if parts is not None:
+                return parts
     return _named_parts(root, folders)
 
 
 def _named_parts(root: Path, folders: Sequence[Path]) -> Found | None:
     """A set of parts from the names of its folders, as TotalSegmentator gives them."""
-    found = {folder: match for folder in folders if (match := _PART.match(_dataset(folder)))}
-    matches, others = list(found.values()), [folder for folder in folders if folder not in found]
-    if len(found) < 2 or not all(same_task(one, list(found)) for one in others):
+    match_of = {folder: match for folder in folders if (match := _PART.match(_dataset(folder)))}
+    matches, others = (
+        list(match_of.values()),
+        [folder for folder in folders if folder not in match_of],
+    )
+    if len(match_of) < 2 or not all(same_task(one, list(match_of)) for one in others):
         return None
-    ordered = sorted(found.items(), key=lambda pair: int(pair[1]["number"]))
-    numbers = [int(match["number"]) for _, match in ordered]
+    pairs = sorted(match_of.items(), key=lambda pair: int(pair[1]["number"]))
+    numbers = [int(match["number"]) for _, match in pairs]
     sets = {match["set"] for match in matches}
     if numbers != list(range(1, len(numbers) + 1)) or len(sets) > 1:
-        shown = ", ".join(_dataset(folder) for folder in folders)
+        names = ", ".join(_dataset(folder) for folder in folders)
         raise BadModel(
-            f"{root}: its models are parts of one set that is not complete, or of several: {shown}"
+            f"{root}: its models are parts of one set that is not complete, or of several: {names}"
         )
     # TotalSegmentator predicts its sets without mirroring, fold 0, with windows that overlap by a
     # fifth.
-    parts = tuple(Part(folder=folder, labels=None) for folder, _ in ordered)
+    parts = tuple(Part(folder=folder, labels=None) for folder, _ in pairs)
     return Found(
         parts=parts,
         overlap=1 - 0.8,
@@ -197,11 +198,11 @@ def _listed_parts(path: Path, folders: Sequence[Path]) -> Found | None:
     if not isinstance(entries, list) or not isinstance(labels, dict):
         raise BadModel(f"{path}: does not list parts and labels")
     by_name = {_dataset(folder): folder for folder in folders}
-    named = [entry.get("model") if isinstance(entry, dict) else None for entry in entries]
-    if not set(named) <= set(by_name) or len(set(named)) < len(named):
+    names = [entry.get("model") if isinstance(entry, dict) else None for entry in entries]
+    if not set(names) <= set(by_name) or len(set(names)) < len(names):
         return None
-    others = [folder for name, folder in by_name.items() if name not in named]
-    if not all(same_task(one, [by_name[str(name)] for name in named]) for one in others):
+    others = [folder for name, folder in by_name.items() if name not in names]
+    if not all(same_task(one, [by_name[str(name)] for name in names]) for one in others):
         return None
     parts = [_listed_part(entry, by_name[entry["model"]], labels, path=path) for entry in entries]
     overlap = _listed_overlap(content, path)
@@ -255,14 +256,14 @@ def fold_files(folder: Path, *, folds: Sequence[str] = (), checkpoint: str = "fi
     checkpoints = _fold_checkpoints(fold_folders, name)
     missing = [fold for fold in folds if fold not in checkpoints]
     if missing:
-        known = ", ".join(sorted(checkpoints)) or "none"
+        available = ", ".join(sorted(checkpoints)) or "none"
         raise BadModel(
-            f"{folder}: has no fold {missing[0]} with {name}; those that have one: {known}"
+            f"{folder}: has no fold {missing[0]} with {name}; those that have one: {available}"
         )
-    chosen = folds or _default_folds(checkpoints)
-    if not chosen:
+    fold_names = folds or _default_folds(checkpoints)
+    if not fold_names:
         raise _no_weights(folder, fold_folders, name)
-    return [checkpoints[fold] for fold in chosen]
+    return [checkpoints[fold] for fold in fold_names]
 
 
 def _fold_checkpoints(fold_folders: Sequence[Path], name: str) -> dict[str, Path]:
@@ -273,8 +274,8 @@ def _fold_checkpoints(fold_folders: Sequence[Path], name: str) -> dict[str, Path
 
 def _default_folds(folds: Collection[str]) -> list[str]:
     """Every numbered fold, or fold_all if it is the only one."""
-    numbered = sorted(filter(str.isdigit, folds), key=int)
-    return numbered or [fold for fold in folds if fold == "all"]
+    numbers = sorted(filter(str.isdigit, folds), key=int)
+    return numbers or [fold for fold in folds if fold == "all"]
 
 
 def _no_weights(folder: Path, fold_folders: Sequence[Path], name: str) -> BadModel:
@@ -285,8 +286,8 @@ def _no_weights(folder: Path, fold_folders: Sequence[Path], name: str) -> BadMod
             f"{folder}: has plans but no weights (no fold_0/{name}); fetch the whole model"
         )
     short = others[0].removeprefix("checkpoint_").removesuffix(".pth")
-    listed = ", ".join(others)
-    return BadModel(f"{folder}: has no {name}, only {listed}; ask for it with --checkpoint {short}")
+    names = ", ".join(others)
+    return BadModel(f"{folder}: has no {name}, only {names}; ask for it with --checkpoint {short}")
 
 
 def postprocessing_file(folder: Path) -> Path | None:
@@ -327,7 +328,7 @@ def read_postprocessing(path: Path) -> list[list[int]]:
     `BadModel`."""
     content = read_json(path)
     functions, arguments = content.get("postprocessing_fns"), content.get("postprocessing_kwargs")
-    known = "remove_all_but_largest_component_from_segmentation"
+    keep_largest = "remove_all_but_largest_component_from_segmentation"
     if (
         not isinstance(functions, list)
         or not isinstance(arguments, list)
@@ -336,7 +337,7 @@ def read_postprocessing(path: Path) -> list[list[int]]:
         raise BadModel(f"{path}: is not what nnU-Net writes there")
     groups = []
     for function, options in zip(functions, arguments):
-        if function != known:
+        if function != keep_largest:
             raise BadModel(f"{path}: asks for {function!r:.80}, which medseg does not have")
         labels = options.get("labels_or_regions") if isinstance(options, dict) else None
         groups.append(sorted(set(_flat(labels, path))))

@@ -209,24 +209,26 @@ def configuration(plans: Plans, name: str, channels: int) -> Configuration:
 def _resolved(plans: Plans, name: str) -> dict[str, Any]:
     """A configuration with what it inherits; its own keys win."""
     chain: list[dict[str, Any]] = []
-    seen: list[str] = []
-    wanted: Any = name
-    while wanted is not None:
-        if wanted in seen:
+    names: list[str] = []
+    current: Any = name
+    while current is not None:
+        if current in names:
             raise BadModel(
                 f"{plans.path}: the configuration {name} inherits from itself; the plan is damaged"
             )
-        raw = plans.content["configurations"].get(wanted) if isinstance(wanted, str) else None
+        raw = plans.content["configurations"].get(current) if isinstance(current, str) else None
         if not isinstance(raw, dict):
-            known = ", ".join(sorted(plans.content["configurations"]))
-            raise BadModel(f"{plans.path}: has no configuration {wanted!r:.80}; it has {known}")
-        seen.append(wanted)
+            available = ", ".join(sorted(plans.content["configurations"]))
+            raise BadModel(
+                f"{plans.path}: has no configuration {current!r:.80}; it has {available}"
+            )
+        names.append(current)
         chain.append(raw)
-        wanted = raw.get("inherits_from")
-    merged: dict[str, Any] = {}
+        current = raw.get("inherits_from")
+    settings: dict[str, Any] = {}
     for raw in reversed(chain):
-        merged |= raw
-    return merged
+        settings |= raw
+    return settings
 
 
 def _previous(raw: Mapping[str, Any], where: str) -> str | None:
@@ -283,18 +285,18 @@ def _resampling(raw: Mapping[str, Any], what: str, order: int, where: str) -> Re
     options = raw.get(f"resampling_fn_{what}_kwargs") or {}
     if not isinstance(options, dict):
         raise BadModel(f"{where}: resampling_fn_{what}_kwargs is not a set of options")
-    found = options.get("order", order), options.get("order_z", 0), options.get("force_separate_z")
-    orders_known = all(type(one) is int and 0 <= one <= 5 for one in found[:2])
-    if not orders_known or found[2] not in (None, True, False):
+    orders = options.get("order", order), options.get("order_z", 0), options.get("force_separate_z")
+    orders_known = all(type(one) is int and 0 <= one <= 5 for one in orders[:2])
+    if not orders_known or orders[2] not in (None, True, False):
         raise BadModel(
-            f"{where}: resamples {what} by options that are not nnU-Net's ({found!r:.80})"
+            f"{where}: resamples {what} by options that are not nnU-Net's ({orders!r:.80})"
         )
     if options.get("mode", "linear") != "linear":
         raise BadModel(
             f"{where}: resamples {what} by {options['mode']!r:.80}, which medseg does not have"
         )
     return Resampling(
-        scheme=RESAMPLINGS[name], order=found[0], order_across=found[1], separate=found[2]
+        scheme=RESAMPLINGS[name], order=orders[0], order_across=orders[1], separate=orders[2]
     )
 
 
@@ -437,29 +439,29 @@ def _checked(network: NetworkPlan, where: str) -> NetworkPlan:
 
 def _per_stage(numbers: Any, stages: int, what: str) -> tuple[int, ...]:
     """A whole number a stage; one number stands for all."""
-    given = [numbers] * stages if type(numbers) is int else numbers
-    if not isinstance(given, list) or len(given) != stages:
+    entries = [numbers] * stages if type(numbers) is int else numbers
+    if not isinstance(entries, list) or len(entries) != stages:
         raise BadModel(f"{what} {numbers!r:.80} is not {stages} whole numbers")
-    if not all(type(one) is int and 1 <= one <= 4096 for one in given):
+    if not all(type(one) is int and 1 <= one <= 4096 for one in entries):
         raise BadModel(f"{what} {numbers!r:.80} is not {stages} whole numbers")
-    return tuple(given)
+    return tuple(entries)
 
 
 def _axes(numbers: Any, stages: int, dimension: int, what: str) -> tuple[Three, ...]:
     """Whole numbers for each axis of each stage; 2d ones get a 1 along the first axis."""
-    given = [numbers] * stages if type(numbers) is int else numbers
-    if not isinstance(given, list) or len(given) != stages:
+    entries = [numbers] * stages if type(numbers) is int else numbers
+    if not isinstance(entries, list) or len(entries) != stages:
         raise BadModel(f"{what} {numbers!r:.80} is not one entry for each of {stages} stages")
-    found = []
-    for entry in given:
+    axes = []
+    for entry in entries:
         each = [entry] * dimension if type(entry) is int else entry
         if not isinstance(each, list) or len(each) != dimension:
             raise BadModel(f"{what} {entry!r:.80} is not {dimension} whole numbers")
         if not all(type(one) is int and 1 <= one <= 64 for one in each):
             raise BadModel(f"{what} {entry!r:.80} is not {dimension} whole numbers")
         three = [1, *each] if dimension == 2 else each
-        found.append((three[0], three[1], three[2]))
-    return tuple(found)
+        axes.append((three[0], three[1], three[2]))
+    return tuple(axes)
 
 
 def _numbers(values: Any, what: str, *, whole: bool = False) -> list[float]:
@@ -489,9 +491,9 @@ def _label_outputs(
     """The outputs of a model whose labels exclude each other."""
     values = sorted({group[0] for group in labels.values()})
     if values != list(range(len(values))) or len(values) < 2:
-        shown = ", ".join(str(value) for value in values[:20])
+        listing = ", ".join(str(value) for value in values[:20])
         raise BadModel(
-            f"{path}: its labels are {shown}; nnU-Net numbers its outputs 0, 1, 2 ... without "
+            f"{path}: its labels are {listing}; nnU-Net numbers its outputs 0, 1, 2 ... without "
             "gaps, so what they mean is uncertain; correct dataset.json"
         )
     by_value: dict[int, list[str]] = {}
@@ -521,16 +523,16 @@ def _region_outputs(
             f"{path}: regions_class_order does not have one label for each of {len(regions)}"
             " regions"
         )
-    painted = [_whole(value, path) for value in order]
-    if len(set(painted)) < len(painted) or min(painted) < 1:
+    paint_order = [_whole(value, path) for value in order]
+    if len(set(paint_order)) < len(paint_order) or min(paint_order) < 1:
         raise BadModel(
             f"{path}: regions_class_order {order!r:.80} names a label twice, or the background"
         )
     return Outputs(
         channel_names=channel_names,
         regions=True,
-        values=(0, *painted),
-        names=dict(zip(painted, regions)),
+        values=(0, *paint_order),
+        names=dict(zip(paint_order, regions)),
         foreground=tuple(value for value in values if value),
     )
 
@@ -549,15 +551,15 @@ def _labels(labels: Any, path: Path) -> dict[str, tuple[int, ...]]:
     may be text."""
     if not isinstance(labels, dict) or not labels:
         raise BadModel(f"{path}: does not name its labels")
-    found: dict[str, tuple[int, ...]] = {}
+    groups: dict[str, tuple[int, ...]] = {}
     for name, value in _pairs(labels):
         if name == "ignore":
             continue
         group = value if isinstance(value, list) else [value]
-        if name in found or not name.strip() or not group:
+        if name in groups or not name.strip() or not group:
             raise BadModel(f"{path}: the label {name!r:.80} is named twice or holds nothing")
-        found[name] = tuple(_whole(one, path) for one in group)
-    return found
+        groups[name] = tuple(_whole(one, path) for one in group)
+    return groups
 
 
 def _pairs(labels: Mapping[Any, Any]) -> list[tuple[Any, Any]]:

@@ -187,9 +187,9 @@ def medseg_name(key: str, stages: int) -> str | None:
         or key.endswith(".num_batches_tracked")
     ):
         return None
-    found = re.fullmatch(r"decoder\.seg_layers\.(\d+)\.(weight|bias)", key)
-    if found:
-        return f"head.{found[2]}" if int(found[1]) == stages - 2 else None
+    match = re.fullmatch(r"decoder\.seg_layers\.(\d+)\.(weight|bias)", key)
+    if match:
+        return f"head.{match[2]}" if int(match[1]) == stages - 2 else None
     for pattern, replacement in _NAMES:
         name, count = pattern.subn(replacement, key)
         if count:
@@ -231,10 +231,10 @@ def fitted_state(saved: Saved, expected: Mapping[str, Sequence[int]]) -> dict[st
         name = medseg_name(key, stages)
         if name is None:
             continue
-        wanted = expected.get(name)
-        if wanted is None:
+        shape = expected.get(name)
+        if shape is None:
             raise _misfit(saved, f"{key} has no place in it")
-        state[name] = _fitted(saved, key, wanted)
+        state[name] = _fitted(saved, key, shape)
     missing = [name for name in expected if name not in state]
     if missing:
         raise _misfit(saved, f"{missing[0]} is missing")

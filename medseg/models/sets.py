@@ -28,14 +28,14 @@ class ModelSet:
 
     def only(self, values: Sequence[int]) -> ModelSet:
         """The set without models that find none of these labels, and without the other labels."""
-        wanted = set(values)
-        kept = [n for n, labels in enumerate(self.labels) if wanted & set(labels.values())]
+        subset = set(values)
+        indices = [n for n, labels in enumerate(self.labels) if subset & set(labels.values())]
         return ModelSet(
             name=self.name,
-            models=tuple(self.models[n] for n in kept),
+            models=tuple(self.models[n] for n in indices),
             labels=tuple(
-                {own: out for own, out in self.labels[n].items() if out in wanted} for n in kept
+                {own: out for own, out in self.labels[n].items() if out in subset} for n in indices
             ),
-            table=LabelTable(tuple(label for label in self.table.labels if label.value in wanted)),
+            table=LabelTable(tuple(label for label in self.table.labels if label.value in subset)),
             coarse=self.coarse,
         )

@@ -94,13 +94,13 @@ def state_of(content: Mapping[str, Any], keys: tuple[str, ...], path: Path) -> d
     """The tensors of a checkpoint: under one of `keys`, or at its top. Raises `BadModel`."""
     from torch import Tensor
 
-    found: Any = content
+    tensors: Any = content
     for key in keys:
         if isinstance(content.get(key), dict):
-            found = content[key]
+            tensors = content[key]
             break
     state: dict[str, Tensor] = {}
-    for key, value in found.items():
+    for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise BadModel(
                 f"{path}: its weights are not tensors with names; it is damaged, fetch the model"
@@ -125,7 +125,7 @@ def fitted(
     """
     import torch
 
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for key, value in state.items():
         name = None if _COUNTS.search(key) else name_of(key)
         if name is None:
@@ -142,11 +142,11 @@ def fitted(
             raise _misfit(path, f"{key} does not hold floating point numbers")
         if not bool(torch.isfinite(value.sum(dtype=torch.float64))):
             raise BadModel(f"{path}: its weights ({key}) hold values that are not finite numbers")
-        found[name] = value
-    missing = [name for name in expected if name not in found]
+        tensors[name] = value
+    missing = [name for name in expected if name not in tensors]
     if missing:
         raise _misfit(path, f"{missing[0]} is missing")
-    return found
+    return tensors
 
 
 def _misfit(path: Path, what: str) -> BadModel:

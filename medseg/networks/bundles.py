@@ -75,7 +75,7 @@ def bundle_network(
         import monai.networks.nets as networks
 
         with torch.device("cpu" if real else torch.get_default_device()):
-            built: nn.Module = getattr(networks, network)(
+            model: nn.Module = getattr(networks, network)(
                 **{key: _tuples(one) for key, one in arguments.items()},
                 in_channels=channels,
                 out_channels=classes,
@@ -88,7 +88,7 @@ def bundle_network(
         ) from None
     except (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
         raise ValueError(f"{network}: {error}") from None
-    for module in built.modules():
+    for module in model.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_floating_point():
                 continue
@@ -98,7 +98,7 @@ def bundle_network(
                 module.register_buffer(name, buffer, persistent=False)
         for name, weight in list(module.named_parameters(recurse=False)) if real else ():
             setattr(module, name, nn.Parameter(weight.to("meta")))
-    return BundleNetwork(built.eval(), channels, classes)
+    return BundleNetwork(model.eval(), channels, classes)
 
 
 def _tuples(value: Any) -> Any:

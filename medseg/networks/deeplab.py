@@ -149,8 +149,8 @@ class DeepLab(nn.Module):
             if level == self.skip:
                 fine = x
         coarse = self.pyramid(self.atrous(x))
-        joined = torch.cat((resize(coarse, fine.shape[2:]), self.reduce(fine)), 1)
-        logits = resize(self.classifier(self.decoder(joined)), size)
+        features = torch.cat((resize(coarse, fine.shape[2:]), self.reduce(fine)), 1)
+        logits = resize(self.classifier(self.decoder(features)), size)
         if not (self.training and self.deep_supervision):
             return logits
         return [logits, self.deep_heads[0](coarse)]

@@ -93,9 +93,9 @@ class Attention(nn.Module):
         b, n, width = x.shape
         split = lambda y: y.view(b, -1, self.heads, width // self.heads).transpose(1, 2)  # noqa: E731
         keys = to if position is None else to + position
-        seen = None if allowed is None else allowed[:, None]
+        mask = None if allowed is None else allowed[:, None]
         y = F.scaled_dot_product_attention(
-            split(self.query(x)), split(self.key(keys)), split(self.value(to)), attn_mask=seen
+            split(self.query(x)), split(self.key(keys)), split(self.value(to)), attn_mask=mask
         )
         return self.out(y.transpose(1, 2).reshape(b, n, width))
 
@@ -197,11 +197,11 @@ def check_size(x: Tensor, multiple: int | Sequence[int]) -> None:
     """
     per_axis = [multiple] * 3 if isinstance(multiple, int) else multiple
     if any(size % each for size, each in zip(x.shape[2:], per_axis)):
-        shown = (
+        factors = (
             multiple if isinstance(multiple, int) else " x ".join(str(each) for each in multiple)
         )
         raise ValueError(
-            f"a patch of {tuple(x.shape[2:])} is not a multiple of {shown} along every axis"
+            f"a patch of {tuple(x.shape[2:])} is not a multiple of {factors} along every axis"
         )
 
 

@@ -141,8 +141,8 @@ class Mask2Former(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | Masks:
         """Semantic logits, or in training `Masks`."""
-        said = self._said(x)
-        return said if self.training else self.semantic(said)
+        prediction = self._said(x)
+        return prediction if self.training else self.semantic(prediction)
 
     def semantic(self, said: Masks) -> Tensor:
         """Logits (B, classes, D, H, W): logarithms of each class's sum over queries of class times
@@ -150,8 +150,8 @@ class Mask2Former(nn.Module):
         """
         chance = said.classes[-1].float().softmax(-1)[..., :-1]
         masks = _product(said.queries[-1].float(), said.pixels.float()).sigmoid()
-        found = torch.einsum("bqk,bqv->bkv", chance, masks)
-        return (found + 1e-6).log().reshape(found.shape[0], -1, *said.pixels.shape[2:])
+        scores = torch.einsum("bqk,bqv->bkv", chance, masks)
+        return (scores + 1e-6).log().reshape(scores.shape[0], -1, *said.pixels.shape[2:])
 
     @torch.no_grad()
     def instances(self, x: Tensor, threshold: float = 0.5) -> list[list[tuple[int, float, Tensor]]]:
@@ -160,9 +160,9 @@ class Mask2Former(nn.Module):
 
         The score is the chance of the class times the mean of the mask's probability within it.
         """
-        said, found = self._said(x), []
-        chances = said.classes[-1].float().softmax(-1)
-        masks = _product(said.queries[-1].float(), said.pixels.float()).sigmoid()
+        prediction, samples = self._said(x), []
+        chances = prediction.classes[-1].float().softmax(-1)
+        masks = _product(prediction.queries[-1].float(), prediction.pixels.float()).sigmoid()
         for chance, mask in zip(chances, masks, strict=True):
             objects = []
             best, kind = chance.max(-1)
@@ -171,8 +171,8 @@ class Mask2Former(nn.Module):
                 score = float(best[n] * mask[n][inside].mean()) if bool(inside.any()) else 0.0
                 if score >= threshold:
                     objects.append((int(kind[n]), score, inside.reshape(x.shape[2:])))
-            found.append(sorted(objects, key=lambda item: -item[1]))
-        return found
+            samples.append(sorted(objects, key=lambda item: -item[1]))
+        return samples
 
     def _said(self, x: Tensor) -> Masks:
         maps = self.unet.maps(x)
@@ -190,9 +190,9 @@ class Mask2Former(nn.Module):
         query = self.query.expand(x.shape[0], -1, -1)
         classes, queries = [], []
         for n in range(len(self.layers) + 1):
-            normed = self.norm(query)
-            classes.append(self.classify(normed))
-            queries.append(self.to_mask(normed))
+            states = self.norm(query)
+            classes.append(self.classify(states))
+            queries.append(self.to_mask(states))
             if n < len(self.layers):
                 tokens, position, means = scales[n % len(scales)]
                 allowed = _product(queries[-1].detach(), means) >= 0
@@ -217,7 +217,7 @@ class Mask2Former(nn.Module):
         that most of it has, and 0 leaves a voxel to its class. Which points are compared depends on
         labels and masks alone.
         """
-        total, compared = said.pixels.sum() * 0.0, 0
+        total, count = said.pixels.sum() * 0.0, 0
         weight = torch.ones(self.classes + 1, device=labels.device)
         weight[-1] = NO_OBJECT_WEIGHT
         generator = torch.Generator().manual_seed(int(labels.sum()) % 2**31)
@@ -232,12 +232,12 @@ class Mask2Former(nn.Module):
                         said.queries[:, n].float(),
                         said.pixels[n].flatten(1),
                     )
-                    compared += 1
+                    count += 1
                     total = total + self._sample_loss(
                         sample, targets, weight=weight, generator=generator
                     )
-            total = total / max(1, compared * len(said.classes))
-            if said.voxels is not None and compared:
+            total = total / max(1, count * len(said.classes))
+            if said.voxels is not None and count:
                 total = total + self._voxel_loss(said.voxels.float(), labels)
         return total
 
@@ -256,12 +256,12 @@ class Mask2Former(nn.Module):
             query, aim = _match(
                 classes, logits[:, first], wanted=targets.classes, truth=truth[:, first]
             )
-            wanted = torch.full((len(queries),), self.classes, device=at.device)
-            wanted[query] = targets.classes[aim]
-            chosen, right = _unsure(logits[query], truth[aim], self.points)
-            total = total + CLASS_WEIGHT * F.cross_entropy(classes, wanted, weight)
-            total = total + MASK_WEIGHT * F.binary_cross_entropy_with_logits(chosen, right)
-            total = total + DICE_WEIGHT * _dice_loss(chosen.sigmoid(), right).mean()
+            true_classes = torch.full((len(queries),), self.classes, device=at.device)
+            true_classes[query] = targets.classes[aim]
+            unsure_logits, right = _unsure(logits[query], truth[aim], self.points)
+            total = total + CLASS_WEIGHT * F.cross_entropy(classes, true_classes, weight)
+            total = total + MASK_WEIGHT * F.binary_cross_entropy_with_logits(unsure_logits, right)
+            total = total + DICE_WEIGHT * _dice_loss(unsure_logits.sigmoid(), right).mean()
         return total
 
     def _voxel_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -343,8 +343,8 @@ def _unsure(logits: Tensor, truth: Tensor, points: int) -> tuple[Tensor, Tensor]
     sure = logits.detach().abs()
     unsure = sure.topk(int(UNSURE_SHARE * points), 1, largest=False, sorted=False).indices
     rest = torch.arange(points - unsure.shape[1], device=logits.device).expand(len(logits), -1)
-    chosen = torch.cat((unsure, rest), 1)
-    return logits.gather(1, chosen), truth.gather(1, chosen)
+    indices = torch.cat((unsure, rest), 1)
+    return logits.gather(1, indices), truth.gather(1, indices)
 
 
 def _dice_loss(chance: Tensor, truth: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ def _group_norm(norm: nn.InstanceNorm3d) -> nn.GroupNorm:
     """The same norm as a group norm of one channel a group, which a CPU computes several times
     faster.
     """
-    made = nn.GroupNorm(
+    group_norm = nn.GroupNorm(
         norm.num_features,
         norm.num_features,
         eps=norm.eps,
@@ -118,5 +118,5 @@ def _group_norm(norm: nn.InstanceNorm3d) -> nn.GroupNorm:
         device="meta",
     )
     if norm.affine:
-        made.weight, made.bias = norm.weight, norm.bias
-    return made
+        group_norm.weight, group_norm.bias = norm.weight, norm.bias
+    return group_norm

@@ -55,8 +55,8 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) to the same."""
-        kept = self.running_mean, self.running_var
-        return F.batch_norm(x, *kept, self.weight, self.bias, self.training, 0.1, self.eps)  # type: ignore[arg-type]
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, 0.1, self.eps)  # type: ignore[arg-type]
 
 
 class Pool(nn.Module):

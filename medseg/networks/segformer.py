@@ -70,8 +70,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """Tokens (B, N, width) of a map of `size`."""
         y = self.norm_attention(x)
-        seen = y if self.reduce is None else self.norm_reduced(_tokens(self.reduce(_map(y, size))))
-        x = x + self.attention(y, seen)
+        keys = y if self.reduce is None else self.norm_reduced(_tokens(self.reduce(_map(y, size))))
+        x = x + self.attention(y, keys)
         z: Tensor = x + self.ffn(self.norm_ffn(x), size)
         return z
 
@@ -173,7 +173,7 @@ class SegFormer(nn.Module):
         for stage, linear in zip(self.stages, self.linear, strict=True):
             x = stage(x)
             maps.append(linear(x))
-        fused = maps[0]
+        total = maps[0]
         for y in maps[1:]:
-            fused = fused + resize(y, fused.shape[2:])
-        return resize(self.classifier(self.fuse(fused)), size)
+            total = total + resize(y, total.shape[2:])
+        return resize(self.classifier(self.fuse(total)), size)

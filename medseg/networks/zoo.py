@@ -191,17 +191,17 @@ def check_patch(network: nn.Module, patch: Sequence[int]) -> None:
     """Raise `BadModel` if the network cannot take patches of this shape (see `UNet.multiple`)."""
     multiples = patch_multiples(network)
     size = getattr(network, "size", None)
-    shown = _sizes(patch)
+    shape = _sizes(patch)
     if size is not None and tuple(patch) != tuple(size):
         raise BadModel(
-            f"a patch of {shown} does not fit the network, which was made for {_sizes(size)}: set"
+            f"a patch of {shape} does not fit the network, which was made for {_sizes(size)}: set"
             " its option patch"
         )
-    needed = str(multiples[0]) if len(set(multiples)) == 1 else _sizes(multiples)
+    factors = str(multiples[0]) if len(set(multiples)) == 1 else _sizes(multiples)
     single = max(multiples) > 1 and tuple(patch) == multiples
     if single or any(length < 1 or length % each for length, each in zip(patch, multiples)):
         raise BadModel(
-            f"a patch of {shown} does not fit the network: give multiples of {needed}, one of them"
+            f"a patch of {shape} does not fit the network: give multiples of {factors}, one of them"
             " larger"
         )
 

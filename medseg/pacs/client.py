@@ -88,19 +88,19 @@ def parse_address(text: str | Path, *, plain_http: bool = False) -> Address:
             "an address must not hold a password: leave out what is before the @ and use"
             " --credentials"
         )
-    found = _ADDRESS.fullmatch(text)
-    if found is None or int(found["port"] or 0) > 65535:
+    match = _ADDRESS.fullmatch(text)
+    if match is None or int(match["port"] or 0) > 65535:
         raise BadConfig(f"the address of the series is not understood; {_HOW_TO_WRITE}")
-    encrypted = found["scheme"] == "dicomweb"
-    loopback = _LOOPBACK.fullmatch(found["host"]) is not None
+    encrypted = match["scheme"] == "dicomweb"
+    loopback = _LOOPBACK.fullmatch(match["host"]) is not None
     if not (encrypted or loopback or plain_http):
         raise BadConfig(
             "dicomweb+http sends patient data unencrypted, so it is for this machine alone; "
             "use dicomweb:// (https), or add --plain-http if the network between is trusted"
         )
-    port = f":{found['port']}" if found["port"] else ""
-    root = f"{'https' if encrypted else 'http'}://{found['host']}{port}{found['root']}"
-    return Address(root, found["study"], found["series"], encrypted=encrypted, loopback=loopback)
+    port = f":{match['port']}" if match["port"] else ""
+    root = f"{'https' if encrypted else 'http'}://{match['host']}{port}{match['root']}"
+    return Address(root, match["study"], match["series"], encrypted=encrypted, loopback=loopback)
 
 
 def read_access(path: str | Path) -> Access:
@@ -198,17 +198,17 @@ class Pacs:
             datasets = [pydicom.dcmread(path) for path in files]
             self._allowed = MAX_ANSWER_BYTES
             answer = self._client.store_instances(datasets, study_instance_uid=self.address.study)
-            refused = len(answer.get("FailedSOPSequence") or ())
-            if refused:
+            refusals = len(answer.get("FailedSOPSequence") or ())
+            if refusals:
                 raise BadOutput(
-                    f"the PACS refused {refused} of {len(files)} results; ask its administrator"
+                    f"the PACS refused {refusals} of {len(files)} results; ask its administrator"
                 )
-            stored = {
+            uids = {
                 str(item.get("ReferencedSOPInstanceUID"))
                 for item in answer.get("ReferencedSOPSequence") or ()
             }
             missing = [
-                d for d in datasets if str(d.SOPInstanceUID) not in stored and not self._has(d)
+                d for d in datasets if str(d.SOPInstanceUID) not in uids and not self._has(d)
             ]
             if missing:
                 raise BadOutput(
@@ -219,12 +219,12 @@ class Pacs:
     def _count_instances(self, limits: Limits) -> int:
         """How many instances the PACS says the series has."""
         address = self.address
-        found = self._client.search_for_series(
+        answer = self._client.search_for_series(
             address.study,
             fields=["NumberOfSeriesRelatedInstances"],
             search_filters={"SeriesInstanceUID": address.series},
         )
-        rows = [row for row in found if _value(row, "0020000E") == address.series]
+        rows = [row for row in answer if _value(row, "0020000E") == address.series]
         if len(rows) != 1:
             raise BadFile("the PACS does not have this series; check the address")
         number = _value(rows[0], "00201209")
@@ -243,12 +243,12 @@ class Pacs:
 
     def _has(self, dataset: Any) -> bool:
         """Whether the PACS knows an instance; some answer a store request with nothing."""
-        found = self._client.search_for_instances(
+        answer = self._client.search_for_instances(
             str(dataset.StudyInstanceUID),
             str(dataset.SeriesInstanceUID),
             search_filters={"SOPInstanceUID": str(dataset.SOPInstanceUID)},
         )
-        return any(_value(row, "00080018") == str(dataset.SOPInstanceUID) for row in found)
+        return any(_value(row, "00080018") == str(dataset.SOPInstanceUID) for row in answer)
 
     def _check_series(self, path: Path) -> None:
         """Raise `BadFile` unless a file belongs to the series asked for: another one may be another

@@ -239,9 +239,9 @@ class Inbox:
         """Decide whether a series to which nothing came any more is all there."""
         before, series.before = series.before, None
         if before is not None:
-            missed = before.instances.keys() - series.instances.keys()
+            missing = before.instances.keys() - series.instances.keys()
             self._merge(before, series)
-            if missed and not series.broken:
+            if missing and not series.broken:
                 series.broken = "it was broken before and only a part of it was sent again"
         if len(series.instances) < self._taken.get(series.uid, 0):
             series.broken = "it is the rest of a series that seemed complete; raise --quiet-s"
@@ -265,10 +265,10 @@ class Inbox:
         """Delete what is on the disk, the folder in one step: a part of it must never be taken for
         a series.
         """
-        gone = self._folder / f"gone-{series.folder.name}"
+        trash = self._folder / f"gone-{series.folder.name}"
         with suppress(OSError):
-            series.folder.replace(gone)
-        for folder in (gone, series.results):
+            series.folder.replace(trash)
+        for folder in (trash, series.results):
             shutil.rmtree(folder, ignore_errors=True)
         series.state.unlink(missing_ok=True)
 
@@ -305,11 +305,11 @@ class Inbox:
         refused. What was broken lacks something that nobody can name, so all of it has to come
         again.
         """
-        kept = self._kept.pop(uid, None)
-        if kept is not None and not kept.broken:
-            shutil.rmtree(kept.results, ignore_errors=True)
-            kept.again_s, kept.attempts = _FOREVER, 0
-            return kept
+        predecessor = self._kept.pop(uid, None)
+        if predecessor is not None and not predecessor.broken:
+            shutil.rmtree(predecessor.results, ignore_errors=True)
+            predecessor.again_s, predecessor.attempts = _FOREVER, 0
+            return predecessor
         self._begun += 1
         name = f"series-{self._begun:04d}-{secrets.token_hex(4)}"
         series = Series(
@@ -317,7 +317,7 @@ class Inbox:
             folder=self._folder / name,
             last_s=self._clock(),
             uid=uid,
-            before=kept,
+            before=predecessor,
         )
         series.folder.mkdir()
         return series
@@ -333,9 +333,9 @@ class Inbox:
         that it is stored.
         """
         for path in sorted(self._folder.iterdir()):
-            if found := _NAME.fullmatch(path.name):
-                self._begun = max(self._begun, int(found[1]))
-                self._load(Series(number=int(found[1]), folder=path, last_s=self._clock()))
+            if match := _NAME.fullmatch(path.name):
+                self._begun = max(self._begun, int(match[1]))
+                self._load(Series(number=int(match[1]), folder=path, last_s=self._clock()))
             elif path.is_dir() and (path.suffix == ".part" or path.name.startswith("gone-")):
                 shutil.rmtree(path, ignore_errors=True)
             elif re.fullmatch(r"\d{6,}\.dcm|\.medseg-[0-9a-f]{24}", path.name):

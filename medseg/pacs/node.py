@@ -131,13 +131,13 @@ class Listener:
                 self._work(inbox, series)
 
     def _say_what_is_left(self, inbox: Inbox) -> None:
-        held = inbox.held()
-        count = sum(len(series.instances) for series in held)
-        if held and self._spool is None:
-            self._say(f"stopped: {count} instances of {len(held)} series are thrown away")
-        elif held:
-            kept = f"kept for the next start, in {self._spool}"
-            self._say(f"stopped: {count} instances of {len(held)} series are {kept}")
+        rest = inbox.held()
+        count = sum(len(series.instances) for series in rest)
+        if rest and self._spool is None:
+            self._say(f"stopped: {count} instances of {len(rest)} series are thrown away")
+        elif rest:
+            state = f"kept for the next start, in {self._spool}"
+            self._say(f"stopped: {count} instances of {len(rest)} series are {state}")
 
     def _work(self, inbox: Inbox, series: Series) -> None:
         """Segment and deliver a series; what comes in the way of that is said, and it is kept."""
@@ -177,7 +177,7 @@ class Listener:
         logs.info(__name__, "%s: delivered", name)
 
     def _make_results(self, series: Series) -> None:
-        begun = time.perf_counter()
+        start_s = time.perf_counter()
         part = series.results.with_name(f"{series.results.name}.part")
         try:
             part.mkdir()
@@ -185,7 +185,7 @@ class Listener:
             part.replace(series.results)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-        spent_s = time.perf_counter() - begun
+        spent_s = time.perf_counter() - start_s
         self._say(f"series {series.number}: segmented in {spent_s:.1f} s")
         logs.info(__name__, "series %d: segmented in %.1f s", series.number, spent_s)
 
@@ -365,10 +365,10 @@ def application_entity(title: str) -> Any:
             """Those that count: connections that asked for nothing, or that have to go, keep nobody
             out.
             """
-            asked = [
+            associations = [
                 one for one in super().active_associations if one.requestor.primitive is not None
             ]
-            return [one for one in asked if not hasattr(one, "medseg_gone")]
+            return [one for one in associations if not hasattr(one, "medseg_gone")]
 
     return Entity(ae_title=title)
 
@@ -401,7 +401,7 @@ def segment_in_child(arguments: Sequence[str], timeout_s: float) -> Callable[[Pa
             [*command, *arguments], cwd=place, start_new_session=True, text=True, **quiet
         ) as child:
             try:
-                _, told = child.communicate(timeout=timeout_s)
+                _, stderr = child.communicate(timeout=timeout_s)
             except subprocess.TimeoutExpired:
                 raise BadFile(f"it took longer than {timeout_s:.0f} s") from None
             finally:
@@ -409,7 +409,7 @@ def segment_in_child(arguments: Sequence[str], timeout_s: float) -> Callable[[Pa
         if child.returncode:
             lines = [
                 line.removeprefix("medseg: ")
-                for line in told.splitlines()
+                for line in stderr.splitlines()
                 if line.startswith("medseg: ")
             ]
             raise BadFile(lines[-1] if lines else f"the program ended with code {child.returncode}")

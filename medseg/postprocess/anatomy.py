@@ -229,6 +229,6 @@ def _middle(
     if not values:
         return None
     weights = np.array([counts[value] for value in values], float)
-    weighted = np.array([places[value] for value in values]) * weights[:, None]
-    middle: NDArray[np.float64] = weighted.sum(0) / weights.sum()
+    products = np.array([places[value] for value in values]) * weights[:, None]
+    middle: NDArray[np.float64] = products.sum(0) / weights.sum()
     return middle

@@ -43,8 +43,8 @@ def keep_largest(
         raise BadConfig(f"keep_largest keeps 1 component or more, not {count}")
     if together:
         union = labels != 0 if values is None else np.isin(labels, values)
-        kept = keep_largest(union.view(np.uint8), count=count, connectivity=connectivity)
-        return np.where(union & (kept == 0), labels.dtype.type(0), labels)
+        components = keep_largest(union.view(np.uint8), count=count, connectivity=connectivity)
+        return np.where(union & (components == 0), labels.dtype.type(0), labels)
     ids, table, order = find(labels, connectivity)
     keep = np.ones(len(table), bool)
     keep[order] = ranks(table[order, 0]) < count
@@ -64,8 +64,10 @@ def keep_largest_together(labels: Volume, values: Sequence[int]) -> Volume:
     mask = union.view(np.uint8)
     ids, table, _ = find(mask, 26)
     largest = table[:, 1] == table[table[:, 0] > 0, 1].max()
-    kept = only(mask, ids, table=table, keep=largest, values=None)
-    return labels.with_data(np.where(union & (kept == 0), labels.data.dtype.type(0), labels.data))
+    components = only(mask, ids, table=table, keep=largest, values=None)
+    return labels.with_data(
+        np.where(union & (components == 0), labels.data.dtype.type(0), labels.data)
+    )
 
 
 def drop_small(
@@ -127,8 +129,8 @@ def fill_holes(
             outside=outside,
             wall=label,
         )
-        taken = (room > 0) & (overwrite | ((old == 0) & (room < least)))
-        new[taken], least[taken] = label, room[taken]
+        holes = (room > 0) & (overwrite | ((old == 0) & (room < least)))
+        new[holes], least[holes] = label, room[holes]
     out = np.array(array, labels.dtype)
     write_runs(
         first,

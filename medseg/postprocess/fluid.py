@@ -32,10 +32,10 @@ def separate_fluid(labels: Volume, image: Volume, tissue: Sequence[int], fluid: 
     Unchanged where the two look alike, or either is absent.
     """
     is_tissue, image = np.isin(labels.data, tissue), computable(image)
-    seen, seen_fluid = image.data[is_tissue].astype(np.float32), image.data[labels.data == fluid]
-    if not len(seen) or not len(seen_fluid):
+    grey, fluid_grey = image.data[is_tissue].astype(np.float32), image.data[labels.data == fluid]
+    if not len(grey) or not len(fluid_grey):
         return labels
-    (middle, spread), (fluid_middle, fluid_spread) = _robust(seen), _robust(seen_fluid)
+    (middle, spread), (fluid_middle, fluid_spread) = _robust(grey), _robust(fluid_grey)
     # None is 0, whatever the scan's unit.
     least = np.float32(1e-6 * max(abs(middle), abs(fluid_middle)))
     spread, fluid_spread = max(spread, least), max(fluid_spread, least)
@@ -43,14 +43,14 @@ def separate_fluid(labels: Volume, image: Volume, tissue: Sequence[int], fluid: 
         return labels
     towards = np.sign(fluid_middle - middle)
     log_ratio = (
-        0.5 * ((seen - middle) / spread) ** 2 - 0.5 * ((seen - fluid_middle) / fluid_spread) ** 2
+        0.5 * ((grey - middle) / spread) ** 2 - 0.5 * ((grey - fluid_middle) / fluid_spread) ** 2
     )
-    log_ratio += np.log(spread / fluid_spread) - np.log(len(seen) / len(seen_fluid))
-    turned = ((seen - middle) * towards > 0) & (
-        (log_ratio > 0) | ((seen - fluid_middle) * towards > 0)
+    log_ratio += np.log(spread / fluid_spread) - np.log(len(grey) / len(fluid_grey))
+    is_fluid = ((grey - middle) * towards > 0) & (
+        (log_ratio > 0) | ((grey - fluid_middle) * towards > 0)
     )
     data = labels.data.copy()
-    data[is_tissue] = np.where(turned, labels.data.dtype.type(fluid), data[is_tissue])
+    data[is_tissue] = np.where(is_fluid, labels.data.dtype.type(fluid), data[is_tissue])
     return labels.with_data(data)
 
 

@@ -24,17 +24,17 @@ def slices_at(grid: Volume, heights_mm: Sequence[float]) -> list[tuple[int, floa
     middle[axis] = 0
     step = float(grid.affine[2, axis])
     heights = grid.affine[2, 3] + grid.affine[2, :3] @ middle + step * np.arange(grid.shape[axis])
-    found = []
-    for wanted in heights_mm:
-        number = int(np.abs(heights - wanted).argmin())
+    slices = []
+    for target_mm in heights_mm:
+        number = int(np.abs(heights - target_mm).argmin())
         height = float(heights[number])
-        if abs(height - wanted) > abs(step) / 2 + 1e-6:
+        if abs(height - target_mm) > abs(step) / 2 + 1e-6:
             raise BadConfig(
-                f"--at {wanted:g}: the scan's slices lie at {heights.min():.1f} to"
+                f"--at {target_mm:g}: the scan's slices lie at {heights.min():.1f} to"
                 f" {heights.max():.1f} mm along S; give a height between them, as a viewer shows it"
             )
-        found.append((number, height))
-    return found
+        slices.append((number, height))
+    return slices
 
 
 def _axial(grid: Volume) -> int:

@@ -14,8 +14,8 @@ def structure_volumes(labels: Volume, table: LabelTable) -> list[dict[str, Any]]
     """Voxels and volume in mL of every structure of the table, absent ones with 0."""
     counts = np.zeros(max(table.values, default=0) + 1, np.int64)
     for plane in labels.data:  # one at a time: bincount makes 64-bit numbers of them
-        found = np.bincount(plane.ravel(), minlength=len(counts))
-        counts = found + np.pad(counts, (0, len(found) - len(counts)))
+        plane_counts = np.bincount(plane.ravel(), minlength=len(counts))
+        counts = plane_counts + np.pad(counts, (0, len(plane_counts) - len(counts)))
     return [
         {
             "value": label.value,

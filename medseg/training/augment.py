@@ -59,7 +59,7 @@ def draw_patches(
         outside = images[b].amin((1, 2, 3)) if background is None else background[b]
         matrix = _matrix(settings, draw)
         shift = _bend(patch, spacing_mm, settings=settings, draw=draw, device=device)
-        mirrored = [axis for axis in settings.mirror if draw.chance(0.5)]
+        mirror_axes = [axis for axis in settings.mirror if draw.chance(0.5)]
         if matrix is None and shift is None:
             _copy(
                 images[b],
@@ -80,7 +80,7 @@ def draw_patches(
                 shift = torch.empty((3, 0, 0, 0), device=device)
             sample = _sample_on_cpu if device.type == "cpu" else _sample
             sample(images[b], labels[b], rows, shift, outside, out[b], classes[b])
-        _mirror(out[b], classes[b], mirrored, lateral_swap)
+        _mirror(out[b], classes[b], mirror_axes, lateral_swap)
         _change_intensity(out[b], settings, draw)
     return out, classes
 
@@ -417,10 +417,10 @@ def _coarsening(size: int, zoom: float) -> Tensor:
     linearly between them.
     """
     few = max(1, round(size * zoom))
-    kept = ((np.arange(few) + 0.5) * size / few).astype(int)
+    samples = ((np.arange(few) + 0.5) * size / few).astype(int)
     at = np.clip((np.arange(size) + 0.5) * few / size - 0.5, 0, few - 1)
     base = np.minimum(at.astype(int), max(few - 2, 0))
     matrix = np.zeros((size, size))
-    np.add.at(matrix, (np.arange(size), kept[base]), 1 - (at - base))
-    np.add.at(matrix, (np.arange(size), kept[np.minimum(base + 1, few - 1)]), at - base)
+    np.add.at(matrix, (np.arange(size), samples[base]), 1 - (at - base))
+    np.add.at(matrix, (np.arange(size), samples[np.minimum(base + 1, few - 1)]), at - base)
     return torch.from_numpy(matrix.astype(np.float32))

@@ -66,7 +66,7 @@ def begin(
     time that is too short, `NotEnoughMemory`.
     """
     began = time.monotonic()
-    fixed = request.fixed()
+    settings = request.fixed()
     check = check_dataset(
         dataset, lambda name, done, count: events.reading("checking", done, count)
     )
@@ -83,14 +83,14 @@ def begin(
     training, validation = splits[number]
     machine = _machine(request, processes)
     start = read_start(request.finetune) if request.finetune else None
-    fixed = fixed if start is None else adopted(start, dataset) | fixed
-    found = fingerprint(check, training)
-    architecture = str(fixed.get("model.name") or request.architecture or "unet")
+    settings = settings if start is None else adopted(start, dataset) | settings
+    data_fingerprint = fingerprint(check, training)
+    architecture = str(settings.get("model.name") or request.architecture or "unet")
     judged = any(holdings.get(name) for name in validation)
     choices = make_plan(
-        dataset, found, machine, architecture=architecture, fixed=fixed, judged=judged
+        dataset, data_fingerprint, machine, architecture=architecture, fixed=settings, judged=judged
     )
-    config = _config(request, dataset, choices, fixed=fixed, validation=validation, start=start)
+    config = _config(request, dataset, choices, fixed=settings, validation=validation, start=start)
     outputs = len(dataset.regions) or len(dataset.table.labels) + 1
     check_memory(config, len(dataset.channels), outputs=outputs, machine=machine)
     _check_time(
@@ -98,11 +98,11 @@ def begin(
         cases=len(training),
     )  # fmt: skip
     events.planned(choices, config)
-    write_json(run / "plan.json", as_json(choices, found))
+    write_json(run / "plan.json", as_json(choices, data_fingerprint))
     write_json(run / "splits.json", {"training": training, "validation": validation})
     identity = identity_of(
         dataset, digests=check.digests,
-        holdings={name: sorted(held) for name, held in holdings.items()},
+        holdings={name: sorted(structures) for name, structures in holdings.items()},
         folds=None if dataset.splits else len(splits), fold=number,
         start=start.spec.sha256 if start is not None else None,
     )  # fmt: skip
@@ -186,7 +186,7 @@ def _about_split(dataset: Dataset, split: Split, holdings: Holdings) -> list[Fin
     what is not validated with is not scored."""
     training, validation = split
     names = list(structures_of(dataset))
-    count = {name: sum(name in held for held in holdings.values()) for name in names}
+    count = {name: sum(name in structures for structures in holdings.values()) for name in names}
     findings = []
     for name in lacking(names, training, holdings):
         where = (

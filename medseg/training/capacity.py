@@ -54,13 +54,13 @@ def seconds_a_voxel(machine: Machine, channels: int) -> float:
         images = x.to(memory_format=torch.channels_last_3d) if half else x
         times = []
         for _ in range(4):
-            begun = clock()
+            start_s = clock()
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 out = network(images)
             out.float().square().mean().backward()
             if on_gpu:
                 torch.cuda.synchronize()
-            times.append(clock() - begun)
+            times.append(clock() - start_s)
         return min(times[1:])
 
     if on_gpu:
@@ -81,9 +81,9 @@ def check_memory(config: Config, channels: int, outputs: int, machine: Machine) 
     """
     network = (config.model.name, config.model.options, channels, outputs)
     patch, batch = list(config.model.patch), config.train.batch
-    needed = training_bytes(*network, patch, batch // machine.processes, machine.device)
-    if needed <= machine.memory_bytes:
-        return needed
+    forecast_bytes = training_bytes(*network, patch, batch // machine.processes, machine.device)
+    if forecast_bytes <= machine.memory_bytes:
+        return forecast_bytes
     with torch.device("meta"):
         multiple = patch_multiples(build_network(network[0], channels, outputs, **network[1]))
     fits = ""
@@ -105,9 +105,9 @@ def check_memory(config: Config, channels: int, outputs: int, machine: Machine) 
                 f"; --set train.batch={batch} --set model.patch=[{','.join(map(str, patch))}]"
                 " would fit"
             )
-    shown = " x ".join(map(str, config.model.patch))
+    size = " x ".join(map(str, config.model.patch))
     raise NotEnoughMemory(
-        f"training needs about {needed / 1e9:.1f} GB for patches of {shown} and a batch of"
+        f"training needs about {forecast_bytes / 1e9:.1f} GB for patches of {size} and a batch of"
         f" {config.train.batch}, but {machine.memory_bytes / 1e9:.1f} GB may be used"
         + (fits or "; choose a smaller network")
     )
@@ -131,12 +131,12 @@ def training_bytes(
     network = build_network(architecture, channels, outputs, **options).to("meta").train()
     x = torch.empty(batch, channels, *patch, device="meta")
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
-    kept = _saved_bytes(network, x)
+    activation_bytes = _saved_bytes(network, x)
     share = 0.6 if device == "cuda" else 1.0  # autocast keeps half as much of most
     logits = 4 * batch * outputs * int(np.prod(patch)) * 4
     # What backward needs on top: gradients of the largest activations, and copies in another
     # layout.
-    return int(_RESIDENT[device] + 6 * weights + share * 1.25 * kept + logits)
+    return int(_RESIDENT[device] + 6 * weights + share * 1.25 * activation_bytes + logits)
 
 
 #: The process before it trains: Python, torch, compiled kernels; on a GPU its context and cuDNN's
@@ -146,16 +146,16 @@ _RESIDENT = {"cpu": 600_000_000, "cuda": 1_500_000_000}
 
 def _saved_bytes(network: nn.Module, x: torch.Tensor) -> int:
     """Bytes of all tensors that autograd keeps of one forward pass."""
-    seen: dict[int, int] = {}
-    held = []  # so that no storage's number is given to another one
+    sizes: dict[int, int] = {}
+    storages = []  # so that no storage's number is given to another one
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        seen[storage._cdata] = storage.nbytes()
-        held.append(storage)
+        sizes[storage._cdata] = storage.nbytes()
+        storages.append(storage)
         return tensor
 
     weights = {p.untyped_storage()._cdata for p in network.parameters()}
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         network(x)
-    return sum(size for key, size in seen.items() if key not in weights)
+    return sum(size for key, size in sizes.items() if key not in weights)

@@ -55,11 +55,11 @@ class RunClock:
     def after(self, done: int, position: float) -> float:
         """The new position, `done` steps being done."""
         now = time.monotonic()
-        taken, self.last = now - self.last - self.apart, now
+        step_s, self.last = now - self.last - self.apart, now
         self.apart = 0.0
         # The first step of a process also waits for files and memory; it counts until there are
         # others.
-        self.pace = taken if done - self.first <= 2 else 0.9 * self.pace + 0.1 * taken
+        self.pace = step_s if done - self.first <= 2 else 0.9 * self.pace + 0.1 * step_s
         if self.settings.steps is not None:
             return min(1.0, done / self.settings.steps)
         assert self.settings.time_s is not None
@@ -90,9 +90,9 @@ class RunClock:
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Something that is no step and does not count into the pace."""
-        begun = time.monotonic()
+        start_s = time.monotonic()
         yield
-        self.apart += time.monotonic() - begun
+        self.apart += time.monotonic() - start_s
 
 
 def is_time_to_validate(settings: TrainConfig, done: int, *, before: float, after: float) -> bool:

@@ -160,8 +160,8 @@ def _legend(part: NDArray[np.uint8], curves: Mapping[str, Curve], digits: str) -
     for n, (name, curve) in enumerate(curves.items()):
         text = f"{name[:16]} {curve[1][-1]:{digits}}".strip() if len(curve[1]) else name[:16]
         more = f"+{len(curves) - n}"
-        needed = letters(text).shape[1] + (24 + letters(more).shape[1]) * (n + 1 < len(curves))
-        if n >= len(_COLORS) or column + needed > part.shape[1]:
+        width = letters(text).shape[1] + (24 + letters(more).shape[1]) * (n + 1 < len(curves))
+        if n >= len(_COLORS) or column + width > part.shape[1]:
             write_text(part, 36, column=column, text=more, color=_GREY)
             return
         column = write_text(part, 36, column=column, text=text, color=_color(n)) + 24

@@ -185,9 +185,9 @@ def _differences(before: Identity, dataset: Dataset, progress: Progress) -> Iter
     for name, case in cases.items():
         if before.cases[name].labelled != case.labelled:
             yield f"was begun with other structures annotated in case {name}"
-    for done, (name, case) in enumerate(cases.items(), 1):
+    for number, (name, case) in enumerate(cases.items(), 1):
         yield from _other_voxels(before.cases[name], dataset, case)
-        progress(name, done, len(cases))
+        progress(name, number, len(cases))
 
 
 def _list(names: Sequence[str]) -> str:
@@ -199,12 +199,12 @@ def _other_labels(
 ) -> Iterator[str]:
     if tuple(before) == tuple(now):
         return
-    shown = [", ".join(f"{value} {name}" for value, name in labels[:8]) for labels in (before, now)]
-    if shown[0] == shown[1]:  # the difference lies further on
-        shown = [", ".join(f"{value} {name}" for value, name in labels if (value,
+    texts = [", ".join(f"{value} {name}" for value, name in labels[:8]) for labels in (before, now)]
+    if texts[0] == texts[1]:  # the difference lies further on
+        texts = [", ".join(f"{value} {name}" for value, name in labels if (value,
         name) not in others)
                  for labels, others in ((before, now), (now, before))]  # fmt: skip
-    yield f"was begun with the labels {shown[0]}, and the data now have {shown[1]}"
+    yield f"was begun with the labels {texts[0]}, and the data now have {texts[1]}"
 
 
 def _other_cases(before: Sequence[str], now: Sequence[str]) -> Iterator[str]:
@@ -221,9 +221,9 @@ def _other_voxels(before: CaseIdentity, dataset: Dataset, case: Case) -> Iterato
         return
     now = digest_case(dataset, case)
     parts = [("image", before.image, now.image), ("labels", before.labels, now.labels)]
-    changed = [what for what, was, is_now in parts if was != is_now]
-    if changed:
-        yield f"was begun with other voxels in {' and '.join(changed)} of case {case.name}"
+    differences = [what for what, was, is_now in parts if was != is_now]
+    if differences:
+        yield f"was begun with other voxels in {' and '.join(differences)} of case {case.name}"
 
 
 def _old_differences(run: Path, dataset: Dataset) -> Iterator[str]:
@@ -232,9 +232,9 @@ def _old_differences(run: Path, dataset: Dataset) -> Iterator[str]:
     """
     split = read_json(run / "splits.json")
     names = [name for side in split.values() for name in side]
-    known = [case.name for case in used_cases(dataset)]
+    case_names = [case.name for case in used_cases(dataset)]
     yield from _other_cases(
-        names, [name for name in known if name in names] if dataset.splits else known
+        names, [name for name in case_names if name in names] if dataset.splits else case_names
     )
     table = run / "model" / "labels.csv"
     if table.exists():
@@ -340,7 +340,7 @@ def check_same_maps(run: Path, source: RenderedSource) -> None:
         *_other_cases(list(before.cases), list(cases)),
     ]
     if not differences:
-        changed = [name for name, case in before.cases.items() if case.labels != cases[name].labels]
-        differences = [f"was begun with other voxels in {name}" for name in changed]
+        names = [name for name, case in before.cases.items() if case.labels != cases[name].labels]
+        differences = [f"was begun with other voxels in {name}" for name in names]
     if differences:
         raise BadConfig(f"{run} {differences[0]}; choose another -o")

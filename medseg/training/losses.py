@@ -34,29 +34,29 @@ class _DiceCrossEntropy(torch.autograd.Function):
         if with_ignored:
             counts = (target[:, 0] != IGNORE).float()
             target = target.clamp(min=0)
-        known = counts.sum().clamp(min=1)
-        cross_entropy = -(log_p.gather(1, target)[:, 0] * counts).sum() / known
+        voxels = counts.sum().clamp(min=1)
+        cross_entropy = -(log_p.gather(1, target)[:, 0] * counts).sum() / voxels
         p = log_p.exp_()
         hit = p.gather(1, target)[:, 0] * counts  # (B, V): probability given to the right class
         zeros = torch.zeros(b, k, device=p.device)
         truth = zeros.scatter_add(1, target[:, 0], counts)
         overlap = zeros.scatter_add(1, target[:, 0], hit)
         total = (p * counts[:, None] if with_ignored else p).sum(2) + truth + smooth
-        ctx.save_for_backward(p, target, overlap, total, counts, known)
+        ctx.save_for_backward(p, target, overlap, total, counts, voxels)
         ctx.like, ctx.smooth, ctx.with_ignored = logits, smooth, with_ignored
         return cross_entropy + 1 - ((2 * overlap + smooth) / total).mean()
 
     @staticmethod
     def backward(ctx: Any, *grad_output: Tensor) -> tuple[Tensor, None, None, None]:
-        p, target, overlap, total, counts, known = ctx.saved_tensors
+        p, target, overlap, total, counts, voxels = ctx.saved_tensors
         b, k, _ = p.shape
         # d(loss)/dp is `everywhere` for each class, plus `at_truth` where the class is the true
         # one.
         everywhere = ((2 * overlap + ctx.smooth) / total**2 / (b * k))[..., None]
         at_truth = (-2 / total / (b * k)).gather(1, target[:, 0])[:, None] * p.gather(1, target)
         mean = (p * everywhere).sum(1, keepdim=True) + at_truth
-        grad = p.mul_(everywhere - mean + 1 / known)
-        grad.scatter_add_(1, target, at_truth - 1 / known)
+        grad = p.mul_(everywhere - mean + 1 / voxels)
+        grad.scatter_add_(1, target, at_truth - 1 / voxels)
         if ctx.with_ignored:
             grad.mul_(counts[:, None])
         return (grad * grad_output[0]).to(ctx.like.dtype).reshape(ctx.like.shape), None, None, None
@@ -79,8 +79,8 @@ def dice_cross_entropy(
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, with_ignored: bool = False) -> Tensor:
     """The mean cross-entropy over voxels, a scalar; arguments as of `dice_cross_entropy`."""
-    known = labels if with_ignored else labels.clamp(min=0)
-    loss: Tensor = F.cross_entropy(unfolded(logits).float(), known, ignore_index=IGNORE)
+    target = labels if with_ignored else labels.clamp(min=0)
+    loss: Tensor = F.cross_entropy(unfolded(logits).float(), target, ignore_index=IGNORE)
     return loss
 
 

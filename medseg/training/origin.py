@@ -109,12 +109,12 @@ def start_from(source: Path, network: nn.Module, *, names: Sequence[str], region
             for key, value in tensors.items()
             if key.startswith("average.")
         }
-        taken: list[str] | None = None
+        outputs: list[str] | None = None
     else:
         start = read_start(str(source))
-        weights, taken = start.network().state_dict(), None
+        weights, outputs = start.network().state_dict(), None
         if start.spec.recipe is not None:
-            taken = _head_by_name(start, weights, network, names=names, regions=regions)
+            outputs = _head_by_name(start, weights, network, names=names, regions=regions)
     own = network.state_dict()
     fitting = {
         key: value for key, value in weights.items() if key in own and own[key].shape == value.shape
@@ -126,12 +126,12 @@ def start_from(source: Path, network: nn.Module, *, names: Sequence[str], region
         )
     new = [key for key in own if key not in fitting]
     network.load_state_dict(fitting, strict=False)
-    if taken is not None:
-        _tell_outputs(source, names, taken)
+    if outputs is not None:
+        _tell_outputs(source, names, outputs)
     if new:
-        shown = ", ".join(new[:4]) + (" ..." if len(new) > 4 else "")
+        examples = ", ".join(new[:4]) + (" ..." if len(new) > 4 else "")
         warnings.warn(
-            f"{len(fitting)} of {len(own)} tensors were taken from {source}; new are {shown}",
+            f"{len(fitting)} of {len(own)} tensors were taken from {source}; new are {examples}",
             DataWarning,
             stacklevel=2,
         )
@@ -173,9 +173,9 @@ def _plain(name: str) -> str:
 def _tell_outputs(source: Path, names: Sequence[str], taken: Sequence[str]) -> None:
     fresh = [name for name in names if name not in taken]
     if fresh:
-        known = f"knows {', '.join(taken)}" if taken else "knows none of these structures"
+        knowledge = f"knows {', '.join(taken)}" if taken else "knows none of these structures"
         warnings.warn(
-            f"{source} {known}; new outputs, which begin at random, are {', '.join(fresh)}",
+            f"{source} {knowledge}; new outputs, which begin at random, are {', '.join(fresh)}",
             DataWarning,
             stacklevel=2,
         )

@@ -83,8 +83,8 @@ def fingerprint(check: Check, names: Sequence[str]) -> Fingerprint:
     """Of the named cases, from what `check_dataset` measured in each. Raises `BadFile` if it could
     read none.
     """
-    wanted = set(names)
-    facts = [one for one in check.facts if one.case in wanted]
+    cases = set(names)
+    facts = [one for one in check.facts if one.case in cases]
     if not facts:
         raise BadFile("none of the cases to train from can be read; medseg check says why")
     intensities = []
@@ -104,11 +104,11 @@ def fingerprint(check: Check, names: Sequence[str]) -> Fingerprint:
         intensities.append(spread)
     # A quarter of the voxels is exactly 0 where the lowest quartile is the lowest value and 0.
     dark = [one.channels[0].percentiles[2] == one.channels[0].minimum == 0 for one in facts]
-    turned = [
+    grids = [
         (_along_ras(one.shape, one.orientation), _along_ras(one.spacing_mm, one.orientation))
         for one in facts
     ]
-    shapes, spacings = zip(*turned)
+    shapes, spacings = zip(*grids)
     return Fingerprint(
         cases=len(facts),
         shapes=shapes,
@@ -183,8 +183,8 @@ def _choose_grid(plan: _Plan, dataset: Dataset, found: Fingerprint, *, most: flo
     plan.choose("model.spacing_mm", _rounded(coarser), why or reason)
     plan.choose("model.grid", "scan", "structures lie along the scan's own axes in training data")
     plan.choose("model.intensity", *_intensity(dataset, found))
-    chosen: NDArray = np.array(plan["model.spacing_mm"]) * np.ones(3)
-    return chosen
+    spacing_mm: NDArray = np.array(plan["model.spacing_mm"]) * np.ones(3)
+    return spacing_mm
 
 
 def _choose_network(
@@ -272,8 +272,8 @@ def _choose_validation(plan: _Plan, *, shape: NDArray, judged: bool) -> None:
 def _choose_augmentation(plan: _Plan, dataset: Dataset, *, passes: float) -> None:
     """Mirroring, and how much patches vary. passes: how often each case is seen."""
     plan.choose("augment.mirror", *_mirror(dataset))
-    varied, why = (_STRONG_AUGMENTATION, "many") if passes > MANY_PASSES else (_AUGMENTATION, "few")
-    for key, value in varied.items():
+    values, why = (_STRONG_AUGMENTATION, "many") if passes > MANY_PASSES else (_AUGMENTATION, "few")
+    for key, value in values.items():
         plan.choose(f"augment.{key}", value, f"for {why} passes over the cases: about {passes:.0f}")
 
 

@@ -48,11 +48,11 @@ def choose_training_precision(config: Config, device: torch.device, thinnest: in
         images = x.to(memory_format=torch.channels_last_3d) if half else x
         times = []
         for _ in range(4):
-            begun = time.perf_counter()
+            start_s = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 out = block(images)
             out.float().sum().backward()
-            times.append(time.perf_counter() - begun)
+            times.append(time.perf_counter() - start_s)
         return min(times[1:])
 
     return "bf16" if seconds(True) < 0.9 * seconds(False) else "fp32"
@@ -66,10 +66,10 @@ def thinnest_map(
     """
     if device.type != "cpu" or has_matrix_units():
         return THIN
-    found = [THIN]
+    sizes = [THIN]
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.append(min(inputs[0].shape[2:]))
+        sizes.append(min(inputs[0].shape[2:]))
 
     wide = [m for m in network.modules() if isinstance(m, nn.Conv3d) and max(m.kernel_size) > 1]
     hooks = [module.register_forward_pre_hook(look) for module in wide]
@@ -77,7 +77,7 @@ def thinnest_map(
         network.eval()(torch.zeros(1, channels, *patch))
     for hook in hooks:
         hook.remove()
-    return min(found)
+    return min(sizes)
 
 
 def is_channels_last(network: nn.Module, precision: str, device: torch.device) -> bool:

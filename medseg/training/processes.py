@@ -134,9 +134,9 @@ class Processes:
         """The first process's number."""
         if self.size == 1:
             return number
-        told = torch.tensor([number], dtype=torch.float64, device=self.device)
-        distributed.broadcast(told, 0)
-        return float(told[0])
+        buffer = torch.tensor([number], dtype=torch.float64, device=self.device)
+        distributed.broadcast(buffer, 0)
+        return float(buffer[0])
 
     def wait(self) -> None:
         """Until all processes are here."""
@@ -169,8 +169,8 @@ def innermost_channels(network: nn.Module, device: torch.device) -> nn.Module:
     """
     if device.type == "cpu":
         return network
-    converted: nn.Module = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    return converted
+    channels_last: nn.Module = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return channels_last
 
 
 def whole(value: Any) -> Any:

@@ -40,14 +40,14 @@ class RenderedSource:
 
     def _read(self) -> tuple[Heads, Heads | None, Lookup]:
         paths, held_out = self._files()
-        wanted = {*self.table.values, *self.synth.merge}
+        values = {*self.table.values, *self.synth.merge}
         # All maps share one list of values, so that one Lookup serves training and validation.
         maps = [read_labels(path) for path in paths]
         self.digests = {
             path.name: digest(one.data, one.data.dtype) for path, one in zip(paths, maps)
         }
-        heads = load_heads(maps, sorted(wanted), self.synth.border)
-        known = lookup(
+        heads = load_heads(maps, sorted(values), self.synth.border)
+        label_lookup = lookup(
             heads.values,
             self.classes,
             mirror=self.table.mirror_pairs() | self.synth.mirror,
@@ -55,7 +55,7 @@ class RenderedSource:
         )
         training = _select(heads, [n for n in range(len(paths)) if n not in held_out])
         validation = _select(heads, held_out) if held_out else None
-        return training, validation, known
+        return training, validation, label_lookup
 
     def _files(self) -> tuple[list[Path], list[int]]:
         """The label maps, and which of them are held out. Raises `BadConfig` if some are
@@ -88,8 +88,8 @@ class RenderedSource:
         first, last = self.synth.t1_share
         begin, end = self.synth.t1_steps
         share = first + (last - first) * min(1.0, max(0.0, (step - begin) / max(1, end - begin)))
-        drawn = [self._render(self.training, seed, share) for seed in seeds]
-        images, labels = (torch.stack(part) for part in zip(*drawn))
+        pairs = [self._render(self.training, seed, share) for seed in seeds]
+        images, labels = (torch.stack(part) for part in zip(*pairs))
         return Batch(images[:, None].to(device), labels.long().to(device))
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:

@@ -52,21 +52,21 @@ class Request:
         """The settings that a person made, dotted: file first, then options, then overrides. Raises
         `BadConfig`.
         """
-        fixed: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         for key, value in (read_settings(self.config) if self.config else {}).items():
             if key in ("model", "train", "augment") and isinstance(value, dict):
-                fixed |= {f"{key}.{name}": one for name, one in value.items()}
+                settings |= {f"{key}.{name}": one for name, one in value.items()}
             else:
-                fixed[key] = value
+                settings[key] = value
         if self.architecture:
-            if fixed.get("model.name", self.architecture) != self.architecture:
+            if settings.get("model.name", self.architecture) != self.architecture:
                 raise BadConfig(
-                    f"{self.config} is for {fixed['model.name']}, not {self.architecture}"
+                    f"{self.config} is for {settings['model.name']}, not {self.architecture}"
                 )
-            fixed["model.name"] = self.architecture
+            settings["model.name"] = self.architecture
         if self.time_s is not None:
-            fixed["train.time_s"] = self.time_s
-        return fixed | dict(self.overrides)
+            settings["train.time_s"] = self.time_s
+        return settings | dict(self.overrides)
 
 
 def slug(name: str) -> str:

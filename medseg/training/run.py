@@ -70,19 +70,23 @@ def train_folds(request: Request, events: Events | None = None) -> Outcome | Non
         outcomes.append(
             _train(one if fold == 0 else replace(one, began=None), events, folds=folds[fold:])
         )
-    done = [outcome for outcome in outcomes if outcome is not None]
-    return _together(done, dataset, run) if len(done) == len(folds) else None
+    fold_outcomes = [outcome for outcome in outcomes if outcome is not None]
+    return _together(fold_outcomes, dataset, run) if len(fold_outcomes) == len(folds) else None
 
 
 def _together(outcomes: Sequence[Outcome], dataset: Dataset, run: Path) -> Outcome:
     """The models of all folds, and the scores of all cases."""
-    scored = [one.evaluation for one in outcomes if one.evaluation is not None]
-    rows = [row for one in scored for row in one.rows]
-    names = [name for one in scored for name in one.summary["cases"]["scored"]]
+    evaluations = [one.evaluation for one in outcomes if one.evaluation is not None]
+    rows = [row for one in evaluations for row in one.rows]
+    names = [name for one in evaluations for name in one.summary["cases"]["scored"]]
     cases = {"scored": names, "without_prediction": [], "without_reference": [], "failed": {}}
-    summary = scored[0].summary | {"cases": scored[0].summary["cases"] | cases} | summarise(rows)
+    summary = (
+        evaluations[0].summary
+        | {"cases": evaluations[0].summary["cases"] | cases}
+        | summarise(rows)
+    )
     pairs = {name: pair for one in outcomes for name, pair in one.pairs.items()}
-    problems = [problem for one in scored for problem in one.problems]
+    problems = [problem for one in evaluations for problem in one.problems]
     evaluation = Evaluation(rows=rows, summary=summary, problems=problems)
     write_evaluation(evaluation, run, pairs=pairs, options=scoring_options(dataset))
     models = tuple(model for one in outcomes for model in one.models)
@@ -344,7 +348,7 @@ def _finish(
     }
     change_spec(run / "model", card=config.card | {"training": card})
     passes = facts["step"] * config.train.batch / source.cases
-    told = _few_passes(facts["step"], passes, source.cases) if passes < LEAST_PASSES else ""
+    few_passes = _few_passes(facts["step"], passes, source.cases) if passes < LEAST_PASSES else ""
     for path in sorted((run / "prepared").glob("*.npy")):
         path.unlink()
     (run / "prepared").rmdir()
@@ -353,7 +357,7 @@ def _finish(
         about = {
             "scores": evaluation.summary if evaluation else None,
             "score_titles": score_titles(),
-            "few_passes": told,
+            "few_passes": few_passes,
         }
         text = model_card(load_checkpoint(str(run / "model")), card | about)
         handle.write(text.encode())

@@ -125,9 +125,9 @@ class ScanSource:
         with ThreadPoolExecutor(max(1, min(8, torch.get_num_threads()))) as pool:
             jobs = [pool.submit(self._prepare_case, case, key) for case, key in missing]
             try:
-                for done, (job, (case, _)) in enumerate(zip(jobs, missing), start=1):
+                for number, (job, (case, _)) in enumerate(zip(jobs, missing), start=1):
                     job.result()
-                    progress(case.name, done, len(missing))
+                    progress(case.name, number, len(missing))
             finally:
                 for job in jobs:
                     job.cancel()
@@ -142,17 +142,17 @@ class ScanSource:
         model = self.config.model.model_dump(
             mode="json", include={"spacing_mm", "grid", "intensity"}
         )
-        told: list[Any] = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files] + [
+        inputs: list[Any] = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files] + [
             model,
             self.classes,
         ]
-        told += [] if self.config.model.recipe is None else [self.config.model.recipe]
-        told += [
+        inputs += [] if self.config.model.recipe is None else [self.config.model.recipe]
+        inputs += [
             self.dataset.regions,
             self.dataset.ignore,
             *([case.numbers] if case.numbers else []),
         ]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:24]
+        return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:24]
 
     def _prepare_case(self, case: Case, key: str) -> None:
         volumes, labels = load_case(self.dataset, case)
@@ -175,15 +175,15 @@ class ScanSource:
         """Label values as classes: 0 and on, `IGNORE` where the data set says so. Raises `BadFile`
         for others.
         """
-        known = (0, *self.dataset.values) if self.dataset.regions else self.classes
-        kind = np.int8 if len(known) < 127 else np.int16
-        table = np.full(max(65_536, max(known) + 1), -2, np.int32)
-        table[list(known)] = range(len(known))
+        class_values = (0, *self.dataset.values) if self.dataset.regions else self.classes
+        kind = np.int8 if len(class_values) < 127 else np.int16
+        table = np.full(max(65_536, max(class_values) + 1), -2, np.int32)
+        table[list(class_values)] = range(len(class_values))
         if self.dataset.ignore is not None:
             table[self.dataset.ignore] = IGNORE
         classes = table[values]
         if classes.min() < IGNORE:
-            strange = sorted(set(np.unique(values).tolist()) - {*known, self.dataset.ignore})
+            strange = sorted(set(np.unique(values).tolist()) - {*class_values, self.dataset.ignore})
             raise BadFile(
                 f"{case.label or case.name}: holds the label values {strange}, which the data set"
                 " does not name; correct the file, or name them"
@@ -267,19 +267,19 @@ class ScanSource:
         """
         draw = lambda count: int(torch.randint(count, (), generator=generator))  # noqa: E731
         patch = self.config.model.patch
-        wanted = None
+        voxel = None
         if float(torch.rand((), generator=generator)) < self.config.train.foreground and len(
             points
         ):
             present = np.unique(points[:, 0])
             mine = points[points[:, 0] == present[draw(len(present))], 1:]
-            wanted = mine[draw(len(mine))].tolist()
+            voxel = mine[draw(len(mine))].tolist()
         centre = []
         for axis, (size, length) in enumerate(zip(shape, patch)):
             low, high = min(0, size - length), max(0, size - length)
             start = low + draw(high - low + 1)
-            if wanted is not None and size > length:
-                start = min(max(wanted[axis] - length // 2, low), high)
+            if voxel is not None and size > length:
+                start = min(max(voxel[axis] - length // 2, low), high)
             centre.append(start + length // 2)
         return centre
 
@@ -341,12 +341,12 @@ class ScanSource:
         model = Trained(spec=self._spec(), table=self.table, folder=self.store, built=network)
         rows = []
         for case in self.watched[: len(seeds)]:
-            begun = time.monotonic()
+            start_s = time.monotonic()
             volumes = read_channels(self.dataset, case)
             labels = segment(volumes, model, Settings(device=device.type, backend="torch")).labels
             rows.append(self.score(labels.data, read_case_labels(case, volumes[0]).data, case))
             # Of the last: the first one also waits for compilation.
-            self.seconds_a_case = time.monotonic() - begun
+            self.seconds_a_case = time.monotonic() - start_s
         means = mean_scores(rows)
         return means | {"mean": float(np.mean(list(means.values())))} if means else {}
 
@@ -417,14 +417,14 @@ def _lateral_swap(dataset: Dataset) -> Tensor | None:
     pairs = dataset.table.mirror_pairs()
     if not pairs:
         return None
-    known = [
+    class_values = [
         0,
         *(dataset.values if dataset.regions else (label.value for label in dataset.table.labels)),
     ]
-    swap = torch.arange(len(known))
+    swap = torch.arange(len(class_values))
     for one, other in pairs.items():
-        if one in known and other in known:
-            swap[known.index(one)] = known.index(other)
+        if one in class_values and other in class_values:
+            swap[class_values.index(one)] = class_values.index(other)
     return swap
 
 
@@ -434,8 +434,8 @@ def _points(classes: NDArray, seed: int) -> NDArray[np.int16]:
     flat = classes.ravel()
     inside = np.flatnonzero(flat > 0)
     order = inside[np.argsort(flat[inside], kind="stable")]
-    kept = []
+    samples = []
     for part in np.split(order, np.flatnonzero(np.diff(flat[order])) + 1) if len(order) else []:
-        kept.append(random.choice(part, min(len(part), POSITIONS), replace=False))
-    at = np.concatenate(kept) if kept else np.empty(0, np.int64)
+        samples.append(random.choice(part, min(len(part), POSITIONS), replace=False))
+    at = np.concatenate(samples) if samples else np.empty(0, np.int64)
     return np.column_stack((flat[at], *np.unravel_index(at, classes.shape))).astype(np.int16)

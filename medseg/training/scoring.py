@@ -79,8 +79,8 @@ def _scoring_seconds(source: ScanSource) -> tuple[float, float]:
             evaluation, folder, pairs={name: (truth / f"{name}.nii.gz",) * 2}, options=options
         )
         times.append(time.monotonic())
-    cold, warm, written = (after - before for before, after in pairwise(times))
-    return cold + written, warm + written
+    cold, warm, report = (after - before for before, after in pairwise(times))
+    return cold + report, warm + report
 
 
 def predict(
@@ -94,7 +94,7 @@ def predict(
     folder.mkdir(exist_ok=True)
     steps = _cleanups(source) if config.cleanup == "auto" else []
     table: list[list[dict[str, Score]]] = []
-    for done, case in enumerate(source.validation, start=1):
+    for number, case in enumerate(source.validation, start=1):
         volumes = read_channels(source.dataset, case)
         labels = segment(volumes, checkpoint, Settings(cleanup=False, backend="torch")).labels
         truth = read_case_labels(case, volumes[0]).data
@@ -105,13 +105,13 @@ def predict(
             ]
         )
         write(labels, folder / f"{file_name(case)}.nii.gz")
-        progress(done, len(source.validation))
-    chosen = _chosen(steps, table) if config.cleanup == "auto" else list(config.cleanup)
-    if chosen:
+        progress(number, len(source.validation))
+    cleanup = _chosen(steps, table) if config.cleanup == "auto" else list(config.cleanup)
+    if cleanup:
         for case in source.validation:
             path = folder / f"{file_name(case)}.nii.gz"
-            write(clean(read_labels(path), chosen), path)
-    return chosen
+            write(clean(read_labels(path), cleanup), path)
+    return cleanup
 
 
 def _cleanups(source: ScanSource) -> list[dict[str, Any]]:
@@ -129,13 +129,13 @@ def _chosen(
     """The steps, each tried alone, that raise the mean Dice and lower no structure's. table:
     [case][step or none].
     """
-    before, chosen = mean_scores([row[0] for row in table]), []
+    before, cleanup = mean_scores([row[0] for row in table]), []
     for number, step in enumerate(steps, start=1):
         after = mean_scores([row[number] for row in table])
         gains = [after.get(name, 0.0) - score for name, score in before.items()]
         if gains and sum(gains) / len(gains) > _WORTH_CLEANING / len(gains) and min(gains) > -1e-4:
-            chosen.append(step)
-    return chosen
+            cleanup.append(step)
+    return cleanup
 
 
 def scoring_options(dataset: Dataset) -> EvaluationOptions:

@@ -75,7 +75,7 @@ def restore_run(
     Raises `BadModel` if there are states and all are damaged: starting again is for the user to
     decide.
     """
-    damaged: list[Path] = []
+    bad_paths: list[Path] = []
     for path in (run / "state.safetensors", run / "state-before.safetensors"):
         if not path.exists():
             continue
@@ -83,12 +83,12 @@ def restore_run(
             tensors, facts = load_state(path)
         except BadModel as error:
             warnings.warn(f"{error}; going on from the one before", DataWarning, stacklevel=2)
-            damaged.append(path)
+            bad_paths.append(path)
             continue
         _check_fit(run, tensors, network)
         processes.wait()  # until everybody has read it
         # Or `save_run` would put it in the place of the sound one.
-        for other in damaged if processes.first else []:
+        for other in bad_paths if processes.first else []:
             other.unlink()
         with torch.no_grad():
             for place, name in ((network.state_dict(), "network."), (average, "average.")):
@@ -113,7 +113,7 @@ def restore_run(
             {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
         )
         return {"position": 0.0, "seconds": 0.0, "loss": 0.0, "dice": 0.0} | facts
-    if damaged:
+    if bad_paths:
         raise BadModel(
             f"every training state in {run} is damaged; choose another -o, or delete it to start"
             " again"
@@ -159,13 +159,11 @@ def check_same_settings(config: Config, run: Path, *, finished: bool = False) ->
     """Raises `BadConfig` naming the settings that differ from those recorded; in a finished run
     none may.
     """
-    changed = [
-        key for key in changed_settings(config, run) if finished or not key.startswith(_FREE)
-    ]
-    if changed:
+    keys = [key for key in changed_settings(config, run) if finished or not key.startswith(_FREE)]
+    if keys:
         how = "finished" if finished else "started"
         raise BadConfig(
-            f"{run} was {how} with other settings ({', '.join(changed)}); choose another -o"
+            f"{run} was {how} with other settings ({', '.join(keys)}); choose another -o"
         )
 
 
@@ -207,9 +205,11 @@ def truncate_metrics(path: Path, step: int) -> None:
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if line.endswith("}") and parse_json(line)["step"] <= step]
+    valid_lines = [
+        line for line in lines if line.endswith("}") and parse_json(line)["step"] <= step
+    ]
     with atomic_write(path) as handle:
-        handle.write("".join(line + "\n" for line in kept).encode())
+        handle.write("".join(line + "\n" for line in valid_lines).encode())
 
 
 def append_line(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -238,20 +238,20 @@ def stoppable() -> Iterator[Callable[[], int]]:
 
     Only the main thread is told of signals; training in another one goes on until its end.
     """
-    asked = 0
+    stop_signal = 0
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
 
     def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal stop_signal
+        if stop_signal:
             raise Interrupted(number)
-        asked = number
+        stop_signal = number
 
     old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield lambda: stop_signal
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -227,23 +227,23 @@ class Run:
         self, rate: float, progress: Report, track: Callable[[int, Mapping[str, float]], None]
     ) -> None:
         """Log and show the mean of the last steps, and the scores where it is time to validate."""
-        settings, facts, done = self.config.train, self.facts, self.step
-        if done % settings.log_every == 0 or self.position >= 1:
-            row = _mean_facts(facts, (done - 1) % settings.log_every + 1, rate)
+        settings, facts, step = self.config.train, self.facts, self.step
+        if step % settings.log_every == 0 or self.position >= 1:
+            row = _mean_facts(facts, (step - 1) % settings.log_every + 1, rate)
             self.log.append({**row, "seconds_a_step": round(self.clock.pace, 3)})
             logs.info(__name__, "%s", row)
             facts["loss"] = facts["dice"] = 0.0
-            track(done, row)
+            track(step, row)
             progress(
-                self.position, {**row, "seconds_left": self.clock.seconds_left(done, self.position)}
+                self.position, {**row, "seconds_left": self.clock.seconds_left(step, self.position)}
             )
-        if is_time_to_validate(settings, done, before=self.before, after=self.position):
+        if is_time_to_validate(settings, step, before=self.before, after=self.position):
             scores = self._validate()
             if scores:
-                self.log.append({"step": done, **_named(scores)})
-                logs.info(__name__, "step %d: validation Dice %.3f", done, scores["mean"])
-                track(done, {f"validation/{name}": score for name, score in scores.items()})
-                progress(self.position, {"step": done, "validation": scores})
+                self.log.append({"step": step, **_named(scores)})
+                logs.info(__name__, "step %d: validation Dice %.3f", step, scores["mean"])
+                track(step, {f"validation/{name}": score for name, score in scores.items()})
+                progress(self.position, {"step": step, "validation": scores})
 
     def _validate(self) -> dict[str, float]:
         """Scores of the averaged weights, which one process computes; the best weights are
@@ -337,11 +337,11 @@ class Run:
         steps = "1 step" if self.step == 1 else f"{self.step} steps"
         pace = max(self.clock.pace, self.facts.get("pace", 0.0))
         elsewhere = max(0.0, settings.time_s - self.step * pace)
-        needed = 1.5 * (elsewhere + pace * LEAST_PASSES * cases / settings.batch)
+        enough_s = 1.5 * (elsewhere + pace * LEAST_PASSES * cases / settings.batch)
         raise BadConfig(
             f"{self.folder}: only {steps} of training fitted into the time, {passes:.1g} passes"
             f" over the {cases} cases where {LEAST_PASSES} are the least, so no model was written;"
-            f" give --time {in_minutes(needed)} or more, and the same command goes on"
+            f" give --time {in_minutes(enough_s)} or more, and the same command goes on"
         )
 
 
@@ -411,7 +411,7 @@ def mix(seed: int, step: int, sample: int) -> int:
 
 def _agreed_precision(config: Config, processes: Processes, thinnest: int) -> str:
     """What the first process finds fastest, for all of them."""
-    chosen = PRECISIONS[0]
+    precision = PRECISIONS[0]
     if processes.first:
-        chosen = choose_training_precision(config, processes.device, thinnest)
-    return PRECISIONS[round(processes.first_says(PRECISIONS.index(chosen)))]
+        precision = choose_training_precision(config, processes.device, thinnest)
+    return PRECISIONS[round(processes.first_says(PRECISIONS.index(precision)))]

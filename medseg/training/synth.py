@@ -129,8 +129,8 @@ def _planes(mask: NDArray[np.bool_], axis: int) -> NDArray[np.intp]:
 
 
 def _cut_to_content(data: NDArray) -> NDArray:
-    filled = [_planes(data != 0, axis) for axis in range(3)]
-    return data[tuple(slice(planes[0], planes[-1] + 1) for planes in filled)]
+    extents = [_planes(data != 0, axis) for axis in range(3)]
+    return data[tuple(slice(planes[0], planes[-1] + 1) for planes in extents)]
 
 
 def _middle(mask: NDArray[np.bool_]) -> Tensor:
@@ -171,19 +171,19 @@ def lookup(
     mirror = {**mirror, **{b: a for a, b in mirror.items()}}
     target, mirrored, group, inside, prior = [], [], [], [], []
     for value in values:
-        merged = config.merge.get(value, value)
-        target.append(class_of.get(merged, 0))
-        mirrored.append(class_of.get(mirror.get(merged, merged), 0))
+        structure = config.merge.get(value, value)
+        target.append(class_of.get(structure, 0))
+        mirrored.append(class_of.get(mirror.get(structure, structure), 0))
         group.append(min(value, mirror.get(value, value)))
         inside.append(value not in config.outside and value != 0)
         prior.append(
             config.t1_like.get(value, config.t1_like.get(mirror.get(value, value), (-1.0, 0.0)))
         )
-    numbered = {g: n for n, g in enumerate(sorted(set(group)))}
+    number_of = {g: n for n, g in enumerate(sorted(set(group)))}
     return Lookup(
         torch.tensor(target, dtype=torch.uint8),
         torch.tensor(mirrored, dtype=torch.uint8),
-        group=torch.tensor([numbered[g] for g in group]),
+        group=torch.tensor([number_of[g] for g in group]),
         inside=torch.tensor(inside),
         prior=torch.tensor(prior, dtype=torch.float32),
     )
@@ -213,7 +213,7 @@ def render(
         heads, which, shape=shape, spacing_mm=spacing_mm, config=config, rng=rng
     )
 
-    moved = _deformation(shape, spacing_mm, config=config, rng=rng)  # (3, X, Y, Z) mm
+    displacement = _deformation(shape, spacing_mm, config=config, rng=rng)  # (3, X, Y, Z) mm
     means, deviations = _contrast(table, config, rng=rng, t1_like=t1_like)
     classes = table.mirrored if flipped else table.target
     if rng.chance(config.skull_stripped):
@@ -225,12 +225,12 @@ def render(
         share = low + rng.rand(len(means))[table.group] * (high - low)
         means = means.lerp(means[heads.tissue], (share * heads.sides).clamp(max=1))
     to_head = matrix / head_spacing.view(3, 1)
-    image, indices, found = _look_up(
+    image, indices, labels = _look_up(
         head,
         to_head,
         centre=centre,
         spacing_mm=spacing_mm,
-        moved=moved,
+        moved=displacement,
         means=means,
         deviations=deviations,
         classes=classes,
@@ -245,10 +245,10 @@ def render(
         axis = rng.integer(3)
         length = int(rng.uniform(0, 0.25) * shape[axis])
         start = 0 if rng.chance(0.5) else shape[axis] - length
-        for part in (image, found):  # beyond the field of view there is nothing to label
+        for part in (image, labels):  # beyond the field of view there is nothing to label
             part.narrow(axis, start, length).zero_()
     image = scale_to_percentiles(image.clamp_(min=0))
-    return image ** float(np.exp(rng.uniform(-config.gamma, config.gamma))), found
+    return image ** float(np.exp(rng.uniform(-config.gamma, config.gamma))), labels
 
 
 class _Random:
@@ -353,16 +353,16 @@ def _look_up(
 
     shape = tuple(moved.shape[1:])
     image = torch.empty(shape)
-    indices, found = (torch.empty(shape, dtype=torch.uint8) for _ in range(2))
+    indices, labels = (torch.empty(shape, dtype=torch.uint8) for _ in range(2))
     inputs = (head, matrix, centre, moved, _INSIDE, means, deviations, rng.normal(shape), classes)
-    arrays = [part.contiguous().numpy() for part in (*inputs, image, indices, found)]
+    arrays = [part.contiguous().numpy() for part in (*inputs, image, indices, labels)]
     spacing = np.float32(spacing_mm)
     in_slabs(
         lambda low, high: look_up(low, high, spacing, *arrays),
         shape[0],
         workers=torch.get_num_threads(),
     )
-    return image, indices, found
+    return image, indices, labels
 
 
 def _contrast(

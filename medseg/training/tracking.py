@@ -66,9 +66,9 @@ class Trackers:
 
     def _leave_out(self, name: str, error: Exception) -> None:
         del self._opened[name]
-        said = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
         warnings.warn(
-            f"{name} takes no more numbers of this run: {said}", DataWarning, stacklevel=3
+            f"{name} takes no more numbers of this run: {reason}", DataWarning, stacklevel=3
         )
 
 
@@ -88,17 +88,17 @@ def open_trackers(names: Sequence[str], run: Path, *, start: int = 0) -> Tracker
             raise BadConfig(
                 f'{name} is not installed: pip install "medseg[{name}]", or train without it'
             )
-    opened: dict[str, tuple[Log, Close]] = {}
+    trackers: dict[str, tuple[Log, Close]] = {}
     for name in dict.fromkeys(names):
         try:
-            opened[name] = _TRACKERS[name][1](run, start)
+            trackers[name] = _TRACKERS[name][1](run, start)
         except Exception as error:  # whatever a package or a server raises
-            Trackers(opened).close(finished=False)
-            said = " ".join(str(error).split())[:200]
+            Trackers(trackers).close(finished=False)
+            reason = " ".join(str(error).split())[:200]
             raise BadConfig(
-                f"{name} cannot be opened for {run}: {said}; correct that, or train without it"
+                f"{name} cannot be opened for {run}: {reason}; correct that, or train without it"
             ) from None
-    return Trackers(opened)
+    return Trackers(trackers)
 
 
 def _is_number(value: object) -> bool:
@@ -130,22 +130,23 @@ def _mlflow(run: Path, start: int) -> tuple[Log, Close]:
     place = None if mlflow.is_tracking_uri_set() else (run / "mlflow").resolve().as_uri()
     # And not mlflow.start_run, which also stores the user's name.
     client = mlflow.MlflowClient(place)
-    known = run / "mlflow.txt"
-    number = known.read_text(encoding="ascii").strip() if known.is_file() else ""
+    id_file = run / "mlflow.txt"
+    number = id_file.read_text(encoding="ascii").strip() if id_file.is_file() else ""
     try:
         client.update_run(number, status="RUNNING")
     except MlflowException:  # a new run, or one of another store
         experiment = client.get_experiment_by_name("medseg")
         where = experiment.experiment_id if experiment else client.create_experiment("medseg")
         number = client.create_run(where, run_name=run.name).info.run_id
-        with atomic_write(known) as handle:
+        with atomic_write(id_file) as handle:
             handle.write(number.encode("ascii"))
 
     def log(step: int, numbers: Mapping[str, float]) -> None:
         now = int(1000 * time.time())
-        named = {re.sub(r"[^\w\-. /]", "_", name): value for name, value in numbers.items()}
+        metrics = {re.sub(r"[^\w\-. /]", "_", name): value for name, value in numbers.items()}
         client.log_batch(
-            number, [Metric(name, value, timestamp=now, step=step) for name, value in named.items()]
+            number,
+            [Metric(name, value, timestamp=now, step=step) for name, value in metrics.items()],
         )
 
     return log, lambda finished: client.set_terminated(number, "FINISHED" if finished else "FAILED")

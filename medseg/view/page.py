@@ -179,11 +179,13 @@ def full_table(labels: Volume, table: LabelTable | None) -> LabelTable:
     """The table with a row, 'label 3', for every value of a label map that it does not name, by
     value.
     """
-    known = table.labels if table is not None else ()
-    named = {label.value for label in known}
+    table_labels = table.labels if table is not None else ()
+    table_values = {label.value for label in table_labels}
     values = np.flatnonzero(np.bincount(labels.data.ravel(order="K")))
-    unnamed = LabelTable.from_values(int(value) for value in values if value not in named).labels
-    return LabelTable(tuple(sorted((*known, *unnamed), key=lambda label: label.value)))
+    other_labels = LabelTable.from_values(
+        int(value) for value in values if value not in table_values
+    ).labels
+    return LabelTable(tuple(sorted((*table_labels, *other_labels), key=lambda label: label.value)))
 
 
 def _structures(labels: Volume, table: LabelTable | None) -> list[dict[str, Any]]:
@@ -269,8 +271,8 @@ def _preview(
         scan.data, (least - intercept) / slope, (most - least) / 255 / slope, 255
     ).astype(np.uint8)
     dark = (low - least) / (most - least) * 255 + 0.1 * (high - low) / (most - least) * 255
-    filled = (grey > dark) | (labels.data > 0)
-    start, stop = _box(filled, scan.spacing_mm)
+    content = (grey > dark) | (labels.data > 0)
+    start, stop = _box(content, scan.spacing_mm)
     shape = tuple(int(n) for n in stop - start)
     corner = (int(start[0]), int(start[1]), int(start[2]))
     small = [crop(volume, corner, shape) for volume in (scan.with_data(grey), labels)]  # type: ignore[arg-type]
@@ -288,15 +290,15 @@ def _preview(
     )
     which = {2: "second", 3: "third"}.get(every, f"{every}th")
     voxels = f" It shows every {which} voxel along each axis." if every > 1 else ""
-    said = [
+    sentences = [
         (
             f"The scan is too large for a page ({scan.data.size / 1e6:.0f} million voxels): this is"
             f" a preview, cropped to its content.{voxels} {greys}"
         ),
         "Volumes are those of the whole labels. The scan in full: medseg view --serve.",
     ]
-    kept = Contrast(low, high, least, most=most, unit=contrast.unit)
-    return thin[0], thin[1], kept, (most - least) / 255, least, said
+    preview_contrast = Contrast(low, high, least, most=most, unit=contrast.unit)
+    return thin[0], thin[1], preview_contrast, (most - least) / 255, least, sentences
 
 
 def _scaled(data: NDArray, least: float, slope: float, steps: int) -> NDArray[np.float32]:

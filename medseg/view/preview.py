@@ -64,15 +64,15 @@ def slices_that_matter(mask: NDArray, axis: int, count: int) -> list[int]:
     for at, plane in enumerate(np.moveaxis(mask, axis, 0)):
         voxels = np.bincount(plane.ravel())[1:]
         content[at] = np.count_nonzero(voxels), voxels.sum()
-    filled = np.flatnonzero(content[:, 1])
-    first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (0, len(content) - 1)
+    indices = np.flatnonzero(content[:, 1])
+    first, last = (int(indices[0]), int(indices[-1])) if len(indices) else (0, len(content) - 1)
     edges = np.linspace(first, last + 1, count + 1)
-    chosen = []
+    slices = []
     for low, high in pairwise(edges):
         middle = (low + high - 1) / 2
         part = range(round(low), round(high)) or [min(last, int(low))]
-        chosen.append(max(part, key=lambda at: (*content[at].tolist(), -abs(at - middle))))
-    return chosen
+        slices.append(max(part, key=lambda at: (*content[at].tolist(), -abs(at - middle))))
+    return slices
 
 
 def write_preview(path: str | Path, scan: Volume, labels: Volume, table: LabelTable) -> None:

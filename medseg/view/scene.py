@@ -103,14 +103,14 @@ def scene_xml(
             "labels colours storage",
             fileName="Data/labels.ctbl",
         )
-    shown = "ActiveVolume:vtkMRMLScalarVolumeNode1;"
+    references = "ActiveVolume:vtkMRMLScalarVolumeNode1;"
     _add(
         root,
         "Selection",
         "vtkMRMLSelectionNodeSingleton",
         "Selection",
         singletonTag="Singleton",
-        references=shown,
+        references=references,
     )
     low, high = _extent(scan)
     centre = _labelled_centre(labels)

@@ -85,9 +85,9 @@ def _handler(
             self._answer(body=False)
 
         def _answer(self, body: bool) -> None:
-            found = self._find()
-            content, kind = found if found else (b"not here\n", "text/plain; charset=utf-8")
-            self.send_response(HTTPStatus.OK if found else HTTPStatus.NOT_FOUND)
+            resource = self._find()
+            content, kind = resource if resource else (b"not here\n", "text/plain; charset=utf-8")
+            self.send_response(HTTPStatus.OK if resource else HTTPStatus.NOT_FOUND)
             for name, value in _HEADERS.items():
                 self.send_header(name, value)
             self.send_header("Content-Security-Policy", f"{policy}; frame-ancestors 'none'")

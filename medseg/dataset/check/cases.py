@@ -104,12 +104,12 @@ def check_dataset(dataset: Dataset, progress: Progress = silent) -> Check:
     bad case.
     """
     cases = dataset.cases
-    measured = _measure_all(dataset, progress)
-    facts = tuple(one.facts for one in measured if one.facts is not None)
-    portraits = [one.portrait for one in measured if one.portrait is not None]
+    measurements = _measure_all(dataset, progress)
+    facts = tuple(one.facts for one in measurements if one.facts is not None)
+    portraits = [one.portrait for one in measurements if one.portrait is not None]
     findings = list(dataset.findings)
     levels: list[Levels] = []
-    for one in measured:
+    for one in measurements:
         findings += one.findings
         levels += one.levels
     unreadable = [finding for finding in findings if finding.kind == "labels"]
@@ -121,22 +121,22 @@ def check_dataset(dataset: Dataset, progress: Progress = silent) -> Check:
     order = {case.name: number for number, case in enumerate(cases)}
     findings.sort(key=lambda finding: (finding.severity != "error", order.get(finding.case, -1)))
     digests = {
-        case.name: one.digests for case, one in zip(cases, measured) if one.digests is not None
+        case.name: one.digests for case, one in zip(cases, measurements) if one.digests is not None
     }
     return Check(findings=tuple(dict.fromkeys(findings)), facts=facts, digests=digests)
 
 
 def _measure_all(dataset: Dataset, progress: Progress) -> list[_Measured]:
     cases = dataset.cases
-    measured = []
+    measurements = []
     with ThreadPoolExecutor(
         min(8, os.cpu_count() or 1)
     ) as pool:  # unpacking releases the interpreter
         results = pool.map(lambda case: _measure(dataset, case), cases)
-        for done, (case, one) in enumerate(zip(cases, results), 1):
-            measured.append(one)
-            progress(case.name, done, len(cases))
-    return measured
+        for number, (case, one) in enumerate(zip(cases, results), 1):
+            measurements.append(one)
+            progress(case.name, number, len(cases))
+    return measurements
 
 
 # One case -----------------------------------------------------------------------------------------
@@ -217,25 +217,25 @@ def _channels(dataset: Dataset, case: Case, findings: list[Finding]) -> Iterator
     """The volume of every channel as it is stored; what is wrong with their number and grids goes
     to `findings`.
     """
-    expected = len(dataset.channels)
+    channels = len(dataset.channels)
     first: Volume | None = None
-    if len(case.images) not in (1, expected):
+    if len(case.images) not in (1, channels):
         message = (
-            f"{case.images[0].parent}: {len(case.images)} images where {expected} channels are"
+            f"{case.images[0].parent}: {len(case.images)} images where {channels} channels are"
             " expected"
         )
         findings.append(Finding(case=case.name, kind="channels", severity="error", message=message))
-    inside = expected if len(case.images) == 1 else 1
+    inside = channels if len(case.images) == 1 else 1
     for path in case.images:
-        sizes, held = _volumes_in(path)
-        findings += _about_dimensions(case, path, sizes=sizes, held=held, expected=inside)
-        for index in range(min(held, inside) if sizes else inside):
-            volume = read_as_stored(path, volume_index=index if max(held, inside) > 1 else None)
-            turned = volume if first is None else turned_onto(volume, first)
-            if first is not None and turned is None:
+        sizes, volumes = _volumes_in(path)
+        findings += _about_dimensions(case, path, sizes=sizes, held=volumes, expected=inside)
+        for index in range(min(volumes, inside) if sizes else inside):
+            volume = read_as_stored(path, volume_index=index if max(volumes, inside) > 1 else None)
+            along_first = volume if first is None else turned_onto(volume, first)
+            if first is not None and along_first is None:
                 findings.append(_off_grid(case, path, volume=volume, image=first))
             first = first or volume
-            yield turned or volume
+            yield along_first or volume
 
 
 def _volumes_in(path: Path) -> tuple[Sequence[int], int]:
@@ -248,13 +248,13 @@ def _about_dimensions(
     case: Case, path: Path, sizes: Sequence[int], held: int, expected: int
 ) -> list[Finding]:
     if held != expected:
-        wanted = "one is" if expected == 1 else f"{expected} are"
+        expectation = "one is" if expected == 1 else f"{expected} are"
         return [
             Finding(
                 case=case.name,
                 kind="4-D",
                 severity="error",
-                message=f"{path}: holds {held} volumes where {wanted} expected",
+                message=f"{path}: holds {held} volumes where {expectation} expected",
             )
         ]
     if len(sizes) > 3 and held == 1:
@@ -287,10 +287,10 @@ def _labels(dataset: Dataset, case: Case, image: Volume, findings: list[Finding]
                     Finding(case=case.name, kind="overlap", severity="warning", message=message)
                 )
             return labels
-        sizes, held = _volumes_in(path)
-        findings += _about_dimensions(case, path, sizes=sizes, held=held, expected=1)
-        labels = read_label_file(case, volume_index=0 if held > 1 else None)
-        fitted = fit(labels, image, path=path, image_path=case.images[0])
+        sizes, volumes = _volumes_in(path)
+        findings += _about_dimensions(case, path, sizes=sizes, held=volumes, expected=1)
+        labels = read_label_file(case, volume_index=0 if volumes > 1 else None)
+        on_grid = fit(labels, image, path=path, image_path=case.images[0])
     except (MedsegError, MemoryError) as error:
         findings.append(
             Finding(
@@ -301,9 +301,9 @@ def _labels(dataset: Dataset, case: Case, image: Volume, findings: list[Finding]
             )
         )
         return None
-    if fitted is None:
+    if on_grid is None:
         findings.append(_off_grid(case, path, volume=labels, image=image))
-    return fitted or labels
+    return on_grid or labels
 
 
 def _off_grid(case: Case, path: Path, volume: Volume, image: Volume) -> Finding:
@@ -370,13 +370,13 @@ def _about_values(
 def _about_labels(dataset: Dataset, case: Case, counts: dict[int, int]) -> list[Finding]:
     findings = []
     path = case.label if case.label is not None else case.masks[0][1].parent
-    allowed = {*dataset.values, *(() if dataset.ignore is None else (dataset.ignore,))}
-    if strange := sorted(counts.keys() - allowed):
-        told = ", ".join(f"{value} ({counts[value]} voxels)" for value in strange[:5])
-        known = ", ".join(str(value) for value in sorted(allowed)[:20])
+    values = {*dataset.values, *(() if dataset.ignore is None else (dataset.ignore,))}
+    if strange := sorted(counts.keys() - values):
+        examples = ", ".join(f"{value} ({counts[value]} voxels)" for value in strange[:5])
+        listing = ", ".join(str(value) for value in sorted(values)[:20])
         message = (
-            f"{path}: holds the label value {told}, which the dataset does not name; it names"
-            f" {known}"
+            f"{path}: holds the label value {examples}, which the dataset does not name; it names"
+            f" {listing}"
         )
         findings.append(Finding(case=case.name, kind="value", severity="error", message=message))
     if case.labelled is not None and (

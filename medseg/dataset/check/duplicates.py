@@ -28,17 +28,17 @@ def duplicates(dataset: Dataset, portraits: Sequence[Portrait]) -> Iterator[Find
     same label map.
     """
     splits = [(set(training), set(validation)) for training, validation in dataset.splits]
-    seen: dict[str, str] = {}
+    copies: dict[str, str] = {}
     for first, second in _similar(portraits):
         one, other = dataset[first.case], dataset[second.case]
         # Told already, with another of its copies.
-        if seen.get(second.case, first.case) != first.case:
+        if copies.get(second.case, first.case) != first.case:
             continue
         if sameness := _same_image(one, other):
-            seen[second.case] = first.case
+            copies[second.case] = first.case
             yield _duplicate(one, other, sameness=sameness, first=first, second=second)
             yield from _leaks(splits, one, other)
-    yield from _same_labels([portrait for portrait in portraits if portrait.case not in seen])
+    yield from _same_labels([portrait for portrait in portraits if portrait.case not in copies])
 
 
 def _leaks(
@@ -92,9 +92,9 @@ def _same_labels(portraits: Sequence[Portrait]) -> Iterator[Finding]:
 
 
 def _duplicate(one: Case, other: Case, sameness: str, first: Portrait, second: Portrait) -> Finding:
-    known = first.label_digests, second.label_digests
-    same_labels = known[0] == known[1] or any(
-        a == b for a, b in zip(known[0] or (), known[1] or ())
+    digests = first.label_digests, second.label_digests
+    same_labels = digests[0] == digests[1] or any(
+        a == b for a, b in zip(digests[0] or (), digests[1] or ())
     )
     how = {
         "equal": "the same voxels",
@@ -135,23 +135,23 @@ def _similar(portraits: Sequence[Portrait]) -> Iterator[tuple[Portrait, Portrait
         else np.zeros_like(coarse[:1])
     )
     own = standardised(coarse - mean).reshape(len(coarse), -1)
-    found: set[tuple[int, int]] = set()
+    pairs: set[tuple[int, int]] = set()
     for flip in ((), *FLIPS):
-        turned = np.flip(coarse, tuple(axis + 1 for axis in flip)) if flip else coarse
-        own_turned = standardised(turned - mean).reshape(len(coarse), -1)
-        turned = turned.reshape(len(coarse), -1)
+        images = np.flip(coarse, tuple(axis + 1 for axis in flip)) if flip else coarse
+        own_images = standardised(images - mean).reshape(len(coarse), -1)
+        images = images.reshape(len(coarse), -1)
         for start in range(0, len(flat), 512):
             block = slice(start, start + 512)
-            alike = turned[block] @ flat.T
+            alike = images[block] @ flat.T
             rows, columns = np.nonzero(
-                (alike > IDENTICAL) | ((alike > SIMILAR) & (own_turned[block] @ own.T > SAME_OWN))
+                (alike > IDENTICAL) | ((alike > SIMILAR) & (own_images[block] @ own.T > SAME_OWN))
             )
-            found |= {
+            pairs |= {
                 (int(row) + start, int(column))
                 for row, column in zip(rows, columns)
                 if row + start < column
             }
-    for row, column in sorted(found):
+    for row, column in sorted(pairs):
         yield portraits[row], portraits[column]
 
 
@@ -163,12 +163,12 @@ def _same_image(one: Case, other: Case) -> str:
         first, second = _first_image(one), _first_image(other)
     except MedsegError:
         return ""
-    turned = reorient(second, first.orientation)
-    orders = [(second.data, ""), (turned.data, "")]
-    orders += [(np.flip(turned.data, flip), "mirrored") for flip in FLIPS]
-    for data, mirrored in orders:
+    along_first = reorient(second, first.orientation)
+    orders = [(second.data, ""), (along_first.data, "")]
+    orders += [(np.flip(along_first.data, flip), "mirrored") for flip in FLIPS]
+    for data, kind in orders:
         if data.shape == first.data.shape and (sameness := _same_values(first.data, data)):
-            return mirrored or sameness
+            return kind or sameness
     return ""
 
 

@@ -52,7 +52,7 @@ def write_fixed(dataset: Dataset, check: Check, out: Path) -> list[str]:
     temporary = out.absolute().parent / f"{TEMPORARY}{secrets.token_hex(12)}"
     try:
         temporary.mkdir()
-        done = _fill(dataset, check, folder=folder, out=temporary)
+        messages = _fill(dataset, check, folder=folder, out=temporary)
         read_dataset(
             temporary / dataset.source.name if _is_list(dataset) and dataset.source else temporary
         )
@@ -63,7 +63,7 @@ def write_fixed(dataset: Dataset, check: Check, out: Path) -> list[str]:
         raise BadOutput(f"{out}: cannot be written: {error.strerror or 'unknown reason'}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return done
+    return messages
 
 
 def _is_list(dataset: Dataset) -> bool:
@@ -75,16 +75,16 @@ def _fill(dataset: Dataset, check: Check, folder: Path, out: Path) -> list[str]:
     done.
     """
     kinds: dict[str, set[str]] = {}
-    dropped: dict[str, str] = {}
+    exclusions: dict[str, str] = {}
     for finding in check.findings:
         if finding.fixable:
             kinds.setdefault(finding.case, set()).add(finding.kind)
             if finding.kind in _LEFT_OUT:
-                dropped[finding.case] = finding.kind
-    messages = [f"{name}: left out ({kind})" for name, kind in sorted(dropped.items())]
-    places = _places(dataset, dropped, folder=folder, out=out)
+                exclusions[finding.case] = finding.kind
+    messages = [f"{name}: left out ({kind})" for name, kind in sorted(exclusions.items())]
+    places = _places(dataset, exclusions, folder=folder, out=out)
     for case in dataset.cases:
-        if case.name in kinds and case.name not in dropped:
+        if case.name in kinds and case.name not in exclusions:
             messages += _write_corrected(case, kinds[case.name], places)
     for path, place in places.items():
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def _fill(dataset: Dataset, check: Check, folder: Path, out: Path) -> list[str]:
         place = out / path.relative_to(folder)
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
-            _copy_description(path, place, dataset=dataset, dropped=set(dropped))
+            _copy_description(path, place, dataset=dataset, dropped=set(exclusions))
     return messages
 
 
@@ -285,22 +285,24 @@ def _rows_without(path: Path, dropped: set[str], dataset: Dataset) -> str:
     """The lines of a CSV, TSV or JSONL list without some cases, found by the files that they
     name.
     """
-    gone = {_key(file) for case in dataset.cases if case.name in dropped for file in _files(case)}
+    dropped_files = {
+        _key(file) for case in dataset.cases if case.name in dropped for file in _files(case)
+    }
     missing = {finding.case for finding in dataset.findings}
     text = read_text(path)
 
     def is_gone(values: Iterable[Any]) -> bool:
         words = filter(None, map(str, _flat(values)))
-        return any(word in missing or _key(path.parent / word) in gone for word in words)
+        return any(word in missing or _key(path.parent / word) in dropped_files for word in words)
 
     if path.suffix.lower() == ".jsonl":
         lines = filter(str.strip, text.splitlines())
         return "\n".join(line for line in lines if not is_gone(parse_json(line).values())) + "\n"
     delimiter = _delimiter(path, text)
     header, *rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    kept = [row for row in rows if not is_gone(row)]
+    rest = [row for row in rows if not is_gone(row)]
     out = io.StringIO()
-    csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows([header, *kept])
+    csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows([header, *rest])
     return out.getvalue()
 
 

@@ -55,18 +55,18 @@ def compare_cases(dataset: Dataset, portraits: Sequence[Portrait]) -> list[Findi
     usual = _usual_structures(portraits)
     portraits = [one.reduced_to(usual) for one in portraits]
     images = standardised(np.array([one.thumbnail for one in portraits]))
-    labelled = _complete(portraits, usual)
+    complete = _complete(portraits, usual)
     labels = (
-        standardised(np.array([one.labels for one in labelled]))
-        if len(labelled) >= MIN_GROUP
+        standardised(np.array([one.labels for one in complete]))
+        if len(complete) >= MIN_GROUP
         else None
     )
     features = {one.case: dict(one.features) for one in portraits}
     _add_likeness(features, "likeness", portraits=portraits, thumbnails=images)
     if labels is not None:
-        _add_likeness(features, "likeness of labels", portraits=labelled, thumbnails=labels)
-    flipped = mirrored(portraits, images, labelled=labelled, labels=labels)
-    return findings + flipped + _outliers(features, {finding.case for finding in flipped})
+        _add_likeness(features, "likeness of labels", portraits=complete, thumbnails=labels)
+    mirrors = mirrored(portraits, images, labelled=complete, labels=labels)
+    return findings + mirrors + _outliers(features, {finding.case for finding in mirrors})
 
 
 def _add_likeness(
@@ -86,9 +86,9 @@ def _usual_structures(portraits: Sequence[Portrait]) -> frozenset[int]:
     What the labels' shape says of left and right can only be compared between cases that hold the
     same structures: a map with a structure that others lack is as unlike them as a mirrored one.
     """
-    held = [one.held for one in portraits if one.labels is not None]
-    counts = Counter(value for values in held for value in values)
-    usual = frozenset(value for value, count in counts.items() if count >= 0.9 * len(held))
+    value_sets = [one.held for one in portraits if one.labels is not None]
+    counts = Counter(value for values in value_sets for value in values)
+    usual = frozenset(value for value, count in counts.items() if count >= 0.9 * len(value_sets))
     return usual or frozenset(sorted(counts, key=lambda value: (-counts[value], value))[:1])
 
 
@@ -96,9 +96,9 @@ def _complete(portraits: Sequence[Portrait], usual: Collection[int]) -> list[Por
     """Those with labels in which no large usual structure is missing or a small part of its usual
     volume.
     """
-    labelled = [one for one in portraits if one.labels is not None]
+    candidates = [one for one in portraits if one.labels is not None]
     volumes = {
-        name: float(np.median([one.features[name] for one in labelled if name in one.features]))
+        name: float(np.median([one.features[name] for one in candidates if name in one.features]))
         for name in (f"volume {value}" for value in usual)
     }
     large = 0.05 * sum(np.exp(volume) for volume in volumes.values())
@@ -111,7 +111,7 @@ def _complete(portraits: Sequence[Portrait], usual: Collection[int]) -> list[Por
             if np.exp(volume) >= large
         )
 
-    return [one for one in labelled if is_complete(one)]
+    return [one for one in candidates if is_complete(one)]
 
 
 def _outliers(features: dict[str, dict[str, float]], turned: set[str]) -> list[Finding]:
@@ -140,7 +140,7 @@ def _oddities(
 ) -> Iterator[tuple[str, str]]:
     """(case, what is odd) of the cases that stand alone in one feature."""
     key = name if name in _FEATURES else name.partition(" ")[0]
-    what, least, shown = _FEATURES[key]
+    what, least, display = _FEATURES[key]
     label = f"{what} {name.removeprefix(key).strip()}".strip()
     cases, array = list(values), np.array(list(values.values()))
     middle = float(np.median(array))
@@ -150,7 +150,7 @@ def _oddities(
         is_explained = case in turned and (is_likeness or key == "place")
         if is_explained or (is_likeness and value > middle):
             continue
-        yield case, f"{label} {shown(value):.4g} (usually {shown(middle):.4g})"
+        yield case, f"{label} {display(value):.4g} (usually {display(middle):.4g})"
 
 
 def _isolation(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -160,17 +160,17 @@ def _isolation(values: NDArray[np.float64]) -> NDArray[np.float64]:
     In small groups the second or the first nearest.
     """
     rank = 3 if len(values) >= 20 else 2 if len(values) >= 12 else 1
-    ordered = np.sort(values)
-    padded = np.concatenate([np.full(rank, -np.inf), ordered, np.full(rank, np.inf)])
+    sorted_values = np.sort(values)
+    padded_values = np.concatenate([np.full(rank, -np.inf), sorted_values, np.full(rank, np.inf)])
     # The `rank` nearest lie within a run of `rank` + 1 sorted values that holds the value itself.
     n = len(values)
     distance = np.full(n, np.inf)
     for below in range(rank + 1):
         low, high = (
-            padded[rank - below : rank - below + n],
-            padded[2 * rank - below : 2 * rank - below + n],
+            padded_values[rank - below : rank - below + n],
+            padded_values[2 * rank - below : 2 * rank - below + n],
         )
-        distance = np.minimum(distance, np.maximum(ordered - low, high - ordered))
+        distance = np.minimum(distance, np.maximum(sorted_values - low, high - sorted_values))
     out = np.empty(n)
     out[np.argsort(values, kind="stable")] = distance
     return out

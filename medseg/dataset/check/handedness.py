@@ -88,10 +88,10 @@ def _margins(thumbnails: NDArray[np.float32]) -> dict[tuple[int, ...], NDArray[n
     """
     plain = likeness(thumbnails)
     least = MIN_FIT * float(np.median(plain))
-    flipped = {flip: likeness(thumbnails, flip) for flip in FLIPS}
+    fits = {flip: likeness(thumbnails, flip) for flip in FLIPS}
     return {
         flip: np.where(fit >= least, plain - fit, np.maximum(plain - fit, 0))
-        for flip, fit in flipped.items()
+        for flip, fit in fits.items()
     }
 
 

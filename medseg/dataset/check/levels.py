@@ -179,20 +179,20 @@ def _what_is_odd(levels: Levels, usual: Sequence[float]) -> str:
 
 
 def _about_padding(channel: str, levels: Sequence[Levels]) -> Iterator[Finding]:
-    padded = [one for one in levels if one.padding is not None]
+    scans = [one for one in levels if one.padding is not None]
     remedy = "it counts into the mean and the spread by which scans are scaled; set it to 0"
-    values = sorted({one.padding for one in padded if one.padding is not None})
-    if len(padded) > 1 and len(padded) >= 0.8 * len(levels):
-        shown = ", ".join(f"{value:.4g}" for value in values[:3]) + (
+    values = sorted({one.padding for one in scans if one.padding is not None})
+    if len(scans) > 1 and len(scans) >= 0.8 * len(levels):
+        examples = ", ".join(f"{value:.4g}" for value in values[:3]) + (
             " ..." if len(values) > 3 else ""
         )
         message = (
-            f"{channel}: {len(padded)} of {len(levels)} scans are filled with one value that is not"
-            f" 0 ({shown})"
+            f"{channel}: {len(scans)} of {len(levels)} scans are filled with one value that is not"
+            f" 0 ({examples})"
         )
         yield Finding(case="", kind="padding", severity="warning", message=f"{message}; {remedy}")
         return
-    for one in padded:
+    for one in scans:
         message = f"{channel}: a part of the scan is filled with the value {one.padding:.6g}"
         yield Finding(
             case=one.case, kind="padding", severity="warning", message=f"{message}; {remedy}"

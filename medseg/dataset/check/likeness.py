@@ -17,20 +17,20 @@ def standardised(thumbnails: NDArray[np.float32]) -> NDArray[np.float32]:
     """Thumbnails with mean 0 and length 1, so that products are correlations; (cases, 24, 24,
     24).
     """
-    centred = thumbnails - thumbnails.mean(axis=(1, 2, 3), keepdims=True)
-    length = np.sqrt((centred**2).sum(axis=(1, 2, 3), keepdims=True))
-    return centred / np.maximum(length, np.finfo(np.float32).tiny)
+    deviations = thumbnails - thumbnails.mean(axis=(1, 2, 3), keepdims=True)
+    length = np.sqrt((deviations**2).sum(axis=(1, 2, 3), keepdims=True))
+    return deviations / np.maximum(length, np.finfo(np.float32).tiny)
 
 
 def likeness(thumbnails: NDArray[np.float32], flip: tuple[int, ...] = ()) -> NDArray[np.float64]:
     """Correlation of every case, flipped along some axes, with the mean of all others."""
-    turned = np.flip(thumbnails, tuple(axis + 1 for axis in flip)) if flip else thumbnails
+    cases = np.flip(thumbnails, tuple(axis + 1 for axis in flip)) if flip else thumbnails
     total = thumbnails.sum(axis=0)
-    own = np.einsum("nijk,nijk->n", turned, thumbnails)
+    own = np.einsum("nijk,nijk->n", cases, thumbnails)
     with_all = np.einsum("nijk,ijk->n", thumbnails, total)
     # |total - case|; cases have length 1.
     rest = np.sqrt(np.maximum((total**2).sum() - 2 * with_all + 1.0, 1e-12))
-    return (np.einsum("nijk,ijk->n", turned, total) - own) / rest
+    return (np.einsum("nijk,ijk->n", cases, total) - own) / rest
 
 
 def spread_of(values: NDArray[np.float64]) -> float:

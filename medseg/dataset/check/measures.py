@@ -107,13 +107,13 @@ def _roughness(data: NDArray[np.float32], low: float, high: float) -> float:
     """Mean squared difference between neighbours as a part of the variance: 2 for noise, near 0 for
     smooth images.
     """
-    clipped = np.clip(data, low, high)
-    variance = float(clipped.var(dtype=np.float64))
+    intensities = np.clip(data, low, high)
+    variance = float(intensities.var(dtype=np.float64))
     if variance == 0:
         return 0.0
     squares = []
     for axis in range(3):
-        step = np.diff(clipped, axis=axis).ravel(order="K")
+        step = np.diff(intensities, axis=axis).ravel(order="K")
         squares.append(float(np.einsum("i,i->", step, step)) / max(1, step.size))
     return float(np.mean(squares)) / variance
 
@@ -137,10 +137,10 @@ def box_of(mask: NDArray[np.bool_]) -> tuple[slice, slice, slice] | None:
     """The smallest box that holds all that is true."""
     box = []
     for axis in range(3):
-        filled = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        if not len(filled):
+        planes = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
+        if not len(planes):
             return None
-        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
+        box.append(slice(int(planes[0]), int(planes[-1]) + 1))
     return box[0], box[1], box[2]
 
 
@@ -165,7 +165,7 @@ def parts_of(labels: NDArray) -> dict[int, tuple[int, ...]]:
     sizes = np.bincount(parts.ravel())
     values = np.zeros(len(sizes), labels.dtype)
     values[parts.ravel()] = inner.ravel()
-    found: dict[int, list[int]] = {}
+    sizes_of: dict[int, list[int]] = {}
     for value, size in zip(values[1:], sizes[1:]):
-        found.setdefault(int(value), []).append(int(size))
-    return {value: tuple(sorted(sizes, reverse=True)) for value, sizes in sorted(found.items())}
+        sizes_of.setdefault(int(value), []).append(int(size))
+    return {value: tuple(sorted(sizes, reverse=True)) for value, sizes in sorted(sizes_of.items())}

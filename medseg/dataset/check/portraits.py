@@ -74,16 +74,16 @@ class Portrait:
         """
         if self.packed is None or self.held <= set(values):
             return self
-        kept = self.packed.unpacked()
-        kept = np.where(np.isin(kept, sorted(values)), kept, 0)
+        labels = self.packed.unpacked()
+        labels = np.where(np.isin(labels, sorted(values)), labels, 0)
         rest = {
             name: one
             for name, one in self.features.items()
             if not name.startswith(("arrangement ", "place "))
         }
-        if not kept.any():
+        if not labels.any():
             return replace(self, labels=None, features=rest)
-        thumbnail, places = _drawn(kept)
+        thumbnail, places = _drawn(labels)
         return replace(self, labels=thumbnail, features=rest | places)
 
 
@@ -100,25 +100,25 @@ def portrait_of(
     step = 1 + int((image.data.size / SAMPLE_VOXELS) ** (1 / 3))
     ras = reorient(image, "RAS")
     thin = ras.data[::step, ::step, ::step].astype(np.float32)
-    clipped = np.clip(np.nan_to_num(thin, nan=first.low), first.low, first.low + spread)
+    intensities = np.clip(np.nan_to_num(thin, nan=first.low), first.low, first.low + spread)
     features = _image_features(image, ras, intensity=first, spread=spread)
-    thumbnail = _shrink(clipped, [(0.0, float(n)) for n in clipped.shape])
+    thumbnail = _shrink(intensities, [(0.0, float(n)) for n in intensities.shape])
     if labels is None or not facts.voxels:
         return Portrait(case=case.name, thumbnail=thumbnail, features=features)
     features |= _label_features(facts, voxel_mm3=image.voxel_mm3, spread=spread)
-    turned = reorient(Volume(labels.data, image.affine), "RAS").data
-    whole = digest(labels.data, labels.data.dtype), digest(turned, turned.dtype)
-    content = box_of(turned > 0) or (slice(0), slice(0), slice(0))
+    labels_ras = reorient(Volume(labels.data, image.affine), "RAS").data
+    whole = digest(labels.data, labels.data.dtype), digest(labels_ras, labels_ras.dtype)
+    content = box_of(labels_ras > 0) or (slice(0), slice(0), slice(0))
     is_one_of_a_kind = sum(facts.voxels.values()) >= _ONE_OF_A_KIND
-    shape = digest(turned[content], turned.dtype) if is_one_of_a_kind else ""
-    turned = turned[::step, ::step, ::step]
-    drawn, places = _drawn(turned)
-    packed = zlib.compress(turned.tobytes(order="F"), 1)
+    shape = digest(labels_ras[content], labels_ras.dtype) if is_one_of_a_kind else ""
+    labels_ras = labels_ras[::step, ::step, ::step]
+    label_thumbnail, places = _drawn(labels_ras)
+    payload = zlib.compress(labels_ras.tobytes(order="F"), 1)
     return Portrait(
         case=case.name,
         thumbnail=thumbnail,
-        labels=drawn,
-        packed=PackedLabels(content=packed, shape=turned.shape, kind=turned.dtype.str),
+        labels=label_thumbnail,
+        packed=PackedLabels(content=payload, shape=labels_ras.shape, kind=labels_ras.dtype.str),
         label_digests=whole,
         shape_digest=shape,
         features=features | places,
@@ -176,12 +176,12 @@ def _drawn(labels: NDArray) -> tuple[NDArray[np.float32], dict[str, float]]:
     """The thumbnail of a label map along RAS, and where in the image and among each other its
     structures lie.
     """
-    coded, box = _code(labels)
+    codes, box = _code(labels)
     places = {
         f"place {axis}": (start + stop) / 2 / size
-        for axis, (start, stop), size in zip("xyz", box, coded.shape)
+        for axis, (start, stop), size in zip("xyz", box, codes.shape)
     }
-    return _shrink(coded, box), _arrangement(labels, box) | places
+    return _shrink(codes, box), _arrangement(labels, box) | places
 
 
 def _code(labels: NDArray) -> tuple[NDArray[np.float32], list[tuple[float, float]]]:
@@ -195,8 +195,8 @@ def _code(labels: NDArray) -> tuple[NDArray[np.float32], list[tuple[float, float
     # The golden ratio spreads any run of values evenly.
     weights = 0.5 + np.arange(top + 1) * 0.618034 % 1.0
     weights[0] = 0
-    coded = np.zeros(labels.shape, np.float32)
-    coded[inner] = weights.astype(np.float32)[labels[inner]]
+    codes = np.zeros(labels.shape, np.float32)
+    codes[inner] = weights.astype(np.float32)[labels[inner]]
     box = []
     for axis in range(3):
         along = (
@@ -208,7 +208,7 @@ def _code(labels: NDArray) -> tuple[NDArray[np.float32], list[tuple[float, float
         middle = (along * places).sum() / along.sum()
         deviation = max(0.5, float(np.sqrt((along * (places - middle) ** 2).sum() / along.sum())))
         box.append((middle - 2.5 * deviation, middle + 2.5 * deviation))
-    return coded, box
+    return codes, box
 
 
 def _arrangement(labels: NDArray, box: Sequence[tuple[float, float]]) -> dict[str, float]:
@@ -220,17 +220,17 @@ def _arrangement(labels: NDArray, box: Sequence[tuple[float, float]]) -> dict[st
     counts = count_voxels(cut)
     if not 1 < len(counts) <= _ARRANGED:
         return {}
-    found = {}
+    features = {}
     for axis, (start, stop) in enumerate(box):
         planes = np.moveaxis(cut, axis, 0)
         sums = np.array([np.bincount(plane.ravel(), minlength=max(counts) + 1) for plane in planes])
         places = np.arange(len(planes)) + inner[axis].start + 0.5
         for value, voxels in counts.items():
             middle = float(places @ sums[:, value]) / voxels
-            found[f"arrangement {value} {'xyz'[axis]}"] = (
+            features[f"arrangement {value} {'xyz'[axis]}"] = (
                 (middle - (start + stop) / 2) / (stop - start) * 5
             )
-    return found
+    return features
 
 
 def _shrink(data: NDArray[np.float32], box: Sequence[tuple[float, float]]) -> NDArray[np.float32]:

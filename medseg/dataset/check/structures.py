@@ -24,11 +24,11 @@ def absent_structures(
     findings = _empty_maps(facts, {finding.case for finding in unreadable})
     if len(facts) < 5:
         return findings
-    filled = [one for one in facts if one.voxels]
-    labelled = {case.name: case.labelled for case in dataset.cases}
+    with_labels = [one for one in facts if one.voxels]
+    values_of = {case.name: case.labelled for case in dataset.cases}
     rare = _most_of_rare(dataset, len(facts))
     for value in dataset.values:
-        annotated = [one for one in filled if _is_annotated(value, labelled[one.case])]
+        annotated = [one for one in with_labels if _is_annotated(value, values_of[one.case])]
         having = [one for one in annotated if value in one.voxels]
         if 0 < len(having) <= rare:
             findings += _rare_value(value, having, cases=len(facts))
@@ -40,11 +40,11 @@ def absent_structures(
 
 def _empty_maps(facts: Sequence[CaseFacts], unreadable: Collection[str]) -> list[Finding]:
     """Label maps of nothing but background, but for the cases whose labels cannot be read."""
-    filled = sum(bool(one.voxels) for one in facts)
+    count = sum(bool(one.voxels) for one in facts)
     # Scans without a lesion are good examples; one lone scan without the organ that all others have
     # is not.
-    alone = len(facts) >= 5 and filled >= 0.98 * (len(facts) - 1)
-    rest = f", while {filled} of {len(facts)} cases have labels" if alone else ""
+    alone = len(facts) >= 5 and count >= 0.98 * (len(facts) - 1)
+    rest = f", while {count} of {len(facts)} cases have labels" if alone else ""
     message = f"holds nothing but background{rest}"
     severity = "error" if alone else "warning"
     empty = [one.case for one in facts if not one.voxels and one.case not in unreadable]
@@ -126,16 +126,18 @@ def shared_names(dataset: Dataset) -> list[Finding]:
         both = set(training) & set(validation)
         place = f"is in training and in validation of split {number}"
         findings += [_leak(name, place) for name in sorted(both)]
-        known = {groups.get(name) for name in training} - {None}
-        of_known = [name for name in validation if groups.get(name) in known and name not in both]
-        findings += [_leak(name, f"{groups[name]} {place}") for name in of_known]
+        training_groups = {groups.get(name) for name in training} - {None}
+        shared = [
+            name for name in validation if groups.get(name) in training_groups and name not in both
+        ]
+        findings += [_leak(name, f"{groups[name]} {place}") for name in shared]
     return findings + _tested_groups(dataset)
 
 
 def _tested_groups(dataset: Dataset) -> list[Finding]:
     """Cases to train with whose group is also set aside for testing."""
-    tested = {case.group for case in dataset.cases if case.split == "test"} - {None, ""}
-    shared = [case for case in dataset.cases if case.split != "test" and case.group in tested]
+    test_groups = {case.group for case in dataset.cases if case.split == "test"} - {None, ""}
+    shared = [case for case in dataset.cases if case.split != "test" and case.group in test_groups]
     place = "is also among the cases set aside for testing"
     return [_leak(case.name, f"{case.group} {place}") for case in shared]
 

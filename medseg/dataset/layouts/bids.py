@@ -37,15 +37,15 @@ def find_bids(path: Path) -> Dataset | None:
     _check_one_kind(path, labels)
     home = labels[0][0]
     images_of = {file: _bids_images(root, home, file) for _, file in labels}
-    paired = {file: images for file, images in images_of.items() if images}
-    channels = _bids_on_grid(paired, _common_kinds(path, paired))
+    pairs = {file: images for file, images in images_of.items() if images}
+    channels = _bids_on_grid(pairs, _common_kinds(path, pairs))
     return Dataset(
         folder=root,
         layout="",
         name=root.name,
-        cases=tuple(_bids_case(file, images, channels) for file, images in paired.items()),
+        cases=tuple(_bids_case(file, images, channels) for file, images in pairs.items()),
         channels=tuple(channels),
-        table=_united_bids_table(path, home, paired),
+        table=_united_bids_table(path, home, pairs),
         findings=tuple(
             unpaired_case(strip_suffix(file), f"{file}: no image belongs to it")
             for file, images in images_of.items()
@@ -85,9 +85,9 @@ def _check_one_kind(path: Path, labels: Sequence[tuple[Path, Path]]) -> None:
     kinds = {(home.name, home, _kind_of(file)) for home, file in labels}
     if len(kinds) == 1:
         return
-    spoken = sorted(" ".join(part for part in (name, *kind) if part) for name, _, kind in kinds)
+    names = sorted(" ".join(part for part in (name, *kind) if part) for name, _, kind in kinds)
     raise BadConfig(
-        f"{path}: holds {len(kinds)} kinds of segmentations ({'; '.join(spoken[:4])}); give the "
+        f"{path}: holds {len(kinds)} kinds of segmentations ({'; '.join(names[:4])}); give the "
         "folder of one in derivatives/, or a list of cases as CSV"
     )
 
@@ -131,16 +131,16 @@ def _bids_images(root: Path, home: Path, label: Path) -> dict[str, Path]:
 
     An image may say less than the segmentation about itself, but nothing else.
     """
-    wanted = _without(_entities(label)[0], ("desc", "seg", "atlas", "label"))
-    if wanted.get("space", "").lower() in ("orig", "t1w", "t2w", "individual", "native"):
-        wanted.pop("space")
+    label_entities = _without(_entities(label)[0], ("desc", "seg", "atlas", "label"))
+    if label_entities.get("space", "").lower() in ("orig", "t1w", "t2w", "individual", "native"):
+        label_entities.pop("space")
     images: dict[str, Path] = {}
     for place in dict.fromkeys((home, root)):
-        for file in scans_below(place / f"sub-{wanted['sub']}"):
+        for file in scans_below(place / f"sub-{label_entities['sub']}"):
             entities, suffix = _entities(file)
             entities = _without(entities, ("desc", "part", "echo"))
-            same_space = entities.get("space") == wanted.get("space")
-            fits = same_space and entities.items() <= wanted.items()
+            same_space = entities.get("space") == label_entities.get("space")
+            fits = same_space and entities.items() <= label_entities.items()
             if fits and suffix not in ("dseg", "probseg", "mask"):
                 images.setdefault(suffix, file)
     return images
@@ -172,7 +172,7 @@ def _bids_table(home: Path, label: Path) -> LabelTable | None:
     """The nearest `dseg.tsv` that speaks of a file: in its folder or one above, saying nothing else
     than its name.
     """
-    wanted = _entities(label)[0]
+    label_entities = _entities(label)[0]
     folder = label.parent
     while True:
         fitting = [
@@ -180,7 +180,7 @@ def _bids_table(home: Path, label: Path) -> LabelTable | None:
             for file in files_in(folder)
             if file.suffix == ".tsv"
             and _entities(file)[1] == "dseg"
-            and _entities(file)[0].items() <= wanted.items()
+            and _entities(file)[0].items() <= label_entities.items()
         ]
         if fitting:
             return LabelTable.read(max(fitting, key=lambda file: len(_entities(file)[0])))

@@ -77,12 +77,12 @@ def column_name(name: str) -> str:
 
 def table_of(path: Path, names: Mapping[int, str], *, keep_order: bool = False) -> LabelTable:
     """A table of named values, coloured; the background is left out. Raises `BadFile`."""
-    named = {value: name for value, name in names.items() if value != 0}
-    colors = LabelTable.from_values(named)
-    values = named if keep_order else sorted(named)
+    structures = {value: name for value, name in names.items() if value != 0}
+    colors = LabelTable.from_values(structures)
+    values = structures if keep_order else sorted(structures)
     try:
         return LabelTable(
-            tuple(Label(value, named[value], colors[value].color) for value in values)
+            tuple(Label(value, structures[value], colors[value].color) for value in values)
         )
     except BadConfig as error:
         raise BadFile(f"{path}: {error}") from None
@@ -214,18 +214,18 @@ def folders_in(folder: Path, beginning: str = "") -> list[Path]:
     """Folders of a folder without hidden ones, sorted."""
     if not folder.is_dir():
         return []
-    found = (
+    folders = (
         inner for inner in folder.iterdir() if inner.is_dir() and not inner.name.startswith(".")
     )
-    return sorted(inner for inner in found if inner.name.startswith(beginning))
+    return sorted(inner for inner in folders if inner.name.startswith(beginning))
 
 
 def only_file(folder: Path, suffix: str, fits: Callable[[Path], bool]) -> Path | None:
     """The one file of a folder that fits. Raises `BadConfig` if several do."""
-    found = [file for file in files_in(folder) if file.suffix.lower() == suffix and fits(file)]
-    if len(found) > 1:
+    files = [file for file in files_in(folder) if file.suffix.lower() == suffix and fits(file)]
+    if len(files) > 1:
         raise BadConfig(
-            f"{folder}: holds several lists of cases ({found[0].name}, {found[1].name}); give one"
+            f"{folder}: holds several lists of cases ({files[0].name}, {files[1].name}); give one"
             " of them"
         )
-    return found[0] if found else None
+    return files[0] if files else None

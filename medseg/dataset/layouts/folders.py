@@ -295,12 +295,12 @@ def _grouped_by_case(
     """
     channels = {stem: CHANNEL.match(stem) for stem in images}
     are_channels = all(channels.values()) and not (images.keys() & labels.keys())
-    grouped: dict[str, list[Path]] = {}
+    images_of: dict[str, list[Path]] = {}
     for stem, file in images.items():
         channel = channels[stem] if are_channels else None
         name = channel["case"] if channel else _IMAGE_ENDING.sub("", stem) or stem
-        grouped.setdefault(name, []).append(file)
-    return grouped
+        images_of.setdefault(name, []).append(file)
+    return images_of
 
 
 def _label_named(labels: Mapping[str, Path], names: Sequence[str]) -> str | None:

@@ -35,8 +35,8 @@ def find_datalist(path: Path) -> Dataset | None:
     if file is None or file.suffix.lower() != ".json" or not _is_datalist(file):
         return None
     content = read_json(file, last_wins=True)
-    listed = _datalist_cases(file, content)
-    labelled, unlabelled = _by_label(listed)
+    cases = _datalist_cases(file, content)
+    labelled, unlabelled = _by_label(cases)
     if without := [case for case in unlabelled if case.split != "test"]:
         raise BadFile(f"{file}: {without[0].name} is listed for training but has no label")
     channels = channel_names(len(labelled[0].images) if labelled else 1)

@@ -33,21 +33,21 @@ def find_nnunet(path: Path) -> Dataset | None:
     """nnU-Net v2 raw data: `dataset.json` with `channel_names`, `imagesTr/CASE_0000.*`,
     `labelsTr/CASE.*`.
     """
-    described = read_description(path)
-    if described is None or "channel_names" not in described[1]:
+    description = read_description(path)
+    if description is None or "channel_names" not in description[1]:
         return None
-    file, content = described
+    file, content = description
     folder = file.parent
     channels = numbered_values(file, content["channel_names"], "channel_names")
     table, regions, ignore = _nnunet_labels(file, content)
     ending = str(content.get("file_ending", ".nii.gz"))
-    listed = content.get("dataset")
-    if isinstance(listed, dict):
-        cases = _nnunet_listed(file, listed)
+    entries = content.get("dataset")
+    if isinstance(entries, dict):
+        cases = _nnunet_listed(file, entries)
         findings: list[Finding] = []
     else:
         cases, findings = _nnunet_cases(folder, ending, len(channels))
-    unlabelled, _ = _nnunet_images(folder / "imagesTs", ending)
+    test_images, _ = _nnunet_images(folder / "imagesTs", ending)
     return Dataset(
         folder=folder,
         layout="",
@@ -60,7 +60,7 @@ def find_nnunet(path: Path) -> Dataset | None:
         splits=_final_splits(folder),
         unlabelled=tuple(
             Case(name=name, images=tuple(files.values()), label=None, split="test")
-            for name, files in unlabelled.items()
+            for name, files in test_images.items()
         ),
         findings=tuple(findings),
         source=file,
@@ -94,8 +94,8 @@ def _by_stem(folder: Path, ending: str) -> tuple[dict[str, Path], list[Path]]:
         if file.name.endswith(ending):
             files[file.name.removesuffix(ending)] = file
         elif is_readable_name(file):
-            known = files.setdefault(strip_suffix(file), file)
-            aside += [file] if known is not file else []
+            first = files.setdefault(strip_suffix(file), file)
+            aside += [file] if first is not file else []
     return files, aside
 
 
@@ -132,8 +132,8 @@ def _nnunet_cases(folder: Path, ending: str, channels: int) -> tuple[list[Case],
                 Finding(case=name, kind="channels", severity="error", message=message, fixable=True)
             )
         else:
-            wanted = [image_folder / f"{name}_{number:04d}{ending}" for number in range(channels)]
-            paths = tuple(files.get(number, file) for number, file in enumerate(wanted))
+            defaults = [image_folder / f"{name}_{number:04d}{ending}" for number in range(channels)]
+            paths = tuple(files.get(number, file) for number, file in enumerate(defaults))
             cases.append(Case(name=name, images=paths, label=label))
     return cases, [*findings, *_about_endings(cases, ending)]
 
@@ -159,10 +159,10 @@ def _about_endings(cases: Sequence[Case], ending: str) -> list[Finding]:
     ]
     if not odd:
         return []
-    shown = ", ".join(odd[:5]) + (" ..." if len(odd) > 5 else "")
+    examples = ", ".join(odd[:5]) + (" ..." if len(odd) > 5 else "")
     message = (
         f"{len(odd)} of {len(cases)} cases have files that do not end in {ending}, as dataset.json"
-        f" says: {shown}; they are used here, and nnU-Net would leave them out"
+        f" says: {examples}; they are used here, and nnU-Net would leave them out"
     )
     return [Finding(case="", kind="ending", severity="warning", message=message)]
 
@@ -176,10 +176,10 @@ def _nnunet_labels(file: Path, content: Mapping[str, Any]) -> _Labels:
     and region_based.
     """
     parts_of = _nnunet_parts(file, content.get("labels"))
-    ignored = parts_of.pop("ignore", None)
-    if ignored is not None and len(ignored) != 1:
+    ignore_values = parts_of.pop("ignore", None)
+    if ignore_values is not None and len(ignore_values) != 1:
         raise BadFile(f"{file}: the label 'ignore' must be one value")
-    ignore = ignored[0] if ignored else None
+    ignore = ignore_values[0] if ignore_values else None
     parts_of = {name: parts for name, parts in parts_of.items() if parts != (0,)}
     single = all(len(parts) == 1 for parts in parts_of.values())
     if single and "regions_class_order" not in content:
@@ -244,15 +244,15 @@ def find_decathlon(path: Path) -> Dataset | None:
     """Medical Segmentation Decathlon and nnU-Net v1: `dataset.json` with `modality`, `labels` and
     `training`.
     """
-    described = read_description(path)
-    if described is None or not {"modality", "labels"} <= described[1].keys():
+    description = read_description(path)
+    if description is None or not {"modality", "labels"} <= description[1].keys():
         return None
-    file, content = described
+    file, content = description
     folder = file.parent
     channels = numbered_values(file, content["modality"], "modality")
     table = _decathlon_table(file, content["labels"])
     cases = _decathlon_training(file, content.get("training"), len(channels))
-    unlabelled = _decathlon_tests(folder, content.get("test") or (), len(channels))
+    test_cases = _decathlon_tests(folder, content.get("test") or (), len(channels))
     return Dataset(
         folder=folder,
         layout="",
@@ -261,8 +261,8 @@ def find_decathlon(path: Path) -> Dataset | None:
         channels=channels,
         table=table,
         splits=_final_splits(folder),
-        unlabelled=tuple(unlabelled),
-        findings=tuple(_beside_the_list(file, cases, unlabelled)),
+        unlabelled=tuple(test_cases),
+        findings=tuple(_beside_the_list(file, cases, test_cases)),
         source=file,
     )
 
@@ -311,11 +311,11 @@ def _decathlon_images(listed: Path, channels: int) -> tuple[Path, ...]:
     channel's number.
     """
     suffix = listed.name[len(strip_suffix(listed)) :]
-    numbered = tuple(
+    channel_files = tuple(
         listed.with_name(f"{strip_suffix(listed)}_{channel:04d}{suffix}")
         for channel in range(channels)
     )
-    return numbered if not is_there(listed) and is_there(numbered[0]) else (listed,)
+    return channel_files if not is_there(listed) and is_there(channel_files[0]) else (listed,)
 
 
 def _beside_the_list(
@@ -324,7 +324,7 @@ def _beside_the_list(
     """Warnings of files that lie beside those listed and are not listed themselves, in order of
     their case names.
     """
-    listed = {
+    paths = {
         path
         for case in (*cases, *unlabelled)
         for path in (*case.images, case.label)
@@ -337,7 +337,7 @@ def _beside_the_list(
         strip_suffix(path): path
         for folder in sorted(folders)
         for path in scans_in(folder)
-        if path not in listed and folder != file.parent
+        if path not in paths and folder != file.parent
     }
     return [
         unpaired_case(name, f"{path}: is not listed in {file.name}, so it is not used")

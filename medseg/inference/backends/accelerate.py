@@ -113,8 +113,8 @@ def _chains(sequence: nn.Sequential) -> Iterator[tuple[str, FastConv, list[str]]
         rest = following[1:] if norm else following
         if rest and (slope := _slope(rest[0][1])) is not None:
             rest = rest[1:]
-        taken = [name for name, _ in following[: len(following) - len(rest)]]
-        yield name, FastConv(conv, norm, 1.0 if slope is None else slope), taken
+        layer_names = [name for name, _ in following[: len(following) - len(rest)]]
+        yield name, FastConv(conv, norm, 1.0 if slope is None else slope), layer_names
 
 
 def _is_plain(conv: nn.Conv3d) -> bool:
@@ -193,21 +193,21 @@ class Deferred(Tensor):
         strides = (
             torch.empty(shape, device="meta").to(memory_format=torch.channels_last_3d).stride()
         )
-        made: Deferred = Tensor._make_wrapper_subclass(
+        tensor: Deferred = Tensor._make_wrapper_subclass(
             cls, shape, strides=strides, dtype=first.dtype
         )
-        made.sources = sources
-        return made
+        tensor.sources = sources
+        return tensor
 
     def settle(self) -> Tensor:
         """The tensor that this stands for."""
         if len(self.sources) > 1:
-            joined = _empty(self.shape[0], self.shape[1], tuple(self.shape[2:]), dtype=self.dtype)
+            tensor = _empty(self.shape[0], self.shape[1], tuple(self.shape[2:]), dtype=self.dtype)
             channel = 0
             for source in self.sources:
-                source.settle_into(joined, channel)
+                source.settle_into(tensor, channel)
                 channel += source.map.shape[1]
-            self.sources = [_Source(joined)]
+            self.sources = [_Source(tensor)]
         return self.sources[0].settle()
 
     @classmethod
@@ -219,8 +219,8 @@ class Deferred(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if getattr(function, "__name__", "") == "__get__":  # shape, dtype and the like
                 return function(*args, **(kwargs or {}))
-            if function is torch.cat and (joined := _joined(*args, **(kwargs or {}))) is not None:
-                return joined
+            if function is torch.cat and (tensor := _joined(*args, **(kwargs or {}))) is not None:
+                return tensor
             return function(*tree_map(_settled, args), **tree_map(_settled, kwargs or {}))
 
     @classmethod
@@ -386,7 +386,7 @@ class FastConv(nn.Module):
             self._packed = pack_weights(
                 conv.weight.detach().numpy(), threads=torch.get_num_threads()
             )
-        packed = self._packed
+        weights = self._packed
         sources = _sources(x)
         if len(sources) > 2 or any(source.map.shape[1] % LANES for source in sources):
             sources = _sources(_settled(x))
@@ -407,7 +407,7 @@ class FastConv(nn.Module):
 
         def work(unit: int) -> None:
             scratch = _scratch(POINTS * LANES * ((inputs + outputs) * room + 3))
-            convolve_unit(unit, room, size, one, two, packed, bias, outputs, flat, sums, scratch)
+            convolve_unit(unit, room, size, one, two, weights, bias, outputs, flat, sums, scratch)
 
         in_parallel(work, batch * counts.size, torch.get_num_threads())
         return y, combined(sums, np.tile(counts, batch), batch)
@@ -419,13 +419,13 @@ class FastConv(nn.Module):
         conv = self.conv
         if self._packed is None:
             self._packed = pack_direct_weights(conv.weight.detach().numpy())
-        packed = self._packed
+        weights = self._packed
         batch, channels, *lengths = x.shape
         size = tuple(lengths)
         row = -(-size[2] // RUN) * RUN + 2
-        padded = torch.zeros(batch, channels, size[0] + 2, size[1] + 2, row)
-        padded[:, :, 1:-1, 1:-1, 1 : size[2] + 1] = x
-        around = padded.view(-1).numpy()
+        padded_map = torch.zeros(batch, channels, size[0] + 2, size[1] + 2, row)
+        padded_map[:, :, 1:-1, 1:-1, 1 : size[2] + 1] = x
+        around = padded_map.view(-1).numpy()
         outputs = conv.out_channels // LANES
         y = _empty(batch, conv.out_channels, size, dtype=dtype)
         flat, bias = numbers(y), self._bias()
@@ -441,7 +441,7 @@ class FastConv(nn.Module):
             sample, first, count = units[n]
             sums[n] = 0
             convolve_rows(
-                around, channels, row, size, sample, first, count, packed, bias, outputs, flat,
+                around, channels, row, size, sample, first, count, weights, bias, outputs, flat,
                 sums[n]
             )  # fmt: skip
 
@@ -502,7 +502,7 @@ class FastUp(nn.Module):
         conv = self.conv
         if self._packed is None:
             self._packed = pack_double_weights(conv.weight.detach().numpy())
-        packed = self._packed
+        weights = self._packed
         sources = _sources(x)
         source = (sources[0] if len(sources) == 1 else _Source(_settled(x))).arguments()
         batch, size = x.shape[0], tuple(x.shape[2:])
@@ -522,7 +522,7 @@ class FastUp(nn.Module):
             room = -(-count // ROWS[1]) * ROWS[1]
             scratch = _scratch(room * conv.in_channels + 2 * ROWS[1] * LANES)
             double_voxels(
-                source, size, sample, first, count, room, packed, bias, outputs, flat, scratch
+                source, size, sample, first, count, room, weights, bias, outputs, flat, scratch
             )
 
         in_parallel(work, len(units), torch.get_num_threads())

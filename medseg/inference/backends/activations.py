@@ -77,8 +77,8 @@ class _Living(TorchDispatchMode):
         from torch.multiprocessing.reductions import StorageWeakRef
         from torch.utils._pytree import tree_leaves
 
-        shaped = _SHAPED.get(str(func))
-        out = shaped(*args) if shaped else func(*args, **(kwargs or {}))
+        substitute = _SHAPED.get(str(func))
+        out = substitute(*args) if substitute else func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
@@ -105,8 +105,8 @@ def activation_bytes(checkpoint: Checkpoint, batch: int = 1, deferred: bool = Fa
             with _Living() as living:
                 (Body(network) if deferred else network)(patches)
         except (RuntimeError, ValueError) as error:  # torch's own, of shapes that do not fit
-            shown = " x ".join(map(str, spec.patch))
+            size = " x ".join(map(str, spec.patch))
             raise BadModel(
-                f"the model {spec.name} cannot take its patch of {shown}: {error}"
+                f"the model {spec.name} cannot take its patch of {size}: {error}"
             ) from None
     return living.peak

@@ -31,11 +31,11 @@ def kept_open(key: Hashable, opened: Callable[[], Any]) -> Any:
     """What `opened` returns, or within `models_kept_open` what it returned for an earlier scan with
     the same key.
     """
-    kept = _OPEN.get()
-    if kept is None:
+    cache = _OPEN.get()
+    if cache is None:
         return opened()
-    value = kept.pop(key) if key in kept else opened()
-    for oldest in list(kept)[: len(kept) - MOST_OPEN + 1]:
-        del kept[oldest]
-    kept[key] = value  # the latest is the last
+    value = cache.pop(key) if key in cache else opened()
+    for oldest in list(cache)[: len(cache) - MOST_OPEN + 1]:
+        del cache[oldest]
+    cache[key] = value  # the latest is the last
     return value

@@ -100,12 +100,12 @@ def open_anew(
     )
     if backend == "auto" and place.type == "cpu" and not exact:
         first = _faster(checkpoints[0], first, windows, dtype=dtype)
-    opened = partial(BACKENDS[first.backend], device=place, dtype=dtype, exact=exact)
-    predictors = [first, *(opened(one) for one in checkpoints[1:])]
+    opener = partial(BACKENDS[first.backend], device=place, dtype=dtype, exact=exact)
+    predictors = [first, *(opener(one) for one in checkpoints[1:])]
     if not _may_defer(predictors, checkpoints[0].spec.outputs, mirrored=bool(mirror)):
-        predictors = [opened(one, defer=False) for one in checkpoints]
-    joined = _ensemble(predictors) if len(predictors) > 1 else predictors[0]
-    return _mirrored(joined, mirror) if mirror else joined
+        predictors = [opener(one, defer=False) for one in checkpoints]
+    predictor = _ensemble(predictors) if len(predictors) > 1 else predictors[0]
+    return _mirrored(predictor, mirror) if mirror else predictor
 
 
 def _faster(
@@ -169,15 +169,15 @@ def blended_features(checkpoints: Sequence[Checkpoint], mirrored: bool = False) 
     from medseg.networks import build_network
 
     outputs = checkpoints[0].spec.outputs
-    found = []
+    widths = []
     for one in checkpoints:
         with torch.device("meta"):
             network = build_network(
                 one.spec.architecture, one.spec.inputs, outputs, **one.spec.options
             )
-        found.append(deferred_width(network))
-    together, cell = sum(width for width, _ in found), found[0][1]
-    if not all(width and one == cell for width, one in found) or not worth_deferring(
+        widths.append(deferred_width(network))
+    together, cell = sum(width for width, _ in widths), widths[0][1]
+    if not all(width and one == cell for width, one in widths) or not worth_deferring(
         together / cell**3, outputs
     ):
         return outputs, 1

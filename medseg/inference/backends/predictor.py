@@ -65,9 +65,9 @@ def seconds_of(work: Callable[[], Any], tries: int = 3) -> float:
     """The shortest of several tries after one that does not count."""
     times = []
     for _ in range(tries + 1):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         work()
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     return min(times[1:])
 
 

@@ -121,10 +121,10 @@ def _airways(
     scan: Scan, body: Body, lungs: Mask, lung_hu: float | None
 ) -> tuple[Mask | None, tuple[slice, slice, slice] | None]:
     """The lumen on voxels and the box it is in."""
-    found = _where_to_look(body, lungs, scan.spacing_mm)
-    if found is None:
+    place = _where_to_look(body, lungs, scan.spacing_mm)
+    if place is None:
         return None, None
-    slices, middle, half, bottom = found
+    slices, middle, half, bottom = place
     whole = reorient(scan.hu)
     factors = np.round(scan.spacing_mm / np.array(whole.spacing_mm)).astype(int)
     blocks = (
@@ -172,8 +172,8 @@ def _on_voxels(blocks: Mask, box: tuple[slice, ...], factors: NDArray, offsets: 
         (np.arange(s.start, s.stop) + off) // int(f)
         for s, off, f in zip(box, offsets, factors, strict=True)
     ]
-    found: Mask = blocks[np.ix_(*at)]
-    return found
+    mask: Mask = blocks[np.ix_(*at)]
+    return mask
 
 
 def _in_blocks(voxels: Mask, box: tuple[slice, slice, slice], scan: Scan) -> Mask:
@@ -235,16 +235,16 @@ def _sides(lungs: Mask, body: Body, spacing_mm: NDArray[np.float64]) -> Labels:
     marks = np.where(right, RIGHT_LUNG, LEFT_LUNG).astype(np.uint8)
     small = size <= 0.02 * size.sum()
     marks[small] = 0
-    known = spread(marks[numbers], lungs, sum(lungs.shape))
-    return _rest_by_side(known, lungs, middle)
+    sides = spread(marks[numbers], lungs, sum(lungs.shape))
+    return _rest_by_side(sides, lungs, middle)
 
 
 def _with_ends(labels: Labels, spacing_mm: NDArray[np.float64]) -> Labels:
     """Gas that touches the airways is theirs: larynx and pharynx, and ends of bronchi."""
     numbers, count = parts(labels == GAS)
-    touched = spread((labels == AIRWAYS).astype(np.uint8), labels == GAS, 1)
+    neighbours = spread((labels == AIRWAYS).astype(np.uint8), labels == GAS, 1)
     own = np.zeros(count + 1, bool)
-    own[np.unique(numbers[(touched != 0) & (labels == GAS)])] = True
+    own[np.unique(numbers[(neighbours != 0) & (labels == GAS)])] = True
     own &= np.bincount(numbers.ravel(), minlength=count + 1) * spacing_mm.prod() <= UPPER_MM3
     own[0] = False
     return np.where(own[numbers], AIRWAYS, labels).astype(np.uint8)

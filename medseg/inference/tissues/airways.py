@@ -159,7 +159,7 @@ def _branches(
     links: dict[int, set[int]], chain: list[int], sections: _Sections, spacing_mm: float
 ) -> list[int]:
     """What follows the trachea downwards until it leaks into the lung or is far enough."""
-    found: list[int] = []
+    branches: list[int] = []
     front = [chain[-1]]
     usual = float(np.median(sections.mm2[chain]))
     largest = min(LARGEST_MM2, 3 * usual)
@@ -173,10 +173,10 @@ def _branches(
             for one, above in below.items()
             if sections.mm2[one] <= min(largest, GROWTH * above + GROWTH_MM2)
         ]
-        found += front
+        branches += front
         if not front:
             break
-    return found
+    return branches
 
 
 def _to_the_wall(lumen: Mask, window: Window) -> Mask:
@@ -186,6 +186,6 @@ def _to_the_wall(lumen: Mask, window: Window) -> Mask:
     steps = max(1, round(1.0 / float(window.spacing_mm[:2].min())))
     cross = ndimage.generate_binary_structure(3, 1)
     cross[1, 1, [0, 2]] = False
-    allowed = window.hu[window.box] < AIR_BELOW
-    grown: Mask = ndimage.binary_dilation(lumen, cross, iterations=steps, mask=allowed | lumen)
-    return grown
+    air = window.hu[window.box] < AIR_BELOW
+    mask: Mask = ndimage.binary_dilation(lumen, cross, iterations=steps, mask=air | lumen)
+    return mask

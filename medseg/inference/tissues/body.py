@@ -78,8 +78,8 @@ def _without_table(solid: Mask, spacing_mm: NDArray[np.float64]) -> Mask:
     marks = np.where(keeps, 2, 1).astype(np.uint8)
     marks[0] = 0
     steps = int(np.ceil(core_mm / spacing_mm.min())) + 2
-    known = spread(marks[numbers], solid, steps)
-    return _with_thin_parts(solid, known, spacing_mm)
+    labels = spread(marks[numbers], solid, steps)
+    return _with_thin_parts(solid, labels, spacing_mm)
 
 
 def _is_patient(radius: NDArray[np.float32], extent: NDArray[np.float64]) -> Mask:

@@ -93,17 +93,17 @@ def distances_mm(
 
     Where there is none, a million. Beyond the array nothing is known, and nothing is a target.
     """
-    turned = np.ascontiguousarray(target.transpose(2, 0, 1))  # slices first
+    slices = np.ascontiguousarray(target.transpose(2, 0, 1))  # slices first
     spacing = np.asarray(spacing_mm, np.float64)[[2, 0, 1]]
-    out = np.empty(turned.shape, np.float32)
+    out = np.empty(slices.shape, np.float32)
     in_slabs(
-        lambda start, stop: kernels.distances_in_rows(turned, spacing, out, start, stop),
-        len(turned),
+        lambda start, stop: kernels.distances_in_rows(slices, spacing, out, start, stop),
+        len(slices),
     )
     if not in_slices:
         in_slabs(
             lambda start, stop: kernels.distances_across(out, float(spacing[0]), start, stop),
-            turned.shape[1],
+            slices.shape[1],
         )
     np.sqrt(out, out=out)
     return out.transpose(1, 2, 0)
@@ -111,20 +111,20 @@ def distances_mm(
 
 def closed(mask: Mask, spacing_mm: NDArray[np.float64], mm: float, *, in_slices: bool) -> Mask:
     """Morphological closing by a ball, or by a disc in each axial slice."""
-    grown = distances_mm(mask, spacing_mm, in_slices=in_slices) <= mm
-    kept: Mask = distances_mm(~grown, spacing_mm, in_slices=in_slices) > mm
-    return kept | mask
+    dilation = distances_mm(mask, spacing_mm, in_slices=in_slices) <= mm
+    closing: Mask = distances_mm(~dilation, spacing_mm, in_slices=in_slices) > mm
+    return closing | mask
 
 
 def spread(labels: Labels, allowed: Mask, steps: int) -> Labels:
     """Labels (R, A, S) grown through `allowed`, block by block, so many times at most."""
     now, allowed = np.ascontiguousarray(labels), np.ascontiguousarray(allowed)
     for _ in range(steps):
-        grown = np.empty_like(now)
-        step = partial(kernels.spread_once, now, allowed, grown)
-        changed = in_slabs(step, len(now))
-        now = grown
-        if not sum(changed):
+        after = np.empty_like(now)
+        step = partial(kernels.spread_once, now, allowed, after)
+        counts = in_slabs(step, len(now))
+        now = after
+        if not sum(counts):
             break
     return now
 

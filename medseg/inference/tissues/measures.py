@@ -41,11 +41,11 @@ def measure(
     sums = _sums(volume, labels)
     for row in structures:
         row |= _values(sums[row["value"]], row["value"] in LUNGS)
-    listed = {row["value"] for row in structures}
+    row_values = {row["value"] for row in structures}
     ml = labels.voxel_mm3 / 1000
     totals = []
     for name, values in _TOTALS.items():
-        if not listed.issuperset(values):  # of some structures only there are no totals
+        if not row_values.issuperset(values):  # of some structures only there are no totals
             continue
         of = sums[list(values)].sum(0)
         totals.append({"name": name, "ml": round(float(of[0]) * ml, 3)})

@@ -81,13 +81,13 @@ def _painted(scan: Scan, names: Labels, air: Air, solid: Solid, whole: NDArray[n
     names[(names == 0) & whole] = GAS  # pockets smaller than a block
     names[names == _AROUND] = 0
     regions = np.stack([names, solid.fat, solid.lean, solid.bone, air.filled], -1)
-    turned = np.stack([scan.in_memory_order(regions[..., n]) for n in range(5)], -1)
+    blocks = np.stack([scan.in_memory_order(regions[..., n]) for n in range(5)], -1)
     windows = (AIR_BELOW, *FAT, MUSCLE[1], BONE_FROM, METAL_FROM)
     values = (np.uint8(BONE), np.uint8(METAL), np.uint8(SOFT_TISSUE))
     labels = np.empty(scan.hu.shape, np.uint8)
     in_slabs(
         lambda start, stop: kernels.paint(
-            scan.hu.data, scan.factors, turned, windows, values, labels, start, stop
+            scan.hu.data, scan.factors, blocks, windows, values, labels, start, stop
         ),
         len(labels),
     )
@@ -98,6 +98,6 @@ def _lay_airways(labels: Labels, scan: Scan, air: Air) -> None:
     """Write the lumen, which was found on voxels, over what its blocks were called."""
     if air.airways is None or air.box is None:
         return
-    turned = reorient(Volume(labels, scan.hu.affine)).data  # a view
-    part = turned[air.box]
+    canonical = reorient(Volume(labels, scan.hu.affine)).data  # a view
+    part = canonical[air.box]
     part[air.airways & (part != 0)] = AIRWAYS

@@ -122,8 +122,8 @@ def _enclosed(rest: Mask, bone: Mask, spacing_mm: NDArray[np.float64]) -> Mask:
     small = sizes * spacing_mm[0] * spacing_mm[1] <= MARROW_MM2
     small[0] = False
     small[on_sides(numbers)] = False
-    found: Mask = rest & small[numbers]
-    return found
+    mask: Mask = rest & small[numbers]
+    return mask
 
 
 def _marrow(
@@ -174,11 +174,11 @@ def find_wall(
     open_parts = np.zeros(count + 1, bool)
     open_parts[np.unique(numbers[skin | ~whole])] = True
     outer = open_parts[numbers]
-    filled = whole & ~outer
+    interior = whole & ~outer
     fat = body.tissue & (hu >= FAT[0]) & (hu <= FAT[1])
     steps = int(np.ceil(RING_MM / spacing_mm[:2].min()))
     reach = spread((outer & whole).astype(np.uint8), fat & ~_holes(ring, spacing_mm), steps)
-    return Wall(filled=filled, under_skin=(reach != 0) & filled, lean=lean, skin=skin)
+    return Wall(filled=interior, under_skin=(reach != 0) & interior, lean=lean, skin=skin)
 
 
 def _without_specks(mask: Mask, spacing_mm: NDArray[np.float64]) -> Mask:
@@ -188,8 +188,8 @@ def _without_specks(mask: Mask, spacing_mm: NDArray[np.float64]) -> Mask:
     if not keep[1:].any():
         return mask
     keep[0] = False
-    kept: Mask = keep[numbers]
-    return kept
+    large_parts: Mask = keep[numbers]
+    return large_parts
 
 
 def _holes(ring: Mask, spacing_mm: NDArray[np.float64]) -> Mask:
@@ -225,7 +225,7 @@ def _kinds_of_slices(
     chest = lungs > CHEST_SHARE * np.maximum(area, 1)
     trunk, skull = np.zeros(count, bool), np.zeros(count, bool)
     spine = np.full((count, 2), np.nan)
-    enclosed = _skull(bone, spacing_mm)
+    skull_area = _skull(bone, spacing_mm)
     for k in np.flatnonzero(area):
         columns = np.flatnonzero(filled[:, :, k].any(1))
         rows = np.flatnonzero(filled[:, :, k].any(0))
@@ -235,7 +235,7 @@ def _kinds_of_slices(
         middle = slice(int(columns[0] + third), int(columns[-1] - third) + 2)
         back = slice(int(rows[0]), int(rows[0] + 0.65 * (rows[-1] - rows[0])) + 1)
         at = np.argwhere(own[middle, back])
-        skull[k] = enclosed[k] > SKULL_SHARE * area[k]
+        skull[k] = skull_area[k] > SKULL_SHARE * area[k]
         if len(at) * spacing_mm[0] * spacing_mm[1] >= SPECK_MM2:
             spine[k] = at.mean(0) + np.array([middle.start, back.start])
         is_central = np.isfinite(spine[k, 0]) and _is_one(filled[:, :, k], spine[k])
@@ -271,8 +271,8 @@ def _skull(bone: Mask, spacing_mm: NDArray[np.float64]) -> NDArray[np.int64]:
     keep = size * spacing_mm[0] * spacing_mm[1] > MARROW_MM2
     keep[0] = False
     keep[on_sides(numbers)] = False
-    enclosed: NDArray[np.int64] = keep[numbers].sum((0, 1))
-    return enclosed
+    skull_area: NDArray[np.int64] = keep[numbers].sum((0, 1))
+    return skull_area
 
 
 def _steady(flags: Mask, known: Mask, spacing_mm: float) -> Mask:
@@ -295,10 +295,10 @@ def _behind(kinds: Kinds, shape: tuple[int, ...]) -> Mask:
 
 def _along(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Values of slices, where there are none as in the nearest that has one; else far outside."""
-    known = np.flatnonzero(np.isfinite(values))
-    if not len(known):
+    indices = np.flatnonzero(np.isfinite(values))
+    if not len(indices):
         return np.full(len(values), -1e9)
-    return np.interp(np.arange(len(values)), known, values[known])
+    return np.interp(np.arange(len(values)), indices, values[indices])
 
 
 def _cavity_of_fat(wall: Wall, kinds: Kinds, spacing_mm: NDArray[np.float64]) -> Mask:
@@ -324,5 +324,5 @@ def _cavity_of_lean(wall: Wall, kinds: Kinds, air: Air, spacing_mm: NDArray[np.f
     ahead = (np.arange(shape[1])[None, :, None] - before[None, None, :]) * spacing_mm[1]
     muscles = (across <= SPINE_HALF_MM) & (ahead <= 0)
     muscles |= (across <= PSOAS_HALF_MM) & (ahead <= PSOAS_MM) & ~kinds.chest
-    found: Mask = cavity & kinds.trunk & ~muscles
-    return found
+    organs: Mask = cavity & kinds.trunk & ~muscles
+    return organs

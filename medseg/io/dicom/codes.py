@@ -96,7 +96,7 @@ def read_codes(category: Any, kind: Any, region: Any) -> dict[str, Code | None]:
     """The codes of a `Label` from the sequences of a segment or an ROI; modifiers are nested in
     what they modify.
     """
-    found = {
+    codes = {
         "category": read_code(category),
         "type": read_code(kind),
         "type_modifier": (
@@ -107,9 +107,9 @@ def read_codes(category: Any, kind: Any, region: Any) -> dict[str, Code | None]:
             read_code(region[0].get("AnatomicRegionModifierSequence")) if region else None
         ),
     }
-    if found["type"] is None and found["category"] == _TISSUE:
-        found["category"] = None  # what `category_of` says of a label without codes
-    return found
+    if codes["type"] is None and codes["category"] == _TISSUE:
+        codes["category"] = None  # what `category_of` says of a label without codes
+    return codes
 
 
 def table_of(
@@ -148,8 +148,8 @@ def cielab(color: tuple[int, int, int]) -> list[int]:
     )
     fx, fy, fz = _f(x), _f(y), _f(z)
     lightness, a, b = 116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)
-    scaled = (lightness / 100 * 65535, (a + 128) / 255 * 65535, (b + 128) / 255 * 65535)
-    return [min(65535, max(0, round(part))) for part in scaled]
+    components = (lightness / 100 * 65535, (a + 128) / 255 * 65535, (b + 128) / 255 * 65535)
+    return [min(65535, max(0, round(part))) for part in components]
 
 
 def rgb(lab: Any) -> tuple[int, int, int] | None:

@@ -87,7 +87,7 @@ def _pixels(about: dict[str, Any], frame: bytes) -> bytes:
         key: about[key]
         for key in ("rows", "columns", "bits_allocated", "bits_stored", "pixel_representation")
     }
-    found, _ = pydicom.pixels.get_decoder(about["syntax"]).as_array(
+    array, _ = pydicom.pixels.get_decoder(about["syntax"]).as_array(
         pydicom.encaps.encapsulate([frame]),
         index=0,
         raw=True,
@@ -98,9 +98,9 @@ def _pixels(about: dict[str, Any], frame: bytes) -> bytes:
         **options,
     )
     dtype = np.dtype(about["dtype"])
-    if found.shape != (about["rows"], about["columns"]) or found.dtype.kind != dtype.kind:
+    if array.shape != (about["rows"], about["columns"]) or array.dtype.kind != dtype.kind:
         return b""
-    return bytes(found.astype(dtype, casting="same_kind").tobytes())
+    return bytes(array.astype(dtype, casting="same_kind").tobytes())
 
 
 if __name__ == "__main__":

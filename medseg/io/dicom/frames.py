@@ -190,14 +190,14 @@ def tiles_of(first: Slice, dataset: Any) -> list[Slice]:
         "is a Siemens mosaic whose own header is missing or odd; convert it with dcm2niix and give"
         " the NIfTI"
     )
-    refused = [replace(first, problem=reason)]
+    whole = [replace(first, problem=reason)]
     if not (first.position and first.orientation and first.spacing):
-        return refused
+        return whole
     own, centres = _csa_header(dataset), _protocol_centres(dataset)
     count = _tile_count(own, centres)
     across = math.isqrt(count - 1) + 1 if count > 0 else 1
     if not 2 <= count <= MAX_FRAMES or first.rows % across or first.columns % across:
-        return refused
+        return whole
     step = _tile_step(own, dataset)
     along, down = np.reshape(first.orientation, (2, 3))
     rows, columns = first.rows // across, first.columns // across
@@ -207,9 +207,9 @@ def tiles_of(first: Slice, dataset: Any) -> list[Slice]:
     centre = corner + to_next_column * columns / 2 + to_next_row * rows / 2
     direction = _stacking_direction(own, centres, count=count, centre=centre)
     if direction is None or step <= 0:
-        return refused
+        return whole
     if abs(abs(float(direction @ np.cross(along, down))) - 1) > 1e-3:
-        return refused
+        return whole
     return [
         replace(
             first,
@@ -251,14 +251,14 @@ def _from_first(centres: NDArray, centre: NDArray) -> NDArray[np.float64]:
     """The direction in which slices follow the one at `centre`, which is at one end of the
     protocol's; else zero.
     """
-    ordered = (
+    sequence = (
         centres
         if np.linalg.norm(centres[0] - centre) < np.linalg.norm(centres[-1] - centre)
         else centres[::-1]
     )
-    step = ordered[1] - ordered[0]
+    step = sequence[1] - sequence[0]
     length = float(np.linalg.norm(step))
-    if length == 0 or np.linalg.norm(ordered[0] - centre) > length / 4:
+    if length == 0 or np.linalg.norm(sequence[0] - centre) > length / 4:
         return np.zeros(3)
     return np.asarray(step / length, dtype=np.float64)
 
@@ -305,7 +305,7 @@ def _csa_header(dataset: Any) -> dict[str, list[float]]:
 
 
 def _csa_elements(value: bytes) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+    elements: dict[str, list[float]] = {}
     (count,) = struct.unpack_from("<I", value, 8)
     place = 16
     for _ in range(min(count, 1000)):
@@ -318,10 +318,10 @@ def _csa_elements(value: bytes) -> dict[str, list[float]]:
             texts.append(value[place + 16 : place + 16 + max(length, 0)].split(b"\0")[0].strip())
             place += 16 + (max(length, 0) + 3) // 4 * 4
         try:
-            found[name] = [float(text) for text in texts if text]
+            elements[name] = [float(text) for text in texts if text]
         except ValueError:
             continue  # a text
-    return found
+    return elements
 
 
 def _slices_in(first: Slice, dataset: Any) -> list[Slice]:

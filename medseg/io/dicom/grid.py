@@ -169,9 +169,9 @@ def stack_frames(path: str | Path, frames: Frames) -> tuple[NDArray[np.float64],
 
 def _step_of(path: str | Path, frames: Frames, depth: NDArray[np.float64]) -> float:
     """The distance between slices in mm; frames lie at `depth` (in order, the first at 0)."""
-    said, thick = frames.step_mm, frames.thickness_mm
-    if said and said > 0 and _fits(depth, said):
-        return said
+    step_mm, thick = frames.step_mm, frames.thickness_mm
+    if step_mm and step_mm > 0 and _fits(depth, step_mm):
+        return step_mm
     gaps = np.diff(depth)
     smallest = float(min(gaps[gaps > 0.01], default=0.0))
     if not smallest and thick and thick > 0:  # frames at one place, as deep as they are thick
@@ -195,9 +195,9 @@ def _is_step(gap: float, frames: Frames) -> bool:
     Certain where neighbouring frames touch, as no slice fits between them, or lie as far apart as
     the file says but for rounding that adds up. A wider gap is one slice or several.
     """
-    said, thick = frames.step_mm, frames.thickness_mm
+    step_mm, thick = frames.step_mm, frames.thickness_mm
     touching = thick is not None and gap <= _TOUCHING * thick
-    confirmed = said is not None and abs(gap - said) <= 0.01 * said
+    confirmed = step_mm is not None and abs(gap - step_mm) <= 0.01 * step_mm
     return touching or confirmed
 
 

@@ -62,8 +62,8 @@ def is_dicomdir(source: Source, entry: Entry) -> bool:
         def work(dicom: Any) -> bool:
             return str(_file_meta(dicom, file)[0].get("MediaStorageSOPClassUID", "")) == DICOMDIR
 
-        found: bool = guarded(source.where(entry), work)
-    return found
+        is_directory: bool = guarded(source.where(entry), work)
+    return is_directory
 
 
 def header_values(source: Source, entry: Entry, tags: Sequence[str | int]) -> Any:
@@ -93,12 +93,12 @@ def numbers(dataset: Any, name: str, count: int) -> tuple[float, ...] | None:
         values = dataset.get(name)
         if values is None or (isinstance(values, Sequence) and len(values) == 0):
             return None
-        found = tuple(float(value) for value in values)
+        floats = tuple(float(value) for value in values)
     except _DAMAGE:
         raise _BadTag(name) from None
-    if len(found) != count or not all(map(math.isfinite, found)):
+    if len(floats) != count or not all(map(math.isfinite, floats)):
         raise _BadTag(name)
-    return found
+    return floats
 
 
 def number(dataset: Any, name: str) -> float | None:
@@ -109,12 +109,12 @@ def number(dataset: Any, name: str) -> float | None:
         value = dataset.get(name)
         if value is None or value == "":
             return None
-        found = float(value)
+        real = float(value)
     except _DAMAGE:
         raise _BadTag(name) from None
-    if not math.isfinite(found):
+    if not math.isfinite(real):
         raise _BadTag(name)
-    return found
+    return real
 
 
 def trait(dataset: Any, name: str) -> Any:
@@ -223,18 +223,18 @@ def dataset_of(
     if not syntax:
         syntax = IMPLICIT if implicit else EXPLICIT
     little = syntax != BIG_ENDIAN
-    wanted = None if tags is None else _tags(tuple(tags))
-    watched = _Watched(file, where)
+    tag_numbers = None if tags is None else _tags(tuple(tags))
+    reader = _Watched(file, where)
     dataset = dicom.filereader.read_dataset(
-        watched,
+        reader,
         implicit,
         little,
         stop_when=lambda tag, vr, length: tag >= 0x7FE00008,
-        specific_tags=wanted,
+        specific_tags=tag_numbers,
     )
     dataset.media_class = str(meta.get("MediaStorageSOPClassUID", ""))
     dataset.file_meta = meta
-    dataset.cut_off = watched.is_cut_off()
+    dataset.cut_off = reader.is_cut_off()
     pixels = _pixel_data(file, syntax=syntax, implicit=implicit, little=little)
     return dataset, pixels and replace(pixels, deflated_from=deflated_from)
 
@@ -256,11 +256,11 @@ class _Watched:
             raise BadFile(
                 f"{self._where}: its header has more parts than any header has; the file is damaged"
             )
-        found: bytes = self._file.read(count)
+        data: bytes = self._file.read(count)
         # At the very end of a whole file, the next element is looked for (8 bytes) and there is
         # nothing.
-        self._short |= len(found) < count and not (count == 8 and not found)
-        return found
+        self._short |= len(data) < count and not (count == 8 and not data)
+        return data
 
     def is_cut_off(self) -> bool:
         """Whether the file ended within an element, be it one that was read or one that was passed

@@ -145,12 +145,12 @@ def entwined(parts: list[list[Slice]]) -> list[list[list[Slice]]]:
     if len(parts) > _MAX_PARTS:
         return [parts]
     group_of = list(range(len(parts)))
-    ordered = sorted(range(len(parts)), key=lambda n: -len(parts[n]))
+    order = sorted(range(len(parts)), key=lambda n: -len(parts[n]))
     lines = [_line_of(part) for part in parts] if len(parts) > 1 else []
-    for place, n in enumerate(ordered):
+    for place, n in enumerate(order):
         if len(parts[n]) < 3:  # those behind are no volumes either
             break
-        for m in ordered[place + 1 :]:
+        for m in order[place + 1 :]:
             if group_of[n] != group_of[m] and _are_one_stack(lines[n], lines[m]):
                 old, new = group_of[m], group_of[n]
                 group_of = [new if group == old else group for group in group_of]
@@ -225,8 +225,8 @@ def _centre(piece: Slice) -> NDArray[np.float64]:
 
 def _distinct(offsets: ArrayLike) -> NDArray[np.float64]:
     """Offsets in mm in order, those at the same place once."""
-    ordered = np.sort(offsets)
-    return ordered[np.concatenate([[True], np.diff(ordered) > SAME_PLACE_MM])]
+    places = np.sort(offsets)
+    return places[np.concatenate([[True], np.diff(places) > SAME_PLACE_MM])]
 
 
 def why_mixed(parts: list[list[Slice]]) -> str:

@@ -27,15 +27,15 @@ def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     if holes:
         _cut_channels(following, [min(hole) for hole in holes], size)
         loops = _loops(following)
-    found = []
+    polygons = []
     for loop in loops:
         points = np.stack(np.divmod(np.array(loop) % size, width), axis=1)
         back, ahead = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
         turns = (back[:, 0] * ahead[:, 1] != back[:, 1] * ahead[:, 0]) | (
             (back * ahead).sum(axis=1) < 0
         )
-        found.append(points[turns] / 2 - 1)
-    return found
+        polygons.append(points[turns] / 2 - 1)
+    return polygons
 
 
 def _cut_channels(following: dict[int, int], starts: list[int], size: int) -> None:
@@ -46,9 +46,9 @@ def _cut_channels(following: dict[int, int], starts: list[int], size: int) -> No
     way there and back passes through copies of both points, numbered on by `size`.
     """
     before = {end: start for start, end in following.items()}
-    ordered = sorted(following)
+    points = sorted(following)
     for copy, start in enumerate(starts, 1):
-        gate = ordered[bisect_left(ordered, start) - 1]
+        gate = points[bisect_left(points, start) - 1]
         start_again, gate_again = start + copy * size, gate + copy * size
         after, last = following[gate], before[start]
         for one, other in (

@@ -63,23 +63,23 @@ def stored_pixels(source: Source, slices: Iterable[Slice]) -> Iterator[NDArray]:
     compressed frames.
     """
     with _Decoder() as decoder:
-        held: Entry | None = None
-        opened: _Opened | None = None
+        entry: Entry | None = None
+        file: _Opened | None = None
         # The last frame read, of which a mosaic's tiles are cut.
         whole: tuple[int, NDArray] | None = None
         try:
             for piece in slices:
                 where = source.where(piece.entry)
-                if opened is None or held != piece.entry:
-                    if opened:
-                        opened.close()
-                    held, opened, whole = piece.entry, _Opened(source, piece, where), None
+                if file is None or entry != piece.entry:
+                    if file:
+                        file.close()
+                    entry, file, whole = piece.entry, _Opened(source, piece, where), None
                 if whole is None or whole[0] != piece.frame:
-                    whole = piece.frame, _frame(piece, opened, decoder)
+                    whole = piece.frame, _frame(piece, file, decoder)
                 yield _cut(whole[1], piece)
         finally:
-            if opened:
-                opened.close()
+            if file:
+                file.close()
 
 
 def frame_size(piece: Slice) -> tuple[int, int]:
@@ -135,12 +135,12 @@ class _Opened:
             raise BadFile(f"{self.where}: {_SHORT}")
         try:
             self._file.seek(place - self._base)
-            found = self._file.read(count)
+            data = self._file.read(count)
         except OSError as error:
             raise BadFile(f"{self.where}: cannot be read: {error.strerror}") from None
-        if len(found) != count:
+        if len(data) != count:
             raise BadFile(f"{self.where}: {_SHORT}")
-        return bytes(found)
+        return bytes(data)
 
     def compressed(self, piece: Slice) -> bytes:
         """The compressed bytes of a slice's frame."""
@@ -222,8 +222,8 @@ def _frame(piece: Slice, opened: _Opened, decoder: _Decoder) -> NDArray:
         pixels = np.frombuffer(unpacked, dtype).reshape(frame_size(piece))
     # Old scanners keep overlays in the unused bits; pushing the value up and back drops them and
     # extends the sign.
-    unused = dtype.itemsize * 8 - piece.bits[1]
-    return (pixels << unused) >> unused if unused else pixels
+    unused_bits = dtype.itemsize * 8 - piece.bits[1]
+    return (pixels << unused_bits) >> unused_bits if unused_bits else pixels
 
 
 def _native(piece: Slice, opened: _Opened, dtype: np.dtype) -> NDArray:
@@ -236,13 +236,13 @@ def _native(piece: Slice, opened: _Opened, dtype: np.dtype) -> NDArray:
         raise BadFile(f"{where}: {_SHORT}")
     if spare >= max(2, columns * dtype.itemsize):
         raise BadFile(f"{where}: holds more pixels than its header says; the file is damaged")
-    stored = opened.bytes_at(about.offset + size * piece.frame, size)
+    data = opened.bytes_at(about.offset + size * piece.frame, size)
     if about.syntax == BIG_ENDIAN and dtype.itemsize == 1 and about.words:
         if size % 2:
             raise BadFile(f"{where}: its pixels are stored in a way that medseg does not read")
-        stored = np.frombuffer(stored, np.uint16).byteswap().tobytes()
+        data = np.frombuffer(data, np.uint16).byteswap().tobytes()
     kind = dtype.newbyteorder(">" if about.syntax == BIG_ENDIAN else "<")
-    return np.frombuffer(stored, kind).reshape(rows, columns).astype(dtype, copy=False)
+    return np.frombuffer(data, kind).reshape(rows, columns).astype(dtype, copy=False)
 
 
 def _packed(piece: Slice, opened: _Opened, dtype: np.dtype) -> bytes:
@@ -251,11 +251,11 @@ def _packed(piece: Slice, opened: _Opened, dtype: np.dtype) -> bytes:
         raise BadFile(
             f"{opened.where}: its pixels are not packed as its header says; the file is damaged"
         )
-    packed = opened.compressed(piece)
+    data = opened.compressed(piece)
     size = math.prod(frame_size(piece)) * dtype.itemsize
-    if size > MAX_RATIO * len(packed) or size > MAX_FRAME_BYTES:
+    if size > MAX_RATIO * len(data) or size > MAX_FRAME_BYTES:
         raise BadFile(f"{opened.where}: {_SHORT}")
-    return packed
+    return data
 
 
 def codestream_size(packed: bytes) -> tuple[int, int] | None:
@@ -342,14 +342,14 @@ class _Decoder:
                 stderr=subprocess.DEVNULL,
             )
         with _time_limit(self._child):
-            found = self._exchange(json.dumps(about).encode(), packed, size)
-        if len(found) != size:
+            data = self._exchange(json.dumps(about).encode(), packed, size)
+        if len(data) != size:
             raise BadFile(
                 f"{where}: its compressed pixels are damaged, or of a kind that no installed"
                 " decoder reads; get it again, or decompress the series, e.g. with dcmdjpeg or"
                 " gdcmconv --raw"
             )
-        return found
+        return data
 
     def _exchange(self, about: bytes, packed: bytes, size: int) -> bytes:
         """What the child answers; nothing if it failed or is no more."""

@@ -48,23 +48,25 @@ def check_repair(pieces: Sequence[Slice]) -> None:
 
     Slices at one place are taken to be copies, of which one is kept.
     """
-    kept = _kept(pieces)
-    if len(kept) == 1 < len(pieces):
+    originals = _kept(pieces)
+    if len(originals) == 1 < len(pieces):
         raise BadFile(
             f"its {len(pieces)} slices all lie at the same place, which is no volume; give another"
             " series"
         )
-    if len(kept) < 3:
-        raise BadFile(f"it holds {len(kept)} slices, too few for a volume; give the whole series")
-    _, positions, normal = sorted_along_normal(kept)
+    if len(originals) < 3:
+        raise BadFile(
+            f"it holds {len(originals)} slices, too few for a volume; give the whole series"
+        )
+    _, positions, normal = sorted_along_normal(originals)
     steps = np.diff(positions @ normal)
     step = float(np.median(steps))
     if steps.min() < max(MIN_STEP * step, SAME_PLACE_MM) or steps.max() > (MAX_GAP + 0.1) * step:
         raise BadFile(
             "the distances between its slices differ too much to be resampled; give another series"
         )
-    lacking = round(float(steps.sum()) / step) + 1 - len(kept)
-    if lacking > MAX_MISSING * (len(kept) + lacking):
+    lacking = round(float(steps.sum()) / step) + 1 - len(originals)
+    if lacking > MAX_MISSING * (len(originals) + lacking):
         raise BadFile("too many slices are missing to be interpolated; export the series again")
     sideways = positions - np.outer(positions @ normal, normal)
     slopes = np.linalg.norm(np.diff(sideways, axis=0), axis=1) / steps
@@ -85,7 +87,7 @@ def repaired(
     """
     check_repair(pieces)
     pieces, data, copies = _without_copies(pieces, data)
-    done = [f"{copies} slices stored twice were dropped"] if copies else []
+    repairs = [f"{copies} slices stored twice were dropped"] if copies else []
     _, positions, normal = sorted_along_normal(pieces)
     offsets = positions @ normal
     steps = np.diff(offsets)
@@ -93,22 +95,22 @@ def repaired(
     count = max(len(pieces), round(float(steps.sum()) / step) + 1)
     between = (positions[-1] - positions[0]) / (count - 1)
     uneven = bool((np.abs(steps - step) > MAX_STEP_DIFFERENCE * step).any())
-    done += _evened(steps, count) if uneven else []
+    repairs += _evened(steps, count) if uneven else []
     shifts, slanted = _shifts(pieces, positions, normal=normal, between=between)
     if slanted:
         degrees = np.degrees(tilt_of(positions[-1] - positions[0], normal))
-        done.append(f"a slant of {degrees:.1f} degrees was resampled to a straight stack")
+        repairs.append(f"a slant of {degrees:.1f} degrees was resampled to a straight stack")
         between = normal * float(steps.sum()) / (count - 1)
     if not (uneven or slanted):
-        return data, grid(pieces[0], positions[0], between), done
+        return data, grid(pieces[0], positions[0], between), repairs
     low = np.floor(shifts.min(axis=0) + 1e-6).astype(int)
     room = np.ceil(shifts.max(axis=0) - 1e-6).astype(int) - low
-    wanted = np.linspace(offsets[0], offsets[-1], count)
-    data = _resampled(data, offsets, wanted=wanted, shifts=shifts - low, room=room)
+    even_offsets = np.linspace(offsets[0], offsets[-1], count)
+    data = _resampled(data, offsets, wanted=even_offsets, shifts=shifts - low, room=room)
     along, down = np.reshape(pieces[0].orientation or (), (2, 3))
     row_spacing, column_spacing = pieces[0].spacing or (0.0, 0.0)
     origin = positions[0] + along * low[0] * column_spacing + down * low[1] * row_spacing
-    return data, grid(pieces[0], origin, between), done
+    return data, grid(pieces[0], origin, between), repairs
 
 
 def _without_copies(pieces: Sequence[Slice], data: NDArray) -> tuple[Sequence[Slice], NDArray, int]:
@@ -136,9 +138,9 @@ def _evened(steps: NDArray, count: int) -> list[str]:
 
 
 def _kept(pieces: Sequence[Slice]) -> list[Slice]:
-    ordered, _, _ = sorted_along_normal(pieces)
+    slices, _, _ = sorted_along_normal(pieces)
     copies = {second for _, second in doubles(pieces)}
-    return [piece for n, piece in enumerate(ordered) if n not in copies]
+    return [piece for n, piece in enumerate(slices) if n not in copies]
 
 
 def _shifts(
@@ -182,9 +184,9 @@ def _resampled(
         plane = np.zeros(out.shape[:2])
         inside = np.ones(out.shape[:2], bool)
         for n, weight in parts:
-            moved, known = _moved(data[..., n], shifts[n], room)
-            plane += weight * moved
-            inside &= known
+            picture, valid = _moved(data[..., n], shifts[n], room)
+            plane += weight * picture
+            inside &= valid
         if data.dtype.kind in "iu":
             plane = np.rint(plane)
         out[..., k][inside] = plane[inside]
@@ -196,7 +198,7 @@ def _moved(plane: NDArray, shift: NDArray, room: NDArray) -> tuple[NDArray, NDAr
     there.
     """
     out: NDArray = plane.astype(np.float64)
-    known: NDArray = np.ones(1, bool)
+    valid: NDArray = np.ones(1, bool)
     for axis in (0, 1):
         whole = int(np.floor(shift[axis] + 1e-6))
         part = float(max(0.0, shift[axis] - whole))
@@ -214,5 +216,5 @@ def _moved(plane: NDArray, shift: NDArray, room: NDArray) -> tuple[NDArray, NDAr
             wide[tuple(place)] += out * part
             here[whole] = False
         out = wide
-        known = known[..., None] & here if axis else here
-    return out, known
+        valid = valid[..., None] & here if axis else here
+    return out, valid

@@ -127,8 +127,8 @@ class Origin:
 
     def references(self) -> list[Any]:
         """An item for every image of the source once."""
-        found = {piece.sop_instance: piece for piece in self.slices}
-        return [_instance(self, piece) for piece in found.values()]
+        pieces = {piece.sop_instance: piece for piece in self.slices}
+        return [_instance(self, piece) for piece in pieces.values()]
 
 
 def open_origin(path: Paths, options: DicomOptions | None = None) -> Origin:
@@ -165,9 +165,9 @@ def open_origin(path: Paths, options: DicomOptions | None = None) -> Origin:
     def uid(value: str) -> str:
         return derived_uid("deidentified", value) if options.deidentify else value
 
-    carried = facts["carried"]
+    attributes = facts["carried"]
     if options.deidentify:
-        carried = dict.fromkeys(CARRIED, "") | {
+        attributes = dict.fromkeys(CARRIED, "") | {
             "PatientName": "Anonymous^",
             "PatientID": (
                 "ANON" + hashlib.sha256(uid(facts["StudyInstanceUID"]).encode()).hexdigest()[:12]
@@ -183,7 +183,7 @@ def open_origin(path: Paths, options: DicomOptions | None = None) -> Origin:
         has_frame_of_reference=frame_of_reference == first.frame_of_reference,
         modality=facts["Modality"],
         series_number=facts["SeriesNumber"],
-        carried=carried,
+        carried=attributes,
         position_reference="" if options.deidentify else facts["PositionReferenceIndicator"],
         lossy=facts["lossy"],
     )
@@ -195,17 +195,17 @@ def _facts(header: Any) -> dict[str, Any]:
     """
 
     def value(name: str) -> str:
-        found = header.get(name)
-        return "" if found is None else str(found).strip()
+        raw = header.get(name)
+        return "" if raw is None else str(raw).strip()
 
-    carried = {name: value(name) for name in CARRIED}
+    attributes = {name: value(name) for name in CARRIED}
     for name, pattern in (("PatientBirthDate", _DATE), ("StudyDate", _DATE), ("StudyTime", _TIME)):
-        if not pattern.fullmatch(carried[name]):
-            carried[name] = ""
+        if not pattern.fullmatch(attributes[name]):
+            attributes[name] = ""
     for name in ("StudyID", "AccessionNumber"):
-        carried[name] = carried[name][:16]
-    if carried["PatientSex"] not in ("M", "F", "O"):
-        carried["PatientSex"] = ""
+        attributes[name] = attributes[name][:16]
+    if attributes["PatientSex"] not in ("M", "F", "O"):
+        attributes["PatientSex"] = ""
     number = value("SeriesNumber")
     lossy: dict[str, Any] = {"LossyImageCompression": "00"}
     if value("LossyImageCompression") == "01":
@@ -220,7 +220,7 @@ def _facts(header: Any) -> dict[str, Any]:
         "PositionReferenceIndicator": value("PositionReferenceIndicator"),
         "Modality": modality if re.fullmatch("[A-Z]{2,8}", modality) else "OT",
         "SeriesNumber": int(number) if re.fullmatch(r"\d{1,9}", number) else 0,
-        "carried": carried,
+        "carried": attributes,
         "lossy": lossy,
     }
 
@@ -376,13 +376,13 @@ def _equipment(origin: Origin) -> Any:
     item.PurposeOfReferenceCodeSequence = [purpose]
     item.Manufacturer = item.ManufacturerModelName = "medseg"
     item.SoftwareVersions = __version__
-    made = (
+    process = (
         f"segmented with model {origin.options.model}"
         if origin.options.model
         else "converted from a label map"
     )
-    hashed = f", weights {origin.options.version}" if origin.options.version else ""
-    item.ContributionDescription = text(made + hashed, 1024)
+    weights = f", weights {origin.options.version}" if origin.options.version else ""
+    item.ContributionDescription = text(process + weights, 1024)
     return item
 
 
@@ -471,16 +471,16 @@ def class_of(path: str | Path) -> str:
     """What kind of object a DICOM file says it holds (a SOP class UID), or '' for what is no DICOM
     file.
     """
-    with open_file(path) as opened:
-        if opened.read(132)[128:] != b"DICM":
+    with open_file(path) as file:
+        if file.read(132)[128:] != b"DICM":
             return ""
-    found: str = guarded(
+    uid: str = guarded(
         str(path),
         lambda dicom: str(
             dicom.filereader.read_file_meta_info(path).get("MediaStorageSOPClassUID", "")
         ),
     )
-    return found
+    return uid
 
 
 def read_object(path: str | Path, dicom: Any) -> Any:

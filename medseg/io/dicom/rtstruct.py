@@ -311,13 +311,13 @@ def read_structures(
     kept.
     """
     grid, layers, table = _layers(path, source, series=series, repair=repair)
-    found = []
+    masks = []
     for label in table.labels:
         mask = np.zeros(grid.shape, np.uint8, order="F")
         for k, plane in layers.get(label.value, {}).items():
             mask[..., k] = plane.T
-        found.append((label, make_volume(path, mask, grid.affine)))
-    return found
+        masks.append((label, make_volume(path, mask, grid.affine)))
+    return masks
 
 
 def read_rtstruct_table(path: str | Path) -> LabelTable:
@@ -352,13 +352,13 @@ def _layers(
             " --source"
         )
     grid = open_grid(source, series=series, repair=repair)
-    lost = Counter({_OPEN: 0, _ASIDE: 0, _BEYOND: 0})
+    losses = Counter({_OPEN: 0, _ASIDE: 0, _BEYOND: 0})
 
     def work(dicom: Any) -> Any:
         dataset = _structures(path, dicom)
         table, value_of = _table(path, dataset)
-        wanted = set(chosen(path, table, segments))
-        numbers = {number for number, value in value_of.items() if value in wanted}
+        values = set(chosen(path, table, segments))
+        numbers = {number for number, value in value_of.items() if value in values}
         _check_frames(path, dataset, grid, numbers=numbers)
         layers: dict[int, _Layers] = {}
         for item in dataset.get("ROIContourSequence") or ():
@@ -367,18 +367,18 @@ def _layers(
                 raise BadFile(
                     f"{path}: has contours of a structure that it does not name; export it again"
                 )
-            if value in wanted:
+            if value in values:
                 contours = item.get("ContourSequence") or ()
-                layers[value] = _filled(path, grid, contours, lost=lost)
+                layers[value] = _filled(path, grid, contours, lost=losses)
         return layers, table
 
     layers, table = guarded(str(path), work)
-    if lost[_BEYOND] and not any(layers.values()):
+    if losses[_BEYOND] and not any(layers.values()):
         raise BadFile(
             f"{path}: its contours do not lie on slices of the series, but all beyond its first or"
             " last one; give the series that they were drawn on"
         )
-    for what, count in lost.items():
+    for what, count in losses.items():
         if count:
             warnings.warn(f"{path}: {what}: {count}", DataWarning, stacklevel=4)
     return grid, layers, table
@@ -394,7 +394,9 @@ def _check_frames(path: str | Path, dataset: Any, grid: ImageGrid, *, numbers: s
     if not grid.frame_of_reference:
         return
     frame_of = _frame_of(dataset, grid.frame_of_reference)
-    drawn = {int(item.ReferencedROINumber) for item in dataset.get("ROIContourSequence") or ()}
+    with_contours = {
+        int(item.ReferencedROINumber) for item in dataset.get("ROIContourSequence") or ()
+    }
     foreign = {
         number for number in numbers if frame_of[number] not in ("", grid.frame_of_reference)
     }
@@ -404,7 +406,7 @@ def _check_frames(path: str | Path, dataset: Any, grid: ImageGrid, *, numbers: s
         raise BadFile(
             f"{path}: was drawn in another frame of reference; give the series that it was drawn on"
         )
-    if foreign & drawn:
+    if foreign & with_contours:
         raise BadFile(
             f"{path}: some of its structures were drawn in another frame of reference than the"
             " others; choose those of the series given with --segment (all but number"
@@ -450,13 +452,16 @@ def _table(path: str | Path, dataset: Any) -> tuple[LabelTable, dict[int, int]]:
     values = numbers if fit else list(range(1, len(numbers) + 1))
     colors = _colors(dataset, numbers)
     observations = dataset.get("RTROIObservationsSequence") or ()
-    seen = {int(item.ReferencedROINumber): item for item in observations}
+    observation_of = {int(item.ReferencedROINumber): item for item in observations}
     try:
         table = table_of(
             values,
             names=[str(item.get("ROIName") or "") for item in items],
             colors=colors,
-            codes=[_codes(seen[number]) if number in seen else {} for number in numbers],
+            codes=[
+                _codes(observation_of[number]) if number in observation_of else {}
+                for number in numbers
+            ],
         )
     except BadConfig as error:
         raise BadFile(f"{path}: {error}; export it again") from None
@@ -514,7 +519,7 @@ def _filled(path: str | Path, grid: ImageGrid, contours: Any, *, lost: Counter[s
         lost[_ASIDE] += bool(outside.any())
         start = voxels[:, :2]
         edges.setdefault(k, []).append(np.concatenate([start, np.roll(start, -1, axis=0)], axis=1))
-    return {k: _inside(np.concatenate(found), rows, columns) for k, found in edges.items()}
+    return {k: _inside(np.concatenate(pieces), rows, columns) for k, pieces in edges.items()}
 
 
 def _points(contour: Any) -> NDArray[np.float64]:
@@ -542,7 +547,7 @@ def _inside(edges: NDArray[np.float64], rows: int, columns: int) -> NDArray[np.b
     edges: (E, 4) from column, row to column, row. In every row of centres, each edge that crosses
     it turns over all pixels right of it.
     """
-    turned = np.zeros((rows, columns + 1), np.uint32)
+    crossings = np.zeros((rows, columns + 1), np.uint32)
     step = max(1, MAX_CROSSINGS // rows)
     for start in range(0, len(edges), step):
         x1, y1, x2, y2 = edges[start : start + step].T
@@ -553,6 +558,6 @@ def _inside(edges: NDArray[np.float64], rows: int, columns: int) -> NDArray[np.b
         row = np.arange(spans.sum()) - np.repeat(np.cumsum(spans) - spans, spans) + first[edge]
         at = x1[edge] + (row - y1[edge]) / (y2[edge] - y1[edge]) * (x2[edge] - x1[edge])
         column = np.clip(np.ceil(at), 0, columns).astype(int)
-        np.add.at(turned, (row, column), 1)
-    filled: NDArray[np.bool_] = np.cumsum(turned[:, :columns], axis=1) % 2 == 1
-    return filled
+        np.add.at(crossings, (row, column), 1)
+    inside: NDArray[np.bool_] = np.cumsum(crossings[:, :columns], axis=1) % 2 == 1
+    return inside

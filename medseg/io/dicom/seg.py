@@ -137,9 +137,9 @@ def present_labels(planes: NDArray, table: LabelTable | None) -> list[Label]:
             if table is not None and len(table)
             else list(LabelTable.from_values([1]).labels)
         )
-    known = {label.value: label for label in table.labels} if table is not None else {}
+    label_of = {label.value: label for label in table.labels} if table is not None else {}
     plain = {label.value: label for label in LabelTable.from_values(present).labels}
-    return [known.get(value, plain[value]) for value in present]
+    return [label_of.get(value, plain[value]) for value in present]
 
 
 def _segment(origin: Origin, label: Label, number: int) -> Any:
@@ -345,9 +345,9 @@ def _refer(dataset: Any, origin: Origin) -> None:
         frame.DerivationImageSequence[0].SourceImageSequence[0].update(
             origin.reference(origin.slices[k])
         )
-    referenced = dataset.ReferencedSeriesSequence[0]
-    referenced.SeriesInstanceUID = origin.series
-    referenced.ReferencedInstanceSequence = origin.references()
+    series_item = dataset.ReferencedSeriesSequence[0]
+    series_item.SeriesInstanceUID = origin.series
+    series_item.ReferencedInstanceSequence = origin.references()
     dataset.SourceImageSequence = origin.references()
 
 

@@ -84,10 +84,12 @@ def read_seg(
     """
     if volume_index not in (None, 0):
         raise BadFile(f"{path}: is one segmentation, there is no volume {volume_index} in it")
-    parsed = _parse(path)
+    segmentation = _parse(path)
     grid = None if source is None else open_grid(source, series=series, repair=repair)
-    canvas = _canvas(path, parsed, grid)
-    data, shared = _painted(path, parsed, canvas, values=chosen(path, parsed.table, segments))
+    canvas = _canvas(path, segmentation, grid)
+    data, shared = _painted(
+        path, segmentation, canvas, values=chosen(path, segmentation.table, segments)
+    )
     if shared and segments is None:
         raise Overlap(path, shared)
     return _on_grid(path, labels_only(path, make_volume(path, data, canvas.affine)), grid)
@@ -105,15 +107,15 @@ def read_segments(
 
     source, series, repair: as for `read_seg`.
     """
-    parsed = _parse(path)
+    segmentation = _parse(path)
     grid = None if source is None else open_grid(source, series=series, repair=repair)
-    canvas = _canvas(path, parsed, grid)
-    found = []
-    for label in parsed.table.labels:
-        mask = _painted(path, parsed, canvas, values=[label.value])[0] > 0
+    canvas = _canvas(path, segmentation, grid)
+    masks = []
+    for label in segmentation.table.labels:
+        mask = _painted(path, segmentation, canvas, values=[label.value])[0] > 0
         volume = make_volume(path, mask.astype(np.uint8), canvas.affine)
-        found.append((label, _on_grid(path, volume, grid)))
-    return found
+        masks.append((label, _on_grid(path, volume, grid)))
+    return masks
 
 
 def read_seg_table(path: str | Path) -> LabelTable:
@@ -127,8 +129,8 @@ def _canvas(path: str | Path, parsed: _Parsed, grid: ImageGrid | None) -> _Canva
     """The grid of the images if the frames lie on it, else the frames' own. Raises `BadFile`."""
     frames = parsed.frames
     if grid is not None:
-        named = str(parsed.dataset.get("FrameOfReferenceUID") or "")
-        if named and grid.frame_of_reference and named != grid.frame_of_reference:
+        uid = str(parsed.dataset.get("FrameOfReferenceUID") or "")
+        if uid and grid.frame_of_reference and uid != grid.frame_of_reference:
             warnings.warn(
                 f"{path}: names another frame of reference than the images given with --source",
                 DataWarning,
@@ -186,27 +188,27 @@ def _painted(
     twice.
     """
     out = np.zeros(canvas.shape, np.uint16, order="F")
-    shared = lost = 0
+    shared = beyond = 0
 
     def paint(dicom: Any) -> None:
-        nonlocal shared, lost
+        nonlocal shared, beyond
         for number, frame in _labelled(path, parsed, values):
             target, plane = canvas.placement.put(number, frame, out)
             here = plane > 0
             if plane.size < frame.size:
-                lost += int((frame > 0).sum()) - int(here.sum())
+                beyond += int((frame > 0).sum()) - int(here.sum())
             shared += int((here & (target > 0)).sum())
             target[here] = plane[here]
 
     guarded(str(path), paint)
-    if lost and not out.any():
+    if beyond and not out.any():
         raise BadFile(
             f"{path}: lies beyond the images given with --source; give the series that it was made"
             " from"
         )
-    if lost:
+    if beyond:
         warnings.warn(
-            f"{path}: labelled pixels beyond the images, left out: {lost}",
+            f"{path}: labelled pixels beyond the images, left out: {beyond}",
             DataWarning,
             stacklevel=4,
         )
@@ -220,18 +222,18 @@ def _labelled(
     frame = _frames(path, parsed.dataset)
     kind = parsed.dataset.SegmentationType
     if kind == "LABELMAP":
-        known = np.zeros(65536, bool)
-        known[[0, parsed.background, *parsed.value_of]] = True
-        wanted = np.zeros(65536, np.uint16)
-        wanted[values] = values
+        is_named = np.zeros(65536, bool)
+        is_named[[0, parsed.background, *parsed.value_of]] = True
+        new_value = np.zeros(65536, np.uint16)
+        new_value[values] = values
         for number in range(len(parsed.segment_of)):
             pixels = frame(number)
-            if not known[pixels].all():
+            if not is_named[pixels].all():
                 raise BadFile(
                     f"{path}: holds label values that it does not name; export the segmentation"
                     " again"
                 )
-            yield number, wanted[pixels]
+            yield number, new_value[pixels]
         return
     half = int(parsed.dataset.MaximumFractionalValue) / 2 if kind == "FRACTIONAL" else 0.5
     for value in values:
@@ -261,10 +263,10 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
                 f"{path}: its bit planes are compressed, which medseg does not unpack; use gdcmconv"
                 " --raw first"
             )
-        unpacked = np.stack(list(_unpacked(path)))
-        if unpacked.shape != (count, rows, columns):
+        frames = np.stack(list(_unpacked(path)))
+        if frames.shape != (count, rows, columns):
             raise BadFile(f"{path}: its pixels are not what its header says; the file is damaged")
-        return lambda number: unpacked[number]
+        return lambda number: frames[number]
     pixels = dataset.PixelData
     if len(pixels) * 8 < size * count * bits:
         raise BadFile(
@@ -272,9 +274,9 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
         )
     if bits > 1:
         kind = np.dtype(np.uint8 if bits == 8 else "<u2" if syntax.is_little_endian else ">u2")
-        stored = np.frombuffer(pixels, kind, size * count).reshape(count, rows, columns)
-        return lambda number: stored[number]
-    packed = np.frombuffer(pixels, np.uint8)
+        array = np.frombuffer(pixels, kind, size * count).reshape(count, rows, columns)
+        return lambda number: array[number]
+    raw = np.frombuffer(pixels, np.uint8)
 
     def unpack(number: int) -> NDArray:
         # Frames follow each other bit by bit, without padding.
@@ -282,7 +284,7 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
             number * size,
             (number + 1) * size,
         )
-        whole = np.unpackbits(packed[start // 8 : -(-end // 8)], bitorder="little")
+        whole = np.unpackbits(raw[start // 8 : -(-end // 8)], bitorder="little")
         return whole[start % 8 :][:size].reshape(rows, columns)
 
     return unpack
@@ -299,14 +301,16 @@ def _unpacked(path: str | Path) -> Iterator[NDArray]:
 
 def _parse(path: str | Path) -> _Parsed:
     """What a segmentation says. Raises `BadFile` for what is damaged, or no volume."""
-    parsed: _Parsed = guarded(str(path), lambda dicom: _parsed(path, read_object(path, dicom)))
-    if parsed.dataset.SegmentationType == "FRACTIONAL":
+    segmentation: _Parsed = guarded(
+        str(path), lambda dicom: _parsed(path, read_object(path, dicom))
+    )
+    if segmentation.dataset.SegmentationType == "FRACTIONAL":
         warnings.warn(
             f"{path}: is a fractional segmentation; voxels of at least one half were taken",
             DataWarning,
             stacklevel=4,
         )
-    return parsed
+    return segmentation
 
 
 def _parsed(path: str | Path, dataset: Any) -> _Parsed:
@@ -323,8 +327,8 @@ def _parsed(path: str | Path, dataset: Any) -> _Parsed:
         raise BadFile(f"{path}: does not say where its frames lie; it is tiled, or damaged")
     segment_of = [0] * len(frames)
     if kind != "LABELMAP":
-        named = _groups("SegmentIdentificationSequence", frames, shared)
-        segment_of = [int(item.ReferencedSegmentNumber) for item in named]
+        items = _groups("SegmentIdentificationSequence", frames, shared)
+        segment_of = [int(item.ReferencedSegmentNumber) for item in items]
         if not set(segment_of) <= set(value_of):
             raise BadFile(
                 f"{path}: has frames of segments that it does not describe; export the segmentation"

@@ -61,18 +61,18 @@ def find_volumes(source: Source, slices: Sequence[Slice]) -> tuple[list[Found], 
         slices, key=lambda piece: (piece.instance_number or 0, piece.sop_instance, piece.frame)
     ):
         by_series.setdefault(piece.series, []).append(piece)
-    kept = _scans(by_series.values(), _is_scan) or _scans(by_series.values(), _is_placed_capture)
-    if not kept:  # nothing else is there: say what it is
-        kept = list(by_series.values())
-    aside = len(slices) - sum(map(len, kept))
-    kept.sort(key=lambda pieces: (pieces[0].series_number, pieces[0].series))
-    found: list[Found] = []
-    for n, pieces in enumerate(kept, start=1):
+    series = _scans(by_series.values(), _is_scan) or _scans(by_series.values(), _is_placed_capture)
+    if not series:  # nothing else is there: say what it is
+        series = list(by_series.values())
+    aside = len(slices) - sum(map(len, series))
+    series.sort(key=lambda pieces: (pieces[0].series_number, pieces[0].series))
+    volumes: list[Found] = []
+    for n, pieces in enumerate(series, start=1):
         parts = _volumes_of(source, pieces)
         for m, part in enumerate(parts, start=1):
             number = f"{n}.{m}" if len(parts) > 1 else str(n)
-            found.append(_arranged(source, number, part))
-    return found, aside
+            volumes.append(_arranged(source, number, part))
+    return volumes, aside
 
 
 def _scans(series: Iterable[list[Slice]], wanted: Callable[[Slice], bool]) -> list[list[Slice]]:
@@ -136,26 +136,26 @@ def _parted(parts: list[list[Slice]]) -> tuple[list[list[Slice]], str]:
 
 def _arranged(source: Source, number: str, part: _Part) -> Found:
     """The volume of slices that belong together, or the reason why they are none."""
-    found = Found(
+    volume = Found(
         number=number, slices=tuple(part.pieces), differs=part.differs, problem_of_slice=True
     )
     problem = (
         next(filter(None, (_defect(source, piece) for piece in part.pieces)), "") or part.problem
     )
     if problem:
-        return replace(found, problem=problem)
+        return replace(volume, problem=problem)
     try:
-        made = stacked(part.pieces)
+        stack = stacked(part.pieces)
     except BadFile as error:
-        return replace(found, problem=str(error))
+        return replace(volume, problem=str(error))
     return replace(
-        found,
-        slices=tuple(made.slices),
-        affine=None if made.conflict else made.affine,
-        problem=made.conflict or made.problem,
+        volume,
+        slices=tuple(stack.slices),
+        affine=None if stack.conflict else stack.affine,
+        problem=stack.conflict or stack.problem,
         problem_of_slice=False,
-        remarks=made.remarks,
-        assumed="its coordinate systems were taken to be one" if made.conflict else "",
+        remarks=stack.remarks,
+        assumed="its coordinate systems were taken to be one" if stack.conflict else "",
     )
 
 

@@ -167,9 +167,9 @@ class Unpacked:
             )
         while len(self._kept) < self._place + count and (piece := next(self._pieces, b"")):
             self._kept += piece
-        found = bytes(self._kept[self._place : self._place + count])
-        self._place += len(found)
-        return found
+        data = bytes(self._kept[self._place : self._place + count])
+        self._place += len(data)
+        return data
 
     def forwards(self) -> Iterator[bytes]:
         """All bytes from the beginning. Nothing can be read afterwards."""
@@ -202,9 +202,9 @@ def _inflate(file: Any, where: str) -> Iterator[bytes]:
     total = 0
     try:
         while not unpacker.eof:
-            packed = unpacker.unconsumed_tail or file.read(CHUNK)
-            piece = unpacker.decompress(packed, CHUNK)
-            if not packed and not piece:
+            chunk = unpacker.unconsumed_tail or file.read(CHUNK)
+            piece = unpacker.decompress(chunk, CHUNK)
+            if not chunk and not piece:
                 raise BadFile(
                     f"{where}: its compressed data ends early; it is incomplete, get the file again"
                 )
@@ -255,13 +255,13 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
         with open_file(path) as file:
             if _directory_bytes(file) > MAX_DIRECTORY_BYTES:
                 raise BadFile(f"{path}: holds more than the {MAX_ENTRIES} files allowed; {remedy}")
-        opened = zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(path)
     except _DAMAGED_ZIP:
         raise BadFile(f"{path}: is damaged or is no zip; get the file again") from None
-    if len(opened.infolist()) > MAX_ENTRIES:
-        opened.close()
+    if len(archive.infolist()) > MAX_ENTRIES:
+        archive.close()
         raise BadFile(f"{path}: holds more than the {MAX_ENTRIES} files allowed; {remedy}")
-    return opened
+    return archive
 
 
 def _directory_bytes(file: BinaryIO) -> int:

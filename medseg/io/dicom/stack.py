@@ -68,33 +68,33 @@ def stacked(pieces: Sequence[Slice]) -> Stack:
             "its slices are stored inverted (MONOCHROME1) and in different pixel formats, so that "
             "what their values mean differs; export the series again"
         )
-    unified, conflict, remark = _in_one_frame(pieces)
-    straight, wobble = straightened(unified)
+    same_frame, conflict, remark = _in_one_frame(pieces)
+    straight, wobble = straightened(same_frame)
     remarks = tuple(filter(None, (remark, wobble)))
     try:
-        ordered, affine = stack(straight)
+        slices, affine = stack(straight)
     except BadFile as error:
         return Stack(slices=straight, problem=str(error), remarks=remarks, conflict=conflict)
-    if not _equal_geometry(unified):
-        original = {id(one): other for one, other in zip(straight, unified)}
-        _check_wobble([original[id(piece)] for piece in ordered], LPS @ affine)
-    return Stack(slices=ordered, affine=affine, remarks=remarks, conflict=conflict)
+    if not _equal_geometry(same_frame):
+        original = {id(one): other for one, other in zip(straight, same_frame)}
+        _check_wobble([original[id(piece)] for piece in slices], LPS @ affine)
+    return Stack(slices=slices, affine=affine, remarks=remarks, conflict=conflict)
 
 
 def _in_one_frame(pieces: Sequence[Slice]) -> tuple[list[Slice], str, str]:
     """The slices with one Frame of Reference UID, or with none; what contradicts that, and what is
     remarkable.
     """
-    named = [piece.frame_of_reference for piece in pieces if piece.frame_of_reference]
-    systems = sorted(set(named))
-    if len(systems) == 0 or (len(systems) == 1 and len(named) == len(pieces)):
+    uids = [piece.frame_of_reference for piece in pieces if piece.frame_of_reference]
+    systems = sorted(set(uids))
+    if len(systems) == 0 or (len(systems) == 1 and len(uids) == len(pieces)):
         return list(pieces), "", ""
     if len(systems) == 1:
         # Certain: a series has one frame of reference (PS3.3 C.7.4.1), and an empty UID contradicts
         # nothing.
         return [replace(piece, frame_of_reference=systems[0]) for piece in pieces], "", ""
     bare = [replace(piece, frame_of_reference="") for piece in pieces]
-    if len(systems) == len(named) >= 3:
+    if len(systems) == len(uids) >= 3:
         # Certain where the slices also lie evenly on one line: a coordinate system of one slice
         # places nothing, so these UIDs were made slice by slice, and a series has one frame of
         # reference (PS3.3 C.7.4.1).
@@ -167,13 +167,13 @@ def _moved(
     """
     turn = tuple(orientation.tolist())
     edges = tuple(spacing.tolist())
-    moved = []
+    slices = []
     for piece in pieces:
         common = replace(piece, orientation=turn, spacing=edges)
         shift = about * (sum(spans(piece)) - sum(spans(common)))
         place = np.array(piece.position) + shift
-        moved.append(replace(common, position=tuple(place.tolist())))
-    return moved
+        slices.append(replace(common, position=tuple(place.tolist())))
+    return slices
 
 
 def spans(piece: Slice) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -211,15 +211,15 @@ def _corners(piece: Slice) -> NDArray[np.float64]:
 
 def _check_moved(pieces: Sequence[Slice], straight: Sequence[Slice], what: str) -> float:
     """How many voxels pixels were moved at most. Raises `BadFile` if that is too much."""
-    ordered, positions, normal = sorted_along_normal(straight)
+    slices, positions, normal = sorted_along_normal(straight)
     steps = np.diff(positions @ normal)
     steps = steps[steps > SAME_PLACE_MM]
-    step = float(np.median(steps)) if len(steps) else min(ordered[0].spacing or (1.0,))
-    axes = np.linalg.inv((LPS @ grid(ordered[0], positions[0], normal * step))[:3, :3])
-    moved = np.array([_corners(one) - _corners(other) for one, other in zip(pieces, straight)])
-    voxels = float(np.abs(moved @ axes.T).max())
+    step = float(np.median(steps)) if len(steps) else min(slices[0].spacing or (1.0,))
+    axes = np.linalg.inv((LPS @ grid(slices[0], positions[0], normal * step))[:3, :3])
+    shifts = np.array([_corners(one) - _corners(other) for one, other in zip(pieces, straight)])
+    voxels = float(np.abs(shifts @ axes.T).max())
     if voxels > MAX_WOBBLE_VOXELS:
-        raise BadFile(_too_far(what, float(np.linalg.norm(moved, axis=-1).max()), voxels))
+        raise BadFile(_too_far(what, float(np.linalg.norm(shifts, axis=-1).max()), voxels))
     return voxels
 
 
@@ -254,13 +254,13 @@ def stack(pieces: Sequence[Slice]) -> tuple[list[Slice], NDArray[np.float64]]:
         raise BadFile(
             "only some of its slices say how their values are scaled; export the series again"
         )
-    ordered, positions, normal = sorted_along_normal(pieces)
+    slices, positions, normal = sorted_along_normal(pieces)
     steps = np.diff(positions @ normal)
     _check_places(steps)
     if len(pieces) < 3:
         _check_known_step(pieces, steps)
     if len(pieces) == 1:
-        return ordered, grid(ordered[0], positions[0], normal * (pieces[0].step_mm or 0.0))
+        return slices, grid(slices[0], positions[0], normal * (pieces[0].step_mm or 0.0))
     step = float(np.median(steps))
     _check_even(steps, step)
     whole = positions[-1] - positions[0]
@@ -270,12 +270,12 @@ def stack(pieces: Sequence[Slice]) -> tuple[list[Slice], NDArray[np.float64]]:
             f"its slices are stacked at a slant of {math.degrees(tilt):.1f} degrees (gantry tilt); "
             "give a series that was corrected for it"
         )
-    between = whole / (len(ordered) - 1)
-    even = positions[0] + np.arange(len(ordered))[:, None] * between
+    between = whole / (len(slices) - 1)
+    even = positions[0] + np.arange(len(slices))[:, None] * between
     drift = float(np.linalg.norm(positions - even, axis=1).max())
-    if drift > MAX_DRIFT * min(*(ordered[0].spacing or ()), step):
+    if drift > MAX_DRIFT * min(*(slices[0].spacing or ()), step):
         raise BadFile("its slices do not lie on one straight line; give a series of even distances")
-    return ordered, grid(ordered[0], positions[0], between)
+    return slices, grid(slices[0], positions[0], between)
 
 
 def _check_places(steps: NDArray) -> None:
@@ -302,8 +302,8 @@ def _check_known_step(pieces: Sequence[Slice], steps: NDArray) -> None:
     if len(pieces) == 2:
         # Certain: the headers say the distance that the places have, or the slices touch, so that
         # none lies between.
-        known = apart if apart is not None else thickness
-        if known and abs(float(steps[0]) - known) <= MAX_STEP_DIFFERENCE * known:
+        step_mm = apart if apart is not None else thickness
+        if step_mm and abs(float(steps[0]) - step_mm) <= MAX_STEP_DIFFERENCE * step_mm:
             return
     elif apart and apart > 0 and thickness and apart >= (1 - MAX_STEP_DIFFERENCE) * thickness:
         # Certain: the header says it, and it is no gap between slices, as some write, for they are
@@ -347,8 +347,8 @@ def sorted_along_normal(
     normal.
     """
     normal = normal_of(pieces[0])
-    ordered = sorted(pieces, key=lambda piece: float(normal @ np.array(piece.position)))
-    return ordered, np.array([piece.position for piece in ordered]), normal
+    slices = sorted(pieces, key=lambda piece: float(normal @ np.array(piece.position)))
+    return slices, np.array([piece.position for piece in slices]), normal
 
 
 def normal_of(piece: Slice) -> NDArray[np.float64]:

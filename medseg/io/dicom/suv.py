@@ -74,8 +74,8 @@ def _factor(name: str, headers: list[Any]) -> float:
     weight = number(first, "PatientWeight")
     item: Any = next(iter(first.get("RadiopharmaceuticalInformationSequence") or []), {})
     dose, half_life = number(item, "RadionuclideTotalDose"), number(item, "RadionuclideHalfLife")
-    needed = {"body weight": weight, "dose": dose, "half-life": half_life}
-    lacking = [what for what, value in needed.items() if not value or value <= 0]
+    quantities = {"body weight": weight, "dose": dose, "half-life": half_life}
+    lacking = [what for what, value in quantities.items() if not value or value <= 0]
     if lacking or not (weight and dose and half_life):
         lack = " and ".join(lacking)
         raise BadFile(f"{name}: does not say the {lack} that SUV needs; leave --suv out")
@@ -85,12 +85,12 @@ def _factor(name: str, headers: list[Any]) -> float:
             f"{name}: is not corrected for decay, so SUV cannot be worked out; leave --suv out"
         )
     if kind == "START":
-        elapsed = _reference_time(name, headers) - _injection_time(name, first, item)
-        if not timedelta(0) <= elapsed <= _MAX_DELAY:
+        delay = _reference_time(name, headers) - _injection_time(name, first, item)
+        if not timedelta(0) <= delay <= _MAX_DELAY:
             raise BadFile(
                 f"{name}: its times of injection and scan contradict each other; leave --suv out"
             )
-        dose *= math.exp(-math.log(2) * elapsed.total_seconds() / half_life)
+        dose *= math.exp(-math.log(2) * delay.total_seconds() / half_life)
     return weight * 1000 / dose
 
 
@@ -99,9 +99,9 @@ def _reference_time(name: str, headers: list[Any]) -> datetime:
     from another.
     """
     series = _moment(headers[0], "SeriesDate", "SeriesTime")
-    acquired = [_moment(header, "AcquisitionDate", "AcquisitionTime") for header in headers]
-    known = [moment for moment in acquired if moment is not None]
-    if series is None or not known or series > min(known):
+    moments = [_moment(header, "AcquisitionDate", "AcquisitionTime") for header in headers]
+    times = [moment for moment in moments if moment is not None]
+    if series is None or not times or series > min(times):
         raise BadFile(
             f"{name}: does not say to which time it is corrected for decay; leave --suv out"
         )

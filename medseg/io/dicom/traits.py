@@ -99,8 +99,10 @@ def _split_by(pieces: list[Slice], name: str) -> list[list[Slice]]:
         groups = _without_rounding(groups, name)
     if len(groups) < 2:
         return [pieces]
-    covered = [list(map(places.__getitem__, map(id, group))) for group in groups]
-    clean = _are_volumes(covered, whole) if crowded else _are_stacks(groups, covered, name)
+    group_places = [list(map(places.__getitem__, map(id, group))) for group in groups]
+    clean = (
+        _are_volumes(group_places, whole) if crowded else _are_stacks(groups, group_places, name)
+    )
     return sorted(groups, key=lambda group: _rank(group, name)) if clean else [pieces]
 
 
@@ -148,9 +150,9 @@ def _without_rounding(groups: list[list[Slice]], name: str) -> list[list[Slice]]
     """
     if not all(isinstance(group[0].traits.get(name), float) for group in groups):
         return groups
-    ordered = sorted(groups, key=lambda group: float(group[0].traits[name]))
-    out = ordered[:1]
-    for before, after in pairwise(ordered):
+    sequence = sorted(groups, key=lambda group: float(group[0].traits[name]))
+    out = sequence[:1]
+    for before, after in pairwise(sequence):
         last, value = (float(group[0].traits[name]) for group in (before, after))
         if value - last <= max(_ROUNDING, 0.01 * abs(value)):
             out[-1] = out[-1] + after

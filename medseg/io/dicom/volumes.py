@@ -90,31 +90,31 @@ def read_dicom(
     Raises `BadFile`.
     """
     with Source(path) as source:
-        found = _choose(source, *_found(source), series=series, volume_index=volume_index)
+        scan = _choose(source, *_found(source), series=series, volume_index=volume_index)
         name = source.name
-        if found.problem and not repair:
-            raise BadFile(_with_remedy(source, found))
-        slices = list(found.slices)
-        if found.problem:
-            slices = _repairable(name, found)
+        if scan.problem and not repair:
+            raise BadFile(_with_remedy(source, scan))
+        slices = list(scan.slices)
+        if scan.problem:
+            slices = _repairable(name, scan)
         data = _values(source, slices)
-        for remark in found.remarks:
+        for remark in scan.remarks:
             warnings.warn(f"{name}: {remark}", DataWarning, stacklevel=3)
         if suv:
-            factor = suv_factor(source, found.slices)
+            factor = suv_factor(source, scan.slices)
             data = (
                 (data.astype(np.float64) * factor).astype(np.float32)
                 if factor != 1
                 else data.astype(np.float32)
             )
-    affine = found.affine
-    if found.problem:
+    affine = scan.affine
+    if scan.problem:
         try:
-            data, affine, done = repaired(slices, data)
+            data, affine, repairs = repaired(slices, data)
         except BadFile as error:
             raise BadFile(_sentence(name, str(error))) from None
-        done += [found.assumed] if found.assumed else []
-        warnings.warn(f"{name}: was repaired: {'; '.join(done)}", DataWarning, stacklevel=3)
+        repairs += [scan.assumed] if scan.assumed else []
+        warnings.warn(f"{name}: was repaired: {'; '.join(repairs)}", DataWarning, stacklevel=3)
     return make_volume(name, data, affine if affine is not None else np.zeros((4, 4)))
 
 
@@ -146,12 +146,12 @@ def ordered_volume(
     """
     with Source(path) as source, warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # given by `read`
-        found = _choose(source, *_found(source), series=series, volume_index=volume_index)
-        slices, affine = list(found.slices), found.affine
-        if found.problem:
+        scan = _choose(source, *_found(source), series=series, volume_index=volume_index)
+        slices, affine = list(scan.slices), scan.affine
+        if scan.problem:
             if not repair:
-                raise BadFile(_sentence(source.name, found.problem))
-            slices, affine = _once_each(source, found)
+                raise BadFile(_sentence(source.name, scan.problem))
+            slices, affine = _once_each(source, scan)
         assert affine is not None
         return slices, affine
 
@@ -171,16 +171,16 @@ def located(
     """
     with Source(path) as source, warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # about the images, which are not what is read
-        found = _choose(source, *_found(source), series=series, volume_index=volume_index)
-        if found.problem and not repair:
-            raise BadFile(_with_remedy(source, found))
-    systems = {piece.frame_of_reference for piece in found.slices}
+        scan = _choose(source, *_found(source), series=series, volume_index=volume_index)
+        if scan.problem and not repair:
+            raise BadFile(_with_remedy(source, scan))
+    systems = {piece.frame_of_reference for piece in scan.slices}
     frame_of_reference = systems.pop() if len(systems) == 1 else ""
-    if found.affine is None:
+    if scan.affine is None:
         volume = read_dicom(path, series=series, volume_index=volume_index, repair=True)
         return volume.affine, volume.shape, frame_of_reference
-    first = found.slices[0]
-    return found.affine, (first.columns, first.rows, len(found.slices)), frame_of_reference
+    first = scan.slices[0]
+    return scan.affine, (first.columns, first.rows, len(scan.slices)), frame_of_reference
 
 
 def _once_each(source: Source, found: Found) -> tuple[list[Slice], NDArray[np.float64]]:
@@ -207,14 +207,14 @@ def list_volumes(path: Paths) -> list[Listed]:
     Files that are damaged are passed over with a `DataWarning`; `read_dicom` refuses them.
     """
     with Source(path) as source:
-        found, damaged = _found(source)
-        if damaged:
+        volumes, errors = _found(source)
+        if errors:
             warnings.warn(
-                f"{source.name}: passed over damaged files: {len(damaged)}",
+                f"{source.name}: passed over damaged files: {len(errors)}",
                 DataWarning,
                 stacklevel=2,
             )
-        return [_listed(source, volume) for volume in found]
+        return [_listed(source, volume) for volume in volumes]
 
 
 def _listed(source: Source, volume: Found) -> Listed:
@@ -242,21 +242,21 @@ def _folder(source: Source, volume: Found) -> str:
     if not source.is_folder:
         return ""
     inner = os.path.commonpath([piece.path.parent for piece in volume.slices])
-    found = os.path.relpath(inner, source.name)
-    return "" if found == os.curdir else found
+    folder = os.path.relpath(inner, source.name)
+    return "" if folder == os.curdir else folder
 
 
 def _found(source: Source) -> tuple[list[Found], list[BadFile]]:
     """The volumes of a source, and what is wrong with the files of it that are damaged."""
-    slices, damaged = _slices(source)
-    found, aside = find_volumes(source, slices)
+    slices, errors = _slices(source)
+    volumes, aside = find_volumes(source, slices)
     if aside:
         warnings.warn(
             f"{source.name}: set aside localizers and images that are no CT, MR or PET: {aside}",
             DataWarning,
             stacklevel=4,
         )
-    return found, damaged
+    return volumes, errors
 
 
 def _slices(source: Source) -> tuple[list[Slice], list[BadFile]]:
@@ -277,9 +277,9 @@ def _slices(source: Source) -> tuple[list[Slice], list[BadFile]]:
             stacklevel=5,
         )
     like_slices = _SUFFIXES | {source.suffix(piece.entry) for piece in content.slices}
-    if broken := sum(source.suffix(entry) in like_slices for entry in content.strange):
+    if count := sum(source.suffix(entry) in like_slices for entry in content.strange):
         warnings.warn(
-            f"{name}: passed over files named like DICOM that are not: {broken}",
+            f"{name}: passed over files named like DICOM that are not: {count}",
             DataWarning,
             stacklevel=5,
         )
@@ -341,16 +341,16 @@ def _follow_dicomdir(source: Source) -> None:
         raise BadFile(f"{path}: ends early; give the folder that holds the series")
 
     def names(dicom: object) -> list[str]:
-        found = []
+        files = []
         for record in header.get("DirectoryRecordSequence") or []:
             parts = record.get("ReferencedFileID")
             if not parts and str(record.get("DirectoryRecordType") or "IMAGE") == "IMAGE":
                 raise ValueError("an image without a file")
             if parts:
-                found.append(
+                files.append(
                     parts if isinstance(parts, str) else "/".join(str(part) for part in parts)
                 )
-        return found
+        return files
 
     entries = []
     for name in guarded(str(path), names):
@@ -533,10 +533,10 @@ def _scaled(name: str, data: NDArray, slices: Sequence[Slice]) -> NDArray:
         if slope == 1 and intercept.is_integer() and data.dtype.itemsize == 2:
             ends = int(data.min()) + int(intercept), int(data.max()) + int(intercept)
             if ends[0] >= -32768 and ends[1] <= 32767:  # in place: a CT needs its memory once
-                shifted = data.view(np.int16)
+                values = data.view(np.int16)
                 # Wraps around to what is right.
-                shifted += np.array(int(intercept)).astype(np.int16)
-                return shifted
+                values += np.array(int(intercept)).astype(np.int16)
+                return values
         return rescale(name, data, slope=slope, intercept=intercept)
     out = np.empty(data.shape, np.float32, order="F")  # PET: every slice has its own scale
     for k, piece in enumerate(slices):

@@ -97,8 +97,8 @@ class _Work:
 
     def per_sample(self, values: np.ndarray) -> np.ndarray:
         """Sums of units (U, ...) to sums of samples (B, ...)."""
-        summed: np.ndarray = values.reshape(self.batch, -1, values.shape[-1]).sum(1)
-        return summed
+        sums: np.ndarray = values.reshape(self.batch, -1, values.shape[-1]).sum(1)
+        return sums
 
 
 class _DiceCrossEntropy(torch.autograd.Function):
@@ -111,12 +111,12 @@ class _DiceCrossEntropy(torch.autograd.Function):
         work.each(sum_loss, lambda n: {"sums": values[n]})
         sums = work.per_sample(values)
         probability, hit, truth = sums[:, :-1].reshape(work.batch, 3, -1).transpose(1, 0, 2)
-        known = max(1.0, truth.sum())
+        voxels = max(1.0, truth.sum())
         overlap, total = 2 * hit + smooth, probability + truth + smooth
         ctx.save_for_backward(logits, labels)
-        ctx.numbers = overlap, total, known
+        ctx.numbers = overlap, total, voxels
         return torch.tensor(
-            sums[:, -1].sum() / known + 1 - (overlap / total).mean(), dtype=torch.float32
+            sums[:, -1].sum() / voxels + 1 - (overlap / total).mean(), dtype=torch.float32
         )
 
     @staticmethod
@@ -124,7 +124,7 @@ class _DiceCrossEntropy(torch.autograd.Function):
         from medseg.kernels.losses import slope_of_loss
 
         logits, labels = ctx.saved_tensors
-        overlap, total, known = ctx.numbers
+        overlap, total, voxels = ctx.numbers
         work = _Work(logits, labels)
         # d(loss)/dp is `everywhere` for each class, plus `at_truth` where the class is the true
         # one.
@@ -134,7 +134,7 @@ class _DiceCrossEntropy(torch.autograd.Function):
         further = {
             "everywhere": everywhere,
             "at_truth": at_truth,
-            "share": np.float32(1 / known),
+            "share": np.float32(1 / voxels),
             "factor": np.float32(grads[0]),
             "out": flat(_innermost(out)),
         }
@@ -161,5 +161,5 @@ def hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     work = _Work(logits, labels)
     values = np.empty((len(work.units), 3 * work.classes), np.int64)
     work.each(count_hits, lambda n: {"counts": values[n]})
-    found, truth, both = torch.from_numpy(values.sum(0)).view(3, -1)
-    return found, truth, both
+    prediction, truth, both = torch.from_numpy(values.sum(0)).view(3, -1)
+    return prediction, truth, both

@@ -88,8 +88,8 @@ class _NormActivate(torch.autograd.Function):
         in_parallel(measure, len(units), torch.get_num_threads())
         per_sample = sums.reshape(batch, -1, blocks, 2, LANES).sum(1)
         total = per_sample[:, :, 0].reshape(batch, -1)
-        weighted = per_sample[:, :, 1].reshape(batch, -1)
-        per_voxel = -scale * rate**2 * weighted / voxels
+        moment = per_sample[:, :, 1].reshape(batch, -1)
+        per_voxel = -scale * rate**2 * moment / voxels
         constant = (-scale * total / voxels - per_voxel * mean).astype(np.float32).ravel()
         per_voxel = per_voxel.astype(np.float32).ravel()
         out = torch.empty_like(x)
@@ -110,7 +110,7 @@ class _NormActivate(torch.autograd.Function):
             )
 
         in_parallel(work, len(units), torch.get_num_threads())
-        to_weight = torch.from_numpy((weighted * rate).sum(0).astype(np.float32))
+        to_weight = torch.from_numpy((moment * rate).sum(0).astype(np.float32))
         to_bias = torch.from_numpy(total.sum(0).astype(np.float32))
         return out, to_weight, to_bias, None, None
 

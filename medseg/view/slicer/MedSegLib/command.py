@@ -50,16 +50,16 @@ def find_command(chosen: str = "", python: str | None = None) -> list[str]:
     Raises `CommandError` if there is none.
     """
     if chosen.strip():
-        found = shutil.which(chosen.strip())
-        if found is None:
+        program = shutil.which(chosen.strip())
+        if program is None:
             raise CommandError(
                 f"{chosen.strip()} is not a program; choose the medseg program in the module's"
                 " settings"
             )
-        return [found]
-    found = shutil.which("medseg")
-    if found is not None:
-        return [found]
+        return [program]
+    program = shutil.which("medseg")
+    if program is not None:
+        return [program]
     if python is not None and _answers([python, "-m", "medseg", "version"]):
         return [python, "-m", "medseg"]
     raise CommandError(
@@ -72,7 +72,7 @@ def list_models(
 ) -> list[Model]:
     """The models that come with medseg. Raises `CommandError`."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [*command, "models", "--json"],
             capture_output=True,
             text=True,
@@ -86,11 +86,11 @@ def list_models(
     try:
         return [
             Model(str(row["name"]), int(row["structures"]), str(row["about"]))
-            for row in json.loads(done.stdout)
+            for row in json.loads(process.stdout)
         ]
     except (ValueError, KeyError, TypeError):
         raise CommandError(
-            _sentence(done.stderr.splitlines()) or "medseg did not say which models it has"
+            _sentence(process.stderr.splitlines()) or "medseg did not say which models it has"
         ) from None
 
 
