@@ -32,9 +32,11 @@ TABLE = medseg.LabelTable((medseg.Label(1, "liver", (9, 8, 7)), medseg.Label(2, 
 
 
 def test_the_calls_are_called_like_the_commands():
-    from medseg.cli.app import COMMANDS as ON_THE_COMMAND_LINE
+    from typer.main import get_command
 
-    names = {command.__name__ for command in ON_THE_COMMAND_LINE}
+    from medseg.cli.app import make_app
+
+    names = set(get_command(make_app()).commands)  # type: ignore[attr-defined]
     assert set(COMMANDS) <= names and set(COMMANDS) <= set(dir(medseg))
     for name in COMMANDS:
         assert callable(getattr(medseg, name))

@@ -61,7 +61,7 @@ def test_who_names_structures_means_the_model_that_has_them(model: Path, scan: P
     head = Head(is_brain=True, is_likely=True, is_none=False, doubts=())
     with (
         mock.patch("medseg.inference.look.look_for_head", return_value=head),
-        pytest.raises(BadConfig, match="roi: the model has no structure 'heart'"),
+        pytest.raises(BadConfig, match="roi: the model: there is no structure 'heart'"),
     ):
         medseg.segment(scan, roi=["heart"])
     by_name = medseg.segment(scan, model, roi=["Left Body"], probabilities=["right body"])
@@ -120,9 +120,9 @@ def test_the_names_of_settings_are_those_of_settings():
 def test_a_value_that_no_structure_has_is_refused_however_it_is_given(model: Path, scan: Path):
     for settings in (None, medseg.Settings(roi=(999,))):
         changes: Any = {} if settings else {"roi": [999]}
-        with pytest.raises(BadConfig, match="roi: the model has no structure '999'"):
+        with pytest.raises(BadConfig, match="roi: the model: there is no structure '999'"):
             medseg.segment(scan, model, settings, **changes)
-        with pytest.raises(BadConfig, match="roi: the model has no structure '999'"):
+        with pytest.raises(BadConfig, match="roi: the model: there is no structure '999'"):
             medseg.load(model, settings=settings, **changes)
 
 

@@ -5,6 +5,7 @@ numbers run out.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -448,7 +449,10 @@ def test_openvino_is_tried_only_where_it_is_installed_and_can_save_its_start(
     ):  # fmt: skip
         with (
             mock.patch("importlib.util.find_spec", return_value=object() if there else None),
-            mock.patch("medseg.inference.backends.opening.seconds_of", return_value=seconds),
+            mock.patch(
+                "medseg.inference.backends.opening.time.perf_counter",
+                side_effect=itertools.count(0.0, seconds),
+            ),
         ):
             assert _openvino_pays(others[0], predictor, windows) is expected
 
