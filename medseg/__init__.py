@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         write,
     )
     from medseg.labels import Label, LabelTable
-    from medseg.version import __version__
+    from medseg.packages import __version__
     from medseg.volume import Volume
 
 
@@ -136,7 +136,7 @@ __getattr__, __dir__ = door(
             "write",
         ),
         "labels": ("Label", "LabelTable"),
-        "version": ("__version__",),
+        "packages": ("__version__",),
         "volume": ("Volume",),
     },
 )

@@ -1,5 +1,5 @@
-"""What medseg does, told to Python's `logging` under the name `medseg`; nobody hears who does not
-listen.
+"""What medseg tells while it works: how far it is, to who called; and what it does, to Python's
+`logging` under the name `medseg`, where nobody hears who does not listen.
 
 A line never holds the name of a file or what a header says, so that logs may go where patients may
 not. As long as nobody has imported `logging` nobody can listen, and nothing is imported for it.
@@ -8,10 +8,10 @@ not. As long as nobody has imported `logging` nobody can listen, and nothing is 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from medseg.errors import BadOutput
 from medseg.text import harmless
@@ -19,12 +19,22 @@ from medseg.text import harmless
 if TYPE_CHECKING:
     import logging
 
+#: Called with what is being done (a step, or the name of a case), how much of it is done, and how
+#: much there is.
+Progress: TypeAlias = Callable[[str, int, int], None]
+#: Called by a training run with the share of it that is done, and with the facts of the newest
+#: step.
+Report: TypeAlias = Callable[[float, Mapping[str, Any]], None]
 #: The logger above all of medseg's.
 NAME = "medseg"
 #: What `listening` takes for `verbose`, and from which level on it tells.
 LEVELS = {1: "INFO", 2: "DEBUG"}
 _TERMINAL = "%(asctime)s %(name)s: %(message)s"
 _FILE = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """A `Progress` that tells nobody."""
 
 
 def debug(module: str, message: str, *values: object) -> None:

@@ -41,9 +41,7 @@ MADE = set(
 
 
 #: Groups of entry points, which look like modules.
-GROUPS = set(
-    re.findall(r'"(medseg\.\w+)"', (PACKAGE / "extensions.py").read_text(encoding="utf-8"))
-)
+GROUPS = set(re.findall(r'"(medseg\.\w+)"', (PACKAGE / "packages.py").read_text(encoding="utf-8")))
 
 
 def name_of(path: Path) -> str:
@@ -278,7 +276,7 @@ def test_the_hook_runs_what_the_readme_s_test_command_runs():
 
 
 def test_the_citation_is_of_this_version_and_licence():
-    from medseg.version import __version__
+    from medseg.packages import __version__
 
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert (citation["version"], citation["license"]) == (__version__, "Apache-2.0")

@@ -12,7 +12,7 @@ from medseg.api.segmenting import Changes, ModelLike, model_of, named_values, se
 from medseg.errors import BadConfig
 from medseg.inference import Extras, Settings, channel_names, check_also, identity_of, label_table
 from medseg.io import as_path, is_path, what_is
-from medseg.progress import Progress, silent
+from medseg.logs import Progress, silent
 
 if TYPE_CHECKING:
     from medseg.cohort import Cohort, Result, Wanted

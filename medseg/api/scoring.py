@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 from medseg.errors import BadConfig
 from medseg.evaluation import (
@@ -21,8 +21,8 @@ from medseg.files import private_folder
 from medseg.inference import Segmentation
 from medseg.io import ScanLike, as_labels, as_path, embedded_table, is_path, what_is, write
 from medseg.labels import LabelTable
-from medseg.postprocess import clean as clean_labels
-from medseg.progress import Progress, silent
+from medseg.logs import Progress, silent
+from medseg.postprocess import clean as clean_labels, steps_of
 from medseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -152,13 +152,13 @@ def clean(
     `BadConfig` where nothing is to be done.
     """
     chosen = {"labels": list(only)} if only else {}
-    steps: list[dict[str, Any]] = []
-    if keep_largest or keep:
-        steps.append({"step": "keep_largest", "count": keep or 1, "connectivity": connectivity})
-    if min_mm3 is not None:
-        steps.append({"step": "drop_small", "min_mm3": min_mm3, "connectivity": connectivity})
-    if fill_holes:
-        steps.append({"step": "fill_holes", "overwrite": overwrite})
+    steps = steps_of(
+        count=keep or int(keep_largest),
+        min_mm3=min_mm3,
+        fill=fill_holes,
+        overwrite=overwrite,
+        connectivity=connectivity,
+    )
     if not steps:
         raise BadConfig("say what to do: keep_largest, keep, min_mm3 or fill_holes")
     cleaned = clean_labels(label_map(labels), [step | chosen for step in steps])

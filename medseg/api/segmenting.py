@@ -42,8 +42,8 @@ from medseg.io import (
     is_readable_name,
     what_is,
 )
+from medseg.logs import Progress, silent
 from medseg.models import known_models
-from medseg.progress import Progress, silent
 from medseg.text import counted
 from medseg.volume import Volume
 

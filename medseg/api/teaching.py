@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BadConfig
 from medseg.io import as_path
-from medseg.progress import Progress, silent
+from medseg.logs import Progress, silent
 
 if TYPE_CHECKING:
     from medseg.dataset import Check

@@ -34,7 +34,7 @@ from medseg.cli.options import (
 )
 from medseg.cli.show import bar_of_cases, lines_of_cases, print_json, print_line, tell
 from medseg.errors import BadConfig
-from medseg.progress import Progress
+from medseg.logs import Progress
 
 if TYPE_CHECKING:
     from medseg.cohort import Choice, Cohort, Request, Result, Sorted, Wanted

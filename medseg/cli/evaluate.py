@@ -250,15 +250,15 @@ def clean(
     """
     from medseg.evaluation import find_table, read_label_map, refuse_folder
     from medseg.io import embedded_table, write
-    from medseg.postprocess import clean as clean_labels
+    from medseg.postprocess import clean as clean_labels, steps_of
 
-    steps: list[dict[str, Any]] = []
-    if keep_largest or keep:
-        steps.append({"step": "keep_largest", "count": keep or 1, "connectivity": connectivity})
-    if min_mm3 is not None:
-        steps.append({"step": "drop_small", "min_mm3": min_mm3, "connectivity": connectivity})
-    if fill_holes:
-        steps.append({"step": "fill_holes", "overwrite": overwrite})
+    steps = steps_of(
+        count=keep or int(keep_largest),
+        min_mm3=min_mm3,
+        fill=fill_holes,
+        overwrite=overwrite,
+        connectivity=connectivity,
+    )
     if not steps:
         raise BadConfig("say what to do: --keep-largest, --keep, --min-mm3 or --fill-holes")
     refuse_folder(labels)

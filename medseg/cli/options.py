@@ -304,7 +304,7 @@ class Telling:
             yield
             return
         from medseg.logs import info, listening
-        from medseg.version import __version__
+        from medseg.packages import __version__
 
         with listening(verbose=self.verbose, file=self.log):
             info(__name__, "medseg %s %s begins", __version__, command)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.cli.help import is_colored
 from medseg.errors import DataWarning, MedsegError, NotEnoughMemory
-from medseg.progress import Progress, silent
+from medseg.logs import Progress, silent
 from medseg.text import harmless
 
 if TYPE_CHECKING:

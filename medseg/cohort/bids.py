@@ -15,7 +15,7 @@ from medseg.cohort.cases import Case
 from medseg.cohort.places import Places
 from medseg.files import atomic_write
 from medseg.labels import LabelTable
-from medseg.version import __version__
+from medseg.packages import __version__
 
 if TYPE_CHECKING:
     from medseg.inference import Segmentation

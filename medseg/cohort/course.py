@@ -29,7 +29,7 @@ from medseg.cohort.staff import Hand, Staff
 from medseg.cohort.work import Task, as_message
 from medseg.errors import BadConfig, BadModel, BadOutput, Interrupted, MedsegError
 from medseg.files import sweep, sweep_folders
-from medseg.progress import Progress, silent
+from medseg.logs import Progress, silent
 
 #: Seconds between two looks at the time and memory of workers.
 _LOOK_S = 0.1

@@ -18,7 +18,7 @@ from medseg.cohort.records import names_on_shelves, read_outcome, write_failure
 from medseg.cohort.request import Request, settled_arithmetic, write_cohort
 from medseg.errors import BadConfig, BadOutput
 from medseg.labels import LabelTable
-from medseg.progress import Progress, silent
+from medseg.logs import Progress, silent
 
 #: What `--retry` may name.
 RETRIES = ("failed", "lost", "timeout", "memory", "all")

@@ -13,7 +13,7 @@ from typing import Any
 from medseg.errors import MedsegError
 from medseg.files import atomic_write
 from medseg.inference import FORMAT as RECORD_FORMAT, finished_now
-from medseg.version import versions
+from medseg.packages import versions
 
 #: What may become of a case. 'skipped': kept although it was made by another model or with other
 #: settings.

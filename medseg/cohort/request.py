@@ -22,8 +22,8 @@ from medseg.errors import BadFile
 from medseg.files import atomic_write
 from medseg.inference import Extras, Settings, file_hash
 from medseg.io import DicomOptions
+from medseg.packages import __version__
 from medseg.text import read_json
-from medseg.version import __version__
 
 FORMAT = "medseg-cohort-1"
 #: The largest `cohort.json` that is read: of some millions of cases.

@@ -28,7 +28,7 @@ from medseg.dataset.names import (
 from medseg.errors import BadFile, MedsegError
 from medseg.io import read_labels, strip_suffix
 from medseg.labels import LabelTable
-from medseg.progress import Progress, silent
+from medseg.logs import Progress, silent
 
 
 def read_dataset(path: str | Path, progress: Progress = silent) -> Dataset:

@@ -27,7 +27,7 @@ from medseg.evaluation.reading import (
 from medseg.evaluation.summary import Evaluation, EvaluationOptions, scores_csv, summarise
 from medseg.files import atomic_write, written_together
 from medseg.labels import LabelTable
-from medseg.progress import Progress, silent
+from medseg.logs import Progress, silent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ them, with its weights beside them; any other is TorchScript, traced in float32.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medseg.errors import BadConfig, BadModel, BadOutput
-from medseg.files import private_folder
+from medseg.files import atomic_write, private_folder
 from medseg.io import read, write
 from medseg.models import (
     Checkpoint,
@@ -28,7 +27,7 @@ from medseg.models import (
     inference_config,
     load_plain,
 )
-from medseg.version import __version__
+from medseg.packages import __version__
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,8 +52,8 @@ class Written:
     """What was written. scans: how many were compared with MONAI's labels; equal: the share of
     their voxels that is the same, None where MONAI is not installed or no scan was given.
 
-    promised: whether the model was trained for MONAI's way, so that all should be. notes: what the
-    bundle leaves out.
+    promised: whether the model was trained for MONAI's way and nothing is left out, so that all
+    should be. notes: what the bundle leaves out.
     """
 
     folder: Path
@@ -80,16 +79,24 @@ def write_bundle(
     cases = [[read(path) for path in case] for case in scans]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with private_folder(folder.parent.resolve()) as place:
+        with private_folder(folder.parent.resolve()) as private:
+            place = private / "bundle"
+            place.mkdir()
             _write_files(checkpoint, recipe, place)
             shares = [_equal_share(checkpoint, case, place) for case in cases]
             known = [share for share in shares if share is not None]
             equal = float(np.mean(known)) if known else None
             bundle = Written(
-                folder=folder, scans=len(known), equal=equal, promised=promised, notes=notes
+                folder=folder,
+                scans=len(known),
+                equal=equal,
+                promised=promised and not notes,
+                notes=notes,
             )
             (place / "docs" / "README.md").write_text(_readme(checkpoint.spec, bundle))
-            shutil.copytree(place, folder, dirs_exist_ok=True)
+            if folder.exists():
+                folder.rmdir()
+            place.replace(folder)
     except OSError as error:
         raise BadOutput(
             f"{folder}: cannot be written ({error.strerror}); choose another place"
@@ -105,8 +112,6 @@ def write_torchscript(checkpoint: Checkpoint, path: Path) -> float:
     """
     if path.suffix.lower() not in (".ts", ".pt"):
         raise BadOutput(f"{path}: TorchScript goes to a name that ends in .ts or .pt")
-    from medseg.files import atomic_write
-
     network = checkpoint.network()
     script, difference = _traced(network, checkpoint.spec)
     path.parent.mkdir(parents=True, exist_ok=True)

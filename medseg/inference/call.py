@@ -23,8 +23,8 @@ from medseg.inference.run import Scan, announcement, doubts_about, write_job
 from medseg.inference.segmentation import segment
 from medseg.inference.settings import Model, Settings
 from medseg.io import is_dicom_source
+from medseg.logs import Progress, silent
 from medseg.postprocess import structure_volumes
-from medseg.progress import Progress, silent
 from medseg.volume import Volume
 
 #: How the command line names what Python names otherwise.

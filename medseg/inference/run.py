@@ -36,10 +36,10 @@ from medseg.inference.settings import Model, Settings, as_list, channel_names
 from medseg.inference.tissues.measures import measure, write_table
 from medseg.inference.untrained import AUTO, CT_TISSUES, UNTRAINED
 from medseg.io import DicomOptions, SeveralVolumes, is_dicom_source, read, write
+from medseg.logs import Progress, silent
 from medseg.machine import peak_memory_bytes
+from medseg.packages import versions
 from medseg.postprocess import anatomy, areas_at, face, slices_at, structure_volumes
-from medseg.progress import Progress, silent
-from medseg.version import versions
 from medseg.volume import Volume
 
 if TYPE_CHECKING:

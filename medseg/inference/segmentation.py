@@ -36,9 +36,9 @@ from medseg.inference.together import Average, check_together, groups_of
 from medseg.inference.untrained import UNTRAINED
 from medseg.inference.ways import CONTENT_ABOVE, NEVER, Way, foreign_way, own_way
 from medseg.labels import LabelTable
+from medseg.logs import Progress, silent
 from medseg.machine import give_memory_back
 from medseg.postprocess import clean, keep_largest_together, separate_fluid
-from medseg.progress import Progress, silent
 from medseg.volume import Volume, crop
 
 if TYPE_CHECKING:

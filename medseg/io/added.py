@@ -7,7 +7,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from medseg import extensions
+from medseg import packages
 from medseg.errors import BadFile, BadOutput, MedsegError
 from medseg.io.voxels import check_axes
 from medseg.labels import LabelTable
@@ -46,7 +46,7 @@ class Writer(Protocol):
 
 def added_suffixes(group: str) -> tuple[str, ...]:
     """The suffixes that installed packages add, longer ones first."""
-    suffixes = (name for name in extensions.added(group) if name.startswith("."))
+    suffixes = (name for name in packages.added(group) if name.startswith("."))
     return tuple(sorted(suffixes, key=lambda name: (-len(name), name)))
 
 
@@ -63,15 +63,15 @@ def added_writer(suffix: str) -> Callable[..., None]:
 @cache
 def _made(group: str, suffix: str) -> Callable[..., Any]:
     """What the package adds; of a class an object."""
-    loaded = extensions.load(group, suffix)
+    loaded = packages.load(group, suffix)
     made: Callable[..., Any] = loaded() if isinstance(loaded, type) else loaded
     return made
 
 
 def _read(suffix: str, path: str | Path, **options: Any) -> Volume:
-    package = extensions.package_of(extensions.READERS, suffix)
+    package = packages.package_of(packages.READERS, suffix)
     try:
-        volume = _made(extensions.READERS, suffix)(path, **options)
+        volume = _made(packages.READERS, suffix)(path, **options)
     except (MedsegError, MemoryError):
         raise
     except Exception as error:  # its code is not ours
@@ -89,9 +89,9 @@ def _read(suffix: str, path: str | Path, **options: Any) -> Volume:
 
 
 def _write(suffix: str, volume: Volume, path: str | Path, **options: Any) -> None:
-    package = extensions.package_of(extensions.WRITERS, suffix)
+    package = packages.package_of(packages.WRITERS, suffix)
     try:
-        _made(extensions.WRITERS, suffix)(volume, path, **options)
+        _made(packages.WRITERS, suffix)(volume, path, **options)
     except (MedsegError, MemoryError):
         raise
     except Exception as error:  # its code is not ours

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg import extensions, logs
+from medseg import logs, packages
 from medseg.errors import BadFile, BadOutput
 from medseg.files import open_file, sweep
 from medseg.io.added import added_reader, added_suffixes, added_writer
@@ -339,7 +339,7 @@ def _read_with(reader: Callable[..., Volume], path: Paths, options: dict[str, An
 
 def written_suffixes() -> tuple[str, ...]:
     """The suffixes of all formats that are written."""
-    return (*WRITERS, *added_suffixes(extensions.WRITERS))
+    return (*WRITERS, *added_suffixes(packages.WRITERS))
 
 
 def _suffix(path: str | Path, known: dict[str, Callable]) -> str | None:
@@ -348,9 +348,7 @@ def _suffix(path: str | Path, known: dict[str, Callable]) -> str | None:
     own = _ending(name, known)
     if own is not None:
         return own
-    return _ending(
-        name, added_suffixes(extensions.READERS if known is READERS else extensions.WRITERS)
-    )
+    return _ending(name, added_suffixes(packages.READERS if known is READERS else packages.WRITERS))
 
 
 def _ending(name: str, suffixes: Iterable[str]) -> str | None:
@@ -366,5 +364,5 @@ def _unknown(path: str | Path) -> BadFile:
         return BadFile(f"{path}: is a 2-D picture, not a scan; give the volume it was made from")
     return BadFile(
         f"{path}: medseg does not read this kind of file; give a DICOM folder or one of"
-        f" {', '.join(sorted((*READERS, *added_suffixes(extensions.READERS))))}"
+        f" {', '.join(sorted((*READERS, *added_suffixes(packages.READERS))))}"
     )

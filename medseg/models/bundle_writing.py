@@ -60,7 +60,7 @@ def _check_steps(spec: ModelSpec, recipe: StepRecipe) -> None:
                 f"the model {spec.name} changes intensities by '{step.step}' in a way that MONAI's"
                 " transforms do not have (it comes from Auto3DSeg)"
             )
-    if recipe.ending.parts != 1 or recipe.padding == "circular":
+    if recipe.ending.parts != 1:
         raise BadModel(f"the model {spec.name} ends in a way that a bundle cannot say")
 
 

@@ -16,8 +16,8 @@ import yaml
 from medseg.labels import LabelTable
 from medseg.models.folder import Checkpoint
 from medseg.models.spec import ModelSpec
+from medseg.packages import versions
 from medseg.text import harmless
-from medseg.version import versions
 
 #: What stands before everything that is left to a person; search for it before the model is passed
 #: on.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
-from medseg import extensions, logs
+from medseg import logs, packages
 from medseg.errors import BadConfig, BadFile, BadModel
 from medseg.files import atomic_write, open_file
 from medseg.labels import LabelTable
@@ -159,19 +159,19 @@ def bundled_models() -> list[str]:
 def known_models() -> list[str]:
     """Names of the models that come with medseg, and of those of installed packages."""
     own = bundled_models()
-    return [*own, *(name for name in extensions.added(extensions.MODELS) if name not in own)]
+    return [*own, *(name for name in packages.added(packages.MODELS) if name not in own)]
 
 
 def installed_folder(name: str) -> Path | None:
     """The folder of a model of an installed package; None where there is none of that name."""
     if name in bundled_models() or Path(name).exists():
         return None
-    if name not in extensions.added(extensions.MODELS):
+    if name not in packages.added(packages.MODELS):
         return None
-    added = extensions.load(extensions.MODELS, name)
+    added = packages.load(packages.MODELS, name)
     folder = added() if callable(added) else added
     if not isinstance(folder, str | Path):
-        package = extensions.package_of(extensions.MODELS, name)
+        package = packages.package_of(packages.MODELS, name)
         raise BadModel(f"the package {package} adds the model '{name}' and names no folder for it")
     return Path(folder)
 

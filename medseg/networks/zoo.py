@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from medseg import extensions
+from medseg import packages
 from medseg.errors import BadModel
 from medseg.networks.bundles import bundle_network
 from medseg.networks.deeplab import DeepLab
@@ -134,8 +134,8 @@ def small(name: str, patch: Sequence[int]) -> dict[str, Any]:
     ):
         halvings += 1
     options = _small_options(halvings, patch)
-    if name not in options and name in extensions.added(extensions.NETWORKS):
-        return dict(getattr(extensions.load(extensions.NETWORKS, name), "small", {}))
+    if name not in options and name in packages.added(packages.NETWORKS):
+        return dict(getattr(packages.load(packages.NETWORKS, name), "small", {}))
     if name not in options:
         raise BadModel(f"there is no small '{name}'; there is one of {', '.join(sorted(options))}")
     return options[name] | ({"deep_supervision": True} if name in DEEP_SUPERVISION else {})
@@ -145,7 +145,7 @@ def known_networks() -> tuple[str, ...]:
     """The networks that can be trained, with those of installed packages."""
     return (
         *NETWORKS,
-        *(name for name in extensions.added(extensions.NETWORKS) if name not in NETWORKS),
+        *(name for name in packages.added(packages.NETWORKS) if name not in NETWORKS),
     )
 
 
@@ -153,7 +153,7 @@ def training_of(name: str) -> dict[str, Any]:
     """How a network is trained; one of an installed package may say so in its `training`."""
     if name in TRAINING:
         return TRAINING[name]
-    return _CONVOLUTIONS | getattr(extensions.load(extensions.NETWORKS, name), "training", {})
+    return _CONVOLUTIONS | getattr(packages.load(packages.NETWORKS, name), "training", {})
 
 
 def _cubes(levels: int) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def build_network(name: str, channels: int, classes: int, /, **options: Any) -> 
         if name not in known_networks():
             listed = ", ".join(sorted(known_networks()))
             raise BadModel(f"there is no architecture '{name}'; medseg has {listed}")
-        builder = extensions.load(extensions.NETWORKS, name)
+        builder = packages.load(packages.NETWORKS, name)
     try:
         return builder(channels, classes, **options)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         clean as clean,
         keep_largest as keep_largest,
         keep_largest_together as keep_largest_together,
+        steps_of as steps_of,
     )
     from medseg.postprocess.components import (
         Components as Components,
@@ -27,7 +28,7 @@ __getattr__, __dir__ = door(
     __name__,
     {
         "": ("anatomy", "face"),
-        "cleanup": ("check_steps", "clean", "keep_largest", "keep_largest_together"),
+        "cleanup": ("check_steps", "clean", "keep_largest", "keep_largest_together", "steps_of"),
         "components": (
             "Components",
             "connected_components",

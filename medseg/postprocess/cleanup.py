@@ -151,6 +151,27 @@ STEPS: dict[str, dict[str, type]] = {
 }
 
 
+def steps_of(
+    *,
+    count: int | None = None,
+    min_mm3: float | None = None,
+    fill: bool = False,
+    overwrite: bool = False,
+    connectivity: int = 26,
+) -> list[dict[str, Any]]:
+    """Steps for `clean`, in the order in which they make sense: the `count` largest parts, what is
+    smaller than `min_mm3` dropped, holes filled. Empty where nothing is to be done.
+    """
+    steps: list[dict[str, Any]] = []
+    if count:
+        steps.append({"step": "keep_largest", "count": count, "connectivity": connectivity})
+    if min_mm3 is not None:
+        steps.append({"step": "drop_small", "min_mm3": min_mm3, "connectivity": connectivity})
+    if fill:
+        steps.append({"step": "fill_holes", "overwrite": overwrite})
+    return steps
+
+
 def check_steps(steps: Sequence[dict[str, Any]]) -> None:
     """Raise `BadConfig` unless `steps` is a list of known steps with known arguments of the right
     type.

@@ -18,7 +18,7 @@ from medseg.dataset import Case, Dataset, Digests, digest_case
 from medseg.errors import BadConfig
 from medseg.files import atomic_write
 from medseg.labels import LabelTable
-from medseg.progress import Progress, silent
+from medseg.logs import Progress, silent
 from medseg.text import parse_json, read_json
 
 if TYPE_CHECKING:

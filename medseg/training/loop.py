@@ -11,7 +11,7 @@ from pathlib import Path
 
 from medseg.config import Config
 from medseg.errors import Interrupted
-from medseg.progress import Report
+from medseg.logs import Report
 from medseg.training.clock import learning_rate
 from medseg.training.processes import Processes
 from medseg.training.source import Source

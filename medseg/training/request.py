@@ -12,7 +12,7 @@ from medseg.config import Config, read_settings
 from medseg.dataset import Dataset, Finding
 from medseg.errors import BadConfig
 from medseg.evaluation import Evaluation
-from medseg.progress import Progress, Report, silent
+from medseg.logs import Progress, Report, silent
 from medseg.training.plan import Choice
 
 

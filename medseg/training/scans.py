@@ -29,9 +29,9 @@ from medseg.dataset import Case, Dataset, load_case, read_case_labels, read_chan
 from medseg.errors import BadConfig, BadFile
 from medseg.files import atomic_write
 from medseg.inference import Settings, network_input, network_labels, segment
+from medseg.logs import Progress, silent
 from medseg.models import Checkpoint, ModelSpec
 from medseg.networks import build_network
-from medseg.progress import Progress, silent
 from medseg.training.augment import draw_patches
 from medseg.training.losses import IGNORE, segmentation_loss
 from medseg.training.source import Batch, network_spec

@@ -20,10 +20,10 @@ from medseg import logs
 from medseg.config import Config, TrainConfig
 from medseg.errors import BadConfig
 from medseg.files import sweep
+from medseg.logs import Report
 from medseg.models import save_checkpoint
 from medseg.networks import build_network, check_patch
 from medseg.postprocess import check_steps
-from medseg.progress import Report
 from medseg.training.clock import RunClock, is_time_to_validate
 from medseg.training.curves import draw_curves
 from medseg.training.identity import check_same_maps

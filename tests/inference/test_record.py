@@ -16,7 +16,7 @@ from making.strategies import rotation
 from medseg.errors import BadOutput
 from medseg.inference import record
 from medseg.machine import peak_memory_bytes
-from medseg.version import versions
+from medseg.packages import versions
 from medseg.volume import Volume, reorient
 
 

@@ -36,7 +36,7 @@ from medseg.dataset.check.portraits import Portrait, portrait_of
 from medseg.dataset.check.structures import absent_structures, separate_parts, shared_names
 from medseg.errors import MedsegError
 from medseg.io import digest, read_as_stored, stored_sizes
-from medseg.progress import Progress, silent
+from medseg.logs import Progress, silent
 from medseg.text import counted
 from medseg.volume import Volume, describe_grid, grid_distance_mm, turned_onto
 

@@ -128,7 +128,7 @@ def _measured(segmentation: Any, origin: Origin, label: Label, *, segment: Any, 
 
 
 def _version(weights: str) -> str:
-    from medseg.version import __version__
+    from medseg.packages import __version__
 
     return f"{__version__} {weights[:16]}".strip()
 

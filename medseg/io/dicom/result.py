@@ -312,7 +312,7 @@ def complete(dataset: Any, origin: Origin, kind: str) -> None:
     from pydicom.dataelem import DataElement
     from pydicom.valuerep import PersonName
 
-    from medseg.version import __version__
+    from medseg.packages import __version__
 
     dataset.SpecificCharacterSet = "ISO_IR 192"
     for name, value in origin.carried.items():
@@ -364,7 +364,7 @@ def _equipment(origin: Origin) -> Any:
     """An item that says what medseg did (PS3.3 C.12.1.1.5)."""
     from pydicom.dataset import Dataset
 
-    from medseg.version import __version__
+    from medseg.packages import __version__
 
     purpose = Dataset()
     purpose.CodeValue, purpose.CodingSchemeDesignator, purpose.CodeMeaning = (

@@ -184,7 +184,7 @@ def algorithm_item(options: DicomOptions) -> Any:
     from pydicom.dataset import Dataset
 
     from medseg.labels import Code
-    from medseg.version import __version__
+    from medseg.packages import __version__
 
     item = Dataset()
     item.AlgorithmFamilyCodeSequence = [

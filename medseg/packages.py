@@ -1,8 +1,9 @@
-"""What installed packages add to medseg: readers, writers, networks and models, by entry point.
+"""medseg's version, those of the packages that a result depends on, and what installed packages
+add: readers, writers, networks and models, by entry point.
 
-Who installs such a package wants its code to run. A name in a file, a config or a model chooses
-among what is installed and imports nothing else. What medseg has itself comes first, so that no
-package changes what it does.
+Who installs a package that adds something wants its code to run. A name in a file, a config or a
+model chooses among what is installed and imports nothing else. What medseg has itself comes first,
+so that no package changes what it does.
 """
 
 from __future__ import annotations
@@ -16,10 +17,40 @@ from medseg.text import harmless
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
+__version__ = "0.1.0"
+
+_PACKAGES = ("numpy", "scipy", "pydicom", "connected-components-3d", "numba", "torch")
+
 #: Groups of entry points, and what the names in them are.
 READERS, WRITERS = "medseg.readers", "medseg.writers"  # suffixes such as .plain
 NETWORKS = "medseg.networks"  # architectures
 MODELS = "medseg.models"  # models
+
+
+def versions() -> dict[str, str]:
+    """medseg, Python and the packages a result depends on."""
+    return dict(_installed())
+
+
+@cache
+def _installed() -> dict[str, str]:
+    """Looked up once in a process: finding out takes longer than some scans."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    packages = {"medseg": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            text = distribution(name).read_text("METADATA") or ""
+            # Of a metadata file only this line: parsing all of it takes longer than some scans.
+            packages[name] = next(
+                line.partition(":")[2].strip()
+                for line in text.splitlines()
+                if line.startswith("Version:")
+            )
+        except (PackageNotFoundError, StopIteration):
+            continue
+    return packages
 
 
 def added(group: str) -> tuple[str, ...]:

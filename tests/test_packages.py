@@ -17,7 +17,7 @@ import pytest
 
 import medseg
 from making import networks as tiny
-from medseg import extensions
+from medseg import packages
 from medseg.errors import BadConfig, BadFile, BadModel, BadOutput
 from medseg.io import added
 from medseg.networks.zoo import build_network, known_networks, small, training_of
@@ -42,7 +42,7 @@ class Point:
 
 
 def forget() -> None:
-    for one in (extensions._points, extensions.load, added._made):
+    for one in (packages._points, packages.load, added._made):
         one.cache_clear()
 
 
@@ -79,10 +79,10 @@ def test_nothing_is_looked_up_for_what_is_medseg_s_own(tmp_path: Path):
 
 def test_medseg_s_own_comes_first(add: Adding, tmp_path: Path):
     for group, name in (
-        (extensions.READERS, ".nii.gz"),
-        (extensions.WRITERS, ".nii.gz"),
-        (extensions.NETWORKS, "unet"),
-        (extensions.MODELS, "brain"),
+        (packages.READERS, ".nii.gz"),
+        (packages.WRITERS, ".nii.gz"),
+        (packages.NETWORKS, "unet"),
+        (packages.MODELS, "brain"),
     ):
         add(group, name, AssertionError("was loaded"))
     medseg.write(VOLUME, tmp_path / "own.nii.gz")
@@ -95,8 +95,8 @@ def test_a_scan_of_an_added_format_is_a_scan_everywhere(add: Adding, tmp_path: P
     folder = tmp_path / "scans"
     folder.mkdir()
     scan = medseg.Volume(tiny.phantom(), tiny.affine_of())
-    add(extensions.READERS, ".other", lambda path, **options: scan)
-    add(extensions.WRITERS, ".other", lambda volume, path, table: Path(path).write_text("x"))
+    add(packages.READERS, ".other", lambda path, **options: scan)
+    add(packages.WRITERS, ".other", lambda volume, path, table: Path(path).write_text("x"))
     (folder / "one.OTHER").write_text("x", encoding="utf-8")
     ran = tiny.medseg("infer", folder, "-m", "otsu", "-o", tmp_path / "out/")
     assert ran.code == 0 and (tmp_path / "out" / "one_seg.nii.gz").is_file()
@@ -128,7 +128,7 @@ def test_a_reader_that_gives_no_scan_is_a_bad_file(
     reader: Any, says: str, add: Adding, tmp_path: Path
 ):
     (tmp_path / "a.other").write_text("x", encoding="utf-8")
-    add(extensions.READERS, ".other", reader)
+    add(packages.READERS, ".other", reader)
     with pytest.raises(BadFile, match=says) as caught:
         medseg.read(tmp_path / "a.other")
     assert "JOHN" not in str(caught.value)
@@ -139,13 +139,13 @@ def test_voxels_of_an_added_format_are_made_finite_as_all_are(add: Adding, tmp_p
     data[0, 0, 0] = np.inf
     data[0, 0, 1] = 2
     (tmp_path / "a.other").write_text("x", encoding="utf-8")
-    add(extensions.READERS, ".other", lambda path, **options: medseg.Volume(data, np.eye(4)))
+    add(packages.READERS, ".other", lambda path, **options: medseg.Volume(data, np.eye(4)))
     with pytest.warns(medseg.DataWarning, match="1 of 60 voxels are not finite"):
         assert medseg.read(tmp_path / "a.other").data[0, 0, 0] == 2
 
 
 def test_a_writer_that_fails_is_a_bad_output(add: Adding, tmp_path: Path):
-    add(extensions.WRITERS, ".other", mock.Mock(side_effect=OSError("JOHN DOE")))
+    add(packages.WRITERS, ".other", mock.Mock(side_effect=OSError("JOHN DOE")))
     with pytest.raises(BadOutput, match="the writer of other-package stopped with OSError"):
         medseg.write(VOLUME, tmp_path / "a.other")
     with pytest.raises(BadOutput, match=r"does not write this format; use one of .*\.other"):
@@ -153,14 +153,14 @@ def test_a_writer_that_fails_is_a_bad_output(add: Adding, tmp_path: Path):
 
 
 def test_what_cannot_be_loaded_names_its_package(add: Adding):
-    add(extensions.NETWORKS, "new", ImportError("no module"))
+    add(packages.NETWORKS, "new", ImportError("no module"))
     with pytest.raises(BadConfig, match=r"package other-package adds 'new' .*ImportError; mend"):
         build_network("new", 1, 2)
 
 
 def test_two_packages_that_add_one_name_are_refused(add: Adding):
     for package in ("one-package", "two-package"):
-        add(extensions.NETWORKS, "new", dict, package)
+        add(packages.NETWORKS, "new", dict, package)
     with pytest.raises(BadConfig, match="one-package and two-package both add 'new'"):
         build_network("new", 1, 2)
 
@@ -171,7 +171,7 @@ def test_an_added_network_is_built_and_planned_with_what_it_says(add: Adding):
 
     new.training = {"learning_rate": 0.5}  # type: ignore[attr-defined]
     new.small = {"width": 3}  # type: ignore[attr-defined]
-    add(extensions.NETWORKS, "new", new)
+    add(packages.NETWORKS, "new", new)
     assert "new" in known_networks()
     assert small("new", (16, 16, 16)) == {"width": 3}
     assert training_of("new")["learning_rate"] == 0.5 and "optimizer" in training_of("new")
@@ -185,7 +185,7 @@ def test_an_added_network_is_built_and_planned_with_what_it_says(add: Adding):
 @pytest.mark.parametrize("as_function", [True, False])
 def test_an_added_model_is_meant_by_its_name(as_function: bool, add: Adding, tmp_path: Path):
     folder = tiny.save_unet(tmp_path / "model")
-    add(extensions.MODELS, "theirs", (lambda: folder) if as_function else str(folder))
+    add(packages.MODELS, "theirs", (lambda: folder) if as_function else str(folder))
     assert medseg.load("theirs").name == "tiny"
     scan = tiny.save_scan(tmp_path / "scan.nii.gz")
     assert tiny.medseg("infer", scan, "-m", "theirs", "-q").code == 0
@@ -194,6 +194,6 @@ def test_an_added_model_is_meant_by_its_name(as_function: bool, add: Adding, tmp
 
 
 def test_an_added_model_without_a_folder_is_refused(add: Adding):
-    add(extensions.MODELS, "theirs", 3)
+    add(packages.MODELS, "theirs", 3)
     with pytest.raises(BadModel, match="other-package adds the model 'theirs' and names no folder"):
         medseg.load("theirs")
