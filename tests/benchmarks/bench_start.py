@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "sample_volumes" / "head_t1.nii.gz"
-#: Parts of a start: what each of these loads, more than the one before it.
+#: Parts of a start: what each of these loads.
 PARTS = {
     "python": "pass",
     "numpy": "import numpy",
@@ -34,10 +34,14 @@ PARTS = {
 }
 
 
-def cpu_seconds(command: list[str], environment: dict[str, str]) -> float:
-    """User and system seconds of a process and those that it started."""
+def cpu_seconds(command: list[str], environment: dict[str, str], place: Path) -> float:
+    """User and system seconds of a process and those that it started. place: the folder it runs in,
+    where no other medseg lies that Python would import.
+    """
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        command, env=environment, cwd=place, capture_output=True, text=True, check=False
+    )
     if ran.returncode:
         raise SystemExit(ran.stderr)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -66,22 +70,29 @@ def main() -> None:
             environment = os.environ | {"PYTHONPATH": str(root), "HOME": str(home)}
             build = [sys.executable, "-m", "medseg.kernels.build"]
             if ahead:
-                print(f"compiling ahead: {cpu_seconds(build, environment):.1f} s of CPU")
+                print(f"compiling ahead: {cpu_seconds(build, environment, place):.1f} s of CPU")
             out = place / f"{root.name}.nii.gz"
-            infer = [sys.executable, "-m", "medseg", "infer", str(options.scan), "--quiet"]
+            infer = [
+                sys.executable,
+                "-m",
+                "medseg",
+                "infer",
+                str(options.scan.resolve()),
+                "--quiet",
+            ]
             infer += ["-m", options.model, "-o", str(out)]
-            first = cpu_seconds(infer, environment)
-            later = [cpu_seconds(infer, environment) for _ in range(options.runs)]
+            first = cpu_seconds(infer, environment, place)
+            later = [cpu_seconds(infer, environment, place) for _ in range(options.runs)]
             second = statistics.median(later)
             print(f"{root.name:6} first {first:.1f} s, then {second:.1f}: {first / second:.2f}")
         seconds = json.loads((place / "ahead.json").read_text())["seconds"]
         print("the record:", {key: round(value, 2) for key, value in seconds.items()})
-        before = 0.0
         for part, code in PARTS.items():
             command = [sys.executable, "-c", code]
-            used = statistics.median(cpu_seconds(command, environment) for _ in range(options.runs))
-            print(f"{part:20} {used:.2f} s, {used - before:+.2f}")
-            before = used
+            used = statistics.median(
+                cpu_seconds(command, environment, place) for _ in range(options.runs)
+            )
+            print(f"{part:20} {used:.2f} s")
     print("load after:", Path("/proc/loadavg").read_text().strip())
 
 
