@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         Dataset as Dataset,
         Finding as Finding,
         load_case as load_case,
+        onto as onto,
         read_case_labels as read_case_labels,
         read_channels as read_channels,
     )
@@ -39,6 +40,7 @@ __getattr__, __dir__ = door(
             "Dataset",
             "Finding",
             "load_case",
+            "onto",
             "read_case_labels",
             "read_channels",
         ),

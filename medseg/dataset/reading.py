@@ -85,10 +85,16 @@ def _finish(dataset: Dataset, progress: Progress) -> Dataset:
             dataset, cases, named=tables, progress=progress
         )
     if not dataset.regions:
-        cases = [numbered_as(case, tables, table) for case in cases]
+        cases = [_all_or_some(numbered_as(case, tables, table), table) for case in cases]
         findings += names_lacking(cases, tables, table)
     dataset = replace(dataset, cases=tuple(cases), table=table, findings=tuple(findings))
     return replace(dataset, splits=_usable(dataset.splits, names, cases) or _column_splits(cases))
+
+
+def _all_or_some(case: Case, table: LabelTable) -> Case:
+    """A case whose list of annotated values is that of all values counts as annotated wholly."""
+    whole = case.labelled is not None and set(table.values) <= set(case.labelled)
+    return replace(case, labelled=None) if whole else case
 
 
 def _with_all_files(cases: Sequence[Case]) -> tuple[list[Case], list[Finding]]:

@@ -118,7 +118,7 @@ def find_manifest(path: Path) -> Dataset | None:
     return Dataset(
         folder=file.parent,
         layout="",
-        name=file.stem,
+        name=file.resolve().parent.name if file.stem == _PLAIN_NAME else file.stem,
         cases=labelled,
         channels=_manifest_channels(image_columns, len(cases[0].images)),
         table=NO_TABLE,
@@ -134,6 +134,8 @@ def _manifest_channels(image_columns: Sequence[str], width: int) -> tuple[str, .
     return tuple(column.removeprefix("image").lstrip("_") or "image" for column in image_columns)
 
 
+#: A list of this name says no more than that it is one; its folder's name is that of the data set.
+_PLAIN_NAME = "cases"
 _MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 

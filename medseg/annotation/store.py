@@ -1,0 +1,468 @@
+"""A data set that grows: scans under ids, labels under tags, in a folder that `medseg check` and
+`medseg train` read as it lies.
+
+    cases.csv            a line for each scan: a manifest, as `medseg.dataset` reads it
+    labels.csv           names, colours and codes of the structures that the final labels hold
+    images/ID.nii.gz     scans; of several channels ID_0000.nii.gz, ID_0001.nii.gz ...
+    labels/final/        what is trained with: label maps whose values are those of labels.csv
+    labels/original/     what a model proposed, .seg.nrrd with names of its own; and other tags
+
+cases.csv alone says what is there, and is replaced in one step once all that it names is written.
+A scan without a final label counts as set aside ('test') until it has one. Writers wait for each
+other; readers need not wait.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from medseg.annotation.listing import (
+    FINAL,
+    LIST,
+    StoredCase,
+    check_channels,
+    check_id,
+    check_split,
+    check_tag,
+    read_channels_of,
+    read_list,
+    write_list,
+)
+from medseg.annotation.names import joined_by_name
+from medseg.dataset import onto
+from medseg.errors import BadConfig, BadFile, BadOutput, MedsegError
+from medseg.evaluation import find_table
+from medseg.files import atomic_write
+from medseg.io import (
+    embedded_table,
+    is_dicom_source,
+    label_kind,
+    read,
+    read_labels,
+    stored_sizes,
+    write,
+)
+from medseg.labels import LabelTable
+from medseg.text import counted, harmless
+from medseg.volume import Volume
+
+#: A table of nothing.
+NO_NAMES = LabelTable(())
+_TABLE = "labels.csv"
+_LOCK = ".lock"
+#: How long a writer waits for others.
+_WAIT_S = 120.0
+
+
+class Store:
+    """A growing data set in a folder. `Store.open` for one that is there, `Store.create` for a new
+    one; both are cheap, and every call reads the list anew, so that several processes may share it.
+    """
+
+    def __init__(self, folder: Path, channels: tuple[str, ...]) -> None:
+        """folder: where cases.csv lies; channels: what each scan consists of, in order."""
+        self.folder, self.channels = folder, channels
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Store:
+        """The data set in a folder. Raises `BadFile` where there is none."""
+        place = Path(folder)
+        if not (place / LIST).is_file():
+            what = f"holds no {LIST}, so it is no data set that grows"
+            what = what if place.exists() else "does not exist"
+            raise BadFile(f"{place}: {what}; medseg add makes one in a new folder")
+        return cls(place, read_channels_of(place))
+
+    @classmethod
+    def create(cls, folder: str | Path, channels: Sequence[str] = ("image",)) -> Store:
+        """The data set in a folder, or a new one where the folder is empty or not there.
+
+        channels: what each scan consists of, such as ('CT',) or ('T1', 'FLAIR'). Raises `BadConfig`
+        for other channels than those of the data set that is there, and for channels without
+        distinct plain names; `BadOutput` for a folder that holds something else.
+        """
+        place, names = Path(folder), tuple(channels)
+        if (place / LIST).is_file():
+            store = cls.open(place)
+            if store.channels != names:
+                raise BadConfig(
+                    f"{place}: its scans consist of {', '.join(store.channels)}, not of"
+                    f" {', '.join(names)}"
+                )
+            return store
+        check_channels(names)
+        if place.exists() and not _is_empty_folder(place):
+            raise BadOutput(
+                f"{place}: is not empty and holds no {LIST}; give a new folder, medseg add fills it"
+            )
+        store = cls(place, names)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadOutput(f"{place}: cannot be made: {error.strerror}") from None
+        with store._locked():
+            if not (place / LIST).exists():
+                store._write_list({})
+        return store
+
+    @property
+    def table(self) -> LabelTable:
+        """What the values of the final labels mean; empty before there are any."""
+        path = self.folder / _TABLE
+        return LabelTable.read(path) if path.is_file() else NO_NAMES
+
+    def cases(self) -> tuple[StoredCase, ...]:
+        """Every scan, in the order in which they were added. Raises `BadFile`."""
+        return tuple(read_list(self.folder).values())
+
+    def case(self, case_id: str) -> StoredCase:
+        """The scan of an id. Raises `BadConfig` for one that is not there, or is no id."""
+        case = read_list(self.folder).get(check_id(case_id))
+        if case is None:
+            raise BadConfig(f"{self.folder}: has no case '{harmless(case_id)}'")
+        return case
+
+    def read_scan(self, case_id: str) -> list[Volume]:
+        """A `Volume` per channel, all on the first one's grid. Raises `BadConfig`, `BadFile`."""
+        return _read_channels(self.case(case_id).images, len(self.channels))
+
+    def read_label(self, case_id: str, tag: str = FINAL) -> tuple[Volume, LabelTable]:
+        """The label map under a tag, on the grid of its scan, and what its values mean. Raises
+        `BadConfig` where there is none, `BadFile`.
+        """
+        case = self.case(case_id)
+        if tag not in case.labels:
+            raise BadConfig(f"{self.folder}: case {case.id} has no label '{harmless(tag)}'")
+        path = case.labels[tag]
+        if tag == FINAL:
+            return read_labels(path), self.table
+        return read_segmentation(path, self.read_scan(case_id)[0], case.images[0])
+
+    # Changes --------------------------------------------------------------------------------------
+
+    def add_scan(
+        self,
+        case_id: str,
+        files: Sequence[str | Path],
+        *,
+        replace: bool = False,
+        split: str = "train",
+        group: str = "",
+    ) -> StoredCase:
+        """Take a scan in under an id, voxels and geometry as they are; it has no labels yet.
+
+        files: one for each channel, or a 4-D file of all; of any format that medseg reads. replace:
+        put it in the place of one that is there, whose labels then go. split: 'train', 'val' to
+        validate with, 'test' to be left alone. group: the patient, whose scans stay on one side of
+        every split. Raises `BadOutput` for an id that is there, `BadFile` for what is no scan,
+        `BadConfig` for what is no id.
+        """
+        volumes = _read_channels([Path(file) for file in files], len(self.channels))
+        return self.add_volumes(case_id, volumes, replace=replace, split=split, group=group)
+
+    def add_volumes(
+        self,
+        case_id: str,
+        volumes: Sequence[Volume],
+        *,
+        labels: Volume | None = None,
+        table: LabelTable = NO_NAMES,
+        like: LabelTable = NO_NAMES,
+        replace: bool = False,
+        split: str = "train",
+        group: str = "",
+    ) -> StoredCase:
+        """`add_scan` of volumes in memory; labels, table, like: its final label at once, as for
+        `put_label`, so that both or neither are there.
+        """
+        name = check_id(case_id)
+        check_split(split)
+        group = check_id(group) if group else ""
+        if len(volumes) != len(self.channels):
+            raise BadConfig(
+                f"a scan of {self.folder} consists of {counted(len(self.channels), 'volume')}"
+                f" ({', '.join(self.channels)}), and {len(volumes)} are given"
+            )
+        with self._changing() as cases:
+            before = cases.get(name)
+            self._check_new(name, cases, replace)
+            images = self._write_images(name, volumes)
+            case = StoredCase(id=name, images=images, split=split, group=group)
+            try:
+                if labels is not None:
+                    where = Path(f"{name} ({FINAL})")
+                    labels = onto(labels, volumes[0], path=where, image_path=images[0])
+                    case = self._with_final(case, labels, table, like=like)
+                self._write_list(cases | {name: case})
+            except BaseException:
+                _remove((*images, *case.labels.values()))
+                raise
+            if before is not None:
+                self._remove_own((*before.images, *before.labels.values()))
+        return case
+
+    def put_label(
+        self,
+        case_id: str,
+        labels: Volume,
+        table: LabelTable,
+        *,
+        tag: str = FINAL,
+        split: str | None = None,
+        like: LabelTable = NO_NAMES,
+    ) -> StoredCase:
+        """Keep a label map of a scan under a tag, in the place of one that is there.
+
+        labels: on the scan's grid, axes stored in any order. table: a name for every value in it.
+        Under 'final' structures are known by name in the whole data set: a name that is new gets
+        the value that `like` (the table of a model) or else its own file has for it if that is
+        free, or the next free one. Values that the table names and no voxel has count as looked for
+        and not there; structures that the table does not name count as not looked for. Under
+        another tag the label keeps its own names and values. split: as of `add_scan`, if it
+        changes. Raises `BadFile` for another grid, for a value without a name and for two values
+        of one name, `BadConfig` for an id that is not there.
+        """
+        check_tag(tag)
+        if split is not None:
+            check_split(split)
+        with self._changing() as cases:
+            case = self.case(case_id)
+            case = replace(case, split=split or case.split)
+            image = read(case.images[0])
+            where = Path(f"{case.id} ({tag})")
+            labels = onto(labels, image, path=where, image_path=case.images[0])
+            with _restored_on_error(case.labels.get(tag)):
+                if tag == FINAL:
+                    case = self._with_final(case, labels, table, like=like)
+                else:
+                    path = case.labels.get(tag) or self._free(f"labels/{tag}", case.id, ".seg.nrrd")
+                    write(labels, path, table=table)
+                    case = replace(case, labels={**case.labels, tag: path})
+                self._write_list(cases | {case.id: case})
+        return case
+
+    def remove_label(self, case_id: str, tag: str = FINAL) -> StoredCase:
+        """Remove the label under a tag. Raises `BadConfig` where there is none."""
+        with self._changing() as cases:
+            case = self.case(case_id)
+            if tag not in case.labels:
+                raise BadConfig(f"{self.folder}: case {case.id} has no label '{harmless(tag)}'")
+            left = {name: path for name, path in case.labels.items() if name != tag}
+            kept = replace(case, labels=left)
+            kept = replace(kept, annotated=(), holds=()) if tag == FINAL else kept
+            self._write_list(cases | {case.id: kept})
+            self._remove_own([case.labels[tag]])
+        return kept
+
+    def remove_scan(self, case_id: str) -> None:
+        """Remove a scan with all its labels. Raises `BadConfig` where there is none."""
+        with self._changing() as cases:
+            case = self.case(case_id)
+            self._write_list({name: one for name, one in cases.items() if name != case.id})
+            self._remove_own((*case.images, *case.labels.values()))
+
+    def _write_list(self, cases: Mapping[str, StoredCase]) -> None:
+        write_list(self.folder, self.channels, cases.values())
+
+    # Files ----------------------------------------------------------------------------------------
+
+    def _with_final(
+        self,
+        case: StoredCase,
+        labels: Volume,
+        table: LabelTable,
+        *,
+        like: LabelTable,
+    ) -> StoredCase:
+        """The case with its final label written, and labels.csv with the names that are new."""
+        before = self.table
+        joined = joined_by_name(case.id, labels.data, table, before, like=like)
+        path = case.labels.get(FINAL) or self._free(f"labels/{FINAL}", case.id, ".nii.gz")
+        # First the names, so that at no moment a label map holds a value without one.
+        self._write_table(joined.table)
+        try:
+            write(labels.with_data(joined.data), path)
+        except BaseException:
+            self._write_table(before)
+            raise
+        return replace(
+            case,
+            labels={**case.labels, FINAL: path},
+            annotated=joined.annotated,
+            holds=joined.holds,
+        )
+
+    def _write_table(self, table: LabelTable) -> None:
+        """Replace labels.csv in one step, if it changes."""
+        path = self.folder / _TABLE
+        if not len(table):
+            path.unlink(missing_ok=True)
+        elif table != self.table:
+            table.write(path)
+
+    def _prune(self) -> None:
+        """Take names that no final label holds out of labels.csv, for nothing could be learnt of
+        them; where a line does not say what its label holds, all stay.
+        """
+        finals = [one for one in read_list(self.folder).values() if FINAL in one.labels]
+        if all(one.annotated for one in finals):
+            used = {value for one in finals for value in one.holds}
+            table = self.table
+            self._write_table(LabelTable(tuple(one for one in table.labels if one.value in used)))
+
+    def _check_new(self, name: str, cases: Mapping[str, StoredCase], replaces: bool) -> None:
+        if name in cases and not replaces:
+            raise BadOutput(
+                f"{self.folder}: case {name} is there already; give another id, or --replace to put"
+                " this one in its place"
+            )
+        for other in cases:
+            if other != name and other.casefold() == name.casefold():
+                raise BadOutput(f"{self.folder}: {name} and {other} differ only in case; rename it")
+
+    def _write_images(self, name: str, volumes: Sequence[Volume]) -> tuple[Path, ...]:
+        """Write a file per channel under names that nothing else has."""
+        several = len(volumes) > 1
+        stems = [f"{name}_{number:04d}" if several else name for number in range(len(volumes))]
+        paths: list[Path] = []
+        try:
+            for stem, volume in zip(stems, volumes):
+                paths.append(self._free("images", stem, ".nii.gz"))
+                write(volume, paths[-1])
+        except BaseException:
+            _remove(paths)
+            raise
+        return tuple(paths)
+
+    def _free(self, folder: str, stem: str, suffix: str) -> Path:
+        """A path in a folder of the data set, which is made, that no file has."""
+        place = self.folder / folder
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadOutput(f"{place}: cannot be made: {error.strerror}") from None
+        path, number = place / f"{stem}{suffix}", 1
+        while path.exists():
+            number += 1
+            path = place / f"{stem}_{number}{suffix}"
+        return path
+
+    def _remove_own(self, paths: Iterable[Path]) -> None:
+        """Remove files that no line names any more; files of people elsewhere are left alone."""
+        home = self.folder.resolve()
+        _remove(path for path in paths if path.resolve().is_relative_to(home))
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, StoredCase]]:
+        """While the block runs, no other process or thread changes the data set; it gets all cases,
+        and afterwards labels.csv names what the final labels hold, whatever happened.
+        """
+        with self._locked():
+            try:
+                yield read_list(self.folder)
+            except BaseException:
+                with suppress(MedsegError):
+                    self._prune()
+                raise
+            self._prune()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """While the block runs, no other process or thread changes the data set."""
+        until = time.monotonic() + _WAIT_S
+        try:
+            handle = (self.folder / _LOCK).open("a")
+        except OSError as error:
+            raise BadOutput(f"{self.folder}: cannot be written to: {error.strerror}") from None
+        with handle:
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > until:
+                        raise BadOutput(
+                            f"{self.folder}: another process is changing it; try again later"
+                        ) from None
+                    time.sleep(0.05)
+                except OSError:  # some file systems have no locks
+                    break
+            yield
+
+
+def read_segmentation(
+    path: str | Path,
+    image: Volume,
+    image_path: str | Path,
+    *,
+    table: str | Path | None = None,
+    segments: Sequence[str] = (),
+) -> tuple[Volume, LabelTable]:
+    """A segmentation of any format on the grid of its scan, and what its values mean.
+
+    The grid may be stored along other axes, and a segmentation that 3D Slicer cropped gets
+    background around it. table: where the names are; without one they are those that the file
+    carries, or labels.csv or NAME.labels.csv beside it. segments: only these, by name or value,
+    later over earlier, where they overlap. Raises `BadFile` for another grid, for segments that
+    overlap and for labels without names.
+    """
+    file, scan = Path(path), Path(image_path)
+    source = scan if label_kind(file) and is_dicom_source(scan) else None
+    labels = read_labels(file, source=source, segments=segments or None)
+    names = LabelTable.read(table) if table else embedded_table(file)
+    names = names or find_table(None, file, file)
+    if names is None:
+        raise BadFile(
+            f"{file}: names no structures, and no label table lies beside it; give --table"
+        )
+    if segments:
+        there = [names.value_of(one) for one in segments]
+        names = LabelTable(tuple(one for one in names.labels if one.value in there))
+    return onto(labels, image, path=file, image_path=scan), names
+
+
+def _read_channels(files: Sequence[Path], channels: int) -> list[Volume]:
+    """A volume per channel, of a file each or of one 4-D file, on the first one's grid."""
+    if len(files) == 1 and channels > 1:
+        path = files[0]
+        held = stored_sizes(path)[3:] if path.name.lower().endswith((".nii", ".nii.gz")) else ()
+        if int(np.prod(held or (1,))) != channels:
+            raise BadFile(f"{path}: does not hold {channels} volumes; give a file for each channel")
+        return [read(path, volume_index=number) for number in range(channels)]
+    if len(files) != channels:
+        raise BadConfig(
+            f"a scan consists of {counted(channels, 'file')} here, and {len(files)} are given"
+        )
+    first = read(files[0])
+    rest = [onto(read(one), first, path=one, image_path=files[0]) for one in files[1:]]
+    return [first, *rest]
+
+
+def _is_empty_folder(place: Path) -> bool:
+    return place.is_dir() and all(one.name.startswith(".") for one in place.iterdir())
+
+
+@contextmanager
+def _restored_on_error(path: Path | None) -> Iterator[None]:
+    """If the block fails, what a file held before is in it again."""
+    content = path.read_bytes() if path is not None and path.is_file() else None
+    try:
+        yield
+    except BaseException:
+        if path is not None and content is not None:
+            with atomic_write(path) as file:
+                file.write(content)
+        raise
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with suppress(OSError):
+            path.unlink()
