@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from medseg import io
@@ -51,8 +52,48 @@ def convert(
     if is_model(path):
         write_models(load_models([str(path)]), place)
         return place
+    return _convert_file(
+        path,
+        place,
+        table,
+        about=about,
+        segments=list(segment) or None,
+        volume_index=volume_index,
+        assume_geometry=assume_geometry,
+        series=series,
+        repair=repair,
+        suv=suv,
+        options=options,
+    )
+
+
+def _convert_file(
+    path: Path,
+    place: Path,
+    table: LabelTable | None,
+    *,
+    about: Path | None,
+    segments: Sequence[str] | None,
+    volume_index: int | None,
+    assume_geometry: str | None,
+    series: str | int | None,
+    repair: bool,
+    suv: bool,
+    options: io.DicomOptions | None,
+) -> Path:
+    """`convert` of a file of a scan or labels."""
+    copy = partial(
+        io.copy_segmentation,
+        path,
+        place,
+        volume_index=volume_index,
+        assume_geometry=assume_geometry,
+    )
     # Then the options for DICOM are about the source alone.
     about_source = about is not None and not io.label_kind(path)
+    if io.is_copied(path, place) and not (table or about or series or repair or suv):
+        copy(segments=segments)
+        return place
     try:
         volume = io.read(
             path,
@@ -62,12 +103,16 @@ def convert(
             repair=repair and not about_source,
             suv=suv,
             source=about,
-            segments=list(segment) or None,
+            segments=segments,
         )
     except io.Overlap:
         if not place.name.lower().endswith(".seg.nrrd"):
             raise
-        io.write_segments(io.read_masks(path, source=about, series=series, repair=repair), place)
+        if io.is_copied(path, place):
+            copy(table=table)
+        else:
+            masks = io.read_masks(path, source=about, series=series, repair=repair)
+            io.write_segments(masks, place)
         return place
     table = table or io.embedded_table(path)
     io.write(volume, place, table=table, source=about, options=options)

@@ -51,6 +51,10 @@ if TYPE_CHECKING:
         write_seg_nrrd as write_seg_nrrd,
         write_segments as write_segments,
     )
+    from medseg.io.slicer_copy import (
+        copy_segmentation as copy_segmentation,
+        is_copied as is_copied,
+    )
     from medseg.io.voxels import digest as digest
 
 __getattr__, __dir__ = door(
@@ -95,6 +99,7 @@ __getattr__, __dir__ = door(
             "what_is",
         ),
         "slicer": ("read_table", "write_seg_nrrd", "write_segments"),
+        "slicer_copy": ("copy_segmentation", "is_copied"),
         "voxels": ("digest",),
     },
 )

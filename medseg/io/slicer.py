@@ -3,9 +3,11 @@ and codes.
 
 The format is Slicer's Docs/developer_guide/modules/segmentations.md; what is optional there and
 needed in practice follows Libs/MRML/Core/vtkMRMLSegmentationStorageNode.cxx. Slicer loses every
-segment but the first without `Layer`, and clips each layer to the union of the `Extent`s in it.
-Slicer 4.10 and older knew no layers: there every segment is a volume of its own, in the order of
-the segments. Plain `.nrrd` and `.nhdr` are segmentations if they name segments.
+segment but the first without `Layer`, and clips each layer to the union of the `Extent`s in it;
+older ones clip it to the `Extent` of its first segment. So all segments of a layer are given that
+of the layer, as Slicer does. Slicer 4.10 and older knew no layers: there every segment is a volume
+of its own, in the order of the segments. Plain `.nrrd` and `.nhdr` are segmentations if they name
+segments.
 """
 
 from __future__ import annotations
@@ -43,11 +45,16 @@ _REGION_CONTEXT = "Anatomic codes - DICOM master list"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Segment:
+class Segment:
+    """A segment of a file: its layer, its value in that, and its label, whose value is that which
+    it has once the layers are one label map. extent: the first and last voxel along i, j, k that
+    the file states; () if it does not.
+    """
+
     layer: int
-    stored: int  # value in its layer
-    label: Label  # with the value it has once the layers are one label map
-    extent: tuple[int, ...]  # first and last voxel along i, j, k; () if the file does not say
+    stored: int
+    label: Label
+    extent: tuple[int, ...]
 
 
 def names_segments(path: str | Path) -> bool:
@@ -74,26 +81,45 @@ def read_seg_nrrd(
     value, laid over each other in this order, the later over the earlier; without it, segments that
     overlap are refused (`Overlap`).
     """
-    header, layout, all_segments = _parse(path, assume_geometry)
-    if volume_index not in (None, 0):
-        raise BadFile(f"{path}: is one segmentation, there is no volume {volume_index} in it")
-    if segments is not None:
-        by_value = {segment.label.value: segment for segment in all_segments}
-        selection = [
-            by_value[value] for value in chosen(path, _table(path, all_segments), segments)
-        ]
-    layers = _layers(path, header, layout)
-    for number, layer in enumerate(layers):
-        there = [segment for segment in all_segments if segment.layer == number]
-        _check_layer(path, layer, segments=there, layout=layout)
+    header, layout, all_segments = parse_segments(path, assume_geometry)
+    check_index(path, volume_index)
+    selection = None if segments is None else chosen_segments(path, all_segments, segments)
+    layers = checked_layers(path, header, layout, all_segments)
     labels = (
-        _merged(path, layers, all_segments) if segments is None else _painted(layers, selection)
+        _merged(path, layers, all_segments) if selection is None else painted(layers, selection)
     )
     return labels_only(path, make_volume(path, labels, layout.affine))
 
 
+def check_index(path: str | Path, volume_index: int | None) -> None:
+    """Raise `BadFile` where another volume than the only one is asked for."""
+    if volume_index not in (None, 0):
+        raise BadFile(f"{path}: is one segmentation, there is no volume {volume_index} in it")
+
+
+def chosen_segments(
+    path: str | Path, segments: Sequence[Segment], names: Sequence[str]
+) -> list[Segment]:
+    """The segments of these names or label values, in that order. Raises `BadFile`."""
+    by_value = {segment.label.value: segment for segment in segments}
+    return [by_value[value] for value in chosen(path, _table(path, segments), names)]
+
+
+def checked_layers(
+    path: str | Path, header: Header, layout: Layout, segments: Sequence[Segment]
+) -> NDArray:
+    """All layers, (layer, i, j, k). Raises `BadFile` for values that no segment names; warns of
+    labels where Slicer shows none.
+    """
+    layers = _layers(path, header, layout)
+    for number, layer in enumerate(layers):
+        there = [segment for segment in segments if segment.layer == number]
+        _check_layer(path, layer, segments=there, layout=layout)
+    return layers
+
+
 def _check_layer(
-    path: str | Path, layer: NDArray, *, segments: Sequence[_Segment], layout: Layout
+    path: str | Path, layer: NDArray, *, segments: Sequence[Segment], layout: Layout
 ) -> None:
     """Raise `BadFile` for values that no segment names; warn of labels where Slicer shows none."""
     values = labels_only(path, make_volume(path, layer, layout.affine)).data
@@ -113,7 +139,7 @@ def _check_layer(
         )
 
 
-def _merged(path: str | Path, layers: NDArray, segments: Sequence[_Segment]) -> NDArray:
+def _merged(path: str | Path, layers: NDArray, segments: Sequence[Segment]) -> NDArray:
     """All segments as one label map. Raises `Overlap` where layers share voxels."""
     labels = np.zeros(layers.shape[1:], np.uint16, order="F")
     shared = 0
@@ -130,7 +156,7 @@ def _merged(path: str | Path, layers: NDArray, segments: Sequence[_Segment]) -> 
     return labels
 
 
-def _painted(layers: NDArray, segments: Sequence[_Segment]) -> NDArray:
+def painted(layers: NDArray, segments: Sequence[Segment]) -> NDArray:
     """Segments laid over each other as one label map, later ones over earlier."""
     labels = np.zeros(layers.shape[1:], np.uint16, order="F")
     for segment in segments:
@@ -146,7 +172,7 @@ def read_segments(
 
     Label values are those of `read_table`. Raises `BadFile`.
     """
-    header, layout, segments = _parse(path, assume_geometry)
+    header, layout, segments = parse_segments(path, assume_geometry)
     layers = _layers(path, header, layout)
     for segment in segments:
         mask = (layers[segment.layer] == segment.stored).astype(np.uint8)
@@ -157,10 +183,10 @@ def read_table(path: str | Path) -> LabelTable:
     """Names, colours and codes of a Slicer segmentation, values as `read_seg_nrrd` gives them.
     Raises `BadFile`.
     """
-    return _table(path, _parse(path, None)[2])
+    return _table(path, parse_segments(path, None)[2])
 
 
-def _table(path: str | Path, segments: Sequence[_Segment]) -> LabelTable:
+def _table(path: str | Path, segments: Sequence[Segment]) -> LabelTable:
     from medseg.labels import LabelTable
 
     try:
@@ -194,16 +220,15 @@ def _reaches_out(values: NDArray, extents: Sequence[tuple[int, ...]]) -> bool:
     return int(np.count_nonzero(values)) > inside
 
 
-def _parse(path: str | Path, assume_geometry: str | None) -> tuple[Header, Layout, list[_Segment]]:
+def parse_segments(
+    path: str | Path, assume_geometry: str | None
+) -> tuple[Header, Layout, list[Segment]]:
+    """The header of a segmentation, what its data is, and its segments. Raises `BadFile`."""
     header = parse_header(path)
     layout = parse_layout(path, header, assume_geometry)
     count = 1 if layout.list_axis is None else layout.sizes[layout.list_axis]
-    if "Segment0_ID" not in header.keys:
-        raise BadFile(
-            f"{path}: names no segment, so it is not a Slicer segmentation; if it is a scan, name"
-            " it .nrrd"
-        )
-    segments: list[_Segment] = []
+    _check_segmentation(path, header.keys)
+    segments: list[Segment] = []
     while f"Segment{len(segments)}_ID" in header.keys:
         segments.append(_segment(path, header.keys, len(segments)))
     segments = _in_layers(path, header.keys, segments, count=count)
@@ -217,9 +242,21 @@ def _parse(path: str | Path, assume_geometry: str | None) -> tuple[Header, Layou
     return header, layout, segments
 
 
+def _check_segmentation(path: str | Path, keys: dict[str, str]) -> None:
+    """Raise `BadFile` for a header that names no segment."""
+    if "Segment0_ID" in keys:
+        return
+    if any(key.startswith("Segmentation_") for key in keys):
+        raise BadFile(f"{path}: is a segmentation without any segment; add one in 3D Slicer")
+    raise BadFile(
+        f"{path}: names no segment, so it is not a Slicer segmentation; if it is a scan, name it"
+        " .nrrd"
+    )
+
+
 def _in_layers(
-    path: str | Path, keys: dict[str, str], segments: list[_Segment], *, count: int
-) -> list[_Segment]:
+    path: str | Path, keys: dict[str, str], segments: list[Segment], *, count: int
+) -> list[Segment]:
     """The segments, each in its layer out of `count`. Raises `BadFile` where the header leaves open
     which that is.
     """
@@ -236,19 +273,21 @@ def _in_layers(
     return [replace(segment, layer=number) for number, segment in enumerate(segments)]
 
 
-def _renumbered(segment: _Segment, value: int) -> _Segment:
+def _renumbered(segment: Segment, value: int) -> Segment:
     return replace(segment, label=replace(segment.label, value=value))
 
 
-def _segment(path: str | Path, keys: dict[str, str], number: int) -> _Segment:
-    from medseg.labels import MAX_VALUE, Label, LabelTable
+def _segment(path: str | Path, keys: dict[str, str], number: int) -> Segment:
+    from medseg.labels import MAX_VALUE, Label
 
     def text(name: str, missing: str = "") -> str:
-        return _unescape(keys.get(f"Segment{number}_{name}", missing))
+        return unescape(keys.get(f"Segment{number}_{name}", missing))
 
     try:
         layer, value = int(text("Layer", "0")), int(text("LabelValue", "1"))
-        color = [round(float(part) * 255) for part in text("Color").split()]
+        # Before 4.10 it was called otherwise.
+        shade = text("Color") or text("DefaultColor")
+        color = [round(float(part) * 255) for part in shade.split()]
     except (ValueError, OverflowError):
         raise BadFile(
             f"{path}: what it says about segment {number} is damaged; export it again"
@@ -257,14 +296,12 @@ def _segment(path: str | Path, keys: dict[str, str], number: int) -> _Segment:
         raise BadFile(
             f"{path}: the label value of segment {number} is not between 1 and {MAX_VALUE}"
         )
-    if len(color) != 3 or not all(0 <= part <= 255 for part in color):
-        color = list(LabelTable.from_values([value]).labels[0].color)
     extent = text("Extent").split()
     whole = len(extent) == 6 and all(re.fullmatch(r"-?\d{1,9}", part) for part in extent)
     codes = _read_terminology(text("Tags"))
     name = text("Name").strip() or text("ID").strip() or f"label {value}"
-    label = Label(value, name, (color[0], color[1], color[2]), **codes)
-    return _Segment(
+    label = Label(value, name, _color_or_other(color, value), **codes)
+    return Segment(
         layer=layer,
         stored=value,
         label=label,
@@ -272,16 +309,28 @@ def _segment(path: str | Path, keys: dict[str, str], number: int) -> _Segment:
     )
 
 
+def _color_or_other(color: Sequence[int], value: int) -> tuple[int, int, int]:
+    """The colour that a file gives a segment, or one of medseg's where it gives none."""
+    from medseg.labels import LabelTable
+
+    if len(color) == 3 and all(0 <= part <= 255 for part in color):
+        return color[0], color[1], color[2]
+    return LabelTable.from_values([value]).labels[0].color
+
+
 def _read_terminology(tags: str) -> dict[str, Code | None]:
     from medseg.labels import Code
 
     match = re.search(r"(?:^|\|)TerminologyEntry:([^|]*)", tags)
     parts = match[1].split("~") if match else []
-    if len(parts) != 7:
+    if len(parts) < 7:
         return {}
     # Parts 0 and 4 name the lists that the codes are from.
     places = {"category": 1, "type": 2, "type_modifier": 3, "region": 5, "region_modifier": 6}
     pieces = {field: parts[place].split("^") for field, place in places.items()}
+    # What has more parts is longer at its end, or holds a `~` in a name: then the places are wrong.
+    if len(parts) > 7 and any(len(code) != 3 for code in pieces.values()):
+        return {}
     return {
         field: Code(*code) if len(code) == 3 and code[1] else None for field, code in pieces.items()
     }
@@ -312,13 +361,11 @@ def write_seg_nrrd(
         value for value in present if value not in table_values
     ).labels
     segments = sorted((*table_labels, *other_labels), key=lambda label: label.value)
-    dtype = _label_dtype(segments)
+    extent = extent_of(labels.data)
     lines = _common_lines(surfaces)
     for number, label in enumerate(segments):
-        box = boxes[label.value - 1] if label.value <= len(boxes) else None
-        lines += _segment_lines(number, label, layer=0, box=box)
-    text = header_text(path, labels, dtype) + "\n".join(lines) + "\n"
-    write_attached(path, text, labels.data, dtype=dtype)
+        lines += _segment_lines(number, label, layer=0, extent=extent)
+    write_layers(path, labels, [labels.data], lines=lines, dtype=_label_dtype(segments))
 
 
 def write_segments(
@@ -331,8 +378,6 @@ def write_segments(
     takes a mask, so masks that do not overlap make a file of one layer. Raises `BadConfig` for a
     value that two labels share and `BadGeometry` for masks on different grids.
     """
-    from scipy import ndimage
-
     from medseg.labels import LabelTable
 
     if not segments:
@@ -343,16 +388,33 @@ def write_segments(
         raise BadGeometry("the masks of one segmentation must have one grid")
     dtype = _label_dtype(table.labels)
     layers: list[NDArray] = []
-    lines = _common_lines(surfaces)
-    for number, (label, mask) in enumerate(segments):
+    places: list[int] = []
+    for label, mask in segments:
         inside = mask.data != 0
         free = (n for n, layer in enumerate(layers) if not layer[inside].any())
         layer = next(free, len(layers))
         if layer == len(layers):
             layers.append(np.zeros(grid.shape, dtype, order="F"))
         layers[layer][inside] = label.value
-        box = next(iter(ndimage.find_objects(inside.astype(np.uint8))), None)
-        lines += _segment_lines(number, label, layer=layer, box=box)
+        places.append(layer)
+    extents = [extent_of(layer) for layer in layers]
+    lines = _common_lines(surfaces)
+    for number, ((label, _), layer) in enumerate(zip(segments, places)):
+        lines += _segment_lines(number, label, layer=layer, extent=extents[layer])
+    write_layers(path, grid, layers, lines=lines, dtype=dtype)
+
+
+def write_layers(
+    path: str | Path,
+    grid: Volume,
+    layers: Sequence[NDArray],
+    *,
+    lines: Sequence[str],
+    dtype: np.dtype,
+) -> None:
+    """Write layers on the grid of a volume, with the key-value lines of a segmentation. Raises
+    `BadOutput`.
+    """
     header = header_text(path, grid, dtype)
     data = layers[0]
     if len(layers) > 1:  # Slicer lists layers along the first axis
@@ -360,6 +422,15 @@ def write_segments(
         stack = np.stack(layers)
         data = np.asfortranarray(stack).reshape((-1, *grid.shape[1:]), order="F")
     write_attached(path, header + "\n".join(lines) + "\n", data, dtype=dtype)
+
+
+def extent_of(layer: NDArray) -> str:
+    """The first and last voxel along i, j, k of what is not 0 in a layer, as a header states it."""
+    planes = (layer.any(axis=(1, 2)), layer.any(axis=(0, 2)), layer.any(axis=(0, 1)))
+    sides = [np.flatnonzero(plane) for plane in planes]
+    if not sides[0].size:
+        return "0 -1 0 -1 0 -1"
+    return " ".join(f"{side[0]} {side[-1]}" for side in sides)
 
 
 def _with_layers(header: str, count: int) -> str:
@@ -390,25 +461,30 @@ def _common_lines(surfaces: bool) -> list[str]:
     ]
 
 
-def _segment_lines(
-    number: int, label: Label, *, layer: int, box: tuple[slice, ...] | None
-) -> list[str]:
-    extent = " ".join(f"{side.start} {side.stop - 1}" for side in box) if box else "0 -1 0 -1 0 -1"
+def _segment_lines(number: int, label: Label, *, layer: int, extent: str) -> list[str]:
     fields = {
         "ID": f"Segment_{label.value}",
-        "Name": _escape(label.name),
+        "Name": escape(label.name),
         "NameAutoGenerated": "0",
-        "Color": " ".join(f"{part / 255:.6g}" for part in label.color),
+        "Color": color_text(label),
         "ColorAutoGenerated": "0",
         "LabelValue": str(label.value),
         "Layer": str(layer),
         "Extent": extent,
-        "Tags": _escape("Segmentation.Status:inprogress|" + _terminology(label)),
+        "Tags": escape("Segmentation.Status:inprogress|" + terminology(label)),
     }
     return [f"Segment{number}_{name}:={value}" for name, value in fields.items()]
 
 
-def _terminology(label: Label) -> str:
+def color_text(label: Label) -> str:
+    """The colour of a label as a header states it."""
+    return " ".join(f"{part / 255:.6g}" for part in label.color)
+
+
+def terminology(label: Label) -> str:
+    """The tag that says what a label is; '' where it has no category or no type, without which
+    Slicer reads none.
+    """
     if label.category is None or label.type is None:
         return ""
     parts = [
@@ -425,9 +501,11 @@ def _code_text(code: Code | None) -> str:
     return "^".join(re.sub(r"[\^~|]", " ", part) for part in code) if code else "^^"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """A text as the value of a key."""
     return text.replace("\\", "\\\\").replace("\n", "\\n").replace("\r", " ")
 
 
-def _unescape(text: str) -> str:
+def unescape(text: str) -> str:
+    """The text in the value of a key."""
     return re.sub(r"\\(.)", lambda match: "\n" if match[1] == "n" else match[1], text)
