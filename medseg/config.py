@@ -20,6 +20,7 @@ def _ordered(ends: tuple[float, float]) -> tuple[float, float]:
 
 
 _Share = Annotated[float, Field(ge=0, le=1)]
+_Decay = Annotated[float, Field(ge=0, lt=1)]
 _Degrees = Annotated[float, Field(ge=0, le=180)]
 _Factors = Annotated[
     tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]], AfterValidator(_ordered)
@@ -243,6 +244,9 @@ class TrainConfig(_Strict):
         default=2000, ge=1, description="linear: steps at the end over which the rate falls to zero"
     )
     weight_decay: float = Field(default=1e-2, ge=0)
+    betas: tuple[_Decay, _Decay] = Field(
+        default=(0.9, 0.999), description="adamw: how slowly the means of gradients forget"
+    )
     gradient_clip: float = Field(default=5.0, gt=0)
     ema: float = Field(
         default=0.998, ge=0, lt=1, description="decay of the moving average of weights"

@@ -15,6 +15,7 @@ from medseg.networks.fcn import FCN
 from medseg.networks.mask2former import Mask2Former
 from medseg.networks.mednext import mednext
 from medseg.networks.nnunet import NnUNet
+from medseg.networks.primus import Primus
 from medseg.networks.resenc_unet import resenc_unet
 from medseg.networks.segformer import SegFormer
 from medseg.networks.segresnet import segresnet
@@ -31,6 +32,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "unetr": unetr,
     "swin_unetr": swin_unetr,
     "segformer": SegFormer,
+    "primus": Primus,
     "mask2former": Mask2Former,
     "segresnet": segresnet,
     "mednext": mednext,
@@ -41,8 +43,8 @@ RUN_ALONE: dict[str, Callable[..., nn.Module]] = {"bundle": bundle_network}
 
 _CONVOLUTIONS = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-2, "warmup": 50}
 _TRANSFORMERS = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 1e-2, "warmup": 100}
-#: Name -> how it is trained: the optimizer, its highest learning rate, its weight decay, and steps
-#: of warm-up.
+#: Name -> how it is trained, as settings of `train`: the optimizer, its highest learning rate, its
+#: weight decay, steps of warm-up, and whatever else is not the usual.
 TRAINING: dict[str, dict[str, Any]] = {
     "unet": _CONVOLUTIONS,
     "resenc_unet": _CONVOLUTIONS,
@@ -54,6 +56,9 @@ TRAINING: dict[str, dict[str, Any]] = {
     "unetr": _TRANSFORMERS,
     "swin_unetr": _TRANSFORMERS,
     "segformer": _TRANSFORMERS | {"learning_rate": 1.5e-3},
+    "primus": _TRANSFORMERS
+    | {"learning_rate": 3e-4, "weight_decay": 5e-2, "warmup": 1000}
+    | {"betas": [0.9, 0.98], "gradient_clip": 1.0},
     "mask2former": _TRANSFORMERS | {"learning_rate": 5e-4},
 }
 #: The networks that train slower in bfloat16 on a CPU, also with matrix units: 1.3 and 1.6 times
@@ -93,6 +98,8 @@ def _small_options(halvings: int, patch: Sequence[int]) -> dict[str, dict[str, A
             "reductions": [2**n for n in reversed(range(halvings))] or [1],
             "decoder": 64,
         },
+        "primus": {"width": 192, "depth": 6, "heads": 4, "decoder": [48, 16]}
+        | {"token": [_token(size) for size in patch]},
         "mask2former": {
             "features": [16, 32, 64, 128][: max(2, levels)],
             "encoder_blocks": [1, 1, 2, 2][: max(2, levels)],
@@ -119,6 +126,11 @@ def _small_options(halvings: int, patch: Sequence[int]) -> dict[str, dict[str, A
             "blocks_up": [2, 2, 1][-max(1, halvings) :],
         },
     }
+
+
+def _token(size: int) -> int:
+    """How long a token is along an axis: up to 8 voxels."""
+    return next((length for length in (8, 4) if size % length == 0), 2)
 
 
 def small(name: str, patch: Sequence[int]) -> dict[str, Any]:

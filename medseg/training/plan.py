@@ -225,8 +225,9 @@ def _choose_network(
         halved=halved,
     )
     plan.choose("model.options", *options)
-    for key in ("optimizer", "learning_rate", "weight_decay"):
-        plan.choose(f"train.{key}", training_of(architecture)[key], f"usual for {architecture}")
+    for key, value in training_of(architecture).items():
+        if key != "warmup":  # which depends on the length of the run
+            plan.choose(f"train.{key}", value, f"usual for {architecture}")
     plan.choose("train.schedule", "poly", "the rate falls all along, so that it ends with the time")
 
 

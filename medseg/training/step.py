@@ -152,8 +152,11 @@ class Run:
         return _DTYPES[self.facts["precision"]]
 
     def draw(self) -> Batch:
-        """This process's samples of the step."""
+        """This process's samples of the step; what the network does at random with them follows
+        from their seeds, too.
+        """
         seeds, samples = self.processes.share(self.config.train, self.step, mix)
+        torch.manual_seed(seeds[0] % 2**63)
         batch = self.source.batch(self.step, seeds, samples=samples, device=self.processes.device)
         if not self.channels_last:
             return batch
@@ -369,7 +372,7 @@ def make_optimizer(settings: TrainConfig, network: nn.Module) -> torch.optim.Opt
     rate, decay = settings.learning_rate, settings.weight_decay
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=0.99, weight_decay=decay, nesterov=True)
-    return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
+    return torch.optim.AdamW(groups, lr=rate, betas=settings.betas, weight_decay=decay, fused=True)
 
 
 def _training_dice(outputs: Any, labels: Tensor) -> float:

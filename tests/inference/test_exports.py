@@ -102,6 +102,7 @@ TINY: dict[str, dict] = {
         "widths": [8, 16], "strides": [2, 2], "depths": [1, 1], "heads": [1, 2], "reductions": [2,
         1], "decoder": 8,
     },
+    "primus": {"width": 24, "depth": 2, "heads": 2, "decoder": [8, 8]},
     "segresnet": {"init_filters": 8, "blocks_down": [1, 1]},
 }  # fmt: skip
 

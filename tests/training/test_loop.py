@@ -387,6 +387,29 @@ def test_a_run_in_bfloat16_goes_on_to_the_same_bits(config: Config, tmp_path: Pa
     assert all(torch.equal(once[key], again[key]) for key in once)
 
 
+@pytest.mark.parametrize("stop", [2, 3])
+def test_a_run_that_leaves_blocks_out_at_random_goes_on_to_the_same_bits(
+    config: Config, tmp_path: Path, stop: int
+):
+    """What a network does at random follows from the step, too, and not from what ran before it."""
+    options = {"width": 12, "depth": 4, "heads": 1, "decoder": [8, 8], "drop_path": 0.6}
+    model = config.model.model_copy(update={"name": "primus", "options": options})
+
+    def steps(count: int) -> Config:
+        settings = config.train.model_copy(update={"steps": count, "decay": 1})
+        return config.model_copy(update={"model": model, "train": settings})
+
+    train(steps(5), tmp_path / "whole")
+    train(steps(stop), tmp_path / "parts")
+    torch.manual_seed(stop)  # a process that begins anew, or one that has done something else
+    train(steps(5), tmp_path / "parts")
+    once, again = (
+        load_state(tmp_path / name / "state.safetensors")[0] for name in ("whole", "parts")
+    )
+    assert once.keys() == again.keys()
+    assert all(torch.equal(once[key], again[key]) for key in once)
+
+
 def test_both_precisions_train(config: Config, tmp_path: Path):
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this processor has no bfloat16")

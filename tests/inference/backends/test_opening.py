@@ -124,10 +124,10 @@ THICK = {
     "kernels": [[3, 3, 1], [3] * 3, [3] * 3],
 }
 PATCH = (32, 32, 64)
-#: On OpenVINO only one network with shortcuts, which ended the process, and one of unequal axes:
-#: compiling takes long.
+#: On OpenVINO only one network with shortcuts, which ended the process, a transformer, and one of
+#: unequal axes: compiling takes long.
 RUNS = [("torch", name) for name in (*NETWORKS, "thick")] + [
-    ("openvino", name) for name in ("resenc_unet", "thick")
+    ("openvino", name) for name in ("resenc_unet", "primus", "thick")
 ]
 
 
