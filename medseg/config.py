@@ -262,6 +262,11 @@ class TrainConfig(_Strict):
     )
     seed: int = Field(default=0, ge=0)
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    device: str = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d{1,4})?)$",
+        description="auto: a GPU that works, else the CPU; or cpu, cuda, cuda:N",
+    )
     deterministic: bool = Field(
         default=False, description="also on a GPU: the same bits every time, and slower"
     )

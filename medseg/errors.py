@@ -7,6 +7,7 @@ MedsegError
 ├── BadModel       a model folder that is unknown, damaged, or does not fit the data
 ├── BadGeometry    an affine or two grids that make no physical sense together
 ├── NotEnoughMemory  more memory is needed than allowed or present
+├── DeviceFailed   a GPU that stopped working: this process can use it no more
 └── Interrupted    the user or the system asked to stop
 
 Warnings: DataWarning: the answer stands, but the reader should know. Collected into the run record.
@@ -57,6 +58,18 @@ class NotEnoughMemory(MedsegError):
     """More memory is needed than is allowed or present."""
 
     exit_code = 7
+
+
+class DeviceFailed(MedsegError):
+    """A GPU stopped working, and stays so for this process: every further scan would fail."""
+
+    exit_code = 7
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"the GPU stopped working ({why}); start again, where it went on with the next scan, or"
+            " use --device cpu"
+        )
 
 
 class Interrupted(MedsegError):

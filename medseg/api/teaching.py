@@ -53,6 +53,7 @@ def train(
     max_memory_bytes: int | None = None,
     seed: int | None = None,
     deterministic: bool = False,
+    device: str = "auto",
     track: tuple[str, ...] = (),
     resume: bool = True,
     anyway: bool = False,
@@ -64,15 +65,17 @@ def train(
     data: a data set as you have it, or a config of label maps (.yaml). output: the run folder, by
     default runs/NAME. time_s: all it may take, planning and scoring included. model: the
     architecture. changes: settings of a config by their dotted names: `{"train.batch": 4}`. folds
-    without a fold: a model for each. events: who is told what happens. The model is left in
-    RUN/model, scored, and stands in `models` of what is returned; `medseg.load(outcome.run)` uses
-    it. Raises `BadFile` for data with errors, `BadConfig`, `NotEnoughMemory` before it begins.
+    without a fold: a model for each. device: 'auto', 'cpu', 'cuda' or 'cuda:N'. events: who is told
+    what happens. The model is left in RUN/model, scored, and stands in `models` of what is
+    returned; `medseg.load(outcome.run)` uses it. Raises `BadFile` for data with errors,
+    `BadConfig`, `NotEnoughMemory` before it begins.
     """
     began = monotonic()  # before torch is loaded, which counts into the time
     place, run = as_path(data, "data"), None if output is None else as_path(output, "output")
     settings = dict(changes or {})
     settings |= {"train.seed": seed} if seed is not None else {}
     settings |= {"train.deterministic": True} if deterministic else {}
+    settings |= {"train.device": device} if device != "auto" else {}
     if place.suffix.lower() in (".yaml", ".yml"):
         others = {"model": model, "config": config, "fold": fold, "folds": folds}
         wrong = [name for name, one in (others | {"finetune": finetune}).items() if one is not None]

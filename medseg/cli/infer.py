@@ -42,7 +42,7 @@ from medseg.cli.show import (
     tell,
     tell_event,
 )
-from medseg.errors import BadConfig, BadOutput, Interrupted, MedsegError
+from medseg.errors import BadConfig, BadOutput, DeviceFailed, Interrupted, MedsegError
 from medseg.machine import keep_memory
 
 if TYPE_CHECKING:
@@ -236,7 +236,7 @@ class _Work:
             for number, job in enumerate(jobs):
                 try:
                     doubtful |= self.do(job, course)
-                except (Interrupted, BrokenPipeError):
+                except (DeviceFailed, Interrupted, BrokenPipeError):
                     raise
                 except Exception as error:  # whatever it is, it is the failure of this scan
                     if not self.several:

@@ -335,9 +335,20 @@ def words_of(group: Any) -> list[str]:
     return words
 
 
+def word_of_device(word: str) -> str:
+    """The word, if it names a device. Raises `typer.BadParameter`."""
+    from medseg.inference import check_device
+
+    try:
+        check_device(word)
+    except BadConfig as error:
+        raise typer.BadParameter(str(error), param_hint="--device") from None
+    return word
+
+
 def check_choices(*groups: Any) -> None:
     """Raise `typer.BadParameter` for an option of groups with a word that it does not take."""
-    from medseg.inference import SETTING_WORDS, check_device
+    from medseg.inference import SETTING_WORDS
 
     choices = _WORDS | SETTING_WORDS
     for group in groups:
@@ -345,10 +356,7 @@ def check_choices(*groups: Any) -> None:
             if name in choices:
                 check_one_of("--" + name.replace("_", "-"), word, choices[name])
             elif name == "device":
-                try:
-                    check_device(word)
-                except BadConfig as error:
-                    raise typer.BadParameter(str(error), param_hint="--device") from None
+                word_of_device(word)
 
 
 def settings_of(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli.options import Quiet, in_panel, parse_bytes, parse_seconds
+from medseg.cli.options import Quiet, in_panel, parse_bytes, parse_seconds, word_of_device
 from medseg.cli.show import bar_of_stages, grouped, print_line, print_rows, print_table, tell
 from medseg.errors import BadConfig
 from medseg.machine import keep_memory
@@ -83,6 +83,12 @@ def train(
     deterministic: Annotated[
         bool, in_panel(_PLAN, "--deterministic", help="The same bits again, on a GPU too.")
     ] = False,
+    device: Annotated[
+        str | None,
+        in_panel(
+            _PLAN, metavar="auto|cpu|cuda|cuda:N", help="Where the network trains. Default: auto."
+        ),
+    ] = None,
     track: Annotated[
         list[str] | None,
         in_panel(_RUN, metavar="tensorboard|mlflow", help="Log there too, beside metrics.jsonl."),
@@ -118,6 +124,7 @@ def train(
     changes = _changes(overrides or [])
     changes |= {"train.seed": seed} if seed is not None else {}
     changes |= {"train.deterministic": True} if deterministic else {}
+    changes |= {"train.device": word_of_device(device)} if device is not None else {}
     if data.suffix.lower() in (".yaml", ".yml"):
         options = {
             "--model": model, "--config": config, "--fold": fold, "--folds": folds,

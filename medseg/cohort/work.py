@@ -15,7 +15,14 @@ from medseg.cohort.cases import Case
 from medseg.cohort.measures import add_intensities, structure_intensities
 from medseg.cohort.records import frames_of, sentence_of, write_failure
 from medseg.cohort.request import Request
-from medseg.errors import BadFile, BadOutput, Interrupted, MedsegError, NotEnoughMemory
+from medseg.errors import (
+    BadFile,
+    BadOutput,
+    DeviceFailed,
+    Interrupted,
+    MedsegError,
+    NotEnoughMemory,
+)
 from medseg.files import private_folder
 from medseg.inference import Addition, Job, check_job, finished_now, infer, voxel_hash
 
@@ -95,7 +102,7 @@ def do(task: Task, worker: Worker, wait_s: float = 0.0) -> Ended:
         with _at_hand(case) as files:
             _segment(task, worker, files, about | {"status": "done"}, usage, wait_s)
         return ended("done")
-    except Interrupted:
+    except (DeviceFailed, Interrupted):  # no case can be done here any more
         raise
     except _PutOff:
         return ended("put off")

@@ -24,7 +24,7 @@ from typing import Any, TextIO
 
 from medseg.cohort.request import request_from_json
 from medseg.cohort.work import Worker, do, task_of
-from medseg.errors import Interrupted, MedsegError
+from medseg.errors import DeviceFailed, Interrupted, MedsegError
 from medseg.machine import keep_memory
 
 #: Seconds that a worker has to clean up once its supervisor is gone.
@@ -45,6 +45,8 @@ def main() -> None:
     with suppress(Interrupted):
         try:
             _serve(messages, out)
+        except DeviceFailed:  # another worker does the case again
+            os._exit(1)
         except MedsegError as error:
             if isinstance(error, Interrupted):
                 raise

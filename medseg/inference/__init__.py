@@ -11,6 +11,7 @@ if TYPE_CHECKING:
         use_settled as use_settled,
     )
     from medseg.inference.backends.kept import models_kept_open as models_kept_open
+    from medseg.inference.backends.predictor import choose_device as choose_device
     from medseg.inference.bundles import (
         write_bundle as write_bundle,
         write_torchscript as write_torchscript,
@@ -80,6 +81,7 @@ __getattr__, __dir__ = door(
     {
         "arithmetic": ("limit_threads", "settle_auto", "use_settled"),
         "backends.kept": ("models_kept_open",),
+        "backends.predictor": ("choose_device",),
         "bundles": ("write_bundle", "write_torchscript"),
         "existing": ("why_again",),
         "call": ("in_python", "segment_scan"),

@@ -239,7 +239,7 @@ def _record_of(
         totals = measure(volumes[0], result.labels, structures)
     levels = areas_at(volumes[0], result.labels, result.table, heights_mm=extras.at_mm)
     return {
-        "versions": versions(),
+        "versions": _versions(result.plan.device),
         "model": identity_of(model),
         **inputs_of(volumes, model),
         "settings": (
@@ -255,6 +255,15 @@ def _record_of(
         **({"totals": totals} if totals else {}),
         **({"levels": levels} if levels else {}),
     }
+
+
+def _versions(device: str) -> dict[str, str]:
+    """Of packages, and where a card computed, of it and what it was driven by."""
+    if not device.startswith("cuda"):
+        return versions()
+    from medseg.inference.backends.cards import versions_of
+
+    return versions() | versions_of(device)
 
 
 def doubts_about(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import BadFile, NotEnoughMemory
+from medseg.errors import BadFile, DeviceFailed, NotEnoughMemory
 from medseg.inference.ending import journey_way
 from medseg.inference.forecast import Plan, plan, window_count
 from medseg.inference.frame import Frame
@@ -460,12 +460,14 @@ def _predicted(
     predictor: Predictor, clock: _Clock, what: str, patches: torch.Tensor
 ) -> torch.Tensor:
     """The features of patches. Raises `NotEnoughMemory`."""
-    from medseg.inference.backends.pytorch import is_out_of_memory
+    from medseg.inference.backends.cards import is_broken, is_out_of_memory
 
     try:
         with clock("network"):
             return predictor(patches)
     except RuntimeError as error:
+        if is_broken(error):
+            raise DeviceFailed(str(error).strip().splitlines()[0].rstrip(".")) from None
         if not is_out_of_memory(error):
             raise
     raise NotEnoughMemory(f"there is no memory for {what}; use --batch 1 or --device cpu")
@@ -504,6 +506,11 @@ def _paint_windows(
         with clock("paint"):
             painter.add(x, y, data)
 
+    def wait(painting: Future[None] | None) -> None:
+        if painting is not None:
+            with clock("wait"):
+                painting.result()
+
     empty = (CONTENT_ABOVE, _of_air(spec, predictor)) if spec.skip_empty else None
     device = made.device
     start = time.perf_counter()
@@ -519,15 +526,13 @@ def _paint_windows(
                 if device == "cpu":
                     paint(block.x, block.y, block.data)
                     continue
-                if behind is not None:
-                    behind.result()
+                wait(behind)
                 behind = beside.submit(paint, block.x, block.y, block.data)
-            if behind is not None:
-                behind.result()
+            wait(behind)
+    # What is left of the time is the sums'. Beside a GPU painting costs only what it is waited for.
+    waited = clock.seconds.pop("wait", 0.0) if device != "cpu" else clock.seconds.get("paint", 0.0)
     duration_s = time.perf_counter() - start
-    clock.seconds["blend"] = max(
-        0.0, duration_s - clock.seconds.get("network", 0.0) - clock.seconds.get("paint", 0.0)
-    )
+    clock.seconds["blend"] = max(0.0, duration_s - clock.seconds.get("network", 0.0) - waited)
 
 
 def check_image(volume: Volume) -> None:

@@ -11,6 +11,7 @@ number of classes.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+
+from medseg.errors import DataWarning
+from medseg.inference.backends.cards import is_out_of_memory
 
 #: Patches (B, C, X, Y, Z) to features or logits (B, F, X, Y, Z).
 Predict = Callable[[Tensor], Tensor]
@@ -324,9 +328,11 @@ class _Sums:
         self._compiled = _uses_kernels(device)
         try:
             self._column, self._carry = (torch.zeros(shape, device=device) for shape in shapes)
-        except torch.OutOfMemoryError:
-            self._compiled = True
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             self._column, self._carry = (torch.zeros(shape) for shape in shapes)
+            self._step_down()
         self._padded = windows.padded[1] != windows.shape[1]
         self._turn = 0  # where in the ring the column begins
         self._carried = 0  # planes of the carry that hold something
@@ -362,16 +368,26 @@ class _Sums:
             device = self._column.device
             a, b, c = (torch.from_numpy(w).to(device) for w in weights)
             window = (a[:, None, None] * b[:, None] * c)[..., None]
-            source = (
-                features.permute(1, 2, 3, 0).to(device, torch.float32).expand(*window.shape[:3], -1)
-            )
-            ring = [(self._turn + n) % len(b) for n in range(len(b))]
-            target = self._column[:, ring, z : z + len(c), : len(features)]
-            self._column[:, ring, z : z + len(c), : len(features)] = target.addcmul(source, window)
-        except torch.OutOfMemoryError:
-            self._compiled = True
-            self._column, self._carry = self._column.cpu(), self._carry.cpu()
-            self.add(features.cpu(), weights, z)
+            source = features.permute(1, 2, 3, 0).to(device, torch.float32)
+            target = self._column[:, :, z : z + len(c), : len(features)]
+            _add_in_ring(target, source.expand(*window.shape[:3], -1), window, self._turn)
+            return
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        self._column, self._carry = self._column.cpu(), self._carry.cpu()
+        self._step_down()
+        self.add(features.cpu(), weights, z)
+
+    def _step_down(self) -> None:
+        """Go on with compiled loops on the CPU, and say so: every later window is copied there."""
+        self._compiled = True
+        warnings.warn(
+            "the GPU has no room for the sums of windows; they are made on the CPU, which is"
+            " slower",
+            DataWarning,
+            stacklevel=3,
+        )
 
     def finish(
         self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]
@@ -414,6 +430,17 @@ class _Sums:
         # Planes beyond the image were never finished; finishing empties the others.
         if self._padded:
             self._column.zero_()
+
+
+def _add_in_ring(target: Tensor, source: Tensor, weights: Tensor, turn: int) -> None:
+    """Add weighted features to a ring along the second axis that begins at `turn`, in place: all
+    that needs memory is there before.
+    """
+    width = target.shape[1]
+    for begin, end, at in ((0, width - turn, turn), (width - turn, width, 0)):
+        if begin < end:
+            place = target[:, at : at + end - begin]
+            place.addcmul_(source[:, begin:end], weights[:, begin:end])
 
 
 def gaussian_map(patch: Sequence[int], sigma_scale: Sequence[float]) -> Tensor:

@@ -217,7 +217,11 @@ class Mask2Former(nn.Module):
         that most of it has, and 0 leaves a voxel to its class. Which points are compared depends on
         labels and masks alone.
         """
-        total, count = said.pixels.sum() * 0.0, 0
+        # Each part of the network gets a gradient where no voxel is labelled, too: processes that
+        # share a step wait for those of all parts.
+        total, count = (said.pixels.sum() + said.classes.sum() + said.queries.sum()) * 0.0, 0
+        if said.voxels is not None:
+            total = total + said.voxels.sum() * 0.0
         weight = torch.ones(self.classes + 1, device=labels.device)
         weight[-1] = NO_OBJECT_WEIGHT
         generator = torch.Generator().manual_seed(int(labels.sum()) % 2**31)

@@ -43,7 +43,7 @@ def train(
     began = time.monotonic() if began is None else began
     run.mkdir(parents=True, exist_ok=True)
     with (
-        nullcontext(processes) if processes else Processes() as processes,
+        nullcontext(processes) if processes else Processes(config.train.device) as processes,
         locked(run, processes),
         stoppable() as stopping,
         processes.repeatable(config.train.deterministic),

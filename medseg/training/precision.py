@@ -34,7 +34,7 @@ def choose_training_precision(config: Config, device: torch.device, thinnest: in
             raise BadConfig("fp16 is very slow on a CPU; set train.precision=bf16 or fp32")
         return settings.precision
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        return half_on_card()
     if config.model.name in FLOAT32_ON_CPU or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "fp32"
     if has_matrix_units():
@@ -56,6 +56,11 @@ def choose_training_precision(config: Config, device: torch.device, thinnest: in
         return min(times[1:])
 
     return "bf16" if seconds(True) < 0.9 * seconds(False) else "fp32"
+
+
+def half_on_card() -> str:
+    """bf16 where the card computes in it; before Ampere it is emulated, and slower than float32."""
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def thinnest_map(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from datetime import timedelta
 from types import TracebackType
@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medseg.config import TrainConfig
 from medseg.errors import BadConfig
+from medseg.inference import choose_device
 
 
 class Processes:
@@ -27,25 +29,27 @@ class Processes:
     end.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "auto") -> None:
+        """device: 'auto', 'cpu', 'cuda' or 'cuda:N'. Raises `BadConfig` for one that is not here,
+        and where several processes would share a card.
+        """
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.first = self.rank == 0
         self.sharded = False
         self._whole: nn.Module | None = None
-        if torch.cuda.is_available():
-            self.device = torch.device(
-                "cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()
-            )
-        else:
-            self.device = torch.device("cpu")
+        self.device = _device_of(device, int(os.environ.get("LOCAL_RANK", 0)), self.size)
 
     def __enter__(self) -> Processes:
         if self.size > 1:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
-            # The others wait while the first scores whole scans.
-            backend = "nccl" if self.device.type == "cuda" else "gloo"
-            distributed.init_process_group(backend, timeout=timedelta(hours=24))
+            on_card = self.device.type == "cuda"
+            distributed.init_process_group(
+                "nccl" if on_card else "gloo",
+                # The others wait while the first scores whole scans.
+                timeout=timedelta(hours=24),
+                device_id=self.device if on_card else None,
+            )
         return self
 
     def __exit__(
@@ -65,16 +69,30 @@ class Processes:
         if not wanted:
             yield
             return
-        if self.device.type == "cuda":  # cuBLAS reads it when it is first used
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        deterministic: Any = torch.utils.deterministic  # its attributes are made at run time
+        fills = deterministic.fill_uninitialized_memory
+        on_card = self.device.type == "cuda"
+        torch.use_deterministic_algorithms(True, warn_only=not on_card)
         torch.backends.cudnn.benchmark = False
+        # It guards against reading what nobody wrote, and costs a pass over every new tensor.
+        deterministic.fill_uninitialized_memory = False
         try:
-            yield
+            # Gradients of the other kinds of attention differ from run to run on a card.
+            with sdpa_kernel(SDPBackend.MATH) if on_card else nullcontext():
+                yield
+        except RuntimeError as error:
+            if "does not have a deterministic implementation" not in str(error):
+                raise
+            operation = str(error).split(" ", 1)[0]
+            raise BadConfig(
+                f"train.deterministic: {operation} gives other bits every time on this device;"
+                " choose another architecture, or train without --deterministic"
+            ) from None
         finally:
             torch.use_deterministic_algorithms(before[0])
             torch.backends.cudnn.benchmark = before[1]
+            deterministic.fill_uninitialized_memory = fills
 
     def spread(self, network: nn.Module, parallel: str) -> tuple[nn.Module, nn.Module]:
         """The network as it is kept, and as it is called in training."""
@@ -84,7 +102,8 @@ class Processes:
         if parallel == "fsdp":
             from torch.distributed.fsdp import fully_shard
 
-            self._whole, self.sharded = deepcopy(network), True
+            # For validation, which is the first process's alone, and off the card that is short.
+            self._whole, self.sharded = deepcopy(network).cpu() if self.first else None, True
             for child in network.children():
                 for part in child if isinstance(child, nn.ModuleList) else [child]:
                     if any(True for _ in part.parameters()):
@@ -153,11 +172,35 @@ class Processes:
             return value
         return distribute_tensor(value.to(self.device), other.device_mesh, other.placements)
 
-    def whole_network(self, weights: dict[str, Tensor]) -> nn.Module:
-        """A copy of a network that is shared out, in one piece, with these weights."""
-        assert self._whole is not None
+    @contextmanager
+    def whole_network(self, network: nn.Module, weights: dict[str, Tensor]) -> Iterator[nn.Module]:
+        """A network that is shared out in one piece with these weights, for a while, on the
+        first process's device; the others get it as it is.
+        """
+        if self._whole is None:
+            yield network
+            return
         self._whole.load_state_dict(weights)
-        return self._whole
+        try:
+            yield self._whole.to(self.device)
+        finally:
+            self._whole.cpu()
+
+
+def _device_of(device: str, local_rank: int, size: int) -> torch.device:
+    """Where a process trains: on a card of its own where there are several processes."""
+    # cuBLAS reads it when it is first used, and without it may sum in another order every time.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    place = choose_device(device)
+    if place.type != "cuda" or size == 1:
+        return place
+    cards = torch.cuda.device_count()
+    if place.index is not None or local_rank >= cards:
+        raise BadConfig(
+            f"each process trains on a card of its own, and there are {cards} here: start as many"
+            " with --nproc-per-node, and give --device cuda or cpu without a number"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def innermost_channels(network: nn.Module, device: torch.device) -> nn.Module:

@@ -114,7 +114,7 @@ def _train(request: Request, events: Events | None, *, folds: Sequence[int]) -> 
     )
     run = request.folder(dataset)
     _check_folder(run, request.resume)
-    with Processes() as processes:
+    with Processes(str(request.fixed().get("train.device", "auto"))) as processes:
         if processes.first:
             # Two processes must not plan into one folder.
             with (

@@ -178,13 +178,14 @@ def changed_settings(config: Config, run: Path) -> list[str]:
 
 
 def record_config(config: Config, run: Path) -> None:
-    """Write config.yaml of a run: every setting but where things lie."""
+    """Write config.yaml of a run: every setting but where things lie and run."""
     with atomic_write(run / "config.yaml") as handle:
         handle.write(yaml.safe_dump(_content(config), sort_keys=False).encode())
 
 
 def _content(config: Config) -> dict[str, Any]:
     content = config.model_dump(mode="json", exclude={"data", "labels", "start_from"})
+    del content["train"]["device"]  # where it runs, too, may change from one start to the next
     if config.model.recipe is None:  # as runs of earlier versions have recorded it
         del content["model"]["recipe"]
     return content

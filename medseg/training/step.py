@@ -278,9 +278,9 @@ class Run:
         out.
         """
         if self.processes.sharded:
-            yield self.processes.whole_network(
-                {key: whole(value) for key, value in self.average_weights.items()}
-            )
+            weights = {key: whole(value) for key, value in self.average_weights.items()}
+            with self.processes.whole_network(self.network, weights) as network:
+                yield network
             return
         own = {key: value.clone() for key, value in self.network.state_dict().items()}
         self.network.load_state_dict(self.average_weights)

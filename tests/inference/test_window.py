@@ -5,6 +5,7 @@ must.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from unittest import mock
 
@@ -14,6 +15,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
+from medseg.errors import DataWarning
 from medseg.inference import window as engine
 from medseg.inference.window import gaussian_weights, plan_windows, sliding_window, window_starts
 
@@ -240,18 +242,20 @@ def test_sums_made_by_torch_as_on_a_gpu_equal_those_of_the_compiled_loops():
 def test_the_sums_move_to_the_cpu_when_a_gpu_has_no_room_to_add_to_them(at: int):
     image = torch.rand(1, 20, 9, 9, generator=torch.Generator().manual_seed(1))
     expected = collected(ramped, image, (8, 8, 8))
-    real, calls = Tensor.addcmul, []
+    real, calls = engine._add_in_ring, []
 
-    def addcmul(*arguments):
+    def add(*arguments):
         calls.append(1)
         if len(calls) == at + 1:
             raise torch.OutOfMemoryError("full")
         return real(*arguments)
 
     uses = mock.patch.object(engine, "_uses_kernels", return_value=False)
-    with uses, mock.patch.object(Tensor, "addcmul", addcmul):
+    count = plan_windows((20, 9, 9), (8, 8, 8), 0.5).count
+    steps_down = pytest.warns(DataWarning, match="on the CPU") if at < count else nullcontext()
+    with uses, mock.patch.object(engine, "_add_in_ring", add), steps_down:
         result = collected(ramped, image, (8, 8, 8))
-    assert len(calls) == min(at + 1, plan_windows((20, 9, 9), (8, 8, 8), 0.5).count)
+    assert len(calls) == min(at + 1, count)
     assert np.allclose(result, expected, rtol=0, atol=1e-6)
 
 
@@ -265,7 +269,8 @@ def test_the_sums_are_made_on_the_cpu_when_a_gpu_has_no_room_for_them():
             raise torch.OutOfMemoryError("full")
         return real(*arguments, device=device, **options)
 
-    with mock.patch.object(engine.torch, "zeros", zeros):
+    full = mock.patch.object(engine.torch, "zeros", zeros)
+    with full, pytest.warns(DataWarning, match="no room for the sums"):
         assert np.array_equal(collected(ramped, image, (8, 8, 8), device="meta"), expected)
 
 

@@ -5,6 +5,7 @@ apart.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -14,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medseg.errors import BadConfig
+from medseg.errors import BadConfig, DataWarning
+from medseg.inference.backends.cards import problem_of
 from medseg.inference.painter import Head, Slopes
 from medseg.inference.settings import check_device
 from medseg.inference.window import Predict
@@ -44,21 +46,29 @@ class Predictor:
 
 
 def choose_device(device: str) -> torch.device:
-    """The device asked for: 'cpu', 'cuda', 'cuda:N', or 'auto' for a GPU where there is one. Raises
-    `BadConfig` for another word, and for a device that is not here.
+    """The device asked for: 'cpu', 'cuda', 'cuda:N', or 'auto' for a GPU where there is one that
+    works. Raises `BadConfig` for another word, and for a device that is not here or does not work.
     """
     is_there = torch.cuda.is_available()
     check_device(device)
-    if device == "auto":
-        return torch.device("cuda" if is_there else "cpu")
-    if device == "cpu":
+    if device == "cpu" or (device == "auto" and not is_there):
         return torch.device("cpu")
     if not is_there:
         raise BadConfig("there is no CUDA device here; use --device cpu")
     count = torch.cuda.device_count()
     if int(device.partition(":")[2] or 0) >= count:
         raise BadConfig(f"there is no {device} here; its CUDA devices are cuda:0 to {count - 1}")
-    return torch.device(device)
+    card = torch.device("cuda" if device == "auto" else device)
+    problem = problem_of(card)
+    if problem and device != "auto":
+        raise BadConfig(f"this PyTorch cannot use {device}: {problem}; use --device cpu")
+    if problem:
+        warnings.warn(
+            f"this PyTorch cannot use the GPU that is here: {problem}; the CPU computes",
+            DataWarning,
+            stacklevel=2,
+        )
+    return torch.device("cpu") if problem else card
 
 
 def seconds_of(work: Callable[[], Any], tries: int = 3) -> float:

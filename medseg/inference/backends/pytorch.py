@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from medseg.errors import BadConfig, BadModel, DataWarning, NotEnoughMemory
 from medseg.inference.backends.accelerate import accelerate
+from medseg.inference.backends.cards import is_out_of_memory
 from medseg.inference.backends.predictor import (
     Body,
     Precision,
@@ -109,23 +110,6 @@ def open_torch(
     )
 
 
-#: What PyTorch, cuBLAS and cuDNN say where memory is all they lack.
-_NO_MEMORY = (
-    "out of memory",
-    "DefaultCPUAllocator",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-    "nable to find an engine to execute",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of PyTorch says, in any of its ways, that there is not enough memory."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
-    )
-
-
 #: How often a network of this process had to step down.
 _STEPS_DOWN = [0]
 
@@ -210,10 +194,18 @@ class _Torch:
         features = self.forward(x, self.dtype)
         if is_finite(features):
             return features
-        if self.dtype != torch.float32:
+        halved = self.dtype
+        if halved != torch.float32:
             features = self.forward(x, torch.float32)
         if not is_finite(features):
             raise BadModel(f"the model {self.name} gives values that are not finite on this scan")
+        # One batch too large for half precision is seldom alone: each would be computed twice.
+        self.dtype = torch.float32
+        warnings.warn(
+            f"values of {self.name} are too large for {name_of(halved)}; float32 goes on",
+            DataWarning,
+            stacklevel=2,
+        )
         return features
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:

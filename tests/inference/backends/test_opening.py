@@ -383,7 +383,7 @@ def test_cards_are_called_by_their_numbers():
     here = mock.patch.multiple(
         torch.cuda, is_available=lambda: True, device_count=lambda: 2, spec_set=True
     )
-    with here:
+    with here, mock.patch("medseg.inference.backends.predictor.problem_of", return_value=""):
         assert choose_device("cuda:1") == torch.device("cuda", 1)
         assert choose_device("auto") == choose_device("cuda") == torch.device("cuda")
         with pytest.raises(BadConfig, match="no cuda:2 here; its CUDA devices are cuda:0 to 1"):
@@ -423,7 +423,8 @@ def test_what_is_not_finite_is_computed_again_in_fp32_and_then_refused(tmp_path:
             return x / (0 if torch.is_autocast_enabled("cpu") else 1)
 
     run = _Torch(Overflows(), "overflows", CPU, torch.bfloat16, exact=False)
-    assert torch.equal(run(patches()), patches())
+    with pytest.warns(DataWarning, match="float32 goes on"):
+        assert torch.equal(run(patches()), patches())
     assert kinds == [torch.bfloat16, torch.float32]
     checkpoint = load_checkpoint(str(tiny.save_known(tmp_path / "nan", "not_a_number")))
     with pytest.raises(BadModel, match="not finite"):

@@ -1,0 +1,113 @@
+"""What GPUs say when they cannot go on, whether one works here at all, and what a record says of
+it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from medseg.errors import DataWarning
+
+#: What PyTorch, cuBLAS and cuDNN say where memory is all they lack.
+_NO_MEMORY = (
+    "out of memory",
+    "DefaultCPUAllocator",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "nable to find an engine to execute",
+)
+#: After these nothing runs on the card until the process has ended (CUDA Runtime API, error
+#: handling: "sticky" errors).
+_BROKEN = (
+    "illegal memory access",
+    "unspecified launch failure",
+    "device-side assert",
+    "misaligned address",
+    "hardware stack error",
+    "illegal instruction",
+    "uncorrectable ECC error",
+    "launch timed out",
+    "GPU is lost",
+)
+#: Older ones are slow, hungry or, in bfloat16 at large sizes, wrong in 3-D convolutions
+#: (PyTorch's issues 166122, 166643 and 163539).
+OLDEST_CUDNN = (9, 15)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of PyTorch says, in any of its ways, that there is not enough memory."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+    )
+
+
+def is_broken(error: BaseException) -> bool:
+    """Whether an error says that this process can do nothing more on its card."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _BROKEN)
+
+
+@cache
+def problem_of(device: torch.device) -> str:
+    """Why a card cannot be used, found by one small convolution; '' if it can.
+
+    That a card is there does not say that this PyTorch has code for it. A full card is no problem
+    here: the network steps down when its turn comes.
+    """
+    try:
+        image, kernel = (torch.ones(1, 1, size, size, size, device=device) for size in (4, 3))
+        with torch.inference_mode():
+            sums = F.conv3d(image.half(), kernel.half())
+        if float(sums.sum()) != 8 * 27:
+            return "it computes wrongly"
+    except (RuntimeError, AssertionError) as error:
+        return "" if is_out_of_memory(error) else str(error).strip().splitlines()[0].rstrip(".")
+    _warn_of_old_cudnn()
+    return ""
+
+
+def _warn_of_old_cudnn() -> None:
+    version = cudnn_version()
+    if version and version < OLDEST_CUDNN:
+        warnings.warn(
+            f"cuDNN {'.'.join(map(str, version))} is slow or inexact in 3-D convolutions; install"
+            f" a PyTorch with {'.'.join(map(str, OLDEST_CUDNN))} or later",
+            DataWarning,
+            stacklevel=3,
+        )
+
+
+def cudnn_version() -> tuple[int, ...]:
+    """(major, minor, patch), or () where there is no cuDNN."""
+    number = torch.backends.cudnn.version()
+    if not number:
+        return ()
+    unit = 10_000 if number >= 90_000 else 1000  # from 9 on it has two more digits
+    return number // unit, number % unit // 100, number % 100
+
+
+def versions_of(device: str) -> dict[str, str]:
+    """What a result depends on beside packages where it was computed on a card: the card's name and
+    the libraries below PyTorch. {} of other devices.
+    """
+    if not device.startswith("cuda"):
+        return {}
+    card = torch.cuda.get_device_properties(torch.device(device))
+    found = {"gpu": str(card.name), "gpu capability": f"{card.major}.{card.minor}"}
+    found |= {"cuda": str(torch.version.cuda)} if torch.version.cuda else {}
+    found |= {"cudnn": ".".join(map(str, cudnn_version()))} if cudnn_version() else {}
+    driver = driver_version()
+    return found | ({"gpu driver": driver} if driver else {})
+
+
+def driver_version() -> str:
+    """The kernel driver's version, as Linux tells it; '' where it does not."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split()
+    except OSError:
+        return ""
+    return next((word for word in words if word[0].isdigit() and "." in word), "")

@@ -1,0 +1,208 @@
+"""What cards say when they cannot go on, told by errors as PyTorch raises them; none is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from medseg.errors import BadConfig, DataWarning, DeviceFailed
+from medseg.inference.backends import cards
+from medseg.inference.backends.predictor import choose_device
+from medseg.inference.segmentation import _Clock, _paint_windows, _predicted
+
+CARD = torch.device("cuda")
+NO_KERNEL = "CUDA error: no kernel image is available for execution on the device\nCompile with ..."
+STUCK = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might ..."
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    """What was found of cards in one test is not known in another."""
+    cards.problem_of.cache_clear()
+    yield
+    cards.problem_of.cache_clear()
+
+
+def says(error: BaseException) -> mock._patch:
+    """The first convolution on a card ends so."""
+    ones = mock.Mock(return_value=mock.Mock(half=mock.Mock(side_effect=error)))
+    return mock.patch.object(cards.torch, "ones", ones)
+
+
+def card_here() -> mock._patch:
+    """PyTorch sees one."""
+    return mock.patch.multiple(torch.cuda, is_available=lambda: True, device_count=lambda: 1)
+
+
+def test_a_card_that_pytorch_has_no_code_for_is_not_taken():
+    with says(RuntimeError(NO_KERNEL)), card_here():
+        with pytest.warns(DataWarning, match="no kernel image is available.*the CPU computes"):
+            assert choose_device("auto") == torch.device("cpu")
+        with pytest.raises(BadConfig, match="cannot use cuda: CUDA error: no kernel image"):
+            choose_device("cuda")
+
+
+def test_a_full_card_is_no_broken_one():
+    with says(torch.OutOfMemoryError("CUDA out of memory")), card_here():
+        assert choose_device("auto") == CARD
+
+
+def test_a_convolution_that_is_right_here_is_right_there():
+    """The trial itself, on the CPU, and one that computes wrongly."""
+    cpu = torch.device("cpu")
+    with mock.patch.object(cards, "_warn_of_old_cudnn"):
+        assert cards.problem_of(cpu) == ""
+        cards.problem_of.cache_clear()
+        with mock.patch.object(cards.F, "conv3d", lambda image, kernel: image):
+            assert cards.problem_of(cpu) == "it computes wrongly"
+
+
+@pytest.mark.parametrize(
+    ("number", "version", "is_old"),
+    [(91501, (9, 15, 1), False), (91002, (9, 10, 2), True), (8907, (8, 9, 7), True)],
+)
+def test_an_old_cudnn_is_warned_of(number: int, version: tuple[int, ...], is_old: bool):
+    with mock.patch.object(torch.backends.cudnn, "version", return_value=number):
+        assert cards.cudnn_version() == version
+        if is_old:
+            with pytest.warns(DataWarning, match=r"install a PyTorch with 9\.15"):
+                cards._warn_of_old_cudnn()
+        else:
+            cards._warn_of_old_cudnn()
+    with mock.patch.object(torch.backends.cudnn, "version", return_value=None):
+        assert cards.cudnn_version() == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        STUCK,
+        "CUDA error: device-side assert triggered",
+        "CUDA error: unspecified launch failure",
+        "CUDA error: uncorrectable ECC error encountered",
+    ],
+)
+def test_a_card_that_stopped_is_told_once_and_ends_the_run(text: str):
+    def predict(patches: Tensor) -> Tensor:
+        raise RuntimeError(text)
+
+    with pytest.raises(DeviceFailed, match=r"the GPU stopped working.*--device cpu"):
+        _predicted(predict, _Clock(), "windows", torch.zeros(1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["mat1 and mat2 shapes cannot be multiplied", NO_KERNEL])
+def test_other_errors_are_no_broken_card(text: str):
+    assert not cards.is_broken(RuntimeError(text))
+    assert not cards.is_broken(ValueError(STUCK))
+
+
+def test_a_record_names_the_card_and_what_drives_it():
+    card = SimpleNamespace(name="NVIDIA Test", major=9, minor=0)
+    with (
+        mock.patch.object(torch.cuda, "get_device_properties", return_value=card),
+        mock.patch.object(torch.backends.cudnn, "version", return_value=91501),
+        mock.patch.object(torch.version, "cuda", "13.0"),
+        mock.patch.object(cards, "driver_version", return_value="580.1"),
+    ):
+        assert cards.versions_of("cuda:1") == {
+            "gpu": "NVIDIA Test", "gpu capability": "9.0", "cuda": "13.0", "cudnn": "9.15.1",
+            "gpu driver": "580.1",
+        }  # fmt: skip
+    assert cards.versions_of("cpu") == {}
+
+
+class Beside:
+    """An executor whose work takes no time of the thread that waits for it."""
+
+    def __init__(self, workers: int) -> None:
+        pass
+
+    def __enter__(self) -> Beside:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def submit(self, work: Callable[..., None], *arguments: object) -> mock.Mock:
+        now = TIME.now
+        work(*arguments)
+        TIME.now = now
+        return mock.Mock()
+
+
+TIME = SimpleNamespace(now=0.0)
+
+
+def takes(seconds: float) -> Callable[..., None]:
+    """Work of so many seconds of a clock that the test winds."""
+
+    def work(*arguments: object) -> None:
+        TIME.now += seconds
+
+    return work
+
+
+def test_painting_beside_a_card_is_not_taken_from_the_time_of_the_sums():
+    """Three blocks: 5 s of network and 2 s of sums each, and 7 s of painting beside them."""
+
+    def sliding(predict: Callable[[Tensor], object], *rest: object, **named: object):
+        for n in range(3):
+            predict(torch.zeros(1))
+            TIME.now += 2
+            yield SimpleNamespace(x=n, y=0, data=None)
+
+    way = SimpleNamespace(
+        image=np.zeros((1, 8, 8, 8)), patch=(8, 8, 8), overlap=0.5, layout="centred",
+        weighting=None, make_sums=None, trimmed=lambda blocks: blocks,
+    )  # fmt: skip
+    clock = _Clock()
+    with (
+        mock.patch("medseg.inference.segmentation.time.perf_counter", lambda: TIME.now),
+        mock.patch("medseg.inference.segmentation.ThreadPoolExecutor", Beside),
+        mock.patch("medseg.inference.window.sliding_window", sliding),
+        mock.patch("medseg.inference.window.plan_windows") as plan_windows,
+        mock.patch("medseg.inference.segmentation.window_count", return_value=3),
+    ):
+        plan_windows.return_value.stripes.return_value = [(0, 8)]
+        _paint_windows(
+            painter=mock.Mock(add=takes(7)),
+            predictor=mock.Mock(side_effect=takes(5), cell=1),
+            way=way,  # type: ignore[arg-type]
+            checkpoint=SimpleNamespace(spec=SimpleNamespace(name="x", skip_empty=False)),  # type: ignore[arg-type]
+            made=mock.Mock(device="cuda", stripes=1),
+            batch=1,
+            clock=clock,
+            progress=lambda what, done, total: None,
+        )
+    assert clock.seconds == {"network": 15.0, "paint": 21.0, "blend": 6.0}
+
+
+#: Whether each call of `Body` was in half precision.
+CALLS: list[bool] = []
+
+
+class Body(nn.Module):
+    """Values too large for half precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        halved = torch.is_autocast_enabled("cpu")
+        CALLS.append(halved)
+        return x / (0 if halved else 1)
+
+
+def test_what_is_too_large_for_half_precision_is_computed_twice_only_once():
+    from medseg.inference.backends.pytorch import _Torch
+
+    CALLS.clear()
+    run = _Torch(Body(), "large", torch.device("cpu"), torch.bfloat16, exact=True)
+    with pytest.warns(DataWarning, match="too large for bfloat16; float32 goes on") as told:
+        for _ in range(3):
+            assert torch.equal(run(torch.ones(1, 1, 2, 2, 2)), torch.ones(1, 1, 2, 2, 2))
+    assert CALLS == [True, False, False, False]
+    assert len(told) == 1
