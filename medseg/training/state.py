@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from medseg.config import Config, read_settings
+from medseg.config import Config, TrainConfig, read_settings
 from medseg.errors import BadConfig, BadFile, BadModel, DataWarning, Interrupted
 from medseg.files import atomic_write, read_bytes
 from medseg.text import parse_json
@@ -186,8 +186,11 @@ def record_config(config: Config, run: Path) -> None:
 def _content(config: Config) -> dict[str, Any]:
     content = config.model_dump(mode="json", exclude={"data", "labels", "start_from"})
     del content["train"]["device"]  # where it runs, too, may change from one start to the next
-    if config.model.recipe is None:  # as runs of earlier versions have recorded it
+    # What runs of earlier versions have not recorded is left out where it is as it was for them.
+    if config.model.recipe is None:
         del content["model"]["recipe"]
+    if config.train.betas == TrainConfig.model_fields["betas"].default:
+        del content["train"]["betas"]
     return content
 
 

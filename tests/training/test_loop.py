@@ -27,7 +27,7 @@ from medseg.networks.zoo import build_network
 from medseg.training.clock import learning_rate
 from medseg.training.loop import train
 from medseg.training.precision import THIN, choose_training_precision, thinnest_map
-from medseg.training.state import load_state, save_state
+from medseg.training.state import changed_settings, load_state, record_config, save_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -532,3 +532,17 @@ def test_thin_maps_are_trained_in_float32_where_bfloat16_has_wrong_gradients(mon
     assert thinnest_map(network, 1, (8, 12, 12), cpu) == 2
     assert thinnest_map(network, 1, (12, 12, 16), cpu) == THIN == 3
     assert choose_training_precision(config, cpu, 2) == "fp32"
+
+
+def test_a_run_of_an_earlier_version_knew_no_newer_settings_and_goes_on(
+    config: Config, tmp_path: Path
+):
+    """What config.yaml does not say is as it always was; another device is no other run."""
+    record_config(config, tmp_path)
+    recorded = yaml.safe_load((tmp_path / "config.yaml").read_text(encoding="utf-8"))
+    assert not {"betas", "device"} & recorded["train"].keys()
+    assert "recipe" not in recorded["model"]
+    other = config.train.model_copy(update={"device": "cuda:1"})
+    assert changed_settings(config.model_copy(update={"train": other}), tmp_path) == []
+    other = config.train.model_copy(update={"betas": (0.9, 0.98)})
+    assert changed_settings(config.model_copy(update={"train": other}), tmp_path) == ["train.betas"]
