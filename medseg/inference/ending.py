@@ -59,7 +59,7 @@ def journey_way(
         make_sums = partial(
             MappedSums,
             weights=gaussian_map(patch, recipe.sigma_scale),
-            device=torch.device(made.device),
+            device=torch.device(made.device if made.sums_on_card else "cpu"),
         )
     return Way(
         image=image,

@@ -34,6 +34,7 @@ from medseg.volume import Volume
 if TYPE_CHECKING:
     import torch
 
+    from medseg.inference.backends.budget import OnCard
     from medseg.inference.window import Windows
     from medseg.models import Checkpoint, ModelSpec
 
@@ -65,6 +66,9 @@ class Plan:
     # sums and logits are rounded to half precision, as a foreign model's own program does
     half: bool = False
     plain: bool = False  # PyTorch's own arithmetic in float32, every output on its own
+    batch: int = 1  # windows at a time
+    sums_on_card: bool = False
+    card_bytes: int = 0  # of the card's memory at the peak
 
 
 def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
@@ -119,9 +123,12 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
             plain=layout.plain,
         )
         if peak_bytes <= limit:
-            return forecast
+            break
     _check_memory(peak_bytes, limit, settings)
-    return forecast
+    if device.type == "cpu":
+        return replace(forecast, batch=settings.batch or 1)
+    card = _fit_on_card(layout, checkpoints, settings, device=device, stripes=forecast.stripes)
+    return replace(forecast, batch=card.batch, sums_on_card=card.sums, card_bytes=card.needed_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -347,15 +354,9 @@ def memory_needed(
     what is measured.
     """
     from medseg.inference.backends.activations import activation_bytes
-    from medseg.inference.backends.opening import blended_features
 
     spec, grid, windows = checkpoints[0].spec, laid.grid, laid.windows
-    features, cell = blended_features(checkpoints, bool(laid.mirror))
-    if laid.half or laid.plain:
-        features, cell = spec.outputs * len(checkpoints), 1
-    deferred = (features, cell) != (spec.outputs, 1) and not (laid.half or laid.plain)
-    features += spec.skip_empty
-    features += isinstance(grid, Journey)  # weights of windows are added up, too
+    features, cell, deferred = _blended(checkpoints, laid)
     image = _image_bytes(grid, spec, cell)
     activations = activation_bytes(
         _with_patch(checkpoints[0], windows, cell), max(1, settings.batch), deferred
@@ -370,11 +371,57 @@ def memory_needed(
     maps = _maps_bytes(volume.data.size, settings, spec)
     labels = _label_bytes(volume.data.size, spec, grid)
     resampling = image + _resampling_bytes(grid, exact=settings.exact)
-    painting = labels + maps + sums + image + (network if device == "cpu" else 0)
+    # A card holds the network; what CUDA itself takes of this process's memory is about as much.
+    painting = labels + maps + sums + image + (network if device == "cpu" else _CUDA_BYTES)
     cleaning = labels * 2 + maps
     if settings.cleanup and (spec.cleanup or spec.fluid):
         cleaning += 12 * volume.data.size
     return resident_bytes() + _LIBRARIES_BYTES + max(resampling, painting, cleaning)
+
+
+def _blended(checkpoints: Sequence[Checkpoint], laid: Laid) -> tuple[int, int, bool]:
+    """How many numbers are added up of each voxel, or cell of so many along each axis; and whether
+    they are features before the last layer.
+    """
+    from medseg.inference.backends.opening import blended_features
+
+    spec = checkpoints[0].spec
+    features, cell = blended_features(checkpoints, bool(laid.mirror))
+    if laid.half or laid.plain:
+        features, cell = spec.outputs * len(checkpoints), 1
+    deferred = (features, cell) != (spec.outputs, 1) and not (laid.half or laid.plain)
+    # With a journey the weights of windows are added up, too.
+    return features + spec.skip_empty + isinstance(laid.grid, Journey), cell, deferred
+
+
+def _fit_on_card(
+    laid: Laid,
+    checkpoints: Sequence[Checkpoint],
+    settings: Settings,
+    *,
+    device: torch.device,
+    stripes: int,
+) -> OnCard:
+    """What of a run lies on the card, by the memory that is free there."""
+    import torch
+
+    from medseg.inference.backends.activations import activation_bytes
+    from medseg.inference.backends.budget import fit_on_card
+
+    features, cell, deferred = _blended(checkpoints, laid)
+    checkpoint = _with_patch(checkpoints[0], laid.windows, cell)
+    window = 4 * features * int(np.prod(laid.windows.patch))
+    maps = activation_bytes(checkpoint, 1, deferred)
+    # Files hold half precision, and a card float32.
+    weights = 2 * sum(one.weight_bytes for one in checkpoints)
+    return fit_on_card(
+        lambda count: count * (maps + window),
+        weight_bytes=weights,
+        # One window more while it is added.
+        sums_bytes=_sums_bytes(laid.windows, features, stripes) + window,
+        free_bytes=int(torch.cuda.mem_get_info(device)[0]),
+        batch=settings.batch,
+    )
 
 
 def _with_patch(checkpoint: Checkpoint, windows: Windows, cell: int) -> Checkpoint:
@@ -491,3 +538,5 @@ def _span(windows: Windows, stripes: int) -> int:
 #: What is loaded between making the plan and the peak: numba, the compiled kernels, oneDNN's
 #: buffers.
 _LIBRARIES_BYTES = 150_000_000
+#: What CUDA, cuDNN and cuBLAS take of a process's own memory (an estimate; none was measured here).
+_CUDA_BYTES = 1_000_000_000

@@ -457,5 +457,14 @@ def announcement(volumes: Sequence[Volume], plan: Plan) -> str:
         how += f" ({', '.join(plan.taken)})"
     return (
         f"{several}{shape} voxels of {spacing} mm, {volume.orientation}; model {plan.model}, {how};"
-        f" about {plan.memory_bytes / 1e9:.1f} GB of memory"
+        f" about {plan.memory_bytes / 1e9:.1f} GB of memory{_on_card(plan)}"
     )
+
+
+def _on_card(plan: Plan) -> str:
+    """What a card holds of a run."""
+    if not plan.card_bytes:
+        return ""
+    where = "" if plan.sums_on_card else ", and sums on the CPU"
+    windows = "1 window" if plan.batch == 1 else f"{plan.batch} windows"
+    return f" and {plan.card_bytes / 1e9:.1f} GB of the GPU's, {windows} at a time{where}"

@@ -363,7 +363,6 @@ def _segment_with_network(
         way = WAYS[type(made.grid)](volumes, checkpoints, settings, made, previous)
     with clock("load"):
         predictor = _opened(checkpoints, settings, made)
-    batch = settings.batch or (4 if made.device.startswith("cuda") else 1)
     painter = way.painter(predictor)
     _paint_windows(
         painter,
@@ -371,7 +370,7 @@ def _segment_with_network(
         way=way,
         checkpoint=checkpoints[0],
         made=made,
-        batch=batch,
+        batch=made.batch,
         clock=clock,
         progress=progress,
     )
@@ -522,7 +521,8 @@ def _paint_windows(
                 sliding_window, predict, image, windows, batch=batch, stripe=stripe, empty=empty
             )
             run = partial(run, weighting=way.weighting, make_sums=way.make_sums, progress=count)
-            for block in way.trimmed(run(device=device, cell=predictor.cell)):
+            sums_device = device if made.sums_on_card else "cpu"
+            for block in way.trimmed(run(device=sums_device, cell=predictor.cell)):
                 if device == "cpu":
                     paint(block.x, block.y, block.data)
                     continue

@@ -312,7 +312,7 @@ def sums(way: Way) -> dict[str, Any]:
     for features in (3, 16, 40):
         mix = torch.rand(features, 1, generator=random)
         predict = lambda x, mix=mix: torch.einsum("fc,bcxyz->bfxyz", mix.to(x.device), x)  # noqa: E731
-        windows = plan_windows(image.shape[1:], (16, 16, 16))
+        windows = plan_windows(image.shape[1:], (16, 16, 16), 0.5)
         here, there = (
             [block.data for block in sliding_window(predict, image, windows, device=place)]
             for place in ("cpu", device)
