@@ -523,15 +523,27 @@ def _vectors(
     return vectors
 
 
-def write_nrrd(volume: Volume, path: str | Path, *, table: LabelTable | None = None) -> None:
+def write_nrrd(
+    volume: Volume,
+    path: str | Path,
+    *,
+    table: LabelTable | None = None,
+    compress: bool = True,
+) -> None:
     """Write `.nrrd`, gzipped, or `.nhdr` with its data in a second file beside it. Raises
     `BadOutput`.
 
     The data file of a `.nhdr` is named after its content, so that a header never points at
-    half-written or other data. `table` is not stored in plain NRRD.
+    half-written or other data. `table` is not stored in plain NRRD. compress: only a `.nrrd` can be
+    written without.
     """
     dtype = stored_dtype(volume.data)
     header = header_text(path, volume, dtype)
+    if not compress:
+        with atomic_write(path) as file:
+            file.write(f"{header.replace('encoding: gzip', 'encoding: raw')}\n".encode())
+            file.writelines(slabs(volume.data, dtype.newbyteorder("<")))
+        return
     if not str(path).lower().endswith(".nhdr"):
         write_attached(path, header, volume.data, dtype=dtype)
         return

@@ -1,0 +1,132 @@
+"""Forms with files (RFC 7578) as clients send them, the files kept under names of ours."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medseg.annotation.guard import MAX_PLAIN_BYTES
+from medseg.annotation.protocol import Refused
+from medseg.io import strip_suffix
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.requests import Request
+
+_MAX_FILES, _MAX_FIELDS = 4, 20
+#: What OHIF calls a label map without a header.
+RAW = ".bin"
+
+
+@dataclass(kw_only=True)
+class Form:
+    """What was sent: texts and files by the names of their fields."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def file(self, name: str) -> Path:
+        """A file that has to be there. Raises `Refused`."""
+        if name not in self.files:
+            raise Refused(400, f"the form holds no file '{name}'")
+        return self.files[name]
+
+
+@asynccontextmanager
+async def form_of(request: Request, folder: Path) -> AsyncIterator[Form]:
+    """The form of a request, its files in a folder until the block ends, unless they are taken from
+    there. Raises `Refused` for what is no whole form.
+    """
+    form = Form()
+    try:
+        await _fill(form, request, folder)
+        yield form
+    finally:
+        for path in form.files.values():
+            path.unlink(missing_ok=True)
+
+
+async def _fill(form: Form, request: Request, folder: Path) -> None:
+    from python_multipart.multipart import parse_options_header
+    from starlette.concurrency import run_in_threadpool
+    from starlette.datastructures import UploadFile
+    from starlette.formparsers import MultiPartException, MultiPartParser
+
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    boundary = options.get(b"boundary", b"")
+    if kind != b"multipart/form-data" or not boundary:
+        raise Refused(415, "send a form: multipart/form-data with its boundary")
+    end = _End(b"--" + boundary + b"--")
+    parser = MultiPartParser(
+        request.headers,
+        end.seen(request),
+        max_files=_MAX_FILES,
+        max_fields=_MAX_FIELDS,
+        max_part_size=MAX_PLAIN_BYTES,
+    )
+    try:
+        items = (await parser.parse()).multi_items()
+    except MultiPartException:
+        raise Refused(400, "the form is damaged, or has too many or too large parts") from None
+    try:
+        if not end.is_there:
+            raise Refused(400, "the form is not complete; send it again")
+        for name, value in items:
+            if not isinstance(value, UploadFile):
+                form.texts[name] = value
+                continue
+            if name in form.files:
+                raise Refused(400, "the form holds two files of one name; send one")
+            path = folder / f"{secrets.token_hex(12)}{suffix_of(value.filename or '')}"
+            form.files[name] = path
+            await run_in_threadpool(_copy, value, path)
+    finally:
+        for _, value in items:
+            if isinstance(value, UploadFile):
+                await value.close()
+
+
+def _copy(upload: Any, path: Path) -> None:
+    upload.file.seek(0)
+    with path.open("xb") as file:
+        shutil.copyfileobj(upload.file, file, 1 << 20)
+
+
+class _End:
+    """Whether a body ends as a form does: a parser takes what is cut off for whole."""
+
+    def __init__(self, mark: bytes) -> None:
+        self._mark, self._tail = mark, b""
+
+    async def seen(self, request: Request) -> AsyncGenerator[bytes, None]:
+        """The body of a request, looked at while it passes."""
+        async for part in request.stream():
+            self._tail = (self._tail + part)[-len(self._mark) - 1024 :]
+            yield part
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the last delimiter came."""
+        return self._mark in self._tail
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a file, of a name that may be a whole path of somebody else's machine. Raises
+    `Refused` where medseg reads no such file.
+    """
+    last = re.split(r"[/\\]", name)[-1].lower()
+    suffix = last[len(strip_suffix(last)) :]
+    if not suffix and last.endswith(RAW):
+        return RAW
+    if not suffix:
+        raise Refused(
+            415, "the name of the file has no suffix that medseg reads, such as .nii.gz or .nrrd"
+        )
+    return suffix

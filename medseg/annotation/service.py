@@ -1,0 +1,366 @@
+"""What a server of annotation does, without the network: the scans of a folder, models that segment
+them, labels that come back, training.
+
+One scan is segmented at a time. No line that is told, and no answer, holds a path or anything of a
+patient; ids of scans stand in answers alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medseg import logs
+from medseg.annotation.forms import RAW
+from medseg.annotation.protocol import (
+    MAX_LABELS,
+    Naming,
+    Refused,
+    known_structures,
+    names_in,
+    naming_of,
+    numbered,
+    returned,
+)
+from medseg.annotation.served import Segmenting, Served, devices, settings_in
+from medseg.annotation.sessions import Session, Sessions
+from medseg.annotation.store import (
+    FINAL,
+    Store,
+    StoredCase,
+    check_id,
+    read_segmentation,
+)
+from medseg.errors import BadConfig, BadFile, BadOutput
+from medseg.io import embedded_table, read, read_labels, write, write_nrrd
+from medseg.labels import LabelTable
+from medseg.text import counted
+from medseg.volume import Volume, same_grid
+
+#: Lines that `/logs/` shows.
+_LINES = 200
+#: How the labels of an answer may be written.
+_ANSWERS = (".nrrd", ".nii.gz", ".nii")
+#: Seconds for which a scan that was offered to somebody is offered to others last.
+_OFFERED_S = 3600.0
+_TAG = re.compile(r"[a-z][a-z0-9_]{0,31}")
+
+
+class Service:
+    """What clients may ask for. Its calls may come from several threads; those of `infer` from one.
+
+    folder: a private one for what is on its way. say: gets a neutral line for each thing that
+    happens.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        models: dict[str, Served],
+        folder: Path,
+        *,
+        max_bytes: int,
+        say: Callable[[str], None],
+    ) -> None:
+        self.store, self.models, self.folder = store, models, folder
+        self.sessions = Sessions(folder, 4 * max_bytes)
+        self.lines: deque[str] = deque(maxlen=_LINES)
+        self._say, self._segment = say, Segmenting()
+        self._offered: dict[str, tuple[str, float]] = {}  # scan: to whom, and when
+        self._devices = devices()
+
+    def tell(self, text: str) -> None:
+        """A line for who runs the server."""
+        logs.info(__name__, "%s", text)
+        self.lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+        self._say(text)
+
+    def without_paths(self, text: str) -> str:
+        """A text with other words for files."""
+        places = [self.folder, self.store.folder, *(Path(m.word) for m in self.models.values())]
+        for place in sorted({str(one) for one in places if one.is_absolute()}, key=len)[::-1]:
+            text = re.sub(re.escape(place) + r"[^:;'\"\n]*", "a file", text)
+        return re.sub(r"(?<![\w.])(/[\w.+@-]+){2,}/?", "a file", text)
+
+    # What there is --------------------------------------------------------------------------------
+
+    def info(self) -> dict[str, Any]:
+        """All that a client shows of this server."""
+        names = dict.fromkeys(name for one in self.models.values() for name in one.naming.names)
+        return {
+            "name": "medseg",
+            "description": "Labels by medseg",
+            "version": "1",
+            "labels": list(names),
+            "models": {name: self._about(one) for name, one in self.models.items()},
+            "trainers": {},
+            "strategies": {name: {"description": text} for name, text in STRATEGIES.items()},
+            "scoring": {},
+            "train_stats": {},
+            "datastore": self.status(),
+        }
+
+    def _about(self, served: Served) -> dict[str, Any]:
+        return {
+            "type": "segmentation",
+            "labels": {"background": 0, **served.naming.numbers},
+            "dimension": 3,
+            "description": served.about,
+            "config": {"device": self._devices, "cleanup": True, "force": False},
+        }
+
+    def status(self) -> dict[str, Any]:
+        """How many scans there are, and labels under each tag."""
+        cases = self.store.cases()
+        tags: dict[str, int] = {}
+        for case in cases:
+            for tag in case.labels:
+                tags[tag] = tags.get(tag, 0) + 1
+        return {"total": len(cases), "completed": tags.get(FINAL, 0), "label_tags": tags}
+
+    def datastore(self) -> dict[str, Any]:
+        """Every scan with its labels."""
+        final = self._naming_of(self.store.table).numbers
+        objects = {case.id: self._listed(case, final) for case in self.store.cases()}
+        return {"name": "medseg", "description": "", "objects": objects}
+
+    def _listed(self, case: StoredCase, final: Mapping[str, int]) -> dict[str, Any]:
+        labels: dict[str, Any] = {}
+        for tag, path in case.labels.items():
+            numbers = final if tag == FINAL else {}
+            with suppress(BadFile):  # who asks for it is told
+                table = None if tag == FINAL else embedded_table(path)
+                numbers = numbers if table is None else naming_of(table).numbers
+            labels[tag] = {"ext": ".nii.gz", "info": {"params": {"label_names": numbers}}}
+        return {"image": {"ext": _suffix(case), "info": {}}, "labels": labels}
+
+    def _naming_of(self, table: LabelTable) -> Naming:
+        """How labels with the values of the data set are called: every structure that a client may
+        know, so that none is missing where a scan does not hold it.
+        """
+        tables = [one.table for one in self.models.values()]
+        structures = known_structures(table, tables).values()
+        naming = naming_of(LabelTable(tuple(structures)))
+        return naming if len(naming.values) <= MAX_LABELS else naming_of(table)
+
+    def case(self, identity: str) -> StoredCase:
+        """A scan of the data set. Raises `Refused`."""
+        for case in self.store.cases():
+            if case.id == identity:
+                return case
+        raise Refused(404, "there is no scan of this id")
+
+    def image_file(self, identity: str) -> Path:
+        """The file of a scan, of the first of its channels; of a folder of DICOM one made from it,
+        in the private folder.
+        """
+        case = self.case(identity)
+        if case.images[0].is_file():
+            return case.images[0]
+        path = self.folder / f"{hashlib.sha256(case.id.encode()).hexdigest()[:24]}.nii.gz"
+        if not path.exists():
+            write(read(case.images[0]), path)
+        return path
+
+    def label_file(self, identity: str, tag: str) -> Path:
+        """The labels of a scan, numbered as `datastore` names them, in a file in the private folder
+        that the caller removes. Raises `Refused`.
+        """
+        case = self.case(identity)
+        if tag not in case.labels:
+            raise Refused(404, "there is no label of this scan under this tag")
+        labels, table = self.store.read_label(case.id, tag)
+        naming = self._naming_of(table) if tag == FINAL else naming_of(table)
+        path = self._free(".nii.gz")
+        write(numbered(labels, naming), path)
+        return path
+
+    def _free(self, suffix: str) -> Path:
+        return self.folder / f"{secrets.token_hex(12)}{suffix}"
+
+    # What is sent ---------------------------------------------------------------------------------
+
+    def add_image(self, identity: str, file: Path) -> str:
+        """Take a scan into the data set; returns its id. The same scan again changes nothing.
+        Raises `Refused`.
+        """
+        try:
+            name = check_id(identity)
+        except BadConfig:
+            raise Refused(
+                400,
+                "an id begins with a letter or digit and holds letters, digits, blanks and . _ + -",
+            ) from None
+        there = next((case for case in self.store.cases() if case.id == name), None)
+        if there is not None and not _is_same(read(there.images[0]), read(file)):
+            raise Refused(409, "there is another scan of this id already; give a new id")
+        if there is None:
+            try:
+                self.store.add_scan(name, [file])
+            except BadOutput as error:
+                raise Refused(409, self.without_paths(str(error))) from None
+            self.tell("a scan was added to the data set")
+        return name
+
+    def save_label(
+        self, identity: str, tag: str, file: Path, params: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Keep labels of a scan; returns what is answered. Raises `Refused`."""
+        case, tag = self.case(identity), tag or FINAL
+        if not _TAG.fullmatch(tag):
+            raise Refused(400, "a tag is a word of small letters such as final")
+        models = self._models_for(params.get("model"))
+        structures = known_structures(self.store.table, [one.table for one in models])
+        labels, names = self._sent_labels(case, file, params)
+        labels, table = returned(labels, names, structures)
+        before = {label.value for label in structures.values()}
+        like = models[0].table if models else LabelTable(())
+        self.store.put_label(case.id, labels, table, tag=tag, like=like)
+        present = set(np.flatnonzero(np.bincount(labels.data.ravel())).tolist()) - {0}
+        added = [label for label in table.labels if label.value in present - before]
+        told = f"a label was saved: {counted(len(present), 'structure')}"
+        values = ", ".join(str(label.value) for label in added)
+        self.tell(told + (f", {len(added)} of them new (value {values})" if added else ""))
+        return {
+            "image": case.id,
+            "label": case.id,
+            "tag": tag,
+            "new_labels": {label.name: label.value for label in added},
+        }
+
+    def _models_for(self, name: object) -> list[Served]:
+        """All models, that of a name first: its values count most."""
+        return sorted(self.models.values(), key=lambda served: served.name != name)
+
+    def _sent_labels(
+        self, case: StoredCase, file: Path, params: Mapping[str, Any]
+    ) -> tuple[Volume, dict[int, str]]:
+        """A label map that was sent, and the names of its values."""
+        image = self.store.read_scan(case.id)[0]
+        if file.suffix == RAW:
+            return _raw_labels(file, image), names_in(params)
+        table = embedded_table(file)
+        if table is not None:
+            labels, table = read_segmentation(file, image, case.images[0])
+            return labels, dict(table.names)
+        return read_labels(file), names_in(params)
+
+    def start_session(self, file: Path) -> dict[str, Any]:
+        """Keep a scan for a while."""
+        # Where a form's files lie they go with it.
+        session = self.sessions.add(file.rename(self._free("".join(file.suffixes))))
+        self.tell("a session begins")
+        return {"session_id": session.identity, "session_info": self.about_session(session)}
+
+    def about_session(self, session: Session) -> dict[str, Any]:
+        """What is told of a session."""
+        return {"name": session.identity, "size_bytes": session.size_bytes}
+
+    # Models ---------------------------------------------------------------------------------------
+
+    def infer(
+        self,
+        model: str,
+        files: Sequence[Path],
+        params: Mapping[str, Any],
+        *,
+        is_over: Callable[[], bool],
+        may_use_gpu: bool = True,
+    ) -> tuple[Path, dict[str, Any]]:
+        """Segment a scan: labels in a file in the private folder, which the caller removes, and
+        what is said of them. Raises `Refused` and what a model raises.
+        """
+        served = self.model(model)
+        suffix = params.get("result_extension", ".nrrd")
+        if suffix not in _ANSWERS:
+            raise Refused(400, f"result_extension is one of {', '.join(_ANSWERS)}")
+        settings, force = settings_in(params, may_use_gpu=may_use_gpu)
+        begun = time.perf_counter()
+        result, messages = self._segment(
+            served, files, settings=settings, force=force, is_over=is_over
+        )
+        labels = numbered(result.labels, served.naming)
+        path = self._free(suffix)
+        if suffix == ".nrrd":
+            write_nrrd(labels, path, compress=params.get("result_compress") is not False)
+        else:
+            write(labels, path)
+        spent_s = time.perf_counter() - begun
+        doubts = [self.without_paths(text) for text in (*result.doubts, *messages)]
+        told = f", {counted(len(doubts), 'doubt')}" if doubts else ""
+        self.tell(f"{served.name}: a scan was segmented in {spent_s:.1f} s{told}")
+        seconds = {name: round(spent, 3) for name, spent in result.seconds.items()}
+        return path, {
+            "label_names": served.naming.numbers,
+            "latencies": {**seconds, "total": round(spent_s, 3)},
+            "doubts": doubts,
+        }
+
+    def model(self, name: str) -> Served:
+        """A model by its name. Raises `Refused`."""
+        if name not in self.models:
+            raise Refused(404, "there is no model of this name; /info/ lists them")
+        return self.models[name]
+
+    # Which next -----------------------------------------------------------------------------------
+
+    def next_sample(self, strategy: str, client: str) -> dict[str, Any]:
+        """The scan to label next; {} if all are labelled. Raises `Refused`."""
+        if strategy not in STRATEGIES:
+            raise Refused(404, "there is no strategy of this name; /info/ lists them")
+        cases = [case for case in self.store.cases() if case.state != FINAL]
+        free = [case for case in cases if not self._is_elsewhere(case.id, client)] or cases
+        if not free:
+            return {}
+        case = random.choice(free) if strategy == "random" else free[0]
+        self._offered[case.id] = (client, time.monotonic())
+        path = self.image_file(case.id)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"id": case.id, "name": f"{case.id}{_suffix(case)}", "checksum": f"SHA256:{digest}"}
+
+    def _is_elsewhere(self, identity: str, client: str) -> bool:
+        """Whether somebody else was given a scan not long ago."""
+        to, at_s = self._offered.get(identity, (client, 0.0))
+        return to != client and time.monotonic() - at_s < _OFFERED_S
+
+
+STRATEGIES = {
+    "first": "The first scan that has no final label",
+    "random": "Any scan that has no final label",
+}
+
+
+def _suffix(case: StoredCase) -> str:
+    """The suffix of the file that is sent of a scan."""
+    from medseg.io import strip_suffix
+
+    name = case.images[0].name
+    return name[len(strip_suffix(name)) :] if case.images[0].is_file() else ".nii.gz"
+
+
+def _is_same(one: Volume, other: Volume) -> bool:
+    return same_grid(one, other) and bool(np.array_equal(one.data, other.data))
+
+
+def _raw_labels(file: Path, image: Volume) -> Volume:
+    """Voxels without a header, i fastest, on the grid of a scan. Raises `Refused`."""
+    content = np.fromfile(file, np.uint8)
+    voxels = int(np.prod(image.shape))
+    if content.size not in (voxels, 2 * voxels):
+        raise Refused(
+            400,
+            f"the voxels that were sent are {content.size} bytes, and the scan has {voxels} voxels",
+        )
+    data = content if content.size == voxels else content.view("<u2")
+    return image.with_data(data.reshape(image.shape, order="F"))
