@@ -183,6 +183,8 @@ class Guard:
 
     def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
         """Raise `Refused` for who may not ask."""
+        if scope.get("http_version") not in ("1.0", "1.1"):
+            raise Refused(400, "this is no HTTP that is spoken here")
         if not self._is_our_name(scope, headers.get("host", "")):
             raise Refused(
                 421,

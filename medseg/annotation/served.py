@@ -55,6 +55,11 @@ class Served:
         return label_table(self.model)
 
     @property
+    def channels(self) -> list[str]:
+        """What each scan is that it takes, '' where it does not say."""
+        return channel_names(self.model)
+
+    @property
     def naming(self) -> Naming:
         """How its labels are called on the way."""
         return naming_of(self.table)

@@ -36,6 +36,8 @@ Answer = TypeVar("Answer")
 Labels: TypeAlias = tuple[Path, dict[str, Any]]
 #: Scans that may wait to be segmented.
 MAX_WAITING = 16
+#: Connections at a time.
+_CONNECTIONS = 256
 #: Seconds that open requests have to end once the server is told to.
 _GRACE_S = 5
 _ABOUT = (
@@ -54,6 +56,19 @@ class ServerOptions:
     login: Login | None = None
 
 
+def check_libraries() -> None:
+    """Raise `BadConfig` where the libraries of HTTP are not there."""
+    try:
+        import python_multipart  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError:
+        raise BadConfig(
+            "serving needs starlette, uvicorn and python-multipart; install them with: pip install"
+            ' "medseg[serve]"'
+        ) from None
+
+
 class Server:
     """Answers for a service until told to stop."""
 
@@ -61,7 +76,9 @@ class Server:
         self._service, self._options = service, options
         self._segmenting, self._filing = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self._waiting = 0
-        self.stopped = threading.Event()
+        self._running: Any = None
+        self.stopped, self.listening = threading.Event(), threading.Event()
+        self.port = options.port
 
     def app(self) -> ASGIApp:
         """What answers a request (ASGI)."""
@@ -112,29 +129,38 @@ class Server:
             executor.shutdown(cancel_futures=True)
 
     def run(self) -> None:
-        """Answer until an exception (a signal) arrives. Raises `BadConfig` where it cannot listen."""
+        """Answer until told to `stop`, or until an exception (a signal) arrives. Raises `BadConfig`
+        where it cannot listen.
+        """
+        check_libraries()
         import uvicorn
 
-        options = self._options
+        options, stopped = self._options, self.stopped
+
+        class Stopping(uvicorn.Server):
+            async def shutdown(self, sockets: Any = None) -> None:
+                stopped.set()
+                await super().shutdown(sockets)
+
         with _listening(options.host, options.port) as listener:
-            port = listener.getsockname()[1]
+            self.port = listener.getsockname()[1]
             config = uvicorn.Config(
                 self.app(), http=_protocol(), ws="none", lifespan="off", loop="asyncio",
                 log_config=None, log_level="critical", access_log=False, server_header=False,
                 proxy_headers=False, timeout_keep_alive=30, timeout_graceful_shutdown=_GRACE_S,
-                limit_concurrency=256,
+                limit_concurrency=_CONNECTIONS,
             )  # fmt: skip
-            stopped = self.stopped
-
-            class Stopping(uvicorn.Server):
-                async def shutdown(self, sockets: Any = None) -> None:
-                    stopped.set()
-                    await super().shutdown(sockets)
-
             _silence("uvicorn", "uvicorn.error", "uvicorn.asgi", "asyncio", "python_multipart")
             host = f"[{options.host}]" if ":" in options.host else options.host
-            self._service.tell(f"listening on http://{host}:{port}")
-            Stopping(config).run(sockets=[listener])
+            self._service.tell(f"listening on http://{host}:{self.port}")
+            self._running = Stopping(config)
+            self.listening.set()
+            self._running.run(sockets=[listener])
+
+    def stop(self) -> None:
+        """Make `run` return, from another thread."""
+        if self._running is not None:
+            self._running.should_exit = True
 
     # Threads --------------------------------------------------------------------------------------
 

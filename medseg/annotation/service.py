@@ -34,16 +34,11 @@ from medseg.annotation.protocol import (
 )
 from medseg.annotation.served import Segmenting, Served, devices, settings_in
 from medseg.annotation.sessions import Session, Sessions
-from medseg.annotation.store import (
-    FINAL,
-    Store,
-    StoredCase,
-    check_id,
-    read_segmentation,
-)
+from medseg.annotation.listing import FINAL, StoredCase, check_id
+from medseg.annotation.store import Store, read_segmentation
 from medseg.errors import BadConfig, BadFile, BadOutput
 from medseg.io import embedded_table, read, read_labels, write, write_nrrd
-from medseg.labels import LabelTable
+from medseg.labels import LabelTable, same_name
 from medseg.text import counted
 from medseg.volume import Volume, same_grid
 
@@ -130,28 +125,43 @@ class Service:
 
     def datastore(self) -> dict[str, Any]:
         """Every scan with its labels."""
-        final = self._naming_of(self.store.table).numbers
-        objects = {case.id: self._listed(case, final) for case in self.store.cases()}
+        table = self.store.table
+        objects = {case.id: self._listed(case, table) for case in self.store.cases()}
         return {"name": "medseg", "description": "", "objects": objects}
 
-    def _listed(self, case: StoredCase, final: Mapping[str, int]) -> dict[str, Any]:
+    def _listed(self, case: StoredCase, table: LabelTable) -> dict[str, Any]:
         labels: dict[str, Any] = {}
         for tag, path in case.labels.items():
-            numbers = final if tag == FINAL else {}
+            numbers: dict[str, int] = {}
             with suppress(BadFile):  # who asks for it is told
-                table = None if tag == FINAL else embedded_table(path)
-                numbers = numbers if table is None else naming_of(table).numbers
+                numbers = self._naming_of(case, tag, table).numbers
             labels[tag] = {"ext": ".nii.gz", "info": {"params": {"label_names": numbers}}}
         return {"image": {"ext": _suffix(case), "info": {}}, "labels": labels}
 
-    def _naming_of(self, table: LabelTable) -> Naming:
-        """How labels with the values of the data set are called: every structure that a client may
-        know, so that none is missing where a scan does not hold it.
+    def _naming_of(self, case: StoredCase, tag: str, table: LabelTable) -> Naming:
+        """How a label that is sent is called. table: of the data set.
+
+        The structures of the model that knows most of what it holds come first, all of them, in
+        the order in which this model's labels are sent.
         """
-        tables = [one.table for one in self.models.values()]
-        structures = known_structures(table, tables).values()
-        naming = naming_of(LabelTable(tuple(structures)))
-        return naming if len(naming.values) <= MAX_LABELS else naming_of(table)
+        if tag != FINAL:
+            return naming_of(embedded_table(case.labels[tag]) or LabelTable(()))
+        values = case.holds or table.values
+        own = LabelTable(tuple(label for label in table.labels if label.value in values))
+        names = [label.name for label in own.labels]
+        most, like = 0, LabelTable(())
+        for served in self.models.values():
+            count = sum(bool(same_name(name, served.naming.names)) for name in names)
+            if count > most:
+                most, like = count, served.table
+        structures = known_structures(table, [like])
+        firsts = [same_name(name, structures) for name in naming_of(like).names]
+        held = [name for name, label in structures.items() if label.value in own]
+        order = list(dict.fromkeys(firsts + held))
+        order = order if len(order) <= MAX_LABELS else held
+        return Naming(
+            values=tuple(structures[name].value for name in order), names=tuple(order)
+        )
 
     def case(self, identity: str) -> StoredCase:
         """A scan of the data set. Raises `Refused`."""
@@ -179,8 +189,8 @@ class Service:
         case = self.case(identity)
         if tag not in case.labels:
             raise Refused(404, "there is no label of this scan under this tag")
-        labels, table = self.store.read_label(case.id, tag)
-        naming = self._naming_of(table) if tag == FINAL else naming_of(table)
+        labels, _ = self.store.read_label(case.id, tag)
+        naming = self._naming_of(case, tag, self.store.table)
         path = self._free(".nii.gz")
         write(numbered(labels, naming), path)
         return path

@@ -208,6 +208,11 @@ class Store:
                 self._remove_own((*before.images, *before.labels.values()))
         return case
 
+    def list_scans(self, scans: Iterable[StoredCase]) -> None:
+        """List scans that lie in the folder already, where they lie; who is listed stays so."""
+        with self._changing() as cases:
+            self._write_list({case.id: case for case in scans} | cases)
+
     def put_label(
         self,
         case_id: str,

@@ -46,7 +46,10 @@ PANELS: dict[str, dict[str, str]] = {
         "check": "Check a dataset before training",
         "export": "Write a model's network as ONNX, for other programs",
     },
-    "Connect": {"listen": "Be a DICOM node"},
+    "Connect": {
+        "listen": "Be a DICOM node",
+        "serve": "Serve scans and models to 3D Slicer (MONAI Label)",
+    },
     "The program": {
         "version": "Print medseg's version",
         "schema": "Print the JSON Schema of what medseg writes",
@@ -88,8 +91,8 @@ def make_app(only: str | None = None) -> typer.Typer:
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
         epilog=(
-            "Nothing is sent anywhere: only listen, and infer where you name a PACS, open a network"
-            " connection."
+            "Nothing is sent anywhere: only listen, serve, and infer where you name a PACS, open a"
+            " network connection."
         ),
     )
     app.callback()(_program)

@@ -95,8 +95,12 @@ COMMANDS = {
         "medseg check DATASET checks a data set before training",
     ),
     **dict.fromkeys(
-        ("serve", "server", "storescp", "receive", "node", "monailabel"),
+        ("storescp", "receive", "node"),
         "medseg listen -o FOLDER receives DICOM and segments it",
+    ),
+    **dict.fromkeys(
+        ("server", "monailabel", "start_server", "annotate"),
+        "medseg serve STUDIES serves scans and models to 3D Slicer's module MONAI Label",
     ),
     **dict.fromkeys(
         ("cohort", "many", "bulk", "parallel", "bids"),
