@@ -257,6 +257,7 @@ ALLOWED_MODULES = {
     "view.server": {"http"},
     "pacs.client": {"requests"},
     "pacs.node": {"socketserver"},
+    "annotation.server": {"socket"},
 }
 FORBIDDEN_METHODS = {"extractall", "unpack_archive"}
 

@@ -148,7 +148,9 @@ class Guard:
             return
         from starlette.requests import ClientDisconnect
 
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
         answer = _Answer(send, self._origin_headers(scope, headers))
         has_file = scope["path"].startswith(_WITH_FILES)
         limit = self._rules.max_bytes if has_file else MAX_PLAIN_BYTES

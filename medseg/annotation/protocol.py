@@ -112,9 +112,7 @@ def names_in(params: Mapping[str, Any]) -> dict[int, str]:
     names = [one.get("name") for one in info]
     for name in names:
         if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME:
-            raise Refused(
-                400, f"a segment in label_info has no name of 1 to {MAX_NAME} characters"
-            )
+            raise Refused(400, f"a segment in label_info has no name of 1 to {MAX_NAME} characters")
     return {place: harmless(name.strip()) for place, name in enumerate(names, 1)}
 
 

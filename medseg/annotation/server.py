@@ -182,9 +182,11 @@ class Server:
         gone = threading.Event()
         self._waiting += 1
         job = self._segmenting.submit(function, lambda: gone.is_set() or self.stopped.is_set())
-        work, leaving = asyncio.wrap_future(job), asyncio.create_task(_left(request))
+        work: asyncio.Future[Labels] = asyncio.wrap_future(job)
+        leaving = asyncio.create_task(_left(request))
         try:
-            await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            both: set[asyncio.Future[Any]] = {work, leaving}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 raise ClientDisconnect
             return work.result()
@@ -290,9 +292,7 @@ class Server:
         async with form_of(request, self._service.folder) as form:
             params = parse_object(form.texts.get("params", ""), "params")
             file = form.file("label")
-            return _as_json(
-                await self._file(self._service.save_label, identity, tag, file, params)
-            )
+            return _as_json(await self._file(self._service.save_label, identity, tag, file, params))
 
     # Models ---------------------------------------------------------------------------------------
 
@@ -415,9 +415,9 @@ def _listening(host: str, port: int) -> Iterator[socket.socket]:
     try:
         listener = socket.create_server((host, port), family=family, backlog=128)
     except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or "there is no such place"
         raise BadConfig(
-            f"cannot listen on {host}, port {port}: {getattr(error, 'strerror', None) or 'no such'};"
-            " choose another --port or --host"
+            f"cannot listen on {host}, port {port}: {reason}; choose another --port or --host"
         ) from None
     with listener:
         yield listener

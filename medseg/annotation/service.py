@@ -22,6 +22,7 @@ import numpy as np
 
 from medseg import logs
 from medseg.annotation.forms import RAW
+from medseg.annotation.listing import FINAL, StoredCase, check_id
 from medseg.annotation.protocol import (
     MAX_LABELS,
     Naming,
@@ -34,7 +35,6 @@ from medseg.annotation.protocol import (
 )
 from medseg.annotation.served import Segmenting, Served, devices, settings_in
 from medseg.annotation.sessions import Session, Sessions
-from medseg.annotation.listing import FINAL, StoredCase, check_id
 from medseg.annotation.store import Store, read_segmentation
 from medseg.errors import BadConfig, BadFile, BadOutput
 from medseg.io import embedded_table, read, read_labels, write, write_nrrd
@@ -131,7 +131,7 @@ class Service:
 
     def _listed(self, case: StoredCase, table: LabelTable) -> dict[str, Any]:
         labels: dict[str, Any] = {}
-        for tag, path in case.labels.items():
+        for tag in case.labels:
             numbers: dict[str, int] = {}
             with suppress(BadFile):  # who asks for it is told
                 numbers = self._naming_of(case, tag, table).numbers
@@ -159,9 +159,7 @@ class Service:
         held = [name for name, label in structures.items() if label.value in own]
         order = list(dict.fromkeys(firsts + held))
         order = order if len(order) <= MAX_LABELS else held
-        return Naming(
-            values=tuple(structures[name].value for name in order), names=tuple(order)
-        )
+        return Naming(values=tuple(structures[name].value for name in order), names=tuple(order))
 
     def case(self, identity: str) -> StoredCase:
         """A scan of the data set. Raises `Refused`."""

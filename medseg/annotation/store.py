@@ -211,7 +211,8 @@ class Store:
     def list_scans(self, scans: Iterable[StoredCase]) -> None:
         """List scans that lie in the folder already, where they lie; who is listed stays so."""
         with self._changing() as cases:
-            self._write_list({case.id: case for case in scans} | cases)
+            new = {case.id: case for case in scans if case.id not in cases}
+            self._write_list(cases | new)
 
     def put_label(
         self,

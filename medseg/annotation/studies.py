@@ -48,9 +48,7 @@ def open_studies(folder: Path, names: Sequence[str] = ("",)) -> Store:
     return store
 
 
-def _new_cases(
-    place: Path, names: Sequence[str], there: Sequence[StoredCase]
-) -> list[StoredCase]:
+def _new_cases(place: Path, names: Sequence[str], there: Sequence[StoredCase]) -> list[StoredCase]:
     """A case for each scan in a folder that none of those there has."""
     known = {path for case in there for path in case.images}
     taken = {case.id.casefold() for case in there}

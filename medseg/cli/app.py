@@ -48,7 +48,7 @@ PANELS: dict[str, dict[str, str]] = {
     },
     "Connect": {
         "listen": "Be a DICOM node",
-        "serve": "Serve scans and models to 3D Slicer (MONAI Label)",
+        "serve": "Serve scans and models to 3D Slicer",
     },
     "The program": {
         "version": "Print medseg's version",

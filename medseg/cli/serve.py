@@ -16,7 +16,7 @@ from medseg.errors import BadConfig
 if TYPE_CHECKING:
     from medseg.annotation import Rules
 
-_CALLERS, _TRAINING = "Who may ask", "Training"
+_CALLERS, _LIMITS = "Who may ask", "Limits"
 
 
 def serve(
@@ -76,11 +76,11 @@ def serve(
     ] = None,
     max_gb: Annotated[
         float,
-        in_panel(_CALLERS, min=0.001, metavar="GB", help="Most data of one upload."),
+        in_panel(_LIMITS, min=0.001, metavar="GB", help="Most data of one upload."),
     ] = 2,
 ) -> None:
-    """Serve scans to be labelled, and models that label them, by MONAI Label's protocol: for the
-    module MONAI Label of 3D Slicer as it is, and for OHIF.
+    """Serve scans and models to 3D Slicer: by MONAI Label's protocol, for its module MONAI Label as
+    it is, and for OHIF. Labels that come back are kept.
 
     Listens on this machine alone unless told otherwise. Runs until stopped by Ctrl-C or SIGTERM.
 
@@ -126,7 +126,10 @@ def _rules(names: list[str] | None, origins: list[str] | None, max_gb: float) ->
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,253}", name):
             raise BadConfig(f"--name {name}: write the name of a machine, such as gpu.example.org")
     for origin in origins or ():
-        if not re.fullmatch(r"https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?|https?://\[[0-9a-fA-F:]+\](:[0-9]{1,5})?", origin):
+        if not re.fullmatch(
+            r"https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?|https?://\[[0-9a-fA-F:]+\](:[0-9]{1,5})?",
+            origin,
+        ):
             raise BadConfig(f"--allow-origin {origin}: write it as http://HOST:PORT, nothing more")
     return Rules(
         names=tuple(one.lower() for one in names or ()),

@@ -22,8 +22,9 @@ from making.serving import (
     save_scans,
     served,
 )
-from medseg.annotation import Rules
+from medseg.annotation import Rules, serve_models
 from medseg.dataset import check_dataset, load_case, read_dataset
+from medseg.errors import BadConfig
 from medseg.labels import Label, LabelTable
 
 pytestmark = pytest.mark.usefixtures("known_networks", "one_thread")
@@ -125,9 +126,9 @@ def test_what_a_request_may_say_is_checked(here: Served):
 
 def test_a_model_of_more_labels_than_a_byte_holds_is_refused(tmp_path: Path):
     many = LabelTable.from_values(range(1, 257))
-    with pytest.raises(Exception, match="256 labels, and clients take 255 at most"):
-        with served(tmp_path, save_nearest(tmp_path / "many", many)):
-            pass
+    model = save_nearest(tmp_path / "many", many)
+    with pytest.raises(BadConfig, match="256 labels, and clients take 255 at most"):
+        serve_models([str(model)])
 
 
 # Labels that come back ----------------------------------------------------------------------------
@@ -286,7 +287,7 @@ def test_a_scan_is_added_once_and_never_replaced(here: Served, tmp_path: Path):
         assert put(identity, scan).status_code == 400, identity
     objects = here.client.get("/datastore/?output=all").json()["objects"]
     assert list(objects) == ["a", "b", "uploaded scan"]
-    assert not [path for path in tmp_path.rglob("*evil*")]
+    assert not list(tmp_path.rglob("*evil*"))
 
 
 def test_no_line_and_no_answer_names_a_place_or_what_was_sent(here: Served, tmp_path: Path):

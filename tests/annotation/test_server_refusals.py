@@ -1,5 +1,5 @@
-"""Requests that make no sense, made by code and sent as bytes: each is answered by one sentence, and
-nothing is written, nothing lost, and the server goes on.
+"""Requests that make no sense, made by code and sent as bytes: each is answered by one sentence,
+and nothing is written, nothing lost, and the server goes on.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ FORMS = {
     "/infer/otsu?image=a": ("POST", "file"),
 }
 TRICKS = [
-    "../secret", "..%2Fsecret", "%2e%2e/secret", "..%5Csecret", "/etc/hostname", "%2Fetc%2Fhostname",
+    "../secret", "..%2Fsecret", "%2e%2e/secret", "..%5Csecret", "/etc/hostname",
+    "%2Fetc%2Fhostname",
     "a%00", "a%00.nii.gz", "....//secret", "..%252Fsecret", ".", "..", "~", "file:///etc/hostname",
     "a/../../secret", "a%0A", "%FF%FE", "C:%5Cx", "x" * 3000, "%F0%9F%92%A9", "a%E2%80%AEb",
 ]  # fmt: skip
@@ -126,7 +127,8 @@ def broken_forms() -> Iterator[bytes]:
         for body in (
             b"", b"nothing", END, b"--b", b"--b\r\n", whole, whole[:-3], whole + b"--b",
             whole + b"--c--\r\n", part("params", b"{}") + END[:-4],
-            b"--b\r\n\r\nno name\r\n" + END, b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n" + END,
+            b"--b\r\n\r\nno name\r\n" + END,
+            b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n" + END,
             b"--b\r\n" + b"X: y\r\n" * 5000 + b"\r\nx\r\n" + END,
             b"--b\r\n" + b"X" * 20_000 + b": y\r\n\r\nx\r\n" + END,
             part(name, b"x", "x.nii.gz") * 2 + END, part(name, b"x", "x.nii.gz") * 40 + END,
@@ -239,9 +241,7 @@ def test_there_are_many_of_them():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_makes_no_sense_is_answered_by_a_sentence(
-    kind: str, here: tuple[Served, int, Path]
-):
+def test_what_makes_no_sense_is_answered_by_a_sentence(kind: str, here: tuple[Served, int, Path]):
     one, port, folder = here
     before = files_in(folder)
     for number, content in enumerate(KINDS[kind]()):

@@ -1,5 +1,5 @@
-"""Servers of MONAI Label's protocol for tests: a data set, models whose answer is known, and clients
-of their own.
+"""Servers of MONAI Label's protocol for tests: a data set, models whose answer is known, and who
+asks.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ HIPPOCAMPI = LabelTable(
     )
 )
 
+_RULES = Rules()
+
 
 def save_nearest(folder: Path, table: LabelTable = HIPPOCAMPI, **changes: Any) -> Path:
     """A model that gives a phantom's body the table's first value, and its bright part the second;
@@ -46,9 +48,7 @@ def save_nearest(folder: Path, table: LabelTable = HIPPOCAMPI, **changes: Any) -
         "name": folder.name, "architecture": "nearest", "classes": classes, "patch": (16, 16, 16),
         "spacing_mm": 2.0,
     }  # fmt: skip
-    save_checkpoint(
-        folder, spec | changes, tiny.Nearest(1, len(classes)).state_dict(), table
-    )
+    save_checkpoint(folder, spec | changes, tiny.Nearest(1, len(classes)).state_dict(), table)
     return folder
 
 
@@ -93,7 +93,7 @@ class Served:
 def served(
     folder: Path,
     *models: str | Path,
-    rules: Rules = Rules(),
+    rules: Rules = _RULES,
     login: Mapping[str, str] | None = None,
     address: str = "http://127.0.0.1:8000",
 ) -> Iterator[Served]:
