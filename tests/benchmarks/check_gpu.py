@@ -247,8 +247,8 @@ def networks(way: Way) -> dict[str, Any]:
                 round(float((a.cpu().double() - b).norm() / b.norm()), 5)
                 for a, b in zip(ours, exact)
             ]
-            # bfloat16 has 8 bits: its rounding is eight times that of float16.
-            limits = (1e-2, 3e-2) if half == "fp16" else (5e-2, 2e-1)
+            # bfloat16 keeps 8 bits and float16 11: its rounding is eight times as large.
+            limits = (1e-2, 3e-2) if half == "fp16" else (8e-2, 24e-2)
             passes &= all(error < limit for error, limit in zip(errors, limits))
             rows[f"{name} {half}"] = errors
     return {"passes": passes, "relative error of logits, gradient": rows}
@@ -257,7 +257,6 @@ def networks(way: Way) -> dict[str, Any]:
 def _logits_and_gradient(network: Any, x: Any, dtype: Any, device: str) -> tuple[Any, Any]:
     import torch
 
-    x = x.requires_grad_()
     is_half = dtype in (torch.float16, torch.bfloat16)
     with torch.autocast(torch.device(device).type, dtype if is_half else None, enabled=is_half):
         output = network(x)
@@ -265,7 +264,8 @@ def _logits_and_gradient(network: Any, x: Any, dtype: Any, device: str) -> tuple
     if not isinstance(logits, torch.Tensor):  # Mask2Former says masks
         logits = logits.pixels
     logits.float().square().mean().backward()
-    return logits.detach(), x.grad.detach()
+    gradients = [one.grad.flatten() for one in network.parameters() if one.grad is not None]
+    return logits.detach(), torch.cat(gradients)
 
 
 def memory(way: Way) -> dict[str, Any]:
