@@ -72,7 +72,10 @@ def train(
     ] = None,
     finetune: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Go on from this model: its plan and its weights."),
+        typer.Option(
+            metavar="MODEL",
+            help="Go on from this model, its plan and weights, or from an encoder's weights (.pt).",
+        ),
     ] = None,
     max_memory: Annotated[
         str | None, in_panel(_PLAN, metavar="SIZE", help="Use no more than this, e.g. 8GB.")

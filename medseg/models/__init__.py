@@ -18,6 +18,11 @@ if TYPE_CHECKING:
         first_line as first_line,
         write_models as write_models,
     )
+    from medseg.models.encoder import (
+        EncoderWeights as EncoderWeights,
+        is_encoder as is_encoder,
+        load_encoder as load_encoder,
+    )
     from medseg.models.folder import (
         Checkpoint as Checkpoint,
         bundled_models as bundled_models,
@@ -72,6 +77,7 @@ __getattr__, __dir__ = door(
         "card": ("model_card",),
         "coarse": ("plain_name",),
         "conversion": ("facts_of", "first_line", "write_models"),
+        "encoder": ("EncoderWeights", "is_encoder", "load_encoder"),
         "folder": (
             "Checkpoint",
             "bundled_models",

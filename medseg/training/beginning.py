@@ -28,10 +28,9 @@ from medseg.dataset import (
 from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.files import atomic_write
 from medseg.machine import free_bytes
-from medseg.models import Checkpoint
 from medseg.training.capacity import Machine, check_memory
 from medseg.training.identity import identity_of, used_cases, write_identity
-from medseg.training.origin import adopted, read_start, where_it_lies
+from medseg.training.origin import Start, adopted, hash_of, read_start, where_it_lies
 from medseg.training.plan import (
     Choice,
     as_json,
@@ -83,7 +82,7 @@ def begin(
     training, validation = splits[number]
     machine = _machine(request, processes)
     start = read_start(request.finetune) if request.finetune else None
-    settings = settings if start is None else adopted(start, dataset) | settings
+    settings = settings if start is None else adopted(start, dataset, settings) | settings
     data_fingerprint = fingerprint(check, training)
     architecture = str(settings.get("model.name") or request.architecture or "unet")
     judged = any(holdings.get(name) for name in validation)
@@ -104,7 +103,7 @@ def begin(
         dataset, digests=check.digests,
         holdings={name: sorted(structures) for name, structures in holdings.items()},
         folds=None if dataset.splits else len(splits), fold=number,
-        start=start.spec.sha256 if start is not None else None,
+        start=None if start is None else hash_of(start),
     )  # fmt: skip
     write_identity(run, identity)
     record_config(config, run)  # last of all: where it is, the rest is
@@ -124,7 +123,7 @@ def _config(
     *,
     fixed: Mapping[str, Any],
     validation: Sequence[str],
-    start: Checkpoint | None,
+    start: Start | None,
 ) -> Config:
     content: dict[str, Any] = {
         "name": slug(dataset.name),

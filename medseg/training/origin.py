@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,33 @@ from medseg.dataset import Dataset
 from medseg.errors import BadModel, DataWarning
 from medseg.io import is_dicom_source
 from medseg.labels import is_lateral
-from medseg.models import Checkpoint, ModelSpec, load_models
+from medseg.models import (
+    Checkpoint,
+    EncoderWeights,
+    ModelSpec,
+    is_encoder,
+    load_encoder,
+    load_models,
+)
 from medseg.networks import DEEP_SUPERVISION, RUN_ALONE
 from medseg.training.state import load_state
 
 #: The last layer of networks of other programs, which makes one number of each output.
 _HEAD = ("head.weight", "head.bias")
+#: Of a UNETR whose weights do not tell which they were trained on.
+_USUAL_PATCH = (96, 96, 96)
 
 
-def read_start(name: str) -> Checkpoint:
-    """The model of a name, a folder or a zip, of several folds the first. Raises `BadModel`."""
+#: What a run can go on from: a model, or the weights of an encoder alone.
+Start = Checkpoint | EncoderWeights
+
+
+def read_start(name: str) -> Start:
+    """The model of a name, a folder or a zip, of several folds the first; or a file of an encoder's
+    weights. Raises `BadModel`.
+    """
+    if is_encoder(Path(name)):
+        return load_encoder(Path(name))
     models = load_models([name])
     if not isinstance(models, list):
         raise BadModel(f"{name}: is a set of {len(models.models)} models; go on from one of them")
@@ -41,15 +58,25 @@ def read_start(name: str) -> Checkpoint:
     return models[0]
 
 
-def where_it_lies(start: Checkpoint, name: str) -> str:
+def hash_of(start: Start) -> str:
+    """By which a run knows its start again."""
+    return start.sha256 if isinstance(start, EncoderWeights) else start.spec.sha256
+
+
+def where_it_lies(start: Start, name: str) -> str:
     """What a config keeps of a start: an archive by its own name, not what it was unpacked to."""
-    return name if start.spec.recipe is not None else str(start.folder)
+    if isinstance(start, EncoderWeights) or start.spec.recipe is not None:
+        return name
+    return str(start.folder)
 
 
-def adopted(start: Checkpoint, dataset: Dataset) -> dict[str, Any]:
-    """What a model to go on from decides, as dotted settings: the network, and the grid and
-    intensities it knows. Raises `BadModel` if it takes other scans.
+def adopted(start: Start, dataset: Dataset, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a start decides, as dotted settings: the network, and the grid and intensities that a
+    model knows. settings: those that a person made, which go over it. Raises `BadModel` if it takes
+    other scans.
     """
+    if isinstance(start, EncoderWeights):
+        return _of_encoder(start, settings)
     spec = start.spec
     if spec.channels != len(dataset.channels):
         raise BadModel(
@@ -74,6 +101,26 @@ def adopted(start: Checkpoint, dataset: Dataset) -> dict[str, Any]:
     } | _of_recipe(spec, dataset)
 
 
+def _of_encoder(start: EncoderWeights, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The network that an encoder is of, in its size."""
+    name = settings.get("model.name", start.architecture)
+    if name != start.architecture:
+        raise BadModel(
+            f"{start.path}: holds the encoder of a {start.architecture}, not of a {name}; --model"
+            f" {start.architecture} goes on from it"
+        )
+    options = dict(start.options)
+    if name == "unetr":  # where another patch is asked for, its places are learnt anew
+        options["patch"] = list(settings.get("model.patch") or start.patch or _USUAL_PATCH)
+    heads = ("model.options", "model.options.num_heads")
+    if "num_heads" not in options and not any(key in settings for key in heads):
+        raise BadModel(
+            f"{start.path}: does not tell how many heads its {options['hidden_size']} features are"
+            " shared by; say it with --set model.options.num_heads=N"
+        )
+    return {"model.name": name, "model.options": options}
+
+
 def _of_recipe(spec: ModelSpec, dataset: Dataset) -> dict[str, Any]:
     """What the plan of another program decides beside the rest."""
     if spec.recipe is None:
@@ -96,12 +143,15 @@ def _of_recipe(spec: ModelSpec, dataset: Dataset) -> dict[str, Any]:
 
 def start_from(source: Path, network: nn.Module, *, names: Sequence[str], regions: bool) -> None:
     """Give the network the weights of a run (its averages) or of a model, as far as names and
-    shapes agree; of a model of another program the outputs of structures of the same name.
+    shapes agree; of a model of another program the outputs of structures of the same name; of an
+    encoder what has a place in the network.
 
     names: of the structures in the order of the outputs, without background; regions: whether they
     may overlap. A `DataWarning` names what was not loaded: heads for other labels. Raises
     `BadModel` if less than half fits.
     """
+    outputs: list[str] | None = None
+    least = len(network.state_dict())
     if (source / "state.safetensors").is_file():
         tensors, _ = load_state(source / "state.safetensors")
         weights = {
@@ -109,20 +159,22 @@ def start_from(source: Path, network: nn.Module, *, names: Sequence[str], region
             for key, value in tensors.items()
             if key.startswith("average.")
         }
-        outputs: list[str] | None = None
     else:
         start = read_start(str(source))
-        weights, outputs = start.network().state_dict(), None
-        if start.spec.recipe is not None:
-            outputs = _head_by_name(start, weights, network, names=names, regions=regions)
+        if isinstance(start, EncoderWeights):
+            weights, least = dict(start.tensors), len(start.tensors)
+        else:
+            weights = start.network().state_dict()
+            if start.spec.recipe is not None:
+                outputs = _head_by_name(start, weights, network, names=names, regions=regions)
     own = network.state_dict()
     fitting = {
         key: value for key, value in weights.items() if key in own and own[key].shape == value.shape
     }
-    if 2 * len(fitting) < len(own):
+    if 2 * len(fitting) < least:
         raise BadModel(
             f"the weights of {source} do not fit this network; it needs one of the same kind and"
-            " size"
+            f" size{_first_misfit(weights, own)}"
         )
     new = [key for key in own if key not in fitting]
     network.load_state_dict(fitting, strict=False)
@@ -135,6 +187,15 @@ def start_from(source: Path, network: nn.Module, *, names: Sequence[str], region
             DataWarning,
             stacklevel=2,
         )
+
+
+def _first_misfit(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """The first tensor that is larger or smaller than needed, in brackets."""
+    for key, value in weights.items():
+        if key in own and own[key].shape != value.shape:
+            stored, wanted = (" x ".join(map(str, one.shape)) for one in (value, own[key]))
+            return f" ({key} is {stored}, and {wanted} is needed)"
+    return ""
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ from medseg.training.identity import (
     read_identity,
 )
 from medseg.training.loop import train
-from medseg.training.origin import read_start
+from medseg.training.origin import hash_of, read_start
 from medseg.training.processes import Processes
 from medseg.training.request import Events, Outcome, Request
 from medseg.training.scans import ScanSource
@@ -195,7 +195,7 @@ def _check_same(request: Request, dataset: Dataset, run: Path, *, events: Events
     """Raises `BadConfig` naming what is not as it was when the run in the folder began."""
     config, _ = _recorded(request, run)
     check_same_settings(config, run, finished=_is_finished(run))
-    start = read_start(request.finetune).spec.sha256 if request.finetune else None
+    start = hash_of(read_start(request.finetune)) if request.finetune else None
     check_same_start(run, start, has_state=(run / "state.safetensors").exists())
     check_same_split(
         run,

@@ -130,7 +130,7 @@ def frame_labels(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def test_planes_of_a_flat_network_stay_planes(tmp_path):
     data = phantoms.dataset(tmp_path / "data", 4, labels=NEW)
     folder = model(tmp_path / "m", plan=making.plans(making.FLAT))
-    settings = adopted(read_start(str(folder)), read_dataset(data))
+    settings = adopted(read_start(str(folder)), read_dataset(data), {})
     assert settings["augment.rotation_degrees"][1:] == [0.0, 0.0]
     ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--finetune", folder, *SHORT)
     assert ran.code == 0, ran.err
@@ -196,3 +196,104 @@ def test_a_trained_model_of_nnunet_is_gone_on_from_with_real_scans(shared_data, 
     for value in (1, 2):  # what nnU-Net itself finds with the weights that were gone on from
         both = ((found == value) & (want == value)).sum()
         assert 2 * both / ((found == value).sum() + (want == value).sum()) > 0.98
+
+
+def swin_encoder(path: Path, *, channels: int = 1, feature_size: int = 12) -> Path:
+    """A file as MONAI's self-supervised training of a Swin UNETR writes it."""
+    from monai.networks.nets.swin_unetr import SwinTransformer
+
+    torch.manual_seed(3)
+    encoder = SwinTransformer(
+        channels, feature_size, (4, 4, 4), (2, 2, 2), (1, 1, 1, 1), (1, 2, 3, 4)
+    )
+    state = encoder.state_dict(prefix="module.")
+    torch.save({"state_dict": {k.replace("linear", "fc"): v for k, v in state.items()}}, path)
+    return path
+
+
+def small_swin(feature_size: int = 12, channels: int = 1) -> torch.nn.Module:
+    torch.manual_seed(4)
+    return build_network(
+        "swin_unetr", channels, 2, feature_size=feature_size, depths=[1, 1, 1, 1],
+        num_heads=[1, 2, 3, 4], window_size=4,
+    )  # fmt: skip
+
+
+def test_an_encoder_is_taken_and_what_begins_anew_is_named(tmp_path):
+    pytest.importorskip("monai")
+    path = swin_encoder(tmp_path / "model_swinvit.pt")
+    tensors, network = read_start(str(path)).tensors, small_swin()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    taken = f"{len(tensors)} of {len(before)} tensors were taken"
+    with pytest.warns(match=rf"{taken} from .*model_swinvit\.pt; new are .*encoder1"):
+        start_from(path, network, names=["liver"], regions=False)
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, tensors.get(key, before[key])), key
+
+
+def test_what_does_not_fit_of_an_encoder_begins_anew_and_one_of_another_size_is_refused(tmp_path):
+    pytest.importorskip("monai")
+    path, network = swin_encoder(tmp_path / "model_swinvit.pt"), small_swin(channels=2)
+    first = "network.swinViT.patch_embed.proj.weight"  # which looks at each channel
+    before = network.state_dict()[first].clone()
+    with pytest.warns(match=r"new are .*patch_embed\.proj\.weight"):
+        start_from(path, network, names=["liver"], regions=False)
+    assert torch.equal(network.state_dict()[first], before)
+    table = "network.swinViT.layers1.0.blocks.0.attn.qkv.weight"
+    assert torch.equal(network.state_dict()[table], read_start(str(path)).tensors[table])
+    with pytest.raises(BadModel, match=r"do not fit .*12 x 1 x 2 x 2 x 2, and 24 x 1 x 2 x 2 x 2"):
+        start_from(path, small_swin(24), names=["liver"], regions=False)
+
+
+def test_an_encoder_says_which_network_of_which_size_is_trained(tmp_path):
+    pytest.importorskip("monai")
+    start = read_start(str(swin_encoder(tmp_path / "model_swinvit.pt")))
+    data = read_dataset(phantoms.dataset(tmp_path / "data", 3))
+    sizes = {"feature_size": 12, "depths": [1] * 4, "num_heads": [1, 2, 3, 4], "window_size": 4}
+    expected = {"model.name": "swin_unetr", "model.options": sizes}
+    assert adopted(start, data, {}) == adopted(start, data, expected) == expected
+    with pytest.raises(BadModel, match=r"swin_unetr, not of a unetr; --model swin_unetr"):
+        adopted(start, data, {"model.name": "unetr"})
+
+
+def test_the_patch_of_a_unetr_is_the_one_whose_places_it_knows_unless_another_is_asked_for(
+    tmp_path,
+):
+    from monai.networks.nets import ViT
+
+    data = read_dataset(phantoms.dataset(tmp_path / "data", 3))
+    for hidden, name in ((64, "one.pth"), (48, "other.pth")):
+        made = ViT(1, (32, 32, 32), (16, 16, 16), hidden, 64, 12, hidden // 16)
+        torch.save(made.state_dict(), tmp_path / name)
+    start = read_start(str(tmp_path / "one.pth"))
+    options = {"hidden_size": 64, "mlp_dim": 64, "num_heads": 1, "patch": [32, 32, 32]}
+    assert adopted(start, data, {}) == {"model.name": "unetr", "model.options": options}
+    asked = adopted(start, data, {"model.patch": [16, 32, 16]})
+    assert asked["model.options"]["patch"] == [16, 32, 16]
+    other = read_start(str(tmp_path / "other.pth"))
+    with pytest.raises(BadModel, match=r"how many heads its 48 .*model\.options\.num_heads"):
+        adopted(other, data, {})
+    assert "num_heads" not in adopted(other, data, {"model.options.num_heads": 3})["model.options"]
+
+
+def test_a_run_begins_with_an_encoder_and_goes_on_with_the_same_one_only(tmp_path):
+    pytest.importorskip("monai")
+    path = swin_encoder(tmp_path / "model_swinvit.pt")
+    data, run = phantoms.dataset(tmp_path / "data", 4, labels=NEW), tmp_path / "run"
+    ran = tiny.medseg("train", data, "-o", run, "--finetune", path, *SHORT)
+    assert ran.code == 0, ran.err
+    assert "tensors were taken from" in ran.err and "swinvit" in ran.err
+    spec = json.loads((run / "model" / "model.json").read_text())
+    assert spec["architecture"] == "swin_unetr" and spec["options"]["feature_size"] == 12
+    key = "network.swinViT.layers2.0.blocks.0.attn.qkv.weight"
+    before = read_start(str(path)).tensors[key]
+    after = load_models([str(run / "model")])[0].network().state_dict()[key]
+    assert float((after - before).norm()) < 0.1 * float(before.norm())
+    assert tiny.medseg("train", data, "-o", run, "--finetune", path, *SHORT).code == 0
+    other = swin_encoder(tmp_path / "other.pt", channels=2)
+    again = tiny.medseg("train", data, "-o", run, "--finetune", other, *SHORT)
+    assert again.code == 5 and "another model" in again.err
+    wrong = tiny.medseg(
+        "train", data, "-o", tmp_path / "no", "--finetune", path, "--model", "unetr", *SHORT
+    )
+    assert wrong.code == 6 and "swin_unetr" in wrong.err and not (tmp_path / "no").exists()
