@@ -8,11 +8,11 @@ own folder.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 import time
 import zlib
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from medseg.errors import BadFile, BadOutput
+from medseg.machine import user_number
 from medseg.stream import (
     DEFLATE_RATIO,
     MAX_BYTES,
@@ -33,15 +34,24 @@ from medseg.stream import (
     read_text,
 )
 
+try:
+    import fcntl
+except ImportError:  # Windows, which has locks of another kind
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = [
     "DEFLATE_RATIO", "MAX_BYTES", "TEMPORARY", "ByteStream", "atomic_write", "compressor",
-    "data_file", "gunzip",
-    "gzip_writer", "inside", "open_file", "private_folder", "read_bytes", "read_text", "sweep",
+    "data_file", "gunzip", "gzip_writer", "held", "ignores_case", "inside", "link_or_copy",
+    "open_file", "private_folder", "read_bytes", "read_text", "sweep", "take_lock",
     "written_together",
 ]  # fmt: skip
 
 #: Temporary files begin with this, so that leftovers of killed runs can be found.
 TEMPORARY = ".medseg-"
+#: The file that holds a folder, where the folder itself cannot be locked.
+_HELD = f"{TEMPORARY}held"
+#: What Windows says of a file that another program has open (winerror.h).
+_SHARING_VIOLATION = 32
 
 
 @contextmanager
@@ -58,13 +68,15 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         if final.exists() and not final.is_file():
             raise BadOutput(f"{path}: is not an ordinary file; choose another name")
         with temporary.open("xb") as file:
-            # The lock only tells `sweep` that we are alive; some file systems have none.
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            # The lock only tells `sweep` that we are alive; some file systems have none, and
+            # Windows does not remove what is open.
+            if fcntl is not None:
+                with suppress(OSError):
+                    take_lock(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
-            temporary.replace(final)
+        temporary.replace(final)  # closed, or Windows would refuse
         _sync_folder(final.parent)
     except OSError as error:
         raise BadOutput(f"{path}: cannot be written: {_remedy(error, final.parent)}") from None
@@ -82,12 +94,64 @@ def sweep(folder: str | Path, *, min_age_s: float = 60) -> int:
         for path in Path(folder).glob(f"{TEMPORARY}*"):
             if not re.fullmatch(r"\.medseg-[0-9a-f]{24}", path.name):
                 continue
-            with suppress(OSError), path.open("rb") as file:
-                if time.time() - os.fstat(file.fileno()).st_mtime >= min_age_s:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
-                    path.unlink()
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime >= min_age_s:
+                    _remove_unused(path)
                     count += 1
     return count
+
+
+def _remove_unused(path: Path) -> None:
+    """Remove a file. Raises `OSError` while its writer lives."""
+    if fcntl is None:
+        path.unlink()
+        return
+    with path.open("rb") as file:
+        take_lock(file.fileno())
+        path.unlink()
+
+
+def take_lock(descriptor: int) -> None:
+    """Lock an open file for this process alone, until it is closed or the process is gone.
+
+    Raises `BlockingIOError` if another process holds it, `OSError` where there are no locks.
+    """
+    if fcntl is not None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    import msvcrt
+
+    windows: Any = msvcrt
+    try:
+        windows.locking(descriptor, windows.LK_NBLCK, 1)
+    except OSError as error:
+        raise BlockingIOError(error.errno, error.strerror) from None
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone, as long as the block runs.
+
+    Raises `BlockingIOError` if another process holds it, `OSError` where there are no locks, and
+    for a link.
+    """
+    if fcntl is None:  # Windows opens no folders
+        mark = folder / _HELD
+        with mark.open("ab") as file:
+            take_lock(file.fileno())
+            try:
+                yield
+            finally:
+                file.close()
+                with suppress(OSError):
+                    mark.unlink()
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        take_lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -158,7 +222,7 @@ def _appear(files: Sequence[tuple[Path, Path]], folders: Mapping[Path, Path]) ->
         for number, (_, final) in enumerate(files):
             if final.exists():
                 older.append((folders[final.parent] / f"{TEMPORARY}older-{number}", final))
-                _link_or_copy(final, older[-1][0])
+                link_or_copy(final, older[-1][0])
             else:
                 new.append(final)
         files[-1][1].unlink(missing_ok=True)
@@ -178,7 +242,9 @@ def _with_data_files(
     paths = {path for path, _ in files}
     every = list(files)
     for home, folder in folders.items():
-        beside = sorted(path for path in folder.iterdir() if path not in paths)
+        beside = sorted(
+            path for path in folder.iterdir() if path not in paths and path.name != _HELD
+        )
         every = [*((path, home / path.name) for path in beside), *every]
     return every
 
@@ -192,12 +258,21 @@ def _bring_back(older: Sequence[tuple[Path, Path]], new: Sequence[Path]) -> None
             path.replace(final)
 
 
-def _link_or_copy(path: Path, copy: Path) -> None:
+def link_or_copy(path: Path, copy: Path) -> None:
     """A second name for a file, or where the file system has none, a copy."""
     try:
         copy.hardlink_to(path)
     except OSError:
         shutil.copy2(path, copy)
+
+
+def ignores_case(folder: Path) -> bool:
+    """Whether names that differ in the case of their letters alone are one in a folder, or in the
+    next one above that is there. Raises `BadOutput` where nothing can be written.
+    """
+    place = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
+    with private_folder(place) as probe:
+        return probe.with_name(probe.name.upper()).exists()
 
 
 @contextmanager
@@ -217,19 +292,16 @@ def private_folder(place: Path | None = None) -> Iterator[Path]:
         raise BadOutput(
             f"{place}: no folder for temporary files can be made in it: {_remedy(error, place)}"
         ) from None
-    descriptor = None
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        with suppress(OSError):  # as in `atomic_write`
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        yield folder
-    finally:
-        try:
-            shutil.rmtree(folder, ignore_errors=True)
-        finally:  # a second signal may have stopped the first attempt
-            shutil.rmtree(folder, ignore_errors=True)
-            if descriptor is not None:
-                os.close(descriptor)
+        with ExitStack() as stack:
+            with suppress(OSError):  # as in `atomic_write`
+                stack.enter_context(held(folder))
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    finally:  # a second signal may have stopped the first attempt, and Windows keeps what is held
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep_folders(place: str | Path, *, min_age_s: float = 60) -> int:
@@ -242,16 +314,13 @@ def sweep_folders(place: str | Path, *, min_age_s: float = 60) -> int:
             if not re.fullmatch(r"\.medseg-[0-9a-f]{24}", path.name):
                 continue
             with suppress(OSError):
-                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-                try:
-                    state = os.fstat(descriptor)
-                    if state.st_uid == os.getuid() and time.time() - state.st_mtime >= min_age_s:
-                        # Fails while its owner lives.
-                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        shutil.rmtree(path)
-                        count += 1
-                finally:
-                    os.close(descriptor)
+                about = path.lstat()
+                is_ours = stat.S_ISDIR(about.st_mode) and about.st_uid == user_number()
+                if is_ours and time.time() - about.st_mtime >= min_age_s:
+                    with held(path):  # fails while its owner lives
+                        shutil.rmtree(path, ignore_errors=True)
+                    shutil.rmtree(path, ignore_errors=True)
+                    count += not path.exists()
     return count
 
 
@@ -325,6 +394,8 @@ def data_file(header: str | Path, name: str) -> Path:
 
 
 def _remedy(error: OSError, folder: Path) -> str:
+    if getattr(error, "winerror", None) == _SHARING_VIOLATION:
+        return "another program has it open; close it there"
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and not folder.is_dir():
         return "its folder does not exist; make the folder first"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

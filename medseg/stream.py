@@ -21,6 +21,9 @@ from medseg.errors import BadFile, DataWarning
 MAX_BYTES = 8 * 2**30
 #: Deflate's largest expansion (https://zlib.net/zlib_tech.html).
 DEFLATE_RATIO = 1032
+#: How files are opened: not waiting, or opening a named pipe would wait for a writer for ever, and
+#: on Windows as they are, without changing line ends.
+READING = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 #: Bytes read from disk at a time.
 CHUNK = 1 << 18
 #: What zlib calls the two packings (https://zlib.net/manual.html, inflateInit2).
@@ -230,11 +233,12 @@ class ByteStream:
 def open_file(path: str | Path) -> BinaryIO:
     """An ordinary, non-empty file opened for reading. Raises `BadFile` for anything else."""
     try:
-        # Non-blocking, because opening a named pipe would wait for a writer for ever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, READING)
     except FileNotFoundError:
         raise BadFile(f"{path}: there is no such file; check the name") from None
     except PermissionError:
+        if os.path.isdir(path):  # noqa: PTH112 - no name raises; Windows opens no folder
+            raise BadFile(f"{path}: is not an ordinary file") from None
         raise BadFile(f"{path}: may not be read; check its permissions") from None
     except (OSError, ValueError) as error:
         raise BadFile(

@@ -187,6 +187,7 @@ _JOINERS = "\u200c\u200d"
 #: What spreadsheets take for the beginning of a formula
 #: (owasp.org/www-community/attacks/CSV_Injection), perhaps after apostrophes of ours.
 _FORMULA = re.compile(r"'*[=+\-@]")
+_DEVICES = re.compile(r"con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]", re.IGNORECASE)
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _DECIMAL = re.compile(
     r"[+-]?((?:[0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.IGNORECASE
@@ -214,6 +215,30 @@ def _is_shown(character: str) -> bool:
 
 def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+def spelling(name: str) -> str:
+    """What names have in common that a disk which ignores the case of letters takes for one, as
+    those of Windows and macOS do: in one case, accents as part of their letters.
+    """
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def alike_but_for_case(names: Iterable[str]) -> tuple[str, str] | None:
+    """Two different names that some disks take for one; None where there are no such two."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(spelling(name), name)
+        if other != name:
+            return other, name
+    return None
+
+
+def is_reserved(name: str) -> bool:
+    """Whether Windows keeps a name for a device, or changes it: CON, NUL.nii.gz, a dot at the end
+    (Naming Files, Paths, and Namespaces; Microsoft).
+    """
+    return bool(_DEVICES.fullmatch(name.partition(".")[0].rstrip())) or name.endswith((".", " "))
 
 
 def counted(count: int, thing: str) -> str:

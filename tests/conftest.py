@@ -15,6 +15,24 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--system",
+        choices=("windows", "macos"),
+        help="let medseg see this system instead of Linux: what it lacks is taken away",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if system := config.getoption("--system"):
+        os.environ["TESTED_SYSTEM"] = system
+        from making.elsewhere.sitecustomize import move_to
+        from making.places import python_path
+
+        os.environ["PYTHONPATH"] = python_path()
+        move_to(system)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the repository; tests that need it are skipped without it."""

@@ -50,7 +50,10 @@ def test_the_examples_do_what_the_page_says(folder: Path, capsys: pytest.Capture
         root.handlers[:] = before[1]
     printed = capsys.readouterr().out
     assert "<Segmentation by ct-tissues in" in printed
-    assert "there is no device 'gpu'; use auto, cpu, cuda, or cuda:N for one of several" in printed
+    assert (
+        "there is no device 'gpu'; use auto, cpu, cuda, cuda:N for one of several, or mps"
+        in printed
+    )
     assert "'done': 1" in printed and "<Evaluation of 1 case, " in printed
     assert names["found"].errors == ()
     for name in ("scan_seg.nii.gz", "scan_seg.json", "planes.png", "page.html", "scan.nrrd"):

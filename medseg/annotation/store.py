@@ -14,7 +14,6 @@ other; readers need not wait.
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -39,7 +38,7 @@ from medseg.annotation.names import joined_by_name
 from medseg.dataset import onto
 from medseg.errors import BadConfig, BadFile, BadOutput, MedsegError
 from medseg.evaluation import find_table
-from medseg.files import atomic_write
+from medseg.files import atomic_write, take_lock
 from medseg.io import (
     embedded_table,
     is_dicom_source,
@@ -384,13 +383,13 @@ class Store:
         """While the block runs, no other process or thread changes the data set."""
         until = time.monotonic() + _WAIT_S
         try:
-            handle = (self.folder / _LOCK).open("a")
+            handle = (self.folder / _LOCK).open("ab")
         except OSError as error:
             raise BadOutput(f"{self.folder}: cannot be written to: {error.strerror}") from None
         with handle:
             while True:
                 try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    take_lock(handle.fileno())
                     break
                 except BlockingIOError:
                     if time.monotonic() > until:

@@ -14,12 +14,14 @@ import sys
 import warnings
 from collections.abc import Callable
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
 
 from medseg.cli.command import Command, Program, with_groups
 from medseg.errors import Interrupted
+from medseg.machine import STOP_SIGNALS
 
 #: What each command does in a word or two, by the panels of `medseg --help` and in their order. A
 #: command's module is loaded when it is called.
@@ -143,9 +145,12 @@ def main() -> None:
     """Run the command line and exit."""
     # Looking for circles among a million objects that imports make takes a tenth of a short run.
     gc.set_threshold(100_000, 50, 100)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as after nohup
             signal.signal(number, _interrupt)
+    # Where results go to a file in an encoding of Windows, that has not every letter.
+    if isinstance(sys.stdout, TextIOWrapper) and not sys.stdout.encoding.lower().startswith("utf"):
+        sys.stdout.reconfigure(errors="backslashreplace")
     from medseg.cli.show import explain, show_warning
 
     warnings.showwarning = show_warning

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -172,7 +173,7 @@ def infer(
     with from_pacs as remote:
         jobs = inference.list_jobs(
             remote.inputs, remote.output, names=inference.channel_names(segmenter),
-            channels=channel or (), is_folder=(output or "").endswith("/"),
+            channels=channel or (), is_folder=(output or "").endswith(("/", os.sep)),
         )  # fmt: skip
         work = _Work(
             model=segmenter, settings=settings, extras=extras, remote=remote, several=len(jobs) > 1,

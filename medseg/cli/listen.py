@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from medseg.cli.options import (
 )
 from medseg.cli.show import tell
 from medseg.errors import BadConfig
+from medseg.machine import user_number
 
 _CALLERS, _LIMITS = "Who may call", "Limits"
 
@@ -185,7 +185,7 @@ def _usual_spool(output: Path | None, port: int) -> Path:
     """A folder that the next start finds again."""
     if output:
         return output.absolute() / ".medseg-spool"
-    return Path(tempfile.gettempdir()) / f"medseg-listen-{os.geteuid()}-{port}"
+    return Path(tempfile.gettempdir()) / f"medseg-listen-{user_number()}-{port}"
 
 
 def _node(text: str) -> tuple[str, int, str]:

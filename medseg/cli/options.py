@@ -80,7 +80,7 @@ class Network:
     PANEL: ClassVar[str] = "How the network runs"
 
     device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where the network runs.")
+        str, typer.Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where the network runs.")
     ] = "auto"
     precision: Annotated[
         str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Arithmetic of the network.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -264,7 +265,9 @@ def check_options(command: Any, ctx: Any, words: Sequence[str]) -> None:
 
 def is_file_name(word: str) -> bool:
     """Whether a word names a file or folder, rather than a command."""
-    return "/" in word or bool(re.search(r"\.\w{2,5}$", word)) or Path(word).exists()
+    return (
+        "/" in word or os.sep in word or bool(re.search(r"\.\w{2,5}$", word)) or Path(word).exists()
+    )
 
 
 def _said(hint: str, command: Any) -> str:

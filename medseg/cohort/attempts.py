@@ -75,10 +75,10 @@ def _add(path: Path, line: dict[str, Any]) -> None:
     text = json.dumps(line) + "\n"
     try:
         try:
-            file = path.open("a", encoding="utf-8")
+            file = path.open("a", encoding="utf-8", newline="\n")
         except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = path.open("a", encoding="utf-8")
+            file = path.open("a", encoding="utf-8", newline="\n")
         with file:
             file.write(text)
     except OSError as error:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from medseg.errors import BadConfig
-from medseg.text import harmless
+from medseg.text import harmless, is_reserved
 
 #: Most bytes of a name: files are called NAME with an ending, within the 255 of file systems.
 MOST_NAME_BYTES = 180
+#: What no file can be called by on some system.
+_NOT_IN_NAMES = '/\\:*?"<>|'
 #: Cases or rows that a message names.
 _NAMED = 3
 
@@ -113,7 +115,7 @@ def check_name(source: Path, name: str) -> None:
     """Raise `BadConfig` for what cannot be the name of a file everywhere."""
     text = harmless(name)
     odd = not name.strip() or name.startswith((".", "-")) or text != name or name != name.strip()
-    if odd or any(letter in name for letter in '/\\:*?"<>|'):
+    if odd or is_reserved(name) or any(letter in name for letter in _NOT_IN_NAMES):
         raise BadConfig(
             f"{source}: '{text[:60]}' cannot name a case, whose files are called so; use letters, "
             "digits, - and _"
@@ -141,9 +143,10 @@ def short_name(name: str) -> str:
     out.
     """
     letters = [
-        "_" if letter in '/\\:*?"<>|' or harmless(letter) != letter else letter for letter in name
+        "_" if letter in _NOT_IN_NAMES or harmless(letter) != letter else letter for letter in name
     ]
-    plain = "".join(letters).strip().lstrip(".-") or "scan"
+    plain = "".join(letters).strip().lstrip(".-").rstrip(". ") or "scan"
+    plain = f"_{plain}" if is_reserved(plain) else plain
     if len(os.fsencode(plain)) <= MOST_NAME_BYTES - 16:
         return plain
     digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:12]

@@ -122,7 +122,7 @@ def _is_scan(name: str) -> bool:
 
 def _group(inner: str) -> str:
     """The first folder below the one given, often a patient's."""
-    return "" if inner == "." else inner.split("/")[0]
+    return "" if inner == "." else Path(inner).parts[0]
 
 
 def _series_of(case: Case) -> list[Case]:

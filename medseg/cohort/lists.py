@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -186,8 +187,15 @@ def _case(
 
 
 def _located(folder: Path, name: str) -> str:
-    """A file of a list, seen from the list's folder; an address as it is."""
-    return name if _ADDRESS in name else str(folder / name)
+    """A file of a list, seen from the list's folder; an address as it is. Of Windows' backslashes
+    there may be some where no file has any in its name.
+    """
+    if _ADDRESS in name:
+        return name
+    path = folder / name
+    if "\\" in name and os.sep == "/" and not path.exists():
+        path = folder / name.replace("\\", "/")
+    return str(path)
 
 
 def _volume(path: Path, number: int, text: str) -> int | None:

@@ -24,7 +24,7 @@ class Log:
         with suppress(OSError):
             if self._file is None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = self._path.open("a", encoding="utf-8")
+                self._file = self._path.open("a", encoding="utf-8", newline="\n")
             self._file.write(json.dumps({"at": at, "event": event, "case": case} | facts) + "\n")
             self._file.flush()
 

@@ -17,8 +17,10 @@ from medseg.cohort.places import Places
 from medseg.cohort.records import names_on_shelves, read_outcome, write_failure
 from medseg.cohort.request import Request, settled_arithmetic, write_cohort
 from medseg.errors import BadConfig, BadOutput
+from medseg.files import ignores_case
 from medseg.labels import LabelTable
 from medseg.logs import Progress, silent
+from medseg.text import alike_but_for_case
 
 #: What `--retry` may name.
 RETRIES = ("failed", "lost", "timeout", "memory", "all")
@@ -96,6 +98,7 @@ def run_part(
     places = request.places(out)
     check_output(cohort, out)
     _make(out)
+    _check_spelling(cohort, out)
     write_cohort(places, cohort, request)
     if not places.table.exists():
         table.write(places.table)
@@ -197,6 +200,16 @@ def check_output(cohort: Cohort, out: Path) -> None:
     for folder, name in _folders_of(cohort.cases):
         if f"{os.path.realpath(folder)}{os.sep}".startswith(inside):
             raise BadConfig(f"{name}: lies in the output folder {out}; choose another with -o")
+
+
+def _check_spelling(cohort: Cohort, out: Path) -> None:
+    """Raise `BadConfig` for names of cases that are one on the disk of the output."""
+    pair = alike_but_for_case(case.name for case in cohort.cases)
+    if pair and ignores_case(out):
+        raise BadConfig(
+            f"{cohort.source}: '{pair[0]}' and '{pair[1]}' name two cases, and the disk of {out}"
+            " does not tell capital letters from small ones; give them other names"
+        )
 
 
 def _folders_of(cases: Collection[Case]) -> Iterator[tuple[str, str]]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
+import queue
 import secrets
-import selectors
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from medseg.machine import apart, family_bytes
+
+#: Who says something, and what; None for nothing more.
+Message = tuple["Hand", dict[str, Any] | None]
 #: What is run: the worker of this very medseg. `-P` keeps the folder it is run in from giving it
 #: modules.
 COMMAND = (
@@ -27,14 +31,15 @@ COMMAND = (
 )
 #: Seconds that a worker has to leave once it is told to.
 _LEAVE_S = 15.0
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-_CHUNK = 1 << 16
 
 
 class Hand:
-    """A worker process. `doing` is what it does now, `since` when that began (monotonic)."""
+    """A worker process. `doing` is what it does now, `since` when that began (monotonic).
 
-    def __init__(self, command: Sequence[str]) -> None:
+    said: gets each message that comes, and None when no more will.
+    """
+
+    def __init__(self, command: Sequence[str], said: queue.SimpleQueue[Message]) -> None:
         self.name = secrets.token_hex(4)
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
@@ -42,14 +47,16 @@ class Hand:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
-            start_new_session=True,  # Ctrl-C is for us, who then tell it
+            **apart(),
         )
         self.is_ready = False
         self.doing: Any = None
         self.since = time.monotonic()
         self.ended_for = ""  # why we ended it: 'timeout', 'memory', 'given up'
         self.is_fresh = True  # it has not begun a case
-        self._rest = b""
+        # A thread listens, for not every system waits for several pipes at a time.
+        self._listener = threading.Thread(target=self._listen, args=(said,), daemon=True)
+        self._listener.start()
 
     def tell(self, **message: Any) -> None:
         """Send a message; that it is gone is heard of elsewhere."""
@@ -59,29 +66,17 @@ class Hand:
                 stream.write(json.dumps(message).encode() + b"\n")
                 stream.flush()
 
-    def hear(self) -> tuple[list[dict[str, Any]], bool]:
-        """The messages that have come, and whether it will send no more."""
+    def _listen(self, said: queue.SimpleQueue[Message]) -> None:
         stream = self.process.stdout
         assert stream is not None
-        try:
-            piece = os.read(stream.fileno(), _CHUNK)
-        except OSError:
-            piece = b""
-        *lines, self._rest = (self._rest + piece).split(b"\n")
-        return [json.loads(line) for line in lines if line], not piece
+        with suppress(OSError, ValueError):  # it is gone, within a line perhaps
+            for line in stream:
+                said.put((self, json.loads(line)))
+        said.put((self, None))
 
     def resident_bytes(self) -> int:
         """Memory that it and what it started hold now; 0 where that cannot be known."""
-        pids = [self.process.pid]
-        with suppress(OSError, ValueError):
-            place = f"/proc/{self.process.pid}/task/{self.process.pid}/children"
-            pids += [int(one) for one in Path(place).read_text(encoding="ascii").split()]
-        total = 0
-        for pid in pids:
-            with suppress(OSError, ValueError, IndexError):
-                text = Path(f"/proc/{pid}/statm").read_text(encoding="ascii")
-                total += int(text.split()[1]) * _PAGE
-        return total
+        return family_bytes(self.process.pid)
 
     def end(self, why: str = "") -> None:
         """End it at once."""
@@ -91,15 +86,18 @@ class Hand:
 
     def close(self) -> int:
         """Wait until it is gone; returns its exit status, negative for a signal."""
-        for stream in (self.process.stdin, self.process.stdout):
-            with suppress(OSError):
-                if stream is not None:
-                    stream.close()
+        stdin, stdout = self.process.stdin, self.process.stdout
+        assert stdin is not None and stdout is not None
+        with suppress(OSError):
+            stdin.close()
         try:
             self.process.wait(_LEAVE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._listener.join(_LEAVE_S)
+        if not self._listener.is_alive():  # else somebody whom it started writes there
+            stdout.close()
         return self.process.returncode
 
     def last_words(self) -> str:
@@ -116,33 +114,32 @@ class Staff:
         self.hands: list[Hand] = []
         self._hello = dict(hello)
         self._command = command
-        self._selector = selectors.DefaultSelector()
+        self._said: queue.SimpleQueue[Message] = queue.SimpleQueue()
 
     def hire(self, threads: int, settled: Mapping[str, str]) -> Hand:
         """Start a worker of so many threads."""
-        hand = Hand(self._command)
+        hand = Hand(self._command, self._said)
         self.hands.append(hand)
-        self._selector.register(hand.process.stdout, selectors.EVENT_READ, hand)  # type: ignore[arg-type]
         hand.tell(**self._hello, threads=threads, settled=dict(settled), name=hand.name)
         return hand
 
     def listen(self, timeout_s: float) -> Iterator[tuple[Hand, dict[str, Any]]]:
         """What workers say within a time; of one that is gone {"event": "gone"}."""
-        if not self.hands:
-            time.sleep(timeout_s)
-        for key, _ in self._selector.select(timeout_s):
-            hand: Hand = key.data
-            messages, is_over = hand.hear()
-            for message in messages:
-                yield hand, message
-            if is_over:
-                yield hand, {"event": "gone", "status": self.dismiss(hand)}
+        try:
+            hand, message = self._said.get(timeout=timeout_s)
+            while True:
+                if hand in self.hands:  # and not dismissed meanwhile
+                    if message is None:
+                        message = {"event": "gone", "status": self.dismiss(hand)}
+                    yield hand, message
+                hand, message = self._said.get_nowait()
+        except queue.Empty:
+            pass
 
     def dismiss(self, hand: Hand) -> int:
         """Let a worker go; returns its exit status."""
         if hand in self.hands:
             self.hands.remove(hand)
-            self._selector.unregister(hand.process.stdout)  # type: ignore[arg-type]
         return hand.close()
 
     def close(self) -> None:
@@ -152,4 +149,3 @@ class Staff:
                 hand.end()
         for hand in list(self.hands):
             self.dismiss(hand)
-        self._selector.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -246,8 +247,8 @@ def _hidden(case: Case, out: Path) -> dict[str, str]:
     words = {
         name: f"channel {n + 1}" if several else "the scan" for n, name in enumerate(case.images)
     }
-    folders = {f"{Path(name).parent}/": "" for name in case.images if "/" in name}
-    return folders | words | {f"{out}/": ""}
+    folders = {f"{Path(name).parent}{os.sep}": "" for name in case.images if os.sep in name}
+    return folders | words | {f"{out}{os.sep}": ""}
 
 
 def _is_about_the_place(error: BaseException) -> bool:

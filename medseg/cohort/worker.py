@@ -8,6 +8,7 @@ files.
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import queue
@@ -25,20 +26,23 @@ from typing import Any, TextIO
 from medseg.cohort.request import request_from_json
 from medseg.cohort.work import Worker, do, task_of
 from medseg.errors import DeviceFailed, Interrupted, MedsegError
-from medseg.machine import keep_memory
+from medseg.machine import STOP_SIGNALS, keep_memory
+from medseg.stream import READING
 
 #: Seconds that a worker has to clean up once its supervisor is gone.
 _GRACE_S = 20.0
+#: What the main thread is told to leave by. Windows has no SIGUSR1, and sends nobody a SIGTERM.
+_LEAVE = getattr(signal, "SIGUSR1", signal.SIGTERM)
 Messages = queue.Queue[dict[str, Any] | None]
 
 
 def main() -> None:
     """Serve tasks until stdin ends."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8", newline="\n")
     os.dup2(2, 1)  # what a library prints must not stand between messages
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, _interrupt)
+    signal.signal(_LEAVE, _interrupt)
     warnings.simplefilter("ignore")
     messages: Messages = queue.Queue()
     threading.Thread(target=_listen, args=(messages,), daemon=True).start()
@@ -125,8 +129,10 @@ def _listen(messages: Messages) -> None:
         messages.put(json.loads(line))
     messages.put(None)
     main_thread = threading.main_thread().ident
-    if main_thread is not None:
-        signal.pthread_kill(main_thread, signal.SIGUSR1)
+    if main_thread is not None and hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(main_thread, _LEAVE)
+    else:
+        _thread.interrupt_main(_LEAVE)
     time.sleep(_GRACE_S)
     os._exit(1)
 
@@ -141,10 +147,12 @@ def _say(out: TextIO, **message: Any) -> None:
 
 
 def _read_ahead(names: Sequence[str]) -> None:
-    """Ask the system to have the next case's files in memory by the time they are read."""
-    for name in names:
+    """Ask the system, where it can be asked, to have the next case's files in memory by the time
+    they are read.
+    """
+    for name in names if hasattr(os, "posix_fadvise") else ():
         with suppress(OSError, ValueError):
-            descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(name, READING)
             try:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
             finally:

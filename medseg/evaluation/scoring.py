@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +25,7 @@ from medseg.evaluation.reading import (
 )
 from medseg.evaluation.summary import Evaluation, EvaluationOptions, scores_csv, summarise
 from medseg.files import atomic_write, written_together
+from medseg.kernels.threads import threads
 from medseg.labels import LabelTable
 from medseg.logs import Progress, silent
 
@@ -211,11 +211,7 @@ def _in_parallel(
         except MedsegError as error:
             return error
 
-    workers = min(
-        len(pairs),
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-    )
-    pool = ThreadPoolExecutor(workers)
+    pool = ThreadPoolExecutor(min(len(pairs), threads()))
     try:
         yield from zip(pairs, pool.map(one, pairs))
     finally:

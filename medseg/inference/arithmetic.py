@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from medseg.errors import BadConfig
 from medseg.inference.settings import Model, Settings
+from medseg.machine import convolves_bfloat16
 
 #: How precisions are called in records, and as PyTorch's types.
 _KINDS = ("float32", "bfloat16", "float16")
@@ -19,19 +20,13 @@ def settle_auto(model: Model, settings: Settings, known: Mapping[str, str]) -> d
     """
     if isinstance(model, str):
         return {"device": "cpu", "precision": "float32"} | dict(known)
-    import torch
-
     from medseg.inference.backends.predictor import choose_device
     from medseg.inference.backends.pytorch import choose_precision
 
     device_name = settings.device if settings.device != "auto" else known.get("device", "auto")
     device = choose_device(device_name)
     precision = known.get("precision") or str(choose_precision("auto", device)).partition(".")[2]
-    can = (
-        precision != "bfloat16"
-        or device.type == "cuda"
-        or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    can = precision != "bfloat16" or device.type == "cuda" or convolves_bfloat16()
     if not can or precision not in _KINDS:
         raise BadConfig(
             f"the cohort is computed in {precision}, which this processor does not do; run this "

@@ -93,7 +93,9 @@ def write_bundle(
                 promised=promised and not notes,
                 notes=notes,
             )
-            (place / "docs" / "README.md").write_text(_readme(checkpoint.spec, bundle))
+            (place / "docs" / "README.md").write_text(
+                _readme(checkpoint.spec, bundle), encoding="utf-8", newline="\n"
+            )
             if folder.exists():
                 folder.rmdir()
             place.replace(folder)
@@ -133,14 +135,18 @@ def _write_files(checkpoint: Checkpoint, recipe: StepRecipe, place: Path) -> Non
     _write_json(place / "configs" / "metadata.json", bundle_metadata(checkpoint))
     licence = spec.card.get("license")
     (place / "LICENSE").write_text(
-        f"{licence}\n" if licence else "The licence of these weights was not told to medseg.\n"
+        f"{licence}\n" if licence else "The licence of these weights was not told to medseg.\n",
+        encoding="utf-8",
+        newline="\n",
     )
     if spec.card.get("data_license"):
-        (place / "docs" / "data_license.txt").write_text(f"{spec.card['data_license']}\n")
+        (place / "docs" / "data_license.txt").write_text(
+            f"{spec.card['data_license']}\n", encoding="utf-8", newline="\n"
+        )
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=4) + "\n")
+    path.write_text(json.dumps(content, indent=4) + "\n", encoding="utf-8", newline="\n")
 
 
 def _write_network(checkpoint: Checkpoint, folder: Path) -> tuple[dict[str, Any], bool]:

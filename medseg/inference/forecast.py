@@ -125,7 +125,7 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
         if peak_bytes <= limit:
             break
     _check_memory(peak_bytes, limit, settings)
-    if device.type == "cpu":
+    if device.type != "cuda":
         return replace(forecast, batch=settings.batch or 1)
     card = _fit_on_card(layout, checkpoints, settings, device=device, stripes=forecast.stripes)
     return replace(forecast, batch=card.batch, sums_on_card=card.sums, card_bytes=card.needed_bytes)

@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from medseg.errors import BadConfig, BadFile, BadOutput, MedsegError
+from medseg.files import ignores_case
 from medseg.io import (
     DicomOptions,
     describe_no_dicom,
@@ -26,6 +27,7 @@ from medseg.io import (
     written_suffixes,
 )
 from medseg.labels import LabelTable
+from medseg.text import alike_but_for_case, spelling
 
 #: The name of one channel's file as nnU-Net and many data sets have it: CASE_0000, CASE_0001, ...
 _CHANNEL_NAME = re.compile(r"(?P<case>.+)_(?P<number>\d{4})")
@@ -221,7 +223,7 @@ class _Folders:
         folder, name = os.path.split(text)
         if folder not in self._real:
             self._real[folder] = os.path.realpath(folder)
-        return f"{self._real[folder]}/{name}"
+        return os.path.join(self._real[folder], name)  # noqa: PTH118 - text is faster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -478,12 +480,21 @@ def _jobs_in(output: Path | None, cases: Sequence[_Case]) -> list[Job]:
         _job(case, folder / f"{name}_seg.nii.gz")
         for folder, name, case in zip(folders, names, cases)
     ]
+    _check_apart(jobs, output, names)
+    return jobs
+
+
+def _check_apart(jobs: Sequence[Job], output: Path | None, names: Sequence[str]) -> None:
     twice = [path for path, count in Counter(str(job.labels) for job in jobs).items() if count > 1]
     if twice:
         raise BadConfig(
             f"two scans would both be written to {min(twice)}; give them one at a time with -o"
         )
-    return jobs
+    if output and (pair := alike_but_for_case(names)) and ignores_case(output):
+        raise BadConfig(
+            f"{output}: takes {pair[0]} and {pair[1]} for one name, as its disk does not tell"
+            " capital letters from small ones; give them one at a time with -o"
+        )
 
 
 def _told_apart(cases: Sequence[_Case]) -> list[str]:
@@ -532,6 +543,16 @@ def _check_overwriting(jobs: Iterable[Job], folders: _Folders) -> None:
     """
     jobs = list(jobs)
     read = {folders.real(path) for job in jobs for path in job.files}
+    folded = {spelling(path): path for path in read}
     for job in jobs:
-        if folders.real(job.labels) in read:
+        labels = folders.real(job.labels)
+        other = folded.get(spelling(labels))
+        if labels in read or (other is not None and _is_one_file(labels, other)):
             raise BadConfig(f"{job.labels} is an input and would be overwritten; choose another -o")
+
+
+def _is_one_file(path: str, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)  # noqa: PTH121 - of texts
+    except OSError:  # one of them is not there yet
+        return False

@@ -41,9 +41,10 @@ SETTING_WORDS = {
 
 def check_device(device: str) -> None:
     """Raise `BadConfig` for a word that names no device."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", str(device)):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,4})?", str(device)):
         raise BadConfig(
-            f"there is no device '{device}'; use auto, cpu, cuda, or cuda:N for one of several"
+            f"there is no device '{device}'; use auto, cpu, cuda, cuda:N for one of several, or mps"
+            " for the GPU of a Mac"
         )
 
 

@@ -187,7 +187,7 @@ def _what_sequence_is(things: Sequence[object]) -> str:
 def _in_general(thing: object) -> str:
     """What an object is, without its article and details."""
     if isinstance(thing, str):
-        return "path" if os.sep in thing or "." in thing else "text"
+        return "path" if any(mark in thing for mark in ("/", os.sep, ".")) else "text"
     words = what_is(thing).removeprefix("a ").removeprefix("an ")
     for word in ("array", "tensor", "image", "list", "tuple", "pair"):
         if words.startswith(word):

@@ -60,7 +60,7 @@ def _build_apart(job: tuple[Path, str, list[str]]) -> int:
     folder, kind, modules = job
     command = [sys.executable, "-m", "medseg.kernels.build", "--into", str(folder)]
     command += ["--kind", kind, "--modules", *modules]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    ran = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if ran.returncode:
         reason = (ran.stderr.strip().splitlines() or [f"ended with {ran.returncode}"])[-1]
         raise BadOutput(f"{folder}: kernels were not compiled for {kind}: {reason}")

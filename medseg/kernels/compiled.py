@@ -10,7 +10,6 @@ else's is never looked into. No code is used whose sources have changed.
 
 from __future__ import annotations
 
-import os
 import stat
 import tempfile
 import warnings
@@ -26,6 +25,7 @@ from numba.core.runtime import rtsys
 
 from medseg.errors import DataWarning
 from medseg.kernels.stamps import kind_of_processor, stamp_of
+from medseg.machine import HAS_MODES, is_private, may_others_write, user_number
 
 #: Where code lies that was compiled ahead.
 AHEAD = Path(__file__).with_name("ahead")
@@ -202,8 +202,8 @@ def _is_ours(folder: Path) -> bool:
         about = folder.stat()
     except OSError:
         return False
-    owners = {os.geteuid(), Path(__file__).stat().st_uid}
-    return about.st_uid in owners and not about.st_mode & stat.S_IWOTH
+    owners = {user_number(), Path(__file__).stat().st_uid}
+    return about.st_uid in owners and not may_others_write(about)
 
 
 def _usual_cache(function: Callable[..., Any], stamp: str) -> _Cache | None:
@@ -212,11 +212,11 @@ def _usual_cache(function: Callable[..., Any], stamp: str) -> _Cache | None:
     """
     try:
         disk_cache = _Cache(function, stamp)
-        owners = {os.geteuid(), Path(function.__code__.co_filename).stat().st_uid}
+        owners = {user_number(), Path(function.__code__.co_filename).stat().st_uid}
         about = Path(disk_cache.cache_path).stat()
     except (RuntimeError, OSError):  # no place, or one that went away just now
         return None
-    return disk_cache if about.st_uid in owners and not about.st_mode & stat.S_IWOTH else None
+    return disk_cache if about.st_uid in owners and not may_others_write(about) else None
 
 
 def _private_cache(function: Callable[..., Any], stamp: str) -> _Cache | None:
@@ -240,13 +240,15 @@ def private_folder() -> Path | None:
     none.
     """
     try:
-        folder = Path(tempfile.gettempdir()) / f"medseg-{os.geteuid()}"
+        place = Path(tempfile.gettempdir())
+        if not (HAS_MODES or place.resolve().is_relative_to(Path.home().resolve())):
+            return None
+        folder = place / f"medseg-{user_number()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         about = folder.lstat()
-    except OSError:  # also if there is no temporary folder at all
+    except (OSError, RuntimeError):  # also if there is no temporary folder, or no home, at all
         return None
-    ours = stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid()
-    return folder if ours and not about.st_mode & 0o077 else None
+    return folder if stat.S_ISDIR(about.st_mode) and is_private(about) else None
 
 
 @cache

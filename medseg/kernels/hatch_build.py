@@ -48,7 +48,12 @@ class CompiledKernels(BuildHookInterface):
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
         command = [sys.executable, "-m", "medseg.kernels.build", "--into", str(folder), *options]
         ran = subprocess.run(
-            command, cwd=self.root, env=environment, capture_output=True, text=True, check=False
+            command,
+            cwd=self.root,
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
         )
         if ran.returncode:
             reason = (ran.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -12,22 +12,21 @@ once it is segmented, and `.state`: 'whole', or 'broken: WHY'. Without a state i
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
 import shutil
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from medseg.errors import BadConfig, BadFile
-from medseg.files import atomic_write
+from medseg.files import atomic_write, held
+from medseg.machine import is_private
 from medseg.pacs.client import Limits, uids_of
 
 #: A series is given this much more time to go on while its sender is still there.
@@ -105,28 +104,26 @@ def spool(folder: Path) -> Iterator[Path]:
 
     Raises `BadConfig` if it is somebody else's, or another process uses it.
     """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError as error:
-        raise BadConfig(
-            f"{folder}: series cannot be kept there: {error.strerror}; give another --spool"
-        ) from None
-    try:
-        about = os.fstat(descriptor)
-        if about.st_uid != os.geteuid() or stat.S_IMODE(about.st_mode) & 0o077:
-            raise BadConfig(f"{folder}: others may look into it; give another --spool")
+    with ExitStack() as stack:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not is_private(folder.lstat()):
+                raise BadConfig(f"{folder}: others may look into it; give another --spool")
+            stack.enter_context(held(folder))
         except BlockingIOError:
             raise BadConfig(
                 f"{folder}: another medseg listen uses it; give another --spool"
             ) from None
-        yield folder
-    finally:
-        with suppress(OSError):  # it holds series
-            folder.rmdir()
-        os.close(descriptor)
+        except OSError as error:
+            raise BadConfig(
+                f"{folder}: series cannot be kept there: {error.strerror}; give another --spool"
+            ) from None
+        try:
+            yield folder
+        finally:
+            stack.close()
+            with suppress(OSError):  # it holds series
+                folder.rmdir()
 
 
 class Inbox:

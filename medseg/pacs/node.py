@@ -25,6 +25,7 @@ from typing import Any
 from medseg import logs
 from medseg.errors import BadConfig, BadFile, BadOutput, Interrupted, MedsegError
 from medseg.files import atomic_write, private_folder
+from medseg.machine import apart
 from medseg.pacs.client import Limits, quiet_logs
 from medseg.pacs.inbox import NO_ROOM, NOT_UNDERSTOOD, STORED, Inbox, NodeOptions, Series, spool
 
@@ -383,6 +384,8 @@ def segment_in_child(arguments: Sequence[str], timeout_s: float) -> Callable[[Pa
         # anybody else.
         command = [
             sys.executable,
+            "-X",
+            "utf8",
             "-m",
             "medseg",
             "infer",
@@ -398,7 +401,12 @@ def segment_in_child(arguments: Sequence[str], timeout_s: float) -> Callable[[Pa
             "stderr": subprocess.PIPE,
         }
         with subprocess.Popen(
-            [*command, *arguments], cwd=place, start_new_session=True, text=True, **quiet
+            [*command, *arguments],
+            cwd=place,
+            encoding="utf-8",
+            errors="replace",
+            **apart(),
+            **quiet,
         ) as child:
             try:
                 _, stderr = child.communicate(timeout=timeout_s)

@@ -15,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from medseg.config import Config
 from medseg.errors import NotEnoughMemory
+from medseg.machine import convolves_bfloat16
 from medseg.networks import build_network, patch_multiples
 from medseg.training.precision import half_on_card
 from medseg.training.processes import innermost_channels
@@ -71,7 +72,7 @@ def seconds_a_voxel(machine: Machine, channels: int) -> float:
         return seconds(True) / (2 * edge**3) / machine.processes
     torch.set_num_threads(1)
     try:
-        arithmetics = (False, True) if torch.ops.mkldnn._is_mkldnn_bf16_supported() else (False,)
+        arithmetics = (False, True) if convolves_bfloat16() else (False,)
         fastest = min(seconds(half) for half in arithmetics)
     finally:
         torch.set_num_threads(threads)

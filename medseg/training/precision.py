@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from medseg.config import Config
 from medseg.errors import BadConfig
-from medseg.machine import has_matrix_units
+from medseg.machine import convolves_bfloat16, has_matrix_units
 from medseg.networks import FLOAT32_ON_CPU, conv, likes_channels_last
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -35,7 +35,7 @@ def choose_training_precision(config: Config, device: torch.device, thinnest: in
         return settings.precision
     if device.type == "cuda":
         return half_on_card()
-    if config.model.name in FLOAT32_ON_CPU or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if config.model.name in FLOAT32_ON_CPU or not convolves_bfloat16():
         return "fp32"
     if has_matrix_units():
         return "bf16"

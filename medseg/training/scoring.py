@@ -23,6 +23,7 @@ from medseg.io import is_slicer_segmentation, read_labels, write
 from medseg.models import load_checkpoint
 from medseg.networks import build_network
 from medseg.postprocess import clean
+from medseg.text import is_reserved
 from medseg.training.processes import Processes
 from medseg.training.scans import ScanSource, Score, mean_scores, structures_of
 from medseg.volume import same_grid
@@ -203,4 +204,5 @@ def references(source: ScanSource, cases: Sequence[Case]) -> Iterator[Path]:
 
 def file_name(case: Case) -> str:
     """What a case's files are called, without their ending."""
-    return re.sub(r"[^\w.-]+", "_", case.name)
+    name = re.sub(r"[^\w.-]+", "_", case.name)
+    return f"_{name}" if is_reserved(name) else name

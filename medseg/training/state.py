@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import signal
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from medseg.config import Config, TrainConfig, read_settings
 from medseg.errors import BadConfig, BadFile, BadModel, DataWarning, Interrupted
-from medseg.files import atomic_write, read_bytes
+from medseg.files import atomic_write, link_or_copy, read_bytes, take_lock
 from medseg.text import parse_json
 from medseg.training.processes import Processes, whole
 
@@ -56,7 +55,7 @@ def save_run(run: Path, facts: dict[str, Any], tensors: dict[str, Tensor]) -> No
     last, before = run / "state.safetensors", run / "state-before.safetensors"
     if last.exists():
         before.unlink(missing_ok=True)
-        before.hardlink_to(last)  # a hard link, so that the last state never leaves its name
+        link_or_copy(last, before)  # so that the last state never leaves its name
     save_state(last, tensors, facts)
 
 
@@ -218,17 +217,17 @@ def truncate_metrics(path: Path, step: int) -> None:
 
 def append_line(path: Path, rows: list[dict[str, Any]]) -> None:
     """Rows as lines of JSON at the end of a file."""
-    with path.open("a", encoding="utf-8") as handle:
+    with path.open("a", encoding="utf-8", newline="\n") as handle:
         handle.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @contextmanager
 def locked(run: Path, processes: Processes) -> Iterator[None]:
     """Hold the run folder; the lock goes with the process, so a killed run leaves none behind."""
-    with (run / ".lock").open("w") as handle:
+    with (run / ".lock").open("wb") as handle:
         if processes.first:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                take_lock(handle.fileno())
             except OSError:
                 raise BadConfig(
                     f"another process is training in {run}; wait for it or choose another -o"

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from making.places import ROOT
+from making.places import ROOT, python_path
 from medseg.cohort.cases import Case, Cohort, make_cohort
 from medseg.cohort.request import Request
 from medseg.labels import Label, LabelTable
@@ -94,8 +94,7 @@ def _made_up(task: Any, own: Any, wait_s: float = 0.0) -> Any:
 
 def environment() -> dict[str, str]:
     """Variables with which another process finds medseg and what tests make."""
-    path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
-    return os.environ | {"PYTHONPATH": path}
+    return os.environ | {"PYTHONPATH": python_path()}
 
 
 def write_records(out: Path, listed: Path, count: int, outliers: int = 0) -> list[str]:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from making.places import ROOT
+from making.places import python_path
 from medseg.labels import Label, LabelTable
 from medseg.models.folder import save_checkpoint
 from medseg.networks.zoo import NETWORKS, build_network
@@ -271,7 +271,7 @@ def medseg(*arguments: object) -> Ran:
 def environment() -> dict[str, str]:
     """The environment of child processes: this checkout, one thread, a wide terminal."""
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
-    return os.environ | threads | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "COLUMNS": "200"}
+    return os.environ | threads | {"PYTHONPATH": python_path(), "COLUMNS": "200"}
 
 
 def start(*command: object, **options: Any) -> subprocess.Popen[str]:

@@ -46,13 +46,21 @@ class Predictor:
 
 
 def choose_device(device: str) -> torch.device:
-    """The device asked for: 'cpu', 'cuda', 'cuda:N', or 'auto' for a GPU where there is one that
-    works. Raises `BadConfig` for another word, and for a device that is not here or does not work.
+    """The device asked for: 'cpu', 'cuda', 'cuda:N', 'mps', or 'auto' for a GPU of CUDA where there
+    is one that works. Raises `BadConfig` for another word, and for a device that is not here or
+    does not work.
     """
     is_there = torch.cuda.is_available()
     check_device(device)
     if device == "cpu" or (device == "auto" and not is_there):
         return torch.device("cpu")
+    if device == "mps":
+        if not torch.backends.mps.is_available():
+            raise BadConfig(
+                "there is no mps here, which is the GPU of a Mac with an Apple chip; use --device"
+                " cpu"
+            )
+        return torch.device("mps")
     if not is_there:
         raise BadConfig("there is no CUDA device here; use --device cpu")
     count = torch.cuda.device_count()

@@ -22,7 +22,7 @@ from medseg.inference.backends.predictor import (
     name_of,
     seconds_of,
 )
-from medseg.machine import has_matrix_units
+from medseg.machine import convolves_bfloat16, has_matrix_units
 from medseg.models import Checkpoint
 
 #: What 'auto' means in this process, where somebody else has tried it for all.
@@ -35,9 +35,15 @@ def settle_precision(dtype: torch.dtype) -> None:
 
 
 def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """The arithmetic of the network: 'auto' is fp16 on a GPU; on a CPU bf16 where that is faster,
-    else fp32.
+    """The arithmetic of the network: 'auto' is fp16 on a GPU of CUDA; on a CPU bf16 where that is
+    faster, else fp32, as it always is on mps.
     """
+    if device.type == "mps":
+        if precision not in ("auto", "fp32"):
+            raise BadConfig(
+                f"on mps medseg computes in fp32 alone; leave out --precision {precision}"
+            )
+        return torch.float32
     if precision == "auto":
         if _SETTLED:
             return _SETTLED[0]
@@ -57,7 +63,7 @@ def _bf16_is_faster() -> bool:
     Its flags do not tell: processors with AVX512-BF16 were measured at twice, and at half, their
     float32 speed. Only matrix units (AMX) leave no doubt: seven times.
     """
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not convolves_bfloat16():
         return False
     if has_matrix_units():
         return True
@@ -158,6 +164,8 @@ class _Torch:
             is_split = len({part.device for part in parts}) > 1
             return torch.cat([part.cpu() for part in parts] if is_split else parts)
         try:
+            if self.device.type == "mps":
+                return self._on_a_mac(patches)
             return self.finite(patches.to(self.device))
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -168,7 +176,8 @@ class _Torch:
             raise NotEnoughMemory(
                 f"the network of {self.name} does not fit into memory; use --max-memory"
             )
-        torch.cuda.empty_cache()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
         if len(patches) > 1:
             self.most = len(patches) // 2
             _STEPS_DOWN[0] += 1
@@ -180,6 +189,16 @@ class _Torch:
         else:
             self._to_the_cpu()
         return self(patches)
+
+    def _on_a_mac(self, patches: Tensor) -> Tensor:
+        """Features on the CPU, where windows are added up then."""
+        try:
+            return self.finite(patches.to(self.device)).cpu()
+        except NotImplementedError:
+            raise BadConfig(
+                f"the network of {self.name} needs something that PyTorch cannot do on mps yet; use"
+                " --device cpu"
+            ) from None
 
     def _to_the_cpu(self) -> None:
         _STEPS_DOWN[0] += 1

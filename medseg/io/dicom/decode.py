@@ -12,7 +12,6 @@ little-endian, or the length 0 for a failure.
 from __future__ import annotations
 
 import json
-import resource
 import struct
 import sys
 import warnings
@@ -48,8 +47,12 @@ def main(memory_bytes: int) -> None:
 
 def _limit(memory_bytes: int) -> None:
     """No more memory than given, no files, no core dump; the time of one frame is kept by the
-    parent.
+    parent, and where there is no such limit the memory, too.
     """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
     pages = (
         int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         if sys.platform == "linux"

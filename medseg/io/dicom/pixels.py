@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from io import BytesIO
@@ -21,12 +22,16 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile
 from medseg.files import MAX_BYTES
+from medseg.io.dicom.decode import SERIES_SECONDS
 from medseg.io.dicom.headers import BIG_ENDIAN, NATIVE, guarded
 from medseg.io.dicom.slices import Slice
 from medseg.io.dicom.source import Entry, Source, Unpacked, inflated
+from medseg.machine import limits_processes, resident_bytes
 
 #: Most seconds that unpacking one frame may take.
 FRAME_SECONDS = 30.0
+#: Seconds between two looks at the memory of a decoder that has no limit of its own.
+_LOOK_S = 0.02
 #: Memory that a decoder may take beyond eight times the frame it unpacks, and the largest such
 #: frame.
 DECODER_BYTES, MAX_FRAME_BYTES = 1 << 30, 256 << 20
@@ -297,6 +302,7 @@ class _Decoder:
 
     def __init__(self) -> None:
         self._child: subprocess.Popen[bytes] | None = None
+        self._most_bytes, self._left_s = 0, float(SERIES_SECONDS)
 
     def __enter__(self) -> _Decoder:
         return self
@@ -335,13 +341,14 @@ class _Decoder:
             "dtype": f"<{'i' if signed else 'u'}{allocated // 8}",
         }  # fmt: skip
         if self._child is None:
+            self._most_bytes = DECODER_BYTES + 8 * size
             self._child = subprocess.Popen(
-                [sys.executable, "-P", str(_DECODER), str(DECODER_BYTES + 8 * size)],
+                [sys.executable, "-P", str(_DECODER), str(self._most_bytes)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
             )
-        with _time_limit(self._child):
+        with self._limits():
             data = self._exchange(json.dumps(about).encode(), packed, size)
         if len(data) != size:
             raise BadFile(
@@ -350,6 +357,29 @@ class _Decoder:
                 " gdcmconv --raw"
             )
         return data
+
+    @contextmanager
+    def _limits(self) -> Iterator[None]:
+        """Kill the child if the block takes longer than a frame may, and where it cannot limit
+        itself, if it takes too much memory or time in all.
+        """
+        child = self._child
+        assert child is not None
+        allowed_s = FRAME_SECONDS if limits_processes() else min(FRAME_SECONDS, self._left_s)
+        timer = threading.Timer(allowed_s, child.kill)
+        timer.daemon = True
+        over = threading.Event()
+        if not limits_processes():
+            watch = (child, self._most_bytes, over)
+            threading.Thread(target=_watch_memory, args=watch, daemon=True).start()
+        start_s = time.perf_counter()
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            over.set()
+            self._left_s -= time.perf_counter() - start_s
 
     def _exchange(self, about: bytes, packed: bytes, size: int) -> bytes:
         """What the child answers; nothing if it failed or is no more."""
@@ -369,16 +399,11 @@ class _Decoder:
         return stream
 
 
-@contextmanager
-def _time_limit(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Kill the child if the block takes longer than a frame may."""
-    timer = threading.Timer(FRAME_SECONDS, child.kill)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+def _watch_memory(child: subprocess.Popen[bytes], most_bytes: int, over: threading.Event) -> None:
+    """Kill the child once it holds more, until it is over."""
+    while not over.wait(_LOOK_S):
+        if resident_bytes(child.pid) > most_bytes:
+            child.kill()
 
 
 def _check_decoder(dicom: Any, where: str, syntax: str) -> None:

@@ -371,7 +371,7 @@ def test_a_card_without_room_for_the_weights_leaves_the_work_to_the_cpu():
     assert run.device == CPU and run(patches(1)).shape[1] == 2
 
 
-@pytest.mark.parametrize("device", ["gpu", "CUDA", "cuda:x", "cuda:", "mps", "cuda:-1", "", "0"])
+@pytest.mark.parametrize("device", ["gpu", "CUDA", "cuda:x", "cuda:", "mps:0", "cuda:-1", "", "0"])
 def test_a_device_that_is_none_is_refused_and_not_run_on_the_cpu(device: str):
     with pytest.raises(BadConfig, match=f"no device '{device}'; use auto, cpu, cuda"):
         choose_device(device)
@@ -392,6 +392,36 @@ def test_cards_are_called_by_their_numbers():
         assert choose_device("auto") == CPU
         with pytest.raises(BadConfig, match="no CUDA device here"):
             choose_device("cuda:0")
+
+
+def test_the_gpu_of_a_mac_computes_in_float32_and_is_refused_where_there_is_none():
+    with mock.patch.object(torch.backends.mps, "is_available", return_value=False):
+        with pytest.raises(BadConfig, match="there is no mps here, which is the GPU of a Mac"):
+            choose_device("mps")
+        assert choose_device("auto") == CPU
+    with mock.patch.object(torch.backends.mps, "is_available", return_value=True):
+        mac = choose_device("mps")
+    assert mac == torch.device("mps")
+    assert choose_precision("auto", mac) == choose_precision("fp32", mac) == torch.float32
+    for precision in ("bf16", "fp16"):
+        with pytest.raises(BadConfig, match="on mps medseg computes in fp32 alone"):
+            choose_precision(precision, mac)
+
+
+def test_what_torch_cannot_do_on_the_gpu_of_a_mac_is_one_sentence():
+    class NotYet(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise NotImplementedError("The operator 'aten::x' is not implemented for MPS")
+
+    run = _Torch(NotYet(), "odd", CPU, torch.float32, exact=True)
+    with pytest.raises(NotImplementedError):
+        run(patches(1))
+    run.device = mock.Mock(type="mps")
+    with (
+        mock.patch.object(_Torch, "finite", lambda self, x: self.network(x)),
+        pytest.raises(BadConfig, match="network of odd needs something that PyTorch cannot do on"),
+    ):
+        run(mock.Mock(__len__=lambda self: 1))
 
 
 def test_only_out_of_memory_is_caught():

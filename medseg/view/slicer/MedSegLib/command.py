@@ -75,7 +75,8 @@ def list_models(
         process = subprocess.run(
             [*command, "models", "--json"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_QUESTION_S,
             env=environment,
         )
