@@ -11,9 +11,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.inference.jobs import Extras, Job
@@ -22,7 +23,10 @@ from medseg.inference.settings import Model, Settings, as_list, is_set
 from medseg.inference.untrained import AUTO, CT_TISSUES
 from medseg.io import is_dicom_source, list_volumes
 from medseg.postprocess import anatomy, structure_volumes
-from medseg.volume import Volume
+from medseg.volume import Volume, crop, reorient
+
+if TYPE_CHECKING:
+    from medseg.models import Checkpoint
 
 #: The model for MR of heads, and the one that looks for a head.
 BRAIN, LOOKS = "brain", "brain-fast"
@@ -36,6 +40,8 @@ LIKELY_ML, LIKELY_STRUCTURES, LIKELY_CONFIDENCE = 500.0, 12, 0.6
 _CT_AIR, _CT_FAT, _CT_LEAN, _CT_TISSUE = 0.02, 0.01, 0.10, 0.60
 #: By how much more is lean than as bright as contrast medium.
 _CT_PEAK = 1.3
+#: Of planes that hold something more of the voxels than this are brighter than the mean.
+_CONTENT = 0.03
 #: Neighbours in noise are less alike than this; in images they are by 0.5 and more.
 NOISE_CORRELATION = 0.1
 #: Words for modalities.
@@ -153,7 +159,11 @@ def has_room(volume: Volume) -> bool:
 
 
 def look_for_head(volume: Volume, settings: Settings) -> Head:
-    """Ask the small brain model, with windows that do not overlap; there is none in noise."""
+    """Ask the small brain model, with windows that do not overlap; there is none in noise.
+
+    First of the one window in which most brains lie: a whole brain there, with everything in its
+    place, is the answer. Of anything else the whole scan is asked.
+    """
     if is_noise(volume):
         nothing = "neighbouring voxels have nothing in common: this is noise"
         return Head(is_brain=False, is_likely=False, is_none=has_room(volume), doubts=(nothing,))
@@ -166,6 +176,41 @@ def look_for_head(volume: Volume, settings: Settings) -> Head:
     from medseg.models import load_checkpoint
 
     model = load_checkpoint(LOOKS)
+    part = upper_part(volume, np.multiply(model.spec.patch, model.spec.spacing_mm))
+    if part is not None:
+        head = _asked(part, model, quick)
+        if head.is_brain and head.is_likely:
+            return head
+    return _asked(volume, model, quick)
+
+
+def upper_part(volume: Volume, size_mm: NDArray[np.float64]) -> Volume | None:
+    """What lies below the vertex, in the middle: a box of so many mm along R, A and S that holds
+    the brain of a head whose header is right. None of a scan that is not larger than that.
+    """
+    ras = reorient(volume)
+    # Along R, A and S an oblique box is longer than its edges; it is to be one window at most.
+    along = np.abs(ras.affine[:3, :3]) @ (size_mm / ras.spacing_mm)
+    fits = float((size_mm / along).min())
+    count = np.floor(fits * size_mm / ras.spacing_mm).astype(int) - 2
+    if (np.array(ras.shape) <= count).all() or (count < 2).any():
+        return None
+    steps = [max(1, n // 64) for n in ras.shape]
+    thin = np.nan_to_num(ras.data[tuple(slice(None, None, step) for step in steps)])
+    bright = thin > thin.mean()
+    starts = []
+    for axis, size in enumerate(ras.shape):
+        others = tuple(other for other in range(3) if other != axis)
+        planes = np.flatnonzero(bright.mean(others) > _CONTENT) * steps[axis]
+        low, high = (int(planes[0]), int(planes[-1]) + steps[axis]) if planes.size else (0, size)
+        start = high - count[axis] if axis == 2 else (low + high - count[axis]) // 2
+        starts.append(int(np.clip(start, 0, max(0, size - count[axis]))))
+    shape = [int(min(size, n)) for size, n in zip(ras.shape, count)]
+    return crop(ras, (starts[0], starts[1], starts[2]), (shape[0], shape[1], shape[2]))
+
+
+def _asked(volume: Volume, model: Checkpoint, quick: Settings) -> Head:
+    """What the small brain model says of a scan."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)
         segmentation = segment(volume, model, quick)

@@ -25,12 +25,13 @@ from medseg.inference.look import (
     look_for_head,
     modality_of,
     refusal,
+    upper_part,
 )
 from medseg.inference.settings import Settings
 from medseg.inference.untrained import AUTO
 from medseg.io import read, write
 from medseg.models import load_models
-from medseg.volume import Volume
+from medseg.volume import Volume, resample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -208,3 +209,60 @@ def test_who_asks_for_what_only_a_brain_has_means_brain(
     for more in (("--roi", "5"), ("--also", "brain-mask"), ("--probabilities", "17")):
         ran = tiny.medseg("infer", tmp_path / "ct.nii.gz", "-q", *more)
         assert ran.code == 5 and "brain knows MR alone" in ran.err
+
+
+SIZE_MM = np.array([160.0, 192.0, 160.0])
+
+
+def head_on_a_neck(affine: np.ndarray, shape: tuple[int, int, int]) -> tuple[Volume, np.ndarray]:
+    """A bright ball of 85 mm around (10, 5, 60), a neck below it; and where the ball is."""
+    at = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
+    ball = ((at - (10, 5, 60)) ** 2).sum(-1) < 65**2
+    neck = (((at - (10, 5, 60)) ** 2)[..., :2].sum(-1) < 50**2) & (at[..., 2] < 60)
+    noise = np.random.default_rng(0).normal(0, 2, shape)
+    return Volume((100 * (ball | neck) + noise).astype(np.float32), affine), ball
+
+
+@pytest.mark.parametrize("turn", [0.0, 8.0])
+@pytest.mark.parametrize("flip", [1, -1])
+def test_the_first_look_is_at_the_box_below_the_vertex(flip: int, turn: float):
+    angle = np.radians(turn)
+    turned = np.array(
+        [[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]]
+    )
+    shape = (80, 84, 90)
+    affine = np.eye(4)
+    affine[:3, :3] = turned @ np.diag([-3.0, 3.0, flip * 3.0])
+    affine[:3, 3] = np.array([0, 0, 0]) - affine[:3, :3] @ (np.array(shape) / 2)
+    scan, ball = head_on_a_neck(affine, shape)
+    part = upper_part(scan, SIZE_MM)
+    assert part is not None
+    corners = np.abs(part.affine[:3, :3]) @ np.array(part.shape)
+    assert (corners <= SIZE_MM).all()
+    inside = scan.with_data(ball.astype(np.uint8))
+    kept = resample(inside, part.affine, part.shape, order=0).data
+    assert kept.sum() > 0.98 * ball.sum()
+
+
+def test_a_scan_no_larger_than_a_window_is_looked_at_whole():
+    assert upper_part(Volume(np.zeros((50, 60, 50), np.float32), np.eye(4)), SIZE_MM) is None
+
+
+@pytest.mark.parametrize(("answers", "looks"), [([FOUND], 1), ([UNSURE, NONE], 2)])
+def test_only_a_whole_brain_in_the_box_ends_the_look(
+    monkeypatch: pytest.MonkeyPatch, answers: list[Head], looks: int
+):
+    affine = np.diag([3.0, 3.0, 3.0, 1.0])
+    affine[:3, 3] = -120
+    scan, _ = head_on_a_neck(affine, (80, 80, 80))
+    shapes = []
+
+    def asked(volume: Volume, *rest: object) -> Head:
+        shapes.append(volume.shape)
+        return answers[len(shapes) - 1]
+
+    monkeypatch.setattr(look_module, "_asked", asked)
+    assert look_for_head(scan, Settings(device="cpu")) == answers[-1]
+    assert len(shapes) == looks
+    assert np.prod(shapes[0]) < np.prod(scan.shape)
+    assert looks == 1 or shapes[1] == scan.shape
