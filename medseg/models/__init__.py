@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from medseg import door
 
 if TYPE_CHECKING:
+    from medseg.models.bundle_own import own_network as own_network
     from medseg.models.bundle_writing import (
         bundle_metadata as bundle_metadata,
         bundle_notes as bundle_notes,
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = door(
     __name__,
     {
+        "bundle_own": ("own_network",),
         "bundle_writing": (
             "inference_config",
             "bundle_metadata",

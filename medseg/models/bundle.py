@@ -208,10 +208,9 @@ def _outputs(bundle: Bundle) -> tuple[dict[int, str], tuple[int, ...]]:
                 f"output 0 is called {first!r:.60} in metadata.json, and 0 means background in its"
                 " labels"
             )
-        values = tuple(range(count))
-        return {value: named(value, value) for value in values[1:]}, values
-    order = decision.order or tuple(range(count))
-    labels = decision.values or tuple(range(1, count + 1))
+        values = decision.labels
+        return {value: named(n, value) for n, value in enumerate(values) if n}, values
+    order, labels = decision.order or tuple(range(count)), decision.labels
     return {v: named(output, v) for output, v in zip(order, labels)}, (0, *labels)
 
 

@@ -20,7 +20,8 @@ class Decision:
     """What becomes of the outputs, as far as the steps have been read.
 
     regions: outputs above a threshold, of which later ones lie on top. values: with a nested
-    `where`, the label of each output in `order`. notes: for people.
+    `where`, the label of each output in `order`. others: label to what it is called at the end.
+    inner, outer: labels as they are at the end. notes: for people.
     """
 
     outputs: int
@@ -35,7 +36,16 @@ class Decision:
     linear: bool = False
     inner: tuple[int, ...] = ()
     outer: tuple[int, ...] = ()
+    others: dict[int, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """The label of each output in the order in which they are painted; of classes the
+        background first.
+        """
+        counted = range(1, self.outputs + 1) if self.regions else range(self.outputs)
+        return tuple(self.others.get(n, n) for n in self.values or counted)
 
     def ending(self) -> Ending:
         """As a recipe has it."""
@@ -141,7 +151,7 @@ def _decide(given: Given, keys: Sequence[str], made: Decision) -> None:
 def _largest_parts(given: Given, keys: Sequence[str], made: Decision) -> None:
     labels = given("applied_labels")
     labels = [labels] if type(labels) is int else labels
-    everything = list(made.values) or list(range(1, made.outputs))
+    everything = [n for n in made.labels if n]
     values = everything if labels is None else labels
     plain = isinstance(values, list) and all(type(n) is int and 0 <= n <= 65535 for n in values)
     if not plain or not made.decided or (made.regions and not made.values):
@@ -235,6 +245,30 @@ def _whole(node: ast.expr) -> int | None:
     return value if type(value) is int else None
 
 
+def _rename(given: Given, keys: Sequence[str], made: Decision) -> None:
+    """`MapLabelValued`: each label another, all at once; the background stays what it is."""
+    before, after = given("orig_labels"), given("target_labels")
+    given("dtype")
+    for name, labels in (("orig_labels", before), ("target_labels", after)):
+        plain = isinstance(labels, list) and all(type(n) in (int, float) for n in labels)
+        if not plain or any(n != int(n) or not 0 <= n <= 65535 for n in labels):
+            raise given.no(name, labels)
+    if len(before) != len(after) or len({int(n) for n in before}) < len(before):
+        raise given.no("orig_labels", before)
+    if not made.decided or (made.regions and not made.values):
+        raise given.no("orig_labels", before)  # of what is no label yet
+    new = {int(old): int(label) for old, label in zip(before, after)}
+    here = [n for n in made.labels if n]
+    labels = [new.get(n, n) for n in here]
+    if new.get(0, 0) != 0 or 0 in labels or len(set(labels)) < len(labels):
+        raise given.no("target_labels", after)  # two structures would be one, or none
+    start = range(1, made.outputs) if not made.values else made.values
+    made.others = {n: new.get(made.others.get(n, n), made.others.get(n, n)) for n in start}
+    made.inner, made.outer = (
+        tuple(new.get(n, n) for n in kept) for kept in (made.inner, made.outer)
+    )
+
+
 def _leave(given: Given, keys: Sequence[str], made: Decision) -> None:
     given("dtype")
 
@@ -246,6 +280,7 @@ AFTER: dict[str, Callable[[Given, Sequence[str], Decision], None] | None] = {
     "AsDiscreted": _decide,
     "KeepLargestConnectedComponentd": _largest_parts,
     "Lambdad": _choose,
+    "MapLabelValued": _rename,
     "EnsureTyped": _leave,
     "ToDeviced": _leave,
     "SaveImaged": None,

@@ -310,8 +310,10 @@ def bundle_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     names = {label.value: label.name for label in checkpoint.table.labels}
     outputs = spec.classes[spec.regions :]
     channels = spec.channel_names or tuple(f"channel {n + 1}" for n in range(spec.channels))
+    is_ct = all(name.strip().lower() in ("ct", "cbct", "hu") for name in channels)
     shared = {
         "type": "image",
+        "modality": "CT" if is_ct else "n/a",
         "spatial_shape": list(spec.patch),
         "dtype": "float32",
         "value_range": [],
@@ -339,7 +341,7 @@ def bundle_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
             "inputs": {
                 "image": shared
                 | {
-                    "format": "magnitude",
+                    "format": "hounsfield" if is_ct else "magnitude",
                     "num_channels": spec.channels,
                     "channel_def": {str(n): name for n, name in enumerate(channels)},
                 }

@@ -18,9 +18,12 @@ from medseg.models import (
     Checkpoint,
     EncoderWeights,
     ModelSpec,
+    Recipe,
+    StepRecipe,
     is_encoder,
     load_encoder,
     load_models,
+    own_network,
 )
 from medseg.networks import DEEP_SUPERVISION, RUN_ALONE
 from medseg.training.state import load_state
@@ -45,10 +48,7 @@ def read_start(name: str) -> Start:
     if not isinstance(models, list):
         raise BadModel(f"{name}: is a set of {len(models.models)} models; go on from one of them")
     if models[0].spec.architecture in RUN_ALONE:
-        raise BadModel(
-            f"{name}: is a bundle of MONAI, whose network medseg runs and does not train; go on"
-            " from one of medseg's, nnU-Net's or Auto3DSeg's models"
-        )
+        return own_network(models[0])
     recipe = models[0].spec.recipe
     if recipe is not None and recipe.previous:
         raise BadModel(
@@ -125,7 +125,7 @@ def _of_recipe(spec: ModelSpec, dataset: Dataset) -> dict[str, Any]:
     """What the plan of another program decides beside the rest."""
     if spec.recipe is None:
         return {}
-    recipe = spec.recipe.model_dump(mode="json")
+    recipe = _for_labels(spec, regions=bool(dataset.regions)).model_dump(mode="json")
     first = dataset.cases[0].images[0] if dataset.cases else None
     if spec.recipe.orientation == "auto" and first is not None and is_dicom_source(first):
         recipe["orientation"] = "LPS"  # as inference turns DICOM
@@ -139,6 +139,19 @@ def _of_recipe(spec: ModelSpec, dataset: Dataset) -> dict[str, Any]:
     if spec.patch[0] == 1:  # planes of a 2d network stay planes
         settings |= {"augment.rotation_degrees": [30.0, 0.0, 0.0], "augment.elastic_share": 0.0}
     return settings
+
+
+def _for_labels(spec: ModelSpec, *, regions: bool) -> Recipe | StepRecipe:
+    """A recipe without what it says of labels that are others now: their order, and parts that are
+    kept."""
+    recipe = spec.recipe
+    assert recipe is not None
+    if not isinstance(recipe, StepRecipe):
+        return recipe
+    changes: dict[str, Any] = {"order": (), "inner": (), "outer": ()}
+    if regions != spec.regions:
+        changes |= {"activation": "sigmoid" if regions else "softmax", "threshold": 0.5}
+    return recipe.model_copy(update={"ending": recipe.ending.model_copy(update=changes)})
 
 
 def start_from(source: Path, network: nn.Module, *, names: Sequence[str], regions: bool) -> None:

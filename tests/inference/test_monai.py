@@ -58,6 +58,7 @@ EACH = {
     "channel_wise": True,
 }
 WHOLE = {"_target_": "SimpleInferer"}
+LARGEST = {"_target_": "KeepLargestConnectedComponentd", "keys": "pred"}
 
 
 def network(name: str, **arguments: Any) -> dict[str, Any]:
@@ -112,6 +113,25 @@ BUNDLES: dict[str, tuple[dict[str, Any], int]] = {
     ),
     "overlapping regions go back linearly": (
         {"after": [making.SIGMOID, making.INVERT, making.THRESHOLD]},
+        1,
+    ),
+    "labels get other values": (
+        {
+            "after": [
+                making.SOFTMAX,
+                making.INVERT,
+                making.ARGMAX,
+                LARGEST | {"applied_labels": [1]},
+                {
+                    "_target_": "MapLabelValued",
+                    "keys": "pred",
+                    "orig_labels": [0, 1, 2],
+                    "target_labels": [0, 7, 1],
+                    "dtype": "$np.uint8",
+                },
+                LARGEST | {"applied_labels": [1]},
+            ]
+        },
         1,
     ),
     "the whole image at once": (
@@ -189,6 +209,8 @@ def test_labels_of_a_bundle_are_those_of_monai_to_the_voxel(tmp_path, case):
         want = making.bundle_labels(folder, scans)
         if "regions of four" in case:
             assert set(np.unique(want)) <= {0, 1, 2, 4}
+        if "other values" in case:
+            assert set(np.unique(want)) == {0, 1, 7}
         assert len(np.unique(want)) >= 2
         np.testing.assert_array_equal(labels_of(model, scans), want)
     assert (labels_of(model, scans, Settings()) == want).mean() >= 0.999

@@ -222,6 +222,14 @@ def test_a_huge_config_is_refused_by_its_size(tmp_path):
     assert "larger than" in refused(folder)
 
 
+RENAME = {
+    "_target_": "MapLabelValued",
+    "keys": "pred",
+    "orig_labels": [1, 2],
+    "target_labels": [4, 5],
+}
+
+
 def test_every_argument_is_known_by_name_or_refused(tmp_path):
     for place, value, word in (
         (f"{STEP}#divisor", 3, "divisor"),
@@ -234,6 +242,20 @@ def test_every_argument_is_known_by_name_or_refused(tmp_path):
         ("network_def#in_channels", "many", "in_channels"),
         ("postprocessing#transforms#2#to_onehot", 3, "to_onehot"),
         ("postprocessing#transforms#1#transform", "@inferer", "transform"),
+        ("postprocessing#transforms#2", RENAME | {"target_labels": [1, 2]}, "orig_labels"),
+        *(
+            ("postprocessing#transforms", [making.INVERT, making.ARGMAX, RENAME | change], word)
+            for change, word in (
+                ({"target_labels": [5]}, "orig_labels"),
+                ({"orig_labels": [1, 1]}, "orig_labels"),
+                ({"orig_labels": [0, 1]}, "target_labels"),
+                ({"target_labels": [2, 2]}, "target_labels"),
+                ({"target_labels": [0, 5]}, "target_labels"),
+                ({"target_labels": [0.5, 5]}, "target_labels"),
+                ({"target_labels": ["a", "b"]}, "target_labels"),
+                ({"target_labels": [70000, 5]}, "target_labels"),
+            )
+        ),
         ("postprocessing#transforms", [], "does not say how outputs become labels"),
         ("postprocessing#transforms", [making.ARGMAX], "bring labels back"),
     ):

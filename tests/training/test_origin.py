@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from making import networks as tiny, nnunet as making, phantoms
+from making import monai as making_monai, networks as tiny, nnunet as making, phantoms
 from medseg.dataset import read_dataset
 from medseg.errors import BadModel
 from medseg.inference import Settings, network_input, network_labels, segment
@@ -297,3 +298,95 @@ def test_a_run_begins_with_an_encoder_and_goes_on_with_the_same_one_only(tmp_pat
         "train", data, "-o", tmp_path / "no", "--finetune", path, "--model", "unetr", *SHORT
     )
     assert wrong.code == 6 and "swin_unetr" in wrong.err and not (tmp_path / "no").exists()
+
+
+#: Networks of bundles that are medseg's own, windows, and what the checkpoint holds of them.
+BUNDLES = {
+    "SegResNetDS": {"init_filters": 8, "blocks_down": [1, 1, 2], "norm": "INSTANCE", "dsdepth": 2},
+    "SwinUNETR": {
+        "feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 2,
+        "use_checkpoint": True,
+    },
+    "UNETR": {"img_size": 32, "hidden_size": 24, "mlp_dim": 24, "num_heads": 2},
+    "MedNeXt": {
+        "init_filters": 8, "kernel_size": 3, "blocks_down": [1, 1], "blocks_bottleneck": 1,
+        "blocks_up": [1, 1], "use_residual_connection": True,
+    },
+}  # fmt: skip
+
+
+def monai_bundle(folder: Path, name: str, **more: object) -> Path:
+    """A bundle of random weights that keeps the largest part of its second label."""
+    network = {"_target_": name, "in_channels": 1, "out_channels": 3} | BUNDLES.get(name, {}) | more
+    largest = {"_target_": "KeepLargestConnectedComponentd", "keys": "pred", "applied_labels": [2]}
+    content = making_monai.config(
+        network=network,
+        inferer=making_monai.INFERER | {"roi_size": [32, 32, 64 if name == "SwinUNETR" else 32]},
+        after=[making_monai.SOFTMAX, making_monai.INVERT, making_monai.ARGMAX, largest],
+    )
+    return making_monai.write_bundle(folder, content, names={"1": "liver", "2": "left kidney"})
+
+
+@pytest.mark.parametrize("name", sorted(BUNDLES))
+def test_a_bundle_with_a_network_of_medsegs_is_the_same_network_there(tmp_path, name):
+    pytest.importorskip("monai")
+    folder = monai_bundle(tmp_path / "bundle", name)
+    (run_there,), start = load_models([str(folder)]), read_start(str(folder))
+    assert start.spec.architecture != run_there.spec.architecture == "bundle"
+    image = torch.randn(1, 1, *start.spec.patch, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, found = run_there.network()(image), start.network()(image)
+    assert float((found - expected).abs().max()) < 1e-4 * float(expected.std())
+    settings = adopted(start, read_dataset(phantoms.dataset(tmp_path / "data", 3, labels=NEW)), {})
+    assert settings["model.recipe"]["ending"]["outer"] == []  # label 2 is another structure now
+
+
+def test_a_run_goes_on_from_a_bundle_and_from_a_checkpoint_of_auto3dseg(tmp_path):
+    pytest.importorskip("monai")
+    data = phantoms.dataset(tmp_path / "data", 4, labels={"Part 1": 1, "liver": 2})
+    starts = {
+        "bundle": (monai_bundle(tmp_path / "bundle", "SegResNetDS"), "knows liver"),
+        "auto": (making_monai.write_auto3dseg(tmp_path / "auto3dseg"), "knows Part 1"),
+    }
+    for name, (start, told) in starts.items():
+        run = tmp_path / f"run from {name}"
+        plain = [*SHORT, "--set", "cleanup=[]"]
+        ran = tiny.medseg("train", data, "-o", run, "--finetune", start, *plain)
+        assert ran.code == 0, ran.err
+        assert told in ran.err
+        spec = json.loads((run / "model" / "model.json").read_text())
+        assert spec["architecture"] == "segresnet" and spec["recipe"]["steps"]
+        before = read_start(str(start)).network().state_dict()
+        after = load_models([str(run / "model")])[0].network().state_dict()
+        key = "network.encoder.conv_init.weight"
+        assert float((after[key] - before[key]).norm()) < 0.2 * float(before[key].norm())
+        (validated,) = (run / "validation").glob("*.nii.gz")
+        scan = read(data / "imagesTr" / validated.name)
+        found = segment(scan, load_models([str(run)]), Settings(cleanup=False)).labels.data
+        assert (found == read(validated).data).mean() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "word"),
+    [
+        ("UNet", {"channels": [8, 12], "strides": [2]}, "network UNet, which medseg runs"),
+        ("SwinUNETR", {"downsample": "mergingv2"}, "has downsample 'mergingv2'"),
+        ("MedNeXt", {"use_residual_connection": False}, "has use_residual_connection False"),
+    ],
+)
+def test_a_bundle_with_another_network_is_run_and_not_trained(tmp_path, name, more, word):
+    pytest.importorskip("monai")
+    if name == "UNet":
+        more = making_monai.UNET | more
+    folder = monai_bundle(tmp_path / "bundle", name, **more)
+    with pytest.raises(BadModel, match=word):
+        read_start(str(folder))
+
+
+def test_regions_of_a_model_of_classes_get_an_activation_of_their_own(tmp_path):
+    pytest.importorskip("monai")
+    start = read_start(str(monai_bundle(tmp_path / "bundle", "SegResNetDS")))
+    data = read_dataset(phantoms.dataset(tmp_path / "data", 3, labels=NEW))
+    for regions, activation in (({"all": (1, 2)}, "sigmoid"), ({}, "softmax")):
+        settings = adopted(start, replace(data, regions=regions), {})
+        assert settings["model.recipe"]["ending"]["activation"] == activation
