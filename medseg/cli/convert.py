@@ -225,10 +225,11 @@ def info(
     """Say what is in a file: grid, orientation, intensities. DICOM with several volumes is listed.
 
     Of a model, medseg's, nnU-Net's or MONAI's: what it was trained for and how, and what of it
-    would be used.
+    would be used. Models of `medseg models` are known by their names.
 
-    Example:
+    Examples:
     medseg info scan.nii.gz dicom/
+    medseg info brain-fast
     """
     import json
 
@@ -237,7 +238,7 @@ def info(
     from medseg.models import is_model
 
     for path in paths:
-        if is_model(path):
+        if is_model(path) or _names_model(path):
             _print_model(path, as_json)
             continue
         if kind := label_kind(path):
@@ -281,26 +282,47 @@ def _print_structures(path: Path, kind: str, as_json: bool) -> None:
     print_table(title, ("number", "structure"), rows, right=(0,))
 
 
+def _names_model(path: Path) -> bool:
+    """Whether a path is the name of a model of `medseg models`, and no file."""
+    from medseg.inference import UNTRAINED
+    from medseg.models import known_models
+
+    return str(path) in (*known_models(), *UNTRAINED) and not path.exists()
+
+
 def _print_model(path: Path, as_json: bool) -> None:
     """What there is to say of a model, or of each of a set; its folder may hold one that cannot be
     used.
     """
-    import json
-
+    from medseg.inference import UNTRAINED
     from medseg.models import facts_of, load_models
 
+    if (untrained := UNTRAINED.get(str(path))) is not None and not path.exists():
+        labels = {str(value): name for value, name in untrained.table.names.items()}
+        one = {"name": str(path), "about": untrained.about, "channels": 1, "labels": labels}
+        _show_facts(path, [one], {}, as_json)
+        return
     models = load_models([str(path)])
     each = [models] if isinstance(models, list) else list(models.models)
     facts = [facts_of(checkpoints) for checkpoints in each]
+    _show_facts(path, facts, {} if isinstance(models, list) else models.table.names, as_json)
+
+
+def _show_facts(
+    path: Path, facts: Sequence[dict[str, Any]], of_set: Mapping[int, str], as_json: bool
+) -> None:
+    """Show the facts of models, and the labels of the set that they are, if they are one."""
+    import json
+
     if as_json:
-        shared = {} if isinstance(models, list) else {"labels": models.table.names}
-        print(json.dumps({"file": str(path), "kind": "model", **shared, "models": facts}))
+        shared = {"labels": dict(of_set)} if of_set else {}
+        print(json.dumps({"file": str(path), "kind": "model", **shared, "models": list(facts)}))
         return
     for one in facts:
         rows = [(key, _words(value)) for key, value in one.items()]
         print_table(f"{path}: a model", ("", ""), rows)
-    if not isinstance(models, list):
-        rows = [(str(value), name) for value, name in models.table.names.items()]
+    if of_set:
+        rows = [(str(value), name) for value, name in of_set.items()]
         print_table(f"{path}: the labels of the set", ("number", "structure"), rows, right=(0,))
 
 

@@ -4,6 +4,7 @@ cannot be.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -239,3 +240,21 @@ def test_info_lists_the_structures_of_dicom_labels(scan: Path, tmp_path: Path):
         assert ran.code == 0, ran.err
         assert f"DICOM {kind}" in ran.out
         assert "300  beyond a byte" in ran.out
+
+
+def test_info_knows_models_by_name_and_files_before_them(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A file in the folder is meant where one is called as a model."""
+    monkeypatch.chdir(tmp_path)
+    ran = tiny.medseg("info", "brain-fast", "otsu", "--json")
+    assert ran.code == 0, ran.err
+    trained, untrained = map(json.loads, ran.out.splitlines())
+    assert trained["models"][0]["labels"]["17"] == "left hippocampus"
+    assert untrained["models"][0]["labels"] == {"1": "foreground"}
+    assert "brain-fast: a model" in tiny.medseg("info", "brain-fast").out
+
+    (tmp_path / "otsu").mkdir()
+    ran = tiny.medseg("info", "otsu")
+    assert ran.code == 3 and "otsu" in ran.err
+    assert tiny.medseg("info", "no-such-model").code == 3

@@ -139,6 +139,8 @@ COMMANDS: dict[str, tuple[Callable[[Path], tuple[object, ...]], str]] = {
     "check": (lambda p: ("check", p / "data"), "check"),
     "info of a scan": (lambda p: ("info", p / "scans" / "a.nii.gz"), "info"),
     "info of a model": (lambda p: ("info", p / "model"), "info"),
+    "info of a model by name": (lambda p: ("info", "brain-fast"), "info"),
+    "info of a model that is not trained": (lambda p: ("info", "kmeans"), "info"),
     "models": (lambda p: ("models",), "models"),
     "models of a folder": (lambda p: ("models", p), "models"),
     "volumes": (
