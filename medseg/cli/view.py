@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from medseg.volume import Volume
 
 _PAGE, _SCENE, _SHEET = ".html", ".mrb", ".png"
-_MODULE = Path(__file__).parents[1] / "view" / "slicer"
+_MODULE = Path(__file__).parents[1] / "view" / "slicer" / "MedSeg"
 
 
 _SHOWN, _MORE = "The page in the browser", "What is shown"

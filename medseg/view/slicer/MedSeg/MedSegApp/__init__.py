@@ -1,0 +1,1 @@
+"""What the module MedSeg does with Slicer's scene, and its panels."""
