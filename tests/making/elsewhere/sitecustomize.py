@@ -179,6 +179,7 @@ def hide_places(system: str) -> None:
             is_folder = pathlib.Path(path).is_dir()
             if system == "windows" and is_folder and is_medseg(sys._getframe(1)):
                 raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+            flags |= os.O_NONBLOCK  # Windows has no named pipes among its files, to wait for
         return _real_os_open(path, flags, *rest, **more)
 
     builtins.open = io.open = open_
