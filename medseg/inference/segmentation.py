@@ -511,7 +511,7 @@ def _paint_windows(
                 painting.result()
 
     empty = (CONTENT_ABOVE, _of_air(spec, predictor)) if spec.skip_empty else None
-    device = made.device
+    device, waited_for = made.device, "paint" if made.device == "cpu" else "wait"
     start = time.perf_counter()
     with ThreadPoolExecutor(1) as beside:
         for stripe in windows.stripes(made.stripes):
@@ -530,9 +530,8 @@ def _paint_windows(
                 behind = beside.submit(paint, block.x, block.y, block.data)
             wait(behind)
     # What is left of the time is the sums'. Beside a GPU painting costs only what it is waited for.
-    waited = clock.seconds.pop("wait", 0.0) if device != "cpu" else clock.seconds.get("paint", 0.0)
-    duration_s = time.perf_counter() - start
-    clock.seconds["blend"] = max(0.0, duration_s - clock.seconds.get("network", 0.0) - waited)
+    others = (clock.seconds.get("network", 0.0), clock.seconds.get(waited_for, 0.0))
+    clock.seconds["blend"] = max(0.0, time.perf_counter() - start - sum(others))
 
 
 def check_image(volume: Volume) -> None:

@@ -180,7 +180,7 @@ def test_painting_beside_a_card_is_not_taken_from_the_time_of_the_sums():
             clock=clock,
             progress=lambda what, done, total: None,
         )
-    assert clock.seconds == {"network": 15.0, "paint": 21.0, "blend": 6.0}
+    assert clock.seconds == {"network": 15.0, "paint": 21.0, "wait": 0.0, "blend": 6.0}
 
 
 #: Whether each call of `Body` was in half precision.
