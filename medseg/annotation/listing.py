@@ -24,7 +24,11 @@ from medseg.text import harmless
 LIST = "cases.csv"
 #: The tag of labels that are trained with, and of what a model proposed.
 FINAL, ORIGINAL = "final", "original"
-SPLITS = ("train", "val", "test")
+#: What a scan is for. AUTO: some of those that get labels validate, as `settled_split` says.
+AUTO = "auto"
+SPLITS = (AUTO, "train", "val", "test")
+#: One of so many labelled scans validates.
+_VALIDATES = 5
 _ID = re.compile(r"[^\W_][\w .+-]*")
 #: Bytes of an id, so that names of files made from it fit every file system.
 _MOST_BYTES = 150
@@ -39,15 +43,15 @@ class StoredCase:
     """One scan of a data set that grows.
 
     images: a file per channel. labels: tag to file. split: 'train', 'val' or 'test', what it is
-    once it has a final label. group: the patient, '' where nobody said. annotated: the values that
-    were looked for in its final label; others may be there unlabelled. holds: those found. more:
-    what stands in further columns of its line.
+    once it has a final label, and 'auto' where that is settled then. group: the patient, '' where
+    nobody said. annotated: the values that were looked for in its final label; others may be there
+    unlabelled. holds: those found. more: what stands in further columns of its line.
     """
 
     id: str
     images: tuple[Path, ...]
     labels: Mapping[str, Path] = field(default_factory=dict)
-    split: str = "train"
+    split: str = AUTO
     group: str = ""
     annotated: tuple[int, ...] = ()
     holds: tuple[int, ...] = ()
@@ -90,6 +94,26 @@ def check_channels(names: Sequence[str]) -> None:
             f"the channels {', '.join(map(harmless, names)) or 'of nothing'} are no distinct plain"
             " names; use such as T1 and FLAIR"
         )
+
+
+def settled_split(case: StoredCase, others: Iterable[StoredCase]) -> str:
+    """What a scan that has just got its final label is for: 'train' or 'val', if nobody said.
+
+    The second one and then one of five validate, for good, so that no model of any round has ever
+    trained with them; but only if the scans to train with hold all that it holds. Scans of one
+    patient are for the same.
+    """
+    if case.split != AUTO:
+        return case.split
+    labelled = [one for one in others if FINAL in one.labels and one.id != case.id]
+    same = [one.split for one in labelled if case.group and one.group == case.group]
+    if same:
+        return same[0]
+    training = [one for one in labelled if one.split == "train"]
+    validating = sum(one.split == "val" for one in labelled)
+    is_due = validating < max(1, (len(training) + validating + 1) // _VALIDATES)
+    learnt = {value for one in training for value in one.holds}
+    return "val" if training and is_due and set(case.holds) <= learnt else "train"
 
 
 def read_channels_of(folder: Path) -> tuple[str, ...]:
@@ -140,7 +164,7 @@ def _case_of(folder: Path, cells: Mapping[str, str], columns: Sequence[str]) -> 
         id=cells["case"],
         images=tuple(folder / cells[column] for column in columns if cells[column]),
         labels={tag: folder / name for tag, name in files.items() if name},
-        split=_first(cells, "planned_split", "split") or "train",
+        split=_first(cells, "planned_split", "split") or ("train" if cells["label"] else AUTO),
         group=cells.get("group", ""),
         annotated=_numbers(cells.get("labelled", "")),
         holds=_numbers(cells.get("holds", "")),

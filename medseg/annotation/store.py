@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg.annotation.listing import (
+    AUTO,
     FINAL,
     LIST,
     StoredCase,
@@ -32,6 +33,7 @@ from medseg.annotation.listing import (
     check_tag,
     read_channels_of,
     read_list,
+    settled_split,
     write_list,
 )
 from medseg.annotation.names import joined_by_name
@@ -130,7 +132,7 @@ class Store:
 
     def read_scan(self, case_id: str) -> list[Volume]:
         """A `Volume` per channel, all on the first one's grid. Raises `BadConfig`, `BadFile`."""
-        return _read_channels(self.case(case_id).images, len(self.channels))
+        return read_files(self.case(case_id).images, len(self.channels))
 
     def read_label(self, case_id: str, tag: str = FINAL) -> tuple[Volume, LabelTable]:
         """The label map under a tag, on the grid of its scan, and what its values mean. Raises
@@ -152,18 +154,19 @@ class Store:
         files: Sequence[str | Path],
         *,
         replace: bool = False,
-        split: str = "train",
+        split: str = AUTO,
         group: str = "",
     ) -> StoredCase:
         """Take a scan in under an id, voxels and geometry as they are; it has no labels yet.
 
         files: one for each channel, or a 4-D file of all; of any format that medseg reads. replace:
         put it in the place of one that is there, whose labels then go. split: 'train', 'val' to
-        validate with, 'test' to be left alone. group: the patient, whose scans stay on one side of
+        validate with, 'test' to be left alone, 'auto' to settle it when it gets its final label, so
+        that one of five validates. group: the patient, whose scans stay on one side of
         every split. Raises `BadOutput` for an id that is there, `BadFile` for what is no scan,
         `BadConfig` for what is no id.
         """
-        volumes = _read_channels([Path(file) for file in files], len(self.channels))
+        volumes = read_files([Path(file) for file in files], len(self.channels))
         return self.add_volumes(case_id, volumes, replace=replace, split=split, group=group)
 
     def add_volumes(
@@ -175,7 +178,7 @@ class Store:
         table: LabelTable = NO_NAMES,
         like: LabelTable = NO_NAMES,
         replace: bool = False,
-        split: str = "train",
+        split: str = AUTO,
         group: str = "",
     ) -> StoredCase:
         """`add_scan` of volumes in memory; labels, table, like: its final label at once, as for
@@ -198,7 +201,7 @@ class Store:
                 if labels is not None:
                     where = Path(f"{name} ({FINAL})")
                     labels = onto(labels, volumes[0], path=where, image_path=images[0])
-                    case = self._with_final(case, labels, table, like=like)
+                    case = self._with_final(case, labels, table, like=like, others=cases.values())
                 self._write_list(cases | {name: case})
             except BaseException:
                 _remove((*images, *case.labels.values()))
@@ -245,7 +248,7 @@ class Store:
             labels = onto(labels, image, path=where, image_path=case.images[0])
             with _restored_on_error(case.labels.get(tag)):
                 if tag == FINAL:
-                    case = self._with_final(case, labels, table, like=like)
+                    case = self._with_final(case, labels, table, like=like, others=cases.values())
                 else:
                     path = case.labels.get(tag) or self._free(f"labels/{tag}", case.id, ".seg.nrrd")
                     write(labels, path, table=table)
@@ -285,6 +288,7 @@ class Store:
         table: LabelTable,
         *,
         like: LabelTable,
+        others: Iterable[StoredCase],
     ) -> StoredCase:
         """The case with its final label written, and labels.csv with the names that are new."""
         before = self.table
@@ -297,12 +301,13 @@ class Store:
         except BaseException:
             self._write_table(before)
             raise
-        return replace(
+        case = replace(
             case,
             labels={**case.labels, FINAL: path},
             annotated=joined.annotated,
             holds=joined.holds,
         )
+        return replace(case, split=settled_split(case, others))
 
     def _write_table(self, table: LabelTable) -> None:
         """Replace labels.csv in one step, if it changes."""
@@ -433,8 +438,10 @@ def read_segmentation(
     return onto(labels, image, path=file, image_path=scan), names
 
 
-def _read_channels(files: Sequence[Path], channels: int) -> list[Volume]:
-    """A volume per channel, of a file each or of one 4-D file, on the first one's grid."""
+def read_files(files: Sequence[Path], channels: int) -> list[Volume]:
+    """A volume per channel, of a file each or of one 4-D file, on the first one's grid. Raises
+    `BadFile`, and `BadConfig` for another number of files.
+    """
     if len(files) == 1 and channels > 1:
         path = files[0]
         held = stored_sizes(path)[3:] if path.name.lower().endswith((".nii", ".nii.gz")) else ()

@@ -37,6 +37,11 @@ PANELS: dict[str, dict[str, str]] = {
         "info": "Say what is in a file",
         "convert": "Convert a volume to another format",
     },
+    "Annotate": {
+        "add": "Add scans to a data set that grows, and what was segmented in one",
+        "next": "Choose the scan to label next",
+        "rounds": "List the models that were trained in a data set",
+    },
     "Evaluate": {
         "evaluate": "Score label maps against references",
         "compare": "Compare methods on the same cases",
@@ -63,6 +68,9 @@ PANELS: dict[str, dict[str, str]] = {
 _HOMES = {
     "complete": "completion",
     "volumes": "gather",
+    "add": "annotate",
+    "next": "annotate",
+    "rounds": "annotate",
     "info": "convert",
     "compare": "evaluate",
     "clean": "evaluate",

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli.options import Quiet, in_panel, parse_bytes, parse_seconds, word_of_device
-from medseg.cli.show import bar_of_stages, grouped, print_line, print_rows, print_table, tell
+from medseg.cli.options import (
+    Quiet,
+    Telling,
+    check_one_of,
+    in_panel,
+    parse_bytes,
+    parse_seconds,
+    word_of_device,
+)
+from medseg.cli.show import (
+    bar_of_stages,
+    grouped,
+    print_line,
+    print_rows,
+    print_table,
+    tell,
+    tell_event,
+)
 from medseg.errors import BadConfig
 from medseg.machine import keep_memory
 
@@ -110,6 +127,14 @@ def train(
             help="Train although medseg check finds errors that can be trained with.",
         ),
     ] = False,
+    progress: Annotated[
+        str,
+        in_panel(
+            Telling.PANEL,
+            metavar="auto|json",
+            help="json: a line of JSON on stderr for every step.",
+        ),
+    ] = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Train a model: the same command goes on where an interrupted run stopped.
@@ -124,6 +149,8 @@ def train(
     """
     began = monotonic()  # before torch is loaded, which counts into the time
     keep_memory()
+    check_one_of("--progress", progress, ("auto", "json"))
+    show = _show(quiet, as_json=progress == "json")
     changes = _changes(overrides or [])
     changes |= {"train.seed": seed} if seed is not None else {}
     changes |= {"train.deterministic": True} if deterministic else {}
@@ -139,7 +166,7 @@ def train(
                 f"{conflicts[0]} goes with a data set; {data} is a config, so set it there"
             )
         changes |= {"train.time_s": parse_seconds(time), "train.steps": None} if time else {}
-        _train_config(data, output, changes, resume=resume, quiet=quiet, began=began)
+        _train_config(data, output, changes, resume=resume, show=show, began=began)
         return
     from medseg.training import Request
 
@@ -160,21 +187,20 @@ def train(
         anyway=anyway,
         began=began,
     )
-    _train_dataset(request, quiet)
+    _train_dataset(request, show)
 
 
-def _train_dataset(request: Request, quiet: bool) -> None:
+def _train_dataset(request: Request, show: AbstractContextManager[_Show]) -> None:
     from medseg.training import Events, train_folds
 
-    with bar_of_stages(quiet) as progress:
-        show = _Show(quiet, progress)
+    with show as shown:
         events = Events(
-            found=show.found,
-            reading=show.reading,
-            planned=show.planned,
-            training=show.training,
-            scored=show.scored,
-            say=show.say,
+            found=shown.found,
+            reading=shown.reading,
+            planned=shown.planned,
+            training=shown.training,
+            scored=shown.scored,
+            say=shown.say,
         )
         outcome = train_folds(request, events)
     if outcome is None:  # another process of torchrun's is the first
@@ -193,7 +219,7 @@ def _train_config(
     changes: dict[str, Any],
     *,
     resume: bool,
-    quiet: bool,
+    show: AbstractContextManager[_Show],
     began: float,
 ) -> None:
     from medseg.config import load_config, read_settings
@@ -211,8 +237,8 @@ def _train_config(
         )
     from medseg.training import train as run_loop
 
-    with bar_of_stages(quiet) as progress:
-        print_line(run_loop(settings, run, began=began, progress=_Show(quiet, progress).training))
+    with show as shown:
+        print_line(run_loop(settings, run, began=began, progress=shown.training))
 
 
 def _changes(texts: Sequence[str]) -> dict[str, Any]:
@@ -292,6 +318,37 @@ class _Show:
 
     def scored(self, evaluation: Evaluation) -> None:
         """The scores are printed at the end, on stdout."""
+
+
+class _Events(_Show):
+    """The same as lines of JSON on stderr, for programs."""
+
+    def say(self, text: str) -> None:
+        """A line of text."""
+        tell_event(event="message", text=text)
+
+    def reading(self, what: str, done: int, count: int) -> None:
+        """Cases done."""
+        tell_event(event="progress", what=what, done=done, total=count)
+
+    def planned(self, choices: Sequence[Choice], config: Config) -> None:
+        """The plan stands in the run folder."""
+
+    def training(self, share: float, facts: Mapping[str, Any]) -> None:
+        """Where the run stands."""
+        if "validation" in facts:
+            tell_event(event="validation", step=facts["step"], dice=facts["validation"])
+            return
+        names = ("step", "loss", "dice", "seconds_left")
+        numbers = {name: round(facts[name], 4) for name in names if name in facts}
+        tell_event(event="training", share=round(share, 4), **numbers)
+
+
+@contextmanager
+def _show(quiet: bool, *, as_json: bool) -> Iterator[_Show]:
+    """What is told, with its bar where that is asked for."""
+    with bar_of_stages(quiet or as_json) as progress:
+        yield (_Events if as_json else _Show)(quiet, progress)
 
 
 def _short(value: Any) -> str:

@@ -303,17 +303,36 @@ def test_who_validates_and_who_is_of_one_patient_is_kept(tmp_path: Path):
     store = grown(tmp_path / "set", 3)
     image, labels = make_case(3)
     store.add_volumes("held out", [image], split="val", group="anna")
-    dataset = read_dataset(store.folder)
-    assert dataset.splits == ()
+    assert store.case("held out").split == "val"
     store.put_label("held out", labels, TABLE)
     dataset = read_dataset(store.folder)
-    assert dataset.splits == ((("case_0", "case_1", "case_2"), ("held out",)),)
+    assert dataset.splits == ((("case_0", "case_2"), ("case_1", "held out")),)
     assert dataset["held out"].group == "anna"
     store.remove_label("held out")
     store.put_label("held out", labels, TABLE)
     assert store.case("held out").split == "val"
     with pytest.raises(BadConfig, match="'valid' is no split"):
         store.put_label("held out", labels, TABLE, split="valid")
+
+
+def test_one_of_five_validates_for_good_where_the_others_hold_what_it_holds(tmp_path: Path):
+    store = grown(tmp_path / "set", 1)
+    image, labels = make_case(0)
+    new = LabelTable((Label(1, "rare", (0, 0, 0)), LIVER))
+    store.add_volumes("rare", [image], labels=labels, table=new)
+    for number in range(9):
+        table, group = (new, "") if number == 3 else (TABLE, "anna" if number < 3 else "")
+        store.add_volumes(f"{number}", [image], labels=labels, table=table, group=group)
+    splits = {one.id: one.split for one in store.cases()}
+    held_out = [name for name, split in splits.items() if split == "val"]
+    assert held_out == ["0", "1", "2"]  # of one patient
+    assert set(splits.values()) == {"train", "val"}
+    for number in range(9, 12):
+        store.add_volumes(f"{number}", [image], labels=labels, table=TABLE)
+    assert [one.id for one in store.cases() if one.split == "val"] == held_out
+    for number in range(12, 20):
+        store.add_volumes(f"{number}", [image], labels=labels, table=TABLE)
+    assert sum(one.split == "val" for one in store.cases()) == 22 // 5
 
 
 def test_folders_with_something_else_are_left_alone(tmp_path: Path):
