@@ -149,8 +149,7 @@ def train(
     """
     began = monotonic()  # before torch is loaded, which counts into the time
     keep_memory()
-    check_one_of("--progress", progress, ("auto", "json"))
-    show = _show(quiet, as_json=progress == "json")
+    show = _show(quiet, progress)
     changes = _changes(overrides or [])
     changes |= {"train.seed": seed} if seed is not None else {}
     changes |= {"train.deterministic": True} if deterministic else {}
@@ -344,11 +343,18 @@ class _Events(_Show):
         tell_event(event="training", share=round(share, 4), **numbers)
 
 
+def _show(quiet: bool, progress: str) -> AbstractContextManager[_Show]:
+    """What is told, as lines of JSON or with a bar. Raises `typer.BadParameter` for another
+    progress than 'auto' and 'json'.
+    """
+    check_one_of("--progress", progress, ("auto", "json"))
+    return _told(quiet, _Events if progress == "json" else _Show)
+
+
 @contextmanager
-def _show(quiet: bool, *, as_json: bool) -> Iterator[_Show]:
-    """What is told, with its bar where that is asked for."""
-    with bar_of_stages(quiet or as_json) as progress:
-        yield (_Events if as_json else _Show)(quiet, progress)
+def _told(quiet: bool, kind: type[_Show]) -> Iterator[_Show]:
+    with bar_of_stages(quiet or kind is _Events) as progress:
+        yield kind(quiet, progress)
 
 
 def _short(value: Any) -> str:
