@@ -8,7 +8,6 @@ on with it, as long as nobody has changed the data.
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -131,18 +130,14 @@ def start(
     time_s: float | None = None,
     model: str | Path | None = None,
     options: Sequence[str] = (),
-    threads: int | None = None,
 ) -> Teaching:
     """Train in a folder, or go on with the run that is there.
 
     time_s: all it may take. model: what to go on from. options: further words for `medseg train`.
-    threads: of the processor, at most. Raises `BadConfig` where the data set has no final label.
+    Raises `BadConfig` where the data set has no final label.
     """
     if not any(FINAL in one.labels for one in store.cases()):
         raise BadConfig(f"{store.folder}: no scan has a final label yet; add one with medseg add")
-    environment = dict(os.environ)
-    if threads is not None:
-        environment |= {"OMP_NUM_THREADS": str(threads), "NUMBA_NUM_THREADS": str(threads)}
     process = subprocess.Popen(
         [sys.executable, "-m", "medseg", *words_of(store, run, time_s, model), *options],
         stdin=subprocess.DEVNULL,
@@ -150,7 +145,6 @@ def start(
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        env=environment,
     )
     return Teaching(process, run)
 

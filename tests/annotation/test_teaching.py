@@ -43,6 +43,7 @@ def options(steps: int) -> list[str]:
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     store = Store.create(tmp_path / "set")
     for number in range(3):
         image, labels = make_case(number)
@@ -53,7 +54,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 def test_a_run_is_followed_stopped_and_goes_on_to_its_end(store: Store):
     run = next_run(store)
     assert run == store.folder / "runs" / "1" and newest_models(store) == []
-    teaching = start(store, run, options=options(100_000), threads=1)
+    teaching = start(store, run, options=options(100_000))
     until = time.monotonic() + PATIENCE_S
     while not teaching.progress.validation and time.monotonic() < until:
         assert teaching.progress.state == "running", teaching.lines
@@ -65,7 +66,7 @@ def test_a_run_is_followed_stopped_and_goes_on_to_its_end(store: Store):
     assert {"front", "back", "mean"} == set(stopped.validation)
     assert runs_of(store) == [run] and not is_finished(run)
     assert [one.finished for one in rounds_of(store)[0]] == [False]
-    again = start(store, run, options=options(stopped.step + 4), threads=1)
+    again = start(store, run, options=options(stopped.step + 4))
     done = again.wait(PATIENCE_S)
     assert done.state == "done", again.lines
     assert done.share == 1 and done.step == stopped.step + 4
@@ -75,7 +76,7 @@ def test_a_run_is_followed_stopped_and_goes_on_to_its_end(store: Store):
 def test_what_cannot_be_trained_fails_with_a_sentence(store: Store, tmp_path: Path):
     with pytest.raises(BadConfig, match="no scan has a final label yet"):
         start(Store.create(tmp_path / "empty"), tmp_path / "run")
-    teaching = start(store, next_run(store), model="nowhere", options=options(4), threads=1)
+    teaching = start(store, next_run(store), model="nowhere", options=options(4))
     failed = teaching.wait(PATIENCE_S)
     assert failed.state == "failed"
     assert failed.message.startswith("nowhere") or "nowhere" in failed.message
