@@ -257,6 +257,15 @@ class VolumeNode:
 
     def __init__(self, name: str = "CT") -> None:
         self.name = name
+        self.attributes: dict[str, str] = {}
+
+    def GetAttribute(self, name: str) -> str | None:  # noqa: N802, Slicer's name
+        """What a name says of it."""
+        return self.attributes.get(name)
+
+    def SetAttribute(self, name: str, text: str) -> None:  # noqa: N802, Slicer's name
+        """Say something of it."""
+        self.attributes[name] = text
 
     def GetID(self) -> str:  # noqa: N802, Slicer's name
         """Its identifier."""

@@ -370,3 +370,43 @@ def test_the_slices_say_where_here_is(work, scene):
         node.SetSliceOffset(offset)
 
     assert scenes.slice_position(scene) == pytest.approx((11.0, -7.0, 3.0))
+
+
+@needs_medseg
+def test_a_corrected_segmentation_goes_into_a_data_set_and_comes_back(work, scene, tmp_path):
+    scenes = importlib.import_module("MedSegApp.scene")
+    loop = importlib.import_module("MedSegLib.loop")
+    volume = loaded(scene, SAMPLES / "head_t1_oblique.nii.gz", "head")
+    first = work.Work(scene, environment())
+    first.start([PROGRAM], [volume], settings(model="otsu"))
+    done(first)
+    node = first.finish()
+    one = node.GetSegmentation().GetNthSegmentID(0)
+    node.GetSegmentation().GetSegment(one).SetName("Größe of the head")
+    scenes.save_segmentation(scene, node, tmp_path / "labels.seg.nrrd")
+    scenes.export_volume(scene, volume, tmp_path / "scan.nrrd")
+
+    assert io.embedded_table(tmp_path / "labels.seg.nrrd").names == {1: "Größe of the head"}
+    assert io.read_labels(tmp_path / "labels.seg.nrrd").data.sum() == mask(node, one).sum()
+    empty = slicer.vtkMRMLSegmentationNode()
+    scene.AddNode(empty)
+    with pytest.raises(work.CommandError, match="has no segment"):
+        scenes.save_segmentation(scene, empty, tmp_path / "empty.seg.nrrd")
+    with pytest.raises(work.CommandError, match="could not be read as a scan"):
+        scenes.load_volume(scene, tmp_path / "nothing.nii.gz")
+    place = str(tmp_path / "grows")
+    words = loop.add_command(
+        [PROGRAM], place, "first", tmp_path / "labels.seg.nrrd", scans=[tmp_path / "scan.nrrd"]
+    )
+    ran = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    if "No such command" in ran.stderr:
+        pytest.skip("this medseg has no command add")
+    assert ran.returncode == 0, ran.stderr
+    assert "Größe of the head" in loop.added_in(ran.stdout)
+    (scan,), _ = loop.files_of(place, "first")
+    again = scenes.load_volume(scene, scan)
+    assert again.GetImageData().GetDimensions() == volume.GetImageData().GetDimensions()
+    checked = subprocess.run(
+        loop.check_command([PROGRAM], place), env=environment(), capture_output=True, text=True
+    )
+    assert not [one for one in loop.findings_in(checked.stdout) if one.severity == "error"]

@@ -21,6 +21,7 @@ from slicer.ScriptedLoadableModule import (
 )
 
 from MedSegApp.install_panel import InstallPanel
+from MedSegApp.loop_panel import LoopPanel
 from MedSegApp.segment_panel import SegmentPanel
 from MedSegApp.work import Work
 from MedSegLib.command import CommandError, find_command
@@ -62,11 +63,15 @@ class MedSegWidget(ScriptedLoadableModuleWidget):
         self.store = Store(qt.QSettings())
         self.store.use(self.logic.getParameterNode())
         self.tasks = Tasks()
-        self.segment_layout, install_layout = qt.QVBoxLayout(), qt.QVBoxLayout()
-        self.layout.addLayout(self.segment_layout)
-        self.layout.addLayout(install_layout)
+        self.segment_layout, self.loop_layout = qt.QVBoxLayout(), qt.QVBoxLayout()
+        install_layout = qt.QVBoxLayout()
+        for one in (self.segment_layout, self.loop_layout, install_layout):
+            self.layout.addLayout(one)
         self.install = InstallPanel(install_layout, self.store, self.tasks, self.refresh)
         self.segment = SegmentPanel(self.segment_layout, self.store, self.tasks, self.install)
+        self.loop = LoopPanel(
+            self.loop_layout, self.store, self.tasks, self.segment, self.install.say
+        )
         self.layout.addStretch(1)
         self.observed = [
             slicer.mrmlScene.AddObserver(slicer.vtkMRMLScene.EndCloseEvent, self.use_scene),
@@ -85,12 +90,14 @@ class MedSegWidget(ScriptedLoadableModuleWidget):
             slicer.mrmlScene.RemoveObserver(one)
         self.tasks.abandon()
         self.segment.abandon()
+        self.loop.abandon()
 
     def use_scene(self, caller: Any = None, event: Any = None) -> None:
         """Another scene: what it says was chosen is shown."""
         self.store.use(self.logic.getParameterNode())
         self.segment.show(self.store.read())
         self.segment.fill_models()
+        self.loop.show_running()
 
     def refresh(self) -> None:
         """Another medseg may be there."""

@@ -38,6 +38,40 @@ def export_volume(scene: Any, volume: Any, path: Path) -> None:
         scene.RemoveNode(storage)
 
 
+def load_volume(scene: Any, path: Path) -> Any:
+    """A scan in a file as a node. Raises `CommandError`."""
+    node = slicer.vtkMRMLScalarVolumeNode()
+    scene.AddNode(node)
+    name = path.name
+    for suffix in (".nii.gz", ".nii", ".nrrd", ".mha"):
+        name = name[: -len(suffix)] if name.endswith(suffix) else name
+    node.SetName(scene.GenerateUniqueName(name))
+    node.CreateDefaultDisplayNodes()
+    storage = slicer.vtkMRMLVolumeArchetypeStorageNode()
+    scene.AddNode(storage)
+    storage.SetFileName(str(path))
+    if not storage.ReadData(node):
+        scene.RemoveNode(storage)
+        scene.RemoveNode(node)
+        raise CommandError(f"{path} could not be read as a scan; look whether it is there")
+    node.SetAndObserveStorageNodeID(storage.GetID())
+    return node
+
+
+def save_segmentation(scene: Any, node: Any, path: Path) -> None:
+    """Write a segmentation to a `.seg.nrrd` file. Raises `CommandError`."""
+    if node.GetSegmentation().GetNumberOfSegments() == 0:
+        raise CommandError(f"{node.GetName()} has no segment; draw or segment something first")
+    storage = slicer.vtkMRMLSegmentationStorageNode()
+    scene.AddNode(storage)
+    try:
+        storage.SetFileName(str(path))
+        if not storage.WriteData(node) or not path.is_file():
+            raise CommandError("the segmentation could not be handed over; save it as .seg.nrrd")
+    finally:
+        scene.RemoveNode(storage)
+
+
 def load_segmentation(scene: Any, path: Path, volume: Any, name: str) -> Any:
     """A segmentation file as a node that belongs to a volume: on its grid, under its transform,
     beside it in the subject hierarchy. Raises `CommandError`.

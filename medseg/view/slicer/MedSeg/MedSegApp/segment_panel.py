@@ -109,6 +109,15 @@ class SegmentPanel:
             title = name or (f"Volume {number + 1}" if len(names) > 1 else "Volume")
             self.volumes_form.labelForField(box).text = f"{title}:"
 
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """What the scans are that the model takes, by name; () where it is not known."""
+        return self._facts.channels if self._facts is not None else ()
+
+    def command(self) -> list[str]:
+        """The command that starts medseg. Raises `CommandError`."""
+        return self._install.command()
+
     def show(self, settings: Settings) -> None:
         """Show what was chosen."""
         self._filling = True

@@ -96,6 +96,7 @@ class Run:
         self._what = "starting"
         self._share: float | None = None
         self._pace = Pace()
+        self._told_left_s: float | None = None
         self._cancelled = False
         self._readers = [
             threading.Thread(target=self._read, daemon=True),
@@ -111,7 +112,8 @@ class Run:
             text = self._understand(self._lines.get())
             if text:
                 lines.append(text)
-        return State(self._what, self._share, tuple(lines), self._pace.left_s(self._share))
+        left_s = self._pace.left_s(self._share) if self._told_left_s is None else self._told_left_s
+        return State(self._what, self._share, tuple(lines), left_s)
 
     @property
     def running(self) -> bool:
@@ -139,9 +141,12 @@ class Run:
             timer.daemon = True
             timer.start()
 
-    def finish(self) -> None:
+    def finish(self, *, answers_anyway: bool = False) -> None:
         """Wait for its end. Raises `CommandError` with what it said if it failed or was
         cancelled.
+
+        answers_anyway: that it answered in JSON is no failure, whatever its exit code: what it
+        looked at has errors, and the answer says which.
         """
         code = self._process.wait()
         for reader in self._readers:
@@ -149,7 +154,7 @@ class Run:
         self.look()
         if self._cancelled:
             raise CommandError("stopped; nothing was changed")
-        if code != 0:
+        if code != 0 and not (answers_anyway and self.output.lstrip().startswith("{")):
             raise CommandError(explain_end(code, self._said))
 
     def _read(self) -> None:
@@ -170,6 +175,13 @@ class Run:
         except (ValueError, TypeError, KeyError):
             self._said.append(line)
             return line.strip()
+        if kind == "training":
+            self._what, self._share = "training", _number(event.get("share"))
+            self._told_left_s = _number(event.get("seconds_left"))
+            return ""
+        if kind == "validation":
+            return f"step {event.get('step')}: Dice of the held-out cases {event.get('dice')}"
+        self._told_left_s = None
         if kind == "progress":
             done, total = event.get("done", 0), event.get("total", 0)
             what = str(event.get("what", ""))
@@ -302,6 +314,10 @@ def time_left(seconds: float | None) -> str:
     if seconds < 5400:
         return f"about {seconds / 60:.0f} min left"
     return f"about {seconds / 3600:.1f} h left"
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None
 
 
 def _answers(command: Sequence[str]) -> bool:

@@ -14,9 +14,16 @@ class Task:
     """A command, what is done with what it prints, and what was said of it last."""
 
     def __init__(
-        self, run: Run, then: Then, failed: Then, seen: Callable[[State], None] | None
+        self,
+        run: Run,
+        then: Then,
+        failed: Then,
+        seen: Callable[[State], None] | None,
+        *,
+        answers_anyway: bool,
     ) -> None:
         self.run = run
+        self._answers_anyway = answers_anyway
         self._then, self._failed, self._seen = then, failed, seen
 
     def look(self) -> bool:
@@ -28,7 +35,7 @@ class Task:
         if at_work:
             return False
         try:
-            self.run.finish()
+            self.run.finish(answers_anyway=self._answers_anyway)
         except CommandError as error:
             self._failed(str(error))
         else:
@@ -51,12 +58,17 @@ class Tasks:
         failed: Then,
         seen: Callable[[State], None] | None = None,
         environment: Mapping[str, str] | None = None,
+        answers_anyway: bool = False,
     ) -> None:
         """Start a command under a name. The one of that name that is at work is of no interest any
         more: it is stopped, and nothing is called for it. Raises `CommandError`.
+
+        answers_anyway: as of `Run.finish`.
         """
         self.drop(name)
-        self._tasks[name] = Task(Run(arguments, environment), then, failed, seen)
+        self._tasks[name] = Task(
+            Run(arguments, environment), then, failed, seen, answers_anyway=answers_anyway
+        )
 
     def drop(self, name: str) -> None:
         """Stop the one of this name, if it is at work, and want nothing of it."""
