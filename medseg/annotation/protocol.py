@@ -125,7 +125,8 @@ def returned(
     name may mean, see `known_structures`; others get the next free values. Raises `Refused` for a
     value without a name, and for a structure that is there twice.
     """
-    present = [int(value) for value in np.flatnonzero(np.bincount(labels.data.ravel())) if value]
+    counts = np.bincount(labels.data.ravel(order="K"))
+    present = [int(value) for value in np.flatnonzero(counts) if value]
     unnamed = [value for value in present if value not in names]
     if unnamed:
         raise Refused(

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from medseg.annotation.forms import Form, form_of
 from medseg.annotation.guard import MAX_PLAIN_BYTES, Guard, Login, Rules
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 Answer = TypeVar("Answer")
-#: A file of labels, and what is said of them.
-Labels: TypeAlias = tuple[Path, dict[str, Any]]
 #: Scans that may wait to be segmented.
 MAX_WAITING = 16
 #: Connections at a time.
@@ -125,6 +123,7 @@ class Server:
     def close(self) -> None:
         """End what is being computed, and wait for it."""
         self.stopped.set()
+        self._service.lessons.close()
         for executor in (self._segmenting, self._filing):
             executor.shutdown(cancel_futures=True)
 
@@ -170,10 +169,13 @@ class Server:
         return await loop.run_in_executor(self._filing, partial(function, *arguments))
 
     async def _in_turn(
-        self, request: Request, function: Callable[[Callable[[], bool]], Labels]
-    ) -> Labels:
-        """The file and the words that a function returns which computes; it waits for its turn, and
-        is told when nobody waits for it any more.
+        self,
+        request: Request,
+        function: Callable[[Callable[[], bool]], Answer],
+        unwanted: Callable[[Answer], None] = lambda answer: None,
+    ) -> Answer:
+        """What a function returns that computes; it waits for its turn, and is told when nobody
+        waits for it any more. unwanted: gets what then came of it.
         """
         from starlette.requests import ClientDisconnect
 
@@ -182,7 +184,7 @@ class Server:
         gone = threading.Event()
         self._waiting += 1
         job = self._segmenting.submit(function, lambda: gone.is_set() or self.stopped.is_set())
-        work: asyncio.Future[Labels] = asyncio.wrap_future(job)
+        work: asyncio.Future[Answer] = asyncio.wrap_future(job)
         leaving = asyncio.create_task(_left(request))
         try:
             both: set[asyncio.Future[Any]] = {work, leaving}
@@ -195,7 +197,7 @@ class Server:
             self._waiting -= 1
             if not work.done():
                 gone.set()
-                job.add_done_callback(_thrown_away)
+                job.add_done_callback(partial(_thrown_away, unwanted=unwanted))
                 work.cancel()
 
     # Who asks -------------------------------------------------------------------------------------
@@ -252,7 +254,10 @@ class Server:
         params = await _json_of(request)
         client = str(params.get("client_id"))[:100]
         strategy = request.path_params["strategy"]
-        return _as_json(await self._file(self._service.next_sample, strategy, client))
+        if strategy != "uncertain":
+            return _as_json(await self._file(self._service.next_sample, strategy, client))
+        find = partial(self._service.next_sample, strategy, client)
+        return _as_json(await self._in_turn(request, lambda is_over: find(is_over=is_over)))
 
     async def _datastore(self, request: Request) -> Response:
         output = request.query_params.get("output", "stats")
@@ -312,6 +317,7 @@ class Server:
             path, said = await self._in_turn(
                 request,
                 lambda is_over: self._service.infer(model, files, params, is_over=is_over),
+                lambda labels: labels[0].unlink(missing_ok=True),
             )
         content = await self._file(_taken, path)
         if output == "json":
@@ -338,14 +344,21 @@ class Server:
         case = await self._file(self._service.case, _query(request, "image"))
         return case.images
 
+    # Training -------------------------------------------------------------------------------------
+
     async def _training(self, request: Request) -> Response:
-        raise Refused(404, "no model is being trained")
+        return _as_json(await self._file(self._service.lessons.task))
 
     async def _train(self, request: Request) -> Response:
-        raise Refused(404, "no model here can be trained further")
+        params = await _json_of(request)
+        name = request.path_params.get("model") or next(iter(self._service.trainers()), "")
+        model = self._service.model(name)
+        # Behind the scans that wait, for one thing computes at a time.
+        begin = partial(self._service.lessons.begin, model, params)
+        return _as_json(await self._in_turn(request, lambda is_over: begin()))
 
     async def _end_training(self, request: Request) -> Response:
-        raise Refused(404, "no model is being trained")
+        return _as_json(await asyncio.to_thread(self._service.lessons.end))
 
 
 _NO_SESSION = Refused(404, "there is no session of this name")
@@ -395,10 +408,9 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _thrown_away(job: Future[Labels]) -> None:
-    """What came of work for which nobody waits any more."""
+def _thrown_away(job: Future[Answer], unwanted: Callable[[Answer], None]) -> None:
     if not job.cancelled() and job.exception() is None:
-        job.result()[0].unlink(missing_ok=True)
+        unwanted(job.result())
 
 
 def _taken(path: Path) -> bytes:

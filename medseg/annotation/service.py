@@ -21,8 +21,10 @@ from typing import Any
 import numpy as np
 
 from medseg import logs
+from medseg.annotation.choice import Candidate, choose
 from medseg.annotation.forms import RAW
-from medseg.annotation.listing import FINAL, StoredCase, check_id
+from medseg.annotation.lessons import TIMES, Lesson, Lessons, score_of
+from medseg.annotation.listing import FINAL, ORIGINAL, StoredCase, check_id
 from medseg.annotation.protocol import (
     MAX_LABELS,
     Naming,
@@ -33,11 +35,12 @@ from medseg.annotation.protocol import (
     numbered,
     returned,
 )
-from medseg.annotation.served import Segmenting, Served, devices, settings_in
+from medseg.annotation.served import Segmenting, Served, add_model, devices, settings_in
 from medseg.annotation.sessions import Session, Sessions
 from medseg.annotation.store import Store, read_segmentation
-from medseg.errors import BadConfig, BadFile, BadOutput
-from medseg.io import embedded_table, read, read_labels, write, write_nrrd
+from medseg.annotation.teaching import newest_models
+from medseg.errors import BadConfig, BadFile, BadOutput, MedsegError
+from medseg.io import Overlap, embedded_table, read, read_labels, write, write_nrrd
 from medseg.labels import LabelTable, same_name
 from medseg.text import counted
 from medseg.volume import Volume, same_grid
@@ -48,6 +51,8 @@ _LINES = 200
 _ANSWERS = (".nrrd", ".nii.gz", ".nii")
 #: Seconds for which a scan that was offered to somebody is offered to others last.
 _OFFERED_S = 3600.0
+#: Scans that are looked at for the one about which a model is most unsure.
+_LOOKED_AT = 16
 _TAG = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
@@ -73,6 +78,11 @@ class Service:
         self._say, self._segment = say, Segmenting()
         self._offered: dict[str, tuple[str, float]] = {}  # scan: to whom, and when
         self._devices = devices()
+        self.lessons = Lessons(
+            store, finished=self._take_up, tell=self.tell, without=self.without_paths
+        )
+        for run in newest_models(store)[::-1]:
+            self._add_round(run)
 
     def tell(self, text: str) -> None:
         """A line for who runs the server."""
@@ -98,12 +108,27 @@ class Service:
             "version": "1",
             "labels": list(names),
             "models": {name: self._about(one) for name, one in self.models.items()},
-            "trainers": {},
-            "strategies": {name: {"description": text} for name, text in STRATEGIES.items()},
+            "trainers": {name: self._trainer() for name in self.trainers()},
+            "strategies": {name: {"description": text} for name, text in self.strategies().items()},
             "scoring": {},
-            "train_stats": {},
+            "train_stats": self.lessons.stats(),
             "datastore": self.status(),
         }
+
+    def trainers(self) -> list[str]:
+        """The models that can be trained further."""
+        return [name for name, served in self.models.items() if served.can_go_on]
+
+    def _trainer(self) -> dict[str, Any]:
+        return {"description": "", "config": {"time": list(TIMES), "device": self._devices}}
+
+    def _take_up(self, lesson: Lesson) -> None:
+        """Offer a model that was trained."""
+        name = self._add_round(lesson.teaching.run)
+        self.tell(f"{name}: the new model is offered")
+
+    def _add_round(self, run: Path) -> str:
+        return add_model(self.models, str(run), f"round-{run.name}", score_of(run)).name
 
     def _about(self, served: Served) -> dict[str, Any]:
         return {
@@ -234,7 +259,7 @@ class Service:
         before = {label.value for label in structures.values()}
         like = models[0].table if models else LabelTable(())
         self.store.put_label(case.id, labels, table, tag=tag, like=like)
-        present = set(np.flatnonzero(np.bincount(labels.data.ravel())).tolist()) - {0}
+        present = set(np.flatnonzero(np.bincount(labels.data.ravel(order="K"))).tolist()) - {0}
         added = [label for label in table.labels if label.value in present - before]
         told = f"a label was saved: {counted(len(present), 'structure')}"
         values = ", ".join(str(label.value) for label in added)
@@ -257,11 +282,17 @@ class Service:
         image = self.store.read_scan(case.id)[0]
         if file.suffix == RAW:
             return _raw_labels(file, image), names_in(params)
-        table = embedded_table(file)
-        if table is not None:
+        if embedded_table(file) is None:
+            return read_labels(file), names_in(params)
+        try:
             labels, table = read_segmentation(file, image, case.images[0])
-            return labels, dict(table.names)
-        return read_labels(file), names_in(params)
+        except Overlap:
+            raise Refused(
+                400,
+                "segments overlap, and a voxel has one label here; in the Segment Editor, let each"
+                " overwrite the others under Masking",
+            ) from None
+        return labels, dict(table.names)
 
     def start_session(self, file: Path) -> dict[str, Any]:
         """Keep a scan for a while."""
@@ -283,7 +314,6 @@ class Service:
         params: Mapping[str, Any],
         *,
         is_over: Callable[[], bool],
-        may_use_gpu: bool = True,
     ) -> tuple[Path, dict[str, Any]]:
         """Segment a scan: labels in a file in the private folder, which the caller removes, and
         what is said of them. Raises `Refused` and what a model raises.
@@ -292,7 +322,7 @@ class Service:
         suffix = params.get("result_extension", ".nrrd")
         if suffix not in _ANSWERS:
             raise Refused(400, f"result_extension is one of {', '.join(_ANSWERS)}")
-        settings, force = settings_in(params, may_use_gpu=may_use_gpu)
+        settings, force = settings_in(params, may_use_gpu=not self.lessons.is_running)
         begun = time.perf_counter()
         result, messages = self._segment(
             served, files, settings=settings, force=force, is_over=is_over
@@ -322,20 +352,61 @@ class Service:
 
     # Which next -----------------------------------------------------------------------------------
 
-    def next_sample(self, strategy: str, client: str) -> dict[str, Any]:
+    def strategies(self) -> dict[str, str]:
+        """The ways to choose the next scan, and what they mean."""
+        return (
+            _STRATEGIES
+            if self._judge()
+            else {name: text for name, text in _STRATEGIES.items() if name != "uncertain"}
+        )
+
+    def _judge(self) -> Served | None:
+        """The newest model that says how sure it is."""
+        every = [one for one in self.models.values() if not isinstance(one.model, str)]
+        return every[-1] if every else None
+
+    def next_sample(
+        self, strategy: str, client: str, *, is_over: Callable[[], bool] = lambda: False
+    ) -> dict[str, Any]:
         """The scan to label next; {} if all are labelled. Raises `Refused`."""
-        if strategy not in STRATEGIES:
+        if strategy not in self.strategies():
             raise Refused(404, "there is no strategy of this name; /info/ lists them")
         cases = [case for case in self.store.cases() if case.state != FINAL]
         free = [case for case in cases if not self._is_elsewhere(case.id, client)] or cases
         if not free:
             return {}
-        case = random.choice(free) if strategy == "random" else free[0]
+        if strategy == "uncertain":
+            case = self._most_unsure(free, is_over)
+        else:
+            case = random.choice(free) if strategy == "random" else free[0]
         self._offered[case.id] = (client, time.monotonic())
         path = self.image_file(case.id)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"id": case.id, "name": f"{case.id}{_suffix(case)}", "checksum": f"SHA256:{digest}"}
+
+    def _most_unsure(self, cases: Sequence[StoredCase], is_over: Callable[[], bool]) -> StoredCase:
+        """The scan about which the newest model is most unsure; what it proposes is kept."""
+        judge = self._judge()
+        assert judge is not None
+
+        def progress(what: str, done: int, total: int) -> None:
+            if is_over():
+                raise Refused(503, "this was given up, for nobody waits for it any more")
+
+        scans = [Candidate(id=case.id, files=case.images, stored=True) for case in cases]
+        settings, _ = settings_in({}, may_use_gpu=not self.lessons.is_running)
+        try:
+            choice = choose(
+                self.store, scans, judge.model, seed=random.randrange(2**32), most=_LOOKED_AT,
+                settings=settings, progress=progress,
+            )  # fmt: skip
+        except MedsegError as error:
+            raise Refused(400, self.without_paths(str(error))) from None
+        result = choice.result
+        self.store.put_label(choice.candidate.id, result.labels, result.table, tag=ORIGINAL)
+        self.tell(f"{judge.name}: {counted(len(choice.doubts), 'scan')} were looked at for doubts")
+        return self.case(choice.candidate.id)
 
     def _is_elsewhere(self, identity: str, client: str) -> bool:
         """Whether somebody else was given a scan not long ago."""
@@ -343,9 +414,10 @@ class Service:
         return to != client and time.monotonic() - at_s < _OFFERED_S
 
 
-STRATEGIES = {
+_STRATEGIES = {
     "first": "The first scan that has no final label",
     "random": "Any scan that has no final label",
+    "uncertain": "The scan about which the newest model is most unsure, already segmented",
 }
 
 

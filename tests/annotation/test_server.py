@@ -215,6 +215,17 @@ def test_a_segmentation_is_read_as_one(here: Served, tmp_path: Path):
     assert labels.data[3, 5, 5] == 53 and labels.data[8, 5, 5] == 17
 
 
+def test_segments_that_overlap_are_refused_with_what_to_do(here: Served, tmp_path: Path):
+    from medseg.io import read, write_segments
+
+    grid = read(here.store.case("a").images[0])
+    mask = grid.with_data(np.ones(grid.shape, np.uint8))
+    write_segments([(label, mask) for label in HIPPOCAMPI.labels], tmp_path / "label.seg.nrrd")
+    answer = here.save_label("a", tmp_path / "label.seg.nrrd", [])
+    assert answer.status_code == 400 and "segments overlap" in answer.json()["detail"]
+    assert here.store.case("a").labels == {}
+
+
 def test_ohif_sends_voxels_without_a_header(here: Served, tmp_path: Path):
     scan = nib.load(here.store.case("a").images[0])
     data = np.zeros(scan.shape, np.uint8)
