@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from medseg.annotation.forms import Form, form_of
-from medseg.annotation.guard import MAX_PLAIN_BYTES, Guard, Login, Rules
+from medseg.annotation.guard import MAX_PLAIN_BYTES, SILENT_S, Guard, Login, Rules
 from medseg.annotation.protocol import Refused, multipart, parse_object
 from medseg.annotation.service import Service
 from medseg.errors import BadConfig
@@ -440,6 +440,14 @@ def _protocol() -> Any:
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Protocol(H11Protocol):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.loop.call_later(SILENT_S, self._close_if_silent)
+
+        def _close_if_silent(self) -> None:
+            if self.cycle is None:  # which a whole head of a request makes
+                self.transport.close()
+
         def send_400_response(self, msg: str) -> None:
             super().send_400_response('{"detail": "this is no HTTP"}')
 

@@ -188,10 +188,13 @@ class Service:
 
     def case(self, identity: str) -> StoredCase:
         """A scan of the data set. Raises `Refused`."""
-        for case in self.store.cases():
-            if case.id == identity:
-                return case
-        raise Refused(404, "there is no scan of this id")
+        cases = {case.id: case for case in self.store.cases()}
+        if identity not in cases:
+            with suppress(Refused):
+                identity = stored_id(identity)
+        if identity not in cases:
+            raise Refused(404, "there is no scan of this id")
+        return cases[identity]
 
     def image_file(self, identity: str) -> Path:
         """The file of a scan, of the first of its channels; of a folder of DICOM one made from it,
@@ -227,13 +230,7 @@ class Service:
         """Take a scan into the data set; returns its id. The same scan again changes nothing.
         Raises `Refused`.
         """
-        try:
-            name = check_id(identity)
-        except BadConfig:
-            raise Refused(
-                400,
-                "an id begins with a letter or digit and holds letters, digits, blanks and . _ + -",
-            ) from None
+        name = stored_id(identity)
         there = next((case for case in self.store.cases() if case.id == name), None)
         if there is not None and not _is_same(read(there.images[0]), read(file)):
             raise Refused(409, "there is another scan of this id already; give a new id")
@@ -419,6 +416,23 @@ _STRATEGIES = {
     "random": "Any scan that has no final label",
     "uncertain": "The scan about which the newest model is most unsure, already segmented",
 }
+
+
+def stored_id(name: str) -> str:
+    """The id under which a scan of a name is kept; itself where it may be one.
+
+    3D Slicer calls scans by names such as '2: Head^T1'. Another id is made of these, and no two
+    names have the same. Raises `Refused` for a name with a part of a path.
+    """
+    with suppress(BadConfig):
+        return check_id(name)
+    is_path = ".." in name or any(sign in name for sign in "/\\")
+    plain = re.sub(r"[^\w +-]+", "_", name).strip("_ +-")[:60].rstrip(" ")
+    if is_path or not name.isprintable() or not plain:
+        raise Refused(
+            400, "this is no name for a scan; one holds letters and digits, and no part of a path"
+        )
+    return check_id(f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}")
 
 
 def _suffix(case: StoredCase) -> str:

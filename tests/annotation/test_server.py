@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
+from urllib.parse import quote
 
 import nibabel as nib
 import numpy as np
@@ -294,11 +296,28 @@ def test_a_scan_is_added_once_and_never_replaced(here: Served, tmp_path: Path):
     assert put("uploaded scan", scan).status_code == 200
     assert put("uploaded scan", here.store.case("b").images[0].read_bytes()).status_code == 409
     assert put("c", scan[:100]).status_code == 400
-    for identity in ("../evil", "/etc/evil", "..", "a/b", "a\0b", "", ".evil", "a\\b"):
+    for identity in ("../evil", "/etc/evil", "..", "a/b", "a\0b", "", "a\\b", ".", "a\nb"):
         assert put(identity, scan).status_code == 400, identity
     objects = here.client.get("/datastore/?output=all").json()["objects"]
     assert list(objects) == ["a", "b", "uploaded scan"]
     assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_scans_are_kept_whatever_slicer_calls_them(here: Served, tmp_path: Path):
+    scan = here.store.case("a").images[0].read_bytes()
+    path = label_file(here, tmp_path / "label.nii.gz", 1)
+    ids = set()
+    for name in ("2: Head^T1 (1)", "2; Head^T1 (1)", ".hidden", "x" * 300, "Kopf ä"):
+        form = {"file": ("y.nii.gz", scan), "params": (None, "{}")}
+        answer = here.client.put("/datastore/", params={"image": name}, files=form)
+        assert answer.status_code == 200, answer.text
+        ids.add(answer.json()["image"])
+        kept = here.save_label(quote(name), path, [LEFT]).json()
+        assert kept["image"] == answer.json()["image"]
+    assert len(ids) == 5 and "Kopf ä" in ids
+    assert {path.parent.name for path in here.store.folder.rglob("*.nii.gz")} == {
+        "studies", "images", "final",
+    }  # fmt: skip
 
 
 def test_no_line_and_no_answer_names_a_place_or_what_was_sent(here: Served, tmp_path: Path):
@@ -321,6 +340,13 @@ def test_no_line_and_no_answer_names_a_place_or_what_was_sent(here: Served, tmp_
         assert "/tmp" not in answer.text and "private" not in answer.text
     assert "DOE" not in "".join([*here.told, *here.service.lines])
     assert str(tmp_path) not in "".join([*here.told, *here.service.lines])
+
+
+def test_too_many_who_wait_are_told_so(here: Served):
+    with mock.patch("medseg.annotation.server.MAX_WAITING", 0):
+        answer = here.infer("otsu", "image=a")
+    assert answer.status_code == 429 and "try again later" in answer.json()["detail"]
+    assert here.infer("otsu", "image=a").status_code == 200
 
 
 # Who may ask --------------------------------------------------------------------------------------
