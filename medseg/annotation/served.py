@@ -177,7 +177,7 @@ def _about_the_scan(error: MedsegError, job: Job) -> MedsegError:
     """The error with other words for the files of a job."""
     text = str(in_python(error) if isinstance(error, BadConfig) else error)
     for path in sorted(map(str, job.files), key=len, reverse=True):
-        text = text.replace(f"{path}: ", "the scan ").replace(path, "the scan")
+        text = text.replace(path, "the scan")
     return type(error)(text.replace("give force=True", "set force in the options"))
 
 

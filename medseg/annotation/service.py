@@ -52,7 +52,7 @@ _ANSWERS = (".nrrd", ".nii.gz", ".nii")
 #: Seconds for which a scan that was offered to somebody is offered to others last.
 _OFFERED_S = 3600.0
 #: Scans that are looked at for the one about which a model is most unsure.
-_LOOKED_AT = 16
+_LOOKED_AT = 8
 _TAG = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
