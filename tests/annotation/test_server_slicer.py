@@ -1,4 +1,4 @@
-"""What 3D Slicer's own logic makes of labels that a server sends, and sends back: `pytest -m slicer`.
+"""What 3D Slicer's own logic makes of labels that a server sends and gets back: `pytest -m slicer`.
 
 MONAI Label's extension sorts the names of an answer by their values, leaves the background out, and
 hands labels and names to Slicer's import; it exports the segments that are shown the same way.
