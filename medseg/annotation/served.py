@@ -127,7 +127,8 @@ def devices() -> list[str]:
     """Where networks can run here; the first is chosen unless somebody chooses."""
     import torch
 
-    return ["auto", "cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return ["auto", "cpu", *(name for name, is_there in there.items() if is_there)]
 
 
 class Segmenting:
@@ -196,7 +197,7 @@ def settings_in(params: Mapping[str, Any], *, may_use_gpu: bool) -> tuple[Settin
             raise Refused(400, f"{name} is true or false")
     settings = Settings(device=device, cleanup=flags["cleanup"])
     if not may_use_gpu and settings.device != "cpu":
-        if settings.device.startswith("cuda"):
+        if settings.device != "auto":
             raise Refused(429, "a model is being trained on the GPU; try again later, or with cpu")
         logs.info(__name__, "on the CPU, for a model is being trained")
         settings = replace(settings, device="cpu")

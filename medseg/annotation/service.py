@@ -120,7 +120,8 @@ class Service:
         return [name for name, served in self.models.items() if served.can_go_on]
 
     def _trainer(self) -> dict[str, Any]:
-        return {"description": "", "config": {"time": list(TIMES), "device": self._devices}}
+        places = [device for device in self._devices if device != "mps"]  # where nothing trains
+        return {"description": "", "config": {"time": list(TIMES), "device": places}}
 
     def _take_up(self, lesson: Lesson) -> None:
         """Offer a model that was trained."""
