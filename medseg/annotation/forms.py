@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 _MAX_FILES, _MAX_FIELDS = 4, 20
+#: Bytes of a body that are looked at, at its beginning and its end.
+_HEAD_BYTES, _TAIL_BYTES = 128, 2048
 #: What OHIF calls a label map without a header.
 RAW = ".bin"
 
@@ -56,17 +58,21 @@ async def form_of(request: Request, folder: Path) -> AsyncIterator[Form]:
 async def _fill(form: Form, request: Request, folder: Path) -> None:
     from python_multipart.multipart import parse_options_header
     from starlette.concurrency import run_in_threadpool
-    from starlette.datastructures import UploadFile
+    from starlette.datastructures import Headers, UploadFile
     from starlette.formparsers import MultiPartException, MultiPartParser
 
     kind, options = parse_options_header(request.headers.get("content-type", ""))
-    boundary = options.get(b"boundary", b"")
-    if kind != b"multipart/form-data" or not boundary:
+    declared = options.get(b"boundary", b"") if kind == b"multipart/form-data" else b""
+    body = _Whole(request)
+    # Once somebody has logged in, MONAI Label's client sends a session's form as being of the type
+    # of what it sent before.
+    boundary = (await body.boundary(declared)) if request.scope.get("user") else declared
+    if not boundary:
         raise Refused(415, "send a form: multipart/form-data with its boundary")
-    end = _End(b"--" + boundary + b"--")
+    its_type = f"multipart/form-data; boundary={boundary.decode('latin-1')}"
     parser = MultiPartParser(
-        request.headers,
-        end.seen(request),
+        request.headers if boundary == declared else Headers({"content-type": its_type}),
+        body.parts(),
         max_files=_MAX_FILES,
         max_fields=_MAX_FIELDS,
         max_part_size=MAX_PLAIN_BYTES,
@@ -76,7 +82,7 @@ async def _fill(form: Form, request: Request, folder: Path) -> None:
     except MultiPartException:
         raise Refused(400, "the form is damaged, or has too many or too large parts") from None
     try:
-        if not end.is_there:
+        if not body.has(b"--" + boundary + b"--"):
             raise Refused(400, "the form is not complete; send it again")
         for name, value in items:
             if not isinstance(value, UploadFile):
@@ -99,22 +105,40 @@ def _copy(upload: Any, path: Path) -> None:
         shutil.copyfileobj(upload.file, file, 1 << 20)
 
 
-class _End:
-    """Whether a body ends as a form does: a parser takes what is cut off for whole."""
+class _Whole:
+    """A body while it passes: how it begins and how it ends. A parser takes a form that was cut off
+    for whole.
+    """
 
-    def __init__(self, mark: bytes) -> None:
-        self._mark, self._tail = mark, b""
+    def __init__(self, request: Request) -> None:
+        self._stream = request.stream()
+        self._head, self._tail = b"", b""
 
-    async def seen(self, request: Request) -> AsyncGenerator[bytes, None]:
-        """The body of a request, looked at while it passes."""
-        async for part in request.stream():
-            self._tail = (self._tail + part)[-len(self._mark) - 1024 :]
+    async def boundary(self, declared: bytes) -> bytes:
+        """The boundary with which it begins; b"" where it does not begin as a form."""
+        while len(self._head) < _HEAD_BYTES:
+            part = await anext(self._stream, b"")
+            self._head += part
+            if not part:
+                break
+        first = self._head.split(b"\r\n", 1)[0]
+        if declared and first == b"--" + declared:
+            return declared
+        match = re.fullmatch(rb"--([0-9A-Za-z'()+_,./:=?-]{1,70})", first)
+        return match[1] if match else b""
+
+    async def parts(self) -> AsyncGenerator[bytes, None]:
+        """All of it."""
+        if self._head:
+            self._tail = self._head[-_TAIL_BYTES:]
+            yield self._head
+        async for part in self._stream:
+            self._tail = (self._tail + part)[-_TAIL_BYTES:]
             yield part
 
-    @property
-    def is_there(self) -> bool:
-        """Whether the last delimiter came."""
-        return self._mark in self._tail
+    def has(self, mark: bytes) -> bool:
+        """Whether it ended with a mark, perhaps with little behind it."""
+        return mark in self._tail
 
 
 def suffix_of(name: str) -> str:

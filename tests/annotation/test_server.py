@@ -378,6 +378,38 @@ def test_a_login_stands_before_everything_but_itself(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    "kind", ["application/json", "multipart/form-data; boundary=----other$", "text/plain"]
+)
+def test_the_client_that_confuses_types_once_it_has_logged_in_is_understood(
+    tmp_path: Path, kind: str
+):
+    """MONAI Label's client keeps headers of what it sent before with its token."""
+    save_scans(tmp_path / "studies", "a")
+    scan = (tmp_path / "studies" / "a.nii.gz").read_bytes()
+    about = b'--x y\r\nContent-Disposition: form-data; name="files"; filename="a.nii.gz"\r\n\r\n'
+    form = about.replace(b"x y", b"xy") + scan + b"\r\n--xy--\r\n"
+    with served(tmp_path, "otsu", login={"anna": "a long password"}) as here:
+        login = {"username": "anna", "password": "a long password"}
+        token = here.client.post("/auth/token", data=login).json()["access_token"]
+        headers = {"Authorization": f"bearer {token}", "Content-Type": kind}
+        started = here.client.put("/session/", content=form, headers=headers)
+        assert started.status_code == 200, started.text
+        name = started.json()["session_id"]
+        headers["Content-Type"] = 'multipart/form-data; boundary="x y"'
+        spaced = about + scan + b"\r\n--x y--\r\n"
+        assert here.client.put("/session/", content=spaced, headers=headers).status_code == 200
+        for broken in (b"", b"--", form[:-6], b"xy" + form):
+            answer = here.client.put("/session/", content=broken, headers=headers)
+            assert answer.status_code in (400, 415)
+        params = {"params": (None, "{}")}
+        answer = here.client.post(
+            f"/infer/otsu?session_id={name}", files=params,
+            headers={"Authorization": f"Bearer {token}"},
+        )  # fmt: skip
+        assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
     ("address", "host", "status"),
     [
         ("http://127.0.0.1:8000", "127.0.0.1:8000", 200),
