@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medseg.annotation.guard import MAX_PLAIN_BYTES
 from medseg.annotation.protocol import Refused
@@ -18,6 +18,7 @@ from medseg.io import strip_suffix
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from starlette.datastructures import UploadFile
     from starlette.requests import Request
 
 _MAX_FILES, _MAX_FIELDS = 4, 20
@@ -57,7 +58,6 @@ async def form_of(request: Request, folder: Path) -> AsyncIterator[Form]:
 
 async def _fill(form: Form, request: Request, folder: Path) -> None:
     from python_multipart.multipart import parse_options_header
-    from starlette.concurrency import run_in_threadpool
     from starlette.datastructures import Headers, UploadFile
     from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -85,21 +85,28 @@ async def _fill(form: Form, request: Request, folder: Path) -> None:
         if not body.has(b"--" + boundary + b"--"):
             raise Refused(400, "the form is not complete; send it again")
         for name, value in items:
-            if not isinstance(value, UploadFile):
+            if isinstance(value, UploadFile):
+                await _keep(form, name, value, folder)
+            else:
                 form.texts[name] = value
-                continue
-            if name in form.files:
-                raise Refused(400, "the form holds two files of one name; send one")
-            path = folder / f"{secrets.token_hex(12)}{suffix_of(value.filename or '')}"
-            form.files[name] = path
-            await run_in_threadpool(_copy, value, path)
     finally:
         for _, value in items:
             if isinstance(value, UploadFile):
                 await value.close()
 
 
-def _copy(upload: Any, path: Path) -> None:
+async def _keep(form: Form, name: str, upload: UploadFile, folder: Path) -> None:
+    """Write a file of a form under a name of ours."""
+    from starlette.concurrency import run_in_threadpool
+
+    if name in form.files:
+        raise Refused(400, "the form holds two files of one name; send one")
+    path = folder / f"{secrets.token_hex(12)}{suffix_of(upload.filename or '')}"
+    form.files[name] = path
+    await run_in_threadpool(_copy, upload, path)
+
+
+def _copy(upload: UploadFile, path: Path) -> None:
     upload.file.seek(0)
     with path.open("xb") as file:
         shutil.copyfileobj(upload.file, file, 1 << 20)

@@ -134,16 +134,7 @@ def returned(
             f"the label map holds the value {unnamed[0]}, and {counted(len(names), 'segment')}"
             f" {'is' if len(names) == 1 else 'are'} named; give each segment a name",
         )
-    label_of: dict[int, Label] = {}
-    known = dict(structures)
-    for value in sorted(names, key=lambda value: value not in present):
-        if _is_hidden(names[value]):
-            continue
-        label = _meant(names[value], known)
-        if label not in label_of.values():
-            label_of[value] = label
-        elif value in present:
-            raise Refused(400, "two segments are the same structure by their names; rename one")
+    label_of = _labels_of(names, present, structures)
     new_value = np.zeros(max(present, default=0) + 1, np.uint16)
     for value in present:
         new_value[value] = label_of[value].value if value in label_of else 0
@@ -151,6 +142,24 @@ def returned(
     narrow = data.astype(np.uint8) if data.max(initial=0) < 256 else data
     by_value = sorted(label_of.values(), key=lambda label: label.value)
     return labels.with_data(narrow), LabelTable(tuple(by_value))
+
+
+def _labels_of(
+    names: Mapping[int, str], present: Sequence[int], structures: Mapping[str, Label]
+) -> dict[int, Label]:
+    """What each value means, but those that are background. present: the values that voxels
+    have.
+    """
+    label_of: dict[int, Label] = {}
+    known = dict(structures)
+    shown = [value for value in names if not _is_hidden(names[value])]
+    for value in sorted(shown, key=lambda value: value not in present):
+        label = _meant(names[value], known)
+        if label not in label_of.values():
+            label_of[value] = label
+        elif value in present:
+            raise Refused(400, "two segments are the same structure by their names; rename one")
+    return label_of
 
 
 def _meant(name: str, known: dict[str, Label]) -> Label:

@@ -174,18 +174,23 @@ class Service:
             return naming_of(embedded_table(case.labels[tag]) or LabelTable(()))
         values = case.holds or table.values
         own = LabelTable(tuple(label for label in table.labels if label.value in values))
-        names = [label.name for label in own.labels]
-        most, like = 0, LabelTable(())
-        for served in self.models.values():
-            count = sum(bool(same_name(name, served.naming.names)) for name in names)
-            if count > most:
-                most, like = count, served.table
+        like = self._most_like(own)
         structures = known_structures(table, [like])
         firsts = [same_name(name, structures) for name in naming_of(like).names]
         held = [name for name, label in structures.items() if label.value in own]
         order = list(dict.fromkeys(firsts + held))
         order = order if len(order) <= MAX_LABELS else held
         return Naming(values=tuple(structures[name].value for name in order), names=tuple(order))
+
+    def _most_like(self, table: LabelTable) -> LabelTable:
+        """The table of the model that knows most of some structures; an empty one for none."""
+
+        def count(served: Served) -> int:
+            names = served.naming.names
+            return sum(bool(same_name(label.name, names)) for label in table.labels)
+
+        best = max(self.models.values(), key=count)
+        return best.table if count(best) else LabelTable(())
 
     def case(self, identity: str) -> StoredCase:
         """A scan of the data set. Raises `Refused`."""
