@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,9 +44,13 @@ _DOUBLE_VOXELS = 108
 _SHORTEST = 10
 
 
-def accelerate(network: nn.Module) -> nn.Module:
+#: What a module is replaced by as a whole; None where it is not.
+Form = Callable[[nn.Module], nn.Module | None]
+
+
+def accelerate(network: nn.Module, form_of: Form = lambda module: None) -> nn.Module:
     """A copy of an inference network that is fast on a CPU: its convolutions, instance norms and
-    activations.
+    activations. form_of: what else is replaced, as a whole.
 
     Takes and returns what the network does; logits come in channels-last memory. It computes in
     float32, or in bfloat16 under autocast; inputs on another device, and calls that record
@@ -57,11 +61,11 @@ def accelerate(network: nn.Module) -> nn.Module:
     weights = [*network.parameters(), *network.buffers()]
     network = copy.deepcopy(network, {id(weight): weight for weight in weights}).eval()
     as_group_norms(network)
-    _replace(network, {})
+    _replace(network, {}, form_of)
     return network
 
 
-def _replace(module: nn.Module, done: dict[nn.Module, nn.Module]) -> None:
+def _replace(module: nn.Module, done: dict[nn.Module, nn.Module], form_of: Form) -> None:
     """Puts fast modules into `module` and its children.
 
     A module that is used twice stays one module; but a convolution that two Sequentials share gets
@@ -79,7 +83,9 @@ def _replace(module: nn.Module, done: dict[nn.Module, nn.Module]) -> None:
         if isinstance(child, nn.ConvTranspose3d) and _doubles(child):
             setattr(module, name, done.setdefault(child, FastUp(child)))
         elif child is not None and not isinstance(child, FastConv):
-            _replace(child, done)
+            _replace(child, done, form_of)
+            if (form := form_of(child)) is not None:
+                setattr(module, name, done.setdefault(form, form))
 
 
 def _doubles(conv: nn.ConvTranspose3d) -> bool:
@@ -104,7 +110,7 @@ def _chains(sequence: nn.Sequential) -> Iterator[tuple[str, FastConv, list[str]]
     """
     children = list(sequence.named_children())
     for n, (name, conv) in enumerate(children):
-        if not isinstance(conv, nn.Conv3d) or not _is_plain(conv):
+        if not isinstance(conv, nn.Conv3d) or not is_plain(conv):
             continue
         following = children[n + 1 :]
         norm = slope = None
@@ -117,7 +123,7 @@ def _chains(sequence: nn.Sequential) -> Iterator[tuple[str, FastConv, list[str]]
         yield name, FastConv(conv, norm, 1.0 if slope is None else slope), layer_names
 
 
-def _is_plain(conv: nn.Conv3d) -> bool:
+def is_plain(conv: nn.Conv3d) -> bool:
     """Whether a convolution is one that `FastConv` does: of all channels, padded by zeros, in
     float32.
     """
@@ -143,7 +149,7 @@ def _slope(module: nn.Module) -> float | None:
 
 
 @dataclass(eq=False)
-class _Source:
+class Source:
     """A channels-last map and what is still to be done to it: x · scale + shift, then (leaky) ReLU
     by `slope`.
     """
@@ -184,10 +190,10 @@ class Deferred(Tensor):
     stand for.
     """
 
-    sources: list[_Source]
+    sources: list[Source]
 
     @staticmethod
-    def __new__(cls, sources: list[_Source]) -> Deferred:  # noqa: D102
+    def __new__(cls, sources: list[Source]) -> Deferred:  # noqa: D102
         first = sources[0].map
         shape = (first.shape[0], sum(source.map.shape[1] for source in sources), *first.shape[2:])
         strides = (
@@ -207,7 +213,7 @@ class Deferred(Tensor):
             for source in self.sources:
                 source.settle_into(tensor, channel)
                 channel += source.map.shape[1]
-            self.sources = [_Source(tensor)]
+            self.sources = [Source(tensor)]
         return self.sources[0].settle()
 
     @classmethod
@@ -236,16 +242,17 @@ def _joined(tensors: Any, dim: int = 0, **others: Any) -> Deferred | None:
     """
     if dim != 1 or others:
         return None
-    sources = [source for x in tensors for source in _sources(x)]
+    sources = [source for x in tensors for source in sources_of(x)]
     kinds = {source.map.dtype for source in sources}
     return Deferred(sources) if kinds in ({torch.float32}, {torch.bfloat16}) else None
 
 
-def _sources(x: Tensor) -> list[_Source]:
+def sources_of(x: Tensor) -> list[Source]:
+    """What a map consists of, channels innermost."""
     return (
         x.sources
         if isinstance(x, Deferred)
-        else [_Source(x.contiguous(memory_format=torch.channels_last_3d))]
+        else [Source(x.contiguous(memory_format=torch.channels_last_3d))]
     )
 
 
@@ -264,7 +271,7 @@ def _empty(
     return y
 
 
-def _is_half(x: Tensor) -> bool:
+def is_half(x: Tensor) -> bool:
     """Whether a convolution of x is to be in bfloat16, as autocast says."""
     return x.dtype == torch.bfloat16 or (
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
@@ -312,15 +319,20 @@ class FastConv(nn.Module):
         """(B, channels, D, H, W) to (B, features, D, H, W), less where the convolution has a
         stride.
         """
-        half = _is_half(x)
+        half = is_half(x)
         known = half or x.dtype == torch.float32
         if not known or x.device.type != "cpu" or torch.is_grad_enabled():
             return self._plainly(x)
+        source = self.source(x, half=half)
+        return source.map if source.scale is None else Deferred([source])
+
+    def source(self, x: Tensor, *, half: bool) -> Source:
+        """The raw convolution of x on a CPU, and what is still to be done to it."""
         y, spread = self._convolved(x, half=half)
         if self.norm is None and self.slope == 1:
-            return y
-        scale, shift = self._normalisation(y, spread)
-        return Deferred([_Source(y, scale, shift, slope=self.slope)])
+            return Source(y)
+        scale, shift = self.normalisation(y, spread)
+        return Source(y, scale, shift, slope=self.slope)
 
     def _convolved(self, x: Tensor, *, half: bool) -> tuple[Tensor, _Spread | None]:
         """The convolution by what is fastest, and its spread where that is known already."""
@@ -387,9 +399,9 @@ class FastConv(nn.Module):
                 conv.weight.detach().numpy(), threads=torch.get_num_threads()
             )
         weights = self._packed
-        sources = _sources(x)
+        sources = sources_of(x)
         if len(sources) > 2 or any(source.map.shape[1] % LANES for source in sources):
-            sources = _sources(_settled(x))
+            sources = sources_of(_settled(x))
         nothing = np.zeros(0, np.float32)
         one, two = [
             *(source.arguments() for source in sources),
@@ -454,7 +466,7 @@ class FastConv(nn.Module):
             np.zeros(self.conv.out_channels, np.float32) if bias is None else bias.detach().numpy()
         )
 
-    def _normalisation(self, y: Tensor, spread: _Spread | None) -> tuple[np.ndarray, np.ndarray]:
+    def normalisation(self, y: Tensor, spread: _Spread | None) -> tuple[np.ndarray, np.ndarray]:
         """Scale and shift (B · channels) of a raw output."""
         shape = y.shape[:2]
         if self.norm is None:
@@ -480,7 +492,7 @@ class FastUp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, D, H, W) to (B, features, 2D, 2H, 2W)."""
-        conv, half = self.conv, _is_half(x)
+        conv, half = self.conv, is_half(x)
         known = half or x.dtype == torch.float32
         if not known or x.device.type != "cpu" or torch.is_grad_enabled() or x.ndim != 5:
             y: Tensor = conv(x)
@@ -503,8 +515,8 @@ class FastUp(nn.Module):
         if self._packed is None:
             self._packed = pack_double_weights(conv.weight.detach().numpy())
         weights = self._packed
-        sources = _sources(x)
-        source = (sources[0] if len(sources) == 1 else _Source(_settled(x))).arguments()
+        sources = sources_of(x)
+        source = (sources[0] if len(sources) == 1 else Source(_settled(x))).arguments()
         batch, size = x.shape[0], tuple(x.shape[2:])
         y = _empty(batch, conv.out_channels, tuple(2 * n for n in size))
         flat, outputs = numbers(y), conv.out_channels // LANES

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from medseg.errors import BadConfig, BadModel, DataWarning, NotEnoughMemory
 from medseg.inference.backends.accelerate import accelerate
+from medseg.inference.backends.blocks import form_of
 from medseg.inference.backends.cards import is_out_of_memory
 from medseg.inference.backends.predictor import (
     Body,
@@ -150,7 +151,9 @@ class _Torch:
         self.device, self.dtype = device, dtype
         if device.type == "cpu":
             self.network = (
-                self.plain if self.exact and dtype == torch.float32 else accelerate(self.plain)
+                self.plain
+                if self.exact and dtype == torch.float32
+                else accelerate(self.plain, form_of)
             )
         else:
             # A copy, for `to` moves a module where it is, and the CPU may have to go on with it.

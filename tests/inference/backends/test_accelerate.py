@@ -234,7 +234,7 @@ def test_joined_maps_in_bfloat16_are_convolved_one_by_one(norm):
     )
     fast = accelerate(conv)
     a, b = (torch.randn(2, channels, 6, 7, 5).bfloat16() for channels in (16, 32))
-    before = [Deferred(fast_conv._sources(x)) for x in (a, b)]
+    before = [Deferred(fast_conv.sources_of(x)) for x in (a, b)]
     joined = torch.cat(before, 1)
     assert isinstance(joined, Deferred) and len(joined.sources) == 2
     reference = copy.deepcopy(conv).double()(torch.cat((a, b), 1).double())
