@@ -238,7 +238,7 @@ def is_open(path: str) -> bool:
     """Whether a file, or a file in a folder, is open or mapped: here, or if it is one of medseg's
     temporary ones, in any process.
     """
-    everybody = "/.medseg-" in path
+    everybody = path.rpartition("/")[2].startswith(".medseg-")
     inside = f"{path}/"
     opened = (one for one in open_files("*" if everybody else "self"))
     return any(one == path or one.startswith(inside) for one in opened)
