@@ -70,11 +70,10 @@ def test_the_conformance_statement_is_that_of_the_program():
     assert node.MAX_PDU_BYTES == 2**20 and "at most 1 MiB" in text
 
 
-def test_every_page_has_a_place_in_the_site():
+def test_no_page_has_two_places_in_the_site():
     content = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
     pages = [page for part in content["nav"] for page in _pages(part)]
-    assert len(pages) == len(set(pages))
-    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= set(pages)
+    assert len(pages) == len(set(pages)) > 20
 
 
 def _pages(part: object) -> list[str]:
@@ -95,6 +94,7 @@ def test_the_site_is_built_strictly_and_fetches_nothing(tmp_path: Path):
     assert ran.returncode == 0, ran.stderr
     for path in tmp_path.rglob("*.html"):
         assert not HTTP.search(path.read_bytes()), path
-    assert "tutorial-cohort.html" in {path.name for path in tmp_path.glob("*.html")}
+    pages = {path.stem for path in tmp_path.glob("*.html")}
+    assert {path.stem for path in (ROOT / "docs").glob("*.md")} <= pages
     options = (tmp_path / "options.html").read_text(encoding="utf-8")
     assert "--probabilities" in options

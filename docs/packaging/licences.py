@@ -116,7 +116,8 @@ PyTorch built for NVIDIA's GPUs brings NVIDIA's libraries along, under NVIDIA's 
 `constraints.txt` names a version that comes without them where there is no GPU.
 
 `python docs/packaging/licences.py --sbom sbom.json` writes a software bill of materials
-(CycloneDX 1.6) of what is installed, with versions; `--extras dicom pacs` adds what these need.
+(CycloneDX 1.6) of what is installed, with versions. With the names of extras,
+`python docs/packaging/licences.py --sbom sbom.json --extras dicom pacs`, it holds what these need.
 """
 
 

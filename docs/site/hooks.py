@@ -28,6 +28,15 @@ _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 _NAMED_BLOCK = re.compile(r"^```(\w+) (\S+)$", re.MULTILINE)
 
 
+def on_config(config: Any) -> Any:
+    """Pages of docs that have no place in the site yet come at its end."""
+    listed = set(re.findall(r"[\w-]+\.md", json.dumps(config.nav)))
+    others = sorted({path.name for path in (ROOT / "docs").glob("*.md")} - listed)
+    if others:
+        config.nav.append({"More": others})
+    return config
+
+
 def on_files(files: Any, config: Any) -> Any:
     """Add the papers and the help."""
     for page, path in PAPERS.items():
