@@ -16,6 +16,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -107,7 +108,8 @@ def spool(folder: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not is_private(folder.lstat()):
+            about = folder.lstat()
+            if not stat.S_ISDIR(about.st_mode) or not is_private(about):
                 raise BadConfig(f"{folder}: others may look into it; give another --spool")
             stack.enter_context(held(folder))
         except BlockingIOError:
