@@ -98,7 +98,7 @@ class InstallPanel:
             return
         self._folder = Path(tempfile.mkdtemp(prefix="medseg-"))
         kept = self._folder / "kept.txt"
-        kept.write_text(constraints(), encoding="utf-8")
+        kept.write_text(constraints(), encoding="utf-8", newline="\n")
         try:
             arguments = pip_command(_python(), package, kept, upgrade=True)
         except ValueError as error:
