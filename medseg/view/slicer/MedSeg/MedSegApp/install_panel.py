@@ -98,7 +98,7 @@ class InstallPanel:
             return
         self._folder = Path(tempfile.mkdtemp(prefix="medseg-"))
         kept = self._folder / "kept.txt"
-        kept.write_text(constraints(), encoding="utf-8", newline="\n")
+        kept.write_bytes(constraints().encode())  # Python 3.9 of Slicer knows no `newline`
         try:
             arguments = pip_command(_python(), package, kept, upgrade=True)
         except ValueError as error:
