@@ -68,6 +68,7 @@ def test_code_is_kept_beside_its_source_as_numba_does(tmp_path: Path):
     assert not list((tmp_path / "temporary").iterdir())
 
 
+@pytest.mark.skipif(not HAS_MODES, reason="kept there in the home alone where modes are not told")
 def test_without_numba_s_places_it_is_kept_in_a_private_folder_and_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -125,6 +126,7 @@ def test_no_temporary_folder_at_all_is_no_error(tmp_path: Path, monkeypatch: pyt
         assert load(tmp_path).twice(4) == 8
 
 
+@pytest.mark.skipif(not HAS_MODES, reason="this system tells no modes")
 def test_a_home_that_everybody_can_write_to_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
