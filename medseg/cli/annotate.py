@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from medseg.inference import Job, Model
     from medseg.labels import LabelTable
 
-_LABELS, _NEW = "Labels", "The data set"
+_LABELS, _NEW, _WHICH = "Labels", "The data set", "Which scan"
 Growing = Annotated[
     Path, typer.Argument(metavar="DATASET", help="A data set that medseg add has made.")
 ]
@@ -41,7 +41,7 @@ def add(
             "--labels",
             "-l",
             metavar="SEG",
-            help="The scan's corrected segmentation: .seg.nrrd, NIfTI with a table, DICOM.",
+            help="The scan's corrected segmentation, of any format.",
         ),
     ] = None,
     case_id: Annotated[
@@ -50,8 +50,8 @@ def add(
     ] = None,
     channel: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="SCAN", help="The next channel of the scan, in their order; again for more."
+        in_panel(
+            _NEW, metavar="SCAN", help="The scan's next channel, in their order; again for more."
         ),
     ] = None,
     replace: Annotated[
@@ -95,9 +95,9 @@ def add(
 ) -> None:  # fmt: skip
     """Add scans to a data set that grows, and what was segmented in one.
 
-    The folder is one that medseg check and medseg train read. Structures are known by name in all
-    of it. What a segmentation names and does not hold is absent; what it does not name was not
-    looked for. A label alone is of a scan that is there: medseg add DATASET --id ID --labels SEG.
+    The folder is one that medseg check and medseg train read. What a segmentation names and does
+    not hold is absent; what it does not name was not looked for. A label alone is of a scan that is
+    there: medseg add DATASET --id ID --labels SEG.
 
     Examples:
     medseg add dataset/ scan.nii.gz --labels scan.seg.nrrd
@@ -273,20 +273,22 @@ def next(  # the name of the command
     ] = None,
     strategy: Annotated[
         str,
-        typer.Option(
-            metavar="uncertain|random|first", help="Which scan: the least sure, any, the first."
+        in_panel(
+            _WHICH, metavar="uncertain|random|first", help="The least sure, any, the first."
         ),
     ] = "uncertain",
     most: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Look at no more scans than this, at random."),
+        in_panel(_WHICH, min=1, metavar="N", help="Look at no more scans than this, at random."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Other random numbers.")] = 0,
+    seed: Annotated[
+        int, in_panel(_WHICH, min=0, metavar="N", help="Other random numbers.")
+    ] = 0,
     device: Device = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:  # fmt: skip
-    """Choose the scan to label next, the one about which a model is most unsure, and segment it.
+    """Choose the scan to label next: the one that a model is least sure of, and segment it.
 
     Correct what was proposed and give it back with medseg add. Scans of a folder are taken into the
     data set when they are chosen.
@@ -370,7 +372,7 @@ def _choice_as_dict(choice: Choice, proposal: Path, left: int) -> dict[str, Any]
 def rounds(
     dataset: Growing, device: Device = "auto", as_json: Json = False, quiet: Quiet = False
 ) -> None:
-    """List the models that were trained in a data set, scored on the same cases.
+    """List the models that were trained in a data set: their scores on the same cases.
 
     They lie in DATASET/runs, and are compared on labelled cases that none of them was trained with.
 
