@@ -109,10 +109,10 @@ def _serve(messages: Messages, out: TextIO) -> None:
 
 def device_name(device: str) -> str:
     """The model of the processor or GPU, for the record."""
-    if device == "cuda":
+    if device.startswith("cuda"):
         import torch
 
-        return str(torch.cuda.get_device_name())
+        return str(torch.cuda.get_device_name(device))
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(

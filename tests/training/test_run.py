@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from making import networks as tiny, phantoms
+from making.places import CONFIGS
 from medseg.evaluation.summary import read_scores
 from medseg.io import read_labels
 from medseg.models.folder import load_checkpoint
@@ -643,6 +644,6 @@ def test_deterministic_mode_changes_nothing_on_a_cpu_and_is_off_afterwards(
 
 
 def test_a_config_for_scans_alone_says_how_it_is_used(tmp_path: Path):
-    ran = tiny.medseg("train", tiny.ROOT / "configs" / "unet.yaml", "-o", tmp_path / "run")
+    ran = tiny.medseg("train", CONFIGS / "unet.yaml", "-o", tmp_path / "run")
     assert ran.code == 5
     assert "medseg train DATASET --config" in ran.err
