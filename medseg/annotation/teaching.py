@@ -144,6 +144,7 @@ def start(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
         errors="replace",
     )
     return Teaching(process, run)
