@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -79,3 +80,20 @@ def leave_libraries_as_they_were() -> Iterator[None]:
     for logger, level, propagate in before:
         logger.setLevel(level)
         logger.propagate = propagate
+
+
+@pytest.fixture(scope="module")
+def app() -> Any:
+    """3D Slicer's own libraries; for tests of marker `slicer`, which skip without them."""
+    from trame_slicer.core import SlicerApp
+
+    return SlicerApp()
+
+
+@pytest.fixture
+def scene(app: Any) -> Iterator[Any]:
+    """An empty scene of 3D Slicer."""
+    app.scene.Clear()
+    here = Path.cwd()  # Slicer changes it
+    yield app.scene
+    os.chdir(here)

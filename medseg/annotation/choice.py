@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.annotation.listing import FINAL, check_id
+from medseg.annotation.names import dice_by_name
 from medseg.annotation.store import Store
 from medseg.errors import BadConfig, BadFile, DataWarning, MedsegError
 from medseg.files import atomic_write
@@ -45,7 +46,7 @@ from medseg.inference import (
     segment,
 )
 from medseg.io import read, strip_suffix
-from medseg.labels import LabelTable, same_name
+from medseg.labels import LabelTable
 from medseg.logs import Progress, silent
 from medseg.text import parse_json
 from medseg.volume import Volume
@@ -270,16 +271,8 @@ def agreement(
     """The mean Dice of two label maps (I, J, K) over the structures, matched by name, that either
     holds; 1 where neither holds any.
     """
-    names = {label.name: label.value for label in other_table.labels}
-    scores = []
-    for label in table.labels:
-        known = same_name(label.name, names)
-        here = labels == label.value
-        there = others == names[known] if known else np.zeros_like(here)
-        size = int(here.sum()) + int(there.sum())
-        if size:
-            scores.append(2 * int((here & there).sum()) / size)
-    return _mean(scores) if scores else 1.0
+    scores = dice_by_name(others, other_table, labels, table)
+    return _mean(scores.values()) if scores else 1.0
 
 
 def _mean(values: Iterable[float]) -> float:

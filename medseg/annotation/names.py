@@ -101,3 +101,21 @@ def _completed(label: Label, other: Label) -> Label:
         region=other.region,
         region_modifier=other.region_modifier,
     )
+
+
+def dice_by_name(
+    labels: NDArray, table: LabelTable, truth: NDArray, truth_table: LabelTable
+) -> dict[str, float]:
+    """Dice of a label map (I, J, K) for each structure of the truth's table, matched by name; those
+    that neither holds are left out.
+    """
+    names = {label.name: label.value for label in table.labels}
+    scores = {}
+    for label in truth_table.labels:
+        known = same_name(label.name, names)
+        there = truth == label.value
+        here = labels == names[known] if known else np.zeros_like(there)
+        size = int(here.sum()) + int(there.sum())
+        if size:
+            scores[label.name] = 2 * int((here & there).sum()) / size
+    return scores

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medseg.annotation.listing import FINAL, StoredCase
+from medseg.annotation.names import dice_by_name
 from medseg.annotation.store import Store
 from medseg.annotation.teaching import is_finished, runs_of
 from medseg.errors import BadFile
 from medseg.files import atomic_write
 from medseg.inference import Model, Settings, load_model, segment
-from medseg.labels import LabelTable, same_name
+from medseg.labels import LabelTable
 from medseg.logs import Progress, silent
 from medseg.text import parse_json, read_json
 from medseg.volume import Volume
@@ -96,24 +96,6 @@ def rounds_of(
     return rounds, [one.id for one in held_out] if finished else []
 
 
-def dice_of(
-    labels: NDArray, table: LabelTable, truth: NDArray, truth_table: LabelTable
-) -> dict[str, float]:
-    """Dice of a label map (I, J, K) for each structure of the truth's table, matched by name; those
-    that neither holds are left out.
-    """
-    names = {label.name: label.value for label in table.labels}
-    scores = {}
-    for label in truth_table.labels:
-        known = same_name(label.name, names)
-        there = truth == label.value
-        here = labels == names[known] if known else np.zeros_like(there)
-        size = int(here.sum()) + int(there.sum())
-        if size:
-            scores[label.name] = 2 * int((here & there).sum()) / size
-    return scores
-
-
 def _scored(
     store: Store,
     run: Path,
@@ -135,7 +117,7 @@ def _scored(
         result = segment(volumes, model, settings or Settings())
         truth, table = store.read_label(case.id)
         asked = LabelTable(tuple(one for one in table.labels if _is_annotated(one.value, case)))
-        dice = dice_of(result.labels.data, result.table, truth.data, asked)
+        dice = dice_by_name(result.labels.data, result.table, truth.data, asked)
         scores[case.id] = {"stamp": stamp, "dice": dice}
     return scores
 

@@ -125,7 +125,10 @@ class Store:
 
     def case(self, case_id: str) -> StoredCase:
         """The scan of an id. Raises `BadConfig` for one that is not there, or is no id."""
-        case = read_list(self.folder).get(check_id(case_id))
+        return self._named(case_id, read_list(self.folder))
+
+    def _named(self, case_id: str, cases: Mapping[str, StoredCase]) -> StoredCase:
+        case = cases.get(check_id(case_id))
         if case is None:
             raise BadConfig(f"{self.folder}: has no case '{harmless(case_id)}'")
         return case
@@ -241,7 +244,7 @@ class Store:
         if split is not None:
             check_split(split)
         with self._changing() as cases:
-            case = self.case(case_id)
+            case = self._named(case_id, cases)
             case = replace(case, split=split or case.split)
             image = read(case.images[0])
             where = Path(f"{case.id} ({tag})")
@@ -259,7 +262,7 @@ class Store:
     def remove_label(self, case_id: str, tag: str = FINAL) -> StoredCase:
         """Remove the label under a tag. Raises `BadConfig` where there is none."""
         with self._changing() as cases:
-            case = self.case(case_id)
+            case = self._named(case_id, cases)
             if tag not in case.labels:
                 raise BadConfig(f"{self.folder}: case {case.id} has no label '{harmless(tag)}'")
             left = {name: path for name, path in case.labels.items() if name != tag}
@@ -272,7 +275,7 @@ class Store:
     def remove_scan(self, case_id: str) -> None:
         """Remove a scan with all its labels. Raises `BadConfig` where there is none."""
         with self._changing() as cases:
-            case = self.case(case_id)
+            case = self._named(case_id, cases)
             self._write_list({name: one for name, one in cases.items() if name != case.id})
             self._remove_own((*case.images, *case.labels.values()))
 

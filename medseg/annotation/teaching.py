@@ -28,6 +28,8 @@ from medseg.text import parse_json
 
 #: Where the runs of a data set lie in it.
 RUNS = "runs"
+#: Names of runs that are numbers.
+_NUMBER = re.compile(r"[0-9]{1,9}")
 #: Lines of the child process that are kept.
 _LINES = 50
 
@@ -161,7 +163,7 @@ def words_of(
 
 def next_run(store: Store) -> Path:
     """The folder of the next round: DATASET/runs/N."""
-    numbers = [int(one.name) for one in runs_of(store) if one.name.isdigit()]
+    numbers = [int(one.name) for one in runs_of(store) if _NUMBER.fullmatch(one.name)]
     return store.folder / RUNS / str(max(numbers, default=0) + 1)
 
 
@@ -213,4 +215,4 @@ def _event(line: str) -> dict[str, Any] | None:
 
 
 def _number(name: str) -> int:
-    return int(name) if re.fullmatch(r"[0-9]{1,9}", name) else 10**9
+    return int(name) if _NUMBER.fullmatch(name) else 10**9

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from medseg import io
@@ -52,11 +51,11 @@ def convert(
     if is_model(path):
         write_models(load_models([str(path)]), place)
         return place
-    return _convert_file(
+    io.convert_file(
         path,
         place,
-        table,
-        about=about,
+        table=table,
+        source=about,
         segments=list(segment) or None,
         volume_index=volume_index,
         assume_geometry=assume_geometry,
@@ -65,55 +64,4 @@ def convert(
         suv=suv,
         options=options,
     )
-
-
-def _convert_file(
-    path: Path,
-    place: Path,
-    table: LabelTable | None,
-    *,
-    about: Path | None,
-    segments: Sequence[str] | None,
-    volume_index: int | None,
-    assume_geometry: str | None,
-    series: str | int | None,
-    repair: bool,
-    suv: bool,
-    options: io.DicomOptions | None,
-) -> Path:
-    """`convert` of a file of a scan or labels."""
-    copy = partial(
-        io.copy_segmentation,
-        path,
-        place,
-        volume_index=volume_index,
-        assume_geometry=assume_geometry,
-    )
-    # Then the options for DICOM are about the source alone.
-    about_source = about is not None and not io.label_kind(path)
-    if io.is_copied(path, place) and not (table or about or series or repair or suv):
-        copy(segments=segments)
-        return place
-    try:
-        volume = io.read(
-            path,
-            volume_index=volume_index,
-            assume_geometry=assume_geometry,
-            series=None if about_source else series,
-            repair=repair and not about_source,
-            suv=suv,
-            source=about,
-            segments=segments,
-        )
-    except io.Overlap:
-        if not place.name.lower().endswith(".seg.nrrd"):
-            raise
-        if io.is_copied(path, place):
-            copy(table=table)
-        else:
-            masks = io.read_masks(path, source=about, series=series, repair=repair)
-            io.write_segments(masks, place)
-        return place
-    table = table or io.embedded_table(path)
-    io.write(volume, place, table=table, source=about, options=options)
     return place

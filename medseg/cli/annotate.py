@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli.options import Json, Quiet, Table, check_one_of, in_panel
+from medseg.cli.options import (
+    Device,
+    Json,
+    Quiet,
+    Table,
+    check_one_of,
+    in_panel,
+    word_of_device,
+)
 from medseg.cli.show import bar_of_cases, print_json, print_line, print_table, tell
 from medseg.errors import BadConfig
 from medseg.machine import keep_memory
@@ -21,9 +29,6 @@ if TYPE_CHECKING:
 _LABELS, _NEW, _WHICH = "Labels", "The data set", "Which scan"
 Growing = Annotated[
     Path, typer.Argument(metavar="DATASET", help="A data set that medseg add has made.")
-]
-Device = Annotated[
-    str, typer.Option("--device", metavar="auto|cpu|cuda|cuda:N", help="Where the network runs.")
 ]
 
 
@@ -301,7 +306,7 @@ def next(  # the name of the command
     from medseg.inference import Settings
 
     check_one_of("--strategy", strategy, annotation.STRATEGIES)
-    settings = Settings(device=device)
+    settings = Settings(device=word_of_device(device))
     store = annotation.Store.open(dataset)
     models = _models(store, model)
     keep_memory()
@@ -382,7 +387,7 @@ def rounds(
     from medseg.annotation import Store, rounds_of
     from medseg.inference import Settings
 
-    settings = Settings(device=device)
+    settings = Settings(device=word_of_device(device))
     store = Store.open(dataset)
     keep_memory()
     with bar_of_cases(quiet) as progress:

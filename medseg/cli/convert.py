@@ -19,7 +19,6 @@ from medseg.text import harmless
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from medseg.io import DicomOptions
     from medseg.io.dicom import Listed
     from medseg.labels import LabelTable
 
@@ -95,67 +94,15 @@ def convert(
     options = io.DicomOptions(
         **asdict(dicom), nearest=nearest, series=series, repair=reading.repair
     )
-    _write_volume(
+    io.convert_file(
         path,
         target,
-        table=table,
-        renamed=labels is not None,
+        table=table if labels else None,
         source=source,
         segments=segment or None,
-        reading=reading,
         options=options,
+        **_asked(reading, series),
     )
-
-
-def _write_volume(
-    path: Path,
-    target: Path,
-    *,
-    table: LabelTable | None,
-    renamed: bool,
-    source: Path | None,
-    segments: Sequence[str] | None,
-    reading: Reading,
-    options: DicomOptions,
-) -> None:
-    """Write a scan, a label map or a segmentation in another format. renamed: whether the table is
-    not that of the file.
-    """
-    from medseg import io
-
-    series = options.series
-    # Of labels in DICOM the options for DICOM are about the source alone.
-    about_source = source is not None and not io.label_kind(path)
-    asked = _asked(reading, None if about_source else series)
-    asked |= {"repair": False} if about_source else {}
-    if io.is_copied(path, target) and not (renamed or source or _is_of_dicom(asked)):
-        _copy(path, target, asked, segments=segments)
-        return
-    try:
-        scan = io.read(path, source=source, segments=segments, **asked)
-    except io.Overlap:
-        if not target.name.lower().endswith(".seg.nrrd"):
-            raise
-        if io.is_copied(path, target):
-            _copy(path, target, asked, table=table if renamed else None)
-            return
-        masks = io.read_masks(path, source=source, series=series, repair=reading.repair)
-        io.write_segments(masks, target)
-        return
-    io.write(scan, target, table=table, source=source, options=options)
-
-
-def _is_of_dicom(asked: Mapping[str, Any]) -> bool:
-    """Whether anything is asked for that only DICOM has, which `io.read` refuses of other files."""
-    return any(asked[name] for name in ("series", "repair", "suv"))
-
-
-def _copy(path: Path, target: Path, asked: Mapping[str, Any], **options: Any) -> None:
-    """A segmentation of 3D Slicer as another, with all that it says of its segments."""
-    from medseg.io import copy_segmentation
-
-    how = {name: asked[name] for name in ("volume_index", "assume_geometry")}
-    copy_segmentation(path, target, **how, **options)
 
 
 def _asked(reading: Reading, series: str | int | None) -> dict[str, Any]:

@@ -68,6 +68,10 @@ Table = Annotated[
         ),
     ),
 ]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="auto|cpu|cuda|cuda:N|mps", help="Where the network runs."),
+]
 Output = Annotated[
     Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the results.")
 ]
@@ -79,9 +83,7 @@ class Network:
 
     PANEL: ClassVar[str] = "How the network runs"
 
-    device: Annotated[
-        str, typer.Option(metavar="auto|cpu|cuda|cuda:N|mps", help="Where the network runs.")
-    ] = "auto"
+    device: Device = "auto"
     precision: Annotated[
         str, typer.Option(metavar="auto|fp32|bf16|fp16", help="Arithmetic of the network.")
     ] = "auto"

@@ -371,8 +371,8 @@ def memory_needed(
     maps = _maps_bytes(volume.data.size, settings, spec)
     labels = _label_bytes(volume.data.size, spec, grid)
     resampling = image + _resampling_bytes(grid, exact=settings.exact)
-    # A card holds the network; what CUDA itself takes of this process's memory is about as much.
-    painting = labels + maps + sums + image + (network if device == "cpu" else _CUDA_BYTES)
+    # A card holds the network, and CUDA takes memory of this process; a Mac's memory is one.
+    painting = labels + maps + sums + image + (_CUDA_BYTES if device == "cuda" else network)
     cleaning = labels * 2 + maps
     if settings.cleanup and (spec.cleanup or spec.fluid):
         cleaning += 12 * volume.data.size

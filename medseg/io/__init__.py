@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         describe_no_dicom as describe_no_dicom,
         example_folder as example_folder,
     )
+    from medseg.io.conversion import convert_file as convert_file
     from medseg.io.formats import (
         READERS as READERS,
         WRITERS as WRITERS,
@@ -51,10 +52,6 @@ if TYPE_CHECKING:
         write_seg_nrrd as write_seg_nrrd,
         write_segments as write_segments,
     )
-    from medseg.io.slicer_copy import (
-        copy_segmentation as copy_segmentation,
-        is_copied as is_copied,
-    )
     from medseg.io.voxels import digest as digest
 
 __getattr__, __dir__ = door(
@@ -62,6 +59,7 @@ __getattr__, __dir__ = door(
     {
         "added": ("Reader", "Writer"),
         "contents": ("describe_no_dicom", "example_folder"),
+        "conversion": ("convert_file",),
         "formats": (
             "DicomOptions",
             "Overlap",
@@ -99,7 +97,6 @@ __getattr__, __dir__ = door(
             "what_is",
         ),
         "slicer": ("read_table", "write_seg_nrrd", "write_segments"),
-        "slicer_copy": ("copy_segmentation", "is_copied"),
         "voxels": ("digest",),
     },
 )

@@ -189,8 +189,11 @@ class Processes:
 
 def _device_of(device: str, local_rank: int, size: int) -> torch.device:
     """Where a process trains: on a card of its own where there are several processes."""
-    # cuBLAS reads it when it is first used, and without it may sum in another order every time.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if device == "mps":
+        raise BadConfig("medseg trains on the CPU or with CUDA, and not on mps; use --device cpu")
+    if torch.cuda.is_available():
+        # cuBLAS reads it when it is first used, and may else sum in another order every time.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     place = choose_device(device)
     if place.type != "cuda" or size == 1:
         return place

@@ -6,7 +6,6 @@ hands labels and names to Slicer's import; it exports the segments that are show
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,21 +21,6 @@ slicer = pytest.importorskip(
     "slicer", reason="trame-slicer is not installed (pip install medseg[slicer-test])"
 )
 LEFT, RIGHT = HIPPOCAMPI.names.values()
-
-
-@pytest.fixture(scope="module")
-def app() -> Any:
-    from trame_slicer.core import SlicerApp
-
-    return SlicerApp()
-
-
-@pytest.fixture
-def scene(app: Any) -> Iterator[Any]:
-    app.scene.Clear()
-    here = Path.cwd()  # Slicer changes it
-    yield app.scene
-    os.chdir(here)
 
 
 @pytest.fixture

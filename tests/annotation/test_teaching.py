@@ -99,3 +99,13 @@ def test_a_process_that_dies_is_told_as_such(store: Store, monkeypatch: pytest.M
     monkeypatch.setattr(sys, "executable", "/bin/false")
     failed = start(store, next_run(store)).wait(PATIENCE_S)
     assert (failed.state, failed.message) == ("failed", "training ended with code 1")
+
+
+def test_only_plain_numbers_are_rounds(tmp_path: Path):
+    """A folder may be called by a digit of another script, which `int` does not take."""
+    store = Store.create(tmp_path / "data")
+    for name in ("2", "²", "old"):
+        (store.folder / "runs" / name).mkdir(parents=True)
+        (store.folder / "runs" / name / "config.yaml").touch()
+    assert next_run(store).name == "3"
+    assert [run.name for run in runs_of(store)] == ["2", "old", "²"]

@@ -44,6 +44,21 @@ def test_cublas_is_told_to_be_repeatable_before_it_is_used():
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
 
 
+def test_on_a_cpu_the_environment_stays_as_it_is():
+    with (
+        mock.patch.object(torch.cuda, "is_available", return_value=False),
+        mock.patch.dict(os.environ),
+    ):
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+        Processes()
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+
+def test_training_on_mps_is_refused_in_a_sentence():
+    with pytest.raises(BadConfig, match=r"not on mps; use --device cpu"):
+        Processes("mps")
+
+
 def test_a_device_that_is_not_here_is_refused():
     with (
         mock.patch.object(torch.cuda, "is_available", return_value=False),

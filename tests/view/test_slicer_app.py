@@ -4,10 +4,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,21 +24,6 @@ pytestmark = pytest.mark.slicer
 slicer = pytest.importorskip(
     "slicer", reason="trame-slicer is not installed (pip install medseg[slicer-test])"
 )
-
-
-@pytest.fixture(scope="module")
-def app() -> Any:
-    from trame_slicer.core import SlicerApp
-
-    return SlicerApp()
-
-
-@pytest.fixture
-def scene(app: Any) -> Iterator[Any]:
-    app.scene.Clear()
-    here = Path.cwd()  # Slicer changes it
-    yield app.scene
-    os.chdir(here)
 
 
 def loaded_segmentation(app: Any, path: Any) -> Any:
@@ -267,7 +249,7 @@ def test_what_slicer_wrote_is_the_same_to_slicer_after_medseg(app, scene, tmp_pa
     storage.SetFileName(str(tmp_path / "slicer.seg.nrrd"))
     assert storage.WriteData(node)
 
-    io.copy_segmentation(tmp_path / "slicer.seg.nrrd", tmp_path / "medseg.seg.nrrd")
+    io.convert_file(tmp_path / "slicer.seg.nrrd", tmp_path / "medseg.seg.nrrd")
 
     before = all_facts(loaded_segmentation(app, tmp_path / "slicer.seg.nrrd"))
     after = all_facts(loaded_segmentation(app, tmp_path / "medseg.seg.nrrd"))

@@ -48,21 +48,6 @@ tiny.save_scan(folder / "other.nii.gz", seed=5)
 """
 
 
-@pytest.fixture(scope="module")
-def app() -> Any:
-    from trame_slicer.core import SlicerApp
-
-    return SlicerApp()
-
-
-@pytest.fixture
-def scene(app: Any) -> Iterator[Any]:
-    app.scene.Clear()
-    here = Path.cwd()  # Slicer changes it
-    yield app.scene
-    os.chdir(here)
-
-
 @pytest.fixture
 def work(monkeypatch, tmp_path) -> Iterator[types.ModuleType]:
     """MedSegApp.work, imported as Slicer does, with temporary files where they are counted."""

@@ -83,9 +83,12 @@ def _replace(module: nn.Module, done: dict[nn.Module, nn.Module], form_of: Form)
         if isinstance(child, nn.ConvTranspose3d) and _doubles(child):
             setattr(module, name, done.setdefault(child, FastUp(child)))
         elif child is not None and not isinstance(child, FastConv):
-            _replace(child, done, form_of)
-            if (form := form_of(child)) is not None:
-                setattr(module, name, done.setdefault(form, form))
+            if child not in done:
+                _replace(child, done, form_of)
+                if (form := form_of(child)) is not None:
+                    done[child] = done[form] = form
+            if done[child] is not child:
+                setattr(module, name, done[child])
 
 
 def _doubles(conv: nn.ConvTranspose3d) -> bool:

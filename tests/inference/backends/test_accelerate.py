@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from medseg.inference.backends import accelerate as fast_conv
 from medseg.inference.backends.accelerate import Deferred, FastConv, FastUp, accelerate
@@ -317,3 +317,25 @@ def test_a_not_a_number_is_not_hidden(always):
     x = torch.randn(1, 16, 8, 8, 8)
     x[0, 3, 4, 4, 4] = float("nan")
     assert (network(x) + 0).isnan().any()
+
+
+def test_a_module_that_is_used_twice_gets_one_form():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = self.two = nn.Linear(1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.two(self.one(x))
+
+    made = []
+
+    def form_of(module: nn.Module) -> nn.Module | None:
+        if type(module) is not nn.Linear:
+            return None
+        made.append(nn.Identity())
+        return made[-1]
+
+    fast = accelerate(Twice(), form_of)
+    assert len(made) == 1
+    assert fast.one is fast.two is made[0]
