@@ -1,6 +1,6 @@
 """`python -m medseg`."""
 
-from medseg.cli import main
+from medseg.cli import process
 
 if __name__ == "__main__":
-    main()
+    process()

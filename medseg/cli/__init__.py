@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 from medseg import door
 
 if TYPE_CHECKING:
-    from medseg.cli.app import main as main
+    from medseg.cli.app import main as main, process as process
 
 __getattr__, __dir__ = door(
     __name__,
     {
-        "app": ("main",),
+        "app": ("main", "process"),
     },
 )

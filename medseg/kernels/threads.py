@@ -13,10 +13,15 @@ from functools import cache
 from typing import Any
 
 
+#: All that were started.
+_POOLS: list[ThreadPoolExecutor] = []
+
+
 @cache
 def _threads(count: int, process: int) -> ThreadPoolExecutor:
     """A forked process starts its own."""
-    return ThreadPoolExecutor(count)
+    _POOLS.append(pool := ThreadPoolExecutor(count))
+    return pool
 
 
 def in_parallel(work: Callable[[int], None], units: int, workers: int) -> None:
@@ -38,6 +43,14 @@ def in_parallel(work: Callable[[int], None], units: int, workers: int) -> None:
             helper.exception()  # none may still be at work
     for helper in running:
         helper.result()
+
+
+def end_threads() -> None:
+    """End the threads that stay, which are idle between pieces of work."""
+    for pool in _POOLS:
+        pool.shutdown()
+    _POOLS.clear()
+    _threads.cache_clear()
 
 
 #: The most threads that this process wants to use; empty: as many as there are cores.
