@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-
 #: All that were started.
 _POOLS: list[ThreadPoolExecutor] = []
 

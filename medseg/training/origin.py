@@ -25,11 +25,9 @@ from medseg.models import (
     load_models,
     own_network,
 )
-from medseg.networks import DEEP_SUPERVISION, RUN_ALONE
+from medseg.networks import DEEP_SUPERVISION, RUN_ALONE, build_network
 from medseg.training.state import load_state
 
-#: The last layer of networks of other programs, which makes one number of each output.
-_HEAD = ("head.weight", "head.bias")
 #: Of a UNETR whose weights do not tell which they were trained on.
 _USUAL_PATCH = (96, 96, 96)
 
@@ -156,8 +154,8 @@ def _for_labels(spec: ModelSpec, *, regions: bool) -> Recipe | StepRecipe:
 
 def start_from(source: Path, network: nn.Module, *, names: Sequence[str], regions: bool) -> None:
     """Give the network the weights of a run (its averages) or of a model, as far as names and
-    shapes agree; of a model of another program the outputs of structures of the same name; of an
-    encoder what has a place in the network.
+    shapes agree, with the outputs of structures of the same name; of an encoder what has a place
+    in the network.
 
     names: of the structures in the order of the outputs, without background; regions: whether they
     may overlap. A `DataWarning` names what was not loaded: heads for other labels. Raises
@@ -165,21 +163,12 @@ def start_from(source: Path, network: nn.Module, *, names: Sequence[str], region
     """
     outputs: list[str] | None = None
     least = len(network.state_dict())
-    if (source / "state.safetensors").is_file():
-        tensors, _ = load_state(source / "state.safetensors")
-        weights = {
-            key.removeprefix("average."): value
-            for key, value in tensors.items()
-            if key.startswith("average.")
-        }
+    start = read_start(str(source))
+    if isinstance(start, EncoderWeights):
+        weights, least = dict(start.tensors), len(start.tensors)
     else:
-        start = read_start(str(source))
-        if isinstance(start, EncoderWeights):
-            weights, least = dict(start.tensors), len(start.tensors)
-        else:
-            weights = start.network().state_dict()
-            if start.spec.recipe is not None:
-                outputs = _head_by_name(start, weights, network, names=names, regions=regions)
+        weights = _averages(source) or start.network().state_dict()
+        outputs = _outputs_by_name(start, weights, network, names=names, regions=regions)
     own = network.state_dict()
     fitting = {
         key: value for key, value in weights.items() if key in own and own[key].shape == value.shape
@@ -211,8 +200,19 @@ def _first_misfit(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> s
     return ""
 
 
+def _averages(run: Path) -> dict[str, Tensor]:
+    """The averaged weights that a run has reached; none where the folder is not of a run."""
+    if not (run / "state.safetensors").is_file():
+        return {}
+    tensors, _ = load_state(run / "state.safetensors")
+    prefix = "average."
+    return {
+        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+    }
+
+
 @torch.no_grad()
-def _head_by_name(
+def _outputs_by_name(
     start: Checkpoint,
     weights: dict[str, Tensor],
     network: nn.Module,
@@ -220,24 +220,45 @@ def _head_by_name(
     names: Sequence[str],
     regions: bool,
 ) -> list[str]:
-    """Put a head for the new structures into `weights`: the old rows where the names are equal,
+    """Put outputs for the new structures into `weights`: the old rows where the names are equal,
     fresh ones elsewhere. Returns the names of the structures that were found.
     """
     spec, own = start.spec, network.state_dict()
     before = [_plain(start.table.names[value]) for value in spec.classes[1:]]
     alike = spec.regions == regions  # else a number means another probability
     rows = {n: before.index(_plain(name)) for n, name in enumerate(names) if _plain(name) in before}
-    rows = rows if alike else {}
-    for key in _HEAD:
+    pairs = {new + (not regions): old + (not regions) for new, old in rows.items()} if alike else {}
+    if alike and not regions:
+        pairs[0] = 0  # the background
+    outputs_before, outputs_now = len(before) + (not spec.regions), len(names) + (not regions)
+    for key, each in _rows_of_outputs(spec, outputs_before).items():
         if key not in weights or key not in own:
             continue
-        old, new = weights[key], own[key].clone()
-        for row, former in rows.items():
-            new[row + (not regions)] = old[former + (not regions)]
-        if alike and not regions:
-            new[0] = old[0]  # the background
-        weights[key] = new
-    return [names[row] for row in rows]
+        old, fresh = weights[key], own[key].clone()
+        rest = len(old) - each * outputs_before  # as that of "no object" of mask2former
+        if fresh.shape != (each * outputs_now + rest, *old.shape[1:]):
+            continue
+        for new, former in pairs.items():
+            fresh[each * new : each * (new + 1)] = old[each * former : each * (former + 1)]
+        if alike and rest:
+            fresh[-rest:] = old[-rest:]
+        weights[key] = fresh
+    return [names[row] for row in rows] if alike else []
+
+
+def _rows_of_outputs(spec: ModelSpec, outputs: int) -> dict[str, int]:
+    """The tensors that hold so many rows for each output and nothing else of it: what grows along
+    its first axis alone where the network is built with one more."""
+    with torch.device("meta"):
+        few, more = (
+            build_network(spec.architecture, spec.inputs, count, **spec.options).state_dict()
+            for count in (outputs, outputs + 1)
+        )
+    return {
+        key: len(more[key]) - len(value)
+        for key, value in few.items()
+        if value.ndim and len(more[key]) > len(value) and more[key].shape[1:] == value.shape[1:]
+    }
 
 
 def _plain(name: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from medseg.dataset import read_dataset
 from medseg.errors import BadModel
 from medseg.inference import Settings, network_input, network_labels, segment
 from medseg.io import read
-from medseg.models import load_models
+from medseg.labels import Label, LabelTable
+from medseg.models import load_models, save_checkpoint
 from medseg.networks import build_network
 from medseg.training.origin import adopted, read_start, start_from
 from medseg.volume import Volume
@@ -100,6 +102,39 @@ def test_outputs_of_the_same_name_keep_their_weights_and_others_begin_anew(tmp_p
     with pytest.warns(match="none"):
         start_from(tmp_path / "m", regions, names=["liver", "spleen"], regions=True)
     torch.testing.assert_close(regions.head.weight, fresh)
+
+
+@pytest.mark.parametrize("architecture", ["unet", "segformer", "mask2former", "fcn"])
+def test_a_network_of_medsegs_keeps_the_outputs_of_the_names_it_knows(tmp_path, architecture):
+    options = {"unet": tiny.UNET_OPTIONS}.get(architecture, {})
+    names = LabelTable((Label(1, "liver", (9, 9, 9)), Label(2, "spleen", (8, 8, 8))))
+    torch.manual_seed(4)
+    network = build_network(architecture, 1, 3, **options)
+    spec = {
+        "name": "m", "architecture": architecture, "options": options, "patch": [64, 64, 64],
+        "spacing_mm": 1.0, "classes": [0, 1, 2],
+    }  # fmt: skip
+    save_checkpoint(tmp_path / "m", spec, network.state_dict(), names, half=False)
+    for wanted in (["spleen", "aorta", "liver"], ["spleen", "liver"]):
+        torch.manual_seed(5)
+        other = build_network(architecture, 1, len(wanted) + 1, **options)
+        fresh = {key: value.clone() for key, value in other.state_dict().items()}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            start_from(tmp_path / "m", other, names=wanted, regions=False)
+        assert ("aorta" in " ".join(str(one.message) for one in caught)) == ("aorta" in wanted)
+        key = {"unet": "head", "segformer": "classifier", "mask2former": "classify"}
+        name = key.get(architecture, "scores.1") + ".weight"
+        before, after = network.state_dict()[name], other.state_dict()[name]
+        each = 8 if architecture == "unet" else 1  # its stem makes cells of 2x2x2 voxels
+        for row, output in enumerate(["", *wanted]):
+            expected = fresh[name][each * row : each * (row + 1)]
+            if output != "aorta":
+                former = ["", "liver", "spleen"].index(output)
+                expected = before[each * former : each * (former + 1)]
+            torch.testing.assert_close(after[each * row : each * (row + 1)], expected)
+        if architecture == "mask2former":  # the last row is that of no object
+            torch.testing.assert_close(after[-1], before[-1])
 
 
 def test_a_network_sees_in_training_what_it_sees_in_inference(tmp_path):
