@@ -21,6 +21,7 @@ HEAVY = {
     "monai",
     "SimpleITK",
     "matplotlib",
+    "PIL",
     "pydicom",
     "highdicom",
     "scipy",

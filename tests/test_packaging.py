@@ -18,7 +18,7 @@ from medseg.packages import __version__
 PLACE = ROOT / "docs" / "packaging"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 #: What conda-forge calls packages of PyPI.
-CONDA = {"torch": "pytorch", "isal": "python-isal"}
+CONDA = {"torch": "pytorch", "isal": "python-isal", "matplotlib": "matplotlib-base"}
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,8 @@ def test_info_imports_nothing_but_numpy_and_what_draws_tables(scan: Path):
 
 def test_infer_imports_no_package_that_it_does_not_use(scan: Path, tmp_path: Path):
     model = tiny.save_unet(tmp_path / "model")
-    loaded = loaded_by("infer", scan, "-m", model, "-o", tmp_path / "seg.nii.gz", "--quiet")
+    picture = ("--preview", tmp_path / "p.png")
+    loaded = loaded_by("infer", scan, "-m", model, "-o", tmp_path / "seg.nii.gz", "-q", *picture)
     assert "torch" in loaded
     others = {"matplotlib", "pydicom", "nibabel", "SimpleITK", "scipy.ndimage", "sympy"}
     assert not loaded & (others | {"torch._dynamo", "torch._inductor"})

@@ -27,13 +27,14 @@ PAGE = ROOT / "docs" / "licences.md"
 SPDX = {
     "BSD": "BSD-3-Clause", "BSD License": "BSD-3-Clause", "MIT License": "MIT",
     "ISC License": "ISC", "ISC License (ISCL)": "ISC", "Apache Software License": "Apache-2.0",
-    "Apache License 2.0": "Apache-2.0",
+    "Apache License 2.0": "Apache-2.0", "Python Software Foundation License": "PSF-2.0",
+    "Dual License": "Apache-2.0 OR BSD-3-Clause",
 }  # fmt: skip
 #: Licences that ask for more than their text to be handed on.
 WEAK = {"LGPL-3.0-or-later", "MPL-2.0"}
 PERMISSIVE = {
     "0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause",
-    "BSL-1.0", "CC0-1.0", "ISC", "MIT", "PSF-2.0", "Unlicense", "Zlib",
+    "BSL-1.0", "CC0-1.0", "ISC", "MIT", "MIT-CMU", "PSF-2.0", "Unlicense", "Zlib",
 }  # fmt: skip
 #: What PyTorch brings along where it is built for NVIDIA's GPUs, under NVIDIA's own licences.
 OF_GPUS = re.compile(r"nvidia-.*|cuda-.*|triton")

@@ -311,9 +311,9 @@ class _Show:
 
         left = timedelta(seconds=round(facts["seconds_left"]))
         dice = f"  Dice {facts['dice']:.3f}" if "dice" in facts else ""
-        self.progress(
-            "training", share, f"step {facts['step']}  loss {facts['loss']:.3f}{dice}  {left} left"
-        )
+        rate = f"rate {facts['learning_rate']:.2g}"
+        text = f"step {facts['step']}  loss {facts['loss']:.3f}{dice}  {rate}  {left} left"
+        self.progress("training", share, text)
 
     def scored(self, evaluation: Evaluation) -> None:
         """The scores are printed at the end, on stdout."""
@@ -340,7 +340,8 @@ class _Events(_Show):
             return
         names = ("step", "loss", "dice", "seconds_left")
         numbers = {name: round(facts[name], 4) for name in names if name in facts}
-        tell_event(event="training", share=round(share, 4), **numbers)
+        rate = facts["learning_rate"]
+        tell_event(event="training", share=round(share, 4), learning_rate=rate, **numbers)
 
 
 def _show(quiet: bool, progress: str) -> AbstractContextManager[_Show]:

@@ -1,8 +1,8 @@
 """The report of a cohort: a page of numbers and a list to search, and pages of 50 cases with their
 pictures.
 
-The most suspicious come first. Pictures were made by the workers; no scan is opened here. Plots are
-SVG made here, and nothing is fetched from anywhere.
+The most suspicious come first. Pictures were made by the workers; no scan is opened here. Nothing
+is fetched from anywhere.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medseg.cohort.places import Places
 from medseg.cohort.suspicion import Suspicion
 from medseg.cohort.table import Table
 from medseg.files import atomic_write
 from medseg.text import harmless
+from medseg.view import histogram
 
 #: Cases on a page.
 PER_PAGE = 50
-#: Structures whose volumes are drawn, and bars of each plot.
-_PLOTS, _BARS = 60, 24
+#: Structures whose volumes are drawn.
+_PLOTS = 60
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}
@@ -180,30 +180,12 @@ def _volumes(table: Table) -> str:
         some = ml[np.isfinite(ml)]
         if some.size:
             caption = f"{table.names[value]}: median {np.median(some):.3g} mL"
-            plots.append(
-                f"<figure>{_histogram(some)}<figcaption>{_escape(caption)}</figcaption></figure>"
-            )
+            words = f"<figcaption>{_escape(caption)}</figcaption>"
+            plots.append(f"<figure>{histogram(some, caption)}{words}</figure>")
     return "<h2>Volumes</h2>" + "".join(plots) if plots else ""
 
 
-def _histogram(numbers: NDArray[np.float64]) -> str:
-    low, high = float(numbers.min()), float(numbers.max())
-    counts, _ = np.histogram(numbers, _BARS, (low, high if high > low else low + 1))
-    width, height = 180, 50
-    step = width / _BARS
-    bars = ""
-    for n, bar in enumerate((height * counts / counts.max()).tolist()):
-        place = f'x="{n * step:.1f}" y="{height - bar:.1f}"'
-        bars += f'<rect {place} width="{step - 1:.1f}" height="{bar:.1f}" fill="#58a"/>'
-    ends = (
-        f'<text x="0" y="{height + 12}">{low:.3g}</text>'
-        f'<text x="{width}" y="{height + 12}" text-anchor="end">{high:.3g}</text>'
-    )
-    return f'<svg width="{width}" height="{height + 14}" font-size="10">{bars}{ends}</svg>'
-
-
-# Pages of cases
-# ------------------------------------------------------------------------------------
+# Pages of cases ----------------------------------------------------------------------------------
 
 
 def _page(

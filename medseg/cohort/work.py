@@ -200,12 +200,12 @@ def _about(task: Task, worker: Worker) -> dict[str, Any]:
 def _picture(
     path: Path, volumes: Sequence[Volume], result: Segmentation
 ) -> tuple[Path, Callable[[Path], None]]:
-    from medseg.view import write_strip
+    from medseg.view import write_beside, write_strip
 
     def draw(staged: Path) -> None:
         write_strip(staged, volumes[0], result.labels, table=result.table)
 
-    return path, draw
+    return path, partial(write_beside, draw=draw)
 
 
 def _sidecar(

@@ -1,8 +1,7 @@
 """One HTML page of an evaluation: tables, box plots and pictures of the worst cases, in a file that
 needs nothing else.
 
-Plots are SVG and pictures are PNG written here, so that no plotting package is needed; no script,
-no network.
+Plots are SVG and pictures are PNG inside it; no script, no network.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 
 from medseg.evaluation.metrics import plotted_columns
 from medseg.text import harmless
-from medseg.view import png_bytes
+from medseg.view import box_plot, png_bytes
 from medseg.volume import reorient
 
 if TYPE_CHECKING:
@@ -147,58 +146,12 @@ def _number(value: Any) -> str:
 
 
 def _box_plot(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    """Quartiles, whiskers to the last value within 1.5 interquartile ranges, and all values, per
-    structure; or "".
-    """
+    """A column of scores of each structure, as SVG; "" where nothing can be drawn."""
     values: dict[str, list[float]] = {}
     for row in rows:
-        values.setdefault(row["structure"], [])
-        if name in row and math.isfinite(row[name]):
-            values[row["structure"]].append(row[name])
-    top = (
-        1.0
-        if not name.endswith("_mm")
-        else max((max(v) for v in values.values() if v), default=0.0) or 1.0
-    )
-    if not any(values.values()):
-        return ""
-    left, width, step = 210, 560, 22
-    marks = []
-    for tick in np.linspace(0, top, 6):
-        x = left + width * tick / top
-        marks.append(f'<path d="M{x:.1f} 0V{step * len(values)}" stroke="#ddd"/>')
-        marks.append(
-            f'<text x="{x:.1f}" y="{step * len(values) + 16}"'
-            f' text-anchor="middle">{tick:.3g}</text>'
-        )
-    for line, (structure, some) in enumerate(values.items()):
-        y = step * line + step / 2
-        marks.append(
-            f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{escape(structure[:30])}</text>'
-        )
-        if not some:
-            marks.append(f'<text x="{left + 4}" y="{y + 4}" fill="#888">no finite value</text>')
-            continue
-        q1, median, q3 = np.percentile(some, (25, 50, 75))
-        inner = [v for v in some if q1 - 1.5 * (q3 - q1) <= v <= q3 + 1.5 * (q3 - q1)]
-        low, box, middle, end, high = (
-            left + width * v / top for v in (min(inner), q1, median, q3, max(inner))
-        )
-        marks.append(f'<path d="M{low:.1f} {y}H{high:.1f}" stroke="#444"/>')
-        marks.append(
-            f'<rect x="{box:.1f}" y="{y - 6}" width="{max(end - box, 1):.1f}" height="12"'
-            f' fill="#9cc" stroke="#444"/><path d="M{middle:.1f} {y - 6}v12" stroke="#000"'
-            ' stroke-width="2"/>'
-        )
-        marks += [
-            f'<circle cx="{left + width * v / top:.1f}" cy="{y}" r="2" fill="#000" opacity=".4"/>'
-            for v in some
-        ]
-    size = f'width="{left + width + 20}" height="{step * len(values) + 24}"'
-    return (
-        f'<div class="wide"><svg {size} font-size="12"'
-        f' font-family="system-ui,sans-serif">{"".join(marks)}</svg></div>'
-    )
+        values.setdefault(row["structure"], []).append(row.get(name, math.nan))
+    plot = box_plot(values, title=name, most=None if name.endswith("_mm") else 1.0)
+    return f'<div class="wide">{plot}</div>' if plot else ""
 
 
 def _worst(

@@ -111,7 +111,7 @@ class Segmentation:
 
     def plot(self) -> Figure:
         """The scan in three planes with the labels over it, as a figure of matplotlib: right is on
-        the left. Raises `BadConfig` where matplotlib is not installed.
+        the left.
         """
         from medseg.view import draw_figure
 

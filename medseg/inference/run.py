@@ -311,12 +311,12 @@ def _writes(
     for name, volume_map in result.maps.items():
         writes.append((job.beside(f".{name}.nii.gz"), partial(write, volume_map)))
     if extras.preview:
-        from medseg.view import write_preview
+        from medseg.view import write_beside, write_preview
 
         def draw(path: Path) -> None:
             write_preview(path, scan.volumes[0], result.labels, table=result.table)
 
-        writes.append((extras.preview, draw))
+        writes.append((extras.preview, partial(write_beside, draw=draw)))
     if job.has_table:
         writes.append((job.beside(".labels.csv"), result.table.write))
     for kind, ending in TABLE_RESULTS.items():

@@ -7,6 +7,7 @@ training step does.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from medseg import logs
 from medseg.config import Config, TrainConfig
-from medseg.errors import BadConfig
+from medseg.errors import BadConfig, DataWarning
 from medseg.files import sweep
 from medseg.logs import Report
 from medseg.models import save_checkpoint
@@ -232,6 +233,7 @@ class Run:
         """Log and show the mean of the last steps, and the scores where it is time to validate."""
         settings, facts, step = self.config.train, self.facts, self.step
         if step % settings.log_every == 0 or self.position >= 1:
+            rate *= settings.learning_rate
             row = _mean_facts(facts, (step - 1) % settings.log_every + 1, rate)
             self.log.append({**row, "seconds_a_step": round(self.clock.pace, 3)})
             logs.info(__name__, "%s", row)
@@ -307,7 +309,7 @@ class Run:
             append_line(folder / "metrics.jsonl", self.log)
             save_run(folder, facts, state)
             if self.clock.is_time_to_draw() or stop:
-                draw_curves(folder / "metrics.jsonl", folder / "progress.png")
+                _draw(folder)
         self.log.clear()
 
     def end(self) -> Path:
@@ -318,7 +320,7 @@ class Run:
         """
         weights = {key: whole(value) for key, value in (self.best or self.average_weights).items()}
         if self.processes.first:
-            draw_curves(self.folder / "metrics.jsonl", self.folder / "progress.png")
+            _draw(self.folder)
             self._check_passes()
             state = {
                 key: value for key, value in weights.items() if not key.startswith("deep_heads.")
@@ -345,6 +347,19 @@ class Run:
             f"{self.folder}: only {steps} of training fitted into the time, {passes:.1g} passes"
             f" over the {cases} cases where {LEAST_PASSES} are the least, so no model was written;"
             f" give --time {in_minutes(enough_s)} or more, and the same command goes on"
+        )
+
+
+def _draw(folder: Path) -> None:
+    """The picture of the curves; a run goes on where it cannot be drawn."""
+    try:
+        draw_curves(folder / "metrics.jsonl", folder / "progress.png")
+    except Exception as error:  # whatever the plotting library, or the disk, says
+        reason = " ".join(str(error).split())[:200]
+        warnings.warn(
+            f"{folder / 'progress.png'} could not be drawn, and the run goes on: {reason}",
+            DataWarning,
+            stacklevel=2,
         )
 
 
@@ -395,9 +410,9 @@ def _mean_facts(facts: dict[str, Any], count: int, rate: float) -> dict[str, flo
         "step": facts["step"],
         "loss": facts["loss"] / count,
         "dice": facts["dice"] / count,
-        "lr": rate,
     }
-    return {key: round(value, 6) for key, value in row.items() if value == value}
+    means = {key: round(value, 6) for key, value in row.items() if value == value}
+    return means | {"learning_rate": float(f"{rate:.6g}")}  # may be smaller than six places
 
 
 def _named(scores: Mapping[str, float]) -> dict[str, Any]:

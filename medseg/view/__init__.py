@@ -6,15 +6,28 @@ from medseg import door
 
 if TYPE_CHECKING:
     from medseg.view.figure import draw_figure as draw_figure
-    from medseg.view.lettering import letters as letters, write_text as write_text
     from medseg.view.page import (
         full_table as full_table,
         prepare as prepare,
         write_page as write_page,
     )
-    from medseg.view.png import png_bytes as png_bytes
+    from medseg.view.picture import cut as cut, drawable as drawable, png_bytes as png_bytes
+    from medseg.view.plots import (
+        COLORS as COLORS,
+        GREY as GREY,
+        INK as INK,
+        TEXT as TEXT,
+        add_legend as add_legend,
+        box_plot as box_plot,
+        histogram as histogram,
+        new_figure as new_figure,
+        number_text as number_text,
+        plain_axes as plain_axes,
+        png_of as png_of,
+    )
     from medseg.view.preview import (
         strip_png as strip_png,
+        write_beside as write_beside,
         write_preview as write_preview,
         write_strip as write_strip,
     )
@@ -25,10 +38,22 @@ __getattr__, __dir__ = door(
     __name__,
     {
         "figure": ("draw_figure",),
-        "lettering": ("letters", "write_text"),
         "page": ("full_table", "prepare", "write_page"),
-        "png": ("png_bytes",),
-        "preview": ("strip_png", "write_preview", "write_strip"),
+        "picture": ("cut", "drawable", "png_bytes"),
+        "plots": (
+            "COLORS",
+            "GREY",
+            "INK",
+            "TEXT",
+            "add_legend",
+            "box_plot",
+            "histogram",
+            "new_figure",
+            "number_text",
+            "plain_axes",
+            "png_of",
+        ),
+        "preview": ("strip_png", "write_beside", "write_preview", "write_strip"),
         "scene": ("write_scene",),
         "server": ("PageServer",),
     },

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from io import BytesIO
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import BadConfig
-from medseg.labels import Label, LabelTable
-from medseg.text import harmless
+from medseg.labels import LabelTable
 from medseg.view.contrast import contrast_of
+from medseg.view.picture import TYPEFACE, YELLOW, largest, name_in_picture
+from medseg.view.plots import TEXT, figure_class, png_of
 from medseg.view.preview import PLANES, slices_that_matter
 from medseg.volume import Volume, reorient
 
@@ -23,34 +23,29 @@ _NAMED = 20
 
 
 def draw_figure(scan: Volume, labels: Volume, table: LabelTable) -> Figure:
-    """The slice that matters most of each plane, labels over the scan, in radiological convention.
-
-    Raises `BadConfig` where matplotlib is not installed.
+    """The slice that matters most of each plane, labels over the scan, in radiological
+    convention.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BadConfig(
-            "a plot needs matplotlib, which is not here: pip install medseg[plot]"
-        ) from None
-
-    class Shown(Figure):
-        """A figure that a notebook shows without a backend of matplotlib."""
-
-        def _repr_png_(self) -> bytes:
-            content = BytesIO()
-            self.savefig(content, format="png", dpi=100)
-            return content.getvalue()
-
     image, mask = reorient(scan, "RAS"), reorient(labels, "RAS")
     low, high = contrast_of(image.data)[:2]
-    figure = Shown(figsize=(11, 4), layout="constrained", facecolor="white")
+    figure = _shown()(figsize=(11, 4), layout="constrained", facecolor="white")
     axes = figure.subplots(1, len(PLANES))
     for one, (name, plane) in zip(axes, PLANES.items()):
         _draw_plane(one, image, mask, table=table, plane=plane, limits=(low, high))
-        one.set_title(name, fontsize=10)
+        one.set_title(name, size=10, **TEXT)
     _add_legend(figure, mask.data, table)
     return figure
+
+
+@cache
+def _shown() -> type[Figure]:
+    class Shown(figure_class()):  # type: ignore[misc]
+        """A figure that a notebook shows without a backend of matplotlib."""
+
+        def _repr_png_(self) -> bytes:
+            return png_of(self)
+
+    return Shown
 
 
 def _draw_plane(
@@ -69,7 +64,10 @@ def _draw_plane(
         grey, here = grey.T, here.T
     spacing = image.spacing_mm
     shape = {"origin": "lower", "aspect": spacing[up] / spacing[across]}
-    axes.imshow(grey.T, cmap="gray", vmin=limits[0], vmax=max(limits[1], limits[0] + 1e-6), **shape)
+    high = max(limits[1], limits[0] + 1e-6)
+    axes.imshow(
+        grey.T, cmap="gray", vmin=limits[0], vmax=high, interpolation="antialiased", **shape
+    )
     axes.imshow(_colours(here.T, table), interpolation="nearest", **shape)
     axes.invert_xaxis()  # index 0 is left or posterior, which belong on the right
     axes.set_xticks([])
@@ -77,35 +75,39 @@ def _draw_plane(
     places = ((0.02, 0.5), (0.98, 0.5), (0.5, 0.98), (0.5, 0.02))
     sides = (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom"))
     for letter, (x, y), (ha, va) in zip(letters, places, sides):
-        axes.text(x, y, letter, transform=axes.transAxes, color="#ffdc00", ha=ha, va=va, fontsize=9)
+        place = {"transform": axes.transAxes, "ha": ha, "va": va}
+        axes.text(x, y, letter, color=_share_of(YELLOW), size=9, **place, **TEXT)
 
 
 def _colours(here: NDArray[Any], table: LabelTable) -> NDArray[np.float32]:
     """(rows, columns, 4): colours half through which the scan is seen; of the background none."""
     colours = np.zeros((max([int(here.max()), *table.values]) + 1, 4), np.float32)
     for label in table.labels:
-        colours[label.value] = (*(part / 255 for part in label.color), 0.5)
+        colours[label.value] = (*_share_of(label.color), 0.5)
     return colours[here]
 
 
 def _add_legend(figure: Figure, mask: NDArray[Any], table: LabelTable) -> None:
     from matplotlib.patches import Patch
 
-    def _patch(label: Label) -> Patch:
-        name = harmless(label.name).replace("$", r"\$")  # between two of them is mathematics
-        return Patch(color=[part / 255 for part in label.color], label=name)
-
-    counts = np.bincount(mask.ravel(), minlength=max(table.values, default=0) + 1)
-    there = sorted(
-        (one for one in table.labels if counts[one.value]), key=lambda one: -counts[one.value]
-    )
+    labels, more = largest(mask, table, _NAMED)
     patches = [
-        Patch(
-            color=[part / 255 for part in one.color], label=harmless(one.name).replace("$", r"\$")
-        )
-        for one in there[:_NAMED]
+        Patch(color=_share_of(label.color), label=name_in_picture(label)) for label in labels
     ]
-    if len(there) > _NAMED:
-        patches.append(Patch(alpha=0, label=f"and {len(there) - _NAMED} more"))
+    if more:
+        patches.append(Patch(alpha=0, label=f"and {more} more"))
     if patches:
-        figure.legend(handles=patches, loc="outside right center", fontsize=7, frameon=False)
+        box = figure.legend(
+            handles=patches,
+            loc="outside right center",
+            frameon=False,
+            prop={"family": TYPEFACE, "size": 7},
+        )
+        for text in box.get_texts():
+            text.set(usetex=False, parse_math=False)
+
+
+def _share_of(color: tuple[int, int, int]) -> tuple[float, float, float]:
+    """A colour as matplotlib takes it."""
+    red, green, blue = (part / 255 for part in color)
+    return red, green, blue

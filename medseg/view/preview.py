@@ -1,24 +1,34 @@
-"""A contact sheet: slices of a scan in three planes, plain and with its labels over it, as one PNG.
+"""A contact sheet: slices of a scan in three planes, plain and with its labels over it, and the
+names of the labels, as one PNG.
 
 Radiological convention, as in 3D Slicer: the patient's right is on the left of axial and coronal
-pictures, anterior on the left of sagittal ones. Letters at the edges say so.
+pictures, anterior on the left of sagittal ones. Letters at the edges of the first picture of each
+plane say so.
 """
 
 from __future__ import annotations
 
+import warnings
+from base64 import b64decode
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.errors import DataWarning, MedsegError
+from medseg.files import atomic_write
 from medseg.labels import LabelTable
 from medseg.view.contrast import contrast_of
-from medseg.view.lettering import write_text
-from medseg.view.png import png_bytes, write_png
+from medseg.view.picture import NAMED, Word, largest, legend, lettered, png_bytes, write_png
 from medseg.volume import Volume, reorient
 
-_TILE = 220  # pixels
+_TILE, _GAP = 220, 6  # pixels
+#: A PNG of one black pixel.
+_PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)
 #: Plane -> (axis it cuts, axis across the picture, axis up it, letters left, right, top, bottom).
 PLANES = {"axial": (2, 0, 1, "RLAP"), "coronal": (1, 0, 2, "RLSI"), "sagittal": (0, 1, 2, "APSI")}
 
@@ -29,28 +39,50 @@ def contact_sheet(
     """(rows, columns, 3) RGB picture: for each plane a row of slices that matter and the same with
     labels over them.
     """
+    rows = []
+    for name, plain, over in _tiles(scan, labels, table, columns):
+        first = _lettered(plain[0], PLANES[name][3])
+        plain[0] = lettered(first, [Word(text=name, place=(4, 4), color=(225, 225, 225))])
+        rows += [np.hstack(plain), np.hstack(over)]
+    return np.vstack(rows)
+
+
+def preview(scan: Volume, labels: Volume, table: LabelTable) -> NDArray[np.uint8]:
+    """`contact_sheet` with the names of the structures below it, the largest first."""
+    sheet = contact_sheet(scan, labels, table)
+    names = legend(*largest(labels.data, table, NAMED), width=sheet.shape[1])
+    return np.vstack([sheet, names])
+
+
+def _tiles(
+    scan: Volume, labels: Volume, table: LabelTable, columns: int
+) -> Iterator[tuple[str, list[NDArray[np.uint8]], list[NDArray[np.uint8]]]]:
+    """Of each plane its name, and its slices without and with labels over them."""
     image, mask = reorient(scan, "RAS"), reorient(labels, "RAS")
     colors = np.zeros((max(table.values, default=0) + 1, 3), np.float32)
     for label in table.labels:
         colors[label.value] = label.color
     low, high = contrast_of(image.data)[:2]
-    rows = []
-    for axis, across, up, letters in PLANES.values():
-        plain: list[NDArray] = []
-        over: list[NDArray] = []
+    for name, (axis, across, up, _) in PLANES.items():
+        plain: list[NDArray[np.uint8]] = []
+        over: list[NDArray[np.uint8]] = []
         for at in slices_that_matter(mask.data, axis, columns):
             show = [
                 _turned(np.take(volume.data, at, axis), across, up, image.spacing_mm)
                 for volume in (image, mask)
             ]
-            grey = np.clip((show[0].astype(np.float32) - low) / max(high - low, 1e-6), 0, 1) * 255
-            rgb = np.repeat(grey[..., None], 3, axis=2)
+            rgb = grey_picture(show[0], low, high)
             here = show[1][..., None] != 0
             tint = np.where(here, 0.5 * rgb + 0.5 * colors[show[1]], rgb)
             for tile, row in ((rgb, plain), (tint, over)):
-                row.append(_lettered(_centred(tile.astype(np.uint8)), letters))
-        rows += [np.hstack(plain), np.hstack(over)]
-    return np.vstack(rows)
+                row.append(_centred(tile.astype(np.uint8)))
+        yield name, plain, over
+
+
+def grey_picture(plane: NDArray, low: float, high: float) -> NDArray[np.float32]:
+    """(rows, columns, 3) from 0 to 255 of a slice: black at `low`, white at `high`."""
+    grey = np.clip((plane.astype(np.float32) - low) / max(high - low, 1e-6), 0, 1) * 255
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def slices_that_matter(mask: NDArray, axis: int, count: int) -> list[int]:
@@ -76,8 +108,25 @@ def slices_that_matter(mask: NDArray, axis: int, count: int) -> list[int]:
 
 
 def write_preview(path: str | Path, scan: Volume, labels: Volume, table: LabelTable) -> None:
-    """Write `contact_sheet` as a PNG, whole or not at all. Raises `BadOutput`."""
-    write_png(path, contact_sheet(scan, labels, table))
+    """Write `preview` as a PNG, whole or not at all. Raises `BadOutput`."""
+    write_png(path, preview(scan, labels, table))
+
+
+def write_beside(path: Path, draw: Callable[[Path], None]) -> None:
+    """Write a picture by `draw` beside results that must not be lost with it.
+
+    Where it cannot be drawn there is a warning, and a picture of one black pixel in its place.
+    Raises `BadOutput` where it cannot be written.
+    """
+    try:
+        draw(path)
+    except MedsegError:
+        raise
+    except Exception as error:  # whatever a library says
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        warnings.warn(f"{path.name} could not be drawn: {reason}", DataWarning, stacklevel=2)
+        with atomic_write(path) as handle:
+            handle.write(b64decode(_PIXEL))
 
 
 def write_strip(path: str | Path, scan: Volume, labels: Volume, table: LabelTable) -> None:
@@ -92,9 +141,11 @@ def strip_png(scan: Volume, labels: Volume, table: LabelTable) -> bytes:
 
 def strip(scan: Volume, labels: Volume, table: LabelTable) -> NDArray[np.uint8]:
     """One slice of each plane with labels over it, side by side, as RGB (rows, columns, 3)."""
-    sheet = contact_sheet(scan, labels, table, columns=1)
-    tiles = sheet.reshape(-1, _TILE, _TILE, 3)
-    return np.hstack(list(tiles[1::2]))
+    gap = np.zeros((_TILE, _GAP, 3), np.uint8)
+    parts: list[NDArray[np.uint8]] = []
+    for name, _, over in _tiles(scan, labels, table, columns=1):
+        parts += [_lettered(over[0], PLANES[name][3]), gap]
+    return np.hstack(parts[:-1])
 
 
 def _turned(
@@ -123,9 +174,12 @@ def _centred(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _lettered(tile: NDArray[np.uint8], letters: str) -> NDArray[np.uint8]:
     """Direction letters in the middle of the left, right, top and bottom edges."""
-    middle = _TILE // 2
-    for letter, (top, left) in zip(
-        letters, ((middle, 2), (middle, -14), (2, middle), (-16, middle))
-    ):
-        write_text(tile, top % _TILE, left % _TILE, text=letter, color=(255, 220, 0))
-    return tile
+    middle, end = _TILE / 2, _TILE - 4
+    places = ((middle, 4), (middle, end), (4, middle), (end, middle))
+    return lettered(
+        tile,
+        (
+            Word(text=letter, place=place, anchor=anchor)
+            for letter, place, anchor in zip(letters, places, ("lm", "rm", "mt", "mb"))
+        ),
+    )

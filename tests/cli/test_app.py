@@ -22,7 +22,7 @@ from making import configs, networks as tiny
 from medseg.errors import BadConfig, BadFile, BadGeometry, BadModel, BadOutput, NotEnoughMemory
 from medseg.io import embedded_table, read_labels, write
 from medseg.labels import Label, LabelTable
-from medseg.view.png import png_bytes
+from medseg.view.picture import png_bytes
 from medseg.volume import Volume
 
 pytestmark = pytest.mark.usefixtures("known_networks", "one_thread")
@@ -420,6 +420,7 @@ HEAVY = (
     "pydantic",
     "numba",
     "matplotlib",
+    "PIL",
     "pydicom",
     "safetensors",
     "cc3d",

@@ -1,47 +1,23 @@
-"""The picture: which way round it lies, and that it is a PNG that others can read."""
+"""The picture: which way round it lies, and what stands beside it."""
 
 from __future__ import annotations
 
-import struct
-import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+from PIL import Image
+from scipy import ndimage
 
 from making import networks as tiny
 from medseg.errors import BadOutput
 from medseg.labels import Label, LabelTable
-from medseg.view.png import png_bytes
-from medseg.view.preview import contact_sheet, slices_that_matter, write_preview
+from medseg.view.preview import contact_sheet, preview, slices_that_matter, strip, write_preview
 from medseg.volume import ORIENTATIONS, Volume, reorient
 
 TILE = 220
 RED = LabelTable((Label(7, "corner", (255, 0, 0)),))
-
-
-def decoded(content: bytes) -> np.ndarray:
-    """The pixels of a PNG (ISO/IEC 15948) of 8-bit RGB with filter 0, every checksum verified."""
-    assert content[:8] == b"\x89PNG\r\n\x1a\n"
-    at, kinds, data, size = 8, [], b"", (0, 0)
-    while at < len(content):
-        length, kind = struct.unpack(">I4s", content[at : at + 8])
-        body = content[at + 8 : at + 8 + length]
-        assert struct.unpack(">I", content[at + 8 + length : at + 12 + length])[0] == zlib.crc32(
-            kind + body
-        )
-        kinds.append(kind)
-        if kind == b"IHDR":
-            *size, depth, colour, packing, filtering, interlace = struct.unpack(">IIBBBBB", body)
-            assert (depth, colour, packing, filtering, interlace) == (8, 2, 0, 0, 0)
-        if kind == b"IDAT":
-            data += body
-        at += 12 + length
-    assert kinds[0] == b"IHDR"
-    assert kinds[-1] == b"IEND"
-    lines = np.frombuffer(zlib.decompress(data), np.uint8).reshape(size[1], 1 + 3 * size[0])
-    assert (lines[:, 0] == 0).all()
-    return lines[:, 1:].reshape(size[1], size[0], 3)
 
 
 def corner_scan(spacing: tuple[float, float, float] = (2.0, 2.0, 2.0)) -> tuple[Volume, Volume]:
@@ -113,7 +89,8 @@ def test_a_result_without_labels_shows_the_whole_scan():
     sheet = contact_sheet(scan, labels.with_data(np.zeros_like(labels.data)), RED)
     for row in (0, 2, 4):
         assert np.array_equal(tile(sheet, row, 2), tile(sheet, row + 1, 2))
-        assert tile(sheet, row, 2).max() > 50
+        assert tile(sheet, row, 2).max() > 20
+        assert sheet[row * TILE : (row + 1) * TILE, TILE:].min(-1).max() > 200  # the bright box
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 9), (1, 30, 1), (3, 200, 2)])
@@ -149,18 +126,29 @@ def test_slices_of_labels_with_a_gap_are_in_order_and_few_slices_are_repeated():
     assert slices_that_matter(np.zeros((1, 4, 4), np.uint8), 0, 3) == [0, 0, 0]
 
 
-def test_png_bytes_hold_exactly_the_picture():
-    picture = np.random.default_rng(1).integers(0, 256, (13, 17, 3), np.uint8)
-    assert np.array_equal(decoded(png_bytes(picture)), picture)
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
 
 
-def test_the_written_preview_is_the_contact_sheet(tmp_path: Path):
+def test_the_written_preview_is_the_contact_sheet_with_the_names_of_its_structures(tmp_path: Path):
     scan, labels = corner_scan()
     write_preview(tmp_path / "p.png", scan, labels, RED)
-    assert np.array_equal(
-        decoded((tmp_path / "p.png").read_bytes()), contact_sheet(scan, labels, RED)
-    )
+    picture = pixels(tmp_path / "p.png")
+    assert np.array_equal(picture, preview(scan, labels, RED))
+    assert np.array_equal(picture[: 6 * TILE], contact_sheet(scan, labels, RED))
+    below = picture[6 * TILE :]
+    assert 20 < len(below) < 60
+    assert ((below == (255, 0, 0)).all(-1)).sum() == 14 * 14  # the field of its colour
     assert [path.name for path in tmp_path.iterdir()] == ["p.png"]
+
+
+def test_letters_say_which_side_is_which_and_touch_none_of_each_other():
+    scan, labels = corner_scan()
+    black, none = (one.with_data(np.zeros_like(one.data)) for one in (scan, labels))
+    for picture in (contact_sheet(black, none, RED), strip(black, none, RED)):
+        yellow = (picture[..., 0] > 60) & (picture[..., 2] == 0)
+        _, count = ndimage.label(ndimage.binary_dilation(yellow, np.ones((3, 3))))
+        assert count == 3 * 4  # three planes with four letters each
 
 
 def test_a_preview_that_cannot_be_written_is_refused(tmp_path: Path):
@@ -173,4 +161,13 @@ def test_the_command_draws_a_preview(tmp_path: Path):
     scan = tiny.save_scan(tmp_path / "scan.nii.gz")
     ran = tiny.medseg("infer", scan, "-m", "otsu", "--preview", tmp_path / "p.png", "-q")
     assert ran.code == 0, ran.err
-    assert decoded((tmp_path / "p.png").read_bytes()).shape == (6 * TILE, 5 * TILE, 3)
+    assert pixels(tmp_path / "p.png").shape[1:] == (5 * TILE, 3)
+
+
+def test_a_preview_that_cannot_be_drawn_loses_no_labels(tmp_path: Path):
+    scan = tiny.save_scan(tmp_path / "scan.nii.gz")
+    with mock.patch("medseg.view.preview.contact_sheet", side_effect=RuntimeError("no ink")):
+        ran = tiny.medseg("infer", scan, "-m", "otsu", "--preview", tmp_path / "p.png", "-q")
+    assert ran.code == 0
+    assert "p.png could not be drawn: RuntimeError: no ink" in ran.err
+    assert (tmp_path / "scan_seg.nii.gz").is_file()
