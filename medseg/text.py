@@ -192,6 +192,11 @@ _WHOLE = re.compile(r"[+-]?[0-9]+")
 _DECIMAL = re.compile(
     r"[+-]?((?:[0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.IGNORECASE
 )
+_UNITS_S = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
+_TIME = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([dhms])", re.IGNORECASE)
+_TIMES = re.compile(
+    rf"(?:{_TIME.pattern})+\s*|\s*(?P<minutes>[0-9]+(?:\.[0-9]+)?)\s*", re.IGNORECASE
+)
 
 
 def harmless(text: object) -> str:
@@ -279,3 +284,17 @@ def decimal_number(text: str) -> float:
     if not _DECIMAL.fullmatch(text.strip(" \t")):
         raise ValueError(f"'{text:.40}' is not a number")
     return float(text)
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a time such as 30m, 1.5h, 90s or 1h30m, or of a number of minutes.
+
+    Raises `ValueError`.
+    """
+    whole = _TIMES.fullmatch(text)
+    total = float(whole["minutes"]) * 60 if whole and whole["minutes"] else 0.0
+    if not total:
+        total = sum(float(one[1]) * _UNITS_S[one[2].lower()] for one in _TIME.finditer(text))
+    if not whole or total <= 0:
+        raise ValueError(f"'{text:.40}' is not a time such as 30m, 8h or 1h30m")
+    return total

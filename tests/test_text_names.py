@@ -18,7 +18,7 @@ from medseg.evaluation import compare, parse_structures, read_scores
 from medseg.evaluation.summary import scores_csv
 from medseg.labels import Label, LabelTable
 from medseg.postprocess.anatomy import write_volumes
-from medseg.text import decimal_number, from_cell, harmless, to_cell, whole_number
+from medseg.text import decimal_number, from_cell, harmless, seconds_of, to_cell, whole_number
 
 #: What may be in a name, and must not reach a terminal or a page as it is.
 ODD = {
@@ -335,3 +335,17 @@ def test_what_is_written_is_read_back(tmp_path: Path):
     rows = [{"case": "=a", "structure": "-b", "status": "ok", "dice": 0.5}]
     (tmp_path / "scores.csv").write_text(scores_csv(rows))
     assert read_scores(tmp_path / "scores.csv") == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30m", 1800), ("1.5h", 5400), ("90s", 90), ("1h30m", 5400), ("7", 420), (" 2 h 5 M ", 7500)],
+)
+def test_a_time_is_read(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "0m", "-3m", "1h x", "\u0663m", "1_0m", "3m 5"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(ValueError, match="not a time"):
+        seconds_of(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -18,14 +17,13 @@ from medseg.annotation.store import Store
 from medseg.annotation.teaching import Progress, Teaching, next_run, start
 from medseg.errors import BadFile
 from medseg.inference import check_device
-from medseg.text import read_json
+from medseg.text import read_json, seconds_of
 
 #: How long a run may take; the first is what is chosen unless somebody chooses.
 TIMES = ("10m", "30m", "2h", "8h")
 _STATUS = {"running": "RUNNING", "done": "DONE", "stopped": "STOPPED", "failed": "ERROR"}
-_UNITS_S = {"s": 1, "m": 60, "h": 3600}
-#: Longest run in seconds: ten days.
-_LONGEST_S = 864_000
+#: A run's seconds: at most ten days; and letters in which they are said.
+_LEAST_S, _MOST_S, _LONGEST = 1, 864_000, 16
 #: Seconds for which a run that is stopped may keep what it has learnt.
 STOPPING_S = 120.0
 
@@ -187,11 +185,13 @@ def score_of(run: Path) -> float | None:
 
 def _seconds(text: object) -> float:
     """A time such as 30m or 2h. Raises `Refused`."""
-    match = re.fullmatch(r"([0-9]{1,6})([smh])", text) if isinstance(text, str) else None
-    seconds = int(match[1]) * _UNITS_S[match[2]] if match else 0
-    if not 0 < seconds <= _LONGEST_S:
-        raise Refused(400, "time is a text such as 30m or 2h")
-    return float(seconds)
+    try:
+        seconds = seconds_of(text) if isinstance(text, str) and len(text) <= _LONGEST else 0
+    except ValueError:
+        seconds = 0
+    if not _LEAST_S <= seconds <= _MOST_S:
+        raise Refused(400, "time is a text such as 30m or 2h, of ten days at most")
+    return seconds
 
 
 def _in_words(progress: Progress) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
 import typer
 
 from medseg.errors import BadConfig
-from medseg.text import decimal_number, harmless, whole_number
+from medseg.text import decimal_number, harmless, seconds_of, whole_number
 
 if TYPE_CHECKING:
     from medseg.inference import Extras, Model as Loaded, Settings
@@ -469,23 +469,10 @@ _WORDS = {
 
 def parse_seconds(text: str, option: str = "--time") -> float:
     """A time such as 30m, 1.5h, 90s, 1h30m, or a number of minutes."""
-    import re
-
-    units = {"d": 86_400, "h": 3600, "m": 60, "s": 1}
-    match = re.fullmatch(
-        r"(?:\s*\d+(?:\.\d+)?\s*[dhms])+\s*|\s*(\d+(?:\.\d+)?)\s*", text, re.IGNORECASE
-    )
-    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([dhms])", text, re.IGNORECASE)
-    total = (
-        float(match[1]) * 60
-        if match and match[1]
-        else sum(float(n) * units[unit.lower()] for n, unit in parts)
-    )
-    if not match or total <= 0:
-        raise typer.BadParameter(
-            f"'{text}' is not a time such as 30m, 8h or 1h30m", param_hint=option
-        )
-    return total
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def parse_bytes(text: str, option: str) -> int:
