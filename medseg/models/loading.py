@@ -107,7 +107,9 @@ def is_model(path: Path) -> bool:
     if path.is_file():
         return path.suffix.lower() == ".zip" and _holds_plans(path)
     if not path.is_dir():
-        return False
+        from medseg.models.nnunet_folder import names_set
+
+        return names_set(path)
     marks = (
         "plans.json",
         "*/plans.json",
@@ -139,7 +141,7 @@ def list_models(root: Path) -> list[dict[str, str]]:
     """
     from medseg.models.auto3dseg import is_auto3dseg
     from medseg.models.bundle import is_bundle
-    from medseg.models.nnunet_folder import model_folders
+    from medseg.models.nnunet_folder import model_folders, name_of_set, sets_in
 
     def of_monai(place: Path) -> bool:
         return is_bundle(place) or is_auto3dseg(place)
@@ -152,6 +154,8 @@ def list_models(root: Path) -> list[dict[str, str]]:
     if not monai and root not in own and of_monai(root):
         monai = [root]
     places = [*own, *monai, *(folder for folder in model_folders(root) if folder not in own)]
+    sets = [root / name_of_set(inside) for inside in sets_in(root).values() if len(inside) > 1]
+    places += [one for one in sets if not one.exists()]
     zips = sorted(root.glob("*.zip"))
     places += [entry for entry in zips if _holds_plans(entry) or of_monai(entry)]
     if not places:

@@ -52,12 +52,23 @@ def is_nnunet(path: Path) -> bool:
     alone."""
     if path.is_file():
         return path.name.lower().endswith(".zip")
+    if names_set(path):
+        return True
     return path.is_dir() and bool(model_folders(path) or _version_one(path) or _half(path))
 
 
 def find_model(path: Path) -> Found:
     """The model, or set of parts, that a path means. Raises `BadModel` where that is none, or not
-    one."""
+    one.
+
+    A set beside other models is named like a folder among them that is not there:
+    results/TotalSegmentator for Dataset291_TotalSegmentator_part1_... to ..._part5_...
+    """
+    if names_set(path):
+        folders = model_folders(path.parent)
+        inside = sets_in(path.parent)[path.name.casefold()]
+        others = [one for one in folders if one not in inside and same_task(one, inside)]
+        return _set_of(inside, others, root=path)
     root = _unpacked(path) if path.is_file() else path
     folders = model_folders(root)
     if not folders:
@@ -66,8 +77,9 @@ def find_model(path: Path) -> Found:
     if parts is not None:
         return parts
     if len(folders) > 1:
-        names = "; ".join(str(folder.relative_to(root)) for folder in folders[:12])
-        raise BadModel(f"{path}: holds {len(folders)} models of nnU-Net; name one of them: {names}")
+        sets = [name_of_set(inside) for inside in sets_in(root).values()]
+        said = "; ".join([*sets, *(str(folder.relative_to(root)) for folder in folders[:12])])
+        raise BadModel(f"{path}: holds {len(folders)} models of nnU-Net; name one of them: {said}")
     return Found(parts=(Part(folder=folders[0], labels=None),))
 
 
@@ -158,32 +170,61 @@ def _parts(root: Path, folders: Sequence[Path]) -> Found | None:
 
 def _named_parts(root: Path, folders: Sequence[Path]) -> Found | None:
     """A set of parts from the names of its folders, as TotalSegmentator gives them."""
-    match_of = {folder: match for folder in folders if (match := _PART.match(_dataset(folder)))}
-    matches, others = (
-        list(match_of.values()),
-        [folder for folder in folders if folder not in match_of],
-    )
-    if len(match_of) < 2 or not all(same_task(one, list(match_of)) for one in others):
+    inside = [folder for folder in folders if _PART.match(_dataset(folder))]
+    others = [folder for folder in folders if folder not in inside]
+    if len(inside) < 2 or not all(same_task(one, inside) for one in others):
         return None
-    pairs = sorted(match_of.items(), key=lambda pair: int(pair[1]["number"]))
-    numbers = [int(match["number"]) for _, match in pairs]
-    sets = {match["set"] for match in matches}
-    if numbers != list(range(1, len(numbers) + 1)) or len(sets) > 1:
-        names = ", ".join(_dataset(folder) for folder in folders)
-        raise BadModel(
-            f"{root}: its models are parts of one set that is not complete, or of several: {names}"
-        )
+    if len(sets := sets_in(root)) > 1:
+        names = "; ".join(str(root / name_of_set(parts)) for parts in sets.values())
+        raise BadModel(f"{root}: holds {len(sets)} sets of models; name one of them: {names}")
+    return _set_of(inside, others, root=root)
+
+
+def _set_of(inside: Sequence[Path], others: Sequence[Path], *, root: Path) -> Found:
+    """The set of these models; `root` is what an error names."""
+    number_of = {folder: int(_part(folder)["number"]) for folder in inside}
+    if sorted(number_of.values()) != list(range(1, len(number_of) + 1)):
+        names = ", ".join(_dataset(folder) for folder in inside)
+        raise BadModel(f"{root}: its models are parts of a set that is not complete: {names}")
     # TotalSegmentator predicts its sets without mirroring, fold 0, with windows that overlap by a
     # fifth.
-    parts = tuple(Part(folder=folder, labels=None) for folder, _ in pairs)
     return Found(
-        parts=parts,
+        parts=tuple(Part(folder=one, labels=None) for one in sorted(inside, key=number_of.get)),  # type: ignore[arg-type]
         overlap=1 - 0.8,
         mirrored=False,
         folds=("0",),
         several=True,
         others=tuple(others),
     )
+
+
+def sets_in(root: Path) -> dict[str, list[Path]]:
+    """The folders of the parts of each set in a folder, by the set's name in small letters."""
+    sets: dict[str, list[Path]] = {}
+    for folder in model_folders(root):
+        if match := _PART.match(_dataset(folder)):
+            sets.setdefault(match["set"].casefold(), []).append(folder)
+    return sets
+
+
+def name_of_set(parts: Sequence[Path]) -> str:
+    """What a set is called by its folders."""
+    return _part(parts[0])["set"]
+
+
+def names_set(path: Path) -> bool:
+    """Whether a path that is not there names a set of parts beside it."""
+    if path.exists() or not path.parent.is_dir():
+        return False
+    if not any(_PART.match(folder.name) for folder in _folders(path.parent)):
+        return False  # not worth a search
+    return path.name.casefold() in sets_in(path.parent)
+
+
+def _part(folder: Path) -> re.Match[str]:
+    match = _PART.match(_dataset(folder))
+    assert match is not None
+    return match
 
 
 def _dataset(folder: Path) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from making import nnunet as making
 from medseg.errors import BadConfig, BadModel
+from medseg.models.loading import list_models
 from medseg.models.nnunet_folder import find_model, fold_files, is_nnunet, read_postprocessing
 
 NAME = "nnUNetTrainer__nnUNetPlans__3d_fullres"
@@ -164,6 +165,36 @@ def test_a_set_of_parts_is_known_by_its_folders_names(tmp_path):
 def test_parts_that_are_not_all_there_are_refused(tmp_path):
     with pytest.raises(BadModel, match="not complete"):
         find_model(parts(tmp_path, "Dataset291_T_part1_a", "Dataset293_T_part3_a"))
+
+
+def test_a_set_beside_other_tasks_is_named_by_what_its_folders_share(tmp_path):
+    total = [f"Dataset29{n}_TotalSegmentator_part{n}_x" for n in (1, 2, 3)]
+    root = parts(tmp_path / "results", *total, "Dataset850_TotalSegMRI_part1_x")
+    parts(root, "Dataset851_TotalSegMRI_part2_x", "Dataset297_TotalSegmentator_total_3mm")
+    other = making.dataset({"background": 0, "vein": 1})
+    making.write_model(root / "Dataset258_vessels" / NAME, data=other)
+    for name in ("TotalSegmentator", "totalsegmentator"):
+        found = find_model(root / name)
+        assert [part.folder.parent.name for part in found.parts] == total
+        assert found.several
+        assert [one.parent.name[:10] for one in found.others] == [
+            "Dataset297", "Dataset850", "Dataset851"
+        ]  # fmt: skip
+    assert len(find_model(root / "TotalSegMRI").parts) == 2
+    with pytest.raises(BadModel, match="TotalSegmentator; TotalSegMRI; Dataset258"):
+        find_model(root)
+    paths = [row["path"] for row in list_models(root)]
+    assert {"TotalSegmentator", "TotalSegMRI"} <= set(paths)
+    assert not is_nnunet(root / "TotalSegment")
+    making.write_model(root / "Dataset295_TotalSegmentator_part5_x" / NAME)
+    with pytest.raises(BadModel, match="not complete"):
+        find_model(root / "TotalSegmentator")
+
+
+def test_sets_of_which_none_is_named_are_listed(tmp_path):
+    root = parts(tmp_path, "Dataset1_A_part1", "Dataset2_A_part2", "Dataset3_B_part1")
+    with pytest.raises(BadModel, match=r"holds 2 sets of models; name one of them: .*A; .*B"):
+        find_model(root)
 
 
 def test_a_table_of_parts_gives_the_labels(tmp_path):
