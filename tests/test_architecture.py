@@ -349,6 +349,7 @@ def test_only_what_exchanges_files_or_millimetres_with_others_uses_that_constant
     }
     assert users <= {
         "io.nrrd", "io.metaimage", "io.slicer", "io.objects", "io.dicom.stack", "io.dicom.grid",
+        "view.meshes.files",
     }  # fmt: skip
 
 

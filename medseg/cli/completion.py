@@ -146,7 +146,7 @@ def _values(one: Any, word: str, before: Sequence[str]) -> Iterator[tuple[str, s
 
 def _known(metavar: str, before: Sequence[str]) -> dict[str, str]:
     """What is known by name of what a metavar stands for."""
-    if metavar == "MODEL":
+    if metavar in ("MODEL", "MODEL/LABELS"):
         return _models()
     if metavar == "STRUCTURES":
         return _structures(before)

@@ -110,6 +110,11 @@ COMMANDS = {
     **dict.fromkeys(
         ("onnx", "nnunetv2_export_model_to_zip"), "medseg export MODEL writes a model as ONNX"
     ),
+    **dict.fromkeys(
+        ("mesh", "meshes", "surface", "surfaces", "stl", "obj", "gltf", "glb", "mri_tessellate",
+         "mris_convert"),
+        "medseg export LABELS --stl FOLDER, --obj FILE or --gltf FILE writes surfaces",
+    ),
     "help": "medseg COMMAND --help explains a command, medseg --help lists them",
 }  # fmt: skip
 

@@ -43,7 +43,15 @@ def build(folder: Path, kinds: list[str]) -> int:
 
 
 #: Seconds that modules take to compile, about, where it is more than one or two.
-_SECONDS = {"painting": 12, "winograd": 6, "components": 4, "tissues": 4, "interpolation": 3}
+_SECONDS = {
+    "painting": 12,
+    "winograd": 6,
+    "components": 4,
+    "tissues": 4,
+    "nets": 4,
+    "thinning": 8,
+    "interpolation": 3,
+}
 
 
 def _shares(count: int) -> list[list[str]]:

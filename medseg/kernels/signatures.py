@@ -1,4 +1,5 @@
-"""The types of arrays and numbers that `medseg infer` gives to each kernel that it calls.
+"""The types of arrays and numbers that `medseg infer`, `view` and `export` give to each kernel that
+they call.
 
 A line is a call: `int64`, `float32`; `uint8[3]`, an array of three axes, the last one densest;
 `(int64 float64)`, a tuple. `medseg.kernels.build` compiles them ahead; for what is not listed a
@@ -35,6 +36,11 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
         "int16[3] float64[2] int64[1] float32 int64 int64 float32[3]",
         "uint16[3] float64[2] int64[1] float32 int64 int64 float32[3]",
     ),
+    "nets.count_net": ("uint16[3]",),
+    "nets.fill_net": ("uint16[3] int32[2] int32[2] float32[2] int32[2] uint16[2]",),
+    "nets.measure": ("float32[2] int32[2] uint16[2] float64[1] float64[1]",),
+    "nets.push": ("float32[2] int32[2] uint16[2] float64[1] float64[2]",),
+    "nets.relax": ("float32[2] int32[2] int32[2] float32[2] float32 float32[2]",),
     "norms.measure_voxels": (
         "float32[1] int64 int64 int64 float64[1]",
         "uint16[1] int64 int64 int64 float64[1]",
@@ -60,6 +66,14 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
         "int64 int64 float32[4] float32[3] float32[2] float32[2] float32[1] int64 int64 float32[4]",
     ),
     "rendering.filled": ("float32[1] int64 float32[1]",),
+    "thinning.join": (
+        "int64[1] int32[1] float32[1] int32[2] int32[1] int32[1] bool[1] float32[1] int64",
+    ),
+    "thinning.judge": (
+        "float32[2] int32[2] int32[1] int32[1] bool[1] float32[1] float32 int32[1] float32[1] "
+        "float32[1]",
+    ),
+    "thinning.stars": ("int32[2] int64",),
     "tissues.block_means": ("int16[3] int64[1] int64 int64 int16[3] int64 int64",),
     "tissues.distances_across": ("float32[3] float64 int64 int64",),
     "tissues.distances_in_rows": ("bool[3] float64[1] float32[3] int64 int64",),

@@ -6,11 +6,12 @@ from medseg import door
 
 if TYPE_CHECKING:
     from medseg.view.figure import draw_figure as draw_figure
-    from medseg.view.page import (
-        full_table as full_table,
-        prepare as prepare,
-        write_page as write_page,
+    from medseg.view.meshes.files import (
+        check_name as check_name,
+        write_surfaces as write_surfaces,
     )
+    from medseg.view.meshes.surfaces import Surface as Surface, surfaces_of as surfaces_of
+    from medseg.view.page import prepare as prepare, write_page as write_page
     from medseg.view.picture import cut as cut, drawable as drawable, png_bytes as png_bytes
     from medseg.view.plots import (
         COLORS as COLORS,
@@ -33,12 +34,15 @@ if TYPE_CHECKING:
     )
     from medseg.view.scene import write_scene as write_scene
     from medseg.view.server import PageServer as PageServer
+    from medseg.view.structures import chosen_values as chosen_values, full_table as full_table
 
 __getattr__, __dir__ = door(
     __name__,
     {
         "figure": ("draw_figure",),
-        "page": ("full_table", "prepare", "write_page"),
+        "meshes.files": ("check_name", "write_surfaces"),
+        "meshes.surfaces": ("Surface", "surfaces_of"),
+        "page": ("prepare", "write_page"),
         "picture": ("cut", "drawable", "png_bytes"),
         "plots": (
             "COLORS",
@@ -56,6 +60,7 @@ __getattr__, __dir__ = door(
         "preview": ("strip_png", "write_beside", "write_preview", "write_strip"),
         "scene": ("write_scene",),
         "server": ("PageServer",),
+        "structures": ("chosen_values", "full_table"),
     },
     called="view",
 )

@@ -28,6 +28,7 @@ from medseg.io import write_nifti
 from medseg.labels import LabelTable
 from medseg.text import harmless
 from medseg.view.contrast import Contrast, contrast_of
+from medseg.view.structures import full_table
 from medseg.volume import Volume, crop, reorient, resample, same_grid
 
 #: A page holds at most so many voxels; larger scans become a preview, because browsers without a
@@ -173,19 +174,6 @@ def write_page(path: str | Path, contents: Contents) -> None:
     """Write the page as one file, whole or not at all. Raises `BadOutput`."""
     with atomic_write(path) as file:
         file.write(page_html(contents).encode())
-
-
-def full_table(labels: Volume, table: LabelTable | None) -> LabelTable:
-    """The table with a row, 'label 3', for every value of a label map that it does not name, by
-    value.
-    """
-    table_labels = table.labels if table is not None else ()
-    table_values = {label.value for label in table_labels}
-    values = np.flatnonzero(np.bincount(labels.data.ravel(order="K")))
-    other_labels = LabelTable.from_values(
-        int(value) for value in values if value not in table_values
-    ).labels
-    return LabelTable(tuple(sorted((*table_labels, *other_labels), key=lambda label: label.value)))
 
 
 def _structures(labels: Volume, table: LabelTable | None) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import pytest
 import torch
 
@@ -206,3 +207,11 @@ def test_an_exported_network(place: Path, tmp_path: Path):
     content = printed("export", place / "model", "-o", tmp_path / "n.onnx", "--json")
     check("exported", content)
     check("export", read(tmp_path / "n.json"))
+
+
+def test_exported_surfaces(tmp_path: Path):
+    data = np.zeros((6, 6, 6), np.uint8)
+    data[1:5, 1:5, 1:5] = 1
+    tiny.save_nifti(tmp_path / "a.nii.gz", data, np.eye(4))
+    content = printed("export", tmp_path / "a.nii.gz", "--gltf", tmp_path / "a.glb", "--json")
+    check("exported", content)

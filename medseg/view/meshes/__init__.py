@@ -1,0 +1,1 @@
+"""Surfaces of structures: from label maps, smoothed and thinned, and their files."""

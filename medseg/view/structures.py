@@ -1,0 +1,46 @@
+"""The structures of a label map: their names, and those that somebody asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from medseg.errors import BadConfig
+from medseg.labels import LabelTable
+from medseg.text import harmless
+from medseg.volume import Volume
+
+
+def full_table(labels: Volume, table: LabelTable | None) -> LabelTable:
+    """The table with a row, 'label 3', for every value of a label map that it does not name, by
+    value.
+    """
+    table_labels = table.labels if table is not None else ()
+    table_values = {label.value for label in table_labels}
+    values = np.flatnonzero(np.bincount(labels.data.ravel(order="K")))
+    other_labels = LabelTable.from_values(
+        int(value) for value in values if value not in table_values
+    ).labels
+    return LabelTable(tuple(sorted((*table_labels, *other_labels), key=lambda label: label.value)))
+
+
+def chosen_values(
+    labels: Volume, table: LabelTable, names: Sequence[str] | None
+) -> tuple[int, ...]:
+    """The values of the structures of a label map that are asked for by name or number, of all that
+    are there without `names`. Raises `BadConfig` for what is not there.
+    """
+    counts = np.bincount(labels.data.ravel(order="K"), minlength=1)
+    if names is None:
+        values = tuple(int(value) for value in np.flatnonzero(counts) if value)
+        if not values:
+            raise BadConfig("the label map holds no structure")
+        return values
+    values = tuple(dict.fromkeys(table.value_of(name) for name in names if name.strip()))
+    if not values:
+        raise BadConfig("no structure is named")
+    for value in values:
+        if value >= len(counts) or not counts[value]:
+            raise BadConfig(f"no voxel of the label map is {harmless(table[value].name)} ({value})")
+    return values
