@@ -26,6 +26,7 @@ def batch(
     *,
     part: tuple[int, int] = (0, 1),
     workers: int = 0,
+    on: str | None = None,
     retry: Sequence[str] = (),
     keep_others: bool = False,
     verify: bool = False,
@@ -44,12 +45,13 @@ def batch(
 ) -> Result:
     """Segment a cohort in several processes, as `medseg batch` does; called again it goes on.
 
-    cohort: a list (.csv, .tsv, .jsonl, .parquet), a BIDS data set or a folder tree. settings,
-    changes: as of `segment`. part: i of n, from 0. workers: 0 for what measurement says. retry:
-    'failed', 'lost', 'timeout', 'memory', 'all'. max_failed: stop early when more have failed; a
-    share as `Fraction(5, 100)`. suffixes, filters: of BIDS. every_series: each volume of DICOM.
-    extras: what is written beside the labels. Raises `BadFile`, `BadConfig`, `BadModel`,
-    `BadOutput`, `Interrupted`.
+    cohort: a list (.csv, .tsv, .jsonl, .parquet), a BIDS data set or a folder tree. output: a
+    folder, or a place in a store such as 's3://bucket/out'. settings, changes: as of `segment`.
+    part: i of n, from 0. workers: 0 for what measurement says. on: 'host:port' of a Ray cluster, ''
+    for one started here. retry: 'failed', 'lost', 'timeout', 'memory', 'all'. max_failed: stop
+    early when more have failed; a share as `Fraction(5, 100)`. suffixes, filters: of BIDS.
+    every_series: each volume of DICOM. extras: what is written beside the labels. Raises
+    `BadFile`, `BadConfig`, `BadModel`, `BadOutput`, `Interrupted`.
     """
     from medseg.cohort import Choice, Limits, Request, Wanted, run_part
 
@@ -73,9 +75,16 @@ def batch(
     )  # fmt: skip
     choice = Choice(part=part, retry=tuple(retry), keep_others=keep_others)
     return run_part(
-        cases, as_path(output, "output"), request=request, choice=choice, limits=limits,
-        table=label_table(loaded), progress=progress,
+        cases, _place(output), request=request, choice=choice, limits=limits,
+        table=label_table(loaded), progress=progress, on=on,
     )  # fmt: skip
+
+
+def _place(output: str | os.PathLike[str]) -> Path | str:
+    """A folder, or the address of a place in a store."""
+    from medseg.cohort import is_store
+
+    return output if isinstance(output, str) and is_store(output) else as_path(output, "output")
 
 
 def _names(model: Any) -> tuple[str, ...]:

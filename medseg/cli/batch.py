@@ -29,6 +29,7 @@ from medseg.cli.options import (
     in_panel,
     parse_bytes,
     parse_folds,
+    parse_place,
     parse_seconds,
     settings_of,
 )
@@ -110,6 +111,14 @@ def batch(
             _WORKERS, metavar="N|auto", help="Processes; auto: by measurement of the first scans."
         ),
     ] = "auto",
+    on: Annotated[
+        str | None,
+        in_panel(
+            _WORKERS,
+            metavar="ray[:HOST:PORT]",
+            help="Workers on a Ray cluster; without an address on this machine.",
+        ),
+    ] = None,
     case_time: Annotated[
         str | None,
         in_panel(
@@ -183,9 +192,10 @@ def batch(
     )  # fmt: skip
     part = cohorts.parse_shard(shard)
     run = _Run(
-        cohort=case_list, output=output, request=request, table=inference.label_table(segmenter),
+        cohort=case_list, output=parse_place(output), request=request,
+        table=inference.label_table(segmenter),
         choice=cohorts.Choice(part=part, retry=_retries(retry), keep_others=keep_others),
-        as_json=as_json, quiet=quiet,
+        on=_cluster(on), as_json=as_json, quiet=quiet,
     )  # fmt: skip
     run.do(dry_run, limits)
 
@@ -195,10 +205,11 @@ class _Run:
     """One run over a part of a cohort, and what is shown of it."""
 
     cohort: Cohort
-    output: Path
+    output: Path | str
     request: Request
     table: LabelTable
     choice: Choice
+    on: str | None
     as_json: bool
     quiet: bool
 
@@ -219,6 +230,7 @@ class _Run:
                 table=self.table,
                 progress=progress,
                 announce=self._announce,
+                on=self.on,
             )
         self._show(result)
         if result.exit_code:
@@ -336,6 +348,19 @@ def _retries(text: str) -> tuple[str, ...]:
     for kind in kinds:
         check_one_of("--retry", kind, RETRIES)
     return kinds
+
+
+def _cluster(text: str | None) -> str | None:
+    """The address of a Ray cluster, '' for one that is started here, None for none."""
+    if text is None:
+        return None
+    engine, _, address = text.partition(":")
+    host, _, port = address.rpartition(":")
+    if engine != "ray" or (address not in ("", "auto") and not (host and port.isdigit())):
+        raise typer.BadParameter(
+            f"'{text}': write ray, ray:auto or ray:HOST:PORT", param_hint="--on"
+        )
+    return address
 
 
 def _workers(text: str) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli.options import Json, Quiet, Table
+from medseg.cli.options import Json, Quiet, Table, parse_place
 from medseg.cli.show import bar_of_cases, explain, print_json, print_line, print_rows, tell
 from medseg.errors import BadConfig, MedsegError
 from medseg.text import to_cell
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def gather(
-    folder: Annotated[Path, typer.Argument(metavar="OUT", help="What `medseg batch` wrote to.")],
+    folder: Annotated[str, typer.Argument(metavar="OUT", help="What `medseg batch` wrote to.")],
     by: Annotated[
         str,
         typer.Option(metavar="COLUMN", help="Compare cases within each value, such as of site."),
@@ -39,7 +39,7 @@ def gather(
     """
     from medseg.cohort import gather_cohort
 
-    summary = gather_cohort(folder, by=by)
+    summary = gather_cohort(parse_place(folder), by=by)
     counts = dict(sorted(summary.counts.items()))
     if as_json:
         print_json({"cases": len(summary.table), "counts": counts, "files": list(summary.files)})

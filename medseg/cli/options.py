@@ -73,7 +73,10 @@ Device = Annotated[
     typer.Option("--device", metavar="auto|cpu|cuda|cuda:N|mps", help="Where the network runs."),
 ]
 Output = Annotated[
-    Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder for the results.")
+    str,
+    typer.Option(
+        "--output", "-o", metavar="FOLDER", help="Folder for the results, or s3://BUCKET/FOLDER."
+    ),
 ]
 
 
@@ -483,6 +486,13 @@ def parse_bytes(text: str, option: str) -> int:
     if not match or not float(match[1]):
         raise typer.BadParameter(f"'{text}' is not a size such as 4GB or 800MB", param_hint=option)
     return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
+
+
+def parse_place(text: str) -> "Path | str":
+    """A folder, or the address of a place in a store as it is."""
+    from medseg.cohort import is_store
+
+    return text if is_store(text) else Path(text)
 
 
 def parse_folds(text: str | None) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from medseg.cohort.request import Request as Request, read_cohort as read_cohort
     from medseg.cohort.resources import cores_here as cores_here, usable_bytes as usable_bytes
     from medseg.cohort.shards import parse_shard as parse_shard
+    from medseg.cohort.stores import is_store as is_store
     from medseg.cohort.volumes import (
         list_label_maps as list_label_maps,
         long_rows as long_rows,
@@ -38,6 +39,7 @@ __getattr__, __dir__ = door(
         "request": ("Request", "read_cohort"),
         "resources": ("cores_here", "usable_bytes"),
         "shards": ("parse_shard",),
+        "stores": ("is_store",),
         "volumes": ("list_label_maps", "long_rows", "measure_all", "wide_rows"),
     },
 )

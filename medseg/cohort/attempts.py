@@ -41,7 +41,12 @@ class History:
     @property
     def is_lost(self) -> bool:
         """Whether no further attempt is to be made."""
-        return self.deaths >= MOST_DEATHS or self.deaths + self.vanished >= MOST_VANISHED
+        return is_lost(self.deaths, self.vanished)
+
+
+def is_lost(deaths: int, vanished: int) -> bool:
+    """Whether after so many ends without a record no further attempt is to be made."""
+    return deaths >= MOST_DEATHS or deaths + vanished >= MOST_VANISHED
 
 
 def begin(path: Path, *, number: int, key: str, part: str, worker: str, at: str) -> None:

@@ -154,6 +154,12 @@ def short_name(name: str) -> str:
     return f"{begin}-{digest}-{os.fsencode(plain)[-70:].decode(errors='ignore')}"
 
 
+def located(case: Case) -> Case:
+    """A case with the whole paths of its files, for whoever has another working folder."""
+    images = tuple(one if "://" in one else str(Path(one).absolute()) for one in case.images)
+    return replace(case, images=images)
+
+
 def part_of(cases: Sequence[Case], part: tuple[int, int]) -> list[Case]:
     """The cases of part i of n, 0 <= i < n: every n-th, so that all parts are of one size."""
     return list(cases[part[0] :: part[1]])

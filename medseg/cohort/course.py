@@ -12,19 +12,20 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from medseg import logs
 from medseg.cohort import attempts
 from medseg.cohort.cases import Case
 from medseg.cohort.log import Log
+from medseg.cohort.output import Output
 from medseg.cohort.records import write_failure
 from medseg.cohort.request import Request, request_as_json, settled_arithmetic
-from medseg.cohort.resources import Measured, choose_workers, cores_here, usable_bytes
+from medseg.cohort.resources import Measured
 from medseg.cohort.staff import Hand, Staff
 from medseg.cohort.work import Task, as_message
 from medseg.errors import BadConfig, BadModel, BadOutput, Interrupted, MedsegError
@@ -72,6 +73,7 @@ class Item:
     key: str
     begun: int = 0
     deaths: int = 0
+    vanished: int = 0
     is_suspect: bool = False
     times: int = 1
 
@@ -89,12 +91,18 @@ class Course:
     """One part of a cohort on its way. Nothing happens before `settle` or `run`."""
 
     def __init__(
-        self, out: Path, request: Request, limits: Limits, *, part: str = "1/1", command: Any = None
+        self,
+        output: Output,
+        request: Request,
+        limits: Limits,
+        *,
+        part: str = "1/1",
+        make_staff: Callable[[Mapping[str, Any]], Staff] = Staff,
     ) -> None:
-        self._out, self._request, self._limits, self._part = out, request, limits, part
-        self._places = request.places(out)
-        hello = {"request": request_as_json(request), "out": str(out)}
-        self._staff = Staff(hello, command) if command else Staff(hello)
+        self._output, self._request, self._limits, self._part = output, request, limits, part
+        self._places = output.places(request)
+        hello = {"request": request_as_json(request), "out": output.address}
+        self._staff = make_staff(hello)
         self._settled: dict[str, str] = {}
         self._waiting: deque[Item] = deque()
         self._later: deque[Item] = deque()
@@ -105,14 +113,12 @@ class Course:
         self._trials: list[float] = []
         self._start_s = 0.0
         self._starts = 0
-        self._cores = cores_here()
-        self._workers, self._threads = self._first_workers()
+        self._cores = self._staff.cores
+        workers = limits.workers
+        self._workers = workers or 1
+        self._threads = self._staff.threads_of(workers) if workers else self._cores
         self._log = Log(self._places.log(part))
         self.came = Came()
-
-    def _first_workers(self) -> tuple[int, int]:
-        workers = self._limits.workers
-        return (workers, max(1, self._cores // workers)) if workers else (1, self._cores)
 
     def settle(self) -> dict[str, str]:
         """What 'auto' means in this cohort, found by a first worker if nobody has yet."""
@@ -158,7 +164,9 @@ class Course:
         self._staff.close()
         for hand in busy:
             self._give_up(hand.doing)
-        self._log.close()
+            hand.doing = None
+        if self._log.close():
+            self._output.keep_log(self._places.log(self._part))
 
     # Workers -----------------------------------------------------------------------------------
 
@@ -197,13 +205,14 @@ class Course:
         attempts.begin(
             path, number=item.begun, key=item.key, part=self._part, worker=hand.name, at=now
         )
+        self._output.keep_attempt(path, item.begun)
         self._log.add(now, "begun", item.case.name, worker=hand.name, attempt=item.begun)
         task = Task(
             case=item.case,
             key=item.key,
             attempt=item.begun,
             part=self._part,
-            max_memory_bytes=self._share_bytes(item),
+            max_memory_bytes=self._share_bytes(hand, item),
             max_windows=0 if self._alone else self._most_windows(),
             is_alone=self._alone,
         )
@@ -211,12 +220,10 @@ class Course:
         names = list(following.case.images) if following else []
         hand.tell(task=as_message(task), next=[name for name in names if "://" not in name])
 
-    def _share_bytes(self, item: Item) -> int:
+    def _share_bytes(self, hand: Hand, item: Item) -> int:
         """What a worker may hold for a case."""
         workers = 1 if self._alone else self._workers
-        share = usable_bytes(self._limits.memory_bytes)
-        share += sum(hand.resident_bytes() for hand in self._staff.hands)
-        share = min(share, self._limits.memory_bytes or share) // workers
+        share = self._staff.share_bytes(hand, workers, limit_bytes=self._limits.memory_bytes)
         case_bytes = self._limits.case_memory_bytes
         return min(share, case_bytes * item.times) if case_bytes else share
 
@@ -267,11 +274,13 @@ class Course:
         self._starts = 0
         self._start_s = max(self._start_s, time.monotonic() - hand.since)
         if not self._settled:
-            self._settled = settled_arithmetic(self._places, found)
+            settled_arithmetic(self._places, found)
+            self._output.agree(self._places.arithmetic)
+            self._settled = settled_arithmetic(self._places)
         hand.tell(settled=self._settled)
         hand.is_ready = True
 
-    def _did_not_start(self, hand: Hand, status: int) -> None:
+    def _did_not_start(self, hand: Hand, status: int | None) -> None:
         self._starts += 1
         if self._starts >= _MOST_STARTS:
             raise MedsegError(
@@ -282,10 +291,10 @@ class Course:
     def _ended(self, hand: Hand, item: Item, message: Mapping[str, Any]) -> None:
         status, error = message["status"], message["error"]
         if status == "stop":
-            attempts.end(self._places.attempts(item.case.name), number=item.begun, how="given up")
+            self._end_attempt(item, "given up")
             raise _ERRORS.get(message["exit_code"], BadOutput)(error)
         if status == "put off":
-            attempts.end(self._places.attempts(item.case.name), number=item.begun, how="put off")
+            self._end_attempt(item, "put off")
             self._later.append(item)
             return
         self._most_bytes = max(self._most_bytes, message["memory_bytes"])
@@ -306,28 +315,23 @@ class Course:
                 hand.tell(threads=1)
         if len(self._trials) < _TRIALS:
             return
-        if self._settled.get("device", self._request.settings.device) == "cuda":
-            staffing = (1, self._cores)  # processes that share a GPU also share its memory
-        else:
-            units = statistics.median(self._windows) if self._windows else 1
-            costs = Measured(
-                all_threads_s=self._trials[1] * units,
-                one_thread_s=self._trials[2] * units,
-                start_s=self._start_s,
-                memory_bytes=self._most_bytes,
-            )
-            staff_bytes = sum(hand.resident_bytes() for hand in self._staff.hands)
-            staffing = choose_workers(
-                costs,
-                cores=self._cores,
-                memory_bytes=usable_bytes(self._limits.memory_bytes) + staff_bytes,
-                cases_left=len(self._waiting),
-            )
-        self._workers, self._threads = staffing
+        units = statistics.median(self._windows) if self._windows else 1
+        costs = Measured(
+            all_threads_s=self._trials[1] * units,
+            one_thread_s=self._trials[2] * units,
+            start_s=self._start_s,
+            memory_bytes=self._most_bytes,
+        )
+        self._workers, self._threads = self._staff.choose(
+            costs,
+            cases_left=len(self._waiting),
+            limit_bytes=self._limits.memory_bytes,
+            on_gpu=self._settled.get("device", self._request.settings.device) == "cuda",
+        )
         for hand in self._staff.hands:
             hand.tell(threads=self._threads)
 
-    def _died(self, hand: Hand, item: Item, status: int) -> None:
+    def _died(self, hand: Hand, item: Item, status: int | None) -> None:
         self._sweep(item.case)
         why = hand.ended_for
         if why in ("timeout", "memory"):
@@ -339,15 +343,19 @@ class Course:
             )
             self._fail(item, why, error, hand=hand)
             return
-        attempts.end(self._places.attempts(item.case.name), number=item.begun, how="died")
-        item.deaths += 1
+        if status is None:  # the machine may be gone, which is not the case's fault
+            item.vanished += 1
+        else:
+            self._end_attempt(item, "died")
+            item.deaths += 1
         item.is_suspect = True
         self._log.add("", "died", item.case.name, worker=hand.name, status=status)
-        if item.deaths < attempts.MOST_DEATHS:
+        if not attempts.is_lost(item.deaths, item.vanished):
             self._later.append(item)
             return
-        how = _spoken(status)
-        error = f"the process that worked on it ended {item.deaths} times, the last time {how}"
+        times = item.deaths + item.vanished
+        error = f"the process that worked on it ended {times} times, the last time "
+        error += _spoken(status)
         self._fail(item, "lost", error, hand=hand)
 
     def _fail(self, item: Item, status: str, error: str, hand: Hand) -> None:
@@ -356,6 +364,7 @@ class Course:
         total = {"total": round(time.monotonic() - hand.since, 3)}
         path = self._places.record(item.case.name)
         write_failure(path, about, status=status, error=error, error_kind="", seconds=total)
+        self._output.keep(path)
         self._count(item, status, error)
 
     def _count(self, item: Item, status: str, error: str, **facts: Any) -> None:
@@ -382,8 +391,15 @@ class Course:
                 self._hear(hand, message)
 
     def _give_up(self, item: Item) -> None:
-        attempts.end(self._places.attempts(item.case.name), number=item.begun, how="given up")
+        with suppress(BadOutput):  # it is why we end, perhaps
+            self._end_attempt(item, "given up")
         self._sweep(item.case)
+
+    def _end_attempt(self, item: Item, how: str) -> None:
+        """Write down that an attempt ended without a record."""
+        path = self._places.attempts(item.case.name)
+        attempts.end(path, number=item.begun, how=how)
+        self._output.keep_attempt(path, item.begun)
 
     def _sweep(self, case: Case) -> None:
         """Remove what killed processes left half-written, and nothing that is in use."""
@@ -396,5 +412,7 @@ class Course:
         return f"{count} failed" if count else ""
 
 
-def _spoken(status: int) -> str:
+def _spoken(status: int | None) -> str:
+    if status is None:
+        return "with the machine that it ran on"
     return f"by signal {-status}" if status < 0 else f"with exit status {status}"

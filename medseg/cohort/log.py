@@ -28,9 +28,11 @@ class Log:
             self._file.write(json.dumps({"at": at, "event": event, "case": case} | facts) + "\n")
             self._file.flush()
 
-    def close(self) -> None:
-        """Close the file, if there is one."""
-        if self._file is not None:
-            with suppress(OSError):
-                self._file.close()
-            self._file = None
+    def close(self) -> bool:
+        """Close the file; whether there was one."""
+        if self._file is None:
+            return False
+        with suppress(OSError):
+            self._file.close()
+        self._file = None
+        return True

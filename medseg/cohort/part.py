@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from medseg.cohort import attempts
 from medseg.cohort.bids import write_dataset
-from medseg.cohort.cases import Case, Cohort, part_of
+from medseg.cohort.cases import Case, Cohort, located, part_of
 from medseg.cohort.course import Came, Course, Item, Limits
+from medseg.cohort.output import Output, open_output
 from medseg.cohort.places import Places
-from medseg.cohort.records import names_on_shelves, read_outcome, write_failure
+from medseg.cohort.records import read_outcome, write_failure
 from medseg.cohort.request import Request, settled_arithmetic, write_cohort
+from medseg.cohort.staff import Staff
+from medseg.cohort.stores import is_store, states_of
 from medseg.errors import BadConfig, BadOutput
 from medseg.files import ignores_case
 from medseg.labels import LabelTable
@@ -78,7 +82,7 @@ class Result:
 
 def run_part(
     cohort: Cohort,
-    out: Path,
+    out: Path | str,
     request: Request,
     choice: Choice,
     limits: Limits,
@@ -86,79 +90,112 @@ def run_part(
     *,
     progress: Progress = silent,
     announce: Any = None,
+    on: str | None = None,
     command: Any = None,
 ) -> Result:
-    """Do the cases of a part that are not done. table: of the model's labels. announce: gets
-    `Sorted` before any is.
+    """Do the cases of a part that are not done. out: a folder, or the address of a place in a
+    store. table: of the model's labels. announce: gets `Sorted` before any is. on: the address of a
+    Ray cluster, '' for one started here, None for processes of this machine.
 
     Raises `BadOutput` where nothing can be written, `BadConfig` and `BadModel` where no case could
     be done, `Interrupted` when it is stopped. What is done by then stays, and the same call goes
     on.
     """
-    places = request.places(out)
     check_output(cohort, out)
-    _make(out)
-    _check_spelling(cohort, out)
-    write_cohort(places, cohort, request)
-    if not places.table.exists():
-        table.write(places.table)
-    if request.layout == "bids":
-        write_dataset(places, cohort.source, request.model, table=table)
     part = part_of(cohort.cases, choice.part)
-    course = Course(out, request, limits, part=choice.part_name, command=command)
-    try:
-        arithmetic = request.arithmetic(course.settle()) or ""
-        worklist = sort_cases(part, places, request, choice=choice, arithmetic=arithmetic)
-        for item in worklist.lost:
-            _write_lost(places, item, choice.part_name)
-        if announce is not None:
-            announce(worklist)
-        came = course.run(worklist.items, progress) if worklist.items else Came()
-    finally:
-        course.close()
+    if on is not None:  # workers elsewhere have another working folder
+        part = [located(case) for case in part]
+    with open_output(out) as output:
+        places = _write_top(cohort, output, request, table)
+        make_staff = _maker_of_staff(on, command)
+        course = Course(output, request, limits, part=choice.part_name, make_staff=make_staff)
+        try:
+            arithmetic = request.arithmetic(course.settle()) or ""
+            worklist = sort_cases(part, output, request, choice=choice, arithmetic=arithmetic)
+            for item in worklist.lost:
+                output.keep(_write_lost(places, item, choice.part_name))
+            if announce is not None:
+                announce(worklist)
+            came = course.run(worklist.items, progress) if worklist.items else Came()
+        finally:
+            course.close()
     counts = worklist.kept + came.counts
     counts["waiting"] = len(part) - counts.total()
     failures = sorted([*worklist.failures, *came.failures])
     return Result(counts=counts, failures=failures, total=len(part), stopped=came.stopped)
 
 
-def plan_part(cohort: Cohort, out: Path, request: Request, choice: Choice) -> Sorted:
+def _write_top(cohort: Cohort, output: Output, request: Request, table: LabelTable) -> Places:
+    """Write what an output has once: the list, the label table, and what makes it BIDS."""
+    output.make()
+    _check_spelling(cohort, output.folder)
+    places = output.places(request)
+    write_cohort(places, cohort, request)
+    if not places.table.exists():
+        table.write(places.table)
+    if request.layout == "bids":
+        write_dataset(places, cohort.source, request.model, table=table)
+    output.keep_top()
+    return places
+
+
+def _maker_of_staff(on: str | None, command: Any) -> Callable[[Mapping[str, Any]], Staff]:
+    """What starts workers: here, or on a Ray cluster."""
+    if on is None:
+        return partial(Staff, command=command) if command else Staff
+    from medseg.cohort.cluster import Cluster
+
+    return partial(Cluster, address=on, command=command)
+
+
+def plan_part(cohort: Cohort, out: Path | str, request: Request, choice: Choice) -> Sorted:
     """What `run_part` would do. Writes nothing and opens no scan."""
     check_output(cohort, out)
-    places = request.places(out)
-    arithmetic = request.arithmetic(settled_arithmetic(places)) or ""
-    return sort_cases(
-        part_of(cohort.cases, choice.part), places, request, choice=choice, arithmetic=arithmetic
-    )
+    part = part_of(cohort.cases, choice.part)
+    with open_output(out) as output:
+        arithmetic = request.arithmetic(settled_arithmetic(output.places(request))) or ""
+        return sort_cases(part, output, request, choice=choice, arithmetic=arithmetic)
 
 
 def sort_cases(
-    cases: Sequence[Case], places: Places, request: Request, choice: Choice, arithmetic: str
+    cases: Sequence[Case], output: Output, request: Request, choice: Choice, arithmetic: str
 ) -> Sorted:
     """What is to be done with each of the cases, by the records and attempts in the output."""
-    record_names = set(names_on_shelves(places.out / "records"))
-    attempt_names = set(names_on_shelves(places.out / "attempts"))
+    places, records = output.places(request), output.names("records")
+    output.bring_records(case.name for case in cases)
+    states = states_of(
+        [name for case in cases for name in case.images if is_store(name)], verify=request.verify
+    )
     worklist = Sorted()
+    items: list[tuple[Item, int]] = []
     for case in cases:
-        key = request.key(case, arithmetic)
-        _count_inputs(case, worklist)
-        item = Item(case=case, key=key)
+        item = Item(case=case, key=request.key(case, arithmetic, states))
+        _count_inputs(case, states, worklist)
         number = 0
-        if f"{case.name}.json" in record_names:
+        if f"{case.name}.json" in records:
             number = _sort_recorded(case, item, places, choice=choice, found=worklist)
-            if number < 0:
-                continue
-        if case.name in attempt_names:
-            history = attempts.history(places.attempts(case.name), key, number)
-            item.begun, item.deaths = history.begun, history.deaths
-            item.is_suspect = history.is_suspect
-            if history.is_lost:
-                worklist.lost.append(item)
-                worklist.kept["lost"] += 1
-                worklist.failures.append((case.name, "lost", _LOST))
-                continue
+        if number >= 0:
+            items.append((item, number))
+    begun = output.names("attempts")
+    output.bring_attempts(item.case.name for item, _ in items)
+    for item, number in items:
+        if item.case.name in begun and _sort_begun(item, places, number, worklist):
+            continue
         worklist.items.append(item)
     return worklist
+
+
+def _sort_begun(item: Item, places: Places, number: int, worklist: Sorted) -> bool:
+    """Whether a case is lost by the attempts at it. number: of the attempt that left a record."""
+    name = item.case.name
+    history = attempts.history(places.attempts(name), item.key, number)
+    item.begun, item.deaths, item.vanished = history.begun, history.deaths, history.vanished
+    item.is_suspect = history.is_suspect
+    if history.is_lost:
+        worklist.lost.append(item)
+        worklist.kept["lost"] += 1
+        worklist.failures.append((name, "lost", _LOST))
+    return history.is_lost
 
 
 #: What is said of a case that took its process along in earlier runs.
@@ -177,7 +214,7 @@ def _sort_recorded(case: Case, item: Item, places: Places, choice: Choice, found
         found.changed += outcome.status == "done"
         return outcome.attempt
     if outcome.status == "done":
-        if places.labels(case).exists():
+        if places.has(places.labels(case)):
             found.kept["done"] += 1
             return -1
         return outcome.attempt
@@ -189,10 +226,17 @@ def _sort_recorded(case: Case, item: Item, places: Places, choice: Choice, found
     return -1
 
 
-def check_output(cohort: Cohort, out: Path) -> None:
+def check_output(cohort: Cohort, out: Path | str) -> None:
     """Raise `BadConfig` if results would lie among the scans, or on one, and `BadOutput` for a
     file.
     """
+    if is_store(out):
+        begin = f"{str(out).rstrip('/')}/"
+        for name in (name for case in cohort.cases for name in case.images):
+            if name.startswith(begin):
+                raise BadConfig(f"{name}: lies in the output {out}; choose another with -o")
+        return
+    out = Path(out)
     if out.exists() and not out.is_dir():
         raise BadOutput(f"{out}: is a file; give a folder with -o")
     place = os.path.realpath(out)
@@ -220,8 +264,11 @@ def _folders_of(cases: Collection[Case]) -> Iterator[tuple[str, str]]:
     yield from folders.items()
 
 
-def _count_inputs(case: Case, found: Sorted) -> None:
+def _count_inputs(case: Case, states: Mapping[str, Any], found: Sorted) -> None:
     for name in case.images:
+        if name in states:
+            found.missing += states[name] is None
+            found.input_bytes += _bytes_in(states[name])
         if "://" in name:
             continue
         try:
@@ -230,16 +277,17 @@ def _count_inputs(case: Case, found: Sorted) -> None:
             found.missing += 1
 
 
-def _make(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadOutput(
-            f"{out}: cannot be made: {error.strerror}; choose another with -o"
-        ) from None
+def _bytes_in(state: Any) -> int:
+    """The size of what lies in a store, as `states_of` has it; 0 where it does not say."""
+    if not isinstance(state, list) or not state:
+        return 0
+    if isinstance(state[0], list):
+        return sum(_bytes_in(one) for _, one in state)
+    return state[0] if isinstance(state[0], int) else 0
 
 
-def _write_lost(places: Places, item: Item, part: str) -> None:
+def _write_lost(places: Places, item: Item, part: str) -> Path:
     about = {"case": item.case.name, "key": item.key, "attempt": item.begun, "part": part}
     path = places.record(item.case.name)
     write_failure(path, about, status="lost", error=_LOST, error_kind="")
+    return path

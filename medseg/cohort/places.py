@@ -33,12 +33,14 @@ _ENTITIES = (
 class Places:
     """The paths of a cohort's output. bids: what a segmentation's `desc` is, '' for the plain form.
 
-    several: images of several suffixes are segmented, so that their names say which.
+    several: images of several suffixes are segmented, so that their names say which. names: what an
+    output in a store holds, None for a folder.
     """
 
     out: Path
     bids: str = ""
     several: bool = False
+    names: frozenset[str] | None = None
 
     @property
     def cohort(self) -> Path:
@@ -49,6 +51,11 @@ class Places:
     def table(self) -> Path:
         """What the values of labels mean."""
         return self.out / "labels.csv"
+
+    @property
+    def arithmetic(self) -> Path:
+        """What 'auto' means here."""
+        return self.out / "arithmetic.json"
 
     # Paths are made of texts here, which is several times as fast: there are 40,000 of each kind.
 
@@ -80,6 +87,12 @@ class Places:
         stem = "_".join((*pairs, f"desc-{description}", "dseg"))
         folders = [f"{key}-{entities[key]}" for key in ("sub", "ses") if key in entities]
         return self.out.joinpath(*folders, source.parent.name, f"{stem}.nii.gz")
+
+    def has(self, path: Path) -> bool:
+        """Whether a file of the output is there."""
+        if self.names is None:
+            return path.exists()
+        return path.relative_to(self.out).as_posix() in self.names
 
     def homes(self, case: Case) -> list[Path]:
         """The folders into which a case is written."""

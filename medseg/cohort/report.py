@@ -215,13 +215,13 @@ def _case(table: Table, suspicion: Suspicion, places: Places, row: int) -> str:
     parts.append(f'<br><span class="bad">{_escape(error)}</span>' if error else "")
     if labels := table.texts["labels"][row]:
         picture = places.picture(case.name)
-        if picture.exists():
+        if places.has(picture):
             source = _address(picture.relative_to(places.out).as_posix())
             parts.append(f'<br><img loading="lazy" src="../{source}" alt="{name} with its labels">')
         viewer = places.out / "pages" / "viewer" / f"{case.name}.html"
-        if viewer.exists():
+        if places.has(viewer):
             parts.append(f'<br><a href="viewer/{_address(viewer.name)}">open in the viewer</a>')
-        elif case.images:
+        elif case.images and "://" not in case.images[0] and places.names is None:
             command = f"medseg view '{case.images[0]}' '{places.out / labels}'"
             parts.append(f"<br>to look at it: <code>{_escape(command)}</code>")
     return "".join(parts) + "</section>"

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from medseg.cohort.cases import Case, Cohort, as_row, from_row
@@ -58,13 +59,16 @@ class Request:
         name = "".join(filter(str.isalnum, str(self.model.get("name", "")))) or "medseg"
         return Places(out=out, bids=name if self.layout == "bids" else "", several=self.several)
 
-    def key(self, case: Case, arithmetic: str) -> str:
+    def key(
+        self, case: Case, arithmetic: str, states: Mapping[str, Any] = MappingProxyType({})
+    ) -> str:
         """A hash of all that the result of a case depends on.
 
         Those are its name, the size and time of its files (or with `verify` their content), the
-        model, the settings that change labels, the arithmetic and the version of medseg.
+        model, the settings that change labels, the arithmetic and the version of medseg. states: of
+        scans in a store, what `states_of` says.
         """
-        identity = [case.name, case.series, case.volume, _inputs(case, self.verify)]
+        identity = [case.name, case.series, case.volume, _inputs(case, self.verify, states)]
         text = json.dumps([*identity, self._settings_text, arithmetic, __version__], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -127,12 +131,16 @@ def write_cohort(places: Places, cohort: Cohort, request: Request) -> None:
         file.write(text)
 
 
-def read_cohort(out: Path) -> tuple[Cohort, Request]:
-    """What was asked for in this folder. Raises `BadFile` for one that is no cohort's output."""
+def read_cohort(out: Path, address: str = "") -> tuple[Cohort, Request]:
+    """What was asked for in this folder. address: what a message calls it.
+
+    Raises `BadFile` for one that is no cohort's output.
+    """
     path = Places(out=out).cohort
     if not path.is_file():
         raise BadFile(
-            f"{out}: holds no cohort.json; give the folder that medseg batch wrote to with -o"
+            f"{address or out}: holds no cohort.json; give the folder that medseg batch wrote to"
+            " with -o"
         )
     content = read_json(path, max_bytes=_MAX_BYTES)
     try:
@@ -143,7 +151,8 @@ def read_cohort(out: Path) -> tuple[Cohort, Request]:
         cohort = Cohort(source=path, kind=str(content["kind"]), cases=cases, columns=columns)
         return cohort, request_from_json(content["request"])
     except (KeyError, TypeError, ValueError):
-        raise BadFile(f"{path}: is not what this version of medseg writes there") from None
+        where = f"{address}/cohort.json" if address else path
+        raise BadFile(f"{where}: is not what this version of medseg writes there") from None
 
 
 def settled_arithmetic(places: Places, found: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -151,7 +160,7 @@ def settled_arithmetic(places: Places, found: Mapping[str, str] | None = None) -
 
     found: what was found here and now; it is kept unless another worker was first.
     """
-    path = places.out / "arithmetic.json"
+    path = places.arithmetic
     if not path.is_file() and found is not None:
         _write_once(path, json.dumps(dict(found)) + "\n")
     if not path.is_file():
@@ -176,9 +185,12 @@ def _write_once(path: Path, text: str) -> None:
     own.unlink(missing_ok=True)
 
 
-def _inputs(case: Case, verify: bool) -> list[Any]:
+def _inputs(case: Case, verify: bool, states: Mapping[str, Any]) -> list[Any]:
     """Size and time of a case's files, or their hashes; of a folder those of all in it."""
-    return [_file_state(Path(name), verify) for name in case.images]
+    return [
+        states.get(name) if "://" in name else _file_state(Path(name), verify)
+        for name in case.images
+    ]
 
 
 def _file_state(path: Path, verify: bool) -> Any:

@@ -15,20 +15,29 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from medseg.cohort.resources import Measured, choose_workers, cores_here, usable_bytes
 from medseg.machine import apart, family_bytes
 
 #: Who says something, and what; None for nothing more.
 Message = tuple["Hand", dict[str, Any] | None]
-#: What is run: the worker of this very medseg. `-P` keeps the folder it is run in from giving it
-#: modules.
-COMMAND = (
-    sys.executable,
-    "-P",
-    "-c",
-    "import sys; home = sys.argv[1]; home in sys.path or sys.path.insert(0, home); "
-    "from medseg.cohort.worker import main; main()",
-    str(Path(__file__).parents[2]),
-)
+
+
+def command_of(module: str) -> tuple[str, ...]:
+    """What runs `main` of a module of this very medseg. `-P` keeps the folder it is run in from
+    giving it modules.
+    """
+    return (
+        sys.executable,
+        "-P",
+        "-c",
+        "import sys; home = sys.argv[1]; home in sys.path or sys.path.insert(0, home); "
+        f"from medseg.cohort.{module} import main; main()",
+        str(Path(__file__).parents[2]),
+    )
+
+
+#: What is run.
+COMMAND = command_of("worker")
 #: Seconds that a worker has to leave once it is told to.
 _LEAVE_S = 15.0
 
@@ -40,7 +49,7 @@ class Hand:
     """
 
     def __init__(self, command: Sequence[str], said: queue.SimpleQueue[Message]) -> None:
-        self.name = secrets.token_hex(4)
+        self._prepare()
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             command,
@@ -49,14 +58,17 @@ class Hand:
             stderr=self.errors,
             **apart(),
         )
+        # A thread listens, for not every system waits for several pipes at a time.
+        self._listener = threading.Thread(target=self._hear, args=(said,), daemon=True)
+        self._listener.start()
+
+    def _prepare(self) -> None:
+        self.name = secrets.token_hex(4)
         self.is_ready = False
         self.doing: Any = None
         self.since = time.monotonic()
         self.ended_for = ""  # why we ended it: 'timeout', 'memory', 'given up'
         self.is_fresh = True  # it has not begun a case
-        # A thread listens, for not every system waits for several pipes at a time.
-        self._listener = threading.Thread(target=self._listen, args=(said,), daemon=True)
-        self._listener.start()
 
     def tell(self, **message: Any) -> None:
         """Send a message; that it is gone is heard of elsewhere."""
@@ -66,7 +78,7 @@ class Hand:
                 stream.write(json.dumps(message).encode() + b"\n")
                 stream.flush()
 
-    def _listen(self, said: queue.SimpleQueue[Message]) -> None:
+    def _hear(self, said: queue.SimpleQueue[Message]) -> None:
         stream = self.process.stdout
         assert stream is not None
         with suppress(OSError, ValueError):  # it is gone, within a line perhaps
@@ -84,8 +96,10 @@ class Hand:
         with suppress(OSError):
             self.process.kill()
 
-    def close(self) -> int:
-        """Wait until it is gone; returns its exit status, negative for a signal."""
+    def close(self) -> int | None:
+        """Wait until it is gone; returns its exit status, negative for a signal, None where nobody
+        knows.
+        """
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None and stdout is not None
         with suppress(OSError):
@@ -108,7 +122,7 @@ class Hand:
 
 
 class Staff:
-    """All workers of one part, each spoken to with `hello` when it starts."""
+    """All workers of one part, each spoken to with `hello` when it starts; here on this machine."""
 
     def __init__(self, hello: Mapping[str, Any], command: Sequence[str] = COMMAND) -> None:
         self.hands: list[Hand] = []
@@ -118,10 +132,41 @@ class Staff:
 
     def hire(self, threads: int, settled: Mapping[str, str]) -> Hand:
         """Start a worker of so many threads."""
-        hand = Hand(self._command, self._said)
+        hand = self._start(threads)
         self.hands.append(hand)
         hand.tell(**self._hello, threads=threads, settled=dict(settled), name=hand.name)
         return hand
+
+    def _start(self, threads: int) -> Hand:
+        return Hand(self._command, self._said)
+
+    @property
+    def cores(self) -> int:
+        """Cores that one worker may use at most."""
+        return cores_here()
+
+    def threads_of(self, workers: int) -> int:
+        """Threads of each of so many workers."""
+        return max(1, self.cores // workers)
+
+    def share_bytes(self, hand: Hand, workers: int, limit_bytes: int | None) -> int:
+        """What a worker may hold for a case, one of so many within a limit for all."""
+        share = usable_bytes(limit_bytes) + sum(one.resident_bytes() for one in self.hands)
+        return min(share, limit_bytes or share) // workers
+
+    def choose(
+        self, costs: Measured, *, cases_left: int, limit_bytes: int | None, on_gpu: bool
+    ) -> tuple[int, int]:
+        """(workers, threads of each) that promise to end soonest."""
+        if on_gpu:
+            return 1, self.cores  # processes that share a GPU also share its memory
+        staff_bytes = sum(hand.resident_bytes() for hand in self.hands)
+        return choose_workers(
+            costs,
+            cores=self.cores,
+            memory_bytes=usable_bytes(limit_bytes) + staff_bytes,
+            cases_left=cases_left,
+        )
 
     def listen(self, timeout_s: float) -> Iterator[tuple[Hand, dict[str, Any]]]:
         """What workers say within a time; of one that is gone {"event": "gone"}."""
@@ -136,7 +181,7 @@ class Staff:
         except queue.Empty:
             pass
 
-    def dismiss(self, hand: Hand) -> int:
+    def dismiss(self, hand: Hand) -> int | None:
         """Let a worker go; returns its exit status."""
         if hand in self.hands:
             self.hands.remove(hand)

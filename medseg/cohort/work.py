@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.cohort.cases import Case
 from medseg.cohort.measures import add_intensities, structure_intensities
+from medseg.cohort.output import put_case
 from medseg.cohort.records import frames_of, sentence_of, write_failure
 from medseg.cohort.request import Request
+from medseg.cohort.stores import Store, fetch, is_store
 from medseg.errors import (
     BadFile,
     BadOutput,
@@ -73,10 +75,13 @@ class Ended:
 
 @dataclass(frozen=True, kw_only=True)
 class Worker:
-    """What a worker keeps from case to case. name: random. device: for the record."""
+    """What a worker keeps from case to case. name: random. device: for the record. store: where
+    results go to, None for the folder `out`.
+    """
 
     name: str
     out: Path
+    store: Store | None = None
     request: Request
     model: Model
     device: str
@@ -88,10 +93,26 @@ class _PutOff(MedsegError):
 
 def do(task: Task, worker: Worker, wait_s: float = 0.0) -> Ended:
     """Do one case. Whatever goes wrong with it is written to its record, and told."""
+    if worker.store is None:
+        return _do(task, worker, wait_s)
+    with private_folder() as folder:
+        outcome = _do(task, replace(worker, out=folder), wait_s)
+        if outcome.status in ("put off", "stop"):
+            return outcome
+        record = worker.request.places(folder).record(task.case.name)
+        try:
+            put_case(worker.store, folder, record.relative_to(folder).as_posix())
+        except BadOutput as error:
+            return replace(outcome, status="stop", error=str(error), exit_code=error.exit_code)
+        return outcome
+
+
+def _do(task: Task, worker: Worker, wait_s: float) -> Ended:
     places, case = worker.request.places(worker.out), task.case
     start = time.perf_counter()
     about = _about(task, worker)
     usage: dict[str, int] = {}
+    hidden = _hidden(case, worker.out)
     with suppress(OSError):  # the peak of this case alone
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
@@ -100,7 +121,7 @@ def do(task: Task, worker: Worker, wait_s: float = 0.0) -> Ended:
         return Ended(status=status, error=error, exit_code=exit_code, seconds=seconds, **usage)
 
     try:
-        with _at_hand(case) as files:
+        with _at_hand(case, hidden) as files:
             _segment(task, worker, files, about | {"status": "done"}, usage, wait_s)
         return ended("done")
     except (DeviceFailed, Interrupted):  # no case can be done here any more
@@ -110,7 +131,7 @@ def do(task: Task, worker: Worker, wait_s: float = 0.0) -> Ended:
     except Exception as error:
         if isinstance(error, NotEnoughMemory | MemoryError) and not task.is_alone:
             return ended("put off")
-        text = sentence_of(error, _hidden(case, worker.out))
+        text = sentence_of(error, hidden)
         if _is_about_the_place(error):
             return ended("stop", text, BadOutput.exit_code)
         status = "memory" if isinstance(error, NotEnoughMemory | MemoryError) else "failed"
@@ -217,22 +238,32 @@ def _sidecar(
 
 
 @contextmanager
-def _at_hand(case: Case) -> Iterator[list[Path]]:
-    """The files of a case as local paths; a series in a PACS is fetched, and gone afterwards."""
+def _at_hand(case: Case, hidden: dict[str, str]) -> Iterator[list[Path]]:
+    """The files of a case as local paths; what lies in a store or a PACS is fetched, and gone
+    afterwards. hidden: gets the words for these paths.
+    """
     if not any("://" in name for name in case.images):
         yield [Path(name) for name in case.images]
         return
     with private_folder() as folder:
-        yield [_fetched(name, folder / str(n)) for n, name in enumerate(case.images)]
+        files = []
+        for number, name in enumerate(case.images):
+            files.append(_fetched(name, folder / str(number)))
+            hidden[str(files[-1])] = hidden[name]
+        hidden[f"{folder}{os.sep}"] = ""
+        yield files
 
 
 def _fetched(name: str, target: Path) -> Path:
     """A local path of a file or an address. Raises `BadFile` for an address of another kind."""
     if "://" not in name:
         return Path(name)
+    if is_store(name):
+        return fetch(name, target)
     if not name.startswith(_PACS):
         raise BadFile(
-            f"{name}: medseg does not fetch from such an address; use dicomweb:// or a file"
+            f"{name}: medseg does not fetch from such an address; use s3://, gs://, az://,"
+            " dicomweb:// or a file"
         )
     from medseg.pacs import Limits, Pacs, parse_address
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from medseg.cohort.request import request_from_json
+from medseg.cohort.stores import Store, is_store
 from medseg.cohort.work import Worker, do, task_of
 from medseg.errors import DeviceFailed, Interrupted, MedsegError
 from medseg.machine import STOP_SIGNALS, keep_memory
@@ -90,6 +91,7 @@ def _serve(messages: Messages, out: TextIO) -> None:
     worker = Worker(
         name=hello["name"],
         out=Path(hello["out"]),
+        store=Store(hello["out"]) if is_store(hello["out"]) else None,
         request=request,
         model=model,
         device=device_name(device),

@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 
 from making.cohort import COMMAND, TABLE, a_request, make_list
-from medseg.cohort import course
+from medseg.cohort import course, staff
 from medseg.cohort.attempts import begin, history
 from medseg.cohort.course import Came, Limits
 from medseg.cohort.part import Choice, Result, run_part
@@ -191,9 +191,9 @@ def test_parts_share_the_cases_out_and_know_of_each_other(tmp_path: Path):
 
 def test_workers_are_chosen_by_the_first_cases_and_all_are_done(tmp_path: Path):
     names = [f"c{n:02}" for n in range(9)] + ["kills"]
-    chosen = mock.patch.object(course, "choose_workers", return_value=(2, 1))
+    chosen = mock.patch.object(staff, "choose_workers", return_value=(2, 1))
     hire = mock.patch.object(course.Staff, "hire", autospec=True, side_effect=course.Staff.hire)
-    cores = mock.patch.object(course, "cores_here", return_value=2)
+    cores = mock.patch.object(staff, "cores_here", return_value=2)
     with chosen as choosing, cores, hire as hiring:
         result = run(tmp_path, names, workers=0)
     assert result.counts == {"done": 9, "lost": 1, "waiting": 0}

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,10 @@ from medseg.labels import Label, LabelTable
 
 TABLE = LabelTable((Label(1, "a", (200, 30, 30)),))
 #: A worker that does what the name of a file says, and else writes a record; see `stand_in`.
-COMMAND = (
-    sys.executable,
-    "-c",
-    f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]; "
-    "from making.cohort import stand_in; stand_in()",
-)
+_BEGIN = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]; "
+COMMAND = (sys.executable, "-c", f"{_BEGIN}from making.cohort import stand_in; stand_in()")
+#: The same where folders of this machine count as a store, too.
+LOCAL_COMMAND = (*COMMAND[:2], COMMAND[2].replace("stand_in()", "stand_in(local=True)"))
 
 
 def make_list(folder: Path, names: list[str]) -> Cohort:
@@ -46,23 +46,43 @@ def a_request(**changes: Any) -> Request:
     return Request(**(values | changes))
 
 
-def stand_in() -> None:
-    """A worker whose work is made up, by the name of the case.
+def stand_in(local: bool = False) -> None:
+    """A worker whose work is made up, by the name of the case. local: folders of this machine count
+    as a store, too.
 
-    At kills... the process dies, at once... the first time; at slow... it sleeps, at large... it
-    takes memory; heavy... is put off, bad... fails, and of full... nothing can be written.
+    At kills... the process dies, at once... the first time; at slow... it sleeps, at nap... for a
+    moment, at large... it takes memory; heavy... is put off, bad... fails, and of full... nothing
+    can be written.
     """
     from unittest import mock
 
-    from medseg.cohort import worker
+    from medseg.cohort import work, worker
 
     with (
-        mock.patch.object(worker, "do", _made_up),
+        local_stores() if local else nullcontext(),
+        mock.patch.object(work, "_do", _made_up),
         mock.patch("medseg.inference.load_model", lambda *names, **rest: "otsu"),
         mock.patch("medseg.inference.limit_threads", lambda count: None),
         mock.patch("medseg.inference.use_settled", lambda settled: None),
     ):
         worker.main()
+
+
+@contextmanager
+def local_stores() -> Iterator[None]:
+    """Let folders of this machine be stores, as local:///tmp/out."""
+    from unittest import mock
+
+    from medseg.cohort import stores
+
+    def options(kind: str) -> dict[str, Any]:
+        return {"auto_mkdir": True} if kind == "local" else {}
+
+    with (
+        mock.patch.dict(stores.PACKAGES, {"local": "fsspec"}),
+        mock.patch.object(stores, "_options", options),
+    ):
+        yield
 
 
 def _made_up(task: Any, own: Any, wait_s: float = 0.0) -> Any:
@@ -74,6 +94,8 @@ def _made_up(task: Any, own: Any, wait_s: float = 0.0) -> Any:
         (places.labels(task.case).parent).mkdir(parents=True, exist_ok=True)
         (places.labels(task.case).parent / f".medseg-{'0' * 24}").write_text("half")
         os.kill(os.getpid(), signal.SIGKILL)
+    if name.startswith("nap"):
+        time.sleep(0.5)
     if name.startswith("slow"):
         time.sleep(600)
     if name.startswith("large"):
@@ -84,7 +106,7 @@ def _made_up(task: Any, own: Any, wait_s: float = 0.0) -> Any:
     if name.startswith("full"):
         return Ended(status="stop", error="the disk is full", exit_code=4)
     about = {"case": name, "key": task.key, "attempt": task.attempt, "alone": task.is_alone}
-    about |= {"pid": os.getpid()}
+    about |= {"pid": os.getpid(), "settings_sha256": own.request.settings_sha256}
     status, error = ("failed", "it is bad") if name.startswith("bad") else ("done", "")
     places.labels(task.case).parent.mkdir(parents=True, exist_ok=True)
     places.labels(task.case).write_bytes(name.encode())
