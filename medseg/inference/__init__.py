@@ -10,6 +10,13 @@ if TYPE_CHECKING:
         settle_auto as settle_auto,
         use_settled as use_settled,
     )
+    from medseg.inference.backends.copies import (
+        Courier as Courier,
+        Event as Event,
+        Fetched as Fetched,
+        Link as Link,
+        link_to as link_to,
+    )
     from medseg.inference.backends.kept import models_kept_open as models_kept_open
     from medseg.inference.backends.predictor import choose_device as choose_device
     from medseg.inference.bundles import (
@@ -80,6 +87,7 @@ __getattr__, __dir__ = door(
     __name__,
     {
         "arithmetic": ("limit_threads", "settle_auto", "use_settled"),
+        "backends.copies": ("Courier", "Event", "Fetched", "Link", "link_to"),
         "backends.kept": ("models_kept_open",),
         "backends.predictor": ("choose_device",),
         "bundles": ("write_bundle", "write_torchscript"),
