@@ -305,8 +305,19 @@ def percentile_range(
 
     Of large images they are those of about 50,000 voxels, taken evenly in the order of the array.
     """
+    sample = _sample_of_filled(image)
+    if sample is None:
+        return None
+    bottom, top = (float(sample[round(p / 100 * (len(sample) - 1))]) for p in (low, high))
+    return bottom, top
+
+
+def _sample_of_filled(image: Tensor) -> NDArray[np.float32] | None:
+    """About 50,000 of the voxels above 0, sorted; None where there are next to none."""
     from medseg.kernels.rendering import filled
 
+    if image.device.type != "cpu":
+        return _sample_in_torch(image)
     flat = image.contiguous().view(-1).numpy()
     count = filled(flat, 0, flat)
     if count < 10:
@@ -315,8 +326,14 @@ def percentile_range(
     sample = np.empty(-(-count // step), np.float32)
     filled(flat, step, sample)
     sample.sort()
-    bottom, top = (float(sample[round(p / 100 * (len(sample) - 1))]) for p in (low, high))
-    return bottom, top
+    return sample
+
+
+def _sample_in_torch(image: Tensor) -> NDArray[np.float32] | None:
+    """The same in operations of torch, for every device."""
+    above = image[image > 0]
+    sample = above[:: max(1, len(above) // 50_000)].sort().values
+    return None if len(above) < 10 else sample.cpu().numpy()
 
 
 def scale_to_percentiles(image: Tensor) -> Tensor:

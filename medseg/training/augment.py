@@ -14,7 +14,7 @@ of threads or on the device, where only the values of noise differ. All is done 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -40,18 +40,21 @@ def draw_patches(
     *,
     lateral_swap: Tensor | None = None,
     background: Sequence[Tensor] | None = None,
+    device: torch.device | None = None,
+    send: Callable[[Tensor], Tensor] = lambda part: part,
 ) -> tuple[Tensor, Tensor]:
     """Random patches (B, C, *patch) float32 and their labels (B, *patch), one of each case handed
     in.
 
     images: whole cases (C, X, Y, Z) float32, normalised, of `spacing_mm`; labels: (X, Y, Z)
-    integer; all on one device. centres: (B, 3), the voxel that becomes voxel patch // 2, also near
-    or beyond the border. lateral_swap: (N,) the class on the other side, for labels of patches
-    mirrored along axis 0; labels beyond it stay. background: (C,) values outside of each case, the
-    smallest of the case if not given. The label of an interpolated voxel is the class with the
-    largest share in its trilinear weights.
+    integer. device: where patches are made, that of the cases by default. send: takes there the
+    part of a case that a patch shows. centres: (B, 3), the voxel that becomes voxel patch // 2,
+    also near or beyond the border. lateral_swap: (N,) the class on the other side, for labels of
+    patches mirrored along axis 0; labels beyond it stay. background: (C,) values outside of each
+    case, the smallest of the case if not given. The label of an interpolated voxel is the class
+    with the largest share in its trilinear weights.
     """
-    device = images[0].device
+    device = device or images[0].device
     out = torch.empty((len(images), images[0].shape[0], *patch), device=device)
     classes = torch.empty((len(images), *patch), dtype=labels[0].dtype, device=device)
     starts = centres.round().long() - torch.tensor(patch) // 2
@@ -68,6 +71,7 @@ def draw_patches(
                 outside=outside,
                 out=out[b],
                 classes=classes[b],
+                send=send,
             )
         else:
             rows = _rows(
@@ -78,8 +82,7 @@ def draw_patches(
             )
             if shift is None:
                 shift = torch.empty((3, 0, 0, 0), device=device)
-            sample = _sample_on_cpu if device.type == "cpu" else _sample
-            sample(images[b], labels[b], rows, shift, outside, out[b], classes[b])
+            _look_up(images[b], labels[b], rows, shift, outside, out[b], classes[b], send)
         _mirror(out[b], classes[b], mirror_axes, lateral_swap)
         _change_intensity(out[b], settings, draw)
     return out, classes
@@ -202,9 +205,48 @@ def _bend(
     return F.interpolate(field.to(device), size=patch, mode="trilinear", align_corners=True)[0]
 
 
+def _uses_kernels(device: torch.device) -> bool:
+    """Whether patches on a device are looked up by compiled loops; elsewhere torch does it."""
+    return device.type == "cpu"
+
+
+def _look_up(
+    image: Tensor, labels: Tensor, rows: Tensor, shift: Tensor, outside: Tensor, out: Tensor,
+    classes: Tensor, send: Callable[[Tensor], Tensor],
+) -> None:  # fmt: skip
+    """Image and labels of a case at rows (3, 4) @ patch voxel + shift, where `out` lies."""
+    if _uses_kernels(out.device):
+        _sample_on_cpu(image, labels, rows, shift, outside, out, classes)
+        return
+    box = _reach(rows, shift, classes.shape, labels.shape)
+    rows[:, 3] -= torch.tensor([side.start for side in box], dtype=rows.dtype)
+    _sample(send(image[:, *box]), send(labels[box]), rows, shift, outside, out, classes)
+
+
+def _reach(
+    rows: Tensor, shift: Tensor, patch: Sequence[int], shape: Sequence[int]
+) -> tuple[slice, slice, slice]:
+    """The part of a case of this shape that a patch shows: a card is sent no more.
+
+    Of a patch that lies outside of the case one voxel at its border.
+    """
+    ends = torch.tensor([[0.0, n - 1.0] for n in patch], dtype=rows.dtype)
+    corners = torch.cartesian_prod(*ends) @ rows[:, :3].T + rows[:, 3]
+    moved = shift.abs().amax((1, 2, 3)).cpu() if shift.numel() else torch.zeros(3)
+    # One more on each side, for what rounds differently here and there.
+    low = (corners.amin(0) - moved).floor().long() - 1
+    high = (corners.amax(0) + moved).ceil().long() + 2
+    box = []
+    for first, past, size in zip(low.tolist(), high.tolist(), shape):
+        begin = min(max(0, first), size - 1)
+        box.append(slice(begin, max(begin + 1, min(size, past))))
+    return box[0], box[1], box[2]
+
+
 def _copy(
-    image: Tensor, labels: Tensor, start: list[int], outside: Tensor, out: Tensor, classes: Tensor
-) -> None:
+    image: Tensor, labels: Tensor, start: list[int], outside: Tensor, out: Tensor, classes: Tensor,
+    send: Callable[[Tensor], Tensor]
+) -> None:  # fmt: skip
     """The voxels of a case from `start` on."""
     source, target = [], []
     for first, count, size in zip(start, classes.shape, labels.shape):
@@ -215,8 +257,8 @@ def _copy(
         out.copy_(outside.view(-1, 1, 1, 1).expand_as(out))
         classes.zero_()
     if all(part.stop > part.start for part in source):
-        out[(slice(None), *target)] = image[(slice(None), *source)]
-        classes[tuple(target)] = labels[tuple(source)]
+        out[(slice(None), *target)] = send(image[(slice(None), *source)])
+        classes[tuple(target)] = send(labels[tuple(source)])
 
 
 def _sample_on_cpu(

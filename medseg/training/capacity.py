@@ -151,6 +151,24 @@ def training_bytes(
 _RESIDENT = {"cpu": 600_000_000, "cuda": 1_500_000_000}
 
 
+#: Of a card's free memory so much may be planned with while cases lie there: validation needs
+#: some, and freed memory lies in pieces.
+_SHARE_WITH_CASES = 0.7
+
+
+def room_for_cases(
+    config: Config, channels: int, outputs: int, *, processes: int, device: torch.device
+) -> int:
+    """Bytes of a card that training leaves free; 0 where it runs on a CPU."""
+    if device.type != "cuda":
+        return 0
+    free_bytes = int(torch.cuda.mem_get_info(device)[0])
+    network = (config.model.name, config.model.options, channels, outputs)
+    batch = config.train.batch // processes
+    needed_bytes = training_bytes(*network, config.model.patch, batch, device.type)
+    return max(0, int(_SHARE_WITH_CASES * free_bytes) - needed_bytes)
+
+
 def _saved_bytes(network: nn.Module, x: torch.Tensor) -> int:
     """Bytes of all tensors that autograd keeps of one forward pass."""
     sizes: dict[int, int] = {}

@@ -56,17 +56,18 @@ def train(
             began=began,
             reserve=reserve,
         )
-        while training.position < 1:
-            batch = training.draw()
-            rate = learning_rate(training.step, training.position, config.train)
-            outputs = training.forward(batch.images)
-            loss = training.loss(outputs, batch)
-            norm = training.backward_and_step(loss, rate)
-            training.average()
-            training.count(loss=loss, norm=norm, outputs=outputs, batch=batch)
-            due, stop = training.move(stopping())
-            training.tell(rate, progress, track)
-            training.keep(due=due, stop=stop)
-            if stop:
-                raise Interrupted(stop)
+        with training.batches:
+            while training.position < 1:
+                batch = training.draw()
+                rate = learning_rate(training.step, training.position, config.train)
+                outputs = training.forward(batch.images)
+                loss = training.loss(outputs, batch)
+                norm = training.backward_and_step(loss, rate)
+                training.average()
+                training.count(loss=loss, norm=norm, outputs=outputs, batch=batch)
+                due, stop = training.move(stopping())
+                training.tell(rate, progress, track)
+                training.keep(due=due, stop=stop)
+                if stop:
+                    raise Interrupted(stop)
         return training.end()

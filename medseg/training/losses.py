@@ -38,9 +38,7 @@ class _DiceCrossEntropy(torch.autograd.Function):
         cross_entropy = -(log_p.gather(1, target)[:, 0] * counts).sum() / voxels
         p = log_p.exp_()
         hit = p.gather(1, target)[:, 0] * counts  # (B, V): probability given to the right class
-        zeros = torch.zeros(b, k, device=p.device)
-        truth = zeros.scatter_add(1, target[:, 0], counts)
-        overlap = zeros.scatter_add(1, target[:, 0], hit)
+        truth, overlap = sums_of_classes(target[:, 0], k, counts, hit)
         total = (p * counts[:, None] if with_ignored else p).sum(2) + truth + smooth
         ctx.save_for_backward(p, target, overlap, total, counts, voxels)
         ctx.like, ctx.smooth, ctx.with_ignored = logits, smooth, with_ignored
@@ -56,10 +54,33 @@ class _DiceCrossEntropy(torch.autograd.Function):
         at_truth = (-2 / total / (b * k)).gather(1, target[:, 0])[:, None] * p.gather(1, target)
         mean = (p * everywhere).sum(1, keepdim=True) + at_truth
         grad = p.mul_(everywhere - mean + 1 / voxels)
-        grad.scatter_add_(1, target, at_truth - 1 / voxels)
+        if _scatters(p.device):
+            grad.scatter_add_(1, target, at_truth - 1 / voxels)
+        else:  # the same sums, which a card makes alike every time
+            grad.scatter_(1, target, grad.gather(1, target) + (at_truth - 1 / voxels))
         if ctx.with_ignored:
             grad.mul_(counts[:, None])
         return (grad * grad_output[0]).to(ctx.like.dtype).reshape(ctx.like.shape), None, None, None
+
+
+def _scatters(device: torch.device) -> bool:
+    """Whether sums of classes are made voxel by voxel: on a card thousands of threads would wait
+    for the same few places, and add one by one in float32, in another order every time.
+    """
+    return device.type == "cpu"
+
+
+def sums_of_classes(target: Tensor, classes: int, *values: Tensor) -> list[Tensor]:
+    """Of each values (B, V) the sums (B, K) over the voxels of each class of target (B, V)."""
+    if _scatters(target.device):
+        zeros = torch.zeros(len(target), classes, device=target.device)
+        return [zeros.scatter_add(1, target, one) for one in values]
+    target = target.to(torch.int16 if classes < 2**15 else torch.int32)
+    rows = []
+    for k in range(classes):
+        here = target == k
+        rows.append([(one * here).sum(1) for one in values])
+    return [torch.stack(sums, 1) for sums in zip(*rows)]
 
 
 def dice_cross_entropy(
@@ -172,7 +193,7 @@ def segmentation_loss(
     """
 
     def of_classes(logits: Tensor, target: Tensor) -> Tensor:
-        if unlabelled is not None and bool(unlabelled.any()):
+        if unlabelled is not None and (unlabelled.device.type != "cpu" or bool(unlabelled.any())):
             logits = as_background(logits, unlabelled)
         return LOSSES[name](logits, target, with_ignored=with_ignored)
 
@@ -186,23 +207,47 @@ def segmentation_loss(
     return deep_supervision(outputs, labels, of_classes if membership is None else of_regions)
 
 
-@torch.no_grad()
 def hard_dice(logits: Tensor, labels: Tensor) -> float:
     """Mean Dice of the most likely classes over the structures present in `labels` (B, X, Y, Z),
     background left out.
 
     Voxels of a negative label do not count. 1 where no structure is present.
     """
+    return float(mean_dice(logits, labels))
+
+
+@torch.no_grad()
+def mean_dice(logits: Tensor, labels: Tensor) -> Tensor:
+    """`hard_dice` as a number on the device, which nobody has waited for."""
     if can_fuse_loss(logits):
         found, present, both = hits(logits, labels)
-    else:
+    elif _scatters(logits.device):
         classes, known = logits.shape[1], labels >= 0
         most_likely, truth = unfolded(logits).argmax(1)[known], labels[known]
         both = torch.bincount(truth[most_likely == truth], minlength=classes)
         present, found = (
             torch.bincount(values, minlength=classes) for values in (truth, most_likely)
         )
-    total = found + present
-    if not (present[1:] > 0).any():
-        return 1.0
-    return float((2 * both / total.clamp(min=1))[1:][present[1:] > 0].mean())
+    else:
+        found, present, both = _counts(unfolded(logits).argmax(1), labels, logits.shape[1])
+    each = (2 * both / (found + present).clamp(min=1))[1:]
+    there = present[1:] > 0
+    if not _scatters(logits.device):
+        mean = (each * there).sum() / there.sum().clamp(min=1)
+        return torch.where(there.any(), mean, torch.ones_like(mean))
+    return each[there].mean() if there.any() else torch.ones(())
+
+
+def _counts(most_likely: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(K,) of each class how often it is most likely, true, and both, where there is a label.
+
+    What masks choose, and how many `bincount` counts, a card would have to be asked for.
+    """
+    most_likely, labels = most_likely.to(torch.int16), labels.to(torch.int16)
+    most_likely = torch.where(labels < 0, -1, most_likely)
+    rows = []
+    for k in range(classes):
+        chosen, true = most_likely == k, labels == k
+        rows.append(torch.stack((chosen.sum(), true.sum(), (chosen & true).sum())))
+    found, present, both = torch.stack(rows, 1)
+    return found, present, both

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medseg.config import Config
 from medseg.errors import BadConfig
 from medseg.machine import convolves_bfloat16, has_matrix_units
-from medseg.networks import FLOAT32_ON_CPU, conv, likes_channels_last
+from medseg.networks import FLOAT32_ON_CPU, conv, has_depthwise, likes_channels_last
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 #: In oneDNN's bfloat16 without matrix units the gradients of weights are wrong, to infinity, where
@@ -87,4 +87,6 @@ def thinnest_map(
 
 def is_channels_last(network: nn.Module, precision: str, device: torch.device) -> bool:
     """Whether maps have their channels innermost: on a GPU, and on a CPU where that is faster."""
-    return device.type != "cpu" or (precision == "bf16" and likes_channels_last(network))
+    if device.type != "cpu":
+        return not has_depthwise(network)
+    return precision == "bf16" and likes_channels_last(network)

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from medseg.config import TrainConfig
 from medseg.errors import BadConfig
 from medseg.inference import choose_device
+from medseg.networks import has_depthwise
 
 
 class Processes:
@@ -130,13 +131,13 @@ class Processes:
             first + mine.start, first + mine.stop
         )
 
-    def mean(self, *values: float) -> tuple[float, ...]:
-        """The mean of each value over all processes."""
+    def mean(self, numbers: Tensor) -> Tensor:
+        """The mean of each number over all processes, where it was; nobody waits for it."""
         if self.size == 1:
-            return values
-        numbers = torch.tensor(values, dtype=torch.float64, device=self.device)
+            return numbers
+        numbers = numbers.clone()
         distributed.all_reduce(numbers)
-        return tuple((numbers / self.size).tolist())
+        return numbers / self.size
 
     def agree(self, position: float, due: bool, stop: int) -> tuple[float, bool, int]:
         """The first process's position and whether to save, and the signal to stop that any process
@@ -147,7 +148,8 @@ class Processes:
         mine = [position, float(due)] if self.first else [0.0, 0.0]
         numbers = torch.tensor([*mine, float(stop)], dtype=torch.float64, device=self.device)
         distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
-        return float(numbers[0]), bool(numbers[1]), int(numbers[2])
+        first, any_due, signal = numbers.tolist()
+        return first, bool(any_due), int(signal)
 
     def first_says(self, number: float) -> float:
         """The first process's number."""
@@ -211,9 +213,9 @@ def innermost_channels(network: nn.Module, device: torch.device) -> nn.Module:
 
     On a CPU as it is: oneDNN chooses layouts of its own, and training in float32 was 5 to 15 %
     slower with this one. In bfloat16 it is the images that come so (`train`), and all maps follow
-    them.
+    them. So, too, where channels are convolved one by one.
     """
-    if device.type == "cpu":
+    if device.type == "cpu" or has_depthwise(network):
         return network
     channels_last: nn.Module = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return channels_last

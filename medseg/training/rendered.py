@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +89,25 @@ class RenderedSource:
         first, last = self.synth.t1_share
         begin, end = self.synth.t1_steps
         share = first + (last - first) * min(1.0, max(0.0, (step - begin) / max(1, end - begin)))
-        pairs = [self._render(self.training, seed, share) for seed in seeds]
+        heads = self._on(device)
+        pairs = [self._render(heads, seed, share, device) for seed in seeds]
         images, labels = (torch.stack(part) for part in zip(*pairs))
-        return Batch(images[:, None].to(device), labels.long().to(device))
+        return Batch(images[:, None], labels.long())
+
+    def _on(self, device: torch.device) -> Heads:
+        """The maps to train from, moved to a device once."""
+        if self.training.maps[0].device.type != device.type:
+            maps = tuple(one.to(device) for one in self.training.maps)
+            self.training = replace(self.training, maps=maps)
+        return self.training
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """The loss of all classes."""
         return segmentation_loss(outputs, batch.labels, name=self.config.train.loss)
 
-    def _render(self, heads: Heads, seed: int, t1_like: float) -> tuple[Tensor, Tensor]:
+    def _render(
+        self, heads: Heads, seed: int, t1_like: float, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(seed)
         return render(
             heads,
@@ -106,6 +117,7 @@ class RenderedSource:
             config=self.synth,
             generator=generator,
             t1_like=t1_like,
+            device=device,
         )
 
     def spec(self) -> dict[str, Any]:
@@ -122,10 +134,10 @@ class RenderedSource:
             return {}
         scores = []
         for number, seed in enumerate(seeds):
-            image, labels = self._render(self.held_out, seed, float(number % 2 == 0))
+            image, labels = self._render(self.held_out, seed, float(number % 2 == 0), device)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                logits = network(image[None, None].to(device))
-            scores.append(hard_dice(logits, labels[None].long().to(device)))
+                logits = network(image[None, None])
+            scores.append(hard_dice(logits, labels[None].long()))
         return {"mean": sum(scores) / len(scores)}
 
 

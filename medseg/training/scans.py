@@ -28,7 +28,7 @@ from medseg.config import Config
 from medseg.dataset import Case, Dataset, load_case, read_case_labels, read_channels
 from medseg.errors import BadConfig, BadFile
 from medseg.files import atomic_write
-from medseg.inference import Settings, network_input, network_labels, segment
+from medseg.inference import Courier, Settings, network_input, network_labels, segment
 from medseg.logs import Progress, silent
 from medseg.models import Checkpoint, ModelSpec
 from medseg.networks import build_network
@@ -110,6 +110,9 @@ class ScanSource:
         self.seconds_a_case = 0.0
         self._prepare(progress)
         self._permutations: dict[int, list[int]] = {}
+        self._courier: Courier | None = None
+        self._room_bytes = 0
+        self._resident: dict[int, tuple[Tensor, Tensor]] = {}
 
     # Preparation ----------------------------------------------------------------------------------
 
@@ -202,15 +205,11 @@ class ScanSource:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         patches, targets = [], []
         for number, generator in zip(numbers, generators):
-            image, labels, points = (
-                self._array(number, name) for name in ("image", "labels", "points")
-            )
-            centre = self._centre(labels.shape, points, generator)
-            if device.type != "cpu":
-                image, labels, centre = self._cut(image, labels, centre)
+            image, labels = self._case(number, device)
+            centre = self._centre(labels.shape, self._array(number, "points"), generator)
             pair = draw_patches(
-                [torch.from_numpy(image).to(device)],
-                [torch.from_numpy(labels).to(device)],
+                [image],
+                [labels],
                 centres=torch.tensor([centre], dtype=torch.float64),
                 patch=self.config.model.patch,
                 spacing_mm=self.spacing_mm,
@@ -218,12 +217,41 @@ class ScanSource:
                 generator=generator,
                 lateral_swap=self.swap,
                 background=[torch.zeros(self.channels, device=device)],  # as inference pads
+                device=device,
+                send=self._courier_to(device).send,
             )
             patches.append(pair[0])
             targets.append(pair[1])
         return Batch(
             torch.cat(patches), torch.cat(targets).long(), self._unlabelled(numbers, device)
         )
+
+    def reside(self, room_bytes: int) -> None:
+        """Keep cases that were drawn from on the device, as far as so many bytes hold them. No
+        batch is another for that.
+        """
+        self._room_bytes = room_bytes
+
+    def _case(self, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Image (C, X, Y, Z) and classes (X, Y, Z) of a case: on the device where there was room,
+        else on the disk, mapped into memory.
+        """
+        if number in self._resident:
+            return self._resident[number]
+        image = torch.from_numpy(self._array(number, "image"))
+        labels = torch.from_numpy(self._array(number, "labels"))
+        size_bytes = image.nbytes + labels.nbytes
+        if size_bytes > self._room_bytes:
+            return image, labels
+        self._room_bytes -= size_bytes
+        courier = self._courier_to(device)
+        self._resident[number] = courier.send(image), courier.send(labels)
+        return self._resident[number]
+
+    def _courier_to(self, device: torch.device) -> Courier:
+        if self._courier is None or self._courier.device != device:
+            self._courier = Courier(device)
+        return self._courier
 
     def loss(self, outputs: Any, batch: Batch) -> Tensor:
         """Dice and cross-entropy of classes, or of overlapping regions; what is to be ignored does
@@ -283,21 +311,6 @@ class ScanSource:
             centre.append(start + length // 2)
         return centre
 
-    def _cut(
-        self, image: NDArray, labels: NDArray, centre: list[int]
-    ) -> tuple[NDArray, NDArray, list[int]]:
-        """The part of a case that any transform of a patch can reach, so that not all of it goes to
-        the device.
-        """
-        lengths = np.array(self.config.model.patch) * self.spacing_mm
-        reach = np.linalg.norm(lengths) / 2 / min(1.0, self.config.augment.scaling[0])
-        reach += 4 * self.config.augment.elastic_mm[1]
-        around = np.ceil(reach / np.array(self.spacing_mm)).astype(int) + 2
-        low = [max(0, c - r) for c, r in zip(centre, around)]
-        box = tuple(slice(a, c + r) for a, c, r in zip(low, centre, around))
-        part = np.ascontiguousarray(image[:, *box]), np.ascontiguousarray(labels[box])
-        return *part, [c - a for c, a in zip(centre, low)]
-
     def _unlabelled(self, numbers: list[int], device: torch.device) -> Tensor | None:
         """(B, K) true where a sample's labels do not tell a class from background; None if all are
         told.
@@ -312,7 +325,8 @@ class ScanSource:
             ]
             for case in cases
         ]
-        return torch.tensor(rows, device=device)
+        # Where there are none, nothing need ask the device for them.
+        return torch.tensor(rows, device=device) if any(map(any, rows)) else None
 
     # Validation -----------------------------------------------------------------------------------
 

@@ -68,6 +68,14 @@ class WithLoss(Protocol):
 
 
 @runtime_checkable
+class Residing(Protocol):
+    """A source that can keep what it draws from on a device."""
+
+    def reside(self, room_bytes: int) -> None:
+        """Keep as much as fits into so many bytes there."""
+
+
+@runtime_checkable
 class Folding(Protocol):
     """A network that can leave its logits folded, 2x2x2 voxels in one, as the losses take them."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,14 +22,17 @@ from medseg import logs
 from medseg.config import Config, TrainConfig
 from medseg.errors import BadConfig, DataWarning
 from medseg.files import sweep
+from medseg.inference import Courier, Fetched
 from medseg.logs import Report
 from medseg.models import save_checkpoint
 from medseg.networks import build_network, check_patch
 from medseg.postprocess import check_steps
+from medseg.training.ahead import Ahead, batches_ahead
+from medseg.training.capacity import room_for_cases
 from medseg.training.clock import RunClock, is_time_to_validate
 from medseg.training.curves import draw_curves
 from medseg.training.identity import check_same_maps
-from medseg.training.losses import hard_dice
+from medseg.training.losses import mean_dice
 from medseg.training.origin import start_from
 from medseg.training.precision import (
     PRECISIONS,
@@ -39,7 +43,7 @@ from medseg.training.precision import (
 )
 from medseg.training.processes import Processes, whole
 from medseg.training.rendered import RenderedSource
-from medseg.training.source import Batch, Folding, Source, WithLoss, model_spec
+from medseg.training.source import Batch, Folding, Residing, Source, WithLoss, model_spec
 from medseg.training.state import (
     append_line,
     check_same_run,
@@ -57,8 +61,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 @dataclass(kw_only=True, eq=False)
 class Run:
     """A run under way. parallel: the network as it is called; best: the averages that did best so
-    far, where the settings ask for them; facts: what `save_run` keeps beside the tensors; log:
-    lines not yet in metrics.jsonl.
+    far, where the settings ask for them; facts: what `save_run` keeps beside the tensors; untold:
+    steps whose loss is on its way from a card; log: lines not yet in metrics.jsonl.
     """
 
     config: Config
@@ -74,8 +78,24 @@ class Run:
     facts: dict[str, Any]
     clock: RunClock
     channels_last: bool
+    batches: Ahead = field(init=False)
+    courier: Courier = field(init=False)
+    untold: deque[tuple[int, Fetched]] = field(default_factory=deque)
     before: float = 0.0
     log: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        device, source = self.processes.device, self.source
+        if isinstance(source, Residing):
+            sizes, count = (source.channels, source.outputs), self.processes.size
+            source.reside(room_for_cases(self.config, *sizes, processes=count, device=device))
+        self.courier = Courier(device)
+        self.batches = Ahead(
+            self._make_batch,
+            device=device,
+            count=batches_ahead(device),
+            stop=self.config.train.steps,
+        )
 
     @classmethod
     def begin(
@@ -156,9 +176,14 @@ class Run:
         """This process's samples of the step; what the network does at random with them follows
         from their seeds, too.
         """
-        seeds, samples = self.processes.share(self.config.train, self.step, mix)
+        seeds, _ = self.processes.share(self.config.train, self.step, mix)
         torch.manual_seed(seeds[0] % 2**63)
-        batch = self.source.batch(self.step, seeds, samples=samples, device=self.processes.device)
+        return self.batches.take(self.step)
+
+    def _make_batch(self, step: int) -> Batch:
+        """This process's samples of any step; nothing of the run may change it."""
+        seeds, samples = self.processes.share(self.config.train, step, mix)
+        batch = self.source.batch(step, seeds, samples=samples, device=self.processes.device)
         if not self.channels_last:
             return batch
         # `contiguous` leaves one channel alone
@@ -205,20 +230,31 @@ class Run:
 
     def count(self, *, loss: Tensor, norm: Tensor, outputs: Any, batch: Batch) -> None:
         """Note the step's loss and Dice. Raises `BadConfig` if the loss is not finite."""
-        dice = (
-            _training_dice(outputs, batch.labels)
-            if self.source.membership is None
-            else float("nan")
-        )
-        value, dice = self.processes.mean(float(loss.detach()), dice)
-        if not math.isfinite(value) or not (torch.isfinite(norm) or self.scaler.is_enabled()):
-            raise BadConfig(
-                f"the loss is not finite at step {self.step + 1}: lower train.learning_rate or use"
-                " fp32"
-            )
+        dice: Tensor | None = None
+        if self.source.membership is None:
+            dice = _training_dice(outputs, batch.labels)
+        device = self.processes.device
+        means = [loss.detach(), torch.tensor(torch.nan) if dice is None else dice]
+        numbers = self.processes.mean(torch.stack([one.double().to(device) for one in means]))
         self.facts["step"] += 1
-        self.facts["loss"] += value
-        self.facts["dice"] += dice
+        told = torch.cat((numbers, whole(norm).detach().double().reshape(1)))
+        self.untold.append((self.step, self.courier.fetch(told)))
+        # Asking for the numbers of this step would wait until a card has done it, and the card then
+        # for the next: those of the step before are there.
+        self._hear(len(self.untold) - (self.courier.link is not None))
+
+    def _hear(self, count: int) -> None:
+        """Add up what the oldest steps told. Raises `BadConfig` if a loss is not finite."""
+        for _ in range(count):
+            step, numbers = self.untold.popleft()
+            with numbers.read() as here:
+                value, dice, norm = here.tolist()
+            if not math.isfinite(value) or not (math.isfinite(norm) or self.scaler.is_enabled()):
+                raise BadConfig(
+                    f"the loss is not finite at step {step}: lower train.learning_rate or use fp32"
+                )
+            self.facts["loss"] += value
+            self.facts["dice"] += dice
 
     def move(self, stopping: int) -> tuple[bool, int]:
         """Move on to the next step's position; whether to save, and the signal to stop at, or 0."""
@@ -234,6 +270,7 @@ class Run:
         settings, facts, step = self.config.train, self.facts, self.step
         if step % settings.log_every == 0 or self.position >= 1:
             rate *= settings.learning_rate
+            self._hear(len(self.untold))
             row = _mean_facts(facts, (step - 1) % settings.log_every + 1, rate)
             self.log.append({**row, "seconds_a_step": round(self.clock.pace, 3)})
             logs.info(__name__, "%s", row)
@@ -293,6 +330,7 @@ class Run:
         """Save the state, and the lines of metrics that belong to it, where it is time to."""
         if not (due or stop or self.position >= 1):
             return
+        self._hear(len(self.untold))
         facts, folder = self.facts, self.folder
         facts["seconds"], facts["pace"] = (
             self.clock.seconds(),
@@ -327,7 +365,8 @@ class Run:
             }
             save_checkpoint(
                 self.folder / "model",
-                model_spec(self.config, self.source),
+                model_spec(self.config, self.source)
+                | {"trained_precision": self.facts["precision"]},
                 state=state,
                 table=self.source.table,
             )
@@ -390,8 +429,8 @@ def make_optimizer(settings: TrainConfig, network: nn.Module) -> torch.optim.Opt
     return torch.optim.AdamW(groups, lr=rate, betas=settings.betas, weight_decay=decay, fused=True)
 
 
-def _training_dice(outputs: Any, labels: Tensor) -> float:
-    """Mean hard Dice of the finest output, or nan where outputs are no class logits."""
+def _training_dice(outputs: Any, labels: Tensor) -> Tensor | None:
+    """Mean hard Dice of the finest output; None where outputs are no class logits."""
     finest = (
         outputs
         if isinstance(outputs, Tensor)
@@ -401,8 +440,8 @@ def _training_dice(outputs: Any, labels: Tensor) -> float:
     )
     folded = isinstance(finest, Tensor) and finest.ndim == 8
     if not isinstance(finest, Tensor) or not (folded or finest.shape[2:] == labels.shape[1:]):
-        return float("nan")
-    return hard_dice(finest.detach(), labels)
+        return None
+    return mean_dice(finest.detach(), labels)
 
 
 def _mean_facts(facts: dict[str, Any], count: int, rate: float) -> dict[str, float]:

@@ -26,6 +26,7 @@ from medseg.errors import BadConfig
 from medseg.inference import scale_to_percentiles
 from medseg.volume import Volume, reorient
 
+CPU = torch.device("cpu")
 #: Four points of a voxel (corners of a tetrahedron, in voxel units) where its intensity is looked
 #: up.
 _INSIDE = 0.25 * torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
@@ -199,16 +200,16 @@ def render(
     *,
     which: int | None = None,
     t1_like: float = 0.0,
+    device: torch.device = CPU,
 ) -> tuple[Tensor, Tensor]:
     """One random image (X, Y, Z) float32 in 0..1 and its classes (X, Y, Z) uint8, on a grid of
     `spacing_mm` in RAS.
 
     `which` picks the head (random if None); `t1_like` is the probability of T1-like rather than
-    random intensities.
+    random intensities. The image is made on `device`, of the same random numbers as on a CPU.
     """
-    rng = _Random(generator)
+    rng = _Random(generator, device)
     which = rng.integer(len(heads.maps)) if which is None else which
-    head, head_spacing = heads.maps[which], heads.spacings_mm[which]
     matrix, centre, flipped = _pose(
         heads, which, shape=shape, spacing_mm=spacing_mm, config=config, rng=rng
     )
@@ -224,9 +225,9 @@ def render(
         low, high = config.border_share
         share = low + rng.rand(len(means))[table.group] * (high - low)
         means = means.lerp(means[heads.tissue], (share * heads.sides).clamp(max=1))
-    to_head = matrix / head_spacing.view(3, 1)
+    to_head = matrix / heads.spacings_mm[which].view(3, 1)
     image, indices, labels = _look_up(
-        head,
+        heads.maps[which],
         to_head,
         centre=centre,
         spacing_mm=spacing_mm,
@@ -237,7 +238,7 @@ def render(
         rng=rng,
     )
     if rng.chance(config.mixed):
-        second = (rng.rand(len(means)) * ~table.inside * (means > 0))[indices.long()]
+        second = (rng.rand(len(means)) * ~table.inside * (means > 0)).to(device)[indices.long()]
         there = (_smooth_field(1, 8, shape=shape, rng=rng)[0] > rng.uniform(-1, 1)) & (second > 0)
         image = torch.where(there, second, image)
     image = _corrupt(image, spacing_mm, config=config, rng=rng)
@@ -252,10 +253,12 @@ def render(
 
 
 class _Random:
-    """Scalars and tensors from one torch generator."""
+    """Scalars and tensors from one torch generator on the CPU; what is as large as an image goes
+    to a device.
+    """
 
-    def __init__(self, generator: Generator) -> None:
-        self.generator = generator
+    def __init__(self, generator: Generator, device: torch.device = CPU) -> None:
+        self.generator, self.device = generator, device
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         return float(torch.empty(()).uniform_(low, high, generator=self.generator))
@@ -268,6 +271,9 @@ class _Random:
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         return torch.randn(*shape, generator=self.generator)
+
+    def noise(self, shape: Sequence[int]) -> Tensor:
+        return self.normal(shape).to(self.device)
 
     def rand(self, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=self.generator)
@@ -316,9 +322,10 @@ def _smooth_field(channels: int, points: int, shape: tuple[int, int, int], rng: 
     """(channels, X, Y, Z) trilinear interpolation of standard normal values on a coarse grid of
     points³.
     """
-    field = rng.normal((channels, points, points, points))
+    field = rng.noise((channels, points, points, points))
     # An axis at a time: several times faster than `interpolate`.
-    return torch.einsum("cijk,xi,yj,zk->cxyz", field, *(_between(size, points) for size in shape))
+    weights = (_between(size, points).to(rng.device) for size in shape)
+    return torch.einsum("cijk,xi,yj,zk->cxyz", field, *weights)
 
 
 def _between(size: int, points: int) -> Tensor:
@@ -333,7 +340,7 @@ def _deformation(
     shape: tuple[int, int, int], spacing_mm: float, config: SynthConfig, rng: _Random
 ) -> Tensor:
     """(3, X, Y, Z) random displacement in mm: the sum of a coarse and a finer smooth field."""
-    field = torch.zeros(3, *shape)
+    field = torch.zeros(3, *shape, device=rng.device)
     for spacing_of_points_mm, largest_mm in config.deformation_mm:
         points = max(2, round(max(shape) * spacing_mm / spacing_of_points_mm))
         field += rng.uniform(0, largest_mm) * _smooth_field(3, points, shape=shape, rng=rng)
@@ -352,9 +359,11 @@ def _look_up(
     from medseg.kernels.threads import in_slabs
 
     shape = tuple(moved.shape[1:])
+    inputs = (head, matrix, centre, moved, _INSIDE, means, deviations, rng.noise(shape), classes)
+    if not _uses_kernels(rng.device):
+        return _look_up_in_torch(*(part.to(rng.device) for part in inputs), spacing_mm=spacing_mm)
     image = torch.empty(shape)
     indices, labels = (torch.empty(shape, dtype=torch.uint8) for _ in range(2))
-    inputs = (head, matrix, centre, moved, _INSIDE, means, deviations, rng.normal(shape), classes)
     arrays = [part.contiguous().numpy() for part in (*inputs, image, indices, labels)]
     spacing = np.float32(spacing_mm)
     in_slabs(
@@ -363,6 +372,37 @@ def _look_up(
         workers=torch.get_num_threads(),
     )
     return image, indices, labels
+
+
+def _uses_kernels(device: torch.device) -> bool:
+    """Whether images on a device are looked up by compiled loops; elsewhere torch does it."""
+    return device.type == "cpu"
+
+
+def _look_up_in_torch(
+    head: Tensor, matrix: Tensor, centre: Tensor, moved: Tensor, inside: Tensor, means: Tensor,
+    deviations: Tensor, noise: Tensor, classes: Tensor, *, spacing_mm: float
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The same as `kernels.rendering.look_up` in operations of torch, for every device."""
+    from_middle = [
+        (torch.arange(n, device=moved.device) - (n - 1) * 0.5) * spacing_mm for n in moved.shape[1:]
+    ]
+    mm = moved + torch.stack(torch.meshgrid(*from_middle, indexing="ij"))
+    at = torch.einsum("rc,cxyz->rxyz", matrix, mm)
+    last = torch.tensor(head.shape, device=moved.device).view(3, 1, 1, 1) - 1
+    flat, total = head.reshape(-1), torch.zeros_like(noise)
+
+    def index_at(offset: Tensor) -> Tensor:
+        # + 1 for the border, + 0.5 because the cut to an integer rounds down.
+        place = at + (centre + 1.5 + offset).view(3, 1, 1, 1)
+        x, y, z = torch.minimum(place.clamp_(min=0).long(), last)
+        return flat[(x * head.shape[1] + y) * head.shape[2] + z]
+
+    for point in inside:
+        total += means[index_at(matrix @ (spacing_mm * point)).long()]
+    indices = index_at(torch.zeros_like(centre))
+    own = indices.long()
+    return total / len(inside) + deviations[own] * noise, indices, classes[own]
 
 
 def _contrast(
@@ -441,10 +481,10 @@ def _corrupt(image: Tensor, spacing_mm: float, config: SynthConfig, rng: _Random
         thickness[axis] = rng.uniform(1.0, config.thickest_mm / spacing_mm)
         small = [max(4, round(n / t)) for n, t in zip(shape, thickness)]
         image = F.interpolate(image[None, None], size=small, mode="area")
-        image += rng.uniform(0, config.noise) * rng.normal(image.shape)
+        image += rng.uniform(0, config.noise) * rng.noise(image.shape)
         image = F.interpolate(image, size=shape, mode="trilinear", align_corners=False)[0, 0]
     else:
-        image = image + rng.uniform(0, config.noise) * rng.normal(shape)
+        image = image + rng.uniform(0, config.noise) * rng.noise(shape)
     return image
 
 

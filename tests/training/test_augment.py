@@ -469,3 +469,29 @@ def test_settings_are_checked():
         AugmentConfig(mirror=(3,))
     with pytest.raises(ValidationError):
         AugmentConfig(noise_share=1.5)
+
+
+@pytest.mark.parametrize("centre", [(15, 16, 12), (0, 31, 3), (40, 12, 12), (-30, 12, 12)])
+def test_a_card_is_sent_what_a_patch_shows_and_its_voxels_are_the_cpu_s(centre, monkeypatch):
+    """Turned, scaled and bent patches within, across and beyond the border of a case."""
+    image, labels = smooth_case((30, 32, 25), channels=2)
+    patch, sent = (12, 9, 16), []
+
+    def send(part):
+        sent.append(part.numel())
+        return part.clone()
+
+    for seed in range(6):
+        expected, classes = crop(image, labels, centre, patch, EVERYTHING_MOVES, seed=seed)
+        with monkeypatch.context() as on_card:
+            on_card.setattr(augment, "_uses_kernels", lambda device: False)
+            got, truth = crop(image, labels, centre, patch, EVERYTHING_MOVES, seed=seed, send=send)
+        assert torch.allclose(got, expected, atol=1e-4)
+        assert float((truth == classes).float().mean()) > 0.995
+    if centre == (15, 16, 12):
+        assert min(sent) < labels.numel() / 3
+
+
+EVERYTHING_MOVES = only(
+    rotation_share=1, scaling_share=1, elastic_share=1, scaling=(0.8, 1.2), elastic_mm=(0, 2)
+)

@@ -22,7 +22,7 @@ from making import networks as tiny
 from making.configs import CONFIG, STEPS, make_config
 from medseg.config import Config, load_config
 from medseg.errors import BadConfig, BadModel, DataWarning, Interrupted
-from medseg.models.folder import load_checkpoint
+from medseg.models.folder import change_spec, load_checkpoint
 from medseg.networks.zoo import build_network
 from medseg.training.clock import learning_rate
 from medseg.training.loop import train
@@ -102,6 +102,17 @@ def test_the_folder_of_a_finished_run_holds_what_is_documented_and_no_leftovers(
         "state-before.safetensors",
         "state.safetensors",
     ]  # fmt: skip
+
+
+def test_a_model_says_in_which_precision_it_was_trained(finished: Path, tmp_path: Path):
+    """And one that does not, as those of earlier versions, is stored without the word."""
+    spec = load_checkpoint(str(finished)).spec
+    assert spec.trained_precision == "fp32"
+    copy = tmp_path / "model"
+    shutil.copytree(finished / "model", copy)
+    change_spec(copy, trained_precision=None)
+    assert "trained_precision" not in json.loads((copy / "model.json").read_text())
+    assert load_checkpoint(str(copy)).spec.trained_precision is None
 
 
 def test_starting_a_finished_run_again_changes_nothing(

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,7 +19,13 @@ from medseg.errors import BadConfig, NotEnoughMemory
 from medseg.labels import Label, LabelTable
 from medseg.networks.zoo import NETWORKS, build_network, check_patch
 from medseg.training import plan as planning
-from medseg.training.capacity import Machine, _saved_bytes, check_memory, training_bytes
+from medseg.training.capacity import (
+    Machine,
+    _saved_bytes,
+    check_memory,
+    room_for_cases,
+    training_bytes,
+)
 from medseg.training.plan import (
     Choice,
     Fingerprint,
@@ -253,3 +260,20 @@ def test_a_patch_holds_nine_of_ten_scans_where_there_is_time_for_that_else_the_m
     # A microsecond a voxel: three quarters of these seconds are 2,500 patches of about 80,000
     # voxels.
     assert planned(found, train__time_s=2500 * 0.08 / 0.75)["model.patch"] == [40, 48, 40]
+
+
+def test_cases_lie_on_a_card_where_training_leaves_room():
+    content = {
+        "name": "x", "data": "data", "train": {"steps": 1},
+        "model": {
+            "name": "unet", "options": {"features": [4, 8]}, "patch": [16, 16, 16],
+            "spacing_mm": 1.0,
+        },
+    }  # fmt: skip
+    config = make_config(content, "test")
+    rest = {"processes": 1, "device": torch.device("cuda")}
+    need_bytes = training_bytes("unet", {"features": [4, 8]}, 1, 3, (16, 16, 16), 1, "cuda")
+    for free_bytes, room_bytes in ((0, 0), (10**10, 7 * 10**9 - need_bytes)):
+        with mock.patch.object(torch.cuda, "mem_get_info", return_value=(free_bytes, 10**11)):
+            assert room_for_cases(config, 1, 3, **rest) == room_bytes  # type: ignore[arg-type]
+    assert room_for_cases(config, 1, 3, processes=1, device=torch.device("cpu")) == 0

@@ -13,12 +13,15 @@ import pytest
 import torch
 
 from making import phantoms
+from making.cards import Link
 from medseg.config import Config, make_config
 from medseg.dataset.cases import load_case
 from medseg.dataset.reading import read_dataset
 from medseg.errors import BadFile
+from medseg.inference.backends.copies import Courier
 from medseg.inference.preprocess import prepare
 from medseg.models.spec import ZScore
+from medseg.training import augment
 from medseg.training.losses import IGNORE
 from medseg.training.scans import ScanSource
 from medseg.training.source import Batch
@@ -202,6 +205,32 @@ def test_mirrored_patches_have_left_and_right_exchanged(tmp_path: Path):
     assert len(set(mirrored)) == 2
     assert source.swap is not None
     assert source.swap.tolist() == [0, 2, 1]
+
+
+def test_on_a_card_cases_that_stay_there_change_no_bit_and_of_others_little_is_sent(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As on a card: the CPU's patches but for rounding, and with any room the same bits."""
+    big = phantoms.dataset(tmp_path / "big", 4, shape=(70, 72, 74))
+    changes = {"augment__rotation_share": 0.5, "augment__elastic_share": 0.5}
+    plain = batches(source_of(big, tmp_path / "store", **changes), range(6))
+    monkeypatch.setattr(augment, "_uses_kernels", lambda device: False)
+    sent_bytes, made = [], []
+    for room_bytes in (0, 2_000_000, 10**9):
+        source = source_of(big, tmp_path / "store", **changes)
+        source._courier = Courier(CPU, Link())
+        source.reside(room_bytes)
+        made.append(batches(source, range(6)))
+        sent_bytes.append(source._courier.link.sent_bytes)
+        assert len(source._resident) == min(3, room_bytes // (5 * 70 * 72 * 74))
+    for each in made:
+        for (images, labels), (again, truth), (cpu, classes) in zip(each, made[0], plain):
+            assert torch.equal(images, again)
+            assert torch.equal(labels, truth)
+            assert torch.allclose(images, cpu, atol=1e-3)
+            assert float((labels == classes).float().mean()) > 0.999
+    whole_bytes = 12 * 5 * 70 * 72 * 74
+    assert sent_bytes[0] < whole_bytes / 8, "no more of a case than its patch shows"
 
 
 def test_only_whole_scans_validate(data: Path, tmp_path: Path):

@@ -15,6 +15,7 @@ from torch import Tensor
 from making import networks as tiny
 from medseg.config import SynthConfig
 from medseg.errors import BadConfig
+from medseg.inference import preprocess
 from medseg.inference.preprocess import percentile_range, scale_to_percentiles
 from medseg.training import synth
 from medseg.training.synth import Heads, load_heads, lookup, render
@@ -384,3 +385,27 @@ def test_only_voxels_that_touch_a_named_tissue_have_an_index_of_their_own():
     assert np.array_equal(np.array(heads.values)[heads.maps[0]], np.array((0, 3, 24))[plain])
     assert int((heads.maps[0] == 3).sum()) == 2 * 17 * 17
     assert int((heads.maps[0] == 4).sum()) == 17 * 17
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_on_a_card_the_same_images_are_drawn(seed: int, monkeypatch: pytest.MonkeyPatch):
+    """By operations of torch, of the same random numbers; rounding decides at a few borders."""
+    image, labels = draw(seed, coarse=1, blurred=1, mixed=1, ghosts=1, skull_stripped=0.5)
+    monkeypatch.setattr(synth, "_uses_kernels", lambda device: False)
+    there, truth = draw(seed, coarse=1, blurred=1, mixed=1, ghosts=1, skull_stripped=0.5)
+    assert float((truth == labels).float().mean()) > 0.999
+    assert float((there - image).abs().mean()) < 1e-3
+    assert truth.dtype == labels.dtype
+
+
+def test_percentiles_are_found_on_a_card_as_on_a_cpu():
+    random = torch.Generator().manual_seed(0)
+    for count in (0, 9, 10, 300, 120_000):
+        image = torch.randn(1, 60, 60, 60, generator=random)
+        image.view(-1)[torch.randperm(image.numel(), generator=random)[count:]] = 0
+        image.abs_()
+        one, other = preprocess._sample_of_filled(image), preprocess._sample_in_torch(image)
+        if count < 10:
+            assert one is other is None
+        else:
+            assert np.array_equal(one, other)
