@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from medseg.errors import BadConfig
-from medseg.inference.settings import Model, Settings
+from medseg.inference.settings import Model, Settings, as_list, is_set
 from medseg.machine import convolves_bfloat16
 
 #: How precisions are called in records, and as PyTorch's types.
@@ -25,7 +25,9 @@ def settle_auto(model: Model, settings: Settings, known: Mapping[str, str]) -> d
 
     device_name = settings.device if settings.device != "auto" else known.get("device", "auto")
     device = choose_device(device_name)
-    precision = known.get("precision") or str(choose_precision("auto", device)).partition(".")[2]
+    trained = None if is_set(model) else as_list(model)[0].spec.trained_precision
+    auto = choose_precision("auto", device, trained)
+    precision = known.get("precision") or str(auto).partition(".")[2]
     can = precision != "bfloat16" or device.type == "cuda" or convolves_bfloat16()
     if not can or precision not in _KINDS:
         raise BadConfig(

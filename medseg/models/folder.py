@@ -318,12 +318,11 @@ def save_checkpoint(
 
 
 def _json_of(spec: ModelSpec) -> bytes:
-    """A spec as it is stored; a recipe only where there is one, so that earlier versions read all
-    others.
+    """A spec as it is stored; what came later only where there is some, so that earlier versions
+    read all others.
     """
-    return (
-        spec.model_dump_json(indent=1, exclude=None if spec.recipe else {"recipe"}) + "\n"
-    ).encode()
+    absent = {name for name in ("recipe", "trained_precision") if getattr(spec, name) is None}
+    return (spec.model_dump_json(indent=1, exclude=absent) + "\n").encode()
 
 
 def change_spec(folder: Path, **changes: Any) -> None:

@@ -116,6 +116,9 @@ class ModelSpec(BaseModel):
     recipe: Recipe | StepRecipe | None = Field(
         default=None, description="how a foreign model sees a scan"
     )
+    trained_precision: Literal["fp32", "bf16", "fp16"] | None = Field(
+        default=None, description="arithmetic of the training, which 'auto' follows on a GPU"
+    )
     fluid: FluidSpec | None = None
     brain: BrainSpec | None = None
     cleanup: tuple[dict[str, Any], ...] = ()

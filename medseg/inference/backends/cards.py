@@ -90,6 +90,12 @@ def cudnn_version() -> tuple[int, ...]:
     return number // unit, number % unit // 100, number % 100
 
 
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether a card computes in bfloat16; before Ampere it is emulated, and slow."""
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 def versions_of(device: str) -> dict[str, str]:
     """What a result depends on beside packages where it was computed on a card: the card's name and
     the libraries below PyTorch. {} of other devices.

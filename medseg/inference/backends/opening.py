@@ -93,7 +93,7 @@ def open_anew(
     faster ones that round a little more.
     """
     place = choose_device(device)
-    dtype = choose_precision(precision, place)
+    dtype = choose_precision(precision, place, checkpoints[0].spec.trained_precision)
     exact = precision == "fp32" if exact is None else exact
     first = BACKENDS["torch" if backend == "auto" else backend](
         checkpoints[0], place, dtype, exact=exact
