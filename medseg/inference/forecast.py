@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -68,6 +68,7 @@ class Plan:
     plain: bool = False  # PyTorch's own arithmetic in float32, every output on its own
     batch: int = 1  # windows at a time
     sums_on_card: bool = False
+    data_on_card: bool = False  # image and labels, which are painted there
     card_bytes: int = 0  # of the card's memory at the peak
 
 
@@ -127,8 +128,28 @@ def plan(scan: Scans, model: Model, settings: Settings) -> Plan:
     _check_memory(peak_bytes, limit, settings)
     if device.type != "cuda":
         return replace(forecast, batch=settings.batch or 1)
-    card = _fit_on_card(layout, checkpoints, settings, device=device, stripes=forecast.stripes)
-    return replace(forecast, batch=card.batch, sums_on_card=card.sums, card_bytes=card.needed_bytes)
+    return _with_card(forecast, volume, layout, checkpoints, settings, device=device)
+
+
+def _with_card(
+    forecast: Plan,
+    volume: Volume,
+    layout: Laid,
+    checkpoints: Sequence[Checkpoint],
+    settings: Settings,
+    *,
+    device: torch.device,
+) -> Plan:
+    card = _fit_on_card(
+        volume, layout, checkpoints, settings, device=device, stripes=forecast.stripes
+    )
+    return replace(
+        forecast,
+        batch=card.batch,
+        sums_on_card=card.sums,
+        data_on_card=card.data,
+        card_bytes=card.needed_bytes,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,14 +193,17 @@ def _lay_own(
     _, cell = blended_features(checkpoints, bool(mirror))
     grid = model_grid(volumes[0], spec.spacing, spec.grid)
     windows = plan_windows(grid.shape, spec.patch, settings.share(spec), cell=cell)
-    return Laid(grid=grid, windows=windows, precision=_precision(settings, device), mirror=mirror)
+    return Laid(
+        grid=grid, windows=windows, precision=_precision(settings, device, spec), mirror=mirror
+    )
 
 
-def _precision(settings: Settings, device: torch.device) -> str:
+def _precision(settings: Settings, device: torch.device, spec: ModelSpec) -> str:
     """The arithmetic of the network: 'float32', for example."""
     from medseg.inference.backends.pytorch import choose_precision
 
-    return str(choose_precision(settings.precision, device)).removeprefix("torch.")  # type: ignore[arg-type]
+    asked: Any = settings.precision
+    return str(choose_precision(asked, device, spec.trained_precision)).removeprefix("torch.")
 
 
 def _lay_journey(
@@ -205,7 +229,7 @@ def _lay_journey(
     return Laid(
         grid=journey,
         windows=windows,
-        precision="float32" if single else _precision(settings, device),
+        precision="float32" if single else _precision(settings, device, spec),
         mirror=mirroring(checkpoints, settings, device.type),
         plain=plain,
         taken=(
@@ -237,7 +261,7 @@ def _lay_frame(
     work = multiply_adds(spec) * windows.count * len(checkpoints) * 2 ** len(mirror)
     light = settings.precision == "auto" and device.type == "cpu" and work < LIGHT
     rounded = settings.exact or settings.every_output
-    precision = "float32" if rounded or light else _precision(settings, device)
+    precision = "float32" if rounded or light else _precision(settings, device, spec)
     return Laid(
         grid=frame,
         windows=windows,
@@ -395,6 +419,7 @@ def _blended(checkpoints: Sequence[Checkpoint], laid: Laid) -> tuple[int, int, b
 
 
 def _fit_on_card(
+    volume: Volume,
     laid: Laid,
     checkpoints: Sequence[Checkpoint],
     settings: Settings,
@@ -419,9 +444,28 @@ def _fit_on_card(
         weight_bytes=weights,
         # One window more while it is added.
         sums_bytes=_sums_bytes(laid.windows, features, stripes) + window,
+        data_bytes=_data_bytes(volume, laid, checkpoints[0].spec, settings, cell=cell),
         free_bytes=int(torch.cuda.mem_get_info(device)[0]),
         batch=settings.batch,
     )
+
+
+def _data_bytes(
+    volume: Volume, laid: Laid, spec: ModelSpec, settings: Settings, *, cell: int
+) -> int | None:
+    """Bytes of what a card holds where it paints: image, labels, and what is made of a block on the
+    way; None where it does not paint: probabilities, journeys, and what is rounded on purpose.
+    """
+    asks_for_maps = settings.probabilities or settings.uncertainty or settings.every_output
+    if isinstance(laid.grid, Journey) or laid.half or laid.plain or asks_for_maps:
+        return None
+    image = _image_bytes(laid.grid, spec, cell)
+    labels = _label_bytes(volume.data.size, spec, laid.grid)
+    return image + labels + _cells_bytes(laid.windows, spec.outputs, cell) + _SLAB_BYTES
+
+
+#: What painting takes of a card for some scan voxels at a time.
+_SLAB_BYTES = 600_000_000
 
 
 def _with_patch(checkpoint: Checkpoint, windows: Windows, cell: int) -> Checkpoint:

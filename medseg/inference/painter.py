@@ -135,6 +135,9 @@ class Painter:
         """What comes next does not go on from what came before; it overlaps it by a plane."""
         self._plane = None
 
+    def finish(self) -> None:
+        """All blocks have been added."""
+
     def add(self, x: int, y: int, block: NDArray[np.float32]) -> None:
         """Paint what lies between the planes seen; block (X, Y, Z, F) begins at (x, y, 0) of the
         model's grid.

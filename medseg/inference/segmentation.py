@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import BadFile, DeviceFailed, NotEnoughMemory
+from medseg.errors import BadFile
 from medseg.inference.ending import journey_way
-from medseg.inference.forecast import Plan, plan, window_count
+from medseg.inference.forecast import Plan, plan
 from medseg.inference.frame import Frame
 from medseg.inference.journey import Journey
 from medseg.inference.preprocess import ModelGrid, on_one_grid
@@ -32,9 +30,10 @@ from medseg.inference.settings import (
     check_set,
     is_set,
 )
+from medseg.inference.stripes import Clock, paint_windows
 from medseg.inference.together import Average, check_together, groups_of
 from medseg.inference.untrained import UNTRAINED
-from medseg.inference.ways import CONTENT_ABOVE, NEVER, Way, foreign_way, own_way
+from medseg.inference.ways import Way, foreign_way, own_way
 from medseg.labels import LabelTable
 from medseg.logs import Progress, silent
 from medseg.machine import give_memory_back
@@ -42,11 +41,8 @@ from medseg.postprocess import clean, keep_largest_together, separate_fluid
 from medseg.volume import Volume, crop
 
 if TYPE_CHECKING:
-    import torch
-
     from medseg.inference.backends.predictor import Predictor
-    from medseg.inference.painter import Painter
-    from medseg.models import Checkpoint, ModelSet, ModelSpec
+    from medseg.models import Checkpoint, ModelSet
 
 
 def segment(
@@ -138,7 +134,7 @@ def _segment_together(
         if before is not None:
             duration_s = sum(before.seconds.values())
             seconds["first stage"] = seconds.get("first stage", 0.0) + duration_s
-    data, clock = average.labels(), _Clock()
+    data, clock = average.labels(), Clock()
     confidence = average.confidence(data)
     labels = _cleaned(
         volume.with_data(data),
@@ -333,19 +329,6 @@ WAYS: dict[type, Callable[..., Way]] = {
 }
 
 
-class _Clock:
-    """Seconds of what overlaps nothing else, by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-
 def _segment_with_network(
     volumes: Sequence[Volume],
     checkpoints: Sequence[Checkpoint],
@@ -357,20 +340,19 @@ def _segment_with_network(
     average: Average | None = None,
 ) -> Segmentation:
     """average: gets the probabilities of every output."""
-    clock, volume = _Clock(), volumes[0]
+    clock, volume = Clock(), volumes[0]
     progress("resampling", 0, 1)
     with clock("resample"):
         way = WAYS[type(made.grid)](volumes, checkpoints, settings, made, previous)
     with clock("load"):
         predictor = _opened(checkpoints, settings, made)
     painter = way.painter(predictor)
-    _paint_windows(
+    paint_windows(
         painter,
         predictor,
         way=way,
         checkpoint=checkpoints[0],
         made=made,
-        batch=made.batch,
         clock=clock,
         progress=progress,
     )
@@ -426,7 +408,7 @@ def _cleaned(
     volume: Volume,
     checkpoint: Checkpoint,
     settings: Settings,
-    clock: _Clock,
+    clock: Clock,
     progress: Progress,
 ) -> Volume:
     """The labels after what the model's JSON says, and after a foreign model's postprocessing where
@@ -446,92 +428,6 @@ def _cleaned(
             for group in checkpoint.postprocessing():
                 labels = keep_largest_together(labels, group)
     return labels
-
-
-def _of_air(spec: ModelSpec, predictor: Predictor) -> list[float]:
-    """What a predictor would say of a voxel of background."""
-    if predictor.head is not None:
-        return [0.0] * predictor.features + [1.0]
-    return [NEVER if spec.regions else 0.0] + [NEVER] * (spec.outputs - 1)
-
-
-def _predicted(
-    predictor: Predictor, clock: _Clock, what: str, patches: torch.Tensor
-) -> torch.Tensor:
-    """The features of patches. Raises `NotEnoughMemory`."""
-    from medseg.inference.backends.cards import is_broken, is_out_of_memory
-
-    try:
-        with clock("network"):
-            return predictor(patches)
-    except RuntimeError as error:
-        if is_broken(error):
-            raise DeviceFailed(str(error).strip().splitlines()[0].rstrip(".")) from None
-        if not is_out_of_memory(error):
-            raise
-    raise NotEnoughMemory(f"there is no memory for {what}; use --batch 1 or --device cpu")
-
-
-def _paint_windows(
-    painter: Painter,
-    predictor: Predictor,
-    way: Way,
-    checkpoint: Checkpoint,
-    made: Plan,
-    batch: int,
-    clock: _Clock,
-    progress: Progress,
-) -> None:
-    """Run the windows over the content of a scan and paint what is finished.
-
-    With a GPU the painting is done beside it, in a thread of its own, one block behind.
-    """
-    from medseg.inference.window import plan_windows, sliding_window
-
-    spec = checkpoint.spec
-    image = way.image
-    windows = plan_windows(
-        image.shape[1:], way.patch, way.overlap, cell=predictor.cell, layout=way.layout
-    )
-    total, done = window_count(windows, made.stripes), 0
-    predict = partial(_predicted, predictor, clock, f"windows of {spec.name} on {made.device}")
-
-    def count(number: int) -> None:
-        nonlocal done
-        done += number
-        progress("segmenting", done, total)
-
-    def paint(x: int, y: int, data: NDArray[np.float32]) -> None:
-        with clock("paint"):
-            painter.add(x, y, data)
-
-    def wait(painting: Future[None] | None) -> None:
-        if painting is not None:
-            with clock("wait"):
-                painting.result()
-
-    empty = (CONTENT_ABOVE, _of_air(spec, predictor)) if spec.skip_empty else None
-    device, waited_for = made.device, "paint" if made.device == "cpu" else "wait"
-    start = time.perf_counter()
-    with ThreadPoolExecutor(1) as beside:
-        for stripe in windows.stripes(made.stripes):
-            painter.begin_part()
-            behind: Future[None] | None = None
-            run = partial(
-                sliding_window, predict, image, windows, batch=batch, stripe=stripe, empty=empty
-            )
-            run = partial(run, weighting=way.weighting, make_sums=way.make_sums, progress=count)
-            sums_device = device if made.sums_on_card else "cpu"
-            for block in way.trimmed(run(device=sums_device, cell=predictor.cell)):
-                if device == "cpu":
-                    paint(block.x, block.y, block.data)
-                    continue
-                wait(behind)
-                behind = beside.submit(paint, block.x, block.y, block.data)
-            wait(behind)
-    # What is left of the time is the sums'. Beside a GPU painting costs only what it is waited for.
-    others = (clock.seconds.get("network", 0.0), clock.seconds.get(waited_for, 0.0))
-    clock.seconds["blend"] = max(0.0, time.perf_counter() - start - sum(others))
 
 
 def check_image(volume: Volume) -> None:

@@ -76,7 +76,23 @@ class Way:
             if all(a < b for a, b in zip(first, last)):
                 part = block.data[tuple(slice(a, b) for a, b in zip(first, last))]
                 x, y = (at + a - low for at, a, low in zip(begin[:2], first[:2], self.low[:2]))
-                yield Block(x, y, np.ascontiguousarray(part))
+                if isinstance(part, np.ndarray):
+                    yield Block(x, y, np.ascontiguousarray(part))
+                else:
+                    yield Block(x, y, part.contiguous())
+
+
+def painter_class(made: Plan) -> Callable[..., Painter]:
+    """What paints: the CPU, or the card that the features lie on."""
+    from medseg.inference.painter import Painter
+
+    if not made.data_on_card:
+        return Painter
+    import torch
+
+    from medseg.inference.backends.painting import CardPainter
+
+    return partial(CardPainter, device=torch.device(made.device))
 
 
 def content_box(image: torch.Tensor) -> tuple[slice, slice, slice]:
@@ -122,7 +138,13 @@ def own_way(
         weighting="floored",
         overlap=settings.share(spec),
         painter=lambda predictor: _own_painter(
-            volumes[0], spec, predictor=predictor, settings=settings, grid=grid, box=box
+            volumes[0],
+            spec,
+            predictor=predictor,
+            settings=settings,
+            grid=grid,
+            box=box,
+            make=painter_class(made),
         ),
         back=lambda painted: painted,
     )
@@ -135,12 +157,11 @@ def _own_painter(
     settings: Settings,
     grid: ModelGrid,
     box: tuple[slice, slice, slice],
+    make: Callable[..., Painter],
 ) -> Painter:
     """A painter of what the model says inside the content box; the rest of the scan is
     background."""
     import torch
-
-    from medseg.inference.painter import Painter
 
     head = predictor.head
     limits = [
@@ -154,7 +175,7 @@ def _own_painter(
         never = np.full((spec.outputs, 1), NEVER, np.float32)
         never[: not spec.regions] = 0
         head = head.with_feature(never.repeat(predictor.cell**3, 0))
-    return Painter(
+    return make(
         volume.shape,
         scan_to_grid(volume, grid, [side.start for side in box]),
         [side.stop - side.start for side in box],
@@ -213,7 +234,9 @@ def foreign_way(
         layout=recipe.layout,
         weighting=recipe.weights,
         overlap=settings.share(spec),
-        painter=lambda predictor: _frame_painter(spec, predictor, settings, frame=frame, half=half),
+        painter=lambda predictor: _frame_painter(
+            spec, predictor, settings, frame=frame, half=half, make=painter_class(made)
+        ),
         back=frame.back,
         make_sums=make_sums,
     )
@@ -240,11 +263,15 @@ PADDINGS: dict[str, Callable[[int], int]] = {
 
 
 def _frame_painter(
-    spec: ModelSpec, predictor: Predictor, settings: Settings, frame: Frame, *, half: bool
+    spec: ModelSpec,
+    predictor: Predictor,
+    settings: Settings,
+    frame: Frame,
+    *,
+    half: bool,
+    make: Callable[..., Painter],
 ) -> Painter:
     import torch
-
-    from medseg.inference.painter import Painter
 
     target = frame.painted()
     shared: dict[str, Any] = {
@@ -261,7 +288,7 @@ def _frame_painter(
         halved = frame.logits.scheme != "linear"
         shared |= {"halved": halved, "raw": settings.every_output}
         return HalfPainter(target.shape, target.to_model, frame.shape, spec.classes, **shared)
-    return Painter(
+    return make(
         target.shape,
         target.to_model,
         frame.shape,

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from medseg.errors import DataWarning
 from medseg.inference.backends.cards import is_out_of_memory
+from medseg.inference.backends.copies import Courier, Fetched
 
 #: Patches (B, C, X, Y, Z) to features or logits (B, F, X, Y, Z).
 Predict = Callable[[Tensor], Tensor]
@@ -153,13 +154,13 @@ WEIGHTS: dict[str, Callable[[int], Tensor]] = {
 
 @dataclass(frozen=True)
 class Block:
-    """Finished features (X, Y, Z, F) float32 whose first voxel is (x, y, 0). It is not written to
-    again.
+    """Finished features (X, Y, Z, F) float32 whose first voxel is (x, y, 0), perhaps on a card. It
+    is not written to again.
     """
 
     x: int
     y: int
-    data: NDArray[np.float32]
+    data: NDArray[np.float32] | Tensor
 
 
 class Sums(Protocol):
@@ -170,7 +171,7 @@ class Sums(Protocol):
 
     def finish(
         self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float32] | Tensor:
         """The means of the next planes, which no later window of this row touches."""
 
     def end_row(self, deep: int) -> None:
@@ -193,6 +194,8 @@ def sliding_window(
     cell: int = 1,
     weighting: str = "floored",
     make_sums: MakeSums | None = None,
+    courier: Courier | None = None,
+    stays: bool = False,
     progress: Callable[[int], None] = lambda windows: None,
 ) -> Iterator[Block]:
     """Weighted means of what `predict` says of the windows of `image` (C, X, Y, Z), as blocks that
@@ -205,13 +208,17 @@ def sliding_window(
     it runs out of memory. `cell`: how many voxels of the image along each axis are one of what is
     predicted, which is what windows, stripes and blocks are counted in. `weighting` is a name in
     `WEIGHTS`. `make_sums` (windows, columns, features) gives other sums than float32 ones.
-    `progress` is called with the number of windows just done.
+    `courier` brings what is predicted on a card to sums on the CPU, while the card predicts the
+    next. Blocks of sums on a card come to the CPU unless one `stays` there. `progress` is called
+    with the number of windows just done.
     """
     low, high = stripe or (0, windows.shape[1])
     rows, columns = windows.starts[0], windows.columns(low, high)
     image = _padded(image, windows, cell)
     weights, shares = _weights(windows, weighting)
-    make: MakeSums = make_sums or partial(_Sums, device=torch.device(device))
+    device = torch.device(device)
+    make: MakeSums = make_sums or partial(_Sums, device=device, stays=stays)
+    carrier = courier if _uses_kernels(device) else None
     sums: Sums | None = None
     chunk = max(1, windows.patch[1] // 4)  # planes, so that what is finished stays small
     # Where the planes of each row and column end that no later one adds to.
@@ -220,7 +227,7 @@ def sliding_window(
     for x, end_x in zip(rows, ends_x):
         for y, end_y in zip(columns, ends_y):
             column = _column(image, windows, (x, y), cell=cell)
-            for places, features in _predicted(predict, column, batch, empty):
+            for places, features in _predicted(predict, column, batch, empty, carrier):
                 if sums is None:
                     count = len(features[0]) if empty is None else len(empty[1])
                     sums = make(windows, columns, count)
@@ -272,7 +279,7 @@ def _finished(
     *,
     scales: Sequence[NDArray[np.float32]],
     most: int,
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
+) -> Iterator[tuple[int, NDArray[np.float32] | Tensor]]:
     """(first plane, means) of the column's planes that no later window adds to, `most` at a time.
 
     Those outside of the stripe are finished, too, and not wanted. scales: of the second axis all
@@ -293,20 +300,39 @@ def _predicted(
     column: Sequence[tuple[int, Tensor]],
     batch: int,
     empty: tuple[float, Sequence[float]] | None,
+    courier: Courier | None,
 ) -> Iterator[tuple[Sequence[int], Sequence[Tensor] | Tensor]]:
     """(depths, features of each) of the windows of a column, the empty ones first; others in
     batches.
 
-    empty: as in `sliding_window`; the features of an empty window are one vector (F, 1, 1, 1).
+    empty, courier: as in `sliding_window`; the features of an empty window are one vector (F, 1, 1,
+    1), those that a courier brings are used up before the next are asked for.
     """
     if empty is not None:
         threshold, air = empty
         nothing = [z for z, window in column if float(window.max()) <= threshold]
         yield nothing, [torch.tensor(air).view(-1, 1, 1, 1)] * len(nothing)
         column = [(z, window) for z, window in column if z not in nothing]
+    waiting: tuple[list[int], Fetched] | None = None
     for begin in range(0, len(column), batch):
         part = column[begin : begin + batch]
-        yield [z for z, _ in part], predict(torch.stack([window for _, window in part]))
+        places, features = [z for z, _ in part], predict(torch.stack([w for _, w in part]))
+        if courier is None or courier.link is None or features.device.type != courier.device.type:
+            yield places, features
+            continue
+        # As they lie, in the network's own arithmetic; what is the same number lies side by side.
+        coming = courier.fetch(features.movedim(1, -1).contiguous())
+        if waiting is not None:
+            yield from _arrived(*waiting)
+        waiting = places, coming
+    if waiting is not None:
+        yield from _arrived(*waiting)
+
+
+def _arrived(places: list[int], coming: Fetched) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """Features (B, F, X, Y, Z) that were on their way from a card."""
+    with coming.read() as here:
+        yield places, here.movedim(-1, 1)
 
 
 class _Sums:
@@ -317,8 +343,17 @@ class _Sums:
     """
 
     def __init__(
-        self, windows: Windows, columns: Sequence[int], features: int, device: torch.device
+        self,
+        windows: Windows,
+        columns: Sequence[int],
+        features: int,
+        device: torch.device,
+        stays: bool = False,
     ) -> None:
+        """stays: what is finished on a card stays there."""
+        self._stays = stays
+        # By where an array lies; it is kept, so that no other one will lie there.
+        self._there: dict[tuple[int, int], tuple[NDArray[np.float32], Tensor]] = {}
         rows = windows.starts[0]
         patch_x, patch_y, depth = windows.patch[0], windows.patch[1], windows.padded[2]
         overlap = max((patch_x - (b - a) for a, b in pairwise(rows)), default=0)
@@ -365,11 +400,9 @@ class _Sums:
                 _in_threads("add_window", len(weights[0]), *flat)
             return
         try:
-            device = self._column.device
-            a, b, c = (torch.from_numpy(w).to(device) for w in weights)
-            window = (a[:, None, None] * b[:, None] * c)[..., None]
-            source = features.permute(1, 2, 3, 0).to(device, torch.float32)
-            target = self._column[:, :, z : z + len(c), : len(features)]
+            window = self._map(weights)
+            source = features.permute(1, 2, 3, 0).to(self._column.device, torch.float32)
+            target = self._column[:, :, z : z + window.shape[2], : len(features)]
             _add_in_ring(target, source.expand(*window.shape[:3], -1), window, self._turn)
             return
         except RuntimeError as error:
@@ -378,6 +411,15 @@ class _Sums:
         self._column, self._carry = self._column.cpu(), self._carry.cpu()
         self._step_down()
         self.add(features.cpu(), weights, z)
+
+    def _map(self, lines: Sequence[NDArray[np.float32]]) -> Tensor:
+        """(X, Y, Z, 1) the product of three lines, which are put on the card once."""
+        keys = [(line.__array_interface__["data"][0], len(line)) for line in lines]
+        for key, line in zip(keys, lines):
+            if key not in self._there:
+                self._there[key] = line, torch.from_numpy(line).to(self._column.device)
+        a, b, c = (self._there[key][1] for key in keys)
+        return (a[:, None, None] * b[:, None] * c)[..., None]
 
     def _step_down(self) -> None:
         """Go on with compiled loops on the CPU, and say so: every later window is copied there."""
@@ -391,7 +433,7 @@ class _Sums:
 
     def finish(
         self, y: int, finished: int, first: int, scales: Sequence[NDArray[np.float32]]
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.float32] | Tensor:
         """The means of the next `finished` planes of the column, which lie at y, those from `first`
         on.
 
@@ -400,8 +442,9 @@ class _Sums:
         along, across, up = scales
         at, deep = y - self._first, self._column.shape[0] - len(along)
         shape = (len(along), len(across), len(up), self._column.shape[3])
+        means: NDArray[np.float32] | Tensor
         if self._compiled:
-            out = np.empty(shape, np.float32)
+            means = out = np.empty(shape, np.float32)
             state = (
                 _flat(self._column.numpy()),
                 self._turn,
@@ -412,17 +455,19 @@ class _Sums:
             rest = (along, across, np.repeat(up, shape[3]), first, _flat(out))
             _in_threads("finish", finished, *state, *rest)
         else:
-            ring = [(self._turn + n) % self._column.shape[1] for n in range(finished)]
-            sums = self._column[:, ring]
-            self._column[:, ring] = 0
+            ring = self._column.shape[1]
+            parts = [slice(self._turn, min(ring, self._turn + finished))]
+            parts += [slice(0, self._turn + finished - ring)] * (self._turn + finished > ring)
+            sums = torch.cat([self._column[:, part] for part in parts], 1)
+            for part in parts:
+                self._column[:, part] = 0
             sums[: self._carried] += self._carry[: self._carried, at : at + finished]
-            a, b, c = (torch.from_numpy(scale).to(sums.device) for scale in scales)
-            part = sums[: shape[0], first : first + shape[1], : shape[2]]
-            out = (part * (a[:, None, None] * b[:, None] * c)[..., None]).cpu().numpy()
+            mine = sums[: shape[0], first : first + shape[1], : shape[2]] * self._map(scales)
+            means = mine if self._stays else mine.cpu().numpy()
             if deep > 0 and len(self._carry):
                 self._carry[:deep, at : at + finished] = sums[shape[0] :]
         self._turn = (self._turn + finished) % self._column.shape[1]
-        return out
+        return means
 
     def end_row(self, deep: int) -> None:
         """Begin a new row; the one before reached `deep` planes into what it adds to."""
@@ -485,6 +530,7 @@ class MappedSums:
         """The means of the next planes, which no later window of this row touches."""
         plain = [np.ones(len(scale), np.float32) for scale in scales]
         sums = self._sums.finish(y, finished, first, plain)
+        assert isinstance(sums, np.ndarray)
         means: NDArray[np.float32] = sums[..., :-1] / sums[..., -1:]
         return means
 

@@ -16,11 +16,13 @@ _SHARE = 0.9
 @dataclass(frozen=True, kw_only=True)
 class OnCard:
     """batch: windows at a time. sums: whether they are added up on the card, else on the CPU, which
-    takes a copy of each window. needed_bytes: of the card at the peak.
+    takes a copy of each window. data: whether the whole image lies there, too, and labels are
+    painted there. needed_bytes: of the card at the peak.
     """
 
     batch: int
     sums: bool
+    data: bool
     needed_bytes: int
 
 
@@ -29,25 +31,27 @@ def fit_on_card(
     *,
     weight_bytes: int,
     sums_bytes: int,
+    data_bytes: int | None = None,
     free_bytes: int,
     batch: int = 0,
 ) -> OnCard:
     """The quickest way that fits into free memory; where none does the smallest, which steps down
     when memory is out.
 
-    window_bytes: of so many windows at a time, everything that lives in the network at once. batch:
-    what a person asked for; 0: `BATCHES`.
+    window_bytes: of so many windows at a time, everything that lives in the network at once.
+    data_bytes: of image and labels; None: the CPU paints in any case. batch: what a person asked
+    for; 0: `BATCHES`.
     """
+    places = [(True, True, sums_bytes + (data_bytes or 0))] * (data_bytes is not None)
+    places += [(True, False, sums_bytes), (False, False, 0)]
     ways = [
         OnCard(
             batch=count,
-            sums=here,
-            needed_bytes=weight_bytes
-            + window_bytes(count)
-            + (sums_bytes if here else 0)
-            + _WORKSPACE_BYTES,
+            sums=sums,
+            data=data,
+            needed_bytes=weight_bytes + window_bytes(count) + here_bytes + _WORKSPACE_BYTES,
         )
-        for here in (True, False)
+        for sums, data, here_bytes in places
         for count in ((batch,) if batch else BATCHES)
     ]
     return next((way for way in ways if way.needed_bytes <= _SHARE * free_bytes), ways[-1])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from medseg.errors import BadConfig, BadModel, DataWarning, NotEnoughMemory
 from medseg.inference.backends.accelerate import accelerate
 from medseg.inference.backends.blocks import form_of
-from medseg.inference.backends.cards import is_out_of_memory
+from medseg.inference.backends.cards import computes_bfloat16, is_out_of_memory
 from medseg.inference.backends.predictor import (
     Body,
     Precision,
@@ -25,6 +25,7 @@ from medseg.inference.backends.predictor import (
 )
 from medseg.machine import convolves_bfloat16, has_matrix_units
 from medseg.models import Checkpoint
+from medseg.networks import has_depthwise
 
 #: What 'auto' means in this process, where somebody else has tried it for all.
 _SETTLED: list[torch.dtype] = []
@@ -35,9 +36,15 @@ def settle_precision(dtype: torch.dtype) -> None:
     _SETTLED[:] = [dtype]
 
 
-def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """The arithmetic of the network: 'auto' is fp16 on a GPU of CUDA; on a CPU bf16 where that is
-    faster, else fp32, as it always is on mps.
+def choose_precision(
+    precision: Precision, device: torch.device, trained: str | None = None
+) -> torch.dtype:
+    """The arithmetic of the network: 'auto' is fp16 on a GPU of CUDA, or bf16 where the network was
+    `trained` in that and the GPU has it; on a CPU bf16 where that is faster, else fp32, as it
+    always is on mps.
+
+    What was trained in bf16 may hold numbers beyond fp16's 65504. fp16 keeps three bits more, so
+    that it stays for what was trained in fp32.
     """
     if device.type == "mps":
         if precision not in ("auto", "fp32"):
@@ -49,7 +56,8 @@ def choose_precision(precision: Precision, device: torch.device) -> torch.dtype:
         if _SETTLED:
             return _SETTLED[0]
         if device.type == "cuda":
-            return torch.float16
+            follows = trained == "bf16" and computes_bfloat16(device)
+            return torch.bfloat16 if follows else torch.float16
         return torch.bfloat16 if _bf16_is_faster() else torch.float32
     if precision == "fp16" and device.type == "cpu":
         raise BadConfig("fp16 is very slow on a CPU; use --precision bf16 or fp32")
@@ -157,7 +165,15 @@ class _Torch:
             )
         else:
             # A copy, for `to` moves a module where it is, and the CPU may have to go on with it.
-            self.network = _channels_last(deepcopy(self.plain).to(device))
+            there = deepcopy(self.plain).to(device)
+            self.network = _channels_last(there) if self.is_last else there
+
+    @property
+    def is_last(self) -> bool:
+        """Whether channels lie last in memory: norms over such sum less accurately, and a card
+        convolves channels one by one where they lie first.
+        """
+        return not self.exact and (self.device.type == "cpu" or not has_depthwise(self.plain))
 
     def __call__(self, patches: Tensor) -> Tensor:
         """Features of patches, whatever memory and arithmetic allow."""
@@ -232,7 +248,7 @@ class _Torch:
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The network in an arithmetic; weights stay float32 and are cast as they are used."""
-        if not self.exact:  # norms over channels that lie last sum less accurately
+        if self.is_last:
             x = x.contiguous(memory_format=torch.channels_last_3d)
         with (
             torch.inference_mode(),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from medseg.errors import BadConfig, DataWarning, DeviceFailed
 from medseg.inference.backends import cards
 from medseg.inference.backends.predictor import choose_device
-from medseg.inference.segmentation import _Clock, _paint_windows, _predicted
+from medseg.inference.stripes import Clock, _predicted, paint_windows
 
 CARD = torch.device("cuda")
 NO_KERNEL = "CUDA error: no kernel image is available for execution on the device\nCompile with ..."
@@ -93,7 +93,7 @@ def test_a_card_that_stopped_is_told_once_and_ends_the_run(text: str):
         raise RuntimeError(text)
 
     with pytest.raises(DeviceFailed, match=r"the GPU stopped working.*--device cpu"):
-        _predicted(predict, _Clock(), "windows", torch.zeros(1))  # type: ignore[arg-type]
+        _predicted(predict, Clock(), "windows", torch.zeros(1))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["mat1 and mat2 shapes cannot be multiplied", NO_KERNEL])
@@ -123,10 +123,7 @@ class Beside:
     def __init__(self, workers: int) -> None:
         pass
 
-    def __enter__(self) -> Beside:
-        return self
-
-    def __exit__(self, *error: object) -> None:
+    def shutdown(self) -> None:
         pass
 
     def submit(self, work: Callable[..., None], *arguments: object) -> mock.Mock:
@@ -155,28 +152,28 @@ def test_painting_beside_a_card_is_not_taken_from_the_time_of_the_sums():
         for n in range(3):
             predict(torch.zeros(1))
             TIME.now += 2
-            yield SimpleNamespace(x=n, y=0, data=None)
+            yield SimpleNamespace(x=n, y=0, data=np.zeros(1))
 
     way = SimpleNamespace(
         image=np.zeros((1, 8, 8, 8)), patch=(8, 8, 8), overlap=0.5, layout="centred",
         weighting=None, make_sums=None, trimmed=lambda blocks: blocks,
     )  # fmt: skip
-    clock = _Clock()
+    clock = Clock()
     with (
-        mock.patch("medseg.inference.segmentation.time.perf_counter", lambda: TIME.now),
-        mock.patch("medseg.inference.segmentation.ThreadPoolExecutor", Beside),
+        mock.patch("medseg.inference.stripes.time.perf_counter", lambda: TIME.now),
+        mock.patch("medseg.inference.stripes.ThreadPoolExecutor", Beside),
         mock.patch("medseg.inference.window.sliding_window", sliding),
         mock.patch("medseg.inference.window.plan_windows") as plan_windows,
-        mock.patch("medseg.inference.segmentation.window_count", return_value=3),
+        mock.patch("medseg.inference.stripes.window_count", return_value=3),
+        mock.patch("medseg.inference.backends.copies.link_to", return_value=None),
     ):
         plan_windows.return_value.stripes.return_value = [(0, 8)]
-        _paint_windows(
+        paint_windows(
             painter=mock.Mock(add=takes(7)),
             predictor=mock.Mock(side_effect=takes(5), cell=1),
             way=way,  # type: ignore[arg-type]
             checkpoint=SimpleNamespace(spec=SimpleNamespace(name="x", skip_empty=False)),  # type: ignore[arg-type]
-            made=mock.Mock(device="cuda", stripes=1),
-            batch=1,
+            made=mock.Mock(device="cuda", stripes=1, data_on_card=False),
             clock=clock,
             progress=lambda what, done, total: None,
         )
@@ -206,3 +203,23 @@ def test_what_is_too_large_for_half_precision_is_computed_twice_only_once():
             assert torch.equal(run(torch.ones(1, 1, 2, 2, 2)), torch.ones(1, 1, 2, 2, 2))
     assert CALLS == [True, False, False, False]
     assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "has_bfloat16", "kind"),
+    [
+        ("bf16", "auto", True, torch.bfloat16),
+        ("bf16", "auto", False, torch.float16),
+        ("bf16", "fp16", True, torch.float16),
+        ("fp16", "auto", True, torch.float16),
+        ("fp32", "auto", True, torch.float16),
+        (None, "auto", True, torch.float16),
+    ],
+)
+def test_auto_follows_the_precision_of_the_training_where_the_card_can(
+    trained: str | None, asked: str, has_bfloat16: bool, kind: torch.dtype
+):
+    from medseg.inference.backends import pytorch
+
+    with mock.patch.object(pytorch, "computes_bfloat16", return_value=has_bfloat16):
+        assert pytorch.choose_precision(asked, CARD, trained) == kind  # type: ignore[arg-type]

@@ -1,0 +1,109 @@
+"""The way that a card takes from scan to labels, on this CPU: what the CPU finds, whatever lies
+there, and never of a copy that has not ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from making import networks as tiny
+from making.cards import Link
+from medseg.errors import DataWarning
+from medseg.inference import segmentation, window
+from medseg.inference.backends import copies, painting
+from medseg.inference.backends.copies import Courier
+from medseg.inference.settings import Settings
+from medseg.models.folder import Checkpoint, load_checkpoint
+from medseg.volume import Volume
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return load_checkpoint(str(tiny.save_unet(tmp_path_factory.mktemp("unet") / "m")))
+
+
+def scan() -> Volume:
+    random = np.random.default_rng(0)
+    data = random.normal(100, 40, (30, 34, 26)).astype(np.float32)
+    return Volume(data, tiny.affine_of((1.4, 1.3, 1.5)))
+
+
+@pytest.fixture
+def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Link]]:
+    """Makes `segment` go as on a card with room for sums and data, through poisoned copies."""
+
+    def on_card(*, sums: bool, data: bool, batch: int = 2, stripes: int = 1) -> list[Link]:
+        links: list[Link] = []
+        real = segmentation.plan
+
+        def plan(*arguments: Any) -> Any:
+            # For torch the same device, and not the one that medseg calls the CPU.
+            return replace(
+                real(*arguments), device="cpu:0", sums_on_card=sums, data_on_card=data, batch=batch,
+                stripes=stripes,
+            )  # fmt: skip
+
+        def link_to(device: torch.device) -> Link:
+            links.append(Link())
+            return links[-1]
+
+        monkeypatch.setattr(segmentation, "plan", plan)
+        monkeypatch.setattr(window, "_uses_kernels", lambda device: device == torch.device("cpu"))
+        for module in (copies, painting):
+            monkeypatch.setattr(module, "link_to", link_to)
+        return links
+
+    return on_card
+
+
+@pytest.mark.parametrize(
+    ("sums", "data"), [(True, True), (True, False), (False, False)], ids=["all", "sums", "nothing"]
+)
+@pytest.mark.parametrize("stripes", [1, 3])
+def test_labels_are_the_cpu_s_whatever_lies_on_the_card(
+    model: Checkpoint, as_on_a_card: Callable, sums: bool, data: bool, stripes: int
+):
+    settings = Settings(device="cpu", precision="fp32")
+    expected = segmentation.segment(scan(), model, settings)
+    links = as_on_a_card(sums=sums, data=data, stripes=stripes)
+    result = segmentation.segment(scan(), model, settings)
+    assert len(np.unique(expected.labels.data)) > 2
+    assert float((result.labels.data != expected.labels.data).mean()) < 1e-4
+    assert result.confidence.keys() == expected.confidence.keys()
+    for value, share in expected.confidence.items():
+        assert result.confidence[value] == pytest.approx(share, abs=0.01)  # parts overlap
+    for link in links:
+        link.check()
+    assert sum(link.sent_bytes for link in links) > 0, "the image, or features"
+
+
+def test_maps_are_made_of_what_comes_back(model: Checkpoint, as_on_a_card: Callable):
+    settings = Settings(device="cpu", precision="fp32", uncertainty=True)
+    expected = segmentation.segment(scan(), model, settings).maps["uncertainty"].data
+    as_on_a_card(sums=True, data=False)
+    found = segmentation.segment(scan(), model, settings).maps["uncertainty"].data
+    assert np.abs(found - expected).max() < 1e-3
+
+
+def test_an_image_that_does_not_fit_stays_here(
+    model: Checkpoint, as_on_a_card: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    settings = Settings(device="cpu", precision="fp32")
+    expected = segmentation.segment(scan(), model, settings).labels.data
+
+    def send(courier: Courier, source: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    as_on_a_card(sums=True, data=True)
+    monkeypatch.setattr(Courier, "send", send)
+    with pytest.warns(DataWarning, match="no room for the image"):
+        labels = segmentation.segment(scan(), model, settings).labels.data
+    assert float((labels != expected).mean()) < 1e-4
