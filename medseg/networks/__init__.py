@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from medseg.networks.layers import (
         Block as Block,
         conv as conv,
+        has_depthwise as has_depthwise,
         likes_channels_last as likes_channels_last,
     )
     from medseg.networks.monai import as_group_norms as as_group_norms
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = door(
     __name__,
     {
-        "layers": ("Block", "conv", "likes_channels_last"),
+        "layers": ("Block", "conv", "has_depthwise", "likes_channels_last"),
         "monai": ("as_group_norms",),
         "zoo": (
             "DEEP_SUPERVISION",

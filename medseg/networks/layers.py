@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.networks.ops.norm import can_fuse, norm_activate
+from medseg.networks.ops import card_norm, norm as cpu_norm
 
 
 def check_numbers(
@@ -110,12 +110,25 @@ class InstanceNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) to the same."""
-        return norm_activate(x, self) if can_fuse(x, self) else super().forward(x)
+        y = normed(x, self)
+        return super().forward(x) if y is None else y
+
+
+def normed(x: Tensor, norm: nn.Module, slope: float = 1.0) -> Tensor | None:
+    """leaky_relu(norm(x), slope) where that is one step: of maps with channels last, on a CPU, or
+    on a card that Triton has kernels for; None elsewhere.
+    """
+    for ops in (cpu_norm, card_norm):
+        if ops.can_fuse(x, norm):
+            assert isinstance(norm, nn.GroupNorm)
+            y: Tensor = ops.norm_activate(x, norm, slope)
+            return y
+    return None
 
 
 class Block(nn.Sequential):
-    """A convolution, instance norm and leaky ReLU; on a CPU the latter two are one step where
-    channels lie last.
+    """A convolution, instance norm and leaky ReLU; the latter two are one step where they can
+    be.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,10 +136,20 @@ class Block(nn.Sequential):
         y: Tensor = self[0](x)
         norm: Any = self[1]
         activation: Any = self[2]
-        if can_fuse(y, norm):
-            return norm_activate(y, norm, activation.negative_slope)
+        slope = getattr(activation, "negative_slope", None)  # other programs' ReLUs have none
+        fused = None if slope is None else normed(y, norm, slope)
+        if fused is not None:
+            return fused
         y = activation(norm(y))
         return y
+
+
+def has_depthwise(network: nn.Module) -> bool:
+    """Whether channels of a network are convolved one by one: on a card that is done channels
+    first, and maps whose channels lie last are turned over before and after.
+    """
+    convolutions = [one for one in network.modules() if isinstance(one, nn.Conv3d)]
+    return any(one.groups == one.in_channels > 1 for one in convolutions)
 
 
 def likes_channels_last(network: nn.Module) -> bool:

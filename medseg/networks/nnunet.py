@@ -24,8 +24,8 @@ from medseg.networks.layers import (
     check_number,
     check_numbers,
     check_size,
+    normed,
 )
-from medseg.networks.ops.norm import can_fuse
 
 
 class Norm(InstanceNorm):
@@ -34,9 +34,14 @@ class Norm(InstanceNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) to the same."""
-        if self.training or x.device.type == "meta" or can_fuse(x, self):
+        if self.training or x.device.type == "meta":
             return super().forward(x)
-        return F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        y = normed(x, self)
+        return (
+            y
+            if y is not None
+            else F.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+        )
 
 
 class BatchNorm(nn.Module):
