@@ -303,6 +303,7 @@ def sums(way: Way) -> dict[str, Any]:
     import torch
 
     from medseg.inference.window import plan_windows, sliding_window
+    from medseg.networks.ops import card_norm
     from medseg.training import augment
     from medseg.training.losses import dice_cross_entropy, hard_dice
 
@@ -346,7 +347,10 @@ def sums(way: Way) -> dict[str, Any]:
     rows["loss"] = abs(each[0][0] - each[1][0]) / each[0][0]
     rows["gradient"] = float((each[0][1] - each[1][1]).norm() / each[0][1].norm())
     rows["hard Dice"] = abs(each[0][2] - each[1][2])
+    if way.on_card and card_norm.works_on(device):
+        rows["norm in one step"] = card_norm._difference_on(device)
     limits = {"sampled image": 1e-4, "sampled labels that differ": 2, "gradient": 1e-4}
+    limits |= {"norm in one step": 1e-3}
     passes = all(value <= limits.get(name, 1e-5) for name, value in rows.items())
     return {"passes": passes, "differences": rows}
 
@@ -459,6 +463,7 @@ def layouts(way: Way) -> dict[str, Any]:
     """7: in what arithmetic and layout norms come, and memory against forecasts."""
     import torch
 
+    from medseg.networks.ops import card_norm
     from medseg.networks.zoo import build_network
     from medseg.training.capacity import training_bytes
 
@@ -498,6 +503,7 @@ def layouts(way: Way) -> dict[str, Any]:
         optimizer.zero_grad()
     forecast = training_bytes("unet", options, 1, 3, patch, 2, kind) / 1e9
     return {
+        "norms in one step": way.on_card and card_norm.works_on(torch.device(way.device)),
         "norms": kinds,
         "forward GB": peaks,
         "step GB": way.peak_gb(),
@@ -507,8 +513,12 @@ def layouts(way: Way) -> dict[str, Any]:
 
 def windows(way: Way) -> dict[str, Any]:
     """8: milliseconds a window, as it is and in other forms."""
+    from unittest import mock
+
     import torch
     from torch import nn
+
+    from medseg.networks.ops import card_norm
 
     half = torch.float16 if way.on_card else torch.bfloat16
     kind, rows = torch.device(way.device).type, {}
@@ -524,6 +534,10 @@ def windows(way: Way) -> dict[str, Any]:
             network.to(memory_format=torch.channels_last_3d)
             rows[f"batch {batch} as it is"] = way.milliseconds(partial(run, last)) / batch
             rows[f"batch {batch} GB"] = way.peak_gb()
+            with mock.patch.object(card_norm, "can_fuse", lambda x, norm: False):
+                rows[f"batch {batch} norms of PyTorch"] = (
+                    way.milliseconds(partial(run, last)) / batch
+                )
             network.to(memory_format=torch.contiguous_format)
             rows[f"batch {batch} contiguous"] = way.milliseconds(partial(run, x)) / batch
             halves = partial(network.to(half), last.to(half))
@@ -583,42 +597,60 @@ def end_to_end(way: Way) -> dict[str, Any]:
     return {"seconds": rows}
 
 
-def prototypes(way: Way) -> dict[str, Any]:
-    """10: what would be gained by keeping data on the card: copies, and the head there."""
+def painting(way: Way) -> dict[str, Any]:
+    """10: labels painted on the device against the CPU's, and what copies cost."""
     import numpy as np
     import torch
 
+    from medseg.inference.backends.copies import Courier
+    from medseg.inference.backends.painting import CardPainter
     from medseg.inference.painter import Head, Painter
 
-    size, features, classes = ((24, 20, 16), 8, 5) if way.tiny else ((256, 256, 256), 32, 25)
-    random = np.random.default_rng(0)
+    size, features, classes = ((24, 20, 16), 8, 5) if way.tiny else ((128, 256, 256), 32, 25)
+    random, device = np.random.default_rng(0), torch.device(way.device)
     block = random.normal(size=(*size, features)).astype(np.float32)
-    head = Head(
-        random.normal(size=(classes, features)).astype(np.float32), np.zeros(classes, np.float32)
-    )
+    weights = random.normal(size=(classes, features)).astype(np.float32)
+    head = Head(weights, np.zeros(classes, np.float32))
+    # A scan of its own spacing, as slanted as scans are.
+    matrix = np.diag([0.53, 0.61, 0.72, 1.0])
+    matrix[0, 1] = matrix[2, 0] = 0.03
+    shape = tuple(round(n / 0.75) for n in size)
+    about = (shape, matrix, size, range(classes))
     begun = time.perf_counter()
-    painter = Painter(size, np.eye(4), size, range(classes), head=head)
-    painter.add(0, 0, block)
+    here = Painter(*about, head=head, certain=True)
+    here.add(0, 0, block)
     painted_s = time.perf_counter() - begun
-    there = torch.from_numpy(block).to(way.device)
-    weights = torch.from_numpy(head.weights).to(way.device)
+    there = torch.from_numpy(block).to(device)
+    kept = []
 
-    def paint() -> Any:
-        slabs = [(slab @ weights.T).argmax(-1).to(torch.uint8) for slab in there.split(64)]
-        return torch.cat(slabs).cpu()
+    def paint() -> None:
+        painter = CardPainter(*about, head=head, certain=True, device=device)
+        painter.add(0, 0, there)
+        painter.finish()
+        kept[:] = [painter]
 
-    equal = float((paint().numpy() == painter.labels).mean())
-    host = torch.from_numpy(block)
-    fast = host.pin_memory() if way.on_card else host
+    way.forget_peak()
+    paint_ms, peak_gb = way.milliseconds(paint), way.peak_gb()
+    courier, host = Courier(device), torch.from_numpy(block)
+
+    def fetch() -> None:
+        with courier.fetch(there).read():
+            pass
+
+    equal = float((kept[0].labels == here.labels).mean())
+    sure = [abs(kept[0].confidence()[key] - one) for key, one in here.confidence().items()]
     return {
+        "passes": equal >= 0.99999 or way.tiny,
         "equal to the painter": equal,
+        "largest difference of confidence": max(sure),
+        "GB": peak_gb,
         "ms": {
             "painter on the CPU": round(1000 * painted_s, 1),
-            "head and arg-max on the device": way.milliseconds(paint),
-            "features there, pageable": way.milliseconds(lambda: host.to(way.device, copy=True)),
-            "features there, pinned": way.milliseconds(
-                lambda: fast.to(way.device, copy=True, non_blocking=True)
-            ),
+            "painter on the device": paint_ms,
+            "features there, pageable": way.milliseconds(lambda: host.to(device, copy=True)),
+            "features there, pinned": way.milliseconds(lambda: courier.send(host)),
+            "features here, pageable": way.milliseconds(there.cpu),
+            "features here, pinned": way.milliseconds(fetch),
         },
     }
 
@@ -627,13 +659,16 @@ def throughput(way: Way) -> dict[str, Any]:
     """11: what share of a training step is waited for data."""
     from unittest import mock
 
-    from medseg.training import Request, train_dataset
+    import torch
+
+    from medseg.models import load_checkpoint
+    from medseg.training import Request, step as step_module, train_dataset
+    from medseg.training.ahead import batches_ahead
     from medseg.training.step import Run
 
     data = save_dataset(way.folder / "data", cases=6, edge=24 if way.tiny else 160)
     steps, patch = (4, 16) if way.tiny else (30, 128)
-    seconds = {"data": 0.0, "rest of the step": 0.0}
-    real, marks = Run.draw, []
+    real, marks, rows = Run.draw, [], {}
 
     def draw(run: Run) -> Any:
         way.wait()
@@ -647,21 +682,32 @@ def throughput(way: Way) -> dict[str, Any]:
         "train.steps": steps, "train.batch": 2, "model.patch": [patch] * 3,
         "train.device": way.device, "train.validate_samples": 0,
     }  # fmt: skip
-    with mock.patch.object(Run, "draw", draw):
-        train_dataset(Request(data=data, run=way.folder / "run", overrides=changes))
-    for step in range(2, 2 * steps - 2, 2):  # the first step is not like the others
-        seconds["data"] += marks[step + 1] - marks[step]
-        seconds["rest of the step"] += marks[step + 2] - marks[step + 1]
-    busy = seconds["rest of the step"] / sum(seconds.values())
-    return {
-        "seconds": {name: round(s, 3) for name, s in seconds.items()},
-        "not data": round(busy, 3),
-    }
+    ahead = batches_ahead(torch.device(way.device))
+    for name, count in {"as it is": ahead, "each when it is asked for": 0}.items():
+        marks.clear()
+        with (
+            mock.patch.object(Run, "draw", draw),
+            mock.patch.object(step_module, "batches_ahead", lambda device, count=count: count),
+        ):
+            run = way.folder / f"run{count}"
+            train_dataset(Request(data=data, run=run, overrides=changes))
+        seconds = {"data": 0.0, "rest of the step": 0.0}
+        for step in range(2, 2 * steps - 2, 2):  # the first step is not like the others
+            seconds["data"] += marks[step + 1] - marks[step]
+            seconds["rest of the step"] += marks[step + 2] - marks[step + 1]
+        rows[name] = {key: round(value, 3) for key, value in seconds.items()}
+        rows[name]["not data"] = round(seconds["rest of the step"] / sum(seconds.values()), 3)
+    weights = [
+        load_checkpoint(str(way.folder / f"run{count}")).network().state_dict()
+        for count in (ahead, 0)
+    ]
+    differ = max(float((weights[0][key] - weights[1][key]).abs().max()) for key in weights[0])
+    return {"seconds": rows, "largest difference of a weight": differ}
 
 
 PARTS: tuple[Callable[[Way], dict[str, Any]], ...] = (
     facts, labels, networks, memory, sums, training, processes, layouts, windows, end_to_end,
-    prototypes, throughput,
+    painting, throughput,
 )  # fmt: skip
 
 
