@@ -53,6 +53,7 @@ def evaluate(
     labels: str | Mapping[str, Sequence[int]] | None = None,
     table: LabelTable | str | Path | None = None,
     volume_index: int | None = None,
+    scans: str | Path | None = None,
     progress: Progress = silent,
     **options: Unpack[Scoring],
 ) -> Evaluation:
@@ -61,7 +62,8 @@ def evaluate(
     reference, prediction: files or folders of them; or two label maps that a program holds, such as
     what `segment` returned. output: a folder for scores.csv, summary.json and report.html. labels:
     structures as '1,2', 'liver=1,tumour=1+2+3' or a mapping of names to values. table: what values
-    mean; else what lies beside the files. options: see `medseg.evaluation.EvaluationOptions`.
+    mean; else what lies beside the files. scans: a folder of the scans, or the scan of one case, to
+    be shown under the errors in report.html. options: see `medseg.evaluation.EvaluationOptions`.
     Raises `BadFile`, `BadGeometry` for two maps on different grids, `BadConfig`, `BadOutput`.
     """
     known = {one.name for one in fields(EvaluationOptions)}
@@ -82,7 +84,9 @@ def evaluate(
         asked = replace(EvaluationOptions(), **options)
         if labels is not None:
             asked = replace(asked, structures=_structures(labels, names))
-        return evaluate_files(*files, output, asked, names, progress, volume_index=volume_index)
+        return evaluate_files(
+            *files, output, asked, names, progress, volume_index=volume_index, scans=scans
+        )
 
 
 def _structures(

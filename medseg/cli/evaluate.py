@@ -105,6 +105,10 @@ def evaluate(
         in_panel(_STATISTICS, min=0, metavar="N", help="Resamplings of cases for the intervals."),
     ] = 2000,
     seed: Annotated[int, in_panel(_STATISTICS, metavar="N", help="Of the resamplings.")] = 0,
+    scans: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Show these scans under the errors in report.html."),
+    ] = None,
     number_cases: Annotated[
         bool,
         typer.Option(
@@ -149,8 +153,9 @@ def evaluate(
     )
     with bar_of_cases(quiet) as progress:
         result = evaluation.evaluate(
-            reference, prediction, output, options, label_table, progress, volume_index=volume
-        )
+            reference, prediction, output, options, label_table, progress, volume_index=volume,
+            scans=scans,
+        )  # fmt: skip
     for problem in result.problems:
         tell(f"note: {problem}")
     tell(f"scores.csv, summary.json and report.html are in {output}", quiet)

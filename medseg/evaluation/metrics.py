@@ -8,7 +8,7 @@ those of `surfaces`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -125,8 +125,8 @@ class Metric:
     function: of a `Pair`; None for scores of lesions, which `lesion_scores` gives. better: which
     way, and by its size where values have a sign; "" where it says nothing about which method is
     better. least, most: between which values it lies, None for no limit; empty: of perfect and of
-    worst empty masks, None for a score that they do not decide. title: what a
-    model's card calls it; only scores that have one are in the card, and drawn in the report.
+    worst empty masks, None for a score that they do not decide. title: what people read. main:
+    whether it is in a model's card and in tables, and is drawn in the report.
     """
 
     function: Function | None = None
@@ -136,21 +136,26 @@ class Metric:
     most: float | None = None
     empty: tuple[float, float] | None = None
     title: str = ""
+    main: bool = False
 
 
-def _share(function: Function | None, *, of_lesions: bool = False, title: str = "") -> Metric:
+def _share(
+    function: Function | None, *, title: str = "", of_lesions: bool = False, main: bool = False
+) -> Metric:
     """A score from 0 to 1 of which more is better."""
     empty = None if of_lesions else (1.0, 0.0)
     return Metric(
-        function=function, better="more", least=0.0, most=1.0, empty=empty, title=title
+        function=function, better="more", least=0.0, most=1.0, empty=empty, title=title, main=main
     )  # fmt: skip
 
 
-def _distance(function: Function | None, *, of_lesions: bool = False, title: str = "") -> Metric:
+def _distance(
+    function: Function | None, *, title: str, of_lesions: bool = False, main: bool = False
+) -> Metric:
     """A distance in mm, of which less is better; infinite where a map lacks the structure."""
     empty = None if of_lesions else (0.0, float("inf"))
     return Metric(
-        function=function, unit="mm", better="less", least=0.0, empty=empty, title=title
+        function=function, unit="mm", better="less", least=0.0, empty=empty, title=title, main=main
     )  # fmt: skip
 
 
@@ -158,68 +163,98 @@ def _distance(function: Function | None, *, of_lesions: bool = False, title: str
 #: line here; statistics, limits, directions, plots and `medseg compare` follow.
 METRICS: dict[str, Metric] = {
     "dice": _share(
-        lambda pair: _ratio(2 * pair.n_both, pair.n_reference + pair.n_prediction), title="Dice"
+        lambda pair: _ratio(2 * pair.n_both, pair.n_reference + pair.n_prediction),
+        title="Dice",
+        main=True,
     ),
     "iou": _share(
-        lambda pair: _ratio(pair.n_both, pair.n_reference + pair.n_prediction - pair.n_both)
+        lambda pair: _ratio(pair.n_both, pair.n_reference + pair.n_prediction - pair.n_both),
+        title="intersection over union",
     ),
-    "precision": _share(lambda pair: _ratio(pair.n_both, pair.n_prediction)),
-    "recall": _share(lambda pair: _ratio(pair.n_both, pair.n_reference)),
+    "precision": _share(lambda pair: _ratio(pair.n_both, pair.n_prediction), title="precision"),
+    "recall": _share(lambda pair: _ratio(pair.n_both, pair.n_reference), title="recall"),
     "volume_reference_mm3": Metric(
-        function=lambda pair: pair.n_reference * pair.voxel_mm3, unit="mm3"
+        function=lambda pair: pair.n_reference * pair.voxel_mm3,
+        unit="mm3",
+        title="volume in the reference (mm³)",
     ),
     "volume_prediction_mm3": Metric(
-        function=lambda pair: pair.n_prediction * pair.voxel_mm3, unit="mm3"
+        function=lambda pair: pair.n_prediction * pair.voxel_mm3,
+        unit="mm3",
+        title="volume in the result (mm³)",
     ),
     "volume_difference_mm3": Metric(
         function=lambda pair: (pair.n_prediction - pair.n_reference) * pair.voxel_mm3,
         unit="mm3",
         better="less",
+        title="volume difference (mm³)",
     ),
     "volume_difference_relative": Metric(
         function=lambda pair: _ratio(pair.n_prediction - pair.n_reference, pair.n_reference),
         better="less",
+        title="volume difference, as a share of the reference",
     ),
-    "hausdorff_mm": _distance(lambda pair: hausdorff(pair.distances)),
+    "hausdorff_mm": _distance(
+        lambda pair: hausdorff(pair.distances), title="Hausdorff distance (mm)"
+    ),
     # A column for each percentile that is asked for.
-    "hausdorff95_mm": _distance(None, title="95 % Hausdorff distance, mm"),
-    "assd_mm": _distance(lambda pair: assd(pair.distances), title="mean surface distance, mm"),
-    "masd_mm": _distance(lambda pair: masd(pair.distances)),
-    "surface_dice": _share(
-        lambda pair: surface_dice(pair.distances, pair.tolerance_mm), title="surface Dice"
+    "hausdorff95_mm": _distance(None, title="95 % Hausdorff distance (mm)", main=True),
+    "assd_mm": _distance(
+        lambda pair: assd(pair.distances),
+        title="average symmetric surface distance (mm)",
+        main=True,
     ),
-    "lesions_reference": Metric(),
-    "lesions_prediction": Metric(),
-    "lesions_found": Metric(better="more"),
-    "lesions_missed": Metric(better="less", least=0.0),
-    "lesions_invented": Metric(better="less", least=0.0),
-    "lesion_f1": _share(None, of_lesions=True, title="F1 of lesions"),
-    "lesion_sq": _share(None, of_lesions=True),
-    "lesion_pq": _share(None, of_lesions=True),
-    "lesion_dice": _share(None, of_lesions=True),
-    "lesion_hausdorff95_mm": _distance(None, of_lesions=True),
+    "masd_mm": _distance(
+        lambda pair: masd(pair.distances), title="mean average surface distance (mm)"
+    ),
+    "surface_dice": _share(
+        lambda pair: surface_dice(pair.distances, pair.tolerance_mm),
+        title="surface Dice",
+        main=True,
+    ),
+    "lesions_reference": Metric(title="lesions in the reference"),
+    "lesions_prediction": Metric(title="lesions in the result"),
+    "lesions_found": Metric(better="more", title="lesions found"),
+    "lesions_missed": Metric(better="less", least=0.0, title="lesions missed"),
+    "lesions_invented": Metric(better="less", least=0.0, title="lesions invented"),
+    "lesion_f1": _share(None, of_lesions=True, title="F1 of lesions", main=True),
+    "lesion_sq": _share(None, of_lesions=True, title="segmentation quality of lesions"),
+    "lesion_pq": _share(None, of_lesions=True, title="panoptic quality of lesions"),
+    "lesion_dice": _share(None, of_lesions=True, title="Dice of lesions"),
+    "lesion_hausdorff95_mm": _distance(
+        None, of_lesions=True, title="95 % Hausdorff distance of lesions (mm)"
+    ),
 }
+_PERCENTILE = re.compile(r"hausdorff([0-9.]+)_mm")
 
 
 def metric_of(column: str) -> Metric | None:
     """What is known of a column of scores; a Hausdorff distance may have any percentile. None for
     others' columns.
     """
-    if re.fullmatch(r"hausdorff[0-9.]+_mm", column):
-        return METRICS["hausdorff95_mm"]
-    return METRICS.get(column)
+    return METRICS["hausdorff95_mm"] if _PERCENTILE.fullmatch(column) else METRICS.get(column)
+
+
+def title_of(column: str) -> str:
+    """What people read where a table has the name of a column."""
+    if match := _PERCENTILE.fullmatch(column):
+        return f"{match[1]} % Hausdorff distance (mm)"
+    metric = METRICS.get(column)
+    return metric.title if metric and metric.title else column.replace("_", " ")
 
 
 def score_titles() -> dict[str, str]:
     """The scores of a model's card, and what it calls them."""
-    return {name: metric.title for name, metric in METRICS.items() if metric.title}
+    return {name: metric.title for name, metric in METRICS.items() if metric.main}
 
 
-def plotted_columns() -> list[str]:
-    """The scores that get a plot where there are any: shares, then distances, then those of
-    lesions.
+def main_columns(columns: Iterable[str]) -> list[str]:
+    """Those of the columns that tables show and plots are made of: shares, then distances, then
+    those of lesions.
     """
-    return sorted(score_titles(), key=lambda name: (name.startswith("lesion"), METRICS[name].unit))
+    metrics = {name: metric_of(name) for name in columns}
+    main = {name: metric for name, metric in metrics.items() if metric and metric.main}
+    return sorted(main, key=lambda name: (name.startswith("lesion"), main[name].unit))
 
 
 def _scores_of(pair: Pair, percentiles: Sequence[float]) -> dict[str, Any]:

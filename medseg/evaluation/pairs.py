@@ -111,12 +111,18 @@ def _example(ours: Mapping[str, Path], theirs: Mapping[str, Path]) -> str:
 
 
 def numbered(
-    pairs: dict[str, tuple[Path, Path]], missing: list[str], extra: list[str]
-) -> tuple[dict[str, tuple[Path, Path]], list[str], list[str]]:
-    """What `match_cases` found, with numbers in the order of the names instead of names."""
+    scans: Mapping[str, Path],
+    pairs: Mapping[str, tuple[Path, Path]],
+    missing: list[str],
+    extra: list[str],
+) -> tuple[dict[str, Path], dict[str, tuple[Path, Path]], list[str], list[str]]:
+    """The scans of cases, and what `match_cases` found, with numbers in the order of the names
+    instead of names.
+    """
     names = sorted([*pairs, *missing, *extra])
     numbers = {name: f"case {n:0{len(str(len(names)))}d}" for n, name in enumerate(names, start=1)}
     return (
+        {numbers[name]: scan for name, scan in scans.items()},
         {numbers[name]: paths for name, paths in pairs.items()},
         [numbers[m] for m in missing],
         [numbers[e] for e in extra],

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medseg.errors import BadConfig, BadFile, MedsegError
+from medseg.evaluation.backgrounds import match_scans
 from medseg.evaluation.lesions import lesion_scores
 from medseg.evaluation.metrics import score
 from medseg.evaluation.pairs import listed, match_cases, numbered, on_grid_of, without_names
@@ -65,6 +66,7 @@ def evaluate(
     progress: Progress = silent,
     *,
     volume_index: int | None = None,
+    scans: str | Path | None = None,
 ) -> Evaluation:
     """Score a prediction, or a folder of them, and write scores.csv, summary.json and report.html
     to `output`.
@@ -72,25 +74,23 @@ def evaluate(
     Cases are matched by file name without suffix and `NAME_ENDINGS`. A folder with a mask of each
     structure is a case, too; structures that a reference has no mask of are not annotated there and
     are not scored. A case that cannot be scored is a problem of the evaluation and not an error,
-    unless it is the only one. volume_index: which volume of files that hold several. Raises
-    `BadFile` for folders without a pair or where no case can be read, `BadGeometry` for a single
-    case on two grids, `BadConfig` for options that contradict the data, `BadOutput` for a place
-    that cannot be written.
+    unless it is the only one. volume_index: which volume of files that hold several. scans: a
+    folder of the scans, which report.html then shows under the errors. Raises `BadFile` for folders
+    without a pair or where no case can be read, `BadGeometry` for a single case on two grids,
+    `BadConfig` for options that contradict the data, `BadOutput` for a place that cannot be
+    written.
     """
-    options = options or EvaluationOptions()
     reference, prediction = Path(reference), Path(prediction)
     masks = masked_cases(reference, prediction, table)
     table = _table_with_masks(masks, table, reference, prediction=prediction)
-    if options.structures is None and table is not None:
-        structures = {label.name: (label.value,) for label in table.labels}
-        options = replace(options, structures=structures)
-    _check_names(options)
+    options = _with_structures(options or EvaluationOptions(), table)
     values = {label.name: label.value for label in table.labels} if table else {}
     volume = {} if volume_index is None else {"volume": volume_index}
     reader = LabelReader(values=values, volume_index=volume_index)
     pairs, missing, extra = match_cases(reference, prediction, masks)
+    backgrounds = {} if scans is None else match_scans(scans, pairs)
     if options.number_cases:
-        pairs, missing, extra = numbered(pairs, missing, extra)
+        backgrounds, pairs, missing, extra = numbered(backgrounds, pairs, missing, extra)
     cases, failures = _score_all(pairs, options, reader=reader, progress=progress)
     problems = _why_not_scored(missing, extra, failures)
     if not cases:
@@ -112,7 +112,7 @@ def evaluate(
     evaluation = Evaluation(rows, summary, problems)
     if output is not None:
         paths = {case: pairs[case] for case in cases}
-        write_evaluation(evaluation, output, paths, options=options, reader=reader)
+        write_evaluation(evaluation, output, paths, options, reader=reader, scans=backgrounds)
     return evaluation
 
 
@@ -186,14 +186,20 @@ def _problems_of(cases: Mapping[str, _Case], *, named: bool) -> list[str]:
     return problems
 
 
-def _check_names(options: EvaluationOptions) -> None:
-    """Raise `BadConfig` if lesions or tolerances name a structure that is not scored."""
+def _with_structures(options: EvaluationOptions, table: LabelTable | None) -> EvaluationOptions:
+    """The options with the structures of the table where they name none. Raises `BadConfig` if
+    lesions or tolerances name a structure that is not scored.
+    """
     tolerances = options.tolerance_mm if isinstance(options.tolerance_mm, Mapping) else {}
+    if options.structures is None and table is not None:
+        structures = {label.name: (label.value,) for label in table.labels}
+        options = replace(options, structures=structures)
     if options.structures is None:
-        return
+        return options
     for name in [*options.lesions, *tolerances]:
         if name and name not in options.structures:
             raise BadConfig(f"'{name}' is not one of the structures {listed(options.structures)}")
+    return options
 
 
 def _in_parallel(
@@ -333,9 +339,10 @@ def write_evaluation(
     pairs: Mapping[str, tuple[Path, Path]],
     options: EvaluationOptions,
     reader: LabelReader | None = None,
+    scans: Mapping[str, Path] | None = None,
 ) -> None:
     """Write scores.csv, summary.json and report.html to a folder: all three, or none where one
-    cannot be written.
+    cannot be written. scans: files of the scans, by case, to be shown in the report.
     """
     from medseg.evaluation.report import report_html
 
@@ -343,7 +350,9 @@ def write_evaluation(
     texts = {
         "scores.csv": scores_csv(result.rows),
         "summary.json": json.dumps(result.summary, indent=1, allow_nan=False) + "\n",
-        "report.html": report_html(result, pairs, options, reader=reader or LabelReader()),
+        "report.html": report_html(
+            result, pairs, options, reader=reader or LabelReader(), scans=scans
+        ),
     }
     with written_together() as stage:
         for name, text in texts.items():

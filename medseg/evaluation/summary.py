@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile
 from medseg.evaluation.lesions import LesionOptions
-from medseg.evaluation.metrics import Empty, score_titles
+from medseg.evaluation.metrics import Empty, main_columns, title_of
 from medseg.evaluation.surfaces import Surface
 from medseg.files import read_text
 from medseg.text import counted, decimal_number, from_cell, to_cell
@@ -85,14 +85,15 @@ def summary_table(summary: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]
 
     Columns excluded and infinite count the cases that the mean of any of them leaves out.
     """
-    columns = list(score_titles())
+    structures = summary["structures"]
+    columns = main_columns(dict.fromkeys(name for one in structures.values() for name in one))
     rows = []
-    for structure, scores in summary["structures"].items():
+    for structure, scores in structures.items():
         there = [name for name in columns if name in scores]
         row: dict[str, Any] = {"structure": structure} | {
-            name: scores[name]["mean"] for name in there
+            title_of(name): scores[name]["mean"] for name in there
         }
-        row["n"] = sum(scores["status"].values())
+        row["cases"] = sum(scores["status"].values())
         row["excluded"] = max((scores[name]["n_excluded"] for name in there), default=0)
         row["infinite"] = max((scores[name]["n_inf"] for name in there), default=0)
         rows.append(row)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from medseg import door
 
 if TYPE_CHECKING:
+    from medseg.view.contrast import contrast_of as contrast_of
     from medseg.view.figure import draw_figure as draw_figure
     from medseg.view.meshes.files import (
         check_name as check_name,
@@ -12,7 +13,13 @@ if TYPE_CHECKING:
     )
     from medseg.view.meshes.surfaces import Surface as Surface, surfaces_of as surfaces_of
     from medseg.view.page import prepare as prepare, write_page as write_page
-    from medseg.view.picture import cut as cut, drawable as drawable, png_bytes as png_bytes
+    from medseg.view.picture import (
+        Word as Word,
+        cut as cut,
+        drawable as drawable,
+        lettered as lettered,
+        png_bytes as png_bytes,
+    )
     from medseg.view.plots import (
         COLORS as COLORS,
         GREY as GREY,
@@ -27,7 +34,11 @@ if TYPE_CHECKING:
         png_of as png_of,
     )
     from medseg.view.preview import (
+        PLANES as PLANES,
+        direction_words as direction_words,
+        grey_picture as grey_picture,
         strip_png as strip_png,
+        upright as upright,
         write_beside as write_beside,
         write_preview as write_preview,
         write_strip as write_strip,
@@ -39,11 +50,12 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = door(
     __name__,
     {
+        "contrast": ("contrast_of",),
         "figure": ("draw_figure",),
         "meshes.files": ("check_name", "write_surfaces"),
         "meshes.surfaces": ("Surface", "surfaces_of"),
         "page": ("prepare", "write_page"),
-        "picture": ("cut", "drawable", "png_bytes"),
+        "picture": ("Word", "cut", "drawable", "lettered", "png_bytes"),
         "plots": (
             "COLORS",
             "GREY",
@@ -57,7 +69,16 @@ __getattr__, __dir__ = door(
             "plain_axes",
             "png_of",
         ),
-        "preview": ("strip_png", "write_beside", "write_preview", "write_strip"),
+        "preview": (
+            "PLANES",
+            "direction_words",
+            "grey_picture",
+            "strip_png",
+            "upright",
+            "write_beside",
+            "write_preview",
+            "write_strip",
+        ),
         "scene": ("write_scene",),
         "server": ("PageServer",),
         "structures": ("chosen_values", "full_table"),

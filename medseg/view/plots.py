@@ -98,7 +98,8 @@ def svg_of(figure: Figure, description: str) -> str:
     text = content.getvalue()
     text = text[text.index("<svg") :].replace(_PAGE_INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r"<style.*?</style>\s*", "", text, flags=re.DOTALL)  # would be that of the page
+    # A style would be that of the whole page, and comments hold the texts once more.
+    text = re.sub(r"<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
     (box,) = re.findall(r'viewBox="([^"]*)"', text[: text.index(">")])
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" role="img"'
@@ -106,7 +107,8 @@ def svg_of(figure: Figure, description: str) -> str:
         ' stroke-linejoin="round">'
     )
     content_of = text[text.index(">") + 1 :].replace("xlink:href", "href")
-    return re.sub(r">\s+<", "><", (head + _with_own_names(content_of, description)).strip())
+    content_of = re.sub(r" ?\n", " ", _with_own_names(content_of, description))
+    return re.sub(r">\s+<", "><", (head + content_of).strip())
 
 
 def _with_own_names(text: str, description: str) -> str:

@@ -41,8 +41,9 @@ def contact_sheet(
     """
     rows = []
     for name, plain, over in _tiles(scan, labels, table, columns):
-        first = _lettered(plain[0], PLANES[name][3])
-        plain[0] = lettered(first, [Word(text=name, place=(4, 4), color=(225, 225, 225))])
+        title = Word(text=name, place=(4, 4), color=(225, 225, 225))
+        words = direction_words(plain[0].shape, PLANES[name][3])
+        plain[0] = lettered(plain[0], [title, *words])
         rows += [np.hstack(plain), np.hstack(over)]
     return np.vstack(rows)
 
@@ -144,21 +145,25 @@ def strip(scan: Volume, labels: Volume, table: LabelTable) -> NDArray[np.uint8]:
     gap = np.zeros((_TILE, _GAP, 3), np.uint8)
     parts: list[NDArray[np.uint8]] = []
     for name, _, over in _tiles(scan, labels, table, columns=1):
-        parts += [_lettered(over[0], PLANES[name][3]), gap]
+        words = direction_words(over[0].shape, PLANES[name][3])
+        parts += [lettered(over[0], words), gap]
     return np.hstack(parts[:-1])
+
+
+def upright(plane: NDArray, across: int, up: int) -> NDArray:
+    """A slice of a volume along RAS as a picture has it, rows running down.
+
+    Index 0 of `across` and `up` is left, posterior or inferior: all three belong on the right or at
+    the bottom.
+    """
+    return (plane.T if across > up else plane)[::-1, ::-1].T
 
 
 def _turned(
     plane: NDArray, across: int, up: int, spacing_mm: tuple[float, float, float]
 ) -> NDArray:
-    """A slice as a picture with square pixels, nearest neighbour, no larger than a tile; rows run
-    down.
-    """
-    if across > up:
-        plane = plane.T
-    # Index 0 of `across` and `up` is left, posterior or inferior: all three belong on the right or
-    # at the bottom.
-    plane = plane[::-1, ::-1].T
+    """A slice as a picture with square pixels, nearest neighbour, no larger than a tile."""
+    plane = upright(plane, across, up)
     extent = np.array([plane.shape[0] * spacing_mm[up], plane.shape[1] * spacing_mm[across]])
     size = np.maximum(1, np.round(extent / extent.max() * _TILE)).astype(int)
     row, column = (((np.arange(n) + 0.5) * m / n).astype(int) for n, m in zip(size, plane.shape))
@@ -172,14 +177,13 @@ def _centred(tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return canvas
 
 
-def _lettered(tile: NDArray[np.uint8], letters: str) -> NDArray[np.uint8]:
-    """Direction letters in the middle of the left, right, top and bottom edges."""
-    middle, end = _TILE / 2, _TILE - 4
-    places = ((middle, 4), (middle, end), (4, middle), (end, middle))
-    return lettered(
-        tile,
-        (
-            Word(text=letter, place=place, anchor=anchor)
-            for letter, place, anchor in zip(letters, places, ("lm", "rm", "mt", "mb"))
-        ),
-    )
+def direction_words(shape: tuple[int, ...], letters: str, size: int = 13) -> list[Word]:
+    """The letters of directions in the middle of the left, right, top and bottom edges of a
+    picture.
+    """
+    rows, columns = shape[:2]
+    places = ((rows / 2, 4), (rows / 2, columns - 4), (4, columns / 2), (rows - 4, columns / 2))
+    return [
+        Word(text=letter, place=place, anchor=anchor, size=size)
+        for letter, place, anchor in zip(letters, places, ("lm", "rm", "mt", "mb"))
+    ]

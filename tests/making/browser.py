@@ -69,6 +69,17 @@ class Browser:
         inner = self.run("return [innerWidth, innerHeight]")
         self._call("POST", "/window/rect", width=2 * width - inner[0], height=2 * height - inner[1])
 
+    def device(self, width: int, height: int, *, scheme: str = "light") -> None:
+        """Show the page as a device of this size in CSS pixels does, in a colour scheme."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": True}
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        for command, params in (
+            ("setDeviceMetricsOverride", metrics),
+            ("setEmulatedMedia", {"features": features}),
+        ):
+            name = f"Emulation.{command}"
+            self._call("POST", "/goog/cdp/execute", cmd=name, params=params)
+
     def png(self) -> bytes:
         """A picture of the window, once two frames have been drawn."""
         self.run_async(
