@@ -12,7 +12,7 @@ import typer
 
 from medseg.cli.options import Json, Quiet, Table, Volume, in_panel, structure_value
 from medseg.cli.show import bar_of_cases, print_json, print_rows, tell
-from medseg.errors import BadConfig
+from medseg.errors import BadConfig, BadOutput
 from medseg.labels import same_name
 from medseg.text import decimal_number
 
@@ -180,6 +180,9 @@ def compare(
             help="Only this, by name or number. Default: the mean over all.",
         ),
     ] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the ranking as a picture.")
+    ] = None,
     bootstrap: Annotated[
         int,
         in_panel(_STATISTICS, min=0, metavar="N", help="Resamplings of cases for the stability."),
@@ -191,18 +194,22 @@ def compare(
     Holm's correction.
 
     Example:
-    medseg compare a/scores.csv b/scores.csv
+    medseg compare a/scores.csv b/scores.csv --png ranking.png
     """
-    from medseg.evaluation import compare as compare_methods
+    from medseg import evaluation
 
-    result = compare_methods(scores, score, structure, bootstrap, seed)
+    if png and png.suffix.lower() != ".png":
+        raise BadOutput(f"{png}: a ranking is a picture; give a name that ends in .png")
+    result = evaluation.compare(scores, score, structure, bootstrap, seed)
     for problem in result.problems:
         tell(f"note: {problem}")
+    if png:
+        evaluation.write_ranking(png, result)
     if as_json:
         print_json(asdict(result))
         return
-    title = f"{result.score}: {result.n_cases} cases, {result.n_excluded} undefined scores left out"
-    print_rows(title, result.methods)
+    title = f"{evaluation.title_of(result.score)}: {result.n_cases} cases"
+    print_rows(f"{title}, {result.n_excluded} undefined scores left out", result.methods)
     print_rows("paired Wilcoxon signed-rank tests", result.tests)
     if result.kendall_tau:
         print_rows(

@@ -17,27 +17,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medseg.cohort.places import Places
 from medseg.cohort.suspicion import Suspicion
 from medseg.cohort.table import Table
 from medseg.files import atomic_write
 from medseg.text import harmless
-from medseg.view import histogram
+from medseg.view import PAGE_STYLE, histogram
 
 #: Cases on a page.
 PER_PAGE = 50
 #: Structures whose volumes are drawn.
 _PLOTS = 60
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:1rem 0}
-td,th{padding:.2rem .7rem;text-align:left;border-bottom:1px solid #ddd}
-td.n{text-align:right}.mix{background:#fff3cd;padding:.5rem 1rem}.bad{color:#a00}
-section{border-top:1px solid #ddd;padding:.6rem 0}section img{background:#000;max-width:100%}
-code{font-size:12px;background:#f3f3f3;padding:.1rem .3rem}nav a{margin-right:.8rem}
-figure{display:inline-block;margin:.4rem .8rem .4rem 0}figcaption{font-size:12px;max-width:11rem}
-input,select{font:inherit;padding:.2rem .5rem}
+td,th{text-align:left}td{white-space:normal}#found td:last-child{min-width:16rem}
+.mix{border-left:4px solid #e69f00;background:var(--raised);padding:.5rem 1rem;
+overflow-wrap:anywhere}.bad{color:#d55e00}
+section{border-top:1px solid var(--line);padding:.6rem 0;overflow-wrap:anywhere}
+section img{margin:.4rem 0;display:inline-block}code{background:var(--raised);padding:.1rem .3rem}
+a{color:var(--accent)}nav a{margin-right:.8rem}
+.plots figcaption{font-weight:400;font-size:12px}
+.plots{grid-template-columns:repeat(auto-fill,minmax(min(100%,14rem),1fr))}
+select{font:inherit;padding:.35rem .6rem;border:1px solid var(--line);border-radius:6px;
+background:var(--ground);color:var(--ink)}
 """
 #: Searches the list of all cases, which stands in the page: [name, status, score, why, page, row].
 _SCRIPT = """
@@ -55,10 +58,17 @@ function show(){
     (fits.length>200?', the first 200 are shown':'')}
 by('word').oninput=by('kind').onchange=show;show();
 """
-#: What should be the same for all cases.
-_ALIKE = (
-    "model", "model_sha256", "settings_sha256", "precision", "backend", "device", "medseg", "torch",
-)  # fmt: skip
+#: Columns that should be the same for all cases, and what they are called.
+_ALIKE = {
+    "model": "model",
+    "model_sha256": "weights, by SHA-256",
+    "settings_sha256": "settings, by SHA-256",
+    "precision": "precision",
+    "backend": "backend",
+    "device": "device",
+    "medseg": "version of medseg",
+    "torch": "version of PyTorch",
+}
 
 
 def write_report(table: Table, suspicion: Suspicion, places: Places) -> int:
@@ -113,20 +123,11 @@ def _mixes(table: Table) -> str:
     """What differs between cases that were computed: precisions, devices, versions."""
     differences = []
     rows = [n for n, status in enumerate(table.texts["status"]) if status in ("done", "skipped")]
-    for column in (
-        "model",
-        "model_sha256",
-        "settings_sha256",
-        "precision",
-        "backend",
-        "device",
-        "medseg",
-        "torch",
-    ):
+    for column, title in _ALIKE.items():
         kinds = Counter(table.texts[column][n] for n in rows)
         if len(kinds) > 1:
             names = ", ".join(f"{kind[:40]} ({count})" for kind, count in kinds.most_common(4))
-            differences.append(f"{column}: {names}")
+            differences.append(f"{title}: {names}")
     if not differences:
         return ""
     items = "".join(f"<li>{_escape(one)}</li>" for one in differences)
@@ -167,7 +168,8 @@ def _search(
         f' <a href="pages/1.html">{pages} pages with pictures</a></p>'
         '<p><input id="word" placeholder="name or reason"> <select id="kind">'
         f'<option value="">any status</option>{options}</select> <span id="count"></span></p>'
-        f'<table><thead><tr>{heads}</tr></thead><tbody id="found"></tbody></table>'
+        f'<div class="wide" tabindex="0"><table><thead><tr>{heads}</tr></thead>'
+        '<tbody id="found"></tbody></table></div>'
         f'<script type="application/json" id="rows">{data}</script><script>{_SCRIPT}</script>'
     )
 
@@ -181,8 +183,17 @@ def _volumes(table: Table) -> str:
         if some.size:
             caption = f"{table.names[value]}: median {np.median(some):.3g} mL"
             words = f"<figcaption>{_escape(caption)}</figcaption>"
-            plots.append(f"<figure>{histogram(some, caption)}{words}</figure>")
-    return "<h2>Volumes</h2>" + "".join(plots) if plots else ""
+            plots.append(f"<figure>{_drawn(some, caption)}{words}</figure>")
+    return f'<h2>Volumes</h2><div class="plots">{"".join(plots)}</div>' if plots else ""
+
+
+def _drawn(numbers: NDArray[np.float64], caption: str) -> str:
+    """A plot, or "" where it cannot be drawn: a report must not be lost with it."""
+    try:
+        return histogram(numbers, caption)
+    except Exception as error:  # whatever the plotting library says
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        return f"<p>It could not be drawn: {_escape(reason)}</p>"
 
 
 # Pages of cases ----------------------------------------------------------------------------------
@@ -234,7 +245,7 @@ def _counts(head: Sequence[str], counts: Mapping[str, int]) -> str:
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     titles = "".join(f"<th>{_escape(title)}</th>" for title in head)
     lines = "".join(f"<tr>{''.join(map(_td, row))}</tr>" for row in rows)
-    return f"<table><tr>{titles}</tr>{lines}</table>"
+    return f'<div class="wide"><table><thead><tr>{titles}</tr></thead>{lines}</table></div>'
 
 
 def _td(value: Any) -> str:
@@ -254,8 +265,10 @@ def _escape(text: object) -> str:
 
 def _html(title: str, content: str) -> str:
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_escape(title)}</title>'
-        f"<style>{_STYLE}</style><h1>{_escape(title)}</h1>{content}</html>\n"
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_escape(title)}</title><style>{PAGE_STYLE}{_STYLE}</style>"
+        f"<main><h1>{_escape(title)}</h1>{content}</main></html>\n"
     )
 
 

@@ -9,11 +9,12 @@ from medseg import door
 if TYPE_CHECKING:
     from medseg.evaluation.comparison import Comparison as Comparison, compare as compare
     from medseg.evaluation.lesions import LesionOptions as LesionOptions
-    from medseg.evaluation.metrics import score_titles as score_titles
+    from medseg.evaluation.metrics import score_titles as score_titles, title_of as title_of
     from medseg.evaluation.pairs import (
         find_table as find_table,
         parse_structures as parse_structures,
     )
+    from medseg.evaluation.ranking import write_ranking as write_ranking
     from medseg.evaluation.reading import (
         read_label_map as read_label_map,
         refuse_folder as refuse_folder,
@@ -32,9 +33,10 @@ __getattr__, __dir__ = door(
     {
         "comparison": ("Comparison", "compare"),
         "lesions": ("LesionOptions",),
-        "metrics": ("score_titles",),
+        "metrics": ("score_titles", "title_of"),
         "pairs": ("find_table", "parse_structures"),
         "reading": ("read_label_map", "refuse_folder"),
+        "ranking": ("write_ranking",),
         "scoring": ("evaluate", "write_evaluation"),
         "summary": ("Evaluation", "EvaluationOptions", "read_scores", "summarise", "summary_table"),
     },

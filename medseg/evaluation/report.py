@@ -24,10 +24,9 @@ import numpy as np
 from medseg.evaluation.metrics import main_columns, metric_of, title_of
 from medseg.evaluation.pictures import COLORS, LINES, ErrorPicture, error_pictures
 from medseg.evaluation.provenance import maker_of, origins, software
-from medseg.evaluation.style import SCRIPT, STYLE
 from medseg.evaluation.summary import score_columns
 from medseg.text import counted, harmless
-from medseg.view import box_plot
+from medseg.view import PAGE_STYLE, TABLE_SCRIPT, box_plot
 
 if TYPE_CHECKING:
     from medseg.evaluation.reading import LabelReader
@@ -94,8 +93,8 @@ def _page(title: str, content: str) -> str:
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>medseg {title.lower()}</title><style>{STYLE}</style>"
-        f"<main><h1>{title}</h1>{content}</main><script>{SCRIPT}</script></html>\n"
+        f"<title>medseg {title.lower()}</title><style>{PAGE_STYLE}</style>"
+        f"<main><h1>{title}</h1>{content}</main><script>{TABLE_SCRIPT}</script></html>\n"
     )
 
 

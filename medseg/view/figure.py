@@ -57,6 +57,8 @@ def _draw_plane(
     plane: tuple[int, int, int, str],
     limits: tuple[float, float],
 ) -> None:
+    from matplotlib.patheffects import withStroke
+
     axis, across, up, letters = plane
     at = slices_that_matter(mask.data, axis, 1)[0]
     grey, here = (np.take(one.data, at, axis) for one in (image, mask))
@@ -76,7 +78,8 @@ def _draw_plane(
     sides = (("left", "center"), ("right", "center"), ("center", "top"), ("center", "bottom"))
     for letter, (x, y), (ha, va) in zip(letters, places, sides):
         place = {"transform": axes.transAxes, "ha": ha, "va": va}
-        axes.text(x, y, letter, color=_share_of(YELLOW), size=9, **place, **TEXT)
+        word = axes.text(x, y, letter, color=_share_of(YELLOW), size=10, **place, **TEXT)
+        word.set_path_effects([withStroke(linewidth=2, foreground="black")])
 
 
 def _colours(here: NDArray[Any], table: LabelTable) -> NDArray[np.float32]:

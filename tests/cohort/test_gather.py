@@ -6,11 +6,13 @@ import csv
 import hashlib
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from making import networks as tiny
+from making.browser import chromium
 from making.cohort import write_records
 from medseg.cohort.gather import gather_cohort
 from medseg.cohort.measures import structure_intensities
@@ -112,6 +114,37 @@ def test_cases_that_were_computed_otherwise_are_told_of_at_the_top(gathered: Pat
     assert "precision: float32 (11), bfloat16 (1)" in text
     statuses = [row["status"] for row in rows_of(tmp_path / "out" / "table.csv")]
     assert statuses.count("skipped") == 1
+
+
+def test_the_report_names_what_differs_draws_volumes_and_outlives_a_plot(tmp_path: Path):
+    write_records(tmp_path / "out", tmp_path / "list.csv", 12)
+    path = next((tmp_path / "out" / "records").rglob("*.json"))
+    content = json.loads(path.read_text())
+    content["versions"]["torch"] = "another"
+    path.write_text(json.dumps(content))
+    text = report(tmp_path)
+    assert "version of PyTorch: " in text
+    assert text.count("<svg") == 32 and "prefers-color-scheme:dark" in text
+    with mock.patch("medseg.cohort.report.histogram", side_effect=RuntimeError("<no ink>")):
+        text = report(tmp_path)
+    assert "could not be drawn: RuntimeError: &lt;no ink&gt;" in text and "median" in text
+
+
+@pytest.mark.browser
+def test_the_report_fits_a_phone_and_is_searched(gathered: Path, tmp_path: Path):
+    with chromium(tmp_path) as browser:
+        browser.open((gathered / "out" / "report.html").as_uri(), state=None)
+        browser.device(390, 800, scheme="dark")
+        assert browser.run("return document.documentElement.scrollWidth") == 390
+        ground = "return getComputedStyle(document.body).backgroundColor"
+        assert browser.run(ground) == "rgb(21, 24, 28)"
+        browser.run(
+            "const box = document.querySelector('#word'); box.value = 'c000007'; box.oninput()"
+        )
+        assert browser.run("return document.querySelectorAll('#found tr').length") == 1
+        browser.open((gathered / "out" / "pages" / "1.html").as_uri(), state=None)
+        assert browser.run("return document.documentElement.scrollWidth") == 390
+        assert browser.messages() == []
 
 
 def report(folder: Path) -> str:

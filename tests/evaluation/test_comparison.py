@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from making import networks as tiny
 from medseg.errors import BadConfig, BadFile
 from medseg.evaluation.comparison import compare, holm
+from medseg.evaluation.ranking import ranking_figure, write_ranking
 
 CASES = [f"case_{n}" for n in range(12)]
 
@@ -113,3 +115,43 @@ def test_what_cannot_be_compared_says_why(three, tmp_path):
         bad.write_text(text)
         with pytest.raises(BadFile, match=words):
             compare([paths[0], bad])
+
+
+def test_the_picture_shows_ranks_and_their_intervals_best_above(three):
+    result = compare(three[1])
+    (axes,) = ranking_figure(result).axes
+    lines = [line.get_xydata() for line in axes.lines]
+    for place, row in enumerate(result.methods):
+        interval, dot = lines[2 * place : 2 * place + 2]
+        assert interval[:, 0].tolist() == row["rank_ci95"]
+        assert dot.tolist() == [[row["rank"], place]] and (interval[:, 1] == place).all()
+    texts = [text.get_text() for text in axes.texts]
+    assert texts[::2] == ["good", "noisy", "poor"]
+    assert texts[1].startswith(f"mean {result.methods[0]['mean']:.4g}, first in ")
+    low, high = axes.get_ylim()
+    assert low > high  # the best is above
+    assert axes.get_title(loc="left") == "Dice, 12 cases"
+
+
+def test_a_picture_comes_of_a_comparison_without_resampling_and_of_odd_names(tmp_path):
+    names = ("方法", "$\\frac{", "a name that is much too long for a picture of methods to hold")
+    paths = [save(tmp_path / f"{name}.csv", np.linspace(0.5, 0.9, 12)) for name in names]
+    result = compare(paths, bootstrap=0)
+    write_ranking(tmp_path / "one.png", result)
+    write_ranking(tmp_path / "two.png", result)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    figure = ranking_figure(result)
+    assert "method 1" in [text.get_text() for text in figure.axes[0].texts]
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+def test_the_command_draws_the_ranking(three, tmp_path):
+    ran = tiny.medseg("compare", *three[1], "--png", tmp_path / "ranking.png")
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith("Dice: 12 cases")
+    assert (tmp_path / "ranking.png").read_bytes()[:4] == b"\x89PNG"
+    ran = tiny.medseg("compare", *three[1], "--png", tmp_path / "ranking.pdf")
+    assert ran.code != 0 and "give a name that ends in .png" in ran.err
+    assert not (tmp_path / "ranking.pdf").exists()

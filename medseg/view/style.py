@@ -1,7 +1,7 @@
-"""How the page of an evaluation looks, and the script that sorts and searches its tables."""
+"""How reports look, and the script that sorts and searches their tables."""
 
 #: Light and dark; on a phone only tables and plots scroll sideways, in boxes of their own.
-STYLE = """
+PAGE_STYLE = """
 :root{color-scheme:light dark;--ink:#1f2328;--soft:#59636e;--line:#d8dde3;--ground:#fff;
 --raised:#f6f8fa;--accent:#0b62a8}
 @media (prefers-color-scheme:dark){:root{--ink:#e6e8eb;--soft:#9aa4af;--line:#353b43;
@@ -47,7 +47,7 @@ dd{margin:0;overflow-wrap:anywhere}code{font-size:12px}
 td,th{padding:.3rem .5rem}}
 """
 #: Numbers sort by their values; what is not defined stays at the end either way.
-SCRIPT = """
+TABLE_SCRIPT = """
 for(const table of document.querySelectorAll('table.sortable')){
   const body=table.tBodies[0],heads=[...table.tHead.rows[0].cells];
   const value=(row,n)=>{const cell=row.cells[n],text=cell.dataset.v;
