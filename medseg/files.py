@@ -77,7 +77,8 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(final)  # closed, or Windows would refuse
-        _sync_folder(final.parent)
+        if not final.parent.name.startswith(TEMPORARY):  # of a private folder nothing stays
+            _sync_folder(final.parent)
     except OSError as error:
         raise BadOutput(f"{path}: cannot be written: {_remedy(error, final.parent)}") from None
     finally:

@@ -14,6 +14,7 @@ In BIDS form the labels lie in `sub-01/ses-2/anat/` instead, and all but they is
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ _ENTITIES = (
     "sub", "ses", "sample", "task", "tracksys", "acq", "ce", "trc", "stain", "rec", "dir", "run",
     "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi",
 )  # fmt: skip
+
+
+#: Where `medseg view SCAN LABELS -o OUT/pages/viewer/CASE.html` puts a page, the report has a link.
+VIEWERS = "pages/viewer"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +66,11 @@ class Places:
 
     def record(self, name: str) -> Path:
         """The record of a case, whatever became of it."""
-        return Path(f"{self.out}/records/{shelf(name)}/{name}.json")
+        return Path(f"{self.out}/{self.record_below(name)}")
+
+    def record_below(self, name: str) -> str:
+        """The same, seen from the output."""
+        return f"records/{shelf(name)}/{name}.json"
 
     def attempts(self, name: str) -> Path:
         """The attempts at a case."""
@@ -69,7 +78,11 @@ class Places:
 
     def picture(self, name: str) -> Path:
         """The picture of a case in the report."""
-        return Path(f"{self.out}/cases/{shelf(name)}/{name}/{name}.png")
+        return Path(f"{self.out}/{self.picture_below(name)}")
+
+    def picture_below(self, name: str) -> str:
+        """The same, seen from the output."""
+        return f"cases/{shelf(name)}/{name}/{name}.png"
 
     def log(self, part: str) -> Path:
         """What a part did."""
@@ -77,22 +90,38 @@ class Places:
 
     def labels(self, case: Case) -> Path:
         """The label map of a case."""
+        return Path(f"{self.out}/{self.labels_below(case)}")
+
+    def labels_below(self, case: Case) -> str:
+        """The same, seen from the output."""
         name = case.name
         if not self.bids or not case.images:
-            return Path(f"{self.out}/cases/{shelf(name)}/{name}/{name}_seg.nii.gz")
+            return f"cases/{shelf(name)}/{name}/{name}_seg.nii.gz"
         source = Path(case.images[0])
         entities, suffix = entities_of(source.name)
         description = self.bids + (_plain(suffix) if self.several else "")
         pairs = [f"{key}-{entities[key]}" for key in _ENTITIES if key in entities]
         stem = "_".join((*pairs, f"desc-{description}", "dseg"))
         folders = [f"{key}-{entities[key]}" for key in ("sub", "ses") if key in entities]
-        return self.out.joinpath(*folders, source.parent.name, f"{stem}.nii.gz")
+        return "/".join((*folders, source.parent.name, f"{stem}.nii.gz"))
 
-    def has(self, path: Path) -> bool:
+    def has(self, path: Path | str) -> bool:
         """Whether a file of the output is there."""
         if self.names is None:
-            return path.exists()
-        return path.relative_to(self.out).as_posix() in self.names
+            return os.path.exists(path)  # noqa: PTH110 - of a text, which is faster
+        return str(path).removeprefix(f"{self.out}/") in self.names
+
+    def viewers(self) -> frozenset[str]:
+        """The names of cases that have a page of the viewer."""
+        if self.names is None:
+            try:
+                pages = os.listdir(self.out / VIEWERS)  # noqa: PTH208 - names are wanted
+            except OSError:
+                return frozenset()
+        else:
+            begin = f"{VIEWERS}/"
+            pages = [one.removeprefix(begin) for one in self.names if one.startswith(begin)]
+        return frozenset(one.removesuffix(".html") for one in pages if one.endswith(".html"))
 
     def homes(self, case: Case) -> list[Path]:
         """The folders into which a case is written."""

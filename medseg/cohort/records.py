@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from medseg.errors import MedsegError
 from medseg.files import atomic_write
 from medseg.inference import FORMAT as RECORD_FORMAT, finished_now
@@ -85,8 +87,8 @@ def load(path: str | Path) -> dict[str, Any] | None:
     """The content of a record; None where it is not there or is something else."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - a text is faster, of 40,000
-            content = json.loads(file.read())
-    except (OSError, ValueError, RecursionError):
+            content = from_json(file.read())
+    except (OSError, ValueError):
         return None
     is_record = isinstance(content, dict) and content.get("format") == RECORD_FORMAT
     return content if is_record else None

@@ -12,6 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape as escape_html
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ function show(){
     (fits.length>200?', the first 200 are shown':'')}
 by('word').oninput=by('kind').onchange=show;show();
 """
+_PLAIN_ADDRESS = re.compile(r"[A-Za-z0-9/._~-]*")
 #: Columns that should be the same for all cases, and what they are called.
 _ALIKE = {
     "model": "model",
@@ -76,8 +78,9 @@ def write_report(table: Table, suspicion: Suspicion, places: Places) -> int:
     order = _order(table, suspicion)
     pages = [order[at : at + PER_PAGE] for at in range(0, len(order), PER_PAGE)]
     (places.out / "pages").mkdir(parents=True, exist_ok=True)
+    maker = _Pages(table=table, suspicion=suspicion, places=places, viewers=places.viewers())
     for number, rows in enumerate(pages, 1):
-        text = _page(table, suspicion, places=places, rows=rows, number=number, count=len(pages))
+        text = maker.page(rows, number, len(pages))
         _write(places.out / "pages" / f"{number}.html", text)
     number = len(pages) + 1
     while (old := places.out / "pages" / f"{number}.html").exists():  # of a longer list
@@ -199,43 +202,45 @@ def _drawn(numbers: NDArray[np.float64], caption: str) -> str:
 # Pages of cases ----------------------------------------------------------------------------------
 
 
-def _page(
-    table: Table,
-    suspicion: Suspicion,
-    places: Places,
-    rows: Sequence[int],
-    number: int,
-    count: int,
-) -> str:
-    links = ['<a href="../report.html">all</a>']
-    for text, other in (("before", number - 1), ("after", number + 1)):
-        if 1 <= other <= count:
-            links.append(f'<a href="{other}.html">{text}</a>')
-    navigation = f"<nav>{' '.join(links)} page {number} of {count}</nav>"
-    cases = "".join(_case(table, suspicion, places, row) for row in rows)
-    return _html(f"Cases, page {number} of {count}", f"{navigation}{cases}{navigation}")
+@dataclass(frozen=True, kw_only=True)
+class _Pages:
+    """What the pages of cases are made of. viewers: names of cases that have a viewer page."""
 
+    table: Table
+    suspicion: Suspicion
+    places: Places
+    viewers: frozenset[str]
 
-def _case(table: Table, suspicion: Suspicion, places: Places, row: int) -> str:
-    case, status = table.cases[row], table.texts["status"][row]
-    name = _escape(case.name)
-    score = f"suspicion {suspicion.scores[row]:.1f}"
-    parts = [f'<section id="c{row}"><b>{name}</b> {_escape(status)}, {score}']
-    parts.append(f"<br>{_escape(suspicion.reasons[row])}" if suspicion.reasons[row] else "")
-    error = table.texts["error"][row]
-    parts.append(f'<br><span class="bad">{_escape(error)}</span>' if error else "")
-    if labels := table.texts["labels"][row]:
-        picture = places.picture(case.name)
-        if places.has(picture):
-            source = _address(picture.relative_to(places.out).as_posix())
-            parts.append(f'<br><img loading="lazy" src="../{source}" alt="{name} with its labels">')
-        viewer = places.out / "pages" / "viewer" / f"{case.name}.html"
-        if places.has(viewer):
-            parts.append(f'<br><a href="viewer/{_address(viewer.name)}">open in the viewer</a>')
-        elif case.images and "://" not in case.images[0] and places.names is None:
-            command = f"medseg view '{case.images[0]}' '{places.out / labels}'"
-            parts.append(f"<br>to look at it: <code>{_escape(command)}</code>")
-    return "".join(parts) + "</section>"
+    def page(self, rows: Sequence[int], number: int, count: int) -> str:
+        """The page of a number, of so many."""
+        links = ['<a href="../report.html">all</a>']
+        for text, other in (("before", number - 1), ("after", number + 1)):
+            if 1 <= other <= count:
+                links.append(f'<a href="{other}.html">{text}</a>')
+        navigation = f"<nav>{' '.join(links)} page {number} of {count}</nav>"
+        cases = "".join(self._case(row) for row in rows)
+        return _html(f"Cases, page {number} of {count}", f"{navigation}{cases}{navigation}")
+
+    def _case(self, row: int) -> str:
+        case, texts = self.table.cases[row], self.table.texts
+        name, reason, error = _escape(case.name), self.suspicion.reasons[row], texts["error"][row]
+        score = f"suspicion {self.suspicion.scores[row]:.1f}"
+        parts = [f'<section id="c{row}"><b>{name}</b> {_escape(texts["status"][row])}, {score}']
+        parts.append(f"<br>{_escape(reason)}" if reason else "")
+        parts.append(f'<br><span class="bad">{_escape(error)}</span>' if error else "")
+        if labels := texts["labels"][row]:
+            out, picture = self.places.out, self.places.picture_below(case.name)
+            if self.places.has(f"{out}/{picture}"):
+                address = _address(picture)
+                image = f'<img loading="lazy" src="../{address}" alt="{name} with its labels">'
+                parts.append(f"<br>{image}")
+            if case.name in self.viewers:
+                page = _address(f"{case.name}.html")
+                parts.append(f'<br><a href="viewer/{page}">open in the viewer</a>')
+            elif case.images and "://" not in case.images[0] and self.places.names is None:
+                command = f"medseg view '{case.images[0]}' '{out}/{labels}'"
+                parts.append(f"<br>to look at it: <code>{_escape(command)}</code>")
+        return "".join(parts) + "</section>"
 
 
 def _counts(head: Sequence[str], counts: Mapping[str, int]) -> str:
@@ -254,6 +259,8 @@ def _td(value: Any) -> str:
 
 def _address(path: str) -> str:
     """A path below as an address: what is not plain in percent (RFC 3986)."""
+    if _PLAIN_ADDRESS.fullmatch(path):
+        return path
     plain = re.compile(rb"[A-Za-z0-9/._~-]")
     letters = (bytes([one]) for one in os.fsencode(path))
     return "".join(one.decode() if plain.match(one) else f"%{one[0]:02X}" for one in letters)

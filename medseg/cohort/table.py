@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,7 +41,6 @@ NUMBERS = (
 _WHOLE = ("attempts", "peak_memory_bytes", "n_warnings")
 #: What is known of each structure, as columns such as ml_17.
 MEASURES = ("ml", "confidence", "mean", "sd", "median")
-_MEASURES = set(MEASURES)
 #: Rows that are written at a time.
 _ROWS = 1000
 #: Between the warnings of a row.
@@ -92,8 +91,13 @@ class Table:
 Cells: TypeAlias = Callable[[int, int], list[Any]]
 
 
-def _texts(texts: Sequence[str]) -> Cells:
-    return lambda start, stop: [to_cell(text) for text in texts[start:stop]]
+def _texts(texts: Sequence[Any]) -> Cells:
+    def cells(start: int, stop: int) -> list[Any]:
+        some = texts[start:stop]
+        known = {text: to_cell(text) for text in set(some)}  # mostly the same in many rows
+        return [known[text] for text in some]
+
+    return cells
 
 
 def _cells(numbers: NDArray[np.float64], whole: bool, start: int, stop: int) -> list[Any]:
@@ -114,16 +118,19 @@ def read_table(cohort: Cohort, request: Request, places: Places) -> Table:
     count = len(cohort.cases)
     label_table = LabelTable.read(places.table) if places.table.is_file() else LabelTable(())
     names = {label.value: label.name for label in label_table.labels}
+    values = sorted(names)
+    block = np.full((count, len(values) * len(MEASURES)), np.nan)
+    columns = [(measure, value) for value in values for measure in MEASURES]
     table = Table(
         cases=cohort.cases,
         carried=_own_names(cohort.columns),
         texts={name: [""] * count for name in TEXTS},
         numbers={name: np.full(count, np.nan) for name in NUMBERS},
-        structures={(m, v): np.full(count, np.nan) for m in MEASURES for v in sorted(names)},
+        structures={key: block[:, place] for place, key in enumerate(columns)},
         names=names,
     )
     for row, case in enumerate(cohort.cases):
-        record = load(places.record(case.name))
+        record = load(f"{places.out}/{places.record_below(case.name)}")
         outcome = None if record is None else outcome_of(record)
         if record is None or outcome is None:
             table.texts["status"][row] = "waiting"
@@ -131,8 +138,13 @@ def read_table(cohort: Cohort, request: Request, places: Places) -> Table:
             table.numbers["attempts"][row] = history.begun
             continue
         _fill(table, row, record, outcome.status)
+        structures = record.get("structures") or ()
+        if [one.get("value") for one in structures] == values:  # as nearly always, and faster
+            block[row] = [one.get(m, np.nan) for one in structures for m in MEASURES]
+        else:
+            _fill_structures(table, row, structures)
         if outcome.status == "done":
-            table.texts["labels"][row] = str(places.labels(case).relative_to(places.out))
+            table.texts["labels"][row] = places.labels_below(case)
             if record.get("settings_sha256") != request.settings_sha256:
                 table.texts["status"][row] = "skipped"
     return table
@@ -163,16 +175,21 @@ def _fill(table: Table, row: int, record: Mapping[str, Any], status: str) -> Non
     for name, value in facts.items():
         table.texts[name][row] = _as_text(value)
     _fill_numbers(table, row, record, n_warnings=len(warnings))
-    for one in record.get("structures") or ():
-        value = one.get("value")
-        if value not in table.names:
-            _add_structure(table, value, str(one.get("name", value)))
-        for measure in one.keys() & _MEASURES:
-            table.structures[measure, value][row] = one[measure]
     for one in record.get("totals") or ():
         if one["name"] not in table.totals:
             table.totals[one["name"]] = np.full(len(table), np.nan)
         table.totals[one["name"]][row] = one["ml"]
+
+
+def _fill_structures(table: Table, row: int, structures: Iterable[Mapping[str, Any]]) -> None:
+    """Structures that are others than those of the model's table, or in another order."""
+    for one in structures:
+        value: Any = one.get("value")
+        if value not in table.names:
+            _add_structure(table, value, str(one.get("name", value)))
+        for measure in MEASURES:
+            if measure in one:
+                table.structures[measure, value][row] = one[measure]
 
 
 def _fill_numbers(table: Table, row: int, record: Mapping[str, Any], n_warnings: int) -> None:

@@ -51,21 +51,21 @@ class Word:
     rim: int = 1
 
 
-def write_png(path: str | Path, picture: NDArray[np.uint8]) -> None:
+def write_png(path: str | Path, picture: NDArray[np.uint8], *, level: int = 6) -> None:
     """Write a picture as PNG, whole or not at all. Raises `BadOutput`."""
-    content = png_bytes(picture)
+    content = png_bytes(picture, level=level)
     with atomic_write(path) as handle:
         handle.write(content)
 
 
-def png_bytes(picture: NDArray[np.uint8]) -> bytes:
+def png_bytes(picture: NDArray[np.uint8], *, level: int = 6) -> bytes:
     """A picture (rows, columns), or with 3 or 4 channels behind, as the bytes of a PNG file: always
-    the same for the same picture.
+    the same for the same picture. level: how hard it is packed, from 1 to 9.
     """
     from PIL import Image
 
     content = BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(content, "PNG", compress_level=6)
+    Image.fromarray(np.ascontiguousarray(picture)).save(content, "PNG", compress_level=level)
     return content.getvalue()
 
 
@@ -75,12 +75,15 @@ def lettered(picture: NDArray[np.uint8], words: Iterable[Word]) -> NDArray[np.ui
 
     image = Image.fromarray(np.ascontiguousarray(picture))
     draw = ImageDraw.Draw(image)
+    fonts: dict[int, FreeTypeFont | ImageFont] = {}
     for word in words:
+        if word.size not in fonts:
+            fonts[word.size] = font_of(word.size)
         draw.text(
             (word.place[1], word.place[0]),
             word.text,
             fill=word.color,
-            font=font_of(word.size),
+            font=fonts[word.size],
             anchor=word.anchor,
             stroke_width=word.rim,
             stroke_fill=(0, 0, 0),

@@ -132,7 +132,7 @@ def write_beside(path: Path, draw: Callable[[Path], None]) -> None:
 
 def write_strip(path: str | Path, scan: Volume, labels: Volume, table: LabelTable) -> None:
     """Write `strip` as a small PNG. Raises `BadOutput`."""
-    write_png(path, strip(scan, labels, table))
+    write_png(path, strip(scan, labels, table), level=1)  # thousands are written
 
 
 def strip_png(scan: Volume, labels: Volume, table: LabelTable) -> bytes:

@@ -147,6 +147,36 @@ def test_the_report_fits_a_phone_and_is_searched(gathered: Path, tmp_path: Path)
         assert browser.messages() == []
 
 
+def test_structures_in_another_order_and_of_other_names_stand_in_their_columns(tmp_path: Path):
+    write_records(tmp_path / "out", tmp_path / "list.csv", 3)
+    gather_cohort(tmp_path / "out")
+    before = rows_of(tmp_path / "out" / "table.csv")
+    path = next((tmp_path / "out" / "records").rglob("c000001.json"))
+    content = json.loads(path.read_text())
+    content["structures"].reverse()
+    path.write_text(json.dumps(content))
+    gather_cohort(tmp_path / "out")
+    assert rows_of(tmp_path / "out" / "table.csv") == before
+    content["structures"].append({"value": 99, "name": "new", "ml": 1.5})
+    path.write_text(json.dumps(content))
+    gather_cohort(tmp_path / "out")
+    rows = rows_of(tmp_path / "out" / "table.csv")
+    assert [row["ml_99"] for row in rows] == ["", "1.5", ""]
+    assert [{k: v for k, v in row.items() if k in before[0]} for row in rows] == before
+
+
+def test_a_viewer_page_that_is_there_is_linked(tmp_path: Path):
+    write_records(tmp_path / "out", tmp_path / "list.csv", 2)
+    pages = tmp_path / "out" / "pages" / "viewer"
+    pages.mkdir(parents=True)
+    (pages / "c000001.html").write_text("a page of the viewer")
+    gather_cohort(tmp_path / "out")
+    text = (tmp_path / "out" / "pages" / "1.html").read_text()
+    assert text.count('href="viewer/') == 1
+    assert 'href="viewer/c000001.html"' in text
+    assert text.count("medseg view") == 1
+
+
 def report(folder: Path) -> str:
     gather_cohort(folder / "out")
     return (folder / "out" / "report.html").read_text()

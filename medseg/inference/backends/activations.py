@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medseg.errors import BadModel
+from medseg.inference.backends.kept import known_of
 from medseg.inference.backends.predictor import Body
 from medseg.models import Checkpoint
 
@@ -94,6 +96,12 @@ def activation_bytes(checkpoint: Checkpoint, batch: int = 1, deferred: bool = Fa
 
     deferred: without the network's last layer.
     """
+    key = ("activations", str(checkpoint.folder), checkpoint.spec.sha256, checkpoint.spec.patch)
+    ask = partial(_measure, checkpoint, batch, deferred=deferred)
+    return int(known_of((*key, batch, deferred), ask))
+
+
+def _measure(checkpoint: Checkpoint, batch: int, deferred: bool) -> int:
     spec, network = checkpoint.spec, checkpoint.outline()
     # In inference mode operations would come whole, not in their parts.
     with (

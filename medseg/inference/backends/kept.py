@@ -9,6 +9,8 @@ from typing import Any
 
 #: What the scans before opened, by what it was opened with; None outside of `models_kept_open`.
 _OPEN: ContextVar[dict[Hashable, Any] | None] = ContextVar("_OPEN", default=None)
+#: What is known of networks and costs time to find out, which is small and all kept.
+_FACTS: ContextVar[dict[Hashable, Any] | None] = ContextVar("_FACTS", default=None)
 #: A model and the coarse one that tells it where to look.
 MOST_OPEN = 2
 
@@ -21,10 +23,22 @@ def models_kept_open(open_before: dict[Hashable, Any] | None = None) -> Iterator
     open_before: what such a block left open, empty at first; it goes on with that.
     """
     token = _OPEN.set({} if open_before is None else open_before)
+    facts = _FACTS.set({})
     try:
         yield
     finally:
+        _FACTS.reset(facts)
         _OPEN.reset(token)
+
+
+def known_of(key: Hashable, ask: Callable[[], Any]) -> Any:
+    """What `ask` returns, or within `models_kept_open` what it returned for the same key before."""
+    cache = _FACTS.get()
+    if cache is None:
+        return ask()
+    if key not in cache:
+        cache[key] = ask()
+    return cache[key]
 
 
 def kept_open(key: Hashable, opened: Callable[[], Any]) -> Any:

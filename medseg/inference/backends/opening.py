@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from medseg.errors import BadConfig
-from medseg.inference.backends.kept import kept_open
+from medseg.inference.backends.kept import kept_open, known_of
 from medseg.inference.backends.openvino import open_openvino
 from medseg.inference.backends.predictor import (
     Precision,
@@ -166,6 +166,13 @@ def blended_features(checkpoints: Sequence[Checkpoint], mirrored: bool = False) 
 
     Found without loading any weights. mirrored: whether patches are also predicted mirrored.
     """
+    models = tuple((str(one.folder), one.spec.sha256) for one in checkpoints)
+    key = ("blended", models, mirrored)
+    features, cell = known_of(key, lambda: _find_blended(checkpoints, mirrored))
+    return features, cell
+
+
+def _find_blended(checkpoints: Sequence[Checkpoint], mirrored: bool) -> tuple[int, int]:
     from medseg.networks import build_network
 
     outputs = checkpoints[0].spec.outputs

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from making import networks as tiny
 from medseg.errors import BadConfig, BadModel, DataWarning, NotEnoughMemory
 from medseg.inference.backends.activations import activation_bytes
+from medseg.inference.backends.kept import models_kept_open
 from medseg.inference.backends.opening import (
     BACKENDS,
     _openvino_pays,
@@ -486,6 +487,17 @@ def test_openvino_is_tried_only_where_it_is_installed_and_can_save_its_start(
             ),
         ):
             assert _openvino_pays(others[0], predictor, windows) is expected
+
+
+def test_what_a_network_needs_is_asked_once_while_models_are_kept_open(others: list[Checkpoint]):
+    expected = (blended_features(others), activation_bytes(others[0]))
+    with models_kept_open():
+        first = (blended_features(others), activation_bytes(others[0]))
+        with mock.patch("medseg.networks.build_network", side_effect=AssertionError("built")):
+            again = (blended_features(others), activation_bytes(others[0]))
+            with pytest.raises(AssertionError):
+                activation_bytes(others[0], batch=2)
+    assert first == again == expected
 
 
 def test_activation_bytes_are_the_most_that_live_at_once(others: list[Checkpoint]):
