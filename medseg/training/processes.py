@@ -8,6 +8,7 @@ Files are the first process's business.
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -20,9 +21,10 @@ from torch import Tensor, distributed, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medseg.config import TrainConfig
-from medseg.errors import BadConfig
+from medseg.errors import BadConfig, MedsegError
 from medseg.inference import choose_device
 from medseg.networks import has_depthwise
+from medseg.training.watch import GONE, Watch, is_about_another
 
 
 class Processes:
@@ -38,6 +40,7 @@ class Processes:
         self.first = self.rank == 0
         self.sharded = False
         self._whole: nn.Module | None = None
+        self._watch: Watch | None = None
         self.device = _device_of(device, int(os.environ.get("LOCAL_RANK", 0)), self.size)
 
     def __enter__(self) -> Processes:
@@ -51,7 +54,17 @@ class Processes:
                 timeout=timedelta(hours=24),
                 device_id=self.device if on_card else None,
             )
+            self._watch = self._begin_watch()
         return self
+
+    def _begin_watch(self) -> Watch:
+        # A store of its own: one that waits for a key lets nobody else in.
+        place, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = distributed.TCPStore(place, port, is_master=False)
+        name = f"medseg-{self.first_says(float(secrets.randbits(50))):.0f}"
+        watch = Watch(store, name=name, rank=self.rank, size=self.size)
+        watch.start()
+        return watch
 
     def __exit__(
         self,
@@ -59,8 +72,13 @@ class Processes:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self.size > 1:
-            distributed.destroy_process_group()
+        if self.size == 1:
+            return
+        if self._watch is not None:
+            self._watch.stop()
+        if is_about_another(error):
+            raise MedsegError(GONE) from None
+        distributed.destroy_process_group()
 
     @contextmanager
     def repeatable(self, wanted: bool) -> Iterator[None]:

@@ -1,0 +1,126 @@
+"""Whether the other processes of a run are still there.
+
+A process that is killed closes its connections, and the others hear of it. A machine that is gone
+without a word closes nothing, and PyTorch waits for it as long as for one that scores whole scans.
+So each process says every few seconds that it is there, in the store by which they found each
+other.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from medseg.errors import MedsegError
+
+#: Seconds between two signs of life, and without one of another process until it counts as gone.
+_SIGN_S, _GONE_S = 5.0, 50.0
+#: What is said by PyTorch's backends where the other side is gone.
+_CLOSED = ("closed by peer", "reset by peer", "broken pipe", "remote process exited", "timed out")
+GONE = (
+    "another process of this run is gone, and all end with it; what was trained up to the last"
+    " state is kept, and the same command goes on, also with another number of processes"
+)
+
+
+class Store(Protocol):
+    """What processes share: numbers by name. `add` returns the new one."""
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a number, which is 0 at first."""
+
+
+class Watch:
+    """Signs of life of one process, and a look at those of the others, in a thread.
+
+    name: of this run of the processes, the same for all and no other's. end: called where one is
+    gone, with what to say.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        name: str,
+        rank: int,
+        size: int,
+        end: Callable[[str], None] | None = None,
+    ) -> None:
+        self._store, self._name, self._rank, self._size = store, name, rank, size
+        self._end = end or _end
+        self._over = threading.Event()
+        now = time.monotonic()
+        self._seen = {other: (-1, now) for other in range(size) if other != rank}
+        self._looked = now
+        # Two: the store of a machine that is gone does not answer the first.
+        self._threads = [
+            threading.Thread(target=one, daemon=True) for one in (self._run, self._watch)
+        ]
+
+    def start(self) -> None:
+        """Begin."""
+        self._looked = time.monotonic()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Say that this process leaves as it should, and look no more."""
+        self._over.set()
+        for thread in self._threads:
+            thread.join(_SIGN_S)
+        with suppress(RuntimeError):  # who held the store has left before
+            if not self._threads[0].is_alive():
+                self._store.add(f"{self._name}/left/{self._rank}", 1)
+
+    def _run(self) -> None:
+        while not self._over.wait(_SIGN_S):
+            try:
+                gone = self._look()
+            except RuntimeError:  # PyTorch's own: the store, and whoever held it, is gone
+                gone = set(self._seen)
+            self._looked = time.monotonic()
+            if gone:
+                self._gone(gone)
+
+    def _watch(self) -> None:
+        while not self._over.wait(_SIGN_S):
+            if time.monotonic() - self._looked > _GONE_S:
+                self._gone(set(self._seen))
+
+    def _gone(self, others: set[int]) -> None:
+        if not self._over.is_set():
+            self._over.set()
+            survivors = set(range(self._size)) - others
+            self._end(GONE if self._rank == min(survivors) else "")
+
+    def _look(self) -> set[int]:
+        """Give a sign; those of whom there was none for too long."""
+        now, gone = time.monotonic(), set()
+        self._store.add(f"{self._name}/sign/{self._rank}", 1)
+        for other, (before, since) in list(self._seen.items()):
+            count = self._store.add(f"{self._name}/sign/{other}", 0)
+            if count != before:
+                self._seen[other] = count, now
+            elif self._store.add(f"{self._name}/left/{other}", 0):
+                del self._seen[other]
+            elif now - since > _GONE_S:
+                gone.add(other)
+        return gone
+
+
+def _end(words: str) -> None:
+    """End this process at once: its main thread waits for one that is gone."""
+    if words:
+        sys.stderr.write(f"medseg: {words}\n")
+        sys.stderr.flush()
+    os._exit(MedsegError.exit_code)
+
+
+def is_about_another(error: BaseException | None) -> bool:
+    """Whether an error of PyTorch says that another process is gone."""
+    return isinstance(error, RuntimeError) and any(part in str(error).lower() for part in _CLOSED)
