@@ -13,6 +13,8 @@ from medseg.io import describe_no_dicom, strip_suffix
 
 #: A number at the end of a name as channels have it: CASE_0000.
 _CHANNEL = re.compile(r"(.+)_\d{4}")
+#: What the scan in the folder of a case is called.
+_SCANS = {"ct", "mri", "mr", "pet", "t1", "t1w", "t2", "t2w", "flair", "image", "img", "scan"}
 
 
 def match_scans(scans: str | Path, cases: Iterable[str]) -> dict[str, Path]:
@@ -60,8 +62,15 @@ def _case_of(name: str, cases: set[str]) -> str:
 
 
 def _scan_in(folder: Path) -> Path | None:
-    """The first file of a folder that can be a scan, or the folder itself where it holds DICOM."""
+    """The scan in the folder of a case: its only file, the one that is called as scans are, the
+    first channel, or the folder itself where it holds DICOM. None where that is not certain, as
+    among masks.
+    """
     files = [file for file in files_of_volumes(folder) if file.suffix.lower() != ".dcm"]
-    if files:
-        return files[0]
-    return None if describe_no_dicom(folder) or not any(folder.iterdir()) else folder
+    if not files:
+        is_dicom = any(folder.iterdir()) and not describe_no_dicom(folder)
+        return folder if is_dicom else None
+    scans = [file for file in files if strip_suffix(file).lower() in _SCANS]
+    channels = [file for file in files if _CHANNEL.fullmatch(strip_suffix(file))]
+    sure = scans or channels or files
+    return sure[0] if scans or channels or len(files) == 1 else None

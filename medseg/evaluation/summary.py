@@ -99,12 +99,10 @@ def summary_table(summary: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]
         rows.append(row)
     cases = summary["cases"]
     title = (
-        f"{len(cases['scored'])} cases scored, {len(cases['without_prediction'])} without"
-        " prediction, "
-    )
-    title += (
-        f"{len(cases['without_reference'])} without reference, {len(cases['failed'])} failed; means"
-        " over cases"
+        f"{counted(len(cases['scored']), 'case')} scored,"
+        f" {len(cases['without_prediction'])} without prediction,"
+        f" {len(cases['without_reference'])} without reference, {len(cases['failed'])} failed;"
+        " means over cases"
     )
     return title, rows
 

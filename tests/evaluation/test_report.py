@@ -227,6 +227,16 @@ def test_scans_belong_to_the_cases_they_are_called_after(tmp_path: Path, file: s
     assert match_scans(tmp_path, ["a", "ab"]) == {case: expected}
 
 
+def test_in_a_folder_of_a_case_masks_are_no_scan(tmp_path: Path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    for name in ("a/liver.nii.gz", "a/ct.nii.gz", "a/spleen.nii.gz"):
+        (tmp_path / name).write_bytes(b"")
+    for name in ("b/liver.nii.gz", "b/spleen.nii.gz"):
+        (tmp_path / name).write_bytes(b"")
+    assert match_scans(tmp_path, ["a", "b"]) == {"a": tmp_path / "a" / "ct.nii.gz"}
+
+
 def test_a_single_case_takes_a_scan_of_any_name_and_several_take_none(tmp_path: Path):
     scan = tiny.save_scan(tmp_path / "whatever.nii.gz")
     assert match_scans(scan, ["a"]) == {"a": scan}
