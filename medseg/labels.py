@@ -253,14 +253,26 @@ def _mirrored(words: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(_OTHER_SIDE.get(word, word) for word in words)
 
 
+#: Colours that stay apart for eyes without red or green cones, too: chosen one after the other as
+#: far as can be from those before, in CIELAB as such eyes see it (Machado, Oliveira and Fernandes
+#: 2009, doi:10.1109/TVCG.2009.113). Any two of the first twelve are 25 or more apart.
+_PALETTE = (
+    "0fc3a5", "9600ff", "f0e100", "b41e00", "3c5a96", "c3f096", "c3a5ff", "963c4b",
+    "d2961e", "2dffff", "78a55a", "c35aff", "0f8796", "a5f0c3", "9600c3", "e1f069",
+    "8778d2", "a5c35a", "4b782d", "e178c3", "d26978", "c32d78", "ff003c", "78d287",
+)  # fmt: skip
+
+
 def _distinct_color(value: int) -> tuple[int, int, int]:
+    if 1 <= value <= len(_PALETTE):
+        red, green, blue = bytes.fromhex(_PALETTE[value - 1])
+        return red, green, blue
     # Steps of the golden ratio around the colour circle never come close to each other; brightness
     # alternates.
     hue = value * 0.618033988749895 % 1
-    red, green, blue = colorsys.hsv_to_rgb(
-        hue, 0.75 - 0.25 * (value % 2), 0.95 - 0.2 * (value // 2 % 2)
-    )
-    return round(red * 255), round(green * 255), round(blue * 255)
+    shares = colorsys.hsv_to_rgb(hue, 0.75 - 0.25 * (value % 2), 0.95 - 0.2 * (value // 2 % 2))
+    red, green, blue = (round(share * 255) for share in shares)
+    return red, green, blue
 
 
 def _color_part(text: str) -> int:

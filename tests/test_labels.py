@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
@@ -249,3 +250,45 @@ def test_the_codes_of_the_brain_table_are_those_of_the_dicom_standard():
                 known[label.type_modifier.scheme, label.type_modifier.value]
                 == label.type_modifier.meaning
             )
+
+
+#: What is left of red, green and blue light without one kind of cones (Machado, Oliveira and
+#: Fernandes 2009, doi:10.1109/TVCG.2009.113, severity 1.0).
+EYES = {
+    "all cones": np.eye(3),
+    "no red cones": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "no green cones": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+}
+
+
+def cielab(colors: np.ndarray, eyes: object) -> np.ndarray:
+    """sRGB colours (n, 3) of 0 to 255 as such eyes see them, in CIELAB under D65 (CIE 15)."""
+    shares = colors / 255
+    light = np.where(shares <= 0.04045, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(light @ np.array(eyes).T, 0, 1)
+    to_xyz = np.array(
+        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175],
+         [0.0193339, 0.119192, 0.9503041]]
+    )  # fmt: skip
+    xyz = seen @ to_xyz.T / (0.95047, 1, 1.08883)
+    root = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    x, y, z = root.T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+
+
+@pytest.mark.parametrize("eyes", EYES)
+@pytest.mark.parametrize(("count", "least"), [(8, 30), (12, 25), (24, 14)])
+def test_colours_of_structures_without_any_stay_apart_for_all_eyes(eyes, count, least):
+    table = LabelTable.from_values(range(1, count + 1))
+    places = cielab(np.array([label.color for label in table.labels]), EYES[eyes])
+    away = np.linalg.norm(places[:, None] - places[None], axis=-1)
+    assert away[~np.eye(count, dtype=bool)].min() > least
+    assert places[:, 0].min() > 30  # none is lost on black

@@ -195,12 +195,13 @@ def fill_net(labels, corners, around, reach, faces, sides):  # type: ignore[no-u
 
 
 @njit(cache=True, nogil=True)
-def relax(offsets, corners, around, reach, share, out):  # type: ignore[no-untyped-def]
-    """Move each vertex by a share of the way to the middle of those around it, within its reach.
+def relax(offsets, corners, around, reach, share, out, start, stop):  # type: ignore[no-untyped-def]
+    """Move each of the vertices start..stop by a share of the way to the middle of those around it,
+    within its reach.
 
     offsets, out: (n, 3) float32 from the corners.
     """
-    for n in range(len(offsets)):
+    for n in range(start, stop):
         count = 0
         x, y, z = np.float32(0), np.float32(0), np.float32(0)
         for m in range(6):

@@ -40,7 +40,7 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "nets.fill_net": ("uint16[3] int32[2] int32[2] float32[2] int32[2] uint16[2]",),
     "nets.measure": ("float32[2] int32[2] uint16[2] float64[1] float64[1]",),
     "nets.push": ("float32[2] int32[2] uint16[2] float64[1] float64[2]",),
-    "nets.relax": ("float32[2] int32[2] int32[2] float32[2] float32 float32[2]",),
+    "nets.relax": ("float32[2] int32[2] int32[2] float32[2] float32 float32[2] int64 int64",),
     "norms.measure_voxels": (
         "float32[1] int64 int64 int64 float64[1]",
         "uint16[1] int64 int64 int64 float64[1]",
@@ -71,7 +71,7 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     ),
     "thinning.judge": (
         "float32[2] int32[2] int32[1] int32[1] bool[1] float32[1] float32 int32[1] float32[1] "
-        "float32[1]",
+        "float32[1] int64 int64",
     ),
     "thinning.stars": ("int32[2] int64",),
     "tissues.block_means": ("int16[3] int64[1] int64 int64 int16[3] int64 int64",),

@@ -243,10 +243,12 @@ def _from_triangle(points, w, x, y, at):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def judge(points, triangles, starts, members, stale, errors, most, targets, costs, gaps):  # type: ignore[no-untyped-def]
-    """Where each vertex that is `stale` (n,) bool had best move: onto targets (n,) int32, -1 for
-    nowhere, at costs (n,) float32, which moves the surface by gaps (n,) float32. Then none is
-    stale.
+def judge(  # type: ignore[no-untyped-def]
+    points, triangles, starts, members, stale, errors, most, targets, costs, gaps, start, stop
+):
+    """Where each of the vertices start..stop that is `stale` (n,) bool had best move: onto targets
+    (n,) int32, -1 for nowhere, at costs (n,) float32, which moves the surface by gaps (n,) float32.
+    Then none is stale.
 
     points: (n, 3) float32 in mm. errors: (n,) float32, by how much the surface around each vertex
     has been moved already; nowhere by more than `most`.
@@ -258,7 +260,7 @@ def judge(points, triangles, starts, members, stale, errors, most, targets, cost
     normals = np.empty((_MOST, 3), np.float32)
     prices = np.empty(_MOST * 2)
     at, room = np.empty(3, np.float32), np.empty(3, np.float32)
-    for v in range(len(points)):
+    for v in range(start, stop):
         if not stale[v]:
             continue
         stale[v] = False

@@ -28,7 +28,9 @@ from medseg.io import write_nifti
 from medseg.labels import LabelTable
 from medseg.text import harmless
 from medseg.view.contrast import Contrast, contrast_of
-from medseg.view.structures import full_table
+from medseg.view.meshes.packing import packed
+from medseg.view.meshes.surfaces import walls_of
+from medseg.view.structures import full_table, is_fluid
 from medseg.volume import Volume, crop, reorient, resample, same_grid
 
 #: A page holds at most so many voxels; larger scans become a preview, because browsers without a
@@ -36,6 +38,10 @@ from medseg.volume import Volume, crop, reorient, resample, same_grid
 MAX_EMBEDDED_VOXELS = 8 << 20
 #: Longest axis that graphics cards of today show.
 MAX_EMBEDDED_AXIS = 2048
+#: Triangles of all structures in 3D; they add 1.6 MB to a page at most.
+MAX_TRIANGLES = 350_000
+#: Of larger label maps surfaces are those of every n-th voxel.
+MAX_SURFACE_VOXELS = 32 << 20
 #: Structures that one page can tell apart: the least width of a texture that WebGL 2 promises, and
 #: the background.
 MAX_STRUCTURES = 2047
@@ -53,12 +59,13 @@ class Contents:
 
     facts: what the page's program is told, JSON-ready. scan, labels: NIfTI files on one grid,
     gzipped where they are to stand in the page; labels are numbered 1, 2, ... in the order of
-    `facts['structures']`.
+    `facts['structures']`. surfaces: those of the structures, as `facts['surfaces']` describes them.
     """
 
     facts: dict[str, Any]
     scan: bytes
     labels: bytes
+    surfaces: bytes = b""
 
 
 def prepare(
@@ -98,11 +105,8 @@ def prepare(
             scan, shown, contrast=contrast, slope=slope, intercept=intercept, max_voxels=max_voxels
         )
         notes += said
-    start = (
-        _centre(labels)
-        if labels.data.any()
-        else _world(scan.affine, (np.array(scan.shape) - 1) / 2)
-    )
+    surfaces, packed_surfaces = _surfaces(labels, [row["value"] for row in rows if row["index"]])
+    middle = _world(scan.affine, (np.array(scan.shape) - 1) / 2)
     facts = {
         "title": harmless(title),
         "structures": rows,
@@ -111,16 +115,27 @@ def prepare(
         "intercept": intercept,
         "unit": contrast.unit,
         "window": _window(contrast),
-        "start": start,
+        "start": _centre(labels) if labels.data.any() else middle,
         "turn": TURN,
+        "surfaces": surfaces,
         "served": False,
     }
-    small = (
-        shown.with_data(shown.data.astype(np.uint8)) if shown.data.max(initial=0) < 256 else shown
-    )
+    if shown.data.max(initial=0) < 256:
+        shown = shown.with_data(shown.data.astype(np.uint8))
     # To pack what stays on this machine only takes time.
     suffix = ".nii" if max_voxels is None else ".nii.gz"
-    return Contents(facts, _nifti_bytes(scan, suffix), _nifti_bytes(small, suffix))
+    volumes = _nifti_bytes(scan, suffix), _nifti_bytes(shown, suffix)
+    return Contents(facts, *volumes, packed_surfaces)
+
+
+def _surfaces(labels: Volume, values: Sequence[int]) -> tuple[dict[str, Any], bytes]:
+    """The surfaces of structures: what is said of them, and they themselves."""
+    every = 1
+    while labels.data.size > MAX_SURFACE_VOXELS * every**3:
+        every += 1
+    affine = labels.affine @ np.diag([every, every, every, 1.0])
+    thin = Volume(labels.data[::every, ::every, ::every], affine)
+    return packed(walls_of(thin, values, max_triangles=MAX_TRIANGLES))
 
 
 def _resampled_labels(labels: Volume, scan: Volume) -> NDArray:
@@ -141,8 +156,8 @@ def _numbered(labels: NDArray, rows: Sequence[dict[str, Any]]) -> NDArray[np.uin
 
 
 def page_html(contents: Contents, *, served: bool = False) -> str:
-    """The page. With `served` it holds no voxels but fetches scan.nii and labels.nii from beside
-    itself.
+    """The page. With `served` it holds no voxels but fetches scan.nii, labels.nii and surfaces.gz
+    from beside itself.
     """
     script = {name: _inline(_read(name)) for name in ("niivue/niivue.umd.js", "web/page.js")}
     style = _read("web/page.css")
@@ -164,6 +179,7 @@ def page_html(contents: Contents, *, served: bool = False) -> str:
         ),
         "scan": "" if served else base64.b64encode(contents.scan).decode("ascii"),
         "labels": "" if served else base64.b64encode(contents.labels).decode("ascii"),
+        "surfaces": "" if served else base64.b64encode(contents.surfaces).decode("ascii"),
         "niivue": script["niivue/niivue.umd.js"],
         "program": script["web/page.js"],
     }
@@ -195,6 +211,7 @@ def _structures(labels: Volume, table: LabelTable | None) -> list[dict[str, Any]
             "name": harmless(label.name),
             "color": list(label.color),
             "ml": ml,
+            "fluid": is_fluid(label),
         }
         centre = _centre(labels, label.value, boxes[label.value - 1]) if count else None
         rows.append(row | {"index": index if count else 0, "centre": centre})

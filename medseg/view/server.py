@@ -1,7 +1,7 @@
 """Show a page with a large scan to the browser of this machine: a tiny server on the loopback
 address.
 
-It serves the three resources of one page under a random path that only the printed address names,
+It serves the four resources of one page under a random path that only the printed address names,
 to clients that ask for 127.0.0.1 by that name (a page from elsewhere cannot, whatever name it gives
 to this address), and it logs nothing.
 """
@@ -41,6 +41,7 @@ class PageServer:
             "": (page.encode(), "text/html; charset=utf-8"),
             "scan.nii": (contents.scan, "application/octet-stream"),
             "labels.nii": (contents.labels, "application/octet-stream"),
+            "surfaces.gz": (contents.surfaces, "application/octet-stream"),
         }
         self._token = secrets.token_urlsafe(24)
         handler = _handler(self._token, resources, policy[1] if policy else "default-src 'none'")

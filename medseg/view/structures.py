@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from medseg.errors import BadConfig
-from medseg.labels import LabelTable
+from medseg.labels import Label, LabelTable
 from medseg.text import harmless
 from medseg.volume import Volume
+
+#: Fluid of the brain, in SNOMED CT: cerebrospinal fluid, and the ventricles and the horns that it
+#: fills.
+_FLUID_CODES = {"65216001", "66720007", "53118009", "49841001", "35918002"}
+#: How others call them, where there are no codes. A ventricle alone may be the heart's.
+_FLUID_NAME = re.compile(
+    r"\b(csf|cerebrospinal|(lateral|lat|3rd|4th|third|fourth) (ventricles?|vent))\b"
+)
+
+
+def is_fluid(label: Label) -> bool:
+    """Whether a structure is fluid in or around the brain, which hides in 3D what lies in it."""
+    if label.type is not None:
+        return label.type.scheme == "SCT" and label.type.value in _FLUID_CODES
+    return bool(_FLUID_NAME.search(re.sub(r"[\W_]+", " ", label.name.lower())))
 
 
 def full_table(labels: Volume, table: LabelTable | None) -> LabelTable:

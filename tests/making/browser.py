@@ -63,6 +63,43 @@ class Browser:
         keys = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
         self._call("POST", "/actions", actions=[{"type": "key", "id": "keyboard", "actions": keys}])
 
+    def command(self, name: str, **parameters: Any) -> Any:
+        """A command of Chromium's own protocol."""
+        return self._call("POST", "/goog/cdp/execute", cmd=name, params=parameters)
+
+    def prefer(self, scheme: str) -> None:
+        """Have the page believe that a 'dark' or 'light' scheme is wanted."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.command("Emulation.setEmulatedMedia", features=features)
+
+    def be_a_phone(self, width: int = 390, height: int = 844) -> None:
+        """Show pages as on a phone with fingers; nothing but `be_a_desktop` ends it."""
+        self.command(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=True,
+        )
+        self.command("Emulation.setTouchEmulationEnabled", enabled=True, maxTouchPoints=5)
+
+    def be_a_desktop(self) -> None:
+        """End `be_a_phone`."""
+        self.command("Emulation.clearDeviceMetricsOverride")
+        self.command("Emulation.setTouchEmulationEnabled", enabled=False)
+
+    def touch(self, *places: list[tuple[float, float]], at_s: float | None = None) -> None:
+        """Put fingers down, move them from place to place, each a list of (x, y), and lift them.
+
+        at_s: the time that the page is told, in seconds.
+        """
+        told = {} if at_s is None else {"timestamp": at_s}
+        for n, fingers in enumerate(places):
+            points = [{"x": x, "y": y, "id": k} for k, (x, y) in enumerate(fingers)]
+            kind = "touchMove" if n else "touchStart"
+            self.command("Input.dispatchTouchEvent", type=kind, touchPoints=points, **told)
+        self.command("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[], **told)
+
     def resize(self, width: int, height: int) -> None:
         """Make the window so large that the page has this size in CSS pixels."""
         self._call("POST", "/window/rect", width=width, height=height)

@@ -4,6 +4,7 @@ nothing is loaded.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,6 +16,7 @@ from scipy import ndimage
 
 from making import heads
 from making.browser import Browser, chromium
+from medseg.labels import Label, LabelTable
 from medseg.view.page import prepare, write_page
 from medseg.view.server import PageServer
 
@@ -48,8 +50,10 @@ def loaded(window, address) -> Browser:
 
 
 @pytest.fixture
-def shown(loaded) -> Browser:
+def shown(loaded, address) -> Browser:
     """The page as it is in the beginning, but with opaque labels of sharp edges."""
+    if loaded.run("return location.href") != address:
+        loaded.open(address)
     loaded.run("""document.getElementById("help").close();
         for (const [id, on] of [["smooth", false], ["outline", false], ["solid", false]]) {
             const box = document.getElementById(id); if (box.checked !== on) box.click(); }
@@ -223,9 +227,134 @@ def test_outlines_are_the_edges_of_what_was_filled(shown):
     whole = of_color(tile(shown, "axial"), heads.RIGHT)
     shown.press("o")
     edge = of_color(tile(shown, "axial"), heads.RIGHT)
-    assert 0.1 < edge.sum() / whole.sum() < 0.7
+    assert 0.05 < edge.sum() / whole.sum() < 0.2
     assert whole[edge].all()
     assert shown.run('return document.getElementById("here").textContent') == "right kidney"
+
+
+def ring(picture: np.ndarray, value: int) -> tuple[float, bool]:
+    """The share of the box around a structure's pixels that they fill, and whether its middle is
+    free.
+    """
+    there = of_color(picture, value)
+    rows, columns = np.nonzero(there)
+    assert len(rows) > 40
+    box = there[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    height, width = box.shape
+    assert box[[0, -1]].mean() > 0.5  # all along the sides of a box
+    assert box[:, [0, -1]].mean() > 0.5
+    middle = box[height // 4 : -height // 4, width // 4 : -width // 4]
+    return float(box.mean()), not middle.any()
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+def test_outlines_are_lines_in_every_plane_also_at_the_ends_of_a_structure(shown, plane):
+    step, count = {"axial": ("\ue013", 4), "coronal": ("\ue00e", 5), "sagittal": ("\ue012", 3)}[
+        plane
+    ]
+    go_to(shown, heads.RIGHT)
+    shown.press("o")
+    for press in [None, *[step] * count]:
+        if press:
+            shown.press(press)
+    assert shown.run('return document.getElementById("here").textContent') == "right kidney"
+    share, is_free = ring(tile(shown, plane), heads.RIGHT)
+    assert share < 0.35
+    assert is_free
+
+
+def test_smooth_labels_have_no_stairs_and_stay_where_they_are(shown):
+    go_to(shown, heads.RIGHT)
+    blocks = of_color(tile(shown, "axial"), heads.RIGHT)
+    shown.run('document.getElementById("smooth").click()')
+    smooth = of_color(tile(shown, "axial"), heads.RIGHT)
+    assert smooth.sum() == pytest.approx(blocks.sum(), rel=0.03)
+    assert not (smooth ^ blocks)[ndimage.binary_erosion(blocks, iterations=3)].any()
+    assert not (smooth & ~ndimage.binary_dilation(blocks, iterations=2)).any()
+
+
+def test_labels_of_one_colour_have_an_outline_between_them(window, folder):
+    scan, labels = heads.head("RAS")
+    both = np.where((labels.data == heads.RIGHT) & (np.arange(56)[:, None] < 28), 1, 0)
+    data = np.where(labels.data == heads.RIGHT, 2 - both, 0).astype(np.uint8)
+    table = LabelTable((Label(1, "back", (255, 0, 0)), Label(2, "front", (255, 0, 0))))
+    write_page(folder / "equal.html", prepare(scan, labels.with_data(data), table))
+    window.open((folder / "equal.html").as_uri())
+    window.run("""document.getElementById("outline").click();
+        document.querySelector('[data-value="1"] button').click()""")
+    red = of_color(tile(window, "axial"), heads.RIGHT)
+    rows = np.flatnonzero(red.any(axis=1))
+    lines = red[:, red.any(axis=0)].mean(axis=1) > 0.8  # rows that are red from side to side
+    middle = rows.min() + len(rows) // 3, rows.max() - len(rows) // 3
+    assert lines[middle[0] : middle[1]].any()
+
+
+def in_3d(browser: Browser, color: int) -> int:
+    """Pixels of the 3D view, beside the cube in its corner, that are mostly red, green or blue."""
+    picture = tile(browser, "render").astype(int)
+    height, width, _ = picture.shape
+    picture = picture[: height * 4 // 5, width // 5 :]
+    return int(((np.ptp(picture, axis=-1) > 60) & (picture.argmax(-1) == color)).sum())
+
+
+def test_a_structure_can_be_left_out_of_3d_alone(shown):
+    go_to(shown, heads.RIGHT)
+    before = in_3d(shown, 0)
+    assert before > 100
+    shown.press("d")
+    assert in_3d(shown, 0) < before / 20
+    assert of_color(tile(shown, "axial"), heads.RIGHT).sum() > 500
+    shown.press("d")
+    assert in_3d(shown, 0) == before
+
+
+def test_fluid_is_off_in_3d_at_first(window, folder):
+    table = LabelTable((Label(heads.RIGHT, "CSF", (255, 0, 0)), heads.TABLE[heads.LEFT]))
+    write_page(folder / "fluid.html", prepare(*heads.head(), table))
+    window.open((folder / "fluid.html").as_uri())
+    red, green = in_3d(window, 0), in_3d(window, 1)
+    assert green > 50
+    assert red < green / 10
+    assert "Fluid is off in 3D" in window.run('return document.getElementById("notes").innerText')
+    window.run(
+        "document.querySelector(arguments[0]).click()", f'[data-value="{heads.RIGHT}"] .in-3d'
+    )
+    assert in_3d(window, 0) > 100
+
+
+def brightness(browser: Browser, selector: str, kind: str) -> float:
+    """Relative luminance (WCAG 2.2) of an element's colour or background."""
+    script = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+    shares = [int(n) / 255 for n in re.findall(r"\d+", browser.run(script, selector, kind))[:3]]
+    light = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    return 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2]
+
+
+def test_the_page_is_light_or_dark_as_the_reader_wants_it_and_can_be_read(shown):
+    try:
+        for scheme in ("dark", "light"):
+            shown.prefer(scheme)
+            panel = brightness(shown, "aside", "backgroundColor")
+            assert (panel > 0.5) == (scheme == "light")
+            for selector, back in (
+                ("h1", "header"),
+                ("#convention", "aside"),
+                ("#count", "aside"),
+                ("#legend .ml", "aside"),
+                ("#legend button", "aside"),
+                ("#position", "#place"),
+                ('[aria-checked="true"]', '[aria-checked="true"]'),
+                ("#reset", "#reset"),
+            ):
+                one = brightness(shown, selector, "color")
+                other = brightness(shown, back, "backgroundColor")
+                low, high = sorted((one, other))
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (scheme, selector)
+            rows, columns = shown.box("#pictures")
+            corner = shown.picture()[rows, columns][-14:-4, 4:24]
+            assert corner.max() < 40  # a scan is read on black
+    finally:
+        shown.prefer("dark")
 
 
 def test_the_grey_window_changes_the_scan(shown):
@@ -272,9 +401,81 @@ def test_a_narrow_window_shows_everything_below_each_other(shown):
         pictures, legend = shown.box("#pictures"), shown.box("#legend")
         assert pictures[0].stop <= legend[0].start
         assert shown.run("return document.documentElement.scrollWidth <= innerWidth")
-        assert place(tile(shown, "render"), heads.RIGHT)
+        assert in_3d(shown, 0) > 100
     finally:
         shown.resize(820, 560)
+
+
+@pytest.fixture
+def phone(shown) -> Iterator[Browser]:
+    """The page on a phone."""
+    shown.be_a_phone()
+    try:
+        shown.run("dispatchEvent(new Event('resize')); scrollTo(0, 0)")
+        yield shown
+    finally:
+        shown.be_a_desktop()
+        shown.run("dispatchEvent(new Event('resize'))")
+
+
+def test_on_a_phone_nothing_is_cut_off_and_fingers_find_everything(phone):
+    assert phone.run("return [innerWidth, document.documentElement.scrollWidth]") == [390, 390]
+    script = """const small = [];
+        const targets = "button, .hit, .switches label, input[type=range], input[type=search]";
+        for (const one of document.querySelectorAll(targets)) {
+            const box = one.getBoundingClientRect();
+            if (!box.width || one.closest("dialog")) continue;
+            if (box.width < 44 || box.height < 44 || box.right > innerWidth || box.left < 0
+                || one.scrollWidth > one.clientWidth + 1)
+                small.push([one.id || one.textContent || one.className, box.width, box.height]);
+        }
+        return small;"""
+    assert phone.run(script) == []
+
+
+def middle_of(browser: Browser, plane: str) -> tuple[float, float]:
+    rows, columns = browser.box(f'[data-plane="{plane}"]')
+    return (columns.start + columns.stop) / 2, (rows.start + rows.stop) / 2
+
+
+def test_fingers_put_the_cross_zoom_turn_and_choose_a_view(phone):
+    go_to(phone, heads.RIGHT)
+    phone.run("scrollTo(0, 0)")
+    place = 'return document.getElementById("position").textContent'
+    before = phone.run(place)
+    x, y = middle_of(phone, "axial")
+    phone.touch([(x + 20, y + 30)])
+    assert phone.run(place) != before
+    phone.touch([(x, y)], [(x - 10, y)], [(x - 30, y)])
+    assert phone.run(place).startswith("R ")
+    window = [
+        phone.run(f'return document.getElementById("{name}").value') for name in ("level", "width")
+    ]
+
+    go_to(phone, heads.RIGHT)
+    phone.run("scrollTo(0, 0)")
+    small = of_color(tile(phone, "axial"), heads.RIGHT).sum()
+    phone.touch([(x - 20, y), (x + 20, y)], [(x - 25, y), (x + 25, y)], [(x - 30, y), (x + 30, y)])
+    assert of_color(tile(phone, "axial"), heads.RIGHT).sum() > 1.5 * small
+
+    turned = tile(phone, "render")
+    u, v = middle_of(phone, "render")
+    phone.touch([(u, v)], [(u + 15, v)], [(u + 40, v)])
+    assert (tile(phone, "render") != turned).any()
+
+    tiles = 'return [...document.querySelectorAll(".tile")].map((tile) => tile.dataset.plane)'
+    u, v = middle_of(phone, "coronal")
+    now = 2e9  # seconds that the taps say they were made at, however slow the machine is
+    for expected in (["coronal"], ["axial", "coronal", "render", "sagittal"]):
+        phone.touch([(u, v)], at_s=now)
+        phone.touch([(u, v)], at_s=now + 0.1)
+        now += 10
+        assert sorted(phone.run(tiles)) == expected
+    # The viewer library would have chosen another grey window.
+    assert window == [
+        phone.run(f'return document.getElementById("{name}").value') for name in ("level", "width")
+    ]
+    phone.press("r")
 
 
 def test_an_oblique_scan_lies_the_same_way(window, folder):
@@ -285,6 +486,13 @@ def test_an_oblique_scan_lies_the_same_way(window, folder):
     go_to(window, heads.RIGHT)
     assert place(tile(window, "axial"), heads.RIGHT)[1] < 0.45
     assert place(tile(window, "coronal"), heads.RIGHT)[0] < 0.5
+    assert in_3d(window, 0) > 100
+    window.run('document.getElementById("outline").click()')
+    for plane in ("axial", "coronal", "sagittal"):
+        there = of_color(tile(window, plane), heads.RIGHT)
+        assert there.sum() > 40
+        # Lines: nothing is left where one or two pixels are taken off all around.
+        assert not ndimage.binary_erosion(there, np.ones((4, 4))).any()
 
 
 def test_a_served_page_fetches_its_two_files_and_shows_the_same(window):
@@ -294,7 +502,9 @@ def test_a_served_page_fetches_its_two_files_and_shows_the_same(window):
         window.requested()
         window.open(server.address)
         asked = {url for url in window.requested() if url.startswith("http")}
-        assert asked == {server.address, server.address + "scan.nii", server.address + "labels.nii"}
+        parts = ("", "scan.nii", "labels.nii", "surfaces.gz")
+        assert asked == {server.address + part for part in parts}
+        assert in_3d(window, 0) > 100
         window.run('document.getElementById("opacity").value = 100')
         window.run('document.getElementById("opacity").dispatchEvent(new Event("input"))')
         go_to(window, heads.RIGHT)

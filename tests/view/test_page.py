@@ -17,7 +17,7 @@ import pytest
 
 from making import heads
 from medseg.errors import BadGeometry, BadOutput
-from medseg.labels import LabelTable
+from medseg.labels import Label, LabelTable
 from medseg.view import page
 from medseg.volume import Volume
 
@@ -80,6 +80,31 @@ def image_of(data: bytes) -> Volume:
     return Volume(np.asanyarray(image.dataobj), image.affine)
 
 
+def unpacked(about: dict, packed: bytes) -> dict[int, np.ndarray]:
+    """The triangles (n, 3, 3) of each structure in a page, in mm, outwards."""
+    data = np.frombuffer(gzip.decompress(packed), np.uint8).astype(np.int64)
+    count, corners = about["points"], 3 * about["triangles"]
+    assert len(data) == 6 * count + 3 * corners
+    steps = (data[: 3 * count] + (data[3 * count : 6 * count] << 8)).reshape(3, count)
+    places = np.cumsum(steps, axis=1) & 65535
+    points = (places.T * about["step"]) + about["low"]
+    low, middle, high = data[6 * count :].reshape(3, corners)
+    numbers, following = [], 0
+    for code in (low + (middle << 8) + (high << 16)).tolist():
+        numbers.append(following - code)
+        following += code == 0
+    triangles = points[np.array(numbers).reshape(-1, 3)]
+    walls: dict[int, list[np.ndarray]] = {}
+    start = 0
+    for first, second, size in about["walls"]:
+        part = triangles[start : start + size]
+        walls.setdefault(first, []).append(part)
+        walls.setdefault(second, []).append(part[:, ::-1])
+        start += size
+    assert start == about["triangles"]
+    return {number: np.concatenate(parts) for number, parts in walls.items()}
+
+
 def rows(contents: page.Contents) -> dict[int, dict]:
     return {row["value"]: row for row in contents.facts["structures"]}
 
@@ -118,6 +143,57 @@ def test_the_facts_are_those_of_the_labels(parts):
     right = facts["structures"][1]
     assert np.abs(np.array(right["centre"]) - heads.centre_mm(labels, heads.RIGHT)).max() <= 1.0
     assert facts["notes"] == []
+
+
+def test_the_surfaces_in_the_page_are_those_of_the_structures(parts):
+    _, labels = heads.head()
+    about = json.loads(parts.script("facts"))["surfaces"]
+    walls = unpacked(about, base64.b64decode(parts.script("surfaces-data")))
+    for number, value in enumerate((heads.RIGHT, heads.FRONT, heads.LEFT), 1):
+        corners = walls[number]
+        a, b, c = np.moveaxis(corners, 1, 0)
+        enclosed = np.einsum("ij,ij->i", a, np.cross(b, c)).sum() / 6
+        assert enclosed == pytest.approx((labels.data == value).sum() * 4.5, rel=0.01)
+        middle = corners.reshape(-1, 3).min(axis=0) + np.ptp(corners.reshape(-1, 3), axis=0) / 2
+        assert np.abs(middle - heads.centre_mm(labels, value)).max() < 0.5
+
+
+def test_surfaces_are_those_of_labels_in_full_even_where_the_scan_is_a_preview():
+    scan, labels = heads.head("RAS")
+    whole = page.prepare(scan, labels, heads.TABLE)
+    small = page.prepare(scan, labels, heads.TABLE, max_voxels=6000)
+    assert small.surfaces == whole.surfaces
+    assert small.facts["surfaces"] == whole.facts["surfaces"]
+
+
+def test_a_large_label_map_has_surfaces_of_every_second_voxel(monkeypatch):
+    scan, labels = heads.head("RAS")
+    monkeypatch.setattr(page, "MAX_SURFACE_VOXELS", labels.data.size // 4)
+    contents = page.prepare(scan, labels, heads.TABLE)
+    walls = unpacked(contents.facts["surfaces"], contents.surfaces)
+    for number, value in enumerate((heads.RIGHT, heads.FRONT, heads.LEFT), 1):
+        points = walls[number].reshape(-1, 3)
+        middle = points.min(axis=0) + np.ptp(points, axis=0) / 2
+        assert np.abs(middle - heads.centre_mm(labels, value)).max() < 3
+
+
+def test_the_page_stays_small_however_many_triangles_there_could_be(monkeypatch):
+    monkeypatch.setattr(page, "MAX_TRIANGLES", 300)
+    contents = page.prepare(*heads.head(), heads.TABLE)
+    assert contents.facts["surfaces"]["triangles"] <= 300
+    assert len(contents.surfaces) < 4000
+
+
+def test_fluid_is_told_apart():
+    facts = page.prepare(*heads.head(), heads.TABLE).facts
+    assert [row["fluid"] for row in facts["structures"]] == [False] * 4
+    table = LabelTable((Label(heads.RIGHT, "CSF", (1, 2, 3)),))
+    facts = page.prepare(*heads.head(), table).facts
+    assert {row["value"]: row["fluid"] for row in facts["structures"]} == {
+        heads.RIGHT: True,
+        heads.FRONT: False,
+        heads.LEFT: False,
+    }
 
 
 def test_the_centre_of_a_structure_lies_inside_it():
@@ -170,7 +246,7 @@ def test_a_name_cannot_end_its_element_or_fill_a_place_of_the_page():
     for name in ("</script><script>alert(1)</script>", "<!--", "{{niivue}}", "a{}b"):
         table = LabelTable((type(label)(label.value, name, label.color),))
         found = Parts(page.page_html(page.prepare(scan, labels, table, title=name)))
-        assert len(found.scripts) == 5
+        assert len(found.scripts) == 6
         row = json.loads(found.script("facts"))["structures"][0]
         assert row["name"] == name
 
@@ -192,7 +268,8 @@ def test_equal_input_gives_equal_pages(contents):
 
 def test_a_served_page_holds_no_voxels(contents):
     found = Parts(page.page_html(contents, served=True))
-    assert found.script("scan-data") == found.script("labels-data") == ""
+    for name in ("scan", "labels", "surfaces"):
+        assert found.script(f"{name}-data") == ""
     assert "connect-src 'self'" in found.meta["Content-Security-Policy"]
     assert json.loads(found.script("facts"))["served"] is True
 

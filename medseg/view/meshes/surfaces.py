@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadConfig, BadGeometry
 from medseg.kernels import nets, thinning
+from medseg.kernels.threads import in_slabs
 from medseg.labels import LabelTable
 from medseg.view.meshes.closing import closed
 from medseg.volume import Volume
@@ -72,12 +74,38 @@ class _Net:
     """Walls between labels 0 to n, in voxels of a cropped grid.
 
     points: (n, 3) float32. low, high: (n, 3) float32, between which each may move. triangles: (m,
-    3) int32, their normals leading from the first of sides (m, 2) uint16 to the second.
+    3) int32, their normals leading from the first of sides (m, 2) uint16 to the second. to_ras: (4,
+    4), from these voxels to RAS+ mm.
     """
+
+    to_ras: NDArray[np.float64]
 
     points: NDArray[np.float32]
     low: NDArray[np.float32]
     high: NDArray[np.float32]
+    triangles: NDArray[np.int32]
+    sides: NDArray[np.uint16]
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether what is counterclockwise in voxels is clockwise in mm."""
+        return bool(np.linalg.det(self.to_ras[:3, :3]) < 0)
+
+    def in_mm(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Points (n, 3) in RAS+ mm."""
+        places = points.astype(np.float64) @ self.to_ras[:3, :3].T + self.to_ras[:3, 3]
+        return places.astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Walls:
+    """All surfaces at once: what two structures share is there once.
+
+    points: (n, 3) float32, RAS+ mm. triangles: (m, 3) int32, their normals leading from the first
+    to the second of sides (m, 2) uint16: 0 outside, n in the n-th of the structures asked for.
+    """
+
+    points: NDArray[np.float32]
     triangles: NDArray[np.int32]
     sides: NDArray[np.uint16]
 
@@ -98,39 +126,73 @@ def surfaces_of(
     `max_error_voxels` may be `LARGEST_ERROR_VOXELS`. Raises `BadConfig` for values that the table
     does not name, and `BadGeometry` where there are too many structures.
     """
-    if max_error_voxels is None:
-        max_error_voxels = MAX_ERROR_VOXELS if max_triangles is None else LARGEST_ERROR_VOXELS
     wanted = table.values if values is None else tuple(dict.fromkeys(values))
     for value in wanted:
         if value not in table:
             raise BadConfig(f"there is no label {value}")
-    counts = np.bincount(labels.data.ravel(order="K"), minlength=1)
-    present = [one for one in wanted if one < len(counts) and counts[one]]
-    if not present:
+    net = _thinned(labels, wanted, max_error_voxels, max_triangles)
+    if net is None:
         return []
-    if len(present) >= np.iinfo(np.uint16).max:
+    return [
+        _surface(net, number, table=table, value=value)
+        for number, value in enumerate(wanted, 1)
+        if (net.sides == number).any()
+    ]
+
+
+def walls_of(labels: Volume, values: Sequence[int], *, max_triangles: int) -> Walls:
+    """The walls of structures of a label map, about `max_triangles` with those of two structures
+    counted twice.
+    """
+    net = _thinned(labels, tuple(values), None, max_triangles)
+    if net is None:
+        nothing = np.zeros((0, 3))
+        return Walls(
+            points=nothing.astype(np.float32),
+            triangles=nothing.astype(np.int32),
+            sides=np.zeros((0, 2), np.uint16),
+        )
+    vertices, inverse = np.unique(net.triangles, return_inverse=True)
+    triangles = inverse.reshape(-1, 3).astype(np.int32)
+    return Walls(
+        points=net.in_mm(net.points[vertices]),
+        triangles=triangles[:, ::-1] if net.is_mirrored else triangles,
+        sides=net.sides,
+    )
+
+
+def _thinned(
+    labels: Volume,
+    values: Sequence[int],
+    max_error_voxels: float | None,
+    max_triangles: int | None,
+) -> _Net | None:
+    """The net of structures, numbered in their order, with few triangles; None if none is there."""
+    if max_error_voxels is None:
+        max_error_voxels = MAX_ERROR_VOXELS if max_triangles is None else LARGEST_ERROR_VOXELS
+    counts = np.bincount(labels.data.ravel(order="K"), minlength=max([0, *values]) + 1)
+    if not counts[list(values)].any():
+        return None
+    if len(values) >= np.iinfo(np.uint16).max:
         raise BadGeometry("there are too many structures for surfaces")
-    grid, start = _cropped(labels, present)
+    grid, start = _cropped(labels, values)
+    to_ras = labels.affine.copy()
+    to_ras[:3, 3] += to_ras[:3, :3] @ (start - 0.5)
     spacing = np.array(labels.spacing_mm, np.float32)
-    net = _net(grid, spacing)
+    net = _net(grid, spacing, to_ras)
     del grid
-    voxels = np.array([0, *(counts[value] for value in present)], np.float64)
+    voxels = np.array([0, *(counts[value] for value in values)], np.float64)
     _balance(net, voxels)
     _thin(net, spacing, max_error_voxels, max_triangles)
     _balance(net, voxels)
-    to_ras = labels.affine.copy()
-    to_ras[:3, 3] += to_ras[:3, :3] @ (start - 0.5)
-    return [
-        _surface(net, number, table=table, value=value, to_ras=to_ras)
-        for number, value in enumerate(present, 1)
-    ]
+    return net
 
 
 def _cropped(labels: Volume, values: Sequence[int]) -> tuple[NDArray[np.uint16], NDArray]:
     """The box of structures, numbered 1, 2, ... in their order, with a border of 0 around it; and
     the voxel it begins at, border included.
     """
-    numbers = np.zeros(int(labels.data.max()) + 1, np.uint16)
+    numbers = np.zeros(max(int(labels.data.max()), *values) + 1, np.uint16)
     numbers[list(values)] = np.arange(1, len(values) + 1)
     inside = (numbers > 0)[labels.data]
     box = []
@@ -144,7 +206,9 @@ def _cropped(labels: Volume, values: Sequence[int]) -> tuple[NDArray[np.uint16],
     return grid, np.array([side.start - 1 for side in box])
 
 
-def _net(grid: NDArray[np.uint16], spacing: NDArray[np.float32]) -> _Net:
+def _net(
+    grid: NDArray[np.uint16], spacing: NDArray[np.float32], to_ras: NDArray[np.float64]
+) -> _Net:
     """The smoothed net of a cropped label map."""
     vertices, faces = nets.count_net(grid)
     corners, around = np.empty((vertices, 3), np.int32), np.empty((vertices, 6), np.int32)
@@ -153,8 +217,10 @@ def _net(grid: NDArray[np.uint16], spacing: NDArray[np.float32]) -> _Net:
     nets.fill_net(grid, corners, around, reach, quads, sides)
     offsets, other = np.zeros((vertices, 3), np.float32), np.empty((vertices, 3), np.float32)
     for _ in range(_ROUNDS):
-        nets.relax(offsets, corners, around, reach, np.float32(_TO), other)
-        nets.relax(other, corners, around, reach, np.float32(_BACK), offsets)
+        for share, old, new in ((_TO, offsets, other), (_BACK, other, offsets)):
+            in_slabs(
+                partial(nets.relax, old, corners, around, reach, np.float32(share), new), vertices
+            )
     del around, other
     place = corners.astype(np.float32)
     points = place + offsets
@@ -164,6 +230,7 @@ def _net(grid: NDArray[np.uint16], spacing: NDArray[np.float32]) -> _Net:
     one = np.where(is_first[:, None], quads[:, [0, 1, 2]], quads[:, [1, 2, 3]])
     two = np.where(is_first[:, None], quads[:, [0, 2, 3]], quads[:, [1, 3, 0]])
     return _Net(
+        to_ras=to_ras,
         points=points,
         low=place - reach,
         high=place + reach,
@@ -183,6 +250,7 @@ def _balance(net: _Net, voxels: NDArray[np.float64]) -> None:
     from scipy.sparse.linalg import spsolve
 
     count = len(voxels)
+    there = np.flatnonzero(voxels)
     first, second = net.sides[:, 0].astype(np.int64), net.sides[:, 1].astype(np.int64)
     for _ in range(_BALANCES):
         volumes, walls = np.zeros(count), np.empty(len(net.triangles))
@@ -193,7 +261,9 @@ def _balance(net: _Net, voxels: NDArray[np.float64]) -> None:
         between = sparse.coo_array((np.concatenate([walls, walls]), places), (count, count)).tocsr()
         matrix = sparse.diags_array(between.sum(axis=1)) - between
         pressures = np.zeros(count)
-        pressures[1:] = spsolve(matrix.tocsc()[1:, 1:], (voxels - volumes)[1:])
+        pressures[there] = spsolve(
+            matrix.tocsr()[there][:, there].tocsc(), (voxels - volumes)[there]
+        )
         moves = np.zeros(net.points.shape)
         nets.push(net.points, net.triangles, net.sides, pressures, moves)
         np.clip(net.points + moves, net.low, net.high, out=net.points)
@@ -211,9 +281,8 @@ def _thin(
     most = np.float32(max_error_voxels * float(spacing.min()))
     for _ in range(_PASSES):
         starts, members = thinning.stars(net.triangles, count)
-        thinning.judge(
-            points, net.triangles, starts, members, stale, errors, most, targets, costs, gaps
-        )
+        judge = partial(thinning.judge, points, net.triangles, starts, members, stale, errors, most)
+        in_slabs(partial(judge, targets, costs, gaps), count)
         candidates = np.flatnonzero(targets >= 0)
         # A wall between two structures is a triangle of both.
         shared = np.count_nonzero(net.sides) / len(net.sides)
@@ -239,20 +308,17 @@ def _thin(
             break
 
 
-def _surface(net: _Net, number: int, *, table: LabelTable, value: int, to_ras: NDArray) -> Surface:
+def _surface(net: _Net, number: int, *, table: LabelTable, value: int) -> Surface:
     """One label's walls as a surface of its own, in mm."""
     is_first, is_second = net.sides[:, 0] == number, net.sides[:, 1] == number
     triangles = np.concatenate([net.triangles[is_first], net.triangles[is_second][:, ::-1]])
     vertices, triangles = np.unique(triangles, return_inverse=True)
     points, triangles = closed(net.points[vertices], triangles.reshape(-1, 3).astype(np.int32))
-    if np.linalg.det(to_ras[:3, :3]) < 0:  # mirrored, what was counterclockwise is not
-        triangles = triangles[:, ::-1]
-    places = points.astype(np.float64) @ to_ras[:3, :3].T + to_ras[:3, 3]
     label = table[value]
     return Surface(
         value=value,
         name=label.name,
         color=label.color,
-        points=places.astype(np.float32),
-        triangles=np.ascontiguousarray(triangles),
+        points=net.in_mm(points),
+        triangles=np.ascontiguousarray(triangles[:, ::-1] if net.is_mirrored else triangles),
     )
