@@ -234,7 +234,7 @@ def _net(
         points=points,
         low=place - reach,
         high=place + reach,
-        triangles=np.concatenate([one, two]),
+        triangles=np.ascontiguousarray(np.concatenate([one, two])),
         sides=np.concatenate([sides, sides]),
     )
 

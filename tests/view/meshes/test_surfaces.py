@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy.spatial import cKDTree
@@ -199,3 +202,28 @@ def test_equal_labels_give_equal_surfaces():
     (one,), (other,) = surfaces_of(volume, TABLE), surfaces_of(volume, TABLE)
     assert np.array_equal(one.points, other.points)
     assert np.array_equal(one.triangles, other.triangles)
+
+
+def test_kernels_are_called_as_they_are_compiled_ahead():
+    """Another layout of an array would have them compiled at the first call, for seconds."""
+    program = """
+import numpy as np
+from medseg.kernels import nets, thinning
+from medseg.kernels.signatures import SIGNATURES, types_of
+from medseg.view.meshes.surfaces import walls_of
+from medseg.volume import Volume
+
+data = np.zeros((9, 9, 9), np.uint8)
+data[2:7, 2:7, 2:4], data[2:7, 2:7, 4:7] = 1, 2
+walls_of(Volume(data, np.eye(4)), [1, 2], max_triangles=60)
+for name, signatures in SIGNATURES.items():
+    module, _, function = name.partition(".")
+    if module in ("nets", "thinning"):
+        called = getattr({"nets": nets, "thinning": thinning}[module], function).signatures
+        assert set(called) == {types_of(text) for text in signatures}, name
+print("as listed")
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=False
+    )
+    assert ran.stdout.strip() == "as listed", ran.stderr
