@@ -68,10 +68,12 @@ def _table(table: LabelTable | str | os.PathLike[str] | None, labels: object) ->
 def _write(
     path: Path, scan: Volume, labels: Volume, *, table: LabelTable | None, title: str
 ) -> None:
-    from medseg.view import full_table, prepare, write_page, write_preview, write_scene
+    from medseg.view import full_table, write_preview, write_scene
 
     suffix = path.suffix.lower()
     if suffix == ".html":
+        from medseg.view import prepare, write_page
+
         write_page(path, prepare(scan, labels, table, title=title))
     elif suffix == ".mrb":
         write_scene(path, scan, labels, table=full_table(labels, table), title=title)

@@ -177,9 +177,11 @@ def _target(
 
 
 def _write(path: Path, scan: Volume, labels: Volume, table: LabelTable | None, title: str) -> None:
-    from medseg.view import full_table, prepare, write_page
+    from medseg.view import full_table
 
     if path.suffix.lower() == _PAGE:
+        from medseg.view import prepare, write_page
+
         write_page(path, prepare(scan, labels, table, title=title))
     elif path.suffix.lower() == _SCENE:
         from medseg.view import write_scene
