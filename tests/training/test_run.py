@@ -547,8 +547,7 @@ def test_a_model_is_refined_with_its_plan_and_a_new_head(finished, tmp_path: Pat
     short = ["--set", "train.steps=4", "--set", "train.precision=fp32"]
     ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--finetune", finished[0], *short)
     assert ran.code == 0, ran.err
-    assert "tensors were taken from" in ran.err
-    assert "head.weight" in ran.err
+    assert "new outputs, which begin at random, are both" in ran.err
     before, after = (load_checkpoint(str(path)) for path in (finished[0], tmp_path / "run"))
     for name in ("architecture", "options", "patch", "spacing_mm", "grid", "intensity"):
         assert getattr(after.spec, name) == getattr(before.spec, name)
