@@ -21,8 +21,7 @@ def export(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL/LABELS",
-            help="A name from `medseg models`, a model or run folder; or a label map.",
+            metavar="MODEL/LABELS", help="A model by name, a model folder, or a label map."
         ),
     ],
     output: Annotated[
