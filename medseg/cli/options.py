@@ -74,9 +74,7 @@ Device = Annotated[
 ]
 Output = Annotated[
     str,
-    typer.Option(
-        "--output", "-o", metavar="FOLDER", help="Folder for the results, or s3://BUCKET/FOLDER."
-    ),
+    typer.Option("--output", "-o", metavar="FOLDER", help="Folder, or s3://BUCKET/FOLDER."),
 ]
 
 
