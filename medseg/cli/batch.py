@@ -34,7 +34,7 @@ from medseg.cli.options import (
     settings_of,
 )
 from medseg.cli.show import bar_of_cases, lines_of_cases, print_json, print_line, tell
-from medseg.errors import BadConfig
+from medseg.errors import BadConfig, MedsegError
 from medseg.logs import Progress
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def batch(
     )  # fmt: skip
     part = cohorts.parse_shard(shard)
     run = _Run(
-        cohort=case_list, output=parse_place(output), request=request,
+        cohort=case_list, output=parse_place(output), request=request, model=segmenter,
         table=inference.label_table(segmenter),
         choice=cohorts.Choice(part=part, retry=_retries(retry), keep_others=keep_others),
         on=_cluster(on), as_json=as_json, quiet=quiet,
@@ -207,6 +207,7 @@ class _Run:
     cohort: Cohort
     output: Path | str
     request: Request
+    model: Loaded
     table: LabelTable
     choice: Choice
     on: str | None
@@ -259,6 +260,7 @@ class _Run:
             "cores": cores_here(),
             "memory_bytes": usable_bytes(),
             "model": dict(self.request.model),
+            "largest": self._largest(found),
         }
         if self.as_json:
             print_json(facts)
@@ -276,6 +278,24 @@ class _Run:
             f"scans: {found.input_bytes / 1e9:.1f} GB; here: {facts['cores']} cores, "
             f"{facts['memory_bytes'] / 1e9:.1f} GB of memory; nothing was written"
         )
+        if largest := facts["largest"]:
+            needs = f"about {(largest['memory_bytes'] or 0) / 1e9:.2f} GB in a worker"
+            print_line(f"the largest file, {largest['case']}: {largest['error'] or needs}")
+
+    def _largest(self, found: Sorted) -> dict[str, Any] | None:
+        """What the case with the largest file would need; None where no file is here."""
+        from medseg.cohort import forecast_case
+
+        if found.largest is None:
+            return None
+        case = found.largest[1]
+        facts: dict[str, Any] = {"case": case.name, "memory_bytes": None, "windows": None}
+        try:
+            forecast = forecast_case(case, self.request, self.model)
+        except MedsegError as error:
+            return facts | {"error": str(error)}
+        needs = {"memory_bytes": forecast.memory_bytes, "windows": forecast.windows}
+        return facts | needs | {"error": None}
 
     def _show(self, result: Result) -> None:
         if self.as_json:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         Choice as Choice,
         Result as Result,
         Sorted as Sorted,
+        forecast_case as forecast_case,
         plan_part as plan_part,
         run_part as run_part,
     )
@@ -32,7 +33,7 @@ __getattr__, __dir__ = door(
     __name__,
     {
         "gather": ("Gathered", "gather_cohort"),
-        "part": ("RETRIES", "Choice", "Result", "Sorted", "plan_part", "run_part"),
+        "part": ("RETRIES", "Choice", "Result", "Sorted", "forecast_case", "plan_part", "run_part"),
         "cases": ("Case", "Cohort"),
         "course": ("Limits",),
         "reading": ("Wanted", "read_any"),

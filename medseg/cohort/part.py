@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from medseg.cohort import attempts
@@ -22,6 +23,7 @@ from medseg.cohort.staff import Staff
 from medseg.cohort.stores import is_store, states_of
 from medseg.errors import BadConfig, BadOutput
 from medseg.files import ignores_case
+from medseg.inference import Job, Model, Plan, forecast_job
 from medseg.labels import LabelTable
 from medseg.logs import Progress, silent
 from medseg.text import alike_but_for_case
@@ -50,6 +52,8 @@ class Choice:
 class Sorted:
     """The cases of a part by what is to be done with them.
 
+    largest: bytes of the files of the largest that is to be done, where they are files here.
+
     kept: how many stay in which status. failures: of those the ones that are not done. changed:
     cases whose result is of another model, setting or scan, and is made anew.
     """
@@ -61,6 +65,7 @@ class Sorted:
     changed: int = 0
     missing: int = 0
     input_bytes: int = 0
+    largest: tuple[int, Case] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +162,16 @@ def plan_part(cohort: Cohort, out: Path | str, request: Request, choice: Choice)
         return sort_cases(part, output, request, choice=choice, arithmetic=arithmetic)
 
 
+def forecast_case(case: Case, request: Request, model: Model) -> Plan:
+    """What a case would need, which is read for that. Raises what `infer` does."""
+    files = [Path(name) for name in case.images]
+    job = Job(scan=files[0], channels=tuple(files[1:]), labels=files[0], has_table=False)
+    extras = request.extras
+    volume = extras.volume_index if case.volume is None else case.volume
+    extras = replace(extras, series=case.series or extras.series or None, volume_index=volume)
+    return forecast_job(job, model, request.settings, extras)
+
+
 def sort_cases(
     cases: Sequence[Case], output: Output, request: Request, choice: Choice, arithmetic: str
 ) -> Sorted:
@@ -170,12 +185,14 @@ def sort_cases(
     items: list[tuple[Item, int]] = []
     for case in cases:
         item = Item(case=case, key=request.key(case, arithmetic, states))
-        _count_inputs(case, states, worklist)
+        size = _count_inputs(case, states, worklist)
         number = 0
         if f"{case.name}.json" in records:
             number = _sort_recorded(case, item, places, choice=choice, found=worklist)
         if number >= 0:
             items.append((item, number))
+            if size > (worklist.largest[0] if worklist.largest else 0):
+                worklist.largest = size, case
     begun = output.names("attempts")
     output.bring_attempts(item.case.name for item, _ in items)
     for item, number in items:
@@ -264,7 +281,9 @@ def _folders_of(cases: Collection[Case]) -> Iterator[tuple[str, str]]:
     yield from folders.items()
 
 
-def _count_inputs(case: Case, states: Mapping[str, Any], found: Sorted) -> None:
+def _count_inputs(case: Case, states: Mapping[str, Any], found: Sorted) -> int:
+    """Count what a case's files take; returns the bytes of those that are files here."""
+    size = 0
     for name in case.images:
         if name in states:
             found.missing += states[name] is None
@@ -272,9 +291,12 @@ def _count_inputs(case: Case, states: Mapping[str, Any], found: Sorted) -> None:
         if "://" in name:
             continue
         try:
-            found.input_bytes += os.stat(name).st_size  # noqa: PTH116 - text is faster
+            about = os.stat(name)  # noqa: PTH116 - text is faster
+            found.input_bytes += about.st_size
+            size += about.st_size if S_ISREG(about.st_mode) else 0
         except OSError:
             found.missing += 1
+    return size
 
 
 def _bytes_in(state: Any) -> int:

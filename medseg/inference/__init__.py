@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     )
     from medseg.inference.run import (
         Addition as Addition,
+        forecast_job as forecast_job,
         infer as infer,
         load_model as load_model,
         read_scans as read_scans,
@@ -109,7 +110,14 @@ __getattr__, __dir__ = door(
             "dicom_results",
             "identity_of",
         ),
-        "run": ("Addition", "infer", "load_model", "read_scans", "without_names"),
+        "run": (
+            "Addition",
+            "forecast_job",
+            "infer",
+            "load_model",
+            "read_scans",
+            "without_names",
+        ),
         "result": ("Segmentation",),
         "segmentation": ("segment",),
         "settings": (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from medseg import logs
 from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.inference import record
-from medseg.inference.forecast import Plan
+from medseg.inference.forecast import Plan, plan
 from medseg.inference.jobs import Extras, Job
 from medseg.inference.look import Seen, fitting
 from medseg.inference.result import Segmentation
@@ -135,6 +135,15 @@ def infer(
         addition=addition,
         progress=progress,
     )
+
+
+def forecast_job(job: Job, model: Model, settings: Settings, extras: Extras) -> Plan:
+    """What `infer` would do with a job and need for it; nothing is computed. Raises as `infer`."""
+    settings = replace(settings, from_dicom=is_dicom_source(job.scan))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # the run says it again
+        scan = _read(job, model, settings, extras, silent)
+    return plan(scan.volumes, scan.model, settings)
 
 
 def write_job(

@@ -115,7 +115,28 @@ def test_a_dry_run_writes_nothing_and_counts_what_is_missing(scans: Path):
     assert ran.code == 0
     assert "to do: 6" in ran.out
     assert "files that are not there: 1" in ran.out
+    assert "the largest file, c" in ran.out
+    assert " GB in a worker" in ran.out
     assert not (scans / "dry").exists()
+
+
+def test_a_dry_run_forecasts_what_its_largest_case_is_planned_to_need(scans: Path, done: tiny.Ran):
+    largest = json.loads(batch(scans, "--dry-run", "--json", out="dry").out)["largest"]
+    sizes = {n: (scans / f"scan{n}.nii.gz").stat().st_size for n in range(4)}
+    assert largest["case"] == f"c{max(sizes, key=lambda n: sizes[n])}"
+    assert largest["error"] is None
+    assert largest["windows"] > 0
+    assert 50e6 < largest["memory_bytes"] < 5e9
+
+
+def test_a_run_says_few_lines_whatever_fails(scans: Path):
+    rows = [f"c{n:02},gone{n}.nii.gz" for n in range(60)]
+    (scans / "gone.csv").write_text("\n".join(["case,image", *rows]))
+    ran = tiny.medseg("batch", scans / "gone.csv", "-o", scans / "gone", "-m", scans / "model")
+    assert ran.code == 3
+    lines = ran.out.splitlines()
+    assert len(lines) <= 20
+    assert "48 more" in lines[-1]
 
 
 def test_a_killed_run_goes_on_where_it_was(scans: Path, done: tiny.Ran):
