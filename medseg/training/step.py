@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from medseg import logs
 from medseg.config import Config, TrainConfig
-from medseg.errors import BadConfig, DataWarning
+from medseg.errors import BadConfig, DataWarning, NotEnoughMemory
 from medseg.files import sweep
-from medseg.inference import Courier, Fetched
+from medseg.inference import Courier, Fetched, is_out_of_memory
 from medseg.logs import Report
 from medseg.models import save_checkpoint
 from medseg.networks import build_network, check_patch
@@ -62,7 +62,8 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Run:
     """A run under way. parallel: the network as it is called; best: the averages that did best so
     far, where the settings ask for them; facts: what `save_run` keeps beside the tensors; untold:
-    steps whose loss is on its way from a card; log: lines not yet in metrics.jsonl.
+    steps whose loss is on its way from a card; parts: in how many a batch is learnt from; log:
+    lines not yet in metrics.jsonl.
     """
 
     config: Config
@@ -81,6 +82,7 @@ class Run:
     batches: Ahead = field(init=False)
     courier: Courier = field(init=False)
     untold: deque[tuple[int, Fetched]] = field(default_factory=deque)
+    parts: int = 1
     before: float = 0.0
     log: list[dict[str, Any]] = field(default_factory=list)
 
@@ -189,6 +191,60 @@ class Run:
         # `contiguous` leaves one channel alone
         return batch._replace(images=batch.images.to(memory_format=torch.channels_last_3d))
 
+    def learn(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss and Dice (NaN where there is none) of a batch, whose gradients are there then.
+
+        Where memory is out the batch is taken in more and more parts, whose gradients are added up;
+        so are all that follow. Raises `NotEnoughMemory` where one sample does not fit, or several
+        processes wait for each other.
+        """
+        while True:
+            try:
+                return self._learn_in_parts(batch)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside of the handler, whose traceback keeps the failed step's memory.
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.processes.device.type == "cuda":
+                torch.cuda.empty_cache()
+            if self.processes.size > 1 or self.parts >= len(batch.images):
+                size = " x ".join(map(str, batch.images.shape[2:]))
+                raise NotEnoughMemory(
+                    f"memory is out in step {self.step + 1}, with patches of {size},"
+                    f" {-(-len(batch.images) // self.parts)} at a time: give a smaller model.patch,"
+                    " or train.batch where there are several processes, or choose a smaller network"
+                )
+            self.parts = min(2 * self.parts, len(batch.images))
+            warnings.warn(
+                f"memory is out; the {len(batch.images)} patches of a step are learnt from in"
+                f" {self.parts} parts, which is slower",
+                DataWarning,
+                stacklevel=2,
+            )
+
+    def _learn_in_parts(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        count = len(batch.images)
+        size = -(-count // self.parts)
+        told = []
+        for begin in range(0, count, size):
+            some = slice(begin, begin + size)
+            part = Batch(*(None if one is None else one[some] for one in batch))  # type: ignore[arg-type]
+            outputs = self.forward(part.images)
+            loss = self.loss(outputs, part)
+            share = len(part.images) / count
+            self.scaler.scale(loss if share == 1 else loss * share).backward()
+            dice = None
+            if self.source.membership is None:
+                dice = _training_dice(outputs, part.labels)
+            own = torch.full((), torch.nan, device=loss.device) if dice is None else dice
+            told.append((loss.detach().double(), own.double().to(loss.device), share))
+        losses, dices, shares = zip(*told)
+        if len(told) == 1:
+            return losses[0], dices[0]
+        weights = torch.tensor(shares, dtype=torch.float64, device=losses[0].device)
+        return torch.stack(losses) @ weights, torch.stack(dices) @ weights
+
     def forward(self, images: Tensor) -> Any:
         """The network's outputs."""
         half = self.dtype != torch.float32
@@ -201,14 +257,13 @@ class Run:
             return self.network.loss(outputs, batch.labels)
         return self.source.loss(outputs, batch)
 
-    def backward_and_step(self, loss: Tensor, rate: float) -> Tensor:
-        """Gradients, clipped, and a step against them; returns their norm. rate: the learning
-        rate's share.
+    def move_weights(self, rate: float) -> Tensor:
+        """A step against the gradients, clipped; returns their norm. rate: the learning rate's
+        share.
         """
         settings = self.config.train
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * rate
-        self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), settings.gradient_clip)
         self.scaler.step(self.optimizer)
@@ -228,14 +283,9 @@ class Run:
             [averages[key] for key in floats], [weights[key] for key in floats], 1 - decay
         )
 
-    def count(self, *, loss: Tensor, norm: Tensor, outputs: Any, batch: Batch) -> None:
+    def count(self, *, loss: Tensor, dice: Tensor, norm: Tensor) -> None:
         """Note the step's loss and Dice. Raises `BadConfig` if the loss is not finite."""
-        dice: Tensor | None = None
-        if self.source.membership is None:
-            dice = _training_dice(outputs, batch.labels)
-        device = self.processes.device
-        means = [loss.detach(), torch.tensor(torch.nan) if dice is None else dice]
-        numbers = self.processes.mean(torch.stack([one.double().to(device) for one in means]))
+        numbers = self.processes.mean(torch.stack((loss, dice)))
         self.facts["step"] += 1
         told = torch.cat((numbers, whole(norm).detach().double().reshape(1)))
         self.untold.append((self.step, self.courier.fetch(told)))

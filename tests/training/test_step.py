@@ -1,0 +1,71 @@
+"""A step whose memory is out is taken in parts; what it learns is the same but for rounding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from making.configs import make_config
+from medseg.config import Config, load_config
+from medseg.errors import DataWarning, NotEnoughMemory
+from medseg.training.loop import train
+from medseg.training.state import load_state
+from medseg.training.step import Run
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder = tmp_path_factory.mktemp("config")
+    return load_config(make_config(folder, train__steps=3, train__batch=4, train__log_every=1))
+
+
+def room_for(most: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Memory is out for more samples than these; how many each forward pass had."""
+    real, sizes = Run.forward, []
+
+    def forward(run: Run, images: torch.Tensor) -> Any:
+        sizes.append(len(images))
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return real(run, images)
+
+    monkeypatch.setattr(Run, "forward", forward)
+    return sizes
+
+
+def test_a_batch_too_large_for_memory_is_learnt_from_in_parts(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train(config, tmp_path / "whole")
+    sizes = room_for(2, monkeypatch)
+    with pytest.warns(DataWarning, match="4 patches of a step are learnt from in 2 parts") as told:
+        train(config, tmp_path / "parts")
+    assert sizes == [4, 2, 2, 2, 2, 2, 2], "and stay so"
+    assert len(told) == 1
+    (whole, facts), (parts, others) = (
+        load_state(tmp_path / name / "state.safetensors") for name in ("whole", "parts")
+    )
+    assert facts["step"] == others["step"] == 3
+    for key, value in whole.items():
+        if key.startswith("average."):
+            assert torch.allclose(parts[key], value, atol=2e-3), key
+
+
+def test_a_step_in_which_not_one_sample_fits_is_refused_with_what_to_do(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    sizes = room_for(0, monkeypatch)
+    with (
+        pytest.warns(DataWarning),
+        pytest.raises(
+            NotEnoughMemory, match="in step 1, with patches of 16 x 16 x 16, 1 at a time"
+        ),
+    ):
+        train(config, tmp_path / "run")
+    assert sizes == [4, 2, 1]
+    assert not (tmp_path / "run" / "model").exists()
