@@ -9,8 +9,11 @@ Everything here knows indices only, no millimetres.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import permutations
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +49,32 @@ class AxisOperator(NamedTuple):
     first: NDArray[np.int64]  # (outputs,)
     weights: NDArray[np.float32]  # (outputs, taps)
     inside: NDArray[np.float32]  # (outputs,) share of the points that are not outside
+
+
+class Elsewhere(Protocol):
+    """What applies an operator to each axis in the place of this process's loops."""
+
+    def __call__(
+        self, data: NDArray, operators: Sequence[AxisOperator], *, order: int, outside: float
+    ) -> NDArray[np.float32] | None:
+        """`data` (A, B, C) on the grid of the operators, for order 3 applied to its spline
+        coefficients; points outside of it are `outside`. None: not possible there.
+        """
+
+
+_ELSEWHERE: ContextVar[Elsewhere | None] = ContextVar("_ELSEWHERE", default=None)
+
+
+@contextmanager
+def interpolated(elsewhere: Elsewhere | None) -> Iterator[None]:
+    """Within this block linear and cubic interpolation between parallel grids is done elsewhere, as
+    on a card; None: here.
+    """
+    token = _ELSEWHERE.set(elsewhere)
+    try:
+        yield
+    finally:
+        _ELSEWHERE.reset(token)
 
 
 def interpolate(
@@ -125,12 +154,32 @@ def _separable(
     first = tuple(int(operator.first.min()) for operator in (a, b, c))
     last = tuple(int(operator.first.max()) + operator.weights.shape[1] for operator in (a, b, c))
     if order == 3:
-        data, first = spline_coefficients(data), (0, 0, 0)
+        first = (0, 0, 0)
     else:  # what no output looks at is not read
         data = data[tuple(slice(low, high) for low, high in zip(first, last))]
     a, b, c = (
         operator._replace(first=operator.first - low) for operator, low in zip((a, b, c), first)
     )
+    elsewhere = _ELSEWHERE.get()
+    out = None
+    if elsewhere is not None:
+        out = elsewhere(data, (a, b, c), order=order, outside=outside or 0.0)
+    if out is None:
+        out = _applied(data, a, b, c, order=order, outside=outside)
+    return out.transpose(np.argsort(memory))
+
+
+def _applied(
+    data: NDArray,
+    a: AxisOperator,
+    b: AxisOperator,
+    c: AxisOperator,
+    *,
+    order: int,
+    outside: float | None,
+) -> NDArray[np.float32]:
+    """An operator for each axis of `data` (A, B, C), a few planes at a time."""
+    data = spline_coefficients(data) if order == 3 else data
     out = np.empty((len(a.first), len(b.first), len(c.first)), np.float32)
     taps = a.weights.shape[1]
 
@@ -146,7 +195,7 @@ def _separable(
 
     ratio = max(1.0, len(data) / len(out))
     in_slabs(work, len(out), _slabs_per_thread(len(out) * ratio * data[0].size, len(out)))
-    return out.transpose(np.argsort(memory))
+    return out
 
 
 def _slabs_per_thread(voxels: float, length: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -42,6 +43,7 @@ from medseg.volume import Volume, crop
 
 if TYPE_CHECKING:
     from medseg.inference.backends.predictor import Predictor
+    from medseg.inference.painter import Painter
     from medseg.models import Checkpoint, ModelSet
 
 
@@ -342,19 +344,12 @@ def _segment_with_network(
     """average: gets the probabilities of every output."""
     clock, volume = Clock(), volumes[0]
     progress("resampling", 0, 1)
-    with clock("resample"):
+    with clock("resample"), _resampling(made):
         way = WAYS[type(made.grid)](volumes, checkpoints, settings, made, previous)
     with clock("load"):
         predictor = _opened(checkpoints, settings, made)
-    painter = way.painter(predictor)
-    paint_windows(
-        painter,
-        predictor,
-        way=way,
-        checkpoint=checkpoints[0],
-        made=made,
-        clock=clock,
-        progress=progress,
+    painter = _painted(
+        predictor, way=way, checkpoint=checkpoints[0], made=made, clock=clock, progress=progress
     )
     with clock("paint"):
         labels = volume.with_data(way.back(painter.labels))
@@ -377,6 +372,49 @@ def _segment_with_network(
         maps=maps,
         confidence=painter.confidence(),
     )
+
+
+def _painted(
+    predictor: Predictor,
+    *,
+    way: Way,
+    checkpoint: Checkpoint,
+    made: Plan,
+    clock: Clock,
+    progress: Progress,
+) -> Painter:
+    """What has painted all windows; a second time in float32 where numbers were too large."""
+    from medseg.inference.backends.checks import NotFinite
+
+    while True:
+        painter = way.painter(predictor)
+        try:
+            paint_windows(
+                painter,
+                predictor,
+                way=way,
+                checkpoint=checkpoint,
+                made=made,
+                clock=clock,
+                progress=progress,
+            )
+            return painter
+        except NotFinite as error:
+            remedy = error.remedy
+        remedy()
+
+
+def _resampling(made: Plan) -> AbstractContextManager[None]:
+    """Where scans are resampled: on the card, if the image will lie there."""
+    if not made.data_on_card:
+        return nullcontext()
+    import torch
+
+    from medseg.inference.backends.copies import Courier
+    from medseg.inference.backends.resampling import OnCard
+    from medseg.resampling import interpolated
+
+    return interpolated(OnCard(Courier(torch.device(made.device))))
 
 
 def _opened(checkpoints: Sequence[Checkpoint], settings: Settings, made: Plan) -> Predictor:

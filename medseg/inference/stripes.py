@@ -79,9 +79,12 @@ def paint_windows(
     clock: Clock,
     progress: Progress,
 ) -> None:
-    """Run the windows over the content of a scan and paint what is finished."""
+    """Run the windows over the content of a scan and paint what is finished. Raises `NotFinite`
+    where it has to be done again.
+    """
     import torch
 
+    from medseg.inference.backends.checks import checked_later
     from medseg.inference.backends.copies import Courier
     from medseg.inference.window import plan_windows, sliding_window
 
@@ -107,7 +110,8 @@ def paint_windows(
     )
     run = partial(run, weighting=way.weighting, make_sums=way.make_sums, progress=count)
     run = partial(run, device=made.device if made.sums_on_card else "cpu", courier=courier)
-    with _Brush(painter, clock, courier, is_beside=made.device != "cpu") as brush:
+    is_beside = made.device != "cpu"
+    with checked_later(courier), _Brush(painter, clock, courier, is_beside=is_beside) as brush:
         for stripe in windows.stripes(made.stripes):
             painter.begin_part()
             for block in way.trimmed(run(stripe=stripe, stays=made.sums_on_card)):

@@ -14,10 +14,11 @@ import torch
 
 from making import networks as tiny
 from making.cards import Link
-from medseg.errors import DataWarning
+from medseg.errors import BadModel, DataWarning
 from medseg.inference import segmentation, window
 from medseg.inference.backends import copies, painting
 from medseg.inference.backends.copies import Courier
+from medseg.inference.backends.pytorch import _Torch
 from medseg.inference.settings import Settings
 from medseg.models.folder import Checkpoint, load_checkpoint
 from medseg.volume import Volume
@@ -107,3 +108,40 @@ def test_an_image_that_does_not_fit_stays_here(
     with pytest.warns(DataWarning, match="no room for the image"):
         labels = segmentation.segment(scan(), model, settings).labels.data
     assert float((labels != expected).mean()) < 1e-4
+
+
+def too_large(monkeypatch: pytest.MonkeyPatch, kinds: set[torch.dtype]) -> list[torch.dtype]:
+    """Numbers of the third batch are too large for these arithmetics; those of every call."""
+    real, calls = _Torch.forward, []
+
+    def forward(network: _Torch, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        calls.append(dtype)
+        features = real(network, x, torch.float32)
+        return features * (torch.inf if calls.count(dtype) == 3 and dtype in kinds else 1)
+
+    monkeypatch.setattr(_Torch, "forward", forward)
+    return calls
+
+
+def test_numbers_too_large_for_half_precision_are_noticed_one_batch_later_and_done_again(
+    model: Checkpoint, as_on_a_card: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    settings = Settings(device="cpu", precision="bf16")
+    expected = segmentation.segment(scan(), model, Settings(device="cpu", precision="fp32"))
+    as_on_a_card(sums=True, data=True, batch=1)
+    calls = too_large(monkeypatch, {torch.bfloat16})
+    with pytest.warns(DataWarning, match="too large for bfloat16; float32 goes on") as told:
+        labels = segmentation.segment(scan(), model, settings).labels
+    assert float((labels.data != expected.labels.data).mean()) < 1e-4
+    assert calls[:4] == [torch.bfloat16] * 4, "the fourth was on its way"
+    assert set(calls[4:]) == {torch.float32}
+    assert len(told) == 1
+
+
+def test_numbers_that_are_never_finite_are_refused(
+    model: Checkpoint, as_on_a_card: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    as_on_a_card(sums=True, data=True, batch=1)
+    too_large(monkeypatch, {torch.float32})
+    with pytest.raises(BadModel, match="values that are not finite"):
+        segmentation.segment(scan(), model, Settings(device="cpu", precision="fp32"))

@@ -55,18 +55,21 @@ def is_broken(error: BaseException) -> bool:
 def problem_of(device: torch.device) -> str:
     """Why a card cannot be used, found by one small convolution; '' if it can.
 
-    That a card is there does not say that this PyTorch has code for it. A full card is no problem
+    That a card is there does not say that this PyTorch has code for it; nor that a Mac's system has
+    3-D convolutions, which came with macOS 13.2. A full card is no problem
     here: the network steps down when its turn comes.
     """
+    half = torch.float32 if device.type == "mps" else torch.float16  # what is computed in there
     try:
         image, kernel = (torch.ones(1, 1, size, size, size, device=device) for size in (4, 3))
         with torch.inference_mode():
-            sums = F.conv3d(image.half(), kernel.half())
+            sums = F.conv3d(image.to(half), kernel.to(half))
         if float(sums.sum()) != 8 * 27:
             return "it computes wrongly"
     except (RuntimeError, AssertionError) as error:
         return "" if is_out_of_memory(error) else str(error).strip().splitlines()[0].rstrip(".")
-    _warn_of_old_cudnn()
+    if device.type != "mps":
+        _warn_of_old_cudnn()
     return ""
 
 

@@ -60,7 +60,11 @@ def choose_device(device: str) -> torch.device:
                 "there is no mps here, which is the GPU of a Mac with an Apple chip; use --device"
                 " cpu"
             )
-        return torch.device("mps")
+        mac = torch.device("mps")
+        problem = problem_of(mac)
+        if problem:
+            raise BadConfig(f"this PyTorch cannot use mps: {problem}; use --device cpu")
+        return mac
     if not is_there:
         raise BadConfig("there is no CUDA device here; use --device cpu")
     count = torch.cuda.device_count()

@@ -14,6 +14,7 @@ from medseg.errors import BadConfig, BadModel, DataWarning, NotEnoughMemory
 from medseg.inference.backends.accelerate import accelerate
 from medseg.inference.backends.blocks import form_of
 from medseg.inference.backends.cards import computes_bfloat16, is_out_of_memory
+from medseg.inference.backends.checks import checks_of
 from medseg.inference.backends.predictor import (
     Body,
     Precision,
@@ -146,6 +147,7 @@ class _Torch:
     ) -> None:
         self.name, self.exact, self.most = name, exact, 2**31
         self.plain = network  # on the CPU, float32, as loaded
+        self.is_depthwise = has_depthwise(network)
         try:
             self.place(device, dtype)
             return
@@ -173,7 +175,7 @@ class _Torch:
         """Whether channels lie last in memory: norms over such sum less accurately, and a card
         convolves channels one by one where they lie first.
         """
-        return not self.exact and (self.device.type == "cpu" or not has_depthwise(self.plain))
+        return not self.exact and (self.device.type == "cpu" or not self.is_depthwise)
 
     def __call__(self, patches: Tensor) -> Tensor:
         """Features of patches, whatever memory and arithmetic allow."""
@@ -230,21 +232,35 @@ class _Torch:
         either.
         """
         features = self.forward(x, self.dtype)
+        checks = checks_of(features)
+        if checks is not None:
+            checks.add(features, self._in_float32)
+            return features
         if is_finite(features):
             return features
-        halved = self.dtype
-        if halved != torch.float32:
+        if self.dtype != torch.float32:
             features = self.forward(x, torch.float32)
         if not is_finite(features):
-            raise BadModel(f"the model {self.name} gives values that are not finite on this scan")
-        # One batch too large for half precision is seldom alone: each would be computed twice.
+            raise self._never_finite()
+        self._in_float32()
+        return features
+
+    def _never_finite(self) -> BadModel:
+        return BadModel(f"the model {self.name} gives values that are not finite on this scan")
+
+    def _in_float32(self) -> None:
+        """Go on in float32: a batch too large for half precision is seldom alone, and each would be
+        computed twice. Raises `BadModel` where it is that already.
+        """
+        halved = self.dtype
+        if halved == torch.float32:
+            raise self._never_finite()
         self.dtype = torch.float32
         warnings.warn(
             f"values of {self.name} are too large for {name_of(halved)}; float32 goes on",
             DataWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-        return features
 
     def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """The network in an arithmetic; weights stay float32 and are cast as they are used."""

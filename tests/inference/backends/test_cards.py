@@ -31,7 +31,7 @@ def forgotten() -> Iterator[None]:
 
 def says(error: BaseException) -> mock._patch:
     """The first convolution on a card ends so."""
-    ones = mock.Mock(return_value=mock.Mock(half=mock.Mock(side_effect=error)))
+    ones = mock.Mock(return_value=mock.Mock(to=mock.Mock(side_effect=error)))
     return mock.patch.object(cards.torch, "ones", ones)
 
 

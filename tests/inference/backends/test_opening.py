@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from making import networks as tiny
 from medseg.errors import BadConfig, BadModel, DataWarning, NotEnoughMemory
+from medseg.inference.backends import cards
 from medseg.inference.backends.activations import activation_bytes
 from medseg.inference.backends.kept import models_kept_open
 from medseg.inference.backends.opening import (
@@ -400,13 +401,60 @@ def test_the_gpu_of_a_mac_computes_in_float32_and_is_refused_where_there_is_none
         with pytest.raises(BadConfig, match="there is no mps here, which is the GPU of a Mac"):
             choose_device("mps")
         assert choose_device("auto") == CPU
-    with mock.patch.object(torch.backends.mps, "is_available", return_value=True):
+    problem = mock.patch("medseg.inference.backends.predictor.problem_of", return_value="")
+    with problem, mock.patch.object(torch.backends.mps, "is_available", return_value=True):
         mac = choose_device("mps")
     assert mac == torch.device("mps")
     assert choose_precision("auto", mac) == choose_precision("fp32", mac) == torch.float32
     for precision in ("bf16", "fp16"):
         with pytest.raises(BadConfig, match="on mps medseg computes in fp32 alone"):
             choose_precision(precision, mac)
+
+
+def test_a_mac_without_3d_convolutions_is_told_so_before_the_run():
+    error = "Conv3D is only supported on MPS for MacOS_13_2 or newer"
+    ones = mock.Mock(return_value=mock.Mock(to=mock.Mock(side_effect=RuntimeError(error))))
+    cards.problem_of.cache_clear()
+    with (
+        mock.patch.object(torch.backends.mps, "is_available", return_value=True),
+        mock.patch.object(cards.torch, "ones", ones),
+        pytest.raises(BadConfig, match="cannot use mps: Conv3D is only supported on MPS for MacOS"),
+    ):
+        choose_device("mps")
+    cards.problem_of.cache_clear()
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_mac_without_memory_takes_fewer_windows_and_then_its_cpu(most: int):
+    """The GPU has room for so many windows; what it and the CPU say is one result."""
+
+    class Full(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if run.device.type == "mps" and len(x) > most:
+                raise RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB)")
+            return x + 1
+
+    class Mac:
+        type = "mps"
+
+    run = _Torch(Full(), "full", CPU, torch.float32, exact=True)
+    run.device = Mac()  # type: ignore[assignment]
+    x = torch.arange(5.0).view(5, 1, 1, 1, 1)
+    to = Tensor.to
+
+    def there(tensor: Tensor, *rest: Any, **named: Any) -> Tensor:
+        return tensor if rest and isinstance(rest[0], Mac) else to(tensor, *rest, **named)
+
+    with (
+        mock.patch.object(Tensor, "to", there),
+        mock.patch.object(_Torch, "forward", lambda self, x, dtype: self.network(x)),
+        pytest.warns(DataWarning) as told,
+    ):
+        assert torch.equal(run(x), x + 1)
+    words = [str(one.message) for one in told]
+    assert words[:2] == [f"the GPU ran out of memory; windows go {n} at a time" for n in (2, 1)]
+    assert words[2:] == ["the GPU ran out of memory; the CPU goes on"] * (most == 0)
+    assert run.device.type == ("cpu" if most == 0 else "mps")
 
 
 def test_what_torch_cannot_do_on_the_gpu_of_a_mac_is_one_sentence():
