@@ -68,6 +68,8 @@ def main() -> None:
                 ignore=shutil.ignore_patterns("__pycache__", "ahead"),
             )
             environment = os.environ | {"PYTHONPATH": str(root), "HOME": str(home)}
+            # An installation has Python's own compiled code, whatever this machine is told.
+            environment.pop("PYTHONDONTWRITEBYTECODE", None)
             build = [sys.executable, "-m", "medseg.kernels.build"]
             if ahead:
                 print(f"compiling ahead: {cpu_seconds(build, environment, place):.1f} s of CPU")
