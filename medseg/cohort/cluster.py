@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ from medseg.machine import apart
 _REACH_S, _END_S = 90.0, 30.0
 #: Further workers must promise so much less time than one.
 _WORTH_IT = 0.95
+
+
+def check_ray() -> None:
+    """Raise `BadConfig` where Ray is not installed."""
+    if find_spec("ray") is None:
+        raise BadConfig('--on ray needs Ray, which is not installed: pip install "medseg[ray]"')
 
 
 class Cluster(Staff):

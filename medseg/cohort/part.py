@@ -109,6 +109,9 @@ def run_part(
     check_output(cohort, out)
     part = part_of(cohort.cases, choice.part)
     if on is not None:  # workers elsewhere have another working folder
+        from medseg.cohort.cluster import check_ray
+
+        check_ray()
         part = [located(case) for case in part]
     with open_output(out) as output:
         places = _write_top(cohort, output, request, table)

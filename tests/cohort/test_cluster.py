@@ -148,6 +148,15 @@ def test_a_head_that_is_gone_is_told_of_and_the_same_call_goes_on(
     assert len(several) <= 1
 
 
+def test_without_ray_nothing_is_written(tmp_path: Path):
+    with (
+        mock.patch("medseg.cohort.cluster.find_spec", return_value=None),
+        pytest.raises(BadConfig, match=r"pip install \"medseg\[ray\]"),
+    ):
+        run(tmp_path, ["a"], on="")
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_ray_it_is_said_what_to_install():
     with (
         mock.patch.dict(sys.modules, {"ray": None}),
@@ -159,6 +168,7 @@ def test_without_ray_it_is_said_what_to_install():
 def test_a_cluster_that_does_not_answer_is_refused_in_a_sentence(tmp_path: Path):
     command = (sys.executable, "-c", "pass")
     with (
+        mock.patch("medseg.cohort.cluster.check_ray"),
         mock.patch("medseg.cohort.cluster.command_of", return_value=command),
         pytest.raises(BadConfig, match=r"no Ray cluster answers at 10\.0\.0\.1:6379"),
     ):
