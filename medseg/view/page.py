@@ -28,8 +28,6 @@ from medseg.io import write_nifti
 from medseg.labels import LabelTable
 from medseg.text import harmless
 from medseg.view.contrast import Contrast, contrast_of
-from medseg.view.meshes.packing import packed
-from medseg.view.meshes.surfaces import walls_of
 from medseg.view.structures import full_table, is_fluid
 from medseg.volume import Volume, crop, reorient, resample, same_grid
 
@@ -130,6 +128,9 @@ def prepare(
 
 def _surfaces(labels: Volume, values: Sequence[int]) -> tuple[dict[str, Any], bytes]:
     """The surfaces of structures: what is said of them, and they themselves."""
+    from medseg.view.meshes.packing import packed
+    from medseg.view.meshes.surfaces import walls_of
+
     every = 1
     while labels.data.size > MAX_SURFACE_VOXELS * every**3:
         every += 1
