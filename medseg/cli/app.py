@@ -170,9 +170,13 @@ def _leave(code: int) -> None:
     """
     from medseg.kernels.threads import end_threads
 
+    # A signal to stop comes too late: all is done, and it must not end in an error.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
     end_threads()
     others = [thread for thread in threading.enumerate() if not thread.daemon]
     if others != [threading.main_thread()]:
+        for number, handler in before.items():
+            signal.signal(number, handler)
         return
     atexit._run_exitfuncs()
     try:

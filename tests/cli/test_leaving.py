@@ -41,3 +41,14 @@ def test_idle_threads_of_the_kernels_hold_nothing_up() -> None:
     end = ended(work, "--version")
     assert end.returncode == 0
     assert end.stdout.splitlines()[-1] == "['MainThread']"
+
+
+def test_a_signal_that_comes_at_the_end_changes_nothing() -> None:
+    late = (
+        "import os, signal; "
+        "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGTERM), print('handled')))"
+    )
+    end = ended(late, "--version")
+    assert end.returncode == 0
+    assert end.stdout.splitlines()[-1] == "handled"
+    assert end.stderr == ""
