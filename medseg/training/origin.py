@@ -21,6 +21,7 @@ from medseg.models import (
     Recipe,
     StepRecipe,
     is_encoder,
+    is_model,
     load_encoder,
     load_models,
     own_network,
@@ -163,11 +164,13 @@ def start_from(source: Path, network: nn.Module, *, names: Sequence[str], region
     """
     outputs: list[str] | None = None
     least = len(network.state_dict())
-    start = read_start(str(source))
+    weights = _averages(source)
+    # A run that was interrupted has no model yet, which would name its outputs.
+    start = None if weights and not is_model(source) else read_start(str(source))
     if isinstance(start, EncoderWeights):
         weights, least = dict(start.tensors), len(start.tensors)
-    else:
-        weights = _averages(source) or start.network().state_dict()
+    elif start is not None:
+        weights = weights or start.network().state_dict()
         outputs = _outputs_by_name(start, weights, network, names=names, regions=regions)
     own = network.state_dict()
     fitting = {

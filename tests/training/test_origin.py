@@ -16,6 +16,8 @@ import torch
 import yaml
 
 from making import monai as making_monai, networks as tiny, nnunet as making, phantoms
+from making.configs import make_config
+from medseg.config import load_config
 from medseg.dataset import read_dataset
 from medseg.errors import BadModel
 from medseg.inference import Settings, network_input, network_labels, segment
@@ -23,7 +25,9 @@ from medseg.io import read
 from medseg.labels import Label, LabelTable
 from medseg.models import load_models, save_checkpoint
 from medseg.networks import build_network
+from medseg.training.loop import train
 from medseg.training.origin import adopted, read_start, start_from
+from medseg.training.state import load_state
 from medseg.volume import Volume
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -135,6 +139,19 @@ def test_a_network_of_medsegs_keeps_the_outputs_of_the_names_it_knows(tmp_path, 
             torch.testing.assert_close(after[each * row : each * (row + 1)], expected)
         if architecture == "mask2former":  # the last row is that of no object
             torch.testing.assert_close(after[-1], before[-1])
+
+
+def test_a_run_that_has_no_model_yet_gives_its_averages(tmp_path):
+    config = load_config(make_config(tmp_path / "config"))
+    train(config, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    averages, _ = load_state(tmp_path / "run" / "state.safetensors")
+    outputs = len(averages["average.head.bias"]) // 8  # cells of 2x2x2 voxels
+    network = build_network(config.model.name, 1, outputs, **config.model.options)
+    names = [f"structure {n}" for n in range(1, outputs)]
+    start_from(tmp_path / "run", network, names=names, regions=False)
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(value, averages[f"average.{key}"])
 
 
 def test_a_network_sees_in_training_what_it_sees_in_inference(tmp_path):
