@@ -8,6 +8,7 @@ own folder.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -24,6 +25,7 @@ from typing import Any, BinaryIO
 from medseg.errors import BadFile, BadOutput
 from medseg.machine import user_number
 from medseg.stream import (
+    CHUNK,
     DEFLATE_RATIO,
     MAX_BYTES,
     WINDOW_BITS,
@@ -41,8 +43,8 @@ except ImportError:  # Windows, which has locks of another kind
 
 __all__ = [
     "DEFLATE_RATIO", "MAX_BYTES", "TEMPORARY", "ByteStream", "atomic_write", "compressor",
-    "data_file", "gunzip", "gzip_writer", "held", "ignores_case", "inside", "link_or_copy",
-    "open_file", "private_folder", "read_bytes", "read_text", "sweep", "take_lock",
+    "data_file", "file_hash", "gunzip", "gzip_writer", "held", "ignores_case", "inside",
+    "link_or_copy", "open_file", "private_folder", "read_bytes", "read_text", "sweep", "take_lock",
     "written_together",
 ]  # fmt: skip
 
@@ -419,3 +421,12 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while piece := file.read(CHUNK):
+            digest.update(piece)
+    return digest.hexdigest()

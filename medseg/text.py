@@ -298,3 +298,8 @@ def seconds_of(text: str) -> float:
     if not whole or total <= 0:
         raise ValueError(f"'{text:.40}' is not a time such as 30m, 8h or 1h30m")
     return total
+
+
+def reason_of(error: BaseException) -> str:
+    """The kind of a library's error and what it says, on one line that is not long."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -19,6 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TextIO
 
+from medseg.cohort.cluster import check_ray
 from medseg.cohort.resources import cores_here, usable_bytes
 from medseg.cohort.staff import COMMAND, Hand, Message
 from medseg.errors import BadConfig
@@ -63,12 +64,9 @@ def main() -> None:
 
 def _join(address: str) -> list[dict[str, Any]]:
     """Be part of a cluster, or start one here; its nodes."""
-    try:
-        import ray
-    except ImportError:
-        raise BadConfig(
-            '--on ray needs Ray, which is not installed: pip install "medseg[ray]"'
-        ) from None
+    check_ray()
+    import ray
+
     own: dict[str, Any] = {}
     if not address:
         address = "local"

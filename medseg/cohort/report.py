@@ -24,7 +24,7 @@ from medseg.cohort.places import Places
 from medseg.cohort.suspicion import Suspicion
 from medseg.cohort.table import Table
 from medseg.files import atomic_write
-from medseg.text import harmless
+from medseg.text import harmless, reason_of
 from medseg.view import PAGE_STYLE, histogram
 
 #: Cases on a page.
@@ -195,7 +195,7 @@ def _drawn(numbers: NDArray[np.float64], caption: str) -> str:
     try:
         return histogram(numbers, caption)
     except Exception as error:  # whatever the plotting library says
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = reason_of(error)
         return f"<p>It could not be drawn: {_escape(reason)}</p>"
 
 

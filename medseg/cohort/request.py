@@ -20,8 +20,8 @@ from typing import Any
 from medseg.cohort.cases import Case, Cohort, as_row, from_row
 from medseg.cohort.places import Places
 from medseg.errors import BadFile
-from medseg.files import atomic_write
-from medseg.inference import Extras, Settings, file_hash
+from medseg.files import atomic_write, file_hash
+from medseg.inference import Extras, Settings
 from medseg.io import DicomOptions
 from medseg.packages import __version__
 from medseg.text import read_json

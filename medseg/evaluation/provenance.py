@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from medseg.errors import MedsegError
-from medseg.files import open_file, read_text
+from medseg.files import file_hash, read_text
 from medseg.io import strip_suffix
 from medseg.packages import versions
-from medseg.stream import CHUNK
 from medseg.text import harmless, parse_json
 
 #: Packages that scores depend on.
@@ -34,11 +33,7 @@ def digest(path: Path) -> str:
     if path.is_dir():
         files = sorted(one for one in path.iterdir() if one.is_file())
         return hashlib.sha256("".join(map(digest, files)).encode()).hexdigest()
-    content = hashlib.sha256()
-    with open_file(path) as file:
-        while piece := file.read(CHUNK):
-            content.update(piece)
-    return content.hexdigest()
+    return file_hash(path)
 
 
 def software() -> str:

@@ -25,7 +25,7 @@ from medseg.evaluation.metrics import main_columns, metric_of, title_of
 from medseg.evaluation.pictures import COLORS, LINES, ErrorPicture, error_pictures
 from medseg.evaluation.provenance import maker_of, origins, software
 from medseg.evaluation.summary import score_columns
-from medseg.text import counted, harmless
+from medseg.text import counted, harmless, reason_of
 from medseg.view import PAGE_STYLE, TABLE_SCRIPT, box_plot
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _drawn(draw: Callable[[], str]) -> str:
     try:
         return draw()
     except Exception as error:  # whatever the plotting library says
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = reason_of(error)
         return f'<p class="note">A picture could not be drawn: {escape(reason)}</p>'
 
 

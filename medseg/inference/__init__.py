@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from medseg.inference.record import (
         FORMAT as FORMAT,
         describe as describe,
-        file_hash as file_hash,
         finished_now as finished_now,
         voxel_hash as voxel_hash,
     )
@@ -101,7 +100,7 @@ __getattr__, __dir__ = door(
         "inputs": ("network_input", "network_labels"),
         "jobs": ("Extras", "Job", "given_name", "is_result_name", "list_jobs"),
         "preprocess": ("labels_on_grid", "prepare", "scale_to_percentiles"),
-        "record": ("FORMAT", "describe", "file_hash", "finished_now", "voxel_hash"),
+        "record": ("FORMAT", "describe", "finished_now", "voxel_hash"),
         "results": (
             "BRAIN_RESULTS",
             "TABLE_RESULTS",

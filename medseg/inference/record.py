@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from medseg.errors import BadFile
-from medseg.files import atomic_write, open_file, read_text
-from medseg.stream import CHUNK
+from medseg.files import atomic_write, read_text
 from medseg.volume import Volume
 
 #: What a record says it is.
@@ -82,15 +81,6 @@ def found_objects(labels: Volume) -> tuple[Volume, list[dict[str, Any]]]:
         )
     kind = np.uint16 if len(parts) < 65536 else np.uint32
     return labels.with_data(numbers.astype(kind)), rows
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with open_file(path) as file:
-        while piece := file.read(CHUNK):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def read_record(path: str | Path) -> dict[str, Any] | None:

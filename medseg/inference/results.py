@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg.errors import BadConfig, BadFile, BadOutput
-from medseg.files import written_together
+from medseg.files import file_hash, written_together
 from medseg.inference.jobs import Extras, Job
-from medseg.inference.record import file_hash, write_record
+from medseg.inference.record import write_record
 from medseg.inference.result import Segmentation
 from medseg.inference.settings import Model, Settings, as_list, is_set
 from medseg.inference.untrained import AUTO, CT_TISSUES, UNTRAINED

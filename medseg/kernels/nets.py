@@ -245,18 +245,22 @@ def measure(points, triangles, sides, volumes, walls):  # type: ignore[no-untype
 
 
 @njit(cache=True, nogil=True)
-def _normal(points, w, x, y, out):  # type: ignore[no-untyped-def]
-    """Half the cross product of two sides of a triangle: its normal, as long as its area."""
-    u0, u1, u2 = (
+def sides_of(points, w, x, y):  # type: ignore[no-untyped-def]
+    """Two sides of a triangle, from its corner w to x and to y, as six numbers."""
+    return (
         points[x, 0] - points[w, 0],
         points[x, 1] - points[w, 1],
         points[x, 2] - points[w, 2],
-    )
-    v0, v1, v2 = (
         points[y, 0] - points[w, 0],
         points[y, 1] - points[w, 1],
         points[y, 2] - points[w, 2],
     )
+
+
+@njit(cache=True, nogil=True)
+def _normal(points, w, x, y, out):  # type: ignore[no-untyped-def]
+    """Half the cross product of two sides of a triangle: its normal, as long as its area."""
+    u0, u1, u2, v0, v1, v2 = sides_of(points, w, x, y)
     out[0] = 0.5 * (np.float64(u1) * v2 - np.float64(u2) * v1)
     out[1] = 0.5 * (np.float64(u2) * v0 - np.float64(u0) * v2)
     out[2] = 0.5 * (np.float64(u0) * v1 - np.float64(u1) * v0)

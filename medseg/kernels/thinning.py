@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from medseg.kernels.compiled import njit
+from medseg.kernels.nets import sides_of
 
 #: Triangles around a vertex that is looked at.
 _MOST = 48
@@ -161,16 +162,7 @@ def _cross(points, w, x, y, out):  # type: ignore[no-untyped-def]
     """Put the normal of a triangle, twice as long as its area, into out (3,); returns the squared
     length of its sides.
     """
-    u0, u1, u2 = (
-        points[x, 0] - points[w, 0],
-        points[x, 1] - points[w, 1],
-        points[x, 2] - points[w, 2],
-    )
-    v0, v1, v2 = (
-        points[y, 0] - points[w, 0],
-        points[y, 1] - points[w, 1],
-        points[y, 2] - points[w, 2],
-    )
+    u0, u1, u2, v0, v1, v2 = sides_of(points, w, x, y)
     out[0] = u1 * v2 - u2 * v1
     out[1] = u2 * v0 - u0 * v2
     out[2] = u0 * v1 - u1 * v0

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from medseg.errors import DataWarning, MedsegError
 from medseg.files import atomic_write
 from medseg.labels import LabelTable
+from medseg.text import reason_of
 from medseg.view.contrast import contrast_of
 from medseg.view.picture import NAMED, Word, largest, legend, lettered, png_bytes, write_png
 from medseg.volume import Volume, reorient
@@ -124,7 +125,7 @@ def write_beside(path: Path, draw: Callable[[Path], None]) -> None:
     except MedsegError:
         raise
     except Exception as error:  # whatever a library says
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = reason_of(error)
         warnings.warn(f"{path.name} could not be drawn: {reason}", DataWarning, stacklevel=2)
         with atomic_write(path) as handle:
             handle.write(b64decode(_PIXEL))

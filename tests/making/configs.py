@@ -10,6 +10,24 @@ import yaml
 
 from making import networks as tiny
 
+#: A network and a run so small that a step takes milliseconds.
+SMALL: dict[str, Any] = {
+    "train.steps": 40,
+    "train.warmup": 4,
+    "train.learning_rate": 0.01,
+    "train.log_every": 4,
+    "train.validate_every": 20,
+    "train.validate_samples": 1,
+    "train.checkpoint_every": 5,
+    "train.precision": "fp32",
+    "model.patch": [16, 16, 16],
+    "model.options": {
+        "features": [8, 16],
+        "encoder_blocks": [1, 1],
+        "decoder_blocks": [1],
+        "deep_supervision": True,
+    },
+}
 STEPS = 24
 CONFIG: dict[str, Any] = {
     "name": "tiny",

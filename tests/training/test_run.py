@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from making import networks as tiny, phantoms
+from making.configs import SMALL
 from making.places import CONFIGS
 from medseg.evaluation.summary import read_scores
 from medseg.io import read_labels
@@ -25,24 +26,6 @@ from medseg.training.state import load_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-#: A network and a run so small that a step takes milliseconds.
-SMALL = {
-    "train.steps": 40,
-    "train.warmup": 4,
-    "train.learning_rate": 0.01,
-    "train.log_every": 4,
-    "train.validate_every": 20,
-    "train.validate_samples": 1,
-    "train.checkpoint_every": 5,
-    "train.precision": "fp32",
-    "model.patch": [16, 16, 16],
-    "model.options": {
-        "features": [8, 16],
-        "encoder_blocks": [1, 1],
-        "decoder_blocks": [1],
-        "deep_supervision": True,
-    },
-}
 WRITTEN = {
     ".lock", "config.yaml", "data.json", "metrics.jsonl", "model", "plan.json", "progress.png",
     "report.html",

@@ -17,28 +17,10 @@ import pytest
 
 from making import networks as tiny, phantoms
 from making.cohort import environment
+from making.configs import SMALL
 from making.places import ROOT
 from medseg.training import watch
 from medseg.training.watch import GONE, Watch, is_about_another
-
-#: A run of seconds.
-SMALL = {
-    "train.steps": 40,
-    "train.warmup": 4,
-    "train.learning_rate": 0.01,
-    "train.log_every": 4,
-    "train.validate_every": 20,
-    "train.validate_samples": 1,
-    "train.checkpoint_every": 5,
-    "train.precision": "fp32",
-    "model.patch": [16, 16, 16],
-    "model.options": {
-        "features": [8, 16],
-        "encoder_blocks": [1, 1],
-        "decoder_blocks": [1],
-        "deep_supervision": True,
-    },
-}
 
 
 class Shared:
