@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -14,10 +15,19 @@ from medseg.annotation.listing import FINAL
 from medseg.annotation.protocol import Refused
 from medseg.annotation.served import Served
 from medseg.annotation.store import Store
-from medseg.annotation.teaching import Progress, Teaching, next_run, start
+from medseg.annotation.teaching import (
+    Progress,
+    Teaching,
+    is_finished,
+    next_run,
+    runs_of,
+    stamp_of,
+    start,
+)
 from medseg.errors import BadFile
+from medseg.files import atomic_write
 from medseg.inference import check_device
-from medseg.text import read_json, seconds_of
+from medseg.text import parse_json, read_json, seconds_of
 
 #: How long a run may take; the first is what is chosen unless somebody chooses.
 TIMES = ("10m", "30m", "2h", "8h")
@@ -26,6 +36,8 @@ _STATUS = {"running": "RUNNING", "done": "DONE", "stopped": "STOPPED", "failed":
 _LEAST_S, _MOST_S, _LONGEST = 1, 864_000, 16
 #: Seconds for which a run that is stopped may keep what it has learnt.
 STOPPING_S = 120.0
+#: What the last run was asked for, and with which labels, so that one that was stopped can go on.
+_ASKED = ".asked.json"
 
 
 @dataclass(kw_only=True)
@@ -67,7 +79,10 @@ class Lessons:
         return self._state() == "running"
 
     def begin(self, base: Served, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Train a model further; returns the task. Raises `Refused`, and 429 where one runs."""
+        """Train a model further; returns the task. Raises `Refused`, and 429 where one runs.
+
+        The last run goes on if it was stopped, the same is asked for, and no label is another.
+        """
         time_s, device = _seconds(params.get("time", TIMES[0])), params.get("device", "auto")
         if not isinstance(device, str):
             raise Refused(400, "device is a text such as cpu")
@@ -77,19 +92,38 @@ class Lessons:
         with self._lock:
             if self._state() == "running":
                 raise Refused(429, "a model is being trained already; stop it, or wait")
-            if not any(FINAL in case.labels for case in self._store.cases()):
+            labelled = [case for case in self._store.cases() if FINAL in case.labels]
+            if not labelled:
                 raise Refused(400, "no scan has a final label yet; submit one first")
-            teaching = start(
-                self._store, next_run(self._store), time_s=time_s, model=base.word,
-                options=("--device", device),
-            )  # fmt: skip
             request = {"model": base.name, "time": f"{time_s:.0f}s", "device": device}
+            labels = {case.id: stamp_of(case) for case in labelled}
+            stopped = self._stopped_run(asked := {"request": request, "labels": labels})
+            run = stopped or next_run(self._store)
+            self._keep(asked | {"run": run.name})
+            teaching = start(
+                self._store, run, time_s=time_s, model=base.word, options=("--device", device)
+            )
             self._lesson = Lesson(
                 identity=secrets.token_hex(16), base=base, teaching=teaching, request=request,
                 began_s=time.time(),
             )  # fmt: skip
-        self._tell(f"{base.name}: training begins, for {time_s:.0f} s")
+        self._tell(f"{base.name}: training {'goes on' if stopped else 'begins'}, {time_s:.0f} s")
         return self._task(self._lesson)
+
+    def _stopped_run(self, asked: Mapping[str, Any]) -> Path | None:
+        """The last run, if it was asked for the same and can go on."""
+        try:
+            kept = parse_json((self._store.folder / _ASKED).read_text(encoding="utf-8"))
+            name = kept.pop("run")
+        except (OSError, ValueError, AttributeError, KeyError):  # none yet, or damaged
+            return None
+        runs = runs_of(self._store)
+        is_last = bool(runs) and runs[-1].name == name and not is_finished(runs[-1])
+        return runs[-1] if is_last and kept == asked else None
+
+    def _keep(self, asked: Mapping[str, Any]) -> None:
+        with atomic_write(self._store.folder / _ASKED) as file:
+            file.write(json.dumps(asked).encode())
 
     def task(self) -> dict[str, Any]:
         """The task that runs. Raises `Refused` (404) where none does, saying how the last ended."""
@@ -143,6 +177,8 @@ class Lessons:
                 self._tell(f"{lesson.base.name}: training is {state}")
                 if state == "done":
                     self._finished(lesson)
+                if state == "failed":  # would fail again: the next one begins anew
+                    self._keep({})
             return state
 
     def _ended_s(self, lesson: Lesson) -> float:

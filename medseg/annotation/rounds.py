@@ -17,7 +17,7 @@ import numpy as np
 from medseg.annotation.listing import FINAL, StoredCase
 from medseg.annotation.names import dice_by_name
 from medseg.annotation.store import Store
-from medseg.annotation.teaching import is_finished, runs_of
+from medseg.annotation.teaching import is_finished, runs_of, stamp_of
 from medseg.errors import BadFile
 from medseg.files import atomic_write
 from medseg.inference import Model, Settings, load_model, segment
@@ -108,7 +108,7 @@ def _scored(
     before = kept.get(_weights(run) or "", {})
     scores: dict[str, Any] = {}
     for case in cases:
-        stamp = _stamp(case)
+        stamp = stamp_of(case)
         if before.get(case.id, {}).get("stamp") == stamp:
             scores[case.id] = before[case.id]
             continue
@@ -152,12 +152,6 @@ def _weights(run: Path) -> str | None:
         return None
     content = read_json(run / "model" / "model.json")
     return str(content.get("sha256")) if isinstance(content, dict) else None
-
-
-def _stamp(case: StoredCase) -> list[list[int]]:
-    files = [*case.images, case.labels[FINAL]]
-    stats = [path.stat() for path in files if path.exists()]
-    return [[one.st_size, one.st_mtime_ns] for one in stats]
 
 
 def _kept(store: Store) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
-from medseg.annotation.listing import FINAL
+from medseg.annotation.listing import FINAL, StoredCase
 from medseg.annotation.store import Store
 from medseg.errors import BadConfig
 from medseg.text import parse_json
@@ -182,6 +182,13 @@ def is_finished(run: Path) -> bool:
 def newest_models(store: Store) -> list[Path]:
     """The runs that are finished, the last round first."""
     return [one for one in runs_of(store) if is_finished(one)][::-1]
+
+
+def stamp_of(case: StoredCase) -> list[list[int]]:
+    """Size and time of the files that a case is trained with: others, where it was changed."""
+    files = [*case.images, case.labels[FINAL]]
+    stats = [path.stat() for path in files if path.exists()]
+    return [[one.st_size, one.st_mtime_ns] for one in stats]
 
 
 def followed(before: Progress, event: Mapping[str, Any]) -> Progress:

@@ -34,16 +34,20 @@ for line in sys.stdin:
 
 
 class Child:
-    """The process of a run, steered by a test. words: with what it was started."""
+    """The process of a run, steered by a test. words: with what it was started; runs: the folders
+    in which it was.
+    """
 
     def __init__(self) -> None:
         self.words: dict[str, Any] = {}
+        self.runs: list[str] = []
         self.process: subprocess.Popen[str]
 
     def start(self, store: Any, run: Path, **words: Any) -> Teaching:
         """What the server calls in the place of `medseg.annotation.teaching.start`."""
         self.words = words
-        run.mkdir(parents=True)
+        self.runs.append(run.name)
+        run.mkdir(parents=True, exist_ok=True)
         self.process = subprocess.Popen(
             [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -133,6 +137,36 @@ def test_a_run_is_stopped(here: Served, child: Child):
     assert task["status"] == "STOPPED" and task["details"] and task["end_ts"]
     assert here.client.get("/train/?check_if_running=true").status_code == 404
     assert child.process.poll() is not None
+
+
+def stop(here: Served, name: str) -> None:
+    """Stop a run, which leaves what `medseg train` would have left."""
+    (here.store.folder / "runs" / name / "config.yaml").write_text("name: tiny\n")
+    here.client.delete("/train/")
+
+
+def test_a_run_that_was_stopped_goes_on_when_the_same_is_asked_for(here: Served, child: Child):
+    here.client.post("/train/tiny", json={"time": "30m"})
+    stop(here, "1")
+    here.client.post("/train/tiny", json={"time": "30m"})
+    assert child.runs == ["1", "1"]
+    assert "tiny: training goes on, 1800 s" in here.told
+
+
+@pytest.mark.parametrize("change", ["time", "label", "damage", "failure"])
+def test_what_is_not_the_same_is_a_new_run(here: Served, child: Child, tmp_path: Path, change: str):
+    here.client.post("/train/tiny", json={"time": "30m"})
+    if change == "failure":
+        child.say("end 5")
+        until(lambda: here.client.get("/train/").status_code == 404)
+    stop(here, "1")
+    if change == "label":
+        label(here, tmp_path)
+    if change == "damage":
+        (here.store.folder / ".asked.json").write_text('["{')
+    here.client.post("/train/tiny", json={"time": "2h" if change == "time" else "30m"})
+    assert child.runs == ["1", "2"]
+    assert not [line for line in here.told if "goes on" in line]
 
 
 def test_why_a_run_failed_is_told_without_its_places(here: Served, child: Child, tmp_path: Path):
