@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import queue
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,9 +22,12 @@ from medseg.cohort.resources import Measured
 from medseg.cohort.staff import Hand, Message, Staff, command_of
 from medseg.errors import BadConfig, MedsegError
 from medseg.machine import apart
+from medseg.text import harmless
 
 #: Seconds that the cluster has to answer at first, and what talks to it has to end.
 _REACH_S, _END_S = 90.0, 30.0
+#: Seconds within which the head of a cluster must take a connection.
+_LISTENS_S = 10.0
 #: Further workers must promise so much less time than one.
 _WORTH_IT = 0.95
 
@@ -32,6 +36,24 @@ def check_ray() -> None:
     """Raise `BadConfig` where Ray is not installed."""
     if find_spec("ray") is None:
         raise BadConfig('--on ray needs Ray, which is not installed: pip install "medseg[ray]"')
+
+
+def check_answers(address: str) -> None:
+    """Raise `BadConfig` where nobody listens at 'host:port', which Ray takes minutes to say."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isascii() and port.isdigit()):
+        return  # 'auto', and what Ray alone understands
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_LISTENS_S).close()
+    except (OSError, OverflowError, UnicodeError):
+        raise BadConfig(_no_cluster(f"at {harmless(address)}")) from None
+
+
+def _no_cluster(where: str) -> str:
+    return (
+        f"--on ray: no Ray cluster answers {where}; start it, or give the address of its head, as"
+        " --on ray:HOST:PORT"
+    )
 
 
 class Cluster(Staff):
@@ -77,12 +99,8 @@ class Cluster(Staff):
         answer = json.loads(line) if line else {}
         if "nodes" in answer:
             return list(answer["nodes"])
-        where = f"at {self._address}" if self._address else "here"
-        raise BadConfig(
-            answer.get("refused")
-            or f"--on ray: no Ray cluster answers {where}; start it, or give the address of its"
-            " head, as --on ray:HOST:PORT"
-        )
+        where = f"at {harmless(self._address)}" if self._address else "here"
+        raise BadConfig(answer.get("refused") or _no_cluster(where))
 
     def say(self, message: Mapping[str, Any]) -> None:
         """Send a message to what talks to Ray; that it is gone is heard of elsewhere."""

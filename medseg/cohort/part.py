@@ -109,9 +109,10 @@ def run_part(
     check_output(cohort, out)
     part = part_of(cohort.cases, choice.part)
     if on is not None:  # workers elsewhere have another working folder
-        from medseg.cohort.cluster import check_ray
+        from medseg.cohort.cluster import check_answers, check_ray
 
         check_ray()
+        check_answers(on)
         part = [located(case) for case in part]
     with open_output(out) as output:
         places = _write_top(cohort, output, request, table)

@@ -5,6 +5,7 @@ killed. What needs no Ray is tested without it.
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ import pytest
 
 from making.cohort import COMMAND, TABLE, a_request, environment, make_list
 from medseg.cohort import on_ray
-from medseg.cohort.cluster import Cluster, Member
+from medseg.cohort.cluster import Cluster, Member, check_answers
 from medseg.cohort.course import Limits
 from medseg.cohort.part import Choice, Result, run_part
 from medseg.cohort.resources import Measured
@@ -168,11 +169,30 @@ def test_without_ray_it_is_said_what_to_install():
 def test_a_cluster_that_does_not_answer_is_refused_in_a_sentence(tmp_path: Path):
     command = (sys.executable, "-c", "pass")
     with (
+        socket.create_server(("127.0.0.1", 0)) as other,  # listens, and is no cluster
         mock.patch("medseg.cohort.cluster.check_ray"),
         mock.patch("medseg.cohort.cluster.command_of", return_value=command),
-        pytest.raises(BadConfig, match=r"no Ray cluster answers at 10\.0\.0\.1:6379"),
+        pytest.raises(BadConfig, match=r"no Ray cluster answers at 127\.0\.0\.1:\d+; start it"),
     ):
-        run(tmp_path, ["a"], "10.0.0.1:6379")
+        run(tmp_path, ["a"], f"127.0.0.1:{other.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_where_nobody_listens_nothing_is_started(tmp_path: Path, scheme: str):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+    with (
+        mock.patch("medseg.cohort.cluster.check_ray"),
+        mock.patch("medseg.cohort.cluster.Cluster", side_effect=AssertionError),
+        pytest.raises(BadConfig, match=f"no Ray cluster answers at {scheme}127.0.0.1:{port}"),
+    ):
+        run(tmp_path, ["a"], f"{scheme}127.0.0.1:{port}")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("address", ["", "auto", "local", "host:port", "host:²"])
+def test_what_ray_alone_understands_is_left_to_it(address: str):
+    check_answers(address)
 
 
 def test_a_node_that_is_not_like_this_one_is_refused(tmp_path: Path):
