@@ -235,7 +235,7 @@ class OutputPainter(Painter):
         every = (slice(None, None, EVERY),) * 3
         count_outputs(
             np.ascontiguousarray(block[every]),
-            best[every],
+            np.ascontiguousarray(best[every]),
             self._regions,
             self._ending.activation != "none",
             self._certain,

@@ -50,7 +50,10 @@ _SECONDS = {
     "tissues": 4,
     "nets": 4,
     "thinning": 8,
-    "interpolation": 3,
+    "interpolation": 5,
+    "surfaces": 5,
+    "outputs": 3,
+    "rounding": 3,
 }
 
 

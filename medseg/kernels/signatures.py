@@ -1,5 +1,5 @@
-"""The types of arrays and numbers that `medseg infer`, `view` and `export` give to each kernel that
-they call.
+"""The types of arrays and numbers that `medseg infer`, `evaluate`, `train`, `view` and `export`
+give to each kernel that they call.
 
 A line is a call: `int64`, `float32`; `uint8[3]`, an array of three axes, the last one densest;
 `(int64 float64)`, a tuple. `medseg.kernels.build` compiles them ahead; for what is not listed a
@@ -17,6 +17,7 @@ _MAP = "(float32[1] int64 float32[1] float32[1] float64)"
 SIGNATURES: dict[str, tuple[str, ...]] = {
     "components.component_table": (
         "uint16[3] uint8[3] int64 int64 int64[1]",
+        "uint16[3] uint16[3] int64 int64 int64[1]",
         "uint32[3] uint8[3] int64 int64 int64[1]",
     ),
     "components.look_up": (
@@ -24,6 +25,7 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
         "uint16[3] uint8[1] uint8[3]",
         "uint32[3] uint8[1] uint8[3]",
     ),
+    "components.overlap": ("uint8[3] uint8[3] int64[2]",),
     "components.regions_of_runs": ("int32[1] uint8[1] int64[1] int64 int64",),
     "components.rooms_within": ("int64[1] int64[1] int64[1] int64[1] int64[1] int64",),
     "components.runs_of": ("uint8[3]",),
@@ -36,6 +38,10 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
         "int16[3] float64[2] int64[1] float32 int64 int64 float32[3]",
         "uint16[3] float64[2] int64[1] float32 int64 int64 float32[3]",
     ),
+    "interpolation.linear_patch": (
+        "float32[4] int8[3] float64[2] float32[4] float32[1] int64 int64 float32[4] int8[3]",
+    ),
+    "interpolation.multiply_rows": ("int64 int64 float32[2] float32[2] float32[2]",),
     "nets.count_net": ("uint16[3]",),
     "nets.fill_net": ("uint16[3] int32[2] int32[2] float32[2] int32[2] uint16[2]",),
     "nets.measure": ("float32[2] int32[2] uint16[2] float64[1] float64[1]",),
@@ -48,6 +54,12 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "norms.settle_voxels": (
         "float32[1] int64 int64 int64 float32[1] float32[1] int64 float64 float32[1] int64 int64",
         "uint16[1] int64 int64 int64 float32[1] float32[1] int64 float64 uint16[1] int64 int64",
+    ),
+    "outputs.choose_outputs": ("int64 int64 float32[4] bool float64 uint16[3]",),
+    "outputs.count_outputs": ("float32[4] uint16[3] bool bool float64[2]",),
+    "outputs.paint_outputs": (
+        "int64 int64 int64 int64 uint8[3] float32[4] float64[2] float32[4] uint16[3] int64[1] "
+        "int64[1] float64[1] float64[1] bool float64 bool int64[1] uint8[1]",
     ),
     "painting.agree": ("int64 int64 uint16[3] uint16[3]",),
     "painting.certainty": (
@@ -66,6 +78,21 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
         "int64 int64 float32[4] float32[3] float32[2] float32[2] float32[1] int64 int64 float32[4]",
     ),
     "rendering.filled": ("float32[1] int64 float32[1]",),
+    "rounding.paint_rounded": (
+        "int64 int64 int64 int64 uint8[3] float32[4] float64[1] float32[4] uint16[3] int64[1] "
+        "int64[1] bool bool int64[1] uint8[1] bool",
+    ),
+    "rounding.planes_last": ("int64 int64 float32[4] float32[4]",),
+    "rounding.sure_classes": ("int64 int64 float32[4] bool uint16[3]",),
+    "surfaces.corner_map": ("uint8[3] int64 int64 uint8[3]",),
+    "surfaces.nearest": (
+        "uint8[3] uint8[3] uint8[3] uint8[3] uint64[4] int64[1] int64[2] int64[1] int64 int64 "
+        "int64[2]",
+    ),
+    "surfaces.nearest_far": (
+        "int64[1] uint8 int64[2] int64[2] int64[1] uint8[3] uint8[3] float64[1]",
+    ),
+    "surfaces.presence": ("uint8[3] uint8[3] int64[1] int64 int64 uint64[4]",),
     "thinning.join": (
         "int64[1] int32[1] float32[1] int32[2] int32[1] int32[1] bool[1] float32[1] int64",
     ),
