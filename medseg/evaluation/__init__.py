@@ -19,7 +19,12 @@ if TYPE_CHECKING:
         read_label_map as read_label_map,
         refuse_folder as refuse_folder,
     )
-    from medseg.evaluation.scoring import evaluate as evaluate, write_evaluation as write_evaluation
+    from medseg.evaluation.scoring import (
+        evaluate as evaluate,
+        evaluation_of as evaluation_of,
+        score_pairs as score_pairs,
+        write_evaluation as write_evaluation,
+    )
     from medseg.evaluation.summary import (
         Evaluation as Evaluation,
         EvaluationOptions as EvaluationOptions,
@@ -37,7 +42,7 @@ __getattr__, __dir__ = door(
         "pairs": ("find_table", "parse_structures"),
         "reading": ("read_label_map", "refuse_folder"),
         "ranking": ("write_ranking",),
-        "scoring": ("evaluate", "write_evaluation"),
+        "scoring": ("evaluate", "evaluation_of", "score_pairs", "write_evaluation"),
         "summary": ("Evaluation", "EvaluationOptions", "read_scores", "summarise", "summary_table"),
     },
 )

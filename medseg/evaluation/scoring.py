@@ -92,10 +92,63 @@ def evaluate(
     if options.number_cases:
         backgrounds, pairs, missing, extra = numbered(backgrounds, pairs, missing, extra)
     cases, failures = _score_all(pairs, options, reader=reader, progress=progress)
-    problems = _why_not_scored(missing, extra, failures)
     if not cases:
+        problems = _why_not_scored(missing, extra, failures)
         raise BadFile(f"{prediction}: no case could be scored; the first problem was {problems[0]}")
-    problems += _problems_of(cases, named=table is not None)
+    evaluation = _put_together(
+        cases, failures, options=options, unmatched=(missing, extra), named=table is not None
+    )
+    evaluation.summary["options"] |= volume
+    if output is not None:
+        paths = {case: pairs[case] for case in cases}
+        write_evaluation(evaluation, output, paths, options, reader=reader, scans=backgrounds)
+    return evaluation
+
+
+def score_pairs(
+    pairs: Mapping[str, tuple[Path, Path]], options: EvaluationOptions
+) -> dict[str, dict[str, Any]]:
+    """Score some of the cases of an evaluation, each a file of the reference and one of the
+    prediction, as plain values for `evaluation_of`: another process may do the others.
+    """
+    if not pairs:
+        return {}
+    results = dict(_in_parallel(pairs, options, LabelReader()))
+    return {
+        case: asdict(result)
+        if isinstance(result, _Case)
+        else {"failure": without_names(str(result), *pairs[case])}
+        for case, result in results.items()
+    }
+
+
+def evaluation_of(
+    scored: Mapping[str, Mapping[str, Any]], options: EvaluationOptions
+) -> Evaluation:
+    """The evaluation of cases that `score_pairs` has scored, as `evaluate` makes it without a
+    table. Raises `BadFile` where no case could be scored.
+    """
+    failures = {case: one["failure"] for case, one in scored.items() if "failure" in one}
+    cases = {case: _Case(**one) for case, one in scored.items() if case not in failures}
+    if not cases:
+        case, why = next(iter(failures.items()), ("", "there is none"))
+        raise BadFile(f"no case could be scored; the first problem was {case}: {why}")
+    return _put_together(cases, failures, options=options)
+
+
+def _put_together(
+    cases: Mapping[str, _Case],
+    failures: Mapping[str, str],
+    *,
+    options: EvaluationOptions,
+    unmatched: tuple[list[str], list[str]] = ([], []),
+    named: bool = False,
+) -> Evaluation:
+    """unmatched: cases without a prediction, and without a reference. named: whether a table names
+    labels.
+    """
+    missing, extra = unmatched
+    problems = [*_why_not_scored(missing, extra, failures), *_problems_of(cases, named=named)]
     rows = _with_absent(cases, options)
     summary = {
         "cases": {
@@ -106,14 +159,10 @@ def evaluate(
             "turned_or_resampled": _grid_notes(cases),
         },
         "problems": problems,
-        "options": _plain(asdict(options)) | volume,
+        "options": _plain(asdict(options)),
         **summarise(rows, options.bootstrap, options.seed),
     }
-    evaluation = Evaluation(rows, summary, problems)
-    if output is not None:
-        paths = {case: pairs[case] for case in cases}
-        write_evaluation(evaluation, output, paths, options, reader=reader, scans=backgrounds)
-    return evaluation
+    return Evaluation(rows, summary, problems)
 
 
 def _score_all(

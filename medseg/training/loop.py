@@ -13,7 +13,7 @@ from medseg.config import Config
 from medseg.errors import Interrupted
 from medseg.logs import Report
 from medseg.training.clock import learning_rate
-from medseg.training.processes import Processes
+from medseg.training.processes import Processes, joined
 from medseg.training.source import Source
 from medseg.training.state import locked, stoppable
 from medseg.training.step import Run
@@ -38,12 +38,12 @@ def train(
     command began (`time.monotonic`), and reserve: how many seconds will be needed after the loop;
     both count where the config gives a time. processes: where they were joined before. Raises
     `BadConfig` if the folder belongs to another config or other data, if another process trains
-    there, and if the time was over before the network had seen its cases a few times.
+    there, if a process does not see the folder, and if the time was over before the network had
+    seen its cases a few times.
     """
     began = time.monotonic() if began is None else began
-    run.mkdir(parents=True, exist_ok=True)
     with (
-        nullcontext(processes) if processes else Processes(config.train.device) as processes,
+        nullcontext(processes) if processes else joined(config.train.device, run) as processes,
         locked(run, processes),
         stoppable() as stopping,
         processes.repeatable(config.train.deterministic),

@@ -2,29 +2,43 @@
 
 Every process draws its share of a step's samples, which depend on the step alone; gradients are
 averaged by PyTorch's DDP, or with `fully_shard` (FSDP) where a network does not fit one device.
-Files are the first process's business.
+Scans to validate with are dealt out, too. Files are the first process's business, but for the label
+maps that each has found.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medseg.config import TrainConfig
-from medseg.errors import BadConfig, MedsegError
+from medseg.errors import BadConfig, Interrupted, MedsegError
+from medseg.files import TEMPORARY, atomic_write
 from medseg.inference import choose_device
+from medseg.machine import free_bytes, resident_bytes
 from medseg.networks import has_depthwise
 from medseg.training.watch import GONE, Watch, is_about_another
+
+T = TypeVar("T")
+#: Deals numbers from 0 out: what a function gives for each of so many, in order.
+Deal = Callable[[int, Callable[[int], T]], list[T]]
+#: Seconds until what another process has written must be seen: a network file system remembers for
+#: up to half a minute that a name was not there.
+_SEEN_S = 40.0
 
 
 class Processes:
@@ -38,9 +52,11 @@ class Processes:
         """
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.first = self.rank == 0
+        self.neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self.sharded = False
         self._whole: nn.Module | None = None
         self._watch: Watch | None = None
+        self._is_stopping = False
         self.device = _device_of(device, int(os.environ.get("LOCAL_RANK", 0)), self.size)
 
     def __enter__(self) -> Processes:
@@ -50,7 +66,7 @@ class Processes:
             on_card = self.device.type == "cuda"
             distributed.init_process_group(
                 "nccl" if on_card else "gloo",
-                # The others wait while the first scores whole scans.
+                # The others wait while one prepares, or scores whole scans.
                 timeout=timedelta(hours=24),
                 device_id=self.device if on_card else None,
             )
@@ -74,11 +90,16 @@ class Processes:
     ) -> None:
         if self.size == 1:
             return
-        if self._watch is not None:
-            self._watch.stop()
-        if is_about_another(error):
+        if error is None or (self._is_stopping and isinstance(error, Interrupted)):
+            if self._watch is not None:
+                self._watch.stop()
+            distributed.destroy_process_group()
+        elif self._watch is not None and not self._watch.fail():
+            raise SystemExit(getattr(error, "exit_code", MedsegError.exit_code)) from None
+        elif is_about_another(error):
             raise MedsegError(GONE) from None
-        distributed.destroy_process_group()
+        if isinstance(error, Interrupted) and self._is_stopping and not self.first:
+            raise SystemExit(error.exit_code) from None  # the first says it
 
     @contextmanager
     def repeatable(self, wanted: bool) -> Iterator[None]:
@@ -121,8 +142,8 @@ class Processes:
         if parallel == "fsdp":
             from torch.distributed.fsdp import fully_shard
 
-            # For validation, which is the first process's alone, and off the card that is short.
-            self._whole, self.sharded = deepcopy(network).cpu() if self.first else None, True
+            # For validation, and off the card that is short.
+            self._whole, self.sharded = deepcopy(network).cpu(), True
             for child in network.children():
                 for part in child if isinstance(child, nn.ModuleList) else [child]:
                     if any(True for _ in part.parameters()):
@@ -133,15 +154,19 @@ class Processes:
         devices = [self.device.index] if self.device.type == "cuda" else None
         return network, nn.parallel.DistributedDataParallel(network, device_ids=devices)
 
+    def check_batch(self, batch: int) -> None:
+        """Raises `BadConfig` for a number of samples that cannot be shared by the processes."""
+        if batch % self.size:
+            raise BadConfig(
+                f"train.batch={batch} cannot be shared by {self.size} processes: start a number of"
+                " them that divides it, or give a new run a multiple of their number"
+            )
+
     def share(
         self, settings: TrainConfig, step: int, mix: Callable[[int, int, int], int]
     ) -> tuple[list[int], range]:
         """The seeds of this process's samples of a step, and their places in the whole run."""
-        if settings.batch % self.size:
-            raise BadConfig(
-                f"train.batch={settings.batch} cannot be shared by {self.size} processes; use a"
-                " multiple"
-            )
+        self.check_batch(settings.batch)
         count = settings.batch // self.size
         mine = range(self.rank * count, (self.rank + 1) * count)
         first = step * settings.batch
@@ -167,6 +192,7 @@ class Processes:
         numbers = torch.tensor([*mine, float(stop)], dtype=torch.float64, device=self.device)
         distributed.all_reduce(numbers, distributed.ReduceOp.MAX)
         first, any_due, signal = numbers.tolist()
+        self._is_stopping = bool(signal)
         return first, bool(any_due), int(signal)
 
     def first_says(self, number: float) -> float:
@@ -182,6 +208,77 @@ class Processes:
         if self.size > 1:
             distributed.barrier()
 
+    def gather(self, value: Any) -> list[Any]:
+        """What every process gives, by their numbers and the same for all; it travels as JSON, in
+        which a number keeps all its bits.
+        """
+        if self.size == 1:
+            return [value]
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        lengths = [int(one) for one in self._from_all(torch.tensor([len(text)]))]
+        parts = self._from_all(nn.functional.pad(text, (0, max(lengths) - len(text))))
+        return [json.loads(bytes(part[:length].tolist())) for part, length in zip(parts, lengths)]
+
+    def _from_all(self, value: Tensor) -> list[Tensor]:
+        value = value.to(self.device)
+        parts = [torch.empty_like(value) for _ in range(self.size)]
+        distributed.all_gather(parts, value)
+        return [part.cpu() for part in parts]
+
+    def mine(self, count: int) -> range:
+        """Those of the numbers from 0 to `count` that are dealt to this process."""
+        return range(self.rank, count, self.size)
+
+    def deal(self, count: int, do: Callable[[int], T]) -> list[T]:
+        """What `do` gives for each number from 0 to `count`, in order and the same for all
+        processes, of which each does its share (`mine`).
+
+        Where there are several it comes as JSON gives it back. What `do` raises ends all of them.
+        """
+        parts = self.gather([do(number) for number in self.mine(count)])
+        return [parts[number % self.size][number // self.size] for number in range(count)]
+
+    def same(self, values: Iterable[Tensor]) -> None:
+        """Make the tensors of every process those of the first, to the bit: statistics that a
+        network keeps of what it sees are each process's own.
+        """
+        for value in values if self.size > 1 else ():
+            buffer = value.contiguous()
+            distributed.broadcast(buffer, 0)
+            value.copy_(buffer)
+
+    def room_bytes(self) -> int | None:
+        """What a process may hold beside the others of its machine; None where it is alone, or a
+        card's memory counts.
+        """
+        if self.neighbours == 1 or self.device.type != "cpu":
+            return None
+        return resident_bytes() + free_bytes() // self.neighbours
+
+    def check_folder(self, folder: Path) -> None:
+        """Make the run folder, and look whether every process sees what the first writes there.
+        Raises `BadConfig` where one does not.
+        """
+        if self.first:
+            folder.mkdir(parents=True, exist_ok=True)
+        if self.size == 1:
+            return
+        marker = folder / f"{TEMPORARY}{self.gather(secrets.token_hex(12))[0]}"
+        if self.first:
+            with atomic_write(marker):
+                pass
+        self.wait()
+        sights = self.gather([socket.gethostname(), is_seen(marker)])
+        if self.first:
+            marker.unlink(missing_ok=True)
+        blind = [name for name, sees in sights if not sees]
+        if blind:
+            raise BadConfig(
+                f"{folder}: what the first process writes there on {sights[0][0]} is not seen by"
+                f" {len(blind)} of {self.size} processes ({blind[0]}); give with -o a folder that"
+                " every machine sees under the same name"
+            )
+
     def like(self, value: Tensor, other: Tensor) -> Tensor:
         """A whole tensor laid out as another is: shared out over the processes, if that is."""
         if not self.sharded:
@@ -194,8 +291,8 @@ class Processes:
 
     @contextmanager
     def whole_network(self, network: nn.Module, weights: dict[str, Tensor]) -> Iterator[nn.Module]:
-        """A network that is shared out in one piece with these weights, for a while, on the
-        first process's device; the others get it as it is.
+        """A network that is shared out in one piece with these weights, for a while, on each
+        process's device; one that is not, as it is.
         """
         if self._whole is None:
             yield network
@@ -205,6 +302,33 @@ class Processes:
             yield self._whole.to(self.device)
         finally:
             self._whole.cpu()
+
+
+def alone(count: int, do: Callable[[int], T]) -> list[T]:
+    """As `Processes.deal`, all done by this process."""
+    return [do(number) for number in range(count)]
+
+
+@contextmanager
+def joined(device: str, run: Path) -> Iterator[Processes]:
+    """The processes of a run, of which each sees its folder. Raises `BadConfig` where one does
+    not.
+    """
+    with Processes(device) as processes:
+        processes.check_folder(run)
+        yield processes
+
+
+def is_seen(path: Path) -> bool:
+    """Whether there is what another process has written, at once or after a while."""
+    until = time.monotonic() + _SEEN_S
+    while not path.exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+        with suppress(OSError):
+            any(path.parent.iterdir())  # asks a server what is there now
+    return True
 
 
 def _device_of(device: str, local_rank: int, size: int) -> torch.device:

@@ -16,6 +16,7 @@ from medseg.errors import BadConfig
 from medseg.io import digest, read_labels
 from medseg.labels import LabelTable
 from medseg.training.losses import hard_dice, segmentation_loss
+from medseg.training.processes import Deal, alone
 from medseg.training.source import Batch
 from medseg.training.synth import Heads, Lookup, load_heads, lookup, render
 
@@ -125,19 +126,28 @@ class RenderedSource:
         return {"channels": 1, "classes": self.classes, "spacing_mm": self.spacing_mm}
 
     def validate(
-        self, network: nn.Module, *, seeds: list[int], device: torch.device, dtype: torch.dtype
+        self,
+        network: nn.Module,
+        *,
+        seeds: list[int],
+        device: torch.device,
+        dtype: torch.dtype,
+        deal: Deal[float] = alone,
     ) -> dict[str, float]:
         """Mean Dice on a fixed image for each seed, rendered from the maps held out: half T1-like,
         half random.
         """
-        if self.held_out is None or not seeds:
+        held_out = self.held_out
+        if held_out is None or not seeds:
             return {}
-        scores = []
-        for number, seed in enumerate(seeds):
-            image, labels = self._render(self.held_out, seed, float(number % 2 == 0), device)
+
+        def dice(number: int) -> float:
+            image, labels = self._render(held_out, seeds[number], float(number % 2 == 0), device)
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 logits = network(image[None, None])
-            scores.append(hard_dice(logits, labels[None].long()))
+            return hard_dice(logits, labels[None].long())
+
+        scores = deal(len(seeds), dice)
         return {"mean": sum(scores) / len(scores)}
 
 

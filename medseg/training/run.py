@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,22 +115,10 @@ def _train(request: Request, events: Events | None, *, folds: Sequence[int]) -> 
     run = request.folder(dataset)
     _check_folder(run, request.resume)
     with Processes(str(request.fixed().get("train.device", "auto"))) as processes:
-        if processes.first:
-            # Two processes must not plan into one folder.
-            with (
-                _own_folder(run),
-                locked(run, processes),
-            ):
-                for folder in (run, run / "prepared", run / "validation", run / "model"):
-                    sweep(folder, min_age_s=0)
-                if (run / "config.yaml").exists():
-                    _check_same(request, dataset, run, events=hear)
-                else:
-                    begin(request, dataset, run, processes=processes, events=hear, folds=folds)
-        else:
-            hear = Events()
-        processes.wait()
+        hear = hear if processes.first else Events()
+        _begin(request, dataset, run, processes=processes, events=hear, folds=folds)
         config, (training, validation) = _recorded(request, run)
+        processes.check_batch(config.train.batch)
         if _is_finished(run):
             hear.say(f"{run} is finished; choose another -o to train again")
             return _recalled(run, dataset, validation) if processes.first else None
@@ -156,9 +144,40 @@ def _train(request: Request, events: Events | None, *, folds: Sequence[int]) -> 
                 progress=hear.training,
                 track=track,
             )
+        scored = None
+        if source.validation:
+            scored = _score(source, config, run=run, processes=processes, events=hear)
         if not processes.first:
             return None
-    return _finish(dataset, source, config, run=run, events=hear)
+    return _finish(dataset, source, config, run=run, scored=scored, events=hear)
+
+
+def _begin(
+    request: Request,
+    dataset: Dataset,
+    run: Path,
+    *,
+    processes: Processes,
+    events: Events,
+    folds: Sequence[int],
+) -> None:
+    """Record what is to be done in the run folder, or check that it is what was begun there, which
+    is the first process's business.
+    """
+    batch = request.fixed().get("train.batch")
+    if isinstance(batch, int):
+        processes.check_batch(batch)  # before a plan is recorded with it
+    with _own_folder(run) if processes.first else nullcontext():
+        processes.check_folder(run)
+        if processes.first:
+            with locked(run, processes):  # two commands must not plan into one folder
+                for folder in (run, run / "prepared", run / "validation", run / "model"):
+                    sweep(folder, min_age_s=0)
+                if (run / "config.yaml").exists():
+                    _check_same(request, dataset, run, events=events)
+                else:
+                    begin(request, dataset, run, processes=processes, events=events, folds=folds)
+    processes.wait()
 
 
 def _check_folder(run: Path, resume: bool) -> None:
@@ -281,6 +300,7 @@ def _prepare(
             store=run / "prepared",
             progress=progress,
             watched=covering(validation, count, holdings),
+            room_bytes=processes.room_bytes,
         )
 
     def preparing(name: str, done: int, count: int) -> None:
@@ -322,19 +342,37 @@ def _check_time_left(config: Config, run: Path, *, left_s: float) -> None:
         )
 
 
-def _finish(
-    dataset: Dataset, source: ScanSource, config: Config, *, run: Path, events: Events
-) -> Outcome:
-    """Score the model on the validation scans, choose its cleanup, write its card and delete the
-    prepared scans.
+def _score(
+    source: ScanSource, config: Config, *, run: Path, processes: Processes, events: Events
+) -> Evaluation | None:
+    """Segment and score the validation scans, and choose the model's cleanup. None in other
+    processes than the first.
     """
-    evaluation, pairs = None, dict[str, tuple[Path, Path]]()
-    if source.validation:
-        steps = predict(
-            config, source, run, progress=lambda done, count: events.reading("scoring", done, count)
-        )
+    steps = predict(
+        config,
+        source,
+        run,
+        processes=processes,
+        progress=lambda done, count: events.reading("scoring", done, count),
+    )
+    if processes.first:
         change_spec(run / "model", cleanup=steps)
-        evaluation, pairs = score_validation(source, run)
+    return score_validation(source, run, processes)
+
+
+def _finish(
+    dataset: Dataset,
+    source: ScanSource,
+    config: Config,
+    *,
+    run: Path,
+    scored: Evaluation | None,
+    events: Events,
+) -> Outcome:
+    """Write the scores of the model and its card, and delete the prepared scans."""
+    evaluation, pairs = scored, dict[str, tuple[Path, Path]]()
+    if evaluation is not None:
+        pairs = scored_pairs(source.validation, run, evaluation.summary)
         write_evaluation(evaluation, run, pairs=pairs, options=scoring_options(source.dataset))
         events.scored(evaluation)
     _, facts = load_state(run / "state.safetensors")

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
@@ -34,7 +34,9 @@ from medseg.models import Checkpoint, ModelSpec
 from medseg.networks import build_network
 from medseg.training.augment import draw_patches
 from medseg.training.losses import IGNORE, segmentation_loss
+from medseg.training.processes import Deal, alone
 from medseg.training.source import Batch, network_spec
+from medseg.volume import Volume
 
 #: Voxels of each label, at most, that are remembered for every case, to centre patches on.
 POSITIONS = 2000
@@ -80,11 +82,13 @@ class ScanSource:
         progress: Progress = silent,
         *,
         watched: Sequence[str] = (),
+        room_bytes: Callable[[], int | None] = lambda: None,
     ) -> None:
         """Prepare the training cases in the folder `store`, as far as they are not there yet.
 
         watched: the validation cases in the order in which they are looked at in between; as they
-        come if none is said. Raises `BadFile` for a case that cannot be read, `BadConfig` if there
+        come if none is said. room_bytes: what this process may hold while it segments; None: what
+        is free. Raises `BadFile` for a case that cannot be read, `BadConfig` if there
         is nothing to train from or no room.
         """
         self.config, self.dataset, self.store, self.table = config, dataset, store, dataset.table
@@ -97,7 +101,7 @@ class ScanSource:
         self.training = [dataset[name] for name in training]
         self.validation = [dataset[name] for name in validation]
         self.watched = [dataset[name] for name in watched] or self.validation
-        self.cases = len(self.training)
+        self.cases, self._inference_bytes = len(self.training), room_bytes
         if config.model.name == "mask2former" and (
             self.membership is not None or any(c.labelled for c in dataset.cases)
         ):
@@ -346,22 +350,48 @@ class ScanSource:
     def _spec(self) -> ModelSpec:
         return ModelSpec(sha256="0" * 64, **network_spec(self.config, self))
 
+    def as_model(self, network: nn.Module) -> Trained:
+        """A network of this source's as a model that segments scans."""
+        return Trained(spec=self._spec(), table=self.table, folder=self.store, built=network)
+
+    def segment(
+        self, volumes: Sequence[Volume], model: Checkpoint, device: torch.device, **settings: Any
+    ) -> Volume:
+        """A scan segmented as inference does it; settings: of `Settings`."""
+        how = Settings(
+            device=str(device),
+            backend="torch",
+            max_memory_bytes=self._inference_bytes(),
+            **settings,
+        )
+        return segment(volumes, model, how).labels
+
     def validate(
-        self, network: nn.Module, *, seeds: list[int], device: torch.device, dtype: torch.dtype
+        self,
+        network: nn.Module,
+        *,
+        seeds: list[int],
+        device: torch.device,
+        dtype: torch.dtype,
+        deal: Deal[Any] = alone,
     ) -> dict[str, float]:
         """Dice of each structure on as many whole validation scans as there are seeds, by the path
         inference takes.
         """
-        model = Trained(spec=self._spec(), table=self.table, folder=self.store, built=network)
-        rows = []
-        for case in self.watched[: len(seeds)]:
-            start_s = time.monotonic()
+        model = self.as_model(network)
+        watched = self.watched[: len(seeds)]
+
+        def look(number: int) -> tuple[float, dict[str, Score]]:
+            start_s, case = time.monotonic(), watched[number]
             volumes = read_channels(self.dataset, case)
-            labels = segment(volumes, model, Settings(device=device.type, backend="torch")).labels
-            rows.append(self.score(labels.data, read_case_labels(case, volumes[0]).data, case))
-            # Of the last: the first one also waits for compilation.
-            self.seconds_a_case = time.monotonic() - start_s
-        means = mean_scores(rows)
+            labels = self.segment(volumes, model, device)
+            scores = self.score(labels.data, read_case_labels(case, volumes[0]).data, case)
+            return time.monotonic() - start_s, scores
+
+        looks = deal(len(watched), look)
+        # Of the last: the first one also waits for compilation.
+        self.seconds_a_case = looks[-1][0] if looks else self.seconds_a_case
+        means = mean_scores([scores_of(row) for _, row in looks])
         return means | {"mean": float(np.mean(list(means.values())))} if means else {}
 
     def score(self, found: NDArray, truth: NDArray, case: Case) -> dict[str, Score]:
@@ -385,6 +415,11 @@ class Score(NamedTuple):
 
     dice: float
     has_reference: bool
+
+
+def scores_of(row: Mapping[str, Sequence[Any]]) -> dict[str, Score]:
+    """The scores of a case, also where another process has found them."""
+    return {name: Score(*values) for name, values in row.items()}
 
 
 def mean_scores(rows: Sequence[Mapping[str, Score]]) -> dict[str, float]:

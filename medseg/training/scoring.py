@@ -16,16 +16,24 @@ import torch
 
 from medseg.config import Config
 from medseg.dataset import Case, Dataset, read_case_labels, read_channels
-from medseg.evaluation import Evaluation, EvaluationOptions, evaluate, summarise, write_evaluation
+from medseg.evaluation import (
+    Evaluation,
+    EvaluationOptions,
+    evaluate,
+    evaluation_of,
+    score_pairs,
+    summarise,
+    write_evaluation,
+)
 from medseg.files import private_folder
-from medseg.inference import Settings, segment
+from medseg.inference import Settings, settle_auto, use_settled
 from medseg.io import is_slicer_segmentation, read_labels, write
-from medseg.models import load_checkpoint
+from medseg.models import Checkpoint, load_checkpoint
 from medseg.networks import build_network
 from medseg.postprocess import clean
 from medseg.text import is_reserved
-from medseg.training.processes import Processes
-from medseg.training.scans import ScanSource, Score, mean_scores, structures_of
+from medseg.training.processes import Processes, is_seen
+from medseg.training.scans import ScanSource, Score, mean_scores, scores_of, structures_of
 from medseg.volume import same_grid
 
 #: A cleanup step is kept if it raises the mean Dice on the validation scans by more than this.
@@ -36,16 +44,17 @@ _WRITING_S = 2.0
 
 def rehearse(config: Config, source: ScanSource, processes: Processes) -> Callable[[], float]:
     """Infer two validation scans with a fresh network and score the truth of one as if it had been
-    found.
+    found, each process the same at once, as they will share the scans.
 
     What cannot work fails now, and it is known how long scoring takes, in seconds, as far as it is
     when the result is called: where the machine has become slower since, all of it takes longer.
     """
     cases, fixed_s, warm_s = len(source.validation), 0.0, 0.0
-    if processes.first and cases:
+    if cases:
         network = build_network(
             config.model.name, source.channels, source.outputs, **config.model.options
         ).eval()
+        _settle(source.as_model(network), processes)
         with torch.no_grad():
             source.validate(
                 network.to(processes.device),
@@ -54,18 +63,29 @@ def rehearse(config: Config, source: ScanSource, processes: Processes) -> Callab
                 dtype=torch.float32,
             )
         if config.train.steps is None:
-            fixed_s, warm_s = _scoring_seconds(source)
-    rehearsed_s = source.seconds_a_case
-    processes.wait()
+            fixed_s, warm_s = _scoring_seconds(source, with_report=processes.first)
+        # Of the slowest, for all wait for it.
+        times = processes.gather([source.seconds_a_case, fixed_s, warm_s])
+        source.seconds_a_case, fixed_s, warm_s = map(max, zip(*times))
+    rehearsed_s, turns = source.seconds_a_case, -(-cases // processes.size)
 
     def seconds() -> float:
         slower = max(1.0, source.seconds_a_case / rehearsed_s) if rehearsed_s else 1.0
-        return _WRITING_S + slower * (fixed_s + cases * (1.2 * rehearsed_s + warm_s))
+        return _WRITING_S + slower * (fixed_s + turns * (1.2 * rehearsed_s + warm_s))
 
     return seconds
 
 
-def _scoring_seconds(source: ScanSource) -> tuple[float, float]:
+def _settle(model: Checkpoint, processes: Processes) -> None:
+    """Let all processes infer in one arithmetic: each processor tries what is faster, and bits are
+    others in another one.
+    """
+    if processes.size > 1 and processes.device.type == "cpu":
+        choices = processes.gather(settle_auto(model, Settings(device="cpu"), {})["precision"])
+        use_settled({"precision": "float32" if len(set(choices)) > 1 else choices[0]})
+
+
+def _scoring_seconds(source: ScanSource, *, with_report: bool) -> tuple[float, float]:
     """How long scoring and its report take beside the inference: once, and for each further
     case. The report, of which the import of matplotlib is the most, has pictures of some cases.
     """
@@ -76,42 +96,47 @@ def _scoring_seconds(source: ScanSource) -> tuple[float, float]:
             evaluation = evaluate(truth, truth, options=options)
             times.append(time.monotonic())
         name = file_name(case)
-        write_evaluation(
-            evaluation, folder, pairs={name: (truth / f"{name}.nii.gz",) * 2}, options=options
-        )
+        if with_report:
+            pairs = {name: (truth / f"{name}.nii.gz",) * 2}
+            write_evaluation(evaluation, folder, pairs=pairs, options=options)
         times.append(time.monotonic())
     cold, warm, report = (after - before for before, after in pairwise(times))
     return cold + 2 * report, warm
 
 
 def predict(
-    config: Config, source: ScanSource, run: Path, progress: Callable[[int, int], None]
+    config: Config,
+    source: ScanSource,
+    run: Path,
+    *,
+    processes: Processes,
+    progress: Callable[[int, int], None],
 ) -> list[dict[str, Any]]:
-    """Label maps of the validation scans in run/validation, and the cleanup steps that they were
-    given.
+    """Label maps of the validation scans in run/validation, of which each process makes its share,
+    and the cleanup steps that they were given. Raises `BadModel` where the model is not seen.
     """
+    is_seen(run / "model" / "model.json")
     checkpoint = load_checkpoint(str(run / "model"))
-    folder = run / "validation"
+    cases, folder = source.validation, run / "validation"
     folder.mkdir(exist_ok=True)
     steps = _cleanups(source) if config.cleanup == "auto" else []
-    table: list[list[dict[str, Score]]] = []
-    for number, case in enumerate(source.validation, start=1):
+
+    def look(number: int) -> list[dict[str, Score]]:
+        case = cases[number]
         volumes = read_channels(source.dataset, case)
-        labels = segment(volumes, checkpoint, Settings(cleanup=False, backend="torch")).labels
+        labels = source.segment(volumes, checkpoint, processes.device, cleanup=False)
         truth = read_case_labels(case, volumes[0]).data
-        table.append(
-            [
-                source.score(clean(labels, one).data, truth, case)
-                for one in [[], *([s] for s in steps)]
-            ]
-        )
-        write(labels, folder / f"{file_name(case)}.nii.gz")
-        progress(number, len(source.validation))
+        maps = (clean(labels, one) for one in [[], *([step] for step in steps)])
+        scores = [source.score(one.data, truth, case) for one in maps]
+        write(labels, result_path(run, case))
+        progress(min(number + processes.size, len(cases)), len(cases))
+        return scores
+
+    table = [[scores_of(row) for row in rows] for rows in processes.deal(len(cases), look)]
     cleanup = _chosen(steps, table) if config.cleanup == "auto" else list(config.cleanup)
-    if cleanup:
-        for case in source.validation:
-            path = folder / f"{file_name(case)}.nii.gz"
-            write(clean(read_labels(path), cleanup), path)
+    for number in processes.mine(len(cases)) if cleanup else ():
+        path = result_path(run, cases[number])
+        write(clean(read_labels(path), cleanup), path)
     return cleanup
 
 
@@ -144,12 +169,22 @@ def scoring_options(dataset: Dataset) -> EvaluationOptions:
     return EvaluationOptions(structures=structures_of(dataset), ignore=dataset.ignore)
 
 
-def score_validation(
-    source: ScanSource, run: Path
-) -> tuple[Evaluation, dict[str, tuple[Path, Path]]]:
-    """Scores of run/validation; of partly annotated cases only what is annotated counts."""
-    with references(source, source.validation) as folder:
-        result = evaluate(folder, run / "validation", options=scoring_options(source.dataset))
+def score_validation(source: ScanSource, run: Path, processes: Processes) -> Evaluation | None:
+    """Scores of run/validation, of which each process computes its share; None in other processes
+    than the first. Of partly annotated cases only what is annotated counts.
+    """
+    options = scoring_options(source.dataset)
+    own = [source.validation[number] for number in processes.mine(len(source.validation))]
+    with references(source, own) as folder:
+        pairs = {
+            file_name(case): (folder / f"{file_name(case)}.nii.gz", result_path(run, case))
+            for case in own
+        }
+        parts = processes.gather(score_pairs(pairs, options))
+    if not processes.first:
+        return None
+    scored = {case: result for part in parts for case, result in part.items()}
+    result = evaluation_of({case: scored[case] for case in sorted(scored)}, options)
     names = {label.name: label.value for label in source.table.labels}
     partly = {
         file_name(case): case.labelled for case in source.validation if case.labelled is not None
@@ -160,8 +195,7 @@ def score_validation(
         if row["case"] not in partly or names[row["structure"]] in (partly[row["case"]] or ())
     ]
     summary = result.summary | summarise(rows)
-    evaluation = Evaluation(rows=rows, summary=summary, problems=result.problems)
-    return evaluation, scored_pairs(source.validation, run, summary)
+    return Evaluation(rows=rows, summary=summary, problems=result.problems)
 
 
 def scored_pairs(
@@ -170,11 +204,11 @@ def scored_pairs(
     """The files of the true and the found labels of each scored case, for the report."""
     pairs = {}
     for case in cases:
-        name = file_name(case)
-        result = run / "validation" / f"{name}.nii.gz"
+        name, result = file_name(case), result_path(run, case)
         if (
             case.label is not None
             and name in summary["cases"]["scored"]
+            and is_seen(result)  # another process may have written it
             and _is_as_used(case, result)
         ):
             pairs[name] = (case.label, result)
@@ -200,6 +234,11 @@ def references(source: ScanSource, cases: Sequence[Case]) -> Iterator[Path]:
             image = read_channels(source.dataset, case)[0]
             write(read_case_labels(case, image), folder / f"{file_name(case)}.nii.gz")
         yield folder
+
+
+def result_path(run: Path, case: Case) -> Path:
+    """Where the label map of a validation scan lies."""
+    return run / "validation" / f"{file_name(case)}.nii.gz"
 
 
 def file_name(case: Case) -> str:

@@ -12,6 +12,7 @@ from medseg.config import Config, ModelConfig
 from medseg.errors import BadConfig
 from medseg.labels import LabelTable
 from medseg.models import IntensitySpec, monai_recipe
+from medseg.training.processes import Deal, alone
 
 
 class Batch(NamedTuple):
@@ -52,10 +53,16 @@ class Source(Protocol):
         """What `ModelSpec` needs to know of the data."""
 
     def validate(
-        self, network: nn.Module, *, seeds: list[int], device: torch.device, dtype: torch.dtype
+        self,
+        network: nn.Module,
+        *,
+        seeds: list[int],
+        device: torch.device,
+        dtype: torch.dtype,
+        deal: Deal[Any] = alone,
     ) -> dict[str, float]:
         """Dice of each structure and their 'mean' on some data held out; empty where none is
-        defined.
+        defined. deal: shares the samples among processes; the result is the same bits.
         """
 
 

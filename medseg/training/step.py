@@ -114,6 +114,7 @@ class Run:
         another run's.
         """
         settings, device = config.train, processes.device
+        processes.check_batch(settings.batch)
         check_same_run(config, folder, processes)
         check_steps([] if config.cleanup == "auto" else config.cleanup)
         source = source or _rendered(config, folder, processes)
@@ -338,22 +339,23 @@ class Run:
                 progress(self.position, {"step": step, "validation": scores})
 
     def _validate(self) -> dict[str, float]:
-        """Scores of the averaged weights, which one process computes; the best weights are
-        remembered.
+        """Scores of the averaged weights, of which each process computes its share; the best
+        weights are remembered.
         """
-        scores: dict[str, float] = {}
         settings, processes = self.config.train, self.processes
         with self.clock.aside(), self._averaged() as network:
-            if processes.first:
-                numbers = range(settings.validate_samples)
-                seeds = [mix(settings.seed, -1 - number, 4095) % 2**63 for number in numbers]
-                network.eval()
-                with torch.no_grad():
-                    scores = self.source.validate(
-                        network, seeds=seeds, device=processes.device, dtype=self.dtype
-                    )
-                network.train()
-            processes.wait()
+            numbers = range(settings.validate_samples)
+            seeds = [mix(settings.seed, -1 - number, 4095) % 2**63 for number in numbers]
+            network.eval()
+            with torch.no_grad():
+                scores = self.source.validate(
+                    network,
+                    seeds=seeds,
+                    device=processes.device,
+                    dtype=self.dtype,
+                    deal=processes.deal,
+                )
+            network.train()
         # Where no score is defined it cannot choose either: -1 is below every Dice.
         mean = processes.first_says(scores.get("mean", -1.0))
         if settings.keep == "best" and mean >= self.facts.setdefault("best", 0.0):
@@ -368,9 +370,11 @@ class Run:
         """
         if self.processes.sharded:
             weights = {key: whole(value) for key, value in self.average_weights.items()}
+            self.processes.same(weights.values())
             with self.processes.whole_network(self.network, weights) as network:
                 yield network
             return
+        self.processes.same(self.average_weights.values())
         own = {key: value.clone() for key, value in self.network.state_dict().items()}
         self.network.load_state_dict(self.average_weights)
         yield self.network

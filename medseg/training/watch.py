@@ -3,7 +3,7 @@
 A process that is killed closes its connections, and the others hear of it. A machine that is gone
 without a word closes nothing, and PyTorch waits for it as long as for one that scores whole scans.
 So each process says every few seconds that it is there, in the store by which they found each
-other.
+other. One that fails says that there, too, and the others end without a word of their own.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from medseg.errors import MedsegError
 
 #: Seconds between two signs of life, and without one of another process until it counts as gone.
 _SIGN_S, _GONE_S = 5.0, 50.0
+#: Seconds after another has failed in which a process may end as it likes: it may be writing.
+_FAILED_S = 25.0
+#: Seconds until a look at the others that is under way counts as hanging.
+_LEAVE_S = 5.0
 #: What is said by PyTorch's backends where the other side is gone.
 _CLOSED = ("closed by peer", "reset by peer", "broken pipe", "remote process exited", "timed out")
 GONE = (
@@ -57,6 +61,7 @@ class Watch:
         now = time.monotonic()
         self._seen = {other: (-1, now) for other in range(size) if other != rank}
         self._looked = now
+        self._failed: float | None = None  # when it was seen that another has failed
         # Two: the store of a machine that is gone does not answer the first.
         self._threads = [
             threading.Thread(target=one, daemon=True) for one in (self._run, self._watch)
@@ -70,12 +75,23 @@ class Watch:
 
     def stop(self) -> None:
         """Say that this process leaves as it should, and look no more."""
+        self._say(f"left/{self._rank}")
+
+    def fail(self) -> bool:
+        """Say that this process failed, or that another is gone, and look no more; the others end.
+        Whether no other has said so: then it is for this one to say why.
+        """
+        return self._say("failed") <= 1
+
+    def _say(self, word: str) -> int:
+        """How often it has been said now; 0 where nobody hears it."""
         self._over.set()
         for thread in self._threads:
-            thread.join(_SIGN_S)
+            thread.join(_LEAVE_S)
         with suppress(RuntimeError):  # who held the store has left before
             if not self._threads[0].is_alive():
-                self._store.add(f"{self._name}/left/{self._rank}", 1)
+                return self._store.add(f"{self._name}/{word}", 1)
+        return 0
 
     def _run(self) -> None:
         while not self._over.wait(_SIGN_S):
@@ -84,7 +100,8 @@ class Watch:
             except RuntimeError:  # PyTorch's own: the store, and whoever held it, is gone
                 gone = set(self._seen)
             self._looked = time.monotonic()
-            if gone:
+            is_late = self._failed is not None and self._looked - self._failed > _FAILED_S
+            if gone or is_late:
                 self._gone(gone)
 
     def _watch(self) -> None:
@@ -96,12 +113,15 @@ class Watch:
         if not self._over.is_set():
             self._over.set()
             survivors = set(range(self._size)) - others
-            self._end(GONE if self._rank == min(survivors) else "")
+            is_said = self._failed is not None
+            self._end(GONE if self._rank == min(survivors) and not is_said else "")
 
     def _look(self) -> set[int]:
         """Give a sign; those of whom there was none for too long."""
         now, gone = time.monotonic(), set()
         self._store.add(f"{self._name}/sign/{self._rank}", 1)
+        if self._failed is None and self._store.add(f"{self._name}/failed", 0):
+            self._failed = now
         for other, (before, since) in list(self._seen.items()):
             count = self._store.add(f"{self._name}/sign/{other}", 0)
             if count != before:

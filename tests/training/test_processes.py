@@ -107,7 +107,7 @@ def test_settings_of_torch_are_as_before_after_a_repeatable_run():
         assert state() == before
 
 
-def test_the_whole_network_of_a_shared_one_lies_on_the_cpu_of_the_first_process():
+def test_the_whole_network_of_a_shared_one_lies_on_the_cpu_but_when_it_is_used():
     first, second = Processes("cpu"), Processes("cpu")
     first._whole = whole = nn.Linear(1, 1)
     first.device = torch.device("meta")  # stands for a card

@@ -96,6 +96,25 @@ def test_the_store_that_is_gone_ends_all(quick: None, how: str):
     assert some.words == {0: GONE, 1: GONE}  # neither knows of the other
 
 
+def test_one_that_fails_ends_the_others_without_a_word_and_only_one_says_why(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(watch, "_FAILED_S", 0.3)
+    some = Some(3)
+    assert some.watches[1].fail()
+    assert not some.watches[0].fail()
+    some.wait(1)
+    time.sleep(1.5)  # longer than a sign may be away
+    assert some.words == {2: ""}
+
+
+def test_where_the_store_is_gone_one_that_fails_says_why(quick: None):
+    some = Some(2)
+    some.watches[0].stop()
+    some.store.is_gone = True
+    assert some.watches[1].fail()
+
+
 def test_errors_of_pytorch_that_are_about_another_process_are_known():
     closed = "[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:4"
     assert is_about_another(RuntimeError(closed))
