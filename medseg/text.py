@@ -149,6 +149,32 @@ def _inside(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list | tuple | set) else ()
 
 
+def _check_number(event: Any) -> None:
+    """Raise `ValueError` for a number that YAML 1.1 (yaml.org/type/int.html) reads in a way of its
+    own: 1_0 as 10, 010 as 8, 1:30 as 90.
+    """
+    import yaml
+
+    text, kind = event.value, event.tag
+    if not _ODD_NUMBER.fullmatch(text) or _is_no_octal(text):
+        return
+    if event.implicit[0]:
+        kind = yaml.resolver.Resolver().resolve(yaml.ScalarNode, text, (True, False))
+    if kind in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+        raise ValueError(
+            f"YAML reads {text:.60} as another number than it looks like: write it in plain digits,"
+            " or in quotes if it is text"
+        )
+
+
+def _is_no_octal(text: str) -> bool:
+    """Whether digits that begin with a nought are the same number to the base of 8, or none."""
+    digits = text.lstrip("+-")
+    if not digits.isdecimal():
+        return not {"_", ":"} & set(digits)
+    return len(digits) > MAX_DIGITS or max(digits) > "7" or int(digits) == int(digits, 8)
+
+
 def _check_events(events: Iterable[Any]) -> None:
     """Raise `ValueError` for a document too deep, or too large once aliases are expanded, before
     anything is built.
@@ -171,6 +197,7 @@ def _check_events(events: Iterable[Any]) -> None:
             stack.append((event.anchor, count))
             count += 1
         elif isinstance(event, yaml.ScalarEvent):
+            _check_number(event)
             count += 1
             sizes[event.anchor] = 1
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -188,6 +215,8 @@ _JOINERS = "\u200c\u200d"
 #: (owasp.org/www-community/attacks/CSV_Injection), perhaps after apostrophes of ours.
 _FORMULA = re.compile(r"'*[=+\-@]")
 _DEVICES = re.compile(r"con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]", re.IGNORECASE)
+#: What may be a number with underscores, colons or a leading nought.
+_ODD_NUMBER = re.compile(r"[-+]?(?=.*[_:]|0[0-9])[0-9._:a-fA-FxXeE+-]+")
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _DECIMAL = re.compile(
     r"[+-]?((?:[0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf(inity)?)", re.IGNORECASE

@@ -86,6 +86,23 @@ def test_settings_larger_than_allowed_are_refused_unread(tmp_path: Path):
         read_yaml(tmp_path / "settings.yaml", BadConfig)
 
 
+@pytest.mark.parametrize(
+    "text", ["1_0", "-1_000", "1_0.5", "0x1_0", "0b1_0", "010", "-010", "1:30", "12:30:00.5"]
+)
+def test_numbers_that_yaml_reads_in_its_own_way_are_refused(text: str):
+    for document in (f"a: {text}", f"a: [{text}]", f"{text}: a"):
+        with pytest.raises(ValueError, match="write it in plain digits, or in quotes") as caught:
+            parse_yaml(document)
+        assert text in str(caught.value)
+    assert parse_yaml(f"a: '{text}'") == {"a": text}
+
+
+def test_other_numbers_and_words_are_read_as_before():
+    text = "[10, -1, 0, 007, 00.5, 0.5, .5, 1.0e+3, 0x10, .inf, 089, a_1, '1:30', 1_a, v1_0, -_]"
+    said = [10, -1, 0, 7, 0.5, 0.5, 0.5, 1000.0, 16, float("inf"), "089"]
+    assert parse_yaml(text) == [*said, "a_1", "1:30", "1_a", "v1_0", "-_"]
+
+
 def test_ordinary_aliases_and_merge_keys_are_read():
     text = (
         "usual: &u {patch: [1, 2], n: 1}\nmine: {<<: *u, n: 2}\nagain: *u\nby_value: {1: a, -2: b}"
