@@ -33,11 +33,11 @@ from medseg.io.dicom.seg import (
     write_seg,
 )
 from medseg.io.dicom.volumes import Paths, list_volumes, name_of, read_dicom
-from medseg.io.metaimage import read_metaimage, write_metaimage
+from medseg.io.metaimage import metaimage_files, read_metaimage, write_metaimage
 from medseg.io.mgh import read_mgh, write_mgh
-from medseg.io.nifti import read_nifti
+from medseg.io.nifti import nifti_files, read_nifti
 from medseg.io.nifti_writing import write_nifti
-from medseg.io.nrrd import read_nrrd, write_nrrd
+from medseg.io.nrrd import nrrd_files, read_nrrd, write_nrrd
 from medseg.io.slicer import (
     names_segments,
     read_seg_nrrd,
@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from medseg.labels import Label, LabelTable
 
 __all__ = [
-    "READERS", "WRITERS", "DicomOptions", "Overlap", "Paths", "SeveralVolumes", "embedded_table",
+    "READERS", "WRITERS", "DicomOptions", "Overlap", "Paths", "SeveralVolumes", "data_files",
+    "embedded_table",
     "is_dicom_source",
     "is_readable_name", "is_slicer_segmentation", "label_kind", "list_volumes", "read",
     "read_as_stored", "read_labels", "read_masks", "strip_suffix", "write", "written_suffixes",
@@ -225,6 +226,18 @@ def is_slicer_segmentation(path: Paths) -> bool:
     """
     suffix = _suffix(path, READERS) if isinstance(path, str | Path) else None
     return suffix == ".seg.nrrd" or (suffix in (".nrrd", ".nhdr") and names_segments(str(path)))
+
+
+def data_files(path: str | Path) -> tuple[Path, ...]:
+    """The files beside a scan without which it cannot be read: those that its header names, or the
+    other one of a pair. None where one file holds all. Raises `BadFile`.
+    """
+    reader = READERS.get(_suffix(path, READERS) or "")
+    files_of = {
+        read_nifti: nifti_files, read_metaimage: metaimage_files, read_nrrd: nrrd_files,
+        read_seg_nrrd: nrrd_files,
+    }.get(reader)  # type: ignore[arg-type]  # fmt: skip
+    return () if files_of is None or not Path(path).is_file() else files_of(path)
 
 
 def strip_suffix(path: str | Path) -> str:

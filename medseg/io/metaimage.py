@@ -97,6 +97,16 @@ def read_metaimage(
     return make_volume(path, data, affine)
 
 
+def metaimage_files(path: str | Path) -> tuple[Path, ...]:
+    """The files beside a header that hold its voxels. Raises `BadFile`."""
+    header = _read_header(path)
+    sizes = _sizes(path, header.fields)
+    channels = _channels(path, header.fields, len(sizes))
+    first = int(channels > 1)
+    files, _ = _data_files(path, header, (channels, *sizes)[1 - first :], first=first)
+    return tuple(file for file in files if file != Path(path))
+
+
 def _sizes(path: str | Path, fields: dict[str, str]) -> tuple[int, ...]:
     sizes = tuple(int(size) for size in _numbers(path, fields, "dimsize", whole=True))
     if _numbers(path, fields, "ndims", whole=True) != [len(sizes)]:

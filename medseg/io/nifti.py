@@ -214,6 +214,11 @@ def _packing(path: str | Path) -> str | None:
     return "gzip" if str(path).lower().endswith(".gz") else None
 
 
+def nifti_files(path: str | Path) -> tuple[Path, ...]:
+    """The other file of a pair, where a file is one of one. Raises `BadFile`."""
+    return tuple(file for file in _pair(path) if file != Path(path))
+
+
 def _pair(path: str | Path) -> tuple[Path, Path]:
     """The files of the header and of the voxels, which are one but for `.hdr` and `.img`. Raises
     `BadFile`.

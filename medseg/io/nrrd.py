@@ -132,6 +132,12 @@ def read_nrrd(
     return make_volume(path, data, layout.affine)
 
 
+def nrrd_files(path: str | Path) -> tuple[Path, ...]:
+    """The files beside a header that hold its voxels. Raises `BadFile`."""
+    header = parse_header(path)
+    return _data_files(path, header, parse_layout(path, header, assume_geometry="pixdim").sizes)[0]
+
+
 def parse_header(path: str | Path) -> Header:
     """The header of a NRRD file. Raises `BadFile`."""
     with open_file(path) as file:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -441,6 +442,66 @@ def test_fix_corrects_what_is_certain_and_keeps_the_rest(folder: Path, tmp_path:
     untouched = Path("labelsTr/case_9.nii.gz")
     assert (tmp_path / "fixed" / untouched).read_bytes() == (folder / untouched).read_bytes()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_fix_copies_voxels_beside_their_headers_whole_however_large_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """And neither those of what is left out, nor those of what is written anew."""
+    monkeypatch.setattr("medseg.dataset.check.fix._MAX_TEXT_BYTES", 100)
+    folder, out = tmp_path / "data", tmp_path / "out"
+    expected: dict[str, NDArray] = {}
+    for number, kind in enumerate(("nhdr", "mhd", "hdr", "nhdr", "mhd")):
+        image, labels = make_case(0 if number == 3 else number)
+        values = image.data.astype(np.float32)
+        expected[f"c{number}"] = values.copy()
+        values[0, 0, 0] = np.nan if number == 4 else values[0, 0, 0]
+        put_detached(image.with_data(values), folder / "images" / f"c{number}.{kind}")
+        put(labels, folder / "labels" / f"c{number}.nii.gz")
+    dataset = read_dataset(folder)
+    done = write_fixed(dataset, check_dataset(dataset), out)
+    assert len(done) == 2 and any("c4.mhd" in line for line in done)
+    left_out = next(name for name in ("c0", "c3") if f"{name}: left out (duplicate)" in done)
+    fixed = read_dataset(out)
+    kept = {"c0", "c1", "c2", "c3", "c4"} - {left_out}
+    assert {case.name for case in fixed.cases} == kept
+    for case in fixed.cases:
+        (image,), _ = load_case(fixed, case)
+        values = expected[case.name]
+        values[0, 0, 0] = 0 if case.name == "c4" else values[0, 0, 0]
+        assert np.array_equal(image.data, values)
+    there = {path.name for path in (out / "images").iterdir()}
+    assert {"voxels of c1", "c2.img"} < there
+    assert {f"voxels of {left_out}", "voxels of c4"}.isdisjoint(there)
+
+
+def put_detached(volume: Volume, path: Path) -> None:
+    """Write a header, and float32 voxels into a file beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sizes, beside = " ".join(map(str, volume.shape)), f"voxels of {path.stem}"
+    columns = volume.affine[:3].T.tolist()
+    words = ["(" + ",".join(map(str, column)) + ")" for column in columns]
+    if path.suffix == ".hdr":
+        nib.save(nib.Nifti1Pair(volume.data, volume.affine), path)
+        return
+    (path.parent / beside).write_bytes(volume.data.tobytes(order="F"))
+    if path.suffix == ".nhdr":
+        text = (
+            "NRRD0004\ntype: float\ndimension: 3\nspace: right-anterior-superior\n"
+            f"sizes: {sizes}\nspace directions: {' '.join(words[:3])}\nspace origin: {words[3]}\n"
+            f"endian: little\nencoding: raw\ndata file: {beside}\n"
+        )
+    else:
+        assert np.array_equal(volume.affine[:3, :3], np.diag(np.diag(volume.affine)[:3]))
+        spacing = np.diag(volume.affine)[:3]
+        offset = " ".join(str(value) for value in (np.array([-1, -1, 1]) * volume.affine[:3, 3]))
+        text = (
+            f"ObjectType = Image\nNDims = 3\nDimSize = {sizes}\nElementType = MET_FLOAT\n"
+            f"ElementSpacing = {' '.join(map(str, spacing))}\nOffset = {offset}\n"
+            "TransformMatrix = -1 0 0 0 -1 0 0 0 1\n"
+            f"ElementDataFile = {beside}\n"
+        )
+    path.write_text(text, encoding="ascii", newline="\n")
 
 
 @pytest.mark.parametrize("layout", ["nnunet", "datalist", "csv", "jsonl", "folders"])

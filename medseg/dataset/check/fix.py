@@ -8,6 +8,7 @@ The original is only read, and the copy appears whole or not at all.
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import json
 import os
@@ -24,7 +25,15 @@ from medseg.dataset.check.cases import SNAP_VOXELS, Check
 from medseg.dataset.reading import read_dataset
 from medseg.errors import BadConfig, BadOutput, DataWarning, MedsegError
 from medseg.files import TEMPORARY, atomic_write, read_text
-from medseg.io import embedded_table, is_readable_name, read, read_labels, write
+from medseg.io import (
+    data_files,
+    embedded_table,
+    is_readable_name,
+    read,
+    read_labels,
+    strip_suffix,
+    write,
+)
 from medseg.text import parse_json, read_json
 from medseg.volume import Volume, grid_distance_mm, same_grid, tolerance_mm
 
@@ -83,13 +92,19 @@ def _fill(dataset: Dataset, check: Check, folder: Path, out: Path) -> list[str]:
                 exclusions[finding.case] = finding.kind
     messages = [f"{name}: left out ({kind})" for name, kind in sorted(exclusions.items())]
     places = _places(dataset, exclusions, folder=folder, out=out)
+    voxels = {
+        one for case in (*dataset.cases, *dataset.unlabelled) for one in _voxels_of(_files(case))
+    }
     for case in dataset.cases:
         if case.name in kinds and case.name not in exclusions:
             messages += _write_corrected(case, kinds[case.name], places)
+    # Of what was written anew the voxels are there.
+    root = os.path.normpath(folder)
+    places |= {path: out / path.relative_to(root) for path in _voxels_of(places)}
     for path, place in places.items():
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(path, place) if path.is_dir() else shutil.copyfile(path, place)
-    for path in _descriptions(folder):
+    for path in _descriptions(folder, without=voxels):
         place = out / path.relative_to(folder)
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +131,21 @@ def _places(
             if case.name not in dropped:
                 places[path] = out / inner.relative_to(root)
     return places
+
+
+def _voxels_of(files: Iterable[Path]) -> list[Path]:
+    """What the headers among some files need beside them: as large as it may be. Of a header that
+    cannot be read, which is another finding, all of its name.
+    """
+    voxels: list[Path] = []
+    for path in files:
+        header = Path(os.path.normpath(path.absolute()))
+        try:
+            voxels += data_files(header)
+        except MedsegError:
+            beside = header.parent.glob(f"{glob.escape(strip_suffix(header))}.*")
+            voxels += [one for one in beside if not is_readable_name(one) and one.is_file()]
+    return voxels
 
 
 def _write_corrected(case: Case, kinds: set[str], places: dict[Path, Path]) -> Iterator[str]:
@@ -180,12 +210,15 @@ def _has_nan(path: Path) -> bool:
     return not bool(np.isfinite(read_as_stored(path).data).all())
 
 
-def _descriptions(folder: Path) -> Iterator[Path]:
-    """The files of a dataset that are no scans, hidden ones left out."""
+def _descriptions(folder: Path, without: Collection[Path]) -> Iterator[Path]:
+    """The files of a dataset that are no scans, hidden ones left out; without those that belong to
+    scans.
+    """
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for path in (Path(place) / name for name in sorted(files) if not name.startswith(".")):
             is_data = is_readable_name(path) or path.suffix.lower() in (".zip", "")
+            is_data = is_data or Path(os.path.normpath(path)) in without
             if not is_data and path.is_file() and path.stat().st_size <= _MAX_TEXT_BYTES:
                 yield path
 
