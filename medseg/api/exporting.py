@@ -13,7 +13,7 @@ from medseg.inference import Segmentation, export as write_onnx, write_torchscri
 from medseg.io import ScanLike, as_path, is_path
 from medseg.labels import LabelTable
 from medseg.models import load_checkpoint, load_single
-from medseg.view import check_name, chosen_values, full_table, surfaces_of, write_surfaces
+from medseg.view import export_surfaces
 
 _OF_MODELS = (".onnx", ".ts")
 
@@ -45,11 +45,14 @@ def export(
         raise BadConfig("structures are a list of names; give ['liver'] for one")
     if max_triangles is not None and max_triangles < 4:
         raise BadConfig(f"max_triangles is {max_triangles}; a closed surface has 4 or more")
-    labels = label_map(source)
-    names = full_table(labels, _table(table, source))
-    values = chosen_values(labels, names, None if structures is None else list(structures))
-    check_name(place, len(values))
-    return write_surfaces(place, surfaces_of(labels, names, values, max_triangles=max_triangles))
+    files, _ = export_surfaces(
+        label_map(source),
+        [place],
+        table=_table(table, source),
+        structures=structures,
+        max_triangles=max_triangles,
+    )
+    return files
 
 
 def _network(source: object, path: Path) -> list[Path]:

@@ -174,20 +174,17 @@ def _export_surfaces(
 ) -> None:
     from medseg.evaluation import find_table
     from medseg.io import read_labels
-    from medseg.view import check_name, chosen_values, full_table, surfaces_of, write_surfaces
+    from medseg.view import export_surfaces
 
     if not labels.exists():
         raise BadFile(f"{labels}: there is no such file; give a label map")
-    volume = read_labels(labels)
-    label_table = full_table(volume, find_table(table, labels, labels))
+    volume, label_table = read_labels(labels), find_table(table, labels, labels)
     try:
-        values = chosen_values(volume, label_table, names)
+        files, surfaces = export_surfaces(
+            volume, targets, table=label_table, structures=names, max_triangles=triangles
+        )
     except BadConfig as error:
         raise BadConfig(f"{labels}: {error}") from None
-    for path in targets:
-        check_name(path, len(values))
-    surfaces = surfaces_of(volume, label_table, values, max_triangles=triangles)
-    files = [file for path in targets for file in write_surfaces(path, surfaces)]
     as_json, quiet = shown
     if as_json:
         print_json(

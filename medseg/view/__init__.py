@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from medseg.view.contrast import contrast_of as contrast_of
     from medseg.view.figure import draw_figure as draw_figure
     from medseg.view.meshes.files import (
-        check_name as check_name,
+        export_surfaces as export_surfaces,
         write_surfaces as write_surfaces,
     )
     from medseg.view.meshes.surfaces import Surface as Surface, surfaces_of as surfaces_of
@@ -53,7 +53,7 @@ __getattr__, __dir__ = door(
     {
         "contrast": ("contrast_of",),
         "figure": ("draw_figure",),
-        "meshes.files": ("check_name", "write_surfaces"),
+        "meshes.files": ("export_surfaces", "write_surfaces"),
         "meshes.surfaces": ("Surface", "surfaces_of"),
         "page": ("prepare", "write_page"),
         "picture": ("Word", "cut", "drawable", "lettered", "png_bytes"),

@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadOutput
 from medseg.files import written_together
+from medseg.labels import LabelTable
 from medseg.packages import __version__
 from medseg.text import harmless
 from medseg.view.meshes.names import plain_names
-from medseg.view.meshes.surfaces import Surface
-from medseg.volume import LPS
+from medseg.view.meshes.surfaces import Surface, surfaces_of
+from medseg.view.structures import chosen_values, full_table
+from medseg.volume import LPS, Volume
 
 _STL_HEADER = b"medseg SPACE=LPS".ljust(80)
 _STL_TRIANGLE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("unused", "<u2")])
@@ -60,6 +62,27 @@ def check_name(path: str | Path, count: int) -> None:
         )
     if target.exists() and not suffix:
         raise BadOutput(f"{path}: is a file; name a folder for the STL files")
+
+
+def export_surfaces(
+    labels: Volume,
+    paths: Sequence[Path],
+    *,
+    table: LabelTable | None = None,
+    structures: Sequence[str] | None = None,
+    max_triangles: int | None = None,
+) -> tuple[list[Path], list[Surface]]:
+    """Write the structures of a label map, or those of these names or numbers, as surfaces to each
+    of the paths; returns the files and the surfaces. table: names and colours; of values that it
+    lacks, and without it, their numbers. Raises `BadConfig` for structures that are not there,
+    `BadOutput` for names, before anything is computed, and places.
+    """
+    names = full_table(labels, table)
+    values = chosen_values(labels, names, structures)
+    for path in paths:
+        check_name(path, len(values))
+    surfaces = surfaces_of(labels, names, values, max_triangles=max_triangles)
+    return [file for path in paths for file in write_surfaces(path, surfaces)], surfaces
 
 
 def write_surfaces(path: str | Path, surfaces: Sequence[Surface]) -> list[Path]:
