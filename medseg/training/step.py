@@ -27,6 +27,7 @@ from medseg.logs import Report
 from medseg.models import save_checkpoint
 from medseg.networks import build_network, check_patch
 from medseg.postprocess import check_steps
+from medseg.text import reason_of
 from medseg.training.ahead import Ahead, batches_ahead
 from medseg.training.capacity import room_for_cases
 from medseg.training.clock import RunClock, is_time_to_validate
@@ -448,7 +449,7 @@ def _draw(folder: Path) -> None:
     try:
         draw_curves(folder / "metrics.jsonl", folder / "progress.png")
     except Exception as error:  # whatever the plotting library, or the disk, says
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         warnings.warn(
             f"{folder / 'progress.png'} could not be drawn, and the run goes on: {reason}",
             DataWarning,

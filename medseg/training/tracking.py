@@ -20,6 +20,7 @@ from types import TracebackType
 
 from medseg.errors import BadConfig, DataWarning
 from medseg.files import atomic_write
+from medseg.text import reason_of
 
 #: Takes a step and numbers by name.
 Log = Callable[[int, Mapping[str, float]], None]
@@ -66,9 +67,10 @@ class Trackers:
 
     def _leave_out(self, name: str, error: Exception) -> None:
         del self._opened[name]
-        reason = " ".join(str(error).split())[:200]
         warnings.warn(
-            f"{name} takes no more numbers of this run: {reason}", DataWarning, stacklevel=3
+            f"{name} takes no more numbers of this run: {reason_of(error)}",
+            DataWarning,
+            stacklevel=3,
         )
 
 
@@ -94,9 +96,9 @@ def open_trackers(names: Sequence[str], run: Path, *, start: int = 0) -> Tracker
             trackers[name] = _TRACKERS[name][1](run, start)
         except Exception as error:  # whatever a package or a server raises
             Trackers(trackers).close(finished=False)
-            reason = " ".join(str(error).split())[:200]
             raise BadConfig(
-                f"{name} cannot be opened for {run}: {reason}; correct that, or train without it"
+                f"{name} cannot be opened for {run}: {reason_of(error)}; correct that, or train"
+                " without it"
             ) from None
     return Trackers(trackers)
 

@@ -184,7 +184,7 @@ def test_a_run_logs_the_learning_rate_of_its_steps_and_outlives_its_picture(tmp_
     shown = []
     with (
         mock.patch("medseg.training.step.draw_curves", side_effect=ValueError("no ink")),
-        pytest.warns(DataWarning, match="could not be drawn, and the run goes on: no ink"),
+        pytest.warns(DataWarning, match="not be drawn, and the run goes on: ValueError: no ink"),
     ):
         train(config, tmp_path / "run", progress=lambda share, facts: shown.append(facts))
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
