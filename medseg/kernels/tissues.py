@@ -1,4 +1,4 @@
-"""The compiled loops of tissues in CT: block means, distances in mm, spreading, painting, sums.
+"""The compiled loops of tissues in CT: block means, distances in mm, spreading, painting.
 
 Arrays are C-contiguous. Every kernel works on a slab `start` to `stop` of one axis and releases the
 interpreter lock, so that slabs run on several threads.
@@ -206,15 +206,3 @@ def paint(hu, factors, regions, windows, values, out, start, stop):  # type: ign
                     else:
                         label = soft
                     out[a, b, c] = label
-
-
-@njit(cache=True, nogil=True)
-def sums_of(hu, labels, below, sums, start, stop):  # type: ignore[no-untyped-def]
-    """Add to sums (labels, 3) int64 of each label: voxels, their values, voxels below `below`."""
-    for a in range(start, stop):
-        for b in range(hu.shape[1]):
-            for c in range(hu.shape[2]):
-                entry = sums[labels[a, b, c]]
-                entry[0] += 1
-                entry[1] += hu[a, b, c]
-                entry[2] += hu[a, b, c] < below
