@@ -52,12 +52,20 @@ class Processes:
         """
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.first = self.rank == 0
-        self.neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         self.sharded = False
         self._whole: nn.Module | None = None
         self._watch: Watch | None = None
         self._is_stopping = False
         self.device = _device_of(device, int(os.environ.get("LOCAL_RANK", 0)), self.size)
+        self.room_bytes = self._room(int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+    def _room(self, neighbours: int) -> int | None:
+        """What a process may hold beside the others of its machine, as it is before any of them
+        takes much; None where it is alone, or a card's memory counts.
+        """
+        if neighbours == 1 or self.device.type != "cpu":
+            return None
+        return resident_bytes() + free_bytes() // neighbours
 
     def __enter__(self) -> Processes:
         if self.size > 1:
@@ -246,14 +254,6 @@ class Processes:
             buffer = value.contiguous()
             distributed.broadcast(buffer, 0)
             value.copy_(buffer)
-
-    def room_bytes(self) -> int | None:
-        """What a process may hold beside the others of its machine; None where it is alone, or a
-        card's memory counts.
-        """
-        if self.neighbours == 1 or self.device.type != "cpu":
-            return None
-        return resident_bytes() + free_bytes() // self.neighbours
 
     def check_folder(self, folder: Path) -> None:
         """Make the run folder, and look whether every process sees what the first writes there.

@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from medseg.config import Config
 from medseg.dataset import Case, Dataset, load_case, read_case_labels, read_channels
-from medseg.errors import BadConfig, BadFile
+from medseg.errors import BadConfig, BadFile, NotEnoughMemory
 from medseg.files import atomic_write
 from medseg.inference import Courier, Settings, network_input, network_labels, segment
 from medseg.logs import Progress, silent
@@ -82,7 +82,7 @@ class ScanSource:
         progress: Progress = silent,
         *,
         watched: Sequence[str] = (),
-        room_bytes: Callable[[], int | None] = lambda: None,
+        room_bytes: int | None = None,
     ) -> None:
         """Prepare the training cases in the folder `store`, as far as they are not there yet.
 
@@ -358,13 +358,17 @@ class ScanSource:
         self, volumes: Sequence[Volume], model: Checkpoint, device: torch.device, **settings: Any
     ) -> Volume:
         """A scan segmented as inference does it; settings: of `Settings`."""
-        how = Settings(
-            device=str(device),
-            backend="torch",
-            max_memory_bytes=self._inference_bytes(),
-            **settings,
-        )
-        return segment(volumes, model, how).labels
+        room = self._inference_bytes
+        how = Settings(device=str(device), backend="torch", max_memory_bytes=room, **settings)
+        try:
+            return segment(volumes, model, how).labels
+        except NotEnoughMemory:
+            if room is None:
+                raise
+            raise NotEnoughMemory(
+                f"a scan to validate with needs more than the {room / 1e9:.2f} GB of memory that"
+                " each process of this machine may take; start fewer processes here"
+            ) from None
 
     def validate(
         self,

@@ -160,8 +160,9 @@ def look(folder: str, own: str) -> dict[str, Any]:
                 deal=processes.deal,
             )  # fmt: skip
         own_numbers = torch.full((3, 2), float(processes.rank)).t()
-        processes.same([own_numbers])
-        out["same"] = own_numbers.tolist()
+        count = torch.tensor(7 + processes.rank)
+        processes.same([own_numbers, count])
+        out["same"] = [own_numbers.tolist(), int(count)]
         out["gathered"] = len(processes.gather([float("nan"), "é"]))
     (Path(own) / f"rank{processes.rank}.json").write_text(json.dumps(out), encoding="utf-8")
     return out

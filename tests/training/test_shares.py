@@ -17,12 +17,12 @@ import pytest
 
 from making import networks as tiny, phantoms, ranks
 from making.configs import SMALL
-from medseg.errors import BadConfig
+from medseg.errors import BadConfig, NotEnoughMemory
 from medseg.evaluation.scoring import evaluate, evaluation_of, score_pairs
 from medseg.evaluation.summary import EvaluationOptions
 from medseg.training import processes as module
 from medseg.training.processes import Processes, alone
-from medseg.training.scoring import _WRITING_S, rehearse
+from medseg.training.scoring import _WRITING_S, _settle, rehearse
 from medseg.training.state import load_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -82,7 +82,7 @@ def test_two_processes_validate_and_score_to_the_bit_as_one(one: Path, together:
     assert any(0 < score < 1 for score in single["usual"]["curve"].values()), "they tell something"
     assert any(single[kind]["cleanup"] for kind in ranks.KINDS), "label maps are cleaned, too"
     assert first["rendered"] == second["rendered"] == single["rendered"]
-    assert first["same"] == second["same"] == [[0.0] * 3] * 2, "and not the second one's"
+    assert first["same"] == second["same"] == [[[0.0] * 3] * 2, 7], "and not the second one's"
     assert (first["gathered"], single["gathered"]) == (2, 1)
 
 
@@ -178,7 +178,10 @@ class Several(Processes):
         return [value] * self.size
 
 
-def test_the_time_that_is_kept_for_scoring_is_that_of_the_largest_share(data: Path, tmp_path: Path):
+def test_the_time_that_is_kept_for_scoring_is_that_of_the_largest_share(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("medseg.training.scoring.use_settled", lambda choice: None)
     processes = Several("cpu")
     source = ranks.source_of(data, "usual", tmp_path / "store", processes)
     for size, turns in ((1, 3), (2, 2), (3, 1), (8, 1)):
@@ -187,12 +190,36 @@ def test_the_time_that_is_kept_for_scoring_is_that_of_the_largest_share(data: Pa
         assert seconds == pytest.approx(_WRITING_S + turns * 1.2 * source.seconds_a_case)
 
 
+@pytest.mark.parametrize("other", ["float32", "bfloat16"])
+def test_all_processes_infer_in_one_arithmetic(other: str, monkeypatch: pytest.MonkeyPatch):
+    chosen: list[Any] = []
+    monkeypatch.setattr("medseg.training.scoring.use_settled", chosen.append)
+    monkeypatch.setattr(
+        "medseg.training.scoring.settle_auto", lambda *asked: {"precision": "bfloat16"}
+    )
+    processes = Several("cpu")
+    monkeypatch.setattr(processes, "gather", lambda value: [value, other])
+    _settle(mock.Mock(), processes)
+    assert chosen == [], "one alone does as it likes"
+    processes.size = 2
+    _settle(mock.Mock(), processes)
+    assert chosen == [{"precision": other}]
+
+
 def test_each_process_has_its_part_of_the_memory(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "free_bytes", lambda: 1000)
     monkeypatch.setattr(module, "resident_bytes", lambda: 70)
-    assert Processes("cpu").room_bytes() is None
+    assert Processes("cpu").room_bytes is None
     with mock.patch.dict("os.environ", {"LOCAL_WORLD_SIZE": "4"}):
-        assert Processes("cpu").room_bytes() == 320
+        assert Processes("cpu").room_bytes == 70 + 1000 // 4
+
+
+def test_a_scan_too_large_for_a_share_of_the_memory_says_so(data: Path, tmp_path: Path):
+    processes = Processes("cpu")
+    processes.room_bytes = 1000
+    source = ranks.source_of(data, "usual", tmp_path / "store", processes)
+    with pytest.raises(NotEnoughMemory, match="start fewer processes here"):
+        rehearse(source.config, source, processes)
 
 
 def test_what_is_dealt_comes_back_in_order():
