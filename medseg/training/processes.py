@@ -225,7 +225,7 @@ class Processes:
         text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = [int(one) for one in self._from_all(torch.tensor([len(text)]))]
         parts = self._from_all(nn.functional.pad(text, (0, max(lengths) - len(text))))
-        return [json.loads(bytes(part[:length].tolist())) for part, length in zip(parts, lengths)]
+        return [json.loads(part[:length].numpy().tobytes()) for part, length in zip(parts, lengths)]
 
     def _from_all(self, value: Tensor) -> list[Tensor]:
         value = value.to(self.device)
