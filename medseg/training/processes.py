@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import secrets
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -268,7 +268,7 @@ class Processes:
             with atomic_write(marker):
                 pass
         self.wait()
-        sights = self.gather([socket.gethostname(), is_seen(marker)])
+        sights = self.gather([platform.node(), is_seen(marker)])
         if self.first:
             marker.unlink(missing_ok=True)
         blind = [name for name, sees in sights if not sees]
