@@ -13,7 +13,8 @@ import pytest
 from making import heads
 from medseg.errors import BadOutput
 from medseg.labels import Label, LabelTable
-from medseg.view import Surface, check_name, surfaces_of, write_surfaces
+from medseg.view import Surface, surfaces_of, write_surfaces
+from medseg.view.meshes.files import check_name
 from medseg.volume import Volume
 
 
