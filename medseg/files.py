@@ -43,9 +43,9 @@ except ImportError:  # Windows, which has locks of another kind
 
 __all__ = [
     "DEFLATE_RATIO", "MAX_BYTES", "TEMPORARY", "ByteStream", "atomic_write", "compressor",
-    "data_file", "file_hash", "gunzip", "gzip_writer", "held", "ignores_case", "inside",
-    "link_or_copy", "open_file", "private_folder", "read_bytes", "read_text", "sweep", "take_lock",
-    "written_together",
+    "data_file", "file_hash", "file_state", "gunzip", "gzip_writer", "held", "ignores_case",
+    "inside", "link_or_copy", "open_file", "private_folder", "read_bytes", "read_text", "sweep",
+    "take_lock", "write_once", "written_together",
 ]  # fmt: skip
 
 #: Temporary files begin with this, so that leftovers of killed runs can be found.
@@ -86,6 +86,28 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def write_once(path: Path, content: bytes) -> None:
+    """Write a file that is not there yet; of several who do so at once the first one's stays.
+
+    Raises `BadOutput`.
+    """
+    if path.exists():
+        return
+    own = path.with_name(f"{TEMPORARY}{secrets.token_hex(12)}")  # what a kill leaves is swept
+    try:
+        with atomic_write(own) as file:
+            file.write(content)
+    except BadOutput as error:
+        raise BadOutput(str(error).replace(str(own), str(path))) from None
+    try:
+        path.hardlink_to(own)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        own.replace(path)
+    own.unlink(missing_ok=True)
 
 
 def sweep(folder: str | Path, *, min_age_s: float = 60) -> int:
@@ -430,3 +452,18 @@ def file_hash(path: str | Path) -> str:
         while piece := file.read(CHUNK):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def file_state(path: Path, *, verify: bool = False) -> Any:
+    """Size and time of change in ns of a file, or with `verify` its hash, as a value for JSON; of a
+    folder those of all in it, with their names. None for what is not there.
+    """
+    try:
+        state = path.stat()
+        if path.is_dir():
+            with os.scandir(path) as entries:
+                inside = sorted(entry.name for entry in entries)
+            return [[name, file_state(path / name, verify=verify)] for name in inside]
+    except OSError:
+        return None
+    return file_hash(path) if verify else [state.st_size, state.st_mtime_ns]

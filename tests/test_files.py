@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -317,3 +318,36 @@ def test_a_written_file_gets_the_usual_permissions(tmp_path):
     io.write(SMALL, tmp_path / "x.nii")
 
     assert (tmp_path / "x.nii").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_of_several_who_write_a_file_once_the_first_stays_whole(tmp_path, monkeypatch):
+    contents = [bytes([number]) * 100_000 for number in range(12)]
+
+    def write(content: bytes) -> bytes:
+        files.write_once(tmp_path / "plan.json", content)
+        return (tmp_path / "plan.json").read_bytes()
+
+    with ThreadPoolExecutor(6) as pool:
+        seen = set(pool.map(write, contents))
+    assert len(seen) == 1 and seen <= set(contents)
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+    with pytest.raises(BadOutput, match=r"none/plan\.json: cannot be written: its folder does not"):
+        files.write_once(tmp_path / "none" / "plan.json", b"")
+
+    def no_links(*arguments: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr(Path, "hardlink_to", no_links)
+    files.write_once(tmp_path / "other.json", b"1")
+    files.write_once(tmp_path / "other.json", b"2")
+    assert (tmp_path / "other.json").read_bytes() == b"1"
+
+
+def test_the_state_of_a_folder_is_that_of_all_in_it(tmp_path):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "slice.dcm").write_bytes(b"123")
+    before, hashes = files.file_state(tmp_path), files.file_state(tmp_path, verify=True)
+    assert files.file_state(tmp_path / "missing") is None
+    os.utime(tmp_path / "a" / "b" / "slice.dcm", ns=(1, 1))
+    assert files.file_state(tmp_path) == [["a", [["b", [["slice.dcm", [3, 1]]]]]]] != before
+    assert files.file_state(tmp_path, verify=True) == hashes

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from medseg.api.exporting import export as export
     from medseg.api.scoring import clean as clean, compare as compare, evaluate as evaluate
     from medseg.api.segmenting import Segmenter as Segmenter, load as load, segment as segment
-    from medseg.api.teaching import check as check, train as train
+    from medseg.api.teaching import check as check, prepare as prepare, train as train
     from medseg.api.viewing import view as view
 
 __getattr__, __dir__ = door(
@@ -21,7 +21,7 @@ __getattr__, __dir__ = door(
         "exporting": ("export",),
         "scoring": ("clean", "compare", "evaluate"),
         "segmenting": ("Segmenter", "load", "segment"),
-        "teaching": ("check", "train"),
+        "teaching": ("check", "prepare", "train"),
         "viewing": ("view",),
     },
 )

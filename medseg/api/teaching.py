@@ -14,7 +14,7 @@ from medseg.logs import Progress, silent
 
 if TYPE_CHECKING:
     from medseg.dataset import Check
-    from medseg.training import Events, Outcome
+    from medseg.training import Events, Outcome, Prepared
 
 
 def check(
@@ -39,6 +39,45 @@ def check(
     return result
 
 
+def prepare(
+    data: str | os.PathLike[str],
+    store: str | os.PathLike[str],
+    *,
+    part: tuple[int, int] = (0, 1),
+    workers: int = 0,
+    retry: bool = False,
+    format: str = "npy",
+    config: str | os.PathLike[str] | None = None,
+    changes: Mapping[str, Any] | None = None,
+    finetune: str | None = None,
+    events: Events | None = None,
+) -> Prepared:
+    """Prepare a data set for training in the folder `store`, as `medseg prepare` does; the same
+    call goes on where an interrupted one stopped, and `train(data, prepared=store)` takes it.
+
+    part: i of n, 0 <= i < n, of the cases by name, for several jobs, none of which waits for
+    another: where `unchecked` of what is returned is not 0, call again when the others have ended.
+    workers: cases at a time, 0 for what suits this machine. retry: try cases again that failed.
+    format: 'npy', or 'zarr' for compressed chunks. changes: settings by their dotted names:
+    `{"model.spacing_mm": 1.0}`. finetune: a model to go on from, whose grid and intensities are
+    taken. Raises `BadFile`, `BadConfig`, `BadOutput`.
+    """
+    from medseg.training import Request, prepare_dataset
+
+    if format not in ("npy", "zarr"):
+        raise BadConfig(f"there is no format '{format}'; it is npy or zarr")
+    if not 0 <= part[0] < part[1]:
+        raise BadConfig(f"part {part[0]} of {part[1]}: parts are numbered from 0")
+    request = Request(
+        data=as_path(data, "data"), config=None if config is None else as_path(config, "config"),
+        overrides=dict(changes or {}), finetune=None if finetune is None else os.fspath(finetune),
+    )  # fmt: skip
+    return prepare_dataset(
+        request, as_path(store, "store"), part=part, workers=workers, retry=retry, arrays=format,
+        events=events,
+    )  # fmt: skip
+
+
 def train(
     data: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
@@ -54,6 +93,7 @@ def train(
     seed: int | None = None,
     deterministic: bool = False,
     device: str = "auto",
+    prepared: str | os.PathLike[str] | None = None,
     track: tuple[str, ...] = (),
     resume: bool = True,
     anyway: bool = False,
@@ -65,10 +105,10 @@ def train(
     data: a data set as you have it, or a config of label maps (.yaml). output: the run folder, by
     default runs/NAME. time_s: all it may take, planning and scoring included. model: the
     architecture. changes: settings of a config by their dotted names: `{"train.batch": 4}`. folds
-    without a fold: a model for each. device: 'auto', 'cpu', 'cuda' or 'cuda:N'. events: who is told
-    what happens. The model is left in RUN/model, scored, and stands in `models` of what is
-    returned; `medseg.load(outcome.run)` uses it. Raises `BadFile` for data with errors,
-    `BadConfig`, `NotEnoughMemory` before it begins.
+    without a fold: a model for each. device: 'auto', 'cpu', 'cuda' or 'cuda:N'. prepared: a store
+    that `prepare` made of the data. events: who is told what happens. The model is left in
+    RUN/model, scored, and stands in `models` of what is returned; `medseg.load(outcome.run)` uses
+    it. Raises `BadFile` for data with errors, `BadConfig`, `NotEnoughMemory` before it begins.
     """
     began = monotonic()  # before torch is loaded, which counts into the time
     place, run = as_path(data, "data"), None if output is None else as_path(output, "output")
@@ -77,8 +117,9 @@ def train(
     settings |= {"train.deterministic": True} if deterministic else {}
     settings |= {"train.device": device} if device != "auto" else {}
     if place.suffix.lower() in (".yaml", ".yml"):
-        others = {"model": model, "config": config, "fold": fold, "folds": folds}
-        wrong = [name for name, one in (others | {"finetune": finetune}).items() if one is not None]
+        others: dict[str, Any] = {"model": model, "config": config, "fold": fold, "folds": folds}
+        others |= {"finetune": finetune, "prepared": prepared}
+        wrong = [name for name, one in others.items() if one is not None]
         if wrong:
             raise BadConfig(f"{wrong[0]} goes with a data set; {place} is a config, set it there")
         settings |= {"train.time_s": time_s, "train.steps": None} if time_s else {}
@@ -90,7 +131,7 @@ def train(
         config=None if config is None else as_path(config, "config"), fold=fold, began=began,
         finetune=None if finetune is None else os.fspath(finetune), memory_bytes=max_memory_bytes,
         every_fold=folds is not None and fold is None, track=tuple(track), resume=resume,
-        anyway=anyway,
+        anyway=anyway, prepared=None if prepared is None else as_path(prepared, "prepared"),
     )  # fmt: skip
     outcome = train_folds(request, events)
     if outcome is None:

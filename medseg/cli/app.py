@@ -54,6 +54,7 @@ PANELS: dict[str, dict[str, str]] = {
         "models": "List the models that come with medseg, or those in a folder",
         "train": "Train a model",
         "check": "Check a dataset before training",
+        "prepare": "Prepare a data set for training by several jobs",
         "export": "Write a model's network as ONNX, or a label map as surfaces",
     },
     "Connect": {

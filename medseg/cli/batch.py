@@ -31,6 +31,7 @@ from medseg.cli.options import (
     parse_folds,
     parse_place,
     parse_seconds,
+    parse_workers,
     settings_of,
 )
 from medseg.cli.show import bar_of_cases, lines_of_cases, print_json, print_line, tell
@@ -185,7 +186,7 @@ def batch(
         verify=verify, layout=_layout(layout, case_list), several="," in (suffix or ""),
     )  # fmt: skip
     limits = cohorts.Limits(
-        workers=_workers(workers), memory_bytes=network.max_memory_bytes,
+        workers=parse_workers(workers), memory_bytes=network.max_memory_bytes,
         case_time_s=parse_seconds(case_time, "--case-time") if case_time else 0,
         case_memory_bytes=_size(case_memory, "--case-memory"),
         grace_s=parse_seconds(grace, "--grace"), **_most(max_failed),
@@ -381,16 +382,6 @@ def _cluster(text: str | None) -> str | None:
             f"'{text}': write ray, ray:auto or ray:HOST:PORT", param_hint="--on"
         )
     return address
-
-
-def _workers(text: str) -> int:
-    if text == "auto":
-        return 0
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 1024:
-        raise typer.BadParameter(
-            f"'{text}' is not a number from 1 on, or auto", param_hint="--workers"
-        )
-    return int(text)
 
 
 def _size(text: str | None, option: str) -> int | None:

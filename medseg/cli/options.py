@@ -5,7 +5,7 @@ command takes a group as one argument; `medseg.cli.command` takes it apart for t
 of `infer` that `batch` should have too is written once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -484,6 +484,33 @@ def parse_bytes(text: str, option: str) -> int:
     if not match or not float(match[1]):
         raise typer.BadParameter(f"'{text}' is not a size such as 4GB or 800MB", param_hint=option)
     return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
+
+
+def parse_workers(text: str) -> int:
+    """A number of workers; 0 for auto."""
+    if text == "auto":
+        return 0
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text) <= 1024:
+        raise typer.BadParameter(
+            f"'{text}' is not a number from 1 on, or auto", param_hint="--workers"
+        )
+    return int(text)
+
+
+def parse_changes(texts: Iterable[str]) -> dict[str, Any]:
+    """What --set KEY=VALUE says, each value as YAML. Raises `BadConfig`."""
+    from medseg.text import parse_yaml
+
+    changes = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise BadConfig(f"--set {text}: write it as KEY=VALUE")
+        try:
+            changes[key] = parse_yaml(value)
+        except ValueError as error:
+            raise BadConfig(f"--set {text:.80}: the value is not YAML: {error}") from None
+    return changes
 
 
 def parse_place(text: str) -> "Path | str":

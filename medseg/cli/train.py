@@ -16,6 +16,7 @@ from medseg.cli.options import (
     check_one_of,
     in_panel,
     parse_bytes,
+    parse_changes,
     parse_seconds,
     word_of_device,
 )
@@ -109,6 +110,10 @@ def train(
             _PLAN, metavar="auto|cpu|cuda|cuda:N", help="Where the network trains. Default: auto."
         ),
     ] = None,
+    prepared: Annotated[
+        Path | None,
+        in_panel(_RUN, metavar="STORE", help="Scans that medseg prepare has prepared."),
+    ] = None,
     track: Annotated[
         list[str] | None,
         in_panel(_RUN, metavar="tensorboard|mlflow", help="Log there too, beside metrics.jsonl."),
@@ -150,14 +155,14 @@ def train(
     began = monotonic()  # before torch is loaded, which counts into the time
     keep_memory()
     show = _show(quiet, progress)
-    changes = _changes(overrides or [])
+    changes = parse_changes(overrides or [])
     changes |= {"train.seed": seed} if seed is not None else {}
     changes |= {"train.deterministic": True} if deterministic else {}
     changes |= {"train.device": word_of_device(device)} if device is not None else {}
     if data.suffix.lower() in (".yaml", ".yml"):
         options = {
             "--model": model, "--config": config, "--fold": fold, "--folds": folds,
-            "--finetune": finetune,
+            "--finetune": finetune, "--prepared": prepared,
         }  # fmt: skip
         conflicts = [name for name, value in options.items() if value is not None]
         if conflicts:
@@ -182,10 +187,9 @@ def train(
         finetune=finetune,
         memory_bytes=parse_bytes(max_memory, "--max-memory") if max_memory else None,
         track=tuple(track or ()),
-        resume=resume,
-        anyway=anyway,
+        resume=resume, anyway=anyway, prepared=prepared,
         began=began,
-    )
+    )  # fmt: skip
     _train_dataset(request, show)
 
 
@@ -238,21 +242,6 @@ def _train_config(
 
     with show as shown:
         print_line(run_loop(settings, run, began=began, progress=shown.training))
-
-
-def _changes(texts: Sequence[str]) -> dict[str, Any]:
-    from medseg.text import parse_yaml
-
-    changes = {}
-    for text in texts:
-        key, sign, value = text.partition("=")
-        if not sign:
-            raise BadConfig(f"--set {text}: write it as KEY=VALUE")
-        try:
-            changes[key] = parse_yaml(value)
-        except ValueError as error:
-            raise BadConfig(f"--set {text:.80}: the value is not YAML: {error}") from None
-    return changes
 
 
 class _Show:

@@ -35,7 +35,7 @@ COMMANDS = {
     ),
     **dict.fromkeys(
         (
-            "plan", "preprocess", "plan_and_preprocess", "prepare", "fingerprint",
+            "plan", "preprocess", "plan_and_preprocess", "fingerprint",
             "extract_fingerprint", "nnunet_plan_and_preprocess", "nnunetv2_plan_and_preprocess",
             "nnunetv2_plan_experiment", "nnunetv2_preprocess", "nnunetv2_extract_fingerprint",
             "fit", "finetune", "fine-tune", "tune", "learn", "nnunet_train", "nnunetv2_train",

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -20,7 +18,7 @@ from typing import Any
 from medseg.cohort.cases import Case, Cohort, as_row, from_row
 from medseg.cohort.places import Places
 from medseg.errors import BadFile
-from medseg.files import atomic_write, file_hash
+from medseg.files import atomic_write, file_state, write_once
 from medseg.inference import Extras, Settings
 from medseg.io import DicomOptions
 from medseg.packages import __version__
@@ -162,7 +160,7 @@ def settled_arithmetic(places: Places, found: Mapping[str, str] | None = None) -
     """
     path = places.arithmetic
     if not path.is_file() and found is not None:
-        _write_once(path, json.dumps(dict(found)) + "\n")
+        write_once(path, (json.dumps(dict(found)) + "\n").encode())
     if not path.is_file():
         return {}
     content = read_json(path)
@@ -171,38 +169,12 @@ def settled_arithmetic(places: Places, found: Mapping[str, str] | None = None) -
     return {str(key): str(value) for key, value in content.items()}
 
 
-def _write_once(path: Path, text: str) -> None:
-    """Write a file that is not there yet; of several who do so at once the first one's stays."""
-    own = path.with_name(f"{path.stem}-{secrets.token_hex(8)}.json")
-    with atomic_write(own) as file:
-        file.write(text.encode())
-    try:
-        path.hardlink_to(own)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links
-        own.replace(path)
-    own.unlink(missing_ok=True)
-
-
 def _inputs(case: Case, verify: bool, states: Mapping[str, Any]) -> list[Any]:
     """Size and time of a case's files, or their hashes; of a folder those of all in it."""
     return [
-        states.get(name) if "://" in name else _file_state(Path(name), verify)
+        states.get(name) if "://" in name else file_state(Path(name), verify=verify)
         for name in case.images
     ]
-
-
-def _file_state(path: Path, verify: bool) -> Any:
-    try:
-        state = path.stat()
-        if path.is_dir():
-            with os.scandir(path) as entries:
-                inside = sorted(entry.name for entry in entries)
-            return [[name, _file_state(path / name, verify)] for name in inside]
-    except OSError:
-        return None
-    return file_hash(path) if verify else [state.st_size, state.st_mtime_ns]
 
 
 def _tuples(value: Any) -> Any:

@@ -17,10 +17,19 @@ if TYPE_CHECKING:
     from medseg.dataset.check.cases import (
         Check as Check,
         Digests as Digests,
+        Measurement as Measurement,
         check_dataset as check_dataset,
+        conclude as conclude,
         digest_case as digest_case,
+        measure_case as measure_case,
     )
     from medseg.dataset.check.fix import write_fixed as write_fixed
+    from medseg.dataset.check.kept import (
+        measurement_as_json as measurement_as_json,
+        measurement_from_json as measurement_from_json,
+        portrait_as_json as portrait_as_json,
+        portrait_from_json as portrait_from_json,
+    )
     from medseg.dataset.check.measures import CaseFacts as CaseFacts
     from medseg.dataset.reading import read_dataset as read_dataset
     from medseg.dataset.splits import (
@@ -44,8 +53,22 @@ __getattr__, __dir__ = door(
             "read_case_labels",
             "read_channels",
         ),
-        "check.cases": ("Check", "Digests", "check_dataset", "digest_case"),
+        "check.cases": (
+            "Check",
+            "Digests",
+            "Measurement",
+            "check_dataset",
+            "conclude",
+            "digest_case",
+            "measure_case",
+        ),
         "check.fix": ("write_fixed",),
+        "check.kept": (
+            "measurement_as_json",
+            "measurement_from_json",
+            "portrait_as_json",
+            "portrait_from_json",
+        ),
         "check.measures": ("CaseFacts",),
         "reading": ("read_dataset",),
         "splits": ("Holdings", "Split", "covering", "lacking", "split_cases", "usual_folds"),

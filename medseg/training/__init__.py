@@ -7,6 +7,10 @@ from medseg import door
 if TYPE_CHECKING:
     from medseg.training.loop import train as train
     from medseg.training.plan import Choice as Choice
+    from medseg.training.prepared.job import (
+        Prepared as Prepared,
+        prepare_dataset as prepare_dataset,
+    )
     from medseg.training.request import (
         Events as Events,
         Outcome as Outcome,
@@ -19,6 +23,7 @@ __getattr__, __dir__ = door(
     {
         "loop": ("train",),
         "plan": ("Choice",),
+        "prepared.job": ("Prepared", "prepare_dataset"),
         "request": ("Events", "Outcome", "Request"),
         "run": ("train_dataset", "train_folds"),
     },

@@ -24,14 +24,15 @@ from torch.nn import functional as F
 from medseg.config import AugmentConfig
 from medseg.kernels.interpolation import linear_patch, multiply_rows
 from medseg.kernels.threads import in_slabs
+from medseg.training.prepared.formats import Stored
 
 _TINY = 1e-6
 
 
 @torch.no_grad()
 def draw_patches(
-    images: Sequence[Tensor],
-    labels: Sequence[Tensor],
+    images: Sequence[Tensor | Stored],
+    labels: Sequence[Tensor | Stored],
     centres: Tensor,
     patch: tuple[int, int, int],
     spacing_mm: tuple[float, float, float],
@@ -47,19 +48,19 @@ def draw_patches(
     in.
 
     images: whole cases (C, X, Y, Z) float32, normalised, of `spacing_mm`; labels: (X, Y, Z)
-    integer. device: where patches are made, that of the cases by default. send: takes there the
-    part of a case that a patch shows. centres: (B, 3), the voxel that becomes voxel patch // 2,
-    also near or beyond the border. lateral_swap: (N,) the class on the other side, for labels of
-    patches mirrored along axis 0; labels beyond it stay. background: (C,) values outside of each
-    case, the smallest of the case if not given. The label of an interpolated voxel is the class
-    with the largest share in its trilinear weights.
+    integer; of those on a disk the part is read that a patch shows. device: where patches are made,
+    that of the cases by default. send: takes there the part of a case that a patch shows. centres:
+    (B, 3), the voxel that becomes voxel patch // 2, also near or beyond the border. lateral_swap:
+    (N,) the class on the other side, for labels of patches mirrored along axis 0; labels beyond it
+    stay. background: (C,) values outside of each case, the smallest of the case if not given. The
+    label of an interpolated voxel is the class with the largest share in its trilinear weights.
     """
     device = device or images[0].device
     out = torch.empty((len(images), images[0].shape[0], *patch), device=device)
     classes = torch.empty((len(images), *patch), dtype=labels[0].dtype, device=device)
     starts = centres.round().long() - torch.tensor(patch) // 2
     for b, draw in enumerate(_draws(len(images), generator)):
-        outside = images[b].amin((1, 2, 3)) if background is None else background[b]
+        outside = images[b][...].amin((1, 2, 3)) if background is None else background[b]
         matrix = _matrix(settings, draw)
         shift = _bend(patch, spacing_mm, settings=settings, draw=draw, device=device)
         mirror_axes = [axis for axis in settings.mirror if draw.chance(0.5)]
@@ -211,16 +212,30 @@ def _uses_kernels(device: torch.device) -> bool:
 
 
 def _look_up(
-    image: Tensor, labels: Tensor, rows: Tensor, shift: Tensor, outside: Tensor, out: Tensor,
-    classes: Tensor, send: Callable[[Tensor], Tensor],
+    image: Tensor | Stored, labels: Tensor | Stored, rows: Tensor, shift: Tensor, outside: Tensor,
+    out: Tensor, classes: Tensor, send: Callable[[Tensor], Tensor],
 ) -> None:  # fmt: skip
     """Image and labels of a case at rows (3, 4) @ patch voxel + shift, where `out` lies."""
-    if _uses_kernels(out.device):
+    if _uses_kernels(out.device) and isinstance(image, Tensor) and isinstance(labels, Tensor):
         _sample_on_cpu(image, labels, rows, shift, outside, out, classes)
         return
     box = _reach(rows, shift, classes.shape, labels.shape)
+    if _uses_kernels(out.device):
+        whole = _read(image, (slice(None), *box)), _read(labels, box)
+        _sample_on_cpu(*whole, rows, shift, outside, out, classes)
+        return
     rows[:, 3] -= torch.tensor([side.start for side in box], dtype=rows.dtype)
     _sample(send(image[:, *box]), send(labels[box]), rows, shift, outside, out, classes)
+
+
+def _read(stored: Tensor | Stored, box: tuple[slice, ...]) -> Tensor:
+    """An array in memory of which only a part is read; the rest, whose values are any, is not
+    touched and takes no memory. So voxels keep their numbers, and what is computed of those its
+    last bits.
+    """
+    whole = torch.empty(stored.shape, dtype=stored.dtype)
+    whole[box] = stored[box]
+    return whole
 
 
 def _reach(
@@ -244,8 +259,8 @@ def _reach(
 
 
 def _copy(
-    image: Tensor, labels: Tensor, start: list[int], outside: Tensor, out: Tensor, classes: Tensor,
-    send: Callable[[Tensor], Tensor]
+    image: Tensor | Stored, labels: Tensor | Stored, start: list[int], outside: Tensor, out: Tensor,
+    classes: Tensor, send: Callable[[Tensor], Tensor]
 ) -> None:  # fmt: skip
     """The voxels of a case from `start` on."""
     source, target = [], []

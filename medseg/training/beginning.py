@@ -39,6 +39,8 @@ from medseg.training.plan import (
     make_plan,
     seconds_a_step,
 )
+from medseg.training.prepared.arrays import Preparation
+from medseg.training.prepared.reading import PreparedScans
 from medseg.training.processes import Processes
 from medseg.training.request import Events, Request, slug
 from medseg.training.scans import structures_of
@@ -66,9 +68,8 @@ def begin(
     """
     began = time.monotonic()
     settings = request.fixed()
-    check = check_dataset(
-        dataset, lambda name, done, count: events.reading("checking", done, count)
-    )
+    prepared = request.prepared_scans()
+    check = prepared.check(dataset) if prepared else _checked(dataset, events)
     checked_s = time.monotonic() - began
     holdings = _holdings(dataset, check)
     splits = splits_of(request, dataset, holdings)
@@ -82,7 +83,7 @@ def begin(
     training, validation = splits[number]
     machine = _machine(request, processes)
     start = read_start(request.finetune) if request.finetune else None
-    settings = settings if start is None else adopted(start, dataset, settings) | settings
+    settings = settings if start is None else _begun_from(start, dataset, settings, prepared)
     data_fingerprint = fingerprint(check, training)
     architecture = str(settings.get("model.name") or request.architecture or "unet")
     judged = any(holdings.get(name) for name in validation)
@@ -90,6 +91,8 @@ def begin(
         dataset, data_fingerprint, machine, architecture=architecture, fixed=settings, judged=judged
     )
     config = _config(request, dataset, choices, fixed=settings, validation=validation, start=start)
+    if prepared is not None:
+        prepared.check_arrays(Preparation(config, dataset), used_cases(dataset))
     outputs = len(dataset.regions) or len(dataset.table.labels) + 1
     check_memory(config, len(dataset.channels), outputs=outputs, machine=machine)
     _check_time(
@@ -107,6 +110,20 @@ def begin(
     )  # fmt: skip
     write_identity(run, identity)
     record_config(config, run)  # last of all: where it is, the rest is
+
+
+def _checked(dataset: Dataset, events: Events) -> Check:
+    return check_dataset(dataset, lambda name, done, count: events.reading("checking", done, count))
+
+
+def _begun_from(
+    start: Start, dataset: Dataset, settings: Mapping[str, Any], prepared: PreparedScans | None
+) -> dict[str, Any]:
+    """Settings with what a start decides. Raises `BadConfig` where it sees scans otherwise than
+    they are prepared.
+    """
+    taken = adopted(start, dataset, settings)
+    return {**(prepared.agreed(taken) if prepared else taken), **settings}
 
 
 def _refuse_errors(request: Request, dataset: Dataset, errors: Sequence[Finding]) -> None:

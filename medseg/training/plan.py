@@ -174,6 +174,19 @@ def make_plan(
     return plan.choices
 
 
+def plan_preparation(
+    dataset: Dataset, found: Fingerprint, fixed: Mapping[str, Any]
+) -> list[Choice]:
+    """The settings that prepared scans depend on, by the data alone and not by how fast a machine
+    is: scans keep their own spacing. fixed: dotted settings that a person made.
+    """
+    plan = _Plan(dict(fixed))
+    _choose_grid(plan, dataset, found, most=np.inf)
+    if "model.recipe" in fixed:
+        plan.choose("model.recipe", None, "as asked")
+    return plan.choices
+
+
 def _choose_grid(plan: _Plan, dataset: Dataset, found: Fingerprint, *, most: float) -> NDArray:
     """Spacing, axes and intensities; returns the spacing in mm. most: voxels of the median scan, at
     most.

@@ -14,6 +14,7 @@ from medseg.errors import BadConfig
 from medseg.evaluation import Evaluation
 from medseg.logs import Progress, Report, silent
 from medseg.training.plan import Choice
+from medseg.training.prepared.reading import PreparedScans, open_prepared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,8 @@ class Request:
     `Config`. overrides: dotted settings, which go over the file's. folds, fold: how many parts the
     cases are split into (None: `usual_folds`), and which of them validates (None: the first, or
     with every_fold each in turn). finetune: a model or run to go on from. memory_bytes: not to be
-    exceeded. anyway: train although the check found errors. began: when the command began
+    exceeded. anyway: train although the check found errors. prepared: a store that `medseg prepare`
+    made of the data. began: when the command began
     (`time.monotonic`), from which the time counts; None: when training is called.
     """
 
@@ -42,6 +44,7 @@ class Request:
     track: tuple[str, ...] = ()
     resume: bool = True
     anyway: bool = False
+    prepared: Path | None = None
     began: float | None = None
 
     def folder(self, dataset: Dataset) -> Path:
@@ -49,8 +52,8 @@ class Request:
         return self.run or Path("runs") / slug(dataset.name)
 
     def fixed(self) -> dict[str, Any]:
-        """The settings that a person made, dotted: file first, then options, then overrides. Raises
-        `BadConfig`.
+        """The settings that a person made, dotted: file first, then options, then overrides; and
+        those of a store of prepared scans. Raises `BadConfig` where they contradict each other.
         """
         settings: dict[str, Any] = {}
         for key, value in (read_settings(self.config) if self.config else {}).items():
@@ -66,7 +69,13 @@ class Request:
             settings["model.name"] = self.architecture
         if self.time_s is not None:
             settings["train.time_s"] = self.time_s
-        return settings | dict(self.overrides)
+        settings |= dict(self.overrides)
+        prepared = self.prepared_scans()
+        return settings if prepared is None else prepared.agreed(settings)
+
+    def prepared_scans(self) -> PreparedScans | None:
+        """The store of prepared scans, if one is named. Raises `BadConfig`."""
+        return None if self.prepared is None else open_prepared(self.prepared)
 
 
 def slug(name: str) -> str:

@@ -35,6 +35,7 @@ from medseg.training.identity import (
 )
 from medseg.training.loop import train
 from medseg.training.origin import hash_of, read_start
+from medseg.training.prepared.reading import PreparedScans
 from medseg.training.processes import Processes
 from medseg.training.request import Events, Outcome, Request
 from medseg.training.scans import ScanSource
@@ -123,8 +124,9 @@ def _train(request: Request, events: Events | None, *, folds: Sequence[int]) -> 
             hear.say(f"{run} is finished; choose another -o to train again")
             return _recalled(run, dataset, validation) if processes.first else None
         source = _prepare(
-            config, dataset, run, split=(training, validation), processes=processes, events=hear
-        )
+            config, dataset, run, split=(training, validation), processes=processes, events=hear,
+            prepared=request.prepared_scans(),
+        )  # fmt: skip
         reserve = rehearse(config, source, processes)
         if processes.first:
             _check_time_left(
@@ -282,6 +284,7 @@ def _prepare(
     split: Split,
     processes: Processes,
     events: Events,
+    prepared: PreparedScans | None,
 ) -> ScanSource:
     """The source of the run; the first process prepares the scans, and the others find what it has
     prepared.
@@ -301,6 +304,7 @@ def _prepare(
             progress=progress,
             watched=covering(validation, count, holdings),
             room_bytes=processes.room_bytes,
+            prepared=prepared,
         )
 
     def preparing(name: str, done: int, count: int) -> None:
@@ -387,9 +391,7 @@ def _finish(
     change_spec(run / "model", card=config.card | {"training": card})
     passes = facts["step"] * config.train.batch / source.cases
     few_passes = _few_passes(facts["step"], passes, source.cases) if passes < LEAST_PASSES else ""
-    for path in sorted((run / "prepared").glob("*.npy")):
-        path.unlink()
-    (run / "prepared").rmdir()
+    source.discard()
     # Last of all, for a run with a card counts as finished.
     with atomic_write(run / "model" / "README.md") as handle:
         about = {

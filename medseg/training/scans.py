@@ -8,9 +8,6 @@ them again.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,21 +22,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medseg.config import Config
-from medseg.dataset import Case, Dataset, load_case, read_case_labels, read_channels
-from medseg.errors import BadConfig, BadFile, NotEnoughMemory
-from medseg.files import atomic_write
-from medseg.inference import Courier, Settings, network_input, network_labels, segment
+from medseg.dataset import Case, Dataset, read_case_labels, read_channels
+from medseg.errors import BadConfig, NotEnoughMemory
+from medseg.inference import Courier, Settings, segment
 from medseg.logs import Progress, silent
 from medseg.models import Checkpoint, ModelSpec
 from medseg.networks import build_network
 from medseg.training.augment import draw_patches
-from medseg.training.losses import IGNORE, segmentation_loss
+from medseg.training.losses import segmentation_loss
+from medseg.training.prepared.arrays import Preparation
+from medseg.training.prepared.formats import NAMES, Stored, check_room, map_npy, write_npy
+from medseg.training.prepared.reading import PreparedScans
 from medseg.training.processes import Deal, alone
 from medseg.training.source import Batch, network_spec
 from medseg.volume import Volume
-
-#: Voxels of each label, at most, that are remembered for every case, to centre patches on.
-POSITIONS = 2000
 
 
 @dataclass(frozen=True)
@@ -82,14 +78,16 @@ class ScanSource:
         progress: Progress = silent,
         *,
         watched: Sequence[str] = (),
+        prepared: PreparedScans | None = None,
         room_bytes: int | None = None,
     ) -> None:
         """Prepare the training cases in the folder `store`, as far as they are not there yet.
 
         watched: the validation cases in the order in which they are looked at in between; as they
-        come if none is said. room_bytes: what this process may hold while it segments; None: what
-        is free. Raises `BadFile` for a case that cannot be read, `BadConfig` if there
-        is nothing to train from or no room.
+        come if none is said. prepared: a store that has the cases already; then nothing is
+        written. room_bytes: what this process may hold while it segments; None: what is free.
+        Raises `BadFile` for a case that cannot be read, `BadConfig` if there is nothing to train
+        from or no room.
         """
         self.config, self.dataset, self.store, self.table = config, dataset, store, dataset.table
         self.channels = len(dataset.channels)
@@ -112,7 +110,11 @@ class ScanSource:
         if not self.training:
             raise BadConfig(f"{dataset.folder}: there are no cases to train from")
         self.seconds_a_case = 0.0
-        self._prepare(progress)
+        self._preparation, self._prepared = Preparation(config, dataset), prepared
+        if prepared is None:
+            self._prepare(progress)
+        else:
+            prepared.check_arrays(self._preparation, self.training + self.validation)
         self._permutations: dict[int, list[int]] = {}
         self._courier: Courier | None = None
         self._room_bytes = 0
@@ -122,15 +124,27 @@ class ScanSource:
 
     def _prepare(self, progress: Progress) -> None:
         """Write what is missing in the store, several cases at a time."""
+        preparation = self._preparation
         self.store.mkdir(parents=True, exist_ok=True)
-        self.keys = [self._key(case) for case in self.training]
-        missing = [
-            (case, key)
-            for case, key in zip(self.training, self.keys)
-            if not (self.store / f"{key}.points.npy").exists()
+        self._paths = [
+            {name: self.store / f"{preparation.key(case)}.{name}.npy" for name in NAMES}
+            for case in self.training
         ]
+        # The points are written last: where they are, the rest is.
+        missing = [
+            (case, paths)
+            for case, paths in zip(self.training, self._paths)
+            if not paths[NAMES[-1]].exists()
+        ]
+
+        def write(case: Case, paths: Mapping[str, Path]) -> None:
+            arrays = preparation.arrays(case)
+            check_room(self.store, arrays["image"].nbytes)
+            for name, path in paths.items():
+                write_npy(path, arrays[name])
+
         with ThreadPoolExecutor(max(1, min(8, torch.get_num_threads()))) as pool:
-            jobs = [pool.submit(self._prepare_case, case, key) for case, key in missing]
+            jobs = [pool.submit(write, case, paths) for case, paths in missing]
             try:
                 for number, (job, (case, _)) in enumerate(zip(jobs, missing), start=1):
                     job.result()
@@ -138,64 +152,6 @@ class ScanSource:
             finally:
                 for job in jobs:
                     job.cancel()
-
-    def _key(self, case: Case) -> str:
-        """A name in the store: another one whenever the case's files or the preparation change."""
-        files = [
-            *case.images,
-            *([case.label] if case.label else []),
-            *(path for _, path in case.masks),
-        ]
-        model = self.config.model.model_dump(
-            mode="json", include={"spacing_mm", "grid", "intensity"}
-        )
-        inputs: list[Any] = [[str(f), f.stat().st_size, f.stat().st_mtime_ns] for f in files] + [
-            model,
-            self.classes,
-        ]
-        inputs += [] if self.config.model.recipe is None else [self.config.model.recipe]
-        inputs += [
-            self.dataset.regions,
-            self.dataset.ignore,
-            *([case.numbers] if case.numbers else []),
-        ]
-        return hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:24]
-
-    def _prepare_case(self, case: Case, key: str) -> None:
-        volumes, labels = load_case(self.dataset, case)
-        spec = self._spec()
-        image, grid = network_input(volumes, spec, names=self.dataset.channels)
-        classes = self._classes_of(network_labels(labels, grid, spec), case)
-        points = _points(classes, int(key[:12], 16))
-        free = shutil.disk_usage(self.store).free
-        if free < 2 * image.nbytes:
-            raise BadConfig(
-                f"{self.store}: the disk is full; prepared scans need {image.nbytes >> 20} MB more"
-                " a case"
-            )
-        # The points are written last: where they are, the rest is.
-        for name, array in (("image", image.numpy()), ("labels", classes), ("points", points)):
-            with atomic_write(self.store / f"{key}.{name}.npy") as handle:
-                np.lib.format.write_array(handle, np.ascontiguousarray(array), allow_pickle=False)
-
-    def _classes_of(self, values: NDArray, case: Case) -> NDArray:
-        """Label values as classes: 0 and on, `IGNORE` where the data set says so. Raises `BadFile`
-        for others.
-        """
-        class_values = (0, *self.dataset.values) if self.dataset.regions else self.classes
-        kind = np.int8 if len(class_values) < 127 else np.int16
-        table = np.full(max(65_536, max(class_values) + 1), -2, np.int32)
-        table[list(class_values)] = range(len(class_values))
-        if self.dataset.ignore is not None:
-            table[self.dataset.ignore] = IGNORE
-        classes = table[values]
-        if classes.min() < IGNORE:
-            strange = sorted(set(np.unique(values).tolist()) - {*class_values, self.dataset.ignore})
-            raise BadFile(
-                f"{case.label or case.name}: holds the label values {strange}, which the data set"
-                " does not name; correct the file, or name them"
-            )
-        return classes.astype(kind)
 
     # Training -------------------------------------------------------------------------------------
 
@@ -236,20 +192,19 @@ class ScanSource:
         """
         self._room_bytes = room_bytes
 
-    def _case(self, number: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _case(self, number: int, device: torch.device) -> tuple[Tensor | Stored, Tensor | Stored]:
         """Image (C, X, Y, Z) and classes (X, Y, Z) of a case: on the device where there was room,
-        else on the disk, mapped into memory.
+        else on the disk, of which what is asked for is read.
         """
         if number in self._resident:
             return self._resident[number]
-        image = torch.from_numpy(self._array(number, "image"))
-        labels = torch.from_numpy(self._array(number, "labels"))
+        image, labels = self._opened(number, "image"), self._opened(number, "labels")
         size_bytes = image.nbytes + labels.nbytes
         if size_bytes > self._room_bytes:
             return image, labels
         self._room_bytes -= size_bytes
         courier = self._courier_to(device)
-        self._resident[number] = courier.send(image), courier.send(labels)
+        self._resident[number] = courier.send(image[...]), courier.send(labels[...])
         return self._resident[number]
 
     def _courier_to(self, device: torch.device) -> Courier:
@@ -270,11 +225,22 @@ class ScanSource:
             membership=self.membership,
         )
 
+    def _opened(self, number: int, name: str) -> Tensor | Stored:
+        """An array of a training case, of which nothing is read yet."""
+        if self._prepared is not None:
+            return self._prepared.open(self.training[number], name)
+        return torch.from_numpy(map_npy(self._paths[number][name]))
+
     def _array(self, number: int, name: str) -> NDArray:
-        """An array of the store, mapped into memory; writes to it, which do not happen, would not
-        reach the disk.
-        """
-        return np.lib.format.open_memmap(self.store / f"{self.keys[number]}.{name}.npy", mode="c")
+        """An array of a training case."""
+        return self._opened(number, name)[...].numpy()
+
+    def discard(self) -> None:
+        """Delete what was prepared for this run alone."""
+        if self._prepared is None:
+            for path in sorted(self.store.glob("*.npy")):
+                path.unlink()
+            self.store.rmdir()
 
     def _case_of(self, sample: int) -> int:
         """The number of the training case that the run's sample of this place is drawn from."""
@@ -337,15 +303,7 @@ class ScanSource:
     def spec(self) -> dict[str, Any]:
         """What `ModelSpec` needs to know of the data."""
         mirror = tuple(axis for axis in self.config.augment.mirror if axis or self.swap is None)
-        return {
-            "channels": self.channels,
-            "channel_names": (
-                self.dataset.channels if len(set(self.dataset.channels)) == self.channels else ()
-            ),
-            "classes": self.classes,
-            "regions": bool(self.dataset.regions),
-            "mirror": mirror,
-        }
+        return self._preparation.spec() | {"mirror": mirror}
 
     def _spec(self) -> ModelSpec:
         return ModelSpec(sha256="0" * 64, **network_spec(self.config, self))
@@ -479,16 +437,3 @@ def _lateral_swap(dataset: Dataset) -> Tensor | None:
         if one in class_values and other in class_values:
             swap[class_values.index(one)] = class_values.index(other)
     return swap
-
-
-def _points(classes: NDArray, seed: int) -> NDArray[np.int16]:
-    """(N, 4): class and voxel of at most `POSITIONS` voxels of each class but background."""
-    random = np.random.default_rng(seed)
-    flat = classes.ravel()
-    inside = np.flatnonzero(flat > 0)
-    order = inside[np.argsort(flat[inside], kind="stable")]
-    samples = []
-    for part in np.split(order, np.flatnonzero(np.diff(flat[order])) + 1) if len(order) else []:
-        samples.append(random.choice(part, min(len(part), POSITIONS), replace=False))
-    at = np.concatenate(samples) if samples else np.empty(0, np.int64)
-    return np.column_stack((flat[at], *np.unravel_index(at, classes.shape))).astype(np.int16)

@@ -66,6 +66,13 @@ class Source(Protocol):
         """
 
 
+class Described(Protocol):
+    """What says of its data what a model needs to know: every `Source`."""
+
+    def spec(self) -> dict[str, Any]:
+        """The fields of `ModelSpec` that are of the data."""
+
+
 @runtime_checkable
 class WithLoss(Protocol):
     """A network with a loss of its own: mask classification."""
@@ -89,7 +96,7 @@ class Folding(Protocol):
     folded: bool
 
 
-def network_spec(config: Config, source: Source) -> dict[str, Any]:
+def network_spec(config: Config, source: Described) -> dict[str, Any]:
     """The fields of `ModelSpec` that say what the network is and what it sees."""
     options = {
         key: value for key, value in config.model.options.items() if key != "deep_supervision"

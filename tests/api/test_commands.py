@@ -17,7 +17,9 @@ import medseg
 from making import configs, datasets, networks as tiny
 from medseg.errors import BadConfig, BadFile, BadOutput
 
-COMMANDS = ("batch", "check", "clean", "compare", "convert", "evaluate", "train", "view")
+COMMANDS = (
+    "batch", "check", "clean", "compare", "convert", "evaluate", "prepare", "train", "view"
+)  # fmt: skip
 
 
 def labels_of(shape: tuple[int, int, int] = (12, 13, 14)) -> medseg.Volume:

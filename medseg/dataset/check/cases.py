@@ -91,8 +91,13 @@ class Check:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Measured:
-    findings: list[Finding]
+class Measurement:
+    """What one case tells: findings about it, and of one that can be read what is measured in it.
+
+    portrait: what the comparison with the other cases needs.
+    """
+
+    findings: Sequence[Finding]
     facts: CaseFacts | None = None
     portrait: Portrait | None = None
     levels: tuple[Levels, ...] = ()
@@ -103,8 +108,11 @@ def check_dataset(dataset: Dataset, progress: Progress = silent) -> Check:
     """Read every case of a dataset once and report what is wrong or odd with it. Never raises for a
     bad case.
     """
-    cases = dataset.cases
-    measurements = _measure_all(dataset, progress)
+    return conclude(dataset, _measure_all(dataset, progress))
+
+
+def conclude(dataset: Dataset, measurements: Sequence[Measurement]) -> Check:
+    """What the measurements of all cases of a dataset, in their order, say together."""
     facts = tuple(one.facts for one in measurements if one.facts is not None)
     portraits = [one.portrait for one in measurements if one.portrait is not None]
     findings = list(dataset.findings)
@@ -118,21 +126,23 @@ def check_dataset(dataset: Dataset, progress: Progress = silent) -> Check:
     findings += about_levels(dataset, levels)
     findings += shared_names(dataset)
     findings += compare_cases(dataset, portraits)
-    order = {case.name: number for number, case in enumerate(cases)}
+    order = {case.name: number for number, case in enumerate(dataset.cases)}
     findings.sort(key=lambda finding: (finding.severity != "error", order.get(finding.case, -1)))
     digests = {
-        case.name: one.digests for case, one in zip(cases, measurements) if one.digests is not None
+        case.name: one.digests
+        for case, one in zip(dataset.cases, measurements, strict=True)
+        if one.digests is not None
     }
     return Check(findings=tuple(dict.fromkeys(findings)), facts=facts, digests=digests)
 
 
-def _measure_all(dataset: Dataset, progress: Progress) -> list[_Measured]:
+def _measure_all(dataset: Dataset, progress: Progress) -> list[Measurement]:
     cases = dataset.cases
     measurements = []
     with ThreadPoolExecutor(
         min(8, os.cpu_count() or 1)
     ) as pool:  # unpacking releases the interpreter
-        results = pool.map(lambda case: _measure(dataset, case), cases)
+        results = pool.map(lambda case: measure_case(dataset, case), cases)
         for number, (case, one) in enumerate(zip(cases, results), 1):
             measurements.append(one)
             progress(case.name, number, len(cases))
@@ -142,12 +152,13 @@ def _measure_all(dataset: Dataset, progress: Progress) -> list[_Measured]:
 # One case -----------------------------------------------------------------------------------------
 
 
-def _measure(dataset: Dataset, case: Case) -> _Measured:
+def measure_case(dataset: Dataset, case: Case) -> Measurement:
+    """Read one case of a dataset and say what is wrong with it. Never raises for a bad one."""
     findings: list[Finding] = []
     try:
         images = list(_channels(dataset, case, findings))
     except (MedsegError, MemoryError) as error:
-        return _Measured(
+        return Measurement(
             findings=[
                 *findings,
                 Finding(
@@ -187,7 +198,7 @@ def _measure(dataset: Dataset, case: Case) -> _Measured:
     levels = tuple(
         levels_of(case.name, name, one.data) for name, one in zip(dataset.channels, images)
     )
-    return _Measured(
+    return Measurement(
         findings=findings,
         facts=facts,
         portrait=portrait,

@@ -1,0 +1,1 @@
+"""Scans made ready for training: by the run itself, or before it by several jobs into a store."""
