@@ -127,7 +127,12 @@ def _asked(request: Request, dataset: Dataset) -> dict[str, Any]:
     settings = request.fixed()
     start = adopted(read_start(request.finetune), dataset, settings) if request.finetune else {}
     asked = {key: one for key, one in (start | settings).items() if key in SETTINGS}
-    Preparation(config_of(asked, dataset), dataset)  # now rather than after all cases are read
+    # Refused now rather than after all cases are read; the rest is as a plan may choose it.
+    usual = {
+        "model.grid": "scan",
+        "model.intensity": [{"scheme": "zscore"}] * len(dataset.channels),
+    }
+    Preparation(config_of(usual | asked, dataset), dataset)
     return asked
 
 
@@ -224,6 +229,8 @@ def _make_arrays(
             raise
         except MedsegError as error:
             store.keep_record(case, key, error=without_folder(str(error), dataset))
+        except MemoryError:
+            store.keep_record(case, key, error="needs more memory than there is")
         except Exception as error:
             sentence = f"stopped by an error of its own ({type(error).__name__})"
             store.keep_record(case, key, error=sentence)

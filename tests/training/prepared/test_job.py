@@ -161,6 +161,9 @@ def test_the_plan_follows_from_the_data_and_not_from_the_speed_of_a_machine(
         assert prepare(data, tmp_path / "own").code == 0
         options = ("--set", "model.spacing_mm=2", "--set", "model.grid=world")
         assert prepare(data, tmp_path / "asked", *options).code == 0
+        recipe = ("--set", "model.recipe=monai")  # which fits the grid that is planned
+        assert prepare(data, tmp_path / "monai", *recipe).code == 0
+    assert open_prepared(tmp_path / "monai").settings["model.recipe"] == "monai"
     own, asked = (open_prepared(tmp_path / name).settings for name in ("own", "asked"))
     assert own["model.spacing_mm"] == [1.0, 1.0, 1.0]
     assert own["model.grid"] == "scan"
