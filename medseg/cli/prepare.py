@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from medseg.errors import BadConfig
 from medseg.machine import keep_memory
 
 if TYPE_CHECKING:
-    from medseg.training import Prepared
+    from medseg.training import Outlook, Prepared
 
 _HOW, _PARTS = "How is prepared", "Parts and workers"
 #: Cases that the last lines name.
@@ -32,6 +33,9 @@ def prepare(
             "--format", metavar="npy|zarr", help="Raw, or smaller and slower: compressed chunks."
         ),
     ] = "npy",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")
+    ] = False,
     shard: Annotated[
         str,
         in_panel(
@@ -78,7 +82,7 @@ def prepare(
     """
     keep_memory()
     from medseg.cohort import parse_shard
-    from medseg.training import Events, Request, prepare_dataset
+    from medseg.training import Events, Request, plan_part, prepare_dataset
 
     check_one_of("--format", arrays, ("npy", "zarr"))
     part, count = parse_shard(shard), parse_workers(workers)
@@ -87,6 +91,10 @@ def prepare(
     request = Request(
         data=data, config=config, overrides=parse_changes(overrides or []), finetune=finetune
     )
+    if dry_run:
+        outlook = plan_part(request, output, part=part, retry=retry, arrays=arrays)
+        _show_outlook(output, outlook, as_json)
+        return
     with bar_of_stages(quiet) as progress:
 
         def reading(what: str, done: int, total: int) -> None:
@@ -99,6 +107,17 @@ def prepare(
     _show(result, as_json)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
+
+
+def _show_outlook(store: Path, outlook: Outlook, as_json: bool) -> None:
+    """What would be done, in a line or as JSON."""
+    if as_json:
+        print_json({"store": str(store), **asdict(outlook)})
+        return
+    print_line(
+        f"{store}: of {outlook.total} cases {outlook.to_check} are to be checked and"
+        f" {outlook.to_prepare} to be prepared; nothing was written"
+    )
 
 
 def _show(result: Prepared, as_json: bool) -> None:

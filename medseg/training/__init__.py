@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from medseg.training.loop import train as train
     from medseg.training.plan import Choice as Choice
     from medseg.training.prepared.job import (
+        Outlook as Outlook,
         Prepared as Prepared,
+        plan_part as plan_part,
         prepare_dataset as prepare_dataset,
     )
     from medseg.training.request import (
@@ -23,7 +25,7 @@ __getattr__, __dir__ = door(
     {
         "loop": ("train",),
         "plan": ("Choice",),
-        "prepared.job": ("Prepared", "prepare_dataset"),
+        "prepared.job": ("Outlook", "Prepared", "plan_part", "prepare_dataset"),
         "request": ("Events", "Outcome", "Request"),
         "run": ("train_dataset", "train_folds"),
     },

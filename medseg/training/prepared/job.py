@@ -34,9 +34,11 @@ from medseg.training.prepared.arrays import SETTINGS, Preparation
 from medseg.training.prepared.formats import check_room
 from medseg.training.prepared.store import (
     Store,
+    about_store,
     as_text,
     begin_store,
     facts_key,
+    find_store,
     read_content,
     sizes_of,
     without_folder,
@@ -76,6 +78,15 @@ class Prepared:
         return 0 if self.done == self.total else 3
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What is to be done with a part. total: its cases."""
+
+    total: int
+    to_check: int
+    to_prepare: int
+
+
 def prepare_dataset(
     request: Request,
     folder: Path,
@@ -99,19 +110,62 @@ def prepare_dataset(
         request.data, lambda name, done, count: hear.reading("reading", done, count)
     )
     asked = _asked(request, dataset)
-    store = begin_store(folder, dataset, asked, arrays=arrays)
-    mine = sorted(dataset.cases, key=lambda case: case.name)[part[0] :: part[1]]
+    store = begin_store(folder, about_store(dataset, asked, arrays))
+    mine = _part_of(dataset, part)
     crew = _Crew(store, workers or max(1, min(8, torch.get_num_threads())), hear)
     _check(dataset, mine, crew=crew, retry=retry)
     unchecked = _plan(dataset, store, asked)
     if unchecked:
         return Prepared(store=folder, total=len(mine), done=0, unchecked=unchecked)
-    usable = {case.name for case in used_cases(dataset)}
-    wanted = [case for case in mine if case.name in usable]
-    failures = _make_arrays(dataset, wanted, crew=crew, retry=retry)
+    failures = _make_arrays(dataset, _usable(dataset, mine), crew=crew, retry=retry)
     return Prepared(
         store=folder, total=len(mine), done=len(mine) - len(failures), failures=failures
     )
+
+
+def plan_part(
+    request: Request,
+    folder: Path,
+    *,
+    part: tuple[int, int] = (0, 1),
+    retry: bool = False,
+    arrays: str = "npy",
+) -> Outlook:
+    """What `prepare_dataset` would do. Writes nothing and opens no scan."""
+    dataset = read_dataset(request.data)
+    store = find_store(folder, about_store(dataset, _asked(request, dataset), arrays))
+    mine = _part_of(dataset, part)
+    wanted = _usable(dataset, mine)
+    if store is None:
+        return Outlook(total=len(mine), to_check=len(mine), to_prepare=len(wanted))
+    to_check = sum(_lacks_facts(store, case, retry) for case in mine)
+    content = read_content(store.plan)
+    if content.get("facts") == facts_key(dataset):
+        preparation = Preparation(config_of(content["settings"], dataset), dataset)
+        wanted = [case for case in wanted if _lacks_arrays(store, preparation, case, retry)]
+    return Outlook(total=len(mine), to_check=to_check, to_prepare=len(wanted))
+
+
+def _part_of(dataset: Dataset, part: tuple[int, int]) -> list[Case]:
+    return sorted(dataset.cases, key=lambda case: case.name)[part[0] :: part[1]]
+
+
+def _usable(dataset: Dataset, cases: Sequence[Case]) -> list[Case]:
+    """The cases without those that are set aside for testing."""
+    names = {case.name for case in used_cases(dataset)}
+    return [case for case in cases if case.name in names]
+
+
+def _lacks_facts(store: Store, case: Case, retry: bool) -> bool:
+    kept = store.measurement(case)
+    return kept is None or (retry and kept.facts is None)
+
+
+def _lacks_arrays(store: Store, preparation: Preparation, case: Case, retry: bool) -> bool:
+    record = store.record(case)
+    if record is None or record.key != preparation.key(case):
+        return True
+    return retry if record.error else record.sizes != sizes_of(store.files(case))
 
 
 def _asked(request: Request, dataset: Dataset) -> dict[str, Any]:
@@ -143,10 +197,6 @@ def _check(dataset: Dataset, cases: Sequence[Case], *, crew: _Crew, retry: bool)
     """Measure the cases that nobody has measured as they are now."""
     store = crew.store
 
-    def is_missing(case: Case) -> bool:
-        kept = store.measurement(case)
-        return kept is None or (retry and kept.facts is None)
-
     def measure(case: Case) -> None:
         store.keep_measurement(dataset, case, measure_case(dataset, case))
 
@@ -154,7 +204,7 @@ def _check(dataset: Dataset, cases: Sequence[Case], *, crew: _Crew, retry: bool)
         finding = Finding(case=case.name, kind="unreadable", severity="error", message=why)
         store.keep_measurement(dataset, case, Measurement(findings=[finding]))
 
-    missing = [case for case in cases if is_missing(case)]
+    missing = [case for case in cases if _lacks_facts(store, case, retry)]
     crew.do("checking", missing, measure, give_up=give_up, is_renewed=retry)
 
 
@@ -209,12 +259,6 @@ def _make_arrays(
     settings = read_content(store.plan)["settings"]
     preparation = Preparation(config_of(settings, dataset), dataset)
 
-    def is_missing(case: Case) -> bool:
-        record = store.record(case)
-        if record is None or record.key != preparation.key(case):
-            return True
-        return retry if record.error else record.sizes != sizes_of(store.files(case))
-
     def make(case: Case) -> None:
         key, kept = preparation.key(case), store.measurement(case)
         store.forget_record(case)
@@ -240,7 +284,7 @@ def _make_arrays(
     def give_up(case: Case, why: str) -> None:
         store.keep_record(case, preparation.key(case), error=why)
 
-    missing = [case for case in cases if is_missing(case)]
+    missing = [case for case in cases if _lacks_arrays(store, preparation, case, retry)]
     crew.do("preparing", missing, make, give_up=give_up, is_renewed=retry)
     records = {case.name: store.record(case) for case in cases}
     return {name: one.error for name, one in records.items() if one is not None and one.error}

@@ -165,39 +165,58 @@ class Store:
 # A store as a whole -------------------------------------------------------------------------------
 
 
-def begin_store(
-    folder: Path, dataset: Dataset, settings: Mapping[str, Any], *, arrays: str
-) -> Store:
-    """The store in a folder, begun if it is not there yet. settings: those asked for, dotted.
-    arrays: one of `FORMATS`.
+def about_store(dataset: Dataset, settings: Mapping[str, Any], arrays: str) -> dict[str, Any]:
+    """What store.json says of a store. settings: those asked for, dotted. arrays: one of `FORMATS`.
+    Raises `BadConfig` where its package is missing.
+    """
+    FORMATS[arrays]()
+    asked = json.loads(json.dumps(dict(settings)))
+    return {
+        "format": FORMAT,
+        "medseg": __version__,
+        **_about_data(dataset),
+        "settings": asked,
+        "arrays": arrays,
+    }
+
+
+def find_store(folder: Path, about: Mapping[str, Any]) -> Store | None:
+    """The store in a folder, None where it may be begun. about: what it is to be.
 
     Raises `BadConfig` for a folder that holds something else, and for a store of other data or
-    settings, `BadOutput` where nothing can be written.
+    settings, `BadOutput` for a file.
     """
-    about = {"format": FORMAT, "medseg": __version__, **_about_data(dataset)}
-    about |= {"settings": json.loads(json.dumps(dict(settings))), "arrays": arrays}
-    FORMATS[arrays]()  # a package that is missing is said before anything is written
-    path = folder / "store.json"
     if folder.exists() and not folder.is_dir():
         raise BadOutput(f"{folder}: is a file; give a folder with -o")
-    if not path.exists():
+    if not (folder / "store.json").exists():
         if folder.is_dir() and any(not one.name.startswith(".") for one in folder.iterdir()):
             raise BadConfig(f"{folder} is not empty and holds no prepared scans; choose another -o")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadOutput(
-                f"{folder}: cannot be made: {error.strerror}; choose another with -o"
-            ) from None
-        write_once(path, as_text(about))
+        return None
     store = open_store(folder)
-    sweep(folder)
     for key, value in about.items():
         if key != "medseg" and store.about.get(key) != value:
             was, now = (_short(one) for one in (store.about.get(key), value))
             raise BadConfig(
                 f"{folder} was begun with other {key} ({was}, now {now}); choose another -o"
             )
+    return store
+
+
+def begin_store(folder: Path, about: Mapping[str, Any]) -> Store:
+    """The store in a folder, begun if it is not there yet. Raises what `find_store` does, and
+    `BadOutput` where nothing can be written.
+    """
+    if find_store(folder, about) is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadOutput(
+                f"{folder}: cannot be made: {error.strerror}; choose another with -o"
+            ) from None
+        write_once(folder / "store.json", as_text(about))
+    sweep(folder)
+    store = find_store(folder, about)  # another job may have been the first
+    assert store is not None
     return store
 
 

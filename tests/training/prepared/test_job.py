@@ -83,6 +83,29 @@ def test_data_that_lie_elsewhere_and_more_workers_make_the_same_store(
     assert tree(tmp_path / "store") == tree(store)
 
 
+def test_a_dry_run_says_what_is_to_be_done_and_writes_nothing(
+    data: Path, store: Path, tmp_path: Path
+):
+    def outlook(folder: Path, *options: object) -> tuple[int, int, int]:
+        ran = prepare(data, folder, "--dry-run", "--json", *options)
+        assert ran.code == 0, ran.err
+        content = json.loads(ran.out)
+        jsonschema.Draft202012Validator(schema_of("prepare-plan")).validate(content)
+        return content["total"], content["to_check"], content["to_prepare"]
+
+    assert outlook(tmp_path / "new", "--shard", "0/2") == (5, 5, 5)
+    assert not (tmp_path / "new").exists()
+    before = tree(store)
+    assert outlook(store) == (9, 0, 0)
+    assert tree(store) == before
+    assert prepare(data, tmp_path / "half", "--shard", "0/2").code == 3
+    assert outlook(tmp_path / "half", "--shard", "0/2") == (5, 0, 5)
+    said = prepare(data, tmp_path / "half", "--dry-run").out
+    assert "of 9 cases 4 are to be checked and 9 to be prepared; nothing was written" in said
+    refused = prepare(data, store, "--dry-run", "--set", "model.grid=world")
+    assert refused.code == 5 and "begun with other settings" in refused.err
+
+
 #: A process that starts others, which kill themselves before the n-th file is there, or after it,
 #: until one comes to its end.
 KILLED = """
