@@ -78,6 +78,17 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
         "int64 int64 float32[4] float32[3] float32[2] float32[2] float32[1] int64 int64 float32[4]",
     ),
     "rendering.filled": ("float32[1] int64 float32[1]",),
+    "residual.add_few": (
+        "float32[1] int64 int64 int64 float32[1] float32[1] float32[1] int64 float32[1] int64 "
+        "float64",
+    ),
+    "residual.add_voxels": (
+        "float32[1] int64 int64 int64 float32[1] float32[1] float32[1] float32[1] int64 float64",
+    ),
+    "residual.point_voxels": (
+        "(float32[1] int64) (float32[1] int64) int64 int64 float32[1] float32[1] float32[1] "
+        "float32[1]",
+    ),
     "rounding.paint_rounded": (
         "int64 int64 int64 int64 uint8[3] float32[4] float64[1] float32[4] uint16[3] int64[1] "
         "int64[1] bool bool int64[1] uint8[1] bool",

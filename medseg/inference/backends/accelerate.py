@@ -19,24 +19,30 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 
+from medseg.inference.backends.deferred import (
+    Deferred,
+    Source,
+    empty_map,
+    kept_apart,
+    settled,
+    sources_of,
+)
 from medseg.kernels.threads import in_parallel
 from medseg.networks import Block, as_group_norms
-from medseg.networks.ops.norm import LANES, combined, moments, numbers, settle
+from medseg.networks.ops.norm import LANES, combined, moments, numbers
 
 #: Mean and variance (B, C) of a map.
 _Spread = tuple[np.ndarray, np.ndarray]
 #: A convolution of at most this many channels has a direct kernel; its unit of work is this many
 #: voxels or one row.
-_FEW, _DIRECT_VOXELS = 4, 2048
+FEW, _DIRECT_VOXELS = 4, 2048
 #: Voxels of the input that a transposed convolution takes as one unit of work.
 _DOUBLE_VOXELS = 108
 #: Maps shorter than this along any axis are convolved directly: reading Winograd's weights would
@@ -44,6 +50,11 @@ _DOUBLE_VOXELS = 108
 _SHORTEST = 10
 
 
+#: Planes that an output lies before an input whose place it takes: as many as two planes of tiles,
+#: which are written together, and the one before them, which they read.
+MARGIN = 9
+#: Called with a number of planes.
+Then = Callable[[int], None]
 #: What a module is replaced by as a whole; None where it is not.
 Form = Callable[[nn.Module], nn.Module | None]
 
@@ -151,129 +162,6 @@ def _slope(module: nn.Module) -> float | None:
     )
 
 
-@dataclass(eq=False)
-class Source:
-    """A channels-last map and what is still to be done to it: x · scale + shift, then (leaky) ReLU
-    by `slope`.
-    """
-
-    map: Tensor
-    scale: np.ndarray | None = None
-    shift: np.ndarray | None = None
-    slope: float = 1.0
-
-    def arguments(self) -> tuple[np.ndarray, int, np.ndarray, np.ndarray, float]:
-        """As `kernels.winograd.convolve_unit` takes it."""
-        batch, channels = self.map.shape[:2]
-        scale = np.ones(batch * channels, np.float32) if self.scale is None else self.scale
-        shift = np.zeros(batch * channels, np.float32) if self.shift is None else self.shift
-        return numbers(self.map), channels, scale, shift, self.slope
-
-    def settle(self) -> Tensor:
-        """The map after norm and activation, which are done in place the first time."""
-        if self.scale is not None:
-            self.settle_into(self.map, 0)
-            self.scale = self.shift = None
-            self.slope = 1.0
-        return self.map
-
-    def settle_into(self, out: Tensor, channel: int) -> None:
-        """Write the map after norm and activation to the channels of `out` from `channel` on."""
-        if self.scale is None or self.shift is None:
-            out[:, channel : channel + self.map.shape[1]] = self.map
-            return
-        settle(self.map, self.scale, self.shift, self.slope, out, channel)
-
-
-class Deferred(Tensor):
-    """Maps that will be normalised, activated and joined along the channels when something needs
-    them.
-
-    A `FastConv` reads the sources as they are; every other operation gets the tensor that they
-    stand for.
-    """
-
-    sources: list[Source]
-
-    @staticmethod
-    def __new__(cls, sources: list[Source]) -> Deferred:  # noqa: D102
-        first = sources[0].map
-        shape = (first.shape[0], sum(source.map.shape[1] for source in sources), *first.shape[2:])
-        strides = (
-            torch.empty(shape, device="meta").to(memory_format=torch.channels_last_3d).stride()
-        )
-        tensor: Deferred = Tensor._make_wrapper_subclass(
-            cls, shape, strides=strides, dtype=first.dtype
-        )
-        tensor.sources = sources
-        return tensor
-
-    def settle(self) -> Tensor:
-        """The tensor that this stands for."""
-        if len(self.sources) > 1:
-            tensor = _empty(self.shape[0], self.shape[1], tuple(self.shape[2:]), dtype=self.dtype)
-            channel = 0
-            for source in self.sources:
-                source.settle_into(tensor, channel)
-                channel += source.map.shape[1]
-            self.sources = [Source(tensor)]
-        return self.sources[0].settle()
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        # Done here and not left to __torch_dispatch__, on the way to which PyTorch imports half a
-        # second of modules.
-        with torch._C.DisableTorchFunctionSubclass():
-            if getattr(function, "__name__", "") == "__get__":  # shape, dtype and the like
-                return function(*args, **(kwargs or {}))
-            if function is torch.cat and (tensor := _joined(*args, **(kwargs or {}))) is not None:
-                return tensor
-            return function(*tree_map(_settled, args), **tree_map(_settled, kwargs or {}))
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        return function(*tree_map(_settled, args), **tree_map(_settled, kwargs or {}))
-
-
-def _joined(tensors: Any, dim: int = 0, **others: Any) -> Deferred | None:
-    """Maps joined along the channels, all float32 or all bfloat16; None for what else `torch.cat`
-    may be asked.
-    """
-    if dim != 1 or others:
-        return None
-    sources = [source for x in tensors for source in sources_of(x)]
-    kinds = {source.map.dtype for source in sources}
-    return Deferred(sources) if kinds in ({torch.float32}, {torch.bfloat16}) else None
-
-
-def sources_of(x: Tensor) -> list[Source]:
-    """What a map consists of, channels innermost."""
-    return (
-        x.sources
-        if isinstance(x, Deferred)
-        else [Source(x.contiguous(memory_format=torch.channels_last_3d))]
-    )
-
-
-def _settled(x: Any) -> Any:
-    return x.settle() if isinstance(x, Deferred) else x
-
-
-def _empty(
-    batch: int, channels: int, size: tuple[int, ...], dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """A channels-last map that begins at a cache line, as the kernels need it; PyTorch allocates
-    so.
-    """
-    y = torch.empty((batch, channels, *size), dtype=dtype, memory_format=torch.channels_last_3d)
-    assert y.data_ptr() % (4 * LANES) == 0
-    return y
-
-
 def is_half(x: Tensor) -> bool:
     """Whether a convolution of x is to be in bfloat16, as autocast says."""
     return x.dtype == torch.bfloat16 or (
@@ -329,23 +217,31 @@ class FastConv(nn.Module):
         source = self.source(x, half=half)
         return source.map if source.scale is None else Deferred([source])
 
-    def source(self, x: Tensor, *, half: bool) -> Source:
-        """The raw convolution of x on a CPU, and what is still to be done to it."""
-        y, spread = self._convolved(x, half=half)
+    def source(
+        self, x: Tensor, *, half: bool, y: Tensor | None = None, then: Then | None = None
+    ) -> Source:
+        """The raw convolution of x on a CPU, and what is still to be done to it.
+
+        y: where to, which may lie `MARGIN` planes before a map of x in the same memory, where
+        `pays` and `can_turn`. then: called with how many planes of x are read no more.
+        """
+        y, spread = self._convolved(x, half=half, y=y, then=then)
         if self.norm is None and self.slope == 1:
             return Source(y)
         scale, shift = self.normalisation(y, spread)
         return Source(y, scale, shift, slope=self.slope)
 
-    def _convolved(self, x: Tensor, *, half: bool) -> tuple[Tensor, _Spread | None]:
+    def _convolved(
+        self, x: Tensor, *, half: bool, y: Tensor | None = None, then: Then | None = None
+    ) -> tuple[Tensor, _Spread | None]:
         """The convolution by what is fastest, and its spread where that is known already."""
-        if self.conv.in_channels <= _FEW and self._pays(x):
-            return self._direct(_settled(x), torch.bfloat16 if half else torch.float32)
+        if self.conv.in_channels <= FEW and self.pays(x):
+            return self._direct(settled(x), torch.bfloat16 if half else torch.float32, y)
         if half:
             return self._halved(x), None
-        if self._pays(x):
-            return self._winograd(x)
-        y = self.conv(_settled(x).contiguous(memory_format=torch.channels_last_3d))
+        if self.pays(x):
+            return self._winograd(x, y, then)
+        y = self.conv(settled(x).contiguous(memory_format=torch.channels_last_3d))
         return y.contiguous(memory_format=torch.channels_last_3d), None
 
     def _halved(self, x: Tensor) -> Tensor:
@@ -358,7 +254,7 @@ class FastConv(nn.Module):
         maps = (
             [source.settle() for source in x.sources]
             if isinstance(x, Deferred) and _adds(conv)
-            else [_settled(x)]
+            else [settled(x)]
         )
         widths = tuple(y.shape[1] for y in maps)
         if widths not in self._half:
@@ -381,7 +277,7 @@ class FastConv(nn.Module):
         y = self.norm(y) if self.norm is not None else y
         return F.leaky_relu(y, self.slope) if self.slope != 1 else y
 
-    def _pays(self, x: Tensor) -> bool:
+    def pays(self, x: Tensor) -> bool:
         """Whether one of the kernels here can do it faster than oneDNN."""
         conv = self.conv
         if not (
@@ -389,22 +285,30 @@ class FastConv(nn.Module):
             and conv.stride == conv.dilation == conv.padding == (1, 1, 1)
         ):
             return False
-        if conv.in_channels <= _FEW:
+        if conv.in_channels <= FEW:
             return True
         return conv.in_channels % LANES == 0 and min(x.shape[2:]) >= _SHORTEST
 
-    def _winograd(self, x: Tensor) -> tuple[Tensor, _Spread]:
+    def can_turn(self, size: tuple[int, ...]) -> bool:
+        """Whether the convolution of a map of this size can take that map's place."""
+        width, across, down, deep = self.conv.out_channels, *(-(-n // 4) for n in size[::-1])
+        room = _room(across * down * deep, self.conv.in_channels // LANES, width // LANES)
+        return room <= across * down
+
+    def _winograd(
+        self, x: Tensor, y: Tensor | None = None, then: Then | None = None
+    ) -> tuple[Tensor, _Spread]:
         from medseg.kernels.winograd import POINTS, convolve_unit, pack_weights
 
         conv = self.conv
         if self._packed is None:
-            self._packed = pack_weights(
-                conv.weight.detach().numpy(), threads=torch.get_num_threads()
+            self._packed = kept_apart(
+                pack_weights(conv.weight.detach().numpy(), threads=torch.get_num_threads())
             )
         weights = self._packed
         sources = sources_of(x)
         if len(sources) > 2 or any(source.map.shape[1] % LANES for source in sources):
-            sources = sources_of(_settled(x))
+            sources = sources_of(settled(x))
         nothing = np.zeros(0, np.float32)
         one, two = [
             *(source.arguments() for source in sources),
@@ -412,7 +316,8 @@ class FastConv(nn.Module):
         ][:2]
         batch, size = x.shape[0], tuple(x.shape[2:])
         outputs, inputs = conv.out_channels // LANES, conv.in_channels // LANES
-        y = _empty(batch, conv.out_channels, size)
+        turns = y is not None
+        y = empty_map(batch, conv.out_channels, size) if y is None else y
         flat, bias = numbers(y), self._bias()
         extents = [np.minimum(4, np.arange(length, 0, -4)) for length in size]
         tiles = np.multiply.outer(np.multiply.outer(extents[0], extents[1]), extents[2]).ravel()
@@ -424,10 +329,16 @@ class FastConv(nn.Module):
             scratch = _scratch(POINTS * LANES * ((inputs + outputs) * room + 3))
             convolve_unit(unit, room, size, one, two, weights, bias, outputs, flat, sums, scratch)
 
-        in_parallel(work, batch * counts.size, torch.get_num_threads())
+        plane, units = extents[1].size * extents[2].size, batch * counts.size
+        for turn in _turns(units, room, plane) if turns else [range(units)]:
+            in_parallel(_from(turn.start, work), len(turn), torch.get_num_threads())
+            if then is not None:
+                then(size[0] if turn.stop == units else 4 * (turn.stop * room // plane) - 1)
         return y, combined(sums, np.tile(counts, batch), batch)
 
-    def _direct(self, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, _Spread]:
+    def _direct(
+        self, x: Tensor, dtype: torch.dtype, y: Tensor | None = None
+    ) -> tuple[Tensor, _Spread]:
         """The convolution of a map of a few channels, channels-first or not."""
         from medseg.kernels.winograd import RUN, convolve_rows, pack_direct_weights
 
@@ -442,7 +353,7 @@ class FastConv(nn.Module):
         padded_map[:, :, 1:-1, 1:-1, 1 : size[2] + 1] = x
         around = padded_map.view(-1).numpy()
         outputs = conv.out_channels // LANES
-        y = _empty(batch, conv.out_channels, size, dtype=dtype)
+        y = empty_map(batch, conv.out_channels, size, dtype=dtype) if y is None else y
         flat, bias = numbers(y), self._bias()
         rows, most = size[0] * size[1], max(1, _DIRECT_VOXELS // size[2])
         units = [
@@ -500,28 +411,28 @@ class FastUp(nn.Module):
         if not known or x.device.type != "cpu" or torch.is_grad_enabled() or x.ndim != 5:
             y: Tensor = conv(x)
             return y
-        return self._halved(x) if half else self._doubled(x)
+        return self._halved(x) if half else self.doubled(x)
 
     def _halved(self, x: Tensor) -> Tensor:
         """In bfloat16, by oneDNN."""
         conv = self.conv
         self._half = self._half or _halves(conv.weight, conv.bias)
-        x = _settled(x).to(torch.bfloat16, memory_format=torch.channels_last_3d)
+        x = settled(x).to(torch.bfloat16, memory_format=torch.channels_last_3d)
         y = F.conv_transpose3d(x, *self._half, conv.stride)
         return y.contiguous(memory_format=torch.channels_last_3d)
 
-    def _doubled(self, x: Tensor) -> Tensor:
-        """In float32, by a kernel of medseg's."""
+    def doubled(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """In float32, by a kernel of medseg's; y: where to."""
         from medseg.kernels.winograd import ROWS, double_voxels, pack_double_weights
 
         conv = self.conv
         if self._packed is None:
-            self._packed = pack_double_weights(conv.weight.detach().numpy())
+            self._packed = kept_apart(pack_double_weights(conv.weight.detach().numpy()))
         weights = self._packed
         sources = sources_of(x)
-        source = (sources[0] if len(sources) == 1 else Source(_settled(x))).arguments()
+        source = (sources[0] if len(sources) == 1 else Source(settled(x))).arguments()
         batch, size = x.shape[0], tuple(x.shape[2:])
-        y = _empty(batch, conv.out_channels, tuple(2 * n for n in size))
+        y = empty_map(batch, conv.out_channels, tuple(2 * n for n in size)) if y is None else y
         flat, outputs = numbers(y), conv.out_channels // LANES
         bias = (
             np.zeros(conv.out_channels, np.float32)
@@ -542,6 +453,24 @@ class FastUp(nn.Module):
 
         in_parallel(work, len(units), torch.get_num_threads())
         return y
+
+
+def _turns(units: int, room: int, plane: int) -> Iterator[range]:
+    """Units that run at the same time where outputs take the place of inputs: of `plane` tiles in a
+    plane of them, those that reach into two planes at most.
+    """
+    start = 0
+    while start < units:
+        stop = start + 1
+        while stop < units and ((stop + 1) * room - 1) // plane <= start * room // plane + 1:
+            stop += 1
+        yield range(start, stop)
+        start = stop
+
+
+def _from(first: int, work: Callable[[int], None]) -> Callable[[int], None]:
+    """The work of units from `first` on."""
+    return lambda unit: work(first + unit)
 
 
 def _room(tiles: int, inputs: int, outputs: int) -> int:

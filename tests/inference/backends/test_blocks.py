@@ -11,7 +11,8 @@ from torch import nn
 
 from medseg.inference.backends import blocks
 from medseg.inference.backends.accelerate import accelerate
-from medseg.inference.backends.blocks import FastJoin, FastPoint, FastResidual, FastStage, form_of
+from medseg.inference.backends.blocks import FastStage, form_of
+from medseg.inference.backends.residual import FastJoin, FastPoint, FastResidual
 from medseg.networks.bundles import bundle_network
 from medseg.networks.zoo import build_network
 
