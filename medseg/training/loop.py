@@ -57,6 +57,7 @@ def train(
             reserve=reserve,
         )
         with training.batches:
+            training.look(progress, track)
             while training.position < 1:
                 batch = training.draw()
                 rate = learning_rate(training.step, training.position, config.train)
@@ -69,4 +70,5 @@ def train(
                 training.keep(due=due, stop=stop)
                 if stop:
                     raise Interrupted(stop)
+                training.look(progress, track)
         return training.end()

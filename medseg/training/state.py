@@ -203,13 +203,19 @@ def _differences(a: Any, b: Any, prefix: str = "") -> set[str]:
     )
 
 
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl beyond `step`; a run that goes on writes them again."""
+def truncate_metrics(path: Path, step: int, *, validated: bool = True) -> None:
+    """Drop the lines of metrics.jsonl beyond `step`, and where it has not been `validated` those of
+    its scores; a run that goes on writes them again.
+    """
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines()
+    rows = [(line, parse_json(line)) for line in lines if line.endswith("}")]
     valid_lines = [
-        line for line in lines if line.endswith("}") and parse_json(line)["step"] <= step
+        line
+        for line, row in rows
+        if row["step"] < step
+        or (row["step"] == step and (validated or "validation_dice" not in row))
     ]
     with atomic_write(path) as handle:
         handle.write("".join(line + "\n" for line in valid_lines).encode())

@@ -150,7 +150,8 @@ class Run:
         if scaler.is_enabled() and "scaler" in facts:
             scaler.load_state_dict(facts["scaler"])
         if processes.first:
-            truncate_metrics(folder / "metrics.jsonl", facts["step"])
+            is_to_look = facts.get("look", False)
+            truncate_metrics(folder / "metrics.jsonl", facts["step"], validated=not is_to_look)
             # What a killed process left half-written; the lock says that nobody writes.
             sweep(folder, min_age_s=0)
         return cls(
@@ -318,7 +319,7 @@ class Run:
     def tell(
         self, rate: float, progress: Report, track: Callable[[int, Mapping[str, float]], None]
     ) -> None:
-        """Log and show the mean of the last steps, and the scores where it is time to validate."""
+        """Log and show the mean of the last steps, and note where it is time to validate."""
         settings, facts, step = self.config.train, self.facts, self.step
         if step % settings.log_every == 0 or self.position >= 1:
             rate *= settings.learning_rate
@@ -332,12 +333,45 @@ class Run:
                 self.position, {**row, "seconds_left": self.clock.seconds_left(step, self.position)}
             )
         if is_time_to_validate(settings, step, before=self.before, after=self.position):
-            scores = self._validate()
-            if scores:
-                self.log.append({"step": step, **_named(scores)})
-                logs.info(__name__, "step %d: validation Dice %.3f", step, scores["mean"])
-                track(step, {f"validation/{name}": score for name, score in scores.items()})
-                progress(self.position, {"step": step, "validation": scores})
+            facts["look"] = True
+
+    def keep(self, *, due: bool, stop: int) -> None:
+        """Save the state, and the lines of metrics that belong to it, where it is time to."""
+        if not (due or stop or self.facts.get("look") or self.position >= 1):
+            return
+        self._hear(len(self.untold))
+        facts, folder = self.facts, self.folder
+        facts["seconds"], facts["pace"] = (
+            self.clock.seconds(),
+            self.clock.pace or facts.get("pace", 0.0),
+        )
+        if self.config.train.steps is None:
+            facts["time_s"] = self.config.train.time_s
+        if self.scaler.is_enabled():
+            facts["scaler"] = self.scaler.state_dict()
+        state = state_of(self.network, self.optimizer, average=self.average_weights, best=self.best)
+        if self.processes.first:
+            # Metrics first: lines beyond the state are cut on resuming, lines missing could not be
+            # restored.
+            append_line(folder / "metrics.jsonl", self.log)
+            save_run(folder, facts, state)
+            if self.clock.is_time_to_draw() or stop:
+                _draw(folder)
+        self.log.clear()
+
+    def look(self, progress: Report, track: Callable[[int, Mapping[str, float]], None]) -> None:
+        """Validate where it is time to: after the state is saved, since whole scans take longer
+        than a signal to stop leaves, and what is saved says that it is still to be done.
+        """
+        if not self.facts.pop("look", False):
+            return
+        step, scores = self.step, self._validate()
+        if scores:
+            self.log.append({"step": step, **_named(scores)})
+            logs.info(__name__, "step %d: validation Dice %.3f", step, scores["mean"])
+            track(step, {f"validation/{name}": score for name, score in scores.items()})
+            progress(self.position, {"step": step, "validation": scores})
+        self.keep(due=False, stop=0)  # at the end
 
     def _validate(self) -> dict[str, float]:
         """Scores of the averaged weights, of which each process computes its share; the best
@@ -380,30 +414,6 @@ class Run:
         self.network.load_state_dict(self.average_weights)
         yield self.network
         self.network.load_state_dict(own)
-
-    def keep(self, *, due: bool, stop: int) -> None:
-        """Save the state, and the lines of metrics that belong to it, where it is time to."""
-        if not (due or stop or self.position >= 1):
-            return
-        self._hear(len(self.untold))
-        facts, folder = self.facts, self.folder
-        facts["seconds"], facts["pace"] = (
-            self.clock.seconds(),
-            self.clock.pace or facts.get("pace", 0.0),
-        )
-        if self.config.train.steps is None:
-            facts["time_s"] = self.config.train.time_s
-        if self.scaler.is_enabled():
-            facts["scaler"] = self.scaler.state_dict()
-        state = state_of(self.network, self.optimizer, average=self.average_weights, best=self.best)
-        if self.processes.first:
-            # Metrics first: lines beyond the state are cut on resuming, lines missing could not be
-            # restored.
-            append_line(folder / "metrics.jsonl", self.log)
-            save_run(folder, facts, state)
-            if self.clock.is_time_to_draw() or stop:
-                _draw(folder)
-        self.log.clear()
 
     def end(self) -> Path:
         """Draw the curves and write the model, also what a process killed after its last step left

@@ -24,9 +24,11 @@ from medseg.config import Config, load_config
 from medseg.errors import BadConfig, BadModel, DataWarning, Interrupted
 from medseg.models.folder import change_spec, load_checkpoint
 from medseg.networks.zoo import build_network
+from medseg.training import step as step_module
 from medseg.training.clock import learning_rate
 from medseg.training.loop import train
 from medseg.training.precision import THIN, choose_training_precision, thinnest_map
+from medseg.training.rendered import RenderedSource
 from medseg.training.state import changed_settings, load_state, record_config, save_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -242,6 +244,41 @@ def test_a_run_stopped_between_two_checkpoints_goes_on_as_if_it_had_not(
             train(config, run)
     assert stop.value.exit_code == 143
     assert load_state(run / "state.safetensors")[1]["step"] == steps
+    train(config, run)
+    assert_same_end(run, finished)
+
+
+@pytest.mark.parametrize("step", [8, 24])
+@pytest.mark.parametrize("where", ["validating", "saving"])
+def test_a_run_killed_while_it_validates_has_kept_the_step_and_goes_on_as_if_it_had_not(
+    config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str,
+    step: int,
+):  # fmt: skip
+    """Validation may take longer than who stops a run waits. saving: killed between the scores in
+    metrics.jsonl and the state that goes with them.
+    """
+    run, validate, save = tmp_path / "run", RenderedSource.validate, step_module.save_run
+    looks: list[int] = []
+
+    def killed_validating(*arguments: Any, **how: Any) -> dict[str, float]:
+        looks.append(0)
+        if where == "validating" and 8 * len(looks) == step:
+            raise MemoryError
+        return validate(*arguments, **how)
+
+    def killed_saving(folder: Path, facts: dict[str, Any], tensors: dict[str, Any]) -> None:
+        if where == "saving" and 8 * len(looks) == step and not facts.get("look"):
+            raise MemoryError
+        save(folder, facts, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RenderedSource, "validate", killed_validating)
+        patch.setattr(step_module, "save_run", killed_saving)
+        with pytest.raises(MemoryError):
+            train(config, run)
+    assert load_state(run / "state.safetensors")[1]["step"] == step
+    scored = [row["step"] for row in metrics(run) if "validation_dice" in row]
+    assert scored.count(step) == (where == "saving")
     train(config, run)
     assert_same_end(run, finished)
 
