@@ -115,9 +115,13 @@ def prepare_dataset(
     crew = _Crew(store, workers or max(1, min(8, torch.get_num_threads())), hear)
     _check(dataset, mine, crew=crew, retry=retry)
     unchecked = _plan(dataset, store, asked)
+    failures = {}
+    if not unchecked:
+        failures = _make_arrays(dataset, _usable(dataset, mine), crew=crew, retry=retry)
+    for case in mine:  # of which all has a result now
+        store.tidy(case)
     if unchecked:
         return Prepared(store=folder, total=len(mine), done=0, unchecked=unchecked)
-    failures = _make_arrays(dataset, _usable(dataset, mine), crew=crew, retry=retry)
     return Prepared(
         store=folder, total=len(mine), done=len(mine) - len(failures), failures=failures
     )
@@ -140,7 +144,9 @@ def plan_part(
         return Outlook(total=len(mine), to_check=len(mine), to_prepare=len(wanted))
     to_check = sum(_lacks_facts(store, case, retry) for case in mine)
     content = read_content(store.plan)
-    if content.get("facts") == facts_key(dataset):
+    present = [one for one in map(store.measurement, dataset.cases) if one is not None]
+    is_whole = len(present) == len(dataset.cases)
+    if is_whole and content.get("facts") == facts_key(dataset, present):
         preparation = Preparation(config_of(content["settings"], dataset), dataset)
         wanted = [case for case in wanted if _lacks_arrays(store, preparation, case, retry)]
     return Outlook(total=len(mine), to_check=to_check, to_prepare=len(wanted))
@@ -210,13 +216,13 @@ def _check(dataset: Dataset, cases: Sequence[Case], *, crew: _Crew, retry: bool)
 
 def _plan(dataset: Dataset, store: Store, asked: Mapping[str, Any]) -> int:
     """Have the plan of the cases as they are now; returns the cases whose facts are missing."""
-    key = facts_key(dataset)
-    if read_content(store.plan).get("facts") == key:
-        return 0
     measurements = [store.measurement(case) for case in dataset.cases]
     present = [one for one in measurements if one is not None]
     if len(present) < len(measurements):
         return len(measurements) - len(present)
+    key = facts_key(dataset, present)
+    if read_content(store.plan).get("facts") == key:
+        return 0
     check = conclude(
         dataset, [store.with_portrait(case, one) for case, one in zip(dataset.cases, present)]
     )

@@ -56,12 +56,12 @@ class PreparedScans:
         check_same_data(self.store, dataset)
         kept = {case.name: self.store.measurement(case) for case in dataset.cases}
         self._refuse([name for name, one in kept.items() if one is None], dataset)
-        if self.facts != facts_key(dataset):
+        measurements = {name: one for name, one in kept.items() if one is not None}
+        if self.facts != facts_key(dataset, list(measurements.values())):
             raise BadFile(
                 f"{self.store.folder}: was planned for other cases than {dataset.folder} holds now;"
                 f" run {_command(self.store)}"
             )
-        measurements = {name: one for name, one in kept.items() if one is not None}
         return Check(
             findings=self.findings,
             facts=tuple(one.facts for one in measurements.values() if one.facts is not None),

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -150,8 +150,6 @@ class Store:
         place = self.place(case)
         try:
             place.mkdir(parents=True, exist_ok=True)
-            for folder in {place, *(path.parent for path in self.files(case).values())}:
-                sweep(folder)
             with (place / "begun").open("ab") as file:
                 file.write(b".")
         except OSError as error:
@@ -160,6 +158,14 @@ class Store:
     def end(self, case: Case) -> None:
         """Write down that there is a result, or that the attempt was given up."""
         (self.place(case) / "begun").unlink(missing_ok=True)
+
+    def tidy(self, case: Case) -> None:
+        """Remove what jobs have left of a case that were killed: the mark of one that was killed
+        after there was a result, and files half-written a minute ago or longer.
+        """
+        self.end(case)
+        for folder in {self.place(case), *(path.parent for path in self.files(case).values())}:
+            sweep(folder)
 
 
 # A store as a whole -------------------------------------------------------------------------------
@@ -258,9 +264,12 @@ def check_key(case: Case) -> str:
     return hash_of([inputs_of(case), case.labelled])
 
 
-def facts_key(dataset: Dataset) -> str:
-    """A hash of what the facts of all cases, and so a plan, depend on."""
-    return hash_of([check_key(case) for case in dataset.cases])
+def facts_key(dataset: Dataset, measurements: Sequence[Measurement]) -> str:
+    """A hash of what a plan follows from: the cases, and which of them could be read.
+    measurements: of all cases, in their order.
+    """
+    pairs = zip(dataset.cases, measurements, strict=True)
+    return hash_of([[check_key(case), one.facts is not None] for case, one in pairs])
 
 
 def sizes_of(paths: Mapping[str, Path]) -> dict[str, int]:
