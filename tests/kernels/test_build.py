@@ -212,7 +212,7 @@ def a_model_of_nnunet(folder: Path) -> list[str]:
 def two_label_maps(folder: Path) -> list[str]:
     names = ("a.nii.gz", "b.nii.gz")
     maps = [datasets.put(datasets.make_case(0)[1], folder / name) for name in names]
-    return ["evaluate", *map(str, maps)]
+    return ["evaluate", *map(str, maps), "-o", f"{folder}/scores"]
 
 
 def a_training(folder: Path) -> list[str]:
