@@ -150,10 +150,16 @@ def give_memory_back() -> None:
     """Return freed memory to the system, between models that reuse little of each other's: what
     `keep_memory` keeps lies in pieces, and grew from one to the next. glibc only.
     """
-    import ctypes
     import gc
 
     gc.collect()
+    trim_memory()
+
+
+def trim_memory() -> None:
+    """Return to the system what malloc keeps of freed memory. glibc only."""
+    import ctypes
+
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medseg.inference.backends.deferred import kept_apart
+from medseg.inference.backends.lent import borrowed, room
 from medseg.inference.backends.residual import FastPoint, is_pointwise, join_of, residual_of
 from medseg.inference.backends.unetr import swin_of, unetr_of
 
@@ -143,6 +144,13 @@ class FastStage(nn.Module):
         # A map that is no larger than a window is one, and nothing is rolled along that axis.
         sides = [min(length, side) for length, side in zip(size, plain.window_size)]
         window = (sides[0], sides[1], sides[2])
+        with borrowed():
+            y = self._run(x, size, window)
+        return y.permute(0, 4, 1, 2, 3)
+
+    def _run(self, x: Tensor, size: tuple[int, int, int], window: tuple[int, int, int]) -> Tensor:
+        """A map (B, D, H, W, channels) through all blocks, made half as fine."""
+        plain: Any = self.plain
         maps = []
         for n in range(len(x)):
             rows = x[n].flatten(0, 2)
@@ -156,9 +164,7 @@ class FastStage(nn.Module):
                 rows = _mixed(rows, block)
             maps.append(rows.view(1, *size, -1))
         y = maps[0] if len(maps) == 1 else torch.cat(maps)
-        if plain.downsample is not None:
-            y = _merged(y, plain.downsample)
-        return y.permute(0, 4, 1, 2, 3)
+        return y.clone() if plain.downsample is None else _merged(y, plain.downsample)
 
     def _attended(self, rows: Tensor, block: Any, number: int, places: _Windows) -> Tensor:
         """Tokens (T, width) with what they see in their windows."""
@@ -166,7 +172,8 @@ class FastStage(nn.Module):
         tokens = len(places.order) // places.tokens
         width, heads = rows.shape[1], attention.num_heads
         table = self._table(attention, number, tokens)
-        seen = torch.empty(len(places.order), width, dtype=rows.dtype)
+        result = room((len(rows), width), rows.dtype)
+        seen = room((len(places.order), width), rows.dtype)
         at = _PROJECTED_BYTES // (12 * width * tokens) or 1
         place = 0
         for count, mask in places.kinds:
@@ -186,7 +193,7 @@ class FastStage(nn.Module):
                 )  # fmt: skip
                 seen[span] = attention.proj(mixed.transpose(1, 2).reshape(-1, width))
                 place = span.stop
-        return seen.index_select(0, places.back).add_(rows)
+        return torch.index_select(seen, 0, places.back, out=result).add_(rows)
 
     def _table(self, attention: Any, number: int, tokens: int) -> Tensor:
         """What relative positions add, (1, heads, N, N); of fewer tokens than a window has, the

@@ -195,6 +195,11 @@ class Strip:
             planes, size[1], size[2], channels
         )
 
+    @property
+    def memory(self) -> Tensor:
+        """All of it, flat."""
+        return self._planes.view(-1)
+
     def map(self, step: int) -> Tensor:
         """(1, channels, D, H, W), channels innermost; the last one made is 0."""
         planes = self._planes[step * MARGIN : step * MARGIN + self._depth]
@@ -219,8 +224,15 @@ class FastResidual(nn.Module):
         if runs_plainly(x):
             z: Tensor = self.plain(x)
             return z
+        return self.made(x, self.strip_of(x))
+
+    def strip_of(self, x: Tensor) -> Strip | None:
+        """The memory in which the block of such a map is made, if it is made in place."""
         turns = self._turns(x.shape) and self.first.pays(x)
-        strip = Strip(self.second.conv.out_channels, tuple(x.shape[2:]), 1) if turns else None
+        return Strip(self.second.conv.out_channels, tuple(x.shape[2:]), 1) if turns else None
+
+    def made(self, x: Tensor, strip: Strip | None) -> Tensor:
+        """The block of a map in float32 on a CPU, in memory from `strip_of`."""
         y = self._convolved(x, *((strip.map(1), strip.map(0)) if strip else (None, None)))
         if self._norm is None or self.shortcut is None:
             (shortcut,) = [source.settle() for source in sources_of(x)]
@@ -229,13 +241,15 @@ class FastResidual(nn.Module):
             return _sum_of_few(y, x, self._norm, self.slope)
         return _sum(y, self._normed(_pointwise(x, self.shortcut)), self.slope)
 
-    def joined(self, maps: list[Tensor], up: FastUp, skip: Tensor, *, spend: bool) -> Tensor:
+    def joined(
+        self, maps: list[Tensor], up: FastUp, skip: Tensor, *, spend: bool, strip: Strip | None
+    ) -> Tensor:
         """The block of what `up` makes of the last map, joined with `skip`, each made in the place
         of the one before. spend: whether the shortcut may take the place of `skip`.
         """
         assert self.shortcut is not None
         size = tuple(skip.shape[2:])
-        strip = Strip(up.conv.out_channels, size, 2)
+        strip = strip or Strip(up.conv.out_channels, size, 2)
         fine = up.doubled(maps.pop(), strip.map(2))
         shortcut = skip if spend else empty_map(1, self.shortcut.out_channels, size)
         then = _pointwise_by_planes(fine, skip, self.shortcut, shortcut)
@@ -318,15 +332,31 @@ class FastJoin(nn.Module):
             return y
         return self.joined([x], skip, spend=False)
 
-    def joined(self, maps: list[Tensor], skip: Tensor, *, spend: bool) -> Tensor:
+    def strip_of(self, size: tuple[int, ...]) -> Strip | None:
+        """The memory in which `joined` makes a map of this size, if it makes it so."""
+        skip = torch.empty(
+            (1, self.plain.conv_block.second.conv.out_channels, *size), device="meta"
+        )
+        return Strip(skip.shape[1], size, 2) if self._up_of(skip) is not None else None
+
+    def _up_of(self, skip: Tensor) -> FastUp | None:
+        """What makes a map finer, where all is done in place."""
+        up = getattr(self.plain.transp_conv, "conv", None)
+        if not isinstance(up, FastUp):
+            return None
+        return up if self.plain.conv_block.takes(skip, up.conv.out_channels) else None
+
+    def joined(
+        self, maps: list[Tensor], skip: Tensor, *, spend: bool, strip: Strip | None = None
+    ) -> Tensor:
         """The same of the last of the maps, which is taken away, in float32 on a CPU. spend:
-        whether the memory of `skip` is needed no more.
+        whether the memory of `skip` is needed no more. strip: from `strip_of`.
         """
-        up, block = getattr(self.plain.transp_conv, "conv", None), self.plain.conv_block
-        if isinstance(up, FastUp) and block.takes(skip, up.conv.out_channels):
+        block = self.plain.conv_block
+        if (up := self._up_of(skip)) is not None:
             before = skip
             (skip,) = [source.settle() for source in sources_of(skip)]
-            return block.joined(maps, up, skip, spend=spend or skip is not before)
+            return block.joined(maps, up, skip, spend=spend or skip is not before, strip=strip)
         fine = self.plain.transp_conv(maps.pop())
         y: Tensor = block(Deferred([*sources_of(fine), *sources_of(skip)]))
         return y

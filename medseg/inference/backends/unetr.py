@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from medseg.inference.backends.residual import FastJoin, runs_plainly
+from medseg.inference.backends.lent import lent, room
+from medseg.inference.backends.residual import FastJoin, FastResidual, Strip, runs_plainly
+from medseg.machine import trim_memory
 
 
 class _Whole(nn.Module):
@@ -40,12 +41,20 @@ class FastSwin(_Whole):
     def _window(self, x: Tensor) -> Tensor:
         plain = self.plain
         plain._check_input_size(x.shape[2:])
-        states = _swin_states(x, plain.swinViT, normalize=plain.normalize)
+        first, last = plain.encoder1.layer, plain.decoder1
+        # The two largest maps' memory is had first: it is the same in every window, and nothing
+        # else is in its way.
+        strip = last.strip_of(tuple(x.shape[2:])) if isinstance(last, FastJoin) else None
+        skip = first.strip_of(x) if isinstance(first, FastResidual) else None
+        with lent(None if strip is None else strip.memory):
+            states = _swin_states(x, plain.swinViT, normalize=plain.normalize)
         maps = [plain.decoder5(plain.encoder10(states.pop()), states.pop())]
         _join(plain.decoder4, maps, plain.encoder4(states.pop()))
         _join(plain.decoder3, maps, plain.encoder3(states.pop()))
         _join(plain.decoder2, maps, plain.encoder2(states.pop()))
-        _join(plain.decoder1, maps, plain.encoder1(x))
+        trim_memory()  # of what smaller maps left, 0.1 GB beside the largest
+        skip_map = first(x) if skip is None else first.made(x, skip)
+        _join(last, maps, skip_map, strip)
         logits: Tensor = plain.out(maps.pop())
         return logits
 
@@ -53,7 +62,7 @@ class FastSwin(_Whole):
 def _swin_states(x: Tensor, swin: Any, *, normalize: bool) -> list[Tensor]:
     """What MONAI's `SwinTransformer` returns, coarsest last, every map with channels innermost."""
     x = swin.pos_drop(_patches(x, swin.patch_embed))
-    states = [swin.proj_out(x, normalize)]
+    states = [swin.proj_out(x, normalize) if normalize else x.clone()]
     for n in range(1, 5):
         if swin.use_v2:
             x = getattr(swin, f"layers{n}c")[0](x)
@@ -70,8 +79,8 @@ def _patches(x: Tensor, embed: Any) -> Tensor:
         return y.contiguous(memory_format=torch.channels_last_3d)
     (d, h, w), (i, j, k) = (n // side for n, side in zip(x.shape[2:], sides)), sides
     parts = x.reshape(*x.shape[:2], d, i, h, j, w, k).permute(0, 2, 4, 6, 1, 3, 5, 7)
-    rows = F.linear(parts.reshape(-1, x.shape[1] * i * j * k), embed.proj.weight.flatten(1))
-    rows += embed.proj.bias
+    parts, weight = parts.reshape(-1, x.shape[1] * i * j * k), embed.proj.weight.flatten(1)
+    rows = torch.mm(parts, weight.T, out=room((len(parts), len(weight)))).add_(embed.proj.bias)
     return rows.view(x.shape[0], d, h, w, -1).permute(0, 4, 1, 2, 3)
 
 
@@ -90,12 +99,12 @@ class FastUnetr(_Whole):
         return logits
 
 
-def _join(decoder: Any, maps: list[Tensor], skip: Tensor) -> None:
+def _join(decoder: Any, maps: list[Tensor], skip: Tensor, strip: Strip | None = None) -> None:
     """A step of the decoder: the last map becomes a finer one, with a skip that nobody else needs;
     neither is kept.
     """
     if isinstance(decoder, FastJoin):
-        maps.append(decoder.joined(maps, skip, spend=True))
+        maps.append(decoder.joined(maps, skip, spend=True, strip=strip))
     else:
         maps.append(decoder(maps.pop(), skip))
 
