@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.inference.backends.deferred import kept_apart
 from medseg.inference.backends.lent import borrowed, room
 from medseg.inference.backends.residual import FastPoint, is_pointwise, join_of, residual_of
 from medseg.inference.backends.unetr import swin_of, unetr_of
@@ -131,7 +130,6 @@ class FastStage(nn.Module):
     def __init__(self, plain: Any) -> None:
         super().__init__()
         self.plain = plain
-        self._tables: dict[tuple[int, int], Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, channels, D, H, W) to (B, 2 channels, D/2, H/2, W/2), channels innermost."""
@@ -154,56 +152,57 @@ class FastStage(nn.Module):
         maps = []
         for n in range(len(x)):
             rows = x[n].flatten(0, 2)
-            for number, block in enumerate(plain.blocks):
+            for block in plain.blocks:
                 steps = [
                     0 if length <= side else step
                     for length, side, step in zip(size, plain.window_size, block.shift_size)
                 ]
                 places = _windows(size, window, (steps[0], steps[1], steps[2]))
-                rows = self._attended(rows, block, number, places)
+                rows = _attended(rows, block, places)
                 rows = _mixed(rows, block)
             maps.append(rows.view(1, *size, -1))
         y = maps[0] if len(maps) == 1 else torch.cat(maps)
         return y.clone() if plain.downsample is None else _merged(y, plain.downsample)
 
-    def _attended(self, rows: Tensor, block: Any, number: int, places: _Windows) -> Tensor:
-        """Tokens (T, width) with what they see in their windows."""
-        attention = block.attn
-        tokens = len(places.order) // places.tokens
-        width, heads = rows.shape[1], attention.num_heads
-        table = self._table(attention, number, tokens)
-        result = room((len(rows), width), rows.dtype)
-        seen = room((len(places.order), width), rows.dtype)
-        at = _PROJECTED_BYTES // (12 * width * tokens) or 1
-        place = 0
-        for count, mask in places.kinds:
-            bias = table if mask is None else table + mask
-            for low in range(0, count, at):
-                some = min(at, count - low)
-                span = slice(place, place + some * tokens)
-                here = block.norm1(rows.index_select(0, places.order[span]))
-                if len(places.padded):
-                    inside = (places.padded >= span.start) & (places.padded < span.stop)
-                    here[places.padded[inside] - span.start] = 0
-                qkv = attention.qkv(here).view(some, tokens, 3, heads, width // heads)
-                query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-                mixed = F.scaled_dot_product_attention(
-                    query, key, value, scale=attention.scale,
-                    attn_mask=bias.to(query.dtype).expand(some, heads, tokens, tokens),
-                )  # fmt: skip
-                seen[span] = attention.proj(mixed.transpose(1, 2).reshape(-1, width))
-                place = span.stop
-        return torch.index_select(seen, 0, places.back, out=result).add_(rows)
 
-    def _table(self, attention: Any, number: int, tokens: int) -> Tensor:
-        """What relative positions add, (1, heads, N, N); of fewer tokens than a window has, the
-        first ones', as in MONAI."""
-        if (number, tokens) not in self._tables:
-            index = attention.relative_position_index[:tokens, :tokens].reshape(-1)
-            table = attention.relative_position_bias_table[index].view(tokens, tokens, -1)
-            kept = kept_apart(table.permute(2, 0, 1).contiguous().numpy())
-            self._tables[number, tokens] = torch.from_numpy(kept).view(1, -1, tokens, tokens)
-        return self._tables[number, tokens]
+def _attended(rows: Tensor, block: Any, places: _Windows) -> Tensor:
+    """Tokens (T, width) with what they see in their windows."""
+    attention = block.attn
+    tokens = len(places.order) // places.tokens
+    width, heads = rows.shape[1], attention.num_heads
+    result = room((len(rows), width), rows.dtype)
+    seen = room((len(places.order), width), rows.dtype)
+    table = _table(attention, tokens)
+    at = _PROJECTED_BYTES // (12 * width * tokens) or 1
+    place = 0
+    for count, mask in places.kinds:
+        bias = table if mask is None else table + mask
+        for low in range(0, count, at):
+            some = min(at, count - low)
+            span = slice(place, place + some * tokens)
+            here = block.norm1(rows.index_select(0, places.order[span]))
+            if len(places.padded):
+                inside = (places.padded >= span.start) & (places.padded < span.stop)
+                here[places.padded[inside] - span.start] = 0
+            qkv = attention.qkv(here).view(some, tokens, 3, heads, width // heads)
+            query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            mixed = F.scaled_dot_product_attention(
+                query, key, value, scale=attention.scale,
+                attn_mask=bias.to(query.dtype).expand(some, heads, tokens, tokens),
+            )  # fmt: skip
+            seen[span] = attention.proj(mixed.transpose(1, 2).reshape(-1, width))
+            place = span.stop
+    return torch.index_select(seen, 0, places.back, out=result).add_(rows)
+
+
+def _table(attention: Any, tokens: int) -> Tensor:
+    """What relative positions add, (1, heads, N, N); of fewer tokens than a window has, the
+    first ones', as in MONAI. Made anew each time: all that a SwinUNETR needs take 29 MB.
+    """
+    index = attention.relative_position_index[:tokens, :tokens].reshape(-1)
+    values = attention.relative_position_bias_table.T.contiguous()
+    table = room((len(values), tokens * tokens), values.dtype)
+    return torch.index_select(values, 1, index, out=table).view(1, -1, tokens, tokens)
 
 
 def _mixed(rows: Tensor, block: Any) -> Tensor:
