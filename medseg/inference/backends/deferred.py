@@ -145,12 +145,25 @@ def kept_apart(numbers: np.ndarray) -> np.ndarray:
     """A copy of float32 numbers that stay, in memory of its own: what malloc keeps would hold all
     that lies below it. In huge pages where there are any.
     """
+    memory = _mapped(numbers.nbytes)
     if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
-        memory = mmap.mmap(-1, numbers.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-    else:
-        memory = mmap.mmap(-1, numbers.nbytes)
     copy = np.frombuffer(memory, np.float32)
     copy[:] = numbers.ravel()
     return copy
+
+
+def apart(count: int) -> np.ndarray:
+    """So many float32 numbers in memory of its own, which is had when it is first written to and
+    given back when nobody holds it: malloc keeps it between windows, beside all that comes before.
+    """
+    return np.frombuffer(_mapped(4 * count), np.float32)
+
+
+def _mapped(size_bytes: int) -> mmap.mmap:
+    """Memory from the system itself, all noughts. Shared memory would have no huge pages."""
+    private = (
+        {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    )
+    return mmap.mmap(-1, size_bytes, **private)

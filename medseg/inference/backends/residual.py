@@ -28,6 +28,7 @@ from medseg.inference.backends.accelerate import (
 from medseg.inference.backends.deferred import (
     Deferred,
     Source,
+    apart,
     empty_map,
     settled,
     sources_of,
@@ -186,10 +187,14 @@ class Strip:
     `MARGIN` planes before the one that it is made of. steps: how many are made.
     """
 
-    def __init__(self, channels: int, size: tuple[int, ...], steps: int) -> None:
+    def __init__(
+        self, channels: int, size: tuple[int, ...], steps: int, *, is_apart: bool = False
+    ) -> None:
+        """is_apart: in memory that is given back when the strip is needed no more."""
         self._depth, planes = size[0], size[0] + steps * MARGIN
         count = planes * size[1] * size[2] * channels
-        memory = np.empty(count + LANES, np.float32)  # for which NumPy asks Linux for huge pages
+        # For what malloc gives NumPy asks Linux for huge pages.
+        memory = apart(count + LANES) if is_apart else np.empty(count + LANES, np.float32)
         start = -memory.ctypes.data // 4 % LANES
         self._planes = torch.from_numpy(memory[start : start + count]).view(
             planes, size[1], size[2], channels
@@ -226,10 +231,11 @@ class FastResidual(nn.Module):
             return z
         return self.made(x, self.strip_of(x))
 
-    def strip_of(self, x: Tensor) -> Strip | None:
+    def strip_of(self, x: Tensor, *, is_apart: bool = False) -> Strip | None:
         """The memory in which the block of such a map is made, if it is made in place."""
-        turns = self._turns(x.shape) and self.first.pays(x)
-        return Strip(self.second.conv.out_channels, tuple(x.shape[2:]), 1) if turns else None
+        if not (self._turns(x.shape) and self.first.pays(x)):
+            return None
+        return Strip(self.second.conv.out_channels, tuple(x.shape[2:]), 1, is_apart=is_apart)
 
     def made(self, x: Tensor, strip: Strip | None) -> Tensor:
         """The block of a map in float32 on a CPU, in memory from `strip_of`."""

@@ -42,10 +42,10 @@ class FastSwin(_Whole):
         plain = self.plain
         plain._check_input_size(x.shape[2:])
         first, last = plain.encoder1.layer, plain.decoder1
-        # The two largest maps' memory is had first: it is the same in every window, and nothing
-        # else is in its way.
+        # The largest map's memory is had first: it is the same in every window, and nothing else
+        # is in its way. That of the second largest is not there while others are made.
         strip = last.strip_of(tuple(x.shape[2:])) if isinstance(last, FastJoin) else None
-        skip = first.strip_of(x) if isinstance(first, FastResidual) else None
+        skip = first.strip_of(x, is_apart=True) if isinstance(first, FastResidual) else None
         with lent(None if strip is None else strip.memory):
             states = _swin_states(x, plain.swinViT, normalize=plain.normalize)
         maps = [plain.decoder5(plain.encoder10(states.pop()), states.pop())]
@@ -55,6 +55,7 @@ class FastSwin(_Whole):
         trim_memory()  # of what smaller maps left, 0.1 GB beside the largest
         skip_map = first(x) if skip is None else first.made(x, skip)
         _join(last, maps, skip_map, strip)
+        del skip, skip_map
         logits: Tensor = plain.out(maps.pop())
         return logits
 
