@@ -21,7 +21,7 @@ from medseg.cohort.records import names_on_shelves
 from medseg.cohort.request import Request
 from medseg.cohort.stores import Store, is_store
 from medseg.errors import BadOutput
-from medseg.files import private_folder
+from medseg.files import TEMPORARY, private_folder
 
 #: What `gather` makes.
 _TABLES = ("table.csv", "table_long.csv", "table.parquet")
@@ -146,6 +146,8 @@ class StoreOutput(Output):
     def keep_top(self) -> None:
         """Upload what lies on top of the folder and changed. Raises `BadOutput`."""
         for path in sorted(self.folder.iterdir()):
+            if path.name.startswith(TEMPORARY):  # what holds the folder, on Windows
+                continue
             if path.is_file() and self._top.get(path.name) != (content := path.read_bytes()):
                 self._store.write(path.name, content)
                 self._top[path.name] = content
@@ -198,8 +200,9 @@ def put_case(store: Store, folder: Path, record: str) -> None:
 
     record: its path below the folder. Raises `BadOutput`.
     """
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-    names = [name for name in files if (folder / name).is_file() and name != record]
+    files = [path for path in sorted(folder.rglob("*")) if not path.name.startswith(TEMPORARY)]
+    names = [path.relative_to(folder).as_posix() for path in files if path.is_file()]
+    names = [name for name in names if name != record]
     if names:
         store.remove(record)
     for name in names:
