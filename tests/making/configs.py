@@ -80,3 +80,11 @@ def make_config(folder: Path, **changes: Any) -> Path:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+def settings(**changes: Any) -> list[str]:
+    """--set options: `SMALL` with changes, dots written as __."""
+    content = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
+    return [
+        part for key, value in content.items() for part in ("--set", f"{key}={json.dumps(value)}")
+    ]

@@ -9,7 +9,6 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ import torch
 import yaml
 
 from making import networks as tiny, phantoms
-from making.configs import SMALL
+from making.configs import SMALL, settings
 from making.places import CONFIGS
 from medseg.evaluation.summary import read_scores
 from medseg.io import read_labels
@@ -32,14 +31,6 @@ WRITTEN = {
     "scores.csv", "splits.json", "state-before.safetensors", "state.safetensors", "summary.json",
     "validation",
 }  # fmt: skip
-
-
-def settings(**changes: Any) -> list[str]:
-    """--set options: `SMALL` with changes, dots written as __."""
-    content = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
-    return [
-        part for key, value in content.items() for part in ("--set", f"{key}={json.dumps(value)}")
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from making import networks as tiny, phantoms, ranks
-from making.configs import SMALL
+from making.configs import settings
 from medseg.errors import BadConfig, NotEnoughMemory
 from medseg.evaluation.scoring import evaluate, evaluation_of, score_pairs
 from medseg.evaluation.summary import EvaluationOptions
@@ -28,14 +28,6 @@ from medseg.training.state import load_state
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 HANG_S = 600
-
-
-def settings(**changes: Any) -> list[str]:
-    """--set options: `SMALL` with changes, dots written as __."""
-    content = SMALL | {key.replace("__", "."): value for key, value in changes.items()}
-    return [
-        part for key, value in content.items() for part in ("--set", f"{key}={json.dumps(value)}")
-    ]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from medseg.inference.backends import accelerate as fast_conv, residual
+from medseg.inference.backends import accelerate as fast_conv
 from medseg.inference.backends.accelerate import MARGIN, FastConv, accelerate
 from medseg.inference.backends.blocks import form_of
 from medseg.inference.backends.residual import DeepConv, FastJoin, FastResidual, Strip
@@ -21,18 +21,7 @@ SIZES = [(13, 21, 19), (9, 30, 30), (5, 17, 40)]
 AFFINE = ("instance", {"affine": True})
 
 
-@pytest.fixture(autouse=True)
-def _inference():
-    torch.manual_seed(0)
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture
-def large(monkeypatch):
-    """Small maps go the way of large ones."""
-    monkeypatch.setattr(residual, "_LARGE_BYTES", 0)
-    monkeypatch.setattr(fast_conv, "_SHORTEST", 1)
+pytestmark = pytest.mark.usefixtures("inferring")
 
 
 def learnt(network: nn.Module) -> nn.Module:

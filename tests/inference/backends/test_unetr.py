@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from medseg.inference.backends import accelerate as fast_conv, residual
 from medseg.inference.backends.accelerate import accelerate
 from medseg.inference.backends.blocks import form_of
 from medseg.inference.backends.residual import FastJoin
@@ -21,18 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {"feature_size": 48, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 2, 2], "window_size": 3}
 
 
-@pytest.fixture(autouse=True)
-def _inference():
-    torch.manual_seed(0)
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture
-def large(monkeypatch):
-    """Small maps go the way of large ones."""
-    monkeypatch.setattr(residual, "_LARGE_BYTES", 0)
-    monkeypatch.setattr(fast_conv, "_SHORTEST", 1)
+pytestmark = pytest.mark.usefixtures("inferring")
 
 
 def learnt(network: nn.Module) -> nn.Module:
