@@ -5,6 +5,7 @@ wait finds what is no number, or is told.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ class Link:
 
     def __init__(self) -> None:
         self.unfinished: list[Copy] = []
+        self.lock = Lock()
         self.sent_bytes = self.moments = self.held = 0
 
     def now(self) -> Moment:
@@ -33,8 +35,10 @@ class Link:
         """Nothing yet."""
         self.check()
         self.sent_bytes += source.nbytes
-        self.unfinished.append(Copy(target, source, self))
-        return self.unfinished[-1]
+        made = Copy(target, source, self)
+        with self.lock:  # one thread asks for copies while another waits for them
+            self.unfinished.append(made)
+        return made
 
     def beside(
         self, work: Callable[[], Sequence[Tensor | None]]
@@ -45,7 +49,7 @@ class Link:
 
     def check(self) -> None:
         """Whether nobody has written to what is being copied."""
-        for one in self.unfinished:
+        for one in [*self.unfinished]:
             one.check()
 
 
@@ -84,7 +88,8 @@ class Copy:
         """The copy ends."""
         self.check()
         self.target.copy_(self.content)
-        self.link.unfinished = [one for one in self.link.unfinished if one is not self]
+        with self.link.lock:
+            self.link.unfinished = [one for one in self.link.unfinished if one is not self]
 
 
 class Work:
