@@ -99,7 +99,8 @@ class Lessons:
             labels = {case.id: stamp_of(case) for case in labelled}
             stopped = self._stopped_run(asked := {"request": request, "labels": labels})
             run = stopped or next_run(self._store)
-            self._keep(asked | {"run": run.name})
+            with atomic_write(self._store.folder / _ASKED) as file:
+                file.write(json.dumps(asked | {"run": run.name}).encode())
             teaching = start(
                 self._store, run, time_s=time_s, model=base.word, options=("--device", device)
             )
@@ -120,10 +121,6 @@ class Lessons:
         runs = runs_of(self._store)
         is_last = bool(runs) and runs[-1].name == name and not is_finished(runs[-1])
         return runs[-1] if is_last and kept == asked else None
-
-    def _keep(self, asked: Mapping[str, Any]) -> None:
-        with atomic_write(self._store.folder / _ASKED) as file:
-            file.write(json.dumps(asked).encode())
 
     def task(self) -> dict[str, Any]:
         """The task that runs. Raises `Refused` (404) where none does, saying how the last ended."""
@@ -178,7 +175,7 @@ class Lessons:
                 if state == "done":
                     self._finished(lesson)
                 if state == "failed":  # would fail again: the next one begins anew
-                    self._keep({})
+                    (self._store.folder / _ASKED).unlink(missing_ok=True)
             return state
 
     def _ended_s(self, lesson: Lesson) -> float:

@@ -68,7 +68,7 @@ def begin(
     """
     began = time.monotonic()
     settings = request.fixed()
-    prepared = request.prepared_scans()
+    prepared = request.prepared_scans
     check = prepared.check(dataset) if prepared else _checked(dataset, events)
     checked_s = time.monotonic() - began
     holdings = _holdings(dataset, check)

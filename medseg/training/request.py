@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,10 @@ class Request:
         if self.time_s is not None:
             settings["train.time_s"] = self.time_s
         settings |= dict(self.overrides)
-        prepared = self.prepared_scans()
+        prepared = self.prepared_scans
         return settings if prepared is None else prepared.agreed(settings)
 
+    @cached_property
     def prepared_scans(self) -> PreparedScans | None:
         """The store of prepared scans, if one is named. Raises `BadConfig`."""
         return None if self.prepared is None else open_prepared(self.prepared)

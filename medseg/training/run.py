@@ -125,7 +125,7 @@ def _train(request: Request, events: Events | None, *, folds: Sequence[int]) -> 
             return _recalled(run, dataset, validation) if processes.first else None
         source = _prepare(
             config, dataset, run, split=(training, validation), processes=processes, events=hear,
-            prepared=request.prepared_scans(),
+            prepared=request.prepared_scans,
         )  # fmt: skip
         reserve = rehearse(config, source, processes)
         if processes.first:
