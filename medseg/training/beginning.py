@@ -44,6 +44,7 @@ from medseg.training.prepared.reading import PreparedScans
 from medseg.training.processes import Processes
 from medseg.training.request import Events, Request, slug
 from medseg.training.scans import structures_of
+from medseg.training.scoring import check_file_names
 from medseg.training.state import record_config
 from medseg.training.step import LEAST_PASSES, in_minutes
 
@@ -74,6 +75,7 @@ def begin(
     holdings = _holdings(dataset, check)
     splits = splits_of(request, dataset, holdings)
     number = fold_number(request, splits)
+    check_file_names(dataset[name] for fold in folds for name in splits[fold][1])
     about = [finding for fold in folds for finding in _about_split(dataset, splits[fold], holdings)]
     about = list(dict.fromkeys(about))
     events.found(dataset, [*check.findings, *about])

@@ -4,9 +4,10 @@ that will take.
 
 from __future__ import annotations
 
+import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from medseg.config import Config
 from medseg.dataset import Case, Dataset, read_case_labels, read_channels
+from medseg.errors import BadConfig
 from medseg.evaluation import (
     Evaluation,
     EvaluationOptions,
@@ -245,3 +247,17 @@ def file_name(case: Case) -> str:
     """What a case's files are called, without their ending."""
     name = re.sub(r"[^\w.-]+", "_", case.name)
     return f"_{name}" if is_reserved(name) else name
+
+
+def check_file_names(cases: Iterable[Case]) -> None:
+    """Raise `BadConfig` if the label maps of two cases would be one file, for their names differ
+    only in what a file's name does not hold.
+    """
+    names: dict[str, str] = {}
+    for case in cases:
+        other = names.setdefault(os.path.normcase(file_name(case)), case.name)
+        if other != case.name:
+            raise BadConfig(
+                f"the label maps of the validation cases {other} and {case.name} would be one file "
+                f"({file_name(case)}.nii.gz); rename one of them"
+            )

@@ -5,6 +5,7 @@ layout.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,11 @@ def dataset(
     shape: tuple[int, int, int] = (22, 24, 20),
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
     change: Any = None,
+    names: Sequence[str] = (),
 ) -> Path:
-    """A Decathlon folder of phantoms. change(case number, image, labels) may replace both."""
+    """A Decathlon folder of phantoms. change(case number, image, labels) may replace both.
+    names: of the cases, case_00 and so on if none are given.
+    """
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     listed = []
@@ -53,17 +57,17 @@ def dataset(
         if change:
             image, truth = change(number, image, truth)
         affine = np.diag([*spacing_mm, 1.0])
-        name = f"case_{number:02d}.nii.gz"
+        name = f"{names[number] if names else f'case_{number:02d}'}.nii.gz"
         tiny.save_nifti(folder / "imagesTr" / name, image, affine)
         tiny.save_nifti(folder / "labelsTr" / name, truth, affine)
         listed.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
-    names = {"0": "background"} | {
+    structures = {"0": "background"} | {
         str(value): name for name, value in (labels or {"body": 1, "spot": 2}).items()
     }
     content = {
         "name": "Phantoms",
         "modality": {str(n): name for n, name in enumerate(modalities)},
-        "labels": names,
+        "labels": structures,
         "training": listed,
     }
     (folder / "dataset.json").write_text(

@@ -130,6 +130,16 @@ def test_of_all_folds_what_the_last_cannot_learn_is_said_before_the_first_trains
     assert not (tmp_path / "run" / "fold0" / "config.yaml").exists()
 
 
+def test_cases_whose_label_maps_would_be_one_file_are_refused(tmp_path: Path):
+    names = [f"case{sign}{number}" for number in range(3) for sign in "+ "]
+    data = phantoms.dataset(tmp_path / "data", 6, shape=(16, 16, 16), names=names)
+    ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--quiet", "--folds", "2", *settings())
+    assert ran.code == 5
+    assert "case+0" in ran.err and "case 0" in ran.err and "case_0.nii.gz" in ran.err
+    assert len(ran.err.splitlines()) == 1
+    assert not (tmp_path / "run" / "fold0" / "config.yaml").exists()
+
+
 def test_a_score_without_a_reference_is_not_defined_and_chooses_nothing(tmp_path: Path):
     """All structures lie in cases to train from: the weights at the end are kept, and no Dice of 0
     is told.
