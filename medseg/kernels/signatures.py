@@ -30,6 +30,7 @@ SIGNATURES: dict[str, tuple[str, ...]] = {
     "components.rooms_within": ("int64[1] int64[1] int64[1] int64[1] int64[1] int64",),
     "components.runs_of": ("uint8[3]",),
     "components.write_runs": ("int32[1] int64[1] uint8[1] uint8[1] uint8[2]",),
+    "depthwise.correlate": ("float32[1] float32[1] int64[1] float64[1]",),
     "interpolation.apply_operators": (
         "float32[3] int64[1] float32[2] int64[1] float32[2] int64[1] float32[2] float32[3]",
     ),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medseg.networks.ops import card_norm, norm as cpu_norm
+from medseg.networks.ops import card_norm, depthwise, norm as cpu_norm
 
 
 def check_numbers(
@@ -98,6 +98,31 @@ class Attention(nn.Module):
             split(self.query(x)), split(self.key(keys)), split(self.value(to)), attn_mask=mask
         )
         return self.out(y.transpose(1, 2).reshape(b, n, width))
+
+
+class DepthwiseConv(nn.Conv3d):
+    """A convolution of each channel by itself, of an odd kernel, that keeps the size but for its
+    stride; on a CPU it learns several times faster than PyTorch's.
+    """
+
+    def __init__(
+        self, channels: int, kernel: int = 3, *, stride: int = 1, bias: bool = True, **place: Any
+    ) -> None:
+        super().__init__(
+            channels,
+            channels,
+            kernel_size=kernel,
+            stride=stride,
+            padding=kernel // 2,
+            groups=channels,
+            bias=bias,
+            **place,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, D, H, W) to (B, C, D/stride, ...)."""
+        y = depthwise.convolve(x, self) if depthwise.can_learn(x, self) else super().forward(x)
+        return y
 
 
 class InstanceNorm(nn.GroupNorm):

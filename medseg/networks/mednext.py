@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from medseg.networks.layers import check_number, check_numbers
-from medseg.networks.monai import Bound, assemble
+from medseg.networks.monai import Bound, assemble, learn_depthwise
 
 
 def mednext(
@@ -62,6 +62,7 @@ def mednext(
         use_residual_connection=True,
         deep_supervision=deep_supervision,
     )
+    learn_depthwise(network)
     network.out_0 = nn.Identity()
     if deep_supervision:
         network.out_blocks = nn.ModuleList(nn.Identity() for _ in range(levels))

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from medseg.errors import BadModel
-from medseg.networks.layers import check_size
-from medseg.networks.ops import card_norm
+from medseg.networks.layers import DepthwiseConv, check_size
+from medseg.networks.ops import card_norm, depthwise
 
 
 class Bound(nn.Module):
@@ -105,6 +105,29 @@ def as_group_norms(network: nn.Module) -> None:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.InstanceNorm3d) and not child.track_running_stats:
                 setattr(module, name, _group_norm(child))
+
+
+def _is_depthwise(conv: nn.Conv3d) -> bool:
+    """Whether it is what `DepthwiseConv` makes."""
+    return depthwise.fits(conv) and len({*conv.kernel_size}) == len({*conv.stride}) == 1
+
+
+def learn_depthwise(network: nn.Module) -> None:
+    """Put convolutions that learn faster on a CPU in the place of those of each channel by
+    itself.
+    """
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Conv3d) and _is_depthwise(child):
+                conv = DepthwiseConv(
+                    child.in_channels,
+                    child.kernel_size[0],
+                    stride=child.stride[0],
+                    bias=child.bias is not None,
+                    device="meta",
+                )
+                conv.weight, conv.bias = child.weight, child.bias
+                setattr(module, name, conv)
 
 
 class _Norm(nn.GroupNorm):

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from medseg.networks.layers import (
     Attention,
+    DepthwiseConv,
     InstanceNorm,
     check_number,
     check_numbers,
@@ -44,7 +45,7 @@ class MixFFN(nn.Module):
     def __init__(self, width: int, ratio: int) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(width, ratio * width), nn.Linear(ratio * width, width)
-        self.mix = nn.Conv3d(ratio * width, ratio * width, 3, padding=1, groups=ratio * width)
+        self.mix = DepthwiseConv(ratio * width)
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """Tokens of a map of `size`."""
