@@ -221,13 +221,23 @@ def content_mask(channels: Sequence[NDArray]) -> NDArray[np.bool_]:
 
 
 def prepare_frame(
-    volumes: Sequence[Volume], recipe: Recipe, frame: Frame, *, exact: bool
+    volumes: Sequence[Volume],
+    recipe: Recipe,
+    frame: Frame,
+    *,
+    exact: bool,
+    previous: Volume | None = None,
 ) -> NDArray[np.float32]:
-    """The network's input (C, A, B, C) float32 of the scans of one case: scaled, then resampled."""
+    """The network's input (C, A, B, C) float32 of the scans of one case: scaled, then resampled.
+
+    previous: the labels of a first stage, whose structures count as content of the scan.
+    """
     out = np.empty((len(volumes), *frame.shape), np.float32)
     views = [frame.seen(volume, frame.measured) for volume in volumes]
     masked = any(channel.masked for channel in recipe.channels)
     mask = content_mask(views) if masked else None
+    if mask is not None and previous is not None:
+        mask |= frame.seen(previous, frame.measured) > 0
     for view, channel, target in zip(views, recipe.channels, out):
         # A copy in any case: scaling is done in place, and the scan must stay as it is.
         image = np.array(view, dtype=np.float32, order="C")

@@ -172,8 +172,10 @@ def _linear(
     one."""
     if labels:
         values = np.unique(data)
+        # In thousandths and half precision, as nnU-Net compares them: of nearly equal ones the
+        # lowest value wins.
         scores = [
-            _linear((data == value).astype(np.float32), shape, axis, labels=False)
+            _linear((data == value) * np.float32(1000), shape, axis, labels=False).astype("f2")
             for value in values
         ]
         return values[np.argmax(scores, 0)].astype(np.float32)

@@ -214,7 +214,7 @@ def foreign_way(
     spec = checkpoints[0].spec
     recipe, frame, half = spec.recipe, made.grid, made.half
     assert isinstance(recipe, Recipe) and isinstance(frame, Frame)
-    array = prepare_frame(volumes, recipe, frame, exact=settings.exact)
+    array = prepare_frame(volumes, recipe, frame, exact=settings.exact, previous=previous)
     if previous is not None:
         mask = content_mask([frame.seen(volume) for volume in volumes])
         array = np.concatenate(

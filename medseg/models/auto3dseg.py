@@ -126,7 +126,10 @@ def load_auto3dseg(path: Path) -> list[WeightsCheckpoint]:
         )
     settings = _Settings(path=file, content=config)
     spec, table = _spec(settings, path, _read_table(table_file))
-    network = bare_network(spec)
+    try:
+        network = bare_network(spec)
+    except BadModel as error:
+        raise settings.refuse(f"its config makes no network: {error}") from None
     last = max(
         int(n) for n in re.findall(r"network\.up_layers\.(\d+)\.", " ".join(network.state_dict()))
     )

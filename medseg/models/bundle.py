@@ -183,7 +183,10 @@ def _weights_file(config: Config, folder: Path) -> Path:
 def _checkpoint(bundle: Bundle, path: Path) -> WeightsCheckpoint:
     names, values = _outputs(bundle)
     spec = _spec(bundle, path, values)
-    network = bare_network(spec)
+    try:
+        network = bare_network(spec)
+    except BadModel as error:
+        raise bundle.config.refuse(f"network_def: {error}") from None
     content = load_plain(bundle.weights)
     state = state_of(content, ("model", "state_dict", "network", "net"), bundle.weights)
     shapes = {key: value.shape for key, value in network.state_dict().items()}

@@ -99,6 +99,10 @@ def read_foreign(
     plan = configuration(
         plans, _configuration_name(first, folder, plans), len(outputs.channel_names)
     )
+    if any(axis >= plan.dimension for axis in first.mirror or ()):
+        raise BadModel(
+            f"{first.path}: mirrors along {first.mirror}, and {plan.name} has {plan.dimension} axes"
+        )
     network = replace(plan.network, norm="batch") if has_batch_norm(first) else plan.network
     recipe = _recipe(folder, plans, plan, outputs=outputs, found=found)
     states = [first, *(load_saved(file) for file in files[1:])]
@@ -180,9 +184,14 @@ def _fitted(foreign: Foreign, fold: int) -> tuple[nn.Module, dict[str, Tensor]]:
     from medseg.networks import build_network, check_patch
 
     outputs = len(foreign.outputs.values) - foreign.outputs.regions
-    with torch.device("meta"):  # shapes are compared before any memory is taken
-        network = build_network("nnunet", foreign.channels, outputs, **_options(foreign.network))
-    check_patch(network, foreign.configuration.patch)
+    options = _options(foreign.network)
+    try:
+        with torch.device("meta"):  # shapes are compared before any memory is taken
+            network = build_network("nnunet", foreign.channels, outputs, **options)
+        check_patch(network, foreign.configuration.patch)
+    except BadModel as error:
+        where = f"{foreign.plans.path}: {foreign.configuration.name}"
+        raise BadModel(f"{where}: {error}") from None
     state = fitted_state(
         foreign.saved[fold], {key: value.shape for key, value in network.state_dict().items()}
     )
@@ -237,7 +246,8 @@ class ForeignCheckpoint(Checkpoint):
     def postprocessing(self) -> list[list[int]]:
         """What the model's cross-validation found to be worth it; nnU-Net itself leaves it out when
         it predicts."""
-        path = postprocessing_file(self.foreign.folder)
+        folds = [_fold_of(saved) for saved in self.foreign.saved]
+        path = postprocessing_file(self.foreign.folder, folds)
         return read_postprocessing(path) if path else []
 
 
@@ -259,8 +269,8 @@ def _coarse_of(folder: Path | None) -> list[Checkpoint]:
 
 
 def _first_stage(foreign: Foreign) -> list[ForeignCheckpoint]:
-    """The checkpoints of a cascade's first stage, of the same trainer and plans, beside its
-    second."""
+    """The checkpoints of a cascade's first stage, of the same trainer and plans, beside its second;
+    of the second's kind, 'best' for example, where the first has that."""
     stage = foreign.configuration.previous_stage
     beside = [folder for folder in model_folders(foreign.folder.parent) if folder != foreign.folder]
     prefix = foreign.folder.name.rsplit("__", 1)[0]
@@ -270,7 +280,9 @@ def _first_stage(foreign: Foreign) -> list[ForeignCheckpoint]:
             f"{foreign.folder}: is the second stage of a cascade, and its first,"
             f" {prefix}__{stage}, is not beside it"
         )
-    return checkpoints_of(read_foreign(folder))
+    kind = foreign.saved[0].path.stem.removeprefix("checkpoint_")
+    there = next(folder.glob(f"fold_*/checkpoint_{kind}.pth"), None) is not None
+    return checkpoints_of(read_foreign(folder, checkpoint=kind if there else "final"))
 
 
 def checkpoints_of(foreign: Foreign, *, mirrored: bool = True) -> list[ForeignCheckpoint]:
@@ -317,13 +329,17 @@ def _spec(foreign: Foreign, digest: str, saved: Saved, *, mirrored: bool) -> Mod
                 "trainer": foreign.trainer,
                 "plans": foreign.plans.name,
                 "configuration": plan.name,
-                "fold": saved.path.parent.name.removeprefix("fold_"),
+                "fold": _fold_of(saved),
                 "checkpoint": saved.path.stem,
                 "reader": foreign.plans.reader,
                 "notes": list(foreign.notes),
             },
         }
     )
+
+
+def _fold_of(saved: Saved) -> str:
+    return saved.path.parent.name.removeprefix("fold_")
 
 
 def _name(foreign: Foreign) -> str:

@@ -79,13 +79,18 @@ def find_model(path: Path) -> Found:
     if len(folders) > 1:
         sets = [name_of_set(inside) for inside in sets_in(root).values()]
         said = "; ".join([*sets, *(str(folder.relative_to(root)) for folder in folders[:12])])
-        raise BadModel(f"{path}: holds {len(folders)} models of nnU-Net; name one of them: {said}")
+        how = "unpack it and name one" if path.is_file() else "name one of them"
+        raise BadModel(f"{path}: holds {len(folders)} models of nnU-Net; {how}: {said}")
     return Found(parts=(Part(folder=folders[0], labels=None),))
 
 
 def model_folders(root: Path) -> list[Path]:
-    """The folders at or below `root` that hold plans.json and dataset.json."""
-    if (root / "plans.json").is_file() and (root / "dataset.json").is_file():
+    """The folders at or below `root` that hold plans.json and dataset.json.
+
+    nnU-Net writes both beside labels as well, of ensembles and of what it predicted: folders
+    without folds do not count where others have some.
+    """
+    if _is_model(root):
         return [root]
     models: list[Path] = []
     level = [root]
@@ -93,7 +98,8 @@ def model_folders(root: Path) -> list[Path]:
         level = sorted(entry for folder in level for entry in _folders(folder))
         models += [folder for folder in level if _is_model(folder)]
         level = [folder for folder in level if not _is_model(folder)]
-    return models
+    trained = [folder for folder in models if next(folder.glob("fold_*"), None) is not None]
+    return trained or models
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -331,10 +337,18 @@ def _no_weights(folder: Path, fold_folders: Sequence[Path], name: str) -> BadMod
     return BadModel(f"{folder}: has no {name}, only {names}; ask for it with --checkpoint {short}")
 
 
-def postprocessing_file(folder: Path) -> Path | None:
+def postprocessing_file(folder: Path, folds: Sequence[str] = ()) -> Path | None:
     """The `postprocessing.json` of a model's cross-validation, if there is one; never the pickle
-    beside it."""
-    return next(iter(sorted(folder.glob("crossval_results*/postprocessing.json"))), None)
+    beside it.
+
+    Of several that of these folds, or else that of the most.
+    """
+    files = {
+        tuple(re.findall(r"_(\d+|all)(?=_|$)", file.parent.name)): file
+        for file in sorted(folder.glob("crossval_results*/postprocessing.json"))
+    }
+    most = max(files, key=lambda names: (len(names), names), default=())
+    return files.get(tuple(folds), files.get(most))
 
 
 # Archives -----------------------------------------------------------------------------------------

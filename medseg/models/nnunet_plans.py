@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from medseg.errors import BadFile, BadModel
+from medseg.models.nnunet_resampling import read_resampling
 from medseg.models.recipe import ChannelScale, Resampling
 from medseg.stream import read_text
 
@@ -31,12 +32,6 @@ NORMALISATIONS: dict[str, Literal["fixed", "zscore", "range", "bytes", "none"]] 
 }
 #: nnU-Net's readers of volumes; those that turn a scan to the nearest RAS first.
 READERS = ("SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIO", "NibabelIOWithReorient")
-#: nnU-Net's name of a resampling -> how it computes.
-RESAMPLINGS: dict[str, Literal["spline", "linear", "none"]] = {
-    "resample_data_or_seg_to_shape": "spline",
-    "resample_torch_fornnunet": "linear",
-    "no_resampling_hack": "none",
-}
 NETWORKS = ("PlainConvUNet", "ResidualEncoderUNet")
 #: Settings of the two networks that say how they are trained, or that this file reads elsewhere.
 _HARMLESS = frozenset(
@@ -198,9 +193,9 @@ def configuration(plans: Plans, name: str, channels: int) -> Configuration:
         ),
         spacing_mm=(None, spacing[0], spacing[1]) if flat else (spacing[0], spacing[1], spacing[2]),
         channels=_channels(plans, raw, where, channels),
-        image=_resampling(raw, "data", 3, where=where),
-        labels=_resampling(raw, "seg", 1, where=where),
-        logits=_resampling(raw, "probabilities", 1, where=where),
+        image=read_resampling(raw, "data", 3, where=where),
+        labels=read_resampling(raw, "seg", 1, where=where),
+        logits=read_resampling(raw, "probabilities", 1, where=where),
         previous_stage=_previous(raw, where),
         network=_network(raw, where, dimension),
     )
@@ -248,18 +243,22 @@ def _channels(
         raise BadModel(
             f"{where}: normalises {len(schemes)} channels, and dataset.json names {channels}"
         )
+    if not all(one is None or type(one) is bool for one in masks):
+        raise BadModel(
+            f"{where}: use_mask_for_norm {masks!r:.80} is not one truth for each channel"
+        )
     properties = plans.content.get("foreground_intensity_properties_per_channel")
     properties = (
         properties or plans.content.get("foreground_intensity_properties_by_modality") or {}
     )
     scales = []
     for number, (scheme, masked) in enumerate(zip(schemes, masks)):
-        if scheme not in NORMALISATIONS:
+        if not isinstance(scheme, str) or scheme not in NORMALISATIONS:
             raise BadModel(f"{where}: normalises by {scheme!r:.80}, which medseg does not have")
         if scheme == "CTNormalization":
             scales.append(_fixed_scale(properties, number, plans.path))
             continue
-        masked = bool(masked) and scheme == "ZScoreNormalization"
+        masked = masked is True and scheme == "ZScoreNormalization"
         scales.append(ChannelScale(scheme=NORMALISATIONS[scheme], masked=masked))
     return tuple(scales)
 
@@ -274,30 +273,6 @@ def _fixed_scale(properties: Any, number: int, path: Path) -> ChannelScale:
     if not low < high or sd < 0:
         raise BadModel(f"{what} make no range")
     return ChannelScale(scheme="fixed", low=low, high=high, mean=mean, sd=sd)
-
-
-def _resampling(raw: Mapping[str, Any], what: str, order: int, where: str) -> Resampling:
-    """How 'data', 'seg' or 'probabilities' are resampled; what the plan leaves out is nnU-Net's
-    default."""
-    name = raw.get(f"resampling_fn_{what}", "resample_data_or_seg_to_shape")
-    if name not in RESAMPLINGS:
-        raise BadModel(f"{where}: resamples by {name!r:.80}, which medseg does not have")
-    options = raw.get(f"resampling_fn_{what}_kwargs") or {}
-    if not isinstance(options, dict):
-        raise BadModel(f"{where}: resampling_fn_{what}_kwargs is not a set of options")
-    orders = options.get("order", order), options.get("order_z", 0), options.get("force_separate_z")
-    orders_known = all(type(one) is int and 0 <= one <= 5 for one in orders[:2])
-    if not orders_known or orders[2] not in (None, True, False):
-        raise BadModel(
-            f"{where}: resamples {what} by options that are not nnU-Net's ({orders!r:.80})"
-        )
-    if options.get("mode", "linear") != "linear":
-        raise BadModel(
-            f"{where}: resamples {what} by {options['mode']!r:.80}, which medseg does not have"
-        )
-    return Resampling(
-        scheme=RESAMPLINGS[name], order=orders[0], order_across=orders[1], separate=orders[2]
-    )
 
 
 def _network(raw: Mapping[str, Any], where: str, dimension: int) -> NetworkPlan:
@@ -317,6 +292,12 @@ def _network(raw: Mapping[str, Any], where: str, dimension: int) -> NetworkPlan:
     blocks = options.get("n_blocks_per_stage" if residual else "n_conv_per_stage")
     norm = options.get("norm_op_kwargs") or {}
     activation = options.get("nonlin_kwargs") or {}
+    bias = options.get("conv_bias", False)
+    if not isinstance(activation, dict) or type(bias) is not bool:
+        raise BadModel(
+            f"{where}: nonlin_kwargs {activation!r:.60} and conv_bias {bias!r:.20} are not what"
+            " nnU-Net writes there"
+        )
     relu = str(options.get("nonlin", "")).endswith(".ReLU")
     slope = _numbers([activation.get("negative_slope", 0.01)], f"{where}: negative_slope")[0]
     return _checked(
@@ -333,7 +314,7 @@ def _network(raw: Mapping[str, Any], where: str, dimension: int) -> NetworkPlan:
                 stages - 1,
                 f"{where}: n_conv_per_stage_decoder",
             ),
-            bias=bool(options.get("conv_bias", False)),
+            bias=bias,
             norm="batch" if "BatchNorm" in str(options.get("norm_op")) else "instance",
             eps=_numbers([norm.get("eps", 1e-5)], f"{where}: eps")[0],
             slope=0.0 if relu else slope,

@@ -192,7 +192,9 @@ class NnUNet(nn.Module):
         )
         deepest_first = list(reversed(range(stages - 1)))
         self.up = nn.ModuleList(
-            nn.ConvTranspose3d(features[n + 1], features[n], stride[n + 1], stride[n + 1])
+            nn.ConvTranspose3d(
+                features[n + 1], features[n], stride[n + 1], stride[n + 1], bias=bias
+            )
             for n in deepest_first
         )
         self.decoder = nn.ModuleList(

@@ -189,7 +189,8 @@ def build_network(name: str, channels: int, classes: int, /, **options: Any) -> 
     try:
         return builder(channels, classes, **options)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise BadModel(f"the architecture '{name}' cannot be built: {error}") from None
+        reason = " ".join(str(error).split())  # a library's own message may have several lines
+        raise BadModel(f"the architecture '{name}' cannot be built: {reason}") from None
 
 
 def patch_multiples(network: nn.Module) -> tuple[int, int, int]:

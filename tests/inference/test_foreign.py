@@ -160,6 +160,10 @@ def test_a_cascade_runs_both_stages_and_misses_a_first_one_by_name(tmp_path):
     result = segment(read(scan), load_models([str(cascade)]), EXACT)
     assert "first stage" in result.seconds
     assert len(np.unique(result.labels.data)) >= 2
+    for file in top.glob("*/fold_0/checkpoint_final.pth"):
+        file.rename(file.with_name("checkpoint_best.pth"))
+    best = found(cascade, scan, checkpoint="best")  # of both stages
+    np.testing.assert_array_equal(best, result.labels.data)
 
 
 def a_set(folder: Path) -> Path:

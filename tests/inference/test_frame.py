@@ -128,6 +128,27 @@ def test_masked_scores_leave_what_is_outside_as_it_is():
     assert float(found[inside].std()) == pytest.approx(1, abs=1e-4)
 
 
+def test_what_a_first_stage_found_outside_of_the_content_is_scaled_with_it():
+    volume = scan((10, 10, 10))
+    volume.data[:, :, :4] = 0
+    volume.data[0, 0, 0] = 50
+    labels = np.zeros(volume.shape, np.uint8)
+    labels[4:6, 3:7, 2:8] = 1
+    one = recipe(axes=(0, 1, 2), channels=(ChannelScale(scheme="zscore", masked=True),))
+    image = prepare_frame(
+        [volume],
+        one,
+        lay_frame([volume], one, "stored"),
+        exact=True,
+        previous=volume.with_data(labels),
+    )[0]
+    inside = (volume.data != 0) | (labels > 0)
+    values = volume.data[inside].astype(np.float32)
+    np.testing.assert_allclose(image[inside], (values - values.mean()) / values.std(), rtol=1e-4)
+    assert not image[~inside].any()
+    assert (image[(volume.data == 0) & (labels > 0)] < 0).all()
+
+
 def test_a_scan_that_is_not_finite_is_refused():
     volume = Volume(scan().data.astype(np.float32), np.eye(4))
     volume.data[3, 3, 3] = np.nan

@@ -102,6 +102,18 @@ def test_labels_never_mix_into_others():
         assert set(np.unique(found)) <= set(np.unique(data))
 
 
+def test_labels_by_pytorch_are_compared_in_thousandths_of_half_precision():
+    data = np.random.default_rng(2).integers(-1, 4, (9, 10, 8)).astype(np.float32)
+    shape, values = (14, 13, 15), np.unique(data)
+    masks = torch.from_numpy(np.stack([data == value for value in values])[None])
+    shares = F.interpolate(masks.float() * 1000, shape, mode="trilinear", align_corners=False)[0]
+    want = values[shares.half().float().numpy().argmax(0)]  # of equal ones the lowest value
+    scheme = Resampling(scheme="linear", order=1)
+    found = regrid(data, shape, scheme, ONE, ONE, exact=True, labels=True)
+    np.testing.assert_array_equal(found, want)
+    assert (want != values[shares.numpy().argmax(0)]).any()
+
+
 def test_linear_is_pytorchs():
     data = noise(6, 9, 10)
     scheme = Resampling(scheme="linear")

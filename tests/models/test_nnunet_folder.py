@@ -12,7 +12,13 @@ import pytest
 from making import nnunet as making
 from medseg.errors import BadConfig, BadModel
 from medseg.models.loading import list_models
-from medseg.models.nnunet_folder import find_model, fold_files, is_nnunet, read_postprocessing
+from medseg.models.nnunet_folder import (
+    find_model,
+    fold_files,
+    is_nnunet,
+    postprocessing_file,
+    read_postprocessing,
+)
 
 NAME = "nnUNetTrainer__nnUNetPlans__3d_fullres"
 
@@ -44,6 +50,24 @@ def test_several_models_are_listed_and_one_is_asked_for(tmp_path):
         find_model(tmp_path / "Dataset900_Made")
     assert NAME in str(caught.value)
     assert "nnUNetPlans__2d" in str(caught.value)
+
+
+def test_plans_beside_predictions_and_ensembles_are_no_model(tmp_path):
+    data = tmp_path / "Dataset900_Made"
+    model = making.write_model(data / NAME)
+    for name in ("ensembles/ensemble___a___b___0", "predictions"):
+        (data / name).mkdir(parents=True)
+        for file in ("plans.json", "dataset.json"):
+            (data / name / file).write_text((model / file).read_text())
+    assert [part.folder for part in find_model(data).parts] == [model]
+    assert [row["path"] for row in list_models(tmp_path)] == [f"Dataset900_Made/{NAME}"]
+
+
+def test_of_several_models_in_a_zip_none_can_be_named_before_it_is_unpacked(tmp_path):
+    for name in (NAME, "nnUNetTrainer__nnUNetPlans__2d"):
+        making.write_model(tmp_path / "in" / "Dataset900_Made" / name)
+    with pytest.raises(BadModel, match="2 models of nnU-Net; unpack it and name one"):
+        find_model(zipped(tmp_path / "in", tmp_path / "model.zip"))
 
 
 @pytest.mark.parametrize("top", ["", "Dataset900_Made/" + NAME, NAME])
@@ -241,3 +265,19 @@ def test_postprocessing_is_read_as_groups_of_labels(tmp_path):
         path.write_text(json.dumps(content))
         with pytest.raises(BadModel, match=r"postprocessing\.json"):
             read_postprocessing(path)
+
+
+def test_the_advice_of_the_same_folds_is_taken_or_that_of_the_most(tmp_path):
+    for name in ("folds_0", "folds_0_1_2_3_4", "folds_all"):
+        (tmp_path / f"crossval_results_{name}").mkdir()
+        (tmp_path / f"crossval_results_{name}" / "postprocessing.json").touch()
+    for folds, name in (
+        ((), "folds_0_1_2_3_4"),
+        (("0",), "folds_0"),
+        (("all",), "folds_all"),
+        (("0", "1", "2", "3", "4"), "folds_0_1_2_3_4"),
+        (("3",), "folds_0_1_2_3_4"),
+    ):
+        file = postprocessing_file(tmp_path, folds)
+        assert file is not None and file.parent.name == f"crossval_results_{name}"
+    assert postprocessing_file(tmp_path / "crossval_results_folds_0") is None

@@ -92,6 +92,25 @@ def test_what_a_plan_leaves_out_is_nnunets_default(tmp_path):
     assert found.image.separate is None
 
 
+def test_what_a_set_of_options_leaves_out_is_the_functions_own(tmp_path):
+    functions = {
+        "resampling_fn_data_kwargs": {},
+        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1},
+        "resampling_fn_probabilities": "resample_torch_fornnunet",
+        "resampling_fn_probabilities_kwargs": {
+            "mode": "linear",
+            "memefficient_seg_resampling": True,  # of labels, which are none here
+            "separate_z_anisotropy_threshold": 3,
+        },
+    }
+    read = planned(tmp_path, making.plans(**functions))
+    assert (read.image.order, read.image.order_across, read.image.separate) == (3, 0, False)
+    assert (read.labels.order, read.labels.separate) == (1, False)
+    assert (read.logits.scheme, read.logits.separate) == ("linear", None)
+    with pytest.raises(BadModel, match="resamples data"):
+        planned(tmp_path, making.plans(resampling_fn_data_kwargs={"order_z": 9}))
+
+
 def test_older_names_of_the_intensities_are_known(tmp_path):
     plan = making.plans(normalization_schemes=["CTNormalization"])
     plan["foreground_intensity_properties_by_modality"] = plan.pop(
@@ -139,6 +158,35 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "resampling": (_configuration(resampling_fn_probabilities="lanczos"), "lanczos"),
     "order": (_configuration(resampling_fn_data_kwargs={"order": 9}), "resamples data"),
+    "resampling by a list": (_configuration(resampling_fn_seg=["a"]), "resamples by"),
+    "another threshold": (
+        _configuration(resampling_fn_data_kwargs={"separate_z_anisotropy_threshold": 5}),
+        "separate_z_anisotropy_threshold",
+    ),
+    "another axis": (
+        _configuration(
+            resampling_fn_probabilities="resample_torch_fornnunet",
+            resampling_fn_probabilities_kwargs={"aniso_axis_mode": "linear"},
+        ),
+        "aniso_axis_mode",
+    ),
+    "scans as labels": (_configuration(resampling_fn_data_kwargs={"is_seg": True}), "is_seg"),
+    "an option of no function": (
+        _configuration(resampling_fn_data_kwargs={"sharpen": 2}),
+        "sharpen",
+    ),
+    "a cascade's labels": (
+        _configuration(
+            previous_stage="3d_lowres",
+            resampling_fn_seg="resample_torch_fornnunet",
+            resampling_fn_seg_kwargs={"memefficient_seg_resampling": True},
+        ),
+        "memefficient_seg_resampling",
+    ),
+    "normalisation by a list": (_configuration(normalization_schemes=[["a"]]), "normalises by"),
+    "a mask in words": (_configuration(use_mask_for_norm=["no"]), "use_mask_for_norm"),
+    "activation in words": (_arguments(nonlin_kwargs="inplace"), "nonlin_kwargs"),
+    "bias in words": (_arguments(conv_bias="no"), "conv_bias"),
     "patch": (_configuration(patch_size=[16, 12, 0]), "patch_size"),
     "text patch": (_configuration(patch_size="16"), "patch_size"),
     "spacing": (_configuration(spacing=[1.0, 1.0, float("nan")]), "spacing"),

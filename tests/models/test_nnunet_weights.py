@@ -220,3 +220,39 @@ def test_batch_norms_are_taken_where_a_trainer_put_them(tmp_path):
     assert len(norms) == 6
     assert float(norms[0].running_var[0]) == 2
     assert network(torch.randn(1, 1, 16, 12, 20)).shape == (1, 3, 16, 12, 20)
+
+
+def test_plans_without_biases_are_those_with_biases_of_0(tmp_path):
+    def plain(key: str) -> bool:  # of the outputs alone biases stay
+        return "seg_layers" in key or "norm" in key or ".all_modules.1." in key
+
+    for n, arguments in enumerate((making.PLAIN, making.RESIDUAL)):
+        plan = making.plans(arguments | {"conv_bias": False})
+        state = making.weights(arguments, 1, 3)
+        zero = {k: v * (plain(k) or not k.endswith(".bias")) for k, v in state.items()}
+        without = {k: v for k, v in state.items() if plain(k) or not k.endswith(".bias")}
+        saved = {"network_weights": without}
+        one = build(read_foreign(making.write_model(tmp_path / f"{n}", plan=plan, saved=saved)))
+        plan, saved = making.plans(arguments), {"network_weights": zero}
+        other = build(read_foreign(making.write_model(tmp_path / f"{n}b", plan=plan, saved=saved)))
+        x = torch.randn(1, 1, 16, 12, 20)
+        torch.testing.assert_close(one(x), other(x))
+        assert not any(key.startswith("up.") and "bias" in key for key in one.state_dict())
+
+
+def test_what_does_not_go_together_is_one_sentence_naming_the_file(tmp_path):
+    flat = {"plan": making.plans(making.FLAT)}
+    saved = {"inference_allowed_mirroring_axes": (0, 2), "init_args": {"configuration": "2d"}}
+    for n, (options, words) in enumerate(
+        (
+            (flat | {"saved": saved}, ("checkpoint_final.pth", "2d has 2 axes")),
+            (
+                {"plan": making.plans(patch_size=[16, 12, 21])},
+                ("plans.json", "3d_fullres", "multiples of 2"),
+            ),
+        )
+    ):
+        with pytest.raises(BadModel) as caught:
+            load_models([str(making.write_model(tmp_path / f"{n}", **options))])
+        assert all(word in str(caught.value) for word in words)
+        assert "\n" not in str(caught.value)
