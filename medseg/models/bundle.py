@@ -33,6 +33,8 @@ from medseg.text import harmless, read_json
 _CONFIGS = ("inference.json", "inference.yaml", "inference.yml", "metadata.json")
 #: Most characters of a licence that are kept.
 _MAX_LICENCE = 20_000
+#: Longest name of a file, with its folders.
+_MAX_PATH = 1000
 _BACKGROUND = ("background", "backgound", "bg", "unlabeled", "unlabelled", "clear", "none")
 
 
@@ -112,7 +114,8 @@ def read_bundle(folder: Path, *, shown: Path | None = None) -> Bundle:
     inferer = read_inferer(config)
     steps = read_steps(config)
     resampled = any(isinstance(step, Space | Crop) for step in steps)
-    decision = read_ending(config, network.outputs, resampled=resampled)
+    cropped = any(isinstance(step, Crop) for step in steps)
+    decision = read_ending(config, network.outputs, resampled=resampled, cropped=cropped)
     weights = _weights_file(config, folder)
     try:
         recipe = StepRecipe(
@@ -154,28 +157,48 @@ def _metadata(folder: Path) -> Mapping[str, Any]:
     return content
 
 
-def _weights_file(config: Config, folder: Path) -> Path:
-    """Where the config says that its weights lie, inside of the bundle."""
-    raw: Any = "models/model.pt"
+def _loader(config: Config) -> Mapping[str, Any]:
+    """What the config says of the file of its weights: of the first `CheckpointLoader` that is
+    not disabled."""
     loaders = [config.tree.get("checkpointloader")]
     handlers = config.followed(config.tree.get("handlers"), "handlers")
     loaders += handlers if isinstance(handlers, list) else []
     for loader in loaders:
         loader = config.followed(loader, "checkpointloader")
         target = loader.get("_target_") if isinstance(loader, dict) else None
-        if isinstance(target, str) and target.split(".")[-1] == "CheckpointLoader":
-            raw = loader.get("load_path", raw)
-            break
-    name = config.value(raw, "load_path")
-    if not isinstance(name, str) or "\0" in name:
+        named = isinstance(target, str) and target.split(".")[-1] == "CheckpointLoader"
+        if named and loader.get("_disabled_") is not True:
+            return dict(loader)
+    return {}
+
+
+def _state_keys(config: Config) -> tuple[str, ...]:
+    """Under which key of a file the weights of the network may lie: first that which the config
+    names."""
+    objects = config.followed(_loader(config).get("load_dict"), "load_dict")
+    names = [
+        key
+        for key, value in (objects.items() if isinstance(objects, dict) else ())
+        if isinstance(value, str) and value.removeprefix("$").strip() == "@network"
+    ]
+    return (*names, "model", "state_dict", "network", "net")
+
+
+def _weights_file(config: Config, folder: Path) -> Path:
+    """Where the config says that its weights lie, inside of the bundle."""
+    name = config.value(_loader(config).get("load_path", "models/model.pt"), "load_path")
+    if not isinstance(name, str) or "\0" in name or len(name) > _MAX_PATH:
         raise config.refuse(f"load_path is {name!r:.80}, which is no file's name")
     place = folder / PurePosixPath(name.replace("\\", "/"))
-    inside = place.resolve().is_relative_to(folder.resolve())
+    try:
+        inside, there = place.resolve().is_relative_to(folder.resolve()), place.is_file()
+    except OSError:  # longer than a file's name may be
+        inside = there = False
     if not inside or ".." in PurePosixPath(name).parts or name.startswith("/"):
         raise config.refuse(
             f"load_path {name!r:.80} leads out of the bundle; medseg does not go there"
         )
-    if not place.is_file():
+    if not there:
         raise BadModel(f"{place}: is missing; fetch the whole bundle with its weights")
     return place
 
@@ -188,7 +211,7 @@ def _checkpoint(bundle: Bundle, path: Path) -> WeightsCheckpoint:
     except BadModel as error:
         raise bundle.config.refuse(f"network_def: {error}") from None
     content = load_plain(bundle.weights)
-    state = state_of(content, ("model", "state_dict", "network", "net"), bundle.weights)
+    state = state_of(content, _state_keys(bundle.config), bundle.weights)
     shapes = {key: value.shape for key, value in network.state_dict().items()}
     weights = fitted(state, shapes, bundle.weights, name_of=lambda key: f"network.{key}")
     spec = spec.model_copy(update={"sha256": sha256_of(bundle.weights)})

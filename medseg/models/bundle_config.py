@@ -35,6 +35,17 @@ _KNOWN_NAMES = {f"{home}.{name}": name for home in ("torch", "numpy", "np") for 
     for home in ("monai.utils.", "monai.utils.enums.", "")
     for key, text in (("IMAGE", "image"), ("PRED", "pred"), ("LABEL", "label"))
 }
+#: MONAI's other names of the same classes.
+_ALIASES = {
+    "BasicUnet": "BasicUNet", "Basicunet": "BasicUNet", "basicunet": "BasicUNet",
+    "DynUnet": "DynUNet", "Dynunet": "DynUNet", "MedNext": "MedNeXt", "Unet": "UNet",
+}  # fmt: skip
+#: Part of a config -> where what runs the bundle refers to it.
+_PLACES = {
+    "preprocessing": ("dataset", "transform"),
+    "inferer": ("evaluator", "inferer"),
+    "postprocessing": ("evaluator", "postprocessing"),
+}
 #: Keys of a component that are about it, and no arguments of it.
 _ABOUT = ("_target_", "_disabled_", "_requires_", "_desc_", "_mode_")
 
@@ -56,6 +67,22 @@ class Config:
     path: str
     tree: Mapping[str, Any]
     _left: int = field(default=_MAX_VALUES)
+
+    def part(self, name: str) -> Any:
+        """What the config runs under the name of one of its parts, as it stands there; None for
+        nothing.
+
+        MONAI runs what the evaluator, or of scans their dataset, refers to. Usually that is the
+        part of this name at the top; nothing but such a reference is looked at.
+        """
+        *way, last = _PLACES[name]
+        node: Any = self.tree
+        for key in (*way, last):
+            node = node.get(key) if isinstance(node, dict) else None
+        match = _REFERENCE.fullmatch(node.strip()) if isinstance(node, str) else None
+        if match is not None or (isinstance(node, dict) and not self.has(name)):
+            return node
+        return self.tree.get(name)
 
     def refuse(self, what: str) -> BadModel:
         """The error for something that this config says."""
@@ -119,7 +146,9 @@ class Config:
             return None
         target = raw["_target_"]
         plain = target if isinstance(target, str) else ""
-        name = next((plain.removeprefix(h) for h in homes if plain.startswith(h)), plain)
+        last = plain.rpartition(".")[2]
+        bare = plain.removesuffix(last)
+        name = plain_class(last) if not bare or bare in homes else plain
         if name not in known:
             names = ", ".join(sorted(known))
             raise self.refuse(
@@ -309,6 +338,15 @@ def _dotted(node: ast.expr) -> str | None:
         parts.append(node.attr)
         node = node.value
     return ".".join([node.id, *parts[::-1]]) if isinstance(node, ast.Name) else None
+
+
+def plain_class(name: str) -> str:
+    """The name of a class by which it is known here: `SpacingD` and `SpacingDict` are
+    `Spacingd`."""
+    for end in ("Dict", "D"):
+        if name.endswith(end) and len(name) > len(end):
+            return f"{name.removesuffix(end)}d"
+    return _ALIASES.get(name, name)
 
 
 def _shown(raw: Any) -> str:

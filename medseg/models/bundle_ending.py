@@ -38,6 +38,7 @@ class Decision:
     outer: tuple[int, ...] = ()
     others: dict[int, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    passed_by_nothing: bool = False  # outputs of 0 that went back are regions
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -59,11 +60,14 @@ class Decision:
         )
 
 
-def read_ending(config: Config, outputs: int, *, resampled: bool) -> Decision:
+def read_ending(
+    config: Config, outputs: int, *, resampled: bool, cropped: bool = False
+) -> Decision:
     """What is done with the outputs. Raises `BadModel` for a transform that is not on the list, or
     an order that leads to no labels.
 
-    resampled: the steps before change the grid, so that something has to lead back.
+    resampled: the steps before change the grid, so that something has to lead back. cropped: they
+    leave a part of the scan out, where outputs that go back are 0.
     """
     decision = Decision(outputs=outputs)
     for part in composed(config, "postprocessing", AFTER):
@@ -83,6 +87,11 @@ def read_ending(config: Config, outputs: int, *, resampled: bool) -> Decision:
     if resampled and not decision.back:
         raise config.refuse(
             "its postprocessing does not bring labels back to the scan's grid (Invertd)"
+        )
+    if cropped and decision.passed_by_nothing:
+        decision.notes.append(
+            "outside of the box that the bundle crops to, 0 passes its threshold, and MONAI marks"
+            " everything there; medseg leaves it background"
         )
     if not decision.regions and outputs < 2:
         raise config.refuse("takes the largest of one output, which is always the same")
@@ -109,9 +118,7 @@ def _invert(given: Given, keys: Sequence[str], made: Decision) -> None:
     config = given.config
     transform = config.followed(given.part.arguments.get("transform"), given.part.where)
     given.must_be("post_func", None)
-    if made.back or transform is not config.followed(
-        config.tree.get("preprocessing"), "preprocessing"
-    ):
+    if made.back or transform is not config.followed(config.part("preprocessing"), "preprocessing"):
         raise given.no("transform", given.part.arguments.get("transform"))
     nearest = given.single("nearest_interp", True, keys, key="pred")
     if type(nearest) is not bool:
@@ -128,8 +135,12 @@ def _invert(given: Given, keys: Sequence[str], made: Decision) -> None:
 def _decide(given: Given, keys: Sequence[str], made: Decision) -> None:
     largest = given.single("argmax", False, keys, key="pred")
     threshold = given.single("threshold", None, keys, key="pred")
-    given.must_be("to_onehot", None)
-    given.must_be("rounding", None)
+    for name in ("to_onehot", "rounding"):
+        if given.single(name, None, keys, key="pred") is not None:
+            raise given.no(name, given(name))
+    given.must_be("dim", 0)
+    given.must_be("keepdim", True)
+    given("dtype")
     if type(largest) is not bool or (threshold is not None and (largest or made.decided)):
         raise given.no("threshold", threshold)
     if threshold is None and not largest:
@@ -146,6 +157,7 @@ def _decide(given: Given, keys: Sequence[str], made: Decision) -> None:
         made.threshold = math.log(threshold / (1 - threshold))
     elif made.late != "none":
         raise given.no("threshold", threshold)
+    made.passed_by_nothing = made.back and made.threshold <= 0
 
 
 def _largest_parts(given: Given, keys: Sequence[str], made: Decision) -> None:

@@ -14,11 +14,24 @@ from typing import Any, Literal
 from medseg.errors import BadModel
 from medseg.models.bundle_config import Component, Config
 
+#: What may stand before the name of a class: MONAI's packages, and the modules in them.
 HOMES = {
-    "network": ("monai.networks.nets.",),
-    "transform": ("monai.transforms.",),
-    "inferer": ("monai.inferers.",),
-}
+    "network": tuple(
+        f"monai.networks.nets.{module}"
+        for module in (
+            "", "attentionunet.", "basic_unet.", "dynunet.", "mednext.", "segresnet.",
+            "segresnet_ds.", "swin_unetr.", "unet.", "unetr.", "vnet.",
+        )
+    ),
+    "transform": tuple(
+        f"monai.transforms.{module}"
+        for module in (
+            "", "compose.", "croppad.dictionary.", "intensity.dictionary.", "io.dictionary.",
+            "post.dictionary.", "spatial.dictionary.", "utility.dictionary.",
+        )
+    ),
+    "inferer": ("monai.inferers.", "monai.inferers.inferer."),
+}  # fmt: skip
 #: Networks -> the channels in and out that they have where the config does not say.
 NETWORKS: dict[str, tuple[int | None, int | None]] = {
     "AttentionUnet": (None, None),
@@ -35,6 +48,8 @@ NETWORKS: dict[str, tuple[int | None, int | None]] = {
 #: Networks whose dimensions are three unless they say otherwise.
 _VOLUMES = ("SegResNet", "SegResNetDS", "BasicUNet", "SwinUNETR", "UNETR", "VNet", "MedNeXt")
 _LARGEST = 4096
+#: How deep lists of transforms may lie in others.
+_MOST_COMPOSED = 8
 #: Arguments that change nothing here, whatever they hold; they are not looked at.
 _IGNORED = frozenset({"device", "sw_device", "track_meta", "transform"})
 #: Arguments that say how MONAI keeps its books, and those of how fast it works.
@@ -116,13 +131,21 @@ class Given:
         return float(value)
 
     def three(self, name: str, default: Any = None) -> tuple[float, float, float]:
-        """A finite number for each axis; of fewer the last counts again."""
+        """A finite number for each axis; one stands for all."""
         value = self(name, default)
-        several = list(value) if isinstance(value, list | tuple) else [value]
-        if not several or any(type(n) not in (int, float) or not math.isfinite(n) for n in several):
+        several = list(value) if isinstance(value, list | tuple) else [value] * 3
+        if len(several) != 3 or not all(map(_is_finite, several)):
             raise self.no(name, value)
-        several += [several[-1]] * (3 - len(several))
         return float(several[0]), float(several[1]), float(several[2])
+
+    def first_axes(self, name: str) -> list[float | None]:
+        """A finite number, or None, for each of three axes; None for those that are not given."""
+        value = self(name)
+        several = list(value) if isinstance(value, list | tuple) else [value]
+        if not all(one is None or _is_finite(one) for one in several):
+            raise self.no(name, value)
+        numbers = [None if one is None else float(one) for one in several[:3]]
+        return numbers + [None] * (3 - len(numbers))
 
     def must_be(self, name: str, *wanted: Any) -> None:
         """Raise `BadModel` unless an argument is one of these; the first is what it is if not
@@ -148,28 +171,40 @@ class Given:
             self(name)
 
 
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
 def composed(config: Config, name: str, known: Mapping[str, Any]) -> list[Component]:
     """The transforms of a `Compose` at the top of the config, in their order."""
-    if not config.has(name):
-        return []
+    raw = config.part(name)
+    return [] if raw is None else _components(config, raw, name, known)
+
+
+def _components(
+    config: Config, raw: Any, name: str, known: Mapping[str, Any], depth: int = 0
+) -> list[Component]:
+    """The transforms that one, or a `Compose` of some, stands for."""
     known_here = {"Compose": None, **known}
-    part = config.component(config.tree[name], name, known_here, homes=HOMES["transform"])
+    part = config.component(raw, name, known_here, homes=HOMES["transform"])
     if part is None:
         return []
     if part.name != "Compose":
         return [part]
+    if depth > _MOST_COMPOSED:
+        raise config.refuse(f"{name} is composed of what is composed too often; medseg gives up")
     options = {key: raw for key, raw in part.arguments.items() if key != "transforms"}
     for key in options:
         if key not in ("map_items", "unpack_items", "log_stats", "lazy", "overrides"):
             raise config.refuse(f"{name}: Compose has {key}, which medseg does not know")
         if config.value(options[key], f"{name}#{key}") not in (True, False, None, [], {}):
             raise config.refuse(f"{name}: Compose has {key}, which medseg does not run")
-    raw = _listed(config, part.arguments.get("transforms"), f"{name}#transforms")
-    components = [
-        config.component(one, f"{name}#transforms#{n}", known, homes=HOMES["transform"])
-        for n, one in enumerate(raw)
+    listed = _listed(config, part.arguments.get("transforms"), f"{name}#transforms")
+    return [
+        part
+        for n, one in enumerate(listed)
+        for part in _components(config, one, f"{name}#transforms#{n}", known, depth + 1)
     ]
-    return [one for one in components if one is not None]
 
 
 def _listed(config: Config, raw: Any, where: str, depth: int = 0) -> list[Any]:
@@ -253,10 +288,11 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
 
 def read_inferer(config: Config) -> Inferer:
     """How windows are laid. Raises `BadModel` for an inferer that is not on the list."""
-    if not config.has("inferer"):
+    raw = config.part("inferer")
+    if raw is None:
         raise config.refuse("has no inferer, which says in which windows the network is run")
     names = ("SlidingWindowInferer", "SlidingWindowInfererAdapt", "SimpleInferer")
-    part = config.component(config.tree["inferer"], "inferer", names, homes=HOMES["inferer"])
+    part = config.component(raw, "inferer", names, homes=HOMES["inferer"])
     if part is None:
         raise config.refuse("inferer is disabled; there is no way to run the network")
     given = Given(config=config, part=part)

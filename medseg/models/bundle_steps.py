@@ -12,6 +12,8 @@ from medseg.models.steps import Crop, Extent, Range, Space, Standard, Turn
 
 def read_steps(config: Config) -> tuple[Any, ...]:
     """The steps before the network. Raises `BadModel` for a transform that is not on the list."""
+    if config.part("preprocessing") is None:
+        raise config.refuse("has no preprocessing, which says what the network sees of a scan")
     steps: list[Any] = []
     key: str | None = None
     for part in composed(config, "preprocessing", BEFORE):
@@ -29,7 +31,9 @@ def read_steps(config: Config) -> tuple[Any, ...]:
 
 
 def _nothing(given: Given, keys: Sequence[str], key: str) -> list[Any]:
-    given("dtype")
+    dtype = given.single("dtype", None, keys, key=key)
+    if dtype not in (None, "float32", "float64"):  # others would round what was scaled
+        raise given.no("dtype", dtype)
     return []
 
 
@@ -48,13 +52,14 @@ def _orientation(given: Given, keys: Sequence[str], key: str) -> list[Any]:
 
 
 def _spacing(given: Given, keys: Sequence[str], key: str) -> list[Any]:
-    millimetres = given.three("pixdim")
-    if any(mm > 0 and not 0.01 < mm < 1000 for mm in millimetres):
-        raise given.no("pixdim", list(millimetres))
-    limits: dict[str, Any] = {}
-    for name, end in (("low_mm", "min_pixdim"), ("high_mm", "max_pixdim")):
-        if given(end) is not None:
-            limits[name] = given.three(end)
+    pixdim = given("pixdim")
+    entries = pixdim if isinstance(pixdim, list) else [pixdim]
+    asked = [mm for mm in given.first_axes("pixdim") if mm is not None]
+    millimetres = asked + asked[-1:] * (3 - len(asked))  # of fewer the last counts again
+    wrong = any(mm > 0 and not 0.01 < mm < 1000 for mm in millimetres)
+    if not asked or None in entries or wrong:
+        raise given.no("pixdim", pixdim)
+    limits = _limits(given, millimetres)
     mode = given.single("mode", "bilinear", keys, key=key)
     if mode not in ("bilinear", "nearest"):
         raise given.no("mode", mode)
@@ -83,6 +88,20 @@ def _spacing(given: Given, keys: Sequence[str], key: str) -> list[Any]:
     ]
 
 
+def _limits(given: Given, millimetres: Sequence[float]) -> dict[str, Any]:
+    """Between which spacings an axis stays as it is; of an axis without a limit its new one."""
+    least, most = given.first_axes("min_pixdim"), given.first_axes("max_pixdim")
+    for low, high in zip(least, most):
+        if low is not None and high is not None and not 0 <= low <= high:
+            raise given.no("min_pixdim", given("min_pixdim"))
+    limits = {}
+    for name, ends in (("low_mm", least), ("high_mm", most)):
+        if any(end is not None for end in ends):
+            full = [mm if end is None else end for end, mm in zip(ends, millimetres)]
+            limits[name] = tuple(min(max(mm, 0.011), 999.0) for mm in full)
+    return limits
+
+
 def _crop(given: Given, keys: Sequence[str], key: str) -> list[Any]:
     if given("source_key", key) != key:
         raise given.no("source_key", given("source_key"))
@@ -104,8 +123,9 @@ def _range(given: Given, keys: Sequence[str], key: str) -> list[Any]:
     low, high = given.number("a_min"), given.number("a_max")
     if low == high:
         raise given.no("a_max", high)
-    ends = [given.number(name) for name in ("b_min", "b_max")]
     clip = given.flag("clip", False)
+    open_ended = given("b_min") is None and given("b_max") is None and not clip
+    ends = [0.0, 1.0] if open_ended else [given.number(name) for name in ("b_min", "b_max")]
     return [Range(low=low, high=high, to_low=ends[0], to_high=ends[1], clip=clip)]
 
 

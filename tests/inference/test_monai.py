@@ -96,6 +96,30 @@ BUNDLES: dict[str, tuple[dict[str, Any], int]] = {
         },
         1,
     ),
+    "other names, lists in lists, limits of one axis": (
+        {
+            "network": making.UNET | {"_target_": "monai.networks.nets.unet.Unet"},
+            "before": [
+                {
+                    "_target_": "Compose",
+                    "transforms": [
+                        {"_target_": "OrientationDict", "keys": "image", "axcodes": "RAS"},
+                        {
+                            "_target_": "monai.transforms.spatial.dictionary.SpacingD",
+                            "keys": "image",
+                            "pixdim": [1.5, 1.5, 2.0],
+                            "min_pixdim": 0.0,
+                            "max_pixdim": [2.0],
+                        },
+                    ],
+                },
+                {"_target_": "ScaleIntensityRanged", "keys": "image", "a_min": 0, "a_max": 90},
+                {"_target_": "CastToTyped", "keys": "image", "dtype": "$np.float32"},
+            ],
+            "after": [making.INVERT, making.ARGMAX | {"to_onehot": [None], "dim": 0}],
+        },
+        1,
+    ),
     "a window larger than the scan, padded": (
         {"inferer": making.INFERER | {"roi_size": [48, 48, 32], "cval": -1.0}},
         1,

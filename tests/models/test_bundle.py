@@ -19,6 +19,8 @@ pytest.importorskip("monai")
 
 from making import monai as making
 from medseg.errors import BadModel
+from medseg.inference import segment
+from medseg.io import read as read_scan
 from medseg.models import is_model, list_models, load_models
 from medseg.models.bundle import is_bundle, read_bundle
 from medseg.models.bundle_config import Config
@@ -256,10 +258,101 @@ def test_every_argument_is_known_by_name_or_refused(tmp_path):
                 ({"target_labels": [70000, 5]}, "target_labels"),
             )
         ),
+        ("preprocessing#transforms#3#pixdim", [1.5, None, 2], "pixdim"),
+        ("preprocessing#transforms#3#min_pixdim", ["2"], "min_pixdim"),
+        ("preprocessing#transforms#1#dtype", "$np.int16", "dtype"),
+        ("inferer#roi_size", [16, 16], "roi_size"),
+        ("inferer#roi_size", [16, 16, 16, 16], "roi_size"),
+        ("inferer#overlap", [0.5], "overlap"),
+        ("postprocessing#transforms#2#dim", 1, "dim"),
+        ("network_def#_target_", "monai.transforms.UNet", "monai.transforms.UNet"),
+        ("preprocessing", None, "has no preprocessing"),
+        ("preprocessing#transforms#0", "@preprocessing", "too often"),
+        ("evaluator", {"inferer": "@postprocessing"}, "inferer wants Compose"),
         ("postprocessing#transforms", [], "does not say how outputs become labels"),
         ("postprocessing#transforms", [making.ARGMAX], "bring labels back"),
     ):
         assert word in refused(write_config(tmp_path / "bundle", with_part(place, value))), place
+
+
+def test_the_parts_are_those_that_the_evaluator_and_the_dataset_refer_to(tmp_path):
+    plain = load_models([str(making.write_bundle(tmp_path / "plain"))])[0].spec
+    content = making.config()
+    for name in ("preprocessing", "inferer", "postprocessing"):
+        content[f"our_{name}"] = content.pop(name)
+    after = content["our_postprocessing"]["transforms"]
+    after[1] = making.INVERT | {"transform": "@our_preprocessing"}
+    content["inferer"] = {"_target_": "SimpleInferer"}  # of another use
+    content["evaluator"] = {
+        "_target_": "os.system",
+        "inferer": "@our_inferer",
+        "postprocessing": "@our_postprocessing",
+    }
+    content["dataset"] = {"_target_": "Dataset", "transform": "@our_preprocessing"}
+    folder = making.write_bundle(tmp_path / "bundle", content)
+    assert load_models([str(folder)])[0].spec == plain.model_copy(update={"name": "A made bundle"})
+    content["dataset"] = {"transform": content.pop("our_preprocessing")}
+    after[1] = making.INVERT | {"transform": "@dataset#transform"}
+    folder = making.write_bundle(tmp_path / "bundle", content)
+    assert load_models([str(folder)])[0].spec.recipe == plain.recipe
+
+
+def test_a_network_that_cannot_be_built_is_one_sentence_naming_the_config(tmp_path):
+    folder = making.write_bundle(tmp_path / "bundle")
+    text = refused(write_config(folder, with_part("network_def#norm", "none")))
+    assert "inference.json: network_def" in text
+    assert "Available options" in text
+    text = refused(write_config(folder, with_part("checkpointloader#load_path", "x" * 900)))
+    assert "leads out" in text
+
+
+def test_weights_lie_where_a_loader_that_is_not_disabled_says(tmp_path):
+    content = making.config()
+    loader = content.pop("checkpointloader")
+    content["checkpointloader"] = loader | {"load_path": "elsewhere.pt", "_disabled_": True}
+    content["handlers"] = [
+        {"_target_": "StatsHandler"},
+        loader | {"_disabled_": EVIL, "load_dict": {"average": "@network", "optimizer": "@x"}},
+    ]
+    folder = making.write_bundle(tmp_path / "bundle", content)
+    file = folder / "models" / "model.pt"
+    state = torch.load(file, weights_only=True)["model"]
+    other = {key: value + 1 if value.is_floating_point() else value for key, value in state.items()}
+    torch.save({"model": other, "average": state}, file)
+    model = load_models([str(folder)])[0]
+    for key, value in model.weights.items():
+        torch.testing.assert_close(value, state[key.removeprefix("network.")])
+
+
+def test_what_0_outside_of_a_crop_would_mark_is_said(tmp_path):
+    crop = {"_target_": "CropForegroundd", "keys": "image", "source_key": "image"}
+    for after, noted in (
+        ([making.INVERT, making.SIGMOID, making.THRESHOLD], True),
+        ([making.SIGMOID, making.INVERT, making.THRESHOLD], False),
+        ([making.INVERT, making.SIGMOID, making.THRESHOLD | {"threshold": 0.6}], False),
+    ):
+        for before, cropped in (([crop, *making.BEFORE], True), (making.BEFORE, False)):
+            content = making.config(before=before, after=after)
+            folder = making.write_bundle(tmp_path / "bundle", content)
+            notes = load_models([str(folder)])[0].spec.card["notes"]
+            assert bool(notes) == (noted and cropped)
+
+
+def test_a_network_whose_outputs_are_no_map_of_its_window_is_refused(tmp_path):
+    scan = making.write_scan(tmp_path / "scan.nii.gz", (14, 14, 12))
+    coarse = {
+        "_target_": "DynUNet", "spatial_dims": 3, "in_channels": 1, "out_channels": 3,
+        "kernel_size": [3, 3, 3], "strides": [2, 2, 2], "upsample_kernel_size": [2, 2],
+        "filters": [8, 8, 8],
+    }  # fmt: skip
+    for parts, word in (
+        ({"network": coarse}, "outputs of 8 x 8 x 8 voxels of a window of 16 x 16 x 16"),
+        ({"inferer": making.INFERER | {"roi_size": [15, 16, 16]}}, "outputs of 16 x 16 x 16"),
+        ({"network": making.UNET | {"strides": [0]}}, "cannot take its patch"),
+    ):
+        folder = making.write_bundle(tmp_path / "bundle", making.config(**parts))
+        with pytest.raises(BadModel, match=word):
+            segment(read_scan(scan), load_models([str(folder)]))
 
 
 def test_the_zoo_s_bundles_with_code_of_their_own_are_refused_by_name(tmp_path):

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from medseg.errors import BadModel
 from medseg.inference.backends.kept import known_of
 from medseg.inference.backends.predictor import Body
-from medseg.models import Checkpoint
+from medseg.models import Checkpoint, ModelSpec, StepRecipe
 
 
 def _convolved(
@@ -111,10 +111,27 @@ def _measure(checkpoint: Checkpoint, batch: int, deferred: bool) -> int:
         patches = torch.empty(batch, spec.inputs, *spec.patch)
         try:
             with _Living() as living:
-                (Body(network) if deferred else network)(patches)
-        except (RuntimeError, ValueError) as error:  # torch's own, of shapes that do not fit
+                outputs = (Body(network) if deferred else network)(patches)
+        except (RuntimeError, ValueError, ArithmeticError) as error:  # shapes that do not fit
             size = " x ".join(map(str, spec.patch))
+            reason = " ".join(str(error).split())
             raise BadModel(
-                f"the model {spec.name} cannot take its patch of {size}: {error}"
+                f"the model {spec.name} cannot take its patch of {size}: {reason}"
             ) from None
+    if isinstance(spec.recipe, StepRecipe) and not deferred:
+        _check_size(spec, spec.recipe, outputs.shape[2:])
     return living.peak
+
+
+def _check_size(spec: ModelSpec, recipe: StepRecipe, shape: Sequence[int]) -> None:
+    """Raise `BadModel` for a network whose outputs are no map of its window, voxel by voxel.
+
+    Of the whole image a voxel more, which a network adds to an odd number of them, is cut off.
+    """
+    for whole, side, length in zip(recipe.whole, spec.patch, shape):
+        if length < side or (length > side and not whole):
+            window, size = (" x ".join(map(str, one)) for one in (spec.patch, shape))
+            raise BadModel(
+                f"the model {spec.name} makes outputs of {size} voxels of a window of {window}, and"
+                " medseg runs those that make as many as they see"
+            )
