@@ -49,8 +49,11 @@ from medseg.models.spec import ModelSpec
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-#: Datasets of TotalSegmentator, whose program turns scans to RAS before anything else.
-_TURNED_SETS = re.compile(r"totalseg", re.IGNORECASE)
+#: Datasets of TotalSegmentator, whose program turns scans to RAS before anything else. Most of its
+#: tasks are named by a structure and how many subjects they saw: Dataset258_lung_vessels_248subj.
+_TURNED_SETS = re.compile(r"totalseg|^Dataset\d+_\w+_\d+subj(_|\b)", re.IGNORECASE | re.MULTILINE)
+#: The folder in which its program keeps its models.
+_TURNED_HOME = ".totalsegmentator"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +148,12 @@ def _recipe(
     folder: Path, plans: Plans, planned: Configuration, outputs: Outputs, found: Found | None
 ) -> Recipe:
     axes = [2 - axis for axis in plans.transpose]  # nnU-Net counts k, j, i
-    names = f"{folder.parent.name} {plans.content.get('dataset_name')}"
-    turned = plans.reader.endswith("WithReorient") or bool(_TURNED_SETS.search(names))
+    names = f"{folder.parent.name}\n{plans.content.get('dataset_name')}"
+    turned = (
+        plans.reader.endswith("WithReorient")
+        or bool(_TURNED_SETS.search(names))
+        or _TURNED_HOME in folder.resolve().parts
+    )
     logits = planned.logits
     if logits.order > 1 or logits.order_across > 1:
         raise BadModel(

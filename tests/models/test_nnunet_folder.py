@@ -12,6 +12,7 @@ import pytest
 from making import nnunet as making
 from medseg.errors import BadConfig, BadModel
 from medseg.models.loading import list_models
+from medseg.models.nnunet import read_foreign
 from medseg.models.nnunet_folder import (
     find_model,
     fold_files,
@@ -281,3 +282,26 @@ def test_the_advice_of_the_same_folds_is_taken_or_that_of_the_most(tmp_path):
         file = postprocessing_file(tmp_path, folds)
         assert file is not None and file.parent.name == f"crossval_results_{name}"
     assert postprocessing_file(tmp_path / "crossval_results_folds_0") is None
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "orientation"),
+    [
+        ("Dataset291_TotalSegmentator_part1_organs_1559subj", "", "RAS"),
+        ("Dataset258_lung_vessels_248subj", "", "RAS"),
+        ("model", "Dataset299_body_1559subj", "RAS"),
+        (
+            ".totalsegmentator/nnunet/results/Dataset8_HepaticVessel",
+            "Dataset8_HepaticVessel",
+            "RAS",
+        ),
+        ("Dataset900_Made", "Dataset900_Made", "auto"),
+        ("Dataset900_subject_12", "Dataset900_12subjects_made", "auto"),
+    ],
+)
+def test_every_task_of_totalsegmentator_sees_scans_turned_to_ras(
+    tmp_path, folder, name, orientation
+):
+    plan = making.plans() | {"dataset_name": name}
+    model = making.write_model(tmp_path / folder / NAME, plan=plan)
+    assert read_foreign(model).recipe.orientation == orientation
