@@ -84,6 +84,10 @@ class LabelTable:
     labels: tuple[Label, ...]
 
     def __post_init__(self) -> None:
+        if not all(isinstance(label, Label) for label in self.labels):
+            raise BadConfig(
+                "a label table is made of labels: LabelTable((Label(1, 'liver', ...),))"
+            )
         values = [label.value for label in self.labels]
         for label in self.labels:
             if not 1 <= label.value <= MAX_VALUE:
@@ -218,6 +222,24 @@ class LabelTable:
             raise BadOutput(f"{path}: a label table ends in .csv, .ctbl, .txt, .label or .tsv")
         with atomic_write(path) as file:
             file.write(form(self.labels).encode())
+
+
+def structure_value(text: str, table: LabelTable | None, option: str) -> int:
+    """The label value of a structure by its name in a table, or by its number, which needs none.
+    Raises `BadConfig`.
+    """
+    try:
+        return whole_number(text.strip())
+    except ValueError:
+        if table is None:
+            raise BadConfig(
+                f"{option} {harmless(text)}: no label table says what it is; give its number, or a"
+                " labels.csv beside the labels"
+            ) from None
+    try:
+        return table.value_of(text)
+    except BadConfig as error:
+        raise BadConfig(f"{option}: {error}") from None
 
 
 def is_lateral(name: str) -> bool:

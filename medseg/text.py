@@ -13,13 +13,15 @@ like a formula.
 from __future__ import annotations
 
 import json
+import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from medseg.errors import BadFile, MedsegError
+from medseg.errors import BadConfig, BadFile, MedsegError
 from medseg.stream import read_bytes
 
 #: Deepest nesting; models, plans and lists of cases need about ten.
@@ -327,6 +329,50 @@ def seconds_of(text: str) -> float:
     if not whole or total <= 0:
         raise ValueError(f"'{text:.40}' is not a time such as 30m, 8h or 1h30m")
     return total
+
+
+# What programs give ------------------------------------------------------------------------------
+
+
+def as_whole(value: Any, name: str, *, least: int = 0, most: int | None = None) -> int:
+    """A whole number that a program gives, also one of numpy. Raises `BadConfig`, which says what
+    is called `name`.
+    """
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    is_whole = is_number and math.isfinite(value) and int(value) == value
+    if not is_whole or value < least or (most is not None and value > most):
+        end = "on" if most is None else f"to {most}"
+        raise BadConfig(f"{name} is a whole number from {least} {end}, and {_given(value)}")
+    return int(value)
+
+
+def as_number(value: Any, name: str, *, least: float = 0.0, most: float = math.inf) -> float:
+    """A finite number that a program gives, also one of numpy. Raises `BadConfig`."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not least <= value <= most or math.isinf(value):
+        end = "on" if math.isinf(most) else f"to {most:g}"
+        raise BadConfig(f"{name} is a number from {least:g} {end}, and {_given(value)}")
+    number: float = value.item() if hasattr(value, "item") else value
+    return number
+
+
+def _given(value: object) -> str:
+    return f"{harmless(f'{value!r:.40}')} was given"
+
+
+def as_names(value: object, name: str, *, allowed: Collection[str] = ()) -> tuple[str, ...]:
+    """The texts of a list that a program gives, each one of `allowed` where there are such. Raises
+    `BadConfig`, for a text alone above all: its letters are no names.
+    """
+    if isinstance(value, str):
+        raise BadConfig(f"{name} is a list of texts; give [{harmless(f'{value!r:.40}')}] for one")
+    is_list = isinstance(value, Iterable) and not isinstance(value, bytes | Mapping)
+    names = tuple(value) if is_list else (None,)  # type: ignore[arg-type]
+    for one in names:
+        if not isinstance(one, str) or (allowed and one not in allowed):
+            words = f", of {', '.join(allowed)}" if allowed else ""
+            raise BadConfig(f"{name} is a list of texts{words}, and {_given(value)}")
+    return names  # type: ignore[return-value]
 
 
 def reason_of(error: BaseException) -> str:

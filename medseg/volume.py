@@ -72,6 +72,11 @@ class Volume:
     header_spacing_mm: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
+        if not hasattr(self.data, "ndim"):
+            raise BadGeometry(
+                "the voxels of a volume are an array, and this is of type"
+                f" {type(self.data).__name__}"
+            )
         if self.data.ndim != 3:
             raise BadGeometry(f"a volume has 3 dimensions, not {self.data.ndim}")
         object.__setattr__(self, "affine", check_affine(self.affine))

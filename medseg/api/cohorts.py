@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -13,6 +14,7 @@ from medseg.errors import BadConfig
 from medseg.inference import Extras, Settings, channel_names, check_also, identity_of, label_table
 from medseg.io import as_path, is_path, what_is
 from medseg.logs import Progress, silent
+from medseg.text import as_names, as_number, as_whole
 
 if TYPE_CHECKING:
     from medseg.cohort import Cohort, Result, Wanted
@@ -53,15 +55,28 @@ def batch(
     every_series: each volume of DICOM. extras: what is written beside the labels. Raises
     `BadFile`, `BadConfig`, `BadModel`, `BadOutput`, `Interrupted`.
     """
-    from medseg.cohort import Choice, Limits, Request, Wanted, run_part
+    from medseg.cohort import RETRIES, Choice, Limits, Request, Wanted, run_part
 
     plain, extras = settings_of(settings, changes), extras or Extras()
+    if not isinstance(extras, Extras):
+        raise BadConfig(f"extras are a medseg.inference.Extras, and this is {what_is(extras)}")
+    if filters is not None and not isinstance(filters, Mapping):
+        raise BadConfig(f"filters are a mapping of names to values, and this is {what_is(filters)}")
+    choice = Choice(
+        part=part_of(part), retry=as_names(retry, "retry", allowed=RETRIES), keep_others=keep_others
+    )
+    limits = Limits(
+        workers=as_whole(workers, "workers", most=1024),
+        memory_bytes=_bytes(total_memory_bytes, "total_memory_bytes"),
+        case_time_s=as_number(case_time_s, "case_time_s"),
+        case_memory_bytes=_bytes(case_memory_bytes, "case_memory_bytes"), **_most(max_failed),
+    )  # fmt: skip
     names = _names(model)
     loaded = model_of(list(names))
     asked = named_values(plain, changes, loaded)
     check_also(loaded, extras.also)
     wanted = Wanted(
-        channels=tuple(channel_names(loaded)), suffixes=tuple(suffixes),
+        channels=tuple(channel_names(loaded)), suffixes=as_names(suffixes, "suffixes"),
         filters=dict(filters or {}), every_series=every_series,
     )  # fmt: skip
     cases, form = _cases(cohort, wanted, layout)
@@ -69,11 +84,6 @@ def batch(
         models=names, model=identity_of(loaded), settings=asked, extras=extras, layout=form,
         pictures=pictures, verify=verify, several=len(suffixes) > 1,
     )  # fmt: skip
-    limits = Limits(
-        workers=workers, memory_bytes=total_memory_bytes, case_time_s=case_time_s,
-        case_memory_bytes=case_memory_bytes, **_most(max_failed),
-    )  # fmt: skip
-    choice = Choice(part=part, retry=tuple(retry), keep_others=keep_others)
     return run_part(
         cases, _place(output), request=request, choice=choice, limits=limits,
         table=label_table(loaded), progress=progress, on=on,
@@ -113,9 +123,23 @@ def _cases(cohort: str | os.PathLike[str], wanted: Wanted, layout: str) -> tuple
     return cases, "bids" if layout != "cases" and cases.kind == "bids" else "cases"
 
 
+def part_of(part: object) -> tuple[int, int]:
+    """Part i of n, 0 <= i < n. Raises `BadConfig` for what is none."""
+    if not isinstance(part, tuple | list) or len(part) != 2:
+        raise BadConfig(f"a part is two numbers, (i, n) from 0 on, and this is {what_is(part)}")
+    number, count = (as_whole(one, "each number of a part") for one in part)
+    if number >= count:
+        raise BadConfig(f"part {number} of {count}: parts are numbered from 0")
+    return number, count
+
+
+def _bytes(value: object, name: str) -> int | None:
+    return None if value is None else int(as_number(value, name, least=1))
+
+
 def _most(max_failed: int | Fraction | None) -> dict[str, Any]:
     if max_failed is None:
         return {}
-    if isinstance(max_failed, int):
-        return {"max_failed": max_failed}
-    return {"max_failed_share": float(max_failed)}
+    if isinstance(max_failed, Integral):
+        return {"max_failed": as_whole(max_failed, "max_failed")}
+    return {"max_failed_share": as_number(max_failed, "max_failed as a share", most=1)}

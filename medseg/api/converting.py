@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from medseg import io
+from medseg.api.scoring import table_of
 from medseg.errors import BadConfig
+from medseg.evaluation import chosen_labels, table_in
 from medseg.inference import Segmentation
-from medseg.labels import LabelTable
+from medseg.labels import LabelTable, is_label_table
 from medseg.models import is_model, load_models, write_models
+from medseg.text import as_names
 
 
 def convert(
@@ -19,7 +22,7 @@ def convert(
     *,
     labels: LabelTable | str | os.PathLike[str] | None = None,
     source: str | os.PathLike[str] | None = None,
-    segment: Sequence[str] = (),
+    segment: Sequence[str | int] = (),
     volume_index: int | None = None,
     assume_geometry: str | None = None,
     series: str | int | None = None,
@@ -30,33 +33,43 @@ def convert(
     """Write a scan or a label map in another format, as `medseg convert` does, and return the file;
     voxels and geometry stay as they are.
 
-    scan: a path, or any other form of a scan. target: its suffix decides the format; of a model of
-    nnU-Net or MONAI a folder. labels: names and colours for `.seg.nrrd` and `.dcm`. source: the
+    scan: a path, or any other form of a scan; a label table, or what has one, where the target is
+    called as tables are. target: its suffix decides the format; of a model of nnU-Net or MONAI a
+    folder. labels: names and colours for `.seg.nrrd` and `.dcm`. source: the
     DICOM images that DICOM labels are about. segment: only these structures, laid on top of each
     other in order. The others are as of `medseg.read`. Raises `BadFile`, `BadConfig`, `BadOutput`.
     """
     place = io.as_path(target, "target")
     about = None if source is None else io.as_path(source, "source")
-    table = labels if isinstance(labels, LabelTable) else None
-    if labels is not None and table is None:
-        table = LabelTable.read(io.as_path(labels, "labels"))
+    table = table_of(labels)
+    is_list = isinstance(segment, list | tuple)
+    names = as_names([str(one) for one in segment] if is_list else segment, "segment")
+    if options is not None and not isinstance(options, io.DicomOptions):
+        raise BadConfig(f"options are a medseg.io.DicomOptions, and this is {io.what_is(options)}")
     if not io.is_path(scan):
         if isinstance(scan, Segmentation):
             table, scan = table or scan.table, scan.labels
-        if segment or volume_index is not None or assume_geometry or series or repair or suv:
+        if names or volume_index is not None or assume_geometry or series or repair or suv:
             raise BadConfig("segment, volume_index, series and the like are about files")
         io.write(io.as_volume(scan), place, table=table, source=about, options=options)
         return place
-    path = Path(scan)
+    path = io.as_path(scan, "what is converted")
     if is_model(path):
         write_models(load_models([str(path)]), place)
+        return place
+    if is_label_table(place):
+        (table or table_in(path)).write(place)
+        return place
+    if names and io.embedded_table(path) is None and not io.label_kind(path):
+        chosen, table = chosen_labels(path, names, table, volume_index=volume_index)
+        io.write(chosen, place, table=table)
         return place
     io.convert_file(
         path,
         place,
         table=table,
         source=about,
-        segments=list(segment) or None,
+        segments=list(names) or None,
         volume_index=volume_index,
         assume_geometry=assume_geometry,
         series=series,

@@ -6,13 +6,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from medseg.api.scoring import label_map
+from medseg.api.scoring import label_map, table_of
 from medseg.errors import BadConfig
 from medseg.evaluation import find_table
 from medseg.inference import Segmentation, export as write_onnx, write_torchscript
 from medseg.io import ScanLike, as_path, is_path
 from medseg.labels import LabelTable
 from medseg.models import load_checkpoint, load_single
+from medseg.text import as_whole
 from medseg.view import export_surfaces
 
 _OF_MODELS = (".onnx", ".ts")
@@ -22,7 +23,7 @@ def export(
     source: ScanLike | Segmentation,
     output: str | os.PathLike[str],
     *,
-    structures: Sequence[str] | None = None,
+    structures: Sequence[str | int] | None = None,
     table: LabelTable | str | os.PathLike[str] | None = None,
     max_triangles: int | None = None,
 ) -> list[Path]:
@@ -43,13 +44,14 @@ def export(
         return _network(source, place)
     if isinstance(structures, str):
         raise BadConfig("structures are a list of names; give ['liver'] for one")
-    if max_triangles is not None and max_triangles < 4:
-        raise BadConfig(f"max_triangles is {max_triangles}; a closed surface has 4 or more")
+    if max_triangles is not None:  # a closed surface has 4 or more
+        max_triangles = as_whole(max_triangles, "max_triangles", least=4)
+    names = None if structures is None else [str(one) for one in structures]
     files, _ = export_surfaces(
         label_map(source),
         [place],
         table=_table(table, source),
-        structures=structures,
+        structures=names,
         max_triangles=max_triangles,
     )
     return files
@@ -67,10 +69,8 @@ def _network(source: object, path: Path) -> list[Path]:
 
 
 def _table(table: LabelTable | str | os.PathLike[str] | None, source: object) -> LabelTable | None:
-    if isinstance(table, LabelTable):
-        return table
     if table is not None:
-        return LabelTable.read(as_path(table, "table"))
+        return table_of(table)
     if isinstance(source, Segmentation):
         return source.table
     return find_table(None, Path(source), Path(source)) if is_path(source) else None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from medseg.errors import BadConfig
 from medseg.evaluation import (
@@ -20,9 +20,10 @@ from medseg.evaluation import (
 from medseg.files import private_folder
 from medseg.inference import Segmentation
 from medseg.io import ScanLike, as_labels, as_path, embedded_table, is_path, what_is, write
-from medseg.labels import LabelTable
+from medseg.labels import MAX_VALUE, LabelTable, structure_value
 from medseg.logs import Progress, silent
 from medseg.postprocess import clean as clean_labels, steps_of
+from medseg.text import as_whole
 from medseg.volume import Volume
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def evaluate(
     prediction: ScanLike | Segmentation,
     output: str | Path | None = None,
     *,
-    labels: str | Mapping[str, Sequence[int]] | None = None,
+    labels: str | Mapping[str, int | Sequence[int]] | None = None,
     table: LabelTable | str | Path | None = None,
     volume_index: int | None = None,
     scans: str | Path | None = None,
@@ -71,7 +72,7 @@ def evaluate(
         raise TypeError(f"there is no option '{unknown[0]}'; there are {', '.join(sorted(known))}")
     with ExitStack() as ending:
         if is_path(reference) and is_path(prediction):
-            files = Path(reference), Path(prediction)
+            files = as_path(reference, "the reference"), as_path(prediction, "the prediction")
         else:
             table = table or _table_of(reference) or _table_of(prediction)
             folder = ending.enter_context(private_folder())
@@ -79,24 +80,33 @@ def evaluate(
                 _file_of(reference, folder / "reference.nrrd"),
                 _file_of(prediction, folder / "prediction.nrrd"),
             )
-        names = find_table(Path(table), *files) if isinstance(table, str | Path) else table
-        names = names or find_table(None, *files)
+        names = table_of(table) or find_table(None, *files)
         asked = replace(EvaluationOptions(), **options)
         if labels is not None:
             asked = replace(asked, structures=_structures(labels, names))
         return evaluate_files(
-            *files, output, asked, names, progress, volume_index=volume_index, scans=scans
-        )
+            *files, None if output is None else as_path(output, "output"), asked, names, progress,
+            volume_index=volume_index, scans=None if scans is None else as_path(scans, "scans"),
+        )  # fmt: skip
 
 
 def _structures(
-    labels: str | Mapping[str, Sequence[int]], table: LabelTable | None
-) -> Mapping[str, tuple[int, ...]]:
+    labels: str | Mapping[str, int | Sequence[int]], table: LabelTable | None
+) -> dict[str, Any]:
     if isinstance(labels, str):
-        return parse_structures(labels, table)
-    if isinstance(labels, Mapping):
-        return {name: tuple(values) for name, values in labels.items()}
+        return dict(parse_structures(labels, table))
+    if isinstance(labels, Mapping) and labels:
+        return dict(labels)
     raise BadConfig(f"labels are a text such as '1,2' or a mapping, and this is {what_is(labels)}")
+
+
+def table_of(table: object) -> LabelTable | None:
+    """A label table or its file; None where none is given. Raises `BadConfig` for anything else."""
+    if table is None or isinstance(table, LabelTable):
+        return table
+    if not is_path(table):
+        raise BadConfig(f"a table is a medseg.LabelTable or its file, and this is {what_is(table)}")
+    return LabelTable.read(as_path(table, "a table"))
 
 
 def _table_of(labels: object) -> LabelTable | None:
@@ -106,7 +116,7 @@ def _table_of(labels: object) -> LabelTable | None:
 def _file_of(labels: ScanLike | Segmentation, path: Path) -> Path:
     """The file of a label map, which is written to `path` where it has none."""
     if is_path(labels):
-        return Path(labels)
+        return as_path(labels, "a label map")
     write(label_map(labels), path)
     return path
 
@@ -140,7 +150,7 @@ def clean(
     labels: ScanLike | Segmentation,
     output: str | Path | None = None,
     *,
-    only: Sequence[int] = (),
+    only: Iterable[int | str] = (),
     keep_largest: bool = False,
     keep: int | None = None,
     min_mm3: float | None = None,
@@ -151,11 +161,16 @@ def clean(
     """Clean up a label map, as `medseg clean` does: keep the largest parts, drop small ones, fill
     holes, in this order. Returns it, and writes it where `output` says.
 
-    only: the values of the labels that this is about, all by default. keep: so many parts of each.
-    overwrite: fill holes over other labels, too. connectivity: what touches is one part. Raises
-    `BadConfig` where nothing is to be done.
+    only: the labels that this is about by value or name, all by default. keep: so many parts of
+    each. overwrite: fill holes over other labels, too. connectivity: what touches is one part.
+    Raises `BadConfig` where nothing is to be done.
     """
-    chosen = {"labels": list(only)} if only else {}
+    for name, one in (("keep_largest", keep_largest), ("fill_holes", fill_holes)):
+        if one not in (True, False):
+            raise BadConfig(f"{name} is True or False, and this is {what_is(one)}")
+    table = embedded_table(Path(labels)) if is_path(labels) else _table_of(labels)
+    values = _values_of(only, labels, table)
+    chosen = {"labels": values} if values else {}
     steps = steps_of(
         count=keep or int(keep_largest),
         min_mm3=min_mm3,
@@ -167,6 +182,22 @@ def clean(
         raise BadConfig("say what to do: keep_largest, keep, min_mm3 or fill_holes")
     cleaned = clean_labels(label_map(labels), [step | chosen for step in steps])
     if output is not None:
-        table = embedded_table(Path(labels)) if is_path(labels) else _table_of(labels)
-        write(cleaned, output, table=table)
+        write(cleaned, as_path(output, "output"), table=table)
     return cleaned
+
+
+def _values_of(
+    only: Iterable[int | str], labels: ScanLike | Segmentation, table: LabelTable | None
+) -> list[int]:
+    """Label values by values or names. Raises `BadConfig`."""
+    if isinstance(only, str) or not isinstance(only, Iterable):
+        raise BadConfig(f"only is a list of names or values, and this is {what_is(only)}")
+    names = list(only)
+    if table is None and is_path(labels):
+        table = find_table(None, Path(labels), Path(labels))
+    return [
+        structure_value(one, table, "only")
+        if isinstance(one, str)
+        else as_whole(one, "each of only", least=1, most=MAX_VALUE)
+        for one in names
+    ]

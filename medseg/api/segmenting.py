@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -35,6 +35,7 @@ from medseg.inference import (
 )
 from medseg.io import (
     ScanLike,
+    as_path,
     as_volume,
     as_volumes,
     is_one_scan,
@@ -69,11 +70,11 @@ class Changes(TypedDict, total=False):
     batch: int
     tta: bool | None
     max_memory_bytes: int | None
-    probabilities: Sequence[int | str]
+    probabilities: Iterable[int | str]
     uncertainty: bool
     exact: bool
     orientation: str
-    roi: Sequence[int | str]
+    roi: Iterable[int | str]
     postprocess: bool
 
 
@@ -184,6 +185,8 @@ def load(
     if isinstance(model, Segmenter):
         asked = settings_of(settings or model.settings, changes)
         return Segmenter(model.model, named_values(asked, changes, model.model))
+    if isinstance(folds, str | int):
+        raise BadConfig(f"folds are a list such as [0, 1] or ['all'], and this is {what_is(folds)}")
     if checkpoint not in ("final", "best", "latest"):
         raise BadConfig(f"there is no checkpoint '{checkpoint}'; use final, best or latest")
     loaded = model_of(
@@ -206,7 +209,7 @@ def model_of(
         return model.model
     several: list[Any] = list(model) if isinstance(model, list | tuple) else [model]
     if several and all(is_path(one) for one in several):
-        names = [os.fspath(one) for one in several]
+        names = [os.fsdecode(one) for one in several]
         return load_model(*names, folds=folds, checkpoint=checkpoint)
     is_loaded = several and all(hasattr(one, "spec") for one in several)
     if is_loaded or hasattr(model, "models"):
@@ -243,9 +246,9 @@ def named_values(settings: Settings, changes: Changes, model: Model) -> Settings
     given: dict[str, Any] = {key: one for key, one in changes.items() if key in _BY_NAME}
     values: dict[str, Any] = {}
     for key, names in given.items():
-        if isinstance(names, str) or not isinstance(names, Sequence):
+        if isinstance(names, str | bytes | Mapping) or not isinstance(names, Iterable):
             raise BadConfig(f"{key} is a list of names or values, and this is {what_is(names)}")
-        values[key] = _values_of(names, model, key)
+        values[key] = _values_of(list(names), model, key)
     if settings.roi and "roi" not in values:
         _values_of(settings.roi, model, "roi")
     return replace(settings, **values)
@@ -253,8 +256,9 @@ def named_values(settings: Settings, changes: Changes, model: Model) -> Settings
 
 def _values_of(names: Sequence[int | str], model: Model, setting: str) -> tuple[int, ...]:
     """The values of labels by names or values, which the model has. Raises `BadConfig`."""
+    texts = [str(one.item() if hasattr(one, "item") else one) for one in names]
     try:
-        return labels_named(model, [str(one) for one in names])
+        return labels_named(model, texts)
     except BadConfig as error:
         raise BadConfig(str(error).replace("--roi", setting)) from None
 
@@ -269,7 +273,9 @@ def _segment(
     progress: Progress,
     announce: Callable[[Plan], None],
 ) -> Segmentation:
-    is_about_labels = settings.roi or settings.probabilities or any(map(changes.get, _BY_NAME))
+    is_about_labels = (
+        settings.roi or settings.probabilities or any(_says(changes.get(key)) for key in _BY_NAME)
+    )
     if model == AUTO and is_about_labels:  # as `medseg infer` understands it
         model = load_model("brain")
     try:
@@ -281,20 +287,39 @@ def _segment(
         asked = named_values(settings, changes, model)
         return segment_scan(
             volumes, model, asked, messages=_messages(caught, scan),
-            source=source, force=force, progress=progress, announce=announce,
+            source=source, inputs=_files_of(scan), force=force, progress=progress,
+            announce=announce,
         )  # fmt: skip
     except (BadConfig, BadFile) as error:
         raise in_python(error) from None
 
 
+def _says(names: object) -> bool:
+    """Whether something that may be an array names a structure."""
+    return names is not None and not (isinstance(names, Sized) and len(names) == 0)
+
+
 def _messages(caught: Sequence[warnings.WarningMessage], scan: object) -> list[str]:
     """What was said about the data while it was read, without the names of its files."""
     texts = [str(one.message) for one in caught if issubclass(one.category, DataWarning)]
-    files = [Path(os.fspath(one)) for one in (scan if isinstance(scan, list | tuple) else [scan])
-             if is_path(one)]  # fmt: skip
+    files = [Path(os.fsdecode(one)) for one in _several(scan) if is_path(one)]
     if not files:
         return texts
     return without_names(texts, Job(scan=files[0], labels=files[0], channels=tuple(files[1:])))
+
+
+def _several(scan: object) -> Sequence[object]:
+    return scan if isinstance(scan, list | tuple) else [scan]
+
+
+def _files_of(scan: object) -> list[Path]:
+    """The files that a scan came from; an image of nibabel knows its own."""
+    files = [one for one in _several(scan) if is_path(one)]
+    for one in _several(scan):
+        name_of = getattr(one, "get_filename", None)
+        if callable(name_of) and is_path(name := name_of()):
+            files.append(name)
+    return [Path(os.fsdecode(one)) for one in files]
 
 
 def _read(scan: object, model: Model) -> tuple[list[Volume], Path | None]:
@@ -303,8 +328,8 @@ def _read(scan: object, model: Model) -> tuple[list[Volume], Path | None]:
     """
     names = channel_names(model)
     if is_path(scan):
-        path = Path(os.fspath(scan))
-        if isinstance(scan, str) and not path.exists():
+        path = Path(os.fsdecode(scan))
+        if isinstance(scan, str) and not (scan and _is_there(path)):
             raise BadFile(_no_file(scan))
         if count := _scans_in(path):
             raise BadFile(
@@ -318,10 +343,18 @@ def _read(scan: object, model: Model) -> tuple[list[Volume], Path | None]:
         return volumes, None
     _check_count(len(scan), what_is(scan), model)
     if all(is_path(one) for one in scan):
-        first, *rest = (Path(os.fspath(one)) for one in scan)
+        first, *rest = (as_path(one, "each channel") for one in scan)
         job = Job(scan=first, labels=first, channels=tuple(rest))
         return read_scans(job, names, Extras()), first
     return [as_volume(one) for one in scan], None
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a path names something; one with too long a name does not."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _scans_in(path: Path) -> int:

@@ -8,9 +8,11 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from medseg.api.cohorts import part_of
 from medseg.errors import BadConfig
-from medseg.io import as_path
+from medseg.io import as_path, what_is
 from medseg.logs import Progress, silent
+from medseg.text import as_names, as_number, as_whole
 
 if TYPE_CHECKING:
     from medseg.dataset import Check
@@ -66,8 +68,7 @@ def prepare(
 
     if format not in ("npy", "zarr"):
         raise BadConfig(f"there is no format '{format}'; it is npy or zarr")
-    if not 0 <= part[0] < part[1]:
-        raise BadConfig(f"part {part[0]} of {part[1]}: parts are numbered from 0")
+    part, workers = part_of(part), as_whole(workers, "workers", most=1024)
     request = Request(
         data=as_path(data, "data"), config=None if config is None else as_path(config, "config"),
         overrides=dict(changes or {}), finetune=None if finetune is None else os.fspath(finetune),
@@ -112,6 +113,14 @@ def train(
     """
     began = monotonic()  # before torch is loaded, which counts into the time
     place, run = as_path(data, "data"), None if output is None else as_path(output, "output")
+    if changes is not None and not isinstance(changes, Mapping):
+        raise BadConfig(f"changes are a mapping of names to values, and this is {what_is(changes)}")
+    if finetune is not None:
+        finetune = os.fspath(as_path(finetune, "finetune"))
+    time_s = None if time_s is None else as_number(time_s, "time_s")
+    track = as_names(track, "track")
+    if max_memory_bytes is not None:
+        max_memory_bytes = int(as_number(max_memory_bytes, "max_memory_bytes", least=1))
     settings = dict(changes or {})
     settings |= {"train.seed": seed} if seed is not None else {}
     settings |= {"train.deterministic": True} if deterministic else {}
@@ -129,8 +138,8 @@ def train(
     request = Request(
         data=place, run=run, overrides=settings, architecture=model, time_s=time_s, folds=folds,
         config=None if config is None else as_path(config, "config"), fold=fold, began=began,
-        finetune=None if finetune is None else os.fspath(finetune), memory_bytes=max_memory_bytes,
-        every_fold=folds is not None and fold is None, track=tuple(track), resume=resume,
+        finetune=finetune, memory_bytes=max_memory_bytes,
+        every_fold=folds is not None and fold is None, track=track, resume=resume,
         anyway=anyway, prepared=None if prepared is None else as_path(prepared, "prepared"),
     )  # fmt: skip
     outcome = train_folds(request, events)

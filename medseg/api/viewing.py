@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from medseg.api.scoring import label_map
+from medseg.api.scoring import label_map, table_of
 from medseg.errors import BadConfig, BadOutput
 from medseg.evaluation import find_table
 from medseg.inference import Segmentation
@@ -55,14 +55,11 @@ def view(
 
 
 def _table(table: LabelTable | str | os.PathLike[str] | None, labels: object) -> LabelTable | None:
-    if isinstance(table, LabelTable):
-        return table
-    if isinstance(labels, Segmentation) and table is None:
+    if table is not None:
+        return table_of(table)
+    if isinstance(labels, Segmentation):
         return labels.table
-    beside = Path(labels) if is_path(labels) else Path()
-    if table is None and not is_path(labels):
-        return None
-    return find_table(None if table is None else Path(table), beside, beside)
+    return find_table(None, Path(labels), Path(labels)) if is_path(labels) else None
 
 
 def _write(

@@ -33,7 +33,7 @@ class Command(_Helped, TyperCommand):
         """Parse as usual, then look once more at what stands behind the options that gave a
         number.
         """
-        from medseg.cli.words import check_options, options_in
+        from medseg.cli.words import check_not_empty, check_options, options_in
 
         words = list(args)
         if {"--help", "-h"} & set(options_in(self.get_params(ctx), words)):
@@ -41,6 +41,8 @@ class Command(_Helped, TyperCommand):
             typer.echo(self.get_help(ctx))
             raise typer.Exit
         check_options(self, ctx, words)
+        if not self.hidden:  # `complete` is told what is typed, which may be nothing yet
+            check_not_empty(self, ctx, words)
         rest = super().parse_args(ctx, args)
         for option in self.params:
             if getattr(option, "count", False):  # nothing stands behind it

@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli.options import Dicom, Json, Reading, Series, check_choices, structure_value
+from medseg.cli.options import Dicom, Json, Reading, Series, check_choices
 from medseg.cli.show import print_table, show_warning
-from medseg.errors import BadConfig, BadFile, DataWarning
+from medseg.errors import BadFile, DataWarning
 from medseg.text import harmless
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from medseg.io.dicom import Listed
-    from medseg.labels import LabelTable
 
 
 def convert(
@@ -74,6 +73,7 @@ def convert(
     medseg convert FreeSurferColorLUT.txt labels.label
     """
     from medseg import io
+    from medseg.evaluation import chosen_labels, table_in
     from medseg.labels import LabelTable, is_label_table, same_name
     from medseg.models import is_model, load_models, write_models
 
@@ -82,12 +82,15 @@ def convert(
         write_models(load_models([str(path)]), target)
         return
     if is_label_table(target):
-        _table_of(path, labels).write(target)
+        (LabelTable.read(labels) if labels else table_in(path)).write(target)
         return
     embedded = io.embedded_table(path)
     table = LabelTable.read(labels) if labels else embedded
     if segment and embedded is None and not io.label_kind(path):
-        _write_chosen(path, target, names=segment, table=table, volume_index=reading.volume)
+        chosen, table = chosen_labels(
+            path, segment, table, volume_index=reading.volume, option="--segment"
+        )
+        io.write(chosen, target, table=table)
         return
     if embedded and segment:
         segment = [same_name(one, embedded.names.values()) or one for one in segment]
@@ -114,46 +117,6 @@ def _asked(reading: Reading, series: str | int | None) -> dict[str, Any]:
         "repair": reading.repair,
         "suv": reading.suv,
     }
-
-
-def _write_chosen(
-    path: Path,
-    target: Path,
-    *,
-    names: Sequence[str],
-    table: LabelTable | None,
-    volume_index: int | None,
-) -> None:
-    """Write the structures of a plain label map that are named, by a table or by what lies beside
-    it. Raises `BadConfig` for one that it has not.
-    """
-    import numpy as np
-
-    from medseg import io
-    from medseg.evaluation import find_table
-
-    labels = io.read_labels(path, volume_index=volume_index)
-    table = table or find_table(None, path, path)
-    values = [structure_value(name, table, "--segment") for name in names]
-    for name, value in zip(names, values):
-        if not (labels.data == value).any():
-            raise BadConfig(f"{path}: holds no voxel of {name}; leave it out")
-    chosen = labels.with_data(np.where(np.isin(labels.data, values), labels.data, 0))
-    io.write(chosen, target, table=table)
-
-
-def _table_of(path: Path, labels: Path | None) -> LabelTable:
-    """The label table in a file, or beside a label map. Raises `BadFile`."""
-    from medseg.evaluation import find_table
-    from medseg.io import embedded_table
-    from medseg.labels import LabelTable, is_label_table
-
-    if labels or is_label_table(path):
-        return LabelTable.read(labels or path)
-    table = embedded_table(path) or find_table(None, path, path)
-    if table is None:
-        raise BadFile(f"{path}: holds no label table, and none lies beside it; give one")
-    return table
 
 
 def info(

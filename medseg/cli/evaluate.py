@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from medseg.cli.options import Json, Quiet, Table, Volume, in_panel, structure_value
+from medseg.cli.options import Json, Quiet, Table, Volume, in_panel
 from medseg.cli.show import bar_of_cases, print_json, print_rows, tell
 from medseg.errors import BadConfig, BadOutput
-from medseg.labels import same_name
+from medseg.labels import same_name, structure_value
 from medseg.text import decimal_number
 
 if TYPE_CHECKING:

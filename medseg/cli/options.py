@@ -18,7 +18,6 @@ from medseg.text import decimal_number, harmless, seconds_of, whole_number
 
 if TYPE_CHECKING:
     from medseg.inference import Extras, Model as Loaded, Settings
-    from medseg.labels import LabelTable
 
 # No `from __future__ import annotations` here: the fields of groups are looked at while the command
 # line is made, and looking texts up takes time.
@@ -382,7 +381,7 @@ def settings_of(
         exact=nnunet.exact,
         orientation=nnunet.orientation,
         postprocess=nnunet.postprocess,
-        roi=labels_named(model, roi.split(",")) if roi else (),
+        roi=() if roi is None else labels_named(model, roi.split(",")),
     )
 
 
@@ -398,24 +397,6 @@ def _structures(model: "Loaded", text: str | None, option: str) -> tuple[int, ..
             shown = f"'{harmless(text)}' is not a list of structures such as 17,amygdala"
             raise typer.BadParameter(shown, param_hint=option) from None
         return labels_named(model, parts, option=option)
-
-
-def structure_value(text: str, table: "LabelTable | None", option: str) -> int:
-    """The label value of a structure by its name in a table, or by its number, which needs none.
-    Raises `BadConfig`.
-    """
-    try:
-        return whole_number(text.strip())
-    except ValueError:
-        if table is None:
-            raise BadConfig(
-                f"{option} {harmless(text)}: no label table says what it is; give its number, or a"
-                " labels.csv beside the labels"
-            ) from None
-    try:
-        return table.value_of(text)
-    except BadConfig as error:
-        raise BadConfig(f"{option}: {error}") from None
 
 
 def extras_of(

@@ -305,6 +305,27 @@ def options_in(params: Iterable[Any], words: Sequence[str]) -> Iterator[str]:
         is_value = not is_value and word in taking
 
 
+def check_not_empty(command: Any, ctx: Any, words: Sequence[str]) -> None:
+    """End with a sentence where a file or the value of an option is empty, as a variable of the
+    shell is that is not set: an empty path is the folder one is in, and an empty option nothing.
+    """
+    options = {
+        name: one
+        for one in command.get_params(ctx)
+        if one.param_type_name == "option" and takes_value(one)
+        for name in one.opts
+    }
+    before = ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        option = options.get(before) or (options.get(name) if equals else None)
+        is_empty = not word or (equals and option is not None and not value and not before)
+        if is_empty and (option is None or option.default != ""):
+            what = f"the value of {before or name}" if option else f"a word after {command.name}"
+            _end(f"{what} is empty; is a variable of the shell not set?")
+        before = word if not before and word in options else ""
+
+
 def _end(text: str) -> None:
     """One sentence, and the exit code of wrong usage."""
     typer.echo(f"medseg: {text}", err=True)

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from medseg.evaluation.lesions import LesionOptions as LesionOptions
     from medseg.evaluation.metrics import score_titles as score_titles, title_of as title_of
     from medseg.evaluation.pairs import (
+        chosen_labels as chosen_labels,
         find_table as find_table,
         parse_structures as parse_structures,
+        table_in as table_in,
     )
     from medseg.evaluation.ranking import write_ranking as write_ranking
     from medseg.evaluation.reading import (
@@ -39,7 +41,7 @@ __getattr__, __dir__ = door(
         "comparison": ("Comparison", "compare"),
         "lesions": ("LesionOptions",),
         "metrics": ("score_titles", "title_of"),
-        "pairs": ("find_table", "parse_structures"),
+        "pairs": ("chosen_labels", "find_table", "parse_structures", "table_in"),
         "reading": ("read_label_map", "refuse_folder"),
         "ranking": ("write_ranking",),
         "scoring": ("evaluate", "evaluation_of", "score_pairs", "write_evaluation"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import glob
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from medseg.errors import BadConfig, BadFile, BadGeometry
 from medseg.evaluation.reading import (
@@ -18,9 +20,15 @@ from medseg.evaluation.reading import (
     table_of_masks,
 )
 from medseg.files import read_text
-from medseg.io import is_slicer_segmentation, read_table, strip_suffix
-from medseg.labels import LabelTable
-from medseg.text import whole_number
+from medseg.io import (
+    embedded_table,
+    is_slicer_segmentation,
+    read_labels,
+    read_table,
+    strip_suffix,
+)
+from medseg.labels import LabelTable, is_label_table, structure_value
+from medseg.text import harmless, whole_number
 from medseg.volume import Volume, describe_grid, resample, turned_onto
 
 #: Endings that predictions and references of one case may differ by.
@@ -255,6 +263,39 @@ def find_table(path: str | Path | None, reference: Path, prediction: Path) -> La
         if masks.sides == 2:
             return table_of_masks(masks.names, None)
     return None
+
+
+def table_in(path: Path) -> LabelTable:
+    """The label table that a file is, or holds, or that lies beside a label map. Raises
+    `BadFile`.
+    """
+    if is_label_table(path):
+        return LabelTable.read(path)
+    table = embedded_table(path) or find_table(None, path, path)
+    if table is None:
+        raise BadFile(f"{path}: holds no label table, and none lies beside it; give one")
+    return table
+
+
+def chosen_labels(
+    path: Path,
+    names: Sequence[str],
+    table: LabelTable | None = None,
+    *,
+    volume_index: int | None = None,
+    option: str = "segment",
+) -> tuple[Volume, LabelTable | None]:
+    """The structures of a plain label map that are named, by a table or by what lies beside it, and
+    that table. Raises `BadConfig` for one that it has not; option: how its message calls `names`.
+    """
+    labels = read_labels(path, volume_index=volume_index)
+    table = table or find_table(None, path, path)
+    values = [structure_value(name, table, option) for name in names]
+    for name, value in zip(names, values):
+        if not (labels.data == value).any():
+            raise BadConfig(f"{path}: holds no voxel of {harmless(name)}; leave it out")
+    kept = np.where(np.isin(labels.data, values), labels.data, labels.data.dtype.type(0))
+    return labels.with_data(kept), table
 
 
 def listed(names: Iterable[object]) -> str:

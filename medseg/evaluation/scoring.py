@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -92,6 +92,7 @@ def evaluate(
     if options.number_cases:
         backgrounds, pairs, missing, extra = numbered(backgrounds, pairs, missing, extra)
     cases, failures = _score_all(pairs, options, reader=reader, progress=progress)
+    _check_names(options, sorted({row["structure"] for one in cases.values() for row in one.rows}))
     if not cases:
         problems = _why_not_scored(missing, extra, failures)
         raise BadFile(f"{prediction}: no case could be scored; the first problem was {problems[0]}")
@@ -239,16 +240,21 @@ def _with_structures(options: EvaluationOptions, table: LabelTable | None) -> Ev
     """The options with the structures of the table where they name none. Raises `BadConfig` if
     lesions or tolerances name a structure that is not scored.
     """
-    tolerances = options.tolerance_mm if isinstance(options.tolerance_mm, Mapping) else {}
     if options.structures is None and table is not None:
         structures = {label.name: (label.value,) for label in table.labels}
         options = replace(options, structures=structures)
     if options.structures is None:
         return options
-    for name in [*options.lesions, *tolerances]:
-        if name and name not in options.structures:
-            raise BadConfig(f"'{name}' is not one of the structures {listed(options.structures)}")
+    _check_names(options, options.structures)
     return options
+
+
+def _check_names(options: EvaluationOptions, structures: Collection[str]) -> None:
+    """Raise `BadConfig` if lesions or tolerances name a structure that is not scored."""
+    tolerances = options.tolerance_mm if isinstance(options.tolerance_mm, Mapping) else {}
+    for name in [*options.lesions, *tolerances]:
+        if name and structures and name not in structures:
+            raise BadConfig(f"'{name}' is not one of the structures {listed(structures)}")
 
 
 def _in_parallel(

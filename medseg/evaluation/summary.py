@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import BadFile
+from medseg.errors import BadConfig, BadFile
 from medseg.evaluation.lesions import LesionOptions
 from medseg.evaluation.metrics import Empty, main_columns, title_of
 from medseg.evaluation.surfaces import Surface
 from medseg.files import read_text
-from medseg.text import counted, decimal_number, from_cell, to_cell
+from medseg.labels import MAX_VALUE
+from medseg.text import (
+    as_names,
+    as_number,
+    as_whole,
+    counted,
+    decimal_number,
+    from_cell,
+    harmless,
+    to_cell,
+)
 
+#: Most resamplings of cases; more changes no digit that is shown.
+MOST_RESAMPLINGS = 1_000_000
 #: Columns of scores.csv that are not scores.
 NOT_SCORES = (
     "case",
@@ -55,6 +67,50 @@ class EvaluationOptions:
     bootstrap: int = 2000
     seed: int = 0
     number_cases: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise `BadConfig` for values that an option cannot have."""
+        several = self.percentiles if _is_list(self.percentiles) else (self.percentiles,)
+        values: dict[str, Any] = {
+            "percentiles": tuple(as_number(one, "a percentile", most=100) for one in several),  # type: ignore[union-attr]
+            "tolerance_mm": _tolerance(self.tolerance_mm),
+            "lesions": as_names(self.lesions, "lesions"),
+            "bootstrap": as_whole(self.bootstrap, "bootstrap", most=MOST_RESAMPLINGS),
+            "seed": as_whole(self.seed, "seed"),
+        }
+        if self.ignore is not None:
+            values["ignore"] = as_whole(self.ignore, "ignore", most=MAX_VALUE)
+        if self.structures is not None:
+            values["structures"] = {
+                name: _label_values(name, labels) for name, labels in self.structures.items()
+            }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        if not isinstance(self.lesion_options, LesionOptions):
+            raise BadConfig("lesion_options are a medseg.evaluation.LesionOptions")
+        for name in ("resample", "number_cases"):
+            if getattr(self, name) not in (True, False):
+                raise BadConfig(
+                    f"{name} is True or False, and {getattr(self, name)!r:.40} was given"
+                )
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes)
+
+
+def _tolerance(value: object) -> float | dict[str, float]:
+    """A length in mm, or one for each structure."""
+    if isinstance(value, Mapping):
+        return {name: as_number(one, "a tolerance in mm") for name, one in value.items()}
+    return as_number(value, "a tolerance in mm")
+
+
+def _label_values(name: str, labels: object) -> tuple[int, ...]:
+    """The labels of which a structure is the union; one may stand alone."""
+    several = labels if _is_list(labels) else (labels,)
+    what = f"each label of '{harmless(name)}'"
+    return tuple(as_whole(one, what, most=MAX_VALUE) for one in several)  # type: ignore[union-attr]
 
 
 @dataclass(frozen=True, repr=False)

@@ -15,7 +15,7 @@ from typing import Any
 from medseg import logs
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, MedsegError
 from medseg.inference.forecast import Plan
-from medseg.inference.jobs import Extras, Job
+from medseg.inference.jobs import Extras, Job, is_one_file
 from medseg.inference.look import fitting
 from medseg.inference.result import Segmentation
 from medseg.inference.results import check_output, dicom_results, origin_of
@@ -47,6 +47,7 @@ def segment_scan(
     settings: Settings,
     *,
     source: Path | None = None,
+    inputs: Sequence[Path] = (),
     messages: Sequence[str] = (),
     force: bool = False,
     progress: Progress = silent,
@@ -54,7 +55,8 @@ def segment_scan(
 ) -> Segmentation:
     """Labels for the channels of a scan, with the model that suits it where that is 'auto'.
 
-    source: the file or folder it was read from. messages: warnings about it, without names,
+    source: the file or folder it was read from. inputs: all files it came from, which no result
+    replaces. messages: warnings about it, without names,
     for the record of what is saved. force: also where the model makes no sense for the
     scan. What speaks against the result is a `DataWarning` each, and stands in its `doubts`. Raises
     as `medseg.inference.segment`, and `BadConfig` where no model suits or this one cannot.
@@ -72,7 +74,7 @@ def segment_scan(
     try:
         result = segment(volumes, model, settings, progress=progress, announce=planned)
     except BadFile as error:  # what is wrong with the voxels is known before the file's name is
-        raise BadFile(f"{source}: {error}" if source else str(error)) from None
+        raise BadFile(f"{source or 'the scan'}: {error}") from None
     rows = structure_volumes(result.labels, result.table)
     doubts = doubts_about(result, model, seen, structures=rows)
     for text in doubts:
@@ -84,7 +86,10 @@ def segment_scan(
         volumes=list(volumes), model=model, seen=seen, dicom={}, origin=None,
         seconds={"look": looked_s} if seen else {},
     )  # fmt: skip
-    writer = partial(_write, scan=scan, settings=settings, source=source, messages=tuple(messages))
+    writer = partial(
+        _write, scan=scan, settings=settings, source=source, inputs=tuple(inputs),
+        messages=tuple(messages),
+    )  # fmt: skip
     return replace(result, scan=volumes[0], doubts=tuple(doubts), writer=writer)
 
 
@@ -95,10 +100,13 @@ def _write(
     scan: Scan,
     settings: Settings,
     source: Path | None,
+    inputs: Sequence[Path],
     messages: Sequence[str],
 ) -> dict[str, Any]:
     """Write a result as `infer` writes its own; returns the record."""
     job, extras = Job(scan=source or Path(), labels=path), Extras()
+    if any(is_one_file(path, one) for one in inputs):
+        raise BadOutput(f"{path} is the scan and would be overwritten; choose another name")
     dicom = dicom_results(job, ())
     if dicom and source is None:
         raise BadOutput(

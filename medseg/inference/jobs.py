@@ -547,11 +547,12 @@ def _check_overwriting(jobs: Iterable[Job], folders: _Folders) -> None:
     for job in jobs:
         labels = folders.real(job.labels)
         other = folded.get(spelling(labels))
-        if labels in read or (other is not None and _is_one_file(labels, other)):
+        if labels in read or (other is not None and is_one_file(labels, other)):
             raise BadConfig(f"{job.labels} is an input and would be overwritten; choose another -o")
 
 
-def _is_one_file(path: str, other: str) -> bool:
+def is_one_file(path: str | Path, other: str | Path) -> bool:
+    """Whether two names are of one file that is there."""
     try:
         return os.path.samefile(path, other)  # noqa: PTH121 - of texts
     except OSError:  # one of them is not there yet

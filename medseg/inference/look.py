@@ -9,8 +9,9 @@ room for one is none. Everything between is a doubt, which is written down and s
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +45,8 @@ _CT_PEAK = 1.3
 _CONTENT = 0.03
 #: Neighbours in noise are less alike than this; in images they are by 0.5 and more.
 NOISE_CORRELATION = 0.1
+#: Noise is looked for in so many blocks along each axis, each of so many voxels along it.
+BLOCKS, BLOCK = 3, 42
 #: Words for modalities.
 _WORDS = {"MR": "MR", "CT": "CT", "PT": "PET", "NM": "a nuclear medicine scan"}
 
@@ -122,19 +125,43 @@ def is_hounsfield(volume: Volume) -> bool:
 
 
 def is_noise(volume: Volume) -> bool:
-    """Whether voxels have nothing to do with their neighbours, as in no image of anything."""
-    thin = np.nan_to_num(volume.data[tuple(slice(0, 128) for _ in range(3))]).astype(np.float64)
-    if thin.size < 1000 or not np.ptp(thin):
+    """Whether voxels have nothing to do with their neighbours, as in no image of anything.
+
+    Blocks from all over the scan are asked together: in the air around a patient there is noise,
+    and a corner of a large scan may hold nothing else.
+    """
+    blocks = [np.nan_to_num(block).astype(np.float64) for block in _blocks_of(volume.data)]
+    count = sum(block.size for block in blocks)
+    if count < 1000:
         return False
-    thin -= thin.mean()
-    power = float((thin**2).mean())
+    mean = sum(float(block.sum()) for block in blocks) / count
+    power = sum(float(((block - mean) ** 2).sum()) for block in blocks) / count
+    if not power:
+        return False
     for axis in range(3):
-        if thin.shape[axis] < 2:
-            continue
-        one, other = np.delete(thin, 0, axis), np.delete(thin, -1, axis)
-        if abs(float((one * other).mean())) > NOISE_CORRELATION * power:
+        products = [_products_along(block - mean, axis) for block in blocks]
+        pairs = sum(number for number, _ in products)
+        alike = sum(total for _, total in products)
+        if pairs and abs(alike) > NOISE_CORRELATION * power * pairs:
             return False
     return True
+
+
+def _blocks_of(data: NDArray) -> Iterator[NDArray]:
+    """Blocks of a scan, evenly spread; all of one that is no larger than they are together."""
+    along = [np.linspace(0, max(0, n - BLOCK), BLOCKS).astype(int) for n in data.shape]
+    starts = [sorted({int(start) for start in one}) for one in along]
+    if max(data.shape) <= BLOCK * BLOCKS:
+        yield data
+        return
+    for corner in product(*starts):
+        yield data[tuple(slice(start, start + BLOCK) for start in corner)]
+
+
+def _products_along(block: NDArray[np.float64], axis: int) -> tuple[int, float]:
+    """How many neighbours there are along an axis, and the sum of their products."""
+    one, other = np.delete(block, 0, axis), np.delete(block, -1, axis)
+    return one.size, float((one * other).sum())
 
 
 def modality_of(job: Job | None, volume: Volume, extras: Extras) -> str:
@@ -293,7 +320,7 @@ def fitting(
     try:
         findings = look(job, volumes, model, settings, extras)
     except BadFile as error:  # the voxels are known, and the file's name is here
-        raise BadFile(f"{name}{error}") from None
+        raise BadFile(f"{name or 'the scan: '}{error}") from None
     if model != AUTO:
         reason = refusal(findings, model)
         if reason and not extras.force:

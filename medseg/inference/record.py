@@ -93,6 +93,16 @@ def read_record(path: str | Path) -> dict[str, Any] | None:
     return content if is_record else None
 
 
+def is_of_others(path: str | Path) -> bool:
+    """Whether a file is JSON that another program wrote; damaged JSON may be a record."""
+    try:
+        content = json.loads(read_text(path))
+    except (BadFile, ValueError, RecursionError):
+        return False
+    is_ours = isinstance(content, dict) and str(content.get("format", "")).startswith("medseg-")
+    return bool(content) and not is_ours
+
+
 def finished_now() -> str:
     """The time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

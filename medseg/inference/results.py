@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from medseg.errors import BadConfig, BadFile, BadOutput
 from medseg.files import file_hash, written_together
 from medseg.inference.jobs import Extras, Job
-from medseg.inference.record import write_record
+from medseg.inference.record import is_of_others, write_record
 from medseg.inference.result import Segmentation
 from medseg.inference.settings import Model, Settings, as_list, is_set
 from medseg.inference.untrained import AUTO, CT_TISSUES, UNTRAINED
-from medseg.io import is_dicom_source, strip_suffix, write
+from medseg.io import is_dicom_source, label_kind, strip_suffix, write
 from medseg.postprocess import anatomy, structure_volumes
 from medseg.volume import Volume
 
@@ -257,9 +257,28 @@ def check_output(job: Job, also: Sequence[str] = ()) -> None:
             f" {job.scan} is no DICOM; give the DICOM series, or another suffix with -o"
         )
     check_names(job, [job.labels])
+    _check_others(job)
     folder = _existing(job.labels.parent)
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         raise BadOutput(f"{job.labels.parent} cannot be written to; choose another folder with -o")
+
+
+def _check_others(job: Job) -> None:
+    """Raise `BadOutput` for a result that would replace what is certainly no result: an image of
+    the DICOM folder that is read, or JSON of others such as the sidecar of a scan in BIDS.
+    """
+    labels = job.labels
+    within = job.scan.is_dir() and job.scan.resolve() in labels.resolve().parents
+    if within and labels.is_file() and is_dicom_source(labels) and not label_kind(labels):
+        raise BadOutput(
+            f"{labels} is an image of the scan and would be overwritten; choose another name"
+        )
+    record = job.record_file
+    if record.is_file() and is_of_others(record):
+        raise BadOutput(
+            f"{record} is no run record of medseg and would be overwritten by that of"
+            f" {labels.name}; choose another name for the labels"
+        )
 
 
 def check_names(job: Job, files: Sequence[Path]) -> None:

@@ -59,7 +59,7 @@ _RIGHT: dict[str, tuple[tuple[type, ...], Callable[[Any], bool], str]] = {
     "batch": ((int,), lambda value: value >= 0, "a number of windows, or 0 for what suits"),
     "max_memory_bytes": (
         (int, float, NoneType),
-        lambda value: value is None or value > 0,
+        lambda value: value is None or 0 < value < float("inf"),
         "a number of bytes such as 4e9",
     ),
     "tta": ((bool, NoneType), *_ANY),
@@ -67,6 +67,16 @@ _RIGHT: dict[str, tuple[tuple[type, ...], Callable[[Any], bool], str]] = {
         ("cleanup", "uncertainty", "exact", "postprocess", "from_dicom"), ((bool,), *_ANY)
     ),
 }
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy or torch, as tables of pandas hold them, as one of Python; a device of
+    torch by its name.
+    """
+    if type(value).__module__ == "torch" and type(value).__name__ == "device":
+        return str(value)
+    is_number = getattr(value, "shape", None) == () and hasattr(value, "item")
+    return value.item() if is_number else value
 
 
 def _label_values(name: str, values: Any) -> tuple[int, ...]:
@@ -110,10 +120,12 @@ class Settings:
     every_output: bool = False  # maps of the logits of every output, for a mean of models
 
     def __post_init__(self) -> None:
+        for one in fields(self):
+            object.__setattr__(self, one.name, _plain(getattr(self, one.name)))
         check_device(self.device)
         for name, words in SETTING_WORDS.items():
             word = getattr(self, name)
-            if word not in words:
+            if not isinstance(word, str) or word not in words:
                 raise BadConfig(f"there is no {name} '{word}'; use {', '.join(words)}")
         for name, (kinds, is_right, right) in _RIGHT.items():
             value = getattr(self, name)
@@ -166,6 +178,8 @@ def labels_named(model: Model, names: Sequence[str], *, option: str = "--roi") -
     if isinstance(model, str) and not UNTRAINED[model].structures:
         raise BadConfig(f"{option}: {model} finds intensities, not structures")
     table = label_table(model)
+    if names and not any(name.strip() for name in names):
+        raise BadConfig(f"{option}: no structure is named; give names or numbers, or leave it out")
     try:
         values = [table.value_of(name) for name in names if name.strip()]
     except BadConfig as error:

@@ -7,13 +7,14 @@ holds; the checks of the values that all formats share are made here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medseg import logs, packages
-from medseg.errors import BadFile, BadOutput
+from medseg.errors import BadConfig, BadFile, BadOutput
 from medseg.files import open_file, sweep
 from medseg.io.added import added_reader, added_suffixes, added_writer
 from medseg.io.dicom.headers import is_dicom
@@ -135,6 +136,7 @@ def read(
     Warns with `DataWarning` if voxels were not finite numbers and were replaced, and of what
     `repair` did.
     """
+    path = _path_of(path)
     dicom = {
         key: value for key, value in (("series", series), ("repair", repair), ("suv", suv)) if value
     }
@@ -160,6 +162,21 @@ def read(
     return volume
 
 
+def _path_of(path: Any) -> Any:
+    """A path, or the paths of DICOM files, as all else here takes them. Raises `BadConfig` for what
+    is none, `BadFile` for a name that no file has.
+    """
+    if isinstance(path, os.PathLike) and not isinstance(path, Path):
+        path = os.fsdecode(path)
+    if isinstance(path, list | tuple) and path:
+        return [_path_of(one) for one in path]
+    if not isinstance(path, str | Path):
+        raise BadConfig(f"a file is given by its path, and this is of type {type(path).__name__}")
+    if not str(path) or "\0" in str(path):
+        raise BadFile(f"{str(path)!r} names no file or folder; check the name")
+    return path
+
+
 def read_as_stored(path: Paths, *, volume_index: int | None = None) -> Volume:
     """A scan with all voxels as its file holds them, also those that are not finite numbers. Raises
     `BadFile`.
@@ -179,6 +196,7 @@ def read_labels(
 
     source, segments: as for `read`.
     """
+    path = _path_of(path)
     if kind := label_kind(path):
         return _dicom_labels(
             kind, path, volume_index=volume_index, segments=segments, source=source
@@ -200,6 +218,12 @@ def write(
     `.dcm`). source, options: for `.dcm`, the DICOM images the labels were made from, and how to
     write.
     """
+    if not isinstance(volume, Volume):
+        raise BadConfig(
+            f"what is written is a medseg.Volume, and this is of type {type(volume).__name__}; of a"
+            " result that is its labels, of other objects medseg.as_volume(...)"
+        )
+    path = _path_of(path)
     suffix = _suffix(path, WRITERS)
     if suffix is None:
         listed = ", ".join(sorted(written_suffixes()))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from medseg.errors import BadConfig, BadFile, BadGeometry
 from medseg.io.formats import read
 from medseg.io.nifti import place_by_header
-from medseg.io.voxels import finite, labels_only, rescale
+from medseg.io.voxels import finite, labels_only, rescale, stored_dtype
 from medseg.volume import LPS, Volume
 
 if TYPE_CHECKING:
@@ -109,6 +109,9 @@ def as_volumes(scan: object) -> list[Volume]:
 
 def _checked(name: str, volume: Volume) -> Volume:
     """The volume with numbers that are finite. Raises `BadFile`."""
+    if not isinstance(volume.data, np.ndarray):
+        what = what_is(volume.data)
+        raise BadConfig(f"the voxels of a volume are an array of numpy, and this is {what}")
     if volume.data.dtype.kind not in "buif":
         raise BadFile(f"{name} holds {volume.data.dtype}, not numbers; give real grey values")
     if volume.data.dtype.kind == "b":
@@ -186,6 +189,8 @@ def _what_sequence_is(things: Sequence[object]) -> str:
 
 def _in_general(thing: object) -> str:
     """What an object is, without its article and details."""
+    if thing is None:
+        return "None"
     if isinstance(thing, str):
         return "path" if any(mark in thing for mark in ("/", os.sep, ".")) else "text"
     words = what_is(thing).removeprefix("a ").removeprefix("an ")
@@ -236,10 +241,13 @@ def _is_pair(thing: object) -> bool:
 
 
 def _is_broken_pair(thing: object) -> bool:
-    """Whether something was meant as a pair, and its affine is none."""
+    """Whether something was meant as a pair, and its affine is none, or comes first."""
     if not isinstance(thing, tuple) or len(thing) != 2 or not _is_array(thing[0]):
         return False
-    return not _is_pair(thing) and not (_is_array(thing[1]) and len(thing[1].shape) >= 3)
+    is_reversed = tuple(thing[0].shape) == (4, 4)
+    return not _is_pair(thing) and (
+        is_reversed or not (_is_array(thing[1]) and len(thing[1].shape) >= 3)
+    )
 
 
 def _is_meta_tensor(thing: object) -> bool:
@@ -249,16 +257,35 @@ def _is_meta_tensor(thing: object) -> bool:
 # To volumes ---------------------------------------------------------------------------------------
 
 
+#: Kinds of tensors that numpy has; it has not those of 8 and of 16 bits with a large range.
+_FLOATS_OF_NUMPY = ("torch.float16", "torch.float32", "torch.float64")
+
+
 def _numbers(data: Any) -> NDArray[Any]:
-    """An array of what may be a tensor, on any device and in any precision."""
+    """An array of what may be a tensor, on any device and in any precision. Raises `BadFile` for
+    one without numbers, or of which some are masked.
+    """
+    if isinstance(data, np.ma.MaskedArray):
+        if np.ma.is_masked(data):
+            raise BadFile(
+                f"{what_is(data)} hides some of its values, and nothing says what is there; give"
+                " array.filled(value)"
+            )
+        return np.asarray(data.data)
     if not _is_tensor(data):
         return np.asarray(data)
     import torch
 
-    data = data.detach().cpu()
+    if data.is_meta:
+        raise BadFile(f"{what_is(data)} is on the device meta, where there are no numbers")
+    data = data.detach()
     if type(data) is not torch.Tensor:  # those of MONAI carry more with them
         data = data.as_subclass(torch.Tensor)
-    return np.asarray((data.float() if data.dtype == torch.bfloat16 else data).numpy())
+    if data.layout != torch.strided:
+        data = data.to_dense()
+    data = data.dequantize() if data.is_quantized else data.resolve_conj().resolve_neg()
+    is_short = data.is_floating_point() and str(data.dtype) not in _FLOATS_OF_NUMPY
+    return np.asarray((data.float() if is_short else data).cpu().numpy())
 
 
 def _of_pair(pair: Sequence[Any]) -> list[Volume]:
@@ -272,6 +299,8 @@ def _of_pair(pair: Sequence[Any]) -> list[Volume]:
 
 
 def _of_broken_pair(pair: Sequence[Any]) -> list[Volume]:
+    if _is_pair(pair[::-1]):
+        raise BadConfig("the array comes first and the affine second; give (array, affine)")
     raise BadConfig(f"an affine is an array of shape (4, 4), and this is {what_is(pair[1])}")
 
 
@@ -305,7 +334,7 @@ def _of_nibabel(image: Any) -> list[Volume]:
         raise BadFile(f"{name} has {data.ndim} axes; give one value per voxel, and 3 axes")
     parts = [data] if data.ndim == 3 else [data[..., n] for n in range(data.shape[3])]
     if _is_of("nibabel", "Nifti1Pair", image):
-        volumes = [place_by_header(name, one, image.header.binaryblock) for one in parts]
+        volumes = [_placed(name, one, image.header.binaryblock) for one in parts]
         if not np.allclose(_in_units(image), volumes[0].affine, rtol=1e-4, atol=1e-2):
             raise BadFile(
                 f"{name} has another affine than its header says; give a pair (array, affine)"
@@ -316,6 +345,20 @@ def _of_nibabel(image: Any) -> list[Volume]:
             f"{name} does not say which side of it is left; give a pair (array, affine) if you know"
         )
     return [_volume(name, one, image.affine) for one in parts]
+
+
+def _placed(name: str, data: NDArray[Any], header: bytes) -> Volume:
+    """The voxels where their header says. Raises `BadFile`, and what helps of an image, which has
+    no file to be read again.
+    """
+    try:
+        return place_by_header(name, data, header)
+    except BadFile as error:
+        what, found, _ = str(error).partition("--assume-geometry")
+        if not found:
+            raise
+        what = what.rpartition(";")[0]
+        raise BadFile(f"{what}; give a pair (array, affine) if you know") from None
 
 
 def _in_units(image: Any) -> NDArray[np.float64]:
@@ -343,6 +386,11 @@ def _of_sitk(image: SimpleITK.Image) -> list[Volume]:
     name = what_is(image)
     if image.GetDimension() != 3:
         raise BadFile(f"{name} has {image.GetDimension()} dimensions, and a scan has 3")
+    if image.GetPixelIDTypeAsString().startswith("label of"):  # their array ends the process
+        raise BadFile(
+            f"{name} holds a LabelMap, which has no voxels; give SimpleITK.Cast(image,"
+            " SimpleITK.sitkUInt16)"
+        )
     data = SimpleITK.GetArrayFromImage(image)
     affine = np.eye(4)
     affine[:3, :3] = np.reshape(image.GetDirection(), (3, 3)) * image.GetSpacing()
@@ -363,13 +411,22 @@ _KINDS: tuple[tuple[Callable[[object], bool], Callable[[Any], list[Volume]]], ..
 # And back -----------------------------------------------------------------------------------------
 
 
+def _usual(volume: object, call: str) -> NDArray[Any]:
+    """The voxels in a type that other libraries have, as files get them. Raises `BadConfig`."""
+    if not isinstance(volume, Volume):
+        raise BadConfig(f"{call} takes a medseg.Volume, and this is {what_is(volume)}")
+    data = _checked("the volume", volume).data
+    return data.astype(stored_dtype(data), copy=False)
+
+
 def to_nibabel(volume: Volume) -> nibabel.Nifti1Image:
     """The volume as an image of nibabel, with its affine as sform and qform."""
     try:
         import nibabel
     except ImportError:
         raise BadConfig("nibabel is not here: pip install nibabel") from None
-    image = nibabel.Nifti1Image(volume.data, volume.affine, dtype=volume.data.dtype)
+    data = _usual(volume, "to_nibabel")
+    image = nibabel.Nifti1Image(data, volume.affine, dtype=data.dtype)
     image.set_sform(volume.affine, volume.space.sform_code)
     image.set_qform(volume.affine, volume.space.qform_code)
     image.header.set_xyzt_units("mm")
@@ -382,7 +439,7 @@ def to_sitk(volume: Volume) -> SimpleITK.Image:
         import SimpleITK
     except ImportError:
         raise BadConfig("SimpleITK is not here: pip install SimpleITK") from None
-    image = SimpleITK.GetImageFromArray(volume.data.transpose(2, 1, 0))
+    image = SimpleITK.GetImageFromArray(_usual(volume, "to_sitk").transpose(2, 1, 0))
     place = LPS @ volume.affine
     image.SetSpacing(volume.spacing_mm)
     image.SetDirection((place[:3, :3] / volume.spacing_mm).ravel().tolist())
@@ -393,5 +450,8 @@ def to_sitk(volume: Volume) -> SimpleITK.Image:
 def as_path(path: object, what: str) -> Path:
     """A path of what should be one. Raises `BadConfig` naming what it is."""
     if isinstance(path, str | os.PathLike):
-        return Path(os.fspath(path))
+        name = os.fsdecode(path)
+        if not name or "\0" in name:
+            raise BadConfig(f"{what} is a path, and {name!r} names no file or folder")
+        return Path(name)
     raise BadConfig(f"{what} is a path, and this is {what_is(path)}")

@@ -26,6 +26,8 @@ MAX_AXIS = 1 << 20
 #: Most bytes behind the voxels that can be padding: the largest block up to which file systems and
 #: tapes are filled.
 MAX_PADDING = 1 << 16
+#: Values as low as this are those of air in Hounsfield units; half-way to soft tissue.
+_AIR_HU = -500
 #: Planes turned around at a time: as many as bytes come from memory at once.
 _PLANES = 64
 
@@ -201,7 +203,8 @@ def _rescaled_whole(data: NDArray, slope: int, intercept: int) -> NDArray | None
 
 def finite(path: str | Path, volume: Volume) -> Volume:
     """The volume with NaN replaced by 0 and infinities by the largest finite value of their sign,
-    with a warning.
+    with a warning. Where values go as low as those of air in CT, 0 is water, and NaN, which there
+    fills what lies outside of the scan, becomes the lowest value.
 
     Raises `BadFile` if more than half of the voxels are not finite.
     """
@@ -224,10 +227,11 @@ def finite(path: str | Path, volume: Volume) -> Volume:
         volume.data.min(where=good, initial=np.inf),
         volume.data.max(where=good, initial=-np.inf),
     )
-    data = np.nan_to_num(volume.data, nan=0.0, posinf=float(high), neginf=float(low))
+    empty = float(low) if low <= _AIR_HU else 0.0
+    data = np.nan_to_num(volume.data, nan=empty, posinf=float(high), neginf=float(low))
     warnings.warn(
-        f"{path}: {bad} of {volume.data.size} voxels are not finite numbers; NaN was read as 0, "
-        "infinities as the largest and smallest value",
+        f"{path}: {bad} of {volume.data.size} voxels are not finite numbers; NaN was read as"
+        f" {empty:g}, infinities as the largest and smallest value",
         DataWarning,
         stacklevel=3,
     )

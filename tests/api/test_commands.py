@@ -196,3 +196,104 @@ def test_batch_does_a_cohort_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptu
     assert again.counts == result.counts
     with pytest.raises(BadConfig, match="loads its model itself"):
         medseg.batch(tmp_path / "list.csv", tmp_path / "out", medseg.load("brain"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"workers": -1}, "workers is a whole number from 0 to 1024, and -1"),
+        ({"workers": "2"}, "workers is a whole number"),
+        ({"part": (5, 2)}, "part 5 of 2: parts are numbered from 0"),
+        ({"part": (0, 0)}, "part 0 of 0"),
+        ({"part": "1/2"}, "a part is two numbers"),
+        ({"retry": "failed"}, r"retry is a list of texts; give \['failed'\]"),
+        ({"retry": ["foo"]}, "of failed, lost, timeout, memory, all"),
+        ({"suffixes": "T1w"}, "suffixes is a list of texts"),
+        ({"filters": 5}, "filters are a mapping"),
+        ({"max_failed": "5%"}, "max_failed as a share is a number from 0 to 1"),
+        ({"max_failed": -1}, "max_failed is a whole number"),
+        ({"case_time_s": "1m"}, "case_time_s is a number"),
+        ({"case_memory_bytes": "1GB"}, "case_memory_bytes is a number from 1 on"),
+        ({"extras": 5}, "extras are a medseg.inference.Extras"),
+    ],
+)
+def test_batch_refuses_what_it_cannot_do_before_it_begins(
+    settings: dict[str, Any], says: str, tmp_path: Path
+):
+    scan = tiny.save_scan(tmp_path / "scan.nii.gz")
+    (tmp_path / "list.csv").write_text(f"image\n{scan}\n", encoding="utf-8")
+    with pytest.raises(BadConfig, match=says):
+        medseg.batch(tmp_path / "list.csv", tmp_path / "out", "otsu", **settings)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"bootstrap": -1}, "bootstrap is a whole number from 0 to 1000000"),
+        ({"bootstrap": 10**9}, "bootstrap is a whole number"),
+        ({"seed": 1.5}, "seed is a whole number"),
+        ({"percentiles": (101,)}, "a percentile is a number from 0 to 100"),
+        ({"percentiles": ("a",)}, "a percentile is a number"),
+        ({"tolerance_mm": None}, "a tolerance in mm is a number"),
+        ({"tolerance_mm": {"spleen": 1}}, "'spleen' is not one of the structures label 1, label 2"),
+        ({"lesions": ("spleen",)}, "'spleen' is not one of the structures label 1, label 2"),
+        ({"lesions": "label 1"}, r"lesions is a list of texts; give \['label 1'\]"),
+        ({"lesion_options": {}}, "lesion_options are a"),
+        ({"ignore": "cyst"}, "ignore is a whole number"),
+        ({"resample": "no"}, "resample is True or False"),
+        ({"labels": {"liver": ["a"]}}, "each label of 'liver' is a whole number"),
+        ({"labels": {}}, "labels are a text such as '1,2' or a mapping"),
+        ({"table": {1: "liver"}}, "a table is a medseg.LabelTable or its file, and this is a dict"),
+        ({"scans": labels_of()}, "scans is a path, and this is a volume"),
+        ({"output": 5}, "output is a path, and this is a number"),
+    ],
+)
+def test_evaluate_names_what_is_no_option(options: dict[str, Any], says: str):
+    with pytest.raises(BadConfig, match=says):
+        medseg.evaluate(labels_of(), labels_of(), **options)
+
+
+def test_evaluate_takes_numbers_as_programs_have_them():
+    plain = medseg.evaluate(labels_of(), labels_of(), labels={"liver": [1]}, bootstrap=10)
+    other = medseg.evaluate(
+        labels_of(),
+        labels_of(),
+        labels={"liver": 1},
+        bootstrap=np.int64(10),
+        percentiles=95,  # type: ignore[arg-type]
+        tolerance_mm=np.float32(1),
+    )
+    assert plain.rows == other.rows and plain.summary["options"] == other.summary["options"]
+
+
+def test_convert_takes_structures_and_tables_as_the_command_does(tmp_path: Path):
+    path = tmp_path / "labels.nii.gz"
+    medseg.write(labels_of(), path)
+    TABLE.write(tmp_path / "labels.labels.csv")
+    for one in ("cyst", "2"):
+        cli, python = tmp_path / "cli.nii.gz", tmp_path / "python.nii.gz"
+        assert tiny.medseg("convert", path, cli, "--segment", one).code == 0
+        medseg.convert(path, python, segment=[one])
+        assert python.read_bytes() == cli.read_bytes()
+        assert set(np.unique(medseg.read_labels(python).data)) == {0, 2}
+    with pytest.raises(BadConfig, match=r"give \['cyst'\] for one"):
+        medseg.convert(path, tmp_path / "a.nii.gz", segment="cyst")
+    with pytest.raises(BadConfig, match="segment: there is no structure 'spleen'"):
+        medseg.convert(path, tmp_path / "a.nii.gz", segment=["spleen"])
+    for source in (path, tmp_path / "labels.labels.csv"):
+        medseg.convert(source, tmp_path / "lut.txt")
+        assert medseg.LabelTable.read(tmp_path / "lut.txt").names == TABLE.names
+
+
+def test_clean_and_view_take_names_and_name_what_is_no_table(tmp_path: Path):
+    path = tmp_path / "labels.nii.gz"
+    medseg.write(labels_of(), path)
+    TABLE.write(tmp_path / "labels.labels.csv")
+    by_name = medseg.clean(path, keep_largest=True, only=["liver"])
+    assert np.array_equal(by_name.data, medseg.clean(path, keep_largest=True, only=[1]).data)
+    for only in (1, "liver"):
+        with pytest.raises(BadConfig, match="only is a list of names or values"):
+            medseg.clean(path, keep_largest=True, only=only)  # type: ignore[arg-type]
+    with pytest.raises(BadConfig, match=r"a table is a medseg\.LabelTable or its file"):
+        medseg.view(labels_of(), labels_of(), tmp_path / "a.png", table={1: "x"})  # type: ignore[arg-type]

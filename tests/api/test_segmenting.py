@@ -326,3 +326,65 @@ def test_a_plot_has_right_on_the_left_and_names_what_is_there(scan: Path):
     named = [text.get_text() for text in figure.legends[0].get_texts()]
     assert set(named) == {row["name"] for row in result.structures if row["voxels"]}
     assert figure._repr_png_()[:4] == b"\x89PNG"  # type: ignore[attr-defined]
+
+
+def test_a_result_never_replaces_its_scan(scan: Path, monkeypatch: pytest.MonkeyPatch):
+    nibabel = pytest.importorskip("nibabel", reason="needs nibabel: pip install medseg[dev]")
+    content = scan.read_bytes()
+    monkeypatch.chdir(scan.parent)
+    for one in (scan, str(scan), [scan], nibabel.load(scan)):
+        result = medseg.segment(one, "otsu")
+        for name in (scan, scan.name):
+            with pytest.raises(BadOutput, match="is the scan and would be overwritten"):
+                result.save(name)
+    assert scan.read_bytes() == content
+
+
+def test_numbers_and_devices_of_other_libraries_are_settings():
+    import torch
+
+    settings = medseg.Settings(
+        device=torch.device("cpu"),  # type: ignore[arg-type]
+        batch=np.int64(2),  # type: ignore[arg-type]
+        overlap=np.float32(0.25),  # type: ignore[arg-type]
+        tta=np.bool_(True),  # type: ignore[arg-type]
+        cleanup=np.bool_(False),  # type: ignore[arg-type]
+        max_memory_bytes=np.int32(10**9),  # type: ignore[arg-type]
+    )
+    plain = medseg.Settings(
+        device="cpu", batch=2, overlap=0.25, tta=True, cleanup=False, max_memory_bytes=10**9
+    )
+    assert settings == plain and repr(settings) == repr(plain)
+    for wrong in (float("inf"), np.inf):
+        with pytest.raises(BadConfig, match="max_memory_bytes is a number of bytes"):
+            medseg.Settings(max_memory_bytes=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, set, iter])
+def test_structures_are_named_in_any_collection(kind: Any, model: Path):
+    with pytest.raises(BadConfig, match="a list of names or values, and this is a dict"):
+        medseg.load(model, roi={"left body": 1})
+    assert medseg.load(model, roi=kind(["left body"])).settings.roi == (2,)
+    assert medseg.load(model, roi=kind([2])).settings.roi == (2,)
+
+
+def test_a_list_that_names_no_structure_asks_for_nothing(model: Path, scan: Path):
+    for names in ([""], [" "]):
+        with pytest.raises(BadConfig, match="roi: no structure is named"):
+            medseg.segment(scan, model, roi=names)
+    ran = tiny.medseg("infer", scan, "-m", model, "--roi", ",")
+    assert ran.code == 5 and "--roi: no structure is named" in ran.err
+
+
+def test_an_empty_path_is_not_the_folder_one_is_in(scan: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(scan.parent)
+    for name in ("", "a" * 5000):
+        with pytest.raises(BadFile, match="names no file or folder"):
+            medseg.segment(name, "otsu")
+    with pytest.raises(BadConfig, match="names no file or folder"):
+        medseg.segment(scan, "otsu").save("")
+
+
+def test_what_is_wrong_with_voxels_is_said_of_the_scan():
+    with pytest.raises(BadFile, match=r"^the scan: has one intensity everywhere"):
+        medseg.segment((np.ones((5, 6, 7)), np.eye(4)), "otsu")

@@ -93,3 +93,33 @@ def test_options_that_nobody_knows_are_refused_as_ever():
     ran = tiny.medseg("infer", "x.nii.gz", "--colour", "red")
     assert ran.code == 2
     assert "--colour" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("infer", ""), "a word after infer is empty"),
+        (("infer", "--", ""), "a word after infer is empty"),
+        (("infer", "scan.nii.gz", "-o", ""), "the value of -o is empty"),
+        (("infer", "scan.nii.gz", "--output="), "the value of --output is empty"),
+        (("infer", "scan.nii.gz", "-m", ""), "the value of -m is empty"),
+        (("evaluate", "", ""), "a word after evaluate is empty"),
+        (("convert", "scan.nii.gz", ""), "a word after convert is empty"),
+    ],
+)
+def test_an_empty_word_is_not_the_folder_one_is_in(
+    words: tuple[str, ...], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A variable of the shell that is not set gives one."""
+    monkeypatch.chdir(tmp_path)
+    tiny.save_scan(tmp_path / "scan.nii.gz")
+    ran = tiny.medseg(*words)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == f"medseg: {told}; is a variable of the shell not set?\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["scan.nii.gz"]
+
+
+def test_an_option_that_is_empty_by_itself_may_be_given_so(tmp_path: Path):
+    scan = tiny.save_scan(tmp_path / "scan.nii.gz")
+    assert tiny.medseg("infer", scan, "-m", "otsu", "--also", "").code == 0
+    assert tiny.medseg("complete", "--", "infer", "").code == 0

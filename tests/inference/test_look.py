@@ -21,6 +21,7 @@ from medseg.inference.look import (
     fitting,
     has_room,
     is_hounsfield,
+    is_noise,
     look,
     look_for_head,
     modality_of,
@@ -266,3 +267,21 @@ def test_only_a_whole_brain_in_the_box_ends_the_look(
     assert len(shapes) == looks
     assert np.prod(shapes[0]) < np.prod(scan.shape)
     assert looks == 1 or shapes[1] == scan.shape
+
+
+@pytest.mark.parametrize(
+    ("air", "noise", "inside"),
+    [(0.0, 20.0, 600.0), (-1000.0, 25.0, 1000.0)],
+    ids=["a head in MR", "a body in CT"],
+)
+def test_noise_in_the_corner_of_a_large_scan_is_no_scan_of_noise(
+    air: float, noise: float, inside: float
+):
+    """Of 512 x 512 voxels a corner is air, and its noise is as much as there is of it."""
+    rng = np.random.default_rng(0)
+    data = (rng.standard_normal((260, 260, 140), np.float32) * noise + air).astype(np.int16)
+    data[135:230, 135:230, 20:130] += np.int16(inside)
+    assert not is_noise(Volume(data, np.eye(4)))
+    assert is_noise(Volume(data[:130, :130], np.eye(4)))
+    everywhere = rng.standard_normal((260, 60, 140), np.float32)
+    assert is_noise(Volume(everywhere, np.eye(4)))

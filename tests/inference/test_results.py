@@ -317,3 +317,26 @@ def test_a_repaired_series_gives_results_that_refer_to_it(tmp_path: Path):
     with pytest.warns(DataWarning, match="2 slices stored twice were dropped"):
         labels = read(job.labels, source=series, repair=True)
     assert labels.shape == dicom.truth(pieces).shape and len(np.unique(labels.data)) > 1
+
+
+# What others wrote --------------------------------------------------------------------------------
+
+
+def test_the_sidecar_of_a_scan_is_not_replaced_by_a_record(tmp_path: Path):
+    scan = scan_of(tmp_path / "sub-01_T1w.nii.gz", 0)
+    sidecar = tmp_path / "sub-01_T1w.json"
+    sidecar.write_text('{"RepetitionTime": 2.3}', encoding="utf-8")
+    job = Job(scan=scan, labels=tmp_path / "sub-01_T1w.seg.nrrd")
+    with pytest.raises(BadOutput, match="is no run record of medseg and would be overwritten"):
+        check_job(job, Settings(), Extras())
+    for text in ('{"format": "medseg-record-1"}', "{", ""):  # ours, of an older version or damaged
+        sidecar.write_text(text, encoding="utf-8")
+        check_job(job, Settings(), Extras())
+
+
+def test_an_image_of_the_series_is_not_replaced_by_its_segmentation(tmp_path: Path):
+    folder = dicom.save(dicom.series(), tmp_path / "series")
+    image = next(path for path in sorted(folder.iterdir()) if path.suffix == ".dcm")
+    with pytest.raises(BadOutput, match="is an image of the scan and would be overwritten"):
+        check_job(Job(scan=folder, labels=image), Settings(), Extras())
+    check_job(Job(scan=folder, labels=folder / "seg.dcm"), Settings(), Extras())

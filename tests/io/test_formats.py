@@ -182,3 +182,14 @@ def test_reading_and_writing_need_no_heavy_library_at_import():
     )
 
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_not_a_number_is_air_where_there_is_air(tmp_path):
+    """NaN fills what lies outside of a CT; 0 would be water there."""
+    volume = floats(-1000, np.nan, np.nan)
+    io.write(volume, tmp_path / "ct.nii")
+
+    with pytest.warns(DataWarning, match="NaN was read as -1000"):
+        found = io.read(tmp_path / "ct.nii")
+
+    assert found.data.ravel()[10:13].tolist() == [-1000, -1000, -1000]

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from making import networks as tiny
-from medseg.errors import BadConfig, BadFile, DataWarning
+from medseg.errors import BadConfig, BadFile, BadGeometry, DataWarning
 from medseg.io import (
     as_labels,
+    as_path,
     as_volume,
     as_volumes,
     read,
@@ -222,3 +223,85 @@ def test_only_whole_numbers_are_labels():
     assert labels.data.dtype == np.uint16
     with pytest.raises(BadFile, match="not whole numbers, so it is not a label map"):
         as_labels((np.full((3, 4, 5), 0.5), AFFINE))
+
+
+def test_tensors_of_every_layout_and_precision_are_numbers_or_named():
+    dense = torch.arange(60, dtype=torch.float32).reshape(3, 4, 5) / 8
+    parts = torch.stack([torch.zeros_like(dense), dense], -1)
+    for one in (
+        dense.to_sparse(),
+        dense.to(torch.float8_e5m2).float().to(torch.float8_e5m2),
+        torch.view_as_complex(parts).imag,
+        -torch.view_as_complex(parts).conj().imag,
+        dense.clone().requires_grad_(),
+    ):
+        plain = one.to_dense() if one.layout != torch.strided else one
+        expected = plain.detach().float().resolve_neg().numpy()
+        assert np.array_equal(as_volume((one, AFFINE)).data, expected)
+    for pair in ((dense.to("meta"), AFFINE), (dense, torch.eye(4, device="meta"))):
+        with pytest.raises(BadFile, match="is on the device meta, where there are no numbers"):
+            as_volume(pair)
+
+
+def test_values_that_an_array_hides_are_asked_for():
+    data = np.arange(60.0, dtype=np.float32).reshape(3, 4, 5)
+    hidden = np.ma.masked_less(data, 10)
+    with pytest.raises(BadFile, match=r"hides some of its values.*give array\.filled\(value\)"):
+        as_volume((hidden, AFFINE))
+    assert np.array_equal(as_volume((hidden.filled(0), AFFINE)).data, hidden.filled(0))
+    assert np.array_equal(as_volume((np.ma.masked_less(data, -1), AFFINE)).data, data)
+
+
+def test_a_label_map_object_of_simpleitk_is_refused_before_it_ends_the_process():
+    labels = sitk.Cast(sitk.GetImageFromArray(np.ones((3, 4, 5), np.uint8)), sitk.sitkLabelUInt8)
+    with pytest.raises(BadFile, match="holds a LabelMap, which has no voxels"):
+        as_labels(labels)
+    assert as_labels(sitk.Cast(labels, sitk.sitkUInt16)).data.all()
+
+
+def test_an_image_without_a_place_is_told_what_helps_an_image():
+    for image in (unplaced(), contradictory()):
+        with pytest.raises(BadFile, match=r"give a pair \(array, affine\) if you know") as caught:
+            as_volume(image)
+        assert "--" not in str(caught.value)
+
+
+def test_an_affine_that_comes_first_is_told_so():
+    with pytest.raises(BadConfig, match="the array comes first and the affine second"):
+        as_volume((AFFINE, np.zeros((3, 4, 5))))
+
+
+@pytest.mark.parametrize("dtype", ["bool", "float16", ">i2", ">f4", "float64", "uint16"])
+def test_volumes_of_any_type_go_to_other_libraries(dtype: str):
+    data = (np.arange(60).reshape(3, 4, 5) % 7).astype(dtype)
+    volume = Volume(data, AFFINE)
+    assert np.array_equal(np.asarray(to_nibabel(volume).dataobj), data)
+    assert np.array_equal(sitk.GetArrayFromImage(to_sitk(volume)), data.transpose(2, 1, 0))
+
+
+def test_what_is_no_volume_is_named_where_one_is_written_or_handed_on(tmp_path: Path):
+    image: Any = nib.Nifti1Image(np.zeros((3, 4, 5), np.uint8), AFFINE)
+    for call in (to_nibabel, to_sitk):
+        with pytest.raises(BadConfig, match=r"takes a medseg\.Volume, and this is an image of nib"):
+            call(image)
+    with pytest.raises(
+        BadConfig, match=r"what is written is a medseg\.Volume, and this is of type N"
+    ):
+        write(image, tmp_path / "a.nii.gz")
+    with pytest.raises(BadConfig, match="an array of numpy, and this is a tensor"):
+        as_volume(Volume(torch.zeros(3, 4, 5), AFFINE))  # type: ignore[arg-type]
+    with pytest.raises(BadGeometry, match="are an array, and this is of type list"):
+        Volume([[[1]]], AFFINE)  # type: ignore[arg-type]
+    for path in (3, None, image):
+        with pytest.raises(BadConfig, match="a file is given by its path, and this is of type"):
+            read(path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_name_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)  # which an empty path would be
+    for name in ("", "a\0b"):
+        with pytest.raises(BadFile, match="names no file or folder"):
+            read(name)
+        with pytest.raises(BadConfig, match="names no file or folder"):
+            as_path(name, "output")

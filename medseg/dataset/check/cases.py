@@ -372,7 +372,7 @@ def _about_values(
             case=case.name,
             kind="nan",
             severity=severity,
-            message=f"{message}; they are read as 0",
+            message=f"{message}; they are read as 0, or as the lowest value of CT",
             fixable=not many and inside is not None,
         )
     ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medseg.errors import DataWarning
 from medseg.inference.tissues.airways import Window, find_airways, lumen_below
 from medseg.inference.tissues.body import Body
 from medseg.inference.tissues.grid import Labels, Mask, Scan, closed, distances_mm, parts, spread
@@ -32,6 +34,10 @@ VESSEL_MM = 5.0
 TOUCHING_MM = 15.0
 #: Each side has at least this part of both, or there is only one.
 LEAST_SIDE = 0.1
+#: Of two lungs in a cut-out either is at least such a part of both.
+SLIVER = 0.02
+#: A lung begins so close to the body's surface, where no arm lies beside it.
+WALL_OF_LUNG_MM = 70.0
 #: Gas that goes on from the airways is part of them up to so much: larynx and pharynx.
 UPPER_MM3 = 60000.0
 #: Trachea and larynx are looked for so far above the lungs, and in necks, which are so small.
@@ -217,7 +223,7 @@ def _sides(lungs: Mask, body: Body, spacing_mm: NDArray[np.float64]) -> Labels:
     out = np.zeros(lungs.shape, np.uint8)
     if not lungs.any():
         return out
-    middle = _midline(lungs, body)
+    middle = _midline(lungs, body, spacing_mm)
     depth = distances_mm(~lungs, spacing_mm)
     for mm in (0.0, *np.arange(spacing_mm.min(), TOUCHING_MM, spacing_mm.min())):
         numbers, count = parts(depth > mm)
@@ -266,11 +272,51 @@ def _rest_by_side(known: Labels, lungs: Mask, middle: float) -> Labels:
     return known
 
 
-def _midline(lungs: Mask, body: Body) -> float:
-    """Where left and right meet along R, in blocks: the middle of the body where the lungs are."""
+def _midline(lungs: Mask, body: Body, spacing_mm: NDArray[np.float64]) -> float:
+    """Where left and right meet along R, in blocks: the middle of the body where the lungs are.
+
+    Where the side of the array cuts the body the middle of what is left says nothing. Two lungs
+    then part where there is least of them. One alone that lies just within the other side's wall is
+    that side's; cut on both sides it may be either, which is warned of.
+    """
     slices = lungs.any((0, 1))
-    planes = np.flatnonzero(body.whole[:, :, slices].any((1, 2)))
-    return float(planes[0] + planes[-1]) / 2
+    section = body.whole[:, :, slices]
+    planes = np.flatnonzero(section.any((1, 2)))
+    of_lung = np.flatnonzero(lungs.any((1, 2)))
+    middle = float(planes[0] + planes[-1]) / 2
+    is_cut = [bool(section[end].any()) for end in (0, -1)]
+    if not any(is_cut):
+        return middle
+    between = _between_two(lungs)
+    if between is not None:
+        return between
+    if all(is_cut):
+        warnings.warn(
+            "the sides of the scan cut the body and leave one lung; whether it is the left or the"
+            " right one is not certain",
+            DataWarning,
+            stacklevel=3,
+        )
+        return middle
+    on_right = is_cut[0]  # the wall that is there is the right one
+    wall = planes[-1] - of_lung[-1] if on_right else of_lung[0] - planes[0]
+    if wall * spacing_mm[0] > WALL_OF_LUNG_MM:
+        return middle
+    return float(of_lung[0] - 1) if on_right else float(of_lung[-1] + 1)
+
+
+def _between_two(lungs: Mask) -> float | None:
+    """Where two lungs part along R: there is half as much of them as on either side, or less, and
+    some of each. None for one lung.
+    """
+    profile = lungs.sum((1, 2))
+    least = 0.5 * np.minimum(
+        np.maximum.accumulate(profile), np.maximum.accumulate(profile[::-1])[::-1]
+    )
+    share = np.cumsum(profile) / profile.sum()
+    parts_here = (profile < least) & (share >= SLIVER) & (share <= 1 - SLIVER)
+    places = np.flatnonzero(parts_here)
+    return float(places[profile[places].argmin()]) if len(places) else None
 
 
 def _with_vessels(sides: Labels, spacing_mm: NDArray[np.float64]) -> Labels:

@@ -17,6 +17,7 @@ from medseg.inference.tissues.windows import (
     AIRWAYS,
     BONE,
     BONE_FROM,
+    EMPTY_BELOW,
     FAT,
     GAS,
     LUNGS,
@@ -29,6 +30,9 @@ from medseg.kernels import tissues as kernels
 from medseg.kernels.threads import in_slabs
 from medseg.volume import Volume, reorient
 
+#: A scan of whose values so many are those of dense bone is none in Hounsfield units, if air is not
+#: lower than so much below 0.
+_MUCH, _NEAR_ZERO = 0.2, 150
 #: Marks air around the patient while labels grow; no label.
 _AROUND = 255
 
@@ -54,6 +58,13 @@ def check_hounsfield(volume: Volume) -> None:
     """Raise `BadFile` for values that cannot be Hounsfield units; warn where it is not sure."""
     thin = volume.data[tuple(slice(None, None, max(1, n // 96)) for n in volume.shape)]
     lowest = float(np.nanmin(thin)) if thin.size else 0.0
+    inside = thin[thin > lowest]  # padding is one value, and the lowest
+    if lowest <= EMPTY_BELOW and inside.size and _has_an_offset(inside):
+        raise BadFile(
+            f"beside {lowest:.4g}, which is padding, hardly any value is below"
+            f" {-_NEAR_ZERO}, and CT in Hounsfield units has air near -1000; it seems to be stored"
+            " with an offset: take that off first"
+        )
     if lowest >= 0:
         raise BadFile(
             f"no value is below 0 (the lowest is {lowest:.4g}), and CT in Hounsfield units has air"
@@ -66,6 +77,13 @@ def check_hounsfield(volume: Volume) -> None:
             DataWarning,
             stacklevel=3,
         )
+
+
+def _has_an_offset(values: NDArray) -> bool:
+    """Whether air lies near 0, and tissue where only dense bone has its values."""
+    few = 0.01
+    low, high = np.mean(values < -_NEAR_ZERO), np.mean((values > 700) & (values < 1600))
+    return bool(low < few and high > _MUCH)
 
 
 def _grown(air: Labels, outside: NDArray[np.bool_]) -> Labels:

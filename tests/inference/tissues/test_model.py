@@ -247,3 +247,30 @@ def test_real_lungs_agree_with_their_own_outline_found_another_way(shared_data: 
     assert 2 * (mine & other).sum() / (mine.sum() + other.sum()) > 0.97
     middle = found.shape[0] // 2
     assert not (found[: middle - 20] == RIGHT).any() and not (found[middle + 20 :] == LEFT).any()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 225), (-225, 0), (-20, 225), (-150, 225)])
+def test_lungs_are_of_their_own_side_where_a_cut_goes_through_the_body(low: int, high: int):
+    """The middle of what is left of a body is not the middle of the body."""
+    phantom = made(5.0, low_mm=(low, -180, 0), high_mm=(high, 150, 200), noise=15)
+    found = ct_tissues(phantom.scan).data
+    for side, other in ((LEFT, RIGHT), (RIGHT, LEFT)):
+        own = phantom.truth == side
+        assert (found[own] == other).sum() <= 0.02 * own.sum()
+        assert not own.any() or share_right(found, phantom.truth, side) > 0.9
+
+
+def test_one_lung_alone_between_two_cuts_is_not_certain():
+    phantom = made(5.0, low_mm=(0, -180, 0), high_mm=(150, 150, 200))
+    with pytest.warns(DataWarning, match="whether it is the left or the right one"):
+        ct_tissues(phantom.scan)
+
+
+def test_padding_does_not_hide_that_values_have_an_offset(body: Phantom):
+    raw = body.scan.data.astype(np.int32) + 1024
+    raw[:8] = -2000
+    with pytest.raises(BadFile, match="stored with an offset"):
+        ct_tissues(body.scan.with_data(raw.astype(np.int16)))
+    padded = body.scan.data.copy()
+    padded[:8] = -2000
+    ct_tissues(body.scan.with_data(padded))
