@@ -375,6 +375,13 @@ def as_names(value: object, name: str, *, allowed: Collection[str] = ()) -> tupl
     return names  # type: ignore[return-value]
 
 
+def as_mapping(value: object, name: str) -> dict[str, Any]:
+    """A mapping that a program gives, as a dict; an empty one of None. Raises `BadConfig`."""
+    if value is not None and not isinstance(value, Mapping):
+        raise BadConfig(f"{name} are a mapping of names to values, and {_given(value)}")
+    return dict(value or {})
+
+
 def reason_of(error: BaseException) -> str:
     """The kind of a library's error and what it says, on one line that is not long."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]

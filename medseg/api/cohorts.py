@@ -14,7 +14,7 @@ from medseg.errors import BadConfig
 from medseg.inference import Extras, Settings, channel_names, check_also, identity_of, label_table
 from medseg.io import as_path, is_path, what_is
 from medseg.logs import Progress, silent
-from medseg.text import as_names, as_number, as_whole
+from medseg.text import as_mapping, as_names, as_number, as_whole
 
 if TYPE_CHECKING:
     from medseg.cohort import Cohort, Result, Wanted
@@ -57,27 +57,19 @@ def batch(
     """
     from medseg.cohort import RETRIES, Choice, Limits, Request, Wanted, run_part
 
-    plain, extras = settings_of(settings, changes), extras or Extras()
-    if not isinstance(extras, Extras):
-        raise BadConfig(f"extras are a medseg.inference.Extras, and this is {what_is(extras)}")
-    if filters is not None and not isinstance(filters, Mapping):
-        raise BadConfig(f"filters are a mapping of names to values, and this is {what_is(filters)}")
+    plain, extras = settings_of(settings, changes), _checked(extras or Extras())
     choice = Choice(
         part=part_of(part), retry=as_names(retry, "retry", allowed=RETRIES), keep_others=keep_others
     )
-    limits = Limits(
-        workers=as_whole(workers, "workers", most=1024),
-        memory_bytes=_bytes(total_memory_bytes, "total_memory_bytes"),
-        case_time_s=as_number(case_time_s, "case_time_s"),
-        case_memory_bytes=_bytes(case_memory_bytes, "case_memory_bytes"), **_most(max_failed),
-    )  # fmt: skip
+    memory = {"total_memory_bytes": total_memory_bytes, "case_memory_bytes": case_memory_bytes}
+    limits = Limits(**_limits(workers, case_time_s, max_failed, memory=memory))
     names = _names(model)
     loaded = model_of(list(names))
     asked = named_values(plain, changes, loaded)
     check_also(loaded, extras.also)
     wanted = Wanted(
         channels=tuple(channel_names(loaded)), suffixes=as_names(suffixes, "suffixes"),
-        filters=dict(filters or {}), every_series=every_series,
+        filters=as_mapping(filters, "filters"), every_series=every_series,
     )  # fmt: skip
     cases, form = _cases(cohort, wanted, layout)
     request = Request(
@@ -88,6 +80,12 @@ def batch(
         cases, _place(output), request=request, choice=choice, limits=limits,
         table=label_table(loaded), progress=progress, on=on,
     )  # fmt: skip
+
+
+def _checked(extras: object) -> Extras:
+    if not isinstance(extras, Extras):
+        raise BadConfig(f"extras are a medseg.inference.Extras, and this is {what_is(extras)}")
+    return extras
 
 
 def _place(output: str | os.PathLike[str]) -> Path | str:
@@ -133,8 +131,26 @@ def part_of(part: object) -> tuple[int, int]:
     return number, count
 
 
-def _bytes(value: object, name: str) -> int | None:
-    return None if value is None else int(as_number(value, name, least=1))
+def _limits(
+    workers: object,
+    case_time_s: object,
+    max_failed: int | Fraction | None,
+    *,
+    memory: Mapping[str, object],
+) -> dict[str, Any]:
+    """What a part may use. Raises `BadConfig`."""
+    most_bytes = {
+        name.removeprefix("total_"): None if one is None else int(as_number(one, name, least=1))
+        for name, one in memory.items()
+    }
+    return (
+        _most(max_failed)
+        | most_bytes
+        | {
+            "workers": as_whole(workers, "workers", most=1024),
+            "case_time_s": as_number(case_time_s, "case_time_s"),
+        }
+    )
 
 
 def _most(max_failed: int | Fraction | None) -> dict[str, Any]:

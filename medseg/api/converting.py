@@ -56,25 +56,15 @@ def convert(
     path = io.as_path(scan, "what is converted")
     if is_model(path):
         write_models(load_models([str(path)]), place)
-        return place
-    if is_label_table(place):
+    elif is_label_table(place):
         (table or table_in(path)).write(place)
-        return place
-    if names and io.embedded_table(path) is None and not io.label_kind(path):
+    elif names and io.embedded_table(path) is None and not io.label_kind(path):
         chosen, table = chosen_labels(path, names, table, volume_index=volume_index)
         io.write(chosen, place, table=table)
-        return place
-    io.convert_file(
-        path,
-        place,
-        table=table,
-        source=about,
-        segments=list(names) or None,
-        volume_index=volume_index,
-        assume_geometry=assume_geometry,
-        series=series,
-        repair=repair,
-        suv=suv,
-        options=options,
-    )
+    else:
+        io.convert_file(
+            path, place, table=table, source=about, segments=list(names) or None,
+            volume_index=volume_index, assume_geometry=assume_geometry, series=series,
+            repair=repair, suv=suv, options=options,
+        )  # fmt: skip
     return place

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.api.cohorts import part_of
 from medseg.errors import BadConfig
-from medseg.io import as_path, what_is
+from medseg.io import as_path
 from medseg.logs import Progress, silent
-from medseg.text import as_names, as_number, as_whole
+from medseg.text import as_mapping, as_names, as_number, as_whole
 
 if TYPE_CHECKING:
     from medseg.dataset import Check
@@ -113,24 +113,15 @@ def train(
     """
     began = monotonic()  # before torch is loaded, which counts into the time
     place, run = as_path(data, "data"), None if output is None else as_path(output, "output")
-    if changes is not None and not isinstance(changes, Mapping):
-        raise BadConfig(f"changes are a mapping of names to values, and this is {what_is(changes)}")
-    if finetune is not None:
-        finetune = os.fspath(as_path(finetune, "finetune"))
     time_s = None if time_s is None else as_number(time_s, "time_s")
-    track = as_names(track, "track")
-    if max_memory_bytes is not None:
-        max_memory_bytes = int(as_number(max_memory_bytes, "max_memory_bytes", least=1))
-    settings = dict(changes or {})
+    most = None if max_memory_bytes is None else as_number(max_memory_bytes, "max_memory_bytes")
+    settings = as_mapping(changes, "changes")
     settings |= {"train.seed": seed} if seed is not None else {}
     settings |= {"train.deterministic": True} if deterministic else {}
     settings |= {"train.device": device} if device != "auto" else {}
     if place.suffix.lower() in (".yaml", ".yml"):
-        others: dict[str, Any] = {"model": model, "config": config, "fold": fold, "folds": folds}
-        others |= {"finetune": finetune, "prepared": prepared}
-        wrong = [name for name, one in others.items() if one is not None]
-        if wrong:
-            raise BadConfig(f"{wrong[0]} goes with a data set; {place} is a config, set it there")
+        own = {"model": model, "config": config, "fold": fold, "folds": folds}
+        _check_none(place, own | {"finetune": finetune, "prepared": prepared})
         settings |= {"train.time_s": time_s, "train.steps": None} if time_s else {}
         return _train_config(place, run, settings, resume=resume, events=events, began=began)
     from medseg.training import Request, train_folds
@@ -138,14 +129,22 @@ def train(
     request = Request(
         data=place, run=run, overrides=settings, architecture=model, time_s=time_s, folds=folds,
         config=None if config is None else as_path(config, "config"), fold=fold, began=began,
-        finetune=finetune, memory_bytes=max_memory_bytes,
-        every_fold=folds is not None and fold is None, track=track, resume=resume,
+        finetune=None if finetune is None else str(as_path(finetune, "finetune")),
+        memory_bytes=None if most is None else int(most), track=as_names(track, "track"),
+        every_fold=folds is not None and fold is None, resume=resume,
         anyway=anyway, prepared=None if prepared is None else as_path(prepared, "prepared"),
     )  # fmt: skip
     outcome = train_folds(request, events)
     if outcome is None:
         raise BadConfig("this is a further process of torchrun's; only the first has the outcome")
     return outcome
+
+
+def _check_none(path: Path, others: Mapping[str, object]) -> None:
+    """Raise `BadConfig` for what a config says itself."""
+    wrong = [name for name, one in others.items() if one is not None]
+    if wrong:
+        raise BadConfig(f"{wrong[0]} goes with a data set; {path} is a config, set it there")
 
 
 def _train_config(

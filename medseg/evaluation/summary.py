@@ -19,6 +19,7 @@ from medseg.evaluation.surfaces import Surface
 from medseg.files import read_text
 from medseg.labels import MAX_VALUE
 from medseg.text import (
+    as_mapping,
     as_names,
     as_number,
     as_whole,
@@ -70,9 +71,9 @@ class EvaluationOptions:
 
     def __post_init__(self) -> None:
         """Raise `BadConfig` for values that an option cannot have."""
-        several = self.percentiles if _is_list(self.percentiles) else (self.percentiles,)
+        several = _as_list(self.percentiles)
         values: dict[str, Any] = {
-            "percentiles": tuple(as_number(one, "a percentile", most=100) for one in several),  # type: ignore[union-attr]
+            "percentiles": tuple(as_number(one, "a percentile", most=100) for one in several),
             "tolerance_mm": _tolerance(self.tolerance_mm),
             "lesions": as_names(self.lesions, "lesions"),
             "bootstrap": as_whole(self.bootstrap, "bootstrap", most=MOST_RESAMPLINGS),
@@ -82,7 +83,8 @@ class EvaluationOptions:
             values["ignore"] = as_whole(self.ignore, "ignore", most=MAX_VALUE)
         if self.structures is not None:
             values["structures"] = {
-                name: _label_values(name, labels) for name, labels in self.structures.items()
+                name: _label_values(name, labels)
+                for name, labels in as_mapping(self.structures, "structures").items()
             }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -95,8 +97,10 @@ class EvaluationOptions:
                 )
 
 
-def _is_list(value: object) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, str | bytes)
+def _as_list(value: Any) -> list[Any]:
+    """Several values as a list; of one, a list of it."""
+    is_several = isinstance(value, Iterable) and not isinstance(value, str | bytes)
+    return list(value) if is_several else [value]
 
 
 def _tolerance(value: object) -> float | dict[str, float]:
@@ -108,9 +112,8 @@ def _tolerance(value: object) -> float | dict[str, float]:
 
 def _label_values(name: str, labels: object) -> tuple[int, ...]:
     """The labels of which a structure is the union; one may stand alone."""
-    several = labels if _is_list(labels) else (labels,)
     what = f"each label of '{harmless(name)}'"
-    return tuple(as_whole(one, what, most=MAX_VALUE) for one in several)  # type: ignore[union-attr]
+    return tuple(as_whole(one, what, most=MAX_VALUE) for one in _as_list(labels))
 
 
 @dataclass(frozen=True, repr=False)
