@@ -7,6 +7,7 @@ not. As long as nobody has imported `logging` nobody can listen, and nothing is 
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -29,6 +30,8 @@ Report: TypeAlias = Callable[[float, Mapping[str, Any]], None]
 NAME = "medseg"
 #: What `listening` takes for `verbose`, and from which level on it tells.
 LEVELS = {1: "INFO", 2: "DEBUG"}
+#: Endings of files that lines may be added to whatever they hold.
+_LOGS = ("", ".log", ".txt", ".out", ".err")
 _TERMINAL = "%(asctime)s %(name)s: %(message)s"
 _FILE = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
 
@@ -76,7 +79,7 @@ def listening(*, verbose: int = 0, file: str | Path | None = None) -> Iterator[N
     """While the block runs, tell what medseg does: on stderr and in a file.
 
     verbose: 0 nothing on stderr, 1 each step, 2 all. file: gets all, added to what it holds. Raises
-    `BadOutput` if it cannot be written.
+    `BadOutput` if it cannot be written, or holds something else.
     """
     if not verbose and file is None:
         yield
@@ -90,6 +93,7 @@ def listening(*, verbose: int = 0, file: str | Path | None = None) -> Iterator[N
         handlers.append(_handler(logging.StreamHandler(), level, _TERMINAL, "%H:%M:%S"))
     if file is not None:
         try:
+            _check_log(Path(file))
             log = logging.FileHandler(file, encoding="utf-8")
         except OSError as error:
             raise BadOutput(
@@ -104,6 +108,19 @@ def listening(*, verbose: int = 0, file: str | Path | None = None) -> Iterator[N
             ending.callback(top.removeHandler, handler)
         top.setLevel(min(handler.level for handler in handlers))
         yield
+
+
+def _check_log(path: Path) -> None:
+    """Raise `BadOutput` for a file that is there and no log: lines behind a scan damage it."""
+    if not path.is_file() or path.suffix.lower() in _LOGS:
+        return
+    with path.open("rb") as file:
+        start = file.read(20)
+    if start and not re.match(rb"\d{4}-\d\d-\d\dT\d\d:", start):
+        raise BadOutput(
+            f"{path} is there and is no log of medseg; choose another file for the log, such as one"
+            " that ends in .log"
+        )
 
 
 def _handler(handler: logging.Handler, level: str, line: str, date_format: str) -> logging.Handler:

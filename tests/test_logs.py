@@ -91,3 +91,17 @@ def test_a_log_that_cannot_be_opened_is_refused(tmp_path: Path):
         logs.listening(verbose=1, file=tmp_path / "there" / "log.txt"),
     ):
         pass
+
+
+def test_lines_are_added_to_a_log_and_to_nothing_else(tmp_path: Path):
+    scan = tiny.save_scan(tmp_path / "scan.nii.gz")
+    content = scan.read_bytes()
+    ran = tiny.medseg("infer", scan, "-m", "otsu", "-q", "--log", scan)
+    assert (ran.code, scan.read_bytes()) == (4, content)
+    assert "is there and is no log of medseg" in ran.err
+    (tmp_path / "job.log").write_text("begun by me\n", encoding="utf-8")
+    for name in ("job.log", "steps", "steps.medseg", "steps.medseg"):
+        with logs.listening(file=tmp_path / name):
+            logs.info("medseg.x", "said")
+    assert (tmp_path / "job.log").read_text(encoding="utf-8").startswith("begun by me\n")
+    assert len((tmp_path / "steps.medseg").read_text(encoding="utf-8").splitlines()) == 2

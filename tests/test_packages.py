@@ -197,3 +197,23 @@ def test_an_added_model_without_a_folder_is_refused(add: Adding):
     add(packages.MODELS, "theirs", 3)
     with pytest.raises(BadModel, match="other-package adds the model 'theirs' and names no folder"):
         medseg.load("theirs")
+
+
+def test_whatever_a_package_does_wrong_is_its_own_fault(add: Adding):
+    def broken(*given: Any, **named: Any) -> Any:
+        raise KeyError("theirs")
+
+    add(packages.MODELS, "theirs", broken)
+    with pytest.raises(
+        BadModel, match="other-package adds the model 'theirs' and stopped with Key"
+    ):
+        medseg.load("theirs")
+    add(packages.NETWORKS, "new", broken)
+    with pytest.raises(BadModel, match="the architecture 'new' cannot be built"):
+        build_network("new", 1, 2)
+
+
+def test_a_suffix_is_meant_in_any_case(add: Adding, tmp_path: Path):
+    add(packages.READERS, ".Plain", lambda path, **options: VOLUME)
+    (tmp_path / "scan.pLAIN").write_bytes(b"x")
+    assert medseg.read(tmp_path / "scan.pLAIN").shape == VOLUME.shape

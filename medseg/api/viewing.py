@@ -11,7 +11,7 @@ from medseg.evaluation import find_table
 from medseg.inference import Segmentation
 from medseg.io import ScanLike, as_path, as_volume, is_path
 from medseg.labels import LabelTable
-from medseg.volume import Volume, resample, same_grid
+from medseg.volume import Volume
 
 _SUFFIXES = (".html", ".mrb", ".png")
 
@@ -65,7 +65,7 @@ def _table(table: LabelTable | str | os.PathLike[str] | None, labels: object) ->
 def _write(
     path: Path, scan: Volume, labels: Volume, *, table: LabelTable | None, title: str
 ) -> None:
-    from medseg.view import full_table, write_preview, write_scene
+    from medseg.view import full_table, labels_on_scan, write_preview, write_scene
 
     suffix = path.suffix.lower()
     if suffix == ".html":
@@ -75,6 +75,5 @@ def _write(
     elif suffix == ".mrb":
         write_scene(path, scan, labels, table=full_table(labels, table), title=title)
     else:
-        if not same_grid(scan, labels):
-            labels = resample(labels, scan.affine, scan.shape, order=0)
-        write_preview(path, scan, labels, table=full_table(labels, table))
+        on_grid = labels_on_scan(labels, scan)
+        write_preview(path, scan, on_grid, table=full_table(labels, table))

@@ -188,14 +188,9 @@ def _write(path: Path, scan: Volume, labels: Volume, table: LabelTable | None, t
 
         write_scene(path, scan, labels, table=full_table(labels, table), title=title)
     else:
-        from medseg.view import write_preview
-        from medseg.volume import resample, same_grid
+        from medseg.view import labels_on_scan, write_preview
 
-        on_grid = (
-            labels
-            if same_grid(scan, labels)
-            else resample(labels, scan.affine, scan.shape, order=0)
-        )
+        on_grid = labels_on_scan(labels, scan)
         write_preview(path, scan, on_grid, table=full_table(labels, table))
 
 

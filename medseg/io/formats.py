@@ -390,7 +390,7 @@ def _suffix(path: str | Path, known: dict[str, Callable]) -> str | None:
 
 def _ending(name: str, suffixes: Iterable[str]) -> str | None:
     return next(
-        (suffix for suffix in suffixes if name.endswith(suffix) and len(name) > len(suffix)), None
+        (one for one in suffixes if name.endswith(one.lower()) and len(name) > len(one)), None
     )
 
 

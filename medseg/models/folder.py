@@ -169,9 +169,15 @@ def installed_folder(name: str) -> Path | None:
     if name not in packages.added(packages.MODELS):
         return None
     added = packages.load(packages.MODELS, name)
-    folder = added() if callable(added) else added
+    package = packages.package_of(packages.MODELS, name)
+    try:
+        folder = added() if callable(added) else added
+    except Exception as error:  # its code is not ours
+        raise BadModel(
+            f"the package {package} adds the model '{name}' and stopped with"
+            f" {type(error).__name__} when it was asked for its folder"
+        ) from error
     if not isinstance(folder, str | Path):
-        package = packages.package_of(packages.MODELS, name)
         raise BadModel(f"the package {package} adds the model '{name}' and names no folder for it")
     return Path(folder)
 

@@ -181,14 +181,16 @@ def build_network(name: str, channels: int, classes: int, /, **options: Any) -> 
     a name or an option that does not exist.
     """
     builder = (NETWORKS | RUN_ALONE).get(name)
+    wrong: tuple[type[Exception], ...] = (TypeError, ValueError, RuntimeError, OverflowError)
     if builder is None:
         if name not in known_networks():
             listed = ", ".join(sorted(known_networks()))
             raise BadModel(f"there is no architecture '{name}'; medseg has {listed}")
         builder = packages.load(packages.NETWORKS, name)
+        wrong = (Exception,)  # its code is not ours
     try:
         return builder(channels, classes, **options)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+    except wrong as error:
         reason = " ".join(str(error).split())  # a library's own message may have several lines
         raise BadModel(f"the architecture '{name}' cannot be built: {reason}") from None
 

@@ -45,7 +45,11 @@ if TYPE_CHECKING:
     )
     from medseg.view.scene import write_scene as write_scene
     from medseg.view.server import PageServer as PageServer
-    from medseg.view.structures import chosen_values as chosen_values, full_table as full_table
+    from medseg.view.structures import (
+        chosen_values as chosen_values,
+        full_table as full_table,
+        labels_on_scan as labels_on_scan,
+    )
     from medseg.view.style import PAGE_STYLE as PAGE_STYLE, TABLE_SCRIPT as TABLE_SCRIPT
 
 __getattr__, __dir__ = door(
@@ -83,7 +87,7 @@ __getattr__, __dir__ = door(
         "scene": ("write_scene",),
         "server": ("PageServer",),
         "style": ("PAGE_STYLE", "TABLE_SCRIPT"),
-        "structures": ("chosen_values", "full_table"),
+        "structures": ("chosen_values", "full_table", "labels_on_scan"),
     },
     called="view",
 )

@@ -28,8 +28,8 @@ from medseg.io import write_nifti
 from medseg.labels import LabelTable
 from medseg.text import harmless
 from medseg.view.contrast import Contrast, contrast_of
-from medseg.view.structures import full_table, is_fluid
-from medseg.volume import Volume, crop, reorient, resample, same_grid
+from medseg.view.structures import full_table, is_fluid, labels_on_scan
+from medseg.volume import Volume, crop, reorient, same_grid
 
 #: A page holds at most so many voxels; larger scans become a preview, because browsers without a
 #: graphics card take about three seconds for a million voxels.
@@ -86,7 +86,7 @@ def prepare(
     notes: list[str] = []
     on_grid = labels.data
     if not same_grid(scan, labels):
-        on_grid = _resampled_labels(labels, scan)
+        on_grid = labels_on_scan(labels, scan).data
         notes.append(
             "The labels have another grid than the scan; they are drawn at their place in mm."
         )
@@ -137,14 +137,6 @@ def _surfaces(labels: Volume, values: Sequence[int]) -> tuple[dict[str, Any], by
     affine = labels.affine @ np.diag([every, every, every, 1.0])
     thin = Volume(labels.data[::every, ::every, ::every], affine)
     return packed(walls_of(thin, values, max_triangles=MAX_TRIANGLES))
-
-
-def _resampled_labels(labels: Volume, scan: Volume) -> NDArray:
-    """The labels on the scan's grid. Raises `BadGeometry` if none of them lies there."""
-    on_grid = resample(labels, scan.affine, scan.shape, order=0).data
-    if labels.data.any() and not on_grid.any():
-        raise BadGeometry("no label lies in the scan; give labels that were made from this scan")
-    return on_grid
 
 
 def _numbered(labels: NDArray, rows: Sequence[dict[str, Any]]) -> NDArray[np.uint16]:

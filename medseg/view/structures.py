@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from medseg.errors import BadConfig
+from medseg.errors import BadConfig, BadGeometry
 from medseg.labels import Label, LabelTable
 from medseg.text import harmless
-from medseg.volume import Volume
+from medseg.volume import Volume, resample, same_grid
 
 #: Fluid of the brain, in SNOMED CT: cerebrospinal fluid, and the ventricles and the horns that it
 #: fills.
@@ -39,6 +39,18 @@ def full_table(labels: Volume, table: LabelTable | None) -> LabelTable:
         int(value) for value in values if value not in table_values
     ).labels
     return LabelTable(tuple(sorted((*table_labels, *other_labels), key=lambda label: label.value)))
+
+
+def labels_on_scan(labels: Volume, scan: Volume) -> Volume:
+    """The labels at their place in mm on the scan's grid, as pictures show them. Raises
+    `BadGeometry` if none of them lies there.
+    """
+    if same_grid(scan, labels):
+        return labels
+    on_grid = resample(labels, scan.affine, scan.shape, order=0)
+    if labels.data.any() and not on_grid.data.any():
+        raise BadGeometry("no label lies in the scan; give labels that were made from this scan")
+    return on_grid
 
 
 def chosen_values(

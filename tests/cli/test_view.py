@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import medseg
 from making import networks as tiny
 from medseg import io
+from medseg.errors import BadGeometry
 from medseg.volume import Volume
 
 
@@ -170,3 +172,18 @@ def test_progress_can_be_lines_of_json(scan, tmp_path):
     assert {event["event"] for event in events} == {"progress", "announcement"}
     assert events[-1]["what"] == "writing"
     assert tiny.medseg("infer", scan, "--progress", "loud").code == 2
+
+
+def test_labels_that_lie_elsewhere_are_no_picture(tmp_path: Path):
+    scan = tiny.save_scan(tmp_path / "scan.nii.gz")
+    volume = io.read(scan)
+    affine = volume.affine.copy()
+    affine[0, 3] += 5000
+    elsewhere = Volume(np.ones(volume.shape, np.uint8), affine)
+    io.write(elsewhere, tmp_path / "labels.nii.gz")
+    for name in ("a.png", "a.html"):
+        ran = tiny.medseg("view", scan, tmp_path / "labels.nii.gz", "-o", tmp_path / name)
+        assert ran.code == 3 and "no label lies in the scan" in ran.err
+        with pytest.raises(BadGeometry, match="no label lies in the scan"):
+            medseg.view(scan, elsewhere, tmp_path / name)
+        assert not (tmp_path / name).exists()
