@@ -75,6 +75,16 @@ class Label:
     region_modifier: Code | None = None
 
 
+def _check_label(label: Label) -> None:
+    """Raise `BadConfig` for a label that no table may hold."""
+    if not 1 <= label.value <= MAX_VALUE:
+        raise BadConfig(f"label value {label.value} is not between 1 and {MAX_VALUE}")
+    if not label.name.strip():
+        raise BadConfig(f"label {label.value} has no name")
+    if len(label.color) != 3 or not all(0 <= part <= 255 for part in label.color):
+        raise BadConfig(f"label {label.value} has a colour that is not three numbers from 0 to 255")
+
+
 @dataclass(frozen=True, repr=False)
 class LabelTable:
     """The structures of a label map, without the background. Raises `BadConfig` for values twice or
@@ -90,14 +100,7 @@ class LabelTable:
             )
         values = [label.value for label in self.labels]
         for label in self.labels:
-            if not 1 <= label.value <= MAX_VALUE:
-                raise BadConfig(f"label value {label.value} is not between 1 and {MAX_VALUE}")
-            if not label.name.strip():
-                raise BadConfig(f"label {label.value} has no name")
-            if len(label.color) != 3 or not all(0 <= part <= 255 for part in label.color):
-                raise BadConfig(
-                    f"label {label.value} has a colour that is not three numbers from 0 to 255"
-                )
+            _check_label(label)
         if len(set(values)) != len(values):
             twice = next(value for value in values if values.count(value) > 1)
             raise BadConfig(f"label value {twice} is used twice")

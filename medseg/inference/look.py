@@ -138,13 +138,7 @@ def is_noise(volume: Volume) -> bool:
     power = sum(float(((block - mean) ** 2).sum()) for block in blocks) / count
     if not power:
         return False
-    for axis in range(3):
-        products = [_products_along(block - mean, axis) for block in blocks]
-        pairs = sum(number for number, _ in products)
-        alike = sum(total for _, total in products)
-        if pairs and abs(alike) > NOISE_CORRELATION * power * pairs:
-            return False
-    return True
+    return not any(_likeness(blocks, axis, mean) > NOISE_CORRELATION * power for axis in range(3))
 
 
 def _blocks_of(data: NDArray) -> Iterator[NDArray]:
@@ -158,10 +152,14 @@ def _blocks_of(data: NDArray) -> Iterator[NDArray]:
         yield data[tuple(slice(start, start + BLOCK) for start in corner)]
 
 
-def _products_along(block: NDArray[np.float64], axis: int) -> tuple[int, float]:
-    """How many neighbours there are along an axis, and the sum of their products."""
-    one, other = np.delete(block, 0, axis), np.delete(block, -1, axis)
-    return one.size, float((one * other).sum())
+def _likeness(blocks: Sequence[NDArray[np.float64]], axis: int, mean: float) -> float:
+    """The mean product of neighbours along an axis, without its sign; 0 where there are none."""
+    pairs, total = 0, 0.0
+    for block in blocks:
+        one, other = np.delete(block - mean, 0, axis), np.delete(block - mean, -1, axis)
+        pairs += one.size
+        total += float((one * other).sum())
+    return abs(total) / pairs if pairs else 0.0
 
 
 def modality_of(job: Job | None, volume: Volume, extras: Extras) -> str:
