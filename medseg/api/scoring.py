@@ -143,6 +143,7 @@ def compare(
     if isinstance(scores, str | Path) or not isinstance(scores, Sequence):
         raise BadConfig(f"scores are a list of two files or more, and this is {what_is(scores)}")
     files = [as_path(one, "each of scores") for one in scores]
+    bootstrap, seed = as_whole(bootstrap, "bootstrap"), as_whole(seed, "seed")
     return compare_files(files, score, structure, bootstrap, seed)
 
 

@@ -339,7 +339,8 @@ def _read(scan: object, model: Model) -> tuple[list[Volume], Path | None]:
         return read_scans(Job(scan=path, labels=path), names, Extras()), path
     if is_one_scan(scan) or not isinstance(scan, list | tuple):
         volumes = as_volumes(scan)
-        _check_count(len(volumes), f"{what_is(scan)} of {len(volumes)} volumes", model)
+        several = f" of {len(volumes)} volumes" if len(volumes) > 1 else ""
+        _check_count(len(volumes), f"{what_is(scan)}{several}", model)
         return volumes, None
     _check_count(len(scan), what_is(scan), model)
     if all(is_path(one) for one in scan):
@@ -378,10 +379,10 @@ def _check_count(count: int, given: str, model: Model) -> None:
     title = "a model that is chosen by the scan" if model == AUTO else f"the model {_name(model)}"
     listed = f" ({', '.join(names)})" if any(names) else ""
     wanted = "1 scan" if len(names) == 1 else f"{len(names)} scans{listed}, in this order"
-    raise BadConfig(
-        f"{title} takes {wanted}, and {given} is given; call it for each of several scans, or"
-        " medseg.batch for many"
-    )
+    remedy = "call it for each of several scans, or medseg.batch for many"
+    if count < len(names):
+        remedy = "give a list of them"
+    raise BadConfig(f"{title} takes {wanted}, and {given} is given; {remedy}")
 
 
 def _name(model: Model) -> str:

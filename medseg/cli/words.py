@@ -25,7 +25,7 @@ COMMANDS = {
             "predict", "segment", "seg", "segmentation", "run", "apply", "inference", "label",
             "parcellate", "nnunet_predict", "nnunetv2_predict", "nnunetv2_predict_from_modelfolder",
             "totalsegmentator", "mri_synthseg", "synthseg", "recon-all", "samseg", "aseg",
-            "fast", "first", "run_first_all", "auto3dseg",
+            "fast", "first", "run_first_all", "auto3dseg", "fastsurfer", "lungmask",
         ),
         _INFER,
     ),
@@ -74,10 +74,13 @@ COMMANDS = {
         ("list", "ls", "model", "tasks", "zoo"), _MODELS
     ),
     **dict.fromkeys(
+        ("labels", "structures", "classes"), "medseg info MODEL lists the structures of a model"
+    ),
+    **dict.fromkeys(
         (
             "download", "install", "fetch", "pull", "totalseg_download_weights",
             "nnunetv2_install_pretrained_model_from_zip",
-            "nnunet_install_pretrained_model_from_zip",
+            "nnunet_install_pretrained_model_from_zip", "totalseg_import_weights", "weights",
         ),
         "nothing is downloaded; a model of nnU-Net or MONAI is given by its folder or zip with -m",
     ),
@@ -187,6 +190,8 @@ _SEGMENTING = {
     **dict.fromkeys(("--face", "--deface"), "medseg does not deface"),
     **dict.fromkeys(("--bs", "--batch_size"), "windows at a time are --batch"),
 }  # fmt: skip
+#: Options of medseg's own that people write before the command.
+_OURS = ("-m", "--model", "-o", "--output", "--roi", "--preview", "--also", "--device")
 _TRAINING = {
     **dict.fromkeys(("-d", "-i", "--i", "--input", "--data", "--dataset", "--task"),
                     "the data set is named without an option: medseg train DATASET"),
@@ -238,7 +243,8 @@ def check_command(program: Any, ctx: Any, words: Sequence[str]) -> None:
         return
     word = words[0]
     if word.startswith("-"):
-        if word.partition("=")[0] in _SEGMENTING and word not in _names_of(program.get_params(ctx)):
+        is_for_scans = word.partition("=")[0] in (*_SEGMENTING, *_OURS)
+        if is_for_scans and word not in _names_of(program.get_params(ctx)):
             _end(f"{word}: say what to do first; {_INFER}")
         return
     plain = word.lower()

@@ -475,9 +475,10 @@ def check_image(volume: Volume) -> None:
     data = volume.data
     # The middle of the scan tells, and is quick to look at.
     sample = data[tuple(slice(max(0, n // 2 - 48), n // 2 + 48) for n in data.shape)]
-    if data.size and data.min() == data.max():
+    lowest = data.min() if data.size else 0
+    if data.size and lowest == data.max():
         raise BadFile("has one intensity everywhere; there is nothing to segment")
-    if sample.size < 1000:
+    if sample.size < 1000 or lowest < -1:  # -1 is what some leave out; no label is lower
         return
     whole = np.issubdtype(sample.dtype, np.integer) or bool((sample == np.round(sample)).all())
     if whole and _piecewise_constant(sample):

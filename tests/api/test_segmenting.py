@@ -388,3 +388,12 @@ def test_an_empty_path_is_not_the_folder_one_is_in(scan: Path, monkeypatch: pyte
 def test_what_is_wrong_with_voxels_is_said_of_the_scan():
     with pytest.raises(BadFile, match=r"^the scan: has one intensity everywhere"):
         medseg.segment((np.ones((5, 6, 7)), np.eye(4)), "otsu")
+
+
+@pytest.mark.usefixtures("known_networks")
+def test_too_few_channels_are_asked_for_in_a_list(tmp_path: Path, scan: Path):
+    model = medseg.load(tiny.save_two_channels(tmp_path / "model"))
+    with pytest.raises(BadConfig, match=r"T1, FLAIR.*and a volume is given; give a list of them"):
+        model(medseg.read(scan))
+    with pytest.raises(BadConfig, match=r"a list of 3 volumes is given; call it for each"):
+        model([medseg.read(scan)] * 3)

@@ -212,9 +212,8 @@ def test_every_label_has_a_code_and_lungs_mirror_each_other():
 
 def test_it_is_a_model_by_its_name(body: Phantom):
     lungs = labels_named("ct-tissues", ["left lung", "Right Lung"])
-    noisy = body.scan.data + np.random.default_rng(0).integers(-9, 10, body.scan.shape)
-    scan = body.scan.with_data(noisy.astype(np.int16))  # else it looks like a label map
-    found = segment(scan, "ct-tissues", Settings(roi=lungs))
+    assert len(np.unique(body.scan.data)) < 20  # as few values as a label map has, but below 0
+    found = segment(body.scan, "ct-tissues", Settings(roi=lungs))
     assert lungs == LUNGS and set(np.unique(found.labels.data)) == {0, *LUNGS}
     assert found.table.values == LUNGS and found.plan.precision == "rules"
 
