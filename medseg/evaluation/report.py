@@ -227,6 +227,8 @@ _STATUS = {
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, sortable: bool = False) -> str:
     """A table of cells that are HTML already, in a box of its own that scrolls."""
+    if not rows:
+        return '<p class="note">No label map holds a structure.</p>'
     kinds = [' class="t"' if cell.startswith('<td class="t"') else "" for cell in rows[0]]
     titles = "".join(
         f'<th scope="col"{kind}><button>{escape(title)}</button></th>'

@@ -61,7 +61,8 @@ def _tiles(
 ) -> Iterator[tuple[str, list[NDArray[np.uint8]], list[NDArray[np.uint8]]]]:
     """Of each plane its name, and its slices without and with labels over them."""
     image, mask = reorient(scan, "RAS"), reorient(labels, "RAS")
-    colors = np.zeros((max(table.values, default=0) + 1, 3), np.float32)
+    most = max([int(mask.data.max(initial=0)), *table.values])  # labels may be others by now
+    colors = np.zeros((most + 1, 3), np.float32)
     for label in table.labels:
         colors[label.value] = label.color
     low, high = contrast_of(image.data)[:2]

@@ -297,3 +297,13 @@ def test_in_a_browser_tables_sort_and_search_and_a_phone_need_not_scroll_sideway
         assert browser.messages() == []
         inside = ("file:", "data:", "chrome:")
         assert [url for url in browser.requested() if not url.startswith(inside)] == []
+
+
+def test_maps_without_any_structure_have_a_page_that_says_so(tmp_path: Path):
+    """Nobody has a lesion, and no table says that there could be one."""
+    write(Volume(np.zeros(SHAPE, np.uint8), AFFINE), tmp_path / "empty.nii.gz")
+    result = evaluate(tmp_path / "empty.nii.gz", tmp_path / "empty.nii.gz", tmp_path / "out")
+    assert result.rows == [] and result.summary["cases"]["scored"] == ["empty"]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "1 case was scored" in page and "No label map holds a structure." in page
+    assert (tmp_path / "out" / "scores.csv").is_file()

@@ -171,3 +171,9 @@ def test_a_preview_that_cannot_be_drawn_loses_no_labels(tmp_path: Path):
     assert ran.code == 0
     assert "p.png could not be drawn: RuntimeError: no ink" in ran.err
     assert (tmp_path / "scan_seg.nii.gz").is_file()
+
+
+def test_labels_that_the_table_does_not_name_are_drawn_without_a_colour():
+    scan, labels = corner_scan()
+    other = labels.with_data(labels.data.astype(np.uint16) * 100)
+    assert strip(scan, other, RED).shape == strip(scan, labels, RED).shape
