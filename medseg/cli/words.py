@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -321,14 +321,22 @@ def check_not_empty(command: Any, ctx: Any, words: Sequence[str]) -> None:
         if one.param_type_name == "option" and takes_value(one)
         for name in one.opts
     }
+    for name in _empty_of(words, options):
+        if name not in options:
+            _end(f"a word after {command.name} is empty; is a variable of the shell not set?")
+        if options[name].default != "":
+            _end(f"the value of {name} is empty; is a variable of the shell not set?")
+
+
+def _empty_of(words: Sequence[str], options: Collection[str]) -> Iterator[str]:
+    """For each empty word the option whose value it is, or "" where it is that of none."""
     before = ""
     for word in words:
         name, equals, value = word.partition("=")
-        option = options.get(before) or (options.get(name) if equals else None)
-        is_empty = not word or (equals and option is not None and not value and not before)
-        if is_empty and (option is None or option.default != ""):
-            what = f"the value of {before or name}" if option else f"a word after {command.name}"
-            _end(f"{what} is empty; is a variable of the shell not set?")
+        if not word:
+            yield before
+        elif not before and equals and not value and name in options:
+            yield name
         before = word if not before and word in options else ""
 
 
