@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack
 from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.inference import (
     AUTO,
+    CT_TISSUES,
     UNTRAINED,
     Extras,
     Job,
@@ -29,6 +30,7 @@ from medseg.inference import (
     labels_named,
     load_model,
     models_kept_open,
+    names_tissues,
     read_scans,
     segment_scan,
     without_names,
@@ -273,11 +275,9 @@ def _segment(
     progress: Progress,
     announce: Callable[[Plan], None],
 ) -> Segmentation:
-    is_about_labels = (
-        settings.roi or settings.probabilities or any(_says(changes.get(key)) for key in _BY_NAME)
-    )
-    if model == AUTO and is_about_labels:  # as `medseg infer` understands it
-        model = load_model("brain")
+    _check_calls(force, progress=progress, announce=announce)
+    if model == AUTO:
+        model = _meant(settings, changes)
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", DataWarning)
@@ -294,9 +294,29 @@ def _segment(
         raise in_python(error) from None
 
 
-def _says(names: object) -> bool:
-    """Whether something that may be an array names a structure."""
-    return names is not None and not (isinstance(names, Sized) and len(names) == 0)
+def _check_calls(force: object, **functions: object) -> None:
+    """Raise `BadConfig` for what is neither a truth value nor a function."""
+    if not isinstance(force, bool):
+        raise BadConfig(f"force is True or False, and this is {what_is(force)}")
+    for name, one in functions.items():
+        if not callable(one):
+            raise BadConfig(f"{name} is a function that is called, and this is {what_is(one)}")
+
+
+def _meant(settings: Settings, changes: Changes) -> Model:
+    """The model that who names structures means, as `medseg infer` understands it; 'auto' where
+    none are named.
+    """
+    names: list[object] = [*settings.roi, *settings.probabilities]
+    for key in _BY_NAME:
+        given = changes.get(key, ())
+        if isinstance(given, Sized) and isinstance(given, Iterable):
+            names.extend([given] if isinstance(given, str) else given)
+        elif given is not None:  # an iterator, which is read but once
+            return load_model("brain")
+    if not names:
+        return AUTO
+    return CT_TISSUES if names_tissues(names) else load_model("brain")
 
 
 def _messages(caught: Sequence[warnings.WarningMessage], scan: object) -> list[str]:

@@ -192,10 +192,15 @@ def _model_names(
     also: str,
 ) -> list[str]:
     """The models asked for; none where the scan decides. Who asks for labels of a brain, its masks
-    or further channels means `brain`.
+    or further channels means `brain`, and who names what `ct-tissues` finds means that.
     """
+    from medseg.inference import CT_TISSUES, names_tissues
+
     if model:
         return list(model)
+    structures = [one for text in (roi, labels) if text for one in text.split(",")]
+    if structures and names_tissues(structures):
+        return [CT_TISSUES]
     of_brain = [kind for kind in parse_kinds(also) if kind in _OF_A_BRAIN]
     return ["brain"] if roi or labels or channels or of_brain else []
 

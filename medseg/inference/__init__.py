@@ -82,7 +82,12 @@ if TYPE_CHECKING:
         labels_named as labels_named,
     )
     from medseg.inference.tables import Table as Table, as_html as as_html, make_table as make_table
-    from medseg.inference.untrained import AUTO as AUTO, UNTRAINED as UNTRAINED
+    from medseg.inference.untrained import (
+        AUTO as AUTO,
+        CT_TISSUES as CT_TISSUES,
+        UNTRAINED as UNTRAINED,
+        names_tissues as names_tissues,
+    )
 
 __getattr__, __dir__ = door(
     __name__,
@@ -133,6 +138,6 @@ __getattr__, __dir__ = door(
             "labels_named",
         ),
         "tables": ("Table", "as_html", "make_table"),
-        "untrained": ("AUTO", "UNTRAINED"),
+        "untrained": ("AUTO", "CT_TISSUES", "UNTRAINED", "names_tissues"),
     },
 )

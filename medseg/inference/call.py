@@ -38,7 +38,13 @@ _IN_PYTHON = {
     "--series": "medseg.read(path, series=)",
     "--assume-geometry": "medseg.read(path, assume_geometry=):",
     "--repair": "medseg.read(path, repair=True)",
-}
+} | {
+    f"--{name}": name
+    for name in (
+        "uncertainty", "probabilities", "tta", "exact", "orientation", "postprocess", "precision",
+        "backend",
+    )
+}  # fmt: skip
 
 
 def segment_scan(

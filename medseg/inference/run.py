@@ -53,12 +53,13 @@ def load_model(*names: str, folds: Sequence[str] = (), checkpoint: str = "final"
     """The checkpoints of bundled models and model folders, a set of models, or the name of one
     without weights; without names 'auto', which chooses by the scan.
 
-    folds, checkpoint: of models of nnU-Net. Raises `BadModel`.
+    folds, checkpoint: of models of nnU-Net. Raises `BadModel`, and `BadConfig` for these of others.
     """
-    if not names:
-        return AUTO
-    if names[0] in UNTRAINED and len(names) == 1:
-        return names[0]
+    if not names or (names[0] in UNTRAINED and len(names) == 1):
+        if folds or checkpoint != "final":
+            whose = f", and {names[0]} is medseg's own" if names else "; name one"
+            raise BadConfig(f"--folds and --checkpoint are for models of nnU-Net{whose}")
+        return names[0] if names else AUTO
     from medseg.models import load_models
 
     return load_models(names, folds=folds, checkpoint=checkpoint)

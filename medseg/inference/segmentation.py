@@ -29,6 +29,7 @@ from medseg.inference.settings import (
     channel_names,
     check_channels,
     check_set,
+    check_untrained,
     is_set,
 )
 from medseg.inference.stripes import Clock, paint_windows
@@ -86,6 +87,7 @@ def segment(
             volumes, as_list(model), settings, progress=progress, announce=announce
         )
     if isinstance(model, str):
+        check_untrained(model, settings)
         forecast = plan(volumes, model, settings)
         announce(forecast)
         return _only_asked(_segment_untrained(volumes[0], model, forecast), settings)

@@ -294,6 +294,21 @@ def _check_foreign(spec: ModelSpec, settings: Settings) -> None:
         raise BadConfig("--exact runs on PyTorch as nnU-Net does; leave out --backend")
 
 
+def check_untrained(model: str, settings: Settings) -> None:
+    """Raise `BadConfig` for what only a network can give."""
+    asked = {
+        "--uncertainty": settings.uncertainty,
+        "--probabilities": settings.probabilities,
+        "--tta": settings.tta,
+        "--exact": settings.exact,
+        "--orientation": settings.orientation != "auto",
+        "--postprocess": settings.postprocess,
+    }
+    for option, is_asked in asked.items():
+        if is_asked:
+            raise BadConfig(f"{option} is for networks, and {model} is none; leave it out")
+
+
 def check_set(models: ModelSet, settings: Settings) -> None:
     """Raise `BadConfig` for labels that a set does not have, or where nothing of it is left."""
     unknown = [value for value in settings.probabilities if value not in models.table]

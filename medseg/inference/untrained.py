@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from medseg.errors import BadConfig
 from medseg.inference.intensity import INTENSITY_MODELS, intensity_table
 from medseg.inference.tissues.windows import TISSUES
 from medseg.labels import LabelTable
@@ -32,6 +33,15 @@ class Untrained:
     bytes_per_voxel: int
     family: str
     structures: bool
+
+
+def names_tissues(names: Iterable[object]) -> bool:
+    """Whether all of these are names of what `ct-tissues` finds; numbers may be of any model."""
+    texts = [str(one).strip() for one in names]
+    try:
+        return bool([TISSUES.value_of(one) for one in texts]) and not any(map(str.isdigit, texts))
+    except BadConfig:
+        return False
 
 
 def _tissues(volume: Volume) -> Volume:

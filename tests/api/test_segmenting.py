@@ -397,3 +397,34 @@ def test_too_few_channels_are_asked_for_in_a_list(tmp_path: Path, scan: Path):
         model(medseg.read(scan))
     with pytest.raises(BadConfig, match=r"a list of 3 volumes is given; call it for each"):
         model([medseg.read(scan)] * 3)
+
+
+@pytest.mark.parametrize("name", ["progress", "announce", "force"])
+def test_what_is_no_function_and_no_truth_value_is_named(name: str, scan: Path):
+    model = medseg.load("otsu")
+    for call in (
+        lambda: medseg.segment(scan, "otsu", **{name: "no"}),
+        lambda: model(scan, **{name: "no"}),
+    ):
+        with pytest.raises(BadConfig, match=f"{name} is .*, and this is a text"):
+            call()
+
+
+def test_who_names_a_tissue_means_the_model_that_has_it():
+    for names in (["left lung"], ["Bone", "left_lung"], np.array(["muscle"])):
+        result = medseg.segment(ct(), roi=names)
+        assert result.plan.model == "ct-tissues" and len(result.table) == len(names)
+
+
+@pytest.mark.parametrize("name", ["uncertainty", "exact", "tta", "postprocess"])
+def test_what_only_a_network_gives_is_refused_of_rules(name: str, tmp_path: Path):
+    for model in (None, "ct-tissues", "otsu"):
+        with pytest.raises(BadConfig, match=f"^{name} is for networks, and .* is none"):
+            medseg.segment(ct(), model, **{name: True})
+    with pytest.raises(BadConfig, match="probabilities is for networks"):
+        medseg.segment(ct(), probabilities=["bone"])
+    medseg.write(ct(), tmp_path / "ct.nii.gz")
+    for words in (["--folds", "0"], ["--checkpoint", "best", "-m", "otsu"]):
+        ran = tiny.medseg("infer", tmp_path / "ct.nii.gz", *words)
+        assert ran.code == 5 and "--folds and --checkpoint are for models of nnU-Net" in ran.err
+    assert [path.name for path in tmp_path.iterdir()] == ["ct.nii.gz"]
