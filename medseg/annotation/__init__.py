@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         SPLITS as SPLITS,
         StoredCase as StoredCase,
         check_id as check_id,
+        in_order as in_order,
     )
     from medseg.annotation.rounds import Round as Round, rounds_of as rounds_of
     from medseg.annotation.served import Served as Served, serve_models as serve_models
@@ -68,7 +69,7 @@ __getattr__, __dir__ = door(
             "look_at",
             "name_of",
         ),
-        "listing": ("FINAL", "LIST", "ORIGINAL", "SPLITS", "StoredCase", "check_id"),
+        "listing": ("FINAL", "LIST", "ORIGINAL", "SPLITS", "StoredCase", "check_id", "in_order"),
         "rounds": ("Round", "rounds_of"),
         "store": ("NO_NAMES", "Store", "read_files", "read_segmentation"),
         "teaching": ("Progress", "Teaching", "newest_models", "next_run", "runs_of", "start"),

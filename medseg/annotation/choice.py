@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.annotation.listing import FINAL, check_id
+from medseg.annotation.listing import FINAL, check_id, in_order
 from medseg.annotation.names import dice_by_name
 from medseg.annotation.store import Store
 from medseg.errors import BadConfig, BadFile, DataWarning, MedsegError
@@ -190,7 +190,8 @@ def choose(
         )
     for candidate in order:
         try:
-            result, doubt = look_at(_volumes(candidate, model), model, other, settings)
+            volumes = _volumes(store, candidate, model)
+            result, doubt = look_at(volumes, model, other, settings)
         except MedsegError as error:
             _leave_out(candidate, error)
             continue
@@ -301,7 +302,7 @@ def _doubts_of(
             stamp = _stamp(candidate)
             if stamp not in kept:
                 try:
-                    volumes = _volumes(candidate, model)
+                    volumes = _volumes(store, candidate, model)
                     kept[stamp] = look_at(volumes, model, other, settings)[1]
                 except MedsegError as error:
                     _leave_out(candidate, error)
@@ -332,11 +333,15 @@ def _stamp(candidate: Candidate) -> str:
     return json.dumps([(str(path), one.st_size, one.st_mtime_ns) for path, one in stats])
 
 
-def _volumes(candidate: Candidate, model: Model) -> list[Volume]:
-    channels = len(channel_names(model))
-    if len(candidate.files) == 1 and channels > 1:
-        return [read(candidate.files[0], volume_index=number) for number in range(channels)]
-    return [read(path) for path in candidate.files]
+def _volumes(store: Store, candidate: Candidate, model: Model) -> list[Volume]:
+    """The channels of a scan, in the order of the model."""
+    names = channel_names(model)
+    if len(candidate.files) == 1 and len(names) > 1:
+        path = candidate.files[0]
+        volumes = [read(path, volume_index=number) for number in range(len(names))]
+    else:
+        volumes = [read(path) for path in candidate.files]
+    return in_order(volumes, store.channels, names) if candidate.stored else volumes
 
 
 def _leave_out(candidate: Candidate, error: MedsegError) -> None:

@@ -13,13 +13,18 @@ import io
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+from medseg.dataset import SPLIT_WORDS
 from medseg.errors import BadConfig, BadFile
 from medseg.files import atomic_write, read_text
 from medseg.text import harmless
 
+#: What there is of each channel: a file, or a volume.
+Part = TypeVar("Part")
 #: The file that says which scans there are.
 LIST = "cases.csv"
 #: The tag of labels that are trained with, and of what a model proposed.
@@ -74,6 +79,15 @@ def check_id(text: str) -> str:
     return name
 
 
+def stem_of(case_id: str) -> str:
+    """What files of a scan are called. A list that people wrote may have ids such as sub-1/ses-1,
+    which name no file.
+    """
+    with suppress(BadConfig):
+        return check_id(case_id)
+    return re.sub(r"[^\w +-]+", "_", case_id).strip("_ +-")[:60].strip() or "scan"
+
+
 def check_tag(tag: str) -> None:
     """Raise `BadConfig` for what is no tag of a label."""
     if not _TAG.fullmatch(tag):
@@ -94,6 +108,16 @@ def check_channels(names: Sequence[str]) -> None:
             f"the channels {', '.join(map(harmless, names)) or 'of nothing'} are no distinct plain"
             " names; use such as T1 and FLAIR"
         )
+
+
+def in_order(parts: Sequence[Part], channels: Sequence[str], wanted: Sequence[str]) -> list[Part]:
+    """A part for each channel, in the order in which somebody wants the channels: where both name
+    the same ones, in any case, by name; else as they are.
+    """
+    have, want = ([name.casefold() for name in names] for names in (channels, wanted))
+    if sorted(have) != sorted(want) or len(parts) != len(have):
+        return list(parts)
+    return [parts[have.index(name)] for name in want]
 
 
 def settled_split(case: StoredCase, others: Iterable[StoredCase]) -> str:
@@ -129,7 +153,9 @@ def read_list(folder: Path) -> dict[str, StoredCase]:
     columns = _image_columns(rows[0])
     cases: dict[str, StoredCase] = {}
     for number, row in enumerate(rows[1:], 2):
-        cells = dict(zip(rows[0], row))
+        if not any(cell.strip() for cell in row):  # as a table's program leaves at the end
+            continue
+        cells = {key: cell.strip() for key, cell in zip(rows[0], row)}
         if len(row) != len(rows[0]) or not cells["case"] or not cells[columns[0]]:
             raise BadFile(f"{path}: line {number} is not complete; correct it")
         if cells["case"] in cases:
@@ -164,7 +190,7 @@ def _case_of(folder: Path, cells: Mapping[str, str], columns: Sequence[str]) -> 
         id=cells["case"],
         images=tuple(folder / cells[column] for column in columns if cells[column]),
         labels={tag: folder / name for tag, name in files.items() if name},
-        split=_first(cells, "planned_split", "split") or ("train" if cells["label"] else AUTO),
+        split=_split_of(cells) or ("train" if cells["label"] else AUTO),
         group=cells.get("group", ""),
         annotated=_numbers(cells.get("labelled", "")),
         holds=_numbers(cells.get("holds", "")),
@@ -172,9 +198,12 @@ def _case_of(folder: Path, cells: Mapping[str, str], columns: Sequence[str]) -> 
     )
 
 
-def _first(cells: Mapping[str, str], *columns: str) -> str:
-    """What stands in the first of these columns that says something."""
-    return next((cells[one] for one in columns if cells.get(one)), "")
+def _split_of(cells: Mapping[str, str]) -> str:
+    """What a scan is for, in our words; '' where nothing says it. A manifest may say it in others,
+    such as 'validation'.
+    """
+    text = next((cells[one] for one in ("planned_split", "split") if cells.get(one)), "").lower()
+    return SPLIT_WORDS.get(text, text)
 
 
 def _of_other_tags(cells: Mapping[str, str]) -> dict[str, str]:
@@ -223,4 +252,5 @@ def _image_columns(columns: Sequence[str]) -> list[str]:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split() if part.isascii() and part.isdigit())
+    parts = re.split(r"[\s,;]+", text)
+    return tuple(int(part) for part in parts if part.isascii() and part.isdigit())

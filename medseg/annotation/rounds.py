@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from medseg.annotation.listing import FINAL, StoredCase
+from medseg.annotation.listing import FINAL, StoredCase, in_order
 from medseg.annotation.names import dice_by_name
 from medseg.annotation.store import Store
 from medseg.annotation.teaching import is_finished, runs_of, stamp_of
 from medseg.errors import BadFile
 from medseg.files import atomic_write
-from medseg.inference import Model, Settings, load_model, segment
+from medseg.inference import Model, Settings, channel_names, load_model, segment
 from medseg.labels import LabelTable
 from medseg.logs import Progress, silent
 from medseg.text import parse_json, read_json
@@ -113,7 +113,8 @@ def _scored(
             scores[case.id] = before[case.id]
             continue
         model = model or load_model(str(run))
-        volumes: list[Volume] = store.read_scan(case.id)
+        names = channel_names(model)
+        volumes: list[Volume] = in_order(store.read_scan(case.id), store.channels, names)
         result = segment(volumes, model, settings or Settings())
         truth, table = store.read_label(case.id)
         asked = LabelTable(tuple(one for one in table.labels if _is_annotated(one.value, case)))

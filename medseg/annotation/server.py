@@ -22,9 +22,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from medseg.annotation.forms import Form, form_of
 from medseg.annotation.guard import MAX_PLAIN_BYTES, SILENT_S, Guard, Login, Rules
+from medseg.annotation.listing import in_order
 from medseg.annotation.protocol import Refused, multipart, parse_object
+from medseg.annotation.served import Served
 from medseg.annotation.service import Service
 from medseg.errors import BadConfig
+from medseg.io import strip_suffix
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -270,7 +273,7 @@ class Server:
         from starlette.responses import FileResponse
 
         path = await self._file(self._service.image_file, _query(request, "image"))
-        name = f"scan{''.join(path.suffixes[-2:])}"
+        name = f"scan{path.name[len(strip_suffix(path)) :]}"
         return FileResponse(path, media_type="application/octet-stream", filename=name)
 
     async def _add_image(self, request: Request) -> Response:
@@ -311,9 +314,9 @@ class Server:
             params = parse_object(form.texts.get("params", ""), "params")
             if "label" in form.files:
                 raise Refused(400, "no model here takes scribbles; leave the label out")
-            files = await self._scan_of(request, form)
             model = request.path_params["model"]
-            self._service.model(model)
+            served = self._service.model(model)
+            files = await self._scan_of(request, form, served)
             path, said = await self._in_turn(
                 request,
                 lambda is_over: self._service.infer(model, files, params, is_over=is_over),
@@ -332,8 +335,8 @@ class Server:
         body, kind = multipart(said, content, name)
         return Response(body, media_type=kind)
 
-    async def _scan_of(self, request: Request, form: Form) -> Sequence[Path]:
-        """The files of the scan that a request is about."""
+    async def _scan_of(self, request: Request, form: Form, served: Served) -> Sequence[Path]:
+        """The files of the scan that a request is about, in the order of a model's channels."""
         if identity := request.query_params.get("session_id", ""):
             session = self._service.sessions.get(identity)
             if session is None:
@@ -342,7 +345,7 @@ class Server:
         if "file" in form.files:
             return [form.files["file"]]
         case = await self._file(self._service.case, _query(request, "image"))
-        return case.images
+        return in_order(case.images, self._service.store.channels, served.channels)
 
     # Training -------------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ from medseg.annotation.sessions import Session, Sessions
 from medseg.annotation.store import Store, read_segmentation
 from medseg.annotation.teaching import newest_models
 from medseg.errors import BadConfig, BadFile, BadOutput, MedsegError
-from medseg.io import Overlap, embedded_table, read, read_labels, write, write_nrrd
+from medseg.io import Overlap, embedded_table, read, read_labels, strip_suffix, write, write_nrrd
 from medseg.labels import LabelTable, same_name
 from medseg.text import counted
 from medseg.volume import Volume, same_grid
@@ -49,6 +49,8 @@ from medseg.volume import Volume, same_grid
 _LINES = 200
 #: How the labels of an answer may be written.
 _ANSWERS = (".nrrd", ".nii.gz", ".nii")
+#: Of scans that are sent as they lie.
+_WHOLE = (".nii.gz", ".nii", ".nrrd", ".mha", ".mgz", ".mgh")
 #: Seconds for which a scan that was offered to somebody is offered to others last.
 _OFFERED_S = 3600.0
 #: Scans that are looked at for the one about which a model is most unsure.
@@ -203,15 +205,17 @@ class Service:
         return cases[identity]
 
     def image_file(self, identity: str) -> Path:
-        """The file of a scan, of the first of its channels; of a folder of DICOM one made from it,
-        in the private folder.
+        """The file of a scan, of the first of its channels; of DICOM, and of a header whose voxels
+        lie in a second file, one made from it, in the private folder.
         """
         case = self.case(identity)
-        if case.images[0].is_file():
-            return case.images[0]
-        path = self.folder / f"{hashlib.sha256(case.id.encode()).hexdigest()[:24]}.nii.gz"
+        scan = case.images[0]
+        if _is_sent_as_it_is(scan):
+            return scan
+        about = f"{case.id} {scan.stat().st_mtime_ns if scan.exists() else 0}"
+        path = self.folder / f"{hashlib.sha256(about.encode()).hexdigest()[:24]}.nii.gz"
         if not path.exists():
-            write(read(case.images[0]), path)
+            write(read(scan), path)
         return path
 
     def label_file(self, identity: str, tag: str) -> Path:
@@ -443,10 +447,14 @@ def stored_id(name: str) -> str:
 
 def _suffix(case: StoredCase) -> str:
     """The suffix of the file that is sent of a scan."""
-    from medseg.io import strip_suffix
-
     name = case.images[0].name
-    return name[len(strip_suffix(name)) :] if case.images[0].is_file() else ".nii.gz"
+    return name[len(strip_suffix(name)) :] if _is_sent_as_it_is(case.images[0]) else ".nii.gz"
+
+
+def _is_sent_as_it_is(scan: Path) -> bool:
+    """Whether one file holds all of a scan, in a format that clients read."""
+    name = scan.name
+    return name[len(strip_suffix(name)) :].lower() in _WHOLE and scan.is_file()
 
 
 def _is_same(one: Volume, other: Volume) -> bool:

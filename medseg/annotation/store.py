@@ -34,10 +34,11 @@ from medseg.annotation.listing import (
     read_channels_of,
     read_list,
     settled_split,
+    stem_of,
     write_list,
 )
 from medseg.annotation.names import joined_by_name
-from medseg.dataset import onto
+from medseg.dataset import Case, Dataset, complete, onto, read_case_labels, read_label_file
 from medseg.errors import BadConfig, BadFile, BadOutput, MedsegError
 from medseg.evaluation import find_table
 from medseg.files import atomic_write, take_lock
@@ -70,6 +71,8 @@ class Store:
     def __init__(self, folder: Path, channels: tuple[str, ...]) -> None:
         """folder: where cases.csv lies; channels: what each scan consists of, in order."""
         self.folder, self.channels = folder, channels
+        # What labels without a table mean, and the files as they were then.
+        self._names: tuple[list[tuple[int, int]], LabelTable] | None = None
 
     @classmethod
     def open(cls, folder: str | Path) -> Store:
@@ -117,7 +120,38 @@ class Store:
     def table(self) -> LabelTable:
         """What the values of the final labels mean; empty before there are any."""
         path = self.folder / _TABLE
-        return LabelTable.read(path) if path.is_file() else NO_NAMES
+        if path.is_file():
+            return LabelTable.read(path)
+        finals = [one for one in read_list(self.folder).values() if FINAL in one.labels]
+        if all(one.annotated for one in finals):
+            return NO_NAMES
+        stamp = [_stamp(one.labels[FINAL]) for one in finals]
+        if self._names is None or self._names[0] != stamp:
+            self._names = stamp, self._names_in(finals)
+        return self._names[1]
+
+    def _names_in(self, finals: Sequence[StoredCase]) -> LabelTable:
+        """What the labels of a list that people wrote mean, as `medseg train` takes them; empty
+        where they hold nothing.
+        """
+        try:
+            return self._as_dataset(finals, NO_NAMES).table
+        except BadFile:
+            if any(read_labels(one.labels[FINAL]).data.any() for one in finals):
+                raise
+            return NO_NAMES
+
+    def _as_dataset(self, finals: Iterable[StoredCase], table: LabelTable) -> Dataset:
+        """Scans with their final labels as `medseg.dataset` reads them, with a table or with what
+        their labels say.
+        """
+        cases = (Case(name=one.id, images=one.images, label=one.labels[FINAL]) for one in finals)
+        return complete(
+            Dataset(
+                folder=self.folder, layout="manifest", name=self.folder.name, cases=tuple(cases),
+                channels=self.channels, table=table, source=self.folder / LIST,
+            )
+        )  # fmt: skip
 
     def cases(self) -> tuple[StoredCase, ...]:
         """Every scan, in the order in which they were added. Raises `BadFile`."""
@@ -128,7 +162,7 @@ class Store:
         return self._named(case_id, read_list(self.folder))
 
     def _named(self, case_id: str, cases: Mapping[str, StoredCase]) -> StoredCase:
-        case = cases.get(check_id(case_id))
+        case = cases.get(case_id) or cases.get(check_id(case_id))
         if case is None:
             raise BadConfig(f"{self.folder}: has no case '{harmless(case_id)}'")
         return case
@@ -144,10 +178,21 @@ class Store:
         case = self.case(case_id)
         if tag not in case.labels:
             raise BadConfig(f"{self.folder}: case {case.id} has no label '{harmless(tag)}'")
-        path = case.labels[tag]
-        if tag == FINAL:
-            return read_labels(path), self.table
-        return read_segmentation(path, self.read_scan(case_id)[0], case.images[0])
+        image, path = self._grid_of(case), case.labels[tag]
+        if tag != FINAL:
+            return read_segmentation(path, image, case.images[0])
+        table = self.table
+        if not len(table):  # it holds nothing
+            return onto(read_labels(path), image, path=path, image_path=case.images[0]), table
+        # Axes may be stored in another order, and a segmentation may number its structures
+        # otherwise than others do.
+        (one,) = self._as_dataset([case], table).cases
+        return read_case_labels(one, image), table
+
+    def _grid_of(self, case: StoredCase) -> Volume:
+        """The first channel of a scan."""
+        is_one_file = len(case.images) < len(self.channels)
+        return read(case.images[0], volume_index=0 if is_one_file else None)
 
     # Changes --------------------------------------------------------------------------------------
 
@@ -204,7 +249,7 @@ class Store:
                 if labels is not None:
                     where = Path(f"{name} ({FINAL})")
                     labels = onto(labels, volumes[0], path=where, image_path=images[0])
-                    case = self._with_final(case, labels, table, like=like, others=cases.values())
+                    case = self._with_final(case, labels, table, like=like, cases=cases)
                 self._write_list(cases | {name: case})
             except BaseException:
                 _remove((*images, *case.labels.values()))
@@ -246,18 +291,30 @@ class Store:
         with self._changing() as cases:
             case = self._named(case_id, cases)
             case = replace(case, split=split or case.split)
-            image = read(case.images[0])
+            image, before = self._grid_of(case), case.labels.get(tag)
             where = Path(f"{case.id} ({tag})")
             labels = onto(labels, image, path=where, image_path=case.images[0])
-            with _restored_on_error(case.labels.get(tag)):
+            with _restored_on_error(before):
                 if tag == FINAL:
-                    case = self._with_final(case, labels, table, like=like, others=cases.values())
+                    case = self._with_final(case, labels, table, like=like, cases=cases)
                 else:
-                    path = case.labels.get(tag) or self._free(f"labels/{tag}", case.id, ".seg.nrrd")
+                    path = self._place_of(case, tag)
                     write(labels, path, table=table)
                     case = replace(case, labels={**case.labels, tag: path})
                 self._write_list(cases | {case.id: case})
+            if before not in (None, case.labels[tag]):
+                self._remove_own([before])
         return case
+
+    def _place_of(self, case: StoredCase, tag: str) -> Path:
+        """Where a label of a scan is written: in the place of one that this class wrote. What
+        people have elsewhere, or in another format, is not written over.
+        """
+        suffix = ".nii.gz" if tag == FINAL else ".seg.nrrd"
+        path = case.labels.get(tag)
+        if path is not None and path.name.endswith(suffix) and self._is_own(path):
+            return path
+        return self._free(f"labels/{tag}", stem_of(case.id), suffix)
 
     def remove_label(self, case_id: str, tag: str = FINAL) -> StoredCase:
         """Remove the label under a tag. Raises `BadConfig` where there is none."""
@@ -291,12 +348,18 @@ class Store:
         table: LabelTable,
         *,
         like: LabelTable,
-        others: Iterable[StoredCase],
+        cases: dict[str, StoredCase],
     ) -> StoredCase:
-        """The case with its final label written, and labels.csv with the names that are new."""
-        before = self.table
-        joined = joined_by_name(case.id, labels.data, table, before, like=like)
-        path = case.labels.get(FINAL) or self._free(f"labels/{FINAL}", case.id, ".nii.gz")
+        """The case with its final label written, and labels.csv with the names that are new.
+
+        cases: all, of which those change that nobody looked at for what is new.
+        """
+        before = self.table if (self.folder / _TABLE).is_file() else NO_NAMES
+        known = self.table
+        joined = joined_by_name(case.id, labels.data, table, known, like=like)
+        if set(joined.table.values) - set(known.values):
+            cases.update(self._as_looked_at(cases.values(), known))
+        path = self._place_of(case, FINAL)
         # First the names, so that at no moment a label map holds a value without one.
         self._write_table(joined.table)
         try:
@@ -310,24 +373,46 @@ class Store:
             annotated=joined.annotated,
             holds=joined.holds,
         )
-        return replace(case, split=settled_split(case, others))
+        return replace(case, split=settled_split(case, cases.values()))
+
+    def _as_looked_at(
+        self, cases: Iterable[StoredCase], table: LabelTable
+    ) -> dict[str, StoredCase]:
+        """The cases of a list that people wrote that have final labels and do not say what was
+        looked for in them: it was what a table names, and nothing that comes later.
+        """
+        return {
+            one.id: replace(one, annotated=table.values, holds=self._values_in(one, table))
+            for one in cases
+            if FINAL in one.labels and not one.annotated
+        }
+
+    def _values_in(self, case: StoredCase, table: LabelTable) -> tuple[int, ...]:
+        """The values that a final label holds. Raises `BadFile`."""
+        held: set[int] = set()
+        for one in self._as_dataset([case], table).cases:
+            held |= set(np.unique(read_label_file(one).data).tolist()) - {0}
+        return tuple(sorted(held))
 
     def _write_table(self, table: LabelTable) -> None:
         """Replace labels.csv in one step, if it changes."""
         path = self.folder / _TABLE
         if not len(table):
             path.unlink(missing_ok=True)
-        elif table != self.table:
+        elif not path.is_file() or table != self.table:
             table.write(path)
 
     def _prune(self) -> None:
         """Take names that no final label holds out of labels.csv, for nothing could be learnt of
-        them; where a line does not say what its label holds, all stay.
+        them; where nobody can say what a label holds, all stay.
         """
         finals = [one for one in read_list(self.folder).values() if FINAL in one.labels]
-        if all(one.annotated for one in finals):
-            used = {value for one in finals for value in one.holds}
-            table = self.table
+        if not all(one.annotated for one in finals):
+            return
+        table = self.table
+        with suppress(MedsegError):
+            # Lists that people wrote say what was looked for, and not what there is.
+            used = {v for one in finals for v in one.holds or self._values_in(one, table)}
             self._write_table(LabelTable(tuple(one for one in table.labels if one.value in used)))
 
     def _check_new(self, name: str, cases: Mapping[str, StoredCase], replaces: bool) -> None:
@@ -369,8 +454,11 @@ class Store:
 
     def _remove_own(self, paths: Iterable[Path]) -> None:
         """Remove files that no line names any more; files of people elsewhere are left alone."""
-        home = self.folder.resolve()
-        _remove(path for path in paths if path.resolve().is_relative_to(home))
+        _remove(path for path in paths if self._is_own(path))
+
+    def _is_own(self, path: Path) -> bool:
+        """Whether a file lies in the data set."""
+        return path.resolve().is_relative_to(self.folder.resolve())
 
     @contextmanager
     def _changing(self) -> Iterator[dict[str, StoredCase]]:
@@ -475,6 +563,12 @@ def _restored_on_error(path: Path | None) -> Iterator[None]:
             with atomic_write(path) as file:
                 file.write(content)
         raise
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Another one, where a file was changed."""
+    about = path.stat() if path.is_file() else None
+    return (about.st_size, about.st_mtime_ns) if about else (0, 0)
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -50,7 +50,7 @@ def open_studies(folder: Path, names: Sequence[str] = ("",)) -> Store:
 
 def _new_cases(place: Path, names: Sequence[str], there: Sequence[StoredCase]) -> list[StoredCase]:
     """A case for each scan in a folder that none of those there has."""
-    known = {path for case in there for path in case.images}
+    known = {path for case in there for path in (*case.images, *case.labels.values())}
     taken = {case.id.casefold() for case in there}
     cases: list[StoredCase] = []
     for job in _scans_in(place, names):

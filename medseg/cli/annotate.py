@@ -317,7 +317,7 @@ def next(  # the name of the command
             strategy=strategy, other=models[1] if len(models) > 1 else None, seed=seed, most=most,
             settings=settings, progress=progress,
         )  # fmt: skip
-    proposal = _keep(store, choice, output)
+    proposal = _keep(store, choice, models[0], output)
     if as_json:
         print_json(_choice_as_dict(choice, proposal, left=len(scans)))
         return
@@ -342,16 +342,19 @@ def _models(store: Store, names: Sequence[str] | None) -> list[Model]:
     return [load_model(str(run)) for run in newest]
 
 
-def _keep(store: Store, choice: Choice, output: Path | None) -> Path:
+def _keep(store: Store, choice: Choice, model: Model, output: Path | None) -> Path:
     """Take the chosen scan into the data set, and write what the model proposes; returns where."""
-    from medseg.annotation import ORIGINAL
+    from medseg.annotation import ORIGINAL, in_order
+    from medseg.inference import channel_names
     from medseg.io import write
 
     candidate, result = choice.candidate, choice.result
     if output is not None:
         write(result.labels, output, table=result.table)
     if not candidate.stored:
-        store.add_scan(candidate.id, candidate.files)
+        # Files of a folder came in the order of the model.
+        files = in_order(candidate.files, channel_names(model), store.channels)
+        store.add_scan(candidate.id, files)
     if output is not None:
         return output
     case = store.put_label(candidate.id, result.labels, result.table, tag=ORIGINAL)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         onto as onto,
         read_case_labels as read_case_labels,
         read_channels as read_channels,
+        read_label_file as read_label_file,
     )
     from medseg.dataset.check.cases import (
         Check as Check,
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
         portrait_from_json as portrait_from_json,
     )
     from medseg.dataset.check.measures import CaseFacts as CaseFacts
-    from medseg.dataset.reading import read_dataset as read_dataset
+    from medseg.dataset.layouts.finding import SPLIT_WORDS as SPLIT_WORDS
+    from medseg.dataset.reading import complete as complete, read_dataset as read_dataset
     from medseg.dataset.splits import (
         Holdings as Holdings,
         Split as Split,
@@ -52,6 +54,7 @@ __getattr__, __dir__ = door(
             "onto",
             "read_case_labels",
             "read_channels",
+            "read_label_file",
         ),
         "check.cases": (
             "Check",
@@ -70,7 +73,8 @@ __getattr__, __dir__ = door(
             "portrait_from_json",
         ),
         "check.measures": ("CaseFacts",),
-        "reading": ("read_dataset",),
+        "layouts.finding": ("SPLIT_WORDS",),
+        "reading": ("complete", "read_dataset"),
         "splits": ("Holdings", "Split", "covering", "lacking", "split_cases", "usual_folds"),
     },
 )

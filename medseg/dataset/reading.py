@@ -52,7 +52,7 @@ def detect(path: Path, progress: Progress = silent) -> Dataset:
     for layout, find in LAYOUTS.items():
         dataset = find(path)
         if dataset is not None:
-            return _finish(replace(dataset, layout=layout), progress)
+            return complete(replace(dataset, layout=layout), progress)
     if path.is_file():
         raise BadFile(
             f"{path}: is not a dataset; give a folder, a dataset.json, a MONAI datalist, or a CSV,"
@@ -65,9 +65,9 @@ def detect(path: Path, progress: Progress = silent) -> Dataset:
     )
 
 
-def _finish(dataset: Dataset, progress: Progress) -> Dataset:
-    """What is the same for all layouts: files that are missing, names used twice, the table, the
-    splits.
+def complete(dataset: Dataset, progress: Progress = silent) -> Dataset:
+    """A data set of which cases and files are known, with what is the same for all layouts: files
+    that are missing, names used twice, the table, the splits. Raises `BadFile`.
     """
     cases, incomplete = _with_all_files(dataset.cases)
     findings = [*dataset.findings, *about_description(dataset), *incomplete]

@@ -24,7 +24,7 @@ LABEL_ENDING = re.compile(
     re.IGNORECASE,
 )
 CHANNEL = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
-SPLITS = {
+SPLIT_WORDS = {
     "train": "train", "training": "train", "tr": "train", "val": "val", "valid": "val",
     "validation": "val",
     "test": "test", "testing": "test", "ts": "test",

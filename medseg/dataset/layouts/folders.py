@@ -11,7 +11,7 @@ from medseg.dataset.layouts.finding import (
     CHANNEL,
     LABEL_ENDING,
     NO_TABLE,
-    SPLITS,
+    SPLIT_WORDS,
     channel_names,
     folders_in,
     read_rows,
@@ -155,7 +155,9 @@ def _meta_splits(file: Path) -> dict[str, str]:
     if not rows or not {"case", "split"} <= rows[0].keys():
         return {}
     return {
-        row["case"]: SPLITS[row["split"].lower()] for row in rows if row["split"].lower() in SPLITS
+        row["case"]: SPLIT_WORDS[row["split"].lower()]
+        for row in rows
+        if row["split"].lower() in SPLIT_WORDS
     }
 
 
@@ -192,8 +194,8 @@ def _pairs_of_folders(path: Path) -> list[tuple[str | None, Path, Path]]:
 
 def _parts_of(folder: Path) -> list[tuple[str, Path]]:
     """The folders in a folder that are called as a split is, each with its split."""
-    inner = [part for part in folders_in(folder) if part.name.lower() in SPLITS]
-    return [(SPLITS[part.name.lower()], part) for part in inner]
+    inner = [part for part in folders_in(folder) if part.name.lower() in SPLIT_WORDS]
+    return [(SPLIT_WORDS[part.name.lower()], part) for part in inner]
 
 
 def _image_and_label_folders(path: Path) -> tuple[Path, Path] | None:

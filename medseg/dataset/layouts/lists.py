@@ -10,7 +10,7 @@ from typing import Any
 from medseg.dataset.cases import Case, Dataset
 from medseg.dataset.layouts.finding import (
     NO_TABLE,
-    SPLITS,
+    SPLIT_WORDS,
     channel_names,
     names_of_values,
     numbered_values,
@@ -198,9 +198,9 @@ def _listed_images(file: Path, entry: Mapping[str, Any]) -> list[str]:
 def _listed_split(file: Path, case: str, split: str | None) -> str | None:
     if split is None:
         return None
-    if split not in SPLITS:
+    if split not in SPLIT_WORDS:
         raise BadFile(f"{file}: the split of {case} is '{split}', not train, val or test")
-    return SPLITS[split]
+    return SPLIT_WORDS[split]
 
 
 def _listed_fold(file: Path, case: str, fold: Any) -> int | None:
