@@ -34,11 +34,13 @@ from medseg.annotation.protocol import (
     naming_of,
     numbered,
     returned,
+    values_in,
 )
 from medseg.annotation.served import Segmenting, Served, add_model, devices, settings_in
 from medseg.annotation.sessions import Session, Sessions
 from medseg.annotation.store import Store, read_segmentation
 from medseg.annotation.teaching import newest_models
+from medseg.dataset import onto
 from medseg.errors import BadConfig, BadFile, BadOutput, MedsegError
 from medseg.io import Overlap, embedded_table, read, read_labels, strip_suffix, write, write_nrrd
 from medseg.labels import LabelTable, same_name
@@ -266,7 +268,7 @@ class Service:
         before = {label.value for label in structures.values()}
         like = models[0].table if models else LabelTable(())
         self.store.put_label(case.id, labels, table, tag=tag, like=like)
-        present = set(np.flatnonzero(np.bincount(labels.data.ravel(order="K"))).tolist()) - {0}
+        present = set(values_in(labels))
         added = [label for label in table.labels if label.value in present - before]
         told = f"a label was saved: {counted(len(present), 'structure')}"
         values = ", ".join(str(label.value) for label in added)
@@ -290,7 +292,9 @@ class Service:
         if file.suffix == RAW:
             return _raw_labels(file, image), names_in(params)
         if embedded_table(file) is None:
-            return read_labels(file), names_in(params)
+            # Before anything is counted: what is sent may be many times the scan.
+            place = Path(f"the label of {case.id}")
+            return onto(read_labels(file), image, place, case.images[0]), names_in(params)
         try:
             labels, table = read_segmentation(file, image, case.images[0])
         except Overlap:

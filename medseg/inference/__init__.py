@@ -10,7 +10,12 @@ if TYPE_CHECKING:
         settle_auto as settle_auto,
         use_settled as use_settled,
     )
-    from medseg.inference.backends.cards import is_out_of_memory as is_out_of_memory
+    from medseg.inference.backends.cards import (
+        computes_bfloat16 as computes_bfloat16,
+        in_sentences as in_sentences,
+        is_out_of_memory as is_out_of_memory,
+        unless_full as unless_full,
+    )
     from medseg.inference.backends.copies import (
         Courier as Courier,
         Event as Event,
@@ -93,7 +98,7 @@ __getattr__, __dir__ = door(
     __name__,
     {
         "arithmetic": ("limit_threads", "settle_auto", "use_settled"),
-        "backends.cards": ("is_out_of_memory",),
+        "backends.cards": ("computes_bfloat16", "in_sentences", "is_out_of_memory", "unless_full"),
         "backends.copies": ("Courier", "Event", "Fetched", "Link", "link_to"),
         "backends.kept": ("models_kept_open",),
         "backends.predictor": ("choose_device",),

@@ -11,12 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medseg.errors import DataWarning, DeviceFailed, NotEnoughMemory
+from medseg.errors import DataWarning
 from medseg.inference.forecast import Plan, window_count
 from medseg.inference.ways import CONTENT_ABOVE, NEVER, Way
 from medseg.logs import Progress
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from medseg.inference.painter import Painter
     from medseg.inference.window import Block
     from medseg.models import Checkpoint, ModelSpec
+
+
+Made = TypeVar("Made")
 
 
 class Clock:
@@ -55,18 +58,20 @@ def _of_air(spec: ModelSpec, predictor: Predictor) -> list[float]:
 def _predicted(
     predictor: Predictor, clock: Clock, what: str, patches: torch.Tensor
 ) -> torch.Tensor:
-    """The features of patches. Raises `NotEnoughMemory`."""
-    from medseg.inference.backends.cards import is_broken, is_out_of_memory
+    """The features of patches. Raises as `_on_device`."""
 
-    try:
+    def work() -> torch.Tensor:
         with clock("network"):
             return predictor(patches)
-    except RuntimeError as error:
-        if is_broken(error):
-            raise DeviceFailed(str(error).strip().splitlines()[0].rstrip(".")) from None
-        if not is_out_of_memory(error):
-            raise
-    raise NotEnoughMemory(f"there is no memory for {what}; use --batch 1 or --device cpu")
+
+    return _on_device(what, work)
+
+
+def _on_device(what: str, work: Callable[[], Made]) -> Made:
+    """What some work on a device makes. Raises `NotEnoughMemory`, `DeviceFailed`."""
+    from medseg.inference.backends.cards import in_sentences
+
+    return in_sentences(work, full=f"there is no memory for {what}; use --batch 1 or --device cpu")
 
 
 def paint_windows(
@@ -80,7 +85,7 @@ def paint_windows(
     progress: Progress,
 ) -> None:
     """Run the windows over the content of a scan and paint what is finished. Raises `NotFinite`
-    where it has to be done again.
+    where it has to be done again, and as `_on_device`.
     """
     import torch
 
@@ -93,7 +98,8 @@ def paint_windows(
         way.image.shape[1:], way.patch, way.overlap, cell=cell, layout=way.layout
     )
     total, done = window_count(windows, made.stripes), 0
-    predict = partial(_predicted, predictor, clock, f"windows of {spec.name} on {made.device}")
+    what = f"windows of {spec.name} on {made.device}"
+    predict = partial(_predicted, predictor, clock, what)
 
     def count(number: int) -> None:
         nonlocal done
@@ -104,21 +110,25 @@ def paint_windows(
     start = time.perf_counter()
     courier = Courier(torch.device(made.device))
     if made.data_on_card:
-        way.image = _on_card(way.image, courier)
+        way.image = _on_device(what, partial(_on_card, way.image, courier))
     run = partial(
         sliding_window, predict, way.image, windows, batch=made.batch, empty=empty, cell=cell
     )
     run = partial(run, weighting=way.weighting, make_sums=way.make_sums, progress=count)
     run = partial(run, device=made.device if made.sums_on_card else "cpu", courier=courier)
     is_beside = made.device != "cpu"
-    with checked_later(courier), _Brush(painter, clock, courier, is_beside=is_beside) as brush:
-        for stripe in windows.stripes(made.stripes):
-            painter.begin_part()
-            for block in way.trimmed(run(stripe=stripe, stays=made.sums_on_card)):
-                brush.paint(block)
-            brush.wait()
-    with clock("paint"):
-        painter.finish()
+
+    def paint() -> None:
+        with checked_later(courier), _Brush(painter, clock, courier, is_beside=is_beside) as brush:
+            for stripe in windows.stripes(made.stripes):
+                painter.begin_part()
+                for block in way.trimmed(run(stripe=stripe, stays=made.sums_on_card)):
+                    brush.paint(block)
+                brush.wait()
+        with clock("paint"):
+            painter.finish()
+
+    _on_device(what, paint)
     # What is left of the time is the sums'. Beside a GPU painting costs only what it is waited for.
     waited_for = "paint" if made.device == "cpu" else "wait"
     others = (clock.seconds.get("network", 0.0), clock.seconds.get(waited_for, 0.0))

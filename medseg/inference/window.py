@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,9 +25,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medseg.errors import DataWarning
-from medseg.inference.backends.cards import is_out_of_memory
+from medseg.inference.backends.cards import unless_full
 from medseg.inference.backends.copies import Courier, Fetched
 
+#: Weights along each of three axes.
+Lines = Sequence[NDArray[np.float32]]
 #: Patches (B, C, X, Y, Z) to features or logits (B, F, X, Y, Z).
 Predict = Callable[[Tensor], Tensor]
 
@@ -242,9 +244,7 @@ def sliding_window(
         sums.end_row(windows.patch[0] - (end_x - x))
 
 
-def _weights(
-    windows: Windows, weighting: str
-) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+def _weights(windows: Windows, weighting: str) -> tuple[Lines, Lines]:
     """Of every axis the weights of one window, and one over what each plane collects from all."""
     weights = [WEIGHTS[weighting](p).numpy() for p in windows.patch]
     return weights, list(map(_one_over_sums, weights, windows.starts, windows.padded))
@@ -257,7 +257,9 @@ def _padded(image: Tensor, windows: Windows, cell: int) -> Tensor:
     missing = [size * cell - there for size, there in zip(windows.padded, image.shape[1:])]
     if not any(missing):
         return image
-    return F.pad(image, [n for one in missing[::-1] for n in (0, one)])
+    sides = [n for one in missing[::-1] for n in (0, one)]
+    padded = unless_full(lambda: F.pad(image, sides))
+    return F.pad(image.cpu(), sides) if padded is None else padded
 
 
 def _column(
@@ -316,17 +318,28 @@ def _predicted(
     waiting: tuple[list[int], Fetched] | None = None
     for begin in range(0, len(column), batch):
         part = column[begin : begin + batch]
-        places, features = [z for z, _ in part], predict(torch.stack([w for _, w in part]))
+        places, features = [z for z, _ in part], predict(_stacked([w for _, w in part]))
         if courier is None or courier.link is None or features.device.type != courier.device.type:
             yield places, features
             continue
         # As they lie, in the network's own arithmetic; what is the same number lies side by side.
-        coming = courier.fetch(features.movedim(1, -1).contiguous())
+        fetch = partial(lambda here: courier.fetch(here.movedim(1, -1).contiguous()), features)
+        coming = unless_full(fetch)
         if waiting is not None:
             yield from _arrived(*waiting)
-        waiting = places, coming
+        waiting = None if coming is None else (places, coming)
+        if coming is None:
+            yield places, features.cpu()
     if waiting is not None:
         yield from _arrived(*waiting)
+
+
+def _stacked(windows: Sequence[Tensor]) -> Tensor:
+    """Windows (C, X, Y, Z) as a batch, of this process where a card has no room for it: the network
+    steps down when it takes them.
+    """
+    batch = unless_full(lambda: torch.stack(list(windows)))
+    return torch.stack([one.cpu() for one in windows]) if batch is None else batch
 
 
 def _arrived(places: list[int], coming: Fetched) -> Iterator[tuple[Sequence[int], Tensor]]:
@@ -361,12 +374,9 @@ class _Sums:
         width = columns[-1] + patch_y - columns[0]
         shapes = ((patch_x, patch_y, depth, features), (max(0, overlap), width, depth, features))
         self._compiled = _uses_kernels(device)
-        try:
-            self._column, self._carry = (torch.zeros(shape, device=device) for shape in shapes)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            self._column, self._carry = (torch.zeros(shape) for shape in shapes)
+        there = unless_full(lambda: [torch.zeros(shape, device=device) for shape in shapes])
+        self._column, self._carry = there or [torch.zeros(shape) for shape in shapes]
+        if there is None:
             self._step_down()
         self._padded = windows.padded[1] != windows.shape[1]
         self._turn = 0  # where in the ring the column begins
@@ -399,20 +409,19 @@ class _Sums:
                 flat = (_flat(sums), self._turn, _flat(one), *weights[:2], up, z * width)
                 _in_threads("add_window", len(weights[0]), *flat)
             return
-        try:
-            window = self._map(weights)
-            source = features.permute(1, 2, 3, 0).to(self._column.device, torch.float32)
-            target = self._column[:, :, z : z + window.shape[2], : len(features)]
-            _add_in_ring(target, source.expand(*window.shape[:3], -1), window, self._turn)
-            return
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        self._column, self._carry = self._column.cpu(), self._carry.cpu()
-        self._step_down()
-        self.add(features.cpu(), weights, z)
+        if unless_full(partial(self._add_there, features, weights, z)) is None:
+            self._step_down()
+            self.add(features.cpu(), weights, z)
 
-    def _map(self, lines: Sequence[NDArray[np.float32]]) -> Tensor:
+    def _add_there(self, features: Tensor, weights: Lines, z: int) -> Literal[True]:
+        """`add` on a card; where it has no room nothing is added."""
+        window = self._map(weights)
+        source = features.permute(1, 2, 3, 0).to(self._column.device, torch.float32)
+        target = self._column[:, :, z : z + window.shape[2], : len(features)]
+        _add_in_ring(target, source.expand(*window.shape[:3], -1), window, self._turn)
+        return True
+
+    def _map(self, lines: Lines) -> Tensor:
         """(X, Y, Z, 1) the product of three lines, which are put on the card once."""
         keys = [(line.__array_interface__["data"][0], len(line)) for line in lines]
         for key, line in zip(keys, lines):
@@ -423,6 +432,7 @@ class _Sums:
 
     def _step_down(self) -> None:
         """Go on with compiled loops on the CPU, and say so: every later window is copied there."""
+        self._column, self._carry = self._column.cpu(), self._carry.cpu()
         self._compiled = True
         warnings.warn(
             "the GPU has no room for the sums of windows; they are made on the CPU, which is"
@@ -440,33 +450,39 @@ class _Sums:
         What the next row adds to is kept, and the column moves on.
         """
         along, across, up = scales
-        at, deep = y - self._first, self._column.shape[0] - len(along)
+        at = y - self._first
         shape = (len(along), len(across), len(up), self._column.shape[3])
-        means: NDArray[np.float32] | Tensor
-        if self._compiled:
+        means: NDArray[np.float32] | Tensor | None = None
+        if not self._compiled:
+            means = unless_full(partial(self._finish_there, at, finished, first, scales))
+        if means is None and not self._compiled:
+            self._step_down()
+        if means is None:
             means = out = np.empty(shape, np.float32)
-            state = (
-                _flat(self._column.numpy()),
-                self._turn,
-                _flat(self._carry.numpy()),
-                self._carried,
-                at,
-            )
+            column, carry = (_flat(one.numpy()) for one in (self._column, self._carry))
+            state = (column, self._turn, carry, self._carried, at)
             rest = (along, across, np.repeat(up, shape[3]), first, _flat(out))
             _in_threads("finish", finished, *state, *rest)
-        else:
-            ring = self._column.shape[1]
-            parts = [slice(self._turn, min(ring, self._turn + finished))]
-            parts += [slice(0, self._turn + finished - ring)] * (self._turn + finished > ring)
-            sums = torch.cat([self._column[:, part] for part in parts], 1)
-            for part in parts:
-                self._column[:, part] = 0
-            sums[: self._carried] += self._carry[: self._carried, at : at + finished]
-            mine = sums[: shape[0], first : first + shape[1], : shape[2]] * self._map(scales)
-            means = mine if self._stays else mine.cpu().numpy()
-            if deep > 0 and len(self._carry):
-                self._carry[:deep, at : at + finished] = sums[shape[0] :]
         self._turn = (self._turn + finished) % self._column.shape[1]
+        return means
+
+    def _finish_there(
+        self, at: int, finished: int, first: int, scales: Lines
+    ) -> NDArray[np.float32] | Tensor:
+        """`finish` on a card; where it has no room nothing has changed."""
+        along, across, up = scales
+        ring, deep = self._column.shape[1], self._column.shape[0] - len(along)
+        parts = [slice(self._turn, min(ring, self._turn + finished))]
+        parts += [slice(0, self._turn + finished - ring)] * (self._turn + finished > ring)
+        sums = torch.cat([self._column[:, part] for part in parts], 1)
+        sums[: self._carried] += self._carry[: self._carried, at : at + finished]
+        mine = sums[: len(along), first : first + len(across), : len(up)] * self._map(scales)
+        means = mine if self._stays else mine.cpu().numpy()
+        # From here on nothing needs memory that is not there.
+        for part in parts:
+            self._column[:, part] = 0
+        if deep > 0 and len(self._carry):
+            self._carry[:deep, at : at + finished] = sums[len(along) :]
         return means
 
     def end_row(self, deep: int) -> None:
@@ -544,12 +560,9 @@ def _is_read_as_it_is(window: Tensor, features: int) -> bool:
     float32.
     """
     of_all = window.shape[3] == features and window.numel() > features
-    lies = (
-        window.device.type == "cpu"
-        and window.is_contiguous()
-        and window.shape[2] * features % 16 == 0
-    )
-    return of_all and lies and window.dtype == torch.bfloat16
+    lies = window.device.type == "cpu" and window.is_contiguous()
+    is_read = of_all and lies and window.shape[2] * features % 16 == 0
+    return is_read and window.dtype == torch.bfloat16
 
 
 def _flat(array: NDArray[Any]) -> NDArray[Any]:

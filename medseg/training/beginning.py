@@ -237,6 +237,7 @@ def _machine(request: Request, processes: Processes) -> Machine:
         device=processes.device.type,
         memory_bytes=min(memory, request.memory_bytes or 2**62),
         processes=processes.size,
+        card=str(processes.device) if processes.device.type == "cuda" else "",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from medseg.config import Config
 from medseg.errors import NotEnoughMemory
+from medseg.inference import in_sentences
 from medseg.machine import convolves_bfloat16
 from medseg.networks import build_network, patch_multiples
 from medseg.training.precision import half_on_card
@@ -23,28 +24,38 @@ from medseg.training.processes import innermost_channels
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Where training will run: the kind of device, its memory that may be used, and processes that
-    share a step.
+    """Where training will run: the kind of device, its memory that may be used, processes that
+    share a step, and which card it is where there are several.
     """
 
     device: str
     memory_bytes: int
     processes: int = 1
+    card: str = ""
 
 
 @cache
 def seconds_a_voxel(machine: Machine, channels: int) -> float:
     """How long a voxel of a patch takes in training with the plain U-Net of this machine, by
-    trying.
+    trying. Raises `NotEnoughMemory`.
 
     On a CPU one thread's own time is measured, in the faster arithmetic, and shared out over the
     threads, at 80 % of what they could do: whatever else the machine does at the moment then does
     not change the plan.
     """
-    device, threads = torch.device(machine.device), torch.get_num_threads()
+    place = machine.card or machine.device
+    return in_sentences(
+        partial(_tried, machine, channels),
+        full=f"there is no memory on {place} to try how fast it trains; end what else uses it, or"
+        " give another --device",
+    )
+
+
+def _tried(machine: Machine, channels: int) -> float:
+    device, threads = torch.device(machine.card or machine.device), torch.get_num_threads()
     on_gpu = machine.device == "cuda"
     halved = torch.bfloat16
-    if on_gpu and half_on_card() == "fp16":
+    if on_gpu and half_on_card(device) == "fp16":
         halved = torch.float16
     base, edge = (32, 96) if on_gpu else (16, 32)
     network = build_network("unet", channels, 3, features=[base, 2 * base, 4 * base, 8 * base]).to(
@@ -64,7 +75,7 @@ def seconds_a_voxel(machine: Machine, channels: int) -> float:
                 out = network(images)
             out.float().square().mean().backward()
             if on_gpu:
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(device)
             times.append(clock() - start_s)
         return min(times[1:])
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from medseg.config import Config
 from medseg.errors import Interrupted
+from medseg.inference import in_sentences
 from medseg.logs import Report
 from medseg.training.clock import learning_rate
 from medseg.training.processes import Processes, joined
@@ -39,9 +41,30 @@ def train(
     both count where the config gives a time. processes: where they were joined before. Raises
     `BadConfig` if the folder belongs to another config or other data, if another process trains
     there, if a process does not see the folder, and if the time was over before the network had
-    seen its cases a few times.
+    seen its cases a few times; `NotEnoughMemory`, and `DeviceFailed` where a GPU stopped.
     """
     began = time.monotonic() if began is None else began
+    return in_sentences(
+        partial(
+            _trained, config, run, source, processes=processes, began=began, reserve=reserve,
+            progress=progress, track=track,
+        ),
+        full=f"{run}: there is no memory to go on with training: give a smaller model.patch or"
+        " train.batch, or choose a smaller network; what was saved is kept",
+    )  # fmt: skip
+
+
+def _trained(
+    config: Config,
+    run: Path,
+    source: Source | None,
+    *,
+    processes: Processes | None,
+    began: float,
+    reserve: Callable[[], float],
+    progress: Report,
+    track: Callable[[int, Mapping[str, float]], None],
+) -> Path:
     with (
         nullcontext(processes) if processes else joined(config.train.device, run) as processes,
         locked(run, processes),

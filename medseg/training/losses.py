@@ -101,7 +101,10 @@ def dice_cross_entropy(
 def cross_entropy(logits: Tensor, labels: Tensor, *, with_ignored: bool = False) -> Tensor:
     """The mean cross-entropy over voxels, a scalar; arguments as of `dice_cross_entropy`."""
     target = labels if with_ignored else labels.clamp(min=0)
-    loss: Tensor = F.cross_entropy(unfolded(logits).float(), target, ignore_index=IGNORE)
+    logits = unfolded(logits).float()
+    if not _scatters(logits.device):  # of maps a card makes other sums every time, of rows none
+        logits, target = logits.movedim(1, -1).flatten(0, -2), target.flatten()
+    loss: Tensor = F.cross_entropy(logits, target, ignore_index=IGNORE)
     return loss
 
 

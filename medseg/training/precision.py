@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from medseg.config import Config
 from medseg.errors import BadConfig
+from medseg.inference import computes_bfloat16
 from medseg.machine import convolves_bfloat16, has_matrix_units
 from medseg.networks import FLOAT32_ON_CPU, conv, has_depthwise, likes_channels_last
 
@@ -34,7 +35,7 @@ def choose_training_precision(config: Config, device: torch.device, thinnest: in
             raise BadConfig("fp16 is very slow on a CPU; set train.precision=bf16 or fp32")
         return settings.precision
     if device.type == "cuda":
-        return half_on_card()
+        return half_on_card(device)
     if config.model.name in FLOAT32_ON_CPU or not convolves_bfloat16():
         return "fp32"
     if has_matrix_units():
@@ -58,9 +59,11 @@ def choose_training_precision(config: Config, device: torch.device, thinnest: in
     return "bf16" if seconds(True) < 0.9 * seconds(False) else "fp32"
 
 
-def half_on_card() -> str:
-    """bf16 where the card computes in it; before Ampere it is emulated, and slower than float32."""
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+def half_on_card(device: torch.device) -> str:
+    """bf16 where this card computes in it; before Ampere it is emulated, and slower than
+    float32.
+    """
+    return "bf16" if computes_bfloat16(device) else "fp16"
 
 
 def thinnest_map(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from medseg.config import Config
 from medseg.dataset import Case, Dataset, read_case_labels, read_channels
 from medseg.errors import BadConfig, NotEnoughMemory
-from medseg.inference import Courier, Settings, segment
+from medseg.inference import Courier, Settings, segment, unless_full
 from medseg.logs import Progress, silent
 from medseg.models import Checkpoint, ModelSpec
 from medseg.networks import build_network
@@ -202,10 +202,14 @@ class ScanSource:
         size_bytes = image.nbytes + labels.nbytes
         if size_bytes > self._room_bytes:
             return image, labels
+        send = self._courier_to(device).send
+        there = unless_full(lambda: (send(image[...]), send(labels[...])))
+        if there is None:  # somebody else has taken what was free
+            self._room_bytes = 0
+            return image, labels
         self._room_bytes -= size_bytes
-        courier = self._courier_to(device)
-        self._resident[number] = courier.send(image[...]), courier.send(labels[...])
-        return self._resident[number]
+        self._resident[number] = there
+        return there
 
     def _courier_to(self, device: torch.device) -> Courier:
         if self._courier is None or self._courier.device != device:

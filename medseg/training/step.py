@@ -22,7 +22,7 @@ from medseg import logs
 from medseg.config import Config, TrainConfig
 from medseg.errors import BadConfig, DataWarning, NotEnoughMemory
 from medseg.files import sweep
-from medseg.inference import Courier, Fetched, is_out_of_memory
+from medseg.inference import Courier, Fetched, is_out_of_memory, unless_full
 from medseg.logs import Report
 from medseg.models import save_checkpoint
 from medseg.networks import build_network, check_patch
@@ -183,6 +183,12 @@ class Run:
         """
         seeds, _ = self.processes.share(self.config.train, self.step, mix)
         torch.manual_seed(seeds[0] % 2**63)
+        batch = unless_full(lambda: self.batches.take(self.step))
+        if batch is not None:
+            return batch
+        # It was made while a card held all that a step needs, which now it does not.
+        if self.processes.device.type == "cuda":
+            torch.cuda.empty_cache()
         return self.batches.take(self.step)
 
     def _make_batch(self, step: int) -> Batch:

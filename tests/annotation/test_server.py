@@ -24,7 +24,7 @@ from making.serving import (
     save_scans,
     served,
 )
-from medseg.annotation import Rules, serve_models
+from medseg.annotation import Rules, serve_models, service
 from medseg.dataset import check_dataset, load_case, read_dataset
 from medseg.errors import BadConfig
 from medseg.labels import Label, LabelTable
@@ -246,6 +246,21 @@ def test_a_label_on_another_grid_changes_nothing(here: Served, tmp_path: Path):
     assert answer.status_code == 400
     assert str(tmp_path) not in answer.text
     assert here.store.case("a").labels == {}
+
+
+def test_what_is_sent_is_measured_before_it_is_counted(
+    here: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A megabyte may be a label of a billion voxels, and counting takes eight bytes of each."""
+
+    def returned(*arguments: Any) -> Any:
+        raise AssertionError("counted")
+
+    monkeypatch.setattr(service, "returned", returned)
+    path = tmp_path / "label.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((64, 64, 64), np.uint8), np.eye(4)), path)
+    answer = here.save_label("a", path, [LEFT])
+    assert answer.status_code == 400 and "64 x 64 x 64 voxels" in answer.json()["detail"]
 
 
 def test_labels_under_another_tag_do_not_count(here: Served, tmp_path: Path):

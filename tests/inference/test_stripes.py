@@ -5,6 +5,7 @@ there, and never of a copy that has not ended.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 
 from making import networks as tiny
 from making.cards import Link
-from medseg.errors import BadModel, DataWarning
+from medseg.errors import BadModel, DataWarning, DeviceFailed, NotEnoughMemory
 from medseg.inference import segmentation, window
 from medseg.inference.backends import copies, painting
 from medseg.inference.backends.copies import Courier
@@ -108,6 +109,88 @@ def test_an_image_that_does_not_fit_stays_here(
     with pytest.warns(DataWarning, match="no room for the image"):
         labels = segmentation.segment(scan(), model, settings).labels.data
     assert float((labels != expected).mean()) < 1e-4
+
+
+class FullOnce:
+    """A module of which one function once finds no memory, at its call of a number from 0."""
+
+    def __init__(self, module: Any, name: str, at: int) -> None:
+        self.module, self.name, self.at, self.calls = module, name, at, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return self._full if name == self.name else getattr(self.module, name)
+
+    def _full(self, *arguments: Any, **options: Any) -> Any:
+        self.calls += 1
+        if self.calls == self.at + 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return getattr(self.module, self.name)(*arguments, **options)
+
+
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize(
+    ("name", "sums", "says"),
+    [
+        ("stack", True, ""),  # of windows
+        ("cat", True, "no room for the sums"),  # of the planes that are finished
+        ("cat", False, ""),
+    ],
+)
+def test_where_a_card_has_no_room_in_between_the_labels_are_the_same(
+    model: Checkpoint, as_on_a_card: Callable, monkeypatch: pytest.MonkeyPatch, name: str,
+    sums: bool, says: str, at: int,
+):  # fmt: skip
+    settings = Settings(device="cpu", precision="fp32")
+    expected = segmentation.segment(scan(), model, settings).labels.data
+    as_on_a_card(sums=sums, data=True)
+    full = FullOnce(torch, name, at)
+    monkeypatch.setattr(window, "torch", full)
+    with pytest.warns(DataWarning, match=says) if says else nullcontext():
+        labels = segmentation.segment(scan(), model, settings).labels.data
+    assert full.calls > at or (name == "cat" and not sums)
+    assert float((labels != expected).mean()) < 1e-4
+
+
+@pytest.mark.parametrize("at", [0, 1, 3])
+def test_features_that_cannot_be_sent_for_are_waited_for(
+    model: Checkpoint, as_on_a_card: Callable, monkeypatch: pytest.MonkeyPatch, at: int
+):
+    settings = Settings(device="cpu", precision="fp32")
+    expected = segmentation.segment(scan(), model, settings).labels.data
+    as_on_a_card(sums=False, data=False)
+    real, calls = Courier.fetch, []
+
+    def fetch(courier: Courier, source: torch.Tensor) -> Any:
+        if source.ndim == 5:
+            calls.append(1)
+            if len(calls) == at + 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(courier, source)
+
+    monkeypatch.setattr(Courier, "fetch", fetch)
+    labels = segmentation.segment(scan(), model, settings).labels.data
+    assert len(calls) > at
+    assert float((labels != expected).mean()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "sentence"),
+    [
+        ("CUDA error: an illegal memory access was encountered", DeviceFailed, "stopped working"),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", NotEnoughMemory, "there is no memory"),
+    ],
+)
+def test_what_a_card_tells_where_it_is_waited_for_becomes_a_sentence(
+    model: Checkpoint, as_on_a_card: Callable, monkeypatch: pytest.MonkeyPatch, text: str,
+    kind: type[Exception], sentence: str,
+):  # fmt: skip
+    def end_row(sums: Any, deep: int) -> None:
+        raise RuntimeError(text)
+
+    as_on_a_card(sums=True, data=True)
+    monkeypatch.setattr(window._Sums, "end_row", end_row)
+    with pytest.raises(kind, match=sentence):
+        segmentation.segment(scan(), model, Settings(device="cpu", precision="fp32"))
 
 
 def too_large(monkeypatch: pytest.MonkeyPatch, kinds: set[torch.dtype]) -> list[torch.dtype]:

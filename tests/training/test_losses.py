@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -271,3 +271,24 @@ def test_a_step_on_a_card_asks_it_for_nothing():
         )
         loss.backward()
         assert mean_dice(logits.detach(), labels).device.type == "meta"
+
+
+def test_cross_entropy_on_a_card_is_of_rows_and_the_same(monkeypatch: pytest.MonkeyPatch):
+    """Of maps a card sums it in another order every time, and refuses it where that is asked."""
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 4, 3, 5, 6, generator=random, requires_grad=True)
+    labels = torch.randint(-1, 4, (2, 3, 5, 6), generator=random)
+    expected = losses.cross_entropy(logits, labels, with_ignored=True)
+    (gradient,) = torch.autograd.grad(expected, logits)
+    real, dimensions = losses.F.cross_entropy, []
+
+    def counted(rows: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        dimensions.append(rows.ndim)
+        return real(rows, *arguments, **options)
+
+    monkeypatch.setattr(losses, "_scatters", lambda device: False)
+    monkeypatch.setattr(losses.F, "cross_entropy", counted)
+    found = losses.cross_entropy(logits, labels, with_ignored=True)
+    assert dimensions == [2]
+    assert torch.allclose(found, expected, rtol=1e-6)
+    assert torch.allclose(torch.autograd.grad(found, logits)[0], gradient, atol=1e-7)

@@ -233,6 +233,27 @@ def test_on_a_card_cases_that_stay_there_change_no_bit_and_of_others_little_is_s
     assert sent_bytes[0] < whole_bytes / 8, "no more of a case than its patch shows"
 
 
+def test_cases_that_a_card_has_no_room_for_are_read_from_the_disk(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    expected = batches(source_of(data, tmp_path / "store"), range(3))
+    source = source_of(data, tmp_path / "store")
+    source.reside(10**9)
+    real, sent = Courier.send, []
+
+    def send(courier: Courier, array: torch.Tensor) -> torch.Tensor:
+        sent.append(array.shape)
+        if len(sent) == 1:  # a whole image
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(courier, array)
+
+    monkeypatch.setattr(Courier, "send", send)
+    found = batches(source, range(3))
+    assert not source._resident and source._room_bytes == 0
+    for (images, labels), (plain, classes) in zip(found, expected):
+        assert torch.equal(images, plain) and torch.equal(labels, classes)
+
+
 def test_only_whole_scans_validate(data: Path, tmp_path: Path):
     source = source_of(data, tmp_path / "store")
 

@@ -5,20 +5,29 @@ it.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch.nn import functional as F
 
-from medseg.errors import DataWarning
+from medseg.errors import DataWarning, DeviceFailed, NotEnoughMemory
 
-#: What PyTorch, cuBLAS and cuDNN say where memory is all they lack.
+#: What some work makes.
+Made = TypeVar("Made")
+#: What PyTorch, cuBLAS and cuDNN say where memory is all they lack. From version 9 on cuDNN says
+#: whose (CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED), and on a full card neither of them
+#: can begin (NOT_INITIALIZED; NVIDIA's references of cublasCreate and cudnnCreate).
 _NO_MEMORY = (
     "out of memory",
     "DefaultCPUAllocator",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_NOT_INITIALIZED",
+    "_ALLOCATION_FAILED",
     "nable to find an engine to execute",
 )
 #: After these nothing runs on the card until the process has ended (CUDA Runtime API, error
@@ -46,9 +55,35 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def unless_full(work: Callable[[], Made]) -> Made | None:
+    """What some work makes; None where there is no memory for it, of which it then holds none."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    return None
+
+
 def is_broken(error: BaseException) -> bool:
     """Whether an error says that this process can do nothing more on its card."""
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _BROKEN)
+
+
+def in_sentences(work: Callable[[], Made], *, full: str) -> Made:
+    """What some work on a device makes, and a sentence where it cannot go on: of what a card was
+    given some time ago it tells wherever it is waited for. Raises `DeviceFailed`, and
+    `NotEnoughMemory` in the words of `full`.
+    """
+    try:
+        return work()
+    except (RuntimeError, MemoryError) as error:
+        if is_broken(error):
+            raise DeviceFailed(str(error).strip().splitlines()[0].rstrip(".")) from None
+        if not is_out_of_memory(error):
+            raise
+    # Outside of the handler, whose traceback keeps what the work holds.
+    raise NotEnoughMemory(full)
 
 
 @cache

@@ -51,8 +51,8 @@ def open_models(
     """The predictor of `open_anew`; within `models_kept_open` the one of an earlier scan, if it was
     opened alike.
 
-    One that had to step down, as where a GPU ran out of memory, is opened anew: no scan changes how
-    others are done.
+    One that had to step down, as where a GPU ran out of memory or half precision did not do, is
+    opened anew: no scan changes how others are done.
     """
     from importlib.util import find_spec
 

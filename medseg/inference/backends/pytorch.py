@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,8 +133,8 @@ _STEPS_DOWN = [0]
 
 
 def steps_down() -> int:
-    """How often a network had to step down so far because memory ran out; it stays where it then
-    is.
+    """How often a network had to step down so far, because memory ran out or numbers were too large
+    for its arithmetic; it stays where it then is.
     """
     return _STEPS_DOWN[0]
 
@@ -256,6 +258,7 @@ class _Torch:
         if halved == torch.float32:
             raise self._never_finite()
         self.dtype = torch.float32
+        _STEPS_DOWN[0] += 1
         warnings.warn(
             f"values of {self.name} are too large for {name_of(halved)}; float32 goes on",
             DataWarning,
@@ -275,11 +278,30 @@ class _Torch:
         return features
 
 
-def _whole_float32() -> AbstractContextManager[None]:
+@contextmanager
+def _whole_float32() -> Iterator[None]:
     """Convolutions on a GPU without TF32, which keeps 10 bits of float32's 23 (PyTorch's notes on
     CUDA semantics).
+
+    PyTorch has two ways to say so and refuses to read one where the other says something else, so
+    that both are told the same. The older one alone leaves TF32 on where a program has set
+    `torch.backends.fp32_precision`.
     """
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    cudnn: Any = torch.backends.cudnn  # its attributes are made at run time
+    kinds, allowed = (cudnn.conv, cudnn.rnn), None
+    with suppress(RuntimeError):  # a program has said different things of the two kinds
+        allowed = cudnn.allow_tf32
+    before = [one.fp32_precision for one in kinds]
+    try:
+        cudnn.allow_tf32 = False
+        for one in kinds:
+            one.fp32_precision = "ieee"
+        yield
+    finally:
+        if allowed is not None:
+            cudnn.allow_tf32 = allowed
+        for one, word in zip(kinds, before):
+            one.fp32_precision = word
 
 
 def _channels_last(network: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ own arithmetic, twice, and written once; sums are in float32, and the same every
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -109,7 +110,8 @@ class _NormActivate(torch.autograd.Function):
         means, spreads = (
             x.new_empty((len(x), runs, x.shape[1]), dtype=torch.float32) for _ in "ab"
         )
-        card_kernels.measure(x, means, spreads, run=run, **about)
+        with _launching_on(x.device):
+            card_kernels.measure(x, means, spreads, run=run, **about)
         voxels = about["voxels"]
         counts = torch.full((runs, 1), float(run), device=x.device)
         counts[-1] = voxels - run * (runs - 1)
@@ -119,7 +121,8 @@ class _NormActivate(torch.autograd.Function):
         scale = rate * weight.float()
         shift = bias.float() - mean * scale
         y = torch.empty_like(x)
-        card_kernels.settle(x, y, scale, shift, slope, **about)
+        with _launching_on(x.device):
+            card_kernels.settle(x, y, scale, shift, slope, **about)
         ctx.save_for_backward(x, mean, rate, scale, shift)
         ctx.slope, ctx.kinds = slope, (weight.dtype, bias.dtype)
         return y
@@ -132,17 +135,27 @@ class _NormActivate(torch.autograd.Function):
         grad = grads[0].to(x.dtype).contiguous(memory_format=torch.channels_last_3d)
         about, runs, run = _layout(x)
         totals, moments = (torch.empty((len(x), runs, x.shape[1]), device=x.device) for _ in "ab")
-        card_kernels.measure_slopes(
-            x, grad, mean, scale, shift, totals, moments, ctx.slope, run=run, **about
-        )
+        with _launching_on(x.device):
+            card_kernels.measure_slopes(
+                x, grad, mean, scale, shift, totals, moments, ctx.slope, run=run, **about
+            )
         total, moment = totals.sum(1), moments.sum(1) * rate
         per_voxel = -scale * rate * moment / about["voxels"]
         constant = -scale * total / about["voxels"] - per_voxel * mean
         out = torch.empty_like(x)
-        card_kernels.settle_slopes(
-            x, grad, out, scale, shift, per_voxel, constant, ctx.slope, **about
-        )
+        with _launching_on(x.device):
+            card_kernels.settle_slopes(
+                x, grad, out, scale, shift, per_voxel, constant, ctx.slope, **about
+            )
         return out, moment.sum(0).to(ctx.kinds[0]), total.sum(0).to(ctx.kinds[1]), None, None
+
+
+def _launching_on(device: torch.device) -> AbstractContextManager[Any]:
+    """Within this block kernels run on the card on which their maps lie: Triton launches on the
+    current one, which is the first unless somebody says so, and where a map of another card is no
+    memory.
+    """
+    return torch.cuda.device(device) if is_card(device) else nullcontext()
 
 
 def _layout(x: Tensor) -> tuple[dict[str, Any], int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from unittest import mock
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medseg.errors import BadConfig, DataWarning, DeviceFailed
+from medseg.errors import BadConfig, DataWarning, DeviceFailed, NotEnoughMemory
 from medseg.inference.backends import cards
 from medseg.inference.backends.predictor import choose_device
 from medseg.inference.stripes import Clock, _predicted, paint_windows
@@ -94,6 +96,59 @@ def test_a_card_that_stopped_is_told_once_and_ends_the_run(text: str):
 
     with pytest.raises(DeviceFailed, match=r"the GPU stopped working.*--device cpu"):
         _predicted(predict, Clock(), "windows", torch.zeros(1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "Triton Error [CUDA]: out of memory",
+    ],
+)
+def test_a_card_without_memory_says_so_in_many_ways(text: str):
+    assert cards.is_out_of_memory(RuntimeError(text))
+    assert cards.unless_full(mock.Mock(side_effect=RuntimeError(text))) is None
+    with pytest.raises(NotEnoughMemory, match="too full"):
+        cards.in_sentences(mock.Mock(side_effect=RuntimeError(text)), full="too full")
+
+
+#: What PyTorch says of TF32 before, within and after, whatever a program has set so far.
+EXACT = """
+import torch
+from medseg.inference.backends.pytorch import _whole_float32
+
+cudnn = torch.backends.cudnn
+
+def said():
+    kinds = [cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision]
+    try:
+        return [*kinds, cudnn.allow_tf32]
+    except RuntimeError:  # for both kinds the same has to be set
+        return kinds
+
+for change in (
+    "", "cudnn.allow_tf32 = False", "cudnn.allow_tf32 = True",
+    "torch.backends.fp32_precision = 'tf32'", "cudnn.conv.fp32_precision = 'ieee'",
+    "cudnn.conv.fp32_precision = 'tf32'", "torch.set_float32_matmul_precision('high')",
+):
+    exec(change)
+    before = said()
+    with _whole_float32():
+        assert said() == ["ieee", "ieee", False], (change, said())
+    assert said() == before, (change, said(), before)
+"""
+
+
+def test_exact_convolutions_are_without_tf32_whatever_a_program_has_set():
+    """In a process of its own, for these are settings of all of PyTorch."""
+    done = subprocess.run(
+        [sys.executable, "-c", EXACT], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("text", ["mat1 and mat2 shapes cannot be multiplied", NO_KERNEL])

@@ -29,7 +29,7 @@ from medseg.inference.backends.opening import (
 )
 from medseg.inference.backends.openvino import openvino_core
 from medseg.inference.backends.predictor import Predictor, choose_device, deferred_width
-from medseg.inference.backends.pytorch import _Torch, choose_precision, open_torch
+from medseg.inference.backends.pytorch import _Torch, choose_precision, open_torch, steps_down
 from medseg.inference.settings import Settings
 from medseg.models.folder import Checkpoint, load_checkpoint
 from medseg.networks.layers import unfold_cells
@@ -501,9 +501,10 @@ def test_what_is_not_finite_is_computed_again_in_fp32_and_then_refused(tmp_path:
             kinds.append(torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32)
             return x / (0 if torch.is_autocast_enabled("cpu") else 1)
 
-    run = _Torch(Overflows(), "overflows", CPU, torch.bfloat16, exact=False)
+    run, before = _Torch(Overflows(), "overflows", CPU, torch.bfloat16, exact=False), steps_down()
     with pytest.warns(DataWarning, match="float32 goes on"):
         assert torch.equal(run(patches()), patches())
+    assert steps_down() == before + 1  # so that the next scan opens it anew
     assert kinds == [torch.bfloat16, torch.float32]
     checkpoint = load_checkpoint(str(tiny.save_known(tmp_path / "nan", "not_a_number")))
     with pytest.raises(BadModel, match="not finite"):

@@ -6,6 +6,8 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from unittest import mock
 
@@ -14,7 +16,7 @@ import torch
 from torch import nn
 
 from medseg.errors import DataWarning
-from medseg.networks import layers
+from medseg.networks import layers, ops
 from medseg.networks.layers import Block, conv, has_depthwise
 from medseg.networks.ops import card_norm
 from medseg.networks.zoo import build_network, small
@@ -23,12 +25,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 #: Run with TRITON_INTERPRET=1, which has to be said before Triton is imported.
 AGAINST_FLOAT64 = """
+from contextlib import nullcontext
 import torch
 from torch.nn import functional as F
 from medseg.networks.ops import card_norm
 
 card_norm._TOGETHER, card_norm._CHANNELS, card_norm._RUN = 64, 8, 50
 card_norm.is_card = lambda device: True
+torch.cuda.device = nullcontext
 LIMITS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 def compared(batch, channels, size, dtype, slope, offset):
@@ -107,6 +111,32 @@ def test_without_triton_and_where_its_kernels_are_wrong_pytorch_s_norm_goes_on()
         with mock.patch.object(card_norm, "_difference_on", return_value=1e-6):
             assert card_norm.works_on(card)
     card_norm.works_on.cache_clear()
+
+
+def test_kernels_run_on_the_card_on_which_their_maps_lie(monkeypatch: pytest.MonkeyPatch):
+    """Triton launches on the current card, on which memory of another one is none."""
+    cards, launches = ["the current one"], []
+
+    @contextmanager
+    def current(device: torch.device) -> Iterator[None]:
+        cards.append(str(device))
+        yield
+        cards.pop()
+
+    def launched(*arguments: object, **options: object) -> None:
+        launches.append(cards[-1])
+
+    names = ("measure", "settle", "measure_slopes", "settle_slopes")
+    kernels = SimpleNamespace(**dict.fromkeys(names, launched))
+    monkeypatch.setitem(sys.modules, "medseg.networks.ops.card_kernels", kernels)
+    monkeypatch.setattr(ops, "card_kernels", kernels, raising=False)
+    monkeypatch.setattr(card_norm, "is_card", lambda device: device.type == "meta")
+    monkeypatch.setattr(torch.cuda, "device", current)
+    x = torch.empty(1, 4, 3, 3, 3, device="meta", requires_grad=True)
+    weight = torch.empty(4, device="meta")
+    last = x.contiguous(memory_format=torch.channels_last_3d)
+    card_norm._NormActivate.apply(last, weight, weight, 1e-5, 0.01).sum().backward()
+    assert launches == ["meta"] * 4
 
 
 @pytest.mark.parametrize("name", ["unet", "resenc_unet", "nnunet", "deeplab", "fcn"])
