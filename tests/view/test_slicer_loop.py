@@ -292,6 +292,31 @@ def test_findings_stand_in_a_table_and_a_click_shows_the_case(panel):
     assert not list(panel.temporary.iterdir())
 
 
+def test_what_a_model_proposed_keeps_its_own_names(loop, data_set):
+    """Its values may mean something else in the data set's table."""
+    proposal, target = data_set / "labels/original/b.seg.nrrd", data_set / "o.seg.nrrd"
+    words = loop.convert_command(["medseg"], str(data_set), proposal, target)
+    assert words == ["medseg", "convert", str(proposal), str(target)]
+
+
+def test_training_that_is_stopped_has_time_to_end_its_step(panel, monkeypatch):
+    started = []
+    real = panel.loop._tasks.start
+
+    def start(name, *arguments, **options):
+        started.append((name, options.get("patience_s")))
+        real(name, *arguments, **options)
+
+    monkeypatch.setattr(panel.loop._tasks, "start", start)
+    settle(panel)
+    panel.loop.train_button.press()
+    settle(panel)
+    panel.loop.check_button.press()
+    settle(panel)
+    patience = dict(started)
+    assert patience["train"] >= 60 and patience["check"] is None
+
+
 def test_the_next_case_is_loaded_with_its_proposal(panel):
     settle(panel)
     scan = panel.data_set / "scans" / "b.nii.gz"

@@ -288,11 +288,12 @@ def test_an_error_is_one_sentence_that_says_what_to_do(command, script, said):
     assert not str(error.value).startswith("medseg:")
 
 
-def test_what_does_not_stop_is_killed(command, monkeypatch):
-    monkeypatch.setattr(command, "PATIENCE_S", 0.2)
+@pytest.mark.parametrize(("usual_s", "own_s"), [(0.2, None), (600.0, 0.2)])
+def test_what_does_not_stop_is_killed(command, monkeypatch, usual_s, own_s):
+    monkeypatch.setattr(command, "PATIENCE_S", usual_s)
     script = "sys.stdout = sys.stderr; import signal, time"
     script += "; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True)"
-    run = command.Run(python(f"{script}; time.sleep(600)"))
+    run = command.Run(python(f"{script}; time.sleep(600)"), patience_s=own_s)
     while not run.look().lines:
         time.sleep(0.02)
     run.cancel()

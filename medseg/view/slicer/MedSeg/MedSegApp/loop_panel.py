@@ -24,6 +24,8 @@ from MedSegLib.tasks import Tasks
 _CASE = "MedSeg.case"
 _NAMES = ("add", "check", "train", "next", "rounds")
 _TO_SHOW = "show"
+#: Seconds in which training ends its step and keeps what it has learnt, once it is told to stop.
+_TRAINING_PATIENCE_S = 300.0
 
 
 class LoopPanel:
@@ -222,13 +224,11 @@ class LoopPanel:
             return
         folder = _new_folder()
         target = folder / "labels.seg.nrrd"
-        table = Path(self.data_set.currentPath) / loop.TABLE
 
         def then(text: str) -> None:
             self._show_files([str(one) for one in scans], target, case)
 
-        arguments = [*command, "convert", str(labels), str(target)]
-        arguments += ["--labels", str(table)] if table.is_file() else []
+        arguments = loop.convert_command(command, self.data_set.currentPath, labels, target)
         self._begin(_TO_SHOW, lambda _: arguments, then, folder=folder)
 
     def _show_files(self, files: Any, labels: Path | None, case: str) -> list[Any]:
@@ -324,6 +324,7 @@ class LoopPanel:
             self._tasks.start(
                 name, arguments(self._segment.command()), then=ended, failed=fail,
                 seen=self._seen, environment=environment, answers_anyway=name == "check",
+                patience_s=_TRAINING_PATIENCE_S if name == "train" else None,
             )  # fmt: skip
         except CommandError as error:
             fail(str(error))

@@ -72,9 +72,16 @@ class Run:
     """A command at work. Look at it from time to time; nothing here waits."""
 
     def __init__(
-        self, arguments: Sequence[str], environment: Mapping[str, str] | None = None
+        self,
+        arguments: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        *,
+        patience_s: float | None = None,
     ) -> None:
-        """Start it. Raises `CommandError` if it cannot be started."""
+        """Start it. patience_s: seconds to tidy up once it is told to stop; None: `PATIENCE_S`.
+        Raises `CommandError` if it cannot be started.
+        """
+        self._patience_s = PATIENCE_S if patience_s is None else patience_s
         try:
             self._process = subprocess.Popen(
                 list(arguments),
@@ -131,13 +138,13 @@ class Run:
         return "".join(self._output)
 
     def cancel(self) -> None:
-        """Tell it to stop; it leaves nothing half-written. What does not stop in `PATIENCE_S` is
-        killed.
+        """Tell it to stop; it leaves nothing half-written. What has no end when patience is at its
+        end is killed.
         """
         self._cancelled = True
         if self.running:
             self._process.terminate()
-            timer = threading.Timer(PATIENCE_S, self._process.kill)
+            timer = threading.Timer(self._patience_s, self._process.kill)
             timer.daemon = True
             timer.start()
 

@@ -112,6 +112,19 @@ def train_command(
     return [*command, *arguments, "--progress", "json"]
 
 
+def convert_command(command: Sequence[str], data_set: str, labels: Path, target: Path) -> list[str]:
+    """The arguments that make labels of a data set into a segmentation.
+
+    The data set's table says what label maps without names mean. Segmentations, as what a model
+    proposed, have names of their own, which may have the table's values.
+    """
+    arguments = ["convert", str(labels), str(target)]
+    table = Path(data_set) / TABLE
+    if table.is_file() and not labels.name.lower().endswith(".seg.nrrd"):
+        arguments += ["--labels", str(table)]
+    return [*command, *arguments]
+
+
 def is_data_set(data_set: str) -> bool:
     """Whether a folder is a data set that `medseg add` made."""
     return bool(data_set) and (Path(data_set) / LIST).is_file()

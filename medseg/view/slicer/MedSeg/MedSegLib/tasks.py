@@ -59,15 +59,20 @@ class Tasks:
         seen: Callable[[State], None] | None = None,
         environment: Mapping[str, str] | None = None,
         answers_anyway: bool = False,
+        patience_s: float | None = None,
     ) -> None:
         """Start a command under a name. The one of that name that is at work is of no interest any
         more: it is stopped, and nothing is called for it. Raises `CommandError`.
 
-        answers_anyway: as of `Run.finish`.
+        answers_anyway: as of `Run.finish`; patience_s: as of `Run`.
         """
         self.drop(name)
         self._tasks[name] = Task(
-            Run(arguments, environment), then, failed, seen, answers_anyway=answers_anyway
+            Run(arguments, environment, patience_s=patience_s),
+            then,
+            failed,
+            seen,
+            answers_anyway=answers_anyway,
         )
 
     def drop(self, name: str) -> None:
