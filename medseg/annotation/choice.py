@@ -322,9 +322,19 @@ def _kept(store: Store, key: str) -> dict[str, Doubt]:
         content: Any = parse_json((store.folder / _KEPT).read_text(encoding="utf-8"))
         if content["models"] != key:
             return {}
-        return {stamp: Doubt(**one) for stamp, one in content["doubts"].items()}
+        return {stamp: _doubt_of(one) for stamp, one in content["doubts"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
+
+
+def _doubt_of(content: Mapping[str, Any]) -> Doubt:
+    """A doubt that was kept. Raises `TypeError`, `ValueError` or `KeyError` for what is none."""
+    other = content["disagreement"]
+    return Doubt(
+        unsure=float(content["unsure"]),
+        disagreement=None if other is None else float(other),
+        share=float(content["share"]),
+    )
 
 
 def _stamp(candidate: Candidate) -> str:

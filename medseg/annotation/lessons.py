@@ -116,7 +116,7 @@ class Lessons:
         try:
             kept = parse_json((self._store.folder / _ASKED).read_text(encoding="utf-8"))
             name = kept.pop("run")
-        except (OSError, ValueError, AttributeError, KeyError):  # none yet, or damaged
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):  # none, or damaged
             return None
         runs = runs_of(self._store)
         is_last = bool(runs) and runs[-1].name == name and not is_finished(runs[-1])

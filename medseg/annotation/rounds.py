@@ -142,7 +142,9 @@ def _facts(run: Path) -> dict[str, Any]:
         split = read_json(run / "splits.json")
         data = read_json(run / "data.json") if (run / "data.json").is_file() else {}
         training = [str(name) for name in split["training"]]
-        return {"training": training, "start": data.get("start"), "weights": _weights(run)}
+        start = data.get("start")
+        start = start if isinstance(start, str) else None
+        return {"training": training, "start": start, "weights": _weights(run)}
     except (KeyError, TypeError, AttributeError):
         raise BadFile(f"{run}: its splits.json or data.json is damaged; remove the run") from None
 
@@ -161,4 +163,15 @@ def _kept(store: Store) -> dict[str, Any]:
         content = parse_json((store.folder / _KEPT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    runs = content.items() if isinstance(content, dict) else ()
+    return {
+        run: {name: one for name, one in scores.items() if _is_score(one)}
+        for run, scores in runs
+        if isinstance(scores, dict)
+    }
+
+
+def _is_score(content: object) -> bool:
+    """Whether something that was kept is the Dice of structures, and of which files."""
+    dice = content.get("dice") if isinstance(content, dict) else None
+    return isinstance(dice, dict) and all(isinstance(one, int | float) for one in dice.values())

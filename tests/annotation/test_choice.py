@@ -14,7 +14,7 @@ import pytest
 from torch import Tensor
 
 from making import networks as tiny
-from medseg.annotation import FINAL, Store, candidates, choose, look_at
+from medseg.annotation import FINAL, Store, candidates, choice, choose, look_at
 from medseg.annotation.choice import agreement, expected_dice
 from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.inference import Model, Settings, load_model
@@ -144,6 +144,20 @@ def test_what_was_measured_with_a_model_is_not_measured_again(store: Store, mode
         assert looked.call_count == 3
     (store.folder / ".doubts.json").write_text("{damaged")
     assert choose(store, scans[1:], model, settings=CPU).candidate.id == "c2"
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "[]", "{", '"x"', '{"models": 1}', '{"models": KEY, "doubts": []}',
+        '{"models": KEY, "doubts": {"a": 1}}', '{"models": KEY, "doubts": {"a": {"unsure": "x"}}}',
+        '{"models": KEY, "doubts": {"a": {"unsure": "x", "disagreement": null, "share": 0}}}',
+    ],
+)  # fmt: skip
+def test_what_was_measured_and_is_damaged_is_nothing(tmp_path: Path, damaged: str):
+    store = Store.create(tmp_path / "set")
+    (store.folder / ".doubts.json").write_text(damaged.replace("KEY", '"k"'))
+    assert choice._kept(store, "k") == {}
 
 
 def test_few_scans_of_many_may_be_looked_at(store: Store, model: Model):

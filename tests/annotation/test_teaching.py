@@ -13,7 +13,17 @@ import pytest
 
 from making.datasets import make_case
 from making.places import ROOT
-from medseg.annotation import Progress, Store, newest_models, next_run, rounds_of, runs_of, start
+from medseg.annotation import (
+    Progress,
+    Store,
+    lessons,
+    newest_models,
+    next_run,
+    rounds,
+    rounds_of,
+    runs_of,
+    start,
+)
 from medseg.annotation.teaching import followed, is_finished
 from medseg.errors import BadConfig
 from medseg.labels import Label, LabelTable
@@ -109,3 +119,26 @@ def test_only_plain_numbers_are_rounds(tmp_path: Path):
         (store.folder / "runs" / name / "config.yaml").touch()
     assert next_run(store).name == "3"
     assert [run.name for run in runs_of(store)] == ["2", "old", "²"]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "[]", "{", "1", '{"w": []}', '{"w": {"a": []}}', '{"w": {"a": {"stamp": 1}}}',
+        '{"w": {"a": {"dice": []}}}', '{"w": {"a": {"dice": {"liver": "good"}}}}',
+    ],
+)  # fmt: skip
+def test_scores_that_were_kept_and_are_damaged_are_none(tmp_path: Path, damaged: str):
+    store = Store.create(tmp_path / "set")
+    (store.folder / ".scores.json").write_text(damaged)
+    assert not any(rounds._kept(store).values())
+
+
+@pytest.mark.parametrize("damaged", ["[]", "{", "1", "null", '"run"', '{"runs": 1}'])
+def test_what_was_asked_for_and_is_damaged_begins_anew(tmp_path: Path, damaged: str):
+    store = Store.create(tmp_path / "set")
+    (store.folder / ".asked.json").write_text(damaged)
+    asked = lessons.Lessons(
+        store, finished=lambda lesson: None, tell=lambda text: None, without=lambda text: text
+    )
+    assert asked._stopped_run({}) is None
