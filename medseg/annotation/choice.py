@@ -20,6 +20,7 @@ import random
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 from medseg.annotation.listing import FINAL, check_id, in_order
 from medseg.annotation.names import dice_by_name
 from medseg.annotation.store import Store
-from medseg.errors import BadConfig, BadFile, DataWarning, MedsegError
+from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, MedsegError
 from medseg.files import atomic_write
 from medseg.inference import (
     Job,
@@ -311,7 +312,8 @@ def _doubts_of(
             progress(candidate.id, number, len(scans))
     finally:
         content = {"models": key, "doubts": {one: asdict(doubt) for one, doubt in kept.items()}}
-        with atomic_write(store.folder / _KEPT) as file:
+        # Where nothing may be written, who asks again waits again.
+        with suppress(BadOutput), atomic_write(store.folder / _KEPT) as file:
             file.write(json.dumps(content).encode())
     return doubts
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from medseg.annotation.listing import FINAL, StoredCase, in_order
 from medseg.annotation.names import dice_by_name
 from medseg.annotation.store import Store
 from medseg.annotation.teaching import is_finished, runs_of, stamp_of
-from medseg.errors import BadFile
+from medseg.errors import BadFile, BadOutput
 from medseg.files import atomic_write
 from medseg.inference import Model, Settings, channel_names, load_model, segment
 from medseg.labels import LabelTable
@@ -91,7 +92,8 @@ def rounds_of(
         )
         progress(run.name, number, len(runs))
     if scores != kept:
-        with atomic_write(store.folder / _KEPT) as file:
+        # Where nothing may be written, who asks again waits again.
+        with suppress(BadOutput), atomic_write(store.folder / _KEPT) as file:
             file.write(json.dumps(scores).encode())
     return rounds, [one.id for one in held_out] if finished else []
 

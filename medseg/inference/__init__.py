@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     )
     from medseg.inference.backends.cards import (
         computes_bfloat16 as computes_bfloat16,
+        free_bytes_on as free_bytes_on,
         in_sentences as in_sentences,
         is_out_of_memory as is_out_of_memory,
         unless_full as unless_full,
@@ -98,7 +99,13 @@ __getattr__, __dir__ = door(
     __name__,
     {
         "arithmetic": ("limit_threads", "settle_auto", "use_settled"),
-        "backends.cards": ("computes_bfloat16", "in_sentences", "is_out_of_memory", "unless_full"),
+        "backends.cards": (
+            "computes_bfloat16",
+            "free_bytes_on",
+            "in_sentences",
+            "is_out_of_memory",
+            "unless_full",
+        ),
         "backends.copies": ("Courier", "Event", "Fetched", "Link", "link_to"),
         "backends.kept": ("models_kept_open",),
         "backends.predictor": ("choose_device",),

@@ -428,10 +428,9 @@ def _fit_on_card(
     stripes: int,
 ) -> OnCard:
     """What of a run lies on the card, by the memory that is free there."""
-    import torch
-
     from medseg.inference.backends.activations import activation_bytes
     from medseg.inference.backends.budget import fit_on_card
+    from medseg.inference.backends.cards import free_bytes_on
 
     features, cell, deferred = _blended(checkpoints, laid)
     checkpoint = _with_patch(checkpoints[0], laid.windows, cell)
@@ -445,7 +444,7 @@ def _fit_on_card(
         # One window more while it is added.
         sums_bytes=_sums_bytes(laid.windows, features, stripes) + window,
         data_bytes=_data_bytes(volume, laid, checkpoints[0].spec, settings, cell=cell),
-        free_bytes=int(torch.cuda.mem_get_info(device)[0]),
+        free_bytes=free_bytes_on(device),
         batch=settings.batch,
     )
 

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from medseg.config import Config, make_config, override
 from medseg.dataset import (
     Check,
@@ -27,6 +25,7 @@ from medseg.dataset import (
 )
 from medseg.errors import BadConfig, BadFile, DataWarning
 from medseg.files import atomic_write
+from medseg.inference import free_bytes_on
 from medseg.machine import free_bytes
 from medseg.training.capacity import Machine, check_memory
 from medseg.training.identity import identity_of, used_cases, write_identity
@@ -230,7 +229,7 @@ def _about_split(dataset: Dataset, split: Split, holdings: Holdings) -> list[Fin
 
 def _machine(request: Request, processes: Processes) -> Machine:
     if processes.device.type == "cuda":
-        memory = torch.cuda.mem_get_info(processes.device)[0]
+        memory = free_bytes_on(processes.device)
     else:
         memory = int(0.9 * free_bytes() / processes.size)
     return Machine(

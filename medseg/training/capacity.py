@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from medseg.config import Config
 from medseg.errors import NotEnoughMemory
-from medseg.inference import in_sentences
+from medseg.inference import free_bytes_on, in_sentences
 from medseg.machine import convolves_bfloat16
 from medseg.networks import build_network, patch_multiples
 from medseg.training.precision import half_on_card
@@ -173,7 +173,7 @@ def room_for_cases(
     """Bytes of a card that training leaves free; 0 where it runs on a CPU."""
     if device.type != "cuda":
         return 0
-    free_bytes = int(torch.cuda.mem_get_info(device)[0])
+    free_bytes = free_bytes_on(device)
     network = (config.model.name, config.model.options, channels, outputs)
     batch = config.train.batch // processes
     needed_bytes = training_bytes(*network, config.model.patch, batch, device.type)

@@ -16,7 +16,7 @@ from torch import Tensor
 from making import networks as tiny
 from medseg.annotation import FINAL, Store, candidates, choice, choose, look_at
 from medseg.annotation.choice import agreement, expected_dice
-from medseg.errors import BadConfig, BadFile, DataWarning
+from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning
 from medseg.inference import Model, Settings, load_model
 from medseg.labels import Label, LabelTable
 from medseg.networks.zoo import NETWORKS
@@ -158,6 +158,16 @@ def test_what_was_measured_and_is_damaged_is_nothing(tmp_path: Path, damaged: st
     store = Store.create(tmp_path / "set")
     (store.folder / ".doubts.json").write_text(damaged.replace("KEY", '"k"'))
     assert choice._kept(store, "k") == {}
+
+
+def test_a_data_set_that_may_only_be_read_is_looked_at_all_the_same(
+    store: Store, model: Model, monkeypatch: pytest.MonkeyPatch
+):
+    def locked(path: Path) -> None:
+        raise BadOutput(f"{path}: cannot be written: Read-only file system")
+
+    monkeypatch.setattr(choice, "atomic_write", locked)
+    assert choose(store, candidates(store, model), model, settings=CPU).candidate.id == "c2"
 
 
 def test_few_scans_of_many_may_be_looked_at(store: Store, model: Model):

@@ -128,6 +128,14 @@ def cudnn_version() -> tuple[int, ...]:
     return number // unit, number % unit // 100, number % 100
 
 
+def free_bytes_on(card: torch.device) -> int:
+    """Memory of a card that this process may still take: what is free there, and what PyTorch keeps
+    of earlier work, as of the scan before, without anything in it.
+    """
+    kept_bytes = torch.cuda.memory_reserved(card) - torch.cuda.memory_allocated(card)
+    return int(torch.cuda.mem_get_info(card)[0]) + max(0, kept_bytes)
+
+
 def computes_bfloat16(device: torch.device) -> bool:
     """Whether a card computes in bfloat16; before Ampere it is emulated, and slow."""
     with torch.cuda.device(device):

@@ -272,7 +272,7 @@ class _Torch:
         with (
             torch.inference_mode(),
             torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32),
-            _whole_float32() if self.exact else nullcontext(),
+            _whole_float32() if self.exact and self.device.type == "cuda" else nullcontext(),
         ):
             features: Tensor = self.network(x)
         return features

@@ -116,6 +116,16 @@ def test_a_card_without_memory_says_so_in_many_ways(text: str):
         cards.in_sentences(mock.Mock(side_effect=RuntimeError(text)), full="too full")
 
 
+def test_what_pytorch_keeps_of_the_scan_before_is_free_for_the_next():
+    with mock.patch.multiple(
+        torch.cuda,
+        mem_get_info=lambda card: (3 * 10**9, 12 * 10**9),
+        memory_reserved=lambda card: 8 * 10**9,
+        memory_allocated=lambda card: 10**9,
+    ):
+        assert cards.free_bytes_on(CARD) == 10 * 10**9
+
+
 #: What PyTorch says of TF32 before, within and after, whatever a program has set so far.
 EXACT = """
 import torch
