@@ -21,7 +21,7 @@ from typing import TypeVar
 from medseg.dataset import SPLIT_WORDS
 from medseg.errors import BadConfig, BadFile
 from medseg.files import atomic_write, read_text
-from medseg.text import harmless
+from medseg.text import harmless, is_reserved
 
 #: What there is of each channel: a file, or a volume.
 Part = TypeVar("Part")
@@ -76,6 +76,8 @@ def check_id(text: str) -> str:
             f"'{harmless(text):.60}' is no id: one begins with a letter or digit and holds letters,"
             f" digits, blanks and . _ + -, at most {_MOST_BYTES} bytes"
         )
+    if is_reserved(name):  # everywhere, so that a data set can be copied
+        raise BadConfig(f"'{name}' is no id: Windows keeps this name for a device; give another")
     return name
 
 
@@ -85,7 +87,8 @@ def stem_of(case_id: str) -> str:
     """
     with suppress(BadConfig):
         return check_id(case_id)
-    return re.sub(r"[^\w +-]+", "_", case_id).strip("_ +-")[:60].strip() or "scan"
+    plain = re.sub(r"[^\w +-]+", "_", case_id).strip("_ +-")[:60].strip() or "scan"
+    return f"_{plain}" if is_reserved(plain) else plain
 
 
 def check_tag(tag: str) -> None:

@@ -13,6 +13,7 @@ from medseg.annotation.store import Store
 from medseg.errors import BadFile
 from medseg.inference import Job, list_jobs
 from medseg.io import is_readable_name, strip_suffix
+from medseg.text import is_reserved
 
 #: Folders in a data set that hold no scans to label.
 _OTHERS = ("labels", "models")
@@ -85,7 +86,7 @@ def _free_id(job: Job, taken: set[str]) -> str:
     name = job.scan.name if job.scan.is_dir() else strip_suffix(job.labels).removesuffix("_seg")
     plain = re.sub(r"[^\w .+-]+", "_", name).lstrip("_ .+-").rstrip(" .")[:60] or "scan"
     unique, number = plain, 1
-    while unique.casefold() in taken:
+    while unique.casefold() in taken or is_reserved(unique):
         number += 1
         unique = f"{plain}_{number}"
     return unique

@@ -28,6 +28,7 @@ from medseg.dataset import load_case, read_dataset
 from medseg.inference import Settings, load_model
 from medseg.io import embedded_table, read, read_labels, write
 from medseg.labels import Label, LabelTable
+from medseg.text import is_reserved
 from medseg.volume import Volume, reorient
 
 OLD = LabelTable((Label(1, "liver", (1, 2, 3)), Label(2, "spleen", (4, 5, 6))))
@@ -140,13 +141,19 @@ def test_lines_that_say_nothing_and_splits_in_other_words_are_understood(tmp_pat
 
 
 def test_ids_that_name_no_file_are_labelled_all_the_same(tmp_path: Path):
-    lines = ("sub-1/ses-1,a.nii.gz,,test", "../x,a.nii.gz,,test")
+    lines = ("sub-1/ses-1,a.nii.gz,,test", "../x,a.nii.gz,,test", "aux,a.nii.gz,,test")
     store = written(tmp_path / "set", *lines, head="case,image,label,split")
-    for name in ("sub-1/ses-1", "../x"):
+    for name in ("sub-1/ses-1", "../x", "aux"):
         case = store.put_label(name, LABELS, OLD)
         assert case.labels[FINAL].parent == tmp_path / "set" / "labels" / FINAL
+        assert not is_reserved(case.labels[FINAL].name)
         assert np.array_equal(store.read_label(name)[0].data, LABELS.data)
     assert [one.name for one in tmp_path.iterdir()] == ["set"]
+
+
+def test_scans_called_as_devices_of_windows_get_another_id(tmp_path: Path):
+    put(IMAGE, tmp_path / "con.nii.gz")
+    assert [case.id for case in open_studies(tmp_path).cases()] == ["con_2"]
 
 
 def test_labels_beside_scans_are_no_scans(tmp_path: Path):

@@ -184,6 +184,9 @@ def test_another_grid_is_refused_and_other_axes_are_turned(tmp_path: Path):
         "x" * 151,
         "con:",
         "a\0",
+        "con",
+        "NUL",
+        "com1.left",
     ],
 )
 def test_an_id_is_never_a_path(text: str, tmp_path: Path):
