@@ -317,12 +317,13 @@ def next(  # the name of the command
             strategy=strategy, other=models[1] if len(models) > 1 else None, seed=seed, most=most,
             settings=settings, progress=progress,
         )  # fmt: skip
-    proposal = _keep(store, choice, models[0], output)
+    files = _files_of(store, choice, models[0])
+    proposal = _keep(store, choice, files, output)
     if as_json:
-        print_json(_choice_as_dict(choice, proposal, left=len(scans)))
+        print_json(_choice_as_dict(choice, files, proposal, left=len(scans)))
         return
     print_line(f"{choice.candidate.id}: {choice.why}")
-    for path in choice.candidate.files:
+    for path in files:
         print_line(path)
     print_line(proposal)
     tell(f"correct it, then: medseg add {dataset} --id {choice.candidate.id!r} --labels SEG", quiet)
@@ -342,18 +343,27 @@ def _models(store: Store, names: Sequence[str] | None) -> list[Model]:
     return [load_model(str(run)) for run in newest]
 
 
-def _keep(store: Store, choice: Choice, model: Model, output: Path | None) -> Path:
-    """Take the chosen scan into the data set, and write what the model proposes; returns where."""
-    from medseg.annotation import ORIGINAL, in_order
+def _files_of(store: Store, choice: Choice, model: Model) -> Sequence[Path]:
+    """The files of the chosen scan, in the order of the data set's channels."""
+    from medseg.annotation import in_order
     from medseg.inference import channel_names
+
+    scan = choice.candidate
+    if scan.stored:
+        return scan.files
+    # Those of a folder come in the order of the model.
+    return in_order(scan.files, channel_names(model), store.channels)
+
+
+def _keep(store: Store, choice: Choice, files: Sequence[Path], output: Path | None) -> Path:
+    """Take the chosen scan into the data set, and write what the model proposes; returns where."""
+    from medseg.annotation import ORIGINAL
     from medseg.io import write
 
     candidate, result = choice.candidate, choice.result
     if output is not None:
         write(result.labels, output, table=result.table)
     if not candidate.stored:
-        # Files of a folder came in the order of the model.
-        files = in_order(candidate.files, channel_names(model), store.channels)
         store.add_scan(candidate.id, files)
     if output is not None:
         return output
@@ -361,11 +371,13 @@ def _keep(store: Store, choice: Choice, model: Model, output: Path | None) -> Pa
     return case.labels[ORIGINAL]
 
 
-def _choice_as_dict(choice: Choice, proposal: Path, left: int) -> dict[str, Any]:
+def _choice_as_dict(
+    choice: Choice, files: Sequence[Path], proposal: Path, left: int
+) -> dict[str, Any]:
     doubt = choice.doubt
     return {
         "case": choice.candidate.id,
-        "files": [str(path) for path in choice.candidate.files],
+        "files": [str(path) for path in files],
         "proposal": str(proposal),
         "strategy": choice.strategy,
         "score": round(doubt.score, 4),

@@ -292,6 +292,22 @@ def test_findings_stand_in_a_table_and_a_click_shows_the_case(panel):
     assert not list(panel.temporary.iterdir())
 
 
+def test_channels_are_those_of_their_names_in_the_data_set_and_in_the_model(loop, tmp_path):
+    (tmp_path / "cases.csv").write_text("case,image_FLAIR,image_T1,label\n")
+    place, scans = str(tmp_path), [Path("t1.nrrd"), Path("flair.nrrd")]
+    assert loop.channels_of(place) == ["FLAIR", "T1"]
+    words = loop.add_command(
+        ["medseg"], place, "a", Path("l.seg.nrrd"), scans=scans, channels=("T1", "FLAIR")
+    )
+    assert words[3:6] == ["flair.nrrd", "--channel", "t1.nrrd"]
+    words = loop.add_command(
+        ["medseg"], place, "a", Path("l.seg.nrrd"), scans=scans, channels=("", "")
+    )
+    assert words[3:6] == ["t1.nrrd", "--channel", "flair.nrrd"]
+    assert loop.in_order("ab", ["flair", "T1"], ("T1", "FLAIR")) == ["b", "a"]
+    assert loop.channels_of(str(tmp_path / "nowhere")) == []
+
+
 def test_what_a_model_proposed_keeps_its_own_names(loop, data_set):
     """Its values may mean something else in the data set's table."""
     proposal, target = data_set / "labels/original/b.seg.nrrd", data_set / "o.seg.nrrd"

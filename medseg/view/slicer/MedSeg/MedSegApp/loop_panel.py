@@ -232,8 +232,12 @@ class LoopPanel:
         self._begin(_TO_SHOW, lambda _: arguments, then, folder=folder)
 
     def _show_files(self, files: Any, labels: Path | None, case: str) -> list[Any]:
-        """Load scans and labels, and choose them above; the volumes."""
+        """Load scans and labels, and choose them above; the volumes. files: in the order of the
+        data set, which need not be the model's.
+        """
         scene = slicer.mrmlScene
+        own = loop.channels_of(self.data_set.currentPath)
+        files = loop.in_order(files, own, self._segment.channel_names)
         volumes = [scenes.load_volume(scene, Path(one)) for one in files if Path(one).exists()]
         for box, volume in zip(self._segment.channels, volumes):
             box.setCurrentNode(volume)

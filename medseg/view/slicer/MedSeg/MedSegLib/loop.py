@@ -64,8 +64,9 @@ def add_command(
     model: str = "",
 ) -> list[str]:
     """The arguments that add a corrected segmentation of a case. scans: its channels, where the
-    data set has it not yet. channels: what they are called, where the data set is new.
+    data set has it not yet. channels: what they are called.
     """
+    scans = in_order(scans, channels, channels_of(data_set))
     arguments = ["add", data_set, *(str(scan) for scan in scans[:1])]
     for scan in scans[1:]:
         arguments += ["--channel", str(scan)]
@@ -128,6 +129,26 @@ def convert_command(command: Sequence[str], data_set: str, labels: Path, target:
 def is_data_set(data_set: str) -> bool:
     """Whether a folder is a data set that `medseg add` made."""
     return bool(data_set) and (Path(data_set) / LIST).is_file()
+
+
+def channels_of(data_set: str) -> list[str]:
+    """What the channels of a data set are called, in its order; [] where it does not say."""
+    try:
+        with (Path(data_set) / LIST).open(encoding="utf-8-sig", newline="") as file:
+            columns = next(csv.reader(file), [])
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return []
+    return [name[len("image_") :] for name in columns if name.startswith("image_")]
+
+
+def in_order(items: Sequence[Any], have: Sequence[str], want: Sequence[str]) -> list[Any]:
+    """One thing for each channel, in the order in which somebody wants the channels: where both
+    name the same ones, by name; else as they are.
+    """
+    mine, theirs = ([name.lower() for name in names] for names in (have, want))
+    if sorted(mine) != sorted(theirs) or len(items) != len(mine):
+        return list(items)
+    return [items[mine.index(name)] for name in theirs]
 
 
 def runs_of(data_set: str) -> list[Path]:
