@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medseg.cohort.cases import Case
+from medseg.cohort.cases import Case, Cohort
 from medseg.cohort.places import Places
-from medseg.files import atomic_write
+from medseg.files import atomic_write, private_folder
 from medseg.labels import LabelTable
 from medseg.packages import __version__
 
@@ -29,12 +29,13 @@ _IGNORED = (
 
 
 def write_dataset(
-    places: Places, source: Path, model: Mapping[str, Any], table: LabelTable
+    places: Places, cohort: Cohort, model: Mapping[str, Any], table: LabelTable
 ) -> None:
     """Write what a derivative data set has once, unless it is there. Raises `BadOutput`.
 
-    source: the raw data set, or the list that names the images. model: its name and hashes.
+    cohort: of the raw data set. model: its name and hashes.
     """
+    source = cohort.source
     description = {
         "Name": f"Segmentations of {source.resolve().name} by medseg",
         "BIDSVersion": _VERSION,
@@ -49,9 +50,19 @@ def write_dataset(
         "This folder was written by medseg. Each _dseg.nii.gz is a label map on its image's grid.\n"
     )
     _write_once(places.out / "README", text)
-    names = places.out / f"desc-{places.bids}_dseg.tsv"
-    if not names.exists():
-        table.write(names)
+    for one in sorted({places.description(case) for case in cohort.cases if case.images}):
+        write_table(table, places.out / f"desc-{one}_dseg.tsv")
+
+
+def write_table(table: LabelTable, path: Path) -> None:
+    """Write what the values of labels mean, unless the file says the same already: it may be that
+    of another model. Raises `BadOutput`.
+    """
+    with private_folder() as folder:
+        table.write(folder / path.name)
+        if path.is_file() and path.read_bytes() == (folder / path.name).read_bytes():
+            return
+    table.write(path)
 
 
 def write_sidecar(path: Path, *, case: Case, result: Segmentation) -> None:

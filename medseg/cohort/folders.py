@@ -6,7 +6,8 @@ import csv
 import io
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,12 +51,17 @@ def read_bids(
     """
     suffixes = tuple(suffixes) or ("T1w",)
     by_entities: dict[tuple[str, ...], dict[str, str]] = {}
+    twins: dict[tuple[str, ...], str] = {}
     all_suffixes: set[str] = set()
     for path in _bids_images(folder):
         pairs, suffix = entities_of(Path(path).name)
         all_suffixes.add(suffix)
         if suffix in suffixes and _fits(pairs, filters or {}):
-            by_entities.setdefault(tuple(f"{k}-{v}" for k, v in pairs.items()), {})[suffix] = path
+            entities = tuple(_stem(Path(path).name).split("_")[:-1])
+            other = by_entities.setdefault(entities, {}).setdefault(suffix, path)
+            if other != path:
+                below = [Path(one).relative_to(folder).as_posix() for one in (other, path)]
+                twins[entities] = f"two images are called so: {below[0]} and {below[1]}"
     if not by_entities:
         there = ", ".join(sorted(harmless(one) for one in all_suffixes)[:12]) or "none"
         raise BadConfig(
@@ -68,6 +74,7 @@ def read_bids(
         subject = entities[0]
         missing = [suffix for suffix in suffixes if suffix not in images] if together else []
         problem = f"there is no {missing[0]} of {'_'.join(entities)}" if missing else ""
+        problem = twins.get(entities, problem)
         for kinds in [suffixes] if together else [(one,) for one in suffixes if one in images]:
             cases.append(
                 Case(
@@ -83,7 +90,7 @@ def read_bids(
 
 def entities_of(name: str) -> tuple[dict[str, str], str]:
     """The entities of a BIDS file name and its suffix: ({'sub': '01', 'ses': '2'}, 'T1w')."""
-    *pairs, suffix = name.split(".")[0].split("_")
+    *pairs, suffix = _stem(name).split("_")
     return dict(pair.partition("-")[::2] for pair in pairs if "-" in pair), suffix
 
 
@@ -126,23 +133,50 @@ def _group(inner: str) -> str:
 
 
 def _series_of(case: Case) -> list[Case]:
-    """A case for each volume of a folder of DICOM; of one alone the folder itself."""
+    """A case for each volume of a folder of DICOM; of one alone the folder itself.
+
+    What lies in folders below it is read with it, and is another case.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DataWarning)  # reading says it again
-            series = [one for one in list_volumes(case.images[0]) if one.modality]
+            volumes = [one for one in list_volumes(case.images[0]) if one.modality]
     except MedsegError as error:
         return [replace(case, problem=str(error).replace(case.images[0], case.name))]
-    if len(series) <= 1:
+    if len(volumes) <= 1:
         return [case]
-    return [replace(case, name=f"{case.name}_{one.number}", series=one.number) for one in series]
+    return [
+        replace(case, name=f"{case.name}_{one.number}", series=one.number)
+        for one in volumes
+        if one.folder in ("", ".")
+    ]
 
 
-def _folders_below(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """(folder, names of files), in order; nothing hidden, and no private folder of ours."""
-    for place, inner, names in os.walk(folder):
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        yield place, sorted(name for name in names if not name.startswith("."))
+def _folders_below(
+    folder: Path, without: Collection[str] = ()
+) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of files), each folder once; nothing hidden, and no private folder of ours.
+
+    without: names of folders that are left out. A link to a folder is followed where that is not
+    reached without it. Warns of a folder that cannot be read.
+    """
+    starts, visited = deque([str(folder)]), set()
+    while starts:
+        for place, inner, names in os.walk(starts.popleft(), onerror=_warn_of_folder):
+            about = os.stat(place)  # noqa: PTH116 - text is faster
+            if (about.st_dev, about.st_ino) in visited:
+                inner.clear()
+                continue
+            visited.add((about.st_dev, about.st_ino))
+            inner[:] = sorted(n for n in inner if not n.startswith(".") and n not in without)
+            paths = [os.path.join(place, name) for name in inner]  # noqa: PTH118 - as above
+            starts.extend(path for path in paths if os.path.islink(path))  # noqa: PTH114
+            yield place, sorted(name for name in names if not name.startswith("."))
+
+
+def _warn_of_folder(error: OSError) -> None:
+    text = f"{error.filename}: cannot be read and is left out: {error.strerror}"
+    warnings.warn(text, DataWarning, stacklevel=2)
 
 
 def _has_scans(folder: Path) -> bool:
@@ -153,6 +187,8 @@ def _has_scans(folder: Path) -> bool:
 def _is_dicom(place: str, name: str) -> bool:
     if name.lower().endswith((".dcm", ".ima", ".dicom")):
         return True
+    if name.upper() == "DICOMDIR":  # an index of what lies below
+        return False
     if "." in name and not name.rpartition(".")[2].isdigit():  # UIDs are names, too
         return False
     try:
@@ -166,12 +202,16 @@ def _is_dicom(place: str, name: str) -> bool:
 
 
 def _bids_images(folder: Path) -> Iterator[str]:
-    """The raw images of a data set, subject by subject."""
-    for place, inner, names in os.walk(folder):
-        inner[:] = sorted(n for n in inner if not n.startswith(".") and n not in _NOT_RAW)
-        for name in sorted(names):
+    """The raw images of a data set."""
+    for place, names in _folders_below(folder, without=_NOT_RAW):
+        for name in names:
             if name.startswith("sub-") and name.endswith((".nii.gz", ".nii")):
                 yield os.path.join(place, name)  # noqa: PTH118 - text is faster
+
+
+def _stem(name: str) -> str:
+    """The name of a BIDS image without its ending; its values may hold dots (`acq-1.5T`)."""
+    return name.removesuffix(".gz").removesuffix(".nii")
 
 
 def _fits(pairs: Mapping[str, str], filters: Mapping[str, str]) -> bool:
@@ -195,7 +235,7 @@ def _participants(folder: Path) -> tuple[tuple[str, ...], dict[str, tuple[str, .
     at = rows[0].index("participant_id")
     columns = tuple(harmless(name) for n, name in enumerate(rows[0]) if n != at)
     people = {
-        row[at]: tuple(value for n, value in enumerate(row) if n != at)
+        f"sub-{row[at].removeprefix('sub-')}": tuple(v for n, v in enumerate(row) if n != at)
         for row in rows[1:]
         if len(row) == len(rows[0])
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,12 @@ _KNOWN = ("case", "group", "series", "volume")
 #: What makes an address of a name.
 _ADDRESS = "://"
 MAX_LIST_BYTES = 1 << 30
+#: What may stand between the cells of a .csv; of those that do as well the first.
+_DELIMITERS = (",", ";", "\t")
+#: Letters within which the first line is looked for.
+_HEADER = 1 << 16
+#: A whole number as pandas writes it where another row of the column has none: 2.0.
+_FLOAT = re.compile(r"([0-9]{1,9})\.0")
 
 
 def read_list(path: Path, channels: Sequence[str] = ("",)) -> Cohort:
@@ -35,6 +42,9 @@ def read_list(path: Path, channels: Sequence[str] = ("",)) -> Cohort:
     """
     rows = _rows(path)
     header = next(rows)
+    if not all(name.strip() for name in header):
+        header, *rest = _without_empty_columns([header, *rows])
+        rows = iter(rest)
     places = _columns(path, header)
     images = _image_columns(path, header, channels)
     extra_columns = [n for n, name in enumerate(header) if n not in (*places.values(), *images)]
@@ -58,11 +68,22 @@ def _rows(path: Path) -> Iterator[list[str]]:
     return _json_rows(path, text) if suffix == ".jsonl" else _table_rows(path, text)
 
 
-def _table_rows(path: Path, text: str) -> Iterator[list[str]]:
-    first = text.partition("\n")[0]
-    delimiter = ";" if ";" in first and "," not in first else ","
+def _without_empty_columns(rows: Sequence[list[str]]) -> list[list[str]]:
+    """The rows without columns that have neither a name nor a value, as spreadsheets add them."""
+    kept = [n for n in range(len(rows[0])) if any(row[n].strip() for row in rows)]
+    return [[row[n] for n in kept] for row in rows]
+
+
+def _delimiter(path: Path, text: str) -> str:
+    """What stands between the cells: of a .csv what splits its first line into the most names."""
     if path.suffix.lower() == ".tsv":
-        delimiter = "\t"
+        return "\t"
+    first = next((line for line in text[:_HEADER].splitlines() if line.strip()), "")
+    return max(_DELIMITERS, key=lambda one: len(next(csv.reader([first], delimiter=one))))
+
+
+def _table_rows(path: Path, text: str) -> Iterator[list[str]]:
+    delimiter = _delimiter(path, text)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     width = 0
     try:
@@ -84,7 +105,8 @@ def _table_rows(path: Path, text: str) -> Iterator[list[str]]:
 
 def _json_rows(path: Path, text: str) -> Iterator[list[str]]:
     records: list[dict[str, Any]] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not by `splitlines`: in strings of JSON there may be what it, too, takes for ends of lines.
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -94,7 +116,12 @@ def _json_rows(path: Path, text: str) -> Iterator[list[str]]:
         if not isinstance(record, dict):
             raise BadFile(f'{path}: line {number} is no JSON object; write {{"case": ...}}')
         records.append(record)
-    yield from _of_mappings(path, records)
+    if not records:
+        raise BadFile(f"{path}: holds no row")
+    names = list(dict.fromkeys(str(key) for record in records for key in record))
+    yield names
+    for record in records:
+        yield [_as_text(record.get(name)) for name in names]
 
 
 def _parquet_rows(path: Path) -> Iterator[list[str]]:
@@ -106,23 +133,28 @@ def _parquet_rows(path: Path) -> Iterator[list[str]]:
             f'{path}: to read Parquet, pip install "medseg[parquet]", or give the list as CSV'
         ) from None
     try:
-        records = parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
+        table = parquet.read_table(path)
+        # Column by column, for a mapping would lose one of two that are called the same.
+        columns = [_values(column) for column in table.columns]
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise BadFile(f"{path}: cannot be read as Parquet: {harmless(error)[:200]}") from None
-    yield from _of_mappings(path, records)
-
-
-def _of_mappings(path: Path, records: Sequence[Mapping[str, Any]]) -> Iterator[list[str]]:
-    if not records:
+    if not table.num_rows:
         raise BadFile(f"{path}: holds no row")
-    names = list(dict.fromkeys(str(key) for record in records for key in record))
-    yield names
-    for record in records:
-        yield [_as_text(record.get(name)) for name in names]
+    yield list(table.column_names)
+    for row in zip(*columns):
+        yield [_as_text(value) for value in row]
+
+
+def _values(column: Any) -> list[Any]:
+    try:
+        return list(column.to_pylist())
+    except ValueError:  # times of nanoseconds, which Python does not have
+        return list(column.cast("string").to_pylist())
 
 
 def _as_text(value: Any) -> str:
-    return "" if value is None else str(value)
+    """A value as a cell of CSV has it: nothing for none, and for what is not a number."""
+    return "" if value is None or value != value else str(value)
 
 
 def _columns(path: Path, header: Sequence[str]) -> dict[str, int]:
@@ -175,15 +207,32 @@ def _case(
     name = values.get("case") or (given_name(Path(files[0])) if names[0] else "")
     if not name:
         raise BadFile(f"{path}: row {number} has neither a name nor a file")
+    if not problem and not all(map(_can_be_a_path, names)):
+        problem = f"row {number} of the list names a file that no file can be called"
+        files = tuple(map(harmless, files))
     return Case(
         name=name,
         images=files,
         group=values.get("group", ""),
-        series=values.get("series", ""),
+        series=_whole(values.get("series", "")),
         volume=_volume(path, number, values.get("volume", "")),
         carried=tuple(row[n] for n in carried),
         problem=problem,
     )
+
+
+def _can_be_a_path(name: str) -> bool:
+    """Whether a system can be asked for a file of this name."""
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:  # half of a pair of UTF-16
+        return False
+
+
+def _whole(text: str) -> str:
+    """A number without the .0 that it did not have before."""
+    match = _FLOAT.fullmatch(text)
+    return match[1] if match else text
 
 
 def _located(folder: Path, name: str) -> str:
@@ -202,7 +251,7 @@ def _volume(path: Path, number: int, text: str) -> int | None:
     if not text:
         return None
     try:
-        value = whole_number(text)
+        value = whole_number(_whole(text))
     except ValueError as error:
         raise BadFile(f"{path}: row {number}, column 'volume': {error}") from None
     if value < 0:

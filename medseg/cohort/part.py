@@ -12,7 +12,7 @@ from stat import S_ISREG
 from typing import Any
 
 from medseg.cohort import attempts
-from medseg.cohort.bids import write_dataset
+from medseg.cohort.bids import write_dataset, write_table
 from medseg.cohort.cases import Case, Cohort, located, part_of
 from medseg.cohort.course import Came, Course, Item, Limits
 from medseg.cohort.output import Output, open_output
@@ -139,11 +139,11 @@ def _write_top(cohort: Cohort, output: Output, request: Request, table: LabelTab
     output.make()
     _check_spelling(cohort, output.folder)
     places = output.places(request)
+    _check_label_maps(cohort, places)
     write_cohort(places, cohort, request)
-    if not places.table.exists():
-        table.write(places.table)
+    write_table(table, places.table)
     if request.layout == "bids":
-        write_dataset(places, cohort.source, request.model, table=table)
+        write_dataset(places, cohort, request.model, table=table)
     output.keep_top()
     return places
 
@@ -162,7 +162,9 @@ def plan_part(cohort: Cohort, out: Path | str, request: Request, choice: Choice)
     check_output(cohort, out)
     part = part_of(cohort.cases, choice.part)
     with open_output(out) as output:
-        arithmetic = request.arithmetic(settled_arithmetic(output.places(request))) or ""
+        places = output.places(request)
+        _check_label_maps(cohort, places)
+        arithmetic = request.arithmetic(settled_arithmetic(places)) or ""
         return sort_cases(part, output, request, choice=choice, arithmetic=arithmetic)
 
 
@@ -262,9 +264,17 @@ def check_output(cohort: Cohort, out: Path | str) -> None:
         raise BadOutput(f"{out}: is a file; give a folder with -o")
     place = os.path.realpath(out)
     inside = f"{place}{os.sep}"
+    above = {place, *map(str, Path(place).parents)}
     for folder, name in _folders_of(cohort.cases):
         if f"{os.path.realpath(folder)}{os.sep}".startswith(inside):
             raise BadConfig(f"{name}: lies in the output folder {out}; choose another with -o")
+    for case in cohort.cases:
+        for name in case.images:
+            # Of a folder of DICOM all that lies in it is the scan.
+            if name in above or os.path.abspath(name) in above:  # noqa: PTH100 - text is faster
+                raise BadConfig(
+                    f"{out}: lies in {name}, all of which is one scan; choose another with -o"
+                )
 
 
 def _check_spelling(cohort: Cohort, out: Path) -> None:
@@ -275,6 +285,20 @@ def _check_spelling(cohort: Cohort, out: Path) -> None:
             f"{cohort.source}: '{pair[0]}' and '{pair[1]}' name two cases, and the disk of {out}"
             " does not tell capital letters from small ones; give them other names"
         )
+
+
+def _check_label_maps(cohort: Cohort, places: Places) -> None:
+    """Raise `BadConfig` where the label maps of two cases would be one file, as those of odd names
+    in BIDS form.
+    """
+    names: dict[str, str] = {}
+    for case in cohort.cases if places.bids else ():
+        other = names.setdefault(places.labels_below(case), case.name)
+        if other != case.name:
+            raise BadConfig(
+                f"{cohort.source}: the label maps of {other} and {case.name} would be one file in"
+                " BIDS form; give --layout cases, or rename one of them"
+            )
 
 
 def _folders_of(cases: Collection[Case]) -> Iterator[tuple[str, str]]:

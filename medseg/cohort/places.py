@@ -26,7 +26,8 @@ from medseg.cohort.folders import entities_of
 #: Entities that may come before the suffix of a derivative, in the order of BIDS 1.10, appendix IX.
 _ENTITIES = (
     "sub", "ses", "sample", "task", "tracksys", "acq", "ce", "trc", "stain", "rec", "dir", "run",
-    "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi",
+    "mod", "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording",
+    "chunk", "res", "den",
 )  # fmt: skip
 
 
@@ -98,12 +99,21 @@ class Places:
         if not self.bids or not case.images:
             return f"cases/{shelf(name)}/{name}/{name}_seg.nii.gz"
         source = Path(case.images[0])
-        entities, suffix = entities_of(source.name)
-        description = self.bids + (_plain(suffix) if self.several else "")
+        entities, _ = entities_of(source.name)
         pairs = [f"{key}-{entities[key]}" for key in _ENTITIES if key in entities]
-        stem = "_".join((*pairs, f"desc-{description}", "dseg"))
+        stem = "_".join((*pairs, f"desc-{self.description(case)}", "dseg"))
         folders = [f"{key}-{entities[key]}" for key in ("sub", "ses") if key in entities]
         return "/".join((*folders, source.parent.name, f"{stem}.nii.gz"))
+
+    def description(self, case: Case) -> str:
+        """What `desc` is in BIDS form: the model, and what tells images apart and has no place of
+        its own in the name of a segmentation.
+        """
+        name = Path(case.images[0]).name.removesuffix(".gz").removesuffix(".nii")
+        *parts, suffix = name.split("_")
+        others = [one for one in parts if one.partition("-")[0] not in _ENTITIES]
+        text = "".join(one.removeprefix("desc-") for one in others)
+        return self.bids + _plain(text) + (_plain(suffix) if self.several else "")
 
     def has(self, path: Path | str) -> bool:
         """Whether a file of the output is there."""

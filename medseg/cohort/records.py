@@ -6,13 +6,14 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import from_json
 
-from medseg.errors import MedsegError
+from medseg.errors import BadOutput, MedsegError
 from medseg.files import atomic_write
 from medseg.inference import FORMAT as RECORD_FORMAT, finished_now
 from medseg.packages import versions
@@ -48,7 +49,12 @@ def write_failure(path: Path, about: Mapping[str, Any], **facts: Any) -> None:
 
     about: case, key and attempt. facts: status, error, error_kind and whatever else is known.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadOutput(
+            f"{path}: cannot be written: {error.strerror}; make room, or choose another with -o"
+        ) from error
     provenance = {"versions": versions(), "finished": finished_now()}
     content = {"format": RECORD_FORMAT, **about, **facts, **provenance}
     with atomic_write(path) as file:
@@ -67,7 +73,8 @@ def read_outcome(path: Path) -> Outcome | None:
         return None
     begin = text[:_HEAD]
     lines = [pattern.search(begin) for pattern in _HEAD_LINES]
-    if text.endswith(b"}\n") and all(lines) and begin.startswith(_FIRST_LINE):
+    is_whole = text.endswith(b"}\n") and b"\0" not in text  # which a power cut may leave
+    if is_whole and all(lines) and begin.startswith(_FIRST_LINE):
         key, attempt = (line[1].decode() for line in lines[:2] if line is not None)
         return Outcome(status="done", key=key, attempt=int(attempt))
     content = load(path)
@@ -101,7 +108,7 @@ def names_on_shelves(folder: Path) -> Iterator[str]:
     except OSError:
         return
     for one in shelves:
-        with os.scandir(one) as entries:
+        with suppress(OSError), os.scandir(one) as entries:
             yield from (entry.name for entry in entries if not entry.name.startswith("."))
 
 

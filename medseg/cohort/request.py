@@ -148,7 +148,7 @@ def read_cohort(out: Path, address: str = "") -> tuple[Cohort, Request]:
         columns = tuple(map(str, content["columns"]))
         cohort = Cohort(source=path, kind=str(content["kind"]), cases=cases, columns=columns)
         return cohort, request_from_json(content["request"])
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         where = f"{address}/cohort.json" if address else path
         raise BadFile(f"{where}: is not what this version of medseg writes there") from None
 

@@ -70,7 +70,8 @@ def _features(table: Table) -> list[tuple[str, NDArray[np.float64], float]]:
     volumes = np.array([table.structures["ml", value] for value in values])
     with np.errstate(invalid="ignore", divide="ignore"):
         logs = np.log(volumes)
-        whole = np.log(volumes.sum(axis=0))
+        # Of other models there may be cases with a structure that these do not have.
+        whole = np.log(np.nansum(volumes, axis=0))
     features = [("the whole volume", whole, _LEAST_OF_LOG)]
     by_value = dict(zip(values, logs))
     for value, name in sorted(table.names.items()):

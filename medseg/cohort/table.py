@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,6 @@ from medseg.cohort.cases import Case, Cohort
 from medseg.cohort.places import Places
 from medseg.cohort.records import load, outcome_of
 from medseg.cohort.request import Request
-from medseg.errors import BadConfig
 from medseg.files import atomic_write
 from medseg.labels import LabelTable
 from medseg.text import harmless, to_cell
@@ -43,6 +43,12 @@ _WHOLE = ("attempts", "peak_memory_bytes", "n_warnings")
 MEASURES = ("ml", "confidence", "mean", "sd", "median")
 #: Rows that are written at a time.
 _ROWS = 1000
+#: Columns of structures and of totals.
+_OF_STRUCTURES = re.compile(rf"(?:{'|'.join(MEASURES)})_[0-9]+|total_.*")
+#: A number as a list may have it.
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+#: What is said of a file that should be a record.
+_DAMAGED = ": is damaged; remove it, and run medseg batch again"
 #: Between the warnings of a row.
 _BETWEEN = " | "
 
@@ -76,7 +82,7 @@ class Table:
         yield "case", _texts([case.name for case in self.cases])
         yield "group", _texts([case.group for case in self.cases])
         for place, name in enumerate(self.carried):
-            yield name, _texts([case.carried[place] for case in self.cases])
+            yield name, _texts([case.carried[place] for case in self.cases], _as_it_is)
         for name, some in self.texts.items():
             yield name, _texts(some)
         for name, numbers in self.numbers.items():
@@ -91,13 +97,18 @@ class Table:
 Cells: TypeAlias = Callable[[int, int], list[Any]]
 
 
-def _texts(texts: Sequence[Any]) -> Cells:
+def _texts(texts: Sequence[Any], write: Callable[[Any], Any] = to_cell) -> Cells:
     def cells(start: int, stop: int) -> list[Any]:
         some = texts[start:stop]
-        known = {text: to_cell(text) for text in set(some)}  # mostly the same in many rows
+        known = {text: write(text) for text in set(some)}  # mostly the same in many rows
         return [known[text] for text in some]
 
     return cells
+
+
+def _as_it_is(text: str) -> str:
+    """A text of the list as a cell: a number, which may be negative, is no formula."""
+    return text if _NUMBER.fullmatch(text) else str(to_cell(text))
 
 
 def _cells(numbers: NDArray[np.float64], whole: bool, start: int, stop: int) -> list[Any]:
@@ -136,18 +147,49 @@ def read_table(cohort: Cohort, request: Request, places: Places) -> Table:
             table.texts["status"][row] = "waiting"
             history = attempts.history(places.attempts(case.name), "")
             table.numbers["attempts"][row] = history.begun
+            if record is None and places.record(case.name).exists():
+                table.texts["error"][row] = f"{places.record_below(case.name)}{_DAMAGED}"
             continue
-        _fill(table, row, record, outcome.status)
-        structures = record.get("structures") or ()
-        if [one.get("value") for one in structures] == values:  # as nearly always, and faster
-            block[row] = [one.get(m, np.nan) for one in structures for m in MEASURES]
-        else:
-            _fill_structures(table, row, structures)
+        status = outcome.status
+        if status == "done" and record.get("settings_sha256") != request.settings_sha256:
+            status = "skipped"
+        try:
+            _fill(table, row, record, status)
+            structures = record.get("structures") or ()
+            if status == "skipped":
+                structures = _called_so(structures, label_table.names)
+            if [one.get("value") for one in structures] == values:  # as nearly always, and faster
+                block[row] = [one.get(m, np.nan) for one in structures for m in MEASURES]
+            else:
+                _fill_structures(table, row, structures)
+        except (AttributeError, KeyError, TypeError, ValueError):  # no record of ours
+            _empty(table, row)
+            table.texts["error"][row] = f"{places.record_below(case.name)}{_DAMAGED}"
+            continue
         if outcome.status == "done":
             table.texts["labels"][row] = places.labels_below(case)
-            if record.get("settings_sha256") != request.settings_sha256:
-                table.texts["status"][row] = "skipped"
     return table
+
+
+def _called_so(
+    structures: Iterable[Mapping[str, Any]], names: Mapping[int, str]
+) -> list[Mapping[str, Any]]:
+    """Structures of another model without those whose value means something else here."""
+    same = []
+    for one in structures:
+        name = harmless(one["name"])
+        if name.split() == names.get(one["value"], name).split():
+            same.append(one)
+    return same
+
+
+def _empty(table: Table, row: int) -> None:
+    """Let a row say nothing but that its record is none."""
+    for texts in table.texts.values():
+        texts[row] = ""
+    for numbers in (*table.numbers.values(), *table.structures.values(), *table.totals.values()):
+        numbers[row] = np.nan
+    table.texts["status"][row] = "waiting"
 
 
 def _fill(table: Table, row: int, record: Mapping[str, Any], status: str) -> None:
@@ -288,12 +330,18 @@ def write_parquet(table: Table, path: Path, more: Mapping[str, Sequence[Any]]) -
 
 
 def _own_names(columns: Sequence[str]) -> tuple[str, ...]:
-    """The names of carried columns, with list_ before those that are columns of ours."""
-    ours = {"case", "group", "suspicion", "why", *TEXTS, *NUMBERS}
-    names = tuple(f"list_{name}" if name.lower() in ours else name for name in columns)
-    if len(set(names)) < len(names):
-        raise BadConfig(f"two columns of the list are called {harmless(names[0])}; rename one")
-    return names
+    """The names of carried columns, with list_ before those that are columns of ours, or that are
+    there already.
+    """
+    names = {"case", "group", "suspicion", "why", *TEXTS, *NUMBERS}
+    own_names = []
+    for name in columns:
+        own = name
+        while own.lower() in names or _OF_STRUCTURES.fullmatch(own.lower()):
+            own = f"list_{own}"
+        names.add(own.lower())
+        own_names.append(own)
+    return tuple(own_names)
 
 
 def _part(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:

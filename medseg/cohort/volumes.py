@@ -29,7 +29,11 @@ def list_label_maps(paths: Sequence[Path]) -> list[Path]:
             label_maps.append(path)
             continue
         inside = sorted(one for one in path.rglob("*") if one.is_file() and is_readable_name(one))
-        inside = [one for one in inside if not any(part.startswith(".") for part in one.parts)]
+        inside = [
+            one
+            for one in inside
+            if not any(part.startswith(".") for part in one.relative_to(path).parts)
+        ]
         if not inside:
             raise BadFile(f"{path}: holds no label map")
         results = [one for one in inside if strip_suffix(one).endswith(("_seg", "_dseg"))]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom.uid import generate_uid
 
 from making.dicom import another, save, series
 from medseg.cohort.folders import entities_of, is_bids, read_bids, read_folder
+from medseg.cohort.places import Places
 from medseg.cohort.reading import Wanted, read_any
-from medseg.errors import BadConfig, BadFile
+from medseg.errors import BadConfig, BadFile, DataWarning
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -118,3 +122,85 @@ def test_what_is_no_cohort_is_refused_in_a_sentence(tmp_path: Path):
         read_any(tmp_path, Wanted(suffixes=("T1w",)))
     with pytest.raises(BadConfig, match="column for each"):
         read_any(tmp_path, Wanted(channels=("T1", "T2")))
+
+
+def test_an_image_that_another_is_called_like_is_named_and_none_takes_its_place(tmp_path: Path):
+    root = touch(
+        tmp_path / "raw",
+        "dataset_description.json",
+        "sub-1/ses-1/anat/sub-1_T1w.nii.gz",
+        "sub-1/ses-2/anat/sub-1_T1w.nii.gz",
+        "sub-2/anat/sub-2_T1w.nii",
+        "sub-2/anat/sub-2_T1w.nii.gz",
+        "sub-3/anat/sub-3_T1w.nii.gz",
+        "sub-3/anat/sub-3_old_T1w.nii.gz",
+        "sub-4/anat/sub-4_acq-1.5T_T1w.nii.gz",
+    )
+    cases = {case.name: case for case in read_bids(root).cases}
+    assert list(cases) == [
+        "sub-1_T1w", "sub-2_T1w", "sub-3_T1w", "sub-3_old_T1w", "sub-4_acq-1.5T_T1w",
+    ]  # fmt: skip
+    assert "ses-1/anat/sub-1_T1w.nii.gz and sub-1/ses-2/anat" in cases["sub-1_T1w"].problem
+    assert "sub-2_T1w.nii and" in cases["sub-2_T1w"].problem
+    assert cases["sub-3_T1w"].images[0].endswith("sub-3_T1w.nii.gz")
+    assert not cases["sub-3_T1w"].problem
+
+
+def test_every_image_of_a_data_set_has_a_segmentation_of_its_own_name(tmp_path: Path):
+    names = [
+        "desc-preproc", "space-MNI_desc-preproc", "space-MNI_res-2_desc-preproc", "foo-1", "foo-2",
+        "old", "acq-1.5T", "run-1_echo-2",
+    ]  # fmt: skip
+    root = touch(tmp_path, *(f"sub-1/anat/sub-1_{name}_T1w.nii.gz" for name in names))
+    places = Places(out=tmp_path / "out", bids="brain")
+    segmentations = {places.labels_below(case) for case in read_bids(root).cases}
+    assert len(segmentations) == len(names)
+    assert "sub-1/anat/sub-1_space-MNI_res-2_desc-brainpreproc_dseg.nii.gz" in segmentations
+    assert "sub-1/anat/sub-1_run-1_echo-2_desc-brain_dseg.nii.gz" in segmentations
+
+
+def test_participants_are_known_with_and_without_the_beginning_of_their_folders(bids: Path):
+    text = "age\tparticipant_id\r\n30\t01\r\n4\tsub-02\r\n"
+    (bids / "participants.tsv").write_text(f"\ufeff{text}", encoding="utf-8", newline="")
+    assert [case.carried for case in read_bids(bids).cases] == [("30",), ("30",), ("4",)]
+
+
+def test_links_to_folders_are_followed_once_and_never_in_a_circle(tmp_path: Path):
+    touch(tmp_path / "disk", "sub-2/anat/sub-2_T1w.nii.gz", "p9/T2.nii")
+    raw = touch(tmp_path / "raw", "dataset_description.json", "sub-1/anat/sub-1_T1w.nii.gz")
+    tree = touch(tmp_path / "tree", "p1/T1.nii")
+    try:
+        (raw / "sub-2").symlink_to(tmp_path / "disk" / "sub-2")
+        (raw / "sub-1" / "again").symlink_to(raw)
+        (tree / "a").symlink_to(tree / "p1")  # reached under its own name
+        (tree / "p9").symlink_to(tmp_path / "disk" / "p9")
+        (tmp_path / "disk" / "p9" / "circle").symlink_to(tree)
+    except OSError:
+        pytest.skip("this system makes no links")
+    assert names_of(read_bids(raw)) == ["sub-1_T1w", "sub-2_T1w"]
+    assert names_of(read_folder(tree)) == ["p1_T1", "p9_T2"]
+
+
+def test_a_folder_that_cannot_be_read_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = touch(tmp_path / "tree", "p1/T1.nii", "p2/T1.nii")
+    scandir = os.scandir
+
+    def refuse(place: Any = ".") -> Any:
+        if str(place).endswith("p2"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.warns(DataWarning, match="p2: cannot be read and is left out: Permission denied"):
+        assert names_of(read_folder(root)) == ["p1_T1"]
+
+
+def test_slices_in_folders_below_are_no_second_case(tmp_path: Path):
+    root, first = tmp_path / "dicom", series()
+    save(first, root / "p1")
+    save(another(first, 1, SeriesInstanceUID=generate_uid()), root / "p1" / "late")
+    cohort = read_folder(root, every_series=True)
+    assert names_of(cohort) == ["p1_1", "p1_late"]
+    assert [case.series for case in cohort.cases] == ["1", ""]
+    (root / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")  # an index, and no scan
+    assert names_of(read_folder(root)) == ["p1", "p1_late"]

@@ -110,3 +110,68 @@ def test_text_that_is_not_utf_8_is_refused(tmp_path: Path):
 def test_an_apostrophe_of_a_spreadsheet_is_taken_off_again(tmp_path: Path):
     path = write(tmp_path / "list.csv", "case,image,group\na,a.nii,'=1+1\n")
     assert read_list(path).cases[0].group == "=1+1"
+
+
+def test_columns_that_a_spreadsheet_adds_without_a_name_are_none(tmp_path: Path):
+    path = write(tmp_path / "list.csv", "case,image,,\na,a.nii,,\n")
+    assert read_list(path).columns == ()
+    path = write(tmp_path / "list.csv", "case,image,,\na,a.nii,,1\n")
+    assert read_list(path).columns == ("",)
+
+
+@pytest.mark.parametrize("header", ["case\timage\tage", '\n\ncase;image;"age, in years"'])
+def test_the_delimiter_is_what_makes_columns_of_the_first_line(tmp_path: Path, header: str):
+    delimiter = "\t" if "\t" in header else ";"
+    path = write(tmp_path / "list.csv", f"{header}\n{delimiter.join(('a', 'a.nii', '7'))}\n")
+    assert read_list(path).cases[0].carried == ("7",)
+
+
+def test_json_may_hold_what_ends_a_line_elsewhere(tmp_path: Path):
+    note = "x\u2028y\u0085z\x0c"
+    row = json.dumps({"case": "a", "image": "a.nii", "note": note}, ensure_ascii=False)
+    cohort = read_list(write(tmp_path / "list.jsonl", f"{row}\r\n"))
+    assert cohort.cases[0].carried == (note,)
+
+
+def test_whole_numbers_of_a_column_with_gaps_are_whole(tmp_path: Path):
+    path = write(tmp_path / "list.csv", "case,image,series,volume\na,x,3.0,2.0\nb,x,1.2.0,\n")
+    a, b = read_list(path).cases
+    assert (a.series, a.volume) == ("3", 2)
+    assert b.series == "1.2.0"  # a UID
+    with pytest.raises(BadFile, match="2.5"):
+        read_list(write(tmp_path / "list.csv", "case,image,volume\na,x,2.5\n"))
+
+
+@pytest.mark.parametrize("name", ["a\0.nii", "\ud800.nii"])
+def test_what_no_file_can_be_called_is_a_case_with_a_problem(tmp_path: Path, name: str):
+    rows = [{"case": "a", "image": name}, {"case": "b", "image": "b.nii"}]
+    path = write(tmp_path / "list.jsonl", "\n".join(map(json.dumps, rows)))
+    a, b = read_list(path).cases
+    assert "no file can be called" in a.problem
+    assert not Path(a.images[0]).exists()
+    assert not b.problem
+
+
+def test_a_column_that_is_there_twice_is_refused_in_parquet_too(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow", reason='reads Parquet: pip install "medseg[parquet]"')
+    from pyarrow import parquet
+
+    table = pyarrow.table(
+        [pyarrow.array([one]) for one in ("a", "a.nii", "b.nii")], names=["case", "image", "image"]
+    )
+    parquet.write_table(table, tmp_path / "list.parquet")
+    with pytest.raises(BadFile, match="two columns are called 'image'"):
+        read_list(tmp_path / "list.parquet")
+
+
+def test_numbers_that_are_none_are_empty_in_parquet(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow", reason='reads Parquet: pip install "medseg[parquet]"')
+    from pyarrow import parquet
+
+    numbers = pyarrow.array([2.0, float("nan")], from_pandas=False)
+    times = pyarrow.array([1, 2], pyarrow.timestamp("ns"))
+    columns = {"case": ["a", "b"], "image": ["x", "x"], "volume": numbers, "at": times}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "list.parquet")
+    cohort = read_list(tmp_path / "list.parquet")
+    assert [case.volume for case in cohort.cases] == [2, None]
+    assert cohort.cases[0].carried[0].startswith("1970-01-01")
