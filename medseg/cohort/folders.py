@@ -152,9 +152,7 @@ def _series_of(case: Case) -> list[Case]:
     ]
 
 
-def _folders_below(
-    folder: Path, without: Collection[str] = ()
-) -> Iterator[tuple[str, list[str]]]:
+def _folders_below(folder: Path, without: Collection[str] = ()) -> Iterator[tuple[str, list[str]]]:
     """(folder, names of files), each folder once; nothing hidden, and no private folder of ours.
 
     without: names of folders that are left out. A link to a folder is followed where that is not

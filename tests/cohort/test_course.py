@@ -6,6 +6,7 @@ Workers are real processes here, and what they do is made up (`making.cohort.sta
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -15,11 +16,14 @@ import pytest
 from making.cohort import COMMAND, TABLE, a_request, make_list
 from medseg.cohort import course, staff
 from medseg.cohort.attempts import begin, history
+from medseg.cohort.cases import Case, make_cohort
 from medseg.cohort.course import Came, Limits
-from medseg.cohort.part import Choice, Result, run_part
+from medseg.cohort.part import Choice, Result, plan_part, run_part
+from medseg.cohort.records import Outcome, read_outcome, write_failure
 from medseg.cohort.resources import Measured, choose_workers
-from medseg.errors import BadOutput, Interrupted, MedsegError
+from medseg.errors import BadConfig, BadOutput, Interrupted, MedsegError
 from medseg.inference import Settings
+from medseg.labels import Label, LabelTable
 
 ALL = Choice()
 
@@ -234,3 +238,49 @@ def test_workers_are_as_many_as_promise_to_end_soonest(one_s, all_s, cores, memo
     measured = Measured(all_threads_s=all_s, one_thread_s=one_s, start_s=5, memory_bytes=10)
     chosen = choose_workers(measured, cores=cores, memory_bytes=memory, cases_left=left)
     assert chosen == expected
+
+
+def test_what_values_mean_is_what_the_model_says_that_ran_last(tmp_path: Path):
+    run(tmp_path, ["a"])
+    assert LabelTable.read(tmp_path / "out" / "labels.csv") == TABLE
+    table = LabelTable((Label(1, "spleen", (9, 9, 9)),))
+    cohort, request = make_list(tmp_path / "scans", ["a"]), a_request(model={"name": "other"})
+    run_part(
+        cohort, tmp_path / "out", request, ALL, Limits(workers=1), table, command=COMMAND
+    )  # fmt: skip
+    assert LabelTable.read(tmp_path / "out" / "labels.csv") == table
+
+
+def test_results_never_lie_inside_of_a_scan(tmp_path: Path):
+    (tmp_path / "slices").mkdir()
+    cohort = make_cohort(tmp_path, "folder", [Case(name="a", images=(str(tmp_path / "slices"),))])
+    for out in (tmp_path / "slices" / "deep" / "out", tmp_path / "slices"):
+        with pytest.raises(BadConfig, match="all of which is one scan"):
+            run_part(cohort, out, a_request(), ALL, Limits(), TABLE, command=COMMAND)
+    assert not list((tmp_path / "slices").iterdir())
+
+
+def test_label_maps_that_would_be_one_file_are_refused(tmp_path: Path):
+    images = [str(tmp_path / f"sub-1_{name}_T1w.nii.gz") for name in ("foo-1_bar-2", "foo-1b_ar-2")]
+    cases = [Case(name=f"c{n}", images=(image,)) for n, image in enumerate(images)]
+    cohort = make_cohort(tmp_path, "bids", cases)
+    request = a_request(layout="bids")
+    for do in (plan_part, partial(run_part, limits=Limits(), table=TABLE, command=COMMAND)):
+        with pytest.raises(BadConfig, match="c0 and c1 would be one file"):
+            do(cohort, tmp_path / "out", request, choice=ALL)
+
+
+def test_a_record_that_a_power_cut_left_is_none(tmp_path: Path):
+    path = tmp_path / "a.json"
+    write_failure(path, {"case": "a", "key": "0" * 64, "attempt": 1}, status="done", notes="x" * 99)
+    assert read_outcome(path) == Outcome(status="done", key="0" * 64, attempt=1)
+    content = path.read_bytes()
+    at = content.index(b"xxx")
+    path.write_bytes(content[:at] + bytes(50) + content[at + 50 :])
+    assert read_outcome(path) is None
+
+
+def test_a_record_whose_folder_cannot_be_made_stops_with_a_sentence(tmp_path: Path):
+    (tmp_path / "records").write_text("a file where a folder should be")
+    with pytest.raises(BadOutput, match="cannot be written"):
+        write_failure(tmp_path / "records" / "ab" / "a.json", {"case": "a"}, status="failed")

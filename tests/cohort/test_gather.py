@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -17,7 +19,8 @@ from making.cohort import write_records
 from medseg.cohort.gather import gather_cohort
 from medseg.cohort.measures import structure_intensities
 from medseg.cohort.records import write_failure
-from medseg.cohort.request import read_cohort
+from medseg.cohort.request import read_cohort, write_cohort
+from medseg.cohort.volumes import list_label_maps
 from medseg.errors import BadConfig, BadFile
 from medseg.volume import Volume
 
@@ -249,3 +252,104 @@ def test_a_label_map_that_cannot_be_read_stops_no_other(tmp_path: Path):
     assert len(rows_of(tmp_path / "v.csv")) == 1
     assert tiny.medseg("volumes", tmp_path / "none").code == 3
     assert tiny.medseg("volumes", tmp_path / "a_seg.nii.gz", "-o", tmp_path / "v.doc").code == 5
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report without plots, which are not what is asked about."""
+    monkeypatch.setattr("medseg.cohort.report.histogram", lambda numbers, caption: "")
+
+
+def with_carried(out: Path, columns: dict[str, str]) -> None:
+    """Let every case of an output carry these columns."""
+    cohort, request = read_cohort(out)
+    cases = tuple(replace(case, carried=tuple(columns.values())) for case in cohort.cases)
+    changed = replace(cohort, cases=cases, columns=tuple(columns))
+    write_cohort(request.places(out), changed, request)
+
+
+def test_columns_of_a_list_never_share_a_name_with_those_of_the_table(
+    tmp_path: Path, undrawn: None
+):
+    out = tmp_path / "out"
+    write_records(out, tmp_path / "list.csv", 6)
+    gather_cohort(out)
+    before = rows_of(out / "table.csv")[0]
+    carried = {"ml_1": "9", "Total_x": "8", "status": "mine", "list_status": "too", "why": "-"}
+    with_carried(out, carried)
+    gather_cohort(out, by="list_list_status")
+    header = (out / "table.csv").read_text().splitlines()[0].split(",")
+    assert len(set(header)) == len(header)
+    row = rows_of(out / "table.csv")[0]
+    names = ("list_ml_1", "list_Total_x", "list_status", "list_list_status")
+    assert [row[name] for name in names] == ["9", "8", "mine", "too"]
+    assert (row["ml_1"], row["status"]) == (before["ml_1"], "done")
+
+
+def test_numbers_of_a_list_stay_numbers_and_formulas_do_not(tmp_path: Path, undrawn: None):
+    out = tmp_path / "out"
+    write_records(out, tmp_path / "list.csv", 1)
+    with_carried(out, {"z": "-0.5", "y": "+1e-3", "x": "-1+cmd()", "w": "=1"})
+    gather_cohort(out)
+    (row,) = rows_of(out / "table.csv")
+    assert (row["z"], row["y"], row["x"], row["w"]) == ("-0.5", "+1e-3", "'-1+cmd()", "'=1")
+
+
+def test_what_is_no_record_is_told_of_and_costs_no_other_row(tmp_path: Path, undrawn: None):
+    out = tmp_path / "out"
+    changes = [
+        {"structures": "none"}, {"structures": [3]}, {"structures": [{"value": 1, "ml": "x"}]},
+        {"warnings": 5}, {"seconds": {"read": "x"}}, {"totals": [1]}, {"peak_memory_bytes": "a"},
+    ]  # fmt: skip
+    write_records(out, tmp_path / "list.csv", len(changes) + 2)
+    paths = [next((out / "records").rglob(f"c00000{n}.json")) for n in range(len(changes) + 1)]
+    for path, change in zip(paths, changes):
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    paths[-1].write_bytes(paths[-1].read_bytes()[:700])
+    gather_cohort(out)
+    *rows, last = rows_of(out / "table.csv")
+    for row, path in zip(rows, paths, strict=True):
+        assert (row["status"], row["ml_1"]) == ("waiting", "")
+        assert row["error"].startswith(path.relative_to(out).as_posix())
+        assert "remove it" in row["error"]
+    assert last["status"] == "done"
+    assert last["ml_1"]
+
+
+def test_a_case_of_another_model_hides_no_outlier(tmp_path: Path, undrawn: None):
+    out = tmp_path / "out"
+    (planted,) = write_records(out, tmp_path / "list.csv", 40, outliers=1)
+    gather_cohort(out)
+    before = {row["case"]: row["suspicion"] for row in rows_of(out / "table.csv")}
+    path = next((out / "records").rglob("c000001.json" if planted != "c000001" else "c000002.json"))
+    record = json.loads(path.read_text())
+    record["structures"].append({"value": 99, "name": "new", "ml": 1.5})
+    path.write_text(json.dumps(record))
+    gather_cohort(out)
+    after = {row["case"]: row["suspicion"] for row in rows_of(out / "table.csv")}
+    assert after[planted] == before[planted] == max(after.values(), key=float)
+
+
+def test_a_value_that_meant_something_else_to_another_model_is_in_no_column(
+    tmp_path: Path, undrawn: None
+):
+    out = tmp_path / "out"
+    write_records(out, tmp_path / "list.csv", 3)
+    path = next((out / "records").rglob("c000001.json"))
+    record = json.loads(path.read_text()) | {"settings_sha256": "0" * 64}
+    record["structures"][0]["name"] = "spleen"
+    path.write_text(json.dumps(record))
+    gather_cohort(out)
+    rows = rows_of(out / "table.csv")
+    assert rows[1]["status"] == "skipped"
+    assert rows[1]["ml_1"] == ""
+    assert rows[1]["ml_2"] == str(record["structures"][1]["ml"])
+
+
+def test_label_maps_are_found_wherever_their_folder_lies(tmp_path: Path, monkeypatch: Any):
+    for name in (".hidden/labels/a_seg.nii.gz", ".hidden/labels/.trash/b_seg.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"")
+    monkeypatch.chdir(tmp_path / ".hidden" / "labels")
+    for folder in (tmp_path / ".hidden" / "labels", Path("../labels"), Path()):
+        assert [one.name for one in list_label_maps([folder])] == ["a_seg.nii.gz"]
