@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,8 @@ _MARKS = (
     "ETag", "etag", "md5Hash", "content_md5", "LastModified", "last_modified", "updated", "mtime",
     "created",
 )  # fmt: skip
+#: What fsspec takes for a pattern of names.
+_MAGIC = re.compile(r"[*?\[]")
 #: Headers whose voxels lie in a file beside them.
 _HEADERS = (".hdr", ".img", ".mhd", ".nhdr")
 
@@ -71,8 +74,8 @@ class Store:
     def __init__(self, address: str) -> None:
         check_address(address)
         self.address = address.rstrip("/")
-        self._fs = _file_system(address)
-        self._root = self._fs._strip_protocol(self.address).rstrip("/")
+        self._fs, path = _opened(self.address)
+        self._root = path.rstrip("/")
 
     def names(self) -> list[str]:
         """The names of all objects below the place. Raises `BadFile`."""
@@ -93,8 +96,11 @@ class Store:
         paths = [self._path(name) for name in names]
         for start in range(0, len(paths), _BATCH):
             some = paths[start : start + _BATCH]
+            # What `cat` would take for a pattern is asked for by itself.
+            plain = [path for path in some if not _MAGIC.search(path)]
             try:
-                contents = self._fs.cat(some, on_error="return")
+                contents = self._fs.cat(plain, on_error="return") if plain else {}
+                contents |= {one: self._content(one) for one in some if one not in plain}
             except Exception as error:
                 raise BadFile(_sentence(error, self.address)) from None
             for path in some:
@@ -103,6 +109,12 @@ class Store:
                     yield path.removeprefix(f"{self._root}/"), content
                 elif not isinstance(content, FileNotFoundError):
                     raise BadFile(_sentence(content, self.address))
+
+    def _content(self, path: str) -> bytes | FileNotFoundError:
+        try:
+            return bytes(self._fs.cat_file(path))
+        except FileNotFoundError as error:
+            return error
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small object, whole or not at all. Raises `BadOutput`."""
@@ -156,8 +168,7 @@ def fetch(address: str, folder: Path) -> Path:
     Headers come with what is beside them under the same name. Raises `BadFile`, `BadConfig`.
     """
     check_address(address)
-    files = _file_system(address)
-    path = files._strip_protocol(address.rstrip("/"))
+    files, path = _opened(address.rstrip("/"))
     name = _plain_name(PurePosixPath(path).name)
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -201,9 +212,15 @@ def states_of(addresses: Sequence[str], *, verify: bool = False) -> dict[str, An
     return states
 
 
-def _file_system(address: str) -> Any:
-    """fsspec's file system of an address. Raises `BadConfig`."""
-    kind = address.partition("://")[0].lower()
+def _opened(address: str) -> tuple[Any, str]:
+    """fsspec's file system of an address, and its path in it. Raises `BadConfig`."""
+    kind, _, rest = address.partition("://")
+    files = _file_system(kind.lower())
+    return files, str(files._strip_protocol(f"{kind.lower()}://{rest}"))
+
+
+def _file_system(kind: str) -> Any:
+    """fsspec's file system of a kind of address. Raises `BadConfig`."""
     try:
         import fsspec
 
@@ -261,9 +278,9 @@ def _plain_name(name: str) -> str:
 
 def _list(parent: str) -> dict[str, Any]:
     """What lies in a place, by name; nothing where it cannot be listed."""
-    files = _file_system(parent)
+    files, path = _opened(parent)
     try:
-        entries = files.ls(files._strip_protocol(parent), detail=True)
+        entries = files.ls(path, detail=True)
     except (FileNotFoundError, PermissionError):
         return {}
     except Exception as error:
@@ -272,8 +289,7 @@ def _list(parent: str) -> dict[str, Any]:
 
 
 def _ask(address: str, verify: bool) -> Any:
-    files = _file_system(address)
-    path = files._strip_protocol(address.rstrip("/"))
+    files, path = _opened(address.rstrip("/"))
     try:
         info = files.info(path)
         if info["type"] != "directory":

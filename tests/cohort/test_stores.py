@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,31 @@ def test_a_scan_comes_whole_with_what_belongs_to_it(memory: Any, tmp_path: Path)
     assert sorted(one.name for one in header.parent.iterdir()) == ["x.mhd", "x.raw"]
     with pytest.raises(BadFile, match=r"memory://b/gone\.nii: there is no such"):
         fetch("memory://b/gone.nii", tmp_path / "3")
+
+
+def test_names_that_look_like_patterns_are_names(memory: Any):
+    store = Store("memory://b/out")
+    contents = {"r/a[1].json": b"one", "r/a1.json": b"two", "r/é #x.json": b"three"}
+    for name, content in contents.items():
+        store.write(name, content)
+    assert dict(store.read([*contents, "r/a[2].json", "r/gone"])) == contents
+    assert fetch_bytes("memory://b/out/r/a[1].json") == b"one"
+    store.remove("r/a[1].json")
+    assert sorted(store.names()) == ["r/a1.json", "r/é #x.json"]
+
+
+def test_the_kind_of_an_address_may_be_in_capitals(memory: Any):
+    memory.pipe("/b/out/a.json", b"one")
+    assert dict(Store("MEMORY://b/out").read(["a.json"])) == {"a.json": b"one"}
+    assert fetch_bytes("Memory://b/out/a.json") == b"one"
+    states = states_of(["MEMORY://b/out/a.json", "memory://b/out/a.json"])
+    assert len(states) == 2
+    assert None not in states.values()
+
+
+def fetch_bytes(address: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return fetch(address, Path(folder)).read_bytes()
 
 
 def test_a_scan_that_comes_short_is_refused(memory: Any, tmp_path: Path):
