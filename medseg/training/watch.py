@@ -58,9 +58,8 @@ class Watch:
         self._store, self._name, self._rank, self._size = store, name, rank, size
         self._end = end or _end
         self._over = threading.Event()
-        now = time.monotonic()
-        self._seen = {other: (-1, now) for other in range(size) if other != rank}
-        self._looked = now
+        self._seen = {other: (-1, 0.0) for other in range(size) if other != rank}
+        self._turn = self._looked = time.monotonic()  # when a look at the others began, and ended
         self._failed: float | None = None  # when it was seen that another has failed
         # Two: the store of a machine that is gone does not answer the first.
         self._threads = [
@@ -69,7 +68,7 @@ class Watch:
 
     def start(self) -> None:
         """Begin."""
-        self._looked = time.monotonic()
+        self._turn = self._looked = time.monotonic()
         for thread in self._threads:
             thread.start()
 
@@ -105,8 +104,12 @@ class Watch:
                 self._gone(gone)
 
     def _watch(self) -> None:
+        since, hangs_s, turn = self._looked, 0.0, time.monotonic()
         while not self._over.wait(_SIGN_S):
-            if time.monotonic() - self._looked > _GONE_S:
+            now = time.monotonic()
+            hangs_s = hangs_s + _passed_s(turn, now) if self._looked == since else 0.0
+            since, turn = self._looked, now
+            if hangs_s > _GONE_S:
                 self._gone(set(self._seen))
 
     def _gone(self, others: set[int]) -> None:
@@ -119,18 +122,27 @@ class Watch:
     def _look(self) -> set[int]:
         """Give a sign; those of whom there was none for too long."""
         now, gone = time.monotonic(), set()
+        passed_s, self._turn = _passed_s(self._turn, now), now
         self._store.add(f"{self._name}/sign/{self._rank}", 1)
         if self._failed is None and self._store.add(f"{self._name}/failed", 0):
             self._failed = now
-        for other, (before, since) in list(self._seen.items()):
+        for other, (before, away_s) in list(self._seen.items()):
             count = self._store.add(f"{self._name}/sign/{other}", 0)
+            self._seen[other] = count, away_s + passed_s if count == before else 0.0
             if count != before:
-                self._seen[other] = count, now
-            elif self._store.add(f"{self._name}/left/{other}", 0):
+                continue
+            if self._store.add(f"{self._name}/left/{other}", 0):
                 del self._seen[other]
-            elif now - since > _GONE_S:
+            elif away_s + passed_s > _GONE_S:
                 gone.add(other)
         return gone
+
+
+def _passed_s(before: float, now: float) -> float:
+    """Seconds between two looks; those in which nobody looked, for the whole job was suspended,
+    count for nobody.
+    """
+    return min(now - before, 2 * _SIGN_S)
 
 
 def _end(words: str) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -82,6 +83,22 @@ def test_one_that_leaves_as_it_should_ends_nobody(quick: None):
     assert some.words == {}
     some.watches[1].stop()
     assert some.store.numbers["run/left/1"] == 1
+
+
+def test_time_in_which_all_stood_still_counts_for_nobody(
+    quick: None, monkeypatch: pytest.MonkeyPatch
+):
+    ahead_s = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead_s[0])
+    monkeypatch.setattr(watch, "time", clock)
+    some = Some(2)
+    time.sleep(0.2)
+    ahead_s[0] = 600.0  # a job that was suspended goes on
+    time.sleep(1.5)  # longer than a sign may be away
+    assert some.words == {}
+    some.watches[0]._over.set()
+    some.wait(1)
+    assert some.words == {1: GONE}
 
 
 @pytest.mark.parametrize("how", ["silent", "closed"])
