@@ -44,8 +44,8 @@ except ImportError:  # Windows, which has locks of another kind
 __all__ = [
     "DEFLATE_RATIO", "MAX_BYTES", "TEMPORARY", "ByteStream", "atomic_write", "compressor",
     "data_file", "file_hash", "file_state", "gunzip", "gzip_writer", "held", "ignores_case",
-    "inside", "link_or_copy", "open_file", "private_folder", "read_bytes", "read_text", "sweep",
-    "take_lock", "write_once", "written_together",
+    "inside", "link_or_copy", "open_file", "output_errors", "private_folder", "read_bytes",
+    "read_text", "sweep", "take_lock", "write_once", "written_together",
 ]  # fmt: skip
 
 #: Temporary files begin with this, so that leftovers of killed runs can be found.
@@ -86,6 +86,16 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def output_errors(path: str | Path) -> Iterator[None]:
+    """What the system says against writing at a path as `BadOutput` that names it."""
+    try:
+        yield
+    except OSError as error:
+        text = _remedy(error, Path(path).parent)
+        raise BadOutput(f"{path}: cannot be written: {text}") from error
 
 
 def write_once(path: Path, content: bytes) -> None:

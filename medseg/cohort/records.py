@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from medseg.errors import BadOutput, MedsegError
-from medseg.files import atomic_write
+from medseg.errors import MedsegError
+from medseg.files import atomic_write, output_errors
 from medseg.inference import FORMAT as RECORD_FORMAT, finished_now
 from medseg.packages import versions
 
@@ -49,12 +49,8 @@ def write_failure(path: Path, about: Mapping[str, Any], **facts: Any) -> None:
 
     about: case, key and attempt. facts: status, error, error_kind and whatever else is known.
     """
-    try:
+    with output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadOutput(
-            f"{path}: cannot be written: {error.strerror}; make room, or choose another with -o"
-        ) from error
     provenance = {"versions": versions(), "finished": finished_now()}
     content = {"format": RECORD_FORMAT, **about, **facts, **provenance}
     with atomic_write(path) as file:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from medseg.cohort.places import Places
 from medseg.cohort.suspicion import Suspicion
 from medseg.cohort.table import Table
-from medseg.files import atomic_write
+from medseg.files import atomic_write, output_errors
 from medseg.text import harmless, reason_of
 from medseg.view import PAGE_STYLE, histogram
 
@@ -77,7 +77,8 @@ def write_report(table: Table, suspicion: Suspicion, places: Places) -> int:
     """Write `report.html` and `pages/`; returns how many pages. Raises `BadOutput`."""
     order = _order(table, suspicion)
     pages = [order[at : at + PER_PAGE] for at in range(0, len(order), PER_PAGE)]
-    (places.out / "pages").mkdir(parents=True, exist_ok=True)
+    with output_errors(places.out / "pages"):
+        (places.out / "pages").mkdir(parents=True, exist_ok=True)
     maker = _Pages(table=table, suspicion=suspicion, places=places, viewers=places.viewers())
     for number, rows in enumerate(pages, 1):
         text = maker.page(rows, number, len(pages))

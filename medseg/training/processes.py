@@ -27,7 +27,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medseg.config import TrainConfig
 from medseg.errors import BadConfig, Interrupted, MedsegError
-from medseg.files import TEMPORARY, atomic_write
+from medseg.files import TEMPORARY, atomic_write, output_errors
 from medseg.inference import choose_device
 from medseg.machine import free_bytes, resident_bytes
 from medseg.networks import has_depthwise
@@ -260,7 +260,8 @@ class Processes:
         Raises `BadConfig` where one does not.
         """
         if self.first:
-            folder.mkdir(parents=True, exist_ok=True)
+            with output_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
         if self.size == 1:
             return
         marker = folder / f"{TEMPORARY}{self.gather(secrets.token_hex(12))[0]}"

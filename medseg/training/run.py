@@ -14,7 +14,7 @@ from typing import Any
 
 from medseg.config import Config, make_config, override, read_settings
 from medseg.dataset import Dataset, Split, covering, read_dataset
-from medseg.errors import BadConfig, BadModel, DataWarning
+from medseg.errors import BadConfig, BadModel, BadOutput, DataWarning
 from medseg.evaluation import (
     Evaluation,
     read_scores,
@@ -22,7 +22,7 @@ from medseg.evaluation import (
     summarise,
     write_evaluation,
 )
-from medseg.files import atomic_write, sweep
+from medseg.files import atomic_write, output_errors, sweep
 from medseg.models import change_spec, load_checkpoint, model_card
 from medseg.text import read_json
 from medseg.training.beginning import begin, fold_number, folds_of, splits_of
@@ -183,6 +183,8 @@ def _begin(
 
 
 def _check_folder(run: Path, resume: bool) -> None:
+    if run.exists() and not run.is_dir():
+        raise BadOutput(f"{run}: is a file; give a folder with -o")
     if (run / "config.yaml").exists():
         if not resume:
             raise BadConfig(
@@ -200,7 +202,8 @@ def _own_folder(run: Path) -> Iterator[None]:
     a lock in it.
     """
     made = not run.exists()
-    run.mkdir(parents=True, exist_ok=True)
+    with output_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
     try:
         yield
     finally:

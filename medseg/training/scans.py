@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from medseg.config import Config
 from medseg.dataset import Case, Dataset, read_case_labels, read_channels
 from medseg.errors import BadConfig, NotEnoughMemory
+from medseg.files import output_errors
 from medseg.inference import Courier, Settings, segment, unless_full
 from medseg.logs import Progress, silent
 from medseg.models import Checkpoint, ModelSpec
@@ -125,7 +126,8 @@ class ScanSource:
     def _prepare(self, progress: Progress) -> None:
         """Write what is missing in the store, several cases at a time."""
         preparation = self._preparation
-        self.store.mkdir(parents=True, exist_ok=True)
+        with output_errors(self.store):
+            self.store.mkdir(parents=True, exist_ok=True)
         self._paths = [
             {name: self.store / f"{preparation.key(case)}.{name}.npy" for name in NAMES}
             for case in self.training

@@ -27,7 +27,7 @@ from medseg.evaluation import (
     summarise,
     write_evaluation,
 )
-from medseg.files import private_folder
+from medseg.files import output_errors, private_folder
 from medseg.inference import Settings, settle_auto, use_settled
 from medseg.io import is_slicer_segmentation, read_labels, write
 from medseg.models import Checkpoint, load_checkpoint
@@ -120,7 +120,8 @@ def predict(
     is_seen(run / "model" / "model.json")
     checkpoint = load_checkpoint(str(run / "model"))
     cases, folder = source.validation, run / "validation"
-    folder.mkdir(exist_ok=True)
+    with output_errors(folder):
+        folder.mkdir(exist_ok=True)
     steps = _cleanups(source) if config.cleanup == "auto" else []
 
     def look(number: int) -> list[dict[str, Score]]:

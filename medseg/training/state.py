@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from medseg.config import Config, TrainConfig, read_settings
 from medseg.errors import BadConfig, BadFile, BadModel, DataWarning, Interrupted
-from medseg.files import atomic_write, link_or_copy, read_bytes, take_lock
+from medseg.files import atomic_write, link_or_copy, output_errors, read_bytes, take_lock
 from medseg.text import parse_json
 from medseg.training.processes import Processes, whole
 
@@ -54,8 +54,9 @@ def save_run(run: Path, facts: dict[str, Any], tensors: dict[str, Tensor]) -> No
     """
     last, before = run / "state.safetensors", run / "state-before.safetensors"
     if last.exists():
-        before.unlink(missing_ok=True)
-        link_or_copy(last, before)  # so that the last state never leaves its name
+        with output_errors(before):
+            before.unlink(missing_ok=True)
+            link_or_copy(last, before)  # so that the last state never leaves its name
     save_state(last, tensors, facts)
 
 
@@ -209,8 +210,8 @@ def truncate_metrics(path: Path, step: int, *, validated: bool = True) -> None:
     """
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = [(line, parse_json(line)) for line in lines if line.endswith("}")]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = [(line, row) for line in lines if (row := _row_of(line)) is not None]
     valid_lines = [
         line
         for line, row in rows
@@ -221,16 +222,27 @@ def truncate_metrics(path: Path, step: int, *, validated: bool = True) -> None:
         handle.write("".join(line + "\n" for line in valid_lines).encode())
 
 
+def _row_of(line: str) -> dict[str, Any] | None:
+    """The row of a line of metrics; None of one that a kill or a full disk has cut off."""
+    try:
+        row = parse_json(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "step" in row else None
+
+
 def append_line(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Rows as lines of JSON at the end of a file."""
-    with path.open("a", encoding="utf-8", newline="\n") as handle:
+    """Rows as lines of JSON at the end of a file. Raises `BadOutput`."""
+    with output_errors(path), path.open("a", encoding="utf-8", newline="\n") as handle:
         handle.write("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @contextmanager
 def locked(run: Path, processes: Processes) -> Iterator[None]:
     """Hold the run folder; the lock goes with the process, so a killed run leaves none behind."""
-    with (run / ".lock").open("wb") as handle:
+    with output_errors(run / ".lock"):
+        handle = (run / ".lock").open("wb")
+    with handle:
         if processes.first:
             try:
                 take_lock(handle.fileno())

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medseg.errors import BadConfig, BadFile
-from medseg.files import atomic_write
+from medseg.files import atomic_write, output_errors
 
 #: The arrays of a case, the one that is written last at the end.
 NAMES = ("image", "labels", "points")
@@ -91,7 +91,8 @@ class Zarr:
         for name in ("image", "labels"):
             for file, content in self._packed(arrays[name]).items():
                 path = folder / f"{name}.zarr" / file
-                path.parent.mkdir(parents=True, exist_ok=True)
+                with output_errors(path):
+                    path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(path) as handle:
                     handle.write(content)
         write_npy(folder / self.files["points"], arrays["points"])

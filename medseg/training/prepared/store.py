@@ -35,7 +35,7 @@ from medseg.dataset import (
     portrait_from_json,
 )
 from medseg.errors import BadConfig, BadFile, BadOutput
-from medseg.files import atomic_write, sweep, write_once
+from medseg.files import atomic_write, output_errors, sweep, write_once
 from medseg.packages import __version__
 from medseg.text import read_json
 from medseg.training.prepared.arrays import hash_of, inputs_of
@@ -132,7 +132,9 @@ class Store:
 
     def forget_record(self, case: Case) -> None:
         """Remove the record, before the arrays that it is about are written anew."""
-        (self.place(case) / "record.json").unlink(missing_ok=True)
+        path = self.place(case) / "record.json"
+        with output_errors(path):
+            path.unlink(missing_ok=True)
 
     # Attempts -------------------------------------------------------------------------------------
 
@@ -157,13 +159,17 @@ class Store:
 
     def end(self, case: Case) -> None:
         """Write down that there is a result, or that the attempt was given up."""
-        (self.place(case) / "begun").unlink(missing_ok=True)
+        path = self.place(case) / "begun"
+        with output_errors(path):
+            path.unlink(missing_ok=True)
 
     def tidy(self, case: Case) -> None:
         """Remove what jobs have left of a case that were killed: the mark of one that was killed
         after there was a result, and files half-written a minute ago or longer.
         """
-        self.end(case)
+        mark = self.place(case) / "begun"
+        if mark.exists():  # else nothing is written: a store that is done may be protected
+            self.end(case)
         for folder in {self.place(case), *(path.parent for path in self.files(case).values())}:
             sweep(folder)
 
