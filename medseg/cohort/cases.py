@@ -126,14 +126,17 @@ def check_name(source: Path, name: str) -> None:
         )
 
 
-def told_apart(cases: Sequence[Case]) -> list[Case]:
+def told_apart(cases: Sequence[Case], folder: Path) -> list[Case]:
     """The cases of a folder, those of one name with a part of the hash of their files behind it.
 
-    So a name depends on where a scan lies alone, and not on how many others there are.
+    So a name depends on where a scan lies in the folder alone, and not on how many others there
+    are, nor on where a machine has the folder: parts of a cohort must agree about the names.
     """
     names = Counter(case.name for case in cases)
     return [
-        replace(case, name=f"{case.name}-{_short_hash(case)}") if names[case.name] > 1 else case
+        replace(case, name=f"{case.name}-{_short_hash(case, folder)}")
+        if names[case.name] > 1
+        else case
         for case in cases
     ]
 
@@ -165,6 +168,7 @@ def part_of(cases: Sequence[Case], part: tuple[int, int]) -> list[Case]:
     return list(cases[part[0] :: part[1]])
 
 
-def _short_hash(case: Case) -> str:
-    identity = "\0".join((*case.images, case.series, str(case.volume)))
+def _short_hash(case: Case, folder: Path) -> str:
+    below = [Path(os.path.relpath(one, folder)).as_posix() for one in case.images]
+    identity = "\0".join((*below, case.series, str(case.volume)))
     return hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:8]

@@ -113,7 +113,7 @@ def read_folder(folder: Path, *, every_series: bool = False) -> Cohort:
             name = folder.resolve().name if inner == "." else inner
             one = Case(name=short_name(name), images=(place,), group=_group(inner))
             cases += _series_of(one) if every_series else [one]
-    return make_cohort(folder, "folder", told_apart(cases))
+    return make_cohort(folder, "folder", told_apart(cases, folder))
 
 
 def is_readable_scan(name: str) -> bool:

@@ -37,7 +37,8 @@ def _of_scheduler() -> tuple[int, int]:
                 "--shard auto: SLURM does not say how many tasks the array has; write i/n"
             )
         step = (last - first) // max(1, count - 1) if count > 1 else 1
-        if step < 1 or (task - first) % step or (task - first) // step >= count:
+        is_even = step >= 1 and last - first == step * (count - 1)
+        if not is_even or (task - first) % step or not 0 <= (task - first) // step < count:
             raise BadConfig("--shard auto: the array's tasks are not numbered evenly; write i/n")
         return (task - first) // step, count
     if (index := _number("JOB_COMPLETION_INDEX")) is not None:

@@ -94,6 +94,8 @@ def test_names_that_paths_would_share_are_told_apart_whatever_else_is_there(tmp_
     assert len(set(names)) == 3
     touch(root, "c.nii")
     assert set(names) < set(names_of(read_folder(root)))
+    root.rename(tmp_path / "elsewhere")  # as another machine has it
+    assert set(names) < set(names_of(read_folder(tmp_path / "elsewhere")))
 
 
 def test_folders_of_dicom_are_cases_and_with_all_series_each_volume(tmp_path: Path):

@@ -44,6 +44,7 @@ def test_auto_is_what_the_scheduler_says(monkeypatch: pytest.MonkeyPatch, variab
         {"JOB_COMPLETION_INDEX": "3"},
         {"JOB_COMPLETION_INDEX": "4", "JOB_COMPLETIONS": "4"},
         array(5, 0, 9, 3),
+        array(1, 1, 4, 3),  # 1, 2 and 4: the first must not begin what the last refuses
         {"SLURM_ARRAY_TASK_ID": "5"},
     ],
 )
