@@ -164,7 +164,11 @@ def located(case: Case) -> Case:
 
 
 def part_of(cases: Sequence[Case], part: tuple[int, int]) -> list[Case]:
-    """The cases of part i of n, 0 <= i < n: every n-th, so that all parts are of one size."""
+    """The cases of part i of n: every n-th, so that all parts are of one size. Raises `BadConfig`
+    unless 0 <= i < n.
+    """
+    if not 0 <= part[0] < part[1]:
+        raise BadConfig(f"there is no part {part[0]} of {part[1]}; parts are numbered from 0")
     return list(cases[part[0] :: part[1]])
 
 

@@ -133,7 +133,8 @@ def _parquet_rows(path: Path) -> Iterator[list[str]]:
             f'{path}: to read Parquet, pip install "medseg[parquet]", or give the list as CSV'
         ) from None
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            table = file.read()
         # Column by column, for a mapping would lose one of two that are called the same.
         columns = [_values(column) for column in table.columns]
     except (pyarrow.ArrowException, OSError, ValueError) as error:

@@ -16,6 +16,12 @@ def test_parts_are_disjoint_and_together_everything():
     assert {len(part) for part in parts} == {4, 5}
 
 
+@pytest.mark.parametrize("part", [(-1, 3), (3, 3), (0, 0)])
+def test_a_part_that_is_none_is_refused(part: tuple[int, int]):
+    with pytest.raises(BadConfig, match="numbered from 0"):
+        part_of([Case(name="a", images=())], part)
+
+
 def array(task: int, first: int, last: int, count: int) -> dict[str, str]:
     numbers = {"ID": task, "MIN": first, "MAX": last, "COUNT": count}
     return {f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in numbers.items()}
