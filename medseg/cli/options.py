@@ -495,9 +495,13 @@ def parse_changes(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def parse_place(text: str) -> "Path | str":
-    """A folder, or the address of a place in a store as it is."""
+    """A folder, or the address of a place in a store as it is. Raises `BadConfig` for an address of
+    another kind, of which a folder would be made here.
+    """
     from medseg.cohort import is_store
 
+    if "://" in text and not is_store(text):
+        raise BadConfig(f"{text}: give a folder, or a place in s3://, gs:// or az://")
     return text if is_store(text) else Path(text)
 
 

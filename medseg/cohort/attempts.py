@@ -63,7 +63,7 @@ def history(path: Path, key: str, recorded: int = 0) -> History:
     """What is known of the attempts. recorded: the number of the attempt that left the newest
     record.
     """
-    lines = _lines(path)
+    lines = lines_of(path)
     ends = {line.get("ended"): line.get("how") for line in lines if "ended" in line}
     starts = [line for line in lines if isinstance(line.get("begun"), int)]
     same = [line["begun"] for line in starts if line.get("key") == key[:16]]
@@ -92,7 +92,7 @@ def _add(path: Path, line: dict[str, Any]) -> None:
         ) from error
 
 
-def _lines(path: Path) -> Sequence[dict[str, Any]]:
+def lines_of(path: Path) -> Sequence[dict[str, Any]]:
     """The lines that can be read; a kill may have left half of one."""
     try:
         texts = path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -69,7 +69,8 @@ def write_sidecar(path: Path, *, case: Case, result: Segmentation) -> None:
     """Write the JSON file beside a label map: what it was made from, and by which model."""
     image = Path(case.images[0])
     below = [*image.parts]
-    start = next((n for n, part in enumerate(below) if part.startswith("sub-")), len(below) - 1)
+    subjects = [n for n, part in enumerate(below[:-1]) if part.startswith("sub-")]
+    start = subjects[-1] if subjects else len(below) - 1
     content = {
         "Sources": [f"bids:raw:{'/'.join(below[start:])}"],
         "SpatialReference": "orig",

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from medseg.cohort.attempts import lines_of
 from medseg.cohort.places import Places, shelf
 from medseg.cohort.records import names_on_shelves
 from medseg.cohort.request import Request
@@ -136,9 +137,9 @@ class StoreOutput(Output):
     def keep_attempt(self, path: Path, number: int) -> None:
         """Write the object of an attempt: its lines of the file. Raises `BadOutput`."""
         lines = [
-            line
-            for line in path.read_text(encoding="utf-8").splitlines()
-            if number in (json.loads(line).get("begun"), json.loads(line).get("ended"))
+            json.dumps(line)
+            for line in lines_of(path)
+            if number in (line.get("begun"), line.get("ended"))
         ]
         name = f"{path.relative_to(self.folder).as_posix()}.{number}"
         self._store.write(name, "".join(f"{line}\n" for line in lines).encode())

@@ -107,6 +107,11 @@ def run_part(
     on.
     """
     check_output(cohort, out)
+    if str(out).lower().startswith("memory:"):
+        raise BadConfig(
+            f"{out}: is each process's own, and workers are processes, with which results would be"
+            " gone; give a folder, or a place in another store"
+        )
     part = part_of(cohort.cases, choice.part)
     if on is not None:  # workers elsewhere have another working folder
         from medseg.cohort.cluster import check_answers, check_ray

@@ -166,8 +166,9 @@ def read_table(cohort: Cohort, request: Request, places: Places) -> Table:
             _empty(table, row)
             table.texts["error"][row] = f"{places.record_below(case.name)}{_DAMAGED}"
             continue
-        if outcome.status == "done":
-            table.texts["labels"][row] = places.labels_below(case)
+        labels = places.labels_below(case) if outcome.status == "done" else ""
+        if status == "done" or (labels and places.has(places.out / labels)):
+            table.texts["labels"][row] = labels
     return table
 
 

@@ -20,6 +20,7 @@ import pytest
 from making import networks as tiny
 from making.cohort import LOCAL_COMMAND, TABLE, a_request, environment, local_stores, make_list
 from making.places import ROOT
+from medseg.cli.options import parse_place
 from medseg.cohort.cases import Case, make_cohort
 from medseg.cohort.course import Limits
 from medseg.cohort.gather import gather_cohort
@@ -169,6 +170,24 @@ def test_the_kind_of_an_address_may_be_in_capitals(memory: Any):
     states = states_of(["MEMORY://b/out/a.json", "memory://b/out/a.json"])
     assert len(states) == 2
     assert None not in states.values()
+
+
+def test_results_that_would_be_gone_with_their_process_are_refused(memory: Any, tmp_path: Path):
+    cohort = make_list(tmp_path, ["a"])
+    with pytest.raises(BadConfig, match="would be gone"):
+        run_part(
+            cohort, "memory://b/out", a_request(), ALL, Limits(workers=1), TABLE,
+            command=LOCAL_COMMAND,
+        )  # fmt: skip
+    assert memory.find("/b") == []
+
+
+def test_an_address_of_another_kind_makes_no_folder(tmp_path: Path):
+    for address in ("file:///tmp/out", "s4://bucket/out"):
+        with pytest.raises(BadConfig, match="give a folder, or a place in s3"):
+            parse_place(address)
+    assert parse_place("s3://bucket/out") == "s3://bucket/out"
+    assert parse_place("out") == Path("out")
 
 
 def fetch_bytes(address: str) -> bytes:
