@@ -254,7 +254,10 @@ def _volume(path: Path, number: int, text: str) -> int | None:
     try:
         value = whole_number(_whole(text))
     except ValueError as error:
-        raise BadFile(f"{path}: row {number}, column 'volume': {error}") from None
+        raise BadFile(
+            f"{path}: row {number}, column 'volume': {error}; it says which volume of a 4-D file,"
+            " so rename it if it means something else"
+        ) from None
     if value < 0:
         raise BadFile(f"{path}: row {number}, column 'volume': volumes are numbered from 0")
     return value

@@ -62,9 +62,9 @@ class Request:
     ) -> str:
         """A hash of all that the result of a case depends on.
 
-        Those are its name, the size and time of its files (or with `verify` their content), the
-        model, the settings that change labels, the arithmetic and the version of medseg. states: of
-        scans in a store, what `states_of` says.
+        Those are its name, the name, size and time of its files (or with `verify` their content
+        instead of the last two), the model, the settings that change labels, the arithmetic and the
+        version of medseg. states: of scans in a store, what `states_of` says.
         """
         identity = [case.name, case.series, case.volume, _inputs(case, self.verify, states)]
         text = json.dumps([*identity, self._settings_text, arithmetic, __version__], sort_keys=True)
@@ -170,9 +170,15 @@ def settled_arithmetic(places: Places, found: Mapping[str, str] | None = None) -
 
 
 def _inputs(case: Case, verify: bool, states: Mapping[str, Any]) -> list[Any]:
-    """Size and time of a case's files, or their hashes; of a folder those of all in it."""
+    """Name, size and time of a case's files, or their hashes; of a folder those of all in it.
+
+    Files of one archive have one time, and without compression often one size.
+    """
     return [
-        states.get(name) if "://" in name else file_state(Path(name), verify=verify)
+        [
+            name.rstrip("/").rpartition("/")[2] if "://" in name else Path(name).name,
+            states.get(name) if "://" in name else file_state(Path(name), verify=verify),
+        ]
         for name in case.images
     ]
 

@@ -6,6 +6,7 @@ Workers are real processes here, and what they do is made up (`making.cohort.sta
 from __future__ import annotations
 
 import json
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,19 @@ def test_workers_are_as_many_as_promise_to_end_soonest(one_s, all_s, cores, memo
     measured = Measured(all_threads_s=all_s, one_thread_s=one_s, start_s=5, memory_bytes=10)
     chosen = choose_workers(measured, cores=cores, memory_bytes=memory, cases_left=left)
     assert chosen == expected
+
+
+def test_another_file_of_the_same_size_and_time_is_another_scan(tmp_path: Path):
+    images = [tmp_path / name for name in ("one.nii", "two.nii")]
+    for path in images:
+        path.write_text(path.stem)
+        os.utime(path, ns=(10**18, 10**18))  # as an archive leaves them
+    (tmp_path / "moved").mkdir()
+    request = a_request()
+    keys = [request.key(Case(name="a", images=(str(path),)), "") for path in images]
+    assert keys[0] != keys[1]
+    moved = images[0].rename(tmp_path / "moved" / "one.nii")
+    assert request.key(Case(name="a", images=(str(moved),)), "") == keys[0]
 
 
 def test_what_values_mean_is_what_the_model_says_that_ran_last(tmp_path: Path):
