@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from medseg.cohort.cases import short_name
 from medseg.cohort.measures import add_intensities, structure_intensities
 from medseg.config import BrainSpec
 from medseg.errors import BadConfig, BadFile, MedsegError
@@ -84,12 +87,30 @@ def measure_all(
     """Every label map with what was measured, or with what is wrong with it. Raises `BadConfig`."""
     if scans and len(scans) != len(paths):
         raise BadConfig(f"{len(paths)} label maps and {len(scans)} scans; give a --scan for each")
+    names = _names_of(paths)
     for number, path in enumerate(paths):
         scan = scans[number] if scans else None
         try:
-            yield path, measure_label_map(path, table=table, brain=brain, scan=scan)
+            content = measure_label_map(path, table=table, brain=brain, scan=scan)
+            yield path, content | {"case": names[number]}
         except MedsegError as error:
             yield path, error
+
+
+def _names_of(paths: Sequence[Path]) -> list[str]:
+    """What label maps are called in the rows: by their files, those of one name with the folders
+    in which they differ, as the scans of a folder tree are.
+    """
+    names = [strip_suffix(path) for path in paths]
+    twice = {name for name, count in Counter(names).items() if count > 1}
+    if not twice:
+        return names
+    places = [path.absolute().parent for path in paths]
+    common = os.path.commonpath(places)
+    return [
+        short_name((place.relative_to(common) / name).as_posix()) if name in twice else name
+        for place, name in zip(places, names)
+    ]
 
 
 def wide_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from medseg.cohort.gather import gather_cohort
 from medseg.cohort.measures import structure_intensities
 from medseg.cohort.records import write_failure
 from medseg.cohort.request import read_cohort, write_cohort
-from medseg.cohort.volumes import list_label_maps
+from medseg.cohort.volumes import list_label_maps, long_rows, measure_all
 from medseg.errors import BadConfig, BadFile
 from medseg.volume import Volume
 
@@ -353,3 +353,17 @@ def test_label_maps_are_found_wherever_their_folder_lies(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path / ".hidden" / "labels")
     for folder in (tmp_path / ".hidden" / "labels", Path("../labels"), Path()):
         assert [one.name for one in list_label_maps([folder])] == ["a_seg.nii.gz"]
+
+
+def test_label_maps_of_one_name_are_told_apart_by_their_folders(tmp_path: Path):
+    paths = [tmp_path / name for name in ("p1/T1_seg.nii.gz", "p2/T1_seg.nii.gz", "p2/b_seg.nii")]
+    for number, path in enumerate(paths, start=1):
+        path.parent.mkdir(exist_ok=True)
+        data = np.zeros((3, 3, 3), np.uint8)
+        data[:number] = 1
+        tiny.save_nifti(path, data, tiny.affine_of())
+    records = [one for _, one in measure_all(list_label_maps([tmp_path]), (), None, brain=None)]
+    rows = long_rows([one for one in records if isinstance(one, dict)])
+    assert [(row["case"], row["voxels"]) for row in rows] == [
+        ("p1_T1_seg", 9), ("p2_T1_seg", 18), ("b_seg", 27),
+    ]  # fmt: skip
