@@ -67,6 +67,7 @@ class Request:
         version of medseg. states: of scans in a store, what `states_of` says.
         """
         identity = [case.name, case.series, case.volume, _inputs(case, self.verify, states)]
+        identity.append(case.problem)  # once it is solved the case is another one
         text = json.dumps([*identity, self._settings_text, arithmetic, __version__], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -106,10 +106,12 @@ def _names_of(paths: Sequence[Path]) -> list[str]:
     if not twice:
         return names
     places = [path.absolute().parent for path in paths]
-    common = os.path.commonpath(places)
+    same_disk = len({place.anchor for place in places}) == 1
+    common = os.path.commonpath(places) if same_disk else ""
+    below = [place.relative_to(common) if common else place for place in places]
     return [
-        short_name((place.relative_to(common) / name).as_posix()) if name in twice else name
-        for place, name in zip(places, names)
+        short_name((place / name).as_posix()) if name in twice else name
+        for place, name in zip(below, names)
     ]
 
 

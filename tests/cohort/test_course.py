@@ -252,6 +252,8 @@ def test_another_file_of_the_same_size_and_time_is_another_scan(tmp_path: Path):
     assert keys[0] != keys[1]
     moved = images[0].rename(tmp_path / "moved" / "one.nii")
     assert request.key(Case(name="a", images=(str(moved),)), "") == keys[0]
+    unsolved = Case(name="a", images=(str(moved),), problem="two images are called so")
+    assert request.key(unsolved, "") != keys[0]
 
 
 def test_what_values_mean_is_what_the_model_says_that_ran_last(tmp_path: Path):
