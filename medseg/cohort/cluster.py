@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from importlib.util import find_spec
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,8 @@ class Cluster(Staff):
     one that is started here and ended with the run. Raises `BadConfig` where there is no Ray, or no
     cluster.
     """
+
+    start_limit_s = inf  # a cluster may be full for hours
 
     def __init__(
         self, hello: Mapping[str, Any], address: str = "", command: Sequence[str] | None = None

@@ -129,6 +129,7 @@ class Course:
                     self._staff.hire(self._threads, {})
                 for hand, message in self._staff.listen(_LOOK_S):
                     self._hear(hand, message)
+                self._look_at_starts()
         return self._settled
 
     def run(self, items: Iterable[Item], progress: Progress = silent) -> Came:
@@ -234,6 +235,7 @@ class Course:
 
     def _look(self) -> None:
         """End workers whose case takes more time or memory than it may."""
+        self._look_at_starts()
         now = time.monotonic()
         for hand in self._busy():
             item: Item = hand.doing
@@ -244,6 +246,13 @@ class Course:
                 hand.end("timeout")
             elif most_bytes and hand.resident_bytes() > most_bytes * item.times:
                 hand.end("memory")
+
+    def _look_at_starts(self) -> None:
+        """End workers that do not get ready, such as on a disk that does not answer."""
+        for hand in self._staff.hands:
+            is_late = time.monotonic() - hand.since > self._staff.start_limit_s
+            if is_late and not hand.is_ready and not hand.ended_for:
+                hand.end("late")
 
     def _limit_s(self) -> float:
         if self._limits.case_time_s:
@@ -283,10 +292,10 @@ class Course:
     def _did_not_start(self, hand: Hand, status: int | None) -> None:
         self._starts += 1
         if self._starts >= _MOST_STARTS:
-            raise MedsegError(
-                f"workers end at their start ({_spoken(status)}): "
-                f"{hand.last_words() or 'no message'}"
-            )
+            how = f"workers end at their start ({_spoken(status)})"
+            if hand.ended_for == "late":
+                how = f"workers do not start within {self._staff.start_limit_s:.0f} seconds"
+            raise MedsegError(f"{how}: {hand.last_words() or 'no message'}")
 
     def _ended(self, hand: Hand, item: Item, message: Mapping[str, Any]) -> None:
         status, error = message["status"], message["error"]

@@ -67,7 +67,7 @@ class Hand:
         self.is_ready = False
         self.doing: Any = None
         self.since = time.monotonic()
-        self.ended_for = ""  # why we ended it: 'timeout', 'memory', 'given up'
+        self.ended_for = ""  # why we ended it: 'timeout', 'memory', 'late', 'given up'
         self.is_fresh = True  # it has not begun a case
 
     def tell(self, **message: Any) -> None:
@@ -122,7 +122,12 @@ class Hand:
 
 
 class Staff:
-    """All workers of one part, each spoken to with `hello` when it starts; here on this machine."""
+    """All workers of one part, each spoken to with `hello` when it starts; here on this machine.
+
+    start_limit_s: seconds within which a worker must be ready.
+    """
+
+    start_limit_s = 1800.0
 
     def __init__(self, hello: Mapping[str, Any], command: Sequence[str] = COMMAND) -> None:
         self.hands: list[Hand] = []

@@ -218,6 +218,19 @@ def test_a_first_worker_that_dies_is_replaced_until_it_is_clear_that_none_starts
         run_part(cohort, tmp_path / "out", request, Choice(), Limits(), TABLE, command=command)
 
 
+@pytest.mark.parametrize("settings", [Settings(), a_request().settings])
+def test_a_worker_that_hangs_at_its_start_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Settings
+):
+    monkeypatch.setattr(course.Staff, "start_limit_s", 0.5)
+    command = (COMMAND[0], "-c", "import time; time.sleep(600)")
+    cohort, request = make_list(tmp_path, ["a"]), a_request(settings=settings)
+    with pytest.raises(MedsegError, match="do not start within 0 seconds"):
+        run_part(
+            cohort, tmp_path / "out", request, ALL, Limits(workers=1), TABLE, command=command
+        )  # fmt: skip
+
+
 def test_results_never_lie_among_the_scans(tmp_path: Path):
     cohort = make_list(tmp_path / "out" / "scans", ["a"])
     with pytest.raises(Exception, match="output folder"):
