@@ -24,7 +24,7 @@ from medseg.dataset import (
     usual_folds,
 )
 from medseg.errors import BadConfig, BadFile, DataWarning
-from medseg.files import atomic_write
+from medseg.files import atomic_write, file_state
 from medseg.inference import free_bytes_on
 from medseg.machine import free_bytes
 from medseg.training.capacity import Machine, check_memory
@@ -38,7 +38,7 @@ from medseg.training.plan import (
     make_plan,
     seconds_a_step,
 )
-from medseg.training.prepared.arrays import Preparation
+from medseg.training.prepared.arrays import Preparation, hash_of as content_hash
 from medseg.training.prepared.reading import PreparedScans
 from medseg.training.processes import Processes
 from medseg.training.request import Events, Request, slug
@@ -111,6 +111,39 @@ def begin(
     )  # fmt: skip
     write_identity(run, identity)
     record_config(config, run)  # last of all: where it is, the rest is
+
+
+def view_of(dataset: Dataset, prepared: PreparedScans | None) -> dict[str, str]:
+    """What a process sees of the data, by names for people: files by name and size, for times of
+    copies may differ.
+    """
+    labels = [[label.value, label.name] for label in dataset.table.labels]
+    view: dict[str, Any] = {
+        "labels and channels": [labels, dataset.channels, dataset.regions, dataset.ignore]
+    }
+    for case in used_cases(dataset):
+        files = [
+            *case.images,
+            *([case.label] if case.label else []),
+            *(one for _, one in case.masks),
+        ]
+        view[f"case {case.name}"] = [
+            [[path.name, _sizes(file_state(path))] for path in files],
+            case.numbers,
+            case.labelled,
+        ]
+    if prepared is not None:
+        view[f"prepared scans in {prepared.store.folder}"] = [prepared.facts, prepared.settings]
+    return {name: content_hash(content) for name, content in view.items()}
+
+
+def _sizes(state: Any) -> Any:
+    """What `file_state` says, without times."""
+    if not isinstance(state, list) or not state:
+        return state
+    if isinstance(state[0], list):
+        return [[name, _sizes(one)] for name, one in state]
+    return state[0]
 
 
 def _checked(dataset: Dataset, events: Events) -> Check:

@@ -8,15 +8,17 @@ maps that each has found.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import platform
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -34,6 +36,12 @@ from medseg.networks import has_depthwise
 from medseg.training.watch import GONE, Watch, is_about_another
 
 T = TypeVar("T")
+#: Numbers of what is joined in one process, such as each fold: all count alike.
+_RUNS = itertools.count()
+#: Seconds in which all processes must have come.
+_COME_S = 300.0
+#: Seconds that they wait for each other at most: while one prepares, or scores whole scans.
+_WAIT_S = 24 * 3600.0
 #: Deals numbers from 0 out: what a function gives for each of so many, in order.
 Deal = Callable[[int, Callable[[int], T]], list[T]]
 #: Seconds until what another process has written must be seen: a network file system remembers for
@@ -69,17 +77,27 @@ class Processes:
 
     def __enter__(self) -> Processes:
         if self.size > 1:
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)
-            on_card = self.device.type == "cuda"
-            distributed.init_process_group(
-                "nccl" if on_card else "gloo",
-                # The others wait while one prepares, or scores whole scans.
-                timeout=timedelta(hours=24),
-                device_id=self.device if on_card else None,
-            )
-            self._watch = self._begin_watch()
+            try:
+                self._join()
+            except RuntimeError as error:
+                if not is_about_another(error):
+                    raise
+                raise MedsegError(GONE) from None
         return self
+
+    def _join(self) -> None:
+        on_card = self.device.type == "cuda"
+        if on_card:
+            torch.cuda.set_device(self.device)
+        distributed.init_process_group(
+            "nccl" if on_card else "gloo",
+            store=distributed.PrefixStore(f"run{next(_RUNS)}", meeting_place()),
+            rank=self.rank,
+            world_size=self.size,
+            timeout=timedelta(seconds=_WAIT_S),
+            device_id=self.device if on_card else None,
+        )
+        self._watch = self._begin_watch()
 
     def _begin_watch(self) -> Watch:
         # A store of its own: one that waits for a key lets nobody else in.
@@ -280,6 +298,21 @@ class Processes:
                 " every machine sees under the same name"
             )
 
+    def check_same(self, view: Mapping[str, str], place: Path | str) -> None:
+        """Raises `BadConfig` in every process where one of them sees other data in a place than the
+        first: another disk under the same name, or an older copy. view: what there is, by names for
+        people, with hashes.
+        """
+        (_, first), *others = self.gather([platform.node(), dict(view)])
+        for rank, (machine, other) in enumerate(others, start=1):
+            names = [name for name in first | other if first.get(name) != other.get(name)]
+            if names:
+                more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+                raise BadConfig(
+                    f"{place}: process {rank} on {machine} does not see the same {names[0]}{more}"
+                    " as the first one; give data that every machine sees under the same name"
+                )
+
     def like(self, value: Tensor, other: Tensor) -> Tensor:
         """A whole tensor laid out as another is: shared out over the processes, if that is."""
         if not self.sharded:
@@ -303,6 +336,23 @@ class Processes:
             yield self._whole.to(self.device)
         finally:
             self._whole.cpu()
+
+
+@cache
+def meeting_place() -> distributed.Store:
+    """The store by which all processes find each other, which is the same to the end, so that
+    nobody comes to one that is about to close. Raises `MedsegError` where some do not come.
+    """
+    come = timedelta(seconds=_COME_S)
+    try:
+        store: distributed.Store = next(distributed.rendezvous("env://", timeout=come))[0]
+    except RuntimeError:
+        raise MedsegError(
+            f"not all processes of this run have come within {_COME_S:.0f} seconds; see what the"
+            " others say, and start all of them again"
+        ) from None
+    store.set_timeout(timedelta(seconds=_WAIT_S))
+    return store
 
 
 def alone(count: int, do: Callable[[int], T]) -> list[T]:

@@ -7,14 +7,14 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medseg.config import Config, make_config, override, read_settings
 from medseg.dataset import Dataset, Split, covering, read_dataset
-from medseg.errors import BadConfig, BadModel, BadOutput, DataWarning
+from medseg.errors import BadConfig, BadModel, BadOutput, DataWarning, MedsegError
 from medseg.evaluation import (
     Evaluation,
     read_scores,
@@ -25,7 +25,13 @@ from medseg.evaluation import (
 from medseg.files import atomic_write, output_errors, sweep
 from medseg.models import change_spec, load_checkpoint, model_card
 from medseg.text import read_json
-from medseg.training.beginning import begin, fold_number, folds_of, splits_of
+from medseg.training.beginning import (
+    begin,
+    fold_number,
+    folds_of,
+    splits_of,
+    view_of,
+)
 from medseg.training.identity import (
     NAME as IDENTITY,
     check_same_data,
@@ -62,8 +68,9 @@ def train_folds(request: Request, events: Events | None = None) -> Outcome | Non
     """
     if not request.every_fold:
         return train_dataset(request, events)
-    dataset = read_dataset(request.data)
-    run, folds = request.folder(dataset), range(len(splits_of(request, dataset)))
+    with Processes(_device(request)):  # what one of them cannot read ends all
+        dataset = read_dataset(request.data)
+        run, folds = request.folder(dataset), range(len(splits_of(request, dataset)))
     time_s = request.time_s / len(folds) if request.time_s else None
     outcomes = []
     for fold in folds:
@@ -110,13 +117,16 @@ def _train(request: Request, events: Events | None, *, folds: Sequence[int]) -> 
     """`train_dataset`. folds: those that the command trains, this one first."""
     began = time.monotonic() if request.began is None else request.began
     request, hear = replace(request, began=began), events or Events()
-    dataset = read_dataset(
-        request.data, lambda name, done, count: hear.reading("reading", done, count)
-    )
-    run = request.folder(dataset)
-    _check_folder(run, request.resume)
-    with Processes(str(request.fixed().get("train.device", "auto"))) as processes:
+    # The others are joined before anything is read: what one of them cannot read ends all.
+    with Processes(_device(request)) as processes:
         hear = hear if processes.first else Events()
+        dataset = read_dataset(
+            request.data, lambda name, done, count: hear.reading("reading", done, count)
+        )
+        run = request.folder(dataset)
+        _check_folder(run, request.resume)
+        if processes.size > 1:
+            processes.check_same(view_of(dataset, request.prepared_scans), dataset.folder)
         _begin(request, dataset, run, processes=processes, events=hear, folds=folds)
         config, (training, validation) = _recorded(request, run)
         processes.check_batch(config.train.batch)
@@ -152,6 +162,14 @@ def _train(request: Request, events: Events | None, *, folds: Sequence[int]) -> 
         if not processes.first:
             return None
     return _finish(dataset, source, config, run=run, scored=scored, events=hear)
+
+
+def _device(request: Request) -> str:
+    """The device asked for; 'auto' where that cannot be read, which is said later, to all."""
+    settings = dict(request.overrides)
+    with suppress(MedsegError):
+        settings = request.fixed()
+    return str(settings.get("train.device", "auto"))
 
 
 def _begin(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,8 +246,9 @@ class ScanSource:
         """Delete what was prepared for this run alone."""
         if self._prepared is None:
             for path in sorted(self.store.glob("*.npy")):
-                path.unlink()
-            self.store.rmdir()
+                path.unlink(missing_ok=True)
+            with suppress(OSError):  # what else is there is not ours, or a server's, for a while
+                self.store.rmdir()
 
     def _case_of(self, sample: int) -> int:
         """The number of the training case that the run's sample of this place is drawn from."""

@@ -476,6 +476,8 @@ def _draw(folder: Path) -> None:
 def _rendered(config: Config, folder: Path, processes: Processes) -> RenderedSource:
     """The label maps of a config, which must be those that the run was begun with."""
     source = RenderedSource(config)
+    view = {f"label map {name}": digest for name, digest in source.digests.items()}
+    processes.check_same(view, config.data)
     if processes.first:
         check_same_maps(folder, source)
     return source

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 from collections.abc import Iterator
 from unittest import mock
 
@@ -10,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from medseg.errors import BadConfig
+from medseg.errors import BadConfig, MedsegError
 from medseg.networks import build_network
+from medseg.training import processes as module
 from medseg.training.capacity import _saved_bytes, training_bytes
 from medseg.training.processes import Processes, _device_of
 
@@ -74,6 +77,18 @@ def on_a_card() -> Processes:
     processes = Processes("cpu")
     processes.device = torch.device("cuda")
     return processes
+
+
+def test_one_that_never_comes_is_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in (place | {"RANK": "0", "WORLD_SIZE": "2"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(module, "_COME_S", 1.0)
+    with pytest.raises(MedsegError, match="not all processes of this run have come within 1 sec"):
+        Processes("cpu").__enter__()
 
 
 def test_what_gives_other_bits_every_time_is_refused_on_a_card():
@@ -140,3 +155,16 @@ def test_every_part_of_mask2former_has_a_gradient_where_nothing_is_labelled():
     network.loss(said, torch.full((1, 16, 16, 16), -1)).backward()
     without = [name for name, value in network.named_parameters() if value.grad is None]
     assert not without
+
+
+def test_data_that_are_other_ones_elsewhere_are_named_with_the_machine():
+    processes = Processes("cpu")
+    views = [["one", {"case a": "1", "case b": "2"}], ["two", {"case a": "1", "case c": "3"}]]
+    with mock.patch.object(processes, "gather", return_value=[views[0], views[0]]):
+        processes.check_same({}, "data")
+    words = "data: process 2 on two does not see the same case b (and 1 more) as the first"
+    with (
+        mock.patch.object(processes, "gather", return_value=[views[0], *views]),
+        pytest.raises(BadConfig, match=re.escape(words)),
+    ):
+        processes.check_same({}, "data")

@@ -4,8 +4,11 @@ all, in one sentence.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -114,6 +117,35 @@ def test_a_run_folder_that_the_others_do_not_see_is_said_at_the_start(data: Path
     assert said.count("medseg: ") == 1, said
     assert "is not seen by 1 of 2 processes" in said
     assert not any(list(place.iterdir()) for place in places), "nothing is left"
+
+
+@pytest.mark.parametrize("sight", ["nothing", "an older copy", "no settings"])
+def test_data_that_the_others_do_not_see_are_said_at_the_start(
+    data: Path, tmp_path: Path, sight: str
+):
+    """Nothing but the other processes themselves could end them here."""
+    places = [tmp_path / "here", tmp_path / "there"]
+    for place in places:
+        shutil.copytree(data / "usual", place / "data")
+        (place / "my.yaml").write_text("train: {seed: 3}\n")
+    if sight == "nothing":
+        shutil.rmtree(places[1] / "data")
+        words = "data"
+    elif sight == "no settings":
+        (places[1] / "my.yaml").unlink()
+        words = "my.yaml"
+    else:
+        label = places[1] / "data" / "labelsTr" / "case_02.nii.gz"
+        label.write_bytes(label.read_bytes() + gzip.compress(b""))
+        words = "process 1 on .* does not see the same case case_02 as the first one"
+    run = tmp_path / "run"
+    command = ("-m", "medseg", "train", "data", "--config", "my.yaml", "-o", run, "--quiet")
+    both = ranks.run_ranks(2, *command, *settings(), places=places)
+    assert all(ran.code != 0 for ran in both)
+    said = [line for ran in both for line in ran.err.splitlines() if line.startswith("medseg: ")]
+    assert len(said) == 1, said
+    assert re.search(words, said[0])
+    assert "please report" not in said[0]
 
 
 def test_sigterm_keeps_the_step_and_two_go_on_with_the_run_of_one(

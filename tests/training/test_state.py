@@ -12,6 +12,7 @@ import torch
 from making import networks as tiny, phantoms
 from medseg.errors import BadOutput
 from medseg.training import state
+from medseg.training.scans import ScanSource
 from medseg.training.state import append_line, locked, save_run, truncate_metrics
 
 
@@ -57,3 +58,16 @@ def test_a_run_folder_that_cannot_be_one_is_refused_in_a_sentence(tmp_path: Path
         assert words in ran.err
         assert "please report" not in ran.err
     assert (tmp_path / "file").read_text() == "no folder"
+
+
+def test_prepared_scans_are_deleted_and_what_else_lies_there_ends_no_run(tmp_path: Path):
+    source = ScanSource.__new__(ScanSource)
+    source.store, source._prepared = tmp_path / "prepared", None
+    for kept in (".nfs0001", ""):
+        source.store.mkdir(exist_ok=True)
+        for name in filter(None, ("a.image.npy", kept)):
+            (source.store / name).write_bytes(b"1")
+        source.discard()
+        assert not list(source.store.glob("*.npy"))
+        (source.store / ".nfs0001").unlink(missing_ok=True)
+    assert not source.store.exists()
