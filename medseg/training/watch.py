@@ -25,7 +25,14 @@ _FAILED_S = 25.0
 #: Seconds until a look at the others that is under way counts as hanging.
 _LEAVE_S = 5.0
 #: What is said by PyTorch's backends where the other side is gone.
-_CLOSED = ("closed by peer", "reset by peer", "broken pipe", "remote process exited", "timed out")
+_CLOSED = (
+    "closed by peer",
+    "likely closed",
+    "reset by peer",
+    "broken pipe",
+    "remote process exited",
+    "timed out",
+)
 GONE = (
     "another process of this run is gone, and all end with it; what was trained up to the last"
     " state is kept, and the same command goes on, also with another number of processes"
