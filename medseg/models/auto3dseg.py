@@ -21,7 +21,7 @@ from medseg.labels import LabelTable
 from medseg.models.anatomy import table_of
 from medseg.models.archives import names_in, unpacked
 from medseg.models.bundle import licences
-from medseg.models.bundle_parts import network_of
+from medseg.models.bundle_parts import HOMES, network_of
 from medseg.models.folder import sha256_of
 from medseg.models.spec import ModelSpec
 from medseg.models.steps import Crop, Curve, Ending, Range, Space, Standard, StepRecipe, Turn
@@ -221,7 +221,7 @@ def _network(settings: _Settings) -> tuple[dict[str, Any], int, int]:
     if not isinstance(raw, dict):
         raise settings.refuse("its config names no network")
     target = raw.get("_target_")
-    if target not in ("SegResNetDS", "monai.networks.nets.SegResNetDS"):
+    if target not in {f"{home}SegResNetDS" for home in ("", *HOMES["network"])}:
         raise settings.refuse(
             f"its config wants the network {target!s:.80}, which medseg does not run; it knows"
             " SegResNetDS"
@@ -232,8 +232,13 @@ def _network(settings: _Settings) -> tuple[dict[str, Any], int, int]:
     plain = network_of("SegResNetDS", arguments, settings.refuse)
     left = dict(plain.arguments)
     left.pop("dsdepth", None)  # coarser outputs, for training
+    activation = left.get("act")
+    if isinstance(activation, list | tuple) and len(activation) == 2:
+        name, more = activation
+        if isinstance(more, dict) and more.keys() <= {"inplace"}:  # where it is computed
+            left["act"] = name
     for key, values in (
-        ("act", ("relu", "RELU")),
+        ("act", ("relu", "RELU", "ReLU")),
         ("preprocess", (None,)),
         ("upsample_mode", ("deconv",)),
         ("blocks_up", (None,)),

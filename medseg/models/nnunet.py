@@ -272,7 +272,12 @@ def _coarse_beside(foreign: Foreign) -> list[Checkpoint]:
 
 
 def _coarse_of(folder: Path | None) -> list[Checkpoint]:
-    return [] if folder is None else list(checkpoints_of(read_foreign(folder), mirrored=False))
+    """The checkpoints of a coarse model; [] where it cannot be used, which only makes a run
+    longer."""
+    try:
+        return [] if folder is None else list(checkpoints_of(read_foreign(folder), mirrored=False))
+    except BadModel:
+        return []
 
 
 def _first_stage(foreign: Foreign) -> list[ForeignCheckpoint]:

@@ -31,7 +31,8 @@ _CODES = {
 }  # fmt: skip
 #: Trainers of networks that are no U-Net of nnU-Net's plans, whatever their plans say.
 _OTHER_NETWORKS = re.compile(
-    r"primus|mamba|mednext|stu_?net|swin_?unet|unetr|nnformer|transunet|dints|segresnet",
+    r"primus|mamba|mednext|(?-i:STU_?Net)|swin_?unet|(?<!nn)unetr|nnformer|transunet|dints"
+    r"|segresnet",
     re.IGNORECASE,
 )
 #: Parts of the names of nnU-Net's and TotalSegmentator's trainers that leave the network as

@@ -106,6 +106,10 @@ def test_a_model_finds_the_coarse_one_of_its_dataset_or_beside_it(tmp_path):
     assert not load_models([str(fine)])[0].coarse()  # it knows no spleen
     write(tmp_path / "two" / "Dataset003_Coarse" / FULL, 9.0)
     assert load_models([str(fine)])[0].coarse()[0].spec.spacing == (9.0,) * 3
+    for file in tmp_path.rglob("checkpoint_final.pth"):
+        if fine not in file.parents:
+            file.write_bytes(b"damaged")
+    assert not load_models([str(fine)])[0].coarse()  # a run is only longer without
 
 
 def test_a_converted_set_keeps_its_coarse_model(tmp_path):

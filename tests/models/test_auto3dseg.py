@@ -69,8 +69,22 @@ def test_regions_get_the_labels_that_the_config_gives_them(tmp_path):
     assert "class_index" in refused(folder)
 
 
+def test_the_network_may_be_named_in_full_and_its_activation_with_what_changes_nothing(tmp_path):
+    folder = making.write_auto3dseg(tmp_path / "model")
+    plain = load_models([str(folder)])[0].spec
+    content = torch.load(folder / "model.pt", weights_only=True)
+    content["config"]["network"] |= {
+        "_target_": "monai.networks.nets.segresnet_ds.SegResNetDS",
+        "act": ["RELU", {"inplace": False}],
+    }
+    torch.save(content, folder / "model.pt")
+    assert load_models([str(folder)])[0].spec.options == plain.options
+
+
 def test_what_is_not_known_is_refused_by_name(tmp_path):
     for change, word in (
+        ({"network": {"norm": "none"}}, "model.pt: its config makes no network"),
+        ({"network": {"act": ["relu", {"slope": 1}]}}, "act"),
         ({"normalize_mode": "histogram"}, "histogram"),
         ({"network": {"_target_": "os.system"}}, "os.system"),
         ({"network": {"_target_": "SwinUNETR"}}, "SwinUNETR"),

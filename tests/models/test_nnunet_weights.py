@@ -204,6 +204,15 @@ def test_an_unknown_trainer_whose_weights_fit_is_taken_with_a_note(tmp_path):
         ).notes
 
 
+def test_a_trainer_whose_name_only_sounds_like_another_network_is_taken_with_a_note(tmp_path):
+    for n, name in enumerate(("nnUNetTrainer_FastUNetLoss", "nnUNetRunnerOfOurs")):
+        model = making.write_model(tmp_path / f"{n}", saved={"trainer_name": name})
+        assert name in read_foreign(model).notes[0]
+    model = making.write_model(tmp_path / "other", saved={"trainer_name": "STUNetTrainer_small"})
+    with pytest.raises(BadModel, match="STUNetTrainer_small"):
+        read_foreign(model)
+
+
 def test_batch_norms_are_taken_where_a_trainer_put_them(tmp_path):
     def with_batch_norm(state: dict[str, Any]) -> dict[str, Any]:
         more = {}
