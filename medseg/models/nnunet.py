@@ -50,8 +50,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 #: Datasets of TotalSegmentator, whose program turns scans to RAS before anything else. Most of its
-#: tasks are named by a structure and how many subjects they saw: Dataset258_lung_vessels_248subj.
-_TURNED_SETS = re.compile(r"totalseg|^Dataset\d+_\w+_\d+subj(_|\b)", re.IGNORECASE | re.MULTILINE)
+#: tasks are named by a structure and how many subjects they saw, tens at least:
+#: Dataset258_lung_vessels_248subj.
+_TURNED_SETS = re.compile(r"totalseg|^Dataset\d+_\w+_\d\d+subj(_|\b)", re.IGNORECASE | re.MULTILINE)
 #: The folder in which its program keeps its models.
 _TURNED_HOME = ".totalsegmentator"
 

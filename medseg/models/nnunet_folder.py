@@ -242,10 +242,13 @@ def _listed_parts(path: Path, folders: Sequence[Path]) -> Found | None:
     """The set that a parts.json describes, if its models are those that were found."""
     content = read_json(path)
     entries, labels = content.get("parts"), content.get("labels")
-    if not isinstance(entries, list) or not isinstance(labels, dict):
-        raise BadModel(f"{path}: does not list parts and labels")
+    folds = content.get("folds") or []
+    if not all(isinstance(one, list) for one in (entries, folds)) or not isinstance(labels, dict):
+        raise BadModel(f"{path}: does not list parts, their folds, and labels")
+    if not all(type(value) is int and 0 < value <= 65535 for value in labels.values()):
+        raise BadModel(f"{path}: its labels are not names with whole numbers from 1 on")
     by_name = {_dataset(folder): folder for folder in folders}
-    names = [entry.get("model") if isinstance(entry, dict) else None for entry in entries]
+    names = [str(entry.get("model")) if isinstance(entry, dict) else "" for entry in entries]
     if not set(names) <= set(by_name) or len(set(names)) < len(names):
         return None
     others = [folder for name, folder in by_name.items() if name not in names]
@@ -253,10 +256,9 @@ def _listed_parts(path: Path, folders: Sequence[Path]) -> Found | None:
         return None
     parts = [_listed_part(entry, by_name[entry["model"]], labels, path=path) for entry in entries]
     overlap = _listed_overlap(content, path)
-    folds = content.get("folds") or []
     return Found(
         parts=tuple(parts),
-        names={int(value): str(name) for name, value in labels.items()},
+        names={value: str(name) for name, value in labels.items()},
         overlap=overlap,
         mirrored=bool(content.get("mirroring", False)),
         folds=tuple(str(fold) for fold in folds),

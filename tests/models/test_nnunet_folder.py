@@ -237,6 +237,15 @@ def test_a_table_of_parts_gives_the_labels(tmp_path):
     assert [part.labels for part in found.parts] == [{1: 1, 2: 2}, {1: 7, 2: 8}]
     assert found.names == {7: "x", 8: "y", 1: "liver", 2: "spleen"}
     assert found.overlap == 0.5
+    for change in (
+        {"folds": 3},
+        {"labels": {"x": "seven"}},
+        {"parts": [{"model": ["Dataset2_b"]}]},
+        {"parts": None},
+    ):
+        (tmp_path / "parts.json").write_text(json.dumps(table | change))
+        with pytest.raises(BadModel):
+            find_model(root)
     table["parts"][0]["labels"]["2"] = "nothing"
     (tmp_path / "parts.json").write_text(json.dumps(table))
     with pytest.raises(BadModel, match=r"parts\.json"):
@@ -297,6 +306,7 @@ def test_the_advice_of_the_same_folds_is_taken_or_that_of_the_most(tmp_path):
         ),
         ("Dataset900_Made", "Dataset900_Made", "auto"),
         ("Dataset900_subject_12", "Dataset900_12subjects_made", "auto"),
+        ("Dataset900_Made_9subj", "Dataset900_Made_9subj", "auto"),
     ],
 )
 def test_every_task_of_totalsegmentator_sees_scans_turned_to_ras(
