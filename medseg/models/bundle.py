@@ -114,8 +114,14 @@ def read_bundle(folder: Path, *, shown: Path | None = None) -> Bundle:
     inferer = read_inferer(config)
     steps = read_steps(config)
     resampled = any(isinstance(step, Space | Crop) for step in steps)
-    cropped = any(isinstance(step, Crop) for step in steps)
-    decision = read_ending(config, network.outputs, resampled=resampled, cropped=cropped)
+    grids = [step for step in steps if isinstance(step, Space)]
+    decision = read_ending(
+        config,
+        network.outputs,
+        resampled=resampled,
+        cropped=any(isinstance(step, Crop) for step in steps),
+        nearest=bool(grids) and all(step.nearest for step in grids),
+    )
     weights = _weights_file(config, folder)
     try:
         recipe = StepRecipe(

@@ -39,6 +39,7 @@ class Decision:
     others: dict[int, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     passed_by_nothing: bool = False  # outputs of 0 that went back are regions
+    nearest: bool = False  # whatever `Invertd` is told, the nearest voxel is taken
 
     @property
     def labels(self) -> tuple[int, ...]:
@@ -61,15 +62,21 @@ class Decision:
 
 
 def read_ending(
-    config: Config, outputs: int, *, resampled: bool, cropped: bool = False
+    config: Config,
+    outputs: int,
+    *,
+    resampled: bool,
+    cropped: bool = False,
+    nearest: bool = False,
 ) -> Decision:
     """What is done with the outputs. Raises `BadModel` for a transform that is not on the list, or
     an order that leads to no labels.
 
     resampled: the steps before change the grid, so that something has to lead back. cropped: they
-    leave a part of the scan out, where outputs that go back are 0.
+    leave a part of the scan out, where outputs that go back are 0. nearest: they take the nearest
+    voxel, and so does what undoes them.
     """
-    decision = Decision(outputs=outputs)
+    decision = Decision(outputs=outputs, nearest=nearest)
     for part in composed(config, "postprocessing", AFTER):
         given = Given(config=config, part=part)
         work = AFTER[part.name]
@@ -123,6 +130,7 @@ def _invert(given: Given, keys: Sequence[str], made: Decision) -> None:
     nearest = given.single("nearest_interp", True, keys, key="pred")
     if type(nearest) is not bool:
         raise given.no("nearest_interp", nearest)
+    nearest = nearest or made.nearest
     made.back = True
     if made.decided and not nearest:
         made.notes.append(

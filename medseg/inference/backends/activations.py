@@ -126,10 +126,12 @@ def _measure(checkpoint: Checkpoint, batch: int, deferred: bool) -> int:
 def _check_size(spec: ModelSpec, recipe: StepRecipe, shape: Sequence[int]) -> None:
     """Raise `BadModel` for a network whose outputs are no map of its window, voxel by voxel.
 
-    Of the whole image a voxel more, which a network adds to an odd number of them, is cut off.
+    Where one window is the whole image, a voxel more, which a network adds to an odd number of
+    them, is cut off, as MONAI does when it saves.
     """
-    for whole, side, length in zip(recipe.whole, spec.patch, shape):
-        if length < side or (length > side and not whole):
+    single = all(recipe.whole) and recipe.weights == "constant"
+    for side, length in zip(spec.patch, shape):
+        if length < side or (length > side and not single):
             window, size = (" x ".join(map(str, one)) for one in (spec.patch, shape))
             raise BadModel(
                 f"the model {spec.name} makes outputs of {size} voxels of a window of {window}, and"
