@@ -180,6 +180,23 @@ def orientation_of(affine: NDArray) -> str:
     )
 
 
+def orientation_axis_by_axis(affine: NDArray) -> str:
+    """The anatomical letters of a (4, 4) affine's voxel axes as nibabel's `io_orientation` finds
+    them, and SimpleITK, and with these MONAI, nnU-Net and TotalSegmentator.
+
+    Of the matrix without its shear the axis that lies closest to one of the world's takes that
+    first, and so on: in very oblique scans `orientation_of`, which looks at all three together,
+    chooses otherwise.
+    """
+    left, _, right = np.linalg.svd(affine[:3, :3] / np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
+    rotation, letters = left @ right, [""] * 3
+    for axis in np.argsort(np.min(-(rotation**2), axis=0), kind="stable"):
+        row = int(np.argmax(np.abs(rotation[:, axis])))
+        letters[axis] = ("LR", "PA", "IS")[row][int(rotation[row, axis] > 0)]
+        rotation[row] = 0
+    return "".join(letters)
+
+
 #: All 48 ways an array can be stored: which world axis each voxel axis follows, and in which
 #: direction.
 ORIENTATIONS = tuple(
@@ -210,6 +227,16 @@ def reorient(volume: Volume, orientation: str = "RAS") -> Volume:
     if spacing_mm is not None:
         spacing_mm = (spacing_mm[order[0]], spacing_mm[order[1]], spacing_mm[order[2]])
     return Volume(data, volume.affine @ step, volume.space, header_spacing_mm=spacing_mm)
+
+
+def reorient_axis_by_axis(volume: Volume, orientation: str = "RAS") -> Volume:
+    """As `reorient`, but of axes that are named by `orientation_axis_by_axis`."""
+    if orientation not in ORIENTATIONS:
+        raise BadGeometry(f"'{orientation}' is not an orientation such as RAS or LPS")
+    letters = volume.orientation
+    order, flips = _turns(orientation_axis_by_axis(volume.affine), orientation)
+    turned = [_OPPOSITE[letters[a]] if flip else letters[a] for a, flip in zip(order, flips)]
+    return reorient(volume, "".join(turned))
 
 
 def _turns(now: str, wanted: str) -> tuple[list[int], list[bool]]:

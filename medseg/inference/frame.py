@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from medseg.errors import BadFile
 from medseg.inference.regrid import nearest_places, regrid, separate_axis
 from medseg.models import ChannelScale, Recipe, Resampling
-from medseg.volume import Volume, reorient
+from medseg.volume import Volume, reorient, reorient_axis_by_axis
 
 Box: TypeAlias = tuple[slice, slice, slice]
 Shape: TypeAlias = tuple[int, int, int]
@@ -127,8 +127,8 @@ def lay_frame(
     the network's grid), so that windows see what lies there and no padding.
     """
     scan = volumes[0]
-    turned_scan = scan if orientation == "stored" else reorient(scan, orientation)
-    arrays = [one if orientation == "stored" else reorient(one, orientation) for one in volumes]
+    turned_scan = scan if orientation == "stored" else reorient_axis_by_axis(scan, orientation)
+    arrays = [reorient(one, turned_scan.orientation) for one in volumes]
     a, b, c = recipe.axes
     crop_box = CROPS[recipe.crop]([one.data.transpose(recipe.axes) for one in arrays])
     scan_spacing_mm = turned_scan.stated_spacing_mm

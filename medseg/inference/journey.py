@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from medseg.inference.sampling import resampled
 from medseg.models import Crop, Space, StepRecipe, Turn
-from medseg.volume import Volume
+from medseg.volume import Volume, orientation_axis_by_axis
 
 Shape: TypeAlias = tuple[int, int, int]
 
@@ -231,7 +231,7 @@ class Grid:
 
     def turn(self, step: Turn) -> Turned:
         """Turn the axes."""
-        now = _nearest_letters(self.affine.numpy())
+        now = orientation_axis_by_axis(self.affine.numpy())
         places = ["RL", "AP", "SI"]
         kinds = [next(n for n, pair in enumerate(places) if letter in pair) for letter in now]
         new_kinds = [
@@ -282,22 +282,6 @@ class Grid:
 
         self.affine = self.affine @ torch.from_numpy(second)
         return move
-
-
-def _nearest_letters(affine: NDArray[np.float64]) -> str:
-    """The anatomical letters of an affine's voxel axes as nibabel finds them, which MONAI asks.
-
-    Of the matrix without its shear the axis that lies closest to one of the world's takes that
-    first, and so on; in very oblique scans `volume.orientation_of`, which looks at all three
-    together, chooses otherwise.
-    """
-    left, _, right = np.linalg.svd(affine[:3, :3] / np.sqrt((affine[:3, :3] ** 2).sum(axis=0)))
-    rotation, letters = left @ right, [""] * 3
-    for axis in np.argsort(np.min(-(rotation**2), axis=0), kind="stable"):
-        row = int(np.argmax(np.abs(rotation[:, axis])))
-        letters[axis] = ("LR", "PA", "IS")[row][int(rotation[row, axis] > 0)]
-        rotation[row] = 0
-    return "".join(letters)
 
 
 def _alike(a: NDArray[np.float64], b: NDArray[np.float64]) -> bool:

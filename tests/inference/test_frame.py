@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from itertools import permutations
 
+import nibabel as nib
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -53,6 +54,22 @@ def test_a_frame_turned_to_ras_is_the_same_however_the_scan_is_stored():
         volume = reorient(scan(), stored)
         found = prepare_frame([volume], recipe(), lay_frame([volume], recipe(), "RAS"), exact=True)
         np.testing.assert_array_equal(found, first)
+
+
+def test_a_very_oblique_scan_is_turned_as_nibabel_turns_it():
+    random, others = np.random.default_rng(0), 0
+    for _ in range(60):
+        volume = scan()
+        affine = volume.affine.copy()
+        affine[:3, :3] = np.linalg.qr(random.normal(size=(3, 3)))[0] @ np.diag([0.9, 1.0, 2.6])
+        volume = Volume(volume.data, affine)
+        one = recipe(axes=(0, 1, 2), crop="none")
+        frame = lay_frame([volume], one, "RAS")
+        want = nib.as_closest_canonical(nib.Nifti1Image(volume.data, affine))
+        np.testing.assert_array_equal(frame.seen(volume), np.asarray(want.dataobj))
+        np.testing.assert_array_equal(frame.back(frame.seen(volume)), volume.data)
+        others += reorient(volume, "RAS").affine.tolist() != want.affine.tolist()
+    assert others
 
 
 def test_sizes_are_rounded_halves_to_even():
