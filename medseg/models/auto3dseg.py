@@ -7,7 +7,6 @@ The network is medseg's `segresnet`; the order of steps is the extension's
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from medseg.models.archives import names_in, unpacked
 from medseg.models.bundle import licences
 from medseg.models.bundle_parts import HOMES, network_of
 from medseg.models.folder import sha256_of
+from medseg.models.recipe import is_number
 from medseg.models.spec import ModelSpec
 from medseg.models.steps import Crop, Curve, Ending, Range, Space, Standard, StepRecipe, Turn
 from medseg.models.weights import WeightsCheckpoint, bare_network, fitted, load_plain, state_of
@@ -94,8 +94,7 @@ class _Settings:
         """So many finite numbers."""
         value = self.content.get(name)
         several = list(value) if isinstance(value, list | tuple) else []
-        plain = all(type(n) in (int, float) and math.isfinite(n) for n in several)
-        if len(several) != count or not plain:
+        if len(several) != count or not all(map(is_number, several)):
             raise self.refuse(
                 f"its config has {name} {value!r:.60} where {count} numbers are needed"
             )
@@ -262,7 +261,8 @@ def _network(settings: _Settings) -> tuple[dict[str, Any], int, int]:
 def _modes(settings: _Settings, inputs: int) -> tuple[list[str], tuple[str, ...]]:
     """How each channel is scaled, and what it is."""
     first = settings.content.get("normalize_mode")
-    extra = settings.content.get("extra_modalities") or {}
+    extra = settings.content.get("extra_modalities")
+    extra = {} if extra is None else extra
     if not isinstance(extra, dict):
         extra = dict(extra) if _are_pairs(extra) else None
     if extra is None:

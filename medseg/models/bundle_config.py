@@ -196,7 +196,7 @@ class Config:
         for part in name.split("#"):
             if isinstance(node, dict) and part in node:
                 node = node[part]
-            elif isinstance(node, list) and part.isdecimal() and int(part) < len(node):
+            elif isinstance(node, list) and _is_index(part) and int(part) < len(node):
                 node = node[int(part)]
             else:
                 raise self.refuse(f"{where} refers to @{name:.80}, and there is no such place")
@@ -338,6 +338,10 @@ def _dotted(node: ast.expr) -> str | None:
         parts.append(node.attr)
         node = node.value
     return ".".join([node.id, *parts[::-1]]) if isinstance(node, ast.Name) else None
+
+
+def _is_index(part: str) -> bool:
+    return part.isdecimal() and len(part) < 10
 
 
 def plain_class(name: str) -> str:

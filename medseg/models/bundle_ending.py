@@ -12,6 +12,7 @@ from typing import Literal
 from medseg.errors import BadModel
 from medseg.models.bundle_config import Config, parsed
 from medseg.models.bundle_parts import Given, composed, keys_of
+from medseg.models.recipe import is_number
 from medseg.models.steps import Ending
 
 
@@ -158,7 +159,7 @@ def _decide(given: Given, keys: Sequence[str], made: Decision) -> None:
     made.decided = True
     if largest:
         return  # a softmax after the way back changes nothing about which is largest
-    if type(threshold) not in (int, float) or not math.isfinite(threshold):
+    if not is_number(threshold):
         raise given.no("threshold", threshold)
     made.regions, made.threshold = True, float(threshold)
     if made.late == "sigmoid" and 0 < threshold < 1:

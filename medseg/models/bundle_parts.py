@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from medseg.errors import BadModel
 from medseg.models.bundle_config import Component, Config
+from medseg.models.recipe import is_number
 
 #: What may stand before the name of a class: MONAI's packages, and the modules in them.
 HOMES = {
@@ -126,7 +127,7 @@ class Given:
     def number(self, name: str, default: float | None = None) -> float:
         """A finite number."""
         value = self(name, default)
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if not is_number(value):
             raise self.no(name, value)
         return float(value)
 
@@ -134,7 +135,7 @@ class Given:
         """A finite number for each axis; one stands for all."""
         value = self(name, default)
         several = list(value) if isinstance(value, list | tuple) else [value] * 3
-        if len(several) != 3 or not all(map(_is_finite, several)):
+        if len(several) != 3 or not all(map(is_number, several)):
             raise self.no(name, value)
         return float(several[0]), float(several[1]), float(several[2])
 
@@ -142,7 +143,7 @@ class Given:
         """A finite number, or None, for each of three axes; None for those that are not given."""
         value = self(name)
         several = list(value) if isinstance(value, list | tuple) else [value]
-        if not all(one is None or _is_finite(one) for one in several):
+        if not all(one is None or is_number(one) for one in several):
             raise self.no(name, value)
         numbers = [None if one is None else float(one) for one in several[:3]]
         return numbers + [None] * (3 - len(numbers))
@@ -169,10 +170,6 @@ class Given:
             if name not in _BOOKS:
                 raise self.no(name, self.part.arguments[name])
             self(name)
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
 
 
 def composed(config: Config, name: str, known: Mapping[str, Any]) -> list[Component]:

@@ -8,7 +8,6 @@ name: a plan that is half understood would give labels that only look right.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from medseg.errors import BadFile, BadModel
 from medseg.models.nnunet_resampling import read_resampling
-from medseg.models.recipe import ChannelScale, Resampling
+from medseg.models.recipe import ChannelScale, Resampling, is_number
 from medseg.stream import read_text
 
 #: One whole number an axis.
@@ -449,7 +448,7 @@ def _numbers(values: Any, what: str, *, whole: bool = False) -> list[float]:
     if not isinstance(values, list) or not values:
         raise BadModel(f"{what} {values!r:.80} is not numbers")
     for value in values:
-        good = type(value) in (int, float) and math.isfinite(value)
+        good = is_number(value)
         if not good or (whole and (type(value) is not int or value < 1)):
             raise BadModel(f"{what} {values!r:.80} is not numbers that make sense there")
     return [value if whole else float(value) for value in values]
@@ -556,7 +555,8 @@ def _is_name(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    return type(value) is int or (isinstance(value, str) and value.isascii() and value.isdigit())
+    digits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10
+    return type(value) is int or digits
 
 
 def _whole(value: Any, path: Path) -> int:

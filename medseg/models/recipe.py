@@ -7,13 +7,20 @@ the model's origin.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 _Millimetres = Annotated[float, Field(gt=0.01, lt=1000)]
 _Axis: TypeAlias = Literal[0, 1, 2]
+_LARGEST = 1e300
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a stranger's file is a number that is finite as a float: whole ones of
+    any length may stand there."""
+    return type(value) in (int, float) and abs(value) <= _LARGEST
 
 
 class Resampling(BaseModel):

@@ -90,6 +90,8 @@ def test_what_is_not_known_is_refused_by_name(tmp_path):
         ({"network": {"_target_": "SwinUNETR"}}, "SwinUNETR"),
         ({"network": {"upsample_mode": "nontrainable"}}, "upsample_mode"),
         ({"roi_size": [24, 24]}, "roi_size"),
+        ({"roi_size": [24, 24, 10**400]}, "roi_size"),
+        ({"extra_modalities": torch.zeros(2)}, "extra_modalities"),
         ({"sigmoid": "yes"}, "sigmoid"),
         ({"extra_modalities": {"b": "ct"}}, "1 channels"),
         ({"normalize_mode": "ct", "intensity_bounds": None}, "intensity_bounds"),

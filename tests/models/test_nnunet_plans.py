@@ -187,6 +187,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "a mask in words": (_configuration(use_mask_for_norm=["no"]), "use_mask_for_norm"),
     "activation in words": (_arguments(nonlin_kwargs="inplace"), "nonlin_kwargs"),
     "bias in words": (_arguments(conv_bias="no"), "conv_bias"),
+    "a spacing beyond all numbers": (_configuration(spacing=[1.0, 1.0, 10**400]), "spacing"),
     "patch": (_configuration(patch_size=[16, 12, 0]), "patch_size"),
     "text patch": (_configuration(patch_size="16"), "patch_size"),
     "spacing": (_configuration(spacing=[1.0, 1.0, float("nan")]), "spacing"),
@@ -274,6 +275,7 @@ def test_regions_are_laid_over_each_other_in_their_order(tmp_path):
         (making.dataset({"background": 0, "a": "one"}), "one"),
         (making.dataset({"background": 0, "a": -1}), "-1"),
         (making.dataset({"background": 0, "a": 1.5}), "1.5"),
+        (making.dataset({"background": 0, "a": "9" * 5000}), "label"),
         (making.dataset({"background": 0, "all": [1, 2], "some": [2]}), "regions_class_order"),
         (
             making.dataset({"background": 0, "all": [1, 2], "b": [2]}, regions_class_order=[1, 1]),
