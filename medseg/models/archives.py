@@ -78,7 +78,8 @@ def _members(
     members = [
         entry
         for entry in entries
-        if not entry.is_dir() and _parts(entry)[0] != "__MACOSX" and is_needed(_parts(entry))
+        if _parts(entry) and not entry.is_dir()  # a damaged one may have no name
+        if _parts(entry)[0] != "__MACOSX" and is_needed(_parts(entry))
     ]
     names = [entry.filename for entry in entries if _parts(entry)[:1] != ("__MACOSX",)]
     missing = nothing(names, path)

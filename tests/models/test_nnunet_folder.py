@@ -109,6 +109,15 @@ def test_a_zip_with_a_link_is_refused(tmp_path):
         find_model(archive)
 
 
+@pytest.mark.parametrize("name", [".", "./", ""])
+def test_entries_of_a_zip_without_a_name_are_left_where_they_are(tmp_path, name):
+    making.write_model(tmp_path / "in" / NAME)
+    archive = zipped(tmp_path / "in", tmp_path / "model.zip")
+    with zipfile.ZipFile(archive, "a") as more:
+        more.writestr(zipfile.ZipInfo(name), b"x")
+    assert find_model(archive).parts[0].folder.name == NAME
+
+
 def test_a_zip_in_a_zip_a_damaged_zip_and_an_empty_one_are_refused(tmp_path):
     inner = zipped(making.write_model(tmp_path / "in"), tmp_path / "inner.zip")
     with zipfile.ZipFile(tmp_path / "outer.zip", "w") as opened:
