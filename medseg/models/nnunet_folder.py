@@ -243,7 +243,7 @@ def _listed_parts(path: Path, folders: Sequence[Path]) -> Found | None:
     content = read_json(path)
     entries, labels = content.get("parts"), content.get("labels")
     folds = content.get("folds") or []
-    if not all(isinstance(one, list) for one in (entries, folds)) or not isinstance(labels, dict):
+    if not isinstance(entries, list) or not isinstance(folds, list) or not isinstance(labels, dict):
         raise BadModel(f"{path}: does not list parts, their folds, and labels")
     if not all(type(value) is int and 0 < value <= 65535 for value in labels.values()):
         raise BadModel(f"{path}: its labels are not names with whole numbers from 1 on")
