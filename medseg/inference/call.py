@@ -12,17 +12,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medseg import logs
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, MedsegError
 from medseg.inference.forecast import Plan
 from medseg.inference.jobs import Extras, Job, is_one_file
 from medseg.inference.look import fitting
+from medseg.inference.record import read_record
 from medseg.inference.result import Segmentation
 from medseg.inference.results import check_output, dicom_results, origin_of
 from medseg.inference.run import Scan, announcement, doubts_about, write_job
 from medseg.inference.segmentation import segment
 from medseg.inference.settings import Model, Settings
-from medseg.io import is_dicom_source
+from medseg.io import is_dicom_source, read
 from medseg.logs import Progress, silent
 from medseg.postprocess import structure_volumes
 from medseg.volume import Volume
@@ -111,7 +114,7 @@ def _write(
 ) -> dict[str, Any]:
     """Write a result as `infer` writes its own; returns the record."""
     job, extras = Job(scan=source or Path(), labels=path), Extras()
-    if any(is_one_file(path, one) for one in inputs):
+    if any(is_one_file(path, one) for one in inputs) or _holds(job, scan.volumes):
         raise BadOutput(f"{path} is the scan and would be overwritten; choose another name")
     dicom = dicom_results(job, ())
     if dicom and source is None:
@@ -126,6 +129,21 @@ def _write(
     return write_job(
         job, scan, settings=settings, extras=extras, result=result, messages=list(messages)
     )
+
+
+def _holds(job: Job, volumes: Sequence[Volume]) -> bool:
+    """Whether the file of a result that is to be written holds one of the scans: a program that
+    read it may have given its voxels alone.
+    """
+    if not job.labels.is_file() or read_record(job.record_file) is not None:
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)
+            there = read(job.labels)
+    except MedsegError:
+        return False
+    return any(there.shape == one.shape and np.array_equal(there.data, one.data) for one in volumes)
 
 
 def in_python(error: MedsegError) -> MedsegError:

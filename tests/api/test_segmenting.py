@@ -332,12 +332,15 @@ def test_a_result_never_replaces_its_scan(scan: Path, monkeypatch: pytest.Monkey
     nibabel = pytest.importorskip("nibabel", reason="needs nibabel: pip install medseg[dev]")
     content = scan.read_bytes()
     monkeypatch.chdir(scan.parent)
-    for one in (scan, str(scan), [scan], nibabel.load(scan)):
+    volume = medseg.read(scan)
+    for one in (scan, str(scan), [scan], nibabel.load(scan), volume, (volume.data, volume.affine)):
         result = medseg.segment(one, "otsu")
         for name in (scan, scan.name):
             with pytest.raises(BadOutput, match="is the scan and would be overwritten"):
                 result.save(name)
     assert scan.read_bytes() == content
+    for _ in range(2):  # what was written before is replaced
+        medseg.segment(volume, "otsu").save("labels.nii.gz")
 
 
 def test_numbers_and_devices_of_other_libraries_are_settings():
