@@ -4,6 +4,7 @@ types are errors.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -368,8 +369,26 @@ def make_config(content: dict[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
-        detail = f": {where}: {reason}, not {first['input']!r:.60}" if where else f": {reason}"
-        raise BadConfig(f"{origin}{detail}") from None
+        raise BadConfig(f"{origin}{_detail(error.errors()[0])}") from None
+
+
+def check_given(settings: Mapping[str, Any], origin: str) -> None:
+    """Raise `BadConfig` for a dotted setting with a value that it cannot have, whatever the others
+    will be: plans compute with what is given before there is a config.
+    """
+    try:
+        Config.model_validate(override({}, dict(settings)))
+    except ValidationError as error:
+        for one in error.errors():
+            is_later = one["type"] in ("missing", "extra_forbidden") or one["loc"][-1:] == (
+                "device",
+            )
+            if one["loc"] and not is_later:  # a device is looked for, with a sentence of its own
+                raise BadConfig(f"{origin}{_detail(one)}") from None
+
+
+def _detail(error: Mapping[str, Any]) -> str:
+    """What is wrong with a setting, as pydantic found it."""
+    where = ".".join(str(part) for part in error["loc"])
+    reason = str(error["msg"]).removeprefix("Value error, ")
+    return f": {where}: {reason}, not {error['input']!r:.60}" if where else f": {reason}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from medseg.api.cohorts import part_of
 from medseg.errors import BadConfig
-from medseg.io import as_path
+from medseg.io import as_path, what_is
 from medseg.logs import Progress, silent
 from medseg.text import as_mapping, as_names, as_number, as_whole
 
@@ -115,6 +115,7 @@ def train(
     place, run = as_path(data, "data"), None if output is None else as_path(output, "output")
     time_s = None if time_s is None else as_number(time_s, "time_s")
     most = None if max_memory_bytes is None else as_number(max_memory_bytes, "max_memory_bytes")
+    fold, folds = (None if one is None else as_whole(one, "a fold") for one in (fold, folds))
     settings = as_mapping(changes, "changes")
     settings |= {"train.seed": seed} if seed is not None else {}
     settings |= {"train.deterministic": True} if deterministic else {}
@@ -134,10 +135,18 @@ def train(
         every_fold=folds is not None and fold is None, resume=resume,
         anyway=anyway, prepared=None if prepared is None else as_path(prepared, "prepared"),
     )  # fmt: skip
-    outcome = train_folds(request, events)
+    outcome = train_folds(request, _checked(events))
     if outcome is None:
         raise BadConfig("this is a further process of torchrun's; only the first has the outcome")
     return outcome
+
+
+def _checked(events: Events | None) -> Events | None:
+    from medseg.training import Events
+
+    if events is not None and not isinstance(events, Events):
+        raise BadConfig(f"events are a medseg.training.Events, and this is {what_is(events)}")
+    return events
 
 
 def _check_none(path: Path, others: Mapping[str, object]) -> None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from medseg.config import Config, read_settings
+from medseg.config import Config, check_given, read_settings
 from medseg.dataset import Dataset, Finding
 from medseg.errors import BadConfig
 from medseg.evaluation import Evaluation
@@ -71,6 +71,7 @@ class Request:
         if self.time_s is not None:
             settings["train.time_s"] = self.time_s
         settings |= dict(self.overrides)
+        check_given(settings, str(self.data))
         prepared = self.prepared_scans
         return settings if prepared is None else prepared.agreed(settings)
 

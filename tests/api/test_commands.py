@@ -297,3 +297,31 @@ def test_clean_and_view_take_names_and_name_what_is_no_table(tmp_path: Path):
             medseg.clean(path, keep_largest=True, only=only)  # type: ignore[arg-type]
     with pytest.raises(BadConfig, match=r"a table is a medseg\.LabelTable or its file"):
         medseg.view(labels_of(), labels_of(), tmp_path / "a.png", table={1: "x"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"time_s": "30m"}, "time_s is a number from 0 on"),
+        ({"fold": "a"}, "a fold is a whole number"),
+        ({"changes": 5}, "changes are a mapping"),
+        ({"changes": {"train.batch": "x"}}, "train.batch: Input should be a valid integer"),
+        ({"changes": {"model.spacing_mm": 0}}, "model.spacing_mm.*greater than 0.05, not 0"),
+        ({"device": "gpu"}, "there is no device 'gpu'"),
+        ({"finetune": 5}, "finetune is a path, and this is a number"),
+        ({"track": "wandb"}, r"track is a list of texts; give \['wandb'\]"),
+        ({"max_memory_bytes": "4GB"}, "max_memory_bytes is a number"),
+        ({"events": 5}, "events are a medseg.training.Events"),
+    ],
+)
+def test_train_refuses_settings_before_it_reads_a_scan(
+    settings: dict[str, Any], says: str, tmp_path: Path
+):
+    data = datasets.decathlon(tmp_path / "data", count=3)
+    with pytest.raises(BadConfig, match=says):
+        medseg.train(data, tmp_path / "run", **({"time_s": 60} | settings))
+    assert not (tmp_path / "run").exists()
+    if isinstance(settings.get("changes"), dict):
+        words = [f"{key}={value}" for key, value in settings["changes"].items()]
+        ran = tiny.medseg("train", data, "-o", tmp_path / "run", "--set", *words, "--time", "1m")
+        assert ran.code == 5 and "Input should be" in ran.err
