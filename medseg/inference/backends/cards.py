@@ -77,7 +77,7 @@ def in_sentences(work: Callable[[], Made], *, full: str) -> Made:
     """
     try:
         return work()
-    except (RuntimeError, MemoryError) as error:
+    except RuntimeError as error:
         if is_broken(error):
             raise DeviceFailed(str(error).strip().splitlines()[0].rstrip(".")) from None
         if not is_out_of_memory(error):
