@@ -87,8 +87,8 @@ def find_model(path: Path) -> Found:
 def model_folders(root: Path) -> list[Path]:
     """The folders at or below `root` that hold plans.json and dataset.json.
 
-    nnU-Net writes both beside labels as well, of ensembles and of what it predicted: folders
-    without folds do not count where others have some.
+    nnU-Net writes both beside labels as well, of ensembles and of what it predicted; those do not
+    count.
     """
     if _is_model(root):
         return [root]
@@ -98,8 +98,14 @@ def model_folders(root: Path) -> list[Path]:
         level = sorted(entry for folder in level for entry in _folders(folder))
         models += [folder for folder in level if _is_model(folder)]
         level = [folder for folder in level if not _is_model(folder)]
-    trained = [folder for folder in models if next(folder.glob("fold_*"), None) is not None]
-    return trained or models
+    return [folder for folder in models if not _holds_labels(folder)]
+
+
+def _holds_labels(folder: Path) -> bool:
+    """Whether a folder with plans holds what nnU-Net made of scans, and no model."""
+    predicted = (folder / "predict_from_raw_data_args.json").is_file()
+    averaged = folder.parent.name == "ensembles"
+    return (predicted or averaged) and next(folder.glob("fold_*"), None) is None
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -60,6 +60,7 @@ def test_plans_beside_predictions_and_ensembles_are_no_model(tmp_path):
         (data / name).mkdir(parents=True)
         for file in ("plans.json", "dataset.json"):
             (data / name / file).write_text((model / file).read_text())
+    (data / "predictions" / "predict_from_raw_data_args.json").write_text("{}")
     assert [part.folder for part in find_model(data).parts] == [model]
     assert [row["path"] for row in list_models(tmp_path)] == [f"Dataset900_Made/{NAME}"]
 
