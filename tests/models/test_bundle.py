@@ -341,6 +341,12 @@ def test_what_0_outside_of_a_crop_would_mark_is_said(tmp_path):
             assert bool(notes) == (noted and cropped)
 
 
+def test_a_bundle_that_crops_twice_is_refused(tmp_path):
+    crop = {"_target_": "CropForegroundd", "keys": "image", "source_key": "image"}
+    content = making.config(before=[crop, *making.BEFORE, crop])
+    assert "twice" in refused(making.write_bundle(tmp_path / "bundle", content))
+
+
 def test_a_network_whose_outputs_are_no_map_of_its_window_is_refused(tmp_path):
     scan = making.write_scan(tmp_path / "scan.nii.gz", (14, 14, 12))
     coarse = {
