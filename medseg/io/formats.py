@@ -168,7 +168,7 @@ def _path_of(path: Any) -> Any:
     """
     if isinstance(path, os.PathLike) and not isinstance(path, Path):
         path = os.fsdecode(path)
-    if isinstance(path, list | tuple) and path:
+    if isinstance(path, list | tuple):
         return [_path_of(one) for one in path]
     if not isinstance(path, str | Path):
         raise BadConfig(f"a file is given by its path, and this is of type {type(path).__name__}")

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numba
 import numpy as np
@@ -275,3 +276,38 @@ def test_a_stamp_is_of_the_text_of_a_file_and_of_what_it_imports(
     assert stamp_of(one) != first
     two.write_text("x = 1")
     assert stamp_of(one) == first
+
+
+@pytest.mark.parametrize(
+    ("wanted", "compiles"),
+    [("1", True), ("1", False), ("0", True)],
+    ids=["there", "not", "unasked"],
+)
+def test_a_wheel_gets_what_was_compiled_unless_it_is_not_wanted(
+    wanted: str, compiles: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("hatchling", reason="needs hatchling: pip install medseg[dev]")
+    from medseg.kernels.hatch_build import CompiledKernels
+
+    asked: list[tuple[str, ...]] = []
+
+    def compiled(self: Any, folder: Path, *options: str) -> bool:
+        asked.append(options)
+        (folder / "code.nbc").write_bytes(b"code")
+        return compiles
+
+    monkeypatch.setenv("MEDSEG_COMPILE_AHEAD", wanted)
+    monkeypatch.setattr(CompiledKernels, "_compiled", compiled)
+    hook = CompiledKernels(str(tmp_path), {}, None, None, str(tmp_path), "wheel")
+    content: dict[str, Any] = {"force_include": {}}
+    hook.initialize("standard", content)
+    assert asked == ([("--all",)] if wanted == "1" else [])
+    places = list(content["force_include"].items())
+    if wanted == "1" and compiles:
+        ((folder, place),) = places
+        assert place == "medseg/kernels/ahead" and (Path(folder) / "code.nbc").is_file()
+        assert content["pure_python"] is False and content["infer_tag"] is True
+    else:
+        assert places == [] and "pure_python" not in content
+    hook.finalize("standard", content, "")
+    assert not any(Path(folder).exists() for folder, _ in places)

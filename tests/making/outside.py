@@ -43,11 +43,11 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | threads
 
 
-def run(*command: object, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A command in a folder, to its end."""
+def run(*command: object, folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
+    """A command in a folder, to its end. more: variables of its environment."""
     words = [str(word) for word in command]
     return subprocess.run(
-        words, cwd=folder, env=environment(), capture_output=True, text=True, timeout=600
+        words, cwd=folder, env=environment() | more, capture_output=True, text=True, timeout=600
     )
 
 
@@ -69,7 +69,7 @@ def make_environment(folder: Path) -> Path:
     offline = ("--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check")
     built = run(
         sys.executable, "-m", "pip", "wheel", "-q", *offline, "-w", folder / "wheels",
-        ROOT, extension, folder=folder,
+        ROOT, extension, folder=folder, MEDSEG_COMPILE_AHEAD="0",
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
     venv.create(folder / "venv", with_pip=False, symlinks=True)
@@ -96,6 +96,9 @@ def _keep_compiled(kernels: Path) -> None:
     for source in (ROOT / "medseg" / "kernels").glob("*.py"):
         about = source.stat()
         os.utime(kernels / source.name, ns=(about.st_atime_ns, about.st_mtime_ns))
+    ahead = ROOT / "medseg" / "kernels" / "ahead"
+    if ahead.is_dir():
+        shutil.copytree(ahead, kernels / "ahead")
     (kernels / "__pycache__").mkdir(exist_ok=True)
     for compiled in (ROOT / "medseg" / "kernels" / "__pycache__").glob("*.nb*"):
         shutil.copy(compiled, kernels / "__pycache__")

@@ -649,9 +649,10 @@ def test_the_command_keeps_what_it_received_and_goes_on_with_it(number: int, tmp
 
 
 @pytest.mark.parametrize(
-    "words", [b"", b"\x01\x00\x00", b"GET / HTTP/1.0\r\n\r\n"], ids=["silent", "a part", "http"]
+    ("count", "words"),
+    [(60, b""), (20, b"\x01\x00\x00"), (20, b"GET / HTTP/1.0\r\n\r\n")],
+    ids=["silent", "a part", "http"],
 )
-@pytest.mark.parametrize("count", [20, 60])
 def test_idle_connections_keep_no_sender_out(count: int, words: bytes):
     with running(
         associations=2, quiet_s=2

@@ -221,7 +221,7 @@ def test_a_run_whose_time_was_over_too_early_leaves_no_model_and_goes_on(
         assert again.code == 5 and "no model was written" in again.err
     # With more time than that the same command goes on and ends with a model.
     with monkeypatch.context() as patch:
-        patch.setattr("medseg.training.run.rehearse", lambda *_: lambda: 900.0 - 20.0)
+        patch.setattr("medseg.training.run.rehearse", lambda *_: lambda: 960.0 - 35.0)
         ran = tiny.medseg("train", data, "-o", run, "--time", "16m", "--quiet", *quick)
     assert ran.code == 0, ran.err
     assert (run / "model" / "README.md").exists()
