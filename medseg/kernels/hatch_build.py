@@ -2,8 +2,7 @@
 
 They are compiled by the numba that builds, for all kinds of processors of such machines; for an
 editable installation into the source tree, and for this machine alone. Without numba, or where
-compiling fails, or is not wanted (MEDSEG_COMPILE_AHEAD=0), the wheel is one of Python alone, and
-kernels are compiled at their first call.
+compiling fails, the wheel is one of Python alone, and kernels are compiled at their first call.
 """
 
 from __future__ import annotations
@@ -29,8 +28,6 @@ class CompiledKernels(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile; version: 'standard' or 'editable'."""
-        if os.environ.get("MEDSEG_COMPILE_AHEAD") == "0":
-            return
         if version == "editable":
             self._compiled(Path(self.root, AHEAD))
             return

@@ -278,13 +278,9 @@ def test_a_stamp_is_of_the_text_of_a_file_and_of_what_it_imports(
     assert stamp_of(one) == first
 
 
-@pytest.mark.parametrize(
-    ("wanted", "compiles"),
-    [("1", True), ("1", False), ("0", True)],
-    ids=["there", "not", "unasked"],
-)
-def test_a_wheel_gets_what_was_compiled_unless_it_is_not_wanted(
-    wanted: str, compiles: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_wheel_gets_what_was_compiled(
+    compiles: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     pytest.importorskip("hatchling", reason="needs hatchling: pip install medseg[dev]")
     from medseg.kernels.hatch_build import CompiledKernels
@@ -296,14 +292,13 @@ def test_a_wheel_gets_what_was_compiled_unless_it_is_not_wanted(
         (folder / "code.nbc").write_bytes(b"code")
         return compiles
 
-    monkeypatch.setenv("MEDSEG_COMPILE_AHEAD", wanted)
     monkeypatch.setattr(CompiledKernels, "_compiled", compiled)
     hook = CompiledKernels(str(tmp_path), {}, None, None, str(tmp_path), "wheel")
     content: dict[str, Any] = {"force_include": {}}
     hook.initialize("standard", content)
-    assert asked == ([("--all",)] if wanted == "1" else [])
+    assert asked == [("--all",)]
     places = list(content["force_include"].items())
-    if wanted == "1" and compiles:
+    if compiles:
         ((folder, place),) = places
         assert place == "medseg/kernels/ahead" and (Path(folder) / "code.nbc").is_file()
         assert content["pure_python"] is False and content["infer_tag"] is True

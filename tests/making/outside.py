@@ -69,7 +69,7 @@ def make_environment(folder: Path) -> Path:
     offline = ("--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check")
     built = run(
         sys.executable, "-m", "pip", "wheel", "-q", *offline, "-w", folder / "wheels",
-        ROOT, extension, folder=folder, MEDSEG_COMPILE_AHEAD="0",
+        ROOT, extension, folder=folder, HATCH_BUILD_NO_HOOKS="1",
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
     venv.create(folder / "venv", with_pip=False, symlinks=True)
