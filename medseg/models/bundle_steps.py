@@ -27,9 +27,8 @@ def read_steps(config: Config) -> tuple[Any, ...]:
             )
         steps += BEFORE[part.name](given, keys, key)
         given.done()
-    if (
-        sum(isinstance(step, Crop) for step in steps) > 1
-    ):  # what MONAI brings back then is not known
+    crops = [step for step in steps if isinstance(step, Crop)]
+    if len(crops) > 1:  # what MONAI brings back then is not known
         raise config.refuse("crops to the foreground twice, and medseg does so once")
     return tuple(steps)
 
