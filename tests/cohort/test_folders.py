@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydicom.uid import generate_uid
 
-from making.dicom import another, save, series
+from making.dicom import another, change, save, series
 from medseg.cohort.folders import entities_of, is_bids, read_bids, read_folder
 from medseg.cohort.places import Places
 from medseg.cohort.reading import Wanted, read_any
@@ -198,9 +198,9 @@ def test_a_folder_that_cannot_be_read_is_told_of(tmp_path: Path, monkeypatch: py
 
 
 def test_slices_in_folders_below_are_no_second_case(tmp_path: Path):
-    root, first = tmp_path / "dicom", series()
+    root, first = tmp_path / "dicom", change(series(), SeriesInstanceUID="1.2.3.1")
     save(first, root / "p1")
-    save(another(first, 1, SeriesInstanceUID=generate_uid()), root / "p1" / "late")
+    save(another(first, 1, SeriesInstanceUID="1.2.3.2"), root / "p1" / "late")
     cohort = read_folder(root, every_series=True)
     assert names_of(cohort) == ["p1_1", "p1_late"]
     assert [case.series for case in cohort.cases] == ["1", ""]

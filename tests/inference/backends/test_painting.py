@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from making.cards import Link
+from making.notices import notices
 from medseg.errors import DataWarning
 from medseg.inference.backends import painting
 from medseg.inference.backends.painting import CardPainter
@@ -176,4 +177,4 @@ def test_without_memory_on_the_card_the_cpu_goes_on_from_what_is_painted(
             there.add(x, y, torch.from_numpy(block))
     there.finish()
     assert_alike(here, there)
-    assert len(told) == 1
+    assert len(notices(told)) == 1
