@@ -2,7 +2,8 @@
 
 python tests/benchmarks/bench_cohort.py records 40000    a list, a dry run, and gather twice
 python tests/benchmarks/bench_cohort.py scans 3000       scans of 16^3, a worker at work
-python tests/benchmarks/bench_cohort.py outliers 5000    where planted outliers stand in the report
+python tests/benchmarks/bench_cohort.py outliers 5000    where planted outliers stand in the report,
+                                                         and how long Chromium takes to open it
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from making.browser import chromium  # noqa: E402
 from making.cohort import environment, write_records  # noqa: E402
 from making.networks import affine_of, save_nifti, save_unet  # noqa: E402
 
@@ -117,6 +119,11 @@ def outliers(folder: Path, count: int) -> None:
     rows = json.loads(text.split('id="rows">')[1].split("</script>")[0])
     order = [row[0] for row in rows]
     print("ranks of the planted:", sorted(order.index(name) + 1 for name in planted))
+    with chromium(folder) as browser:
+        began = time.perf_counter()
+        browser.open((folder / "out" / "report.html").as_uri(), state=None)
+        browser.png()
+        print("s until Chromium has drawn the index:", round(time.perf_counter() - began, 2))
 
 
 def kills(folder: Path, count: int) -> None:
