@@ -20,19 +20,18 @@ from medseg.io.added import added_reader, added_suffixes, added_writer
 from medseg.io.dicom.headers import is_dicom
 from medseg.io.dicom.result import DicomOptions, class_of
 from medseg.io.dicom.rtstruct import (
-    RTSTRUCT_CLASS,
     read_rtstruct,
     read_rtstruct_table,
     read_structures,
     write_rtstruct,
 )
 from medseg.io.dicom.seg import (
-    SEG_CLASSES,
     read_seg,
     read_seg_table,
     read_segments as read_dicom_segments,
     write_seg,
 )
+from medseg.io.dicom.slices import CAPTURES, RTSTRUCT_CLASS, SEG_CLASSES, SOP_CLASSES
 from medseg.io.dicom.volumes import Paths, list_volumes, name_of, read_dicom
 from medseg.io.metaimage import metaimage_files, read_metaimage, write_metaimage
 from medseg.io.mgh import read_mgh, write_mgh
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
 __all__ = [
     "READERS", "WRITERS", "DicomOptions", "Overlap", "Paths", "SeveralVolumes", "data_files",
     "embedded_table",
-    "is_dicom_source",
+    "holds_names", "is_dicom_source",
     "is_readable_name", "is_slicer_segmentation", "label_kind", "list_volumes", "read",
     "read_as_stored", "read_labels", "read_masks", "strip_suffix", "write", "written_suffixes",
 ]  # fmt: skip
@@ -188,20 +187,22 @@ def read_labels(
     path: str | Path,
     *,
     volume_index: int | None = None,
+    assume_geometry: str | None = None,
     source: Paths | None = None,
     segments: Sequence[str] | None = None,
 ) -> Volume:
     """A label map as uint8 or uint16. Raises `BadFile` if a voxel is not a whole number from 0 to
     65535.
 
-    source, segments: as for `read`.
+    assume_geometry, source, segments: as for `read`.
     """
     path = _path_of(path)
     if kind := label_kind(path):
         return _dicom_labels(
             kind, path, volume_index=volume_index, segments=segments, source=source
         )
-    return labels_only(path, _raw(path, volume_index=volume_index, segments=segments))
+    how: dict[str, Any] = {"volume_index": volume_index, "assume_geometry": assume_geometry}
+    return labels_only(path, _raw(path, segments=segments, **how))
 
 
 def write(
@@ -228,11 +229,30 @@ def write(
     if suffix is None:
         listed = ", ".join(sorted(written_suffixes()))
         raise BadOutput(f"{path}: medseg does not write this format; use one of {listed}")
+    if suffix.endswith(".dcm"):
+        _check_no_image(path)
     sweep(Path(path).parent)
     dicom = {"source": source, "options": options} if suffix.endswith(".dcm") else {}
     writer = WRITERS.get(suffix) or added_writer(suffix)
     writer(volume, path, table=table, **dicom)
     logs.debug(__name__, "wrote %r as %s", volume, suffix)
+
+
+def holds_names(path: str | Path) -> bool:
+    """Whether the format of a name holds what the values of a label map are called."""
+    return WRITERS.get(_suffix(path, WRITERS) or "") in (write_seg_nrrd, write_seg, write_rtstruct)
+
+
+def _check_no_image(path: str | Path) -> None:
+    """Raise `BadOutput` where labels would take the place of a DICOM image, such as one of those
+    that they are about.
+    """
+    try:
+        is_image = Path(path).is_file() and class_of(path) in SOP_CLASSES | CAPTURES
+    except BadFile:  # what is damaged is no image any more
+        return
+    if is_image:
+        raise BadOutput(f"{path} is a DICOM image and would be overwritten; choose another name")
 
 
 def embedded_table(path: str | Path) -> LabelTable | None:
@@ -301,9 +321,7 @@ def label_kind(path: Paths) -> str:
     """'SEG' or 'RTSTRUCT' for a DICOM file that holds such an object, else ''."""
     if not isinstance(path, str | Path) or not Path(path).is_file() or not is_dicom_source(path):
         return ""
-    sop_class = (
-        class_of(path) if READERS.get(_suffix(path, READERS) or ".dcm") is read_dicom else ""
-    )
+    sop_class = class_of(path)
     return "SEG" if sop_class in SEG_CLASSES else "RTSTRUCT" if sop_class == RTSTRUCT_CLASS else ""
 
 

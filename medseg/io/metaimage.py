@@ -167,7 +167,7 @@ def _fields(path: str | Path, head: bytes) -> tuple[dict[str, str], int]:
         if start >= len(head):
             raise _damaged(path)
         line, newline, _ = head[start:].partition(b"\n")
-        text = line.decode("utf-8", "replace").strip()
+        text = line.decode("utf-8-sig", "replace").strip()  # editors put a mark before the text
         name, value = _name_and_value(text)
         if start == 0 and not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise BadFile(
@@ -177,7 +177,7 @@ def _fields(path: str | Path, head: bytes) -> tuple[dict[str, str], int]:
         if name:
             key = _key(name)
             of_user = key not in _FIELDS
-            if key in fields and not of_user:
+            if not of_user and fields.get(key, value) != value:  # alike, it may have two names
                 raise BadFile(f"{path}: its header gives '{name}' twice; the file is damaged")
             fields[key] = value
         elif not of_user or _begins_with_field(text):

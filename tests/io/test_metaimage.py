@@ -67,6 +67,22 @@ def test_matrix_and_offset_are_known_by_all_their_names(save, names):
     assert np.array_equal(io.read(save(**changed)).affine, RAS)
 
 
+def test_a_field_may_stand_there_under_two_names_that_agree(save):
+    path = save(
+        ElementByteOrderMSB="False", Position=FIELDS["Offset"], Rotation="1 0 0 0 1 0 0 0 1"
+    )
+
+    assert np.array_equal(io.read(path).data, DATA)
+    assert np.array_equal(io.read(path).affine, RAS)
+
+
+def test_a_byte_order_mark_before_the_header_is_passed_over(save):
+    path = save()
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+
+    assert np.array_equal(io.read(path).data, DATA)
+
+
 def test_rows_of_the_matrix_are_voxel_axes(save):
     volume = io.read(save(TransformMatrix="0 1 0 0 0 1 1 0 0"))
 
@@ -141,6 +157,7 @@ def test_of_a_4d_file_one_volume_is_chosen(save):
         ({"last": "none.raw"}, "missing"),
         ({"offset": "1 2 3"}, "twice"),
         ({"Origin": "1 2 3"}, "twice"),
+        ({"ElementByteOrderMSB": "True"}, "twice"),
     ],
 )
 def test_an_odd_header_is_refused_with_the_reason(save, changed, reason):

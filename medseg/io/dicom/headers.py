@@ -60,10 +60,27 @@ def is_dicomdir(source: Source, entry: Entry) -> bool:
     with source.open(entry) as file:
 
         def work(dicom: Any) -> bool:
-            return str(_file_meta(dicom, file)[0].get("MediaStorageSOPClassUID", "")) == DICOMDIR
+            return str(file_meta(dicom, file)[0].get("MediaStorageSOPClassUID", "")) == DICOMDIR
 
         is_directory: bool = guarded(source.where(entry), work)
     return is_directory
+
+
+def class_of_file(source: Source, entry: Entry) -> str:
+    """The SOP Class UID of a DICOM file by its file meta information, or where that lacks it, by
+    its data set; '' if neither says it. Raises `BadFile`.
+    """
+    where = source.where(entry)
+    with source.open(entry) as file:
+
+        def work(dicom: Any) -> str:
+            meta = file_meta(dicom, file)[0]
+            if sop_class := str(meta.get("MediaStorageSOPClassUID", "")):
+                return sop_class
+            return sop_class_of(dataset_of(dicom, file, where=where, tags=["SOPClassUID"])[0])
+
+        sop_class: str = guarded(where, work)
+    return sop_class
 
 
 def header_values(source: Source, entry: Entry, tags: Sequence[str | int]) -> Any:
@@ -208,7 +225,7 @@ def dataset_of(
     """The data set up to the pixels, with `media_class`, `file_meta` and `cut_off`; and where the
     pixels lie.
     """
-    meta, start = _file_meta(dicom, file)
+    meta, start = file_meta(dicom, file)
     syntax = str(meta.get("TransferSyntaxUID", "") or "")
     deflated_from = start if syntax == DEFLATED else None
     # Pydicom would unpack these without a limit: a small file could take all memory.
@@ -280,7 +297,7 @@ def _tags(names: tuple[str | int, ...]) -> list[Any]:
     return [Tag(name) for name in names]
 
 
-def _file_meta(dicom: Any, file: Any) -> tuple[Any, int]:
+def file_meta(dicom: Any, file: Any) -> tuple[Any, int]:
     """The file meta information (group 2, always explicit little endian) and where the data set
     begins.
     """

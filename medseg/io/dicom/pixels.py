@@ -24,7 +24,7 @@ from medseg.errors import BadFile
 from medseg.files import MAX_BYTES
 from medseg.io.dicom.decode import SERIES_SECONDS
 from medseg.io.dicom.headers import BIG_ENDIAN, NATIVE, guarded
-from medseg.io.dicom.slices import Slice
+from medseg.io.dicom.slices import Slice, plain_dtype
 from medseg.io.dicom.source import Entry, Source, Unpacked, inflated
 from medseg.machine import limits_processes, resident_bytes
 
@@ -49,15 +49,10 @@ def stored_dtype_of(where: str, piece: Slice) -> np.dtype:
     """The type of a slice's stored values. Raises `BadFile` for layouts that are not plain whole
     numbers.
     """
-    allocated, stored, high, signed = piece.bits
-    if (
-        allocated not in (8, 16, 32)
-        or not 1 <= stored <= allocated
-        or high != stored - 1
-        or signed not in (0, 1)
-    ):
+    dtype = plain_dtype(piece)
+    if dtype is None:
         raise BadFile(f"{where}: its pixels are stored in a way that medseg does not read")
-    return np.dtype(f"{'i' if signed else 'u'}{allocated // 8}")
+    return dtype
 
 
 def stored_pixels(source: Source, slices: Iterable[Slice]) -> Iterator[NDArray]:

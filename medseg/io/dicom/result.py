@@ -29,9 +29,16 @@ from numpy.typing import NDArray
 from medseg.errors import BadFile, BadOutput, DataWarning
 from medseg.files import atomic_write, open_file
 from medseg.io.dicom.codes import scheme_item, text
-from medseg.io.dicom.headers import guarded, without_remarks
+from medseg.io.dicom.headers import (
+    DEFLATED,
+    class_of_file,
+    file_meta,
+    guarded,
+    is_dicom,
+    without_remarks,
+)
 from medseg.io.dicom.slices import Slice, read_header
-from medseg.io.dicom.source import Paths, name_of
+from medseg.io.dicom.source import Paths, Source, name_of
 from medseg.io.dicom.volumes import ordered_volume
 from medseg.volume import Volume, resample
 
@@ -45,7 +52,6 @@ CARRIED = (
 #: A label map may lie this part of the smallest voxel edge off the source's grid and is still on
 #: it.
 MAX_OFFSET = 0.05
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 _DATE = re.compile(r"\d{8}")
 _TIME = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
 
@@ -472,25 +478,22 @@ def class_of(path: str | Path) -> str:
     file.
     """
     with open_file(path) as file:
-        if file.read(132)[128:] != b"DICM":
+        if not is_dicom(file.read(132)):
             return ""
-    uid: str = guarded(
-        str(path),
-        lambda dicom: str(
-            dicom.filereader.read_file_meta_info(path).get("MediaStorageSOPClassUID", "")
-        ),
-    )
-    return uid
+    with Source(path) as source:
+        return class_of_file(source, source.entries[0])
 
 
 def read_object(path: str | Path, dicom: Any) -> Any:
     """A whole DICOM object as a dataset; `dicom` is the pydicom module. Raises `BadFile` for
     deflated files.
     """
-    open_file(path).close()
-    if dicom.filereader.read_file_meta_info(path).get("TransferSyntaxUID", "") == _DEFLATED:
+    with open_file(path) as file:
+        meta, _ = file_meta(dicom, file)
+    if meta.get("TransferSyntaxUID", "") == DEFLATED:
         # pydicom unpacks these without a limit: a small file could take all memory.
         raise BadFile(
             f"{path}: is deflated DICOM, which medseg does not unpack; use gdcmconv --raw first"
         )
-    return dicom.dcmread(path)
+    # Old files lack what should stand before the data set; what this one is, was looked at.
+    return dicom.dcmread(path, force=True)

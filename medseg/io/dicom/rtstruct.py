@@ -40,6 +40,7 @@ from medseg.io.dicom.result import (
     without_warnings,
 )
 from medseg.io.dicom.seg import algorithm_item, present_labels
+from medseg.io.dicom.slices import RTSTRUCT_CLASS
 from medseg.io.dicom.source import Paths
 from medseg.io.voxels import Overlap, chosen, labels_only, make_volume
 from medseg.volume import Volume
@@ -47,8 +48,6 @@ from medseg.volume import Volume
 if TYPE_CHECKING:
     from medseg.labels import Label, LabelTable
 
-#: RT Structure Set Storage.
-RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
 _IMPLICIT = (  # explicit lengths of decimal strings end at 64 kB, which is 2,000 points
     "1.2.840.10008.1.2"
@@ -286,8 +285,8 @@ def read_rtstruct(
     these structures, by name or label value, laid over each other in this order. Without it,
     structures that share voxels are refused. A pixel belongs to a structure if an odd number of its
     contours in that plane are around the pixel's centre; a centre on a contour counts where the
-    structure lies right of it or below. Contours beyond the images are left out with a
-    `DataWarning`; those between two slices are refused.
+    structure lies right of it or below. A contour that is stored twice counts once, and contours
+    beyond the images are left out, each with a `DataWarning`; those between two slices are refused.
     """
     if volume_index not in (None, 0):
         raise BadFile(f"{path}: is one structure set, there is no volume {volume_index} in it")
@@ -333,6 +332,7 @@ _Layers = dict[int, NDArray[np.bool_]]
 _OPEN = "contours that enclose nothing"
 _ASIDE = "contours that reach beyond the images, cut off there"
 _BEYOND = "contours beyond the first or the last image, left out"
+_AGAIN = "contours stored twice, counted once"
 
 
 def _layers(
@@ -352,7 +352,7 @@ def _layers(
             " --source"
         )
     grid = open_grid(source, series=series, repair=repair)
-    losses = Counter({_OPEN: 0, _ASIDE: 0, _BEYOND: 0})
+    losses = Counter({_OPEN: 0, _ASIDE: 0, _BEYOND: 0, _AGAIN: 0})
 
     def work(dicom: Any) -> Any:
         dataset = _structures(path, dicom)
@@ -360,16 +360,18 @@ def _layers(
         values = set(chosen(path, table, segments))
         numbers = {number for number, value in value_of.items() if value in values}
         _check_frames(path, dataset, grid, numbers=numbers)
-        layers: dict[int, _Layers] = {}
+        contours: dict[int, list[Any]] = {}
         for item in dataset.get("ROIContourSequence") or ():
             value = value_of.get(int(item.ReferencedROINumber))
             if value is None:
                 raise BadFile(
                     f"{path}: has contours of a structure that it does not name; export it again"
                 )
-            if value in values:
-                contours = item.get("ContourSequence") or ()
-                layers[value] = _filled(path, grid, contours, lost=losses)
+            if value in values:  # some list a structure in several items
+                contours.setdefault(value, []).extend(item.get("ContourSequence") or ())
+        layers = {
+            value: _filled(path, grid, those, lost=losses) for value, those in contours.items()
+        }
         return layers, table
 
     layers, table = guarded(str(path), work)
@@ -493,11 +495,19 @@ def _filled(path: str | Path, grid: ImageGrid, contours: Any, *, lost: Counter[s
     """
     columns, rows, count = grid.shape
     edges: dict[int, list[NDArray[np.float64]]] = {}
+    seen: set[bytes] = set()
     for contour in contours:
-        if contour.ContourGeometricType not in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR"):
+        is_closed = contour.ContourGeometricType in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+        points = _points(contour) if is_closed else np.zeros((0, 3))
+        if len(points) < 3:
             lost[_OPEN] += 1
             continue
-        points = _points(contour)
+        # Twice the same is a copy, and no hole as large as the structure itself.
+        same = np.sort(points.view("f8,f8,f8"), axis=0).tobytes()
+        if same in seen:
+            lost[_AGAIN] += 1
+            continue
+        seen.add(same)
         voxels = points @ grid.to_voxels[:3, :3].T + grid.to_voxels[:3, 3]
         if _is_beyond(voxels[:, 2], count):
             lost[_BEYOND] += 1

@@ -27,13 +27,7 @@ from medseg.io.dicom.result import (
     save,
     without_warnings,
 )
-from medseg.io.dicom.segments import (
-    LABEL_VALUE,
-    SEG_CLASSES,
-    read_seg,
-    read_seg_table,
-    read_segments,
-)
+from medseg.io.dicom.segments import LABEL_VALUE, read_seg, read_seg_table, read_segments
 from medseg.io.dicom.source import Paths
 from medseg.io.voxels import labels_only
 from medseg.volume import Volume
@@ -42,7 +36,6 @@ if TYPE_CHECKING:
     from medseg.labels import Label, LabelTable
 
 __all__ = [
-    "SEG_CLASSES",
     "algorithm_item",
     "present_labels",
     "read_seg",

@@ -23,9 +23,10 @@ from medseg.files import MAX_BYTES
 from medseg.io.dicom.codes import read_code, read_codes, rgb, table_of
 from medseg.io.dicom.frames import parse
 from medseg.io.dicom.grid import Frames, ImageGrid, Placement, open_grid, placed_on, stack_frames
-from medseg.io.dicom.headers import guarded
+from medseg.io.dicom.headers import BIG_ENDIAN, guarded
 from medseg.io.dicom.pixels import stored_pixels
 from medseg.io.dicom.result import planes_on_grid, read_object
+from medseg.io.dicom.slices import SEG_CLASSES
 from medseg.io.dicom.source import Entry, Paths, Source as PixelSource
 from medseg.io.voxels import Overlap, check_axes, chosen, labels_only, make_volume
 from medseg.volume import Volume
@@ -33,8 +34,6 @@ from medseg.volume import Volume
 if TYPE_CHECKING:
     from medseg.labels import Label, LabelTable
 
-#: Segmentation Storage and Label Map Segmentation Storage.
-SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 #: How a segment's description says which label value it is.
 LABEL_VALUE = "Label value {}"
 #: Most voxels of a grid of which less than a hundredth is in the file.
@@ -256,8 +255,8 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
         or dataset.get("PixelRepresentation", 0) != 0
     ):
         raise BadFile(f"{path}: its pixels are stored in a way that medseg does not read")
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if syntax.is_encapsulated:
+    syntax = dataset.file_meta.get("TransferSyntaxUID")  # old files may have no such header
+    if syntax and syntax.is_encapsulated:
         if bits == 1:
             raise BadFile(
                 f"{path}: its bit planes are compressed, which medseg does not unpack; use gdcmconv"
@@ -273,7 +272,7 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
             f"{path}: the file is too short for what its header claims; it is damaged or incomplete"
         )
     if bits > 1:
-        kind = np.dtype(np.uint8 if bits == 8 else "<u2" if syntax.is_little_endian else ">u2")
+        kind = np.dtype(np.uint8 if bits == 8 else ">u2" if syntax == BIG_ENDIAN else "<u2")
         array = np.frombuffer(pixels, kind, size * count).reshape(count, rows, columns)
         return lambda number: array[number]
     raw = np.frombuffer(pixels, np.uint8)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile
 from medseg.io.dicom.lines import SPLITS, alike, entwined, why_mixed
-from medseg.io.dicom.slices import CAPTURES, SOP_CLASSES, Slice
+from medseg.io.dicom.slices import CAPTURES, SEG_CLASSES, SOP_CLASSES, Slice, plain_dtype
 from medseg.io.dicom.source import Source
 from medseg.io.dicom.stack import stacked
 from medseg.io.dicom.traits import untangled, why_mixed_types
@@ -176,6 +176,11 @@ def _no_scan(piece: Slice) -> str:
         return "does not say whether it is in grey values or colour; export it again"
     if piece.samples != 1 or not piece.photometric.startswith("MONOCHROME"):
         return "is a colour image; give the original series in grey values"
+    if piece.sop_class in SEG_CLASSES:
+        return (
+            "is a segmentation, whose labels are read if this file itself is given; as a scan give"
+            " the original series"
+        )
     if not _is_scan(piece) and not (
         piece.sop_class in CAPTURES and (piece.placed or piece.problem)
     ):
@@ -191,7 +196,7 @@ def _no_scan(piece: Slice) -> str:
 def _odd_picture(piece: Slice) -> str:
     if piece.rows < 1 or piece.columns < 1:
         return "its header gives an axis a length that no scan has; the file is damaged"
-    if -1 in piece.bits:
+    if plain_dtype(piece) is None:
         return "its pixels are stored in a way that medseg does not read; export it again"
     if piece.has_lookup:
         return "its values need a lookup table, which medseg does not apply; export it again"

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from medseg.io.dicom.headers import (
     PixelData,
     dataset_of,
@@ -53,6 +55,10 @@ CAPTURES = dict.fromkeys(
     ("1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.7.2", "1.2.840.10008.5.1.4.1.1.7.3"),
     "OT",
 )
+#: Objects that hold labels: Segmentation Storage and Label Map Segmentation Storage, and RT
+#: Structure Set Storage.
+SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 #: Most slices of one file.
 MAX_FRAMES = 1 << 16
 #: The tags that are read; what is not here is passed over. The last four are Siemens' own headers
@@ -144,6 +150,15 @@ class Slice:
         return (
             self.position is not None and self.orientation is not None and self.spacing is not None
         )
+
+
+def plain_dtype(piece: Slice) -> np.dtype | None:
+    """The type of a slice's stored values; None for layouts that are not plain whole numbers."""
+    allocated, stored, high, signed = piece.bits
+    is_plain = allocated in (8, 16, 32) and 1 <= stored <= allocated
+    if not is_plain or high != stored - 1 or signed not in (0, 1):
+        return None
+    return np.dtype(f"{'i' if signed else 'u'}{allocated // 8}")
 
 
 def read_header(path: str | Path, piece: Slice) -> Any:

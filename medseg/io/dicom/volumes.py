@@ -41,6 +41,8 @@ __all__ = [
     "read_header",
 ]
 
+#: So many images, each of a series of its own, are one scan whose UIDs are wrong.
+_LONE_SERIES = 3
 #: Suffixes of DICOM files, by which a file that is none is noticed.
 _SUFFIXES = {".dcm", ".ima", ".dicom"}
 
@@ -269,7 +271,11 @@ def _slices(source: Source) -> tuple[list[Slice], list[BadFile]]:
     if not content.slices:
         if content.damaged:
             raise content.damaged[0]
-        raise BadFile(f"{name}: holds no DICOM images; give the folder that holds the series")
+        remedy = "give the folder that holds the series"
+        if content.without_image and not source.is_file:
+            remedy = f"only other objects; {remedy}, or a structure set by the name of its own file"
+            raise BadFile(f"{name}: holds no DICOM images, {remedy}")
+        raise BadFile(f"{name}: holds no DICOM images; {remedy}")
     if content.without_image:
         warnings.warn(
             f"{name}: passed over DICOM files that hold no image: {content.without_image}",
@@ -388,7 +394,7 @@ def _choose(
             )
         volumes = [volumes[volume_index]]
     if len(volumes) > 1:
-        raise _ambiguous(name, volumes)
+        raise _ambiguous(source, volumes)
     if source.is_file and _is_lone_slice(volumes[0]):
         raise BadFile(
             f"{name}: is one DICOM file with one slice; give the folder that holds the whole series"
@@ -411,14 +417,23 @@ def _of_series(name: str, found: Sequence[Found], wanted: str) -> list[Found]:
     return volumes
 
 
-def _ambiguous(name: str, volumes: Sequence[Found]) -> BadFile:
+def _ambiguous(source: Source, volumes: Sequence[Found]) -> BadFile:
     """What to raise for several volumes: it names those that can be read, if any can."""
+    what = f"{source.name}: {differences(volumes)}"
     sound = [volume for volume in volumes if not volume.problem]
-    numbers = [volume.number for volume in sound or volumes]
+    sound = sound or [volume for volume in volumes if _can_be_repaired(source, volume)]
+    count = sum(len(volume.slices) for volume in volumes)
+    if not sound and len({volume.series for volume in volumes}) == count >= _LONE_SERIES:
+        # Careless anonymisers do it.
+        return BadFile(
+            f"{source.name}: each of its {count} images has a Series Instance UID of its own, so"
+            " they are no volume; export the series again"
+        )
+    if not sound:
+        return BadFile(f"{what}, none of which can be read; medseg info says why of each")
+    numbers = [volume.number for volume in sound]
     some = ", ".join(numbers[:10]) + (", ..." if len(numbers) > 10 else "")
-    return BadFile(
-        f"{name}: {differences(volumes)}; choose one with --series ({some}; medseg info lists them)"
-    )
+    return BadFile(f"{what}; choose one with --series ({some}; medseg info lists them)")
 
 
 def _is_lone_slice(volume: Found) -> bool:

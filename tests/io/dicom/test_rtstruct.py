@@ -122,6 +122,36 @@ def test_contours_inside_contours_are_holes_and_centres_decide(tmp_path, kind):
     assert np.array_equal(found, expected)
 
 
+def test_a_contour_that_is_stored_twice_counts_once_with_a_warning(tmp_path):
+    folder, grid = source(tmp_path / "scan")
+    outer = box(1.6, 8.4)
+    copies = outer[::-1], np.roll(outer, 1, axis=0)
+    path = structure_set(folder, tmp_path / "x.rtstruct.dcm", outer, box(3.4, 6.6), *copies)
+
+    with pytest.warns(DataWarning, match="stored twice, counted once: 2"):
+        found = io.read_labels(path, source=folder).data
+
+    expected = np.zeros(grid.shape, int)
+    expected[2:9, 2:9, 2] = 1
+    expected[4:7, 4:7, 2] = 0
+    assert np.array_equal(found, expected)
+
+
+def test_contours_of_one_structure_in_several_items_are_all_filled(tmp_path):
+    folder, _ = source(tmp_path / "scan")
+    path = structure_set(folder, tmp_path / "x.rtstruct.dcm", box(2, 5), box(2, 5, k=3))
+    whole = io.read_labels(path, source=folder).data
+    dataset = pydicom.dcmread(path)
+    (roi,) = dataset.ROIContourSequence
+    second = pydicom.Dataset()
+    second.ReferencedROINumber = roi.ReferencedROINumber
+    second.ContourSequence = [roi.ContourSequence.pop()]
+    dataset.ROIContourSequence.append(second)
+    dataset.save_as(path)
+
+    assert np.array_equal(io.read_labels(path, source=folder).data, whole)
+
+
 def test_contours_beyond_the_images_are_cut_off_with_a_warning(tmp_path):
     folder, grid = source(tmp_path / "scan")
     path = structure_set(folder, tmp_path / "x.rtstruct.dcm", box(-30, 4.4), box(-30, 400, k=3))

@@ -559,13 +559,43 @@ def test_other_names_and_other_objects(tmp_path):
     io.write(labels, tmp_path / "x.dcm", table=TABLE, source=folder)
     (tmp_path / "label.seg").write_bytes((tmp_path / "x.dcm").read_bytes())
     (tmp_path / "NONAME").write_bytes((tmp_path / "x.dcm").read_bytes())
+    (tmp_path / "old.img").write_bytes((tmp_path / "x.dcm").read_bytes())
 
-    for name in ("label.seg", "NONAME"):
+    for name in ("label.seg", "NONAME", "old.img"):
         assert io.label_kind(tmp_path / name) == "SEG"
         assert np.array_equal(io.read_labels(tmp_path / name).data, labels.data)
     assert io.label_kind(folder) == io.label_kind(next(folder.iterdir())) == ""
     with pytest.raises(BadFile, match="--segment"):
         io.read(folder, segments=["1"])
+
+
+@pytest.mark.parametrize("suffix", [".dcm", ".rtstruct.dcm"])
+@pytest.mark.parametrize("cut", ["no preamble", "no header", "no class"])
+def test_labels_without_what_should_stand_before_them_are_read(tmp_path, suffix, cut):
+    folder, grid = source(tmp_path / "scan")
+    labels = phantom(grid)
+    path = tmp_path / f"x{suffix}"
+    io.write(labels, path, table=TABLE, source=folder)
+    if cut == "no class":
+        dataset = pydicom.dcmread(path)
+        del dataset.file_meta.MediaStorageSOPClassUID
+        dataset.save_as(path)
+    else:
+        length = int(pydicom.dcmread(path).file_meta.FileMetaInformationGroupLength)
+        path.write_bytes(path.read_bytes()[132 if cut == "no preamble" else 144 + length :])
+
+    assert io.label_kind(path)
+    assert np.array_equal(io.read_labels(path, source=folder).data, labels.data)
+
+
+@pytest.mark.parametrize("suffix", [".dcm", ".rtstruct.dcm"])
+def test_a_folder_of_labels_alone_is_told_from_one_of_images(tmp_path, suffix):
+    folder, grid = source(tmp_path / "scan")
+    (tmp_path / "results").mkdir()
+    io.write(phantom(grid), tmp_path / "results" / f"x{suffix}", source=folder)
+
+    with pytest.raises(BadFile, match=r"if this file itself is given|name of its own file"):
+        io.read(tmp_path / "results")
 
 
 PAIRS = {

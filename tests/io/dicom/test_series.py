@@ -170,6 +170,26 @@ def test_volumes_that_nothing_tells_apart_are_refused(tmp_path, numbers):
     assert "--repair" not in str(caught.value)
 
 
+def test_slices_with_series_of_their_own_are_no_choice(tmp_path):
+    pieces = series(6)
+    for piece in pieces:
+        piece.SeriesInstanceUID = generate_uid()
+
+    with pytest.raises(BadFile, match="each of its 6 images has a Series Instance UID") as caught:
+        io.read(save(pieces, tmp_path / "s"))
+    assert "--series" not in str(caught.value)
+
+
+def test_volumes_of_which_none_can_be_read_are_no_choice(tmp_path):
+    folder = save(change(series(6), HighBit=14), tmp_path / "s")
+    save(series(2), folder / "b")
+
+    with pytest.raises(BadFile, match="none of which can be read") as caught:
+        io.read(folder)
+    assert "--series" not in str(caught.value)
+    assert ["stored in a way" in one.problem for one in io.list_volumes(folder)].count(True) == 1
+
+
 def test_an_acquisition_number_that_changes_within_a_volume_does_not_part_it(tmp_path):
     pieces = series(6)
     for n, piece in enumerate(pieces):
