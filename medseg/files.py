@@ -44,8 +44,8 @@ except ImportError:  # Windows, which has locks of another kind
 __all__ = [
     "DEFLATE_RATIO", "MAX_BYTES", "TEMPORARY", "ByteStream", "atomic_write", "compressor",
     "data_file", "file_hash", "file_state", "gunzip", "gzip_writer", "held", "ignores_case",
-    "inside", "link_or_copy", "open_file", "output_errors", "private_folder", "read_bytes",
-    "read_text", "sweep", "take_lock", "write_once", "written_together",
+    "inside", "is_one_file", "link_or_copy", "open_file", "output_errors", "private_folder",
+    "read_bytes", "read_text", "sweep", "take_lock", "write_once", "written_together",
 ]  # fmt: skip
 
 #: Temporary files begin with this, so that leftovers of killed runs can be found.
@@ -299,6 +299,14 @@ def link_or_copy(path: Path, copy: Path) -> None:
         copy.hardlink_to(path)
     except OSError:
         shutil.copy2(path, copy)
+
+
+def is_one_file(path: str | Path, other: str | Path) -> bool:
+    """Whether two names are of one file that is there."""
+    try:
+        return os.path.samefile(path, other)  # noqa: PTH121 - of texts
+    except OSError:  # one of them is not there yet
+        return False
 
 
 def ignores_case(folder: Path) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from medseg import io
 from medseg.api.scoring import table_of
 from medseg.errors import BadConfig
-from medseg.evaluation import chosen_labels, table_in
+from medseg.evaluation import chosen_labels, table_for, table_in
 from medseg.inference import Segmentation
 from medseg.labels import LabelTable, is_label_table
 from medseg.models import is_model, load_models, write_models
@@ -69,10 +69,15 @@ def _convert(
     """Write a file as another; how: what `io.convert_file` takes."""
     if is_model(path):
         write_models(load_models([str(path)]), place)
-    elif is_label_table(place):
+        return
+    if is_label_table(place):
         (table or table_in(path)).write(place)
-    elif names and io.embedded_table(path) is None and not io.label_kind(path):
-        chosen, table = chosen_labels(path, names, table, volume_index=how["volume_index"])
-        io.write(chosen, place, table=table)
+        return
+    io.check_target(path, place, names)
+    table = table or table_for(path, place)
+    if names and io.embedded_table(path) is None and not io.label_kind(path):
+        read_how = {name: how[name] for name in ("volume_index", "assume_geometry")}
+        chosen, table = chosen_labels(path, names, table, **read_how)
+        io.write(chosen, place, table=table, source=how["source"], options=how["options"])
     else:
         io.convert_file(path, place, table=table, segments=list(names) or None, **how)

@@ -73,7 +73,7 @@ def convert(
     medseg convert FreeSurferColorLUT.txt labels.label
     """
     from medseg import io
-    from medseg.evaluation import chosen_labels, table_in
+    from medseg.evaluation import chosen_labels, table_for, table_in
     from medseg.labels import LabelTable, is_label_table, same_name
     from medseg.models import is_model, load_models, write_models
 
@@ -84,23 +84,25 @@ def convert(
     if is_label_table(target):
         (LabelTable.read(labels) if labels else table_in(path)).write(target)
         return
+    io.check_target(path, target, segment or ())
     embedded = io.embedded_table(path)
-    table = LabelTable.read(labels) if labels else embedded
-    if segment and embedded is None and not io.label_kind(path):
-        chosen, table = chosen_labels(
-            path, segment, table, volume_index=reading.volume, option="--segment"
-        )
-        io.write(chosen, target, table=table)
-        return
-    if embedded and segment:
-        segment = [same_name(one, embedded.names.values()) or one for one in segment]
+    table = LabelTable.read(labels) if labels else table_for(path, target)
     options = io.DicomOptions(
         **asdict(dicom), nearest=nearest, series=series, repair=reading.repair
     )
+    if segment and embedded is None and not io.label_kind(path):
+        chosen, table = chosen_labels(
+            path, segment, table, volume_index=reading.volume,
+            assume_geometry=reading.assume_geometry, option="--segment",
+        )  # fmt: skip
+        io.write(chosen, target, table=table, source=source, options=options)
+        return
+    if embedded and segment:
+        segment = [same_name(one, embedded.names.values()) or one for one in segment]
     io.convert_file(
         path,
         target,
-        table=table if labels else None,
+        table=table,
         source=source,
         segments=segment or None,
         options=options,

@@ -153,6 +153,8 @@ def infer(
 
     check_choices(network, nnunet, dicom)
     check_one_of("--progress", progress, ("auto", "json"))
+    if push and dicom.deidentify:
+        raise BadConfig("--push puts results into the study, --deidentify out of it; choose one")
     _ = network.max_memory_bytes  # a size that is none is wrong usage before a model is read
     extras = extras_of(
         reading=reading, dicom=dicom, results=results, series=series, preview=preview,

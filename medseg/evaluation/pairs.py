@@ -22,6 +22,7 @@ from medseg.evaluation.reading import (
 from medseg.files import read_text
 from medseg.io import (
     embedded_table,
+    holds_names,
     is_slicer_segmentation,
     read_labels,
     read_table,
@@ -265,6 +266,15 @@ def find_table(path: str | Path | None, reference: Path, prediction: Path) -> La
     return None
 
 
+def table_for(path: Path, target: Path) -> LabelTable | None:
+    """The label table that lies beside a label map without one in itself, if the format of `target`
+    holds names; else None. Raises `BadFile`.
+    """
+    if not holds_names(target) or embedded_table(path) is not None:
+        return None
+    return find_table(None, path, path)
+
+
 def table_in(path: Path) -> LabelTable:
     """The label table that a file is, or holds, or that lies beside a label map. Raises
     `BadFile`.
@@ -272,6 +282,8 @@ def table_in(path: Path) -> LabelTable:
     if is_label_table(path):
         return LabelTable.read(path)
     table = embedded_table(path) or find_table(None, path, path)
+    if table is None and not path.exists():
+        raise BadFile(f"{path}: there is no such file; check the name")
     if table is None:
         raise BadFile(f"{path}: holds no label table, and none lies beside it; give one")
     return table
@@ -283,12 +295,13 @@ def chosen_labels(
     table: LabelTable | None = None,
     *,
     volume_index: int | None = None,
+    assume_geometry: str | None = None,
     option: str = "segment",
 ) -> tuple[Volume, LabelTable | None]:
     """The structures of a plain label map that are named, by a table or by what lies beside it, and
     that table. Raises `BadConfig` for one that it has not; option: how its message calls `names`.
     """
-    labels = read_labels(path, volume_index=volume_index)
+    labels = read_labels(path, volume_index=volume_index, assume_geometry=assume_geometry)
     table = table or find_table(None, path, path)
     values = [structure_value(name, table, option) for name in names]
     for name, value in zip(names, values):

@@ -16,8 +16,9 @@ import numpy as np
 
 from medseg import logs
 from medseg.errors import BadConfig, BadFile, BadOutput, DataWarning, MedsegError
+from medseg.files import is_one_file
 from medseg.inference.forecast import Plan
-from medseg.inference.jobs import Extras, Job, is_one_file
+from medseg.inference.jobs import Extras, Job
 from medseg.inference.look import fitting
 from medseg.inference.record import read_record
 from medseg.inference.result import Segmentation

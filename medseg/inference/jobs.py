@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from medseg.errors import BadConfig, BadFile, BadOutput, MedsegError
-from medseg.files import ignores_case
+from medseg.files import ignores_case, is_one_file
 from medseg.io import (
     DicomOptions,
     describe_no_dicom,
@@ -549,11 +549,3 @@ def _check_overwriting(jobs: Iterable[Job], folders: _Folders) -> None:
         other = folded.get(spelling(labels))
         if labels in read or (other is not None and is_one_file(labels, other)):
             raise BadConfig(f"{job.labels} is an input and would be overwritten; choose another -o")
-
-
-def is_one_file(path: str | Path, other: str | Path) -> bool:
-    """Whether two names are of one file that is there."""
-    try:
-        return os.path.samefile(path, other)  # noqa: PTH121 - of texts
-    except OSError:  # one of them is not there yet
-        return False

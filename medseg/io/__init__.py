@@ -10,7 +10,7 @@ if TYPE_CHECKING:
         describe_no_dicom as describe_no_dicom,
         example_folder as example_folder,
     )
-    from medseg.io.conversion import convert_file as convert_file
+    from medseg.io.conversion import check_target as check_target, convert_file as convert_file
     from medseg.io.formats import (
         READERS as READERS,
         WRITERS as WRITERS,
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         SeveralVolumes as SeveralVolumes,
         data_files as data_files,
         embedded_table as embedded_table,
+        holds_names as holds_names,
         is_dicom_source as is_dicom_source,
         is_readable_name as is_readable_name,
         is_slicer_segmentation as is_slicer_segmentation,
@@ -60,7 +61,7 @@ __getattr__, __dir__ = door(
     {
         "added": ("Reader", "Writer"),
         "contents": ("describe_no_dicom", "example_folder"),
-        "conversion": ("convert_file",),
+        "conversion": ("check_target", "convert_file"),
         "formats": (
             "DicomOptions",
             "Overlap",
@@ -70,6 +71,7 @@ __getattr__, __dir__ = door(
             "WRITERS",
             "data_files",
             "embedded_table",
+            "holds_names",
             "is_dicom_source",
             "is_readable_name",
             "is_slicer_segmentation",

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medseg.errors import BadOutput
+from medseg.files import is_one_file
 from medseg.io.formats import (
     DicomOptions,
     Overlap,
@@ -21,6 +23,14 @@ from medseg.io.slicer_copy import copy_segmentation, is_copied
 
 if TYPE_CHECKING:
     from medseg.labels import LabelTable
+
+
+def check_target(path: Path, target: Path, segments: Sequence[str] = ()) -> None:
+    """Raise `BadOutput` where the file that is converted would be written over, and what the other
+    format or the choice of segments leaves out be lost. A whole copy may take its place.
+    """
+    if is_one_file(path, target) and (segments or not is_copied(path, target)):
+        raise BadOutput(f"{target} is the input and would be overwritten; choose another name")
 
 
 def convert_file(

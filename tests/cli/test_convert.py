@@ -7,13 +7,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
 
+import medseg
 from making import networks as tiny
 from making.dicom_labels import TABLE, errors, phantom, source
 from medseg import io
+from medseg.errors import BadOutput
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -199,6 +202,65 @@ def test_convert_takes_single_structures_and_other_grids_when_asked(
     io.write(io.read(scan), "scan.nii.gz")
     ran = tiny.medseg("convert", "scan.nii.gz", "y.dcm", "--source", scan)
     assert (ran.code, "label map" in ran.err, Path("y.dcm").exists()) == (4, True, False)
+
+
+def test_what_is_read_is_not_written_over(scan: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    io.write(phantom(io.read(scan)), "a.nii.gz")
+    image = next(scan.iterdir())
+    before = image.read_bytes(), Path("a.nii.gz").read_bytes()
+
+    for options in (
+        ("a.nii.gz", image, "--source", scan),
+        ("a.nii.gz", "./a.nii.gz"),
+        ("a.nii.gz", "a.nii.gz", "--segment", "2"),
+    ):
+        ran = tiny.medseg("convert", *options)
+        assert (ran.code, "would be overwritten" in ran.err) == (4, True), ran.err
+        with pytest.raises(BadOutput, match="overwritten"):
+            medseg.convert(options[0], options[1], source=scan)
+    assert (image.read_bytes(), Path("a.nii.gz").read_bytes()) == before
+
+
+def test_a_structure_of_a_plain_label_map_is_written_as_the_options_say(
+    scan: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    labels = phantom(io.read(scan))
+    io.write(labels, "a.nii.gz")
+    image = nibabel.load("a.nii.gz")
+    moved = image.affine.copy()
+    moved[0, 3] += 9
+    image.set_qform(moved, 1)
+    nibabel.save(image, "b.nii.gz")
+    TABLE.write("a.labels.csv")
+    TABLE.write("b.labels.csv")
+
+    for name, options in (("a.nii.gz", ()), ("b.nii.gz", ("--assume-geometry", "sform"))):
+        ran = tiny.medseg("convert", name, "x.dcm", "--source", scan, "--segment", "mass", *options)
+        assert ran.code == 0, ran.err
+        assert np.array_equal(io.read_labels("x.dcm", source=scan).data == 41, labels.data == 41)
+    medseg.convert("a.nii.gz", "y.dcm", source=scan, segment=["mass"])
+    assert io.embedded_table("y.dcm").names == {41: "mass"}
+
+
+@pytest.mark.parametrize("suffix", [".seg.nrrd", ".dcm", ".rtstruct.dcm"])
+def test_names_beside_a_label_map_go_with_it(scan: Path, tmp_path: Path, monkeypatch, suffix):
+    monkeypatch.chdir(tmp_path)
+    io.write(phantom(io.read(scan)), "a.nii.gz")
+    TABLE.write("a.labels.csv")
+
+    assert tiny.medseg("convert", "a.nii.gz", f"x{suffix}", "--source", scan).code == 0
+    medseg.convert("a.nii.gz", f"y{suffix}", source=scan)
+
+    for name in ("x", "y"):
+        assert io.embedded_table(f"{name}{suffix}").names[41] == "mass"
+
+
+def test_a_table_of_a_file_that_is_not_there_is_not_looked_for_beside_it(tmp_path: Path):
+    ran = tiny.medseg("convert", tmp_path / "a.nii.gz", tmp_path / "labels.csv")
+
+    assert (ran.code, "there is no such file" in ran.err) == (3, True)
 
 
 def test_structures_that_overlap_become_layers_of_a_slicer_segmentation(

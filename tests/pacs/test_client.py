@@ -575,6 +575,7 @@ def test_a_series_that_cannot_be_used_is_refused(server: Server, tmp_path: Path,
         (["ADDRESS"], "where the result goes"),
         (["ADDRESS", "ADDRESS", "-o", "x"], "one address"),
         (["ADDRESS", "--push", "-o", "x.nii.gz"], "ends in .dcm"),
+        (["ADDRESS", "--push", "--deidentify"], "--deidentify out of it; choose"),
         (["ADDRESS", "--push", "--credentials", "nowhere"], "no such file"),
     ],
 )
