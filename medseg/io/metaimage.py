@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile, BadOutput
 from medseg.files import atomic_write, compressor, open_file
-from medseg.io.raw import Place, listed_files, numbered_names, part_sizes, read_placed
+from medseg.io.raw import Place, data_name, listed_files, numbered_names, part_sizes, read_placed
 from medseg.io.voxels import check_axes, choose_volume, digest, make_volume, slabs, stored_dtype
 from medseg.volume import LPS, Volume, spacing_of
 
@@ -373,7 +373,7 @@ def write_metaimage(volume: Volume, path: str | Path, *, table: LabelTable | Non
     pieces.append(packer.flush())  # in memory, because the header gives its size
     name = "LOCAL"
     if str(path).lower().endswith(".mhd"):
-        name = f"{Path(path).stem}.{digest(volume.data, dtype)}.zraw"
+        name = data_name(path, digest(volume.data, dtype), ".zraw")
         with atomic_write(Path(path).with_name(name)) as file:
             file.writelines(pieces)
     with atomic_write(path) as file:

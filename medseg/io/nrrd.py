@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile, BadGeometry, BadOutput
 from medseg.files import atomic_write, gzip_writer, open_file
-from medseg.io.raw import Place, listed_files, numbered_names, part_sizes, read_placed
+from medseg.io.raw import Place, data_name, listed_files, numbered_names, part_sizes, read_placed
 from medseg.io.voxels import check_axes, choose_volume, digest, make_volume, slabs, stored_dtype
 from medseg.volume import LPS, Volume, check_affine
 
@@ -553,7 +553,7 @@ def write_nrrd(
     if not str(path).lower().endswith(".nhdr"):
         write_attached(path, header, volume.data, dtype=dtype)
         return
-    name = f"{Path(path).stem}.{digest(volume.data, dtype)}.raw.gz"
+    name = data_name(path, digest(volume.data, dtype), ".raw.gz")
     write_attached(Path(path).with_name(name), "", volume.data, dtype=dtype)
     with atomic_write(path) as file:
         file.write(f"{header}data file: {name}\n".encode())

@@ -148,6 +148,14 @@ def numbered_names(path: str | Path, pattern: str, numbers: Sequence[str]) -> li
     return [f"{before}{number:{zero}{width}d}{after}" for number in every]
 
 
+def data_name(header: str | Path, content: str, suffix: str) -> str:
+    """What the data file of a header is called, after the header and its content; without blanks,
+    `%`, backslashes and LIST, by which headers of NRRD and MetaImage mean more than a name.
+    """
+    stem = re.sub(r"^LIST|[\s%\\]", "_", Path(header).stem)
+    return f"{stem}.{content}{suffix}"
+
+
 def _read_file(
     path: str | Path,
     place: Place,

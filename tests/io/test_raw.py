@@ -15,6 +15,7 @@ import SimpleITK as sitk  # noqa: N813
 from making.attacks import ATTACKS
 from medseg import io
 from medseg.errors import BadFile
+from medseg.volume import Volume
 
 DATA = np.arange(120, dtype=np.int16).reshape(4, 5, 6)
 RAW = DATA.astype("<i2").tobytes("F")
@@ -355,3 +356,15 @@ def test_the_raw_file_with_a_header_of_its_own_holds_what_is_expected(shared_dat
 
     assert np.array_equal(volume.data, np.asanyarray(expected.dataobj))
     assert np.allclose(volume.affine, expected.affine, atol=1e-6)
+
+
+@pytest.mark.parametrize("stem", ["a b", "50% dose a b", "50%d 1 2 3", "LIST of a", " a", "tab\ta"])
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
+def test_a_header_of_any_name_leads_to_its_data(tmp_path, stem, suffix):
+    volume = Volume(DATA, np.eye(4))
+    path = tmp_path / f"{stem}{suffix}"
+
+    io.write(volume, path)
+
+    assert np.array_equal(io.read(path).data, DATA)
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(path)).T, DATA)
