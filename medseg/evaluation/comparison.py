@@ -8,9 +8,11 @@ methods are tested with Wilcoxon's signed-rank test on the cases, corrected by H
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,10 @@ class Comparison:
 
     methods: per method, best first: name, mean (over cases with finite values), median, n_inf,
     mean_rank, rank, rank_ci95 (two ranks), share_first (of the resamplings in which it leads).
-    tests: per pair: first, second, difference (median of first - second), p, p_holm. kendall_tau:
-    mean and 2.5 percentile over resamplings of the agreement with the order found. n_cases;
-    n_excluded: pairs of case and structure left out as undefined in a method. problems: sentences
-    on what is not in every file.
+    tests: per pair: first, second, difference (median of first - second, of sizes where less is
+    better; None where it is infinite), p, p_holm. kendall_tau: mean and 2.5 percentile over
+    resamplings of the agreement with the order found. n_cases; n_excluded: pairs of case and
+    structure left out as undefined in a method. problems: sentences on what is not in every file.
     """
 
     score: str
@@ -83,14 +85,11 @@ def compare(
     keys = sorted(key for key in common if not any(np.isnan(table[key]) for table in tables))
     if len({case for case, _ in keys}) < 2:
         raise BadConfig(f"there are fewer than two cases in which every method has a {score}")
-    cases = sorted({case for case, _ in keys})
-    values = np.array(
-        [
-            [np.mean([table[key] for key in keys if key[0] == case]) for table in tables]
-            for case in cases
-        ]
-    )
-    costs = np.abs(values) if _less_is_better(score) else -values
+    by_case = {case: list(some) for case, some in groupby(keys, key=itemgetter(0))}
+    cases = list(by_case)
+    values = _means(tables, by_case)
+    # Too much of one structure does not make up for too little of another.
+    costs = _means(tables, by_case, size=abs) if _less_is_better(score) else -values
     ranks = stats.rankdata(costs, axis=1)
     order = np.argsort(ranks.mean(axis=0), kind="stable")
     draws = np.random.default_rng(seed).integers(len(cases), size=(bootstrap, len(cases)))
@@ -106,11 +105,32 @@ def compare(
     agreement = (
         {"mean": float(tau.mean()), "p2_5": float(np.percentile(tau, 2.5))} if bootstrap else {}
     )
-    tests = _tests(methods, np.abs(values) if _less_is_better(score) else values)
+    tests = _tests(methods, costs if _less_is_better(score) else values)
     return Comparison(
         score, rows, tests=tests, kendall_tau=agreement, n_cases=len(cases),
         n_excluded=len(common) - len(keys), problems=problems,
     )  # fmt: skip
+
+
+def _means(
+    tables: Sequence[Mapping[tuple[str, str], float]],
+    by_case: Mapping[str, Sequence[tuple[str, str]]],
+    size: Callable[[float], float] = float,
+) -> NDArray[np.float64]:
+    """The mean of each case over its structures, or of the size of their scores: (cases, methods).
+
+    Sums that are equal but for rounding become equal, as their order would rank methods otherwise.
+    """
+    means = [
+        [np.mean([size(table[key]) for key in some]) for table in tables]
+        for some in by_case.values()
+    ]
+    return np.array([[_rounded(float(one)) for one in row] for row in means])
+
+
+def _rounded(value: float) -> float:
+    """The digits that scores.csv has."""
+    return float(f"{value:.9g}")
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -129,16 +149,18 @@ def _tests(methods: Sequence[str], values: NDArray[np.float64]) -> list[dict[str
         with np.errstate(invalid="ignore"):
             difference = values[:, a] - values[:, b]
         difference[values[:, a] == values[:, b]] = 0  # also of two infinite values
-        # An infinite difference is the largest, whatever its size.
-        largest = np.abs(difference[np.isfinite(difference)]).max(initial=0) + 1
-        difference = np.nan_to_num(difference, posinf=largest, neginf=-largest)
+        middle = float(np.median(difference))
+        # An infinite difference is the largest, whatever its size. Those that are equal but for
+        # rounding are ties.
+        largest = np.abs(difference[np.isfinite(difference)]).max(initial=0) or 1
+        difference = np.round(np.nan_to_num(difference / largest, posinf=2, neginf=-2), 9)
         p = float(stats.wilcoxon(difference).pvalue) if difference.any() else 1.0
         p_values.append(p)
         rows.append(
             {
                 "first": methods[a],
                 "second": methods[b],
-                "difference": float(np.median(difference)),
+                "difference": middle if math.isfinite(middle) else None,
                 "p": p,
             }
         )

@@ -1,10 +1,14 @@
 """Comparison of methods: ranks and tests against scipy and hand-made tables."""
 
+from dataclasses import asdict
+
+import jsonschema
 import numpy as np
 import pytest
 from scipy import stats
 
 from making import networks as tiny
+from medseg.cli.schema import schema_of
 from medseg.errors import BadConfig, BadFile
 from medseg.evaluation.comparison import compare, holm
 from medseg.evaluation.ranking import ranking_figure, write_ranking
@@ -77,6 +81,49 @@ def test_signed_differences_count_by_their_size(tmp_path):
         for n, column in (("s", small), ("l", large))
     ]
     assert compare(paths, "volume_difference_mm3").methods[0]["method"] == "s"
+
+
+def save_structures(path, values, column):
+    """A table in which every case has the same values of structures."""
+    lines = [f"{case},{name},ok,{value}" for case in CASES for name, value in values.items()]
+    path.write_text(f"case,structure,status,{column}\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def test_too_much_of_one_structure_does_not_make_up_for_too_little_of_another(tmp_path):
+    column = "volume_difference_mm3"
+    far = save_structures(tmp_path / "far.csv", {"liver": 1000, "spleen": -1000}, column)
+    near = save_structures(tmp_path / "near.csv", {"liver": 10, "spleen": 10}, column)
+    result = compare([far, near], column)
+    assert [row["method"] for row in result.methods] == ["near", "far"]
+    assert [row["mean"] for row in result.methods] == [10, 0]  # a bias has a sign
+    assert result.tests[0]["difference"] == 990
+
+
+def test_scores_that_are_equal_but_for_rounding_are_ties(tmp_path):
+    some = {"a": 0.1, "b": 0.2, "c": 0.3}
+    paths = [save_structures(tmp_path / "one.csv", some, "dice")]
+    paths.append(save_structures(tmp_path / "two.csv", dict(zip("abc", (0.3, 0.2, 0.1))), "dice"))
+    result = compare(paths)
+    assert result.tests[0]["p"] == 1 and [row["rank"] for row in result.methods] == [1, 1]
+    # Differences of 0.1 in binary: 0.3 - 0.2 is not 0.2 - 0.1.
+    first, second = [0.3, 0.2, 0.4, 0.5, 0.6, 0.9], [0.2, 0.1, 0.3, 0.4, 0.5, 1.0]
+    paths = [
+        save(tmp_path / f"{n}.csv", one, cases=CASES[:6]) for n, one in zip("xy", (first, second))
+    ]
+    assert compare(paths).tests[0]["p"] == pytest.approx(14 / 64)  # of all 64 choices of signs
+
+
+def test_an_infinite_difference_is_no_number(tmp_path):
+    lacking, there = np.full(12, np.inf), np.full(12, 3.0)
+    lacking[:3] = 1
+    paths = [
+        save(tmp_path / f"{name}.csv", column, "hausdorff95_mm")
+        for name, column in (("lacking", lacking), ("there", there))
+    ]
+    result = compare(paths, "hausdorff95_mm", bootstrap=0)
+    assert result.tests[0]["difference"] is None and result.tests[0]["p"] < 0.05
+    jsonschema.validate(asdict(result), schema_of("comparison"))
 
 
 def test_missing_cases_are_named_and_undefined_ones_counted(tmp_path):
