@@ -288,12 +288,15 @@ def _scored_name(
     text: str, structures: Mapping[str, Any] | None, table: LabelTable | None, option: str
 ) -> str:
     """What the scores call a structure that is given by its name or number. Raises `BadConfig`."""
+    from medseg.evaluation import scored_names
+
     if structures is not None:
         return _name_among(text, structures, table)
     if table is None and text.startswith("label "):
         return text  # as structures without a table are called
     value = structure_value(text, table, option)
-    return table.names.get(value, f"label {value}") if table else f"label {value}"
+    names = scored_names(table) if table else {}
+    return names.get(value, f"label {value}")
 
 
 def _name_among(text: str, structures: Mapping[str, Any], table: LabelTable | None) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         chosen_labels as chosen_labels,
         find_table as find_table,
         parse_structures as parse_structures,
+        scored_names as scored_names,
         table_for as table_for,
         table_in as table_in,
     )
@@ -42,7 +43,14 @@ __getattr__, __dir__ = door(
         "comparison": ("Comparison", "compare"),
         "lesions": ("LesionOptions",),
         "metrics": ("score_titles", "title_of"),
-        "pairs": ("chosen_labels", "find_table", "parse_structures", "table_for", "table_in"),
+        "pairs": (
+            "chosen_labels",
+            "find_table",
+            "parse_structures",
+            "scored_names",
+            "table_for",
+            "table_in",
+        ),
         "reading": ("read_label_map", "refuse_folder"),
         "ranking": ("write_ranking",),
         "scoring": ("evaluate", "evaluation_of", "score_pairs", "write_evaluation"),

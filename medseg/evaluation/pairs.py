@@ -172,7 +172,7 @@ def _cases_in(folder: Path) -> dict[str, Path]:
 
 def parse_structures(text: str, table: LabelTable | None = None) -> dict[str, tuple[int, ...]]:
     """Structures from "1,2", "liver=1,tumour=1+2+3" or names of `table`. Raises `BadConfig`."""
-    names = table.names if table else {}
+    names = scored_names(table) if table else {}
     values = {name: value for value, name in names.items()}
     structures: dict[str, tuple[int, ...]] = {}
     for part in text.split(","):
@@ -194,6 +194,17 @@ def parse_structures(text: str, table: LabelTable | None = None) -> dict[str, tu
             raise BadConfig(f"the structure '{name}' is given twice")
         structures[name] = labels
     return structures
+
+
+def scored_names(table: LabelTable) -> dict[int, str]:
+    """What scores call each value of a table: its name, with the value behind where several have
+    one name.
+    """
+    names = table.names
+    counts = Counter(names.values())
+    return {
+        value: f"{name} ({value})" if counts[name] > 1 else name for value, name in names.items()
+    }
 
 
 def _value(text: str, table: LabelTable | None) -> int:

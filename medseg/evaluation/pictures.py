@@ -76,10 +76,12 @@ class _Error:
 
 
 def worst_structures(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of the cases of least mean Dice, the row of the structure of least Dice."""
+    """Of the cases of least mean Dice, the row of the structure of least Dice of those that are
+    there.
+    """
     cases: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        if math.isfinite(row["dice"]):
+        if math.isfinite(row["dice"]) and row["status"] != "both_empty":
             cases.setdefault(row["case"], []).append(row)
     means = {case: float(np.mean([row["dice"] for row in some])) for case, some in cases.items()}
     order = sorted(means, key=lambda case: (means[case], case))[:WORST_CASES]
@@ -105,8 +107,11 @@ def error_pictures(
         labels = (options.structures or {}).get(structure) or (int(structure.split()[1]),)
         reference = reader.read(pairs[case][0])
         prediction, _ = on_grid_of(reference, reader.read(pairs[case][1]), options.resample)
-        reference, prediction = reorient(reference, "RAS"), reorient(prediction, "RAS")
-        ours, theirs = np.isin(reference.data, labels), np.isin(prediction.data, labels)
+        reference, prediction = (
+            reorient(reference.with_data(one.data), "RAS") for one in (reference, prediction)
+        )
+        scored = True if options.ignore is None else reference.data != options.ignore
+        ours, theirs = (np.isin(one.data, labels) & scored for one in (reference, prediction))
         scan = _scan_of(case, scans, problems)
         if scan is not None and not _covers(scan, reference, ours | theirs):
             problems.append(f"{case}: its scan does not lie where its labels are, and is not shown")

@@ -16,7 +16,14 @@ from medseg.errors import BadConfig, BadFile, MedsegError
 from medseg.evaluation.backgrounds import match_scans
 from medseg.evaluation.lesions import lesion_scores
 from medseg.evaluation.metrics import score
-from medseg.evaluation.pairs import listed, match_cases, numbered, on_grid_of, without_names
+from medseg.evaluation.pairs import (
+    listed,
+    match_cases,
+    numbered,
+    on_grid_of,
+    scored_names,
+    without_names,
+)
 from medseg.evaluation.reading import (
     LabelReader,
     MaskedCases,
@@ -237,11 +244,12 @@ def _problems_of(cases: Mapping[str, _Case], *, named: bool) -> list[str]:
 
 
 def _with_structures(options: EvaluationOptions, table: LabelTable | None) -> EvaluationOptions:
-    """The options with the structures of the table where they name none. Raises `BadConfig` if
-    lesions or tolerances name a structure that is not scored.
+    """The options with the structures of the table where they name none, but for the one to be
+    ignored. Raises `BadConfig` if lesions or tolerances name a structure that is not scored.
     """
     if options.structures is None and table is not None:
-        structures = {label.name: (label.value,) for label in table.labels}
+        names = scored_names(table)
+        structures = {name: (value,) for value, name in names.items() if value != options.ignore}
         options = replace(options, structures=structures)
     if options.structures is None:
         return options
@@ -296,29 +304,9 @@ def _score_case(
         structures = {f"label {value}": (value,) for value in present}
     not_annotated = _not_annotated(reference_path, structures, reader)
     structures = {name: labels for name, labels in structures.items() if name not in not_annotated}
-    scores = score(
-        reference.data,
-        prediction.data,
-        reference.spacing_mm,
-        structures,
-        surface=options.surface,
-        percentiles=options.percentiles,
-        tolerance_mm=options.tolerance_mm,
-        ignore=options.ignore,
-        empty=options.empty,
+    scores = _scores(
+        reference.data, prediction.data, reference.spacing_mm, structures, options=options
     )
-    for name in options.lesions:
-        if name in structures:
-            masks = [np.isin(volume.data, structures[name]) for volume in (reference, prediction)]
-            if options.ignore is not None:
-                masks = [mask & (reference.data != options.ignore) for mask in masks]
-            scores[name] |= lesion_scores(
-                masks[0],
-                masks[1],
-                reference.spacing_mm,
-                options=options.lesion_options,
-                surface=options.surface,
-            )
     structure_values = {value for labels in structures.values() for value in labels}
     structure_values |= {reader.values[name] for name in not_annotated if name in reader.values}
     return _Case(
@@ -329,6 +317,41 @@ def _score_case(
         spacing_mm=reference.spacing_mm,
         not_annotated=not_annotated,
     )
+
+
+def _scores(
+    reference: NDArray,
+    prediction: NDArray,
+    spacing_mm: tuple[float, float, float],
+    structures: Mapping[str, tuple[int, ...]],
+    *,
+    options: EvaluationOptions,
+) -> dict[str, dict[str, Any]]:
+    """The scores of structures in a pair of label maps, those of lesions too where asked."""
+    scores = score(
+        reference,
+        prediction,
+        spacing_mm,
+        structures,
+        surface=options.surface,
+        percentiles=options.percentiles,
+        tolerance_mm=options.tolerance_mm,
+        ignore=options.ignore,
+        empty=options.empty,
+    )
+    for name in options.lesions:
+        if name in structures:
+            masks = [np.isin(labels, structures[name]) for labels in (reference, prediction)]
+            if options.ignore is not None:
+                masks = [mask & (reference != options.ignore) for mask in masks]
+            scores[name] |= lesion_scores(
+                masks[0],
+                masks[1],
+                spacing_mm,
+                options=options.lesion_options,
+                surface=options.surface,
+            )
+    return scores
 
 
 def _not_annotated(
@@ -372,15 +395,7 @@ def _with_absent(cases: Mapping[str, _Case], options: EvaluationOptions) -> list
         lacking = {name: names[name] for name in structures if name not in there}
         absent: dict[str, dict[str, Any]] = {}
         if lacking:
-            absent = score(
-                nothing,
-                nothing,
-                one.spacing_mm,
-                lacking,
-                percentiles=options.percentiles,
-                tolerance_mm=options.tolerance_mm,
-                empty=options.empty,
-            )
+            absent = _scores(nothing, nothing, one.spacing_mm, lacking, options=options)
         rows += [
             there.get(name) or {"case": case, "structure": name, **absent[name]}
             for name in structures

@@ -181,7 +181,9 @@ def summarise(
     cases = list(dict.fromkeys(row["case"] for row in rows))
     draws = np.random.default_rng(seed).integers(len(cases), size=(bootstrap, len(cases)))
     times = (
-        np.stack([np.bincount(draw, minlength=len(cases)) for draw in draws]) if bootstrap else None
+        np.array([np.bincount(draw, minlength=len(cases)) for draw in draws], float)
+        if bootstrap
+        else None
     )
     result: dict[str, Any] = {}
     for structure in structures:
@@ -213,7 +215,7 @@ def score_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _statistics(values: NDArray[np.float64], times: NDArray[np.int64] | None) -> dict[str, Any]:
+def _statistics(values: NDArray[np.float64], times: NDArray[np.float64] | None) -> dict[str, Any]:
     finite = np.isfinite(values)
     good = values[finite]
     counts = {
@@ -225,9 +227,9 @@ def _statistics(values: NDArray[np.float64], times: NDArray[np.int64] | None) ->
         return counts | dict.fromkeys(("mean", "sd", "median", "q1", "q3", "ci95"))
     interval = None
     if times is not None and len(good) > 1:
-        weights = times[:, finite]
-        some = weights.sum(axis=1) > 0
-        means = weights[some] @ good / weights[some].sum(axis=1)
+        weights = times @ finite
+        some = weights > 0
+        means = (times @ np.where(finite, values, 0))[some] / weights[some]
         interval = [float(q) for q in np.percentile(means, (2.5, 97.5))]
     q1, median, q3 = (float(q) for q in np.percentile(good, (25, 50, 75)))
     sd = float(good.std(ddof=1)) if len(good) > 1 else None

@@ -125,6 +125,28 @@ def test_a_scan_that_lies_elsewhere_is_not_shown(data: Path, tmp_path: Path):
     assert "outline of" not in page
 
 
+def test_pictures_show_errors_that_are_scored_and_structures_that_are_there(tmp_path: Path):
+    truth, result = box(1, 2), box(1, 3)
+    truth[:, :, 18:], result[:20, :20, 18:] = 9, 1  # far more, where nobody knows
+    for folder, some in (("truth", truth), ("labels", result), ("scans", truth.astype(np.int16))):
+        (tmp_path / folder).mkdir()
+        write(Volume(some, AFFINE), tmp_path / folder / "a.nii.gz")
+    table = LabelTable((Label(3, "spleen", (255, 0, 0)), Label(1, "liver", (255, 0, 0))))
+    evaluate(
+        tmp_path / "truth",
+        tmp_path / "labels",
+        tmp_path / "out",
+        EvaluationOptions(ignore=9, empty="best_worst"),
+        table,
+        scans=tmp_path / "scans",
+    )
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "does not lie where" not in page
+    titles = list(pictures_of(page))
+    assert len(titles) == 3 and all(title.startswith("a: liver, Dice 0.875") for title in titles)
+    assert "axial slice at S -8.0 mm" in titles[0]  # of the errors that count
+
+
 class _Parser(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
@@ -295,7 +317,7 @@ def test_in_a_browser_tables_sort_and_search_and_a_phone_need_not_scroll_sideway
         browser.device(390, 800, scheme="dark")
         assert browser.run(ground) == "rgb(21, 24, 28)"
         assert browser.messages() == []
-        inside = ("file:", "data:", "chrome:")
+        inside = ("file:", "data:", "chrome")
         assert [url for url in browser.requested() if not url.startswith(inside)] == []
 
 

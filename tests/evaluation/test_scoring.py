@@ -191,6 +191,38 @@ def test_regions_ignored_labels_and_names(tmp_path):
     assert "labels 9 are in the files but in no structure" in result.problems[0]
 
 
+def test_what_is_ignored_is_no_structure_of_the_table_and_of_two_of_one_name_both_are_scored(
+    tmp_path,
+):
+    save(tmp_path / "a.nii.gz", cube(2, 4, 1) + cube(6, 4, 2) + cube(12, 4, 9))
+    save(tmp_path / "b.nii.gz", cube(3, 3, 1) + cube(6, 4, 2) + cube(10, 4, 9))
+    names = {1: "kidney", 2: "kidney", 9: "unsure"}
+    table = LabelTable(tuple(Label(value, name, (1, 1, 1)) for value, name in names.items()))
+    options = EvaluationOptions(ignore=9)
+    plain, named = (
+        evaluate(tmp_path / "a.nii.gz", tmp_path / "b.nii.gz", options=options, table=one)
+        for one in (None, table)
+    )
+    assert [row["structure"] for row in named.rows] == ["kidney (1)", "kidney (2)"]
+    assert [row["dice"] for row in named.rows] == [row["dice"] for row in plain.rows]
+    assert named.problems == []
+    assert parse_structures("1,2", table) == {"kidney (1)": (1,), "kidney (2)": (2,)}
+    with pytest.raises(BadConfig, match="several labels are called 'kidney'"):
+        parse_structures("kidney", table)
+
+
+def test_lesions_of_a_case_without_any_are_none_with_and_without_names(tmp_path):
+    for name, value in (("one", 1), ("two", 2)):
+        save(tmp_path / "r" / f"{name}.nii.gz", cube(4, 4, value))
+        save(tmp_path / "p" / f"{name}.nii.gz", cube(5, 4, value))
+    for structures in (None, {"label 1": (1,), "label 2": (2,)}):
+        options = EvaluationOptions(structures=structures, lesions=("label 1",))
+        result = evaluate(tmp_path / "r", tmp_path / "p", options=options)
+        lesions = result.summary["structures"]["label 1"]
+        assert lesions["lesions_reference"]["mean"] == 0.5
+        assert lesions["lesion_f1"]["n_excluded"] == 1
+
+
 def test_names_come_from_the_table_beside_the_labels(tmp_path):
     table = LabelTable((Label(1, "liver", (255, 0, 0)),))
     for name in ("a", "b"):
