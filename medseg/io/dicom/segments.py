@@ -23,7 +23,7 @@ from medseg.files import MAX_BYTES
 from medseg.io.dicom.codes import read_code, read_codes, rgb, table_of
 from medseg.io.dicom.frames import parse
 from medseg.io.dicom.grid import Frames, ImageGrid, Placement, open_grid, placed_on, stack_frames
-from medseg.io.dicom.headers import BIG_ENDIAN, guarded
+from medseg.io.dicom.headers import BIG_ENDIAN, guarded, header_values
 from medseg.io.dicom.pixels import stored_pixels
 from medseg.io.dicom.result import planes_on_grid, read_object
 from medseg.io.dicom.slices import SEG_CLASSES
@@ -34,6 +34,11 @@ from medseg.volume import Volume
 if TYPE_CHECKING:
     from medseg.labels import Label, LabelTable
 
+#: What a segmentation says of its segments, wherever they lie.
+_ABOUT_SEGMENTS = (
+    "SpecificCharacterSet", "SOPClassUID", "SegmentationType", "PixelPaddingValue",
+    "SegmentSequence",
+)  # fmt: skip
 #: How a segment's description says which label value it is.
 LABEL_VALUE = "Label value {}"
 #: Most voxels of a grid of which less than a hundredth is in the file.
@@ -121,7 +126,11 @@ def read_seg_table(path: str | Path) -> LabelTable:
     """Names, colours and codes of a DICOM segmentation, values as `read_seg` gives them. Raises
     `BadFile`.
     """
-    return _parse(path).table
+    entry = Entry(path=Path(path))
+    with PixelSource(path) as source:  # without the places of frames, of which there may be many
+        dataset = header_values(source, entry, _ABOUT_SEGMENTS)
+    table: LabelTable = guarded(str(path), lambda dicom: _segments(path, dataset)[0])
+    return table
 
 
 def _canvas(path: str | Path, parsed: _Parsed, grid: ImageGrid | None) -> _Canvas:
@@ -313,19 +322,13 @@ def _parse(path: str | Path) -> _Parsed:
 
 
 def _parsed(path: str | Path, dataset: Any) -> _Parsed:
-    if str(dataset.get("SOPClassUID")) not in SEG_CLASSES:
-        raise BadFile(f"{path}: is no DICOM segmentation")
-    kind = str(dataset.SegmentationType)
-    if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
-        raise BadFile(f"{path}: is a kind of segmentation that medseg does not know")
-    background = int(dataset.get("PixelPaddingValue") or 0) if kind == "LABELMAP" else 0
-    table, value_of = _table(path, dataset, background=background, kind=kind)
+    table, value_of, background = _segments(path, dataset)
     shared = dataset.SharedFunctionalGroupsSequence[0]
     frames = dataset.get("PerFrameFunctionalGroupsSequence")
     if not frames or len(frames) != int(dataset.NumberOfFrames):
         raise BadFile(f"{path}: does not say where its frames lie; it is tiled, or damaged")
     segment_of = [0] * len(frames)
-    if kind != "LABELMAP":
+    if dataset.SegmentationType != "LABELMAP":
         items = _groups("SegmentIdentificationSequence", frames, shared)
         segment_of = [int(item.ReferencedSegmentNumber) for item in items]
         if not set(segment_of) <= set(value_of):
@@ -341,6 +344,19 @@ def _parsed(path: str | Path, dataset: Any) -> _Parsed:
         background=background,
         segment_of=segment_of,
     )
+
+
+def _segments(path: str | Path, dataset: Any) -> tuple[LabelTable, dict[int, int], int]:
+    """The label table of a segmentation, the label value of each segment number, and what stands
+    for no segment in a label map.
+    """
+    if str(dataset.get("SOPClassUID")) not in SEG_CLASSES:
+        raise BadFile(f"{path}: is no DICOM segmentation")
+    kind = str(dataset.SegmentationType)
+    if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
+        raise BadFile(f"{path}: is a kind of segmentation that medseg does not know")
+    background = int(dataset.get("PixelPaddingValue") or 0) if kind == "LABELMAP" else 0
+    return *_table(path, dataset, background=background, kind=kind), background
 
 
 def _groups(name: str, frames: Any, shared: Any) -> list[Any]:
