@@ -285,6 +285,8 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
         array = np.frombuffer(pixels, kind, size * count).reshape(count, rows, columns)
         return lambda number: array[number]
     raw = np.frombuffer(pixels, np.uint8)
+    if syntax == BIG_ENDIAN and dataset["PixelData"].VR == "OW":  # the bytes of words, in pairs
+        raw = raw.view(np.uint16).byteswap().view(np.uint8)
 
     def unpack(number: int) -> NDArray:
         # Frames follow each other bit by bit, without padding.

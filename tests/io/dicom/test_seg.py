@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from making import dicom as make
 from making.dicom_labels import TABLE, phantom, source
@@ -567,6 +568,21 @@ def test_other_names_and_other_objects(tmp_path):
     assert io.label_kind(folder) == io.label_kind(next(folder.iterdir())) == ""
     with pytest.raises(BadFile, match="--segment"):
         io.read(folder, segments=["1"])
+
+
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize("seg_type", ["binary", "labelmap"])
+def test_native_transfer_syntaxes(tmp_path, syntax, seg_type):
+    folder, grid = source(tmp_path / "scan")
+    labels = phantom(grid)
+    path = tmp_path / "x.dcm"
+    io.write(labels, path, source=folder, options=DicomOptions(seg_type=seg_type))
+    dataset = pydicom.dcmread(path)
+    if seg_type == "labelmap":
+        dataset.decompress()
+    path.write_bytes(make.rewritten(dataset, syntax))
+
+    assert np.array_equal(io.read_labels(path, source=folder).data, labels.data)
 
 
 @pytest.mark.parametrize("suffix", [".dcm", ".rtstruct.dcm"])
