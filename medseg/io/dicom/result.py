@@ -38,7 +38,7 @@ from medseg.io.dicom.headers import (
     without_remarks,
 )
 from medseg.io.dicom.slices import Slice, read_header
-from medseg.io.dicom.source import Paths, Source, name_of
+from medseg.io.dicom.source import Paths, Source, inflated, name_of
 from medseg.io.dicom.volumes import ordered_volume
 from medseg.volume import Volume, resample
 
@@ -52,6 +52,8 @@ CARRIED = (
 #: A label map may lie this part of the smallest voxel edge off the source's grid and is still on
 #: it.
 MAX_OFFSET = 0.05
+#: Most bytes that a deflated object unpacks to.
+MAX_OBJECT_BYTES = 1 << 30
 _DATE = re.compile(r"\d{8}")
 _TIME = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
 
@@ -486,14 +488,17 @@ def class_of(path: str | Path) -> str:
 
 def read_object(path: str | Path, dicom: Any) -> Any:
     """A whole DICOM object as a dataset; `dicom` is the pydicom module. Raises `BadFile` for
-    deflated files.
+    deflated files that unpack to too much.
     """
     with open_file(path) as file:
-        meta, _ = file_meta(dicom, file)
-    if meta.get("TransferSyntaxUID", "") == DEFLATED:
-        # pydicom unpacks these without a limit: a small file could take all memory.
-        raise BadFile(
-            f"{path}: is deflated DICOM, which medseg does not unpack; use gdcmconv --raw first"
-        )
-    # Old files lack what should stand before the data set; what this one is, was looked at.
-    return dicom.dcmread(path, force=True)
+        meta, start = file_meta(dicom, file)
+        if meta.get("TransferSyntaxUID", "") != DEFLATED:
+            # Old files lack what should stand before the data set; what this is, was looked at.
+            return dicom.dcmread(path, force=True)
+        # pydicom would unpack it without a limit: a small file could take all memory.
+        content = inflated(file, start, str(path)).take(0, MAX_OBJECT_BYTES + 1)
+    if len(content) > MAX_OBJECT_BYTES:
+        raise BadFile(f"{path}: unpacks to more than the {MAX_OBJECT_BYTES >> 30} GB allowed")
+    dataset = dicom.filereader.read_dataset(BytesIO(content), False, True)
+    dataset.file_meta = meta
+    return dataset

@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+)
 
 from making import dicom as make
 from making.dicom_labels import TABLE, phantom, source
 from making.fuzzing import mutated
 from medseg import io
 from medseg.errors import BadFile, DataWarning
+from medseg.io.dicom import result
 from medseg.io.dicom.result import DicomOptions
 from medseg.io.dicom.seg import read_segments
 from medseg.volume import Volume, grid_distance_mm, reorient, same_grid
@@ -570,7 +575,9 @@ def test_other_names_and_other_objects(tmp_path):
         io.read(folder, segments=["1"])
 
 
-@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
+@pytest.mark.parametrize(
+    "syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian]
+)
 @pytest.mark.parametrize("seg_type", ["binary", "labelmap"])
 def test_native_transfer_syntaxes(tmp_path, syntax, seg_type):
     folder, grid = source(tmp_path / "scan")
@@ -583,6 +590,21 @@ def test_native_transfer_syntaxes(tmp_path, syntax, seg_type):
     path.write_bytes(make.rewritten(dataset, syntax))
 
     assert np.array_equal(io.read_labels(path, source=folder).data, labels.data)
+
+
+def test_deflated_contours_are_read_within_a_limit(tmp_path, monkeypatch):
+    folder, grid = source(tmp_path / "scan")
+    path = tmp_path / "x.rtstruct.dcm"
+    io.write(phantom(grid), path, source=folder)
+    right = io.read_labels(path, source=folder).data
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    pydicom.dcmwrite(path, dataset, enforce_file_format=True)
+
+    assert np.array_equal(io.read_labels(path, source=folder).data, right)
+    monkeypatch.setattr(result, "MAX_OBJECT_BYTES", 1000)
+    with pytest.raises(BadFile, match="unpacks to more"):
+        io.read_labels(path, source=folder)
 
 
 @pytest.mark.parametrize("suffix", [".dcm", ".rtstruct.dcm"])
