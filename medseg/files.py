@@ -75,6 +75,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             if fcntl is not None:
                 with suppress(OSError):
                     take_lock(file.fileno())
+            _keep_permissions(final, temporary)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -86,6 +87,14 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _keep_permissions(old: Path, new: Path) -> None:
+    """Give a file that takes the place of another one that one's permissions: who kept it from
+    others wants that of what comes after it as well.
+    """
+    with suppress(OSError):  # there is none, or the file system has none
+        shutil.copymode(old, new)
 
 
 @contextmanager
@@ -254,8 +263,9 @@ def _appear(files: Sequence[tuple[Path, Path]], folders: Mapping[Path, Path]) ->
     older: list[tuple[Path, Path]] = []
     new: list[Path] = []
     try:
-        for number, (_, final) in enumerate(files):
+        for number, (path, final) in enumerate(files):
             if final.exists():
+                _keep_permissions(final, path)
                 older.append((folders[final.parent] / f"{TEMPORARY}older-{number}", final))
                 link_or_copy(final, older[-1][0])
             else:

@@ -320,6 +320,24 @@ def test_a_written_file_gets_the_usual_permissions(tmp_path):
     assert (tmp_path / "x.nii").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o440])
+def test_what_takes_the_place_of_a_file_keeps_its_permissions(tmp_path, mode):
+    names = ["x.nii", "y.nii", "z.nii"]
+    for name in names:
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+
+    io.write(SMALL, tmp_path / "x.nii")
+    with files.written_together() as stage:
+        for name in names[1:]:
+            io.write(SMALL, stage(tmp_path / name))
+
+    for name in names:
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode
+        assert np.array_equal(io.read(tmp_path / name).data, SMALL.data)
+
+
 def test_of_several_who_write_a_file_once_the_first_stays_whole(tmp_path, monkeypatch):
     contents = [bytes([number]) * 100_000 for number in range(12)]
 

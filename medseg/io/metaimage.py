@@ -167,7 +167,8 @@ def _fields(path: str | Path, head: bytes) -> tuple[dict[str, str], int]:
         if start >= len(head):
             raise _damaged(path)
         line, newline, _ = head[start:].partition(b"\n")
-        text = line.decode("utf-8-sig", "replace").strip()  # editors put a mark before the text
+        # Some editors put a byte order mark before the text.
+        text = line.decode("utf-8", "replace").removeprefix("\ufeff").strip()
         name, value = _name_and_value(text)
         if start == 0 and not re.fullmatch(r"[A-Za-z_]\w*", name):
             raise BadFile(
