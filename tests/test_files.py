@@ -298,6 +298,16 @@ def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
+def test_a_header_that_cannot_be_written_leaves_no_data_file(tmp_path, suffix):
+    (tmp_path / f"x{suffix}").mkdir()
+
+    with pytest.raises(BadOutput, match="not an ordinary file"):
+        io.write(SMALL, tmp_path / f"x{suffix}")
+
+    assert [file.name for file in tmp_path.iterdir()] == [f"x{suffix}"]
+
+
 def test_the_temporary_name_tells_nothing_and_a_link_stays_a_link(tmp_path):
     (tmp_path / "real.bin").write_bytes(b"old")
     (tmp_path / "link.bin").symlink_to(tmp_path / "real.bin")

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile, BadOutput
 from medseg.files import atomic_write, compressor, open_file
-from medseg.io.raw import Place, data_name, listed_files, numbered_names, part_sizes, read_placed
+from medseg.io.raw import (
+    Place,
+    data_name,
+    gone_with_its_header,
+    listed_files,
+    numbered_names,
+    part_sizes,
+    read_placed,
+)
 from medseg.io.voxels import check_axes, choose_volume, digest, make_volume, slabs, stored_dtype
 from medseg.volume import LPS, Volume, spacing_of
 
@@ -372,21 +380,20 @@ def write_metaimage(volume: Volume, path: str | Path, *, table: LabelTable | Non
     packer = compressor("zlib")
     pieces = [packer.compress(piece) for piece in slabs(volume.data, dtype.newbyteorder("<"))]
     pieces.append(packer.flush())  # in memory, because the header gives its size
-    name = "LOCAL"
+    kind, packed_size = _WRITTEN[dtype.str[1:]], sum(map(len, pieces))
     if str(path).lower().endswith(".mhd"):
-        name = data_name(path, digest(volume.data, dtype), ".zraw")
-        with atomic_write(Path(path).with_name(name)) as file:
-            file.writelines(pieces)
+        data = Path(path).with_name(data_name(path, digest(volume.data, dtype), ".zraw"))
+        text = _header_text(volume, kind=kind, packed_size=packed_size, data_file=data.name)
+        with gone_with_its_header(data):
+            with atomic_write(data) as file:
+                file.writelines(pieces)
+            with atomic_write(path) as file:
+                file.write(text.encode())
+        return
+    text = _header_text(volume, kind=kind, packed_size=packed_size, data_file="LOCAL")
     with atomic_write(path) as file:
-        text = _header_text(
-            volume,
-            kind=_WRITTEN[dtype.str[1:]],
-            packed_size=sum(map(len, pieces)),
-            data_file=name,
-        )
         file.write(text.encode())
-        if name == "LOCAL":
-            file.writelines(pieces)
+        file.writelines(pieces)
 
 
 def _header_text(volume: Volume, *, kind: str, packed_size: int, data_file: str) -> str:

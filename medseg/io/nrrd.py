@@ -16,7 +16,15 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile, BadGeometry, BadOutput
 from medseg.files import atomic_write, gzip_writer, open_file
-from medseg.io.raw import Place, data_name, listed_files, numbered_names, part_sizes, read_placed
+from medseg.io.raw import (
+    Place,
+    data_name,
+    gone_with_its_header,
+    listed_files,
+    numbered_names,
+    part_sizes,
+    read_placed,
+)
 from medseg.io.voxels import check_axes, choose_volume, digest, make_volume, slabs, stored_dtype
 from medseg.volume import LPS, Volume, check_affine
 
@@ -554,9 +562,11 @@ def write_nrrd(
         write_attached(path, header, volume.data, dtype=dtype)
         return
     name = data_name(path, digest(volume.data, dtype), ".raw.gz")
-    write_attached(Path(path).with_name(name), "", volume.data, dtype=dtype)
-    with atomic_write(path) as file:
-        file.write(f"{header}data file: {name}\n".encode())
+    data = Path(path).with_name(name)
+    with gone_with_its_header(data):
+        write_attached(data, "", volume.data, dtype=dtype)
+        with atomic_write(path) as file:
+            file.write(f"{header}data file: {name}\n".encode())
 
 
 def write_attached(path: str | Path, header: str, data: NDArray, *, dtype: np.dtype) -> None:

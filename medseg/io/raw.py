@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -154,6 +155,20 @@ def data_name(header: str | Path, content: str, suffix: str) -> str:
     """
     stem = re.sub(r"^LIST|[\s%\\]", "_", Path(header).stem)
     return f"{stem}.{content}{suffix}"
+
+
+@contextmanager
+def gone_with_its_header(data: Path) -> Iterator[None]:
+    """A block that writes a data file and its header: if it fails, a data file that was not there
+    before is gone.
+    """
+    is_new = not data.exists()
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            data.unlink(missing_ok=True)
+        raise
 
 
 def _read_file(

@@ -151,10 +151,12 @@ def finish_voxels(
     padding = zeros or rest in (b"\n", b"\r\n")
     if longer or not padding or _as_text(data):
         raise stream.refuse_rest()
-    what = "zeros follow" if zeros else "a line end follows"
-    warnings.warn(
-        f"{path}: {what} its voxels and belong to nothing; passed over", DataWarning, stacklevel=3
+    what = (
+        "zeros follow its voxels and belong"
+        if zeros
+        else "a line end follows its voxels and belongs"
     )
+    warnings.warn(f"{path}: {what} to nothing; passed over", DataWarning, stacklevel=3)
 
 
 def _as_text(data: NDArray) -> bool:

@@ -24,6 +24,9 @@ _TAGS = [
 ]  # fmt: skip
 #: Longest time from injection to scan; more is a wrong clock.
 _MAX_DELAY = timedelta(hours=24)
+#: A dose below this in Bq was written in MBq, as nuclear medicine has it; a weight above this in kg
+#: in grams. Mice get a few MBq.
+_LEAST_DOSE_BQ, _MOST_WEIGHT_KG = 1e5, 1e3
 
 
 def suv_factor(source: Source, slices: tuple[Slice, ...]) -> float:
@@ -79,6 +82,11 @@ def _factor(name: str, headers: list[Any]) -> float:
     if lacking or not (weight and dose and half_life):
         lack = " and ".join(lacking)
         raise BadFile(f"{name}: does not say the {lack} that SUV needs; leave --suv out")
+    if dose < _LEAST_DOSE_BQ or weight > _MOST_WEIGHT_KG:
+        raise BadFile(
+            f"{name}: its dose is not in Bq, or its body weight not in kg, as DICOM has them; leave"
+            " --suv out"
+        )
     kind = str(first.get("DecayCorrection", "")).upper()
     if kind not in ("START", "ADMIN"):
         raise BadFile(

@@ -97,6 +97,7 @@ def _tags(**values: object):
         "not in Bq/mL"),
         (_tags(Units=""), "not in Bq/mL"), (_tags(PatientWeight=None), "body weight"),
         (_tags(PatientWeight="0"), "body weight"), (_tags(PatientWeight="-1"), "body weight"),
+        (_dose(RadionuclideTotalDose="300"), "not in Bq"), (_tags(PatientWeight="60000"), "in kg"),
         (_dose(RadionuclideTotalDose=None), "dose"), (_dose(RadionuclideHalfLife=None),
         "half-life"),
         (_tags(DecayCorrection="NONE"), "not corrected for decay"), (_tags(DecayCorrection=""),
