@@ -23,9 +23,7 @@ from medseg.files import read_text
 from medseg.io import (
     embedded_table,
     holds_names,
-    is_slicer_segmentation,
     read_labels,
-    read_table,
     strip_suffix,
 )
 from medseg.labels import LabelTable, is_label_table, structure_value
@@ -248,16 +246,16 @@ def on_grid_of(
 def find_table(path: str | Path | None, reference: Path, prediction: Path) -> LabelTable | None:
     """The label table at `path`; or else what the references or predictions come with, or none.
 
-    These are labels.csv in their folder, the tables that `medseg infer` writes beside its results
-    if they all say the same, and the segments of a single .seg.nrrd. Where references and
-    predictions are folders with a mask of each structure, they are the names of the masks, numbered
-    in their order as for training.
+    These are the names that a single .seg.nrrd or DICOM file holds, labels.csv in their folder, and
+    the tables that `medseg infer` writes beside its results if they all say the same. Where
+    references and predictions are folders with a mask of each structure, they are the names of the
+    masks, numbered in their order as for training.
     """
     if path is not None:
         return LabelTable.read(path)
     for place in (reference, prediction):
-        if is_slicer_segmentation(place):
-            return read_table(place)
+        if (embedded := embedded_table(place)) is not None:
+            return embedded
         folder, pattern = (
             (place, "*.labels.csv")
             if place.is_dir()
@@ -292,7 +290,7 @@ def table_in(path: Path) -> LabelTable:
     """
     if is_label_table(path):
         return LabelTable.read(path)
-    table = embedded_table(path) or find_table(None, path, path)
+    table = find_table(None, path, path)
     if table is None and not path.exists():
         raise BadFile(f"{path}: there is no such file; check the name")
     if table is None:

@@ -257,6 +257,17 @@ def test_names_beside_a_label_map_go_with_it(scan: Path, tmp_path: Path, monkeyp
         assert io.embedded_table(f"{name}{suffix}").names[41] == "mass"
 
 
+@pytest.mark.parametrize("suffix", [".seg.nrrd", ".dcm"])
+def test_names_in_a_segmentation_are_those_of_its_surfaces(scan: Path, tmp_path: Path, suffix):
+    path = tmp_path / f"a{suffix}"
+    io.write(phantom(io.read(scan)), path, table=TABLE, source=scan)
+
+    ran = tiny.medseg("export", path, "--stl", tmp_path / "out", "--structures", "mass")
+
+    assert ran.code == 0, ran.err
+    assert names(tmp_path / "out") == ["mass.stl"]
+
+
 def test_a_table_of_a_file_that_is_not_there_is_not_looked_for_beside_it(tmp_path: Path):
     ran = tiny.medseg("convert", tmp_path / "a.nii.gz", tmp_path / "labels.csv")
 
