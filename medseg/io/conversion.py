@@ -12,10 +12,10 @@ from medseg.files import is_one_file
 from medseg.io.formats import (
     DicomOptions,
     Overlap,
+    each_mask,
     embedded_table,
     label_kind,
     read,
-    read_masks,
     write,
 )
 from medseg.io.slicer import write_segments
@@ -80,7 +80,7 @@ def convert_file(
         if copies:
             copy(table=table)
         else:
-            write_segments(read_masks(path, source=source, series=series, repair=repair), target)
+            write_segments(each_mask(path, source=source, series=series, repair=repair), target)
         return
     table = table or embedded_table(path)
     write(volume, target, table=table, source=source, options=options)

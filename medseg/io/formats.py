@@ -8,7 +8,7 @@ holds; the checks of the values that all formats share are made here.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -338,6 +338,13 @@ def read_masks(
     source, series, repair: the DICOM images that a SEG or structure set is about, as for `read`.
     Raises `BadFile`.
     """
+    return list(each_mask(path, source=source, series=series, repair=repair))
+
+
+def each_mask(
+    path: str | Path, *, source: Paths | None, series: str | int | None, repair: bool
+) -> Iterator[tuple[Label, Volume]]:
+    """As `read_masks`, one after the other: all together may be larger than memory."""
     kind = label_kind(path)
     if kind == "RTSTRUCT":
         return read_structures(path, source=source, series=series, repair=repair)
@@ -345,7 +352,7 @@ def read_masks(
         return read_dicom_segments(path, source=source, series=series, repair=repair)
     if not is_slicer_segmentation(path):
         raise BadFile(f"{path}: names no structures; give a .seg.nrrd, DICOM SEG or RTSTRUCT")
-    return list(read_slicer_segments(path))
+    return read_slicer_segments(path)
 
 
 def _dicom_labels(kind: str, path: str | Path, **options: Any) -> Volume:

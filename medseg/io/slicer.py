@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -369,10 +369,10 @@ def write_seg_nrrd(
 
 
 def write_segments(
-    segments: Sequence[tuple[Label, Volume]], path: str | Path, *, surfaces: bool = False
+    segments: Iterable[tuple[Label, Volume]], path: str | Path, *, surfaces: bool = False
 ) -> None:
     """Write masks, which may overlap, as a Slicer segmentation of as many layers as that takes.
-    Raises `BadOutput`.
+    Raises `BadOutput`. They are taken one after the other.
 
     A mask is a volume whose voxels are not 0 inside; all have one grid. The first layer with room
     takes a mask, so masks that do not overlap make a file of one layer. Raises `BadConfig` for a
@@ -380,26 +380,27 @@ def write_segments(
     """
     from medseg.labels import LabelTable
 
-    if not segments:
-        raise BadOutput(f"{path}: there is no segment to write")
-    grid = segments[0][1]
-    table = LabelTable(tuple(label for label, _ in segments))  # refuses values that are used twice
-    if not all(same_grid(grid, mask) for _, mask in segments):
-        raise BadGeometry("the masks of one segmentation must have one grid")
-    dtype = _label_dtype(table.labels)
+    grid: Volume | None = None
     layers: list[NDArray] = []
-    places: list[int] = []
+    places: list[tuple[Label, int]] = []
     for label, mask in segments:
+        grid = grid or mask
+        if not same_grid(grid, mask):
+            raise BadGeometry("the masks of one segmentation must have one grid")
         inside = mask.data != 0
         free = (n for n, layer in enumerate(layers) if not layer[inside].any())
         layer = next(free, len(layers))
         if layer == len(layers):
-            layers.append(np.zeros(grid.shape, dtype, order="F"))
+            layers.append(np.zeros(grid.shape, np.uint16, order="F"))
         layers[layer][inside] = label.value
-        places.append(layer)
+        places.append((label, layer))
+    if grid is None:
+        raise BadOutput(f"{path}: there is no segment to write")
+    table = LabelTable(tuple(label for label, _ in places))  # refuses values that are used twice
+    dtype = _label_dtype(table.labels)
     extents = [extent_of(layer) for layer in layers]
     lines = _common_lines(surfaces)
-    for number, ((label, _), layer) in enumerate(zip(segments, places)):
+    for number, (label, layer) in enumerate(places):
         lines += _segment_lines(number, label, layer=layer, extent=extents[layer])
     write_layers(path, grid, layers, lines=lines, dtype=dtype)
 
@@ -419,8 +420,10 @@ def write_layers(
     data = layers[0]
     if len(layers) > 1:  # Slicer lists layers along the first axis
         header = _with_layers(header, len(layers))
-        stack = np.stack(layers)
-        data = np.asfortranarray(stack).reshape((-1, *grid.shape[1:]), order="F")
+        stack = np.empty((len(layers), *grid.shape), dtype, order="F")
+        for number, layer in enumerate(layers):
+            stack[number] = layer
+        data = stack.reshape((-1, *grid.shape[1:]), order="F")
     write_attached(path, header + "\n".join(lines) + "\n", data, dtype=dtype)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 import gzip
 import json
 import warnings
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -514,6 +516,24 @@ def test_masks_are_written_in_as_many_layers_as_they_need(tmp_path, corners, lay
         there = [at for n, at in enumerate(corners) if found[f"Segment{n}_Layer"] == layer]
         ends = zip(np.min(there, axis=0), np.max(there, axis=0) + 1)
         assert found[f"Segment{number}_Extent"] == " ".join(f"{low} {high}" for low, high in ends)
+
+
+def test_masks_are_taken_one_after_the_other(tmp_path):
+    alive: weakref.WeakSet[Volume] = weakref.WeakSet()
+    counts = []
+
+    def each() -> Iterator[tuple[Label, Volume]]:
+        for value in range(1, 9):
+            mask = Volume(np.ones((4, 5, 6), np.uint8), np.eye(4))
+            alive.add(mask)
+            counts.append(len(alive))
+            yield Label(value, f"part {value}", (1, 2, 3)), mask
+            del mask
+
+    write_segments(each(), tmp_path / "x.seg.nrrd")
+
+    assert max(counts) <= 3  # the first, whose grid is needed, the last and the next
+    assert len(list(read_segments(tmp_path / "x.seg.nrrd"))) == 8
 
 
 def test_masks_that_do_not_overlap_are_one_label_map(tmp_path):

@@ -14,7 +14,7 @@ import hashlib
 import struct
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -305,18 +305,19 @@ def read_rtstruct(
 
 def read_structures(
     path: str | Path, *, source: Paths | None, series: str | int | None = None, repair: bool = False
-) -> list[tuple[Label, Volume]]:
-    """Every structure as a mask of its own (uint8, 0 and 1) on the grid of `source`, overlaps
-    kept.
+) -> Iterator[tuple[Label, Volume]]:
+    """Every structure as a mask of its own (uint8, 0 and 1) on the grid of `source`, overlaps kept,
+    one after the other.
     """
     grid, layers, table = _layers(path, source, series=series, repair=repair)
-    masks = []
-    for label in table.labels:
+
+    def mask_of(label: Label) -> Volume:
         mask = np.zeros(grid.shape, np.uint8, order="F")
         for k, plane in layers.get(label.value, {}).items():
             mask[..., k] = plane.T
-        masks.append((label, make_volume(path, mask, grid.affine)))
-    return masks
+        return make_volume(path, mask, grid.affine)
+
+    return ((label, mask_of(label)) for label in table.labels)
 
 
 def read_rtstruct_table(path: str | Path) -> LabelTable:

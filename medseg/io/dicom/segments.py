@@ -105,21 +105,21 @@ def read_segments(
     source: Paths | None = None,
     series: str | int | None = None,
     repair: bool = False,
-) -> list[tuple[Label, Volume]]:
-    """Every segment of a DICOM segmentation as a mask (uint8, 0 and 1) of its own, overlaps kept.
-    Raises `BadFile`.
+) -> Iterator[tuple[Label, Volume]]:
+    """Every segment of a DICOM segmentation as a mask (uint8, 0 and 1) of its own, overlaps kept,
+    one after the other. Raises `BadFile`.
 
     source, series, repair: as for `read_seg`.
     """
     segmentation = _parse(path)
     grid = None if source is None else open_grid(source, series=series, repair=repair)
     canvas = _canvas(path, segmentation, grid)
-    masks = []
-    for label in segmentation.table.labels:
+
+    def mask_of(label: Label) -> Volume:
         mask = _painted(path, segmentation, canvas, values=[label.value])[0] > 0
-        volume = make_volume(path, mask.astype(np.uint8), canvas.affine)
-        masks.append((label, _on_grid(path, volume, grid)))
-    return masks
+        return _on_grid(path, make_volume(path, mask.view(np.uint8), canvas.affine), grid)
+
+    return ((label, mask_of(label)) for label in segmentation.table.labels)
 
 
 def read_seg_table(path: str | Path) -> LabelTable:
