@@ -100,19 +100,24 @@ def _split_by(pieces: list[Slice], name: str) -> list[list[Slice]]:
     if len(groups) < 2:
         return [pieces]
     group_places = [list(map(places.__getitem__, map(id, group))) for group in groups]
-    clean = (
-        _are_volumes(group_places, whole) if crowded else _are_stacks(groups, group_places, name)
-    )
+    if crowded:
+        clean = _are_volumes(group_places, whole, careless=name in _CARELESS)
+    else:
+        clean = _are_stacks(groups, group_places, name)
     return sorted(groups, key=lambda group: _rank(group, name)) if clean else [pieces]
 
 
-def _are_volumes(covered: list[list[int]], whole: int) -> bool:
+def _are_volumes(covered: list[list[int]], whole: int, *, careless: bool) -> bool:
     """Whether groups of slices, by the places they cover, have all `whole` places, or each place at
     most once.
+
+    A group of one or two slices beside a complete one is what a scan that was broken off leaves,
+    unless the trait that makes it one may differ by carelessness.
     """
-    complete = all(len(set(places)) == whole for places in covered)
-    apart = all(len(set(places)) == len(places) >= 3 for places in covered)
-    return complete or apart
+    sizes = [len(set(places)) for places in covered]
+    apart = all(size == len(places) for size, places in zip(sizes, covered))
+    long_enough = min(sizes) >= 3 or (max(sizes) == whole and not careless)
+    return min(sizes) == whole or (apart and long_enough)
 
 
 def _are_stacks(groups: list[list[Slice]], covered: list[list[int]], name: str) -> bool:

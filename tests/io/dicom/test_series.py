@@ -170,6 +170,22 @@ def test_volumes_that_nothing_tells_apart_are_refused(tmp_path, numbers):
     assert "--repair" not in str(caught.value)
 
 
+@pytest.mark.parametrize("left", [1, 2, 3])
+def test_a_time_that_was_broken_off_leaves_the_others_whole(tmp_path, left):
+    first = series(5)
+    second = another(first, 2, TemporalPositionIdentifier=2)
+    third = another(first, 3, TemporalPositionIdentifier=3)[:left]
+    folder = save([*change(first, TemporalPositionIdentifier=1), *second, *third], tmp_path / "s")
+
+    with pytest.raises(
+        BadFile, match=r"different times in one series; choose one with --series \("
+    ):
+        io.read(folder)
+    assert equal(io.read(folder, series="1.1"), first)
+    assert equal(io.read(folder, series="1.2"), second)
+    assert [found.shape[2] for found in io.list_volumes(folder)] == [5, 5, left]
+
+
 def test_slices_with_series_of_their_own_are_no_choice(tmp_path):
     pieces = series(6)
     for piece in pieces:
