@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from medseg.errors import BadConfig, BadFile, BadGeometry
+from medseg.errors import BadConfig, BadFile, BadGeometry, DataWarning
 from medseg.evaluation.reading import (
     MASK_FOLDER,
     MaskedCases,
@@ -277,11 +278,15 @@ def find_table(path: str | Path | None, reference: Path, prediction: Path) -> La
 
 def table_for(path: Path, target: Path) -> LabelTable | None:
     """The label table that lies beside a label map without one in itself, if the format of `target`
-    holds names; else None. Raises `BadFile`.
+    holds names; else None. Warns with `DataWarning` of a file of that name that is none.
     """
     if not holds_names(target) or embedded_table(path) is not None:
         return None
-    return find_table(None, path, path)
+    try:
+        return find_table(None, path, path)
+    except (BadConfig, BadFile) as error:  # nobody asked for it
+        warnings.warn(f"{error}; names are left out", DataWarning, stacklevel=2)
+        return None
 
 
 def table_in(path: Path) -> LabelTable:

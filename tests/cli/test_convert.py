@@ -255,6 +255,9 @@ def test_names_beside_a_label_map_go_with_it(scan: Path, tmp_path: Path, monkeyp
 
     for name in ("x", "y"):
         assert io.embedded_table(f"{name}{suffix}").names[41] == "mass"
+    Path("labels.csv").write_text("patient,outcome\n1,2\n", encoding="utf-8")
+    ran = tiny.medseg("convert", "a.nii.gz", f"z{suffix}", "--source", scan)
+    assert (ran.code, "names are left out" in ran.err) == (0, True), ran.err
 
 
 @pytest.mark.parametrize("suffix", [".seg.nrrd", ".dcm"])
