@@ -219,6 +219,7 @@ def _choose_network(
     halved = (
         machine.device == "cpu"
         and architecture == "unet"
+        and _halves_all(pooling)
         and most < min(shape.prod(), LARGEST_PATCH["cpu"])
     )
     room = min(int(HALVED_GAIN * most), LARGEST_PATCH["cpu"]) if halved else most
@@ -391,13 +392,15 @@ def _rounded(spacing: NDArray) -> list[float]:
 
 def _intensity(dataset: Dataset, found: Fingerprint) -> tuple[list[dict[str, Any]], str]:
     schemes: list[dict[str, Any]] = []
+    flat = ""
     for name, facts in zip(dataset.channels, found.intensities):
-        if name.strip().lower() in ("ct", "cbct", "hu"):
-            schemes.append(
-                {"scheme": "ct"} | {key: float(f"{value:.6g}") for key, value in facts.items()}
-            )
+        scale = {key: float(f"{value:.6g}") for key, value in facts.items()}
+        is_ct = name.strip().lower() in ("ct", "cbct", "hu")
+        if is_ct and scale["low"] < scale["high"] and scale["sd"] > 0:
+            schemes.append({"scheme": "ct"} | scale)
         else:
             schemes.append({"scheme": "zscore", "nonzero": found.zeros > 0.5})
+            flat = flat or (name if is_ct else "")
     kinds = {scheme["scheme"] for scheme in schemes}
     if kinds == {"ct"}:
         return (
@@ -405,6 +408,9 @@ def _intensity(dataset: Dataset, found: Fingerprint) -> tuple[list[dict[str, Any
             "CT numbers mean the same in all scans: clipped and scaled by what structures have",
         )
     around = "; zeros around the anatomy do not count" if found.zeros > 0.5 else ""
+    if flat:
+        why = f"all structures have one value in {flat}, which is no window to clip to"
+        return schemes, f"{why}: each scan by its own mean and spread{around}"
     return schemes, f"scales differ between scans: each by its own mean and spread{around}"
 
 
@@ -424,6 +430,11 @@ def _pooling(shape: NDArray, spacing: NDArray) -> list[tuple[int, int, int]]:
         strides.append((x, y, z))
         size, step = size / strides[-1], step * strides[-1]
     return strides
+
+
+def _halves_all(pooling: Sequence[tuple[int, int, int]]) -> bool:
+    """Whether the first step halves every axis, as a stem of 2 does."""
+    return pooling[:1] == [(2, 2, 2)]
 
 
 def _multiples(
@@ -484,6 +495,7 @@ def _options(
     if architecture not in ("unet", "resenc_unet"):
         return small(architecture, patch), "its small form"
     pooling = _pooling(np.array(patch), spacing)
+    halved = halved and _halves_all(pooling)
     base = 32 if device == "cuda" or halved else 16
     options: dict[str, Any] = {"deep_supervision": True}
     if halved:
@@ -509,11 +521,15 @@ def _options(
 
 def _uneven_steps(pooling: Sequence[tuple[int, ...]], spacing: NDArray) -> dict[str, Any]:
     """Strides and kernels of a network that does not halve all axes alike: flat while an axis is
-    twice as coarse.
+    twice as coarse as the others and not halved.
     """
-    steps = np.cumprod([(1, 1, 1), *pooling], 0) * spacing
-    kernels = [np.where(row < 2 * row.min(), 3, 1).tolist() for row in steps]
-    return {"strides": [[1, 1, 1], *map(list, pooling)], "kernels": kernels}
+    strides = np.array([(1, 1, 1), *pooling])
+    steps = np.cumprod(strides, 0) * spacing
+    near = (steps < 2 * steps.min(1, keepdims=True)) | (strides > 1)
+    # As nnU-Net has it: an axis that was looked along once is so on all coarser levels. In a thin
+    # slab, which is never halved across, the others become far coarser than that.
+    kernels = np.where(np.logical_or.accumulate(near), 3, 1)
+    return {"strides": strides.tolist(), "kernels": kernels.tolist()}
 
 
 def _mirror(dataset: Dataset) -> tuple[list[int], str]:

@@ -120,6 +120,31 @@ def test_slices_that_are_far_apart_are_prepared_at_the_finer_tenth_and_halved_la
     assert chosen["model.patch"][2] < chosen["model.patch"][0]
 
 
+@pytest.mark.parametrize("name", ["unet", "resenc_unet"])
+@pytest.mark.parametrize("machine", [CPU, GPU])
+@pytest.mark.parametrize("minutes", [1, 600])
+@pytest.mark.parametrize(
+    ("shape", "spacing"),
+    [
+        ((200, 200, 9), (1.4, 1.4, 8)),  # hearts in short axis
+        ((320, 320, 20), (0.5, 0.5, 3.6)),  # prostates
+        ((512, 512, 40), (0.4, 0.4, 5)),
+        ((64, 64, 6), (1, 1, 1)),  # slabs
+        ((7, 64, 64), (3, 3, 3)),
+        ((256, 256, 1), (1, 1, 1)),  # single slices
+        ((64, 64, 1), (3, 3, 1)),
+    ],
+)
+def test_thick_slices_and_thin_slabs_get_a_network_that_takes_its_patch(
+    shape: Any, spacing: Any, minutes: int, machine: Machine, name: str
+):
+    found = cases(shape, spacing)
+    chosen = planned(found, machine, architecture=name, train__time_s=60 * minutes)
+    with torch.device("meta"):
+        network = build_network(name, 1, 3, **chosen["model.options"])
+    check_patch(network, chosen["model.patch"])
+
+
 def test_scans_too_large_for_the_time_are_prepared_coarser_and_the_reason_says_so():
     choices = make_plan(
         data_of(), cases((512, 512, 600), (0.7, 0.7, 0.7)), CPU, "unet", {"train.time_s": 1800.0}
@@ -138,7 +163,10 @@ def test_ct_is_clipped_to_what_structures_have_and_other_images_are_standardised
     assert planned(cases(64, 1), dataset=data_of(channels=("CT",)))["model.intensity"] == [
         {"scheme": "ct", **SPREAD}
     ]
-    assert planned(cases(64, 1))["model.intensity"] == [{"scheme": "zscore", "nonzero": False}]
+    flat = replace(cases(64, 1), intensities=({"low": 50.0, "high": 50.0, "mean": 50.0, "sd": 0},))
+    zscore = [{"scheme": "zscore", "nonzero": False}]
+    assert planned(flat, dataset=data_of(channels=("CT",)))["model.intensity"] == zscore
+    assert planned(cases(64, 1))["model.intensity"] == zscore
     stripped = planned(cases(64, 1, zeros=1.0, channels=2), dataset=data_of(channels=("T1", "T2")))
     assert stripped["model.intensity"] == [{"scheme": "zscore", "nonzero": True}] * 2
 
