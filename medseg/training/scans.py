@@ -22,11 +22,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medseg.config import Config
+from medseg.config import AugmentConfig, Config
 from medseg.dataset import Case, Dataset, read_case_labels, read_channels
 from medseg.errors import BadConfig, NotEnoughMemory
 from medseg.files import output_errors
 from medseg.inference import Courier, Settings, segment, unless_full
+from medseg.labels import LabelTable
 from medseg.logs import Progress, silent
 from medseg.models import Checkpoint, ModelSpec
 from medseg.networks import build_network
@@ -97,8 +98,9 @@ class ScanSource:
         self.membership = _membership(dataset)
         self.outputs = len(dataset.regions) or len(self.classes)
         self.spacing_mm = _triple(config.model.spacing_mm)
-        self.swap = _lateral_swap(dataset)
+        self.swap = _lateral_swap(dataset, self.membership)
         self.training = [dataset[name] for name in training]
+        self._variations = [_variations_of(config.augment, self.table, c) for c in self.training]
         self.validation = [dataset[name] for name in validation]
         self.watched = [dataset[name] for name in watched] or self.validation
         self.cases, self._inference_bytes = len(self.training), room_bytes
@@ -176,7 +178,7 @@ class ScanSource:
                 centres=torch.tensor([centre], dtype=torch.float64),
                 patch=self.config.model.patch,
                 spacing_mm=self.spacing_mm,
-                settings=self.config.augment,
+                settings=self._variations[number],
                 generator=generator,
                 lateral_swap=self.swap,
                 background=[torch.zeros(self.channels, device=device)],  # as inference pads
@@ -417,31 +419,50 @@ def _triple(spacing_mm: float | Sequence[float]) -> tuple[float, float, float]:
     return float(a), float(b), float(c)
 
 
+def _other_sides(table: LabelTable) -> list[int]:
+    """Of each structure the place in the table of the same one on the other side, or its own."""
+    pairs = table.mirror_pairs()
+    return [table.values.index(pairs.get(value, value)) for value in table.values]
+
+
 def _membership(dataset: Dataset) -> Tensor | None:
-    """(values + 1, R) of 0 and 1: which label value, background first, lies in which region; None
-    without regions.
+    """(classes, R) of 0 and 1: which label value, background first, lies in which region; then what
+    patches mirrored left-right hold that no value stands for. None without regions.
     """
     if not dataset.regions:
         return None
     rows = [
         [float(value in region) for region in dataset.regions] for value in (0, *dataset.values)
     ]
+    sides = _other_sides(dataset.table)
+    for row in list(rows):
+        mirrored = [row[side] for side in sides]
+        if mirrored not in rows:
+            rows.append(mirrored)
     return torch.tensor(rows)
 
 
-def _lateral_swap(dataset: Dataset) -> Tensor | None:
+def _lateral_swap(dataset: Dataset, membership: Tensor | None) -> Tensor | None:
     """Class -> class of the other side, for patches mirrored left-right; None if no structure has a
-    side.
+    side. Of label values that make regions: one that lies in the regions of the other side.
     """
-    pairs = dataset.table.mirror_pairs()
-    if not pairs:
+    sides = _other_sides(dataset.table)
+    if sides == list(range(len(sides))):
         return None
-    class_values = [
-        0,
-        *(dataset.values if dataset.regions else (label.value for label in dataset.table.labels)),
-    ]
-    swap = torch.arange(len(class_values))
-    for one, other in pairs.items():
-        if one in class_values and other in class_values:
-            swap[class_values.index(one)] = class_values.index(other)
-    return swap
+    if membership is None:
+        return torch.tensor([0, *(side + 1 for side in sides)])
+    rows = membership.tolist()
+    mirrored = [[row[side] for side in sides] for row in rows]
+    pairs = zip(rows, mirrored)
+    return torch.tensor([n if a == b else rows.index(b) for n, (a, b) in enumerate(pairs)])
+
+
+def _variations_of(settings: AugmentConfig, table: LabelTable, case: Case) -> AugmentConfig:
+    """How patches of a case vary: not mirrored left-right where a structure is annotated on one
+    side alone, for a mirrored patch would say that it is not on the other.
+    """
+    labelled = case.labelled or ()
+    pairs = table.mirror_pairs().items() if case.labelled is not None else ()
+    if all((one in labelled) == (other in labelled) for one, other in pairs):
+        return settings
+    return settings.model_copy(update={"mirror": tuple(axis for axis in settings.mirror if axis)})

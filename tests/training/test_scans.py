@@ -5,6 +5,7 @@ every time.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,35 @@ def test_mirrored_patches_have_left_and_right_exchanged(tmp_path: Path):
     assert len(set(mirrored)) == 2
     assert source.swap is not None
     assert source.swap.tolist() == [0, 2, 1]
+
+
+@pytest.mark.parametrize("right", [(3, 4), (3,)])
+def test_mirrored_patches_of_regions_have_left_and_right_exchanged(
+    tmp_path: Path, right: tuple[int, ...]
+):
+    """Whatever label values the regions are made of, and where no value lies in those of the other
+    side.
+    """
+    data = phantoms.dataset(tmp_path / "data", 4, labels={"left ball": 1, "right ball": 2})
+    dataset = replace(read_dataset(data), regions=((1, 2), right))
+    store = tmp_path / "store"
+    source = ScanSource(config_of(data), dataset, [case.name for case in dataset.cases], [], store)
+    assert source.swap is not None
+    assert source.membership is not None
+    rows = source.membership
+    assert torch.equal(rows[source.swap], rows[:, [1, 0]])
+    assert torch.equal(rows[1:3], torch.tensor([[1.0, 0.0], [1.0, 0.0]]))
+
+
+def test_a_case_with_one_side_annotated_is_not_mirrored(tmp_path: Path):
+    data = phantoms.dataset(tmp_path / "data", 3, labels={"left ball": 1, "right ball": 2})
+    dataset = read_dataset(data)
+    cases = [replace(case, labelled=(1,)) for case in dataset.cases[:2]]
+    dataset = replace(dataset, cases=(*cases, dataset.cases[2]))
+    config = config_of(data, augment__mirror=[0, 1])
+    names = [case.name for case in dataset.cases]
+    source = ScanSource(config, dataset, names, [], tmp_path / "store")
+    assert [one.mirror for one in source._variations] == [(1,), (1,), (0, 1)]
 
 
 def test_on_a_card_cases_that_stay_there_change_no_bit_and_of_others_little_is_sent(

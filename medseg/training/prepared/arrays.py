@@ -78,7 +78,9 @@ class Preparation:
         for others.
         """
         class_values = (0, *self.dataset.values) if self.dataset.regions else self.classes
-        kind = np.int8 if len(class_values) < 127 else np.int16
+        # Patches of regions, mirrored, may hold as many classes again.
+        most = len(class_values) * (2 if self.dataset.regions else 1)
+        kind = np.int8 if most < 127 else np.int16
         table = np.full(max(65_536, max(class_values) + 1), -2, np.int32)
         table[list(class_values)] = range(len(class_values))
         if self.dataset.ignore is not None:
