@@ -87,8 +87,17 @@ def complete(dataset: Dataset, progress: Progress = silent) -> Dataset:
     if not dataset.regions:
         cases = [_all_or_some(numbered_as(case, tables, table), table) for case in cases]
         findings += names_lacking(cases, tables, table)
+    cases = [_of_subject(case) for case in cases]
     dataset = replace(dataset, cases=tuple(cases), table=table, findings=tuple(findings))
     return replace(dataset, splits=_usable(dataset.splits, names, cases) or _column_splits(cases))
+
+
+def _of_subject(case: Case) -> Case:
+    """A case whose name begins as BIDS names subjects (sub-01_ses-2) is of that group, if no other
+    one is said.
+    """
+    subject = re.match(r"sub-[0-9A-Za-z]+", case.name) if case.group is None else None
+    return replace(case, group=subject[0]) if subject else case
 
 
 def _all_or_some(case: Case, table: LabelTable) -> Case:
@@ -155,14 +164,12 @@ def _only(names: Iterable[str], wanted: set[str]) -> tuple[str, ...]:
 
 
 def _column_splits(cases: Sequence[Case]) -> _Splits:
-    """The splits that the cases' own 'train' and 'val', or else their folds, make; () if they say
-    nothing.
+    """The splits that the cases' own 'val', all others being trained from, or else their folds
+    make; () if they say nothing.
     """
     usable = [case for case in cases if case.split != "test"]
-    if {"train", "val"} <= {case.split for case in usable}:
-        held_out = [{case.name for case in usable if case.split == "val"}]
-    else:
-        held_out = _names_by_fold(usable)
+    validation = {case.name for case in usable if case.split == "val"}
+    held_out = [validation] if 0 < len(validation) < len(usable) else _names_by_fold(usable)
     every = [case.name for case in usable]
     return tuple((_only(every, set(every) - names), _only(every, names)) for names in held_out)
 
@@ -258,4 +265,5 @@ def _values_in(file: Path) -> set[int]:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """A key that sorts case_10 after case_9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]

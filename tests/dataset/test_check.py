@@ -556,6 +556,31 @@ def test_fix_drops_entries_whose_files_are_missing(folder: Path, tmp_path: Path)
     ]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_fix_takes_a_row_out_of_a_list_by_its_name_and_no_other(tmp_path: Path, suffix: str):
+    """A missing case is called '1', and so are a fold and a group."""
+    rows = []
+    for number in range(4):
+        image, labels = make_case(number)
+        if number != 1:
+            put(image, tmp_path / "data" / f"image_{number}.nii.gz")
+        put(labels, tmp_path / "data" / f"labels_{number}.nii.gz")
+        row = {
+            "case": number,
+            "image": f"image_{number}.nii.gz",
+            "label": f"labels_{number}.nii.gz",
+        }
+        rows.append({key: str(value) for key, value in row.items()} | {"fold": "1", "group": "1"})
+    lines = [json.dumps(row) for row in rows]
+    if suffix == "csv":
+        lines = [",".join(part) for part in (rows[0], "", *(row.values() for row in rows))]
+    (tmp_path / "data" / f"cases.{suffix}").write_text("\n".join(lines) + "\n")
+    dataset = read_dataset(tmp_path / "data")
+    done = write_fixed(dataset, check_dataset(dataset), tmp_path / "out")
+    assert done == ["1: left out (missing)"]
+    assert [case.name for case in read_dataset(tmp_path / "out").cases] == ["0", "2", "3"]
+
+
 def test_fix_refuses_places_that_are_taken_or_inside(folder: Path, tmp_path: Path):
     dataset = read_dataset(folder)
     check = check_dataset(dataset)

@@ -744,3 +744,74 @@ def test_the_hippocampus_set(shared_data: Path):
     assert sorted(name for _, validation in splits for name in validation) == sorted(
         c.name for c in dataset.cases
     )
+
+
+def test_names_with_raised_digits_are_names(tmp_path: Path):
+    for number, name in enumerate(("case1²", "²", "case٣")):
+        image, labels = make_case(number)
+        put(image, tmp_path / "images" / f"{name}.nii.gz")
+        put(labels, tmp_path / "labels" / f"{name}.nii.gz")
+    assert len(read_dataset(tmp_path).cases) == 3
+
+
+def manifest_of(folder: Path, header: str, rows: list[str]) -> Path:
+    """A list of cases beside `a.nii.gz`, `b.nii.gz` and their labels `l.nii.gz`."""
+    image, labels = make_case(0)
+    put(image, folder / "a.nii.gz")
+    put(image.with_data(2 * image.data), folder / "b.nii.gz")
+    put(labels, folder / "l.nii.gz")
+    (folder / "cases.csv").write_text("\n".join([header, *rows]) + "\n")
+    return folder
+
+
+def test_cases_said_to_validate_do_so_where_the_others_say_nothing(tmp_path: Path):
+    rows = [f"c{n},a.nii.gz,l.nii.gz,{'val' if n == 2 else ''}" for n in range(4)]
+    dataset = read_dataset(manifest_of(tmp_path, "case,image,label,split", rows))
+    assert dataset.splits == ((("c0", "c1", "c3"), ("c2",)),)
+
+
+def test_a_case_of_a_list_that_lacks_a_channel_is_named_with_its_column(tmp_path: Path):
+    rows = [f"c{n},a.nii.gz,{'' if n == 1 else 'b.nii.gz'},l.nii.gz" for n in range(3)]
+    dataset = read_dataset(manifest_of(tmp_path, "case,image_T1,image_FLAIR,label", rows))
+    (finding,) = dataset.findings
+    assert (finding.case, finding.severity, finding.fixable) == ("c1", "error", True)
+    assert "c1 has no file in the column image_FLAIR" in finding.message
+    assert [case.name for case in dataset.cases] == ["c0", "c2"]
+    check_loads(dataset)
+
+
+def test_scans_of_a_subject_are_a_group_in_every_layout(tmp_path: Path):
+    names = [f"sub-{subject}_ses-{session}" for subject in "123" for session in "ab"]
+    folder = made.decathlon(tmp_path, len(names))
+    content = json.loads((folder / "dataset.json").read_text())
+    for number, name in enumerate(names):
+        (folder / "labelsTr" / f"case_{number}.nii.gz").rename(
+            folder / "labelsTr" / f"{name}.nii.gz"
+        )
+        content["training"][number]["label"] = f"./labelsTr/{name}.nii.gz"
+    put_json(content, folder / "dataset.json")
+    dataset = read_dataset(folder)
+    assert [case.group for case in dataset.cases] == [name[:5] for name in names]
+    put_json([{"train": names[1:], "val": names[:1]}], folder / "splits_final.json")
+    assert "leak" in {one.kind for one in check_dataset(read_dataset(folder)).errors}
+
+
+def test_bids_says_of_a_channel_that_few_cases_take_from_all(tmp_path: Path):
+    (tmp_path / "dataset_description.json").write_text("{}")
+    for number in range(4):
+        image, labels = make_case(number)
+        subject = f"sub-{number}"
+        anatomy = Path(subject, "anat")
+        put(image, tmp_path / anatomy / f"{subject}_T1w.nii.gz")
+        if number != 3:
+            put(image, tmp_path / anatomy / f"{subject}_FLAIR.nii.gz")
+        if number == 1:  # of few, and not the point of such a data set
+            put(image, tmp_path / anatomy / f"{subject}_PDw.nii.gz")
+        put(crop(image, (0, 0, 0), (4, 4, 4)), tmp_path / anatomy / f"{subject}_rest_bold.nii.gz")
+        put(labels, tmp_path / "derivatives" / "own" / anatomy / f"{subject}_dseg.nii.gz")
+    (tmp_path / "sub-2" / "anat" / "sub-2_rest_bold.nii.gz").unlink()
+    dataset = read_dataset(tmp_path)
+    assert dataset.channels == ("T1w",)
+    (finding,) = dataset.findings
+    assert finding.message.startswith("FLAIR is no channel, for 1 of 4 segmentations")
+    assert "sub-3" in finding.message

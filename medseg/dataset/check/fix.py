@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import itertools
 import json
 import os
 import secrets
@@ -22,6 +23,7 @@ from typing import Any
 
 from medseg.dataset.cases import Case, Dataset
 from medseg.dataset.check.cases import SNAP_VOXELS, Check
+from medseg.dataset.layouts.lists import names_of_rows
 from medseg.dataset.reading import read_dataset
 from medseg.errors import BadConfig, BadOutput, DataWarning, MedsegError
 from medseg.files import TEMPORARY, atomic_write, read_text
@@ -34,7 +36,7 @@ from medseg.io import (
     strip_suffix,
     write,
 )
-from medseg.text import parse_json, read_json
+from medseg.text import read_json
 from medseg.volume import Volume, grid_distance_mm, same_grid, tolerance_mm
 
 #: Files beside the scans that are larger than this are no description of the data and are not
@@ -233,7 +235,7 @@ def _copy_description(path: Path, place: Path, dataset: Dataset, dropped: set[st
         content = read_json(path)
         text = json.dumps(_without(content, dropped, dataset=dataset, path=path), indent=1) + "\n"
     else:
-        text = _rows_without(path, dropped, dataset)
+        text = _rows_without(path, dropped)
     with atomic_write(place) as file:
         file.write(text.encode())
 
@@ -314,35 +316,20 @@ def _key(path: Path) -> str:
     return os.path.realpath(path)
 
 
-def _rows_without(path: Path, dropped: set[str], dataset: Dataset) -> str:
-    """The lines of a CSV, TSV or JSONL list without some cases, found by the files that they
-    name.
+def _rows_without(path: Path, dropped: set[str]) -> str:
+    """The lines of a CSV, TSV or JSONL list without some cases, by the names that reading gives
+    them.
     """
-    dropped_files = {
-        _key(file) for case in dataset.cases if case.name in dropped for file in _files(case)
-    }
-    missing = {finding.case for finding in dataset.findings}
-    text = read_text(path)
-
-    def is_gone(values: Iterable[Any]) -> bool:
-        words = filter(None, map(str, _flat(values)))
-        return any(word in missing or _key(path.parent / word) in dropped_files for word in words)
-
+    text, kept = read_text(path), [name not in dropped for name in names_of_rows(path)]
     if path.suffix.lower() == ".jsonl":
         lines = filter(str.strip, text.splitlines())
-        return "\n".join(line for line in lines if not is_gone(parse_json(line).values())) + "\n"
+        return "\n".join(itertools.compress(lines, kept)) + "\n"
     delimiter = _delimiter(path, text)
-    header, *rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    rest = [row for row in rows if not is_gone(row)]
+    header, *rows = filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
     out = io.StringIO()
-    csv.writer(out, delimiter=delimiter, lineterminator="\n").writerows([header, *rest])
+    writer = csv.writer(out, delimiter=delimiter, lineterminator="\n")
+    writer.writerows([header, *itertools.compress(rows, kept)])
     return out.getvalue()
-
-
-def _flat(values: Iterable[Any]) -> Iterator[Any]:
-    """Values, and those of lists among them."""
-    for value in values:
-        yield from value if isinstance(value, list) else (value,)
 
 
 def _delimiter(path: Path, text: str) -> str:

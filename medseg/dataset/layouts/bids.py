@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from medseg.dataset.cases import Case, Dataset
+from medseg.dataset.cases import Case, Dataset, Finding
 from medseg.dataset.layouts.finding import (
     files_in,
     folders_in,
@@ -38,7 +38,8 @@ def find_bids(path: Path) -> Dataset | None:
     home = labels[0][0]
     images_of = {file: _bids_images(root, home, file) for _, file in labels}
     pairs = {file: images for file, images in images_of.items() if images}
-    channels = _bids_on_grid(pairs, _common_kinds(path, pairs))
+    common = _common_kinds(path, pairs)
+    channels = _bids_on_grid(pairs, common)
     return Dataset(
         folder=root,
         layout="",
@@ -46,10 +47,13 @@ def find_bids(path: Path) -> Dataset | None:
         cases=tuple(_bids_case(file, images, channels) for file, images in pairs.items()),
         channels=tuple(channels),
         table=_united_bids_table(path, home, pairs),
-        findings=tuple(
-            unpaired_case(strip_suffix(file), f"{file}: no image belongs to it")
-            for file, images in images_of.items()
-            if not images
+        findings=(
+            *(
+                unpaired_case(strip_suffix(file), f"{file}: no image belongs to it")
+                for file, images in images_of.items()
+                if not images
+            ),
+            *_about_rest(pairs, common),
         ),
     )
 
@@ -106,6 +110,33 @@ def _common_kinds(path: Path, paired: Mapping[Path, Mapping[str, Path]]) -> list
             f"{path}: no image of one kind (T1w, FLAIR ...) belongs to every segmentation"
         )
     return sorted(common)
+
+
+def _about_rest(
+    pairs: Mapping[Path, Mapping[str, Path]], common: Sequence[str]
+) -> Iterator[Finding]:
+    """Warnings of kinds of images that most segmentations have on their grid and some lack: these
+    few take the channel from all.
+    """
+    for kind in sorted(set().union(*pairs.values()) - set(common)):
+        having = {label: images for label, images in pairs.items() if kind in images}
+        first = next(iter(having))
+        if 2 * len(having) < len(pairs) or not _is_on_grid(first, having[first][kind]):
+            continue
+        lacking = [strip_suffix(label) for label in pairs if label not in having]
+        examples = ", ".join(lacking[:5]) + (" ..." if len(lacking) > 5 else "")
+        message = (
+            f"{kind} is no channel, for {len(lacking)} of {len(pairs)} segmentations have no such"
+            f" image: {examples}; leave these out to train with it"
+        )
+        yield Finding(case="", kind="channels", severity="warning", message=message)
+
+
+def _is_on_grid(label: Path, image: Path) -> bool:
+    try:
+        return turned_onto(read_labels(label), read(image)) is not None
+    except MedsegError:
+        return False
 
 
 def _bids_case(label: Path, images: Mapping[str, Path], channels: Sequence[str]) -> Case:

@@ -262,14 +262,12 @@ def _pair(
             findings.append(unpaired_case(name, f"{files[0]}: has no labels of the same name"))
             continue
         partners.add(partner)
-        subject = re.match(r"sub-[0-9A-Za-z]+", name)
         cases.append(
             Case(
                 name=name,
                 images=tuple(sorted(files)),
                 label=label_files[partner],
                 split=split,
-                group=subject[0] if subject else None,
             )
         )
     findings += [

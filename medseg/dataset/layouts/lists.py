@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medseg.dataset.cases import Case, Dataset
+from medseg.dataset.cases import Case, Dataset, Finding
 from medseg.dataset.layouts.finding import (
     NO_TABLE,
     SPLIT_WORDS,
@@ -108,8 +108,10 @@ def find_manifest(path: Path) -> Dataset | None:
         return None
     rows = read_rows(file)
     image_columns = _image_columns(rows[0])
-    cases = [_listed_case(file, _manifest_entry(row, image_columns), None) for row in rows]
-    labelled, unlabelled = _by_label(cases)
+    cases = _cases_of_rows(file, rows)
+    findings = _about_empty_columns(file, rows, cases)
+    lacking = {finding.case for finding in findings}
+    labelled, unlabelled = _by_label([case for case in cases if case.name not in lacking])
     if without := [case for case in unlabelled if case.split != "test"]:
         raise BadFile(
             f"{file}: case {without[0].name} has no label; only cases of the split 'test' may"
@@ -123,8 +125,39 @@ def find_manifest(path: Path) -> Dataset | None:
         channels=_manifest_channels(image_columns, len(cases[0].images)),
         table=NO_TABLE,
         unlabelled=unlabelled,
+        findings=tuple(findings),
         source=file,
     )
+
+
+def names_of_rows(file: Path) -> list[str]:
+    """What the case of each row of a manifest is called. Raises `BadFile`."""
+    return [case.name for case in _cases_of_rows(file, read_rows(file))]
+
+
+def _cases_of_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> list[Case]:
+    columns = _image_columns(rows[0])
+    return [_listed_case(file, _manifest_entry(row, columns), None) for row in rows]
+
+
+def _about_empty_columns(
+    file: Path, rows: Sequence[Mapping[str, Any]], cases: Sequence[Case]
+) -> list[Finding]:
+    """Cases that lack a channel which others have. Where none has all, one 4-D file holds them."""
+    columns = _image_columns(rows[0])
+    if all(len(case.images) < len(columns) for case in cases):
+        return []
+    return [
+        Finding(
+            case=case.name,
+            kind="missing",
+            severity="error",
+            message=f"{file}: case {case.name} has no file in the column {column}",
+            fixable=True,
+        )
+        for row, case in zip(rows, cases, strict=True)
+        for column in [one for one in columns if not str(row.get(one) or "").strip()][:1]
+    ]
 
 
 def _manifest_channels(image_columns: Sequence[str], width: int) -> tuple[str, ...]:
