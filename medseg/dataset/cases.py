@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from medseg.errors import BadFile, DataWarning
-from medseg.io import is_slicer_segmentation, read, read_labels
+from medseg.io import is_dicom_source, is_slicer_segmentation, label_kind, read, read_labels
 from medseg.labels import LabelTable
 from medseg.volume import (
     Volume,
@@ -167,7 +167,10 @@ def read_label_file(case: Case, *, volume_index: int | None = None) -> Volume:
     """
     if case.label is None:
         raise BadFile(f"{case.images[0]}: has no label file")
-    labels = read_labels(case.label, volume_index=volume_index)
+    image = case.images[0]
+    # Contours have a grid by their images alone, and a SEG may leave out slices that are empty.
+    source = image if label_kind(case.label) and is_dicom_source(image) else None
+    labels = read_labels(case.label, volume_index=volume_index, source=source)
     if not case.numbers:
         return labels
     new_value = np.arange(65536, dtype=np.uint16)

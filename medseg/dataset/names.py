@@ -1,7 +1,7 @@
-"""Structures of label maps that name them, as 3D Slicer's segmentations do, matched by name and not
-by value.
+"""Structures of label maps that name them, as 3D Slicer's segmentations, DICOM SEG and RTSTRUCT do,
+matched by name and not by value.
 
-Slicer numbers the segments of every file in the order in which they were drawn; what people give
+Programs number the segments of every file in the order in which they were drawn; what people give
 them is a name.
 """
 
@@ -16,20 +16,21 @@ from pathlib import Path
 from medseg.dataset.cases import Case, Finding
 from medseg.dataset.layouts.finding import united_table
 from medseg.errors import BadFile
-from medseg.io import is_slicer_segmentation, read_table
+from medseg.io import embedded_table
 from medseg.labels import Label, LabelTable
 
 
 def tables_in(cases: Sequence[Case]) -> dict[Path, LabelTable]:
-    """The tables that label maps carry in themselves, by file: those of 3D Slicer's
-    segmentations.
+    """The tables that label maps carry in themselves, by file: those of 3D Slicer's segmentations,
+    DICOM SEG and RTSTRUCT.
     """
     tables: dict[Path, LabelTable] = {}
     for file in (case.label for case in cases if case.label is not None):
-        if is_slicer_segmentation(file):
-            # `medseg check`, and whoever reads it, say what is wrong with it.
-            with suppress(BadFile):
-                tables[file] = read_table(file)
+        # `medseg check`, and whoever reads it, say what is wrong with it.
+        with suppress(BadFile):
+            table = embedded_table(file)
+            if table is not None:
+                tables[file] = table
     return tables
 
 
@@ -47,10 +48,7 @@ def _values_by_name(file: Path, table: LabelTable) -> dict[str, int]:
     values: dict[str, int] = {}
     for label in table.labels:
         if values.setdefault(_plain_name(label.name), label.value) != label.value:
-            raise BadFile(
-                f"{file}: calls two segments '{label.name}'; give each a name of its own in 3D"
-                " Slicer"
-            )
+            raise BadFile(f"{file}: calls two segments '{label.name}'; give each a name of its own")
     return values
 
 
@@ -113,7 +111,7 @@ def numbered_as(case: Case, named: Mapping[Path, LabelTable], table: LabelTable)
             names = ", ".join(label.name for label in table.labels[:8])
             raise BadFile(
                 f"{file}: names '{own[before].name}', which the data set does not know ({names}), "
-                "and numbers the others differently; rename it in 3D Slicer"
+                "and numbers the others differently; rename it"
             )
         pairs.append((before, after))
     return replace(case, numbers=tuple(pairs))

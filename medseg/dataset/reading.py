@@ -243,9 +243,8 @@ def _table_from_files(
         )
     values: set[int] = set()
     with ThreadPoolExecutor() as pool:
-        for number, (file, file_values) in enumerate(
-            zip(files, pool.map(_values_in, files), strict=True), 1
-        ):
+        found = pool.map(lambda file: _values_in(file, named.get(file)), files)
+        for number, (file, file_values) in enumerate(zip(files, found, strict=True), 1):
             values |= file_values
             progress(strip_suffix(file), number, len(files))
     if not values - {0}:
@@ -253,10 +252,12 @@ def _table_from_files(
     return LabelTable.from_values(values)
 
 
-def _values_in(file: Path) -> set[int]:
-    """The values of a label map; none for one that cannot be read, of which `medseg check`
-    tells.
+def _values_in(file: Path, own: LabelTable | None) -> set[int]:
+    """The values of a label map, those of its own table where it has one; none for one that cannot
+    be read, of which `medseg check` tells.
     """
+    if own is not None:
+        return set(own.values)
     try:
         return {int(value) for value in np.unique(read_labels(file).data)}
     except MedsegError:

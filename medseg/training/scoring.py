@@ -29,7 +29,7 @@ from medseg.evaluation import (
 )
 from medseg.files import output_errors, private_folder
 from medseg.inference import Settings, settle_auto, use_settled
-from medseg.io import is_slicer_segmentation, read_labels, write
+from medseg.io import is_slicer_segmentation, label_kind, read_labels, write
 from medseg.models import Checkpoint, load_checkpoint
 from medseg.networks import build_network
 from medseg.postprocess import clean
@@ -219,10 +219,10 @@ def scored_pairs(
 
 
 def _is_as_used(case: Case, result: Path) -> bool:
-    """Whether the label file of a case shows what was trained: not if it is cropped or numbers its
-    structures anew.
+    """Whether the label file of a case shows what was trained: not if it is cropped, needs its
+    images to be read, or numbers its structures anew.
     """
-    if case.label is None or case.numbers:
+    if case.label is None or case.numbers or label_kind(case.label):
         return False
     return not is_slicer_segmentation(case.label) or same_grid(
         read_labels(case.label), read_labels(result)

@@ -11,6 +11,7 @@ import pytest
 
 from making import datasets as made
 from making.datasets import make_case, put, put_json
+from making.dicom_labels import source
 from medseg.dataset.cases import Case, Dataset, load_case
 from medseg.dataset.check.cases import check_dataset
 from medseg.dataset.reading import LAYOUTS, read_dataset
@@ -815,3 +816,31 @@ def test_bids_says_of_a_channel_that_few_cases_take_from_all(tmp_path: Path):
     (finding,) = dataset.findings
     assert finding.message.startswith("FLAIR is no channel, for 1 of 4 segmentations")
     assert "sub-3" in finding.message
+
+
+@pytest.mark.parametrize("suffix", ["dcm", "rtstruct.dcm"])
+def test_structures_of_dicom_label_maps_are_what_their_names_say(tmp_path: Path, suffix: str):
+    """Segments and contours are numbered by each file for itself, and lie on the grid of their
+    series.
+    """
+    rows = ["case,image_CT,label"]
+    for case, names in (("a", ("liver", "spleen")), ("b", ("spleen", "liver"))):
+        folder, grid = source(tmp_path / case)
+        data = np.zeros(grid.shape, np.uint8)
+        boxes = {"liver": np.s_[2:9, 3:9, 1:3], "spleen": np.s_[2:5, 10:12, 1:3]}
+        for name, box in boxes.items():
+            data[box] = names.index(name) + 1
+        table = LabelTable(tuple(Label(n, name, (9, 9, n)) for n, name in enumerate(names, 1)))
+        file = f"{case}.{suffix}"
+        write(grid.with_data(data), tmp_path / file, table=table, source=folder)
+        rows.append(f"{case},{folder.relative_to(tmp_path)},{file}")
+    (tmp_path / "cases.csv").write_text("\n".join(rows) + "\n")
+    dataset = read_dataset(tmp_path)
+    assert dataset.table.names == {1: "liver", 2: "spleen"}
+    errors = check_dataset(dataset).errors
+    assert not [one for one in errors if not one.kind.startswith("duplicate")]
+    for case in dataset.cases:
+        (image,), labels = load_case(dataset, case)
+        assert labels.shape == image.shape
+        large, small = ((labels.data == value).sum() for value in (1, 2))
+        assert large > small > 0
