@@ -581,6 +581,20 @@ def test_fix_takes_a_row_out_of_a_list_by_its_name_and_no_other(tmp_path: Path, 
     assert [case.name for case in read_dataset(tmp_path / "out").cases] == ["0", "2", "3"]
 
 
+def test_intensities_of_structures_are_measured_without_what_is_to_be_ignored(tmp_path: Path):
+    image, labels = make_case(0)
+    data = np.array(labels.data)
+    ct = image.with_data(np.where(data > 0, 60, -1000).astype(np.int16, order="F"))
+    data[:, :6] = 3
+    put(ct, tmp_path / "imagesTr" / "a_0000.nii.gz")
+    put(labels.with_data(data), tmp_path / "labelsTr" / "a.nii.gz")
+    names = {"background": 0, "one": 1, "two": 2, "ignore": 3}
+    description = {"channel_names": {"0": "CT"}, "labels": names, "file_ending": ".nii.gz"}
+    put_json(description, tmp_path / "dataset.json")
+    (facts,) = check_dataset(read_dataset(tmp_path)).facts
+    assert set(facts.channels[0].foreground.tolist()) == {60.0}
+
+
 def test_fix_refuses_places_that_are_taken_or_inside(folder: Path, tmp_path: Path):
     dataset = read_dataset(folder)
     check = check_dataset(dataset)

@@ -172,7 +172,10 @@ def measure_case(dataset: Dataset, case: Case) -> Measurement:
     image = images[0]
     labels = _labels(dataset, case, image=image, findings=findings)
     on_grid = labels is not None and labels.shape == image.shape
-    inside = labels.data > 0 if labels is not None and on_grid else None
+    inside = None
+    if labels is not None and on_grid:
+        # What is to be ignored may be anything, and says nothing of what structures look like.
+        inside = (labels.data > 0) & (labels.data != (dataset.ignore or 0))
     channels = []
     # Of a 4-D file the one path for all.
     for volume, path in zip(images, case.images * len(images)):
