@@ -361,5 +361,27 @@ def crop(volume: Volume, start: tuple[int, int, int], shape: tuple[int, int, int
     )
 
 
+def plane_of(data: NDArray, axis: int, at: int) -> NDArray:
+    """A plane of an array across an axis, as a view.
+
+    `numpy.take` copies an array whole first, if it does not lie in memory in the order of its axes.
+    """
+    return np.moveaxis(data, axis, 0)[at]
+
+
+def value_counts(labels: NDArray, length: int = 0) -> NDArray[np.int64]:
+    """How many voxels have each value from 0 on, of `length` values at least.
+
+    A plane at a time: counting makes eight bytes of every voxel. Planes are those that lie in
+    memory in one piece, if there are such.
+    """
+    counts = np.zeros(length, np.int64)
+    for plane in np.moveaxis(labels, int(np.argmax(np.abs(labels.strides))), 0):
+        more = np.bincount(plane.ravel(order="K"), minlength=len(counts))
+        more[: len(counts)] += counts
+        counts = more
+    return counts
+
+
 def _plain(numbers: ArrayLike) -> str:
     return " x ".join(f"{n:.4g}" for n in np.asarray(numbers).ravel())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -17,10 +20,12 @@ from medseg.volume import (
     crop,
     grid_distance_mm,
     orientation_of,
+    plane_of,
     reorient,
     resample,
     same_grid,
     turned_onto,
+    value_counts,
 )
 
 many = settings(max_examples=300, deadline=None)
@@ -322,3 +327,25 @@ def test_the_same_grid_stored_along_other_axes_is_turned_and_nothing_else_is(ori
         assert turned is not None and (turned.data == grid.data).all()
     assert turned_onto(moved, grid) is None
     assert turned_onto(grid, grid) is grid
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Most memory that Python and NumPy held while something ran."""
+    tracemalloc.start()
+    run()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_planes_are_views_and_voxels_are_counted_without_a_copy(axes: tuple[int, int, int]):
+    labels = np.random.default_rng(0).integers(0, 300, (90, 80, 100), np.uint16).transpose(axes)
+    for axis in range(3):
+        plane = plane_of(labels, axis, 7)
+        assert (plane == np.take(labels, 7, axis)).all() and np.shares_memory(plane, labels)
+    counts = value_counts(labels[::-1], 400)
+    assert len(counts) == 400
+    assert counts.tolist() == np.bincount(labels.ravel(), minlength=400).tolist()
+    assert value_counts(labels % 5).tolist() == np.bincount((labels % 5).ravel()).tolist()
+    assert peak_bytes(lambda: value_counts(labels)) < labels.nbytes / 2

@@ -17,7 +17,7 @@ from medseg.errors import BadConfig, BadFile, MedsegError
 from medseg.io import embedded_table, is_readable_name, read, read_labels, strip_suffix
 from medseg.labels import LabelTable
 from medseg.postprocess import anatomy, structure_volumes
-from medseg.volume import same_grid
+from medseg.volume import same_grid, value_counts
 
 
 def list_label_maps(paths: Sequence[Path]) -> list[Path]:
@@ -63,7 +63,7 @@ def measure_label_map(
         table
         or embedded_table(path)
         or _table_beside(path)
-        or LabelTable.from_values(int(value) for value in np.unique(labels.data) if value)
+        or LabelTable.from_values(np.flatnonzero(value_counts(labels.data)).tolist())
     )
     structures = structure_volumes(labels, label_table)
     if scan is not None:

@@ -26,7 +26,7 @@ from medseg.view import (
     png_bytes,
     upright,
 )
-from medseg.volume import Volume, reorient, resample
+from medseg.volume import Volume, plane_of, reorient, resample
 
 if TYPE_CHECKING:
     from medseg.evaluation.reading import LabelReader
@@ -161,7 +161,7 @@ def _picture(error: _Error, plane: tuple[int, int, int, str]) -> tuple[NDArray[n
     differing = (ours != theirs).sum(axis=others)
     at = int(np.argmax(differing if differing.any() else ours.sum(axis=others)))
     a, b, other = (
-        upright(np.take(one, at, axis), across, up) for one in (ours, theirs, error.grid.data != 0)
+        upright(plane_of(one, axis, at), across, up) for one in (ours, theirs, error.grid.data != 0)
     )
     spacing = error.grid.spacing_mm
     sizes_mm = (spacing[up], spacing[across])
@@ -235,7 +235,7 @@ def _slice_of(scan: Volume, grid: Volume, *, axis: int, at: int) -> NDArray:
     shape = tuple(1 if one == axis else count for one, count in enumerate(grid.shape))
     outside = float(scan.data.min())
     plane = resample(scan, affine, (shape[0], shape[1], shape[2]), order=1, outside=outside)
-    return np.take(plane.data, 0, axis)
+    return plane_of(plane.data, axis, 0)
 
 
 def _outline(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from medseg.inference.settings import Model, Settings, as_list, is_set
 from medseg.models import plain_name
-from medseg.volume import Volume
+from medseg.volume import Volume, value_counts
 
 if TYPE_CHECKING:
     from medseg.models import Checkpoint
@@ -44,7 +44,7 @@ def region_around(
         settings, roi=(), probabilities=(), uncertainty=False, postprocess=False, tta=None
     )
     segmentation = run(volumes, coarse, plain)
-    counts = np.bincount(segmentation.labels.data.ravel(order="K"), minlength=max(targets) + 1)
+    counts = value_counts(segmentation.labels.data, max(targets) + 1)
     if not all(counts[value] for value in targets):
         return None
     margin_mm = max(MARGIN_MM, MARGIN_VOXELS * max(coarse[0].spec.spacing))

@@ -9,7 +9,7 @@ import numpy as np
 
 from medseg.errors import BadConfig
 from medseg.labels import LabelTable
-from medseg.volume import Volume
+from medseg.volume import Volume, plane_of
 
 
 def slices_at(grid: Volume, heights_mm: Sequence[float]) -> list[tuple[int, float]]:
@@ -54,8 +54,8 @@ def areas_at(
     mm2 = labels.voxel_mm3 / labels.spacing_mm[axis]
     levels = []
     for number, height in slices_at(labels, heights_mm):
-        plane = np.take(labels.data, number, axis).ravel()
-        values = np.nan_to_num(np.take(volume.data, number, axis).astype(np.float64)).ravel()
+        plane = plane_of(labels.data, axis, number).ravel()
+        values = np.nan_to_num(plane_of(volume.data, axis, number).astype(np.float64)).ravel()
         size = max(max(table.values, default=0), int(plane.max())) + 1
         voxels, total = np.bincount(plane, minlength=size), np.bincount(plane, values, size)
         structures: list[dict[str, Any]] = []

@@ -13,7 +13,7 @@ from medseg.view.contrast import contrast_of
 from medseg.view.picture import TYPEFACE, YELLOW, largest, name_in_picture
 from medseg.view.plots import TEXT, figure_class, png_of
 from medseg.view.preview import PLANES, slices_that_matter
-from medseg.volume import Volume, reorient
+from medseg.volume import Volume, plane_of, reorient
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,7 +61,7 @@ def _draw_plane(
 
     axis, across, up, letters = plane
     at = slices_that_matter(mask.data, axis, 1)[0]
-    grey, here = (np.take(one.data, at, axis) for one in (image, mask))
+    grey, here = (plane_of(one.data, axis, at) for one in (image, mask))
     if across > up:
         grey, here = grey.T, here.T
     spacing = image.spacing_mm

@@ -29,7 +29,7 @@ from medseg.labels import LabelTable
 from medseg.text import harmless
 from medseg.view.contrast import Contrast, contrast_of
 from medseg.view.structures import full_table, is_fluid, labels_on_scan
-from medseg.volume import Volume, crop, reorient, same_grid
+from medseg.volume import Volume, crop, reorient, same_grid, value_counts
 
 #: A page holds at most so many voxels; larger scans become a preview, because browsers without a
 #: graphics card take about three seconds for a million voxels.
@@ -191,7 +191,7 @@ def _structures(labels: Volume, table: LabelTable | None) -> list[dict[str, Any]
     """
     from scipy import ndimage
 
-    counts = np.bincount(labels.data.ravel(order="K"), minlength=1)
+    counts = value_counts(labels.data, 1)
     boxes = ndimage.find_objects(labels.data)
     rows: list[dict[str, Any]] = []
     index = 0
@@ -222,8 +222,9 @@ def _centre(
     their middle.
     """
     part = labels.data[box]
-    inside = np.argwhere(part > 0 if value is None else part == value)
-    inside = inside[:: 1 + len(inside) // _CENTRE_SAMPLE] + [side.start for side in box]
+    flat = np.flatnonzero(part if value is None else part == value)
+    some = np.unravel_index(flat[:: 1 + len(flat) // _CENTRE_SAMPLE], part.shape)
+    inside = np.column_stack(some) + [side.start for side in box]
     away = ((inside - inside.mean(axis=0)) * labels.spacing_mm) ** 2
     return _world(labels.affine, inside[away.sum(axis=1).argmin()])
 

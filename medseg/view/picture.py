@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from medseg.files import atomic_write
 from medseg.labels import Label, LabelTable
 from medseg.text import harmless
+from medseg.volume import value_counts
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont, ImageFont
@@ -129,7 +130,7 @@ def largest(mask: NDArray, table: LabelTable, most: int) -> tuple[list[Label], i
 
     At most `most` lines come of them, the one that counts the others included.
     """
-    counts = np.bincount(mask.ravel(), minlength=max(table.values, default=0) + 1)
+    counts = value_counts(mask, max(table.values, default=0) + 1)
     labels = [label for label in table.labels if counts[label.value]]
     labels.sort(key=lambda label: (-counts[label.value], label.value))
     if len(labels) <= most:

@@ -23,7 +23,7 @@ from medseg.labels import LabelTable
 from medseg.text import reason_of
 from medseg.view.contrast import contrast_of
 from medseg.view.picture import NAMED, Word, largest, legend, lettered, png_bytes, write_png
-from medseg.volume import Volume, reorient
+from medseg.volume import Volume, plane_of, reorient
 
 _TILE, _GAP = 220, 6  # pixels
 #: A PNG of one black pixel.
@@ -71,7 +71,7 @@ def _tiles(
         over: list[NDArray[np.uint8]] = []
         for at in slices_that_matter(mask.data, axis, columns):
             show = [
-                _turned(np.take(volume.data, at, axis), across, up, image.spacing_mm)
+                _turned(plane_of(volume.data, axis, at), across, up, image.spacing_mm)
                 for volume in (image, mask)
             ]
             rgb = grey_picture(show[0], low, high)
@@ -97,7 +97,7 @@ def slices_that_matter(mask: NDArray, axis: int, count: int) -> list[int]:
     """
     content = np.zeros((mask.shape[axis], 2), np.int64)
     for at, plane in enumerate(np.moveaxis(mask, axis, 0)):
-        voxels = np.bincount(plane.ravel())[1:]
+        voxels = np.bincount(plane.ravel(order="K"))[1:]
         content[at] = np.count_nonzero(voxels), voxels.sum()
     indices = np.flatnonzero(content[:, 1])
     first, last = (int(indices[0]), int(indices[-1])) if len(indices) else (0, len(content) - 1)

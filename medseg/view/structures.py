@@ -10,7 +10,7 @@ import numpy as np
 from medseg.errors import BadConfig, BadGeometry
 from medseg.labels import Label, LabelTable
 from medseg.text import harmless
-from medseg.volume import Volume, resample, same_grid
+from medseg.volume import Volume, resample, same_grid, value_counts
 
 #: Fluid of the brain, in SNOMED CT: cerebrospinal fluid, and the ventricles and the horns that it
 #: fills.
@@ -34,7 +34,7 @@ def full_table(labels: Volume, table: LabelTable | None) -> LabelTable:
     """
     table_labels = table.labels if table is not None else ()
     table_values = {label.value for label in table_labels}
-    values = np.flatnonzero(np.bincount(labels.data.ravel(order="K")))
+    values = np.flatnonzero(value_counts(labels.data))
     other_labels = LabelTable.from_values(
         int(value) for value in values if value not in table_values
     ).labels
@@ -59,7 +59,7 @@ def chosen_values(
     """The values of the structures of a label map that are asked for by name or number, of all that
     are there without `names`. Raises `BadConfig` for what is not there.
     """
-    counts = np.bincount(labels.data.ravel(order="K"), minlength=1)
+    counts = value_counts(labels.data, 1)
     if names is None:
         values = tuple(int(value) for value in np.flatnonzero(counts) if value)
         if not values:

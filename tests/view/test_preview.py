@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from unittest import mock
 
@@ -177,3 +178,17 @@ def test_labels_that_the_table_does_not_name_are_drawn_without_a_colour():
     scan, labels = corner_scan()
     other = labels.with_data(labels.data.astype(np.uint16) * 100)
     assert strip(scan, other, RED).shape == strip(scan, labels, RED).shape
+
+
+def test_a_scan_is_not_copied_for_the_slices_that_are_shown():
+    scan, labels = corner_scan()
+    zoomed = [
+        Volume(np.asfortranarray(one.data.repeat(7, 0).repeat(7, 1).repeat(7, 2)), one.affine)
+        for one in (scan, labels)
+    ]
+    strip(*zoomed, RED)  # what is imported is none of the scan
+    tracemalloc.start()
+    strip(*zoomed, RED)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < zoomed[0].data.nbytes / 2

@@ -43,7 +43,7 @@ from medseg.io.dicom.seg import algorithm_item, present_labels
 from medseg.io.dicom.slices import RTSTRUCT_CLASS
 from medseg.io.dicom.source import Paths
 from medseg.io.voxels import Overlap, chosen, labels_only, make_volume
-from medseg.volume import Volume
+from medseg.volume import Volume, value_counts
 
 if TYPE_CHECKING:
     from medseg.labels import Label, LabelTable
@@ -109,7 +109,7 @@ def _dataset(planes: NDArray, origin: Origin, labels: list[Label]) -> Any:
     dataset.StructureSetDate, dataset.StructureSetTime = date, time
     dataset.ReferencedFrameOfReferenceSequence = [_referenced(origin)]
     mm3 = abs(float(np.linalg.det(origin.affine[:3, :3])))
-    counts = np.bincount(planes.ravel())
+    counts = value_counts(planes)
     dataset.StructureSetROISequence = [
         _roi(origin, label, mm3 * (counts[label.value] if label.value < len(counts) else 0))
         for label in labels

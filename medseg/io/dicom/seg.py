@@ -30,7 +30,7 @@ from medseg.io.dicom.result import (
 from medseg.io.dicom.segments import LABEL_VALUE, read_seg, read_seg_table, read_segments
 from medseg.io.dicom.source import Paths
 from medseg.io.voxels import labels_only
-from medseg.volume import Volume
+from medseg.volume import Volume, value_counts
 
 if TYPE_CHECKING:
     from medseg.labels import Label, LabelTable
@@ -123,7 +123,7 @@ def present_labels(planes: NDArray, table: LabelTable | None) -> list[Label]:
     """
     from medseg.labels import LabelTable
 
-    present = [int(value) for value in np.flatnonzero(np.bincount(planes.ravel())) if value]
+    present = [int(value) for value in np.flatnonzero(value_counts(planes)) if value]
     if not present:
         return (
             [table.labels[0]]

@@ -21,7 +21,7 @@ from medseg.kernels import nets, thinning
 from medseg.kernels.threads import in_slabs
 from medseg.labels import LabelTable
 from medseg.view.meshes.closing import closed
-from medseg.volume import Volume
+from medseg.volume import Volume, value_counts
 
 #: How far triangles may come to lie from the smoothed surface, in voxels.
 MAX_ERROR_VOXELS = 0.25
@@ -170,7 +170,7 @@ def _thinned(
     """The net of structures, numbered in their order, with few triangles; None if none is there."""
     if max_error_voxels is None:
         max_error_voxels = MAX_ERROR_VOXELS if max_triangles is None else LARGEST_ERROR_VOXELS
-    counts = np.bincount(labels.data.ravel(order="K"), minlength=max([0, *values]) + 1)
+    counts = value_counts(labels.data, max([0, *values]) + 1)
     if not counts[list(values)].any():
         return None
     if len(values) >= np.iinfo(np.uint16).max:
