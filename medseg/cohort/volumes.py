@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,11 +14,11 @@ import numpy as np
 from medseg.cohort.cases import short_name
 from medseg.cohort.measures import add_intensities, structure_intensities
 from medseg.config import BrainSpec
-from medseg.errors import BadConfig, BadFile, MedsegError
+from medseg.errors import BadConfig, BadFile, DataWarning, MedsegError
 from medseg.io import embedded_table, is_readable_name, read, read_labels, strip_suffix
 from medseg.labels import LabelTable
 from medseg.postprocess import anatomy, structure_volumes
-from medseg.volume import same_grid, value_counts
+from medseg.volume import turned_onto, value_counts
 
 
 def list_label_maps(paths: Sequence[Path]) -> list[Path]:
@@ -59,18 +60,24 @@ def measure_label_map(
     intensities are measured, on the same grid. Raises `BadFile`.
     """
     labels = read_labels(path)
+    values = np.flatnonzero(value_counts(labels.data)).tolist()
     label_table = (
-        table
-        or embedded_table(path)
-        or _table_beside(path)
-        or LabelTable.from_values(np.flatnonzero(value_counts(labels.data)).tolist())
+        table or embedded_table(path) or _table_beside(path) or LabelTable.from_values(values)
     )
+    if strange := sorted(set(values) - {0, *label_table.values}):
+        warnings.warn(
+            f"{path}: its label table does not name {', '.join(map(str, strange))}, which were not"
+            " measured",
+            DataWarning,
+            stacklevel=2,
+        )
     structures = structure_volumes(labels, label_table)
     if scan is not None:
         image = read(scan)
-        if not same_grid(image, labels):
+        on_grid = turned_onto(image, labels)
+        if on_grid is None:
             raise BadFile(f"{scan}: does not lie on the grid of {path}; give its own scan")
-        add_intensities(structures, structure_intensities(image, labels, label_table.values))
+        add_intensities(structures, structure_intensities(on_grid, labels, label_table.values))
     content: dict[str, Any] = {
         "case": strip_suffix(path),
         "labels": str(path),
@@ -138,6 +145,8 @@ def long_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _table_beside(path: Path) -> LabelTable | None:
-    """The label table that `medseg infer` writes beside its labels."""
-    beside = path.with_name(f"{strip_suffix(path)}.labels.csv")
-    return LabelTable.read(beside) if beside.is_file() else None
+    """The label table that `medseg infer` writes beside its labels, or that of their folder."""
+    for beside in (path.with_name(f"{strip_suffix(path)}.labels.csv"), path.parent / "labels.csv"):
+        if beside.is_file():
+            return LabelTable.read(beside)
+    return None

@@ -22,7 +22,9 @@ from medseg.cohort.records import write_failure
 from medseg.cohort.request import read_cohort, write_cohort
 from medseg.cohort.volumes import list_label_maps, long_rows, measure_all
 from medseg.errors import BadConfig, BadFile
-from medseg.volume import Volume
+from medseg.io import write
+from medseg.labels import Label, LabelTable
+from medseg.volume import Volume, reorient
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +242,28 @@ def test_volumes_of_label_maps_that_exist_are_the_rows_of_a_cohort(tmp_path: Pat
     ran = tiny.medseg("volumes", one, "--scan", tmp_path / "labels" / "b.nii.gz", "--json")
     structures = json.loads(ran.out)[0]["structures"]
     assert structures[0]["mean"] == pytest.approx(scan[data == 1].mean(), rel=1e-4)
+
+
+def test_volumes_take_a_scan_that_is_stored_another_way_and_tell_of_labels_without_a_name(
+    tmp_path: Path,
+):
+    chance = np.random.default_rng(1)
+    labels = Volume(chance.integers(0, 4, (9, 8, 7)).astype(np.uint8), tiny.affine_of())
+    scan = labels.with_data(chance.normal(9, 2, labels.shape).astype(np.float32))
+    write(labels, tmp_path / "a_seg.nii.gz")
+    write(reorient(scan, "PSR"), tmp_path / "a.nii.gz")
+    names = ((1, "liver"), (3, "spleen"))
+    table = LabelTable(tuple(Label(value, name, (1, 2, 3)) for value, name in names))
+    table.write(tmp_path / "labels.csv")
+    ran = tiny.medseg(
+        "volumes", tmp_path / "a_seg.nii.gz", "--scan", tmp_path / "a.nii.gz", "--json"
+    )
+    structures = json.loads(ran.out)[0]["structures"]
+    assert [one["name"] for one in structures] == ["liver", "spleen"]
+    for one in structures:
+        inside = scan.data[labels.data == one["value"]]
+        assert one["median"] == pytest.approx(np.median(inside), rel=1e-4)
+    assert "its label table does not name 2, which were not measured" in ran.err
 
 
 def test_a_label_map_that_cannot_be_read_stops_no_other(tmp_path: Path):
