@@ -29,7 +29,7 @@ from medseg.labels import LabelTable
 from medseg.text import harmless
 from medseg.view.contrast import Contrast, contrast_of
 from medseg.view.structures import full_table, is_fluid, labels_on_scan
-from medseg.volume import Volume, crop, reorient, same_grid, value_counts
+from medseg.volume import Volume, crop, reorient, turned_onto, value_counts
 
 #: A page holds at most so many voxels; larger scans become a preview, because browsers without a
 #: graphics card take about three seconds for a million voxels.
@@ -84,9 +84,8 @@ def prepare(
     """
     rows = _structures(labels, table)
     notes: list[str] = []
-    on_grid = labels.data
-    if not same_grid(scan, labels):
-        on_grid = labels_on_scan(labels, scan).data
+    on_grid = labels_on_scan(labels, scan).data
+    if turned_onto(labels, scan) is None:
         notes.append(
             "The labels have another grid than the scan; they are drawn at their place in mm."
         )

@@ -10,7 +10,7 @@ import numpy as np
 from medseg.errors import BadConfig, BadGeometry
 from medseg.labels import Label, LabelTable
 from medseg.text import harmless
-from medseg.volume import Volume, resample, same_grid, value_counts
+from medseg.volume import Volume, resample, turned_onto, value_counts
 
 #: Fluid of the brain, in SNOMED CT: cerebrospinal fluid, and the ventricles and the horns that it
 #: fills.
@@ -45,8 +45,8 @@ def labels_on_scan(labels: Volume, scan: Volume) -> Volume:
     """The labels at their place in mm on the scan's grid, as pictures show them. Raises
     `BadGeometry` if none of them lies there.
     """
-    if same_grid(scan, labels):
-        return labels
+    if (turned := turned_onto(labels, scan)) is not None:
+        return scan.with_data(turned.data)
     on_grid = resample(labels, scan.affine, scan.shape, order=0)
     if labels.data.any() and not on_grid.data.any():
         raise BadGeometry("no label lies in the scan; give labels that were made from this scan")

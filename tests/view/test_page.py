@@ -19,7 +19,7 @@ from making import heads
 from medseg.errors import BadGeometry, BadOutput
 from medseg.labels import Label, LabelTable
 from medseg.view import page
-from medseg.volume import Volume
+from medseg.volume import Volume, reorient
 
 FOLDER = Path(page.__file__).parent
 
@@ -347,6 +347,13 @@ def test_a_scan_in_full_keeps_its_voxels():
         contents = page.prepare(scan.with_data(scan.data.astype(dtype)), labels, max_voxels=None)
         assert np.array_equal(image_of(contents.scan).data, scan.data.astype(dtype))
         assert contents.facts["slope"] == 1
+
+
+def test_labels_that_are_stored_another_way_are_on_the_same_grid():
+    scan, labels = heads.head("RAS")
+    contents = page.prepare(scan, reorient(labels, "PSL"), heads.TABLE)
+    assert contents.facts["notes"] == []
+    assert contents.labels == page.prepare(scan, labels, heads.TABLE).labels
 
 
 def test_labels_on_another_grid_are_drawn_at_their_place():
