@@ -86,15 +86,16 @@ def _together(outcomes: Sequence[Outcome], dataset: Dataset, run: Path) -> Outco
     """The models of all folds, and the scores of all cases."""
     evaluations = [one.evaluation for one in outcomes if one.evaluation is not None]
     rows = [row for one in evaluations for row in one.rows]
-    names = [name for one in evaluations for name in one.summary["cases"]["scored"]]
-    cases = {"scored": names, "without_prediction": [], "without_reference": [], "failed": {}}
-    summary = (
-        evaluations[0].summary
-        | {"cases": evaluations[0].summary["cases"] | cases}
-        | summarise(rows)
-    )
-    pairs = {name: pair for one in outcomes for name, pair in one.pairs.items()}
     problems = [problem for one in evaluations for problem in one.problems]
+    folds = [one.summary["cases"] for one in evaluations]
+    cases = {
+        name: {case: text for one in folds for case, text in one[name].items()}
+        if isinstance(some, dict)
+        else [case for one in folds for case in one[name]]
+        for name, some in folds[0].items()
+    }
+    summary = evaluations[0].summary | {"cases": cases, "problems": problems} | summarise(rows)
+    pairs = {name: pair for one in outcomes for name, pair in one.pairs.items()}
     evaluation = Evaluation(rows=rows, summary=summary, problems=problems)
     write_evaluation(evaluation, run, pairs=pairs, options=scoring_options(dataset))
     models = tuple(model for one in outcomes for model in one.models)

@@ -18,9 +18,14 @@ import yaml
 from making import networks as tiny, phantoms
 from making.configs import SMALL, settings
 from making.places import CONFIGS
+from medseg.dataset import read_dataset
+from medseg.evaluation.scoring import evaluation_of, score_pairs
 from medseg.evaluation.summary import read_scores
 from medseg.io import read_labels
 from medseg.models.folder import load_checkpoint
+from medseg.training.request import Outcome
+from medseg.training.run import _together
+from medseg.training.scoring import scoring_options
 from medseg.training.state import load_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -620,3 +625,22 @@ def test_a_config_for_scans_alone_says_how_it_is_used(tmp_path: Path):
     ran = tiny.medseg("train", CONFIGS / "unet.yaml", "-o", tmp_path / "run")
     assert ran.code == 5
     assert "medseg train DATASET --config" in ran.err
+
+
+def test_what_is_said_of_the_cases_of_any_fold_is_said_of_all(data: Path, tmp_path: Path):
+    dataset = read_dataset(data)
+    options = scoring_options(dataset)
+    labels = {case.name: case.label for case in dataset.cases[:4]}
+    folds = []
+    for fold, names in enumerate((list(labels)[:2], list(labels)[2:])):
+        pairs = {name: (labels[name], labels[name]) for name in names}
+        pairs[names[1]] = (labels[names[1]], tmp_path / "gone.nii.gz")
+        evaluation = evaluation_of(score_pairs(pairs, options), options)
+        folds.append(Outcome(run=tmp_path / f"fold{fold}", models=(), evaluation=evaluation))
+    outcome = _together(folds, dataset, tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    names = list(labels)
+    assert summary["cases"]["scored"] == [names[0], names[2]]
+    assert sorted(summary["cases"]["failed"]) == [names[1], names[3]]
+    assert summary["problems"] == outcome.evaluation.problems
+    assert len(summary["problems"]) == 2
