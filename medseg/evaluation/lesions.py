@@ -14,6 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from medseg.errors import BadConfig
 from medseg.evaluation.surfaces import Surface, hausdorff, surface_distances
 from medseg.postprocess import Components, connected_components
+from medseg.text import as_number, as_whole
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,18 @@ class LesionOptions:
     def __post_init__(self) -> None:
         if self.matching not in ("overlap", "iou"):
             raise BadConfig(f"lesions are matched by overlap or iou, not '{self.matching}'")
-        if (
-            not 0 < self.min_iou <= 1
-            or self.min_mm3 < 0
-            or self.dilation < 0
-            or not self.penalty_mm >= 0
-        ):
-            raise BadConfig(
-                "lesion options are a min_iou in (0, 1] and a volume, dilation and penalty of 0 or"
-                " more"
-            )
+        values: dict[str, float] = {
+            "min_iou": as_number(self.min_iou, "the least IoU of a lesion", most=1),
+            "min_mm3": as_number(self.min_mm3, "the least volume of a lesion in mm3"),
+            "dilation": as_whole(self.dilation, "the dilation of lesions in voxels"),
+            "penalty_mm": as_number(self.penalty_mm, "the penalty of a lesion in mm"),
+        }
+        if not self.min_iou:
+            raise BadConfig("the least IoU of a lesion is above 0")
+        if self.connectivity not in (6, 18, 26):
+            raise BadConfig(f"connectivity is 6, 18 or 26, not {self.connectivity!r:.40}")
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
 
 def lesion_scores(

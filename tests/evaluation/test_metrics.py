@@ -435,6 +435,18 @@ def test_arguments_that_make_no_sense(change, error):
         metrics.score(**(arguments | change))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"min_iou": 0}, {"min_iou": 1.5}, {"min_mm3": math.nan}, {"penalty_mm": math.inf},
+        {"dilation": 1.5}, {"connectivity": 7}, {"matching": "touch"},
+    ],
+)  # fmt: skip
+def test_lesion_options_that_make_no_sense(change):
+    with pytest.raises(BadConfig):
+        LesionOptions(**change)
+
+
 def test_importing_medseg_does_not_import_the_compiler():
     modules = (
         "medseg, medseg.evaluation.metrics, medseg.postprocess.cleanup, medseg.evaluation.scoring"
