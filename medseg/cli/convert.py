@@ -86,9 +86,7 @@ def convert(
         return
     io.check_target(path, target, segment or ())
     embedded = io.embedded_table(path)
-    table = LabelTable.read(labels) if labels else None
-    if table is None and embedded is None:
-        table = table_for(path, target)
+    table = LabelTable.read(labels) if labels else table_for(path, target)
     options = io.DicomOptions(
         **asdict(dicom), nearest=nearest, series=series, repair=reading.repair
     )

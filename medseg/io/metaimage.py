@@ -18,15 +18,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile, BadOutput
 from medseg.files import atomic_write, compressor, open_file
-from medseg.io.raw import (
-    Place,
-    data_name,
-    gone_with_its_header,
-    listed_files,
-    numbered_names,
-    part_sizes,
-    read_placed,
-)
+from medseg.io.raw import Place, data_beside, listed_files, numbered_names, part_sizes, read_placed
 from medseg.io.voxels import check_axes, choose_volume, digest, make_volume, slabs, stored_dtype
 from medseg.volume import LPS, Volume, spacing_of
 
@@ -382,9 +374,8 @@ def write_metaimage(volume: Volume, path: str | Path, *, table: LabelTable | Non
     pieces.append(packer.flush())  # in memory, because the header gives its size
     kind, packed_size = _WRITTEN[dtype.str[1:]], sum(map(len, pieces))
     if str(path).lower().endswith(".mhd"):
-        data = Path(path).with_name(data_name(path, digest(volume.data, dtype), ".zraw"))
-        text = _header_text(volume, kind=kind, packed_size=packed_size, data_file=data.name)
-        with gone_with_its_header(data):
+        with data_beside(path, digest(volume.data, dtype), ".zraw") as data:
+            text = _header_text(volume, kind=kind, packed_size=packed_size, data_file=data.name)
             with atomic_write(data) as file:
                 file.writelines(pieces)
             with atomic_write(path) as file:

@@ -16,15 +16,7 @@ from numpy.typing import NDArray
 
 from medseg.errors import BadFile, BadGeometry, BadOutput
 from medseg.files import atomic_write, gzip_writer, open_file
-from medseg.io.raw import (
-    Place,
-    data_name,
-    gone_with_its_header,
-    listed_files,
-    numbered_names,
-    part_sizes,
-    read_placed,
-)
+from medseg.io.raw import Place, data_beside, listed_files, numbered_names, part_sizes, read_placed
 from medseg.io.voxels import check_axes, choose_volume, digest, make_volume, slabs, stored_dtype
 from medseg.volume import LPS, Volume, check_affine
 
@@ -561,12 +553,10 @@ def write_nrrd(
     if not str(path).lower().endswith(".nhdr"):
         write_attached(path, header, volume.data, dtype=dtype)
         return
-    name = data_name(path, digest(volume.data, dtype), ".raw.gz")
-    data = Path(path).with_name(name)
-    with gone_with_its_header(data):
+    with data_beside(path, digest(volume.data, dtype), ".raw.gz") as data:
         write_attached(data, "", volume.data, dtype=dtype)
         with atomic_write(path) as file:
-            file.write(f"{header}data file: {name}\n".encode())
+            file.write(f"{header}data file: {data.name}\n".encode())
 
 
 def write_attached(path: str | Path, header: str, data: NDArray, *, dtype: np.dtype) -> None:

@@ -149,22 +149,19 @@ def numbered_names(path: str | Path, pattern: str, numbers: Sequence[str]) -> li
     return [f"{before}{number:{zero}{width}d}{after}" for number in every]
 
 
-def data_name(header: str | Path, content: str, suffix: str) -> str:
-    """What the data file of a header is called, after the header and its content; without blanks,
-    `%`, backslashes and LIST, by which headers of NRRD and MetaImage mean more than a name.
+@contextmanager
+def data_beside(header: str | Path, content: str, suffix: str) -> Iterator[Path]:
+    """The data file of a header, for a block that writes both; if that fails, a data file that was
+    not there before is gone.
+
+    It is called after the header and its content, without blanks, `%`, backslashes and LIST, by
+    which headers of NRRD and MetaImage mean more than a name.
     """
     stem = re.sub(r"^LIST|[\s%\\]", "_", Path(header).stem)
-    return f"{stem}.{content}{suffix}"
-
-
-@contextmanager
-def gone_with_its_header(data: Path) -> Iterator[None]:
-    """A block that writes a data file and its header: if it fails, a data file that was not there
-    before is gone.
-    """
+    data = Path(header).with_name(f"{stem}.{content}{suffix}")
     is_new = not data.exists()
     try:
-        yield
+        yield data
     except BaseException:
         if is_new:
             data.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -287,17 +288,14 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
     raw = np.frombuffer(pixels, np.uint8)
     if syntax == BIG_ENDIAN and dataset["PixelData"].VR == "OW":  # the bytes of words, in pairs
         raw = raw.view(np.uint16).byteswap().view(np.uint8)
+    return partial(_bit_plane, raw, rows, columns)
 
-    def unpack(number: int) -> NDArray:
-        # Frames follow each other bit by bit, without padding.
-        start, end = (
-            number * size,
-            (number + 1) * size,
-        )
-        whole = np.unpackbits(raw[start // 8 : -(-end // 8)], bitorder="little")
-        return whole[start % 8 :][:size].reshape(rows, columns)
 
-    return unpack
+def _bit_plane(raw: NDArray[np.uint8], rows: int, columns: int, number: int) -> NDArray:
+    """Frame `number` of bit planes, which follow each other bit by bit, without padding."""
+    start, end = number * rows * columns, (number + 1) * rows * columns
+    whole = np.unpackbits(raw[start // 8 : -(-end // 8)], bitorder="little")
+    return whole[start % 8 :][: end - start].reshape(rows, columns)
 
 
 def _unpacked(path: str | Path) -> Iterator[NDArray]:

@@ -82,11 +82,7 @@ def _factor(name: str, headers: list[Any]) -> float:
     if lacking or not (weight and dose and half_life):
         lack = " and ".join(lacking)
         raise BadFile(f"{name}: does not say the {lack} that SUV needs; leave --suv out")
-    if dose < _LEAST_DOSE_BQ or weight > _MOST_WEIGHT_KG:
-        raise BadFile(
-            f"{name}: its dose is not in Bq, or its body weight not in kg, as DICOM has them; leave"
-            " --suv out"
-        )
+    _check_units(name, dose, weight)
     kind = str(first.get("DecayCorrection", "")).upper()
     if kind not in ("START", "ADMIN"):
         raise BadFile(
@@ -100,6 +96,15 @@ def _factor(name: str, headers: list[Any]) -> float:
             )
         dose *= math.exp(-math.log(2) * delay.total_seconds() / half_life)
     return weight * 1000 / dose
+
+
+def _check_units(name: str, dose: float, weight: float) -> None:
+    """Raise `BadFile` for a dose and a body weight that cannot be in Bq and kg."""
+    if dose < _LEAST_DOSE_BQ or weight > _MOST_WEIGHT_KG:
+        raise BadFile(
+            f"{name}: its dose is not in Bq, or its body weight not in kg, as DICOM has them; leave"
+            " --suv out"
+        )
 
 
 def _reference_time(name: str, headers: list[Any]) -> datetime:

@@ -419,21 +419,26 @@ def _of_series(name: str, found: Sequence[Found], wanted: str) -> list[Found]:
 
 def _ambiguous(source: Source, volumes: Sequence[Found]) -> BadFile:
     """What to raise for several volumes: it names those that can be read, if any can."""
-    what = f"{source.name}: {differences(volumes)}"
     sound = [volume for volume in volumes if not volume.problem]
     sound = sound or [volume for volume in volumes if _can_be_repaired(source, volume)]
-    count = sum(len(volume.slices) for volume in volumes)
-    if not sound and len({volume.series for volume in volumes}) == count >= _LONE_SERIES:
-        # Careless anonymisers do it.
-        return BadFile(
-            f"{source.name}: each of its {count} images has a Series Instance UID of its own, so"
-            " they are no volume; export the series again"
-        )
     if not sound:
-        return BadFile(f"{what}, none of which can be read; medseg info says why of each")
+        return _no_choice(source.name, volumes)
     numbers = [volume.number for volume in sound]
     some = ", ".join(numbers[:10]) + (", ..." if len(numbers) > 10 else "")
+    what = f"{source.name}: {differences(volumes)}"
     return BadFile(f"{what}; choose one with --series ({some}; medseg info lists them)")
+
+
+def _no_choice(name: str, volumes: Sequence[Found]) -> BadFile:
+    """What to raise for several volumes of which none can be read."""
+    count = sum(len(volume.slices) for volume in volumes)
+    if len({volume.series for volume in volumes}) == count >= _LONE_SERIES:
+        return BadFile(  # careless anonymisers do it
+            f"{name}: each of its {count} images has a Series Instance UID of its own, so they are"
+            " no volume; export the series again"
+        )
+    what = differences(volumes)
+    return BadFile(f"{name}: {what}, none of which can be read; medseg info says why of each")
 
 
 def _is_lone_slice(volume: Found) -> bool:
