@@ -272,19 +272,16 @@ def _frames(path: str | Path, dataset: Any) -> Callable[[int], NDArray]:
                 f"{path}: its bit planes are compressed, which medseg does not unpack; use gdcmconv"
                 " --raw first"
             )
-        frames = np.stack(list(_unpacked(path)))
-        if frames.shape != (count, rows, columns):
-            raise BadFile(f"{path}: its pixels are not what its header says; the file is damaged")
-        return lambda number: frames[number]
+        return _unpacked(path, (count, rows, columns)).__getitem__
     pixels = dataset.PixelData
     if len(pixels) * 8 < size * count * bits:
         raise BadFile(
             f"{path}: the file is too short for what its header claims; it is damaged or incomplete"
         )
     if bits > 1:
-        kind = np.dtype(np.uint8 if bits == 8 else ">u2" if syntax == BIG_ENDIAN else "<u2")
+        kind = np.dtype(f"{'>' if syntax == BIG_ENDIAN else '<'}u{bits // 8}")
         array = np.frombuffer(pixels, kind, size * count).reshape(count, rows, columns)
-        return lambda number: array[number]
+        return array.__getitem__
     raw = np.frombuffer(pixels, np.uint8)
     if syntax == BIG_ENDIAN and dataset["PixelData"].VR == "OW":  # the bytes of words, in pairs
         raw = raw.view(np.uint16).byteswap().view(np.uint8)
@@ -298,13 +295,18 @@ def _bit_plane(raw: NDArray[np.uint8], rows: int, columns: int, number: int) -> 
     return whole[start % 8 :][: end - start].reshape(rows, columns)
 
 
-def _unpacked(path: str | Path) -> Iterator[NDArray]:
-    """The frames of a compressed segmentation, unpacked as those of every other DICOM file are."""
+def _unpacked(path: str | Path, shape: tuple[int, int, int]) -> NDArray:
+    """The frames (count, rows, columns) of a compressed segmentation, unpacked as those of every
+    other DICOM file are. Raises `BadFile`.
+    """
     with PixelSource(path) as source:
         entry = Entry(path=Path(path))
         with source.open(entry) as file:
             slices = parse(source, entry, file)
-        yield from stored_pixels(source, slices or [])
+        frames = np.stack(list(stored_pixels(source, slices or [])))
+    if frames.shape != shape:
+        raise BadFile(f"{path}: its pixels are not what its header says; the file is damaged")
+    return frames
 
 
 def _parse(path: str | Path) -> _Parsed:
