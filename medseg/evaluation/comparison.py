@@ -9,7 +9,8 @@ methods are tested with Wilcoxon's signed-rank test on the cases, corrected by H
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby
 from operator import itemgetter
@@ -24,9 +25,14 @@ from medseg.errors import BadConfig, BadFile
 from medseg.evaluation.metrics import metric_of
 from medseg.evaluation.summary import read_scores, score_columns
 from medseg.labels import same_name
+from medseg.text import counted
 
 #: By how much a share may exceed 1 as other programs round.
 ROUNDING = 1e-6
+
+
+#: A score by case and structure.
+Scores = Mapping[tuple[str, str], float]
 
 
 @dataclass(frozen=True, repr=False)
@@ -74,14 +80,12 @@ def compare(
     methods = _method_names(paths)
     tables = [_values(path, score, structure) for path in paths]
     common = set.intersection(*(set(table) for table in tables))
-    problems = []
-    for method, table in zip(methods, tables):
-        for other, other_table in zip(methods, tables):
-            cases = sorted({case for case, _ in other_table} - {case for case, _ in table})
-            if cases:
-                problems.append(
-                    f"{method} has no score of {', '.join(cases)}, which {other} has; not compared"
-                )
+    problems = [
+        problem
+        for method, table in zip(methods, tables)
+        for other, other_table in zip(methods, tables)
+        for problem in _lacking(method, table, other, other_table)
+    ]
     keys = sorted(key for key in common if not any(np.isnan(table[key]) for table in tables))
     if len({case for case, _ in keys}) < 2:
         raise BadConfig(f"there are fewer than two cases in which every method has a {score}")
@@ -90,6 +94,12 @@ def compare(
     values = _means(tables, by_case)
     # Too much of one structure does not make up for too little of another.
     costs = _means(tables, by_case, size=abs) if _less_is_better(score) else -values
+    if np.isnan(costs).any():
+        case = cases[int(np.isnan(costs).any(axis=1).argmax())]
+        raise BadConfig(
+            f"{score} of {case} is infinite in both directions, which has no mean; choose one"
+            " structure with --structure"
+        )
     ranks = stats.rankdata(costs, axis=1)
     order = np.argsort(ranks.mean(axis=0), kind="stable")
     draws = np.random.default_rng(seed).integers(len(cases), size=(bootstrap, len(cases)))
@@ -112,8 +122,20 @@ def compare(
     )  # fmt: skip
 
 
+def _lacking(method: str, table: Scores, other: str, other_table: Scores) -> Iterator[str]:
+    """Sentences on the cases, and the structures in cases of both, that a method lacks."""
+    lacking = other_table.keys() - table.keys()
+    own = {case for case, _ in table}
+    if cases := sorted({case for case, _ in lacking} - own):
+        yield f"{method} has no score of {', '.join(cases)}, which {other} has; not compared"
+    counts = Counter(structure for case, structure in lacking if case in own)
+    if counts:
+        names = (f"{name} in {counted(count, 'case')}" for name, count in sorted(counts.items()))
+        yield f"{method} has no score of {', '.join(names)}, which {other} has; not compared"
+
+
 def _means(
-    tables: Sequence[Mapping[tuple[str, str], float]],
+    tables: Sequence[Scores],
     by_case: Mapping[str, Sequence[tuple[str, str]]],
     size: Callable[[float], float] = float,
 ) -> NDArray[np.float64]:
@@ -121,10 +143,11 @@ def _means(
 
     Sums that are equal but for rounding become equal, as their order would rank methods otherwise.
     """
-    means = [
-        [np.mean([size(table[key]) for key in some]) for table in tables]
-        for some in by_case.values()
-    ]
+    with np.errstate(invalid="ignore"):
+        means = [
+            [np.mean([size(table[key]) for key in some]) for table in tables]
+            for some in by_case.values()
+        ]
     return np.array([[_rounded(float(one)) for one in row] for row in means])
 
 

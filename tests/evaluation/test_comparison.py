@@ -1,5 +1,6 @@
 """Comparison of methods: ranks and tests against scipy and hand-made tables."""
 
+import math
 from dataclasses import asdict
 
 import jsonschema
@@ -132,6 +133,24 @@ def test_missing_cases_are_named_and_undefined_ones_counted(tmp_path):
     result = compare([one, two])
     assert result.n_cases == 2 and result.n_excluded == 1
     assert result.problems == ["two has no score of case_3, which one has; not compared"]
+
+
+def test_structures_that_a_method_lacks_are_named(tmp_path):
+    both = save_structures(tmp_path / "both.csv", {"liver": 0.5, "spleen": 0.6}, "dice")
+    one = save_structures(tmp_path / "one.csv", {"liver": 0.7}, "dice")
+    assert compare([both, one]).problems == [
+        "one has no score of spleen in 12 cases, which both has; not compared"
+    ]
+
+
+def test_infinities_of_both_signs_have_no_mean(tmp_path):
+    paths = [
+        save_structures(tmp_path / f"{name}.csv", {"a": math.inf, "b": sign * math.inf}, "gain")
+        for name, sign in (("one", 1), ("two", -1))
+    ]
+    with pytest.raises(BadConfig, match="gain of case_0 is infinite in both directions"):
+        compare(paths, "gain")
+    assert [one["method"] for one in compare(paths, "gain", "b").methods] == ["one", "two"]
 
 
 def test_equal_methods_do_not_differ(tmp_path):
