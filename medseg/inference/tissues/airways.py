@@ -62,10 +62,10 @@ def find_airways(window: Window, below: float, bottom: int | None) -> Mask | Non
     sections = _sections(numbers, count, window)
     links = _links(numbers)
     round_ones = sections.is_trachea(window)
-    chain = _longest(links, round_ones, sections.slice_of, spacing_mm=window.spacing_mm[2])
+    chain = _longest(
+        links, round_ones, sections.slice_of, spacing_mm=window.spacing_mm[2], bottom=bottom
+    )
     if not chain:
-        return None
-    if bottom is not None and min(sections.slice_of[n] for n in chain) > bottom:
         return None
     keep = np.zeros(count + 1, bool)
     keep[chain] = True
@@ -133,19 +133,29 @@ def _links(numbers: NDArray[np.int32]) -> dict[int, set[int]]:
 
 
 def _longest(
-    links: dict[int, set[int]], good: Mask, slice_of: NDArray[np.int64], spacing_mm: float
+    links: dict[int, set[int]],
+    good: Mask,
+    slice_of: NDArray[np.int64],
+    spacing_mm: float,
+    bottom: int | None,
 ) -> list[int]:
-    """The longest chain of good parts, from the top down; empty if it is too short."""
+    """The longest chain of good parts, from the top down; empty if it is too short.
+
+    bottom: the slice that it must come down to. A throat above a shut glottis may be the longer.
+    """
     length: dict[int, int] = {}
     following: dict[int, int] = {}
+    lowest: dict[int, int] = {}
     for n in sorted(np.flatnonzero(good).tolist(), key=lambda n: int(slice_of[n])):
         below = [one for one in links.get(n, ()) if good[one]]
         best = max(below, key=lambda one: length[one], default=0)
         length[n] = 1 + (length[best] if best else 0)
+        lowest[n] = lowest[best] if best else int(slice_of[n])
         following[n] = best
-    if not length:
+    reaching = [n for n, low in lowest.items() if bottom is None or low <= bottom]
+    if not reaching:
         return []
-    now = max(length, key=lambda n: length[n])
+    now = max(reaching, key=lambda n: length[n])
     if length[now] * spacing_mm < LONG_MM:
         return []
     chain = []

@@ -74,28 +74,31 @@ def _without_table(solid: Mask, spacing_mm: NDArray[np.float64]) -> Mask:
         own = numbers[box] == n
         radius[n] = depth[box][own].max()
         extent[n] = [(s.stop - s.start) * mm for s, mm in zip(box, spacing_mm, strict=True)]
-    keeps = _is_patient(radius, extent)
-    marks = np.where(keeps, 2, 1).astype(np.uint8)
-    marks[0] = 0
+    marks = np.concatenate([[0], _whose(radius[1:], extent[1:])]).astype(np.uint8)
     steps = int(np.ceil(core_mm / spacing_mm.min())) + 2
     labels = spread(marks[numbers], solid, steps)
     return _with_thin_parts(solid, labels, spacing_mm)
 
 
-def _is_patient(radius: NDArray[np.float32], extent: NDArray[np.float64]) -> Mask:
-    """Of each part whether it is the patient's, by its thickness and its extent (n, 3) in mm."""
+def _whose(radius: NDArray[np.float32], extent: NDArray[np.float64]) -> Labels:
+    """Of each part, by its thickness and extent (n, 3) in mm: 2 for the patient's, 1 for table and
+    clothes, 0 for what is as short as a thin part and is told as those are: by what it hangs on.
+    """
     largest = int(radius.argmax())
     wide = np.maximum(TABLE_WIDE_MM, TABLE_SHARE * extent[largest, 0])
     is_table = (radius <= TABLE_HALF_MM) & (extent[:, 0] >= wide)
     is_table |= (radius <= TABLE_HALF_MM) & (extent.max(1) > 20 * radius)
     least = min(LIMB_MM, LIMB_SHARE * float(radius[largest]))
-    keeps: Mask = (radius >= least) & ~is_table
+    keeps = (radius >= least) & ~is_table
     keeps[largest] = True
-    return keeps
+    is_short = (extent.max(1) <= THIN_MM) & ~is_table
+    return np.where(keeps, 2, np.where(is_short, 0, 1)).astype(np.uint8)
 
 
 def _with_thin_parts(solid: Mask, known: Labels, spacing_mm: NDArray[np.float64]) -> Mask:
-    """The patient (2 in `known`) with noses, ears and fingers, which hang on it and are short."""
+    """The patient (2 in `known`) with noses, ears, fingers and the thin bone before sinuses, which
+    hang on it and are short.
+    """
     body = known == 2
     left = solid & (known == 0)
     if not left.any():

@@ -15,10 +15,12 @@ from medseg.inference.tissues.grid import (
     closed,
     distances_mm,
     on_sides,
+    parts,
     parts_in_slices,
     spread,
 )
 from medseg.inference.tissues.windows import (
+    AIRWAYS,
     BONE_FROM,
     CORTICAL_FROM,
     FAT,
@@ -30,11 +32,15 @@ from medseg.inference.tissues.windows import (
     VISCERAL_FAT,
 )
 
-#: Bone is at most so far from its rind; vessels with contrast medium that touch it go on further.
-FROM_RIND_MM = 8.0
+#: Bone is at most so far from its rind, or in a layer no thicker than twice the other, as the rim
+#: of a vertebra is; vessels with contrast medium that touch it go on further and are thicker.
+FROM_RIND_MM, LAYER_MM = 8.0, 5.0
 #: Marrow: what bone encloses in a slice, up to this area, brighter than the spinal canal, as dark
 #: as fat, or in a shaft that has such a middle.
 MARROW_MM2, MARROW_FROM, FATTY_TO, SHAFT_MM2 = 3000.0, 55.0, -30.0, 300.0
+#: Spongy bone whose rim has gaps: brighter than muscle with contrast medium, and between parts of
+#: the rim that are so far apart, the depth of a vertebra (twice this).
+SPONGY_FROM, SPONGY_MM = 90, 16.0
 #: Skin is at most so thick.
 SKIN_MM = 4.0
 #: Gaps of twice this width do not open the ring of muscle and bone around the body.
@@ -45,8 +51,12 @@ SPECK_MM2 = 150.0
 WALL_MM, FAT_WALL_MM = 15.0, 8.0
 #: The trunk is wider than this, or has the spine in its middle third; limbs have neither.
 TRUNK_MM = 180.0
-#: A skull encloses this share of a slice.
-SKULL_SHARE = 0.35
+#: Limbs and necks are round, less than this wider than deep, with the bone in their middle; the
+#: spine of a trunk lies behind this share of it.
+ROUND, BEHIND = 1.25, 0.38
+#: A skull encloses this share of a slice, at its base this, and not more than this area, which
+#: large heads have (160 by 190 mm within); the face goes on so far below it.
+SKULL_SHARE, SKULL_BASE_SHARE, SKULL_MM2, FACE_MM = 0.35, 0.1, 25000.0, 60.0
 #: Beside and before the middle of a vertebra lie its muscles: half the width, how far before.
 SPINE_HALF_MM, PSOAS_HALF_MM, PSOAS_MM = 75.0, 45.0, 30.0
 #: Lungs fill this share of a slice of the chest.
@@ -107,12 +117,46 @@ def find_bone(
         has_rind = np.zeros(count + 1, bool)
         has_rind[np.unique(numbers[rind])] = True
         has_rind[0] = False
+        bright &= has_rind[numbers]
         near = distances_mm(rind, spacing_mm) <= FROM_RIND_MM
-        bone: Mask = has_rind[numbers] & near
-        bone = bone | _enclosed(bright & has_rind[numbers] & ~near, bone, spacing_mm)
+        bone: Mask = _goes_on(hu, bright & near, bright & ~near, spacing_mm)
+        bone = bone | _enclosed(bright & ~near, bone, spacing_mm)
     else:
         bone = bright
     return bone, _marrow(hu, bone, tissue, spacing_mm=spacing_mm)
+
+
+def _goes_on(
+    hu: NDArray[np.int16], bone: Mask, rest: Mask, spacing_mm: NDArray[np.float64]
+) -> Mask:
+    """Bright tissue beyond the reach of a rind that is bone all the same, if it hangs on bone.
+
+    It is a layer, as the rim of a vertebra; or thick, and at its edge brighter than in its middle.
+    A vessel is thick, and darkest at its edge, which it shares with what is around it.
+    """
+    import cc3d
+
+    depth = distances_mm(~(bone | rest), spacing_mm)
+    middle = distances_mm(~rest, spacing_mm) > LAYER_MM
+    one_block = 1.01 * float(spacing_mm.max())
+    thick = rest & (distances_mm(middle, spacing_mm) <= LAYER_MM + one_block)
+    numbers, count = parts(thick)
+    sums = []
+    for where in (depth <= one_block, depth > LAYER_MM):
+        own = np.where(where, numbers, 0).ravel()
+        size = np.bincount(own, minlength=count + 1)
+        sums.append(np.bincount(own, hu.ravel(), minlength=count + 1) / np.maximum(size, 1))
+    has_rim = sums[0] >= sums[1]
+    has_rim[0] = False
+    candidates = bone | (rest & ~thick) | has_rim[numbers]
+    numbers, count = cc3d.connected_components(
+        np.ascontiguousarray(candidates), connectivity=26, return_N=True
+    )
+    hangs_on = np.zeros(count + 1, bool)
+    hangs_on[np.unique(numbers[bone])] = True
+    hangs_on[0] = False
+    mask: Mask = hangs_on[numbers]
+    return mask
 
 
 def _enclosed(rest: Mask, bone: Mask, spacing_mm: NDArray[np.float64]) -> Mask:
@@ -133,20 +177,30 @@ def _marrow(
 
     Spongy bone and marrow are bone whatever their values; the rim is told voxel by voxel.
     """
-    numbers, count = parts_in_slices(~closed(bone, spacing_mm, SKIN_MM / 2, in_slices=True))
-    flat = numbers.ravel()
-    size = np.bincount(flat, minlength=count + 1)
-    mean = np.bincount(flat, hu.ravel(), minlength=count + 1) / np.maximum(size, 1)
-    keep = size * spacing_mm[0] * spacing_mm[1] <= MARROW_MM2
-    lowest = np.full(count + 1, np.iinfo(np.int16).max, np.int16)
-    np.minimum.at(lowest, flat[flat > 0], hu.ravel()[flat > 0])
-    is_shaft = (lowest <= FATTY_TO) & (size * spacing_mm[0] * spacing_mm[1] <= SHAFT_MM2)
-    keep &= (mean >= MARROW_FROM) | (mean <= FATTY_TO) | is_shaft
-    keep[0] = False
-    keep[on_sides(numbers)] = False
-    whole = closed(bone | (keep[numbers] & tissue), spacing_mm, SKIN_MM / 2, in_slices=True)
+    spongy = closed(bone, spacing_mm, SPONGY_MM, in_slices=True) & tissue & (hu >= SPONGY_FROM)
+    bone = bone | spongy
+    gap_mm = max(SKIN_MM / 2, 1.01 * float(spacing_mm[:2].max()))
+    holes = _marrow_holes(hu, closed(bone, spacing_mm, gap_mm, in_slices=True), spacing_mm)
+    whole = closed(bone | (holes & tissue), spacing_mm, gap_mm, in_slices=True)
     inner: Mask = distances_mm(~whole, spacing_mm, in_slices=True) > 1.5 * spacing_mm[:2].max()
     return inner & tissue
+
+
+def _marrow_holes(hu: NDArray[np.int16], rim: Mask, spacing_mm: NDArray[np.float64]) -> Mask:
+    """Holes of a rim, in axial slices, that hold marrow: by size and values."""
+    numbers, count = parts_in_slices(~rim)
+    flat = numbers.ravel()
+    size = np.bincount(flat, minlength=count + 1)
+    mm2 = size * spacing_mm[0] * spacing_mm[1]
+    mean = np.bincount(flat, hu.ravel(), minlength=count + 1) / np.maximum(size, 1)
+    lowest = np.full(count + 1, np.iinfo(np.int16).max, np.int16)
+    np.minimum.at(lowest, flat[flat > 0], hu.ravel()[flat > 0])
+    is_shaft = (lowest <= FATTY_TO) & (mm2 <= SHAFT_MM2)
+    keep = (mm2 <= MARROW_MM2) & ((mean >= MARROW_FROM) | (mean <= FATTY_TO) | is_shaft)
+    keep[0] = False
+    keep[on_sides(numbers)] = False
+    holes: Mask = keep[numbers]
+    return holes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +223,8 @@ def find_wall(
     lean = body.tissue & (hu > FAT[1])
     firm = ((lean | bone) & ~skin) | (body.inside & ~skin)
     firm = _without_specks(firm, spacing_mm)
-    ring = closed(firm, spacing_mm, RING_MM, in_slices=True)
+    # Closing goes over skin in grooves, and over the air beside an arm: neither is of the ring.
+    ring = closed(firm, spacing_mm, RING_MM, in_slices=True) & whole & ~skin
     numbers, count = parts_in_slices(~ring)
     open_parts = np.zeros(count + 1, bool)
     open_parts[np.unique(numbers[skin | ~whole])] = True
@@ -223,35 +278,68 @@ def _kinds_of_slices(
     area = filled.sum((0, 1))
     lungs = np.isin(air.labels, LUNGS).sum((0, 1))
     chest = lungs > CHEST_SHARE * np.maximum(area, 1)
-    trunk, skull = np.zeros(count, bool), np.zeros(count, bool)
+    trunk = np.zeros(count, bool)
     spine = np.full((count, 2), np.nan)
-    skull_area = _skull(bone, spacing_mm)
     for k in np.flatnonzero(area):
-        columns = np.flatnonzero(filled[:, :, k].any(1))
-        rows = np.flatnonzero(filled[:, :, k].any(0))
-        wide = (columns[-1] - columns[0] + 1) * spacing_mm[0]
-        own = bone[:, :, k]
-        third = (columns[-1] - columns[0] + 1) / 3
-        middle = slice(int(columns[0] + third), int(columns[-1] - third) + 2)
-        back = slice(int(rows[0]), int(rows[0] + 0.65 * (rows[-1] - rows[0])) + 1)
-        at = np.argwhere(own[middle, back])
-        skull[k] = skull_area[k] > SKULL_SHARE * area[k]
-        if len(at) * spacing_mm[0] * spacing_mm[1] >= SPECK_MM2:
-            spine[k] = at.mean(0) + np.array([middle.start, back.start])
-        is_central = np.isfinite(spine[k, 0]) and _is_one(filled[:, :, k], spine[k])
-        trunk[k] = wide >= 0.75 * TRUNK_MM and bool(is_central)
-        trunk[k] |= wide >= TRUNK_MM and not own.any() and area[k] > 0
-    trunk |= chest
-    trunk &= ~skull
-    trunk = _steady(trunk, area > 0, spacing_mm[2])
+        trunk[k], spine[k] = _trunk_and_spine(filled[:, :, k], bone[:, :, k], spacing_mm)
+    top_of_lungs = int(np.flatnonzero(lungs)[-1]) if lungs.any() else -1
+    head = _head(_skull(bone, spacing_mm) / np.maximum(area, 1), top_of_lungs, spacing_mm[2])
+    # Above the lungs the airways run through the neck.
+    air_above = (air.labels == AIRWAYS).any((0, 1)) & (lungs == 0)
+    trunk = (trunk & ~air_above) | chest
+    trunk = _steady(trunk, area > 0, spacing_mm[2]) & ~head
     flat = (1, 1, count)
     return Kinds(
         trunk=trunk.reshape(flat),
-        limb=(~trunk & ~skull).reshape(flat),
+        limb=(~trunk & ~head).reshape(flat),
         chest=chest.reshape(flat),
         spine=spine,
         lies_open=bool(body.whole.all()),
     )
+
+
+def _trunk_and_spine(
+    filled: Mask, bone: Mask, spacing_mm: NDArray[np.float64]
+) -> tuple[bool, NDArray[np.float64]]:
+    """Whether an axial slice (R, A) is the trunk's; the middle of its spine in blocks, or nan."""
+    columns, rows = np.flatnonzero(filled.any(1)), np.flatnonzero(filled.any(0))
+    wide = (columns[-1] - columns[0] + 1) * spacing_mm[0]
+    deep = (rows[-1] - rows[0] + 1) * spacing_mm[1]
+    third = (columns[-1] - columns[0] + 1) / 3
+    middle = slice(int(columns[0] + third), int(columns[-1] - third) + 2)
+    back = slice(int(rows[0]), int(rows[0] + 0.65 * (rows[-1] - rows[0])) + 1)
+    at = np.argwhere(bone[middle, back])
+    if len(at) * spacing_mm[0] * spacing_mm[1] < SPECK_MM2:
+        return bool(wide >= TRUNK_MM and not bone.any()), np.full(2, np.nan)
+    spine = at.mean(0) + np.array([middle.start, back.start])
+    is_round = wide < ROUND * deep
+    is_behind = (spine[1] - rows[0]) * spacing_mm[1] < BEHIND * deep
+    is_trunk = wide >= 0.75 * TRUNK_MM and (is_behind or not is_round) and _is_one(filled, spine)
+    return bool(is_trunk), spine
+
+
+def _head(share: NDArray[np.float64], top_of_lungs: int, spacing_mm: float) -> Mask:
+    """The slices of the head: those of the skull, what is between them and above, and the face.
+
+    share: of each slice what bone encloses. It lies above the lungs, where there are any.
+    """
+    at = np.arange(len(share))
+    numbers, _ = _runs((share > SKULL_BASE_SHARE) & (at > top_of_lungs))
+    seeds = np.unique(numbers[share > SKULL_SHARE])
+    skull = np.isin(numbers, seeds[seeds > 0])
+    if not skull.any():
+        return skull
+    lowest = int(np.flatnonzero(skull)[0]) - round(FACE_MM / spacing_mm)
+    head: Mask = (at >= lowest) & (at > top_of_lungs)
+    return head
+
+
+def _runs(flags: Mask) -> tuple[NDArray[np.int32], int]:
+    """Numbers of the runs of True in a row, from 1."""
+    from scipy import ndimage
+
+    numbers, count = ndimage.label(flags)
+    return numbers, int(count)
 
 
 def _is_one(filled: Mask, place: NDArray[np.float64]) -> bool:
@@ -265,10 +353,10 @@ def _is_one(filled: Mask, place: NDArray[np.float64]) -> bool:
 
 
 def _skull(bone: Mask, spacing_mm: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Blocks of each slice that bone encloses, where that is more than marrow."""
+    """Blocks of each slice that bone encloses, where that is more than marrow and no rib cage."""
     numbers, count = parts_in_slices(~closed(bone, spacing_mm, SKIN_MM, in_slices=True))
-    size = np.bincount(numbers.ravel(), minlength=count + 1)
-    keep = size * spacing_mm[0] * spacing_mm[1] > MARROW_MM2
+    mm2 = np.bincount(numbers.ravel(), minlength=count + 1) * spacing_mm[0] * spacing_mm[1]
+    keep = (mm2 > MARROW_MM2) & (mm2 <= SKULL_MM2)
     keep[0] = False
     keep[on_sides(numbers)] = False
     skull_area: NDArray[np.int64] = keep[numbers].sum((0, 1))
