@@ -172,10 +172,7 @@ def measure_case(dataset: Dataset, case: Case) -> Measurement:
     image = images[0]
     labels = _labels(dataset, case, image=image, findings=findings)
     on_grid = labels is not None and labels.shape == image.shape
-    inside = None
-    if labels is not None and on_grid:
-        # What is to be ignored may be anything, and says nothing of what structures look like.
-        inside = (labels.data > 0) & (labels.data != (dataset.ignore or 0))
+    inside = _structures_in(dataset, labels) if labels is not None and on_grid else None
     channels = []
     # Of a 4-D file the one path for all.
     for volume, path in zip(images, case.images * len(images)):
@@ -208,6 +205,11 @@ def measure_case(dataset: Dataset, case: Case) -> Measurement:
         levels=levels,
         digests=_digests(images, labels),
     )
+
+
+def _structures_in(dataset: Dataset, labels: Volume) -> NDArray[np.bool_]:
+    """Where structures are: what is to be ignored may be anything, and tells nothing of them."""
+    return (labels.data > 0) & (labels.data != (dataset.ignore or 0))
 
 
 def digest_case(dataset: Dataset, case: Case) -> Digests:
